@@ -1,0 +1,53 @@
+# Everything runs from a virtual environment in .venv, made on first use. `make` alone lists the targets.
+#
+#   PYTHON=python3.12     another interpreter (3.11 or newer)
+#   TORCH=torch==2.13.0   which torch to install; not used where $(PYTHON) has a torch of its own, which is then shared
+
+PYTHON ?= python3
+VENV ?= .venv
+# A machine without a GPU gets the version whose plain CPU build is known; others get the newest build.
+TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
+OUT ?= caches
+
+STILLFRAME := $(VENV)/bin/stillframe
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint extract train clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+setup: $(READY) ## make .venv and install stillframe into it
+
+demo: $(READY) ## built-in videos -> cache -> three temporal modules -> report, in demo/
+	$(STILLFRAME) demo --out demo
+
+test: lint ## lint, types and all tests
+	$(VENV)/bin/python -m pytest
+
+lint: $(READY) ## ruff and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+extract: $(READY) ## stage one: make extract SPEC=cache_specs/dinov2_small.toml DATA=data/mine
+	@$(call need,SPEC) $(call need,DATA) $(STILLFRAME) extract $(SPEC) $(DATA) --out $(OUT)
+
+train: $(READY) ## stage two: make train RECIPE=demo_gru CACHE=caches/NAME
+	@$(call need,RECIPE) $(call need,CACHE) $(STILLFRAME) train $(RECIPE) $(CACHE)
+
+clean: ## remove .venv and the demo
+	rm -rf $(VENV) demo
+
+need = $(if $($(1)),,echo "make $@: set $(1)=..., see make help" >&2; exit 2;)
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "stillframe needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@if $(PYTHON) -c 'import torch' 2>/dev/null; then \
+	  echo "$(PYTHON) has a torch of its own: sharing it" && $(PYTHON) -m venv --system-site-packages $(VENV); \
+	else \
+	  $(PYTHON) -m venv $(VENV) && $(VENV)/bin/python -m pip install -q $(TORCH); \
+	fi
+	$(VENV)/bin/python -m pip install -q -e '.[dev]'
+	@touch $@

@@ -1,0 +1,81 @@
+"""Measurements that can be trusted: medians over repeats, and ratios against a reference measured in turn in the same run."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import extract, manifest, plugins
+from pipeline.spec import CacheSpec
+
+# The demo's encoder, scaled up until it and not the decoder sets the pace.
+SPEC = {
+    "name": "bench",
+    "encoder": {
+        "name": "transformers",
+        "layers": [5, 11],
+        "config": {
+            "model_type": "dinov3_vit",
+            "hidden_size": 384,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 6,
+            "num_register_tokens": 4,
+            "patch_size": 16,
+        },
+        "seed": 0,
+    },
+    "frames": {"size_px": 224},
+}
+
+
+def extract_speed(frames: int, repeats: int, decoders: int, device: torch.device | None) -> dict[str, Any]:
+    """Frames per second of extraction (decode, resize, encode, write, commit), of the encoder alone, and their paired ratio."""
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    spec = plugins.check(CacheSpec, SPEC, "bench")
+    encoder = plugins.load("encoder", spec.encoder.name)(spec.encoder.settings, spec.frames.size_px, device)
+    shape = spec.token_shape()
+    bare, whole = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        clips = max(2, frames // 32)
+        videos = manifest.build(
+            "world", None, Path(folder) / "world", {"clips": clips, "frames": frames // clips, "size_px": 256}
+        )
+        for repeat in range(repeats + 1):
+            bare.append(_bare(encoder, spec, frames, device))
+            path = Path(folder) / f"bench-{repeat}"
+            path.mkdir()
+            cache = extract.open_or_create(path, spec, encoder, shape, videos)
+            plan = {store: [video for video in videos.videos if video.video_id in ids] for store, ids in cache.plan.items()}
+            progress = extract.Progress(frames)
+            extract.Pipeline(cache, spec, encoder, device, videos.root, decoders, progress, None).run(plan)
+            whole.append(progress.frames_per_s)
+    del bare[0], whole[0]  # the first round warms caches and allocators up
+    ratios = [b / a for a, b in zip(bare, whole, strict=True)]
+    return {
+        "title": f"{frames} frames, {spec.frames.size_px} px, {shape.tokens_per_frame} tokens of {shape.width}, {device}",
+        "rows": [_row("encoder alone, frames in memory", bare), _row("extraction, video files to stores", whole)],
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+    }
+
+
+def _bare(encoder: Any, spec: CacheSpec, frames: int, device: torch.device) -> float:
+    size, batch = spec.frames.size_px, spec.store.batch_frames
+    pixels = torch.randint(0, 256, (frames, 3, size, size), dtype=torch.uint8, device=device)
+    begin = time.perf_counter()
+    with torch.inference_mode():
+        for first in range(0, frames, batch):
+            encoder(pixels[first : first + batch])
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return frames / (time.perf_counter() - begin)
+
+
+def _row(name: str, values: list[float]) -> tuple[str, float, float, float]:
+    return name, round(statistics.median(values), 1), round(min(values), 1), round(max(values), 1)

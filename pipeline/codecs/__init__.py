@@ -1,0 +1,43 @@
+"""Contract of a codec: how token values are laid down in bytes. A codec knows nothing of files.
+
+`encode` gives named arrays: the key "" is the array itself and a key such as "scale" is a sibling (`layer_11_scale` on disk).
+All have the leading axes (F, tokens). Same input, same bytes. Decoding runs on the training device, after the transfer.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from pipeline.plugins import Settings
+
+
+class CodecPlugin(ABC):
+    """Base of every `Codec`."""
+
+    Settings: ClassVar[type[Settings]]
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def layout(self, width: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Array key -> (shape of one token's entry, dtype), for tokens of `width`."""
+
+    @abstractmethod
+    def encode(self, tokens_FND: torch.Tensor) -> dict[str, np.ndarray]:
+        """Float tokens on any device -> arrays in host memory. Raises StillframeError where a value cannot be held."""
+
+    @abstractmethod
+    def decode(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Arrays, on the training device and with any leading axes, -> float tokens."""
+
+    @abstractmethod
+    def max_error(self, tokens_FND: torch.Tensor) -> torch.Tensor:
+        """Bound on |decode(encode(x)) - x|, elementwise."""
+
+    def bytes_per_token(self, width: int) -> int:
+        return sum(int(np.prod(shape, initial=1)) * dtype.itemsize for shape, dtype in self.layout(width).values())

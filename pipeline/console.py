@@ -1,0 +1,102 @@
+"""What a person sees. The only file that imports rich.
+
+Talk goes to stderr and moves only on a terminal; in a log file it becomes one plain line now and then. Results go to stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+LOG_EVERY_S = 30.0
+"""Seconds between progress lines where stderr is not a terminal."""
+
+talk = Console(stderr=True, highlight=False)
+out = Console(highlight=False, soft_wrap=True)
+
+Update = Callable[[float, float, str], None]
+"""(done, total, what to say beside the bar)"""
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Update]:
+    """A bar on a terminal, a line every half minute elsewhere."""
+    if not talk.is_terminal:
+        yield _logged(title)
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=talk, transient=True) as bars:
+        task = bars.add_task(title, total=None, note="")
+
+        def update(done: float, total: float, note: str) -> None:
+            bars.update(task, completed=done, total=total, note=note)
+
+        yield update
+
+
+def _logged(title: str) -> Update:
+    last = time.monotonic()
+
+    def update(done: float, total: float, note: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= LOG_EVERY_S:
+            last = time.monotonic()
+            say(f"{title} {done:g}/{total:g} {note}".rstrip())
+
+    return update
+
+
+def say(text: str) -> None:
+    """One line of talk."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def show(text: str = "") -> None:
+    """One line of result."""
+    print(text, flush=True)
+
+
+def show_json(value: Any) -> None:
+    show(json.dumps(value, indent=1))
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table; numbers stand to the right."""
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, column in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[place], int | float) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*[str(cell) for cell in row])
+    out.print(table)
+
+
+def bytes_text(count: float) -> str:
+    """12.3 MB: decimal units, as disks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} TB"
+
+
+def duration_text(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

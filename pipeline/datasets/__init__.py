@@ -1,0 +1,41 @@
+"""Contract of a dataset: which clips there are, and what is true of each.
+
+A dataset reads its official layout as users have it on disk. The manifest step calls `clips()` once, then `targets()` for each
+clip. Coordinates are normalised to [0, 1] in the upright source frame; times are seconds of the source.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from pipeline.plugins import Settings
+from pipeline.records import Clip
+
+
+class DatasetPlugin(ABC):
+    """Base of every `Dataset`."""
+
+    Settings: ClassVar[type[Settings]]
+    renders: ClassVar[bool] = False
+    """True: the dataset makes its own videos under `root`; False: `root` is the user's folder and is only read."""
+
+    def __init__(self, root: Path, settings: Any, on_progress: Callable[[int, int], None] | None = None) -> None:
+        """`root` holds the videos; every `Clip.source` is relative to it. `on_progress(done, total)` may be called."""
+        self.root = root
+        self.settings = settings
+        self.on_progress = on_progress or (lambda *_: None)
+        self.rejected: dict[str, str] = {}
+        """source -> reason, for media found under `root` that cannot become a clip; filled by `clips()`."""
+
+    @abstractmethod
+    def clips(self) -> Iterator[Clip]:
+        """All clips of all splits, in a stable order. A video lies in one split only."""
+
+    def targets(self, clip: Clip) -> dict[str, np.ndarray]:  # noqa: ARG002
+        """Named truth of a clip beyond its label; a name ending in `_time_s` holds the times of the one it is named after."""
+        return {}

@@ -1,0 +1,111 @@
+"""Any folder of videos, without labels, as a task that only time can solve: how was this stretch played?
+
+Each video is cut into stretches. Each stretch gives one clip for every direction and speed, and the label is how the clip is read:
+`forward x1`, `reverse x4`, ... All clips of a stretch hold the same frames and every stretch gives every label once, so the frames
+themselves say nothing. A video, with all its stretches, lies in one split.
+
+After "Learning and Using the Arrow of Time" (Wei et al., CVPR 2018) and "SpeedNet" (Benaim et al., CVPR 2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline import plugins
+from pipeline.datasets import DatasetPlugin
+from pipeline.datasets.folder import draw_splits, find_media, probe_all
+from pipeline.probe import Probe
+from pipeline.records import Clip
+
+
+class Settings(plugins.Settings):
+    """How videos are cut, and how the stretches are read."""
+
+    speeds: tuple[float, ...] = (1.0, 2.0, 4.0)
+    """Seconds of the video that pass in one second of a window."""
+    directions: tuple[Literal["forward", "reverse"], ...] = ("forward", "reverse")
+    label: Literal["both", "speed", "direction"] = "both"
+    """What is to be told: `reverse x2`, `x2` or `reverse`."""
+    stretch_s: float = Field(default=8.0, gt=0)
+    """Length of a stretch. 8 frames at 4 per second, read at speed 4, span (8 - 1) / 4 * 4 = 7 s; the rest is room to choose from."""
+    min_s: float = Field(default=7.25, gt=0)
+    """A video shorter than `stretch_s` is one stretch if it is at least this long. Less than a window spans gives speeds away."""
+    max_stretches: int = Field(default=16, ge=1)
+    """Per video; where there are more, these are spread evenly."""
+    val_fraction: float = Field(default=0.2, ge=0, lt=1)
+    """Share of the videos that goes to `val`: at least one, if there are two."""
+    seed: int = Field(default=0, ge=0)
+    """Draws the split."""
+    image_fps: float = Field(default=25.0, gt=0, le=1000)
+    """Frame rate of image folders."""
+
+    @model_validator(mode="after")
+    def _can_be_told(self) -> Self:
+        for name, values in (("speeds", self.speeds), ("directions", self.directions)):
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} must be different from one another and at least one, found {list(values)}")
+        if not all(0 < speed < float("inf") for speed in self.speeds):
+            raise ValueError(f"speeds must be above 0, found {list(self.speeds)}")
+        if len({self.name(direction, speed) for direction in self.directions for speed in self.speeds}) < 2:
+            raise ValueError(f"label '{self.label}' has one value only: give more speeds or directions")
+        if self.min_s > self.stretch_s:
+            raise ValueError(f"min_s must be at most stretch_s, found {self.min_s:g} and {self.stretch_s:g}")
+        return self
+
+    def name(self, direction: str, speed: float) -> str:
+        """The label of a clip that is read in this way."""
+        return {"both": f"{direction} x{speed:g}", "speed": f"x{speed:g}", "direction": direction}[self.label]
+
+
+class Dataset(DatasetPlugin):
+    """One clip per stretch, direction and speed."""
+
+    Settings = Settings
+
+    def __init__(self, root: Path, settings: Any, on_progress: Callable[[int, int], None] | None = None) -> None:
+        super().__init__(root, settings, on_progress)
+        self.ignored = 0
+        """Files under `root` that make no video: other suffixes, single images."""
+
+    def clips(self) -> Iterator[Clip]:
+        """Sorted by path, then by time. Raises BadInput if there are no videos."""
+        sources, self.ignored = find_media(self.root)
+        facts = probe_all(self, sources)
+        stretches = {source: self._stretches(facts[source]) for source in facts}
+        for source in [source for source in facts if not stretches[source]]:
+            self.rejected[source] = (
+                f"too short: {facts[source].duration_s:.2f} s, wanted at least {self.settings.min_s:g} s (min_s)"
+            )
+            del stretches[source]
+        split = draw_splits(dict.fromkeys(stretches, ""), self.settings.val_fraction, self.settings.seed)
+        for source in stretches:
+            image_fps = self.settings.image_fps if (self.root / source).is_dir() else None
+            for number, start_s, stop_s in stretches[source]:
+                for direction in self.settings.directions:
+                    for speed in self.settings.speeds:
+                        yield Clip(
+                            clip_id=f"{source}#{number:03d} {direction} x{speed:g}",
+                            video_id=source,
+                            source=source,
+                            split=split[source],
+                            start_s=start_s,
+                            stop_s=stop_s,
+                            label=self.settings.name(direction, speed),
+                            reverse=direction == "reverse",
+                            speed=speed,
+                            image_fps=image_fps,
+                        )
+
+    def _stretches(self, facts: Probe) -> list[tuple[int, float, float | None]]:
+        """(number in the video, start_s, stop_s) of the stretches that are used."""
+        length_s, limit = self.settings.stretch_s, self.settings.max_stretches
+        count = int(facts.duration_s / length_s + 1e-6)
+        if count == 0:
+            return [(0, 0.0, None)] if facts.duration_s >= self.settings.min_s else []
+        numbers = range(count) if count <= limit else [int((place + 0.5) * count / limit) for place in range(limit)]
+        begin_s = max(facts.start_s, 0.0)
+        return [(number, begin_s + number * length_s, begin_s + (number + 1) * length_s) for number in numbers]

@@ -1,0 +1,341 @@
+"""A frozen vision tower of Hugging Face transformers: from the hub, from a local folder, or with seeded random weights.
+
+Any checkpoint of the families in `CLS_TOKENS` serves, alone or inside a two-tower model, of which only the vision half is read.
+Weights come from safetensors; nothing is unpickled and no code is fetched. Every recorded block output passes through the
+tower's own final norm, which for the last block gives the model's own last hidden state (CLIP's excepted: its model norms CLS
+alone). Blocks above the last recorded layer are dropped, so special tokens are those of the last *recorded* layer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import huggingface_hub
+import torch
+import transformers
+from huggingface_hub import errors as hub_errors
+from pydantic import model_validator
+from safetensors import SafetensorError
+from torch import nn
+
+from pipeline.encoders import EncoderPlugin, EncoderSettings
+from pipeline.errors import BadInput, unknown_name
+from pipeline.records import Tokens, TokenShape
+
+CLS_TOKENS = {
+    "clip_vision_model": 1,
+    "dinov2": 1,
+    "dinov2_with_registers": 1,
+    "dinov3_vit": 1,
+    "ijepa": 0,
+    "siglip2_vision_model": 0,
+    "siglip_vision_model": 0,
+    "vit": 1,
+    "vit_msn": 1,
+}
+"""Model type -> leading CLS tokens; registers follow them where the configuration counts any, then the patches."""
+
+FINAL_NORMS = ("layernorm", "post_layernorm", "norm")
+NOT_TOKENS = {
+    *("_name_or_path", "architectures", "dtype", "id2label", "label2id", "problem_type", "torch_dtype", "transformers_version"),
+    *("out_features", "out_indices", "output_attentions", "output_hidden_states", "return_dict", "stage_names"),
+}
+"""Configuration keys that do not reach the tokens."""
+JSON_FILES = ["config.json", "preprocessor_config.json"]
+WEIGHT_FILES = ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
+
+
+class Encoder(EncoderPlugin):
+    """The tower in evaluation mode on one device; not to be called from two threads at once."""
+
+    class Settings(EncoderSettings):
+        """Which tower: exactly one of `model` and `config`."""
+
+        model: str | None = None
+        """Hub id, or a local folder with config.json and safetensors."""
+        revision: str | None = None
+        """Branch, tag or commit on the hub."""
+        config: dict[str, Any] | None = None
+        """`model_type` and that type's own keys, for a tower with random weights."""
+        seed: int | None = None
+        """Of the random weights."""
+        mean: tuple[float, float, float] | None = None
+        """RGB mean in [0, 1]; None: the model's preprocessor_config.json, or 0.5 with `config`."""
+        std: tuple[float, float, float] | None = None
+        """Goes with `mean`."""
+        precision: Literal["float32", "bfloat16", "float16"] = "float32"
+        """In which the tower computes."""
+
+        @model_validator(mode="after")
+        def _whole(self) -> Self:
+            if (self.model is None) == (self.config is None):
+                raise ValueError("wanted exactly one of model and config")
+            if (self.config is None) != (self.seed is None):
+                raise ValueError("config and seed go together")
+            if self.revision is not None and self.model is None:
+                raise ValueError("revision goes with model")
+            if (self.mean is None) != (self.std is None):
+                raise ValueError("mean and std go together")
+            if self.std is not None and min(self.std) <= 0:
+                raise ValueError("std must be above 0")
+            return self
+
+    @classmethod
+    def shape(cls, settings: Any, size_px: int) -> TokenShape:
+        return _shape(_config(settings, _folder(settings, JSON_FILES)), settings.layers, size_px)
+
+    def __init__(self, settings: Any, size_px: int, device: torch.device) -> None:
+        folder = _folder(settings, JSON_FILES + WEIGHT_FILES)
+        config = _config(settings, folder)
+        self._shape = _shape(config, settings.layers, size_px)
+        pixels = _pixels(settings, folder)
+        tower, weights = _pretrained(folder, config) if folder else _random(config, settings.seed)
+
+        depth = config.num_hidden_layers
+        blocks = next(part for part in tower.modules() if isinstance(part, nn.ModuleList) and len(part) == depth)
+        del blocks[settings.layers[-1] + 1 :]
+        for layer in settings.layers:
+            blocks[layer].register_forward_hook(partial(self._keep, layer))
+        self._outputs: dict[int, torch.Tensor] = {}
+        self._dtype = getattr(torch, settings.precision)
+        for parameter in tower.parameters():  # parameters alone: DINOv3's rotary frequencies stay in float32
+            parameter.data = parameter.data.to(self._dtype)
+        self._tower = tower.eval().requires_grad_(False).to(device)
+        self._norm = next(getattr(tower, name) for name in FINAL_NORMS if hasattr(tower, name))
+
+        mean, std = (torch.tensor(pixels[name], dtype=torch.float64).view(3, 1, 1) for name in ("mean", "std"))
+        self._scale = (pixels["rescale"] / std).to(device, torch.float32)
+        self._offset = (-mean / std).to(device, torch.float32)
+        self.identity = {"config": _canonical(config), "weights": weights, "pixels": pixels, "precision": settings.precision}
+
+    @torch.inference_mode()
+    def __call__(self, pixels_NCHW: torch.Tensor) -> Tokens:
+        """Tokens are in the chosen precision."""
+        x_NCHW = torch.addcmul(self._offset, pixels_NCHW, self._scale).to(self._dtype)
+        self._tower(**self._inputs(x_NCHW))
+        specials = self._shape.special_tokens
+        normed = {layer: self._norm(self._outputs.pop(layer)) for layer in self._shape.layers}
+        patches = {layer: tokens_NND[:, specials:] for layer, tokens_NND in normed.items()}
+        return Tokens(normed[self._shape.layers[-1]][:, :specials], patches)
+
+    def _keep(self, layer: int, _block: nn.Module, _args: Any, output: Any) -> None:
+        self._outputs[layer] = output[0] if isinstance(output, tuple) else output
+
+    def _inputs(self, x_NCHW: torch.Tensor) -> dict[str, Any]:
+        """What the tower's forward takes. Position embeddings are interpolated to sizes other than the one trained at."""
+        model_type = self._tower.config.model_type
+        if model_type == "siglip2_vision_model":  # takes flat patches (N, P, patch * patch * 3) of any grid
+            grid_hw = self._shape.grid_hw
+            blocks = x_NCHW.unflatten(3, (grid_hw[1], -1)).unflatten(2, (grid_hw[0], -1))
+            return {
+                "pixel_values": blocks.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2),
+                "pixel_attention_mask": None,
+                "spatial_shapes": torch.tensor(grid_hw).expand(len(x_NCHW), 2),
+            }
+        if model_type.startswith("dino"):  # these interpolate, or rotate, unasked
+            return {"pixel_values": x_NCHW}
+        return {"pixel_values": x_NCHW, "interpolate_pos_encoding": True}
+
+
+def _folder(settings: Any, files: list[str]) -> Path | None:
+    """The local folder that holds the model's `files`, fetched from the hub if need be; None for a tower from `config`."""
+    name = settings.model
+    if name is None:
+        return None
+    local = Path(name).expanduser()
+    if local.is_dir():
+        if settings.revision is not None:
+            raise BadInput(f"model {name} is a local folder, which has no revision", "drop the key 'revision'")
+        return local
+    if name.startswith((".", "~", "/")) or name.count("/") != 1:
+        raise BadInput(
+            f"model '{name}' looks like a local folder, and there is none of that name",
+            "relative paths start at the working directory; a hub id looks like facebook/dinov2-small",
+        )
+    try:
+        return Path(huggingface_hub.snapshot_download(name, revision=settings.revision, allow_patterns=files))
+    except hub_errors.GatedRepoError as error:
+        raise BadInput(f"model '{name}' is gated", f"accept its terms on huggingface.co/{name}, then: hf auth login") from error
+    except (hub_errors.RepositoryNotFoundError, hub_errors.RevisionNotFoundError, hub_errors.HFValidationError) as error:
+        at = f" at revision '{settings.revision}'" if settings.revision else ""
+        raise BadInput(f"model '{name}'{at} is neither a folder here nor on the hub", "check the spelling") from error
+    except OSError as error:
+        raise BadInput(
+            f"model '{name}' looks like a hub id; it is not in the local cache, and the hub cannot be reached",
+            f"where there is a network (and HF_HUB_OFFLINE is not set): hf download {name}; or give a local folder",
+        ) from error
+
+
+def _config(settings: Any, folder: Path | None) -> Any:
+    """The transformers configuration of the vision tower."""
+    if folder is None:
+        return _config_from_table(settings.config)
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"model {settings.model} has no config.json", "wanted a model saved by transformers' save_pretrained")
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, hub_errors.StrictDataclassError) as error:
+        raise BadInput(f"model {settings.model}: its config.json cannot be used: {_first_line(error)}") from error
+    config = getattr(config, "vision_config", config)
+    if config.model_type not in CLS_TOKENS:
+        raise unknown_name("vision tower", config.model_type, CLS_TOKENS, f"model {settings.model}")
+    return config
+
+
+def _config_from_table(table: dict[str, Any]) -> Any:
+    model_type = table.get("model_type")
+    if model_type not in CLS_TOKENS:
+        raise unknown_name("vision tower", str(model_type), CLS_TOKENS, "config.model_type")
+    known = transformers.AutoConfig.for_model(model_type).to_dict().keys() - NOT_TOKENS
+    for key in table:
+        if key not in known:
+            raise unknown_name("key", key, known, f"config of {model_type}")
+    try:
+        return transformers.AutoConfig.for_model(**table)
+    except (ValueError, hub_errors.StrictDataclassError) as error:
+        raise BadInput(f"config of {model_type}: {_first_line(error.__cause__ or error)}") from error
+
+
+def _shape(config: Any, layers: tuple[int, ...], size_px: int) -> TokenShape:
+    """Checks layers and size against the configuration."""
+    depth, patch_px = config.num_hidden_layers, config.patch_size
+    if not layers or list(layers) != sorted({*layers}):
+        raise BadInput(f"layers must be ascending and different, found {list(layers)}")
+    for layer in layers:
+        if not 0 <= layer < depth:
+            raise BadInput(f"layer {layer} is not there: this encoder has {depth} blocks, 0..{depth - 1}")
+    side, rest = divmod(size_px, patch_px)
+    if rest or not side:
+        legal = [str(count * patch_px) for count in (side, side + 1) if count]
+        raise BadInput(
+            f"size_px = {size_px} is not a whole number of this encoder's patches of {patch_px} px", f"near: {', '.join(legal)}"
+        )
+    specials = CLS_TOKENS[config.model_type] + getattr(config, "num_register_tokens", 0)
+    return TokenShape(config.hidden_size, (side, side), specials, tuple(layers))
+
+
+def _pixels(settings: Any, folder: Path | None) -> dict[str, Any]:
+    """How pixels become input: (pixel * rescale - mean) / std."""
+    file = folder / "preprocessor_config.json" if folder else None
+    table = _json(file) if file and file.is_file() else {}
+    rescale = table.get("rescale_factor", 1 / 255) if table.get("do_rescale", True) else 1.0
+    if settings.mean is not None:
+        return {"rescale": rescale, "mean": list(settings.mean), "std": list(settings.std)}
+    if folder is None:
+        return {"rescale": rescale, "mean": [0.5] * 3, "std": [0.5] * 3}
+    if not table.get("do_normalize", True):
+        return {"rescale": rescale, "mean": [0.0] * 3, "std": [1.0] * 3}
+    if "image_mean" not in table or "image_std" not in table:
+        raise BadInput(
+            f"model {settings.model} does not say how pixels are normalised: no image_mean and image_std in "
+            "preprocessor_config.json",
+            "give them in the spec's [encoder] table, for example mean = [0.5, 0.5, 0.5] and std = [0.5, 0.5, 0.5]",
+        )
+    return {"rescale": rescale, "mean": list(table["image_mean"]), "std": list(table["image_std"])}
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        table: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{file} is not valid JSON: {error}") from error
+    return table
+
+
+def _pretrained(folder: Path, config: Any) -> tuple[Any, str]:
+    """The tower with the folder's weights, in float32, and the sha256 of its weight files (one file: what sha256sum says)."""
+    files = _weight_files(folder)
+    try:
+        with _quiet():
+            tower, report = transformers.AutoModel.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise BadInput(
+            f"the weights in {folder} cannot be read: {_first_line(error)}", "fetch or convert them again"
+        ) from error
+    # transformers fills what it does not find with random numbers; pooling heads alone may go missing, as no token needs them.
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith(("pooler.", "head.")))
+    if missing:
+        raise BadInput(
+            f"{folder} lacks {len(missing)} weights of its {config.model_type}, the first is {missing[0]}", "fetch it again"
+        )
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while chunk := stream.read(2**22):
+                digest.update(chunk)
+    return tower, digest.hexdigest()
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        files = [folder / name for name in sorted({*_json(index)["weight_map"].values()})]
+        gone = [file.name for file in files if not file.is_file()]
+        if gone:
+            raise BadInput(f"{folder} lacks {len(gone)} of {len(files)} weight files, the first is {gone[0]}", "fetch it again")
+        return files
+    pickled = "; its pickled weights (.bin) are not read" if list(folder.glob("*.bin")) else ""
+    raise BadInput(
+        f"{folder} has no model.safetensors{pickled}",
+        "convert it where you trust it: load the model with transformers and call save_pretrained, which writes safetensors",
+    )
+
+
+def _random(config: Any, seed: int) -> tuple[Any, str]:
+    """A tower with random weights, and the sha256 of their names and bytes. The global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        try:
+            tower = transformers.AutoModel.from_config(config, attn_implementation="sdpa")
+        except (RuntimeError, ValueError, ZeroDivisionError) as error:
+            raise BadInput(f"config of {config.model_type}: {_first_line(error)}") from error
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tower.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return tower, digest.hexdigest()
+
+
+def _canonical(config: Any) -> dict[str, Any]:
+    """What sets this tower apart from its type's defaults, as plain JSON: a newer transformers may add keys without harm."""
+    defaults = type(config)().to_dict()
+    own = {key: value for key, value in config.to_dict().items() if key not in NOT_TOKENS and value != defaults.get(key)}
+    canonical: dict[str, Any] = json.loads(json.dumps({**own, "model_type": config.model_type}))
+    return canonical
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' loading report and progress bars; what they were set to comes back."""
+    log = transformers.utils.logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    if bars:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

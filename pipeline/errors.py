@@ -1,0 +1,40 @@
+"""Errors are part of the interface: what went wrong, where, what was found and wanted, and the next step.
+
+Code at the border (a user's file, key, path or cache) raises one of these; code inside asserts. `cli.py` is the only place
+that catches them. Exit codes: 0 ok, 1 failed, 2 bad input, 3 finished with failures listed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class StillframeError(Exception):
+    """One sentence for the user, and in `hint` the next step to take."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class BadInput(StillframeError):
+    """The user's file, path, key, value or cache cannot be used as it is."""
+
+    exit_code = 2
+
+
+class BadVideo(BadInput):
+    """One video cannot be opened or decoded; long jobs list it with its reason and go on."""
+
+
+def unknown_name(what: str, name: str, known: Iterable[str], where: str = "") -> BadInput:
+    """The error for a name that does not exist: says which do, and the nearest one."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else ""
+    place = f"{where}: " if where else ""
+    return BadInput(f"{place}no {what} called '{name}'; there are: {', '.join(known) or 'none'}", hint)

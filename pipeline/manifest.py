@@ -1,0 +1,322 @@
+"""The manifest: every clip of a data set with its video, split and label, and the truth about it.
+
+    manifest.jsonl   one clip per line, in the data set's order
+    targets.h5       one group per clip that has truth beyond its label, one array per target
+    dataset.json     where the clips and their videos come from, label names, what was rejected, sha256 of manifest.jsonl
+
+The three are written aside and renamed, manifest.jsonl last. The same data set and settings give the same bytes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+from urllib.parse import quote
+
+import h5py
+import numpy as np
+
+from pipeline import plugins
+from pipeline.datasets import DatasetPlugin
+from pipeline.errors import BadInput, unknown_name
+from pipeline.records import Clip, Video
+
+CLIPS, TARGETS, ORIGIN = "manifest.jsonl", "targets.h5", "dataset.json"
+TYPES: dict[str, type] = {
+    "clip_id": str,
+    "video_id": str,
+    "source": str,
+    "start_s": float,
+    "stop_s": float,
+    "split": str,
+    "label": str,
+    "reverse": bool,
+    "speed": float,
+    "image_fps": float,
+}
+"""Keys of a line, in their order."""
+NULLABLE = ("stop_s", "label", "image_fps")
+DEFAULTS: dict[str, Any] = {"reverse": False, "speed": 1.0, "image_fps": None}
+"""Keys that a line leaves out where it would say just this."""
+REBUILD = "build it again with: stillframe manifest"
+
+
+class Origin(plugins.Settings):
+    """dataset.json."""
+
+    dataset: str
+    settings: dict[str, Any]
+    root: str
+    """Of the videos: relative to the manifest's folder if inside it, else absolute."""
+    labels: tuple[str, ...]
+    rejected: dict[str, str]
+    """source -> reason, for media that became no clip."""
+    ignored: int
+    """Number of files in the data set that are no media."""
+    manifest_sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All clips of a data set, checked."""
+
+    FILES: ClassVar[tuple[str, ...]] = (CLIPS, TARGETS, ORIGIN)
+
+    folder: Path
+    root: Path
+    """Absolute; holds the videos. It may be gone: training from a cache does not need it."""
+    clips: tuple[Clip, ...]
+    origin: Origin
+
+    @classmethod
+    def load(cls, folder: Path, root: Path | None = None) -> Manifest:
+        """Reads a manifest and checks all of it; `root` says where the videos are now, if they were moved.
+
+        Raises BadInput: a file missing or damaged, manifest.jsonl edited after it was built, and whatever `check` finds.
+        """
+        folder = folder.resolve()
+        text = _read(folder, CLIPS)
+        origin = _read_origin(folder)
+        if hashlib.sha256(text).hexdigest() != origin.manifest_sha256:
+            raise BadInput(f"{folder / CLIPS} was edited after it was built: {ORIGIN} has another sha256 for it", REBUILD)
+        lines = enumerate(text.decode("ascii", errors="replace").splitlines(), start=1)
+        clips = tuple(_parse(line, f"{folder / CLIPS} line {number}") for number, line in lines)
+        check(clips, f"{folder / CLIPS}", "line")
+        if _labels(clips) != origin.labels:
+            raise BadInput(f"{folder / ORIGIN} lists other labels than {CLIPS} holds", REBUILD)
+        if root is not None:
+            _check_root(root)
+        return cls(folder, (root or folder / origin.root).resolve(), clips, origin)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of manifest.jsonl."""
+        return self.origin.manifest_sha256
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names, sorted; a clip's label number is its place here. Empty where clips have no labels."""
+        return self.origin.labels
+
+    @property
+    def rejected(self) -> dict[str, str]:
+        """source -> reason, for media that became no clip."""
+        return self.origin.rejected
+
+    @cached_property
+    def videos(self) -> tuple[Video, ...]:
+        """Every video once, in the order in which the clips name them."""
+        return tuple({clip.video_id: clip.video for clip in self.clips}.values())
+
+    @cached_property
+    def splits(self) -> tuple[str, ...]:
+        """In the order in which the clips name them."""
+        return tuple(dict.fromkeys(clip.split for clip in self.clips))
+
+    def split(self, name: str) -> list[int]:
+        """Places in `clips` of one split. Raises BadInput if there is no such split."""
+        if name not in self.splits:
+            raise unknown_name("split", name, self.splits, str(self.folder))
+        return [place for place, clip in enumerate(self.clips) if clip.split == name]
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether any clip has truth beyond its label."""
+        return (self.folder / TARGETS).is_file()
+
+    def targets(self, clip_id: str, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+        """The clip's targets, or those of them in `names`; empty if it has none. Safe in threads.
+
+        Raises BadInput if targets.h5 cannot be read.
+        """
+        if not self.has_targets:
+            return {}
+        path = self.folder / TARGETS
+        try:
+            # Not locked: some network file systems cannot, and a manifest is never written in place.
+            with h5py.File(path, "r", locking=False) as file:
+                group = file.get(_group(clip_id), {})
+                return {name: group[name][()] for name in group if names is None or name in names}
+        except OSError as error:
+            raise BadInput(f"{path} cannot be read: {error}", REBUILD) from error
+
+
+def build(
+    name: str,
+    root: Path | None,
+    out: Path,
+    table: dict[str, Any],
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Asks data set `name`, with the settings in `table`, for its clips and targets and writes the manifest into folder `out`.
+
+    `root` holds the videos; a data set that renders its own puts them there (None: into `out`). Raises BadInput: unknown data set or
+    setting, no such root, no usable video, and whatever `check` finds.
+    """
+    plugin = plugins.load("dataset", name)
+    settings = plugins.settings("dataset", name, table, f"dataset '{name}'")
+    if root is None:
+        if not plugin.renders:
+            raise BadInput(f"dataset '{name}' reads videos of yours and was given no folder", "name the folder that holds them")
+        root = out
+    elif not plugin.renders:
+        _check_root(root)
+    dataset: DatasetPlugin = plugin(root, settings, on_progress)
+    clips = tuple(dataset.clips())
+    if not clips:
+        raise _no_clips(name, root, dataset.rejected)
+    check(clips, f"dataset '{name}'", "clip")
+    text = "".join(map(_line, clips)).encode("ascii")
+    origin = Origin(
+        dataset=name,
+        settings=settings.model_dump(mode="json"),
+        root=_portable(root.resolve(), out.resolve()),
+        labels=_labels(clips),
+        rejected=dict(sorted(dataset.rejected.items())),
+        ignored=getattr(dataset, "ignored", 0),
+        manifest_sha256=hashlib.sha256(text).hexdigest(),
+    )
+    _write(out, dataset, clips, origin, text)
+    return Manifest(out.resolve(), root.resolve(), clips, origin)
+
+
+def check(clips: Iterable[Clip], where: str, unit: str) -> None:
+    """Raises BadInput unless ids are unique, videos agree with themselves, sources are relative and all or no clips have labels.
+
+    An error names the clip as `where unit number`, counted from 1.
+    """
+    first: dict[str, int] = {}
+    video_clip: dict[str, Clip] = {}
+    labelled = unlabelled = 0
+    for number, clip in enumerate(clips, start=1):
+        place = f"{where} {unit} {number}"
+        if first.setdefault(clip.clip_id, number) != number:
+            raise BadInput(f"{place}: clip_id '{clip.clip_id}' is taken by {unit} {first[clip.clip_id]}")
+        known = video_clip.setdefault(clip.video_id, clip)
+        if known.split != clip.split:
+            raise BadInput(f"{place}: video '{clip.video_id}' is in split '{clip.split}' here and in '{known.split}' before")
+        if known.video != clip.video:
+            raise BadInput(f"{place}: video '{clip.video_id}' is {clip.video} here and {known.video} before")
+        if known is clip and (clip.source.startswith("/") or ".." in PurePosixPath(clip.source).parts):
+            raise BadInput(f"{place}: source must lie under the root, found '{clip.source}'")
+        if clip.label is None:
+            unlabelled = unlabelled or number
+        else:
+            labelled = labelled or number
+        if labelled and unlabelled:
+            raise BadInput(
+                f"{where}: {unit} {labelled} has a label and {unit} {unlabelled} has none", "label all clips or none"
+            )
+    if not first:
+        raise BadInput(f"{where} holds no clips", REBUILD)
+
+
+def _labels(clips: Iterable[Clip]) -> tuple[str, ...]:
+    return tuple(sorted({clip.label for clip in clips if clip.label is not None}))
+
+
+def _line(clip: Clip) -> str:
+    """One line of manifest.jsonl. ASCII, so that file names that are no UTF-8 survive."""
+    record = {key: getattr(clip, key) for key in TYPES}
+    kept = {key: value for key, value in record.items() if key not in DEFAULTS or value != DEFAULTS[key]}
+    return json.dumps(kept, separators=(", ", ": ")) + "\n"
+
+
+def _parse(line: str, where: str) -> Clip:
+    """One line of manifest.jsonl, checked."""
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise BadInput(f"{where} is not JSON: {error}", REBUILD) from error
+    if not isinstance(record, dict):
+        raise BadInput(f"{where}: wanted a JSON object, found {line[:40]}", REBUILD)
+    for key, value in record.items():
+        if key not in TYPES:
+            raise unknown_name("key", key, TYPES, where)
+        wanted = TYPES[key]
+        if wanted is float and type(value) in (int, float) and math.isfinite(value):
+            record[key] = float(value)
+        elif not (type(value) is wanted is not float or value is None and key in NULLABLE):
+            raise BadInput(f"{where}: {key} must be a {wanted.__name__}, found {json.dumps(value)}", REBUILD)
+    missing = [key for key in TYPES if key not in record and key not in DEFAULTS]
+    if missing:
+        raise BadInput(f"{where}: key '{missing[0]}' is missing", REBUILD)
+    try:
+        return Clip(**record)
+    except ValueError as error:
+        raise BadInput(f"{where}: {error}", REBUILD) from error
+
+
+def _write(out: Path, dataset: DatasetPlugin, clips: Iterable[Clip], origin: Origin, text: bytes) -> None:
+    """All three files aside, then the renames."""
+    out.mkdir(parents=True, exist_ok=True)
+    aside = {name: out / f".{name}.partial" for name in Manifest.FILES}
+    has_targets = _write_targets(aside[TARGETS], ((clip, dataset.targets(clip)) for clip in clips))
+    aside[ORIGIN].write_text(origin.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    aside[CLIPS].write_bytes(text)
+    if not has_targets:
+        aside.pop(TARGETS).unlink()
+        (out / TARGETS).unlink(missing_ok=True)
+    for name in (TARGETS, ORIGIN, CLIPS):
+        if name in aside:
+            aside[name].replace(out / name)
+
+
+def _write_targets(path: Path, targets: Iterator[tuple[Clip, dict[str, np.ndarray]]]) -> bool:
+    """Whether any clip had targets."""
+    with h5py.File(path, "w") as file:
+        for clip, arrays in targets:
+            for name in sorted(arrays):
+                array = np.asarray(arrays[name])
+                packing = {"compression": "gzip", "shuffle": True} if array.nbytes > 4096 else {}
+                file.create_dataset(f"{_group(clip.clip_id)}/{name}", data=array, track_times=False, **packing)
+        return len(file) > 0
+
+
+def _group(clip_id: str) -> str:
+    """HDF5 reads '/' as a path."""
+    return quote(clip_id, safe=" #@", errors="surrogateescape").replace(".", "%2E")
+
+
+def _portable(root: Path, out: Path) -> str:
+    return root.relative_to(out).as_posix() if root.is_relative_to(out) else str(root)
+
+
+def _read(folder: Path, name: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except OSError as error:
+        raise BadInput(f"{folder} is no manifest: {name} cannot be read ({error.strerror})", REBUILD) from error
+
+
+def _read_origin(folder: Path) -> Origin:
+    try:
+        table = json.loads(_read(folder, ORIGIN))
+    except ValueError as error:
+        raise BadInput(f"{folder / ORIGIN} is not JSON: {error}", REBUILD) from error
+    return plugins.check(Origin, table, str(folder / ORIGIN))
+
+
+def _check_root(root: Path) -> None:
+    if root.is_dir():
+        return
+    problem = "is a file, not a folder" if root.exists() else "does not exist"
+    siblings = [path.name for path in root.parent.iterdir() if path.is_dir()] if root.parent.is_dir() else []
+    near = difflib.get_close_matches(root.name, sorted(siblings), n=1, cutoff=0.5)
+    raise BadInput(f"folder of videos {root} {problem}", f"did you mean {root.parent / near[0]}?" if near else "")
+
+
+def _no_clips(name: str, root: Path, rejected: dict[str, str]) -> BadInput:
+    """The error for a data set in which nothing can be used."""
+    if not rejected:
+        return BadInput(f"dataset '{name}' found no clips in {root}")
+    few = "; ".join(f"{source}: {reason}" for source, reason in sorted(rejected.items())[:3])
+    more = f"; and {len(rejected) - 3} more" if len(rejected) > 3 else ""
+    return BadInput(f"dataset '{name}': none of {len(rejected)} videos in {root} can be used: {few}{more}")

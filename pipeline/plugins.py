@@ -1,0 +1,103 @@
+"""The file system is the registry: a plug-in is one file in its kind's folder, and nothing else is edited.
+
+`encoders/address.py` defines a class `Encoder` and is then known everywhere as the encoder 'address'. A plug-in states its own
+settings as a class `Settings`; a table in a spec or a recipe is checked against those fields and nothing is ever ignored.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import BadInput, StillframeError, unknown_name
+
+FOLDERS = {
+    "dataset": "datasets",
+    "encoder": "encoders",
+    "codec": "codecs",
+    "temporal": "temporal",
+    "task": "tasks",
+}
+
+
+class Settings(BaseModel):
+    """Base of every table a user writes: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def names(kind: str) -> list[str]:
+    """The plug-ins of one kind found on disk, sorted. Imports none of them."""
+    folder = Path(__file__).parent / FOLDERS[kind]
+    return sorted(file.stem for file in folder.glob("*.py") if not file.stem.startswith("_"))
+
+
+def load(kind: str, name: str, where: str = "") -> Any:
+    """The class that plug-in `name` defines: `Dataset`, `Encoder`, `Codec`, `Temporal` or `Task`."""
+    if name not in names(kind):
+        raise unknown_name(kind, name, names(kind), where)
+    try:
+        module = importlib.import_module(f"pipeline.{FOLDERS[kind]}.{name}")
+    except ModuleNotFoundError as error:
+        raise StillframeError(
+            f"{kind} '{name}' needs the package '{error.name}', which is not installed", f"pip install {error.name}"
+        ) from error
+    return getattr(module, kind.capitalize())
+
+
+def describe(kind: str, name: str) -> tuple[str, str]:
+    """First sentence of a plug-in's docstring, and its settings with their defaults."""
+    plugin = load(kind, name)
+    module = importlib.import_module(plugin.__module__)
+    fields = plugin.Settings.model_fields
+    settings = ", ".join(f"{key}" if field.is_required() else f"{key}={field.default!r}" for key, field in fields.items())
+    return (module.__doc__ or "").strip().split("\n")[0], settings
+
+
+def settings(kind: str, name: str, table: Mapping[str, Any], where: str) -> Any:
+    """The checked `Settings` of plug-in `name`, made from a user's table."""
+    return check(load(kind, name, where).Settings, table, where)
+
+
+def check(model: type[Model], table: Mapping[str, Any], where: str) -> Model:
+    """`table` as a `model`, or one `BadInput` that lists every wrong key with the nearest legal name."""
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        lines = [_explain(model, problem) for problem in error.errors(include_url=False)]
+        raise BadInput(f"{where}: {'; '.join(lines)}") from error
+
+
+def _explain(model: type[BaseModel], problem: Any) -> str:
+    """One sentence on one pydantic problem."""
+    path = [str(part) for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        legal = _fields(model, path[:-1])
+        near = difflib.get_close_matches(path[-1], legal, n=1, cutoff=0.5)
+        meant = f"did you mean '{near[0]}'?" if near else f"legal keys: {', '.join(sorted(legal)) or 'none'}"
+        return f"unknown key '{'.'.join(path)}' ({meant})"
+    if problem["type"] == "missing":
+        return f"key '{'.'.join(path)}' is missing"
+    found = "" if problem["type"] in ("value_error", "assertion_error") and not path else f", found {problem['input']!r}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"key '{'.'.join(path)}': {message}{found}" if path else message
+
+
+def _fields(model: type[BaseModel], path: list[str]) -> list[str]:
+    """The legal keys of the table at `path` inside `model`."""
+    for part in path:
+        kinds = [model.model_fields[part].annotation] if part in model.model_fields else []
+        kinds += [arg for kind in kinds for arg in get_args(kind)]
+        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not inner:
+            return []
+        model = inner[0]
+    return list(model.model_fields)

@@ -1,0 +1,283 @@
+"""What to cache (`CacheSpec`) and what to train (`Recipe`): TOML in, checked, with derived values and a content fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline import plugins
+from pipeline.errors import BadInput
+from pipeline.plugins import Settings
+from pipeline.records import TokenShape
+
+FORMAT_VERSION = 1
+NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
+
+
+class Choice(Settings):
+    """A plug-in and its settings: `name = "..."` and the plug-in's own keys beside it."""
+
+    name: str
+    settings: Any
+
+    def table(self) -> dict[str, Any]:
+        return {"name": self.name, **self.settings.model_dump(mode="json")}
+
+
+def choice(kind: str, table: Any) -> Choice:
+    """Checks a `[kind]` table against the named plug-in's own settings."""
+    if isinstance(table, Choice):
+        return table
+    if not isinstance(table, dict) or not isinstance(table.get("name"), str):
+        raise BadInput(f"[{kind}] must be a table with a name, found {table!r}", f"names: {', '.join(plugins.names(kind))}")
+    rest = {key: value for key, value in table.items() if key != "name"}
+    return Choice(name=table["name"], settings=plugins.settings(kind, table["name"], rest, f"[{kind}] {table['name']}"))
+
+
+class FrameSettings(Settings):
+    """Which frames are cached, and how a frame becomes a square."""
+
+    fps: float | Literal["all"] = "all"
+    """Frames per second of presentation time; a frame is never stored twice. "all": every frame."""
+    size_px: int = Field(ge=1, le=4096)
+    """Side of the square the encoder sees."""
+    fit: Literal["crop", "squash"] = "crop"
+    """crop: short side to size_px, then the centre; squash: both sides to size_px."""
+    resample: Literal["bilinear", "bicubic"] = "bicubic"
+    """Always antialiased."""
+
+    @field_validator("fps")
+    @classmethod
+    def _positive(cls, fps: float | str) -> float | str:
+        if isinstance(fps, float | int) and not 0 < fps <= 1000:
+            raise ValueError('wanted a number in (0, 1000] or "all"')
+        return fps
+
+    @property
+    def rate(self) -> float | None:
+        """Frames per second, or None for every frame."""
+        return None if self.fps == "all" else float(self.fps)
+
+
+class StoreSettings(Settings):
+    """How frames are laid out on disk. One store is written by one worker and lost as a whole by a kill."""
+
+    chunk_frames: int = Field(default=8, ge=1)
+    """Frames per Zarr chunk, the unit of compression and of general reads."""
+    shard_mb: float = Field(default=256, gt=0)
+    """Size of a shard file."""
+    store_mb: float = Field(default=2048, gt=0)
+    """Size of a store."""
+    batch_frames: int = Field(default=32, ge=1)
+    """Frames per call of the encoder. Fixed by the spec, so that a store has the same bytes whoever writes it."""
+
+
+class CacheSpec(Settings):
+    """What to cache. Two specs that differ in one field give two caches."""
+
+    name: str
+    encoder: Choice
+    frames: FrameSettings
+    codec: Choice
+    store: StoreSettings = StoreSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plugins(cls, table: Any) -> Any:
+        table = dict(table)
+        table.setdefault("codec", {"name": "float16"})
+        return table | {kind: choice(kind, table[kind]) for kind in ("encoder", "codec") if kind in table}
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise ValueError("wanted lower-case letters, digits and underscores")
+        return name
+
+    def canonical(self) -> dict[str, Any]:
+        """The whole spec as plain JSON, defaults filled in; what the cache keeps and what is compared."""
+        return {
+            "name": self.name,
+            "encoder": self.encoder.table(),
+            "frames": self.frames.model_dump(mode="json"),
+            "codec": self.codec.table(),
+            "store": self.store.model_dump(mode="json"),
+        }
+
+    def token_shape(self) -> TokenShape:
+        """Reads the encoder's configuration, not its weights."""
+        shape: TokenShape = plugins.load("encoder", self.encoder.name).shape(self.encoder.settings, self.frames.size_px)
+        return shape
+
+    def make_codec(self) -> Any:
+        return plugins.load("codec", self.codec.name)(self.codec.settings)
+
+    def bytes_per_frame(self, shape: TokenShape) -> int:
+        return int(shape.tokens_per_frame * self.make_codec().bytes_per_token(shape.width))
+
+    def frames_per_shard(self, shape: TokenShape) -> int:
+        """Whole chunks; a shard holds one array, so its size follows from the widest one (the patches of a layer)."""
+        per_frame = shape.patch_tokens * self.make_codec().bytes_per_token(shape.width)
+        chunks = max(1, int(self.store.shard_mb * 1e6 / per_frame) // self.store.chunk_frames)
+        return chunks * self.store.chunk_frames
+
+    def frames_per_store(self, shape: TokenShape) -> int:
+        return max(1, int(self.store.store_mb * 1e6 / self.bytes_per_frame(shape)))
+
+
+def fingerprint(spec: CacheSpec, identity: dict[str, Any], decoder: str) -> str:
+    """12 hex digits over meaning: encoder weights and configuration, every other field of the spec, decoder, format version.
+
+    Where the encoder came from (a path or a hub id) is left out, as `identity` says what it is: moving things changes nothing.
+    """
+    meaning = spec.canonical()
+    del meaning["name"]
+    meaning["encoder"] = {"name": spec.encoder.name, "layers": list(spec.encoder.settings.layers), "identity": identity}
+    meaning |= {"decoder": decoder, "format_version": FORMAT_VERSION}
+    text = json.dumps(meaning, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
+    """`key: ours / theirs` for every leaf in which two plain-JSON tables differ."""
+    lines = []
+    for key in sorted(ours.keys() | theirs.keys()):
+        a, b = ours.get(key), theirs.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {json.dumps(a)} / {json.dumps(b)}")
+    return lines
+
+
+class WindowSettings(Settings):
+    """What one training example holds."""
+
+    frames: int = Field(default=16, ge=1)
+    """T."""
+    fps: float = Field(gt=0)
+    """Frames per second of window time; at most what the cache holds."""
+    eval_windows: int = Field(default=1, ge=1)
+    """Windows per clip in evaluation, spread evenly; training draws one at random in every epoch."""
+
+
+class ModelSettings(Settings):
+    """What lies between the cached tokens and the temporal module."""
+
+    mixer: Literal["mlp", "last"] = "mlp"
+    """mlp: per-layer BatchNorm and MLP, residual, mean over layers (the paper); last: the last recorded layer as it is."""
+    width: int | None = Field(default=None, ge=1)
+    """Project tokens to this width before the temporal module; None keeps the encoder's."""
+    tokens: Literal["all", "patches"] = "all"
+    """all: special tokens and patches; patches: patches alone."""
+
+
+class TrainingSettings(Settings):
+    """How it is trained: AdamW, linear warm-up, cosine decay."""
+
+    steps: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    """Exactly one of steps and epochs."""
+    batch_size: int = Field(default=32, ge=1)
+    """Windows per step, over all ranks."""
+    learning_rate: float = Field(default=3e-4, gt=0)
+    min_learning_rate: float = Field(default=1e-7, ge=0)
+    warmup_steps: int = Field(default=100, ge=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    """Not applied to biases, norms and other one-dimensional parameters."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float = Field(default=1.0, gt=0)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 autocast on CUDA, float32 on CPU."""
+    seed: int = Field(default=0, ge=0)
+    evaluate_every: int | None = Field(default=None, ge=1)
+    """Steps between evaluations on the evaluation split; None: at the end only."""
+    checkpoint_every: int = Field(default=200, ge=1)
+    """Steps between checkpoints."""
+
+    @model_validator(mode="after")
+    def _one_duration(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("training wants exactly one of steps and epochs")
+        return self
+
+
+class Recipe(Settings):
+    """What to train on a cache."""
+
+    name: str
+    cache: str | None = None
+    """If given, the fingerprint (or its beginning) that the cache must have."""
+    task: Choice
+    temporal: Choice
+    windows: WindowSettings
+    model: ModelSettings = ModelSettings()
+    training: TrainingSettings
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plugins(cls, table: Any) -> Any:
+        return dict(table) | {kind: choice(kind, table[kind]) for kind in ("task", "temporal") if kind in table}
+
+    def canonical(self) -> dict[str, Any]:
+        """The whole recipe as plain JSON, defaults filled in."""
+        table = self.model_dump(mode="json", exclude={"task", "temporal"})
+        return table | {"task": self.task.table(), "temporal": self.temporal.table()}
+
+
+def load_spec(path: Path, overrides: Sequence[str] = ()) -> CacheSpec:
+    return plugins.check(CacheSpec, _table(path, overrides, "spec"), str(path))
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    return plugins.check(Recipe, _table(path, overrides, "recipe"), str(path))
+
+
+def shipped_recipes() -> list[Path]:
+    """The recipes that come with the package."""
+    return sorted((Path(__file__).parent / "recipes").glob("*.toml"))
+
+
+def _table(path: Path, overrides: Sequence[str], what: str) -> dict[str, Any]:
+    """A TOML file as a table, with `key.key=value` overrides laid over it."""
+    if not path.is_file():
+        near = sorted(file.name for file in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        raise BadInput(f"{what} {path} does not exist", f"in {path.parent} there are: {', '.join(near)}" if near else "")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{what} {path} is not valid TOML: {error}") from error
+    table.setdefault("name", path.stem)
+    return override(table, overrides)
+
+
+def override(table: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Lays `--set a.b=value` over a table. The value is read as TOML; what is not TOML is taken as a string."""
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise BadInput(f"--set wants key=value, found '{text}'", "for example --set frames.fps=8")
+        *path, last = key.strip().split(".")
+        place = table
+        for part in path:
+            inner = place.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise BadInput(f"--set {text}: '{part}' is a value, not a table")
+            place = inner
+        place[last] = _value(value.strip())
+    return table
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,346 @@
+"""The only file that knows the layout on disk: write a store, read rows, verify a cache.
+
+A cache is `cache.json` (spec, encoder identity, plan), `manifest/` (a copy), `stores/00017.zarr` and `receipts/00017.json`.
+A store is a Zarr v3 group that plain `zarr.open_group` reads; it exists for readers only when its receipt exists, and the
+receipt is written last: everything is written aside, synced, renamed, and only then vouched for. So a kill at any byte
+loses at most the store in flight.
+
+Token arrays are sharded and uncompressed: a shard file is its chunks one after the other, then the index (offset and length
+of each chunk, then a CRC-32C), exactly as the Zarr sharding codec defines. That lets the writer stream and hash a shard
+without holding it, and the reader fetch any row with one `preadv` into the batch. zarr-python itself writes the metadata
+and the small arrays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import google_crc32c
+import numpy as np
+import zarr
+
+from pipeline.errors import BadInput, StillframeError
+
+MISSING = np.iinfo(np.uint64).max
+"""Offset and length of a chunk that a shard does not hold (Zarr v3 sharding codec)."""
+VERIFY = "run: stillframe verify CACHE"
+
+
+def token_arrays(layers: tuple[int, ...], special_tokens: int, patch_tokens: int) -> dict[str, int]:
+    """Stored name of every token array -> tokens per frame. Encoders without special tokens have no `special`."""
+    named = {"special": special_tokens} if special_tokens else {}
+    return named | {f"layer_{layer}": patch_tokens for layer in layers}
+
+
+def stored_name(array: str, key: str) -> str:
+    """Name on disk of a codec's array: `layer_11`, or `layer_11_scale` for its sibling `scale`."""
+    return f"{array}_{key}" if key else array
+
+
+class _ShardWriter:
+    """Streams the rows of one array into shard files, hashing as it goes."""
+
+    def __init__(
+        self, folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any], chunk_frames: int, shard_frames: int
+    ) -> None:
+        assert shard_frames % chunk_frames == 0
+        self.folder, self.shape, self.dtype = folder, shape, dtype
+        self.chunk_frames, self.shard_frames = chunk_frames, shard_frames
+        self.chunk_bytes = chunk_frames * int(np.prod(shape)) * dtype.itemsize
+        self.rows = 0
+        self.files: dict[str, list[Any]] = {}
+        self._file: BinaryIO | None = None
+        self._hash = hashlib.sha256()
+
+    def append(self, array: np.ndarray) -> None:
+        assert array.shape[1:] == self.shape and array.dtype == self.dtype, (array.shape, array.dtype, self.shape, self.dtype)
+        array = np.ascontiguousarray(array)
+        while len(array):
+            room = self.shard_frames - self.rows % self.shard_frames
+            part, array = array[:room], array[room:]
+            self._put(part.reshape(-1).view(np.uint8).data)
+            self.rows += len(part)
+            if self.rows % self.shard_frames == 0:
+                self._close_shard(self.shard_frames)
+
+    def finish(self) -> None:
+        """Pads the last chunk with the fill value and closes the last shard."""
+        held = self.rows % self.shard_frames
+        if held:
+            padding = -held % self.chunk_frames
+            if padding:
+                fill = np.full((padding, *self.shape), _fill_value(self.dtype), self.dtype)
+                self._put(fill.reshape(-1).view(np.uint8).data)
+            self._close_shard(held)
+
+    def _put(self, data: memoryview) -> None:
+        if self._file is None:
+            path = self._path()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("wb")
+            self._hash = hashlib.sha256()
+        self._file.write(data)
+        self._hash.update(data)
+
+    def _path(self) -> Path:
+        parts = ["c", str(self.rows // self.shard_frames), *["0"] * len(self.shape)]
+        return self.folder.joinpath(*parts)
+
+    def _close_shard(self, held: int) -> None:
+        assert self._file is not None
+        index = np.full((self.shard_frames // self.chunk_frames, 2), MISSING, "<u8")
+        chunks = -(-held // self.chunk_frames)
+        index[:chunks, 0] = np.arange(chunks) * self.chunk_bytes
+        index[:chunks, 1] = self.chunk_bytes
+        data = index.tobytes()
+        self._put(memoryview(data + google_crc32c.value(data).to_bytes(4, "little")))
+        path, size = Path(self._file.name), self._file.tell()
+        _sync(self._file)
+        self._file.close()
+        self._file = None
+        self.files[path.relative_to(self.folder.parent).as_posix()] = [size, self._hash.hexdigest()]
+
+
+class StoreWriter:
+    """Writes one store aside; `commit` renames it into place and returns what the receipt must say of its files."""
+
+    def __init__(
+        self,
+        path: Path,
+        arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]],
+        chunk_frames: int,
+        shard_frames: int,
+    ) -> None:
+        """`arrays`: name -> (shape of one frame, dtype)."""
+        self.path = path
+        self.partial = path.with_name(path.name + ".partial")
+        remove(self.partial)
+        self.partial.mkdir(parents=True)
+        self.writers = {
+            name: _ShardWriter(self.partial / name, shape, dtype, chunk_frames, shard_frames)
+            for name, (shape, dtype) in arrays.items()
+        }
+
+    def append(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """(f, ...) rows of every token array."""
+        assert arrays.keys() == self.writers.keys()
+        for name, array in arrays.items():
+            self.writers[name].append(array)
+
+    def commit(self, small: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """Writes the small arrays and all metadata, then renames. Returns relative path -> [bytes, sha256]."""
+        files: dict[str, list[Any]] = {}
+        group = zarr.create_group(self.partial, zarr_format=3, attributes=dict(attributes))
+        for name, writer in self.writers.items():
+            writer.finish()
+            files |= writer.files
+            group.create_array(
+                name,
+                shape=(writer.rows, *writer.shape),
+                chunks=(writer.chunk_frames, *writer.shape),
+                shards=(writer.shard_frames, *writer.shape),
+                dtype=writer.dtype,
+                fill_value=_fill_value(writer.dtype),
+                compressors=None,
+            )
+        for name, array in small.items():
+            chunks = tuple(max(1, length) for length in array.shape)
+            stored = group.create_array(
+                name, shape=array.shape, chunks=chunks, dtype=array.dtype, fill_value=_fill_value(array.dtype), compressors=None
+            )
+            if array.size:
+                stored[:] = array
+        for path in sorted(self.partial.rglob("*")):
+            relative = path.relative_to(self.partial).as_posix()
+            if path.is_file() and relative not in files:
+                with path.open("rb") as file:
+                    files[relative] = [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+                    _sync(file)
+        for path in [*self.partial.rglob("*"), self.partial]:
+            if path.is_dir():
+                sync_folder(path)
+        remove(self.path)  # a store without a receipt: left by a kill between rename and receipt
+        self.partial.rename(self.path)
+        sync_folder(self.path.parent)
+        return dict(sorted(files.items()))
+
+
+class StoreReader:
+    """Reads rows of a finished store; safe to share between threads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.group = zarr.open_group(path, mode="r")
+        except (FileNotFoundError, ValueError, KeyError) as error:
+            raise BadInput(f"store {path} cannot be opened: {error}", VERIFY) from error
+
+    @cached_property
+    def attributes(self) -> dict[str, Any]:
+        return dict(self.group.attrs)
+
+    def small(self, name: str) -> np.ndarray:
+        """A whole small array, such as `time_s`."""
+        return np.asarray(self._array(name)[:])
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._array(name).shape
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        return np.dtype(self._array(name).dtype)
+
+    def read_general(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Rows of a token array through zarr-python: the reference that `read_into` must equal."""
+        array = self._array(name)
+        if len(rows) == 0:
+            return np.empty((0, *array.shape[1:]), array.dtype)
+        low = int(rows.min())
+        return np.asarray(array[low : int(rows.max()) + 1])[rows - low]
+
+    def read_into(self, name: str, rows: np.ndarray, out: np.ndarray) -> None:
+        """Rows of a token array straight into `out` (len(rows), ...), which must be contiguous."""
+        array = self._array(name)
+        assert out.shape == (len(rows), *array.shape[1:]) and out.dtype == array.dtype and out.flags.c_contiguous
+        if len(rows) == 0:
+            return
+        row_bytes = out[0].nbytes
+        target = out.reshape(-1).view(np.uint8)
+        shard_frames, chunk_frames = array.shards[0], array.chunks[0]
+        for number, first, stop in _runs(rows // shard_frames):
+            path, offsets = self._shard(name, number)
+            with _open_shard(path) as file:
+                for first_run, count in _steps(rows[first:stop], chunk_frames):
+                    at = first + first_run
+                    within = int(rows[at]) % shard_frames
+                    offset = int(offsets[within // chunk_frames]) + within % chunk_frames * row_bytes
+                    _read_exactly(file, path, offset, target[at * row_bytes : (at + count) * row_bytes])
+
+    def _array(self, name: str) -> Any:
+        if name not in self._arrays:
+            try:
+                self._arrays[name] = self.group[name]
+            except KeyError as error:
+                raise BadInput(f"store {self.path} has no array '{name}'", VERIFY) from error
+        return self._arrays[name]
+
+    @cached_property
+    def _arrays(self) -> dict[str, Any]:
+        return {}
+
+    @cached_property
+    def _shards(self) -> dict[tuple[str, int], tuple[Path, np.ndarray]]:
+        return {}
+
+    def _shard(self, name: str, number: int) -> tuple[Path, np.ndarray]:
+        """Path of a shard, and the offset of each of its chunks: its index is read and checked once."""
+        key = (name, number)
+        if key not in self._shards:
+            array = self._array(name)
+            path = self.path.joinpath(name, "c", str(number), *["0"] * (array.ndim - 1))
+            chunks = array.shards[0] // array.chunks[0]
+            with _open_shard(path) as file:
+                size, index_bytes = os.fstat(file.fileno()).st_size, chunks * 16 + 4
+                tail = os.pread(file.fileno(), index_bytes, max(0, size - index_bytes))
+            if len(tail) != index_bytes or google_crc32c.value(tail[:-4]) != int.from_bytes(tail[-4:], "little"):
+                raise BadInput(f"shard {path} is damaged: its index does not match its checksum", VERIFY)
+            self._shards[key] = path, np.frombuffer(tail[:-4], "<u8").reshape(chunks, 2)[:, 0]
+        return self._shards[key]
+
+
+def _open_shard(path: Path) -> BinaryIO:
+    """Opened for every read: a cache of terabytes has more shards than a process may hold open."""
+    try:
+        return path.open("rb", buffering=0)
+    except OSError as error:
+        raise BadInput(f"shard {path} cannot be read: {error.strerror}", VERIFY) from error
+
+
+def _read_exactly(file: BinaryIO, path: Path, offset: int, out: np.ndarray) -> None:
+    done = 0
+    while done < len(out):
+        got = os.preadv(file.fileno(), [out[done:].data], offset + done)
+        if got == 0:
+            raise BadInput(f"shard {path} ends before byte {offset + len(out)}", VERIFY)
+        done += got
+
+
+def _runs(values: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """(value, first, stop) of each stretch of equal values."""
+    bounds = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]
+    for first, stop in pairwise(bounds):
+        yield int(values[first]), first, stop
+
+
+def _steps(rows: np.ndarray, chunk_frames: int) -> Iterator[tuple[int, int]]:
+    """(first, count) of each stretch of consecutive rows inside one chunk: what one read fetches."""
+    breaks = np.flatnonzero((np.diff(rows) != 1) | (rows[1:] % chunk_frames == 0)) + 1
+    bounds = [0, *breaks.tolist(), len(rows)]
+    for first, stop in pairwise(bounds):
+        yield first, stop - first
+
+
+def check_files(store: Path, files: Mapping[str, list[Any]], content: bool) -> dict[str, str]:
+    """Relative path -> what is wrong with it: missing, of another size, of other content, or not in the receipt."""
+    problems = {}
+    for relative, (size, digest) in files.items():
+        path = store / relative
+        if not path.is_file():
+            problems[relative] = "missing"
+        elif path.stat().st_size != size:
+            problems[relative] = f"{path.stat().st_size} bytes, receipt says {size}"
+        elif content:
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    problems[relative] = "content differs from its checksum"
+    if content and store.is_dir():
+        found = {path.relative_to(store).as_posix() for path in store.rglob("*") if path.is_file()}
+        problems |= dict.fromkeys(sorted(found - files.keys()), "not in the receipt")
+    return problems
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Aside, sync, rename, sync the folder: the file is whole or as it was."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            _sync(file)
+        aside.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise StillframeError(
+            f"cannot write {path}: {error.strerror}", "nothing before it is lost; free space or fix access, rerun"
+        ) from error
+
+
+def sync_folder(path: Path) -> None:
+    """Makes names in a folder durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Removes a folder if it is there."""
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _fill_value(dtype: np.dtype[Any]) -> float | int:
+    """NaN where there is one, so that what was never written cannot pass for a feature."""
+    return float("nan") if dtype.kind == "f" else 0

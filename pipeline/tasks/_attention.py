@@ -1,0 +1,59 @@
+"""Attention readout: learned queries read tokens by cross-attention (arXiv 2605.19137; parameter names as published)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class AttentionReadout(nn.Module):
+    """token = query + W_o softmax(query K / sqrt(d)) V; token += MLP(LN token); output = W token.
+
+    Queries are parameters and have no projection. K and V are linear in LN(tokens) of `readout_width`.
+    """
+
+    temporal_posenc: torch.Tensor | None
+
+    def __init__(
+        self, width: int, outputs: int, *, readout_width: int, heads: int, queries: int = 1, frames: int | None = None
+    ) -> None:
+        """`frames`: the T of a window's learned temporal embedding; None reads every frame by itself, without embedding."""
+        super().__init__()
+        assert readout_width % heads == 0
+        self.input_norm = nn.LayerNorm(width)
+        posenc = None if frames is None else nn.Parameter(0.02 * torch.randn(1, frames, 1, width))
+        self.register_parameter("temporal_posenc", posenc)
+        self.key_proj = nn.Linear(width, readout_width)
+        self.value_proj = nn.Linear(width, readout_width)
+        self.query = nn.Parameter(0.02 * torch.randn(queries, heads, readout_width // heads))
+        self.out_proj = nn.Linear(readout_width, readout_width)
+        self.mlp_norm = nn.LayerNorm(readout_width)
+        self.mlp_fc1 = nn.Linear(readout_width, 4 * readout_width)
+        self.mlp_fc2 = nn.Linear(4 * readout_width, readout_width)
+        self.classifier = nn.Linear(readout_width, outputs)
+
+    def forward(self, x_BTND: torch.Tensor) -> torch.Tensor:
+        """Tokens -> (B, Q, outputs) of the window, or (B, T, Q, outputs) of its frames if there is no temporal embedding."""
+        x_BTND = self.input_norm(x_BTND)
+        if self.temporal_posenc is None:
+            return self._read(x_BTND.flatten(0, 1)).unflatten(0, x_BTND.shape[:2])
+        return self._read((x_BTND + self._embedding(x_BTND.shape[1])).flatten(1, 2))
+
+    def _read(self, x_BMD: torch.Tensor) -> torch.Tensor:
+        """Reads B sets of M tokens each."""
+        batch, queries, heads = len(x_BMD), *self.query.shape[:2]
+        query = self.query.expand(batch, -1, -1, -1).transpose(1, 2)
+        key, value = (proj(x_BMD).unflatten(-1, (heads, -1)).transpose(1, 2) for proj in (self.key_proj, self.value_proj))
+        read = F.scaled_dot_product_attention(query.to(key.dtype), key, value).transpose(1, 2).reshape(batch, queries, -1)
+        token_BQP = self.query.flatten(1) + self.out_proj(read)
+        token_BQP = token_BQP + self.mlp_fc2(F.gelu(self.mlp_fc1(self.mlp_norm(token_BQP))))
+        return self.classifier(token_BQP)
+
+    def _embedding(self, frames: int) -> torch.Tensor:
+        """The temporal embedding, (1, T, 1, D), resized linearly in time if the window is not as long as in training."""
+        assert self.temporal_posenc is not None
+        if frames == self.temporal_posenc.shape[1]:
+            return self.temporal_posenc
+        over_time_1DT = self.temporal_posenc[:, :, 0].transpose(1, 2)
+        return F.interpolate(over_time_1DT, size=frames, mode="linear").transpose(1, 2).unsqueeze(2)

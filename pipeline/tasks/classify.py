@@ -1,0 +1,103 @@
+"""Clip classification: attention readout, cross-entropy, top-1 accuracy (arXiv 2605.19137, as for Something-Something v2).
+
+Streaming: logits for every frame from that frame's tokens alone; the last frame's are the answer. Window: logits from the
+tokens of all frames at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator, model_validator
+from torch import nn
+
+from pipeline import plugins
+from pipeline.errors import BadInput
+from pipeline.tasks import STREAMING, WINDOW, TaskPlugin
+from pipeline.tasks._attention import AttentionReadout
+
+
+class Settings(plugins.Settings):
+    forms: tuple[Literal["streaming", "window"], ...] = Field(default=("streaming", "window"), min_length=1)
+    """Readouts to train."""
+    readout_width: int = Field(default=256, ge=1)
+    """Width of keys, values and query; the paper has 768."""
+    heads: int = Field(default=4, ge=1)
+    """Attention heads of the readout; must divide readout_width."""
+    supervise: Literal["all", "last"] = "all"
+    """Frames whose streaming logits enter the loss. The paper does not say. "all": a stream may be asked at any frame, and
+    every step of the recurrence gets its own gradient; the loss cannot reach zero where early frames do not know yet."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+
+    @field_validator("forms")
+    @classmethod
+    def _distinct(cls, forms: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(forms)) != len(forms):
+            raise ValueError("names a form twice")
+        return forms
+
+    @model_validator(mode="after")
+    def _equal_heads(self) -> Self:
+        if self.readout_width % self.heads:
+            raise ValueError(f"heads must divide readout_width, found {self.heads} heads for width {self.readout_width}")
+        return self
+
+
+class ClassReadout(AttentionReadout):
+    """One query whose outputs are the logits: (B, T, K) without temporal embedding, (B, K) with it."""
+
+    def forward(self, x_BTND: torch.Tensor) -> torch.Tensor:
+        return super().forward(x_BTND).squeeze(-2)
+
+
+class Task(TaskPlugin):
+    """targets["label"]: (B,) int64, the position of the clip's label in `labels`."""
+
+    Settings = Settings
+    needs = ("label",)
+    metric_name = "top-1"
+    higher_is_better = True
+
+    def __init__(self, settings: Any, labels: tuple[str, ...]) -> None:
+        """Raises BadInput where there are no labels."""
+        super().__init__(settings, labels)
+        if not labels:
+            raise BadInput(
+                "task 'classify': the manifest has no labels",
+                "make the manifest from a dataset whose clips are labelled, or choose another task",
+            )
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        forms: tuple[str, ...] = self.settings.forms
+        return forms
+
+    def readout(self, form: str, width: int, frames: int) -> nn.Module:
+        size = {"readout_width": self.settings.readout_width, "heads": self.settings.heads}
+        return ClassReadout(width, len(self.labels), frames=frames if form == WINDOW else None, **size)
+
+    def loss(self, form: str, prediction: torch.Tensor, targets: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Mean cross-entropy of logits (B, T, K) or (B, K), over the supervised frames."""
+        label = targets["label"]
+        if form == STREAMING:
+            prediction = prediction if self.settings.supervise == "all" else prediction[:, -1:]
+            label = label.repeat_interleave(prediction.shape[1])
+        logits = prediction.flatten(0, -2)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits, label, label_smoothing=self.settings.label_smoothing)
+
+    def answer(self, form: str, prediction: torch.Tensor) -> torch.Tensor:
+        """Logits (B, K)."""
+        return prediction[:, -1] if form == STREAMING else prediction
+
+    def score(self, answer: np.ndarray, targets: dict[str, np.ndarray]) -> np.ndarray:
+        """1 where the largest logit is the label's, else 0; of equal logits the first counts."""
+        return (answer.argmax(axis=-1) == targets["label"]).astype(np.float64)
+
+    @property
+    def trivial_score(self) -> float:
+        """Chance over equally frequent classes."""
+        return 1 / len(self.labels)

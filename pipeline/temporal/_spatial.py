@@ -1,0 +1,81 @@
+"""A pre-norm Transformer block over the N tokens of one frame. Frames do not see each other."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pipeline.errors import BadInput
+
+
+def check_heads(where: str, heads: int, width: int) -> None:
+    """Raises BadInput unless every head is equally wide."""
+    if width % heads:
+        legal = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0)
+        raise BadInput(
+            f"{where}: heads must divide the width of the tokens, found {heads} heads for width {width}",
+            f"set temporal.heads to one of {legal}, or choose another model.width",
+        )
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with the parameters, and the initialisation, of torch.nn.MultiheadAttention."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(3 * width, width)))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, x_FND: torch.Tensor) -> torch.Tensor:
+        qkv = F.linear(x_FND, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear, with dropout after each."""
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
+
+
+class DropPath(nn.Module):
+    """Drops a whole residual branch for a random share of the samples of the first axis, and scales up the rest."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.share == 0:
+            return x
+        kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.share
+        return x * kept / (1 - self.share)
+
+
+class SpatialBlock(nn.Module):
+    """x + MHSA(LN x), then x + MLP(LN x)."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, dropout: float, drop_path: float) -> None:
+        super().__init__()
+        self.sa_norm = nn.LayerNorm(width)
+        self.sa_attn = SelfAttention(width, heads, dropout)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = Mlp(width, int(width * mlp_ratio), dropout)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x_FND: torch.Tensor) -> torch.Tensor:
+        x_FND = x_FND + self.drop_path(self.sa_attn(self.sa_norm(x_FND)))
+        return x_FND + self.drop_path(self.mlp(self.mlp_norm(x_FND)))

@@ -1,0 +1,31 @@
+"""No mixing over time: a LayerNorm. The baseline that tells what the image model alone knows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline import plugins
+from pipeline.temporal import State, TemporalModule
+
+
+class Settings(plugins.Settings):
+    """No keys."""
+
+
+class Temporal(TemporalModule):
+    """y_t = LN(x_t); the state is empty."""
+
+    Settings = Settings
+
+    def __init__(self, width: int, settings: Any) -> None:
+        super().__init__(width, settings)
+        self.output_norm = nn.LayerNorm(width)
+
+    def forward(self, x_BTND: torch.Tensor, state: State | None = None) -> tuple[torch.Tensor, State]:  # noqa: ARG002
+        return self.output_norm(x_BTND), ()
+
+    def initial_state(self, batch: int, tokens: int) -> State:  # noqa: ARG002
+        return ()

@@ -1,0 +1,357 @@
+"""Stage two: one loop for every temporal module and task, on cached tokens.
+
+A run folder holds `run.json` (recipe, cache fingerprint, versions), `metrics.jsonl`, and checkpoints: `last.json` and
+`best.json` each name a safetensors file with weights, optimiser state and step. The JSON is replaced last and atomically,
+so a kill at any moment leaves a whole checkpoint. All randomness is a function of (seed, step): a resumed run ends with the
+same weights as an undisturbed one on CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from pipeline import plugins
+from pipeline.cache import Cache
+from pipeline.errors import BadInput, StillframeError
+from pipeline.manifest import Manifest
+from pipeline.model import VideoModel, parameter_groups
+from pipeline.records import Batch
+from pipeline.spec import Recipe, TrainingSettings, differences
+from pipeline.store import sync_folder, write_atomically
+from pipeline.tasks import TaskPlugin
+from pipeline.windows import Windows
+
+RUN_FORMAT = 1
+EVAL_BATCH = 64
+"""Windows per batch in evaluation; changes no result."""
+
+
+@dataclass
+class Progress:
+    """What training has done so far; handed to `on_progress` after every step."""
+
+    steps: int
+    step: int = 0
+    loss: float = math.nan
+    scores: dict[str, float] = field(default_factory=dict)
+    windows_per_s: float = 0.0
+
+
+OnProgress = Callable[[Progress], None]
+
+
+class Run:
+    """A training run on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        file = path / "run.json"
+        if not file.is_file():
+            raise BadInput(f"{path} is not a run: it has no run.json", "make one with: stillframe train RECIPE CACHE")
+        try:
+            self.header: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            found = self.header["format_version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInput(f"{file} is damaged: {error}", "train again into another --out") from error
+        if found != RUN_FORMAT:
+            raise BadInput(f"{path} has run format {found}, this version reads format {RUN_FORMAT}", "upgrade stillframe")
+
+    @property
+    def recipe(self) -> Recipe:
+        return plugins.check(Recipe, self.header["recipe"], str(self.path / "run.json"))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(self.header["labels"])
+
+    def checkpoint(self, which: str) -> dict[str, Any] | None:
+        """What `last.json` or `best.json` says, or None if there is none yet."""
+        file = self.path / f"{which}.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    def tensors(self, which: str) -> dict[str, torch.Tensor]:
+        """All tensors of a checkpoint: `model.*`, and `optimizer.*` in `last`."""
+        checkpoint = self.checkpoint(which)
+        if checkpoint is None:
+            raise BadInput(f"run {self.path} has no {which} checkpoint yet", "train it first")
+        try:
+            with safe_open(self.path / checkpoint["file"], framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except Exception as error:  # safetensors raises its own bare Exception class for damaged files
+            raise BadInput(f"checkpoint {self.path / checkpoint['file']} cannot be read: {error}", "train again") from error
+
+    def save(self, which: str, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
+        """Tensors first, then the JSON that names them, then older files go."""
+        name = f"{which}-{facts['step']:06d}.safetensors"
+        aside = self.path / f".{name}.partial"
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, aside)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(self.path / name)
+        sync_folder(self.path)
+        write_atomically(self.path / f"{which}.json", (json.dumps({"file": name, **facts}, indent=1) + "\n").encode())
+        for old in self.path.glob(f"{which}-*.safetensors"):
+            if old.name != name:
+                old.unlink()
+
+
+def train(
+    recipe: Recipe,
+    cache: Cache,
+    out: Path,
+    manifest: Manifest | None = None,
+    device: torch.device | None = None,
+    allow_missing: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Run:
+    """Trains `recipe` on `cache` into the run folder `out`, going on from its last checkpoint if there is one.
+
+    `manifest` replaces the cache's own: other clips or labels over the same videos. Raises BadInput where recipe, cache,
+    manifest and an existing run do not fit together, StillframeError where the loss is no longer finite.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    manifest = manifest or cache.manifest
+    require_fit(recipe, cache, manifest)
+    cache.require_sound()
+    task: TaskPlugin = plugins.load("task", recipe.task.name)(recipe.task.settings, manifest.labels)
+    windows, held_out = (
+        Windows(cache, manifest, split, recipe.windows, task.needs, seed=recipe.training.seed, allow_missing=allow_missing)
+        for split in ("train", "val")
+    )
+    torch.manual_seed(recipe.training.seed)
+    model = VideoModel(recipe, cache.shape, task).to(device)
+    run = open_or_create(out, recipe, cache, manifest, model, windows)
+    Trainer(run, recipe, model, task, windows, held_out, device, on_progress).fit()
+    return run
+
+
+def require_fit(recipe: Recipe, cache: Cache, manifest: Manifest) -> None:
+    """Refuses a recipe that was written for another cache, and a manifest of other videos."""
+    if recipe.cache and not cache.fingerprint.startswith(recipe.cache):
+        raise BadInput(
+            f"recipe '{recipe.name}' wants the cache with fingerprint {recipe.cache}, {cache.path} has {cache.fingerprint}",
+            "give the cache it wants, or change `cache` in the recipe",
+        )
+    planned = {video_id for videos in cache.plan.values() for video_id in videos}
+    strange = [video.video_id for video in manifest.videos if video.video_id not in planned]
+    if strange:
+        raise BadInput(
+            f"{len(strange)} videos of manifest {manifest.folder} are not in cache {cache.path}, the first is {strange[0]}",
+            "extract this manifest into another --out, or train with the manifest the cache was made from",
+        )
+
+
+def open_or_create(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest, model: VideoModel, windows: Windows) -> Run:
+    """The run at `path`, checked against recipe, cache and manifest; created if it is not there yet."""
+    header = {
+        "format_version": RUN_FORMAT,
+        "recipe": recipe.canonical(),
+        "cache": {"name": cache.name, "fingerprint": cache.fingerprint, "codec": cache.spec["codec"]["name"]},
+        "manifest": manifest.digest,
+        "labels": list(manifest.labels),
+    }
+    if (path / "run.json").is_file():
+        run = Run(path)
+        then = {key: run.header.get(key) for key in header}
+        changed = differences(header, then)
+        if changed:
+            raise BadInput(f"run {path} was made from something else; now / then: {'; '.join(changed)}", "use another --out")
+        return run
+    path.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "cache_path": str(cache.path.absolute()),
+        "manifest_path": None if manifest.folder == cache.manifest.folder else str(manifest.folder.absolute()),
+        "parameters": model.parameter_counts(),
+        "clips": {"train": len(windows), "padded": windows.padded, "skipped": len(windows.skipped)},
+        "versions": {tool: version(tool) for tool in ("stillframe", "torch", "numpy")},
+    }
+    write_atomically(path / "run.json", (json.dumps(header | facts, indent=1) + "\n").encode())
+    return Run(path)
+
+
+class Trainer:
+    """The loop. Everything that changes from step to step is in the model, the optimiser and `step`."""
+
+    def __init__(
+        self,
+        run: Run,
+        recipe: Recipe,
+        model: VideoModel,
+        task: TaskPlugin,
+        windows: Windows,
+        held_out: Windows,
+        device: torch.device,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self.run, self.settings, self.model, self.task = run, recipe.training, model, task
+        self.windows, self.held_out, self.device = windows, held_out, device
+        self.on_progress = on_progress or (lambda _: None)
+        self.steps = steps_of(self.settings, len(windows))
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(model, self.settings.weight_decay), lr=self.settings.learning_rate, betas=self.settings.betas
+        )
+        self.step = 0
+        self.best: float | None = None
+        self.progress = Progress(self.steps)
+
+    def fit(self) -> None:
+        """Trains to the last step, evaluating and saving on the way."""
+        self._restore()
+        begin, first = time.perf_counter(), self.step
+        with (self.run.path / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
+            for step, batch in self.windows.train(self.settings.batch_size, self.step, self.steps):
+                record: dict[str, Any] = self._train_step(step, batch)
+                self.step = step + 1
+                if self._due(self.settings.evaluate_every):
+                    record["val"] = self._evaluate()
+                metrics.write(json.dumps({"step": self.step, **record}) + "\n")
+                if self._due(self.settings.checkpoint_every):
+                    metrics.flush()
+                    self._save("last", self._everything())
+                self.progress.step, self.progress.loss = self.step, record["loss"]
+                self.progress.windows_per_s = (self.step - first) * self.settings.batch_size / (time.perf_counter() - begin)
+                self.on_progress(self.progress)
+
+    def _due(self, every: int | None) -> bool:
+        return self.step == self.steps or (every is not None and self.step % every == 0)
+
+    def _train_step(self, step: int, batch: Batch) -> dict[str, Any]:
+        torch.manual_seed(np.random.SeedSequence([self.settings.seed, step]).generate_state(1, np.uint64).item() >> 1)
+        rate = learning_rate(self.settings, step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        special_BTSD, patches = self.windows.tokens(batch, self.device)
+        targets = {name: torch.from_numpy(array).to(self.device) for name, array in batch.targets.items()}
+        with self._autocast():
+            predictions = self.model(special_BTSD, patches)
+        losses = {form: self.task.loss(form, prediction.float(), targets) for form, prediction in predictions.items()}
+        loss = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(loss):
+            raise StillframeError(
+                f"loss is {loss.item()} at step {step + 1} of run {self.run.path}; the last checkpoint is kept",
+                "check the cache with stillframe verify, or lower training.learning_rate",
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        self.optimizer.step()
+        values = {form: value.item() for form, value in losses.items()}
+        return {"loss": loss.item(), "losses": values, "learning_rate": rate, "gradient_norm": norm.item()}
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        wanted = self.settings.precision == "bfloat16" or (self.settings.precision == "auto" and self.device.type == "cuda")
+        return torch.autocast(self.device.type, torch.bfloat16) if wanted else nullcontext()
+
+    def _evaluate(self) -> dict[str, float]:
+        """Mean score per form on the evaluation split; keeps the weights that are best in the first form."""
+        scores: dict[str, list[np.ndarray]] = {form: [] for form in self.task.forms}
+        for batch, answers in predict(self.model, self.task, self.held_out, self.device):
+            for form, answer in answers.items():
+                scores[form].append(self.task.score(answer, batch.targets))
+        values = {form: float(np.concatenate(parts).mean()) for form, parts in scores.items()}
+        self.progress.scores = values
+        value = values[self.task.forms[0]]
+        if self.best is None or (value > self.best if self.task.higher_is_better else value < self.best):
+            self.best = value
+            self._save("best", self._weights())
+        return values
+
+    # Checkpoints
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        return {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+
+    def _everything(self) -> dict[str, torch.Tensor]:
+        names: dict[torch.Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
+        moments = {
+            f"optimizer.{key}.{names[parameter]}": value
+            for parameter, state in self.optimizer.state.items()
+            for key, value in state.items()
+        }
+        return self._weights() | moments
+
+    def _save(self, which: str, tensors: dict[str, torch.Tensor]) -> None:
+        self.run.save(which, tensors, {"step": self.step, "steps": self.steps, "best": self.best})
+
+    def _restore(self) -> None:
+        """Goes on from the last checkpoint, if there is one, and forgets metrics that were written after it."""
+        checkpoint = self.run.checkpoint("last")
+        if checkpoint:
+            tensors = self.run.tensors("last")
+            load_weights(self.model, tensors)
+            for name, parameter in self.model.named_parameters():
+                keys = ("step", "exp_avg", "exp_avg_sq")
+                found = {key: tensors[f"optimizer.{key}.{name}"] for key in keys if f"optimizer.{key}.{name}" in tensors}
+                if found:
+                    self.optimizer.state[parameter] = {
+                        key: value if key == "step" else value.to(self.device) for key, value in found.items()
+                    }
+            self.step, self.best = checkpoint["step"], checkpoint["best"]
+        self.progress.step = self.step
+        kept = [line for line in read_metrics(self.run.path) if line["step"] <= self.step]
+        write_atomically(self.run.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+
+def load_weights(model: VideoModel, tensors: dict[str, torch.Tensor]) -> None:
+    """The `model.*` tensors of a checkpoint into a model built from the same recipe."""
+    weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise BadInput(f"checkpoint does not fit the model: {' '.join(str(error).split())}", "train again") from error
+
+
+def predict(
+    model: VideoModel, task: TaskPlugin, windows: Windows, device: torch.device
+) -> Iterator[tuple[Batch, dict[str, np.ndarray]]]:
+    """Every evaluation batch with the model's answer in each form."""
+    model.eval()
+    for batch in windows.evaluation(EVAL_BATCH):
+        with torch.inference_mode():
+            predictions = model(*windows.tokens(batch, device))
+            yield batch, {form: task.answer(form, prediction).cpu().numpy() for form, prediction in predictions.items()}
+
+
+def steps_of(settings: TrainingSettings, clips: int) -> int:
+    """Steps of a run; epochs are converted here and nowhere else."""
+    if settings.steps is not None:
+        return settings.steps
+    assert settings.epochs is not None
+    return max(1, math.ceil(settings.epochs * clips / settings.batch_size))
+
+
+def learning_rate(settings: TrainingSettings, step: int, steps: int) -> float:
+    """Linear warm-up to the peak, then a cosine down to the minimum at the last step."""
+    warmup = min(settings.warmup_steps, steps - 1)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    share = (step - warmup) / max(1, steps - 1 - warmup)
+    low, high = settings.min_learning_rate, settings.learning_rate
+    return low + (high - low) * (1 + math.cos(math.pi * share)) / 2
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a line cut short by a kill is left out."""
+    file = path / "metrics.jsonl"
+    records = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records

@@ -1,0 +1,257 @@
+"""Windows of T frames out of a cache, read by threads straight into a batch.
+
+The order is a pure function of (seed, step, rank, world size): sample number g of the endless stream is the clip at place g
+mod n of the permutation of epoch g div n, and a batch is the next B samples. So no clip is dropped, every rank has the same
+number of steps, and going on in mid-epoch needs one integer.
+
+A window's frames are asked for in seconds and the nearest cached frame of the clip is taken, so that variable frame rate,
+rounding of timestamps and a cache of a higher rate all read right. What lies past the end of a short clip repeats its last
+frame (as the paper does); the times in the batch are always those of the frames that were read.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+
+import numpy as np
+import torch
+
+from pipeline.cache import Cache, Location
+from pipeline.errors import BadInput
+from pipeline.manifest import Manifest
+from pipeline.records import Batch, Clip
+from pipeline.spec import WindowSettings
+from pipeline.store import StoreReader
+
+READERS = 2
+"""Threads that read ahead; never processes: a forked reader can inherit locks that nobody will release."""
+BATCHES_AHEAD = 3
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """One clip as rows of a store: consecutive cached frames and their times."""
+
+    store: int
+    first_row: int
+    time_s: np.ndarray
+
+
+def window_times(start_s: float, frames: int, fps: float, speed: float, reverse: bool) -> np.ndarray:
+    """(T,) source times of a window whose earliest frame is at `start_s`, in the order they are read."""
+    time_s = start_s + np.arange(frames) * (speed / fps)
+    return time_s[::-1] if reverse else time_s
+
+
+def nearest(time_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:
+    """Index into ascending `time_s` of the frame nearest to each wanted time; the earlier one of two equally near."""
+    after = np.clip(np.searchsorted(time_s, wanted_s), 1, max(1, len(time_s) - 1))
+    before = after - 1
+    if len(time_s) == 1:
+        return np.zeros(len(wanted_s), np.int64)
+    return np.where(wanted_s - time_s[before] <= time_s[after] - wanted_s, before, after)
+
+
+class Windows:
+    """The windows of one split of a manifest over a cache.
+
+    Raises BadInput: unknown split, a rate that the cache does not hold, targets that the manifest lacks, and clips that the
+    cache does not cover, unless `allow_missing`, which leaves them out and lists them in `skipped`.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        manifest: Manifest,
+        split: str,
+        settings: WindowSettings,
+        needs: Sequence[str] = (),
+        layers: Sequence[int] | None = None,
+        seed: int = 0,
+        allow_missing: bool = False,
+    ) -> None:
+        self.cache, self.manifest, self.split, self.settings, self.seed = cache, manifest, split, settings, seed
+        self.layers = tuple(cache.shape.layers if layers is None else layers)
+        self.names = [name for name in cache.arrays if self._wanted(name)]
+        clips = [(place, manifest.clips[place]) for place in manifest.split(split)]
+        self._check_rate([clip for _, clip in clips])
+        self._check_needs(needs, [clip for _, clip in clips])
+        self.skipped = {clip.clip_id: hole for _, clip in clips if (hole := cache.hole(clip))}
+        if self.skipped and not allow_missing:
+            clip_id, reason = next(iter(self.skipped.items()))
+            raise BadInput(
+                f"cache {cache.path} has holes: {len(self.skipped)} of {len(clips)} clips of split '{split}' are not covered, "
+                f"the first is {clip_id}: {reason}",
+                f"finish extraction, or see them with: stillframe status {cache.path}; --allow-missing goes on without them",
+            )
+        self._readers: dict[int, StoreReader] = {}
+        self._times: dict[int, np.ndarray] = {}
+        self.clips: list[int] = []
+        """Places of the usable clips in `manifest.clips`; `Batch.clip_index` counts in this list."""
+        self.stretches: list[Stretch] = []
+        for place, clip in clips:
+            if clip.clip_id not in self.skipped:
+                self._add(place, clip)
+        if not self.clips:
+            raise BadInput(
+                f"split '{split}' of {manifest.folder} has no clip that {cache.path} covers", "extract its videos first"
+            )
+        number = {label: number for number, label in enumerate(manifest.labels)}
+        self.labels = np.array([number.get(manifest.clips[place].label or "", -1) for place in self.clips], np.int64)
+        """Label number of every usable clip; -1 where the manifest has none."""
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    @property
+    def padded(self) -> int:
+        """How many clips are shorter than their window, so that their last frame is repeated."""
+        return sum(self._room_s(place) < 0 for place in range(len(self)))
+
+    def clip(self, index: int) -> Clip:
+        """The clip that `Batch.clip_index` means."""
+        return self.manifest.clips[self.clips[index]]
+
+    # Order
+
+    def sample(self, number: int) -> tuple[int, float]:
+        """Clip and place of the window in it (0 first, 1 last) of sample `number` of the endless training stream."""
+        epoch, place = divmod(number, len(self))
+        order, places = _epoch(self.seed, epoch, len(self))
+        clip = int(order[place])
+        return clip, float(places[clip])
+
+    def train(
+        self, batch_size: int, start_step: int, stop_step: int, rank: int = 0, world_size: int = 1
+    ) -> Iterator[tuple[int, Batch]]:
+        """(step, this rank's part of its batch) for the steps [start_step, stop_step)."""
+        if batch_size % world_size:
+            raise BadInput(f"batch_size {batch_size} does not divide over {world_size} ranks", "choose a multiple")
+        steps = range(start_step, stop_step)
+        jobs = (
+            [self.sample(number) for number in range(step * batch_size + rank, (step + 1) * batch_size, world_size)]
+            for step in steps
+        )
+        yield from zip(steps, self._read_ahead(jobs), strict=True)
+
+    def evaluation(self, batch_size: int) -> Iterator[Batch]:
+        """Every clip in order, `eval_windows` windows of each spread evenly over it."""
+        count = self.settings.eval_windows
+        places = [0.5] if count == 1 else np.linspace(0, 1, count).tolist()
+        samples = ((clip, place) for clip in range(len(self)) for place in places)
+        jobs = iter(lambda: list(islice(samples, batch_size)), [])
+        yield from self._read_ahead(jobs)
+
+    # Reading
+
+    def read(self, samples: Sequence[tuple[int, float]]) -> Batch:
+        """The windows of `samples`, each (clip, place of the window in it)."""
+        frames = self.settings.frames
+        rows = [self._rows(clip, place) for clip, place in samples]
+        arrays = {}
+        for name in self.names:
+            shape, dtype = self.cache.arrays[name]
+            arrays[name] = np.empty((len(samples), frames, *shape), dtype)
+            for window, (clip, _) in enumerate(samples):
+                stretch = self.stretches[clip]
+                self._reader(stretch.store).read_into(name, stretch.first_row + rows[window], arrays[name][window])
+        time_s_BT = np.stack([self.stretches[clip].time_s[rows[window]] for window, (clip, _) in enumerate(samples)])
+        index = np.array([clip for clip, _ in samples], np.int64)
+        return Batch(arrays, time_s_BT, index, {"label": self.labels[index]})
+
+    def tokens(self, batch: Batch, device: torch.device) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """special (B, T, S, D) and patches (B, T, P, D) per layer, decoded on the device after the transfer."""
+        moved = {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in batch.arrays.items()}
+        keys = self.cache.codec.layout(self.cache.shape.width)
+
+        def decode(name: str) -> torch.Tensor:
+            return self.cache.codec.decode({key: moved[f"{name}_{key}" if key else name] for key in keys})
+
+        patches = [decode(f"layer_{layer}") for layer in self.layers]
+        if self.cache.shape.special_tokens:
+            return decode("special"), patches
+        return patches[0][:, :, :0], patches
+
+    def _read_ahead(self, jobs: Iterator[list[tuple[int, float]]]) -> Iterator[Batch]:
+        with ThreadPoolExecutor(READERS, "read") as pool:
+            waiting: deque[Future[Batch]] = deque()
+            try:
+                for job in jobs:
+                    waiting.append(pool.submit(self.read, job))
+                    if len(waiting) > BATCHES_AHEAD:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _rows(self, clip: int, place: float) -> np.ndarray:
+        """Rows of one window, counted from the clip's first."""
+        how, stretch = self.clip(clip), self.stretches[clip]
+        start_s = float(stretch.time_s[0]) + place * max(0.0, self._room_s(clip))
+        wanted_s = window_times(start_s, self.settings.frames, self.settings.fps, how.speed, how.reverse)
+        return nearest(stretch.time_s, wanted_s)
+
+    def _room_s(self, clip: int) -> float:
+        """By how much the clip is longer than a window; negative if it is shorter."""
+        time_s = self.stretches[clip].time_s
+        return float(time_s[-1] - time_s[0]) - (self.settings.frames - 1) * self.clip(clip).speed / self.settings.fps
+
+    # Building
+
+    def _wanted(self, name: str) -> bool:
+        return not name.startswith("layer_") or int(name.split("_")[1]) in self.layers
+
+    def _add(self, place: int, clip: Clip) -> None:
+        location = self.cache.locations[clip.video_id]
+        time_s = self._video_times(location)
+        first = int(np.searchsorted(time_s, clip.start_s))
+        stop = len(time_s) if clip.stop_s is None else int(np.searchsorted(time_s, clip.stop_s))
+        if stop <= first:
+            raise BadInput(
+                f"clip {clip.clip_id} holds no cached frame: it lies at [{clip.start_s}, {clip.stop_s}) s, "
+                f"its video is cached from {time_s[0]:.3f} to {time_s[-1]:.3f} s",
+                "check start_s and stop_s in the manifest, or cache at a higher frames.fps",
+            )
+        self.clips.append(place)
+        self.stretches.append(Stretch(location.store, location.start + first, time_s[first:stop]))
+
+    def _video_times(self, location: Location) -> np.ndarray:
+        if location.store not in self._times:
+            self._times[location.store] = self._reader(location.store).small("time_s")
+        return self._times[location.store][location.start : location.stop]
+
+    def _reader(self, store: int) -> StoreReader:
+        if store not in self._readers:
+            self._readers[store] = self.cache.reader(store)
+        return self._readers[store]
+
+    def _check_rate(self, clips: list[Clip]) -> None:
+        wanted = self.settings.fps / min((clip.speed for clip in clips), default=1.0)
+        if self.cache.fps is not None and wanted > self.cache.fps * (1 + 1e-6):
+            most = self.cache.fps * self.settings.fps / wanted
+            raise BadInput(
+                f"windows want {wanted:g} frames per second, cache {self.cache.path} holds {self.cache.fps:g}",
+                f"set windows.fps to at most {most:g}, or extract with a higher frames.fps",
+            )
+
+    def _check_needs(self, needs: Sequence[str], clips: list[Clip]) -> None:
+        unlabelled = [clip.clip_id for clip in clips if clip.label is None]
+        if "label" in needs and unlabelled:
+            raise BadInput(
+                f"the task needs a label, {len(unlabelled)} clips of split '{self.split}' have none, first {unlabelled[0]}",
+                "build the manifest from a labelled data set (folder, world, playback)",
+            )
+
+
+@lru_cache(maxsize=8)
+def _epoch(seed: int, epoch: int, clips: int) -> tuple[np.ndarray, np.ndarray]:
+    """Order of the clips in an epoch, and where in each clip its window lies."""
+    rng = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64)))
+    return rng.permutation(clips), rng.random(clips)
