@@ -201,6 +201,7 @@ class Pipeline:
         self.decoders, self.progress, self.on_progress = decoders, progress, on_progress or (lambda _: None)
         self.stop = threading.Event()
         self.codec = cache_spec.make_codec()
+        self.writer: StoreWriter | None = None
 
     def run(self, plan: dict[int, list[Video]]) -> None:
         """Decode and encode here and in threads, write in one more thread; the first error of any of them ends all."""
@@ -318,24 +319,26 @@ class Pipeline:
         except BaseException:
             self.stop.set()
             raise
+        finally:
+            if self.writer:
+                self.writer.close()
 
     def _write_stores(self, to_write: queue.Queue[Any]) -> None:
-        writer: StoreWriter | None = None
         seconds = dict(self.progress.seconds)
         while (item := self._get(to_write)) is not None:
             if isinstance(item, Begin):
-                writer = self._open(item.store)
+                self.writer = self._open(item.store)
             elif isinstance(item, Rows):
-                assert writer is not None
+                assert self.writer is not None
                 if item.done:
                     with self.progress.timed("encode"):  # waiting for the GPU is encoding
                         item.done.synchronize()
                 with self.progress.timed("write"):
-                    writer.append(self._arrays(item.tokens))
+                    self.writer.append(self._arrays(item.tokens))
             elif isinstance(item, End):
-                assert writer is not None
+                assert self.writer is not None
                 with self.progress.timed("write"):
-                    files = writer.commit(item.small(), {"videos": list(item.rows), "fingerprint": self.cache.fingerprint})
+                    files = self.writer.commit(item.small(), {"videos": list(item.rows), "fingerprint": self.cache.fingerprint})
                 now = dict(self.progress.seconds)
                 spent = {step: round(now[step] - seconds[step], 3) for step in now}
                 seconds = now

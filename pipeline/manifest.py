@@ -155,10 +155,10 @@ def build(
     table: dict[str, Any],
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
-    """Asks data set `name`, with the settings in `table`, for its clips and targets and writes the manifest into folder `out`.
+    """Asks data set `name`, with the settings in `table`, for clips and targets, and writes the manifest into folder `out`.
 
-    `root` holds the videos; a data set that renders its own puts them there (None: into `out`). Raises BadInput: unknown data set or
-    setting, no such root, no usable video, and whatever `check` finds.
+    `root` holds the videos; a data set that renders its own puts them there (None: into `out`).
+    Raises BadInput: unknown data set or setting, no such root, no usable video, and whatever `check` finds.
     """
     plugin = plugins.load("dataset", name)
     settings = plugins.settings("dataset", name, table, f"dataset '{name}'")
@@ -188,7 +188,7 @@ def build(
 
 
 def check(clips: Iterable[Clip], where: str, unit: str) -> None:
-    """Raises BadInput unless ids are unique, videos agree with themselves, sources are relative and all or no clips have labels.
+    """Raises BadInput unless ids are unique, videos agree, sources are relative, and all clips or none have labels.
 
     An error names the clip as `where unit number`, counted from 1.
     """
@@ -240,10 +240,12 @@ def _parse(line: str, where: str) -> Clip:
     for key, value in record.items():
         if key not in TYPES:
             raise unknown_name("key", key, TYPES, where)
+        if value is None and key in NULLABLE:
+            continue
         wanted = TYPES[key]
-        if wanted is float and type(value) in (int, float) and math.isfinite(value):
-            record[key] = float(value)
-        elif not (type(value) is wanted is not float or value is None and key in NULLABLE):
+        if wanted is float and type(value) is int:
+            value = record[key] = float(value)
+        if type(value) is not wanted or (isinstance(value, float) and not math.isfinite(value)):
             raise BadInput(f"{where}: {key} must be a {wanted.__name__}, found {json.dumps(value)}", REBUILD)
     missing = [key for key in TYPES if key not in record and key not in DEFAULTS]
     if missing:
@@ -259,7 +261,7 @@ def _write(out: Path, dataset: DatasetPlugin, clips: Iterable[Clip], origin: Ori
     out.mkdir(parents=True, exist_ok=True)
     aside = {name: out / f".{name}.partial" for name in Manifest.FILES}
     has_targets = _write_targets(aside[TARGETS], ((clip, dataset.targets(clip)) for clip in clips))
-    aside[ORIGIN].write_text(origin.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    aside[ORIGIN].write_text(json.dumps(origin.model_dump(), indent=2) + "\n", encoding="ascii")
     aside[CLIPS].write_bytes(text)
     if not has_targets:
         aside.pop(TARGETS).unlink()

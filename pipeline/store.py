@@ -80,6 +80,12 @@ class _ShardWriter:
                 self._put(fill.reshape(-1).view(np.uint8).data)
             self._close_shard(held)
 
+    def close(self) -> None:
+        """Lets go of a shard that will not be finished."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
     def _put(self, data: memoryview) -> None:
         if self._file is None:
             path = self._path()
@@ -103,8 +109,7 @@ class _ShardWriter:
         self._put(memoryview(data + google_crc32c.value(data).to_bytes(4, "little")))
         path, size = Path(self._file.name), self._file.tell()
         _sync(self._file)
-        self._file.close()
-        self._file = None
+        self.close()
         self.files[path.relative_to(self.folder.parent).as_posix()] = [size, self._hash.hexdigest()]
 
 
@@ -133,6 +138,11 @@ class StoreWriter:
         assert arrays.keys() == self.writers.keys()
         for name, array in arrays.items():
             self.writers[name].append(array)
+
+    def close(self) -> None:
+        """Gives an unfinished store up; what is written of it stays aside until the next writer clears it away."""
+        for writer in self.writers.values():
+            writer.close()
 
     def commit(self, small: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> dict[str, list[Any]]:
         """Writes the small arrays and all metadata, then renames. Returns relative path -> [bytes, sha256]."""

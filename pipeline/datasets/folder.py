@@ -4,8 +4,8 @@
     root/{train,val,test}/<label>/**/*     the first folder is the split
     root/labels.csv                        columns path, label and, if wanted, split, start_s, stop_s
 
-A folder that holds two or more images, and no video, is one video too: its frames are its images in the order of their names,
-`image_fps` a second. A clip's id is its path under the root, suffix and all, so that `a.mp4` and `a.mov` stay two clips.
+A folder that holds two or more images, and no video, is one video too, `image_fps` images a second. A clip's id is its path under
+the root, suffix and all, so that `a.mp4` and `a.mov` stay two clips.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
@@ -87,10 +87,11 @@ class Dataset(DatasetPlugin):
         top = {parts[0] for source in sources if len(parts := PurePosixPath(source).parts) > 1}
         splits = top & set(SPLITS)
         # A label may well be called "train": splits are meant when there are two of them, or nothing else.
-        has_splits = len(splits) > 1 or bool(splits) and splits == top
+        has_splits = len(splits) > 1 or (bool(splits) and splits == top)
         if has_splits and splits != top:
             raise BadInput(
-                f"{self.root} mixes split folders ({', '.join(sorted(splits))}) and others ({', '.join(sorted(top - splits)[:5])})",
+                f"{self.root} mixes split folders ({', '.join(sorted(splits))}) "
+                f"and others ({', '.join(sorted(top - splits)[:5])})",
                 "put every label folder inside train, val or test, or none of them",
             )
         rows = []
@@ -164,11 +165,12 @@ def draw_splits(label_of: Mapping[str, str], val_fraction: float, seed: int) -> 
     split = dict.fromkeys(label_of, "train")
     for sources in by_label.values():
         held_out = min(max(round(len(sources) * val_fraction), 1), len(sources) - 1) if val_fraction else 0
-        ranked = sorted(
-            sources, key=lambda source: hashlib.sha256(f"{seed} {source}".encode(errors="surrogateescape")).digest()
-        )
-        split |= dict.fromkeys(ranked[:held_out], "val")
+        split |= dict.fromkeys(sorted(sources, key=partial(_lot, seed))[:held_out], "val")
     return split
+
+
+def _lot(seed: int, source: str) -> bytes:
+    return hashlib.sha256(f"{seed} {source}".encode(errors="surrogateescape")).digest()
 
 
 def read_csv(root: Path, name: str) -> Iterator[Row]:

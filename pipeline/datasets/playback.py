@@ -1,8 +1,8 @@
 """Any folder of videos, without labels, as a task that only time can solve: how was this stretch played?
 
-Each video is cut into stretches. Each stretch gives one clip for every direction and speed, and the label is how the clip is read:
-`forward x1`, `reverse x4`, ... All clips of a stretch hold the same frames and every stretch gives every label once, so the frames
-themselves say nothing. A video, with all its stretches, lies in one split.
+Each video is cut into stretches. Each stretch gives one clip for every direction and speed, and the label is how the clip is
+read: `forward x1`, `reverse x4`, ... All clips of a stretch hold the same frames and every stretch gives every label equally
+often, so the frames themselves say nothing. A video, with all its stretches, lies in one split.
 
 After "Learning and Using the Arrow of Time" (Wei et al., CVPR 2018) and "SpeedNet" (Benaim et al., CVPR 2020).
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -31,9 +31,10 @@ class Settings(plugins.Settings):
     label: Literal["both", "speed", "direction"] = "both"
     """What is to be told: `reverse x2`, `x2` or `reverse`."""
     stretch_s: float = Field(default=8.0, gt=0)
-    """Length of a stretch. 8 frames at 4 per second, read at speed 4, span (8 - 1) / 4 * 4 = 7 s; the rest is room to choose from."""
+    """Length of a stretch. 8 frames at 4 per second, read at speed 4, span (8 - 1) / 4 * 4 = 7 s; a window needs that much."""
     min_s: float = Field(default=7.25, gt=0)
-    """A video shorter than `stretch_s` is one stretch if it is at least this long. Less than a window spans gives speeds away."""
+    """A video shorter than `stretch_s` is one stretch if it is at least this long. A window that does not fit at the highest
+    speed is padded with repeated frames, which would give the speed away."""
     max_stretches: int = Field(default=16, ge=1)
     """Per video; where there are more, these are spread evenly."""
     val_fraction: float = Field(default=0.2, ge=0, lt=1)
@@ -77,10 +78,8 @@ class Dataset(DatasetPlugin):
         facts = probe_all(self, sources)
         stretches = {source: self._stretches(facts[source]) for source in facts}
         for source in [source for source in facts if not stretches[source]]:
-            self.rejected[source] = (
-                f"too short: {facts[source].duration_s:.2f} s, wanted at least {self.settings.min_s:g} s (min_s)"
-            )
             del stretches[source]
+            self.rejected[source] = f"too short: {_length(facts[source])}, wanted at least {self.settings.min_s:g} s (min_s)"
         split = draw_splits(dict.fromkeys(stretches, ""), self.settings.val_fraction, self.settings.seed)
         for source in stretches:
             image_fps = self.settings.image_fps if (self.root / source).is_dir() else None
@@ -103,9 +102,14 @@ class Dataset(DatasetPlugin):
     def _stretches(self, facts: Probe) -> list[tuple[int, float, float | None]]:
         """(number in the video, start_s, stop_s) of the stretches that are used."""
         length_s, limit = self.settings.stretch_s, self.settings.max_stretches
-        count = int(facts.duration_s / length_s + 1e-6)
+        duration_s = facts.duration_s or 0.0
+        count = int(duration_s / length_s + 1e-6)  # 1e-6: a video of 8 s may call itself 7.999999
         if count == 0:
-            return [(0, 0.0, None)] if facts.duration_s >= self.settings.min_s else []
+            return [(0, 0.0, None)] if duration_s >= self.settings.min_s else []
         numbers = range(count) if count <= limit else [int((place + 0.5) * count / limit) for place in range(limit)]
         begin_s = max(facts.start_s, 0.0)
         return [(number, begin_s + number * length_s, begin_s + (number + 1) * length_s) for number in numbers]
+
+
+def _length(facts: Probe) -> str:
+    return "length unknown" if facts.duration_s is None else f"{facts.duration_s:.2f} s"

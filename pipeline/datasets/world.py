@@ -190,8 +190,8 @@ def render(scene: Scene, phase_TA: np.ndarray, size_px: int) -> np.ndarray:
 def truth(scene: Scene, phase_TA: np.ndarray) -> dict[str, np.ndarray]:
     """What is true of every frame, exact to rounding.
 
-    `boxes` (1, T, 4): xyxy of the outline around the object's centre, cut at the frame's edges. The centre is always in the frame;
-    what has left at an edge and shows at the opposite one is not boxed.
+    `boxes` (1, T, 4): xyxy of the outline around the object's centre, cut at the frame's edges. The centre is always in the
+    frame; what has left at an edge and shows at the opposite one is not boxed.
     `points` (8, T, 2): 6 fixed on the object, which cross the edges as it does, then 2 on the background.
     `visible` (8, T): False where the object covers a point of the background.
     `depth_m` (T, 28, 28): distance of the object's plane, or the background's, at the centre of each cell.

@@ -210,6 +210,8 @@ def _shape(config: Any, layers: tuple[int, ...], size_px: int) -> TokenShape:
     for layer in layers:
         if not 0 <= layer < depth:
             raise BadInput(f"layer {layer} is not there: this encoder has {depth} blocks, 0..{depth - 1}")
+    if not isinstance(patch_px, int) or patch_px < 1:
+        raise BadInput(f"this encoder's patch_size is {patch_px}; wanted one whole number: square patches")
     side, rest = divmod(size_px, patch_px)
     if rest or not side:
         legal = [str(count * patch_px) for count in (side, side + 1) if count]
@@ -270,9 +272,7 @@ def _pretrained(folder: Path, config: Any) -> tuple[Any, str]:
     # transformers fills what it does not find with random numbers; pooling heads alone may go missing, as no token needs them.
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(("pooler.", "head.")))
     if missing:
-        raise BadInput(
-            f"{folder} lacks {len(missing)} weights of its {config.model_type}, the first is {missing[0]}", "fetch it again"
-        )
+        raise BadInput(f"{folder} lacks {len(missing)} weights of the tower, the first is {missing[0]}", "fetch it again")
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -291,11 +291,12 @@ def _weight_files(folder: Path) -> list[Path]:
         if gone:
             raise BadInput(f"{folder} lacks {len(gone)} of {len(files)} weight files, the first is {gone[0]}", "fetch it again")
         return files
-    pickled = "; its pickled weights (.bin) are not read" if list(folder.glob("*.bin")) else ""
-    raise BadInput(
-        f"{folder} has no model.safetensors{pickled}",
-        "convert it where you trust it: load the model with transformers and call save_pretrained, which writes safetensors",
-    )
+    if list(folder.glob("*.bin")):
+        raise BadInput(
+            f"{folder} has no model.safetensors, and its pickled weights (.bin) are not read",
+            "where you trust them, load the model with transformers and call save_pretrained, which writes safetensors",
+        )
+    raise BadInput(f"{folder} has no model.safetensors", "fetch the model's weights again")
 
 
 def _random(config: Any, seed: int) -> tuple[Any, str]:
@@ -304,7 +305,7 @@ def _random(config: Any, seed: int) -> tuple[Any, str]:
         torch.default_generator.manual_seed(seed)
         try:
             tower = transformers.AutoModel.from_config(config, attn_implementation="sdpa")
-        except (RuntimeError, ValueError, ZeroDivisionError) as error:
+        except (KeyError, RuntimeError, ValueError) as error:
             raise BadInput(f"config of {config.model_type}: {_first_line(error)}") from error
     digest = hashlib.sha256()
     for name, tensor in sorted(tower.state_dict().items()):

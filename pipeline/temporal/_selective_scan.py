@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}
-"""T * R * K * E of one block. CPU: a few MB, so that a block stays in the cache; CUDA: enough to fill the device."""
+BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
+"""T * R * K * E of one block. CPU: a few MB, which mostly stay in its caches; CUDA: enough to fill the device."""
 
 
 def selective_scan(

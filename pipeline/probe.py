@@ -1,0 +1,214 @@
+"""What a video says of itself: opened and read without decoding, or refused with the true reason.
+
+A header is a claim. Plans are made from it (`expected_frames`); what is really there is known only once it is decoded.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from pipeline.errors import BadVideo
+
+VIDEO_SUFFIXES = frozenset(
+    ".3g2 .3gp .asf .avi .divx .dv .f4v .flv .gif .h264 .h265 .hevc .ivf .m1v .m2ts .m2v .m4v .mjpeg .mjpg .mkv .mov .mp4 .mpeg .mpg "
+    ".mts .mxf .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m".split()
+)
+AUDIO_SUFFIXES = frozenset(".aac .ac3 .aif .aiff .amr .flac .m4a .mka .mp2 .mp3 .oga .ogg .opus .wav .wma".split())
+MEDIA_SUFFIXES = VIDEO_SUFFIXES | AUDIO_SUFFIXES
+"""Lower-case suffixes of video and audio files: a folder's audio is refused with a reason, not passed over in silence."""
+IMAGE_SUFFIXES = frozenset(".bmp .jpeg .jpg .png .ppm .tif .tiff .webp".split())
+
+TIMESTAMPS = "timestamps.txt"
+"""In an image folder: one time in seconds per line, one line per image."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The claims of a video's header, or the facts of an image folder."""
+
+    width: int
+    """As stored, before rotation."""
+    height: int
+    fps: float | None
+    """Average frame rate."""
+    start_s: float
+    """Presentation time of the first frame."""
+    duration_s: float | None
+    frames_from_header: int | None
+    """None: the container does not say. Frames that an edit list hides are counted."""
+    codec: str
+
+
+def decoder_identity() -> str:
+    """The libraries that decide what a decoded pixel is, by major version; part of every cache's fingerprint."""
+    pyav = av.__version__.partition(".")[0]
+    codec, scale = (av.library_versions[name][0] for name in ("libavcodec", "libswscale"))
+    return f"pyav {pyav} libavcodec {codec} libswscale {scale}"
+
+
+def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
+    """A media file and its best video stream, as libav ranks them (resolution first, cover art last).
+
+    Raises BadVideo if there is nothing to decode. The caller closes the container.
+    """
+    if not path.is_file():
+        raise BadVideo(f"{path.name}: {'is not a file' if path.exists() else 'does not exist'} in {path.parent}")
+    if path.stat().st_size == 0:
+        raise BadVideo(f"{path.name}: is empty (0 bytes)")
+    try:
+        # An absolute path, since libav would take the beginning of "a:b.mp4" for a protocol.
+        container = av.open(str(path.absolute()), "r", metadata_errors="replace")
+    except av.FFmpegError as error:
+        raise BadVideo(f"{path.name}: cannot be opened as a media file: {error.strerror}") from error
+    try:
+        return container, _best_stream(path, container)
+    except BadVideo:
+        container.close()
+        raise
+
+
+def _best_stream(path: Path, container: InputContainer) -> VideoStream:
+    stream = container.streams.best("video")
+    if not isinstance(stream, VideoStream):
+        kinds = sorted({other.type for other in container.streams})
+        raise BadVideo(f"{path.name}: no video stream ({' and '.join(kinds) or 'nothing'} only)")
+    if stream.disposition & Disposition.attached_pic:
+        raise BadVideo(f"{path.name}: no video stream, its only picture is cover art")
+    # PyAV leaves the context out, against its type stubs, when libav has no decoder.
+    if stream.codec_context is None:
+        raise BadVideo(f"{path.name}: no decoder for its video codec", "convert it, for example to H.264")  # type: ignore[unreachable]
+    return stream
+
+
+def frame_rate(stream: VideoStream) -> float | None:
+    """Average frames per second, else libav's guess (IVF and MPEG-TS state no average)."""
+    rate = stream.average_rate or stream.guessed_rate
+    return float(rate) if rate else None
+
+
+def header_end_s(container: InputContainer, stream: VideoStream) -> float | None:
+    """Presentation time at which the header says the video ends; None if it does not say."""
+    start_s = _start_s(stream)
+    if container.format.name == "avi" and stream.frames and stream.average_rate:
+        # libav cuts the duration of a truncated AVI down to what is there; the frame count stays as it was written.
+        return start_s + float(stream.frames / stream.average_rate)
+    if stream.duration is not None and stream.time_base is not None:
+        return start_s + float(stream.duration * stream.time_base)
+    if container.duration is not None:
+        # Of the longest stream. Most writers of Matroska count it from zero, some from the first frame.
+        whole_s = container.duration / av.time_base
+        return whole_s if whole_s > start_s else start_s + whole_s
+    return None
+
+
+def last_packet_end_s(path: Path, all_streams: bool) -> float:
+    """When the last packet of the video stream, or of any stream, ends. Reads the whole file but decodes nothing."""
+    container, video = open_video(path)
+    end_s = 0.0
+    with container:
+        try:
+            for packet in container.demux() if all_streams else container.demux(video):
+                time = packet.dts if packet.pts is None else packet.pts
+                if time is not None:
+                    end_s = max(end_s, float((time + (packet.duration or 0)) * packet.time_base))
+        except av.FFmpegError:
+            pass  # What can be read counts.
+    return end_s
+
+
+def probe(path: Path, image_fps: float | None = None) -> Probe:
+    """Reads what a video file, or a folder of images at `image_fps`, says of itself. Raises BadVideo."""
+    if path.is_dir():
+        return _probe_folder(path, image_fps)
+    container, stream = open_video(path)
+    with container:
+        context = stream.codec_context
+        start_s, end_s = _start_s(stream), header_end_s(container, stream)
+        if end_s is None:
+            end_s = last_packet_end_s(path, all_streams=False)
+        return Probe(
+            width=context.width,
+            height=context.height,
+            fps=frame_rate(stream),
+            start_s=start_s,
+            duration_s=end_s - start_s if end_s > start_s else None,
+            frames_from_header=stream.frames or None,
+            codec=context.name,
+        )
+
+
+def _start_s(stream: VideoStream) -> float:
+    return float(stream.start_time * stream.time_base) if stream.start_time and stream.time_base else 0.0
+
+
+def _probe_folder(folder: Path, image_fps: float | None) -> Probe:
+    images, time_s, end_s = list_images(folder, image_fps)
+    container, stream = open_video(images[0])
+    with container:
+        return Probe(
+            width=stream.codec_context.width,
+            height=stream.codec_context.height,
+            fps=len(images) / (end_s - float(time_s[0])),
+            start_s=float(time_s[0]),
+            duration_s=end_s - float(time_s[0]),
+            frames_from_header=len(images),
+            codec=stream.codec_context.name,
+        )
+
+
+def expected_frames(probe: Probe, fps: float | None) -> int:
+    """How many frames the header promises at `fps` frames per second (None: every frame). An estimate, at least 1."""
+    counts = [] if probe.frames_from_header is None else [probe.frames_from_header]
+    if probe.duration_s is not None:
+        counts += [round(probe.duration_s * rate) for rate in [probe.fps] if rate is not None]
+        counts += [math.ceil(probe.duration_s * rate - 1e-3) for rate in [fps] if rate is not None]
+    return max(1, min(counts, default=1))
+
+
+def list_images(folder: Path, image_fps: float | None) -> tuple[list[Path], np.ndarray, float]:
+    """A folder's images in natural order (frame 2 before frame 10), their times in seconds, and when the last one ends.
+
+    Times are those of `timestamps.txt` if the folder has one, else index / image_fps. Hidden files are left out.
+    """
+    images = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")]
+    if not images:
+        raise BadVideo(f"{folder.name}: holds no images", f"wanted files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
+    images.sort(key=_natural)
+    if (folder / TIMESTAMPS).is_file():
+        time_s = _read_timestamps(folder, len(images))
+        interval_s = (time_s[-1] - time_s[0]) / (len(images) - 1) if len(images) > 1 else 1.0
+        return images, time_s, float(time_s[-1] + interval_s)
+    if image_fps is None:
+        raise BadVideo(
+            f"{folder.name}: images have no times", f"give image_fps, or write one time in seconds per line in {TIMESTAMPS}"
+        )
+    if not (math.isfinite(image_fps) and image_fps > 0):
+        raise BadVideo(f"{folder.name}: image_fps must be above 0, found {image_fps}")
+    return images, np.arange(len(images)) / image_fps, len(images) / image_fps
+
+
+def _natural(file: Path) -> tuple[list[str | int], str]:
+    """Digits compare as numbers; names that differ only in leading zeros compare as text."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.name)], file.name
+
+
+def _read_timestamps(folder: Path, count: int) -> np.ndarray:
+    where = f"{folder.name}/{TIMESTAMPS}"
+    try:
+        time_s = np.array([float(word) for word in (folder / TIMESTAMPS).read_text(encoding="utf-8").split()])
+    except ValueError as error:
+        raise BadVideo(f"{where}: wanted one number of seconds per line: {error}") from error
+    if len(time_s) != count:
+        raise BadVideo(f"{where}: holds {len(time_s)} times for {count} images")
+    if not (np.isfinite(time_s).all() and (np.diff(time_s) > 0).all()):
+        raise BadVideo(f"{where}: times must be finite and strictly increasing")
+    return time_s
