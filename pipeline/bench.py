@@ -42,9 +42,9 @@ def extract_speed(frames: int, repeats: int, decoders: int, device: torch.device
     shape = spec.token_shape()
     bare, whole = [], []
     with tempfile.TemporaryDirectory() as folder:
-        clips = max(2, frames // 32)
+        clips = max(1, frames // (8 * 24))
         videos = manifest.build(
-            "world", None, Path(folder) / "world", {"clips": clips, "frames": frames // clips, "size_px": 256}
+            "world", None, Path(folder) / "world", {"clips_per_class": clips, "frames": frames // (8 * clips), "size_px": 256}
         )
         for repeat in range(repeats + 1):
             bare.append(_bare(encoder, spec, frames, device))

@@ -21,7 +21,7 @@ LOG_EVERY_S = 30.0
 """Seconds between progress lines where stderr is not a terminal."""
 
 talk = Console(stderr=True, highlight=False)
-out = Console(highlight=False, soft_wrap=True)
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 Update = Callable[[float, float, str], None]
 """(done, total, what to say beside the bar)"""

@@ -34,7 +34,7 @@ def evaluate(
     device: torch.device | None = None,
     allow_missing: bool = False,
 ) -> dict[str, Any]:
-    """Scores of every clip of `split`; also written to `evaluation-<split>.json` in the run folder.
+    """Scores of every clip of `split`; also written to `evaluation-<split>.json` in the run folder, beside `answers-<split>.npz`.
 
     Returns plain data: per form `score`, `low`, `high` (95 %), and `clips`: clip_id -> label and score per form. The `last`
     checkpoint is scored by default: `best` was chosen on the evaluation split, which flatters it there.
@@ -72,8 +72,8 @@ def evaluate(
             | {form: float(scores[place]) for form, scores in clip_scores.items()}
             for place in range(len(windows))
         },
-        "answers": {form: [answer.tolist() for answer in given] for form, given in answers.items()},
     }
+    np.savez(run.path / f"answers-{split}.npz", **answers)
     write_atomically(run.path / f"evaluation-{split}.json", (json.dumps(result, indent=1) + "\n").encode())
     return result
 
@@ -95,15 +95,16 @@ def require_same_cache(run: Run, cache: Cache, manifest: Manifest) -> None:
 
 def score_clips(
     model: VideoModel, task: TaskPlugin, windows: Windows, device: torch.device
-) -> tuple[dict[str, np.ndarray], dict[str, list[np.ndarray]]]:
-    """form -> score of every clip (mean over its windows), and form -> answer of every window in order."""
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """form -> score of every clip (mean over its windows), and form -> answers of every window in order."""
     total = {form: np.zeros(len(windows)) for form in task.forms}
     answers: dict[str, list[np.ndarray]] = {form: [] for form in task.forms}
     for batch, given in predict(model, task, windows, device):
         for form, answer in given.items():
             np.add.at(total[form], batch.clip_index, task.score(answer, batch.targets))
-            answers[form].extend(answer)
-    return {form: scores / windows.settings.eval_windows for form, scores in total.items()}, answers
+            answers[form].append(answer)
+    means = {form: scores / windows.settings.eval_windows for form, scores in total.items()}
+    return means, {form: np.concatenate(given) for form, given in answers.items()}
 
 
 def interval(scores: np.ndarray, videos: list[str], seed: int = 0) -> dict[str, float]:

@@ -1,25 +1,24 @@
 """Video -> Frames: decode, sample by presentation time, and resize to the encoder's square with the affine kept.
 
-Pixels. 8-bit RGB by libswscale with the stream's own matrix and range, bit for bit what `ffmpeg -pix_fmt rgb24` writes; an
+Pixels. 8-bit RGB by libswscale with the stream's own matrix and range, the pixels that `ffmpeg -pix_fmt rgb24` writes; an
 untagged stream is taken as BT.601. Alpha is dropped: the stored colour counts. Frames flagged as interlaced are deinterlaced at
-the frame rate (bwdif). The display matrix (video) or EXIF orientation (JPEG) is applied, to the nearest quarter turn.
+the frame rate (bwdif). The display matrix of a video (turns and mirrors) or EXIF orientation of a JPEG (turns) is applied.
 
-Times are the container's presentation times. A missing or non-increasing one becomes the previous time plus 1 / rate. AVI has no
-presentation times: there the k-th frame shown takes the k-th decode time, which counts dropped frames (k / rate without any).
+Times are the container's presentation times. A missing or non-increasing one becomes the previous time plus 1 / rate. AVI has
+no presentation times: there the k-th frame shown takes the k-th decode time, which is k / rate unless frames were dropped.
 
 Decoding runs in one thread: on a damaged stream, what libav conceals depends on the number of its threads.
 """
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import av
 import numpy as np
@@ -32,7 +31,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from pipeline.errors import BadVideo
-from pipeline.probe import frame_rate, header_end_s, last_packet_end_s, list_images, open_video
+from pipeline.probe import frame_rate, header_end_s, last_packet_end_s, list_images, open_image, open_video
 from pipeline.records import Frames
 
 TOLERANCE_S = 1e-3
@@ -56,14 +55,17 @@ class _Picture(NamedTuple):
 def decode(path: Path, fps: float | None, image_fps: float | None = None, block_frames: int = 8) -> Iterator[Frames]:
     """Blocks of up to `block_frames` consecutive sampled frames; a change of frame size starts a new block.
 
-    With t0 the first frame's time, the frames kept are those shown at t0 + k / fps, k = 0, 1, ..., until the video ends; each is
-    yielded once, with its own presentation time. `fps` None keeps every frame. `path` is a file, or a folder of images.
+    With t0 the first frame's time, the frames kept are those shown at t0 + k / fps, k = 0, 1, ..., until the video ends; each
+    is yielded once, with its own presentation time. `fps` None keeps every frame. `path` is a file, or a folder of images.
 
     Raises BadVideo, after all good frames have been yielded, if the video cannot be opened, if decoding stops with an error, or
     if the content ends more than 1 s and more than 5 % before the end that its header promises.
     """
     source = _ImageFolder(path, image_fps) if path.is_dir() else _VideoFile(path)
-    yield from _blocks(_sampled(source.pictures(), fps), block_frames)
+    try:
+        yield from _blocks(_sampled(source.pictures(), fps), block_frames)
+    except av.FFmpegError as error:
+        raise BadVideo(f"{path.name}: a frame cannot be converted to RGB: {error.strerror}") from error
     if source.failure is not None:
         raise source.failure
 
@@ -86,6 +88,7 @@ class _VideoFile:
                 self.failure = self._shortfall(container, stream)
 
     def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[_Picture]:
+        assert stream.time_base is not None
         interval_s = 1 / (frame_rate(stream) or 25)
         aspect = float(stream.sample_aspect_ratio or 1)
         previous_s = -math.inf
@@ -98,21 +101,13 @@ class _VideoFile:
                 previous_s = time_s
                 yield _Picture(frame, time_s, self.end_s, aspect)
         except av.FFmpegError as error:
-            self.failure = self._stopped(stream, error.strerror)
-
-    def _stopped(self, stream: VideoStream, reason: str) -> BadVideo:
-        if self.count:
-            return BadVideo(f"{self.path.name}: decoding stopped after {self.count} frames at {self.end_s:.1f} s: {reason}")
-        return self._nothing(stream, reason)
-
-    def _nothing(self, stream: VideoStream, reason: str = "") -> BadVideo:
-        promise = f"header promises {stream.frames} frames, none" if stream.frames else "no frame"
-        return BadVideo(f"{self.path.name}: {promise} could be decoded{': ' if reason else ''}{reason}")
+            far = f"decoding stopped after {self.count} frames at {self.end_s:.1f} s" if self.count else _nothing(stream)
+            self.failure = BadVideo(f"{self.path.name}: {far}: {error.strerror}")
 
     def _shortfall(self, container: InputContainer, stream: VideoStream) -> BadVideo | None:
         """Why a video that ended without an error is not complete."""
         if not self.count:
-            return self._nothing(stream)
+            return BadVideo(f"{self.path.name}: {_nothing(stream)}")
         promised_s = header_end_s(container, stream)
         if promised_s is None or container.format.name not in HONEST_HEADERS:
             return None
@@ -128,8 +123,13 @@ class _VideoFile:
         )
 
 
+def _nothing(stream: VideoStream) -> str:
+    return f"header promises {stream.frames} frames, none could be decoded" if stream.frames else "no frame could be decoded"
+
+
 def _timed(container: InputContainer, stream: VideoStream) -> Iterator[tuple[VideoFrame, float | None]]:
     """Decoded frames with the times that the container gives them."""
+    assert stream.time_base is not None
     stream.codec_context.thread_count = 1
     is_avi = container.format.name == "avi"
     decode_times: deque[int] = deque()
@@ -155,20 +155,25 @@ class _ImageFolder:
         for image, time_s, end_s in zip(self.images, self.time_s, ends_s, strict=True):
             try:
                 frame, aspect = _read_image(image)
-            except av.FFmpegError as error:
-                self.failure = BadVideo(f"{self.folder.name}/{image.name}: cannot be decoded: {error.strerror}")
+            except BadVideo as error:
+                self.failure = error
                 return
             yield _Picture(frame, float(time_s), float(end_s), aspect)
 
 
 def _read_image(image: Path) -> tuple[VideoFrame, float]:
-    # From memory, since libav would read a "%" in the name as a pattern.
-    with av.open(io.BytesIO(image.read_bytes()), "r", metadata_errors="replace") as container:
-        stream = container.streams.video[0]
+    container, stream = open_image(image)
+    with container:
         if stream.codec_context.name == "mjpeg":
             # Otherwise a truncated JPEG passes with its lower part grey.
             stream.codec_context.options = {"err_detect": "explode"}
-        return next(container.decode(stream)), float(stream.sample_aspect_ratio or 1)
+        reason = "it holds no picture"
+        try:
+            for frame in container.decode(stream):
+                return frame, float(stream.sample_aspect_ratio or 1)
+        except av.FFmpegError as error:
+            reason = str(error.strerror)
+    raise BadVideo(f"{image.parent.name}/{image.name}: cannot be decoded: {reason}")
 
 
 def _deinterlaced(pictures: Iterator[_Picture]) -> Iterator[_Picture]:
@@ -215,27 +220,26 @@ def _pulled(graph: Graph, waiting: deque[_Picture], frame: VideoFrame | None) ->
         yield waiting.popleft()._replace(frame=filtered)
 
 
-def grid_points_before(time_s: float, first_s: float, fps: float) -> int:
-    """How many of the sampling instants first_s + k / fps, k = 0, 1, ... come before a frame shown from `time_s` on.
+def is_sampled(time_s: float, next_s: float, first_s: float, fps: float) -> bool:
+    """Whether a frame shown during [time_s, next_s) is on screen at one of the instants first_s + k / fps, k = 0, 1, ...
 
-    A frame is shown at an instant, and hence kept, exactly if this number grows from it to the next frame.
+    That is so if more instants come before the next frame than before this one.
     """
-    return math.ceil((time_s - TOLERANCE_S - first_s) * fps)
+    before, before_next = (math.ceil((time - TOLERANCE_S - first_s) * fps) for time in (time_s, next_s))
+    return before_next > before
 
 
 def _sampled(pictures: Iterator[_Picture], fps: float | None) -> Iterator[_Picture]:
     """Keeps the pictures shown at the sampling instants. Looks one picture ahead; the last one counts up to its own end."""
-    if fps is None:
-        yield from pictures
+    held = next(pictures, None)
+    if held is None:
         return
-    first = held = next(pictures, None)
-    if first is None or held is None:
-        return
+    first_s = held.time_s
     for picture in pictures:
-        if grid_points_before(picture.time_s, first.time_s, fps) > grid_points_before(held.time_s, first.time_s, fps):
+        if fps is None or is_sampled(held.time_s, picture.time_s, first_s, fps):
             yield held
         held = picture
-    if grid_points_before(held.end_s, first.time_s, fps) > grid_points_before(held.time_s, first.time_s, fps):
+    if fps is None or is_sampled(held.time_s, held.end_s, first_s, fps):
         yield held
 
 
@@ -271,15 +275,26 @@ def _upright_rgb(picture: _Picture, converter: VideoReformatter) -> tuple[np.nda
     # Without any accuracy flag libswscale runs its fast path; one thread, since a frame is small work.
     rgb = converter.reformat(picture.frame, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
     pixels_HWC = rgb.to_ndarray()
-    matrix = picture.frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return pixels_HWC, picture.pixel_aspect
-    # Stored (x, y) is shown at (a x + c y, b x + d y), ISO/IEC 14496-12, 6.2.2.
-    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].astype(float)
+    a, b, c, d = _display_matrix(picture.frame)
+    pixel_aspect = picture.pixel_aspect
     if abs(b) + abs(c) > abs(a) + abs(d):
         pixels_HWC, a, d = pixels_HWC.swapaxes(0, 1), c, b
-        picture = picture._replace(pixel_aspect=1 / picture.pixel_aspect)
-    return pixels_HWC[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1], picture.pixel_aspect
+        pixel_aspect = 1 / pixel_aspect
+    return pixels_HWC[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1], pixel_aspect
+
+
+def _display_matrix(frame: VideoFrame) -> tuple[float, float, float, float]:
+    """(a, b, c, d): what is stored at (x, y) is shown at (a x + c y, b x + d y); ISO/IEC 14496-12, 6.2.2."""
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:
+        # PyAV 18 refuses all side data of a frame that has EXIF, and tells the angle alone.
+        turn = math.radians(frame.rotation)
+        return math.cos(turn), -math.sin(turn), math.sin(turn), math.cos(turn)
+    if matrix is None:
+        return 1, 0, 0, 1
+    a, b, _, c, d = np.frombuffer(bytes(cast(Any, matrix)), np.int32)[:5].tolist()
+    return a, b, c, d
 
 
 def to_square(
@@ -291,16 +306,17 @@ def to_square(
 ) -> tuple[torch.Tensor, np.ndarray]:
     """uint8 (F, H, W, 3) -> uint8 (F, 3, size_px, size_px) on the same device, antialiased, and the affine (2, 3).
 
-    crop: the frame, as shown with its pixel aspect, is resized until its short side is `size_px`, its long side rounded to whole
-    pixels, and the centre is cut out. What lies further out than the central 2:1 of a longer frame is cut off before the resize.
-    squash: both sides are resized to `size_px`, whatever the aspect.
+    crop: the frame, as shown with its pixel aspect, is resized until its short side is `size_px`, its long side rounded to
+    whole pixels, and the centre is cut out. Of a frame longer than 2:1 only the central 2:1 is resized, which bounds memory and
+    moves the result by half a pixel at most. squash: both sides are resized to `size_px`.
 
-    The affine maps (x, y, 1), normalised to [0, 1] in the source frame, to (x, y) normalised to [0, 1] in the square. It is that
-    of the pixels, roundings included. The CPU resizes in uint8, other devices in float32: they differ by at most 1 or 2 levels.
+    The affine maps (x, y, 1), normalised to [0, 1] in the source frame, to (x, y) normalised to [0, 1] in the square. It is
+    that of the pixels, roundings included. The CPU resizes in uint8 and rounds between the axes, other devices in float32: they
+    differ by a level or so, by more only where enlarging overshoots.
     """
     _, height, width, _ = pixels_FHWC.shape
     if fit == "squash":
-        return _resize(pixels_FHWC, (size_px, size_px), resample), np.eye(2, 3)
+        return _resize(pixels_FHWC, (size_px, size_px), resample).contiguous(), np.eye(2, 3)
     shown_hw = (float(height), width * pixel_aspect)
     rows, resized_h, top, scale_y, shift_y = _centre(height, shown_hw[0] / min(shown_hw), size_px)
     columns, resized_w, left, scale_x, shift_x = _centre(width, shown_hw[1] / min(shown_hw), size_px)
@@ -324,7 +340,7 @@ def _centre(stored_px: int, aspect: float, size_px: int) -> tuple[slice, int, in
 
 
 def _resize(pixels_FHWC: torch.Tensor, size_hw: tuple[int, int], resample: str) -> torch.Tensor:
-    """(F, H, W, 3) -> (F, 3, *size_hw), uint8. A view of channels-last memory, which is what torch's uint8 kernel is fast on."""
+    """(F, H, W, 3) -> (F, 3, *size_hw), uint8. The permuted view is channels-last, on which torch's uint8 kernel is fast."""
     pixels_FCHW = pixels_FHWC.permute(0, 3, 1, 2)
     if pixels_FCHW.device.type == "cpu":
         return F.interpolate(pixels_FCHW, size_hw, mode=resample, antialias=True)

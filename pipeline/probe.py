@@ -5,6 +5,7 @@ A header is a claim. Plans are made from it (`expected_frames`); what is really 
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from dataclasses import dataclass
@@ -18,14 +19,17 @@ from av.video.stream import VideoStream
 
 from pipeline.errors import BadVideo
 
-VIDEO_SUFFIXES = frozenset(
-    ".3g2 .3gp .asf .avi .divx .dv .f4v .flv .gif .h264 .h265 .hevc .ivf .m1v .m2ts .m2v .m4v .mjpeg .mjpg .mkv .mov .mp4 .mpeg .mpg "
-    ".mts .mxf .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m".split()
-)
-AUDIO_SUFFIXES = frozenset(".aac .ac3 .aif .aiff .amr .flac .m4a .mka .mp2 .mp3 .oga .ogg .opus .wav .wma".split())
-MEDIA_SUFFIXES = VIDEO_SUFFIXES | AUDIO_SUFFIXES
-"""Lower-case suffixes of video and audio files: a folder's audio is refused with a reason, not passed over in silence."""
-IMAGE_SUFFIXES = frozenset(".bmp .jpeg .jpg .png .ppm .tif .tiff .webp".split())
+# fmt: off
+_VIDEO = {
+    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".h264", ".h265", ".hevc", ".ivf", ".m1v",
+    ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".qt",
+    ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv", ".y4m",
+}
+_AUDIO = {".aac", ".ac3", ".aif", ".aiff", ".flac", ".m4a", ".mka", ".mp2", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma"}
+# fmt: on
+MEDIA_SUFFIXES = frozenset(_VIDEO | _AUDIO)
+"""Lower-case suffixes of video and audio files: audio in a folder of videos is refused with a reason, not passed over."""
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 TIMESTAMPS = "timestamps.txt"
 """In an image folder: one time in seconds per line, one line per image."""
@@ -64,29 +68,32 @@ def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
         raise BadVideo(f"{path.name}: {'is not a file' if path.exists() else 'does not exist'} in {path.parent}")
     if path.stat().st_size == 0:
         raise BadVideo(f"{path.name}: is empty (0 bytes)")
+    # An absolute path, since libav would take the beginning of "a:b.mp4" for a protocol.
+    return _open(str(path.absolute()), path.name)
+
+
+def open_image(path: Path) -> tuple[InputContainer, VideoStream]:
+    """One image as a stream of one frame. Raises BadVideo; the caller closes the container."""
+    # From memory, since libav would read a "%" in the name as a pattern.
+    return _open(io.BytesIO(path.read_bytes()), f"{path.parent.name}/{path.name}")
+
+
+def _open(source: str | io.BytesIO, name: str) -> tuple[InputContainer, VideoStream]:
     try:
-        # An absolute path, since libav would take the beginning of "a:b.mp4" for a protocol.
-        container = av.open(str(path.absolute()), "r", metadata_errors="replace")
+        container = av.open(source, "r", metadata_errors="replace")
     except av.FFmpegError as error:
-        raise BadVideo(f"{path.name}: cannot be opened as a media file: {error.strerror}") from error
-    try:
-        return container, _best_stream(path, container)
-    except BadVideo:
-        container.close()
-        raise
-
-
-def _best_stream(path: Path, container: InputContainer) -> VideoStream:
+        raise BadVideo(f"{name}: cannot be opened as media: {error.strerror}") from error
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream):
-        kinds = sorted({other.type for other in container.streams})
-        raise BadVideo(f"{path.name}: no video stream ({' and '.join(kinds) or 'nothing'} only)")
-    if stream.disposition & Disposition.attached_pic:
-        raise BadVideo(f"{path.name}: no video stream, its only picture is cover art")
-    # PyAV leaves the context out, against its type stubs, when libav has no decoder.
-    if stream.codec_context is None:
-        raise BadVideo(f"{path.name}: no decoder for its video codec", "convert it, for example to H.264")  # type: ignore[unreachable]
-    return stream
+        reason = f"no video stream ({' and '.join(sorted({other.type for other in container.streams})) or 'nothing'} only)"
+    elif stream.disposition & Disposition.attached_pic:
+        reason = "no video stream, its only picture is cover art"
+    elif stream.codec_context is None:
+        reason = "no decoder for its video codec"
+    else:
+        return container, stream
+    container.close()
+    raise BadVideo(f"{name}: {reason}")
 
 
 def frame_rate(stream: VideoStream) -> float | None:
@@ -152,7 +159,7 @@ def _start_s(stream: VideoStream) -> float:
 
 def _probe_folder(folder: Path, image_fps: float | None) -> Probe:
     images, time_s, end_s = list_images(folder, image_fps)
-    container, stream = open_video(images[0])
+    container, stream = open_image(images[0])
     with container:
         return Probe(
             width=stream.codec_context.width,
@@ -167,10 +174,13 @@ def _probe_folder(folder: Path, image_fps: float | None) -> Probe:
 
 def expected_frames(probe: Probe, fps: float | None) -> int:
     """How many frames the header promises at `fps` frames per second (None: every frame). An estimate, at least 1."""
-    counts = [] if probe.frames_from_header is None else [probe.frames_from_header]
-    if probe.duration_s is not None:
-        counts += [round(probe.duration_s * rate) for rate in [probe.fps] if rate is not None]
-        counts += [math.ceil(probe.duration_s * rate - 1e-3) for rate in [fps] if rate is not None]
+    counts = []
+    if probe.frames_from_header is not None:
+        counts.append(probe.frames_from_header)
+    if probe.duration_s is not None and probe.fps is not None:
+        counts.append(round(probe.duration_s * probe.fps))
+    if probe.duration_s is not None and fps is not None:
+        counts.append(math.ceil(probe.duration_s * fps - 1e-3))
     return max(1, min(counts, default=1))
 
 
@@ -189,7 +199,7 @@ def list_images(folder: Path, image_fps: float | None) -> tuple[list[Path], np.n
         return images, time_s, float(time_s[-1] + interval_s)
     if image_fps is None:
         raise BadVideo(
-            f"{folder.name}: images have no times", f"give image_fps, or write one time in seconds per line in {TIMESTAMPS}"
+            f"{folder.name}: its images have no times", f"give image_fps, or one time in seconds per line in {TIMESTAMPS}"
         )
     if not (math.isfinite(image_fps) and image_fps > 0):
         raise BadVideo(f"{folder.name}: image_fps must be above 0, found {image_fps}")

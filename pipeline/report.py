@@ -48,7 +48,7 @@ def report(runs: Sequence[Run], out: Path, split: str = "val") -> Path:
     figures = {"scores": plot_scores(done), "learning": plot_learning(runs)}
     labels = runs[0].labels
     if labels and all(result["task"] == "classify" for result in done):
-        figures["confusion"] = plot_confusions(done, labels)
+        figures["confusion"] = plot_confusions(runs, done, labels)
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png", dpi=130, bbox_inches="tight")
         plt.close(figure)
@@ -123,14 +123,15 @@ def plot_learning(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def plot_confusions(results: Sequence[dict[str, Any]], labels: Sequence[str]) -> Figure:
+def plot_confusions(runs: Sequence[Run], results: Sequence[dict[str, Any]], labels: Sequence[str]) -> Figure:
     """Confusion matrix of every run in its first form: truth down, answer across, rows sum to one."""
     size = min(12, 1.6 + 0.32 * len(labels))
-    figure, grid = plt.subplots(1, len(results), figsize=(size * len(results), size), squeeze=False, sharey=True)
-    for axes, result in zip(grid[0], results, strict=True):
+    figure, grid = plt.subplots(1, len(runs), figsize=(size * len(runs), size), squeeze=False, sharey=True)
+    for axes, run, result in zip(grid[0], runs, results, strict=True):
         form = next(iter(result["forms"]))
         truth = [labels.index(clip["label"]) for clip in result["clips"].values()]
-        answers = np.array(result["answers"][form])
+        with np.load(run.path / f"answers-{result['split']}.npz") as given:
+            answers = given[form].argmax(-1)
         truth_repeated = np.repeat(truth, len(answers) // len(truth))
         counts = np.zeros((len(labels), len(labels)))
         np.add.at(counts, (truth_repeated, answers), 1)

@@ -127,22 +127,20 @@ def test_neighbours_at_four_frames_a_second_tell_the_direction() -> None:
 # The world: its truth
 
 
-def test_boxes_hold_exactly_the_objects_pixels() -> None:
-    """Where the object is moved by half a frame, the pixels it leaves are those of its box."""
+@pytest.mark.parametrize(("x", "cut_side"), [(0.5, None), (0.03, 0), (0.97, 2)])
+def test_boxes_hold_exactly_the_objects_pixels(x: float, cut_side: int | None) -> None:
+    """The object's pixels are those that change when it is moved by half a frame, in the half that holds its centre."""
+    near_centre = np.abs((np.arange(112) + 0.5) / 112 - x) < 0.25
     for index in range(20):
         scene = world.draw_scene(0, index)
-        for x, y, left in ((0.5, 0.5, 0), (0.03, 0.4, 0), (0.97, 0.6, 56)):
-            phase = {"x": x, "y": y, "angle": scene.phase_A[A["angle"]], "colour": scene.phase_A[A["colour"]]}
-            here = world.render(scene, phases(**phase), 112)[0].astype(int)
-            away = world.render(scene, phases(**{**phase, "x": (x + 0.5) % 1}), 112)[0]
-            mask = np.abs(here - away).max(axis=-1) > 24
-            # The object at half a frame's distance also changes pixels, but outside this half of the frame.
-            half = np.abs((np.arange(112) + 0.5) / 112 - x) < 0.25
-            rows, columns = np.nonzero(mask & half)
-            drawn = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
-            box = world.truth(scene, phases(**phase))["boxes"][0, 0] * 112
-            assert np.abs(box - drawn).max() <= 1.6, (index, x, box, drawn)
-            assert (x - 0.5) ** 2 < 0.01 or box[0 if left == 0 else 2] == (0 if left == 0 else 112)
+        phase = {"x": x, "y": 0.45, "angle": scene.phase_A[A["angle"]], "colour": scene.phase_A[A["colour"]]}
+        here = world.render(scene, phases(**phase), 112)[0].astype(int)
+        away = world.render(scene, phases(**{**phase, "x": (x + 0.5) % 1}), 112)[0]
+        rows, columns = np.nonzero((np.abs(here - away).max(axis=-1) > 4) & near_centre)
+        drawn = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+        box = world.truth(scene, phases(**phase))["boxes"][0, 0] * 112
+        assert np.abs(box - drawn).max() < 1.5  # the outline's edge is blended over a pixel
+        assert cut_side is None or box[cut_side] == (0 if cut_side == 0 else 112)
 
 
 @pytest.mark.parametrize("label", [label for label in world.LABELS if world.MOTIONS[label][0] != "colour"])
@@ -154,7 +152,9 @@ def test_points_stay_on_the_same_paint(label: str) -> None:
         column, row = np.floor(points_PT2 * 256).astype(int).transpose(2, 0, 1)
         colour_PTC = frames_THWC[np.arange(len(frames_THWC)), row, column].astype(float)
         share = colour_PTC / colour_PTC.sum(axis=-1, keepdims=True)
-        share[colour_PTC.max(axis=-1) == 255] = np.nan  # overexposed
+        overexposed = colour_PTC.max(axis=-1) == 255
+        share[overexposed] = np.nan
+        share = share[overexposed.mean(axis=1) < 0.5]
         return float(np.nanpercentile(np.abs(share - np.nanmedian(share, axis=1, keepdims=True)), 90))
 
     tracked, at_rest = [], []
@@ -167,7 +167,7 @@ def test_points_stay_on_the_same_paint(label: str) -> None:
         at_rest.append(wander(frames, np.broadcast_to(points[:, :1], points.shape)))
         assert np.ptp(truth["points"][world.OBJECT_POINTS :], axis=1).max() == 0
     assert max(tracked) < 0.02
-    assert np.median(at_rest) > 0.04
+    assert np.median(at_rest) > 3 * np.median(tracked)
 
 
 def test_a_covered_background_point_is_not_visible() -> None:
@@ -275,9 +275,14 @@ def test_folders_are_labels(tmp_path: Path) -> None:
     assert [clip.label for clip in clips] == ["cats"] * 3 + ["dogs"] * 2
     assert [clip.image_fps for clip in clips] == [None] * 4 + [10.0]
     assert all(clip.source == clip.video_id == clip.clip_id and (clip.start_s, clip.stop_s) == (0.0, None) for clip in clips)
-    assert Counter((clip.label, clip.split) for clip in clips if clip.label == "dogs") == {("dogs", "train"): 1, ("dogs", "val"): 1}
+    assert Counter((clip.label, clip.split) for clip in clips if clip.label == "dogs") == {
+        ("dogs", "train"): 1,
+        ("dogs", "val"): 1,
+    }
     assert data.rejected.pop("stray.mp4") == "lies in no label folder"
     assert list(data.rejected) == ["dogs/broken.mp4"]
+    assert "Invalid data" in data.rejected["dogs/broken.mp4"]
+    assert "broken" not in data.rejected["dogs/broken.mp4"]
     assert data.ignored == 2  # notes.txt and the single image
 
 
@@ -288,8 +293,7 @@ def test_sound_is_rejected_and_the_rest_goes_on(tmp_path: Path) -> None:
     (tmp_path / "noise" / "sound.mp4").symlink_to((SHARED_CLIPS / "corner" / "corner_audio_only.mp3").resolve())
     data = dataset(folder, tmp_path)
     assert ids(list(data.clips())) == ["noise/a.mp4"]
-    assert list(data.rejected) == ["noise/sound.mp4"]
-    assert data.rejected["noise/sound.mp4"]
+    assert data.rejected == {"noise/sound.mp4": "no video stream (audio only)"}
 
 
 def test_links_are_followed_once(tmp_path: Path) -> None:

@@ -27,11 +27,11 @@ B, N, D = 2, 5, 16
 
 
 def make(name: str, width: int = D, **keys: object) -> TemporalModule:
-    """The plug-in with small settings, where it has such keys, in eval mode; the same weights at every call."""
+    """The plug-in with small settings and `keys`, where it has such, in eval mode; the same weights at every call."""
     plugin = plugins.load("temporal", name)
     fields = plugin.Settings.model_fields
     torch.manual_seed(0)
-    chosen = {key: value for key, value in SMALL.items() if key in fields} | keys
+    chosen = {key: value for key, value in (SMALL | keys).items() if key in fields}
     return plugin(width, plugin.Settings(**chosen)).eval()
 
 
@@ -60,7 +60,7 @@ def test_later_frames_do_not_change_earlier_outputs(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 @torch.no_grad()
 def test_window_pieces_and_steps_agree(name, data):
@@ -117,7 +117,7 @@ def test_a_state_means_that_the_last_output_remembers_the_first_frame(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradcheck_in_float64(name):
-    module = make(name, width=4, **({"layers": 1} if name != "identity" else {})).double()
+    module = make(name, width=4, layers=1).double()
     x = torch.randn(1, 3, 2, 4, dtype=torch.float64, requires_grad=True)
     state = [torch.randn_like(part).requires_grad_() for part in module.initial_state(1, 2)]
 
@@ -125,7 +125,7 @@ def test_gradcheck_in_float64(name):
         y, after = module(x, state)
         return y, *after
 
-    assert torch.autograd.gradcheck(run, [x, *state])
+    assert torch.autograd.gradcheck(run, [x, *state], fast_mode=True)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -220,7 +220,7 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
     drop = DropPath(0.25).train()
     y = drop(torch.ones(4000, 3, 2))
     assert torch.equal(y, y[:, :1, :1].expand_as(y))
-    assert set(y.unique().tolist()) == {0.0, pytest.approx(4 / 3)}
+    assert y.unique().tolist() == pytest.approx([0, 4 / 3])
     assert y.mean().item() == pytest.approx(1, abs=0.05)
     assert torch.equal(drop.eval()(y), y)
 

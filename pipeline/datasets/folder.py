@@ -4,8 +4,8 @@
     root/{train,val,test}/<label>/**/*     the first folder is the split
     root/labels.csv                        columns path, label and, if wanted, split, start_s, stop_s
 
-A folder that holds two or more images, and no video, is one video too, `image_fps` images a second. A clip's id is its path under
-the root, suffix and all, so that `a.mp4` and `a.mov` stay two clips.
+A folder that holds two or more images, and no video, is one video too, `image_fps` images a second. A clip's id is its path
+under the root, suffix and all, so that `a.mp4` and `a.mov` stay two clips.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def probe_all(dataset: DatasetPlugin, sources: Iterable[str]) -> dict[str, Probe
         results = pool.map(partial(_probe, dataset.root, dataset.settings.image_fps), wanted)
         for done, (source, result) in enumerate(zip(wanted, results, strict=True), start=1):
             if isinstance(result, BadVideo):
-                dataset.rejected[source] = result.message
+                dataset.rejected[source] = result.message.removeprefix(f"{PurePosixPath(source).name}: ")
             else:
                 facts[source] = result
             dataset.on_progress(done, len(wanted))

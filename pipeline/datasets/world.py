@@ -177,12 +177,12 @@ def render(scene: Scene, phase_TA: np.ndarray, size_px: int) -> np.ndarray:
     cover = np.clip(inside * size_px + 0.5, 0, 1)[..., None]
     around = (np.arctan2(surface[..., 1], surface[..., 0]) / (2 * np.pi)) % 1.0
     fade = np.minimum(around / 0.9, (1 - around) / 0.1)
-    white = 0.8 * fade * np.clip(2 * np.hypot(surface[..., 0], surface[..., 1]), 0, 1) + 0.05
+    white = 0.75 * fade * np.clip(2 * np.hypot(surface[..., 0], surface[..., 1]), 0, 1) + 0.05
     colour = phase_TA[:, ATTRIBUTES.index("colour")] * 3
     step = np.clip((colour % 1 - 0.8) / 0.2, 0, 1)[:, None]
     first = colour.astype(int) % 3
     hue = (PALETTE[first] * (1 - step) + PALETTE[(first + 1) % 3] * step)[:, None, None, :]
-    light = 0.95 - 0.4 * offset[..., 0] + 0.08 * waves(scene.waves_object, surface, 2.0)
+    light = 0.84 - 0.34 * offset[..., 0] + 0.08 * waves(scene.waves_object, surface, 2.0)
     paint = (hue + (1 - hue) * white[..., None]) * light[..., None]
     return (np.clip(background * (1 - cover) + paint * cover, 0, 1) * 255 + 0.5).astype(np.uint8)
 

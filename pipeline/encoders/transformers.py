@@ -233,13 +233,14 @@ def _pixels(settings: Any, folder: Path | None) -> dict[str, Any]:
         return {"rescale": rescale, "mean": [0.5] * 3, "std": [0.5] * 3}
     if not table.get("do_normalize", True):
         return {"rescale": rescale, "mean": [0.0] * 3, "std": [1.0] * 3}
-    if "image_mean" not in table or "image_std" not in table:
+    named: dict[str, Any] = {"mean": table.get("image_mean"), "std": table.get("image_std")}
+    if not all(isinstance(values, list) and len(values) == 3 for values in named.values()):
         raise BadInput(
-            f"model {settings.model} does not say how pixels are normalised: no image_mean and image_std in "
-            "preprocessor_config.json",
+            f"model {settings.model} does not say how pixels are normalised: no image_mean and image_std of three numbers "
+            "in its preprocessor_config.json",
             "give them in the spec's [encoder] table, for example mean = [0.5, 0.5, 0.5] and std = [0.5, 0.5, 0.5]",
         )
-    return {"rescale": rescale, "mean": list(table["image_mean"]), "std": list(table["image_std"])}
+    return {"rescale": rescale} | {name: [float(value) for value in values] for name, values in named.items()}
 
 
 def _json(file: Path) -> dict[str, Any]:

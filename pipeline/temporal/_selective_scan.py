@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 """T * R * K * E of one block. CPU: a few MB, which mostly stay in its caches; CUDA: enough to fill the device."""
@@ -56,6 +57,7 @@ class _SelectiveScan(torch.autograd.Function):
         return y, last
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
         x, dt, A, B, C, state = ctx.saved_tensors
         grad_y, grad_last = grads

@@ -23,6 +23,7 @@ class Settings(plugins.Settings):
     """The defaults are the paper's."""
 
     layers: int = Field(default=4, ge=1)
+    """Pairs of a spatial and a temporal block."""
     heads: int = Field(default=16, ge=1)
     """Attention heads of the spatial blocks; must divide the width."""
     state: int = Field(default=16, ge=1)
@@ -36,7 +37,9 @@ class Settings(plugins.Settings):
     gate_hidden: int = Field(default=0, ge=0)
     """Hidden width of the gate; 0: a linear gate."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Of attention weights, in the MLP, and after Mamba."""
     drop_path: float = Field(default=0.1, ge=0, lt=1)
+    """Share of frames that skip a residual branch of the spatial block."""
 
 
 class Temporal(TemporalModule):

@@ -18,6 +18,7 @@ from pipeline.temporal import State, TemporalModule
 
 class Settings(plugins.Settings):
     layers: int = Field(default=1, ge=1)
+    """Recurrent layers, each with its own residual."""
 
 
 class GruLayer(nn.Module):

@@ -1,0 +1,180 @@
+"""Laws of every task found on disk, and what is special to classification."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from pipeline import plugins
+from pipeline.errors import BadInput
+from pipeline.tasks import STREAMING, WINDOW, TaskPlugin
+from pipeline.tasks.classify import ClassReadout, Settings, Task
+
+GOLDEN = Path(__file__).parent / "golden"
+NAMES = plugins.names("task")
+LABELS = ("close", "open", "push", "pull", "turn")
+SMALL = {"readout_width": 16, "heads": 2}
+B, T, N, D = 6, 4, 5, 8
+
+TARGETS = {"label": torch.tensor([0, 1, 2, 3, 4, 0])}
+"""An example of every target that a task may need, for B windows."""
+
+
+def make(name: str, **keys: object) -> TaskPlugin:
+    plugin = plugins.load("task", name)
+    table = {key: value for key, value in SMALL.items() if key in plugin.Settings.model_fields} | keys
+    return plugin(plugins.check(plugin.Settings, table, name), LABELS)
+
+
+def example(task: TaskPlugin) -> dict[str, torch.Tensor]:
+    return {name: TARGETS[name] for name in task.needs}
+
+
+def on_host(targets: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: target.numpy() for name, target in targets.items()}
+
+
+def fitted(task: TaskPlugin, form: str, targets: dict[str, torch.Tensor]) -> torch.Tensor:
+    """A prediction that minimises the loss itself, without any model."""
+    torch.manual_seed(0)
+    shape = task.readout(form, D, T)(torch.randn(B, T, N, D)).shape
+    prediction = torch.zeros(shape, requires_grad=True)
+    optimizer = torch.optim.Adam([prediction], lr=0.5)
+    for _ in range(60):
+        optimizer.zero_grad()
+        task.loss(form, prediction, targets).backward()
+        optimizer.step()
+    return prediction.detach()
+
+
+CASES = [(name, form) for name in NAMES for form in make(name).forms]
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_what_minimises_the_loss_scores_best(name, form):
+    task = make(name)
+    targets = example(task)
+    best = fitted(task, form, targets)
+    scores = task.score(task.answer(form, best).numpy(), on_host(targets))
+    assert scores.shape == (B,) and scores.dtype == np.float64
+    gain = scores.mean() - task.trivial_score
+    assert gain > 0 if task.higher_is_better else gain < 0
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_scores_of_parts_are_the_scores_of_the_whole(name, form):
+    task = make(name)
+    targets = example(task)
+    torch.manual_seed(0)
+    answer = task.answer(form, task.readout(form, D, T)(torch.randn(B, T, N, D))).detach().numpy()
+    whole = task.score(answer, on_host(targets))
+    halves = [
+        task.score(answer[part], {key: value[part] for key, value in on_host(targets).items()})
+        for part in (slice(0, 2), slice(2, B))
+    ]
+    assert np.array_equal(np.concatenate(halves), whole)
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_loss_reaches_every_parameter_of_the_readout(name, form):
+    task = make(name)
+    torch.manual_seed(0)
+    readout = task.readout(form, D, T)
+    x = torch.randn(B, T, N, D, requires_grad=True)
+    prediction = readout(x)
+    assert prediction.shape[: 2 if form == STREAMING else 1] == ((B, T) if form == STREAMING else (B,))
+    loss = task.loss(form, prediction, example(task))
+    assert loss.shape == () and torch.isfinite(loss)
+    loss.backward()
+    assert x.grad.abs().max() > 0
+    for key, parameter in readout.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), key
+
+
+@pytest.mark.parametrize("name", [name for name, form in CASES if form == STREAMING])
+@torch.no_grad()
+def test_streaming_readout_reads_one_frame_at_a_time(name):
+    torch.manual_seed(0)
+    readout = make(name).readout(STREAMING, D, T).eval()
+    x = torch.randn(B, T, N, D)
+    whole = readout(x)
+    for t in range(T):
+        torch.testing.assert_close(readout(x[:, t : t + 1])[:, 0], whole[:, t], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("file", "frames", "out"), [("streaming", None, "logits_BTK"), ("window", 6, "logits")])
+@torch.no_grad()
+def test_attention_readout_reproduces_the_published_module(file, frames, out):
+    golden = load_file(GOLDEN / f"readout_attention_{file}.safetensors")
+    readout = ClassReadout(32, 7, readout_width=48, heads=4, frames=frames).eval()
+    readout.load_state_dict({key.removeprefix("weights/"): golden[key] for key in golden if key.startswith("weights/")})
+    torch.testing.assert_close(readout(golden["in/tokens_BTND"]), golden[f"out/{out}"], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_temporal_embedding_is_resized_linearly():
+    readout = ClassReadout(D, 3, readout_width=8, heads=2, frames=4)
+    readout.temporal_posenc.copy_(torch.arange(4.0).view(1, 4, 1, 1).expand(1, 4, 1, D))
+    assert readout._embedding(4)[0, :, 0, 0].tolist() == [0, 1, 2, 3]
+    assert readout._embedding(2)[0, :, 0, 0].tolist() == [0.5, 2.5]
+    assert readout._embedding(8)[0, :, 0, 5].tolist() == [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]
+    assert readout(torch.randn(2, 7, N, D)).shape == (2, 3)
+
+
+@torch.no_grad()
+def test_window_readout_knows_the_order_of_frames_and_streaming_does_not():
+    torch.manual_seed(0)
+    task, x = make("classify"), torch.randn(B, T, N, D)
+    window, streaming = (task.readout(form, D, T).eval() for form in (WINDOW, STREAMING))
+    window.temporal_posenc.normal_()
+    assert (window(x) - window(x.flip(1))).abs().max() > 1e-3
+    torch.testing.assert_close(streaming(x.flip(1)), streaming(x).flip(1), atol=1e-6, rtol=0)
+
+
+def test_classify_scores_by_hand():
+    task = make("classify")
+    answer = np.array([[5, 1, 0, 0, 0], [0, 0, 9, 0, 0], [1, 1, 1, 1, 1]], np.float32)
+    assert task.score(answer, {"label": np.array([0, 1, 0])}).tolist() == [1, 0, 1]
+    assert task.score(np.eye(5, dtype=np.float32), {"label": np.arange(5)}).tolist() == [1] * 5
+    assert task.trivial_score == 0.2
+
+
+def test_classify_loss_by_hand():
+    torch.manual_seed(0)
+    logits_BTK, label = torch.randn(B, T, 5), TARGETS["label"]
+    frames = [F.cross_entropy(logits_BTK[:, t], label).item() for t in range(T)]
+    assert make("classify").loss(STREAMING, logits_BTK, TARGETS).item() == pytest.approx(np.mean(frames), rel=1e-5)
+    last = make("classify", supervise="last")
+    assert last.loss(STREAMING, logits_BTK, TARGETS).item() == pytest.approx(frames[-1], rel=1e-5)
+    assert last.loss(WINDOW, logits_BTK[:, 0], TARGETS).item() == pytest.approx(frames[0], rel=1e-5)
+    assert torch.equal(last.answer(STREAMING, logits_BTK), logits_BTK[:, -1])
+
+    smooth = make("classify", label_smoothing=0.1)
+    log_p = logits_BTK[:, 0].log_softmax(-1)
+    expected = -(0.9 * log_p[range(B), label] + 0.1 * log_p.mean(-1)).mean()
+    assert smooth.loss(WINDOW, logits_BTK[:, 0], TARGETS).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_classify_loss_keeps_float64_and_leaves_bfloat16():
+    logits = torch.zeros(B, 5, dtype=torch.float64)
+    assert make("classify").loss(WINDOW, logits, TARGETS).dtype == torch.float64
+    loss = make("classify").loss(WINDOW, logits.bfloat16(), TARGETS)
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(math.log(5))
+
+
+def test_classify_refuses_what_it_cannot_use():
+    with pytest.raises(BadInput, match="the manifest has no labels"):
+        Task(Settings(), ())
+    with pytest.raises(BadInput, match="3 heads for width 16"):
+        make("classify", heads=3)
+    with pytest.raises(BadInput, match="names a form twice"):
+        make("classify", forms=["window", "window"])
+    with pytest.raises(BadInput, match="forms"):
+        make("classify", forms=[])
+    assert make("classify", forms=["window"]).forms == (WINDOW,)
