@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,8 @@ class Cache:
 
     @cached_property
     def manifest(self) -> Manifest:
-        return Manifest.load(self.path / "manifest")
+        """The copy that lies in the cache; its root is where the videos were at extraction, and may be gone."""
+        return replace(Manifest.load(self.path / "manifest"), root=Path(self.header["root"]))
 
     # What is there
 

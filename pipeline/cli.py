@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -443,6 +444,8 @@ def _show_scores(results: list[dict[str, Any]]) -> None:
 
 def entry() -> None:
     """The console script."""
+    # Compute threads that spin while they wait steal the cores from the threads that read, decode and write.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     sys.exit(main())
 
 

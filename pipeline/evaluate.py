@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import save
 
 from pipeline import plugins
 from pipeline.cache import Cache
 from pipeline.errors import BadInput
 from pipeline.manifest import Manifest
-from pipeline.model import VideoModel
+from pipeline.model import VideoModel, layers_read
 from pipeline.store import write_atomically
 from pipeline.tasks import TaskPlugin
 from pipeline.train import Run, load_weights, predict, require_fit
@@ -34,10 +35,11 @@ def evaluate(
     device: torch.device | None = None,
     allow_missing: bool = False,
 ) -> dict[str, Any]:
-    """Scores of every clip of `split`; also written to `evaluation-<split>.json` in the run folder, beside `answers-<split>.npz`.
+    """Scores of every clip of `split`, also written to `evaluation-<split>.json` in the run folder.
 
     Returns plain data: per form `score`, `low`, `high` (95 %), and `clips`: clip_id -> label and score per form. The `last`
-    checkpoint is scored by default: `best` was chosen on the evaluation split, which flatters it there.
+    checkpoint is scored by default: `best` was chosen on the evaluation split, which flatters it there. The answers themselves
+    go to `answers-<split>.safetensors`.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     manifest = manifest or cache.manifest
@@ -46,7 +48,8 @@ def evaluate(
     require_same_cache(run, cache, manifest)
     cache.require_sound()
     task: TaskPlugin = plugins.load("task", recipe.task.name)(recipe.task.settings, manifest.labels)
-    windows = Windows(cache, manifest, split, recipe.windows, task.needs, allow_missing=allow_missing)
+    layers = layers_read(recipe, cache.shape)
+    windows = Windows(cache, manifest, split, recipe.windows, task.needs, layers, allow_missing=allow_missing)
     model = VideoModel(recipe, cache.shape, task).to(device)
     load_weights(model, run.tensors(checkpoint))
     clip_scores, answers = score_clips(model, task, windows, device)
@@ -73,7 +76,7 @@ def evaluate(
             for place in range(len(windows))
         },
     }
-    np.savez(run.path / f"answers-{split}.npz", **answers)
+    write_atomically(run.path / f"answers-{split}.safetensors", save(answers))
     write_atomically(run.path / f"evaluation-{split}.json", (json.dumps(result, indent=1) + "\n").encode())
     return result
 

@@ -145,6 +145,7 @@ def open_or_create(path: Path, cache_spec: CacheSpec, encoder: EncoderPlugin, sh
         },
         "versions": {tool: version(tool) for tool in TOOLS},
         "manifest": manifest.digest,
+        "root": str(manifest.root),
     }
     if (path / "cache.json").is_file():
         cache = Cache(path)

@@ -31,7 +31,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from pipeline.errors import BadVideo
-from pipeline.probe import frame_rate, header_end_s, last_packet_end_s, list_images, open_image, open_video
+from pipeline.probe import first_frame_s, frame_rate, header_end_s, last_packet_end_s, list_images, open_image, open_video
 from pipeline.records import Frames
 
 TOLERANCE_S = 1e-3
@@ -65,7 +65,7 @@ def decode(path: Path, fps: float | None, image_fps: float | None = None, block_
     try:
         yield from _blocks(_sampled(source.pictures(), fps), block_frames)
     except av.FFmpegError as error:
-        raise BadVideo(f"{path.name}: a frame cannot be converted to RGB: {error.strerror}") from error
+        raise BadVideo(f"{path.name}: its frames cannot be deinterlaced or converted to RGB: {error.strerror}") from error
     if source.failure is not None:
         raise source.failure
 
@@ -111,7 +111,7 @@ class _VideoFile:
         promised_s = header_end_s(container, stream)
         if promised_s is None or container.format.name not in HONEST_HEADERS:
             return None
-        allowed_s = max(1.0, 0.05 * promised_s)
+        allowed_s = max(1.0, 0.05 * (promised_s - first_frame_s(stream)))
         if promised_s - self.end_s <= allowed_s:
             return None
         # A duration of the whole container may be that of a sound track that goes on after the pictures.

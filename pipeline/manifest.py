@@ -180,7 +180,7 @@ def build(
         root=_portable(root.resolve(), out.resolve()),
         labels=_labels(clips),
         rejected=dict(sorted(dataset.rejected.items())),
-        ignored=getattr(dataset, "ignored", 0),
+        ignored=dataset.ignored,
         manifest_sha256=hashlib.sha256(text).hexdigest(),
     )
     _write(out, dataset, clips, origin, text)

@@ -109,6 +109,11 @@ class VideoModel(nn.Module):
         return self.projection(tokens)
 
 
+def layers_read(recipe: Recipe, shape: TokenShape) -> tuple[int, ...]:
+    """Which of the cached layers the model looks at."""
+    return shape.layers if recipe.model.mixer == "mlp" else shape.layers[-1:]
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Groups for the optimiser. Decay is for what multiplies activations: parameters `...weight` of two or more dimensions.
 

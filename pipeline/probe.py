@@ -102,9 +102,14 @@ def frame_rate(stream: VideoStream) -> float | None:
     return float(rate) if rate else None
 
 
+def first_frame_s(stream: VideoStream) -> float:
+    """When the first frame is shown, according to the header; 0 if it does not say."""
+    return float(stream.start_time * stream.time_base) if stream.start_time and stream.time_base else 0.0
+
+
 def header_end_s(container: InputContainer, stream: VideoStream) -> float | None:
     """Presentation time at which the header says the video ends; None if it does not say."""
-    start_s = _start_s(stream)
+    start_s = first_frame_s(stream)
     if container.format.name == "avi" and stream.frames and stream.average_rate:
         # libav cuts the duration of a truncated AVI down to what is there; the frame count stays as it was written.
         return start_s + float(stream.frames / stream.average_rate)
@@ -139,7 +144,7 @@ def probe(path: Path, image_fps: float | None = None) -> Probe:
     container, stream = open_video(path)
     with container:
         context = stream.codec_context
-        start_s, end_s = _start_s(stream), header_end_s(container, stream)
+        start_s, end_s = first_frame_s(stream), header_end_s(container, stream)
         if end_s is None:
             end_s = last_packet_end_s(path, all_streams=False)
         return Probe(
@@ -151,10 +156,6 @@ def probe(path: Path, image_fps: float | None = None) -> Probe:
             frames_from_header=stream.frames or None,
             codec=context.name,
         )
-
-
-def _start_s(stream: VideoStream) -> float:
-    return float(stream.start_time * stream.time_base) if stream.start_time and stream.time_base else 0.0
 
 
 def _probe_folder(folder: Path, image_fps: float | None) -> Probe:

@@ -17,6 +17,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from safetensors.numpy import load_file
 
 from pipeline.errors import BadInput
 from pipeline.evaluate import read_evaluation
@@ -130,8 +131,7 @@ def plot_confusions(runs: Sequence[Run], results: Sequence[dict[str, Any]], labe
     for axes, run, result in zip(grid[0], runs, results, strict=True):
         form = next(iter(result["forms"]))
         truth = [labels.index(clip["label"]) for clip in result["clips"].values()]
-        with np.load(run.path / f"answers-{result['split']}.npz") as given:
-            answers = given[form].argmax(-1)
+        answers = load_file(run.path / f"answers-{result['split']}.safetensors")[form].argmax(-1)
         truth_repeated = np.repeat(truth, len(answers) // len(truth))
         counts = np.zeros((len(labels), len(labels)))
         np.add.at(counts, (truth_repeated, answers), 1)

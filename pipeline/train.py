@@ -28,7 +28,7 @@ from pipeline import plugins
 from pipeline.cache import Cache
 from pipeline.errors import BadInput, StillframeError
 from pipeline.manifest import Manifest
-from pipeline.model import VideoModel, parameter_groups
+from pipeline.model import VideoModel, layers_read, parameter_groups
 from pipeline.records import Batch
 from pipeline.spec import Recipe, TrainingSettings, differences
 from pipeline.store import sync_folder, write_atomically
@@ -128,8 +128,9 @@ def train(
     require_fit(recipe, cache, manifest)
     cache.require_sound()
     task: TaskPlugin = plugins.load("task", recipe.task.name)(recipe.task.settings, manifest.labels)
+    layers = layers_read(recipe, cache.shape)
     windows, held_out = (
-        Windows(cache, manifest, split, recipe.windows, task.needs, seed=recipe.training.seed, allow_missing=allow_missing)
+        Windows(cache, manifest, split, recipe.windows, task.needs, layers, recipe.training.seed, allow_missing)
         for split in ("train", "val")
     )
     torch.manual_seed(recipe.training.seed)

@@ -1,4 +1,4 @@
-"""Small real media files for tests, written with PyAV."""
+"""Small real media files for tests, written with PyAV, and how to read them back whole."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 
 import av
 import numpy as np
+
+from pipeline.errors import BadVideo
+from pipeline.frames import decode
 
 SHARED_CLIPS = Path(__file__).parents[1] / ".." / "shared" / "clips"
 
@@ -74,3 +77,15 @@ def tone(path: Path, codec: str, seconds: float = 0.5) -> Path:
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+def read(path: Path, fps: float | None = None, **options) -> tuple[list[np.ndarray], np.ndarray, str]:
+    """All frames, their times, and the reason if reading ended with BadVideo."""
+    frames, times_s, reason = [], [], ""
+    try:
+        for block in decode(path, fps, **options):
+            frames += list(block.pixels_FHWC)
+            times_s += list(block.time_s)
+    except BadVideo as error:
+        reason = error.message
+    return frames, np.array(times_s), reason

@@ -471,7 +471,7 @@ def test_playback_starts_where_the_video_does() -> None:
         ({"speeds": [2, 2]}, "speeds must be different from one another and at least one, found [2.0, 2.0]"),
         ({"directions": []}, "directions must be different from one another and at least one, found []"),
         ({"speeds": [0, 1]}, "speeds must be above 0, found [0.0, 1.0]"),
-        ({"stretch_s": 1}, "min_s must be at most stretch_s, found 7.25 and 1"),
+        ({"stretch_s": 1}, "min_s must be at most stretch_s, found 4.75 and 1"),
     ],
 )
 def test_playback_settings_that_make_no_task(table: dict[str, Any], message: str) -> None:

@@ -110,7 +110,16 @@ def test_sigkill_at_any_moment_then_rerun_gives_the_same_bytes(material, tmp_pat
         batch_frames = 7
         """
     )
-    command = [sys.executable, "-m", "pipeline.cli", "extract", str(spec), str(material.manifest.folder), "--out", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.cli",
+        "extract",
+        str(spec),
+        str(material.manifest.folder),
+        "--out",
+        str(tmp_path),
+    ]
     kills = 0
     for stores_wanted in (0, 1, 2):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -208,7 +217,10 @@ def test_cache_moves_and_still_reads(material, tmp_path):
 def test_progress_adds_up(material, tmp_path):
     seen = []
     extract.extract(
-        material.spec, material.manifest, tmp_path, on_progress=lambda state: seen.append((state.frames, state.stores, state.videos))
+        material.spec,
+        material.manifest,
+        tmp_path,
+        on_progress=lambda state: seen.append((state.frames, state.stores, state.videos)),
     )
     assert seen[-1] == (sum(LENGTHS.values()), len(material.cache.plan), len(LENGTHS))
     assert seen == sorted(seen)

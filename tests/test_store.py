@@ -69,7 +69,9 @@ def test_same_rows_in_other_batches_give_the_same_bytes(tmp_path):
 
 def test_receipt_lists_every_file_with_its_true_size(tmp_path):
     files = write(tmp_path / "00000.zarr", {"layer_0": values(30, 4, 6)}, 4, 12, 30)
-    found = {path.relative_to(tmp_path / "00000.zarr").as_posix() for path in (tmp_path / "00000.zarr").rglob("*") if path.is_file()}
+    found = {
+        path.relative_to(tmp_path / "00000.zarr").as_posix() for path in (tmp_path / "00000.zarr").rglob("*") if path.is_file()
+    }
     assert files.keys() == found
     assert files["layer_0/c/2/0/0"][0] == 8 * 4 * 6 * 2 + 3 * 16 + 4  # 6 rows padded to 2 chunks, an index of 3 chunks, its CRC
     assert not check_files(tmp_path / "00000.zarr", files, content=True)

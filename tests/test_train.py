@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FPS, address_spec, write_video
+from safetensors.numpy import load_file
 
 from pipeline import extract, manifest, plugins
 from pipeline.cache import Cache
@@ -178,8 +179,7 @@ def test_evaluation_is_written_and_adds_up(material, tmp_path):
         scores = [clip[form] for clip in result["clips"].values()]
         assert values["score"] == pytest.approx(np.mean(scores))
         assert values["low"] <= values["score"] <= values["high"]
-        with np.load(run.path / "answers-val.npz") as answers:
-            assert answers[form].shape == (3 * result["clips_scored"], 2)
+        assert load_file(run.path / "answers-val.safetensors")[form].shape == (3 * result["clips_scored"], 2)
     assert result["clips_scored"] == len(material.manifest.split("val"))
     val = next(line["val"] for line in reversed(read_metrics(run.path)) if "val" in line)
     assert val == pytest.approx({form: values["score"] for form, values in result["forms"].items()})
@@ -222,7 +222,9 @@ def test_epochs_become_steps():
 
 def test_another_recipe_in_the_same_folder_is_refused(material, tmp_path):
     train(recipe(), material.cache, tmp_path / "run")
-    with pytest.raises(BadInput, match=r"was made from something else; now / then: recipe.training.learning_rate: 0.1 / 0.0003"):
+    with pytest.raises(
+        BadInput, match=r"was made from something else; now / then: recipe.training.learning_rate: 0.1 / 0.0003"
+    ):
         train(recipe(training={"learning_rate": 0.1}), material.cache, tmp_path / "run")
 
 
@@ -232,7 +234,9 @@ def test_a_cache_of_another_fingerprint_is_refused(material, tmp_path):
     train(recipe(cache=material.cache.fingerprint[:5]), material.cache, tmp_path / "run")
     run = train(recipe(), material.cache, tmp_path / "free")
     other = extract.extract(address_spec(store={"chunk_frames": 8}), material.manifest, tmp_path)
-    with pytest.raises(BadInput, match=f"was trained on the cache with fingerprint {material.cache.fingerprint}, .* {other.fingerprint}"):
+    with pytest.raises(
+        BadInput, match=f"was trained on the cache with fingerprint {material.cache.fingerprint}, .* {other.fingerprint}"
+    ):
         evaluate(run, other)
 
 

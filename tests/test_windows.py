@@ -25,7 +25,9 @@ def make(material, split="train", clips=None, seed=0, **settings) -> Windows:
     source = material.manifest
     if clips is not None:
         source = dataclasses.replace(source, clips=tuple(clips))
-    return Windows(material.cache, source, split, WindowSettings(**({"frames": 4, "fps": FPS} | settings)), ("label",), seed=seed)
+    return Windows(
+        material.cache, source, split, WindowSettings(**({"frames": 4, "fps": FPS} | settings)), ("label",), seed=seed
+    )
 
 
 def addresses(windows: Windows, batch) -> address.Address:
@@ -88,7 +90,9 @@ def test_clip_borders_are_kept(material):
 
 
 def test_a_short_clip_repeats_its_last_frame_and_is_counted(material):
-    windows = make(material, split="train", clips=[dataclasses.replace(c, split="train") for c in material.manifest.clips], frames=8)
+    windows = make(
+        material, split="train", clips=[dataclasses.replace(c, split="train") for c in material.manifest.clips], frames=8
+    )
     place = next(place for place in range(len(windows)) if windows.clip(place).video_id == "b/v4.mp4")
     found = addresses(windows, windows.read([(place, 0.7)])).frame[0]
     np.testing.assert_array_equal(found, [0, 1, 2, 3, 4, 4, 4, 4])
@@ -161,7 +165,9 @@ def test_holes_are_refused_by_name_or_left_out_by_count(material, tmp_path):
     cache.receipt_path(0).unlink()
     holed = sum(clip.video_id in cache.plan[0] and clip.split == "train" for clip in material.manifest.clips)
     settings = WindowSettings(frames=2, fps=FPS)
-    with pytest.raises(BadInput, match=rf"has holes: {holed} of \d clips of split 'train' are not covered, .*: not extracted yet"):
+    with pytest.raises(
+        BadInput, match=rf"has holes: {holed} of \d clips of split 'train' are not covered, .*: not extracted yet"
+    ):
         Windows(cache, material.manifest, "train", settings)
     windows = Windows(cache, material.manifest, "train", settings, allow_missing=True)
     assert len(windows.skipped) == holed and len(windows) + holed == len(material.manifest.split("train"))

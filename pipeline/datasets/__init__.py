@@ -31,6 +31,8 @@ class DatasetPlugin(ABC):
         self.on_progress = on_progress or (lambda *_: None)
         self.rejected: dict[str, str] = {}
         """source -> reason, for media found under `root` that cannot become a clip; filled by `clips()`."""
+        self.ignored = 0
+        """Files under `root` that make no video (other suffixes, single images); counted by `clips()`."""
 
     @abstractmethod
     def clips(self) -> Iterator[Clip]:

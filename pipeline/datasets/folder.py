@@ -14,11 +14,11 @@ import csv
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import Field
 
@@ -65,11 +65,6 @@ class Dataset(DatasetPlugin):
     """Clips that cover whole videos or, from a CSV file, stretches of them."""
 
     Settings = Settings
-
-    def __init__(self, root: Path, settings: Any, on_progress: Callable[[int, int], None] | None = None) -> None:
-        super().__init__(root, settings, on_progress)
-        self.ignored = 0
-        """Files under `root` that make no video: other suffixes, single images."""
 
     def clips(self) -> Iterator[Clip]:
         """Sorted by path, or in the order of the CSV file. Raises BadInput where folders or CSV file are unclear."""

@@ -9,9 +9,8 @@ After "Learning and Using the Arrow of Time" (Wei et al., CVPR 2018) and "SpeedN
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, Literal, Self
+from collections.abc import Iterator
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -30,9 +29,9 @@ class Settings(plugins.Settings):
     directions: tuple[Literal["forward", "reverse"], ...] = ("forward", "reverse")
     label: Literal["both", "speed", "direction"] = "both"
     """What is to be told: `reverse x2`, `x2` or `reverse`."""
-    stretch_s: float = Field(default=8.0, gt=0)
-    """Length of a stretch. 8 frames at 4 per second, read at speed 4, span (8 - 1) / 4 * 4 = 7 s; a window needs that much."""
-    min_s: float = Field(default=7.25, gt=0)
+    stretch_s: float = Field(default=5.0, gt=0)
+    """Length of a stretch. A window needs (8 - 1) / 6 * 4 = 4.67 s for 8 frames at 6 per second read at speed 4."""
+    min_s: float = Field(default=4.75, gt=0)
     """A video shorter than `stretch_s` is one stretch if it is at least this long. A window that does not fit at the highest
     speed is padded with repeated frames, which would give the speed away."""
     max_stretches: int = Field(default=16, ge=1)
@@ -66,11 +65,6 @@ class Dataset(DatasetPlugin):
     """One clip per stretch, direction and speed."""
 
     Settings = Settings
-
-    def __init__(self, root: Path, settings: Any, on_progress: Callable[[int, int], None] | None = None) -> None:
-        super().__init__(root, settings, on_progress)
-        self.ignored = 0
-        """Files under `root` that make no video: other suffixes, single images."""
 
     def clips(self) -> Iterator[Clip]:
         """Sorted by path, then by time. Raises BadInput if there are no videos."""

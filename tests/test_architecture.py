@@ -1,0 +1,313 @@
+"""What holds of the source as a whole: imports run one way, sockets are honest, files stay small, nothing happens on import."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import plugins
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "pipeline"
+FILES = sorted(PACKAGE.rglob("*.py"))
+TREES = {file: ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
+
+ORDER = [
+    "errors",
+    "records",
+    "plugins",
+    "spec",
+    "probe",
+    "datasets",
+    "manifest",
+    "frames",
+    "encoders",
+    "codecs",
+    "store",
+    "cache",
+    "extract",
+    "windows",
+    "temporal",
+    "tasks",
+    "model",
+    "train",
+    "evaluate",
+    "report",
+    "demo",
+    "bench",
+    "console",
+    "cli",
+]
+"""Data order, which is tree order: each may import what stands before it."""
+NO_CODE = {"", "recipes"}
+"""The package itself and the folder of shipped recipes."""
+LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 400, 60
+MORE_LINES = {"cli.py": 480}
+
+SOCKETS = [(kind, name) for kind in plugins.FOLDERS for name in plugins.names(kind)]
+CONTRACTS = {
+    "dataset": "DatasetPlugin",
+    "encoder": "EncoderPlugin",
+    "codec": "CodecPlugin",
+    "temporal": "TemporalModule",
+    "task": "TaskPlugin",
+}
+
+
+def place(file: Path) -> str:
+    """`pipeline/encoders/address.py` -> `encoders.address`; a package is its folder's name, the root is empty."""
+    parts = file.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, absolute name) of everything imported anywhere: in functions and under TYPE_CHECKING too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            assert node.module is not None
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield node.lineno, inner if is_module(inner) else node.module
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def ours(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """The imports of this project, named as `place` names them."""
+    for line, name in imports(tree):
+        if name.split(".")[0] == "pipeline":
+            yield line, name.removeprefix("pipeline").removeprefix(".")
+
+
+def users_of(package: str) -> set[str]:
+    return {place(file) for file, tree in TREES.items() if package in {name.split(".")[0] for _, name in imports(tree)}}
+
+
+def text_files() -> list[Path]:
+    """Every text file that belongs to the project, whether committed yet or not."""
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        names = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    files = [ROOT / name for name in names if name and (ROOT / name).is_file()]
+    return [file for file in files if b"\0" not in file.read_bytes()]
+
+
+def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_every_file_has_its_place_in_the_order():
+    assert {place(file).split(".")[0] for file in FILES} == {*ORDER, *NO_CODE}
+    assert set(plugins.FOLDERS.values()) <= set(ORDER)
+
+
+def test_imports_run_one_way():
+    wrong = []
+    for file, tree in TREES.items():
+        here = place(file)
+        top = here.split(".")[0]
+        for line, target in ours(tree):
+            other = target.split(".")[0]
+            if other == top and other in plugins.FOLDERS.values():
+                continue  # inside a socket: see below
+            if other in NO_CODE or top in NO_CODE or ORDER.index(other) >= ORDER.index(top):
+                wrong.append(f"{file.relative_to(ROOT)}:{line} imports pipeline.{target}")
+    assert not wrong
+
+
+def test_a_plugin_imports_its_contract_and_underscore_files_and_no_other_plugin():
+    wrong = []
+    for file, tree in TREES.items():
+        folder, _, name = place(file).partition(".")
+        if folder not in plugins.FOLDERS.values():
+            continue
+        for line, target in ours(tree):
+            other, _, inner = target.partition(".")
+            allowed = not inner or inner.startswith("_") or (folder, name, inner) == ("datasets", "playback", "folder")
+            if other == folder and (not name or not allowed):
+                wrong.append(f"{file.relative_to(ROOT)}:{line} imports pipeline.{target}")
+    assert not wrong
+
+
+def test_the_spine_names_no_plugin():
+    sockets = tuple(f"{folder}." for folder in plugins.FOLDERS.values())
+    wrong = [
+        f"{file.relative_to(ROOT)}:{line} imports pipeline.{target}"
+        for file, tree in TREES.items()
+        if place(file).split(".")[0] not in plugins.FOLDERS.values()
+        for line, target in ours(tree)
+        if target.startswith(sockets)
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize(("package", "owner"), [("rich", "console"), ("zarr", "store"), ("typer", "cli")])
+def test_one_file_alone_imports(package, owner):
+    assert users_of(package) == {owner}
+
+
+@pytest.mark.parametrize("package", ["pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "torchvision"])
+def test_nothing_imports(package):
+    assert users_of(package) == set()
+
+
+def test_only_plain_data_is_loaded():
+    wrong = []
+    for file, tree in TREES.items():
+        for node in ast.walk(tree):
+            where = f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "torch.hub.load"):
+                wrong.append(f"{where} {ast.unparse(node)}")
+            risky = isinstance(node, ast.keyword) and node.arg in ("trust_remote_code", "allow_pickle")
+            if risky and ast.unparse(node.value) != "False":
+                wrong.append(f"{where} {node.arg}")
+            if isinstance(node, ast.Name) and node.id in ("eval", "exec"):
+                wrong.append(f"{where} {node.id}")
+    assert not wrong
+
+
+def test_files_are_short():
+    lengths = {str(file.relative_to(ROOT)): len(file.read_text(encoding="utf-8").splitlines()) for file in FILES}
+    assert {name: n for name, n in lengths.items() if n > MORE_LINES.get(Path(name).name, LINES_OF_A_FILE)} == {}
+
+
+def test_functions_are_short():
+    lengths = {
+        f"{file.relative_to(ROOT)}:{node.lineno} {node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for file, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert {name: lines for name, lines in lengths.items() if lines > LINES_OF_A_FUNCTION} == {}
+
+
+def test_every_file_says_what_it_is():
+    assert [str(file.relative_to(ROOT)) for file, tree in TREES.items() if not ast.get_docstring(tree)] == []
+
+
+def test_importing_everything_prints_nothing_and_writes_nothing(tmp_path):
+    modules = [f"pipeline.{place(file)}".rstrip(".") for file in FILES]
+    code = f"import importlib, sys\nsys.path.insert(0, {str(ROOT)!r})\nfor name in {modules!r}: importlib.import_module(name)"
+    done = python(code, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+HELP = """
+import json, sys
+sys.path.insert(0, {root!r})
+from pipeline.cli import main
+code = main({arguments!r})
+print(json.dumps([code, sorted({{name.split(".")[0] for name in sys.modules}})]))
+"""
+
+
+HEAVY = {"torch", "zarr", "numpy", "h5py", "av", "transformers", "matplotlib"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unwanted"),
+    [(["--help"], HEAVY | {"pydantic"}), (["extract", "--help"], HEAVY), (["bench", "extract", "--help"], HEAVY)],
+)
+def test_help_waits_for_nothing_heavy(arguments, unwanted, tmp_path):
+    """typer itself imports pydantic to read the options of a command."""
+    done = python(HELP.format(root=str(ROOT), arguments=arguments), tmp_path)
+    *shown, last = done.stdout.splitlines()
+    code, loaded = json.loads(last)
+    assert (code, done.stderr) == (0, "")
+    assert "Usage:" in shown[0]
+    assert unwanted & set(loaded) == set()
+
+
+@pytest.mark.parametrize(("kind", "name"), SOCKETS)
+def test_a_plugin_keeps_its_contract(kind, name):
+    plugin = plugins.load(kind, name)
+    contract = getattr(importlib.import_module(f"pipeline.{plugins.FOLDERS[kind]}"), CONTRACTS[kind])
+    assert issubclass(plugin, contract)
+    assert not getattr(plugin, "__abstractmethods__", None)
+    assert issubclass(plugin.Settings, plugins.Settings)
+    what, settings = plugins.describe(kind, name)
+    assert what.endswith((".", "?", ")", ":")) or len(what) > 30
+    assert all(field in settings for field in plugin.Settings.model_fields)
+
+
+@pytest.mark.parametrize(("kind", "name"), SOCKETS)
+def test_every_setting_of_a_plugin_is_explained(kind, name):
+    tree = TREES[PACKAGE / plugins.FOLDERS[kind] / f"{name}.py"]
+    tables = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == "Settings"]
+    assert len(tables) <= 1
+    own = inspect.get_annotations(plugins.load(kind, name).Settings)
+    assert tables or not own
+    assert [field for table in tables for field in unexplained(table)] == []
+
+
+def unexplained(table: ast.ClassDef) -> list[str]:
+    """Fields without a docstring on the line under them."""
+    followed = zip(table.body, [*table.body[1:], None], strict=True)
+    return [
+        ast.unparse(field.target)
+        for field, after in followed
+        if isinstance(field, ast.AnnAssign)
+        and not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str))
+    ]
+
+
+def test_readme_lists_every_file():
+    readme = ROOT / "README.md"
+    if not readme.is_file():
+        pytest.skip("no README.md yet")
+    text = readme.read_text(encoding="utf-8")
+    missing = []
+    for file in [*FILES, *PACKAGE.rglob("*.toml")]:
+        inner = len(file.relative_to(PACKAGE).parts) > 1  # a tree may name plug-ins and recipes without their suffix
+        wanted = file.stem if inner else file.name
+        if file.stem != "__init__" and not re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", text):
+            missing.append(str(file.relative_to(ROOT)))
+    missing += [f"{folder}/" for folder in plugins.FOLDERS.values() if f"{folder}/" not in text]
+    assert missing == []
+
+
+def test_no_file_names_a_place_on_one_machine():
+    homes = "|".join(("work", "root", "home", "Users"))
+    pattern = re.compile(rf"(?<![\w.~<>{{}}$*)\]/-])/(?:{homes})(?:/|\b)")
+    found = [
+        f"{file.relative_to(ROOT)}:{number} {line.strip()}"
+        for file in text_files()
+        for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1)
+        if pattern.search(line)
+    ]
+    assert found == []
+
+
+def test_every_package_is_shipped():
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    packages = {".".join(file.parent.relative_to(ROOT).parts) for file in PACKAGE.rglob("__init__.py")}
+    assert set(tools["packages"]) == packages
+    assert {".".join(file.parent.relative_to(ROOT).parts) for file in FILES} == packages
+    data = {file for file in PACKAGE.rglob("*") if file.is_file() and file.suffix != ".py" and "__pycache__" not in file.parts}
+    shipped = {
+        file
+        for package, patterns in tools["package-data"].items()
+        for pattern in patterns
+        for file in ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
+    assert data == shipped

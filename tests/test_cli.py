@@ -1,0 +1,954 @@
+"""The command line as a person meets it: exit code, stdout, stderr and what lies on disk, for good input and for bad."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from conftest import LENGTHS, address_spec, address_video
+from media import tone
+from safetensors.torch import save_file
+
+from pipeline import extract, manifest, plugins
+from pipeline.cache import Cache
+from pipeline.cli import main
+from pipeline.manifest import Manifest
+from pipeline.spec import shipped_recipes
+from pipeline.train import Run
+
+SPEC = """
+[encoder]
+name = "address"
+layers = [2, 5]
+width = 8
+grid = 3
+special_tokens = 2
+[frames]
+size_px = 64
+[store]
+chunk_frames = 4
+shard_mb = 0.0012
+store_mb = 0.016
+batch_frames = 7
+"""
+"""The same as `conftest.address_spec`."""
+VIT = """
+[encoder]
+name = "transformers"
+layers = [0, 7]
+seed = 0
+[encoder.config]
+model_type = "vit"
+hidden_size = 16
+intermediate_size = 16
+num_hidden_layers = 2
+num_attention_heads = 2
+patch_size = 32
+image_size = 64
+[frames]
+size_px = 64
+"""
+RECIPE = """
+[task]
+name = "classify"
+readout_width = 8
+heads = 2
+[temporal]
+name = "identity"
+[windows]
+frames = 4
+fps = 10
+[training]
+steps = 3
+batch_size = 2
+warmup_steps = 1
+"""
+COMMANDS = ["manifest", "extract", "status", "verify", "train", "evaluate", "report", "demo", "list", "bench extract"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """stdout, which must hold this and nothing else."""
+        return json.loads(self.out)
+
+
+def call(*arguments: object) -> Result:
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main([str(argument) for argument in arguments])
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+def fine(*arguments: object) -> Result:
+    result = call(*arguments)
+    assert (result.code, result.err) == (0, ""), result
+    return result
+
+
+def assert_refused(result: Result, *parts: object, out: bool = False) -> None:
+    """Exit code 2 and one line on stderr that holds all `parts`."""
+    assert result.code == 2, result
+    assert bool(result.out) == out, result
+    assert re.fullmatch(r"error: [^\n]+\n", result.err), result.err
+    assert "Traceback" not in result.err
+    for part in parts:
+        assert str(part) in result.err
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """Every file below -> sha256."""
+    return {
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != "extract.lock"
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A folder in which every step has been taken by command."""
+
+    folder: Path
+    videos: Path
+    spec: Path
+    recipe: Path
+    data: Path
+    cache: Path
+    run: Path
+
+
+@pytest.fixture(scope="module")
+def place(videos, tmp_path_factory) -> Place:
+    """Read only."""
+    folder = tmp_path_factory.mktemp("place")
+    shutil.copytree(videos, folder / "videos")
+    for name, text in (("address.toml", SPEC), ("vit.toml", VIT), ("tiny.toml", RECIPE)):
+        (folder / name).write_text(text)
+    data, run = folder / "data", folder / "runs/tiny"
+    fine("manifest", "folder", folder / "videos", "--out", data, "--set", "val_fraction=0.3")
+    fine("extract", folder / "address.toml", data, "--out", folder / "caches")
+    (cache,) = (folder / "caches").iterdir()
+    fine("train", folder / "tiny.toml", cache, "--out", run)
+    fine("evaluate", run)
+    return Place(folder, folder / "videos", folder / "address.toml", folder / "tiny.toml", data, cache, run)
+
+
+@pytest.fixture
+def cache(place, tmp_path) -> Path:
+    """A copy of the cache to damage."""
+    return Path(shutil.copytree(place.cache, tmp_path / "caches" / place.cache.name))
+
+
+@pytest.fixture
+def run(place, tmp_path) -> Path:
+    """A copy of the run to damage."""
+    return Path(shutil.copytree(place.run, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def slow_cache(place, tmp_path_factory) -> Path:
+    """Four frames a second."""
+    out = tmp_path_factory.mktemp("slow")
+    fine("extract", place.spec, place.data, "--out", out, "--set", "frames.fps=4")
+    (path,) = out.iterdir()
+    return path
+
+
+# Help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_what_and_shows_an_example(command):
+    result = fine(*command.split(), "--help")
+    assert result.out.startswith("Usage: ")
+    example = re.search(r"Example: (stillframe .+)", result.out)
+    assert example and example[1].startswith(f"stillframe {command}")
+    flags = re.findall(r"^  (--[a-z-]+)", result.out, re.MULTILINE)
+    assert flags[-1] == "--help"
+
+
+def test_help_lists_every_command():
+    listed = re.findall(r"^  ([a-z]+)  ", fine("--help").out.partition("Commands:")[2], re.MULTILINE)
+    assert sorted(listed) == sorted({command.split()[0] for command in COMMANDS})
+    listed = re.findall(r"^  ([a-z]+)  ", fine("bench", "--help").out.partition("Commands:")[2], re.MULTILINE)
+    assert listed == ["extract"]
+
+
+@pytest.mark.parametrize("group", ["", "bench"])
+def test_no_command_shows_the_help_and_no_error(group):
+    result = call(*group.split())
+    assert result.code in (0, 2)
+    assert "Commands:" in result.out + result.err
+    assert "error:" not in result.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_in_the_readme(command):
+    readme = Path(__file__).parents[1] / "README.md"
+    if not readme.is_file():
+        pytest.skip("no README.md yet")
+    assert f"stillframe {command}" in readme.read_text(encoding="utf-8")
+
+
+# Every command, for real
+
+
+def test_manifest(place, built, tmp_path):
+    result = fine("manifest", "folder", place.videos, "--out", tmp_path / "data", "--set", "val_fraction=0.3")
+    assert result.out == f"{tmp_path}/data: 6 clips of 6 videos (val 2, train 4), 2 labels\n"
+    assert sorted(digest(tmp_path / "data")) == ["dataset.json", "manifest.jsonl"]
+    facts = fine("manifest", "folder", place.videos, "--out", tmp_path / "data", "--set", "val_fraction=0.3", "--json").json
+    assert facts == {
+        "manifest": f"{tmp_path}/data",
+        "clips": {"val": 2, "train": 4},
+        "videos": 6,
+        "labels": ["a", "b"],
+        "rejected": {},
+        "digest": hashlib.sha256((tmp_path / "data/manifest.jsonl").read_bytes()).hexdigest(),
+    }
+    assert facts["digest"] == built.digest
+
+
+def test_extract_dry_run_says_what_would_be_and_does_nothing(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = digest(place.folder)
+    text = fine("extract", place.spec, place.data, "--dry-run").out
+    assert text == "6 videos, about 125 frames, 3 stores, 40.0 kB\n20 tokens and 320 bytes per frame, grid 3x3\n"
+    assert fine("extract", place.spec, place.data, "--dry-run", "--json").json == {
+        "videos": 6,
+        "frames": 125,
+        "stores": 3,
+        "store_bytes": 125 * 320,
+        "bytes_per_frame": 320,
+        "tokens_per_frame": 2 * 9 + 2,
+        "grid": "3x3",
+    }
+    assert list(tmp_path.iterdir()) == [] and digest(place.folder) == before
+
+
+def test_extract(place, material):
+    assert place.cache.name == material.cache.name
+    assert digest(place.cache / "stores") == digest(material.cache.path / "stores")
+    before = digest(place.cache)
+    lines = fine("extract", place.spec, place.data, "--out", place.cache.parent).out.splitlines()
+    stored = sum(file.stat().st_size for file in (place.cache / "stores").rglob("*") if file.is_file())
+    assert lines[:-1] == [
+        f"{place.cache}: 3 of 3 stores, 125 frames, {stored / 1e3:.1f} kB, codec float16",
+        "videos: 6 of 6 whole, 0 failed",
+        "split val: 2 of 2 clips covered",
+        "split train: 4 of 4 clips covered",
+    ]
+    assert re.fullmatch(r"work: decode [\d.]+ s, encode [\d.]+ s, write [\d.]+ s", lines[-1])
+    assert digest(place.cache) == before
+
+
+def test_extract_says_how_a_sibling_differs(place, cache):
+    result = call("extract", place.spec, place.data, "--out", cache.parent, "--set", "frames.fps=5", "--json")
+    assert result.code == 0
+    assert result.err == f'beside it lies {cache.name}, which differs in (this / that): spec.frames.fps: 5.0 / "all"\n'
+    assert result.json["fingerprint"] != Cache(cache).fingerprint
+    assert len(list(cache.parent.iterdir())) == 2
+
+
+def test_status(place):
+    result = fine("status", place.cache, "--json")
+    assert result.json == Cache(place.cache).status()
+    assert result.json["frames"] == sum(LENGTHS.values())
+    assert result.json["stores"] == {"planned": 3, "done": 3}
+    assert result.json["splits"] == {"val": {"clips": 2, "covered": 2}, "train": {"clips": 4, "covered": 4}}
+    assert fine("status", place.cache).out == fine("extract", place.spec, place.data, "--out", place.cache.parent).out
+
+
+def test_verify(place):
+    assert fine("verify", place.cache).out == f"{place.cache}: 3 stores, every checksum holds\n"
+    facts = fine("verify", place.cache, "--json").json
+    assert facts == {"cache": str(place.cache), "stores_checked": 3, "stores_missing": [], "problems": {}}
+
+
+def test_train(place, tmp_path):
+    facts = fine("train", place.recipe, place.cache, "--out", tmp_path / "run", "--json").json
+    assert facts["run"] == f"{tmp_path}/run" and facts["steps"] == 3
+    assert facts["parameters"] == Run(tmp_path / "run").header["parameters"]
+    last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert facts["val"] == last["val"] and set(facts["val"]) == {"streaming", "window"}
+    files = ["best-000003.safetensors", "best.json", "last-000003.safetensors", "last.json", "metrics.jsonl", "run.json"]
+    assert sorted(digest(tmp_path / "run")) == files
+    before = digest(tmp_path / "run")
+    text = fine("train", place.recipe, place.cache, "--out", tmp_path / "run").out
+    total = f"{sum(facts['parameters'].values()):,}"
+    scores = f"streaming {facts['val']['streaming']:.3f}, window {facts['val']['window']:.3f}"
+    assert text == f"{tmp_path}/run: 3 steps, {total} trained parameters, val {scores}\n"
+    assert digest(tmp_path / "run") == before
+
+
+def test_train_takes_shipped_recipes_by_name_and_overrides(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sets = [part for text in ("training.steps=1", "windows.fps=10", "training.batch_size=2") for part in ("--set", text)]
+    facts = fine("train", "demo_identity", place.cache, *sets, "--json").json
+    assert facts["run"] == "runs/demo_identity" and facts["steps"] == 1
+    assert Run(tmp_path / "runs/demo_identity").recipe.training.batch_size == 2
+
+
+def test_evaluate(place, run):
+    (run / "evaluation-val.json").unlink()
+    facts = fine("evaluate", run, "--json").json
+    assert facts == json.loads((run / "evaluation-val.json").read_text())
+    assert facts["clips_scored"] == 2 and facts["trivial"] == 0.5 and facts["checkpoint"] == {"which": "last", "step": 3}
+    for form, values in facts["forms"].items():
+        assert values["score"] == np.mean([clip[form] for clip in facts["clips"].values()])
+    text = fine("evaluate", run).out
+    assert text.startswith("top-1 on split val: 2 clips, chance 0.500")
+    for form, values in facts["forms"].items():
+        assert re.search(rf"run +identity +{form} +{values['score']:.3f} +{values['low']:.3f} \.\. {values['high']:.3f}", text)
+    assert fine("evaluate", run, "--split", "train", "--checkpoint", "best", "--json").json["clips_scored"] == 4
+    assert (run / "evaluation-train.json").is_file()
+
+
+def test_evaluate_finds_a_cache_that_was_moved(place, run, cache):
+    header = json.loads((run / "run.json").read_text())
+    header["cache_path"] = str(cache.parent / "gone")
+    (run / "run.json").write_text(json.dumps(header))
+    assert_refused(call("evaluate", run), f"{cache.parent}/gone is not a cache", "; next: ")
+    assert (
+        fine("evaluate", run, "--cache", cache, "--json").json["forms"]
+        == json.loads((place.run / "evaluation-val.json").read_text())["forms"]
+    )
+
+
+def test_report(place, tmp_path):
+    before = digest(place.run)
+    assert fine("report", place.run, "--out", tmp_path / "report").out == f"{tmp_path}/report/report.html\n"
+    files = ["confusion.png", "learning.png", "report.html", "report.md", "scores.csv", "scores.png"]
+    assert sorted(digest(tmp_path / "report")) == files
+    scores = json.loads((place.run / "evaluation-val.json").read_text())["forms"]
+    with (tmp_path / "report/scores.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["form"]: row["score"] for row in rows} == {form: f"{values['score']:.3f}" for form, values in scores.items()}
+    assert "identity" in (tmp_path / "report/report.html").read_text(encoding="utf-8")
+    assert digest(place.run) == before
+
+
+def test_list():
+    rows = fine("list", "--json").json
+    wanted = [(kind, name) for kind in plugins.FOLDERS for name in plugins.names(kind)]
+    assert [(row["kind"], row["name"]) for row in rows] == wanted + [("recipe", path.stem) for path in shipped_recipes()]
+    assert fine("list", "codec", "--json").json == [row for row in rows if row["kind"] == "codec"]
+    text = fine("list").out
+    assert all(re.search(rf"^ *{kind} +{name}\b", text, re.MULTILINE) for kind, name in wanted)
+    assert fine("list", "temporal").out.count("temporal ") == len(plugins.names("temporal")) and "gru" in text
+
+
+# Bad input: what is typed, and below it what the one line on stderr must hold
+
+BAD = """
+# Command and options
+$ nonsense
+    nonsense
+    ; next:
+$ status {cache} --jsno
+    --jsno
+    ; next:
+$ extract
+    spec
+    ; next:
+$ extract {spec} {data} --decoders 0
+    --decoders
+    1
+# Wrong paths
+$ extract {folder}/adress.toml {data}
+    spec {folder}/adress.toml does not exist; next: in {folder} there are: address.toml, tiny.toml, vit.toml
+$ train {folder}/x.toml {cache}
+    recipe {folder}/x.toml does not exist; next:
+    tiny.toml
+$ extract {folder} {data}
+    spec {folder}
+$ extract {spec} {folder}/dat
+    {folder}/dat is no manifest: manifest.jsonl cannot be read
+    ; next:
+$ status {folder}/caches
+    {folder}/caches is not a cache: it has no cache.json
+    ; next: there are: {cache}
+$ verify {folder}/no
+    {folder}/no is not a cache: it has no cache.json; next: make one with: stillframe extract
+$ train {recipe} {data}
+    {data} is not a cache: it has no cache.json
+    ; next:
+$ evaluate {run} --cache {data}
+    {data} is not a cache: it has no cache.json
+    ; next:
+$ evaluate {cache}
+    {cache} is not a run: it has no run.json; next: make one with: stillframe train
+$ report {run} {folder}/runs
+    {folder}/runs is not a run: it has no run.json
+    ; next:
+$ train {recipe} {cache} --manifest {folder}
+    {folder} is no manifest: manifest.jsonl
+    ; next:
+$ manifest folder {folder}/vidoes
+    folder of videos {folder}/vidoes does not exist; next: did you mean {videos}?
+$ manifest folder {spec}
+    folder of videos {spec} is a file, not a folder
+$ manifest folder
+    dataset 'folder' reads videos of yours and was given no folder; next:
+$ manifest folder {data}
+    no media found in {data} (2 other files); next: looked for
+    .mp4
+$ extract {spec} {data} --root {folder}/vidoes
+    {folder}/vidoes does not exist; next: did you mean {videos}?
+$ demo --spec {folder}/adress.toml
+    spec {folder}/adress.toml does not exist; next:
+# Unknown names
+$ manifest foldr {videos}
+    no dataset called 'foldr'
+    folder, playback, world; next: did you mean 'folder'?
+$ extract {spec} {data} --set encoder.name=addres
+    no encoder called 'addres'
+    ; next: did you mean 'address'?
+$ extract {spec} {data} --set codec.name=float61
+    no codec called 'float61'
+    ; next: did you mean 'float16'?
+$ train {recipe} {cache} --set temporal.name=gruu
+    no temporal called 'gruu'
+    ; next: did you mean 'gru'?
+$ train {recipe} {cache} --set task.name=clasify
+    no task called 'clasify'
+    ; next: did you mean 'classify'?
+$ train demo_gruu {cache}
+    no recipe called 'demo_gruu'
+    ; next: did you mean 'demo_gru'?
+$ list codek
+    no kind called 'codek'
+    ; next: did you mean 'codec'?
+$ evaluate {run} --checkpoint lst
+    no checkpoint called 'lst'; there are: best, last; next: did you mean 'last'?
+$ evaluate {run} --split vall
+    no split called 'vall'; there are: train, val; next: did you mean 'val'?
+$ report {run} --split test
+    not evaluated on split 'test': {run}; next: stillframe evaluate
+$ extract {spec} {data} --device gpu
+    no device called 'gpu'; next: cpu, cuda or cuda:1
+$ extract {spec} {data} --device xla
+    'xla'
+    ; next:
+$ train {recipe} {cache} --device meta
+    'meta'
+    ; next:
+# Keys and values
+$ extract {spec} {data} --set frames.size=3
+    {spec}: unknown key 'frames.size' (did you mean 'size_px'?)
+$ train {recipe} {cache} --set training.stepps=3
+    {recipe}: unknown key 'training.stepps' (did you mean 'steps'?)
+$ extract {spec} {data} --set encoder.widht=8
+    unknown key 'widht' (did you mean 'width'?)
+$ manifest folder {videos} --set val_fractoin=0
+    unknown key 'val_fractoin' (did you mean 'val_fraction'?)
+$ extract {spec} {data} --set fps=3 --set frames.fitt=1
+    unknown key 'fps'
+    unknown key 'frames.fitt' (did you mean 'fit'?)
+$ extract {spec} {data} --set frames.size_px=big
+    {spec}: key 'frames.size_px'
+    integer
+    found 'big'
+$ extract {spec} {data} --set frames.fps=0
+    key 'frames.fps
+    found 0
+$ train {recipe} {cache} --set training.epochs=1
+    key 'training'
+    exactly one of steps and epochs
+$ extract {spec} {data} --set encoder.width.x=8
+    --set encoder.width.x=8: 'width' is a value, not a table
+$ extract {spec} {data} --set encoder=8
+    [encoder] must be a table with a name, found 8; next: names: address, transformers
+$ extract {spec} {data} --set frames.fps
+    --set wants key=value, found 'frames.fps'; next: for example --set frames.fps=8
+$ train {recipe} {cache} --set =8
+    --set wants key=value, found '=8'; next:
+# What does not fit together
+$ extract {folder}/vit.toml {data}
+    layer 7
+    this encoder has 2 blocks, 0..1
+$ extract {spec} {data} --set encoder.layers=[5,2]
+    layers must be ascending
+    found [5, 2]
+$ extract {folder}/vit.toml {data} --dry-run
+    layer 7
+    this encoder has 2 blocks, 0..1
+$ extract {folder}/vit.toml {data} --set encoder.layers=[1] --set frames.size_px=70
+    size_px = 70
+    32 px; next: near: 64, 96
+$ train {recipe} {cache} --set 'cache="abc"'
+    recipe 'tiny' wants the cache with fingerprint abc, {cache} has
+    ; next: give the cache it wants
+$ train {recipe} {cache} --out {run} --set training.learning_rate=0.1
+    run {run} was made from something else; now / then: recipe.training.learning_rate: 0.1 / 0.0003; next: use another --out
+$ evaluate {run} --cache {slow}
+    was trained on the cache with fingerprint
+    {slow} has
+    ; next: give the cache
+$ train {recipe} {slow}
+    windows want 10 frames per second, cache {slow} holds 4; next: set windows.fps to at most 4, or extract with
+$ manifest playback {videos}
+    none of 6 videos in {videos} can be used
+    too short: 3.10 s, wanted at least
+# Places that cannot be written
+$ manifest folder {videos} --out {spec}
+    {spec}
+$ report {run} --out {spec}
+    {spec}
+$ train {recipe} {cache} --out {spec}
+    {spec}
+"""
+
+
+def cases() -> list[Any]:
+    """(command, parts of the answer) of every entry."""
+    found: list[Any] = []
+    for line in BAD.splitlines():
+        if line.startswith("$ "):
+            found.append(pytest.param(line[2:], [], id=line[2:]))
+        elif line.startswith("    "):
+            found[-1].values[1].append(line[4:])
+    return found
+
+
+@pytest.mark.parametrize(("command", "parts"), cases())
+def test_bad_input(place, slow_cache, tmp_path, monkeypatch, command, parts):
+    monkeypatch.chdir(tmp_path)
+    names = {name: str(getattr(place, name)) for name in ("folder", "videos", "spec", "recipe", "data", "cache", "run")}
+    names["slow"] = str(slow_cache)
+    before = digest(place.folder), digest(slow_cache)
+    result = call(*shlex.split(command.format(**names)))
+    if command.endswith("--out {spec}") and result.code == 1:  # a place that cannot be written may also count as a failure
+        result = dataclasses.replace(result, code=2)
+    assert_refused(result, *(part.format(**names) for part in parts))
+    assert (digest(place.folder), digest(slow_cache)) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+@pytest.mark.parametrize("command", ["extract {spec} {data}", "train {recipe} {cache}", "evaluate {run}", "bench extract"])
+def test_cuda_where_there_is_none(place, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    before = digest(place.folder)
+    arguments = command.format(spec=place.spec, data=place.data, recipe=place.recipe, cache=place.cache, run=place.run).split()
+    assert_refused(
+        call(*arguments, "--device", "cuda:1"), "device 'cuda:1' asks for CUDA, which this machine", "; next: --device cpu"
+    )
+    assert digest(place.folder) == before and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (b"[encoder\n", ["is not valid TOML: Expected ']'", "line 1"]),
+        (b"\xff", ["is not valid TOML", "utf-8"]),
+        (b"", ["key 'encoder' is missing; key 'frames' is missing"]),
+        (
+            b"[frames]\nsize_px = 64\n[encoder]\nlayers = [1]\n",
+            ["[encoder] must be a table with a name", "; next: names: address"],
+        ),
+    ],
+)
+def test_a_spec_that_is_none(place, tmp_path, content, parts):
+    (tmp_path / "bad.toml").write_bytes(content)
+    assert_refused(call("extract", tmp_path / "bad.toml", place.data, "--out", tmp_path / "caches"), *parts)
+    assert not (tmp_path / "caches").exists()
+
+
+# Manifests
+
+
+def test_a_manifest_edited_by_hand(place, tmp_path):
+    data = Path(shutil.copytree(place.data, tmp_path / "data"))
+    text = (data / "manifest.jsonl").read_text()
+    (data / "manifest.jsonl").write_text(text.replace('"val"', '"test"'))
+    message = f"{data}/manifest.jsonl was edited after it was built", "; next: build it again with: stillframe manifest"
+    before = digest(place.folder)
+    assert_refused(call("extract", place.spec, data, "--out", place.cache.parent), *message)
+    assert_refused(call("train", place.recipe, place.cache, "--manifest", data, "--out", tmp_path / "run"), *message)
+    assert digest(place.folder) == before and not (tmp_path / "run").exists()
+
+
+def test_an_empty_manifest(place, tmp_path):
+    data = Path(shutil.copytree(place.data, tmp_path / "data"))
+    (data / "manifest.jsonl").write_bytes(b"")
+    origin = json.loads((data / "dataset.json").read_text()) | {"manifest_sha256": hashlib.sha256(b"").hexdigest()}
+    (data / "dataset.json").write_text(json.dumps(origin))
+    message = f"{data}/manifest.jsonl holds no clips; next: build it again"
+    assert_refused(call("extract", place.spec, data, "--out", tmp_path / "caches"), message)
+    assert not (tmp_path / "caches").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{nope", b"[]", b"{}", b"\xff\xfe"])
+def test_a_damaged_dataset_json(place, tmp_path, content):
+    data = Path(shutil.copytree(place.data, tmp_path / "data"))
+    (data / "dataset.json").write_bytes(content)
+    assert_refused(call("extract", place.spec, data, "--out", tmp_path / "caches"), data / "dataset.json")
+    assert not (tmp_path / "caches").exists()
+
+
+def test_a_manifest_rebuilt_with_other_videos(place, cache, tmp_path):
+    shutil.copytree(place.videos, tmp_path / "videos")
+    address_video(tmp_path / "videos/a/v7.mp4", 7, 6)
+    (tmp_path / "videos/b/v4.mp4").unlink()
+    fine("manifest", "folder", tmp_path / "videos", "--out", tmp_path / "data", "--set", "val_fraction=0.3")
+    before = digest(cache)
+    assert_refused(
+        call("extract", place.spec, tmp_path / "data", "--out", cache.parent),
+        f"manifest {tmp_path}/data changed after {cache} was extracted from it: 1 videos added, 1 removed, 5 kept",
+        "; next: extract it into another --out",
+    )
+    assert_refused(
+        call("train", place.recipe, cache, "--manifest", tmp_path / "data", "--out", tmp_path / "run"),
+        f"1 videos of manifest {tmp_path}/data are not in cache {cache}, the first is a/v7.mp4; next: ",
+    )
+    assert digest(cache) == before and not (tmp_path / "run").exists()
+
+
+def test_videos_that_were_moved_away(place, tmp_path):
+    """A root that is gone says nothing about any one video: no cache may remember six failures for it."""
+    data = Path(shutil.copytree(place.data, tmp_path / "data"))
+    shutil.copytree(place.videos, tmp_path / "elsewhere")
+    origin = json.loads((data / "dataset.json").read_text()) | {"root": str(tmp_path / "videos")}
+    (data / "dataset.json").write_text(json.dumps(origin))
+    result = call("extract", place.spec, data, "--out", tmp_path / "caches")
+    assert_refused(result, f"{tmp_path}/videos does not exist", "--root")
+    assert not list(tmp_path.glob("caches/*/receipts/*"))
+    fine("extract", place.spec, data, "--out", tmp_path / "caches", "--root", tmp_path / "elsewhere")
+
+
+# Videos that fail
+
+
+@pytest.fixture
+def poor(tmp_path) -> Path:
+    """Two good videos among files that are none."""
+    root = tmp_path / "poor"
+    for video in range(2):
+        address_video(root / f"x/good{video}.mp4", video, 9)
+    tone(root / "x/sound.m4a", "aac")
+    (root / "x/zero.mp4").write_bytes(b"")
+    for suffix in ("mp4", "avi"):
+        with av.open(str(root / f"x/frameless.{suffix}"), "w") as container:
+            stream = container.add_stream("libx264", rate=10)
+            stream.width = stream.height = 64
+            stream.pix_fmt = "yuv420p"
+            container.start_encoding()
+    return root
+
+
+REJECTED = {
+    "x/frameless.mp4": "no video stream",
+    "x/sound.m4a": "no video stream (audio only)",
+    "x/zero.mp4": "is empty (0 bytes)",
+}
+
+
+def test_rejected_files_are_listed_with_exit_code_3(poor, tmp_path):
+    result = call("manifest", "folder", poor, "--out", tmp_path / "data")
+    assert (result.code, result.err) == (3, "")
+    assert result.out.startswith(f"{tmp_path}/data: 3 clips of 3 videos (")
+    assert "3 files rejected" in result.out
+    for source, reason in REJECTED.items():
+        assert re.search(rf"{re.escape(source)} +{re.escape(reason)}", result.out)
+    result = call("manifest", "folder", poor, "--out", tmp_path / "data", "--json")
+    assert (result.code, result.err) == (3, "")
+    assert result.json["videos"] == 3 and result.json["rejected"].keys() == REJECTED.keys()
+    assert len(Manifest.load(tmp_path / "data").clips) == 3
+
+
+def test_nothing_but_rejected_files(poor, tmp_path):
+    for file in poor.glob("x/good*"):
+        file.unlink()
+    (poor / "x/frameless.avi").unlink()
+    result = call("manifest", "folder", poor, "--out", tmp_path / "data")
+    assert_refused(result, f"none of 3 videos in {poor} can be used: x/frameless.mp4: ", *REJECTED.values())
+    assert not (tmp_path / "data").exists()
+
+
+def test_failed_videos_are_listed_with_exit_code_3(place, poor, tmp_path):
+    call("manifest", "folder", poor, "--out", tmp_path / "data", "--set", "val_fraction=0.4")
+    (poor / "x/good1.mp4").write_bytes(b"no longer a video")
+    result = call("extract", place.spec, tmp_path / "data", "--out", tmp_path / "caches")
+    assert (result.code, result.err) == (3, "")
+    assert "videos: 1 of 3 whole, 2 failed\n" in result.out
+    assert re.search(r"x/frameless.avi +.*no frame could be decoded", result.out)
+    assert re.search(r"x/good1.mp4 +.*cannot be opened as media", result.out)
+    result = call("extract", place.spec, tmp_path / "data", "--out", tmp_path / "caches", "--json")
+    assert (result.code, result.err) == (3, "")
+    assert result.json["videos"] == {"planned": 3, "stored": 1, "failed": 2} and result.json["frames"] == 9
+    assert result.json["failures"].keys() == {"x/frameless.avi", "x/good1.mp4"}
+    assert fine("status", result.json["cache"], "--json").json == result.json
+
+
+# Caches with holes
+
+
+def test_holes_are_refused_and_counted(place, cache, tmp_path):
+    Cache(cache).receipt_path(0).unlink()
+    gone = Cache(place.cache).plan[0].keys()
+    clips = Cache(cache).manifest.clips
+    holes = {split: sum(clip.video_id in gone for clip in clips if clip.split == split) for split in ("train", "val")}
+    assert min(holes.values()) >= 1
+    facts = fine("status", cache, "--json").json
+    assert facts["stores"] == {"planned": 3, "done": 2}
+    assert facts["splits"]["train"] == {"clips": 4, "covered": 4 - holes["train"]}
+    assert "1 of 3 stores are not extracted yet: run extract again" in fine("verify", cache).out
+    assert fine("verify", cache, "--json").json["stores_missing"] == [0]
+    run = tmp_path / "run"
+    message = f"cache {cache} has holes: {holes['train']} of 4 clips of split 'train' are not covered, the first is "
+    assert_refused(call("train", place.recipe, cache, "--out", run), message, ": not extracted yet; next: ", "--allow-missing")
+    assert not run.exists()
+    result = call("train", place.recipe, cache, "--out", run, "--allow-missing", "--json")
+    assert result.code == 0 and result.json["steps"] == 3
+    assert result.err == f"{holes['train']} clips of split 'train' were left out: the cache does not cover them\n"
+    assert Run(run).header["clips"]["skipped"] == holes["train"]
+    assert_refused(call("evaluate", run), f"has holes: {holes['val']} of 2 clips of split 'val'", "--allow-missing")
+    result = call("evaluate", run, "--allow-missing")
+    assert result.code == 0 and f"{2 - holes['val']} clips" in result.out
+    assert result.err == f"run: {holes['val']} clips left out: the cache does not cover them\n"
+
+
+def test_a_cache_without_any_store(place, cache, tmp_path):
+    shutil.rmtree(cache / "receipts")
+    assert fine("status", cache, "--json").json["stores"] == {"planned": 3, "done": 0}
+    result = call("train", place.recipe, cache, "--out", tmp_path / "run", "--allow-missing")
+    assert_refused(result, f"has no clip that {cache} covers; next: extract")
+    assert not (tmp_path / "run").exists()
+
+
+# Damage
+
+SHARD = "layer_5/c/0/0/0"
+
+
+def truncate(file: Path) -> str:
+    size = file.stat().st_size
+    os.truncate(file, size - 7)
+    return f"{size - 7} bytes, receipt says {size}"
+
+
+def empty(file: Path) -> str:
+    size = file.stat().st_size
+    os.truncate(file, 0)
+    return f"0 bytes, receipt says {size}"
+
+
+def unlink(file: Path) -> str:
+    file.unlink()
+    return "missing"
+
+
+def flip(file: Path) -> str:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    return "content differs from its checksum"
+
+
+@pytest.mark.parametrize("damage", [unlink, empty, truncate])
+def test_a_damaged_shard_is_refused(place, cache, run, tmp_path, damage):
+    problem = damage(cache / "stores/00001.zarr" / SHARD)
+    message = f"cache {cache} is damaged: 00001.zarr/{SHARD}: {problem}; next: see it all: stillframe verify {cache}"
+    before = digest(tmp_path)
+    assert_refused(call("train", place.recipe, cache, "--out", tmp_path / "new"), message)
+    assert_refused(call("evaluate", run, "--cache", cache), message)
+    assert digest(tmp_path) == before and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("damage", [unlink, empty, truncate, flip])
+def test_verify_names_store_and_file(cache, damage):
+    problem = damage(cache / "stores/00001.zarr" / SHARD)
+    before = digest(cache)
+    result = call("verify", cache)
+    hint = f"; next: rm {cache}/receipts/00001.json and run extract again"
+    assert_refused(result, f"1 stores of {cache} are damaged", hint, out=True)
+    assert re.search(rf"00001\.zarr +{SHARD} +{problem}", result.out)
+    result = call("verify", cache, "--json")
+    assert_refused(result, hint, out=True)
+    assert result.json["problems"] == {"00001.zarr": {SHARD: problem}} and result.json["stores_checked"] == 3
+    assert digest(cache) == before
+
+
+def test_what_verify_advises_mends_the_cache(place, cache):
+    flip(cache / "stores/00002.zarr" / SHARD)
+    truncate(cache / "stores/00001.zarr" / SHARD)
+    advice = re.search(r"; next: rm (.+) and run extract again", call("verify", cache).err)
+    assert advice
+    for receipt in advice[1].split():
+        Path(receipt).unlink()
+    fine("extract", place.spec, place.data, "--out", cache.parent)
+    fine("verify", cache)
+    assert digest(cache / "stores") == digest(place.cache / "stores")
+
+
+@pytest.mark.parametrize("file", ["zarr.json", "layer_5/zarr.json", "time_s/zarr.json"])
+def test_damaged_zarr_metadata(place, cache, tmp_path, file):
+    path = cache / "stores/00001.zarr" / file
+    path.write_bytes(b"x" + path.read_bytes()[1:])
+    result = call("train", place.recipe, cache, "--out", tmp_path / "run")
+    assert_refused(result, "stores/00001.zarr", "; next: ", "stillframe verify")
+    assert_refused(call("verify", cache), "1 stores", "00001.json", out=True)
+
+
+BROKEN = {
+    "no bytes": lambda data: b"",
+    "half": lambda data: data[: len(data) // 2],
+    "no text": lambda data: b"\xff\xfe" + data,
+    "no JSON": lambda data: b"{nope",
+    "another shape": lambda data: b"[]",
+    "keys missing": lambda data: b'{"format_version": 1}',
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+@pytest.mark.parametrize(
+    ("file", "commands"),
+    [
+        ("caches/*/cache.json", ["status {cache}", "verify {cache}", "train {recipe} {cache} --out {new}"]),
+        ("caches/*/receipts/00001.json", ["status {cache}", "verify {cache}", "train {recipe} {cache} --out {new}"]),
+        ("run/run.json", ["evaluate {run}", "report {run} --out {new}", "train {recipe} {cache} --out {run}"]),
+        ("run/last.json", ["evaluate {run}", "train {recipe} {cache} --out {run}"]),
+        ("run/evaluation-val.json", ["report {run} --out {new}"]),
+    ],
+    ids=["cache.json", "receipt", "run.json", "last.json", "evaluation"],
+)
+def test_damaged_json_is_named_and_left_alone(place, cache, run, tmp_path, file, commands, how):
+    (path,) = tmp_path.glob(file)
+    path.write_bytes(BROKEN[how](path.read_bytes()))
+    before = digest(tmp_path)
+    for command in commands:
+        arguments = command.format(cache=cache, run=run, recipe=place.recipe, new=tmp_path / "new").split()
+        assert_refused(call(*arguments), path, "; next: ")
+        assert digest(tmp_path) == before
+
+
+def test_a_receipt_that_lacks_a_key(cache):
+    receipt = json.loads((cache / "receipts/00001.json").read_text())
+    del receipt["files"]
+    (cache / "receipts/00001.json").write_text(json.dumps(receipt))
+    for command in ("status", "verify"):
+        assert_refused(
+            call(command, cache), f"receipt {cache}/receipts/00001.json is damaged", "; next: delete it and rerun extract"
+        )
+
+
+def test_a_receipt_of_another_cache(slow_cache, cache):
+    shutil.copy(slow_cache / "receipts/00001.json", cache / "receipts/00001.json")
+    theirs = Cache(slow_cache).fingerprint
+    assert_refused(call("status", cache), f"00001.json is damaged: it belongs to the cache {theirs}; next: delete it")
+
+
+@pytest.mark.parametrize(("file", "what"), [("cache.json", "cache"), ("run.json", "run")])
+def test_a_format_from_the_future(cache, run, file, what):
+    folder = {"cache": cache, "run": run}[what]
+    header = json.loads((folder / file).read_text()) | {"format_version": 9}
+    (folder / file).write_text(json.dumps(header))
+    command = {"cache": "status", "run": "evaluate"}[what]
+    assert_refused(call(command, folder), f"{folder} has {what} format 9, this version reads format 1; next: upgrade")
+
+
+@pytest.mark.parametrize("damage", [unlink, empty, truncate])
+def test_a_damaged_checkpoint(place, run, damage):
+    damage(run / "last-000003.safetensors")
+    before = digest(run)
+    message = f"checkpoint {run}/last-000003.safetensors cannot be read: "
+    assert_refused(call("evaluate", run), message, "; next: ")
+    assert_refused(call("train", place.recipe, place.cache, "--out", run), message, "; next: ")
+    assert digest(run) == before
+    fine("evaluate", run, "--checkpoint", "best")
+
+
+def test_a_checkpoint_of_another_model(run):
+    save_file({"model.mixer.weight": torch.zeros(3)}, run / "last-000003.safetensors")
+    assert_refused(call("evaluate", run), "checkpoint does not fit the model: ", "; next: train again")
+
+
+def test_a_run_without_checkpoint(run):
+    (run / "last.json").unlink()
+    assert_refused(call("evaluate", run), f"run {run} has no last checkpoint yet; next: train it first")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"junk"], ids=["missing", "empty", "junk"])
+def test_damaged_answers(run, tmp_path, content):
+    (path,) = run.glob("answers-val.*")
+    path.unlink() if content is None else path.write_bytes(content)
+    assert_refused(call("report", run, "--out", tmp_path / "report"), path, "; next: ")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\n", b"3\n"], ids=["no text", "no record"])
+def test_damaged_metrics(run, tmp_path, content):
+    (run / "metrics.jsonl").write_bytes(content)
+    assert_refused(call("report", run, "--out", tmp_path / "report"), run / "metrics.jsonl")
+
+
+# As a process
+
+
+def process(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def test_a_process_gives_the_same(place):
+    done = process("status", place.cache, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == Cache(place.cache).status()
+
+
+def test_a_process_that_is_refused(place):
+    done = process("status", place.folder / "no")
+    assert_refused(Result(done.returncode, done.stdout, done.stderr), "is not a cache")
+
+
+def test_a_reader_that_goes_away_is_no_accident():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "pipeline.cli", "list", "--json"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert "Traceback" not in done.stderr
+
+
+def test_interrupting_keeps_what_was_finished(place, tmp_path):
+    run = tmp_path / "run"
+    sets = ["--set", "training.steps=1000000", "--set", "training.checkpoint_every=5"]
+    command = [sys.executable, "-m", "pipeline.cli", "train", str(place.recipe), str(place.cache), "--out", str(run), *sets]
+    training = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while training.poll() is None and not (run / "last.json").exists():
+        time.sleep(0.01)
+    training.send_signal(signal.SIGINT)
+    out, err = training.communicate()
+    assert (training.returncode, out) == (130, "")
+    assert err == "stopped; what was finished is kept, run the same command again to go on\n"
+    assert Run(run).tensors("last") and Run(run).checkpoint("last")["step"] % 5 == 0
+    assert fine("evaluate", run, "--json").json["checkpoint"]["step"] == Run(run).checkpoint("last")["step"]
+
+
+def test_extracting_through_the_api_or_by_command_is_one(place, tmp_path):
+    built = manifest.build("folder", place.videos, tmp_path / "data", {"val_fraction": 0.3})
+    assert extract.preview(address_spec(), built) == fine("extract", place.spec, place.data, "--dry-run", "--json").json
