@@ -11,9 +11,8 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,10 +23,14 @@ import numpy as np
 from pipeline import plugins
 from pipeline.codecs import CodecPlugin
 from pipeline.errors import BadInput
+from pipeline.ledger import Failure, Header, Receipt, read_json, to_json
 from pipeline.manifest import Manifest
 from pipeline.records import Clip, TokenShape
 from pipeline.spec import FORMAT_VERSION, differences
 from pipeline.store import StoreReader, check_files, stored_name, token_arrays, write_atomically
+
+SMALL_BYTES = 4_000_000
+"""Files up to this size are compared with their checksums whenever a cache is used."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +42,6 @@ class Location:
     stop: int
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Why a video is not, or not wholly, in the cache."""
-
-    video_id: str
-    reason: str
-    frames_stored: int
-    stored_until_s: float
-    """Presentation time up to which the video is covered; 0 if nothing is."""
-
-
 class Cache:
     """A cache on disk. Opening it reads `cache.json` only."""
 
@@ -58,27 +50,18 @@ class Cache:
         file = path / "cache.json"
         if not file.is_file():
             raise BadInput(f"{path} is not a cache: it has no cache.json", _nearby(path))
-        try:
-            self.header: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            version = self.header["format_version"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(
-                f"{file} is damaged: {error}", "extract again into another folder; the stores are not touched"
-            ) from error
-        if version != FORMAT_VERSION:
-            raise BadInput(
-                f"{path} has cache format {version}, this version reads format {FORMAT_VERSION}", "upgrade stillframe"
-            )
+        self.header = read_json(Header, file, "extract again into another folder; its stores are not touched", FORMAT_VERSION)
 
     @classmethod
-    def create(cls, path: Path, header: dict[str, Any], manifest: Manifest) -> Cache:
+    def create(cls, path: Path, header: Header, manifest: Manifest) -> Cache:
         """Lays out an empty cache; cache.json comes last, so that a cache that opens is whole."""
         for folder in ("stores", "receipts", "manifest"):
             (path / folder).mkdir(parents=True, exist_ok=True)
-        for file in sorted(manifest.folder.iterdir()):
-            if file.name in Manifest.FILES:
-                write_atomically(path / "manifest" / file.name, file.read_bytes())
-        write_atomically(path / "cache.json", _json(header))
+        for name in Manifest.FILES:
+            (path / "manifest" / name).unlink(missing_ok=True)
+            if (manifest.folder / name).is_file():
+                shutil.copyfile(manifest.folder / name, path / "manifest" / name)
+        write_atomically(path / "cache.json", to_json(header))
         return cls(path)
 
     # What was planned
@@ -89,13 +72,11 @@ class Cache:
 
     @property
     def fingerprint(self) -> str:
-        return str(self.header["fingerprint"])
+        return self.header.fingerprint
 
     @property
     def spec(self) -> dict[str, Any]:
-        """The canonical spec as plain JSON: reading a cache needs no encoder."""
-        spec: dict[str, Any] = self.header["spec"]
-        return spec
+        return self.header.spec
 
     @property
     def fps(self) -> float | None:
@@ -105,8 +86,8 @@ class Cache:
 
     @cached_property
     def shape(self) -> TokenShape:
-        tokens = self.header["tokens"]
-        return TokenShape(tokens["width"], tuple(tokens["grid_hw"]), tokens["special_tokens"], tuple(tokens["layers"]))
+        tokens = self.header.tokens
+        return TokenShape(tokens.width, tokens.grid_hw, tokens.special_tokens, tokens.layers)
 
     @cached_property
     def codec(self) -> CodecPlugin:
@@ -124,15 +105,14 @@ class Cache:
             stored_name(name, key): ((n, *tail), dtype) for name, n in tokens.items() for key, (tail, dtype) in layout.items()
         }
 
-    @cached_property
+    @property
     def plan(self) -> dict[int, dict[str, int]]:
-        """store -> video_id -> frames expected from the header of its file."""
-        return {int(store): videos for store, videos in self.header["plan"].items()}
+        return self.header.plan
 
     @cached_property
     def manifest(self) -> Manifest:
         """The copy that lies in the cache; its root is where the videos were at extraction, and may be gone."""
-        return replace(Manifest.load(self.path / "manifest"), root=Path(self.header["root"]))
+        return replace(Manifest.load(self.path / "manifest"), root=Path(self.header.root))
 
     # What is there
 
@@ -142,30 +122,35 @@ class Cache:
     def receipt_path(self, store: int) -> Path:
         return self.path / "receipts" / f"{store:05d}.json"
 
-    def write_receipt(self, store: int, receipt: dict[str, Any]) -> None:
+    def write_receipt(self, receipt: Receipt) -> None:
         """Makes a store exist."""
-        write_atomically(self.receipt_path(store), _json(receipt))
+        write_atomically(self.receipt_path(receipt.store), to_json(receipt))
+
+    def forget(self, store: int) -> None:
+        """Makes a store exist no longer, so that the next extraction redoes it."""
+        self.receipt_path(store).unlink()
 
     def missing_stores(self) -> list[int]:
         return [store for store in self.plan if not self.receipt_path(store).is_file()]
 
+    def receipt(self, store: int) -> Receipt:
+        """The receipt of a finished store. Raises BadInput where it is damaged or belongs to another cache."""
+        path = self.receipt_path(store)
+        redo = f"rm {path} and run extract again: only this store is redone"
+        receipt = read_json(Receipt, path, redo)
+        ours = (self.fingerprint, store, list(self.plan[store]))
+        if (receipt.fingerprint, receipt.store, list(receipt.videos)) != ours:
+            raise BadInput(
+                f"{path} is damaged: it is for store {receipt.store} of the cache {receipt.fingerprint}, "
+                f"wanted store {store} of {self.fingerprint} and the videos planned for it",
+                redo,
+            )
+        return receipt
+
     @cached_property
-    def receipts(self) -> dict[int, dict[str, Any]]:
+    def receipts(self) -> dict[int, Receipt]:
         """Receipts of the finished stores, as they were when first asked for."""
-        found = {}
-        for store in self.plan:
-            path = self.receipt_path(store)
-            if path.is_file():
-                try:
-                    receipt = json.loads(path.read_text(encoding="utf-8"))
-                    if receipt["fingerprint"] != self.fingerprint:
-                        raise ValueError(f"it belongs to the cache {receipt['fingerprint']}")
-                except (ValueError, KeyError, TypeError) as error:
-                    raise BadInput(
-                        f"receipt {path} is damaged: {error}", "delete it and rerun extract: only this store is redone"
-                    ) from error
-                found[store] = receipt
-        return found
+        return {store: self.receipt(store) for store in self.plan if self.receipt_path(store).is_file()}
 
     @cached_property
     def locations(self) -> dict[str, Location]:
@@ -173,17 +158,14 @@ class Cache:
         return {
             video_id: Location(store, *rows)
             for store, receipt in self.receipts.items()
-            for video_id, rows in receipt["videos"].items()
+            for video_id, rows in receipt.videos.items()
             if rows[1] > rows[0]
         }
 
     @cached_property
     def failures(self) -> dict[str, Failure]:
-        return {
-            video_id: Failure(video_id, **failure)
-            for receipt in self.receipts.values()
-            for video_id, failure in receipt["failures"].items()
-        }
+        """video_id -> why it is not, or not wholly, stored."""
+        return {video_id: failure for receipt in self.receipts.values() for video_id, failure in receipt.failures.items()}
 
     def hole(self, clip: Clip) -> str | None:
         """Why the clip cannot be read whole; None when it can."""
@@ -199,15 +181,20 @@ class Cache:
 
     # Whether it can be trusted
 
-    def check(self, stores: Iterable[int] | None = None, content: bool = False) -> dict[int, dict[str, str]]:
-        """store -> file -> what is wrong with it, for the finished stores. `content` compares checksums, otherwise sizes."""
-        wanted = self.receipts if stores is None else stores
-        problems = {store: check_files(self.store_path(store), self.receipts[store]["files"], content) for store in wanted}
-        return {store: files for store, files in problems.items() if files}
+    def check(self, store: int, content_up_to: float = float("inf")) -> dict[str, str]:
+        """File -> what is wrong with it, for one finished store; files of more bytes than that are compared by size alone."""
+        try:
+            files = self.receipt(store).files
+        except BadInput as error:
+            return {self.receipt_path(store).name: error.message}
+        return check_files(self.store_path(store), files, content_up_to)
 
     def require_sound(self) -> None:
-        """Refuses a cache whose files are missing or of the wrong size (`verify` also compares checksums)."""
-        problems = self.check()
+        """Refuses a cache of which a file is missing or of the wrong size, or a small one (times, metadata) is damaged.
+
+        The content of the large ones, the tokens, is compared by `stillframe verify` alone.
+        """
+        problems = {store: found for store in self.receipts if (found := self.check(store, SMALL_BYTES))}
         if problems:
             store, files = next(iter(problems.items()))
             file, problem = next(iter(files.items()))
@@ -227,7 +214,7 @@ class Cache:
             counts["covered"] += self.hole(clip) is None
         seconds: Counter[str] = Counter()
         for receipt in self.receipts.values():
-            seconds.update(receipt["seconds"])
+            seconds.update(receipt.seconds)
         return {
             "cache": str(self.path),
             "spec": self.spec["name"],
@@ -239,8 +226,8 @@ class Cache:
                 "stored": len(self.locations.keys() - self.failures.keys()),
                 "failed": len(self.failures),
             },
-            "frames": sum(receipt["frames"] for receipt in self.receipts.values()),
-            "store_bytes": sum(size for receipt in self.receipts.values() for size, _ in receipt["files"].values()),
+            "frames": sum(receipt.frames for receipt in self.receipts.values()),
+            "store_bytes": sum(receipt.store_bytes for receipt in self.receipts.values()),
             "seconds": dict(seconds),
             "splits": {split: dict(counts) for split, counts in splits.items()},
             "failures": {video_id: failure.reason for video_id, failure in self.failures.items()},
@@ -249,7 +236,7 @@ class Cache:
 
 def require_same(cache: Cache, manifest: Manifest) -> None:
     """Refuses to go on with a cache that was extracted from another manifest; says what differs."""
-    if cache.header["manifest"] != manifest.digest:
+    if cache.header.manifest != manifest.digest:
         theirs, ours = ({video.video_id for video in m.videos} for m in (cache.manifest, manifest))
         raise BadInput(
             f"manifest {manifest.folder} changed after {cache.path} was extracted from it: "
@@ -262,13 +249,17 @@ def require_same(cache: Cache, manifest: Manifest) -> None:
 def siblings(cache: Cache) -> dict[Path, list[str]]:
     """Caches of the same name beside this one -> in what they differ, as `field: this / that`."""
 
-    def meaning(header: dict[str, Any]) -> dict[str, Any]:
-        return {key: header[key] for key in ("spec", "encoder", "decoder")}
+    def meaning(header: Header) -> dict[str, Any]:
+        return header.model_dump(mode="json", include={"spec", "encoder", "decoder"})
 
     found = {}
     for file in sorted(cache.path.parent.glob(f"{cache.spec['name']}-*/cache.json")):
-        if file.parent != cache.path:
-            found[file.parent] = differences(meaning(cache.header), meaning(Cache(file.parent).header))
+        try:
+            differ = differences(meaning(cache.header), meaning(Cache(file.parent).header))
+        except BadInput:  # what is wrong with a neighbour does not concern this cache
+            continue
+        if differ:
+            found[file.parent] = differ
     return found
 
 
@@ -277,7 +268,3 @@ def _nearby(path: Path) -> str:
     folder = path if path.is_dir() else path.parent
     found = sorted(str(file.parent) for file in folder.glob("*/cache.json")) if folder.is_dir() else []
     return f"there are: {', '.join(found)}" if found else "make one with: stillframe extract SPEC DATA --out DIR"
-
-
-def _json(table: dict[str, Any]) -> bytes:
-    return (json.dumps(table, indent=1) + "\n").encode()

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pipeline.manifest import Manifest
 
 FINISHED_WITH_FAILURES = 3
+INTERRUPTED = 130
+"""What typer makes of Ctrl-C."""
 
 app = typer.Typer(
     name="stillframe",
@@ -83,6 +85,7 @@ def extract(
     root: Annotated[Path | None, typer.Option(help="Where the videos are, if they were moved.")] = None,
     device: Device = None,
     decoders: Annotated[int, typer.Option(min=1, help="Threads that decode videos.")] = 1,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Redo the stores that hold a failed video.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     sets: Sets = None,
     as_json: AsJson = False,
@@ -110,11 +113,12 @@ def extract(
             slowest = state.slowest(decoders)
             update(state.frames, state.frames_planned, f"{text}  ETA {console.duration_text(state.eta_s)}  slowest: {slowest}")
 
-        cache = module.extract(loaded, clips, out, _device(device), decoders, on_progress)
+        cache = module.extract(loaded, clips, out, _device(device), decoders, retry_failed, on_progress)
     for other, changed in siblings(cache).items():
         console.say(f"beside it lies {other.name}, which differs in (this / that): {'; '.join(changed)}")
     _show_status(cache, as_json)
     if cache.failures:
+        console.say("to try these again, once they are mended: the same command with --retry-failed")
         raise typer.Exit(FINISHED_WITH_FAILURES)
 
 
@@ -140,16 +144,16 @@ def verify(cache: Annotated[Path, typer.Argument(help="A cache folder.")], as_js
 
     opened = Cache(cache)
     problems: dict[int, dict[str, str]] = {}
-    with console.progress("verify") as update:
-        for done, store in enumerate(opened.receipts, 1):
-            problems |= opened.check([store], content=True)
-            update(done, len(opened.receipts), "stores")
     missing = opened.missing_stores()
+    finished = [store for store in opened.plan if store not in missing]
+    with console.progress("verify") as update:
+        for done, store in enumerate(finished, 1):
+            if found := opened.check(store):
+                problems[store] = found
+            update(done, len(finished), "stores")
     if as_json:
         named = {opened.store_path(store).name: files for store, files in problems.items()}
-        console.show_json(
-            {"cache": str(cache), "stores_checked": len(opened.receipts), "stores_missing": missing, "problems": named}
-        )
+        console.show_json({"cache": str(cache), "stores_checked": len(finished), "stores_missing": missing, "problems": named})
     else:
         rows = [
             (opened.store_path(store).name, file, what) for store, files in problems.items() for file, what in files.items()
@@ -157,7 +161,7 @@ def verify(cache: Annotated[Path, typer.Argument(help="A cache folder.")], as_js
         if rows:
             console.show_table(f"{len(problems)} damaged stores", ("store", "file", "problem"), rows)
         else:
-            console.show(f"{cache}: {len(opened.receipts)} stores, every checksum holds")
+            console.show(f"{cache}: {len(finished)} stores, every checksum holds")
         if missing:
             console.show(f"{len(missing)} of {len(opened.plan)} stores are not extracted yet: run extract again")
     if problems:
@@ -199,20 +203,23 @@ def train(
             update(state.step, state.steps, f"steps  loss {state.loss:.4f}  {state.windows_per_s:.0f} windows/s{scores}")
 
         run = module.train(loaded, opened, folder, other, _device(device), allow_missing, on_progress)
-    skipped = run.header["clips"]["skipped"]
-    if skipped:
-        console.say(f"{skipped} clips of split 'train' were left out: the cache does not cover them")
+    notes = {
+        "skipped": "were left out: the cache does not cover them",
+        "padded": "are shorter than a window: their last frame repeats",
+        "slower": "have fewer frames per second than a window: their frames repeat",
+    }
+    for what, note in notes.items():
+        if count := run.header.clips[what]:
+            console.say(f"{count} clips of split 'train' {note}")
     last = run.checkpoint("last")
     assert last is not None
     scores: dict[str, float] = next((line["val"] for line in reversed(module.read_metrics(folder)) if "val" in line), {})
-    facts = {"run": str(folder), "steps": last["step"], "parameters": run.header["parameters"], "val": scores}
+    facts = {"run": str(folder), "steps": last.step, "parameters": run.header.parameters, "val": scores}
     if as_json:
         console.show_json(facts)
     else:
         text = ", ".join(f"{form} {score:.3f}" for form, score in scores.items())
-        console.show(
-            f"{folder}: {last['step']} steps, {sum(run.header['parameters'].values()):,} trained parameters, val {text}"
-        )
+        console.show(f"{folder}: {last.step} steps, {sum(run.header.parameters.values()):,} trained parameters, val {text}")
 
 
 @app.command()
@@ -240,8 +247,8 @@ def evaluate(
     from pipeline.train import Run
 
     opened = Run(run)
-    place = cache or Path(opened.header["cache_path"])
-    folder = manifest_folder or (Path(path) if (path := opened.header["manifest_path"]) else None)
+    place = cache or Path(opened.header.cache_path)
+    folder = manifest_folder or (Path(path) if (path := opened.header.manifest_path) else None)
     result = module.evaluate(opened, Cache(place), split, checkpoint, _manifest(folder), _device(device), allow_missing)
     if as_json:
         console.show_json(result)
@@ -342,17 +349,25 @@ def main(arguments: list[str] | None = None) -> int:
     except StillframeError as error:
         _say(f"error: {error.message}" + (f"; next: {error.hint}" if error.hint else ""))
         return error.exit_code
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        _say(f"error: {what}; next: check the path, its rights and the free space")
+        return 2
     except typer.Exit as stop:
-        return stop.exit_code
-    except (typer.Abort, KeyboardInterrupt):
-        _say("stopped; what was finished is kept, run the same command again to go on")
-        return 130
+        code = stop.exit_code
     except Exception as error:
-        if hasattr(error, "format_message"):  # typer's own errors: a missing argument, an unknown option
-            _say(f"error: {error.format_message()}; next: stillframe --help")
-            return 2
-        raise
+        if not hasattr(error, "format_message"):
+            raise
+        _say(_usage(error.format_message()))
+        return 2
+    if code == INTERRUPTED:
+        _say("stopped; what was finished is kept, run the same command again to go on")
     return code if isinstance(code, int) else 0
+
+
+def _usage(message: str) -> str:
+    """typer's own words on a missing argument or an unknown option; the help itself where no command was given."""
+    return message if message.startswith("Usage:") else f"error: {message.rstrip('.')}; next: stillframe --help"
 
 
 def _say(text: str) -> None:
@@ -368,10 +383,12 @@ def _device(name: str | None) -> torch.device | None:
         return None
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise BadInput(f"no device called '{name}'", "cpu, cuda or cuda:1") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise BadInput(f"device '{name}' asks for CUDA, which this machine or this torch does not have", "--device cpu")
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        what = str(error).splitlines()[0]
+        raise BadInput(
+            f"device '{name}' cannot be used: {what}", "--device cpu, cuda or cuda:1, as this machine has them"
+        ) from error
     return device
 
 

@@ -23,11 +23,12 @@ def demo(out: Path, spec: Path, on_step: OnStep, say: Callable[[str], None]) -> 
 
     Every step goes on from what it finds in `out`. Returns the evaluations and the path of the page.
     """
+    cache_spec = load_spec(spec)
     videos = manifest.build("world", None, out / "world", {}, lambda done, total: on_step("rendering videos", done, total))
     say(f"{out / 'world'}: {len(videos.clips)} clips of {len(videos.labels)} kinds of motion")
 
     cache = stage_one.extract(
-        load_spec(spec),
+        cache_spec,
         videos,
         out / "caches",
         on_progress=lambda state: on_step("extracting tokens", state.frames, state.frames_planned),

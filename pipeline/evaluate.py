@@ -16,14 +16,43 @@ from safetensors.numpy import save
 from pipeline import plugins
 from pipeline.cache import Cache
 from pipeline.errors import BadInput
+from pipeline.ledger import read_json
 from pipeline.manifest import Manifest
 from pipeline.model import VideoModel, layers_read
+from pipeline.plugins import Settings
 from pipeline.store import write_atomically
 from pipeline.tasks import TaskPlugin
 from pipeline.train import Run, load_weights, predict, require_fit
 from pipeline.windows import Windows
 
 RESAMPLES = 2000
+
+
+class Interval(Settings):
+    """A mean score and its 95 % interval."""
+
+    score: float
+    low: float
+    high: float
+
+
+class Evaluation(Settings):
+    """evaluation-<split>.json."""
+
+    run: str
+    split: str
+    checkpoint: dict[str, str | int]
+    cache: dict[str, str]
+    task: str
+    temporal: str
+    metric: str
+    higher_is_better: bool
+    trivial: float
+    clips_scored: int
+    clips_skipped: int
+    videos: int
+    forms: dict[str, Interval]
+    clips: dict[str, dict[str, str | float | None]]
 
 
 def evaluate(
@@ -59,8 +88,8 @@ def evaluate(
     result = {
         "run": run.path.name,
         "split": split,
-        "checkpoint": {"which": checkpoint, "step": facts["step"]},
-        "cache": run.header["cache"],
+        "checkpoint": {"which": checkpoint, "step": facts.step},
+        "cache": run.header.cache.model_dump(),
         "task": recipe.task.name,
         "temporal": recipe.temporal.name,
         "metric": task.metric_name,
@@ -83,17 +112,22 @@ def evaluate(
 
 def require_same_cache(run: Run, cache: Cache, manifest: Manifest) -> None:
     """Refuses tokens of another cache, which the run was not trained on, and labels in another order."""
-    wanted = run.header["cache"]["fingerprint"]
+    wanted = run.header.cache.fingerprint
     if cache.fingerprint != wanted:
         raise BadInput(
             f"run {run.path} was trained on the cache with fingerprint {wanted}, {cache.path} has {cache.fingerprint}",
-            f"give the cache {run.header['cache']['name']}",
+            f"give the cache {run.header.cache.name}",
         )
-    if manifest.labels != run.labels:
+    if manifest.labels != run.header.labels:
         raise BadInput(
-            f"run {run.path} knows {len(run.labels)} labels, manifest {manifest.folder} has {len(manifest.labels)} or others",
+            f"run {run.path} knows the labels {_some(run.header.labels)}; "
+            f"manifest {manifest.folder} has {_some(manifest.labels)}",
             "give the manifest it was trained with: --manifest DIR",
         )
+
+
+def _some(labels: tuple[str, ...]) -> str:
+    return ", ".join(labels[:5]) + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")
 
 
 def score_clips(
@@ -122,6 +156,8 @@ def interval(scores: np.ndarray, videos: list[str], seed: int = 0) -> dict[str, 
 
 
 def read_evaluation(path: Path, split: str) -> dict[str, Any] | None:
-    """What `evaluate` wrote, or None."""
+    """What `evaluate` wrote, or None. Raises BadInput where it is damaged."""
     file = path / f"evaluation-{split}.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if not file.is_file():
+        return None
+    return read_json(Evaluation, file, f"stillframe evaluate {path} --split {split}").model_dump()

@@ -2,7 +2,7 @@
 
     manifest.jsonl   one clip per line, in the data set's order
     targets.h5       one group per clip that has truth beyond its label, one array per target
-    dataset.json     where the clips and their videos come from, label names, what was rejected, sha256 of manifest.jsonl
+    dataset.json     where the clips and their videos come from, label names, what was rejected, sha256 of the other two
 
 The three are written aside and renamed, manifest.jsonl last. The same data set and settings give the same bytes.
 """
@@ -13,6 +13,7 @@ import difflib
 import hashlib
 import json
 import math
+import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,8 @@ import numpy as np
 
 from pipeline import plugins
 from pipeline.datasets import DatasetPlugin
-from pipeline.errors import BadInput, unknown_name
+from pipeline.errors import BadInput, StillframeError, unknown_name
+from pipeline.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES
 from pipeline.records import Clip, Video
 
 CLIPS, TARGETS, ORIGIN = "manifest.jsonl", "targets.h5", "dataset.json"
@@ -61,6 +63,9 @@ class Origin(plugins.Settings):
     ignored: int
     """Number of files in the data set that are no media."""
     manifest_sha256: str
+    targets_sha256: str | None = None
+    targets_bytes: int | None = None
+    """Both None: no clip has truth beyond its label, and there is no targets.h5."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ class Manifest:
     def load(cls, folder: Path, root: Path | None = None) -> Manifest:
         """Reads a manifest and checks all of it; `root` says where the videos are now, if they were moved.
 
+        The content of targets.h5 is trusted, as it may be large: its size alone is compared.
         Raises BadInput: a file missing or damaged, manifest.jsonl edited after it was built, and whatever `check` finds.
         """
         folder = folder.resolve()
@@ -86,6 +92,7 @@ class Manifest:
         origin = _read_origin(folder)
         if hashlib.sha256(text).hexdigest() != origin.manifest_sha256:
             raise BadInput(f"{folder / CLIPS} was edited after it was built: {ORIGIN} has another sha256 for it", REBUILD)
+        _check_targets(folder / TARGETS, origin.targets_bytes)
         lines = enumerate(text.decode("ascii", errors="replace").splitlines(), start=1)
         clips = tuple(_parse(line, f"{folder / CLIPS} line {number}") for number, line in lines)
         check(clips, f"{folder / CLIPS}", "line")
@@ -97,8 +104,9 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """sha256 of manifest.jsonl."""
-        return self.origin.manifest_sha256
+        """sha256 of manifest.jsonl; where there are targets, of its sha256 followed by that of targets.h5."""
+        clips, targets = self.origin.manifest_sha256, self.origin.targets_sha256
+        return clips if targets is None else hashlib.sha256(f"{clips}{targets}".encode()).hexdigest()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -158,7 +166,8 @@ def build(
     """Asks data set `name`, with the settings in `table`, for clips and targets, and writes the manifest into folder `out`.
 
     `root` holds the videos; a data set that renders its own puts them there (None: into `out`).
-    Raises BadInput: unknown data set or setting, no such root, no usable video, and whatever `check` finds.
+    Raises BadInput: unknown data set or setting, no such root, a file where a folder should be, no usable video, and whatever
+    `check` finds; StillframeError: something cannot be read or written.
     """
     plugin = plugins.load("dataset", name)
     settings = plugins.settings("dataset", name, table, f"dataset '{name}'")
@@ -169,6 +178,17 @@ def build(
     elif not plugin.renders:
         _check_root(root)
     dataset: DatasetPlugin = plugin(root, settings, on_progress)
+    try:
+        _check_writable(out)
+        _check_writable(root)
+        return _build(name, dataset, out)
+    except OSError as error:
+        problem = f"cannot read or write {error.filename or out}: {error.strerror or error}"
+        raise StillframeError(problem, "free space or fix access, then run it again") from error
+
+
+def _build(name: str, dataset: DatasetPlugin, out: Path) -> Manifest:
+    root = dataset.root
     clips = tuple(dataset.clips())
     if not clips:
         raise _no_clips(name, root, dataset.rejected)
@@ -176,14 +196,14 @@ def build(
     text = "".join(map(_line, clips)).encode("ascii")
     origin = Origin(
         dataset=name,
-        settings=settings.model_dump(mode="json"),
+        settings=dataset.settings.model_dump(mode="json"),
         root=_portable(root.resolve(), out.resolve()),
         labels=_labels(clips),
         rejected=dict(sorted(dataset.rejected.items())),
         ignored=dataset.ignored,
         manifest_sha256=hashlib.sha256(text).hexdigest(),
     )
-    _write(out, dataset, clips, origin, text)
+    origin = _write(out, dataset, clips, origin, text)
     return Manifest(out.resolve(), root.resolve(), clips, origin)
 
 
@@ -256,11 +276,15 @@ def _parse(line: str, where: str) -> Clip:
         raise BadInput(f"{where}: {error}", REBUILD) from error
 
 
-def _write(out: Path, dataset: DatasetPlugin, clips: Iterable[Clip], origin: Origin, text: bytes) -> None:
-    """All three files aside, then the renames."""
+def _write(out: Path, dataset: DatasetPlugin, clips: Iterable[Clip], origin: Origin, text: bytes) -> Origin:
+    """All three files aside, then the renames. Returns `origin` with what it says of the targets."""
     out.mkdir(parents=True, exist_ok=True)
     aside = {name: out / f".{name}.partial" for name in Manifest.FILES}
     has_targets = _write_targets(aside[TARGETS], ((clip, dataset.targets(clip)) for clip in clips))
+    if has_targets:
+        with aside[TARGETS].open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            origin = origin.model_copy(update={"targets_sha256": sha256, "targets_bytes": file.tell()})
     aside[ORIGIN].write_text(json.dumps(origin.model_dump(), indent=2) + "\n", encoding="ascii")
     aside[CLIPS].write_bytes(text)
     if not has_targets:
@@ -269,6 +293,7 @@ def _write(out: Path, dataset: DatasetPlugin, clips: Iterable[Clip], origin: Ori
     for name in (TARGETS, ORIGIN, CLIPS):
         if name in aside:
             aside[name].replace(out / name)
+    return origin
 
 
 def _write_targets(path: Path, targets: Iterator[tuple[Clip, dict[str, np.ndarray]]]) -> bool:
@@ -295,7 +320,7 @@ def _read(folder: Path, name: str) -> bytes:
     try:
         return (folder / name).read_bytes()
     except OSError as error:
-        raise BadInput(f"{folder} is no manifest: {name} cannot be read ({error.strerror})", REBUILD) from error
+        raise BadInput(f"{folder} is no manifest: {name} cannot be read ({error.strerror})", _instead_of(folder)) from error
 
 
 def _read_origin(folder: Path) -> Origin:
@@ -304,6 +329,34 @@ def _read_origin(folder: Path) -> Origin:
     except ValueError as error:
         raise BadInput(f"{folder / ORIGIN} is not JSON: {error}", REBUILD) from error
     return plugins.check(Origin, table, str(folder / ORIGIN))
+
+
+def _check_targets(path: Path, wanted_bytes: int | None) -> None:
+    found_bytes = path.stat().st_size if path.is_file() else None
+    if found_bytes != wanted_bytes:
+        found, wanted = ("no such file" if size is None else f"{size} bytes" for size in (found_bytes, wanted_bytes))
+        raise BadInput(f"{path} was changed after it was built: found {found}, {ORIGIN} says {wanted}", REBUILD)
+
+
+def _instead_of(folder: Path) -> str:
+    """The hint where `folder` cannot be read as a manifest."""
+    if any((folder / name).exists() for name in (CLIPS, ORIGIN)):
+        return REBUILD
+    place = folder if folder.is_dir() else folder.parent
+    near = sorted(str(file.parent) for pattern in (ORIGIN, f"*/{ORIGIN}") for file in place.glob(pattern))
+    if near:
+        return f"there are: {', '.join(near[:5])}"
+    files = (file for depth in ("*", "*/*", "*/*/*") for file in folder.glob(depth))
+    if any(file.suffix.lower() in MEDIA_SUFFIXES | IMAGE_SUFFIXES for file in files):
+        return f"list the videos in it first: stillframe manifest folder {shlex.quote(str(folder))} --out data"
+    return "make one with: stillframe manifest"
+
+
+def _check_writable(folder: Path) -> None:
+    """Raises BadInput if `folder` is a file or lies below one."""
+    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not place.is_dir():
+        raise BadInput(f"{folder} cannot be made: {place} is a file, not a folder", "name another folder")
 
 
 def _check_root(root: Path) -> None:

@@ -10,9 +10,9 @@ import difflib
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import BadInput, StillframeError, unknown_name
 
@@ -26,9 +26,13 @@ FOLDERS = {
 
 
 class Settings(BaseModel):
-    """Base of every table a user writes: frozen, and unknown keys are errors."""
+    """Base of every table a user writes: frozen; unknown keys and numbers that are not finite are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+"""What every random generator in use takes."""
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -71,6 +75,8 @@ def check(model: type[Model], table: Mapping[str, Any], where: str) -> Model:
     """`table` as a `model`, or one `BadInput` that lists every wrong key with the nearest legal name."""
     try:
         return model.model_validate(table)
+    except BadInput as error:  # a plug-in's table inside this one
+        raise BadInput(f"{where}: {error.message}", error.hint) from error
     except ValidationError as error:
         lines = [_explain(model, problem) for problem in error.errors(include_url=False)]
         raise BadInput(f"{where}: {'; '.join(lines)}") from error

@@ -64,8 +64,7 @@ def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
 
     Raises BadVideo if there is nothing to decode. The caller closes the container.
     """
-    if not path.is_file():
-        raise BadVideo(f"{path.name}: {'is not a file' if path.exists() else 'does not exist'} in {path.parent}")
+    _check_file(path, path.name)
     if path.stat().st_size == 0:
         raise BadVideo(f"{path.name}: is empty (0 bytes)")
     # An absolute path, since libav would take the beginning of "a:b.mp4" for a protocol.
@@ -74,8 +73,20 @@ def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
 
 def open_image(path: Path) -> tuple[InputContainer, VideoStream]:
     """One image as a stream of one frame. Raises BadVideo; the caller closes the container."""
+    name = f"{path.parent.name}/{path.name}"
+    _check_file(path, name)
+    try:
+        data = path.read_bytes()
+    except PermissionError as error:
+        raise BadVideo(f"{name}: cannot be read: {error.strerror}") from error
     # From memory, since libav would read a "%" in the name as a pattern.
-    return _open(io.BytesIO(path.read_bytes()), f"{path.parent.name}/{path.name}")
+    return _open(io.BytesIO(data), name)
+
+
+def _check_file(path: Path, name: str) -> None:
+    if not path.is_file():
+        problem = "is not a file" if path.exists() else "is a link to nothing" if path.is_symlink() else "does not exist"
+        raise BadVideo(f"{name}: {problem} in {path.parent}")
 
 
 def _open(source: str | io.BytesIO, name: str) -> tuple[InputContainer, VideoStream]:
@@ -139,8 +150,13 @@ def last_packet_end_s(path: Path, all_streams: bool) -> float:
 
 def probe(path: Path, image_fps: float | None = None) -> Probe:
     """Reads what a video file, or a folder of images at `image_fps`, says of itself. Raises BadVideo."""
-    if path.is_dir():
-        return _probe_folder(path, image_fps)
+    try:
+        return _probe_folder(path, image_fps) if path.is_dir() else _probe_file(path)
+    except PermissionError as error:
+        raise BadVideo(f"{path.name}: cannot be read: {error.strerror}") from error
+
+
+def _probe_file(path: Path) -> Probe:
     container, stream = open_video(path)
     with container:
         context = stream.codec_context
@@ -188,9 +204,11 @@ def expected_frames(probe: Probe, fps: float | None) -> int:
 def list_images(folder: Path, image_fps: float | None) -> tuple[list[Path], np.ndarray, float]:
     """A folder's images in natural order (frame 2 before frame 10), their times in seconds, and when the last one ends.
 
-    Times are those of `timestamps.txt` if the folder has one, else index / image_fps. Hidden files are left out.
+    Times are those of `timestamps.txt` if the folder has one, else index / image_fps. Hidden files and folders are left out; a
+    link that leads nowhere is not, as the images after it would move up in time.
     """
-    images = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")]
+    named = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")]
+    images = [file for file in named if not file.is_dir()]
     if not images:
         raise BadVideo(f"{folder.name}: holds no images", f"wanted files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
     images.sort(key=_natural)

@@ -17,6 +17,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from pipeline.errors import BadInput
@@ -47,7 +48,7 @@ def report(runs: Sequence[Run], out: Path, split: str = "val") -> Path:
     done = [result for result in results if result is not None]
     out.mkdir(parents=True, exist_ok=True)
     figures = {"scores": plot_scores(done), "learning": plot_learning(runs)}
-    labels = runs[0].labels
+    labels = runs[0].header.labels
     if labels and all(result["task"] == "classify" for result in done):
         figures["confusion"] = plot_confusions(runs, done, labels)
     for name, figure in figures.items():
@@ -64,7 +65,7 @@ def report(runs: Sequence[Run], out: Path, split: str = "val") -> Path:
 
 def table(run: Run, result: dict[str, Any]) -> list[tuple[str, ...]]:
     """One row per form, cells as text, in the order of COLUMNS."""
-    parameters = sum(run.header["parameters"].values())
+    parameters = sum(run.header.parameters.values())
     return [
         (
             result["run"],
@@ -131,7 +132,13 @@ def plot_confusions(runs: Sequence[Run], results: Sequence[dict[str, Any]], labe
     for axes, run, result in zip(grid[0], runs, results, strict=True):
         form = next(iter(result["forms"]))
         truth = [labels.index(clip["label"]) for clip in result["clips"].values()]
-        answers = load_file(run.path / f"answers-{result['split']}.safetensors")[form].argmax(-1)
+        file = run.path / f"answers-{result['split']}.safetensors"
+        try:
+            answers = load_file(file)[form].argmax(-1)
+        except (OSError, SafetensorError, KeyError) as error:
+            raise BadInput(
+                f"{file} is damaged: {error}", f"stillframe evaluate {run.path} --split {result['split']}"
+            ) from error
         truth_repeated = np.repeat(truth, len(answers) // len(truth))
         counts = np.zeros((len(labels), len(labels)))
         np.add.at(counts, (truth_repeated, answers), 1)
@@ -164,8 +171,8 @@ def _html(title: str, rows: Sequence[tuple[str, ...]], figures: dict[str, bytes]
         for name, data in figures.items()
     )
     first = runs[0].header
-    facts = [f"cache {first['cache']['name']}", f"codec {first['cache']['codec']}"]
-    facts += [f"{tool} {found}" for tool, found in first["versions"].items()]
+    facts = [f"cache {first.cache.name}", f"codec {first.cache.codec}"]
+    facts += [f"{tool} {found}" for tool, found in first.versions.items()]
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>stillframe</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>"

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline import plugins
 from pipeline.errors import BadInput
-from pipeline.plugins import Settings
+from pipeline.plugins import Seed, Settings
 from pipeline.records import TokenShape
 
 FORMAT_VERSION = 1
@@ -69,13 +69,13 @@ class FrameSettings(Settings):
 class StoreSettings(Settings):
     """How frames are laid out on disk. One store is written by one worker and lost as a whole by a kill."""
 
-    chunk_frames: int = Field(default=8, ge=1)
+    chunk_frames: int = Field(default=8, ge=1, le=4096)
     """Frames per Zarr chunk, the unit of compression and of general reads."""
-    shard_mb: float = Field(default=256, gt=0)
+    shard_mb: float = Field(default=256, gt=0, le=100_000)
     """Size of a shard file."""
-    store_mb: float = Field(default=2048, gt=0)
+    store_mb: float = Field(default=2048, gt=0, le=10_000_000)
     """Size of a store."""
-    batch_frames: int = Field(default=32, ge=1)
+    batch_frames: int = Field(default=32, ge=1, le=4096)
     """Frames per call of the encoder. Fixed by the spec, so that a store has the same bytes whoever writes it."""
 
 
@@ -113,8 +113,12 @@ class CacheSpec(Settings):
         }
 
     def token_shape(self) -> TokenShape:
-        """Reads the encoder's configuration, not its weights."""
-        shape: TokenShape = plugins.load("encoder", self.encoder.name).shape(self.encoder.settings, self.frames.size_px)
+        """Reads the encoder's configuration, not its weights. Raises BadInput that names the encoder."""
+        plugin = plugins.load("encoder", self.encoder.name)
+        try:
+            shape: TokenShape = plugin.shape(self.encoder.settings, self.frames.size_px)
+        except BadInput as error:
+            raise BadInput(f"encoder '{self.encoder.name}': {error.message}", error.hint) from error
         return shape
 
     def make_codec(self) -> Any:
@@ -197,7 +201,7 @@ class TrainingSettings(Settings):
     clip_norm: float = Field(default=1.0, gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 autocast on CUDA, float32 on CPU."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     evaluate_every: int | None = Field(default=None, ge=1)
     """Steps between evaluations on the evaluation split; None: at the end only."""
     checkpoint_every: int = Field(default=200, ge=1)
@@ -249,10 +253,13 @@ def shipped_recipes() -> list[Path]:
 def _table(path: Path, overrides: Sequence[str], what: str) -> dict[str, Any]:
     """A TOML file as a table, with `key.key=value` overrides laid over it."""
     if not path.is_file():
-        near = sorted(file.name for file in path.parent.glob("*.toml")) if path.parent.is_dir() else []
-        raise BadInput(f"{what} {path} does not exist", f"in {path.parent} there are: {', '.join(near)}" if near else "")
+        folder, problem = (path, "is a folder, not a file") if path.is_dir() else (path.parent, "does not exist")
+        near = sorted(file.name for file in folder.glob("*.toml")) if folder.is_dir() else []
+        raise BadInput(f"{what} {path} {problem}", f"in {folder} there are: {', '.join(near)}" if near else "")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{what} {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{what} {path} is not valid TOML: {error}") from error
     table.setdefault("name", path.stem)

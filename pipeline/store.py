@@ -55,7 +55,7 @@ class _ShardWriter:
         self.chunk_frames, self.shard_frames = chunk_frames, shard_frames
         self.chunk_bytes = chunk_frames * int(np.prod(shape)) * dtype.itemsize
         self.rows = 0
-        self.files: dict[str, list[Any]] = {}
+        self.files: dict[str, tuple[int, str]] = {}
         self._file: BinaryIO | None = None
         self._hash = hashlib.sha256()
 
@@ -110,7 +110,7 @@ class _ShardWriter:
         path, size = Path(self._file.name), self._file.tell()
         _sync(self._file)
         self.close()
-        self.files[path.relative_to(self.folder.parent).as_posix()] = [size, self._hash.hexdigest()]
+        self.files[path.relative_to(self.folder.parent).as_posix()] = size, self._hash.hexdigest()
 
 
 class StoreWriter:
@@ -144,9 +144,9 @@ class StoreWriter:
         for writer in self.writers.values():
             writer.close()
 
-    def commit(self, small: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> dict[str, list[Any]]:
+    def commit(self, small: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
         """Writes the small arrays and all metadata, then renames. Returns relative path -> [bytes, sha256]."""
-        files: dict[str, list[Any]] = {}
+        files: dict[str, tuple[int, str]] = {}
         group = zarr.create_group(self.partial, zarr_format=3, attributes=dict(attributes))
         for name, writer in self.writers.items():
             writer.finish()
@@ -171,7 +171,7 @@ class StoreWriter:
             relative = path.relative_to(self.partial).as_posix()
             if path.is_file() and relative not in files:
                 with path.open("rb") as file:
-                    files[relative] = [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+                    files[relative] = path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
                     _sync(file)
         for path in [*self.partial.rglob("*"), self.partial]:
             if path.is_dir():
@@ -189,7 +189,7 @@ class StoreReader:
         self.path = path
         try:
             self.group = zarr.open_group(path, mode="r")
-        except (FileNotFoundError, ValueError, KeyError) as error:
+        except Exception as error:  # damaged metadata makes zarr raise errors of many types
             raise BadInput(f"store {path} cannot be opened: {error}", VERIFY) from error
 
     @cached_property
@@ -236,8 +236,8 @@ class StoreReader:
         if name not in self._arrays:
             try:
                 self._arrays[name] = self.group[name]
-            except KeyError as error:
-                raise BadInput(f"store {self.path} has no array '{name}'", VERIFY) from error
+            except Exception as error:  # as above
+                raise BadInput(f"array '{name}' of store {self.path} cannot be opened: {error}", VERIFY) from error
         return self._arrays[name]
 
     @cached_property
@@ -296,8 +296,11 @@ def _steps(rows: np.ndarray, chunk_frames: int) -> Iterator[tuple[int, int]]:
         yield first, stop - first
 
 
-def check_files(store: Path, files: Mapping[str, list[Any]], content: bool) -> dict[str, str]:
-    """Relative path -> what is wrong with it: missing, of another size, of other content, or not in the receipt."""
+def check_files(store: Path, files: Mapping[str, tuple[int, str]], content_up_to: float = float("inf")) -> dict[str, str]:
+    """Relative path -> what is wrong with it: missing, of another size, of other content, or not in the receipt.
+
+    The content of files of more than `content_up_to` bytes is not compared.
+    """
     problems = {}
     for relative, (size, digest) in files.items():
         path = store / relative
@@ -305,11 +308,11 @@ def check_files(store: Path, files: Mapping[str, list[Any]], content: bool) -> d
             problems[relative] = "missing"
         elif path.stat().st_size != size:
             problems[relative] = f"{path.stat().st_size} bytes, receipt says {size}"
-        elif content:
+        elif size <= content_up_to:
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                     problems[relative] = "content differs from its checksum"
-    if content and store.is_dir():
+    if store.is_dir():
         found = {path.relative_to(store).as_posix() for path in store.rglob("*") if path.is_file()}
         problems |= dict.fromkeys(sorted(found - files.keys()), "not in the receipt")
     return problems

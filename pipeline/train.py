@@ -21,14 +21,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from pipeline import plugins
 from pipeline.cache import Cache
 from pipeline.errors import BadInput, StillframeError
+from pipeline.ledger import read_json, to_json
 from pipeline.manifest import Manifest
 from pipeline.model import VideoModel, layers_read, parameter_groups
+from pipeline.plugins import Settings
 from pipeline.records import Batch
 from pipeline.spec import Recipe, TrainingSettings, differences
 from pipeline.store import sync_folder, write_atomically
@@ -54,6 +56,47 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
+class CacheFacts(Settings):
+    """Which cache a run was trained on."""
+
+    name: str
+    fingerprint: str
+    codec: str
+
+
+class RunHeader(Settings):
+    """run.json. The first five say what the run is made from; it goes on only with the same."""
+
+    format_version: int
+    recipe: dict[str, Any]
+    cache: CacheFacts
+    manifest: str
+    """Digest."""
+    labels: tuple[str, ...]
+    cache_path: str
+    """Where the cache was at training."""
+    manifest_path: str | None
+    """Where a manifest other than the cache's own was."""
+    parameters: dict[str, int]
+    """Trained parameters of each part."""
+    clips: dict[str, int]
+    """Used for training, how many of these are shorter or slower than their window, and how many the cache does not cover."""
+    versions: dict[str, str]
+
+    def made_from(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", include={"format_version", "recipe", "cache", "manifest", "labels"})
+
+
+class Checkpoint(Settings):
+    """last.json or best.json."""
+
+    file: str
+    step: int
+    steps: int
+    best: float | None
+    """Best score on the way, in the task's first form."""
+
+
 class Run:
     """A training run on disk."""
 
@@ -62,48 +105,38 @@ class Run:
         file = path / "run.json"
         if not file.is_file():
             raise BadInput(f"{path} is not a run: it has no run.json", "make one with: stillframe train RECIPE CACHE")
-        try:
-            self.header: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            found = self.header["format_version"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{file} is damaged: {error}", "train again into another --out") from error
-        if found != RUN_FORMAT:
-            raise BadInput(f"{path} has run format {found}, this version reads format {RUN_FORMAT}", "upgrade stillframe")
+        self.header = read_json(RunHeader, file, "train again into another --out", RUN_FORMAT)
 
     @property
     def recipe(self) -> Recipe:
-        return plugins.check(Recipe, self.header["recipe"], str(self.path / "run.json"))
+        return plugins.check(Recipe, self.header.recipe, str(self.path / "run.json"))
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return tuple(self.header["labels"])
-
-    def checkpoint(self, which: str) -> dict[str, Any] | None:
+    def checkpoint(self, which: str) -> Checkpoint | None:
         """What `last.json` or `best.json` says, or None if there is none yet."""
         file = self.path / f"{which}.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return read_json(Checkpoint, file, "train again into another --out") if file.is_file() else None
 
     def tensors(self, which: str) -> dict[str, torch.Tensor]:
         """All tensors of a checkpoint: `model.*`, and `optimizer.*` in `last`."""
         checkpoint = self.checkpoint(which)
         if checkpoint is None:
             raise BadInput(f"run {self.path} has no {which} checkpoint yet", "train it first")
+        file = self.path / checkpoint.file
         try:
-            with safe_open(self.path / checkpoint["file"], framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except Exception as error:  # safetensors raises its own bare Exception class for damaged files
-            raise BadInput(f"checkpoint {self.path / checkpoint['file']} cannot be read: {error}", "train again") from error
+            return load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise BadInput(f"checkpoint {file} is damaged: {error}", "train again into another --out") from error
 
-    def save(self, which: str, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
+    def save(self, which: str, tensors: dict[str, torch.Tensor], step: int, steps: int, best: float | None) -> None:
         """Tensors first, then the JSON that names them, then older files go."""
-        name = f"{which}-{facts['step']:06d}.safetensors"
+        name = f"{which}-{step:06d}.safetensors"
         aside = self.path / f".{name}.partial"
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, aside)
         with aside.open("rb") as file:
             os.fsync(file.fileno())
         aside.replace(self.path / name)
         sync_folder(self.path)
-        write_atomically(self.path / f"{which}.json", (json.dumps({"file": name, **facts}, indent=1) + "\n").encode())
+        write_atomically(self.path / f"{which}.json", to_json(Checkpoint(file=name, step=step, steps=steps, best=best)))
         for old in self.path.glob(f"{which}-*.safetensors"):
             if old.name != name:
                 old.unlink()
@@ -158,29 +191,31 @@ def require_fit(recipe: Recipe, cache: Cache, manifest: Manifest) -> None:
 
 def open_or_create(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest, model: VideoModel, windows: Windows) -> Run:
     """The run at `path`, checked against recipe, cache and manifest; created if it is not there yet."""
-    header = {
-        "format_version": RUN_FORMAT,
-        "recipe": recipe.canonical(),
-        "cache": {"name": cache.name, "fingerprint": cache.fingerprint, "codec": cache.spec["codec"]["name"]},
-        "manifest": manifest.digest,
-        "labels": list(manifest.labels),
-    }
+    header = RunHeader(
+        format_version=RUN_FORMAT,
+        recipe=recipe.canonical(),
+        cache=CacheFacts(name=cache.name, fingerprint=cache.fingerprint, codec=cache.spec["codec"]["name"]),
+        manifest=manifest.digest,
+        labels=manifest.labels,
+        cache_path=str(cache.path.absolute()),
+        manifest_path=None if manifest.folder == cache.manifest.folder else str(manifest.folder.absolute()),
+        parameters=model.parameter_counts(),
+        clips={
+            "train": len(windows),
+            "padded": windows.padded,
+            "slower": windows.slower,
+            "skipped": len(windows.skipped),
+        },
+        versions={tool: version(tool) for tool in ("stillframe", "torch", "numpy")},
+    )
     if (path / "run.json").is_file():
         run = Run(path)
-        then = {key: run.header.get(key) for key in header}
-        changed = differences(header, then)
+        changed = differences(header.made_from(), run.header.made_from())
         if changed:
             raise BadInput(f"run {path} was made from something else; now / then: {'; '.join(changed)}", "use another --out")
         return run
     path.mkdir(parents=True, exist_ok=True)
-    facts = {
-        "cache_path": str(cache.path.absolute()),
-        "manifest_path": None if manifest.folder == cache.manifest.folder else str(manifest.folder.absolute()),
-        "parameters": model.parameter_counts(),
-        "clips": {"train": len(windows), "padded": windows.padded, "skipped": len(windows.skipped)},
-        "versions": {tool: version(tool) for tool in ("stillframe", "torch", "numpy")},
-    }
-    write_atomically(path / "run.json", (json.dumps(header | facts, indent=1) + "\n").encode())
+    write_atomically(path / "run.json", to_json(header))
     return Run(path)
 
 
@@ -287,7 +322,7 @@ class Trainer:
         return self._weights() | moments
 
     def _save(self, which: str, tensors: dict[str, torch.Tensor]) -> None:
-        self.run.save(which, tensors, {"step": self.step, "steps": self.steps, "best": self.best})
+        self.run.save(which, tensors, self.step, self.steps, self.best)
 
     def _restore(self) -> None:
         """Goes on from the last checkpoint, if there is one, and forgets metrics that were written after it."""
@@ -302,7 +337,7 @@ class Trainer:
                     self.optimizer.state[parameter] = {
                         key: value if key == "step" else value.to(self.device) for key, value in found.items()
                     }
-            self.step, self.best = checkpoint["step"], checkpoint["best"]
+            self.step, self.best = checkpoint.step, checkpoint.best
         self.progress.step = self.step
         kept = [line for line in read_metrics(self.run.path) if line["step"] <= self.step]
         write_atomically(self.run.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
@@ -347,12 +382,14 @@ def learning_rate(settings: TrainingSettings, step: int, steps: int) -> float:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a line cut short by a kill is left out."""
+    """The lines of metrics.jsonl up to the first that is damaged: a kill may cut the last one short."""
     file = path / "metrics.jsonl"
     records = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+    for line in file.read_bytes().splitlines() if file.is_file() else []:
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line)
+            record["step"], record["loss"]
+        except (ValueError, KeyError, TypeError):
             break
+        records.append(record)
     return records

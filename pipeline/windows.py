@@ -81,7 +81,11 @@ class Windows:
         clips = [(place, manifest.clips[place]) for place in manifest.split(split)]
         self._check_rate([clip for _, clip in clips])
         self._check_needs(needs, [clip for _, clip in clips])
-        self.skipped = {clip.clip_id: hole for _, clip in clips if (hole := cache.hole(clip))}
+        self._readers: dict[int, StoreReader] = {}
+        self._times: dict[int, np.ndarray] = {}
+        found = [(place, clip, cache.hole(clip) or self._stretch(clip)) for place, clip in clips]
+        self.skipped = {clip.clip_id: hole for _, clip, hole in found if isinstance(hole, str)}
+        """clip_id -> why it is left out."""
         if self.skipped and not allow_missing:
             clip_id, reason = next(iter(self.skipped.items()))
             raise BadInput(
@@ -89,17 +93,18 @@ class Windows:
                 f"the first is {clip_id}: {reason}",
                 f"finish extraction, or see them with: stillframe status {cache.path}; --allow-missing goes on without them",
             )
-        self._readers: dict[int, StoreReader] = {}
-        self._times: dict[int, np.ndarray] = {}
-        self.clips: list[int] = []
-        """Places of the usable clips in `manifest.clips`; `Batch.clip_index` counts in this list."""
-        self.stretches: list[Stretch] = []
-        for place, clip in clips:
-            if clip.clip_id not in self.skipped:
-                self._add(place, clip)
-        if not self.clips:
+        usable = [(place, stretch) for place, _, stretch in found if isinstance(stretch, Stretch)]
+        if not usable:
             raise BadInput(
                 f"split '{split}' of {manifest.folder} has no clip that {cache.path} covers", "extract its videos first"
+            )
+        self.clips = [place for place, _ in usable]
+        """Places of the usable clips in `manifest.clips`; `Batch.clip_index` counts in this list."""
+        self.stretches = [stretch for _, stretch in usable]
+        if self.slower == len(self):
+            raise BadInput(
+                f"windows want {settings.fps:g} frames per second, every video of split '{split}' has fewer in {cache.path}",
+                "lower windows.fps",
             )
         number = {label: number for number, label in enumerate(manifest.labels)}
         self.labels = np.array([number.get(manifest.clips[place].label or "", -1) for place in self.clips], np.int64)
@@ -112,6 +117,11 @@ class Windows:
     def padded(self) -> int:
         """How many clips are shorter than their window, so that their last frame is repeated."""
         return sum(self._room_s(place) < 0 for place in range(len(self)))
+
+    @property
+    def slower(self) -> int:
+        """How many clips have fewer frames per second than their window asks for, so that frames are repeated."""
+        return sum(self._is_slower(place) for place in range(len(self)))
 
     def clip(self, index: int) -> Clip:
         """The clip that `Batch.clip_index` means."""
@@ -203,24 +213,27 @@ class Windows:
         time_s = self.stretches[clip].time_s
         return float(time_s[-1] - time_s[0]) - (self.settings.frames - 1) * self.clip(clip).speed / self.settings.fps
 
+    def _is_slower(self, clip: int) -> bool:
+        time_s = self.stretches[clip].time_s
+        step_s = self.clip(clip).speed / self.settings.fps
+        return len(time_s) > 1 and float(np.median(np.diff(time_s))) > 1.5 * step_s
+
     # Building
 
     def _wanted(self, name: str) -> bool:
         return not name.startswith("layer_") or int(name.split("_")[1]) in self.layers
 
-    def _add(self, place: int, clip: Clip) -> None:
+    def _stretch(self, clip: Clip) -> Stretch | str:
+        """Where the frames of a covered clip lie, or why there are none."""
         location = self.cache.locations[clip.video_id]
         time_s = self._video_times(location)
         first = int(np.searchsorted(time_s, clip.start_s))
         stop = len(time_s) if clip.stop_s is None else int(np.searchsorted(time_s, clip.stop_s))
         if stop <= first:
-            raise BadInput(
-                f"clip {clip.clip_id} holds no cached frame: it lies at [{clip.start_s}, {clip.stop_s}) s, "
-                f"its video is cached from {time_s[0]:.3f} to {time_s[-1]:.3f} s",
-                "check start_s and stop_s in the manifest, or cache at a higher frames.fps",
-            )
-        self.clips.append(place)
-        self.stretches.append(Stretch(location.store, location.start + first, time_s[first:stop]))
+            end = "its end" if clip.stop_s is None else f"{clip.stop_s:g}"
+            cached = f"its video is cached from {time_s[0]:.3f} to {time_s[-1]:.3f} s"
+            return f"no cached frame in [{clip.start_s:g}, {end}) s; {cached}"
+        return Stretch(location.store, location.start + first, time_s[first:stop])
 
     def _video_times(self, location: Location) -> np.ndarray:
         if location.store not in self._times:

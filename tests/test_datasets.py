@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,15 @@ def test_two_worlds_do_not_mix(tmp_path: Path) -> None:
     assert len(list(dataset(world, tmp_path, clips_per_class=1, frames=2, size_px=32, val_fraction=0).clips())) == 8
 
 
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff"])
+def test_a_damaged_world_is_not_taken_for_another(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "world.json").write_bytes(text)
+    with pytest.raises(BadInput) as caught:
+        list(dataset(world, tmp_path, clips_per_class=1, frames=2, size_px=32).clips())
+    assert caught.value.message == f"{tmp_path / 'world.json'} is damaged: it does not say which world lies here"
+    assert caught.value.hint == f"delete it together with {tmp_path / 'videos'}, or render into another folder"
+
+
 # Folder
 
 
@@ -301,7 +311,28 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "root" / "cats").mkdir(parents=True)
     (tmp_path / "root" / "cats" / "far").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "root" / "cats" / "loop").symlink_to(tmp_path / "root")
-    assert folder.find_media(tmp_path / "root") == (["cats/far/a.mp4"], 0)
+    (tmp_path / "root" / "kittens").symlink_to("cats")
+    data = dataset(folder, tmp_path / "root")
+    assert folder.find_media(data) == ["cats/far/a.mp4"]
+    assert data.rejected == {
+        "cats/loop": "the same folder as the root, which is read already",
+        "kittens": "the same folder as cats, which is read already",
+    }
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
+    """A path too long for the system is refused to everyone, root included."""
+    video(tmp_path / "cats" / "a.mp4")
+    name, place = "x" * 250, os.open(tmp_path, os.O_RDONLY)
+    for _ in range(17):
+        os.mkdir(name, dir_fd=place)
+        below = os.open(name, os.O_RDONLY, dir_fd=place)
+        os.close(place)
+        place = below
+    os.close(place)
+    data = dataset(folder, tmp_path)
+    assert ids(list(data.clips())) == ["cats/a.mp4"]
+    assert [(source[:3], reason) for source, reason in data.rejected.items()] == [("xxx", "cannot be read: File name too long")]
 
 
 def test_split_folders_are_respected(tmp_path: Path) -> None:
@@ -397,6 +428,7 @@ def test_csv_names_labels_splits_and_stretches(tmp_path: Path) -> None:
             "path,label,split,stop_s\na.mp4,x,train,1\na.mp4,x,val,\n",
             "{csv} line 3: a.mp4 is in split 'train' further up, 'val' here",
         ),
+        ("path,label,split\na.mp4,x,tran\n", "{csv} line 2: no split called 'tran'; there are: test, train, val"),
         ('path,label\n"a.mp4"b,x\n', "{csv} is not a CSV file in UTF-8: ',' expected after '\"'"),
     ],
 )
@@ -407,6 +439,20 @@ def test_csv_errors_name_the_line(tmp_path: Path, text: str, message: str) -> No
     with pytest.raises(BadInput) as caught:
         list(dataset(folder, tmp_path, csv="labels.csv").clips())
     assert caught.value.message == message.format(csv=tmp_path / "labels.csv", root=tmp_path)
+
+
+def test_stretches_outside_their_video_are_rejected(tmp_path: Path) -> None:
+    video(tmp_path / "a.mp4")  # 0.5 s
+    (images(tmp_path / "late", 3) / "timestamps.txt").write_text("5 5.5 6")
+    (tmp_path / "labels.csv").write_text(
+        "path,label,start_s,stop_s\n"
+        "a.mp4,x,0.25,9\na.mp4,x,0.5,\na.mp4,x,7,8\n"
+        "late,x,0,5\nlate,x,4,5.1\nlate,x,6.4,\nlate,x,6.5,7\n"
+    )  # fmt: skip
+    data = dataset(folder, tmp_path, csv="labels.csv")
+    assert ids(list(data.clips())) == ["a.mp4@0.25-9.0", "late@4.0-5.1", "late@6.4-end"]
+    a, late = (f"holds nothing of the video, which runs from {span} s" for span in ("0.00 s to 0.50", "5.00 s to 6.50"))
+    assert data.rejected == {"a.mp4@0.5-end": a, "a.mp4@7.0-8.0": a, "late@0.0-5.0": late, "late@6.5-7.0": late}
 
 
 def test_csv_that_is_not_there(tmp_path: Path) -> None:

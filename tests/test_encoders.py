@@ -240,6 +240,13 @@ def test_weights_in_shards_are_read_whole(folders: dict[str, Path], tmp_path: Pa
     weights = load_file(shards[-1])
     save_file({name: tensor + 1 for name, tensor in weights.items()}, shards[-1], metadata={"format": "pt"})
     assert make(32, model=str(tmp_path), layers=[3]).identity["weights"] != before
+    index = tmp_path / "model.safetensors.index.json"
+    whole_index = index.read_text()
+    for text in ("{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}'):
+        index.write_text(text)
+        with pytest.raises(BadInput, match=r"model\.safetensors\.index\.json has no weight_map from weights to files$"):
+            make(32, model=str(tmp_path), layers=[3])
+    index.write_text(whole_index)
     shards[1].unlink()
     with pytest.raises(BadInput, match=rf"lacks 1 of {len(shards)} weight files, the first is {shards[1].name}"):
         make(32, model=str(tmp_path), layers=[3])
@@ -291,11 +298,18 @@ def test_normalisation_is_read_as_data(folders: dict[str, Path], tmp_path: Path)
     torch.testing.assert_close(patches(), own)
     write(2, rescale_factor=1 / 127.5)
     torch.testing.assert_close(patches(), own)
-    write(1, image_mean=[0.5])
-    with pytest.raises(BadInput, match="no image_mean and image_std of three numbers"):
+    for bad in ({"image_mean": [0.5]}, {"image_mean": ["0.5"] * 3}, {"image_std": [0.5, 0, 0.5]}, {"image_std": [True] * 3}):
+        write(1, **bad)
+        with pytest.raises(BadInput, match="no image_mean and image_std of three numbers, the latter above 0"):
+            patches()
+    write(1, rescale_factor="1/255")
+    with pytest.raises(BadInput, match=r"preprocessor_config\.json: rescale_factor must be a number, found '1/255'$"):
         patches()
     file.write_text("{")
     with pytest.raises(BadInput, match="not valid JSON"):
+        patches()
+    file.write_text("[]")
+    with pytest.raises(BadInput, match=r"preprocessor_config\.json: wanted a JSON object, found \[\]$"):
         patches()
     file.unlink()
     with pytest.raises(BadInput, match="no image_mean and image_std of three numbers") as caught:
@@ -305,6 +319,7 @@ def test_normalisation_is_read_as_data(folders: dict[str, Path], tmp_path: Path)
 
 
 TINY = {"model_type": "vit", **WIDE}
+CLIP = {"model_type": "clip_vision_model", **WIDE}
 
 
 @pytest.mark.parametrize(
@@ -320,6 +335,19 @@ TINY = {"model_type": "vit", **WIDE}
         ({"config": TINY | {"hidden_siz": 3}}, r"no key called 'hidden_siz'", "did you mean 'hidden_size'?"),
         ({"config": TINY | {"hidden_size": "wide"}}, r"config of vit: .*hidden_size.* expected int", ""),
         ({"config": TINY | {"patch_size": [8, 8]}}, r"patch_size", ""),
+        ({"config": TINY | {"patch_size": 0}}, r"patch_size is 0; wanted one whole number", ""),
+        ({"config": TINY | {"num_attention_heads": 0}}, r"num_attention_heads is 0; wanted one whole number of 1 or more", ""),
+        ({"config": TINY | {"num_attention_heads": 5}}, r"hidden_size is 32, which its num_attention_heads, 5, do not div", ""),
+        ({"config": TINY | {"num_channels": 4}}, r"num_channels is 4; frames have 3", ""),
+        ({"config": TINY | {"hidden_act": "gellu"}}, r"config of vit: no hidden_act called 'gellu'", "did you mean 'gelu'?"),
+        ({"config": TINY | {"model_type": ["vit"]}}, r"no vision tower called '\['vit'\]'", ""),
+        (
+            {"config": CLIP | {"num_attention_heads": 5}},
+            r"config of clip_vision_model: Class validation error .* not a mult",
+            "",
+        ),
+        ({"seed": 2**63}, r"key 'seed': Input should be less than or equal to 9223372036854775807", ""),
+        ({"model": "~nobody_of_this_name/x", "config": None, "seed": None}, r"'~nobody_of_this_name/x' looks like a local", ""),
         ({"config": {"model_type": "dinov3_vits"}}, r"no vision tower called 'dinov3_vits'", "did you mean 'dinov3_vit'?"),
         ({"config": {"hidden_size": 3}}, r"no vision tower called 'None'", ""),
         ({"config": None}, r"config and seed go together|exactly one of model and config", ""),
@@ -353,6 +381,12 @@ def test_a_model_that_is_not_there_says_where_it_was_sought(tmp_path: Path, monk
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(BadInput, match="no vision tower called 'bert'"):
         shape(224, model=str(tmp_path), layers=[1])
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(BadInput, match=r"config\.json: wanted a JSON object, found \[\]"):
+        shape(224, model=str(tmp_path), layers=[1])
+    (tmp_path / "config.json").write_text(json.dumps(TINY | {"hidden_size": "wide"}))
+    with pytest.raises(BadInput, match=r"its config\.json cannot be used: .*hidden_size.* expected int, got str"):
+        shape(32, model=str(tmp_path), layers=[1])
     (tmp_path / "config.json").write_text('{"model_type": "secret", "auto_map": {"AutoConfig": "code.Config"}}')
     (tmp_path / "code.py").write_text("raise SystemExit('remote code ran')")
     with pytest.raises(BadInput, match=r"config\.json cannot be used"):

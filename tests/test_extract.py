@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from conftest import FPS, LENGTHS, address_spec, address_video, write_video
 
-from pipeline import extract, manifest
+from pipeline import encode, extract, manifest
 from pipeline.cache import Cache
 from pipeline.encoders import address
 from pipeline.errors import BadInput, StillframeError
@@ -53,8 +54,8 @@ def test_a_store_names_its_videos_and_their_rows(material):
         group = zarr.open_group(cache.store_path(store), mode="r")
         assert group.attrs["videos"] == list(videos) and group.attrs["fingerprint"] == cache.fingerprint
         rows = zip(group["video_start"][:].tolist(), group["video_stop"][:].tolist(), strict=True)
-        assert dict(zip(videos, map(list, rows), strict=True)) == cache.receipts[store]["videos"]
-        assert cache.receipts[store]["frames"] == group["time_s"].shape[0] == sum(LENGTHS[video] for video in videos)
+        assert dict(zip(videos, rows, strict=True)) == cache.receipts[store].videos
+        assert cache.receipts[store].frames == group["time_s"].shape[0] == sum(LENGTHS[video] for video in videos)
 
 
 def test_stores_have_several_shards_and_chunks(material):
@@ -166,6 +167,48 @@ def test_videos_that_cannot_be_decoded_are_listed_and_the_rest_is_stored(broken,
     assert extract.extract(address_spec(), broken, tmp_path / "caches").failures == cache.failures
 
 
+def test_failed_videos_are_tried_again_when_asked(broken, tmp_path):
+    cache = extract.extract(address_spec(), broken, tmp_path / "caches")
+    assert len(cache.failures) >= 2
+    for video in (1, 2, 3):
+        address_video(broken.root / f"x/v{video}.mp4", video, 24)
+    assert extract.extract(address_spec(), broken, tmp_path / "caches").failures == cache.failures
+    mended = extract.extract(address_spec(), broken, tmp_path / "caches", retry_failed=True)
+    assert not mended.failures and mended.status()["frames"] == 5 * 24
+
+
+def test_videos_that_were_moved_away_are_not_held_against_them(material, tmp_path):
+    shutil.copytree(material.root, tmp_path / "videos")
+    built = manifest.build("folder", tmp_path / "videos", tmp_path / "data", {"val_fraction": 0.3})
+    (tmp_path / "videos").rename(tmp_path / "moved")
+    with pytest.raises(BadInput, match=r"none of the 6 videos of .* is in .*videos"):
+        extract.extract(material.spec, built, tmp_path)
+    moved = Manifest.load(built.folder, tmp_path / "moved")
+    assert digest(extract.extract(material.spec, moved, tmp_path)) == digest(material.cache)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error")])
+def test_what_is_the_machines_fault_ends_the_run_and_is_no_failure_of_a_video(material, tmp_path, monkeypatch, error):
+    real = encode.frames.decode
+
+    def decode(path, *arguments):
+        if path.name == "v3.mp4":
+            raise error
+        return real(path, *arguments)
+
+    monkeypatch.setattr(encode.frames, "decode", decode)
+    with pytest.raises(StillframeError, match=r"cannot read .*b/v3.mp4: (MemoryError|.*Input/output error)"):
+        extract.extract(material.spec, material.manifest, tmp_path)
+    monkeypatch.undo()
+    assert digest(extract.extract(material.spec, material.manifest, tmp_path)) == digest(material.cache)
+
+
+def test_tokens_that_a_codec_cannot_hold_are_named_by_place(material, tmp_path, monkeypatch):
+    monkeypatch.setattr(address.Encoder, "_spell", lambda self, video, *rest: torch.full((len(video), rest[2], 8), 1e9))
+    with pytest.raises(StillframeError, match=r"array 'special' of store 0 \(videos a/v0.mp4 to .*\): .*float16"):
+        extract.extract(material.spec, material.manifest, tmp_path)
+
+
 def test_a_manifest_that_changed_is_refused_and_nothing_is_lost(material, tmp_path):
     shutil.copytree(material.cache.path, tmp_path / material.cache.name)
     root = tmp_path / "videos"
@@ -189,7 +232,7 @@ def test_two_extractions_into_one_cache_are_refused(material, tmp_path):
 
 
 def test_a_full_disk_ends_in_one_sentence_and_a_rerun_goes_on(material, tmp_path, monkeypatch):
-    real, calls = extract.StoreWriter.append, []
+    real, calls = encode.StoreWriter.append, []
 
     def full(self, arrays):
         calls.append(1)
@@ -197,7 +240,7 @@ def test_a_full_disk_ends_in_one_sentence_and_a_rerun_goes_on(material, tmp_path
             raise OSError(28, "No space left on device", "layer_5/c/0")
         real(self, arrays)
 
-    monkeypatch.setattr(extract.StoreWriter, "append", full)
+    monkeypatch.setattr(encode.StoreWriter, "append", full)
     with pytest.raises(StillframeError, match="cannot write layer_5/c/0: No space left on device"):
         extract.extract(material.spec, material.manifest, tmp_path)
     monkeypatch.undo()
@@ -211,7 +254,7 @@ def test_cache_moves_and_still_reads(material, tmp_path):
     moved = Cache(tmp_path / "renamed")
     moved.require_sound()
     assert moved.status()["splits"] == material.cache.status()["splits"]
-    assert not moved.check(content=True)
+    assert not any(moved.check(store) for store in moved.plan)
 
 
 def test_progress_adds_up(material, tmp_path):

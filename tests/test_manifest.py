@@ -15,7 +15,7 @@ import pytest
 
 from pipeline import manifest
 from pipeline.datasets import world
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, StillframeError
 from pipeline.manifest import Manifest, build
 from pipeline.records import Clip, Video
 
@@ -69,7 +69,8 @@ def test_what_a_manifest_says(small: Path) -> None:
     assert loaded.split("train") == list(range(8))
     assert loaded.split("val") == list(range(8, 16))
     assert loaded.root == small.resolve() == loaded.folder
-    assert loaded.digest == hashlib.sha256((small / "manifest.jsonl").read_bytes()).hexdigest()
+    clips, targets = (hashlib.sha256((small / name).read_bytes()).hexdigest() for name in ("manifest.jsonl", "targets.h5"))
+    assert loaded.digest == hashlib.sha256(f"{clips}{targets}".encode()).hexdigest()
     assert loaded.rejected == {}
     assert loaded.videos[8] == Video("approaching_0001", "videos/approaching_0001.mp4")
     assert len(loaded.videos) == 16
@@ -85,7 +86,9 @@ def test_what_a_manifest_says(small: Path) -> None:
         "labels": list(world.LABELS),
         "rejected": {},
         "ignored": 0,
-        "manifest_sha256": loaded.digest,
+        "manifest_sha256": clips,
+        "targets_sha256": targets,
+        "targets_bytes": (small / "targets.h5").stat().st_size,
     }
 
 
@@ -222,6 +225,24 @@ def test_a_video_is_one_file() -> None:
         manifest.check([Clip(**LINE), Clip(**{**LINE, "clip_id": "b", "source": "w.mp4"})], "here", "line")
 
 
+def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for root, out in ((None, file), (None, file / "deeper"), (file, tmp_path / "out"), (file / "a" / "b", tmp_path / "out")):
+        with pytest.raises(BadInput) as caught:
+            build("world", root, out, SMALL)
+        assert caught.value.message == f"{root or out} cannot be made: {file} is a file, not a folder"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_place_that_cannot_be_written(small: Path, tmp_path: Path) -> None:
+    (tmp_path / ".manifest.jsonl.partial").mkdir()
+    with pytest.raises(StillframeError) as caught:
+        build("world", small, tmp_path, SMALL)
+    assert caught.value.message == f"cannot read or write {tmp_path / '.manifest.jsonl.partial'}: Is a directory"
+    assert (type(caught.value), caught.value.exit_code) == (StillframeError, 1)
+
+
 # What cannot be loaded
 
 
@@ -277,8 +298,40 @@ def test_damaged_manifests(small: Path, tmp_path: Path) -> None:
     assert load_error(folder).message == f"{folder} is no manifest: dataset.json cannot be read (No such file or directory)"
     folder = write(tmp_path / "targets", [LINE])
     (folder / "targets.h5").write_bytes((small / "targets.h5").read_bytes()[:1000])
+    assert load_error(folder).message == (
+        f"{folder / 'targets.h5'} was changed after it was built: found 1000 bytes, dataset.json says no such file"
+    )
+    write(folder, [LINE], targets_sha256="0", targets_bytes=1000)
     with pytest.raises(BadInput, match=r"targets\.h5 cannot be read: "):
         Manifest.load(folder).targets("a")
+    (folder / "targets.h5").unlink()
+    assert load_error(folder).message.endswith(": found no such file, dataset.json says 1000 bytes")
+
+
+def test_the_digest_covers_clips_and_targets(tmp_path: Path) -> None:
+    digests = {
+        Manifest.load(write(tmp_path, [{**LINE, "start_s": start_s}], targets_sha256=targets)).digest
+        for start_s in (0, 0.5)
+        for targets in (None, "a", "b")
+    }
+    assert len(digests) == 6
+    lone = Manifest.load(write(tmp_path, [LINE]))
+    assert lone.digest == hashlib.sha256((tmp_path / "manifest.jsonl").read_bytes()).hexdigest()
+
+
+def test_a_wrong_folder_is_told_what_to_do(small: Path, tmp_path: Path) -> None:
+    data, videos = tmp_path / "data", tmp_path / "my videos"
+    for name in Manifest.FILES:
+        data.mkdir(exist_ok=True)
+        shutil.copy(small / name, data / name)
+    (videos / "cats").mkdir(parents=True)
+    (videos / "cats" / "a.mp4").touch()
+    for wrong in (tmp_path / "dta", tmp_path, data / "manifest.jsonl"):
+        assert load_error(wrong).hint == f"there are: {data}"
+    assert load_error(videos).hint == f"list the videos in it first: stillframe manifest folder '{videos}' --out data"
+    assert load_error(videos / "none" / "such").hint == "make one with: stillframe manifest"
+    (data / "manifest.jsonl").unlink()
+    assert load_error(data).hint == "build it again with: stillframe manifest"
 
 
 def test_a_split_that_does_not_exist(small: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -158,6 +159,26 @@ def test_image_folders_that_cannot_be_read(tmp_path):
     assert refusal(tmp_path) == f"{tmp_path.name}: its images have no times"
     assert "image_fps must be above 0" in refusal(tmp_path, 0)
     assert refusal(tmp_path, 10).startswith(f"{tmp_path.name}/a.png: cannot be opened as media")
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "a.png").symlink_to("gone.png")
+    assert refusal(tmp_path, 10) == f"{tmp_path.name}/a.png: is a link to nothing in {tmp_path}"
+
+
+def test_a_folder_with_the_name_of_an_image_is_none(tmp_path):
+    folder = images(tmp_path, ["a.png", "c.png"])
+    (folder / "b.png").mkdir()
+    (folder / "d.png").symlink_to("gone.png")  # stays in its place: what is missing must not move the others in time
+    assert [image.name for image in list_images(folder, 4)[0]] == ["a.png", "c.png", "d.png"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_what_may_not_be_read(tmp_path):
+    folder = images(tmp_path / "frames", ["a.png"])
+    (folder / "a.png").chmod(0)
+    assert refusal(folder, 10) == "frames/a.png: cannot be read: Permission denied"
+    folder.chmod(0)
+    assert refusal(folder, 10) == "frames: cannot be read: Permission denied"
+    folder.chmod(0o700)
 
 
 # The module itself

@@ -59,6 +59,12 @@ def test_defaults_are_filled_in_and_the_file_names_the_spec(spec_file):
         ("frames.fps=0", 'wanted a number in (0, 1000] or "all"'),
         ("frames.fit=stretch", "'crop' or 'squash'"),
         ("store.chunk_frames=0", "key 'store.chunk_frames'"),
+        ("store.chunk_frames=4097", "less than or equal to 4096"),
+        ("store.batch_frames=4097", "less than or equal to 4096"),
+        ("store.shard_mb=100001", "less than or equal to 100000"),
+        ("store.store_mb=10000001", "less than or equal to 10000000"),
+        ("store.store_mb=inf", "key 'store.store_mb': Input should be a finite number, found inf"),
+        ("frames.fps=nan", "finite number"),
         ("name=a b", "wanted lower-case letters, digits and underscores"),
     ],
 )
@@ -77,6 +83,12 @@ def test_what_is_wrong_in_a_spec_is_named(spec_file, change, message):
         ("temporal.name=grru", "no temporal called 'grru'"),
         ("task.forms=[]", "forms"),
         ("windows.frames=0", "key 'windows.frames'"),
+        ("windows.fps=inf", "key 'windows.fps': Input should be a finite number"),
+        ("training.learning_rate=inf", "key 'training.learning_rate': Input should be a finite number"),
+        ("training.weight_decay=nan", "key 'training.weight_decay': Input should be a finite number"),
+        ("training.betas=[0.9, nan]", "key 'training.betas.1': Input should be a finite number"),
+        ("training.seed=9223372036854775808", "key 'training.seed': Input should be less than or equal to"),
+        ("task.label_smoothing=nan", "key 'label_smoothing': Input should be a finite number"),
     ],
 )
 def test_what_is_wrong_in_a_recipe_is_named(recipe_file, change, message):
@@ -90,6 +102,30 @@ def test_a_missing_file_names_its_neighbours(spec_file):
         load_spec(spec_file.with_name("mien.toml"))
     assert caught.value.message == f"spec {spec_file.with_name('mien.toml')} does not exist"
     assert "mine.toml" in caught.value.hint
+
+
+def test_a_folder_is_no_spec(spec_file):
+    with pytest.raises(BadInput) as caught:
+        load_spec(spec_file.parent)
+    assert caught.value.message == f"spec {spec_file.parent} is a folder, not a file"
+    assert caught.value.hint == f"in {spec_file.parent} there are: mine.toml"
+
+
+def test_what_is_wrong_in_a_plugins_table_names_file_and_plugin(spec_file, recipe_file):
+    spec_file.write_text(SPEC)
+    with pytest.raises(BadInput) as caught:
+        load_spec(spec_file, ["encoder.widht=8"])
+    assert caught.value.message == f"{spec_file}: [encoder] address: unknown key 'widht' (did you mean 'width'?)"
+    with pytest.raises(BadInput) as caught:
+        load_spec(spec_file, ["codec.name=floa16"])
+    assert caught.value.message.startswith(f"{spec_file}: [codec] floa16: no codec called 'floa16'; there are: ")
+    assert caught.value.hint == "did you mean 'float16'?"
+    with pytest.raises(BadInput, match=r"^encoder 'address': bar codes are read from 16 px up, found size_px = 8$"):
+        load_spec(spec_file, ["frames.size_px=8"]).token_shape()
+    recipe_file.write_text(RECIPE)
+    with pytest.raises(BadInput) as caught:
+        load_recipe(recipe_file, ["task.headz=8"])
+    assert caught.value.message == f"{recipe_file}: [task] classify: unknown key 'headz' (did you mean 'heads'?)"
 
 
 def test_broken_toml_is_named(spec_file):

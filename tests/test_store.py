@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def test_receipt_lists_every_file_with_its_true_size(tmp_path):
     }
     assert files.keys() == found
     assert files["layer_0/c/2/0/0"][0] == 8 * 4 * 6 * 2 + 3 * 16 + 4  # 6 rows padded to 2 chunks, an index of 3 chunks, its CRC
-    assert not check_files(tmp_path / "00000.zarr", files, content=True)
+    assert not check_files(tmp_path / "00000.zarr", files, content_up_to=math.inf)
 
 
 def test_a_lost_shard_reads_as_nan_in_zarr_and_as_an_error_here(tmp_path):
@@ -98,14 +99,14 @@ def test_damage_is_named(tmp_path, damage, problem, content_only):
     store = tmp_path / "00000.zarr"
     files = write(store, {"layer_0": values(30, 4, 6)}, 4, 12, 30)
     damage(store / "layer_0/c/1/0/0")
-    assert problem in check_files(store, files, content=True)["layer_0/c/1/0/0"]
-    assert bool(check_files(store, files, content=False)) is not content_only
+    assert problem in check_files(store, files, content_up_to=math.inf)["layer_0/c/1/0/0"]
+    assert bool(check_files(store, files, content_up_to=0)) is not content_only
 
 
 def test_a_stray_file_is_named(tmp_path):
     files = write(tmp_path / "00000.zarr", {"layer_0": values(5, 4, 6)}, 4, 12, 30)
     (tmp_path / "00000.zarr/stray").write_text("x")
-    assert check_files(tmp_path / "00000.zarr", files, content=True) == {"stray": "not in the receipt"}
+    assert check_files(tmp_path / "00000.zarr", files, content_up_to=math.inf) == {"stray": "not in the receipt"}
 
 
 def test_truncated_shard_is_refused_by_its_index(tmp_path):

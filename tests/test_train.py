@@ -105,7 +105,7 @@ def test_only_the_newest_checkpoint_files_are_kept(material, tmp_path):
     run = train(recipe(), material.cache, tmp_path / "run")
     files = sorted(path.name for path in run.path.glob("*.safetensors"))
     assert len(files) == 2 and "last-000012.safetensors" in files
-    assert run.checkpoint("last")["step"] == 12
+    assert run.checkpoint("last").step == 12
 
 
 def test_a_finished_run_is_left_alone(material, tmp_path):
@@ -254,7 +254,7 @@ def test_other_clips_over_the_same_videos_are_welcome(material, tmp_path):
         for speed in (1.0, 2.0)
     )
     other = dataclasses.replace(material.manifest, clips=clips)
-    assert train(recipe(), material.cache, tmp_path / "run", manifest=other).header["clips"]["train"] == 2 * len(
+    assert train(recipe(), material.cache, tmp_path / "run", manifest=other).header.clips["train"] == 2 * len(
         material.manifest.split("train")
     )
 
@@ -285,4 +285,4 @@ def test_allow_missing_counts_what_it_leaves_out(material, tmp_path):
     with pytest.raises(BadInput, match="has holes"):
         train(recipe(), cache, tmp_path / "run")
     run = train(recipe(), cache, tmp_path / "run", allow_missing=True)
-    assert run.header["clips"] == {"train": len(train_split) - skipped, "padded": 0, "skipped": skipped}
+    assert run.header.clips == {"train": len(train_split) - skipped, "padded": 0, "slower": 0, "skipped": skipped}

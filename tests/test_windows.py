@@ -12,7 +12,6 @@ from conftest import FPS, LENGTHS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import manifest
 from pipeline.cache import Cache
 from pipeline.encoders import address
 from pipeline.errors import BadInput
@@ -173,26 +172,39 @@ def test_holes_are_refused_by_name_or_left_out_by_count(material, tmp_path):
     assert len(windows.skipped) == holed and len(windows) + holed == len(material.manifest.split("train"))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"fps": 12}, "no .* called"),
-        ({"split": "trian"}, "no split called 'trian'; there are: train, val"),
-    ],
-)
-def test_wrong_input_is_named(material, change, message):
-    if "fps" in change:
-        low = manifest.Manifest.load(material.manifest.folder)
-        cache = Cache(material.cache.path)
-        cache.header["spec"]["frames"]["fps"] = 10.0
-        with pytest.raises(BadInput, match=r"windows want 12 frames per second, cache .* holds 10"):
-            Windows(cache, low, "train", WindowSettings(frames=2, fps=12))
-    else:
-        with pytest.raises(BadInput, match=message):
-            make(material, **change)
+def test_an_unknown_split_is_named(material):
+    with pytest.raises(BadInput, match="no split called 'trian'; there are: train, val"):
+        make(material, split="trian")
+
+
+def test_more_frames_per_second_than_the_spec_cached_are_refused(material):
+    cache = Cache(material.cache.path)
+    cache.spec["frames"]["fps"] = 10.0
+    with pytest.raises(BadInput, match=r"windows want 12 frames per second, cache .* holds 10"):
+        Windows(cache, material.manifest, "train", WindowSettings(frames=2, fps=12))
 
 
 def test_a_clip_without_a_cached_frame_is_named(material):
-    clip = dataclasses.replace(material.manifest.clips[0], split="train", start_s=50.0, stop_s=51.0)
-    with pytest.raises(BadInput, match=r"holds no cached frame: it lies at \[50.0, 51.0\) s, its video is cached from 0.000"):
-        make(material, clips=[clip])
+    gone = dataclasses.replace(material.manifest.clips[0], clip_id="gone", split="train", start_s=50.0, stop_s=51.0)
+    clips = [gone, *material.manifest.clips]
+    with pytest.raises(
+        BadInput, match=r"the first is gone: no cached frame in \[50, 51\) s; its video is cached from 0.000 to"
+    ):
+        make(material, clips=clips)
+    windows = Windows(
+        material.cache,
+        dataclasses.replace(material.manifest, clips=tuple(clips)),
+        "train",
+        WindowSettings(frames=2, fps=FPS),
+        allow_missing=True,
+    )
+    assert list(windows.skipped) == ["gone"]
+
+
+def test_videos_slower_than_the_window_are_counted_and_refused_if_all_are(material):
+    with pytest.raises(BadInput, match="windows want 25 frames per second, every video of split 'train' has fewer"):
+        make(material, fps=25)
+    clips = [
+        dataclasses.replace(clip, split="train", speed=4.0 if i else 0.5) for i, clip in enumerate(material.manifest.clips)
+    ]
+    assert make(material, clips=clips, fps=12).slower == 1

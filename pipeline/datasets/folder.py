@@ -39,7 +39,7 @@ class Settings(plugins.Settings):
     """Path of a CSV file, relative to the root; None: the folders are the labels."""
     val_fraction: float = Field(default=0.2, ge=0, lt=1)
     """Share of each label's videos that goes to `val`, where neither folders nor CSV file name the splits."""
-    seed: int = Field(default=0, ge=0)
+    seed: plugins.Seed = 0
     """Draws the split."""
     image_fps: float = Field(default=25.0, gt=0, le=1000)
     """Frame rate of image folders."""
@@ -70,15 +70,25 @@ class Dataset(DatasetPlugin):
         """Sorted by path, or in the order of the CSV file. Raises BadInput where folders or CSV file are unclear."""
         rows = list(read_csv(self.root, self.settings.csv)) if self.settings.csv else self._from_folders()
         facts = probe_all(self, [row.source for row in rows])
-        rows = [row for row in rows if row.source in facts]
+        rows = [row for row in rows if row.source in facts and self._is_inside(row, facts[row.source])]
         drawn = draw_splits({row.source: row.label for row in rows}, self.settings.val_fraction, self.settings.seed)
         for row in rows:
             image_fps = self.settings.image_fps if (self.root / row.source).is_dir() else None
             split = row.split or drawn[row.source]
             yield Clip(row.clip_id, row.source, row.source, split, row.start_s, row.stop_s, row.label, image_fps=image_fps)
 
+    def _is_inside(self, row: Row, facts: Probe) -> bool:
+        """Whether the row's stretch holds any of the video; if not, it is rejected under the id of its clip."""
+        end_s = None if facts.duration_s is None else facts.start_s + facts.duration_s
+        past_end = end_s is not None and row.start_s >= end_s
+        if past_end or (row.stop_s is not None and row.stop_s <= facts.start_s):
+            until = "" if end_s is None else f" to {end_s:.2f} s"
+            self.rejected[row.clip_id] = f"holds nothing of the video, which runs from {facts.start_s:.2f} s{until}"
+            return False
+        return True
+
     def _from_folders(self) -> list[Row]:
-        sources, self.ignored = find_media(self.root)
+        sources = find_media(self)
         top = {parts[0] for source in sources if len(parts := PurePosixPath(source).parts) > 1}
         splits = top & set(SPLITS)
         # A label may well be called "train": splits are meant when there are two of them, or nothing else.
@@ -99,19 +109,26 @@ class Dataset(DatasetPlugin):
         return rows
 
 
-def find_media(root: Path) -> tuple[list[str], int]:
-    """Videos and image folders under `root`, as sorted sources, and the number of files that are neither.
+def find_media(dataset: DatasetPlugin) -> list[str]:
+    """Videos and image folders under the root, as sorted sources; files that are neither are counted in `dataset.ignored`.
 
-    Links are followed; names that begin with a dot are passed over. Raises BadInput if there is no media at all.
+    Links are followed; names that begin with a dot are passed over. A folder that cannot be read, or that a link leads to for
+    the second time, goes to `dataset.rejected` with its reason. Raises BadInput if there is no media at all.
     """
-    sources: list[str] = []
-    ignored, seen = 0, set()
-    for path, folders, names in os.walk(root, followlinks=True):
+    root, sources, ignored = dataset.root, list[str](), 0
+    first_path: dict[Path, str] = {}
+
+    def unreadable(error: OSError) -> None:
+        dataset.rejected[Path(error.filename).relative_to(root).as_posix()] = f"cannot be read: {error.strerror}"
+
+    for path, folders, names in os.walk(root, onerror=unreadable, followlinks=True):
         folder = Path(path)
-        if (real := folder.resolve()) in seen:  # a link that leads back
+        here = folder.relative_to(root).as_posix()
+        known = first_path.setdefault(folder.resolve(), here)
+        if known != here:
+            dataset.rejected[here] = f"the same folder as {'the root' if known == '.' else known}, which is read already"
             folders.clear()
             continue
-        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         files = [folder / name for name in names if not name.startswith(".")]
         videos = [file for file in files if file.suffix.lower() in MEDIA_SUFFIXES]
@@ -121,10 +138,11 @@ def find_media(root: Path) -> tuple[list[str], int]:
             videos, used = [folder], len(images)
         sources += [video.relative_to(root).as_posix() for video in videos]
         ignored += len(files) - used
-    if not sources:
+    if not sources and not dataset.rejected:
         looked = " ".join(sorted(MEDIA_SUFFIXES))
         raise BadInput(f"no media found in {root} ({ignored} other files)", f"looked for {looked} and for folders of images")
-    return sorted(sources), ignored
+    dataset.ignored = ignored
+    return sorted(sources)
 
 
 def probe_all(dataset: DatasetPlugin, sources: Iterable[str]) -> dict[str, Probe]:
@@ -215,6 +233,8 @@ def _row(root: Path, record: Mapping[str | None, str | None], where: str) -> Row
     source = PurePosixPath(cells["path"])
     if source.is_absolute() or ".." in source.parts:
         raise BadInput(f"{where}: path must lie under {root}, found {cells['path']}")
+    if cells.get("split") not in (None, *SPLITS):
+        raise unknown_name("split", cells["split"], SPLITS, where)
     if not (root / source).exists():
         raise BadInput(f"{where}: {root / source} does not exist", f"paths are relative to {root}")
     start_s = _seconds(cells, "start_s", where)

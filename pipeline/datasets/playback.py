@@ -27,6 +27,7 @@ class Settings(plugins.Settings):
     speeds: tuple[float, ...] = (1.0, 2.0, 4.0)
     """Seconds of the video that pass in one second of a window."""
     directions: tuple[Literal["forward", "reverse"], ...] = ("forward", "reverse")
+    """In which direction of time a window reads the video."""
     label: Literal["both", "speed", "direction"] = "both"
     """What is to be told: `reverse x2`, `x2` or `reverse`."""
     stretch_s: float = Field(default=5.0, gt=0)
@@ -38,7 +39,7 @@ class Settings(plugins.Settings):
     """Per video; where there are more, these are spread evenly."""
     val_fraction: float = Field(default=0.2, ge=0, lt=1)
     """Share of the videos that goes to `val`: at least one, if there are two."""
-    seed: int = Field(default=0, ge=0)
+    seed: plugins.Seed = 0
     """Draws the split."""
     image_fps: float = Field(default=25.0, gt=0, le=1000)
     """Frame rate of image folders."""
@@ -68,8 +69,7 @@ class Dataset(DatasetPlugin):
 
     def clips(self) -> Iterator[Clip]:
         """Sorted by path, then by time. Raises BadInput if there are no videos."""
-        sources, self.ignored = find_media(self.root)
-        facts = probe_all(self, sources)
+        facts = probe_all(self, find_media(self))
         stretches = {source: self._stretches(facts[source]) for source in facts}
         for source in [source for source in facts if not stretches[source]]:
             del stretches[source]

@@ -81,7 +81,8 @@ class Settings(plugins.Settings):
     """Side of the square frames; 112 is a whole number of 14 and of 16 pixel patches."""
     val_fraction: float = Field(default=0.2, ge=0, lt=1)
     """Share of each class, rounded, that goes to the split `val`; the rest is `train`."""
-    seed: int = Field(default=0, ge=0)
+    seed: plugins.Seed = 0
+    """Draws every scene."""
 
 
 @dataclass(frozen=True)
@@ -285,7 +286,7 @@ class Dataset(DatasetPlugin):
         table = {"rendering": RENDERING, **self.settings.model_dump(mode="json", exclude={"val_fraction"})}
         path = self.root / "world.json"
         if path.exists():
-            found = json.loads(path.read_text())
+            found = _read_table(path)
             if found != table:
                 changed = "; ".join(differences(table, found))
                 raise BadInput(
@@ -296,6 +297,20 @@ class Dataset(DatasetPlugin):
         aside = path.with_suffix(".partial")
         aside.write_text(json.dumps(table, indent=2) + "\n")
         aside.replace(path)
+
+
+def _read_table(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises BadInput where the file holds none."""
+    try:
+        table = json.loads(path.read_text())
+    except ValueError:
+        table = None
+    if not isinstance(table, dict):
+        raise BadInput(
+            f"{path} is damaged: it does not say which world lies here",
+            f"delete it together with {path.parent / 'videos'}, or render into another folder",
+        )
+    return table
 
 
 def encode(path: Path, frames: Iterable[np.ndarray], size_px: int, fps: int) -> None:

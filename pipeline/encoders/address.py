@@ -80,7 +80,7 @@ class Encoder(EncoderPlugin):
         if not layers or list(layers) != sorted({*layers}) or layers[0] < 0 or layers[-1] > MAX_LAYER:
             raise BadInput(f"layers must be ascending numbers from 0 to {MAX_LAYER}, found {list(layers)}")
         if size_px < MIN_SIZE_PX:
-            raise BadInput(f"encoder 'address' reads bar codes from {MIN_SIZE_PX} px up, found size_px = {size_px}")
+            raise BadInput(f"bar codes are read from {MIN_SIZE_PX} px up, found size_px = {size_px}")
         return TokenShape(settings.width, (settings.grid, settings.grid), settings.special_tokens, layers)
 
     def __init__(self, settings: Any, size_px: int, device: torch.device) -> None:

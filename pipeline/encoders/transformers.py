@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -23,9 +26,11 @@ from huggingface_hub import errors as hub_errors
 from pydantic import model_validator
 from safetensors import SafetensorError
 from torch import nn
+from transformers.activations import ACT2FN
 
 from pipeline.encoders import EncoderPlugin, EncoderSettings
 from pipeline.errors import BadInput, unknown_name
+from pipeline.plugins import Seed
 from pipeline.records import Tokens, TokenShape
 
 CLS_TOKENS = {
@@ -49,6 +54,11 @@ NOT_TOKENS = {
 """Configuration keys that do not reach the tokens."""
 JSON_FILES = ["config.json", "preprocessor_config.json"]
 WEIGHT_FILES = ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
+UNUSABLE = (
+    *(ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError),
+    *(SafetensorError, hub_errors.StrictDataclassError),
+)
+"""What transformers raises over a configuration or weights that it cannot use: it checks little before it computes."""
 
 
 class Encoder(EncoderPlugin):
@@ -63,7 +73,7 @@ class Encoder(EncoderPlugin):
         """Branch, tag or commit on the hub."""
         config: dict[str, Any] | None = None
         """`model_type` and that type's own keys, for a tower with random weights."""
-        seed: int | None = None
+        seed: Seed | None = None
         """Of the random weights."""
         mean: tuple[float, float, float] | None = None
         """RGB mean in [0, 1]; None: the model's preprocessor_config.json, or 0.5 with `config`."""
@@ -148,7 +158,7 @@ def _folder(settings: Any, files: list[str]) -> Path | None:
     name = settings.model
     if name is None:
         return None
-    local = Path(name).expanduser()
+    local = Path(os.path.expanduser(name))  # noqa: PTH111 - Path's own raises where there is no such user
     if local.is_dir():
         if settings.revision is not None:
             raise BadInput(f"model {name} is a local folder, which has no revision", "drop the key 'revision'")
@@ -178,10 +188,11 @@ def _config(settings: Any, folder: Path | None) -> Any:
         return _config_from_table(settings.config)
     if not (folder / "config.json").is_file():
         raise BadInput(f"model {settings.model} has no config.json", "wanted a model saved by transformers' save_pretrained")
+    _json(folder / "config.json")
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, hub_errors.StrictDataclassError) as error:
-        raise BadInput(f"model {settings.model}: its config.json cannot be used: {_first_line(error)}") from error
+    except UNUSABLE as error:
+        raise BadInput(f"model {settings.model}: its config.json cannot be used: {_reason(error)}") from error
     config = getattr(config, "vision_config", config)
     if config.model_type not in CLS_TOKENS:
         raise unknown_name("vision tower", config.model_type, CLS_TOKENS, f"model {settings.model}")
@@ -189,29 +200,28 @@ def _config(settings: Any, folder: Path | None) -> Any:
 
 
 def _config_from_table(table: dict[str, Any]) -> Any:
-    model_type = table.get("model_type")
+    model_type = str(table.get("model_type"))
     if model_type not in CLS_TOKENS:
-        raise unknown_name("vision tower", str(model_type), CLS_TOKENS, "config.model_type")
+        raise unknown_name("vision tower", model_type, CLS_TOKENS, "config.model_type")
     known = transformers.AutoConfig.for_model(model_type).to_dict().keys() - NOT_TOKENS
     for key in table:
         if key not in known:
             raise unknown_name("key", key, known, f"config of {model_type}")
     try:
         return transformers.AutoConfig.for_model(**table)
-    except (ValueError, hub_errors.StrictDataclassError) as error:
-        raise BadInput(f"config of {model_type}: {_first_line(error.__cause__ or error)}") from error
+    except UNUSABLE as error:
+        raise BadInput(f"config of {model_type}: {_reason(error)}") from error
 
 
 def _shape(config: Any, layers: tuple[int, ...], size_px: int) -> TokenShape:
-    """Checks layers and size against the configuration."""
+    """Checks the configuration, and layers and size against it."""
+    _check_config(config)
     depth, patch_px = config.num_hidden_layers, config.patch_size
     if not layers or list(layers) != sorted({*layers}):
         raise BadInput(f"layers must be ascending and different, found {list(layers)}")
     for layer in layers:
         if not 0 <= layer < depth:
             raise BadInput(f"layer {layer} is not there: this encoder has {depth} blocks, 0..{depth - 1}")
-    if not isinstance(patch_px, int) or patch_px < 1:
-        raise BadInput(f"this encoder's patch_size is {patch_px}; wanted one whole number: square patches")
     side, rest = divmod(size_px, patch_px)
     if rest or not side:
         legal = [str(count * patch_px) for count in (side, side + 1) if count]
@@ -222,11 +232,28 @@ def _shape(config: Any, layers: tuple[int, ...], size_px: int) -> TokenShape:
     return TokenShape(config.hidden_size, (side, side), specials, tuple(layers))
 
 
+def _check_config(config: Any) -> None:
+    """Refuses what transformers would trip over only later: in its constructors, or at the first frame."""
+    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size"):
+        value = getattr(config, key)
+        if not isinstance(value, int) or value < 1:
+            raise BadInput(f"this encoder's {key} is {value}; wanted one whole number of 1 or more")
+    width, heads, channels = config.hidden_size, config.num_attention_heads, config.num_channels
+    if width % heads:
+        raise BadInput(f"this encoder's hidden_size is {width}, which its num_attention_heads, {heads}, do not divide")
+    if channels != 3:
+        raise BadInput(f"this encoder's num_channels is {channels}; frames have 3: red, green and blue")
+    if config.hidden_act not in ACT2FN:
+        raise unknown_name("hidden_act", config.hidden_act, ACT2FN, f"config of {config.model_type}")
+
+
 def _pixels(settings: Any, folder: Path | None) -> dict[str, Any]:
     """How pixels become input: (pixel * rescale - mean) / std."""
     file = folder / "preprocessor_config.json" if folder else None
     table = _json(file) if file and file.is_file() else {}
     rescale = table.get("rescale_factor", 1 / 255) if table.get("do_rescale", True) else 1.0
+    if not _are_numbers([rescale]):
+        raise BadInput(f"{file}: rescale_factor must be a number, found {rescale!r}")
     if settings.mean is not None:
         return {"rescale": rescale, "mean": list(settings.mean), "std": list(settings.std)}
     if folder is None:
@@ -234,20 +261,31 @@ def _pixels(settings: Any, folder: Path | None) -> dict[str, Any]:
     if not table.get("do_normalize", True):
         return {"rescale": rescale, "mean": [0.0] * 3, "std": [1.0] * 3}
     named: dict[str, Any] = {"mean": table.get("image_mean"), "std": table.get("image_std")}
-    if not all(isinstance(values, list) and len(values) == 3 for values in named.values()):
+    good = all(isinstance(values, list) and len(values) == 3 and _are_numbers(values) for values in named.values())
+    if not good or min(named["std"]) <= 0:
         raise BadInput(
-            f"model {settings.model} does not say how pixels are normalised: no image_mean and image_std of three numbers "
-            "in its preprocessor_config.json",
+            f"model {settings.model} does not say how pixels are normalised: no image_mean and image_std of three numbers, "
+            "the latter above 0, in its preprocessor_config.json",
             "give them in the spec's [encoder] table, for example mean = [0.5, 0.5, 0.5] and std = [0.5, 0.5, 0.5]",
         )
     return {"rescale": rescale} | {name: [float(value) for value in values] for name, values in named.items()}
 
 
+def _are_numbers(values: list[Any]) -> bool:
+    """Whether all are finite; JSON's true and false are no numbers."""
+    return all(type(value) in (int, float) and math.isfinite(value) for value in values)
+
+
 def _json(file: Path) -> dict[str, Any]:
+    """A JSON object. Raises BadInput where the file holds none."""
     try:
-        table: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        table = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{file} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise BadInput(f"{file} is not valid JSON: {error}") from error
+        raise BadInput(f"{file} is not valid JSON: {error}", "fetch it again") from error
+    if not isinstance(table, dict):
+        raise BadInput(f"{file}: wanted a JSON object, found {textwrap.shorten(str(table), 40)}", "fetch it again")
     return table
 
 
@@ -266,10 +304,8 @@ def _pretrained(folder: Path, config: Any) -> tuple[Any, str]:
                 local_files_only=True,
                 output_loading_info=True,
             )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise BadInput(
-            f"the weights in {folder} cannot be read: {_first_line(error)}", "fetch or convert them again"
-        ) from error
+    except UNUSABLE as error:
+        raise BadInput(f"the weights in {folder} cannot be read: {_reason(error)}", "fetch or convert them again") from error
     # transformers fills what it does not find with random numbers; pooling heads alone may go missing, as no token needs them.
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(("pooler.", "head.")))
     if missing:
@@ -287,7 +323,10 @@ def _weight_files(folder: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if index.is_file():
-        files = [folder / name for name in sorted({*_json(index)["weight_map"].values()})]
+        names = _json(index).get("weight_map")
+        if not (isinstance(names, dict) and names and all(isinstance(name, str) for name in names.values())):
+            raise BadInput(f"{index} has no weight_map from weights to files", "fetch it again")
+        files = [folder / name for name in sorted({*names.values()})]
         gone = [file.name for file in files if not file.is_file()]
         if gone:
             raise BadInput(f"{folder} lacks {len(gone)} of {len(files)} weight files, the first is {gone[0]}", "fetch it again")
@@ -306,8 +345,8 @@ def _random(config: Any, seed: int) -> tuple[Any, str]:
         torch.default_generator.manual_seed(seed)
         try:
             tower = transformers.AutoModel.from_config(config, attn_implementation="sdpa")
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise BadInput(f"config of {config.model_type}: {_first_line(error)}") from error
+        except UNUSABLE as error:
+            raise BadInput(f"config of {config.model_type}: {_reason(error)}") from error
     digest = hashlib.sha256()
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(name.encode())
@@ -339,5 +378,7 @@ def _quiet() -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
+def _reason(error: Exception) -> str:
+    """One line; a KeyError would say its key alone."""
+    text = repr(error) if isinstance(error, LookupError) or not str(error) else str(error)
+    return textwrap.shorten(text, 300, placeholder=" ...")

@@ -31,6 +31,7 @@ class Settings(plugins.Settings):
     """Frames whose streaming logits enter the loss. The paper does not say. "all": a stream may be asked at any frame, and
     every step of the recurrence gets its own gradient; the loss cannot reach zero where early frames do not know yet."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target that is spread over all classes."""
 
     @field_validator("forms")
     @classmethod

@@ -1,0 +1,95 @@
+"""What a cache writes down about itself, as checked records: `cache.json` (the plan) and the receipt of every store.
+
+Nothing read from disk is trusted: a file that is no JSON, or lacks a key, or holds another type is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline import plugins
+from pipeline.errors import BadInput
+from pipeline.plugins import Model, Settings
+
+
+class TokenFacts(Settings):
+    """A `TokenShape` as JSON."""
+
+    width: int
+    grid_hw: tuple[int, int]
+    special_tokens: int
+    layers: tuple[int, ...]
+
+
+class Header(Settings):
+    """cache.json."""
+
+    format_version: int
+    fingerprint: str
+    spec: dict[str, Any]
+    """The canonical spec: reading a cache needs no encoder."""
+    encoder: dict[str, Any]
+    """The encoder's identity."""
+    decoder: str
+    tokens: TokenFacts
+    manifest: str
+    """Digest of the manifest it is extracted from."""
+    root: str
+    """Where the videos were when extraction began; they may be gone."""
+    plan: dict[int, dict[str, int]]
+    """store -> video_id -> frames expected from the header of its file."""
+
+
+class Failure(Settings):
+    """Why a video is not, or not wholly, in the cache."""
+
+    reason: str
+    frames_stored: int
+    stored_until_s: float
+    """Presentation time up to which the video is covered; 0 if nothing is."""
+
+
+class Receipt(Settings):
+    """receipts/00017.json: vouches for a store."""
+
+    store: int
+    fingerprint: str
+    frames: int
+    videos: dict[str, tuple[int, int]]
+    """video_id -> rows [start, stop)."""
+    failures: dict[str, Failure]
+    seconds: dict[str, float]
+    """Work of each step."""
+    device: str
+    """Where the encoder ran: devices differ in the last bits."""
+    versions: dict[str, str]
+    """Of the tools that wrote the store."""
+    files: dict[str, tuple[int, str]]
+    """Path in the store -> bytes, sha256."""
+
+    @property
+    def store_bytes(self) -> int:
+        return sum(size for size, _ in self.files.values())
+
+
+def to_json(record: Settings) -> bytes:
+    return (record.model_dump_json(indent=1) + "\n").encode()
+
+
+def read_json(model: type[Model], path: Path, hint: str, version: int | None = None) -> Model:
+    """A JSON file as a checked `model`; if `version` is given, its format_version must be that. Raises BadInput with `hint`."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(table, dict):
+            raise ValueError(f"wanted an object, found {str(table)[:40]}")
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} is damaged: {error}", hint) from error
+    found = table.get("format_version")
+    if version is not None and found is not None and found != version:
+        raise BadInput(f"{path} has format {found}, this version of stillframe reads format {version}", "upgrade stillframe")
+    try:
+        return plugins.check(model, table, f"{path} is damaged")
+    except BadInput as error:
+        raise BadInput(error.message, hint) from error
