@@ -381,14 +381,17 @@ def _device(name: str | None) -> torch.device | None:
 
     if name is None:
         return None
+    known = "cpu, cuda or cuda:1"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device).cpu()
+    except RuntimeError as error:
+        raise BadInput(f"no device called '{name}'", known) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BadInput(f"device '{name}' asks for CUDA, which this machine or this torch does not have", "--device cpu")
+    try:
+        torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        what = str(error).splitlines()[0]
-        raise BadInput(
-            f"device '{name}' cannot be used: {what}", "--device cpu, cuda or cuda:1, as this machine has them"
-        ) from error
+        raise BadInput(f"device '{name}' cannot be used: {str(error).splitlines()[0]}", known) from error
     return device
 
 

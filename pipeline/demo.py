@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,23 @@ OnStep = Callable[[str, float, float], None]
 """(what, done, total)"""
 
 
-def demo(out: Path, spec: Path, on_step: OnStep, say: Callable[[str], None]) -> tuple[list[dict[str, Any]], Path]:
+def demo(
+    out: Path,
+    spec: Path,
+    on_step: OnStep,
+    say: Callable[[str], None],
+    world: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+) -> tuple[list[dict[str, Any]], Path]:
     """Makes videos, caches their tokens, trains three temporal modules on that one cache, and reports.
 
-    Every step goes on from what it finds in `out`. Returns the evaluations and the path of the page.
+    Every step goes on from what it finds in `out`. `world` are settings of the data set, `overrides` are keys of the recipes.
+    Returns the evaluations and the path of the page.
     """
     cache_spec = load_spec(spec)
-    videos = manifest.build("world", None, out / "world", {}, lambda done, total: on_step("rendering videos", done, total))
+    videos = manifest.build(
+        "world", None, out / "world", dict(world or {}), lambda done, total: on_step("rendering videos", done, total)
+    )
     say(f"{out / 'world'}: {len(videos.clips)} clips of {len(videos.labels)} kinds of motion")
 
     cache = stage_one.extract(
@@ -38,7 +48,7 @@ def demo(out: Path, spec: Path, on_step: OnStep, say: Callable[[str], None]) -> 
     shipped = {path.stem: path for path in shipped_recipes()}
     runs, results = [], []
     for name in RECIPES:
-        recipe = load_recipe(shipped[name])
+        recipe = load_recipe(shipped[name], overrides)
         run = train.train(
             recipe,
             cache,

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from pydantic import field_validator, model_validator
 
 from pipeline import plugins
 from pipeline.errors import BadInput
@@ -41,6 +43,14 @@ class Header(Settings):
     plan: dict[int, dict[str, int]]
     """store -> video_id -> frames expected from the header of its file."""
 
+    @field_validator("spec")
+    @classmethod
+    def _whole(cls, spec: dict[str, Any]) -> dict[str, Any]:
+        missing = [key for key in ("name", "encoder", "frames", "codec", "store") if not spec.get(key)]
+        if missing or "fps" not in spec["frames"] or "name" not in spec["codec"]:
+            raise ValueError(f"lacks {', '.join(missing) or 'frames.fps or codec.name'}")
+        return spec
+
 
 class Failure(Settings):
     """Why a video is not, or not wholly, in the cache."""
@@ -68,6 +78,17 @@ class Receipt(Settings):
     """Of the tools that wrote the store."""
     files: dict[str, tuple[int, str]]
     """Path in the store -> bytes, sha256."""
+
+    @model_validator(mode="after")
+    def _rows_follow_each_other(self) -> Self:
+        at = 0
+        for video_id, (start, stop) in self.videos.items():
+            if start != at or stop < start:
+                raise ValueError(f"rows of video {video_id} are [{start}, {stop}), wanted a start of {at}")
+            at = stop
+        if at != self.frames:
+            raise ValueError(f"rows end at {at}, frames are {self.frames}")
+        return self
 
     @property
     def store_bytes(self) -> int:

@@ -107,6 +107,8 @@ def plot_learning(runs: Sequence[Run]) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
     for run in runs:
         lines = read_metrics(run.path)
+        if not lines:
+            continue
         steps = [line["step"] for line in lines]
         smooth = max(1, len(lines) // 50)
         losses = np.convolve([line["loss"] for line in lines], np.ones(smooth) / smooth, "valid")
@@ -120,8 +122,9 @@ def plot_learning(runs: Sequence[Run]) -> Figure:
                 )
     left.set(xlabel="step", ylabel="training loss")
     right.set(xlabel="step", ylabel="score on val")
-    left.legend(fontsize="small")
-    right.legend(fontsize="x-small")
+    for axes in (left, right):
+        if axes.lines:
+            axes.legend(fontsize="x-small")
     return figure
 
 

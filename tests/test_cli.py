@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import re
@@ -15,7 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -23,159 +21,18 @@ import av
 import numpy as np
 import pytest
 import torch
-from conftest import LENGTHS, address_spec, address_video
+from commands import Result, assert_refused, call, digest, fine, process
+from conftest import LENGTHS, address_spec, address_video, write_video
 from media import tone
-from safetensors.torch import save_file
 
 from pipeline import extract, manifest, plugins
 from pipeline.cache import Cache
-from pipeline.cli import main
+from pipeline.encoders.address import paint
 from pipeline.manifest import Manifest
 from pipeline.spec import shipped_recipes
 from pipeline.train import Run
 
-SPEC = """
-[encoder]
-name = "address"
-layers = [2, 5]
-width = 8
-grid = 3
-special_tokens = 2
-[frames]
-size_px = 64
-[store]
-chunk_frames = 4
-shard_mb = 0.0012
-store_mb = 0.016
-batch_frames = 7
-"""
-"""The same as `conftest.address_spec`."""
-VIT = """
-[encoder]
-name = "transformers"
-layers = [0, 7]
-seed = 0
-[encoder.config]
-model_type = "vit"
-hidden_size = 16
-intermediate_size = 16
-num_hidden_layers = 2
-num_attention_heads = 2
-patch_size = 32
-image_size = 64
-[frames]
-size_px = 64
-"""
-RECIPE = """
-[task]
-name = "classify"
-readout_width = 8
-heads = 2
-[temporal]
-name = "identity"
-[windows]
-frames = 4
-fps = 10
-[training]
-steps = 3
-batch_size = 2
-warmup_steps = 1
-"""
 COMMANDS = ["manifest", "extract", "status", "verify", "train", "evaluate", "report", "demo", "list", "bench extract"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """stdout, which must hold this and nothing else."""
-        return json.loads(self.out)
-
-
-def call(*arguments: object) -> Result:
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        code = main([str(argument) for argument in arguments])
-    return Result(code, out.getvalue(), err.getvalue())
-
-
-def fine(*arguments: object) -> Result:
-    result = call(*arguments)
-    assert (result.code, result.err) == (0, ""), result
-    return result
-
-
-def assert_refused(result: Result, *parts: object, out: bool = False) -> None:
-    """Exit code 2 and one line on stderr that holds all `parts`."""
-    assert result.code == 2, result
-    assert bool(result.out) == out, result
-    assert re.fullmatch(r"error: [^\n]+\n", result.err), result.err
-    assert "Traceback" not in result.err
-    for part in parts:
-        assert str(part) in result.err
-
-
-def digest(folder: Path) -> dict[str, str]:
-    """Every file below -> sha256."""
-    return {
-        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != "extract.lock"
-    }
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """A folder in which every step has been taken by command."""
-
-    folder: Path
-    videos: Path
-    spec: Path
-    recipe: Path
-    data: Path
-    cache: Path
-    run: Path
-
-
-@pytest.fixture(scope="module")
-def place(videos, tmp_path_factory) -> Place:
-    """Read only."""
-    folder = tmp_path_factory.mktemp("place")
-    shutil.copytree(videos, folder / "videos")
-    for name, text in (("address.toml", SPEC), ("vit.toml", VIT), ("tiny.toml", RECIPE)):
-        (folder / name).write_text(text)
-    data, run = folder / "data", folder / "runs/tiny"
-    fine("manifest", "folder", folder / "videos", "--out", data, "--set", "val_fraction=0.3")
-    fine("extract", folder / "address.toml", data, "--out", folder / "caches")
-    (cache,) = (folder / "caches").iterdir()
-    fine("train", folder / "tiny.toml", cache, "--out", run)
-    fine("evaluate", run)
-    return Place(folder, folder / "videos", folder / "address.toml", folder / "tiny.toml", data, cache, run)
-
-
-@pytest.fixture
-def cache(place, tmp_path) -> Path:
-    """A copy of the cache to damage."""
-    return Path(shutil.copytree(place.cache, tmp_path / "caches" / place.cache.name))
-
-
-@pytest.fixture
-def run(place, tmp_path) -> Path:
-    """A copy of the run to damage."""
-    return Path(shutil.copytree(place.run, tmp_path / "run"))
-
-
-@pytest.fixture(scope="module")
-def slow_cache(place, tmp_path_factory) -> Path:
-    """Four frames a second."""
-    out = tmp_path_factory.mktemp("slow")
-    fine("extract", place.spec, place.data, "--out", out, "--set", "frames.fps=4")
-    (path,) = out.iterdir()
-    return path
 
 
 # Help
@@ -201,9 +58,8 @@ def test_help_lists_every_command():
 @pytest.mark.parametrize("group", ["", "bench"])
 def test_no_command_shows_the_help_and_no_error(group):
     result = call(*group.split())
-    assert result.code in (0, 2)
-    assert "Commands:" in result.out + result.err
-    assert "error:" not in result.err
+    assert (result.code, result.out) == (2, "")
+    assert result.err == fine(*group.split(), "--help").out
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -274,6 +130,17 @@ def test_extract_says_how_a_sibling_differs(place, cache):
     assert len(list(cache.parent.iterdir())) == 2
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"format_version": 9}'])
+def test_extract_minds_no_damaged_neighbour(place, cache, content):
+    neighbour = cache.with_name("address-000000000000")
+    neighbour.mkdir()
+    (neighbour / "cache.json").write_bytes(content)
+    before = digest(cache.parent)
+    result = fine("extract", place.spec, place.data, "--out", cache.parent, "--json")
+    assert result.json == Cache(cache).status()
+    assert digest(cache.parent) == before
+
+
 def test_status(place):
     result = fine("status", place.cache, "--json")
     assert result.json == Cache(place.cache).status()
@@ -292,7 +159,7 @@ def test_verify(place):
 def test_train(place, tmp_path):
     facts = fine("train", place.recipe, place.cache, "--out", tmp_path / "run", "--json").json
     assert facts["run"] == f"{tmp_path}/run" and facts["steps"] == 3
-    assert facts["parameters"] == Run(tmp_path / "run").header["parameters"]
+    assert facts["parameters"] == Run(tmp_path / "run").header.parameters
     last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
     assert facts["val"] == last["val"] and set(facts["val"]) == {"streaming", "window"}
     files = ["best-000003.safetensors", "best.json", "last-000003.safetensors", "last.json", "metrics.jsonl", "run.json"]
@@ -308,9 +175,29 @@ def test_train(place, tmp_path):
 def test_train_takes_shipped_recipes_by_name_and_overrides(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sets = [part for text in ("training.steps=1", "windows.fps=10", "training.batch_size=2") for part in ("--set", text)]
-    facts = fine("train", "demo_identity", place.cache, *sets, "--json").json
+    facts = call("train", "demo_identity", place.cache, *sets, "--json").json
     assert facts["run"] == "runs/demo_identity" and facts["steps"] == 1
     assert Run(tmp_path / "runs/demo_identity").recipe.training.batch_size == 2
+
+
+def test_train_counts_what_windows_repeat(place, tmp_path):
+    """One video has half the frames per second of a window, two are over before it."""
+    for video, (frames, fps) in enumerate([(12, 10), (12, 5), (3, 10), (2, 10), (12, 10)]):
+        write_video(tmp_path / f"videos/x/v{video}.mp4", [paint(video, frame, 64) for frame in range(frames)], fps)
+    (tmp_path / "videos/x/v4.mp4").rename(tmp_path / "videos/x/v4.held.mp4")
+    fine("manifest", "folder", tmp_path / "videos", "--out", tmp_path / "data", "--set", "val_fraction=0.2")
+    train = [int(clip.source[3]) for clip in Manifest.load(tmp_path / "data").clips if clip.split == "train"]
+    fine("extract", place.spec, tmp_path / "data", "--out", tmp_path / "caches")
+    (cache,) = (tmp_path / "caches").iterdir()
+    result = call("train", place.recipe, cache, "--out", tmp_path / "run")
+    padded, slower = sum(video in (2, 3) for video in train), sum(video == 1 for video in train)
+    assert padded and slower
+    assert result.code == 0 and result.err == (
+        f"{padded} clips of split 'train' are shorter than a window: their last frame repeats\n"
+        f"{slower} clips of split 'train' have fewer frames per second than a window: their frames repeat\n"
+    )
+    counts = {"train": len(train), "padded": padded, "slower": slower, "skipped": 0}
+    assert Run(tmp_path / "run").header.clips == counts
 
 
 def test_evaluate(place, run):
@@ -513,7 +400,8 @@ $ train {recipe} {slow}
     windows want 10 frames per second, cache {slow} holds 4; next: set windows.fps to at most 4, or extract with
 $ manifest playback {videos}
     none of 6 videos in {videos} can be used
-    too short: 3.10 s, wanted at least
+    a/v0.mp4: too few frames: 10 per second, wanted at least
+    (min_fps)
 # Places that cannot be written
 $ manifest folder {videos} --out {spec}
     {spec}
@@ -635,10 +523,27 @@ def test_videos_that_were_moved_away(place, tmp_path):
     shutil.copytree(place.videos, tmp_path / "elsewhere")
     origin = json.loads((data / "dataset.json").read_text()) | {"root": str(tmp_path / "videos")}
     (data / "dataset.json").write_text(json.dumps(origin))
-    result = call("extract", place.spec, data, "--out", tmp_path / "caches")
-    assert_refused(result, f"{tmp_path}/videos does not exist", "--root")
-    assert not list(tmp_path.glob("caches/*/receipts/*"))
+    message = f"none of the 6 videos of {data} is in {tmp_path}/videos; next: say where they are: --root DIR"
+    assert_refused(call("extract", place.spec, data, "--dry-run"), message)
+    for _ in range(2):
+        assert_refused(call("extract", place.spec, data, "--out", tmp_path / "caches"), message)
+        assert digest(tmp_path / "caches") == {}
+        (tmp_path / "videos").mkdir(exist_ok=True)  # and the second time it is there, and empty
     fine("extract", place.spec, data, "--out", tmp_path / "caches", "--root", tmp_path / "elsewhere")
+    assert digest(tmp_path / "caches" / place.cache.name / "stores") == digest(place.cache / "stores")
+
+
+def test_videos_that_are_moved_away_half_way(place, cache, tmp_path):
+    data = Path(shutil.copytree(place.data, tmp_path / "data"))
+    origin = json.loads((data / "dataset.json").read_text()) | {"root": str(tmp_path / "videos")}
+    (data / "dataset.json").write_text(json.dumps(origin))
+    Cache(cache).receipt_path(1).unlink()
+    before = digest(cache)
+    assert_refused(call("extract", place.spec, data, "--out", cache.parent), f"is in {tmp_path}/videos; next: ", "--root DIR")
+    assert digest(cache) == before
+    fine("extract", place.spec, data, "--out", cache.parent, "--root", place.videos)
+    assert digest(cache / "stores") == digest(place.cache / "stores")
+    fine("extract", place.spec, data, "--out", cache.parent)  # nothing is left to do, so no video is needed
 
 
 # Videos that fail
@@ -661,6 +566,7 @@ def poor(tmp_path) -> Path:
     return root
 
 
+RETRY = "to try these again, once they are mended: the same command with --retry-failed\n"
 REJECTED = {
     "x/frameless.mp4": "no video stream",
     "x/sound.m4a": "no video stream (audio only)",
@@ -694,15 +600,76 @@ def test_failed_videos_are_listed_with_exit_code_3(place, poor, tmp_path):
     call("manifest", "folder", poor, "--out", tmp_path / "data", "--set", "val_fraction=0.4")
     (poor / "x/good1.mp4").write_bytes(b"no longer a video")
     result = call("extract", place.spec, tmp_path / "data", "--out", tmp_path / "caches")
-    assert (result.code, result.err) == (3, "")
+    assert (result.code, result.err) == (3, RETRY)
     assert "videos: 1 of 3 whole, 2 failed\n" in result.out
     assert re.search(r"x/frameless.avi +.*no frame could be decoded", result.out)
     assert re.search(r"x/good1.mp4 +.*cannot be opened as media", result.out)
     result = call("extract", place.spec, tmp_path / "data", "--out", tmp_path / "caches", "--json")
-    assert (result.code, result.err) == (3, "")
+    assert (result.code, result.err) == (3, RETRY)
     assert result.json["videos"] == {"planned": 3, "stored": 1, "failed": 2} and result.json["frames"] == 9
     assert result.json["failures"].keys() == {"x/frameless.avi", "x/good1.mp4"}
     assert fine("status", result.json["cache"], "--json").json == result.json
+
+
+@pytest.fixture
+def failed(place, poor, tmp_path) -> list[object]:
+    """The command of an extraction in which two of three videos failed; every video has a store of its own."""
+    call("manifest", "folder", poor, "--out", tmp_path / "data", "--set", "val_fraction=0.4")
+    (poor / "x/good1.mp4").write_bytes(b"no longer a video")
+    command = ["extract", place.spec, tmp_path / "data", "--out", tmp_path / "caches", "--set", "store.store_mb=0.003"]
+    assert call(*command, "--json").json["stores"] == {"planned": 3, "done": 3}
+    return command
+
+
+def test_retry_failed_redoes_the_stores_with_failures_alone(poor, failed, tmp_path):
+    (cache,) = (tmp_path / "caches").iterdir()
+    (kept,) = [path for path in (cache / "receipts").iterdir() if not json.loads(path.read_text())["failures"]]
+    before, untouched = digest(cache), kept.stat()
+    address_video(poor / "x/good1.mp4", 1, 9)
+    assert call(*failed).code == 3 and digest(cache) == before  # what failed is not tried again unasked
+    result = call(*failed, "--retry-failed", "--json")
+    assert (result.code, result.err) == (3, RETRY)
+    assert result.json["frames"] == 18 and result.json["failures"].keys() == {"x/frameless.avi"}
+    address_video(poor / "x/frameless.avi", 2, 6)
+    result = fine(*failed, "--retry-failed", "--json")
+    assert result.json["frames"] == 24 and result.json["failures"] == {}
+    assert (kept.stat().st_ino, kept.stat().st_mtime_ns) == (untouched.st_ino, untouched.st_mtime_ns)
+    before = digest(cache)
+    fine(*failed, "--retry-failed")
+    assert digest(cache) == before
+    fine(*[tmp_path / "fresh" if part == tmp_path / "caches" else part for part in failed])
+    assert digest(cache / "stores") == digest(tmp_path / "fresh" / cache.name / "stores")
+
+
+def test_retry_failed_without_the_videos_forgets_nothing(poor, failed, tmp_path):
+    before = digest(tmp_path / "caches")
+    poor.rename(tmp_path / "elsewhere")
+    assert_refused(call(*failed, "--retry-failed"), f"is in {poor}; next: ", "--root DIR")
+    assert digest(tmp_path / "caches") == before
+
+
+ODD = "x/[draft] x[red][/b] :smile:.mp4"
+"""What looks like markup and like the name of a symbol."""
+
+
+def test_odd_names_are_listed_as_they_are(place, tmp_path):
+    """Nothing in the name of a file is taken for markup, whether it is rejected, fails or is labelled so."""
+    root = tmp_path / "videos"
+    for video in range(3):
+        address_video(root / f"[bold]y/good{video}.mp4", video, 9)
+    (root / "x").mkdir()
+    (root / ODD).parent.mkdir(parents=True)
+    (root / ODD).write_bytes(b"no video")
+    result = call("manifest", "folder", root, "--out", tmp_path / "data")
+    assert result.code == 3 and ODD in result.out
+    (root / ODD).unlink()
+    address_video(root / ODD, 3, 9)
+    fine("manifest", "folder", root, "--out", tmp_path / "data", "--set", "val_fraction=0.4")
+    (root / ODD).write_bytes(b"no longer a video")
+    result = call("extract", place.spec, tmp_path / "data", "--out", tmp_path / "caches")
+    assert result.code == 3 and re.search(rf"{re.escape(ODD)} +.*cannot be opened as media", result.out)
+    (cache,) = (tmp_path / "caches").iterdir()
+    assert ODD in fine("status", cache).out
 
 
 # Caches with holes
@@ -726,7 +693,7 @@ def test_holes_are_refused_and_counted(place, cache, tmp_path):
     result = call("train", place.recipe, cache, "--out", run, "--allow-missing", "--json")
     assert result.code == 0 and result.json["steps"] == 3
     assert result.err == f"{holes['train']} clips of split 'train' were left out: the cache does not cover them\n"
-    assert Run(run).header["clips"]["skipped"] == holes["train"]
+    assert Run(run).header.clips["skipped"] == holes["train"]
     assert_refused(call("evaluate", run), f"has holes: {holes['val']} of 2 clips of split 'val'", "--allow-missing")
     result = call("evaluate", run, "--allow-missing")
     assert result.code == 0 and f"{2 - holes['val']} clips" in result.out
@@ -741,177 +708,7 @@ def test_a_cache_without_any_store(place, cache, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-# Damage
-
-SHARD = "layer_5/c/0/0/0"
-
-
-def truncate(file: Path) -> str:
-    size = file.stat().st_size
-    os.truncate(file, size - 7)
-    return f"{size - 7} bytes, receipt says {size}"
-
-
-def empty(file: Path) -> str:
-    size = file.stat().st_size
-    os.truncate(file, 0)
-    return f"0 bytes, receipt says {size}"
-
-
-def unlink(file: Path) -> str:
-    file.unlink()
-    return "missing"
-
-
-def flip(file: Path) -> str:
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
-    return "content differs from its checksum"
-
-
-@pytest.mark.parametrize("damage", [unlink, empty, truncate])
-def test_a_damaged_shard_is_refused(place, cache, run, tmp_path, damage):
-    problem = damage(cache / "stores/00001.zarr" / SHARD)
-    message = f"cache {cache} is damaged: 00001.zarr/{SHARD}: {problem}; next: see it all: stillframe verify {cache}"
-    before = digest(tmp_path)
-    assert_refused(call("train", place.recipe, cache, "--out", tmp_path / "new"), message)
-    assert_refused(call("evaluate", run, "--cache", cache), message)
-    assert digest(tmp_path) == before and not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize("damage", [unlink, empty, truncate, flip])
-def test_verify_names_store_and_file(cache, damage):
-    problem = damage(cache / "stores/00001.zarr" / SHARD)
-    before = digest(cache)
-    result = call("verify", cache)
-    hint = f"; next: rm {cache}/receipts/00001.json and run extract again"
-    assert_refused(result, f"1 stores of {cache} are damaged", hint, out=True)
-    assert re.search(rf"00001\.zarr +{SHARD} +{problem}", result.out)
-    result = call("verify", cache, "--json")
-    assert_refused(result, hint, out=True)
-    assert result.json["problems"] == {"00001.zarr": {SHARD: problem}} and result.json["stores_checked"] == 3
-    assert digest(cache) == before
-
-
-def test_what_verify_advises_mends_the_cache(place, cache):
-    flip(cache / "stores/00002.zarr" / SHARD)
-    truncate(cache / "stores/00001.zarr" / SHARD)
-    advice = re.search(r"; next: rm (.+) and run extract again", call("verify", cache).err)
-    assert advice
-    for receipt in advice[1].split():
-        Path(receipt).unlink()
-    fine("extract", place.spec, place.data, "--out", cache.parent)
-    fine("verify", cache)
-    assert digest(cache / "stores") == digest(place.cache / "stores")
-
-
-@pytest.mark.parametrize("file", ["zarr.json", "layer_5/zarr.json", "time_s/zarr.json"])
-def test_damaged_zarr_metadata(place, cache, tmp_path, file):
-    path = cache / "stores/00001.zarr" / file
-    path.write_bytes(b"x" + path.read_bytes()[1:])
-    result = call("train", place.recipe, cache, "--out", tmp_path / "run")
-    assert_refused(result, "stores/00001.zarr", "; next: ", "stillframe verify")
-    assert_refused(call("verify", cache), "1 stores", "00001.json", out=True)
-
-
-BROKEN = {
-    "no bytes": lambda data: b"",
-    "half": lambda data: data[: len(data) // 2],
-    "no text": lambda data: b"\xff\xfe" + data,
-    "no JSON": lambda data: b"{nope",
-    "another shape": lambda data: b"[]",
-    "keys missing": lambda data: b'{"format_version": 1}',
-}
-
-
-@pytest.mark.parametrize("how", BROKEN)
-@pytest.mark.parametrize(
-    ("file", "commands"),
-    [
-        ("caches/*/cache.json", ["status {cache}", "verify {cache}", "train {recipe} {cache} --out {new}"]),
-        ("caches/*/receipts/00001.json", ["status {cache}", "verify {cache}", "train {recipe} {cache} --out {new}"]),
-        ("run/run.json", ["evaluate {run}", "report {run} --out {new}", "train {recipe} {cache} --out {run}"]),
-        ("run/last.json", ["evaluate {run}", "train {recipe} {cache} --out {run}"]),
-        ("run/evaluation-val.json", ["report {run} --out {new}"]),
-    ],
-    ids=["cache.json", "receipt", "run.json", "last.json", "evaluation"],
-)
-def test_damaged_json_is_named_and_left_alone(place, cache, run, tmp_path, file, commands, how):
-    (path,) = tmp_path.glob(file)
-    path.write_bytes(BROKEN[how](path.read_bytes()))
-    before = digest(tmp_path)
-    for command in commands:
-        arguments = command.format(cache=cache, run=run, recipe=place.recipe, new=tmp_path / "new").split()
-        assert_refused(call(*arguments), path, "; next: ")
-        assert digest(tmp_path) == before
-
-
-def test_a_receipt_that_lacks_a_key(cache):
-    receipt = json.loads((cache / "receipts/00001.json").read_text())
-    del receipt["files"]
-    (cache / "receipts/00001.json").write_text(json.dumps(receipt))
-    for command in ("status", "verify"):
-        assert_refused(
-            call(command, cache), f"receipt {cache}/receipts/00001.json is damaged", "; next: delete it and rerun extract"
-        )
-
-
-def test_a_receipt_of_another_cache(slow_cache, cache):
-    shutil.copy(slow_cache / "receipts/00001.json", cache / "receipts/00001.json")
-    theirs = Cache(slow_cache).fingerprint
-    assert_refused(call("status", cache), f"00001.json is damaged: it belongs to the cache {theirs}; next: delete it")
-
-
-@pytest.mark.parametrize(("file", "what"), [("cache.json", "cache"), ("run.json", "run")])
-def test_a_format_from_the_future(cache, run, file, what):
-    folder = {"cache": cache, "run": run}[what]
-    header = json.loads((folder / file).read_text()) | {"format_version": 9}
-    (folder / file).write_text(json.dumps(header))
-    command = {"cache": "status", "run": "evaluate"}[what]
-    assert_refused(call(command, folder), f"{folder} has {what} format 9, this version reads format 1; next: upgrade")
-
-
-@pytest.mark.parametrize("damage", [unlink, empty, truncate])
-def test_a_damaged_checkpoint(place, run, damage):
-    damage(run / "last-000003.safetensors")
-    before = digest(run)
-    message = f"checkpoint {run}/last-000003.safetensors cannot be read: "
-    assert_refused(call("evaluate", run), message, "; next: ")
-    assert_refused(call("train", place.recipe, place.cache, "--out", run), message, "; next: ")
-    assert digest(run) == before
-    fine("evaluate", run, "--checkpoint", "best")
-
-
-def test_a_checkpoint_of_another_model(run):
-    save_file({"model.mixer.weight": torch.zeros(3)}, run / "last-000003.safetensors")
-    assert_refused(call("evaluate", run), "checkpoint does not fit the model: ", "; next: train again")
-
-
-def test_a_run_without_checkpoint(run):
-    (run / "last.json").unlink()
-    assert_refused(call("evaluate", run), f"run {run} has no last checkpoint yet; next: train it first")
-
-
-@pytest.mark.parametrize("content", [None, b"", b"junk"], ids=["missing", "empty", "junk"])
-def test_damaged_answers(run, tmp_path, content):
-    (path,) = run.glob("answers-val.*")
-    path.unlink() if content is None else path.write_bytes(content)
-    assert_refused(call("report", run, "--out", tmp_path / "report"), path, "; next: ")
-
-
-@pytest.mark.parametrize("content", [b"\xff\xfe\n", b"3\n"], ids=["no text", "no record"])
-def test_damaged_metrics(run, tmp_path, content):
-    (run / "metrics.jsonl").write_bytes(content)
-    assert_refused(call("report", run, "--out", tmp_path / "report"), run / "metrics.jsonl")
-
-
 # As a process
-
-
-def process(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
 def test_a_process_gives_the_same(place):
@@ -925,6 +722,12 @@ def test_a_process_that_is_refused(place):
     assert_refused(Result(done.returncode, done.stdout, done.stderr), "is not a cache")
 
 
+def test_a_process_without_command_shows_the_help():
+    done = process()
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("Usage: ")
+    assert done.stderr.splitlines()[1:] == fine("--help").out.splitlines()[1:]  # the first line tells how it was called
+
+
 def test_a_reader_that_goes_away_is_no_accident():
     reading, writing = os.pipe()
     os.close(reading)
@@ -932,6 +735,9 @@ def test_a_reader_that_goes_away_is_no_accident():
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
     assert "Traceback" not in done.stderr
+
+
+STOPPED = "stopped; what was finished is kept, run the same command again to go on\n"
 
 
 def test_interrupting_keeps_what_was_finished(place, tmp_path):
@@ -944,9 +750,31 @@ def test_interrupting_keeps_what_was_finished(place, tmp_path):
     training.send_signal(signal.SIGINT)
     out, err = training.communicate()
     assert (training.returncode, out) == (130, "")
-    assert err == "stopped; what was finished is kept, run the same command again to go on\n"
-    assert Run(run).tensors("last") and Run(run).checkpoint("last")["step"] % 5 == 0
-    assert fine("evaluate", run, "--json").json["checkpoint"]["step"] == Run(run).checkpoint("last")["step"]
+    assert err == STOPPED
+    last = Run(run).checkpoint("last")
+    assert last is not None and last.step % 5 == 0 and Run(run).tensors("last")
+    assert fine("evaluate", run, "--json").json["checkpoint"]["step"] == last.step
+
+
+def test_interrupting_an_extraction_keeps_finished_stores(place, tmp_path):
+    for copy in range(10):
+        shutil.copytree(place.videos, tmp_path / "videos" / f"{copy}")
+    fine("manifest", "folder", tmp_path / "videos", "--out", tmp_path / "data")
+    arguments = ["extract", str(place.spec), str(tmp_path / "data"), "--out"]
+    command = [sys.executable, "-m", "pipeline.cli", *arguments, str(tmp_path / "stopped")]
+    extraction = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while extraction.poll() is None and not list(tmp_path.glob("stopped/*/receipts/*.json")):
+        time.sleep(0.002)
+    extraction.send_signal(signal.SIGINT)
+    out, err = extraction.communicate()
+    assert (extraction.returncode, out, err) == (130, "", STOPPED)
+    (cache,) = (tmp_path / "stopped").iterdir()
+    done = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (cache / "receipts").glob("*.json")}
+    assert 1 <= len(done) < len(Cache(cache).plan)
+    fine(*arguments, tmp_path / "stopped")
+    assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in done} == done
+    fine(*arguments, tmp_path / "whole")
+    assert digest(cache / "stores") == digest(tmp_path / "whole" / cache.name / "stores")
 
 
 def test_extracting_through_the_api_or_by_command_is_one(place, tmp_path):

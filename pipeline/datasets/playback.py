@@ -9,6 +9,7 @@ After "Learning and Using the Arrow of Time" (Wei et al., CVPR 2018) and "SpeedN
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal, Self
 
@@ -28,13 +29,15 @@ class Settings(plugins.Settings):
     """Seconds of the video that pass in one second of a window."""
     directions: tuple[Literal["forward", "reverse"], ...] = ("forward", "reverse")
     """In which direction of time a window reads the video."""
-    label: Literal["both", "speed", "direction"] = "both"
-    """What is to be told: `reverse x2`, `x2` or `reverse`."""
-    stretch_s: float = Field(default=5.0, gt=0)
-    """Length of a stretch. A window needs (8 - 1) / 6 * 4 = 4.67 s for 8 frames at 6 per second read at speed 4."""
-    min_s: float = Field(default=4.75, gt=0)
-    """A video shorter than `stretch_s` is one stretch if it is at least this long. A window that does not fit at the highest
-    speed is padded with repeated frames, which would give the speed away."""
+    label: Literal["speed", "direction", "both"] = "speed"
+    """What is to be told: `x2`, `reverse` or `reverse x2`. What is not to be told varies all the same."""
+    stretch_s: float = Field(default=8.0, gt=0)
+    """Length of a stretch. The longer it is, the more windows can be drawn from it."""
+    min_s: float = Field(default=2.5, gt=0)
+    """A video shorter than `stretch_s` is one stretch if it is at least this long. A window needs (8 - 1) / 12 * 4 = 2.34 s for
+    8 frames at 12 per second read at speed 4; one that does not fit is padded with repeated frames, which gives the speed away."""
+    min_fps: float = Field(default=11.9, ge=0)
+    """Videos of fewer frames per second are left out: read slowly, their frames repeat, which gives the speed away too."""
     max_stretches: int = Field(default=16, ge=1)
     """Per video; where there are more, these are spread evenly."""
     val_fraction: float = Field(default=0.2, ge=0, lt=1)
@@ -70,6 +73,9 @@ class Dataset(DatasetPlugin):
     def clips(self) -> Iterator[Clip]:
         """Sorted by path, then by time. Raises BadInput if there are no videos."""
         facts = probe_all(self, find_media(self))
+        for source in [source for source in facts if (facts[source].fps or math.inf) < self.settings.min_fps]:
+            fps = facts.pop(source).fps
+            self.rejected[source] = f"too few frames: {fps:g} per second, wanted at least {self.settings.min_fps:g} (min_fps)"
         stretches = {source: self._stretches(facts[source]) for source in facts}
         for source in [source for source in facts if not stretches[source]]:
             del stretches[source]

@@ -71,7 +71,7 @@ RENDERING = 1
 class Settings(plugins.Settings):
     """What to render."""
 
-    clips_per_class: int = Field(default=40, ge=1)
+    clips_per_class: int = Field(default=50, ge=1)
     """Clips of each of the 8 classes; every clip is a video of its own."""
     frames: int = Field(default=24, ge=2)
     """Frames per clip."""
@@ -79,7 +79,7 @@ class Settings(plugins.Settings):
     """Frames per second."""
     size_px: int = Field(default=112, ge=32, le=1024, multiple_of=2)
     """Side of the square frames; 112 is a whole number of 14 and of 16 pixel patches."""
-    val_fraction: float = Field(default=0.2, ge=0, lt=1)
+    val_fraction: float = Field(default=0.3, ge=0, lt=1)
     """Share of each class, rounded, that goes to the split `val`; the rest is `train`."""
     seed: plugins.Seed = 0
     """Draws every scene."""

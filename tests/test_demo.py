@@ -1,0 +1,65 @@
+"""The whole path, end to end: real videos, a cache, three temporal modules, a report."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline import demo
+from pipeline.cache import Cache
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The demo, small: few clips and few steps."""
+    out = tmp_path_factory.mktemp("demo")
+    said, steps = [], set()
+    world = {"clips_per_class": 4, "frames": 12, "val_fraction": 0.5}
+    overrides = ["training.steps=6", "training.evaluate_every=3", "training.batch_size=8", "windows.frames=4"]
+
+    def run():
+        return demo.demo(out, Path("cache_specs/demo.toml"), lambda what, *_: steps.add(what), said.append, world, overrides)
+
+    results, page = run()
+    return out, results, page, said, steps, run
+
+
+def test_three_modules_are_trained_from_one_cache(done):
+    out, results, _, said, steps, _ = done
+    (cache,) = (out / "caches").iterdir()
+    assert Cache(cache).status()["frames"] == 4 * 8 * 12
+    assert [result["temporal"] for result in results] == ["identity", "gru", "gated_mamba_mix"]
+    assert {result["cache"]["name"] for result in results} == {cache.name}
+    assert len(said) == 5 and {"rendering videos", "extracting tokens", "training demo_gru"} <= steps
+    for result in results:
+        assert result["clips_scored"] == 16 and result["clips_skipped"] == 0 and result["trivial"] == 1 / 8
+        assert set(result["forms"]) == {"streaming", "window"}
+
+
+def test_the_report_holds_every_score(done):
+    out, results, page, _, _, _ = done
+    assert page == out / "report/report.html"
+    text = page.read_text()
+    rows = list(csv.DictReader((out / "report/scores.csv").open()))
+    assert len(rows) == 6
+    for result in results:
+        for form, values in result["forms"].items():
+            (row,) = [row for row in rows if (row["run"], row["form"]) == (result["run"], form)]
+            assert row["score"] == f"{values['score']:.3f}"
+            assert f"<td>{values['low']:.3f} .. {values['high']:.3f}</td>" in text
+            assert f"| {result['run']} |" in (out / "report/report.md").read_text()
+    assert text.count("data:image/png;base64,") == 3 and "http" not in text
+    for name in ("scores", "learning", "confusion"):
+        assert (out / f"report/{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_second_run_goes_on_from_what_it_finds(done):
+    out, results, _, _, _, run = done
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors") if path.name.startswith(("last", "best"))}
+    assert len(before) == 6
+    again, _ = run()
+    assert json.dumps(again) == json.dumps(results)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
