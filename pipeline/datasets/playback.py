@@ -25,7 +25,7 @@ from pipeline.records import Clip
 class Settings(plugins.Settings):
     """How videos are cut, and how the stretches are read."""
 
-    speeds: tuple[float, ...] = (1.0, 2.0, 4.0)
+    speeds: tuple[float, ...] = (1.0, 4.0)
     """Seconds of the video that pass in one second of a window."""
     directions: tuple[Literal["forward", "reverse"], ...] = ("forward", "reverse")
     """In which direction of time a window reads the video."""
@@ -34,8 +34,8 @@ class Settings(plugins.Settings):
     stretch_s: float = Field(default=8.0, gt=0)
     """Length of a stretch. The longer it is, the more windows can be drawn from it."""
     min_s: float = Field(default=2.5, gt=0)
-    """A video shorter than `stretch_s` is one stretch if it is at least this long. A window needs (8 - 1) / 12 * 4 = 2.34 s for
-    8 frames at 12 per second read at speed 4; one that does not fit is padded with repeated frames, which gives the speed away."""
+    """A video shorter than `stretch_s` is one stretch if it is at least this long. 8 frames at 12 per second read at speed 4
+    need (8 - 1) / 12 * 4 = 2.34 s; a window that does not fit is padded with repeated frames, which gives the speed away."""
     min_fps: float = Field(default=11.9, ge=0)
     """Videos of fewer frames per second are left out: read slowly, their frames repeat, which gives the speed away too."""
     max_stretches: int = Field(default=16, ge=1)
