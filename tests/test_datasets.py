@@ -468,7 +468,7 @@ def test_playback_reads_every_stretch_in_every_way(tmp_path: Path) -> None:
     video(tmp_path / "deep" / "long.mp4", frames=50, fps=10)  # 5 s: two stretches of 2 s
     video(tmp_path / "just.mp4", frames=16, fps=10)  # 1.6 s: one stretch, the whole
     video(tmp_path / "short.mp4", frames=6, fps=10)
-    data = dataset(playback, tmp_path, stretch_s=2, min_s=1.5, speeds=(1, 2), seed=3)
+    data = dataset(playback, tmp_path, stretch_s=2, min_s=1.5, min_fps=10, speeds=(1, 2), label="both", seed=3)
     clips = list(data.clips())
     assert data.rejected == {"short.mp4": "too short: 0.60 s, wanted at least 1.5 s (min_s)"}
     labels = ["forward x1", "forward x2", "reverse x1", "reverse x2"]
@@ -481,20 +481,28 @@ def test_playback_reads_every_stretch_in_every_way(tmp_path: Path) -> None:
     assert len(set(ids(clips))) == len(clips)
 
 
+def test_playback_leaves_out_videos_whose_frames_would_repeat(tmp_path: Path) -> None:
+    for fps in (10, 12):
+        video(tmp_path / f"{fps}.mp4", frames=4 * fps, fps=fps)
+    data = dataset(playback, tmp_path)
+    assert {(clip.source, clip.label) for clip in data.clips()} == {("12.mp4", "x1"), ("12.mp4", "x4")}
+    assert data.rejected == {"10.mp4": "too few frames: 10 per second, wanted at least 11.9 (min_fps)"}
+
+
 def test_playback_splits_by_video(tmp_path: Path) -> None:
     for number in range(6):
         video(tmp_path / f"{number}.mp4", frames=12, fps=4)
-    clips = list(dataset(playback, tmp_path, stretch_s=1, min_s=1, val_fraction=0.3).clips())
+    clips = list(dataset(playback, tmp_path, stretch_s=1, min_s=1, min_fps=0, speeds=(1, 2, 4), val_fraction=0.3).clips())
     assert len(clips) == 6 * 3 * 6
     assert len({(clip.video_id, clip.split) for clip in clips}) == 6
     assert Counter(clip.split for clip in clips) == {"train": 4 * 18, "val": 2 * 18}
-    tiny = list(dataset(playback, tmp_path, stretch_s=1, min_s=1, val_fraction=0.01).clips())
+    tiny = list(dataset(playback, tmp_path, stretch_s=1, min_s=1, min_fps=0, speeds=(1, 2, 4), val_fraction=0.01).clips())
     assert Counter(clip.split for clip in tiny) == {"train": 5 * 18, "val": 18}
 
 
 def test_playback_caps_long_videos_evenly(tmp_path: Path) -> None:
     video(tmp_path / "a.mp4", frames=40, fps=4)
-    data = dataset(playback, tmp_path, stretch_s=1, min_s=1, max_stretches=3, label="direction", speeds=(1,))
+    data = dataset(playback, tmp_path, stretch_s=1, min_s=1, min_fps=0, max_stretches=3, label="direction", speeds=(1,))
     clips = list(data.clips())
     assert [clip.start_s for clip in clips] == [1.0, 1.0, 5.0, 5.0, 8.0, 8.0]
     assert {clip.label for clip in clips} == {"forward", "reverse"}
@@ -503,7 +511,7 @@ def test_playback_caps_long_videos_evenly(tmp_path: Path) -> None:
 def test_playback_starts_where_the_video_does() -> None:
     if not SHARED_CLIPS.is_dir():
         pytest.skip("real clips are not here")
-    data = dataset(playback, SHARED_CLIPS / "corner", stretch_s=4, min_s=4)
+    data = dataset(playback, SHARED_CLIPS / "corner", stretch_s=4, min_s=4, min_fps=0)
     starts = {clip.start_s for clip in data.clips() if clip.source == "corner_first_pts_5s.mp4"}
     assert starts == {5.0, 9.0}
     assert "corner_audio_only.mp3" in data.rejected or data.ignored
@@ -517,7 +525,7 @@ def test_playback_starts_where_the_video_does() -> None:
         ({"speeds": [2, 2]}, "speeds must be different from one another and at least one, found [2.0, 2.0]"),
         ({"directions": []}, "directions must be different from one another and at least one, found []"),
         ({"speeds": [0, 1]}, "speeds must be above 0, found [0.0, 1.0]"),
-        ({"stretch_s": 1}, "min_s must be at most stretch_s, found 4.75 and 1"),
+        ({"stretch_s": 1}, "min_s must be at most stretch_s, found 2.5 and 1"),
     ],
 )
 def test_playback_settings_that_make_no_task(table: dict[str, Any], message: str) -> None:
