@@ -51,9 +51,8 @@ def extract_speed(frames: int, repeats: int, decoders: int, device: torch.device
             path = Path(folder) / f"bench-{repeat}"
             path.mkdir()
             cache = extract.open_or_create(path, spec, encoder, shape, videos)
-            plan = {store: [video for video in videos.videos if video.video_id in ids] for store, ids in cache.plan.items()}
             progress = extract.Progress(frames)
-            extract.Pipeline(cache, spec, encoder, device, videos.root, decoders, progress, None).run(plan)
+            extract.Pipeline(cache, spec, encoder, device, videos, decoders, progress, None).run(list(cache.plan))
             whole.append(progress.frames_per_s)
     del bare[0], whole[0]  # the first round warms caches and allocators up
     ratios = [b / a for a, b in zip(bare, whole, strict=True)]

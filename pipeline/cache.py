@@ -2,7 +2,7 @@
 
 ```
 <name>-<12 hex>/
-  cache.json            format version, spec, encoder identity, tool versions, and the plan: store -> video -> expected frames
+  cache.json            format version, spec, encoder identity, and the plan: store -> video -> expected frames
   manifest/             a copy of the manifest it was extracted from, so that a cache can be moved and trained on alone
   stores/00017.zarr/    see `store.py`
   receipts/00017.json   written last: checksums, rows of every video, failures with reason, timings
@@ -181,20 +181,24 @@ class Cache:
 
     # Whether it can be trusted
 
-    def check(self, store: int, content_up_to: float = float("inf")) -> dict[str, str]:
-        """File -> what is wrong with it, for one finished store; files of more bytes than that are compared by size alone."""
+    def check(self, store: int) -> dict[str, str]:
+        """File -> what is wrong with it, for one finished store: its receipt, and the content of every file."""
         try:
             files = self.receipt(store).files
         except BadInput as error:
             return {self.receipt_path(store).name: error.message}
-        return check_files(self.store_path(store), files, content_up_to)
+        return check_files(self.store_path(store), files)
 
     def require_sound(self) -> None:
         """Refuses a cache of which a file is missing or of the wrong size, or a small one (times, metadata) is damaged.
 
         The content of the large ones, the tokens, is compared by `stillframe verify` alone.
         """
-        problems = {store: found for store in self.receipts if (found := self.check(store, SMALL_BYTES))}
+        problems = {
+            store: found
+            for store, receipt in self.receipts.items()
+            if (found := check_files(self.store_path(store), receipt.files, SMALL_BYTES))
+        }
         if problems:
             store, files = next(iter(problems.items()))
             file, problem = next(iter(files.items()))

@@ -311,7 +311,7 @@ def list_plugins(
     rows = []
     for shown in kinds if kind is None else [kind]:
         if shown == "recipe":
-            rows += [(shown, recipe.stem, "", "") for recipe in shipped_recipes()]
+            rows += [(shown, name, "", "") for name in shipped_recipes()]
         else:
             rows += [(shown, name, *plugins.describe(shown, name)) for name in plugins.names(shown)]
     if as_json:
@@ -408,7 +408,7 @@ def _recipe(name: str) -> Path:
 
     if name.endswith(".toml") or "/" in name:
         return Path(name)
-    shipped = {path.stem: path for path in shipped_recipes()}
+    shipped = shipped_recipes()
     if name not in shipped:
         raise unknown_name("recipe", name, shipped)
     return shipped[name]

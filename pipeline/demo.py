@@ -45,10 +45,9 @@ def demo(
     )
     say(f"{cache.path}: {cache.status()['frames']} frames")
 
-    shipped = {path.stem: path for path in shipped_recipes()}
     runs, results = [], []
     for name in RECIPES:
-        recipe = load_recipe(shipped[name], overrides)
+        recipe = load_recipe(shipped_recipes()[name], overrides)
         run = train.train(
             recipe,
             cache,

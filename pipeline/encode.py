@@ -11,12 +11,11 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,9 +26,10 @@ from pipeline.cache import Cache
 from pipeline.encoders import EncoderPlugin
 from pipeline.errors import BadVideo, StillframeError
 from pipeline.ledger import Failure, Receipt
+from pipeline.manifest import Manifest
 from pipeline.records import Frames, Tokens, Video
 from pipeline.spec import CacheSpec
-from pipeline.store import StoreWriter, remove, stored_name
+from pipeline.store import StoreWriter, layer_name, remove, stored_name
 
 BLOCK_FRAMES = 8
 """Frames that travel together from a decoder: small, so that a 4K video stays within memory."""
@@ -88,19 +88,21 @@ class Pipeline:
         cache_spec: CacheSpec,
         encoder: EncoderPlugin,
         device: torch.device,
-        root: Path,
+        manifest: Manifest,
         decoders: int,
         progress: Progress,
         on_progress: OnProgress | None,
     ) -> None:
-        self.cache, self.spec, self.encoder, self.device, self.root = cache, cache_spec, encoder, device, root
+        self.cache, self.spec, self.encoder, self.device = cache, cache_spec, encoder, device
+        self.manifest, self.root = manifest, manifest.root
         self.decoders, self.progress, self.on_progress = decoders, progress, on_progress or (lambda _: None)
         self.stop = threading.Event()
-        self.codec = cache_spec.make_codec()
         self.writer: StoreWriter | None = None
 
-    def run(self, plan: dict[int, list[Video]]) -> None:
-        """Decode and encode here and in threads, write in one more thread; the first error of any of them ends all."""
+    def run(self, stores: Sequence[int]) -> None:
+        """Fills `stores` of the plan. The first error of any of the steps ends all."""
+        known = {video.video_id: video for video in self.manifest.videos}
+        plan = {store: [known[video_id] for video_id in self.cache.plan[store]] for store in stores}
         for aside in (self.cache.path / "stores").glob("*.partial"):
             remove(aside)
         to_write: queue.Queue[Any] = queue.Queue(maxsize=2)
@@ -264,11 +266,11 @@ class Pipeline:
     def _arrays(self, tokens: Tokens, store: int) -> dict[str, np.ndarray]:
         """A batch through the codec, under the names it is stored by."""
         named = {"special": tokens.special_NSD} if self.cache.shape.special_tokens else {}
-        named |= {f"layer_{layer}": patches for layer, patches in tokens.patches_NPD.items()}
+        named |= {layer_name(layer): patches for layer, patches in tokens.patches_NPD.items()}
         arrays: dict[str, np.ndarray] = {}
         for name, value in named.items():
             try:
-                arrays |= {stored_name(name, key): array for key, array in self.codec.encode(value).items()}
+                arrays |= {stored_name(name, key): array for key, array in self.cache.codec.encode(value).items()}
             except StillframeError as error:
                 videos = list(self.cache.plan[store])
                 where = f"array '{name}' of store {store} (videos {videos[0]} to {videos[-1]})"

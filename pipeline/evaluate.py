@@ -5,7 +5,6 @@ The interval is a percentile bootstrap over *videos*, not clips: clips of one vi
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from safetensors.numpy import save
 from pipeline import plugins
 from pipeline.cache import Cache
 from pipeline.errors import BadInput
-from pipeline.ledger import read_json
+from pipeline.ledger import read_json, to_json
 from pipeline.manifest import Manifest
 from pipeline.model import VideoModel, layers_read
 from pipeline.plugins import Settings
@@ -85,29 +84,29 @@ def evaluate(
     videos = [windows.clip(place).video_id for place in range(len(windows))]
     facts = run.checkpoint(checkpoint)
     assert facts is not None
-    result = {
-        "run": run.path.name,
-        "split": split,
-        "checkpoint": {"which": checkpoint, "step": facts.step},
-        "cache": run.header.cache.model_dump(),
-        "task": recipe.task.name,
-        "temporal": recipe.temporal.name,
-        "metric": task.metric_name,
-        "higher_is_better": task.higher_is_better,
-        "trivial": task.trivial_score,
-        "clips_scored": len(windows),
-        "clips_skipped": len(windows.skipped),
-        "videos": len(set(videos)),
-        "forms": {form: interval(scores, videos) for form, scores in clip_scores.items()},
-        "clips": {
+    record = Evaluation(
+        run=run.path.name,
+        split=split,
+        checkpoint={"which": checkpoint, "step": facts.step},
+        cache=run.header.cache.model_dump(),
+        task=recipe.task.name,
+        temporal=recipe.temporal.name,
+        metric=task.metric_name,
+        higher_is_better=task.higher_is_better,
+        trivial=task.trivial_score,
+        clips_scored=len(windows),
+        clips_skipped=len(windows.skipped),
+        videos=len(set(videos)),
+        forms={form: Interval(**interval(scores, videos)) for form, scores in clip_scores.items()},
+        clips={
             windows.clip(place).clip_id: {"label": windows.clip(place).label}
             | {form: float(scores[place]) for form, scores in clip_scores.items()}
             for place in range(len(windows))
         },
-    }
+    )
     write_atomically(run.path / f"answers-{split}.safetensors", save(answers))
-    write_atomically(run.path / f"evaluation-{split}.json", (json.dumps(result, indent=1) + "\n").encode())
-    return result
+    write_atomically(run.path / f"evaluation-{split}.json", to_json(record))
+    return record.model_dump()
 
 
 def require_same_cache(run: Run, cache: Cache, manifest: Manifest) -> None:

@@ -44,16 +44,14 @@ def extract(
         path.mkdir(parents=True, exist_ok=True)
         with only_one(path):
             cache = open_or_create(path, cache_spec, encoder, shape, manifest)
-            redo = [store for store, receipt in Cache(path).receipts.items() if receipt.failures] if retry_failed else []
+            redo = [store for store, receipt in cache.receipts.items() if receipt.failures] if retry_failed else []
             if redo or cache.missing_stores():
                 require_videos(manifest)
             for store in redo:
                 cache.forget(store)
             missing = cache.missing_stores()
             progress = Progress(sum(sum(cache.plan[store].values()) for store in missing))
-            videos = {video.video_id: video for video in manifest.videos}
-            plan = {store: [videos[video_id] for video_id in cache.plan[store]] for store in missing}
-            Pipeline(cache, cache_spec, encoder, device, manifest.root, decoders, progress, on_progress).run(plan)
+            Pipeline(cache, cache_spec, encoder, device, manifest, decoders, progress, on_progress).run(missing)
     except OSError as error:
         raise StillframeError(
             f"cannot write {error.filename or path}: {error.strerror}",

@@ -245,9 +245,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return plugins.check(Recipe, _table(path, overrides, "recipe"), str(path))
 
 
-def shipped_recipes() -> list[Path]:
-    """The recipes that come with the package."""
-    return sorted((Path(__file__).parent / "recipes").glob("*.toml"))
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with the package: name -> file, sorted."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.toml"))}
 
 
 def _table(path: Path, overrides: Sequence[str], what: str) -> dict[str, Any]:

@@ -36,7 +36,12 @@ VERIFY = "run: stillframe verify CACHE"
 def token_arrays(layers: tuple[int, ...], special_tokens: int, patch_tokens: int) -> dict[str, int]:
     """Stored name of every token array -> tokens per frame. Encoders without special tokens have no `special`."""
     named = {"special": special_tokens} if special_tokens else {}
-    return named | {f"layer_{layer}": patch_tokens for layer in layers}
+    return named | {layer_name(layer): patch_tokens for layer in layers}
+
+
+def layer_name(layer: int) -> str:
+    """Stored name of a layer's patch tokens."""
+    return f"layer_{layer}"
 
 
 def stored_name(array: str, key: str) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from pipeline import plugins
 from pipeline.cache import Cache
@@ -33,7 +32,7 @@ from pipeline.model import VideoModel, layers_read, parameter_groups
 from pipeline.plugins import Settings
 from pipeline.records import Batch
 from pipeline.spec import Recipe, TrainingSettings, differences
-from pipeline.store import sync_folder, write_atomically
+from pipeline.store import write_atomically
 from pipeline.tasks import TaskPlugin
 from pipeline.windows import Windows
 
@@ -130,12 +129,7 @@ class Run:
     def save(self, which: str, tensors: dict[str, torch.Tensor], step: int, steps: int, best: float | None) -> None:
         """Tensors first, then the JSON that names them, then older files go."""
         name = f"{which}-{step:06d}.safetensors"
-        aside = self.path / f".{name}.partial"
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, aside)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(self.path / name)
-        sync_folder(self.path)
+        write_atomically(self.path / name, save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}))
         write_atomically(self.path / f"{which}.json", to_json(Checkpoint(file=name, step=step, steps=steps, best=best)))
         for old in self.path.glob(f"{which}-*.safetensors"):
             if old.name != name:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import islice
 
 import numpy as np
@@ -26,7 +26,7 @@ from pipeline.errors import BadInput
 from pipeline.manifest import Manifest
 from pipeline.records import Batch, Clip
 from pipeline.spec import WindowSettings
-from pipeline.store import StoreReader
+from pipeline.store import StoreReader, layer_name, stored_name, token_arrays
 
 READERS = 2
 """Threads that read ahead; never processes: a forked reader can inherit locks that nobody will release."""
@@ -77,7 +77,9 @@ class Windows:
     ) -> None:
         self.cache, self.manifest, self.split, self.settings, self.seed = cache, manifest, split, settings, seed
         self.layers = tuple(cache.shape.layers if layers is None else layers)
-        self.names = [name for name in cache.arrays if self._wanted(name)]
+        self.keys = tuple(cache.codec.layout(cache.shape.width))
+        tokens = token_arrays(self.layers, cache.shape.special_tokens, cache.shape.patch_tokens)
+        self.names = [stored_name(name, key) for name in tokens for key in self.keys]
         clips = [(place, manifest.clips[place]) for place in manifest.split(split)]
         self._check_rate([clip for _, clip in clips])
         self._check_needs(needs, [clip for _, clip in clips])
@@ -113,12 +115,12 @@ class Windows:
     def __len__(self) -> int:
         return len(self.clips)
 
-    @property
+    @cached_property
     def padded(self) -> int:
         """How many clips are shorter than their window, so that their last frame is repeated."""
         return sum(self._room_s(place) < 0 for place in range(len(self)))
 
-    @property
+    @cached_property
     def slower(self) -> int:
         """How many clips have fewer frames per second than their window asks for, so that frames are repeated."""
         return sum(self._is_slower(place) for place in range(len(self)))
@@ -177,12 +179,11 @@ class Windows:
     def tokens(self, batch: Batch, device: torch.device) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """special (B, T, S, D) and patches (B, T, P, D) per layer, decoded on the device after the transfer."""
         moved = {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in batch.arrays.items()}
-        keys = self.cache.codec.layout(self.cache.shape.width)
 
         def decode(name: str) -> torch.Tensor:
-            return self.cache.codec.decode({key: moved[f"{name}_{key}" if key else name] for key in keys})
+            return self.cache.codec.decode({key: moved[stored_name(name, key)] for key in self.keys})
 
-        patches = [decode(f"layer_{layer}") for layer in self.layers]
+        patches = [decode(layer_name(layer)) for layer in self.layers]
         if self.cache.shape.special_tokens:
             return decode("special"), patches
         return patches[0][:, :, :0], patches
@@ -219,9 +220,6 @@ class Windows:
         return len(time_s) > 1 and float(np.median(np.diff(time_s))) > 1.5 * step_s
 
     # Building
-
-    def _wanted(self, name: str) -> bool:
-        return not name.startswith("layer_") or int(name.split("_")[1]) in self.layers
 
     def _stretch(self, clip: Clip) -> Stretch | str:
         """Where the frames of a covered clip lie, or why there are none."""

@@ -242,7 +242,7 @@ def test_report(place, tmp_path):
 def test_list():
     rows = fine("list", "--json").json
     wanted = [(kind, name) for kind in plugins.FOLDERS for name in plugins.names(kind)]
-    assert [(row["kind"], row["name"]) for row in rows] == wanted + [("recipe", path.stem) for path in shipped_recipes()]
+    assert [(row["kind"], row["name"]) for row in rows] == wanted + [("recipe", name) for name in shipped_recipes()]
     assert fine("list", "codec", "--json").json == [row for row in rows if row["kind"] == "codec"]
     text = fine("list").out
     assert all(re.search(rf"^ *{kind} +{name}\b", text, re.MULTILINE) for kind, name in wanted)

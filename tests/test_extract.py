@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from commands import SPEC
 from conftest import FPS, LENGTHS, address_spec, address_video, write_video
 
 from pipeline import encode, extract, manifest
@@ -94,23 +95,7 @@ def test_what_a_kill_leaves_is_redone_to_the_same_bytes(material, tmp_path, left
 
 def test_sigkill_at_any_moment_then_rerun_gives_the_same_bytes(material, tmp_path):
     spec = tmp_path / "address.toml"
-    spec.write_text(
-        """
-        [encoder]
-        name = "address"
-        layers = [2, 5]
-        width = 8
-        grid = 3
-        special_tokens = 2
-        [frames]
-        size_px = 64
-        [store]
-        chunk_frames = 4
-        shard_mb = 0.0012
-        store_mb = 0.016
-        batch_frames = 7
-        """
-    )
+    spec.write_text(SPEC)
     command = [
         sys.executable,
         "-m",

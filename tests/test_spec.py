@@ -173,7 +173,7 @@ def test_differences():
     assert differences(ours, theirs) == ["b.c: 2 / 4", "b.d: 3 / null", 'e: null / "x"']
 
 
-@pytest.mark.parametrize("path", shipped_recipes(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", shipped_recipes().values(), ids=lambda path: path.stem)
 def test_shipped_recipes_load(path):
     recipe = load_recipe(path)
     assert recipe.name == path.stem
