@@ -43,11 +43,14 @@ class Mamba(nn.Module):
         with torch.no_grad():
             self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
-    def initial_state(self, batch: int, tokens: int) -> State:
-        """The last inputs of the convolution, (B, N, conv - 1, E), and h, (B, N, K, E)."""
-        history = self.conv1d.kernel_size[0] - 1
-        zeros = self.D.new_zeros
-        return zeros(batch, tokens, history, self.inner), zeros(batch, tokens, self.state, self.inner)
+    def state_shapes(self, tokens: int) -> tuple[tuple[int, ...], ...]:
+        """The last inputs of the convolution, (N, conv - 1, E), and h, (N, K, E)."""
+        return (tokens, self.conv1d.kernel_size[0] - 1, self.inner), (tokens, self.state, self.inner)
+
+    def flops(self, tokens: int) -> int:
+        """Of one frame. The scan counts 9 for each of E * K: decay, drive, update and read-out."""
+        products = sum(part.weight.numel() for part in (self.in_proj, self.x_proj, self.dt_proj, self.out_proj, self.conv1d))
+        return tokens * (2 * products + 9 * self.inner * self.state)
 
     def forward(self, x_TBND: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
         conv_RHE, h_RKE = (part.flatten(0, 1) for part in state)
@@ -82,9 +85,6 @@ class MambaBlock(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.mamba = Mamba(width, state, expand, conv)
         self.dropout = nn.Dropout(dropout)
-
-    def initial_state(self, batch: int, tokens: int) -> State:
-        return self.mamba.initial_state(batch, tokens)
 
     def forward(self, x_TBND: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
         y_TBND, state = self.mamba(self.norm(x_TBND), state)

@@ -79,3 +79,9 @@ class SpatialBlock(nn.Module):
     def forward(self, x_FND: torch.Tensor) -> torch.Tensor:
         x_FND = x_FND + self.drop_path(self.sa_attn(self.sa_norm(x_FND)))
         return x_FND + self.drop_path(self.mlp(self.mlp_norm(x_FND)))
+
+    def flops(self, tokens: int) -> int:
+        """Of one frame of N = `tokens`."""
+        width = len(self.sa_norm.weight)
+        products = 4 * width**2 + self.mlp.fc1.weight.numel() + self.mlp.fc2.weight.numel()
+        return 2 * tokens * products + 4 * tokens**2 * width

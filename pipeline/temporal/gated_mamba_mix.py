@@ -61,7 +61,7 @@ class Temporal(TemporalModule):
         self.gates = nn.ModuleList(_gate(width, settings.gate_hidden) for _ in layers)
         self.output_norm = nn.LayerNorm(width)
 
-    def forward(self, x_BTND: torch.Tensor, state: State | None = None) -> tuple[torch.Tensor, State]:
+    def _run(self, x_BTND: torch.Tensor, state: State | None) -> tuple[torch.Tensor, State]:
         batch, _, tokens, _ = x_BTND.shape
         before = self.initial_state(batch, tokens) if state is None else state
         after: State = ()
@@ -73,11 +73,15 @@ class Temporal(TemporalModule):
             after += layer_state
         return self.output_norm(x.transpose(0, 1)), after
 
-    def initial_state(self, batch: int, tokens: int) -> State:
-        state: State = ()
-        for block in cast(Iterable[MambaBlock], self.mamba_blocks):
-            state += block.initial_state(batch, tokens)
-        return state
+    def state_shapes(self, tokens: int) -> tuple[tuple[int, ...], ...]:
+        return sum((block.mamba.state_shapes(tokens) for block in cast(Iterable[MambaBlock], self.mamba_blocks)), ())
+
+    def flops(self, frames: int, tokens: int) -> int:
+        hidden = self.settings.gate_hidden
+        gate = 4 * self.width**2 if hidden == 0 else 6 * self.width * hidden
+        spatial = sum(block.flops(tokens) for block in cast(Iterable[SpatialBlock], self.spatial_blocks))
+        mamba = sum(block.mamba.flops(tokens) for block in cast(Iterable[MambaBlock], self.mamba_blocks))
+        return frames * (spatial + mamba + self.settings.layers * tokens * gate)
 
 
 def _gate(width: int, hidden: int) -> nn.Module:

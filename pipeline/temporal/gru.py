@@ -59,7 +59,7 @@ class Temporal(TemporalModule):
         self.layers = nn.ModuleList(GruLayer(width) for _ in range(settings.layers))
         self.output_norm = nn.LayerNorm(width)
 
-    def forward(self, x_BTND: torch.Tensor, state: State | None = None) -> tuple[torch.Tensor, State]:
+    def _run(self, x_BTND: torch.Tensor, state: State | None) -> tuple[torch.Tensor, State]:
         batch, _, tokens, _ = x_BTND.shape
         before = self.initial_state(batch, tokens) if state is None else state
         after: State = ()
@@ -70,6 +70,8 @@ class Temporal(TemporalModule):
             after += (h_BND,)
         return self.output_norm(x.transpose(0, 1)), after
 
-    def initial_state(self, batch: int, tokens: int) -> State:
-        zeros = self.output_norm.weight.new_zeros
-        return tuple(zeros(batch, tokens, self.width) for _ in self.layers)
+    def state_shapes(self, tokens: int) -> tuple[tuple[int, ...], ...]:
+        return ((tokens, self.width),) * self.settings.layers
+
+    def flops(self, frames: int, tokens: int) -> int:
+        return self.settings.layers * frames * tokens * 14 * self.width**2

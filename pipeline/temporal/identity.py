@@ -24,8 +24,11 @@ class Temporal(TemporalModule):
         super().__init__(width, settings)
         self.output_norm = nn.LayerNorm(width)
 
-    def forward(self, x_BTND: torch.Tensor, state: State | None = None) -> tuple[torch.Tensor, State]:  # noqa: ARG002
+    def _run(self, x_BTND: torch.Tensor, state: State | None) -> tuple[torch.Tensor, State]:  # noqa: ARG002
         return self.output_norm(x_BTND), ()
 
-    def initial_state(self, batch: int, tokens: int) -> State:  # noqa: ARG002
+    def state_shapes(self, tokens: int) -> tuple[tuple[int, ...], ...]:  # noqa: ARG002
         return ()
+
+    def flops(self, frames: int, tokens: int) -> int:  # noqa: ARG002
+        return 0
