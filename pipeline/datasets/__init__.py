@@ -1,7 +1,18 @@
 """Contract of a dataset: which clips there are, and what is true of each.
 
 A dataset reads its official layout as users have it on disk. The manifest step calls `clips()` once, then `targets()` for each
-clip. Coordinates are normalised to [0, 1] in the upright source frame; times are seconds of the source.
+clip. Coordinates are normalised to [0, 1] in the upright source frame (x over its width, y over its height; a pixel's centre
+lies at (i + 0.5) / size); times are seconds of the source.
+
+Truth beyond the label has these names and shapes, F being the target's own frames, whose times stand beside it:
+
+    boxes    (O, F, 4)   float32  xyxy of each object; NaN where it is absent              boxes_time_s    (F,) float64
+    points   (Q, F, 2)   float32  xy of each track; NaN where it is not known              points_time_s   (F,) float64
+    visible  (Q, F)      bool     whether the point is seen; only with points
+    depth_m  (F, H, W)   float16 or float32, distance along the optical axis in metres     depth_m_time_s  (F,) float64
+                         at any resolution over the whole source frame; 0 where unknown
+    pose     (F, 4, 4)   float64  camera to world, in metres; axes x right, y down,        pose_time_s     (F,) float64
+                         z forward; NaN where unknown
 """
 
 from __future__ import annotations

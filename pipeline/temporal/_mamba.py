@@ -52,7 +52,11 @@ class Mamba(nn.Module):
         products = sum(part.weight.numel() for part in (self.in_proj, self.x_proj, self.dt_proj, self.out_proj, self.conv1d))
         return tokens * (2 * products + 9 * self.inner * self.state)
 
-    def forward(self, x_TBND: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+    def forward(self, x_TBND: torch.Tensor, state: State | None = None) -> tuple[torch.Tensor, State]:
+        """`state` None: the start of a stream."""
+        batch, tokens = x_TBND.shape[1:3]
+        if state is None:
+            state = tuple(self.D.new_zeros(batch, *shape) for shape in self.state_shapes(tokens))
         conv_RHE, h_RKE = (part.flatten(0, 1) for part in state)
         x_TRE, gate_TRE = self.in_proj(x_TBND.flatten(1, 2)).chunk(2, dim=-1)
         x_TRE, conv_RHE = self._convolve(x_TRE, conv_RHE)
@@ -86,6 +90,6 @@ class MambaBlock(nn.Module):
         self.mamba = Mamba(width, state, expand, conv)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_TBND: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+    def forward(self, x_TBND: torch.Tensor, state: State | None = None) -> tuple[torch.Tensor, State]:
         y_TBND, state = self.mamba(self.norm(x_TBND), state)
         return self.dropout(y_TBND), state
