@@ -1,6 +1,6 @@
 """Errors are part of the interface: what went wrong, where, what was found and wanted, and the next step.
 
-Code at the border (a user's file, key, path or cache) raises one of these; code inside asserts. `cli.py` is the only place
+Code at the border (a user's file, key, path or cache) raises one of these; code inside asserts. `cli` is the only place
 that catches them. Exit codes: 0 ok, 1 failed, 2 bad input, 3 finished with failures listed.
 """
 

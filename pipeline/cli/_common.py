@@ -1,0 +1,94 @@
+"""What commands share: the application, its options, and how a name on the command line becomes a thing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.errors import BadInput
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.manifest import Manifest
+
+FINISHED_WITH_FAILURES = 3
+
+app = typer.Typer(
+    name="stillframe",
+    help="A frozen image model, a token cache and a small recurrent temporal module make a video model.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key; may be given many times.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print plain JSON on stdout.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1. Default: cuda where there is one.")]
+ManifestFolder = Annotated[Path | None, typer.Option("--manifest", help="Other clips or labels over the same videos.")]
+AllowMissing = Annotated[bool, typer.Option(help="Leave out clips that the cache does not cover, and say how many.")]
+
+
+def say(text: str) -> None:
+    from pipeline import console
+
+    console.say(text)
+
+
+def torch_device(name: str | None) -> torch.device | None:
+    import torch
+
+    if name is None:
+        return None
+    known = "cpu, cuda or cuda:1"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise BadInput(f"no device called '{name}'", known) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BadInput(f"device '{name}' asks for CUDA, which this machine or this torch does not have", "--device cpu")
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise BadInput(f"device '{name}' cannot be used: {str(error).splitlines()[0]}", known) from error
+    return device
+
+
+def other_manifest(folder: Path | None) -> Manifest | None:
+    from pipeline.manifest import Manifest
+
+    return None if folder is None else Manifest.load(folder)
+
+
+def recipe_file(name: str) -> Path:
+    """A path as it is; otherwise a shipped recipe of that name."""
+    from pipeline.errors import unknown_name
+    from pipeline.spec import shipped_recipes
+
+    if name.endswith(".toml") or "/" in name:
+        return Path(name)
+    shipped = shipped_recipes()
+    if name not in shipped:
+        raise unknown_name("recipe", name, shipped)
+    return shipped[name]
+
+
+def show_scores(results: list[dict[str, Any]]) -> None:
+    from pipeline import console
+
+    rows = [
+        (result["run"], result["temporal"], form, f"{values['score']:.3f}", f"{values['low']:.3f} .. {values['high']:.3f}")
+        for result in results
+        for form, values in result["forms"].items()
+    ]
+    first = results[0]
+    title = f"{first['metric']} on split {first['split']}: {first['clips_scored']} clips, chance {first['trivial']:.3f}"
+    console.show_table(title, ("run", "temporal", "form", "score", "95 % interval"), rows)
+    for result in results:
+        if result["clips_skipped"]:
+            console.say(f"{result['run']}: {result['clips_skipped']} clips left out: the cache does not cover them")
