@@ -5,6 +5,8 @@ The interval is a percentile bootstrap over *videos*, not clips: clips of one vi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,17 @@ from pipeline.ledger import read_json, to_json
 from pipeline.manifest import Manifest
 from pipeline.model import VideoModel, layers_read
 from pipeline.plugins import Settings
+from pipeline.run import Run, load_weights
+from pipeline.spec import WindowSettings
 from pipeline.store import write_atomically
+from pipeline.targets import Arrays, collate
 from pipeline.tasks import TaskPlugin
-from pipeline.train import Run, load_weights, predict, require_fit
+from pipeline.train import predict, require_fit, require_truth
 from pipeline.windows import Windows
 
 RESAMPLES = 2000
+TRIVIAL_WINDOWS = 512
+"""Training windows whose truth the trivial answer may look at."""
 
 
 class Interval(Settings):
@@ -33,6 +40,13 @@ class Interval(Settings):
     score: float
     low: float
     high: float
+
+
+class MetricFacts(Settings):
+    name: str
+    higher_is_better: bool
+    perfect: float
+    unit: str
 
 
 class Evaluation(Settings):
@@ -44,14 +58,19 @@ class Evaluation(Settings):
     cache: dict[str, str]
     task: str
     temporal: str
-    metric: str
-    higher_is_better: bool
-    trivial: float
+    metrics: tuple[MetricFacts, ...]
+    """The first is the one that counts."""
+    trivial: dict[str, float]
+    """metric -> what the trivial answer scores."""
     clips_scored: int
     clips_skipped: int
+    clips_without_truth: int
+    """Covered by the cache, but with nothing to score."""
     videos: int
-    forms: dict[str, Interval]
+    forms: dict[str, dict[str, Interval]]
+    """form -> metric -> score."""
     clips: dict[str, dict[str, str | float | None]]
+    """clip -> its label, and the first metric in every form."""
 
 
 def evaluate(
@@ -63,11 +82,10 @@ def evaluate(
     device: torch.device | None = None,
     allow_missing: bool = False,
 ) -> dict[str, Any]:
-    """Scores of every clip of `split`, also written to `evaluation-<split>.json` in the run folder.
+    """Scores of every clip of `split`, also written to `evaluation-<split>.json` in the run folder; see `Evaluation`.
 
-    Returns plain data: per form `score`, `low`, `high` (95 %), and `clips`: clip_id -> label and score per form. The `last`
-    checkpoint is scored by default: `best` was chosen on the evaluation split, which flatters it there. The answers themselves
-    go to `answers-<split>.safetensors`.
+    The `last` checkpoint is scored by default: `best` was chosen on the evaluation split, which flatters it there. The answers
+    themselves go to `answers-<split>.safetensors`, unless the task's are too large.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     manifest = manifest or cache.manifest
@@ -77,13 +95,15 @@ def evaluate(
     cache.require_sound()
     task: TaskPlugin = plugins.load("task", recipe.task.name)(recipe.task.settings, manifest.labels)
     layers = layers_read(recipe, cache.shape)
-    windows = Windows(cache, manifest, split, recipe.windows, task.needs, layers, allow_missing=allow_missing)
+    windows = Windows(cache, manifest, split, recipe.windows, task, layers, allow_missing=allow_missing)
+    require_truth(task, windows)
     model = VideoModel(recipe, cache.shape, task).to(device)
-    load_weights(model, run.tensors(checkpoint))
-    clip_scores, answers = score_clips(model, task, windows, device)
-    videos = [windows.clip(place).video_id for place in range(len(windows))]
+    load_weights(model, task, run.tensors(checkpoint))
+    known = statistics(task, cache, manifest, split, recipe.windows)
+    table = score_windows(model, task, windows, known, device)
     facts = run.checkpoint(checkpoint)
     assert facts is not None
+    clips = table.of_clips(task.metrics[0].name)
     record = Evaluation(
         run=run.path.name,
         split=split,
@@ -91,20 +111,17 @@ def evaluate(
         cache=run.header.cache.model_dump(),
         task=recipe.task.name,
         temporal=recipe.temporal.name,
-        metric=task.metric_name,
-        higher_is_better=task.higher_is_better,
-        trivial=task.trivial_score,
-        clips_scored=len(windows),
+        metrics=tuple(MetricFacts(**metric._asdict()) for metric in task.metrics),
+        trivial={metric.name: table.interval(TRIVIAL, metric.name).score for metric in task.metrics},
+        clips_scored=len(clips),
         clips_skipped=len(windows.skipped),
-        videos=len(set(videos)),
-        forms={form: Interval(**interval(scores, videos)) for form, scores in clip_scores.items()},
-        clips={
-            windows.clip(place).clip_id: {"label": windows.clip(place).label}
-            | {form: float(scores[place]) for form, scores in clip_scores.items()}
-            for place in range(len(windows))
-        },
+        clips_without_truth=len(windows) - len(clips),
+        videos=len({windows.clip(place).video_id for place in clips}),
+        forms={form: {metric.name: table.interval(form, metric.name) for metric in task.metrics} for form in task.forms},
+        clips={windows.clip(place).clip_id: {"label": windows.clip(place).label, **row} for place, row in clips.items()},
     )
-    write_atomically(run.path / f"answers-{split}.safetensors", save(answers))
+    if task.keeps_answers:
+        write_atomically(run.path / f"answers-{split}.safetensors", save(table.answers))
     write_atomically(run.path / f"evaluation-{split}.json", to_json(record))
     return record.model_dump()
 
@@ -129,29 +146,76 @@ def _some(labels: tuple[str, ...]) -> str:
     return ", ".join(labels[:5]) + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")
 
 
-def score_clips(
-    model: VideoModel, task: TaskPlugin, windows: Windows, device: torch.device
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """form -> score of every clip (mean over its windows), and form -> answers of every window in order."""
-    total = {form: np.zeros(len(windows)) for form in task.forms}
+def statistics(task: TaskPlugin, cache: Cache, manifest: Manifest, split: str, settings: WindowSettings) -> Arrays:
+    """What the trivial answer may know: training windows' truth, or that of `split` itself where there is no training split."""
+    known = Windows(cache, manifest, "train" if "train" in manifest.splits else split, settings, task, allow_missing=True)
+    samples = islice(known.evaluation_samples(), TRIVIAL_WINDOWS)
+    return task.statistics(known.truth([sample]) for sample in samples)
+
+
+TRIVIAL = "trivial"
+
+
+class Scores:
+    """Scores of every evaluation window, in order, and what they amount to."""
+
+    def __init__(self, windows: Windows) -> None:
+        self.windows = windows
+        self.values: dict[tuple[str, str], np.ndarray] = {}
+        """(form, metric) -> (windows,)."""
+        self.weight = np.zeros(0)
+        self.clip = np.zeros(0, np.int64)
+        self.answers: Arrays = {}
+
+    def interval(self, form: str, metric: str) -> Interval:
+        counted = self.weight > 0
+        videos = [self.windows.clip(clip).video_id for clip in self.clip[counted]]
+        return interval(self.values[form, metric][counted], videos, self.weight[counted])
+
+    def of_clips(self, metric: str) -> dict[int, dict[str, float]]:
+        """clip -> form -> mean over its windows, for the clips that have something to score."""
+        weight = np.bincount(self.clip, self.weight, len(self.windows))
+        forms = [form for form, name in self.values if name == metric and form != TRIVIAL]
+        counted = self.weight > 0
+        sums = {
+            form: np.bincount(self.clip[counted], (self.values[form, metric] * self.weight)[counted], len(self.windows))
+            for form in forms
+        }
+        return {int(clip): {form: float(sums[form][clip] / weight[clip]) for form in forms} for clip in np.flatnonzero(weight)}
+
+
+def score_windows(model: VideoModel, task: TaskPlugin, windows: Windows, known: Arrays, device: torch.device) -> Scores:
+    """Scores of the model in every form, and of the trivial answer, for every evaluation window."""
+    table = Scores(windows)
+    columns: dict[tuple[str, str], list[np.ndarray]] = {}
     answers: dict[str, list[np.ndarray]] = {form: [] for form in task.forms}
+    weights, clips = [], []
     for batch, given in predict(model, task, windows, device):
-        for form, answer in given.items():
-            np.add.at(total[form], batch.clip_index, task.score(answer, batch.targets))
-            answers[form].append(answer)
-    means = {form: scores / windows.settings.eval_windows for form, scores in total.items()}
-    return means, {form: np.concatenate(given) for form, given in answers.items()}
+        weights.append(task.weight(batch.targets))
+        clips.append(batch.clip_index)
+        for form, answer in (given | {TRIVIAL: task.trivial(batch.targets, known)}).items():
+            for metric, values in task.score(answer, batch.targets).items():
+                columns.setdefault((form, metric), []).append(values)
+        if task.keeps_answers:
+            for form, answer in given.items():
+                answers[form] += list(answer)
+    table.values = {key: np.concatenate(parts) for key, parts in columns.items()}
+    table.weight, table.clip = np.concatenate(weights), np.concatenate(clips)
+    if task.keeps_answers:
+        table.answers = collate([dict(zip(answers, row, strict=True)) for row in zip(*answers.values(), strict=True)])
+    return table
 
 
-def interval(scores: np.ndarray, videos: list[str], seed: int = 0) -> dict[str, float]:
-    """Mean over clips and its 95 % percentile interval when whole videos are resampled."""
+def interval(scores: np.ndarray, videos: Sequence[str], weights: np.ndarray | None = None, seed: int = 0) -> Interval:
+    """Weighted mean over windows and its 95 % percentile interval when whole videos are resampled."""
+    weights = np.ones(len(scores)) if weights is None else weights
     _, group = np.unique(videos, return_inverse=True)
-    sums, counts = np.bincount(group, scores), np.bincount(group)
+    sums, counts = np.bincount(group, scores * weights), np.bincount(group, weights)
     rng = np.random.default_rng(seed)
     drawn = rng.integers(0, len(sums), (RESAMPLES, len(sums)))
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.percentile(means, [2.5, 97.5])
-    return {"score": float(scores.mean()), "low": float(low), "high": float(high)}
+    return Interval(score=float(sums.sum() / counts.sum()), low=float(low), high=float(high))
 
 
 def read_evaluation(path: Path, split: str) -> dict[str, Any] | None:

@@ -150,7 +150,7 @@ class Manifest:
         try:
             # Not locked: some network file systems cannot, and a manifest is never written in place.
             with h5py.File(path, "r", locking=False) as file:
-                group = file.get(_group(clip_id), {})
+                group = file.get(target_group(clip_id), {})
                 return {name: group[name][()] for name in group if names is None or name in names}
         except OSError as error:
             raise BadInput(f"{path} cannot be read: {error}", REBUILD) from error
@@ -303,11 +303,11 @@ def _write_targets(path: Path, targets: Iterator[tuple[Clip, dict[str, np.ndarra
             for name in sorted(arrays):
                 array = np.asarray(arrays[name])
                 packing = {"compression": "gzip", "shuffle": True} if array.nbytes > 4096 else {}
-                file.create_dataset(f"{_group(clip.clip_id)}/{name}", data=array, track_times=False, **packing)
+                file.create_dataset(f"{target_group(clip.clip_id)}/{name}", data=array, track_times=False, **packing)
         return len(file) > 0
 
 
-def _group(clip_id: str) -> str:
+def target_group(clip_id: str) -> str:
     """HDF5 reads '/' as a path."""
     return quote(clip_id, safe=" #@", errors="surrogateescape").replace(".", "%2E")
 

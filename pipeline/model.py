@@ -6,7 +6,7 @@ The input is what the cache holds: special tokens of the last layer and the patc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from pipeline import plugins
 from pipeline.errors import BadInput
 from pipeline.records import TokenShape
 from pipeline.spec import Recipe
-from pipeline.tasks import STREAMING, TaskPlugin
+from pipeline.tasks import STREAMING, Query, StreamingReadout, TaskPlugin
 from pipeline.temporal import State, TemporalModule
 
 
@@ -50,6 +50,26 @@ class LastLayer(nn.Module):
         return patches[-1]
 
 
+class ConcatLayers(nn.Module):
+    """The patches of all layers side by side, and one linear layer back to the width."""
+
+    def __init__(self, width: int, layers: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(layers * width, width)
+
+    def forward(self, patches: Sequence[torch.Tensor]) -> torch.Tensor:
+        """L tensors (..., P, D) -> (..., P, D)."""
+        mixed: torch.Tensor = self.linear(torch.cat(list(patches), dim=-1))
+        return mixed
+
+
+class StreamState(NamedTuple):
+    """What a stream remembers between two frames."""
+
+    temporal: State
+    readout: Query
+
+
 class VideoModel(nn.Module):
     """What a recipe trains on a cache. Initial weights depend on the recipe and on torch's random state alone."""
 
@@ -63,37 +83,50 @@ class VideoModel(nn.Module):
         self.tokens = shape.patch_tokens + (shape.special_tokens if self.specials else 0)
         """N, what the temporal module sees of one frame."""
         width = model.width or shape.width
-        self.mixer = LayerMixer(shape.width, len(shape.layers)) if model.mixer == "mlp" else LastLayer()
+        self.mixer = layer_mixer(model.mixer, shape)
         self.projection = nn.Linear(shape.width, width) if model.width else nn.Identity()
         self.temporal = plugins.load("temporal", recipe.temporal.name)(width, recipe.temporal.settings)
         self.readouts = nn.ModuleDict({form: task.readout(form, width, recipe.windows.frames) for form in task.forms})
 
-    def forward(self, special_BTSD: torch.Tensor, patches_BTPD: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The prediction of every form: (B, T, ...) for streaming, (B, ...) for window."""
+    def forward(
+        self, special_BTSD: torch.Tensor, patches_BTPD: Sequence[torch.Tensor], query: Query | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The prediction of every form: (B, T, ...) for streaming, (B, ...) for window. `query` is what the task's says."""
         y_BTND = self.features(special_BTSD, patches_BTPD)
-        return {form: readout(y_BTND) for form, readout in self.readouts.items()}
+        return {form: readout(y_BTND, query or {}) for form, readout in self.readouts.items()}
 
     def features(self, special_BTSD: torch.Tensor, patches_BTPD: Sequence[torch.Tensor]) -> torch.Tensor:
         """Outputs of the temporal module, (B, T, N, width)."""
         y_BTND, _ = self.temporal(self._tokens(special_BTSD, patches_BTPD))
         return y_BTND
 
-    def initial_state(self, batch: int) -> State:
-        """The state before the first frame of a stream."""
-        return self.temporal.initial_state(batch, self.tokens)
-
-    def step(self, special_BSD: torch.Tensor, patches_BPD: Sequence[torch.Tensor], state: State) -> tuple[torch.Tensor, State]:
-        """One frame of a stream: the streaming form's prediction, (B, ...), and the state after. Equals `forward` in eval mode.
+    def start(self, batch: int, query: Query | None = None) -> StreamState:
+        """The state of B streams before their first frame.
 
         Raises BadInput if the recipe did not train the streaming form.
         """
+        return StreamState(self.temporal.initial_state(batch, self.tokens), self._streaming().start(query or {}))
+
+    def step(
+        self, special_BSD: torch.Tensor, patches_BPD: Sequence[torch.Tensor], state: StreamState
+    ) -> tuple[torch.Tensor, StreamState]:
+        """One frame of a stream: the streaming form's prediction, (B, ...), and the state after.
+
+        Frame by frame equals `forward` in eval mode.
+        """
+        y_BND, temporal = self.temporal.step(self._tokens(special_BSD, patches_BPD), state.temporal)
+        prediction, readout = self._streaming().step(y_BND, state.readout)
+        return prediction, StreamState(temporal, readout)
+
+    def _streaming(self) -> StreamingReadout:
         if STREAMING not in self.readouts:
             raise BadInput(
                 f"this model answers only in the form {', '.join(self.readouts)} and cannot follow a stream",
                 'add "streaming" to task.forms in the recipe and train again',
             )
-        y_BND, state = self.temporal.step(self._tokens(special_BSD, patches_BPD), state)
-        return self.readouts[STREAMING](y_BND.unsqueeze(1)).squeeze(1), state
+        readout = self.readouts[STREAMING]
+        assert isinstance(readout, StreamingReadout)
+        return readout
 
     def parameter_counts(self) -> dict[str, int]:
         """Trained parameters of each part; the projection counts with the mixer."""
@@ -109,9 +142,16 @@ class VideoModel(nn.Module):
         return self.projection(tokens)
 
 
+def layer_mixer(name: str, shape: TokenShape) -> nn.Module:
+    """The mixer that `model.mixer` names."""
+    if name == "mlp":
+        return LayerMixer(shape.width, len(shape.layers))
+    return ConcatLayers(shape.width, len(shape.layers)) if name == "concat" else LastLayer()
+
+
 def layers_read(recipe: Recipe, shape: TokenShape) -> tuple[int, ...]:
     """Which of the cached layers the model looks at."""
-    return shape.layers if recipe.model.mixer == "mlp" else shape.layers[-1:]
+    return shape.layers[-1:] if recipe.model.mixer == "last" else shape.layers
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 
 from pipeline.errors import BadInput
 from pipeline.evaluate import read_evaluation
-from pipeline.train import Run, read_metrics
+from pipeline.run import Run, read_metrics
 
 COLUMNS = ("run", "temporal", "trained parameters", "steps", "form", "score", "95 % interval", "clips", "skipped")
 STYLE = """
@@ -57,7 +57,8 @@ def report(runs: Sequence[Run], out: Path, split: str = "val") -> Path:
         plt.close(figure)
     rows = [row for run, result in zip(runs, done, strict=True) for row in table(run, result)]
     _write_csv(out / "scores.csv", rows)
-    title = f"{done[0]['metric']} on split '{split}', chance {done[0]['trivial']:.3f}"
+    metric = done[0]["metrics"][0]["name"]
+    title = f"{metric} on split '{split}', trivial answer {done[0]['trivial'][metric]:.3f}"
     (out / "report.md").write_text(_markdown(title, rows, list(figures)), encoding="utf-8")
     page = out / "report.html"
     page.write_text(_html(title, rows, {name: (out / f"{name}.png").read_bytes() for name in figures}, runs), encoding="utf-8")
@@ -79,8 +80,14 @@ def table(run: Run, result: dict[str, Any]) -> list[tuple[str, ...]]:
             str(result["clips_scored"]),
             str(result["clips_skipped"]),
         )
-        for form, values in result["forms"].items()
+        for form, values in of_first_metric(result).items()
     ]
+
+
+def of_first_metric(result: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """form -> score and interval of the metric that counts."""
+    name = result["metrics"][0]["name"]
+    return {form: scores[name] for form, scores in result["forms"].items()}
 
 
 def plot_scores(results: Sequence[dict[str, Any]]) -> Figure:
@@ -88,17 +95,18 @@ def plot_scores(results: Sequence[dict[str, Any]]) -> Figure:
     figure, axes = plt.subplots(figsize=(7, 1 + 0.45 * sum(len(result["forms"]) for result in results)))
     names: list[str] = []
     for result in results:
-        for form, values in result["forms"].items():
+        for form, values in of_first_metric(result).items():
             colour = "tab:blue" if form == "streaming" else "tab:orange"
             axes.plot(
                 [values["low"], values["high"]], [len(names)] * 2, color=colour, linewidth=5, alpha=0.35, solid_capstyle="round"
             )
             axes.plot(values["score"], len(names), "o", color=colour)
             names.append(f"{result['run']}, {form}")
-    axes.axvline(results[0]["trivial"], color="grey", linestyle=":", label="chance")
+    metric = results[0]["metrics"][0]["name"]
+    axes.axvline(results[0]["trivial"][metric], color="grey", linestyle=":", label="trivial answer")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_xlabel(f"{results[0]['metric']}, 95 % interval over videos")
+    axes.set_xlabel(f"{metric}, 95 % interval over videos")
     axes.legend(loc="best")
     return figure
 

@@ -176,8 +176,9 @@ class WindowSettings(Settings):
 class ModelSettings(Settings):
     """What lies between the cached tokens and the temporal module."""
 
-    mixer: Literal["mlp", "last"] = "mlp"
-    """mlp: per-layer BatchNorm and MLP, residual, mean over layers (the paper); last: the last recorded layer as it is."""
+    mixer: Literal["mlp", "last", "concat"] = "mlp"
+    """mlp: per-layer BatchNorm and MLP, residual, mean over layers (the paper); last: the last recorded layer as it is;
+    concat: all recorded layers side by side, and one linear layer back to the width."""
     width: int | None = Field(default=None, ge=1)
     """Project tokens to this width before the temporal module; None keeps the encoder's."""
     tokens: Literal["all", "patches"] = "all"

@@ -1,9 +1,6 @@
 """Stage two: one loop for every temporal module and task, on cached tokens.
 
-A run folder holds `run.json` (recipe, cache fingerprint, versions), `metrics.jsonl`, and checkpoints: `last.json` and
-`best.json` each name a safetensors file with weights, optimiser state and step. The JSON is replaced last and atomically,
-so a kill at any moment leaves a whole checkpoint. All randomness is a function of (seed, step): a resumed run ends with the
-same weights as an undisturbed one on CPU.
+All randomness is a function of (seed, step): a resumed run ends with the same weights as an undisturbed one on CPU.
 """
 
 from __future__ import annotations
@@ -20,23 +17,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from torch import nn
 
 from pipeline import plugins
 from pipeline.cache import Cache
 from pipeline.errors import BadInput, StillframeError
-from pipeline.ledger import read_json, to_json
+from pipeline.ledger import to_json
 from pipeline.manifest import Manifest
 from pipeline.model import VideoModel, layers_read, parameter_groups
-from pipeline.plugins import Settings
 from pipeline.records import Batch
+from pipeline.run import RUN_FORMAT, CacheFacts, Run, RunHeader, load_weights, read_metrics
 from pipeline.spec import Recipe, TrainingSettings, differences
 from pipeline.store import write_atomically
 from pipeline.tasks import TaskPlugin
 from pipeline.windows import Windows
 
-RUN_FORMAT = 1
 EVAL_BATCH = 64
 """Windows per batch in evaluation; changes no result."""
 
@@ -53,87 +48,6 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
-
-
-class CacheFacts(Settings):
-    """Which cache a run was trained on."""
-
-    name: str
-    fingerprint: str
-    codec: str
-
-
-class RunHeader(Settings):
-    """run.json. The first five say what the run is made from; it goes on only with the same."""
-
-    format_version: int
-    recipe: dict[str, Any]
-    cache: CacheFacts
-    manifest: str
-    """Digest."""
-    labels: tuple[str, ...]
-    cache_path: str
-    """Where the cache was at training."""
-    manifest_path: str | None
-    """Where a manifest other than the cache's own was."""
-    parameters: dict[str, int]
-    """Trained parameters of each part."""
-    clips: dict[str, int]
-    """Used for training, how many of these are shorter or slower than their window, and how many the cache does not cover."""
-    versions: dict[str, str]
-
-    def made_from(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", include={"format_version", "recipe", "cache", "manifest", "labels"})
-
-
-class Checkpoint(Settings):
-    """last.json or best.json."""
-
-    file: str
-    step: int
-    steps: int
-    best: float | None
-    """Best score on the way, in the task's first form."""
-
-
-class Run:
-    """A training run on disk."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        file = path / "run.json"
-        if not file.is_file():
-            raise BadInput(f"{path} is not a run: it has no run.json", "make one with: stillframe train RECIPE CACHE")
-        self.header = read_json(RunHeader, file, "train again into another --out", RUN_FORMAT)
-
-    @property
-    def recipe(self) -> Recipe:
-        return plugins.check(Recipe, self.header.recipe, str(self.path / "run.json"))
-
-    def checkpoint(self, which: str) -> Checkpoint | None:
-        """What `last.json` or `best.json` says, or None if there is none yet."""
-        file = self.path / f"{which}.json"
-        return read_json(Checkpoint, file, "train again into another --out") if file.is_file() else None
-
-    def tensors(self, which: str) -> dict[str, torch.Tensor]:
-        """All tensors of a checkpoint: `model.*`, and `optimizer.*` in `last`."""
-        checkpoint = self.checkpoint(which)
-        if checkpoint is None:
-            raise BadInput(f"run {self.path} has no {which} checkpoint yet", "train it first")
-        file = self.path / checkpoint.file
-        try:
-            return load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise BadInput(f"checkpoint {file} is damaged: {error}", "train again into another --out") from error
-
-    def save(self, which: str, tensors: dict[str, torch.Tensor], step: int, steps: int, best: float | None) -> None:
-        """Tensors first, then the JSON that names them, then older files go."""
-        name = f"{which}-{step:06d}.safetensors"
-        write_atomically(self.path / name, save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}))
-        write_atomically(self.path / f"{which}.json", to_json(Checkpoint(file=name, step=step, steps=steps, best=best)))
-        for old in self.path.glob(f"{which}-*.safetensors"):
-            if old.name != name:
-                old.unlink()
 
 
 def train(
@@ -157,11 +71,13 @@ def train(
     task: TaskPlugin = plugins.load("task", recipe.task.name)(recipe.task.settings, manifest.labels)
     layers = layers_read(recipe, cache.shape)
     windows, held_out = (
-        Windows(cache, manifest, split, recipe.windows, task.needs, layers, recipe.training.seed, allow_missing)
+        Windows(cache, manifest, split, recipe.windows, task, layers, recipe.training.seed, allow_missing)
         for split in ("train", "val")
     )
+    require_truth(task, held_out)
     torch.manual_seed(recipe.training.seed)
     model = VideoModel(recipe, cache.shape, task).to(device)
+    task.to(device)
     run = open_or_create(out, recipe, cache, manifest, model, windows)
     Trainer(run, recipe, model, task, windows, held_out, device, on_progress).fit()
     return run
@@ -183,6 +99,15 @@ def require_fit(recipe: Recipe, cache: Cache, manifest: Manifest) -> None:
         )
 
 
+def require_truth(task: TaskPlugin, windows: Windows) -> None:
+    """Refuses a split in which nothing can be scored."""
+    if not any((task.weight(windows.truth([sample])) > 0).any() for sample in windows.evaluation_samples()):
+        raise BadInput(
+            f"no window of split '{windows.split}' has anything to score: of {', '.join(task.needs)} nothing is valid in any",
+            "look at the truth in targets.h5, or choose other windows.fps and windows.frames",
+        )
+
+
 def open_or_create(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest, model: VideoModel, windows: Windows) -> Run:
     """The run at `path`, checked against recipe, cache and manifest; created if it is not there yet."""
     header = RunHeader(
@@ -191,6 +116,7 @@ def open_or_create(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest,
         cache=CacheFacts(name=cache.name, fingerprint=cache.fingerprint, codec=cache.spec["codec"]["name"]),
         manifest=manifest.digest,
         labels=manifest.labels,
+        spec=cache.spec,
         cache_path=str(cache.path.absolute()),
         manifest_path=None if manifest.folder == cache.manifest.folder else str(manifest.folder.absolute()),
         parameters=model.parameter_counts(),
@@ -231,8 +157,11 @@ class Trainer:
         self.windows, self.held_out, self.device = windows, held_out, device
         self.on_progress = on_progress or (lambda _: None)
         self.steps = steps_of(self.settings, len(windows))
+        self.trained = nn.ModuleDict({"model": model, "task": task})
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(model, self.settings.weight_decay), lr=self.settings.learning_rate, betas=self.settings.betas
+            parameter_groups(self.trained, self.settings.weight_decay),
+            lr=self.settings.learning_rate,
+            betas=self.settings.betas,
         )
         self.step = 0
         self.best: float | None = None
@@ -268,7 +197,7 @@ class Trainer:
         special_BTSD, patches = self.windows.tokens(batch, self.device)
         targets = {name: torch.from_numpy(array).to(self.device) for name, array in batch.targets.items()}
         with self._autocast():
-            predictions = self.model(special_BTSD, patches)
+            predictions = self.model(special_BTSD, patches, self.task.query(targets))
         losses = {form: self.task.loss(form, prediction.float(), targets) for form, prediction in predictions.items()}
         loss = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(loss):
@@ -278,7 +207,7 @@ class Trainer:
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained.parameters(), self.settings.clip_norm)
         self.optimizer.step()
         values = {form: value.item() for form, value in losses.items()}
         return {"loss": loss.item(), "losses": values, "learning_rate": rate, "gradient_norm": norm.item()}
@@ -289,14 +218,17 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, float]:
         """Mean score per form on the evaluation split; keeps the weights that are best in the first form."""
-        scores: dict[str, list[np.ndarray]] = {form: [] for form in self.task.forms}
+        metric = self.task.metrics[0]
+        total, weight = dict.fromkeys(self.task.forms, 0.0), 0.0
         for batch, answers in predict(self.model, self.task, self.held_out, self.device):
+            weights = self.task.weight(batch.targets)
+            weight += weights.sum()
             for form, answer in answers.items():
-                scores[form].append(self.task.score(answer, batch.targets))
-        values = {form: float(np.concatenate(parts).mean()) for form, parts in scores.items()}
+                total[form] += weighted_sum(self.task.score(answer, batch.targets)[metric.name], weights)
+        values = {form: float(score / weight) for form, score in total.items()}
         self.progress.scores = values
         value = values[self.task.forms[0]]
-        if self.best is None or (value > self.best if self.task.higher_is_better else value < self.best):
+        if self.best is None or (value > self.best if metric.higher_is_better else value < self.best):
             self.best = value
             self._save("best", self._weights())
         return values
@@ -304,10 +236,10 @@ class Trainer:
     # Checkpoints
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        return {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        return dict(self.trained.state_dict())
 
     def _everything(self) -> dict[str, torch.Tensor]:
-        names: dict[torch.Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
+        names: dict[torch.Tensor, str] = {parameter: name for name, parameter in self.trained.named_parameters()}
         moments = {
             f"optimizer.{key}.{names[parameter]}": value
             for parameter, state in self.optimizer.state.items()
@@ -323,8 +255,8 @@ class Trainer:
         checkpoint = self.run.checkpoint("last")
         if checkpoint:
             tensors = self.run.tensors("last")
-            load_weights(self.model, tensors)
-            for name, parameter in self.model.named_parameters():
+            load_weights(self.model, self.task, tensors)
+            for name, parameter in self.trained.named_parameters():
                 keys = ("step", "exp_avg", "exp_avg_sq")
                 found = {key: tensors[f"optimizer.{key}.{name}"] for key in keys if f"optimizer.{key}.{name}" in tensors}
                 if found:
@@ -337,13 +269,9 @@ class Trainer:
         write_atomically(self.run.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
-def load_weights(model: VideoModel, tensors: dict[str, torch.Tensor]) -> None:
-    """The `model.*` tensors of a checkpoint into a model built from the same recipe."""
-    weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise BadInput(f"checkpoint does not fit the model: {' '.join(str(error).split())}", "train again") from error
+def weighted_sum(values: np.ndarray, weights: np.ndarray) -> float:
+    """Sum of value times weight over windows that count: a value where the weight is 0 may be NaN."""
+    return float((values[weights > 0] * weights[weights > 0]).sum())
 
 
 def predict(
@@ -353,7 +281,8 @@ def predict(
     model.eval()
     for batch in windows.evaluation(EVAL_BATCH):
         with torch.inference_mode():
-            predictions = model(*windows.tokens(batch, device))
+            targets = {name: torch.from_numpy(array).to(device) for name, array in batch.targets.items()}
+            predictions = model(*windows.tokens(batch, device), task.query(targets))
             yield batch, {form: task.answer(form, prediction).cpu().numpy() for form, prediction in predictions.items()}
 
 
@@ -373,17 +302,3 @@ def learning_rate(settings: TrainingSettings, step: int, steps: int) -> float:
     share = (step - warmup) / max(1, steps - 1 - warmup)
     low, high = settings.min_learning_rate, settings.learning_rate
     return low + (high - low) * (1 + math.cos(math.pi * share)) / 2
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl up to the first that is damaged: a kill may cut the last one short."""
-    file = path / "metrics.jsonl"
-    records = []
-    for line in file.read_bytes().splitlines() if file.is_file() else []:
-        try:
-            record = json.loads(line)
-            record["step"], record["loss"]
-        except (ValueError, KeyError, TypeError):
-            break
-        records.append(record)
-    return records

@@ -6,7 +6,7 @@ number of steps, and going on in mid-epoch needs one integer.
 
 A window's frames are asked for in seconds and the nearest cached frame of the clip is taken, so that variable frame rate,
 rounding of timestamps and a cache of a higher rate all read right. What lies past the end of a short clip repeats its last
-frame (as the paper does); the times in the batch are always those of the frames that were read.
+frame (as the paper does); the times in the batch, and the truth, are always those of the frames that were read.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from pipeline.manifest import Manifest
 from pipeline.records import Batch, Clip
 from pipeline.spec import WindowSettings
 from pipeline.store import StoreReader, layer_name, stored_name, token_arrays
+from pipeline.targets import Arrays, Targets, Wanted, collate
 
 READERS = 2
 """Threads that read ahead; never processes: a forked reader can inherit locks that nobody will release."""
@@ -40,6 +42,16 @@ class Stretch:
     store: int
     first_row: int
     time_s: np.ndarray
+
+
+class Sample(NamedTuple):
+    """One window to read."""
+
+    clip: int
+    place: float
+    """Of the window in the clip: 0 first, 1 last."""
+    number: int | None = None
+    """Of the sample in the training stream; None in evaluation, where nothing is drawn at random."""
 
 
 def window_times(start_s: float, frames: int, fps: float, speed: float, reverse: bool) -> np.ndarray:
@@ -58,7 +70,7 @@ def nearest(time_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:
 
 
 class Windows:
-    """The windows of one split of a manifest over a cache.
+    """The windows of one split of a manifest over a cache, with the truth that `wanted` (a task) asks for.
 
     Raises BadInput: unknown split, a rate that the cache does not hold, targets that the manifest lacks, and clips that the
     cache does not cover, unless `allow_missing`, which leaves them out and lists them in `skipped`.
@@ -70,7 +82,7 @@ class Windows:
         manifest: Manifest,
         split: str,
         settings: WindowSettings,
-        needs: Sequence[str] = (),
+        wanted: Wanted | None = None,
         layers: Sequence[int] | None = None,
         seed: int = 0,
         allow_missing: bool = False,
@@ -82,9 +94,11 @@ class Windows:
         self.names = [stored_name(name, key) for name in tokens for key in self.keys]
         clips = [(place, manifest.clips[place]) for place in manifest.split(split)]
         self._check_rate([clip for _, clip in clips])
-        self._check_needs(needs, [clip for _, clip in clips])
+        self._targets = None if wanted is None else Targets(manifest, wanted)
+        if self._targets:
+            self._targets.check([clip for _, clip in clips], split)
         self._readers: dict[int, StoreReader] = {}
-        self._times: dict[int, np.ndarray] = {}
+        self._frames: dict[tuple[int, str], np.ndarray] = {}
         found = [(place, clip, cache.hole(clip) or self._stretch(clip)) for place, clip in clips]
         self.skipped = {clip.clip_id: hole for _, clip, hole in found if isinstance(hole, str)}
         """clip_id -> why it is left out."""
@@ -108,9 +122,6 @@ class Windows:
                 f"windows want {settings.fps:g} frames per second, every video of split '{split}' has fewer in {cache.path}",
                 "lower windows.fps",
             )
-        number = {label: number for number, label in enumerate(manifest.labels)}
-        self.labels = np.array([number.get(manifest.clips[place].label or "", -1) for place in self.clips], np.int64)
-        """Label number of every usable clip; -1 where the manifest has none."""
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -131,12 +142,12 @@ class Windows:
 
     # Order
 
-    def sample(self, number: int) -> tuple[int, float]:
-        """Clip and place of the window in it (0 first, 1 last) of sample `number` of the endless training stream."""
+    def sample(self, number: int) -> Sample:
+        """Sample `number` of the endless training stream."""
         epoch, place = divmod(number, len(self))
         order, places = _epoch(self.seed, epoch, len(self))
         clip = int(order[place])
-        return clip, float(places[clip])
+        return Sample(clip, float(places[clip]), number)
 
     def train(
         self, batch_size: int, start_step: int, stop_step: int, rank: int = 0, world_size: int = 1
@@ -153,28 +164,43 @@ class Windows:
 
     def evaluation(self, batch_size: int) -> Iterator[Batch]:
         """Every clip in order, `eval_windows` windows of each spread evenly over it."""
-        count = self.settings.eval_windows
-        places = [0.5] if count == 1 else np.linspace(0, 1, count).tolist()
-        samples = ((clip, place) for clip in range(len(self)) for place in places)
+        samples = self.evaluation_samples()
         jobs = iter(lambda: list(islice(samples, batch_size)), [])
         yield from self._read_ahead(jobs)
 
+    def evaluation_samples(self) -> Iterator[Sample]:
+        count = self.settings.eval_windows
+        places = [0.5] if count == 1 else np.linspace(0, 1, count).tolist()
+        return (Sample(clip, place) for clip in range(len(self)) for place in places)
+
     # Reading
 
-    def read(self, samples: Sequence[tuple[int, float]]) -> Batch:
-        """The windows of `samples`, each (clip, place of the window in it)."""
+    def read(self, samples: Sequence[Sample]) -> Batch:
+        """The windows of `samples`, with their truth."""
         frames = self.settings.frames
-        rows = [self._rows(clip, place) for clip, place in samples]
+        rows = [self._rows(sample) for sample in samples]
         arrays = {}
         for name in self.names:
             shape, dtype = self.cache.arrays[name]
             arrays[name] = np.empty((len(samples), frames, *shape), dtype)
-            for window, (clip, _) in enumerate(samples):
-                stretch = self.stretches[clip]
+            for window, sample in enumerate(samples):
+                stretch = self.stretches[sample.clip]
                 self._reader(stretch.store).read_into(name, stretch.first_row + rows[window], arrays[name][window])
-        time_s_BT = np.stack([self.stretches[clip].time_s[rows[window]] for window, (clip, _) in enumerate(samples)])
-        index = np.array([clip for clip, _ in samples], np.int64)
-        return Batch(arrays, time_s_BT, index, {"label": self.labels[index]})
+        time_s_BT = np.stack([self.stretches[sample.clip].time_s[rows[window]] for window, sample in enumerate(samples)])
+        index = np.array([sample.clip for sample in samples], np.int64)
+        return Batch(arrays, time_s_BT, index, self.truth(samples))
+
+    def truth(self, samples: Sequence[Sample]) -> Arrays:
+        """The targets of `samples` alone, without their tokens; see `pipeline.targets`."""
+        return collate([self._truth(sample) for sample in samples]) if self._targets else {}
+
+    def _truth(self, sample: Sample) -> Arrays:
+        assert self._targets is not None
+        clip, stretch, rows = self.clip(sample.clip), self.stretches[sample.clip], self._rows(sample)
+        affine_T23 = self._of_frames(stretch.store, "affine")[stretch.first_row + rows]
+        # A pure function of seed and sample number, like the order.
+        rng = None if sample.number is None else np.random.default_rng([self.seed, sample.number])
+        return self._targets.window(clip, stretch.time_s[rows], affine_T23, clip.speed / self.settings.fps, rng)
 
     def tokens(self, batch: Batch, device: torch.device) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """special (B, T, S, D) and patches (B, T, P, D) per layer, decoded on the device after the transfer."""
@@ -188,7 +214,7 @@ class Windows:
             return decode("special"), patches
         return patches[0][:, :, :0], patches
 
-    def _read_ahead(self, jobs: Iterator[list[tuple[int, float]]]) -> Iterator[Batch]:
+    def _read_ahead(self, jobs: Iterator[list[Sample]]) -> Iterator[Batch]:
         with ThreadPoolExecutor(READERS, "read") as pool:
             waiting: deque[Future[Batch]] = deque()
             try:
@@ -202,10 +228,10 @@ class Windows:
                 for future in waiting:
                     future.cancel()
 
-    def _rows(self, clip: int, place: float) -> np.ndarray:
+    def _rows(self, sample: Sample) -> np.ndarray:
         """Rows of one window, counted from the clip's first."""
-        how, stretch = self.clip(clip), self.stretches[clip]
-        start_s = float(stretch.time_s[0]) + place * max(0.0, self._room_s(clip))
+        how, stretch = self.clip(sample.clip), self.stretches[sample.clip]
+        start_s = float(stretch.time_s[0]) + sample.place * max(0.0, self._room_s(sample.clip))
         wanted_s = window_times(start_s, self.settings.frames, self.settings.fps, how.speed, how.reverse)
         return nearest(stretch.time_s, wanted_s)
 
@@ -234,9 +260,13 @@ class Windows:
         return Stretch(location.store, location.start + first, time_s[first:stop])
 
     def _video_times(self, location: Location) -> np.ndarray:
-        if location.store not in self._times:
-            self._times[location.store] = self._reader(location.store).small("time_s")
-        return self._times[location.store][location.start : location.stop]
+        return self._of_frames(location.store, "time_s")[location.start : location.stop]
+
+    def _of_frames(self, store: int, name: str) -> np.ndarray:
+        """`time_s` or `affine` of all frames of a store."""
+        if (store, name) not in self._frames:
+            self._frames[store, name] = self._reader(store).small(name)
+        return self._frames[store, name]
 
     def _reader(self, store: int) -> StoreReader:
         if store not in self._readers:
@@ -250,14 +280,6 @@ class Windows:
             raise BadInput(
                 f"windows want {wanted:g} frames per second, cache {self.cache.path} holds {self.cache.fps:g}",
                 f"set windows.fps to at most {most:g}, or extract with a higher frames.fps",
-            )
-
-    def _check_needs(self, needs: Sequence[str], clips: list[Clip]) -> None:
-        unlabelled = [clip.clip_id for clip in clips if clip.label is None]
-        if "label" in needs and unlabelled:
-            raise BadInput(
-                f"the task needs a label, {len(unlabelled)} clips of split '{self.split}' have none, first {unlabelled[0]}",
-                "build the manifest from a labelled data set (folder, world, playback)",
             )
 
 

@@ -79,16 +79,32 @@ def recipe_file(name: str) -> Path:
 
 
 def show_scores(results: list[dict[str, Any]]) -> None:
+    """One table for each task: its metrics in every form, and what a trivial answer scores."""
     from pipeline import console
 
-    rows = [
-        (result["run"], result["temporal"], form, f"{values['score']:.3f}", f"{values['low']:.3f} .. {values['high']:.3f}")
-        for result in results
-        for form, values in result["forms"].items()
-    ]
-    first = results[0]
-    title = f"{first['metric']} on split {first['split']}: {first['clips_scored']} clips, chance {first['trivial']:.3f}"
-    console.show_table(title, ("run", "temporal", "form", "score", "95 % interval"), rows)
+    for task in dict.fromkeys(result["task"] for result in results):
+        of_task = [result for result in results if result["task"] == task]
+        metrics = [(metric["name"], metric["unit"]) for metric in of_task[0]["metrics"]]
+        rows = [
+            (result["run"], result["temporal"], form, *_score_cells([scores[name] for name, _ in metrics]))
+            for result in of_task
+            for form, scores in result["forms"].items()
+        ]
+        first = of_task[0]
+        (main, *others) = [f"{first['trivial'][name]:.3f}" for name, _ in metrics]
+        rows.append(("trivial", "", "", main, "", *others))
+        (main, *others) = [f"{name} ({unit})" if unit else name for name, unit in metrics]
+        title = f"{task} on split {first['split']}: {first['clips_scored']} clips"
+        console.show_table(title, ("run", "temporal", "form", main, "95 % interval", *others), rows)
     for result in results:
         if result["clips_skipped"]:
             console.say(f"{result['run']}: {result['clips_skipped']} clips left out: the cache does not cover them")
+        if result["clips_without_truth"]:
+            console.say(f"{result['run']}: {result['clips_without_truth']} clips left out: they have nothing to score")
+
+
+def _score_cells(scores: list[dict[str, float]]) -> list[str]:
+    """The first score and its interval, then the others."""
+    first, *others = scores
+    interval = f"{first['low']:.3f} .. {first['high']:.3f}"
+    return [f"{first['score']:.3f}", interval, *(f"{other['score']:.3f}" for other in others)]

@@ -44,6 +44,7 @@ def train(
     opened = Cache(cache)
     other = other_manifest(manifest_folder)
     from pipeline import train as module
+    from pipeline.run import read_metrics
 
     folder = out or Path("runs") / loaded.name
     with console.progress(f"train {loaded.name}") as update:
@@ -63,7 +64,7 @@ def train(
             console.say(f"{count} clips of split 'train' {note}")
     last = run.checkpoint("last")
     assert last is not None
-    scores: dict[str, float] = next((line["val"] for line in reversed(module.read_metrics(folder)) if "val" in line), {})
+    scores: dict[str, float] = next((line["val"] for line in reversed(read_metrics(folder)) if "val" in line), {})
     facts = {"run": str(folder), "steps": last.step, "parameters": run.header.parameters, "val": scores}
     if as_json:
         console.show_json(facts)
@@ -94,7 +95,7 @@ def evaluate(
     if checkpoint not in ("last", "best"):
         raise unknown_name("checkpoint", checkpoint, ("last", "best"))
     from pipeline import evaluate as module
-    from pipeline.train import Run
+    from pipeline.run import Run
 
     opened = Run(run)
     place = cache or Path(opened.header.cache_path)
@@ -120,7 +121,7 @@ def report(
     """
     from pipeline import console
     from pipeline import report as module
-    from pipeline.train import Run
+    from pipeline.run import Run
 
     page = module.report([Run(run) for run in runs], out, split)
     console.show(str(page))

@@ -18,7 +18,7 @@ class AttentionReadout(nn.Module):
     def __init__(
         self, width: int, outputs: int, *, readout_width: int, heads: int, queries: int = 1, frames: int | None = None
     ) -> None:
-        """`frames`: the T of a window's learned temporal embedding; None reads every frame by itself, without embedding."""
+        """`frames`: the T of a window's learned temporal embedding; None: no embedding, frames are read one by one."""
         super().__init__()
         assert readout_width % heads == 0
         self.input_norm = nn.LayerNorm(width)
@@ -33,15 +33,15 @@ class AttentionReadout(nn.Module):
         self.mlp_fc2 = nn.Linear(4 * readout_width, readout_width)
         self.classifier = nn.Linear(readout_width, outputs)
 
-    def forward(self, x_BTND: torch.Tensor) -> torch.Tensor:
-        """Tokens -> (B, Q, outputs) of the window, or (B, T, Q, outputs) of its frames if there is no temporal embedding."""
-        x_BTND = self.input_norm(x_BTND)
-        if self.temporal_posenc is None:
-            return self._read(x_BTND.flatten(0, 1)).unflatten(0, x_BTND.shape[:2])
-        return self._read((x_BTND + self._embedding(x_BTND.shape[1])).flatten(1, 2))
+    def read(self, x_BMD: torch.Tensor) -> torch.Tensor:
+        """B sets of M tokens each -> (B, Q, outputs)."""
+        return self._read(self.input_norm(x_BMD))
+
+    def read_window(self, x_BTND: torch.Tensor) -> torch.Tensor:
+        """All T * N tokens at once, with the temporal embedding -> (B, Q, outputs)."""
+        return self._read((self.input_norm(x_BTND) + self._embedding(x_BTND.shape[1])).flatten(1, 2))
 
     def _read(self, x_BMD: torch.Tensor) -> torch.Tensor:
-        """Reads B sets of M tokens each."""
         batch, queries, heads = len(x_BMD), *self.query.shape[:2]
         query = self.query.expand(batch, -1, -1, -1).transpose(1, 2)
         key, value = (proj(x_BMD).unflatten(-1, (heads, -1)).transpose(1, 2) for proj in (self.key_proj, self.value_proj))

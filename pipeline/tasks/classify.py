@@ -6,6 +6,7 @@ tokens of all frames at once.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -16,7 +17,8 @@ from torch import nn
 
 from pipeline import plugins
 from pipeline.errors import BadInput
-from pipeline.tasks import STREAMING, WINDOW, TaskPlugin
+from pipeline.targets import Arrays
+from pipeline.tasks import STREAMING, WINDOW, Metric, Query, StreamingReadout, TaskPlugin
 from pipeline.tasks._attention import AttentionReadout
 
 
@@ -47,11 +49,21 @@ class Settings(plugins.Settings):
         return self
 
 
-class ClassReadout(AttentionReadout):
-    """One query whose outputs are the logits: (B, T, K) without temporal embedding, (B, K) with it."""
+class FrameLogits(StreamingReadout, AttentionReadout):
+    """Logits (B, T, K) of every frame from its own tokens."""
 
-    def forward(self, x_BTND: torch.Tensor) -> torch.Tensor:
-        return super().forward(x_BTND).squeeze(-2)
+    def forward(self, x_BTND: torch.Tensor, query: Query) -> torch.Tensor:  # noqa: ARG002
+        return self.read(x_BTND.flatten(0, 1)).squeeze(1).unflatten(0, x_BTND.shape[:2])
+
+    def step(self, x_BND: torch.Tensor, state: Query) -> tuple[torch.Tensor, Query]:
+        return self.read(x_BND).squeeze(1), state
+
+
+class WindowLogits(AttentionReadout):
+    """Logits (B, K) of the window from the tokens of all its frames."""
+
+    def forward(self, x_BTND: torch.Tensor, query: Query) -> torch.Tensor:  # noqa: ARG002
+        return self.read_window(x_BTND).squeeze(1)
 
 
 class Task(TaskPlugin):
@@ -59,8 +71,7 @@ class Task(TaskPlugin):
 
     Settings = Settings
     needs = ("label",)
-    metric_name = "top-1"
-    higher_is_better = True
+    metrics = (Metric("top-1", higher_is_better=True, perfect=1.0),)
 
     def __init__(self, settings: Any, labels: tuple[str, ...]) -> None:
         """Raises BadInput where there are no labels."""
@@ -78,7 +89,9 @@ class Task(TaskPlugin):
 
     def readout(self, form: str, width: int, frames: int) -> nn.Module:
         size = {"readout_width": self.settings.readout_width, "heads": self.settings.heads}
-        return ClassReadout(width, len(self.labels), frames=frames if form == WINDOW else None, **size)
+        if form == WINDOW:
+            return WindowLogits(width, len(self.labels), frames=frames, **size)
+        return FrameLogits(width, len(self.labels), **size)
 
     def loss(self, form: str, prediction: torch.Tensor, targets: dict[str, torch.Tensor]) -> torch.Tensor:
         """Mean cross-entropy of logits (B, T, K) or (B, K), over the supervised frames."""
@@ -94,11 +107,17 @@ class Task(TaskPlugin):
         """Logits (B, K)."""
         return prediction[:, -1] if form == STREAMING else prediction
 
-    def score(self, answer: np.ndarray, targets: dict[str, np.ndarray]) -> np.ndarray:
-        """1 where the largest logit is the label's, else 0; of equal logits the first counts."""
-        return (answer.argmax(axis=-1) == targets["label"]).astype(np.float64)
+    def score(self, answer: np.ndarray, targets: Arrays) -> dict[str, np.ndarray]:
+        """top-1: 1 where the largest logit is the label's, else 0; of equal logits the first counts."""
+        return {"top-1": (answer.argmax(axis=-1) == targets["label"]).astype(np.float64)}
 
-    @property
-    def trivial_score(self) -> float:
-        """Chance over equally frequent classes."""
-        return 1 / len(self.labels)
+    def statistics(self, targets: Iterable[Arrays]) -> Arrays:
+        """How often each label occurs."""
+        counts = np.zeros(len(self.labels))
+        for batch in targets:
+            counts += np.bincount(batch["label"], minlength=len(counts))
+        return {"counts": counts}
+
+    def trivial(self, targets: Arrays, statistics: Arrays) -> np.ndarray:
+        """Always the most frequent label: chance where labels are balanced."""
+        return np.tile(statistics["counts"], (len(targets["label"]), 1))

@@ -1,0 +1,140 @@
+"""A run on disk: what was trained, from what, and its checkpoints.
+
+    run.json               recipe, cache spec and fingerprint, labels, versions
+    metrics.jsonl          one line per step
+    last.json, best.json   each names a safetensors file with weights, and optimiser state in `last`
+
+The JSON of a checkpoint is replaced last and atomically, so a kill at any moment leaves a whole one.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from pipeline import plugins
+from pipeline.errors import BadInput
+from pipeline.ledger import read_json, to_json
+from pipeline.model import VideoModel
+from pipeline.plugins import Settings
+from pipeline.spec import CacheSpec, Recipe
+from pipeline.store import write_atomically
+from pipeline.tasks import TaskPlugin
+
+RUN_FORMAT = 2
+
+
+class CacheFacts(Settings):
+    """Which cache a run was trained on."""
+
+    name: str
+    fingerprint: str
+    codec: str
+
+
+class RunHeader(Settings):
+    """run.json. The first five say what the run is made from; it goes on only with the same."""
+
+    format_version: int
+    recipe: dict[str, Any]
+    cache: CacheFacts
+    manifest: str
+    """Digest."""
+    labels: tuple[str, ...]
+    spec: dict[str, Any]
+    """What the cache held: needed to encode frames that are in no cache."""
+    cache_path: str
+    """Where the cache was at training."""
+    manifest_path: str | None
+    """Where a manifest other than the cache's own was."""
+    parameters: dict[str, int]
+    """Trained parameters of each part."""
+    clips: dict[str, int]
+    """Used for training, how many of these are shorter or slower than their window, and how many the cache does not cover."""
+    versions: dict[str, str]
+
+    def made_from(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", include={"format_version", "recipe", "cache", "manifest", "labels"})
+
+
+class Checkpoint(Settings):
+    """last.json or best.json."""
+
+    file: str
+    step: int
+    steps: int
+    best: float | None
+    """Best score on the way, in the task's first form."""
+
+
+class Run:
+    """A training run on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        file = path / "run.json"
+        if not file.is_file():
+            raise BadInput(f"{path} is not a run: it has no run.json", "make one with: stillframe train RECIPE CACHE")
+        self.header = read_json(RunHeader, file, "train again into another --out", RUN_FORMAT)
+
+    @property
+    def recipe(self) -> Recipe:
+        return plugins.check(Recipe, self.header.recipe, str(self.path / "run.json"))
+
+    @property
+    def spec(self) -> CacheSpec:
+        return plugins.check(CacheSpec, self.header.spec, str(self.path / "run.json"))
+
+    def checkpoint(self, which: str) -> Checkpoint | None:
+        """What `last.json` or `best.json` says, or None if there is none yet."""
+        file = self.path / f"{which}.json"
+        return read_json(Checkpoint, file, "train again into another --out") if file.is_file() else None
+
+    def tensors(self, which: str) -> dict[str, torch.Tensor]:
+        """All tensors of a checkpoint: `model.*`, and `optimizer.*` in `last`."""
+        checkpoint = self.checkpoint(which)
+        if checkpoint is None:
+            raise BadInput(f"run {self.path} has no {which} checkpoint yet", "train it first")
+        file = self.path / checkpoint.file
+        try:
+            return load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise BadInput(f"checkpoint {file} is damaged: {error}", "train again into another --out") from error
+
+    def save(self, which: str, tensors: dict[str, torch.Tensor], step: int, steps: int, best: float | None) -> None:
+        """Tensors first, then the JSON that names them, then older files go."""
+        name = f"{which}-{step:06d}.safetensors"
+        write_atomically(self.path / name, save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}))
+        write_atomically(self.path / f"{which}.json", to_json(Checkpoint(file=name, step=step, steps=steps, best=best)))
+        for old in self.path.glob(f"{which}-*.safetensors"):
+            if old.name != name:
+                old.unlink()
+
+
+def load_weights(model: VideoModel, task: TaskPlugin, tensors: dict[str, torch.Tensor]) -> None:
+    """The `model.*` and `task.*` tensors of a checkpoint into a model and task made from the same recipe."""
+    weights = {name: tensor for name, tensor in tensors.items() if name.startswith(("model.", "task."))}
+    try:
+        nn.ModuleDict({"model": model, "task": task}).load_state_dict(weights)
+    except RuntimeError as error:
+        raise BadInput(f"checkpoint does not fit the model: {' '.join(str(error).split())}", "train again") from error
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl up to the first that is damaged: a kill may cut the last one short."""
+    file = path / "metrics.jsonl"
+    records = []
+    for line in file.read_bytes().splitlines() if file.is_file() else []:
+        try:
+            record = json.loads(line)
+            record["step"], record["loss"]
+        except (ValueError, KeyError, TypeError):
+            break
+        records.append(record)
+    return records
