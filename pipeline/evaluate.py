@@ -123,7 +123,7 @@ def evaluate(
     if task.keeps_answers:
         write_atomically(run.path / f"answers-{split}.safetensors", save(table.answers))
     write_atomically(run.path / f"evaluation-{split}.json", to_json(record))
-    return record.model_dump()
+    return record.model_dump(mode="json")
 
 
 def require_same_cache(run: Run, cache: Cache, manifest: Manifest) -> None:
@@ -168,9 +168,8 @@ class Scores:
         self.answers: Arrays = {}
 
     def interval(self, form: str, metric: str) -> Interval:
-        counted = self.weight > 0
-        videos = [self.windows.clip(clip).video_id for clip in self.clip[counted]]
-        return interval(self.values[form, metric][counted], videos, self.weight[counted])
+        videos = [self.windows.clip(clip).video_id for clip in self.clip]
+        return interval(self.values[form, metric], videos, self.weight)
 
     def of_clips(self, metric: str) -> dict[int, dict[str, float]]:
         """clip -> form -> mean over its windows, for the clips that have something to score."""
@@ -207,9 +206,14 @@ def score_windows(model: VideoModel, task: TaskPlugin, windows: Windows, known: 
 
 
 def interval(scores: np.ndarray, videos: Sequence[str], weights: np.ndarray | None = None, seed: int = 0) -> Interval:
-    """Weighted mean over windows and its 95 % percentile interval when whole videos are resampled."""
+    """Weighted mean over windows and its 95 % percentile interval when whole videos are resampled.
+
+    A window of weight 0 has no say, and its score may be NaN.
+    """
     weights = np.ones(len(scores)) if weights is None else weights
-    _, group = np.unique(videos, return_inverse=True)
+    counted = weights > 0
+    scores, weights = scores[counted], weights[counted]
+    _, group = np.unique(np.asarray(videos)[counted], return_inverse=True)
     sums, counts = np.bincount(group, scores * weights), np.bincount(group, weights)
     rng = np.random.default_rng(seed)
     drawn = rng.integers(0, len(sums), (RESAMPLES, len(sums)))
@@ -223,4 +227,4 @@ def read_evaluation(path: Path, split: str) -> dict[str, Any] | None:
     file = path / f"evaluation-{split}.json"
     if not file.is_file():
         return None
-    return read_json(Evaluation, file, f"stillframe evaluate {path} --split {split}").model_dump()
+    return read_json(Evaluation, file, f"stillframe evaluate {path} --split {split}").model_dump(mode="json")

@@ -196,8 +196,12 @@ class Trainer:
         self.model.train()
         special_BTSD, patches = self.windows.tokens(batch, self.device)
         targets = {name: torch.from_numpy(array).to(self.device) for name, array in batch.targets.items()}
-        with self._autocast():
-            predictions = self.model(special_BTSD, patches, self.task.query(targets))
+        try:
+            with self._autocast():
+                predictions = self.model(special_BTSD, patches, self.task.query(targets))
+        except BadInput as error:
+            where = f"step {step + 1} of run {self.run.path}; the last checkpoint is kept"
+            raise StillframeError(f"{error.message}, at {where}", error.hint) from error
         losses = {form: self.task.loss(form, prediction.float(), targets) for form, prediction in predictions.items()}
         loss = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(loss):

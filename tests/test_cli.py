@@ -30,7 +30,7 @@ from pipeline.cache import Cache
 from pipeline.encoders.address import paint
 from pipeline.manifest import Manifest
 from pipeline.spec import shipped_recipes
-from pipeline.train import Run
+from pipeline.run import Run
 
 COMMANDS = ["manifest", "extract", "status", "verify", "train", "evaluate", "report", "demo", "list", "bench extract"]
 
@@ -204,12 +204,14 @@ def test_evaluate(place, run):
     (run / "evaluation-val.json").unlink()
     facts = fine("evaluate", run, "--json").json
     assert facts == json.loads((run / "evaluation-val.json").read_text())
-    assert facts["clips_scored"] == 2 and facts["trivial"] == 0.5 and facts["checkpoint"] == {"which": "last", "step": 3}
-    for form, values in facts["forms"].items():
+    assert facts["clips_scored"] == 2 and facts["trivial"] == {"top-1": 0.5} and facts["checkpoint"] == {"which": "last", "step": 3}
+    scores = {form: values["top-1"] for form, values in facts["forms"].items()}
+    for form, values in scores.items():
         assert values["score"] == np.mean([clip[form] for clip in facts["clips"].values()])
     text = fine("evaluate", run).out
-    assert text.startswith("top-1 on split val: 2 clips, chance 0.500")
-    for form, values in facts["forms"].items():
+    assert text.startswith("classify on split val: 2 clips")
+    assert re.search(r"^ *trivial +0.500 *$", text, re.MULTILINE)
+    for form, values in scores.items():
         assert re.search(rf"run +identity +{form} +{values['score']:.3f} +{values['low']:.3f} \.\. {values['high']:.3f}", text)
     assert fine("evaluate", run, "--split", "train", "--checkpoint", "best", "--json").json["clips_scored"] == 4
     assert (run / "evaluation-train.json").is_file()
@@ -234,7 +236,7 @@ def test_report(place, tmp_path):
     scores = json.loads((place.run / "evaluation-val.json").read_text())["forms"]
     with (tmp_path / "report/scores.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["form"]: row["score"] for row in rows} == {form: f"{values['score']:.3f}" for form, values in scores.items()}
+    assert {row["form"]: row["score"] for row in rows} == {form: f"{values['top-1']['score']:.3f}" for form, values in scores.items()}
     assert "identity" in (tmp_path / "report/report.html").read_text(encoding="utf-8")
     assert digest(place.run) == before
 
@@ -310,8 +312,8 @@ $ demo --spec {folder}/adress.toml
     spec {folder}/adress.toml does not exist; next:
 # Unknown names
 $ manifest foldr {videos}
-    no dataset called 'foldr'
-    folder, playback, world; next: did you mean 'folder'?
+    no dataset called 'foldr'; there are: 
+    ; next: did you mean 'folder'?
 $ extract {spec} {data} --set encoder.name=addres
     no encoder called 'addres'
     ; next: did you mean 'address'?

@@ -16,7 +16,17 @@ from pipeline.cache import Cache
 from pipeline.encoders import address
 from pipeline.errors import BadInput
 from pipeline.spec import WindowSettings
-from pipeline.windows import Windows, nearest, window_times
+from pipeline.windows import Sample, Windows, nearest, window_times
+
+
+class Label:
+    """Wants the label alone."""
+
+    needs = ("label",)
+    dense_px = None
+
+    def prepare(self, targets, rng):
+        return targets
 
 
 def make(material, split="train", clips=None, seed=0, **settings) -> Windows:
@@ -24,9 +34,7 @@ def make(material, split="train", clips=None, seed=0, **settings) -> Windows:
     source = material.manifest
     if clips is not None:
         source = dataclasses.replace(source, clips=tuple(clips))
-    return Windows(
-        material.cache, source, split, WindowSettings(**({"frames": 4, "fps": FPS} | settings)), ("label",), seed=seed
-    )
+    return Windows(material.cache, source, split, WindowSettings(**({"frames": 4, "fps": FPS} | settings)), Label(), seed=seed)
 
 
 def addresses(windows: Windows, batch) -> address.Address:
@@ -93,7 +101,7 @@ def test_a_short_clip_repeats_its_last_frame_and_is_counted(material):
         material, split="train", clips=[dataclasses.replace(c, split="train") for c in material.manifest.clips], frames=8
     )
     place = next(place for place in range(len(windows)) if windows.clip(place).video_id == "b/v4.mp4")
-    found = addresses(windows, windows.read([(place, 0.7)])).frame[0]
+    found = addresses(windows, windows.read([Sample(place, 0.7)])).frame[0]
     np.testing.assert_array_equal(found, [0, 1, 2, 3, 4, 4, 4, 4])
     assert windows.padded == 1
 
@@ -102,10 +110,10 @@ def test_every_clip_comes_once_in_every_epoch(material):
     windows = make(material, clips=[dataclasses.replace(c, split="train") for c in material.manifest.clips])
     samples = [windows.sample(number) for number in range(4 * len(windows))]
     for epoch in range(4):
-        clips = [clip for clip, _ in samples[epoch * len(windows) : (epoch + 1) * len(windows)]]
+        clips = [sample.clip for sample in samples[epoch * len(windows) : (epoch + 1) * len(windows)]]
         assert sorted(clips) == list(range(len(windows)))
-    assert len({tuple(clip for clip, _ in samples[i * 6 : i * 6 + 6]) for i in range(4)}) > 1
-    assert len({place for _, place in samples}) == len(samples)
+    assert len({tuple(sample.clip for sample in samples[i * 6 : i * 6 + 6]) for i in range(4)}) > 1
+    assert len({sample.place for sample in samples}) == len(samples)
 
 
 def test_going_on_in_mid_epoch_gives_the_same_batches(material):

@@ -88,7 +88,7 @@ class TemporalModule(nn.Module, ABC):
             if bad:
                 raise BadInput(
                     f"temporal module '{name}': {bad} of {x_BTND.numel()} numbers in the tokens are not finite",
-                    "look for damage with stillframe verify CACHE",
+                    "look for damage with stillframe verify CACHE, or lower training.learning_rate",
                 )
 
 
