@@ -1,4 +1,4 @@
-"""A pre-norm Transformer block over the N tokens of one frame. Frames do not see each other."""
+"""Parts of transformers over the N tokens of one frame; frames do not see each other. Parameter names are as published."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ def check_heads(where: str, heads: int, width: int) -> None:
         )
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with the parameters, and the initialisation, of torch.nn.MultiheadAttention."""
+class Attention(nn.Module):
+    """Multi-head attention with the parameters, and the initialisation, of torch.nn.MultiheadAttention."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
+        self.width = width
         self.heads = heads
         self.dropout = dropout
         self.in_proj_weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(3 * width, width)))
@@ -31,11 +32,34 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x_FND: torch.Tensor) -> torch.Tensor:
-        qkv = F.linear(x_FND, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+    def flops(self, tokens: int) -> int:
+        """Of one frame with N = `tokens` queries and as many keys."""
+        return 8 * tokens * self.width**2 + 4 * tokens**2 * self.width
+
+    def _attend(self, q_FND: torch.Tensor, k_FMD: torch.Tensor, v_FMD: torch.Tensor) -> torch.Tensor:
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q_FND, k_FMD, v_FMD))
         attended = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+
+class SelfAttention(Attention):
+    """Queries, keys and values from the same tokens."""
+
+    def forward(self, x_FND: torch.Tensor) -> torch.Tensor:
+        return self._attend(*F.linear(x_FND, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1))
+
+
+class CrossAttention(Attention):
+    """Keys and values from other tokens. The queries are projected apart: those of many frames can be made at once."""
+
+    def queries(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., D) -> (..., D)."""
+        return F.linear(x, self.in_proj_weight[: self.width], self.in_proj_bias[: self.width])
+
+    def forward(self, q_FND: torch.Tensor, kv_FMD: torch.Tensor) -> torch.Tensor:
+        """`q_FND` is what `queries` gave."""
+        k, v = F.linear(kv_FMD, self.in_proj_weight[self.width :], self.in_proj_bias[self.width :]).chunk(2, dim=-1)
+        return self._attend(q_FND, k, v)
 
 
 class Mlp(nn.Module):
@@ -49,6 +73,9 @@ class Mlp(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
+
+    def flops(self, tokens: int) -> int:
+        return 2 * tokens * (self.fc1.weight.numel() + self.fc2.weight.numel())
 
 
 class DropPath(nn.Module):
@@ -82,6 +109,4 @@ class SpatialBlock(nn.Module):
 
     def flops(self, tokens: int) -> int:
         """Of one frame of N = `tokens`."""
-        width = len(self.sa_norm.weight)
-        products = 4 * width**2 + self.mlp.fc1.weight.numel() + self.mlp.fc2.weight.numel()
-        return 2 * tokens * products + 4 * tokens**2 * width
+        return self.sa_attn.flops(tokens) + self.mlp.flops(tokens)
