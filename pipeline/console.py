@@ -76,6 +76,11 @@ def show_json(value: Any) -> None:
     show(json.dumps(value, indent=1))
 
 
+def show_line(value: Any) -> None:
+    """One JSON value on one line: what a script reads as it comes."""
+    show(json.dumps(value))
+
+
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table; numbers stand to the right."""
     table = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)

@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
-from pipeline import plugins
 from pipeline.cache import Cache
 from pipeline.errors import BadInput
 from pipeline.ledger import read_json, to_json
 from pipeline.manifest import Manifest
 from pipeline.model import VideoModel, layers_read
 from pipeline.plugins import Settings
-from pipeline.run import Run, load_weights
+from pipeline.run import Run, load_model
 from pipeline.spec import WindowSettings
 from pipeline.store import write_atomically
 from pipeline.targets import Arrays, collate
@@ -93,12 +92,10 @@ def evaluate(
     require_fit(recipe, cache, manifest)
     require_same_cache(run, cache, manifest)
     cache.require_sound()
-    task: TaskPlugin = plugins.load("task", recipe.task.name)(recipe.task.settings, manifest.labels)
+    model, task = load_model(run, cache.shape, checkpoint, device)
     layers = layers_read(recipe, cache.shape)
     windows = Windows(cache, manifest, split, recipe.windows, task, layers, allow_missing=allow_missing)
     require_truth(task, windows)
-    model = VideoModel(recipe, cache.shape, task).to(device)
-    load_weights(model, task, run.tensors(checkpoint))
     known = statistics(task, cache, manifest, split, recipe.windows)
     table = score_windows(model, task, windows, known, device)
     facts = run.checkpoint(checkpoint)
@@ -168,7 +165,7 @@ class Scores:
         self.answers: Arrays = {}
 
     def interval(self, form: str, metric: str) -> Interval:
-        videos = [self.windows.clip(clip).video_id for clip in self.clip]
+        videos = [self.windows.clip(int(clip)).video_id for clip in self.clip]
         return interval(self.values[form, metric], videos, self.weight)
 
     def of_clips(self, metric: str) -> dict[int, dict[str, float]]:

@@ -101,11 +101,8 @@ class VideoModel(nn.Module):
         return y_BTND
 
     def start(self, batch: int, query: Query | None = None) -> StreamState:
-        """The state of B streams before their first frame.
-
-        Raises BadInput if the recipe did not train the streaming form.
-        """
-        return StreamState(self.temporal.initial_state(batch, self.tokens), self._streaming().start(query or {}))
+        """The state of B streams before their first frame."""
+        return StreamState(self.temporal.initial_state(batch, self.tokens), self.streaming.start(query or {}))
 
     def step(
         self, special_BSD: torch.Tensor, patches_BPD: Sequence[torch.Tensor], state: StreamState
@@ -115,10 +112,12 @@ class VideoModel(nn.Module):
         Frame by frame equals `forward` in eval mode.
         """
         y_BND, temporal = self.temporal.step(self._tokens(special_BSD, patches_BPD), state.temporal)
-        prediction, readout = self._streaming().step(y_BND, state.readout)
+        prediction, readout = self.streaming.step(y_BND, state.readout)
         return prediction, StreamState(temporal, readout)
 
-    def _streaming(self) -> StreamingReadout:
+    @property
+    def streaming(self) -> StreamingReadout:
+        """The streaming form's readout. Raises BadInput if the recipe did not train it."""
         if STREAMING not in self.readouts:
             raise BadInput(
                 f"this model answers only in the form {', '.join(self.readouts)} and cannot follow a stream",

@@ -23,6 +23,7 @@ from pipeline.errors import BadInput
 from pipeline.ledger import read_json, to_json
 from pipeline.model import VideoModel
 from pipeline.plugins import Settings
+from pipeline.records import TokenShape
 from pipeline.spec import CacheSpec, Recipe
 from pipeline.store import write_atomically
 from pipeline.tasks import TaskPlugin
@@ -44,13 +45,14 @@ class RunHeader(Settings):
     format_version: int
     recipe: dict[str, Any]
     cache: CacheFacts
-    manifest: str
-    """Digest."""
+    manifest: str | None
+    """Digest; None for an imported run, which knows no manifest."""
     labels: tuple[str, ...]
     spec: dict[str, Any]
-    """What the cache held: needed to encode frames that are in no cache."""
-    cache_path: str
-    """Where the cache was at training."""
+    """What the cache held, and the encoder's identity: needed to encode frames that are in no cache."""
+    encoder: dict[str, Any]
+    cache_path: str | None
+    """Where the cache was at training; None if there was none."""
     manifest_path: str | None
     """Where a manifest other than the cache's own was."""
     parameters: dict[str, int]
@@ -115,6 +117,17 @@ class Run:
         for old in self.path.glob(f"{which}-*.safetensors"):
             if old.name != name:
                 old.unlink()
+
+
+def load_model(
+    run: Run, shape: TokenShape, checkpoint: str = "last", device: torch.device | None = None
+) -> tuple[VideoModel, TaskPlugin]:
+    """The trained model and its task, in eval mode, for tokens of `shape`."""
+    recipe = run.recipe
+    task: TaskPlugin = plugins.load("task", recipe.task.name)(recipe.task.settings, run.header.labels)
+    model = VideoModel(recipe, shape, task)
+    load_weights(model, task, run.tensors(checkpoint))
+    return model.to(device).eval(), task.to(device).eval()
 
 
 def load_weights(model: VideoModel, task: TaskPlugin, tensors: dict[str, torch.Tensor]) -> None:

@@ -101,20 +101,23 @@ class Targets:
     def _has(self, clip: Clip, name: str) -> bool:
         if name == "label":
             return clip.label is not None
+        if not self.manifest.has_targets:
+            return False
         with self._lock:
-            group = self._open().get(target_group(clip.clip_id), {}) if self.manifest.has_targets else {}
+            group = self._open().get(target_group(clip.clip_id), {})
             return all(part in group for part in STORED[name])
 
     def _group(self, clip_id: str) -> h5py.Group:
-        try:
-            return self._open()[target_group(clip_id)]
-        except (OSError, KeyError) as error:
-            raise BadInput(f"{self.manifest.folder / TARGETS} cannot be read: {error}", REBUILD) from error
+        return self._open()[target_group(clip_id)]
 
     def _open(self) -> h5py.File:
         if self._file is None:
-            # Not locked: some network file systems cannot, and a manifest is never written in place.
-            self._file = h5py.File(self.manifest.folder / TARGETS, "r", locking=False)
+            path = self.manifest.folder / TARGETS
+            try:
+                # Not locked: some network file systems cannot, and a manifest is never written in place.
+                self._file = h5py.File(path, "r", locking=False)
+            except OSError as error:
+                raise BadInput(f"{path} cannot be read: {error}", REBUILD) from error
         return self._file
 
 
@@ -138,6 +141,12 @@ def map_xy(xy_T: np.ndarray, affine_T23: np.ndarray) -> np.ndarray:
     """Places (T, ..., 2) of the source frame -> places in the square."""
     spread = (slice(None), *[None] * (xy_T.ndim - 2))
     return (affine_T23[:, :, :2][spread] @ xy_T[..., None])[..., 0] + affine_T23[:, :, 2][spread]
+
+
+def unmap_xy(xy: np.ndarray, affine_23: np.ndarray) -> np.ndarray:
+    """Places (..., 2) of the square -> places in the source frame."""
+    back: np.ndarray = (xy - affine_23[:, 2]) @ np.linalg.inv(affine_23[:, :2]).T
+    return back
 
 
 def map_boxes(arrays: Mapping[str, np.ndarray], rows: np.ndarray, found: np.ndarray, affine_T23: np.ndarray) -> Arrays:

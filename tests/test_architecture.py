@@ -46,6 +46,9 @@ ORDER = [
     "run",
     "train",
     "evaluate",
+    "draw",
+    "published",
+    "stream",
     "report",
     "demo",
     "bench",
@@ -180,8 +183,12 @@ def test_only_plain_data_is_loaded():
     for file, tree in TREES.items():
         for node in ast.walk(tree):
             where = f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
-            if isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "torch.hub.load"):
+            if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.hub.load":
                 wrong.append(f"{where} {ast.unparse(node)}")
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                if given.get("weights_only") != "True":
+                    wrong.append(f"{where} torch.load without weights_only=True")
             risky = isinstance(node, ast.keyword) and node.arg in ("trust_remote_code", "allow_pickle")
             if risky and ast.unparse(node.value) != "False":
                 wrong.append(f"{where} {node.arg}")

@@ -1,9 +1,9 @@
-"""Stage two on the command line: train, evaluate, report."""
+"""Stage two on the command line: train, evaluate, stream, import-checkpoint, report."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,7 @@ from pipeline.cli._common import (
     show_scores,
     torch_device,
 )
+from pipeline.errors import BadInput
 
 
 @app.command()
@@ -98,7 +99,9 @@ def evaluate(
     from pipeline.run import Run
 
     opened = Run(run)
-    place = cache or Path(opened.header.cache_path)
+    place = cache or (Path(path) if (path := opened.header.cache_path) else None)
+    if place is None:
+        raise BadInput(f"run {run} was imported without a cache", "name one with its encoder and layers: --cache CACHE")
     folder = manifest_folder or (Path(path) if (path := opened.header.manifest_path) else None)
     result = module.evaluate(
         opened, Cache(place), split, checkpoint, other_manifest(folder), torch_device(device), allow_missing
@@ -107,6 +110,92 @@ def evaluate(
         console.show_json(result)
     else:
         show_scores([result])
+
+
+@app.command()
+def stream(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    video: Annotated[Path, typer.Argument(help="A video file, or a folder of images.")],
+    query: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help='What to follow from the first frame on: {"boxes": [[x0, y0, x1, y1]]} in [0, 1].'),
+    ] = None,
+    draw: Annotated[Path | None, typer.Option(metavar="FILE.mp4", help="Also write a video with the answers drawn.")] = None,
+    device: Device = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the encoder's table.")
+    ] = None,
+) -> None:
+    """Follow one video frame by frame, as a camera would deliver it: one JSON line per frame on stdout.
+
+    Example: stillframe stream runs/demo_gru clip.mp4
+    """
+    import time
+    from contextlib import nullcontext
+
+    from pipeline import console
+    from pipeline import stream as module
+    from pipeline.draw import VideoFile
+    from pipeline.run import Run
+    from pipeline.spec import override
+
+    asked = _query(query)
+    follower = module.Stream(Run(run), torch_device(device), override({}, sets or []))
+    count, begin = 0, time.perf_counter()
+    with VideoFile(draw, follower.fps) if draw else nullcontext() as drawing:
+        for seen in follower.follow(video, asked):
+            count += 1
+            console.show_line({"time_s": round(seen.time_s, 6), **follower.task.plain(seen.answer, seen.affine_23)})
+            if drawing:
+                drawing.append(follower.drawn(seen))
+    rate = count / (time.perf_counter() - begin)
+    console.say(f"{count} frames, {rate:.1f} a second, {console.bytes_text(follower.state_bytes)} of state")
+
+
+@app.command("import-checkpoint")
+def import_checkpoint(
+    file: Annotated[Path, typer.Argument(help="A released Lightning .ckpt.")],
+    recipe: Annotated[str, typer.Argument(help="What it was trained as: a .toml file, or the name of a shipped recipe.")],
+    source: Annotated[Path, typer.Argument(help="A cache folder, or the .toml spec of the tokens it reads.")],
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<name of the file>.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Class names in the order of its outputs: JSON name -> number, or one per line.")
+    ] = None,
+    sets: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn a released checkpoint of the paper into a run for evaluate and stream.
+
+    Example: stillframe import-checkpoint gmm.ckpt ssv2_gated_mamba_mix caches/dinov3_vitl16-0123456789ab --labels labels.json
+    """
+    from pipeline import console, published
+    from pipeline.cache import Cache
+    from pipeline.spec import load_recipe, load_spec
+
+    read = load_spec(source) if source.suffix == ".toml" else Cache(source)
+    names = published.read_labels(labels) if labels else None
+    run = published.import_checkpoint(
+        file, load_recipe(recipe_file(recipe), sets or []), read, out or Path("runs") / file.stem, names
+    )
+    if as_json:
+        console.show_json({"run": str(run.path), "parameters": run.header.parameters, "labels": len(run.header.labels)})
+    else:
+        parts = ", ".join(f"{name} {count:,}" for name, count in run.header.parameters.items())
+        console.show(f"{run.path}: parameters of {parts}")
+
+
+def _query(text: str | None) -> dict[str, Any]:
+    import json
+
+    if text is None:
+        return {}
+    try:
+        table = json.loads(text)
+    except ValueError as error:
+        raise BadInput(f"--query is not JSON: {error}", "for example --query '{\"boxes\": [[0.1, 0.2, 0.5, 0.6]]}'") from error
+    if not isinstance(table, dict):
+        raise BadInput(f"--query wants a JSON object, found {text}", 'for example {"points": [[0.5, 0.5]]}')
+    return table
 
 
 @app.command()

@@ -8,7 +8,7 @@ targets are time first: (B, T, O, 4) boxes, (B, T, Q, ...) points, (B, T, H, W) 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -57,10 +57,14 @@ class TaskPlugin(nn.Module, ABC):
     Settings: ClassVar[type[Settings]]
     needs: ClassVar[tuple[str, ...]]
     """Names of the targets it reads, see `pipeline.targets`; `label` comes from the manifest, all others from targets.h5."""
-    metrics: ClassVar[tuple[Metric, ...]]
+    metrics: tuple[Metric, ...]
     """The first decides which checkpoint is best and is shown first."""
     keeps_answers: ClassVar[bool] = True
     """Whether evaluation writes the answers to disk; False where they are large."""
+    asks: ClassVar[str | None] = None
+    """The target that the query is taken from, which a user must name to follow a video; None where there is no query."""
+    published: ClassVar[str] = ""
+    """What the published checkpoints (arXiv 2605.19137) put before the names of the streaming readout's parameters."""
 
     def __init__(self, settings: Any, labels: tuple[str, ...]) -> None:
         """`labels` are the manifest's label names in order; empty where it has none."""
@@ -85,6 +89,10 @@ class TaskPlugin(nn.Module, ABC):
     def query(self, targets: dict[str, torch.Tensor]) -> Query:  # noqa: ARG002
         """What the model is told, taken from a batch's targets."""
         return {}
+
+    def reorder(self, weights: dict[str, torch.Tensor], order: Sequence[int]) -> dict[str, torch.Tensor]:  # noqa: ARG002
+        """Weights of a readout trained for the labels in another order; `order` has the old place of each of `self.labels`."""
+        return weights
 
     @abstractmethod
     def readout(self, form: str, width: int, frames: int) -> nn.Module:
@@ -116,6 +124,16 @@ class TaskPlugin(nn.Module, ABC):
     def trivial(self, targets: Arrays, statistics: Arrays) -> np.ndarray:
         """The answer of a baseline that does not look at the video, as `answer` gives it."""
 
+    @abstractmethod
+    def plain(self, answer: np.ndarray, affine_23: np.ndarray) -> dict[str, Any]:
+        """The answer for a window of one frame, without the batch axis, as plain data for a person or a script.
+
+        `affine_23` maps the source frame to the square: coordinates are given back in the source frame.
+        """
+
     def draw(self, pixels_THWC: np.ndarray, answer: np.ndarray, targets: Arrays) -> np.ndarray:
-        """One window's frames, uint8 squares, with prediction and truth drawn over them; arrays without the batch axis."""
+        """One window's frames, uint8 squares, with prediction and truth drawn over them; arrays without the batch axis.
+
+        Any size may come back. `targets` may be empty: then the prediction alone is drawn.
+        """
         raise NotImplementedError

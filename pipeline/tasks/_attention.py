@@ -2,9 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Literal, Self
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field, field_validator, model_validator
 from torch import nn
+
+from pipeline import plugins
+
+
+class AttentionSettings(plugins.Settings):
+    """What every task with attention readouts lets a recipe choose; a task adds its defaults."""
+
+    forms: tuple[Literal["streaming", "window"], ...] = Field(default=("streaming", "window"), min_length=1)
+    """Readouts to train."""
+    readout_width: int = Field(ge=1)
+    """Width of keys, values and queries."""
+    heads: int = Field(ge=1)
+    """Attention heads of the readout; must divide readout_width."""
+
+    @field_validator("forms")
+    @classmethod
+    def _distinct(cls, forms: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(forms)) != len(forms):
+            raise ValueError("names a form twice")
+        return forms
+
+    @model_validator(mode="after")
+    def _equal_heads(self) -> Self:
+        if self.readout_width % self.heads:
+            raise ValueError(f"heads must divide readout_width, found {self.heads} heads for width {self.readout_width}")
+        return self
 
 
 class AttentionReadout(nn.Module):

@@ -1,4 +1,4 @@
-"""Clip classification: attention readout, cross-entropy, top-1 accuracy (arXiv 2605.19137, as for Something-Something v2).
+"""Clip classification: attention readout, cross-entropy, top-1 and top-5 accuracy (arXiv 2605.19137, as for Something-Something v2).
 
 Streaming: logits for every frame from that frame's tokens alone; the last frame's are the answer. Window: logits from the
 tokens of all frames at once.
@@ -6,47 +6,39 @@ tokens of all frames at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Literal, Self
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field
 from torch import nn
 
-from pipeline import plugins
 from pipeline.errors import BadInput
 from pipeline.targets import Arrays
 from pipeline.tasks import STREAMING, WINDOW, Metric, Query, StreamingReadout, TaskPlugin
-from pipeline.tasks._attention import AttentionReadout
+from pipeline.tasks._attention import AttentionReadout, AttentionSettings
+from pipeline.tasks._drawing import Canvas
 
 
-class Settings(plugins.Settings):
-    forms: tuple[Literal["streaming", "window"], ...] = Field(default=("streaming", "window"), min_length=1)
-    """Readouts to train."""
+TOP = 5
+"""Answers that may be named for the second metric."""
+DRAWN = 3
+"""Labels written on a drawing."""
+RIGHT, WRONG = (120, 230, 120), (255, 110, 110)
+
+
+class Settings(AttentionSettings):
     readout_width: int = Field(default=256, ge=1)
     """Width of keys, values and query; the paper has 768."""
     heads: int = Field(default=4, ge=1)
-    """Attention heads of the readout; must divide readout_width."""
+    """Attention heads of the readout; must divide readout_width. The paper has 12."""
     supervise: Literal["all", "last"] = "all"
     """Frames whose streaming logits enter the loss. The paper does not say. "all": a stream may be asked at any frame, and
     every step of the recurrence gets its own gradient; the loss cannot reach zero where early frames do not know yet."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target that is spread over all classes."""
-
-    @field_validator("forms")
-    @classmethod
-    def _distinct(cls, forms: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(forms)) != len(forms):
-            raise ValueError("names a form twice")
-        return forms
-
-    @model_validator(mode="after")
-    def _equal_heads(self) -> Self:
-        if self.readout_width % self.heads:
-            raise ValueError(f"heads must divide readout_width, found {self.heads} heads for width {self.readout_width}")
-        return self
 
 
 class FrameLogits(StreamingReadout, AttentionReadout):
@@ -71,7 +63,9 @@ class Task(TaskPlugin):
 
     Settings = Settings
     needs = ("label",)
+    published = "readout."
     metrics = (Metric("top-1", higher_is_better=True, perfect=1.0),)
+    """And "top-5" where there are more than five labels."""
 
     def __init__(self, settings: Any, labels: tuple[str, ...]) -> None:
         """Raises BadInput where there are no labels."""
@@ -81,6 +75,8 @@ class Task(TaskPlugin):
                 "task 'classify': the manifest has no labels",
                 "make the manifest from a dataset whose clips are labelled, or choose another task",
             )
+        if len(labels) > TOP:
+            self.metrics = (*self.metrics, Metric(f"top-{TOP}", higher_is_better=True, perfect=1.0))
 
     @property
     def forms(self) -> tuple[str, ...]:
@@ -92,6 +88,11 @@ class Task(TaskPlugin):
         if form == WINDOW:
             return WindowLogits(width, len(self.labels), frames=frames, **size)
         return FrameLogits(width, len(self.labels), **size)
+
+    def reorder(self, weights: dict[str, torch.Tensor], order: Sequence[int]) -> dict[str, torch.Tensor]:
+        """The rows of the last layer, one for each label, in the order of `self.labels`."""
+        rows = [name for name in weights if name.startswith("classifier.")]
+        return weights | {name: weights[name][list(order)] for name in rows}
 
     def loss(self, form: str, prediction: torch.Tensor, targets: dict[str, torch.Tensor]) -> torch.Tensor:
         """Mean cross-entropy of logits (B, T, K) or (B, K), over the supervised frames."""
@@ -108,8 +109,11 @@ class Task(TaskPlugin):
         return prediction[:, -1] if form == STREAMING else prediction
 
     def score(self, answer: np.ndarray, targets: Arrays) -> dict[str, np.ndarray]:
-        """top-1: 1 where the largest logit is the label's, else 0; of equal logits the first counts."""
-        return {"top-1": (answer.argmax(axis=-1) == targets["label"]).astype(np.float64)}
+        """1 where the label's logit is the largest (top-1) or among the five largest, else 0; of equal logits the first counts."""
+        label = targets["label"]
+        ranked = np.argsort(-answer, axis=-1, kind="stable")
+        found = {f"top-{top}": (ranked[:, :top] == label[:, None]).any(axis=-1).astype(np.float64) for top in (1, TOP)}
+        return {metric.name: found[metric.name] for metric in self.metrics}
 
     def statistics(self, targets: Iterable[Arrays]) -> Arrays:
         """How often each label occurs."""
@@ -121,3 +125,27 @@ class Task(TaskPlugin):
     def trivial(self, targets: Arrays, statistics: Arrays) -> np.ndarray:
         """Always the most frequent label: chance where labels are balanced."""
         return np.tile(statistics["counts"], (len(targets["label"]), 1))
+
+    def plain(self, answer: np.ndarray, affine_23: np.ndarray) -> dict[str, Any]:  # noqa: ARG002
+        """The likeliest label and its probability."""
+        share = np.exp(answer - answer.max())
+        best = int(answer.argmax())
+        return {"label": self.labels[best], "probability": round(float(share[best] / share.sum()), 4)}
+
+    def draw(self, pixels_THWC: np.ndarray, answer: np.ndarray, targets: Arrays) -> np.ndarray:
+        """Every frame under the truth and the most probable labels of the answer, green where right; (T, H, W, 3)."""
+        logits = answer.astype(np.float64)
+        odds = np.exp(logits - logits.max())
+        ranked = np.argsort(-logits, kind="stable")[:DRAWN]
+        lines = [(f"truth: {self.labels[int(targets['label'])]}", (255, 255, 255))]
+        lines += [
+            (f"{odds[place] / odds.sum():4.0%} {self.labels[place]}", RIGHT if place == targets["label"] else WRONG)
+            for place in ranked
+        ]
+        drawn = []
+        for pixels_HWC in pixels_THWC:
+            canvas = Canvas(pixels_HWC)
+            for row, (words, ink) in enumerate(lines):
+                canvas.text((0.02, 0.02 + 0.06 * row), words, ink)
+            drawn.append(canvas.pixels)
+        return np.stack(drawn)

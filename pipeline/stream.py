@@ -1,0 +1,152 @@
+"""A trained run on a video as it comes: decode -> encode -> one step of the model, frame by frame.
+
+Tokens pass through the codec of the run's cache, so that a stream sees what training saw, and time and memory per frame do not
+depend on how many frames have gone by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline import frames, plugins
+from pipeline.encoders import EncoderPlugin
+from pipeline.errors import BadInput
+from pipeline.model import layers_read
+from pipeline.plugins import Settings
+from pipeline.run import Run, load_model
+from pipeline.spec import CacheSpec, fingerprint
+from pipeline.targets import MAPPED, Arrays, collate
+from pipeline.tasks import STREAMING, Query
+
+
+class AskedBoxes(Settings):
+    """What to follow from the first frame on, in the source frame, in [0, 1]."""
+
+    boxes: tuple[tuple[float, float, float, float], ...]
+    """xyxy."""
+
+
+class AskedPoints(Settings):
+    points: tuple[tuple[float, float], ...]
+    """xy."""
+
+
+ASKED: dict[str, type[Settings]] = {"boxes": AskedBoxes, "points": AskedPoints}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One frame and the answer to it."""
+
+    time_s: float
+    pixels_HWC: np.ndarray
+    """uint8, the square that the encoder saw."""
+    affine_23: np.ndarray
+    """Source frame to square."""
+    answer: np.ndarray
+    """As the task's `answer` gives it for a window of this one frame, without the batch axis."""
+
+
+class Stream:
+    """Follows one video; make a new one for the next."""
+
+    def __init__(self, run: Run, device: torch.device | None = None, encoder: Mapping[str, Any] | None = None) -> None:
+        """`encoder` are keys of the spec's [encoder] table to use instead, such as where its weights are now.
+
+        Raises BadInput: an encoder that is not the one the run was trained on, a run without the streaming form.
+        """
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.spec = _with_encoder(run, encoder or {})
+        choice, size_px = self.spec.encoder, self.spec.frames.size_px
+        self.encoder: EncoderPlugin = plugins.load("encoder", choice.name)(choice.settings, size_px, self.device)
+        # The decoder is left out: a newer libav may follow a stream.
+        if fingerprint(self.spec, self.encoder.identity, "") != fingerprint(run.spec, run.header.encoder, ""):
+            raise BadInput(
+                f"run {run.path} was trained on other tokens: encoder '{choice.name}' has other weights, layers or another "
+                f"configuration than in cache {run.header.cache.name}",
+                "name the encoder it was trained on: --set KEY=VALUE, for example --set model=FOLDER",
+            )
+        self.codec = self.spec.make_codec()
+        self.shape = self.spec.token_shape()
+        self.model, self.task = load_model(run, self.shape, device=self.device)
+        self.layers = layers_read(run.recipe, self.shape)
+        self.task_name = run.recipe.task.name
+        self.fps: float = run.recipe.windows.fps
+        self.model.streaming  # noqa: B018  a run without this form is refused now, not at the first frame
+
+    def follow(self, path: Path, asked: Mapping[str, Any] | None = None) -> Iterator[Seen]:
+        """Every frame of the video at `path`, sampled at the rate of the run's windows, with the model's answer.
+
+        `asked`: what to follow, for tasks that want to be told (see `ASKED`). Raises BadInput where it is missing or wrong,
+        BadVideo where the video ends badly, after the frames before that.
+        """
+        state, settings = None, self.spec.frames
+        for block in frames.decode(path, self.fps, block_frames=1):
+            pixels = torch.from_numpy(block.pixels_FHWC).to(self.device)
+            square_1CHW, affine_23 = frames.to_square(
+                pixels, settings.size_px, settings.fit, settings.resample, block.pixel_aspect
+            )
+            with torch.inference_mode():
+                if state is None:
+                    state = self.model.start(1, self._query(asked or {}, affine_23))
+                prediction, state = self.model.step(*self._tokens(square_1CHW), state)
+                answer = self.task.answer(STREAMING, prediction.unsqueeze(1)).cpu().numpy()[0]
+            square_HWC = square_1CHW[0].permute(1, 2, 0).cpu().numpy()
+            yield Seen(float(block.time_s[0]), square_HWC, affine_23, answer)
+
+    def drawn(self, seen: Seen) -> np.ndarray:
+        """The frame with its answer drawn over it, uint8 (H, W, 3)."""
+        pixels: np.ndarray = self.task.draw(seen.pixels_HWC[None], seen.answer, {})[0]
+        return pixels
+
+    @property
+    def state_bytes(self) -> int:
+        """What is remembered between two frames, beside the query."""
+        return self.model.temporal.state_bytes(self.model.tokens)
+
+    def _tokens(self, square_1CHW: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """special (1, S, D) and patches (1, P, D) per layer that the model reads, after a trip through the codec."""
+        tokens = self.encoder(square_1CHW)
+
+        def stored(part: torch.Tensor) -> torch.Tensor:
+            arrays = {key: torch.from_numpy(array).to(self.device) for key, array in self.codec.encode(part).items()}
+            decoded: torch.Tensor = self.codec.decode(arrays)
+            return decoded
+
+        special = stored(tokens.special_NSD) if self.shape.special_tokens else tokens.special_NSD
+        return special, [stored(tokens.patches_NPD[layer]) for layer in self.layers]
+
+    def _query(self, asked: Mapping[str, Any], affine_23: np.ndarray) -> Query:
+        """What the readout is told at the first frame: what was asked, as truth that holds for that frame."""
+        wanted = self.task.asks
+        if wanted is None:
+            if asked:
+                raise BadInput(f"this task follows nothing that could be named, found {', '.join(asked)}", "leave --query out")
+            return {}
+        checked = plugins.check(ASKED[wanted], asked, f"query of task '{self.task_name}'").model_dump()[wanted]
+        places = np.array(checked, np.float32).reshape(len(checked), 1, -1)
+        if not len(places):
+            raise BadInput(f"query of task '{self.task_name}': name at least one of {wanted}")
+        given: Arrays = {wanted: places, "visible": np.ones((len(places), 1), bool)}
+        first = np.zeros(1, np.int64)
+        truth = MAPPED[wanted](given, first, np.ones(1, bool), affine_23[None])
+        lost = int((~truth[f"{wanted}_valid" if wanted == "boxes" else "visible"]).sum())
+        if lost:
+            raise BadInput(
+                f"query of task '{self.task_name}': {lost} of {len(places)} {wanted} lie outside of what the model sees",
+                "the frame is cropped to a square around its centre (frames.fit in the cache's spec)",
+            )
+        targets = collate([self.task.prepare(truth, None)])
+        return self.task.query({name: torch.from_numpy(array).to(self.device) for name, array in targets.items()})
+
+
+def _with_encoder(run: Run, changes: Mapping[str, Any]) -> CacheSpec:
+    table = dict(run.header.spec)
+    table["encoder"] = table["encoder"] | dict(changes)
+    return plugins.check(CacheSpec, table, str(run.path / "run.json"))
