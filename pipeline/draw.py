@@ -1,19 +1,100 @@
-"""Drawn frames -> .mp4 files and contact sheets."""
+"""A run's answers drawn over the videos they were given for: .mp4 files and a contact sheet."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.parse import quote
 
 import av
 import numpy as np
+import torch
 from av.video.stream import VideoStream
 
+from pipeline import frames
+from pipeline.cache import Cache
+from pipeline.errors import BadInput, BadVideo
+from pipeline.evaluate import require_same_cache
+from pipeline.manifest import Manifest
+from pipeline.model import layers_read
+from pipeline.records import Clip
+from pipeline.run import Run, load_model
+from pipeline.windows import Sample, Windows
+
+DRAWN_PX = 384
+"""Side of the squares that are drawn on, if the encoder saw smaller ones."""
 SHEET_FRAMES = 4
 """Frames of a clip in a contact sheet."""
+
+
+def draw(
+    run: Run,
+    cache: Cache,
+    count: int,
+    split: str = "val",
+    checkpoint: str = "last",
+    manifest: Manifest | None = None,
+    device: torch.device | None = None,
+    allow_missing: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Draws the middle window of `count` clips, spread evenly over `split`, in the task's first form.
+
+    Writes `drawn-<split>/<clip>.mp4` and `drawn-<split>.png` into the run folder; returns the path of the sheet. The videos are
+    decoded again. Raises BadInput where they are gone.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    manifest = manifest or cache.manifest
+    require_same_cache(run, cache, manifest)
+    model, task = load_model(run, cache.shape, checkpoint, device)
+    layers = layers_read(run.recipe, cache.shape)
+    windows = Windows(cache, manifest, split, run.recipe.windows, task, layers, allow_missing=allow_missing)
+    chosen = np.unique(np.linspace(0, len(windows) - 1, min(count, len(windows))).round().astype(int)).tolist()
+    form, clips = task.forms[0], []
+    for done, place in enumerate(chosen, start=1):
+        batch, clip = windows.read([Sample(place, 0.5)]), windows.clip(place)
+        targets = {name: torch.from_numpy(array).to(device) for name, array in batch.targets.items()}
+        with torch.inference_mode():
+            prediction = model(*windows.tokens(batch, device), task.query(targets))[form]
+            answer = task.answer(form, prediction).cpu().numpy()[0]
+        pixels = squares(cache, manifest.root, clip, batch.time_s_BT[0])
+        drawn = task.draw(pixels, answer, {name: array[0] for name, array in batch.targets.items()})
+        with VideoFile(run.path / f"drawn-{split}" / f"{quote(clip.clip_id, safe=' #@+')}.mp4", run.recipe.windows.fps) as file:
+            for pixels_HWC in drawn:
+                file.append(pixels_HWC)
+        clips.append(drawn)
+        if on_progress:
+            on_progress(done, len(chosen))
+    sheet = run.path / f"drawn-{split}.png"
+    contact_sheet(sheet, clips)
+    return sheet
+
+
+def squares(cache: Cache, root: Path, clip: Clip, time_s_T: np.ndarray) -> np.ndarray:
+    """uint8 (T, H, W, 3): the frames at the given times, as the encoder saw them, but at least `DRAWN_PX` large."""
+    settings, path = cache.spec["frames"], root / clip.source
+    side = max(DRAWN_PX, settings["size_px"])
+    found: dict[float, np.ndarray] = {}
+    try:
+        for block in frames.decode(path, cache.fps, clip.image_fps):
+            wanted = np.isin(block.time_s, time_s_T)
+            if wanted.any():
+                pixels = torch.from_numpy(block.pixels_FHWC[wanted])
+                square, _ = frames.to_square(pixels, side, settings["fit"], settings["resample"], block.pixel_aspect)
+                found |= dict(zip(block.time_s[wanted].tolist(), square.permute(0, 2, 3, 1).numpy(), strict=True))
+            if len(found) == len(set(time_s_T.tolist())):
+                break
+    except (OSError, BadVideo) as error:
+        raise BadInput(
+            f"video {path} cannot be drawn on: {error}", "put the videos back where they were at extraction"
+        ) from error
+    missing = [time_s for time_s in time_s_T.tolist() if time_s not in found]
+    if missing:
+        raise BadInput(f"video {path} has no frame at {missing[0]:.3f} s any more", "draw over the videos that were extracted")
+    return np.stack([found[time_s] for time_s in time_s_T.tolist()])
 
 
 class VideoFile:

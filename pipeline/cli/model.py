@@ -82,6 +82,7 @@ def evaluate(
     checkpoint: Annotated[str, typer.Option(help="last or best.")] = "last",
     manifest_folder: ManifestFolder = None,
     allow_missing: AllowMissing = False,
+    draw: Annotated[int, typer.Option(min=0, metavar="N", help="Also draw the answers over N clips, as .mp4 and a sheet.")] = 0,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -103,13 +104,22 @@ def evaluate(
     if place is None:
         raise BadInput(f"run {run} was imported without a cache", "name one with its encoder and layers: --cache CACHE")
     folder = manifest_folder or (Path(path) if (path := opened.header.manifest_path) else None)
-    result = module.evaluate(
-        opened, Cache(place), split, checkpoint, other_manifest(folder), torch_device(device), allow_missing
-    )
+    cached, scored, chosen = Cache(place), other_manifest(folder), torch_device(device)
+    result = module.evaluate(opened, cached, split, checkpoint, scored, chosen, allow_missing)
     if as_json:
         console.show_json(result)
     else:
         show_scores([result])
+    if draw:
+        from pipeline.draw import draw as draw_clips
+
+        with console.progress("draw") as update:
+
+            def on_progress(done: int, total: int) -> None:
+                update(done, total, "clips")
+
+            sheet = draw_clips(opened, cached, draw, split, checkpoint, scored, chosen, allow_missing, on_progress)
+        console.say(f"drawn: {sheet} and the videos in {sheet.with_suffix('')}")
 
 
 @app.command()
