@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
+from pipeline import plugins
 from pipeline.cache import Cache
 from pipeline.errors import BadInput
 from pipeline.ledger import read_json, to_json
@@ -131,7 +132,8 @@ def require_same_cache(run: Run, cache: Cache, manifest: Manifest) -> None:
             f"run {run.path} was trained on the cache with fingerprint {wanted}, {cache.path} has {cache.fingerprint}",
             f"give the cache {run.header.cache.name}",
         )
-    if manifest.labels != run.header.labels:
+    task: type[TaskPlugin] = plugins.load("task", run.recipe.task.name)
+    if "label" in task.needs and manifest.labels != run.header.labels:
         raise BadInput(
             f"run {run.path} knows the labels {_some(run.header.labels)}; "
             f"manifest {manifest.folder} has {_some(manifest.labels)}",
