@@ -13,7 +13,7 @@ from pipeline import plugins
 from pipeline.errors import BadInput
 from pipeline.model import LayerMixer, VideoModel, parameter_groups
 from pipeline.records import TokenShape
-from pipeline.spec import Recipe, load_recipe
+from pipeline.spec import Recipe, load_recipe, shipped_recipes
 
 GOLDEN = Path(__file__).parent / "golden"
 SHIPPED = sorted((Path(plugins.__file__).parent / "recipes").glob("demo_*.toml"))
@@ -225,3 +225,26 @@ def test_demo_recipes_build_for_a_small_encoder(path):
 
 def test_there_are_demo_recipes_with_and_without_memory():
     assert {"demo_gated_mamba_mix", "demo_gru", "demo_identity"} <= {path.stem for path in SHIPPED}
+
+
+PUBLISHED = {
+    "ssv2": 7.03,
+    "waymo": 18.71,
+    "kubric_points": 18.15,
+    "scannet": 12.42,
+    "nuscenes": 0.53,
+}
+"""recipe -> millions of parameters of its readout for DINOv3 ViT-L/16."""
+
+
+@pytest.mark.parametrize(("name", "readout"), PUBLISHED.items())
+def test_recipes_of_the_paper_have_its_sizes(name, readout):
+    recipe = load_recipe(shipped_recipes()[name])
+    large = TokenShape(width=1024, grid_hw=(14, 14), special_tokens=5, layers=(5, 11, 17, 23))
+    labels = tuple(f"class {number}" for number in range(174))
+    with torch.device("meta"):
+        task = plugins.load("task", recipe.task.name)(recipe.task.settings, labels)
+        counts = VideoModel(recipe, large, task).parameter_counts()
+    millions = {part: round(count / 1e6, 2) for part, count in counts.items()}
+    assert millions == {"mixer": 16.8, "temporal": 85.45, "readout": readout}
+    assert (recipe.windows.frames, recipe.training.betas, recipe.training.weight_decay) == (16, (0.9, 0.999), 1e-4)
