@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from pipeline.temporal import State
-from pipeline.temporal._selective_scan import selective_scan
+from pipeline.temporal._mamba_rows import Weights, mamba_rows
 
 STEP_RANGE = (1e-3, 1e-1)
 """Range of the step size dt at initialisation."""
@@ -54,31 +53,25 @@ class Mamba(nn.Module):
 
     def forward(self, x_TBND: torch.Tensor, state: State | None = None) -> tuple[torch.Tensor, State]:
         """`state` None: the start of a stream."""
-        batch, tokens = x_TBND.shape[1:3]
-        if state is None:
-            state = tuple(self.D.new_zeros(batch, *shape) for shape in self.state_shapes(tokens))
-        conv_RHE, h_RKE = (part.flatten(0, 1) for part in state)
-        x_TRE, gate_TRE = self.in_proj(x_TBND.flatten(1, 2)).chunk(2, dim=-1)
-        x_TRE, conv_RHE = self._convolve(x_TRE, conv_RHE)
+        conv_RHE, h_RKE = (None, None) if state is None else (part.flatten(0, 1) for part in state)
+        y_RTD, *parts = mamba_rows(x_TBND.flatten(1, 2).transpose(0, 1), conv_RHE, h_RKE, self._weights())
+        streams = x_TBND.shape[1:3]
+        after = tuple(part.unflatten(0, streams).to(self.D.dtype) for part in parts)
+        return y_RTD.transpose(0, 1).unflatten(1, streams), after
 
-        dt_TRr, B_TRK, C_TRK = self.x_proj(x_TRE).split([self.rank, self.state, self.state], dim=-1)
-        # The bias is added apart: near -7 bfloat16 would round it, and with it dt, by some percent.
-        dt_TRE = F.softplus(F.linear(dt_TRr, self.dt_proj.weight) + self.dt_proj.bias)
-        y_TRE, h_RKE = selective_scan(x_TRE, dt_TRE, -self.A_log.exp().T, B_TRK, C_TRK, h_RKE)
-        y_TRE = (y_TRE + self.D * x_TRE) * F.silu(gate_TRE)
-        after = tuple(part.view_as(before).to(before.dtype) for part, before in zip((conv_RHE, h_RKE), state, strict=True))
-        return self.out_proj(y_TRE).view_as(x_TBND), after
-
-    def _convolve(self, x_TRE: torch.Tensor, history_RHE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Causal depthwise convolution over time, tap by tap: no axis is moved."""
-        frames = len(x_TRE)
-        padded = torch.cat([history_RHE.transpose(0, 1), x_TRE])
+    def _weights(self) -> Weights:
         assert self.conv1d.bias is not None
-        taps = self.conv1d.weight.squeeze(1).T
-        y_TRE = self.conv1d.bias
-        for i, tap in enumerate(taps):
-            y_TRE = torch.addcmul(y_TRE, tap, padded[i : i + frames])
-        return F.silu(y_TRE), padded[frames:].transpose(0, 1).contiguous()
+        return Weights(
+            in_proj=self.in_proj.weight,
+            conv=self.conv1d.weight,
+            conv_bias=self.conv1d.bias,
+            x_proj=self.x_proj.weight,
+            dt_proj=self.dt_proj.weight,
+            dt_bias=self.dt_proj.bias,
+            A_KE=-self.A_log.exp().T,
+            D=self.D,
+            out_proj=self.out_proj.weight,
+        )
 
 
 class MambaBlock(nn.Module):

@@ -1,21 +1,22 @@
-"""The selective scan (Mamba, arXiv 2312.00752, section 3.2) in plain PyTorch.
+"""The selective scan (Mamba, arXiv 2312.00752, section 3.2) and its back ends: plain PyTorch, and mamba_ssm where it helps.
 
-Shape letters of this file: T frames, R rows (independent sequences, B * N of them), E inner width, K state size. Time is the
-first axis and E the last: one time step of all rows is one contiguous slab, and every broadcast runs along E.
-
-The state at all frames, (T, R, K, E), would be by far the largest tensor of the model. It is only ever made for a block of
-rows: the forward pass keeps none of it, and the backward pass makes each block's once more.
+Shape letters: T frames, R rows (independent sequences, B * N of them), E inner width, K state size.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
-BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
-"""T * R * K * E of one block. CPU: a few MB, which mostly stay in its caches; CUDA: enough to fill the device."""
+from pipeline.temporal._plain_scan import PlainScan, scan_backward
+
+KERNELS = "mamba_ssm.ops.selective_scan_interface"
 
 
 def selective_scan(
@@ -24,98 +25,65 @@ def selective_scan(
     A_KE: torch.Tensor,
     B_TRK: torch.Tensor,
     C_TRK: torch.Tensor,
-    state_RKE: torch.Tensor,
+    state_RKE: torch.Tensor | None = None,
+    room_TRKE: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t and y_t = sum over K of C_t h_t, from h_{-1} = `state_RKE`.
+    """h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t and y_t = sum over K of C_t h_t, from h_{-1} = `state_RKE` (None: zeros).
 
-    Returns y_TRE and the last h_RKE. Runs in at least float32, also under autocast; exact in float64.
+    Returns y_TRE and the last h_RKE. Runs in at least float32, also under autocast; exact in float64. With `room_TRKE` the
+    plain form leaves h of every frame there for the backward pass, which else makes it once more, block by block of rows.
     """
     dtype = torch.promote_types(x_TRE.dtype, torch.float32)
     with torch.autocast(x_TRE.device.type, enabled=False):
-        parts = (part.to(dtype) for part in (x_TRE, dt_TRE, A_KE, B_TRK, C_TRK, state_RKE))
-        y_TRE, last_RKE = _SelectiveScan.apply(*parts)
+        x, dt, A, B, C = (part.to(dtype).contiguous() for part in (x_TRE, dt_TRE, A_KE, B_TRK, C_TRK))
+        if uses_kernel(x, state_RKE):
+            return _kernel_scan(x, dt, A, B, C)
+        state = None if state_RKE is None else state_RKE.to(dtype)
+        y_TRE, last_RKE = PlainScan.apply(x, dt, A, B, C, state, room_TRKE)
     return y_TRE, last_RKE
 
 
-class _SelectiveScan(torch.autograd.Function):
+def uses_kernel(x: torch.Tensor, state: Any) -> bool:
+    """Whether mamba_ssm serves this call: it is for CUDA, takes no incoming state, and torch.compile cannot trace it."""
+    return x.is_cuda and state is None and not torch.compiler.is_compiling() and _kernel() is not None
+
+
+@functools.cache
+def _kernel() -> Callable[..., tuple[torch.Tensor, torch.Tensor]] | None:
+    """Imported at its first use; None, after one warning, where that fails."""
+    try:
+        return importlib.import_module(KERNELS).selective_scan_fn
+    except Exception as error:  # a build for another torch, CUDA or driver fails in many ways
+        warnings.warn(
+            f"mamba_ssm cannot be used ({type(error).__name__}: {error}): the selective scan runs in plain PyTorch, slower",
+            stacklevel=2,
+        )
+        return None
+
+
+def _kernel_scan(
+    x_TRE: torch.Tensor, dt_TRE: torch.Tensor, A_KE: torch.Tensor, B_TRK: torch.Tensor, C_TRK: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    kernel = _kernel()
+    assert kernel is not None
+    x, dt, B, C = (part.permute(1, 2, 0).contiguous() for part in (x_TRE, dt_TRE, B_TRK, C_TRK))
+    y_RET, last_REK = kernel(x, dt, A_KE.T.contiguous(), B, C, return_last_state=True)
+    return y_RET.permute(2, 0, 1), _LastState.apply(last_REK.detach(), x_TRE, dt_TRE, A_KE, B_TRK, C_TRK)
+
+
+class _LastState(torch.autograd.Function):
+    """(R, E, K) -> (R, K, E), with the gradient that the kernel leaves out. It costs nothing unless one flows."""
+
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        dt: torch.Tensor,
-        A: torch.Tensor,
-        B: torch.Tensor,
-        C: torch.Tensor,
-        state: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        ctx.save_for_backward(x, dt, A, B, C, state)
-        y, last = torch.empty_like(x), torch.empty_like(state)
-        for rows in _blocks(x, A):
-            _, h = _states(x[:, rows], dt[:, rows], A, B[:, rows], state[rows])
-            y[:, rows] = (C[:, rows].unsqueeze(2) @ h).squeeze(2)
-            last[rows] = h[-1]
-        return y, last
+    def forward(ctx: Any, last_REK: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(*inputs)
+        ctx.set_materialize_grads(False)
+        return last_REK.transpose(1, 2).contiguous()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        x, dt, A, B, C, state = ctx.saved_tensors
-        grad_y, grad_last = grads
-        grad_x, grad_dt, grad_B, grad_C, grad_state = (torch.empty_like(part) for part in (x, dt, B, C, state))
-        grad_A = torch.zeros_like(A)
-        for rows in _blocks(x, A):
-            inputs = x[:, rows], dt[:, rows], A, B[:, rows], C[:, rows], state[rows]
-            parts = _block_gradient(*inputs, grad_y[:, rows], grad_last[rows])
-            grad_x[:, rows], grad_dt[:, rows], grad_B[:, rows], grad_C[:, rows], grad_state[rows] = parts[:5]
-            grad_A += parts[5]
-        return grad_x, grad_dt, grad_A, grad_B, grad_C, grad_state
-
-
-def _blocks(x_TRE: torch.Tensor, A_KE: torch.Tensor) -> list[slice]:
-    """Ranges of rows whose states fit one block."""
-    frames, rows, width = x_TRE.shape
-    budget = BLOCK_ELEMENTS.get(x_TRE.device.type, BLOCK_ELEMENTS["cuda"])
-    block = max(1, budget // (frames * width * A_KE.shape[0]))
-    return [slice(start, min(start + block, rows)) for start in range(0, rows, block)]
-
-
-def _states(
-    x_TRE: torch.Tensor, dt_TRE: torch.Tensor, A_KE: torch.Tensor, B_TRK: torch.Tensor, state_RKE: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """exp(dt A) and h of every frame, both (T, R, K, E)."""
-    decay = (dt_TRE.unsqueeze(2) * A_KE).exp_()
-    h = (dt_TRE * x_TRE).unsqueeze(2) * B_TRK.unsqueeze(3)
-    for t in range(len(h)):
-        h[t].addcmul_(decay[t], state_RKE if t == 0 else h[t - 1])
-    return decay, h
-
-
-def _block_gradient(
-    x: torch.Tensor,
-    dt: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    state: torch.Tensor,
-    grad_y: torch.Tensor,
-    grad_last: torch.Tensor,
-) -> tuple[torch.Tensor, ...]:
-    """Gradients of one block of rows, in the order x, dt, B, C, state, A."""
-    decay, h = _states(x, dt, A, B, state)
-    grad_h = grad_y.unsqueeze(2) * C.unsqueeze(3)
-    grad_h[-1] += grad_last
-    for t in reversed(range(len(h) - 1)):
-        grad_h[t].addcmul_(decay[t + 1], grad_h[t + 1])
-
-    grad_C = (h @ grad_y.unsqueeze(3)).squeeze(3)
-    grad_B = (grad_h @ (dt * x).unsqueeze(3)).squeeze(3)
-    grad_drive = (B.unsqueeze(2) @ grad_h).squeeze(2)  # of dt x
-
-    grad_before = grad_h.mul_(decay)  # of h_{t-1}
-    grad_state = grad_before[0].clone()
-    grad_exponent = grad_before  # of dt A, once multiplied by h_{t-1}
-    grad_exponent[0] *= state
-    grad_exponent[1:] *= h[:-1]
-    grad_dt = grad_drive * x + (grad_exponent * A).sum(2)
-    grad_A = (grad_exponent * dt.unsqueeze(2)).sum((0, 1))
-    return grad_drive * dt, grad_dt, grad_B, grad_C, grad_state, grad_A
+    def backward(ctx: Any, grad_RKE: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        if grad_RKE is None:
+            return (None,) * 6
+        x, dt, A, B, C = ctx.saved_tensors
+        return None, *scan_backward(x, dt, A, B, C, None, torch.zeros_like(x), grad_RKE)[:5]

@@ -1,0 +1,176 @@
+"""The selective scan in plain PyTorch: the recurrence of `_selective_scan` and its gradients, in blocks of rows.
+
+Time is the first axis and E the last: one frame of all rows is one contiguous slab, and every broadcast runs along E. The state
+at all frames, (T, R, K, E), would be by far the largest tensor of the model. It is only ever made for a block of rows, and only
+in the backward pass; all else in the loops is of one frame of a block, is written in place and stays in the caches.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+BLOCK_ELEMENTS = {"cpu": 6 * 2**20, "cuda": 2**28}
+"""T * R * K * E of one block. CPU: one frame of it fits the second-level caches; CUDA: enough to fill the device."""
+LOG2_E = math.log2(math.e)
+"""exp(a) is taken as exp2(a log2 e): in PyTorch's CPU builds exp2 is several times faster than exp, and as exact."""
+
+
+def row_blocks(frames: int, rows: int, A_KE: torch.Tensor) -> list[slice]:
+    """Ranges of rows whose states at all frames fit one block; of one row at least."""
+    budget = BLOCK_ELEMENTS.get(A_KE.device.type, BLOCK_ELEMENTS["cuda"])
+    block = max(1, budget // (frames * A_KE.numel()))
+    return [slice(start, min(start + block, rows)) for start in range(0, rows, block)]
+
+
+class PlainScan(torch.autograd.Function):
+    """See `selective_scan`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        dt: torch.Tensor,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        state: torch.Tensor | None,
+        room: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.save_for_backward(x, dt, A, B, C, state)
+        ctx.room = room
+        ctx.set_materialize_grads(False)
+        if room is None:
+            scan = _forward_operator if torch.compiler.is_compiling() else scan_forward
+            return scan(x, dt, A, B, C, state)
+        y, h = _scan_block(x, dt, A, B, C, state, room)
+        return y, h.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: torch.Tensor | None, grad_last: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        x, dt, A, B, C, state = ctx.saved_tensors
+        grad_y = torch.zeros_like(x) if grad_y is None else grad_y
+        if ctx.room is None:
+            backward = _backward_operator if torch.compiler.is_compiling() else scan_backward
+            gradients = backward(x, dt, A, B, C, state, grad_y, grad_last)
+        else:
+            gradients = _block_gradients(x, dt, A, B, C, state, grad_y, grad_last, ctx.room)
+        return *gradients[:5], None if state is None else gradients[5], None
+
+
+def scan_forward(
+    x: torch.Tensor, dt: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor, state: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    blocks = row_blocks(len(x), x.shape[1], A)
+    if len(blocks) == 1:
+        return _scan_block(x, dt, A, B, C, state, None)
+    y, last = torch.empty_like(x), x.new_empty(x.shape[1], *A.shape)
+    for rows in blocks:
+        parts = x[:, rows], dt[:, rows], A, B[:, rows], C[:, rows], None if state is None else state[rows]
+        y[:, rows], last[rows] = _scan_block(*parts, None)
+    return y, last
+
+
+def scan_backward(
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    state: torch.Tensor | None,
+    grad_y: torch.Tensor,
+    grad_last: torch.Tensor | None,
+) -> list[torch.Tensor]:
+    gradients = [torch.empty_like(part) for part in (x, dt, A, B, C)] + [x.new_empty(x.shape[1], *A.shape)]
+    grad_x, grad_dt, grad_A, grad_B, grad_C, grad_state = gradients
+    grad_A.zero_()
+    room = None
+    for rows in row_blocks(len(x), x.shape[1], A):
+        parts = x[:, rows], dt[:, rows], A, B[:, rows], C[:, rows], None if state is None else state[rows]
+        if room is None:
+            room = x.new_empty(len(x), rows.stop, *A.shape)
+        block = room[:, : rows.stop - rows.start]
+        _scan_block(*parts, block)
+        found = _block_gradients(*parts, grad_y[:, rows], None if grad_last is None else grad_last[rows], block)
+        grad_x[:, rows], grad_dt[:, rows], grad_B[:, rows], grad_C[:, rows], grad_state[rows] = *found[:2], *found[3:]
+        grad_A += found[2]
+    return gradients
+
+
+def _scan_block(
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    state: torch.Tensor | None,
+    room: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y and the last h of one block; h of every frame is left in `room`, if there is one."""
+    drive, rate = (dt * x).unsqueeze(2), A * LOG2_E
+    y, h = torch.empty_like(x), x.new_empty(x.shape[1], *A.shape)
+    decay, before = torch.empty_like(h), state
+    for t in range(len(x)):
+        if room is not None:
+            h = room[t]
+        if before is None:
+            torch.mul(drive[t], B[t].unsqueeze(2), out=h)
+        else:
+            torch.mul(dt[t].unsqueeze(1), rate, out=decay).exp2_()
+            torch.mul(decay, before, out=h).addcmul_(drive[t], B[t].unsqueeze(2))
+        torch.bmm(C[t].unsqueeze(1), h, out=y[t].unsqueeze(1))
+        before = h
+    return y, h
+
+
+def _block_gradients(
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    state: torch.Tensor | None,
+    grad_y: torch.Tensor,
+    grad_last: torch.Tensor | None,
+    h: torch.Tensor,
+) -> list[torch.Tensor]:
+    """Gradients of x, dt, A, B, C and state of one block, from h of every frame. exp2 once more is cheaper than keeping it."""
+    drive, rate = (dt * x).unsqueeze(2), A * LOG2_E
+    grad_drive, grad_dt, grad_B, grad_C = torch.empty_like(drive), torch.zeros_like(x), torch.empty_like(B), torch.empty_like(C)
+    grad_h = torch.zeros_like(h[0]) if grad_last is None else grad_last.clone()
+    grad_A, decay, grad_exponent = torch.zeros_like(h[0]), torch.empty_like(h[0]), torch.empty_like(h[0])
+    for t in reversed(range(len(x))):
+        grad = grad_y[t].unsqueeze(1)
+        grad_h.addcmul_(grad, C[t].unsqueeze(2))
+        # As rows times a transposed matrix: for matrix times a column PyTorch has a slower kernel.
+        torch.bmm(grad, h[t].transpose(1, 2), out=grad_C[t].unsqueeze(1))
+        torch.bmm(drive[t], grad_h.transpose(1, 2), out=grad_B[t].unsqueeze(1))
+        torch.bmm(B[t].unsqueeze(1), grad_h, out=grad_drive[t])
+        before = h[t - 1] if t > 0 else state
+        if before is not None:
+            torch.mul(dt[t].unsqueeze(1), rate, out=decay).exp2_()
+            torch.mul(grad_h.mul_(decay), before, out=grad_exponent)  # of dt A
+            grad_A.addcmul_(grad_exponent, dt[t].unsqueeze(1))
+            torch.sum(grad_exponent.mul_(A), 1, out=grad_dt[t])
+    grad_drive = grad_drive.squeeze(2)
+    grad_dt.addcmul_(grad_drive, x)
+    return [grad_drive.mul_(dt), grad_dt, grad_A.sum(0), grad_B, grad_C, grad_h]
+
+
+# Operators of their own: torch.compile takes them as they are, and does not unroll the loops over blocks and frames.
+_forward_operator = torch.library.custom_op("stillframe::selective_scan", scan_forward, mutates_args=())
+_backward_operator = torch.library.custom_op("stillframe::selective_scan_backward", scan_backward, mutates_args=())
+
+
+@_forward_operator.register_fake
+def _(x: Any, dt: Any, A: Any, B: Any, C: Any, state: Any) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ARG001
+    return torch.empty_like(x), x.new_empty(x.shape[1], *A.shape)
+
+
+@_backward_operator.register_fake
+def _(x: Any, dt: Any, A: Any, B: Any, C: Any, state: Any, grad_y: Any, grad_last: Any) -> list[torch.Tensor]:  # noqa: ARG001
+    return [torch.empty_like(part) for part in (x, dt, A, B, C)] + [x.new_empty(x.shape[1], *A.shape)]
