@@ -69,12 +69,12 @@ class Canvas:
         arm = 4 * self.line_px
         self._strokes([(x - arm, y - arm, x + arm, y + arm), (x - arm, y + arm, x + arm, y - arm)], ink)
 
-    def text(self, xy: np.ndarray, words: str, ink: Colour = (255, 255, 255)) -> None:
+    def text(self, xy: np.ndarray | tuple[float, float], words: str, ink: Colour = (255, 255, 255)) -> None:
         """Words whose upper left corner is at the place."""
         font = ImageFont.load_default(6 * self.line_px + 2)
         self._draw.text(self._px(xy), words, fill=ink, font=font, stroke_width=2, stroke_fill=RIM)
 
-    def _px(self, xy: np.ndarray) -> tuple[int, int]:
+    def _px(self, xy: np.ndarray | tuple[float, float]) -> tuple[int, int]:
         """The pixel at a place; at most one side away from the frame, so that a wild prediction costs no time."""
         x, y = np.floor(np.nan_to_num(np.asarray(xy, np.float64)).clip(-1, 2) * self._image.size)
         return int(x), int(y)
