@@ -1,0 +1,125 @@
+"""ScanNet v2: indoor scans with depth and camera poses, from `.sens` files or from folders that SensReader exported.
+
+    root/**/scene0000_00/scene0000_00.sens                      as downloaded (scans/, scans_test/)
+    root/**/scene0000_00/{color,depth,pose}/17.{jpg,png,txt}    as SensReader's reader.py exports them; used where both exist
+    root/scannetv2_{train,val,test}.txt                         the official splits: one scan per line
+
+Depth is in millimetres, 0 where unknown, and seen by a camera of nearly the same view as the colour camera; it is taken as it
+is. A pose is camera to world; where tracking was lost it is -inf and becomes NaN. Exported frames have no times: frame k is
+shown at k / 30 s, so frames left out by `--frame_skip` leave gaps. A `.sens` file whose times are all 0 is read alike.
+
+A scan that no split file lists is rejected. Without split files, scans under scans_test are `test` and all others `train`.
+
+How frames are laid out is said in `_rgbd.py`. Written against SensReader of github.com/ScanNet/ScanNet (.sens version 4).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.datasets._rgbd import DepthSettings, Image, Recording, RecordingDataset, read_depth16, read_poses, rigid
+from pipeline.datasets._sens import Sens, read_sens
+from pipeline.errors import BadInput
+
+FPS = 30
+MM_PER_M = 1000
+SPLITS = ("train", "val", "test")
+
+
+class Settings(DepthSettings):
+    """Where frames are laid out, and how finely depth is kept."""
+
+
+class Dataset(RecordingDataset):
+    """One clip per scan."""
+
+    Settings = Settings
+    _sens: dict[Path, Sens]
+
+    def recordings(self) -> Iterator[Recording]:
+        """Sorted by scan. Raises BadInput if a scan is there twice, or in two splits."""
+        self._sens = {}
+        scans = self._find()
+        listed = self._read_splits()
+        self._note_missing(scans, listed)
+        for name in sorted(scans):
+            place = scans[name]
+            split = listed.get(name) if listed else "test" if "scans_test" in place.parts else "train"
+            if split is None:
+                self.rejected[name] = "none of scannetv2_{train,val,test}.txt lists it"
+                continue
+            try:
+                yield self._from_sens(name, split, place) if place.suffix == ".sens" else self._from_export(name, split, place)
+            except BadInput as error:
+                self.rejected[name] = error.message
+
+    def metres(self, depth: Image) -> np.ndarray:
+        """(H, W) of one frame."""
+        if isinstance(depth, Path):
+            return read_depth16(depth) / MM_PER_M
+        return self._sens[depth.path].metres(depth)
+
+    def _find(self) -> dict[str, Path]:
+        """Scan -> its exported folder, else its `.sens` file."""
+        exported: dict[str, list[Path]] = defaultdict(list)
+        packed: dict[str, list[Path]] = defaultdict(list)
+        for folder, folders, files in self.walk():
+            for name in files:
+                if name.endswith(".sens"):
+                    packed[name.removesuffix(".sens")].append(folder / name)
+            if "color" in folders:
+                exported[folder.name].append(folder)
+                folders.clear()
+        found = packed | exported
+        for name, places in found.items():
+            if len(places) > 1:
+                raise BadInput(f"scan '{name}' is there {len(places)} times: {places[0]} and {places[1]}", "keep one of them")
+        return {name: places[0] for name, places in found.items()}
+
+    def _read_splits(self) -> dict[str, str]:
+        """Scan -> split; empty without split files."""
+        split_of: dict[str, str] = {}
+        for split in SPLITS:
+            path = self.official / f"scannetv2_{split}.txt"
+            for name in path.read_text(encoding="utf-8").split() if path.is_file() else ():
+                if split_of.setdefault(name, split) != split:
+                    raise BadInput(f"{path}: scan '{name}' is in split '{split_of[name]}' too")
+        return split_of
+
+    def _note_missing(self, scans: dict[str, Path], listed: dict[str, str]) -> None:
+        for split in SPLITS:
+            names = [name for name in listed if listed[name] == split]
+            missing = [name for name in names if name not in scans]
+            if missing:
+                text = f"{len(missing)} of the {len(names)} scans it lists are not there; first {missing[0]}"
+                self.rejected[f"scannetv2_{split}.txt"] = text
+
+    def _from_sens(self, name: str, split: str, path: Path) -> Recording:
+        sens = read_sens(path)
+        self._sens[path] = sens
+        time_s = sens.time_us / 1e6 if sens.time_us.any() else np.arange(len(sens.colour)) / FPS
+        return Recording(name, split, sens.colour, time_s, rigid(sens.camera_to_world), sens.depth)
+
+    def _from_export(self, name: str, split: str, folder: Path) -> Recording:
+        colour, depth, poses = (numbered(folder / kind) for kind in ("color", "depth", "pose"))
+        lost = sorted((depth.keys() | poses.keys()) - colour.keys())
+        places = [depth.get(number) or poses[number] for number in lost]
+        self.note(name, "color", places, len(colour) + len(lost), "frames have no colour image")
+        numbers = sorted(colour)
+        return Recording(
+            name=name,
+            split=split,
+            images=[colour[number] for number in numbers],
+            time_s=np.array(numbers) / FPS,
+            pose=read_poses(poses.get(number) for number in numbers),
+            depth=[depth.get(number) for number in numbers],
+        )
+
+
+def numbered(folder: Path) -> dict[int, Path]:
+    """Frame -> file, for names such as 17.jpg or 000017.jpg; empty if there is no such folder."""
+    return {int(path.stem): path for path in sorted(folder.glob("*")) if path.stem.isdecimal()}

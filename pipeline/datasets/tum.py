@@ -1,0 +1,116 @@
+"""TUM RGB-D: hand-held and robot sequences with depth and motion-captured camera poses (Sturm et al., IROS 2012).
+
+    root/<sequence>/{rgb,depth,groundtruth}.txt     `time file` and `time tx ty tz qx qy qz qw`, times in seconds
+    root/<sequence>/{rgb,depth}/<time>.png
+
+The root may also be one sequence. The three are recorded at different times: a colour frame gets the depth map and the pose
+nearest to it in time if that is at most 0.02 s away, the tool's own limit (associate.py). Depth is registered to the colour
+image, 5000 units per metre, 0 where unknown. A pose is that of the colour camera, camera to world.
+
+There is no official split of the sequences with truth: those in the setting `val_sequences` are `val`, those whose name ends in
+`_validation`, which come without truth, are `test`, and all others are `train`.
+
+How frames are laid out is said in `_rgbd.py`. Written against the set's page "File Formats" and its tool associate.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.datasets._rgbd import DepthSettings, Image, Recording, RecordingDataset, motion, read_depth16, read_numbers
+from pipeline.errors import BadInput, unknown_name
+
+UNITS_PER_M = 5000
+MAX_GAP_S = 0.02
+
+
+class Settings(DepthSettings):
+    """Where frames are laid out, how finely depth is kept, and which sequences are held out."""
+
+    val_sequences: tuple[str, ...] = ()
+    """Folder names of sequences that are `val`."""
+
+
+class Dataset(RecordingDataset):
+    """One clip per sequence."""
+
+    Settings = Settings
+
+    def recordings(self) -> Iterator[Recording]:
+        """Sorted by path. Raises BadInput if `val_sequences` names one that is not there."""
+        folders = [folder for folder, _, files in self.walk() if "rgb.txt" in files]
+        for name in self.settings.val_sequences:
+            if name not in {folder.name for folder in folders}:
+                raise unknown_name("sequence", name, {folder.name for folder in folders}, "val_sequences")
+        for folder in folders:
+            name = self.name_of(folder)
+            try:
+                yield self._read(name, folder)
+            except BadInput as error:
+                self.rejected[name] = error.message
+
+    def metres(self, depth: Image) -> np.ndarray:
+        """(H, W) of one frame."""
+        assert isinstance(depth, Path)
+        return read_depth16(depth) / UNITS_PER_M
+
+    def _read(self, name: str, folder: Path) -> Recording:
+        time_s, images = self._listed(name, folder, "rgb")
+        depth_time_s, depth_files = self._listed(name, folder, "depth")
+        rows = nearest(depth_time_s, time_s)
+        split = "test" if folder.name.endswith("_validation") else "train"
+        return Recording(
+            name=name,
+            split="val" if folder.name in self.settings.val_sequences else split,
+            images=images,
+            time_s=time_s,
+            pose=self._poses(folder, time_s),
+            depth=[None if row < 0 else depth_files[row] for row in rows],
+        )
+
+    def _poses(self, folder: Path, time_s: np.ndarray) -> np.ndarray | None:
+        path = folder / "groundtruth.txt"
+        if not path.is_file():
+            return None
+        table = read_numbers(path, 8)
+        table = table[np.argsort(table[:, 0], kind="stable")]
+        poses = motion(table[:, 1:4], table[:, [7, 4, 5, 6]])
+        rows = nearest(table[:, 0], time_s)
+        return np.where((rows >= 0)[:, None, None], poses[rows], np.nan) if len(poses) else np.full((len(time_s), 4, 4), np.nan)
+
+    def _listed(self, name: str, folder: Path, kind: str) -> tuple[np.ndarray, list[Path]]:
+        """Times in order and files of rgb.txt or depth.txt; lines whose file is missing, or whose time repeats, are noted."""
+        path = folder / f"{kind}.txt"
+        if not path.is_file():
+            return np.empty(0), []
+        files: dict[float, Path] = {}
+        missing, repeated = [], []
+        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip() and line[0] != "#"]
+        for words in lines:
+            try:
+                time_s, file = float(words[0]), folder / words[1]
+            except (ValueError, IndexError) as error:
+                raise BadInput(f"{path}: wanted lines of a time and a file, found '{' '.join(words)[:60]}'") from error
+            if not file.is_file():
+                missing.append(file)
+            elif time_s in files:
+                repeated.append(file)
+            else:
+                files[time_s] = file
+        self.note(name, f"{kind}.txt", missing, len(lines), "files are missing")
+        self.note(name, f"{kind}.txt again", repeated, len(lines), "files repeat a time and are left out")
+        times = sorted(files)
+        return np.array(times), [files[time_s] for time_s in times]
+
+
+def nearest(known_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:
+    """(F,) place in sorted `known_s` of the time nearest to each wanted one; -1 where it is further than 0.02 s away."""
+    if not len(known_s):
+        return np.full(len(wanted_s), -1)
+    after = np.searchsorted(known_s, wanted_s).clip(0, len(known_s) - 1)
+    before = (after - 1).clip(0)
+    rows = np.where(np.abs(wanted_s - known_s[before]) <= np.abs(known_s[after] - wanted_s), before, after)
+    return np.where(np.abs(known_s[rows] - wanted_s) <= MAX_GAP_S, rows, -1)
