@@ -21,7 +21,7 @@ from pipeline.ledger import read_json, to_json
 from pipeline.manifest import Manifest
 from pipeline.model import VideoModel, layers_read
 from pipeline.plugins import Settings
-from pipeline.run import Run, load_model
+from pipeline.run import CacheFacts, Run, load_model
 from pipeline.spec import WindowSettings
 from pipeline.store import write_atomically
 from pipeline.targets import Arrays, collate
@@ -55,7 +55,7 @@ class Evaluation(Settings):
     run: str
     split: str
     checkpoint: dict[str, str | int]
-    cache: dict[str, str]
+    cache: CacheFacts
     task: str
     temporal: str
     metrics: tuple[MetricFacts, ...]
@@ -106,7 +106,7 @@ def evaluate(
         run=run.path.name,
         split=split,
         checkpoint={"which": checkpoint, "step": facts.step},
-        cache=run.header.cache.model_dump(),
+        cache=run.header.cache,
         task=recipe.task.name,
         temporal=recipe.temporal.name,
         metrics=tuple(MetricFacts(**metric._asdict()) for metric in task.metrics),

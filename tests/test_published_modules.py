@@ -267,7 +267,7 @@ def count(name: str, width: int, frames: int, tokens: int, **keys: object) -> tu
 def test_cost_at_the_published_sizes(name, width, parameters_M, gflop):
     """16 frames of 201 tokens, behind ViT-S, B and L."""
     found_M, found_gflop = count(name, width, frames=16, tokens=201)
-    assert (round(found_M, 2), found_gflop) == (parameters_M, pytest.approx(gflop, abs=0.1))
+    assert (round(found_M, 2), round(found_gflop, 1)) == (parameters_M, gflop)
 
 
 @pytest.mark.parametrize(

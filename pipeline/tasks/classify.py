@@ -1,4 +1,4 @@
-"""Clip classification: attention readout, cross-entropy, top-1 and top-5 accuracy (arXiv 2605.19137, as for Something-Something v2).
+"""Clip classification: attention readout, cross-entropy, top-1 and top-5 (arXiv 2605.19137, as for Something-Something v2).
 
 Streaming: logits for every frame from that frame's tokens alone; the last frame's are the answer. Window: logits from the
 tokens of all frames at once.
@@ -21,12 +21,11 @@ from pipeline.tasks import STREAMING, WINDOW, Metric, Query, StreamingReadout, T
 from pipeline.tasks._attention import AttentionReadout, AttentionSettings
 from pipeline.tasks._drawing import Canvas
 
-
 TOP = 5
-"""Answers that may be named for the second metric."""
+"""Labels that count as named in the second metric."""
 DRAWN = 3
 """Labels written on a drawing."""
-RIGHT, WRONG = (120, 230, 120), (255, 110, 110)
+RIGHT, WRONG, PLAIN = (120, 230, 120), (255, 110, 110), (255, 255, 255)
 
 
 class Settings(AttentionSettings):
@@ -64,7 +63,7 @@ class Task(TaskPlugin):
     Settings = Settings
     needs = ("label",)
     published = "readout."
-    metrics = (Metric("top-1", higher_is_better=True, perfect=1.0),)
+    metrics: tuple[Metric, ...] = (Metric("top-1", higher_is_better=True, perfect=1.0),)
     """And "top-5" where there are more than five labels."""
 
     def __init__(self, settings: Any, labels: tuple[str, ...]) -> None:
@@ -109,7 +108,10 @@ class Task(TaskPlugin):
         return prediction[:, -1] if form == STREAMING else prediction
 
     def score(self, answer: np.ndarray, targets: Arrays) -> dict[str, np.ndarray]:
-        """1 where the label's logit is the largest (top-1) or among the five largest, else 0; of equal logits the first counts."""
+        """1 where the label's logit is the largest (top-1) or among the five largest (top-5), else 0.
+
+        Of equal logits the first counts.
+        """
         label = targets["label"]
         ranked = np.argsort(-answer, axis=-1, kind="stable")
         found = {f"top-{top}": (ranked[:, :top] == label[:, None]).any(axis=-1).astype(np.float64) for top in (1, TOP)}
@@ -123,7 +125,7 @@ class Task(TaskPlugin):
         return {"counts": counts}
 
     def trivial(self, targets: Arrays, statistics: Arrays) -> np.ndarray:
-        """Always the most frequent label: chance where labels are balanced."""
+        """Labels ranked by how often they occur, always the most frequent one first: chance where labels are balanced."""
         return np.tile(statistics["counts"], (len(targets["label"]), 1))
 
     def plain(self, answer: np.ndarray, affine_23: np.ndarray) -> dict[str, Any]:  # noqa: ARG002
@@ -133,19 +135,18 @@ class Task(TaskPlugin):
         return {"label": self.labels[best], "probability": round(float(share[best] / share.sum()), 4)}
 
     def draw(self, pixels_THWC: np.ndarray, answer: np.ndarray, targets: Arrays) -> np.ndarray:
-        """Every frame under the truth and the most probable labels of the answer, green where right; (T, H, W, 3)."""
-        logits = answer.astype(np.float64)
-        odds = np.exp(logits - logits.max())
-        ranked = np.argsort(-logits, kind="stable")[:DRAWN]
-        lines = [(f"truth: {self.labels[int(targets['label'])]}", (255, 255, 255))]
-        lines += [
-            (f"{odds[place] / odds.sum():4.0%} {self.labels[place]}", RIGHT if place == targets["label"] else WRONG)
-            for place in ranked
-        ]
+        """Every frame under its label and the likeliest labels of the answer, green where right; (T, H, W, 3)."""
+        share = np.exp(answer - answer.max(), dtype=np.float64)
+        likeliest = np.argsort(-answer, kind="stable")[:DRAWN]
+        truth = int(targets["label"]) if targets else None
+        lines = [] if truth is None else [(f"truth: {self.labels[truth]}", PLAIN)]
+        for place in likeliest.tolist():
+            ink = PLAIN if truth is None else RIGHT if place == truth else WRONG
+            lines.append((f"{share[place] / share.sum():.0%} {self.labels[place]}", ink))
         drawn = []
         for pixels_HWC in pixels_THWC:
             canvas = Canvas(pixels_HWC)
             for row, (words, ink) in enumerate(lines):
-                canvas.text((0.02, 0.02 + 0.06 * row), words, ink)
+                canvas.text(np.array([0.02, 0.02 + 0.06 * row]), words, ink)
             drawn.append(canvas.pixels)
         return np.stack(drawn)

@@ -47,9 +47,9 @@ class Mamba(nn.Module):
         return (tokens, self.conv1d.kernel_size[0] - 1, self.inner), (tokens, self.state, self.inner)
 
     def flops(self, tokens: int) -> int:
-        """Of one frame. The scan counts 9 for each of E * K: decay, drive, update and read-out."""
+        """Of one frame. The scan counts 9 for each of E * K: decay, drive, update and read-out; 2 E are for the skip D."""
         products = sum(part.weight.numel() for part in (self.in_proj, self.x_proj, self.dt_proj, self.out_proj, self.conv1d))
-        return tokens * (2 * products + 9 * self.inner * self.state)
+        return tokens * (2 * products + 9 * self.inner * self.state + 2 * self.inner)
 
     def forward(self, x_TBND: torch.Tensor, state: State | None = None) -> tuple[torch.Tensor, State]:
         """`state` None: the start of a stream."""

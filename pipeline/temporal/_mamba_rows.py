@@ -60,7 +60,9 @@ def _mix(inputs: Iterable[Any], w: Weights, room_TRKE: torch.Tensor | None = Non
     dt_TRE = F.softplus(F.linear(dt_TRr, w.dt_proj) + w.dt_bias)
     y_TRE, h_RKE = selective_scan(x_TRE, dt_TRE, w.A_KE, B_TRK, C_TRK, h_RKE, room_TRKE)
     y_TRE = torch.addcmul(y_TRE, w.D, x_TRE) * F.silu(gate_TRE)
-    return y_TRE.type_as(gate_TRE), padded_TRE[len(x_TRE) :].transpose(0, 1).contiguous(), h_RKE
+    # A copy always: a view would keep all of `padded_TRE` alive for as long as the stream.
+    conv_RHE = padded_TRE[len(x_TRE) :].transpose(0, 1).clone(memory_format=torch.contiguous_format)
+    return y_TRE.type_as(gate_TRE), conv_RHE, h_RKE
 
 
 class _CausalConv(torch.autograd.Function):

@@ -88,11 +88,10 @@ def scan_backward(
     gradients = [torch.empty_like(part) for part in (x, dt, A, B, C)] + [x.new_empty(x.shape[1], *A.shape)]
     grad_x, grad_dt, grad_A, grad_B, grad_C, grad_state = gradients
     grad_A.zero_()
-    room = None
-    for rows in row_blocks(len(x), x.shape[1], A):
+    blocks = row_blocks(len(x), x.shape[1], A)
+    room = x.new_empty(len(x), blocks[0].stop, *A.shape)
+    for rows in blocks:
         parts = x[:, rows], dt[:, rows], A, B[:, rows], C[:, rows], None if state is None else state[rows]
-        if room is None:
-            room = x.new_empty(len(x), rows.stop, *A.shape)
         block = room[:, : rows.stop - rows.start]
         _scan_block(*parts, block)
         found = _block_gradients(*parts, grad_y[:, rows], None if grad_last is None else grad_last[rows], block)
