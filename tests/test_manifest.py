@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pipeline import manifest
-from pipeline.datasets import world
+from pipeline.datasets import _world_plane, world
 from pipeline.errors import BadInput, StillframeError
 from pipeline.manifest import Manifest, build
 from pipeline.records import Clip, Video
@@ -64,7 +64,7 @@ def test_two_builds_are_the_same_bytes(small: Path, tmp_path: Path) -> None:
 
 def test_what_a_manifest_says(small: Path) -> None:
     loaded = Manifest.load(small)
-    assert loaded.labels == world.LABELS
+    assert loaded.labels == _world_plane.LABELS
     assert loaded.splits == ("train", "val")
     assert loaded.split("train") == list(range(8))
     assert loaded.split("val") == list(range(8, 16))
@@ -81,9 +81,9 @@ def test_what_a_manifest_says(small: Path) -> None:
     )
     assert json.loads((small / "dataset.json").read_text()) == {
         "dataset": "world",
-        "settings": {**SMALL, "fps": 12, "seed": 0},
+        "settings": world.Settings(**SMALL).model_dump(mode="json"),
         "root": ".",
-        "labels": list(world.LABELS),
+        "labels": list(_world_plane.LABELS),
         "rejected": {},
         "ignored": 0,
         "manifest_sha256": clips,

@@ -1,23 +1,14 @@
 """The built-in world: short clips whose class no single frame can tell, with exact truth for every task.
 
-One textured object over a still background, seen by a still camera. Five attributes say how a frame looks: the object's x, y,
-angle, size and colour. Each is a phase on a circle, read modulo 1: x and y wrap around the frame's edges, the angle around a
-turn, log size and colour around their ranges. In a clip one attribute moves at a constant rate, forwards or backwards, and the
-other four rest; which one and which way is the label:
+Two kinds of scene: a `plane` with one object before a still camera, where the class is how the object moves or changes, and a
+`room` with several objects and a moving camera, where the class is how the camera moves; see `_world_plane` and `_world_room`.
+The room has dials that make it harder, and is what tracking, depth and camera pose are learned from.
 
-    x       right / left                       size     approaching / receding
-    angle   clockwise / counter_clockwise      colour   red_green_blue / blue_green_red
+In both, the class is a phase that turns one way or the other on a circle from a uniform start, so that every single frame is
+distributed alike in all classes. The video codec keeps this property: every frame is coded alone with a fixed quantiser, so a
+decoded frame is a function of the rendered frame and of nothing else.
 
-Why a single frame says nothing: at time t the attributes are u + v t (mod 1), where u is uniform on the five circles and is
-drawn independently of the velocity v. Adding v t to a uniform u gives a uniform phase again, so at every t the attributes have
-one and the same distribution for every v, hence for every class; look and background are drawn independently of both. Two
-classes of a pair are one stationary process read in the two directions of time. The video codec keeps this property: every
-frame is coded alone with a fixed quantiser, so a decoded frame is a function of the rendered frame and of nothing else.
-
-Two frames are enough: the slowest clip moves 0.4 and the fastest 0.8 of a circle per second, so that neighbours at 4 frames
-per second lie at most 0.2 of a circle apart, and 8 frames at 4 (8) frames per second see at least 0.7 (0.35) of one.
-
-Coordinates are fractions of the frame's side, y down. What leaves the frame at one edge enters at the opposite one.
+Frames are square; the camera's focal length is one frame side, its principal point the frame's centre.
 """
 
 from __future__ import annotations
@@ -26,53 +17,32 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import av
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline import plugins
-from pipeline.datasets import DatasetPlugin
+from pipeline.datasets import DatasetPlugin, _world_plane, _world_room
 from pipeline.errors import BadInput
 from pipeline.records import Clip
 from pipeline.spec import differences
 
-ATTRIBUTES = ("x", "y", "angle", "size", "colour")
-MOTIONS = {
-    "approaching": ("size", 1),
-    "blue_green_red": ("colour", -1),
-    "clockwise": ("angle", 1),
-    "counter_clockwise": ("angle", -1),
-    "left": ("x", -1),
-    "receding": ("size", -1),
-    "red_green_blue": ("colour", 1),
-    "right": ("x", 1),
-}
-"""label -> the attribute that moves, and its direction. Sorted, as a manifest sorts its labels."""
-LABELS = tuple(MOTIONS)
-RATE_RANGE = (0.4, 0.8)
-"""Circles per second."""
-RADIUS_RANGE = (0.14, 0.28)
-"""Mean radius of the object's outline, in frame sides."""
-PALETTE = np.array([[0.88, 0.16, 0.13], [0.10, 0.62, 0.22], [0.14, 0.30, 0.92]], np.float32)
-OBJECT_RADIUS_M = 0.3
-"""With a focal length of one frame side, an object of apparent radius r is 0.3 / r away: 1.07 m to 2.14 m."""
-BACKGROUND_M = 4.0
-DEPTH_PX = 28
-"""Side of the depth maps."""
-OBJECT_POINTS, BACKGROUND_POINTS = 6, 2
-RENDERING = 1
-"""Raised when the same settings would give other pixels."""
+SCENES = {"plane": _world_plane, "room": _world_room}
+BLOCK_PIXELS = 2**20
+"""Pixels of the frames that are rendered together, so that memory does not grow with the clip's length."""
+ROOM_SETTINGS = tuple(field.name for field in fields(_world_room.Dials))
+Dial = Annotated[float, Field(ge=0, le=1)]
 
 
 class Settings(plugins.Settings):
     """What to render."""
 
     clips_per_class: int = Field(default=50, ge=1)
-    """Clips of each of the 8 classes; every clip is a video of its own."""
+    """Clips of each class, of which the plane has 8 and the room 6; every clip is a video of its own."""
     frames: int = Field(default=24, ge=2)
     """Frames per clip."""
     fps: int = Field(default=12, ge=1, le=240)
@@ -83,146 +53,37 @@ class Settings(plugins.Settings):
     """Share of each class, rounded, that goes to the split `val`; the rest is `train`."""
     seed: plugins.Seed = 0
     """Draws every scene."""
+    scene: Literal["plane", "room"] = "plane"
+    """What the videos show. Everything below is about the room."""
+    objects: int = Field(default=2, ge=1, le=4)
+    """Tracked objects; each is a ball or a box with a texture of its own."""
+    rooms: int = Field(default=0, ge=0)
+    """Rooms, each with objects of its own, that the clips share in turn; 0: every clip has its own. With few, what things look
+    like tells where and how far they are, and little data goes a long way."""
+    occlusion: Dial = 0.0
+    """Boards slide in front of the objects. Each object is fully behind its own board for 0.75 of the time at 1.0, for a
+    proportional share below, and partly for some time before and after; the board of another may cover it too. None at 0."""
+    deformation: Dial = 0.0
+    """Objects change shape smoothly: each axis breathes, a third of a period apart; at 1.0 between 2 / 3 and 3 / 2 of its
+    length."""
+    viewpoint: Dial = 0.0
+    """How far the camera drifts beside the motion that is its class: along each axis within 3 cm at 0 and 40 cm at 1.0, to the
+    sides and up and down within 1.5 degrees at 0 and 15 degrees at 1.0, rolling half as much."""
+    speed: Dial = 0.0
+    """Everything moves 3 ** speed times as fast, camera, objects and boards: three times at 1.0, along the same paths. A
+    camera then circles up to 1.8 times a second: at 4 frames per second of a window, half a circle a frame hides its way."""
+    distractors: Dial = 0.0
+    """Look-alikes: same shape, size and texture as a tracked object, paths of their own, no boxes or points. There are
+    round(4 * distractors): 4 at 1.0."""
 
-
-@dataclass(frozen=True)
-class Scene:
-    """All that is random in one clip: the same draws, in the same order, whatever its class."""
-
-    phase_A: np.ndarray
-    """Attributes at time 0, uniform in [0, 1)."""
-    rate_hz: float
-    lobes: int
-    lobe_depth: float
-    """The outline is radius * (1 + lobe_depth * cos(lobes * angle))."""
-    waves_object: np.ndarray
-    waves_background: np.ndarray
-    """(waves, 3): two wave numbers and a phase."""
-    tint: np.ndarray
-    """(3,): mean colour of the background."""
-    points_object: np.ndarray
-    """(points, 2) in radii, in the object's own axes."""
-    points_background: np.ndarray
-    """(points, 2) in frame sides."""
-
-
-def draw_scene(seed: int, index: int) -> Scene:
-    """The scene of clip `index`; depends on nothing else."""
-    rng = np.random.default_rng((seed, index))
-    distance, angle = 0.75 * np.sqrt(rng.random(OBJECT_POINTS)), 2 * np.pi * rng.random(OBJECT_POINTS)
-    return Scene(
-        phase_A=rng.random(len(ATTRIBUTES)),
-        rate_hz=rng.uniform(*RATE_RANGE),
-        lobes=int(rng.choice([3, 4, 5])),
-        lobe_depth=rng.uniform(0.04, 0.14),
-        waves_object=np.column_stack([rng.integers(-2, 3, (3, 2)), rng.random(3)]),
-        waves_background=np.column_stack([rng.integers(-2, 3, (5, 2)), rng.random(5)]),
-        tint=(np.array([0.36, 0.36, 0.38]) + rng.uniform(-0.05, 0.05, 3)).astype(np.float32),
-        points_object=distance[:, None] * np.column_stack([np.cos(angle), np.sin(angle)]),
-        points_background=rng.random((BACKGROUND_POINTS, 2)),
-    )
-
-
-def attributes(scene: Scene, label: str, time_s: np.ndarray) -> np.ndarray:
-    """(T, A) phases in [0, 1) at the given times: only the label's attribute moves."""
-    attribute, direction = MOTIONS[label]
-    velocity_A = direction * scene.rate_hz * (np.array(ATTRIBUTES) == attribute)
-    return (scene.phase_A + velocity_A * time_s[:, None]) % 1.0
-
-
-def radius(phase_TA: np.ndarray) -> np.ndarray:
-    """(T,) mean radius of the outline, in frame sides."""
-    low, high = RADIUS_RANGE
-    size: np.ndarray = low * (high / low) ** phase_TA[:, ATTRIBUTES.index("size")]
-    return size
-
-
-def object_axes(scene: Scene, phase_TA: np.ndarray, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where places of the frame, (..., 2), lie on the object at each time.
-
-    Returns `offset` from the centre by the shortest way around the edges and `surface`, the place in the object's own turning
-    axes, both (T, ..., 2) in radii; and `inside`, (T, ...): how deep below the outline, in frame sides, negative outside.
-    """
-    spread = (slice(None), *[None] * (xy.ndim - 1))
-    r = radius(phase_TA)[spread]
-    offset = ((xy - phase_TA[spread][..., :2] + 0.5) % 1.0 - 0.5) / r[..., None]
-    turn = 2 * np.pi * phase_TA[spread][..., ATTRIBUTES.index("angle")]
-    cos, sin = np.cos(turn), np.sin(turn)
-    surface = np.stack([cos * offset[..., 0] + sin * offset[..., 1], cos * offset[..., 1] - sin * offset[..., 0]], axis=-1)
-    angle = np.arctan2(surface[..., 1], surface[..., 0])
-    outline = 1 + scene.lobe_depth * np.cos(scene.lobes * angle)
-    return offset, surface, (outline - np.hypot(offset[..., 0], offset[..., 1])) * r
-
-
-def waves(parameters: np.ndarray, xy: np.ndarray, period: float) -> np.ndarray:
-    """A smooth texture in about [-1, 1]: the mean of a few plane waves."""
-    k, phase = parameters[:, :2].astype(xy.dtype), parameters[:, 2].astype(xy.dtype)
-    return np.sin(2 * np.pi * (xy @ k.T / xy.dtype.type(period) + phase)).mean(axis=-1) * 1.5
-
-
-def pixel_centres(size_px: int, dtype: Any = np.float32) -> np.ndarray:
-    """(H, W, 2) xy of the pixels' centres."""
-    places = (np.arange(size_px, dtype=dtype) + dtype(0.5)) / dtype(size_px)
-    return np.stack(np.meshgrid(places, places, indexing="xy"), axis=-1)
-
-
-def render(scene: Scene, phase_TA: np.ndarray, size_px: int) -> np.ndarray:
-    """uint8 RGB (T, H, W, 3). Each frame depends on its own phases alone.
-
-    The object's paint fades from colour to white around its centre, which shows the angle; it is lit from the left, which shows
-    the side from which it enters a place.
-    """
-    xy, phase_TA = pixel_centres(size_px), phase_TA.astype(np.float32)
-    background = scene.tint + 0.07 * waves(scene.waves_background, xy, 1.0)[..., None]
-    offset, surface, inside = object_axes(scene, phase_TA, xy)
-    cover = np.clip(inside * size_px + 0.5, 0, 1)[..., None]
-    around = (np.arctan2(surface[..., 1], surface[..., 0]) / (2 * np.pi)) % 1.0
-    fade = np.minimum(around / 0.9, (1 - around) / 0.1)
-    white = 0.75 * fade * np.clip(2 * np.hypot(surface[..., 0], surface[..., 1]), 0, 1) + 0.05
-    colour = phase_TA[:, ATTRIBUTES.index("colour")] * 3
-    step = np.clip((colour % 1 - 0.8) / 0.2, 0, 1)[:, None]
-    first = colour.astype(int) % 3
-    hue = (PALETTE[first] * (1 - step) + PALETTE[(first + 1) % 3] * step)[:, None, None, :]
-    light = 0.84 - 0.34 * offset[..., 0] + 0.08 * waves(scene.waves_object, surface, 2.0)
-    paint = (hue + (1 - hue) * white[..., None]) * light[..., None]
-    return (np.clip(background * (1 - cover) + paint * cover, 0, 1) * 255 + 0.5).astype(np.uint8)
-
-
-def truth(scene: Scene, phase_TA: np.ndarray) -> dict[str, np.ndarray]:
-    """What is true of every frame, exact to rounding.
-
-    `boxes` (1, T, 4): xyxy of the outline around the object's centre, cut at the frame's edges. The centre is always in the
-    frame; what has left at an edge and shows at the opposite one is not boxed.
-    `points` (8, T, 2): 6 fixed on the object, which cross the edges as it does, then 2 on the background.
-    `visible` (8, T): False where the object covers a point of the background.
-    `depth_m` (T, 28, 28): distance of the object's plane, or the background's, at the centre of each cell.
-    `pose` (T, 4, 4): camera to world, the identity: the camera is still.
-    """
-    centre, r = phase_TA[:, None, :2], radius(phase_TA)[:, None, None]
-    turn = 2 * np.pi * phase_TA[:, ATTRIBUTES.index("angle"), None]
-    angle = np.linspace(0, 2 * np.pi, 720, endpoint=False)
-    outline = (1 + scene.lobe_depth * np.cos(scene.lobes * angle))[:, None] * _unit(angle + turn)
-    box = np.concatenate([(centre + r * outline).min(axis=1), (centre + r * outline).max(axis=1)], axis=-1).clip(0, 1)
-
-    along, across = _unit(turn), _unit(turn + np.pi / 2)
-    on_object = (centre + r * (scene.points_object[:, :1] * along + scene.points_object[:, 1:] * across)) % 1.0
-    on_background = np.broadcast_to(scene.points_background, (len(phase_TA), *scene.points_background.shape))
-    _, _, inside = object_axes(scene, phase_TA, scene.points_background)
-    visible = np.concatenate([np.ones(on_object.shape[:2], bool), inside <= 0], axis=1)
-
-    _, _, inside = object_axes(scene, phase_TA, pixel_centres(DEPTH_PX, np.float64))
-    return {
-        "boxes": box[None].astype(np.float32),
-        "points": np.concatenate([on_object, on_background], axis=1).transpose(1, 0, 2).astype(np.float32),
-        "visible": visible.T,
-        "depth_m": np.where(inside > 0, OBJECT_RADIUS_M / r, BACKGROUND_M).astype(np.float32),
-        "pose": np.tile(np.eye(4, dtype=np.float32), (len(phase_TA), 1, 1)),
-    }
-
-
-def _unit(angle: np.ndarray) -> np.ndarray:
-    """Angles -> unit vectors, (..., 2)."""
-    return np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+    @model_validator(mode="after")
+    def _of_the_room(self) -> Self:
+        at_rest = _world_room.Dials()
+        for name in ROOM_SETTINGS:
+            found = getattr(self, name)
+            if self.scene == "plane" and found != getattr(at_rest, name):
+                raise ValueError(f"{name} is a setting of scene 'room', found {name} = {found:g} with scene 'plane'")
+        return self
 
 
 class Dataset(DatasetPlugin):
@@ -233,8 +94,10 @@ class Dataset(DatasetPlugin):
 
     def __init__(self, root: Path, settings: Any, on_progress: Callable[[int, int], None] | None = None) -> None:
         super().__init__(root, settings, on_progress)
-        names = (f"{label}_{number:04d}" for number in range(settings.clips_per_class) for label in LABELS)
+        self._labels = SCENES[settings.scene].LABELS
+        names = (f"{label}_{number:04d}" for number in range(settings.clips_per_class) for label in self._labels)
         self._index = {name: index for index, name in enumerate(names)}
+        self._time_s = np.arange(settings.frames) / settings.fps
 
     def clips(self) -> Iterator[Clip]:
         """Renders what is not there yet, then yields the classes in turn. Raises BadInput if `root` holds another world."""
@@ -248,42 +111,45 @@ class Dataset(DatasetPlugin):
                 clip_id=name,
                 video_id=name,
                 source=f"videos/{name}.mp4",
-                split="train" if index // len(LABELS) < train else "val",
+                split="train" if index // len(self._labels) < train else "val",
                 stop_s=self.settings.frames / self.settings.fps,
                 label=self._label(name),
             )
 
     def targets(self, clip: Clip) -> dict[str, np.ndarray]:
         """`label` () and the arrays of `truth`, at the times of the frames; computed from the seed, not from the video."""
-        time_s, scene, phase_TA = self._motion(clip.clip_id)
-        targets = truth(scene, phase_TA)
-        times = {f"{name}_time_s": time_s for name in ("boxes", "points", "depth_m", "pose")}
-        return {"label": np.array(LABELS.index(self._label(clip.clip_id))), **targets, **times}
+        targets = self._shot(clip.clip_id).truth(self._time_s)
+        times = {f"{name}_time_s": self._time_s for name in ("boxes", "points", "depth_m", "pose")}
+        return {"label": np.array(self._labels.index(self._label(clip.clip_id))), **targets, **times}
 
     def _label(self, name: str) -> str:
-        return LABELS[self._index[name] % len(LABELS)]
+        return self._labels[self._index[name] % len(self._labels)]
 
-    def _motion(self, name: str) -> tuple[np.ndarray, Scene, np.ndarray]:
-        time_s = np.arange(self.settings.frames) / self.settings.fps
-        scene = draw_scene(self.settings.seed, self._index[name])
-        return time_s, scene, attributes(scene, self._label(name), time_s)
+    def _shot(self, name: str) -> _world_plane.Shot | _world_room.Shot:
+        settings, index, label = self.settings, self._index[name], self._label(name)
+        if settings.scene == "plane":
+            return _world_plane.Shot(settings.seed, index, label)
+        dials = _world_room.Dials(**settings.model_dump(include=set(ROOM_SETTINGS)))
+        return _world_room.Shot(settings.seed, index, label, dials, settings.frames / settings.fps)
 
     def _render(self, name: str) -> None:
         path = self.root / "videos" / f"{name}.mp4"
         if path.exists():
             return
-        _, scene, phase_TA = self._motion(name)
-        # In small blocks, so that memory does not grow with the clip's length.
-        blocks = (phase_TA[start : start + 8] for start in range(0, len(phase_TA), 8))
-        frames = (frame for block in blocks for frame in render(scene, block, self.settings.size_px))
+        shot, size_px = self._shot(name), self.settings.size_px
+        block = min(max(BLOCK_PIXELS // size_px**2, 1), 8)
+        times = (self._time_s[start : start + block] for start in range(0, len(self._time_s), block))
+        frames = (frame for time_s in times for frame in shot.render(time_s, size_px))
         aside = path.with_suffix(".partial")
-        encode(aside, frames, self.settings.size_px, self.settings.fps)
+        encode(aside, frames, size_px, self.settings.fps)
         aside.replace(path)
 
     def _claim_root(self) -> None:
         """Writes `world.json`, or checks that the one there says the same: two worlds never mix in one folder."""
-        # The split is a matter of the manifest, not of the pixels.
-        table = {"rendering": RENDERING, **self.settings.model_dump(mode="json", exclude={"val_fraction"})}
+        # The split is a matter of the manifest, not of the pixels; the plane knows nothing of the room.
+        left_out = {"val_fraction", *(("scene", *ROOM_SETTINGS) if self.settings.scene == "plane" else ())}
+        rendering = SCENES[self.settings.scene].RENDERING
+        table = {"rendering": rendering, **self.settings.model_dump(mode="json", exclude=left_out)}
         path = self.root / "world.json"
         if path.exists():
             found = _read_table(path)
