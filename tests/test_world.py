@@ -29,7 +29,7 @@ DIALS = {
     "viewpoint": Dials(viewpoint=1.0),
     "speed": Dials(speed=1.0),
     "distractors": Dials(distractors=1.0),
-    "all": Dials(4, 0.5, 1.0, 1.0, 1.0, 1.0),
+    "all": Dials(objects=4, occlusion=0.5, deformation=1.0, viewpoint=1.0, speed=1.0, distractors=1.0),
 }
 EVERY_DIAL = pytest.mark.parametrize("dials", DIALS.values(), ids=DIALS)
 
@@ -360,10 +360,25 @@ def test_a_room_is_balanced_and_the_same_every_time(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "a" / "world.json").read_text())
     assert written == {
         "rendering": _world_room.RENDERING, "clips_per_class": 3, "frames": 3, "fps": 12, "size_px": 32, "seed": 0, "scene": "room",
-        "objects": 2, "occlusion": 0, "deformation": 0, "viewpoint": 0, "speed": 0, "distractors": 0.5,
+        "objects": 2, "rooms": 0, "occlusion": 0, "deformation": 0, "viewpoint": 0, "speed": 0, "distractors": 0.5,
     }  # fmt: skip
     with pytest.raises(BadInput, match="already holds another world .*: distractors: 0.0 / 0.5$"):
         list(dataset(tmp_path / "a", **{**settings, "distractors": 0.0}).clips())
+
+
+def test_clips_may_share_rooms_and_objects_but_not_what_happens_in_them() -> None:
+    def look(index: int, rooms: int) -> tuple[bytes, ...]:
+        one = shot(index, Dials(rooms=rooms))
+        return one.room_skin.half_3.tobytes(), *(each.skin.half_3.tobytes() for each in one.looks)
+
+    looks = [look(index, 2) for index in range(4 * len(LABELS))]
+    rounds = [set(looks[start : start + len(LABELS)]) for start in range(0, len(looks), len(LABELS))]
+    assert all(len(found) == 1 for found in rounds) and rounds[0] == rounds[2] != rounds[1] == rounds[3]
+    assert len({look(index, 0) for index in range(12)}) == 12
+    paths = [shot(index, Dials(rooms=1)).truth(TIME_S)["pose"] for index in (0, len(LABELS))]
+    assert not np.allclose(*paths)
+    free, shared = shot(3), shot(3, Dials(rooms=1))
+    assert np.array_equal(free.truth(TIME_S)["pose"], shared.truth(TIME_S)["pose"])
 
 
 def test_frames_in_blocks_are_the_frames_at_once() -> None:
