@@ -1,4 +1,4 @@
-"""The whole path on the built-in world, as one readable list of steps."""
+"""The whole path on the built-in world, as two readable lists of steps: one task by three modules, and five tasks by two."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ from typing import Any
 
 from pipeline import extract as stage_one
 from pipeline import manifest, train
-from pipeline.evaluate import evaluate
+from pipeline.draw import draw
+from pipeline.evaluate import Interval, difference, evaluate
 from pipeline.report import report
 from pipeline.spec import load_recipe, load_spec, shipped_recipes
 
 RECIPES = ("demo_identity", "demo_gru", "demo_gated_mamba_mix")
+TASKS = ("classify", "boxes", "points", "depth", "pose")
+ROOM = {"scene": "room", "rooms": 1, "clips_per_class": 60, "val_fraction": 0.2}
+"""One room for all clips: what a little data and an encoder of random weights can learn."""
+DRAWN = 3
+"""Clips drawn for each task."""
 
 OnStep = Callable[[str, float, float], None]
 """(what, done, total)"""
@@ -58,3 +64,57 @@ def demo(
         runs.append(run)
         say(f"{run.path}: trained")
     return results, report(runs, out / "report")
+
+
+def demo_tasks(
+    out: Path,
+    spec: Path,
+    tasks: Sequence[str],
+    on_step: OnStep,
+    say: Callable[[str], None],
+    world: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+) -> dict[str, tuple[list[dict[str, Any]], Interval]]:
+    """`tasks` in the room of the built-in world, all from one cache: each without a temporal module and with one.
+
+    Goes on from what it finds in `out`, draws the temporal module's answers, and writes a page for each task. Returns for every
+    task the two evaluations, identity first, and by how much the temporal module is better, with its 95 % interval.
+    """
+    cache_spec = load_spec(spec)
+    videos = manifest.build(
+        "world", None, out / "room", ROOM | dict(world or {}), lambda done, total: on_step("rendering videos", done, total)
+    )
+    say(f"{out / 'room'}: {len(videos.clips)} clips of a room")
+    cache = stage_one.extract(
+        cache_spec,
+        videos,
+        out / "caches",
+        on_progress=lambda state: on_step("extracting tokens", state.frames, state.frames_planned),
+    )
+    say(f"{cache.path}: {cache.status()['frames']} frames")
+    found = {}
+    for task in tasks:
+        results, runs = [], []
+        for changes in (["temporal={name='identity'}"], []):
+            recipe = load_recipe(shipped_recipes()[f"demo_{task}"], [*changes, *overrides])
+            name = f"demo_{task}_{recipe.temporal.name}"
+            run = train.train(
+                recipe,
+                cache,
+                out / "runs" / name,
+                on_progress=lambda state, name=name: on_step(f"training {name}", state.step, state.steps),  # type: ignore[misc]
+            )
+            results.append(evaluate(run, cache))
+            runs.append(run)
+            say(f"{run.path}: trained")
+        sheet = draw(runs[-1], cache, DRAWN)
+        say(f"{sheet}: drawn")
+        report(runs, out / "report" / task)
+        ahead = difference(results[1], results[0], next(iter(results[0]["forms"])))
+        found[task] = results, ahead if results[0]["metrics"][0]["higher_is_better"] else turned(ahead)
+    return found
+
+
+def turned(gain: Interval) -> Interval:
+    """The interval of the negative."""
+    return Interval(score=-gain.score, low=-gain.high, high=-gain.low)

@@ -70,7 +70,7 @@ class Evaluation(Settings):
     forms: dict[str, dict[str, Interval]]
     """form -> metric -> score."""
     clips: dict[str, dict[str, str | float | None]]
-    """clip -> its label, and the first metric in every form."""
+    """clip -> its label, video and weight, and the first metric in every form."""
 
 
 def evaluate(
@@ -116,7 +116,7 @@ def evaluate(
         clips_without_truth=len(windows) - len(clips),
         videos=len({windows.clip(place).video_id for place in clips}),
         forms={form: {metric.name: table.interval(form, metric.name) for metric in task.metrics} for form in task.forms},
-        clips={windows.clip(place).clip_id: {"label": windows.clip(place).label, **row} for place, row in clips.items()},
+        clips={windows.clip(place).clip_id: row for place, row in clips.items()},
     )
     if task.keeps_answers:
         write_atomically(run.path / f"answers-{split}.safetensors", save(table.answers))
@@ -170,16 +170,21 @@ class Scores:
         videos = [self.windows.clip(int(clip)).video_id for clip in self.clip]
         return interval(self.values[form, metric], videos, self.weight)
 
-    def of_clips(self, metric: str) -> dict[int, dict[str, float]]:
-        """clip -> form -> mean over its windows, for the clips that have something to score."""
+    def of_clips(self, metric: str) -> dict[int, dict[str, str | float | None]]:
+        """clip -> label, video, weight, and per form the mean over its windows, for the clips that have something to score."""
         weight = np.bincount(self.clip, self.weight, len(self.windows))
-        forms = [form for form, name in self.values if name == metric and form != TRIVIAL]
         counted = self.weight > 0
-        sums = {
-            form: np.bincount(self.clip[counted], (self.values[form, metric] * self.weight)[counted], len(self.windows))
-            for form in forms
+        means = {
+            form: np.bincount(self.clip[counted], (values * self.weight)[counted], len(weight)) / np.maximum(weight, 1e-300)
+            for (form, name), values in self.values.items()
+            if name == metric and form != TRIVIAL
         }
-        return {int(clip): {form: float(sums[form][clip] / weight[clip]) for form in forms} for clip in np.flatnonzero(weight)}
+        rows: dict[int, dict[str, str | float | None]] = {}
+        for place in np.flatnonzero(weight).tolist():
+            clip = self.windows.clip(place)
+            rows[place] = {"label": clip.label, "video": clip.video_id, "weight": float(weight[place])}
+            rows[place] |= {form: float(mean[place]) for form, mean in means.items()}
+        return rows
 
 
 def score_windows(model: VideoModel, task: TaskPlugin, windows: Windows, known: Arrays, device: torch.device) -> Scores:
@@ -219,6 +224,20 @@ def interval(scores: np.ndarray, videos: Sequence[str], weights: np.ndarray | No
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.percentile(means, [2.5, 97.5])
     return Interval(score=float(sums.sum() / counts.sum()), low=float(low), high=float(high))
+
+
+def difference(ours: dict[str, Any], theirs: dict[str, Any], form: str) -> Interval:
+    """First metric of one evaluation minus that of another on the same clips, videos resampled: paired, so that what makes a
+    clip hard for both cancels."""
+    same = ours["clips"].keys() == theirs["clips"].keys() and ours["metrics"] == theirs["metrics"]
+    if not same or form not in theirs["forms"] or form not in ours["forms"]:
+        raise BadInput(
+            f"runs {ours['run']} and {theirs['run']} were not scored on the same clips in form '{form}'",
+            "evaluate both on the same split of one manifest",
+        )
+    pairs = [(clip, theirs["clips"][clip_id]) for clip_id, clip in ours["clips"].items()]
+    gain = np.array([clip[form] - other[form] for clip, other in pairs])
+    return interval(gain, [clip["video"] for clip, _ in pairs], np.array([clip["weight"] for clip, _ in pairs]))
 
 
 def read_evaluation(path: Path, split: str) -> dict[str, Any] | None:

@@ -35,7 +35,7 @@ def test_three_modules_are_trained_from_one_cache(done):
     assert {result["cache"]["name"] for result in results} == {cache.name}
     assert len(said) == 5 and {"rendering videos", "extracting tokens", "training demo_gru"} <= steps
     for result in results:
-        assert result["clips_scored"] == 16 and result["clips_skipped"] == 0 and result["trivial"] == {"top-1": 1 / 8}
+        assert result["clips_scored"] == 16 and result["clips_skipped"] == 0 and result["trivial"]["top-1"] == 1 / 8
         assert set(result["forms"]) == {"streaming", "window"}
 
 
@@ -64,3 +64,22 @@ def test_a_second_run_goes_on_from_what_it_finds(done):
     again, _ = run()
     assert json.dumps(again) == json.dumps(results)
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_five_tasks_from_one_cache_with_and_without_time(tmp_path):
+    world = {"clips_per_class": 5, "frames": 12, "val_fraction": 0.4}
+    overrides = ["training.steps=3", "training.evaluate_every=3", "training.batch_size=4", "windows.frames=4"]
+    said = []
+    found = demo.demo_tasks(tmp_path, Path("cache_specs/demo.toml"), demo.TASKS, lambda *_: None, said.append, world, overrides)
+    assert list(found) == ["classify", "boxes", "points", "depth", "pose"]
+    assert len(list((tmp_path / "caches").iterdir())) == 1 and len(said) == 2 + 3 * 5
+    for task, (results, ahead) in found.items():
+        assert [result["temporal"] for result in results] == ["identity", "gru"]
+        assert all(result["task"] == task and result["clips_scored"] == 12 for result in results)
+        metric = results[0]["metrics"][0]
+        scores = [result["forms"]["streaming"][metric["name"]]["score"] for result in results]
+        gain = scores[1] - scores[0] if metric["higher_is_better"] else scores[0] - scores[1]
+        assert ahead.score == pytest.approx(gain, abs=1e-9) and ahead.low <= ahead.score <= ahead.high
+        run = tmp_path / "runs" / f"demo_{task}_gru"
+        assert (run / "drawn-val.png").is_file() and len(list((run / "drawn-val").glob("*.mp4"))) == demo.DRAWN
+        assert (tmp_path / "report" / task / "report.html").is_file()

@@ -21,9 +21,9 @@ from safetensors.numpy import load_file
 from pipeline import extract, manifest, plugins
 from pipeline.cache import Cache
 from pipeline.errors import BadInput, StillframeError
-from pipeline.evaluate import Interval, evaluate, interval
-from pipeline.spec import Recipe, TrainingSettings
+from pipeline.evaluate import Interval, difference, evaluate, interval
 from pipeline.run import Run, read_metrics
+from pipeline.spec import Recipe, TrainingSettings
 from pipeline.train import learning_rate, steps_of, train
 
 
@@ -206,6 +206,21 @@ def test_interval_weighs_windows():
     scores, videos = np.array([1.0, 0, 0.5]), list("abb")
     assert interval(scores, videos, np.array([1.0, 2, 2])).score == pytest.approx(0.4)
     assert interval(scores, videos, np.array([4.0, 0, 0])).score == 1
+
+
+def test_difference_is_paired(material, tmp_path):
+    one, other = (
+        evaluate(train(recipe(training={"seed": seed}), material.cache, tmp_path / str(seed)), material.cache)
+        for seed in (0, 1)
+    )
+    same = difference(one, one, "streaming")
+    assert (same.low, same.score, same.high) == (0, 0, 0)
+    for form in ("streaming", "window"):
+        gain = difference(one, other, form)
+        assert gain.score == pytest.approx(first(one)[form]["score"] - first(other)[form]["score"])
+        assert difference(other, one, form).score == -gain.score
+    with pytest.raises(BadInput, match="were not scored on the same clips in form 'window'"):
+        difference(one, {**other, "clips": {}}, "window")
 
 
 def test_interval_covers_at_its_rate():

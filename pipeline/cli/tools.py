@@ -14,18 +14,40 @@ from pipeline.cli._common import AsJson, app, show_scores
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("demo"),
     spec: Annotated[Path, typer.Option(help="What to cache.")] = Path("cache_specs/demo.toml"),
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="all, or some of classify,boxes,points,depth,pose: with and without time."),
+    ] = None,
 ) -> None:
-    """The whole path on the built-in world: videos, cache, three temporal modules, scores, report.
+    """The whole path on the built-in world: videos, cache, temporal modules, scores, report.
 
     Example: stillframe demo --out demo
     """
     from pipeline import console
     from pipeline import demo as module
+    from pipeline.errors import unknown_name
 
+    if tasks is None:
+        with console.progress("demo") as update:
+            results, page = module.demo(out, spec, lambda step, done, total: update(done, total, step), console.say)
+        show_scores(results)
+        console.show(f"report: {page}")
+        return
+    wanted = module.TASKS if tasks == "all" else tuple(tasks.split(","))
+    for name in wanted:
+        if name not in module.TASKS:
+            raise unknown_name("task of the demo", name, (*module.TASKS, "all"))
     with console.progress("demo") as update:
-        results, page = module.demo(out, spec, lambda step, done, total: update(done, total, step), console.say)
-    show_scores(results)
-    console.show(f"report: {page}")
+        found = module.demo_tasks(out, spec, wanted, lambda step, done, total: update(done, total, step), console.say)
+    for results, _ in found.values():
+        show_scores(results)
+    rows = []
+    for task, ((without, with_time), ahead) in found.items():
+        metric = with_time["metrics"][0]["name"]
+        scores = [f"{next(iter(result['forms'].values()))[metric]['score']:.3f}" for result in (without, with_time)]
+        rows.append((task, metric, f"{with_time['trivial'][metric]:.3f}", *scores, f"{ahead.low:+.3f} .. {ahead.high:+.3f}"))
+    title = "better with time by (95 % interval, paired, videos resampled)"
+    console.show_table(title, ("task", "metric", "trivial", "identity", "temporal module", "better by"), rows)
 
 
 @app.command("list")
