@@ -32,7 +32,8 @@ from pipeline.manifest import Manifest
 from pipeline.spec import shipped_recipes
 from pipeline.run import Run
 
-COMMANDS = ["manifest", "extract", "status", "verify", "train", "evaluate", "report", "demo", "list", "bench extract"]
+COMMANDS = ["manifest", "extract", "derive", "status", "verify", "train", "evaluate", "stream", "import-checkpoint", "report"]
+COMMANDS += ["demo", "list", "bench extract", "bench temporal", "bench codecs"]
 
 
 # Help
@@ -49,10 +50,10 @@ def test_help_says_what_and_shows_an_example(command):
 
 
 def test_help_lists_every_command():
-    listed = re.findall(r"^  ([a-z]+)  ", fine("--help").out.partition("Commands:")[2], re.MULTILINE)
+    listed = re.findall(r"^  ([a-z-]+)  ", fine("--help").out.partition("Commands:")[2], re.MULTILINE)
     assert sorted(listed) == sorted({command.split()[0] for command in COMMANDS})
     listed = re.findall(r"^  ([a-z]+)  ", fine("bench", "--help").out.partition("Commands:")[2], re.MULTILINE)
-    assert listed == ["extract"]
+    assert listed == ["extract", "temporal", "codecs"]
 
 
 @pytest.mark.parametrize("group", ["", "bench"])
