@@ -16,6 +16,7 @@ from av.video.stream import VideoStream
 
 from pipeline import frames
 from pipeline.cache import Cache
+from pipeline.device import chosen
 from pipeline.errors import BadInput, BadVideo
 from pipeline.evaluate import require_same_cache
 from pipeline.manifest import Manifest
@@ -46,15 +47,15 @@ def draw(
     Writes `drawn-<split>/<clip>.mp4` and `drawn-<split>.png` into the run folder; returns the path of the sheet. The videos are
     decoded again. Raises BadInput where they are gone.
     """
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen(device)
     manifest = manifest or cache.manifest
     require_same_cache(run, cache, manifest)
     model, task = load_model(run, cache.shape, checkpoint, device)
     layers = layers_read(run.recipe, cache.shape)
     windows = Windows(cache, manifest, split, run.recipe.windows, task, layers, allow_missing=allow_missing)
-    chosen = np.unique(np.linspace(0, len(windows) - 1, min(count, len(windows))).round().astype(int)).tolist()
+    places = np.unique(np.linspace(0, len(windows) - 1, min(count, len(windows))).round().astype(int)).tolist()
     form, clips = task.forms[0], []
-    for done, place in enumerate(chosen, start=1):
+    for done, place in enumerate(places, start=1):
         batch, clip = windows.read([Sample(place, 0.5)]), windows.clip(place)
         targets = {name: torch.from_numpy(array).to(device) for name, array in batch.targets.items()}
         with torch.inference_mode():
@@ -67,7 +68,7 @@ def draw(
                 file.append(pixels_HWC)
         clips.append(drawn)
         if on_progress:
-            on_progress(done, len(chosen))
+            on_progress(done, len(places))
     sheet = run.path / f"drawn-{split}.png"
     contact_sheet(sheet, clips)
     return sheet

@@ -16,6 +16,7 @@ from safetensors.numpy import save
 
 from pipeline import plugins
 from pipeline.cache import Cache
+from pipeline.device import chosen
 from pipeline.errors import BadInput
 from pipeline.ledger import read_json, to_json
 from pipeline.manifest import Manifest
@@ -87,7 +88,7 @@ def evaluate(
     The `last` checkpoint is scored by default: `best` was chosen on the evaluation split, which flatters it there. The answers
     themselves go to `answers-<split>.safetensors`, unless the task's are too large.
     """
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen(device)
     manifest = manifest or cache.manifest
     recipe = run.recipe
     require_fit(recipe, cache, manifest)

@@ -15,12 +15,15 @@ import numpy as np
 import torch
 
 from pipeline import frames, plugins
+from pipeline.cache import codecs_of, read_learnt
+from pipeline.device import chosen
 from pipeline.encoders import EncoderPlugin
 from pipeline.errors import BadInput
 from pipeline.model import layers_read
 from pipeline.plugins import Settings
 from pipeline.run import Run, load_model
 from pipeline.spec import CacheSpec, fingerprint
+from pipeline.store import layer_name, token_arrays
 from pipeline.targets import MAPPED, Arrays, collate
 from pipeline.tasks import STREAMING, Query
 
@@ -61,7 +64,7 @@ class Stream:
 
         Raises BadInput: an encoder that is not the one the run was trained on, a run without the streaming form.
         """
-        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = chosen(device)
         self.spec = _with_encoder(run, encoder or {})
         choice, size_px = self.spec.encoder, self.spec.frames.size_px
         self.encoder: EncoderPlugin = plugins.load("encoder", choice.name)(choice.settings, size_px, self.device)
@@ -72,8 +75,9 @@ class Stream:
                 f"configuration than in cache {run.header.cache.name}",
                 "name the encoder it was trained on: --set KEY=VALUE, for example --set model=FOLDER",
             )
-        self.codec = self.spec.make_codec()
         self.shape = self.spec.token_shape()
+        names = token_arrays(self.shape.layers, self.shape.special_tokens, self.shape.patch_tokens)
+        self.codecs = codecs_of(self.spec.make_codec, names, read_learnt(run.path, run.header.cache.codec_sha256))
         self.model, self.task = load_model(run, self.shape, device=self.device)
         self.layers = layers_read(run.recipe, self.shape)
         self.task_name = run.recipe.task.name
@@ -114,13 +118,12 @@ class Stream:
         """special (1, S, D) and patches (1, P, D) per layer that the model reads, after a trip through the codec."""
         tokens = self.encoder(square_1CHW)
 
-        def stored(part: torch.Tensor) -> torch.Tensor:
-            arrays = {key: torch.from_numpy(array).to(self.device) for key, array in self.codec.encode(part).items()}
-            decoded: torch.Tensor = self.codec.decode(arrays)
-            return decoded
+        def stored(name: str, part: torch.Tensor) -> torch.Tensor:
+            codec = self.codecs[name]
+            return codec.decode({key: torch.from_numpy(array).to(self.device) for key, array in codec.encode(part).items()})
 
-        special = stored(tokens.special_NSD) if self.shape.special_tokens else tokens.special_NSD
-        return special, [stored(tokens.patches_NPD[layer]) for layer in self.layers]
+        special = stored("special", tokens.special_NSD) if self.shape.special_tokens else tokens.special_NSD
+        return special, [stored(layer_name(layer), tokens.patches_NPD[layer]) for layer in self.layers]
 
     def _query(self, asked: Mapping[str, Any], affine_23: np.ndarray) -> Query:
         """What the readout is told at the first frame: what was asked, as truth that holds for that frame."""

@@ -21,6 +21,7 @@ from torch import nn
 
 from pipeline import plugins
 from pipeline.cache import Cache
+from pipeline.device import chosen
 from pipeline.errors import BadInput, StillframeError
 from pipeline.ledger import to_json
 from pipeline.manifest import Manifest
@@ -64,7 +65,7 @@ def train(
     `manifest` replaces the cache's own: other clips or labels over the same videos. Raises BadInput where recipe, cache,
     manifest and an existing run do not fit together, StillframeError where the loss is no longer finite.
     """
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen(device)
     manifest = manifest or cache.manifest
     require_fit(recipe, cache, manifest)
     cache.require_sound()
@@ -113,7 +114,12 @@ def open_or_create(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest,
     header = RunHeader(
         format_version=RUN_FORMAT,
         recipe=recipe.canonical(),
-        cache=CacheFacts(name=cache.name, fingerprint=cache.fingerprint, codec=cache.spec["codec"]["name"]),
+        cache=CacheFacts(
+            name=cache.name,
+            fingerprint=cache.fingerprint,
+            codec=cache.spec["codec"]["name"],
+            codec_sha256=cache.header.codec_sha256,
+        ),
         manifest=manifest.digest,
         labels=manifest.labels,
         spec=cache.spec,
@@ -136,6 +142,7 @@ def open_or_create(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest,
             raise BadInput(f"run {path} was made from something else; now / then: {'; '.join(changed)}", "use another --out")
         return run
     path.mkdir(parents=True, exist_ok=True)
+    cache.copy_learnt(path)
     write_atomically(path / "run.json", to_json(header))
     return Run(path)
 

@@ -25,6 +25,7 @@ TREES = {file: ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
 ORDER = [
     "errors",
     "records",
+    "device",
     "plugins",
     "spec",
     "probe",
@@ -38,7 +39,9 @@ ORDER = [
     "ledger",
     "cache",
     "encode",
+    "fit",
     "extract",
+    "derive",
     "windows",
     "temporal",
     "tasks",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from pipeline import extract, manifest, plugins
+from pipeline.device import chosen
 from pipeline.spec import CacheSpec
 
 # The demo's encoder, scaled up until it and not the decoder sets the pace.
@@ -36,7 +37,7 @@ SPEC = {
 
 def extract_speed(frames: int, repeats: int, decoders: int, device: torch.device | None) -> dict[str, Any]:
     """Frames per second of extraction (decode, resize, encode, write, commit), of the encoder alone, and their paired ratio."""
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen(device)
     spec = plugins.check(CacheSpec, SPEC, "bench")
     encoder = plugins.load("encoder", spec.encoder.name)(spec.encoder.settings, spec.frames.size_px, device)
     shape = spec.token_shape()

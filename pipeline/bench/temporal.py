@@ -23,6 +23,7 @@ from pipeline import plugins
 from pipeline.bench import _references
 from pipeline.bench._memory import live_bytes
 from pipeline.bench._timing import PASSES, Tell, Workload, in_turn, summary, synchronize
+from pipeline.device import chosen
 from pipeline.temporal import TemporalModule
 
 ENDS = 100
@@ -60,7 +61,7 @@ def measure(
     names: Sequence[str], references: bool, size: Size, streams: Streams, repeats: int, device: torch.device | None, tell: Tell
 ) -> dict[str, Any]:
     """Figures of the modules `names` and, where `references`, of Mamba against published implementations; raw times too."""
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen(device)
     result = {"size": asdict(size), "streams": asdict(streams), "repeats": repeats, "surroundings": surroundings(device)}
     gc.collect()
     gc.freeze()  # what is here already need not be looked through before every measurement
