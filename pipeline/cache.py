@@ -3,6 +3,7 @@
 ```
 <name>-<12 hex>/
   cache.json            format version, spec, encoder identity, and the plan: store -> video -> expected frames
+  codec.safetensors     what a fitted codec has learnt; absent for others
   manifest/             a copy of the manifest it was extracted from, so that a cache can be moved and trained on alone
   stores/00017.zarr/    see `store.py`
   receipts/00017.json   written last: checksums, rows of every video, failures with reason, timings
@@ -11,17 +12,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import numpy as safetensors
 
 from pipeline import plugins
-from pipeline.codecs import CodecPlugin
+from pipeline.codecs import CodecPlugin, FittedCodec
 from pipeline.errors import BadInput
 from pipeline.ledger import Failure, Header, Receipt, read_json, to_json
 from pipeline.manifest import Manifest
@@ -29,6 +33,7 @@ from pipeline.records import Clip, TokenShape
 from pipeline.spec import FORMAT_VERSION, differences
 from pipeline.store import StoreReader, check_files, stored_name, token_arrays, write_atomically
 
+CODEC_FILE = "codec.safetensors"
 SMALL_BYTES = 4_000_000
 """Files up to this size are compared with their checksums whenever a cache is used."""
 
@@ -53,14 +58,20 @@ class Cache:
         self.header = read_json(Header, file, "extract again into another folder; its stores are not touched", FORMAT_VERSION)
 
     @classmethod
-    def create(cls, path: Path, header: Header, manifest: Manifest) -> Cache:
-        """Lays out an empty cache; cache.json comes last, so that a cache that opens is whole."""
+    def create(cls, path: Path, header: Header, manifest: Manifest, learnt: bytes | None = None) -> Cache:
+        """Lays out an empty cache; cache.json comes last, so that a cache that opens is whole.
+
+        `learnt`: of a fitted codec, see `pack_learnt`.
+        """
         for folder in ("stores", "receipts", "manifest"):
             (path / folder).mkdir(parents=True, exist_ok=True)
         for name in Manifest.FILES:
             (path / "manifest" / name).unlink(missing_ok=True)
             if (manifest.folder / name).is_file():
                 shutil.copyfile(manifest.folder / name, path / "manifest" / name)
+        if learnt is not None:
+            write_atomically(path / CODEC_FILE, learnt)
+            header = header.model_copy(update={"codec_sha256": hashlib.sha256(learnt).hexdigest()})
         write_atomically(path / "cache.json", to_json(header))
         return cls(path)
 
@@ -91,18 +102,33 @@ class Cache:
 
     @cached_property
     def codec(self) -> CodecPlugin:
+        """Knows the layout of every array; what it encodes and decodes with is in `codecs`."""
+        return self._make_codec()
+
+    @cached_property
+    def codecs(self) -> dict[str, CodecPlugin]:
+        """Name of a token array (`special`, `layer_11`) -> the codec of its values."""
+        return codecs_of(self._make_codec, self.tokens, read_learnt(self.path, self.header.codec_sha256))
+
+    def _make_codec(self) -> CodecPlugin:
         table = dict(self.spec["codec"])
         name = table.pop("name")
         codec: CodecPlugin = plugins.load("codec", name)(plugins.settings("codec", name, table, f"{self.path}/cache.json"))
         return codec
 
     @cached_property
+    def tokens(self) -> dict[str, int]:
+        """Name of every token array -> tokens per frame."""
+        return token_arrays(self.shape.layers, self.shape.special_tokens, self.shape.patch_tokens)
+
+    @cached_property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         """Stored name of every token array -> (shape of one frame, dtype)."""
         layout = self.codec.layout(self.shape.width)
-        tokens = token_arrays(self.shape.layers, self.shape.special_tokens, self.shape.patch_tokens)
         return {
-            stored_name(name, key): ((n, *tail), dtype) for name, n in tokens.items() for key, (tail, dtype) in layout.items()
+            stored_name(name, key): ((n, *tail), dtype)
+            for name, n in self.tokens.items()
+            for key, (tail, dtype) in layout.items()
         }
 
     @property
@@ -113,6 +139,12 @@ class Cache:
     def manifest(self) -> Manifest:
         """The copy that lies in the cache; its root is where the videos were at extraction, and may be gone."""
         return replace(Manifest.load(self.path / "manifest"), root=Path(self.header.root))
+
+    def copy_learnt(self, folder: Path) -> None:
+        """Puts what a fitted codec has learnt into a run's folder, whose streams go through the same codec."""
+        learnt = read_learnt(self.path, self.header.codec_sha256)
+        if learnt is not None:
+            write_atomically(folder / CODEC_FILE, learnt)
 
     # What is there
 
@@ -238,6 +270,47 @@ class Cache:
         }
 
 
+def pack_learnt(learnt: Mapping[str, Mapping[str, np.ndarray]]) -> bytes:
+    """Token array -> what its codec has learnt, as a safetensors file with the names `layer_11.basis`."""
+    data: bytes = safetensors.save({f"{name}.{key}": array for name, arrays in learnt.items() for key, array in arrays.items()})
+    return data
+
+
+def read_learnt(folder: Path, sha256: str | None) -> bytes | None:
+    """What the codec of a cache or run has learnt, compared with its checksum; None where there is none. Raises BadInput."""
+    if sha256 is None:
+        return None
+    file = folder / CODEC_FILE
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{file} cannot be read: {error.strerror}", "its tokens cannot be decoded without it") from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise BadInput(f"{file} is damaged: it differs from its checksum", "its tokens cannot be decoded without it")
+    return data
+
+
+def codecs_of(make: Callable[[], CodecPlugin], names: Iterable[str], learnt: bytes | None) -> dict[str, CodecPlugin]:
+    """Token array -> its codec: one and the same for all, or a fitted one for each, made ready with what was `learnt`."""
+    codec = make()
+    if not isinstance(codec, FittedCodec):
+        return dict.fromkeys(names, codec)
+    if learnt is None:
+        raise BadInput(
+            f"codec '{type(codec).__module__.rpartition('.')[2]}' is fitted to the frames of a cache, and there is none here",
+            "give a cache instead of a spec",
+        )
+    arrays = safetensors.load(learnt)
+    codecs: dict[str, CodecPlugin] = {}
+    for name in names:
+        codec = make()
+        assert isinstance(codec, FittedCodec)
+        prefix = f"{name}."
+        codec.load({key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)})
+        codecs[name] = codec
+    return codecs
+
+
 def require_same(cache: Cache, manifest: Manifest) -> None:
     """Refuses to go on with a cache that was extracted from another manifest; says what differs."""
     if cache.header.manifest != manifest.digest:
@@ -254,7 +327,7 @@ def siblings(cache: Cache) -> dict[Path, list[str]]:
     """Caches of the same name beside this one -> in what they differ, as `field: this / that`."""
 
     def meaning(header: Header) -> dict[str, Any]:
-        return header.model_dump(mode="json", include={"spec", "encoder", "decoder"})
+        return header.model_dump(mode="json", include={"spec", "encoder", "decoder", "derived_from"})
 
     found = {}
     for file in sorted(cache.path.parent.glob(f"{cache.spec['name']}-*/cache.json")):

@@ -270,7 +270,7 @@ class Pipeline:
         arrays: dict[str, np.ndarray] = {}
         for name, value in named.items():
             try:
-                arrays |= {stored_name(name, key): array for key, array in self.cache.codec.encode(value).items()}
+                arrays |= {stored_name(name, key): array for key, array in self.cache.codecs[name].encode(value).items()}
             except StillframeError as error:
                 videos = list(self.cache.plan[store])
                 where = f"array '{name}' of store {store} (videos {videos[0]} to {videos[-1]})"

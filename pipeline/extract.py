@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,12 @@ import torch
 
 from pipeline import plugins, probe, spec
 from pipeline.cache import Cache, require_same
+from pipeline.codecs import FittedCodec
+from pipeline.device import chosen
 from pipeline.encode import OnProgress, Pipeline, Progress
 from pipeline.encoders import EncoderPlugin
 from pipeline.errors import BadInput, BadVideo, StillframeError
+from pipeline.fit import learn, sample_tokens
 from pipeline.ledger import Header, TokenFacts
 from pipeline.manifest import Manifest
 from pipeline.records import TokenShape
@@ -36,27 +39,22 @@ def extract(
     redoes the stores that hold one.
     Raises BadInput where the cache there was made from something else, StillframeError where it cannot be written.
     """
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen(device)
     encoder = plugins.load("encoder", cache_spec.encoder.name)(cache_spec.encoder.settings, cache_spec.frames.size_px, device)
     shape = cache_spec.token_shape()
-    path = out / f"{cache_spec.name}-{spec.fingerprint(cache_spec, encoder.identity, probe.decoder_identity())}"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with only_one(path):
-            cache = open_or_create(path, cache_spec, encoder, shape, manifest)
-            redo = [store for store, receipt in cache.receipts.items() if receipt.failures] if retry_failed else []
-            if redo or cache.missing_stores():
-                require_videos(manifest)
-            for store in redo:
-                cache.forget(store)
-            missing = cache.missing_stores()
-            progress = Progress(sum(sum(cache.plan[store].values()) for store in missing))
-            Pipeline(cache, cache_spec, encoder, device, manifest, decoders, progress, on_progress).run(missing)
-    except OSError as error:
-        raise StillframeError(
-            f"cannot write {error.filename or path}: {error.strerror}",
-            "finished stores are kept: free space or fix access, then rerun",
-        ) from error
+    fitted_to = manifest.digest if isinstance(cache_spec.make_codec(), FittedCodec) else None
+    digits = spec.fingerprint(cache_spec, encoder.identity, probe.decoder_identity(), fitted_to)
+    path = out / f"{cache_spec.name}-{digits}"
+    with only_one(path):
+        cache = open_or_create(path, cache_spec, encoder, shape, manifest, device)
+        redo = [store for store, receipt in cache.receipts.items() if receipt.failures] if retry_failed else []
+        if redo or cache.missing_stores():
+            require_videos(manifest)
+        for store in redo:
+            cache.forget(store)
+        missing = cache.missing_stores()
+        progress = Progress(sum(sum(cache.plan[store].values()) for store in missing))
+        Pipeline(cache, cache_spec, encoder, device, manifest, decoders, progress, on_progress).run(missing)
     return Cache(path)
 
 
@@ -76,12 +74,27 @@ def preview(cache_spec: CacheSpec, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def open_or_create(path: Path, cache_spec: CacheSpec, encoder: EncoderPlugin, shape: TokenShape, manifest: Manifest) -> Cache:
-    """The cache at `path`, checked against spec and manifest; planned and created if it is not there yet."""
+def open_or_create(
+    path: Path,
+    cache_spec: CacheSpec,
+    encoder: EncoderPlugin,
+    shape: TokenShape,
+    manifest: Manifest,
+    device: torch.device | None = None,
+) -> Cache:
+    """The cache at `path`, checked against spec and manifest; planned, fitted and created if it is not there yet.
+
+    `device`: the encoder's, by default the CPU.
+    """
     if (path / "cache.json").is_file():
         cache = Cache(path)
         require_same(cache, manifest)
         return cache
+    plan, codec = make_plan(cache_spec, shape, manifest), cache_spec.make_codec()
+    learnt = None
+    if isinstance(codec, FittedCodec):
+        device = device or torch.device("cpu")
+        learnt = learn(codec, sample_tokens(cache_spec, encoder, device, manifest, plan, codec.sample_frames))
     header = Header(
         format_version=FORMAT_VERSION,
         fingerprint=path.name.rpartition("-")[2],
@@ -91,9 +104,9 @@ def open_or_create(path: Path, cache_spec: CacheSpec, encoder: EncoderPlugin, sh
         tokens=TokenFacts(width=shape.width, grid_hw=shape.grid_hw, special_tokens=shape.special_tokens, layers=shape.layers),
         manifest=manifest.digest,
         root=str(manifest.root),
-        plan=make_plan(cache_spec, shape, manifest),
+        plan=plan,
     )
-    return Cache.create(path, header, manifest)
+    return Cache.create(path, header, manifest, learnt)
 
 
 def require_videos(manifest: Manifest) -> None:
@@ -108,29 +121,45 @@ def require_videos(manifest: Manifest) -> None:
 def make_plan(cache_spec: CacheSpec, shape: TokenShape, manifest: Manifest) -> dict[int, dict[str, int]]:
     """store -> video_id -> expected frames. Videos in manifest order fill a store up to its size; none is split."""
     require_videos(manifest)
-    limit = cache_spec.frames_per_store(shape)
-    stores: list[dict[str, int]] = []
-    held = 0
+    expected = {}
     for video in manifest.videos:
         try:
             facts = probe.probe(manifest.root / video.source, video.image_fps)
-            expected = probe.expected_frames(facts, cache_spec.frames.rate)
+            expected[video.video_id] = probe.expected_frames(facts, cache_spec.frames.rate)
         except BadVideo:
-            expected = 1  # extraction will say what is wrong with it
-        if not stores or held + expected > limit:
+            expected[video.video_id] = 1  # extraction will say what is wrong with it
+    return fill_stores(expected, cache_spec.frames_per_store(shape))
+
+
+def fill_stores(expected: Mapping[str, int], limit: int) -> dict[int, dict[str, int]]:
+    """video_id -> expected frames, to the plan of stores of up to `limit` frames."""
+    stores: list[dict[str, int]] = []
+    held = 0
+    for video_id, frames in expected.items():
+        if not stores or held + frames > limit:
             stores.append({})
             held = 0
-        stores[-1][video.video_id] = expected
-        held += expected
+        stores[-1][video_id] = frames
+        held += frames
     return dict(enumerate(stores))
 
 
 @contextmanager
 def only_one(path: Path) -> Iterator[None]:
-    """Refuses a second extraction into the same cache. The kernel drops the lock when its holder dies, however it dies."""
-    with (path / "extract.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BadInput(f"another extraction is writing {path}", "wait for it, or stop it and rerun") from error
-        yield
+    """Makes the folder and refuses a second extraction into it; what cannot be written ends as a StillframeError.
+
+    The kernel drops the lock when its holder dies, however it dies.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with (path / "extract.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BadInput(f"another extraction is writing {path}", "wait for it, or stop it and rerun") from error
+            yield
+    except OSError as error:
+        raise StillframeError(
+            f"cannot write {error.filename or path}: {error.strerror}",
+            "finished stores are kept: free space or fix access, then rerun",
+        ) from error

@@ -42,6 +42,10 @@ class Header(Settings):
     """Where the videos were when extraction began; they may be gone."""
     plan: dict[int, dict[str, int]]
     """store -> video_id -> frames expected from the header of its file."""
+    derived_from: str | None = None
+    """Fingerprint of the cache that the tokens come from; None: they come from the videos."""
+    codec_sha256: str | None = None
+    """Of codec.safetensors, what a fitted codec has learnt; None: nothing is fitted."""
 
     @field_validator("spec")
     @classmethod

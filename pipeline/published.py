@@ -62,6 +62,8 @@ def import_checkpoint(
     fitted = _fit(file, weights, model, task, [list(labels or ()).index(name) for name in names])
     header = _header(recipe, source, model, names)
     out.mkdir(parents=True, exist_ok=True)
+    if isinstance(source, Cache):
+        source.copy_learnt(out)
     write_atomically(out / "run.json", to_json(header))
     run = Run(out)
     loss_weights = {f"task.{name}": tensor for name, tensor in task.state_dict().items()}
@@ -138,7 +140,8 @@ def _fit(
 def _header(recipe: Recipe, source: Cache | CacheSpec, model: VideoModel, labels: tuple[str, ...]) -> RunHeader:
     if isinstance(source, Cache):
         spec, encoder, place = source.spec, source.header.encoder, str(source.path.absolute())
-        facts = CacheFacts(name=source.name, fingerprint=source.fingerprint, codec=spec["codec"]["name"])
+        learnt = source.header.codec_sha256
+        facts = CacheFacts(name=source.name, fingerprint=source.fingerprint, codec=spec["codec"]["name"], codec_sha256=learnt)
     else:
         plugin = plugins.load("encoder", source.encoder.name)
         encoder = plugin(source.encoder.settings, source.frames.size_px, torch.device("cpu")).identity

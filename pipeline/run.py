@@ -37,6 +37,8 @@ class CacheFacts(Settings):
     name: str
     fingerprint: str
     codec: str
+    codec_sha256: str | None = None
+    """Of codec.safetensors, what a fitted codec has learnt; the run has a copy."""
 
 
 class RunHeader(Settings):

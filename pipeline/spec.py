@@ -137,15 +137,21 @@ class CacheSpec(Settings):
         return max(1, int(self.store.store_mb * 1e6 / self.bytes_per_frame(shape)))
 
 
-def fingerprint(spec: CacheSpec, identity: dict[str, Any], decoder: str) -> str:
+def fingerprint(
+    spec: CacheSpec, identity: dict[str, Any], decoder: str, fitted_to: str | None = None, derived_from: str | None = None
+) -> str:
     """12 hex digits over meaning: encoder weights and configuration, every other field of the spec, decoder, format version.
 
-    Where the encoder came from (a path or a hub id) is left out, as `identity` says what it is: moving things changes nothing.
+    `fitted_to`: digest of the manifest that the codec is fitted to, if it is. `derived_from`: fingerprint of the cache that the
+    tokens come from, if not from videos. Where the encoder came from (a path or a hub id) is left out, as `identity` says what
+    it is: moving things changes nothing.
     """
     meaning = spec.canonical()
     del meaning["name"]
     meaning["encoder"] = {"name": spec.encoder.name, "layers": list(spec.encoder.settings.layers), "identity": identity}
     meaning |= {"decoder": decoder, "format_version": FORMAT_VERSION}
+    given = {"fitted_to": fitted_to, "derived_from": derived_from}
+    meaning |= {name: value for name, value in given.items() if value is not None}
     text = json.dumps(meaning, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -360,5 +360,7 @@ def _sync(file: BinaryIO) -> None:
 
 
 def _fill_value(dtype: np.dtype[Any]) -> float | int:
-    """NaN where there is one, so that what was never written cannot pass for a feature."""
-    return float("nan") if dtype.kind == "f" else 0
+    """NaN where there is one, so that what was never written cannot pass for a feature; all bits set is NaN as bfloat16."""
+    if dtype.kind == "f":
+        return float("nan")
+    return int(np.iinfo(dtype).max) if dtype.kind == "u" else 0

@@ -207,7 +207,7 @@ class Windows:
         moved = {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in batch.arrays.items()}
 
         def decode(name: str) -> torch.Tensor:
-            return self.cache.codec.decode({key: moved[stored_name(name, key)] for key in self.keys})
+            return self.cache.codecs[name].decode({key: moved[stored_name(name, key)] for key in self.keys})
 
         patches = [decode(layer_name(layer)) for layer in self.layers]
         if self.cache.shape.special_tokens:

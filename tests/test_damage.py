@@ -14,6 +14,8 @@ from commands import assert_refused, call, digest, fine
 from safetensors.torch import save_file
 
 from pipeline.cache import Cache
+from pipeline.run import RUN_FORMAT
+from pipeline.spec import FORMAT_VERSION
 
 SHARD = "layer_5/c/0/0/0"
 
@@ -177,7 +179,8 @@ def test_a_receipt_of_another_store(cache):
 def test_a_format_from_the_future(cache, run, command):
     folder, file = {"status": (cache, cache / "cache.json"), "evaluate": (run, run / "run.json")}[command]
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format_version": 9, "new": 1}))
-    message = f"{file} has format 9, this version of stillframe reads format 1; next: upgrade stillframe"
+    read = RUN_FORMAT if file.name == "run.json" else FORMAT_VERSION
+    message = f"{file} has format 9, this version of stillframe reads format {read}; next: upgrade stillframe"
     assert_refused(call(command, folder), message)
 
 

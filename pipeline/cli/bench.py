@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli._common import AsJson, Device, app, torch_device
+from pipeline.cli._common import AsJson, Device, Sets, app, torch_device
 
 bench_app = typer.Typer(
     help="Measure this machine: medians, and ratios against a reference in the same run.", no_args_is_help=True
@@ -35,3 +38,209 @@ def bench_extract(
     else:
         console.show_table(result["title"], ("", "frames/s, median", "min", "max"), result["rows"])
         console.show(f"extraction reaches {result['ratio']:.3f} of the bare encoder (median of {repeats} paired ratios)")
+
+
+@bench_app.command("temporal")
+def bench_temporal(
+    module: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this module; may be given many times.")] = None,
+    mamba: Annotated[bool, typer.Option("--mamba", help="Only one Mamba layer against published implementations.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Windows at a time, B; 8 is the reference size.")] = 2,
+    frames: Annotated[int, typer.Option(min=1, help="Frames of a window, T.")] = 16,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of a frame, N.")] = 201,
+    width: Annotated[int, typer.Option(min=1, help="Width of a token, D.")] = 384,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of modules that have such a setting.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Repeats; medians are shown.")] = 3,
+    stream_frames: Annotated[int, typer.Option(min=300, help="Frames of the long stream.")] = 2000,
+    stream_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a frame of the long stream.")] = 16,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Temporal modules: time, FLOPs, memory, state and streaming; and Mamba against published implementations.
+
+    Forward is eval mode without gradients, forward+backward (fwd+bwd) is training mode; weights are float32.
+    --mamba --batch 8 runs nothing but the comparison of Mamba, at its reference size.
+
+    Example: stillframe bench temporal --module gru --module mamba
+    """
+    from pipeline import console, plugins
+    from pipeline.bench import temporal
+
+    names = list(dict.fromkeys(module or ([] if mamba else plugins.names("temporal"))))
+    size = temporal.Size(batch, frames, tokens, width, layers)
+    streams = temporal.Streams(stream_frames, stream_tokens)
+    with console.progress("bench temporal") as update:
+        result = temporal.measure(names, mamba or not module, size, streams, repeats, torch_device(device), update)
+    if as_json:
+        console.show_json(result)
+        return
+    console.show(_circumstances(result))
+    if "modules" in result:
+        _show_modules(result)
+    if "mamba" in result:
+        _show_mamba(result["mamba"])
+    if "gated_mamba_mix" in result:
+        _show_kernels(result["gated_mamba_mix"])
+
+
+def _circumstances(result: dict[str, Any]) -> str:
+    size, around = result["size"], result["surroundings"]
+    return (
+        f"B={size['batch']} T={size['frames']} N={size['tokens']} D={size['width']}, layers {size['layers']}, "
+        f"{result['repeats']} repeats\n"
+        f"{around['device']}, {around['threads']} threads, torch {around['torch']}, allocator: {around['allocator']}"
+    )
+
+
+PASS_NAMES = {"forward": "forward", "forward_backward": "fwd+bwd"}
+
+
+def _show_modules(result: dict[str, Any]) -> None:
+    from pipeline import console
+
+    modules, streams = result["modules"], result["streams"]
+    rows = [
+        (name, *(cell for each in PASS_NAMES for cell in (*_times(facts[each]), f"{facts[each]['flop_per_s'] / 1e9:9.1f}")))
+        for name, facts in modules.items()
+    ]
+    columns = ("module", *(column for name in PASS_NAMES.values() for column in (*_time_columns(name), "  GFLOP/s")))
+    console.show_table("time: medians; GFLOP/s by formula, a backward pass counted as two forward", columns, rows)
+    rows = [
+        (
+            name,
+            f"{facts['parameters']:10,}",
+            f"{facts['flops'] / 1e9:9.3f}",
+            f"{facts['flops_measured'] / 1e9:9.3f}",
+            _bytes(facts["state_bytes"]),
+            *(_bytes(facts[each]["peak_bytes"]) for each in PASS_NAMES),
+        )
+        for name, facts in modules.items()
+    ]
+    columns = ("module", "parameters", "  formula", " measured", "       state", "peak forward", "peak fwd+bwd")
+    console.show_table("size: GFLOP of a window, by formula and measured (products only); peak memory is extra", columns, rows)
+    rows = []
+    for name, facts in modules.items():
+        stream = facts["stream"]
+        ends = (f"{statistics.median(stream[key]) * 1e3:8.3f}" for key in ("first_s", "last_s"))
+        speed, growth = f"{stream['frames_per_s']:9.1f}", f"{stream['last_over_first']:10.3f}"
+        rows.append((name, speed, *ends, growth, f"{stream['grown_bytes']:11}"))
+    columns = ("module", " frames/s", "first ms", " last ms", "last/first", "bytes grown")
+    title = f"stream, N={result['size']['tokens']}; ends of {streams['frames']} frames, N={streams['tokens']}, in turn"
+    console.show_table(title, columns, rows)
+
+
+def _show_mamba(result: dict[str, Any]) -> None:
+    from pipeline import console
+
+    _show_comparison("one Mamba layer, float32", result, ("stillframe", "transformers"))
+    console.show(
+        f"largest difference: outputs {result['output_difference']:.1e}, gradients {result['gradient_difference']:.1e} "
+        "of the largest number in each"
+    )
+
+
+def _show_kernels(result: dict[str, Any]) -> None:
+    from pipeline import console
+
+    names = [name for name in ("stillframe", "mamba_ssm") if name in result]
+    _show_comparison("gated_mamba_mix, bfloat16 autocast", result, names)
+    if "missing" in result:
+        console.show(f"mamba_ssm cannot be used: {result['missing']}")
+    else:
+        console.show(f"largest difference: outputs {result['output_difference']:.1e}")
+    for name in names:
+        reached = ", ".join(
+            f"{shown} {result[name][each]['flop_per_s'] / 1e12:.1f} TFLOP/s ({result[name][each]['share_of_matrix_peak']:.3f})"
+            for each, shown in PASS_NAMES.items()
+        )
+        console.show(f"{name}: {reached} of a matrix peak of {result['matrix_peak_flop_per_s'] / 1e12:.1f} TFLOP/s, measured")
+
+
+def _show_comparison(title: str, result: dict[str, Any], names: Sequence[str]) -> None:
+    """One row for each implementation, and what the last costs over the first."""
+    from pipeline import console
+
+    columns = ("", *(column for name in PASS_NAMES.values() for column in (*_time_columns(name), "        peak")))
+    rows = [
+        (name, *(cell for facts in map(result[name].get, PASS_NAMES) for cell in (*_times(facts), _bytes(facts["peak_bytes"]))))
+        for name in names
+    ]
+    console.show_table(title, columns, rows)
+    for each, ratio in result.get("ratios", {}).items():
+        peak = "not measured" if ratio["peak"] is None else f"{ratio['peak']:.2f}"
+        console.show(f"{names[-1]} / {names[0]}, {PASS_NAMES[each]}: time {ratio['time']:.2f}, peak extra memory {peak}")
+
+
+def _time_columns(name: str) -> tuple[str, ...]:
+    return f"{name + ' ms':>10}", "      min", "      max"
+
+
+def _times(figures: dict[str, Any]) -> tuple[str, ...]:
+    median, low, high = (figures[key] * 1e3 for key in ("median_s", "min_s", "max_s"))
+    return f"{median:10.2f}", f"{low:9.2f}", f"{high:9.2f}"
+
+
+def _bytes(count: int | None) -> str:
+    from pipeline import console
+
+    return "not measured" if count is None else f"{console.bytes_text(count):>12}"
+
+
+@bench_app.command("codecs")
+def bench_codecs(
+    spec: Annotated[Path, typer.Option(help="Whose encoder makes the tokens.")] = Path("cache_specs/demo.toml"),
+    frames: Annotated[int, typer.Option(min=1, help="Frames whose tokens are compared; as many are fitted to.")] = 128,
+    repeats: Annotated[int, typer.Option(min=1, help="Repeats; medians are shown.")] = 5,
+    scores: Annotated[bool, typer.Option("--scores", help="Also train the demo's GRU through each codec (minutes).")] = False,
+    device: Device = None,
+    sets: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """Codecs on the built-in world: bytes, closeness to the encoder's tokens, speed, and with --scores what a run scores.
+
+    --set CODEC.KEY=VALUE gives a codec other settings than its defaults.
+
+    Example: stillframe bench codecs --set pca.components=16
+    """
+    from pipeline import console
+    from pipeline.bench import codecs
+    from pipeline.spec import load_spec, override
+
+    loaded, where = load_spec(spec), torch_device(device)
+    chosen = codecs.choices(override({}, sets or []))
+    with console.progress("bench codecs") as update:
+        result = codecs.codec_table(loaded, chosen, frames, repeats, where, update)
+        if scores:
+            result["scores"] = codecs.codec_scores(loaded, chosen, where, update)
+    if as_json:
+        console.show_json(result)
+        return
+    _show_codecs(result)
+    if "scores" in result:
+        rows = [
+            (codec, form, f"{facts['score']:.3f}", f"{facts['low']:.3f} .. {facts['high']:.3f}")
+            for codec, forms in result["scores"].items()
+            for form, facts in forms.items()
+        ]
+        console.show_table(f"{codecs.RECIPE} trained through each codec", ("codec", "form", "score", "95 % interval"), rows)
+
+
+def _show_codecs(result: dict[str, Any]) -> None:
+    from pipeline import console
+
+    rows = [
+        (
+            name,
+            f"{facts['bytes_per_frame']:11,}",
+            f"{facts['bytes_ratio']:7.3f}",
+            *(f"{facts[key]:.6f}" for key in ("cosine_mean", "cosine_p1")),
+            f"{facts['relative_error']:.5f}",
+            *(f"{facts[way][key]:7.2f}" for way in ("encode", "decode") for key in ("gb_per_s", "speed_ratio")),
+        )
+        for name, facts in result["codecs"].items()
+    ]
+    title = (
+        f"{result['frames']} frames, {result['tokens_per_frame']} tokens of {result['width']}, {result['device']}, "
+        f"{result['threads']} threads; GB/s of float32, x: ratios to {result['reference']}"
+    )
+    columns = ("codec", "bytes/frame", "      x", "cosine", "1st perc.", "error", "enc GB/s", "      x", "dec GB/s", "      x")
+    console.show_table(title, columns, rows)

@@ -1,4 +1,4 @@
-"""Stage one on the command line: manifest, extract, status, verify."""
+"""Stage one on the command line: manifest, extract, derive, status, verify."""
 
 from __future__ import annotations
 
@@ -94,6 +94,30 @@ def extract(
 
 
 @app.command()
+def derive(
+    source: Annotated[Path, typer.Argument(metavar="CACHE", help="A finished cache.")],
+    out: Annotated[Path, typer.Option(help="Folder that holds caches; this one gets a name of its own in it.")] = Path(
+        "caches"
+    ),
+    sets: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """A cache from a cache, without videos or encoder: another codec, fewer layers or frames, another store layout.
+
+    Example: stillframe derive caches/demo-0123456789ab --set codec.name=int8
+    """
+    from pipeline import console
+    from pipeline import derive as module
+    from pipeline.cache import Cache
+
+    with console.progress(f"derive from {source.name}") as update:
+        cache = module.derive(Cache(source), sets or [], out, lambda done, total: update(done, total, "frames"))
+    _show_status(cache, as_json)
+    if cache.failures:
+        raise typer.Exit(FINISHED_WITH_FAILURES)
+
+
+@app.command()
 def status(cache: Annotated[Path, typer.Argument(help="A cache folder.")], as_json: AsJson = False) -> None:
     """What a cache holds: coverage per split, failures with their reasons, bytes, speed.
 
@@ -114,6 +138,7 @@ def verify(cache: Annotated[Path, typer.Argument(help="A cache folder.")], as_js
     from pipeline.cache import Cache
 
     opened = Cache(cache)
+    opened.codecs  # noqa: B018  what a fitted codec has learnt is compared with its checksum when it is read
     problems: dict[int, dict[str, str]] = {}
     missing = opened.missing_stores()
     finished = [store for store in opened.plan if store not in missing]

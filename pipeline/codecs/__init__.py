@@ -2,11 +2,15 @@
 
 `encode` gives named arrays: the key "" is the array itself and a key such as "scale" is a sibling (`layer_11_scale` on disk).
 All have the leading axes (F, tokens). Same input, same bytes. Decoding runs on the training device, after the transfer.
+
+A `FittedCodec` learns from a sample of the tokens first: once for a cache, and separately for each of its token arrays. What it
+learnt is kept in the cache, and each array has a codec of its own, made from that.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,7 +29,7 @@ class CodecPlugin(ABC):
 
     @abstractmethod
     def layout(self, width: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-        """Array key -> (shape of one token's entry, dtype), for tokens of `width`."""
+        """Array key -> (shape of one token's entry, dtype), for tokens of `width`. BadInput for one it cannot lay out."""
 
     @abstractmethod
     def encode(self, tokens_FND: torch.Tensor) -> dict[str, np.ndarray]:
@@ -41,3 +45,20 @@ class CodecPlugin(ABC):
 
     def bytes_per_token(self, width: int) -> int:
         return sum(int(np.prod(shape, initial=1)) * dtype.itemsize for shape, dtype in self.layout(width).values())
+
+
+class FittedCodec(CodecPlugin):
+    """A codec that can `encode`, `decode` and bound its error only after `load`."""
+
+    @property
+    @abstractmethod
+    def sample_frames(self) -> int:
+        """Frames that `fit` wants to see."""
+
+    @abstractmethod
+    def fit(self, tokens_MD: torch.Tensor) -> dict[str, np.ndarray]:
+        """What is learnt from M tokens of one array. Same input, same bytes."""
+
+    @abstractmethod
+    def load(self, learnt: Mapping[str, np.ndarray]) -> None:
+        """Takes what `fit` gave."""

@@ -1,0 +1,45 @@
+"""Shared by codecs: refusing what a format cannot hold, and rounding tokens to integers under one scale each."""
+
+from __future__ import annotations
+
+import torch
+
+from pipeline import plugins
+from pipeline.errors import StillframeError
+
+TINY = 2.0**-126
+"""Smallest scale: a token of zeros has one, too, and no scale is below float32's normal range."""
+LEVELS = 127
+
+
+def refuse_beyond(name: str, tokens_FND: torch.Tensor, limit: float, ends_at: float) -> None:
+    """Raises for NaN, infinity and magnitudes from `limit` on. One pass and no copy: the extremes tell all."""
+    if not tokens_FND.numel():
+        return
+    low, high = (value.item() for value in torch.aminmax(tokens_FND.detach()))
+    if low > -limit and high < limit:  # false for NaN, which aminmax passes on
+        return
+    largest = high if high > -low else low
+    found = "NaN" if low != low else f"{largest:g}"
+    others = ", ".join(f"'{other}'" for other in plugins.names("codec") if other != name)
+    raise StillframeError(
+        f"codec '{name}' cannot hold these tokens: the largest value is {found}, the format ends at {ends_at:g}",
+        "set the encoder's precision to 'bfloat16' or 'float32' if it computes in float16"
+        + (f"; for values that are truly this large there are the codecs {others}" if others else ""),
+    )
+
+
+def to_int8(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """float32 (..., D) -> int8 (..., D) and the float32 scale (...) that brings each row's largest magnitude to 127."""
+    scale = (values.abs().amax(-1) / LEVELS).clamp_(min=TINY)
+    return (values / scale.unsqueeze(-1)).round_().clamp_(-LEVELS, LEVELS).to(torch.int8), scale
+
+
+def from_int8(levels: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return levels.float() * scale.unsqueeze(-1)
+
+
+def int8_error(values: torch.Tensor) -> torch.Tensor:
+    """Bound on |from_int8(to_int8(x)) - x|: half a scale, and the roundings of dividing by it and multiplying again."""
+    _, scale = to_int8(values.float())
+    return (0.5 * scale).unsqueeze(-1) + values.abs().float() * 2.0**-21

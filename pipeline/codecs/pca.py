@@ -1,0 +1,98 @@
+"""Tokens as their first principal components: a basis is fitted once, to a sample of the cache's own frames.
+
+Each token array (special tokens, every layer) has its own mean and basis, which the cache keeps. What lies outside the kept
+components is lost, so this codec, unlike the others, has no small error bound: look at `stillframe bench codecs` first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from pipeline import plugins
+from pipeline.codecs import FittedCodec
+from pipeline.codecs._rounding import from_int8, int8_error, refuse_beyond, to_int8
+
+LIMITS = {"float16": (65520.0, 65504.0), "int8": (float("inf"), torch.finfo(torch.float32).max)}
+"""Coefficients: from where on they cannot be held, and where the format ends."""
+
+
+class Codec(FittedCodec):
+    """(x - mean) @ basis. Coefficients are computed in float64, so that their rounding does not follow the batch's shape."""
+
+    class Settings(plugins.Settings):
+        """How many numbers are kept of a token."""
+
+        components: int = Field(default=128, ge=1)
+        """Kept components; of narrower tokens, all."""
+        coefficients: Literal["float16", "int8"] = "float16"
+        """int8: with one float32 scale per token."""
+        frames: int = Field(default=256, ge=1)
+        """Frames in the sample that the basis is fitted to."""
+
+    @property
+    def sample_frames(self) -> int:
+        frames: int = self.settings.frames
+        return frames
+
+    def layout(self, width: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        kept = min(self.settings.components, width)
+        if self.settings.coefficients == "int8":
+            return {"": ((kept,), np.dtype(np.int8)), "scale": ((), np.dtype(np.float32))}
+        return {"": ((kept,), np.dtype(np.float16))}
+
+    def fit(self, tokens_MD: torch.Tensor) -> dict[str, np.ndarray]:
+        """`mean` (D,) and `basis` (D, K), orthonormal columns by falling variance, each with its largest entry positive."""
+        x_MD = tokens_MD.detach().cpu().double()
+        mean_D = x_MD.mean(0)
+        centred_MD = x_MD - mean_D
+        _, vectors_DD = torch.linalg.eigh(centred_MD.T @ centred_MD)  # by rising variance
+        basis_DK = vectors_DD.flip(1)[:, : self.settings.components]
+        largest = basis_DK.gather(0, basis_DK.abs().argmax(0, keepdim=True))
+        return {"mean": mean_D.float().numpy(), "basis": (basis_DK * largest.sign()).float().contiguous().numpy()}
+
+    def load(self, learnt: Mapping[str, np.ndarray]) -> None:
+        self._host = torch.from_numpy(learnt["mean"]), torch.from_numpy(learnt["basis"])
+        self._moved: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def encode(self, tokens_FND: torch.Tensor) -> dict[str, np.ndarray]:
+        refuse_beyond("pca", tokens_FND, *LIMITS["int8"])
+        coefficients = self._project(tokens_FND).float()
+        refuse_beyond("pca", coefficients, *LIMITS[self.settings.coefficients])
+        if self.settings.coefficients == "int8":
+            levels, scale = to_int8(coefficients)
+            return {"": levels.cpu().numpy(), "scale": scale.cpu().numpy()}
+        return {"": coefficients.half().cpu().numpy()}
+
+    def decode(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
+        stored = arrays[""]
+        coefficients = from_int8(stored, arrays["scale"]) if "scale" in arrays else stored.float()
+        mean_D, basis_DK = self._on(stored.device)
+        return coefficients @ basis_DK.T + mean_D
+
+    def max_error(self, tokens_FND: torch.Tensor) -> torch.Tensor:
+        """What the projection loses of each value, the rounding of the coefficients, and that of decoding in float32."""
+        mean_D, basis_DK = (part.double() for part in self._on(tokens_FND.device))
+        coefficients = self._project(tokens_FND)
+        lost = (tokens_FND.detach().double() - mean_D - coefficients @ basis_DK.T).abs()
+        if self.settings.coefficients == "int8":
+            rounding = int8_error(coefficients).double()
+        else:
+            rounding = coefficients.abs() * 2.0**-11 + 2.0**-25
+        reach = basis_DK.abs().T
+        return lost + rounding @ reach + (coefficients.abs() @ reach + mean_D.abs()) * 2.0**-18
+
+    def _project(self, tokens_FND: torch.Tensor) -> torch.Tensor:
+        mean_D, basis_DK = (part.double() for part in self._on(tokens_FND.device))
+        return (tokens_FND.detach().double() - mean_D) @ basis_DK
+
+    def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and basis on `device`; moved there once."""
+        if device not in self._moved:
+            mean_D, basis_DK = self._host
+            self._moved[device] = mean_D.to(device), basis_DK.to(device)
+        return self._moved[device]

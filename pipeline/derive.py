@@ -1,0 +1,295 @@
+"""A cache from a cache: another codec, fewer layers, fewer frames, another layout; no video is opened and no encoder loaded.
+
+Where codec and rate stay, stored values are copied as they are; otherwise tokens are decoded and encoded again, so that the
+source's rounding is in them. A derived cache is therefore never taken for an extracted one: the fingerprint of its source is
+part of its own. Holes stay holes, with their reasons. Stores and receipts are as extraction writes them, and a rerun goes on.
+
+A lower rate keeps the frames that extraction would keep. When the last frame of a video ends is not in a cache: it is taken to
+last one step of the source's rate, or the video's median step.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline import plugins
+from pipeline.cache import Cache, read_learnt, require_same
+from pipeline.codecs import FittedCodec
+from pipeline.encode import TOOLS, End
+from pipeline.errors import BadInput
+from pipeline.extract import fill_stores, only_one
+from pipeline.fit import learn, spread
+from pipeline.frames import is_sampled
+from pipeline.ledger import Receipt
+from pipeline.records import TokenShape
+from pipeline.spec import CacheSpec, differences, fingerprint, override
+from pipeline.store import StoreReader, StoreWriter, remove, stored_name, token_arrays
+
+DERIVABLE = ("name", "encoder.layers", "frames.fps", "codec.", "store.chunk_frames", "store.shard_mb", "store.store_mb")
+"""Keys of a spec, or beginnings of keys, that may differ from the source's."""
+
+OnFrames = Callable[[int, int], None]
+"""(frames done, frames to do)"""
+
+
+def derive(source: Cache, overrides: Sequence[str], out: Path, on_frames: OnFrames | None = None) -> Cache:
+    """Brings the cache of `source`'s spec under `overrides` (`codec.name=int8`) to completion, in folder `out`; returns it.
+
+    Raises BadInput: a source that is unfinished or damaged, and what cannot be derived from it.
+    """
+    derivation = Derivation(source, derived_spec(source, overrides))
+    path = out / derivation.name
+    with only_one(path):
+        cache = derivation.open_or_create(path)
+        for aside in (path / "stores").glob("*.partial"):
+            remove(aside)
+        missing = cache.missing_stores()
+        total, done = sum(len(derivation.rows(video)) for store in missing for video in cache.plan[store]), 0
+        for store in missing:
+            for frames in derivation.write(cache, store):
+                done += frames
+                if on_frames:
+                    on_frames(done, total)
+    return Cache(path)
+
+
+def derived_spec(source: Cache, overrides: Sequence[str]) -> CacheSpec:
+    """The source's spec under `overrides`, checked: it differs, and only in what can be derived."""
+    table = copy.deepcopy(source.spec)
+    if any(text.partition("=")[0].strip() == "codec.name" for text in overrides):
+        table["codec"] = {}  # the settings of another codec are not this one's
+    spec = plugins.check(CacheSpec, override(table, overrides), f"spec derived from {source.path}")
+    changed = differences(source.spec, spec.canonical())
+    if not changed:
+        raise BadInput(f"nothing to derive: the spec is that of {source.path}", "for example --set codec.name=int8")
+    wrong = [line for line in changed if not line.partition(":")[0].startswith(DERIVABLE)]
+    if wrong:
+        raise BadInput(
+            f"cannot be derived from {source.path} (there / wanted): {'; '.join(wrong)}",
+            "its frames must be encoded again: stillframe extract",
+        )
+    _require_layers(source, spec.encoder.settings.layers)
+    _require_rate(source, spec.frames.rate)
+    spec.make_codec().layout(source.shape.width)
+    return spec
+
+
+def _require_layers(source: Cache, layers: tuple[int, ...]) -> None:
+    held = source.shape.layers
+    if not layers or list(layers) != sorted(set(layers) & set(held)):
+        raise BadInput(
+            f"cannot derive layers {list(layers)} from {source.path}, which holds {list(held)}", "name some of these, ascending"
+        )
+    if source.shape.special_tokens and layers[-1] != held[-1]:
+        raise BadInput(
+            f"cannot derive layers {list(layers)} from {source.path}: its special tokens are those of layer {held[-1]}, and "
+            f"the special tokens of layer {layers[-1]} are not stored",
+            f"keep layer {held[-1]}, or extract again",
+        )
+
+
+def _require_rate(source: Cache, rate: float | None) -> None:
+    """A lower rate can be derived if its instants are among the source's."""
+    held = source.fps
+    if held is None or rate == held:
+        return
+    if rate is None or abs(held / rate - round(held / rate)) > 1e-9 or rate > held:
+        wanted = "every frame" if rate is None else f"{rate:g} frames per second"
+        raise BadInput(
+            f"cannot derive {wanted} from {source.path}, which holds {held:g}", f"choose {held:g} divided by a whole number"
+        )
+
+
+class Derivation:
+    """What is read from the source, and what becomes of it."""
+
+    def __init__(self, source: Cache, spec: CacheSpec) -> None:
+        missing = source.missing_stores()
+        if missing:
+            raise BadInput(f"cache {source.path} lacks {len(missing)} of {len(source.plan)} stores", "run extract again first")
+        source.require_sound()
+        self.source, self.spec = source, spec
+        self.same_codec = spec.codec.table() == source.spec["codec"]
+        self.videos = {video.video_id: video for video in source.manifest.videos}
+        self._readers: dict[int, StoreReader] = {}
+        self._small: dict[tuple[int, str], np.ndarray] = {}
+        self._rows: dict[str, np.ndarray] = {}
+
+    @cached_property
+    def digits(self) -> str:
+        header = self.source.header
+        fitted_to = header.manifest if isinstance(self.spec.make_codec(), FittedCodec) else None
+        return fingerprint(self.spec, header.encoder, header.decoder, fitted_to, header.fingerprint)
+
+    @property
+    def name(self) -> str:
+        return f"{self.spec.name}-{self.digits}"
+
+    @property
+    def shape(self) -> TokenShape:
+        return replace(self.source.shape, layers=tuple(self.spec.encoder.settings.layers))
+
+    def open_or_create(self, path: Path) -> Cache:
+        """The derived cache; planned, fitted and created if it is not there yet."""
+        if (path / "cache.json").is_file():
+            cache = Cache(path)
+            require_same(cache, self.source.manifest)
+            return cache
+        header = self.source.header
+        shape, codec = self.shape, self.spec.make_codec()
+        learnt = None
+        if isinstance(codec, FittedCodec):
+            same = read_learnt(self.source.path, header.codec_sha256) if self.same_codec else None
+            learnt = same or learn(codec, self._sample(codec))
+        changes = {
+            "fingerprint": self.digits,
+            "spec": self.spec.canonical(),
+            "tokens": header.tokens.model_copy(update={"layers": shape.layers}),
+            "plan": fill_stores(self._expected(), self.spec.frames_per_store(shape)),
+            "derived_from": header.fingerprint,
+            "codec_sha256": None,
+        }
+        return Cache.create(path, header.model_copy(update=changes), self.source.manifest, learnt)
+
+    def write(self, cache: Cache, store: int) -> Iterator[int]:
+        """Writes one store and vouches for it; yields the frames of every step."""
+        begin = time.perf_counter()
+        writer = StoreWriter(
+            cache.store_path(store), cache.arrays, self.spec.store.chunk_frames, self.spec.frames_per_shard(cache.shape)
+        )
+        end = End(store)
+        try:
+            for video_id in cache.plan[store]:
+                yield from self._write_video(cache, writer, end, video_id)
+            files = writer.commit(end.small(), {"videos": list(end.rows), "fingerprint": cache.fingerprint})
+        finally:
+            writer.close()
+        devices = {self.source.receipts[at].device for at in self._stores(cache.plan[store])}
+        receipt = Receipt(
+            store=store,
+            fingerprint=cache.fingerprint,
+            frames=end.frames,
+            videos=end.rows,
+            failures=end.failures,
+            seconds={"derive": round(time.perf_counter() - begin, 3)},
+            device=", ".join(sorted(devices)),
+            versions={tool: version(tool) for tool in TOOLS},
+            files=files,
+        )
+        cache.write_receipt(receipt)
+
+    def _write_video(self, cache: Cache, writer: StoreWriter, end: End, video_id: str) -> Iterator[int]:
+        first, rows = end.frames, self.rows(video_id)
+        for start in range(0, len(rows), self.spec.store.batch_frames):
+            some = rows[start : start + self.spec.store.batch_frames]
+            at = self.source.locations[video_id].store
+            arrays: dict[str, np.ndarray] = {}
+            for name in cache.tokens:
+                stored = self._read(at, name, some)
+                if not self.same_codec:
+                    stored = cache.codecs[name].encode(self._decode(name, stored))
+                arrays |= {stored_name(name, key): array for key, array in stored.items()}
+            writer.append(arrays)
+            end.time_s.append(self._of_frames(at, "time_s")[some])
+            end.affine.append(self._of_frames(at, "affine")[some])
+            end.frames += len(some)
+            yield len(some)
+        end.rows[video_id] = (first, end.frames)
+        failure = self.source.failures.get(video_id)
+        if failure:
+            end.fail(self.videos[video_id], failure.reason)
+
+    # Which frames
+
+    def rows(self, video_id: str) -> np.ndarray:
+        """Rows of the video's kept frames in its store of the source."""
+        if video_id not in self._rows:
+            place = self.source.locations.get(video_id)
+            rows = np.arange(place.start, place.stop) if place else np.zeros(0, np.int64)
+            rate = self.spec.frames.rate
+            if place and rate is not None and rate != self.source.fps:
+                time_s = self._of_frames(place.store, "time_s")[rows]
+                rows = rows[_sampled(time_s, self.source.fps, rate)]
+            self._rows[video_id] = rows
+        return self._rows[video_id]
+
+    def _expected(self) -> dict[str, int]:
+        """video_id -> expected frames: as the source's headers promised, scaled to what is kept of each video."""
+        planned = {video_id: count for videos in self.source.plan.values() for video_id, count in videos.items()}
+        if self.spec.frames.rate == self.source.fps:
+            return planned
+        expected = {}
+        for video_id, count in planned.items():
+            place, kept = self.source.locations.get(video_id), len(self.rows(video_id))
+            whole = video_id not in self.source.failures
+            expected[video_id] = kept if whole or not place else max(1, -(-count * kept // (place.stop - place.start)))
+        return {video_id: max(1, count) for video_id, count in expected.items()}
+
+    def _sample(self, codec: FittedCodec) -> dict[str, torch.Tensor]:
+        """Token array -> tokens (F, N, D) of evenly spread kept frames, to fit a codec to."""
+        places = [(video_id, row) for video_id in self.videos for row in self.rows(video_id)]
+        chosen: dict[str, list[int]] = {}
+        for place in spread(len(places), codec.sample_frames):
+            chosen.setdefault(places[place][0], []).append(places[place][1])
+        if not chosen:
+            raise BadInput(f"cache {self.source.path} holds no frame to fit a codec to", "see: stillframe status")
+        return {
+            name: torch.cat(
+                [
+                    self._decode(name, self._read(self.source.locations[video_id].store, name, np.array(rows)))
+                    for video_id, rows in chosen.items()
+                ]
+            )
+            for name in token_arrays(self.shape.layers, self.shape.special_tokens, self.shape.patch_tokens)
+        }
+
+    # Reading the source
+
+    def _stores(self, videos: Iterable[str]) -> set[int]:
+        """Stores of the source that hold, or would have held, these videos."""
+        return {store for store, planned in self.source.plan.items() if not planned.keys().isdisjoint(videos)}
+
+    def _read(self, store: int, name: str, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Rows of a token array as they are stored, by the codec's keys."""
+        stored = {}
+        for key in self.source.codec.layout(self.source.shape.width):
+            shape, dtype = self.source.arrays[stored_name(name, key)]
+            stored[key] = np.empty((len(rows), *shape), dtype)
+            self._reader(store).read_into(stored_name(name, key), rows, stored[key])
+        return stored
+
+    def _decode(self, name: str, stored: dict[str, np.ndarray]) -> torch.Tensor:
+        return self.source.codecs[name].decode({key: torch.from_numpy(array) for key, array in stored.items()})
+
+    def _of_frames(self, store: int, name: str) -> np.ndarray:
+        if (store, name) not in self._small:
+            self._small[store, name] = self._reader(store).small(name)
+        return self._small[store, name]
+
+    def _reader(self, store: int) -> StoreReader:
+        """Compares every file of the store with its checksum first: damage must not be vouched for anew."""
+        if store not in self._readers:
+            for file, problem in self.source.check(store).items():
+                raise BadInput(
+                    f"cache {self.source.path} is damaged: {self.source.store_path(store).name}/{file}: {problem}",
+                    f"see it all: stillframe verify {self.source.path}",
+                )
+            self._readers[store] = self.source.reader(store)
+        return self._readers[store]
+
+
+def _sampled(time_s: np.ndarray, held: float | None, rate: float) -> np.ndarray:
+    """(F,) bool: which frames of a video, cached at `held` frames per second, are shown at the instants of `rate`."""
+    step_s = 1 / held if held else float(np.median(np.diff(time_s))) if len(time_s) > 1 else 1.0
+    ends_s = [*time_s[1:].tolist(), float(time_s[-1]) + step_s]
+    first_s = float(time_s[0])
+    return np.array([is_sampled(shown, until, first_s, rate) for shown, until in zip(time_s.tolist(), ends_s, strict=True)])
