@@ -113,7 +113,9 @@ def read_json(model: type[Model], path: Path, hint: str, version: int | None = N
         raise BadInput(f"{path} is damaged: {error}", hint) from error
     found = table.get("format_version")
     if version is not None and found is not None and found != version:
-        raise BadInput(f"{path} has format {found}, this version of stillframe reads format {version}", "upgrade stillframe")
+        older = isinstance(found, int) and found < version
+        message = f"{path} has format {found}, this version of stillframe reads format {version}"
+        raise BadInput(message, hint if older else "upgrade stillframe")
     try:
         return plugins.check(model, table, f"{path} is damaged")
     except BadInput as error:

@@ -29,8 +29,8 @@ from pipeline import extract, manifest, plugins
 from pipeline.cache import Cache
 from pipeline.encoders.address import paint
 from pipeline.manifest import Manifest
-from pipeline.spec import shipped_recipes
 from pipeline.run import Run
+from pipeline.spec import shipped_recipes
 
 COMMANDS = ["manifest", "extract", "derive", "status", "verify", "train", "evaluate", "stream", "import-checkpoint", "report"]
 COMMANDS += ["demo", "list", "bench extract", "bench temporal", "bench codecs"]
@@ -205,7 +205,11 @@ def test_evaluate(place, run):
     (run / "evaluation-val.json").unlink()
     facts = fine("evaluate", run, "--json").json
     assert facts == json.loads((run / "evaluation-val.json").read_text())
-    assert facts["clips_scored"] == 2 and facts["trivial"] == {"top-1": 0.5} and facts["checkpoint"] == {"which": "last", "step": 3}
+    assert (
+        facts["clips_scored"] == 2
+        and facts["trivial"] == {"top-1": 0.5}
+        and facts["checkpoint"] == {"which": "last", "step": 3}
+    )
     scores = {form: values["top-1"] for form, values in facts["forms"].items()}
     for form, values in scores.items():
         assert values["score"] == np.mean([clip[form] for clip in facts["clips"].values()])
@@ -237,7 +241,9 @@ def test_report(place, tmp_path):
     scores = json.loads((place.run / "evaluation-val.json").read_text())["forms"]
     with (tmp_path / "report/scores.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["form"]: row["score"] for row in rows} == {form: f"{values['top-1']['score']:.3f}" for form, values in scores.items()}
+    assert {row["form"]: row["score"] for row in rows} == {
+        form: f"{values['top-1']['score']:.3f}" for form, values in scores.items()
+    }
     assert "identity" in (tmp_path / "report/report.html").read_text(encoding="utf-8")
     assert digest(place.run) == before
 
@@ -313,7 +319,7 @@ $ demo --spec {folder}/adress.toml
     spec {folder}/adress.toml does not exist; next:
 # Unknown names
 $ manifest foldr {videos}
-    no dataset called 'foldr'; there are: 
+    no dataset called 'foldr'; there are:
     ; next: did you mean 'folder'?
 $ extract {spec} {data} --set encoder.name=addres
     no encoder called 'addres'

@@ -222,3 +222,10 @@ def test_without_metrics_the_report_has_no_learning_curve_but_all_scores(place, 
     scores = [(tmp_path / folder / "scores.csv").read_text() for folder in ("report", "undamaged")]
     assert scores[0] == scores[1]
     assert (tmp_path / "report/learning.png").is_file() and digest(run) == before
+
+
+def test_a_run_of_an_older_format_is_trained_again(run):
+    file = run / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format_version": 1}))
+    message = f"{file} has format 1, this version of stillframe reads format {RUN_FORMAT}; next: train again into another --out"
+    assert_refused(call("evaluate", run), message)

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from test_temporal import D, LargestTensor, in_pieces, make, tokens
+from test_scan import LargestTensor
+from test_temporal import D, in_pieces, make, tokens
 from torch import nn
 from transformers import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
