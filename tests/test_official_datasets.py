@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -539,6 +540,20 @@ def test_davis_2016_takes_255_as_the_object_and_reads_lists_of_frames(tmp_path: 
     expected = [[share(10, 10, 20, 30), [NAN] * 4]]
     np.testing.assert_array_equal(built.targets("bear")["boxes"], np.array(expected, np.float32))
     np.testing.assert_array_equal(built.targets("camel")["boxes"], np.array([[[0, 0, 1, 1]] * 2], np.float32))
+
+
+def test_davis_without_lists_holds_out_what_is_named(davis: Path, tmp_path: Path) -> None:
+    shutil.rmtree(davis / "ImageSets")
+    (davis / "Annotations/480p/aerobatics/00001.png").write_bytes(
+        (davis / "Annotations/480p/aerobatics/00000.png").read_bytes()
+    )
+    (davis / "Annotations/480p/aerobatics/00002.png").write_bytes(
+        (davis / "Annotations/480p/aerobatics/00000.png").read_bytes()
+    )
+    assert {clip.split for clip in build("davis", davis, tmp_path / "a").clips} == {"val"}
+    built = build("davis", davis, tmp_path / "b", val_sequences=["bear"])
+    assert {clip.clip_id: clip.split for clip in built.clips} == {"aerobatics": "train", "bear": "val", "dogs-jump": "train"}
+    assert "no sequence called 'beer'" in refused("davis", davis, tmp_path / "c", val_sequences=["beer"])
 
 
 def test_davis_says_which_sequences_cannot_be_used(davis: Path, tmp_path: Path) -> None:

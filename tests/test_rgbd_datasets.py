@@ -945,3 +945,18 @@ def test_real_kitti_drives_forward(tmp_path: Path) -> None:
     assert len(pose) == 51
     assert (np.abs(step[:, 2] - 1.2) < 0.02).all() and (np.abs(step[:, :2]) < 0.04).all()
     assert len(decoded(found)[1]) == 51
+
+
+def test_the_end_of_a_lone_recording_may_be_held_out(tmp_path: Path) -> None:
+    images = [tmp_path / f"{number}.png" for number in range(10)]
+    pose = np.tile(np.eye(4), (10, 1, 1))
+    pose[:, 2, 3] = np.arange(10)
+    one = _rgbd.Recording("a/b", "train", images, np.arange(10) / 10, pose, [None] * 9 + [images[0]])
+    first, last = _rgbd.split_off(one, 0.3)
+    assert (first.name, first.split, last.name, last.split) == ("a/b_first", "train", "a/b_last", "val")
+    assert list(first.images) == images[:7] and list(last.images) == images[7:]
+    assert last.pose is not None and last.pose[:, 2, 3].tolist() == [7, 8, 9]
+    assert last.time_s.tolist() == [0.7, 0.8, 0.9] and last.depth == [None, None, images[0]]
+    assert _rgbd.split_off(one, 0.0) == [one] and _rgbd.split_off(one, 0.01) == [one] and _rgbd.split_off(one, 0.99) == [one]
+    held_out = _rgbd.Recording("a", "val", images, np.arange(10) / 10)
+    assert _rgbd.split_off(held_out, 0.5) == [held_out]

@@ -46,6 +46,8 @@ class FramesSettings(plugins.Settings):
 
     frames_dir: str = "stillframe_frames"
     """Folder for the frames, relative to the root or absolute; name one where the root is read-only."""
+    val_last: float = Field(default=0.0, ge=0, lt=1)
+    """Share at the end of every `train` recording that becomes a `val` recording of its own, for where there is but one."""
 
 
 class DepthSettings(FramesSettings):
@@ -112,7 +114,7 @@ class RecordingDataset(DatasetPlugin):
         """Lays out what is not there yet. Raises BadInput if the frames cannot be written."""
         if self.official.is_relative_to(self.root):
             raise BadInput(f"frames_dir must not be the root or hold it, found {self.settings.frames_dir}")
-        found = list(self.recordings())
+        found = [part for recording in self.recordings() for part in split_off(recording, self.settings.val_last)]
         for done, recording in enumerate(found, start=1):
             if self._is_good(recording):
                 self._recordings[recording.name] = recording
@@ -196,6 +198,22 @@ class RecordingDataset(DatasetPlugin):
 
     def _small_depth(self, depth: Image) -> np.ndarray:
         return nearest_pixels(self.metres(depth), self.settings.depth_px).astype(np.float16)
+
+
+def split_off(recording: Recording, share: float) -> list[Recording]:
+    """A recording of `train` as its beginning and, in `val`, its end; others, and those too short to be split, as they are."""
+    frames = len(recording.images)
+    cut = frames - round(frames * share)
+    if recording.split != "train" or cut in (0, frames):
+        return [recording]
+
+    def part(rows: slice, name: str, split: str) -> Recording:
+        pose = None if recording.pose is None else recording.pose[rows]
+        return Recording(
+            f"{recording.name}_{name}", split, recording.images[rows], recording.time_s[rows], pose, recording.depth[rows]
+        )
+
+    return [part(slice(cut), "first", "train"), part(slice(cut, None), "last", "val")]
 
 
 def lay_out(folder: Path, recording: Recording, official: Path) -> None:

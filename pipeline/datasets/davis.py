@@ -24,7 +24,7 @@ from pydantic import Field
 from pipeline import plugins
 from pipeline.datasets import DatasetPlugin
 from pipeline.datasets._official import few, normalised_boxes, note, probe_all
-from pipeline.errors import BadInput, BadVideo
+from pipeline.errors import BadInput, BadVideo, unknown_name
 from pipeline.probe import Probe, list_images, open_image
 from pipeline.records import Clip
 
@@ -43,7 +43,9 @@ class Settings(plugins.Settings):
     annotations: str = "Annotations"
     """Folder of the masks: `Annotations_unsupervised` for those of the 2019 challenge."""
     sets: str | None = None
-    """Folder in `ImageSets`; None: 2017, 2016 or 480p, the first that is there. Without any, every sequence is in `val`."""
+    """Folder in `ImageSets`; None: 2017, 2016 or 480p, the first that is there. Without any, `val_sequences` counts."""
+    val_sequences: tuple[str, ...] = ()
+    """Where there is no `ImageSets`: these are `val`, all others `train`. None named: every sequence is `val`."""
     image_fps: float = Field(default=24.0, gt=0, le=1000)
     """Frame rate of the image folders."""
 
@@ -84,7 +86,10 @@ class Dataset(DatasetPlugin):
         sets = self.root / "ImageSets"
         folder = self.settings.sets or next((name for name in SETS if (sets / name).is_dir()), None)
         if folder is None:
-            return dict.fromkeys(on_disk, "val")
+            held_out = self.settings.val_sequences or on_disk
+            if unknown := sorted(set(held_out) - set(on_disk)):
+                raise unknown_name("sequence", unknown[0], on_disk, "dataset 'davis', val_sequences")
+            return {name: "val" if name in held_out else "train" for name in on_disk}
         split_of: dict[str, str] = {}
         for name, split in SPLITS.items():
             path = sets / folder / f"{name}.txt"
