@@ -138,7 +138,7 @@ def plot_learning(runs: Sequence[Run]) -> Figure:
 
 
 def plot_confusions(runs: Sequence[Run], results: Sequence[dict[str, Any]], labels: Sequence[str]) -> Figure:
-    """Confusion matrix of every run in its first form: truth down, answer across, rows sum to one."""
+    """Confusion matrix of every run in its first form: truth down, answer across, rows sum to one; with the recall of every label."""
     size = min(12, 1.6 + 0.32 * len(labels))
     figure, grid = plt.subplots(1, len(runs), figsize=(size * len(runs), size), squeeze=False, sharey=True)
     for axes, run, result in zip(grid[0], runs, results, strict=True):
@@ -154,7 +154,11 @@ def plot_confusions(runs: Sequence[Run], results: Sequence[dict[str, Any]], labe
         truth_repeated = np.repeat(truth, len(answers) // len(truth))
         counts = np.zeros((len(labels), len(labels)))
         np.add.at(counts, (truth_repeated, answers), 1)
-        axes.imshow(counts / np.maximum(1, counts.sum(1, keepdims=True)), vmin=0, vmax=1, cmap="Blues")
+        shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
+        axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+        for place, recall in enumerate(shares.diagonal()):
+            ink = "white" if recall > 0.5 else "black"
+            axes.text(place, place, f"{recall:.2f}", ha="center", va="center", fontsize="x-small", color=ink)
         axes.set_title(f"{result['run']}\n{form}", fontsize="small")
         axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize="small")
         axes.set_yticks(range(len(labels)), labels, fontsize="small")
