@@ -138,7 +138,7 @@ def plot_learning(runs: Sequence[Run]) -> Figure:
 
 
 def plot_confusions(runs: Sequence[Run], results: Sequence[dict[str, Any]], labels: Sequence[str]) -> Figure:
-    """Confusion matrix of every run in its first form: truth down, answer across, rows sum to one; with the recall of every label."""
+    """Confusion matrix of every run in its first form: truth down, answer across, rows sum to one; recalls are written in."""
     size = min(12, 1.6 + 0.32 * len(labels))
     figure, grid = plt.subplots(1, len(runs), figsize=(size * len(runs), size), squeeze=False, sharey=True)
     for axes, run, result in zip(grid[0], runs, results, strict=True):
