@@ -171,6 +171,8 @@ class Task(TaskPlugin):
                     truth = truth_TO4[time, number]
                     canvas.box(truth, colour(number), dashed=True)
                     canvas.text(truth[:2], f"IoU {overlap_TO[time, number]:.2f}", colour(number))
+            if targets:
+                canvas.text((0.02, 0.93), "solid: prediction, dashed: truth")
             frames.append(canvas.pixels)
         return np.stack(frames)
 

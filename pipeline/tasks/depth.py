@@ -209,7 +209,7 @@ class Task(TaskPlugin):
             truth_THW, valid_THW = targets["depth_m"], self._valid(targets["depth_m"])
             if valid_THW.any():
                 low_m, high_m = float(truth_THW[valid_THW].min()), float(truth_THW[valid_THW].max())
-            panels["truth"] = [
+            panels["truth, black: unknown"] = [
                 _enlarged(paint(truth_HW, low_m, high_m) * valid_HW[..., None])
                 for truth_HW, valid_HW in zip(truth_THW, valid_THW, strict=True)
             ]

@@ -177,13 +177,13 @@ class Task(TaskPlugin):
                 canvas.cross(xy_S2[t + 1], ink)
                 canvas.text(np.array([0.02, 0.02 + 0.06 * row]), name, ink)
             canvas.text(np.array([0.02, 0.86]), self._words(answer[t], {name: array[t] for name, array in targets.items()}))
-            canvas.text(np.array([0.02, 0.92]), f"from above, {side_m:.1f} m wide")
+            canvas.text(np.array([0.02, 0.92]), f"from above, {side_m:.3g} m wide")
             drawn.append(side_by_side([Canvas(pixels_HWC).pixels, canvas.pixels]))
         return np.stack(drawn)
 
     def _words(self, answer: np.ndarray, targets: Arrays) -> str:
         """How far one step of the answer goes, and how far it is off."""
-        gone = f"step {np.linalg.norm(answer[:3]):.2f} m"
+        gone = f"step {1000 * np.linalg.norm(answer[:3]):.0f} mm"
         if not targets:
             return gone
         if not targets["motion_valid"]:
