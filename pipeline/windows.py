@@ -33,6 +33,9 @@ from pipeline.targets import Arrays, Targets, Wanted, collate
 READERS = 2
 """Threads that read ahead; never processes: a forked reader can inherit locks that nobody will release."""
 BATCHES_AHEAD = 3
+TIE_S = 1e-6
+"""Distances this close count as equal: a window in the middle of a clip often falls half way between frames, and rounding must
+not decide frame by frame which neighbour is taken."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def nearest(time_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:
     before = after - 1
     if len(time_s) == 1:
         return np.zeros(len(wanted_s), np.int64)
-    return np.where(wanted_s - time_s[before] <= time_s[after] - wanted_s, before, after)
+    return np.where(wanted_s - time_s[before] <= time_s[after] - wanted_s + TIE_S, before, after)
 
 
 class Windows:

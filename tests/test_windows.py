@@ -16,7 +16,7 @@ from pipeline.cache import Cache
 from pipeline.encoders import address
 from pipeline.errors import BadInput
 from pipeline.spec import WindowSettings
-from pipeline.windows import Sample, Windows, nearest, window_times
+from pipeline.windows import TIE_S, Sample, Windows, nearest, window_times
 
 
 class Label:
@@ -51,7 +51,17 @@ def test_nearest_is_the_nearest(gaps, wanted):
     time_s = np.cumsum(gaps)
     found = nearest(time_s, np.array(wanted))
     distance = np.abs(time_s[None] - np.array(wanted)[:, None])
-    np.testing.assert_array_equal(distance[np.arange(len(wanted)), found], distance.min(1))
+    np.testing.assert_allclose(distance[np.arange(len(wanted)), found], distance.min(1), rtol=0, atol=1.1 * TIE_S)
+
+
+@given(st.sampled_from([5, 6, 10, 12, 24, 25, 30]), st.integers(8, 120), st.integers(2, 16), st.integers(1, 3))
+def test_a_window_half_way_between_frames_skips_and_repeats_none(rate, length, frames, stride):
+    """Evenly timed frames, a window at a whole stride in the middle of the clip: rows advance by that stride, always."""
+    time_s = np.arange(length) / rate
+    room_s = time_s[-1] - (frames - 1) * stride / rate
+    if room_s >= 0:
+        rows = nearest(time_s, window_times(0.5 * room_s, frames, rate / stride, 1.0, False))
+        assert np.diff(rows).tolist() == [stride] * (frames - 1)
 
 
 def test_window_times():
