@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +25,8 @@ import google_crc32c
 import numpy as np
 import zarr
 
-from pipeline.errors import BadInput, StillframeError
+from pipeline.errors import BadInput
+from pipeline.places import Place, Span
 
 MISSING = np.iinfo(np.uint64).max
 """Offset and length of a chunk that a shard does not hold (Zarr v3 sharding codec)."""
@@ -119,22 +119,19 @@ class _ShardWriter:
 
 
 class StoreWriter:
-    """Writes one store aside; `commit` renames it into place and returns what the receipt must say of its files."""
+    """Writes one store into an empty folder that nobody reads; `finish` returns what the receipt must say of its files."""
 
     def __init__(
         self,
-        path: Path,
+        folder: Path,
         arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]],
         chunk_frames: int,
         shard_frames: int,
     ) -> None:
         """`arrays`: name -> (shape of one frame, dtype)."""
-        self.path = path
-        self.partial = path.with_name(path.name + ".partial")
-        remove(self.partial)
-        self.partial.mkdir(parents=True)
+        self.folder = folder
         self.writers = {
-            name: _ShardWriter(self.partial / name, shape, dtype, chunk_frames, shard_frames)
+            name: _ShardWriter(folder / name, shape, dtype, chunk_frames, shard_frames)
             for name, (shape, dtype) in arrays.items()
         }
 
@@ -145,14 +142,14 @@ class StoreWriter:
             self.writers[name].append(array)
 
     def close(self) -> None:
-        """Gives an unfinished store up; what is written of it stays aside until the next writer clears it away."""
+        """Gives an unfinished store up; what is written of it stays where it is."""
         for writer in self.writers.values():
             writer.close()
 
-    def commit(self, small: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
-        """Writes the small arrays and all metadata, then renames. Returns relative path -> [bytes, sha256]."""
+    def finish(self, small: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
+        """Writes the small arrays and all metadata, and syncs every file. Returns relative path -> (bytes, sha256)."""
         files: dict[str, tuple[int, str]] = {}
-        group = zarr.create_group(self.partial, zarr_format=3, attributes=dict(attributes))
+        group = zarr.create_group(self.folder, zarr_format=3, attributes=dict(attributes))
         for name, writer in self.writers.items():
             writer.finish()
             files |= writer.files
@@ -172,30 +169,28 @@ class StoreWriter:
             )
             if array.size:
                 stored[:] = array
-        for path in sorted(self.partial.rglob("*")):
-            relative = path.relative_to(self.partial).as_posix()
+        for path in sorted(self.folder.rglob("*")):
+            relative = path.relative_to(self.folder).as_posix()
             if path.is_file() and relative not in files:
                 with path.open("rb") as file:
                     files[relative] = path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
                     _sync(file)
-        for path in [*self.partial.rglob("*"), self.partial]:
-            if path.is_dir():
-                sync_folder(path)
-        remove(self.path)  # a store without a receipt: left by a kill between rename and receipt
-        self.partial.rename(self.path)
-        sync_folder(self.path.parent)
         return dict(sorted(files.items()))
 
 
 class StoreReader:
     """Reads rows of a finished store; safe to share between threads."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, place: Place, name: str) -> None:
+        """The store `name` (`stores/00017.zarr`) of a cache's place."""
+        self.place, self.name = place, name
         try:
-            self.group = zarr.open_group(path, mode="r")
+            self.group = zarr.open_group(place.zarr(name), mode="r")
         except Exception as error:  # damaged metadata makes zarr raise errors of many types
-            raise BadInput(f"store {path} cannot be opened: {error}", VERIFY) from error
+            raise BadInput(f"store {self} cannot be opened: {error}", VERIFY) from error
+
+    def __str__(self) -> str:
+        return f"{self.place}/{self.name}"
 
     @cached_property
     def attributes(self) -> dict[str, Any]:
@@ -229,20 +224,23 @@ class StoreReader:
         target = out.reshape(-1).view(np.uint8)
         shard_frames, chunk_frames = array.shards[0], array.chunks[0]
         for number, first, stop in _runs(rows // shard_frames):
-            path, offsets = self._shard(name, number)
-            with _open_shard(path) as file:
-                for first_run, count in _steps(rows[first:stop], chunk_frames):
-                    at = first + first_run
-                    within = int(rows[at]) % shard_frames
-                    offset = int(offsets[within // chunk_frames]) + within % chunk_frames * row_bytes
-                    _read_exactly(file, path, offset, target[at * row_bytes : (at + count) * row_bytes])
+            shard, offsets = self._shard(name, number)
+            reads = []
+            for first_run, count in _steps(rows[first:stop], chunk_frames):
+                at = first + first_run
+                within = int(rows[at]) % shard_frames
+                offset = int(offsets[within // chunk_frames]) + within % chunk_frames * row_bytes
+                reads.append((offset, target[at * row_bytes : (at + count) * row_bytes]))
+            with self._open(shard, [(offset, offset + len(out)) for offset, out in reads]) as file:
+                for offset, out in reads:
+                    _read_exactly(file, f"{self.place}/{shard}", offset, out)
 
     def _array(self, name: str) -> Any:
         if name not in self._arrays:
             try:
                 self._arrays[name] = self.group[name]
             except Exception as error:  # as above
-                raise BadInput(f"array '{name}' of store {self.path} cannot be opened: {error}", VERIFY) from error
+                raise BadInput(f"array '{name}' of store {self} cannot be opened: {error}", VERIFY) from error
         return self._arrays[name]
 
     @cached_property
@@ -250,34 +248,34 @@ class StoreReader:
         return {}
 
     @cached_property
-    def _shards(self) -> dict[tuple[str, int], tuple[Path, np.ndarray]]:
+    def _shards(self) -> dict[tuple[str, int], tuple[str, np.ndarray]]:
         return {}
 
-    def _shard(self, name: str, number: int) -> tuple[Path, np.ndarray]:
-        """Path of a shard, and the offset of each of its chunks: its index is read and checked once."""
+    def _shard(self, name: str, number: int) -> tuple[str, np.ndarray]:
+        """Name of a shard in the place, and the offset of each of its chunks: its index is read and checked once."""
         key = (name, number)
         if key not in self._shards:
             array = self._array(name)
-            path = self.path.joinpath(name, "c", str(number), *["0"] * (array.ndim - 1))
+            shard = "/".join([self.name, name, "c", str(number), *["0"] * (array.ndim - 1)])
             chunks = array.shards[0] // array.chunks[0]
-            with _open_shard(path) as file:
+            with self._open(shard, []) as file:
                 size, index_bytes = os.fstat(file.fileno()).st_size, chunks * 16 + 4
+            with self._open(shard, [(max(0, size - index_bytes), size)]) as file:
                 tail = os.pread(file.fileno(), index_bytes, max(0, size - index_bytes))
             if len(tail) != index_bytes or google_crc32c.value(tail[:-4]) != int.from_bytes(tail[-4:], "little"):
-                raise BadInput(f"shard {path} is damaged: its index does not match its checksum", VERIFY)
-            self._shards[key] = path, np.frombuffer(tail[:-4], "<u8").reshape(chunks, 2)[:, 0]
+                raise BadInput(f"shard {self.place}/{shard} is damaged: its index does not match its checksum", VERIFY)
+            self._shards[key] = shard, np.frombuffer(tail[:-4], "<u8").reshape(chunks, 2)[:, 0]
         return self._shards[key]
 
+    def _open(self, shard: str, spans: Sequence[Span]) -> BinaryIO:
+        """Opened for every read: a cache of terabytes has more shards than a process may hold open."""
+        try:
+            return self.place.open(shard, spans)
+        except OSError as error:
+            raise BadInput(f"shard {self.place}/{shard} cannot be read: {error.strerror}", VERIFY) from error
 
-def _open_shard(path: Path) -> BinaryIO:
-    """Opened for every read: a cache of terabytes has more shards than a process may hold open."""
-    try:
-        return path.open("rb", buffering=0)
-    except OSError as error:
-        raise BadInput(f"shard {path} cannot be read: {error.strerror}", VERIFY) from error
 
-
-def _read_exactly(file: BinaryIO, path: Path, offset: int, out: np.ndarray) -> None:
+def _read_exactly(file: BinaryIO, path: str, offset: int, out: np.ndarray) -> None:
     done = 0
     while done < len(out):
         got = os.preadv(file.fileno(), [out[done:].data], offset + done)
@@ -301,57 +299,23 @@ def _steps(rows: np.ndarray, chunk_frames: int) -> Iterator[tuple[int, int]]:
         yield first, stop - first
 
 
-def check_files(store: Path, files: Mapping[str, tuple[int, str]], content_up_to: float = float("inf")) -> dict[str, str]:
+def check_files(
+    place: Place, store: str, files: Mapping[str, tuple[int, str]], content_up_to: float = float("inf")
+) -> dict[str, str]:
     """Relative path -> what is wrong with it: missing, of another size, of other content, or not in the receipt.
 
     The content of files of more than `content_up_to` bytes is not compared.
     """
     problems = {}
+    found = place.sizes(store)
     for relative, (size, digest) in files.items():
-        path = store / relative
-        if not path.is_file():
+        if relative not in found:
             problems[relative] = "missing"
-        elif path.stat().st_size != size:
-            problems[relative] = f"{path.stat().st_size} bytes, receipt says {size}"
-        elif size <= content_up_to:
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    problems[relative] = "content differs from its checksum"
-    if store.is_dir():
-        found = {path.relative_to(store).as_posix() for path in store.rglob("*") if path.is_file()}
-        problems |= dict.fromkeys(sorted(found - files.keys()), "not in the receipt")
-    return problems
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Aside, sync, rename, sync the folder: the file is whole or as it was."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            _sync(file)
-        aside.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise StillframeError(
-            f"cannot write {path}: {error.strerror}", "nothing before it is lost; free space or fix access, rerun"
-        ) from error
-
-
-def sync_folder(path: Path) -> None:
-    """Makes names in a folder durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def remove(path: Path) -> None:
-    """Removes a folder if it is there."""
-    if path.exists():
-        shutil.rmtree(path)
+        elif found[relative] != size:
+            problems[relative] = f"{found[relative]} bytes, receipt says {size}"
+        elif size <= content_up_to and place.digest(f"{store}/{relative}") != digest:
+            problems[relative] = "content differs from its checksum"
+    return problems | dict.fromkeys(sorted(found.keys() - files.keys()), "not in the receipt")
 
 
 def _sync(file: BinaryIO) -> None:

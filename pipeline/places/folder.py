@@ -1,0 +1,152 @@
+"""A folder of a file system as a place, and how a file is written so that it is whole or as it was."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeline.errors import StillframeError
+from pipeline.places import Place, Span
+
+WRITER = f"{os.getpid()}-{secrets.token_hex(4)}"
+"""Part of the names of unfinished files: two machines may have processes of the same number."""
+PARTIAL = ".partial"
+"""End of the name of what is not finished."""
+
+
+class Folder(Place):
+    """A folder of a file system."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def parent(self) -> Folder:
+        return Folder(self.path.absolute().parent)
+
+    def below(self, name: str) -> Folder:
+        return Folder(self.path / name)
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+    def write(self, name: str, data: bytes) -> None:
+        write_atomically(self.path / name, data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        # A link to a whole file, since a file created by its own name is there before its bytes are.
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = _aside(path)
+        try:
+            aside.write_bytes(data)
+            try:
+                os.link(aside, path)
+            except PermissionError:  # a file system without hard links
+                with path.open("xb") as file:
+                    file.write(data)
+        except FileExistsError:
+            return False
+        finally:
+            aside.unlink(missing_ok=True)
+        return True
+
+    def exists(self, name: str) -> bool:
+        return (self.path / name).is_file()
+
+    def names(self, folder: str) -> list[str]:
+        try:
+            return sorted(os.listdir(self.path / folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        base = self.path / folder
+        files = (path for path in base.rglob("*") if path.is_file())
+        return {path.relative_to(base).as_posix(): path.stat().st_size for path in sorted(files)}
+
+    def digest(self, name: str) -> str:
+        with (self.path / name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def remove(self, name: str) -> None:
+        path = self.path / name
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except FileNotFoundError:  # gone already, or another worker is removing it too
+            pass
+
+    def staging(self, name: str) -> Path:
+        # Named after the writer: two workers that both took a store for theirs must not write into each other's files.
+        staged = self.path / f"{name}.{WRITER}{PARTIAL}"
+        if staged.exists():
+            shutil.rmtree(staged)
+        staged.mkdir(parents=True)
+        return staged
+
+    def adopt(self, staged: Path, name: str) -> None:
+        path = self.path / name
+        for folder in [*(inner for inner in staged.rglob("*") if inner.is_dir()), staged]:
+            sync_folder(folder)
+        self.remove(name)
+        staged.rename(path)
+        sync_folder(path.parent)
+
+    def link(self, source: str, staged: Path) -> bool:
+        try:
+            staged.parent.mkdir(parents=True, exist_ok=True)
+            os.link(self.path / source, staged)
+        except OSError:
+            return False
+        return True
+
+    def local(self, folder: str) -> Path:
+        return self.path / folder
+
+    def zarr(self, name: str) -> Path:
+        return self.path / name
+
+    def open(self, name: str, spans: Sequence[Span]) -> BinaryIO:
+        return (self.path / name).open("rb", buffering=0)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Aside, sync, rename, sync the folder: the file is whole or as it was. Raises StillframeError."""
+    aside = _aside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise StillframeError(
+            f"cannot write {path}: {error.strerror}", "nothing before it is lost; free space or fix access, rerun"
+        ) from error
+
+
+def sync_folder(path: Path) -> None:
+    """Makes names in a folder durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{WRITER}{PARTIAL}")
