@@ -7,7 +7,11 @@
   manifest/             a copy of the manifest it was extracted from, so that a cache can be moved and trained on alone
   stores/00017.zarr/    see `store.py`
   receipts/00017.json   written last: checksums, rows of every video, failures with reason, timings
+  leases/00017.json     only while a worker is at it, see `leases.py`
 ```
+
+Whoever writes a store does so aside, syncs it, renames it, and vouches for it last. So a kill at any byte loses at most the
+store in flight.
 """
 
 from __future__ import annotations
@@ -26,14 +30,17 @@ from safetensors import numpy as safetensors
 
 from pipeline import plugins
 from pipeline.codecs import CodecPlugin, FittedCodec
-from pipeline.errors import BadInput
-from pipeline.ledger import Failure, Header, Receipt, read_json, to_json
+from pipeline.errors import BadInput, StillframeError
+from pipeline.ledger import Content, Failure, Header, Receipt, parse_json, to_json
 from pipeline.manifest import Manifest
+from pipeline.places import Place, at
+from pipeline.places.folder import PARTIAL, write_atomically
+from pipeline.plugins import Model
 from pipeline.records import Clip, TokenShape
-from pipeline.spec import FORMAT_VERSION, differences
-from pipeline.store import StoreReader, check_files, stored_name, token_arrays, write_atomically
+from pipeline.spec import FORMAT_VERSION, CacheSpec, differences
+from pipeline.store import StoreReader, check_files, stored_name, token_arrays
 
-CODEC_FILE = "codec.safetensors"
+HEADER_FILE, CODEC_FILE = "cache.json", "codec.safetensors"
 SMALL_BYTES = 4_000_000
 """Files up to this size are compared with their checksums whenever a cache is used."""
 
@@ -50,36 +57,43 @@ class Location:
 class Cache:
     """A cache on disk. Opening it reads `cache.json` only."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        file = path / "cache.json"
-        if not file.is_file():
-            raise BadInput(f"{path} is not a cache: it has no cache.json", _nearby(path))
-        self.header = read_json(Header, file, "extract again into another folder; its stores are not touched", FORMAT_VERSION)
+    def __init__(self, place: Place | Path | str) -> None:
+        self.place = place if isinstance(place, Place) else at(place)
+        if not self.place.exists(HEADER_FILE):
+            raise BadInput(f"{self} is not a cache: it has no {HEADER_FILE}", _nearby(self.place))
+        again = "extract again into another folder; its stores are not touched"
+        self.header = self._json(Header, HEADER_FILE, again, range(1, FORMAT_VERSION + 1))
 
     @classmethod
-    def create(cls, path: Path, header: Header, manifest: Manifest, learnt: bytes | None = None) -> Cache:
+    def create(cls, place: Place, header: Header, manifest: Manifest, learnt: bytes | None = None) -> Cache:
         """Lays out an empty cache; cache.json comes last, so that a cache that opens is whole.
 
         `learnt`: of a fitted codec, see `pack_learnt`.
         """
-        for folder in ("stores", "receipts", "manifest"):
-            (path / folder).mkdir(parents=True, exist_ok=True)
+        staged = place.staging("manifest")
         for name in Manifest.FILES:
-            (path / "manifest" / name).unlink(missing_ok=True)
             if (manifest.folder / name).is_file():
-                shutil.copyfile(manifest.folder / name, path / "manifest" / name)
+                shutil.copyfile(manifest.folder / name, staged / name)
+        place.adopt(staged, "manifest")
         if learnt is not None:
-            write_atomically(path / CODEC_FILE, learnt)
+            place.write(CODEC_FILE, learnt)
             header = header.model_copy(update={"codec_sha256": hashlib.sha256(learnt).hexdigest()})
-        write_atomically(path / "cache.json", to_json(header))
-        return cls(path)
+        place.write(HEADER_FILE, to_json(header))
+        return cls(place)
+
+    def __str__(self) -> str:
+        return str(self.place)
+
+    @property
+    def path(self) -> Path:
+        """The folder it is in."""
+        return Path(str(self.place))
 
     # What was planned
 
     @property
     def name(self) -> str:
-        return self.path.name
+        return self.place.name
 
     @property
     def fingerprint(self) -> str:
@@ -108,12 +122,12 @@ class Cache:
     @cached_property
     def codecs(self) -> dict[str, CodecPlugin]:
         """Name of a token array (`special`, `layer_11`) -> the codec of its values."""
-        return codecs_of(self._make_codec, self.tokens, read_learnt(self.path, self.header.codec_sha256))
+        return codecs_of(self._make_codec, self.tokens, self._learnt())
 
     def _make_codec(self) -> CodecPlugin:
         table = dict(self.spec["codec"])
         name = table.pop("name")
-        codec: CodecPlugin = plugins.load("codec", name)(plugins.settings("codec", name, table, f"{self.path}/cache.json"))
+        codec: CodecPlugin = plugins.load("codec", name)(plugins.settings("codec", name, table, f"{self}/{HEADER_FILE}"))
         return codec
 
     @cached_property
@@ -138,38 +152,66 @@ class Cache:
     @cached_property
     def manifest(self) -> Manifest:
         """The copy that lies in the cache; its root is where the videos were at extraction, and may be gone."""
-        return replace(Manifest.load(self.path / "manifest"), root=Path(self.header.root))
+        return replace(Manifest.load(self.place.local("manifest")), root=Path(self.header.root))
+
+    @cached_property
+    def cache_spec(self) -> CacheSpec:
+        """The spec as it was given, defaults filled in."""
+        return plugins.check(CacheSpec, self.spec, f"{self}/{HEADER_FILE}")
 
     def copy_learnt(self, folder: Path) -> None:
         """Puts what a fitted codec has learnt into a run's folder, whose streams go through the same codec."""
-        learnt = read_learnt(self.path, self.header.codec_sha256)
+        learnt = self._learnt()
         if learnt is not None:
             write_atomically(folder / CODEC_FILE, learnt)
 
+    def _learnt(self) -> bytes | None:
+        return read_learnt(self.place, self.header.codec_sha256)
+
     # What is there
 
-    def store_path(self, store: int) -> Path:
-        return self.path / "stores" / f"{store:05d}.zarr"
+    def store_name(self, store: int) -> str:
+        return f"stores/{store:05d}.zarr"
 
-    def receipt_path(self, store: int) -> Path:
-        return self.path / "receipts" / f"{store:05d}.json"
+    def receipt_name(self, store: int) -> str:
+        return f"receipts/{store:05d}.json"
 
-    def write_receipt(self, receipt: Receipt) -> None:
-        """Makes a store exist."""
-        write_atomically(self.receipt_path(receipt.store), to_json(receipt))
+    def has(self, store: int) -> bool:
+        """Whether a store exists now."""
+        return self.place.exists(self.receipt_name(store))
+
+    def commit(self, staged: Path, receipt: Receipt) -> None:
+        """Makes a store that was written aside, with every file synced, exist."""
+        name = self.store_name(receipt.store)
+        # One that lies there without a receipt was left by a kill. It is replaced if it is torn: if it is whole, another worker
+        # may be about to vouch for it.
+        if self.place.names(name) and not check_files(self.place, name, receipt.files):
+            shutil.rmtree(staged)
+        else:
+            self.place.adopt(staged, name)
+        self.place.write(self.receipt_name(receipt.store), to_json(receipt))
 
     def forget(self, store: int) -> None:
         """Makes a store exist no longer, so that the next extraction redoes it."""
-        self.receipt_path(store).unlink()
+        self.place.remove(self.receipt_name(store))
+
+    def clear_partial(self, store: int | None = None) -> None:
+        """Removes what workers that are no more left of a store (None: of any) unfinished."""
+        stem = "" if store is None else f"{store:05d}."
+        for folder in ("stores", "receipts", ""):
+            for name in self.place.names(folder):
+                if name.endswith(PARTIAL) and name.removeprefix(".").startswith(stem):
+                    self.place.remove(f"{folder}/{name}" if folder else name)
 
     def missing_stores(self) -> list[int]:
-        return [store for store in self.plan if not self.receipt_path(store).is_file()]
+        done = set(self.place.names("receipts"))
+        return [store for store in self.plan if self.receipt_name(store).rpartition("/")[2] not in done]
 
     def receipt(self, store: int) -> Receipt:
         """The receipt of a finished store. Raises BadInput where it is damaged or belongs to another cache."""
-        path = self.receipt_path(store)
-        redo = f"rm {path} and run extract again: only this store is redone"
-        receipt = read_json(Receipt, path, redo)
+        path = f"{self}/{self.receipt_name(store)}"
+        redo = f"only this store is redone by: stillframe verify {self} --repair"
+        receipt = self._json(Receipt, self.receipt_name(store), redo)
         ours = (self.fingerprint, store, list(self.plan[store]))
         if (receipt.fingerprint, receipt.store, list(receipt.videos)) != ours:
             raise BadInput(
@@ -182,7 +224,8 @@ class Cache:
     @cached_property
     def receipts(self) -> dict[int, Receipt]:
         """Receipts of the finished stores, as they were when first asked for."""
-        return {store: self.receipt(store) for store in self.plan if self.receipt_path(store).is_file()}
+        missing = set(self.missing_stores())
+        return {store: self.receipt(store) for store in self.plan if store not in missing}
 
     @cached_property
     def locations(self) -> dict[str, Location]:
@@ -199,6 +242,11 @@ class Cache:
         """video_id -> why it is not, or not wholly, stored."""
         return {video_id: failure for receipt in self.receipts.values() for video_id, failure in receipt.failures.items()}
 
+    @cached_property
+    def content(self) -> dict[str, Content]:
+        """video_id -> how many frames it has, for every video that was decoded."""
+        return {video_id: counted for receipt in self.receipts.values() for video_id, counted in receipt.content.items()}
+
     def hole(self, clip: Clip) -> str | None:
         """Why the clip cannot be read whole; None when it can."""
         failure = self.failures.get(clip.video_id)
@@ -209,7 +257,15 @@ class Cache:
         return None
 
     def reader(self, store: int) -> StoreReader:
-        return StoreReader(self.store_path(store))
+        return StoreReader(self.place, self.store_name(store))
+
+    def _json(self, model: type[Model], name: str, hint: str, versions: range | None = None) -> Model:
+        where = f"{self}/{name}"
+        try:
+            data = self.place.read(name)
+        except OSError as error:
+            raise BadInput(f"{where} cannot be read: {error.strerror}", hint) from error
+        return parse_json(model, data, where, hint, versions)
 
     # Whether it can be trusted
 
@@ -218,8 +274,8 @@ class Cache:
         try:
             files = self.receipt(store).files
         except BadInput as error:
-            return {self.receipt_path(store).name: error.message}
-        return check_files(self.store_path(store), files)
+            return {self.receipt_name(store): error.message}
+        return check_files(self.place, self.store_name(store), files)
 
     def require_sound(self) -> None:
         """Refuses a cache of which a file is missing or of the wrong size, or a small one (times, metadata) is damaged.
@@ -229,16 +285,15 @@ class Cache:
         problems = {
             store: found
             for store, receipt in self.receipts.items()
-            if (found := check_files(self.store_path(store), receipt.files, SMALL_BYTES))
+            if (found := check_files(self.place, self.store_name(store), receipt.files, SMALL_BYTES))
         }
         if problems:
             store, files = next(iter(problems.items()))
             file, problem = next(iter(files.items()))
             more = sum(map(len, problems.values())) - 1
             raise BadInput(
-                f"cache {self.path} is damaged: {self.store_path(store).name}/{file}: {problem}"
-                + (f", and {more} more" if more else ""),
-                f"see it all: stillframe verify {self.path}; then delete the receipts it names and rerun extract",
+                f"cache {self} is damaged: {self.store_name(store)}/{file}: {problem}" + (f", and {more} more" if more else ""),
+                f"see it all: stillframe verify {self}; mend it: stillframe verify {self} --repair",
             )
 
     def status(self) -> dict[str, Any]:
@@ -252,7 +307,7 @@ class Cache:
         for receipt in self.receipts.values():
             seconds.update(receipt.seconds)
         return {
-            "cache": str(self.path),
+            "cache": str(self),
             "spec": self.spec["name"],
             "fingerprint": self.fingerprint,
             "codec": self.spec["codec"]["name"],
@@ -276,13 +331,13 @@ def pack_learnt(learnt: Mapping[str, Mapping[str, np.ndarray]]) -> bytes:
     return data
 
 
-def read_learnt(folder: Path, sha256: str | None) -> bytes | None:
+def read_learnt(place: Place, sha256: str | None) -> bytes | None:
     """What the codec of a cache or run has learnt, compared with its checksum; None where there is none. Raises BadInput."""
     if sha256 is None:
         return None
-    file = folder / CODEC_FILE
+    file = f"{place}/{CODEC_FILE}"
     try:
-        data = file.read_bytes()
+        data = place.read(CODEC_FILE)
     except OSError as error:
         raise BadInput(f"{file} cannot be read: {error.strerror}", "its tokens cannot be decoded without it") from error
     if hashlib.sha256(data).hexdigest() != sha256:
@@ -316,32 +371,43 @@ def require_same(cache: Cache, manifest: Manifest) -> None:
     if cache.header.manifest != manifest.digest:
         theirs, ours = ({video.video_id for video in m.videos} for m in (cache.manifest, manifest))
         raise BadInput(
-            f"manifest {manifest.folder} changed after {cache.path} was extracted from it: "
+            f"manifest {manifest.folder} changed after {cache} was extracted from it: "
             f"{len(ours - theirs)} videos added, {len(theirs - ours)} removed, {len(ours & theirs)} kept, "
             f"{len(manifest.clips)} clips now, {len(cache.manifest.clips)} then",
             "extract it into another --out; or, if only clips or labels changed, train with --manifest on the cache as it is",
         )
 
 
-def siblings(cache: Cache) -> dict[Path, list[str]]:
-    """Caches of the same name beside this one -> in what they differ, as `field: this / that`."""
+def unwritable(what: object, error: OSError) -> StillframeError:
+    """The error for a cache that cannot be written."""
+    return StillframeError(
+        f"cannot write {error.filename or what}: {error.strerror or error}",
+        "finished stores are kept: free space or fix access, then rerun",
+    )
+
+
+def siblings(cache: Cache) -> dict[str, list[str]]:
+    """Names of caches of the same spec name beside this one -> in what they differ, as `field: this / that`."""
 
     def meaning(header: Header) -> dict[str, Any]:
         return header.model_dump(mode="json", include={"spec", "encoder", "decoder", "derived_from"})
 
     found = {}
-    for file in sorted(cache.path.parent.glob(f"{cache.spec['name']}-*/cache.json")):
+    folder = cache.place.parent
+    for name in folder.names(""):
+        if not name.startswith(f"{cache.spec['name']}-"):
+            continue
         try:
-            differ = differences(meaning(cache.header), meaning(Cache(file.parent).header))
+            differ = differences(meaning(cache.header), meaning(Cache(folder.below(name)).header))
         except BadInput:  # what is wrong with a neighbour does not concern this cache
             continue
         if differ:
-            found[file.parent] = differ
+            found[name] = differ
     return found
 
 
-def _nearby(path: Path) -> str:
-    """A hint with the caches that lie in or beside a wrong path."""
-    folder = path if path.is_dir() else path.parent
-    found = sorted(str(file.parent) for file in folder.glob("*/cache.json")) if folder.is_dir() else []
+def _nearby(place: Place) -> str:
+    """A hint with the caches that lie in or beside a wrong place."""
+    folder = place if place.names("") else place.parent
+    found = [str(folder.below(name)) for name in folder.names("") if folder.exists(f"{name}/{HEADER_FILE}")]
     return f"there are: {', '.join(found)}" if found else "make one with: stillframe extract SPEC DATA --out DIR"

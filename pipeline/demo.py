@@ -49,7 +49,7 @@ def demo(
         out / "caches",
         on_progress=lambda state: on_step("extracting tokens", state.frames, state.frames_planned),
     )
-    say(f"{cache.path}: {cache.status()['frames']} frames")
+    say(f"{cache}: {cache.status()['frames']} frames")
 
     runs, results = [], []
     for name in RECIPES:
@@ -91,7 +91,7 @@ def demo_tasks(
         out / "caches",
         on_progress=lambda state: on_step("extracting tokens", state.frames, state.frames_planned),
     )
-    say(f"{cache.path}: {cache.status()['frames']} frames")
+    say(f"{cache}: {cache.status()['frames']} frames")
     found = {}
     for task in tasks:
         results, runs = [], []

@@ -11,28 +11,29 @@ last one step of the source's rate, or the video's median step.
 from __future__ import annotations
 
 import copy
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from pipeline import plugins
-from pipeline.cache import Cache, read_learnt, require_same
+from pipeline.cache import HEADER_FILE, Cache, read_learnt, require_same, unwritable
 from pipeline.codecs import FittedCodec
-from pipeline.encode import TOOLS, End
+from pipeline.draft import Draft
 from pipeline.errors import BadInput
-from pipeline.extract import fill_stores, only_one
+from pipeline.extract import fill_stores
 from pipeline.fit import learn, spread
 from pipeline.frames import is_sampled
-from pipeline.ledger import Receipt
+from pipeline.leases import Leases, claimed, lease_of
+from pipeline.places import Place, at
 from pipeline.records import TokenShape
 from pipeline.spec import CacheSpec, differences, fingerprint, override
-from pipeline.store import StoreReader, StoreWriter, remove, stored_name, token_arrays
+from pipeline.store import StoreReader, stored_name, token_arrays
 
 DERIVABLE = ("name", "encoder.layers", "frames.fps", "codec.", "store.chunk_frames", "store.shard_mb", "store.store_mb")
 """Keys of a spec, or beginnings of keys, that may differ from the source's."""
@@ -41,25 +42,31 @@ OnFrames = Callable[[int, int], None]
 """(frames done, frames to do)"""
 
 
-def derive(source: Cache, overrides: Sequence[str], out: Path, on_frames: OnFrames | None = None) -> Cache:
+def derive(source: Cache, overrides: Sequence[str], out: Path | str, on_frames: OnFrames | None = None) -> Cache:
     """Brings the cache of `source`'s spec under `overrides` (`codec.name=int8`) to completion, in folder `out`; returns it.
 
     Raises BadInput: a source that is unfinished or damaged, and what cannot be derived from it.
     """
     derivation = Derivation(source, derived_spec(source, overrides))
-    path = out / derivation.name
-    with only_one(path):
-        cache = derivation.open_or_create(path)
-        for aside in (path / "stores").glob("*.partial"):
-            remove(aside)
-        missing = cache.missing_stores()
-        total, done = sum(len(derivation.rows(video)) for store in missing for video in cache.plan[store]), 0
-        for store in missing:
-            for frames in derivation.write(cache, store):
-                done += frames
-                if on_frames:
-                    on_frames(done, total)
-    return Cache(path)
+    place = at(out).below(derivation.name)
+    try:
+        with Leases(place) as leases:
+            cache = derivation.lay_out(place, leases)
+            missing = cache.missing_stores()
+            total, done = sum(len(derivation.rows(video)) for store in missing for video in cache.plan[store]), 0
+            while missing:
+                for unit in claimed([[(cache, leases, store)] for store in missing], threading.Event()):
+                    for _, store in unit:
+                        for frames in derivation.write(cache, store):
+                            done += frames
+                            if on_frames:
+                                on_frames(done, total)
+                        leases.release(lease_of(store))
+                missing = cache.missing_stores()
+        cache.clear_partial()
+    except OSError as error:
+        raise unwritable(place, error) from error
+    return Cache(place)
 
 
 def derived_spec(source: Cache, overrides: Sequence[str]) -> CacheSpec:
@@ -67,14 +74,14 @@ def derived_spec(source: Cache, overrides: Sequence[str]) -> CacheSpec:
     table = copy.deepcopy(source.spec)
     if any(text.partition("=")[0].strip() == "codec.name" for text in overrides):
         table["codec"] = {}  # the settings of another codec are not this one's
-    spec = plugins.check(CacheSpec, override(table, overrides), f"spec derived from {source.path}")
+    spec = plugins.check(CacheSpec, override(table, overrides), f"spec derived from {source}")
     changed = differences(source.spec, spec.canonical())
     if not changed:
-        raise BadInput(f"nothing to derive: the spec is that of {source.path}", "for example --set codec.name=int8")
+        raise BadInput(f"nothing to derive: the spec is that of {source}", "for example --set codec.name=int8")
     wrong = [line for line in changed if not line.partition(":")[0].startswith(DERIVABLE)]
     if wrong:
         raise BadInput(
-            f"cannot be derived from {source.path} (there / wanted): {'; '.join(wrong)}",
+            f"cannot be derived from {source} (there / wanted): {'; '.join(wrong)}",
             "its frames must be encoded again: stillframe extract",
         )
     _require_layers(source, spec.encoder.settings.layers)
@@ -87,11 +94,11 @@ def _require_layers(source: Cache, layers: tuple[int, ...]) -> None:
     held = source.shape.layers
     if not layers or list(layers) != sorted(set(layers) & set(held)):
         raise BadInput(
-            f"cannot derive layers {list(layers)} from {source.path}, which holds {list(held)}", "name some of these, ascending"
+            f"cannot derive layers {list(layers)} from {source}, which holds {list(held)}", "name some of these, ascending"
         )
     if source.shape.special_tokens and layers[-1] != held[-1]:
         raise BadInput(
-            f"cannot derive layers {list(layers)} from {source.path}: its special tokens are those of layer {held[-1]}, and "
+            f"cannot derive layers {list(layers)} from {source}: its special tokens are those of layer {held[-1]}, and "
             f"the special tokens of layer {layers[-1]} are not stored",
             f"keep layer {held[-1]}, or extract again",
         )
@@ -105,7 +112,7 @@ def _require_rate(source: Cache, rate: float | None) -> None:
     if rate is None or abs(held / rate - round(held / rate)) > 1e-9 or rate > held:
         wanted = "every frame" if rate is None else f"{rate:g} frames per second"
         raise BadInput(
-            f"cannot derive {wanted} from {source.path}, which holds {held:g}", f"choose {held:g} divided by a whole number"
+            f"cannot derive {wanted} from {source}, which holds {held:g}", f"choose {held:g} divided by a whole number"
         )
 
 
@@ -115,7 +122,7 @@ class Derivation:
     def __init__(self, source: Cache, spec: CacheSpec) -> None:
         missing = source.missing_stores()
         if missing:
-            raise BadInput(f"cache {source.path} lacks {len(missing)} of {len(source.plan)} stores", "run extract again first")
+            raise BadInput(f"cache {source} lacks {len(missing)} of {len(source.plan)} stores", "run extract again first")
         source.require_sound()
         self.source, self.spec = source, spec
         self.same_codec = spec.codec.table() == source.spec["codec"]
@@ -138,17 +145,21 @@ class Derivation:
     def shape(self) -> TokenShape:
         return replace(self.source.shape, layers=tuple(self.spec.encoder.settings.layers))
 
-    def open_or_create(self, path: Path) -> Cache:
+    def lay_out(self, place: Place, leases: Leases) -> Cache:
         """The derived cache; planned, fitted and created if it is not there yet."""
-        if (path / "cache.json").is_file():
-            cache = Cache(path)
-            require_same(cache, self.source.manifest)
-            return cache
+        with leases.alone("plan"):
+            if not place.exists(HEADER_FILE):
+                return self._create(place)
+        cache = Cache(place)
+        require_same(cache, self.source.manifest)
+        return cache
+
+    def _create(self, place: Place) -> Cache:
         header = self.source.header
         shape, codec = self.shape, self.spec.make_codec()
         learnt = None
         if isinstance(codec, FittedCodec):
-            same = read_learnt(self.source.path, header.codec_sha256) if self.same_codec else None
+            same = read_learnt(self.source.place, header.codec_sha256) if self.same_codec else None
             learnt = same or learn(codec, self._sample(codec))
         changes = {
             "fingerprint": self.digits,
@@ -158,37 +169,22 @@ class Derivation:
             "derived_from": header.fingerprint,
             "codec_sha256": None,
         }
-        return Cache.create(path, header.model_copy(update=changes), self.source.manifest, learnt)
+        return Cache.create(place, header.model_copy(update=changes), self.source.manifest, learnt)
 
     def write(self, cache: Cache, store: int) -> Iterator[int]:
         """Writes one store and vouches for it; yields the frames of every step."""
-        begin = time.perf_counter()
-        writer = StoreWriter(
-            cache.store_path(store), cache.arrays, self.spec.store.chunk_frames, self.spec.frames_per_shard(cache.shape)
-        )
-        end = End(store)
+        begin, draft = time.perf_counter(), Draft(cache, store)
         try:
             for video_id in cache.plan[store]:
-                yield from self._write_video(cache, writer, end, video_id)
-            files = writer.commit(end.small(), {"videos": list(end.rows), "fingerprint": cache.fingerprint})
+                yield from self._write_video(draft, video_id)
+            devices = {self.source.receipts[at].device for at in self._stores(cache.plan[store])}
+            draft.commit({"derive": time.perf_counter() - begin}, ", ".join(sorted(devices)))
         finally:
-            writer.close()
-        devices = {self.source.receipts[at].device for at in self._stores(cache.plan[store])}
-        receipt = Receipt(
-            store=store,
-            fingerprint=cache.fingerprint,
-            frames=end.frames,
-            videos=end.rows,
-            failures=end.failures,
-            seconds={"derive": round(time.perf_counter() - begin, 3)},
-            device=", ".join(sorted(devices)),
-            versions={tool: version(tool) for tool in TOOLS},
-            files=files,
-        )
-        cache.write_receipt(receipt)
+            draft.close()
 
-    def _write_video(self, cache: Cache, writer: StoreWriter, end: End, video_id: str) -> Iterator[int]:
-        first, rows = end.frames, self.rows(video_id)
+    def _write_video(self, draft: Draft, video_id: str) -> Iterator[int]:
+        video, rows, cache = self.videos[video_id], self.rows(video_id), draft.cache
+        draft.begin(video)
         for start in range(0, len(rows), self.spec.store.batch_frames):
             some = rows[start : start + self.spec.store.batch_frames]
             at = self.source.locations[video_id].store
@@ -198,15 +194,13 @@ class Derivation:
                 if not self.same_codec:
                     stored = cache.codecs[name].encode(self._decode(name, stored))
                 arrays |= {stored_name(name, key): array for key, array in stored.items()}
-            writer.append(arrays)
-            end.time_s.append(self._of_frames(at, "time_s")[some])
-            end.affine.append(self._of_frames(at, "affine")[some])
-            end.frames += len(some)
+            draft.append(arrays)
+            draft.note(video, self._of_frames(at, "time_s")[some], self._of_frames(at, "affine")[some])
             yield len(some)
-        end.rows[video_id] = (first, end.frames)
-        failure = self.source.failures.get(video_id)
-        if failure:
-            end.fail(self.videos[video_id], failure.reason)
+        if failure := self.source.failures.get(video_id):
+            draft.fail(video, failure.reason)
+        if counted := self.source.content.get(video_id):
+            draft.content[video_id] = counted
 
     # Which frames
 
@@ -241,7 +235,7 @@ class Derivation:
         for place in spread(len(places), codec.sample_frames):
             chosen.setdefault(places[place][0], []).append(places[place][1])
         if not chosen:
-            raise BadInput(f"cache {self.source.path} holds no frame to fit a codec to", "see: stillframe status")
+            raise BadInput(f"cache {self.source} holds no frame to fit a codec to", "see: stillframe status")
         return {
             name: torch.cat(
                 [
@@ -280,8 +274,8 @@ class Derivation:
         if store not in self._readers:
             for file, problem in self.source.check(store).items():
                 raise BadInput(
-                    f"cache {self.source.path} is damaged: {self.source.store_path(store).name}/{file}: {problem}",
-                    f"see it all: stillframe verify {self.source.path}",
+                    f"cache {self.source} is damaged: {self.source.store_name(store)}/{file}: {problem}",
+                    f"see it all: stillframe verify {self.source}",
                 )
             self._readers[store] = self.source.reader(store)
         return self._readers[store]

@@ -1,82 +1,58 @@
 """Videos in, stores out: decode -> resize and encode -> write, three steps that overlap through bounded queues.
 
-Threads decode the next videos, the calling thread resizes and encodes, one more thread writes. A batch of frames runs across
-the borders of videos but never of stores, so the bytes of a store depend on nothing but its plan. A video that cannot be
-decoded is listed with its reason, and what was decoded of it before is kept. What is the machine's fault (files that cannot
-be read, memory) ends the run instead: it says nothing about the video.
+Processes decode the next videos, the calling thread resizes and encodes, one more thread writes. One decode serves several
+caches: each is a `Lane` with its own encoder, rate and stores. A batch of frames runs across the borders of videos but never of
+stores, so the bytes of a store depend on nothing but its plan. A video that cannot be decoded is listed with its reason, and
+what was decoded of it before is kept. What is the machine's fault (files that cannot be read) ends the run instead: it says
+nothing about the video.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pipeline import frames
 from pipeline.cache import Cache
+from pipeline.decoder import Block, DecodeLimits, Decoder
+from pipeline.draft import Draft
 from pipeline.encoders import EncoderPlugin
 from pipeline.errors import BadVideo, StillframeError
-from pipeline.ledger import Failure, Receipt
-from pipeline.manifest import Manifest
-from pipeline.records import Frames, Tokens, Video
-from pipeline.spec import CacheSpec
-from pipeline.store import StoreWriter, layer_name, remove, stored_name
+from pipeline.leases import Leases, lease_of
+from pipeline.ledger import Content
+from pipeline.progress import OnProgress, Progress
+from pipeline.records import Tokens, Video
+from pipeline.square import to_square
+from pipeline.store import layer_name, stored_name
 
-BLOCK_FRAMES = 8
-"""Frames that travel together from a decoder: small, so that a 4K video stays within memory."""
 BLOCKS_AHEAD = 4
 """Blocks that one decoder may be ahead."""
-TOOLS = ("stillframe", "torch", "transformers", "zarr", "numpy", "av")
 
 
 @dataclass
-class Progress:
-    """What an extraction has done so far; handed to `on_progress` after every batch."""
+class Lane:
+    """One cache that is being filled."""
 
-    frames_planned: int
-    """From the headers of the files that are left to do: an estimate."""
-    frames: int = 0
-    store_bytes: int = 0
-    stores: int = 0
-    videos: int = 0
-    started: float = field(default_factory=time.perf_counter)
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("decode", "encode", "write"), 0.0))
-    """Work done by each step, waiting left out."""
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @contextmanager
-    def timed(self, step: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.seconds[step] += time.perf_counter() - begin
+    cache: Cache
+    encoder: EncoderPlugin
+    leases: Leases
 
     @property
-    def frames_per_s(self) -> float:
-        return self.frames / max(1e-9, time.perf_counter() - self.started)
-
-    @property
-    def eta_s(self) -> float:
-        return max(0, self.frames_planned - self.frames) / max(1e-9, self.frames_per_s)
-
-    def slowest(self, decoders: int) -> str:
-        """The step that sets the pace: decoding is shared by `decoders` threads."""
-        busy = self.seconds | {"decode": self.seconds["decode"] / decoders}
-        return max(busy, key=lambda step: busy[step])
+    def rate(self) -> float | None:
+        """Frames per second that are kept."""
+        return self.cache.cache_spec.frames.rate
 
 
-OnProgress = Callable[[Progress], None]
+Unit = list[tuple[Lane, int]]
+"""Stores that are filled from one pass over their videos."""
 
 
 class Pipeline:
@@ -84,85 +60,92 @@ class Pipeline:
 
     def __init__(
         self,
-        cache: Cache,
-        cache_spec: CacheSpec,
-        encoder: EncoderPlugin,
+        videos: Sequence[Video],
+        root: Path,
         device: torch.device,
-        manifest: Manifest,
         decoders: int,
+        limits: DecodeLimits,
         progress: Progress,
         on_progress: OnProgress | None,
     ) -> None:
-        self.cache, self.spec, self.encoder, self.device = cache, cache_spec, encoder, device
-        self.manifest, self.root = manifest, manifest.root
-        self.decoders, self.progress, self.on_progress = decoders, progress, on_progress or (lambda _: None)
+        self.videos = {video.video_id: (place, video) for place, video in enumerate(videos)}
+        self.root, self.device, self.decoders, self.limits = root, device, decoders, limits
+        self.progress, self.on_progress = progress, on_progress or (lambda _: None)
         self.stop = threading.Event()
-        self.writer: StoreWriter | None = None
+        self.open: dict[tuple[str, int], Filling] = {}
 
-    def run(self, stores: Sequence[int]) -> None:
-        """Fills `stores` of the plan. The first error of any of the steps ends all."""
-        known = {video.video_id: video for video in self.manifest.videos}
-        plan = {store: [known[video_id] for video_id in self.cache.plan[store]] for store in stores}
-        for aside in (self.cache.path / "stores").glob("*.partial"):
-            remove(aside)
+    def run(self, units: Iterable[Unit]) -> None:
+        """Fills the stores of `units`, which may be handed out as others give them up. The first error of any step ends all."""
         to_write: queue.Queue[Any] = queue.Queue(maxsize=2)
-        with ThreadPoolExecutor(1, "write") as writer, ThreadPoolExecutor(self.decoders, "decode") as pool:
+        order: queue.Queue[Any] = queue.Queue(maxsize=self.decoders)
+        with ExitStack() as stack:
+            writer, feeder = (stack.enter_context(ThreadPoolExecutor(1, name)) for name in ("write", "feed"))
+            pool = stack.enter_context(ThreadPoolExecutor(self.decoders, "decode"))
+            idle: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
+            for _ in range(self.decoders):
+                idle.put(stack.enter_context(Decoder(self.limits)))
+            stack.callback(self.stop.set)  # comes first on the way out, then the decoders end, then the threads
             writing = writer.submit(self._write, to_write)
-            try:
-                decoded = self._decode([video for videos in plan.values() for video in videos], pool)
-                for store, videos in plan.items():
-                    for item in self._encode(store, videos, decoded):
-                        self._put(to_write, item)
-                        if writing.done():
-                            writing.result()
-                        self.on_progress(self.progress)
-                self._put(to_write, None)
-                writing.result()
+            feeder.submit(self._feed, units, order, pool, idle)
+            for item in self._encode(order):
+                self._put(to_write, item)
+                if writing.done():
+                    break
                 self.on_progress(self.progress)
-            finally:
-                self.stop.set()
+            self._put(to_write, None)
+            writing.result()
+            self.on_progress(self.progress)
 
     # Decode
 
-    def _decode(self, videos: list[Video], pool: ThreadPoolExecutor) -> Iterator[Frames | Failed | None]:
-        """Blocks of every video in order, each video ended by None or by why it failed; `decoders` videos ahead."""
-        channels: dict[int, queue.Queue[Any]] = {}
-
-        def start(number: int) -> None:
-            if number < len(videos):
-                channels[number] = queue.Queue(maxsize=BLOCKS_AHEAD)
-                pool.submit(self._decode_one, videos[number], channels[number])
-
-        for number in range(self.decoders):
-            start(number)
-        for number in range(len(videos)):
-            while True:
-                item = self._get(channels[number])
-                if isinstance(item, StillframeError):
-                    raise item
-                yield item
-                if not isinstance(item, Frames):
-                    break
-            del channels[number]
-            start(number + self.decoders)
-
-    def _decode_one(self, video: Video, channel: queue.Queue[Any]) -> None:
-        end: Failed | StillframeError | None = None
+    def _feed(
+        self, units: Iterable[Unit], order: queue.Queue[Any], pool: ThreadPoolExecutor, idle: queue.SimpleQueue[Decoder]
+    ) -> None:
+        """Puts the videos of all units in order, `decoders` of them ahead; then None, or the error that ended it."""
+        end = None
         try:
-            blocks = frames.decode(self.root / video.source, self.spec.frames.rate, video.image_fps, BLOCK_FRAMES)
+            for unit in units:
+                for task in self._tasks(unit):
+                    self._put(order, task)
+                    if self.stop.is_set():
+                        return
+                    pool.submit(self._decode_one, task, idle)
+        except BaseException as error:  # whatever it is, the calling thread raises it
+            end = error
+        self._put(order, end)
+
+    def _tasks(self, unit: Unit) -> Iterator[Task]:
+        """Every video of a unit once, in the manifest's order, with the stores that want it."""
+        wanted: dict[str, Unit] = {}
+        for lane, store in unit:
+            for video_id in lane.cache.plan[store]:
+                wanted.setdefault(video_id, []).append((lane, store))
+        for video_id in sorted(wanted, key=lambda video_id: self.videos[video_id][0]):
+            yield Task(self.videos[video_id][1], wanted[video_id])
+
+    def _decode_one(self, task: Task, idle: queue.SimpleQueue[Decoder]) -> None:
+        decoder = idle.get()
+        rates = list(dict.fromkeys(lane.rate for lane, _ in task.wanted))
+        video, end = task.video, Ended()
+        try:
+            blocks = decoder.decode(self.root / video.source, rates, video.image_fps)
             while not self.stop.is_set():
                 with self.progress.timed("decode"):
                     block = next(blocks, None)
                 if block is None:
                     break
-                self._put(channel, block)
+                self._put(task.channel, (block, dict(zip(rates, block.kept_RF, strict=True))))
         except BadVideo as error:
-            end = Failed(error.message) if self._root_is_there() else self._lost(video, "the folder of the videos is gone")
-        except (OSError, MemoryError) as error:  # the machine's fault and not the video's: nothing is held against it
-            end = self._lost(video, str(error) or type(error).__name__)
+            end.failed = error.message
+            if not self._root_is_there():
+                end.lost = self._lost(video, "the folder of the videos is gone")
+        except OSError as error:  # the machine's fault and not the video's: nothing is held against it
+            end.lost = self._lost(video, str(error) or type(error).__name__)
         except Exception as error:  # a decoder may raise anything on a broken file; the video is listed, the run goes on
-            end = Failed(f"decoder raised {type(error).__name__}: {error}")
-        self._put(channel, end)
+            end.failed = f"decoder raised {type(error).__name__}: {error}"
+        end.content = decoder.counted
+        idle.put(decoder)
+        self._put(task.channel, end)
 
     def _root_is_there(self) -> bool:
         return self.root.is_dir() and any(self.root.iterdir())
@@ -174,121 +157,98 @@ class Pipeline:
 
     # Encode
 
-    def _encode(
-        self, store: int, videos: list[Video], decoded: Iterator[Frames | Failed | None]
-    ) -> Iterator[Begin | Rows | End]:
-        """Whole batches of a store's frames as tokens, between `Begin` and `End`."""
-        yield Begin(store)
-        batch_frames = self.spec.store.batch_frames
-        pending: list[torch.Tensor] = []
-        held = 0
-        end = End(store)
-        for video in videos:
-            end.rows[video.video_id] = (end.frames, end.frames)
-            while isinstance(block := next(decoded), Frames):
-                with self.progress.timed("encode"):
-                    pending.append(self._square(block, end))
-                held += len(block)
-                end.rows[video.video_id] = (end.rows[video.video_id][0], end.frames)
-                while held >= batch_frames:
-                    ready = torch.cat(pending)
-                    pending, held = [ready[batch_frames:]], held - batch_frames
-                    yield self._tokens(store, ready[:batch_frames])
-            if block is not None:
-                end.fail(video, block.reason)
+    def _encode(self, order: queue.Queue[Any]) -> Iterator[Rows | Done]:
+        """Whole batches of every store's frames as tokens, and then that it is done."""
+        while (task := self._get(order)) is not None:
+            if isinstance(task, BaseException):
+                raise task
+            stores = [self._filling(lane, store) for lane, store in task.wanted]
+            for filling in stores:
+                filling.draft.begin(task.video)
+            while isinstance(item := self._get(task.channel), tuple):
+                block, kept = item
+                yield from self._shared(task.video, block, kept, stores)
+            if item is None:  # stopped
+                return
+            if item.lost:
+                raise item.lost
+            for filling in stores:
+                filling.finish(task.video, item)
+                if filling.is_full:
+                    if (rest := filling.batch(whole=False)) is not None:
+                        yield self._tokens(filling, rest)
+                    yield Done(filling.lane, filling.draft)
+                    del self.open[filling.key]
             self.progress.videos += 1
-        if held:
-            yield self._tokens(store, torch.cat(pending))
-        yield end
 
-    def _square(self, block: Frames, end: End) -> torch.Tensor:
-        """A block as model squares on the device; notes its times and affine."""
-        settings = self.spec.frames
-        pixels = torch.from_numpy(block.pixels_FHWC).to(self.device)
-        squares_FCHW, affine = frames.to_square(pixels, settings.size_px, settings.fit, settings.resample, block.pixel_aspect)
-        end.time_s.append(block.time_s)
-        end.affine.append(np.broadcast_to(affine, (len(block), 2, 3)))
-        end.frames += len(block)
-        return squares_FCHW
+    def _filling(self, lane: Lane, store: int) -> Filling:
+        return self.open.setdefault((str(lane.cache), store), Filling(lane, Draft(lane.cache, store)))
 
-    def _tokens(self, store: int, pixels_NCHW: torch.Tensor) -> Rows:
+    def _shared(
+        self, video: Video, block: Block, kept: Mapping[float | None, np.ndarray], stores: Sequence[Filling]
+    ) -> Iterator[Rows]:
+        """A block for all stores that want frames of it; what is equal for several of them is resized once."""
+        squares: dict[tuple[Any, ...], tuple[torch.Tensor, np.ndarray]] = {}
+        for filling in stores:
+            settings, mask = filling.lane.cache.cache_spec.frames, kept[filling.lane.rate]
+            if not mask.any():
+                continue
+            frames, key = block.frames, (settings.size_px, settings.fit, settings.resample, mask.tobytes())
+            with self.progress.timed("encode"):
+                if key not in squares:
+                    pixels = torch.from_numpy(frames.pixels_FHWC[mask]).to(self.device)
+                    squares[key] = to_square(pixels, settings.size_px, settings.fit, settings.resample, frames.pixel_aspect)
+                squares_FCHW, affine = squares[key]
+                filling.pending.append(squares_FCHW)
+                filling.draft.note(video, frames.time_s[mask], affine)
+            while (batch := filling.batch()) is not None:
+                yield self._tokens(filling, batch)
+
+    def _tokens(self, filling: Filling, pixels_NCHW: torch.Tensor) -> Rows:
         with self.progress.timed("encode"), torch.inference_mode():
-            tokens = self.encoder(pixels_NCHW)
+            tokens = filling.lane.encoder(pixels_NCHW)
             done = torch.cuda.Event() if self.device.type == "cuda" else None
             if done:
                 done.record()
         self.progress.frames += len(tokens)
-        return Rows(store, tokens, done)
+        return Rows(filling.lane, filling.draft, tokens, done)
 
     # Write
 
     def _write(self, to_write: queue.Queue[Any]) -> None:
         """Stores tokens until None comes; an error here stops the other steps."""
+        drafts: set[Draft] = set()
+        seconds = dict(self.progress.seconds)
         try:
-            self._write_stores(to_write)
+            while (item := self._get(to_write)) is not None:
+                drafts.add(item.draft)
+                if isinstance(item, Rows):
+                    self._append(item)
+                else:
+                    now = dict(self.progress.seconds)
+                    self._commit(item, {step: now[step] - seconds[step] for step in now})
+                    seconds = now
+                    drafts.discard(item.draft)
         except BaseException:
             self.stop.set()
             raise
         finally:
-            if self.writer:
-                self.writer.close()
+            for draft in drafts:
+                draft.close()
 
-    def _write_stores(self, to_write: queue.Queue[Any]) -> None:
-        seconds = dict(self.progress.seconds)
-        while (item := self._get(to_write)) is not None:
-            if isinstance(item, Begin):
-                self.writer = self._open(item.store)
-            elif isinstance(item, Rows):
-                assert self.writer is not None
-                if item.done:
-                    with self.progress.timed("encode"):  # waiting for the GPU is encoding
-                        item.done.synchronize()
-                with self.progress.timed("write"):
-                    self.writer.append(self._arrays(item.tokens, item.store))
-            elif isinstance(item, End):
-                assert self.writer is not None
-                with self.progress.timed("write"):
-                    files = self.writer.commit(item.small(), {"videos": list(item.rows), "fingerprint": self.cache.fingerprint})
-                now = dict(self.progress.seconds)
-                spent = {step: round(now[step] - seconds[step], 3) for step in now}
-                seconds = now
-                receipt = self._receipt(item, files, spent)
-                self.cache.write_receipt(receipt)
-                self.progress.stores += 1
-                self.progress.store_bytes += receipt.store_bytes
+    def _append(self, item: Rows) -> None:
+        if item.done:
+            with self.progress.timed("encode"):  # waiting for the GPU is encoding
+                item.done.synchronize()
+        with self.progress.timed("write"), _unless_taken_over(item):
+            item.draft.append(_arrays(item.tokens, item.draft))
 
-    def _open(self, store: int) -> StoreWriter:
-        shape = self.cache.shape
-        return StoreWriter(
-            self.cache.store_path(store), self.cache.arrays, self.spec.store.chunk_frames, self.spec.frames_per_shard(shape)
-        )
-
-    def _arrays(self, tokens: Tokens, store: int) -> dict[str, np.ndarray]:
-        """A batch through the codec, under the names it is stored by."""
-        named = {"special": tokens.special_NSD} if self.cache.shape.special_tokens else {}
-        named |= {layer_name(layer): patches for layer, patches in tokens.patches_NPD.items()}
-        arrays: dict[str, np.ndarray] = {}
-        for name, value in named.items():
-            try:
-                arrays |= {stored_name(name, key): array for key, array in self.cache.codecs[name].encode(value).items()}
-            except StillframeError as error:
-                videos = list(self.cache.plan[store])
-                where = f"array '{name}' of store {store} (videos {videos[0]} to {videos[-1]})"
-                raise StillframeError(f"{where}: {error.message}", error.hint) from error
-        return arrays
-
-    def _receipt(self, end: End, files: dict[str, tuple[int, str]], seconds: dict[str, float]) -> Receipt:
-        return Receipt(
-            store=end.store,
-            fingerprint=self.cache.fingerprint,
-            frames=end.frames,
-            videos=end.rows,
-            failures=end.failures,
-            seconds=seconds,
-            device=str(self.device),
-            versions={tool: version(tool) for tool in TOOLS},
-            files=files,
-        )
+    def _commit(self, item: Done, seconds: Mapping[str, float]) -> None:
+        with self.progress.timed("write"), _unless_taken_over(item):
+            receipt = item.draft.commit(seconds, str(self.device))
+            self.progress.stores += 1
+            self.progress.store_bytes += receipt.store_bytes
+        item.lane.leases.release(lease_of(item.draft.store))
 
     # Queues that a stopped run cannot block on
 
@@ -310,49 +270,92 @@ class Pipeline:
 
 
 @dataclass
-class Failed:
-    """A video ended early."""
+class Task:
+    """A video on its way: what the decoder gives comes through `channel`, for these stores."""
 
-    reason: str
+    video: Video
+    wanted: Unit
+    channel: queue.Queue[Any] = field(default_factory=lambda: queue.Queue(maxsize=BLOCKS_AHEAD))
 
 
 @dataclass
-class Begin:
-    """A store begins."""
+class Ended:
+    """A video ended: as a whole, or `failed` early, or it is `lost` to a fault of the machine."""
 
-    store: int
+    failed: str | None = None
+    lost: StillframeError | None = None
+    content: Content | None = None
+
+
+class Filling:
+    """A store of a lane, and its frames that do not make a batch yet."""
+
+    def __init__(self, lane: Lane, draft: Draft) -> None:
+        self.lane, self.draft = lane, draft
+        self.key = (str(lane.cache), draft.store)
+        self.pending: list[torch.Tensor] = []
+        self.left = len(lane.cache.plan[draft.store])
+
+    @property
+    def is_full(self) -> bool:
+        return self.left == 0
+
+    def batch(self, whole: bool = True) -> torch.Tensor | None:
+        """The next whole batch of squares, or with `whole` False whatever is left; None if there is none."""
+        size, held = self.lane.cache.cache_spec.store.batch_frames, sum(map(len, self.pending))
+        if held == 0 or (whole and held < size):
+            return None
+        ready = torch.cat(self.pending)
+        self.pending = [ready[size:]]
+        return ready[:size]
+
+    def finish(self, video: Video, ended: Ended) -> None:
+        self.left -= 1
+        if ended.content:
+            self.draft.content[video.video_id] = ended.content
+        if ended.failed:
+            self.draft.fail(video, ended.failed)
 
 
 @dataclass
 class Rows:
     """Tokens of consecutive frames of a store; `done` fires when the GPU has computed them."""
 
-    store: int
+    lane: Lane
+    draft: Draft
     tokens: Tokens
     done: torch.cuda.Event | None
 
 
 @dataclass
-class End:
-    """A store ends: all that its receipt and its small arrays say. Filled while its frames pass."""
+class Done:
+    """A store has all its rows."""
 
-    store: int
-    frames: int = 0
-    rows: dict[str, tuple[int, int]] = field(default_factory=dict)
-    time_s: list[np.ndarray] = field(default_factory=list)
-    affine: list[np.ndarray] = field(default_factory=list)
-    failures: dict[str, Failure] = field(default_factory=dict)
+    lane: Lane
+    draft: Draft
 
-    def fail(self, video: Video, reason: str) -> None:
-        start, stop = self.rows[video.video_id]
-        until = float(self.time_s[-1][-1]) if stop > start else 0.0
-        self.failures[video.video_id] = Failure(reason=reason, frames_stored=stop - start, stored_until_s=until)
 
-    def small(self) -> dict[str, np.ndarray]:
-        rows = np.array(list(self.rows.values()), np.int64).reshape(-1, 2)
-        return {
-            "time_s": np.concatenate([np.zeros(0), *self.time_s]),
-            "affine": np.concatenate([np.zeros((0, 2, 3)), *self.affine]),
-            "video_start": rows[:, 0],
-            "video_stop": rows[:, 1],
-        }
+@contextmanager
+def _unless_taken_over(item: Rows | Done) -> Iterator[None]:
+    """Errors count only while the store is ours: what another worker took over, as this one seemed dead, it clears away."""
+    try:
+        yield
+    except (OSError, StillframeError):
+        if item.lane.leases.holds(lease_of(item.draft.store)):
+            raise
+
+
+def _arrays(tokens: Tokens, draft: Draft) -> dict[str, np.ndarray]:
+    """A batch through the codec, under the names it is stored by."""
+    cache = draft.cache
+    named = {"special": tokens.special_NSD} if cache.shape.special_tokens else {}
+    named |= {layer_name(layer): patches for layer, patches in tokens.patches_NPD.items()}
+    arrays: dict[str, np.ndarray] = {}
+    for name, value in named.items():
+        try:
+            arrays |= {stored_name(name, key): array for key, array in cache.codecs[name].encode(value).items()}
+        except StillframeError as error:
+            videos = list(cache.plan[draft.store])
+            where = f"array '{name}' of store {draft.store} (videos {videos[0]} to {videos[-1]})"
+            raise StillframeError(f"{where}: {error.message}", error.hint) from error
+    return arrays

@@ -21,10 +21,10 @@ from pipeline.errors import BadInput
 from pipeline.ledger import read_json, to_json
 from pipeline.manifest import Manifest
 from pipeline.model import VideoModel, layers_read
+from pipeline.places.folder import write_atomically
 from pipeline.plugins import Settings
 from pipeline.run import CacheFacts, Run, load_model
 from pipeline.spec import WindowSettings
-from pipeline.store import write_atomically
 from pipeline.targets import Arrays, collate
 from pipeline.tasks import TaskPlugin
 from pipeline.train import predict, require_fit, require_truth
@@ -130,7 +130,7 @@ def require_same_cache(run: Run, cache: Cache, manifest: Manifest) -> None:
     wanted = run.header.cache.fingerprint
     if cache.fingerprint != wanted:
         raise BadInput(
-            f"run {run.path} was trained on the cache with fingerprint {wanted}, {cache.path} has {cache.fingerprint}",
+            f"run {run.path} was trained on the cache with fingerprint {wanted}, {cache} has {cache.fingerprint}",
             f"give the cache {run.header.cache.name}",
         )
     task: type[TaskPlugin] = plugins.load("task", run.recipe.task.name)

@@ -1,61 +1,84 @@
-"""Stage one: a spec and a manifest in, a complete cache out; run again, it goes on where it stopped."""
+"""Stage one: specs and a manifest in, complete caches out; run again, it goes on where it stopped."""
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline import plugins, probe, spec
-from pipeline.cache import Cache, require_same
+from pipeline.cache import HEADER_FILE, Cache, require_same, unwritable
 from pipeline.codecs import FittedCodec
+from pipeline.decoder import DecodeLimits
 from pipeline.device import chosen
-from pipeline.encode import OnProgress, Pipeline, Progress
 from pipeline.encoders import EncoderPlugin
-from pipeline.errors import BadInput, BadVideo, StillframeError
+from pipeline.errors import BadInput, BadVideo
 from pipeline.fit import learn, sample_tokens
+from pipeline.leases import Leases
 from pipeline.ledger import Header, TokenFacts
 from pipeline.manifest import Manifest
+from pipeline.places import Place, at
+from pipeline.progress import OnProgress
 from pipeline.records import TokenShape
 from pipeline.spec import FORMAT_VERSION, CacheSpec
+from pipeline.worker import Job, fill
 
 
 def extract(
     cache_spec: CacheSpec,
     manifest: Manifest,
-    out: Path,
+    out: Path | str,
     device: torch.device | None = None,
     decoders: int = 1,
     retry_failed: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Cache:
-    """Brings the cache of `cache_spec` over `manifest` under folder `out` to completion and returns it.
+    """`extract_all` for one spec, in this process."""
+    return extract_all([cache_spec], manifest, out, device, decoders, retry_failed=retry_failed, on_progress=on_progress)[0]
 
-    Finished stores are kept, so calling again after a kill goes on. Videos that fail are in `Cache.failures`; `retry_failed`
-    redoes the stores that hold one.
-    Raises BadInput where the cache there was made from something else, StillframeError where it cannot be written.
+
+def extract_all(
+    specs: Sequence[CacheSpec],
+    manifest: Manifest,
+    out: Path | str,
+    device: torch.device | None = None,
+    decoders: int = 1,
+    limits: DecodeLimits | None = None,
+    retry_failed: bool = False,
+    on_progress: OnProgress | None = None,
+) -> list[Cache]:
+    """Brings the cache of every spec over `manifest`, in the folder or URL `out`, to completion; every video is decoded once.
+
+    Finished stores are kept, so calling again after a kill goes on; another extraction of the same caches is joined, not
+    disturbed. Videos that fail are in `Cache.failures`; `retry_failed` redoes the stores that hold one.
+    Raises BadInput where a cache there was made from something else, StillframeError where it cannot be written.
     """
     device = chosen(device)
-    encoder = plugins.load("encoder", cache_spec.encoder.name)(cache_spec.encoder.settings, cache_spec.frames.size_px, device)
-    shape = cache_spec.token_shape()
-    fitted_to = manifest.digest if isinstance(cache_spec.make_codec(), FittedCodec) else None
-    digits = spec.fingerprint(cache_spec, encoder.identity, probe.decoder_identity(), fitted_to)
-    path = out / f"{cache_spec.name}-{digits}"
-    with only_one(path):
-        cache = open_or_create(path, cache_spec, encoder, shape, manifest, device)
+    caches = [(lay_out(one, manifest, out, encoder, device), encoder) for one, encoder in load_encoders(specs, device)]
+    for cache, _ in caches:
         redo = [store for store, receipt in cache.receipts.items() if receipt.failures] if retry_failed else []
         if redo or cache.missing_stores():
             require_videos(manifest)
         for store in redo:
             cache.forget(store)
-        missing = cache.missing_stores()
-        progress = Progress(sum(sum(cache.plan[store].values()) for store in missing))
-        Pipeline(cache, cache_spec, encoder, device, manifest, decoders, progress, on_progress).run(missing)
-    return Cache(path)
+    job = Job(
+        caches=tuple(str(cache) for cache, _ in caches),
+        root=str(manifest.root),
+        device=str(device),
+        decoders=decoders,
+        limits=limits or DecodeLimits(),
+    )
+    fill(caches, job, device, on_progress)
+    return [Cache(cache.place) for cache, _ in caches]
+
+
+def load_encoders(specs: Sequence[CacheSpec], device: torch.device) -> list[tuple[CacheSpec, EncoderPlugin]]:
+    """Every spec with its encoder on `device`. Raises BadInput where two specs ask for the same cache."""
+    if len({str(one.canonical() | {"name": ""}) for one in specs}) < len(specs):
+        raise BadInput("two of the specs say the same", "name each cache once")
+    return [(one, plugins.load("encoder", one.encoder.name)(one.encoder.settings, one.frames.size_px, device)) for one in specs]
 
 
 def preview(cache_spec: CacheSpec, manifest: Manifest) -> dict[str, Any]:
@@ -74,30 +97,39 @@ def preview(cache_spec: CacheSpec, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def open_or_create(
-    path: Path,
-    cache_spec: CacheSpec,
-    encoder: EncoderPlugin,
-    shape: TokenShape,
-    manifest: Manifest,
-    device: torch.device | None = None,
-) -> Cache:
-    """The cache at `path`, checked against spec and manifest; planned, fitted and created if it is not there yet.
+def lay_out(cache_spec: CacheSpec, manifest: Manifest, out: Path | str, encoder: EncoderPlugin, device: torch.device) -> Cache:
+    """The cache of a spec in `out`, checked against the manifest; planned, fitted and created if it is not there yet."""
+    fitted_to = manifest.digest if isinstance(cache_spec.make_codec(), FittedCodec) else None
+    digits = spec.fingerprint(cache_spec, encoder.identity, probe.decoder_identity(), fitted_to)
+    place = at(out).below(f"{cache_spec.name}-{digits}")
+    if place.exists(HEADER_FILE):
+        return _same(place, manifest)
+    try:
+        with Leases(place) as leases, leases.alone("plan"):
+            if place.exists(HEADER_FILE):  # somebody else was quicker
+                return _same(place, manifest)
+            return _create(place, cache_spec, manifest, encoder, device, digits)
+    except OSError as error:
+        raise unwritable(place, error) from error
 
-    `device`: the encoder's, by default the CPU.
-    """
-    if (path / "cache.json").is_file():
-        cache = Cache(path)
-        require_same(cache, manifest)
-        return cache
-    plan, codec = make_plan(cache_spec, shape, manifest), cache_spec.make_codec()
+
+def _same(place: Place, manifest: Manifest) -> Cache:
+    cache = Cache(place)
+    require_same(cache, manifest)
+    return cache
+
+
+def _create(
+    place: Place, cache_spec: CacheSpec, manifest: Manifest, encoder: EncoderPlugin, device: torch.device, digits: str
+) -> Cache:
+    shape, codec = cache_spec.token_shape(), cache_spec.make_codec()
+    plan = make_plan(cache_spec, shape, manifest)
     learnt = None
     if isinstance(codec, FittedCodec):
-        device = device or torch.device("cpu")
         learnt = learn(codec, sample_tokens(cache_spec, encoder, device, manifest, plan, codec.sample_frames))
     header = Header(
         format_version=FORMAT_VERSION,
-        fingerprint=path.name.rpartition("-")[2],
+        fingerprint=digits,
         spec=cache_spec.canonical(),
         encoder=encoder.identity,
         decoder=probe.decoder_identity(),
@@ -106,7 +138,7 @@ def open_or_create(
         root=str(manifest.root),
         plan=plan,
     )
-    return Cache.create(path, header, manifest, learnt)
+    return Cache.create(place, header, manifest, learnt)
 
 
 def require_videos(manifest: Manifest) -> None:
@@ -142,24 +174,3 @@ def fill_stores(expected: Mapping[str, int], limit: int) -> dict[int, dict[str, 
         stores[-1][video_id] = frames
         held += frames
     return dict(enumerate(stores))
-
-
-@contextmanager
-def only_one(path: Path) -> Iterator[None]:
-    """Makes the folder and refuses a second extraction into it; what cannot be written ends as a StillframeError.
-
-    The kernel drops the lock when its holder dies, however it dies.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with (path / "extract.lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BadInput(f"another extraction is writing {path}", "wait for it, or stop it and rerun") from error
-            yield
-    except OSError as error:
-        raise StillframeError(
-            f"cannot write {error.filename or path}: {error.strerror}",
-            "finished stores are kept: free space or fix access, then rerun",
-        ) from error

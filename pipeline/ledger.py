@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline import plugins
 from pipeline.errors import BadInput
@@ -65,6 +65,15 @@ class Failure(Settings):
     """Presentation time up to which the video is covered; 0 if nothing is."""
 
 
+class Content(Settings):
+    """How many frames a video has."""
+
+    decoded: int
+    """Frames that came out of the decoder, whether they are cached or not."""
+    header: int | None
+    """Frames that its header promises; None: it does not say."""
+
+
 class Receipt(Settings):
     """receipts/00017.json: vouches for a store."""
 
@@ -74,6 +83,8 @@ class Receipt(Settings):
     videos: dict[str, tuple[int, int]]
     """video_id -> rows [start, stop)."""
     failures: dict[str, Failure]
+    content: dict[str, Content] = Field(default_factory=dict)
+    """Of every video that was decoded for this store."""
     seconds: dict[str, float]
     """Work of each step."""
     device: str
@@ -103,20 +114,29 @@ def to_json(record: Settings) -> bytes:
     return (record.model_dump_json(indent=1) + "\n").encode()
 
 
-def read_json(model: type[Model], path: Path, hint: str, version: int | None = None) -> Model:
-    """A JSON file as a checked `model`; if `version` is given, its format_version must be that. Raises BadInput with `hint`."""
+def read_json(model: type[Model], path: Path, hint: str, versions: range | None = None) -> Model:
+    """A JSON file as a checked `model`, see `parse_json`."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}", hint) from error
+    return parse_json(model, data, str(path), hint, versions)
+
+
+def parse_json(model: type[Model], data: bytes, where: str, hint: str, versions: range | None = None) -> Model:
+    """JSON as a checked `model`; if `versions` are given, its format_version must be one of them. Raises BadInput with `hint`."""
+    try:
+        table = json.loads(data.decode("utf-8"))
         if not isinstance(table, dict):
             raise ValueError(f"wanted an object, found {str(table)[:40]}")
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path} is damaged: {error}", hint) from error
+    except ValueError as error:
+        raise BadInput(f"{where} is damaged: {error}", hint) from error
     found = table.get("format_version")
-    if version is not None and found is not None and found != version:
-        older = isinstance(found, int) and found < version
-        message = f"{path} has format {found}, this version of stillframe reads format {version}"
+    if versions is not None and found is not None and found not in versions:
+        older = isinstance(found, int) and found < versions[0]
+        message = f"{where} has format {found}, this version of stillframe reads format {versions[-1]}"
         raise BadInput(message, hint if older else "upgrade stillframe")
     try:
-        return plugins.check(model, table, f"{path} is damaged")
+        return plugins.check(model, table, f"{where} is damaged")
     except BadInput as error:
         raise BadInput(error.message, hint) from error

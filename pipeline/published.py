@@ -24,9 +24,9 @@ from pipeline.cache import Cache
 from pipeline.errors import BadInput
 from pipeline.ledger import to_json
 from pipeline.model import VideoModel
+from pipeline.places.folder import write_atomically
 from pipeline.run import RUN_FORMAT, CacheFacts, Run, RunHeader
 from pipeline.spec import CacheSpec, Recipe, fingerprint
-from pipeline.store import write_atomically
 from pipeline.tasks import STREAMING, TaskPlugin
 
 PARTS = {"encoder.interm_mlps.": "mixer.", "sequential_core.": "temporal."}
@@ -139,7 +139,7 @@ def _fit(
 
 def _header(recipe: Recipe, source: Cache | CacheSpec, model: VideoModel, labels: tuple[str, ...]) -> RunHeader:
     if isinstance(source, Cache):
-        spec, encoder, place = source.spec, source.header.encoder, str(source.path.absolute())
+        spec, encoder, place = source.spec, source.header.encoder, source.place.address
         learnt = source.header.codec_sha256
         facts = CacheFacts(name=source.name, fingerprint=source.fingerprint, codec=spec["codec"]["name"], codec_sha256=learnt)
     else:

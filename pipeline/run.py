@@ -22,10 +22,10 @@ from pipeline import plugins
 from pipeline.errors import BadInput
 from pipeline.ledger import read_json, to_json
 from pipeline.model import VideoModel
+from pipeline.places.folder import write_atomically
 from pipeline.plugins import Settings
 from pipeline.records import TokenShape
 from pipeline.spec import CacheSpec, Recipe
-from pipeline.store import write_atomically
 from pipeline.tasks import TaskPlugin
 
 RUN_FORMAT = 2
@@ -85,7 +85,7 @@ class Run:
         file = path / "run.json"
         if not file.is_file():
             raise BadInput(f"{path} is not a run: it has no run.json", "make one with: stillframe train RECIPE CACHE")
-        self.header = read_json(RunHeader, file, "train again into another --out", RUN_FORMAT)
+        self.header = read_json(RunHeader, file, "train again into another --out", range(RUN_FORMAT, RUN_FORMAT + 1))
 
     @property
     def recipe(self) -> Recipe:

@@ -17,7 +17,8 @@ from pipeline.errors import BadInput
 from pipeline.plugins import Seed, Settings
 from pipeline.records import TokenShape
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of caches that are written; all before it can be read."""
 NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 
 
@@ -73,8 +74,9 @@ class StoreSettings(Settings):
     """Frames per Zarr chunk, the unit of compression and of general reads."""
     shard_mb: float = Field(default=256, gt=0, le=100_000)
     """Size of a shard file."""
-    store_mb: float = Field(default=2048, gt=0, le=10_000_000)
-    """Size of a store."""
+    store_mb: float = Field(default=512, gt=0, le=10_000_000)
+    """Size of a store for each recorded layer: which videos a store holds does not depend on how many layers there are, so that
+    one can be added later."""
     batch_frames: int = Field(default=32, ge=1, le=4096)
     """Frames per call of the encoder. Fixed by the spec, so that a store has the same bytes whoever writes it."""
 
@@ -129,12 +131,15 @@ class CacheSpec(Settings):
 
     def frames_per_shard(self, shape: TokenShape) -> int:
         """Whole chunks; a shard holds one array, so its size follows from the widest one (the patches of a layer)."""
-        per_frame = shape.patch_tokens * self.make_codec().bytes_per_token(shape.width)
-        chunks = max(1, int(self.store.shard_mb * 1e6 / per_frame) // self.store.chunk_frames)
+        chunks = max(1, int(self.store.shard_mb * 1e6 / self._layer_bytes(shape)) // self.store.chunk_frames)
         return chunks * self.store.chunk_frames
 
     def frames_per_store(self, shape: TokenShape) -> int:
-        return max(1, int(self.store.store_mb * 1e6 / self.bytes_per_frame(shape)))
+        return max(1, int(self.store.store_mb * 1e6 / self._layer_bytes(shape)))
+
+    def _layer_bytes(self, shape: TokenShape) -> int:
+        """Of the patches of one frame in one layer."""
+        return shape.patch_tokens * int(self.make_codec().bytes_per_token(shape.width))
 
 
 def fingerprint(

@@ -20,6 +20,7 @@ from pipeline.device import chosen
 from pipeline.encoders import EncoderPlugin
 from pipeline.errors import BadInput
 from pipeline.model import layers_read
+from pipeline.places import at
 from pipeline.plugins import Settings
 from pipeline.run import Run, load_model
 from pipeline.spec import CacheSpec, fingerprint
@@ -77,7 +78,7 @@ class Stream:
             )
         self.shape = self.spec.token_shape()
         names = token_arrays(self.shape.layers, self.shape.special_tokens, self.shape.patch_tokens)
-        self.codecs = codecs_of(self.spec.make_codec, names, read_learnt(run.path, run.header.cache.codec_sha256))
+        self.codecs = codecs_of(self.spec.make_codec, names, read_learnt(at(run.path), run.header.cache.codec_sha256))
         self.model, self.task = load_model(run, self.shape, device=self.device)
         self.layers = layers_read(run.recipe, self.shape)
         self.task_name = run.recipe.task.name

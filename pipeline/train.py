@@ -26,10 +26,10 @@ from pipeline.errors import BadInput, StillframeError
 from pipeline.ledger import to_json
 from pipeline.manifest import Manifest
 from pipeline.model import VideoModel, layers_read, parameter_groups
+from pipeline.places.folder import write_atomically
 from pipeline.records import Batch
 from pipeline.run import RUN_FORMAT, CacheFacts, Run, RunHeader, load_weights, read_metrics
 from pipeline.spec import Recipe, TrainingSettings, differences
-from pipeline.store import write_atomically
 from pipeline.tasks import TaskPlugin
 from pipeline.windows import Windows
 
@@ -88,14 +88,14 @@ def require_fit(recipe: Recipe, cache: Cache, manifest: Manifest) -> None:
     """Refuses a recipe that was written for another cache, and a manifest of other videos."""
     if recipe.cache and not cache.fingerprint.startswith(recipe.cache):
         raise BadInput(
-            f"recipe '{recipe.name}' wants the cache with fingerprint {recipe.cache}, {cache.path} has {cache.fingerprint}",
+            f"recipe '{recipe.name}' wants the cache with fingerprint {recipe.cache}, {cache} has {cache.fingerprint}",
             "give the cache it wants, or change `cache` in the recipe",
         )
     planned = {video_id for videos in cache.plan.values() for video_id in videos}
     strange = [video.video_id for video in manifest.videos if video.video_id not in planned]
     if strange:
         raise BadInput(
-            f"{len(strange)} videos of manifest {manifest.folder} are not in cache {cache.path}, the first is {strange[0]}",
+            f"{len(strange)} videos of manifest {manifest.folder} are not in cache {cache}, the first is {strange[0]}",
             "extract this manifest into another --out, or train with the manifest the cache was made from",
         )
 
@@ -124,7 +124,7 @@ def open_or_create(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest,
         labels=manifest.labels,
         spec=cache.spec,
         encoder=cache.header.encoder,
-        cache_path=str(cache.path.absolute()),
+        cache_path=cache.place.address,
         manifest_path=None if manifest.folder == cache.manifest.folder else str(manifest.folder.absolute()),
         parameters=model.parameter_counts(),
         clips={

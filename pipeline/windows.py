@@ -108,21 +108,19 @@ class Windows:
         if self.skipped and not allow_missing:
             clip_id, reason = next(iter(self.skipped.items()))
             raise BadInput(
-                f"cache {cache.path} has holes: {len(self.skipped)} of {len(clips)} clips of split '{split}' are not covered, "
+                f"cache {cache} has holes: {len(self.skipped)} of {len(clips)} clips of split '{split}' are not covered, "
                 f"the first is {clip_id}: {reason}",
-                f"finish extraction, or see them with: stillframe status {cache.path}; --allow-missing goes on without them",
+                f"finish extraction, or see them with: stillframe status {cache}; --allow-missing goes on without them",
             )
         usable = [(place, stretch) for place, _, stretch in found if isinstance(stretch, Stretch)]
         if not usable:
-            raise BadInput(
-                f"split '{split}' of {manifest.folder} has no clip that {cache.path} covers", "extract its videos first"
-            )
+            raise BadInput(f"split '{split}' of {manifest.folder} has no clip that {cache} covers", "extract its videos first")
         self.clips = [place for place, _ in usable]
         """Places of the usable clips in `manifest.clips`; `Batch.clip_index` counts in this list."""
         self.stretches = [stretch for _, stretch in usable]
         if self.slower == len(self):
             raise BadInput(
-                f"windows want {settings.fps:g} frames per second, every video of split '{split}' has fewer in {cache.path}",
+                f"windows want {settings.fps:g} frames per second, every video of split '{split}' has fewer in {cache}",
                 "lower windows.fps",
             )
 
@@ -281,7 +279,7 @@ class Windows:
         if self.cache.fps is not None and wanted > self.cache.fps * (1 + 1e-6):
             most = self.cache.fps * self.settings.fps / wanted
             raise BadInput(
-                f"windows want {wanted:g} frames per second, cache {self.cache.path} holds {self.cache.fps:g}",
+                f"windows want {wanted:g} frames per second, cache {self.cache} holds {self.cache.fps:g}",
                 f"set windows.fps to at most {most:g}, or extract with a higher frames.fps",
             )
 

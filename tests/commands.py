@@ -30,7 +30,7 @@ size_px = 64
 [store]
 chunk_frames = 4
 shard_mb = 0.0012
-store_mb = 0.016
+store_mb = 0.0072
 batch_frames = 7
 """
 """The same as `conftest.address_spec`."""

@@ -52,7 +52,7 @@ def address_spec(**changes: object) -> CacheSpec:
         "name": "address",
         "encoder": {"name": "address", "layers": [2, 5], "width": 8, "grid": 3, "special_tokens": 2},
         "frames": {"size_px": 64},
-        "store": {"chunk_frames": 4, "shard_mb": 0.0012, "store_mb": 0.016, "batch_frames": 7},
+        "store": {"chunk_frames": 4, "shard_mb": 0.0012, "store_mb": 0.0072, "batch_frames": 7},
     }
     return plugins.check(CacheSpec, table | changes, "test")
 

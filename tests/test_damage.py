@@ -47,7 +47,7 @@ def flip(file: Path) -> str:
 @pytest.mark.parametrize("damage", [unlink, empty, truncate])
 def test_a_damaged_shard_is_refused(place, cache, run, tmp_path, damage):
     problem = damage(cache / "stores/00001.zarr" / SHARD)
-    message = f"cache {cache} is damaged: 00001.zarr/{SHARD}: {problem}; next: see it all: stillframe verify {cache}"
+    message = f"cache {cache} is damaged: stores/00001.zarr/{SHARD}: {problem}; next: see it all: stillframe verify {cache}"
     before = digest(tmp_path)
     assert_refused(call("train", place.recipe, cache, "--out", tmp_path / "new"), message)
     assert_refused(call("evaluate", run, "--cache", cache), message)
@@ -88,7 +88,7 @@ def test_one_bit_of_times_or_metadata_is_refused(place, cache, run, tmp_path, fi
     """These decide which frame is which, so they are compared with their checksums whenever the cache is used."""
     problem = flip(cache / "stores/00001.zarr" / file)
     before = digest(tmp_path)
-    message = f"cache {cache} is damaged: 00001.zarr/{file}: {problem}; next: see it all: stillframe verify {cache}"
+    message = f"cache {cache} is damaged: stores/00001.zarr/{file}: {problem}; next: see it all: stillframe verify {cache}"
     assert_refused(call("train", place.recipe, cache, "--out", tmp_path / "new"), message)
     assert_refused(call("evaluate", run, "--cache", cache), message)
     result = call("verify", cache, "--json")
@@ -156,7 +156,7 @@ def test_verify_lists_a_damaged_receipt_and_goes_on(place, cache, how):
         rf"00002\.zarr +{SHARD} +{problem}", result.out
     )
     receipt.unlink()
-    Cache(cache).receipt_path(2).unlink()
+    (cache / Cache(cache).receipt_name(2)).unlink()
     fine("extract", place.spec, place.data, "--out", cache.parent)
     fine("verify", cache)
 

@@ -207,7 +207,7 @@ def test_instants_that_the_source_lacks_are_refused(material, tmp_path, fps, wan
 def test_an_unfinished_source_is_refused(material, tmp_path):
     shutil.copytree(material.cache.path, tmp_path / material.cache.name)
     source = Cache(tmp_path / material.cache.name)
-    source.receipt_path(1).unlink()
+    (source.path / source.receipt_name(1)).unlink()
     with pytest.raises(BadInput, match="lacks 1 of 3 stores"):
         derive(source, ["codec.name=int8"], tmp_path / "derived")
 
@@ -216,11 +216,11 @@ def test_damage_is_not_vouched_for_anew(material, tmp_path):
     """One flipped bit of a token, too deep for anything but a checksum to see."""
     shutil.copytree(material.cache.path, tmp_path / material.cache.name)
     source = Cache(tmp_path / material.cache.name)
-    file = source.store_path(1) / "layer_5/c/0/0/0"
+    file = (source.path / source.store_name(1)) / "layer_5/c/0/0/0"
     data = bytearray(file.read_bytes())
     data[100] ^= 1
     file.write_bytes(data)
-    with pytest.raises(BadInput, match=r"is damaged: 00001.zarr/layer_5/c/0/0/0: content differs from its checksum"):
+    with pytest.raises(BadInput, match=r"is damaged: stores/00001.zarr/layer_5/c/0/0/0: content differs from its checksum"):
         derive(source, ["codec.name=int8"], tmp_path / "derived")
 
 
@@ -237,7 +237,7 @@ def test_spread_takes_the_middles_of_equal_parts():
 def test_what_was_learnt_does_not_depend_on_workers_or_kills(material, pca_spec, pca_cache, tmp_path, killed):
     shutil.copytree(pca_cache.path, tmp_path / pca_cache.name)
     left = Cache(tmp_path / pca_cache.name)
-    left.receipt_path(1).unlink()
+    (left.path / left.receipt_name(1)).unlink()
     if killed == "before cache.json":
         (left.path / "cache.json").unlink()
         (left.path / CODEC_FILE).write_bytes(b"half of it")

@@ -293,7 +293,7 @@ def test_a_damaged_store_is_refused_before_training(material, tmp_path):
     while shard.is_dir():
         shard = shard / "0"
     shard.write_bytes(shard.read_bytes()[:-7])
-    with pytest.raises(BadInput, match=r"is damaged: 00001.zarr/layer_5/c/0/0/0: \d+ bytes, receipt says \d+"):
+    with pytest.raises(BadInput, match=r"is damaged: stores/00001.zarr/layer_5/c/0/0/0: \d+ bytes, receipt says \d+"):
         train(recipe(), Cache(tmp_path / "cache"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -307,7 +307,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(material, tmp_path):
 def test_allow_missing_counts_what_it_leaves_out(material, tmp_path):
     shutil.copytree(material.cache.path, tmp_path / "cache")
     cache = Cache(tmp_path / "cache")
-    cache.receipt_path(0).unlink()
+    (cache.path / cache.receipt_name(0)).unlink()
     train_split = [clip for clip in material.manifest.clips if clip.split == "train"]
     skipped = sum(clip.video_id in cache.plan[0] for clip in train_split)
     with pytest.raises(BadInput, match="has holes"):

@@ -179,7 +179,7 @@ def test_fewer_layers_read_fewer_arrays(material):
 def test_holes_are_refused_by_name_or_left_out_by_count(material, tmp_path):
     shutil.copytree(material.cache.path, tmp_path / "cache")
     cache = Cache(tmp_path / "cache")
-    cache.receipt_path(0).unlink()
+    (cache.path / cache.receipt_name(0)).unlink()
     holed = sum(clip.video_id in cache.plan[0] and clip.split == "train" for clip in material.manifest.clips)
     settings = WindowSettings(frames=2, fps=FPS)
     with pytest.raises(

@@ -13,6 +13,7 @@ import torch
 from pipeline import extract, manifest, plugins
 from pipeline.device import chosen
 from pipeline.spec import CacheSpec
+from pipeline.worker import Job, fill
 
 # The demo's encoder, scaled up until it and not the decoder sets the pace.
 SPEC = {
@@ -49,11 +50,9 @@ def extract_speed(frames: int, repeats: int, decoders: int, device: torch.device
         )
         for repeat in range(repeats + 1):
             bare.append(_bare(encoder, spec, frames, device))
-            path = Path(folder) / f"bench-{repeat}"
-            path.mkdir()
-            cache = extract.open_or_create(path, spec, encoder, shape, videos)
-            progress = extract.Progress(frames)
-            extract.Pipeline(cache, spec, encoder, device, videos, decoders, progress, None).run(list(cache.plan))
+            cache = extract.lay_out(spec, videos, Path(folder) / f"bench-{repeat}", encoder, device)
+            job = Job(caches=(str(cache),), root=str(videos.root), decoders=decoders)
+            progress = fill([(cache, encoder)], job, device)
             whole.append(progress.frames_per_s)
     del bare[0], whole[0]  # the first round warms caches and allocators up
     ratios = [b / a for a, b in zip(bare, whole, strict=True)]

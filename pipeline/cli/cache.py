@@ -12,6 +12,7 @@ from pipeline.errors import BadInput
 
 if TYPE_CHECKING:
     from pipeline.cache import Cache
+    from pipeline.progress import Progress
 
 
 @app.command()
@@ -79,14 +80,14 @@ def extract(
         return
     with console.progress(f"extract {loaded.name}") as update:
 
-        def on_progress(state: module.Progress) -> None:
+        def on_progress(state: Progress) -> None:
             text = f"frames  {state.frames_per_s:.0f} frames/s  {console.bytes_text(state.store_bytes)}"
             slowest = state.slowest(decoders)
             update(state.frames, state.frames_planned, f"{text}  ETA {console.duration_text(state.eta_s)}  slowest: {slowest}")
 
         cache = module.extract(loaded, clips, out, torch_device(device), decoders, retry_failed, on_progress)
     for other, changed in siblings(cache).items():
-        console.say(f"beside it lies {other.name}, which differs in (this / that): {'; '.join(changed)}")
+        console.say(f"beside it lies {other}, which differs in (this / that): {'; '.join(changed)}")
     _show_status(cache, as_json)
     if cache.failures:
         console.say("to try these again, once they are mended: the same command with --retry-failed")
@@ -148,12 +149,10 @@ def verify(cache: Annotated[Path, typer.Argument(help="A cache folder.")], as_js
                 problems[store] = found
             update(done, len(finished), "stores")
     if as_json:
-        named = {opened.store_path(store).name: files for store, files in problems.items()}
+        named = {opened.store_name(store): files for store, files in problems.items()}
         console.show_json({"cache": str(cache), "stores_checked": len(finished), "stores_missing": missing, "problems": named})
     else:
-        rows = [
-            (opened.store_path(store).name, file, what) for store, files in problems.items() for file, what in files.items()
-        ]
+        rows = [(opened.store_name(store), file, what) for store, files in problems.items() for file, what in files.items()]
         if rows:
             console.show_table(f"{len(problems)} damaged stores", ("store", "file", "problem"), rows)
         else:
@@ -161,7 +160,7 @@ def verify(cache: Annotated[Path, typer.Argument(help="A cache folder.")], as_js
         if missing:
             console.show(f"{len(missing)} of {len(opened.plan)} stores are not extracted yet: run extract again")
     if problems:
-        receipts = " ".join(str(opened.receipt_path(store)) for store in problems)
+        receipts = " ".join(f"{cache}/{opened.receipt_name(store)}" for store in problems)
         raise BadInput(
             f"{len(problems)} stores of {cache} are damaged", f"rm {receipts} and run extract again: only these are redone"
         )

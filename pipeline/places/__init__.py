@@ -25,6 +25,11 @@ class Place(ABC):
         """As a user writes it on the command line."""
 
     @property
+    @abstractmethod
+    def address(self) -> str:
+        """The same, wherever one stands."""
+
+    @property
     def name(self) -> str:
         """The last part of it."""
         return str(self).rstrip("/").rpartition("/")[2]

@@ -1,0 +1,97 @@
+"""A store in the making: rows and facts are gathered, then it is committed to its cache as a whole, with its receipt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.cache import Cache
+from pipeline.ledger import Content, Failure, Receipt
+from pipeline.records import Video
+from pipeline.store import StoreWriter
+
+TOOLS = ("stillframe", "torch", "transformers", "zarr", "numpy", "av")
+
+
+class Draft:
+    """One store of a cache, not there yet for any reader.
+
+    Facts of its frames and videos may be noted by one thread while another appends the tokens.
+    """
+
+    def __init__(self, cache: Cache, store: int) -> None:
+        self.cache, self.store = cache, store
+        self.frames = 0
+        self.rows: dict[str, tuple[int, int]] = {}
+        self.failures: dict[str, Failure] = {}
+        self.content: dict[str, Content] = {}
+        self._time_s: list[np.ndarray] = []
+        self._affine: list[np.ndarray] = []
+        self._written: tuple[Path, StoreWriter] | None = None
+
+    # Facts
+
+    def begin(self, video: Video) -> None:
+        """The rows of a video begin here."""
+        self.rows[video.video_id] = (self.frames, self.frames)
+
+    def note(self, video: Video, time_s: np.ndarray, affine: np.ndarray) -> None:
+        """The next frames (f,) of a video, and their affine (2, 3) or (f, 2, 3)."""
+        self._time_s.append(time_s)
+        self._affine.append(np.broadcast_to(affine, (len(time_s), 2, 3)))
+        self.frames += len(time_s)
+        self.rows[video.video_id] = (self.rows[video.video_id][0], self.frames)
+
+    def fail(self, video: Video, reason: str) -> None:
+        """Why the video is not wholly in the store."""
+        start, stop = self.rows[video.video_id]
+        until_s = float(self._time_s[-1][-1]) if stop > start else 0.0
+        self.failures[video.video_id] = Failure(reason=reason, frames_stored=stop - start, stored_until_s=until_s)
+
+    # Writing
+
+    def append(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """(f, ...) rows of every stored array."""
+        self._writer()[1].append(arrays)
+
+    def commit(self, seconds: Mapping[str, float], device: str) -> Receipt:
+        """Makes the store exist; `seconds` of work it took, and where its tokens were made."""
+        staged, writer = self._writer()
+        rows = np.array(list(self.rows.values()), np.int64).reshape(-1, 2)
+        small = {
+            "time_s": np.concatenate([np.zeros(0), *self._time_s]),
+            "affine": np.concatenate([np.zeros((0, 2, 3)), *self._affine]),
+            "video_start": rows[:, 0],
+            "video_stop": rows[:, 1],
+        }
+        receipt = Receipt(
+            store=self.store,
+            fingerprint=self.cache.fingerprint,
+            frames=self.frames,
+            videos=self.rows,
+            failures=self.failures,
+            content=self.content,
+            seconds={step: round(spent, 3) for step, spent in seconds.items()},
+            device=device,
+            versions={tool: version(tool) for tool in TOOLS},
+            files=writer.finish(small, {"videos": list(self.rows), "fingerprint": self.cache.fingerprint}),
+        )
+        self.cache.commit(staged, receipt)
+        return receipt
+
+    def close(self) -> None:
+        """Gives an unfinished store up; what is written of it stays aside until somebody takes the store over."""
+        if self._written:
+            self._written[1].close()
+
+    def _writer(self) -> tuple[Path, StoreWriter]:
+        if self._written is None:
+            cache = self.cache
+            staged = cache.place.staging(cache.store_name(self.store))
+            settings = cache.cache_spec.store
+            writer = StoreWriter(staged, cache.arrays, settings.chunk_frames, cache.cache_spec.frames_per_shard(cache.shape))
+            self._written = staged, writer
+        return self._written

@@ -1,0 +1,214 @@
+"""What the workers of one cache tell each other: who is at work on which store.
+
+A lease is a file that is created only if it is not there, and rewritten every few seconds while its holder lives. One that does
+not change for a while is void, as is at once that of a process of this machine that is no more. Nothing rests on clocks that
+agree or on locks of a network file system. Two workers may in rare moments hold the same store: that costs time and never
+data, since a store is written aside and every writer of it writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Self
+
+from pipeline.cache import Cache
+from pipeline.errors import StillframeError
+from pipeline.places import Place
+from pipeline.places.folder import WRITER
+
+RENEW_S = 5.0
+"""Seconds between two signs of life."""
+EXPIRE_S = 60.0
+"""Seconds without one after which a lease is void."""
+LOOK_S = 1.0
+"""Seconds between two looks at what others hold."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that writes stores."""
+
+    worker: str
+    machine: str
+    """One boot of one machine, seen from inside one container."""
+    pid: int
+    started: int
+    """Clock tick of its start: process numbers are used again."""
+
+    @classmethod
+    def me(cls) -> Holder:
+        return cls(WRITER, _machine(), os.getpid(), _started(os.getpid()) or 0)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is known to be no more: a process of another machine never is."""
+        return bool(self.started) and self.machine == _machine() and _started(self.pid) != self.started
+
+    @classmethod
+    def read(cls, text: bytes) -> Holder | None:
+        """Who wrote a lease; None where it is torn."""
+        try:
+            table = json.loads(text)
+            return cls(*(table[field.name] for field in fields(cls)))
+        except (ValueError, KeyError, TypeError):
+            return None
+
+
+class Leases:
+    """This worker's leases in one place. Between `with` they are kept alive by a thread; leaving gives all of them back."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.holder = Holder.me()
+        self.held: set[str] = set()
+        self._seen: dict[str, tuple[bytes, float]] = {}
+        self._stop = threading.Event()
+        self._renewing = threading.Thread(target=self._renew, name="leases", daemon=True)
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        self._renewing.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._renewing.join()
+        for name in list(self.held):
+            self.release(name)
+
+    def claim(self, name: str) -> bool:
+        """Takes a lease if nobody holds it, or if its holder is no more."""
+        if self.place.create(_file(name), self._text(0)):
+            self.held.add(name)
+            return True
+        if not self._is_void(name):
+            return False
+        self.place.remove(_file(name))
+        return self.claim(name)
+
+    def holds(self, name: str) -> bool:
+        """Whether it is still ours: one that was not renewed in time may have been taken over."""
+        return name in self.held and Holder.read(self._read(name) or b"") == self.holder
+
+    def release(self, name: str) -> None:
+        with self._lock:
+            ours = self.holds(name)
+            self.held.discard(name)
+            if ours:
+                self.place.remove(_file(name))
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Holds a lease, waiting for it as long as another lives that has it."""
+        while not self.claim(name):
+            time.sleep(LOOK_S)
+        try:
+            yield
+        finally:
+            self.release(name)
+
+    def _is_void(self, name: str) -> bool:
+        text = self._read(name)
+        if text is None:
+            return True
+        holder = Holder.read(text)
+        if holder is not None and holder.is_gone:
+            return True
+        now = time.monotonic()
+        if self._seen.get(name, (b"", 0.0))[0] != text:
+            self._seen[name] = text, now
+        return now - self._seen[name][1] > EXPIRE_S
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            return self.place.read(_file(name))
+        except FileNotFoundError:
+            return None
+
+    def _text(self, beat: int) -> bytes:
+        return json.dumps(asdict(self.holder) | {"beat": beat}).encode()
+
+    def _renew(self) -> None:
+        beat = 0
+        while not self._stop.wait(RENEW_S):
+            beat += 1
+            for name in list(self.held):
+                with self._lock, suppress(OSError, StillframeError):  # not renewed now: the next beat may be
+                    if self.holds(name):
+                        self.place.write(_file(name), self._text(beat))
+
+
+def holders(place: Place) -> dict[str, Holder]:
+    """Name of every lease -> who holds it, or held it when it died."""
+    found = {}
+    for file in place.names("leases"):
+        with suppress(OSError):  # given back at this moment
+            if holder := Holder.read(place.read(f"leases/{file}")):
+                found[file.removesuffix(".json")] = holder
+    return found
+
+
+def claimed(units: Sequence[Sequence[tuple[Cache, Leases, int]]], stop: threading.Event) -> Iterator[list[tuple[Cache, int]]]:
+    """Units of work for this worker: of each unit, the stores that are missing and that nobody else is at.
+
+    Every store of a unit is (cache, its leases, store). Waits for what others hold, until they have done it or are no more;
+    ends when nothing is missing but what was handed out here, or when `stop` is set.
+    """
+    left = [list(unit) for unit in units]
+    given: set[tuple[str, int]] = set()
+    while left and not stop.is_set():
+        waiting = []
+        for unit in left:
+            mine, others = [], []
+            for cache, leases, store in unit:
+                if (str(cache), store) in given or cache.has(store):
+                    continue
+                if not leases.claim(lease_of(store)):
+                    others.append((cache, leases, store))
+                elif cache.has(store):  # finished between the two looks
+                    leases.release(lease_of(store))
+                else:
+                    cache.clear_partial(store)
+                    given.add((str(cache), store))
+                    mine.append((cache, store))
+            if mine:
+                yield mine
+            if others:
+                waiting.append(others)
+            if stop.is_set():
+                return
+        left = waiting
+        if left:
+            stop.wait(LOOK_S)
+
+
+def lease_of(store: int) -> str:
+    return f"{store:05d}"
+
+
+def _file(name: str) -> str:
+    return f"leases/{name}.json"
+
+
+def _machine() -> str:
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    try:
+        return f"{boot.read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:  # no Linux
+        return f"{os.uname().nodename} {os.uname().sysname}"
+
+
+def _started(pid: int) -> int | None:
+    """When a process of this machine began, in clock ticks; None if there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else int(fields[19])

@@ -1,0 +1,50 @@
+"""How far an extraction is, and which of its steps sets the pace."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Progress:
+    """What an extraction has done so far; handed to `on_progress` after every batch."""
+
+    frames_planned: int
+    """From the headers of the files that are left to do: an estimate."""
+    frames: int = 0
+    store_bytes: int = 0
+    stores: int = 0
+    videos: int = 0
+    started: float = field(default_factory=time.perf_counter)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("decode", "encode", "write"), 0.0))
+    """Work done by each step, waiting left out."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.seconds[step] += time.perf_counter() - begin
+
+    @property
+    def frames_per_s(self) -> float:
+        return self.frames / max(1e-9, time.perf_counter() - self.started)
+
+    @property
+    def eta_s(self) -> float:
+        return max(0, self.frames_planned - self.frames) / max(1e-9, self.frames_per_s)
+
+    def slowest(self, decoders: int) -> str:
+        """The step that sets the pace: decoding is shared by `decoders` processes."""
+        busy = self.seconds | {"decode": self.seconds["decode"] / decoders}
+        return max(busy, key=lambda step: busy[step])
+
+
+OnProgress = Callable[[Progress], None]

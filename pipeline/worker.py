@@ -1,0 +1,133 @@
+"""One worker of an extraction: fills whatever stores of some caches are missing and not being filled by others.
+
+Any number of workers may be at work on the same caches, started together or one after the other, on any machines that share the
+place of the caches and the folder of the videos. They meet only in leases and receipts.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from bisect import bisect_right
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from pipeline import plugins, probe
+from pipeline.cache import Cache, unwritable
+from pipeline.decoder import DecodeLimits
+from pipeline.device import chosen
+from pipeline.encode import Lane, Pipeline
+from pipeline.encoders import EncoderPlugin
+from pipeline.errors import BadInput, StillframeError
+from pipeline.leases import Leases, claimed
+from pipeline.plugins import Settings
+from pipeline.progress import OnProgress, Progress
+
+
+class Job(Settings):
+    """What every worker of an extraction is told."""
+
+    caches: tuple[str, ...]
+    """Laid out already. One decode of a video serves all of them."""
+    root: str
+    """Where the videos are."""
+    device: str | None = None
+    """None: the CUDA device of the worker's number where there is any, else the CPU."""
+    decoders: int = 1
+    """Processes that decode videos."""
+    limits: DecodeLimits = DecodeLimits()
+
+
+def work(job: Job, index: int = 0, on_progress: OnProgress | None = None) -> None:
+    """Worker `index` of a job. Returns when nothing is missing. Raises StillframeError."""
+    device = chosen(torch.device(job.device) if job.device else _device(index))
+    caches = [Cache(place) for place in job.caches]
+    fill([(cache, load_encoder(cache, device)) for cache in caches], job, device, on_progress)
+
+
+def fill(
+    caches: Sequence[tuple[Cache, EncoderPlugin]], job: Job, device: torch.device, on_progress: OnProgress | None = None
+) -> Progress:
+    """Brings caches, each with its encoder on `device`, to completion with all other workers; says what was done here."""
+    missing = {str(cache): cache.missing_stores() for cache, _ in caches}
+    expected = sum(sum(cache.plan[store].values()) for cache, _ in caches for store in missing[str(cache)])
+    progress = Progress(expected)
+    try:
+        with ExitStack() as stack:
+            lanes = {str(cache): Lane(cache, encoder, stack.enter_context(Leases(cache.place))) for cache, encoder in caches}
+            videos = caches[0][0].manifest.videos
+            while any(missing.values()):
+                pipeline = Pipeline(videos, Path(job.root), device, job.decoders, job.limits, progress, on_progress)
+                units = [
+                    [(lanes[name].cache, lanes[name].leases, store) for name, store in unit]
+                    for unit in units_of({name: (lane.cache, missing[name]) for name, lane in lanes.items()})
+                ]
+                given = claimed(units, pipeline.stop)
+                pipeline.run([(lanes[str(cache)], store) for cache, store in unit] for unit in given)
+                # Again, where another worker took a store over from this one and was lost in its turn.
+                missing = {name: lane.cache.missing_stores() for name, lane in lanes.items()}
+        for cache, _ in caches:
+            cache.clear_partial()
+    except OSError as error:
+        raise unwritable(", ".join(missing), error) from error
+    return progress
+
+
+def units_of(missing: dict[str, tuple[Cache, list[int]]]) -> list[list[tuple[str, int]]]:
+    """Stores, grouped so that one decode of each video serves all caches: (cache, store) of every unit.
+
+    Stores of different caches end at different videos. A unit is a store of the cache with the fewest of them, and those stores
+    of the others that begin in it: few videos, at the borders, are decoded twice.
+    """
+    place = {video.video_id: number for cache, _ in missing.values() for number, video in enumerate(cache.manifest.videos)}
+
+    def start(cache: Cache, store: int) -> int:
+        return place[next(iter(cache.plan[store]))]
+
+    widest = min((cache for cache, _ in missing.values()), key=lambda cache: len(cache.plan))
+    bounds = sorted(start(widest, store) for store in widest.plan)
+    units: list[list[tuple[str, int]]] = [[] for _ in bounds]
+    for name, (cache, stores) in missing.items():
+        for store in stores:
+            units[bisect_right(bounds, start(cache, store)) - 1].append((name, store))
+    return [unit for unit in units if unit]
+
+
+def load_encoder(cache: Cache, device: torch.device) -> EncoderPlugin:
+    """The encoder of a cache, as its spec names it. Raises BadInput where it is not the one that the cache was begun with."""
+    settings = cache.cache_spec
+    encoder: EncoderPlugin = plugins.load("encoder", settings.encoder.name)(
+        settings.encoder.settings, settings.frames.size_px, device
+    )
+    if encoder.identity != cache.header.encoder:
+        raise BadInput(
+            f"encoder '{settings.encoder.name}' is not the one that {cache} was begun with: weights or configuration differ",
+            "give every worker the same files, or extract again",
+        )
+    if probe.decoder_identity() != cache.header.decoder:
+        raise BadInput(
+            f"the decoder here is {probe.decoder_identity()}, {cache} was begun with {cache.header.decoder}",
+            "give every worker the same version of PyAV, or extract again",
+        )
+    return encoder
+
+
+def _device(index: int) -> torch.device | None:
+    return torch.device("cuda", index % torch.cuda.device_count()) if torch.cuda.is_available() else None
+
+
+def main(job: str, index: str) -> int:
+    """A worker as a process of its own. Returns its exit code."""
+    try:
+        work(plugins.check(Job, json.loads(job), "job"), int(index))
+    except StillframeError as error:
+        sys.stderr.write(f"{error.message} ({error.hint})\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
