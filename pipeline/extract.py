@@ -21,7 +21,7 @@ from pipeline.ledger import Header, TokenFacts
 from pipeline.manifest import Manifest
 from pipeline.places import Place, at
 from pipeline.progress import OnProgress
-from pipeline.records import TokenShape
+from pipeline.records import TokenShape, Video
 from pipeline.spec import FORMAT_VERSION, CacheSpec
 from pipeline.worker import Job, fill
 
@@ -70,7 +70,7 @@ def extract_all(
         decoders=decoders,
         limits=limits or DecodeLimits(),
     )
-    fill(caches, job, device, on_progress)
+    fill(caches, manifest.videos, job, device, on_progress)
     return [Cache(cache.place) for cache, _ in caches]
 
 
@@ -155,12 +155,20 @@ def make_plan(cache_spec: CacheSpec, shape: TokenShape, manifest: Manifest) -> d
     require_videos(manifest)
     expected = {}
     for video in manifest.videos:
-        try:
-            facts = probe.probe(manifest.root / video.source, video.image_fps)
-            expected[video.video_id] = probe.expected_frames(facts, cache_spec.frames.rate)
-        except BadVideo:
-            expected[video.video_id] = 1  # extraction will say what is wrong with it
+        facts = _facts(manifest, video)
+        # Of one that cannot be opened extraction will say what is wrong with it.
+        expected[video.video_id] = 1 if facts is None else probe.expected_frames(facts, cache_spec.frames.rate)
     return fill_stores(expected, cache_spec.frames_per_store(shape))
+
+
+def _facts(manifest: Manifest, video: Video) -> probe.Probe | None:
+    """What the video's header says, from the manifest where that knows it; None if it cannot be opened."""
+    if video.video_id in manifest.facts:
+        return manifest.facts[video.video_id]
+    try:
+        return probe.probe(manifest.root / video.source, video.image_fps)
+    except BadVideo:
+        return None
 
 
 def fill_stores(expected: Mapping[str, int], limit: int) -> dict[int, dict[str, int]]:

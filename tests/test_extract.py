@@ -268,6 +268,20 @@ def test_preview_tells_what_will_be(material):
     assert plan["bytes_per_frame"] == (2 * 9 + 2) * 8 * 2
 
 
+def test_a_plan_needs_no_video_where_the_manifest_knows_their_headers(built, tmp_path, monkeypatch):
+    spec = address_spec(frames={"size_px": 64, "fps": 4})
+    shape = spec.token_shape()
+    plan = extract.make_plan(spec, shape, built)
+    folder = tmp_path / "older"
+    shutil.copytree(built.folder, folder)
+    origin = json.loads((folder / "dataset.json").read_text())
+    del origin["videos_sha256"]
+    (folder / "dataset.json").write_text(json.dumps(origin))
+    assert extract.make_plan(spec, shape, Manifest.load(folder, built.root)) == plan
+    monkeypatch.setattr(extract.probe, "probe", None)
+    assert extract.make_plan(spec, shape, built) == plan
+
+
 def test_affine_maps_the_source_to_the_square(tmp_path):
     frames = [np.zeros((64, 96, 3), np.uint8)] * 3
     write_video(tmp_path / "videos/x/wide.mp4", frames)

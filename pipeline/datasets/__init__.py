@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline.plugins import Settings
+from pipeline.probe import Probe
 from pipeline.records import Clip
 
 
@@ -42,6 +43,8 @@ class DatasetPlugin(ABC):
         self.on_progress = on_progress or (lambda *_: None)
         self.rejected: dict[str, str] = {}
         """source -> reason, for media found under `root` that cannot become a clip; filled by `clips()`."""
+        self.probed: dict[str, Probe] = {}
+        """source -> what the header of a video says, for those that `clips()` looked at."""
         self.ignored = 0
         """Files under `root` that make no video (other suffixes, single images); counted by `clips()`."""
 
