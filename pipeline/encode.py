@@ -29,6 +29,7 @@ from pipeline.ledger import Failure, Receipt
 from pipeline.manifest import Manifest
 from pipeline.records import Frames, Tokens, Video
 from pipeline.spec import CacheSpec
+from pipeline.square import to_square
 from pipeline.store import StoreWriter, layer_name, remove, stored_name
 
 BLOCK_FRAMES = 8
@@ -205,7 +206,7 @@ class Pipeline:
         """A block as model squares on the device; notes its times and affine."""
         settings = self.spec.frames
         pixels = torch.from_numpy(block.pixels_FHWC).to(self.device)
-        squares_FCHW, affine = frames.to_square(pixels, settings.size_px, settings.fit, settings.resample, block.pixel_aspect)
+        squares_FCHW, affine = to_square(pixels, settings.size_px, settings.fit, settings.resample, block.pixel_aspect)
         end.time_s.append(block.time_s)
         end.affine.append(np.broadcast_to(affine, (len(block), 2, 3)))
         end.frames += len(block)
