@@ -229,6 +229,7 @@ class _Process:
         with contextlib.suppress(subprocess.TimeoutExpired):
             status = self.process.wait(END_S)
         self.channel.close()
+        self.count.close()
         self.buffers.clear()
         return status
 

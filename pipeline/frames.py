@@ -122,7 +122,7 @@ def decode_rates(
     With t0 the first frame's time, a rate keeps the frames shown at t0 + k / rate, k = 0, 1, ..., until the video ends, each of
     them once and with its own presentation time. The rate None keeps every frame. `path` is a file, or a folder of images.
 
-    A block holds up to `block_frames` frames and `block_bytes`, but at least one frame; a change of frame size starts a new one.
+    A block holds up to `block_frames` frames and `block_bytes`, but at least one frame; a change of size starts a new one.
     Its memory is what `allocate` gives for its shape. The first `skip` kept frames are left out. `counted` is filled.
 
     Raises BadVideo, after all good frames have been yielded, if the video cannot be opened, if decoding stops with an error, or
