@@ -39,6 +39,12 @@ TICK_S = 0.2
 """Between two looks at a silent process. A wait counts as no more than this, so that a suspended program blames no video."""
 START_S = 120
 """A process that has not started by then never will."""
+ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+}
+"""No threads for linear algebra, which take memory; and glibc keeps the memory of one picture for the next."""
 END_S = 10
 """How long a process may take to die."""
 ATTEMPTS = {True: 3, False: 2}
@@ -154,8 +160,7 @@ class _Process:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=inherited,
-                # What can be imported here can be imported there. Threads for linear algebra would only take memory.
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
+                env=os.environ | ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path)},
                 start_new_session=True,  # Ctrl-C is for the parent, which then ends this process
             )
         except BaseException:

@@ -328,38 +328,45 @@ def _blocks(
 ) -> Iterator[Block]:
     """Converts kept pictures to upright RGB and gathers those of one size."""
     converter = VideoReformatter()
-    rows: list[np.ndarray] = []
+    room_FHWC: np.ndarray | None = None
     times_s: list[float] = []
     masks: list[list[bool]] = []
     aspect = 1.0
 
     def block() -> Block:
-        """Empties the lists, so that a block handed out is held by its receiver alone."""
-        pixels_FHWC = np.stack(rows, out=allocate((len(rows), *rows[0].shape)))
-        gathered = Block(Frames(pixels_FHWC, np.array(times_s), aspect), np.array(masks).T)
-        for gone in (rows, times_s, masks):
-            gone.clear()
+        """Lets go of the pixels, so that a block handed out is held by its receiver alone."""
+        nonlocal room_FHWC
+        assert room_FHWC is not None
+        frames = Frames(room_FHWC[: len(times_s)], np.array(times_s), aspect)
+        gathered = Block(frames, np.array(masks).T)
+        room_FHWC = None
+        times_s.clear()
+        masks.clear()
         return gathered
 
     for picture, kept_R in kept:
         pixels_HWC, pixel_aspect = _upright_rgb(picture, converter)
-        if rows and (pixels_HWC.shape != rows[0].shape or pixel_aspect != aspect):
+        if room_FHWC is not None and (pixels_HWC.shape != room_FHWC.shape[1:] or pixel_aspect != aspect):
             yield block()
-        aspect = pixel_aspect
-        rows.append(pixels_HWC)
+        if room_FHWC is None:
+            room = max(1, min(block_frames, block_bytes // pixels_HWC.nbytes))
+            room_FHWC, aspect = allocate((room, *pixels_HWC.shape)), pixel_aspect
+        room_FHWC[len(times_s)] = pixels_HWC
         times_s.append(picture.time_s)
         masks.append(kept_R)
-        if len(rows) == block_frames or (len(rows) + 1) * pixels_HWC.nbytes > block_bytes:
+        if len(times_s) == len(room_FHWC):
             yield block()
-    if rows:
+    if times_s:
         yield block()
 
 
 def _upright_rgb(picture: _Picture, converter: VideoReformatter) -> tuple[np.ndarray, float]:
-    """RGB pixels (H, W, 3) as a viewer shows them, and their aspect."""
+    """RGB pixels (H, W, 3) as a viewer shows them, a view of libav's own, and their aspect."""
     # Without any accuracy flag libswscale runs its fast path; one thread, since a frame is small work.
     rgb = converter.reformat(picture.frame, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
-    pixels_HWC = rgb.to_ndarray()
+    plane = rgb.planes[0]
+    rows = np.frombuffer(cast(Any, plane), np.uint8).reshape(rgb.height, plane.line_size)
+    pixels_HWC = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
     a, b, c, d = _display_matrix(picture.frame)
     pixel_aspect = picture.pixel_aspect
     if abs(b) + abs(c) > abs(a) + abs(d):
