@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -309,6 +311,54 @@ def test_an_unreadable_disk_is_no_fault_of_the_video(decoder, tmp_path):
     (folder / "1.png").symlink_to("/proc/self/mem")  # a regular file that answers EIO
     with pytest.raises(OSError, match="Input/output error"):
         outcome(decoder.decode(folder, [None], 5.0))
+
+
+FAILING_DISK = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+/* Reading a file whose name ends in "bad.mkv" fails beyond its first 40000 bytes. */
+ssize_t read(int fd, void *data, size_t size) {
+    static ssize_t (*real)(int, void *, size_t);
+    if (!real) real = (ssize_t (*)(int, void *, size_t)) dlsym(RTLD_NEXT, "read");
+    char link[64], name[4096] = "";
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(link, name, sizeof name - 1);
+    if (length > 7 && !strcmp(name + length - 7, "bad.mkv") && lseek(fd, 0, SEEK_CUR) > 40000) {
+        errno = EIO;
+        return -1;
+    }
+    return real(fd, data, size);
+}
+"""
+
+
+def test_a_disk_that_fails_in_the_middle_of_a_video_is_no_truncation(tmp_path, monkeypatch):
+    compiler = shutil.which("cc")
+    if not compiler:
+        pytest.skip("no C compiler")
+    (tmp_path / "disk.c").write_text(FAILING_DISK)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "disk.so", tmp_path / "disk.c", "-ldl"], check=True)
+    path = encode(tmp_path / "bad.mkv", noise(60), codec="mpeg4", options={"g": "1"})
+    assert outcome(decode_rates(path, [None]))[1] == ""
+    monkeypatch.setenv("LD_PRELOAD", str(tmp_path / "disk.so"))
+    with Decoder() as decoder, pytest.raises(OSError, match="Input/output error"):
+        outcome(decoder.decode(path, [None]))
+
+
+def test_too_many_open_files_are_no_fault_of_the_video(long):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            outcome(decode_rates(long[0], [None]))
+        with Decoder() as decoder, pytest.raises(OSError, match="Too many open files"):
+            outcome(decoder.decode(long[0], [None]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 PARENT = """
