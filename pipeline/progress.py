@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from pipeline.ledger import Receipt
+
 
 @dataclass(kw_only=True)
 class Timed:
@@ -39,6 +41,15 @@ class Progress(Timed):
     videos: int = 0
     started: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("decode", "encode", "write"), 0.0), kw_only=True)
+
+    def add(self, receipt: Receipt) -> None:
+        """A store that somebody else has finished."""
+        self.frames += receipt.frames
+        self.videos += len(receipt.videos)
+        self.stores += 1
+        self.store_bytes += receipt.store_bytes
+        for step, spent in receipt.seconds.items():
+            self.seconds[step] = self.seconds.get(step, 0.0) + spent
 
     @property
     def frames_per_s(self) -> float:
