@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from pipeline.cache import Cache
-from pipeline.decoder import Decoder, DecodeLimits
+from pipeline.decoder import DecodeLimits, Decoder
 from pipeline.draft import Draft
 from pipeline.encoders import EncoderPlugin
 from pipeline.errors import BadVideo, StillframeError

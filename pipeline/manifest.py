@@ -200,13 +200,14 @@ def build(
     try:
         _check_writable(out)
         _check_writable(root)
-        return _build(name, dataset, out)
+        return write(name, dataset, out)
     except OSError as error:
         problem = f"cannot read or write {error.filename or out}: {error.strerror or error}"
         raise StillframeError(problem, "free space or fix access, then run it again") from error
 
 
-def _build(name: str, dataset: DatasetPlugin, out: Path) -> Manifest:
+def write(name: str, dataset: DatasetPlugin, out: Path) -> Manifest:
+    """The manifest of a data set called `name` in folder `out`; see `build` for what it raises."""
     root = dataset.root
     clips = tuple(dataset.clips())
     if not clips:
