@@ -176,6 +176,7 @@ def _decode(request: dict[str, Any], outlet: Outlet, counted: Counted) -> dict[s
 
 def main(arguments: Sequence[str]) -> None:
     channel_fd, count_fd, memory_mb = map(int, arguments)
+    # Also sent when only the thread ends that started this process; `decoder.py` then starts another.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Private memory: buffers are shared and do not count.

@@ -320,14 +320,14 @@ FAILING_DISK = r"""
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
-/* Reading a file whose name ends in "bad.mkv" fails beyond its first 40000 bytes. */
+/* Reading a file whose name ends in "bad.video" fails beyond its first 40000 bytes. */
 ssize_t read(int fd, void *data, size_t size) {
     static ssize_t (*real)(int, void *, size_t);
     if (!real) real = (ssize_t (*)(int, void *, size_t)) dlsym(RTLD_NEXT, "read");
     char link[64], name[4096] = "";
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t length = readlink(link, name, sizeof name - 1);
-    if (length > 7 && !strcmp(name + length - 7, "bad.mkv") && lseek(fd, 0, SEEK_CUR) > 40000) {
+    if (length > 9 && !strcmp(name + length - 9, "bad.video") && lseek(fd, 0, SEEK_CUR) > 40000) {
         errno = EIO;
         return -1;
     }
@@ -336,13 +336,18 @@ ssize_t read(int fd, void *data, size_t size) {
 """
 
 
-def test_a_disk_that_fails_in_the_middle_of_a_video_is_no_truncation(tmp_path, monkeypatch):
+@pytest.mark.parametrize("container", ["mkv", "mp4", "avi", "ts"])
+def test_a_disk_that_fails_in_the_middle_of_a_video_is_no_truncation(tmp_path, monkeypatch, container):
     compiler = shutil.which("cc")
     if not compiler:
         pytest.skip("no C compiler")
     (tmp_path / "disk.c").write_text(FAILING_DISK)
     subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "disk.so", tmp_path / "disk.c", "-ldl"], check=True)
-    path = encode(tmp_path / "bad.mkv", noise(60), codec="mpeg4", options={"g": "1"})
+    codec, front = ("mpeg2video" if container == "ts" else "libx264"), {"movflags": "faststart"} if container == "mp4" else {}
+    whole = encode(
+        tmp_path / f"whole.{container}", noise(90), codec=codec, rate=25, options={"g": "1"}, container_options=front
+    )
+    path = whole.rename(tmp_path / "bad.video")
     assert outcome(decode_rates(path, [None]))[1] == ""
     monkeypatch.setenv("LD_PRELOAD", str(tmp_path / "disk.so"))
     with Decoder() as decoder, pytest.raises(OSError, match="Input/output error"):
