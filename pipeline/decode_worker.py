@@ -72,13 +72,16 @@ class Outlet:
         self.free: list[int] = []
         self.forgotten: list[int] = []
         self.made = 0
-        self.new: tuple[int, int] | None = None
-        """Descriptor and size of a buffer that the parent does not know yet."""
-        self.filled = -1
+        self.unsent: dict[int, tuple[int, int]] = {}
+        """Descriptor and size of buffers that the parent does not know yet."""
+        self.filled: int | None = None
         self.credits = 0
 
     def request(self) -> dict[str, Any] | None:
         """The next video; None once the parent is gone."""
+        if self.filled is not None:  # the last video failed before its last block was complete
+            self.free.append(self.filled)
+            self.filled = None
         while packet := self.channel.recv(PACKET_BYTES):
             message = json.loads(packet)
             self.free += message["free"]
@@ -96,19 +99,27 @@ class Outlet:
             self.filled = fitting[-1]
             self.free.remove(self.filled)
         else:
-            for number in self.free:
-                del self.buffers[number]
-            self.forgotten += self.free
-            self.free = []
+            self._forget_free()
             self.filled, self.made = self.made, self.made + 1
             # Untouched pages cost nothing, so a buffer is made to fit any block of ordinary frames.
             fd, room = os.memfd_create("stillframe-block"), max(size, BLOCK_BYTES)
             os.ftruncate(fd, room)
             self.buffers[self.filled] = np.frombuffer(mmap.mmap(fd, room), np.uint8)
-            self.new = fd, room
+            self.unsent[self.filled] = fd, room
         return self.buffers[self.filled][:size].reshape(shape)
 
+    def _forget_free(self) -> None:
+        """Gives back the memory of buffers that are too small."""
+        for number in self.free:
+            del self.buffers[number]
+            if number in self.unsent:
+                os.close(self.unsent.pop(number)[0])
+            else:
+                self.forgotten.append(number)
+        self.free = []
+
     def send(self, block: Block) -> None:
+        assert self.filled is not None
         while not self.credits:
             self._take_credits(wait=True)
         self.credits -= 1
@@ -121,14 +132,13 @@ class Outlet:
             "aspect": frames.pixel_aspect,
             "kept": block.kept_RF.tolist(),
         }
-        self.forgotten = []
-        if self.new is None:
+        if self.filled in self.unsent:
+            fd, room = self.unsent.pop(self.filled)
+            socket.send_fds(self.channel, [json.dumps(message | {"new_bytes": room}).encode()], [fd])
+            os.close(fd)
+        else:
             self.say(message)
-            return
-        fd, room = self.new
-        socket.send_fds(self.channel, [json.dumps(message | {"new_bytes": room}).encode()], [fd])
-        os.close(fd)
-        self.new = None
+        self.forgotten, self.filled = [], None
 
     def say(self, message: dict[str, Any]) -> None:
         self.channel.send(json.dumps(message).encode())
@@ -176,10 +186,13 @@ def _decode(request: dict[str, Any], outlet: Outlet, counted: Counted) -> dict[s
 
 def main(arguments: Sequence[str]) -> None:
     channel_fd, count_fd, memory_mb = map(int, arguments)
+    # Also sent when only the thread ends that started this process; `decoder.py` then starts another.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # Private memory: buffers are shared and do not count.
-    resource.setrlimit(resource.RLIMIT_DATA, (memory_mb << 20, memory_mb << 20))
+    # Private memory: buffers are shared and do not count. A lower limit of the system stays.
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = memory_mb << 20 if most == resource.RLIM_INFINITY else min(memory_mb << 20, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the parent is gone
         serve(socket.socket(fileno=channel_fd), mmap.mmap(count_fd, COUNT_BYTES))
 

@@ -58,8 +58,8 @@ class DecodeLimits(Settings):
     """Seconds of waiting in which no picture was decoded."""
     video_s: float | None = Field(default=None, gt=0)
     """Seconds of waiting for one video. None: 600, or 20 times the length that its header promises, whichever is more."""
-    memory_mb: int = Field(default=4096, ge=64)
-    """Private memory of the decoding process, in MiB. Frames handed over do not count."""
+    memory_mb: int = Field(default=4096, ge=128)
+    """Private memory of the decoding process, in MiB; without a video it takes 80. Frames handed over do not count."""
 
 
 class Decoder:
@@ -274,7 +274,8 @@ class _Watch:
         """An attempt that was cut short takes back nothing."""
         self.counted.decoded = max(self.counted.decoded, count.decoded)
         self.counted.end_s = max(self.counted.end_s, count.end_s)
-        self.counted.promise(count.header, count.header_s)
+        if count.header_s is not None or count.header is not None:
+            self.counted.promise(count.header, count.header_s)
 
     def _video_s(self) -> float:
         return self.limits.video_s or max(600.0, 20 * (self.counted.header_s or 0))

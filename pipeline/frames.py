@@ -149,6 +149,8 @@ class _VideoFile:
 
     def __init__(self, path: Path, counted: Counted) -> None:
         self.path, self.counted = path, counted
+        self.at_byte = 0
+        """Where the last packet lies."""
 
     def pictures(self) -> Iterator[_Picture]:
         container, stream = open_video(self.path)
@@ -165,7 +167,7 @@ class _VideoFile:
         aspect = float(stream.sample_aspect_ratio or 1)
         counted, previous_s = self.counted, -math.inf
         try:
-            for frame, time_s in _timed(container, stream):
+            for frame, time_s in self._timed(container, stream):
                 if time_s is None or time_s <= previous_s:
                     time_s = previous_s + interval_s if counted.decoded else 0.0
                 end_s = time_s + (float(frame.duration * stream.time_base) if frame.duration else interval_s)
@@ -173,9 +175,23 @@ class _VideoFile:
                 previous_s = time_s
                 yield _Picture(frame, time_s, end_s, aspect)
         except av.FFmpegError as error:
-            reason = reason_of(error, self.path)
+            reason = reason_of(error, self.path, self.at_byte)
             far = f"decoding stopped after {counted.decoded} frames at {counted.end_s:.1f} s"
             self.failure = BadVideo(f"{self.path.name}: {far if counted.decoded else _nothing(stream)}: {reason}")
+
+    def _timed(self, container: InputContainer, stream: VideoStream) -> Iterator[tuple[VideoFrame, float | None]]:
+        """Decoded frames with the times that the container gives them."""
+        assert stream.time_base is not None
+        stream.codec_context.thread_count = 1
+        is_avi = container.format.name == "avi"
+        decode_times: deque[int] = deque()
+        for packet in container.demux(stream):
+            self.at_byte = packet.pos or self.at_byte
+            if is_avi and packet.dts is not None:
+                decode_times.append(packet.dts)
+            for frame in packet.decode():
+                time = (decode_times.popleft() if decode_times else None) if is_avi else frame.pts
+                yield frame, None if time is None else float(time * stream.time_base)
 
     def _shortfall(self, container: InputContainer, stream: VideoStream) -> BadVideo | None:
         """Why a video that ended without an error is not complete."""
@@ -199,20 +215,6 @@ class _VideoFile:
 
 def _nothing(stream: VideoStream) -> str:
     return f"header promises {stream.frames} frames, none could be decoded" if stream.frames else "no frame could be decoded"
-
-
-def _timed(container: InputContainer, stream: VideoStream) -> Iterator[tuple[VideoFrame, float | None]]:
-    """Decoded frames with the times that the container gives them."""
-    assert stream.time_base is not None
-    stream.codec_context.thread_count = 1
-    is_avi = container.format.name == "avi"
-    decode_times: deque[int] = deque()
-    for packet in container.demux(stream):
-        if is_avi and packet.dts is not None:
-            decode_times.append(packet.dts)
-        for frame in packet.decode():
-            time = (decode_times.popleft() if decode_times else None) if is_avi else frame.pts
-            yield frame, None if time is None else float(time * stream.time_base)
 
 
 class _ImageFolder:

@@ -31,6 +31,8 @@ MEDIA_SUFFIXES = frozenset(_VIDEO | _AUDIO)
 """Lower-case suffixes of video and audio files: audio in a folder of videos is refused with a reason, not passed over."""
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
+REREAD_BYTES = 256 << 20
+"""How much of a file is read again to find out whether the disk is to blame."""
 TIMESTAMPS = "timestamps.txt"
 """In an image folder: one time in seconds per line, one line per image."""
 
@@ -107,14 +109,15 @@ def _open(source: str | io.BytesIO, path: Path, name: str) -> tuple[InputContain
     raise BadVideo(f"{name}: {reason}")
 
 
-def reason_of(error: av.FFmpegError, path: Path) -> str:
-    """What libav found wrong with the file at `path`. Raises MemoryError or OSError if the machine is at fault."""
+def reason_of(error: av.FFmpegError, path: Path, at_byte: int = 0) -> str:
+    """What libav found wrong with `path` at about a byte. Raises MemoryError or OSError if the machine is at fault."""
     if isinstance(error, MemoryError):
         raise MemoryError(error.strerror) from error
-    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | PermissionError):
-        # libav says "Input/output error" of torn files too: if the disk is to blame, plain reading fails as well.
+    if path.is_file() and not isinstance(error, PermissionError):
+        # To libav, what a disk fails to read is a torn packet, and a torn file an "Input/output error": plain reading tells.
         with path.open("rb") as file:
-            while file.read(1 << 24):
+            file.seek(at_byte)
+            while file.read(1 << 24) and file.tell() < at_byte + REREAD_BYTES:
                 pass
     return str(error.strerror)
 
