@@ -34,9 +34,6 @@ from pipeline.records import Tokens, Video
 from pipeline.square import to_square
 from pipeline.store import layer_name, stored_name
 
-BLOCKS_AHEAD = 4
-"""Blocks that one decoder may be ahead."""
-
 
 @dataclass
 class Lane:
@@ -276,7 +273,7 @@ class Task:
 
     video: Video
     wanted: Unit
-    channel: queue.Queue[Any] = field(default_factory=lambda: queue.Queue(maxsize=BLOCKS_AHEAD))
+    channel: queue.Queue[Any] = field(default_factory=lambda: queue.Queue(maxsize=1))  # the decoder is ahead by itself
 
 
 @dataclass
