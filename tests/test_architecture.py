@@ -35,6 +35,7 @@ ORDER = [
     "frames",
     "encoders",
     "codecs",
+    "shards",
     "store",
     "ledger",
     "cache",
