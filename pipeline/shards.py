@@ -10,12 +10,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import math
 import mmap
 import os
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -37,6 +40,8 @@ ALIGNMENT = 64
 CRC_BYTES = 4
 WRITE_BEHIND = 16 << 20
 """After so many bytes the disk is told to start."""
+HASH_BEHIND = 64 << 20
+"""Bytes that may be written and not hashed yet."""
 PARTS_AT_ONCE = 512
 """Less than the 1024 buffers that one `writev` takes."""
 BLOCK = 4096
@@ -60,9 +65,9 @@ class Layout:
     checksums: bool = True
     """Whether a CRC-32C follows every chunk. What is written has them; stores of format 1 have none."""
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
-        return int(np.prod(self.shape)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def chunks(self) -> int:
@@ -87,31 +92,31 @@ def fill_value(dtype: np.dtype[Any]) -> float | int:
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
     """As np.empty, on a boundary of a cache line: what numpy allocates lies 16 bytes off, and reads into that are slower."""
-    size = int(np.prod(shape)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     room = np.empty(size + ALIGNMENT, np.uint8)
     start = -room.ctypes.data % ALIGNMENT
     return room[start : start + size].view(dtype).reshape(shape)
 
 
 class ShardWriter:
-    """Streams the rows of one array into shard files. `hashing` and `syncing` have one thread each."""
+    """Streams the rows of one array into shard files; two threads of its own hash and sync them."""
 
-    def __init__(self, folder: Path, layout: Layout, hashing: Executor, syncing: Executor) -> None:
+    def __init__(self, folder: Path, layout: Layout) -> None:
         assert layout.shard_frames % layout.chunk_frames == 0 and layout.checksums
         self.folder, self.layout = folder, layout
         self.rows = 0
-        self._hashing, self._syncing = hashing, syncing
+        self._hashing, self._syncing = (ThreadPoolExecutor(1, f"{name} {folder.name}") for name in ("hash", "sync"))
         self._done: dict[str, tuple[int, Any]] = {}
         self._file: BinaryIO | None = None
         self._hash = hashlib.sha256()
-        self._hashed: Future[None] | None = None
+        self._hashed: deque[tuple[Future[None], int]] = deque()
         self._synced: Future[None] | None = None
         self._index = np.empty(0)
         self._size = self._started = self._crc = 0
         self._chunk = np.empty((layout.chunk_frames, *layout.shape), layout.dtype) if layout.compression == "zstd" else None
 
     def append(self, rows: np.ndarray) -> None:
-        """The rows must stay as they are until `settle`."""
+        """The rows are the writer's from now on: they may still be hashed while the next ones are written."""
         layout = self.layout
         assert rows.shape[1:] == layout.shape and rows.dtype == layout.dtype, (rows.shape, rows.dtype, layout)
         rows = np.ascontiguousarray(rows)
@@ -131,11 +136,6 @@ class ShardWriter:
         if parts:
             self._put(parts)
 
-    def settle(self) -> None:
-        """Waits until nothing that was appended is needed any more."""
-        if self._hashed is not None:
-            self._hashed.result()
-
     def finish(self) -> dict[str, tuple[int, str]]:
         """Fills the last chunk up and closes the last shard. Returns path relative to the store -> (bytes, sha256)."""
         held, rows = -self.rows % self.layout.chunk_frames, self.rows
@@ -144,13 +144,16 @@ class ShardWriter:
         if self._file is not None:
             self._close_shard([])
         self.rows = rows
-        self.settle()
+        self._wait(0)
         if self._synced is not None:
             self._synced.result()
+        self.close()
         return {path: (size, digest.hexdigest()) for path, (size, digest) in self._done.items()}
 
     def close(self) -> None:
-        """Lets go of a shard that will not be finished."""
+        """Lets go of the threads, and of a shard that will not be finished."""
+        self._hashing.shutdown()
+        self._syncing.shutdown()
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -188,13 +191,19 @@ class ShardWriter:
     def _put(self, parts: list[np.ndarray]) -> None:
         """Writes in this thread while the other one hashes."""
         assert self._file is not None
-        self._hashed = self._hashing.submit(_update, self._hash, parts)
+        self._hashed.append((self._hashing.submit(_update, self._hash, parts), sum(map(len, parts))))
         handle = self._file.fileno()
         _write_all(handle, parts)
         if self._size - self._started >= WRITE_BEHIND and hasattr(os, "posix_fadvise"):
             # On Linux this starts the writing of what is not on the disk yet, and waits for nothing.
             os.posix_fadvise(handle, self._started, self._size - self._started, os.POSIX_FADV_DONTNEED)
             self._started = self._size
+        self._wait(HASH_BEHIND)
+
+    def _wait(self, most: int) -> None:
+        """Until no more than so many bytes are still to be hashed."""
+        while self._hashed and sum(size for _, size in self._hashed) > most:
+            self._hashed.popleft()[0].result()
 
     def _close_shard(self, parts: list[np.ndarray]) -> None:
         """Writes the last parts and the index; syncs while the next shard goes on."""

@@ -76,7 +76,7 @@ class StoreSettings(Settings):
     store_mb: float = Field(default=2048, gt=0, le=10_000_000)
     """Size of a store."""
     compression: Literal["none", "zstd"] = "none"
-    """Of every chunk. none: windows are read at the speed of the disk; zstd: lossless, for codecs of few bits, whose bytes repeat."""
+    """Of every chunk, lossless. none: windows are read at the speed of the disk; zstd: smaller where bytes repeat, slower."""
     batch_frames: int = Field(default=32, ge=1, le=4096)
     """Frames per call of the encoder. Fixed by the spec, so that a store has the same bytes whoever writes it."""
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -69,24 +68,19 @@ class StoreWriter:
     ) -> None:
         """`arrays`: name -> (shape of one frame, dtype)."""
         self.folder = folder
-        self._threads = [ThreadPoolExecutor(1, name) for name in ("hash", "sync")]
         self.writers = {
-            name: ShardWriter(folder / name, Layout(shape, dtype, chunk_frames, shard_frames, compression), *self._threads)
+            name: ShardWriter(folder / name, Layout(shape, dtype, chunk_frames, shard_frames, compression))
             for name, (shape, dtype) in arrays.items()
         }
 
     def append(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """(f, ...) rows of every token array."""
+        """(f, ...) rows of every token array. They are the writer's from now on, and must not be changed."""
         assert arrays.keys() == self.writers.keys()
         for name, array in arrays.items():
             self.writers[name].append(array)
-        for writer in self.writers.values():
-            writer.settle()
 
     def close(self) -> None:
         """Gives an unfinished store up; what is written of it stays where it is."""
-        for thread in self._threads:
-            thread.shutdown()
         for writer in self.writers.values():
             writer.close()
 
@@ -106,7 +100,6 @@ class StoreWriter:
                 fill_value=fill_value(layout.dtype),
                 compressors=[*([ZstdCodec(level=0)] if layout.compression == "zstd" else []), Crc32cCodec()],
             )
-        self.close()
         for name, array in small.items():
             chunks = tuple(max(1, length) for length in array.shape)
             stored = group.create_array(
@@ -244,7 +237,7 @@ def _layout_of(array: Any, where: str) -> Layout:
     codec = array.metadata.codecs[0]
     inner = codec.codecs if isinstance(codec, ShardingCodec) else ()
     if not inner or not all(isinstance(each, BytesCodec | ZstdCodec | Crc32cCodec) for each in inner):
-        names = ", ".join(each.to_dict()["name"] for each in inner or (codec,))
+        names = ", ".join(str(each.to_dict()["name"]) for each in inner or (codec,))
         raise BadInput(f"{where} has the codecs {names}, wanted a shard of bytes, zstd and crc32c", VERIFY)
     return Layout(
         array.shape[1:],
