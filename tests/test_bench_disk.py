@@ -42,7 +42,7 @@ def test_read_says_what_was_measured(only_ours, tmp_path):
     result = call("bench", "read", "--windows", "3", "--repeats", "2", "--folder", tmp_path, "--json").json
     assert result["window"] == {"shape": [16, 201, 384], "dtype": "float16", "bytes": WINDOW_BYTES}
     assert (result["windows"], result["repeats"]) == (3, 2) and result["machine"]
-    assert WINDOW_BYTES * 4 < result["file_bytes"] < WINDOW_BYTES * 4 * 1.01  # a window may begin anywhere
+    assert WINDOW_BYTES * 3.9 < result["file_bytes"] < WINDOW_BYTES * 4.01  # a window may begin anywhere
     assert result["missing"] == {
         name: f"pip install {name.removeprefix('zarr + ')}" for name in ("tensorstore", "zarr + zarrs", "webdataset", "litdata")
     }

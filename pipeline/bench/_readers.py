@@ -145,7 +145,7 @@ def _write_webdataset(folder: Path, tokens_FND: np.ndarray, frames: int) -> None
     import webdataset
 
     with webdataset.TarWriter(str(folder / "windows.tar"), encoder=False) as tar:
-        for first in range(0, len(tokens_FND), frames):
+        for first in range(0, len(tokens_FND) - frames + 1, frames):
             tar.write({"__key__": f"{first:08}", "bin": tokens_FND[first : first + frames].tobytes()})
 
 
@@ -153,7 +153,8 @@ def _write_webdataset(folder: Path, tokens_FND: np.ndarray, frames: int) -> None
 def _webdataset(folder: Path, _: int) -> Iterator[Read]:
     import webdataset
 
-    with closing(iter(webdataset.WebDataset(str(folder / "windows.tar"), shardshuffle=False))) as samples:
+    windows = webdataset.WebDataset(str(folder / "windows.tar"), shardshuffle=False).repeat()
+    with closing(iter(windows)) as samples:
 
         def read(first: int, out: np.ndarray) -> None:
             del first  # a tar file is read in its own order
@@ -166,7 +167,7 @@ def _write_litdata(folder: Path, tokens_FND: np.ndarray, frames: int) -> None:
     from litdata.streaming.writer import BinaryWriter
 
     writer = BinaryWriter(str(folder), chunk_bytes="64MB")
-    for place, first in enumerate(range(0, len(tokens_FND), frames)):
+    for place, first in enumerate(range(0, len(tokens_FND) - frames + 1, frames)):
         writer[place] = tokens_FND[first : first + frames]
     writer.done()
     writer.merge()
