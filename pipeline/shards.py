@@ -63,7 +63,7 @@ class Layout:
     shard_frames: int
     compression: Compression = "none"
     checksums: bool = True
-    """Whether a CRC-32C follows every chunk. What is written has them; stores of format 1 have none."""
+    """Whether a CRC-32C follows every chunk. What is written has them; older stores have none."""
 
     @cached_property
     def row_bytes(self) -> int:

@@ -175,7 +175,10 @@ class StoreReader:
                 for at, count, offset in _stretches(numbers, first, stop, layout, offsets)
             ]
             with self.open_shard(name, number, [(offset, offset + len(part)) for offset, part in parts]) as file:
-                self._read_parts(file, self.shard(name, number), parts)
+                try:
+                    self._read_parts(file, self.shard(name, number), parts)
+                except OSError as error:
+                    raise self._unreadable(name, number, error) from error
 
     def shard(self, name: str, number: int) -> str:
         """As a user finds it."""
@@ -186,7 +189,10 @@ class StoreReader:
         try:
             return self.place.open(f"{self.name}/{name}/{self.layout(name).shard_name(number)}", spans)
         except OSError as error:
-            raise BadInput(f"shard {self.shard(name, number)} cannot be read: {error.strerror}", VERIFY) from error
+            raise self._unreadable(name, number, error) from error
+
+    def _unreadable(self, name: str, number: int, error: OSError) -> BadInput:
+        return BadInput(f"shard {self.shard(name, number)} cannot be read: {error.strerror}", VERIFY)
 
     def index(self, name: str, number: int) -> np.ndarray:
         """(chunks, 2) offset and length of each chunk of a shard, checked."""
@@ -303,7 +309,7 @@ class BadChunk(NamedTuple):
 def check_chunks(place: Place, store: str, array: str) -> list[BadChunk]:
     """What is missing, cut off or other than its checksum says among the rows of a token array; reads all of it.
 
-    A shard whose index is lost is lost as a whole. In stores of format 1 chunks have no checksums: only their index is checked.
+    A shard whose index is lost is lost as a whole. In older stores chunks have no checksums: only the index is checked.
     """
     found: list[BadChunk] = []
     reader = StoreReader(place, store)

@@ -36,7 +36,7 @@ def write(
         return writer.finish({"time_s": np.arange(frames) / 3}, {"videos": ["a", "b"]})
 
 
-def write_as_format_1(path: Path, arrays: dict[str, np.ndarray], chunk: int, shard: int) -> None:
+def write_without_checksums(path: Path, arrays: dict[str, np.ndarray], chunk: int, shard: int) -> None:
     """As zarr itself writes shards whose chunks have no checksums."""
     group = zarr.create_group(path)
     for name, array in arrays.items():
@@ -57,7 +57,7 @@ layouts = {
     "batch": st.integers(1, 40),
     "shape": st.sampled_from([(3, 5), (3, 1), (4, 32), (7,)]),
     "dtype": st.sampled_from(["float16", "uint8", "uint16", "float32"]),
-    "kind": st.sampled_from(["none", "zstd", "format 1"]),
+    "kind": st.sampled_from(["none", "zstd", "no checksums"]),
     "picks": st.lists(st.integers(0, 10_000), max_size=30)
     | st.integers(0, 60).map(lambda first: list(range(first, first + 16))),
     "around": st.booleans(),
@@ -71,8 +71,8 @@ def test_direct_reader_equals_zarr_for_any_layout_and_rows(
 ):
     place = Folder(tmp_path_factory.mktemp("store"))
     array = values(frames, *shape, dtype=dtype)
-    if kind == "format 1":
-        write_as_format_1(place.path / STORE, {"layer_3": array}, chunk, chunk * chunks_per_shard)
+    if kind == "no checksums":
+        write_without_checksums(place.path / STORE, {"layer_3": array}, chunk, chunk * chunks_per_shard)
     else:
         write(place.path / STORE, {"layer_3": array}, chunk, chunk * chunks_per_shard, batch, kind)
     stored = zarr.open_group(place.path / STORE, mode="r")["layer_3"]
@@ -240,6 +240,18 @@ def test_a_shard_that_is_cut_while_it_is_read(tmp_path, around):
     shard.write_bytes(shard.read_bytes()[:100_001])
     with pytest.raises(BadInput, match=r"layer_0/c/0/0/0 ends before byte \d+"):
         reader.read_into("layer_0", np.arange(24), np.empty((24, 64, 64), "float16"))
+
+
+def test_a_disk_that_cannot_read_is_named(tmp_path, monkeypatch):
+    write(tmp_path / STORE, {"layer_0": values(30, 4, 6)}, 4, 12, 30)
+
+    def broken(*_) -> int:
+        raise OSError(5, "Input/output error")
+
+    reader = StoreReader(Folder(tmp_path), STORE)
+    monkeypatch.setattr("os.preadv", broken)
+    with pytest.raises(BadInput, match="shard .*layer_0/c/1/0/0 cannot be read: Input/output error"):
+        reader.read_into("layer_0", np.array([13]), np.empty((1, 4, 6), "float16"))
 
 
 @pytest.mark.parametrize("around", [False, True])
