@@ -35,7 +35,8 @@ from pipeline.records import TokenShape
 from pipeline.spec import CacheSpec, differences, fingerprint, override
 from pipeline.store import StoreReader, stored_name, token_arrays
 
-DERIVABLE = ("name", "encoder.layers", "frames.fps", "codec.", "store.chunk_frames", "store.shard_mb", "store.store_mb")
+STORE = ("store.chunk_frames", "store.shard_mb", "store.store_mb", "store.compression")
+DERIVABLE = ("name", "encoder.layers", "frames.fps", "codec.", *STORE)
 """Keys of a spec, or beginnings of keys, that may differ from the source's."""
 
 OnFrames = Callable[[int, int], None]

@@ -91,7 +91,7 @@ class Draft:
         if self._written is None:
             cache = self.cache
             staged = cache.place.staging(cache.store_name(self.store))
-            settings = cache.cache_spec.store
-            writer = StoreWriter(staged, cache.arrays, settings.chunk_frames, cache.cache_spec.frames_per_shard(cache.shape))
+            settings, shard_frames = cache.cache_spec.store, cache.cache_spec.frames_per_shard(cache.shape)
+            writer = StoreWriter(staged, cache.arrays, settings.chunk_frames, shard_frames, settings.compression)
             self._written = staged, writer
         return self._written

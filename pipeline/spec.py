@@ -77,6 +77,8 @@ class StoreSettings(Settings):
     store_mb: float = Field(default=512, gt=0, le=10_000_000)
     """Size of a store for each recorded layer: which videos a store holds does not depend on how many layers there are, so that
     one can be added later."""
+    compression: Literal["none", "zstd"] = "none"
+    """Of every chunk, lossless. none: windows are read at the speed of the disk; zstd: smaller where bytes repeat, slower."""
     batch_frames: int = Field(default=32, ge=1, le=4096)
     """Frames per call of the encoder. Fixed by the spec, so that a store has the same bytes whoever writes it."""
 

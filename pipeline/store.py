@@ -1,14 +1,12 @@
-"""The only file that knows the layout on disk: write a store, read rows, verify a cache.
+"""The only file that knows the layout on disk: write a store, read rows, check it.
 
 A cache is `cache.json` (spec, encoder identity, plan), `manifest/` (a copy), `stores/00017.zarr` and `receipts/00017.json`.
 A store is a Zarr v3 group that plain `zarr.open_group` reads; it exists for readers only when its receipt exists, and the
 receipt is written last: everything is written aside, synced, renamed, and only then vouched for. So a kill at any byte
 loses at most the store in flight.
 
-Token arrays are sharded and uncompressed: a shard file is its chunks one after the other, then the index (offset and length
-of each chunk, then a CRC-32C), exactly as the Zarr sharding codec defines. That lets the writer stream and hash a shard
-without holding it, and the reader fetch any row with one `preadv` into the batch. zarr-python itself writes the metadata
-and the small arrays.
+Token arrays are sharded; `pipeline/shards.py` knows the bytes of a shard file. Uncompressed rows are read straight into the
+batch, compressed ones through zarr-python, which also writes the metadata and the small arrays.
 """
 
 from __future__ import annotations
@@ -17,20 +15,28 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import google_crc32c
 import numpy as np
 import zarr
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
 from pipeline.errors import BadInput
 from pipeline.places import Place, Span
-
-MISSING = np.iinfo(np.uint64).max
-"""Offset and length of a chunk that a shard does not hold (Zarr v3 sharding codec)."""
-VERIFY = "run: stillframe verify CACHE"
+from pipeline.shards import (
+    CRC_BYTES,
+    MISSING,
+    VERIFY,
+    Compression,
+    Layout,
+    ShardWriter,
+    fill_value,
+    read_index,
+    read_parts,
+    read_parts_direct,
+)
 
 
 def token_arrays(layers: tuple[int, ...], special_tokens: int, patch_tokens: int) -> dict[str, int]:
@@ -49,75 +55,6 @@ def stored_name(array: str, key: str) -> str:
     return f"{array}_{key}" if key else array
 
 
-class _ShardWriter:
-    """Streams the rows of one array into shard files, hashing as it goes."""
-
-    def __init__(
-        self, folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any], chunk_frames: int, shard_frames: int
-    ) -> None:
-        assert shard_frames % chunk_frames == 0
-        self.folder, self.shape, self.dtype = folder, shape, dtype
-        self.chunk_frames, self.shard_frames = chunk_frames, shard_frames
-        self.chunk_bytes = chunk_frames * int(np.prod(shape)) * dtype.itemsize
-        self.rows = 0
-        self.files: dict[str, tuple[int, str]] = {}
-        self._file: BinaryIO | None = None
-        self._hash = hashlib.sha256()
-
-    def append(self, array: np.ndarray) -> None:
-        assert array.shape[1:] == self.shape and array.dtype == self.dtype, (array.shape, array.dtype, self.shape, self.dtype)
-        array = np.ascontiguousarray(array)
-        while len(array):
-            room = self.shard_frames - self.rows % self.shard_frames
-            part, array = array[:room], array[room:]
-            self._put(part.reshape(-1).view(np.uint8).data)
-            self.rows += len(part)
-            if self.rows % self.shard_frames == 0:
-                self._close_shard(self.shard_frames)
-
-    def finish(self) -> None:
-        """Pads the last chunk with the fill value and closes the last shard."""
-        held = self.rows % self.shard_frames
-        if held:
-            padding = -held % self.chunk_frames
-            if padding:
-                fill = np.full((padding, *self.shape), _fill_value(self.dtype), self.dtype)
-                self._put(fill.reshape(-1).view(np.uint8).data)
-            self._close_shard(held)
-
-    def close(self) -> None:
-        """Lets go of a shard that will not be finished."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _put(self, data: memoryview) -> None:
-        if self._file is None:
-            path = self._path()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("wb")
-            self._hash = hashlib.sha256()
-        self._file.write(data)
-        self._hash.update(data)
-
-    def _path(self) -> Path:
-        parts = ["c", str(self.rows // self.shard_frames), *["0"] * len(self.shape)]
-        return self.folder.joinpath(*parts)
-
-    def _close_shard(self, held: int) -> None:
-        assert self._file is not None
-        index = np.full((self.shard_frames // self.chunk_frames, 2), MISSING, "<u8")
-        chunks = -(-held // self.chunk_frames)
-        index[:chunks, 0] = np.arange(chunks) * self.chunk_bytes
-        index[:chunks, 1] = self.chunk_bytes
-        data = index.tobytes()
-        self._put(memoryview(data + google_crc32c.value(data).to_bytes(4, "little")))
-        path, size = Path(self._file.name), self._file.tell()
-        _sync(self._file)
-        self.close()
-        self.files[path.relative_to(self.folder.parent).as_posix()] = size, self._hash.hexdigest()
-
-
 class StoreWriter:
     """Writes one store into an empty folder that nobody reads; `finish` returns what the receipt must say of its files."""
 
@@ -127,16 +64,17 @@ class StoreWriter:
         arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]],
         chunk_frames: int,
         shard_frames: int,
+        compression: Compression = "none",
     ) -> None:
         """`arrays`: name -> (shape of one frame, dtype)."""
         self.folder = folder
         self.writers = {
-            name: _ShardWriter(folder / name, shape, dtype, chunk_frames, shard_frames)
+            name: ShardWriter(folder / name, Layout(shape, dtype, chunk_frames, shard_frames, compression))
             for name, (shape, dtype) in arrays.items()
         }
 
     def append(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """(f, ...) rows of every token array."""
+        """(f, ...) rows of every token array. They are the writer's from now on, and must not be changed."""
         assert arrays.keys() == self.writers.keys()
         for name, array in arrays.items():
             self.writers[name].append(array)
@@ -151,21 +89,21 @@ class StoreWriter:
         files: dict[str, tuple[int, str]] = {}
         group = zarr.create_group(self.folder, zarr_format=3, attributes=dict(attributes))
         for name, writer in self.writers.items():
-            writer.finish()
-            files |= writer.files
+            files |= writer.finish()
+            layout = writer.layout
             group.create_array(
                 name,
-                shape=(writer.rows, *writer.shape),
-                chunks=(writer.chunk_frames, *writer.shape),
-                shards=(writer.shard_frames, *writer.shape),
-                dtype=writer.dtype,
-                fill_value=_fill_value(writer.dtype),
-                compressors=None,
+                shape=(writer.rows, *layout.shape),
+                chunks=(layout.chunk_frames, *layout.shape),
+                shards=(layout.shard_frames, *layout.shape),
+                dtype=layout.dtype,
+                fill_value=fill_value(layout.dtype),
+                compressors=[*([ZstdCodec(level=0)] if layout.compression == "zstd" else []), Crc32cCodec()],
             )
         for name, array in small.items():
             chunks = tuple(max(1, length) for length in array.shape)
             stored = group.create_array(
-                name, shape=array.shape, chunks=chunks, dtype=array.dtype, fill_value=_fill_value(array.dtype), compressors=None
+                name, shape=array.shape, chunks=chunks, dtype=array.dtype, fill_value=fill_value(array.dtype), compressors=None
             )
             if array.size:
                 stored[:] = array
@@ -174,16 +112,20 @@ class StoreWriter:
             if path.is_file() and relative not in files:
                 with path.open("rb") as file:
                     files[relative] = path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
-                    _sync(file)
+                    os.fsync(file.fileno())
         return dict(sorted(files.items()))
 
 
 class StoreReader:
     """Reads rows of a finished store; safe to share between threads."""
 
-    def __init__(self, place: Place, name: str) -> None:
-        """The store `name` (`stores/00017.zarr`) of a cache's place."""
+    def __init__(self, place: Place, name: str, around_page_cache: bool = False) -> None:
+        """The store `name` (`stores/00017.zarr`) of a cache's place.
+
+        `around_page_cache`: nothing that is read stays in memory, for caches much larger than it.
+        """
         self.place, self.name = place, name
+        self._read_parts = read_parts_direct if around_page_cache else read_parts
         try:
             self.group = zarr.open_group(place.zarr(name), mode="r")
         except Exception as error:  # damaged metadata makes zarr raise errors of many types
@@ -207,33 +149,64 @@ class StoreReader:
         return np.dtype(self._array(name).dtype)
 
     def read_general(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """Rows of a token array through zarr-python: the reference that `read_into` must equal."""
+        """Rows of a token array through zarr-python, checksums compared: the reference that `read_into` must equal."""
         array = self._array(name)
-        if len(rows) == 0:
-            return np.empty((0, *array.shape[1:]), array.dtype)
-        low = int(rows.min())
-        return np.asarray(array[low : int(rows.max()) + 1])[rows - low]
+        out = np.empty((len(rows), *array.shape[1:]), array.dtype)
+        frames = array.chunks[0]
+        for first, stop in _runs([row // frames for row in rows.tolist()]):
+            chunk = int(rows[first]) // frames
+            out[first:stop] = np.asarray(array[chunk * frames : (chunk + 1) * frames])[rows[first:stop] - chunk * frames]
+        return out
 
     def read_into(self, name: str, rows: np.ndarray, out: np.ndarray) -> None:
         """Rows of a token array straight into `out` (len(rows), ...), which must be contiguous."""
-        array = self._array(name)
-        assert out.shape == (len(rows), *array.shape[1:]) and out.dtype == array.dtype and out.flags.c_contiguous
-        if len(rows) == 0:
+        layout = self.layout(name)
+        assert out.shape == (len(rows), *layout.shape) and out.dtype == layout.dtype and out.flags.c_contiguous
+        if layout.compression != "none":
+            out[:] = self.read_general(name, rows)
             return
-        row_bytes = out[0].nbytes
         target = out.reshape(-1).view(np.uint8)
-        shard_frames, chunk_frames = array.shards[0], array.chunks[0]
-        for number, first, stop in _runs(rows // shard_frames):
-            shard, offsets = self._shard(name, number)
-            reads = []
-            for first_run, count in _steps(rows[first:stop], chunk_frames):
-                at = first + first_run
-                within = int(rows[at]) % shard_frames
-                offset = int(offsets[within // chunk_frames]) + within % chunk_frames * row_bytes
-                reads.append((offset, target[at * row_bytes : (at + count) * row_bytes]))
-            with self._open(shard, [(offset, offset + len(out)) for offset, out in reads]) as file:
-                for offset, out in reads:
-                    _read_exactly(file, f"{self.place}/{shard}", offset, out)
+        numbers = rows.tolist()
+        for first, stop in _runs([row // layout.shard_frames for row in numbers]):
+            number = numbers[first] // layout.shard_frames
+            offsets = self._offsets(name, number)
+            parts = [
+                (offset, target[at * layout.row_bytes : (at + count) * layout.row_bytes])
+                for at, count, offset in _stretches(numbers, first, stop, layout, offsets)
+            ]
+            with self.open_shard(name, number, [(offset, offset + len(part)) for offset, part in parts]) as file:
+                try:
+                    self._read_parts(file, self.shard(name, number), parts)
+                except OSError as error:
+                    raise self._unreadable(name, number, error) from error
+
+    def shard(self, name: str, number: int) -> str:
+        """As a user finds it."""
+        return f"{self}/{name}/{self.layout(name).shard_name(number)}"
+
+    def open_shard(self, name: str, number: int, spans: Sequence[Span]) -> BinaryIO:
+        """Opened for every read: a cache of terabytes has more shards than a process may hold open."""
+        try:
+            return self.place.open(f"{self.name}/{name}/{self.layout(name).shard_name(number)}", spans)
+        except OSError as error:
+            raise self._unreadable(name, number, error) from error
+
+    def _unreadable(self, name: str, number: int, error: OSError) -> BadInput:
+        return BadInput(f"shard {self.shard(name, number)} cannot be read: {error.strerror}", VERIFY)
+
+    def index(self, name: str, number: int) -> np.ndarray:
+        """(chunks, 2) offset and length of each chunk of a shard, checked."""
+        with self.open_shard(name, number, []) as file:
+            size = os.fstat(file.fileno()).st_size
+        layout = self.layout(name)
+        with self.open_shard(name, number, [(max(0, size - layout.index_bytes), size)]) as file:
+            return read_index(file, self.shard(name, number), layout)
+
+    def layout(self, name: str) -> Layout:
+        """What the shards of a token array hold."""
+        if name not in self._layouts:
+            self._layouts[name] = _layout_of(self._array(name), f"array '{name}' of store {self}")
+        return self._layouts[name]
 
     def _array(self, name: str) -> Any:
         if name not in self._arrays:
@@ -248,55 +221,59 @@ class StoreReader:
         return {}
 
     @cached_property
-    def _shards(self) -> dict[tuple[str, int], tuple[str, np.ndarray]]:
+    def _layouts(self) -> dict[str, Layout]:
         return {}
 
-    def _shard(self, name: str, number: int) -> tuple[str, np.ndarray]:
-        """Name of a shard in the place, and the offset of each of its chunks: its index is read and checked once."""
-        key = (name, number)
-        if key not in self._shards:
-            array = self._array(name)
-            shard = "/".join([self.name, name, "c", str(number), *["0"] * (array.ndim - 1)])
-            chunks = array.shards[0] // array.chunks[0]
-            with self._open(shard, []) as file:
-                size, index_bytes = os.fstat(file.fileno()).st_size, chunks * 16 + 4
-            with self._open(shard, [(max(0, size - index_bytes), size)]) as file:
-                tail = os.pread(file.fileno(), index_bytes, max(0, size - index_bytes))
-            if len(tail) != index_bytes or google_crc32c.value(tail[:-4]) != int.from_bytes(tail[-4:], "little"):
-                raise BadInput(f"shard {self.place}/{shard} is damaged: its index does not match its checksum", VERIFY)
-            self._shards[key] = shard, np.frombuffer(tail[:-4], "<u8").reshape(chunks, 2)[:, 0]
-        return self._shards[key]
+    def _offsets(self, name: str, number: int) -> list[int]:
+        """Where each chunk of a shard begins: its index is read and checked once."""
+        if (name, number) not in self._shards:
+            rows = self.shape(name)[0] - number * self.layout(name).shard_frames
+            offsets = self.index(name, number)[: -(-rows // self.layout(name).chunk_frames), 0].tolist()
+            if MISSING in offsets:
+                raise BadInput(f"shard {self.shard(name, number)} lacks chunk {offsets.index(MISSING)}", VERIFY)
+            self._shards[name, number] = offsets
+        return self._shards[name, number]
 
-    def _open(self, shard: str, spans: Sequence[Span]) -> BinaryIO:
-        """Opened for every read: a cache of terabytes has more shards than a process may hold open."""
-        try:
-            return self.place.open(shard, spans)
-        except OSError as error:
-            raise BadInput(f"shard {self.place}/{shard} cannot be read: {error.strerror}", VERIFY) from error
+    @cached_property
+    def _shards(self) -> dict[tuple[str, int], list[int]]:
+        return {}
 
 
-def _read_exactly(file: BinaryIO, path: str, offset: int, out: np.ndarray) -> None:
-    done = 0
-    while done < len(out):
-        got = os.preadv(file.fileno(), [out[done:].data], offset + done)
-        if got == 0:
-            raise BadInput(f"shard {path} ends before byte {offset + len(out)}", VERIFY)
-        done += got
+def _layout_of(array: Any, where: str) -> Layout:
+    codec = array.metadata.codecs[0]
+    inner = codec.codecs if isinstance(codec, ShardingCodec) else ()
+    if not inner or not all(isinstance(each, BytesCodec | ZstdCodec | Crc32cCodec) for each in inner):
+        names = ", ".join(str(each.to_dict()["name"]) for each in inner or (codec,))
+        raise BadInput(f"{where} has the codecs {names}, wanted a shard of bytes, zstd and crc32c", VERIFY)
+    return Layout(
+        array.shape[1:],
+        np.dtype(array.dtype),
+        array.chunks[0],
+        array.shards[0],
+        "zstd" if any(isinstance(each, ZstdCodec) for each in inner) else "none",
+        any(isinstance(each, Crc32cCodec) for each in inner),
+    )
 
 
-def _runs(values: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """(value, first, stop) of each stretch of equal values."""
-    bounds = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]
-    for first, stop in pairwise(bounds):
-        yield int(values[first]), first, stop
+def _runs(values: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(first, stop) of each stretch of equal values."""
+    first = 0
+    for place in range(1, len(values) + 1):
+        if place == len(values) or values[place] != values[first]:
+            yield first, place
+            first = place
 
 
-def _steps(rows: np.ndarray, chunk_frames: int) -> Iterator[tuple[int, int]]:
-    """(first, count) of each stretch of consecutive rows inside one chunk: what one read fetches."""
-    breaks = np.flatnonzero((np.diff(rows) != 1) | (rows[1:] % chunk_frames == 0)) + 1
-    bounds = [0, *breaks.tolist(), len(rows)]
-    for first, stop in pairwise(bounds):
-        yield first, stop - first
+def _stretches(
+    rows: Sequence[int], first: int, stop: int, layout: Layout, offsets: Sequence[int]
+) -> Iterator[tuple[int, int, int]]:
+    """(place in `rows`, rows, offset in their shard) of each stretch of consecutive rows of one chunk."""
+    frames = layout.chunk_frames
+    for place in range(first + 1, stop + 1):
+        if place == stop or rows[place] != rows[place - 1] + 1 or rows[place] % frames == 0:
+            chunk, within = divmod(rows[first] % layout.shard_frames, frames)
+            yield first, place - first, offsets[chunk] + within * layout.row_bytes
+            first = place
 
 
 def check_files(
@@ -318,13 +295,50 @@ def check_files(
     return problems | dict.fromkeys(sorted(found.keys() - files.keys()), "not in the receipt")
 
 
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+class BadChunk(NamedTuple):
+    """Rows of a token array that cannot be trusted."""
+
+    shard: str
+    """File below the store."""
+    first: int
+    stop: int
+    """Rows [first, stop)."""
+    problem: str
 
 
-def _fill_value(dtype: np.dtype[Any]) -> float | int:
-    """NaN where there is one, so that what was never written cannot pass for a feature; all bits set is NaN as bfloat16."""
-    if dtype.kind == "f":
-        return float("nan")
-    return int(np.iinfo(dtype).max) if dtype.kind == "u" else 0
+def check_chunks(place: Place, store: str, array: str) -> list[BadChunk]:
+    """What is missing, cut off or other than its checksum says among the rows of a token array; reads all of it.
+
+    A shard whose index is lost is lost as a whole. In older stores chunks have no checksums: only the index is checked.
+    """
+    found: list[BadChunk] = []
+    reader = StoreReader(place, store)
+    layout, rows = reader.layout(array), reader.shape(array)[0]
+    for number, first in enumerate(range(0, rows, layout.shard_frames)):
+        stop, shard = min(first + layout.shard_frames, rows), f"{array}/{layout.shard_name(number)}"
+        try:
+            index = reader.index(array, number)[: -(-(stop - first) // layout.chunk_frames)]
+            spans = [(offset, offset + length) for offset, length in index.tolist() if offset != MISSING]
+            with reader.open_shard(array, number, spans) as file:
+                problems = [_chunk_problem(file, offset, length, layout) for offset, length in index.tolist()]
+        except BadInput as error:
+            found.append(BadChunk(shard, first, stop, error.message))
+            continue
+        for begin, problem in zip(range(first, stop, layout.chunk_frames), problems, strict=True):
+            if problem:
+                found.append(BadChunk(shard, begin, min(begin + layout.chunk_frames, stop), problem))
+    return found
+
+
+def _chunk_problem(file: BinaryIO, offset: int, length: int, layout: Layout) -> str:
+    if offset == MISSING:
+        return "missing"
+    try:
+        data = os.pread(file.fileno(), length, offset)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if len(data) != length:
+        return f"{len(data)} bytes, index says {length}"
+    if layout.checksums and google_crc32c.value(data[:-CRC_BYTES]) != int.from_bytes(data[-CRC_BYTES:], "little"):
+        return "content differs from its checksum"
+    return ""

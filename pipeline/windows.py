@@ -26,6 +26,7 @@ from pipeline.cache import Cache, Location
 from pipeline.errors import BadInput
 from pipeline.manifest import Manifest
 from pipeline.records import Batch, Clip
+from pipeline.shards import aligned_empty
 from pipeline.spec import WindowSettings
 from pipeline.store import StoreReader, layer_name, stored_name, token_arrays
 from pipeline.targets import Arrays, Targets, Wanted, collate
@@ -183,7 +184,7 @@ class Windows:
         arrays = {}
         for name in self.names:
             shape, dtype = self.cache.arrays[name]
-            arrays[name] = np.empty((len(samples), frames, *shape), dtype)
+            arrays[name] = aligned_empty((len(samples), frames, *shape), dtype)
             for window, sample in enumerate(samples):
                 stretch = self.stretches[sample.clip]
                 self._reader(stretch.store).read_into(name, stretch.first_row + rows[window], arrays[name][window])

