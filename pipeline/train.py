@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from pipeline.ledger import to_json
 from pipeline.manifest import Manifest
 from pipeline.model import VideoModel, layers_read, parameter_groups
 from pipeline.records import Batch
-from pipeline.run import RUN_FORMAT, CacheFacts, Run, RunHeader, load_weights, read_metrics
+from pipeline.run import RUN_FORMAT, CacheFacts, Run, RunHeader, load_weights, read_metrics, tool_versions
 from pipeline.spec import Recipe, TrainingSettings, differences
 from pipeline.store import write_atomically
 from pipeline.tasks import TaskPlugin
@@ -114,12 +113,7 @@ def open_or_create(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest,
     header = RunHeader(
         format_version=RUN_FORMAT,
         recipe=recipe.canonical(),
-        cache=CacheFacts(
-            name=cache.name,
-            fingerprint=cache.fingerprint,
-            codec=cache.spec["codec"]["name"],
-            codec_sha256=cache.header.codec_sha256,
-        ),
+        cache=CacheFacts.of(cache),
         manifest=manifest.digest,
         labels=manifest.labels,
         spec=cache.spec,
@@ -133,7 +127,7 @@ def open_or_create(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest,
             "slower": windows.slower,
             "skipped": len(windows.skipped),
         },
-        versions={tool: version(tool) for tool in ("stillframe", "torch", "numpy")},
+        versions=tool_versions(),
     )
     if (path / "run.json").is_file():
         run = Run(path)
