@@ -33,7 +33,8 @@ class DatasetPlugin(ABC):
 
     Settings: ClassVar[type[Settings]]
     renders: ClassVar[bool] = False
-    """True: the dataset makes its own videos under `root`; False: `root` is the user's folder and is only read."""
+    """True: the dataset makes its own videos under `root`. False: `root` is the user's folder, whose files are only read;
+    frames that make no video as they lie there are laid out in a folder of their own, the setting `frames_dir`."""
 
     def __init__(self, root: Path, settings: Any, on_progress: Callable[[int, int], None] | None = None) -> None:
         """`root` holds the videos; every `Clip.source` is relative to it. `on_progress(done, total)` may be called."""
