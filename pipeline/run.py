@@ -73,7 +73,7 @@ class RunHeader(Settings):
     clips: dict[str, int]
     """Used for training, how many of these are shorter or slower than their window, and how many the cache does not cover."""
     versions: dict[str, str]
-    """Of the tools that it was trained with."""
+    """Of the tools that made it."""
 
     def made_from(self) -> dict[str, Any]:
         return self.model_dump(mode="json", include={"format_version", "recipe", "cache", "manifest", "labels"})

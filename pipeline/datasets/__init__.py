@@ -34,8 +34,8 @@ class DatasetPlugin(ABC):
 
     Settings: ClassVar[type[Settings]]
     renders: ClassVar[bool] = False
-    """True: the dataset makes its own videos under `root`. False: `root` is the user's folder, whose files are only read; a
-    dataset whose frames lie in no file that a decoder reads lays them out in a folder of its own, its setting `frames_dir`."""
+    """True: the dataset makes its own videos under `root`. False: `root` is the user's folder, whose files are only read;
+    frames that make no video as they lie there are laid out in a folder of their own, the setting `frames_dir`."""
 
     def __init__(self, root: Path, settings: Any, on_progress: Callable[[int, int], None] | None = None) -> None:
         """`root` holds the videos; every `Clip.source` is relative to it. `on_progress(done, total)` may be called."""
