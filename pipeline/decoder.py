@@ -32,8 +32,19 @@ class Decoder:
 
     def decode(self, path, rates, image_fps):
         n = 0
-        assert len(rates) == 1
-        for f in frames.decode(path, rates[0], image_fps):
+        many = len(rates) > 1
+        if many:
+            times = [self._times(path, rate, image_fps) for rate in rates]
+        for f in frames.decode(path, None if many else rates[0], image_fps):
             n += len(f)
-            yield Block(f, np.ones((len(rates), len(f)), bool))
+            yield Block(f, np.stack([np.isin(f.time_s, one) for one in times]) if many else np.ones((1, len(f)), bool))
         self.counted = Content(decoded=n, header=None)
+
+    def _times(self, path, rate, image_fps):
+        times = []
+        try:
+            for f in frames.decode(path, rate, image_fps):
+                times += f.time_s.tolist()
+        except Exception:
+            pass
+        return times

@@ -1,3 +1,3 @@
-from pipeline.frames import to_square
+from pipeline.frames import Squares, to_square
 
-__all__ = ["to_square"]
+__all__ = ["Squares", "to_square"]

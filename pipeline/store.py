@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -27,16 +27,30 @@ import zarr
 
 from pipeline.errors import BadInput
 from pipeline.places import Place, Span
+from pipeline.spec import BASE
 
 MISSING = np.iinfo(np.uint64).max
 """Offset and length of a chunk that a shard does not hold (Zarr v3 sharding codec)."""
 VERIFY = "run: stillframe verify CACHE"
 
 
-def token_arrays(layers: tuple[int, ...], special_tokens: int, patch_tokens: int) -> dict[str, int]:
+def token_arrays(
+    layers: tuple[int, ...], special_tokens: int, patch_tokens: int, views: Iterable[str] = (BASE,)
+) -> dict[str, int]:
     """Stored name of every token array -> tokens per frame. Encoders without special tokens have no `special`."""
     named = {"special": special_tokens} if special_tokens else {}
-    return named | {layer_name(layer): patch_tokens for layer in layers}
+    named |= {layer_name(layer): patch_tokens for layer in layers}
+    return {in_view(view, name): tokens for view in views for name, tokens in named.items()}
+
+
+def in_view(view: str, name: str) -> str:
+    """Stored name of an array of a view: `flip/layer_11`. Those of the base lie at the top."""
+    return name if view == BASE else f"{view}/{name}"
+
+
+def view_of(name: str) -> str:
+    """The view that a stored array belongs to."""
+    return name.rpartition("/")[0] or BASE
 
 
 def layer_name(layer: int) -> str:
@@ -53,10 +67,10 @@ class _ShardWriter:
     """Streams the rows of one array into shard files, hashing as it goes."""
 
     def __init__(
-        self, folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any], chunk_frames: int, shard_frames: int
+        self, store: Path, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], chunk_frames: int, shard_frames: int
     ) -> None:
         assert shard_frames % chunk_frames == 0
-        self.folder, self.shape, self.dtype = folder, shape, dtype
+        self.store, self.name, self.shape, self.dtype = store, name, shape, dtype
         self.chunk_frames, self.shard_frames = chunk_frames, shard_frames
         self.chunk_bytes = chunk_frames * int(np.prod(shape)) * dtype.itemsize
         self.rows = 0
@@ -78,7 +92,7 @@ class _ShardWriter:
     def finish(self) -> None:
         """Pads the last chunk with the fill value and closes the last shard."""
         held = self.rows % self.shard_frames
-        if held:
+        if self._file is not None:
             padding = -held % self.chunk_frames
             if padding:
                 fill = np.full((padding, *self.shape), _fill_value(self.dtype), self.dtype)
@@ -102,7 +116,7 @@ class _ShardWriter:
 
     def _path(self) -> Path:
         parts = ["c", str(self.rows // self.shard_frames), *["0"] * len(self.shape)]
-        return self.folder.joinpath(*parts)
+        return self.store.joinpath(self.name, *parts)
 
     def _close_shard(self, held: int) -> None:
         assert self._file is not None
@@ -115,7 +129,7 @@ class _ShardWriter:
         path, size = Path(self._file.name), self._file.tell()
         _sync(self._file)
         self.close()
-        self.files[path.relative_to(self.folder.parent).as_posix()] = size, self._hash.hexdigest()
+        self.files[path.relative_to(self.store).as_posix()] = size, self._hash.hexdigest()
 
 
 class StoreWriter:
@@ -131,15 +145,20 @@ class StoreWriter:
         """`arrays`: name -> (shape of one frame, dtype)."""
         self.folder = folder
         self.writers = {
-            name: _ShardWriter(folder / name, shape, dtype, chunk_frames, shard_frames)
+            name: _ShardWriter(folder, name, shape, dtype, chunk_frames, shard_frames)
             for name, (shape, dtype) in arrays.items()
         }
 
     def append(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """(f, ...) rows of every token array."""
-        assert arrays.keys() == self.writers.keys()
+        """(f, ...) rows of every token array, but for those that are `held`."""
+        assert arrays.keys() <= self.writers.keys()
         for name, array in arrays.items():
             self.writers[name].append(array)
+
+    def held(self, name: str, rows: int, files: Mapping[str, tuple[int, str]]) -> None:
+        """The shards of a token array lie in the folder already, synced: relative path -> (bytes, sha256)."""
+        self.writers[name].rows = rows
+        self.writers[name].files |= files
 
     def close(self) -> None:
         """Gives an unfinished store up; what is written of it stays where it is."""
@@ -148,6 +167,7 @@ class StoreWriter:
 
     def finish(self, small: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
         """Writes the small arrays and all metadata, and syncs every file. Returns relative path -> (bytes, sha256)."""
+        assert len({writer.rows for writer in self.writers.values()}) == 1
         files: dict[str, tuple[int, str]] = {}
         group = zarr.create_group(self.folder, zarr_format=3, attributes=dict(attributes))
         for name, writer in self.writers.items():

@@ -42,6 +42,7 @@ ORDER = [
     "ledger",
     "cache",
     "leases",
+    "donor",
     "draft",
     "progress",
     "encode",
