@@ -38,6 +38,8 @@ class Decoder:
         for f in frames.decode(path, None if many else rates[0], image_fps):
             n += len(f)
             yield Block(f, np.stack([np.isin(f.time_s, one) for one in times]) if many else np.ones((1, len(f)), bool))
+        if not many and rates[0] is not None:
+            n = len(self._times(path, None, image_fps))
         self.counted = Content(decoded=n, header=None)
 
     def _times(self, path, rate, image_fps):

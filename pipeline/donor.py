@@ -69,6 +69,7 @@ class Donor:
         return given
 
     def _copy(self, source: str, size: int, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with self.cache.place.open(source, [(0, size)]) as data, target.open("wb") as copy:
             shutil.copyfileobj(data, copy)
             copy.flush()

@@ -377,7 +377,7 @@ def to_part(
     """The part `crop` (x0, y0, x1, y1 in [0, 1]) of the square that `affine_23` leads to, as a square of `size_px` of its own.
 
     Resampled from the source's pixels, so that a part has the detail that the square has lost. The affine is that of the new
-    square: its corners lie on whole pixels of it, up to half a pixel beside those of `crop`.
+    square's pixels, which are whole: its edges lie within one of them of those of `crop`.
     """
     _, height, width, _ = pixels_FHWC.shape
     x0, y0, x1, y1 = crop
@@ -397,7 +397,8 @@ def _part(
     begin_px, end_px = max(0, math.floor(first_px - beside_px)), min(stored_px, math.ceil(last_px + beside_px))
     read_px = end_px - begin_px
     resized_px = max(size_px, round(size_px * read_px / (last_px - first_px)))
-    crop_px = min(max(0, round((first_px - begin_px) / read_px * resized_px)), resized_px - size_px)
+    centre_px = ((first_px + last_px) / 2 - begin_px) / read_px * resized_px
+    crop_px = min(max(0, round(centre_px - size_px / 2)), resized_px - size_px)
     new_scale = stored_px / read_px * resized_px / size_px
     return slice(begin_px, end_px), resized_px, crop_px, new_scale, -(begin_px / read_px * resized_px + crop_px) / size_px
 

@@ -2,7 +2,7 @@
 
 The order is a pure function of (seed, step, rank, world size): sample number g of the endless stream is the clip at place g
 mod n of the permutation of epoch g div n, and a batch is the next B samples. So no clip is dropped, every rank has the same
-number of steps, and going on in mid-epoch needs one integer.
+number of steps, and going on in mid-epoch needs one integer. In which of the cache's views a sample is seen is drawn alike.
 
 A window's frames are asked for in seconds and the nearest cached frame of the clip is taken, so that variable frame rate,
 rounding of timestamps and a cache of a higher rate all read right. What lies past the end of a short clip repeats its last
