@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from pipeline.derive import derive
 from pipeline.donor import donors
 from pipeline.encoders import address
 from pipeline.errors import BadInput
+from pipeline.ledger import to_json
 from pipeline.places.folder import Folder
 from pipeline.spec import CacheSpec
 
@@ -261,6 +263,24 @@ def test_what_is_damaged_is_not_taken_over(material, tmp_path, where):
     assert said[1] == f"{new.name}: 1 stores made whole, since what lies beside is of other frames or damaged: [1]"
     assert stores(new) == stores(material.cache)
     assert not list((new.path / "stores").glob("*.partial"))
+
+
+def test_two_workers_may_find_the_same_damage(material, tmp_path):
+    old = extract.extract(layers_spec(5), material.manifest, tmp_path)
+    (old.path / old.store_name(1) / "layer_5/c/0/0/0").write_bytes(b"")
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(extract.extract, layers_spec(2, 5), material.manifest, tmp_path) for _ in range(2)]
+    assert [stores(one.result()) for one in both] == [stores(material.cache)] * 2
+    new = both[0].result()
+    assert [bool(receipt.taken_from) for receipt in new.receipts.values()] == [store != 1 for store in new.plan]
+
+
+def test_a_receipt_names_every_device_that_had_a_part(material, tmp_path):
+    old = extract.extract(layers_spec(5), material.manifest, tmp_path)
+    receipt = old.receipt(0).model_copy(update={"device": "cuda"})
+    old.place.write(old.receipt_name(0), to_json(receipt))
+    new = extract.extract(layers_spec(2, 5), material.manifest, tmp_path)
+    assert [receipt.device for receipt in new.receipts.values()] == ["cpu, cuda", *["cpu"] * (len(new.plan) - 1)]
 
 
 def test_where_a_video_has_changed_its_store_is_made_whole(tmp_path):
