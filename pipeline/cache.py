@@ -37,7 +37,7 @@ from pipeline.places import Place, at
 from pipeline.places.folder import PARTIAL, write_atomically
 from pipeline.plugins import Model
 from pipeline.records import Clip, TokenShape
-from pipeline.spec import FORMAT_VERSION, CacheSpec, differences
+from pipeline.spec import BASE, FORMAT_VERSION, CacheSpec, View, differences
 from pipeline.store import StoreReader, check_files, stored_name, token_arrays
 
 HEADER_FILE, CODEC_FILE = "cache.json", "codec.safetensors"
@@ -121,8 +121,10 @@ class Cache:
 
     @cached_property
     def codecs(self) -> dict[str, CodecPlugin]:
-        """Name of a token array (`special`, `layer_11`) -> the codec of its values."""
-        return codecs_of(self._make_codec, self.tokens, self._learnt())
+        """Name of a token array (`special`, `flip/layer_11`) -> the codec of its values: all views of a layer have the same."""
+        base = {name.rpartition("/")[2]: None for name in self.tokens}
+        codecs = codecs_of(self._make_codec, base, self._learnt())
+        return {name: codecs[name.rpartition("/")[2]] for name in self.tokens}
 
     def _make_codec(self) -> CodecPlugin:
         table = dict(self.spec["codec"])
@@ -131,9 +133,15 @@ class Cache:
         return codec
 
     @cached_property
+    def views(self) -> dict[str, View | None]:
+        """Name of every view -> what is seen; the base comes first and is None."""
+        given = [plugins.check(View, table, f"{self}/{HEADER_FILE}") for table in self.spec.get("views", ())]
+        return {BASE: None} | {view.name: view for view in given}
+
+    @cached_property
     def tokens(self) -> dict[str, int]:
         """Name of every token array -> tokens per frame."""
-        return token_arrays(self.shape.layers, self.shape.special_tokens, self.shape.patch_tokens)
+        return token_arrays(self.shape.layers, self.shape.special_tokens, self.shape.patch_tokens, self.views)
 
     @cached_property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:

@@ -1,4 +1,4 @@
-"""A cache from a cache: another codec, fewer layers, fewer frames, another layout; no video is opened and no encoder loaded.
+"""A cache from a cache: another codec, fewer layers, views or frames, another layout; no video is opened, no encoder loaded.
 
 Where codec and rate stay, stored values are copied as they are; otherwise tokens are decoded and encoded again, so that the
 source's rounding is in them. A derived cache is therefore never taken for an extracted one: the fingerprint of its source is
@@ -33,10 +33,10 @@ from pipeline.leases import Leases, claimed, lease_of
 from pipeline.places import Place, at
 from pipeline.records import TokenShape
 from pipeline.spec import CacheSpec, differences, fingerprint, override
-from pipeline.store import StoreReader, stored_name, token_arrays
+from pipeline.store import StoreReader, in_view, stored_name, token_arrays
 
 STORE = ("store.chunk_frames", "store.shard_mb", "store.store_mb", "store.compression")
-DERIVABLE = ("name", "encoder.layers", "frames.fps", "codec.", *STORE)
+DERIVABLE = ("name", "encoder.layers", "views", "frames.fps", "codec.", *STORE)
 """Keys of a spec, or beginnings of keys, that may differ from the source's."""
 
 OnFrames = Callable[[int, int], None]
@@ -86,6 +86,7 @@ def derived_spec(source: Cache, overrides: Sequence[str]) -> CacheSpec:
             "its frames must be encoded again: stillframe extract",
         )
     _require_layers(source, spec.encoder.settings.layers)
+    _require_views(source, spec)
     _require_rate(source, spec.frames.rate)
     spec.make_codec().layout(source.shape.width)
     return spec
@@ -102,6 +103,15 @@ def _require_layers(source: Cache, layers: tuple[int, ...]) -> None:
             f"cannot derive layers {list(layers)} from {source}: its special tokens are those of layer {held[-1]}, and "
             f"the special tokens of layer {layers[-1]} are not stored",
             f"keep layer {held[-1]}, or extract again",
+        )
+
+
+def _require_views(source: Cache, spec: CacheSpec) -> None:
+    missing = [view.name for view in spec.views if source.views.get(view.name) != view]
+    if missing:
+        raise BadInput(
+            f"cannot derive views {missing} from {source}, which holds {list(source.views)}, or holds them otherwise",
+            "leave them out, or extract again",
         )
 
 
@@ -196,7 +206,8 @@ class Derivation:
                     stored = cache.codecs[name].encode(self._decode(name, stored))
                 arrays |= {stored_name(name, key): array for key, array in stored.items()}
             draft.append(arrays)
-            draft.note(video, self._of_frames(at, "time_s")[some], self._of_frames(at, "affine")[some])
+            affines = {view: self._of_frames(at, in_view(view, "affine"))[some] for view in cache.views}
+            draft.note(video, self._of_frames(at, "time_s")[some], affines)
             yield len(some)
         if failure := self.source.failures.get(video_id):
             draft.fail(video, failure.reason)

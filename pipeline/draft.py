@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.cache import Cache
+from pipeline.donor import Donor
+from pipeline.errors import StillframeError
 from pipeline.ledger import Content, Failure, Receipt
 from pipeline.records import Video
-from pipeline.store import StoreWriter
+from pipeline.store import StoreWriter, in_view
 
 TOOLS = ("stillframe", "torch", "transformers", "zarr", "numpy", "av")
 
@@ -22,14 +25,17 @@ class Draft:
     Facts of its frames and videos may be noted by one thread while another appends the tokens.
     """
 
-    def __init__(self, cache: Cache, store: int) -> None:
-        self.cache, self.store = cache, store
+    def __init__(self, cache: Cache, store: int, donor: Donor | None = None) -> None:
+        """`donor` gives those token arrays that it has."""
+        self.cache, self.store, self.donor = cache, store, donor
+        self.tokens = [name for name in cache.tokens if donor is None or name not in donor.names]
+        """Token arrays whose rows must be appended."""
         self.frames = 0
         self.rows: dict[str, tuple[int, int]] = {}
         self.failures: dict[str, Failure] = {}
         self.content: dict[str, Content] = {}
         self._time_s: list[np.ndarray] = []
-        self._affine: list[np.ndarray] = []
+        self._affine: dict[str, list[np.ndarray]] = {view: [] for view in cache.views}
         self._written: tuple[Path, StoreWriter] | None = None
 
     # Facts
@@ -38,10 +44,11 @@ class Draft:
         """The rows of a video begin here."""
         self.rows[video.video_id] = (self.frames, self.frames)
 
-    def note(self, video: Video, time_s: np.ndarray, affine: np.ndarray) -> None:
-        """The next frames (f,) of a video, and their affine (2, 3) or (f, 2, 3)."""
+    def note(self, video: Video, time_s: np.ndarray, affines: Mapping[str, np.ndarray]) -> None:
+        """The next frames (f,) of a video, and for every view their affine (2, 3) or (f, 2, 3)."""
         self._time_s.append(time_s)
-        self._affine.append(np.broadcast_to(affine, (len(time_s), 2, 3)))
+        for view, affine in affines.items():
+            self._affine[view].append(np.broadcast_to(affine, (len(time_s), 2, 3)))
         self.frames += len(time_s)
         self.rows[video.video_id] = (self.rows[video.video_id][0], self.frames)
 
@@ -54,19 +61,29 @@ class Draft:
     # Writing
 
     def append(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """(f, ...) rows of every stored array."""
+        """(f, ...) rows of every stored array of `tokens`."""
         self._writer()[1].append(arrays)
 
-    def commit(self, seconds: Mapping[str, float], device: str) -> Receipt:
-        """Makes the store exist; `seconds` of work it took, and where its tokens were made."""
+    def commit(self, seconds: Mapping[str, float], device: str) -> Receipt | None:
+        """Makes the store exist; `seconds` of work it took, and where its tokens were made.
+
+        None, and it does not exist, if what the donor has is of other frames or damaged.
+        """
         staged, writer = self._writer()
         rows = np.array(list(self.rows.values()), np.int64).reshape(-1, 2)
         small = {
             "time_s": np.concatenate([np.zeros(0), *self._time_s]),
-            "affine": np.concatenate([np.zeros((0, 2, 3)), *self._affine]),
             "video_start": rows[:, 0],
             "video_stop": rows[:, 1],
         }
+        for view, affine in self._affine.items():
+            small[in_view(view, "affine")] = np.concatenate([np.zeros((0, 2, 3)), *affine])
+        if self.donor:
+            given = self._take_over(self.donor, small)
+            if given is None:
+                self.close()
+                return None
+            device = ", ".join(sorted({device, *given.device.split(", ")}))
         receipt = Receipt(
             store=self.store,
             fingerprint=self.cache.fingerprint,
@@ -78,6 +95,7 @@ class Draft:
             device=device,
             versions={tool: version(tool) for tool in TOOLS},
             files=writer.finish(small, {"videos": list(self.rows), "fingerprint": self.cache.fingerprint}),
+            taken_from=dict.fromkeys(self.donor.names, self.donor.cache.fingerprint) if self.donor else {},
         )
         self.cache.commit(staged, receipt)
         return receipt
@@ -86,6 +104,18 @@ class Draft:
         """Gives an unfinished store up; what is written of it stays aside until somebody takes the store over."""
         if self._written:
             self._written[1].close()
+
+    def _take_over(self, donor: Donor, small: Mapping[str, np.ndarray]) -> Receipt | None:
+        """The receipt of what the donor gave; None if it has nothing to give."""
+        staged, writer = self._writer()
+        with suppress(OSError, StillframeError):  # whatever is wrong with its store, this one can be made whole
+            receipt = donor.cache.receipt(self.store)
+            given = donor.give(receipt, self.rows, self.content, small, staged)
+            if given is not None:
+                for name, files in given.items():
+                    writer.held(name, self.frames, files)
+                return receipt
+        return None
 
     def _writer(self) -> tuple[Path, StoreWriter]:
         if self._written is None:

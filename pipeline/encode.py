@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 
 from pipeline.cache import Cache
 from pipeline.decoder import DecodeLimits, Decoder
+from pipeline.donor import Donor, donors
 from pipeline.draft import Draft
 from pipeline.encoders import EncoderPlugin
 from pipeline.errors import BadVideo, StillframeError
@@ -31,8 +33,8 @@ from pipeline.leases import Leases, lease_of
 from pipeline.ledger import Content
 from pipeline.progress import OnProgress, Progress
 from pipeline.records import Tokens, Video
-from pipeline.square import to_square
-from pipeline.store import layer_name, stored_name
+from pipeline.square import Squares
+from pipeline.store import in_view, layer_name, stored_name, view_of
 
 
 @dataclass
@@ -42,6 +44,16 @@ class Lane:
     cache: Cache
     encoder: EncoderPlugin
     leases: Leases
+    whole: set[int] = field(default_factory=set)
+    """Stores that no other cache can give anything for: tried, and found to be of other frames or damaged."""
+
+    @cached_property
+    def donors(self) -> list[Donor]:
+        return donors(self.cache)
+
+    def draft(self, store: int) -> Draft:
+        giving = (donor for donor in self.donors if store not in self.whole and donor.has(store, self.cache.plan[store]))
+        return Draft(self.cache, store, next(giving, None))
 
     @property
     def rate(self) -> float | None:
@@ -180,35 +192,36 @@ class Pipeline:
             self.progress.videos += 1
 
     def _filling(self, lane: Lane, store: int) -> Filling:
-        return self.open.setdefault((str(lane.cache), store), Filling(lane, Draft(lane.cache, store)))
+        key = str(lane.cache), store
+        if key not in self.open:
+            self.open[key] = Filling(lane, lane.draft(store))
+        return self.open[key]
 
     def _shared(
         self, video: Video, block: Block, kept: Mapping[float | None, np.ndarray], stores: Sequence[Filling]
     ) -> Iterator[Rows]:
         """A block for all stores that want frames of it; what is equal for several of them is resized once."""
-        squares: dict[tuple[Any, ...], tuple[torch.Tensor, np.ndarray]] = {}
+        squares = Squares(block.frames, self.device)
         for filling in stores:
             settings, mask = filling.lane.cache.cache_spec.frames, kept[filling.lane.rate]
             if not mask.any():
                 continue
-            frames, key = block.frames, (settings.size_px, settings.fit, settings.resample, mask.tobytes())
             with self.progress.timed("encode"):
-                if key not in squares:
-                    pixels = torch.from_numpy(frames.pixels_FHWC if mask.all() else frames.pixels_FHWC[mask]).to(self.device)
-                    squares[key] = to_square(pixels, settings.size_px, settings.fit, settings.resample, frames.pixel_aspect)
-                squares_FCHW, affine = squares[key]
-                filling.pending.append(squares_FCHW)
-                filling.draft.note(video, frames.time_s[mask], affine)
+                seen = {name: squares.of(settings, mask, view) for name, view in filling.lane.cache.views.items()}
+                filling.pending.append(torch.stack([seen[view][0] for view in filling.views], dim=1))
+                affines = {view: affine for view, (_, affine) in seen.items()}
+                filling.draft.note(video, block.frames.time_s[mask], affines)
             while (batch := filling.batch()) is not None:
                 yield self._tokens(filling, batch)
 
-    def _tokens(self, filling: Filling, pixels_NCHW: torch.Tensor) -> Rows:
+    def _tokens(self, filling: Filling, pixels_NVCHW: torch.Tensor) -> Rows:
         with self.progress.timed("encode"), torch.inference_mode():
-            tokens = filling.lane.encoder(pixels_NCHW)
+            views = zip(filling.views, pixels_NVCHW.unbind(1), strict=True)
+            tokens = {view: filling.lane.encoder(pixels_NCHW.contiguous()) for view, pixels_NCHW in views}
             done = torch.cuda.Event() if self.device.type == "cuda" else None
             if done:
                 done.record()
-        self.progress.frames += len(tokens)
+        self.progress.frames += len(pixels_NVCHW)
         return Rows(filling.lane, filling.draft, tokens, done)
 
     # Write
@@ -244,8 +257,12 @@ class Pipeline:
     def _commit(self, item: Done, seconds: Mapping[str, float]) -> None:
         with self.progress.timed("write"), _unless_taken_over(item):
             receipt = item.draft.commit(seconds, str(self.device))
-            self.progress.stores += 1
-            self.progress.store_bytes += receipt.store_bytes
+            if receipt:
+                self.progress.stores += 1
+                self.progress.store_bytes += receipt.store_bytes
+            else:  # the store is still missing: it comes again
+                item.lane.whole.add(item.draft.store)
+                self.progress.frames_planned += item.draft.frames
         item.lane.leases.release(lease_of(item.draft.store))
 
     # Queues that a stopped run cannot block on
@@ -293,13 +310,15 @@ class Filling:
         self.key = (str(lane.cache), draft.store)
         self.pending: list[torch.Tensor] = []
         self.left = len(lane.cache.plan[draft.store])
+        self.views = [view for view in lane.cache.views if any(view_of(name) == view for name in draft.tokens)]
+        """What must be encoded."""
 
     @property
     def is_full(self) -> bool:
         return self.left == 0
 
     def batch(self, whole: bool = True) -> torch.Tensor | None:
-        """The next whole batch of squares, or with `whole` False whatever is left; None if there is none."""
+        """The next whole batch (N, V, 3, size, size), or with `whole` False whatever is left; None if there is none."""
         size, held = self.lane.cache.cache_spec.store.batch_frames, sum(map(len, self.pending))
         if held == 0 or (whole and held < size):
             return None
@@ -317,11 +336,11 @@ class Filling:
 
 @dataclass
 class Rows:
-    """Tokens of consecutive frames of a store; `done` fires when the GPU has computed them."""
+    """Tokens of consecutive frames of a store, by view; `done` fires when the GPU has computed them."""
 
     lane: Lane
     draft: Draft
-    tokens: Tokens
+    tokens: dict[str, Tokens]
     done: torch.cuda.Event | None
 
 
@@ -343,15 +362,16 @@ def _unless_taken_over(item: Rows | Done) -> Iterator[None]:
             raise
 
 
-def _arrays(tokens: Tokens, draft: Draft) -> dict[str, np.ndarray]:
+def _arrays(tokens: Mapping[str, Tokens], draft: Draft) -> dict[str, np.ndarray]:
     """A batch through the codec, under the names it is stored by."""
-    cache = draft.cache
-    named = {"special": tokens.special_NSD} if cache.shape.special_tokens else {}
-    named |= {layer_name(layer): patches for layer, patches in tokens.patches_NPD.items()}
+    cache, named = draft.cache, {}
+    for view, seen in tokens.items():
+        named[in_view(view, "special")] = seen.special_NSD
+        named |= {in_view(view, layer_name(layer)): patches for layer, patches in seen.patches_NPD.items()}
     arrays: dict[str, np.ndarray] = {}
-    for name, value in named.items():
+    for name in draft.tokens:
         try:
-            arrays |= {stored_name(name, key): array for key, array in cache.codecs[name].encode(value).items()}
+            arrays |= {stored_name(name, key): array for key, array in cache.codecs[name].encode(named[name]).items()}
         except StillframeError as error:
             videos = list(cache.plan[draft.store])
             where = f"array '{name}' of store {draft.store} (videos {videos[0]} to {videos[-1]})"

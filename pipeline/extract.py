@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pipeline.cache import HEADER_FILE, Cache, require_same, unwritable
 from pipeline.codecs import FittedCodec
 from pipeline.decoder import DecodeLimits
 from pipeline.device import chosen
+from pipeline.donor import donors
 from pipeline.encoders import EncoderPlugin
 from pipeline.engines import EnginePlugin
 from pipeline.errors import BadInput, BadVideo, StillframeError
@@ -55,12 +56,14 @@ def extract_all(
     on_progress: OnProgress | None = None,
     engine: EnginePlugin | None = None,
     logs: Path = Path("logs"),
+    say: Callable[[str], None] = lambda _: None,
 ) -> list[Cache]:
     """Brings the cache of every spec over `manifest`, in the folder or URL `out`, to completion; every video is decoded once.
 
     Finished stores are kept, so calling again after a kill goes on; another extraction of the same caches is joined, not
-    disturbed. Videos that fail are in `Cache.failures`; `retry_failed` redoes the stores that hold one. Without an `engine` the
-    work is done in this process; with one, by its workers, whose logs go to `logs`.
+    disturbed. What a cache beside one of these holds already is taken over, and `say` is told of it. Videos that fail are in
+    `Cache.failures`; `retry_failed` redoes the stores that hold one. Without an `engine` the work is done in this process; with
+    one, by its workers, whose logs go to `logs`.
     Raises BadInput where a cache there was made from something else, StillframeError where it cannot be written.
     """
     given, device = device, chosen(device)
@@ -78,11 +81,32 @@ def extract_all(
         decoders=decoders,
         limits=limits or DecodeLimits(),
     )
+    expected = {str(cache): _given(cache, say) for cache, _ in caches}
     if engine is None:
         fill(caches, manifest.videos, job, device, on_progress)
     else:
         have_filled([cache for cache, _ in caches], job, engine, logs, on_progress)
-    return [Cache(cache.place) for cache, _ in caches]
+    complete = [Cache(cache.place) for cache, _ in caches]
+    for cache in complete:
+        whole = [store for store in expected[str(cache)] if not cache.receipt(store).taken_from]
+        if whole:
+            say(f"{cache.name}: {len(whole)} stores made whole, since what lies beside is of other frames or damaged: {whole}")
+    return complete
+
+
+def _given(cache: Cache, say: Callable[[str], None]) -> list[int]:
+    """The missing stores of which other caches hold a part, told one cache after the other."""
+    left = cache.missing_stores()
+    given: list[int] = []
+    for donor in donors(cache):
+        stores = [store for store in left if donor.has(store, cache.plan[store])]
+        left = [store for store in left if store not in stores]
+        given += stores
+        if stores:
+            ours = ", ".join(name for name in cache.tokens if name not in donor.names)
+            theirs = f"{', '.join(donor.names)} taken over from {donor.cache.name}"
+            say(f"{cache.name}: {theirs} in {len(stores)} of {len(cache.plan)} stores; encoding {ours}")
+    return given
 
 
 def have_filled(
@@ -133,12 +157,13 @@ def preview(cache_spec: CacheSpec, manifest: Manifest) -> dict[str, Any]:
     plan = make_plan(cache_spec, shape, manifest)
     expected = sum(sum(videos.values()) for videos in plan.values())
     return {
+        "spec": cache_spec.name,
         "videos": len(manifest.videos),
         "frames": expected,
         "stores": len(plan),
         "store_bytes": expected * cache_spec.bytes_per_frame(shape),
         "bytes_per_frame": cache_spec.bytes_per_frame(shape),
-        "tokens_per_frame": shape.tokens_per_frame,
+        "tokens_per_frame": cache_spec.tokens_per_frame(shape),
         "grid": f"{shape.grid_hw[0]}x{shape.grid_hw[1]}",
     }
 

@@ -93,6 +93,8 @@ class Receipt(Settings):
     """Of the tools that wrote the store."""
     files: dict[str, tuple[int, str]]
     """Path in the store -> bytes, sha256."""
+    taken_from: dict[str, str] = Field(default_factory=dict)
+    """Token array -> fingerprint of the cache that it was taken over from; all others were encoded for this store."""
 
     @model_validator(mode="after")
     def _rows_follow_each_other(self) -> Self:

@@ -100,6 +100,8 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
 def _fields(model: type[BaseModel], path: list[str]) -> list[str]:
     """The legal keys of the table at `path` inside `model`."""
     for part in path:
+        if part.isdigit():  # a place in a list of tables
+            continue
         kinds = [model.model_fields[part].annotation] if part in model.model_fields else []
         kinds += [arg for kind in kinds for arg in get_args(kind)]
         inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]

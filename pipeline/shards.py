@@ -15,7 +15,7 @@ import mmap
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -101,12 +101,14 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
 class ShardWriter:
     """Streams the rows of one array into shard files; two threads of its own hash and sync them."""
 
-    def __init__(self, folder: Path, layout: Layout) -> None:
+    def __init__(self, store: Path, name: str, layout: Layout) -> None:
+        """Of the array `name` of the store in folder `store`."""
         assert layout.shard_frames % layout.chunk_frames == 0 and layout.checksums
-        self.folder, self.layout = folder, layout
+        self.store, self.name, self.layout = store, name, layout
         self.rows = 0
-        self._hashing, self._syncing = (ThreadPoolExecutor(1, f"{name} {folder.name}") for name in ("hash", "sync"))
+        self._hashing, self._syncing = (ThreadPoolExecutor(1, f"{job} {name}") for job in ("hash", "sync"))
         self._done: dict[str, tuple[int, Any]] = {}
+        self._held: dict[str, tuple[int, str]] = {}
         self._file: BinaryIO | None = None
         self._hash = hashlib.sha256()
         self._hashed: deque[tuple[Future[None], int]] = deque()
@@ -136,11 +138,18 @@ class ShardWriter:
         if parts:
             self._put(parts)
 
+    def hold(self, rows: int, files: Mapping[str, tuple[int, str]]) -> None:
+        """All `rows` lie there already, synced: relative path -> (bytes, sha256)."""
+        self.rows, self._held = rows, dict(files)
+
     def finish(self) -> dict[str, tuple[int, str]]:
         """Fills the last chunk up and closes the last shard. Returns path relative to the store -> (bytes, sha256)."""
-        held, rows = -self.rows % self.layout.chunk_frames, self.rows
-        if held:
-            self.append(np.full((held, *self.layout.shape), fill_value(self.layout.dtype), self.layout.dtype))
+        if self._held:
+            self.close()
+            return self._held
+        padding, rows = -self.rows % self.layout.chunk_frames, self.rows
+        if padding:
+            self.append(np.full((padding, *self.layout.shape), fill_value(self.layout.dtype), self.layout.dtype))
         if self._file is not None:
             self._close_shard([])
         self.rows = rows
@@ -159,7 +168,7 @@ class ShardWriter:
             self._file = None
 
     def _open_shard(self) -> None:
-        path = self.folder / self.layout.shard_name(self.rows // self.layout.shard_frames)
+        path = self.store / self.name / self.layout.shard_name(self.rows // self.layout.shard_frames)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("wb", buffering=0)
         self._hash = hashlib.sha256()
@@ -213,7 +222,7 @@ class ShardWriter:
         self._put([*parts, np.frombuffer(index, np.uint8)])
         if self._synced is not None:
             self._synced.result()
-        path = Path(self._file.name).relative_to(self.folder.parent).as_posix()
+        path = Path(self._file.name).relative_to(self.store).as_posix()
         self._done[path] = self._size + len(index), self._hash
         self._synced = self._syncing.submit(_sync_and_close, self._file)
         self._file = None

@@ -20,6 +20,12 @@ from pipeline.records import TokenShape
 FORMAT_VERSION = 2
 """Of caches that are written; all before it can be read."""
 NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
+BASE = "base"
+"""The view that every cache has: the square that `frames` describes."""
+ARRAY = re.compile(r"special|layer_|time_s|affine|video_")
+"""How names in a store begin that are no view."""
+SMALLEST_CROP = 0.1
+"""Side of a view's crop, of the square: less would be made of too few pixels."""
 
 
 class Choice(Settings):
@@ -67,6 +73,40 @@ class FrameSettings(Settings):
         return None if self.fps == "all" else float(self.fps)
 
 
+class View(Settings):
+    """Another look at every cached frame: a part of the square, or its mirror image, or both."""
+
+    name: str
+    flip: bool = False
+    """Mirror it, left to right."""
+    crop: tuple[float, float, float, float] | None = None
+    """x0, y0, x1, y1 in [0, 1] of the square: this part is resampled from the source's own pixels. None: all of it."""
+
+    @field_validator("name")
+    @classmethod
+    def _free_name(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise ValueError("wanted lower-case letters, digits and underscores")
+        if name == BASE or ARRAY.match(name):
+            raise ValueError("names something else in a store")
+        return name
+
+    @field_validator("crop")
+    @classmethod
+    def _inside(cls, crop: tuple[float, float, float, float] | None) -> tuple[float, float, float, float] | None:
+        if crop is not None:
+            x0, y0, x1, y1 = crop
+            if min(x0, y0) < 0 or max(x1, y1) > 1 or min(x1 - x0, y1 - y0) < SMALLEST_CROP - 1e-9:
+                raise ValueError(f"wanted x0, y0, x1, y1 in [0, 1], each side at least {SMALLEST_CROP:g}")
+        return crop
+
+    @model_validator(mode="after")
+    def _is_another(self) -> Self:
+        if not self.flip and self.crop in (None, (0, 0, 1, 1)):
+            raise ValueError(f"view '{self.name}' is the base itself: wanted flip = true or a crop")
+        return self
+
+
 class StoreSettings(Settings):
     """How frames are laid out on disk. One store is written by one worker and lost as a whole by a kill."""
 
@@ -75,8 +115,8 @@ class StoreSettings(Settings):
     shard_mb: float = Field(default=256, gt=0, le=100_000)
     """Size of a shard file."""
     store_mb: float = Field(default=512, gt=0, le=10_000_000)
-    """Size of a store for each recorded layer: which videos a store holds does not depend on how many layers there are, so that
-    one can be added later."""
+    """Size of a store for each recorded layer of the base: which videos a store holds does not depend on how many layers and
+    views there are, so that one can be added later."""
     compression: Literal["none", "zstd"] = "none"
     """Of every chunk, lossless. none: windows are read at the speed of the disk; zstd: smaller where bytes repeat, slower."""
     batch_frames: int = Field(default=32, ge=1, le=4096)
@@ -91,6 +131,8 @@ class CacheSpec(Settings):
     frames: FrameSettings
     codec: Choice
     store: StoreSettings = StoreSettings()
+    views: tuple[View, ...] = ()
+    """Kept beside the base, each with the same layers."""
 
     @model_validator(mode="before")
     @classmethod
@@ -106,14 +148,24 @@ class CacheSpec(Settings):
             raise ValueError("wanted lower-case letters, digits and underscores")
         return name
 
+    @field_validator("views")
+    @classmethod
+    def _named_apart(cls, views: tuple[View, ...]) -> tuple[View, ...]:
+        names = [view.name for view in views]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two views have the same name, names are {', '.join(names)}")
+        return views
+
     def canonical(self) -> dict[str, Any]:
-        """The whole spec as plain JSON, defaults filled in; what the cache keeps and what is compared."""
+        """The whole spec as plain JSON, defaults filled in; what the cache keeps and what is compared; `views` if any."""
+        views = {"views": [view.model_dump(mode="json") for view in self.views]} if self.views else {}
         return {
             "name": self.name,
             "encoder": self.encoder.table(),
             "frames": self.frames.model_dump(mode="json"),
             "codec": self.codec.table(),
             "store": self.store.model_dump(mode="json"),
+            **views,
         }
 
     def token_shape(self) -> TokenShape:
@@ -128,8 +180,12 @@ class CacheSpec(Settings):
     def make_codec(self) -> Any:
         return plugins.load("codec", self.codec.name)(self.codec.settings)
 
+    def tokens_per_frame(self, shape: TokenShape) -> int:
+        """Of all views."""
+        return shape.tokens_per_frame * (1 + len(self.views))
+
     def bytes_per_frame(self, shape: TokenShape) -> int:
-        return int(shape.tokens_per_frame * self.make_codec().bytes_per_token(shape.width))
+        return int(self.tokens_per_frame(shape) * self.make_codec().bytes_per_token(shape.width))
 
     def frames_per_shard(self, shape: TokenShape) -> int:
         """Whole chunks; a shard holds one array, so its size follows from the widest one (the patches of a layer)."""
@@ -184,6 +240,15 @@ class WindowSettings(Settings):
     """Frames per second of window time; at most what the cache holds."""
     eval_windows: int = Field(default=1, ge=1)
     """Windows per clip in evaluation, spread evenly; training draws one at random in every epoch."""
+    views: tuple[str, ...] = (BASE,)
+    """Views of the cache that training draws from, one for each window; evaluation sees the base."""
+
+    @field_validator("views")
+    @classmethod
+    def _some(cls, views: tuple[str, ...]) -> tuple[str, ...]:
+        if not views or len(set(views)) < len(views):
+            raise ValueError("wanted at least one view, each once")
+        return views
 
 
 class ModelSettings(Settings):

@@ -3,11 +3,41 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from pipeline.records import Frames
+from pipeline.spec import FrameSettings, View
+
+
+class Squares:
+    """What encoders see of some frames: what several of them see is made once."""
+
+    def __init__(self, frames: Frames, device: torch.device) -> None:
+        self.frames, self.device = frames, device
+        self._pixels: dict[bytes, torch.Tensor] = {}
+        self._made: dict[tuple[Any, ...], tuple[torch.Tensor, np.ndarray]] = {}
+
+    def of(self, settings: FrameSettings, mask: np.ndarray, view: View | None) -> tuple[torch.Tensor, np.ndarray]:
+        """Squares of the frames of `mask`, and the affine that leads to them; `view` None is the base."""
+        key = (settings.size_px, settings.fit, settings.resample, mask.tobytes(), view)
+        if key not in self._made:
+            self._made[key] = self._make(settings, mask, view)
+        return self._made[key]
+
+    def _make(self, settings: FrameSettings, mask: np.ndarray, view: View | None) -> tuple[torch.Tensor, np.ndarray]:
+        if mask.tobytes() not in self._pixels:
+            self._pixels[mask.tobytes()] = torch.from_numpy(self.frames.pixels_FHWC[mask]).to(self.device)
+        pixels_FHWC = self._pixels[mask.tobytes()]
+        if view is None:
+            return to_square(pixels_FHWC, settings.size_px, settings.fit, settings.resample, self.frames.pixel_aspect)
+        squares_FCHW, affine_23 = self.of(settings, mask, None)
+        if view.crop is not None:
+            squares_FCHW, affine_23 = to_part(pixels_FHWC, affine_23, view.crop, settings.size_px, settings.resample)
+        return mirrored(squares_FCHW, affine_23) if view.flip else (squares_FCHW, affine_23)
 
 
 def to_square(
@@ -50,6 +80,47 @@ def _centre(stored_px: int, aspect: float, size_px: int) -> tuple[slice, int, in
     scale = stored_px / read_px * resized_px / size_px
     shift = -(begin_px / read_px * resized_px + crop_px) / size_px
     return slice(begin_px, begin_px + read_px), resized_px, crop_px, scale, shift
+
+
+def to_part(
+    pixels_FHWC: torch.Tensor,
+    affine_23: np.ndarray,
+    crop: tuple[float, float, float, float],
+    size_px: int,
+    resample: Literal["bilinear", "bicubic"],
+) -> tuple[torch.Tensor, np.ndarray]:
+    """The part `crop` (x0, y0, x1, y1 in [0, 1]) of the square that `affine_23` leads to, as a square of `size_px` of its own.
+
+    Resampled from the source's pixels, so that a part has the detail that the square has lost. The affine is that of the new
+    square's pixels, which are whole: its edges lie within one of them of those of `crop`.
+    """
+    _, height, width, _ = pixels_FHWC.shape
+    x0, y0, x1, y1 = crop
+    rows, resized_h, top, scale_y, shift_y = _part(height, affine_23[1, 1], affine_23[1, 2], y0, y1, size_px)
+    columns, resized_w, left, scale_x, shift_x = _part(width, affine_23[0, 0], affine_23[0, 2], x0, x1, size_px)
+    resized = _resize(pixels_FHWC[:, rows, columns], (resized_h, resized_w), resample)
+    part = resized[:, :, top : top + size_px, left : left + size_px].contiguous()
+    return part, np.array([[scale_x, 0, shift_x], [0, scale_y, shift_y]])
+
+
+def _part(
+    stored_px: int, scale: float, shift: float, start: float, stop: float, size_px: int
+) -> tuple[slice, int, int, float, float]:
+    """One axis of a part [start, stop) of the square, as `_centre`. Half a part more is read on either side, for the filter."""
+    first_px, last_px = ((place - shift) / scale * stored_px for place in (start, stop))
+    beside_px = (last_px - first_px) / 2
+    begin_px, end_px = max(0, math.floor(first_px - beside_px)), min(stored_px, math.ceil(last_px + beside_px))
+    read_px = end_px - begin_px
+    resized_px = max(size_px, round(size_px * read_px / (last_px - first_px)))
+    centre_px = ((first_px + last_px) / 2 - begin_px) / read_px * resized_px
+    crop_px = min(max(0, round(centre_px - size_px / 2)), resized_px - size_px)
+    new_scale = stored_px / read_px * resized_px / size_px
+    return slice(begin_px, end_px), resized_px, crop_px, new_scale, -(begin_px / read_px * resized_px + crop_px) / size_px
+
+
+def mirrored(squares_FCHW: torch.Tensor, affine_23: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+    """Squares mirrored left to right, and their affine: x becomes 1 - x."""
+    return squares_FCHW.flip(-1), np.array([[-1.0, 0, 1], [0, 1, 0]]) @ np.vstack([affine_23, [0, 0, 1]])
 
 
 def _resize(pixels_FHWC: torch.Tensor, size_hw: tuple[int, int], resample: str) -> torch.Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -37,12 +37,26 @@ from pipeline.shards import (
     read_parts,
     read_parts_direct,
 )
+from pipeline.spec import BASE
 
 
-def token_arrays(layers: tuple[int, ...], special_tokens: int, patch_tokens: int) -> dict[str, int]:
+def token_arrays(
+    layers: tuple[int, ...], special_tokens: int, patch_tokens: int, views: Iterable[str] = (BASE,)
+) -> dict[str, int]:
     """Stored name of every token array -> tokens per frame. Encoders without special tokens have no `special`."""
     named = {"special": special_tokens} if special_tokens else {}
-    return named | {layer_name(layer): patch_tokens for layer in layers}
+    named |= {layer_name(layer): patch_tokens for layer in layers}
+    return {in_view(view, name): tokens for view in views for name, tokens in named.items()}
+
+
+def in_view(view: str, name: str) -> str:
+    """Stored name of an array of a view: `flip/layer_11`. Those of the base lie at the top."""
+    return name if view == BASE else f"{view}/{name}"
+
+
+def view_of(name: str) -> str:
+    """The view that a stored array belongs to."""
+    return name.rpartition("/")[0] or BASE
 
 
 def layer_name(layer: int) -> str:
@@ -69,15 +83,19 @@ class StoreWriter:
         """`arrays`: name -> (shape of one frame, dtype)."""
         self.folder = folder
         self.writers = {
-            name: ShardWriter(folder / name, Layout(shape, dtype, chunk_frames, shard_frames, compression))
+            name: ShardWriter(folder, name, Layout(shape, dtype, chunk_frames, shard_frames, compression))
             for name, (shape, dtype) in arrays.items()
         }
 
     def append(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """(f, ...) rows of every token array. They are the writer's from now on, and must not be changed."""
-        assert arrays.keys() == self.writers.keys()
+        """(f, ...) rows of every token array but those that are `held`. They are the writer's now, and must not be changed."""
+        assert arrays.keys() <= self.writers.keys()
         for name, array in arrays.items():
             self.writers[name].append(array)
+
+    def held(self, name: str, rows: int, files: Mapping[str, tuple[int, str]]) -> None:
+        """The shards of a token array lie in the folder already, synced: relative path -> (bytes, sha256)."""
+        self.writers[name].hold(rows, files)
 
     def close(self) -> None:
         """Gives an unfinished store up; what is written of it stays where it is."""
@@ -86,6 +104,7 @@ class StoreWriter:
 
     def finish(self, small: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
         """Writes the small arrays and all metadata, and syncs every file. Returns relative path -> (bytes, sha256)."""
+        assert len({writer.rows for writer in self.writers.values()}) == 1
         files: dict[str, tuple[int, str]] = {}
         group = zarr.create_group(self.folder, zarr_format=3, attributes=dict(attributes))
         for name, writer in self.writers.items():

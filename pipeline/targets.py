@@ -27,6 +27,8 @@ from pipeline.records import Clip
 Arrays = dict[str, np.ndarray]
 CLIPS_IN_MEMORY = 1024
 """Clips whose boxes, points and poses are kept once read; depth is read frame by frame."""
+TIE_PX = 1e-6
+"""Places this close to the border of a pixel are on it."""
 STORED = {"boxes": ("boxes",), "points": ("points", "visible"), "depth_m": ("depth_m",), "pose": ("pose",)}
 """target -> the arrays of targets.h5 that it is made of."""
 
@@ -177,13 +179,14 @@ def map_pose(arrays: Mapping[str, np.ndarray], rows: np.ndarray, found: np.ndarr
 def map_depth(depth_THW: np.ndarray, found: np.ndarray, affine_T23: np.ndarray, side: int) -> np.ndarray:
     """Depth of the source at the centres of the square's `side` x `side` cells, by the nearest source pixel; 0 outside of it.
 
-    Nearest, since a mean over an edge is the depth of nothing. The affine scales and shifts, x and y apart.
+    Nearest, since a mean over an edge is the depth of nothing. The affine scales (in a mirror by less than 0) and shifts, x and
+    y apart. A cell whose centre is on the border of two pixels takes the same one in a mirror, whatever the rounding.
     """
     frames, height, width = depth_THW.shape
     centre = (np.arange(side) + 0.5) / side
     scale, shift = affine_T23[:, [0, 1], [0, 1]], affine_T23[:, :, 2]
     source = (centre[None, :, None] - shift[:, None, :]) / scale[:, None, :]  # (T, side, xy)
-    place = np.floor(source * [width, height]).astype(np.int64)
+    place = np.floor(source * [width, height] + TIE_PX).astype(np.int64)
     inside = (place >= 0) & (place < [width, height])
     place = place.clip(0, np.array([width, height]) - 1)
     depth = depth_THW[np.arange(frames)[:, None, None], place[:, :, None, 1], place[:, None, :, 0]].astype(np.float32)

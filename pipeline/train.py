@@ -75,6 +75,7 @@ def train(
         Windows(cache, manifest, split, recipe.windows, task, layers, recipe.training.seed, allow_missing)
         for split in ("train", "val")
     )
+    windows.require_views(recipe.task.name, task.mirrorable)
     require_truth(task, held_out)
     torch.manual_seed(recipe.training.seed)
     model = VideoModel(recipe, cache.shape, task).to(device)

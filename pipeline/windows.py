@@ -2,7 +2,7 @@
 
 The order is a pure function of (seed, step, rank, world size): sample number g of the endless stream is the clip at place g
 mod n of the permutation of epoch g div n, and a batch is the next B samples. So no clip is dropped, every rank has the same
-number of steps, and going on in mid-epoch needs one integer.
+number of steps, and going on in mid-epoch needs one integer. In which of the cache's views a sample is seen is drawn alike.
 
 A window's frames are asked for in seconds and the nearest cached frame of the clip is taken, so that variable frame rate,
 rounding of timestamps and a cache of a higher rate all read right. What lies past the end of a short clip repeats its last
@@ -23,12 +23,12 @@ import numpy as np
 import torch
 
 from pipeline.cache import Cache, Location
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, unknown_name
 from pipeline.manifest import Manifest
 from pipeline.records import Batch, Clip
 from pipeline.shards import aligned_empty
-from pipeline.spec import WindowSettings
-from pipeline.store import StoreReader, layer_name, stored_name, token_arrays
+from pipeline.spec import BASE, WindowSettings
+from pipeline.store import StoreReader, in_view, layer_name, stored_name, token_arrays
 from pipeline.targets import Arrays, Targets, Wanted, collate
 
 READERS = 2
@@ -56,6 +56,7 @@ class Sample(NamedTuple):
     """Of the window in the clip: 0 first, 1 last."""
     number: int | None = None
     """Of the sample in the training stream; None in evaluation, where nothing is drawn at random."""
+    view: str = BASE
 
 
 def window_times(start_s: float, frames: int, fps: float, speed: float, reverse: bool) -> np.ndarray:
@@ -142,14 +143,26 @@ class Windows:
         """The clip that `Batch.clip_index` means."""
         return self.manifest.clips[self.clips[index]]
 
+    def require_views(self, task: str, mirrorable: bool) -> None:
+        """Refuses to train where the cache lacks a view, or has one of which the truth of `task` would be wrong."""
+        for name in self.settings.views:
+            if name not in self.cache.views:
+                raise unknown_name("view", name, self.cache.views, f"windows.views: cache {self.cache}")
+            view = self.cache.views[name]
+            if view is not None and view.flip and not mirrorable:
+                raise BadInput(
+                    f"view '{name}' is mirrored, and the truth of task '{task}' does not hold in a mirror",
+                    f"leave '{name}' out of windows.views",
+                )
+
     # Order
 
     def sample(self, number: int) -> Sample:
         """Sample `number` of the endless training stream."""
         epoch, place = divmod(number, len(self))
-        order, places = _epoch(self.seed, epoch, len(self))
-        clip = int(order[place])
-        return Sample(clip, float(places[clip]), number)
+        order, places, views = _epoch(self.seed, epoch, len(self))
+        clip, names = int(order[place]), self.settings.views
+        return Sample(clip, float(places[clip]), number, names[int(views[clip] * len(names))])
 
     def train(
         self, batch_size: int, start_step: int, stop_step: int, rank: int = 0, world_size: int = 1
@@ -187,7 +200,8 @@ class Windows:
             arrays[name] = aligned_empty((len(samples), frames, *shape), dtype)
             for window, sample in enumerate(samples):
                 stretch = self.stretches[sample.clip]
-                self._reader(stretch.store).read_into(name, stretch.first_row + rows[window], arrays[name][window])
+                stored = in_view(sample.view, name)
+                self._reader(stretch.store).read_into(stored, stretch.first_row + rows[window], arrays[name][window])
         time_s_BT = np.stack([self.stretches[sample.clip].time_s[rows[window]] for window, sample in enumerate(samples)])
         index = np.array([sample.clip for sample in samples], np.int64)
         return Batch(arrays, time_s_BT, index, self.truth(samples))
@@ -199,7 +213,7 @@ class Windows:
     def _truth(self, sample: Sample) -> Arrays:
         assert self._targets is not None
         clip, stretch, rows = self.clip(sample.clip), self.stretches[sample.clip], self._rows(sample)
-        affine_T23 = self._of_frames(stretch.store, "affine")[stretch.first_row + rows]
+        affine_T23 = self._of_frames(stretch.store, in_view(sample.view, "affine"))[stretch.first_row + rows]
         # A pure function of seed and sample number, like the order.
         rng = None if sample.number is None else np.random.default_rng([self.seed, sample.number])
         return self._targets.window(clip, stretch.time_s[rows], affine_T23, clip.speed / self.settings.fps, rng)
@@ -265,7 +279,7 @@ class Windows:
         return self._of_frames(location.store, "time_s")[location.start : location.stop]
 
     def _of_frames(self, store: int, name: str) -> np.ndarray:
-        """`time_s` or `affine` of all frames of a store."""
+        """`time_s` or an `affine` of all frames of a store."""
         if (store, name) not in self._frames:
             self._frames[store, name] = self._reader(store).small(name)
         return self._frames[store, name]
@@ -286,7 +300,7 @@ class Windows:
 
 
 @lru_cache(maxsize=8)
-def _epoch(seed: int, epoch: int, clips: int) -> tuple[np.ndarray, np.ndarray]:
-    """Order of the clips in an epoch, and where in each clip its window lies."""
+def _epoch(seed: int, epoch: int, clips: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Order of the clips in an epoch, where in each clip its window lies, and where among the views the one it is seen in."""
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64)))
-    return rng.permutation(clips), rng.random(clips)
+    return rng.permutation(clips), rng.random(clips), rng.random(clips)

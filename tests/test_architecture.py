@@ -44,6 +44,7 @@ ORDER = [
     "ledger",
     "cache",
     "leases",
+    "donor",
     "draft",
     "progress",
     "encode",

@@ -96,6 +96,7 @@ def test_extract_dry_run_says_what_would_be_and_does_nothing(place, tmp_path, mo
     text = fine("extract", place.spec, place.data, "--dry-run").out
     assert text == "6 videos, about 125 frames, 3 stores, 40.0 kB\n20 tokens and 320 bytes per frame, grid 3x3\n"
     assert fine("extract", place.spec, place.data, "--dry-run", "--json").json == {
+        "spec": "address",
         "videos": 6,
         "frames": 125,
         "stores": 3,

@@ -49,11 +49,9 @@ def manifest(
 
 @app.command()
 def extract(
-    spec: Annotated[Path, typer.Argument(help="What to cache, a .toml file.")],
+    specs: Annotated[list[Path], typer.Argument(metavar="SPEC...", help="What to cache: .toml files, one for each cache.")],
     data: Annotated[Path, typer.Argument(help="Folder with manifest.jsonl.")],
-    out: Annotated[Path, typer.Option(help="Folder that holds caches; this one gets a name of its own in it.")] = Path(
-        "caches"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder that holds caches; each gets a name of its own in it.")] = Path("caches"),
     root: Annotated[Path | None, typer.Option(help="Where the videos are, if they were moved.")] = None,
     device: Device = None,
     decoders: Annotated[int, typer.Option(min=1, help="Threads that decode videos.")] = 1,
@@ -64,32 +62,48 @@ def extract(
 ) -> None:
     """Stage one: encode every frame once and store its tokens. Run it again to go on after any stop.
 
+    Several specs are served by one decode of every video. A layer or view that is added to a spec is made alone: what a cache
+    in the same folder holds already is taken over.
+
     Example: stillframe extract cache_specs/dinov2_small.toml data/mine --out caches
     """
     from pipeline import console
     from pipeline.manifest import Manifest
     from pipeline.spec import load_spec
 
-    loaded = load_spec(spec, sets or [])
+    loaded = [load_spec(spec, sets or []) for spec in specs]
     clips = Manifest.load(data, root)
     from pipeline import extract as module
     from pipeline.cache import siblings
 
     if dry_run:
-        _show_plan(module.preview(loaded, clips), as_json)
+        _show_plans([module.preview(spec, clips) for spec in loaded], as_json)
         return
-    with console.progress(f"extract {loaded.name}") as update:
+    with console.progress(f"extract {', '.join(spec.name for spec in loaded)}") as update:
 
         def on_progress(state: Progress) -> None:
             text = f"frames  {state.frames_per_s:.0f} frames/s  {console.bytes_text(state.store_bytes)}"
             slowest = state.slowest(decoders)
             update(state.frames, state.frames_planned, f"{text}  ETA {console.duration_text(state.eta_s)}  slowest: {slowest}")
 
-        cache = module.extract(loaded, clips, out, torch_device(device), decoders, retry_failed, on_progress)
-    for other, changed in siblings(cache).items():
-        console.say(f"beside it lies {other}, which differs in (this / that): {'; '.join(changed)}")
-    _show_status(cache, as_json)
-    if cache.failures:
+        caches = module.extract_all(
+            loaded,
+            clips,
+            out,
+            torch_device(device),
+            decoders,
+            retry_failed=retry_failed,
+            on_progress=on_progress,
+            say=console.say,
+        )
+    made = {cache.name for cache in caches}
+    for cache in caches:
+        it = "it" if len(caches) == 1 else cache.name
+        for other, changed in siblings(cache).items():
+            if other not in made:
+                console.say(f"beside {it} lies {other}, which differs in (this / that): {'; '.join(changed)}")
+    _show_statuses(caches, as_json)
+    if any(cache.failures for cache in caches):
         console.say("to try these again, once they are mended: the same command with --retry-failed")
         raise typer.Exit(FINISHED_WITH_FAILURES)
 
@@ -166,15 +180,30 @@ def verify(cache: Annotated[Path, typer.Argument(help="A cache folder.")], as_js
         )
 
 
-def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
+def _show_plans(plans: list[dict[str, Any]], as_json: bool) -> None:
+    """JSON of one spec is an object, of several a list of them."""
     from pipeline import console
 
     if as_json:
-        console.show_json(plan)
-    else:
+        console.show_json(plans if len(plans) > 1 else plans[0])
+        return
+    for plan in plans:
+        if len(plans) > 1:
+            console.show(f"{plan['spec']}:")
         size = console.bytes_text(plan["store_bytes"])
         console.show(f"{plan['videos']} videos, about {plan['frames']} frames, {plan['stores']} stores, {size}")
         console.show(f"{plan['tokens_per_frame']} tokens and {plan['bytes_per_frame']:,} bytes per frame, grid {plan['grid']}")
+
+
+def _show_statuses(caches: list[Cache], as_json: bool) -> None:
+    """JSON of one cache is an object, of several a list of them."""
+    from pipeline import console
+
+    if as_json and len(caches) > 1:
+        console.show_json([cache.status() for cache in caches])
+        return
+    for cache in caches:
+        _show_status(cache, as_json)
 
 
 def _show_status(cache: Cache, as_json: bool) -> None:

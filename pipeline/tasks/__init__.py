@@ -63,6 +63,8 @@ class TaskPlugin(nn.Module, ABC):
     """Whether evaluation writes the answers to disk; False where they are large."""
     asks: ClassVar[str | None] = None
     """The target that the query is taken from, which a user must name to follow a video; None where there is no query."""
+    mirrorable: ClassVar[bool] = True
+    """Whether its truth, mapped by the affine, holds of a mirrored view."""
     published: ClassVar[str] = ""
     """What the published checkpoints (arXiv 2605.19137) put before the names of the streaming readout's parameters."""
 

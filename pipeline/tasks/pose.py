@@ -69,6 +69,7 @@ class Task(TaskPlugin):
 
     Settings = Settings
     needs = ("pose",)
+    mirrorable = False  # the camera of a mirror image moves otherwise
     metrics = (
         Metric("RPE_tr", higher_is_better=False, perfect=0.0, unit="mm"),
         Metric("RPE_tr, RMSE", higher_is_better=False, perfect=0.0, unit="mm"),
