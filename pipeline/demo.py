@@ -12,6 +12,7 @@ from pipeline.draw import draw
 from pipeline.evaluate import Interval, difference, evaluate
 from pipeline.report import report
 from pipeline.spec import load_recipe, load_spec, shipped_recipes
+from pipeline.status import status
 
 RECIPES = ("demo_identity", "demo_gru", "demo_gated_mamba_mix")
 TASKS = ("classify", "boxes", "points", "depth", "pose")
@@ -49,7 +50,7 @@ def demo(
         out / "caches",
         on_progress=lambda state: on_step("extracting tokens", state.frames, state.frames_planned),
     )
-    say(f"{cache}: {cache.status()['frames']} frames")
+    say(f"{cache}: {status(cache)['frames']} frames")
 
     runs, results = [], []
     for name in RECIPES:
@@ -91,7 +92,7 @@ def demo_tasks(
         out / "caches",
         on_progress=lambda state: on_step("extracting tokens", state.frames, state.frames_planned),
     )
-    say(f"{cache}: {cache.status()['frames']} frames")
+    say(f"{cache}: {status(cache)['frames']} frames")
     found = {}
     for task in tasks:
         results, runs = [], []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -77,6 +78,7 @@ class Draft:
             seconds={step: round(spent, 3) for step, spent in seconds.items()},
             device=device,
             versions={tool: version(tool) for tool in TOOLS},
+            finished_s=round(time.time(), 3),
             files=writer.finish(small, {"videos": list(self.rows), "fingerprint": self.cache.fingerprint}),
         )
         self.cache.commit(staged, receipt)

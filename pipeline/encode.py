@@ -345,13 +345,17 @@ def _unless_taken_over(item: Rows | Done) -> Iterator[None]:
             raise
 
 
+def named_tokens(tokens: Tokens) -> dict[str, torch.Tensor]:
+    """Token array -> (N, tokens, D)."""
+    named = {"special": tokens.special_NSD} if tokens.special_NSD.shape[1] else {}
+    return named | {layer_name(layer): patches for layer, patches in tokens.patches_NPD.items()}
+
+
 def _arrays(tokens: Tokens, draft: Draft) -> dict[str, np.ndarray]:
     """A batch through the codec, under the names it is stored by."""
     cache = draft.cache
-    named = {"special": tokens.special_NSD} if cache.shape.special_tokens else {}
-    named |= {layer_name(layer): patches for layer, patches in tokens.patches_NPD.items()}
     arrays: dict[str, np.ndarray] = {}
-    for name, value in named.items():
+    for name, value in named_tokens(tokens).items():
         try:
             arrays |= {stored_name(name, key): array for key, array in cache.codecs[name].encode(value).items()}
         except StillframeError as error:
