@@ -26,8 +26,9 @@ from pipeline.spec import FORMAT_VERSION, fingerprint
 THREADS = 8
 """Files that are read at once: hashing leaves the interpreter to others."""
 
-SMALL_ARRAYS = {"time_s": "c/0", "affine": "c/0/0/0", "video_start": "c/0", "video_stop": "c/0"}
-"""Array that is no token array -> its one chunk."""
+SMALL_ARRAYS = ("time_s", "affine", "video_start", "video_stop")
+SMALL_CHUNKS = {"time_s/c/0", "affine/c/0/0/0", "video_start/c/0", "video_stop/c/0"}
+"""Their chunks; one of zeros alone is not written."""
 OnBytes = Callable[[int, int], None]
 """(bytes done, bytes to do)"""
 
@@ -176,7 +177,7 @@ def _of_store(cache: Cache, found: _Found, receipt: Receipt, known: _Known) -> l
         elif found.digests.get(file) != sha:
             kind, problem = _difference(known, store, found.sizes[file], size, found.digests.get(file, ""))
             problems.append(damage(file, kind, problem))
-    unlisted = _own_files(cache, receipt) - receipt.files.keys()
+    unlisted = (_own_files(cache, receipt) | SMALL_CHUNKS & found.sizes.keys()) - receipt.files.keys()
     problems += [_wrong_receipt(cache, store, f"it does not list {file}") for file in sorted(unlisted)]
     strays = sorted(found.sizes.keys() - receipt.files.keys() - unlisted)
     problems += [damage(file, "stray", TITLES["stray"]) for file in strays]
@@ -201,11 +202,10 @@ def _wrong_receipt(cache: Cache, store: int, problem: str) -> Damage:
 
 
 def _own_files(cache: Cache, receipt: Receipt) -> set[str]:
-    """The files of a store with that many rows and videos."""
+    """The files that a store with that many rows must have."""
     shards = range(-(-receipt.frames // cache.cache_spec.frames_per_shard(cache.shape)))
     files = {"zarr.json", *(f"{name}/zarr.json" for name in (*cache.arrays, *SMALL_ARRAYS))}
-    files |= {f"{name}/c/{number}" + "/0" * len(shape) for name, (shape, _) in cache.arrays.items() for number in shards}
-    return files | {f"{name}/{file}" for name, file in SMALL_ARRAYS.items() if receipt.frames}
+    return files | {f"{name}/c/{number}" + "/0" * len(shape) for name, (shape, _) in cache.arrays.items() for number in shards}
 
 
 def _rows_hit(cache: Cache, receipt: Receipt, file: str) -> tuple[Rows, ...]:
