@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline import extract as stage_one
 from pipeline import manifest, train
+from pipeline.cache import Cache
 from pipeline.draw import draw
 from pipeline.evaluate import Interval, difference, evaluate
 from pipeline.report import report
-from pipeline.spec import load_recipe, load_spec, shipped_recipes
+from pipeline.run import Run
+from pipeline.spec import CacheSpec, Recipe, load_recipe, load_spec, shipped_recipes
 from pipeline.status import status
 
 RECIPES = ("demo_identity", "demo_gru", "demo_gated_mamba_mix")
@@ -39,31 +42,15 @@ def demo(
     Returns the evaluations and the path of the page.
     """
     cache_spec = load_spec(spec)
-    videos = manifest.build(
-        "world", None, out / "world", dict(world or {}), lambda done, total: on_step("rendering videos", done, total)
-    )
+    videos = _render(out / "world", world or {}, on_step)
     say(f"{out / 'world'}: {len(videos.clips)} clips of {len(videos.labels)} kinds of motion")
-
-    cache = stage_one.extract(
-        cache_spec,
-        videos,
-        out / "caches",
-        on_progress=lambda state: on_step("extracting tokens", state.frames, state.frames_planned),
-    )
-    say(f"{cache}: {status(cache)['frames']} frames")
-
+    cache = _extract(cache_spec, videos, out, on_step, say)
     runs, results = [], []
     for name in RECIPES:
         recipe = load_recipe(shipped_recipes()[name], overrides)
-        run = train.train(
-            recipe,
-            cache,
-            out / "runs" / name,
-            on_progress=lambda state, name=name: on_step(f"training {name}", state.step, state.steps),  # type: ignore[misc]
-        )
-        results.append(evaluate(run, cache))
-        runs.append(run)
-        say(f"{run.path}: trained")
+        runs.append(_train(recipe, cache, out / "runs" / name, on_step))
+        results.append(evaluate(runs[-1], cache))
+        say(f"{runs[-1].path}: trained")
     return results, report(runs, out / "report")
 
 
@@ -82,38 +69,42 @@ def demo_tasks(
     task the two evaluations, identity first, and by how much the temporal module is better, with its 95 % interval.
     """
     cache_spec = load_spec(spec)
-    videos = manifest.build(
-        "world", None, out / "room", ROOM | dict(world or {}), lambda done, total: on_step("rendering videos", done, total)
-    )
+    videos = _render(out / "room", ROOM | dict(world or {}), on_step)
     say(f"{out / 'room'}: {len(videos.clips)} clips of a room")
-    cache = stage_one.extract(
-        cache_spec,
-        videos,
-        out / "caches",
-        on_progress=lambda state: on_step("extracting tokens", state.frames, state.frames_planned),
-    )
-    say(f"{cache}: {status(cache)['frames']} frames")
+    cache = _extract(cache_spec, videos, out, on_step, say)
     found = {}
     for task in tasks:
         results, runs = [], []
         for changes in (["temporal={name='identity'}"], []):
             recipe = load_recipe(shipped_recipes()[f"demo_{task}"], [*changes, *overrides])
-            name = f"demo_{task}_{recipe.temporal.name}"
-            run = train.train(
-                recipe,
-                cache,
-                out / "runs" / name,
-                on_progress=lambda state, name=name: on_step(f"training {name}", state.step, state.steps),  # type: ignore[misc]
-            )
-            results.append(evaluate(run, cache))
-            runs.append(run)
-            say(f"{run.path}: trained")
+            runs.append(_train(recipe, cache, out / "runs" / f"demo_{task}_{recipe.temporal.name}", on_step))
+            results.append(evaluate(runs[-1], cache))
+            say(f"{runs[-1].path}: trained")
         sheet = draw(runs[-1], cache, DRAWN)
         say(f"{sheet}: drawn")
         report(runs, out / "report" / task)
         ahead = difference(results[1], results[0], next(iter(results[0]["forms"])))
         found[task] = results, ahead if results[0]["metrics"][0]["higher_is_better"] else turned(ahead)
     return found
+
+
+def _render(out: Path, world: Mapping[str, Any], on_step: OnStep) -> manifest.Manifest:
+    return manifest.build("world", None, out, dict(world), partial(on_step, "rendering videos"))
+
+
+def _extract(spec: CacheSpec, videos: manifest.Manifest, out: Path, on_step: OnStep, say: Callable[[str], None]) -> Cache:
+    cache = stage_one.extract(
+        spec,
+        videos,
+        out / "caches",
+        on_progress=lambda state: on_step("extracting tokens", state.frames, state.frames_planned),
+    )
+    say(f"{cache}: {status(cache)['frames']} frames")
+    return cache
+
+
+def _train(recipe: Recipe, cache: Cache, out: Path, on_step: OnStep) -> Run:
+    return train.train(recipe, cache, out, on_progress=lambda state: on_step(f"training {out.name}", state.step, state.steps))
 
 
 def turned(gain: Interval) -> Interval:

@@ -23,6 +23,7 @@ from pipeline.manifest import Manifest
 from pipeline.model import layers_read
 from pipeline.records import Clip
 from pipeline.run import Run, load_model
+from pipeline.square import to_square
 from pipeline.windows import Sample, Windows
 
 DRAWN_PX = 384
@@ -84,7 +85,7 @@ def squares(cache: Cache, root: Path, clip: Clip, time_s_T: np.ndarray) -> np.nd
             wanted = np.isin(block.time_s, time_s_T)
             if wanted.any():
                 pixels = torch.from_numpy(block.pixels_FHWC[wanted])
-                square, _ = frames.to_square(pixels, side, settings["fit"], settings["resample"], block.pixel_aspect)
+                square, _ = to_square(pixels, side, settings["fit"], settings["resample"], block.pixel_aspect)
                 found |= dict(zip(block.time_s[wanted].tolist(), square.permute(0, 2, 3, 1).numpy(), strict=True))
             if len(found) == len(set(time_s_T.tolist())):
                 break

@@ -22,10 +22,11 @@ import numpy as np
 import torch
 
 from pipeline.cache import Cache
-from pipeline.decoder import Block, DecodeLimits, Decoder
+from pipeline.decoder import DecodeLimits, Decoder
 from pipeline.draft import Draft
 from pipeline.encoders import EncoderPlugin
 from pipeline.errors import BadVideo, StillframeError
+from pipeline.frames import Block, Counted
 from pipeline.leases import Leases, lease_of
 from pipeline.ledger import Content
 from pipeline.progress import OnProgress, Progress
@@ -126,9 +127,9 @@ class Pipeline:
     def _decode_one(self, task: Task, idle: queue.SimpleQueue[Decoder]) -> None:
         decoder = idle.get()
         rates = list(dict.fromkeys(lane.rate for lane, _ in task.wanted))
-        video, end = task.video, Ended()
+        video, counted, end = task.video, Counted(), Ended()
         try:
-            blocks = decoder.decode(self.root / video.source, rates, video.image_fps)
+            blocks = decoder.decode(self.root / video.source, rates, video.image_fps, counted)
             while not self.stop.is_set():
                 with self.progress.timed("decode"):
                     block = next(blocks, None)
@@ -136,14 +137,14 @@ class Pipeline:
                     break
                 self._put(task.channel, (block, dict(zip(rates, block.kept_RF, strict=True))))
         except BadVideo as error:
-            end.failed = error.message
+            end.failed = f"{error.message} ({error.hint})" if error.hint else error.message
             if not self._root_is_there():
                 end.lost = self._lost(video, "the folder of the videos is gone")
         except OSError as error:  # the machine's fault and not the video's: nothing is held against it
             end.lost = self._lost(video, str(error) or type(error).__name__)
-        except Exception as error:  # a decoder may raise anything on a broken file; the video is listed, the run goes on
-            end.failed = f"decoder raised {type(error).__name__}: {error}"
-        end.content = decoder.counted
+        except Exception as error:  # whatever it is, the calling thread raises it
+            end.lost = error
+        end.content = Content(decoded=counted.decoded, header=counted.header)
         idle.put(decoder)
         self._put(task.channel, end)
 
@@ -196,7 +197,7 @@ class Pipeline:
             frames, key = block.frames, (settings.size_px, settings.fit, settings.resample, mask.tobytes())
             with self.progress.timed("encode"):
                 if key not in squares:
-                    pixels = torch.from_numpy(frames.pixels_FHWC[mask]).to(self.device)
+                    pixels = torch.from_numpy(frames.pixels_FHWC if mask.all() else frames.pixels_FHWC[mask]).to(self.device)
                     squares[key] = to_square(pixels, settings.size_px, settings.fit, settings.resample, frames.pixel_aspect)
                 squares_FCHW, affine = squares[key]
                 filling.pending.append(squares_FCHW)
@@ -283,7 +284,7 @@ class Ended:
     """A video ended: as a whole, or `failed` early, or it is `lost` to a fault of the machine."""
 
     failed: str | None = None
-    lost: StillframeError | None = None
+    lost: Exception | None = None
     content: Content | None = None
 
 

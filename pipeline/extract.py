@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,20 @@ from pipeline.codecs import FittedCodec
 from pipeline.decoder import DecodeLimits
 from pipeline.device import chosen
 from pipeline.encoders import EncoderPlugin
-from pipeline.errors import BadInput, BadVideo
+from pipeline.engines import EnginePlugin
+from pipeline.errors import BadInput, BadVideo, StillframeError
 from pipeline.fit import learn, sample_tokens
-from pipeline.leases import Leases
+from pipeline.leases import LOOK_S, Leases
 from pipeline.ledger import Header, TokenFacts
 from pipeline.manifest import Manifest
 from pipeline.places import Place, at
-from pipeline.progress import OnProgress
-from pipeline.records import TokenShape
+from pipeline.progress import OnProgress, Progress
+from pipeline.records import TokenShape, Video
 from pipeline.spec import FORMAT_VERSION, CacheSpec
 from pipeline.worker import Job, fill
+
+DEATHS = 5
+"""Workers that may die one after the other without a store being finished in between."""
 
 
 def extract(
@@ -48,14 +53,17 @@ def extract_all(
     limits: DecodeLimits | None = None,
     retry_failed: bool = False,
     on_progress: OnProgress | None = None,
+    engine: EnginePlugin | None = None,
+    logs: Path = Path("logs"),
 ) -> list[Cache]:
     """Brings the cache of every spec over `manifest`, in the folder or URL `out`, to completion; every video is decoded once.
 
     Finished stores are kept, so calling again after a kill goes on; another extraction of the same caches is joined, not
-    disturbed. Videos that fail are in `Cache.failures`; `retry_failed` redoes the stores that hold one.
+    disturbed. Videos that fail are in `Cache.failures`; `retry_failed` redoes the stores that hold one. Without an `engine` the
+    work is done in this process; with one, by its workers, whose logs go to `logs`.
     Raises BadInput where a cache there was made from something else, StillframeError where it cannot be written.
     """
-    device = chosen(device)
+    given, device = device, chosen(device)
     caches = [(lay_out(one, manifest, out, encoder, device), encoder) for one, encoder in load_encoders(specs, device)]
     for cache, _ in caches:
         redo = [store for store, receipt in cache.receipts.items() if receipt.failures] if retry_failed else []
@@ -66,12 +74,50 @@ def extract_all(
     job = Job(
         caches=tuple(str(cache) for cache, _ in caches),
         root=str(manifest.root),
-        device=str(device),
+        device=None if given is None else str(given),
         decoders=decoders,
         limits=limits or DecodeLimits(),
     )
-    fill(caches, job, device, on_progress)
+    if engine is None:
+        fill(caches, manifest.videos, job, device, on_progress)
+    else:
+        have_filled([cache for cache, _ in caches], job, engine, logs, on_progress)
     return [Cache(cache.place) for cache, _ in caches]
+
+
+def have_filled(
+    caches: Sequence[Cache], job: Job, engine: EnginePlugin, logs: Path, on_progress: OnProgress | None = None
+) -> None:
+    """Has the workers of an engine bring caches to completion, and watches the receipts as they come."""
+    missing = {str(cache): set(cache.missing_stores()) for cache in caches}
+    progress = Progress(sum(sum(cache.plan[store].values()) for cache in caches for store in missing[str(cache)]))
+    deaths: list[str] = []
+    if not any(missing.values()):
+        return
+    try:
+        engine.start(job, logs)
+        while True:
+            workers = engine.poll()
+            deaths += workers.ended
+            for cache in caches:
+                for store in missing[str(cache)] - set(cache.missing_stores()):
+                    missing[str(cache)].discard(store)
+                    progress.add(cache.receipt(store))
+                    deaths.clear()
+            if on_progress:
+                on_progress(progress)
+            if not any(missing.values()):
+                return
+            if len(deaths) > DEATHS or workers.running + workers.waiting == 0:
+                why = deaths[-1] if deaths else "they ended without a word"
+                left = sum(map(len, missing.values()))
+                raise StillframeError(
+                    f"{left} stores are missing and the workers are gone: {why}",
+                    f"see {logs}; finished stores are kept: run it again to go on",
+                )
+            time.sleep(LOOK_S)
+    finally:
+        engine.stop()
 
 
 def load_encoders(specs: Sequence[CacheSpec], device: torch.device) -> list[tuple[CacheSpec, EncoderPlugin]]:
@@ -155,12 +201,20 @@ def make_plan(cache_spec: CacheSpec, shape: TokenShape, manifest: Manifest) -> d
     require_videos(manifest)
     expected = {}
     for video in manifest.videos:
-        try:
-            facts = probe.probe(manifest.root / video.source, video.image_fps)
-            expected[video.video_id] = probe.expected_frames(facts, cache_spec.frames.rate)
-        except BadVideo:
-            expected[video.video_id] = 1  # extraction will say what is wrong with it
+        facts = _facts(manifest, video)
+        # Of one that cannot be opened extraction will say what is wrong with it.
+        expected[video.video_id] = 1 if facts is None else probe.expected_frames(facts, cache_spec.frames.rate)
     return fill_stores(expected, cache_spec.frames_per_store(shape))
+
+
+def _facts(manifest: Manifest, video: Video) -> probe.Probe | None:
+    """What the video's header says, from the manifest where that knows it; None if it cannot be opened."""
+    if video.video_id in manifest.facts:
+        return manifest.facts[video.video_id]
+    try:
+        return probe.probe(manifest.root / video.source, video.image_fps)
+    except BadVideo:
+        return None
 
 
 def fill_stores(expected: Mapping[str, int], limit: int) -> dict[int, dict[str, int]]:

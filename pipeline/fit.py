@@ -20,6 +20,7 @@ from pipeline.errors import StillframeError
 from pipeline.manifest import Manifest
 from pipeline.records import Frames, Video
 from pipeline.spec import CacheSpec
+from pipeline.square import to_square
 
 Plan = Mapping[int, Mapping[str, int]]
 """store -> video_id -> expected frames."""
@@ -76,7 +77,7 @@ def _squares(
         inside = places[(places >= at) & (places < at + len(block))] - at
         if len(inside):
             pixels = torch.from_numpy(block.pixels_FHWC[inside]).to(device)
-            yield from frames.to_square(pixels, settings.size_px, settings.fit, settings.resample, block.pixel_aspect)[0]
+            yield from to_square(pixels, settings.size_px, settings.fit, settings.resample, block.pixel_aspect)[0]
         at += len(block)
         if at > places[-1]:
             return

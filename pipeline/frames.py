@@ -1,4 +1,4 @@
-"""Video -> Frames: decode, sample by presentation time, and resize to the encoder's square with the affine kept.
+"""Video -> Frames: decode and sample by presentation time.
 
 Pixels. 8-bit RGB by libswscale with the stream's own matrix and range, the pixels that `ffmpeg -pix_fmt rgb24` writes; an
 untagged stream is taken as BT.601. Alpha is dropped: the stored colour counts. Frames flagged as interlaced are deinterlaced at
@@ -15,15 +15,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import av
 import numpy as np
-import torch
-import torch.nn.functional as F
 from av.container import InputContainer
 from av.filter import Graph
 from av.video.frame import VideoFrame
@@ -31,13 +30,25 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from pipeline.errors import BadVideo
-from pipeline.probe import first_frame_s, frame_rate, header_end_s, last_packet_end_s, list_images, open_image, open_video
+from pipeline.probe import (
+    first_frame_s,
+    frame_rate,
+    header_end_s,
+    last_packet_end_s,
+    list_images,
+    open_image,
+    open_video,
+    reason_of,
+)
 from pipeline.records import Frames
 
 TOLERANCE_S = 1e-3
 """Matroska and FLV round times to 1 ms: a frame this late still counts as shown at a sampling instant."""
 HONEST_HEADERS = {"avi", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"}
 """Containers whose header was written with the file; for others libav estimates the duration from what is there."""
+
+BLOCK_FRAMES, BLOCK_BYTES = 8, 32 << 20
+"""Frames that travel together: few, and few bytes of them, so that a 4K video stays within memory."""
 
 FILTER_TICK = Fraction(1, 1000)
 
@@ -52,20 +63,81 @@ class _Picture(NamedTuple):
     """As stored, before rotation."""
 
 
-def decode(path: Path, fps: float | None, image_fps: float | None = None, block_frames: int = 8) -> Iterator[Frames]:
-    """Blocks of up to `block_frames` consecutive sampled frames; a change of frame size starts a new block.
+Allocate = Callable[[tuple[int, ...]], np.ndarray]
 
-    With t0 the first frame's time, the frames kept are those shown at t0 + k / fps, k = 0, 1, ..., until the video ends; each
-    is yielded once, with its own presentation time. `fps` None keeps every frame. `path` is a file, or a folder of images.
+
+@dataclass
+class Counted:
+    """What a video holds and what its header promises: filled while it is decoded, and true however that ends."""
+
+    decoded: int = 0
+    """Pictures in the content, before sampling."""
+    end_s: float = 0.0
+    """When the last of them ends."""
+    header: int | None = None
+    """Pictures by the header, those that an edit list hides included. None: it does not say."""
+    header_s: float | None = None
+    """Length by the header, in seconds."""
+
+    def promise(self, pictures: int | None, length_s: float | None) -> None:
+        self.header, self.header_s = pictures, length_s
+
+    def picture(self, end_s: float) -> None:
+        self.decoded += 1
+        self.end_s = end_s
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive frames of one size that at least one of R rates keeps."""
+
+    frames: Frames
+    kept_RF: np.ndarray
+    """bool: which rate keeps which frame."""
+
+
+def _in_memory(shape: tuple[int, ...]) -> np.ndarray:
+    return np.empty(shape, np.uint8)
+
+
+def decode(path: Path, fps: float | None, image_fps: float | None = None, block_frames: int = BLOCK_FRAMES) -> Iterator[Frames]:
+    """`decode_rates` for one rate."""
+    for block in decode_rates(path, [fps], image_fps, block_frames=block_frames):
+        yield block.frames
+
+
+def decode_rates(
+    path: Path,
+    rates: Sequence[float | None],
+    image_fps: float | None = None,
+    counted: Counted | None = None,
+    *,
+    skip: int = 0,
+    block_frames: int = BLOCK_FRAMES,
+    block_bytes: int = BLOCK_BYTES,
+    allocate: Allocate = _in_memory,
+) -> Iterator[Block]:
+    """Decodes once for several rates: blocks of consecutive frames that at least one of `rates` keeps.
+
+    With t0 the first frame's time, a rate keeps the frames shown at t0 + k / rate, k = 0, 1, ..., until the video ends, each of
+    them once and with its own presentation time. The rate None keeps every frame. `path` is a file, or a folder of images.
+
+    A block holds up to `block_frames` frames and `block_bytes`, but at least one frame; a change of size starts a new one.
+    Its memory is what `allocate` gives for its shape. The first `skip` kept frames are left out. `counted` is filled.
 
     Raises BadVideo, after all good frames have been yielded, if the video cannot be opened, if decoding stops with an error, or
-    if the content ends more than 1 s and more than 5 % before the end that its header promises.
+    if the content ends more than 1 s and more than 5 % before the end that its header promises. Raises OSError or MemoryError
+    for what is no fault of the video.
     """
-    source = _ImageFolder(path, image_fps) if path.is_dir() else _VideoFile(path)
+    counted = counted or Counted()
+    source = _ImageFolder(path, image_fps, counted) if path.is_dir() else _VideoFile(path, counted)
+    kept = itertools.islice(_sampled(source.pictures(), rates), skip, None)
     try:
-        yield from _blocks(_sampled(source.pictures(), fps), block_frames)
+        yield from _blocks(kept, block_frames, block_bytes, allocate)
     except av.FFmpegError as error:
-        raise BadVideo(f"{path.name}: its frames cannot be deinterlaced or converted to RGB: {error.strerror}") from error
+        raise BadVideo(
+            f"{path.name}: its frames cannot be deinterlaced or converted to RGB: {reason_of(error, path)}"
+        ) from error
     if source.failure is not None:
         raise source.failure
 
@@ -75,14 +147,16 @@ class _VideoFile:
 
     failure: BadVideo | None = None
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.count = 0
-        self.end_s = 0.0
+    def __init__(self, path: Path, counted: Counted) -> None:
+        self.path, self.counted = path, counted
+        self.at_byte = 0
+        """Where the last packet lies."""
 
     def pictures(self) -> Iterator[_Picture]:
         container, stream = open_video(self.path)
         with container:
+            end_s = header_end_s(container, stream)
+            self.counted.promise(stream.frames or None, None if end_s is None else end_s - first_frame_s(stream))
             yield from _deinterlaced(self._decoded(container, stream))
             if self.failure is None:
                 self.failure = self._shortfall(container, stream)
@@ -91,35 +165,51 @@ class _VideoFile:
         assert stream.time_base is not None
         interval_s = 1 / (frame_rate(stream) or 25)
         aspect = float(stream.sample_aspect_ratio or 1)
-        previous_s = -math.inf
+        counted, previous_s = self.counted, -math.inf
         try:
-            for frame, time_s in _timed(container, stream):
+            for frame, time_s in self._timed(container, stream):
                 if time_s is None or time_s <= previous_s:
-                    time_s = previous_s + interval_s if self.count else 0.0
-                self.count += 1
-                self.end_s = time_s + (float(frame.duration * stream.time_base) if frame.duration else interval_s)
+                    time_s = previous_s + interval_s if counted.decoded else 0.0
+                end_s = time_s + (float(frame.duration * stream.time_base) if frame.duration else interval_s)
+                counted.picture(end_s)
                 previous_s = time_s
-                yield _Picture(frame, time_s, self.end_s, aspect)
+                yield _Picture(frame, time_s, end_s, aspect)
         except av.FFmpegError as error:
-            far = f"decoding stopped after {self.count} frames at {self.end_s:.1f} s" if self.count else _nothing(stream)
-            self.failure = BadVideo(f"{self.path.name}: {far}: {error.strerror}")
+            reason = reason_of(error, self.path, self.at_byte)
+            far = f"decoding stopped after {counted.decoded} frames at {counted.end_s:.1f} s"
+            self.failure = BadVideo(f"{self.path.name}: {far if counted.decoded else _nothing(stream)}: {reason}")
+
+    def _timed(self, container: InputContainer, stream: VideoStream) -> Iterator[tuple[VideoFrame, float | None]]:
+        """Decoded frames with the times that the container gives them."""
+        assert stream.time_base is not None
+        stream.codec_context.thread_count = 1
+        is_avi = container.format.name == "avi"
+        decode_times: deque[int] = deque()
+        for packet in container.demux(stream):
+            self.at_byte = packet.pos or self.at_byte
+            if is_avi and packet.dts is not None:
+                decode_times.append(packet.dts)
+            for frame in packet.decode():
+                time = (decode_times.popleft() if decode_times else None) if is_avi else frame.pts
+                yield frame, None if time is None else float(time * stream.time_base)
 
     def _shortfall(self, container: InputContainer, stream: VideoStream) -> BadVideo | None:
         """Why a video that ended without an error is not complete."""
-        if not self.count:
+        counted = self.counted
+        if not counted.decoded:
             return BadVideo(f"{self.path.name}: {_nothing(stream)}")
         promised_s = header_end_s(container, stream)
         if promised_s is None or container.format.name not in HONEST_HEADERS:
             return None
         allowed_s = max(1.0, 0.05 * (promised_s - first_frame_s(stream)))
-        if promised_s - self.end_s <= allowed_s:
+        if promised_s - counted.end_s <= allowed_s:
             return None
         # A duration of the whole container may be that of a sound track that goes on after the pictures.
         if stream.duration is None and promised_s - last_packet_end_s(self.path, all_streams=True) <= allowed_s:
             return None
         return BadVideo(
             f"{self.path.name}: truncated: the header promises {promised_s:.1f} s, "
-            f"the content ends after {self.count} frames at {self.end_s:.1f} s"
+            f"the content ends after {counted.decoded} frames at {counted.end_s:.1f} s"
         )
 
 
@@ -127,38 +217,26 @@ def _nothing(stream: VideoStream) -> str:
     return f"header promises {stream.frames} frames, none could be decoded" if stream.frames else "no frame could be decoded"
 
 
-def _timed(container: InputContainer, stream: VideoStream) -> Iterator[tuple[VideoFrame, float | None]]:
-    """Decoded frames with the times that the container gives them."""
-    assert stream.time_base is not None
-    stream.codec_context.thread_count = 1
-    is_avi = container.format.name == "avi"
-    decode_times: deque[int] = deque()
-    for packet in container.demux(stream):
-        if is_avi and packet.dts is not None:
-            decode_times.append(packet.dts)
-        for frame in packet.decode():
-            time = (decode_times.popleft() if decode_times else None) if is_avi else frame.pts
-            yield frame, None if time is None else float(time * stream.time_base)
-
-
 class _ImageFolder:
     """The images of a folder as pictures; afterwards `failure` tells which one could not be decoded."""
 
     failure: BadVideo | None = None
 
-    def __init__(self, folder: Path, image_fps: float | None) -> None:
-        self.folder = folder
-        self.images, self.time_s, self.end_s = list_images(folder, image_fps)
+    def __init__(self, folder: Path, image_fps: float | None, counted: Counted) -> None:
+        self.folder, self.image_fps, self.counted = folder, image_fps, counted
 
     def pictures(self) -> Iterator[_Picture]:
-        ends_s = [*self.time_s[1:], self.end_s]
-        for image, time_s, end_s in zip(self.images, self.time_s, ends_s, strict=True):
+        images, time_s_F, last_s = list_images(self.folder, self.image_fps)
+        times_s = time_s_F.tolist()
+        self.counted.promise(len(images), last_s - times_s[0])
+        for image, time_s, end_s in zip(images, times_s, [*times_s[1:], last_s], strict=True):
             try:
                 frame, aspect = _read_image(image)
             except BadVideo as error:
                 self.failure = error
                 return
-            yield _Picture(frame, float(time_s), float(end_s), aspect)
+            self.counted.picture(end_s)
+            yield _Picture(frame, time_s, end_s, aspect)
 
 
 def _read_image(image: Path) -> tuple[VideoFrame, float]:
@@ -172,7 +250,7 @@ def _read_image(image: Path) -> tuple[VideoFrame, float]:
             for frame in container.decode(stream):
                 return frame, float(stream.sample_aspect_ratio or 1)
         except av.FFmpegError as error:
-            reason = str(error.strerror)
+            reason = reason_of(error, image)
     raise BadVideo(f"{image.parent.name}/{image.name}: cannot be decoded: {reason}")
 
 
@@ -229,52 +307,68 @@ def is_sampled(time_s: float, next_s: float, first_s: float, fps: float) -> bool
     return before_next > before
 
 
-def _sampled(pictures: Iterator[_Picture], fps: float | None) -> Iterator[_Picture]:
-    """Keeps the pictures shown at the sampling instants. Looks one picture ahead; the last one counts up to its own end."""
+def _sampled(pictures: Iterator[_Picture], rates: Sequence[float | None]) -> Iterator[tuple[_Picture, list[bool]]]:
+    """The pictures shown at sampling instants, and at which rates'. Looks one ahead; the last one counts up to its own end."""
+
+    def kept(held: _Picture, next_s: float) -> list[bool]:
+        return [fps is None or is_sampled(held.time_s, next_s, first_s, fps) for fps in rates]
+
     held = next(pictures, None)
     if held is None:
         return
     first_s = held.time_s
     for picture in pictures:
-        if fps is None or is_sampled(held.time_s, picture.time_s, first_s, fps):
-            yield held
+        if any(kept_R := kept(held, picture.time_s)):
+            yield held, kept_R
         held = picture
-    if fps is None or is_sampled(held.time_s, held.end_s, first_s, fps):
-        yield held
+    if any(kept_R := kept(held, held.end_s)):
+        yield held, kept_R
 
 
-def _blocks(pictures: Iterator[_Picture], block_frames: int) -> Iterator[Frames]:
+def _blocks(
+    kept: Iterator[tuple[_Picture, list[bool]]], block_frames: int, block_bytes: int, allocate: Allocate
+) -> Iterator[Block]:
     """Converts kept pictures to upright RGB and gathers those of one size."""
     converter = VideoReformatter()
-    rows: list[np.ndarray] = []
+    room_FHWC: np.ndarray | None = None
     times_s: list[float] = []
+    masks: list[list[bool]] = []
     aspect = 1.0
-    for picture in pictures:
+
+    def block() -> Block:
+        """Lets go of the pixels, so that a block handed out is held by its receiver alone."""
+        nonlocal room_FHWC
+        assert room_FHWC is not None
+        frames = Frames(room_FHWC[: len(times_s)], np.array(times_s), aspect)
+        gathered = Block(frames, np.array(masks).T)
+        room_FHWC = None
+        times_s.clear()
+        masks.clear()
+        return gathered
+
+    for picture, kept_R in kept:
         pixels_HWC, pixel_aspect = _upright_rgb(picture, converter)
-        if rows and (pixels_HWC.shape != rows[0].shape or pixel_aspect != aspect):
-            yield _block(rows, times_s, aspect)
-        aspect = pixel_aspect
-        rows.append(pixels_HWC)
+        if room_FHWC is not None and (pixels_HWC.shape != room_FHWC.shape[1:] or pixel_aspect != aspect):
+            yield block()
+        if room_FHWC is None:
+            room = max(1, min(block_frames, block_bytes // pixels_HWC.nbytes))
+            room_FHWC, aspect = allocate((room, *pixels_HWC.shape)), pixel_aspect
+        room_FHWC[len(times_s)] = pixels_HWC
         times_s.append(picture.time_s)
-        if len(rows) == block_frames:
-            yield _block(rows, times_s, aspect)
-    if rows:
-        yield _block(rows, times_s, aspect)
-
-
-def _block(rows: list[np.ndarray], times_s: list[float], aspect: float) -> Frames:
-    """Empties the lists, so that a block handed out is held by its receiver alone."""
-    block = Frames(np.stack(rows), np.array(times_s), aspect)
-    rows.clear()
-    times_s.clear()
-    return block
+        masks.append(kept_R)
+        if len(times_s) == len(room_FHWC):
+            yield block()
+    if times_s:
+        yield block()
 
 
 def _upright_rgb(picture: _Picture, converter: VideoReformatter) -> tuple[np.ndarray, float]:
-    """RGB pixels (H, W, 3) as a viewer shows them, and their aspect."""
+    """RGB pixels (H, W, 3) as a viewer shows them, a view of libav's own, and their aspect."""
     # Without any accuracy flag libswscale runs its fast path; one thread, since a frame is small work.
     rgb = converter.reformat(picture.frame, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
-    pixels_HWC = rgb.to_ndarray()
+    plane = rgb.planes[0]
+    rows = np.frombuffer(cast(Any, plane), np.uint8).reshape(rgb.height, plane.line_size)
+    pixels_HWC = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
     a, b, c, d = _display_matrix(picture.frame)
     pixel_aspect = picture.pixel_aspect
     if abs(b) + abs(c) > abs(a) + abs(d):
@@ -295,54 +389,3 @@ def _display_matrix(frame: VideoFrame) -> tuple[float, float, float, float]:
         return 1, 0, 0, 1
     a, b, _, c, d = np.frombuffer(bytes(cast(Any, matrix)), np.int32)[:5].tolist()
     return a, b, c, d
-
-
-def to_square(
-    pixels_FHWC: torch.Tensor,
-    size_px: int,
-    fit: Literal["crop", "squash"],
-    resample: Literal["bilinear", "bicubic"],
-    pixel_aspect: float = 1.0,
-) -> tuple[torch.Tensor, np.ndarray]:
-    """uint8 (F, H, W, 3) -> uint8 (F, 3, size_px, size_px) on the same device, antialiased, and the affine (2, 3).
-
-    crop: the frame, as shown with its pixel aspect, is resized until its short side is `size_px`, its long side rounded to
-    whole pixels, and the centre is cut out. Of a frame longer than 2:1 only the central 2:1 is resized, which bounds memory and
-    moves the result by half a pixel at most. squash: both sides are resized to `size_px`.
-
-    The affine maps (x, y, 1), normalised to [0, 1] in the source frame, to (x, y) normalised to [0, 1] in the square. It is
-    that of the pixels, roundings included. The CPU resizes in uint8 and rounds between the axes, other devices in float32: they
-    differ by a level or so, by more only where enlarging overshoots.
-    """
-    _, height, width, _ = pixels_FHWC.shape
-    if fit == "squash":
-        return _resize(pixels_FHWC, (size_px, size_px), resample).contiguous(), np.eye(2, 3)
-    shown_hw = (float(height), width * pixel_aspect)
-    rows, resized_h, top, scale_y, shift_y = _centre(height, shown_hw[0] / min(shown_hw), size_px)
-    columns, resized_w, left, scale_x, shift_x = _centre(width, shown_hw[1] / min(shown_hw), size_px)
-    resized = _resize(pixels_FHWC[:, rows, columns], (resized_h, resized_w), resample)
-    square = resized[:, :, top : top + size_px, left : left + size_px].contiguous()
-    return square, np.array([[scale_x, 0, shift_x], [0, scale_y, shift_y]])
-
-
-def _centre(stored_px: int, aspect: float, size_px: int) -> tuple[slice, int, int, float, float]:
-    """One axis of the crop: source pixels to read, their number after resizing, where the square begins, and scale and shift.
-
-    `aspect` is the shown length of this axis over that of the short one, at least 1.
-    """
-    read_px = stored_px if aspect <= 2 else math.ceil(stored_px * 2 / aspect)
-    begin_px = (stored_px - read_px) // 2
-    resized_px = max(size_px, round(size_px * aspect * read_px / stored_px))
-    crop_px = (resized_px - size_px) // 2
-    scale = stored_px / read_px * resized_px / size_px
-    shift = -(begin_px / read_px * resized_px + crop_px) / size_px
-    return slice(begin_px, begin_px + read_px), resized_px, crop_px, scale, shift
-
-
-def _resize(pixels_FHWC: torch.Tensor, size_hw: tuple[int, int], resample: str) -> torch.Tensor:
-    """(F, H, W, 3) -> (F, 3, *size_hw), uint8. The permuted view is channels-last, on which torch's uint8 kernel is fast."""
-    pixels_FCHW = pixels_FHWC.permute(0, 3, 1, 2)
-    if pixels_FCHW.device.type == "cpu":
-        return F.interpolate(pixels_FCHW, size_hw, mode=resample, antialias=True)
-    resized = F.interpolate(pixels_FCHW.float(), size_hw, mode=resample, antialias=True)
-    return resized.round_().clamp_(0, 255).to(torch.uint8)

@@ -126,7 +126,7 @@ def read_json(model: type[Model], path: Path, hint: str, versions: range | None 
 
 
 def parse_json(model: type[Model], data: bytes, where: str, hint: str, versions: range | None = None) -> Model:
-    """JSON as a checked `model`; if `versions` are given, its format_version must be one of them. Raises BadInput with `hint`."""
+    """JSON as a checked `model`, its format_version among `versions` if these are given. Raises BadInput with `hint`."""
     try:
         table = json.loads(data.decode("utf-8"))
         if not isinstance(table, dict):

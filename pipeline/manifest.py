@@ -2,9 +2,10 @@
 
     manifest.jsonl   one clip per line, in the data set's order
     targets.h5       one group per clip that has truth beyond its label, one array per target
-    dataset.json     where the clips and their videos come from, label names, what was rejected, sha256 of the other two
+    videos.jsonl     one video per line: what its header says of it, so that nothing is opened twice
+    dataset.json     where the clips and their videos come from, label names, what was rejected, sha256 of the others
 
-The three are written aside and renamed, manifest.jsonl last. The same data set and settings give the same bytes.
+They are written aside and renamed, manifest.jsonl last. The same data set and settings give the same bytes.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import difflib
 import hashlib
 import json
 import math
+import os
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote
 
@@ -26,11 +29,11 @@ import numpy as np
 
 from pipeline import plugins
 from pipeline.datasets import DatasetPlugin
-from pipeline.errors import BadInput, StillframeError, unknown_name
-from pipeline.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES
+from pipeline.errors import BadInput, BadVideo, StillframeError, unknown_name
+from pipeline.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES, Probe, probe
 from pipeline.records import Clip, Video
 
-CLIPS, TARGETS, ORIGIN = "manifest.jsonl", "targets.h5", "dataset.json"
+CLIPS, TARGETS, VIDEOS, ORIGIN = "manifest.jsonl", "targets.h5", "videos.jsonl", "dataset.json"
 TYPES: dict[str, type] = {
     "clip_id": str,
     "video_id": str,
@@ -66,13 +69,15 @@ class Origin(plugins.Settings):
     targets_sha256: str | None = None
     targets_bytes: int | None = None
     """Both None: no clip has truth beyond its label, and there is no targets.h5."""
+    videos_sha256: str | None = None
+    """None: built before there was a videos.jsonl."""
 
 
 @dataclass(frozen=True)
 class Manifest:
     """All clips of a data set, checked."""
 
-    FILES: ClassVar[tuple[str, ...]] = (CLIPS, TARGETS, ORIGIN)
+    FILES: ClassVar[tuple[str, ...]] = (CLIPS, TARGETS, VIDEOS, ORIGIN)
 
     folder: Path
     root: Path
@@ -93,9 +98,9 @@ class Manifest:
         if hashlib.sha256(text).hexdigest() != origin.manifest_sha256:
             raise BadInput(f"{folder / CLIPS} was edited after it was built: {ORIGIN} has another sha256 for it", REBUILD)
         _check_targets(folder / TARGETS, origin.targets_bytes)
-        lines = enumerate(text.decode("ascii", errors="replace").splitlines(), start=1)
-        clips = tuple(_parse(line, f"{folder / CLIPS} line {number}") for number, line in lines)
-        check(clips, f"{folder / CLIPS}", "line")
+        lines, path = enumerate(text.decode("ascii", errors="replace").splitlines(), start=1), str(folder / CLIPS)
+        clips = tuple(_parse(line, f"{path} line {number}") for number, line in lines)
+        check(clips, path, "line")
         if _labels(clips) != origin.labels:
             raise BadInput(f"{folder / ORIGIN} lists other labels than {CLIPS} holds", REBUILD)
         if root is not None:
@@ -122,6 +127,20 @@ class Manifest:
     def videos(self) -> tuple[Video, ...]:
         """Every video once, in the order in which the clips name them."""
         return tuple({clip.video_id: clip.video for clip in self.clips}.values())
+
+    @cached_property
+    def facts(self) -> dict[str, Probe | None]:
+        """video_id -> what its header said when the manifest was built; None for a video that could not be opened.
+
+        Empty for a manifest without videos.jsonl. Raises BadInput if that is damaged.
+        """
+        if self.origin.videos_sha256 is None:
+            return {}
+        text = _read(self.folder, VIDEOS)
+        if hashlib.sha256(text).hexdigest() != self.origin.videos_sha256:
+            raise BadInput(f"{self.folder / VIDEOS} was edited after it was built: {ORIGIN} has another sha256 for it", REBUILD)
+        records = (json.loads(line) for line in text.splitlines())
+        return {record.pop("video_id"): Probe(**record) if record else None for record in records}
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
@@ -181,13 +200,14 @@ def build(
     try:
         _check_writable(out)
         _check_writable(root)
-        return _build(name, dataset, out)
+        return write(name, dataset, out)
     except OSError as error:
         problem = f"cannot read or write {error.filename or out}: {error.strerror or error}"
         raise StillframeError(problem, "free space or fix access, then run it again") from error
 
 
-def _build(name: str, dataset: DatasetPlugin, out: Path) -> Manifest:
+def write(name: str, dataset: DatasetPlugin, out: Path) -> Manifest:
+    """The manifest of a data set called `name` in folder `out`; see `build` for what it raises."""
     root = dataset.root
     clips = tuple(dataset.clips())
     if not clips:
@@ -224,7 +244,7 @@ def check(clips: Iterable[Clip], where: str, unit: str) -> None:
             raise BadInput(f"{place}: video '{clip.video_id}' is in split '{clip.split}' here and in '{known.split}' before")
         if known.video != clip.video:
             raise BadInput(f"{place}: video '{clip.video_id}' is {clip.video} here and {known.video} before")
-        if known is clip and (clip.source.startswith("/") or ".." in PurePosixPath(clip.source).parts):
+        if known is clip and (clip.source.startswith("/") or ".." in clip.source.split("/")):
             raise BadInput(f"{place}: source must lie under the root, found '{clip.source}'")
         if clip.label is None:
             unlabelled = unlabelled or number
@@ -277,7 +297,7 @@ def _parse(line: str, where: str) -> Clip:
 
 
 def _write(out: Path, dataset: DatasetPlugin, clips: Iterable[Clip], origin: Origin, text: bytes) -> Origin:
-    """All three files aside, then the renames. Returns `origin` with what it says of the targets."""
+    """All files aside, then the renames. Returns `origin` with what it says of the others."""
     out.mkdir(parents=True, exist_ok=True)
     aside = {name: out / f".{name}.partial" for name in Manifest.FILES}
     has_targets = _write_targets(aside[TARGETS], ((clip, dataset.targets(clip)) for clip in clips))
@@ -285,15 +305,34 @@ def _write(out: Path, dataset: DatasetPlugin, clips: Iterable[Clip], origin: Ori
         with aside[TARGETS].open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             origin = origin.model_copy(update={"targets_sha256": sha256, "targets_bytes": file.tell()})
+    facts = "".join(_facts(dataset, clips)).encode("ascii")
+    aside[VIDEOS].write_bytes(facts)
+    origin = origin.model_copy(update={"videos_sha256": hashlib.sha256(facts).hexdigest()})
     aside[ORIGIN].write_text(json.dumps(origin.model_dump(), indent=2) + "\n", encoding="ascii")
     aside[CLIPS].write_bytes(text)
     if not has_targets:
         aside.pop(TARGETS).unlink()
         (out / TARGETS).unlink(missing_ok=True)
-    for name in (TARGETS, ORIGIN, CLIPS):
+    for name in (TARGETS, VIDEOS, ORIGIN, CLIPS):
         if name in aside:
             aside[name].replace(out / name)
     return origin
+
+
+def _facts(dataset: DatasetPlugin, clips: Iterable[Clip]) -> Iterator[str]:
+    """The lines of videos.jsonl. What the data set has looked at is not looked at again."""
+
+    def facts(video: Video) -> dict[str, Any]:
+        try:
+            found = dataset.probed.get(video.source) or probe(dataset.root / video.source, video.image_fps)
+        except BadVideo:  # extraction will say what is wrong with it
+            return {}
+        return asdict(found)
+
+    videos = {clip.video_id: clip.video for clip in clips}
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+        for video_id, record in zip(videos, pool.map(facts, videos.values()), strict=True):
+            yield json.dumps({"video_id": video_id, **record}) + "\n"
 
 
 def _write_targets(path: Path, targets: Iterator[tuple[Clip, dict[str, np.ndarray]]]) -> bool:

@@ -31,6 +31,8 @@ MEDIA_SUFFIXES = frozenset(_VIDEO | _AUDIO)
 """Lower-case suffixes of video and audio files: audio in a folder of videos is refused with a reason, not passed over."""
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
+REREAD_BYTES = 256 << 20
+"""How much of a file is read again to find out whether the disk is to blame."""
 TIMESTAMPS = "timestamps.txt"
 """In an image folder: one time in seconds per line, one line per image."""
 
@@ -68,7 +70,7 @@ def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
     if path.stat().st_size == 0:
         raise BadVideo(f"{path.name}: is empty (0 bytes)")
     # An absolute path, since libav would take the beginning of "a:b.mp4" for a protocol.
-    return _open(str(path.absolute()), path.name)
+    return _open(str(path.absolute()), path, path.name)
 
 
 def open_image(path: Path) -> tuple[InputContainer, VideoStream]:
@@ -80,7 +82,7 @@ def open_image(path: Path) -> tuple[InputContainer, VideoStream]:
     except PermissionError as error:
         raise BadVideo(f"{name}: cannot be read: {error.strerror}") from error
     # From memory, since libav would read a "%" in the name as a pattern.
-    return _open(io.BytesIO(data), name)
+    return _open(io.BytesIO(data), path, name)
 
 
 def _check_file(path: Path, name: str) -> None:
@@ -89,11 +91,11 @@ def _check_file(path: Path, name: str) -> None:
         raise BadVideo(f"{name}: {problem} in {path.parent}")
 
 
-def _open(source: str | io.BytesIO, name: str) -> tuple[InputContainer, VideoStream]:
+def _open(source: str | io.BytesIO, path: Path, name: str) -> tuple[InputContainer, VideoStream]:
     try:
         container = av.open(source, "r", metadata_errors="replace")
     except av.FFmpegError as error:
-        raise BadVideo(f"{name}: cannot be opened as media: {error.strerror}") from error
+        raise BadVideo(f"{name}: cannot be opened as media: {reason_of(error, path)}") from error
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream):
         reason = f"no video stream ({' and '.join(sorted({other.type for other in container.streams})) or 'nothing'} only)"
@@ -105,6 +107,19 @@ def _open(source: str | io.BytesIO, name: str) -> tuple[InputContainer, VideoStr
         return container, stream
     container.close()
     raise BadVideo(f"{name}: {reason}")
+
+
+def reason_of(error: av.FFmpegError, path: Path, at_byte: int = 0) -> str:
+    """What libav found wrong with `path` at about a byte. Raises MemoryError or OSError if the machine is at fault."""
+    if isinstance(error, MemoryError):
+        raise MemoryError(error.strerror) from error
+    if path.is_file() and not isinstance(error, PermissionError):
+        # To libav, what a disk fails to read is a torn packet, and a torn file an "Input/output error": plain reading tells.
+        with path.open("rb") as file:
+            file.seek(at_byte)
+            while file.read(1 << 24) and file.tell() < at_byte + REREAD_BYTES:
+                pass
+    return str(error.strerror)
 
 
 def frame_rate(stream: VideoStream) -> float | None:

@@ -1,4 +1,4 @@
-"""How far an extraction is, and which of its steps sets the pace."""
+"""How far a job is, and which of its steps sets the pace."""
 
 from __future__ import annotations
 
@@ -8,20 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from pipeline.ledger import Receipt
 
-@dataclass
-class Progress:
-    """What an extraction has done so far; handed to `on_progress` after every batch."""
 
-    frames_planned: int
-    """From the headers of the files that are left to do: an estimate."""
-    frames: int = 0
-    store_bytes: int = 0
-    stores: int = 0
-    videos: int = 0
-    started: float = field(default_factory=time.perf_counter)
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("decode", "encode", "write"), 0.0))
-    """Work done by each step, waiting left out."""
+@dataclass(kw_only=True)
+class Timed:
+    """Work whose time is kept by step."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of each step; of steps that overlap, the work done, waiting left out."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
@@ -31,7 +26,30 @@ class Progress:
             yield
         finally:
             with self.lock:
-                self.seconds[step] += time.perf_counter() - begin
+                self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - begin
+
+
+@dataclass
+class Progress(Timed):
+    """What an extraction has done so far; handed to `on_progress` after every batch."""
+
+    frames_planned: int
+    """From the headers of the files that are left to do: an estimate."""
+    frames: int = 0
+    store_bytes: int = 0
+    stores: int = 0
+    videos: int = 0
+    started: float = field(default_factory=time.perf_counter)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("decode", "encode", "write"), 0.0), kw_only=True)
+
+    def add(self, receipt: Receipt) -> None:
+        """A store that somebody else has finished."""
+        self.frames += receipt.frames
+        self.videos += len(receipt.videos)
+        self.stores += 1
+        self.store_bytes += receipt.store_bytes
+        for step, spent in receipt.seconds.items():
+            self.seconds[step] = self.seconds.get(step, 0.0) + spent
 
     @property
     def frames_per_s(self) -> float:

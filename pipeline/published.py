@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -25,7 +24,7 @@ from pipeline.errors import BadInput
 from pipeline.ledger import to_json
 from pipeline.model import VideoModel
 from pipeline.places.folder import write_atomically
-from pipeline.run import RUN_FORMAT, CacheFacts, Run, RunHeader
+from pipeline.run import RUN_FORMAT, CacheFacts, Run, RunHeader, tool_versions
 from pipeline.spec import CacheSpec, Recipe, fingerprint
 from pipeline.tasks import STREAMING, TaskPlugin
 
@@ -139,9 +138,8 @@ def _fit(
 
 def _header(recipe: Recipe, source: Cache | CacheSpec, model: VideoModel, labels: tuple[str, ...]) -> RunHeader:
     if isinstance(source, Cache):
-        spec, encoder, place = source.spec, source.header.encoder, source.place.address
-        learnt = source.header.codec_sha256
-        facts = CacheFacts(name=source.name, fingerprint=source.fingerprint, codec=spec["codec"]["name"], codec_sha256=learnt)
+        facts, spec, encoder = CacheFacts.of(source), source.spec, source.header.encoder
+        place = source.place.address
     else:
         plugin = plugins.load("encoder", source.encoder.name)
         encoder = plugin(source.encoder.settings, source.frames.size_px, torch.device("cpu")).identity
@@ -160,5 +158,5 @@ def _header(recipe: Recipe, source: Cache | CacheSpec, model: VideoModel, labels
         manifest_path=None,
         parameters=model.parameter_counts(),
         clips={},
-        versions={tool: version(tool) for tool in ("stillframe", "torch", "numpy")},
+        versions=tool_versions(),
     )

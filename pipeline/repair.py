@@ -133,6 +133,7 @@ def _maker(
     def encode() -> None:
         fill(
             [(cache, encoder)],
+            cache.manifest.videos,
             job,
             device,
             (lambda state: on_frames(state.frames, state.frames_planned)) if on_frames else None,

@@ -10,6 +10,7 @@ The JSON of a checkpoint is replaced last and atomically, so a kill at any momen
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from pipeline import plugins
+from pipeline.cache import Cache
 from pipeline.errors import BadInput
 from pipeline.ledger import read_json, to_json
 from pipeline.model import VideoModel
@@ -39,6 +41,15 @@ class CacheFacts(Settings):
     codec: str
     codec_sha256: str | None = None
     """Of codec.safetensors, what a fitted codec has learnt; the run has a copy."""
+
+    @classmethod
+    def of(cls, cache: Cache) -> CacheFacts:
+        return cls(
+            name=cache.name,
+            fingerprint=cache.fingerprint,
+            codec=cache.spec["codec"]["name"],
+            codec_sha256=cache.header.codec_sha256,
+        )
 
 
 class RunHeader(Settings):
@@ -62,9 +73,15 @@ class RunHeader(Settings):
     clips: dict[str, int]
     """Used for training, how many of these are shorter or slower than their window, and how many the cache does not cover."""
     versions: dict[str, str]
+    """Of the tools that it was trained with."""
 
     def made_from(self) -> dict[str, Any]:
         return self.model_dump(mode="json", include={"format_version", "recipe", "cache", "manifest", "labels"})
+
+
+def tool_versions() -> dict[str, str]:
+    """Of what is installed now."""
+    return {tool: version(tool) for tool in ("stillframe", "torch", "numpy")}
 
 
 class Checkpoint(Settings):

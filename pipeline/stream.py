@@ -24,6 +24,7 @@ from pipeline.places import at
 from pipeline.plugins import Settings
 from pipeline.run import Run, load_model
 from pipeline.spec import CacheSpec, fingerprint
+from pipeline.square import to_square
 from pipeline.store import layer_name, token_arrays
 from pipeline.targets import MAPPED, Arrays, collate
 from pipeline.tasks import STREAMING, Query
@@ -94,9 +95,7 @@ class Stream:
         state, settings = None, self.spec.frames
         for block in frames.decode(path, self.fps, block_frames=1):
             pixels = torch.from_numpy(block.pixels_FHWC).to(self.device)
-            square_1CHW, affine_23 = frames.to_square(
-                pixels, settings.size_px, settings.fit, settings.resample, block.pixel_aspect
-            )
+            square_1CHW, affine_23 = to_square(pixels, settings.size_px, settings.fit, settings.resample, block.pixel_aspect)
             with torch.inference_mode():
                 if state is None:
                     state = self.model.start(1, self._query(asked or {}, affine_23))

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,9 @@ from pipeline.ledger import to_json
 from pipeline.manifest import Manifest
 from pipeline.model import VideoModel, layers_read, parameter_groups
 from pipeline.places.folder import write_atomically
+from pipeline.progress import Timed
 from pipeline.records import Batch
-from pipeline.run import RUN_FORMAT, CacheFacts, Run, RunHeader, load_weights, read_metrics
+from pipeline.run import RUN_FORMAT, CacheFacts, Run, RunHeader, load_weights, read_metrics, tool_versions
 from pipeline.spec import Recipe, TrainingSettings, differences
 from pipeline.tasks import TaskPlugin
 from pipeline.windows import Windows
@@ -38,7 +38,7 @@ EVAL_BATCH = 64
 
 
 @dataclass
-class Progress:
+class Progress(Timed):
     """What training has done so far; handed to `on_progress` after every step."""
 
     steps: int
@@ -114,12 +114,7 @@ def open_or_create(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest,
     header = RunHeader(
         format_version=RUN_FORMAT,
         recipe=recipe.canonical(),
-        cache=CacheFacts(
-            name=cache.name,
-            fingerprint=cache.fingerprint,
-            codec=cache.spec["codec"]["name"],
-            codec_sha256=cache.header.codec_sha256,
-        ),
+        cache=CacheFacts.of(cache),
         manifest=manifest.digest,
         labels=manifest.labels,
         spec=cache.spec,
@@ -133,7 +128,7 @@ def open_or_create(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest,
             "slower": windows.slower,
             "skipped": len(windows.skipped),
         },
-        versions={tool: version(tool) for tool in ("stillframe", "torch", "numpy")},
+        versions=tool_versions(),
     )
     if (path / "run.json").is_file():
         run = Run(path)
@@ -179,16 +174,22 @@ class Trainer:
         """Trains to the last step, evaluating and saving on the way."""
         self._restore()
         begin, first = time.perf_counter(), self.step
+        batches = self.windows.train(self.settings.batch_size, self.step, self.steps)
         with (self.run.path / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
-            for step, batch in self.windows.train(self.settings.batch_size, self.step, self.steps):
-                record: dict[str, Any] = self._train_step(step, batch)
+            while self.step < self.steps:
+                with self.progress.timed("data"):
+                    step, batch = next(batches)
+                with self.progress.timed("steps"):
+                    record: dict[str, Any] = self._train_step(step, batch)
                 self.step = step + 1
                 if self._due(self.settings.evaluate_every):
-                    record["val"] = self._evaluate()
+                    with self.progress.timed("evaluation"):
+                        record["val"] = self._evaluate()
                 metrics.write(json.dumps({"step": self.step, **record}) + "\n")
                 if self._due(self.settings.checkpoint_every):
                     metrics.flush()
-                    self._save("last", self._everything())
+                    with self.progress.timed("checkpoints"):
+                        self._save("last", self._everything())
                 self.progress.step, self.progress.loss = self.step, record["loss"]
                 self.progress.windows_per_s = (self.step - first) * self.settings.batch_size / (time.perf_counter() - begin)
                 self.on_progress(self.progress)

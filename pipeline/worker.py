@@ -11,6 +11,7 @@ import sys
 from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from pipeline.errors import BadInput, StillframeError
 from pipeline.leases import Leases, claimed
 from pipeline.plugins import Settings
 from pipeline.progress import OnProgress, Progress
+from pipeline.records import Video
 
 
 class Job(Settings):
@@ -45,11 +47,12 @@ def work(job: Job, index: int = 0, on_progress: OnProgress | None = None) -> Non
     """Worker `index` of a job. Returns when nothing is missing. Raises StillframeError."""
     device = chosen(torch.device(job.device) if job.device else _device(index))
     caches = [Cache(place) for place in job.caches]
-    fill([(cache, load_encoder(cache, device)) for cache in caches], job, device, on_progress)
+    fill([(cache, load_encoder(cache, device)) for cache in caches], caches[0].manifest.videos, job, device, on_progress)
 
 
 def fill(
     caches: Sequence[tuple[Cache, EncoderPlugin]],
+    videos: Sequence[Video],
     job: Job,
     device: torch.device,
     on_progress: OnProgress | None = None,
@@ -65,7 +68,6 @@ def fill(
     try:
         with ExitStack() as stack:
             lanes = {str(cache): Lane(cache, encoder, stack.enter_context(Leases(cache.place))) for cache, encoder in caches}
-            videos = caches[0][0].manifest.videos
             while any(missing.values()):
                 pipeline = Pipeline(videos, Path(job.root), device, job.decoders, job.limits, progress, on_progress)
                 units = [
@@ -94,12 +96,13 @@ def units_of(missing: dict[str, tuple[Cache, list[int]]]) -> list[list[tuple[str
     Stores of different caches end at different videos. A unit is a store of the cache with the fewest of them, and those stores
     of the others that begin in it: few videos, at the borders, are decoded twice.
     """
-    place = {video.video_id: number for cache, _ in missing.values() for number, video in enumerate(cache.manifest.videos)}
+    widest = min((cache for cache, _ in missing.values()), key=lambda cache: len(cache.plan))
+    # The stores of a plan hold the videos in the manifest's order, whatever their borders.
+    place = {video_id: number for number, video_id in enumerate(chain(*widest.plan.values()))}
 
     def start(cache: Cache, store: int) -> int:
         return place[next(iter(cache.plan[store]))]
 
-    widest = min((cache for cache, _ in missing.values()), key=lambda cache: len(cache.plan))
     bounds = sorted(start(widest, store) for store in widest.plan)
     units: list[list[tuple[str, int]]] = [[] for _ in bounds]
     for name, (cache, stores) in missing.items():

@@ -18,6 +18,7 @@ from pipeline import frames, plugins
 from pipeline.codecs import FittedCodec
 from pipeline.errors import BadInput, StillframeError
 from pipeline.spec import CacheSpec
+from pipeline.square import to_square
 
 CODECS = plugins.names("codec")
 EXTREME = 60000.0
@@ -269,7 +270,7 @@ def real_tokens() -> dict[str, torch.Tensor]:
     squares = []
     for path in sorted(Path(clips).glob("*.mp4"))[:8]:
         for block in islice(frames.decode(path, 1.0, block_frames=1), 6):
-            square, _ = frames.to_square(torch.from_numpy(block.pixels_FHWC), 224, "crop", "bicubic", block.pixel_aspect)
+            square, _ = to_square(torch.from_numpy(block.pixels_FHWC), 224, "crop", "bicubic", block.pixel_aspect)
             squares.append(square)
     tokens = encoder(torch.cat(squares))
     return {"special": tokens.special_NSD} | {f"layer_{layer}": part for layer, part in tokens.patches_NPD.items()}

@@ -17,6 +17,7 @@ from pipeline import manifest
 from pipeline.datasets import _world_plane, world
 from pipeline.errors import BadInput, StillframeError
 from pipeline.manifest import Manifest, build
+from pipeline.probe import probe
 from pipeline.records import Clip, Video
 
 SMALL = {"clips_per_class": 2, "frames": 3, "size_px": 32, "val_fraction": 0.5}
@@ -89,7 +90,9 @@ def test_what_a_manifest_says(small: Path) -> None:
         "manifest_sha256": clips,
         "targets_sha256": targets,
         "targets_bytes": (small / "targets.h5").stat().st_size,
+        "videos_sha256": hashlib.sha256((small / "videos.jsonl").read_bytes()).hexdigest(),
     }
+    assert loaded.facts == {video.video_id: probe(small / video.source) for video in loaded.videos}
 
 
 def test_targets_come_back_as_they_were(small: Path) -> None:
@@ -157,7 +160,7 @@ def test_a_rebuild_leaves_no_old_targets(small: Path, tmp_path: Path) -> None:
     shutil.copy(small / "targets.h5", out / "targets.h5")
     built = build("folder", videos, out, {})
     assert not built.has_targets
-    assert sorted(path.name for path in out.iterdir()) == ["dataset.json", "manifest.jsonl"]
+    assert sorted(path.name for path in out.iterdir()) == ["dataset.json", "manifest.jsonl", "videos.jsonl"]
     assert list(built.rejected) == ["cats/b.mp4"]
     assert built.origin.ignored == 1
     assert built.origin.root == str(videos.resolve())

@@ -52,7 +52,7 @@ def extract_speed(frames: int, repeats: int, decoders: int, device: torch.device
             bare.append(_bare(encoder, spec, frames, device))
             cache = extract.lay_out(spec, videos, Path(folder) / f"bench-{repeat}", encoder, device)
             job = Job(caches=(str(cache),), root=str(videos.root), decoders=decoders)
-            progress = fill([(cache, encoder)], job, device)
+            progress = fill([(cache, encoder)], videos.videos, job, device)
             whole.append(progress.frames_per_s)
     del bare[0], whole[0]  # the first round warms caches and allocators up
     ratios = [b / a for a, b in zip(bare, whole, strict=True)]

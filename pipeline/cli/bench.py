@@ -40,6 +40,30 @@ def bench_extract(
         console.show(f"extraction reaches {result['ratio']:.3f} of the bare encoder (median of {repeats} paired ratios)")
 
 
+@bench_app.command("scale")
+def bench_scale(
+    hours: Annotated[float, typer.Option(min=0.001, help="Length of the long video.")] = 2.0,
+    videos: Annotated[int, typer.Option(min=10, help="Number of short videos.")] = 10_000,
+    clips: Annotated[int, typer.Option(min=10, help="Clips of the manifest to begin and resume on.")] = 200_000,
+    as_json: AsJson = False,
+) -> None:
+    """What must not grow: seconds to begin and to resume on many clips, memory over a long video and over many.
+
+    Example: stillframe bench scale --hours 0.1 --videos 500 --clips 20000
+    """
+    from pipeline import console
+    from pipeline.bench import scale
+
+    starts, memory = scale.start_seconds(clips), scale.memory_over(hours, videos)
+    if as_json:
+        console.show_json({"start_s": dict(starts), "memory": memory})
+        return
+    console.show_table("From nothing to the first claimed store", ("", "seconds"), [(what, round(s, 2)) for what, s in starts])
+    tenths = [f"{number + 1}/10" for number in range(10)]
+    rows = [(result["title"], *result["megabytes"], result["growth"]) for result in memory]
+    console.show_table("Memory in MB, the most in each tenth of the extraction", ("", *tenths, "last / second"), rows)
+
+
 @bench_app.command("temporal")
 def bench_temporal(
     module: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this module; may be given many times.")] = None,

@@ -47,10 +47,11 @@ def train(
     from pipeline import train as module
     from pipeline.run import read_metrics
 
-    folder = out or Path("runs") / loaded.name
+    folder, seconds = out or Path("runs") / loaded.name, dict[str, float]()
     with console.progress(f"train {loaded.name}") as update:
 
         def on_progress(state: module.Progress) -> None:
+            seconds.update(state.seconds)
             scores = "".join(f"  {form} {score:.3f}" for form, score in state.scores.items())
             update(state.step, state.steps, f"steps  loss {state.loss:.4f}  {state.windows_per_s:.0f} windows/s{scores}")
 
@@ -66,12 +67,15 @@ def train(
     last = run.checkpoint("last")
     assert last is not None
     scores: dict[str, float] = next((line["val"] for line in reversed(read_metrics(folder)) if "val" in line), {})
-    facts = {"run": str(folder), "steps": last.step, "parameters": run.header.parameters, "val": scores}
+    facts = {"run": str(folder), "steps": last.step, "parameters": run.header.parameters, "val": scores, "seconds": seconds}
     if as_json:
         console.show_json(facts)
     else:
         text = ", ".join(f"{form} {score:.3f}" for form, score in scores.items())
         console.show(f"{folder}: {last.step} steps, {sum(run.header.parameters.values()):,} trained parameters, val {text}")
+        if seconds:
+            shares = ", ".join(f"{step} {spent / sum(seconds.values()):.1%}" for step, spent in seconds.items())
+            console.show(f"time: {shares}")
 
 
 @app.command()

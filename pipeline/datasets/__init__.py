@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline.plugins import Settings
+from pipeline.probe import Probe
 from pipeline.records import Clip
 
 
@@ -33,7 +34,8 @@ class DatasetPlugin(ABC):
 
     Settings: ClassVar[type[Settings]]
     renders: ClassVar[bool] = False
-    """True: the dataset makes its own videos under `root`; False: `root` is the user's folder and is only read."""
+    """True: the dataset makes its own videos under `root`. False: `root` is the user's folder, whose files are only read; a
+    dataset whose frames lie in no file that a decoder reads lays them out in a folder of its own, its setting `frames_dir`."""
 
     def __init__(self, root: Path, settings: Any, on_progress: Callable[[int, int], None] | None = None) -> None:
         """`root` holds the videos; every `Clip.source` is relative to it. `on_progress(done, total)` may be called."""
@@ -42,6 +44,8 @@ class DatasetPlugin(ABC):
         self.on_progress = on_progress or (lambda *_: None)
         self.rejected: dict[str, str] = {}
         """source -> reason, for media found under `root` that cannot become a clip; filled by `clips()`."""
+        self.probed: dict[str, Probe] = {}
+        """source -> what the header of a video says, for those that `clips()` looked at."""
         self.ignored = 0
         """Files under `root` that make no video (other suffixes, single images); counted by `clips()`."""
 

@@ -1,4 +1,4 @@
-"""What data sets in their official layouts share: a listing of the root, tables with clear errors, boxes, missing sources.
+"""What data sets share: a listing of the root, tables with clear errors, headers of videos, boxes, missing sources.
 
 A source that is missing or unusable never stops the others. What is left out is summed up by `note` under the file that it
 concerns, with counts and the first few names, so that half a download of 200 000 videos is one line and not 100 000.

@@ -15,7 +15,6 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -24,8 +23,9 @@ from pydantic import Field
 
 from pipeline import plugins
 from pipeline.datasets import DatasetPlugin
-from pipeline.errors import BadInput, BadVideo, unknown_name
-from pipeline.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES, Probe, probe
+from pipeline.datasets._official import probe_all
+from pipeline.errors import BadInput, unknown_name
+from pipeline.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES, Probe
 from pipeline.records import Clip
 
 SPLITS = ("train", "val", "test")
@@ -69,7 +69,7 @@ class Dataset(DatasetPlugin):
     def clips(self) -> Iterator[Clip]:
         """Sorted by path, or in the order of the CSV file. Raises BadInput where folders or CSV file are unclear."""
         rows = list(read_csv(self.root, self.settings.csv)) if self.settings.csv else self._from_folders()
-        facts = probe_all(self, [row.source for row in rows])
+        facts = probe_all(self, list(dict.fromkeys(row.source for row in rows)), self.settings.image_fps)
         rows = [row for row in rows if row.source in facts and self._is_inside(row, facts[row.source])]
         drawn = draw_splits({row.source: row.label for row in rows}, self.settings.val_fraction, self.settings.seed)
         for row in rows:
@@ -143,28 +143,6 @@ def find_media(dataset: DatasetPlugin) -> list[str]:
         raise BadInput(f"no media found in {root} ({ignored} other files)", f"looked for {looked} and for folders of images")
     dataset.ignored = ignored
     return sorted(sources)
-
-
-def probe_all(dataset: DatasetPlugin, sources: Iterable[str]) -> dict[str, Probe]:
-    """source -> facts, in the order given; what is no readable video goes to `dataset.rejected` with its reason."""
-    wanted = list(dict.fromkeys(sources))
-    facts: dict[str, Probe] = {}
-    with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16)) as pool:
-        results = pool.map(partial(_probe, dataset.root, dataset.settings.image_fps), wanted)
-        for done, (source, result) in enumerate(zip(wanted, results, strict=True), start=1):
-            if isinstance(result, BadVideo):
-                dataset.rejected[source] = result.message.removeprefix(f"{PurePosixPath(source).name}: ")
-            else:
-                facts[source] = result
-            dataset.on_progress(done, len(wanted))
-    return facts
-
-
-def _probe(root: Path, image_fps: float, source: str) -> Probe | BadVideo:
-    try:
-        return probe(root / source, image_fps)
-    except BadVideo as error:
-        return error
 
 
 def draw_splits(label_of: Mapping[str, str], val_fraction: float, seed: int) -> dict[str, str]:

@@ -17,7 +17,8 @@ from pydantic import Field, model_validator
 
 from pipeline import plugins
 from pipeline.datasets import DatasetPlugin
-from pipeline.datasets.folder import draw_splits, find_media, probe_all
+from pipeline.datasets._official import probe_all
+from pipeline.datasets.folder import draw_splits, find_media
 from pipeline.probe import Probe
 from pipeline.records import Clip
 
@@ -72,7 +73,7 @@ class Dataset(DatasetPlugin):
 
     def clips(self) -> Iterator[Clip]:
         """Sorted by path, then by time. Raises BadInput if there are no videos."""
-        facts = probe_all(self, find_media(self))
+        facts = probe_all(self, find_media(self), self.settings.image_fps)
         for source in [source for source in facts if (facts[source].fps or math.inf) < self.settings.min_fps]:
             fps = facts.pop(source).fps
             self.rejected[source] = f"too few frames: {fps:g} per second, wanted at least {self.settings.min_fps:g} (min_fps)"

@@ -8,7 +8,7 @@ in the backward pass; all else in the loops is of one frame of a block, is writt
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -24,6 +24,21 @@ def row_blocks(frames: int, rows: int, A_KE: torch.Tensor) -> list[slice]:
     budget = BLOCK_ELEMENTS.get(A_KE.device.type, BLOCK_ELEMENTS["cuda"])
     block = max(1, budget // (frames * A_KE.numel()))
     return [slice(start, min(start + block, rows)) for start in range(0, rows, block)]
+
+
+class Operands(NamedTuple):
+    """What a scan reads, named as in `selective_scan`."""
+
+    x: torch.Tensor
+    dt: torch.Tensor
+    A: torch.Tensor
+    B: torch.Tensor
+    C: torch.Tensor
+    state: torch.Tensor | None
+
+    def of_rows(self, rows: slice) -> Operands:
+        x, dt, A, B, C, state = self
+        return Operands(x[:, rows], dt[:, rows], A, B[:, rows], C[:, rows], None if state is None else state[rows])
 
 
 class PlainScan(torch.autograd.Function):
@@ -46,32 +61,31 @@ class PlainScan(torch.autograd.Function):
         if room is None:
             scan = _forward_operator if torch.compiler.is_compiling() else scan_forward
             return scan(x, dt, A, B, C, state)
-        y, h = _scan_block(x, dt, A, B, C, state, room)
+        y, h = _scan_block(Operands(x, dt, A, B, C, state), room)
         return y, h.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: torch.Tensor | None, grad_last: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        x, dt, A, B, C, state = ctx.saved_tensors
-        grad_y = torch.zeros_like(x) if grad_y is None else grad_y
+        operands = Operands(*ctx.saved_tensors)
+        grad_y = torch.zeros_like(operands.x) if grad_y is None else grad_y
         if ctx.room is None:
             backward = _backward_operator if torch.compiler.is_compiling() else scan_backward
-            gradients = backward(x, dt, A, B, C, state, grad_y, grad_last)
+            gradients = backward(*operands, grad_y, grad_last)
         else:
-            gradients = _block_gradients(x, dt, A, B, C, state, grad_y, grad_last, ctx.room)
-        return *gradients[:5], None if state is None else gradients[5], None
+            gradients = _block_gradients(operands, grad_y, grad_last, ctx.room)
+        return *gradients[:5], None if operands.state is None else gradients[5], None
 
 
 def scan_forward(
     x: torch.Tensor, dt: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor, state: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    blocks = row_blocks(len(x), x.shape[1], A)
+    operands, blocks = Operands(x, dt, A, B, C, state), row_blocks(len(x), x.shape[1], A)
     if len(blocks) == 1:
-        return _scan_block(x, dt, A, B, C, state, None)
+        return _scan_block(operands, None)
     y, last = torch.empty_like(x), x.new_empty(x.shape[1], *A.shape)
     for rows in blocks:
-        parts = x[:, rows], dt[:, rows], A, B[:, rows], C[:, rows], None if state is None else state[rows]
-        y[:, rows], last[rows] = _scan_block(*parts, None)
+        y[:, rows], last[rows] = _scan_block(operands.of_rows(rows), None)
     return y, last
 
 
@@ -88,28 +102,20 @@ def scan_backward(
     gradients = [torch.empty_like(part) for part in (x, dt, A, B, C)] + [x.new_empty(x.shape[1], *A.shape)]
     grad_x, grad_dt, grad_A, grad_B, grad_C, grad_state = gradients
     grad_A.zero_()
-    blocks = row_blocks(len(x), x.shape[1], A)
+    operands, blocks = Operands(x, dt, A, B, C, state), row_blocks(len(x), x.shape[1], A)
     room = x.new_empty(len(x), blocks[0].stop, *A.shape)
     for rows in blocks:
-        parts = x[:, rows], dt[:, rows], A, B[:, rows], C[:, rows], None if state is None else state[rows]
-        block = room[:, : rows.stop - rows.start]
-        _scan_block(*parts, block)
-        found = _block_gradients(*parts, grad_y[:, rows], None if grad_last is None else grad_last[rows], block)
+        block, h = operands.of_rows(rows), room[:, : rows.stop - rows.start]
+        _scan_block(block, h)
+        found = _block_gradients(block, grad_y[:, rows], None if grad_last is None else grad_last[rows], h)
         grad_x[:, rows], grad_dt[:, rows], grad_B[:, rows], grad_C[:, rows], grad_state[rows] = *found[:2], *found[3:]
         grad_A += found[2]
     return gradients
 
 
-def _scan_block(
-    x: torch.Tensor,
-    dt: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    state: torch.Tensor | None,
-    room: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _scan_block(block: Operands, room: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """y and the last h of one block; h of every frame is left in `room`, if there is one."""
+    x, dt, A, B, C, state = block
     drive, rate = (dt * x).unsqueeze(2), A * LOG2_E
     y, h = torch.empty_like(x), x.new_empty(x.shape[1], *A.shape)
     decay, before = torch.empty_like(h), state
@@ -127,17 +133,10 @@ def _scan_block(
 
 
 def _block_gradients(
-    x: torch.Tensor,
-    dt: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    state: torch.Tensor | None,
-    grad_y: torch.Tensor,
-    grad_last: torch.Tensor | None,
-    h: torch.Tensor,
+    block: Operands, grad_y: torch.Tensor, grad_last: torch.Tensor | None, h: torch.Tensor
 ) -> list[torch.Tensor]:
     """Gradients of x, dt, A, B, C and state of one block, from h of every frame. exp2 once more is cheaper than keeping it."""
+    x, dt, A, B, C, state = block
     drive, rate = (dt * x).unsqueeze(2), A * LOG2_E
     grad_drive, grad_dt, grad_B, grad_C = torch.empty_like(drive), torch.zeros_like(x), torch.empty_like(B), torch.empty_like(C)
     grad_h = torch.zeros_like(h[0]) if grad_last is None else grad_last.clone()

@@ -9,7 +9,7 @@ the window (section 6: a block of the semiseparable matrix). Tokens do not see e
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -154,24 +154,24 @@ class _StateSpaceDual(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.save_for_backward(*inputs)
-        x, dt, A, B, C, state = inputs
+        x, *_, state = inputs
         y, last = torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(state)
         for rows in _blocks(x):
-            _block(x[:, rows], dt[:, rows], A, B[:, rows], C[:, rows], state[rows], y[:, rows], last[rows])
+            _write_outputs(_Block.of(inputs, rows), y[:, rows], last[rows])
         return y, last
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        x, dt, A, B, C, state = ctx.saved_tensors
+        inputs = ctx.saved_tensors
+        x, dt, A, B, C, state = inputs
         grad_y, grad_last = grads
         grad_x, grad_dt, grad_B, grad_C, grad_state = (
             torch.empty_like(part, memory_format=torch.contiguous_format) for part in (x, dt, B, C, state)
         )
         grad_A = torch.zeros_like(A)
         for rows in _blocks(x):
-            inputs = x[:, rows], dt[:, rows], A, B[:, rows], C[:, rows], state[rows]
-            parts = _block_gradient(*inputs, grad_y[:, rows], grad_last[rows])
+            parts = _gradients(_Block.of(inputs, rows), grad_y[:, rows], grad_last[rows])
             grad_x[:, rows], grad_dt[:, rows], grad_B[:, rows], grad_C[:, rows], grad_state[rows] = parts[:5]
             grad_A += parts[5]
         return grad_x, grad_dt, grad_A, grad_B, grad_C, grad_state
@@ -205,21 +205,40 @@ def _decays(dt_TRH: torch.Tensor, A_H: torch.Tensor) -> tuple[torch.Tensor, torc
     return rate_RHT.cumsum(-1).exp(), between, between[:, :, -1]
 
 
-def _block(
-    x: torch.Tensor,
-    dt: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    state: torch.Tensor,
-    y: torch.Tensor,
-    last: torch.Tensor,
-) -> None:
+class _Block(NamedTuple):
+    """What one block of rows is made from, rows first, with its decays."""
+
+    x_RHTP: torch.Tensor
+    dt_RHT: torch.Tensor
+    A_H: torch.Tensor
+    B_RTK: torch.Tensor
+    C_RTK: torch.Tensor
+    state_RKE: torch.Tensor
+    since_start_RHT: torch.Tensor
+    between_RHTS: torch.Tensor
+    to_end_RHS: torch.Tensor
+
+    @classmethod
+    def of(cls, inputs: tuple[torch.Tensor, ...], rows: slice) -> _Block:
+        """`rows` of the inputs of `_StateSpaceDual`."""
+        x_TRE, dt_TRH, A_H, B_TRK, C_TRK, state_RKE = inputs
+        dt_TRH = dt_TRH[:, rows]
+        return cls(
+            _by_head(x_TRE[:, rows], len(A_H)),
+            dt_TRH.permute(1, 2, 0),
+            A_H,
+            B_TRK[:, rows].transpose(0, 1),
+            C_TRK[:, rows].transpose(0, 1),
+            state_RKE[rows],
+            *_decays(dt_TRH, A_H),
+        )
+
+
+def _write_outputs(block: _Block, y: torch.Tensor, last: torch.Tensor) -> None:
     """Writes the outputs of one block of rows into `y` and its state after into `last`."""
-    heads = dt.shape[-1]
-    since_start, between, to_end = _decays(dt, A)
-    drive = _by_head(x, heads) * dt.permute(1, 2, 0).unsqueeze(-1)
-    B, C = B.transpose(0, 1), C.transpose(0, 1)
+    x, dt, A, B, C, state, since_start, between, to_end = block
+    heads = len(A)
+    drive = x * dt.unsqueeze(-1)
     out = (C @ B.mT).unsqueeze(1) * between @ drive
     out += _by_head((C @ state).transpose(0, 1), heads) * since_start.unsqueeze(-1)
     y.copy_(_flat(out).transpose(0, 1))
@@ -227,22 +246,11 @@ def _block(
     torch.baddbmm(kept.flatten(2), B.mT, _flat(drive * to_end.unsqueeze(-1)), out=last)
 
 
-def _block_gradient(
-    x: torch.Tensor,
-    dt: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    state: torch.Tensor,
-    grad_y: torch.Tensor,
-    grad_last: torch.Tensor,
-) -> tuple[torch.Tensor, ...]:
+def _gradients(block: _Block, grad_y: torch.Tensor, grad_last: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Gradients of one block of rows, in the order x, dt, B, C, state, A."""
-    heads = dt.shape[-1]
-    since_start, between, to_end = _decays(dt, A)
-    start, end = since_start.unsqueeze(-1), to_end.unsqueeze(-1)
-    x, dt, grad_y = _by_head(x, heads), dt.permute(1, 2, 0), _by_head(grad_y, heads)
-    B, C = B.transpose(0, 1), C.transpose(0, 1)
+    x, dt, A, B, C, state, since_start, between, to_end = block
+    heads = len(A)
+    grad_y, start, end = _by_head(grad_y, heads), since_start.unsqueeze(-1), to_end.unsqueeze(-1)
     drive = x * dt.unsqueeze(-1)
 
     # Within the window.

@@ -1,0 +1,201 @@
+"""The decoding process that `decoder.py` starts: decodes what it is told, under its limits, and hands the blocks over.
+
+It speaks JSON in packets of a socketpair. Pixels travel in anonymous shared memory: a buffer's descriptor is sent once, and the
+buffer is filled again when its reader has let go of it. Nothing has a name, so no kill leaves anything behind. What has been
+counted lies in shared memory too, where it can be read at any moment, after a crash as well.
+
+It never runs ahead by more than `BLOCKS_AHEAD` blocks, and ends with its parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import math
+import mmap
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import BadVideo
+from pipeline.frames import BLOCK_BYTES, Block, Counted, decode_rates
+
+BLOCKS_AHEAD = 4
+"""Blocks handed over and not taken yet."""
+PACKET_BYTES = 1 << 16
+COUNT_BYTES = 4 * 8
+PR_SET_PDEATHSIG = 1
+
+
+class SharedCount(Counted):
+    """`Counted`, written through to memory that the parent reads."""
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        super().__init__()
+        self._memory = np.frombuffer(memory, np.float64)
+        self._write()
+
+    def promise(self, pictures: int | None, length_s: float | None) -> None:
+        super().promise(pictures, length_s)
+        self._write()
+
+    def picture(self, end_s: float) -> None:
+        super().picture(end_s)
+        self._write()
+
+    def _write(self) -> None:
+        promised = [math.nan if value is None else value for value in (self.header, self.header_s)]
+        self._memory[:] = [self.decoded, self.end_s, *promised]
+
+
+def read_count(memory: mmap.mmap) -> Counted:
+    """What a `SharedCount` has written."""
+    decoded, end_s, header, header_s = np.frombuffer(memory, np.float64).tolist()
+    return Counted(int(decoded), end_s, None if math.isnan(header) else int(header), None if math.isnan(header_s) else header_s)
+
+
+class Outlet:
+    """The way out for blocks: buffers that are used again, and a limit on how many blocks are under way."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self.channel = channel
+        self.buffers: dict[int, np.ndarray] = {}
+        self.free: list[int] = []
+        self.forgotten: list[int] = []
+        self.made = 0
+        self.unsent: dict[int, tuple[int, int]] = {}
+        """Descriptor and size of buffers that the parent does not know yet."""
+        self.filled: int | None = None
+        self.credits = 0
+
+    def request(self) -> dict[str, Any] | None:
+        """The next video; None once the parent is gone."""
+        if self.filled is not None:  # the last video failed before its last block was complete
+            self.free.append(self.filled)
+            self.filled = None
+        while packet := self.channel.recv(PACKET_BYTES):
+            message = json.loads(packet)
+            self.free += message["free"]
+            if "path" in message:
+                self.credits = BLOCKS_AHEAD
+                return dict(message)
+        return None
+
+    def allocate(self, shape: tuple[int, ...]) -> np.ndarray:
+        """A buffer for a block that `send` will hand over next."""
+        self._take_credits(wait=False)
+        size = math.prod(shape)
+        fitting = [number for number in self.free if self.buffers[number].size >= size]
+        if fitting:
+            self.filled = fitting[-1]
+            self.free.remove(self.filled)
+        else:
+            self._forget_free()
+            self.filled, self.made = self.made, self.made + 1
+            # Untouched pages cost nothing, so a buffer is made to fit any block of ordinary frames.
+            fd, room = os.memfd_create("stillframe-block"), max(size, BLOCK_BYTES)
+            os.ftruncate(fd, room)
+            self.buffers[self.filled] = np.frombuffer(mmap.mmap(fd, room), np.uint8)
+            self.unsent[self.filled] = fd, room
+        return self.buffers[self.filled][:size].reshape(shape)
+
+    def _forget_free(self) -> None:
+        """Gives back the memory of buffers that are too small."""
+        for number in self.free:
+            del self.buffers[number]
+            if number in self.unsent:
+                os.close(self.unsent.pop(number)[0])
+            else:
+                self.forgotten.append(number)
+        self.free = []
+
+    def send(self, block: Block) -> None:
+        assert self.filled is not None
+        while not self.credits:
+            self._take_credits(wait=True)
+        self.credits -= 1
+        frames = block.frames
+        message = {
+            "block": self.filled,
+            "forget": self.forgotten,
+            "shape": frames.pixels_FHWC.shape,
+            "time_s": frames.time_s.tolist(),
+            "aspect": frames.pixel_aspect,
+            "kept": block.kept_RF.tolist(),
+        }
+        if self.filled in self.unsent:
+            fd, room = self.unsent.pop(self.filled)
+            socket.send_fds(self.channel, [json.dumps(message | {"new_bytes": room}).encode()], [fd])
+            os.close(fd)
+        else:
+            self.say(message)
+        self.forgotten, self.filled = [], None
+
+    def say(self, message: dict[str, Any]) -> None:
+        self.channel.send(json.dumps(message).encode())
+
+    def _take_credits(self, wait: bool) -> None:
+        """One packet is leave to send one more block, and tells which buffers are free again."""
+        flags = 0 if wait else socket.MSG_DONTWAIT
+        try:
+            while packet := self.channel.recv(PACKET_BYTES, flags):
+                self.free += json.loads(packet)["free"]
+                self.credits += 1
+                flags = socket.MSG_DONTWAIT
+        except BlockingIOError:
+            return
+        raise BrokenPipeError  # the parent is gone
+
+
+def serve(channel: socket.socket, memory: mmap.mmap) -> None:
+    """Decodes video after video until the parent is gone."""
+    outlet = Outlet(channel)
+    gc.freeze()
+    outlet.say({"ready": True})
+    while (request := outlet.request()) is not None:
+        outlet.say(_decode(request, outlet, SharedCount(memory)))
+        # PyAV's containers and streams refer to each other: left alone, the decoders of many videos pile up.
+        gc.collect()
+
+
+def _decode(request: dict[str, Any], outlet: Outlet, counted: Counted) -> dict[str, Any]:
+    """Sends the blocks of one video; the message with which it ends."""
+    path, rates, image_fps = Path(request["path"]), request["rates"], request["image_fps"]
+    try:
+        for block in decode_rates(path, rates, image_fps, counted, skip=request["skip"], allocate=outlet.allocate):
+            outlet.send(block)
+    except BadVideo as error:
+        return {"bad": [error.message, error.hint]}
+    except MemoryError:
+        return {"memory": True}
+    except OSError as error:
+        return {"os": [error.errno, error.strerror or str(error), error.filename]}
+    except Exception as error:  # a decoder may raise anything on a broken file
+        return {"raised": f"{type(error).__name__}: {error}"}
+    return {"done": True}
+
+
+def main(arguments: Sequence[str]) -> None:
+    channel_fd, count_fd, memory_mb = map(int, arguments)
+    # Also sent when only the thread ends that started this process; `decoder.py` then starts another.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Private memory: buffers are shared and do not count. A lower limit of the system stays.
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = memory_mb << 20 if most == resource.RLIM_INFINITY else min(memory_mb << 20, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the parent is gone
+        serve(socket.socket(fileno=channel_fd), mmap.mmap(count_fd, COUNT_BYTES))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

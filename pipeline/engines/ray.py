@@ -1,0 +1,109 @@
+"""Actors of a Ray cluster, one per worker. Nothing but the job and how a worker ended crosses the object store."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from pipeline import plugins
+from pipeline.engines import EnginePlugin, Workers, last_line, needed
+from pipeline.errors import BadInput
+from pipeline.worker import Job, work
+
+
+class Engine(EnginePlugin):
+    """Joins the cluster that this process has joined already, or else that at `address`. Workers end with this process."""
+
+    class Settings(plugins.Settings):
+        """What a worker asks of the cluster."""
+
+        address: str | None = None
+        """Of a running cluster, such as "auto"; not given: that of RAY_ADDRESS, or else one of this machine alone."""
+        num_gpus: float | None = Field(default=None, ge=0)
+        """GPUs of a worker; one where it is not given and the job's device is CUDA."""
+        num_cpus: float = Field(default=1, gt=0)
+        """Cores of a worker; Ray sets its threads from it."""
+
+    def __init__(self, settings: Any, workers: int) -> None:
+        super().__init__(settings, workers)
+        self._ray = needed("ray", "ray")
+        self._actors: dict[int, Any] = {}
+        self._begun: dict[int, Any] = {}
+        self._done: dict[int, Any] = {}
+        self._joined = False
+
+    def start(self, job: Job, logs: Path) -> None:
+        if not self._ray.is_initialized():
+            try:
+                self._ray.init(address=self.settings.address, include_dashboard=False, log_to_driver=False)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise BadInput(f"engine 'ray': no cluster at {self.settings.address}: {error}", "ray status") from error
+            self._joined = True
+        self._logs = logs.absolute()
+        asked = self.settings
+        gpus = asked.num_gpus if asked.num_gpus is not None else float((job.device or "").startswith("cuda"))
+        actor = self._ray.remote(num_cpus=asked.num_cpus, num_gpus=gpus, max_restarts=0)(_Actor)
+        for index in range(self.workers):
+            self._actors[index] = actor.remote()
+            self._begun[index] = self._actors[index].begin.remote(str(self._log(index)))
+            self._done[index] = self._actors[index].work.remote(job, index)
+
+    def poll(self) -> Workers:
+        ended = []
+        for index in self._ready(self._done):
+            if reason := self._outcome(self._done[index]):
+                ended.append(f"worker {index}: {reason}: {last_line(self._log(index))}")
+            self._end(index)
+        running = len(self._ready(self._begun))
+        return Workers(running, len(self._begun) - running, tuple(ended))
+
+    def stop(self) -> None:
+        for index in list(self._actors):
+            self._end(index)
+        if self._joined:
+            self._ray.shutdown()
+            self._joined = False
+
+    def _ready(self, refs: dict[int, Any]) -> list[int]:
+        """Workers whose answer is there."""
+        done = set(self._ray.wait(list(refs.values()), num_returns=len(refs), timeout=0)[0]) if refs else set()
+        return [index for index, ref in refs.items() if ref in done]
+
+    def _outcome(self, ref: Any) -> str | None:
+        """How a worker ended; None where nothing was left to do."""
+        try:
+            ended: str | None = self._ray.get(ref)
+        except self._ray.exceptions.RayError as error:
+            return type(error).__name__
+        return ended
+
+    def _end(self, index: int) -> None:
+        """Gives back what an actor holds, which it does not of itself."""
+        self._ray.kill(self._actors.pop(index))
+        del self._begun[index], self._done[index]
+
+    def _log(self, index: int) -> Path:
+        return self._logs / f"{index}.log"
+
+
+class _Actor:
+    """A worker in a process of Ray's."""
+
+    def begin(self, log: str) -> None:
+        """From now on all that the process says goes to `log`."""
+        Path(log).parent.mkdir(parents=True, exist_ok=True)
+        with Path(log).open("ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+
+    def work(self, job: Job, index: int) -> str | None:
+        try:
+            work(job, index)
+        except Exception as error:  # any at all: its class may not be known where the answer is read
+            traceback.print_exc()
+            return type(error).__name__
+        return None
