@@ -65,14 +65,15 @@ def audit(cache: Cache, stores: Collection[int] | None = None, on_bytes: OnBytes
     of_cache = _of_cache(cache)
     if HEADER_FILE in of_cache:  # then nothing can be held against it
         return Audit(cache, 0, missing, of_cache, [], {})
-    chosen = [store for store in cache.plan if store not in missing and (stores is None or store in stores)]
+    done, wanted = cache.plan.keys() - missing, set(cache.plan if stores is None else stores)
+    chosen = [store for store in cache.plan if store in done and store in wanted]
     receipts: dict[int, Receipt] = {}
     damage: list[Damage] = []
-    for store in cache.plan.keys() - missing:
+    for store in done:
         try:
             receipts[store] = cache.receipt(store)
         except BadInput as error:
-            if store in chosen:
+            if store in wanted:
                 problem = error.message.removeprefix(f"{cache}/{cache.receipt_name(store)} ").removeprefix("is damaged: ")
                 damage.append(_wrong_receipt(cache, store, problem))
     with _Pool() as pool:

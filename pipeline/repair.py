@@ -110,11 +110,11 @@ def _maker(
 ) -> Callable[[], object]:
     """What will write the stores, once they are removed."""
     if cache.header.derived_from:
-        derivation = _derivation(cache, source or find_source(cache))
+        derivation = _derivation(cache, source or find_source(cache), stores)
 
         def derive() -> None:
             with Leases(cache.place) as leases:
-                derivation.fill(cache, leases, stores, on_frames)
+                derivation.fill(cache, leases, set(stores), on_frames)
 
         return derive
     folder = root or Path(cache.header.root)
@@ -137,18 +137,27 @@ def _maker(
             job,
             device,
             (lambda state: on_frames(state.frames, state.frames_planned)) if on_frames else None,
-            only=stores,
+            only=set(stores),
         )
 
     return encode
 
 
-def _derivation(cache: Cache, source: Cache) -> Derivation:
+def _derivation(cache: Cache, source: Cache, stores: list[int]) -> Derivation:
+    """Refuses a source that is another, or damaged where it is needed."""
     if source.fingerprint != cache.header.derived_from:
         raise BadInput(
             f"{cache} was derived from the cache {cache.header.derived_from}, {source} is {source.fingerprint}",
             "say where that one is: --source CACHE",
         )
+    wanted = {video for store in stores for video in cache.plan[store]}
+    for store, planned in source.plan.items():
+        if not wanted.isdisjoint(planned) and (problems := source.check(store)):
+            file, problem = next(iter(problems.items()))
+            raise BadInput(
+                f"{source} is damaged itself: {source.store_name(store)}/{file}: {problem}",
+                f"mend it first: stillframe verify {source} --repair",
+            )
     return Derivation(source, cache.cache_spec)
 
 

@@ -232,6 +232,12 @@ def test_a_derived_cache_is_mended_from_its_source(material, mine, tmp_path):
     done = repair(audit(Cache(derived.place)))
     assert done.stores == [0, 1] and not done.changed and digest(derived.path / "stores") == before
     flip(store(derived, 0) / SHARD)
+    flip(store(mine, 0) / SHARD)
+    damaged = digest(derived.path)
+    with pytest.raises(BadInput, match=rf"is damaged itself: stores/00000.zarr/{SHARD}: content differs"):
+        repair(audit(Cache(derived.place)))
+    assert digest(derived.path) == damaged
+    flip(store(mine, 0) / SHARD)
     mine.path.rename(tmp_path / "elsewhere")
     with pytest.raises(BadInput, match=rf"was derived from the cache {material.cache.fingerprint}, which is not in"):
         repair(audit(Cache(derived.place)))
@@ -325,7 +331,7 @@ def test_status_counts_what_is_left_and_who_is_at_work(mine):
         (worker,) = facts["workers"]
         assert (worker["lease"], worker["pid"], worker["alive"], worker["is_here"]) == ("00002", os.getpid(), True, True)
         assert facts["eta_s"] == pytest.approx(facts["frames_left"] / facts["frames_per_s"])
-        assert f"store 2: process {os.getpid()} of this machine, at work" in fine("status", mine.path).out
+        assert f"process {os.getpid()} of this machine: store 2, at work\n" in fine("status", mine.path).out
 
 
 def test_speed_is_that_of_the_last_stores_without_the_pause_before(mine):

@@ -77,7 +77,7 @@ def test_verify_names_store_and_file_and_mends_it(place, cache, damage):
     before = digest(cache)
     result = call("verify", cache)
     assert_refused(result, f"1 stores of {cache} are damaged: 8 frames of 1 videos cannot be trusted; next: ", out=True)
-    assert re.search(rf"\n 1 +{SHARD} +.*{problem} +8 +a/v2.mp4", result.out)
+    assert re.search(rf"\nstore 1: {SHARD}: .*{problem}\n +8 frames of a/v2.mp4\n", result.out)
     ((store, file, found),) = problems(cache)
     assert (store, file) == (1, SHARD) and found.endswith(problem)
     assert digest(cache) == before
@@ -155,7 +155,7 @@ def test_verify_lists_a_damaged_receipt_and_goes_on(place, cache, how):
     (first, second) = problems(cache)
     assert first[:2] == (1, "receipts/00001.json") and second == (2, SHARD, problem)
     result = call("verify", cache)
-    assert re.search(r"\n 1 +receipts/00001.json ", result.out) and re.search(rf"\n 2 +{SHARD} +{problem}", result.out)
+    assert "\nstore 1: receipts/00001.json: " in result.out and f"\nstore 2: {SHARD}: {problem}\n" in result.out
     mended(place, cache)
 
 

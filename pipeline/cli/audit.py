@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from pipeline.audit import Audit
     from pipeline.cache import Cache
     from pipeline.compare import Comparison
-    from pipeline.damage import Group
     from pipeline.repair import Mended
 
 CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="A cache folder.")]
@@ -76,10 +75,15 @@ def _show_progress(facts: dict[str, Any]) -> None:
 
     left = facts["stores"]["planned"] - facts["stores"]["done"]
     step = "derive" if facts["derived_from"] else "extract"
+    at_work: dict[tuple[Any, ...], list[int]] = {}
     for worker in facts["workers"]:
+        machine = "this machine" if worker["is_here"] else f"machine {worker['machine']}"
         state = {True: "at work", False: "gone", None: "at work when it last wrote"}[worker["alive"]]
-        at = "plan" if worker["lease"] == "plan" else f"store {int(worker['lease'])}"
-        console.show(f"{at}: process {worker['pid']} of {'this machine' if worker['is_here'] else worker['machine']}, {state}")
+        stores = at_work.setdefault((worker["pid"], machine, state), [])
+        stores += [int(worker["lease"])] if worker["lease"].isdigit() else []
+    for (pid, machine, state), stores in at_work.items():
+        on = f"store {_spans(stores)}" if stores else "the plan"
+        console.show(f"process {pid} of {machine}: {on}, {state}")
     if not left:
         return
     if facts["eta_s"] is not None:
@@ -174,9 +178,12 @@ def _show_audit(found: Audit) -> None:
 
     cache = found.cache
     if found.damage:
-        rows = [_group_row(group) for group in groups(found.damage)]
-        title = f"{len(found.stores)} of {found.checked} stores damaged"
-        console.show_table(title, ("store", "file", "problem", "frames", "videos"), rows)
+        console.show(f"{len(found.stores)} of {found.checked} stores damaged")
+    for group in groups(found.damage):
+        files = "" if group.kind == "gone" else f"{console.few_text(group.files)}: "
+        console.show(f"store {_spans(group.stores)}: {files}{group.problem}")
+        if group.frames:
+            console.show(f"    {group.frames} frames of {console.few_text(group.videos)}")
     if found.of_cache:
         console.show_table("damaged, and of no store", ("file", "problem"), list(found.of_cache.items()))
     if found.is_sound:
@@ -186,13 +193,6 @@ def _show_audit(found: Audit) -> None:
     if found.missing:
         step = "derived yet: run derive" if cache.header.derived_from else "extracted yet: run extract"
         console.show(f"{len(found.missing)} of {len(cache.plan)} stores are not {step} again")
-
-
-def _group_row(group: Group) -> tuple[str, str, str, int, str]:
-    from pipeline import console
-
-    names = console.few_text(group.files, 2)
-    return _spans(group.stores), names, group.problem, group.frames, console.few_text(group.videos)
 
 
 def _spans(numbers: list[int]) -> str:
