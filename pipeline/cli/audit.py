@@ -238,7 +238,8 @@ def _end_of_verify(found: Audit, mended: Mended | None) -> None:
             f"only these stores are redone by: stillframe verify {cache} --repair",
         )
     for file, problem in found.of_cache.items():
-        raise BadInput(f"{cache}/{file}: {problem}", advice(cache, file))
+        where = "" if problem.startswith(f"{cache}/") else f"{cache}/{file}: "  # whoever reads a file names it
+        raise BadInput(f"{where}{problem}", advice(cache, file))
     if mended and mended.failures:
         raise typer.Exit(FINISHED_WITH_FAILURES)
 
@@ -369,4 +370,4 @@ def _show_histogram(counts: list[int], edges: list[float]) -> None:
     console.show("  1 - cosine")
     for place in range(filled[0], filled[-1] + 1):
         bar = "█" * max(counts[place] > 0, round(BAR * counts[place] / max(counts)))
-        console.show(f"  {names[place]:<13} {bar} {counts[place]}")
+        console.show(f"  {names[place]:<14} {bar} {counts[place]}")
