@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -61,7 +60,7 @@ class Cache:
         self.place = place if isinstance(place, Place) else at(place)
         if not self.place.exists(HEADER_FILE):
             raise BadInput(f"{self} is not a cache: it has no {HEADER_FILE}", _nearby(self.place))
-        again = "extract again into another folder; its stores are not touched"
+        again = f"begin the same extract in another --out, stop it, and copy its {HEADER_FILE} here: its stores are not touched"
         self.header = self._json(Header, HEADER_FILE, again, range(1, FORMAT_VERSION + 1))
 
     @classmethod
@@ -267,6 +266,15 @@ class Cache:
     def reader(self, store: int) -> StoreReader:
         return StoreReader(self.place, self.store_name(store))
 
+    def stored_rows(self, reader: StoreReader, name: str, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Rows of a token array of one store as the codec left them, by the codec's keys."""
+        stored = {}
+        for key in self.codec.layout(self.shape.width):
+            shape, dtype = self.arrays[stored_name(name, key)]
+            stored[key] = np.empty((len(rows), *shape), dtype)
+            reader.read_into(stored_name(name, key), rows, stored[key])
+        return stored
+
     def _json(self, model: type[Model], name: str, hint: str, versions: range | None = None) -> Model:
         where = f"{self}/{name}"
         try:
@@ -303,34 +311,6 @@ class Cache:
                 f"cache {self} is damaged: {self.store_name(store)}/{file}: {problem}" + (f", and {more} more" if more else ""),
                 f"see it all: stillframe verify {self}; mend it: stillframe verify {self} --repair",
             )
-
-    def status(self) -> dict[str, Any]:
-        """Coverage per split, failures, frames, bytes and speed, as plain data."""
-        splits: dict[str, Counter[str]] = {}
-        for clip in self.manifest.clips:
-            counts = splits.setdefault(clip.split, Counter(clips=0, covered=0))
-            counts["clips"] += 1
-            counts["covered"] += self.hole(clip) is None
-        seconds: Counter[str] = Counter()
-        for receipt in self.receipts.values():
-            seconds.update(receipt.seconds)
-        return {
-            "cache": str(self),
-            "spec": self.spec["name"],
-            "fingerprint": self.fingerprint,
-            "codec": self.spec["codec"]["name"],
-            "stores": {"planned": len(self.plan), "done": len(self.receipts)},
-            "videos": {
-                "planned": sum(map(len, self.plan.values())),
-                "stored": len(self.locations.keys() - self.failures.keys()),
-                "failed": len(self.failures),
-            },
-            "frames": sum(receipt.frames for receipt in self.receipts.values()),
-            "store_bytes": sum(receipt.store_bytes for receipt in self.receipts.values()),
-            "seconds": dict(seconds),
-            "splits": {split: dict(counts) for split, counts in splits.items()},
-            "failures": {video_id: failure.reason for video_id, failure in self.failures.items()},
-        }
 
 
 def pack_learnt(learnt: Mapping[str, Mapping[str, np.ndarray]]) -> bytes:

@@ -15,6 +15,7 @@ from pipeline.evaluate import Interval, difference, evaluate
 from pipeline.report import report
 from pipeline.run import Run
 from pipeline.spec import CacheSpec, Recipe, load_recipe, load_spec, shipped_recipes
+from pipeline.status import status
 
 RECIPES = ("demo_identity", "demo_gru", "demo_gated_mamba_mix")
 TASKS = ("classify", "boxes", "points", "depth", "pose")
@@ -98,7 +99,7 @@ def _extract(spec: CacheSpec, videos: manifest.Manifest, out: Path, on_step: OnS
         out / "caches",
         on_progress=lambda state: on_step("extracting tokens", state.frames, state.frames_planned),
     )
-    say(f"{cache}: {cache.status()['frames']} frames")
+    say(f"{cache}: {status(cache)['frames']} frames")
     return cache
 
 

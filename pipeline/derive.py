@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -53,17 +53,7 @@ def derive(source: Cache, overrides: Sequence[str], out: Path | str, on_frames: 
     try:
         with Leases(place) as leases:
             cache = derivation.lay_out(place, leases)
-            missing = cache.missing_stores()
-            total, done = sum(len(derivation.rows(video)) for store in missing for video in cache.plan[store]), 0
-            while missing:
-                for unit in claimed([[(cache, leases, store)] for store in missing], threading.Event()):
-                    for _, store in unit:
-                        for frames in derivation.write(cache, store):
-                            done += frames
-                            if on_frames:
-                                on_frames(done, total)
-                        leases.release(lease_of(store))
-                missing = cache.missing_stores()
+            derivation.fill(cache, leases, cache.plan, on_frames)
         cache.clear_partial()
     except OSError as error:
         raise unwritable(place, error) from error
@@ -76,9 +66,15 @@ def derived_spec(source: Cache, overrides: Sequence[str]) -> CacheSpec:
     if any(text.partition("=")[0].strip() == "codec.name" for text in overrides):
         table["codec"] = {}  # the settings of another codec are not this one's
     spec = plugins.check(CacheSpec, override(table, overrides), f"spec derived from {source}")
-    changed = differences(source.spec, spec.canonical())
-    if not changed:
+    if spec.canonical() == source.spec:
         raise BadInput(f"nothing to derive: the spec is that of {source}", "for example --set codec.name=int8")
+    require_derivable(source, spec)
+    return spec
+
+
+def require_derivable(source: Cache, spec: CacheSpec) -> None:
+    """Refuses a spec that differs from the source's in what its tokens cannot give."""
+    changed = differences(source.spec, spec.canonical())
     wrong = [line for line in changed if not line.partition(":")[0].startswith(DERIVABLE)]
     if wrong:
         raise BadInput(
@@ -89,7 +85,6 @@ def derived_spec(source: Cache, overrides: Sequence[str]) -> CacheSpec:
     _require_views(source, spec)
     _require_rate(source, spec.frames.rate)
     spec.make_codec().layout(source.shape.width)
-    return spec
 
 
 def _require_layers(source: Cache, layers: tuple[int, ...]) -> None:
@@ -182,6 +177,20 @@ class Derivation:
         }
         return Cache.create(place, header.model_copy(update=changes), self.source.manifest, learnt)
 
+    def fill(self, cache: Cache, leases: Leases, stores: Collection[int], on_frames: OnFrames | None = None) -> None:
+        """Writes those of some stores that are missing, with all others who are at it."""
+        missing = [store for store in cache.missing_stores() if store in stores]
+        total, done = sum(len(self.rows(video)) for store in missing for video in cache.plan[store]), 0
+        while missing:
+            for unit in claimed([[(cache, leases, store)] for store in missing], threading.Event()):
+                for _, store in unit:
+                    for frames in self.write(cache, store):
+                        done += frames
+                        if on_frames:
+                            on_frames(done, total)
+                    leases.release(lease_of(store))
+            missing = [store for store in cache.missing_stores() if store in stores]
+
     def write(self, cache: Cache, store: int) -> Iterator[int]:
         """Writes one store and vouches for it; yields the frames of every step."""
         begin, draft = time.perf_counter(), Draft(cache, store)
@@ -265,13 +274,7 @@ class Derivation:
         return {store for store, planned in self.source.plan.items() if not planned.keys().isdisjoint(videos)}
 
     def _read(self, store: int, name: str, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Rows of a token array as they are stored, by the codec's keys."""
-        stored = {}
-        for key in self.source.codec.layout(self.source.shape.width):
-            shape, dtype = self.source.arrays[stored_name(name, key)]
-            stored[key] = np.empty((len(rows), *shape), dtype)
-            self._reader(store).read_into(stored_name(name, key), rows, stored[key])
-        return stored
+        return self.source.stored_rows(self._reader(store), name, rows)
 
     def _decode(self, name: str, stored: dict[str, np.ndarray]) -> torch.Tensor:
         return self.source.codecs[name].decode({key: torch.from_numpy(array) for key, array in stored.items()})

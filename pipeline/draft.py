@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import version
@@ -94,6 +95,7 @@ class Draft:
             seconds={step: round(spent, 3) for step, spent in seconds.items()},
             device=device,
             versions={tool: version(tool) for tool in TOOLS},
+            finished_s=round(time.time(), 3),
             files=writer.finish(small, {"videos": list(self.rows), "fingerprint": self.cache.fingerprint}),
             taken_from=dict.fromkeys(self.donor.names, self.donor.cache.fingerprint) if self.donor else {},
         )

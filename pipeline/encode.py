@@ -33,6 +33,7 @@ from pipeline.leases import Leases, lease_of
 from pipeline.ledger import Content
 from pipeline.progress import OnProgress, Progress
 from pipeline.records import Tokens, Video
+from pipeline.spec import BASE
 from pipeline.square import Squares
 from pipeline.store import in_view, layer_name, stored_name, view_of
 
@@ -362,12 +363,16 @@ def _unless_taken_over(item: Rows | Done) -> Iterator[None]:
             raise
 
 
+def named_tokens(tokens: Tokens, view: str = BASE) -> dict[str, torch.Tensor]:
+    """Token array of a view -> (N, tokens, D)."""
+    named = {in_view(view, "special"): tokens.special_NSD} if tokens.special_NSD.shape[1] else {}
+    return named | {in_view(view, layer_name(layer)): patches for layer, patches in tokens.patches_NPD.items()}
+
+
 def _arrays(tokens: Mapping[str, Tokens], draft: Draft) -> dict[str, np.ndarray]:
     """A batch through the codec, under the names it is stored by."""
-    cache, named = draft.cache, {}
-    for view, seen in tokens.items():
-        named[in_view(view, "special")] = seen.special_NSD
-        named |= {in_view(view, layer_name(layer)): patches for layer, patches in seen.patches_NPD.items()}
+    cache = draft.cache
+    named = {name: part for view, seen in tokens.items() for name, part in named_tokens(seen, view).items()}
     arrays: dict[str, np.ndarray] = {}
     for name in draft.tokens:
         try:

@@ -14,13 +14,13 @@ import torch
 from pipeline import frames
 from pipeline.cache import pack_learnt
 from pipeline.codecs import FittedCodec
+from pipeline.encode import named_tokens
 from pipeline.encoders import EncoderPlugin
 from pipeline.errors import StillframeError
 from pipeline.manifest import Manifest
 from pipeline.records import Frames, Video
 from pipeline.spec import CacheSpec
 from pipeline.square import to_square
-from pipeline.store import layer_name
 
 Plan = Mapping[int, Mapping[str, int]]
 """store -> video_id -> expected frames."""
@@ -63,8 +63,7 @@ def sample_tokens(
     for batch in torch.stack(squares).split(spec.store.batch_frames):
         with torch.inference_mode():
             encoded = encoder(batch)
-        named = {"special": encoded.special_NSD} if encoded.special_NSD.shape[1] else {}
-        for name, part in (named | {layer_name(layer): part for layer, part in encoded.patches_NPD.items()}).items():
+        for name, part in named_tokens(encoded).items():
             tokens.setdefault(name, []).append(part.float().cpu())
     return {name: torch.cat(parts) for name, parts in tokens.items()}
 

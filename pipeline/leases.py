@@ -49,7 +49,12 @@ class Holder:
     @property
     def is_gone(self) -> bool:
         """Whether it is known to be no more: a process of another machine never is."""
-        return bool(self.started) and self.machine == _machine() and _started(self.pid) != self.started
+        return bool(self.started) and self.is_here and _started(self.pid) != self.started
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is, or was, a process of this machine."""
+        return self.machine == _machine()
 
     @classmethod
     def read(cls, text: bytes) -> Holder | None:

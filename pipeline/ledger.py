@@ -91,6 +91,8 @@ class Receipt(Settings):
     """Where the encoder ran: devices differ in the last bits."""
     versions: dict[str, str]
     """Of the tools that wrote the store."""
+    finished_s: float | None = None
+    """When it was vouched for, in seconds since 1970 by the writer's clock. Serves to estimate speed and nothing else."""
     files: dict[str, tuple[int, str]]
     """Path in the store -> bytes, sha256."""
     taken_from: dict[str, str] = Field(default_factory=dict)

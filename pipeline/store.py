@@ -325,15 +325,17 @@ class BadChunk(NamedTuple):
     problem: str
 
 
-def check_chunks(place: Place, store: str, array: str) -> list[BadChunk]:
+def check_chunks(place: Place, store: str, array: str, only: int | None = None) -> list[BadChunk]:
     """What is missing, cut off or other than its checksum says among the rows of a token array; reads all of it.
 
-    A shard whose index is lost is lost as a whole. In older stores chunks have no checksums: only the index is checked.
+    `only`: number of the one shard to check. A shard whose index is lost is lost as a whole. In older stores chunks have no checksums: only the index is checked.
     """
     found: list[BadChunk] = []
     reader = StoreReader(place, store)
     layout, rows = reader.layout(array), reader.shape(array)[0]
     for number, first in enumerate(range(0, rows, layout.shard_frames)):
+        if only not in (None, number):
+            continue
         stop, shard = min(first + layout.shard_frames, rows), f"{array}/{layout.shard_name(number)}"
         try:
             index = reader.index(array, number)[: -(-(stop - first) // layout.chunk_frames)]

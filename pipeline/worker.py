@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -56,9 +56,13 @@ def fill(
     job: Job,
     device: torch.device,
     on_progress: OnProgress | None = None,
+    only: Collection[int] | None = None,
 ) -> Progress:
-    """Brings caches, each with its encoder on `device`, to completion with all other workers; says what was done here."""
-    missing = {str(cache): cache.missing_stores() for cache, _ in caches}
+    """Brings caches, each with its encoder on `device`, to completion with all other workers; says what was done here.
+
+    `only`: no other stores than these.
+    """
+    missing = _missing([cache for cache, _ in caches], only)
     expected = sum(sum(cache.plan[store].values()) for cache, _ in caches for store in missing[str(cache)])
     progress = Progress(expected)
     try:
@@ -73,12 +77,17 @@ def fill(
                 given = claimed(units, pipeline.stop)
                 pipeline.run([(lanes[str(cache)], store) for cache, store in unit] for unit in given)
                 # Again, where another worker took a store over from this one and was lost in its turn.
-                missing = {name: lane.cache.missing_stores() for name, lane in lanes.items()}
+                missing = _missing([cache for cache, _ in caches], only)
         for cache, _ in caches:
-            cache.clear_partial()
+            if not cache.missing_stores():  # nobody else is at work on it
+                cache.clear_partial()
     except OSError as error:
         raise unwritable(", ".join(missing), error) from error
     return progress
+
+
+def _missing(caches: Sequence[Cache], only: Collection[int] | None) -> dict[str, list[int]]:
+    return {str(cache): [store for store in cache.missing_stores() if only is None or store in only] for cache in caches}
 
 
 def units_of(missing: dict[str, tuple[Cache, list[int]]]) -> list[list[tuple[str, int]]]:

@@ -31,8 +31,10 @@ from pipeline.encoders.address import paint
 from pipeline.manifest import Manifest
 from pipeline.run import Run
 from pipeline.spec import shipped_recipes
+from pipeline.status import status
 
-COMMANDS = ["manifest", "extract", "derive", "status", "verify", "train", "evaluate", "stream", "import-checkpoint", "report"]
+COMMANDS = ["manifest", "extract", "derive", "status", "verify", "diff", "replay", "train", "evaluate"]
+COMMANDS += ["stream", "import-checkpoint", "report"]
 COMMANDS += ["demo", "list", "bench extract", "bench temporal", "bench codecs"]
 
 
@@ -115,10 +117,10 @@ def test_extract(place, material):
     lines = fine("extract", place.spec, place.data, "--out", place.cache.parent).out.splitlines()
     stored = sum(file.stat().st_size for file in (place.cache / "stores").rglob("*") if file.is_file())
     assert lines[:-1] == [
-        f"{place.cache}: 3 of 3 stores, 125 frames, {stored / 1e3:.1f} kB, codec float16",
+        f"{place.cache}: 3 of 3 stores, 125 frames, {stored / 1e3:.1f} kB ({stored / 125:.0f} bytes per frame), codec float16",
         "videos: 6 of 6 whole, 0 failed",
-        "split val: 2 of 2 clips covered",
-        "split train: 4 of 4 clips covered",
+        "split val: 2 of 2 clips, 2 of 2 videos, 55 of about 55 frames",
+        "split train: 4 of 4 clips, 4 of 4 videos, 70 of about 70 frames",
     ]
     assert re.fullmatch(r"work: decode [\d.]+ s, encode [\d.]+ s, write [\d.]+ s", lines[-1])
     assert digest(place.cache) == before
@@ -139,23 +141,25 @@ def test_extract_minds_no_damaged_neighbour(place, cache, content):
     (neighbour / "cache.json").write_bytes(content)
     before = digest(cache.parent)
     result = fine("extract", place.spec, place.data, "--out", cache.parent, "--json")
-    assert result.json == Cache(cache).status()
+    assert result.json == status(Cache(cache))
     assert digest(cache.parent) == before
 
 
 def test_status(place):
     result = fine("status", place.cache, "--json")
-    assert result.json == Cache(place.cache).status()
+    assert result.json == status(Cache(place.cache))
     assert result.json["frames"] == sum(LENGTHS.values())
     assert result.json["stores"] == {"planned": 3, "done": 3}
-    assert result.json["splits"] == {"val": {"clips": 2, "covered": 2}, "train": {"clips": 4, "covered": 4}}
+    splits = {split: (each["covered"], each["clips"]) for split, each in result.json["splits"].items()}
+    assert splits == {"val": (2, 2), "train": (4, 4)}
     assert fine("status", place.cache).out == fine("extract", place.spec, place.data, "--out", place.cache.parent).out
 
 
 def test_verify(place):
     assert fine("verify", place.cache).out == f"{place.cache}: 3 stores, every checksum holds\n"
     facts = fine("verify", place.cache, "--json").json
-    assert facts == {"cache": str(place.cache), "stores_checked": 3, "stores_missing": [], "problems": {}}
+    nothing = {"stores_missing": [], "problems": [], "of_cache": {}, "left_over": {}}
+    assert facts == {"cache": str(place.cache), "stores_checked": 3} | nothing
 
 
 def test_train(place, tmp_path):
@@ -693,7 +697,7 @@ def test_holes_are_refused_and_counted(place, cache, tmp_path):
     assert min(holes.values()) >= 1
     facts = fine("status", cache, "--json").json
     assert facts["stores"] == {"planned": 3, "done": 2}
-    assert facts["splits"]["train"] == {"clips": 4, "covered": 4 - holes["train"]}
+    assert facts["splits"]["train"]["covered"] == 4 - holes["train"]
     assert "1 of 3 stores are not extracted yet: run extract again" in fine("verify", cache).out
     assert fine("verify", cache, "--json").json["stores_missing"] == [0]
     run = tmp_path / "run"
@@ -724,7 +728,7 @@ def test_a_cache_without_any_store(place, cache, tmp_path):
 def test_a_process_gives_the_same(place):
     done = process("status", place.cache, "--json")
     assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout) == Cache(place.cache).status()
+    assert json.loads(done.stdout) == status(Cache(place.cache))
 
 
 def test_a_process_that_is_refused(place):

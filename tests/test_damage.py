@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import assert_refused, call, digest, fine
+from commands import Result, assert_refused, call, digest, fine
 from safetensors.torch import save_file
 
 from pipeline.cache import Cache
@@ -54,30 +54,36 @@ def test_a_damaged_shard_is_refused(place, cache, run, tmp_path, damage):
     assert digest(tmp_path) == before and not (tmp_path / "new").exists()
 
 
+def problems(cache: Path) -> list[tuple[int, str, str]]:
+    """(store, file, problem) of every line that `verify --json` gives, which must end with exit code 2."""
+    result = call("verify", cache, "--json")
+    assert_refused(result, f"; next: only these stores are redone by: stillframe verify {cache} --repair", out=True)
+    assert result.json["stores_checked"] == 3
+    return [(each["store"], each["file"], each["problem"]) for each in result.json["problems"]]
+
+
+def mended(place, cache: Path) -> Result:
+    """What `verify --repair` gave, after which the stores are those that were never damaged."""
+    result = call("verify", cache, "--repair")
+    assert (result.code, result.err) == (0, ""), result
+    assert digest(cache / "stores") == digest(place.cache / "stores")
+    assert fine("verify", cache).out == f"{cache}: 3 stores, every checksum holds\n"
+    return result
+
+
 @pytest.mark.parametrize("damage", [unlink, empty, truncate, flip])
-def test_verify_names_store_and_file(cache, damage):
+def test_verify_names_store_and_file_and_mends_it(place, cache, damage):
     problem = damage(cache / "stores/00001.zarr" / SHARD)
     before = digest(cache)
     result = call("verify", cache)
-    hint = f"; next: rm {cache}/receipts/00001.json and run extract again"
-    assert_refused(result, f"1 stores of {cache} are damaged", hint, out=True)
-    assert re.search(rf"00001\.zarr +{SHARD} +{problem}", result.out)
-    result = call("verify", cache, "--json")
-    assert_refused(result, hint, out=True)
-    assert result.json["problems"] == {"00001.zarr": {SHARD: problem}} and result.json["stores_checked"] == 3
+    assert_refused(result, f"1 stores of {cache} are damaged: 8 frames of 1 videos cannot be trusted; next: ", out=True)
+    assert re.search(rf"\nstore 1: {SHARD}: .*{problem}\n +8 frames of a/v2.mp4\n", result.out)
+    ((store, file, found),) = problems(cache)
+    assert (store, file) == (1, SHARD) and found.endswith(problem)
     assert digest(cache) == before
-
-
-def test_what_verify_advises_mends_the_cache(place, cache):
-    flip(cache / "stores/00002.zarr" / SHARD)
-    truncate(cache / "stores/00001.zarr" / SHARD)
-    advice = re.search(r"; next: rm (.+) and run extract again", call("verify", cache).err)
-    assert advice
-    for receipt in advice[1].split():
-        Path(receipt).unlink()
-    fine("extract", place.spec, place.data, "--out", cache.parent)
-    fine("verify", cache)
-    assert digest(cache / "stores") == digest(place.cache / "stores")
+    untouched = (cache / "receipts/00000.json").read_bytes(), (cache / "receipts/00002.json").read_bytes()
+    assert "made anew: store 1\n" in mended(place, cache).out
+    assert ((cache / "receipts/00000.json").read_bytes(), (cache / "receipts/00002.json").read_bytes()) == untouched
 
 
 SMALL = ["zarr.json", "layer_5/zarr.json", "time_s/zarr.json", "time_s/c/0", "video_start/c/0"]
@@ -91,9 +97,7 @@ def test_one_bit_of_times_or_metadata_is_refused(place, cache, run, tmp_path, fi
     message = f"cache {cache} is damaged: stores/00001.zarr/{file}: {problem}; next: see it all: stillframe verify {cache}"
     assert_refused(call("train", place.recipe, cache, "--out", tmp_path / "new"), message)
     assert_refused(call("evaluate", run, "--cache", cache), message)
-    result = call("verify", cache, "--json")
-    assert_refused(result, f"; next: rm {cache}/receipts/00001.json and run extract again", out=True)
-    assert result.json["problems"] == {"00001.zarr": {file: problem}}
+    assert problems(cache) == [(1, file, problem)]
     assert digest(tmp_path) == before
 
 
@@ -126,7 +130,9 @@ def test_damaged_json_is_named_and_left_alone(place, cache, run, tmp_path, file,
     for command in commands:
         arguments = command.format(cache=cache, run=run, recipe=place.recipe, new=tmp_path / "new").split()
         listed = path.parent.name == "receipts" and command.startswith("verify")  # in a table, with all other damage
-        assert_refused(call(*arguments), path, "; next: ", out=listed)
+        result = call(*arguments)
+        assert_refused(result, "are damaged" if listed else path, "; next: ", out=listed)
+        assert not listed or "receipts/00001.json" in result.out
         assert digest(tmp_path) == before
 
 
@@ -135,7 +141,9 @@ def test_a_receipt_that_lacks_a_key(cache):
     del receipt["files"]
     (cache / "receipts/00001.json").write_text(json.dumps(receipt))
     path = cache / "receipts/00001.json"
-    message = f"{path} is damaged: key 'files' is missing; next: rm {path} and run extract again: only this store is redone"
+    message = (
+        f"{path} is damaged: key 'files' is missing; next: only this store is redone by: stillframe verify {cache} --repair"
+    )
     assert_refused(call("status", cache), message)
 
 
@@ -144,35 +152,29 @@ def test_verify_lists_a_damaged_receipt_and_goes_on(place, cache, how):
     receipt = cache / "receipts/00001.json"
     receipt.write_bytes(BROKEN[how](receipt.read_bytes()))
     problem = flip(cache / "stores/00002.zarr" / SHARD)
-    result = call("verify", cache, "--json")
-    advice = f"; next: rm {receipt} {cache}/receipts/00002.json and run extract again: only these are redone"
-    assert_refused(result, f"2 stores of {cache} are damaged", advice, out=True)
-    assert result.json["problems"].keys() == {"00001.zarr", "00002.zarr"} and result.json["stores_checked"] == 3
-    assert result.json["problems"]["00001.zarr"][receipt.name].startswith(f"{receipt} is damaged: ")
-    assert result.json["problems"]["00002.zarr"] == {SHARD: problem}
+    (first, second) = problems(cache)
+    assert first[:2] == (1, "receipts/00001.json") and second == (2, SHARD, problem)
     result = call("verify", cache)
-    assert_refused(result, advice, out=True)
-    assert re.search(rf"00001\.zarr +{receipt.name} ", result.out) and re.search(
-        rf"00002\.zarr +{SHARD} +{problem}", result.out
-    )
-    receipt.unlink()
-    (cache / Cache(cache).receipt_name(2)).unlink()
-    fine("extract", place.spec, place.data, "--out", cache.parent)
-    fine("verify", cache)
+    assert "\nstore 1: receipts/00001.json: " in result.out and f"\nstore 2: {SHARD}: {problem}\n" in result.out
+    mended(place, cache)
 
 
-def test_a_receipt_of_another_cache(slow_cache, cache):
+def test_a_receipt_of_another_cache(place, slow_cache, cache):
     shutil.copy(slow_cache / "receipts/00001.json", cache / "receipts/00001.json")
     theirs, ours = Cache(slow_cache).fingerprint, Cache(cache).fingerprint
     path = cache / "receipts/00001.json"
     message = f"{path} is damaged: it is for store 1 of the cache {theirs}, wanted store 1 of {ours} and the videos planned"
-    assert_refused(call("status", cache), message, f"; next: rm {path} and run extract again")
+    assert_refused(call("status", cache), message, "; next: only this store is redone by")
+    assert problems(cache)[0][:2] == (1, "receipts/00001.json")
+    mended(place, cache)
 
 
-def test_a_receipt_of_another_store(cache):
+def test_a_receipt_of_another_store(place, cache):
     path = cache / "receipts/00001.json"
     shutil.copy(cache / "receipts/00002.json", path)
-    assert_refused(call("status", cache), f"{path} is damaged: it is for store 2 of the cache", f"; next: rm {path} and run")
+    assert_refused(call("status", cache), f"{path} is damaged: it is for store 2 of the cache", "; next: only this store is")
+    assert problems(cache)[0][:2] == (1, "receipts/00001.json")
+    mended(place, cache)
 
 
 @pytest.mark.parametrize("command", ["status", "evaluate"])

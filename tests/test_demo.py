@@ -10,6 +10,7 @@ import pytest
 
 from pipeline import demo
 from pipeline.cache import Cache
+from pipeline.status import status
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def done(tmp_path_factory):
 def test_three_modules_are_trained_from_one_cache(done):
     out, results, _, said, steps, _ = done
     (cache,) = (out / "caches").iterdir()
-    assert Cache(cache).status()["frames"] == 4 * 8 * 12
+    assert status(Cache(cache))["frames"] == 4 * 8 * 12
     assert [result["temporal"] for result in results] == ["identity", "gru", "gated_mamba_mix"]
     assert {result["cache"]["name"] for result in results} == {cache.name}
     assert len(said) == 5 and {"rendering videos", "extracting tokens", "training demo_gru"} <= steps

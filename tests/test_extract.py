@@ -26,6 +26,7 @@ from pipeline.decoder import Decoder
 from pipeline.encoders import address
 from pipeline.errors import BadInput, StillframeError
 from pipeline.manifest import Manifest
+from pipeline.status import status
 
 
 def digest(cache: Cache) -> dict[str, str]:
@@ -149,8 +150,8 @@ def test_videos_that_cannot_be_decoded_are_listed_and_the_rest_is_stored(broken,
     for video_id, place in cache.locations.items():
         found = address.read(cache.reader(place.store).read_general("layer_5", np.arange(place.start, place.stop)))
         assert set(np.unique(found.video)) <= {int(video_id[3]), address.UNREADABLE}
-    status = cache.status()
-    assert status["videos"]["planned"] == 5 and status["videos"]["failed"] == len(cache.failures)
+    facts = status(cache)
+    assert facts["videos"]["planned"] == 5 and facts["videos"]["failed"] == len(cache.failures)
     assert extract.extract(address_spec(), broken, tmp_path / "caches").failures == cache.failures
 
 
@@ -161,7 +162,7 @@ def test_failed_videos_are_tried_again_when_asked(broken, tmp_path):
         address_video(broken.root / f"x/v{video}.mp4", video, 24)
     assert extract.extract(address_spec(), broken, tmp_path / "caches").failures == cache.failures
     mended = extract.extract(address_spec(), broken, tmp_path / "caches", retry_failed=True)
-    assert not mended.failures and mended.status()["frames"] == 5 * 24
+    assert not mended.failures and status(mended)["frames"] == 5 * 24
 
 
 def test_videos_that_were_moved_away_are_not_held_against_them(material, tmp_path):
@@ -237,7 +238,7 @@ def test_cache_moves_and_still_reads(material, tmp_path):
     shutil.copytree(material.cache.path, tmp_path / "renamed")
     moved = Cache(tmp_path / "renamed")
     moved.require_sound()
-    assert moved.status()["splits"] == material.cache.status()["splits"]
+    assert status(moved)["splits"] == status(material.cache)["splits"]
     assert not any(moved.check(store) for store in moved.plan)
 
 

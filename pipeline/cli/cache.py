@@ -1,4 +1,4 @@
-"""Stage one on the command line: manifest, extract, derive, status, verify."""
+"""Stage one on the command line: manifest, extract, derive."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli._common import FINISHED_WITH_FAILURES, AsJson, Device, Sets, app, torch_device
-from pipeline.errors import BadInput
+from pipeline.cli.audit import show_status
 
 if TYPE_CHECKING:
     from pipeline.cache import Cache
@@ -127,57 +127,9 @@ def derive(
 
     with console.progress(f"derive from {source.name}") as update:
         cache = module.derive(Cache(source), sets or [], out, lambda done, total: update(done, total, "frames"))
-    _show_status(cache, as_json)
+    show_status(cache, as_json)
     if cache.failures:
         raise typer.Exit(FINISHED_WITH_FAILURES)
-
-
-@app.command()
-def status(cache: Annotated[Path, typer.Argument(help="A cache folder.")], as_json: AsJson = False) -> None:
-    """What a cache holds: coverage per split, failures with their reasons, bytes, speed.
-
-    Example: stillframe status caches/demo-0123456789ab
-    """
-    from pipeline.cache import Cache
-
-    _show_status(Cache(cache), as_json)
-
-
-@app.command()
-def verify(cache: Annotated[Path, typer.Argument(help="A cache folder.")], as_json: AsJson = False) -> None:
-    """Compare every file of a cache with its checksum, and name what is damaged.
-
-    Example: stillframe verify caches/demo-0123456789ab
-    """
-    from pipeline import console
-    from pipeline.cache import Cache
-
-    opened = Cache(cache)
-    opened.codecs  # noqa: B018  what a fitted codec has learnt is compared with its checksum when it is read
-    problems: dict[int, dict[str, str]] = {}
-    missing = opened.missing_stores()
-    finished = [store for store in opened.plan if store not in missing]
-    with console.progress("verify") as update:
-        for done, store in enumerate(finished, 1):
-            if found := opened.check(store):
-                problems[store] = found
-            update(done, len(finished), "stores")
-    if as_json:
-        named = {opened.store_name(store): files for store, files in problems.items()}
-        console.show_json({"cache": str(cache), "stores_checked": len(finished), "stores_missing": missing, "problems": named})
-    else:
-        rows = [(opened.store_name(store), file, what) for store, files in problems.items() for file, what in files.items()]
-        if rows:
-            console.show_table(f"{len(problems)} damaged stores", ("store", "file", "problem"), rows)
-        else:
-            console.show(f"{cache}: {len(finished)} stores, every checksum holds")
-        if missing:
-            console.show(f"{len(missing)} of {len(opened.plan)} stores are not extracted yet: run extract again")
-    if problems:
-        receipts = " ".join(f"{cache}/{opened.receipt_name(store)}" for store in problems)
-        raise BadInput(
-            f"{len(problems)} stores of {cache} are damaged", f"rm {receipts} and run extract again: only these are redone"
-        )
 
 
 def _show_plans(plans: list[dict[str, Any]], as_json: bool) -> None:
@@ -198,30 +150,10 @@ def _show_plans(plans: list[dict[str, Any]], as_json: bool) -> None:
 def _show_statuses(caches: list[Cache], as_json: bool) -> None:
     """JSON of one cache is an object, of several a list of them."""
     from pipeline import console
+    from pipeline.status import status
 
     if as_json and len(caches) > 1:
-        console.show_json([cache.status() for cache in caches])
+        console.show_json([status(cache) for cache in caches])
         return
     for cache in caches:
-        _show_status(cache, as_json)
-
-
-def _show_status(cache: Cache, as_json: bool) -> None:
-    from pipeline import console
-
-    facts = cache.status()
-    if as_json:
-        console.show_json(facts)
-        return
-    stores, videos = facts["stores"], facts["videos"]
-    console.show(
-        f"{facts['cache']}: {stores['done']} of {stores['planned']} stores, {facts['frames']} frames, "
-        f"{console.bytes_text(facts['store_bytes'])}, codec {facts['codec']}"
-    )
-    console.show(f"videos: {videos['stored']} of {videos['planned']} whole, {videos['failed']} failed")
-    for split, counts in facts["splits"].items():
-        console.show(f"split {split}: {counts['covered']} of {counts['clips']} clips covered")
-    if facts["seconds"]:
-        console.show("work: " + ", ".join(f"{step} {seconds:.1f} s" for step, seconds in facts["seconds"].items()))
-    if facts["failures"]:
-        console.show_table(f"{videos['failed']} videos failed", ("video", "reason"), list(facts["failures"].items()))
+        show_status(cache, as_json)

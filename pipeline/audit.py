@@ -1,0 +1,342 @@
+"""What is damaged in a cache: every file is compared with its checksum, and what is wrong is named with the frames it hits.
+
+A store is damaged where its files differ from its receipt, or its receipt from what the store says of itself. What a rerun of
+single stores cannot mend (`cache.json`, the manifest's copy, what a codec has learnt) is kept apart, as is what was left over
+by a kill and harms nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipeline.cache import CODEC_FILE, HEADER_FILE, Cache
+from pipeline.codecs import FittedCodec
+from pipeline.damage import TITLES, Damage, Kind, Rows
+from pipeline.errors import BadInput
+from pipeline.leases import holders, lease_of
+from pipeline.ledger import Receipt
+from pipeline.manifest import TARGETS, Manifest
+from pipeline.places.folder import PARTIAL
+from pipeline.spec import FORMAT_VERSION, fingerprint
+from pipeline.store import check_chunks
+
+THREADS = 8
+"""Files that are read at once: hashing leaves the interpreter to others."""
+
+SMALL_ARRAYS = ("time_s", "affine", "video_start", "video_stop")
+SMALL_CHUNKS = {"time_s/c/0", "affine/c/0/0/0", "video_start/c/0", "video_stop/c/0"}
+"""Their chunks; one of zeros alone is not written."""
+OnBytes = Callable[[int, int], None]
+"""(bytes done, bytes to do)"""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found."""
+
+    cache: Cache
+    checked: int
+    """Stores that were looked at."""
+    missing: list[int]
+    """Stores that are not extracted yet."""
+    of_cache: dict[str, str]
+    """File -> what is wrong with it, where it belongs to no store."""
+    damage: list[Damage]
+    """Store by store."""
+    left_over: dict[str, str]
+    """File or folder that does not belong there -> why. Nothing reads it."""
+
+    @property
+    def stores(self) -> list[int]:
+        """The damaged ones."""
+        return list(dict.fromkeys(each.store for each in self.damage))
+
+    @property
+    def is_sound(self) -> bool:
+        return not self.damage and not self.of_cache
+
+
+def audit(cache: Cache, stores: Collection[int] | None = None, on_bytes: OnBytes | None = None) -> Audit:
+    """Checks every byte of a cache, or of some of its stores. Changes nothing."""
+    missing = cache.missing_stores()
+    of_cache = _of_cache(cache)
+    if HEADER_FILE in of_cache:  # then nothing can be held against it
+        return Audit(cache, 0, missing, of_cache, [], {})
+    done, wanted = cache.plan.keys() - missing, set(cache.plan if stores is None else stores)
+    chosen = [store for store in cache.plan if store in done and store in wanted]
+    receipts: dict[int, Receipt] = {}
+    damage: list[Damage] = []
+    for store in done:
+        try:
+            receipts[store] = cache.receipt(store)
+        except BadInput as error:
+            if store in wanted:
+                problem = error.message.removeprefix(f"{cache}/{cache.receipt_name(store)} ").removeprefix("is damaged: ")
+                damage.append(_wrong_receipt(cache, store, problem))
+    with _Pool() as pool:
+        found = _read(cache, [store for store in chosen if store in receipts], receipts, pool, on_bytes)
+    known = _Known(receipts)
+    for one in found:
+        damage += _of_store(cache, one, receipts[one.store], known)
+    damage.sort(key=lambda each: each.store)
+    return Audit(cache, len(chosen), missing, of_cache, damage, _left_over(cache))
+
+
+# What was read
+
+
+@dataclass
+class _Found:
+    """A store's folder as it is."""
+
+    store: int
+    sizes: dict[str, int]
+    digests: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+
+
+class _Known:
+    """What the receipts vouch for, by content: it tells what a file holds that is not where it belongs."""
+
+    def __init__(self, receipts: Mapping[int, Receipt]) -> None:
+        self.stores = {store: {file: sha for file, (_, sha) in each.files.items()} for store, each in receipts.items()}
+        self.owners: dict[str, tuple[int, str]] = {}
+        for store, files in self.stores.items():
+            for file, sha in files.items():
+                self.owners.setdefault(sha, (store, file))
+
+    def store_of(self, found: _Found) -> int | None:
+        """The store whose files, all of them, these are."""
+        owner = self.owners.get(found.digests.get("zarr.json", ""))
+        return owner[0] if owner and self.stores[owner[0]] == found.digests else None
+
+
+class _Pool(ThreadPoolExecutor):
+    """Threads that do not go on with what is waiting when the caller is interrupted."""
+
+    def __init__(self) -> None:
+        super().__init__(THREADS, "audit")
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        self.shutdown(cancel_futures=kind is not None)
+
+
+def _read(
+    cache: Cache, stores: Sequence[int], receipts: Mapping[int, Receipt], pool: _Pool, on_bytes: OnBytes | None
+) -> list[_Found]:
+    """Sizes of all files of the stores, and the checksum of each whose size is that of some file of the cache."""
+    known_bytes = {size for receipt in receipts.values() for size, _ in receipt.files.values()}
+
+    def look(store: int) -> _Found:
+        try:
+            return _Found(store, cache.place.sizes(cache.store_name(store)))
+        except OSError as error:
+            return _Found(store, {}, errors={"": error.strerror or str(error)})
+
+    def digest(task: tuple[_Found, str]) -> int:
+        found, file = task
+        try:
+            found.digests[file] = cache.place.digest(f"{cache.store_name(found.store)}/{file}")
+        except OSError as error:
+            found.errors[file] = error.strerror or str(error)
+        return found.sizes[file]
+
+    all_found = list(pool.map(look, stores))
+    tasks = [(found, file) for found in all_found for file, size in found.sizes.items() if size in known_bytes]
+    total, done = sum(found.sizes[file] for found, file in tasks), 0
+    for size in pool.map(digest, tasks):
+        done += size
+        if on_bytes:
+            on_bytes(done, total)
+    return all_found
+
+
+# What is wrong
+
+
+def _of_store(cache: Cache, found: _Found, receipt: Receipt, known: _Known) -> list[Damage]:
+    store = found.store
+
+    def damage(file: str, kind: Kind, problem: str) -> Damage:
+        rows = _rows_hit(cache, receipt, file) if kind != "stray" else ()
+        return Damage(store, file, kind, problem, rows, _videos_of(receipt, rows))
+
+    if not found.sizes:
+        name, error = cache.store_name(store), found.errors.get("")
+        return [damage(name, "unreadable" if error else "gone", f"cannot be read: {error}" if error else TITLES["gone"])]
+    if (other := known.store_of(found)) not in (None, store):
+        return [damage(cache.store_name(store), "swapped", f"has the content of store {other}")]
+    problems = []
+    for file, (size, sha) in receipt.files.items():
+        if file not in found.sizes:
+            problems.append(damage(file, "missing", "missing"))
+        elif file in found.errors:
+            problems.append(damage(file, "unreadable", f"cannot be read: {found.errors[file]}"))
+        elif found.digests.get(file) != sha:
+            kind, problem = _difference(known, store, found.sizes[file], size, found.digests.get(file, ""))
+            problems.append(damage(file, kind, problem))
+    unlisted = (_own_files(cache, receipt) | SMALL_CHUNKS & found.sizes.keys()) - receipt.files.keys()
+    problems += [_wrong_receipt(cache, store, f"it does not list {file}") for file in sorted(unlisted)]
+    strays = sorted(found.sizes.keys() - receipt.files.keys() - unlisted)
+    problems += [damage(file, "stray", TITLES["stray"]) for file in strays]
+    if all(each.kind == "stray" or _is_shard(cache, each.file) for each in problems):
+        problems += [_wrong_receipt(cache, store, problem) for problem in _contradictions(cache, receipt)]
+    return problems
+
+
+def _difference(known: _Known, store: int, found_bytes: int, wanted_bytes: int, sha: str) -> tuple[Kind, str]:
+    if found_bytes and sha in known.owners:
+        other, file = known.owners[sha]
+        return "swapped", f"has the content of {file} of " + (f"store {other}" if other != store else "the same store")
+    if found_bytes == wanted_bytes:
+        return "content", TITLES["content"]
+    how = "empty" if not found_bytes else "truncated" if found_bytes < wanted_bytes else "too long"
+    return "size", f"{how}: {found_bytes} bytes, receipt says {wanted_bytes}"
+
+
+def _wrong_receipt(cache: Cache, store: int, problem: str) -> Damage:
+    planned = cache.plan[store]
+    return Damage(store, cache.receipt_name(store), "receipt", problem, ((0, sum(planned.values())),), tuple(planned))
+
+
+def _own_files(cache: Cache, receipt: Receipt) -> set[str]:
+    """The files that a store with that many rows must have."""
+    shards = range(-(-receipt.frames // cache.cache_spec.frames_per_shard(cache.shape)))
+    files = {"zarr.json", *(f"{name}/zarr.json" for name in (*cache.arrays, *SMALL_ARRAYS))}
+    return files | {f"{name}/c/{number}" + "/0" * len(shape) for name, (shape, _) in cache.arrays.items() for number in shards}
+
+
+def _rows_hit(cache: Cache, receipt: Receipt, file: str) -> tuple[Rows, ...]:
+    """Rows of the store that are read through a file: those of a shard, or all of them."""
+    if not _is_shard(cache, file):
+        return ((0, receipt.frames),)
+    array, _, place = file.partition("/c/")
+    number = int(place.partition("/")[0])
+    with suppress(BadInput):  # of a shard that can be read, what is damaged is told chunk by chunk
+        if bad := check_chunks(cache.place, cache.store_name(receipt.store), array, number):
+            return tuple((each.first, each.stop) for each in bad)
+    frames = cache.cache_spec.frames_per_shard(cache.shape)
+    start = number * frames
+    return ((start, min(start + frames, receipt.frames)),)
+
+
+def _is_shard(cache: Cache, file: str) -> bool:
+    """Whether it holds rows of a token array, not metadata or a small array."""
+    array, chunks, _ = file.partition("/c/")
+    return bool(chunks) and array in cache.arrays
+
+
+def _videos_of(receipt: Receipt, rows: Sequence[Rows]) -> tuple[str, ...]:
+    return tuple(
+        video_id
+        for video_id, (first, end) in receipt.videos.items()
+        if any(first < stop and start < end for start, stop in rows)
+    )
+
+
+def _contradictions(cache: Cache, receipt: Receipt) -> list[str]:
+    """What a receipt says otherwise than the store that it vouches for, whose small arrays are sound."""
+    try:
+        reader = cache.reader(receipt.store)
+        time_s, *bounds = (reader.small(name) for name in ("time_s", "video_start", "video_stop"))
+        shapes = {name: reader.shape(name) for name in cache.arrays}
+        attributes = reader.attributes
+    except BadInput as error:
+        return [f"its store is not as it says: {error.message}"]
+    rows = {video_id: tuple(each) for video_id, each in zip(attributes["videos"], np.stack(bounds, 1).tolist(), strict=True)}
+    problems = []
+    if attributes["fingerprint"] != cache.fingerprint:
+        problems.append(f"its store is of the cache {attributes['fingerprint']}, wanted {cache.fingerprint}")
+    if rows != receipt.videos or len(time_s) != receipt.frames:
+        problems.append("its rows are not those that the store says")
+    if shapes != {name: (receipt.frames, *shape) for name, (shape, _) in cache.arrays.items()}:
+        problems.append("the arrays of its store are not those of the cache")
+    for video_id, failure in receipt.failures.items():
+        start, stop = receipt.videos.get(video_id, (0, 0))
+        until_s = float(time_s[stop - 1]) if stop > start else 0.0
+        if (failure.frames_stored, failure.stored_until_s) != (stop - start, until_s):
+            problems.append(f"what it says of the failed video {video_id} is not what the store holds")
+    return problems
+
+
+# What belongs to no store
+
+
+def _of_cache(cache: Cache) -> dict[str, str]:
+    try:
+        problem = _of_header(cache)
+    except BadInput as error:
+        problem = error.message
+    if problem:
+        return {HEADER_FILE: problem}
+    problems = {}
+    try:
+        manifest = cache.manifest
+        origin, targets = manifest.origin, f"manifest/{TARGETS}"
+        if manifest.digest != cache.header.manifest:
+            problems["manifest"] = f"it is another manifest: its digest is {manifest.digest}, wanted {cache.header.manifest}"
+        elif manifest.has_targets and cache.place.digest(targets) != origin.targets_sha256:
+            problems[targets] = TITLES["content"]
+        elif [video.video_id for video in manifest.videos] != [video for videos in cache.plan.values() for video in videos]:
+            problems[HEADER_FILE] = "its plan is not for the videos of its manifest"
+    except BadInput as error:
+        problems["manifest"] = error.message
+    try:
+        cache.codecs  # noqa: B018  what a fitted codec has learnt is compared with its checksum when it is read
+    except BadInput as error:
+        problems[CODEC_FILE] = error.message
+    return problems
+
+
+def _of_header(cache: Cache) -> str:
+    """What is wrong with cache.json: its fingerprint must follow from all that it says."""
+    header, spec = cache.header, cache.cache_spec
+    cache.arrays  # noqa: B018  refuses what no codec can lay out
+    if header.format_version != FORMAT_VERSION or spec.canonical() != header.spec:
+        return ""  # written by a version that counted other things in
+    fitted_to = header.manifest if isinstance(cache.codec, FittedCodec) else None
+    follows = fingerprint(spec, header.encoder, header.decoder, fitted_to, header.derived_from)
+    return (
+        "" if follows == header.fingerprint else f"it says fingerprint {header.fingerprint}, but what it says gives {follows}"
+    )
+
+
+def advice(cache: Cache, file: str) -> str:
+    """How to mend a file that belongs to no store."""
+    if file.startswith("manifest"):
+        files = ", ".join(Manifest.FILES)
+        return f"copy the manifest that it was extracted from ({files}) into {cache}/manifest, then verify again"
+    how = "derive" if cache.header.derived_from else "extract"
+    return (
+        f"begin the same {how} in another --out, stop it, and copy its {file} into {cache}: "
+        "the same input gives the same file; then verify again"
+    )
+
+
+def _left_over(cache: Cache) -> dict[str, str]:
+    place = cache.place
+    at_work = {name: holder for name, holder in holders(place).items() if not holder.is_gone}
+    writers = tuple(f"{holder.worker}{PARTIAL}" for holder in at_work.values())
+    files = {HEADER_FILE, *([CODEC_FILE] if cache.header.codec_sha256 else [])}
+    known = {
+        "": files | {"manifest", "stores", "receipts", "leases"},
+        "manifest": set(Manifest.FILES),
+        "stores": {cache.store_name(store).partition("/")[2] for store in cache.plan},
+        "receipts": {cache.receipt_name(store).partition("/")[2] for store in cache.plan},
+    }
+    left = {}
+    for folder, belonging in known.items():
+        for name in place.names(folder):
+            if name in belonging or (writers and name.endswith(writers)):
+                continue
+            why = "unfinished, and its writer is gone" if name.endswith(PARTIAL) else "does not belong here"
+            left[f"{folder}/{name}" if folder else name] = why
+    for store in cache.missing_stores():
+        if place.names(cache.store_name(store)) and lease_of(store) not in at_work:
+            left[cache.store_name(store)] = "without a receipt: it counts as not extracted"
+    return left

@@ -1,0 +1,373 @@
+"""Whether a cache can be trusted, on the command line: status, verify, diff, replay."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.cli._common import FINISHED_WITH_FAILURES, AsJson, Device, Sets, app, torch_device
+from pipeline.errors import BadInput
+
+if TYPE_CHECKING:
+    from pipeline.audit import Audit
+    from pipeline.cache import Cache
+    from pipeline.compare import Comparison
+    from pipeline.repair import Mended
+
+CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="A cache folder.")]
+Root = Annotated[Path | None, typer.Option(help="Where the videos are, if they were moved.")]
+BAR = 40
+"""Columns of the longest bar of a histogram."""
+
+
+@app.command()
+def status(cache: CacheFolder, as_json: AsJson = False) -> None:
+    """What a cache holds: coverage per split, failures by reason, bytes, speed, and who is at work on it.
+
+    Example: stillframe status caches/demo-0123456789ab
+    """
+    from pipeline.cache import Cache
+
+    show_status(Cache(cache), as_json)
+
+
+def show_status(cache: Cache, as_json: bool) -> None:
+    from pipeline import console
+    from pipeline.status import status as facts_of
+
+    facts = facts_of(cache)
+    if as_json:
+        console.show_json(facts)
+        return
+    stores, videos = facts["stores"], facts["videos"]
+    per_frame = f" ({facts['bytes_per_frame']:,} bytes per frame)" if facts["frames"] else ""
+    console.show(
+        f"{facts['cache']}: {stores['done']} of {stores['planned']} stores, {facts['frames']} frames, "
+        f"{console.bytes_text(facts['store_bytes'])}{per_frame}, codec {facts['codec']}"
+    )
+    console.show(f"videos: {videos['stored']} of {videos['planned']} whole, {videos['failed']} failed")
+    for split, counts in facts["splits"].items():
+        console.show(
+            f"split {split}: {counts['covered']} of {counts['clips']} clips, {counts['whole']} of {counts['videos']} videos, "
+            f"{counts['frames']} of about {counts['expected']} frames"
+        )
+    if facts["seconds"]:
+        console.show("work: " + ", ".join(f"{step} {seconds:.1f} s" for step, seconds in facts["seconds"].items()))
+    _show_progress(facts)
+    if facts["reasons"]:
+        rows = [(len(group["videos"]), console.few_text(group["videos"]), group["reason"]) for group in facts["reasons"]]
+        console.show_table(f"{videos['failed']} videos failed", ("videos", "which", "reason"), rows)
+    if facts["other_length"]:
+        rows = [(video, each["decoded"], each["header"]) for video, each in facts["other_length"].items()]
+        console.show(f"{len(rows)} videos hold another number of frames than their header says:")
+        console.show_table("", ("video", "frames", "header"), rows[:10])
+        if len(rows) > 10:
+            console.show(f"and {len(rows) - 10} more, all of them with --json")
+
+
+def _show_progress(facts: dict[str, Any]) -> None:
+    """Who is at work, when it will be done, and what to do where nobody is."""
+    from pipeline import console
+
+    left = facts["stores"]["planned"] - facts["stores"]["done"]
+    step = "derive" if facts["derived_from"] else "extract"
+    at_work: dict[tuple[Any, ...], list[int]] = {}
+    for worker in facts["workers"]:
+        machine = "this machine" if worker["is_here"] else f"machine {worker['machine']}"
+        state = {True: "at work", False: "gone", None: "at work when it last wrote"}[worker["alive"]]
+        stores = at_work.setdefault((worker["pid"], machine, state), [])
+        stores += [int(worker["lease"])] if worker["lease"].isdigit() else []
+    for (pid, machine, state), stores in at_work.items():
+        on = f"store {_spans(stores)}" if stores else "the plan"
+        console.show(f"process {pid} of {machine}: {on}, {state}")
+    if not left:
+        return
+    if facts["eta_s"] is not None:
+        speed, eta = facts["frames_per_s"], console.duration_text(facts["eta_s"])
+        console.show(f"now: {speed:.1f} frames/s, {facts['frames_left']} frames left, ETA {eta}")
+    elif not any(worker["alive"] is not False for worker in facts["workers"]):
+        console.show(f"{left} stores, about {facts['frames_left']} frames, are left and nobody is at work: run {step} again")
+
+
+@app.command()
+def verify(
+    cache: CacheFolder,
+    mend: Annotated[
+        bool, typer.Option("--repair", help="Remove the damaged stores, and make these and no others anew.")
+    ] = False,
+    root: Root = None,
+    source: Annotated[Path | None, typer.Option(metavar="CACHE", help="What a derived cache comes from, if moved.")] = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare every file of a cache with its checksum, and name what is damaged, with the frames and videos it hits.
+
+    Example: stillframe verify caches/demo-0123456789ab --repair
+    """
+    from pipeline import console
+    from pipeline.audit import audit
+    from pipeline.cache import Cache
+
+    opened = Cache(cache)
+    begin = time.monotonic()
+    with console.progress("verify") as update:
+
+        def on_bytes(done: int, total: int) -> None:
+            speed = done / max(1e-9, time.monotonic() - begin)
+            eta = console.duration_text((total - done) / max(1.0, speed))
+            update(done / 1e6, total / 1e6, f"MB  {console.bytes_text(speed)}/s  ETA {eta}")
+
+        found = audit(opened, on_bytes=on_bytes)
+    facts = _audit_facts(found)
+    mended = None
+    if not as_json:
+        _show_audit(found)
+    if mend and (not found.is_sound or found.left_over):
+        mended = _repair(found, root, Cache(source) if source else None, device)
+        facts["repair"] = {
+            "stores": mended.stores,
+            "changed": mended.changed,
+            "failures": mended.failures,
+            "removed": mended.removed,
+            "sound": mended.after.is_sound,
+        }
+    if as_json:
+        console.show_json(facts)
+    elif mended:
+        _show_mended(mended)
+    _end_of_verify(found, mended)
+
+
+def _repair(found: Audit, root: Path | None, source: Cache | None, device: str | None) -> Mended:
+    from pipeline import console
+    from pipeline.repair import repair
+
+    with console.progress("repair") as update:
+        return repair(found, root, source, torch_device(device), on_frames=lambda done, total: update(done, total, "frames"))
+
+
+def _audit_facts(found: Audit) -> dict[str, Any]:
+    cache = found.cache
+    return {
+        "cache": str(cache),
+        "stores_checked": found.checked,
+        "stores_missing": found.missing,
+        "problems": [
+            {
+                "store": each.store,
+                "file": each.file,
+                "kind": each.kind,
+                "problem": each.problem,
+                "rows": each.rows,
+                "videos": each.videos,
+            }
+            for each in found.damage
+        ],
+        "of_cache": found.of_cache,
+        "left_over": found.left_over,
+    }
+
+
+def _show_audit(found: Audit) -> None:
+    from pipeline import console
+    from pipeline.damage import groups
+
+    cache = found.cache
+    if found.damage:
+        console.show(f"{len(found.stores)} of {found.checked} stores damaged")
+    for group in groups(found.damage):
+        files = "" if group.kind == "gone" else f"{console.few_text(group.files)}: "
+        console.show(f"store {_spans(group.stores)}: {files}{group.problem}")
+        if group.frames:
+            console.show(f"    {group.frames} frames of {console.few_text(group.videos)}")
+    if found.of_cache:
+        console.show_table("damaged, and of no store", ("file", "problem"), list(found.of_cache.items()))
+    if found.is_sound:
+        console.show(f"{cache}: {found.checked} stores, every checksum holds")
+    if found.left_over:
+        console.show_table("left over, read by nobody", ("what", "why"), list(found.left_over.items()))
+    if found.missing:
+        step = "derived yet: run derive" if cache.header.derived_from else "extracted yet: run extract"
+        console.show(f"{len(found.missing)} of {len(cache.plan)} stores are not {step} again")
+
+
+def _spans(numbers: list[int]) -> str:
+    """1, 4..9"""
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    texts = [str(first) if first == last else f"{first}..{last}" for first, last in spans]
+    many = f" ({len(numbers)} stores)" if len(numbers) > 2 else ""
+    return ", ".join(texts[:8]) + (" ..." if len(texts) > 8 else "") + many
+
+
+def _show_mended(mended: Mended) -> None:
+    from pipeline import console
+
+    if mended.stores:
+        console.show(f"made anew: store {_spans(mended.stores)}")
+    for store in mended.changed:
+        console.show(
+            f"store {store} is sound, but not what its receipt vouched for before: it was made on another device, "
+            "with other tools or from other videos"
+        )
+    if mended.removed:
+        console.show(f"removed: {console.few_text(mended.removed)}")
+    if mended.failures:
+        console.show_table(f"{len(mended.failures)} videos failed", ("video", "reason"), list(mended.failures.items()))
+
+
+def _end_of_verify(found: Audit, mended: Mended | None) -> None:
+    """Exit code 0 for a sound cache, 2 for a damaged one; 3 where a store that was made anew lists failed videos."""
+    from pipeline.audit import advice
+    from pipeline.damage import frames_hit, videos_hit
+
+    left = mended.after if mended else found
+    cache = left.cache
+    if left.damage:
+        raise BadInput(
+            f"{len(left.stores)} stores of {cache} are damaged: {frames_hit(left.damage)} frames of "
+            f"{len(videos_hit(left.damage))} videos cannot be trusted",
+            f"only these stores are redone by: stillframe verify {cache} --repair",
+        )
+    for file, problem in found.of_cache.items():
+        where = "" if problem.startswith(f"{cache}/") else f"{cache}/{file}: "  # whoever reads a file names it
+        raise BadInput(f"{where}{problem}", advice(cache, file))
+    if mended and mended.failures:
+        raise typer.Exit(FINISHED_WITH_FAILURES)
+
+
+@app.command()
+def diff(
+    spec: Annotated[Path, typer.Argument(help="What to cache, a .toml file.")],
+    cache: CacheFolder,
+    sets: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """In which fields a spec and a cache differ, and what that costs: nothing, a derivation, or encoding again.
+
+    Exit code 0 if the spec asks for this very cache, 3 if not.
+
+    Example: stillframe diff cache_specs/demo.toml caches/demo-0123456789ab --set codec.name=int8
+    """
+    import dataclasses
+
+    from pipeline import console
+    from pipeline.cache import Cache
+    from pipeline.compare import compare
+    from pipeline.spec import load_spec
+
+    found = compare(load_spec(spec, sets or []), Cache(cache))
+    if as_json:
+        console.show_json(dataclasses.asdict(found))
+    else:
+        _show_comparison(found, spec, cache)
+    if found.verdict != "same":
+        raise typer.Exit(FINISHED_WITH_FAILURES)
+
+
+def _show_comparison(found: Comparison, spec: Path, cache: Path) -> None:
+    import json
+
+    from pipeline import console
+
+    if found.differ:
+        rows = [(field, json.dumps(ours), json.dumps(theirs)) for field, ours, theirs in found.differ]
+        console.show_table("", ("field", "spec", "cache"), rows)
+    if found.unknown:
+        console.show(f"weights not compared: {found.unknown}")
+    name = found.name or "a new cache"
+    frames = "its frames cannot be counted here" if found.frames is None else f"{found.frames} frames"
+    size = f", {console.bytes_text(found.store_bytes)}" if found.store_bytes is not None else ""
+    if found.verdict == "same":
+        console.show(f"{spec} asks for {cache}: nothing would be computed")
+    elif found.verdict == "not known":
+        console.show(f"nothing else differs: if the weights are the same, {spec} asks for {cache}")
+    elif found.verdict == "derivable":
+        console.show(f"no frame need be encoded again ({frames}{size}); with the rounding of the tokens here: {found.command}")
+        console.show(f"extract would encode them all, into {name}")
+    else:
+        console.show(f"extract would encode everything ({frames}{size}) into {name}")
+        if found.verdict == "new layers":
+            console.show(f"new in it: layers {found.new_layers}; the others are here")
+        elif found.why_not:
+            console.show(f"not to be derived: {found.why_not}")
+
+
+@app.command()
+def replay(
+    cache: CacheFolder,
+    fraction: Annotated[float, typer.Option(min=0.0, max=1.0, help="Of the cached frames.")] = 0.001,
+    seed: Annotated[int, typer.Option(min=0, help="Which frames.")] = 0,
+    root: Root = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Encode some cached frames again on this machine, and say how far the stored tokens are from the fresh ones.
+
+    Exit code 3 if a token is further off than its codec allows, or a video has changed or is gone.
+
+    Example: stillframe replay caches/demo-0123456789ab --fraction 0.01
+    """
+    from pipeline import console
+    from pipeline.cache import Cache
+    from pipeline.replay import replay as replayed
+
+    with console.progress("replay") as update:
+        facts = replayed(
+            Cache(cache), fraction, root, torch_device(device), seed, lambda done, total: update(done, total, "frames")
+        )
+    if as_json:
+        console.show_json(facts)
+    else:
+        _show_replay(facts)
+    if facts["drifted"] or facts["shifted"] or facts["changed"]:
+        raise typer.Exit(FINISHED_WITH_FAILURES)
+
+
+def _show_replay(facts: dict[str, Any]) -> None:
+    from pipeline import console
+
+    console.show(f"{facts['cache']}: {facts['frames_sampled']} frames of {facts['videos_sampled']} videos encoded again")
+    for name, array in facts["arrays"].items():
+        console.show()
+        low, median = f"min {array['min']:.7f}  1 % {array['percentile_1']:.7f}", f"median {array['median']:.7f}"
+        console.show(f"{name}: cosine of {array['tokens']} tokens  {low}  {median}")
+        _show_histogram(array["histogram"], facts["bins"])
+        if array["below"]:
+            console.show(f"  {array['below']} tokens are further off than the codec allows (down to {array['allowed']:.7f})")
+    if facts["worst"]:
+        rows = [
+            (frame["video"], f"{frame['time_s']:.3f}", frame["array"], f"{frame['cosine']:.7f}", "drifted" * frame["drifted"])
+            for frame in facts["worst"]
+        ]
+        console.show_table("worst frames", ("video", "time, s", "array", "cosine", ""), rows)
+        console.show(f"times of frames differ by {facts['mismatch_s']:.6f} s at most")
+    if not facts["judged"]:
+        console.show("derived cache: what the codec of its source lost is not known here, so no token is called drifted")
+    if facts["changed"]:
+        console.show_table(f"{len(facts['changed'])} videos changed or gone", ("video", "how"), list(facts["changed"].items()))
+    if facts["shifted"]:
+        console.show(f"other times than cached: {console.few_text(facts['shifted'])}")
+    if facts["drifted"]:
+        console.show(f"drifted: {console.few_text(facts['drifted'])}")
+
+
+def _show_histogram(counts: list[int], edges: list[float]) -> None:
+    """One line for each bin that stands between the first and the last with anything in it."""
+    from pipeline import console
+
+    texts = [f"{edge:.0e}".replace("e-0", "e-") for edge in edges]
+    names = [f"below {texts[0]}", *(f"{a} .. {b}" for a, b in pairwise(texts)), f"{texts[-1]} and more"]
+    filled = [place for place, count in enumerate(counts) if count]
+    console.show("  1 - cosine")
+    for place in range(filled[0], filled[-1] + 1):
+        bar = "█" * max(counts[place] > 0, round(BAR * counts[place] / max(counts)))
+        console.show(f"  {names[place]:<14} {bar} {counts[place]}")

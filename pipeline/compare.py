@@ -1,0 +1,143 @@
+"""What a spec says otherwise than a cache, and what that would cost: nothing, a derivation, or encoding again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from pipeline import plugins, probe
+from pipeline.cache import Cache
+from pipeline.codecs import FittedCodec
+from pipeline.derive import require_derivable
+from pipeline.errors import BadInput
+from pipeline.extract import preview
+from pipeline.spec import FORMAT_VERSION, CacheSpec, differing, fingerprint
+
+Verdict = Literal["same", "derivable", "new layers", "everything", "not known"]
+
+Difference = tuple[str, Any, Any]
+"""(field, in the spec, in the cache)"""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A spec beside a cache."""
+
+    verdict: Verdict
+    """same: it is that cache. derivable: from its tokens. new layers: it lacks no more than those. everything: all frames must
+    be encoded again. not known: nothing differs, but the weights could not be compared."""
+    differ: list[Difference]
+    name: str | None
+    """The cache that the spec asks for; None where the weights are not here."""
+    command: str | None
+    """Of a derivation."""
+    why_not: str
+    """What stands against a derivation."""
+    new_layers: list[int]
+    frames: int | None
+    """To be encoded or derived; None where the videos that would tell are not here."""
+    store_bytes: int | None
+    unknown: str
+    """Why the weights could not be compared."""
+
+
+def compare(spec: CacheSpec, cache: Cache) -> Comparison:
+    """Holds a spec against a cache. Reads the encoder's weights, where they can be had."""
+    identity, unknown = _identity(spec)
+    differ = list(_differ(spec, cache, identity))
+    digits = None
+    if identity is not None:
+        fitted_to = cache.header.manifest if isinstance(spec.make_codec(), FittedCodec) else None
+        digits = fingerprint(spec, identity, probe.decoder_identity(), fitted_to)
+    fields = [field for field, _, _ in differ]
+    layers, held = set(spec.encoder.settings.layers), set(cache.shape.layers)
+    command, why_not = _derivation(spec, cache, differ)
+    verdict: Verdict = "everything"
+    if not differ:
+        verdict = "same" if digits == cache.fingerprint else "not known"
+    elif command:
+        verdict = "derivable"
+    elif fields == ["encoder.layers"] and held < layers:
+        verdict = "new layers"
+    frames, store_bytes = (0, 0) if not differ else _cost(spec, cache)
+    return Comparison(
+        verdict=verdict,
+        differ=differ,
+        name=f"{spec.name}-{digits}" if digits else None,
+        command=command,
+        why_not=why_not,
+        new_layers=sorted(layers - held),
+        frames=frames,
+        store_bytes=store_bytes,
+        unknown=unknown,
+    )
+
+
+def _identity(spec: CacheSpec) -> tuple[dict[str, Any] | None, str]:
+    """The encoder's identity, or why it cannot be had."""
+    try:
+        encoder = plugins.load("encoder", spec.encoder.name)(spec.encoder.settings, spec.frames.size_px, torch.device("cpu"))
+    except BadInput as error:
+        return None, error.message
+    return json.loads(json.dumps(encoder.identity)), ""
+
+
+def _differ(spec: CacheSpec, cache: Cache, identity: dict[str, Any] | None) -> Iterator[Difference]:
+    """Where both identities are known they alone are compared: from where an encoder was loaded says nothing."""
+    header = cache.header
+    ours, theirs = spec.canonical(), dict(header.spec)
+    if identity is not None:
+        ours["encoder"], theirs["encoder"] = (
+            {"name": table["encoder"]["name"], "layers": table["encoder"]["layers"], "identity": known}
+            for table, known in ((ours, identity), (theirs, header.encoder))
+        )
+    ours |= {"decoder": probe.decoder_identity(), "format_version": FORMAT_VERSION}
+    theirs |= {"decoder": header.decoder, "format_version": header.format_version, "derived_from": header.derived_from}
+    yield from differing(ours, theirs)
+
+
+def _derivation(spec: CacheSpec, cache: Cache, differ: Sequence[Difference]) -> tuple[str | None, str]:
+    """The command that derives what the spec asks for from the cache, or else what stands against it."""
+    strange = [field for field, _, _ in differ if field.startswith(("encoder.identity", "encoder.name", "decoder"))]
+    if strange:
+        return None, f"its tokens come from another {strange[0].partition('.')[0]}"
+    wanted = spec.canonical()
+    table = wanted | {"encoder": cache.spec["encoder"] | {"layers": wanted["encoder"]["layers"]}}
+    try:
+        require_derivable(cache, plugins.check(CacheSpec, table, "spec"))
+    except BadInput as error:
+        return None, error.message
+    changed = {field for field, _, _ in differ}
+    if "codec.name" in changed:  # the settings of another codec are all said anew
+        changed |= {f"codec.{key}" for key in wanted["codec"]}
+    sets = []
+    for field in sorted(changed - {"derived_from", "format_version"}):
+        value: Any = table
+        for key in field.split("."):
+            value = value.get(key) if value else None
+        if value is not None:
+            text = value if isinstance(value, str) else json.dumps(value)
+            sets.append(f"--set {shlex.quote(f'{field}={text}')}")
+    if not sets:
+        return None, ""
+    return f"stillframe derive {shlex.quote(str(cache))} --out {shlex.quote(str(cache.place.parent))} {' '.join(sets)}", ""
+
+
+def _cost(spec: CacheSpec, cache: Cache) -> tuple[int | None, int | None]:
+    """Frames and bytes of the cache that the spec asks for, over the same videos; None where what would tell is not here."""
+    try:
+        if spec.frames.rate != cache.fps:
+            planned = preview(spec, cache.manifest)
+            return planned["frames"], planned["store_bytes"]
+        frames = sum(sum(videos.values()) for videos in cache.plan.values())
+    except BadInput:
+        return None, None
+    try:
+        return frames, frames * spec.bytes_per_frame(spec.token_shape())
+    except BadInput:
+        return frames, None

@@ -1,0 +1,171 @@
+"""Damaged stores of a cache, made anew: they and no others, from the videos or from the cache that they were derived from.
+
+Whatever is needed for that is looked at first, so that nothing is removed that could not be made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipeline.audit import Audit, advice, audit
+from pipeline.cache import Cache, unwritable
+from pipeline.derive import Derivation, OnFrames
+from pipeline.device import chosen
+from pipeline.errors import BadInput
+from pipeline.leases import Leases
+from pipeline.ledger import Receipt
+from pipeline.places.folder import PARTIAL
+from pipeline.worker import Job, fill, load_encoder
+
+
+@dataclass(frozen=True)
+class Mended:
+    """What a repair did."""
+
+    stores: list[int]
+    """Made anew."""
+    changed: list[int]
+    """Those of them whose bytes are not what the lost receipt vouched for: another device, other videos."""
+    failures: dict[str, str]
+    """Video of them that failed now -> reason."""
+    removed: list[str]
+    """Files and folders that did not belong there."""
+    after: Audit
+    """Of the stores that were damaged."""
+
+
+def repair(
+    found: Audit,
+    root: Path | None = None,
+    source: Cache | None = None,
+    device: torch.device | None = None,
+    decoders: int = 1,
+    on_frames: OnFrames | None = None,
+) -> Mended:
+    """Mends what `audit` found.
+
+    `root`: where the videos are now; `source`: of a derived cache, the one that it comes from. Raises BadInput, having changed
+    nothing, where what is needed is not there.
+    """
+    cache = found.cache
+    for file, problem in found.of_cache.items():
+        raise BadInput(f"{cache}/{file} cannot be mended from stores: {problem}", advice(cache, file))
+    redo = list(dict.fromkeys(each.store for each in found.damage if each.kind != "stray"))
+    before = {store: receipt for store in redo if (receipt := _readable(cache, store))}
+    make = _maker(cache, redo, root, source, device, decoders, on_frames) if redo else None
+    try:
+        removed = _clear(found, redo)
+        for store in redo:
+            cache.forget(store)
+            cache.place.remove(cache.store_name(store))
+        if make:
+            make()
+    except OSError as error:
+        raise unwritable(cache, error) from error
+    mended = Cache(cache.place)
+    receipts = {store: mended.receipt(store) for store in redo}
+    return Mended(
+        stores=redo,
+        changed=[store for store, receipt in before.items() if receipt.files != receipts[store].files],
+        failures={video: failure.reason for receipt in receipts.values() for video, failure in receipt.failures.items()},
+        removed=removed,
+        after=audit(mended, found.stores),
+    )
+
+
+def find_source(cache: Cache) -> Cache:
+    """The cache that one is derived from, if it lies beside it. Raises BadInput."""
+    folder = cache.place.parent
+    for name in folder.names(""):
+        try:
+            other = Cache(folder.below(name))
+        except BadInput:  # no cache, or a damaged one
+            continue
+        if other.fingerprint == cache.header.derived_from:
+            return other
+    raise BadInput(
+        f"{cache} was derived from the cache {cache.header.derived_from}, which is not in {folder}", "say where: --source CACHE"
+    )
+
+
+def _readable(cache: Cache, store: int) -> Receipt | None:
+    try:
+        return cache.receipt(store)
+    except BadInput:
+        return None
+
+
+def _maker(
+    cache: Cache,
+    stores: list[int],
+    root: Path | None,
+    source: Cache | None,
+    device: torch.device | None,
+    decoders: int,
+    on_frames: OnFrames | None,
+) -> Callable[[], object]:
+    """What will write the stores, once they are removed."""
+    if cache.header.derived_from:
+        derivation = _derivation(cache, source or find_source(cache), stores)
+
+        def derive() -> None:
+            with Leases(cache.place) as leases:
+                derivation.fill(cache, leases, set(stores), on_frames)
+
+        return derive
+    folder = root or Path(cache.header.root)
+    sources = {video.video_id: video.source for video in cache.manifest.videos}
+    wanted = [sources[video] for store in stores for video in cache.plan[store]]
+    lost = [name for name in wanted if not (folder / name).exists()]
+    if lost:
+        raise BadInput(
+            f"{len(lost)} of the {len(wanted)} videos of the damaged stores are not in {folder}, the first is {lost[0]}",
+            "say where the videos are: --root DIR",
+        )
+    device = chosen(device)
+    encoder = load_encoder(cache, device)
+    job = Job(caches=(str(cache),), root=str(folder), device=str(device), decoders=decoders)
+
+    def encode() -> None:
+        fill(
+            [(cache, encoder)],
+            cache.manifest.videos,
+            job,
+            device,
+            (lambda state: on_frames(state.frames, state.frames_planned)) if on_frames else None,
+            only=set(stores),
+        )
+
+    return encode
+
+
+def _derivation(cache: Cache, source: Cache, stores: list[int]) -> Derivation:
+    """Refuses a source that is another, or damaged where it is needed."""
+    if source.fingerprint != cache.header.derived_from:
+        raise BadInput(
+            f"{cache} was derived from the cache {cache.header.derived_from}, {source} is {source.fingerprint}",
+            "say where that one is: --source CACHE",
+        )
+    wanted = {video for store in stores for video in cache.plan[store]}
+    for store, planned in source.plan.items():
+        if not wanted.isdisjoint(planned) and (problems := source.check(store)):
+            file, problem = next(iter(problems.items()))
+            raise BadInput(
+                f"{source} is damaged itself: {source.store_name(store)}/{file}: {problem}",
+                f"mend it first: stillframe verify {source} --repair",
+            )
+    return Derivation(source, cache.cache_spec)
+
+
+def _clear(found: Audit, redo: list[int]) -> list[str]:
+    """Removes what a kill left over, and files that no receipt knows in stores that are otherwise sound."""
+    cache = found.cache
+    removed = [name for name in found.left_over if name.endswith(PARTIAL)]
+    removed += [f"{cache.store_name(each.store)}/{each.file}" for each in found.damage if each.store not in redo]
+    for name in removed:
+        cache.place.remove(name)
+    return removed

@@ -1,0 +1,213 @@
+"""Cached frames encoded again on this machine, and how far the stored tokens are from the fresh ones.
+
+A cosine of 1 means that a token is what the encoder gives today. How much less a codec may cause follows from the bound that it
+puts on its own error; what falls below that, rounding of the encoder's arithmetic allowed for, has drifted: other pixels, other
+weights, or a cache that was not what it said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.cache import Cache, Location
+from pipeline.decoder import DecodeLimits, Decoder
+from pipeline.derive import OnFrames
+from pipeline.device import chosen
+from pipeline.encode import named_tokens
+from pipeline.encoders import EncoderPlugin
+from pipeline.errors import BadInput, BadVideo
+from pipeline.records import Video
+from pipeline.square import Squares
+from pipeline.worker import load_encoder
+
+FRAMES_OF_A_VIDEO = 8
+"""Sampled of each video: all before them must be decoded too."""
+ROUNDING = {torch.float32: 2e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Deviation of a token, relative to its length, that another device or another batch may cause in the encoder's arithmetic."""
+BINS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+"""Edges of the histogram, in 1 - cosine."""
+WORST = 5
+"""Frames that are named."""
+TIME_S = 1e-6
+"""Presentation times that differ by less are the same."""
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """Some frames of a video: stored against fresh, token by token."""
+
+    video_id: str
+    time_s: np.ndarray
+    """(F,) as stored."""
+    mismatch_s: np.ndarray
+    """(F,) how far the fresh times are from them."""
+    cosine: dict[str, np.ndarray]
+    """Token array -> (F, N)."""
+    allowed: dict[str, np.ndarray]
+    """Token array -> (F, N) least cosine that codec and rounding allow."""
+
+
+def replay(
+    cache: Cache,
+    fraction: float,
+    root: Path | None = None,
+    device: torch.device | None = None,
+    seed: int = 0,
+    on_frames: OnFrames | None = None,
+) -> dict[str, Any]:
+    """Encodes about `fraction` of the cached frames again; the sample follows from `seed`. Returns plain data.
+
+    `root`: where the videos are now. Raises BadInput where nothing is stored, or the encoder is not the cache's.
+    """
+    folder, device = root or Path(cache.header.root), chosen(device)
+    if not folder.is_dir():
+        raise BadInput(f"the folder of the videos {folder} is not here", "say where they are: --root DIR")
+    sample = sample_frames(cache.locations, fraction, seed)
+    if not sample:
+        raise BadInput(f"cache {cache} holds no frames", "see: stillframe status")
+    encoder = load_encoder(cache, device)
+    videos = {video.video_id: video for video in cache.manifest.videos}
+    total, done = sum(map(len, sample.values())), 0
+    found, changed = [], {}
+    with Decoder(DecodeLimits()) as decoder:
+        for video_id, places in sample.items():
+            try:
+                found.append(_replay(cache, encoder, decoder, device, folder, videos[video_id], places))
+            except BadVideo as error:
+                changed[video_id] = error.message
+            done += len(places)
+            if on_frames:
+                on_frames(done, total)
+    return _report(cache, found, changed, seed) | {"frames_sampled": total, "videos_sampled": len(sample)}
+
+
+def sample_frames(locations: dict[str, Location], fraction: float, seed: int) -> dict[str, np.ndarray]:
+    """video_id -> ascending places of its sampled frames, counted from its first: few videos, some frames of each."""
+    rng = np.random.default_rng(seed)
+    lengths = {video_id: place.stop - place.start for video_id, place in locations.items()}
+    wanted, of_each = int(np.ceil(fraction * sum(lengths.values()))), FRAMES_OF_A_VIDEO
+    while sum(min(of_each, length) for length in lengths.values()) < wanted:
+        of_each *= 2
+    sample: dict[str, np.ndarray] = {}
+    names = list(lengths)
+    for number in rng.permutation(len(names)):
+        count = min(of_each, lengths[names[number]], wanted)
+        if count:
+            sample[names[number]] = np.sort(rng.choice(lengths[names[number]], count, replace=False))
+            wanted -= count
+    return sample
+
+
+def least_cosine(error: torch.Tensor, tokens: torch.Tensor, rounding: float) -> torch.Tensor:
+    """Of tokens (..., D) and their like that are off by at most `error` (..., D) and a part `rounding` of their length.
+
+    An error of length e turns a vector of length x by at most arcsin(e / x).
+    """
+    length = tokens.norm(dim=-1).clamp(min=torch.finfo(tokens.dtype).tiny)
+    angle = torch.asin((error.norm(dim=-1) / length).clamp(max=1)) + float(np.arcsin(rounding))
+    return torch.cos(angle.clamp(max=torch.pi))
+
+
+def _replay(
+    cache: Cache,
+    encoder: EncoderPlugin,
+    decoder: Decoder,
+    device: torch.device,
+    folder: Path,
+    video: Video,
+    places: np.ndarray,
+) -> Replayed:
+    location = cache.locations[video.video_id]
+    reader, rows = cache.reader(location.store), location.start + places
+    stored_s = reader.small("time_s")[rows]
+    squares: dict[str, list[torch.Tensor]] = {view: [] for view in cache.views}
+    fresh_s: list[float] = []
+    for of_views, time_s in _squares(cache, decoder, device, folder, video, places):
+        for view, squares_FCHW in of_views.items():
+            squares[view].append(squares_FCHW)
+        fresh_s += time_s.tolist()
+    if len(fresh_s) < len(places):
+        at_s = stored_s[len(fresh_s)]
+        raise BadVideo(f"{video.source}: its content ends before the frame that was cached at {at_s:.3f} s")
+    cosine: dict[str, list[torch.Tensor]] = {}
+    allowed: dict[str, list[torch.Tensor]] = {}
+    batch_frames = cache.cache_spec.store.batch_frames
+    for view, parts in squares.items():
+        for number, batch in enumerate(torch.cat(parts).split(batch_frames)):
+            with torch.inference_mode():
+                tokens = named_tokens(encoder(batch), view)
+            of_batch = rows[number * batch_frames :][: len(batch)]
+            for name, encoded_FND in tokens.items():
+                codec, fresh_FND = cache.codecs[name], encoded_FND.double().cpu()
+                stored = cache.stored_rows(reader, name, of_batch)
+                stored_FND = codec.decode({key: torch.from_numpy(array) for key, array in stored.items()}).double()
+                error_FND = codec.max_error(encoded_FND.float().cpu()).double()
+                cosine.setdefault(name, []).append(_cosine(stored_FND, fresh_FND))
+                allowed.setdefault(name, []).append(least_cosine(error_FND, fresh_FND, ROUNDING[encoded_FND.dtype]))
+    joined = ({name: torch.cat(parts).numpy() for name, parts in each.items()} for each in (cosine, allowed))
+    return Replayed(video.video_id, stored_s, np.abs(np.array(fresh_s) - stored_s), *joined)
+
+
+def _squares(
+    cache: Cache, decoder: Decoder, device: torch.device, folder: Path, video: Video, places: np.ndarray
+) -> Iterator[tuple[dict[str, torch.Tensor], np.ndarray]]:
+    """Squares (f, 3, size_px, size_px) of every view, and times, of the cached frames at `places`; ends at the last of them."""
+    settings, at = cache.cache_spec.frames, 0
+    for block in decoder.decode(folder / video.source, [settings.rate], video.image_fps):
+        kept = np.flatnonzero(block.kept_RF[0])
+        inside = kept[places[(places >= at) & (places < at + len(kept))] - at]
+        if len(inside):
+            mask, seen = np.isin(np.arange(len(block.frames)), inside), Squares(block.frames, device)
+            yield {name: seen.of(settings, mask, view)[0] for name, view in cache.views.items()}, block.frames.time_s[inside]
+        at += len(kept)
+        if at > places[-1]:
+            return
+
+
+def _cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Of vectors along the last axis; two zeros are alike."""
+    return torch.where((a == b).all(-1), 1.0, torch.cosine_similarity(a, b, dim=-1))
+
+
+def _report(cache: Cache, found: list[Replayed], changed: dict[str, str], seed: int) -> dict[str, Any]:
+    # How much the codec of its source lost is not in a derived cache, so nothing can be held against it.
+    judged = cache.header.derived_from is None
+    arrays, worst, drifted = {}, [], set()
+    for name in cache.tokens if found else ():
+        cosine = np.concatenate([each.cosine[name].ravel() for each in found])
+        allowed = np.concatenate([each.allowed[name].ravel() for each in found])
+        below = cosine < allowed
+        arrays[name] = {
+            "tokens": len(cosine),
+            "min": float(cosine.min()),
+            "percentile_1": float(np.percentile(cosine, 1)),
+            "median": float(np.median(cosine)),
+            "allowed": float(allowed.min()) if judged else None,
+            "below": int(below.sum()) if judged else None,
+            "histogram": np.bincount(np.searchsorted(BINS, 1 - cosine, side="right"), minlength=len(BINS) + 1).tolist(),
+        }
+    for each in found:
+        for frame, time_s in enumerate(each.time_s.tolist()):
+            name = min(each.cosine, key=lambda name: each.cosine[name][frame].min())
+            is_below = judged and any((each.cosine[a][frame] < each.allowed[a][frame]).any() for a in each.cosine)
+            drifted |= {each.video_id} if is_below else set()
+            least = float(each.cosine[name][frame].min())
+            worst.append({"video": each.video_id, "time_s": time_s, "array": name, "cosine": least, "drifted": is_below})
+    return {
+        "cache": str(cache),
+        "seed": seed,
+        "judged": judged,
+        "arrays": arrays,
+        "bins": list(BINS),
+        "worst": sorted(worst, key=lambda frame: frame["cosine"])[:WORST],
+        "drifted": sorted(drifted),
+        "mismatch_s": max((float(each.mismatch_s.max()) for each in found), default=0.0),
+        "shifted": [each.video_id for each in found if each.mismatch_s.max() > TIME_S],
+        "changed": changed,
+    }
