@@ -89,23 +89,24 @@ def _in_turn(
             # Windows begin anywhere, except where windows are what was written.
             starts = order if reader.name in (IN_ORDER, WHOLE) else order + rng.integers(WINDOW[0])
             starts = np.sort(starts) if reader.name == IN_ORDER else starts
-            for state in seconds:
-                taken = _round(reader, places[reader.files], starts.tolist(), batch, tokens_FND, cold=state == "cold")
-                seconds[state].setdefault(reader.name, []).append(taken)
+            taken = _round(reader, places[reader.files], starts.tolist(), batch, tokens_FND)
+            for state, each in taken.items():
+                seconds[state].setdefault(reader.name, []).append(each)
         seconds["cold"].setdefault(SEQUENTIAL, []).append(_sequential(places["store"]))
     shown = [*(reader.name for reader in readers), SEQUENTIAL]
     return {state: {name: of[name][1:] for name in shown if name in of} for state, of in seconds.items()}
 
 
-def _round(reader: Reader, path: Path, starts: Sequence[int], batch: np.ndarray, tokens_FND: np.ndarray, cold: bool) -> float:
-    if cold:
-        drop(path)
+def _round(reader: Reader, path: Path, starts: Sequence[int], batch: np.ndarray, tokens_FND: np.ndarray) -> dict[str, float]:
+    """Seconds from the disk, and again from memory, as this reader has left the files there."""
+    drop(path)
+    taken = {}
     with reader.open(path, WINDOW[0]) as read:
-        for _ in range(1 if cold else 2):  # hot is the second time: files are in memory, and maps have their pages
+        for state in ("cold", "hot"):
             begin = time.perf_counter()
             for place, start in enumerate(starts):
                 read(start, batch[place % BATCH])
-            taken = time.perf_counter() - begin
+            taken[state] = time.perf_counter() - begin
     for place, start in list(enumerate(starts))[-BATCH:]:
         if not np.array_equal(batch[place % BATCH], tokens_FND[start : start + WINDOW[0]]):
             raise StillframeError(f"{reader.name} read other tokens than were written", "its speed means nothing; report it")
