@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,6 @@ from typing import Self
 from pipeline.cache import Cache
 from pipeline.errors import StillframeError
 from pipeline.places import Place
-from pipeline.places.folder import WRITER
 
 RENEW_S = 5.0
 """Seconds between two signs of life."""
@@ -36,6 +36,7 @@ class Holder:
     """A process that writes stores."""
 
     worker: str
+    """Another one each time: two extractions in one process are two."""
     machine: str
     """One boot of one machine, seen from inside one container."""
     pid: int
@@ -44,7 +45,7 @@ class Holder:
 
     @classmethod
     def me(cls) -> Holder:
-        return cls(WRITER, _machine(), os.getpid(), _started(os.getpid()) or 0)
+        return cls(secrets.token_hex(8), _machine(), os.getpid(), _started(os.getpid()) or 0)
 
     @property
     def is_gone(self) -> bool:

@@ -13,8 +13,6 @@ from typing import BinaryIO
 from pipeline.errors import StillframeError
 from pipeline.places import Place, Span
 
-WRITER = f"{os.getpid()}-{secrets.token_hex(4)}"
-"""Part of the names of unfinished files: two machines may have processes of the same number."""
 PARTIAL = ".partial"
 """End of the name of what is not finished."""
 
@@ -92,10 +90,7 @@ class Folder(Place):
             pass
 
     def staging(self, name: str) -> Path:
-        # Named after the writer: two workers that both took a store for theirs must not write into each other's files.
-        staged = self.path / f"{name}.{WRITER}{PARTIAL}"
-        if staged.exists():
-            shutil.rmtree(staged)
+        staged = self.path / f"{name}.{_token()}{PARTIAL}"
         staged.mkdir(parents=True)
         return staged
 
@@ -153,4 +148,9 @@ def sync_folder(path: Path) -> None:
 
 
 def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{WRITER}{PARTIAL}")
+    return path.with_name(f".{path.name}.{_token()}{PARTIAL}")
+
+
+def _token() -> str:
+    """Another one each time: no two machines, processes or threads that write the same thing touch each other's files."""
+    return f"{os.getpid()}-{secrets.token_hex(4)}"
