@@ -196,7 +196,10 @@ class Cache:
         self.place.remove(self.receipt_name(store))
 
     def clear_partial(self, store: int | None = None) -> None:
-        """Removes what workers that are no more left of a store (None: of any) unfinished."""
+        """Removes what workers that are no more left of a store unfinished; None: of all, and their leases, as nothing is missing."""
+        if store is None:
+            for name in self.place.names("leases"):
+                self.place.remove(f"leases/{name}")
         stem = "" if store is None else f"{store:05d}."
         for folder in ("stores", "receipts", ""):
             for name in self.place.names(folder):

@@ -55,7 +55,7 @@ class Folder(Place):
             except PermissionError:  # a file system without hard links
                 with path.open("xb") as file:
                     file.write(data)
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):  # the second: whoever has the name cleared up beside it
             return False
         finally:
             aside.unlink(missing_ok=True)
