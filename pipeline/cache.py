@@ -34,7 +34,7 @@ from pipeline.errors import BadInput, StillframeError
 from pipeline.ledger import Content, Failure, Header, Receipt, parse_json, to_json
 from pipeline.manifest import Manifest
 from pipeline.places import Place, at
-from pipeline.places.folder import PARTIAL, write_atomically
+from pipeline.places.folder import PARTIAL, sync, write_atomically
 from pipeline.plugins import Model
 from pipeline.records import Clip, TokenShape
 from pipeline.spec import FORMAT_VERSION, CacheSpec, differences
@@ -74,6 +74,7 @@ class Cache:
         for name in Manifest.FILES:
             if (manifest.folder / name).is_file():
                 shutil.copyfile(manifest.folder / name, staged / name)
+                sync(staged / name)
         place.adopt(staged, "manifest")
         if learnt is not None:
             place.write(CODEC_FILE, learnt)

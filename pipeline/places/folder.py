@@ -91,16 +91,17 @@ class Folder(Place):
 
     def staging(self, name: str) -> Path:
         staged = self.path / f"{name}.{_token()}{PARTIAL}"
-        staged.mkdir(parents=True)
+        make_folder(staged.parent)
+        staged.mkdir()
         return staged
 
     def adopt(self, staged: Path, name: str) -> None:
         path = self.path / name
         for folder in [*(inner for inner in staged.rglob("*") if inner.is_dir()), staged]:
-            sync_folder(folder)
+            sync(folder)
         self.remove(name)
         staged.rename(path)
-        sync_folder(path.parent)
+        sync(path.parent)
 
     def link(self, source: str, staged: Path) -> bool:
         try:
@@ -124,13 +125,13 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Aside, sync, rename, sync the folder: the file is whole or as it was. Raises StillframeError."""
     aside = _aside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with aside.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         aside.unlink(missing_ok=True)
         raise StillframeError(
@@ -138,8 +139,16 @@ def write_atomically(path: Path, data: bytes) -> None:
         ) from error
 
 
-def sync_folder(path: Path) -> None:
-    """Makes names in a folder durable."""
+def make_folder(path: Path) -> None:
+    """A folder with its parents, durably: what is synced in a folder whose own name is not may be lost with it."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Makes the bytes of a file, or the names in a folder, durable."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
