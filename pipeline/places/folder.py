@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -81,13 +83,14 @@ class Folder(Place):
 
     def remove(self, name: str) -> None:
         path = self.path / name
-        try:
+        with suppress(FileNotFoundError):  # gone already, or another worker is removing it too
             if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+                # Renamed first: it is there whole or not at all for whoever is about to rename or read it.
+                gone = _aside(path)
+                path.rename(gone)
+                _remove_tree(gone)
             else:
                 path.unlink()
-        except FileNotFoundError:  # gone already, or another worker is removing it too
-            pass
 
     def staging(self, name: str) -> Path:
         staged = self.path / f"{name}.{_token()}{PARTIAL}"
@@ -99,9 +102,17 @@ class Folder(Place):
         path = self.path / name
         for folder in [*(inner for inner in staged.rglob("*") if inner.is_dir()), staged]:
             sync(folder)
-        self.remove(name)
-        staged.rename(path)
+        while not _rename(staged, path):
+            if self._is_same(staged, name):  # another worker may be about to vouch for it
+                _remove_tree(staged)
+                break
+            self.remove(name)
         sync(path.parent)
+
+    def _is_same(self, staged: Path, name: str) -> bool:
+        ours = Folder(staged)
+        sizes = ours.sizes("")
+        return sizes == self.sizes(name) and all(ours.digest(file) == self.digest(f"{name}/{file}") for file in sizes)
 
     def link(self, source: str, staged: Path) -> bool:
         try:
@@ -154,6 +165,24 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _rename(folder: Path, path: Path) -> bool:
+    """False, and nothing is done, if there is another folder with something in it."""
+    try:
+        folder.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        return False
+    return True
+
+
+def _remove_tree(path: Path) -> None:
+    """Others may be removing it too."""
+    while path.exists():
+        with suppress(FileNotFoundError):
+            shutil.rmtree(path)
 
 
 def _aside(path: Path) -> Path:
