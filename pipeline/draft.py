@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +12,7 @@ import numpy as np
 
 from pipeline.cache import Cache
 from pipeline.ledger import Content, Failure, Receipt
+from pipeline.places.folder import Folder
 from pipeline.records import Video
 from pipeline.store import StoreWriter
 
@@ -30,6 +33,7 @@ class Draft:
         self.content: dict[str, Content] = {}
         self._time_s: list[np.ndarray] = []
         self._affine: list[np.ndarray] = []
+        self.given_up = False
         self._written: tuple[Path, StoreWriter] | None = None
 
     # Facts
@@ -58,7 +62,10 @@ class Draft:
         self._writer()[1].append(arrays)
 
     def commit(self, seconds: Mapping[str, float], device: str) -> Receipt:
-        """Makes the store exist; `seconds` of work it took, and where its tokens were made."""
+        """Makes the store exist; `seconds` of work it took, and where its tokens were made.
+
+        Raises FileNotFoundError where what was written of it has been cleared away.
+        """
         staged, writer = self._writer()
         rows = np.array(list(self.rows.values()), np.int64).reshape(-1, 2)
         small = {
@@ -79,11 +86,15 @@ class Draft:
             versions={tool: version(tool) for tool in TOOLS},
             files=writer.finish(small, {"videos": list(self.rows), "fingerprint": self.cache.fingerprint}),
         )
+        # What has been written of a store is cleared away by a worker that takes it over; the rest of it is not the store.
+        for file in sorted(receipt.files.keys() - Folder(staged).sizes("").keys()):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{staged}/{file}")
         self.cache.commit(staged, receipt)
         return receipt
 
     def close(self) -> None:
         """Gives an unfinished store up; what is written of it stays aside until somebody takes the store over."""
+        self.given_up = True
         if self._written:
             self._written[1].close()
 

@@ -68,7 +68,7 @@ def fill(
                 given = claimed(units, pipeline.stop)
                 pipeline.run([(lanes[str(cache)], store) for cache, store in unit] for unit in given)
                 # Again, where another worker took a store over from this one and was lost in its turn.
-                missing = {name: lane.cache.missing_stores() for name, lane in lanes.items()}
+                missing = {name: Cache(lane.cache.place).missing_stores() for name, lane in lanes.items()}
         for cache, _ in caches:
             cache.clear_partial()
     except OSError as error:
