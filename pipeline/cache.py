@@ -73,7 +73,8 @@ class Cache:
         staged = place.staging("manifest")
         for name in Manifest.FILES:
             if (manifest.folder / name).is_file():
-                shutil.copyfile(manifest.folder / name, staged / name)
+                with (manifest.folder / name).open("rb") as theirs, (staged / name).open("wb") as ours:
+                    shutil.copyfileobj(theirs, ours)
                 sync(staged / name)
         place.adopt(staged, "manifest")
         if learnt is not None:
