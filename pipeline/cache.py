@@ -33,7 +33,7 @@ from pipeline.errors import BadInput, StillframeError
 from pipeline.ledger import Content, Failure, Header, Receipt, parse_json, to_json
 from pipeline.manifest import Manifest
 from pipeline.places import Place, at
-from pipeline.places.folder import PARTIAL, write_atomically
+from pipeline.places.folder import PARTIAL, sync, write_atomically
 from pipeline.plugins import Model
 from pipeline.records import Clip, TokenShape
 from pipeline.spec import BASE, FORMAT_VERSION, CacheSpec, View, differences
@@ -72,7 +72,9 @@ class Cache:
         staged = place.staging("manifest")
         for name in Manifest.FILES:
             if (manifest.folder / name).is_file():
-                shutil.copyfile(manifest.folder / name, staged / name)
+                with (manifest.folder / name).open("rb") as theirs, (staged / name).open("wb") as ours:
+                    shutil.copyfileobj(theirs, ours)
+                sync(staged / name)
         place.adopt(staged, "manifest")
         if learnt is not None:
             place.write(CODEC_FILE, learnt)
@@ -188,14 +190,11 @@ class Cache:
         return self.place.exists(self.receipt_name(store))
 
     def commit(self, staged: Path, receipt: Receipt) -> None:
-        """Makes a store that was written aside, with every file synced, exist."""
-        name = self.store_name(receipt.store)
-        # One that lies there without a receipt was left by a kill. It is replaced if it is torn: if it is whole, another worker
-        # may be about to vouch for it.
-        if self.place.names(name) and not check_files(self.place, name, receipt.files):
-            shutil.rmtree(staged)
-        else:
-            self.place.adopt(staged, name)
+        """Makes a store that was written aside, with every file synced, exist, unless it does already."""
+        if self.has(receipt.store):  # a worker that took the store over was quicker
+            shutil.rmtree(staged, ignore_errors=True)
+            return
+        self.place.adopt(staged, self.store_name(receipt.store))
         self.place.write(self.receipt_name(receipt.store), to_json(receipt))
 
     def forget(self, store: int) -> None:
@@ -203,9 +202,12 @@ class Cache:
         self.place.remove(self.receipt_name(store))
 
     def clear_partial(self, store: int | None = None) -> None:
-        """Removes what workers that are no more left of a store (None: of any) unfinished."""
+        """Removes what workers that are no more left of a store unfinished; None: of a finished cache, and their leases."""
+        if store is None:
+            for name in self.place.names("leases"):
+                self.place.remove(f"leases/{name}")
         stem = "" if store is None else f"{store:05d}."
-        for folder in ("stores", "receipts", ""):
+        for folder in ("stores", "receipts", "") if store is None else ("stores",):
             for name in self.place.names(folder):
                 if name.endswith(PARTIAL) and name.removeprefix(".").startswith(stem):
                     self.place.remove(f"{folder}/{name}" if folder else name)

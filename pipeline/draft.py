@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,6 +16,7 @@ from pipeline.cache import Cache
 from pipeline.donor import Donor
 from pipeline.errors import StillframeError
 from pipeline.ledger import Content, Failure, Receipt
+from pipeline.places.folder import Folder
 from pipeline.records import Video
 from pipeline.store import StoreWriter, in_view
 
@@ -37,6 +40,7 @@ class Draft:
         self.content: dict[str, Content] = {}
         self._time_s: list[np.ndarray] = []
         self._affine: dict[str, list[np.ndarray]] = {view: [] for view in cache.views}
+        self.given_up = False
         self._written: tuple[Path, StoreWriter] | None = None
 
     # Facts
@@ -68,7 +72,8 @@ class Draft:
     def commit(self, seconds: Mapping[str, float], device: str) -> Receipt | None:
         """Makes the store exist; `seconds` of work it took, and where its tokens were made.
 
-        None, and it does not exist, if what the donor has is of other frames or damaged.
+        None, and it does not exist, if what the donor has is of other frames or damaged. Raises FileNotFoundError where
+        what was written of it has been cleared away.
         """
         staged, writer = self._writer()
         rows = np.array(list(self.rows.values()), np.int64).reshape(-1, 2)
@@ -99,11 +104,15 @@ class Draft:
             files=writer.finish(small, {"videos": list(self.rows), "fingerprint": self.cache.fingerprint}),
             taken_from=dict.fromkeys(self.donor.names, self.donor.cache.fingerprint) if self.donor else {},
         )
+        # What has been written of a store is cleared away by a worker that takes it over; the rest of it is not the store.
+        for file in sorted(receipt.files.keys() - Folder(staged).sizes("").keys()):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{staged}/{file}")
         self.cache.commit(staged, receipt)
         return receipt
 
     def close(self) -> None:
         """Gives an unfinished store up; what is written of it stays aside until somebody takes the store over."""
+        self.given_up = True
         if self._written:
             self._written[1].close()
 

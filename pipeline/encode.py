@@ -233,6 +233,8 @@ class Pipeline:
         seconds = dict(self.progress.seconds)
         try:
             while (item := self._get(to_write)) is not None:
+                if item.draft.given_up:
+                    continue
                 drafts.add(item.draft)
                 if isinstance(item, Rows):
                     self._append(item)
@@ -355,12 +357,18 @@ class Done:
 
 @contextmanager
 def _unless_taken_over(item: Rows | Done) -> Iterator[None]:
-    """Errors count only while the store is ours: what another worker took over, as this one seemed dead, it clears away."""
+    """Gives a draft up, for another worker or for a later pass, where the store is ours no longer or was cleared away.
+
+    A worker that seemed dead finds both: whoever takes a store over clears away what is written of it, and may do that late.
+    """
+    leases, name = item.lane.leases, lease_of(item.draft.store)
     try:
         yield
-    except (OSError, StillframeError):
-        if item.lane.leases.holds(lease_of(item.draft.store)):
+    except (OSError, StillframeError) as error:
+        if leases.holds(name) and not isinstance(error, FileNotFoundError):
             raise
+        item.draft.close()
+        leases.release(name)
 
 
 def named_tokens(tokens: Tokens, view: str = BASE) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from typing import Self
 from pipeline.cache import Cache
 from pipeline.errors import StillframeError
 from pipeline.places import Place
-from pipeline.places.folder import WRITER
+from pipeline.places.folder import PARTIAL
 
 RENEW_S = 5.0
 """Seconds between two signs of life."""
@@ -36,6 +37,7 @@ class Holder:
     """A process that writes stores."""
 
     worker: str
+    """Another one each time: two extractions in one process are two."""
     machine: str
     """One boot of one machine, seen from inside one container."""
     pid: int
@@ -44,7 +46,7 @@ class Holder:
 
     @classmethod
     def me(cls) -> Holder:
-        return cls(WRITER, _machine(), os.getpid(), _started(os.getpid()) or 0)
+        return cls(secrets.token_hex(8), _machine(), os.getpid(), _started(os.getpid()) or 0)
 
     @property
     def is_gone(self) -> bool:
@@ -93,9 +95,13 @@ class Leases:
         if self.place.create(_file(name), self._text(0)):
             self.held.add(name)
             return True
-        if not self._is_void(name):
+        over = f"{name}.over"
+        if not self._is_void(name) or not self.claim(over):
             return False
-        self.place.remove(_file(name))
+        # One at a time, and after a second look: by now it may be the lease of somebody who saw the same and was quicker.
+        if self._is_void(name):
+            self.place.remove(_file(name))
+        self.release(over)
         return self.claim(name)
 
     def holds(self, name: str) -> bool:
@@ -127,7 +133,7 @@ class Leases:
         if holder is not None and holder.is_gone:
             return True
         now = time.monotonic()
-        if self._seen.get(name, (b"", 0.0))[0] != text:
+        if self._seen.get(name, (None, 0.0))[0] != text:
             self._seen[name] = text, now
         return now - self._seen[name][1] > EXPIRE_S
 
@@ -154,6 +160,8 @@ def holders(place: Place) -> dict[str, Holder]:
     """Name of every lease -> who holds it, or held it when it died."""
     found = {}
     for file in place.names("leases"):
+        if file.endswith(PARTIAL):  # on its way
+            continue
         with suppress(OSError):  # given back at this moment
             if holder := Holder.read(place.read(f"leases/{file}")):
                 found[file.removesuffix(".json")] = holder

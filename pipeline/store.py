@@ -328,7 +328,8 @@ class BadChunk(NamedTuple):
 def check_chunks(place: Place, store: str, array: str, only: int | None = None) -> list[BadChunk]:
     """What is missing, cut off or other than its checksum says among the rows of a token array; reads all of it.
 
-    `only`: number of the one shard to check. A shard whose index is lost is lost as a whole. In older stores chunks have no checksums: only the index is checked.
+    `only`: number of the one shard to check. A shard whose index is lost is lost as a whole. In older stores chunks have no
+    checksums: only the index is checked.
     """
     found: list[BadChunk] = []
     reader = StoreReader(place, store)

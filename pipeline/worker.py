@@ -77,7 +77,7 @@ def fill(
                 given = claimed(units, pipeline.stop)
                 pipeline.run([(lanes[str(cache)], store) for cache, store in unit] for unit in given)
                 # Again, where another worker took a store over from this one and was lost in its turn.
-                missing = _missing([cache for cache, _ in caches], only)
+                missing = _missing([Cache(cache.place) for cache, _ in caches], only)
         for cache, _ in caches:
             if not cache.missing_stores():  # nobody else is at work on it
                 cache.clear_partial()

@@ -80,7 +80,7 @@ class Place(ABC):
 
     @abstractmethod
     def adopt(self, staged: Path, name: str) -> None:
-        """Makes a staged folder, whose files are synced, the folder `name`, durably; one that was there is replaced."""
+        """Makes a staged folder, whose files are synced, the folder `name`, durably; another one that was there is replaced."""
 
     @abstractmethod
     def link(self, source: str, staged: Path) -> bool:

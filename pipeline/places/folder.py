@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.errors import StillframeError
 from pipeline.places import Place, Span
 
-WRITER = f"{os.getpid()}-{secrets.token_hex(4)}"
-"""Part of the names of unfinished files: two machines may have processes of the same number."""
 PARTIAL = ".partial"
 """End of the name of what is not finished."""
 
@@ -57,7 +57,7 @@ class Folder(Place):
             except PermissionError:  # a file system without hard links
                 with path.open("xb") as file:
                     file.write(data)
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):  # the second: whoever has the name cleared up beside it
             return False
         finally:
             aside.unlink(missing_ok=True)
@@ -83,29 +83,36 @@ class Folder(Place):
 
     def remove(self, name: str) -> None:
         path = self.path / name
-        try:
+        with suppress(FileNotFoundError):  # gone already, or another worker is removing it too
             if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+                # Renamed first: it is there whole or not at all for whoever is about to rename or read it.
+                gone = _aside(path)
+                path.rename(gone)
+                _remove_tree(gone)
             else:
                 path.unlink()
-        except FileNotFoundError:  # gone already, or another worker is removing it too
-            pass
 
     def staging(self, name: str) -> Path:
-        # Named after the writer: two workers that both took a store for theirs must not write into each other's files.
-        staged = self.path / f"{name}.{WRITER}{PARTIAL}"
-        if staged.exists():
-            shutil.rmtree(staged)
-        staged.mkdir(parents=True)
+        staged = self.path / f"{name}.{_token()}{PARTIAL}"
+        make_folder(staged.parent)
+        staged.mkdir()
         return staged
 
     def adopt(self, staged: Path, name: str) -> None:
         path = self.path / name
         for folder in [*(inner for inner in staged.rglob("*") if inner.is_dir()), staged]:
-            sync_folder(folder)
-        self.remove(name)
-        staged.rename(path)
-        sync_folder(path.parent)
+            sync(folder)
+        while not _rename(staged, path):
+            if self._is_same(staged, name):  # another worker may be about to vouch for it
+                _remove_tree(staged)
+                break
+            self.remove(name)
+        sync(path.parent)
+
+    def _is_same(self, staged: Path, name: str) -> bool:
+        ours = Folder(staged)
+        sizes = ours.sizes("")
+        return sizes == self.sizes(name) and all(ours.digest(file) == self.digest(f"{name}/{file}") for file in sizes)
 
     def link(self, source: str, staged: Path) -> bool:
         try:
@@ -129,13 +136,13 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Aside, sync, rename, sync the folder: the file is whole or as it was. Raises StillframeError."""
     aside = _aside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with aside.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         aside.unlink(missing_ok=True)
         raise StillframeError(
@@ -143,8 +150,16 @@ def write_atomically(path: Path, data: bytes) -> None:
         ) from error
 
 
-def sync_folder(path: Path) -> None:
-    """Makes names in a folder durable."""
+def make_folder(path: Path) -> None:
+    """A folder with its parents, durably: what is synced in a folder whose own name is not may be lost with it."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Makes the bytes of a file, or the names in a folder, durable."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -152,5 +167,28 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
+def _rename(folder: Path, path: Path) -> bool:
+    """False, and nothing is done, if there is another folder with something in it."""
+    try:
+        folder.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        return False
+    return True
+
+
+def _remove_tree(path: Path) -> None:
+    """Others may be removing it too."""
+    while path.exists():
+        with suppress(FileNotFoundError):
+            shutil.rmtree(path)
+
+
 def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{WRITER}{PARTIAL}")
+    return path.with_name(f".{path.name}.{_token()}{PARTIAL}")
+
+
+def _token() -> str:
+    """Another one each time: no two machines, processes or threads that write the same thing touch each other's files."""
+    return f"{os.getpid()}-{secrets.token_hex(4)}"
