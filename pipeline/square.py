@@ -30,7 +30,8 @@ class Squares:
 
     def _make(self, settings: FrameSettings, mask: np.ndarray, view: View | None) -> tuple[torch.Tensor, np.ndarray]:
         if mask.tobytes() not in self._pixels:
-            self._pixels[mask.tobytes()] = torch.from_numpy(self.frames.pixels_FHWC[mask]).to(self.device)
+            pixels = self.frames.pixels_FHWC if mask.all() else self.frames.pixels_FHWC[mask]  # a copy only where needed
+            self._pixels[mask.tobytes()] = torch.from_numpy(pixels).to(self.device)
         pixels_FHWC = self._pixels[mask.tobytes()]
         if view is None:
             return to_square(pixels_FHWC, settings.size_px, settings.fit, settings.resample, self.frames.pixel_aspect)
