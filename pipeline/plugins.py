@@ -20,6 +20,7 @@ FOLDERS = {
     "dataset": "datasets",
     "encoder": "encoders",
     "codec": "codecs",
+    "engine": "engines",
     "temporal": "temporal",
     "task": "tasks",
 }
@@ -45,7 +46,7 @@ def names(kind: str) -> list[str]:
 
 
 def load(kind: str, name: str, where: str = "") -> Any:
-    """The class that plug-in `name` defines: `Dataset`, `Encoder`, `Codec`, `Temporal` or `Task`."""
+    """The class that plug-in `name` defines: `Dataset`, `Encoder`, `Codec`, `Engine`, `Temporal` or `Task`."""
     if name not in names(kind):
         raise unknown_name(kind, name, names(kind), where)
     try:

@@ -87,6 +87,7 @@ CONTRACTS = {
     "dataset": "DatasetPlugin",
     "encoder": "EncoderPlugin",
     "codec": "CodecPlugin",
+    "engine": "EnginePlugin",
     "temporal": "TemporalModule",
     "task": "TaskPlugin",
 }

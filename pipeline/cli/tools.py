@@ -52,7 +52,7 @@ def demo(
 
 @app.command("list")
 def list_plugins(
-    kind: Annotated[str | None, typer.Argument(help="dataset, encoder, codec, temporal, task or recipe.")] = None,
+    kind: Annotated[str | None, typer.Argument(help="dataset, encoder, codec, engine, temporal, task or recipe.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """What can be named in a spec, a recipe or a command, with its settings.

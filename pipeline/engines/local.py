@@ -53,20 +53,17 @@ class Engine(EnginePlugin):
             self._end(self._processes.popitem()[1])
 
     def _start(self, index: int) -> subprocess.Popen[bytes]:
-        threads = {"OMP_NUM_THREADS": str(max(1, cores() // self.workers))}
         command = [sys.executable, "-m", "pipeline.engines._leashed", self._job.model_dump_json(), str(index)]
         with self._log(index).open("ab") as log:
             return subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=threads | os.environ,
-                start_new_session=True,
+                command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=self._environment(), start_new_session=True
             )
 
+    def _environment(self) -> dict[str, str]:
+        return {"OMP_NUM_THREADS": str(max(1, cores() // self.workers)), **os.environ}
+
     def _end(self, process: subprocess.Popen[bytes]) -> None:
-        """Ends the worker and its children: a group of their own, which outlives a worker that was killed alone."""
+        """Ends the worker and its group, which may outlive a worker killed alone; what decodes for it ends by itself."""
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()

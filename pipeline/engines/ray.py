@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import traceback
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from pipeline import plugins
 from pipeline.engines import EnginePlugin, Workers, last_line, needed
 from pipeline.errors import BadInput
 from pipeline.worker import Job, work
+
+CONNECT_S = 10.0
 
 
 class Engine(EnginePlugin):
@@ -39,8 +42,9 @@ class Engine(EnginePlugin):
     def start(self, job: Job, logs: Path) -> None:
         if not self._ray.is_initialized():
             try:
+                _require_answer(self.settings.address)
                 self._ray.init(address=self.settings.address, include_dashboard=False, log_to_driver=False)
-            except (ConnectionError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
                 raise BadInput(f"engine 'ray': no cluster at {self.settings.address}: {error}", "ray status") from error
             self._joined = True
         self._logs = logs.absolute()
@@ -88,6 +92,13 @@ class Engine(EnginePlugin):
 
     def _log(self, index: int) -> Path:
         return self._logs / f"{index}.log"
+
+
+def _require_answer(address: str | None) -> None:
+    """Raises OSError where nothing listens at host:port: Ray itself would wait for minutes, and then end this process."""
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
 
 
 class _Actor:

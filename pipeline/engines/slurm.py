@@ -1,7 +1,8 @@
 """Job arrays of Slurm, one task per worker, through submitit.
 
-A worker that comes to its time limit dies like any other: its leases lapse and others take over. What became of a task is asked
-of `squeue`, which needs no accounting and remembers the ended for some minutes (MinJobAge of the cluster).
+A worker that comes to its time limit dies like any other: its leases lapse and others take over. One that is preempted gives
+them back, and submitit puts its task into the queue again. What became of a task is asked of `squeue`, which needs no
+accounting and remembers the ended for some minutes (MinJobAge of the cluster).
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ class Engine(EnginePlugin):
             "slurm_srun_args": srun_args,
             "slurm_stderr_to_stdout": True,
         }
-        executor = submitit.AutoExecutor(logs, cluster="slurm", slurm_max_num_timeout=0)
+        executor = submitit.AutoExecutor(logs, cluster="slurm")
         executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
         return executor
 
@@ -148,7 +149,7 @@ class Engine(EnginePlugin):
         if config.returncode:
             raise StillframeError(f"scontrol: {config.stderr.strip()}", "is slurmctld running?")
         sizes = [int(line.partition("=")[2]) for line in config.stdout.splitlines() if line.startswith("MaxArraySize")]
-        size = max(1, *sizes)  # 0: no arrays here
+        size = max([1, *sizes])  # 0: no arrays here
         return [range(first, min(first + size, self.workers)) for first in range(0, self.workers, size)]
 
     def _look(self) -> None:
@@ -164,4 +165,5 @@ def _slurm(*command: str) -> subprocess.CompletedProcess[str]:
 
 def _forgotten(done: subprocess.CompletedProcess[str]) -> bool:
     """Whether Slurm complains of nothing but jobs that ended long ago."""
-    return all("Invalid job id" in line for line in done.stderr.splitlines() if line.strip())
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    return bool(lines) and all("Invalid job id" in line for line in lines)
