@@ -13,7 +13,7 @@ STILLFRAME := $(VENV)/bin/stillframe
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint extract train clean
+.PHONY: help setup demo test chaos lint extract train clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -26,6 +26,9 @@ demo: $(READY) ## built-in videos -> cache -> three temporal modules -> report, 
 # Threads that wait with a short spin, as in the command itself: long spins starve the others on few cores.
 test: lint ## lint, types and all tests
 	GOMP_SPINCOUNT=10000 $(VENV)/bin/python -m pytest
+
+chaos: $(READY) ## kill, stop, starve and cut off extractions at hundreds of moments, and print a table
+	GOMP_SPINCOUNT=10000 PYTHONPATH=tests $(VENV)/bin/python -m chaos
 
 lint: $(READY) ## ruff and mypy
 	$(VENV)/bin/ruff check .
