@@ -75,7 +75,7 @@ def extract_all(
         for store in redo:
             cache.forget(store)
     job = Job(
-        caches=tuple(str(cache) for cache, _ in caches),
+        caches=tuple(cache.place.address for cache, _ in caches),
         root=str(manifest.root),
         device=None if given is None else str(given),
         decoders=decoders,

@@ -9,9 +9,11 @@ import typer
 
 from pipeline.cli._common import FINISHED_WITH_FAILURES, AsJson, Device, Sets, app, torch_device
 from pipeline.cli.audit import show_status
+from pipeline.errors import BadInput
 
 if TYPE_CHECKING:
     from pipeline.cache import Cache
+    from pipeline.engines import EnginePlugin
     from pipeline.progress import Progress
 
 
@@ -54,7 +56,17 @@ def extract(
     out: Annotated[Path, typer.Option(help="Folder that holds caches; each gets a name of its own in it.")] = Path("caches"),
     root: Annotated[Path | None, typer.Option(help="Where the videos are, if they were moved.")] = None,
     device: Device = None,
-    decoders: Annotated[int, typer.Option(min=1, help="Threads that decode videos.")] = 1,
+    decoders: Annotated[int, typer.Option(min=1, help="Processes that decode videos, for each worker.")] = 1,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="stall_s, video_s or memory_mb: when decoding a video is given up."),
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="Who does it: local, slurm or ray. Default: this process.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Workers of the engine, each with a device.")] = 1,
+    engine_sets: Annotated[
+        list[str] | None, typer.Option("--engine-set", metavar="KEY=VALUE", help="Setting of the engine, as partition=gpu.")
+    ] = None,
+    logs: Annotated[Path, typer.Option(help="Folder for the logs of an engine's workers.")] = Path("logs"),
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Redo the stores that hold a failed video.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     sets: Sets = None,
@@ -69,15 +81,23 @@ def extract(
     """
     from pipeline import console
     from pipeline.manifest import Manifest
-    from pipeline.spec import load_spec
+    from pipeline.spec import load_spec, override
 
     loaded = [load_spec(spec, sets or []) for spec in specs]
     clips = Manifest.load(data, root)
     from pipeline import extract as module
+    from pipeline import plugins
     from pipeline.cache import siblings
+    from pipeline.decoder import DecodeLimits
+    from pipeline.worker import Job
 
+    limits = plugins.check(DecodeLimits, override({}, limit or []), "--limit")
+    crew = _engine(engine, workers, engine_sets or [])
     if dry_run:
         _show_plans([module.preview(spec, clips) for spec in loaded], as_json)
+        job = Job(caches=tuple(f"{out}/{spec.name}" for spec in loaded), root=str(clips.root), device=device, decoders=decoders)
+        if crew and (script := crew.script(job)):
+            console.say(script)
         return
     with console.progress(f"extract {', '.join(spec.name for spec in loaded)}") as update:
 
@@ -92,9 +112,12 @@ def extract(
             out,
             torch_device(device),
             decoders,
-            retry_failed=retry_failed,
-            on_progress=on_progress,
-            say=console.say,
+            limits,
+            retry_failed,
+            on_progress,
+            crew,
+            logs,
+            console.say,
         )
     made = {cache.name for cache in caches}
     for cache in caches:
@@ -106,6 +129,21 @@ def extract(
     if any(cache.failures for cache in caches):
         console.say("to try these again, once they are mended: the same command with --retry-failed")
         raise typer.Exit(FINISHED_WITH_FAILURES)
+
+
+def _engine(name: str | None, workers: int, sets: list[str]) -> EnginePlugin | None:
+    """More than one worker are processes of this machine unless an engine is named."""
+    from pipeline import plugins
+    from pipeline.spec import override
+
+    if name is None and workers == 1:
+        if sets:
+            raise BadInput(f"--engine-set {sets[0]} is for an engine, and none is named", "--engine slurm")
+        return None
+    name = name or "local"
+    plugin = plugins.load("engine", name)
+    made: EnginePlugin = plugin(plugins.settings("engine", name, override({}, sets), f"engine '{name}'"), workers)
+    return made
 
 
 @app.command()
