@@ -51,9 +51,7 @@ def manifest(
 def extract(
     spec: Annotated[Path, typer.Argument(help="What to cache, a .toml file.")],
     data: Annotated[Path, typer.Argument(help="Folder with manifest.jsonl.")],
-    out: Annotated[Path, typer.Option(help="Folder that holds caches; this one gets a name of its own in it.")] = Path(
-        "caches"
-    ),
+    out: Annotated[str, typer.Option(help="Folder or URL for caches; this one gets a name of its own in it.")] = "caches",
     root: Annotated[Path | None, typer.Option(help="Where the videos are, if they were moved.")] = None,
     device: Device = None,
     decoders: Annotated[int, typer.Option(min=1, help="Threads that decode videos.")] = 1,
@@ -96,10 +94,8 @@ def extract(
 
 @app.command()
 def derive(
-    source: Annotated[Path, typer.Argument(metavar="CACHE", help="A finished cache.")],
-    out: Annotated[Path, typer.Option(help="Folder that holds caches; this one gets a name of its own in it.")] = Path(
-        "caches"
-    ),
+    source: Annotated[str, typer.Argument(metavar="CACHE", help="A finished cache.")],
+    out: Annotated[str, typer.Option(help="Folder or URL for caches; this one gets a name of its own in it.")] = "caches",
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
@@ -111,15 +107,16 @@ def derive(
     from pipeline import derive as module
     from pipeline.cache import Cache
 
-    with console.progress(f"derive from {source.name}") as update:
-        cache = module.derive(Cache(source), sets or [], out, lambda done, total: update(done, total, "frames"))
+    opened = Cache(source)
+    with console.progress(f"derive from {opened.name}") as update:
+        cache = module.derive(opened, sets or [], out, lambda done, total: update(done, total, "frames"))
     _show_status(cache, as_json)
     if cache.failures:
         raise typer.Exit(FINISHED_WITH_FAILURES)
 
 
 @app.command()
-def status(cache: Annotated[Path, typer.Argument(help="A cache folder.")], as_json: AsJson = False) -> None:
+def status(cache: Annotated[str, typer.Argument(help="A cache: its folder or URL.")], as_json: AsJson = False) -> None:
     """What a cache holds: coverage per split, failures with their reasons, bytes, speed.
 
     Example: stillframe status caches/demo-0123456789ab
@@ -130,7 +127,7 @@ def status(cache: Annotated[Path, typer.Argument(help="A cache folder.")], as_js
 
 
 @app.command()
-def verify(cache: Annotated[Path, typer.Argument(help="A cache folder.")], as_json: AsJson = False) -> None:
+def verify(cache: Annotated[str, typer.Argument(help="A cache: its folder or URL.")], as_json: AsJson = False) -> None:
     """Compare every file of a cache with its checksum, and name what is damaged.
 
     Example: stillframe verify caches/demo-0123456789ab
