@@ -66,9 +66,10 @@ class DiskCache:
                 (folder / part).mkdir(parents=True, exist_ok=True)
 
     def open(self, key: str, size: int, spans: Sequence[Span], fetch: Fetch) -> BinaryIO:
-        """A file of `size` bytes that holds at least these spans; what is missing of them is fetched by blocks first."""
+        """A file of `size` bytes that holds at least these spans, as far as it reaches; missing blocks are fetched first."""
         folder = self._folder(key)
-        wanted = sorted({block for start, stop in spans for block in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES))})
+        reach = [range(start // BLOCK_BYTES, -(-min(stop, size) // BLOCK_BYTES)) for start, stop in spans]
+        wanted = sorted({block for blocks in reach for block in blocks})
         while True:
             with ExitStack() as stack:
                 data, marks = self._entry(folder, size, stack)
@@ -144,14 +145,15 @@ class DiskCache:
         _move(aside, folder)
 
     def _make_copy(self, folder: Path, size: int, fill: Callable[[Path], None]) -> None:
-        with self._writing():
-            self._reserve(size + ENTRY_BYTES)
+        self._require_bound(size + ENTRY_BYTES)
         aside = self.aside()
         try:
             (aside / "data").mkdir()
             (aside / "blocks").touch()
             fill(aside / "data")
-            _move(aside, folder)
+            with self._writing(), self._counting() as counter:
+                self._reserve(counter, size + ENTRY_BYTES)
+                _move(aside, folder)
         finally:
             self.discard(aside)
 
@@ -184,40 +186,46 @@ class DiskCache:
     def _make_room(self, folder: Path, size: int, data: int, missing: Sequence[int], wanted: Sequence[int]) -> bool:
         """Takes the disk space of the missing blocks; False if for that the entry itself had to go."""
         need, whole = (sum(_taken(block, size) for block in blocks) + ENTRY_BYTES for blocks in (missing, wanted))
-        with self._writing():
-            if not self._reserve(need, folder, whole):
+        with self._writing(), self._counting() as counter:
+            if not self._reserve(counter, need, folder, whole):
                 return False
             for block in missing:
                 start, stop = _span(block, block, size)
                 os.posix_fallocate(data, start, stop - start)
         return True
 
-    def _reserve(self, need: int, own: Path | None = None, whole: int = 0) -> bool:
+    @contextmanager
+    def _counting(self) -> Iterator[BinaryIO]:
+        """The file that says how many bytes are taken. What is reserved must be taken before it is let go."""
+        with (self.folder / "lock").open("a+b") as counter:
+            fcntl.flock(counter, fcntl.LOCK_EX)
+            yield counter
+
+    def _reserve(self, counter: BinaryIO, need: int, own: Path | None = None, whole: int = 0) -> bool:
         """Counts `need` more bytes, after throwing out what was not used for longest.
 
         Where the entry `own` is in the way itself, it goes too, and nothing is counted: it then starts anew and needs `whole`.
         """
-        with (self.folder / "lock").open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(0)
-            counted = file.read()
-            used = int(counted) if counted.isdigit() else self.bound_bytes
-            ours = 0
-            if used + need > self.bound_bytes:
-                used, ours = self._evict(min(self.bound_bytes - need, int(FILL * self.bound_bytes)), own)
-            fits = used + need <= self.bound_bytes
-            if not fits and used - ours + max(need, whole) > self.bound_bytes:
-                raise BadInput(
-                    f"{BOUND_VARIABLE} allows {_gb(self.bound_bytes)} GB in {self.folder}; "
-                    f"{_gb(used - ours)} GB are in use, and {_gb(max(need, whole))} GB more are needed at once",
-                    f"set {BOUND_VARIABLE} to {_gb(2 * (used - ours + max(need, whole)))} or more",
-                )
-            if not fits:
-                assert own is not None
-                self._throw_out(own)
-            file.truncate(0)
-            file.write(str(used + need if fits else used - ours).encode())
+        counter.seek(0)
+        counted = counter.read()
+        used, ours = int(counted) if counted.isdigit() else self.bound_bytes, 0
+        if used + need > self.bound_bytes:
+            used, ours = self._evict(min(self.bound_bytes - need, int(FILL * self.bound_bytes)), own)
+        fits = used + need <= self.bound_bytes
+        if not fits:
+            self._require_bound(used - ours + max(need, whole))
+            assert own is not None
+            self._throw_out(own)
+        counter.truncate(0)
+        counter.write(str(used + need if fits else used - ours).encode())
         return fits
+
+    def _require_bound(self, size: int) -> None:
+        if size > self.bound_bytes:
+            raise BadInput(
+                f"{BOUND_VARIABLE} allows {_gb(self.bound_bytes)} GB in {self.folder}, and {_gb(size)} GB are needed at once",
+                f"set {BOUND_VARIABLE} to {_gb(2 * size)} or more",
+            )
 
     def _evict(self, room: int, own: Path | None) -> tuple[int, int]:
         """Throws entries out until the others take at most `room` bytes. Returns what all take, and `own` of that."""

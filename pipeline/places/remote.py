@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -32,6 +33,9 @@ CHANGES = 5
 """How often a file may change while it is read."""
 VERSION = ("ETag", "etag", "generation", "mtime", "created", "last_modified", "LastModified")
 """What stores say of an object that differs when it is rewritten; the first that is there counts."""
+
+_CLAIMING, _CLAIMED = threading.Lock(), set[str]()
+"""URLs of what this process has created and not removed again."""
 
 T = TypeVar("T")
 
@@ -85,26 +89,21 @@ class Remote(Place):
         self._call(name, self.network.fs.pipe_file, self._path(name), data)
 
     def create(self, name: str, data: bytes) -> bool:
-        tries = 0
-
-        def put() -> None:
-            nonlocal tries
-            tries += 1
-            self.network.fs.pipe_file(self._path(name), data, mode="create")
-
-        self._facts.pop(name, None)
-        try:
-            self._call(name, put)
-        except FileExistsError:
-            with suppress(FileNotFoundError):
-                return tries > 1 and self.read(name) == data  # ours, if the answer to an earlier try was lost
-            return False
-        except OSError as error:
-            if error.errno != errno.ENOSYS:
-                raise
-            if self.exists(name):
-                return False
-            self.write(name, data)
+        """Data that two processes write must differ: whose answer is lost knows the object for its own by them."""
+        url = _join(self.url, name)
+        with _CLAIMING:
+            try:
+                self._call(name, self.network.fs.pipe_file, self._path(name), data, mode="create")
+            except FileExistsError:
+                if url in _CLAIMED or self._content(name) != data:
+                    return False
+            except OSError as error:
+                if error.errno != errno.ENOSYS:
+                    raise
+                if self.exists(name):
+                    return False
+                self.write(name, data)
+            _CLAIMED.add(url)
         return True
 
     def exists(self, name: str) -> bool:
@@ -112,6 +111,11 @@ class Remote(Place):
             return bool(self._info(name)["type"] == "file")
         except FileNotFoundError:
             return False
+
+    def _content(self, name: str) -> bytes | None:
+        with suppress(FileNotFoundError):
+            return self.read(name)
+        return None
 
     def digest(self, name: str) -> str:
         def read() -> str:
@@ -140,6 +144,7 @@ class Remote(Place):
     def remove(self, name: str) -> None:
         def remove(below: str) -> None:
             self._facts.pop(below, None)
+            _CLAIMED.discard(_join(self.url, below))
             with suppress(FileNotFoundError):  # gone already, or another worker is removing it too
                 self._call(below, self.network.fs.rm_file, self._path(below))
 
