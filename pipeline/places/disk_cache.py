@@ -23,7 +23,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -34,9 +34,9 @@ from pipeline.places import Span
 
 FOLDER_VARIABLE, BOUND_VARIABLE = "STILLFRAME_DISK_CACHE", "STILLFRAME_DISK_CACHE_GB"
 DEFAULT_GB = 20
-BLOCK_BYTES = 4 << 20
-"""A block is fetched whole."""
-RUN_BLOCKS = 4
+BLOCK_BYTES = 1 << 20
+"""A block is fetched whole. Windows lie anywhere: larger blocks would bring more of what was not asked for."""
+RUN_BLOCKS = 16
 """Up to so many neighbouring blocks are fetched by one request."""
 FILL = 0.9
 """How full the folder is left when room was made: making room looks at every entry."""
@@ -71,15 +71,24 @@ class DiskCache:
         reach = [range(start // BLOCK_BYTES, -(-min(stop, size) // BLOCK_BYTES)) for start, stop in spans]
         wanted = sorted({block for blocks in reach for block in blocks})
         while True:
-            with ExitStack() as stack:
-                data, marks = self._entry(folder, size, stack)
-                if _missing(marks, wanted):
-                    fcntl.flock(marks, fcntl.LOCK_EX)  # who waits here finds what another has fetched
-                    missing = _missing(marks, wanted)
-                    if missing and not self._make_room(folder, size, data, missing, wanted):
-                        continue
+            data, marks = self._entry(folder, size)
+            file = os.fdopen(data, "rb", buffering=0)
+            try:
+                if not _missing(marks, wanted):
+                    return file
+                fcntl.flock(marks, fcntl.LOCK_EX)  # who waits here finds what another has fetched
+                missing = _missing(marks, wanted)
+                if not missing:
+                    return file
+                if self._make_room(folder, size, data, missing, wanted):
                     self._fill(size, data, marks, missing, fetch)
-                return os.fdopen(os.dup(data), "rb", buffering=0)
+                    return file
+                file.close()
+            except BaseException:
+                file.close()
+                raise
+            finally:
+                os.close(marks)
 
     def copy(self, key: str, size: int, fill: Callable[[Path], None]) -> Path:
         """A folder of whole files of `size` bytes together, put there by `fill`. It stays as long as this process lives."""
@@ -119,23 +128,28 @@ class DiskCache:
     def _folder(self, key: str) -> Path:
         return self.folder / "files" / hashlib.sha256(f"{BLOCK_BYTES} {key}".encode()).hexdigest()[:32]
 
-    def _entry(self, folder: Path, size: int, stack: ExitStack) -> tuple[int, int]:
+    def _entry(self, folder: Path, size: int) -> tuple[int, int]:
         """Handles of `data` and `blocks` of one and the same entry, which is laid out if it is not there."""
         with self._writing():
             while True:
                 try:
-                    handle = stack.enter_context(_opened(folder, os.O_RDONLY))
+                    handle = os.open(folder, os.O_RDONLY)
                 except FileNotFoundError:
                     self._lay_out(folder, size)
                     continue
                 try:
-                    data, marks = (stack.enter_context(_opened(name, os.O_RDWR, handle)) for name in ("data", "blocks"))
+                    marks = os.open("blocks", os.O_RDWR, dir_fd=handle)
+                    os.utime(marks)
+                    try:
+                        return os.open("data", os.O_RDWR, dir_fd=handle), marks
+                    except OSError:
+                        os.close(marks)
+                        raise
                 except FileNotFoundError:
                     if _is_at(handle, folder):  # it is not on its way out, it is broken
                         self._throw_out(folder)
-                    continue
-                os.utime(marks)
-                return data, marks
+                finally:
+                    os.close(handle)
 
     def _lay_out(self, folder: Path, size: int) -> None:
         aside = self._new_aside()
@@ -174,8 +188,7 @@ class DiskCache:
                 while done < len(piece):
                     done += os.pwrite(data, memoryview(piece)[done:], offset + done)
 
-        if missing:
-            fetch([_span(run[0], run[-1], size) for run in _runs(missing)], put)
+        fetch([_span(run[0], run[-1], size) for run in _runs(missing)], put)
         with self._writing():
             os.fdatasync(data)  # so that no block counts after a loss of power whose bytes were lost
             for block in missing:
@@ -307,15 +320,6 @@ def _bytes_of(folder: Path) -> int:
     return sum(path.lstat().st_blocks * 512 for path in (folder, *folder.rglob("*")))
 
 
-@contextmanager
-def _opened(path: Path | str, flags: int, folder: int | None = None) -> Iterator[int]:
-    handle = os.open(path, flags, dir_fd=folder)
-    try:
-        yield handle
-    finally:
-        os.close(handle)
-
-
 def _is_at(handle: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
@@ -325,11 +329,13 @@ def _is_at(handle: int, path: Path) -> bool:
 
 def _is_held(folder: Path) -> bool:
     """Whether a living process keeps a folder."""
-    with _opened(folder, os.O_RDONLY) as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
     return False
 
 

@@ -264,15 +264,15 @@ class Remote(Place):
         def get() -> bytes:
             data: bytes = self.network.fs.cat_file(self._path(name), start=start, end=stop)
             if len(data) != stop - start:
+                self._require_same(name, facts)
                 raise ConnectionError(f"{len(data)} bytes came, wanted {stop - start}")
             return data
 
         try:
             return self._call(name, get)
-        except (FileNotFoundError, PermissionError):
-            raise
-        except (OSError, StillframeError):
-            self._require_same(name, facts)  # a shorter one lies there now
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # there are no such bytes
+                self._require_same(name, facts)
             raise
 
     def _stream(self, name: str, facts: Facts) -> Iterator[bytes]:
