@@ -53,7 +53,7 @@ def manifest(
 def extract(
     specs: Annotated[list[Path], typer.Argument(metavar="SPEC...", help="What to cache: .toml files, one for each cache.")],
     data: Annotated[Path, typer.Argument(help="Folder with manifest.jsonl.")],
-    out: Annotated[Path, typer.Option(help="Folder that holds caches; each gets a name of its own in it.")] = Path("caches"),
+    out: Annotated[str, typer.Option(help="Folder or URL for caches; each gets a name of its own in it.")] = "caches",
     root: Annotated[Path | None, typer.Option(help="Where the videos are, if they were moved.")] = None,
     device: Device = None,
     decoders: Annotated[int, typer.Option(min=1, help="Processes that decode videos, for each worker.")] = 1,
@@ -148,10 +148,8 @@ def _engine(name: str | None, workers: int, sets: list[str]) -> EnginePlugin | N
 
 @app.command()
 def derive(
-    source: Annotated[Path, typer.Argument(metavar="CACHE", help="A finished cache.")],
-    out: Annotated[Path, typer.Option(help="Folder that holds caches; this one gets a name of its own in it.")] = Path(
-        "caches"
-    ),
+    source: Annotated[str, typer.Argument(metavar="CACHE", help="A finished cache.")],
+    out: Annotated[str, typer.Option(help="Folder or URL for caches; this one gets a name of its own in it.")] = "caches",
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
@@ -163,8 +161,9 @@ def derive(
     from pipeline import derive as module
     from pipeline.cache import Cache
 
-    with console.progress(f"derive from {source.name}") as update:
-        cache = module.derive(Cache(source), sets or [], out, lambda done, total: update(done, total, "frames"))
+    opened = Cache(source)
+    with console.progress(f"derive from {opened.name}") as update:
+        cache = module.derive(opened, sets or [], out, lambda done, total: update(done, total, "frames"))
     show_status(cache, as_json)
     if cache.failures:
         raise typer.Exit(FINISHED_WITH_FAILURES)

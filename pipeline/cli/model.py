@@ -25,7 +25,7 @@ from pipeline.errors import BadInput
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="What to train: a .toml file, or the name of a shipped recipe.")],
-    cache: Annotated[Path, typer.Argument(help="A cache folder.")],
+    cache: Annotated[str, typer.Argument(help="A cache: its folder or URL.")],
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<name of the recipe>.")] = None,
     manifest_folder: ManifestFolder = None,
     allow_missing: AllowMissing = False,
@@ -81,7 +81,7 @@ def train(
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    cache: Annotated[Path | None, typer.Option(help="The cache, if it is no longer where it was at training.")] = None,
+    cache: Annotated[str | None, typer.Option(help="The cache, if it is no longer where it was at training.")] = None,
     split: Annotated[str, typer.Option(help="Split to score.")] = "val",
     checkpoint: Annotated[str, typer.Option(help="last or best.")] = "last",
     manifest_folder: ManifestFolder = None,
@@ -104,7 +104,7 @@ def evaluate(
     from pipeline.run import Run
 
     opened = Run(run)
-    place = cache or (Path(path) if (path := opened.header.cache_path) else None)
+    place = cache or opened.header.cache_path
     if place is None:
         raise BadInput(f"run {run} was imported without a cache", "name one with its encoder and layers: --cache CACHE")
     folder = manifest_folder or (Path(path) if (path := opened.header.manifest_path) else None)
@@ -170,7 +170,7 @@ def stream(
 def import_checkpoint(
     file: Annotated[Path, typer.Argument(help="A released Lightning .ckpt.")],
     recipe: Annotated[str, typer.Argument(help="What it was trained as: a .toml file, or the name of a shipped recipe.")],
-    source: Annotated[Path, typer.Argument(help="A cache folder, or the .toml spec of the tokens it reads.")],
+    source: Annotated[str, typer.Argument(help="A cache, or the .toml spec of the tokens it reads.")],
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<name of the file>.")] = None,
     labels: Annotated[
         Path | None, typer.Option(help="Class names in the order of its outputs: JSON name -> number, or one per line.")
@@ -186,7 +186,7 @@ def import_checkpoint(
     from pipeline.cache import Cache
     from pipeline.spec import load_recipe, load_spec
 
-    read = load_spec(source) if source.suffix == ".toml" else Cache(source)
+    read = load_spec(Path(source)) if source.endswith(".toml") else Cache(source)
     names = published.read_labels(labels) if labels else None
     run = published.import_checkpoint(
         file, load_recipe(recipe_file(recipe), sets or []), read, out or Path("runs") / file.stem, names

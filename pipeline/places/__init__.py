@@ -1,7 +1,8 @@
 """Where a cache lives: a tree of files under names such as `receipts/00017.json`.
 
-`folder`: a folder on a disk of this machine, or on one that machines share. What a cache asks of its place is little, and none
-of it depends on clocks or on locks of the file system: files appear whole or not at all, and a name is taken only once.
+`folder`: a folder on a disk of this machine, or on one that machines share. `remote`: an object store. What a cache asks of its
+place is little, and none of it depends on clocks or on locks of the file system: files appear whole or not at all, and a name
+is taken only once.
 
 Methods raise OSError as the system does; whoever knows what was being done says so to the user.
 """
@@ -12,6 +13,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from pipeline.errors import BadInput
 
 Span = tuple[int, int]
 """Bytes [start, stop) of a file."""
@@ -100,7 +103,14 @@ class Place(ABC):
 
 
 def at(text: str | Path) -> Place:
-    """The place that a user names: a path."""
+    """The place that a user names: a path, or a URL such as `s3://bucket/caches`. Raises BadInput."""
     from pipeline.places.folder import Folder
 
-    return Folder(Path(text))
+    if isinstance(text, Path) and text.parts[:1] and text.parts[0].endswith(":"):
+        raise BadInput(f"{text} is a URL that has become a path and lost a slash", "give it as text")
+    protocol, _, path = str(text).rpartition("://")
+    if protocol in ("", "file"):
+        return Folder(Path(path))
+    from pipeline.places.remote import Remote
+
+    return Remote(str(text))
