@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.compare import Comparison
     from pipeline.repair import Mended
 
-CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="A cache folder.")]
+CacheFolder = Annotated[str, typer.Argument(metavar="CACHE", help="A cache: its folder or URL.")]
 Root = Annotated[Path | None, typer.Option(help="Where the videos are, if they were moved.")]
 BAR = 40
 """Columns of the longest bar of a histogram."""
@@ -100,7 +100,7 @@ def verify(
         bool, typer.Option("--repair", help="Remove the damaged stores, and make these and no others anew.")
     ] = False,
     root: Root = None,
-    source: Annotated[Path | None, typer.Option(metavar="CACHE", help="What a derived cache comes from, if moved.")] = None,
+    source: Annotated[str | None, typer.Option(metavar="CACHE", help="What a derived cache comes from, if moved.")] = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -273,7 +273,7 @@ def diff(
         raise typer.Exit(FINISHED_WITH_FAILURES)
 
 
-def _show_comparison(found: Comparison, spec: Path, cache: Path) -> None:
+def _show_comparison(found: Comparison, spec: Path, cache: str) -> None:
     import json
 
     from pipeline import console
