@@ -36,7 +36,7 @@ from pipeline.places import Place, at
 from pipeline.places.folder import PARTIAL, sync, write_atomically
 from pipeline.plugins import Model
 from pipeline.records import Clip, TokenShape
-from pipeline.spec import BASE, FORMAT_VERSION, CacheSpec, View, differences
+from pipeline.spec import BASE, FORMAT_VERSION, CacheSpec, View
 from pipeline.store import StoreReader, check_files, stored_name, token_arrays
 
 HEADER_FILE, CODEC_FILE = "cache.json", "codec.safetensors"
@@ -374,26 +374,6 @@ def unwritable(what: object, error: OSError) -> StillframeError:
         f"cannot write {error.filename or what}: {error.strerror or error}",
         "finished stores are kept: free space or fix access, then rerun",
     )
-
-
-def siblings(cache: Cache) -> dict[str, list[str]]:
-    """Names of caches of the same spec name beside this one -> in what they differ, as `field: this / that`."""
-
-    def meaning(header: Header) -> dict[str, Any]:
-        return header.model_dump(mode="json", include={"spec", "encoder", "decoder", "derived_from"})
-
-    found = {}
-    folder = cache.place.parent
-    for name in folder.names(""):
-        if not name.startswith(f"{cache.spec['name']}-"):
-            continue
-        try:
-            differ = differences(meaning(cache.header), meaning(Cache(folder.below(name)).header))
-        except BadInput:  # what is wrong with a neighbour does not concern this cache
-            continue
-        if differ:
-            found[name] = differ
-    return found
 
 
 def _nearby(place: Place) -> str:

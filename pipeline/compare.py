@@ -16,7 +16,8 @@ from pipeline.codecs import FittedCodec
 from pipeline.derive import require_derivable
 from pipeline.errors import BadInput
 from pipeline.extract import preview
-from pipeline.spec import FORMAT_VERSION, CacheSpec, differing, fingerprint
+from pipeline.ledger import Header
+from pipeline.spec import FORMAT_VERSION, CacheSpec, differences, differing, fingerprint
 
 Verdict = Literal["same", "derivable", "new layers", "everything", "not known"]
 
@@ -141,3 +142,23 @@ def _cost(spec: CacheSpec, cache: Cache) -> tuple[int | None, int | None]:
         return frames, frames * spec.bytes_per_frame(spec.token_shape())
     except BadInput:
         return frames, None
+
+
+def siblings(cache: Cache) -> dict[str, list[str]]:
+    """Names of caches of the same spec name beside this one -> in what they differ, as `field: this / that`."""
+
+    def meaning(header: Header) -> dict[str, Any]:
+        return header.model_dump(mode="json", include={"spec", "encoder", "decoder", "derived_from"})
+
+    found = {}
+    folder = cache.place.parent
+    for name in folder.names(""):
+        if not name.startswith(f"{cache.spec['name']}-"):
+            continue
+        try:
+            differ = differences(meaning(cache.header), meaning(Cache(folder.below(name)).header))
+        except BadInput:  # what is wrong with a neighbour does not concern this cache
+            continue
+        if differ:
+            found[name] = differ
+    return found

@@ -74,13 +74,8 @@ def extract_all(
             require_videos(manifest)
         for store in redo:
             cache.forget(store)
-    job = Job(
-        caches=tuple(cache.place.address for cache, _ in caches),
-        root=str(manifest.root),
-        device=None if given is None else str(given),
-        decoders=decoders,
-        limits=limits or DecodeLimits(),
-    )
+    places = [cache.place.address for cache, _ in caches]
+    job = a_job(places, manifest, None if given is None else str(given), decoders, limits)
     expected = {str(cache): _given(cache, say) for cache, _ in caches}
     if engine is None:
         fill(caches, manifest.videos, job, device, on_progress)
@@ -107,6 +102,19 @@ def _given(cache: Cache, say: Callable[[str], None]) -> list[int]:
             theirs = f"{', '.join(donor.names)} taken over from {donor.cache.name}"
             say(f"{cache.name}: {theirs} in {len(stores)} of {len(cache.plan)} stores; encoding {ours}")
     return given
+
+
+def a_job(
+    caches: Sequence[str], manifest: Manifest, device: str | None, decoders: int, limits: DecodeLimits | None = None
+) -> Job:
+    """What the workers on these caches are told."""
+    return Job(
+        caches=tuple(caches),
+        root=str(manifest.root.absolute()),
+        device=device,
+        decoders=decoders,
+        limits=limits or DecodeLimits(),
+    )
 
 
 def have_filled(

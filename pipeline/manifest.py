@@ -13,7 +13,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
 import os
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -28,29 +27,13 @@ import h5py
 import numpy as np
 
 from pipeline import plugins
+from pipeline.clip_line import REBUILD, from_line, to_line
 from pipeline.datasets import DatasetPlugin
 from pipeline.errors import BadInput, BadVideo, StillframeError, unknown_name
 from pipeline.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES, Probe, probe
 from pipeline.records import Clip, Video
 
 CLIPS, TARGETS, VIDEOS, ORIGIN = "manifest.jsonl", "targets.h5", "videos.jsonl", "dataset.json"
-TYPES: dict[str, type] = {
-    "clip_id": str,
-    "video_id": str,
-    "source": str,
-    "start_s": float,
-    "stop_s": float,
-    "split": str,
-    "label": str,
-    "reverse": bool,
-    "speed": float,
-    "image_fps": float,
-}
-"""Keys of a line, in their order."""
-NULLABLE = ("stop_s", "label", "image_fps")
-DEFAULTS: dict[str, Any] = {"reverse": False, "speed": 1.0, "image_fps": None}
-"""Keys that a line leaves out where it would say just this."""
-REBUILD = "build it again with: stillframe manifest"
 
 
 class Origin(plugins.Settings):
@@ -99,7 +82,7 @@ class Manifest:
             raise BadInput(f"{folder / CLIPS} was edited after it was built: {ORIGIN} has another sha256 for it", REBUILD)
         _check_targets(folder / TARGETS, origin.targets_bytes)
         lines, path = enumerate(text.decode("ascii", errors="replace").splitlines(), start=1), str(folder / CLIPS)
-        clips = tuple(_parse(line, f"{path} line {number}") for number, line in lines)
+        clips = tuple(from_line(line, f"{path} line {number}") for number, line in lines)
         check(clips, path, "line")
         if _labels(clips) != origin.labels:
             raise BadInput(f"{folder / ORIGIN} lists other labels than {CLIPS} holds", REBUILD)
@@ -213,7 +196,7 @@ def write(name: str, dataset: DatasetPlugin, out: Path) -> Manifest:
     if not clips:
         raise _no_clips(name, root, dataset.rejected)
     check(clips, f"dataset '{name}'", "clip")
-    text = "".join(map(_line, clips)).encode("ascii")
+    text = "".join(map(to_line, clips)).encode("ascii")
     origin = Origin(
         dataset=name,
         settings=dataset.settings.model_dump(mode="json"),
@@ -260,40 +243,6 @@ def check(clips: Iterable[Clip], where: str, unit: str) -> None:
 
 def _labels(clips: Iterable[Clip]) -> tuple[str, ...]:
     return tuple(sorted({clip.label for clip in clips if clip.label is not None}))
-
-
-def _line(clip: Clip) -> str:
-    """One line of manifest.jsonl. ASCII, so that file names that are no UTF-8 survive."""
-    record = {key: getattr(clip, key) for key in TYPES}
-    kept = {key: value for key, value in record.items() if key not in DEFAULTS or value != DEFAULTS[key]}
-    return json.dumps(kept, separators=(", ", ": ")) + "\n"
-
-
-def _parse(line: str, where: str) -> Clip:
-    """One line of manifest.jsonl, checked."""
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise BadInput(f"{where} is not JSON: {error}", REBUILD) from error
-    if not isinstance(record, dict):
-        raise BadInput(f"{where}: wanted a JSON object, found {line[:40]}", REBUILD)
-    for key, value in record.items():
-        if key not in TYPES:
-            raise unknown_name("key", key, TYPES, where)
-        if value is None and key in NULLABLE:
-            continue
-        wanted = TYPES[key]
-        if wanted is float and type(value) is int:
-            value = record[key] = float(value)
-        if type(value) is not wanted or (isinstance(value, float) and not math.isfinite(value)):
-            raise BadInput(f"{where}: {key} must be a {wanted.__name__}, found {json.dumps(value)}", REBUILD)
-    missing = [key for key in TYPES if key not in record and key not in DEFAULTS]
-    if missing:
-        raise BadInput(f"{where}: key '{missing[0]}' is missing", REBUILD)
-    try:
-        return Clip(**record)
-    except ValueError as error:
-        raise BadInput(f"{where}: {error}", REBUILD) from error
 
 
 def _write(out: Path, dataset: DatasetPlugin, clips: Iterable[Clip], origin: Origin, text: bytes) -> Origin:

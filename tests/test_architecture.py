@@ -30,6 +30,7 @@ ORDER = [
     "spec",
     "probe",
     "datasets",
+    "clip_line",
     "manifest",
     "targets",
     "frames",

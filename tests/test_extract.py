@@ -302,7 +302,7 @@ def test_receipt_is_plain_json_with_checksums(material):
 
 
 def test_siblings_say_which_field_differs(material, tmp_path):
-    from pipeline.cache import siblings
+    from pipeline.compare import siblings
 
     first = extract.extract(material.spec, material.manifest, tmp_path)
     second = extract.extract(address_spec(frames={"size_px": 64, "fps": 5}), material.manifest, tmp_path)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from pipeline import manifest
+from pipeline.clip_line import to_line
 from pipeline.datasets import _world_plane, world
 from pipeline.errors import BadInput, StillframeError
 from pipeline.manifest import Manifest, build
@@ -137,7 +138,7 @@ def test_every_field_of_a_clip_survives(tmp_path: Path) -> None:
         Clip("a", "v", "sub/v.mp4", "train", 0.1, None, "x", reverse=True, speed=2.5),
         Clip("b", "images", "images", "val", 1 / 3, 2.0, "caf\u00e9 \udce9", image_fps=23.976),
     ]
-    lines = [manifest._line(clip).rstrip("\n") for clip in clips]
+    lines = [to_line(clip).rstrip("\n") for clip in clips]
     assert lines[0] == (
         '{"clip_id": "a", "video_id": "v", "source": "sub/v.mp4", "start_s": 0.1, "stop_s": null, "split": "train", '
         '"label": "x", "reverse": true, "speed": 2.5}'

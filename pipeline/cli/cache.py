@@ -13,6 +13,7 @@ from pipeline.errors import BadInput
 
 if TYPE_CHECKING:
     from pipeline.cache import Cache
+    from pipeline.decoder import DecodeLimits
     from pipeline.engines import EnginePlugin
     from pipeline.progress import Progress
 
@@ -81,22 +82,16 @@ def extract(
     """
     from pipeline import console
     from pipeline.manifest import Manifest
-    from pipeline.spec import load_spec, override
+    from pipeline.spec import load_spec
 
     loaded = [load_spec(spec, sets or []) for spec in specs]
     clips = Manifest.load(data, root)
     from pipeline import extract as module
-    from pipeline import plugins
-    from pipeline.cache import siblings
-    from pipeline.decoder import DecodeLimits
-    from pipeline.worker import Job
 
-    limits = plugins.check(DecodeLimits, override({}, limit or []), "--limit")
-    crew = _engine(engine, workers, engine_sets or [])
+    limits, crew = _limits(limit or []), _engine(engine, workers, engine_sets or [])
     if dry_run:
         _show_plans([module.preview(spec, clips) for spec in loaded], as_json)
-        job = Job(caches=tuple(f"{out}/{spec.name}" for spec in loaded), root=str(clips.root), device=device, decoders=decoders)
-        if crew and (script := crew.script(job)):
+        if crew and (script := crew.script(module.a_job([f"{out}/{spec.name}" for spec in loaded], clips, device, decoders))):
             console.say(script)
         return
     with console.progress(f"extract {', '.join(spec.name for spec in loaded)}") as update:
@@ -106,19 +101,21 @@ def extract(
             slowest = state.slowest(decoders)
             update(state.frames, state.frames_planned, f"{text}  ETA {console.duration_text(state.eta_s)}  slowest: {slowest}")
 
+        on = torch_device(device)
         caches = module.extract_all(
-            loaded,
-            clips,
-            out,
-            torch_device(device),
-            decoders,
-            limits,
-            retry_failed,
-            on_progress,
-            crew,
-            logs,
-            console.say,
+            loaded, clips, out, on, decoders, limits, retry_failed, on_progress, crew, logs, console.say
         )
+    _show_made(caches, as_json)
+    if any(cache.failures for cache in caches):
+        console.say("to try these again, once they are mended: the same command with --retry-failed")
+        raise typer.Exit(FINISHED_WITH_FAILURES)
+
+
+def _show_made(caches: list[Cache], as_json: bool) -> None:
+    """What has been made, and what lies beside it under the same name."""
+    from pipeline import console
+    from pipeline.compare import siblings
+
     made = {cache.name for cache in caches}
     for cache in caches:
         it = "it" if len(caches) == 1 else cache.name
@@ -126,9 +123,14 @@ def extract(
             if other not in made:
                 console.say(f"beside {it} lies {other}, which differs in (this / that): {'; '.join(changed)}")
     _show_statuses(caches, as_json)
-    if any(cache.failures for cache in caches):
-        console.say("to try these again, once they are mended: the same command with --retry-failed")
-        raise typer.Exit(FINISHED_WITH_FAILURES)
+
+
+def _limits(sets: list[str]) -> DecodeLimits:
+    from pipeline import plugins
+    from pipeline.decoder import DecodeLimits
+    from pipeline.spec import override
+
+    return plugins.check(DecodeLimits, override({}, sets), "--limit")
 
 
 def _engine(name: str | None, workers: int, sets: list[str]) -> EnginePlugin | None:
