@@ -21,6 +21,7 @@ from typing import Any
 
 from pipeline import draft, leases
 from pipeline.encoders import address
+from pipeline.places.folder import PARTIAL
 
 CHANGES = {"os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "os.truncate"}
 NEEDS_SPACE = {"open", "os.mkdir", "os.rename", "os.link", "fsync"}
@@ -31,7 +32,7 @@ BACKGROUND = ("feed", "leases")
 
 
 def apply(faults: Mapping[str, Any]) -> None:
-    """Arms this process: `log`, `timing`, `clock_s`, and `kill_at`, `stop_at`, `fail_at` with `errno`, or `cuts` with `every`."""
+    """Arms this process: `log`, `timing`, `clock_s`, and `kill_at`, `stop_at`, `fail_at` with `errno`, or `cuts`."""
     if "log" in faults:
         count_work(Path(faults["log"]))
     if "timing" in faults:
@@ -47,7 +48,7 @@ def apply(faults: Mapping[str, Any]) -> None:
     if "fail_at" in faults:
         watch(root, nth(faults["fail_at"], refuse(faults["errno"])), NEEDS_SPACE)
     if "cuts" in faults:
-        PowerCuts(root, Path(faults["cuts"]), faults["every"]).start()
+        PowerCuts(root, Path(faults["cuts"])).start()
 
 
 def watch(root: Path, act: Callable[[str], None], wanted: set[str] | None = None) -> None:
@@ -117,18 +118,19 @@ def count_work(log: Path) -> None:
 
 
 class PowerCuts:
-    """Writes what a disk may hold if power fails now, before every file operation, into numbered folders: each `every`-th state.
+    """Writes what a disk may hold if power fails now, before every file operation, into numbered folders.
 
     Sure to be there is a file's content as of its last sync, and a folder's names as of its own. What came later may be there
     or not, and a name may be there without its bytes:
 
     names synced, bytes synced: nothing that was not synced has survived
     names now, bytes synced: the disk wrote names early and bytes late
+    all now but one name, which is not there yet or still the old file
     mixed: each folder and each file as one or the other, or half a file
     """
 
-    def __init__(self, root: Path, out: Path, every: int) -> None:
-        self.root, self.out, self.every = root, out, every
+    def __init__(self, root: Path, out: Path) -> None:
+        self.root, self.out = root, out
         self.handles: dict[int, int] = {}
         """inode -> a handle that keeps it from being given to another file."""
         self.synced_bytes: dict[int, bytes] = {}
@@ -158,8 +160,9 @@ class PowerCuts:
                 return
             self.busy = True
             try:
-                names = {self.keep(folder): self.names(folder) for folder in self.folders()}
-                for state in self.states(names):
+                folders = self.folders()
+                late = [self.keep(folder) for folder in folders if PARTIAL not in str(folder)]
+                for state in self.states({self.keep(folder): self.names(folder) for folder in folders}, late):
                     self.write(state)
             finally:
                 self.busy = False
@@ -188,24 +191,28 @@ class PowerCuts:
             self.handles[inode] = os.open(path, os.O_RDONLY)
         return inode
 
-    def states(self, now: dict[int, dict[str, int]]) -> Iterator[dict[str, bytes | None]]:
+    def states(self, now: dict[int, dict[str, int]], late: list[int]) -> Iterator[dict[str, bytes | None]]:
         def synced(inode: int) -> bytes:
             return self.synced_bytes.get(inode, b"")
 
+        def current(inode: int) -> bytes:
+            return os.pread(self.handles[inode], os.fstat(self.handles[inode]).st_size, 0)
+
         def either(inode: int) -> bytes:
-            facts = os.fstat(self.handles[inode])
-            content = os.pread(self.handles[inode], facts.st_size, 0)
             # A file that was not touched since its last sync is sure to be whole.
-            return (
-                content
-                if content == synced(inode)
-                else self.random.choice((synced(inode), content, content[: len(content) // 2]))
-            )
+            old, new = synced(inode), current(inode)
+            return new if new == old else self.random.choice((old, new, new[: len(new) // 2]))
 
         yield self.tree(self.synced_names, synced)
         yield self.tree(self.synced_names | now, synced)
-        for _ in range(2):
-            yield self.tree(self.synced_names | {i: names for i, names in now.items() if self.random.random() < 0.5}, either)
+        for folder in late:
+            before = self.synced_names.get(folder, {})
+            for name, inode in now[folder].items():
+                if before.get(name) != inode:
+                    names = {other: there for other, there in now[folder].items() if other != name}
+                    old = {name: before[name]} if name in before else {}
+                    yield self.tree(self.synced_names | now | {folder: names | old}, current)
+        yield self.tree(self.synced_names | {i: names for i, names in now.items() if self.random.random() < 0.5}, either)
 
     def tree(self, names: Mapping[int, Mapping[str, int]], content: Callable[[int], bytes]) -> dict[str, bytes | None]:
         """Path -> content, None for a folder."""
@@ -228,8 +235,6 @@ class PowerCuts:
             return
         folder = self.out / f"{len(self.seen):05d}"
         self.seen.add(key)
-        if len(self.seen) % self.every:
-            return
         folder.mkdir(parents=True)
         for name, data in state.items():
             if data is None:

@@ -229,6 +229,7 @@ class Site:
             cache = Cache(self.cache_in(out))
         except BadInput:
             return {}
+        assert cache.manifest.digest == cache.header.manifest
         done = cache.plan.keys() - set(cache.missing_stores())
         return {f"store {store}": wrong for store in sorted(done) if (wrong := cache.check(store))}
 
