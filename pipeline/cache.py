@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +41,8 @@ from pipeline.spec import BASE, FORMAT_VERSION, CacheSpec, View
 from pipeline.store import StoreReader, check_files, stored_name, token_arrays
 
 HEADER_FILE, CODEC_FILE = "cache.json", "codec.safetensors"
+CHECKERS = 8
+"""Stores that are looked at together."""
 SMALL_BYTES = 4_000_000
 """Files up to this size are compared with their checksums whenever a cache is used."""
 
@@ -300,11 +303,13 @@ class Cache:
 
         The content of the large ones, the tokens, is compared by `stillframe verify` alone.
         """
-        problems = {
-            store: found
-            for store, receipt in self.receipts.items()
-            if (found := check_files(self.place, self.store_name(store), receipt.files, SMALL_BYTES))
-        }
+
+        def check(receipt: Receipt) -> dict[str, str]:
+            return check_files(self.place, self.store_name(receipt.store), receipt.files, SMALL_BYTES)
+
+        with ThreadPoolExecutor(CHECKERS) as pool:  # many small files, which may be far away
+            found = zip(self.receipts, pool.map(check, self.receipts.values()), strict=True)
+            problems = {store: files for store, files in found if files}
         if problems:
             store, files = next(iter(problems.items()))
             file, problem = next(iter(files.items()))

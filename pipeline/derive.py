@@ -32,7 +32,7 @@ from pipeline.frames import is_sampled
 from pipeline.leases import Leases, claimed, lease_of
 from pipeline.places import Place, at
 from pipeline.records import TokenShape
-from pipeline.spec import CacheSpec, differences, fingerprint, override
+from pipeline.spec import FORMAT_VERSION, CacheSpec, differences, fingerprint, override
 from pipeline.store import StoreReader, in_view, stored_name, token_arrays
 
 STORE = ("store.chunk_frames", "store.shard_mb", "store.store_mb", "store.compression")
@@ -168,6 +168,7 @@ class Derivation:
             same = read_learnt(self.source.place, header.codec_sha256) if self.same_codec else None
             learnt = same or learn(codec, self._sample(codec))
         changes = {
+            "format_version": FORMAT_VERSION,
             "fingerprint": self.digits,
             "spec": self.spec.canonical(),
             "tokens": header.tokens.model_copy(update={"layers": shape.layers}),

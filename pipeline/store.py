@@ -23,7 +23,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, StillframeError
 from pipeline.places import Place, Span
 from pipeline.shards import (
     CRC_BYTES,
@@ -147,6 +147,8 @@ class StoreReader:
         self._read_parts = read_parts_direct if around_page_cache else read_parts
         try:
             self.group = zarr.open_group(place.zarr(name), mode="r")
+        except StillframeError:
+            raise
         except Exception as error:  # damaged metadata makes zarr raise errors of many types
             raise BadInput(f"store {self} cannot be opened: {error}", VERIFY) from error
 
@@ -231,6 +233,8 @@ class StoreReader:
         if name not in self._arrays:
             try:
                 self._arrays[name] = self.group[name]
+            except StillframeError:
+                raise
             except Exception as error:  # as above
                 raise BadInput(f"array '{name}' of store {self} cannot be opened: {error}", VERIFY) from error
         return self._arrays[name]

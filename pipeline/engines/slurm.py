@@ -147,7 +147,8 @@ class Engine(EnginePlugin):
         """Numbers of the workers, in arrays no longer than the cluster takes."""
         config = _slurm("scontrol", "show", "config")
         if config.returncode:
-            raise StillframeError(f"scontrol: {config.stderr.strip()}", "is slurmctld running?")
+            last = (config.stderr.strip().splitlines() or ["no answer"])[-1]
+            raise StillframeError(f"Slurm does not answer: {last}", "is slurmctld running?")
         sizes = [int(line.partition("=")[2]) for line in config.stdout.splitlines() if line.startswith("MaxArraySize")]
         size = max([1, *sizes])  # 0: no arrays here
         return [range(first, min(first + size, self.workers)) for first in range(0, self.workers, size)]
