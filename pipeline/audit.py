@@ -318,10 +318,15 @@ def advice(cache: Cache, file: str) -> str:
     )
 
 
+def _lease_over(partial: str) -> str:
+    """The lease of whoever writes what has this name until it is finished: of the store, or of the plan."""
+    stem = partial.removeprefix(".").partition(".")[0]
+    return stem if stem.isdecimal() else "plan"
+
+
 def _left_over(cache: Cache) -> dict[str, str]:
     place = cache.place
     at_work = {name: holder for name, holder in holders(place).items() if not holder.is_gone}
-    writers = tuple(f"{holder.worker}{PARTIAL}" for holder in at_work.values())
     files = {HEADER_FILE, *([CODEC_FILE] if cache.header.codec_sha256 else [])}
     known = {
         "": files | {"manifest", "stores", "receipts", "leases"},
@@ -332,7 +337,7 @@ def _left_over(cache: Cache) -> dict[str, str]:
     left = {}
     for folder, belonging in known.items():
         for name in place.names(folder):
-            if name in belonging or (writers and name.endswith(writers)):
+            if name in belonging or (name.endswith(PARTIAL) and _lease_over(name) in at_work):
                 continue
             why = "unfinished, and its writer is gone" if name.endswith(PARTIAL) else "does not belong here"
             left[f"{folder}/{name}" if folder else name] = why

@@ -130,10 +130,10 @@ def test_damage_says_which_rows_and_videos_it_hits(mine):
     (store(mine, 2) / "layer_2/c/1/0/0").unlink()
     flip(store(mine, 2) / "layer_5/c/1/0/0")
     damage = audit(mine).damage
-    assert [each.rows for each in damage] == [((8, 16),), ((8, 16),)]
+    assert [each.rows for each in damage] == [((8, 16),), ((12, 16),)]  # a lost shard, and the chunk that a bit fell in
     start, stop = mine.receipts[2].videos[damage[0].videos[0]]
     assert start < 16 and stop > 8 and len(damage[0].videos) == 1
-    assert frames_hit(damage) == 8  # the same rows of two arrays
+    assert frames_hit(damage) == 8  # rows of two arrays that overlap
 
 
 EDITS = {

@@ -35,7 +35,7 @@ from pipeline.status import status
 
 COMMANDS = ["manifest", "extract", "derive", "status", "verify", "diff", "replay", "train", "evaluate"]
 COMMANDS += ["stream", "import-checkpoint", "report"]
-COMMANDS += ["demo", "list", "bench extract", "bench temporal", "bench codecs"]
+COMMANDS += ["demo", "list", "bench extract", "bench scale", "bench temporal", "bench codecs", "bench read", "bench write"]
 
 
 # Help
@@ -55,7 +55,7 @@ def test_help_lists_every_command():
     listed = re.findall(r"^  ([a-z-]+)  ", fine("--help").out.partition("Commands:")[2], re.MULTILINE)
     assert sorted(listed) == sorted({command.split()[0] for command in COMMANDS})
     listed = re.findall(r"^  ([a-z]+)  ", fine("bench", "--help").out.partition("Commands:")[2], re.MULTILINE)
-    assert listed == ["extract", "temporal", "codecs"]
+    assert listed == ["extract", "scale", "temporal", "codecs", "read", "write"]
 
 
 @pytest.mark.parametrize("group", ["", "bench"])
@@ -79,7 +79,7 @@ def test_every_command_is_in_the_readme(command):
 def test_manifest(place, built, tmp_path):
     result = fine("manifest", "folder", place.videos, "--out", tmp_path / "data", "--set", "val_fraction=0.3")
     assert result.out == f"{tmp_path}/data: 6 clips of 6 videos (val 2, train 4), 2 labels\n"
-    assert sorted(digest(tmp_path / "data")) == ["dataset.json", "manifest.jsonl"]
+    assert sorted(digest(tmp_path / "data")) == ["dataset.json", "manifest.jsonl", "videos.jsonl"]
     facts = fine("manifest", "folder", place.videos, "--out", tmp_path / "data", "--set", "val_fraction=0.3", "--json").json
     assert facts == {
         "manifest": f"{tmp_path}/data",
@@ -274,7 +274,7 @@ $ status {cache} --jsno
     --jsno
     ; next:
 $ extract
-    spec
+    SPEC...
     ; next:
 $ extract {spec} {data} --decoders 0
     --decoders
@@ -316,7 +316,7 @@ $ manifest folder {spec}
 $ manifest folder
     dataset 'folder' reads videos of yours and was given no folder; next:
 $ manifest folder {data}
-    no media found in {data} (2 other files); next: looked for
+    no media found in {data} (3 other files); next: looked for
     .mp4
 $ extract {spec} {data} --root {folder}/vidoes
     {folder}/vidoes does not exist; next: did you mean {videos}?
@@ -754,11 +754,20 @@ def test_a_reader_that_goes_away_is_no_accident():
 STOPPED = "stopped; what was finished is kept, run the same command again to go on\n"
 
 
+def interruptible(command: list[str]) -> subprocess.Popen[str]:
+    """A process that hears SIGINT, which tests in the background of a shell do not pass on."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_interrupting_keeps_what_was_finished(place, tmp_path):
     run = tmp_path / "run"
     sets = ["--set", "training.steps=1000000", "--set", "training.checkpoint_every=5"]
     command = [sys.executable, "-m", "pipeline.cli", "train", str(place.recipe), str(place.cache), "--out", str(run), *sets]
-    training = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    training = interruptible(command)
     while training.poll() is None and not (run / "last.json").exists():
         time.sleep(0.01)
     training.send_signal(signal.SIGINT)
@@ -776,7 +785,7 @@ def test_interrupting_an_extraction_keeps_finished_stores(place, tmp_path):
     fine("manifest", "folder", tmp_path / "videos", "--out", tmp_path / "data")
     arguments = ["extract", str(place.spec), str(tmp_path / "data"), "--out"]
     command = [sys.executable, "-m", "pipeline.cli", *arguments, str(tmp_path / "stopped")]
-    extraction = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    extraction = interruptible(command)
     while extraction.poll() is None and not list(tmp_path.glob("stopped/*/receipts/*.json")):
         time.sleep(0.002)
     extraction.send_signal(signal.SIGINT)

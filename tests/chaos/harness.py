@@ -247,12 +247,12 @@ def wait_for(what: Callable[[], object]) -> None:
 
 
 def _content(folder: Path) -> Iterator[tuple[str, str]]:
-    """Every file of a cache -> its SHA-256; of receipts without the seconds, which never repeat."""
+    """Every file of a cache -> its SHA-256; of receipts without times, which never repeat."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             data = path.read_bytes()
             if path.parent.name == "receipts" and path.suffix == ".json":
-                data = json.dumps(json.loads(data) | {"seconds": None}).encode()
+                data = json.dumps(json.loads(data) | {"seconds": None, "finished_s": None}).encode()
             yield path.relative_to(folder).as_posix(), hashlib.sha256(data).hexdigest()
 
 
