@@ -193,7 +193,7 @@ def test_what_lies_beside_is_taken_over_and_the_bytes_are_those_of_a_fresh_cache
     for store, receipt in new.receipts.items():
         assert receipt.taken_from == dict.fromkeys(names, old.fingerprint)
         assert not fresh.receipts[store].taken_from
-        plain = {"taken_from": {}, "seconds": {}}
+        plain = {"finished_s": None, "taken_from": {}, "seconds": {}}
         assert receipt.model_copy(update=plain) == fresh.receipts[store].model_copy(update=plain)
         for file in (new.path / new.store_name(store)).rglob("c/**/*"):
             name = file.relative_to(new.path / new.store_name(store)).as_posix()

@@ -46,5 +46,5 @@ def live_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     # By type, not isinstance: asking some objects for their class runs code of theirs.
-    storages = [part.untyped_storage() for part in gc.get_objects() if issubclass(type(part), torch.Tensor)]
+    storages = [part.untyped_storage() for part in gc.get_objects() if type(part) in (torch.Tensor, torch.nn.Parameter)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
