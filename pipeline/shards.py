@@ -7,12 +7,9 @@ writes them, another hashes them, and the disk starts on them long before the sh
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import math
-import mmap
 import os
-import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,10 +23,9 @@ import numpy as np
 from numcodecs.zstd import Zstd
 
 from pipeline.errors import BadInput
+from pipeline.mapped import Part, copied
 
 Compression = Literal["none", "zstd"]
-Part = tuple[int, np.ndarray]
-"""Offset in a file, and the bytes that go there or come from there."""
 
 MISSING = np.iinfo(np.uint64).max
 """Offset and length of a chunk that a shard does not hold (Zarr v3 sharding codec)."""
@@ -46,12 +42,6 @@ PARTS_AT_ONCE = 512
 STEP = 128 << 10
 """Bytes of one read. The kernel takes a run of such reads for a sequential one: it reads ahead, in large pages that are also
 copied faster ever after. A whole window at once is a random read to it, in small pages and up to twice as slow."""
-BLOCK = 4096
-"""What the offset, the length and the memory of a read around the page cache are multiples of."""
-LONGEST_READ = 8 << 20
-"""Of one read around the page cache; a multiple of BLOCK."""
-NEAR = 64 << 10
-"""Bytes between two parts that are rather read than skipped."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +250,9 @@ def read_index(file: BinaryIO, name: str, layout: Layout) -> np.ndarray:
 
 
 def read_parts(file: BinaryIO, name: str, parts: Sequence[Part]) -> None:
-    """Reads through the page cache. Raises BadInput if the file ends before a part does."""
+    """Fills every part with the bytes at its offset. Raises BadInput if the file ends before a part does."""
+    if copied(file, parts):
+        return
     handle = file.fileno()
     for offset, out in parts:
         done = 0
@@ -269,53 +261,3 @@ def read_parts(file: BinaryIO, name: str, parts: Sequence[Part]) -> None:
             if got == 0:
                 raise BadInput(f"shard {name} ends before byte {offset + len(out)}", VERIFY)
             done += got
-
-
-def read_parts_direct(file: BinaryIO, name: str, parts: Sequence[Part]) -> None:
-    """As `read_parts`, around the page cache, which then holds nothing of it. Where that cannot be done, through it."""
-    handle = file.fileno()
-    try:
-        fcntl.fcntl(handle, fcntl.F_SETFL, fcntl.fcntl(handle, fcntl.F_GETFL) | os.O_DIRECT)
-    except (AttributeError, OSError):  # not Linux, or a file system without it
-        return read_parts(file, name, parts)
-    for span in _spans(parts):
-        low = span[0][0] // BLOCK * BLOCK
-        stop = span[-1][0] + len(span[-1][1])
-        buffer = _bounce()
-        got, wanted = 0, -(-(stop - low) // BLOCK) * BLOCK
-        while low + got < stop:
-            more = os.preadv(handle, [buffer[got:wanted].data], low + got)
-            if more == 0 or (more % BLOCK and low + got + more < stop):
-                raise BadInput(f"shard {name} ends before byte {stop}", VERIFY)
-            got += more
-        for offset, out in span:
-            out[:] = buffer[offset - low : offset - low + len(out)]
-    return None
-
-
-def _spans(parts: Sequence[Part]) -> Iterator[list[Part]]:
-    """Parts in groups that one read of at most LONGEST_READ bytes fetches; longer ones are cut."""
-    most = LONGEST_READ - 2 * BLOCK
-    span: list[Part] = []
-    for offset, out in parts:
-        for start in range(0, len(out), most):
-            first, piece = offset + start, out[start : start + most]
-            if span:
-                end = span[-1][0] + len(span[-1][1])
-                if not end <= first <= end + NEAR or first + len(piece) - span[0][0] > most:
-                    yield span
-                    span = []
-            span.append((first, piece))
-    if span:
-        yield span
-
-
-_local = threading.local()
-
-
-def _bounce() -> np.ndarray:
-    """This thread's own LONGEST_READ bytes, on a page boundary."""
-    if not hasattr(_local, "buffer"):
-        _local.buffer = np.frombuffer(mmap.mmap(-1, LONGEST_READ), np.uint8)
-    buffer: np.ndarray = _local.buffer
-    return buffer

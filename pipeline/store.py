@@ -35,7 +35,6 @@ from pipeline.shards import (
     fill_value,
     read_index,
     read_parts,
-    read_parts_direct,
 )
 from pipeline.spec import BASE
 
@@ -138,13 +137,9 @@ class StoreWriter:
 class StoreReader:
     """Reads rows of a finished store; safe to share between threads."""
 
-    def __init__(self, place: Place, name: str, around_page_cache: bool = False) -> None:
-        """The store `name` (`stores/00017.zarr`) of a cache's place.
-
-        `around_page_cache`: nothing that is read stays in memory, for caches much larger than it.
-        """
+    def __init__(self, place: Place, name: str) -> None:
+        """The store `name` (`stores/00017.zarr`) of a cache's place."""
         self.place, self.name = place, name
-        self._read_parts = read_parts_direct if around_page_cache else read_parts
         try:
             self.group = zarr.open_group(place.zarr(name), mode="r")
         except StillframeError:
@@ -197,7 +192,7 @@ class StoreReader:
             ]
             with self.open_shard(name, number, [(offset, offset + len(part)) for offset, part in parts]) as file:
                 try:
-                    self._read_parts(file, self.shard(name, number), parts)
+                    read_parts(file, self.shard(name, number), parts)
                 except OSError as error:
                     raise self._unreadable(name, number, error) from error
 

@@ -40,6 +40,7 @@ ORDER = [
     "encoders",
     "codecs",
     "places",
+    "mapped",
     "shards",
     "store",
     "ledger",

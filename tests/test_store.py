@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import google_crc32c
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from numcodecs.zstd import Zstd
 from zarr.codecs import GzipCodec
 
-from pipeline import shards
+from pipeline import mapped, shards
 from pipeline.errors import BadInput
 from pipeline.places.folder import Folder
 from pipeline.store import BadChunk, StoreReader, StoreWriter, check_chunks, check_files, token_arrays
@@ -60,14 +61,23 @@ layouts = {
     "kind": st.sampled_from(["none", "zstd", "no checksums"]),
     "picks": st.lists(st.integers(0, 10_000), max_size=30)
     | st.integers(0, 60).map(lambda first: list(range(first, first + 16))),
-    "around": st.booleans(),
+    "maps": st.booleans(),
 }
+
+
+@contextmanager
+def reads(maps: bool) -> Iterator[None]:
+    """With maps, what is in memory is copied from them; without, every byte is read."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not maps:
+            patch.setattr(shards, "copied", lambda *_: False)
+        yield
 
 
 @settings(max_examples=300, deadline=None)
 @given(**layouts)
 def test_direct_reader_equals_zarr_for_any_layout_and_rows(
-    tmp_path_factory, frames, chunk, chunks_per_shard, batch, shape, dtype, kind, picks, around
+    tmp_path_factory, frames, chunk, chunks_per_shard, batch, shape, dtype, kind, picks, maps
 ):
     place = Folder(tmp_path_factory.mktemp("store"))
     array = values(frames, *shape, dtype=dtype)
@@ -78,10 +88,11 @@ def test_direct_reader_equals_zarr_for_any_layout_and_rows(
     stored = zarr.open_group(place.path / STORE, mode="r")["layer_3"]
     assert stored.shape == array.shape and stored.dtype == array.dtype
     np.testing.assert_array_equal(stored[:], array)
-    reader = StoreReader(place, STORE, around_page_cache=around)
+    reader = StoreReader(place, STORE)
     rows = np.array([pick % frames for pick in picks] if frames else [], np.int64)
     out = np.full((len(rows), *shape), 77, array.dtype)
-    reader.read_into("layer_3", rows, out)
+    with reads(maps):
+        reader.read_into("layer_3", rows, out)
     np.testing.assert_array_equal(out, array[rows])
     np.testing.assert_array_equal(reader.read_general("layer_3", rows), array[rows])
     assert check_chunks(place, STORE, "layer_3") == []
@@ -231,14 +242,14 @@ def test_a_store_of_other_codecs_is_refused(tmp_path):
         StoreReader(Folder(tmp_path), STORE).read_into("layer_0", np.array([0]), np.empty((1, 4), "f2"))
 
 
-@pytest.mark.parametrize("around", [False, True])
-def test_a_shard_that_is_cut_while_it_is_read(tmp_path, around):
+@pytest.mark.parametrize("maps", [False, True])
+def test_a_shard_that_is_cut_while_it_is_read(tmp_path, maps):
     write(tmp_path / STORE, {"layer_0": values(24, 64, 64)}, 4, 24, 24)
-    reader = StoreReader(Folder(tmp_path), STORE, around_page_cache=around)
+    reader = StoreReader(Folder(tmp_path), STORE)
     reader.read_into("layer_0", np.array([23]), np.empty((1, 64, 64), "float16"))
     shard = tmp_path / STORE / "layer_0/c/0/0/0"
     shard.write_bytes(shard.read_bytes()[:100_001])
-    with pytest.raises(BadInput, match=r"layer_0/c/0/0/0 ends before byte \d+"):
+    with pytest.raises(BadInput, match=r"layer_0/c/0/0/0 ends before byte \d+"), reads(maps):
         reader.read_into("layer_0", np.arange(24), np.empty((24, 64, 64), "float16"))
 
 
@@ -249,19 +260,22 @@ def test_a_disk_that_cannot_read_is_named(tmp_path, monkeypatch):
         raise OSError(5, "Input/output error")
 
     reader = StoreReader(Folder(tmp_path), STORE)
+    mapped.let_go()
+    monkeypatch.setattr(shards, "copied", lambda *_: False)  # it is not in memory
     monkeypatch.setattr("os.preadv", broken)
     with pytest.raises(BadInput, match="shard .*layer_0/c/1/0/0 cannot be read: Input/output error"):
         reader.read_into("layer_0", np.array([13]), np.empty((1, 4, 6), "float16"))
 
 
-@pytest.mark.parametrize("around", [False, True])
-def test_rows_of_more_than_one_read_and_far_apart(tmp_path, around):
+@pytest.mark.parametrize("maps", [False, True])
+def test_rows_of_more_than_one_read_and_far_apart(tmp_path, maps):
     array = values(80, 2, 70_000)
     write(tmp_path / STORE, {"layer_0": array}, 8, 80, 80)
-    reader = StoreReader(Folder(tmp_path), STORE, around_page_cache=around)
+    reader = StoreReader(Folder(tmp_path), STORE)
     for rows in (np.arange(80), np.arange(80)[::-1], np.array([0, 79, 3, 3, 4, 41])):
         out = shards.aligned_empty((len(rows), 2, 70_000), array.dtype)
-        reader.read_into("layer_0", rows, out)
+        with reads(maps):
+            reader.read_into("layer_0", rows, out)
         np.testing.assert_array_equal(out, array[rows])
 
 
@@ -269,21 +283,44 @@ def test_threads_share_a_reader(tmp_path):
     array = values(200, 3, 32)
     write(tmp_path / STORE, {"layer_0": array}, 8, 40, 64)
     wrong = []
-    for around in (False, True):
-        reader = StoreReader(Folder(tmp_path), STORE, around_page_cache=around)
+    reader = StoreReader(Folder(tmp_path), STORE)
 
-        def read(seed: int, reader: StoreReader = reader) -> None:
-            rows = np.random.default_rng(seed).integers(0, 200, 50)
-            out = np.empty((50, 3, 32), "float16")
-            reader.read_into("layer_0", rows, out)
-            wrong.extend(rows[(out != array[rows]).any(axis=(1, 2))])
+    def read(seed: int) -> None:
+        rows = np.random.default_rng(seed).integers(0, 200, 50)
+        out = np.empty((50, 3, 32), "float16")
+        reader.read_into("layer_0", rows, out)
+        wrong.extend(rows[(out != array[rows]).any(axis=(1, 2))])
 
-        threads = [threading.Thread(target=read, args=(seed,)) for seed in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    for maps in (False, True):
+        with reads(maps):
+            threads = [threading.Thread(target=read, args=(seed,)) for seed in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
     assert wrong == []
+
+
+def test_more_files_are_read_than_are_mapped(tmp_path, monkeypatch):
+    monkeypatch.setattr(mapped, "MAPS", 2)
+    array = values(60, 4, 6)
+    write(tmp_path / STORE, {"layer_0": array}, 4, 12, 30)
+    reader, out = StoreReader(Folder(tmp_path), STORE), np.empty((60, 4, 6), "float16")
+    mapped.let_go()
+    with reads(maps=True):
+        reader.read_into("layer_0", np.arange(60), out)
+    np.testing.assert_array_equal(out, array)
+    assert len(mapped._maps) == 2
+
+
+def test_what_is_not_in_memory_is_read(tmp_path):
+    """And what is past the end of a file never is."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(256)) * 64)
+    out = np.zeros(300, np.uint8)
+    with path.open("rb") as file:
+        assert mapped.copied(file, [(100, out)]) and out.tolist() == [(100 + place) % 256 for place in range(300)]
+        assert not mapped.copied(file, [(256 * 64 - 299, out)])
 
 
 def test_truncated_shard_is_refused_by_its_index(tmp_path):

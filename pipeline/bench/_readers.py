@@ -50,13 +50,9 @@ def write_store(folder: Path, tokens_FND: np.ndarray, frames: int = 0) -> None:
 
 
 @contextmanager
-def _stillframe(folder: Path, _: int, around: bool = False) -> Iterator[Read]:
-    reader = StoreReader(Folder(folder), STORE, around_page_cache=around)
+def _stillframe(folder: Path, _: int) -> Iterator[Read]:
+    reader = StoreReader(Folder(folder), STORE)
     yield lambda first, out: reader.read_into(ARRAY, np.arange(first, first + len(out)), out)
-
-
-def _around(folder: Path, frames: int) -> AbstractContextManager[Read]:
-    return _stillframe(folder, frames, around=True)
 
 
 @contextmanager
@@ -190,7 +186,6 @@ IN_ORDER, WHOLE = "webdataset", "litdata"
 """Windows in the order of the file; windows only where they were cut when written."""
 READERS = (
     Reader("stillframe", "numpy", "store", write_store, _stillframe),
-    Reader("stillframe, around the page cache", "numpy", "store", write_store, _around),
     Reader(MEMORY_MAP, "numpy", "npy", _write_npy, _memory_map),
     Reader("h5py", "h5py", "hdf5", _write_hdf5, _hdf5),
     Reader("safetensors", "safetensors", "safetensors", _write_safetensors, _safetensors),

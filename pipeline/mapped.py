@@ -1,0 +1,77 @@
+"""What is in memory already is copied out of maps that stay, without a system call for the bytes.
+
+Only pages that are in memory are touched: a fault that the disk answers with an error would end the process, while a read that
+fails is one sentence. So the kernel is asked first, and what it does not have is left to `read`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import BinaryIO
+
+import numpy as np
+
+Part = tuple[int, np.ndarray]
+"""Offset in a file, and where the bytes from there go."""
+MAPS = 128
+"""Files that are mapped at a time, those read last: each holds a file descriptor."""
+
+_Key = tuple[int, int, int]
+_maps: OrderedDict[_Key, np.ndarray] = OrderedDict()
+_lock = threading.Lock()
+_mincore = getattr(ctypes.CDLL(None), "mincore", None)
+if _mincore is not None:
+    _mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+
+
+def copied(file: BinaryIO, parts: Sequence[Part]) -> bool:
+    """Fills `parts` from memory; False, and nothing is done, if any of their bytes is not in memory or lies past the end."""
+    mapped_B = _mapped(file)
+    if mapped_B is None or not parts:
+        return False
+    start = min(offset for offset, _ in parts)
+    stop = max(offset + len(out) for offset, out in parts)
+    if stop > len(mapped_B) or not _in_memory(mapped_B, start, stop):
+        return False
+    for offset, out in parts:
+        out[:] = mapped_B[offset : offset + len(out)]
+    return True
+
+
+def let_go() -> None:
+    """Unmaps all, without which no page of a mapped file can be dropped from memory."""
+    with _lock:
+        _maps.clear()
+
+
+def _mapped(file: BinaryIO) -> np.ndarray | None:
+    """An open file as bytes, mapped once for all who read it. None where it cannot be known what is in memory."""
+    facts = os.fstat(file.fileno())
+    # Of the files of others Linux says that all is in memory.
+    if _mincore is None or facts.st_size == 0 or facts.st_uid != os.geteuid():
+        return None
+    key = (facts.st_dev, facts.st_ino, facts.st_size)
+    with _lock:
+        if key in _maps:
+            _maps.move_to_end(key)
+        else:
+            try:
+                _maps[key] = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+            except OSError:
+                return None
+            if len(_maps) > MAPS:
+                _maps.popitem(last=False)  # unmapped when its last reader is done
+        return _maps[key]
+
+
+def _in_memory(mapped_B: np.ndarray, start: int, stop: int) -> bool:
+    first = start // mmap.PAGESIZE * mmap.PAGESIZE
+    pages = np.empty(-(-(stop - first) // mmap.PAGESIZE), np.uint8)
+    assert _mincore is not None
+    asked = _mincore(mapped_B.ctypes.data + first, stop - first, pages.ctypes.data)
+    return asked == 0 and bool((pages & 1).all())
