@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -47,4 +48,8 @@ def live_bytes(device: torch.device) -> int:
         return torch.cuda.memory_allocated(device)
     # By type, not isinstance: asking some objects for their class runs code of theirs.
     storages = [part.untyped_storage() for part in gc.get_objects() if type(part) in (torch.Tensor, torch.nn.Parameter)]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    found: dict[int, int] = {}
+    for storage in storages:
+        with suppress(RuntimeError):  # a tensor that stands for one in a compiler, or one on its way out, has no memory
+            found[storage.data_ptr()] = storage.nbytes()
+    return sum(found.values())
