@@ -122,7 +122,7 @@ class Manifest:
         text = _read(self.folder, VIDEOS)
         if hashlib.sha256(text).hexdigest() != self.origin.videos_sha256:
             raise BadInput(f"{self.folder / VIDEOS} was edited after it was built: {ORIGIN} has another sha256 for it", REBUILD)
-        records = (json.loads(line) for line in text.splitlines())
+        records = json.loads(b"[%b]" % text.strip().replace(b"\n", b","))  # at once, as there may be very many
         return {record.pop("video_id"): Probe(**record) if record else None for record in records}
 
     @cached_property

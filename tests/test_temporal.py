@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from itertools import pairwise
 
 import pytest
@@ -13,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import plugins
+from pipeline.bench._memory import live_bytes
 from pipeline.errors import BadInput
 from pipeline.temporal import TemporalModule
 from pipeline.temporal._spatial import DropPath
@@ -187,14 +187,6 @@ def test_bad_input_is_refused_with_what_was_found_and_wanted(name):
         refused(x[:, :, :-1], state, f"N = {N - 1} tokens", f"is ({B}, {N}, ", f"wanted ({B}, {N - 1}, ")
 
 
-def bytes_alive() -> int:
-    """Memory of all tensors that Python can reach, shared memory counted once."""
-    gc.collect()
-    # Not of subclasses: what torch.compile leaves behind in other tests has no memory of its own.
-    storages = [part.untyped_storage() for part in gc.get_objects() if type(part) in (torch.Tensor, nn.Parameter)]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
-
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_a_stream_of_2000_frames_stays_finite_and_takes_no_more_memory(name):
@@ -207,7 +199,7 @@ def test_a_stream_of_2000_frames_stays_finite_and_takes_no_more_memory(name):
         y, state = module.step(x_BND, state)
         finite &= torch.isfinite(y).all()
         if t in (9, 999, 1999):
-            sizes.append(bytes_alive())
+            sizes.append(live_bytes(torch.device("cpu")))
             assert [(part.shape, part.dtype) for part in state] == kinds
             assert sum(part.untyped_storage().nbytes() for part in state) == module.state_bytes(1)
     assert finite

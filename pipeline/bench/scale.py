@@ -107,7 +107,11 @@ def _memory(title: str, videos: Path, clips: list[Clip], root: Path) -> dict[str
         )
     share, megabytes = np.array(samples).T
     part = np.minimum((share * PARTS).astype(int), PARTS - 1)
-    most = [float(megabytes[part == number].max(initial=0)) for number in range(PARTS)]
+    most: list[float] = []
+    for number in range(PARTS):
+        here = megabytes[part == number]
+        # A part that passes between two samples has what the one before it had.
+        most.append(float(here.max()) if len(here) else most[-1] if most else float(megabytes[0]))
     shutil.rmtree(root / "caches")
     return {"title": title, "megabytes": [round(value, 1) for value in most], "growth": round(most[-1] / most[1], 3)}
 
