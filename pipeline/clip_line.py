@@ -25,6 +25,7 @@ TYPES: dict[str, type] = {
 NULLABLE = ("stop_s", "label", "image_fps")
 DEFAULTS: dict[str, Any] = {"reverse": False, "speed": 1.0, "image_fps": None}
 """Keys that a line leaves out where it would say just this."""
+REQUIRED = TYPES.keys() - DEFAULTS.keys()
 REBUILD = "build it again with: stillframe manifest"
 
 
@@ -53,9 +54,9 @@ def from_line(line: str, where: str) -> Clip:
             value = record[key] = float(value)
         if type(value) is not wanted or (isinstance(value, float) and not math.isfinite(value)):
             raise BadInput(f"{where}: {key} must be a {wanted.__name__}, found {json.dumps(value)}", REBUILD)
-    missing = [key for key in TYPES if key not in record and key not in DEFAULTS]
-    if missing:
-        raise BadInput(f"{where}: key '{missing[0]}' is missing", REBUILD)
+    if not record.keys() >= REQUIRED:
+        missing = next(key for key in TYPES if key in REQUIRED - record.keys())
+        raise BadInput(f"{where}: key '{missing}' is missing", REBUILD)
     try:
         return Clip(**record)
     except ValueError as error:

@@ -225,7 +225,7 @@ def check(clips: Iterable[Clip], where: str, unit: str) -> None:
         known = video_clip.setdefault(clip.video_id, clip)
         if known.split != clip.split:
             raise BadInput(f"{place}: video '{clip.video_id}' is in split '{clip.split}' here and in '{known.split}' before")
-        if known.video != clip.video:
+        if known is not clip and known.video != clip.video:
             raise BadInput(f"{place}: video '{clip.video_id}' is {clip.video} here and {known.video} before")
         if known is clip and (clip.source.startswith("/") or ".." in clip.source.split("/")):
             raise BadInput(f"{place}: source must lie under the root, found '{clip.source}'")
