@@ -94,8 +94,9 @@ def _given(cache: Cache, say: Callable[[str], None]) -> list[int]:
     left = cache.missing_stores()
     given: list[int] = []
     for donor in donors(cache):
-        stores = [store for store in left if donor.has(store, cache.plan[store])]
-        left = [store for store in left if store not in stores]
+        has = {store: donor.has(store, cache.plan[store]) for store in left}
+        stores = [store for store in left if has[store]]
+        left = [store for store in left if not has[store]]
         given += stores
         if stores:
             ours = ", ".join(name for name in cache.tokens if name not in donor.names)

@@ -204,7 +204,7 @@ def test_a_stream_of_2000_frames_stays_finite_and_takes_no_more_memory(name):
             assert sum(part.untyped_storage().nbytes() for part in state) == module.state_bytes(1)
     assert finite
     assert all(torch.isfinite(part).all() for part in state)
-    assert len(set(sizes)) == 1
+    assert max(sizes) == sizes[0]  # what earlier work left behind may go in the meantime
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -143,6 +143,7 @@ def probe_all(dataset: DatasetPlugin, sources: Sequence[str], image_fps: float |
             else:
                 facts[source] = result
             dataset.on_progress(done, len(sources))
+    dataset.probed |= facts
     return facts
 
 

@@ -90,16 +90,16 @@ class Dataset(DatasetPlugin):
                 note(self, path.relative_to(self.root).as_posix(), reason)
         found_ids = [video_id for video_id in split_of if video_id in sources]
         found_ids.sort(key=lambda video_id: list(SPLITS.values()).index(split_of[video_id]))
-        self._probed = probe_all(self, [sources[video_id] for video_id in found_ids])
+        probe_all(self, [sources[video_id] for video_id in found_ids])
         for video_id in found_ids:
             source = sources[video_id]
-            if source in self._probed and self._fits(source, self._probed[source], metadata[video_id]):
+            if source in self.probed and self._fits(source, self.probed[source], metadata[video_id]):
                 self._check(source, video_id)
                 yield Clip(video_id, video_id, source, split_of[video_id])
 
     def targets(self, clip: Clip) -> dict[str, np.ndarray]:
         """Points and visibility, or boxes, at the frames that are annotated in any track."""
-        tracks, probed = self._tracks[clip.clip_id], self._probed[clip.source]
+        tracks, probed = self._tracks[clip.clip_id], self.probed[clip.source]
         frame_ids = np.unique(np.concatenate([track.frame_ids for track in tracks]))
         time_s = probed.start_s + frame_ids / (probed.fps or np.nan)
         values = np.full((len(tracks), len(frame_ids), tracks[0].values.shape[1]), np.nan, np.float32)

@@ -82,8 +82,7 @@ class Dataset(DatasetPlugin):
             except BadVideo as error:
                 note(self, f"{folder}/camera_image/{segment}.parquet", error.message)
             self.on_progress(done, len(segments))
-        self._probed = probe_all(self, list(sources))
-        for source in self._probed:
+        for source in probe_all(self, list(sources)):
             folder, segment = sources[source]
             boxes_source = f"{folder}/camera_box/{segment}.parquet"
             try:
@@ -193,7 +192,7 @@ class Dataset(DatasetPlugin):
             raise BadVideo(f"{strange} of {len(time)} boxes are at times without an image")
         if len(np.unique(place * len(micros) + frame)) < len(frame):
             raise BadVideo("an object has two boxes in one frame")
-        probed = self._probed[source]
+        probed = self.probed[source]
         xyxy = np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], axis=1)
         boxes = normalised_boxes(xyxy, probed.width, probed.height)
         lost = int((~present(boxes)).sum())

@@ -15,7 +15,6 @@ first; whoever has a file of one open can read on.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -31,6 +30,7 @@ from typing import BinaryIO
 
 from pipeline.errors import BadInput, StillframeError
 from pipeline.places import Span
+from pipeline.places.folder import renamed
 
 FOLDER_VARIABLE, BOUND_VARIABLE = "STILLFRAME_DISK_CACHE", "STILLFRAME_DISK_CACHE_GB"
 DEFAULT_GB = 20
@@ -282,12 +282,8 @@ _shared = lru_cache(maxsize=None)(DiskCache)
 
 
 def _move(aside: Path, folder: Path) -> None:
-    try:
-        aside.rename(folder)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        shutil.rmtree(aside)  # another was quicker
+    if not renamed(aside, folder):  # another was quicker
+        shutil.rmtree(aside)
 
 
 def _missing(marks: int, wanted: Sequence[int]) -> list[int]:

@@ -102,7 +102,7 @@ class Folder(Place):
         path = self.path / name
         for folder in [*(inner for inner in staged.rglob("*") if inner.is_dir()), staged]:
             sync(folder)
-        while not _rename(staged, path):
+        while not renamed(staged, path):
             if self._is_same(staged, name):  # another worker may be about to vouch for it
                 _remove_tree(staged)
                 break
@@ -167,7 +167,7 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def _rename(folder: Path, path: Path) -> bool:
+def renamed(folder: Path, path: Path) -> bool:
     """False, and nothing is done, if there is another folder with something in it."""
     try:
         folder.rename(path)
