@@ -286,14 +286,14 @@ def test_a_view_is_drawn_as_a_pure_function_of_seed_and_sample(quarters):
     built, cache = quarters
     names = ("upper_left", "lower_left", "upper_right")
     made, again, other = (
-        Windows(cache, built, "train", WindowSettings(frames=2, fps=FPS, views=names), seed=seed) for seed in (0, 0, 1)
+        Windows(cache, built, "train", WindowSettings(frames=2, fps=FPS, views=names, seed=seed)) for seed in (0, 0, 1)
     )
     drawn = [made.sample(number).view for number in range(600)]
     assert drawn == [again.sample(number).view for number in range(600)]
     assert drawn[::-1] == [made.sample(number).view for number in reversed(range(600))]
     assert drawn != [other.sample(number).view for number in range(600)]
     assert all(150 < drawn.count(name) < 250 for name in names)
-    base = Windows(cache, built, "train", WindowSettings(frames=2, fps=FPS), seed=0)
+    base = Windows(cache, built, "train", WindowSettings(frames=2, fps=FPS))
     assert [base.sample(n)._replace(view="") for n in range(50)] == [made.sample(n)._replace(view="") for n in range(50)]
     assert {base.sample(number).view for number in range(50)} == {BASE}
     assert {sample.view for sample in made.evaluation_samples()} == {BASE}
@@ -304,7 +304,7 @@ def test_a_batch_holds_every_sample_in_its_own_view(quarters):
     names = [view["name"] for view in QUARTERS]
     windows = Windows(cache, built, "train", WindowSettings(frames=3, fps=FPS, views=tuple(names)))
     numbers = range(8)
-    batch = dict(windows.train(8, 0, 1))[0]
+    batch = dict(windows.train(8, range(1)))[0]
     special, patches = windows.tokens(batch, CPU)
     for row, sample in enumerate(map(windows.sample, numbers)):
         video = 10 * int(windows.clip(sample.clip).video_id[3]) + names.index(sample.view)
@@ -395,7 +395,7 @@ def test_a_stream_sees_the_base(quarters, tmp_path):
     made = made.model_copy(update={"windows": made.windows.model_copy(update={"fps": float(FPS)})})
     run = train(made, cache, tmp_path / "run")
     stream = Stream(run)
-    windows = Windows(cache, built, "val", run.recipe.windows, stream.task, stream.layers)
+    windows = Windows(cache, built, "val", run.recipe.windows, stream.task, stream.model.layers)
     with torch.no_grad():
         expected = stream.model(*windows.tokens(windows.read([Sample(0, 0.0)]), CPU))["streaming"][0]
     seen = list(stream.follow(Path(built.root) / windows.clip(0).source))[:4]
