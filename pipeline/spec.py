@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,6 +16,9 @@ from pipeline import plugins
 from pipeline.errors import BadInput
 from pipeline.plugins import Seed, Settings
 from pipeline.records import TokenShape
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT_VERSION = 2
 """Of caches that are written; all before it can be read."""
@@ -176,6 +179,10 @@ class CacheSpec(Settings):
         except BadInput as error:
             raise BadInput(f"encoder '{self.encoder.name}': {error.message}", error.hint) from error
         return shape
+
+    def make_encoder(self, device: torch.device) -> Any:
+        """Reads the encoder's weights. Raises BadInput."""
+        return plugins.load("encoder", self.encoder.name)(self.encoder.settings, self.frames.size_px, device)
 
     def make_codec(self) -> Any:
         return plugins.load("codec", self.codec.name)(self.codec.settings)
