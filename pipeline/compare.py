@@ -17,7 +17,8 @@ from pipeline.derive import require_derivable
 from pipeline.errors import BadInput
 from pipeline.extract import preview
 from pipeline.ledger import Header
-from pipeline.spec import FORMAT_VERSION, CacheSpec, differences, differing, fingerprint
+from pipeline.spec import FORMAT_VERSION, CacheSpec, fingerprint
+from pipeline.tables import differences, differing
 
 Verdict = Literal["same", "derivable", "new layers", "everything", "not known"]
 

@@ -32,8 +32,9 @@ from pipeline.frames import is_sampled
 from pipeline.leases import Leases, claimed, lease_of
 from pipeline.places import Place, at
 from pipeline.records import TokenShape
-from pipeline.spec import FORMAT_VERSION, CacheSpec, differences, fingerprint, override
+from pipeline.spec import FORMAT_VERSION, CacheSpec, fingerprint
 from pipeline.store import StoreReader, in_view, stored_name, token_arrays
+from pipeline.tables import differences, override
 
 STORE = ("store.chunk_frames", "store.shard_mb", "store.store_mb", "store.compression")
 DERIVABLE = ("name", "encoder.layers", "views", "frames.fps", "codec.", *STORE)

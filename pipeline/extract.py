@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,17 @@ from pipeline.decoder import DecodeLimits
 from pipeline.device import chosen
 from pipeline.donor import Donor, donors
 from pipeline.encoders import EncoderPlugin
-from pipeline.engines import EnginePlugin
-from pipeline.errors import BadInput, BadVideo, StillframeError
+from pipeline.engines import EnginePlugin, carry_out
+from pipeline.errors import BadInput, BadVideo
 from pipeline.fit import learn, sample_tokens
-from pipeline.leases import LOOK_S, Leases
+from pipeline.leases import Leases
 from pipeline.ledger import Header, TokenFacts
 from pipeline.manifest import Manifest
 from pipeline.places import Place, at
 from pipeline.progress import OnProgress, Progress
 from pipeline.records import TokenShape, Video
 from pipeline.spec import FORMAT_VERSION, CacheSpec
-from pipeline.worker import Job, fill
-
-DEATHS = 5
-"""Workers that may die one after the other without a store being finished in between."""
+from pipeline.worker import Extraction, fill
 
 
 def extract(
@@ -108,9 +104,9 @@ def _given(cache: Cache, givers: Sequence[Donor], say: Callable[[str], None]) ->
 
 def a_job(
     caches: Sequence[str], manifest: Manifest, device: str | None, decoders: int, limits: DecodeLimits | None = None
-) -> Job:
+) -> Extraction:
     """What the workers on these caches are told."""
-    return Job(
+    return Extraction(
         caches=tuple(caches),
         root=str(manifest.root.absolute()),
         device=device,
@@ -120,38 +116,22 @@ def a_job(
 
 
 def have_filled(
-    caches: Sequence[Cache], job: Job, engine: EnginePlugin, logs: Path, on_progress: OnProgress | None = None
+    caches: Sequence[Cache], job: Extraction, engine: EnginePlugin, logs: Path, on_progress: OnProgress | None = None
 ) -> None:
     """Has the workers of an engine bring caches to completion, and watches the receipts as they come."""
     missing = {str(cache): set(cache.missing_stores()) for cache in caches}
     progress = Progress(sum(sum(cache.plan[store].values()) for cache in caches for store in missing[str(cache)]))
-    deaths: list[str] = []
-    if not any(missing.values()):
-        return
-    try:
-        engine.start(job, logs)
-        while True:
-            workers = engine.poll()
-            deaths += workers.ended
-            for cache in caches:
-                for store in missing[str(cache)] - set(cache.missing_stores()):
-                    missing[str(cache)].discard(store)
-                    progress.add(cache.receipt(store))
-                    deaths.clear()
-            if on_progress:
-                on_progress(progress)
-            if not any(missing.values()):
-                return
-            if len(deaths) > DEATHS or workers.running + workers.waiting == 0:
-                why = deaths[-1] if deaths else "they ended without a word"
-                left = sum(map(len, missing.values()))
-                raise StillframeError(
-                    f"{left} stores are missing and the workers are gone: {why}",
-                    f"see {logs}; finished stores are kept: run it again to go on",
-                )
-            time.sleep(LOOK_S)
-    finally:
-        engine.stop()
+
+    def left() -> int:
+        for cache in caches:
+            for store in missing[str(cache)] - set(cache.missing_stores()):
+                missing[str(cache)].discard(store)
+                progress.add(cache.receipt(store))
+        if on_progress:
+            on_progress(progress)
+        return sum(map(len, missing.values()))
+
+    carry_out(engine, job, logs, left, "stores")
 
 
 def load_encoders(specs: Sequence[CacheSpec], device: torch.device) -> list[tuple[CacheSpec, EncoderPlugin]]:

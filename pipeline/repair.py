@@ -20,7 +20,7 @@ from pipeline.errors import BadInput
 from pipeline.leases import Leases
 from pipeline.ledger import Receipt
 from pipeline.places.folder import PARTIAL
-from pipeline.worker import Job, fill, load_encoder
+from pipeline.worker import Extraction, fill, load_encoder
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _maker(
         )
     device = chosen(device)
     encoder = load_encoder(cache, device)
-    job = Job(caches=(str(cache),), root=str(folder), device=str(device), decoders=decoders)
+    job = Extraction(caches=(str(cache),), root=str(folder), device=str(device), decoders=decoders)
 
     def encode() -> None:
         fill(

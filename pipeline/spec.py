@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -16,6 +15,7 @@ from pipeline import plugins
 from pipeline.errors import BadInput
 from pipeline.plugins import Seed, Settings
 from pipeline.records import TokenShape
+from pipeline.tables import override, read_table
 
 if TYPE_CHECKING:
     import torch
@@ -226,21 +226,6 @@ def fingerprint(
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def differing(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(key, ours, theirs) of every leaf in which two plain-JSON tables differ."""
-    for key in sorted(ours.keys() | theirs.keys()):
-        a, b = ours.get(key), theirs.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from differing(a, b, f"{prefix}{key}.")
-        elif a != b:
-            yield f"{prefix}{key}", a, b
-
-
-def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """The same as `key: ours / theirs`."""
-    return [f"{key}: {json.dumps(a)} / {json.dumps(b)}" for key, a, b in differing(ours, theirs)]
-
-
 class WindowSettings(Settings):
     """What one training example holds."""
 
@@ -350,53 +335,13 @@ class Recipe(Settings):
 
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> CacheSpec:
-    return plugins.check(CacheSpec, _table(path, overrides, "spec"), str(path))
+    return plugins.check(CacheSpec, override(read_table(path, "spec"), overrides), str(path))
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    return plugins.check(Recipe, _table(path, overrides, "recipe"), str(path))
+    return plugins.check(Recipe, override(read_table(path, "recipe"), overrides), str(path))
 
 
 def shipped_recipes() -> dict[str, Path]:
     """The recipes that come with the package: name -> file, sorted."""
     return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.toml"))}
-
-
-def _table(path: Path, overrides: Sequence[str], what: str) -> dict[str, Any]:
-    """A TOML file as a table, with `key.key=value` overrides laid over it."""
-    if not path.is_file():
-        folder, problem = (path, "is a folder, not a file") if path.is_dir() else (path.parent, "does not exist")
-        near = sorted(file.name for file in folder.glob("*.toml")) if folder.is_dir() else []
-        raise BadInput(f"{what} {path} {problem}", f"in {folder} there are: {', '.join(near)}" if near else "")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"{what} {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{what} {path} is not valid TOML: {error}") from error
-    table.setdefault("name", path.stem)
-    return override(table, overrides)
-
-
-def override(table: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Lays `--set a.b=value` over a table. The value is read as TOML; what is not TOML is taken as a string."""
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise BadInput(f"--set wants key=value, found '{text}'", "for example --set frames.fps=8")
-        *path, last = key.strip().split(".")
-        place = table
-        for part in path:
-            inner = place.setdefault(part, {})
-            if not isinstance(inner, dict):
-                raise BadInput(f"--set {text}: '{part}' is a value, not a table")
-            place = inner
-        place[last] = _value(value.strip())
-    return table
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text

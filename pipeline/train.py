@@ -26,7 +26,8 @@ from pipeline.places.folder import write_atomically
 from pipeline.ranks import ALONE, Ranks
 from pipeline.records import Batch
 from pipeline.run import RUN_FORMAT, CacheFacts, Run, RunHeader, tool_versions
-from pipeline.spec import Recipe, TrainingSettings, differences
+from pipeline.spec import Recipe, TrainingSettings
+from pipeline.tables import differences
 from pipeline.tasks import TaskPlugin
 from pipeline.trainer import Diverged, OnProgress, Trainer
 from pipeline.windows import OnDevice, Windows
@@ -155,14 +156,33 @@ def require_truth(task: TaskPlugin, windows: Windows) -> None:
         )
 
 
+def made_from(recipe: Recipe, cache: Cache, manifest: Manifest) -> dict[str, Any]:
+    """What a run is made from, as its header keeps it."""
+    return {
+        "format_version": RUN_FORMAT,
+        "recipe": recipe.canonical(),
+        "cache": CacheFacts.of(cache),
+        "manifest": manifest.digest,
+        "labels": manifest.labels,
+    }
+
+
+def require_same(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest) -> None:
+    """Refuses a run folder that was made from something else."""
+    if (path / "run.json").is_file():
+        now = made_from(recipe, cache, manifest)
+        now |= {"cache": now["cache"].model_dump(mode="json"), "labels": list(manifest.labels)}
+        if changed := differences(now, Run(path).header.made_from()):
+            raise BadInput(f"run {path} was made from something else; now / then: {'; '.join(changed)}", "use another --out")
+
+
 def open_or_create(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest, model: VideoModel, windows: Windows) -> Run:
     """The run at `path`, checked against recipe, cache and manifest; created if it is not there yet."""
+    require_same(path, recipe, cache, manifest)
+    if (path / "run.json").is_file():
+        return Run(path)
     header = RunHeader(
-        format_version=RUN_FORMAT,
-        recipe=recipe.canonical(),
-        cache=CacheFacts.of(cache),
-        manifest=manifest.digest,
-        labels=manifest.labels,
+        **made_from(recipe, cache, manifest),
         spec=cache.spec,
         encoder=cache.header.encoder,
         cache_path=cache.place.address,
@@ -176,12 +196,6 @@ def open_or_create(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest,
         },
         versions=tool_versions(),
     )
-    if (path / "run.json").is_file():
-        run = Run(path)
-        changed = differences(header.made_from(), run.header.made_from())
-        if changed:
-            raise BadInput(f"run {path} was made from something else; now / then: {'; '.join(changed)}", "use another --out")
-        return run
     path.mkdir(parents=True, exist_ok=True)
     cache.copy_learnt(path)
     write_atomically(path / "run.json", to_json(header))

@@ -6,8 +6,6 @@ place of the caches and the folder of the videos. They meet only in leases and r
 
 from __future__ import annotations
 
-import json
-import sys
 from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
@@ -16,46 +14,42 @@ from pathlib import Path
 
 import torch
 
-from pipeline import plugins, probe
+from pipeline import probe
 from pipeline.cache import Cache, unwritable
 from pipeline.decoder import DecodeLimits
-from pipeline.device import chosen
+from pipeline.device import numbered
 from pipeline.donor import Donor, donors
 from pipeline.encode import Lane, Pipeline
 from pipeline.encoders import EncoderPlugin
-from pipeline.errors import BadInput, StillframeError
+from pipeline.engines import Job
+from pipeline.errors import BadInput
 from pipeline.leases import Leases, claimed
-from pipeline.plugins import Settings
 from pipeline.progress import OnProgress, Progress
 from pipeline.records import Video
 
 
-class Job(Settings):
+class Extraction(Job):
     """What every worker of an extraction is told."""
 
     caches: tuple[str, ...]
     """Laid out already. One decode of a video serves all of them."""
     root: str
     """Where the videos are."""
-    device: str | None = None
-    """None: the CUDA device of the worker's number where there is any, else the CPU."""
     decoders: int = 1
     """Processes that decode videos."""
     limits: DecodeLimits = DecodeLimits()
 
-
-def work(job: Job, index: int = 0, on_progress: OnProgress | None = None) -> None:
-    """Worker `index` of a job. Returns when nothing is missing. Raises StillframeError."""
-    device = chosen(torch.device(job.device) if job.device else _device(index))
-    caches = [Cache(place) for place in job.caches]
-    lanes = [(cache, load_encoder(cache, device), donors(cache)) for cache in caches]
-    fill(lanes, caches[0].manifest.videos, job, device, on_progress)
+    def work(self, index: int) -> None:
+        device = numbered(self.device, index)
+        caches = [Cache(place) for place in self.caches]
+        lanes = [(cache, load_encoder(cache, device), donors(cache)) for cache in caches]
+        fill(lanes, caches[0].manifest.videos, self, device)
 
 
 def fill(
     to_fill: Sequence[tuple[Cache, EncoderPlugin, Sequence[Donor]]],
     videos: Sequence[Video],
-    job: Job,
+    job: Extraction,
     device: torch.device,
     on_progress: OnProgress | None = None,
     only: Collection[int] | None = None,
@@ -132,21 +126,3 @@ def load_encoder(cache: Cache, device: torch.device) -> EncoderPlugin:
             "give every worker the same version of PyAV, or extract again",
         )
     return encoder
-
-
-def _device(index: int) -> torch.device | None:
-    return torch.device("cuda", index % torch.cuda.device_count()) if torch.cuda.is_available() else None
-
-
-def main(job: str, index: str) -> int:
-    """A worker as a process of its own. Returns its exit code."""
-    try:
-        work(plugins.check(Job, json.loads(job), "job"), int(index))
-    except StillframeError as error:
-        sys.stderr.write(f"{error.message} ({error.hint})\n")
-        return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

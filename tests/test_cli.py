@@ -381,7 +381,7 @@ $ train {recipe} {cache} --set training.epochs=1
     key 'training'
     exactly one of steps and epochs
 $ extract {spec} {data} --set encoder.width.x=8
-    --set encoder.width.x=8: 'width' is a value, not a table
+    encoder.width.x: 'width' is a value, not a table
 $ extract {spec} {data} --set encoder=8
     [encoder] must be a table with a name, found 8; next: names: address, transformers
 $ extract {spec} {data} --set frames.fps

@@ -13,7 +13,7 @@ import torch
 from pipeline import extract, manifest, plugins
 from pipeline.device import chosen
 from pipeline.spec import CacheSpec
-from pipeline.worker import Job, fill
+from pipeline.worker import Extraction, fill
 
 # The demo's encoder, scaled up until it and not the decoder sets the pace.
 SPEC = {
@@ -51,7 +51,7 @@ def extract_speed(frames: int, repeats: int, decoders: int, device: torch.device
         for repeat in range(repeats + 1):
             bare.append(_bare(encoder, spec, frames, device))
             cache = extract.lay_out(spec, videos, Path(folder) / f"bench-{repeat}", encoder, device)
-            job = Job(caches=(str(cache),), root=str(videos.root), decoders=decoders)
+            job = Extraction(caches=(str(cache),), root=str(videos.root), decoders=decoders)
             progress = fill([(cache, encoder, [])], videos.videos, job, device)
             whole.append(progress.frames_per_s)
     del bare[0], whole[0]  # the first round warms caches and allocators up

@@ -227,7 +227,8 @@ def bench_codecs(
     """
     from pipeline import console
     from pipeline.bench import codecs
-    from pipeline.spec import load_spec, override
+    from pipeline.spec import load_spec
+    from pipeline.tables import override
 
     loaded, where = load_spec(spec), torch_device(device)
     chosen = codecs.choices(override({}, sets or []))

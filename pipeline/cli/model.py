@@ -152,7 +152,7 @@ def stream(
     from pipeline import stream as module
     from pipeline.draw import VideoFile
     from pipeline.run import Run
-    from pipeline.spec import override
+    from pipeline.tables import override
 
     asked = _query(query)
     follower = module.Stream(Run(run), torch_device(device), override({}, sets or []))
