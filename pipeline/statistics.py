@@ -270,12 +270,12 @@ class FormTable:
     def _gain(self, name: str, reference: str) -> tuple[float, np.ndarray]:
         """The gain, and the same for every resample. Seeds are paired where both have the same ones."""
         ours, theirs = self.rows[name], self.rows[reference]
-        resampled = self.resampled[:, self.column[name]] - self.resampled[:, self.column[reference]]
+        resampled = self.sign * (self.resampled[:, self.column[name]] - self.resampled[:, self.column[reference]])
         if ours.seeds == theirs.seeds:
-            resampled = resampled + seed_noise(ours.means - theirs.means)
+            noise = seed_noise(ours.means - theirs.means)
         else:
-            resampled = resampled + seed_noise(ours.means) + seed_noise(theirs.means, stream=1)
-        return self.sign * float(ours.means.mean() - theirs.means.mean()), self.sign * resampled
+            noise = seed_noise(ours.means) + seed_noise(theirs.means, stream=1)
+        return self.sign * float(ours.means.mean() - theirs.means.mean()), resampled + noise
 
     def pareto(self) -> dict[str, bool]:
         """Setting -> whether no other is at least as good and as cheap, and one of the two strictly."""
