@@ -130,8 +130,8 @@ def summarise(name: str, axes: dict[str, list[Any]], settings: Sequence[Setting]
         raise unknown_name("setting", reference, [one.name for one in settings], f"reference of sweep '{name}'")
     evaluations = list(_evaluations([*base, *settings]))
     if not evaluations:
-        reasons = {one.failed for setting in settings for one in setting.outcomes}
-        raise StillframeError(f"no member of sweep '{name}' was scored; why: {'; '.join(map(str, sorted(reasons, key=str)))}")
+        reasons = sorted({str(one.failed) for setting in settings for one in setting.outcomes})
+        raise StillframeError(f"no member of sweep '{name}' was scored; why: {'; '.join(reasons)}")
     first = evaluations[0]
     for other in evaluations[1:]:
         _require_comparable(first, other)
@@ -202,6 +202,7 @@ class Scored:
     clips_SC: np.ndarray
     """Score of every clip, one row per seed."""
     weight_C: np.ndarray
+    """The same for all seeds: it is of the truth in the windows."""
     flops: float
 
     @property
@@ -225,7 +226,7 @@ class FormTable:
                 self.rows[setting.name] = Scored(
                     seeds=tuple(one.seed for one in found),
                     clips_SC=np.array([[row[form] for row in table] for table in tables], np.float64),
-                    weight_C=np.array([[row["weight"] for row in table] for table in tables], np.float64).mean(0),
+                    weight_C=np.array([row["weight"] for row in tables[0]], np.float64),
                     flops=setting.cost.flops,
                 )
                 videos = [row["video"] for row in tables[0]]
