@@ -55,7 +55,7 @@ def cost(recipe: Recipe, shape: TokenShape, labels: tuple[str, ...], device: tor
     with torch.random.fork_rng(devices=[]):
         model, task = _built(recipe, shape, labels)
         special_BSD = torch.randn(1, shape.special_tokens, shape.width).to(device)
-        patches_BPD = [torch.randn(1, shape.patch_tokens, shape.width).to(device) for _ in shape.layers]
+        patches_BPD = [torch.randn(1, shape.patch_tokens, shape.width).to(device) for _ in model.layers]
     model.to(device).eval()
     state_bytes, seconds = model.temporal.state_bytes(model.tokens), []
     if STREAMING in model.readouts:
@@ -81,7 +81,7 @@ def flops(recipe: Recipe, shape: TokenShape, labels: tuple[str, ...]) -> dict[st
     with FakeTensorMode():
         model, task = _built(recipe, shape, labels)
         frames, query = recipe.windows.frames, told(task)
-        patches = [torch.zeros(1, frames, shape.patch_tokens, shape.width) for _ in shape.layers]
+        patches = [torch.zeros(1, frames, shape.patch_tokens, shape.width) for _ in model.layers]
         tokens_BTND = torch.zeros(1, frames, model.tokens, shape.width)
         y_BTND = torch.zeros(1, frames, model.tokens, model.temporal.width)
         return {
