@@ -71,6 +71,8 @@ ORDER = [
     "trainer",
     "train",
     "evaluate",
+    "costs",
+    "statistics",
     "draw",
     "published",
     "stream",
