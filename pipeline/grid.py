@@ -150,14 +150,15 @@ def settings_of(spec: SweepSpec) -> list[Setting]:
     start = _start(spec)
     found: dict[str, Setting] = {}
     points = list(_points(spec))
+    reference = _reference(spec)
     name_of = {_key(values): _name(values) for values in points}
     for values in points:
         name = name_of[_key(values)]
-        wanted = _reference(spec, values)
-        reference = name_of.get(_key(wanted)) if wanted else name
-        if reference is None:
+        wanted = [_key(dict(values) | reference), _key(reference)]
+        compared = next((name_of[key] for key in wanted if key in name_of), None)
+        if compared is None:
             raise BadInput(
-                f"sweep '{spec.name}': '{name}' is to be compared with '{_name(wanted)}', which is no setting of it",
+                f"sweep '{spec.name}': '{name}' is to be compared with '{_name(reference)}', which is no setting of it",
                 "change `reference`, or add that setting",
             )
         if name in found:
@@ -169,7 +170,7 @@ def settings_of(spec: SweepSpec) -> list[Setting]:
         for seed in spec.seeds:
             run = _slug(name) + (f"-seed{seed}" if len(spec.seeds) > 1 else "")
             members[run] = _recipe(spec, start, values, seed, run)
-        found[name] = Setting(name, values, cache, reference, members)
+        found[name] = Setting(name, values, cache, compared, members)
     if len({run for setting in found.values() for run in setting.members}) < len(found) * len(spec.seeds):
         raise BadInput(f"sweep '{spec.name}': two members would share a folder", "use other names or fewer signs in values")
     return list(found.values())
@@ -193,15 +194,14 @@ def _points(spec: SweepSpec) -> Iterator[dict[str, Any]]:
     yield from (dict(values) for values in spec.settings)
 
 
-def _reference(spec: SweepSpec, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that a setting is compared with; empty for one that has none of the axes that the reference names."""
-    wanted = spec.reference
-    if not wanted:
-        first, among = next(iter(spec.axes.items()), (None, None))
-        if first is None or among is None:
-            return dict(spec.settings[0])
-        wanted = {first: plugins.names(first)[0] if among == "*" else among[0]}
-    return dict(values) | wanted if wanted.keys() <= values.keys() else dict(wanted)
+def _reference(spec: SweepSpec) -> dict[str, Any]:
+    """The values that make a setting the one that others are compared with, each with the one that is like it in all else."""
+    if spec.reference:
+        return spec.reference
+    if not spec.axes:
+        return spec.settings[0]
+    key, among = next(iter(spec.axes.items()))
+    return {key: plugins.names(key)[0] if among == "*" else among[0]}
 
 
 def _recipe(spec: SweepSpec, start: Mapping[str, Any], values: Mapping[str, Any], seed: int, run: str) -> Recipe:

@@ -17,7 +17,7 @@ from pipeline.errors import BadInput
 from pipeline.records import TokenShape
 from pipeline.spec import Recipe
 from pipeline.targets import Arrays
-from pipeline.tasks import STREAMING, Query, StreamingReadout, TaskPlugin
+from pipeline.tasks import STREAMING, WINDOW, Query, StreamingReadout, TaskPlugin
 from pipeline.temporal import State, TemporalModule
 from pipeline.windows import OnDevice
 
@@ -113,6 +113,12 @@ class VideoModel(nn.Module):
     def __init__(self, recipe: Recipe, shape: TokenShape, task: TaskPlugin) -> None:
         """`shape` is what the cache holds of one frame. Raises BadInput where the width does not suit the temporal module."""
         super().__init__()
+        if WINDOW in task.forms and recipe.windows.eval_frames not in (None, recipe.windows.frames):
+            raise BadInput(
+                f"recipe '{recipe.name}': the form '{WINDOW}' reads {recipe.windows.frames} frames at once, no other number; "
+                f"windows.eval_frames is {recipe.windows.eval_frames}",
+                'leave windows.eval_frames out, or set task.forms = ["streaming"]',
+            )
         model = recipe.model
         self.specials = model.tokens == "all"
         self.tokens = shape.patch_tokens + (shape.special_tokens if self.specials else 0)

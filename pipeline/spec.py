@@ -231,6 +231,8 @@ class WindowSettings(Settings):
 
     frames: int = Field(default=16, ge=1)
     """T."""
+    eval_frames: int | None = Field(default=None, ge=1)
+    """T of every split but the training split, for tasks that answer frame by frame alone; None: the same."""
     fps: float = Field(gt=0)
     """Frames per second of window time; at most what the cache holds."""
     eval_windows: int = Field(default=1, ge=1)

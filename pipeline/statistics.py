@@ -57,6 +57,8 @@ class SettingSummary(Settings):
     name: str
     values: dict[str, Any]
     """axis -> value, seeds left out."""
+    reference: str
+    """Name of the setting it is compared with; its own for a reference."""
     runs: tuple[str, ...]
     """Names of the members, by seed."""
     failed: dict[str, str]
@@ -113,6 +115,8 @@ class Setting:
     values: dict[str, Any]
     cost: Cost
     outcomes: tuple[Outcome, ...]
+    reference: str | None = None
+    """Name of the setting it is compared with; None: the sweep's."""
 
     def scored(self) -> list[Outcome]:
         """By seed."""
@@ -120,14 +124,17 @@ class Setting:
 
 
 def summarise(name: str, axes: dict[str, list[Any]], settings: Sequence[Setting], reference: str) -> Summary:
-    """The summary of sweep `name`; `reference` names the setting that the others are compared with.
+    """The summary of sweep `name`; `reference` names the setting that the others are compared with,
+    but for those that name one themselves.
 
     A setting without a scored seed keeps its row, with its failures. Raises BadInput: no such reference, members that are
     neither scored nor failed, or that were scored on other clips or in another metric; StillframeError: nothing was scored.
     """
+    reference_of = {one.name: one.reference or reference for one in settings}
     base = [one for one in settings if one.name == reference]
-    if not base:
-        raise unknown_name("setting", reference, [one.name for one in settings], f"reference of sweep '{name}'")
+    for wanted in [reference, *reference_of.values()]:
+        if wanted not in reference_of:
+            raise unknown_name("setting", wanted, list(reference_of), f"reference of sweep '{name}'")
     evaluations = list(_evaluations([*base, *settings]))
     if not evaluations:
         reasons = sorted({str(one.failed) for setting in settings for one in setting.outcomes})
@@ -139,7 +146,7 @@ def summarise(name: str, axes: dict[str, list[Any]], settings: Sequence[Setting]
     forms = dict.fromkeys(chain.from_iterable(each["forms"] for each in evaluations))
     clips = sorted(first["clips"])
     tables = {form: FormTable(form, clips, metric, settings) for form in forms}
-    comparisons = {form: table.comparisons(reference) for form, table in tables.items()}
+    comparisons = {form: table.comparisons(reference_of) for form, table in tables.items()}
     pareto = {form: table.pareto() for form, table in tables.items()}
     return Summary(
         name=name,
@@ -153,6 +160,7 @@ def summarise(name: str, axes: dict[str, list[Any]], settings: Sequence[Setting]
             SettingSummary(
                 name=setting.name,
                 values=setting.values,
+                reference=reference_of[setting.name],
                 runs=tuple(one.member for one in sorted(setting.outcomes, key=lambda one: one.seed)),
                 failed={one.member: one.failed for one in setting.outcomes if one.failed is not None},
                 scores={form: table.scores(setting.name) for form, table in tables.items() if setting.name in table},
@@ -246,16 +254,14 @@ class FormTable:
         score_S = self.rows[name].means
         return _interval(score_S.mean(), self.resampled[:, self.column[name]] + seed_noise(score_S))
 
-    def comparisons(self, reference: str) -> dict[str, Comparison]:
-        """Setting -> what it gains over the reference; none where the reference has no score."""
-        if reference not in self.rows:
-            return {}
-        others = [name for name in self.rows if name != reference]
-        gains = {name: self._gain(name, reference) for name in others}
+    def comparisons(self, reference_of: Mapping[str, str]) -> dict[str, Comparison]:
+        """Setting -> what it gains over its reference; none for the reference itself, or where that has no score."""
+        others = [name for name in self.rows if reference_of[name] != name and reference_of[name] in self.rows]
+        gains = {name: self._gain(name, reference_of[name]) for name in others}
         p = [two_sided(resampled, self.videos) for _, resampled in gains.values()]
-        theirs_C = self.rows[reference].clips_SC.mean(0)
         found = {}
         for name, plain, adjusted in zip(others, p, holm(p), strict=True):
+            theirs_C = self.rows[reference_of[name]].clips_SC.mean(0)
             better_C = self.sign * (self.rows[name].clips_SC.mean(0) - theirs_C)
             wins, losses = int((better_C >= TIE).sum()), int((better_C <= -TIE).sum())
             found[name] = Comparison(

@@ -162,7 +162,10 @@ class Sweep:
             other = self.spec.caches.get(setting.cache)
             found.setdefault((task, setting.cache if other and other.data else GIVEN), []).append(setting)
         axes = {key: list(values) for key, values in self.spec.axes.items()}
-        return [summarise(self.spec.name, axes, [self._compared(one) for one in settings]) for settings in found.values()]
+        return [
+            summarise(self.spec.name, axes, [self._compared(one) for one in settings], settings[0].reference)
+            for settings in found.values()
+        ]
 
     def _compared(self, setting: Setting) -> Compared:
         cache, outcomes = self.caches[setting.cache], []

@@ -73,6 +73,9 @@ ORDER = [
     "evaluate",
     "costs",
     "statistics",
+    "grid",
+    "variants",
+    "sweep",
     "draw",
     "published",
     "stream",
@@ -83,8 +86,8 @@ ORDER = [
     "cli",
 ]
 """Data order, which is tree order: each may import what stands before it."""
-NO_CODE = {"", "recipes"}
-"""The package itself and the folder of shipped recipes."""
+NO_CODE = {"", "recipes", "sweeps"}
+"""The package itself and the folders of what is shipped as TOML."""
 PACKAGES = {"bench", "cli", "places"}
 """Folders that are no socket; their files may use each other."""
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 400, 60

@@ -157,23 +157,14 @@ def _show_summary(summary: Summary) -> None:
                     f"{gain.wins} / {gain.ties} / {gain.losses}" if gain else "",
                     f"{one.cost.parameters:,}",
                     f"{one.cost.flops / 1e9:.3g}",
-                    f"{one.training_s:.1f}",
-                    f"{one.cost.latency_ms:.2f}",
+                    "" if one.training_s is None else f"{one.training_s:.1f}",
+                    "" if one.cost.latency_ms is None else f"{one.cost.latency_ms:.2f}",
                     console.bytes_text(one.cost.state_bytes),
                 )
             )
-        rows += [(member, "", "stopped", why, *[""] * 8) for member, why in one.failed.items()]
+        rows += [(member, "", "stopped", why, "", "", "", "", "", "", "", "") for member, why in one.failed.items()]
     unit = f" ({summary.metric.unit})" if summary.metric.unit else ""
-    columns = (
-        "setting",
-        "form",
-        f"{summary.metric.name}{unit}",
-        "95 % interval",
-        "gain",
-        "p",
-        "win / tie / loss",
-        "parameters",
-    )
-    columns += ("GFLOP", "training s", "step ms", "state")
+    scores = ("setting", "form", f"{summary.metric.name}{unit}", "95 % interval", "gain", "p", "win / tie / loss")
+    costs = ("parameters", "GFLOP", "training s", "step ms", "state")
     title = f"{summary.task} on split {summary.split}, gain over {summary.reference}, trivial answer {summary.trivial:.3f}"
-    console.show_table(title, columns, rows)
+    console.show_table(title, (*scores, *costs), rows)
