@@ -16,7 +16,7 @@ videos it is too narrow, and with one it has no width; p is therefore never belo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -33,7 +33,7 @@ RESAMPLES = 10_000
 BLOCK_NUMBERS = 4_000_000
 """Resamples times videos that are in memory at once; changes no result."""
 TIE = 1e-9
-"""Clips whose scores differ by less are even."""
+"""Scores that differ by less are even."""
 
 
 class Comparison(Settings):
@@ -118,9 +118,15 @@ class Setting:
     reference: str | None = None
     """Name of the setting it is compared with; None: the sweep's."""
 
-    def scored(self) -> list[Outcome]:
-        """By seed."""
-        return sorted((one for one in self.outcomes if one.failed is None), key=lambda one: one.seed)
+    def scored(self) -> dict[int, Mapping[str, Any]]:
+        """seed -> evaluation, in order, of the members that were not stopped."""
+        found = {}
+        for one in sorted(self.outcomes, key=lambda one: one.seed):
+            if one.failed is None and one.evaluation is None:
+                raise BadInput(f"member {one.member} was neither scored nor stopped", "run the sweep again: it goes on")
+            if one.failed is None and one.evaluation is not None:
+                found[one.seed] = one.evaluation
+        return found
 
 
 def summarise(name: str, axes: dict[str, list[Any]], settings: Sequence[Setting], reference: str) -> Summary:
@@ -131,11 +137,12 @@ def summarise(name: str, axes: dict[str, list[Any]], settings: Sequence[Setting]
     neither scored nor failed, or that were scored on other clips or in another metric; StillframeError: nothing was scored.
     """
     reference_of = {one.name: one.reference or reference for one in settings}
+    assert len(reference_of) == len(settings)
     base = [one for one in settings if one.name == reference]
     for wanted in [reference, *reference_of.values()]:
         if wanted not in reference_of:
             raise unknown_name("setting", wanted, list(reference_of), f"reference of sweep '{name}'")
-    evaluations = list(_evaluations([*base, *settings]))
+    evaluations = [each for setting in [*base, *settings] for each in setting.scored().values()]
     if not evaluations:
         reasons = sorted({str(one.failed) for setting in settings for one in setting.outcomes})
         raise StillframeError(f"no member of sweep '{name}' was scored; why: {'; '.join(reasons)}")
@@ -168,20 +175,12 @@ def summarise(name: str, axes: dict[str, list[Any]], settings: Sequence[Setting]
                 comparisons={form: found[setting.name] for form, found in comparisons.items() if setting.name in found},
                 metrics=_metrics(setting),
                 cost=setting.cost,
-                training_s=_mean([one.training_s for one in setting.scored() if one.training_s is not None]),
+                training_s=_training_s(setting),
                 pareto={form: found[setting.name] for form, found in pareto.items() if setting.name in found},
             )
             for setting in settings
         ),
     )
-
-
-def _evaluations(settings: Sequence[Setting]) -> Iterator[Mapping[str, Any]]:
-    for setting in settings:
-        for one in setting.scored():
-            if one.evaluation is None:
-                raise BadInput(f"member {one.member} was neither scored nor stopped", "run the sweep again: it goes on")
-            yield one.evaluation
 
 
 def _require_comparable(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
@@ -194,10 +193,10 @@ def _require_comparable(first: Mapping[str, Any], other: Mapping[str, Any]) -> N
             )
     ours, theirs = first["clips"], other["clips"]
     strange = sorted(ours.keys() ^ theirs.keys()) or [one for one in ours if ours[one]["video"] != theirs[one]["video"]]
-    if strange or not ours:
+    if strange:
         raise BadInput(
-            f"runs {first['run']} and {other['run']} were not scored on the same clips: {len(strange)} differ, first "
-            f"{strange[0] if strange else 'none'}",
+            f"runs {first['run']} and {other['run']} were not scored on the same clips: {len(strange)} differ, "
+            f"first {strange[0]}",
             "evaluate both on the same split of one manifest",
         )
 
@@ -228,11 +227,11 @@ class FormTable:
         self.rows: dict[str, Scored] = {}
         videos: list[str] = []
         for setting in settings:
-            found = [one for one in setting.scored() if one.evaluation is not None and form in one.evaluation["forms"]]
-            tables = [[one.evaluation["clips"][clip] for clip in clips] for one in found if one.evaluation is not None]
-            if tables:
+            found = {seed: each["clips"] for seed, each in setting.scored().items() if form in each["forms"]}
+            if found:
+                tables = [[rows[clip] for clip in clips] for rows in found.values()]
                 self.rows[setting.name] = Scored(
-                    seeds=tuple(one.seed for one in found),
+                    seeds=tuple(found),
                     clips_SC=np.array([[row[form] for row in table] for table in tables], np.float64),
                     weight_C=np.array([row["weight"] for row in tables[0]], np.float64),
                     flops=setting.cost.flops,
@@ -328,7 +327,7 @@ def seed_noise(score_S: np.ndarray, stream: int = 0) -> np.ndarray:
 def two_sided(resampled: np.ndarray, videos: int) -> float:
     """p of no gain: twice the share of resampled gains on the rarer side of 0, the observed one counted with them, since a p
     from draws is never 0 (Phipson and Smyth, 2010). Nor is it below what any paired test could show with so few videos."""
-    rarer = min((resampled <= 0).sum(), (resampled >= 0).sum())
+    rarer = min((resampled < TIE).sum(), (resampled > -TIE).sum())  # a rounding error is on both sides
     return float(min(1.0, max(2 * (rarer + 1) / (len(resampled) + 1), 2.0 ** (1 - videos))))
 
 
@@ -349,12 +348,13 @@ def _interval(score: float, resampled: np.ndarray) -> Interval:
 
 def _metrics(setting: Setting) -> dict[str, dict[str, float]]:
     """form -> metric -> mean over seeds."""
-    forms = [one.evaluation["forms"] for one in setting.scored() if one.evaluation is not None]
+    forms = [each["forms"] for each in setting.scored().values()]
     return {
         form: {metric: float(np.mean([each[form][metric]["score"] for each in forms])) for metric in forms[0][form]}
         for form in (forms[0] if forms else {})
     }
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None
+def _training_s(setting: Setting) -> float | None:
+    seconds = [one.training_s for one in setting.outcomes if one.failed is None and one.training_s is not None]
+    return float(np.mean(seconds)) if seconds else None
