@@ -214,18 +214,17 @@ def require_videos(manifest: Manifest) -> None:
 def make_plan(cache_spec: CacheSpec, shape: TokenShape, manifest: Manifest) -> dict[int, dict[str, int]]:
     """store -> video_id -> expected frames. Videos in manifest order fill a store up to its size; none is split."""
     require_videos(manifest)
+    rate, known = cache_spec.frames.rate, manifest.facts
     expected = {}
     for video in manifest.videos:
-        facts = _facts(manifest, video)
+        facts = known[video.video_id] if video.video_id in known else _facts(manifest, video)
         # Of one that cannot be opened extraction will say what is wrong with it.
-        expected[video.video_id] = 1 if facts is None else probe.expected_frames(facts, cache_spec.frames.rate)
+        expected[video.video_id] = 1 if facts is None else probe.expected_frames(facts, rate)
     return fill_stores(expected, cache_spec.frames_per_store(shape))
 
 
 def _facts(manifest: Manifest, video: Video) -> probe.Probe | None:
-    """What the video's header says, from the manifest where that knows it; None if it cannot be opened."""
-    if video.video_id in manifest.facts:
-        return manifest.facts[video.video_id]
+    """What the video's header says; None if it cannot be opened."""
     try:
         return probe.probe(manifest.root / video.source, video.image_fps)
     except BadVideo:
