@@ -240,7 +240,7 @@ def _name(values: Mapping[str, Any]) -> str:
         last = key.rpartition(".")[2]
         if isinstance(value, dict):
             shown = [str(part) if inner == "name" else f"{inner} {_text(part)}" for inner, part in value.items()]
-            parts.append(" ".join(shown))
+            parts += shown
         else:
             parts.append(_text(value) if key in ("temporal", "task", CACHE) else f"{last} {_text(value)}")
     return ", ".join(parts)

@@ -11,6 +11,7 @@ from one read, and scores them from one more. A worker that is lost costs what c
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import time
@@ -325,7 +326,8 @@ def train_group(
     except (MemoryError, RuntimeError) as error:
         if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in NO_MEMORY)):
             raise
-    # Only here are the models gone that the error held.
+    # Only here are the models gone that the error held; optimisers are part of cycles.
+    gc.collect()
     torch.cuda.empty_cache()
     if len(members) == 1:
         progress = members[0].progress
