@@ -23,7 +23,7 @@ import torch
 
 from pipeline import plugins
 from pipeline.cache import HEADER_FILE, Cache, read_learnt, require_same, unwritable
-from pipeline.codecs import FittedCodec
+from pipeline.codecs import FittedCodec, fitted_to
 from pipeline.draft import Draft
 from pipeline.errors import BadInput
 from pipeline.extract import fill_stores
@@ -140,8 +140,8 @@ class Derivation:
     @cached_property
     def digits(self) -> str:
         header = self.source.header
-        fitted_to = header.manifest if isinstance(self.spec.make_codec(), FittedCodec) else None
-        return fingerprint(self.spec, header.encoder, header.decoder, fitted_to, header.fingerprint)
+        of_codec = fitted_to(self.spec.make_codec(), header.manifest)
+        return fingerprint(self.spec, header.encoder, header.decoder, of_codec, header.fingerprint)
 
     @property
     def name(self) -> str:

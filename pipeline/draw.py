@@ -20,7 +20,6 @@ from pipeline.device import chosen
 from pipeline.errors import BadInput, BadVideo
 from pipeline.evaluate import require_same_cache
 from pipeline.manifest import Manifest
-from pipeline.model import layers_read
 from pipeline.records import Clip
 from pipeline.run import Run, load_model
 from pipeline.square import to_square
@@ -91,16 +90,12 @@ def drawings(
     manifest = manifest or cache.manifest
     require_same_cache(run, cache, manifest)
     model, task = load_model(run, cache.shape, checkpoint, device)
-    layers = layers_read(run.recipe, cache.shape)
-    windows = Windows(cache, manifest, split, run.recipe.windows, task, layers, allow_missing=allow_missing)
+    windows = Windows(cache, manifest, split, run.recipe.windows, task, model.layers, allow_missing=allow_missing)
     places = spread(len(windows), count)
     form = task.forms[0]
     for done, place in enumerate(places, start=1):
         batch, clip = windows.read([Sample(place, 0.5)]), windows.clip(place)
-        targets = {name: torch.from_numpy(array).to(device) for name, array in batch.targets.items()}
-        with torch.inference_mode():
-            prediction = model(*windows.tokens(batch, device), task.query(targets))[form]
-            answer = task.answer(form, prediction).cpu().numpy()[0]
+        answer = model.answers(windows.on_device(batch, device), task)[form][0]
         pixels = squares(cache, manifest.root, clip, batch.time_s_BT[0])
         drawn = task.draw(pixels, answer, {name: array[0] for name, array in batch.targets.items()})
         yield Drawing(clip, drawn, done, len(places))

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from pipeline import plugins, probe, spec
+from pipeline import probe, spec
 from pipeline.cache import HEADER_FILE, Cache, require_same, unwritable
-from pipeline.codecs import FittedCodec
+from pipeline.codecs import FittedCodec, fitted_to
 from pipeline.decoder import DecodeLimits
 from pipeline.device import chosen
-from pipeline.donor import donors
+from pipeline.donor import Donor, donors
 from pipeline.encoders import EncoderPlugin
 from pipeline.engines import EnginePlugin
 from pipeline.errors import BadInput, BadVideo, StillframeError
@@ -76,9 +76,10 @@ def extract_all(
             cache.forget(store)
     places = [cache.place.address for cache, _ in caches]
     job = a_job(places, manifest, None if given is None else str(given), decoders, limits)
-    expected = {str(cache): _given(cache, say) for cache, _ in caches}
+    to_fill = [(cache, encoder, donors(cache)) for cache, encoder in caches]
+    expected = {str(cache): _given(cache, givers, say) for cache, _, givers in to_fill}
     if engine is None:
-        fill(caches, manifest.videos, job, device, on_progress)
+        fill(to_fill, manifest.videos, job, device, on_progress)
     else:
         have_filled([cache for cache, _ in caches], job, engine, logs, on_progress)
     complete = [Cache(cache.place) for cache, _ in caches]
@@ -89,11 +90,11 @@ def extract_all(
     return complete
 
 
-def _given(cache: Cache, say: Callable[[str], None]) -> list[int]:
+def _given(cache: Cache, givers: Sequence[Donor], say: Callable[[str], None]) -> list[int]:
     """The missing stores of which other caches hold a part, told one cache after the other."""
     left = cache.missing_stores()
     given: list[int] = []
-    for donor in donors(cache):
+    for donor in givers:
         has = {store: donor.has(store, cache.plan[store]) for store in left}
         stores = [store for store in left if has[store]]
         left = [store for store in left if not has[store]]
@@ -157,7 +158,7 @@ def load_encoders(specs: Sequence[CacheSpec], device: torch.device) -> list[tupl
     """Every spec with its encoder on `device`. Raises BadInput where two specs ask for the same cache."""
     if len({str(one.canonical() | {"name": ""}) for one in specs}) < len(specs):
         raise BadInput("two of the specs say the same", "name each cache once")
-    return [(one, plugins.load("encoder", one.encoder.name)(one.encoder.settings, one.frames.size_px, device)) for one in specs]
+    return [(one, one.make_encoder(device)) for one in specs]
 
 
 def preview(cache_spec: CacheSpec, manifest: Manifest) -> dict[str, Any]:
@@ -179,8 +180,8 @@ def preview(cache_spec: CacheSpec, manifest: Manifest) -> dict[str, Any]:
 
 def lay_out(cache_spec: CacheSpec, manifest: Manifest, out: Path | str, encoder: EncoderPlugin, device: torch.device) -> Cache:
     """The cache of a spec in `out`, checked against the manifest; planned, fitted and created if it is not there yet."""
-    fitted_to = manifest.digest if isinstance(cache_spec.make_codec(), FittedCodec) else None
-    digits = spec.fingerprint(cache_spec, encoder.identity, probe.decoder_identity(), fitted_to)
+    of_codec = fitted_to(cache_spec.make_codec(), manifest.digest)
+    digits = spec.fingerprint(cache_spec, encoder.identity, probe.decoder_identity(), of_codec)
     place = at(out).below(f"{cache_spec.name}-{digits}")
     if place.exists(HEADER_FILE):
         return _same(place, manifest)

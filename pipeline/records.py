@@ -139,6 +139,20 @@ class Batch:
     def __len__(self) -> int:
         return len(self.clip_index)
 
+    def parts(self, count: int) -> list[Batch]:
+        """The same windows in `count` parts of equal size; views, no copies."""
+        size = len(self) // count
+        cuts = [slice(first, first + size) for first in range(0, size * count, size)]
+        return [
+            Batch(
+                {name: array[cut] for name, array in self.arrays.items()},
+                self.time_s_BT[cut],
+                self.clip_index[cut],
+                {name: array[cut] for name, array in self.targets.items()},
+            )
+            for cut in cuts
+        ]
+
     def __repr__(self) -> str:
         shapes = {name: tuple(array.shape) for name, array in self.arrays.items()}
         return f"Batch({len(self)} windows, {shapes})"

@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,6 +16,9 @@ from pipeline import plugins
 from pipeline.errors import BadInput
 from pipeline.plugins import Seed, Settings
 from pipeline.records import TokenShape
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT_VERSION = 2
 """Of caches that are written; all before it can be read."""
@@ -177,6 +180,10 @@ class CacheSpec(Settings):
             raise BadInput(f"encoder '{self.encoder.name}': {error.message}", error.hint) from error
         return shape
 
+    def make_encoder(self, device: torch.device) -> Any:
+        """Reads the encoder's weights. Raises BadInput."""
+        return plugins.load("encoder", self.encoder.name)(self.encoder.settings, self.frames.size_px, device)
+
     def make_codec(self) -> Any:
         return plugins.load("codec", self.codec.name)(self.codec.settings)
 
@@ -245,6 +252,10 @@ class WindowSettings(Settings):
     """Windows per clip in evaluation, spread evenly; training draws one at random in every epoch."""
     views: tuple[str, ...] = (BASE,)
     """Views of the cache that training draws from, one for each window; evaluation sees the base."""
+    train_fraction: float = Field(default=1.0, gt=0, le=1)
+    """Share of the training videos that are used, of every label alike; a smaller share is part of every larger one."""
+    seed: Seed = 0
+    """Draws the order of the windows, their places and views, and which videos a share has."""
 
     @field_validator("views")
     @classmethod
@@ -264,6 +275,21 @@ class ModelSettings(Settings):
     """Project tokens to this width before the temporal module; None keeps the encoder's."""
     tokens: Literal["all", "patches"] = "all"
     """all: special tokens and patches; patches: patches alone."""
+    layers: tuple[int, ...] | None = None
+    """Which recorded layers the mixer reads, ascending; None: all that the cache has, or the last one for mixer "last"."""
+
+    @field_validator("layers")
+    @classmethod
+    def _ascending(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if layers is not None and (not layers or list(layers) != sorted(set(layers))):
+            raise ValueError("wanted at least one layer, ascending")
+        return layers
+
+    @model_validator(mode="after")
+    def _one_for_last(self) -> Self:
+        if self.mixer == "last" and self.layers is not None and len(self.layers) > 1:
+            raise ValueError('mixer "last" reads one layer')
+        return self
 
 
 class TrainingSettings(Settings):
@@ -274,6 +300,9 @@ class TrainingSettings(Settings):
     """Exactly one of steps and epochs."""
     batch_size: int = Field(default=32, ge=1)
     """Windows per step, over all ranks."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts that a rank's windows of a step are cut into, one after the other, to need less memory; changes no loss, but for
+    which activations dropout takes."""
     learning_rate: float = Field(default=3e-4, gt=0)
     min_learning_rate: float = Field(default=1e-7, ge=0)
     warmup_steps: int = Field(default=100, ge=0)
@@ -284,6 +313,7 @@ class TrainingSettings(Settings):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 autocast on CUDA, float32 on CPU."""
     seed: Seed = 0
+    """Draws initial weights and dropout."""
     evaluate_every: int | None = Field(default=None, ge=1)
     """Steps between evaluations on the evaluation split; None: at the end only."""
     checkpoint_every: int = Field(default=200, ge=1)

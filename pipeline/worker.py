@@ -20,6 +20,7 @@ from pipeline import plugins, probe
 from pipeline.cache import Cache, unwritable
 from pipeline.decoder import DecodeLimits
 from pipeline.device import chosen
+from pipeline.donor import Donor, donors
 from pipeline.encode import Lane, Pipeline
 from pipeline.encoders import EncoderPlugin
 from pipeline.errors import BadInput, StillframeError
@@ -47,27 +48,32 @@ def work(job: Job, index: int = 0, on_progress: OnProgress | None = None) -> Non
     """Worker `index` of a job. Returns when nothing is missing. Raises StillframeError."""
     device = chosen(torch.device(job.device) if job.device else _device(index))
     caches = [Cache(place) for place in job.caches]
-    fill([(cache, load_encoder(cache, device)) for cache in caches], caches[0].manifest.videos, job, device, on_progress)
+    lanes = [(cache, load_encoder(cache, device), donors(cache)) for cache in caches]
+    fill(lanes, caches[0].manifest.videos, job, device, on_progress)
 
 
 def fill(
-    caches: Sequence[tuple[Cache, EncoderPlugin]],
+    to_fill: Sequence[tuple[Cache, EncoderPlugin, Sequence[Donor]]],
     videos: Sequence[Video],
     job: Job,
     device: torch.device,
     on_progress: OnProgress | None = None,
     only: Collection[int] | None = None,
 ) -> Progress:
-    """Brings caches, each with its encoder on `device`, to completion with all other workers; says what was done here.
+    """Brings caches, each with its encoder on `device` and what others give it, to completion with all other workers.
 
-    `only`: no other stores than these.
+    `only`: no other stores than these. Returns what was done here.
     """
-    missing = _missing([cache for cache, _ in caches], only)
-    expected = sum(sum(cache.plan[store].values()) for cache, _ in caches for store in missing[str(cache)])
+    caches = [cache for cache, _, _ in to_fill]
+    missing = _missing(caches, only)
+    expected = sum(sum(cache.plan[store].values()) for cache in caches for store in missing[str(cache)])
     progress = Progress(expected)
     try:
         with ExitStack() as stack:
-            lanes = {str(cache): Lane(cache, encoder, stack.enter_context(Leases(cache.place))) for cache, encoder in caches}
+            lanes = {
+                str(cache): Lane(cache, encoder, stack.enter_context(Leases(cache.place)), givers)
+                for cache, encoder, givers in to_fill
+            }
             while any(missing.values()):
                 pipeline = Pipeline(videos, Path(job.root), device, job.decoders, job.limits, progress, on_progress)
                 units = [
@@ -77,8 +83,8 @@ def fill(
                 given = claimed(units, pipeline.stop)
                 pipeline.run([(lanes[str(cache)], store) for cache, store in unit] for unit in given)
                 # Again, where another worker took a store over from this one and was lost in its turn.
-                missing = _missing([Cache(cache.place) for cache, _ in caches], only)
-        for cache, _ in caches:
+                missing = _missing([Cache(cache.place) for cache in caches], only)
+        for cache in caches:
             if not cache.missing_stores():  # nobody else is at work on it
                 cache.clear_partial()
     except OSError as error:
@@ -113,13 +119,11 @@ def units_of(missing: dict[str, tuple[Cache, list[int]]]) -> list[list[tuple[str
 
 def load_encoder(cache: Cache, device: torch.device) -> EncoderPlugin:
     """The encoder of a cache, as its spec names it. Raises BadInput where it is not the one that the cache was begun with."""
-    settings = cache.cache_spec
-    encoder: EncoderPlugin = plugins.load("encoder", settings.encoder.name)(
-        settings.encoder.settings, settings.frames.size_px, device
-    )
+    encoder: EncoderPlugin = cache.cache_spec.make_encoder(device)
     if encoder.identity != cache.header.encoder:
         raise BadInput(
-            f"encoder '{settings.encoder.name}' is not the one that {cache} was begun with: weights or configuration differ",
+            f"encoder '{cache.cache_spec.encoder.name}' is not the one that {cache} was begun with: "
+            "weights or configuration differ",
             "give every worker the same files, or extract again",
         )
     if probe.decoder_identity() != cache.header.decoder:

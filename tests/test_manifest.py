@@ -12,13 +12,14 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from conftest import LENGTHS
 
 from pipeline import manifest
 from pipeline.clip_line import to_line
-from pipeline.datasets import _world_plane, world
+from pipeline.datasets import _official, _world_plane, world
 from pipeline.errors import BadInput, StillframeError
 from pipeline.manifest import Manifest, build
-from pipeline.probe import probe
+from pipeline.probe import Probe, probe
 from pipeline.records import Clip, Video
 
 SMALL = {"clips_per_class": 2, "frames": 3, "size_px": 32, "val_fraction": 0.5}
@@ -169,6 +170,21 @@ def test_a_rebuild_leaves_no_old_targets(small: Path, tmp_path: Path) -> None:
     moved = videos.rename(tmp_path / "moved")
     assert Manifest.load(out, moved).root == moved.resolve()
     assert Manifest.load(out).clips == built.clips  # training from a cache needs no videos
+
+
+def test_headers_are_read_once(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the data set has looked at goes into videos.jsonl as it is."""
+    read: list[str] = []
+
+    def counted(path: Path, image_fps: float | None = None) -> Probe:
+        read.append(path.relative_to(videos).as_posix())
+        return probe(path, image_fps)
+
+    for module in (_official, manifest):
+        monkeypatch.setattr(module, "probe", counted)
+    built = build("folder", videos, tmp_path, {})
+    assert sorted(read) == sorted(LENGTHS)
+    assert Manifest.load(tmp_path).facts == {video.video_id: probe(videos / video.source) for video in built.videos}
 
 
 # What cannot be built

@@ -24,7 +24,8 @@ from pipeline.errors import BadInput, StillframeError
 from pipeline.evaluate import Interval, difference, evaluate, interval
 from pipeline.run import Run, read_metrics
 from pipeline.spec import Recipe, TrainingSettings
-from pipeline.train import learning_rate, steps_of, train
+from pipeline.train import train
+from pipeline.trainer import learning_rate, steps_of
 
 
 def recipe(**changes) -> Recipe:

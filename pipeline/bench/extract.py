@@ -40,7 +40,7 @@ def extract_speed(frames: int, repeats: int, decoders: int, device: torch.device
     """Frames per second of extraction (decode, resize, encode, write, commit), of the encoder alone, and their paired ratio."""
     device = chosen(device)
     spec = plugins.check(CacheSpec, SPEC, "bench")
-    encoder = plugins.load("encoder", spec.encoder.name)(spec.encoder.settings, spec.frames.size_px, device)
+    encoder = spec.make_encoder(device)
     shape = spec.token_shape()
     bare, whole = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -52,7 +52,7 @@ def extract_speed(frames: int, repeats: int, decoders: int, device: torch.device
             bare.append(_bare(encoder, spec, frames, device))
             cache = extract.lay_out(spec, videos, Path(folder) / f"bench-{repeat}", encoder, device)
             job = Job(caches=(str(cache),), root=str(videos.root), decoders=decoders)
-            progress = fill([(cache, encoder)], videos.videos, job, device)
+            progress = fill([(cache, encoder, [])], videos.videos, job, device)
             whole.append(progress.frames_per_s)
     del bare[0], whole[0]  # the first round warms caches and allocators up
     ratios = [b / a for a, b in zip(bare, whole, strict=True)]

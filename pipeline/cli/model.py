@@ -46,11 +46,12 @@ def train(
     other = other_manifest(manifest_folder)
     from pipeline import train as module
     from pipeline.run import read_metrics
+    from pipeline.trainer import Progress
 
     folder, seconds = out or Path("runs") / loaded.name, dict[str, float]()
     with console.progress(f"train {loaded.name}") as update:
 
-        def on_progress(state: module.Progress) -> None:
+        def on_progress(state: Progress) -> None:
             seconds.update(state.seconds)
             scores = "".join(f"  {form} {score:.3f}" for form, score in state.scores.items())
             update(state.step, state.steps, f"steps  loss {state.loss:.4f}  {state.windows_per_s:.0f} windows/s{scores}")

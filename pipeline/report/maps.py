@@ -14,7 +14,7 @@ from pipeline.cache import Cache
 from pipeline.device import chosen
 from pipeline.draw import spread, squares
 from pipeline.errors import BadInput, StillframeError
-from pipeline.model import VideoModel, layers_read
+from pipeline.model import VideoModel
 from pipeline.report.pictures import manifest_of
 from pipeline.run import Run, load_model
 from pipeline.spec import WindowSettings
@@ -99,10 +99,9 @@ def _opened(cache: Cache, run: Run | None, split: str | None) -> tuple[Windows, 
         settings = WindowSettings(frames=MOMENTS, fps=fps)
         chosen_split = split or next(iter(cache.manifest.splits))
         return Windows(cache, cache.manifest, chosen_split, settings, layers=cache.shape.layers[-1:], allow_missing=True), None
-    layers = layers_read(run.recipe, cache.shape)
     model, _ = load_model(run, cache.shape)
     assert split is not None
-    return Windows(cache, manifest_of(run, cache), split, run.recipe.windows, None, layers, allow_missing=True), model
+    return Windows(cache, manifest_of(run, cache), split, run.recipe.windows, None, model.layers, allow_missing=True), model
 
 
 def _look(windows: Windows, model: VideoModel | None, place: int) -> _Seen:
