@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,15 @@ def report_speed(runs: int) -> dict[str, Any]:
         return {"runs": runs, "seconds": time.perf_counter() - begin, "page_bytes": page.stat().st_size}
 
 
-def made_up_sweep(folder: Path, runs: int) -> Path:
-    """A sweep of `runs` members over temporal modules, learning rates and seeds: every module is trained for two steps on a
-    real cache of real videos, and a member is a copy with curves and scores that are made up. The last one was stopped."""
+def made_up_sweep(folder: Path, runs: int, modules: Sequence[str] = ()) -> Path:
+    """A sweep of `runs` members over temporal modules (all, if none are named), learning rates and seeds. The last was stopped.
+
+    Every module is trained for two steps on a real cache of real videos; members are copies with curves and scores made up.
+    """
     cache = _cache(folder)
     trained: dict[str, Run] = {}
     costs: dict[str, Cost] = {}
-    names = plugins.names("temporal")
+    names = list(modules) or plugins.names("temporal")
     seeds = -(-runs // (len(names) * len(RATES)))
     outcomes: dict[tuple[str, float], list[Outcome]] = {}
     sweep = folder / "sweep"

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from pipeline.errors import BadInput
-from pipeline.report.style import COLOURS, FULL_INCHES, HALF_INCHES, colours_of, legend, panel
+from pipeline.report.style import COLOURS, HALF_INCHES, colours_of, legend, panel
 from pipeline.report.subject import Subject
 from pipeline.run import Run
 from pipeline.statistics import SettingSummary
@@ -22,12 +22,13 @@ BINS = 30
 
 
 def answers(subject: Subject) -> dict[str, Figure]:
-    """`confusion ...` of the best setting and the reference for a classification, else `errors`."""
+    """Confusion matrices of the best setting and the reference for a classification, else how clips score in both."""
     shown = subject.compared()
     if subject.summary.task == "classify":
         names = ["confusion", "confusion_reference"]
         return {name: confusion(subject, setting) for name, setting in zip(names, shown, strict=False)}
-    return {"errors": errors(subject, shown)}
+    figures = {"clips": histogram(subject, shown)}
+    return figures | ({"clip_by_clip": pairs(subject, *shown)} if len(shown) == 2 else {})
 
 
 def confusion(subject: Subject, setting: SettingSummary) -> Figure:
@@ -72,9 +73,9 @@ def _counts(run: Run, result: dict[str, Any], form: str, labels: tuple[str, ...]
     return counts
 
 
-def errors(subject: Subject, shown: list[SettingSummary]) -> Figure:
+def histogram(subject: Subject, shown: list[SettingSummary]) -> Figure:
     """How many clips score how much, on the mean over seeds."""
-    figure, axes = panel(FULL_INCHES, 3.4)
+    figure, axes = panel(HALF_INCHES, 3.7)
     colours = colours_of(subject)
     scores = {setting.name: clip_scores(subject, setting) for setting in shown}
     everything = np.concatenate(list(scores.values()))
@@ -85,6 +86,18 @@ def errors(subject: Subject, shown: list[SettingSummary]) -> Figure:
         axes.axvline(float(np.median(values)), color=colours[name], linewidth=1, linestyle="--")
     axes.set(xlabel=f"{subject.metric.name} of a clip, {subject.form}; dashed: median", ylabel="clips")
     legend(figure, axes)
+    return figure
+
+
+def pairs(subject: Subject, best: SettingSummary, reference: SettingSummary) -> Figure:
+    """Every clip's score in both, on the mean over seeds: what lies off the diagonal is where they differ."""
+    figure, axes = panel(HALF_INCHES, 3.95)
+    x, y = clip_scores(subject, reference), clip_scores(subject, best)
+    axes.axline((float(x[0]), float(x[0])), slope=1, color=COLOURS["muted"], linewidth=1, linestyle="--")
+    colour = colours_of(subject)[best.name]
+    axes.plot(x, y, "o", color=colour, markersize=4, alpha=max(0.15, min(0.7, 60 / len(x))), markeredgewidth=0)
+    names = (f"{setting.name}, {subject.metric.name} of a clip" for setting in (reference, best))
+    axes.set(**dict(zip(("xlabel", "ylabel"), names, strict=True)))
     return figure
 
 

@@ -13,7 +13,7 @@ from pipeline.report import curves, maps, pictures, plots, tables
 from pipeline.report.answers import answers
 from pipeline.report.page import Page, Plot
 from pipeline.report.provenance import commands, of_cache, of_runs
-from pipeline.report.style import FULL_INCHES, save_png, svg
+from pipeline.report.style import FULL_INCHES, HALF_INCHES, save_png, svg
 from pipeline.report.subject import Subject
 from pipeline.report.tables import p_text, scaled_text, seconds_text, signed_text
 from pipeline.run import Run
@@ -21,6 +21,8 @@ from pipeline.status import status
 
 STRIPS = "tokens"
 """The PNG file of all tokens over time."""
+CLEAR = 0.05
+"""Adjusted p below which a gain is called one."""
 
 
 def page_of_subject(subject: Subject, out: Path) -> Page:
@@ -39,12 +41,13 @@ def page_of_subject(subject: Subject, out: Path) -> Page:
     costs = {f"score_over_{name}": figure for name, figure in plots.pareto(subject).items()}
     along = {f"over_{axis}": figure for axis, figure in plots.over_axes(subject).items()}
     page.plots = {
-        "scores": _placed(out, {"scores": plots.intervals(subject)}),
+        "scores": _placed(out, {"scores": plots.intervals(subject, FULL_INCHES)}),
         "costs": _placed(out, costs),
         "learning": _placed(out, curves.learning(subject)),
         "axes": _placed(out, along),
         "answers": _placed(out, answers(subject)),
     }
+    page.plots["scores"][0].narrow_svg = svg(plots.intervals(subject, HALF_INCHES), "Scores and their intervals")
     page.no_cache = subject.no_cache
     if subject.cache is not None:
         page.videos, page.no_videos = pictures.videos(subject, subject.cache, out / "videos")
@@ -90,12 +93,14 @@ def result(subject: Subject) -> str:
     text += f" {found.score:.3f}{unit} (95 % interval {found.low:.3f} .. {found.high:.3f})"
     if comparison := best.comparisons.get(subject.form):
         gain = comparison.gain
-        clearly = "better than" if gain.low > 0 else "ahead of, but not clearly better than,"
-        text += f", {clearly} {summary.reference} by {signed_text(gain.score)}"
+        how = "better than" if comparison.p_adjusted < CLEAR else "but not clearly better than"
+        text += f", {how} {summary.reference}: by {signed_text(gain.score)}"
         text += f" ({signed_text(gain.low)} .. {signed_text(gain.high)}, adjusted p {p_text(comparison.p_adjusted)})"
     elif len(subject.ranked()) > 1:
         text += "; it is the reference, and no other is better"
-    return f"{text}. The trivial answer, which does not look at the video, scores {summary.trivial:.3f}."
+    sign = 1 if metric.higher_is_better else -1
+    beaten = ", and that is better" if sign * (summary.trivial - found.score) > 0 else ""
+    return f"{text}. The trivial answer, which does not look at the video, scores {summary.trivial:.3f}{beaten}."
 
 
 def _title(subject: Subject) -> str:
@@ -173,7 +178,8 @@ CAPTIONS: Mapping[str, tuple[str, str]] = {
     ),
     "confusion": ("Best setting", "Rows are the truth and sum to one, columns the answers."),
     "confusion_reference": ("Reference", "The same for the reference."),
-    "errors": ("Scores of single clips", "How many clips score how much: the best setting and the reference."),
+    "clips": ("Scores of single clips", "How many clips score how much, in the best setting and the reference."),
+    "clip_by_clip": ("Clip by clip", "Each dot is a clip; on the dashed line the best setting and the reference are even."),
 }
 
 
@@ -187,7 +193,7 @@ def _placed(out: Path, figures: Mapping[str, Figure]) -> list[Plot]:
             "One line for each choice of all else. Bands, where lines are few, are 95 % intervals.",
         )
         save_png(figure, out / f"{name}.png")
-        placed.append(Plot(name, title, caption, svg(figure, title), figure.get_figwidth() >= FULL_INCHES))
+        placed.append(Plot(name, title, caption, svg(figure, title)))
     return placed
 
 

@@ -31,7 +31,8 @@ class Plot:
     title: str
     caption: str
     svg: str
-    is_wide: bool = False
+    narrow_svg: str = ""
+    """The same for a phone, where the plot takes the whole width of the page."""
 
 
 @dataclass

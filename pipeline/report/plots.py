@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from pipeline.costs import Cost
-from pipeline.report.style import COLOURS, FULL_INCHES, HALF_INCHES, SERIES, colours_of, legend, named, panel, shortened, view
+from pipeline.report.style import COLOURS, HALF_INCHES, SERIES, colours_of, legend, named, panel, shortened, view
 from pipeline.report.subject import Subject
 from pipeline.report.tables import scaled_text, value_text
 from pipeline.statistics import SettingSummary
@@ -19,6 +19,8 @@ ROWS = 30
 """Settings in the interval plot."""
 BANDS = 6
 """Lines along an axis up to which their intervals are drawn."""
+LETTER = 0.016
+"""Width of a letter of a name, in widths of the plot."""
 LABELS = 8
 """Names written into a Pareto plot."""
 DENSE_FROM = 16
@@ -27,13 +29,13 @@ OFFSET = 0.18
 """Between the forms of one setting, in rows."""
 
 
-def intervals(subject: Subject) -> Figure:
+def intervals(subject: Subject, width_inches: float) -> Figure:
     """Scores with their intervals, best first, against the reference and the trivial answer."""
     colours, ranked = colours_of(subject), subject.ranked()
     shown = ranked[:ROWS] + [setting for setting in ranked[ROWS:] if setting.name == subject.summary.reference]
     forms = list(dict.fromkeys(form for setting in shown for form in setting.intervals))
     row_inches = (0.2 if len(shown) < DENSE_FROM else 0.14) + (0.1 if len(shown) < DENSE_FROM else 0.06) * len(forms)
-    figure, axes = panel(FULL_INCHES, 0.9 + row_inches * len(shown))
+    figure, axes = panel(width_inches, 0.9 + row_inches * len(shown))
     for row, setting in enumerate(shown):
         for place, form in enumerate(forms):
             if form in setting.intervals:
@@ -50,11 +52,13 @@ def intervals(subject: Subject) -> Figure:
         axes.plot([], [], "o", color=COLOURS["muted"], markerfacecolor=face, markeredgewidth=1.5, label=form)
     for referred in (setting for setting in shown if setting.name == subject.summary.reference and len(shown) > 1):
         score = referred.intervals[subject.form].score
-        axes.axvline(score, color=COLOURS["muted"], linewidth=1, linestyle="--", label=f"{referred.name}, {subject.form}")
+        axes.axvline(score, color=COLOURS["muted"], linewidth=1, linestyle="--", label=f"reference, {subject.form}")
     axes.axvline(subject.summary.trivial, color=COLOURS["muted"], linewidth=1, linestyle=":", label="trivial answer")
-    axes.set_yticks(range(len(shown)), shortened([setting.name for setting in shown], 44), color=COLOURS["ink"])
+    axes.set_yticks(
+        range(len(shown)), shortened([setting.name for setting in shown], int(4 * width_inches)), color=COLOURS["ink"]
+    )
     axes.set_ylim(len(shown) - 0.5, -0.5)
-    axes.set_xlim(_score_view(subject, shown, forms))
+    axes.set_xlim(_score_view(shown, forms, subject.summary.trivial))
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(_score_label(subject))
@@ -96,7 +100,7 @@ def _over_cost(subject: Subject, label: str, points: Sequence[tuple[SettingSumma
         (dot,) = axes.plot(x, found.score, "o", color=colour, markersize=7, markerfacecolor=face, markeredgewidth=1.5)
         named(dot, f"{setting.name}: {found.score:.3f} at {scaled_text(x)}")
     axes.margins(x=0.12)
-    axes.set_ylim(_score_view(subject, [setting for setting, _ in points], [subject.form]))
+    axes.set_ylim(_score_view([setting for setting, _ in points], [subject.form]))
     _number_ticks(axes)
     _write_names(axes, [(points[place][0].name, prices[place], scores[place]) for place in named_places])
     axes.set(xlabel=label, ylabel=f"{_score_label(subject)}, {subject.form}")
@@ -105,13 +109,16 @@ def _over_cost(subject: Subject, label: str, points: Sequence[tuple[SettingSumma
 
 def _write_names(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
     """The name beside each point, unless another name is there already."""
-    written: list[tuple[float, float]] = []
+    written: list[tuple[float, float, float]] = []
     for name, x, y in points:
+        text = shortened([name], 26)[0]
         right, up = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
-        if all(abs(right - other) > 0.35 or abs(up - height) > 0.06 for other, height in written):
-            written.append((right, up))
+        begin = right - LETTER * len(text) if right > 0.5 else right
+        end = begin + LETTER * len(text)
+        if all(begin > other_end or end < other or abs(up - height) > 0.06 for other, other_end, height in written):
+            written.append((begin, end, up))
             where, side = ((-7, 6), "right") if right > 0.5 else ((7, 6), "left")
-            axes.annotate(shortened([name], 26)[0], (x, y), where, textcoords="offset points", fontsize=8.5, ha=side)
+            axes.annotate(text, (x, y), where, textcoords="offset points", fontsize=8.5, ha=side)
 
 
 def front_of(costs: Sequence[float], scores: Sequence[float], higher_is_better: bool) -> list[int]:
@@ -157,7 +164,8 @@ def _over_axis(subject: Subject, axis: str) -> Figure:
         axes.xaxis.set_minor_locator(NullLocator())
     if len(ticks) <= 10:
         axes.set_xticks(ticks, [value_text(tick) for tick in ticks])
-    axes.set_ylim(_score_view(subject, [setting for points in lines.values() for _, setting in points], [subject.form]))
+    shown = [setting for points in lines.values() for _, setting in points]
+    axes.set_ylim(_score_view(shown, [subject.form], subject.summary.trivial))
     axes.set(xlabel=axis, ylabel=f"{_score_label(subject)}, {subject.form}")
     legend(figure, axes)
     return figure
@@ -172,9 +180,9 @@ def _line_colours(subject: Subject, lines: Mapping[str, list[tuple[float, Settin
     return {name: next(palette) if name in kept else COLOURS["rest"] for name in lines}
 
 
-def _score_view(subject: Subject, settings: Sequence[SettingSummary], forms: Sequence[str]) -> tuple[float, float]:
+def _score_view(settings: Sequence[SettingSummary], forms: Sequence[str], *others: float) -> tuple[float, float]:
     found = [setting.intervals[form] for setting in settings for form in forms if form in setting.intervals]
-    return view([subject.summary.trivial, *(each.score for each in found)], found)
+    return view([*others, *(each.score for each in found)], found)
 
 
 def _number_ticks(axes: Axes) -> None:
