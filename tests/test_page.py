@@ -148,7 +148,9 @@ def test_videos_play(opened):
         assert facts == [True, True, True, True, "data:video/mp4;"]
     button = tab.locator("button.together")
     button.click()
-    tab.wait_for_function("[...document.querySelectorAll('video')].every(v => v.readyState >= 2 && v.currentTime > 0 && !v.paused)")
+    tab.wait_for_function(
+        "[...document.querySelectorAll('video')].every(v => v.readyState >= 2 && v.currentTime > 0 && !v.paused)"
+    )
     assert tab.locator("video").first.evaluate("v => v.videoWidth") == 320
     button.click()
     assert tab.evaluate("[...document.querySelectorAll('video')].every(v => v.paused)")

@@ -17,6 +17,7 @@ from pipeline.report.style import FULL_INCHES, HALF_INCHES, save_png, svg
 from pipeline.report.subject import Subject
 from pipeline.report.tables import p_text, scaled_text, seconds_text, signed_text
 from pipeline.run import Run
+from pipeline.statistics import Summary
 from pipeline.status import status
 
 STRIPS = "tokens"
@@ -202,10 +203,10 @@ def _save_films(page: Page, out: Path) -> None:
         maps.sheet(list(page.films)).save(out / f"{STRIPS}.png")
 
 
-def as_json(page: Page, subject: Subject | None) -> dict[str, Any]:
+def as_json(page: Page, summary: Summary | None) -> dict[str, Any]:
     """The page's numbers for scripts."""
     found: dict[str, Any] = {"title": page.title, "result": page.result, "provenance": page.provenance}
-    if subject is not None:
-        found |= subject.summary.model_dump(mode="json", exclude={"name", "settings"})
+    if summary is not None:
+        found |= summary.model_dump(mode="json", exclude={"name", "settings"})
     shown = [table for table in (page.scores, page.runs, page.coverage, page.failures) if table]
     return found | {table.name: table.rows for table in shown}

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from pipeline.temporal._gate import Gate
+from pipeline.temporal import Gate
 from pipeline.temporal._mamba_stack import MambaMixSettings, MambaStack, spatial_blocks
 
 

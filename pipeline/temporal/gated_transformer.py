@@ -14,8 +14,7 @@ from pydantic import Field
 from torch import nn
 
 from pipeline import plugins
-from pipeline.temporal import State, TemporalModule
-from pipeline.temporal._gate import Gate
+from pipeline.temporal import Gate, State, TemporalModule
 from pipeline.temporal._spatial import CrossAttention, Mlp, SelfAttention, check_heads
 
 INNER_EPS = 1e-6

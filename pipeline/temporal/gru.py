@@ -13,8 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from pipeline import plugins
-from pipeline.temporal import State, TemporalModule
-from pipeline.temporal._gate import Gate
+from pipeline.temporal import Gate, State, TemporalModule
 
 
 class Settings(plugins.Settings):

@@ -14,8 +14,7 @@ from pydantic import Field
 from torch import nn
 
 from pipeline import plugins
-from pipeline.temporal import State
-from pipeline.temporal._gate import Gate
+from pipeline.temporal import Gate, State
 from pipeline.temporal._linear_recurrence import linear_recurrence
 from pipeline.temporal._residual_stack import Mixer, ResidualStack
 from pipeline.temporal._spatial import check_heads
