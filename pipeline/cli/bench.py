@@ -40,6 +40,25 @@ def bench_extract(
         console.show(f"extraction reaches {result['ratio']:.3f} of the bare encoder (median of {repeats} paired ratios)")
 
 
+@bench_app.command("report")
+def bench_report(
+    runs: Annotated[int, typer.Option(min=1, help="Members of the sweep.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """The page of a large sweep: seconds and megabytes.
+
+    Example: stillframe bench report --runs 100
+    """
+    from pipeline import console
+    from pipeline.bench import report
+
+    result = report.report_speed(runs)
+    if as_json:
+        console.show_json(result)
+    else:
+        console.show(f"the page of {runs} runs: {result['seconds']:.1f} s, {result['page_bytes'] / 1e6:.2f} MB")
+
+
 @bench_app.command("scale")
 def bench_scale(
     hours: Annotated[float, typer.Option(min=0.001, help="Length of the long video.")] = 2.0,
