@@ -16,7 +16,7 @@ videos it is too narrow, and with one it has no width; p is therefore never belo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -133,8 +133,9 @@ def summarise(name: str, axes: dict[str, list[Any]], settings: Sequence[Setting]
     """The summary of sweep `name`; `reference` names the setting that the others are compared with,
     but for those that name one themselves.
 
-    A setting without a scored seed keeps its row, with its failures. Raises BadInput: no such reference, members that are
-    neither scored nor failed, or that were scored on other clips or in another metric; StillframeError: nothing was scored.
+    A setting without a scored seed keeps its row, with its failures. Settings that are not compared may have been scored on
+    other clips, as harder videos are. Raises BadInput: no such reference, members that are neither scored nor failed, that were
+    scored in another metric or on other clips than their reference; StillframeError: nothing was scored.
     """
     reference_of = {one.name: one.reference or reference for one in settings}
     assert len(reference_of) == len(settings)
@@ -148,13 +149,26 @@ def summarise(name: str, axes: dict[str, list[Any]], settings: Sequence[Setting]
         raise StillframeError(f"no member of sweep '{name}' was scored; why: {'; '.join(reasons)}")
     first = evaluations[0]
     for other in evaluations[1:]:
-        _require_comparable(first, other)
+        _require_same_measure(first, other)
+    scored = {one.name: list(one.scored().values()) for one in settings}
+    for ours, theirs in reference_of.items():
+        for each in scored[ours]:
+            _require_same_clips((scored[theirs] or scored[ours])[0], each)
     metric = MetricFacts(**first["metrics"][0])
-    forms = dict.fromkeys(chain.from_iterable(each["forms"] for each in evaluations))
-    clips = sorted(first["clips"])
-    tables = {form: FormTable(form, clips, metric, settings) for form in forms}
-    comparisons = {form: table.comparisons(reference_of) for form, table in tables.items()}
-    pareto = {form: table.pareto() for form, table in tables.items()}
+    blocks: dict[tuple[str, ...], list[Setting]] = {}
+    for one in settings:
+        if scored[one.name]:
+            blocks.setdefault(tuple(sorted(scored[one.name][0]["clips"])), []).append(one)
+    tables: dict[str, dict[str, FormTable]] = {}
+    for form in dict.fromkeys(chain.from_iterable(each["forms"] for each in evaluations)):
+        made = [FormTable(form, clips, metric, block) for clips, block in blocks.items()]
+        tables[form] = {row: table for table in made for row in table.rows}
+    comparisons = {form: compared(found, reference_of) for form, found in tables.items()}
+    pareto = {form: undominated(found, reference_of) for form, found in tables.items()}
+
+    def of_form(setting: Setting) -> Iterator[tuple[str, dict[str, FormTable]]]:
+        return ((form, found) for form, found in tables.items() if setting.name in found)
+
     return Summary(
         name=name,
         split=first["split"],
@@ -170,8 +184,12 @@ def summarise(name: str, axes: dict[str, list[Any]], settings: Sequence[Setting]
                 reference=reference_of[setting.name],
                 runs=tuple(one.member for one in sorted(setting.outcomes, key=lambda one: one.seed)),
                 failed={one.member: one.failed for one in setting.outcomes if one.failed is not None},
-                scores={form: table.scores(setting.name) for form, table in tables.items() if setting.name in table},
-                intervals={form: table.interval(setting.name) for form, table in tables.items() if setting.name in table},
+                scores={
+                    form: found[setting.name].scores(setting.name) for form, found in tables.items() if setting.name in found
+                },
+                intervals={
+                    form: found[setting.name].interval(setting.name) for form, found in tables.items() if setting.name in found
+                },
                 comparisons={form: found[setting.name] for form, found in comparisons.items() if setting.name in found},
                 metrics=_metrics(setting),
                 cost=setting.cost,
@@ -183,14 +201,17 @@ def summarise(name: str, axes: dict[str, list[Any]], settings: Sequence[Setting]
     )
 
 
-def _require_comparable(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    """Refuses scores of something else: another task, split or metric, other clips."""
+def _require_same_measure(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Refuses scores of something else: another task, split or metric."""
     for key in ("task", "split", "metrics"):
         if first[key] != other[key]:
             raise BadInput(
                 f"runs {first['run']} and {other['run']} cannot be compared: {key} is {first[key]} / {other[key]}",
                 "summarise settings of one task, evaluated on one split",
             )
+
+
+def _require_same_clips(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
     ours, theirs = first["clips"], other["clips"]
     strange = sorted(ours.keys() ^ theirs.keys()) or [one for one in ours if ours[one]["video"] != theirs[one]["video"]]
     if strange:
@@ -243,9 +264,6 @@ class FormTable:
         self.column = {name: place for place, name in enumerate(self.rows)}
         self.resampled = self._resampled()
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.rows
-
     def scores(self, name: str) -> tuple[float, ...]:
         return tuple(self.rows[name].means.tolist())
 
@@ -253,27 +271,7 @@ class FormTable:
         score_S = self.rows[name].means
         return _interval(score_S.mean(), self.resampled[:, self.column[name]] + seed_noise(score_S))
 
-    def comparisons(self, reference_of: Mapping[str, str]) -> dict[str, Comparison]:
-        """Setting -> what it gains over its reference; none for the reference itself, or where that has no score."""
-        others = [name for name in self.rows if reference_of[name] != name and reference_of[name] in self.rows]
-        gains = {name: self._gain(name, reference_of[name]) for name in others}
-        p = [two_sided(resampled, self.videos) for _, resampled in gains.values()]
-        found = {}
-        for name, plain, adjusted in zip(others, p, holm(p), strict=True):
-            theirs_C = self.rows[reference_of[name]].clips_SC.mean(0)
-            better_C = self.sign * (self.rows[name].clips_SC.mean(0) - theirs_C)
-            wins, losses = int((better_C >= TIE).sum()), int((better_C <= -TIE).sum())
-            found[name] = Comparison(
-                gain=_interval(*gains[name]),
-                p=plain,
-                p_adjusted=adjusted,
-                wins=wins,
-                ties=len(better_C) - wins - losses,
-                losses=losses,
-            )
-        return found
-
-    def _gain(self, name: str, reference: str) -> tuple[float, np.ndarray]:
+    def gain(self, name: str, reference: str) -> tuple[float, np.ndarray]:
         """The gain, and the same for every resample. Seeds are paired where both have the same ones."""
         ours, theirs = self.rows[name], self.rows[reference]
         resampled = self.sign * (self.resampled[:, self.column[name]] - self.resampled[:, self.column[reference]])
@@ -283,14 +281,10 @@ class FormTable:
             noise = seed_noise(ours.means) + seed_noise(theirs.means, stream=1)
         return self.sign * float(ours.means.mean() - theirs.means.mean()), resampled + noise
 
-    def pareto(self) -> dict[str, bool]:
-        """Setting -> whether no other is at least as good and as cheap, and one of the two strictly."""
-        score = self.sign * np.array([row.means.mean() for row in self.rows.values()])
-        flops = np.array([row.flops for row in self.rows.values()])
-        as_good, as_cheap = score >= score[:, None], flops <= flops[:, None]
-        strictly = (score > score[:, None]) | (flops < flops[:, None])
-        beaten = np.any(as_good & as_cheap & strictly, axis=1)
-        return {name: not lost for name, lost in zip(self.rows, beaten, strict=True)}
+    def against(self, name: str, reference: str) -> np.ndarray:
+        """By how much each clip is better, mean over seeds, (C,)."""
+        better_C: np.ndarray = self.sign * (self.rows[name].clips_SC.mean(0) - self.rows[reference].clips_SC.mean(0))
+        return better_C
 
     def _resampled(self) -> np.ndarray:
         """Mean over seeds of every setting, with the videos resampled: (RESAMPLES, settings)."""
@@ -309,6 +303,41 @@ class FormTable:
 
     def _by_video(self, values_C: np.ndarray) -> np.ndarray:
         return np.bincount(self.video_C, values_C, self.videos)
+
+
+def compared(tables: Mapping[str, FormTable], reference_of: Mapping[str, str]) -> dict[str, Comparison]:
+    """Setting -> what it gains over its reference; none for a reference itself, or where that has no score."""
+    pairs = {name: reference_of[name] for name in tables if reference_of[name] != name and reference_of[name] in tables}
+    gains = {name: tables[name].gain(name, theirs) for name, theirs in pairs.items()}
+    p = [two_sided(resampled, tables[name].videos) for name, (_, resampled) in gains.items()]
+    found = {}
+    for (name, theirs), plain, adjusted in zip(pairs.items(), p, holm(p), strict=True):
+        better_C = tables[name].against(name, theirs)
+        wins, losses = int((better_C >= TIE).sum()), int((better_C <= -TIE).sum())
+        found[name] = Comparison(
+            gain=_interval(*gains[name]),
+            p=plain,
+            p_adjusted=adjusted,
+            wins=wins,
+            ties=len(better_C) - wins - losses,
+            losses=losses,
+        )
+    return found
+
+
+def undominated(tables: Mapping[str, FormTable], reference_of: Mapping[str, str]) -> dict[str, bool]:
+    """Setting -> whether no other with the same reference is at least as good and as cheap, and one of the two strictly."""
+    found: dict[str, bool] = {}
+    for reference in dict.fromkeys(reference_of[name] for name in tables):
+        names = [name for name in tables if reference_of[name] == reference]
+        rows = [tables[name].rows[name] for name in names]
+        score = np.array([tables[name].sign * row.means.mean() for name, row in zip(names, rows, strict=True)])
+        flops = np.array([row.flops for row in rows])
+        as_good, as_cheap = score >= score[:, None], flops <= flops[:, None]
+        strictly = (score > score[:, None]) | (flops < flops[:, None])
+        beaten = np.any(as_good & as_cheap & strictly, axis=1)
+        found |= {name: not lost for name, lost in zip(names, beaten, strict=True)}
+    return found
 
 
 def seed_noise(score_S: np.ndarray, stream: int = 0) -> np.ndarray:

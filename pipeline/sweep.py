@@ -3,7 +3,7 @@
     sweeps/NAME/sweep.json        what is compared, and on which cache
     sweeps/NAME/runs/<member>/    a run as `train` makes it; failed.json beside it says why it was stopped
     sweeps/NAME/leases/           who is at which member, see `pipeline.leases`
-    sweeps/NAME/summary.json      scores, intervals and costs of all settings, see `pipeline.statistics`
+    sweeps/NAME/summary-<task>.json   scores, intervals and costs of all settings, see `pipeline.statistics`
 
 Any number of workers may be at work on a sweep. Each takes members that share windows and that nobody else is at, trains them
 from one read, and scores them from one more. A worker that is lost costs what came after the last checkpoints.
@@ -28,7 +28,7 @@ from pipeline.device import numbered
 from pipeline.engines import EnginePlugin, Job, carry_out
 from pipeline.errors import BadInput
 from pipeline.evaluate import evaluate_together, read_evaluation
-from pipeline.grid import GIVEN, Setting, SweepSpec, settings_of
+from pipeline.grid import Setting, SweepSpec, settings_of
 from pipeline.leases import LOOK_S, Leases
 from pipeline.ledger import read_json, to_json
 from pipeline.model import VideoModel
@@ -154,19 +154,16 @@ class Sweep:
     def left(self) -> list[Member]:
         return [member for member in self.members if not member.is_done]
 
-    def summaries(self) -> list[Summary]:
-        """What the finished members say, one summary for each set of settings that were scored on the same clips in the same
-        metric: of one task, on one set of videos."""
-        found: dict[tuple[str, str], list[Setting]] = {}
+    def summaries(self) -> dict[str, Summary]:
+        """task -> what the finished members say: scores of other tasks are in other metrics."""
+        found: dict[str, list[Setting]] = {}
         for setting in self.settings:
-            task = next(iter(setting.members.values())).task.name
-            other = self.spec.caches.get(setting.cache)
-            found.setdefault((task, setting.cache if other and other.data else GIVEN), []).append(setting)
+            found.setdefault(next(iter(setting.members.values())).task.name, []).append(setting)
         axes = {key: list(values) for key, values in self.spec.axes.items()}
-        return [
-            summarise(self.spec.name, axes, [self._compared(one) for one in settings], settings[0].reference)
-            for settings in found.values()
-        ]
+        return {
+            task: summarise(self.spec.name, axes, [self._compared(one) for one in settings], settings[0].reference)
+            for task, settings in found.items()
+        }
 
     def _compared(self, setting: Setting) -> Compared:
         cache, outcomes = self.caches[setting.cache], []
@@ -239,7 +236,7 @@ def sweep(
     logs: Path = Path("logs"),
     say: Callable[[str], None] = lambda _: None,
 ) -> Sweep:
-    """Trains and scores what is left of a sweep in folder `out`, and sums it up in `summary.json`.
+    """Trains and scores what is left of a sweep in folder `out`, and sums it up in `summary-<task>.json`.
 
     `caches`: those that `pipeline.variants.prepare` has made, by their names in the sweep. Without an `engine` the work is done
     in this process. Raises BadInput for what cannot be trained, before anything is.
@@ -251,8 +248,8 @@ def sweep(
         job = SweepJob(device=on, sweep=str(out.absolute()), workers=engine.workers, allow_missing=allow_missing)
         carry_out(engine, job, logs, lambda: len(made.left()), "members")
     if not made.left():
-        summaries = [summary.model_dump(mode="json") for summary in made.summaries()]
-        write_atomically(out / "summary.json", json.dumps(summaries, indent=1).encode())
+        for task, summary in made.summaries().items():
+            write_atomically(out / f"summary-{task}.json", to_json(summary))
     return made
 
 

@@ -161,7 +161,7 @@ def test_members_are_what_they_are_alone_and_are_summed_up(material, two_by_two,
     made = sweep(two_by_two, {"given": material.cache}, tmp_path / "sweep")
     assert not made.left()
     assert_as_alone(made, tmp_path)
-    (summary,) = json.loads((tmp_path / "sweep/summary.json").read_text())
+    summary = json.loads((tmp_path / "sweep/summary-classify.json").read_text())
     assert [one["name"] for one in summary["settings"]] == ["identity", "gru"]
     assert summary["reference"] == "identity" and not summary["settings"][0]["comparisons"]
     for one in summary["settings"]:
@@ -183,7 +183,7 @@ def test_a_finished_sweep_is_left_alone_and_takes_more_members(material, base, t
     made = sweep(more, {"given": material.cache}, tmp_path, on_progress=steps.append)
     assert {state.run for state in steps} == {"min_gru-seed0", "min_gru-seed5"}
     assert {file: file.stat().st_mtime_ns for file in before} == before
-    assert [one.name for one in made.summaries()[0].settings] == ["identity", "gru", "min_gru"]
+    assert [one.name for one in made.summaries()["classify"].settings] == ["identity", "gru", "min_gru"]
 
 
 def test_a_diverging_member_is_stopped_and_told(material, base, tmp_path):
@@ -194,7 +194,7 @@ def test_a_diverging_member_is_stopped_and_told(material, base, tmp_path):
     failed = [member for member in made.members if member.failure]
     assert [member.setting.name.partition(",")[0] for member in failed] == ["gru"] and len(failed) == 1
     assert f"{failed[0].name} is stopped at step {failed[0].failure.step}" in said[0]
-    row = next(one for one in made.summaries()[0].settings if one.failed)
+    row = next(one for one in made.summaries()["classify"].settings if one.failed)
     assert "not finite" in row.failed[failed[0].name] and not row.scores
     good = spec_of(base, axes={"temporal": ["identity", "gru"]})
     assert_as_alone(sweep(good, {"given": material.cache}, tmp_path / "sweep"), tmp_path)
@@ -246,7 +246,7 @@ def test_workers_share_the_members(material, two_by_two, tmp_path, monkeypatch):
     out = tmp_path / "sweep"
     engine = plugins.load("engine", "local")(None, 2)
     made = sweep(two_by_two, {"given": material.cache}, out, engine=engine, logs=tmp_path / "logs")
-    assert not made.left() and (out / "summary.json").is_file()
+    assert not made.left() and (out / "summary-classify.json").is_file()
     assert_as_alone(made, tmp_path)
 
 
@@ -338,7 +338,7 @@ def test_derived_caches_are_made_and_compared_on_the_same_clips(material, base, 
     caches = prepare(spec, material.cache, tmp_path)
     assert list(caches) == ["given", "int8"] and caches["int8"].spec["codec"]["name"] == "int8"
     made = sweep(spec, caches, tmp_path)
-    (summary,) = made.summaries()
+    (summary,) = made.summaries().values()
     assert [one.name for one in summary.settings] == ["given", "int8"]
     assert list(summary.settings[1].comparisons) == ["streaming", "window"]
     assert len(made.groups()) == 2
@@ -365,13 +365,14 @@ def test_harder_videos_are_rendered_cached_and_compared_among_themselves(tmp_pat
     )
     caches = prepare(spec, cache, tmp_path / "sweep")
     assert caches["hard"].manifest.origin.settings["occlusion"] == 1.0 and caches["hard"].fingerprint == cache.fingerprint
-    summaries = sweep(spec, caches, tmp_path / "sweep").summaries()
-    assert [[one.name for one in summary.settings] for summary in summaries] == [
-        ["given, identity", "given, gru"],
-        ["hard, identity", "hard, gru"],
-    ]
-    assert summaries[1].settings[1].values == {"cache": "hard", "temporal": "gru", "occlusion": 1.0}
-    assert summaries[1].settings[1].reference == "hard, identity"
+    (summary,) = sweep(spec, caches, tmp_path / "sweep").summaries().values()
+    rows = {one.name: one for one in summary.settings}
+    assert list(rows) == ["given, identity", "given, gru", "hard, identity", "hard, gru"]
+    assert rows["hard, gru"].values == {"cache": "hard", "temporal": "gru", "occlusion": 1.0}
+    assert [one.reference for one in rows.values()] == ["given, identity"] * 2 + ["hard, identity"] * 2
+    gain = rows["hard, gru"].comparisons["streaming"].gain.score
+    means = [rows[name].intervals["streaming"].score for name in ("hard, gru", "hard, identity")]
+    assert gain == pytest.approx(means[0] - means[1])
 
 
 def test_videos_of_a_user_cannot_be_made_harder(material, base, tmp_path):

@@ -82,16 +82,16 @@ def sweep(
 
         made = module.sweep(spec, caches, folder, on, allow_missing, on_progress, crew, logs, console.say)
     summaries = made.summaries()
-    page = report(made, folder / "report")
+    page = report(folder, folder / "report")
     if as_json:
         console.show_json(
             {"sweep": str(folder), "page": str(page), "summaries": [one.model_dump(mode="json") for one in summaries]}
         )
     else:
-        for summary in summaries:
+        for summary in summaries.values():
             _show_summary(summary)
         console.show(str(page))
-    if any(setting.failed for summary in summaries for setting in summary.settings):
+    if any(setting.failed for summary in summaries.values() for setting in summary.settings):
         console.say("to train those again that were stopped: the same command with --retry-failed")
         raise typer.Exit(FINISHED_WITH_FAILURES)
 
