@@ -84,9 +84,8 @@ def sweep(
     summaries = made.summaries()
     page = report(folder, folder / "report")
     if as_json:
-        console.show_json(
-            {"sweep": str(folder), "page": str(page), "summaries": [one.model_dump(mode="json") for one in summaries]}
-        )
+        plain = {task: one.model_dump(mode="json") for task, one in summaries.items()}
+        console.show_json({"sweep": str(folder), "page": str(page), "summaries": plain})
     else:
         for summary in summaries.values():
             _show_summary(summary)
