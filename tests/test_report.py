@@ -102,8 +102,8 @@ def test_the_page_says_the_result_in_a_sentence(page, summary):
     best = max(summary.settings, key=lambda setting: setting.intervals["streaming"].score)
     found, gain = best.intervals["streaming"], best.comparisons["streaming"].gain
     text = plain_text(page)
-    assert f"{best.name} has the best streaming top-1 {found.score:.3f}" in text
-    assert f"{summary.reference}: by {tables.signed_text(gain.score)}" in text
+    assert f"{best.name} has the best streaming top-1 of {found.score:.3f}" in text
+    assert f"ahead of {summary.reference} by {tables.signed_text(gain.score)}" in text
     assert f"scores {summary.trivial:.3f}" in text
 
 
@@ -259,7 +259,7 @@ def test_names_are_escaped():
     table = tables.Table("scores", [column], [{"name": name}])
     html = render(Page(title=name, kind="runs", result=name, scores=table, provenance={name: {"key": name}}))
     assert "<script>alert" not in html and html.count("&lt;script&gt;alert(1)") >= 5
-    assert "\\| co |" in table.markdown() and tables.Table("x", [column], []).cells() == []
+    assert "\\| co |" in table.markdown() and tables.Table("x", [column], []).cells == []
 
 
 def test_how_numbers_are_written():

@@ -23,7 +23,7 @@ from pipeline.status import status
 STRIPS = "tokens"
 """The PNG file of all tokens over time."""
 CLEAR = 0.05
-"""Adjusted p below which a gain is called one."""
+"""Adjusted p below which a gain is called significant."""
 
 
 def page_of_subject(subject: Subject, out: Path) -> Page:
@@ -84,24 +84,22 @@ def page_of_cache(cache: Cache, out: Path) -> Page:
 
 
 def result(subject: Subject) -> str:
-    """The best setting's score with its interval, against the reference and the trivial answer, in one sentence or two."""
+    """The best setting's score with its interval, against the reference and the trivial answer, in two or three sentences."""
     best, metric, summary = subject.ranked()[0], subject.metric, subject.summary
-    found = best.intervals[subject.form]
+    found, alone = best.intervals[subject.form], len(subject.ranked()) == 1
     unit = f" {metric.unit}" if metric.unit else ""
-    text = f"{best.name} has the best {subject.form} {metric.name}"
-    if len(subject.ranked()) == 1:
-        text = f"{best.name} has a {subject.form} {metric.name} of"
-    text += f" {found.score:.3f}{unit} (95 % interval {found.low:.3f} .. {found.high:.3f})"
+    text = f"{best.name} has {'a' if alone else 'the best'} {subject.form} {metric.name} of {found.score:.3f}{unit}"
+    text += f" (95 % interval {found.low:.3f} .. {found.high:.3f})."
     if comparison := best.comparisons.get(subject.form):
         gain = comparison.gain
-        how = "better than" if comparison.p_adjusted < CLEAR else "but not clearly better than"
-        text += f", {how} {summary.reference}: by {signed_text(gain.score)}"
+        text += f" It is ahead of {summary.reference} by {signed_text(gain.score)}"
         text += f" ({signed_text(gain.low)} .. {signed_text(gain.high)}, adjusted p {p_text(comparison.p_adjusted)})"
-    elif len(subject.ranked()) > 1:
-        text += "; it is the reference, and no other is better"
+        text += "." if comparison.p_adjusted < CLEAR else ", which is not significant."
+    elif not alone:
+        text += " It is the reference: no other is better."
     sign = 1 if metric.higher_is_better else -1
-    beaten = ", and that is better" if sign * (summary.trivial - found.score) > 0 else ""
-    return f"{text}. The trivial answer, which does not look at the video, scores {summary.trivial:.3f}{beaten}."
+    beaten = ", which is better" if sign * (summary.trivial - found.score) > 0 else ""
+    return f"{text} The trivial answer, which does not look at the video, scores {summary.trivial:.3f}{beaten}."
 
 
 def _title(subject: Subject) -> str:
