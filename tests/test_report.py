@@ -144,6 +144,11 @@ def test_provenance_tells_what_runs_share_and_what_is_their_own(page):
     assert common_part([{"a": 1, "b": 2}, {"a": 1, "b": 3}]) == {"a": 1}
 
 
+def test_the_page_of_a_large_sweep_can_be_measured():
+    found = fine("bench", "report", "--runs", "3", "--json").json
+    assert found["runs"] == 3 and found["seconds"] > 0 and found["page_bytes"] > 50_000
+
+
 # Runs
 
 
@@ -182,7 +187,7 @@ def test_without_its_cache_a_page_says_so(some_runs, tmp_path):
     header = json.loads((copy / "run.json").read_text(encoding="utf-8"))
     (copy / "run.json").write_text(json.dumps(header | {"cache_path": str(tmp_path / "gone")}), encoding="utf-8")
     page = report([Run(copy)], tmp_path / "out")
-    assert "The cache is not where it was at training" in plain_text(page)
+    assert "The cache cannot be reached:" in plain_text(page) and "Not drawn for run:" in plain_text(page)
     assert "<video" not in page.read_text(encoding="utf-8")
     assert (tmp_path / "out/scores.png").read_bytes().startswith(PNG)
 
@@ -212,6 +217,13 @@ def test_the_page_of_a_cache(sweep, tmp_path):
     text = plain_text(tmp_path / "report.html")
     assert "64 of 64 videos are stored whole, 1,024 frames" in text and "7 × 7 patches, 1 special, 32 wide" in text
     assert (tmp_path / "tokens.png").read_bytes().startswith(PNG) and not (tmp_path / "scores.csv").exists()
+
+
+def test_the_page_of_a_cache_that_holds_nothing_yet(cache, tmp_path):
+    shutil.rmtree(cache / "receipts")
+    report(Cache(cache), tmp_path)
+    text = plain_text(tmp_path / "report.html")
+    assert "0 of 6 videos are stored whole, 0 frames" in text and "Tokens cannot be shown" in text
 
 
 def test_failures_stand_by_reason():

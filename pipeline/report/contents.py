@@ -9,12 +9,13 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from pipeline.cache import Cache
+from pipeline.errors import BadInput
 from pipeline.report import curves, maps, pictures, plots, tables
 from pipeline.report.answers import answers
 from pipeline.report.page import Page, Plot
 from pipeline.report.provenance import commands, of_cache, of_runs
 from pipeline.report.style import FULL_INCHES, HALF_INCHES, save_png, svg
-from pipeline.report.subject import Subject
+from pipeline.report.subject import Subject, cache_of
 from pipeline.report.tables import p_text, scaled_text, seconds_text, signed_text
 from pipeline.run import Run
 from pipeline.statistics import Summary
@@ -49,11 +50,12 @@ def page_of_subject(subject: Subject, out: Path) -> Page:
         "answers": _placed(out, answers(subject)),
     }
     page.plots["scores"][0].narrow_svg = svg(plots.intervals(subject, HALF_INCHES), "Scores and their intervals")
-    page.no_cache = subject.no_cache
-    if subject.cache is not None:
-        page.videos, page.no_videos = pictures.videos(subject, subject.cache, out / "videos")
-        page.films, page.no_films = maps.films(subject.cache, _recurrent(subject), subject.summary.split)
-        _add_cache(page, subject.cache)
+    page.videos, page.no_videos = pictures.videos(subject, out / "videos")
+    page.films, page.no_films = maps.films_of_run(*_recurrent(subject), subject.summary.split)
+    try:
+        _add_cache(page, cache_of(subject.shown(subject.ranked()[0])[0]))
+    except BadInput as error:
+        page.no_cache = f"The cache cannot be reached: {error.message}."
     _save_films(page, out)
     return page
 
@@ -77,7 +79,7 @@ def page_of_cache(cache: Cache, out: Path) -> Page:
         commands=[f"stillframe report {cache}"],
         provenance=of_cache(cache),
     )
-    page.films, page.no_films = maps.films(cache, None, None)
+    page.films, page.no_films = maps.films_of_cache(cache)
     _add_cache(page, cache)
     _save_films(page, out)
     return page
@@ -134,13 +136,10 @@ def _figures(subject: Subject) -> list[tuple[str, str]]:
     return found + ([(seconds_text(sum(trained)), "training in all")] if trained else [])
 
 
-def _recurrent(subject: Subject) -> Run:
-    """The best run that has a temporal module worth watching, or else the best."""
-    ranked = subject.ranked()
-    names = [subject.scored_runs(setting)[0] for setting in ranked]
-    return next(
-        (run for run in map(subject.runs.__getitem__, names) if run.recipe.temporal.name != "identity"), subject.runs[names[0]]
-    )
+def _recurrent(subject: Subject) -> tuple[Run, str]:
+    """The best run that remembers something, or else the best, and its checkpoint."""
+    shown = [subject.shown(setting) for setting in subject.ranked()]
+    return next((each for each in shown if each[0].recipe.temporal.name != "identity"), shown[0])
 
 
 def _add_cache(page: Page, cache: Cache) -> None:
