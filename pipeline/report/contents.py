@@ -49,7 +49,10 @@ def page_of_subject(subject: Subject, out: Path) -> Page:
         "axes": _placed(out, along),
         "answers": _placed(out, answers(subject)),
     }
-    page.plots["scores"][0].narrow_svg = svg(plots.intervals(subject, HALF_INCHES), "Scores and their intervals")
+    (scores,) = page.plots["scores"]
+    scores.narrow_svg = svg(plots.intervals(subject, HALF_INCHES), scores.title)
+    if len(subject.ranked()) > plots.ROWS:
+        scores.caption += f" The best {plots.ROWS} of {len(subject.ranked())} and the reference."
     page.videos, page.no_videos = pictures.videos(subject, out / "videos")
     page.films, page.no_films = maps.films_of_run(*_recurrent(subject), subject.summary.split)
     try:
