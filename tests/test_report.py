@@ -102,8 +102,8 @@ def test_the_page_says_the_result_in_a_sentence(page, summary):
     best = max(summary.settings, key=lambda setting: setting.intervals["streaming"].score)
     found, gain = best.intervals["streaming"], best.comparisons["streaming"].gain
     text = plain_text(page)
-    assert f"{best.name} has the best streaming top-1 {found.score:.3f}" in text
-    assert f"{summary.reference}: by {tables.signed_text(gain.score)}" in text
+    assert f"{best.name} has the best streaming top-1 of {found.score:.3f}" in text
+    assert f"ahead of {summary.reference} by {tables.signed_text(gain.score)}" in text
     assert f"scores {summary.trivial:.3f}" in text
 
 
@@ -144,6 +144,11 @@ def test_provenance_tells_what_runs_share_and_what_is_their_own(page):
     assert common_part([{"a": 1, "b": 2}, {"a": 1, "b": 3}]) == {"a": 1}
 
 
+def test_the_page_of_a_large_sweep_can_be_measured():
+    found = fine("bench", "report", "--runs", "3", "--json").json
+    assert found["runs"] == 3 and found["seconds"] > 0 and found["page_bytes"] > 50_000
+
+
 # Runs
 
 
@@ -182,7 +187,7 @@ def test_without_its_cache_a_page_says_so(some_runs, tmp_path):
     header = json.loads((copy / "run.json").read_text(encoding="utf-8"))
     (copy / "run.json").write_text(json.dumps(header | {"cache_path": str(tmp_path / "gone")}), encoding="utf-8")
     page = report([Run(copy)], tmp_path / "out")
-    assert "The cache is not where it was at training" in plain_text(page)
+    assert "The cache cannot be reached:" in plain_text(page) and "Not drawn for run:" in plain_text(page)
     assert "<video" not in page.read_text(encoding="utf-8")
     assert (tmp_path / "out/scores.png").read_bytes().startswith(PNG)
 
@@ -212,6 +217,13 @@ def test_the_page_of_a_cache(sweep, tmp_path):
     text = plain_text(tmp_path / "report.html")
     assert "64 of 64 videos are stored whole, 1,024 frames" in text and "7 × 7 patches, 1 special, 32 wide" in text
     assert (tmp_path / "tokens.png").read_bytes().startswith(PNG) and not (tmp_path / "scores.csv").exists()
+
+
+def test_the_page_of_a_cache_that_holds_nothing_yet(cache, tmp_path):
+    shutil.rmtree(cache / "receipts")
+    report(Cache(cache), tmp_path)
+    text = plain_text(tmp_path / "report.html")
+    assert "0 of 6 videos are stored whole, 0 frames" in text and "Tokens cannot be shown" in text
 
 
 def test_failures_stand_by_reason():
@@ -259,7 +271,7 @@ def test_names_are_escaped():
     table = tables.Table("scores", [column], [{"name": name}])
     html = render(Page(title=name, kind="runs", result=name, scores=table, provenance={name: {"key": name}}))
     assert "<script>alert" not in html and html.count("&lt;script&gt;alert(1)") >= 5
-    assert "\\| co |" in table.markdown() and tables.Table("x", [column], []).cells() == []
+    assert "\\| co |" in table.markdown() and tables.Table("x", [column], []).cells == []
 
 
 def test_how_numbers_are_written():

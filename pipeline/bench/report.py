@@ -68,7 +68,7 @@ def made_up_sweep(folder: Path, runs: int, modules: Sequence[str] = ()) -> Path:
     cache = _cache(folder)
     trained: dict[str, Run] = {}
     costs: dict[str, Cost] = {}
-    names = list(modules) or plugins.names("temporal")
+    names = list(modules) or sorted(plugins.names("temporal"), key=lambda name: name != "identity")
     seeds = -(-runs // (len(names) * len(RATES)))
     outcomes: dict[tuple[str, float], list[Outcome]] = {}
     sweep = folder / "sweep"

@@ -42,7 +42,7 @@ def bench_extract(
 
 @bench_app.command("report")
 def bench_report(
-    runs: Annotated[int, typer.Option(min=1, help="Members of the sweep.")] = 100,
+    runs: Annotated[int, typer.Option(min=2, help="Members of the sweep.")] = 100,
     as_json: AsJson = False,
 ) -> None:
     """The page of a large sweep: seconds and megabytes.

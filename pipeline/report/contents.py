@@ -9,12 +9,13 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from pipeline.cache import Cache
+from pipeline.errors import BadInput
 from pipeline.report import curves, maps, pictures, plots, tables
 from pipeline.report.answers import answers
 from pipeline.report.page import Page, Plot
 from pipeline.report.provenance import commands, of_cache, of_runs
 from pipeline.report.style import FULL_INCHES, HALF_INCHES, save_png, svg
-from pipeline.report.subject import Subject
+from pipeline.report.subject import Subject, cache_of
 from pipeline.report.tables import p_text, scaled_text, seconds_text, signed_text
 from pipeline.run import Run
 from pipeline.statistics import Summary
@@ -23,7 +24,7 @@ from pipeline.status import status
 STRIPS = "tokens"
 """The PNG file of all tokens over time."""
 CLEAR = 0.05
-"""Adjusted p below which a gain is called one."""
+"""Adjusted p below which a gain is called significant."""
 
 
 def page_of_subject(subject: Subject, out: Path) -> Page:
@@ -48,12 +49,16 @@ def page_of_subject(subject: Subject, out: Path) -> Page:
         "axes": _placed(out, along),
         "answers": _placed(out, answers(subject)),
     }
-    page.plots["scores"][0].narrow_svg = svg(plots.intervals(subject, HALF_INCHES), "Scores and their intervals")
-    page.no_cache = subject.no_cache
-    if subject.cache is not None:
-        page.videos, page.no_videos = pictures.videos(subject, subject.cache, out / "videos")
-        page.films, page.no_films = maps.films(subject.cache, _recurrent(subject), subject.summary.split)
-        _add_cache(page, subject.cache)
+    (scores,) = page.plots["scores"]
+    scores.narrow_svg = svg(plots.intervals(subject, HALF_INCHES), scores.title)
+    if len(subject.ranked()) > plots.ROWS:
+        scores.caption += f" The best {plots.ROWS} of {len(subject.ranked())} and the reference."
+    page.videos, page.no_videos = pictures.videos(subject, out / "videos")
+    page.films, page.no_films = maps.films_of_run(*_recurrent(subject), subject.summary.split)
+    try:
+        _add_cache(page, cache_of(subject.shown(subject.ranked()[0])[0]))
+    except BadInput as error:
+        page.no_cache = f"The cache cannot be reached: {error.message}."
     _save_films(page, out)
     return page
 
@@ -77,31 +82,29 @@ def page_of_cache(cache: Cache, out: Path) -> Page:
         commands=[f"stillframe report {cache}"],
         provenance=of_cache(cache),
     )
-    page.films, page.no_films = maps.films(cache, None, None)
+    page.films, page.no_films = maps.films_of_cache(cache)
     _add_cache(page, cache)
     _save_films(page, out)
     return page
 
 
 def result(subject: Subject) -> str:
-    """The best setting's score with its interval, against the reference and the trivial answer, in one sentence or two."""
+    """The best setting's score with its interval, against the reference and the trivial answer, in two or three sentences."""
     best, metric, summary = subject.ranked()[0], subject.metric, subject.summary
-    found = best.intervals[subject.form]
+    found, alone = best.intervals[subject.form], len(subject.ranked()) == 1
     unit = f" {metric.unit}" if metric.unit else ""
-    text = f"{best.name} has the best {subject.form} {metric.name}"
-    if len(subject.ranked()) == 1:
-        text = f"{best.name} has a {subject.form} {metric.name} of"
-    text += f" {found.score:.3f}{unit} (95 % interval {found.low:.3f} .. {found.high:.3f})"
+    text = f"{best.name} has {'a' if alone else 'the best'} {subject.form} {metric.name} of {found.score:.3f}{unit}"
+    text += f" (95 % interval {found.low:.3f} .. {found.high:.3f})."
     if comparison := best.comparisons.get(subject.form):
         gain = comparison.gain
-        how = "better than" if comparison.p_adjusted < CLEAR else "but not clearly better than"
-        text += f", {how} {summary.reference}: by {signed_text(gain.score)}"
+        text += f" It is ahead of {summary.reference} by {signed_text(gain.score)}"
         text += f" ({signed_text(gain.low)} .. {signed_text(gain.high)}, adjusted p {p_text(comparison.p_adjusted)})"
-    elif len(subject.ranked()) > 1:
-        text += "; it is the reference, and no other is better"
+        text += "." if comparison.p_adjusted < CLEAR else ", which is not significant."
+    elif not alone:
+        text += " It is the reference: no other is better."
     sign = 1 if metric.higher_is_better else -1
-    beaten = ", and that is better" if sign * (summary.trivial - found.score) > 0 else ""
-    return f"{text}. The trivial answer, which does not look at the video, scores {summary.trivial:.3f}{beaten}."
+    beaten = ", which is better" if sign * (summary.trivial - found.score) > 0 else ""
+    return f"{text} The trivial answer, which does not look at the video, scores {summary.trivial:.3f}{beaten}."
 
 
 def _title(subject: Subject) -> str:
@@ -136,13 +139,10 @@ def _figures(subject: Subject) -> list[tuple[str, str]]:
     return found + ([(seconds_text(sum(trained)), "training in all")] if trained else [])
 
 
-def _recurrent(subject: Subject) -> Run:
-    """The best run that has a temporal module worth watching, or else the best."""
-    ranked = subject.ranked()
-    names = [subject.scored_runs(setting)[0] for setting in ranked]
-    return next(
-        (run for run in map(subject.runs.__getitem__, names) if run.recipe.temporal.name != "identity"), subject.runs[names[0]]
-    )
+def _recurrent(subject: Subject) -> tuple[Run, str]:
+    """The best run that remembers something, or else the best, and its checkpoint."""
+    shown = [subject.shown(setting) for setting in subject.ranked()]
+    return next((each for each in shown if each[0].recipe.temporal.name != "identity"), shown[0])
 
 
 def _add_cache(page: Page, cache: Cache) -> None:

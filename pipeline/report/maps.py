@@ -11,11 +11,11 @@ from matplotlib import colormaps
 from PIL import Image
 
 from pipeline.cache import Cache
-from pipeline.device import chosen
 from pipeline.draw import spread, squares
 from pipeline.errors import BadInput, StillframeError
 from pipeline.model import VideoModel
 from pipeline.report.pictures import manifest_of
+from pipeline.report.subject import cache_of
 from pipeline.run import Run, load_model
 from pipeline.spec import WindowSettings
 from pipeline.temporal import Gate
@@ -63,16 +63,33 @@ class _Seen:
     """(name, what it is) -> (T, P)."""
 
 
-def films(cache: Cache, run: Run | None, split: str | None) -> tuple[list[Film], str]:
-    """A few clips of `split` (None: the first there is), and a sentence on what is missing.
-
-    With a run, its windows are shown, with its state and gates; without one, windows of two seconds.
-    """
+def films_of_run(run: Run, checkpoint: str, split: str) -> tuple[list[Film], str]:
+    """A few clips as the run sees them, with its state and gates; and a sentence on what is missing."""
     try:
-        windows, model = _opened(cache, run, split)
-        seen = [_look(windows, model, place) for place in spread(len(windows), CLIPS)]
+        cache = cache_of(run)
+        model, _ = load_model(run, cache.shape, checkpoint)
+        cache.require_sound()
+        windows = Windows(cache, manifest_of(run, cache), split, run.recipe.windows, None, model.layers, allow_missing=True)
     except StillframeError as error:
         return [], f"Tokens cannot be shown: {error}."
+    return _films(windows, model)
+
+
+def films_of_cache(cache: Cache) -> tuple[list[Film], str]:
+    """Two seconds of a few clips of the first split; and a sentence on what is missing."""
+    settings = WindowSettings(frames=MOMENTS, fps=min(FRAMES_PER_S, cache.fps or FRAMES_PER_S))
+    try:
+        cache.require_sound()
+        split, layers = cache.manifest.splits[0], cache.shape.layers[-1:]
+        windows = Windows(cache, cache.manifest, split, settings, layers=layers, allow_missing=True)
+    except StillframeError as error:
+        return [], f"Tokens cannot be shown: {error}."
+    return _films(windows, None)
+
+
+def _films(windows: Windows, model: VideoModel | None) -> tuple[list[Film], str]:
+    cache = windows.cache
+    seen = [_look(windows, model, place) for place in spread(len(windows), CLIPS)]
     rows = [_of_tokens([each.patches_TPD for each in seen])]
     rows += [_of_maps(*key, [each.maps[key] for each in seen]) for key in seen[0].maps]
     grid_hw = cache.shape.grid_hw
@@ -93,20 +110,9 @@ def films(cache: Cache, run: Run | None, split: str | None) -> tuple[list[Film],
     return made, missing
 
 
-def _opened(cache: Cache, run: Run | None, split: str | None) -> tuple[Windows, VideoModel | None]:
-    if run is None:
-        fps = min(FRAMES_PER_S, cache.fps or FRAMES_PER_S)
-        settings = WindowSettings(frames=MOMENTS, fps=fps)
-        chosen_split = split or next(iter(cache.manifest.splits))
-        return Windows(cache, cache.manifest, chosen_split, settings, layers=cache.shape.layers[-1:], allow_missing=True), None
-    model, _ = load_model(run, cache.shape)
-    assert split is not None
-    return Windows(cache, manifest_of(run, cache), split, run.recipe.windows, None, model.layers, allow_missing=True), model
-
-
 def _look(windows: Windows, model: VideoModel | None, place: int) -> _Seen:
     batch = windows.read([Sample(place, 0.5)])
-    special, patches = windows.tokens(batch, chosen(torch.device("cpu")))
+    special, patches = windows.tokens(batch, torch.device("cpu"))
     maps = {} if model is None else walk(model, special, patches)
     return _Seen(place, batch.time_s_BT[0], patches[-1][0].float().numpy(), maps)
 

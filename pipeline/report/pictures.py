@@ -12,7 +12,7 @@ from pipeline.cache import Cache
 from pipeline.draw import VideoFile, drawings, file_name
 from pipeline.errors import StillframeError
 from pipeline.manifest import Manifest
-from pipeline.report.subject import Subject
+from pipeline.report.subject import Subject, cache_of
 from pipeline.run import Run
 
 CLIPS = 3
@@ -38,21 +38,20 @@ def manifest_of(run: Run, cache: Cache) -> Manifest:
     return cache.manifest if folder is None else Manifest.load(Path(folder))
 
 
-def videos(subject: Subject, cache: Cache, out: Path) -> tuple[dict[str, list[Video]], str]:
+def videos(subject: Subject, out: Path) -> tuple[dict[str, list[Video]], str]:
     """Setting -> clips as the best setting and the reference answer them, written into `out`; and why some are missing."""
     made: dict[str, list[Video]] = {}
     for setting in subject.compared():
-        run = subject.runs[subject.scored_runs(setting)[0]]
         try:
-            made[setting.name] = _drawn(run, cache, subject.summary.split, out)
+            made[setting.name] = _drawn(*subject.shown(setting), subject.summary.split, out)
         except (StillframeError, NotImplementedError) as error:
             return made, f"Not drawn for {setting.name}: {error}."
     return made, ""
 
 
-def _drawn(run: Run, cache: Cache, split: str, out: Path) -> list[Video]:
-    made = []
-    for drawing in drawings(run, cache, CLIPS, split, manifest=manifest_of(run, cache), allow_missing=True):
+def _drawn(run: Run, checkpoint: str, split: str, out: Path) -> list[Video]:
+    made, cache = [], cache_of(run)
+    for drawing in drawings(run, cache, CLIPS, split, checkpoint, manifest_of(run, cache), allow_missing=True):
         frames = [_small(pixels_HWC) for pixels_HWC in drawing.pixels_THWC]
         path = out / run.path.name / file_name(drawing.clip)
         with VideoFile(path, run.recipe.windows.fps, CRF) as file:

@@ -32,10 +32,6 @@ class Subject:
     runs: Mapping[str, Run]
     """Name of a run -> the run, those that were scored."""
     evaluations: Mapping[str, dict[str, Any]]
-    cache: Cache | None
-    """That of the best run."""
-    no_cache: str
-    """Why there is none."""
     has_costs: bool
     """False: of the costs in `summary` only the parameters are known."""
 
@@ -57,6 +53,11 @@ class Subject:
     def scored_runs(self, setting: SettingSummary) -> list[str]:
         """Their names, by seed."""
         return [name for name in setting.runs if name in self.runs]
+
+    def shown(self, setting: SettingSummary) -> tuple[Run, str]:
+        """Its first scored run, and which checkpoint of it was scored."""
+        name = self.scored_runs(setting)[0]
+        return self.runs[name], self.evaluations[name]["checkpoint"]["which"]
 
     def compared(self) -> list[SettingSummary]:
         """The best setting, and the reference where it is another."""
@@ -99,7 +100,7 @@ def of_sweep(path: Path, split: str) -> Subject:
         raise BadInput(f"sweep {path} has no member that was scored", "see failed.json in the folders of its members")
     scored = [name for setting in summary.settings for name in setting.runs if name not in setting.failed]
     runs = {name: Run(path / "runs" / name) for name in scored}
-    return _subject(path, summary, runs, _evaluations(runs, split), has_costs=True)
+    return Subject(path, summary, runs, _evaluations(runs, split), has_costs=True)
 
 
 def of_runs(given: Sequence[Run], split: str) -> Subject:
@@ -125,7 +126,7 @@ def of_runs(given: Sequence[Run], split: str) -> Subject:
     reference = next(still, settings[0].name)
     task = next(iter(evaluations.values()))["task"]
     summary = _as_evaluated(summarise(task, {}, settings, reference), evaluations)
-    return _subject(None, summary, runs, evaluations, bool(costs))
+    return Subject(None, summary, runs, evaluations, has_costs=bool(costs))
 
 
 def _as_evaluated(summary: Summary, evaluations: Mapping[str, dict[str, Any]]) -> Summary:
@@ -141,25 +142,15 @@ def _as_evaluated(summary: Summary, evaluations: Mapping[str, dict[str, Any]]) -
     return summary.model_copy(update={"settings": tuple(map(known, summary.settings))})
 
 
-def _subject(
-    path: Path | None, summary: Summary, runs: Mapping[str, Run], evaluations: Mapping[str, dict[str, Any]], has_costs: bool
-) -> Subject:
-    cache, no_cache = reachable_cache(next(iter(runs.values())))
-    return Subject(path, summary, runs, evaluations, cache, no_cache, has_costs)
-
-
-def reachable_cache(run: Run) -> tuple[Cache | None, str]:
-    """The cache that the run was trained on, or a sentence that says why it is not at hand."""
+def cache_of(run: Run) -> Cache:
+    """The cache that the run was trained on. Raises BadInput where it is not at hand."""
     header = run.header
     if header.cache_path is None:
-        return None, "These runs were imported and know no cache."
-    try:
-        cache = Cache(header.cache_path)
-    except BadInput as error:
-        return None, f"The cache is not where it was at training: {error.message}."
+        raise BadInput(f"run {run.path.name} was imported and knows no cache")
+    cache = Cache(header.cache_path)
     if cache.fingerprint != header.cache.fingerprint:
-        return None, f"{cache} is another cache now: its fingerprint is not {header.cache.fingerprint}."
-    return cache, ""
+        raise BadInput(f"{cache} is another cache now: its fingerprint is not {header.cache.fingerprint}")
+    return cache
 
 
 def _names(runs: Sequence[Run]) -> list[str]:

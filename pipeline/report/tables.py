@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from pipeline.evaluate import Interval
@@ -44,8 +45,9 @@ class Table:
 
     def has_numbers(self, place: int) -> bool:
         """Whether the column is sorted by numbers."""
-        return any(row[place].is_number for row in self.cells())
+        return any(row[place].is_number for row in self.cells)
 
+    @cached_property
     def cells(self) -> list[list[Cell]]:
         return [[_cell(column, row) for column in self.columns] for row in self.rows]
 
@@ -58,7 +60,7 @@ class Table:
         return text.getvalue()
 
     def markdown(self) -> str:
-        lines = [[column.title for column in self.columns], *([cell.text for cell in row] for row in self.cells())]
+        lines = [[column.title for column in self.columns], *([cell.text for cell in row] for row in self.cells)]
         head, *body = ["| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines]
         return "\n".join([head, "|" + "---|" * len(self.columns), *body])
 
@@ -84,12 +86,12 @@ def value_text(value: Any) -> str:
     return ", ".join(map(value_text, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def number(key: str, digits: int = 3) -> Callable[[Row], str]:
-    return lambda row: number_text(row[key], digits)
+def number(key: str) -> Callable[[Row], str]:
+    return lambda row: number_text(row[key])
 
 
-def number_text(value: float, digits: int = 3) -> str:
-    return f"{value:.{digits}f}".replace("-", MINUS)
+def number_text(value: float) -> str:
+    return f"{value:.3f}".replace("-", MINUS)
 
 
 def signed(key: str) -> Callable[[Row], str]:
@@ -97,8 +99,7 @@ def signed(key: str) -> Callable[[Row], str]:
 
 
 def signed_text(value: float) -> str:
-    text = f"{value:+.3f}"
-    return text.replace("-", MINUS)
+    return f"{value:+.3f}".replace("-", MINUS)
 
 
 def span(low: str, high: str, show: Callable[[float], str] = number_text) -> Callable[[Row], str]:
