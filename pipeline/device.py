@@ -1,6 +1,8 @@
-"""Where tensors live unless somebody says otherwise."""
+"""Where tensors live unless somebody says otherwise, and how many cores there are to compute on."""
 
 from __future__ import annotations
+
+import os
 
 import torch
 
@@ -8,3 +10,8 @@ import torch
 def chosen(device: torch.device | None) -> torch.device:
     """`device`, or else CUDA where there is one, or else the CPU."""
     return device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

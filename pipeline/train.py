@@ -6,6 +6,8 @@ What a run computes is a function of its recipe and the cache alone, whoever tra
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +19,6 @@ import torch
 
 from pipeline import plugins
 from pipeline.cache import Cache
-from pipeline.device import chosen
 from pipeline.errors import BadInput
 from pipeline.ledger import to_json
 from pipeline.manifest import Manifest
@@ -70,7 +71,7 @@ def train_together(
 
     A run that cannot go on is handed to `on_failure` and left; without that, its error is raised.
     """
-    device = chosen(device)
+    device = ranks.device(device)
     manifest = manifest or cache.manifest
     recipe = next(iter(recipes.values()))
     require_shared(list(recipes.values()))
@@ -89,10 +90,8 @@ def train_together(
     for (out, one), task in zip(recipes.items(), tasks, strict=True):
         torch.manual_seed(one.training.seed)
         model = VideoModel(one, cache.shape, task).to(device)
-        if ranks.is_first:
-            open_or_create(out, one, cache, manifest, model, windows)
-        ranks.wait()
-        trainers.append(Trainer(Run(out), model, task.to(device), len(windows), device, ranks))
+        run = open_or_create(out, one, cache, manifest, model, windows, ranks)
+        trainers.append(Trainer(run, model, task.to(device), len(windows), device, ranks))
     Group(trainers, windows, held_out, device, ranks, on_progress, on_failure).fit()
     return [trainer.run for trainer in trainers]
 
@@ -155,8 +154,10 @@ def require_truth(task: TaskPlugin, windows: Windows) -> None:
         )
 
 
-def open_or_create(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest, model: VideoModel, windows: Windows) -> Run:
-    """The run at `path`, checked against recipe, cache and manifest; created if it is not there yet."""
+def open_or_create(
+    path: Path, recipe: Recipe, cache: Cache, manifest: Manifest, model: VideoModel, windows: Windows, ranks: Ranks = ALONE
+) -> Run:
+    """The run at `path`, checked against recipe, cache and manifest; the first rank creates it if it is not there yet."""
     header = RunHeader(
         format_version=RUN_FORMAT,
         recipe=recipe.canonical(),
@@ -176,16 +177,22 @@ def open_or_create(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest,
         },
         versions=tool_versions(),
     )
-    if (path / "run.json").is_file():
-        run = Run(path)
-        changed = differences(header.made_from(), run.header.made_from())
-        if changed:
-            raise BadInput(f"run {path} was made from something else; now / then: {'; '.join(changed)}", "use another --out")
-        return run
-    path.mkdir(parents=True, exist_ok=True)
-    cache.copy_learnt(path)
-    write_atomically(path / "run.json", to_json(header))
-    return Run(path)
+    if not ranks.agree(json.dumps([header.made_from(), header.clips])):
+        raise BadInput(
+            "the processes of this training have not found the same recipe, cache and manifest",
+            "give all machines the same files and the same arguments",
+        )
+    if ranks.is_first and not (path / "run.json").is_file():
+        path.mkdir(parents=True, exist_ok=True)
+        cache.copy_learnt(path)
+        write_atomically(path / "run.json", to_json(header))
+    ranks.wait()
+    if not (path / "run.json").is_file():
+        raise BadInput(f"the first process has made run {path}, this one does not see it", "--out a folder that all share")
+    run = Run(path)
+    if changed := differences(header.made_from(), run.header.made_from()):
+        raise BadInput(f"run {path} was made from something else; now / then: {'; '.join(changed)}", "use another --out")
+    return run
 
 
 class Group:
@@ -211,7 +218,10 @@ class Group:
         """Trains all to their last step, evaluating and saving on the way."""
         for trainer in self.left:
             trainer.restore()
-        self.ranks.wait()  # nobody writes a checkpoint before all have read theirs
+        # Nobody writes a checkpoint before all have read theirs, and all have read the same.
+        if not self.ranks.agree(json.dumps([trainer.step for trainer in self.left])):
+            paths = ", ".join(str(trainer.run.path) for trainer in self.left)
+            raise BadInput(f"the processes of this training see other checkpoints in {paths}", "--out a folder that all share")
         stretches = {range(trainer.step, trainer.steps) for trainer in self.left}
         steps = sorted({step for stretch in stretches for step in stretch})
         batches = self.windows.train(self.settings.batch_size, steps, self.ranks.rank, self.ranks.size)
@@ -296,22 +306,22 @@ class Group:
         for batch in self.held_out.evaluation(EVAL_BATCH, self.ranks.rank, self.ranks.size):
             with _timed(due, "evaluation"):
                 given = self.held_out.on_device(batch, self.device)
-            self._each(due, "evaluation", lambda trainer: totals[trainer].add_(_score_sums(trainer, batch, given)))  # noqa: B023
-        for trainer in due:
-            self.ranks.add_up([totals[trainer]])
-            *scores, weight = totals[trainer].tolist()
-            with trainer.progress.timed("evaluation"):
-                trainer.scored({form: score / weight for form, score in zip(trainer.task.forms, scores, strict=True)})
+            for trainer in due:
+                with trainer.progress.timed("evaluation"):
+                    totals[trainer] += _score_sums(trainer, batch, given)
+        self.ranks.add_up(list(totals.values()))
+        self._each(due, "evaluation", lambda trainer: trainer.scored(*totals[trainer].tolist()))
 
 
 def _score_sums(trainer: Trainer, batch: Batch, given: OnDevice) -> torch.Tensor:
-    """Of one batch: the weighted sum of the first metric in every form, then that of the weights. Raises Diverged."""
+    """Of one batch: the weighted sum of the first metric in every form, then that of the weights. NaN where it has no answers."""
     task, metric = trainer.task, trainer.task.metrics[0].name
     weights = task.weight(batch.targets)
     try:
         answers = trainer.model.eval().answers(given, task)
     except BadInput as error:
-        raise Diverged(trainer.run, trainer.step, error.message, error.hint) from error
+        trainer.trouble = error
+        return torch.tensor(math.nan, dtype=torch.float64)
     sums = [weighted_sum(task.score(answer, batch.targets)[metric], weights) for answer in answers.values()]
     return torch.tensor([*sums, weights.sum()], dtype=torch.float64)
 
