@@ -187,8 +187,8 @@ def open_or_create(
         cache.copy_learnt(path)
         write_atomically(path / "run.json", to_json(header))
     ranks.wait()
-    if not (path / "run.json").is_file():
-        raise BadInput(f"the first process has made run {path}, this one does not see it", "--out a folder that all share")
+    if not ranks.agree(str((path / "run.json").is_file())):
+        raise BadInput(f"not all processes of this training see run {path}", "--out a folder that all machines share")
     run = Run(path)
     if changed := differences(header.made_from(), run.header.made_from()):
         raise BadInput(f"run {path} was made from something else; now / then: {'; '.join(changed)}", "use another --out")
@@ -221,7 +221,7 @@ class Group:
         # Nobody writes a checkpoint before all have read theirs, and all have read the same.
         if not self.ranks.agree(json.dumps([trainer.step for trainer in self.left])):
             paths = ", ".join(str(trainer.run.path) for trainer in self.left)
-            raise BadInput(f"the processes of this training see other checkpoints in {paths}", "--out a folder that all share")
+            raise BadInput(f"processes of this training see different checkpoints of {paths}", "--out a folder that all share")
         stretches = {range(trainer.step, trainer.steps) for trainer in self.left}
         steps = sorted({step for stretch in stretches for step in stretch})
         batches = self.windows.train(self.settings.batch_size, steps, self.ranks.rank, self.ranks.size)

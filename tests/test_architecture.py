@@ -67,6 +67,7 @@ ORDER = [
     "tasks",
     "model",
     "run",
+    "watch",
     "trainer",
     "train",
     "evaluate",
