@@ -8,12 +8,14 @@ next sum, so that nobody waits for it, and what went wrong is said once.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from torch import distributed
@@ -45,7 +47,9 @@ class Ranks:
         if self.size == 1 or device.type != "cuda":
             return device
         if device.index is not None:
-            raise BadInput(f"--device {device} is one GPU, there are {self.size} processes", "--device cuda: each takes its own")
+            raise BadInput(
+                f"--device {device} is one GPU, there are {self.size} processes", "--device cuda: each takes its own"
+            )
         local, gpus = _local_rank(), torch.cuda.device_count()
         if local >= gpus:
             raise BadInput(
@@ -65,7 +69,9 @@ class Ranks:
         try:
             distributed.all_reduce(flat)
         except RuntimeError as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = (
+                str(error).partition("\n")[0].split("] ", 1)[-1].split(". ")[0]
+            )  # without place in the source and good advice
             raise StillframeError(
                 f"another process of this training has ended or does not answer: {reason}",
                 "what was saved is kept, run the same command again to go on",
@@ -109,6 +115,7 @@ def joined() -> Iterator[Ranks]:
         yield Ranks(rank, size)
     except (Exception, KeyboardInterrupt) as error:
         if _is_first_to_fail(store):
+            _tell_torchrun(error)
             raise
         time.sleep(TIME_TO_SPEAK_S)
         raise SystemExit(getattr(error, "exit_code", 1)) from error
@@ -120,6 +127,13 @@ def _is_first_to_fail(store: distributed.Store) -> bool:
         return store.add("failed", 1) == 1
     except RuntimeError:  # what holds the store is gone
         return True
+
+
+def _tell_torchrun(error: BaseException) -> None:
+    """What it ends its own report with, in place of an advice to programmers; see `torch.distributed.elastic`."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        message = {"message": f"{error}", "extraInfo": {"timestamp": int(time.time())}}
+        Path(file).write_text(json.dumps({"message": message}), encoding="utf-8")
 
 
 def _local_rank() -> int:

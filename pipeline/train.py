@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -238,11 +238,10 @@ class Group:
     def _step(self, active: list[Trainer], batch: Batch) -> None:
         parts = batch.parts(self.settings.accumulate)
         shares = self._shares(active[0].task, parts)
+        whole = list(self._given(active, parts)) if len(parts) == 1 else None  # several are there one at a time, decoded twice
         if len(parts) * self.ranks.size > 1:
-            self._observe(active, parts)
-        for number, (part, share) in enumerate(zip(parts, shares, strict=True)):
-            with _timed(active, "tokens"):
-                given = self.windows.on_device(part, self.device)
+            self._observe(active, whole or self._given(active, parts))
+        for number, (given, share) in enumerate(zip(whole or self._given(active, parts), shares, strict=True)):
             self._each(active, "steps", lambda trainer: trainer.learn(number, given, share))  # noqa: B023  called at once
         self._each(active, "steps", Trainer.update)
         self._evaluate([trainer for trainer in active if trainer.is_due(trainer.settings.evaluate_every)])
@@ -252,6 +251,12 @@ class Group:
         )
         for trainer in going:
             self.on_progress(trainer.progress)
+
+    def _given(self, active: Sequence[Trainer], parts: Sequence[Batch]) -> Iterator[OnDevice]:
+        for part in parts:
+            with _timed(active, "tokens"):
+                given = self.windows.on_device(part, self.device)
+            yield given
 
     def _each(self, active: list[Trainer], what: str, do: Callable[[Trainer], object]) -> None:
         """One after the other; who cannot go on leaves `active` and the group."""
@@ -276,16 +281,14 @@ class Group:
         self.ranks.add_up([total])
         return (terms / total.clamp(min=1)).tolist()
 
-    def _observe(self, active: Sequence[Trainer], parts: Sequence[Batch]) -> None:
+    def _observe(self, active: Sequence[Trainer], parts: Iterable[OnDevice]) -> None:
         """Moments of the whole batch's tokens, for the models that have batch norms: these see a part as if it were all."""
         normed = [trainer for trainer in active if trainer.norms]
         layers = sorted({layer for trainer in normed for layer in trainer.model.layers})
         if not layers:
             return
         sums = {layer: torch.zeros(3, self.windows.cache.shape.width, dtype=torch.float64) for layer in layers}
-        for part in parts:
-            with _timed(active, "tokens"):
-                given = self.windows.on_device(part, self.device)
+        for given in parts:
             for layer, total in sums.items():
                 x_MD = given.patches[layer].flatten(0, -2).double()
                 total += torch.stack([x_MD.sum(0), x_MD.square().sum(0), torch.full_like(x_MD[0], len(x_MD))]).cpu()

@@ -28,7 +28,8 @@ STUCK_S = 300
 TRAINING = {"steps": 8, "batch_size": 8, "warmup_steps": 2, "evaluate_every": 4, "checkpoint_every": 3}
 SMALL = {"readout_width": 16, "heads": 2}
 IN_THE_ROOM = {
-    "boxes": {"task": {"name": "boxes", **SMALL, "hidden": 8}},
+    # Its streaming readout magnifies rounding errors as published: see StreamingBoxes.
+    "boxes": {"task": {"name": "boxes", **SMALL, "hidden": 8, "forms": ["window"]}},
     "points": {"task": {"name": "points", **SMALL, "hidden": 8, "points": 6}},
     "depth": {"task": {"name": "depth", **SMALL, "size_px": 16, "patch_px": 8}},
     "pose": {"task": {"name": "pose", "readout_width": 16, "hidden": 8}},
@@ -53,12 +54,13 @@ def start(processes: int, *arguments: object) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, list[str]]:
-    """Exit code, stdout, and what the processes of the training themselves say."""
+    """Exit code, stdout, and the errors that the processes of the training report. torchrun adds a traceback of its own."""
     try:
         out, err = process.communicate(timeout=STUCK_S)
     finally:
         process.kill()
-    return process.returncode, out, [line for line in err.splitlines() if line.startswith(("error:", "Traceback (most"))]
+    assert err.count("Traceback (most recent") == err.count(".ChildFailedError: ") <= 1, err
+    return process.returncode, out, [line for line in err.splitlines() if line.startswith("error: ")]
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +207,8 @@ def test_a_killed_process_ends_the_training_and_four_go_on(material, tmp_path):
     os.kill(ranks_of(process)["1"], signal.SIGKILL)
     code, out, said = ended(process)
     assert (code, out) == (1, "")
-    assert len(said) <= 1 and all("another process of this training has ended" in line for line in said)
+    assert len(said) <= 1  # torchrun may be quicker to end the other
+    assert all(line.startswith("error: another process of this training has ended or does not answer: ") for line in said)
     step = Run(tmp_path / "run").checkpoint("last").step
     assert 0 < step < 400
     code, out, said = ended(start(4, *command, "--tensorboard", "--json"))
@@ -225,7 +228,9 @@ def test_what_one_process_cannot_read_ends_all(material, tmp_path):
     data = bytearray(shard.read_bytes())
     data[3] ^= 255
     shard.write_bytes(data)
-    command = [str(part).replace(str(material.cache.path), str(tmp_path / "cache")) for part in train_command(material, tmp_path)]
+    command = [
+        str(part).replace(str(material.cache.path), str(tmp_path / "cache")) for part in train_command(material, tmp_path)
+    ]
     code, out, said = ended(start(2, *command))
     assert (code, out, len(said)) == (1, "", 1)
     assert "error: " in said[0] and "checksum" in said[0]
