@@ -47,9 +47,7 @@ class Ranks:
         if self.size == 1 or device.type != "cuda":
             return device
         if device.index is not None:
-            raise BadInput(
-                f"--device {device} is one GPU, there are {self.size} processes", "--device cuda: each takes its own"
-            )
+            raise BadInput(f"--device {device} is one GPU, there are {self.size} processes", "--device cuda: one for each")
         local, gpus = _local_rank(), torch.cuda.device_count()
         if local >= gpus:
             raise BadInput(
@@ -69,9 +67,8 @@ class Ranks:
         try:
             distributed.all_reduce(flat)
         except RuntimeError as error:
-            reason = (
-                str(error).partition("\n")[0].split("] ", 1)[-1].split(". ")[0]
-            )  # without place in the source and good advice
+            # Its first sentence, without the place in the source before it.
+            reason = str(error).partition("\n")[0].split("] ", 1)[-1].split(". ")[0]
             raise StillframeError(
                 f"another process of this training has ended or does not answer: {reason}",
                 "what was saved is kept, run the same command again to go on",

@@ -317,7 +317,7 @@ class Group:
 
 
 def _score_sums(trainer: Trainer, batch: Batch, given: OnDevice) -> torch.Tensor:
-    """Of one batch: the weighted sum of the first metric in every form, then that of the weights. NaN where it has no answers."""
+    """Of one batch: the weighted sum of the first metric in every form, then that of the weights. NaN: no answers."""
     task, metric = trainer.task, trainer.task.metrics[0].name
     weights = task.weight(batch.targets)
     try:

@@ -105,7 +105,7 @@ class Trainer:
         (share * torch.stack(list(losses.values())).sum()).backward()
 
     def update(self) -> None:
-        """Ends the step that `learn` has begun: one step of the optimiser, one line of metrics. Raises Diverged, in all ranks."""
+        """Ends the step that `learn` has begun: one step of the optimiser, a line of metrics. Raises Diverged in all ranks."""
         losses = torch.stack(list(self._losses.values())).float()
         parameters = [parameter for parameter in self.trained.parameters() if parameter.requires_grad]
         if self.ranks.size > 1:

@@ -15,13 +15,14 @@ import pytest
 import torch
 from conftest import FPS
 from test_train import Stop, final, recipe, stop_at
+from test_watch import drawn, drawn_by
 
 from pipeline import extract, manifest, plugins
-from pipeline.cache import Cache
+from pipeline.errors import BadInput
+from pipeline.ranks import ALONE, Ranks
 from pipeline.run import Run, read_metrics
 from pipeline.spec import CacheSpec
 from pipeline.train import train
-from pipeline.watch import scalars
 
 STUCK_S = 300
 """A start that lasts longer hangs."""
@@ -177,7 +178,14 @@ def test_dropout_takes_other_activations_in_another_layout(material, two, tmp_pa
 def test_what_goes_wrong_in_one_process_all_are_told(two, out, words):
     for rank in range(2):
         message = (two / f"{out}.{rank}.error").read_text()
-        assert words in message or (out, rank) == ("spoilt", 0) and "loss is nan, at step 1 " in message
+        assert words in message or ((out, rank) == ("spoilt", 0) and "loss is nan, at step 1 " in message)
+
+
+def test_each_process_has_a_gpu_of_its_own_and_none_that_is_named():
+    with pytest.raises(BadInput, match="--device cuda:1 is one GPU, there are 2 processes"):
+        Ranks(1, 2).device(torch.device("cuda:1"))
+    assert Ranks(1, 2).device(torch.device("cpu")) == torch.device("cpu")
+    assert ALONE.device(torch.device("cuda:1")) == torch.device("cuda:1")
 
 
 def ranks_of(process: subprocess.Popen[str]) -> dict[str, int]:
@@ -200,7 +208,7 @@ def train_command(material, tmp_path, **training) -> list[object]:
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for the processes in /proc")
 def test_a_killed_process_ends_the_training_and_four_go_on(material, tmp_path):
-    command = train_command(material, tmp_path, steps=400, checkpoint_every=2, evaluate_every=100)
+    command = train_command(material, tmp_path, steps=80, checkpoint_every=2, evaluate_every=40)
     process = start(2, *command, "--tensorboard")
     while process.poll() is None and not (tmp_path / "run/last.json").exists():
         time.sleep(0.01)
@@ -210,15 +218,16 @@ def test_a_killed_process_ends_the_training_and_four_go_on(material, tmp_path):
     assert len(said) <= 1  # torchrun may be quicker to end the other
     assert all(line.startswith("error: another process of this training has ended or does not answer: ") for line in said)
     step = Run(tmp_path / "run").checkpoint("last").step
-    assert 0 < step < 400
+    assert 0 < step < 80
     code, out, said = ended(start(4, *command, "--tensorboard", "--json"))
     assert (code, said) == (0, [])
-    assert json.loads(out)["steps"] == 400
+    assert json.loads(out)["steps"] == 80
     lines = read_metrics(tmp_path / "run")
-    assert [line["step"] for line in lines] == list(range(1, 401))
-    undisturbed = train(wanted(training={"steps": 400, "evaluate_every": 100}), material.cache, tmp_path / "alone")
-    for ours, theirs in zip(lines[:40], read_metrics(undisturbed.path), strict=False):
+    assert [line["step"] for line in lines] == list(range(1, 81))
+    undisturbed = train(wanted(training={"steps": 80, "evaluate_every": 40}), material.cache, tmp_path / "alone")
+    for ours, theirs in zip(lines, read_metrics(undisturbed.path), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+        assert ours.get("val") == theirs.get("val")  # of two clips, so that two of the four have none
     assert drawn(tmp_path / "run") == drawn_by(lines)
 
 
@@ -243,23 +252,3 @@ def test_a_batch_that_does_not_divide_is_refused_once(material, tmp_path):
         "error: training.batch_size 9 is no multiple of 2 processes x 1 parts; next: make it a multiple of 2",
     ]
     assert not (tmp_path / "run").exists()
-
-
-# TensorBoard
-
-
-def drawn(folder: Path) -> dict[str, dict[int, float]]:
-    """tag -> step -> value, as TensorBoard reads them."""
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    events = accumulator.EventAccumulator(str(folder), {"scalars": 0}).Reload()
-    found = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    assert all(len(dict(points)) == len(points) for points in found.values())  # no step twice
-    return {tag: dict(points) for tag, points in found.items()}
-
-
-def drawn_by(lines: list[dict]) -> dict[str, dict[int, float]]:
-    wanted = {}
-    for line in lines:
-        for tag, value in scalars(line).items():
-            wanted.setdefault(tag, {})[line["step"]] = pytest.approx(value, rel=1e-6)
-    return wanted
