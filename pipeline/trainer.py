@@ -113,7 +113,7 @@ class Trainer:
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             self.ranks.add_up([losses, *(parameter.grad for parameter in parameters)])  # type: ignore[list-item]
         found = torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
-        *values, norm = torch.cat([losses, found[None]]).tolist()  # the one wait for the device in a step
+        *values, norm = torch.cat([losses, found[None].to(losses)]).tolist()  # the one wait for the device in a step
         loss = sum(values)
         for what, value in (("loss", loss), ("norm of the gradient", norm)):
             if not math.isfinite(value):

@@ -208,7 +208,7 @@ def train_command(material, tmp_path, **training) -> list[object]:
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for the processes in /proc")
 def test_a_killed_process_ends_the_training_and_four_go_on(material, tmp_path):
-    command = train_command(material, tmp_path, steps=80, checkpoint_every=2, evaluate_every=40)
+    command = train_command(material, tmp_path, steps=48, checkpoint_every=2, evaluate_every=24)
     process = start(2, *command, "--tensorboard")
     while process.poll() is None and not (tmp_path / "run/last.json").exists():
         time.sleep(0.01)
@@ -218,13 +218,13 @@ def test_a_killed_process_ends_the_training_and_four_go_on(material, tmp_path):
     assert len(said) <= 1  # torchrun may be quicker to end the other
     assert all(line.startswith("error: another process of this training has ended or does not answer: ") for line in said)
     step = Run(tmp_path / "run").checkpoint("last").step
-    assert 0 < step < 80
+    assert 0 < step < 48
     code, out, said = ended(start(4, *command, "--tensorboard", "--json"))
     assert (code, said) == (0, [])
-    assert json.loads(out)["steps"] == 80
+    assert json.loads(out)["steps"] == 48
     lines = read_metrics(tmp_path / "run")
-    assert [line["step"] for line in lines] == list(range(1, 81))
-    undisturbed = train(wanted(training={"steps": 80, "evaluate_every": 40}), material.cache, tmp_path / "alone")
+    assert [line["step"] for line in lines] == list(range(1, 49))
+    undisturbed = train(wanted(training={"steps": 48, "evaluate_every": 24}), material.cache, tmp_path / "alone")
     for ours, theirs in zip(lines, read_metrics(undisturbed.path), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
         assert ours.get("val") == theirs.get("val")  # of two clips, so that two of the four have none
