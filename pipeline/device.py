@@ -1,6 +1,8 @@
-"""Where tensors live unless somebody says otherwise."""
+"""Where tensors live unless somebody says otherwise, and how many cores there are to compute on."""
 
 from __future__ import annotations
+
+import os
 
 import torch
 
@@ -15,3 +17,8 @@ def numbered(name: str | None, index: int) -> torch.device:
     if name is None and torch.cuda.is_available():
         return torch.device("cuda", index % torch.cuda.device_count())
     return chosen(None if name is None else torch.device(name))
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

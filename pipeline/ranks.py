@@ -1,18 +1,32 @@
 """The processes of one training, as `torchrun` starts them: which one this is, and sums over all of them.
 
 Every rank sees its part of each batch. Gradients, losses and scores are added up, nothing else: the part that is trained is
-small, so that one sum over all its gradients costs little beside a step.
+small, so that one sum over all its gradients costs little beside a step. A rank that fails ends: the others notice at their
+next sum, so that nobody waits for it, and what went wrong is said once.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
 
 import torch
 from torch import distributed
+
+from pipeline.device import chosen, cores
+from pipeline.errors import BadInput, StillframeError
+
+PATIENCE = timedelta(minutes=10)
+"""How long a rank waits for the others: more than any of them reads, evaluates or writes between two sums."""
+TIME_TO_SPEAK_S = 2.0
+"""How long the others stay when a rank fails: `torchrun` ends all as soon as one has ended, and it has something to say."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +41,51 @@ class Ranks:
         """Whether this is the process that writes."""
         return self.rank == 0
 
+    def device(self, wanted: torch.device | None) -> torch.device:
+        """Where this rank computes: `wanted`, or else CUDA where there is one; each on a GPU of its own. Raises BadInput."""
+        device = chosen(wanted)
+        if self.size == 1 or device.type != "cuda":
+            return device
+        if device.index is not None:
+            raise BadInput(f"--device {device} is one GPU, there are {self.size} processes", "--device cuda: one for each")
+        local, gpus = _local_rank(), torch.cuda.device_count()
+        if local >= gpus:
+            raise BadInput(
+                f"process {local} of this machine, counted from 0, has no GPU: there are {gpus}",
+                f"torchrun --nproc-per-node {gpus}, or --device cpu",
+            )
+        return torch.device("cuda", local)
+
     def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Replaces each tensor by its sum over all ranks, in one go. All must be of one type and on one device."""
+        """Replaces each tensor by its sum over all ranks, in one go. All must be of one type and on one device.
+
+        Raises StillframeError where a rank is gone.
+        """
         if self.size == 1:
             return
         flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
-        distributed.all_reduce(flat)
+        try:
+            distributed.all_reduce(flat)
+        except RuntimeError as error:
+            # Its first sentence, without the place in the source before it.
+            reason = str(error).partition("\n")[0].split("] ", 1)[-1].split(". ")[0]
+            raise StillframeError(
+                f"another process of this training has ended or does not answer: {reason}",
+                "what was saved is kept, run the same command again to go on",
+            ) from error
         for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.detach().copy_(total.view_as(tensor))
 
     def wait(self) -> None:
         """Returns when all ranks are here."""
-        if self.size > 1:
-            distributed.barrier()
+        self.add_up([torch.zeros(1)])
+
+    def agree(self, value: str) -> bool:
+        """Whether `value` is the same in all ranks; they all get the same answer. Also waits for them."""
+        ours = torch.frombuffer(bytearray(hashlib.sha256(value.encode()).digest()), dtype=torch.uint8).long()
+        total = ours.clone()
+        self.add_up([total])
+        return torch.equal(total, self.size * ours)
 
 
 ALONE = Ranks()
@@ -47,15 +93,52 @@ ALONE = Ranks()
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """The ranks that `torchrun` has started, this process among them; one alone where it has not."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    """The ranks that `torchrun` has started, this process among them; one alone where it has not.
+
+    What goes wrong inside is raised in the rank where it went wrong first. The others end without a word, with its exit code.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
+    _take_cores()
+    backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(_local_rank() % torch.cuda.device_count())
+    store, rank, size = next(distributed.rendezvous("env://", timeout=PATIENCE))
+    group = distributed.PrefixStore("group", store)
+    distributed.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=PATIENCE)
     try:
-        yield Ranks(distributed.get_rank(), size)
-    finally:
-        distributed.destroy_process_group()
+        yield Ranks(rank, size)
+    except (Exception, KeyboardInterrupt) as error:
+        if _is_first_to_fail(store):
+            _tell_torchrun(error)
+            raise
+        time.sleep(TIME_TO_SPEAK_S)
+        raise SystemExit(getattr(error, "exit_code", 1)) from error
+    distributed.destroy_process_group()  # not after a failure: it may wait for those that are gone
+
+
+def _is_first_to_fail(store: distributed.Store) -> bool:
+    try:
+        return store.add("failed", 1) == 1
+    except RuntimeError:  # what holds the store is gone
+        return True
+
+
+def _tell_torchrun(error: BaseException) -> None:
+    """What it ends its own report with, in place of an advice to programmers; see `torch.distributed.elastic`."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        message = {"message": f"{error}", "extraInfo": {"timestamp": int(time.time())}}
+        Path(file).write_text(json.dumps({"message": message}), encoding="utf-8")
+
+
+def _local_rank() -> int:
+    """Counted on this machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def _take_cores() -> None:
+    """A fair share of this machine's, where nobody has chosen: `torchrun` itself gives every process one thread."""
+    if os.environ.get("OMP_NUM_THREADS") == "1":
+        torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

@@ -6,8 +6,10 @@ What a run computes is a function of its recipe and the cache alone, whoever tra
 
 from __future__ import annotations
 
+import json
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,6 @@ import torch
 
 from pipeline import plugins
 from pipeline.cache import Cache
-from pipeline.device import chosen
 from pipeline.errors import BadInput
 from pipeline.ledger import to_json
 from pipeline.manifest import Manifest
@@ -71,7 +72,7 @@ def train_together(
 
     A run that cannot go on is handed to `on_failure` and left; without that, its error is raised.
     """
-    device = chosen(device)
+    device = ranks.device(device)
     manifest = manifest or cache.manifest
     recipe = next(iter(recipes.values()))
     require_shared(list(recipes.values()))
@@ -90,10 +91,8 @@ def train_together(
     for (out, one), task in zip(recipes.items(), tasks, strict=True):
         torch.manual_seed(one.training.seed)
         model = VideoModel(one, cache.shape, task).to(device)
-        if ranks.is_first:
-            open_or_create(out, one, cache, manifest, model, windows)
-        ranks.wait()
-        trainers.append(Trainer(Run(out), model, task.to(device), len(windows), device, ranks))
+        run = open_or_create(out, one, cache, manifest, model, windows, ranks)
+        trainers.append(Trainer(run, model, task.to(device), len(windows), device, ranks))
     Group(trainers, windows, held_out, device, ranks, on_progress, on_failure).fit()
     return [trainer.run for trainer in trainers]
 
@@ -176,11 +175,11 @@ def require_same(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest) -
             raise BadInput(f"run {path} was made from something else; now / then: {'; '.join(changed)}", "use another --out")
 
 
-def open_or_create(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest, model: VideoModel, windows: Windows) -> Run:
-    """The run at `path`, checked against recipe, cache and manifest; created if it is not there yet."""
+def open_or_create(
+    path: Path, recipe: Recipe, cache: Cache, manifest: Manifest, model: VideoModel, windows: Windows, ranks: Ranks = ALONE
+) -> Run:
+    """The run at `path`, checked against recipe, cache and manifest; the first rank creates it if it is not there yet."""
     require_same(path, recipe, cache, manifest)
-    if (path / "run.json").is_file():
-        return Run(path)
     header = RunHeader(
         **made_from(recipe, cache, manifest),
         spec=cache.spec,
@@ -196,9 +195,18 @@ def open_or_create(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest,
         },
         versions=tool_versions(),
     )
-    path.mkdir(parents=True, exist_ok=True)
-    cache.copy_learnt(path)
-    write_atomically(path / "run.json", to_json(header))
+    if not ranks.agree(json.dumps([header.made_from(), header.clips])):
+        raise BadInput(
+            "the processes of this training have not found the same recipe, cache and manifest",
+            "give all machines the same files and the same arguments",
+        )
+    if ranks.is_first and not (path / "run.json").is_file():
+        path.mkdir(parents=True, exist_ok=True)
+        cache.copy_learnt(path)
+        write_atomically(path / "run.json", to_json(header))
+    ranks.wait()
+    if not ranks.agree(str((path / "run.json").is_file())):
+        raise BadInput(f"not all processes of this training see run {path}", "--out a folder that all machines share")
     return Run(path)
 
 
@@ -225,7 +233,10 @@ class Group:
         """Trains all to their last step, evaluating and saving on the way."""
         for trainer in self.left:
             trainer.restore()
-        self.ranks.wait()  # nobody writes a checkpoint before all have read theirs
+        # Nobody writes a checkpoint before all have read theirs, and all have read the same.
+        if not self.ranks.agree(json.dumps([trainer.step for trainer in self.left])):
+            paths = ", ".join(str(trainer.run.path) for trainer in self.left)
+            raise BadInput(f"processes of this training see different checkpoints of {paths}", "--out a folder that all share")
         stretches = {range(trainer.step, trainer.steps) for trainer in self.left}
         steps = sorted({step for stretch in stretches for step in stretch})
         batches = self.windows.train(self.settings.batch_size, steps, self.ranks.rank, self.ranks.size)
@@ -242,11 +253,10 @@ class Group:
     def _step(self, active: list[Trainer], batch: Batch) -> None:
         parts = batch.parts(self.settings.accumulate)
         shares = self._shares(active[0].task, parts)
+        whole = list(self._given(active, parts)) if len(parts) == 1 else None  # several are there one at a time, decoded twice
         if len(parts) * self.ranks.size > 1:
-            self._observe(active, parts)
-        for number, (part, share) in enumerate(zip(parts, shares, strict=True)):
-            with _timed(active, "tokens"):
-                given = self.windows.on_device(part, self.device)
+            self._observe(active, whole or self._given(active, parts))
+        for number, (given, share) in enumerate(zip(whole or self._given(active, parts), shares, strict=True)):
             self._each(active, "steps", lambda trainer: trainer.learn(number, given, share))  # noqa: B023  called at once
         self._each(active, "steps", Trainer.update)
         self._evaluate([trainer for trainer in active if trainer.is_due(trainer.settings.evaluate_every)])
@@ -256,6 +266,12 @@ class Group:
         )
         for trainer in going:
             self.on_progress(trainer.progress)
+
+    def _given(self, active: Sequence[Trainer], parts: Sequence[Batch]) -> Iterator[OnDevice]:
+        for part in parts:
+            with _timed(active, "tokens"):
+                given = self.windows.on_device(part, self.device)
+            yield given
 
     def _each(self, active: list[Trainer], what: str, do: Callable[[Trainer], object]) -> None:
         """One after the other; who cannot go on leaves `active` and the group."""
@@ -280,16 +296,14 @@ class Group:
         self.ranks.add_up([total])
         return (terms / total.clamp(min=1)).tolist()
 
-    def _observe(self, active: Sequence[Trainer], parts: Sequence[Batch]) -> None:
+    def _observe(self, active: Sequence[Trainer], parts: Iterable[OnDevice]) -> None:
         """Moments of the whole batch's tokens, for the models that have batch norms: these see a part as if it were all."""
         normed = [trainer for trainer in active if trainer.norms]
         layers = sorted({layer for trainer in normed for layer in trainer.model.layers})
         if not layers:
             return
         sums = {layer: torch.zeros(3, self.windows.cache.shape.width, dtype=torch.float64) for layer in layers}
-        for part in parts:
-            with _timed(active, "tokens"):
-                given = self.windows.on_device(part, self.device)
+        for given in parts:
             for layer, total in sums.items():
                 x_MD = given.patches[layer].flatten(0, -2).double()
                 total += torch.stack([x_MD.sum(0), x_MD.square().sum(0), torch.full_like(x_MD[0], len(x_MD))]).cpu()
@@ -310,22 +324,22 @@ class Group:
         for batch in self.held_out.evaluation(EVAL_BATCH, self.ranks.rank, self.ranks.size):
             with _timed(due, "evaluation"):
                 given = self.held_out.on_device(batch, self.device)
-            self._each(due, "evaluation", lambda trainer: totals[trainer].add_(_score_sums(trainer, batch, given)))  # noqa: B023
-        for trainer in due:
-            self.ranks.add_up([totals[trainer]])
-            *scores, weight = totals[trainer].tolist()
-            with trainer.progress.timed("evaluation"):
-                trainer.scored({form: score / weight for form, score in zip(trainer.task.forms, scores, strict=True)})
+            for trainer in due:
+                with trainer.progress.timed("evaluation"):
+                    totals[trainer] += _score_sums(trainer, batch, given)
+        self.ranks.add_up(list(totals.values()))
+        self._each(due, "evaluation", lambda trainer: trainer.scored(*totals[trainer].tolist()))
 
 
 def _score_sums(trainer: Trainer, batch: Batch, given: OnDevice) -> torch.Tensor:
-    """Of one batch: the weighted sum of the first metric in every form, then that of the weights. Raises Diverged."""
+    """Of one batch: the weighted sum of the first metric in every form, then that of the weights. NaN: no answers."""
     task, metric = trainer.task, trainer.task.metrics[0].name
     weights = task.weight(batch.targets)
     try:
         answers = trainer.model.eval().answers(given, task)
     except BadInput as error:
-        raise Diverged(trainer.run, trainer.step, error.message, error.hint) from error
+        trainer.trouble = error
+        return torch.tensor(math.nan, dtype=torch.float64)
     sums = [weighted_sum(task.score(answer, batch.targets)[metric], weights) for answer in answers.values()]
     return torch.tensor([*sums, weights.sum()], dtype=torch.float64)
 

@@ -37,6 +37,8 @@ class Progress(Timed):
     step: int = 0
     loss: float = math.nan
     scores: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """The step's line of metrics.jsonl."""
     windows_per_s: float = 0.0
 
 
@@ -70,6 +72,8 @@ class Trainer:
         self.progress = Progress(run.path.name, self.steps)
         self.norms = [module for module in model.modules() if isinstance(module, TokenNorm)]
         """One for each layer the model reads, if it has any."""
+        self.trouble: BadInput | None = None
+        """Why this rank has no answers: raised when all ranks know, so that none waits for another."""
         self._losses: dict[str, torch.Tensor] = {}
         self._lines: list[dict[str, Any]] = []
         self._seconds = 0.0
@@ -80,7 +84,7 @@ class Trainer:
     def learn(self, part: int, given: OnDevice, share: float) -> None:
         """Adds the gradient of one part of this step's batch, which makes up `share` of what the loss is a mean over.
 
-        Raises Diverged where the temporal module's outputs are no longer finite.
+        Where the temporal module's outputs are no longer finite, `update` says so: by then all ranks know.
         """
         place = [self.settings.seed, self.step, self.ranks.rank, part]
         torch.manual_seed(np.random.SeedSequence(place).generate_state(1, np.uint64).item() >> 1)
@@ -92,35 +96,37 @@ class Trainer:
             with self._autocast():
                 predictions = self.model.predict(given, self.task)
         except BadInput as error:
-            raise Diverged(self.run, self.step + 1, error.message, error.hint) from error
+            self.trouble = error
+            self._losses = dict.fromkeys(self.task.forms, torch.tensor(math.nan, device=self.device))
+            return
         losses = {form: self.task.loss(form, prediction.float(), given.targets) for form, prediction in predictions.items()}
         for form, loss in losses.items():
             self._losses[form] = self._losses.get(form, 0.0) + share * loss.detach()
         (share * torch.stack(list(losses.values())).sum()).backward()
 
     def update(self) -> None:
-        """Ends the step that `learn` has begun: one step of the optimiser, one line of metrics. Raises Diverged."""
+        """Ends the step that `learn` has begun: one step of the optimiser, a line of metrics. Raises Diverged in all ranks."""
         losses = torch.stack(list(self._losses.values())).float()
         parameters = [parameter for parameter in self.trained.parameters() if parameter.requires_grad]
         if self.ranks.size > 1:
             for parameter in parameters:
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             self.ranks.add_up([losses, *(parameter.grad for parameter in parameters)])  # type: ignore[list-item]
-        loss = losses.sum().item()
-        hint = "check the cache with stillframe verify, or lower training.learning_rate"
-        if not math.isfinite(loss):
-            raise Diverged(self.run, self.step + 1, f"loss is {loss}", hint)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm).item()
-        if not math.isfinite(norm):
-            raise Diverged(self.run, self.step + 1, f"norm of the gradient is {norm}", hint)
+        found = torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
+        *values, norm = torch.cat([losses, found[None].to(losses)]).tolist()  # the one wait for the device in a step
+        loss = sum(values)
+        for what, value in (("loss", loss), ("norm of the gradient", norm)):
+            if not math.isfinite(value):
+                raise self._diverged(self.step + 1, f"{what} is {value}")
         rate = learning_rate(self.settings, self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.step += 1
-        values = dict(zip(self._losses, losses.tolist(), strict=True))
-        self._lines.append({"step": self.step, "loss": loss, "losses": values, "learning_rate": rate, "gradient_norm": norm})
-        self.progress.step, self.progress.loss = self.step, loss
+        by_form = dict(zip(self._losses, values, strict=True))
+        line = {"step": self.step, "loss": loss, "losses": by_form, "learning_rate": rate, "gradient_norm": norm}
+        self._lines.append(line)
+        self.progress.step, self.progress.loss, self.progress.metrics = self.step, loss, line
         spent = time.perf_counter() - self._begun
         self.progress.windows_per_s = (self.step - self._first) * self.settings.batch_size / max(1e-9, spent)
 
@@ -129,8 +135,15 @@ class Trainer:
         for layer, norm in zip(self.model.layers, self.norms, strict=True):
             norm.observe(moments[layer])
 
-    def scored(self, values: dict[str, float]) -> None:
-        """Takes in the scores of the evaluation split; keeps the weights that are best in the first form."""
+    def scored(self, *sums: float) -> None:
+        """Takes in what the evaluation split adds up to: the scores of every form, times their weights, and the weights.
+
+        Keeps the weights that are best in the first form. Raises Diverged where there are no answers.
+        """
+        *scores, weight = sums
+        if math.isnan(weight):
+            raise self._diverged(self.step, "the model's answers are not finite")
+        values = {form: score / weight for form, score in zip(self.task.forms, scores, strict=True)}
         self._lines[-1]["val"] = self.progress.scores = values
         value, better = values[self.task.forms[0]], self.task.metrics[0].higher_is_better
         if self.best is None or (value > self.best if better else value < self.best):
@@ -139,6 +152,12 @@ class Trainer:
 
     def is_due(self, every: int | None) -> bool:
         return self.step == self.steps or (every is not None and self.step % every == 0)
+
+    def _diverged(self, step: int, reason: str) -> Diverged:
+        """The error for `reason`, unless this rank knows better."""
+        if self.trouble:
+            return Diverged(self.run, step, self.trouble.message, self.trouble.hint)
+        return Diverged(self.run, step, reason, "check the cache with stillframe verify, or lower training.learning_rate")
 
     def _autocast(self) -> AbstractContextManager[Any]:
         wanted = self.settings.precision == "bfloat16" or (self.settings.precision == "auto" and self.device.type == "cuda")

@@ -68,6 +68,7 @@ ORDER = [
     "tasks",
     "model",
     "run",
+    "watch",
     "trainer",
     "train",
     "evaluate",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,9 @@ from pipeline.cli._common import (
 )
 from pipeline.errors import BadInput
 
+if TYPE_CHECKING:
+    from pipeline.run import Run
+
 
 @app.command()
 def train(
@@ -29,6 +32,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<name of the recipe>.")] = None,
     manifest_folder: ManifestFolder = None,
     allow_missing: AllowMissing = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard events into the folder.")] = False,
     device: Device = None,
     sets: Sets = None,
     as_json: AsJson = False,
@@ -37,26 +41,40 @@ def train(
 
     Example: stillframe train demo_gru caches/demo-0123456789ab
     """
-    from pipeline import console
+    from contextlib import ExitStack
+
+    from pipeline import console, ranks, watch
+    from pipeline import train as module
     from pipeline.cache import Cache
     from pipeline.spec import load_recipe
-
-    loaded = load_recipe(recipe_file(recipe), sets or [])
-    opened = Cache(cache)
-    other = other_manifest(manifest_folder)
-    from pipeline import train as module
-    from pipeline.run import read_metrics
     from pipeline.trainer import Progress
 
-    folder, seconds = out or Path("runs") / loaded.name, dict[str, float]()
-    with console.progress(f"train {loaded.name}") as update:
+    seconds = dict[str, float]()
+    with ExitStack() as stack:
+        ours = stack.enter_context(ranks.joined())
+        loaded, opened, other = load_recipe(recipe_file(recipe), sets or []), Cache(cache), other_manifest(manifest_folder)
+        folder = out or Path("runs") / loaded.name
+        draw = stack.enter_context(watch.tensorboard(folder)) if tensorboard and ours.is_first else None
+        update = stack.enter_context(console.progress(f"train {loaded.name}")) if ours.is_first else None
 
         def on_progress(state: Progress) -> None:
             seconds.update(state.seconds)
             scores = "".join(f"  {form} {score:.3f}" for form, score in state.scores.items())
-            update(state.step, state.steps, f"steps  loss {state.loss:.4f}  {state.windows_per_s:.0f} windows/s{scores}")
+            if update:
+                update(state.step, state.steps, f"steps  loss {state.loss:.4f}  {state.windows_per_s:.0f} windows/s{scores}")
+            if draw:
+                draw(state.metrics)
 
-        run = module.train(loaded, opened, folder, other, torch_device(device), allow_missing, on_progress)
+        run = module.train(loaded, opened, folder, other, torch_device(device), allow_missing, on_progress, ours)
+    if ours.is_first:
+        _show_run(run, seconds, as_json)
+
+
+def _show_run(run: Run, seconds: dict[str, float], as_json: bool) -> None:
+    """What a training has come to."""
+    from pipeline import console
+    from pipeline.run import read_metrics
+
     notes = {
         "skipped": "were left out: the cache does not cover them",
         "padded": "are shorter than a window: their last frame repeats",
@@ -67,13 +85,13 @@ def train(
             console.say(f"{count} clips of split 'train' {note}")
     last = run.checkpoint("last")
     assert last is not None
-    scores: dict[str, float] = next((line["val"] for line in reversed(read_metrics(folder)) if "val" in line), {})
-    facts = {"run": str(folder), "steps": last.step, "parameters": run.header.parameters, "val": scores, "seconds": seconds}
+    scores: dict[str, float] = next((line["val"] for line in reversed(read_metrics(run.path)) if "val" in line), {})
+    facts = {"run": str(run.path), "steps": last.step, "parameters": run.header.parameters, "val": scores, "seconds": seconds}
     if as_json:
         console.show_json(facts)
     else:
         text = ", ".join(f"{form} {score:.3f}" for form, score in scores.items())
-        console.show(f"{folder}: {last.step} steps, {sum(run.header.parameters.values()):,} trained parameters, val {text}")
+        console.show(f"{run.path}: {last.step} steps, {sum(run.header.parameters.values()):,} trained parameters, val {text}")
         if seconds:
             shares = ", ".join(f"{step} {spent / sum(seconds.values()):.1%}" for step, spent in seconds.items())
             console.show(f"time: {shares}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import plugins
+from pipeline.device import cores
 from pipeline.engines import EnginePlugin, Job, Workers, last_line
 
 
@@ -72,8 +73,3 @@ class Engine(EnginePlugin):
 
     def _log(self, index: int) -> Path:
         return self._logs / f"{index}.log"
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

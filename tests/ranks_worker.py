@@ -1,0 +1,54 @@
+"""What every process of tests/test_ranks.py does: the trainings of a list, one after the other, in one group of processes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from pipeline import plugins, ranks
+from pipeline.cache import Cache
+from pipeline.errors import StillframeError
+from pipeline.spec import Recipe
+from pipeline.train import train
+from pipeline.windows import Windows
+
+CLEAN = Windows.on_device
+
+
+class Stop(Exception):
+    pass
+
+
+def spoiling(split: str):
+    """Tokens of `split` reach this process as if a GPU had failed."""
+
+    def on_device(self, batch, device):
+        given = CLEAN(self, batch, device)
+        return given._replace(special_BTSD=given.special_BTSD * torch.nan) if self.split == split else given
+
+    return on_device
+
+
+def do(job: dict, ours: ranks.Ranks) -> None:
+    out = Path(job["out"]) / str(ours.rank) if job.get("apart") else Path(job["out"])
+    Windows.on_device = spoiling(job["spoil"]) if "spoil" in job and ours.rank == 1 else CLEAN
+
+    def on_progress(state):
+        if state.step == job.get("stop"):
+            raise Stop
+
+    try:
+        train(plugins.check(Recipe, job["recipe"], "test"), Cache(job["cache"]), out, on_progress=on_progress, ranks=ours)
+    except Stop:
+        pass
+    except StillframeError as error:
+        Path(f"{job['out']}.{ours.rank}.error").write_text(error.message)
+
+
+if __name__ == "__main__":
+    with ranks.joined() as ours:
+        for job in json.loads(Path(sys.argv[1]).read_text()):
+            do(job, ours)
