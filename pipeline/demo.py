@@ -51,7 +51,7 @@ def demo(
         runs.append(_train(recipe, cache, out / "runs" / name, on_step))
         results.append(evaluate(runs[-1], cache))
         say(f"{runs[-1].path}: trained")
-    return results, report(runs, out / "report")
+    return results, report(runs, out / "report")[0]
 
 
 def demo_tasks(

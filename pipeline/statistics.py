@@ -79,7 +79,7 @@ class SettingSummary(Settings):
 
 
 class Summary(Settings):
-    """summary.json of a sweep."""
+    """summary-<task>.json of a sweep."""
 
     name: str
     split: str

@@ -23,4 +23,5 @@ def sweep(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def page(sweep, tmp_path_factory) -> Path:
     """Read only."""
-    return report(sweep, tmp_path_factory.mktemp("report"))
+    (page,) = report(sweep, tmp_path_factory.mktemp("report"))
+    return page

@@ -47,7 +47,7 @@ def plain_text(page: Path) -> str:
 
 @pytest.fixture(scope="module")
 def summary(sweep) -> Summary:
-    return Summary.model_validate_json((sweep / "summary.json").read_text(encoding="utf-8"))
+    return Summary.model_validate_json((sweep / "summary-classify.json").read_text(encoding="utf-8"))
 
 
 def test_files_hold_the_numbers_of_the_sweep(sweep, page, summary):
@@ -129,7 +129,7 @@ def test_every_plot_is_a_file_and_in_the_page(page):
 def test_the_page_is_the_same_every_time(sweep, page, tmp_path):
     """But for the videos: their encoder runs in threads."""
     first, second = (
-        re.sub('data:video[^"]*', "", file.read_text(encoding="utf-8")) for file in (page, report(sweep, tmp_path))
+        re.sub('data:video[^"]*', "", file.read_text(encoding="utf-8")) for file in (page, report(sweep, tmp_path)[0])
     )
     assert first == second
 
@@ -176,7 +176,7 @@ def test_one_run_has_the_interval_that_evaluate_gave(some_runs):
 
 
 def test_a_run_alone_needs_no_reference(some_runs, tmp_path):
-    page = report(some_runs[:1], tmp_path)
+    (page,) = report(some_runs[:1], tmp_path)
     (row, _) = rows_of(tmp_path / "scores.csv")
     assert "gain" not in row and not (tmp_path / "score_over_FLOPs.png").exists()
     assert "gru-lr0.003-s0 has a streaming top-1 of" in plain_text(page)
@@ -186,7 +186,7 @@ def test_without_its_cache_a_page_says_so(some_runs, tmp_path):
     copy = Path(shutil.copytree(some_runs[2].path, tmp_path / "run"))
     header = json.loads((copy / "run.json").read_text(encoding="utf-8"))
     (copy / "run.json").write_text(json.dumps(header | {"cache_path": str(tmp_path / "gone")}), encoding="utf-8")
-    page = report([Run(copy)], tmp_path / "out")
+    (page,) = report([Run(copy)], tmp_path / "out")
     assert "The cache cannot be reached:" in plain_text(page) and "Not drawn for run:" in plain_text(page)
     assert "<video" not in page.read_text(encoding="utf-8")
     assert (tmp_path / "out/scores.png").read_bytes().startswith(PNG)
@@ -196,7 +196,7 @@ def test_without_its_videos_a_page_shows_tokens_and_says_what_is_missing(sweep, 
     world = sweep.parent / "world"
     world.rename(sweep.parent / "moved")
     try:
-        page = report(some_runs[:1], tmp_path)
+        (page,) = report(some_runs[:1], tmp_path)
     finally:
         (sweep.parent / "moved").rename(world)
     text = plain_text(page)
@@ -248,10 +248,10 @@ def test_runs_that_cannot_be_compared_are_named(place, some_runs, tmp_path):
 
 def test_a_sweep_that_is_not_finished_is_refused(sweep, tmp_path):
     (tmp_path / "sweep.json").write_text("{}")
-    assert_refused(call("report", tmp_path), "not finished", "summary.json")
+    assert_refused(call("report", tmp_path), "not finished", "summary-*.json")
     assert_refused(call("report", sweep, "--split", "test"), "scored on split 'val'", "--split val")
-    (tmp_path / "summary.json").write_text("{")
-    assert_refused(call("report", tmp_path), "summary.json", "damaged")
+    (tmp_path / "summary-classify.json").write_text("{")
+    assert_refused(call("report", tmp_path), "summary-classify.json", "damaged")
 
 
 def test_sources_are_found_by_what_is_in_them(place, sweep):

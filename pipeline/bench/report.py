@@ -18,7 +18,7 @@ from pipeline.cache import Cache
 from pipeline.costs import Cost, cost
 from pipeline.evaluate import evaluate, interval
 from pipeline.report import report
-from pipeline.report.subject import SUMMARY_FILE, SWEEP_FILE
+from pipeline.report.subject import SWEEP_FILE
 from pipeline.run import Run
 from pipeline.spec import CacheSpec, Recipe
 from pipeline.statistics import Outcome, Setting, summarise
@@ -56,7 +56,7 @@ def report_speed(runs: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         sweep = made_up_sweep(Path(folder), runs)
         begin = time.perf_counter()
-        page = report(sweep, Path(folder) / "report")
+        (page,) = report(sweep, Path(folder) / "report")
         return {"runs": runs, "seconds": time.perf_counter() - begin, "page_bytes": page.stat().st_size}
 
 
@@ -92,7 +92,7 @@ def made_up_sweep(folder: Path, runs: int, modules: Sequence[str] = ()) -> Path:
     ]
     axes: dict[str, list[Any]] = {"temporal.name": names, "training.learning_rate": list(RATES)}
     summary = summarise("bench", axes, settings, REFERENCE)
-    (sweep / SUMMARY_FILE).write_text(summary.model_dump_json(indent=1), encoding="utf-8")
+    (sweep / f"summary-{summary.task}.json").write_text(summary.model_dump_json(indent=1), encoding="utf-8")
     (sweep / SWEEP_FILE).write_text(json.dumps({"name": "bench", "axes": axes}, indent=1), encoding="utf-8")
     return sweep
 

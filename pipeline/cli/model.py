@@ -247,4 +247,5 @@ def report(
     from pipeline import report as module
     from pipeline.report.subject import find
 
-    console.show(str(module.report(find(source), out, split)))
+    for page in module.report(find(source), out, split):
+        console.show(str(page))

@@ -82,14 +82,14 @@ def sweep(
 
         made = module.sweep(spec, caches, folder, on, allow_missing, on_progress, crew, logs, console.say)
     summaries = made.summaries()
-    page = report(folder, folder / "report")
+    pages = [str(page) for page in report(folder, folder / "report")]
     if as_json:
         plain = {task: one.model_dump(mode="json") for task, one in summaries.items()}
-        console.show_json({"sweep": str(folder), "page": str(page), "summaries": plain})
+        console.show_json({"sweep": str(folder), "pages": pages, "summaries": plain})
     else:
         for summary in summaries.values():
             _show_summary(summary)
-        console.show(str(page))
+        console.show("\n".join(pages))
     if any(setting.failed for summary in summaries.values() for setting in summary.settings):
         console.say("to train those again that were stopped: the same command with --retry-failed")
         raise typer.Exit(FINISHED_WITH_FAILURES)

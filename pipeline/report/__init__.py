@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -13,30 +14,36 @@ from pipeline.places.folder import write_atomically
 from pipeline.report.contents import STRIPS, as_json, page_of_cache, page_of_subject
 from pipeline.report.page import Page, render
 from pipeline.report.style import STYLE
-from pipeline.report.subject import Subject, of_runs, of_sweep
+from pipeline.report.subject import of_runs, of_sweep
 from pipeline.run import Run
+from pipeline.statistics import Summary
 
 
-def report(source: Sequence[Run] | Path | Cache, out: Path, split: str = "val") -> Path:
-    """Writes `report.html`, `report.md`, `report.json`, tables as CSV and plots as PNG into `out`; returns the page's path.
+def report(source: Sequence[Run] | Path | Cache, out: Path, split: str = "val") -> list[Path]:
+    """Writes `report.html`, `report.md`, `report.json`, tables as CSV and plots as PNG into `out`; returns the pages' paths.
 
-    `source`: evaluated runs of one task, the folder of a finished sweep, or a cache. Raises BadInput for runs that have not
-    been evaluated on `split`, runs of several tasks, and a sweep that is not finished or was scored on another split.
+    `source`: evaluated runs of one task, the folder of a finished sweep, or a cache. A sweep of several tasks gets a page, and
+    a folder in `out`, for each. Raises BadInput for runs that have not been evaluated on `split`, runs of several tasks, and a
+    sweep that is not finished or was scored on another split.
     """
-    about: Subject | Cache
     if isinstance(source, Cache):
-        about = source
-    else:
-        about = of_sweep(source, split) if isinstance(source, Path) else of_runs(source, split)
+        return [_written(partial(page_of_cache, source, out), None, out)]
+    subjects = of_sweep(source, split) if isinstance(source, Path) else [of_runs(source, split)]
+    places = [out if len(subjects) == 1 else out / subject.summary.task for subject in subjects]
+    return [
+        _written(partial(page_of_subject, subject, place), subject.summary, place)
+        for subject, place in zip(subjects, places, strict=True)
+    ]
+
+
+def _written(make: Callable[[], Page], summary: Summary | None, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
-        page = page_of_cache(about, out) if isinstance(about, Cache) else page_of_subject(about, out)
+        page = make()
     for table in (page.scores, page.runs, page.coverage, page.failures):
         if table and table.rows:
             (out / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
-    (out / "report.json").write_text(
-        json.dumps(as_json(page, None if isinstance(about, Cache) else about.summary), indent=1) + "\n", encoding="utf-8"
-    )
+    (out / "report.json").write_text(json.dumps(as_json(page, summary), indent=1) + "\n", encoding="utf-8")
     (out / "report.md").write_text(_markdown(page), encoding="utf-8")
     file = out / "report.html"
     write_atomically(file, render(page).encode())

@@ -17,7 +17,10 @@ from pipeline.records import TokenShape
 from pipeline.run import Run
 from pipeline.statistics import Outcome, Setting, SettingSummary, Summary, summarise
 
-SWEEP_FILE, SUMMARY_FILE = "sweep.json", "summary.json"
+SWEEP_FILE = "sweep.json"
+SUMMARIES = "summary-*.json"
+"""One for each task of a sweep."""
+AGAIN = "run the same sweep again: it goes on where it was"
 Source = Sequence[Run] | Path | Cache
 """Evaluated runs, the folder of a sweep, or a cache."""
 
@@ -88,12 +91,15 @@ def _holds(place: str, name: str) -> bool:
     return at(place).exists(name)
 
 
-def of_sweep(path: Path, split: str) -> Subject:
-    """Raises BadInput for a sweep that is not finished, or was scored on another split."""
-    again = "run the same sweep again: it goes on where it was"
-    if not (path / SUMMARY_FILE).is_file():
-        raise BadInput(f"sweep {path} is not finished: it has no {SUMMARY_FILE}", again)
-    summary = read_json(Summary, path / SUMMARY_FILE, again)
+def of_sweep(path: Path, split: str) -> list[Subject]:
+    """One for each task. Raises BadInput for a sweep that is not finished, or was scored on another split."""
+    found = sorted(path.glob(SUMMARIES))
+    if not found:
+        raise BadInput(f"sweep {path} is not finished: it has no {SUMMARIES}", AGAIN)
+    return [_of_summary(path, read_json(Summary, file, AGAIN), split) for file in found]
+
+
+def _of_summary(path: Path, summary: Summary, split: str) -> Subject:
     if summary.split != split:
         raise BadInput(f"sweep {path} was scored on split '{summary.split}', not on '{split}'", f"--split {summary.split}")
     if not any(setting.intervals for setting in summary.settings):
