@@ -17,7 +17,7 @@ from pipeline.errors import BadInput
 from pipeline.records import TokenShape
 from pipeline.spec import Recipe
 from pipeline.targets import Arrays
-from pipeline.tasks import STREAMING, Query, StreamingReadout, TaskPlugin
+from pipeline.tasks import STREAMING, WINDOW, Query, StreamingReadout, TaskPlugin
 from pipeline.temporal import State, TemporalModule
 from pipeline.windows import OnDevice
 
@@ -113,6 +113,12 @@ class VideoModel(nn.Module):
     def __init__(self, recipe: Recipe, shape: TokenShape, task: TaskPlugin) -> None:
         """`shape` is what the cache holds of one frame. Raises BadInput where the width does not suit the temporal module."""
         super().__init__()
+        if WINDOW in task.forms and recipe.windows.eval_frames not in (None, recipe.windows.frames):
+            raise BadInput(
+                f"recipe '{recipe.name}': the form '{WINDOW}' reads {recipe.windows.frames} frames at once, no other number; "
+                f"windows.eval_frames is {recipe.windows.eval_frames}",
+                'leave windows.eval_frames out, or set task.forms = ["streaming"]',
+            )
         model = recipe.model
         self.specials = model.tokens == "all"
         self.tokens = shape.patch_tokens + (shape.special_tokens if self.specials else 0)
@@ -146,7 +152,7 @@ class VideoModel(nn.Module):
 
     def features(self, special_BTSD: torch.Tensor, patches_BTPD: Sequence[torch.Tensor]) -> torch.Tensor:
         """Outputs of the temporal module, (B, T, N, width)."""
-        y_BTND, _ = self.temporal(self._tokens(special_BTSD, patches_BTPD))
+        y_BTND, _ = self.temporal(self.tokens_of(special_BTSD, patches_BTPD))
         return y_BTND
 
     def start(self, batch: int, query: Query | None = None) -> StreamState:
@@ -160,7 +166,7 @@ class VideoModel(nn.Module):
 
         Frame by frame equals `forward` in eval mode.
         """
-        y_BND, temporal = self.temporal.step(self._tokens(special_BSD, patches_BPD), state.temporal)
+        y_BND, temporal = self.temporal.step(self.tokens_of(special_BSD, patches_BPD), state.temporal)
         prediction, readout = self.streaming.step(y_BND, state.readout)
         return prediction, StreamState(temporal, readout)
 
@@ -181,7 +187,7 @@ class VideoModel(nn.Module):
         parts = {"mixer": (self.mixer, self.projection), "temporal": (self.temporal,), "readout": (self.readouts,)}
         return {name: sum(p.numel() for part in modules for p in part.parameters()) for name, modules in parts.items()}
 
-    def _tokens(self, special: torch.Tensor, patches: Sequence[torch.Tensor]) -> torch.Tensor:
+    def tokens_of(self, special: torch.Tensor, patches: Sequence[torch.Tensor]) -> torch.Tensor:
         """(..., S, D) and L times (..., P, D) -> (..., N, width): special tokens in front, then the mixed patches."""
         dtype = next(self.parameters()).dtype
         tokens = self.mixer([one.to(dtype) for one in patches])

@@ -7,7 +7,7 @@ tokens, S special tokens, N = S + P, D width, H and W pixels, C channels. All ra
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
-class Video:
+class Video(NamedTuple):
     """One source file, or one folder of images."""
 
     video_id: str

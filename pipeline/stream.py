@@ -67,13 +67,12 @@ class Stream:
         """
         self.device = chosen(device)
         self.spec = _with_encoder(run, encoder or {})
-        choice, size_px = self.spec.encoder, self.spec.frames.size_px
-        self.encoder: EncoderPlugin = plugins.load("encoder", choice.name)(choice.settings, size_px, self.device)
+        self.encoder: EncoderPlugin = self.spec.make_encoder(self.device)
         # The decoder is left out: a newer libav may follow a stream.
         if fingerprint(self.spec, self.encoder.identity, "") != fingerprint(run.spec, run.header.encoder, ""):
             raise BadInput(
-                f"run {run.path} was trained on other tokens: encoder '{choice.name}' has other weights, layers or another "
-                f"configuration than in cache {run.header.cache.name}",
+                f"run {run.path} was trained on other tokens: encoder '{self.spec.encoder.name}' has other weights, layers or "
+                f"another configuration than in cache {run.header.cache.name}",
                 "name the encoder it was trained on: --set KEY=VALUE, for example --set model=FOLDER",
             )
         self.shape = self.spec.token_shape()

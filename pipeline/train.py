@@ -27,7 +27,8 @@ from pipeline.places.folder import write_atomically
 from pipeline.ranks import ALONE, Ranks
 from pipeline.records import Batch
 from pipeline.run import RUN_FORMAT, CacheFacts, Run, RunHeader, tool_versions
-from pipeline.spec import Recipe, TrainingSettings, differences
+from pipeline.spec import Recipe, TrainingSettings
+from pipeline.tables import differences
 from pipeline.tasks import TaskPlugin
 from pipeline.trainer import Diverged, OnProgress, Trainer
 from pipeline.windows import OnDevice, Windows
@@ -154,16 +155,32 @@ def require_truth(task: TaskPlugin, windows: Windows) -> None:
         )
 
 
+def made_from(recipe: Recipe, cache: Cache, manifest: Manifest) -> dict[str, Any]:
+    """What a run is made from, as its header keeps it."""
+    return {
+        "format_version": RUN_FORMAT,
+        "recipe": recipe.canonical(),
+        "cache": CacheFacts.of(cache),
+        "manifest": manifest.digest,
+        "labels": manifest.labels,
+    }
+
+
+def require_same(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest) -> None:
+    """Refuses a run folder that was made from something else."""
+    if (path / "run.json").is_file():
+        now = made_from(recipe, cache, manifest)
+        now |= {"cache": now["cache"].model_dump(mode="json"), "labels": list(manifest.labels)}
+        if changed := differences(now, Run(path).header.made_from()):
+            raise BadInput(f"run {path} was made from something else; now / then: {'; '.join(changed)}", "use another --out")
+
+
 def open_or_create(
     path: Path, recipe: Recipe, cache: Cache, manifest: Manifest, model: VideoModel, windows: Windows, ranks: Ranks = ALONE
 ) -> Run:
     """The run at `path`, checked against recipe, cache and manifest; the first rank creates it if it is not there yet."""
     header = RunHeader(
-        format_version=RUN_FORMAT,
-        recipe=recipe.canonical(),
-        cache=CacheFacts.of(cache),
-        manifest=manifest.digest,
-        labels=manifest.labels,
+        **made_from(recipe, cache, manifest),
         spec=cache.spec,
         encoder=cache.header.encoder,
         cache_path=cache.place.address,
@@ -189,10 +206,8 @@ def open_or_create(
     ranks.wait()
     if not ranks.agree(str((path / "run.json").is_file())):
         raise BadInput(f"not all processes of this training see run {path}", "--out a folder that all machines share")
-    run = Run(path)
-    if changed := differences(header.made_from(), run.header.made_from()):
-        raise BadInput(f"run {path} was made from something else; now / then: {'; '.join(changed)}", "use another --out")
-    return run
+    require_same(path, recipe, cache, manifest)
+    return Run(path)
 
 
 class Group:

@@ -103,6 +103,8 @@ class Windows:
         allow_missing: bool = False,
     ) -> None:
         self.cache, self.manifest, self.split, self.settings = cache, manifest, split, settings
+        self.frames = settings.frames if split == "train" else settings.eval_frames or settings.frames
+        """T."""
         self.layers = tuple(cache.shape.layers if layers is None else layers)
         self.keys = tuple(cache.codec.layout(cache.shape.width))
         tokens = token_arrays(self.layers, cache.shape.special_tokens, cache.shape.patch_tokens)
@@ -200,7 +202,7 @@ class Windows:
 
     def read(self, samples: Sequence[Sample]) -> Batch:
         """The windows of `samples`, with their truth."""
-        frames = self.settings.frames
+        frames = self.frames
         rows = [self._rows(sample) for sample in samples]
         arrays = {}
         for name in self.names:
@@ -262,13 +264,13 @@ class Windows:
         """Rows of one window, counted from the clip's first."""
         how, stretch = self.clip(sample.clip), self.stretches[sample.clip]
         start_s = float(stretch.time_s[0]) + sample.place * max(0.0, self._room_s(sample.clip))
-        wanted_s = window_times(start_s, self.settings.frames, self.settings.fps, how.speed, how.reverse)
+        wanted_s = window_times(start_s, self.frames, self.settings.fps, how.speed, how.reverse)
         return nearest(stretch.time_s, wanted_s)
 
     def _room_s(self, clip: int) -> float:
         """By how much the clip is longer than a window; negative if it is shorter."""
         time_s = self.stretches[clip].time_s
-        return float(time_s[-1] - time_s[0]) - (self.settings.frames - 1) * self.clip(clip).speed / self.settings.fps
+        return float(time_s[-1] - time_s[0]) - (self.frames - 1) * self.clip(clip).speed / self.settings.fps
 
     def _is_slower(self, clip: int) -> bool:
         time_s = self.stretches[clip].time_s
