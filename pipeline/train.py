@@ -179,7 +179,6 @@ def open_or_create(
     path: Path, recipe: Recipe, cache: Cache, manifest: Manifest, model: VideoModel, windows: Windows, ranks: Ranks = ALONE
 ) -> Run:
     """The run at `path`, checked against recipe, cache and manifest; the first rank creates it if it is not there yet."""
-    require_same(path, recipe, cache, manifest)
     header = RunHeader(
         **made_from(recipe, cache, manifest),
         spec=cache.spec,
@@ -207,6 +206,7 @@ def open_or_create(
     ranks.wait()
     if not ranks.agree(str((path / "run.json").is_file())):
         raise BadInput(f"not all processes of this training see run {path}", "--out a folder that all machines share")
+    require_same(path, recipe, cache, manifest)
     return Run(path)
 
 
