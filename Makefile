@@ -13,7 +13,7 @@ STILLFRAME := $(VENV)/bin/stillframe
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos lint extract train clean
+.PHONY: help setup demo test chaos lint extract train ablate clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -40,6 +40,10 @@ extract: $(READY) ## stage one: make extract SPEC=cache_specs/dinov2_small.toml 
 
 train: $(READY) ## stage two: make train RECIPE=demo_gru CACHE=caches/NAME
 	@$(call need,RECIPE) $(call need,CACHE) $(STILLFRAME) train $(RECIPE) $(CACHE)
+
+ablate: $(READY) ## sweep over temporal modules: make ablate [CACHE=caches/NAME] [SWEEP=temporal_modules]; without CACHE the demo's
+	@$(if $(CACHE),,test -d demo/caches || $(STILLFRAME) demo --out demo)
+	$(STILLFRAME) sweep $(or $(SWEEP),temporal_modules) $(or $(CACHE),demo/caches/demo-*)
 
 clean: ## remove .venv and the demo
 	rm -rf $(VENV) demo

@@ -137,32 +137,20 @@ def summarise(name: str, axes: dict[str, list[Any]], settings: Sequence[Setting]
     other clips, as harder videos are. Raises BadInput: no such reference, members that are neither scored nor failed, that were
     scored in another metric or on other clips than their reference; StillframeError: nothing was scored.
     """
-    reference_of = {one.name: one.reference or reference for one in settings}
-    assert len(reference_of) == len(settings)
-    base = [one for one in settings if one.name == reference]
-    for wanted in [reference, *reference_of.values()]:
-        if wanted not in reference_of:
-            raise unknown_name("setting", wanted, list(reference_of), f"reference of sweep '{name}'")
-    evaluations = [each for setting in [*base, *settings] for each in setting.scored().values()]
+    reference_of = _references(name, settings, reference)
+    scored = {one.name: list(one.scored().values()) for one in settings}
+    evaluations = [each for one in [reference, *scored] for each in scored[one]]
     if not evaluations:
         reasons = sorted({str(one.failed) for setting in settings for one in setting.outcomes})
         raise StillframeError(f"no member of sweep '{name}' was scored; why: {'; '.join(reasons)}")
     first = evaluations[0]
     for other in evaluations[1:]:
         _require_same_measure(first, other)
-    scored = {one.name: list(one.scored().values()) for one in settings}
     for ours, theirs in reference_of.items():
         for each in scored[ours]:
             _require_same_clips((scored[theirs] or scored[ours])[0], each)
     metric = MetricFacts(**first["metrics"][0])
-    blocks: dict[tuple[str, ...], list[Setting]] = {}
-    for one in settings:
-        if scored[one.name]:
-            blocks.setdefault(tuple(sorted(scored[one.name][0]["clips"])), []).append(one)
-    tables: dict[str, dict[str, FormTable]] = {}
-    for form in dict.fromkeys(chain.from_iterable(each["forms"] for each in evaluations)):
-        made = [FormTable(form, clips, metric, block) for clips, block in blocks.items()]
-        tables[form] = {row: table for table in made for row in table.rows}
+    tables = _tables(metric, settings, scored)
     comparisons = {form: compared(found, reference_of) for form, found in tables.items()}
     pareto = {form: undominated(found, reference_of) for form, found in tables.items()}
 
@@ -199,6 +187,31 @@ def summarise(name: str, axes: dict[str, list[Any]], settings: Sequence[Setting]
             for setting in settings
         ),
     )
+
+
+def _references(name: str, settings: Sequence[Setting], reference: str) -> dict[str, str]:
+    """Setting -> the one it is compared with."""
+    found = {one.name: one.reference or reference for one in settings}
+    assert len(found) == len(settings)
+    for wanted in [reference, *found.values()]:
+        if wanted not in found:
+            raise unknown_name("setting", wanted, list(found), f"reference of sweep '{name}'")
+    return found
+
+
+def _tables(
+    metric: MetricFacts, settings: Sequence[Setting], scored: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, dict[str, FormTable]]:
+    """form -> setting -> the table of all settings that were scored on the same clips."""
+    blocks: dict[tuple[str, ...], list[Setting]] = {}
+    for one in settings:
+        if scored[one.name]:
+            blocks.setdefault(tuple(sorted(scored[one.name][0]["clips"])), []).append(one)
+    found: dict[str, dict[str, FormTable]] = {}
+    for form in dict.fromkeys(form for each in chain(*scored.values()) for form in each["forms"]):
+        made = [FormTable(form, clips, metric, block) for clips, block in blocks.items()]
+        found[form] = {row: table for table in made for row in table.rows}
+    return found
 
 
 def _require_same_measure(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,6 +50,7 @@ def sweep(
     logs: Logs = Path("logs"),
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Train members again that were stopped.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and do nothing.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard events of every run.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train many runs from one read of a cache, compare them, and make a page. Run it again to go on, or with more members.
@@ -57,13 +60,14 @@ def sweep(
     from pipeline import console
     from pipeline import sweep as module
     from pipeline.cache import Cache
-    from pipeline.report import report
     from pipeline.trainer import Progress
     from pipeline.variants import prepare
 
     spec = _spec(sweep, sets or [], axes or [], seeds)
     given, on = Cache(cache), torch_device(device)
     folder, crew = out or Path("sweeps") / spec.name, make_engine(engine, workers, engine_sets or [])
+    if tensorboard and crew:
+        raise BadInput("--tensorboard draws what this process trains, and an engine's workers do it", "leave one of them out")
     if dry_run:
         _show_plan(spec, as_json)
         return
@@ -72,20 +76,29 @@ def sweep(
     if retry_failed:
         for file in folder.glob("runs/*/failed.json"):
             file.unlink()
-    with console.progress(f"sweep {spec.name}") as update:
+    with console.progress(f"sweep {spec.name}") as update, _drawing(tensorboard, folder) as draw:
         steps: dict[str, tuple[int, int]] = {}
 
         def on_progress(state: Progress) -> None:
             steps[state.run] = state.step, state.steps
             done, total = (sum(column) for column in zip(*steps.values(), strict=True))
             update(done, total, f"steps of {len(steps)} runs  {state.run} loss {state.loss:.4f}")
+            draw(state)
 
         made = module.sweep(spec, caches, folder, on, allow_missing, on_progress, crew, logs, console.say)
+    _show(made, as_json)
+
+
+def _show(made: Sweep, as_json: bool) -> None:
+    """The tables and the pages of a finished sweep; exit code 3 where members were stopped."""
+    from pipeline import console
+    from pipeline.report import report
+
     summaries = made.summaries()
-    pages = [str(page) for page in report(folder, folder / "report")]
+    pages = [str(page) for page in report(made.path, made.path / "report")]
     if as_json:
         plain = {task: one.model_dump(mode="json") for task, one in summaries.items()}
-        console.show_json({"sweep": str(folder), "pages": pages, "summaries": plain})
+        console.show_json({"sweep": str(made.path), "pages": pages, "summaries": plain})
     else:
         for summary in summaries.values():
             _show_summary(summary)
@@ -93,6 +106,22 @@ def sweep(
     if any(setting.failed for summary in summaries.values() for setting in summary.settings):
         console.say("to train those again that were stopped: the same command with --retry-failed")
         raise typer.Exit(FINISHED_WITH_FAILURES)
+
+
+@contextmanager
+def _drawing(wanted: bool, folder: Path) -> Iterator[Callable[[Progress], None]]:
+    """Draws the steps of every run for TensorBoard, into its own folder, if that is wanted."""
+    from pipeline import watch
+
+    with ExitStack() as stack:
+        draws: dict[str, watch.Draw] = {}
+
+        def draw(state: Progress) -> None:
+            if state.run not in draws:
+                draws[state.run] = stack.enter_context(watch.tensorboard(folder / "runs" / state.run))
+            draws[state.run](state.metrics)
+
+        yield draw if wanted else lambda _: None
 
 
 def _spec(name: str, sets: list[str], axes: list[str], seeds: int | None) -> SweepSpec:
