@@ -1,0 +1,199 @@
+"""The planner on the command line, and what measures it: plan, bench plan, bench epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.cli._common import AsJson, Device, Sets, app, recipe_file, torch_device
+from pipeline.cli.bench import bench_app
+from pipeline.errors import BadInput
+
+if TYPE_CHECKING:
+    from pipeline.plan import Plan
+    from pipeline.trial import Speed
+
+PER_TABLE = 1_000_000
+"""Frames of a plan without videos."""
+
+
+@app.command()
+def plan(
+    spec: Annotated[Path, typer.Argument(help="What to cache: a .toml file.")],
+    data: Annotated[str | None, typer.Argument(help="Folder with manifest.jsonl. Without one: --frames or --hours.")] = None,
+    recipe: Annotated[str | None, typer.Argument(help="What to train: a .toml file, or the name of a shipped recipe.")] = None,
+    out: Annotated[str, typer.Option(help="Folder or URL for caches: where writing and reading are tried.")] = "caches",
+    root: Annotated[Path | None, typer.Option(help="Where the videos are, if they were moved.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames to cache, where there is no manifest yet.")] = None,
+    hours: Annotated[float | None, typer.Option("--hours-of-video", min=0.001, help="The same, for a spec with a rate.")] = None,
+    ablations: Annotated[int, typer.Option(min=1, help="Runs that will share the cache.")] = 8,
+    probe_s: Annotated[float, typer.Option(min=0, help="Seconds to try this machine for; 0: sizes and operations alone.")] = 30,
+    decoders: Annotated[int, typer.Option(min=1, help="Processes that decode videos.")] = 1,
+    device: Device = None,
+    sets: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a cache and a training from it will take, and whether caching pays. Writes nothing that stays.
+
+    --set overrides keys of the spec.
+
+    Example: stillframe plan cache_specs/dinov2_small.toml data/mine demo_gru --ablations 12
+    """
+    from pipeline import console
+    from pipeline.manifest import Manifest
+    from pipeline.spec import load_recipe, load_spec
+
+    loaded = load_spec(spec, sets or [])
+    if data is not None and recipe is None and not Path(data).is_dir():
+        data, recipe = None, data  # told apart by what they are
+    asked = load_recipe(recipe_file(recipe)) if recipe else None
+    videos = Manifest.load(Path(data), root) if data else None
+    if videos and (frames or hours):
+        raise BadInput("a manifest says how many frames there are", "leave --frames and --hours-of-video out")
+    if hours is not None:
+        if frames is not None or loaded.frames.rate is None:
+            raise BadInput("--hours-of-video wants a spec with a rate, and no --frames", "--set frames.fps=12")
+        frames = round(hours * 3600 * loaded.frames.rate)
+    from pipeline import plan as module
+    from pipeline.device import chosen
+    from pipeline.trial import attempt
+
+    where = chosen(torch_device(device))
+    module.require(loaded, videos, asked)
+    speed = None
+    if probe_s:
+        with console.progress("plan") as update:
+            speed = attempt(loaded, videos, asked, out, where, decoders, probe_s, lambda what: update(0, 0, what))
+    made = module.plan(loaded, videos, frames or PER_TABLE, asked, ablations, speed, decoders, where)
+    if as_json:
+        console.show_json(made.model_dump(mode="json"))
+    else:
+        show_plan(made, out)
+
+
+def show_plan(made: Plan, out: str) -> None:
+    """Tables, and what they say in words."""
+    from pipeline import console
+
+    scale, operations = made.scale, made.operations
+    rows = [("frames", f"{scale.frames:,}"), ("tokens", f"{scale.tokens:,}"), ("stores", f"{scale.stores:,}"), ("files", f"{scale.files:,}")]
+    if scale.videos is not None:
+        rows.insert(0, ("videos, clips", f"{scale.videos:,}, {scale.clips:,}"))
+    if scale.hours is not None:
+        rows.insert(0, ("hours of video", f"{scale.hours:,.2f} h"))
+    rows += [("operations of the encoder", f"{_ops(operations.encoder_frame)} a frame, {_ops(operations.extraction)} in all")]
+    console.show_table(f"cache '{made.spec}'", ("", ""), rows)
+    sizes = [
+        (
+            f"{name} (the spec's)" if name == made.codec else name,
+            *((f"{one.bytes_per_frame:,} B", console.bytes_text(one.disk_bytes)) if one else ("cannot hold these tokens", "")),
+        )
+        for name, one in scale.codecs.items()
+    ]
+    console.show_table("on disk, before compression", ("codec", "a frame", "all stores"), sizes)
+    if made.training:
+        _show_training(made)
+    if made.speed:
+        _show_speed(made, made.speed)
+    for line in verdict(made, out):
+        console.show(line)
+
+
+def _show_training(made: Plan) -> None:
+    from pipeline import console
+
+    operations, training = made.operations, made.training
+    assert training and operations.cached_step and operations.uncached_step
+    parts = ", ".join(f"{name} {_ops(getattr(operations, name) or 0)}" for name in ("mixer", "temporal", "readout"))
+    rows = [
+        ("an epoch", f"{training.windows:,} windows, {training.steps_per_epoch:,.1f} steps; {training.epochs:,.1f} epochs"),
+        ("a step", f"{training.step_frames:,} frames, {console.bytes_text(training.step_bytes)} read"),
+        ("operations of a window, forward", parts),
+        ("operations of a step, cached", _ops(operations.cached_step)),
+        ("operations of a step, un-cached", f"{_ops(operations.uncached_step)}, {_ratio(operations)}"),
+    ]
+    console.show_table(f"training '{made.recipe}'", ("", ""), rows)
+
+
+def _ratio(operations: Any) -> str:
+    return f"{operations.uncached_step / operations.cached_step:.2f} times as many" if operations.cached_step else ""
+
+
+def _show_speed(made: Plan, speed: Speed) -> None:
+    from pipeline import console
+
+    times = made.times
+    assert times
+
+    def rate(count: float) -> str:
+        return f"{console.bytes_text(count)}/s"
+
+    rows = [
+        ("one decoding process alone", f"{1 / speed.decode_s:,.1f} frames/s", ""),
+        ("encoder alone", f"{1 / speed.encode_s:,.1f} frames/s", ""),
+        ("codec, checksums and writing", rate(speed.frame_bytes / speed.write_s), f"needed {rate(times.write_bytes_per_s)}"),
+        ("extraction, overlapping", f"{1 / speed.frame_s:,.1f} frames/s", f"all: {_time(times.extract_s)}, {times.slowest} sets the pace"),
+    ]
+    needed = f"needed {rate(times.read_bytes_per_s)}" if times.read_bytes_per_s else ""
+    cold = speed.read_cold_bytes_per_s
+    rows += [("reading windows, from memory", rate(speed.read_hot_bytes_per_s), needed if times.fits_memory else "")]
+    rows += [("reading windows, from the disk", rate(cold) if cold else "not tried", "" if times.fits_memory else needed)]
+    if times.cached_step_s and times.uncached_step_s and times.cached_epoch_s and times.uncached_epoch_s:
+        rows += [
+            ("training step, cached", _time(times.cached_step_s), f"an epoch: {_time(times.cached_epoch_s)}"),
+            ("training step, un-cached", _time(times.uncached_step_s), f"an epoch: {_time(times.uncached_epoch_s)}"),
+        ]
+    console.show_table(f"on this machine, from {speed.frames:,} frames of {speed.videos} videos", ("", "", ""), rows)
+
+
+def verdict(made: Plan, out: str) -> list[str]:
+    """Whether caching pays, in words; and what the plan leaves out."""
+    from pipeline import console
+
+    lines = []
+    scale, training, times = made.scale, made.training, made.times
+    if scale.videos is None:
+        lines += ["no manifest: every window is taken to be of new frames, and the built-in world's videos were decoded in place of yours"]
+    codec = scale.codecs[made.codec]
+    assert codec
+    if made.speed is None:
+        lines += ["not tried on this machine (--probe-s 0): seconds, rates, and whether caching pays in time are left out"]
+    if training is None:
+        lines += ["no recipe: what training takes, and whether caching pays, is left out"]
+    if times is None or training is None or times.cached_epoch_s is None or times.uncached_epoch_s is None:
+        return lines
+    epochs = made.runs * training.epochs
+    cached_s, uncached_s = times.extract_s + epochs * times.cached_epoch_s, epochs * times.uncached_epoch_s
+    plural = "run" if made.runs == 1 else "runs"
+    both = f"{made.runs} {plural} of {training.epochs:,.1f} epochs take {_time(cached_s)} with the cache, its extraction included, and {_time(uncached_s)} without"
+    gain = times.uncached_epoch_s / times.cached_epoch_s
+    if times.break_even is None:
+        lines += [f"caching never pays here: an epoch from the cache is not faster than one with the encoder ({gain:.2f}); {both}"]
+    elif epochs > times.break_even:
+        lines += [f"caching pays: {both}; it has paid for itself after {times.break_even:,.1f} epochs, counted over all runs"]
+    else:
+        lines += [f"caching does not pay for this: {both}; it would pay from {times.break_even:,.1f} epochs on, counted over all runs"]
+    ratio = _ratio(made.operations)
+    lines += [f"an epoch is {gain:.2f} times as fast from the cache; without it, a step has {ratio} operations, and videos are decoded"]
+    if cached_s < uncached_s:
+        per_hour = codec.disk_bytes / ((uncached_s - cached_s) / 3600)
+        lines += [f"the price is {console.bytes_text(codec.disk_bytes)} of disk at {out}: {console.bytes_text(per_hour)} for every hour saved"]
+    return lines
+
+
+def _ops(count: float) -> str:
+    for unit in ("", "K", "M", "G", "T", "P"):
+        if count < 1000:
+            return f"{count:.4g} {unit}FLOP"
+        count /= 1000
+    return f"{count:.4g} EFLOP"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:.1f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
