@@ -68,6 +68,8 @@ ORDER = [
     "run",
     "train",
     "evaluate",
+    "costs",
+    "statistics",
     "draw",
     "published",
     "stream",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from pipeline.bench._memory import peak_bytes
+from pipeline.costs import timed
 
 Tell = Callable[[float, float, str], None]
 """(done, total, what is being measured)"""
@@ -58,16 +58,7 @@ def in_turn(works: Mapping[str, Workload], repeats: int, tell: Tell) -> dict[str
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     gc.collect()
-    synchronize(device)
-    begin = time.perf_counter()
-    call()
-    synchronize(device)
-    return time.perf_counter() - begin
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+    return timed(call, device)[0]
 
 
 def summary(seconds: Sequence[float]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline import derive, evaluate, extract, manifest, plugins, train
-from pipeline.bench._timing import Tell, summary, synchronize
+from pipeline.bench._timing import Tell, seconds_of, summary
 from pipeline.cache import codecs_of
 from pipeline.codecs import CodecPlugin, FittedCodec
 from pipeline.device import chosen
@@ -163,14 +162,8 @@ def _speeds(
         for place, (codec, codecs) in enumerate(tried.items()):
             tell(repeat * len(tried) + place, (repeats + 1) * len(tried), f"time of {codec}")
             stored = _encode(codecs[name], tokens_FND, device)
-            synchronize(device)
-            begin = time.perf_counter()
-            codecs[name].encode(tokens_FND)  # ends in host memory
-            middle = time.perf_counter()
-            _decode(codecs[name], stored)
-            synchronize(device)
-            seconds[codec]["encode"].append(middle - begin)
-            seconds[codec]["decode"].append(time.perf_counter() - middle)
+            seconds[codec]["encode"].append(seconds_of(partial(codecs[name].encode, tokens_FND), device))
+            seconds[codec]["decode"].append(seconds_of(partial(_decode, codecs[name], stored), device))
     return {
         codec: {way: (facts := summary(times[1:])) | {"gb_per_s": size / 1e9 / facts["median_s"]} for way, times in of.items()}
         for codec, of in seconds.items()

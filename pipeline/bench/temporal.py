@@ -9,20 +9,18 @@ import math
 import os
 import platform
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import plugins
 from pipeline.bench import _references
 from pipeline.bench._memory import live_bytes
-from pipeline.bench._timing import PASSES, Tell, Workload, in_turn, summary, synchronize
+from pipeline.bench._timing import PASSES, Tell, Workload, in_turn, summary
+from pipeline.costs import counted, timed
 from pipeline.device import chosen
 from pipeline.temporal import TemporalModule
 
@@ -128,10 +126,7 @@ def build(name: str, width: int, layers: int) -> TemporalModule:
 def products(module: TemporalModule, x_BTND: torch.Tensor) -> int:
     """FLOPs of a forward pass as torch counts them: matrix products and convolutions only."""
     module.eval()
-    # The counter does not know the fused attention of CPUs; the plain one is two products.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        module(x_BTND)
-    return counter.get_total_flops()
+    return counted(lambda: module(x_BTND))
 
 
 @torch.inference_mode()
@@ -172,11 +167,8 @@ class _Stream:
     def step(self) -> float:
         """Seconds that the next frame took."""
         x_BND = next(self.x_FBND)
-        synchronize(x_BND.device)
-        begin = time.perf_counter()
-        _, self.state = self.module.step(x_BND, self.state)
-        synchronize(x_BND.device)
-        return time.perf_counter() - begin
+        seconds, (_, self.state) = timed(lambda: self.module.step(x_BND, self.state), x_BND.device)
+        return seconds
 
 
 def surroundings(device: torch.device) -> dict[str, Any]:

@@ -1,0 +1,127 @@
+"""What a setting costs beside its score: trained parameters, operations, streaming latency and state.
+
+Operations are those of one window (B = 1) in the forward pass, 2 for a multiply and add. Mixer, projection and readouts: matrix
+products, convolutions and attention, as torch counts them. Temporal module: its own formula, which has recurrences and scans
+too (9 * inner width * state size per token for Mamba), since torch cannot see what is element-wise. Norms and activations are
+left out. A task that wants to be told what to follow is told one box or point.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline import plugins
+from pipeline.device import chosen
+from pipeline.model import VideoModel
+from pipeline.plugins import Settings
+from pipeline.records import TokenShape
+from pipeline.spec import Recipe
+from pipeline.targets import MAPPED, collate
+from pipeline.tasks import STREAMING, Query, TaskPlugin
+
+WARM_FRAMES, TIMED_FRAMES = 4, 20
+"""Of the stream that tells the latency."""
+TOLD = {"boxes": (0.25, 0.25, 0.75, 0.75), "points": (0.5, 0.5)}
+"""What a task is told to follow, in the source frame."""
+Result = TypeVar("Result")
+
+
+class Cost(Settings):
+    """Of the trained part of the model: mixer, temporal module, readouts."""
+
+    parameters: int
+    """Trained."""
+    flops: float
+    """Of the forward pass over one window."""
+    latency_ms: float | None
+    """Median time of one streaming step, B = 1, after the encoder; None where the streaming form is not trained."""
+    state_bytes: int
+    """Of one stream: the temporal module's, and what the streaming readout remembers."""
+
+
+def cost(recipe: Recipe, shape: TokenShape, labels: tuple[str, ...], device: torch.device | None = None) -> Cost:
+    """What `recipe` costs on frames of `shape`, with the latency on `device` in float32. Leaves torch's random state alone."""
+    device = chosen(device)
+    with torch.random.fork_rng(devices=[]):
+        model, task = _built(recipe, shape, labels)
+        special_BSD = torch.randn(1, shape.special_tokens, shape.width).to(device)
+        patches_BPD = [torch.randn(1, shape.patch_tokens, shape.width).to(device) for _ in shape.layers]
+    model.to(device).eval()
+    state_bytes, seconds = model.temporal.state_bytes(model.tokens), []
+    if STREAMING in model.readouts:
+        with torch.inference_mode():
+            state = model.start(1, {name: part.to(device) for name, part in told(task).items()})
+            for _ in range(WARM_FRAMES + TIMED_FRAMES):
+                passed, (_, state) = timed(lambda before=state: model.step(special_BSD, patches_BPD, before), device)  # type: ignore[misc]
+                seconds.append(passed)
+        state_bytes += sum(part.nbytes for part in state.readout.values())
+    return Cost(
+        parameters=sum(model.parameter_counts().values()),
+        flops=sum(flops(recipe, shape, labels).values()),
+        latency_ms=1000 * statistics.median(seconds[WARM_FRAMES:]) if seconds else None,
+        state_bytes=state_bytes,
+    )
+
+
+def flops(recipe: Recipe, shape: TokenShape, labels: tuple[str, ...]) -> dict[str, int]:
+    """Operations of `mixer` (with the projection), `temporal` and `readout` (all forms) for one window.
+
+    Nothing is computed and no weights are made: tensors are torch's fake ones, which have a shape and no content.
+    """
+    with FakeTensorMode():
+        model, task = _built(recipe, shape, labels)
+        frames, query = recipe.windows.frames, told(task)
+        patches = [torch.zeros(1, frames, shape.patch_tokens, shape.width) for _ in shape.layers]
+        tokens_BTND = torch.zeros(1, frames, model.tokens, shape.width)
+        y_BTND = torch.zeros(1, frames, model.tokens, model.temporal.width)
+        return {
+            "mixer": counted(lambda: (model.mixer(patches), model.projection(tokens_BTND))),
+            "temporal": model.temporal.flops(frames, model.tokens),
+            "readout": counted(lambda: [readout(y_BTND, query) for readout in model.readouts.values()]),
+        }
+
+
+def told(task: TaskPlugin) -> Query:
+    """One box or point to follow from the first frame on, where the task wants to be told."""
+    if task.asks is None:
+        return {}
+    arrays = {task.asks: np.array([[TOLD[task.asks]]], np.float32), "visible": np.ones((1, 1), bool)}
+    truth = MAPPED[task.asks](arrays, np.zeros(1, np.int64), np.ones(1, bool), np.eye(2, 3)[None])
+    targets = collate([task.prepare(truth, None)])
+    return task.query({name: torch.from_numpy(array) for name, array in targets.items()})
+
+
+def counted(call: Callable[[], object]) -> int:
+    """Operations of `call` as torch counts them: matrix products and convolutions only."""
+    # The counter does not know the fused attention of CPUs; the plain one is two products.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def timed(call: Callable[[], Result], device: torch.device) -> tuple[float, Result]:
+    """Seconds until `device` is done with it, and what `call` gave."""
+    synchronize(device)
+    begin = time.perf_counter()
+    result = call()
+    synchronize(device)
+    return time.perf_counter() - begin, result
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _built(recipe: Recipe, shape: TokenShape, labels: tuple[str, ...]) -> tuple[VideoModel, TaskPlugin]:
+    task: TaskPlugin = plugins.load("task", recipe.task.name)(recipe.task.settings, labels)
+    return VideoModel(recipe, shape, task), task

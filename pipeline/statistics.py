@@ -1,0 +1,353 @@
+"""Settings of a sweep side by side: scores with intervals over seeds and videos, gains over a reference, and what they cost.
+
+Two things make a score uncertain: which videos are asked, and with which seed was trained. The interval is that of their sum.
+- Videos are resampled, whole and the same for all settings, and give the mean over seeds anew each time (percentile bootstrap,
+  as in `pipeline.evaluate`).
+- Seeds are too few to be resampled: three values drawn again from three have a third less variance than the seeds they stand
+  for, and Student's tails are lost (Hesterberg, The American Statistician 69, 2015). To every resample is added s / sqrt(S)
+  times a number drawn from Student's t of S - 1 degrees of freedom, s being the standard deviation of the S scores.
+Where the seed decides alone and there are three, such an interval holds the truth about 95 times in 100, resampling seeds and
+videos (the pigeonhole bootstrap, Owen, Annals of Applied Statistics 1, 2007) about 78 times. Where videos decide it is a little
+too wide, as that one is. Two seeds know their own spread badly, and the interval says so by being very wide.
+
+With one seed it is an interval over videos only: it says nothing of what another seed would give. With fewer than some twenty
+videos it is too narrow, and with one it has no width; p is therefore never below 2^(1 - videos).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from pipeline.costs import Cost
+from pipeline.errors import BadInput, StillframeError, unknown_name
+from pipeline.evaluate import Interval, MetricFacts
+from pipeline.plugins import Settings
+
+RESAMPLES = 10_000
+"""Of the videos. The least p is 2 / (RESAMPLES + 1), which a hundred comparisons raise to 0.02."""
+BLOCK_NUMBERS = 4_000_000
+"""Resamples times videos that are in memory at once; changes no result."""
+TIE = 1e-9
+"""Clips whose scores differ by less are even."""
+
+
+class Comparison(Settings):
+    """Against the reference setting, on the same clips."""
+
+    gain: Interval
+    """Paired; positive is better, whatever the metric's direction."""
+    p: float
+    """Two-sided."""
+    p_adjusted: float
+    """Holm over all settings that are compared in this form."""
+    wins: int
+    """Clips."""
+    ties: int
+    losses: int
+
+
+class SettingSummary(Settings):
+    """One point of the grid with all its seeds."""
+
+    name: str
+    values: dict[str, Any]
+    """axis -> value, seeds left out."""
+    runs: tuple[str, ...]
+    """Names of the members, by seed."""
+    failed: dict[str, str]
+    """Member -> why it was stopped."""
+    scores: dict[str, tuple[float, ...]]
+    """form -> score of the first metric of each seed that was scored; no forms where none was."""
+    intervals: dict[str, Interval]
+    """form -> mean and 95 % interval over seeds and videos."""
+    comparisons: dict[str, Comparison]
+    """form -> against the reference; empty for the reference itself and where either has no score."""
+    metrics: dict[str, dict[str, float]]
+    """form -> every metric's mean over seeds."""
+    cost: Cost
+    training_s: float | None
+    """Own share of the time, mean over seeds; None where no seed finished."""
+    pareto: dict[str, bool]
+    """form -> whether no other setting is at least as good and cheaper in FLOPs, or better and as cheap."""
+
+
+class Summary(Settings):
+    """summary.json of a sweep."""
+
+    name: str
+    split: str
+    task: str
+    metric: MetricFacts
+    """The first, which counts."""
+    reference: str
+    """Name of a setting."""
+    trivial: float
+    """What the trivial answer scores."""
+    axes: dict[str, list[Any]]
+    settings: tuple[SettingSummary, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one member: it was scored, or it was stopped."""
+
+    member: str
+    seed: int
+    evaluation: Mapping[str, Any] | None = None
+    """As `pipeline.evaluate.read_evaluation` gives it."""
+    training_s: float | None = None
+    failed: str | None = None
+    """Why it was stopped; whatever was scored of it before does not count."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of the grid, what it costs, and what became of its members."""
+
+    name: str
+    values: dict[str, Any]
+    cost: Cost
+    outcomes: tuple[Outcome, ...]
+
+    def scored(self) -> list[Outcome]:
+        """By seed."""
+        return sorted((one for one in self.outcomes if one.failed is None), key=lambda one: one.seed)
+
+
+def summarise(name: str, axes: dict[str, list[Any]], settings: Sequence[Setting], reference: str) -> Summary:
+    """The summary of sweep `name`; `reference` names the setting that the others are compared with.
+
+    A setting without a scored seed keeps its row, with its failures. Raises BadInput: no such reference, members that are
+    neither scored nor failed, or that were scored on other clips or in another metric; StillframeError: nothing was scored.
+    """
+    base = [one for one in settings if one.name == reference]
+    if not base:
+        raise unknown_name("setting", reference, [one.name for one in settings], f"reference of sweep '{name}'")
+    evaluations = list(_evaluations([*base, *settings]))
+    if not evaluations:
+        reasons = {one.failed for setting in settings for one in setting.outcomes}
+        raise StillframeError(f"no member of sweep '{name}' was scored; why: {'; '.join(map(str, sorted(reasons, key=str)))}")
+    first = evaluations[0]
+    for other in evaluations[1:]:
+        _require_comparable(first, other)
+    metric = MetricFacts(**first["metrics"][0])
+    forms = dict.fromkeys(chain.from_iterable(each["forms"] for each in evaluations))
+    clips = sorted(first["clips"])
+    tables = {form: FormTable(form, clips, metric, settings) for form in forms}
+    comparisons = {form: table.comparisons(reference) for form, table in tables.items()}
+    pareto = {form: table.pareto() for form, table in tables.items()}
+    return Summary(
+        name=name,
+        split=first["split"],
+        task=first["task"],
+        metric=metric,
+        reference=reference,
+        trivial=first["trivial"][metric.name],
+        axes=axes,
+        settings=tuple(
+            SettingSummary(
+                name=setting.name,
+                values=setting.values,
+                runs=tuple(one.member for one in sorted(setting.outcomes, key=lambda one: one.seed)),
+                failed={one.member: one.failed for one in setting.outcomes if one.failed is not None},
+                scores={form: table.scores(setting.name) for form, table in tables.items() if setting.name in table},
+                intervals={form: table.interval(setting.name) for form, table in tables.items() if setting.name in table},
+                comparisons={form: found[setting.name] for form, found in comparisons.items() if setting.name in found},
+                metrics=_metrics(setting),
+                cost=setting.cost,
+                training_s=_mean([one.training_s for one in setting.scored() if one.training_s is not None]),
+                pareto={form: found[setting.name] for form, found in pareto.items() if setting.name in found},
+            )
+            for setting in settings
+        ),
+    )
+
+
+def _evaluations(settings: Sequence[Setting]) -> Iterator[Mapping[str, Any]]:
+    for setting in settings:
+        for one in setting.scored():
+            if one.evaluation is None:
+                raise BadInput(f"member {one.member} was neither scored nor stopped", "run the sweep again: it goes on")
+            yield one.evaluation
+
+
+def _require_comparable(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Refuses scores of something else: another task, split or metric, other clips."""
+    for key in ("task", "split", "metrics"):
+        if first[key] != other[key]:
+            raise BadInput(
+                f"runs {first['run']} and {other['run']} cannot be compared: {key} is {first[key]} / {other[key]}",
+                "summarise settings of one task, evaluated on one split",
+            )
+    ours, theirs = first["clips"], other["clips"]
+    strange = sorted(ours.keys() ^ theirs.keys()) or [one for one in ours if ours[one]["video"] != theirs[one]["video"]]
+    if strange or not ours:
+        raise BadInput(
+            f"runs {first['run']} and {other['run']} were not scored on the same clips: {len(strange)} differ, first "
+            f"{strange[0] if strange else 'none'}",
+            "evaluate both on the same split of one manifest",
+        )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The first metric of one setting in one form."""
+
+    seeds: tuple[int, ...]
+    clips_SC: np.ndarray
+    """Score of every clip, one row per seed."""
+    weight_C: np.ndarray
+    flops: float
+
+    @property
+    def means(self) -> np.ndarray:
+        """Score of every seed, (S,)."""
+        score_S: np.ndarray = self.clips_SC @ self.weight_C / self.weight_C.sum()
+        return score_S
+
+
+class FormTable:
+    """All settings that were scored in one form, on the same clips."""
+
+    def __init__(self, form: str, clips: Sequence[str], metric: MetricFacts, settings: Sequence[Setting]) -> None:
+        self.sign = 1 if metric.higher_is_better else -1
+        self.rows: dict[str, Scored] = {}
+        videos: list[str] = []
+        for setting in settings:
+            found = [one for one in setting.scored() if one.evaluation is not None and form in one.evaluation["forms"]]
+            tables = [[one.evaluation["clips"][clip] for clip in clips] for one in found if one.evaluation is not None]
+            if tables:
+                self.rows[setting.name] = Scored(
+                    seeds=tuple(one.seed for one in found),
+                    clips_SC=np.array([[row[form] for row in table] for table in tables], np.float64),
+                    weight_C=np.array([[row["weight"] for row in table] for table in tables], np.float64).mean(0),
+                    flops=setting.cost.flops,
+                )
+                videos = [row["video"] for row in tables[0]]
+        number = {video: place for place, video in enumerate(sorted(set(videos)))}
+        self.video_C = np.array([number[video] for video in videos])
+        self.videos = len(number)
+        self.column = {name: place for place, name in enumerate(self.rows)}
+        self.resampled = self._resampled()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.rows
+
+    def scores(self, name: str) -> tuple[float, ...]:
+        return tuple(self.rows[name].means.tolist())
+
+    def interval(self, name: str) -> Interval:
+        score_S = self.rows[name].means
+        return _interval(score_S.mean(), self.resampled[:, self.column[name]] + seed_noise(score_S))
+
+    def comparisons(self, reference: str) -> dict[str, Comparison]:
+        """Setting -> what it gains over the reference; none where the reference has no score."""
+        if reference not in self.rows:
+            return {}
+        others = [name for name in self.rows if name != reference]
+        gains = {name: self._gain(name, reference) for name in others}
+        p = [two_sided(resampled, self.videos) for _, resampled in gains.values()]
+        theirs_C = self.rows[reference].clips_SC.mean(0)
+        found = {}
+        for name, plain, adjusted in zip(others, p, holm(p), strict=True):
+            better_C = self.sign * (self.rows[name].clips_SC.mean(0) - theirs_C)
+            wins, losses = int((better_C >= TIE).sum()), int((better_C <= -TIE).sum())
+            found[name] = Comparison(
+                gain=_interval(*gains[name]),
+                p=plain,
+                p_adjusted=adjusted,
+                wins=wins,
+                ties=len(better_C) - wins - losses,
+                losses=losses,
+            )
+        return found
+
+    def _gain(self, name: str, reference: str) -> tuple[float, np.ndarray]:
+        """The gain, and the same for every resample. Seeds are paired where both have the same ones."""
+        ours, theirs = self.rows[name], self.rows[reference]
+        resampled = self.resampled[:, self.column[name]] - self.resampled[:, self.column[reference]]
+        if ours.seeds == theirs.seeds:
+            resampled = resampled + seed_noise(ours.means - theirs.means)
+        else:
+            resampled = resampled + seed_noise(ours.means) + seed_noise(theirs.means, stream=1)
+        return self.sign * float(ours.means.mean() - theirs.means.mean()), self.sign * resampled
+
+    def pareto(self) -> dict[str, bool]:
+        """Setting -> whether no other is at least as good and as cheap, and one of the two strictly."""
+        score = self.sign * np.array([row.means.mean() for row in self.rows.values()])
+        flops = np.array([row.flops for row in self.rows.values()])
+        as_good, as_cheap = score >= score[:, None], flops <= flops[:, None]
+        strictly = (score > score[:, None]) | (flops < flops[:, None])
+        beaten = np.any(as_good & as_cheap & strictly, axis=1)
+        return {name: not lost for name, lost in zip(self.rows, beaten, strict=True)}
+
+    def _resampled(self) -> np.ndarray:
+        """Mean over seeds of every setting, with the videos resampled: (RESAMPLES, settings)."""
+        rows = self.rows.values()
+        sums_VK = np.stack([self._by_video(row.clips_SC.mean(0) * row.weight_C) for row in rows], axis=1)
+        weights_VK = np.stack([self._by_video(row.weight_C) for row in rows], axis=1)
+        rng = np.random.default_rng(0)
+        step = max(1, BLOCK_NUMBERS // self.videos)
+        parts = []
+        for begin in range(0, RESAMPLES, step):
+            count = min(step, RESAMPLES - begin)
+            drawn = rng.integers(0, self.videos, (count, self.videos)) + self.videos * np.arange(count)[:, None]
+            times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.float64)
+            parts.append((times @ sums_VK) / (times @ weights_VK))
+        return np.concatenate(parts)
+
+    def _by_video(self, values_C: np.ndarray) -> np.ndarray:
+        return np.bincount(self.video_C, values_C, self.videos)
+
+
+def seed_noise(score_S: np.ndarray, stream: int = 0) -> np.ndarray:
+    """What other seeds would have added to the mean over seeds, once for every resample: (RESAMPLES,).
+
+    0 for one seed, which knows nothing of others. Numbers of another `stream` are independent of these.
+    """
+    count = len(score_S)
+    if count == 1:
+        return np.zeros(RESAMPLES)
+    student = np.random.default_rng([stream, count]).standard_t(count - 1, RESAMPLES)
+    noise: np.ndarray = score_S.std(ddof=1) / np.sqrt(count) * student
+    return noise
+
+
+def two_sided(resampled: np.ndarray, videos: int) -> float:
+    """p of no gain: twice the share of resampled gains on the rarer side of 0, the observed one counted with them, since a p
+    from draws is never 0 (Phipson and Smyth, 2010). Nor is it below what any paired test could show with so few videos."""
+    rarer = min((resampled <= 0).sum(), (resampled >= 0).sum())
+    return float(min(1.0, max(2 * (rarer + 1) / (len(resampled) + 1), 2.0 ** (1 - videos))))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p corrected for how many there are: the chance of even one false finding stays below the level (Holm, 1979)."""
+    values = np.asarray(p, np.float64)
+    order = np.argsort(values, kind="stable")
+    raised = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(raised, 1)
+    return [float(one) for one in adjusted]
+
+
+def _interval(score: float, resampled: np.ndarray) -> Interval:
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return Interval(score=float(score), low=float(low), high=float(high))
+
+
+def _metrics(setting: Setting) -> dict[str, dict[str, float]]:
+    """form -> metric -> mean over seeds."""
+    forms = [one.evaluation["forms"] for one in setting.scored() if one.evaluation is not None]
+    return {
+        form: {metric: float(np.mean([each[form][metric]["score"] for each in forms])) for metric in forms[0][form]}
+        for form in (forms[0] if forms else {})
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
