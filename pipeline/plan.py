@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,8 +34,8 @@ TRAINING = 3
 """A training step of what is trained, over its forward pass: backward is two of them."""
 FRAME_BYTES, VIEW_BYTES, VIDEO_BYTES = 8, 48, 16 + 12
 """Of a store, beside the tokens: a frame's time and its affine in every view; a video's rows, and what is around its name."""
-ARRAY_BYTES, STORE_BYTES = 1080, 2300
-"""Zarr's metadata: of a token array, and of everything else in a store."""
+ARRAY_BYTES, STORE_BYTES, VIEW_STORE_BYTES = 1050, 2140, 620
+"""Zarr's metadata: of a token array, of everything else in a store, and of a view's group and affine."""
 ARRAY_FILES, STORE_FILES = 1, 10
 """Beside the shards: a token array's metadata; those of the store, its small arrays and its receipt."""
 VIEW_FILES = 3
@@ -85,6 +86,8 @@ class Operations(Settings):
     """A training step: three forward passes over a batch."""
     uncached_step: int | None = None
     """The same, and one pass of the encoder over every frame."""
+    break_even: float | None = None
+    """As that of `Times`, by operations alone: decoding, reading and waiting left out."""
 
 
 class Training(Settings):
@@ -166,6 +169,8 @@ def plan(
 def require(spec: CacheSpec, videos: Manifest | None, recipe: Recipe | None) -> None:
     """Raises BadInput for what a look at the three can tell: layers, rates, labels, splits that are not there."""
     shape = spec.token_shape()
+    if videos:
+        extract.require_videos(videos)
     if recipe is None:
         return
     layers_read(recipe, shape)
@@ -173,7 +178,10 @@ def require(spec: CacheSpec, videos: Manifest | None, recipe: Recipe | None) -> 
     require_rate(recipe.windows, clips, spec.frames.rate, f"spec '{spec.name}'")
     for view in recipe.windows.views:
         if view not in (BASE, *(each.name for each in spec.views)):
-            raise BadInput(f"recipe '{recipe.name}' wants the view '{view}', spec '{spec.name}' has none of that name")
+            raise BadInput(
+                f"recipe '{recipe.name}' wants the view '{view}', spec '{spec.name}' has none of that name",
+                "add it to the spec, or leave it out of windows.views",
+            )
     plugins.load("task", recipe.task.name)(recipe.task.settings, videos.labels if videos else LABELS)
 
 
@@ -202,7 +210,7 @@ def _scale(spec: CacheSpec, shape: TokenShape, videos: Manifest | None, expected
         try:
             other = _with_codec(spec, name)
             stores = expected if name == spec.codec.name else _again(other, shape, expected)
-            disk_bytes = sum(_store(other, shape, store)[1] for store in stores.values())
+            _, disk_bytes = _on_disk(other, shape, stores.values())
             codecs[name] = Codec(bytes_per_frame=other.bytes_per_frame(shape), disk_bytes=disk_bytes)
         except BadInput:
             codecs[name] = None
@@ -214,7 +222,7 @@ def _scale(spec: CacheSpec, shape: TokenShape, videos: Manifest | None, expected
         frames=frames,
         tokens=frames * spec.tokens_per_frame(shape),
         stores=len(expected),
-        files=sum(_store(spec, shape, store)[0] for store in expected.values()) + CACHE_FILES + manifest_files,
+        files=_on_disk(spec, shape, expected.values())[0] + CACHE_FILES + manifest_files,
         codecs=codecs,
     )
 
@@ -234,19 +242,29 @@ def _again(spec: CacheSpec, shape: TokenShape, expected: Mapping[int, Mapping[st
     return fill_stores(videos, spec.frames_per_store(shape))
 
 
-def _store(spec: CacheSpec, shape: TokenShape, held: Mapping[str, int]) -> tuple[int, int]:
-    """Files and bytes of a store that holds these frames of these videos."""
-    frames, views = sum(held.values()), 1 + len(spec.views)
-    files = STORE_FILES + VIEW_FILES * (views - 1)
-    size = STORE_BYTES + frames * (FRAME_BYTES + VIEW_BYTES * views)
-    size += sum(VIDEO_BYTES + len(video_id) for video_id in held)
-    names = (BASE, *(view.name for view in spec.views))
-    entry = spec.make_codec().layout(shape.width)
-    for tokens in token_arrays(shape.layers, shape.special_tokens, shape.patch_tokens, names).values():
-        for tail, dtype in entry.values():
-            layout = Layout((tokens, *tail), dtype, spec.store.chunk_frames, spec.frames_per_shard(shape))
-            files += ARRAY_FILES + math.ceil(frames / layout.shard_frames)
-            size += ARRAY_BYTES + array_bytes(layout, frames)
+def _on_disk(spec: CacheSpec, shape: TokenShape, stores: Iterable[Mapping[str, int]]) -> tuple[int, int]:
+    """Files and bytes of stores that hold these frames of these videos; receipts are files, but no bytes of a store."""
+    views = (BASE, *(view.name for view in spec.views))
+    arrays = token_arrays(shape.layers, shape.special_tokens, shape.patch_tokens, views)
+    entry, shard_frames = spec.make_codec().layout(shape.width).values(), spec.frames_per_shard(shape)
+    layouts = [
+        Layout((tokens, *tail), dtype, spec.store.chunk_frames, shard_frames)
+        for tokens in arrays.values()
+        for tail, dtype in entry
+    ]
+
+    @cache
+    def of_frames(frames: int) -> tuple[int, int]:
+        files = STORE_FILES + VIEW_FILES * len(spec.views)
+        files += sum(ARRAY_FILES + math.ceil(frames / shard_frames) for _ in layouts)
+        size = STORE_BYTES + VIEW_STORE_BYTES * len(spec.views) + frames * (FRAME_BYTES + VIEW_BYTES * len(views))
+        return files, size + sum(ARRAY_BYTES + array_bytes(layout, frames) for layout in layouts)
+
+    files = size = 0
+    for held in stores:
+        of_store = of_frames(sum(held.values()))
+        files += of_store[0] - (len(held) == 1)  # zarr leaves out zeros, such as the first row of a single video
+        size += of_store[1] + sum(VIDEO_BYTES + len(video_id) for video_id in held)
     return files, size
 
 
@@ -260,9 +278,7 @@ def array_bytes(layout: Layout, rows: int) -> int:
 # What is done
 
 
-def _training(
-    spec: CacheSpec, shape: TokenShape, videos: Manifest | None, recipe: Recipe, scale: Scale
-) -> Training:
+def _training(spec: CacheSpec, shape: TokenShape, videos: Manifest | None, recipe: Recipe, scale: Scale) -> Training:
     """Without a manifest, an epoch is as many windows as have all cached frames once between their first and last."""
     batch, frames = recipe.training.batch_size, recipe.windows.frames
     windows = len(videos.split("train")) if videos else max(1, round(scale.frames / (frames * _spacing(spec, recipe, scale))))
@@ -290,8 +306,9 @@ def _operations(
     if recipe is None or training is None:
         return Operations(**known)
     parts = costs.flops(recipe, shape, videos.labels if videos else LABELS)
-    step = TRAINING * sum(parts.values()) * recipe.training.batch_size
-    return Operations(**known, **parts, cached_step=step, uncached_step=step + encoder * training.step_frames)
+    step, saved = TRAINING * sum(parts.values()) * recipe.training.batch_size, encoder * training.step_frames
+    paid = break_even(known["extraction"], saved * training.steps_per_epoch, 0)
+    return Operations(**known, **parts, cached_step=step, uncached_step=step + saved, break_even=paid)
 
 
 def _times(

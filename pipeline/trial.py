@@ -6,8 +6,10 @@ trained on by the same code as all of them would be, in a scratch folder inside 
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ import torch
 
 from pipeline import extract, manifest, plugins, train
 from pipeline.cache import Cache, unwritable
+from pipeline.costs import synchronize
 from pipeline.datasets import DatasetPlugin
 from pipeline.decoder import Decoder
 from pipeline.encoders import EncoderPlugin
@@ -33,7 +36,6 @@ from pipeline.places import at
 from pipeline.places.folder import Folder
 from pipeline.plugins import Settings
 from pipeline.probe import TIMESTAMPS, expected_frames, list_images, open_video
-from pipeline.progress import Progress
 from pipeline.records import Clip, Frames, Video
 from pipeline.spec import CacheSpec, Recipe, WindowSettings
 from pipeline.square import Squares
@@ -44,12 +46,12 @@ Tell = Callable[[str], None]
 """What is being tried."""
 FIRST_FRAMES = 64
 """Decoded and encoded first, to know how many can be extracted in time."""
-MOST_FRAMES = 8192
+MOST_BYTES = 2 * 10**9
+"""Of tokens that are written."""
 SHARES = {"alone": 0.15, "extract": 0.4, "train": 0.3}
 """Of the time; reading and what comes before and after take the rest."""
 LEAST_STEPS = 4
 READ_BATCH = 8
-STAND_IN = {"scene": "room", "clips_per_class": 1, "frames": 48, "fps": 12, "size_px": 160}
 WITHOUT = "--probe-s 0 plans without looking at any"
 HELD_OUT = 2
 """Videos that are also there as evaluation split, which training wants to see."""
@@ -70,7 +72,7 @@ class Speed(Settings):
     decode_s: float
     """One decoding process alone."""
     encode_s: float
-    """Resizing and encoding alone."""
+    """Resizing and encoding alone, in one view."""
     write_s: float
     """Codec, checksums, writing and syncing, while the other steps are at work."""
     frame_bytes: float
@@ -115,8 +117,8 @@ def attempt(
         few = sample(videos, spec, max(FIRST_FRAMES, least), folder / "first")
         alone = _alone(spec, few, encoder, device, SHARES["alone"] * seconds)
         tell("extracting")
-        frames = int(SHARES["extract"] * seconds / max(alone.decode_s / decoders, alone.encode_s))
-        wanted = min(MOST_FRAMES, max(least, frames))
+        frames = int(SHARES["extract"] * seconds / max(alone.decode_s / decoders, alone.encode_s * (1 + len(spec.views))))
+        wanted = max(least, min(frames, MOST_BYTES // spec.bytes_per_frame(spec.token_shape())))
         some = sample(videos, spec, wanted, folder / "more")
         # Where not even a few batches can be had in time, they are smaller; encoders of that kind gain little from large ones.
         store = spec.store.model_copy(update={"batch_frames": min(spec.store.batch_frames, max(1, wanted // 4))})
@@ -153,12 +155,13 @@ def _scratch(out: str) -> Iterator[str]:
 
 def _stand_in(spec: CacheSpec, recipe: Recipe | None, folder: Path) -> Manifest:
     """Small videos with every kind of truth."""
-    fps = math.ceil(max(STAND_IN["fps"], spec.frames.rate or 0, recipe.windows.fps if recipe else 0))
-    return manifest.build("world", None, folder, STAND_IN | {"fps": fps})
+    fps = math.ceil(max(12, spec.frames.rate or 0, recipe.windows.fps if recipe else 0))
+    settings = {"scene": "room", "clips_per_class": 1, "frames": 48, "fps": fps, "size_px": 160}
+    return manifest.build("world", None, folder, settings)
 
 
 class _Sample(DatasetPlugin):
-    """Some videos of a manifest, linked or cut short, with their clips and truth; the first few once more, as evaluation split."""
+    """Some videos of a manifest, linked or cut short, with their clips and truth; the first few also as evaluation split."""
 
     Settings = Settings
 
@@ -174,9 +177,13 @@ class _Sample(DatasetPlugin):
                     self.linked.setdefault(video.video_id, []).append((split, name))
 
     def clips(self) -> Iterator[Clip]:
+        first: set[str] = set()
         for clip in self.all.clips:
             if self.head_s is not None and clip.start_s >= self.head_s:
-                continue
+                if clip.video_id in first:
+                    continue
+                clip = replace(clip, start_s=0.0, stop_s=None)
+            first.add(clip.video_id)
             for split, source in self.linked.get(clip.video_id, ()):
                 clip_id = f"{split} {clip.clip_id}"
                 self.origin[clip_id] = clip.clip_id
@@ -202,14 +209,18 @@ def sample(videos: Manifest, spec: CacheSpec, frames: int, folder: Path) -> Mani
     chosen = [known[place][0] for place in np.unique(np.searchsorted(gives.cumsum(), middles))]
     head_s = None
     if gives.max() > head:
-        rates = [spec.frames.rate or fact.fps for _, fact in known if fact and (spec.frames.rate or fact.fps)]
-        head_s = head / float(np.median(rates)) if rates else None
+        head_s = head / (spec.frames.rate or _rate(videos))
     root = folder / "videos"
     root.mkdir(parents=True)
     made = _Sample(root, videos, chosen, head_s)
     if not made.linked:
         raise StillframeError(f"none of {len(chosen)} sampled videos of {videos.folder} can be opened", WITHOUT)
     return manifest.write("sample", made, folder)
+
+
+def _rate(videos: Manifest) -> float:
+    """Frames per second of most of them; 25 where headers do not say."""
+    return statistics.median([fact.fps for fact in videos.facts.values() if fact and fact.fps] or [25.0])
 
 
 def _head(path: Path, link: Path, image_fps: float | None, head_s: float | None) -> str | None:
@@ -228,7 +239,7 @@ def _head(path: Path, link: Path, image_fps: float | None, head_s: float | None)
             link.symlink_to(path)
             return link.name
         return link.with_suffix(".mkv").name
-    except (BadVideo, OSError):
+    except (BadVideo, OSError, ValueError, av.FFmpegError):  # the last two: what cannot be put into a file of another kind
         return None
 
 
@@ -265,31 +276,28 @@ def _alone(spec: CacheSpec, some: Manifest, encoder: EncoderPlugin, device: torc
     seen: list[Frames] = []
     frames, spent_s = 0, 0.0
     with Decoder() as decoder:
-        for video in (some.videos[0], *some.videos):
-            begin, blocks = time.perf_counter(), []
+        for turn, video in enumerate((some.videos[0], *some.videos)):
+            begin, count = time.perf_counter(), 0
             with suppress(BadVideo):
-                blocks = list(decoder.decode(some.root / video.source, [spec.frames.rate], video.image_fps))
-            seen += [block.frames for block in blocks[:1]]
-            if len(seen) > 1:  # the first one has waited for the process to start
-                frames += sum(len(block.frames) for block in blocks)
-                spent_s += time.perf_counter() - begin
-            if spent_s > seconds / 2:
+                for block in decoder.decode(some.root / video.source, [spec.frames.rate], video.image_fps):
+                    if count == 0:
+                        seen.append(replace(block.frames, pixels_FHWC=block.frames.pixels_FHWC[:1].copy(), time_s=np.zeros(1)))
+                    count += len(block.frames)
+            if turn:  # the first one has waited for the process to start
+                frames, spent_s = frames + count, spent_s + time.perf_counter() - begin
+            if frames and spent_s > seconds / 2:
                 break
     if not frames:
         raise StillframeError("none of the sampled videos could be decoded", WITHOUT)
+    squares = itertools.cycle(seen)
 
     def encode(size: int) -> float:
-        """Seconds of a batch."""
-        some = seen[-1]
-        begin = time.perf_counter()
-        batch = Frames(np.resize(some.pixels_FHWC, (size, *some.pixels_FHWC.shape[1:])), np.arange(float(size)), some.pixel_aspect)
-        squares = Squares(batch, device)
+        """Seconds of a batch, made of one frame."""
+        begin, one = time.perf_counter(), next(squares)
+        batch = Frames(one.pixels_FHWC.repeat(size, axis=0), np.arange(float(size)), one.pixel_aspect)
         with torch.inference_mode():
-            for view in (None, *spec.views):
-                encoder(squares.of(spec.frames, np.ones(size, bool), view)[0].contiguous())
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        seen.insert(0, seen.pop())
+            encoder(Squares(batch, device).of(spec.frames, np.ones(size, bool), None)[0])
+        synchronize(device)
         return time.perf_counter() - begin
 
     encode(1)  # warms up
@@ -299,7 +307,7 @@ def _alone(spec: CacheSpec, some: Manifest, encoder: EncoderPlugin, device: torc
     batches = [encode(size)]
     while sum(batches) < seconds / 4:
         batches.append(encode(size))
-    return _Alone(spent_s / frames, sum(batches) / len(batches) / size)
+    return _Alone(spent_s / frames, statistics.median(batches) / size)
 
 
 def _extract(
@@ -329,9 +337,9 @@ def _extract(
     return cache, figures
 
 
-def _read(cache: Cache, some: Manifest, recipe: Recipe | None) -> dict[str, float | None]:
+def _read(cache: Cache, some: Manifest, recipe: Recipe | None) -> dict[str, Any]:
     """Bytes per second of windows, in the order in which evaluation reads them, from the disk and then from memory."""
-    settings = recipe.windows if recipe else WindowSettings(frames=16, fps=cache.fps or 1.0)
+    settings = recipe.windows if recipe else WindowSettings(frames=16, fps=cache.fps or _rate(some))
     layers = layers_read(recipe, cache.shape) if recipe else cache.shape.layers
     windows = Windows(cache, some, "train", settings, layers=layers, allow_missing=True)
 
@@ -340,10 +348,10 @@ def _read(cache: Cache, some: Manifest, recipe: Recipe | None) -> dict[str, floa
         size = sum(array.nbytes for batch in windows.evaluation(READ_BATCH) for array in batch.arrays.values())
         return size / (time.perf_counter() - begin)
 
+    once()  # opens the stores
     is_cold = isinstance(cache.place, Folder) and drop(cache.path)
-    cold = once()
-    once()
-    return {"read_cold_bytes_per_s": cold if is_cold else None, "read_hot_bytes_per_s": once()}
+    cold, _, hot = once(), once(), once()
+    return {"read_cold_bytes_per_s": cold if is_cold else None, "read_hot_bytes_per_s": hot}
 
 
 def _step(recipe: Recipe, cache: Cache, run: Path, device: torch.device, seconds: float) -> float:

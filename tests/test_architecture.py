@@ -73,6 +73,8 @@ ORDER = [
     "draw",
     "published",
     "stream",
+    "trial",
+    "plan",
     "report",
     "demo",
     "bench",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +13,7 @@ from pipeline.cli.bench import bench_app
 from pipeline.errors import BadInput
 
 if TYPE_CHECKING:
-    from pipeline.plan import Plan
+    from pipeline.plan import Operations, Plan
     from pipeline.trial import Speed
 
 PER_TABLE = 1_000_000
@@ -27,7 +28,9 @@ def plan(
     out: Annotated[str, typer.Option(help="Folder or URL for caches: where writing and reading are tried.")] = "caches",
     root: Annotated[Path | None, typer.Option(help="Where the videos are, if they were moved.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames to cache, where there is no manifest yet.")] = None,
-    hours: Annotated[float | None, typer.Option("--hours-of-video", min=0.001, help="The same, for a spec with a rate.")] = None,
+    hours: Annotated[
+        float | None, typer.Option("--hours-of-video", min=0.001, help="The same, for a spec with a rate.")
+    ] = None,
     ablations: Annotated[int, typer.Option(min=1, help="Runs that will share the cache.")] = 8,
     probe_s: Annotated[float, typer.Option(min=0, help="Seconds to try this machine for; 0: sizes and operations alone.")] = 30,
     decoders: Annotated[int, typer.Option(min=1, help="Processes that decode videos.")] = 1,
@@ -78,13 +81,18 @@ def show_plan(made: Plan, out: str) -> None:
     from pipeline import console
 
     scale, operations = made.scale, made.operations
-    rows = [("frames", f"{scale.frames:,}"), ("tokens", f"{scale.tokens:,}"), ("stores", f"{scale.stores:,}"), ("files", f"{scale.files:,}")]
+    rows = [
+        ("frames", f"{scale.frames:,}"),
+        ("tokens", f"{scale.tokens:,}"),
+        ("stores", f"{scale.stores:,}"),
+        ("files", f"{scale.files:,}"),
+    ]
     if scale.videos is not None:
         rows.insert(0, ("videos, clips", f"{scale.videos:,}, {scale.clips:,}"))
     if scale.hours is not None:
         rows.insert(0, ("hours of video", f"{scale.hours:,.2f} h"))
     rows += [("operations of the encoder", f"{_ops(operations.encoder_frame)} a frame, {_ops(operations.extraction)} in all")]
-    console.show_table(f"cache '{made.spec}'", ("", ""), rows)
+    console.show_table("", (f"cache '{made.spec}'", ""), rows)
     sizes = [
         (
             f"{name} (the spec's)" if name == made.codec else name,
@@ -92,7 +100,7 @@ def show_plan(made: Plan, out: str) -> None:
         )
         for name, one in scale.codecs.items()
     ]
-    console.show_table("on disk, before compression", ("codec", "a frame", "all stores"), sizes)
+    console.show_table("", ("on disk, before compression", "a frame", "all stores"), sizes)
     if made.training:
         _show_training(made)
     if made.speed:
@@ -112,13 +120,14 @@ def _show_training(made: Plan) -> None:
         ("a step", f"{training.step_frames:,} frames, {console.bytes_text(training.step_bytes)} read"),
         ("operations of a window, forward", parts),
         ("operations of a step, cached", _ops(operations.cached_step)),
-        ("operations of a step, un-cached", f"{_ops(operations.uncached_step)}, {_ratio(operations)}"),
+        ("operations of a step, un-cached", f"{_ops(operations.uncached_step)}, {_ratio(operations)} times as many"),
     ]
-    console.show_table(f"training '{made.recipe}'", ("", ""), rows)
+    console.show_table("", (f"training '{made.recipe}'", ""), rows)
 
 
-def _ratio(operations: Any) -> str:
-    return f"{operations.uncached_step / operations.cached_step:.2f} times as many" if operations.cached_step else ""
+def _ratio(operations: Operations) -> str:
+    assert operations.cached_step and operations.uncached_step
+    return f"{operations.uncached_step / operations.cached_step:.2f}"
 
 
 def _show_speed(made: Plan, speed: Speed) -> None:
@@ -134,7 +143,11 @@ def _show_speed(made: Plan, speed: Speed) -> None:
         ("one decoding process alone", f"{1 / speed.decode_s:,.1f} frames/s", ""),
         ("encoder alone", f"{1 / speed.encode_s:,.1f} frames/s", ""),
         ("codec, checksums and writing", rate(speed.frame_bytes / speed.write_s), f"needed {rate(times.write_bytes_per_s)}"),
-        ("extraction, overlapping", f"{1 / speed.frame_s:,.1f} frames/s", f"all: {_time(times.extract_s)}, {times.slowest} sets the pace"),
+        (
+            "extraction, overlapping",
+            f"{1 / speed.frame_s:,.1f} frames/s",
+            f"all: {seconds_text(times.extract_s)}, {times.slowest} sets the pace",
+        ),
     ]
     needed = f"needed {rate(times.read_bytes_per_s)}" if times.read_bytes_per_s else ""
     cold = speed.read_cold_bytes_per_s
@@ -142,45 +155,51 @@ def _show_speed(made: Plan, speed: Speed) -> None:
     rows += [("reading windows, from the disk", rate(cold) if cold else "not tried", "" if times.fits_memory else needed)]
     if times.cached_step_s and times.uncached_step_s and times.cached_epoch_s and times.uncached_epoch_s:
         rows += [
-            ("training step, cached", _time(times.cached_step_s), f"an epoch: {_time(times.cached_epoch_s)}"),
-            ("training step, un-cached", _time(times.uncached_step_s), f"an epoch: {_time(times.uncached_epoch_s)}"),
+            ("training step, cached", seconds_text(times.cached_step_s), f"an epoch: {seconds_text(times.cached_epoch_s)}"),
+            (
+                "training step, un-cached",
+                seconds_text(times.uncached_step_s),
+                f"an epoch: {seconds_text(times.uncached_epoch_s)}",
+            ),
         ]
-    console.show_table(f"on this machine, from {speed.frames:,} frames of {speed.videos} videos", ("", "", ""), rows)
+    console.show_table("", (f"on this machine, from {speed.frames:,} frames of {speed.videos} videos", "", ""), rows)
 
 
 def verdict(made: Plan, out: str) -> list[str]:
     """Whether caching pays, in words; and what the plan leaves out."""
     from pipeline import console
 
-    lines = []
-    scale, training, times = made.scale, made.training, made.times
-    if scale.videos is None:
-        lines += ["no manifest: every window is taken to be of new frames, and the built-in world's videos were decoded in place of yours"]
-    codec = scale.codecs[made.codec]
-    assert codec
+    lines, training, times = [], made.training, made.times
+    if made.scale.videos is None:
+        tried = "" if made.speed is None else "; tried with videos of the built-in world, not yours"
+        lines += [f"no manifest: an epoch is taken to see every frame once{tried}"]
     if made.speed is None:
-        lines += ["not tried on this machine (--probe-s 0): seconds, rates, and whether caching pays in time are left out"]
+        lines += ["not tried on this machine (--probe-s 0): seconds and rates are left out"]
     if training is None:
-        lines += ["no recipe: what training takes, and whether caching pays, is left out"]
-    if times is None or training is None or times.cached_epoch_s is None or times.uncached_epoch_s is None:
-        return lines
+        return [*lines, "no recipe: what training takes, and whether caching pays, is left out"]
     epochs = made.runs * training.epochs
+    runs = f"{made.runs} {'run' if made.runs == 1 else 'runs'} of {training.epochs:,.1f} epochs"
+    if times is None or times.cached_epoch_s is None or times.uncached_epoch_s is None:
+        after = made.operations.break_even
+        if after is None:
+            return [*lines, "by operations alone, caching never pays: the encoder has none"]
+        does = "pays" if epochs > after else "does not pay"
+        return [*lines, f"by operations alone, caching {does} for {runs}: it does from {after:,.1f} epochs on, over all runs"]
     cached_s, uncached_s = times.extract_s + epochs * times.cached_epoch_s, epochs * times.uncached_epoch_s
-    plural = "run" if made.runs == 1 else "runs"
-    both = f"{made.runs} {plural} of {training.epochs:,.1f} epochs take {_time(cached_s)} with the cache, its extraction included, and {_time(uncached_s)} without"
-    gain = times.uncached_epoch_s / times.cached_epoch_s
+    both = f"{runs} take {seconds_text(cached_s)} with the cache, extraction included, and {seconds_text(uncached_s)} without"
+    gain = f"{times.uncached_epoch_s / times.cached_epoch_s:.2f} times as fast"
     if times.break_even is None:
-        lines += [f"caching never pays here: an epoch from the cache is not faster than one with the encoder ({gain:.2f}); {both}"]
-    elif epochs > times.break_even:
-        lines += [f"caching pays: {both}; it has paid for itself after {times.break_even:,.1f} epochs, counted over all runs"]
-    else:
-        lines += [f"caching does not pay for this: {both}; it would pay from {times.break_even:,.1f} epochs on, counted over all runs"]
-    ratio = _ratio(made.operations)
-    lines += [f"an epoch is {gain:.2f} times as fast from the cache; without it, a step has {ratio} operations, and videos are decoded"]
+        return [*lines, f"caching never pays here: {both}; an epoch from the cache is {gain}"]
+    does = "pays" if cached_s < uncached_s else "does not pay for this"
+    lines += [f"caching {does}: {both}; it pays from {times.break_even:,.1f} epochs on, counted over all runs"]
+    more = f"in operations alone it would be {_ratio(made.operations)}, and the rest is decoding"
+    lines += [f"an epoch from the cache is {gain}; {more}"]
+    codec = made.scale.codecs[made.codec]
+    assert codec
+    disk = f"the price is {console.bytes_text(codec.disk_bytes)} of disk at {out}"
     if cached_s < uncached_s:
-        per_hour = codec.disk_bytes / ((uncached_s - cached_s) / 3600)
-        lines += [f"the price is {console.bytes_text(codec.disk_bytes)} of disk at {out}: {console.bytes_text(per_hour)} for every hour saved"]
-    return lines
+        disk += f": {console.bytes_text(codec.disk_bytes / ((uncached_s - cached_s) / 3600))} for every hour saved"
+    return [*lines, disk]
 
 
 def _ops(count: float) -> str:
@@ -191,9 +210,108 @@ def _ops(count: float) -> str:
     return f"{count:.4g} EFLOP"
 
 
-def _time(seconds: float) -> str:
+def seconds_text(seconds: float) -> str:
+    """12.3 ms, 4.5 s, 6.7 min or 8.9 h."""
     if seconds < 1:
         return f"{1000 * seconds:.1f} ms"
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+
+
+Probe = Annotated[float, typer.Option(min=0.1, help="Seconds of each plan's trial.")]
+Decoders = Annotated[int, typer.Option(min=1, help="Processes that decode videos.")]
+SpecFile = Annotated[Path, typer.Option(help="What to cache.")]
+RecipeName = Annotated[str, typer.Option(help="What to train: a .toml file, or the name of a shipped recipe.")]
+
+
+@bench_app.command("plan")
+def bench_plan(
+    spec: SpecFile = Path("cache_specs/demo.toml"),
+    recipe: RecipeName = "demo_gru",
+    clips: Annotated[list[int] | None, typer.Option(min=2, help="Clips of each class; give it for every size.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 3,
+    probe_s: Probe = 10,
+    decoders: Decoders = 1,
+    device: Device = None,
+    sets: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """What `plan` foretells against what then happens, on the built-in world in several sizes.
+
+    --set overrides keys of the recipe.
+
+    Example: stillframe bench plan --clips 8 --clips 16 --clips 32
+    """
+    from pipeline import console
+    from pipeline.bench import plan as module
+    from pipeline.spec import load_recipe, load_spec
+
+    asked, sizes = load_recipe(recipe_file(recipe), sets or []), sorted(set(clips or (8, 16, 32)))
+    with console.progress("bench plan") as update:
+        result = module.foretold(load_spec(spec), asked, sizes, repeats, probe_s, decoders, torch_device(device), update)
+    if as_json:
+        console.show_json(result)
+        return
+    rows = [
+        (
+            f"{facts['frames']:,}",
+            what.removesuffix("_s").replace("_", " "),
+            *(
+                console.bytes_text(value) if what == "disk_bytes" else seconds_text(value)
+                for value in (statistics.median(facts[what][key]) for key in ("planned", "measured"))
+            ),
+            f"{facts[what]['ratio']:.3f}",
+            f"{min(facts[what]['ratios']):.3f} .. {max(facts[what]['ratios']):.3f}",
+        )
+        for facts in result["sizes"].values()
+        for what in module.FORETOLD
+    ]
+    title = f"{result['device']}, {result['processors']} processors; medians of {repeats} rounds, trials of {probe_s:g} s"
+    console.show_table(title, ("frames", "", "planned", "measured", "planned / measured", "least .. most"), rows)
+
+
+@bench_app.command("epoch")
+def bench_epoch(
+    spec: SpecFile = Path("cache_specs/demo.toml"),
+    recipe: RecipeName = "demo_gru",
+    clips: Annotated[int, typer.Option(min=2, help="Clips of each class.")] = 16,
+    ablations: Annotated[int, typer.Option(min=1, help="Runs, each of one epoch and a seed of its own.")] = 8,
+    decoders: Decoders = 1,
+    device: Device = None,
+    sets: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """An epoch with the encoder in the loop against one from the cache, with its parts; and all runs together.
+
+    --set overrides keys of the recipe.
+
+    Example: stillframe bench epoch --ablations 8 --decoders 2
+    """
+    from pipeline import console
+    from pipeline.bench import epoch as module
+    from pipeline.spec import load_recipe, load_spec
+
+    asked = load_recipe(recipe_file(recipe), sets or [])
+    with console.progress("bench epoch") as update:
+        result = module.epoch_speed(load_spec(spec), asked, clips, ablations, decoders, torch_device(device), update)
+    if as_json:
+        console.show_json(result)
+        return
+    size, ways = result["size"], module.WAYS
+    title = (
+        f"{size['frames']:,} frames, {size['tokens']}, batches of {size['windows']}, {size['steps']} steps an epoch\n"
+        f"{size['device']}, decoders: {size['decoders']}; medians of {ablations} runs"
+    )
+    rows = [(name, *(seconds_text(result["epochs"][way][key]) for way in ways)) for name, key in EPOCH_ROWS]
+    for part in dict.fromkeys(part for way in ways for part in result["parts_of_a_step"][way]):
+        beside = ", beside the others" if part in module.BESIDE else ""
+        seconds = (result["parts_of_a_step"][way].get(part) for way in ways)
+        rows.append((f"of a step: {part}{beside}", *("" if one is None else seconds_text(one) for one in seconds)))
+    rows.append((f"{ablations} runs of one epoch, extraction included", *(seconds_text(result["runs"][way]) for way in ways)))
+    console.show_table(title, ("", "from the cache", "with the encoder"), rows)
+    console.show(f"an epoch with the encoder takes {result['ratio']:.2f} times as long (median of {ablations} paired ratios)")
+    console.show(f"the extraction took {seconds_text(result['extract_s'])}")
+
+
+EPOCH_ROWS = (("an epoch", "median_s"), ("a step", "step_s"))

@@ -147,9 +147,9 @@ class Encoder(EncoderPlugin):
         self._outputs[layer] = output[0] if isinstance(output, tuple) else output
 
 
-def _blocks(tower: nn.Module, last: int) -> nn.ModuleList:
+def _blocks(tower: Any, last: int) -> nn.ModuleList:
     """The tower's blocks up to `last`; those above it are dropped."""
-    depth: int = tower.config.num_hidden_layers
+    depth = tower.config.num_hidden_layers
     blocks = next(part for part in tower.modules() if isinstance(part, nn.ModuleList) and len(part) == depth)
     del blocks[last + 1 :]
     return blocks
