@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from pipeline import costs, extract, plugins
+from pipeline.codecs import FittedCodec
 from pipeline.errors import BadInput
 from pipeline.extract import fill_stores
 from pipeline.manifest import Manifest
@@ -36,11 +37,10 @@ FRAME_BYTES, VIEW_BYTES, VIDEO_BYTES = 8, 48, 16 + 12
 """Of a store, beside the tokens: a frame's time and its affine in every view; a video's rows, and what is around its name."""
 ARRAY_BYTES, STORE_BYTES, VIEW_STORE_BYTES = 1050, 2140, 620
 """Zarr's metadata: of a token array, of everything else in a store, and of a view's group and affine."""
-ARRAY_FILES, STORE_FILES = 1, 10
-"""Beside the shards: a token array's metadata; those of the store, its small arrays and its receipt."""
-VIEW_FILES = 3
+ARRAY_FILES, STORE_FILES, VIEW_FILES = 1, 10, 3
+"""Beside the shards: a token array's metadata; those of the store, its small arrays and its receipt; those of a view."""
 CACHE_FILES = 1
-"""cache.json; and the manifest's."""
+"""cache.json; those of the manifest, and what a fitted codec has learnt, come on top."""
 LABELS = ("one", "two")
 """Where no manifest says what there is to tell apart."""
 
@@ -214,7 +214,8 @@ def _scale(spec: CacheSpec, shape: TokenShape, videos: Manifest | None, expected
             codecs[name] = Codec(bytes_per_frame=other.bytes_per_frame(shape), disk_bytes=disk_bytes)
         except BadInput:
             codecs[name] = None
-    manifest_files = sum((videos.folder / name).is_file() for name in Manifest.FILES) if videos else len(Manifest.FILES)
+    files = CACHE_FILES + isinstance(spec.make_codec(), FittedCodec)
+    files += sum((videos.folder / name).is_file() for name in Manifest.FILES) if videos else len(Manifest.FILES)
     return Scale(
         videos=len(videos.videos) if videos else None,
         clips=len(videos.clips) if videos else None,
@@ -222,7 +223,7 @@ def _scale(spec: CacheSpec, shape: TokenShape, videos: Manifest | None, expected
         frames=frames,
         tokens=frames * spec.tokens_per_frame(shape),
         stores=len(expected),
-        files=_on_disk(spec, shape, expected.values())[0] + CACHE_FILES + manifest_files,
+        files=_on_disk(spec, shape, expected.values())[0] + files,
         codecs=codecs,
     )
 

@@ -192,7 +192,7 @@ def verdict(made: Plan, out: str) -> list[str]:
         return [*lines, f"caching never pays here: {both}; an epoch from the cache is {gain}"]
     does = "pays" if cached_s < uncached_s else "does not pay for this"
     lines += [f"caching {does}: {both}; it pays from {times.break_even:,.1f} epochs on, counted over all runs"]
-    more = f"in operations alone it would be {_ratio(made.operations)}, and the rest is decoding"
+    more = f"it would be {_ratio(made.operations)} by operations alone; decoding, reading and waiting make the difference"
     lines += [f"an epoch from the cache is {gain}; {more}"]
     codec = made.scale.codecs[made.codec]
     assert codec
