@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline.cache import CODEC_FILE, HEADER_FILE, Cache
-from pipeline.codecs import FittedCodec
+from pipeline.codecs import fitted_to
 from pipeline.damage import TITLES, Damage, Kind, Rows
 from pipeline.errors import BadInput
 from pipeline.leases import holders, lease_of
@@ -23,14 +23,11 @@ from pipeline.ledger import Receipt
 from pipeline.manifest import TARGETS, Manifest
 from pipeline.places.folder import PARTIAL
 from pipeline.spec import FORMAT_VERSION, fingerprint
-from pipeline.store import check_chunks
+from pipeline.store import check_chunks, in_view
 
 THREADS = 8
 """Files that are read at once: hashing leaves the interpreter to others."""
 
-SMALL_ARRAYS = ("time_s", "affine", "video_start", "video_stop")
-SMALL_CHUNKS = {"time_s/c/0", "affine/c/0/0/0", "video_start/c/0", "video_stop/c/0"}
-"""Their chunks; one of zeros alone is not written."""
 OnBytes = Callable[[int, int], None]
 """(bytes done, bytes to do)"""
 
@@ -180,7 +177,8 @@ def _of_store(cache: Cache, found: _Found, receipt: Receipt, known: _Known) -> l
         elif found.digests.get(file) != sha:
             kind, problem = _difference(known, store, found.sizes[file], size, found.digests.get(file, ""))
             problems.append(damage(file, kind, problem))
-    unlisted = (_own_files(cache, receipt) | SMALL_CHUNKS & found.sizes.keys()) - receipt.files.keys()
+    chunks = {f"{name}/{chunk}" for name, chunk in _small_arrays(cache).items()}
+    unlisted = (_own_files(cache, receipt) | chunks & found.sizes.keys()) - receipt.files.keys()
     problems += [_wrong_receipt(cache, store, f"it does not list {file}") for file in sorted(unlisted)]
     strays = sorted(found.sizes.keys() - receipt.files.keys() - unlisted)
     problems += [damage(file, "stray", TITLES["stray"]) for file in strays]
@@ -207,8 +205,15 @@ def _wrong_receipt(cache: Cache, store: int, problem: str) -> Damage:
 def _own_files(cache: Cache, receipt: Receipt) -> set[str]:
     """The files that a store with that many rows must have."""
     shards = range(-(-receipt.frames // cache.cache_spec.frames_per_shard(cache.shape)))
-    files = {"zarr.json", *(f"{name}/zarr.json" for name in (*cache.arrays, *SMALL_ARRAYS))}
+    groups = {in_view(view, "zarr.json") for view in cache.views}
+    files = groups | {f"{name}/zarr.json" for name in (*cache.arrays, *_small_arrays(cache))}
     return files | {f"{name}/c/{number}" + "/0" * len(shape) for name, (shape, _) in cache.arrays.items() for number in shards}
+
+
+def _small_arrays(cache: Cache) -> dict[str, str]:
+    """Small array -> its chunk, which is not written where it would hold zeros alone."""
+    of_store = dict.fromkeys(("time_s", "video_start", "video_stop"), "c/0")
+    return of_store | {in_view(view, "affine"): "c/0/0/0" for view in cache.views}
 
 
 def _rows_hit(cache: Cache, receipt: Receipt, file: str) -> tuple[Rows, ...]:
@@ -299,8 +304,8 @@ def _of_header(cache: Cache) -> str:
     cache.arrays  # noqa: B018  refuses what no codec can lay out
     if header.format_version != FORMAT_VERSION or spec.canonical() != header.spec:
         return ""  # written by a version that counted other things in
-    fitted_to = header.manifest if isinstance(cache.codec, FittedCodec) else None
-    follows = fingerprint(spec, header.encoder, header.decoder, fitted_to, header.derived_from)
+    of_codec = fitted_to(cache.codec, header.manifest)
+    follows = fingerprint(spec, header.encoder, header.decoder, of_codec, header.derived_from)
     return (
         "" if follows == header.fingerprint else f"it says fingerprint {header.fingerprint}, but what it says gives {follows}"
     )

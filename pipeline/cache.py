@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -381,8 +382,19 @@ def unwritable(what: object, error: OSError) -> StillframeError:
     )
 
 
+def neighbours(cache: Cache, prefix: str = "") -> Iterator[Cache]:
+    """The caches beside one that can be opened, by name; what is wrong with the others does not concern it."""
+    for place in _caches_in(cache.place.parent):
+        if place.name != cache.name and place.name.startswith(prefix):
+            with suppress(StillframeError):
+                yield Cache(place)
+
+
+def _caches_in(folder: Place) -> Iterator[Place]:
+    return (folder.below(name) for name in folder.names("") if folder.exists(f"{name}/{HEADER_FILE}"))
+
+
 def _nearby(place: Place) -> str:
     """A hint with the caches that lie in or beside a wrong place."""
-    folder = place if place.names("") else place.parent
-    found = [str(folder.below(name)) for name in folder.names("") if folder.exists(f"{name}/{HEADER_FILE}")]
+    found = [str(other) for other in _caches_in(place if place.names("") else place.parent)]
     return f"there are: {', '.join(found)}" if found else "make one with: stillframe extract SPEC DATA --out DIR"

@@ -11,13 +11,14 @@ from typing import Any, Literal
 import torch
 
 from pipeline import plugins, probe
-from pipeline.cache import Cache
-from pipeline.codecs import FittedCodec
+from pipeline.cache import Cache, neighbours
+from pipeline.codecs import fitted_to
 from pipeline.derive import require_derivable
 from pipeline.errors import BadInput
 from pipeline.extract import preview
 from pipeline.ledger import Header
-from pipeline.spec import FORMAT_VERSION, CacheSpec, differences, differing, fingerprint
+from pipeline.spec import FORMAT_VERSION, CacheSpec, fingerprint
+from pipeline.tables import differences, differing
 
 Verdict = Literal["same", "derivable", "new layers", "everything", "not known"]
 
@@ -53,8 +54,8 @@ def compare(spec: CacheSpec, cache: Cache) -> Comparison:
     differ = list(_differ(spec, cache, identity))
     digits = None
     if identity is not None:
-        fitted_to = cache.header.manifest if isinstance(spec.make_codec(), FittedCodec) else None
-        digits = fingerprint(spec, identity, probe.decoder_identity(), fitted_to)
+        of_codec = fitted_to(spec.make_codec(), cache.header.manifest)
+        digits = fingerprint(spec, identity, probe.decoder_identity(), of_codec)
     fields = [field for field, _, _ in differ]
     layers, held = set(spec.encoder.settings.layers), set(cache.shape.layers)
     command, why_not = _derivation(spec, cache, differ)
@@ -82,10 +83,10 @@ def compare(spec: CacheSpec, cache: Cache) -> Comparison:
 def _identity(spec: CacheSpec) -> tuple[dict[str, Any] | None, str]:
     """The encoder's identity, or why it cannot be had."""
     try:
-        encoder = plugins.load("encoder", spec.encoder.name)(spec.encoder.settings, spec.frames.size_px, torch.device("cpu"))
+        identity = spec.make_encoder(torch.device("cpu")).identity
     except BadInput as error:
         return None, error.message
-    return json.loads(json.dumps(encoder.identity)), ""
+    return json.loads(json.dumps(identity)), ""
 
 
 def _differ(spec: CacheSpec, cache: Cache, identity: dict[str, Any] | None) -> Iterator[Difference]:
@@ -150,15 +151,6 @@ def siblings(cache: Cache) -> dict[str, list[str]]:
     def meaning(header: Header) -> dict[str, Any]:
         return header.model_dump(mode="json", include={"spec", "encoder", "decoder", "derived_from"})
 
-    found = {}
-    folder = cache.place.parent
-    for name in folder.names(""):
-        if not name.startswith(f"{cache.spec['name']}-"):
-            continue
-        try:
-            differ = differences(meaning(cache.header), meaning(Cache(folder.below(name)).header))
-        except BadInput:  # what is wrong with a neighbour does not concern this cache
-            continue
-        if differ:
-            found[name] = differ
-    return found
+    others = neighbours(cache, f"{cache.spec['name']}-")
+    found = {other.name: differences(meaning(cache.header), meaning(other.header)) for other in others}
+    return {name: differ for name, differ in found.items() if differ}

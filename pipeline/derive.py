@@ -23,7 +23,7 @@ import torch
 
 from pipeline import plugins
 from pipeline.cache import HEADER_FILE, Cache, read_learnt, require_same, unwritable
-from pipeline.codecs import FittedCodec
+from pipeline.codecs import FittedCodec, fitted_to
 from pipeline.draft import Draft
 from pipeline.errors import BadInput
 from pipeline.extract import fill_stores
@@ -32,8 +32,9 @@ from pipeline.frames import is_sampled
 from pipeline.leases import Leases, claimed, lease_of
 from pipeline.places import Place, at
 from pipeline.records import TokenShape
-from pipeline.spec import FORMAT_VERSION, CacheSpec, differences, fingerprint, override
+from pipeline.spec import FORMAT_VERSION, CacheSpec, fingerprint
 from pipeline.store import StoreReader, in_view, stored_name, token_arrays
+from pipeline.tables import differences, override
 
 STORE = ("store.chunk_frames", "store.shard_mb", "store.store_mb", "store.compression")
 DERIVABLE = ("name", "encoder.layers", "views", "frames.fps", "codec.", *STORE)
@@ -140,8 +141,8 @@ class Derivation:
     @cached_property
     def digits(self) -> str:
         header = self.source.header
-        fitted_to = header.manifest if isinstance(self.spec.make_codec(), FittedCodec) else None
-        return fingerprint(self.spec, header.encoder, header.decoder, fitted_to, header.fingerprint)
+        of_codec = fitted_to(self.spec.make_codec(), header.manifest)
+        return fingerprint(self.spec, header.encoder, header.decoder, of_codec, header.fingerprint)
 
     @property
     def name(self) -> str:

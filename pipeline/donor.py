@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from safetensors import numpy as safetensors
 
-from pipeline.cache import HEADER_FILE, Cache, read_learnt
+from pipeline.cache import Cache, neighbours, read_learnt
 from pipeline.errors import StillframeError
 from pipeline.ledger import Content, Header, Receipt
 from pipeline.store import stored_name
@@ -78,17 +79,11 @@ class Donor:
 
 def donors(cache: Cache) -> list[Donor]:
     """Caches in the same folder whose layers and views are some of this one's, and all else is the same; the largest first."""
-    found, folder = [], cache.place.parent
-    for name in folder.names(""):
-        if name == cache.name or not folder.exists(f"{name}/{HEADER_FILE}"):
-            continue
-        try:
-            other = Cache(folder.below(name))
-            names = _common(cache, other)
-        except StillframeError:  # what is wrong with a neighbour does not concern this cache
-            continue
-        if names:
-            found.append(Donor(other, names))
+    found = []
+    for other in neighbours(cache):
+        with suppress(StillframeError):  # of one whose tokens cannot be decoded nothing is taken
+            if names := _common(cache, other):
+                found.append(Donor(other, names))
     return sorted(found, key=lambda donor: -len(donor.names))
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 from urllib.parse import quote
 
 import av
@@ -20,7 +20,6 @@ from pipeline.device import chosen
 from pipeline.errors import BadInput, BadVideo
 from pipeline.evaluate import require_same_cache
 from pipeline.manifest import Manifest
-from pipeline.model import layers_read
 from pipeline.records import Clip
 from pipeline.run import Run, load_model
 from pipeline.square import to_square
@@ -30,6 +29,18 @@ DRAWN_PX = 384
 """Side of the squares that are drawn on, if the encoder saw smaller ones."""
 SHEET_FRAMES = 4
 """Frames of a clip in a contact sheet."""
+
+
+class Drawing(NamedTuple):
+    """One window with its answer and truth drawn over it."""
+
+    clip: Clip
+    pixels_THWC: np.ndarray
+    """uint8."""
+    place: int
+    """Of the drawing among all that were asked for, from 1 on."""
+    total: int
+    """How many these are."""
 
 
 def draw(
@@ -43,36 +54,57 @@ def draw(
     allow_missing: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Draws the middle window of `count` clips, spread evenly over `split`, in the task's first form.
+    """Writes `drawings` as `drawn-<split>/<clip>.mp4` and `drawn-<split>.png` into the run folder; returns the sheet's path."""
+    clips = []
+    for drawing in drawings(run, cache, count, split, checkpoint, manifest, device, allow_missing):
+        with VideoFile(run.path / f"drawn-{split}" / file_name(drawing.clip), run.recipe.windows.fps) as file:
+            for pixels_HWC in drawing.pixels_THWC:
+                file.append(pixels_HWC)
+        clips.append(drawing.pixels_THWC)
+        if on_progress:
+            on_progress(drawing.place, drawing.total)
+    sheet = run.path / f"drawn-{split}.png"
+    contact_sheet(sheet, clips)
+    return sheet
 
-    Writes `drawn-<split>/<clip>.mp4` and `drawn-<split>.png` into the run folder; returns the path of the sheet. The videos are
-    decoded again. Raises BadInput where they are gone.
+
+def file_name(clip: Clip) -> str:
+    return f"{quote(clip.clip_id, safe=' #@+')}.mp4"
+
+
+def drawings(
+    run: Run,
+    cache: Cache,
+    count: int,
+    split: str = "val",
+    checkpoint: str = "last",
+    manifest: Manifest | None = None,
+    device: torch.device | None = None,
+    allow_missing: bool = False,
+) -> Iterator[Drawing]:
+    """The middle window of `count` clips, spread evenly over `split`, with the answer of the task's first form.
+
+    The videos are decoded again. Raises BadInput where they are gone.
     """
     device = chosen(device)
     manifest = manifest or cache.manifest
     require_same_cache(run, cache, manifest)
     model, task = load_model(run, cache.shape, checkpoint, device)
-    layers = layers_read(run.recipe, cache.shape)
-    windows = Windows(cache, manifest, split, run.recipe.windows, task, layers, allow_missing=allow_missing)
-    places = np.unique(np.linspace(0, len(windows) - 1, min(count, len(windows))).round().astype(int)).tolist()
-    form, clips = task.forms[0], []
+    windows = Windows(cache, manifest, split, run.recipe.windows, task, model.layers, allow_missing=allow_missing)
+    places = spread(len(windows), count)
+    form = task.forms[0]
     for done, place in enumerate(places, start=1):
         batch, clip = windows.read([Sample(place, 0.5)]), windows.clip(place)
-        targets = {name: torch.from_numpy(array).to(device) for name, array in batch.targets.items()}
-        with torch.inference_mode():
-            prediction = model(*windows.tokens(batch, device), task.query(targets))[form]
-            answer = task.answer(form, prediction).cpu().numpy()[0]
+        answer = model.answers(windows.on_device(batch, device), task)[form][0]
         pixels = squares(cache, manifest.root, clip, batch.time_s_BT[0])
         drawn = task.draw(pixels, answer, {name: array[0] for name, array in batch.targets.items()})
-        with VideoFile(run.path / f"drawn-{split}" / f"{quote(clip.clip_id, safe=' #@+')}.mp4", run.recipe.windows.fps) as file:
-            for pixels_HWC in drawn:
-                file.append(pixels_HWC)
-        clips.append(drawn)
-        if on_progress:
-            on_progress(done, len(places))
-    sheet = run.path / f"drawn-{split}.png"
-    contact_sheet(sheet, clips)
-    return sheet
+        yield Drawing(clip, drawn, done, len(places))
+
+
+def spread(total: int, count: int) -> list[int]:
+    """Up to `count` of the places 0 .. total - 1, evenly spread, ends included."""
+    places: list[int] = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()
+    return places
 
 
 def squares(cache: Cache, root: Path, clip: Clip, time_s_T: np.ndarray) -> np.ndarray:
@@ -102,8 +134,9 @@ def squares(cache: Cache, root: Path, clip: Clip, time_s_T: np.ndarray) -> np.nd
 class VideoFile:
     """An H.264 .mp4, written frame by frame; it appears under its name when it is whole."""
 
-    def __init__(self, path: Path, fps: float) -> None:
-        self.path, self.fps = path, fps
+    def __init__(self, path: Path, fps: float, crf: int = 18) -> None:
+        """`crf`: what quality costs; 18 can hardly be told from the original, 28 takes about a quarter of its bytes."""
+        self.path, self.fps, self.crf = path, fps, crf
         self._aside = path.with_name(f".{path.name}.partial")
         self._stream: VideoStream | None = None
 
@@ -118,7 +151,7 @@ class VideoFile:
         even = np.pad(pixels_HWC, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         if self._stream is None:
             rate = Fraction(self.fps).limit_denominator(1001)
-            self._stream = self._file.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "veryfast"})
+            self._stream = self._file.add_stream("libx264", rate=rate, options={"crf": str(self.crf), "preset": "veryfast"})
             self._stream.height, self._stream.width = even.shape[:2]
             self._stream.pix_fmt = "yuv420p"
         self._file.mux(self._stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import torch
 
 from pipeline.cache import Cache
 from pipeline.decoder import DecodeLimits, Decoder
-from pipeline.donor import Donor, donors
+from pipeline.donor import Donor
 from pipeline.draft import Draft
 from pipeline.encoders import EncoderPlugin
 from pipeline.errors import BadVideo, StillframeError
@@ -45,12 +44,9 @@ class Lane:
     cache: Cache
     encoder: EncoderPlugin
     leases: Leases
+    donors: Sequence[Donor]
     whole: set[int] = field(default_factory=set)
     """Stores that no other cache can give anything for: tried, and found to be of other frames or damaged."""
-
-    @cached_property
-    def donors(self) -> list[Donor]:
-        return donors(self.cache)
 
     def draft(self, store: int) -> Draft:
         giving = (donor for donor in self.donors if store not in self.whole and donor.has(store, self.cache.plan[store]))

@@ -5,6 +5,7 @@ The interval is a percentile bootstrap over *videos*, not clips: clips of one vi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -20,15 +21,15 @@ from pipeline.device import chosen
 from pipeline.errors import BadInput
 from pipeline.ledger import read_json, to_json
 from pipeline.manifest import Manifest
-from pipeline.model import VideoModel, layers_read
+from pipeline.model import VideoModel
 from pipeline.places.folder import write_atomically
 from pipeline.plugins import Settings
+from pipeline.records import Batch
 from pipeline.run import CacheFacts, Run, load_model
-from pipeline.spec import WindowSettings
 from pipeline.targets import Arrays, collate
 from pipeline.tasks import TaskPlugin
-from pipeline.train import predict, require_fit, require_truth
-from pipeline.windows import Windows
+from pipeline.train import EVAL_BATCH, require_fit, require_shared, require_truth
+from pipeline.windows import OnDevice, Windows
 
 RESAMPLES = 2000
 TRIVIAL_WINDOWS = 512
@@ -88,41 +89,45 @@ def evaluate(
     The `last` checkpoint is scored by default: `best` was chosen on the evaluation split, which flatters it there. The answers
     themselves go to `answers-<split>.safetensors`, unless the task's are too large.
     """
+    return evaluate_together([run], cache, split, checkpoint, manifest, device, allow_missing)[0]
+
+
+def evaluate_together(
+    runs: Sequence[Run],
+    cache: Cache,
+    split: str = "val",
+    checkpoint: str = "last",
+    manifest: Manifest | None = None,
+    device: torch.device | None = None,
+    allow_missing: bool = False,
+) -> list[dict[str, Any]]:
+    """The same for several runs from one read of each batch; their recipes must be alike in `train.shared`."""
     device = chosen(device)
     manifest = manifest or cache.manifest
-    recipe = run.recipe
-    require_fit(recipe, cache, manifest)
-    require_same_cache(run, cache, manifest)
+    for run in runs:
+        require_fit(run.recipe, cache, manifest)
+        require_same_cache(run, cache, manifest)
+    require_shared([run.recipe for run in runs])
     cache.require_sound()
-    model, task = load_model(run, cache.shape, checkpoint, device)
-    layers = layers_read(recipe, cache.shape)
-    windows = Windows(cache, manifest, split, recipe.windows, task, layers, allow_missing=allow_missing)
-    require_truth(task, windows)
-    known = statistics(task, cache, manifest, split, recipe.windows)
-    table = score_windows(model, task, windows, known, device)
-    facts = run.checkpoint(checkpoint)
-    assert facts is not None
-    clips = table.of_clips(task.metrics[0].name)
-    record = Evaluation(
-        run=run.path.name,
-        split=split,
-        checkpoint={"which": checkpoint, "step": facts.step},
-        cache=run.header.cache,
-        task=recipe.task.name,
-        temporal=recipe.temporal.name,
-        metrics=tuple(MetricFacts(**metric._asdict()) for metric in task.metrics),
-        trivial={metric.name: table.interval(TRIVIAL, metric.name).score for metric in task.metrics},
-        clips_scored=len(clips),
-        clips_skipped=len(windows.skipped),
-        clips_without_truth=len(windows) - len(clips),
-        videos=len({windows.clip(place).video_id for place in clips}),
-        forms={form: {metric.name: table.interval(form, metric.name) for metric in task.metrics} for form in task.forms},
-        clips={windows.clip(place).clip_id: row for place, row in clips.items()},
-    )
-    if task.keeps_answers:
-        write_atomically(run.path / f"answers-{split}.safetensors", save(table.answers))
-    write_atomically(run.path / f"evaluation-{split}.json", to_json(record))
-    return record.model_dump(mode="json")
+    loaded = [load_model(run, cache.shape, checkpoint, device) for run in runs]
+    settings, first = runs[0].recipe.windows, loaded[0][1]
+    layers = sorted({layer for model, _ in loaded for layer in model.layers})
+    windows = Windows(cache, manifest, split, settings, first, layers, allow_missing=allow_missing)
+    require_truth(first, windows)
+    known = known_of(runs, [task for _, task in loaded], cache, manifest, split)
+    tables = [Scores(windows, model, task, known[task_key(run)]) for run, (model, task) in zip(runs, loaded, strict=True)]
+    for batch in windows.evaluation(EVAL_BATCH):
+        given = windows.on_device(batch, device)
+        for table in tables:
+            table.add(batch, given)
+    records = []
+    for run, table in zip(runs, tables, strict=True):
+        table.finish()
+        records.append(table.record(run, checkpoint))
+        if table.task.keeps_answers:
+            write_atomically(run.path / f"answers-{split}.safetensors", save(table.answers))
+        write_atomically(run.path / f"evaluation-{split}.json", to_json(records[-1]))
+    return [record.model_dump(mode="json") for record in records]
 
 
 def require_same_cache(run: Run, cache: Cache, manifest: Manifest) -> None:
@@ -146,26 +151,62 @@ def _some(labels: tuple[str, ...]) -> str:
     return ", ".join(labels[:5]) + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")
 
 
-def statistics(task: TaskPlugin, cache: Cache, manifest: Manifest, split: str, settings: WindowSettings) -> Arrays:
-    """What the trivial answer may know: training windows' truth, or that of `split` itself where there is no training split."""
-    known = Windows(cache, manifest, "train" if "train" in manifest.splits else split, settings, task, allow_missing=True)
-    samples = islice(known.evaluation_samples(), TRIVIAL_WINDOWS)
-    return task.statistics(known.truth([sample]) for sample in samples)
+def task_key(run: Run) -> str:
+    """Equal for runs whose trivial answers are."""
+    return json.dumps(run.recipe.task.table(), sort_keys=True)
+
+
+def known_of(
+    runs: Sequence[Run], tasks: Sequence[TaskPlugin], cache: Cache, manifest: Manifest, split: str
+) -> dict[str, Arrays]:
+    """What the trivial answer of every task may know, by `task_key`: training windows' truth, or that of `split` itself where
+    there is no training split."""
+    known, where = dict[str, Arrays](), "train" if "train" in manifest.splits else split
+    for run, task in zip(runs, tasks, strict=True):
+        if task_key(run) not in known:
+            seen = Windows(cache, manifest, where, run.recipe.windows, task, allow_missing=True)
+            samples = islice(seen.evaluation_samples(), TRIVIAL_WINDOWS)
+            known[task_key(run)] = task.statistics(seen.truth([sample]) for sample in samples)
+    return known
 
 
 TRIVIAL = "trivial"
 
 
 class Scores:
-    """Scores of every evaluation window, in order, and what they amount to."""
+    """Scores of a run, and of the trivial answer, for every evaluation window in order, and what they amount to."""
 
-    def __init__(self, windows: Windows) -> None:
-        self.windows = windows
+    def __init__(self, windows: Windows, model: VideoModel, task: TaskPlugin, known: Arrays) -> None:
+        self.windows, self.model, self.task, self.known = windows, model, task, known
         self.values: dict[tuple[str, str], np.ndarray] = {}
         """(form, metric) -> (windows,)."""
         self.weight = np.zeros(0)
         self.clip = np.zeros(0, np.int64)
         self.answers: Arrays = {}
+        self._columns: dict[tuple[str, str], list[np.ndarray]] = {}
+        self._rows: dict[str, list[np.ndarray]] = {form: [] for form in task.forms}
+        self._weights: list[np.ndarray] = []
+        self._clips: list[np.ndarray] = []
+
+    def add(self, batch: Batch, given: OnDevice) -> None:
+        """Scores one batch."""
+        self._weights.append(self.task.weight(batch.targets))
+        self._clips.append(batch.clip_index)
+        answers = self.model.answers(given, self.task)
+        for form, answer in (answers | {TRIVIAL: self.task.trivial(batch.targets, self.known)}).items():
+            for metric, values in self.task.score(answer, batch.targets).items():
+                self._columns.setdefault((form, metric), []).append(values)
+        if self.task.keeps_answers:
+            for form, answer in answers.items():
+                self._rows[form] += list(answer)
+
+    def finish(self) -> None:
+        """To be called after the last batch."""
+        self.values = {key: np.concatenate(parts) for key, parts in self._columns.items()}
+        self.weight, self.clip = np.concatenate(self._weights), np.concatenate(self._clips)
+        if self.task.keeps_answers:
+            rows = zip(*self._rows.values(), strict=True)
+            self.answers = collate([dict(zip(self._rows, row, strict=True)) for row in rows])
 
     def interval(self, form: str, metric: str) -> Interval:
         videos = [self.windows.clip(int(clip)).video_id for clip in self.clip]
@@ -187,27 +228,27 @@ class Scores:
             rows[place] |= {form: float(mean[place]) for form, mean in means.items()}
         return rows
 
-
-def score_windows(model: VideoModel, task: TaskPlugin, windows: Windows, known: Arrays, device: torch.device) -> Scores:
-    """Scores of the model in every form, and of the trivial answer, for every evaluation window."""
-    table = Scores(windows)
-    columns: dict[tuple[str, str], list[np.ndarray]] = {}
-    answers: dict[str, list[np.ndarray]] = {form: [] for form in task.forms}
-    weights, clips = [], []
-    for batch, given in predict(model, task, windows, device):
-        weights.append(task.weight(batch.targets))
-        clips.append(batch.clip_index)
-        for form, answer in (given | {TRIVIAL: task.trivial(batch.targets, known)}).items():
-            for metric, values in task.score(answer, batch.targets).items():
-                columns.setdefault((form, metric), []).append(values)
-        if task.keeps_answers:
-            for form, answer in given.items():
-                answers[form] += list(answer)
-    table.values = {key: np.concatenate(parts) for key, parts in columns.items()}
-    table.weight, table.clip = np.concatenate(weights), np.concatenate(clips)
-    if task.keeps_answers:
-        table.answers = collate([dict(zip(answers, row, strict=True)) for row in zip(*answers.values(), strict=True)])
-    return table
+    def record(self, run: Run, checkpoint: str) -> Evaluation:
+        """Everything in the form that is written."""
+        facts, metrics = run.checkpoint(checkpoint), self.task.metrics
+        assert facts is not None
+        clips = self.of_clips(metrics[0].name)
+        return Evaluation(
+            run=run.path.name,
+            split=self.windows.split,
+            checkpoint={"which": checkpoint, "step": facts.step},
+            cache=run.header.cache,
+            task=run.recipe.task.name,
+            temporal=run.recipe.temporal.name,
+            metrics=tuple(MetricFacts(**metric._asdict()) for metric in metrics),
+            trivial={metric.name: self.interval(TRIVIAL, metric.name).score for metric in metrics},
+            clips_scored=len(clips),
+            clips_skipped=len(self.windows.skipped),
+            clips_without_truth=len(self.windows) - len(clips),
+            videos=len({self.windows.clip(place).video_id for place in clips}),
+            forms={form: {metric.name: self.interval(form, metric.name) for metric in metrics} for form in self.task.forms},
+            clips={self.windows.clip(place).clip_id: row for place, row in clips.items()},
+        )
 
 
 def interval(scores: np.ndarray, videos: Sequence[str], weights: np.ndarray | None = None, seed: int = 0) -> Interval:

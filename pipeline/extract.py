@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline import plugins, probe, spec
+from pipeline import probe, spec
 from pipeline.cache import HEADER_FILE, Cache, require_same, unwritable
-from pipeline.codecs import FittedCodec
+from pipeline.codecs import FittedCodec, fitted_to
 from pipeline.decoder import DecodeLimits
 from pipeline.device import chosen
-from pipeline.donor import donors
+from pipeline.donor import Donor, donors
 from pipeline.encoders import EncoderPlugin
-from pipeline.engines import EnginePlugin
-from pipeline.errors import BadInput, BadVideo, StillframeError
+from pipeline.engines import EnginePlugin, carry_out
+from pipeline.errors import BadInput, BadVideo
 from pipeline.fit import learn, sample_tokens
-from pipeline.leases import LOOK_S, Leases
+from pipeline.leases import Leases
 from pipeline.ledger import Header, TokenFacts
 from pipeline.manifest import Manifest
 from pipeline.places import Place, at
 from pipeline.progress import OnProgress, Progress
 from pipeline.records import TokenShape, Video
 from pipeline.spec import FORMAT_VERSION, CacheSpec
-from pipeline.worker import Job, fill
-
-DEATHS = 5
-"""Workers that may die one after the other without a store being finished in between."""
+from pipeline.worker import Extraction, fill
 
 
 def extract(
@@ -76,9 +72,10 @@ def extract_all(
             cache.forget(store)
     places = [cache.place.address for cache, _ in caches]
     job = a_job(places, manifest, None if given is None else str(given), decoders, limits)
-    expected = {str(cache): _given(cache, say) for cache, _ in caches}
+    to_fill = [(cache, encoder, donors(cache)) for cache, encoder in caches]
+    expected = {str(cache): _given(cache, givers, say) for cache, _, givers in to_fill}
     if engine is None:
-        fill(caches, manifest.videos, job, device, on_progress)
+        fill(to_fill, manifest.videos, job, device, on_progress)
     else:
         have_filled([cache for cache, _ in caches], job, engine, logs, on_progress)
     complete = [Cache(cache.place) for cache, _ in caches]
@@ -89,11 +86,11 @@ def extract_all(
     return complete
 
 
-def _given(cache: Cache, say: Callable[[str], None]) -> list[int]:
+def _given(cache: Cache, givers: Sequence[Donor], say: Callable[[str], None]) -> list[int]:
     """The missing stores of which other caches hold a part, told one cache after the other."""
     left = cache.missing_stores()
     given: list[int] = []
-    for donor in donors(cache):
+    for donor in givers:
         has = {store: donor.has(store, cache.plan[store]) for store in left}
         stores = [store for store in left if has[store]]
         left = [store for store in left if not has[store]]
@@ -107,9 +104,9 @@ def _given(cache: Cache, say: Callable[[str], None]) -> list[int]:
 
 def a_job(
     caches: Sequence[str], manifest: Manifest, device: str | None, decoders: int, limits: DecodeLimits | None = None
-) -> Job:
+) -> Extraction:
     """What the workers on these caches are told."""
-    return Job(
+    return Extraction(
         caches=tuple(caches),
         root=str(manifest.root.absolute()),
         device=device,
@@ -119,45 +116,29 @@ def a_job(
 
 
 def have_filled(
-    caches: Sequence[Cache], job: Job, engine: EnginePlugin, logs: Path, on_progress: OnProgress | None = None
+    caches: Sequence[Cache], job: Extraction, engine: EnginePlugin, logs: Path, on_progress: OnProgress | None = None
 ) -> None:
     """Has the workers of an engine bring caches to completion, and watches the receipts as they come."""
     missing = {str(cache): set(cache.missing_stores()) for cache in caches}
     progress = Progress(sum(sum(cache.plan[store].values()) for cache in caches for store in missing[str(cache)]))
-    deaths: list[str] = []
-    if not any(missing.values()):
-        return
-    try:
-        engine.start(job, logs)
-        while True:
-            workers = engine.poll()
-            deaths += workers.ended
-            for cache in caches:
-                for store in missing[str(cache)] - set(cache.missing_stores()):
-                    missing[str(cache)].discard(store)
-                    progress.add(cache.receipt(store))
-                    deaths.clear()
-            if on_progress:
-                on_progress(progress)
-            if not any(missing.values()):
-                return
-            if len(deaths) > DEATHS or workers.running + workers.waiting == 0:
-                why = deaths[-1] if deaths else "they ended without a word"
-                left = sum(map(len, missing.values()))
-                raise StillframeError(
-                    f"{left} stores are missing and the workers are gone: {why}",
-                    f"see {logs}; finished stores are kept: run it again to go on",
-                )
-            time.sleep(LOOK_S)
-    finally:
-        engine.stop()
+
+    def left() -> int:
+        for cache in caches:
+            for store in missing[str(cache)] - set(cache.missing_stores()):
+                missing[str(cache)].discard(store)
+                progress.add(cache.receipt(store))
+        if on_progress:
+            on_progress(progress)
+        return sum(map(len, missing.values()))
+
+    carry_out(engine, job, logs, left, "stores")
 
 
 def load_encoders(specs: Sequence[CacheSpec], device: torch.device) -> list[tuple[CacheSpec, EncoderPlugin]]:
     """Every spec with its encoder on `device`. Raises BadInput where two specs ask for the same cache."""
     if len({str(one.canonical() | {"name": ""}) for one in specs}) < len(specs):
         raise BadInput("two of the specs say the same", "name each cache once")
-    return [(one, plugins.load("encoder", one.encoder.name)(one.encoder.settings, one.frames.size_px, device)) for one in specs]
+    return [(one, one.make_encoder(device)) for one in specs]
 
 
 def preview(cache_spec: CacheSpec, manifest: Manifest) -> dict[str, Any]:
@@ -179,8 +160,8 @@ def preview(cache_spec: CacheSpec, manifest: Manifest) -> dict[str, Any]:
 
 def lay_out(cache_spec: CacheSpec, manifest: Manifest, out: Path | str, encoder: EncoderPlugin, device: torch.device) -> Cache:
     """The cache of a spec in `out`, checked against the manifest; planned, fitted and created if it is not there yet."""
-    fitted_to = manifest.digest if isinstance(cache_spec.make_codec(), FittedCodec) else None
-    digits = spec.fingerprint(cache_spec, encoder.identity, probe.decoder_identity(), fitted_to)
+    of_codec = fitted_to(cache_spec.make_codec(), manifest.digest)
+    digits = spec.fingerprint(cache_spec, encoder.identity, probe.decoder_identity(), of_codec)
     place = at(out).below(f"{cache_spec.name}-{digits}")
     if place.exists(HEADER_FILE):
         return _same(place, manifest)
@@ -233,18 +214,17 @@ def require_videos(manifest: Manifest) -> None:
 def make_plan(cache_spec: CacheSpec, shape: TokenShape, manifest: Manifest) -> dict[int, dict[str, int]]:
     """store -> video_id -> expected frames. Videos in manifest order fill a store up to its size; none is split."""
     require_videos(manifest)
+    rate, known = cache_spec.frames.rate, manifest.facts
     expected = {}
     for video in manifest.videos:
-        facts = _facts(manifest, video)
+        facts = known[video.video_id] if video.video_id in known else _facts(manifest, video)
         # Of one that cannot be opened extraction will say what is wrong with it.
-        expected[video.video_id] = 1 if facts is None else probe.expected_frames(facts, cache_spec.frames.rate)
+        expected[video.video_id] = 1 if facts is None else probe.expected_frames(facts, rate)
     return fill_stores(expected, cache_spec.frames_per_store(shape))
 
 
 def _facts(manifest: Manifest, video: Video) -> probe.Probe | None:
-    """What the video's header says, from the manifest where that knows it; None if it cannot be opened."""
-    if video.video_id in manifest.facts:
-        return manifest.facts[video.video_id]
+    """What the video's header says; None if it cannot be opened."""
     try:
         return probe.probe(manifest.root / video.source, video.image_fps)
     except BadVideo:

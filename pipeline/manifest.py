@@ -11,13 +11,15 @@ They are written aside and renamed, manifest.jsonl last. The same data set and s
 from __future__ import annotations
 
 import difflib
+import gc
 import hashlib
 import json
 import os
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,7 +29,7 @@ import h5py
 import numpy as np
 
 from pipeline import plugins
-from pipeline.clip_line import REBUILD, from_line, to_line
+from pipeline.clip_line import REBUILD, from_lines, to_line
 from pipeline.datasets import DatasetPlugin
 from pipeline.errors import BadInput, BadVideo, StillframeError, unknown_name
 from pipeline.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES, Probe, probe
@@ -56,6 +58,18 @@ class Origin(plugins.Settings):
     """None: built before there was a videos.jsonl."""
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage is looked for while very many objects are made that stay: every search would go through all of them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 @dataclass(frozen=True)
 class Manifest:
     """All clips of a data set, checked."""
@@ -69,6 +83,7 @@ class Manifest:
     origin: Origin
 
     @classmethod
+    @uncollected()
     def load(cls, folder: Path, root: Path | None = None) -> Manifest:
         """Reads a manifest and checks all of it; `root` says where the videos are now, if they were moved.
 
@@ -81,8 +96,8 @@ class Manifest:
         if hashlib.sha256(text).hexdigest() != origin.manifest_sha256:
             raise BadInput(f"{folder / CLIPS} was edited after it was built: {ORIGIN} has another sha256 for it", REBUILD)
         _check_targets(folder / TARGETS, origin.targets_bytes)
-        lines, path = enumerate(text.decode("ascii", errors="replace").splitlines(), start=1), str(folder / CLIPS)
-        clips = tuple(from_line(line, f"{path} line {number}") for number, line in lines)
+        path = str(folder / CLIPS)
+        clips = from_lines(text.decode("ascii", errors="replace").splitlines(), path)
         check(clips, path, "line")
         if _labels(clips) != origin.labels:
             raise BadInput(f"{folder / ORIGIN} lists other labels than {CLIPS} holds", REBUILD)
@@ -107,11 +122,13 @@ class Manifest:
         return self.origin.rejected
 
     @cached_property
+    @uncollected()
     def videos(self) -> tuple[Video, ...]:
         """Every video once, in the order in which the clips name them."""
         return tuple({clip.video_id: clip.video for clip in self.clips}.values())
 
     @cached_property
+    @uncollected()
     def facts(self) -> dict[str, Probe | None]:
         """video_id -> what its header said when the manifest was built; None for a video that could not be opened.
 
@@ -219,16 +236,13 @@ def check(clips: Iterable[Clip], where: str, unit: str) -> None:
     video_clip: dict[str, Clip] = {}
     labelled = unlabelled = 0
     for number, clip in enumerate(clips, start=1):
-        place = f"{where} {unit} {number}"
         if first.setdefault(clip.clip_id, number) != number:
-            raise BadInput(f"{place}: clip_id '{clip.clip_id}' is taken by {unit} {first[clip.clip_id]}")
+            raise BadInput(f"{where} {unit} {number}: clip_id '{clip.clip_id}' is taken by {unit} {first[clip.clip_id]}")
         known = video_clip.setdefault(clip.video_id, clip)
-        if known.split != clip.split:
-            raise BadInput(f"{place}: video '{clip.video_id}' is in split '{clip.split}' here and in '{known.split}' before")
-        if known is not clip and known.video != clip.video:
-            raise BadInput(f"{place}: video '{clip.video_id}' is {clip.video} here and {known.video} before")
-        if known is clip and (clip.source.startswith("/") or ".." in clip.source.split("/")):
-            raise BadInput(f"{place}: source must lie under the root, found '{clip.source}'")
+        if known is not clip:
+            _check_same_video(clip, known, f"{where} {unit} {number}")
+        elif clip.source.startswith("/") or ".." in clip.source.split("/"):
+            raise BadInput(f"{where} {unit} {number}: source must lie under the root, found '{clip.source}'")
         if clip.label is None:
             unlabelled = unlabelled or number
         else:
@@ -239,6 +253,13 @@ def check(clips: Iterable[Clip], where: str, unit: str) -> None:
             )
     if not first:
         raise BadInput(f"{where} holds no clips", REBUILD)
+
+
+def _check_same_video(clip: Clip, known: Clip, where: str) -> None:
+    if known.split != clip.split:
+        raise BadInput(f"{where}: video '{clip.video_id}' is in split '{clip.split}' here and in '{known.split}' before")
+    if known.video != clip.video:
+        raise BadInput(f"{where}: video '{clip.video_id}' is {clip.video} here and {known.video} before")
 
 
 def _labels(clips: Iterable[Clip]) -> tuple[str, ...]:
@@ -276,7 +297,7 @@ def _facts(dataset: DatasetPlugin, clips: Iterable[Clip]) -> Iterator[str]:
             found = dataset.probed.get(video.source) or probe(dataset.root / video.source, video.image_fps)
         except BadVideo:  # extraction will say what is wrong with it
             return {}
-        return asdict(found)
+        return found._asdict()
 
     videos = {clip.video_id: clip.video for clip in clips}
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:

@@ -27,9 +27,9 @@ from pipeline.records import TokenShape
 from pipeline.shards import ALIGNMENT, CRC_BYTES, Layout
 from pipeline.spec import BASE, CacheSpec, Choice, Recipe
 from pipeline.store import token_arrays
-from pipeline.train import steps_of
+from pipeline.trainer import steps_of
 from pipeline.trial import Speed
-from pipeline.windows import require_rate
+from pipeline.windows import clips_of, require_rate
 
 TRAINING = 3
 """A training step of what is trained, over its forward pass: backward is two of them."""
@@ -174,8 +174,8 @@ def require(spec: CacheSpec, videos: Manifest | None, recipe: Recipe | None) -> 
     if recipe is None:
         return
     layers_read(recipe, shape)
-    clips = [videos.clips[place] for place in videos.split("train")] if videos else []
-    require_rate(recipe.windows, clips, spec.frames.rate, f"spec '{spec.name}'")
+    clips = clips_of(videos, "train", recipe.windows) if videos else []
+    require_rate(recipe.windows, [clip for _, clip in clips], spec.frames.rate, f"spec '{spec.name}'")
     for view in recipe.windows.views:
         if view not in (BASE, *(each.name for each in spec.views)):
             raise BadInput(
@@ -282,7 +282,10 @@ def array_bytes(layout: Layout, rows: int) -> int:
 def _training(spec: CacheSpec, shape: TokenShape, videos: Manifest | None, recipe: Recipe, scale: Scale) -> Training:
     """Without a manifest, an epoch is as many windows as have all cached frames once between their first and last."""
     batch, frames = recipe.training.batch_size, recipe.windows.frames
-    windows = len(videos.split("train")) if videos else max(1, round(scale.frames / (frames * _spacing(spec, recipe, scale))))
+    if videos:
+        windows = len(clips_of(videos, "train", recipe.windows))
+    else:
+        windows = max(1, round(recipe.windows.train_fraction * scale.frames / (frames * _spacing(spec, recipe, scale))))
     tokens = len(layers_read(recipe, shape)) * shape.patch_tokens + shape.special_tokens
     return Training(
         windows=windows,

@@ -8,8 +8,8 @@ from __future__ import annotations
 import io
 import math
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -37,8 +37,7 @@ TIMESTAMPS = "timestamps.txt"
 """In an image folder: one time in seconds per line, one line per image."""
 
 
-@dataclass(frozen=True)
-class Probe:
+class Probe(NamedTuple):
     """The claims of a video's header, or the facts of an image folder."""
 
     width: int

@@ -141,8 +141,7 @@ def _header(recipe: Recipe, source: Cache | CacheSpec, model: VideoModel, labels
         facts, spec, encoder = CacheFacts.of(source), source.spec, source.header.encoder
         place = source.place.address
     else:
-        plugin = plugins.load("encoder", source.encoder.name)
-        encoder = plugin(source.encoder.settings, source.frames.size_px, torch.device("cpu")).identity
+        encoder = source.make_encoder(torch.device("cpu")).identity
         digits = fingerprint(source, encoder, probe.decoder_identity())
         facts = CacheFacts(name=f"{source.name}-{digits}", fingerprint=digits, codec=source.codec.name)
         spec, place = source.canonical(), None

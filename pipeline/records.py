@@ -7,7 +7,7 @@ tokens, S special tokens, N = S + P, D width, H and W pixels, C channels. All ra
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
-class Video:
+class Video(NamedTuple):
     """One source file, or one folder of images."""
 
     video_id: str
@@ -138,6 +137,20 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.clip_index)
+
+    def parts(self, count: int) -> list[Batch]:
+        """The same windows in `count` parts of equal size; views, no copies."""
+        size = len(self) // count
+        cuts = [slice(first, first + size) for first in range(0, size * count, size)]
+        return [
+            Batch(
+                {name: array[cut] for name, array in self.arrays.items()},
+                self.time_s_BT[cut],
+                self.clip_index[cut],
+                {name: array[cut] for name, array in self.targets.items()},
+            )
+            for cut in cuts
+        ]
 
     def __repr__(self) -> str:
         shapes = {name: tuple(array.shape) for name, array in self.arrays.items()}

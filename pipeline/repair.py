@@ -12,14 +12,15 @@ from pathlib import Path
 import torch
 
 from pipeline.audit import Audit, advice, audit
-from pipeline.cache import Cache, unwritable
+from pipeline.cache import Cache, neighbours, unwritable
 from pipeline.derive import Derivation, OnFrames
 from pipeline.device import chosen
+from pipeline.donor import donors
 from pipeline.errors import BadInput
 from pipeline.leases import Leases
 from pipeline.ledger import Receipt
 from pipeline.places.folder import PARTIAL
-from pipeline.worker import Job, fill, load_encoder
+from pipeline.worker import Extraction, fill, load_encoder
 
 
 @dataclass(frozen=True)
@@ -79,16 +80,12 @@ def repair(
 
 def find_source(cache: Cache) -> Cache:
     """The cache that one is derived from, if it lies beside it. Raises BadInput."""
-    folder = cache.place.parent
-    for name in folder.names(""):
-        try:
-            other = Cache(folder.below(name))
-        except BadInput:  # no cache, or a damaged one
-            continue
+    for other in neighbours(cache):
         if other.fingerprint == cache.header.derived_from:
             return other
     raise BadInput(
-        f"{cache} was derived from the cache {cache.header.derived_from}, which is not in {folder}", "say where: --source CACHE"
+        f"{cache} was derived from the cache {cache.header.derived_from}, which is not in {cache.place.parent}",
+        "say where: --source CACHE",
     )
 
 
@@ -128,11 +125,11 @@ def _maker(
         )
     device = chosen(device)
     encoder = load_encoder(cache, device)
-    job = Job(caches=(str(cache),), root=str(folder), device=str(device), decoders=decoders)
+    job = Extraction(caches=(str(cache),), root=str(folder), device=str(device), decoders=decoders)
 
     def encode() -> None:
         fill(
-            [(cache, encoder)],
+            [(cache, encoder, donors(cache))],
             cache.manifest.videos,
             job,
             device,

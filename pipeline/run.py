@@ -30,7 +30,8 @@ from pipeline.records import TokenShape
 from pipeline.spec import CacheSpec, Recipe
 from pipeline.tasks import TaskPlugin
 
-RUN_FORMAT = 2
+RUN_FORMAT = 3
+"""Of runs that are written; 2 can be read, but not gone on with: one seed drew both weights and windows."""
 
 
 class CacheFacts(Settings):
@@ -92,6 +93,8 @@ class Checkpoint(Settings):
     steps: int
     best: float | None
     """Best score on the way, in the task's first form."""
+    seconds: float = 0.0
+    """Spent so far on steps, evaluations and checkpoints, and as this run's share of what it had together with others."""
 
 
 class Run:
@@ -102,7 +105,7 @@ class Run:
         file = path / "run.json"
         if not file.is_file():
             raise BadInput(f"{path} is not a run: it has no run.json", "make one with: stillframe train RECIPE CACHE")
-        self.header = read_json(RunHeader, file, "train again into another --out", range(RUN_FORMAT, RUN_FORMAT + 1))
+        self.header = read_json(RunHeader, file, "train again into another --out", range(2, RUN_FORMAT + 1))
 
     @property
     def recipe(self) -> Recipe:
@@ -128,11 +131,15 @@ class Run:
         except (OSError, SafetensorError) as error:
             raise BadInput(f"checkpoint {file} is damaged: {error}", "train again into another --out") from error
 
-    def save(self, which: str, tensors: dict[str, torch.Tensor], step: int, steps: int, best: float | None) -> None:
+    def save(
+        self, which: str, tensors: dict[str, torch.Tensor], step: int, steps: int, best: float | None, seconds: float = 0.0
+    ) -> None:
         """Tensors first, then the JSON that names them, then older files go."""
         name = f"{which}-{step:06d}.safetensors"
         write_atomically(self.path / name, save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}))
-        write_atomically(self.path / f"{which}.json", to_json(Checkpoint(file=name, step=step, steps=steps, best=best)))
+        write_atomically(
+            self.path / f"{which}.json", to_json(Checkpoint(file=name, step=step, steps=steps, best=best, seconds=seconds))
+        )
         for old in self.path.glob(f"{which}-*.safetensors"):
             if old.name != name:
                 old.unlink()

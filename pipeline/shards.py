@@ -249,8 +249,8 @@ def read_index(file: BinaryIO, name: str, layout: Layout) -> np.ndarray:
     return np.frombuffer(data[:-CRC_BYTES], "<u8").reshape(-1, 2)
 
 
-def read_parts(file: BinaryIO, name: str, parts: Sequence[Part]) -> None:
-    """Fills every part with the bytes at its offset. Raises BadInput if the file ends before a part does."""
+def read_parts(file: BinaryIO, parts: Sequence[Part]) -> None:
+    """Fills every part with the bytes at its offset. Raises EOFError, OSError."""
     if copied(file, parts):
         return
     handle = file.fileno()
@@ -259,5 +259,5 @@ def read_parts(file: BinaryIO, name: str, parts: Sequence[Part]) -> None:
         while done < len(out):
             got = os.preadv(handle, [out[done : done + STEP].data], offset + done)
             if got == 0:
-                raise BadInput(f"shard {name} ends before byte {offset + len(out)}", VERIFY)
+                raise EOFError(f"ends before byte {offset + len(out)}")
             done += got

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,6 +15,10 @@ from pipeline import plugins
 from pipeline.errors import BadInput
 from pipeline.plugins import Seed, Settings
 from pipeline.records import TokenShape
+from pipeline.tables import override, read_table
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT_VERSION = 2
 """Of caches that are written; all before it can be read."""
@@ -177,6 +180,10 @@ class CacheSpec(Settings):
             raise BadInput(f"encoder '{self.encoder.name}': {error.message}", error.hint) from error
         return shape
 
+    def make_encoder(self, device: torch.device) -> Any:
+        """Reads the encoder's weights. Raises BadInput."""
+        return plugins.load("encoder", self.encoder.name)(self.encoder.settings, self.frames.size_px, device)
+
     def make_codec(self) -> Any:
         return plugins.load("codec", self.codec.name)(self.codec.settings)
 
@@ -219,32 +226,23 @@ def fingerprint(
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def differing(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(key, ours, theirs) of every leaf in which two plain-JSON tables differ."""
-    for key in sorted(ours.keys() | theirs.keys()):
-        a, b = ours.get(key), theirs.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from differing(a, b, f"{prefix}{key}.")
-        elif a != b:
-            yield f"{prefix}{key}", a, b
-
-
-def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """The same as `key: ours / theirs`."""
-    return [f"{key}: {json.dumps(a)} / {json.dumps(b)}" for key, a, b in differing(ours, theirs)]
-
-
 class WindowSettings(Settings):
     """What one training example holds."""
 
     frames: int = Field(default=16, ge=1)
     """T."""
+    eval_frames: int | None = Field(default=None, ge=1)
+    """T of every split but the training split, for tasks that answer frame by frame alone; None: the same."""
     fps: float = Field(gt=0)
     """Frames per second of window time; at most what the cache holds."""
     eval_windows: int = Field(default=1, ge=1)
     """Windows per clip in evaluation, spread evenly; training draws one at random in every epoch."""
     views: tuple[str, ...] = (BASE,)
     """Views of the cache that training draws from, one for each window; evaluation sees the base."""
+    train_fraction: float = Field(default=1.0, gt=0, le=1)
+    """Share of the training videos that are used, of every label alike; a smaller share is part of every larger one."""
+    seed: Seed = 0
+    """Draws the order of the windows, their places and views, and which videos a share has."""
 
     @field_validator("views")
     @classmethod
@@ -264,6 +262,21 @@ class ModelSettings(Settings):
     """Project tokens to this width before the temporal module; None keeps the encoder's."""
     tokens: Literal["all", "patches"] = "all"
     """all: special tokens and patches; patches: patches alone."""
+    layers: tuple[int, ...] | None = None
+    """Which recorded layers the mixer reads, ascending; None: all that the cache has, or the last one for mixer "last"."""
+
+    @field_validator("layers")
+    @classmethod
+    def _ascending(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if layers is not None and (not layers or list(layers) != sorted(set(layers))):
+            raise ValueError("wanted at least one layer, ascending")
+        return layers
+
+    @model_validator(mode="after")
+    def _one_for_last(self) -> Self:
+        if self.mixer == "last" and self.layers is not None and len(self.layers) > 1:
+            raise ValueError('mixer "last" reads one layer')
+        return self
 
 
 class TrainingSettings(Settings):
@@ -274,6 +287,9 @@ class TrainingSettings(Settings):
     """Exactly one of steps and epochs."""
     batch_size: int = Field(default=32, ge=1)
     """Windows per step, over all ranks."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts that a rank's windows of a step are cut into, one after the other, to need less memory; changes no loss, but for
+    which activations dropout takes."""
     learning_rate: float = Field(default=3e-4, gt=0)
     min_learning_rate: float = Field(default=1e-7, ge=0)
     warmup_steps: int = Field(default=100, ge=0)
@@ -284,6 +300,7 @@ class TrainingSettings(Settings):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 autocast on CUDA, float32 on CPU."""
     seed: Seed = 0
+    """Draws initial weights and dropout."""
     evaluate_every: int | None = Field(default=None, ge=1)
     """Steps between evaluations on the evaluation split; None: at the end only."""
     checkpoint_every: int = Field(default=200, ge=1)
@@ -320,53 +337,13 @@ class Recipe(Settings):
 
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> CacheSpec:
-    return plugins.check(CacheSpec, _table(path, overrides, "spec"), str(path))
+    return plugins.check(CacheSpec, override(read_table(path, "spec"), overrides), str(path))
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    return plugins.check(Recipe, _table(path, overrides, "recipe"), str(path))
+    return plugins.check(Recipe, override(read_table(path, "recipe"), overrides), str(path))
 
 
 def shipped_recipes() -> dict[str, Path]:
     """The recipes that come with the package: name -> file, sorted."""
     return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.toml"))}
-
-
-def _table(path: Path, overrides: Sequence[str], what: str) -> dict[str, Any]:
-    """A TOML file as a table, with `key.key=value` overrides laid over it."""
-    if not path.is_file():
-        folder, problem = (path, "is a folder, not a file") if path.is_dir() else (path.parent, "does not exist")
-        near = sorted(file.name for file in folder.glob("*.toml")) if folder.is_dir() else []
-        raise BadInput(f"{what} {path} {problem}", f"in {folder} there are: {', '.join(near)}" if near else "")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"{what} {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{what} {path} is not valid TOML: {error}") from error
-    table.setdefault("name", path.stem)
-    return override(table, overrides)
-
-
-def override(table: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Lays `--set a.b=value` over a table. The value is read as TOML; what is not TOML is taken as a string."""
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise BadInput(f"--set wants key=value, found '{text}'", "for example --set frames.fps=8")
-        *path, last = key.strip().split(".")
-        place = table
-        for part in path:
-            inner = place.setdefault(part, {})
-            if not isinstance(inner, dict):
-                raise BadInput(f"--set {text}: '{part}' is a value, not a table")
-            place = inner
-        place[last] = _value(value.strip())
-    return table
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text

@@ -33,7 +33,7 @@ RESAMPLES = 10_000
 BLOCK_NUMBERS = 4_000_000
 """Resamples times videos that are in memory at once; changes no result."""
 TIE = 1e-9
-"""Clips whose scores differ by less are even."""
+"""Scores that differ by less are even."""
 
 
 class Comparison(Settings):
@@ -57,6 +57,8 @@ class SettingSummary(Settings):
     name: str
     values: dict[str, Any]
     """axis -> value, seeds left out."""
+    reference: str
+    """Name of the setting it is compared with; its own for a reference."""
     runs: tuple[str, ...]
     """Names of the members, by seed."""
     failed: dict[str, str]
@@ -113,34 +115,60 @@ class Setting:
     values: dict[str, Any]
     cost: Cost
     outcomes: tuple[Outcome, ...]
+    reference: str | None = None
+    """Name of the setting it is compared with; None: the sweep's."""
 
-    def scored(self) -> list[Outcome]:
-        """By seed."""
-        return sorted((one for one in self.outcomes if one.failed is None), key=lambda one: one.seed)
+    def scored(self) -> dict[int, Mapping[str, Any]]:
+        """seed -> evaluation, in order, of the members that were not stopped."""
+        found = {}
+        for one in sorted(self.outcomes, key=lambda one: one.seed):
+            if one.failed is None and one.evaluation is None:
+                raise BadInput(f"member {one.member} was neither scored nor stopped", "run the sweep again: it goes on")
+            if one.failed is None and one.evaluation is not None:
+                found[one.seed] = one.evaluation
+        return found
 
 
 def summarise(name: str, axes: dict[str, list[Any]], settings: Sequence[Setting], reference: str) -> Summary:
-    """The summary of sweep `name`; `reference` names the setting that the others are compared with.
+    """The summary of sweep `name`; `reference` names the setting that the others are compared with,
+    but for those that name one themselves.
 
-    A setting without a scored seed keeps its row, with its failures. Raises BadInput: no such reference, members that are
-    neither scored nor failed, or that were scored on other clips or in another metric; StillframeError: nothing was scored.
+    A setting without a scored seed keeps its row, with its failures. Settings that are not compared may have been scored on
+    other clips, as harder videos are. Raises BadInput: no such reference, members that are neither scored nor failed, that were
+    scored in another metric or on other clips than their reference; StillframeError: nothing was scored.
     """
+    reference_of = {one.name: one.reference or reference for one in settings}
+    assert len(reference_of) == len(settings)
     base = [one for one in settings if one.name == reference]
-    if not base:
-        raise unknown_name("setting", reference, [one.name for one in settings], f"reference of sweep '{name}'")
-    evaluations = list(_evaluations([*base, *settings]))
+    for wanted in [reference, *reference_of.values()]:
+        if wanted not in reference_of:
+            raise unknown_name("setting", wanted, list(reference_of), f"reference of sweep '{name}'")
+    evaluations = [each for setting in [*base, *settings] for each in setting.scored().values()]
     if not evaluations:
-        reasons = {one.failed for setting in settings for one in setting.outcomes}
-        raise StillframeError(f"no member of sweep '{name}' was scored; why: {'; '.join(map(str, sorted(reasons, key=str)))}")
+        reasons = sorted({str(one.failed) for setting in settings for one in setting.outcomes})
+        raise StillframeError(f"no member of sweep '{name}' was scored; why: {'; '.join(reasons)}")
     first = evaluations[0]
     for other in evaluations[1:]:
-        _require_comparable(first, other)
+        _require_same_measure(first, other)
+    scored = {one.name: list(one.scored().values()) for one in settings}
+    for ours, theirs in reference_of.items():
+        for each in scored[ours]:
+            _require_same_clips((scored[theirs] or scored[ours])[0], each)
     metric = MetricFacts(**first["metrics"][0])
-    forms = dict.fromkeys(chain.from_iterable(each["forms"] for each in evaluations))
-    clips = sorted(first["clips"])
-    tables = {form: FormTable(form, clips, metric, settings) for form in forms}
-    comparisons = {form: table.comparisons(reference) for form, table in tables.items()}
-    pareto = {form: table.pareto() for form, table in tables.items()}
+    blocks: dict[tuple[str, ...], list[Setting]] = {}
+    for one in settings:
+        if scored[one.name]:
+            blocks.setdefault(tuple(sorted(scored[one.name][0]["clips"])), []).append(one)
+    tables: dict[str, dict[str, FormTable]] = {}
+    for form in dict.fromkeys(chain.from_iterable(each["forms"] for each in evaluations)):
+        made = [FormTable(form, clips, metric, block) for clips, block in blocks.items()]
+        tables[form] = {row: table for table in made for row in table.rows}
+    comparisons = {form: compared(found, reference_of) for form, found in tables.items()}
+    pareto = {form: undominated(found, reference_of) for form, found in tables.items()}
+
+    def of_form(setting: Setting) -> Iterator[tuple[str, dict[str, FormTable]]]:
+        return ((form, found) for form, found in tables.items() if setting.name in found)
+
     return Summary(
         name=name,
         split=first["split"],
@@ -153,14 +181,19 @@ def summarise(name: str, axes: dict[str, list[Any]], settings: Sequence[Setting]
             SettingSummary(
                 name=setting.name,
                 values=setting.values,
+                reference=reference_of[setting.name],
                 runs=tuple(one.member for one in sorted(setting.outcomes, key=lambda one: one.seed)),
                 failed={one.member: one.failed for one in setting.outcomes if one.failed is not None},
-                scores={form: table.scores(setting.name) for form, table in tables.items() if setting.name in table},
-                intervals={form: table.interval(setting.name) for form, table in tables.items() if setting.name in table},
+                scores={
+                    form: found[setting.name].scores(setting.name) for form, found in tables.items() if setting.name in found
+                },
+                intervals={
+                    form: found[setting.name].interval(setting.name) for form, found in tables.items() if setting.name in found
+                },
                 comparisons={form: found[setting.name] for form, found in comparisons.items() if setting.name in found},
                 metrics=_metrics(setting),
                 cost=setting.cost,
-                training_s=_mean([one.training_s for one in setting.scored() if one.training_s is not None]),
+                training_s=_training_s(setting),
                 pareto={form: found[setting.name] for form, found in pareto.items() if setting.name in found},
             )
             for setting in settings
@@ -168,28 +201,23 @@ def summarise(name: str, axes: dict[str, list[Any]], settings: Sequence[Setting]
     )
 
 
-def _evaluations(settings: Sequence[Setting]) -> Iterator[Mapping[str, Any]]:
-    for setting in settings:
-        for one in setting.scored():
-            if one.evaluation is None:
-                raise BadInput(f"member {one.member} was neither scored nor stopped", "run the sweep again: it goes on")
-            yield one.evaluation
-
-
-def _require_comparable(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    """Refuses scores of something else: another task, split or metric, other clips."""
+def _require_same_measure(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Refuses scores of something else: another task, split or metric."""
     for key in ("task", "split", "metrics"):
         if first[key] != other[key]:
             raise BadInput(
                 f"runs {first['run']} and {other['run']} cannot be compared: {key} is {first[key]} / {other[key]}",
                 "summarise settings of one task, evaluated on one split",
             )
+
+
+def _require_same_clips(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
     ours, theirs = first["clips"], other["clips"]
     strange = sorted(ours.keys() ^ theirs.keys()) or [one for one in ours if ours[one]["video"] != theirs[one]["video"]]
-    if strange or not ours:
+    if strange:
         raise BadInput(
-            f"runs {first['run']} and {other['run']} were not scored on the same clips: {len(strange)} differ, first "
-            f"{strange[0] if strange else 'none'}",
+            f"runs {first['run']} and {other['run']} were not scored on the same clips: {len(strange)} differ, "
+            f"first {strange[0]}",
             "evaluate both on the same split of one manifest",
         )
 
@@ -202,6 +230,7 @@ class Scored:
     clips_SC: np.ndarray
     """Score of every clip, one row per seed."""
     weight_C: np.ndarray
+    """The same for all seeds: it is of the truth in the windows."""
     flops: float
 
     @property
@@ -219,13 +248,13 @@ class FormTable:
         self.rows: dict[str, Scored] = {}
         videos: list[str] = []
         for setting in settings:
-            found = [one for one in setting.scored() if one.evaluation is not None and form in one.evaluation["forms"]]
-            tables = [[one.evaluation["clips"][clip] for clip in clips] for one in found if one.evaluation is not None]
-            if tables:
+            found = {seed: each["clips"] for seed, each in setting.scored().items() if form in each["forms"]}
+            if found:
+                tables = [[rows[clip] for clip in clips] for rows in found.values()]
                 self.rows[setting.name] = Scored(
-                    seeds=tuple(one.seed for one in found),
+                    seeds=tuple(found),
                     clips_SC=np.array([[row[form] for row in table] for table in tables], np.float64),
-                    weight_C=np.array([[row["weight"] for row in table] for table in tables], np.float64).mean(0),
+                    weight_C=np.array([row["weight"] for row in tables[0]], np.float64),
                     flops=setting.cost.flops,
                 )
                 videos = [row["video"] for row in tables[0]]
@@ -235,9 +264,6 @@ class FormTable:
         self.column = {name: place for place, name in enumerate(self.rows)}
         self.resampled = self._resampled()
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.rows
-
     def scores(self, name: str) -> tuple[float, ...]:
         return tuple(self.rows[name].means.tolist())
 
@@ -245,46 +271,20 @@ class FormTable:
         score_S = self.rows[name].means
         return _interval(score_S.mean(), self.resampled[:, self.column[name]] + seed_noise(score_S))
 
-    def comparisons(self, reference: str) -> dict[str, Comparison]:
-        """Setting -> what it gains over the reference; none where the reference has no score."""
-        if reference not in self.rows:
-            return {}
-        others = [name for name in self.rows if name != reference]
-        gains = {name: self._gain(name, reference) for name in others}
-        p = [two_sided(resampled, self.videos) for _, resampled in gains.values()]
-        theirs_C = self.rows[reference].clips_SC.mean(0)
-        found = {}
-        for name, plain, adjusted in zip(others, p, holm(p), strict=True):
-            better_C = self.sign * (self.rows[name].clips_SC.mean(0) - theirs_C)
-            wins, losses = int((better_C >= TIE).sum()), int((better_C <= -TIE).sum())
-            found[name] = Comparison(
-                gain=_interval(*gains[name]),
-                p=plain,
-                p_adjusted=adjusted,
-                wins=wins,
-                ties=len(better_C) - wins - losses,
-                losses=losses,
-            )
-        return found
-
-    def _gain(self, name: str, reference: str) -> tuple[float, np.ndarray]:
+    def gain(self, name: str, reference: str) -> tuple[float, np.ndarray]:
         """The gain, and the same for every resample. Seeds are paired where both have the same ones."""
         ours, theirs = self.rows[name], self.rows[reference]
-        resampled = self.resampled[:, self.column[name]] - self.resampled[:, self.column[reference]]
+        resampled = self.sign * (self.resampled[:, self.column[name]] - self.resampled[:, self.column[reference]])
         if ours.seeds == theirs.seeds:
-            resampled = resampled + seed_noise(ours.means - theirs.means)
+            noise = seed_noise(ours.means - theirs.means)
         else:
-            resampled = resampled + seed_noise(ours.means) + seed_noise(theirs.means, stream=1)
-        return self.sign * float(ours.means.mean() - theirs.means.mean()), self.sign * resampled
+            noise = seed_noise(ours.means) + seed_noise(theirs.means, stream=1)
+        return self.sign * float(ours.means.mean() - theirs.means.mean()), resampled + noise
 
-    def pareto(self) -> dict[str, bool]:
-        """Setting -> whether no other is at least as good and as cheap, and one of the two strictly."""
-        score = self.sign * np.array([row.means.mean() for row in self.rows.values()])
-        flops = np.array([row.flops for row in self.rows.values()])
-        as_good, as_cheap = score >= score[:, None], flops <= flops[:, None]
-        strictly = (score > score[:, None]) | (flops < flops[:, None])
-        beaten = np.any(as_good & as_cheap & strictly, axis=1)
-        return {name: not lost for name, lost in zip(self.rows, beaten, strict=True)}
+    def against(self, name: str, reference: str) -> np.ndarray:
+        """By how much each clip is better, mean over seeds, (C,)."""
+        better_C: np.ndarray = self.sign * (self.rows[name].clips_SC.mean(0) - self.rows[reference].clips_SC.mean(0))
+        return better_C
 
     def _resampled(self) -> np.ndarray:
         """Mean over seeds of every setting, with the videos resampled: (RESAMPLES, settings)."""
@@ -305,6 +305,41 @@ class FormTable:
         return np.bincount(self.video_C, values_C, self.videos)
 
 
+def compared(tables: Mapping[str, FormTable], reference_of: Mapping[str, str]) -> dict[str, Comparison]:
+    """Setting -> what it gains over its reference; none for a reference itself, or where that has no score."""
+    pairs = {name: reference_of[name] for name in tables if reference_of[name] != name and reference_of[name] in tables}
+    gains = {name: tables[name].gain(name, theirs) for name, theirs in pairs.items()}
+    p = [two_sided(resampled, tables[name].videos) for name, (_, resampled) in gains.items()]
+    found = {}
+    for (name, theirs), plain, adjusted in zip(pairs.items(), p, holm(p), strict=True):
+        better_C = tables[name].against(name, theirs)
+        wins, losses = int((better_C >= TIE).sum()), int((better_C <= -TIE).sum())
+        found[name] = Comparison(
+            gain=_interval(*gains[name]),
+            p=plain,
+            p_adjusted=adjusted,
+            wins=wins,
+            ties=len(better_C) - wins - losses,
+            losses=losses,
+        )
+    return found
+
+
+def undominated(tables: Mapping[str, FormTable], reference_of: Mapping[str, str]) -> dict[str, bool]:
+    """Setting -> whether no other with the same reference is at least as good and as cheap, and one of the two strictly."""
+    found: dict[str, bool] = {}
+    for reference in dict.fromkeys(reference_of[name] for name in tables):
+        names = [name for name in tables if reference_of[name] == reference]
+        rows = [tables[name].rows[name] for name in names]
+        score = np.array([tables[name].sign * row.means.mean() for name, row in zip(names, rows, strict=True)])
+        flops = np.array([row.flops for row in rows])
+        as_good, as_cheap = score >= score[:, None], flops <= flops[:, None]
+        strictly = (score > score[:, None]) | (flops < flops[:, None])
+        beaten = np.any(as_good & as_cheap & strictly, axis=1)
+        found |= {name: not lost for name, lost in zip(names, beaten, strict=True)}
+    return found
+
+
 def seed_noise(score_S: np.ndarray, stream: int = 0) -> np.ndarray:
     """What other seeds would have added to the mean over seeds, once for every resample: (RESAMPLES,).
 
@@ -321,7 +356,7 @@ def seed_noise(score_S: np.ndarray, stream: int = 0) -> np.ndarray:
 def two_sided(resampled: np.ndarray, videos: int) -> float:
     """p of no gain: twice the share of resampled gains on the rarer side of 0, the observed one counted with them, since a p
     from draws is never 0 (Phipson and Smyth, 2010). Nor is it below what any paired test could show with so few videos."""
-    rarer = min((resampled <= 0).sum(), (resampled >= 0).sum())
+    rarer = min((resampled < TIE).sum(), (resampled > -TIE).sum())  # a rounding error is on both sides
     return float(min(1.0, max(2 * (rarer + 1) / (len(resampled) + 1), 2.0 ** (1 - videos))))
 
 
@@ -342,12 +377,13 @@ def _interval(score: float, resampled: np.ndarray) -> Interval:
 
 def _metrics(setting: Setting) -> dict[str, dict[str, float]]:
     """form -> metric -> mean over seeds."""
-    forms = [one.evaluation["forms"] for one in setting.scored() if one.evaluation is not None]
+    forms = [each["forms"] for each in setting.scored().values()]
     return {
         form: {metric: float(np.mean([each[form][metric]["score"] for each in forms])) for metric in forms[0][form]}
         for form in (forms[0] if forms else {})
     }
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None
+def _training_s(setting: Setting) -> float | None:
+    seconds = [one.training_s for one in setting.outcomes if one.failed is None and one.training_s is not None]
+    return float(np.mean(seconds)) if seconds else None

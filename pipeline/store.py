@@ -192,7 +192,9 @@ class StoreReader:
             ]
             with self.open_shard(name, number, [(offset, offset + len(part)) for offset, part in parts]) as file:
                 try:
-                    read_parts(file, self.shard(name, number), parts)
+                    read_parts(file, parts)
+                except EOFError as error:
+                    raise BadInput(f"shard {self.shard(name, number)} {error}", VERIFY) from error
                 except OSError as error:
                     raise self._unreadable(name, number, error) from error
 

@@ -19,7 +19,6 @@ from pipeline.cache import codecs_of, read_learnt
 from pipeline.device import chosen
 from pipeline.encoders import EncoderPlugin
 from pipeline.errors import BadInput
-from pipeline.model import layers_read
 from pipeline.places import at
 from pipeline.plugins import Settings
 from pipeline.run import Run, load_model
@@ -68,20 +67,18 @@ class Stream:
         """
         self.device = chosen(device)
         self.spec = _with_encoder(run, encoder or {})
-        choice, size_px = self.spec.encoder, self.spec.frames.size_px
-        self.encoder: EncoderPlugin = plugins.load("encoder", choice.name)(choice.settings, size_px, self.device)
+        self.encoder: EncoderPlugin = self.spec.make_encoder(self.device)
         # The decoder is left out: a newer libav may follow a stream.
         if fingerprint(self.spec, self.encoder.identity, "") != fingerprint(run.spec, run.header.encoder, ""):
             raise BadInput(
-                f"run {run.path} was trained on other tokens: encoder '{choice.name}' has other weights, layers or another "
-                f"configuration than in cache {run.header.cache.name}",
+                f"run {run.path} was trained on other tokens: encoder '{self.spec.encoder.name}' has other weights, layers or "
+                f"another configuration than in cache {run.header.cache.name}",
                 "name the encoder it was trained on: --set KEY=VALUE, for example --set model=FOLDER",
             )
         self.shape = self.spec.token_shape()
         names = token_arrays(self.shape.layers, self.shape.special_tokens, self.shape.patch_tokens)
         self.codecs = codecs_of(self.spec.make_codec, names, read_learnt(at(run.path), run.header.cache.codec_sha256))
         self.model, self.task = load_model(run, self.shape, device=self.device)
-        self.layers = layers_read(run.recipe, self.shape)
         self.task_name = run.recipe.task.name
         self.fps: float = run.recipe.windows.fps
         self.model.streaming  # noqa: B018  a run without this form is refused now, not at the first frame
@@ -123,7 +120,7 @@ class Stream:
             return codec.decode({key: torch.from_numpy(array).to(self.device) for key, array in codec.encode(part).items()})
 
         special = stored("special", tokens.special_NSD) if self.shape.special_tokens else tokens.special_NSD
-        return special, [stored(layer_name(layer), tokens.patches_NPD[layer]) for layer in self.layers]
+        return special, [stored(layer_name(layer), tokens.patches_NPD[layer]) for layer in self.model.layers]
 
     def _query(self, asked: Mapping[str, Any], affine_23: np.ndarray) -> Query:
         """What the readout is told at the first frame: what was asked, as truth that holds for that frame."""

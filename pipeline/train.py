@@ -1,54 +1,41 @@
 """Stage two: one loop for every temporal module and task, on cached tokens.
 
-All randomness is a function of (seed, step): a resumed run ends with the same weights as an undisturbed one on CPU.
+Any number of runs that want the same windows train side by side: every batch is read, moved and decoded once for all of them.
+What a run computes is a function of its recipe and the cache alone, whoever trains beside it.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from pipeline import plugins
 from pipeline.cache import Cache
 from pipeline.device import chosen
-from pipeline.errors import BadInput, StillframeError
+from pipeline.errors import BadInput
 from pipeline.ledger import to_json
 from pipeline.manifest import Manifest
-from pipeline.model import VideoModel, layers_read, parameter_groups
+from pipeline.model import Moments, VideoModel, layers_read
 from pipeline.places.folder import write_atomically
-from pipeline.progress import Timed
+from pipeline.ranks import ALONE, Ranks
 from pipeline.records import Batch
-from pipeline.run import RUN_FORMAT, CacheFacts, Run, RunHeader, load_weights, read_metrics, tool_versions
-from pipeline.spec import Recipe, TrainingSettings, differences
+from pipeline.run import RUN_FORMAT, CacheFacts, Run, RunHeader, tool_versions
+from pipeline.spec import Recipe, TrainingSettings
+from pipeline.tables import differences
 from pipeline.tasks import TaskPlugin
-from pipeline.windows import Windows
+from pipeline.trainer import Diverged, OnProgress, Trainer
+from pipeline.windows import OnDevice, Windows
 
 EVAL_BATCH = 64
 """Windows per batch in evaluation; changes no result."""
 
-
-@dataclass
-class Progress(Timed):
-    """What training has done so far; handed to `on_progress` after every step."""
-
-    steps: int
-    step: int = 0
-    loss: float = math.nan
-    scores: dict[str, float] = field(default_factory=dict)
-    windows_per_s: float = 0.0
-
-
-OnProgress = Callable[[Progress], None]
+OnFailure = Callable[[Trainer, Diverged], object]
 
 
 def train(
@@ -59,30 +46,79 @@ def train(
     device: torch.device | None = None,
     allow_missing: bool = False,
     on_progress: OnProgress | None = None,
+    ranks: Ranks = ALONE,
 ) -> Run:
     """Trains `recipe` on `cache` into the run folder `out`, going on from its last checkpoint if there is one.
 
     `manifest` replaces the cache's own: other clips or labels over the same videos. Raises BadInput where recipe, cache,
-    manifest and an existing run do not fit together, StillframeError where the loss is no longer finite.
+    manifest and an existing run do not fit together, Diverged where the loss is no longer finite.
+    """
+    (run,) = train_together({out: recipe}, cache, manifest, device, allow_missing, on_progress, ranks=ranks)
+    return run
+
+
+def train_together(
+    recipes: Mapping[Path, Recipe],
+    cache: Cache,
+    manifest: Manifest | None = None,
+    device: torch.device | None = None,
+    allow_missing: bool = False,
+    on_progress: OnProgress | None = None,
+    on_failure: OnFailure | None = None,
+    ranks: Ranks = ALONE,
+) -> list[Run]:
+    """Trains several recipes, each into its run folder, from one read of each batch. They must be alike in `shared`.
+
+    A run that cannot go on is handed to `on_failure` and left; without that, its error is raised.
     """
     device = chosen(device)
     manifest = manifest or cache.manifest
-    require_fit(recipe, cache, manifest)
+    recipe = next(iter(recipes.values()))
+    require_shared(list(recipes.values()))
+    for one in recipes.values():
+        require_fit(one, cache, manifest)
+    require_division(recipe.training, ranks)
     cache.require_sound()
-    task: TaskPlugin = plugins.load("task", recipe.task.name)(recipe.task.settings, manifest.labels)
-    layers = layers_read(recipe, cache.shape)
+    tasks = [make_task(one, manifest) for one in recipes.values()]
+    layers = sorted({layer for one in recipes.values() for layer in layers_read(one, cache.shape)})
     windows, held_out = (
-        Windows(cache, manifest, split, recipe.windows, task, layers, recipe.training.seed, allow_missing)
-        for split in ("train", "val")
+        Windows(cache, manifest, split, recipe.windows, tasks[0], layers, allow_missing) for split in ("train", "val")
     )
-    windows.require_views(recipe.task.name, task.mirrorable)
-    require_truth(task, held_out)
-    torch.manual_seed(recipe.training.seed)
-    model = VideoModel(recipe, cache.shape, task).to(device)
-    task.to(device)
-    run = open_or_create(out, recipe, cache, manifest, model, windows)
-    Trainer(run, recipe, model, task, windows, held_out, device, on_progress).fit()
-    return run
+    windows.require_views(recipe.task.name, tasks[0].mirrorable)
+    require_truth(tasks[0], held_out)
+    trainers = []
+    for (out, one), task in zip(recipes.items(), tasks, strict=True):
+        torch.manual_seed(one.training.seed)
+        model = VideoModel(one, cache.shape, task).to(device)
+        if ranks.is_first:
+            open_or_create(out, one, cache, manifest, model, windows)
+        ranks.wait()
+        trainers.append(Trainer(Run(out), model, task.to(device), len(windows), device, ranks))
+    Group(trainers, windows, held_out, device, ranks, on_progress, on_failure).fit()
+    return [trainer.run for trainer in trainers]
+
+
+def shared(recipe: Recipe) -> dict[str, Any]:
+    """What recipes that train side by side have in common: everything that decides which windows and truth are read."""
+    task, training = plugins.load("task", recipe.task.name), recipe.training
+    return {
+        "task": {"name": recipe.task.name, **{name: getattr(recipe.task.settings, name) for name in task.truth_settings}},
+        "windows": recipe.windows.model_dump(mode="json"),
+        "training": {"batch_size": training.batch_size, "accumulate": training.accumulate},
+    }
+
+
+def require_shared(recipes: Sequence[Recipe]) -> None:
+    """Refuses recipes that want other windows or truth than the first of them."""
+    first, *others = recipes
+    for other in others:
+        if changed := differences(shared(first), shared(other)):
+            raise BadInput(f"recipes '{first.name}' and '{other.name}' cannot share windows: {'; '.join(changed)}")
+
+
+def make_task(recipe: Recipe, manifest: Manifest) -> TaskPlugin:
+    task: TaskPlugin = plugins.load("task", recipe.task.name)(recipe.task.settings, manifest.labels)
+    return task
 
 
 def require_fit(recipe: Recipe, cache: Cache, manifest: Manifest) -> None:
@@ -101,6 +137,16 @@ def require_fit(recipe: Recipe, cache: Cache, manifest: Manifest) -> None:
         )
 
 
+def require_division(settings: TrainingSettings, ranks: Ranks) -> None:
+    """Refuses a batch that cannot be cut into equal parts, which equal steps of all ranks rest on."""
+    parts = ranks.size * settings.accumulate
+    if settings.batch_size % parts:
+        raise BadInput(
+            f"training.batch_size {settings.batch_size} is no multiple of {ranks.size} processes x {settings.accumulate} parts",
+            f"make it a multiple of {parts}",
+        )
+
+
 def require_truth(task: TaskPlugin, windows: Windows) -> None:
     """Refuses a split in which nothing can be scored."""
     if not any((task.weight(windows.truth([sample])) > 0).any() for sample in windows.evaluation_samples()):
@@ -110,14 +156,33 @@ def require_truth(task: TaskPlugin, windows: Windows) -> None:
         )
 
 
+def made_from(recipe: Recipe, cache: Cache, manifest: Manifest) -> dict[str, Any]:
+    """What a run is made from, as its header keeps it."""
+    return {
+        "format_version": RUN_FORMAT,
+        "recipe": recipe.canonical(),
+        "cache": CacheFacts.of(cache),
+        "manifest": manifest.digest,
+        "labels": manifest.labels,
+    }
+
+
+def require_same(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest) -> None:
+    """Refuses a run folder that was made from something else."""
+    if (path / "run.json").is_file():
+        now = made_from(recipe, cache, manifest)
+        now |= {"cache": now["cache"].model_dump(mode="json"), "labels": list(manifest.labels)}
+        if changed := differences(now, Run(path).header.made_from()):
+            raise BadInput(f"run {path} was made from something else; now / then: {'; '.join(changed)}", "use another --out")
+
+
 def open_or_create(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest, model: VideoModel, windows: Windows) -> Run:
     """The run at `path`, checked against recipe, cache and manifest; created if it is not there yet."""
+    require_same(path, recipe, cache, manifest)
+    if (path / "run.json").is_file():
+        return Run(path)
     header = RunHeader(
-        format_version=RUN_FORMAT,
-        recipe=recipe.canonical(),
-        cache=CacheFacts.of(cache),
-        manifest=manifest.digest,
-        labels=manifest.labels,
+        **made_from(recipe, cache, manifest),
         spec=cache.spec,
         encoder=cache.header.encoder,
         cache_path=cache.place.address,
@@ -131,156 +196,138 @@ def open_or_create(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest,
         },
         versions=tool_versions(),
     )
-    if (path / "run.json").is_file():
-        run = Run(path)
-        changed = differences(header.made_from(), run.header.made_from())
-        if changed:
-            raise BadInput(f"run {path} was made from something else; now / then: {'; '.join(changed)}", "use another --out")
-        return run
     path.mkdir(parents=True, exist_ok=True)
     cache.copy_learnt(path)
     write_atomically(path / "run.json", to_json(header))
     return Run(path)
 
 
-class Trainer:
-    """The loop. Everything that changes from step to step is in the model, the optimiser and `step`."""
+class Group:
+    """Runs that train side by side: each batch is read and decoded once, and every run that is at this step learns from it."""
 
     def __init__(
         self,
-        run: Run,
-        recipe: Recipe,
-        model: VideoModel,
-        task: TaskPlugin,
+        trainers: Sequence[Trainer],
         windows: Windows,
         held_out: Windows,
         device: torch.device,
+        ranks: Ranks,
         on_progress: OnProgress | None,
+        on_failure: OnFailure | None,
     ) -> None:
-        self.run, self.settings, self.model, self.task = run, recipe.training, model, task
-        self.windows, self.held_out, self.device = windows, held_out, device
+        self.left = list(trainers)
+        self.windows, self.held_out, self.device, self.ranks = windows, held_out, device, ranks
         self.on_progress = on_progress or (lambda _: None)
-        self.steps = steps_of(self.settings, len(windows))
-        self.trained = nn.ModuleDict({"model": model, "task": task})
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.trained, self.settings.weight_decay),
-            lr=self.settings.learning_rate,
-            betas=self.settings.betas,
-        )
-        self.step = 0
-        self.best: float | None = None
-        self.progress = Progress(self.steps)
+        self.on_failure = on_failure
+        self.settings = trainers[0].settings
 
     def fit(self) -> None:
-        """Trains to the last step, evaluating and saving on the way."""
-        self._restore()
-        begin, first = time.perf_counter(), self.step
-        batches = self.windows.train(self.settings.batch_size, self.step, self.steps)
-        with (self.run.path / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
-            while self.step < self.steps:
-                with self.progress.timed("data"):
-                    step, batch = next(batches)
-                with self.progress.timed("steps"):
-                    record: dict[str, Any] = self._train_step(step, batch)
-                self.step = step + 1
-                if self._due(self.settings.evaluate_every):
-                    with self.progress.timed("evaluation"):
-                        record["val"] = self._evaluate()
-                metrics.write(json.dumps({"step": self.step, **record}) + "\n")
-                if self._due(self.settings.checkpoint_every):
-                    metrics.flush()
-                    with self.progress.timed("checkpoints"):
-                        self._save("last", self._everything())
-                self.progress.step, self.progress.loss = self.step, record["loss"]
-                self.progress.windows_per_s = (self.step - first) * self.settings.batch_size / (time.perf_counter() - begin)
-                self.on_progress(self.progress)
+        """Trains all to their last step, evaluating and saving on the way."""
+        for trainer in self.left:
+            trainer.restore()
+        self.ranks.wait()  # nobody writes a checkpoint before all have read theirs
+        stretches = {range(trainer.step, trainer.steps) for trainer in self.left}
+        steps = sorted({step for stretch in stretches for step in stretch})
+        batches = self.windows.train(self.settings.batch_size, steps, self.ranks.rank, self.ranks.size)
+        for step in steps:
+            active = [trainer for trainer in self.left if trainer.step == step < trainer.steps]
+            if not active:  # those that wanted it have failed
+                continue
+            with _timed(active, "data"):
+                found, batch = next(batches)
+                while found < step:
+                    found, batch = next(batches)
+            self._step(active, batch)
 
-    def _due(self, every: int | None) -> bool:
-        return self.step == self.steps or (every is not None and self.step % every == 0)
+    def _step(self, active: list[Trainer], batch: Batch) -> None:
+        parts = batch.parts(self.settings.accumulate)
+        shares = self._shares(active[0].task, parts)
+        if len(parts) * self.ranks.size > 1:
+            self._observe(active, parts)
+        for number, (part, share) in enumerate(zip(parts, shares, strict=True)):
+            with _timed(active, "tokens"):
+                given = self.windows.on_device(part, self.device)
+            self._each(active, "steps", lambda trainer: trainer.learn(number, given, share))  # noqa: B023  called at once
+        self._each(active, "steps", Trainer.update)
+        self._evaluate([trainer for trainer in active if trainer.is_due(trainer.settings.evaluate_every)])
+        going = [trainer for trainer in active if trainer in self.left]
+        self._each(
+            [trainer for trainer in going if trainer.is_due(trainer.settings.checkpoint_every)], "checkpoints", Trainer.save
+        )
+        for trainer in going:
+            self.on_progress(trainer.progress)
 
-    def _train_step(self, step: int, batch: Batch) -> dict[str, Any]:
-        torch.manual_seed(np.random.SeedSequence([self.settings.seed, step]).generate_state(1, np.uint64).item() >> 1)
-        rate = learning_rate(self.settings, step, self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.model.train()
-        special_BTSD, patches = self.windows.tokens(batch, self.device)
-        targets = {name: torch.from_numpy(array).to(self.device) for name, array in batch.targets.items()}
-        try:
-            with self._autocast():
-                predictions = self.model(special_BTSD, patches, self.task.query(targets))
-        except BadInput as error:
-            where = f"step {step + 1} of run {self.run.path}; the last checkpoint is kept"
-            raise StillframeError(f"{error.message}, at {where}", error.hint) from error
-        losses = {form: self.task.loss(form, prediction.float(), targets) for form, prediction in predictions.items()}
-        loss = torch.stack(list(losses.values())).sum()
-        if not torch.isfinite(loss):
-            raise StillframeError(
-                f"loss is {loss.item()} at step {step + 1} of run {self.run.path}; the last checkpoint is kept",
-                "check the cache with stillframe verify, or lower training.learning_rate",
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.trained.parameters(), self.settings.clip_norm)
-        self.optimizer.step()
-        values = {form: value.item() for form, value in losses.items()}
-        return {"loss": loss.item(), "losses": values, "learning_rate": rate, "gradient_norm": norm.item()}
+    def _each(self, active: list[Trainer], what: str, do: Callable[[Trainer], object]) -> None:
+        """One after the other; who cannot go on leaves `active` and the group."""
+        for trainer in list(active):
+            try:
+                with trainer.progress.timed(what):
+                    do(trainer)
+            except Diverged as error:
+                trainer.write_metrics()
+                if self.on_failure is None:
+                    raise
+                active.remove(trainer)
+                self.left.remove(trainer)
+                self.on_failure(trainer, error)
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        wanted = self.settings.precision == "bfloat16" or (self.settings.precision == "auto" and self.device.type == "cuda")
-        return torch.autocast(self.device.type, torch.bfloat16) if wanted else nullcontext()
+    def _shares(self, task: TaskPlugin, parts: Sequence[Batch]) -> list[float]:
+        """What each part of this rank counts in the step's loss, which is a mean over all that is valid in the whole batch."""
+        if len(parts) * self.ranks.size == 1:
+            return [1.0]
+        terms = torch.tensor([task.terms(part.targets) for part in parts], dtype=torch.float64)
+        total = terms.sum(0, keepdim=True)
+        self.ranks.add_up([total])
+        return (terms / total.clamp(min=1)).tolist()
 
-    def _evaluate(self) -> dict[str, float]:
-        """Mean score per form on the evaluation split; keeps the weights that are best in the first form."""
-        metric = self.task.metrics[0]
-        total, weight = dict.fromkeys(self.task.forms, 0.0), 0.0
-        for batch, answers in predict(self.model, self.task, self.held_out, self.device):
-            weights = self.task.weight(batch.targets)
-            weight += weights.sum()
-            for form, answer in answers.items():
-                total[form] += weighted_sum(self.task.score(answer, batch.targets)[metric.name], weights)
-        values = {form: float(score / weight) for form, score in total.items()}
-        self.progress.scores = values
-        value = values[self.task.forms[0]]
-        if self.best is None or (value > self.best if metric.higher_is_better else value < self.best):
-            self.best = value
-            self._save("best", self._weights())
-        return values
+    def _observe(self, active: Sequence[Trainer], parts: Sequence[Batch]) -> None:
+        """Moments of the whole batch's tokens, for the models that have batch norms: these see a part as if it were all."""
+        normed = [trainer for trainer in active if trainer.norms]
+        layers = sorted({layer for trainer in normed for layer in trainer.model.layers})
+        if not layers:
+            return
+        sums = {layer: torch.zeros(3, self.windows.cache.shape.width, dtype=torch.float64) for layer in layers}
+        for part in parts:
+            with _timed(active, "tokens"):
+                given = self.windows.on_device(part, self.device)
+            for layer, total in sums.items():
+                x_MD = given.patches[layer].flatten(0, -2).double()
+                total += torch.stack([x_MD.sum(0), x_MD.square().sum(0), torch.full_like(x_MD[0], len(x_MD))]).cpu()
+        self.ranks.add_up(list(sums.values()))
+        moments = {}
+        for layer, (total, squares, counts) in sums.items():
+            mean, count = total / counts, int(counts[0])
+            variance = (squares / counts - mean.square()).clamp(min=0)
+            moments[layer] = Moments(mean.float().to(self.device), variance.float().to(self.device), count)
+        for trainer in normed:
+            trainer.observe(moments)
 
-    # Checkpoints
+    def _evaluate(self, due: list[Trainer]) -> None:
+        """Mean score per form on the evaluation split."""
+        if not due:
+            return
+        totals = {trainer: torch.zeros(len(trainer.task.forms) + 1, dtype=torch.float64) for trainer in due}
+        for batch in self.held_out.evaluation(EVAL_BATCH, self.ranks.rank, self.ranks.size):
+            with _timed(due, "evaluation"):
+                given = self.held_out.on_device(batch, self.device)
+            self._each(due, "evaluation", lambda trainer: totals[trainer].add_(_score_sums(trainer, batch, given)))  # noqa: B023
+        for trainer in due:
+            self.ranks.add_up([totals[trainer]])
+            *scores, weight = totals[trainer].tolist()
+            with trainer.progress.timed("evaluation"):
+                trainer.scored({form: score / weight for form, score in zip(trainer.task.forms, scores, strict=True)})
 
-    def _weights(self) -> dict[str, torch.Tensor]:
-        return dict(self.trained.state_dict())
 
-    def _everything(self) -> dict[str, torch.Tensor]:
-        names: dict[torch.Tensor, str] = {parameter: name for name, parameter in self.trained.named_parameters()}
-        moments = {
-            f"optimizer.{key}.{names[parameter]}": value
-            for parameter, state in self.optimizer.state.items()
-            for key, value in state.items()
-        }
-        return self._weights() | moments
-
-    def _save(self, which: str, tensors: dict[str, torch.Tensor]) -> None:
-        self.run.save(which, tensors, self.step, self.steps, self.best)
-
-    def _restore(self) -> None:
-        """Goes on from the last checkpoint, if there is one, and forgets metrics that were written after it."""
-        checkpoint = self.run.checkpoint("last")
-        if checkpoint:
-            tensors = self.run.tensors("last")
-            load_weights(self.model, self.task, tensors)
-            for name, parameter in self.trained.named_parameters():
-                keys = ("step", "exp_avg", "exp_avg_sq")
-                found = {key: tensors[f"optimizer.{key}.{name}"] for key in keys if f"optimizer.{key}.{name}" in tensors}
-                if found:
-                    self.optimizer.state[parameter] = {
-                        key: value if key == "step" else value.to(self.device) for key, value in found.items()
-                    }
-            self.step, self.best = checkpoint.step, checkpoint.best
-        self.progress.step = self.step
-        kept = [line for line in read_metrics(self.run.path) if line["step"] <= self.step]
-        write_atomically(self.run.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
+def _score_sums(trainer: Trainer, batch: Batch, given: OnDevice) -> torch.Tensor:
+    """Of one batch: the weighted sum of the first metric in every form, then that of the weights. Raises Diverged."""
+    task, metric = trainer.task, trainer.task.metrics[0].name
+    weights = task.weight(batch.targets)
+    try:
+        answers = trainer.model.eval().answers(given, task)
+    except BadInput as error:
+        raise Diverged(trainer.run, trainer.step, error.message, error.hint) from error
+    sums = [weighted_sum(task.score(answer, batch.targets)[metric], weights) for answer in answers.values()]
+    return torch.tensor([*sums, weights.sum()], dtype=torch.float64)
 
 
 def weighted_sum(values: np.ndarray, weights: np.ndarray) -> float:
@@ -288,31 +335,11 @@ def weighted_sum(values: np.ndarray, weights: np.ndarray) -> float:
     return float((values[weights > 0] * weights[weights > 0]).sum())
 
 
-def predict(
-    model: VideoModel, task: TaskPlugin, windows: Windows, device: torch.device
-) -> Iterator[tuple[Batch, dict[str, np.ndarray]]]:
-    """Every evaluation batch with the model's answer in each form."""
-    model.eval()
-    for batch in windows.evaluation(EVAL_BATCH):
-        with torch.inference_mode():
-            targets = {name: torch.from_numpy(array).to(device) for name, array in batch.targets.items()}
-            predictions = model(*windows.tokens(batch, device), task.query(targets))
-            yield batch, {form: task.answer(form, prediction).cpu().numpy() for form, prediction in predictions.items()}
-
-
-def steps_of(settings: TrainingSettings, clips: int) -> int:
-    """Steps of a run; epochs are converted here and nowhere else."""
-    if settings.steps is not None:
-        return settings.steps
-    assert settings.epochs is not None
-    return max(1, math.ceil(settings.epochs * clips / settings.batch_size))
-
-
-def learning_rate(settings: TrainingSettings, step: int, steps: int) -> float:
-    """Linear warm-up to the peak, then a cosine down to the minimum at the last step."""
-    warmup = min(settings.warmup_steps, steps - 1)
-    if step < warmup:
-        return settings.learning_rate * (step + 1) / warmup
-    share = (step - warmup) / max(1, steps - 1 - warmup)
-    low, high = settings.min_learning_rate, settings.learning_rate
-    return low + (high - low) * (1 + math.cos(math.pi * share)) / 2
+@contextmanager
+def _timed(trainers: Sequence[Trainer], what: str) -> Iterator[None]:
+    """What is done for several runs at once counts in equal shares."""
+    begin = time.perf_counter()
+    yield
+    share = (time.perf_counter() - begin) / len(trainers)
+    for trainer in trainers:
+        trainer.progress.seconds[what] = trainer.progress.seconds.get(what, 0.0) + share

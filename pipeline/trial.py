@@ -22,7 +22,7 @@ import av
 import numpy as np
 import torch
 
-from pipeline import extract, manifest, plugins, train
+from pipeline import extract, manifest, train
 from pipeline.cache import Cache, unwritable
 from pipeline.costs import synchronize
 from pipeline.datasets import DatasetPlugin
@@ -52,7 +52,7 @@ SHARES = {"alone": 0.15, "extract": 0.4, "train": 0.3}
 """Of the time; reading and what comes before and after take the rest."""
 BLOCKS = 8
 """Of decoded frames, each of another video, that the encoder alone is tried with."""
-LEAST_STEPS = 4
+LEAST_STEPS, MOST_STEPS = 4, 100_000
 READ_BATCH = 8
 WITHOUT = "--probe-s 0 plans without looking at any"
 HELD_OUT = 2
@@ -109,7 +109,7 @@ def attempt(
     """
     tell("loading the encoder")
     begin = time.perf_counter()
-    encoder = plugins.load("encoder", spec.encoder.name)(spec.encoder.settings, spec.frames.size_px, device)
+    encoder = spec.make_encoder(device)
     load_s = time.perf_counter() - begin
     least = 2 * (recipe.windows.frames if recipe else 1)
     with tempfile.TemporaryDirectory() as made, _scratch(out) as place:
@@ -326,7 +326,7 @@ def _extract(
     laid_out = extract.lay_out(spec, some, out, encoder, device)
     job = extract.a_job([laid_out.place.address], some, str(device), decoders)
     progress = fill(
-        [(laid_out, encoder)], some.videos, job, device, lambda state: noted.append((time.perf_counter(), state.frames))
+        [(laid_out, encoder, [])], some.videos, job, device, lambda state: noted.append((time.perf_counter(), state.frames))
     )
     cache = Cache(laid_out.place)
     whole_s = time.perf_counter() - begin
@@ -364,7 +364,7 @@ def _read(cache: Cache, some: Manifest, recipe: Recipe | None) -> dict[str, Any]
 def _step(recipe: Recipe, cache: Cache, run: Path, device: torch.device, seconds: float) -> float:
     """Seconds of a training step, the first one left out; no evaluation and no checkpoint is among them."""
     endless = recipe.training.model_copy(
-        update={"steps": 10**9, "epochs": None, "evaluate_every": None, "checkpoint_every": 10**9}
+        update={"steps": MOST_STEPS, "epochs": None, "evaluate_every": None, "checkpoint_every": MOST_STEPS}
     )
     ended: list[float] = []
 
@@ -374,6 +374,7 @@ def _step(recipe: Recipe, cache: Cache, run: Path, device: torch.device, seconds
             raise _Enough
 
     with suppress(_Enough):
-        asked = recipe.model_copy(update={"training": endless, "cache": None})
+        windows = recipe.windows.model_copy(update={"train_fraction": 1.0})  # the sample is small enough
+        asked = recipe.model_copy(update={"training": endless, "windows": windows, "cache": None})
         train.train(asked, cache, run, device=device, allow_missing=True, on_progress=note)
     return (ended[-1] - ended[0]) / (len(ended) - 1)

@@ -1,8 +1,9 @@
 """Windows of T frames out of a cache, read by threads straight into a batch.
 
-The order is a pure function of (seed, step, rank, world size): sample number g of the endless stream is the clip at place g
-mod n of the permutation of epoch g div n, and a batch is the next B samples. So no clip is dropped, every rank has the same
-number of steps, and going on in mid-epoch needs one integer. In which of the cache's views a sample is seen is drawn alike.
+The order is a pure function of (seed, step, rank, world size), and its seed is `windows.seed`, whatever draws the weights.
+Sample number g of the endless stream is the clip at place g mod n of the permutation of epoch g div n, and a batch is the next
+B samples. So no clip is dropped, every rank has the same number of steps, and going on in mid-epoch needs one integer. In which
+of the cache's views a sample is seen is drawn alike.
 
 A window's frames are asked for in seconds and the nearest cached frame of the clip is taken, so that variable frame rate,
 rounding of timestamps and a cache of a higher rate all read right. What lies past the end of a short clip repeats its last
@@ -11,6 +12,7 @@ frame (as the paper does); the times in the batch, and the truth, are always tho
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -74,6 +76,15 @@ def nearest(time_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:
     return np.where(wanted_s - time_s[before] <= time_s[after] - wanted_s + TIE_S, before, after)
 
 
+class OnDevice(NamedTuple):
+    """B windows where the models are: tokens that left the codec, and their truth."""
+
+    special_BTSD: torch.Tensor
+    patches: dict[int, torch.Tensor]
+    """layer -> (B, T, P, D)."""
+    targets: dict[str, torch.Tensor]
+
+
 class Windows:
     """The windows of one split of a manifest over a cache, with the truth that `wanted` (a task) asks for.
 
@@ -89,15 +100,16 @@ class Windows:
         settings: WindowSettings,
         wanted: Wanted | None = None,
         layers: Sequence[int] | None = None,
-        seed: int = 0,
         allow_missing: bool = False,
     ) -> None:
-        self.cache, self.manifest, self.split, self.settings, self.seed = cache, manifest, split, settings, seed
+        self.cache, self.manifest, self.split, self.settings = cache, manifest, split, settings
+        self.frames = settings.frames if split == "train" else settings.eval_frames or settings.frames
+        """T."""
         self.layers = tuple(cache.shape.layers if layers is None else layers)
         self.keys = tuple(cache.codec.layout(cache.shape.width))
         tokens = token_arrays(self.layers, cache.shape.special_tokens, cache.shape.patch_tokens)
         self.names = [stored_name(name, key) for name in tokens for key in self.keys]
-        clips = [(place, manifest.clips[place]) for place in manifest.split(split)]
+        clips = clips_of(manifest, split, settings)
         require_rate(settings, [clip for _, clip in clips], cache.fps, f"cache {cache}")
         self._targets = None if wanted is None else Targets(manifest, wanted)
         if self._targets:
@@ -160,26 +172,21 @@ class Windows:
     def sample(self, number: int) -> Sample:
         """Sample `number` of the endless training stream."""
         epoch, place = divmod(number, len(self))
-        order, places, views = _epoch(self.seed, epoch, len(self))
+        order, places, views = _epoch(self.settings.seed, epoch, len(self))
         clip, names = int(order[place]), self.settings.views
         return Sample(clip, float(places[clip]), number, names[int(views[clip] * len(names))])
 
-    def train(
-        self, batch_size: int, start_step: int, stop_step: int, rank: int = 0, world_size: int = 1
-    ) -> Iterator[tuple[int, Batch]]:
-        """(step, this rank's part of its batch) for the steps [start_step, stop_step)."""
-        if batch_size % world_size:
-            raise BadInput(f"batch_size {batch_size} does not divide over {world_size} ranks", "choose a multiple")
-        steps = range(start_step, stop_step)
+    def train(self, batch_size: int, steps: Sequence[int], rank: int = 0, world_size: int = 1) -> Iterator[tuple[int, Batch]]:
+        """(step, this rank's part of its batch) for each of `steps`. Ranks must divide `batch_size`."""
         jobs = (
             [self.sample(number) for number in range(step * batch_size + rank, (step + 1) * batch_size, world_size)]
             for step in steps
         )
         yield from zip(steps, self._read_ahead(jobs), strict=True)
 
-    def evaluation(self, batch_size: int) -> Iterator[Batch]:
-        """Every clip in order, `eval_windows` windows of each spread evenly over it."""
-        samples = self.evaluation_samples()
+    def evaluation(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """Every clip in order, `eval_windows` windows of each spread evenly over it; of these, this rank's share."""
+        samples = islice(self.evaluation_samples(), rank, None, world_size)
         jobs = iter(lambda: list(islice(samples, batch_size)), [])
         yield from self._read_ahead(jobs)
 
@@ -192,7 +199,7 @@ class Windows:
 
     def read(self, samples: Sequence[Sample]) -> Batch:
         """The windows of `samples`, with their truth."""
-        frames = self.settings.frames
+        frames = self.frames
         rows = [self._rows(sample) for sample in samples]
         arrays = {}
         for name in self.names:
@@ -215,7 +222,7 @@ class Windows:
         clip, stretch, rows = self.clip(sample.clip), self.stretches[sample.clip], self._rows(sample)
         affine_T23 = self._of_frames(stretch.store, in_view(sample.view, "affine"))[stretch.first_row + rows]
         # A pure function of seed and sample number, like the order.
-        rng = None if sample.number is None else np.random.default_rng([self.seed, sample.number])
+        rng = None if sample.number is None else np.random.default_rng([self.settings.seed, sample.number])
         return self._targets.window(clip, stretch.time_s[rows], affine_T23, clip.speed / self.settings.fps, rng)
 
     def tokens(self, batch: Batch, device: torch.device) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -229,6 +236,12 @@ class Windows:
         if self.cache.shape.special_tokens:
             return decode("special"), patches
         return patches[0][:, :, :0], patches
+
+    def on_device(self, batch: Batch, device: torch.device) -> OnDevice:
+        """The tokens decoded on the device after the transfer, and the truth beside them."""
+        special_BTSD, patches = self.tokens(batch, device)
+        targets = {name: torch.from_numpy(array).to(device) for name, array in batch.targets.items()}
+        return OnDevice(special_BTSD, dict(zip(self.layers, patches, strict=True)), targets)
 
     def _read_ahead(self, jobs: Iterator[list[Sample]]) -> Iterator[Batch]:
         with ThreadPoolExecutor(READERS, "read") as pool:
@@ -248,13 +261,13 @@ class Windows:
         """Rows of one window, counted from the clip's first."""
         how, stretch = self.clip(sample.clip), self.stretches[sample.clip]
         start_s = float(stretch.time_s[0]) + sample.place * max(0.0, self._room_s(sample.clip))
-        wanted_s = window_times(start_s, self.settings.frames, self.settings.fps, how.speed, how.reverse)
+        wanted_s = window_times(start_s, self.frames, self.settings.fps, how.speed, how.reverse)
         return nearest(stretch.time_s, wanted_s)
 
     def _room_s(self, clip: int) -> float:
         """By how much the clip is longer than a window; negative if it is shorter."""
         time_s = self.stretches[clip].time_s
-        return float(time_s[-1] - time_s[0]) - (self.settings.frames - 1) * self.clip(clip).speed / self.settings.fps
+        return float(time_s[-1] - time_s[0]) - (self.frames - 1) * self.clip(clip).speed / self.settings.fps
 
     def _is_slower(self, clip: int) -> bool:
         time_s = self.stretches[clip].time_s
@@ -298,6 +311,28 @@ def require_rate(settings: WindowSettings, clips: Sequence[Clip], fps: float | N
             f"windows want {wanted:g} frames per second, {where} holds {fps:g}",
             f"set windows.fps to at most {fps * settings.fps / wanted:g}, or extract with a higher frames.fps",
         )
+
+
+def clips_of(manifest: Manifest, split: str, settings: WindowSettings) -> list[tuple[int, Clip]]:
+    """Places in `manifest.clips`, and clips, of a split: of the training split, those of the share that is used."""
+    clips = [(place, manifest.clips[place]) for place in manifest.split(split)]
+    if split != "train" or settings.train_fraction == 1:
+        return clips
+    kept = share_of_videos([clip for _, clip in clips], settings.train_fraction, settings.seed)
+    return [(place, clip) for place, clip in clips if clip.video_id in kept]
+
+
+def share_of_videos(clips: Sequence[Clip], fraction: float, seed: int) -> set[str]:
+    """ids of the videos in a share of a split: of every label alike, at least one, and nested for one seed."""
+    label_of = {clip.video_id: clip.label or "" for clip in reversed(clips)}  # a video counts with its first label
+    by_label: dict[str, list[str]] = {}
+    for video_id in sorted(label_of):
+        by_label.setdefault(label_of[video_id], []).append(video_id)
+    kept: set[str] = set()
+    for label, videos in by_label.items():
+        order = np.random.default_rng([seed, *label.encode()]).permutation(len(videos))
+        kept |= {videos[place] for place in order[: math.ceil(fraction * len(videos) - 1e-9)]}
+    return kept
 
 
 @lru_cache(maxsize=8)

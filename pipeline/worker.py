@@ -6,8 +6,6 @@ place of the caches and the folder of the videos. They meet only in leases and r
 
 from __future__ import annotations
 
-import json
-import sys
 from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
@@ -16,58 +14,60 @@ from pathlib import Path
 
 import torch
 
-from pipeline import plugins, probe
+from pipeline import probe
 from pipeline.cache import Cache, unwritable
 from pipeline.decoder import DecodeLimits
-from pipeline.device import chosen
+from pipeline.device import numbered
+from pipeline.donor import Donor, donors
 from pipeline.encode import Lane, Pipeline
 from pipeline.encoders import EncoderPlugin
-from pipeline.errors import BadInput, StillframeError
+from pipeline.engines import Job
+from pipeline.errors import BadInput
 from pipeline.leases import Leases, claimed
-from pipeline.plugins import Settings
 from pipeline.progress import OnProgress, Progress
 from pipeline.records import Video
 
 
-class Job(Settings):
+class Extraction(Job):
     """What every worker of an extraction is told."""
 
     caches: tuple[str, ...]
     """Laid out already. One decode of a video serves all of them."""
     root: str
     """Where the videos are."""
-    device: str | None = None
-    """None: the CUDA device of the worker's number where there is any, else the CPU."""
     decoders: int = 1
     """Processes that decode videos."""
     limits: DecodeLimits = DecodeLimits()
 
-
-def work(job: Job, index: int = 0, on_progress: OnProgress | None = None) -> None:
-    """Worker `index` of a job. Returns when nothing is missing. Raises StillframeError."""
-    device = chosen(torch.device(job.device) if job.device else _device(index))
-    caches = [Cache(place) for place in job.caches]
-    fill([(cache, load_encoder(cache, device)) for cache in caches], caches[0].manifest.videos, job, device, on_progress)
+    def work(self, index: int) -> None:
+        device = numbered(self.device, index)
+        caches = [Cache(place) for place in self.caches]
+        lanes = [(cache, load_encoder(cache, device), donors(cache)) for cache in caches]
+        fill(lanes, caches[0].manifest.videos, self, device)
 
 
 def fill(
-    caches: Sequence[tuple[Cache, EncoderPlugin]],
+    to_fill: Sequence[tuple[Cache, EncoderPlugin, Sequence[Donor]]],
     videos: Sequence[Video],
-    job: Job,
+    job: Extraction,
     device: torch.device,
     on_progress: OnProgress | None = None,
     only: Collection[int] | None = None,
 ) -> Progress:
-    """Brings caches, each with its encoder on `device`, to completion with all other workers; says what was done here.
+    """Brings caches, each with its encoder on `device` and what others give it, to completion with all other workers.
 
-    `only`: no other stores than these.
+    `only`: no other stores than these. Returns what was done here.
     """
-    missing = _missing([cache for cache, _ in caches], only)
-    expected = sum(sum(cache.plan[store].values()) for cache, _ in caches for store in missing[str(cache)])
+    caches = [cache for cache, _, _ in to_fill]
+    missing = _missing(caches, only)
+    expected = sum(sum(cache.plan[store].values()) for cache in caches for store in missing[str(cache)])
     progress = Progress(expected)
     try:
         with ExitStack() as stack:
-            lanes = {str(cache): Lane(cache, encoder, stack.enter_context(Leases(cache.place))) for cache, encoder in caches}
+            lanes = {
+                str(cache): Lane(cache, encoder, stack.enter_context(Leases(cache.place)), givers)
+                for cache, encoder, givers in to_fill
+            }
             while any(missing.values()):
                 pipeline = Pipeline(videos, Path(job.root), device, job.decoders, job.limits, progress, on_progress)
                 units = [
@@ -77,8 +77,8 @@ def fill(
                 given = claimed(units, pipeline.stop)
                 pipeline.run([(lanes[str(cache)], store) for cache, store in unit] for unit in given)
                 # Again, where another worker took a store over from this one and was lost in its turn.
-                missing = _missing([Cache(cache.place) for cache, _ in caches], only)
-        for cache, _ in caches:
+                missing = _missing([Cache(cache.place) for cache in caches], only)
+        for cache in caches:
             if not cache.missing_stores():  # nobody else is at work on it
                 cache.clear_partial()
     except OSError as error:
@@ -113,13 +113,11 @@ def units_of(missing: dict[str, tuple[Cache, list[int]]]) -> list[list[tuple[str
 
 def load_encoder(cache: Cache, device: torch.device) -> EncoderPlugin:
     """The encoder of a cache, as its spec names it. Raises BadInput where it is not the one that the cache was begun with."""
-    settings = cache.cache_spec
-    encoder: EncoderPlugin = plugins.load("encoder", settings.encoder.name)(
-        settings.encoder.settings, settings.frames.size_px, device
-    )
+    encoder: EncoderPlugin = cache.cache_spec.make_encoder(device)
     if encoder.identity != cache.header.encoder:
         raise BadInput(
-            f"encoder '{settings.encoder.name}' is not the one that {cache} was begun with: weights or configuration differ",
+            f"encoder '{cache.cache_spec.encoder.name}' is not the one that {cache} was begun with: "
+            "weights or configuration differ",
             "give every worker the same files, or extract again",
         )
     if probe.decoder_identity() != cache.header.decoder:
@@ -128,21 +126,3 @@ def load_encoder(cache: Cache, device: torch.device) -> EncoderPlugin:
             "give every worker the same version of PyAV, or extract again",
         )
     return encoder
-
-
-def _device(index: int) -> torch.device | None:
-    return torch.device("cuda", index % torch.cuda.device_count()) if torch.cuda.is_available() else None
-
-
-def main(job: str, index: str) -> int:
-    """A worker as a process of its own. Returns its exit code."""
-    try:
-        work(plugins.check(Job, json.loads(job), "job"), int(index))
-    except StillframeError as error:
-        sys.stderr.write(f"{error.message} ({error.hint})\n")
-        return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

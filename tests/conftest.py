@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,16 +18,25 @@ from pipeline.encoders import address
 from pipeline.manifest import Manifest
 from pipeline.spec import CacheSpec
 
-pytest_plugins = ["commands", "slurm"]
+pytest_plugins = ["commands", "pages", "slurm"]
 
 FPS = 10
 LENGTHS = {"a/v0.mp4": 31, "a/v1.mp4": 8, "a/v2.mp4": 17, "b/v3.mp4": 24, "b/v4.mp4": 5, "b/v5.mp4": 40}
 """Source -> frames. The number in the name is the video number that its frames spell."""
 
 
+SIDE_BY_SIDE = "PYTEST_XDIST_WORKER" in os.environ
+"""Whether other tests run at the same time: then they are as many as there are cores."""
+THREADS = 1 if SIDE_BY_SIDE else 2
+"""Of torch."""
+if SIDE_BY_SIDE:
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+torch.set_num_threads(THREADS)  # also of fixtures that live longer than a test
+
+
 @pytest.fixture(autouse=True)
-def _two_threads():
-    torch.set_num_threads(2)
+def _threads():
+    torch.set_num_threads(THREADS)
 
 
 def write_video(path: Path, frames: list[np.ndarray], fps: int = FPS) -> Path:

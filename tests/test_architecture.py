@@ -26,7 +26,9 @@ ORDER = [
     "errors",
     "records",
     "device",
+    "ranks",
     "plugins",
+    "tables",
     "spec",
     "probe",
     "datasets",
@@ -51,8 +53,8 @@ ORDER = [
     "progress",
     "encode",
     "fit",
-    "worker",
     "engines",
+    "worker",
     "extract",
     "derive",
     "damage",
@@ -66,10 +68,14 @@ ORDER = [
     "tasks",
     "model",
     "run",
+    "trainer",
     "train",
     "evaluate",
     "costs",
     "statistics",
+    "grid",
+    "variants",
+    "sweep",
     "draw",
     "published",
     "stream",
@@ -82,9 +88,9 @@ ORDER = [
     "cli",
 ]
 """Data order, which is tree order: each may import what stands before it."""
-NO_CODE = {"", "recipes"}
-"""The package itself and the folder of shipped recipes."""
-PACKAGES = {"bench", "cli", "places"}
+NO_CODE = {"", "recipes", "sweeps"}
+"""The package itself and the folders of what is shipped as TOML."""
+PACKAGES = {"bench", "cli", "places", "report"}
 """Folders that are no socket; their files may use each other."""
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 400, 60
 

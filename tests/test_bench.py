@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from commands import assert_refused, call
+from conftest import THREADS
 from torch import nn
 from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
@@ -35,7 +36,7 @@ def whole():
 def test_says_what_was_measured_and_where(whole):
     assert whole["size"] == {"batch": 2, "frames": 3, "tokens": 5, "width": 32, "layers": 1}
     assert whole["streams"] == {"frames": 300, "tokens": 2}
-    assert whole["surroundings"] | {"threads": 2} == temporal.surroundings(CPU)
+    assert whole["surroundings"] | {"threads": THREADS} == temporal.surroundings(CPU)
 
 
 def test_surroundings(monkeypatch):

@@ -24,7 +24,7 @@ def only_ours(monkeypatch):
     monkeypatch.setattr(read, "find_spec", lambda package: package in OURS or None)
 
 
-@pytest.mark.filterwarnings("default")  # of packages that are no part of this one
+@pytest.mark.filterwarnings("default::DeprecationWarning")  # of packages that are no part of this one
 @pytest.mark.parametrize("reader", _readers.READERS, ids=NAMES)
 def test_every_reader_reads_what_was_written(tmp_path, reader):
     pytest.importorskip(reader.package)

@@ -64,6 +64,8 @@ def test_operations_by_hand():
     assert flops(tiny(only, "model.mixer=mlp"), TINY, KINDS[:3]) == expected | {"mixer": expected["mixer"] + mlps}
     linear = 2 * 8 * 6 * (2 * 8) * 8
     assert flops(tiny(only, "model.mixer=concat"), TINY, KINDS[:3]) == expected | {"mixer": expected["mixer"] + linear}
+    one = flops(tiny(only, "model.mixer=mlp", "model.layers=[1]"), TINY, KINDS[:3])
+    assert one == expected | {"mixer": expected["mixer"] + mlps // 2}
     nothing = flops(tiny(only, "temporal.name=identity", "model.tokens=patches"), TINY, KINDS[:3])
     assert (nothing["mixer"], nothing["temporal"]) == (2 * 8 * 6 * 8 * 6, 0)
     assert flops(tiny(), TINY, KINDS[:3])["readout"] > expected["readout"]

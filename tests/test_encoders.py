@@ -49,7 +49,7 @@ TOWERS = {
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(_two_threads: None) -> None:
+def _one_thread(_threads: None) -> None:
     torch.set_num_threads(1)  # towers this small run slower on two
 
 

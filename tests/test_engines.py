@@ -26,7 +26,7 @@ from pipeline.cache import Cache
 from pipeline.engines import EnginePlugin
 from pipeline.errors import BadInput
 from pipeline.leases import Leases, lease_of
-from pipeline.worker import Job
+from pipeline.worker import Extraction
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUNDS = {"slurm": "slurm_user", "ray": "ray_cluster"}
@@ -67,7 +67,7 @@ def make(name: str, workers: int, **settings: object) -> EnginePlugin:
 
 
 @contextmanager
-def started(engine: EnginePlugin, job: Job, logs: Path) -> Iterator[EnginePlugin]:
+def started(engine: EnginePlugin, job: Extraction, logs: Path) -> Iterator[EnginePlugin]:
     try:
         engine.start(job, logs)
         yield engine
@@ -82,8 +82,8 @@ def cache(material: Material, tmp_path: Path) -> Cache:
     return extract.lay_out(spec, material.manifest, tmp_path / "caches", encoder, torch.device("cpu"))
 
 
-def job_of(cache: Cache, device: str | None = None) -> Job:
-    return Job(caches=(str(cache),), root=str(cache.manifest.root), device=device)
+def job_of(cache: Cache, device: str | None = None) -> Extraction:
+    return Extraction(caches=(str(cache),), root=str(cache.manifest.root), device=device)
 
 
 @contextmanager
@@ -160,7 +160,7 @@ def test_the_work_of_a_killed_worker_is_taken_over(name, cache, material, tmp_pa
 
 
 def test_an_error_of_a_worker_is_told_with_its_last_words(name, tmp_path):
-    job = Job(caches=(str(tmp_path / "nowhere"),), root=str(tmp_path))
+    job = Extraction(caches=(str(tmp_path / "nowhere"),), root=str(tmp_path))
     with started(make(name, 1), job, tmp_path / "logs") as engine:
         (ended,) = finish(engine)
     assert ended.startswith("worker 0: ")
@@ -219,9 +219,9 @@ PARENT = """
 import sys, time
 from pathlib import Path
 from pipeline import plugins
-from pipeline.worker import Job
+from pipeline.worker import Extraction
 engine = plugins.load("engine", "local")(None, 2)
-engine.start(Job.model_validate_json(sys.argv[1]), Path("logs"))
+engine.start(Extraction.model_validate_json(sys.argv[1]), Path("logs"))
 time.sleep(600)
 """
 
@@ -321,13 +321,13 @@ import socket, sys
 from pathlib import Path
 from pipeline import plugins
 from pipeline.errors import BadInput
-from pipeline.worker import Job
+from pipeline.worker import Extraction
 free = socket.socket()
 free.bind(("127.0.0.1", 0))
 address = f"127.0.0.1:{free.getsockname()[1]}"
 engine = plugins.load("engine", "ray")(plugins.settings("engine", "ray", {"address": address}, "ray"), 1)
 try:
-    engine.start(Job(caches=(), root="."), Path(sys.argv[1]))
+    engine.start(Extraction(caches=(), root="."), Path(sys.argv[1]))
 except BadInput as error:
     assert f"no cluster at {address}: " in error.message, error.message
     print("told")
@@ -342,4 +342,4 @@ def test_ray_address_where_nobody_answers_is_told(tmp_path):
 
 
 def test_a_job_is_plain_data(cache):
-    assert Job.model_validate(json.loads(job_of(cache).model_dump_json())) == job_of(cache)
+    assert Extraction.model_validate(json.loads(job_of(cache).model_dump_json())) == job_of(cache)

@@ -12,13 +12,16 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from conftest import LENGTHS
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import manifest
-from pipeline.clip_line import to_line
-from pipeline.datasets import _world_plane, world
+from pipeline.clip_line import AT_ONCE, from_lines, to_line
+from pipeline.datasets import _official, _world_plane, world
 from pipeline.errors import BadInput, StillframeError
 from pipeline.manifest import Manifest, build
-from pipeline.probe import probe
+from pipeline.probe import Probe, probe
 from pipeline.records import Clip, Video
 
 SMALL = {"clips_per_class": 2, "frames": 3, "size_px": 32, "val_fraction": 0.5}
@@ -171,6 +174,21 @@ def test_a_rebuild_leaves_no_old_targets(small: Path, tmp_path: Path) -> None:
     assert Manifest.load(out).clips == built.clips  # training from a cache needs no videos
 
 
+def test_headers_are_read_once(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the data set has looked at goes into videos.jsonl as it is."""
+    read: list[str] = []
+
+    def counted(path: Path, image_fps: float | None = None) -> Probe:
+        read.append(path.relative_to(videos).as_posix())
+        return probe(path, image_fps)
+
+    for module in (_official, manifest):
+        monkeypatch.setattr(module, "probe", counted)
+    built = build("folder", videos, tmp_path, {})
+    assert sorted(read) == sorted(LENGTHS)
+    assert Manifest.load(tmp_path).facts == {video.video_id: probe(videos / video.source) for video in built.videos}
+
+
 # What cannot be built
 
 
@@ -282,6 +300,50 @@ def test_bad_lines_are_named(tmp_path: Path, line: Any, message: str) -> None:
     first = {**LINE, "clip_id": "first", "start_s": 0}  # a whole number is a number
     error = load_error(write(tmp_path, [first, line]))
     assert error.message == f"{tmp_path / 'manifest.jsonl'} line 2{'' if message.startswith(':') else ' '}{message}"
+
+
+CLIPS = st.builds(
+    Clip,
+    st.text(min_size=1),
+    st.text(min_size=1),
+    st.text(min_size=1),
+    st.sampled_from(["train", "val"]),
+    st.floats(0, 10),
+    st.none() | st.floats(11, 20),
+    st.none() | st.text(),
+    st.booleans(),
+    st.floats(0.1, 10),
+    st.none() | st.floats(1, 60),
+)
+
+
+@given(st.lists(CLIPS))
+def test_lines_come_back_as_clips(clips: list[Clip]) -> None:
+    assert from_lines([to_line(clip).rstrip("\n") for clip in clips], "x") == tuple(clips)
+
+
+GOOD, NEXT = json.dumps(LINE), json.dumps({**LINE, "clip_id": "b"})
+
+
+@pytest.mark.parametrize(
+    ("lines", "number"),
+    [
+        ([f"{GOOD}, {NEXT}", '{"clip_id": "c"', GOOD[1:]], 1),
+        ([GOOD[:-1] + ', "label": [{}', "{}]}", f"{NEXT}, {NEXT}"], 1),
+        ([f"{GOOD}, [{{}}", "{}], {}", NEXT], 1),
+        ([GOOD, "", NEXT], 2),
+        ([GOOD, f"{NEXT},"], 2),
+    ],
+)
+def test_every_line_is_json_by_itself(lines: list[str], number: int) -> None:
+    """Also where all of them together are."""
+    with pytest.raises(BadInput, match=f"^x line {number} is not JSON: "):
+        from_lines(lines, "x")
+
+
+def test_lines_are_counted_from_the_first() -> None:
+    with pytest.raises(BadInput, match=rf"^x line {AT_ONCE + 3}: key 'label' is missing"):
+        from_lines([*[GOOD] * (AT_ONCE + 2), GOOD.replace(', "label": "x"', ""), "{"], "x")
 
 
 def test_damaged_manifests(small: Path, tmp_path: Path) -> None:

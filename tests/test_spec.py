@@ -8,7 +8,8 @@ import pytest
 from conftest import address_spec
 
 from pipeline.errors import BadInput
-from pipeline.spec import differences, fingerprint, load_recipe, load_spec, override, shipped_recipes
+from pipeline.spec import fingerprint, load_recipe, load_spec, shipped_recipes
+from pipeline.tables import differences, override
 
 SPEC = """
 [encoder]

@@ -131,7 +131,7 @@ def world(tmp_path_factory):
 
 def windows(world, *needs: str, split: str = "train", seed: int = 0, **settings: object) -> Windows:
     built, cache = world
-    return Windows(cache, built, split, WindowSettings(**({"frames": 4, "fps": 6} | settings)), Wants(*needs), seed=seed)
+    return Windows(cache, built, split, WindowSettings(**({"frames": 4, "fps": 6, "seed": seed} | settings)), Wants(*needs))
 
 
 def test_a_window_holds_the_truth_of_its_own_frames(world):

@@ -15,7 +15,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import FPS, address_spec, write_video
+from conftest import FPS, THREADS, address_spec, write_video
 from safetensors.numpy import load_file
 
 from pipeline import extract, manifest, plugins
@@ -24,7 +24,8 @@ from pipeline.errors import BadInput, StillframeError
 from pipeline.evaluate import Interval, difference, evaluate, interval
 from pipeline.run import Run, read_metrics
 from pipeline.spec import Recipe, TrainingSettings
-from pipeline.train import learning_rate, steps_of, train
+from pipeline.train import train
+from pipeline.trainer import learning_rate, steps_of
 
 
 def recipe(**changes) -> Recipe:
@@ -89,7 +90,7 @@ def test_a_run_killed_by_the_system_goes_on(material, tmp_path):
         "import json, sys\n"
         "from pathlib import Path\n"
         "import torch\n"
-        "torch.set_num_threads(2)\n"
+        f"torch.set_num_threads({THREADS})\n"
         "from pipeline import plugins\n"
         "from pipeline.cache import Cache\n"
         "from pipeline.spec import Recipe\n"

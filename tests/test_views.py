@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from test_square import blurred, most, noise, resize_then_crop
 from test_targets import Wants
 
 from pipeline import extract, frames, manifest, plugins
+from pipeline.audit import audit
 from pipeline.cache import Cache
 from pipeline.derive import derive
 from pipeline.encoders import address
@@ -221,9 +224,14 @@ def test_every_view_has_its_affine_and_the_base_keeps_its_own(quarters):
             np.testing.assert_allclose(group[name][:], np.broadcast_to(affine, group[name].shape), atol=1e-9)
 
 
-def test_damage_in_a_view_is_found_by_name(quarters, tmp_path):
+@pytest.fixture(scope="module")
+def flipped_cache(quarters, tmp_path_factory) -> Cache:
     built, _ = quarters
-    cache = extract.extract(address_spec(views=[FLIP]), built, tmp_path)
+    return extract.extract(address_spec(views=[FLIP]), built, tmp_path_factory.mktemp("flipped"))
+
+
+def test_damage_in_a_view_is_found_by_name(flipped_cache, tmp_path):
+    cache = Cache(shutil.copytree(flipped_cache.path, tmp_path / flipped_cache.name))
     cache.require_sound()
     file = cache.path / cache.store_name(0) / "flip/layer_5/c/0/0/0"
     data = bytearray(file.read_bytes())
@@ -231,6 +239,18 @@ def test_damage_in_a_view_is_found_by_name(quarters, tmp_path):
     file.write_bytes(data)
     assert cache.check(0) == {"flip/layer_5/c/0/0/0": "content differs from its checksum"}
     assert_refused(call("verify", cache.path), "1 stores", out=True)
+
+
+@pytest.mark.parametrize("file", ["flip/zarr.json", "flip/affine/zarr.json", "flip/affine/c/0/0/0", "flip/layer_5/c/0/0/0"])
+def test_a_file_of_a_view_that_a_receipt_leaves_out_is_no_stray(flipped_cache, tmp_path, file):
+    """It is needed, so a repair must not remove it."""
+    cache = Cache(shutil.copytree(flipped_cache.path, tmp_path / flipped_cache.name))
+    path = cache.path / cache.receipt_name(0)
+    table = json.loads(path.read_text())
+    del table["files"][file]
+    path.write_text(json.dumps(table))
+    (damage,) = audit(cache).damage
+    assert (damage.kind, damage.file, damage.problem) == ("receipt", cache.receipt_name(0), f"it does not list {file}")
 
 
 def test_tokens_of_the_flip_are_those_of_flipped_squares(material, tmp_path):
@@ -286,14 +306,14 @@ def test_a_view_is_drawn_as_a_pure_function_of_seed_and_sample(quarters):
     built, cache = quarters
     names = ("upper_left", "lower_left", "upper_right")
     made, again, other = (
-        Windows(cache, built, "train", WindowSettings(frames=2, fps=FPS, views=names), seed=seed) for seed in (0, 0, 1)
+        Windows(cache, built, "train", WindowSettings(frames=2, fps=FPS, views=names, seed=seed)) for seed in (0, 0, 1)
     )
     drawn = [made.sample(number).view for number in range(600)]
     assert drawn == [again.sample(number).view for number in range(600)]
     assert drawn[::-1] == [made.sample(number).view for number in reversed(range(600))]
     assert drawn != [other.sample(number).view for number in range(600)]
     assert all(150 < drawn.count(name) < 250 for name in names)
-    base = Windows(cache, built, "train", WindowSettings(frames=2, fps=FPS), seed=0)
+    base = Windows(cache, built, "train", WindowSettings(frames=2, fps=FPS))
     assert [base.sample(n)._replace(view="") for n in range(50)] == [made.sample(n)._replace(view="") for n in range(50)]
     assert {base.sample(number).view for number in range(50)} == {BASE}
     assert {sample.view for sample in made.evaluation_samples()} == {BASE}
@@ -304,7 +324,7 @@ def test_a_batch_holds_every_sample_in_its_own_view(quarters):
     names = [view["name"] for view in QUARTERS]
     windows = Windows(cache, built, "train", WindowSettings(frames=3, fps=FPS, views=tuple(names)))
     numbers = range(8)
-    batch = dict(windows.train(8, 0, 1))[0]
+    batch = dict(windows.train(8, range(1)))[0]
     special, patches = windows.tokens(batch, CPU)
     for row, sample in enumerate(map(windows.sample, numbers)):
         video = 10 * int(windows.clip(sample.clip).video_id[3]) + names.index(sample.view)
@@ -395,7 +415,7 @@ def test_a_stream_sees_the_base(quarters, tmp_path):
     made = made.model_copy(update={"windows": made.windows.model_copy(update={"fps": float(FPS)})})
     run = train(made, cache, tmp_path / "run")
     stream = Stream(run)
-    windows = Windows(cache, built, "val", run.recipe.windows, stream.task, stream.layers)
+    windows = Windows(cache, built, "val", run.recipe.windows, stream.task, stream.model.layers)
     with torch.no_grad():
         expected = stream.model(*windows.tokens(windows.read([Sample(0, 0.0)]), CPU))["streaming"][0]
     seen = list(stream.follow(Path(built.root) / windows.clip(0).source))[:4]

@@ -34,7 +34,9 @@ def make(material, split="train", clips=None, seed=0, **settings) -> Windows:
     source = material.manifest
     if clips is not None:
         source = dataclasses.replace(source, clips=tuple(clips))
-    return Windows(material.cache, source, split, WindowSettings(**({"frames": 4, "fps": FPS} | settings)), Label(), seed=seed)
+    return Windows(
+        material.cache, source, split, WindowSettings(**({"frames": 4, "fps": FPS, "seed": seed} | settings)), Label()
+    )
 
 
 def addresses(windows: Windows, batch) -> address.Address:
@@ -92,7 +94,7 @@ def test_speed_and_direction_are_honoured_when_a_window_is_read(material, fps, s
         if LENGTHS[clip.video_id] > 20
     ]
     windows = make(material, clips=clips, fps=fps)
-    for _, batch in windows.train(3, 0, 4):
+    for _, batch in windows.train(3, range(4)):
         found = addresses(windows, batch).frame
         steps = np.diff(found, axis=1) * (-1 if reverse else 1)
         assert (np.abs(steps - step) <= (0.5 if step % 1 else 0)).all(), steps
@@ -102,7 +104,7 @@ def test_speed_and_direction_are_honoured_when_a_window_is_read(material, fps, s
 def test_clip_borders_are_kept(material):
     clip = next(clip for clip in material.manifest.clips if clip.video_id == "b/v5.mp4")
     windows = make(material, clips=[dataclasses.replace(clip, split="train", start_s=1.0, stop_s=2.2)])
-    seen = {int(frame) for _, batch in windows.train(4, 0, 25) for frame in addresses(windows, batch).frame.ravel()}
+    seen = {int(frame) for _, batch in windows.train(4, range(25)) for frame in addresses(windows, batch).frame.ravel()}
     assert seen == set(range(10, 22))
 
 
@@ -128,8 +130,8 @@ def test_every_clip_comes_once_in_every_epoch(material):
 
 def test_going_on_in_mid_epoch_gives_the_same_batches(material):
     windows = make(material)
-    whole = dict(windows.train(3, 0, 9))
-    rest = dict(windows.train(3, 5, 9))
+    whole = dict(windows.train(3, range(9)))
+    rest = dict(windows.train(3, range(5, 9)))
     assert list(rest) == [5, 6, 7, 8]
     for step, batch in rest.items():
         np.testing.assert_array_equal(batch.clip_index, whole[step].clip_index)
@@ -140,8 +142,8 @@ def test_going_on_in_mid_epoch_gives_the_same_batches(material):
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_share_the_batch_out(material, world_size):
     windows = make(material)
-    whole = dict(windows.train(6, 0, 3))
-    parts = [dict(windows.train(6, 0, 3, rank, world_size)) for rank in range(world_size)]
+    whole = dict(windows.train(6, range(3)))
+    parts = [dict(windows.train(6, range(3), rank, world_size)) for rank in range(world_size)]
     for step, batch in whole.items():
         together = np.stack([part[step].clip_index for part in parts], axis=1).ravel()
         np.testing.assert_array_equal(together, batch.clip_index)

@@ -148,8 +148,15 @@ def _write_webdataset(folder: Path, tokens_FND: np.ndarray, frames: int) -> None
 @contextmanager
 def _webdataset(folder: Path, _: int) -> Iterator[Read]:
     import webdataset
+    from webdataset.tariterators import group_by_keys, tar_file_expander
 
-    windows = webdataset.WebDataset(str(folder / "windows.tar"), shardshuffle=False).repeat()
+    def opened(shards: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for shard in shards:  # of what it opens itself, a file that is not read to its end is left open
+            with Path(shard["url"]).open("rb") as stream:
+                yield shard | {"stream": stream}
+
+    shards = webdataset.SimpleShardList(str(folder / "windows.tar"))
+    windows = webdataset.DataPipeline(shards, opened, tar_file_expander, group_by_keys).repeat()
     with closing(iter(windows)) as samples:
 
         def read(first: int, out: np.ndarray) -> None:

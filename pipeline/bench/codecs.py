@@ -59,7 +59,7 @@ def compare(
     spec: CacheSpec, codecs: Choices, videos: Manifest, frames: int, repeats: int, device: torch.device, tell: Tell
 ) -> dict[str, Any]:
     """The same on `videos`: twice as many frames are sampled, the first half to fit to, the second to measure."""
-    encoder = plugins.load("encoder", spec.encoder.name)(spec.encoder.settings, spec.frames.size_px, device)
+    encoder = spec.make_encoder(device)
     shape = spec.token_shape()
     tell(0, 1, "encoding frames")
     sampled = sample_tokens(spec, encoder, device, videos, extract.make_plan(spec, shape, videos), 2 * frames)

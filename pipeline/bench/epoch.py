@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pipeline import extract, manifest, plugins
+from pipeline import extract, manifest
 from pipeline.bench._timing import Tell, summary
 from pipeline.cache import Cache
 from pipeline.costs import synchronize
@@ -28,12 +28,14 @@ from pipeline.device import chosen
 from pipeline.encoders import EncoderPlugin
 from pipeline.model import VideoModel, layers_read
 from pipeline.progress import Timed
+from pipeline.ranks import ALONE
 from pipeline.records import Batch
 from pipeline.run import read_metrics
 from pipeline.spec import CacheSpec, Recipe
 from pipeline.square import Squares
 from pipeline.tasks import TaskPlugin
-from pipeline.train import Trainer, open_or_create
+from pipeline.train import Group, make_task, open_or_create
+from pipeline.trainer import Trainer
 from pipeline.windows import Sample, Windows
 from pipeline.worker import load_encoder
 
@@ -45,6 +47,9 @@ BESIDE = ("read", "decode")
 class FromCache(Windows):
     """Windows of a cache; the time of what is done for them is kept."""
 
+    gives = "codec"
+    """What makes tokens of a batch."""
+
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.clock = Timed()
@@ -54,10 +59,9 @@ class FromCache(Windows):
             return super().read(samples)
 
     def tokens(self, batch: Batch, device: torch.device) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        with self.clock.timed("codec"):
-            made = super().tokens(batch, device)
-            synchronize(device)
-            return made
+        made = super().tokens(batch, device)
+        synchronize(device)
+        return made
 
 
 class FromVideos(FromCache):
@@ -65,6 +69,8 @@ class FromVideos(FromCache):
 
     Of the cache it takes only which frames of a video make a window, and where these show what the truth speaks of.
     """
+
+    gives = "encode"
 
     def __init__(self, encoder: EncoderPlugin, decoders: int, device: torch.device, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -87,16 +93,15 @@ class FromVideos(FromCache):
         return Batch({"squares": squares}, np.stack(time_s), clips, self.truth(samples))
 
     def tokens(self, batch: Batch, device: torch.device) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        with self.clock.timed("encode"):
-            squares = batch.arrays["squares"]
-            parts = [self.encoder(part) for part in squares.flatten(0, 1).split(self.cache.cache_spec.store.batch_frames)]
-            # Put together outside of inference mode, as tensors that gradients may be traced through.
-            special = torch.cat([part.special_NSD for part in parts]).unflatten(0, squares.shape[:2])
-            patches = [
-                torch.cat([part.patches_NPD[layer] for part in parts]).unflatten(0, squares.shape[:2]) for layer in self.layers
-            ]
-            synchronize(device)
-            return special, patches
+        squares = batch.arrays["squares"]
+        parts = [self.encoder(part) for part in squares.flatten(0, 1).split(self.cache.cache_spec.store.batch_frames)]
+        # Put together outside of inference mode, as tensors that gradients may be traced through.
+        special = torch.cat([part.special_NSD for part in parts]).unflatten(0, squares.shape[:2])
+        patches = [
+            torch.cat([part.patches_NPD[layer] for part in parts]).unflatten(0, squares.shape[:2]) for layer in self.layers
+        ]
+        synchronize(device)
+        return special, patches
 
     def _squares(self, sample: Sample) -> torch.Tensor:
         """(T, 3, size_px, size_px) uint8 of a window."""
@@ -137,8 +142,7 @@ def one_epoch(
     torch.manual_seed(training.seed)
     model = VideoModel(recipe, windows.cache.shape, task).to(device)
     opened = open_or_create(run, recipe, windows.cache, windows.manifest, model, windows)
-    trainer = Trainer(opened, recipe, model, task.to(device), windows, held_out, device, None)
-    windows.clock = Timed()
+    trainer = Trainer(opened, model, task.to(device), len(windows), device, ALONE)
     timing = ExitStack()
 
     def begin(*_: object) -> None:
@@ -151,13 +155,11 @@ def one_epoch(
 
     trainer.optimizer.register_step_pre_hook(begin)
     trainer.optimizer.register_step_post_hook(end)
-    trainer.fit()
+    Group([trainer], windows, held_out, device, ALONE, None, None).fit()
     spent, parts = trainer.progress.seconds, windows.clock.seconds
-    beside = sum(parts.get(name, 0.0) for name in BESIDE)
-    parts["model"] = spent["steps"] - (sum(parts.values()) - beside)
-    parts["waiting"] = spent["data"]
+    parts |= {"waiting": spent["data"], windows.gives: spent["tokens"], "model": spent["steps"] - parts["optimiser"]}
     losses = [line["loss"] for line in read_metrics(run)]
-    return Epoch(spent["steps"] + spent["data"], len(losses), losses, parts)
+    return Epoch(sum(spent[what] for what in ("data", "tokens", "steps")), len(losses), losses, parts)
 
 
 def epoch_speed(
@@ -217,7 +219,7 @@ def epoch_speed(
 def epoch(name: str, recipe: Recipe, cache: Cache, run: Path, decoders: int, device: torch.device) -> Epoch:
     """One epoch of a new run, `cached` or `uncached`."""
     videos = cache.manifest
-    task: TaskPlugin = plugins.load("task", recipe.task.name)(recipe.task.settings, videos.labels)
+    task = make_task(recipe, videos)
     asked: dict[str, Any] = {"settings": recipe.windows, "wanted": task, "layers": layers_read(recipe, cache.shape)}
     held_out = Windows(cache, videos, "val", **asked)
     if name == "cached":

@@ -13,7 +13,7 @@ import torch
 from pipeline import extract, manifest, plugins
 from pipeline.device import chosen
 from pipeline.spec import CacheSpec
-from pipeline.worker import Job, fill
+from pipeline.worker import Extraction, fill
 
 # The demo's encoder, scaled up until it and not the decoder sets the pace.
 SPEC = {
@@ -40,7 +40,7 @@ def extract_speed(frames: int, repeats: int, decoders: int, device: torch.device
     """Frames per second of extraction (decode, resize, encode, write, commit), of the encoder alone, and their paired ratio."""
     device = chosen(device)
     spec = plugins.check(CacheSpec, SPEC, "bench")
-    encoder = plugins.load("encoder", spec.encoder.name)(spec.encoder.settings, spec.frames.size_px, device)
+    encoder = spec.make_encoder(device)
     shape = spec.token_shape()
     bare, whole = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -51,8 +51,8 @@ def extract_speed(frames: int, repeats: int, decoders: int, device: torch.device
         for repeat in range(repeats + 1):
             bare.append(_bare(encoder, spec, frames, device))
             cache = extract.lay_out(spec, videos, Path(folder) / f"bench-{repeat}", encoder, device)
-            job = Job(caches=(str(cache),), root=str(videos.root), decoders=decoders)
-            progress = fill([(cache, encoder)], videos.videos, job, device)
+            job = Extraction(caches=(str(cache),), root=str(videos.root), decoders=decoders)
+            progress = fill([(cache, encoder, [])], videos.videos, job, device)
             whole.append(progress.frames_per_s)
     del bare[0], whole[0]  # the first round warms caches and allocators up
     ratios = [b / a for a, b in zip(bare, whole, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from pipeline.errors import BadInput
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.engines import EnginePlugin
     from pipeline.manifest import Manifest
 
 FINISHED_WITH_FAILURES = 3
@@ -32,6 +34,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print plain JSON on stdout
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1. Default: cuda where there is one.")]
 ManifestFolder = Annotated[Path | None, typer.Option("--manifest", help="Other clips or labels over the same videos.")]
 AllowMissing = Annotated[bool, typer.Option(help="Leave out clips that the cache does not cover, and say how many.")]
+
+EngineName = Annotated[str | None, typer.Option("--engine", help="Who does it: local, slurm or ray. Default: this process.")]
+Workers = Annotated[int, typer.Option(min=1, help="Workers of the engine, each with a device.")]
+EngineSets = Annotated[
+    list[str] | None, typer.Option("--engine-set", metavar="KEY=VALUE", help="Setting of the engine, as partition=gpu.")
+]
+Logs = Annotated[Path, typer.Option(help="Folder for the logs of an engine's workers.")]
 
 
 def say(text: str) -> None:
@@ -66,16 +75,35 @@ def other_manifest(folder: Path | None) -> Manifest | None:
 
 
 def recipe_file(name: str) -> Path:
-    """A path as it is; otherwise a shipped recipe of that name."""
-    from pipeline.errors import unknown_name
     from pipeline.spec import shipped_recipes
+
+    return named_file("recipe", name, shipped_recipes())
+
+
+def named_file(what: str, name: str, shipped: Mapping[str, Path]) -> Path:
+    """A path as it is; otherwise what is shipped under that name."""
+    from pipeline.errors import unknown_name
 
     if name.endswith(".toml") or "/" in name:
         return Path(name)
-    shipped = shipped_recipes()
     if name not in shipped:
-        raise unknown_name("recipe", name, shipped)
+        raise unknown_name(what, name, shipped)
     return shipped[name]
+
+
+def make_engine(name: str | None, workers: int, sets: list[str]) -> EnginePlugin | None:
+    """More than one worker are processes of this machine unless an engine is named."""
+    from pipeline import plugins
+    from pipeline.tables import override
+
+    if name is None and workers == 1:
+        if sets:
+            raise BadInput(f"--engine-set {sets[0]} is for an engine, and none is named", "--engine slurm")
+        return None
+    name = name or "local"
+    plugin = plugins.load("engine", name)
+    made: EnginePlugin = plugin(plugins.settings("engine", name, override({}, sets), f"engine '{name}'"), workers)
+    return made
 
 
 def show_scores(results: list[dict[str, Any]]) -> None:

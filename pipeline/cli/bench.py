@@ -40,6 +40,25 @@ def bench_extract(
         console.show(f"extraction reaches {result['ratio']:.3f} of the bare encoder (median of {repeats} paired ratios)")
 
 
+@bench_app.command("report")
+def bench_report(
+    runs: Annotated[int, typer.Option(min=1, help="Members of the sweep.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """The page of a large sweep: seconds and megabytes.
+
+    Example: stillframe bench report --runs 100
+    """
+    from pipeline import console
+    from pipeline.bench import report
+
+    result = report.report_speed(runs)
+    if as_json:
+        console.show_json(result)
+    else:
+        console.show(f"the page of {runs} runs: {result['seconds']:.1f} s, {result['page_bytes'] / 1e6:.2f} MB")
+
+
 @bench_app.command("scale")
 def bench_scale(
     hours: Annotated[float, typer.Option(min=0.001, help="Length of the long video.")] = 2.0,
@@ -227,7 +246,8 @@ def bench_codecs(
     """
     from pipeline import console
     from pipeline.bench import codecs
-    from pipeline.spec import load_spec, override
+    from pipeline.spec import load_spec
+    from pipeline.tables import override
 
     loaded, where = load_spec(spec), torch_device(device)
     chosen = codecs.choices(override({}, sets or []))
@@ -342,3 +362,37 @@ def bench_write(
     rows = [(way, f"{facts['gb_per_s']:6.2f}", f"{facts['ratio']:6.3f}") for way, facts in result["ways"].items()]
     console.show_table("medians; x: median of the ratios of every round", ("", "GB/s", "x plain"), rows)
     console.show(f"a store takes {_bytes(result['peak_bytes']).strip()} of memory beyond the tokens while it is written")
+
+
+@bench_app.command("sweep")
+def bench_sweep(
+    cache: Annotated[str, typer.Argument(help="A cache on this machine's disk.")],
+    recipe: Annotated[str, typer.Argument(help="What to train: a .toml file, or the name of a shipped recipe.")] = "demo_gru",
+    members: Annotated[int, typer.Option(min=2, help="Runs, which differ in their seeds.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each.")] = 50,
+    repeats: Annotated[int, typer.Option(min=1, help="Repeats; medians are shown.")] = 5,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Runs side by side on one read against the same runs one by one.
+
+    Example: stillframe bench sweep demo/caches/demo-0123456789ab
+    """
+    from pipeline import console
+    from pipeline.bench import sweep
+    from pipeline.cache import Cache
+    from pipeline.cli._common import recipe_file
+    from pipeline.spec import load_recipe
+
+    loaded, on = load_recipe(recipe_file(recipe)), torch_device(device)
+    with console.progress("bench sweep") as update:
+        result = sweep.sweep_speed(Cache(cache), loaded, members, steps, repeats, on, lambda *state: update(*state))
+    if as_json:
+        console.show_json(result)
+        return
+    rows = [
+        (case, f"{found['alone']['median_s']:.2f}", f"{found['together']['median_s']:.2f}", f"{found['ratio']:.3f}")
+        for case, found in result["cases"].items()
+    ]
+    title = f"{members} runs of {steps} steps, median of {repeats}"
+    console.show_table(title, ("case", "one by one, s", "side by side, s", "ratio"), rows)

@@ -7,14 +7,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli._common import FINISHED_WITH_FAILURES, AsJson, Device, Sets, app, torch_device
+from pipeline.cli._common import (
+    FINISHED_WITH_FAILURES,
+    AsJson,
+    Device,
+    EngineName,
+    EngineSets,
+    Logs,
+    Sets,
+    Workers,
+    app,
+    make_engine,
+    torch_device,
+)
 from pipeline.cli.audit import show_status
-from pipeline.errors import BadInput
 
 if TYPE_CHECKING:
     from pipeline.cache import Cache
     from pipeline.decoder import DecodeLimits
-    from pipeline.engines import EnginePlugin
     from pipeline.progress import Progress
 
 
@@ -32,7 +42,7 @@ def manifest(
     """
     from pipeline import console
     from pipeline import manifest as module
-    from pipeline.spec import override
+    from pipeline.tables import override
 
     with console.progress(f"manifest {dataset}") as update:
         built = module.build(dataset, root, out, override({}, sets or []), lambda done, total: update(done, total, "videos"))
@@ -62,12 +72,10 @@ def extract(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="stall_s, video_s or memory_mb: when decoding a video is given up."),
     ] = None,
-    engine: Annotated[str | None, typer.Option(help="Who does it: local, slurm or ray. Default: this process.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Workers of the engine, each with a device.")] = 1,
-    engine_sets: Annotated[
-        list[str] | None, typer.Option("--engine-set", metavar="KEY=VALUE", help="Setting of the engine, as partition=gpu.")
-    ] = None,
-    logs: Annotated[Path, typer.Option(help="Folder for the logs of an engine's workers.")] = Path("logs"),
+    engine: EngineName = None,
+    workers: Workers = 1,
+    engine_sets: EngineSets = None,
+    logs: Logs = Path("logs"),
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Redo the stores that hold a failed video.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     sets: Sets = None,
@@ -88,7 +96,7 @@ def extract(
     clips = Manifest.load(data, root)
     from pipeline import extract as module
 
-    limits, crew = _limits(limit or []), _engine(engine, workers, engine_sets or [])
+    limits, crew = _limits(limit or []), make_engine(engine, workers, engine_sets or [])
     if dry_run:
         _show_plans([module.preview(spec, clips) for spec in loaded], as_json)
         if crew and (script := crew.script(module.a_job([f"{out}/{spec.name}" for spec in loaded], clips, device, decoders))):
@@ -128,24 +136,9 @@ def _show_made(caches: list[Cache], as_json: bool) -> None:
 def _limits(sets: list[str]) -> DecodeLimits:
     from pipeline import plugins
     from pipeline.decoder import DecodeLimits
-    from pipeline.spec import override
+    from pipeline.tables import override
 
     return plugins.check(DecodeLimits, override({}, sets), "--limit")
-
-
-def _engine(name: str | None, workers: int, sets: list[str]) -> EnginePlugin | None:
-    """More than one worker are processes of this machine unless an engine is named."""
-    from pipeline import plugins
-    from pipeline.spec import override
-
-    if name is None and workers == 1:
-        if sets:
-            raise BadInput(f"--engine-set {sets[0]} is for an engine, and none is named", "--engine slurm")
-        return None
-    name = name or "local"
-    plugin = plugins.load("engine", name)
-    made: EnginePlugin = plugin(plugins.settings("engine", name, override({}, sets), f"engine '{name}'"), workers)
-    return made
 
 
 @app.command()

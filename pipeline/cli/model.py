@@ -46,11 +46,12 @@ def train(
     other = other_manifest(manifest_folder)
     from pipeline import train as module
     from pipeline.run import read_metrics
+    from pipeline.trainer import Progress
 
     folder, seconds = out or Path("runs") / loaded.name, dict[str, float]()
     with console.progress(f"train {loaded.name}") as update:
 
-        def on_progress(state: module.Progress) -> None:
+        def on_progress(state: Progress) -> None:
             seconds.update(state.seconds)
             scores = "".join(f"  {form} {score:.3f}" for form, score in state.scores.items())
             update(state.step, state.steps, f"steps  loss {state.loss:.4f}  {state.windows_per_s:.0f} windows/s{scores}")
@@ -151,7 +152,7 @@ def stream(
     from pipeline import stream as module
     from pipeline.draw import VideoFile
     from pipeline.run import Run
-    from pipeline.spec import override
+    from pipeline.tables import override
 
     asked = _query(query)
     follower = module.Stream(Run(run), torch_device(device), override({}, sets or []))
@@ -214,17 +215,18 @@ def _query(text: str | None) -> dict[str, Any]:
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
-    out: Annotated[Path, typer.Option(help="Folder for the page, its pictures and the table as CSV.")] = Path("report"),
+    source: Annotated[list[str], typer.Argument(help="Run folders, one sweep, or one cache (its folder or URL).")],
+    out: Annotated[
+        Path, typer.Option("--out", "--html", help="Folder for the page, its plots as PNG, and tables as CSV and JSON.")
+    ] = Path("report"),
     split: Annotated[str, typer.Option(help="Split whose scores are shown.")] = "val",
 ) -> None:
-    """Put runs side by side: scores with intervals, learning curves, confusions.
+    """One page about runs, a sweep or a cache: scores, costs, learning curves, videos, tokens over time, provenance.
 
     Example: stillframe report runs/* --out report
     """
     from pipeline import console
     from pipeline import report as module
-    from pipeline.run import Run
+    from pipeline.report.subject import find
 
-    page = module.report([Run(run) for run in runs], out, split)
-    console.show(str(page))
+    console.show(str(module.report(find(source), out, split)))

@@ -62,3 +62,8 @@ class FittedCodec(CodecPlugin):
     @abstractmethod
     def load(self, learnt: Mapping[str, np.ndarray]) -> None:
         """Takes what `fit` gave."""
+
+
+def fitted_to(codec: CodecPlugin, manifest: str) -> str | None:
+    """What a fingerprint says of it: the digest of the manifest whose frames it is fitted to; None where nothing is fitted."""
+    return manifest if isinstance(codec, FittedCodec) else None

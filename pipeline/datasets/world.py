@@ -29,7 +29,7 @@ from pipeline import plugins
 from pipeline.datasets import DatasetPlugin, _world_plane, _world_room
 from pipeline.errors import BadInput
 from pipeline.records import Clip
-from pipeline.spec import differences
+from pipeline.tables import differences
 
 SCENES = {"plane": _world_plane, "room": _world_room}
 BLOCK_PIXELS = 2**20

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import plugins
-from pipeline.engines import EnginePlugin, Workers, last_line
-from pipeline.worker import Job
+from pipeline.engines import EnginePlugin, Job, Workers, last_line
 
 
 class Engine(EnginePlugin):
@@ -53,7 +52,8 @@ class Engine(EnginePlugin):
             self._end(self._processes.popitem()[1])
 
     def _start(self, index: int) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "pipeline.engines._leashed", self._job.model_dump_json(), str(index)]
+        worker = [self._job.kind(), self._job.model_dump_json(), str(index)]
+        command = [sys.executable, "-m", "pipeline.engines._leashed", *worker]
         with self._log(index).open("ab") as log:
             return subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=self._environment(), start_new_session=True

@@ -11,9 +11,8 @@ from typing import Any
 from pydantic import Field
 
 from pipeline import plugins
-from pipeline.engines import EnginePlugin, Workers, last_line, needed
+from pipeline.engines import EnginePlugin, Job, Workers, last_line, needed
 from pipeline.errors import BadInput
-from pipeline.worker import Job, work
 
 CONNECT_S = 10.0
 
@@ -113,7 +112,7 @@ class _Actor:
 
     def work(self, job: Job, index: int) -> str | None:
         try:
-            work(job, index)
+            job.work(index)
         except Exception as error:  # any at all: its class may not be known where the answer is read
             traceback.print_exc()
             return type(error).__name__

@@ -15,9 +15,8 @@ from typing import Any
 from pydantic import Field
 
 from pipeline import plugins
-from pipeline.engines import EnginePlugin, Workers, last_line, needed
+from pipeline.engines import EnginePlugin, Job, Workers, last_line, needed
 from pipeline.errors import BadInput, StillframeError
-from pipeline.worker import Job, work
 
 PROGRAMS = ("sbatch", "srun", "squeue", "scancel", "scontrol")
 WAITING = {"PENDING", "CONFIGURING"}
@@ -72,7 +71,7 @@ class Engine(EnginePlugin):
         executor = self._executor(job, logs)
         for indices in self._batches():
             try:
-                tasks = executor.map_array(work, [job] * len(indices), indices)
+                tasks = executor.map_array(_work, [job] * len(indices), indices)
             except (RuntimeError, OSError) as error:  # submitit's own errors are RuntimeErrors
                 self.stop()
                 said = "; ".join(line.removeprefix("sbatch: error: ") for line in str(error).splitlines())
@@ -158,6 +157,10 @@ class Engine(EnginePlugin):
         done = _slurm("squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(self._arrays)}", "--format=%i|%T")
         if done.returncode == 0 or _forgotten(done):
             self._states = dict(line.split("|") for line in done.stdout.split())
+
+
+def _work(job: Job, index: int) -> None:
+    job.work(index)
 
 
 def _slurm(*command: str) -> subprocess.CompletedProcess[str]:

@@ -61,6 +61,8 @@ class TaskPlugin(nn.Module, ABC):
     """The first decides which checkpoint is best and is shown first."""
     keeps_answers: ClassVar[bool] = True
     """Whether evaluation writes the answers to disk; False where they are large."""
+    truth_settings: ClassVar[tuple[str, ...]] = ()
+    """The settings that its truth depends on, through `dense_px` and `prepare`: runs that are alike in these share it."""
     asks: ClassVar[str | None] = None
     """The target that the query is taken from, which a user must name to follow a video; None where there is no query."""
     mirrorable: ClassVar[bool] = True
@@ -104,6 +106,10 @@ class TaskPlugin(nn.Module, ABC):
     @abstractmethod
     def loss(self, form: str, prediction: torch.Tensor, targets: dict[str, torch.Tensor]) -> torch.Tensor:
         """Scalar; finite, also where nothing in the batch is valid."""
+
+    def terms(self, targets: Arrays) -> float:
+        """How many terms the loss over these windows is a mean of, so that the losses of parts of a batch add up to its own."""
+        return float(len(next(iter(targets.values()))))
 
     @abstractmethod
     def answer(self, form: str, prediction: torch.Tensor) -> torch.Tensor:

@@ -94,6 +94,7 @@ class Task(TaskPlugin):
 
     Settings = Settings
     needs = ("boxes",)
+    truth_settings = ("objects",)
     asks = "boxes"
     metrics = (Metric("mIoU", higher_is_better=True, perfect=1.0), Metric("success_0.5", higher_is_better=True, perfect=1.0))
 
@@ -130,6 +131,10 @@ class Task(TaskPlugin):
         l1 = F.smooth_l1_loss(predicted_M4, to_cxcywh(truth_M4), beta=self.settings.l1_beta, reduction="sum") / (4 * count)
         giou = (1 - generalised_iou(to_xyxy(predicted_M4), truth_M4)).sum() / count
         return self.settings.l1_weight * l1 + self.settings.giou_weight * giou
+
+    def terms(self, targets: Arrays) -> float:
+        """Object-frames with truth."""
+        return float(targets["boxes_valid"].sum())
 
     def answer(self, form: str, prediction: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """xyxy (B, T, O, 4), not cut at the square's edges."""

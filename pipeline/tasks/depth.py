@@ -123,6 +123,7 @@ class Task(TaskPlugin):
 
     Settings = Settings
     needs = ("depth_m",)
+    truth_settings = ("size_px",)
     metrics = tuple(
         metric
         for suffix in ("", SCALED)
@@ -158,6 +159,10 @@ class Task(TaskPlugin):
         if self.settings.loss == "l2":
             error = error.square()
         return torch.where(valid, error, 0).sum() / valid.sum().clamp(min=1)
+
+    def terms(self, targets: Arrays) -> float:
+        """Valid pixels."""
+        return float(self._valid(targets["depth_m"]).sum())
 
     def answer(self, form: str, prediction: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """Depth in metres, (B, T, H, W), as predicted: not yet brought into the valid range."""

@@ -158,6 +158,7 @@ class Task(TaskPlugin):
 
     Settings = Settings
     needs = ("points",)
+    truth_settings = ("points", "queries", "stride", "train_queries", "unknown")
     asks = "points"
     metrics = (
         Metric("AJ", higher_is_better=True, perfect=1.0),
@@ -238,6 +239,10 @@ class Task(TaskPlugin):
         """(B, T, Q) bool: point-frames that are scored."""
         time_T = np.arange(targets["visible"].shape[1])
         return targets["points_valid"] & frames_counted(targets["query_frame"], time_T, self.settings.queries)
+
+    def terms(self, targets: Arrays) -> float:
+        """Point-frames that count."""
+        return float(self._counted(targets).sum())
 
     def answer(self, form: str, prediction: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """x, y, visible (B, T, Q, 3)."""

@@ -118,6 +118,10 @@ class Task(TaskPlugin):
             balanced = means.new_tensor(self.weights) * means
         return balanced.sum() * valid.any()
 
+    def terms(self, targets: Arrays) -> float:
+        """Known steps."""
+        return float(targets["motion_valid"].sum())
+
     def answer(self, form: str, prediction: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """Motions as predicted, (B, T, 9)."""
         return prediction

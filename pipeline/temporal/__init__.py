@@ -18,6 +18,18 @@ from pipeline.plugins import Settings
 State = tuple[torch.Tensor, ...]
 
 
+class Gate(nn.Identity):
+    """Passes the openings of a gate on, numbers from 0 to 1: the place where a forward hook can watch them.
+
+    For one frame of one stream they can be viewed as (N, channels), whatever else their shape says.
+    """
+
+    def __init__(self, opens: str) -> None:
+        """`opens`: what an open gate (1) does, for a reader."""
+        super().__init__()
+        self.opens = opens
+
+
 class TemporalModule(nn.Module, ABC):
     """Base of every `Temporal`. A plug-in writes `_run`, `state_shapes` and `flops`; input is checked here."""
 

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from pipeline.temporal import Gate
 from pipeline.temporal._mamba_stack import MambaMixSettings, MambaStack, spatial_blocks
 
 
@@ -31,9 +32,10 @@ class Temporal(MambaStack):
         """Raises BadInput if `settings.heads` does not divide `width`."""
         super().__init__(width, settings, spatial_blocks("[temporal] gated_mamba_mix", width, settings))
         self.gates = nn.ModuleList(_gate(width, settings.gate_hidden) for _ in range(settings.layers))
+        self.admits = Gate("lets the past in")
 
     def _admitted(self, layer: int, z_TBND: torch.Tensor, m_TBND: torch.Tensor) -> torch.Tensor:
-        return torch.sigmoid(self.gates[layer](torch.cat([z_TBND, z_TBND + m_TBND], dim=-1))) * m_TBND
+        return self.admits(torch.sigmoid(self.gates[layer](torch.cat([z_TBND, z_TBND + m_TBND], dim=-1)))) * m_TBND
 
     def flops(self, frames: int, tokens: int) -> int:
         hidden = self.settings.gate_hidden

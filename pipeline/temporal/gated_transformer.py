@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import nn
 
 from pipeline import plugins
-from pipeline.temporal import State, TemporalModule
+from pipeline.temporal import Gate, State, TemporalModule
 from pipeline.temporal._spatial import CrossAttention, Mlp, SelfAttention, check_heads
 
 INNER_EPS = 1e-6
@@ -108,6 +108,7 @@ class Temporal(TemporalModule):
         self.input_update, self.input_reset, self.state_update, self.state_reset = (
             nn.Linear(width, width, bias=False) for _ in range(4)
         )
+        self.update = Gate("lets the frame in")
         self.state_layer_norm = nn.LayerNorm(width, eps=INNER_EPS)
         self.transformer = Transformer(width, settings.layers, heads, settings.mlp_ratio)
         self.output_norm = nn.LayerNorm(width)
@@ -123,7 +124,7 @@ class Temporal(TemporalModule):
             update_BND = torch.sigmoid(update_BND + self.state_update(s_BND))
             reset_BND = torch.sigmoid(reset_BND + self.state_reset(s_BND))
             h_BND = self.transformer(x_BND, q_BND, reset_BND * self.state_layer_norm(s_BND))
-            s_BND = s_BND + update_BND * (h_BND - s_BND)
+            s_BND = s_BND + self.update(update_BND) * (h_BND - s_BND)
             states.append(s_BND)
         return self.output_norm(torch.stack(states, dim=1)), (s_BND,)
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from pipeline import plugins
-from pipeline.temporal import State, TemporalModule
+from pipeline.temporal import Gate, State, TemporalModule
 
 
 class Settings(plugins.Settings):
@@ -30,6 +30,7 @@ class GruLayer(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.input_gates = nn.Linear(width, 3 * width)
         self.hidden_gates = nn.Linear(width, 3 * width)
+        self.update = Gate("keeps the state")
         self.out_proj = nn.Linear(width, width)
         for gate in self.hidden_gates.weight.detach().split(width):
             nn.init.orthogonal_(gate)
@@ -44,7 +45,7 @@ class GruLayer(nn.Module):
             gates_h, candidate_h = self.hidden_gates(h_BND).split(gates, dim=-1)
             reset, update = torch.sigmoid(gates_x + gates_h).chunk(2, dim=-1)
             candidate = torch.tanh(candidate_x + reset * candidate_h)
-            h_BND = candidate + update * (h_BND - candidate)
+            h_BND = candidate + self.update(update) * (h_BND - candidate)
             outputs.append(h_BND)
         return self.out_proj(torch.stack(outputs)), h_BND
 

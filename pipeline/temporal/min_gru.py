@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from pipeline import plugins
-from pipeline.temporal import State
+from pipeline.temporal import Gate, State
 from pipeline.temporal._linear_recurrence import linear_recurrence
 from pipeline.temporal._residual_stack import Mixer, ResidualStack
 
@@ -40,6 +40,7 @@ class MinGru(Mixer):
         super().__init__()
         self.inner = expand * width
         self.gate = nn.Linear(width, self.inner)
+        self.let_in = Gate("lets the frame in")
         self.candidate = nn.Linear(width, self.inner)
         self.out_proj = nn.Linear(self.inner, width)
         # A gate that starts near sigmoid(-1) = 0.27 remembers a few frames, so that gradients reach back from the start.
@@ -49,7 +50,7 @@ class MinGru(Mixer):
         gate_TBNE = self.gate(x_TBND)
         # In at least float32: what is kept is near 1, where bfloat16 has no steps left.
         gate_TBNE = gate_TBNE.to(torch.promote_types(gate_TBNE.dtype, torch.float32))
-        keep_TBNE, let_in_TBNE = torch.sigmoid(-gate_TBNE), torch.sigmoid(gate_TBNE)
+        keep_TBNE, let_in_TBNE = torch.sigmoid(-gate_TBNE), self.let_in(torch.sigmoid(gate_TBNE))
         h_TBNE = linear_recurrence(keep_TBNE, let_in_TBNE * self.candidate(x_TBND), state[0])
         return self.out_proj(h_TBNE), (h_TBNE[-1].clone(),)
 

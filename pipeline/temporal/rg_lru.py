@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import nn
 
 from pipeline import plugins
-from pipeline.temporal import State
+from pipeline.temporal import Gate, State
 from pipeline.temporal._linear_recurrence import linear_recurrence
 from pipeline.temporal._residual_stack import Mixer, ResidualStack
 from pipeline.temporal._spatial import check_heads
@@ -63,6 +63,7 @@ class RgLru(nn.Module):
         super().__init__()
         self.input_gate = BlockDiagonal(width, heads)
         self.a_gate = BlockDiagonal(width, heads)
+        self.decay = Gate("keeps the state")
         # Uniform over the area of the ring, as for complex eigenvalues; then the inverse of r = exp(-softplus(Lambda)).
         low, high = (radius**2 for radius in RADIUS_RANGE)
         rate = -0.5 * torch.empty(width).uniform_(low, high).log()
@@ -75,7 +76,7 @@ class RgLru(nn.Module):
         log_a = -SHARPNESS * F.softplus(self.a_param) * torch.sigmoid(r)
         # The smallest normal number keeps the slope of the root finite where a gate is shut so far that a is exactly 1.
         scale = torch.sqrt((-torch.expm1(2 * log_a)).clamp(min=torch.finfo(dtype).tiny))
-        return linear_recurrence(log_a.exp(), scale * torch.sigmoid(i) * x, h_RE)
+        return linear_recurrence(self.decay(log_a.exp()), scale * torch.sigmoid(i) * x, h_RE)
 
 
 class RecurrentBlock(Mixer):

@@ -25,7 +25,7 @@ from pipeline import extract, manifest
 from pipeline.cache import HEADER_FILE, Cache
 from pipeline.errors import BadInput
 from pipeline.spec import load_spec
-from pipeline.worker import Job
+from pipeline.worker import Extraction
 
 FRAME_MB = 2 * 9 * 8 / 1e6
 """float16 of one layer's tokens of a frame, by which the sizes of stores and shards are reckoned."""
@@ -182,7 +182,7 @@ class Site:
 
     def worker(self, server: Server, out: Path, index: int, **faults: Any) -> Child:
         """One worker of a cache that is laid out."""
-        job = Job(caches=(str(self.cache_in(out)),), root=str(self.manifest.root), device="cpu")
+        job = Extraction(caches=(str(self.cache_in(out)),), root=str(self.manifest.root), device="cpu")
         return self._start(server, out, faults, job=job.model_dump_json(), index=str(index))
 
     def _start(self, server: Server, out: Path, faults: Mapping[str, Any], **what: Any) -> Child:

@@ -126,13 +126,7 @@ def stopped_and_continued(site: Site, server: Server, operations: Iterable[int],
     """A worker is stopped before its n-th file operation until another one has taken its stores over, which is stopped in its
     turn; then both go on, and both believe that the stores are theirs."""
     tally, dice = Tally("stopped, taken over, continued"), random.Random(seed)
-    for operation in operations:
-        out = site.new(laid_out=True)
-        stores = str(site.cache_in(out) / "stores")  # what it does to leases while it waits is not counted
-        first = site.worker(server, out, 0, timing=IMPATIENT, root=stores, stop_at=operation)
-        if first.wait() != "stopped":
-            site.judge(out, tally)
-            break
+    for out, stores, first in _stopped_workers(site, server, operations, tally):
         second = site.worker(server, out, 1, timing=IMPATIENT, root=stores, stop_at=dice.randrange(1, 60))
         status = second.wait()
         tally.kills += 1 + (status == "stopped")
@@ -153,13 +147,7 @@ def stopped_and_continued(site: Site, server: Server, operations: Iterable[int],
 def taken_over_then_lost(site: Site, server: Server, operations: Iterable[int], seed: int = 0) -> Tally:
     """As above, but whoever took over never goes on."""
     tally, dice = Tally("taken over by one that dies"), random.Random(seed)
-    for operation in operations:
-        out = site.new(laid_out=True)
-        stores = str(site.cache_in(out) / "stores")  # what it does to leases while it waits is not counted
-        first = site.worker(server, out, 0, timing=IMPATIENT, root=stores, stop_at=operation)
-        if first.wait() != "stopped":
-            site.judge(out, tally)
-            break
+    for out, stores, first in _stopped_workers(site, server, operations, tally):
         second = site.worker(server, out, 1, timing=IMPATIENT, root=stores, kill_at=dice.randrange(1, 60))
         assert second.wait() in (0, KILLED)
         tally.kills += 2
@@ -304,6 +292,18 @@ def disk(path: Path, size: int) -> Iterator[None]:
 
 def remount(path: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(path)], check=True)
+
+
+def _stopped_workers(site: Site, server: Server, operations: Iterable[int], tally: Tally) -> Iterator[tuple[Path, str, Child]]:
+    """(folder of caches, its stores, a worker that is stopped before its n-th file operation), for each n that there is."""
+    for operation in operations:
+        out = site.new(laid_out=True)
+        stores = str(site.cache_in(out) / "stores")  # what it does to leases while it waits is not counted
+        worker = site.worker(server, out, 0, timing=IMPATIENT, root=stores, stop_at=operation)
+        if worker.wait() != "stopped":
+            site.judge(out, tally)
+            return
+        yield out, stores, worker
 
 
 def _some_more_stores(site: Site, out: Path, living: Sequence[Child], dice: random.Random) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import zarr  # noqa: F401
 
-from pipeline import cli, extract, worker  # noqa: F401
+from pipeline import cli, engines, worker
 from pipeline.cache import Cache  # noqa: F401
 from pipeline.encoders import address  # noqa: F401
 
@@ -40,7 +40,11 @@ def _run(request: dict[str, Any]) -> int:
             os.close(opened)
         torch.set_num_threads(1)
         faults.apply(request["faults"])
-        code = cli.main(request["command"]) if "command" in request else worker.main(request["job"], request["index"])
+        code = (
+            cli.main(request["command"])
+            if "command" in request
+            else engines.run(worker.Extraction.kind(), request["job"], request["index"])
+        )
         sys.stderr.flush()
     except BaseException:
         traceback.print_exc()

@@ -1,0 +1,85 @@
+"""A sweep against its members one by one: the same runs, trained and scored, from one read or from a read each.
+
+Two cases. `reading`: members so small that reading is most of the work, stores on disk and not in memory. `computing`: members
+whose steps are the work, stores in memory. Each is measured with both ways in turn.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import plugins
+from pipeline.bench._timing import Tell, summary
+from pipeline.cache import Cache
+from pipeline.device import chosen
+from pipeline.errors import BadInput
+from pipeline.evaluate import evaluate_together
+from pipeline.mapped import drop
+from pipeline.places.folder import Folder
+from pipeline.spec import Recipe
+from pipeline.train import train_together
+
+CASES: dict[str, dict[str, Any]] = {
+    "reading": {"temporal": {"name": "identity"}, "model": {"mixer": "last", "width": 4}},
+    "computing": {},
+}
+"""Case -> tables of the recipe that it replaces."""
+
+
+def sweep_speed(
+    cache: Cache, recipe: Recipe, members: int, steps: int, repeats: int, device: torch.device | None, tell: Tell
+) -> dict[str, Any]:
+    """Seconds of `members` runs of `recipe` on `cache`, that differ in their seeds: one by one, and side by side."""
+    if not isinstance(cache.place, Folder):
+        raise BadInput(
+            f"bench sweep drops stores from memory, and {cache} lies elsewhere", "give a cache on this machine's disk"
+        )
+    device = chosen(device)
+    result: dict[str, Any] = {"members": members, "steps": steps, "cache": str(cache), "cases": {}}
+    for case in CASES:
+        recipes = _members(recipe, case, members, steps)
+        alone, together = list[float](), list[float]()
+        for repeat in range(-1, repeats):  # the first round warms up
+            tell(max(0, repeat), repeats, case)
+            for way in (alone, together) if repeat % 2 else (together, alone):
+                spent = _seconds(recipes, cache, way is together, case == "reading", device)
+                if repeat >= 0:
+                    way.append(spent)
+        result["cases"][case] = {
+            "alone": summary(alone),
+            "together": summary(together),
+            "ratio": statistics.median(b / a for a, b in zip(alone, together, strict=True)),
+        }
+    return result
+
+
+def _members(recipe: Recipe, case: str, count: int, steps: int) -> list[Recipe]:
+    start = recipe.canonical() | CASES[case]
+    training = start["training"] | {"steps": steps, "epochs": None, "evaluate_every": None, "checkpoint_every": steps}
+    return [
+        plugins.check(Recipe, start | {"name": f"seed{seed}", "training": training | {"seed": seed}}, recipe.name)
+        for seed in range(count)
+    ]
+
+
+def _seconds(recipes: Sequence[Recipe], cache: Cache, shared: bool, cold: bool, device: torch.device) -> float:
+    """Of training and scoring all of them anew. `cold`: no store is in memory when a read begins."""
+    with tempfile.TemporaryDirectory() as made:
+        runs = {Path(made) / recipe.name: recipe for recipe in recipes}
+        reads = [runs] if shared else [{path: recipe} for path, recipe in runs.items()]
+        spent = 0.0
+        for read in reads:
+            if cold:
+                drop(cache.path)
+            begin = time.perf_counter()
+            again = Cache(cache.place)
+            evaluate_together(train_together(read, again, device=device), again, device=device)
+            spent += time.perf_counter() - begin
+        return spent

@@ -1,0 +1,169 @@
+"""Many runs on the command line: sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli._common import (
+    FINISHED_WITH_FAILURES,
+    AllowMissing,
+    AsJson,
+    Device,
+    EngineName,
+    EngineSets,
+    Logs,
+    Workers,
+    app,
+    make_engine,
+    named_file,
+    torch_device,
+)
+from pipeline.errors import BadInput
+
+if TYPE_CHECKING:
+    from pipeline.grid import SweepSpec
+    from pipeline.statistics import Summary
+
+
+@app.command()
+def sweep(
+    sweep: Annotated[str, typer.Argument(help="What to compare: a .toml file, or the name of a shipped sweep.")],
+    cache: Annotated[str, typer.Argument(help="A cache: its folder or URL.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the sweep. Default: sweeps/<its name>.")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A key of the recipe, for all members.")
+    ] = None,
+    axes: Annotated[
+        list[str] | None, typer.Option("--axis", metavar="KEY=[...]", help="Other values of an axis, or one more axis.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Train every setting with the seeds 0, 1, ... below this.")] = None,
+    allow_missing: AllowMissing = False,
+    device: Device = None,
+    engine: EngineName = None,
+    workers: Workers = 1,
+    engine_sets: EngineSets = None,
+    logs: Logs = Path("logs"),
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Train members again that were stopped.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and do nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train many runs from one read of a cache, compare them, and make a page. Run it again to go on, or with more members.
+
+    Example: stillframe sweep temporal_modules caches/demo-0123456789ab
+    """
+    from pipeline import console
+    from pipeline import sweep as module
+    from pipeline.cache import Cache
+    from pipeline.report import report
+    from pipeline.trainer import Progress
+    from pipeline.variants import prepare
+
+    spec = _spec(sweep, sets or [], axes or [], seeds)
+    given, on = Cache(cache), torch_device(device)
+    folder, crew = out or Path("sweeps") / spec.name, make_engine(engine, workers, engine_sets or [])
+    if dry_run:
+        _show_plan(spec, as_json)
+        return
+    with console.progress(f"prepare {spec.name}") as update:
+        caches = prepare(spec, given, folder, on, lambda what, done, total: update(done, total, what))
+    if retry_failed:
+        for file in folder.glob("runs/*/failed.json"):
+            file.unlink()
+    with console.progress(f"sweep {spec.name}") as update:
+        steps: dict[str, tuple[int, int]] = {}
+
+        def on_progress(state: Progress) -> None:
+            steps[state.run] = state.step, state.steps
+            done, total = (sum(column) for column in zip(*steps.values(), strict=True))
+            update(done, total, f"steps of {len(steps)} runs  {state.run} loss {state.loss:.4f}")
+
+        made = module.sweep(spec, caches, folder, on, allow_missing, on_progress, crew, logs, console.say)
+    summaries = made.summaries()
+    page = report(folder, folder / "report")
+    if as_json:
+        plain = {task: one.model_dump(mode="json") for task, one in summaries.items()}
+        console.show_json({"sweep": str(folder), "page": str(page), "summaries": plain})
+    else:
+        for summary in summaries.values():
+            _show_summary(summary)
+        console.show(str(page))
+    if any(setting.failed for summary in summaries.values() for setting in summary.settings):
+        console.say("to train those again that were stopped: the same command with --retry-failed")
+        raise typer.Exit(FINISHED_WITH_FAILURES)
+
+
+def _spec(name: str, sets: list[str], axes: list[str], seeds: int | None) -> SweepSpec:
+    from pipeline.grid import load_sweep, shipped_sweeps
+    from pipeline.tables import assignment
+
+    found = dict(map(assignment, axes))
+    for key, value in found.items():
+        if value != "*" and not isinstance(value, list):
+            raise BadInput(f"--axis {key} wants a list, found {value!r}", f"for example --axis '{key}=[1, 2]'")
+    changes = dict(map(assignment, sets))
+    return load_sweep(named_file("sweep", name, shipped_sweeps()), changes, found, seeds)
+
+
+def _show_plan(spec: SweepSpec, as_json: bool) -> None:
+    """What would be trained, and which of it from one read."""
+    from pipeline import console
+    from pipeline.grid import settings_of
+    from pipeline.sweep import groups_of
+
+    settings = settings_of(spec)
+    group_of = {name: number for number, group in enumerate(groups_of(settings), start=1) for name in group}
+    if as_json:
+        members = [
+            {"member": name, "setting": one.name, "cache": one.cache, "group": group_of[name], "recipe": recipe.canonical()}
+            for one in settings
+            for name, recipe in one.members.items()
+        ]
+        console.show_json({"sweep": spec.name, "members": members})
+        return
+    rows = [
+        (
+            one.name,
+            ", ".join(str(recipe.training.seed) for recipe in one.members.values()),
+            one.cache,
+            one.reference,
+            ", ".join(str(group) for group in dict.fromkeys(group_of[name] for name in one.members)),
+        )
+        for one in settings
+    ]
+    title = f"{len(group_of)} members of {spec.name}, trained from {len(set(group_of.values()))} reads"
+    console.show_table(title, ("setting", "seeds", "cache", "compared with", "group"), rows)
+
+
+def _show_summary(summary: Summary) -> None:
+    """One table: each setting in each form."""
+    from pipeline import console
+
+    rows = []
+    for one in summary.settings:
+        for form, found in one.intervals.items():
+            gain = one.comparisons.get(form)
+            rows.append(
+                (
+                    one.name,
+                    form,
+                    f"{found.score:.3f}",
+                    f"{found.low:.3f} .. {found.high:.3f}",
+                    f"{gain.gain.score:+.3f}" if gain else "",
+                    f"{gain.p_adjusted:.3f}" if gain else "",
+                    f"{gain.wins} / {gain.ties} / {gain.losses}" if gain else "",
+                    f"{one.cost.parameters:,}",
+                    f"{one.cost.flops / 1e9:.3g}",
+                    "" if one.training_s is None else f"{one.training_s:.1f}",
+                    "" if one.cost.latency_ms is None else f"{one.cost.latency_ms:.2f}",
+                    console.bytes_text(one.cost.state_bytes),
+                )
+            )
+        rows += [(member, "", "stopped", why, "", "", "", "", "", "", "", "") for member, why in one.failed.items()]
+    unit = f" ({summary.metric.unit})" if summary.metric.unit else ""
+    scores = ("setting", "form", f"{summary.metric.name}{unit}", "95 % interval", "gain", "p", "win / tie / loss")
+    costs = ("parameters", "GFLOP", "training s", "step ms", "state")
+    title = f"{summary.task} on split {summary.split}, gain over {summary.reference}, trivial answer {summary.trivial:.3f}"
+    console.show_table(title, (*scores, *costs), rows)

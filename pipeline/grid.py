@@ -1,0 +1,256 @@
+"""What a sweep compares: TOML in, and out come the settings of a grid, each with one recipe for every seed.
+
+recipe = "demo_gru"                        a shipped recipe or a .toml file: what every member starts from
+seeds = [0, 1, 2]                          each setting is trained with each
+reference = { temporal = "identity" }      what a setting is compared with: itself, but for these values
+
+[changes]                                  laid over the recipe for all members
+"training.steps" = 200
+
+[axes]                                     every combination is a setting
+temporal = "*"                             all modules there are
+"windows.train_fraction" = [0.1, 1.0]
+
+[[settings]]                               more of them, one by one
+temporal = { name = "gru" }
+
+[caches.int8]                              values of the axis `cache`, beside "given"
+derive = ["codec.name=int8"]
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline import plugins
+from pipeline.errors import BadInput, unknown_name
+from pipeline.plugins import Seed, Settings
+from pipeline.spec import NAME, Recipe, shipped_recipes
+from pipeline.tables import lay, read_table
+
+GIVEN = "given"
+"""The cache that the sweep was started on."""
+CACHE = "cache"
+"""The axis over caches; all others are keys of a recipe."""
+SEED = "training.seed"
+
+
+class OtherCache(Settings):
+    """A cache that is made for the sweep from the one it is started on."""
+
+    derive: tuple[str, ...] = ()
+    """Keys of the spec, as for `stillframe derive --set`."""
+    data: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the data set, laid over those that the cache's own videos were rendered with."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if bool(self.derive) == bool(self.data):
+            raise ValueError("wanted either derive or data")
+        return self
+
+
+class SweepSpec(Settings):
+    """What to compare."""
+
+    name: str
+    recipe: str
+    """A shipped recipe, or a .toml file beside this one."""
+    seeds: tuple[Seed, ...] = (0,)
+    reference: dict[str, Any] = Field(default_factory=dict)
+    """axis -> value. Empty: the first value of the first axis."""
+    changes: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the recipe -> values, for all members."""
+    axes: dict[str, list[Any] | Literal["*"]] = Field(default_factory=dict)
+    """Key of the recipe, or "cache" -> values. "*": all plug-ins there are."""
+    settings: tuple[dict[str, Any], ...] = ()
+    """More settings: axis -> value."""
+    caches: dict[str, OtherCache] = Field(default_factory=dict)
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise ValueError("wanted lower-case letters, digits and underscores")
+        return name
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_apart(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise ValueError("wanted at least one seed, each once")
+        return seeds
+
+    @field_validator("axes")
+    @classmethod
+    def _some_values(cls, axes: dict[str, Any]) -> dict[str, Any]:
+        for key, values in axes.items():
+            if not values:
+                raise ValueError(f"axis '{key}' has no values")
+            if values == "*" and key not in ("temporal", "task"):
+                raise ValueError(f"axis '{key}': \"*\" is for temporal and task")
+        return axes
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.axes and not self.settings:
+            raise ValueError("nothing to compare: wanted [axes] or [[settings]]")
+        if GIVEN in self.caches:
+            raise ValueError(f"caches.{GIVEN}: this is the name of the cache that the sweep is started on")
+        return self
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of the grid."""
+
+    name: str
+    values: dict[str, Any]
+    """axis -> value."""
+    cache: str
+    reference: str
+    """Name of the setting it is compared with; its own where it is a reference."""
+    members: dict[str, Recipe]
+    """Name of the run -> what it trains, one for each seed, in their order."""
+
+
+def load_sweep(
+    path: Path, changes: Mapping[str, Any] | None = None, axes: Mapping[str, Any] | None = None, seeds: int | None = None
+) -> SweepSpec:
+    """A sweep from a file, with more `changes` and `axes` laid over its own, and the seeds 0, 1, ... below `seeds`."""
+    table = read_table(path, "sweep")
+    for key, given in (("changes", changes), ("axes", axes)):
+        if given:
+            table[key] = table.get(key, {}) | dict(given)
+    if seeds is not None:
+        table["seeds"] = list(range(seeds))
+    recipe = table.get("recipe")
+    if isinstance(recipe, str) and recipe.endswith(".toml"):
+        table["recipe"] = str(path.parent / recipe)
+    return plugins.check(SweepSpec, table, str(path))
+
+
+def shipped_sweeps() -> dict[str, Path]:
+    """The sweeps that come with the package: name -> file, sorted."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "sweeps").glob("*.toml"))}
+
+
+def settings_of(spec: SweepSpec) -> list[Setting]:
+    """All settings, those of the grid first. Raises BadInput: an axis that does not exist, a value that a recipe refuses, two
+    settings that are the same, a reference that is no setting."""
+    start = _start(spec)
+    found: dict[str, Setting] = {}
+    points = list(_points(spec))
+    reference = _reference(spec)
+    name_of = {_key(values): _name(values) for values in points}
+    for values in points:
+        name = name_of[_key(values)]
+        wanted = [_key(dict(values) | reference), _key(reference)]
+        compared = next((name_of[key] for key in wanted if key in name_of), None)
+        if compared is None:
+            raise BadInput(
+                f"sweep '{spec.name}': '{name}' is to be compared with '{_name(reference)}', which is no setting of it",
+                "change `reference`, or add that setting",
+            )
+        if name in found:
+            raise BadInput(f"sweep '{spec.name}': two settings are called '{name}'", "name each point once")
+        cache = values.get(CACHE, GIVEN)
+        if cache != GIVEN and cache not in spec.caches:
+            raise unknown_name("cache", str(cache), [GIVEN, *spec.caches], f"sweep '{spec.name}'")
+        members = {}
+        for seed in spec.seeds:
+            run = _slug(name) + (f"-seed{seed}" if len(spec.seeds) > 1 else "")
+            members[run] = _recipe(spec, start, values, seed, run)
+        found[name] = Setting(name, values, cache, compared, members)
+    if len({run for setting in found.values() for run in setting.members}) < len(found) * len(spec.seeds):
+        raise BadInput(f"sweep '{spec.name}': two members would share a folder", "use other names or fewer signs in values")
+    return list(found.values())
+
+
+def _start(spec: SweepSpec) -> dict[str, Any]:
+    shipped = shipped_recipes()
+    if not spec.recipe.endswith(".toml") and spec.recipe not in shipped:
+        raise unknown_name("recipe", spec.recipe, shipped, f"sweep '{spec.name}'")
+    table = read_table(shipped.get(spec.recipe, Path(spec.recipe)), "recipe")
+    for key, value in spec.changes.items():
+        _lay(table, key, value)
+    return table
+
+
+def _points(spec: SweepSpec) -> Iterator[dict[str, Any]]:
+    axes = {key: plugins.names(key) if values == "*" else values for key, values in spec.axes.items()}
+    if axes:
+        for point in itertools.product(*axes.values()):
+            yield dict(zip(axes, point, strict=True))
+    yield from (dict(values) for values in spec.settings)
+
+
+def _reference(spec: SweepSpec) -> dict[str, Any]:
+    """The values that make a setting the one that others are compared with, each with the one that is like it in all else."""
+    if spec.reference:
+        return spec.reference
+    if not spec.axes:
+        return spec.settings[0]
+    key, among = next(iter(spec.axes.items()))
+    return {key: plugins.names(key)[0] if among == "*" else among[0]}
+
+
+def _recipe(spec: SweepSpec, start: Mapping[str, Any], values: Mapping[str, Any], seed: int, run: str) -> Recipe:
+    table = copy.deepcopy(dict(start))
+    for key, value in sorted(values.items(), key=lambda item: item[0].count(".")):  # a table before what is in it
+        if key != CACHE:
+            _lay(table, key, value)
+    if SEED not in values:
+        lay(table, SEED, seed)
+    table["name"] = run
+    return plugins.check(Recipe, table, f"sweep '{spec.name}', setting '{_name(values)}'")
+
+
+def _lay(table: dict[str, Any], key: str, value: Any) -> None:
+    """Lays an axis' value over a recipe. A table is laid key by key; a plug-in's own settings stay if it is the same one."""
+    if key in ("temporal", "task") and isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, dict):
+        lay(table, key, value)
+        return
+    before = table.get(key, {})
+    if "name" in value and isinstance(before, dict) and before.get("name") != value["name"]:
+        table[key] = {}
+    for inner, part in value.items():
+        lay(table, f"{key}.{inner}", part)
+
+
+def _key(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True)
+
+
+def _name(values: Mapping[str, Any]) -> str:
+    """For people: names of plug-ins and caches alone, all else with the last part of its key."""
+    parts = []
+    for key, value in values.items():
+        last = key.rpartition(".")[2]
+        if isinstance(value, dict):
+            shown = [str(part) if inner == "name" else f"{inner} {_text(part)}" for inner, part in value.items()]
+            parts += shown
+        else:
+            parts.append(_text(value) if key in ("temporal", "task", CACHE) else f"{last} {_text(value)}")
+    return ", ".join(parts)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "+".join(_text(part) for part in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.+=-]+", "-", name.replace(", ", "-").replace(" ", "="))

@@ -1,0 +1,212 @@
+"""What stands on a page: every section for what the source has, and nothing for what it has not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from pipeline.cache import Cache
+from pipeline.report import curves, maps, pictures, plots, tables
+from pipeline.report.answers import answers
+from pipeline.report.page import Page, Plot
+from pipeline.report.provenance import commands, of_cache, of_runs
+from pipeline.report.style import FULL_INCHES, HALF_INCHES, save_png, svg
+from pipeline.report.subject import Subject
+from pipeline.report.tables import p_text, scaled_text, seconds_text, signed_text
+from pipeline.run import Run
+from pipeline.statistics import Summary
+from pipeline.status import status
+
+STRIPS = "tokens"
+"""The PNG file of all tokens over time."""
+CLEAR = 0.05
+"""Adjusted p below which a gain is called one."""
+
+
+def page_of_subject(subject: Subject, out: Path) -> Page:
+    """The page of runs or a sweep; plots and videos are also written into `out`."""
+    page = Page(
+        title=_title(subject),
+        kind=f"{'Sweep' if subject.path else 'Runs'} · {subject.summary.task} on split {subject.summary.split}",
+        result=result(subject),
+        caution=_caution(subject),
+        figures=_figures(subject),
+        scores=tables.scores(subject),
+        runs=tables.runs(subject),
+        commands=commands(subject),
+        provenance=of_runs(subject),
+    )
+    costs = {f"score_over_{name}": figure for name, figure in plots.pareto(subject).items()}
+    along = {f"over_{axis}": figure for axis, figure in plots.over_axes(subject).items()}
+    page.plots = {
+        "scores": _placed(out, {"scores": plots.intervals(subject, FULL_INCHES)}),
+        "costs": _placed(out, costs),
+        "learning": _placed(out, curves.learning(subject)),
+        "axes": _placed(out, along),
+        "answers": _placed(out, answers(subject)),
+    }
+    page.plots["scores"][0].narrow_svg = svg(plots.intervals(subject, HALF_INCHES), "Scores and their intervals")
+    page.no_cache = subject.no_cache
+    if subject.cache is not None:
+        page.videos, page.no_videos = pictures.videos(subject, subject.cache, out / "videos")
+        page.films, page.no_films = maps.films(subject.cache, _recurrent(subject), subject.summary.split)
+        _add_cache(page, subject.cache)
+    _save_films(page, out)
+    return page
+
+
+def page_of_cache(cache: Cache, out: Path) -> Page:
+    """The page of a cache alone."""
+    counts = status(cache)
+    videos = counts["videos"]
+    page = Page(
+        title=cache.name,
+        kind="Cache",
+        result=f"{videos['stored']:,} of {videos['planned']:,} videos are stored whole, {counts['frames']:,} frames in "
+        f"{scaled_text(counts['store_bytes'], 'B')}; {videos['failed']:,} failed.",
+        figures=(
+            (f"{counts['frames']:,}", "frames"),
+            (scaled_text(counts["store_bytes"], "B"), "on disk"),
+            (scaled_text(counts["bytes_per_frame"] or 0, "B"), "per frame"),
+            (f"{counts['stores']['done']} of {counts['stores']['planned']}", "stores finished"),
+            (f"{videos['failed']:,}", "videos failed"),
+        ),
+        commands=[f"stillframe report {cache}"],
+        provenance=of_cache(cache),
+    )
+    page.films, page.no_films = maps.films(cache, None, None)
+    _add_cache(page, cache)
+    _save_films(page, out)
+    return page
+
+
+def result(subject: Subject) -> str:
+    """The best setting's score with its interval, against the reference and the trivial answer, in one sentence or two."""
+    best, metric, summary = subject.ranked()[0], subject.metric, subject.summary
+    found = best.intervals[subject.form]
+    unit = f" {metric.unit}" if metric.unit else ""
+    text = f"{best.name} has the best {subject.form} {metric.name}"
+    if len(subject.ranked()) == 1:
+        text = f"{best.name} has a {subject.form} {metric.name} of"
+    text += f" {found.score:.3f}{unit} (95 % interval {found.low:.3f} .. {found.high:.3f})"
+    if comparison := best.comparisons.get(subject.form):
+        gain = comparison.gain
+        how = "better than" if comparison.p_adjusted < CLEAR else "but not clearly better than"
+        text += f", {how} {summary.reference}: by {signed_text(gain.score)}"
+        text += f" ({signed_text(gain.low)} .. {signed_text(gain.high)}, adjusted p {p_text(comparison.p_adjusted)})"
+    elif len(subject.ranked()) > 1:
+        text += "; it is the reference, and no other is better"
+    sign = 1 if metric.higher_is_better else -1
+    beaten = ", and that is better" if sign * (summary.trivial - found.score) > 0 else ""
+    return f"{text}. The trivial answer, which does not look at the video, scores {summary.trivial:.3f}{beaten}."
+
+
+def _title(subject: Subject) -> str:
+    if subject.path:
+        return subject.summary.name
+    runs = list(subject.runs)
+    return runs[0] if len(runs) == 1 else f"{len(runs)} runs of {subject.summary.task}"
+
+
+def _caution(subject: Subject) -> str:
+    ranked = len(subject.ranked())
+    if ranked < 2:
+        return ""
+    return f"The best of {ranked} was chosen on the clips that it is scored on, which flatters it: expect less on new videos."
+
+
+def _figures(subject: Subject) -> list[tuple[str, str]]:
+    best, form, settings = subject.ranked()[0], subject.form, subject.summary.settings
+    evaluation = next(iter(subject.evaluations.values()))
+    failed = sum(len(setting.failed) for setting in settings)
+    found = [(f"{best.intervals[form].score:.3f}", f"best {subject.metric.name}, {form}")]
+    if form in best.comparisons:
+        found.append((signed_text(best.comparisons[form].gain.score), f"over {subject.summary.reference}"))
+    found += [
+        (f"{subject.summary.trivial:.3f}", "trivial answer"),
+        (f"{len(settings)}", "settings" if len(settings) != 1 else "setting"),
+        (f"{len(subject.runs)}", "runs scored" + (f", {failed} stopped" if failed else "")),
+        (f"{evaluation['clips_scored']:,}", f"clips of {evaluation['videos']:,} videos scored"),
+        (scaled_text(best.cost.parameters), "parameters of the best"),
+    ]
+    trained = [setting.training_s * len(setting.runs) for setting in settings if setting.training_s is not None]
+    return found + ([(seconds_text(sum(trained)), "training in all")] if trained else [])
+
+
+def _recurrent(subject: Subject) -> Run:
+    """The best run that has a temporal module worth watching, or else the best."""
+    ranked = subject.ranked()
+    names = [subject.scored_runs(setting)[0] for setting in ranked]
+    return next(
+        (run for run in map(subject.runs.__getitem__, names) if run.recipe.temporal.name != "identity"), subject.runs[names[0]]
+    )
+
+
+def _add_cache(page: Page, cache: Cache) -> None:
+    counts, spec, shape = status(cache), cache.spec, cache.shape
+    page.coverage, page.failures = tables.coverage(counts), tables.failures(counts)
+    encoder, (high, wide) = spec["encoder"], shape.grid_hw
+    made_of = encoder.get("model") or f"{encoder['name']}, {(encoder.get('config') or {}).get('model_type', 'built in')}"
+    derived = f", derived from {cache.header.derived_from}" if cache.header.derived_from else ""
+    rate = "every frame" if cache.fps is None else f"{cache.fps:g} frames a second"
+    page.cache = {
+        "cache": cache.name,
+        "encoder": made_of,
+        "codec": spec["codec"]["name"] + derived,
+        "tokens of a frame": f"{high} × {wide} patches, {shape.special_tokens} special, {shape.width} wide",
+        "layers": ", ".join(map(str, shape.layers)),
+        "frames": f"{counts['frames']:,}, {rate}, {spec['frames']['size_px']} px",
+        "bytes": f"{scaled_text(counts['store_bytes'], 'B')}, {scaled_text(counts['bytes_per_frame'] or 0, 'B')} a frame",
+        "stores": f"{counts['stores']['done']} of {counts['stores']['planned']} finished",
+    }
+
+
+CAPTIONS: Mapping[str, tuple[str, str]] = {
+    "scores": ("Scores and their intervals", "Bars are 95 % intervals, cut at the border; point at a dot for its numbers."),
+    "score_over_FLOPs": ("Score over computation", "Filled: no other is cheaper and as good. Logarithmic axis."),
+    "score_over_latency": (
+        "Score over latency",
+        "One step of one stream after the encoder, where it was measured. Logarithmic axis.",
+    ),
+    "score_over_parameters": ("Score over size", "Filled: no other is smaller and as good. Logarithmic axis."),
+    "loss": ("Training loss", "Running mean. Lines are means over seeds, bands reach from the least to the largest."),
+    "validation": (
+        "Score on the way",
+        "On split val, while training. Lines are means over seeds, bands from least to largest.",
+    ),
+    "confusion": ("Best setting", "Rows are the truth and sum to one, columns the answers."),
+    "confusion_reference": ("Reference", "The same for the reference."),
+    "clips": ("Scores of single clips", "How many clips score how much, in the best setting and the reference."),
+    "clip_by_clip": ("Clip by clip", "Each dot is a clip; on the dashed line the best setting and the reference are even."),
+}
+
+
+def _placed(out: Path, figures: Mapping[str, Figure]) -> list[Plot]:
+    """Every figure as a PNG file in `out` and as a plot of the page."""
+    placed = []
+    for name, figure in figures.items():
+        axis = name.removeprefix("over_")
+        title, caption = CAPTIONS.get(name) or (
+            f"Score over {axis}",
+            "One line for each choice of all else. Bands, where lines are few, are 95 % intervals.",
+        )
+        save_png(figure, out / f"{name}.png")
+        placed.append(Plot(name, title, caption, svg(figure, title)))
+    return placed
+
+
+def _save_films(page: Page, out: Path) -> None:
+    if page.films:
+        maps.sheet(list(page.films)).save(out / f"{STRIPS}.png")
+
+
+def as_json(page: Page, summary: Summary | None) -> dict[str, Any]:
+    """The page's numbers for scripts."""
+    found: dict[str, Any] = {"title": page.title, "result": page.result, "provenance": page.provenance}
+    if summary is not None:
+        found |= summary.model_dump(mode="json", exclude={"name", "settings"})
+    shown = [table for table in (page.scores, page.runs, page.coverage, page.failures) if table]
+    return found | {table.name: table.rows for table in shown}

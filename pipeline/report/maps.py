@@ -1,0 +1,197 @@
+"""What tokens say over time, patch by patch: their main components as colours, and a run's state and gates as maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from PIL import Image
+
+from pipeline.cache import Cache
+from pipeline.device import chosen
+from pipeline.draw import spread, squares
+from pipeline.errors import BadInput, StillframeError
+from pipeline.model import VideoModel
+from pipeline.report.pictures import manifest_of
+from pipeline.run import Run, load_model
+from pipeline.spec import WindowSettings
+from pipeline.temporal import Gate
+from pipeline.windows import Sample, Windows
+
+CLIPS, MOMENTS = 3, 8
+"""Clips that are shown, and how often each is."""
+FRAMES_PER_S = 4.0
+"""Of a cache that is shown without a run."""
+CLIPPED = (2, 98)
+"""Percentiles between which values are spread over the colours."""
+FRAME_PX = 192
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One quantity of one clip at MOMENTS times: uint8 (H, W, 3) pictures."""
+
+    name: str
+    about: str
+    tiles: list[np.ndarray]
+    is_grid: bool
+    """A pixel is a patch."""
+
+
+@dataclass(frozen=True)
+class Film:
+    """One clip over time."""
+
+    clip: str
+    label: str
+    time_s: list[float]
+    strips: list[Strip]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A window of a clip."""
+
+    place: int
+    time_s_T: np.ndarray
+    patches_TPD: np.ndarray
+    """Of the last layer, as the cache has them."""
+    maps: dict[tuple[str, str], np.ndarray]
+    """(name, what it is) -> (T, P)."""
+
+
+def films(cache: Cache, run: Run | None, split: str | None) -> tuple[list[Film], str]:
+    """A few clips of `split` (None: the first there is), and a sentence on what is missing.
+
+    With a run, its windows are shown, with its state and gates; without one, windows of two seconds.
+    """
+    try:
+        windows, model = _opened(cache, run, split)
+        seen = [_look(windows, model, place) for place in spread(len(windows), CLIPS)]
+    except StillframeError as error:
+        return [], f"Tokens cannot be shown: {error}."
+    rows = [_of_tokens([each.patches_TPD for each in seen])]
+    rows += [_of_maps(*key, [each.maps[key] for each in seen]) for key in seen[0].maps]
+    grid_hw = cache.shape.grid_hw
+    made, missing = [], ""
+    for index, each in enumerate(seen):
+        clip = windows.clip(each.place)
+        moments = spread(len(each.time_s_T), MOMENTS)
+        strips = []
+        try:
+            pixels = squares(cache, windows.manifest.root, clip, each.time_s_T[moments])
+            strips.append(Strip("frame", "as the encoder sees it", [_frame(one) for one in pixels], is_grid=False))
+        except BadInput as error:
+            missing = f"The frames themselves are not shown: {error}."
+        for name, about, colours in rows:
+            tiles = [colours(index)[moment].reshape(*grid_hw, 3) for moment in moments]
+            strips.append(Strip(name, about, tiles, is_grid=True))
+        made.append(Film(clip.clip_id, clip.label or "", each.time_s_T[moments].tolist(), strips))
+    return made, missing
+
+
+def _opened(cache: Cache, run: Run | None, split: str | None) -> tuple[Windows, VideoModel | None]:
+    if run is None:
+        fps = min(FRAMES_PER_S, cache.fps or FRAMES_PER_S)
+        settings = WindowSettings(frames=MOMENTS, fps=fps)
+        chosen_split = split or next(iter(cache.manifest.splits))
+        return Windows(cache, cache.manifest, chosen_split, settings, layers=cache.shape.layers[-1:], allow_missing=True), None
+    model, _ = load_model(run, cache.shape)
+    assert split is not None
+    return Windows(cache, manifest_of(run, cache), split, run.recipe.windows, None, model.layers, allow_missing=True), model
+
+
+def _look(windows: Windows, model: VideoModel | None, place: int) -> _Seen:
+    batch = windows.read([Sample(place, 0.5)])
+    special, patches = windows.tokens(batch, chosen(torch.device("cpu")))
+    maps = {} if model is None else walk(model, special, patches)
+    return _Seen(place, batch.time_s_BT[0], patches[-1][0].float().numpy(), maps)
+
+
+@torch.inference_mode()
+def walk(model: VideoModel, special_1TSD: torch.Tensor, patches_1TPD: list[torch.Tensor]) -> dict[tuple[str, str], np.ndarray]:
+    """One stream, frame by frame: (name, what it is) -> (T, P) of the norm of each patch token's state, and of how far its
+    gates are open, mean over channels and layers; without what the temporal module does not have."""
+    temporal, opened = model.temporal, dict[str, list[torch.Tensor]]()
+    gates = [part for part in temporal.modules() if isinstance(part, Gate)]
+
+    def watch(gate: Gate, _: object, output: torch.Tensor) -> None:
+        opened.setdefault(gate.opens, []).append(output.reshape(model.tokens, -1).mean(1))
+
+    hooks = [gate.register_forward_hook(watch) for gate in gates]
+    state = temporal.initial_state(1, model.tokens)
+    found: dict[tuple[str, str], list[torch.Tensor]] = {}
+    try:
+        for t in range(special_1TSD.shape[1]):
+            tokens_1ND = model.tokens_of(special_1TSD[:, t], [part[:, t] for part in patches_1TPD])
+            _, state = temporal.step(tokens_1ND, state)
+            # Parts of the state that tell tokens apart are (B, N, ...).
+            squared = [part[0].flatten(1).square().sum(1) for part in state if part.ndim > 2]
+            if squared:
+                found.setdefault(("state", "norm of each token's state"), []).append(torch.stack(squared).sum(0).sqrt())
+            for opens, parts in opened.items():
+                found.setdefault(("gate", f"how far it {opens}"), []).append(torch.stack(parts).mean(0))
+            opened.clear()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    patches = patches_1TPD[0].shape[2]
+    return {key: torch.stack(rows)[:, -patches:].float().numpy() for key, rows in found.items()}
+
+
+Colours = Callable[[int], np.ndarray]
+"""Number of a clip -> uint8 (T, P, 3)."""
+
+
+def _of_tokens(patches: list[np.ndarray]) -> tuple[str, str, Colours]:
+    colours = principal_colours(patches)
+    return "tokens", "three main components as red, green and blue", colours.__getitem__
+
+
+def principal_colours(patches: list[np.ndarray]) -> list[np.ndarray]:
+    """Tokens of several clips, (T, P, D) each -> uint8 (T, P, 3): their first three principal components, the same for all.
+
+    A component points where its largest entry is positive, so that colours do not flip from one page to the next.
+    """
+    flat = np.concatenate([part.reshape(-1, part.shape[-1]) for part in patches]).astype(np.float64)
+    mean = flat.mean(0)
+    _, vectors = np.linalg.eigh((flat - mean).T @ (flat - mean))
+    components = vectors[:, ::-1][:, :3].T
+    largest = np.take_along_axis(components, np.abs(components).argmax(1)[:, None], axis=1)
+    components = components * np.sign(largest)
+    low, high = np.percentile((flat - mean) @ components.T, CLIPPED, axis=0)
+    return [_bytes((part - mean) @ components.T, low, high) for part in patches]
+
+
+def _of_maps(name: str, about: str, maps: list[np.ndarray]) -> tuple[str, str, Colours]:
+    low, high = np.percentile(np.concatenate([one.ravel() for one in maps]), CLIPPED)
+    palette = colormaps["viridis"]
+    pictures = [palette(_bytes(one, low, high))[..., :3] for one in maps]
+    colours = [(picture * 255).round().astype(np.uint8) for picture in pictures]
+    return name, f"{about}, {low:.3g} (dark) to {high:.3g} (bright)", colours.__getitem__
+
+
+def _bytes(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    share = (values - low) / np.maximum(high - low, 1e-12)
+    return (share.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def _frame(pixels_HWC: np.ndarray) -> np.ndarray:
+    return np.array(Image.fromarray(pixels_HWC).resize((FRAME_PX, FRAME_PX), Image.Resampling.LANCZOS))
+
+
+def sheet(films: list[Film], tile_px: int = 128, gap_px: int = 4) -> Image.Image:
+    """All strips of all clips in one picture, for papers."""
+    side = tile_px + gap_px
+    rows = [(place, strip) for place, film in enumerate(films) for strip in film.strips]
+    width = max(len(strip.tiles) for _, strip in rows) * side - gap_px
+    page = Image.new("RGB", (width, len(rows) * side + 3 * gap_px * (len(films) - 1) - gap_px), "white")
+    for row, (place, strip) in enumerate(rows):
+        for column, tile in enumerate(strip.tiles):
+            how = Image.Resampling.NEAREST if strip.is_grid else Image.Resampling.LANCZOS
+            picture = Image.fromarray(tile).resize((tile_px, tile_px), how)
+            page.paste(picture, (column * side, row * side + 3 * gap_px * place))
+    return page

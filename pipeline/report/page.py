@@ -1,0 +1,90 @@
+"""The page itself: one HTML file that holds everything it shows."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from pipeline.report.maps import Film
+from pipeline.report.pictures import Video
+from pipeline.report.tables import Table
+
+HERE = Path(__file__).parent
+
+
+@dataclass
+class Plot:
+    """A plot in the page."""
+
+    name: str
+    """Of its PNG file, without the ending."""
+    title: str
+    caption: str
+    svg: str
+    narrow_svg: str = ""
+    """The same for a phone, where the plot takes the whole width of the page."""
+
+
+@dataclass
+class Page:
+    """What the template shows; what is empty is left out."""
+
+    title: str
+    kind: str
+    """What the page is about in a word or two: "sweep", "runs", "cache"."""
+    result: str
+    """One sentence."""
+    caution: str = ""
+    figures: Sequence[tuple[str, str]] = ()
+    """Key numbers: (number, what it is)."""
+    scores: Table | None = None
+    runs: Table | None = None
+    plots: Mapping[str, Sequence[Plot]] = field(default_factory=dict)
+    """Section -> its plots."""
+    videos: Mapping[str, Sequence[Video]] = field(default_factory=dict)
+    """Setting -> what it answered."""
+    no_videos: str = ""
+    films: Sequence[Film] = ()
+    no_films: str = ""
+    cache: Mapping[str, str] = field(default_factory=dict)
+    """Facts of the cache, in words."""
+    no_cache: str = ""
+    coverage: Table | None = None
+    failures: Table | None = None
+    commands: Sequence[str] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def render(page: Page) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"video": _video, "tile": _tile, "json": lambda value: json.dumps(value, indent=1)}
+    template = environment.get_template("page.html")
+    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    return template.render(page=page, style=Markup(style), script=Markup(script), trusted=Markup)
+
+
+def _video(video: Video) -> str:
+    return _data("video/mp4", video.path.read_bytes())
+
+
+def _tile(pixels_HWC: np.ndarray, is_grid: bool) -> str:
+    """PNG of a grid of patches, of which every pixel counts; JPEG of a frame."""
+    file, kind = io.BytesIO(), "png" if is_grid else "jpeg"
+    Image.fromarray(pixels_HWC).save(file, kind, quality=82, optimize=True)
+    return _data(f"image/{kind}", file.getvalue())
+
+
+def _data(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

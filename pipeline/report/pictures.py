@@ -1,0 +1,71 @@
+"""Answers drawn over videos, small enough for a page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.cache import Cache
+from pipeline.draw import VideoFile, drawings, file_name
+from pipeline.errors import StillframeError
+from pipeline.manifest import Manifest
+from pipeline.report.subject import Subject
+from pipeline.run import Run
+
+CLIPS = 3
+"""Of each run."""
+HEIGHT_PX = 320
+CRF = 26
+
+
+@dataclass(frozen=True)
+class Video:
+    """An .mp4 with answer and truth drawn in."""
+
+    clip: str
+    label: str
+    path: Path
+    width_px: int
+    height_px: int
+
+
+def manifest_of(run: Run, cache: Cache) -> Manifest:
+    """The clips and labels it was trained with."""
+    folder = run.header.manifest_path
+    return cache.manifest if folder is None else Manifest.load(Path(folder))
+
+
+def videos(subject: Subject, cache: Cache, out: Path) -> tuple[dict[str, list[Video]], str]:
+    """Setting -> clips as the best setting and the reference answer them, written into `out`; and why some are missing."""
+    made: dict[str, list[Video]] = {}
+    for setting in subject.compared():
+        run = subject.runs[subject.scored_runs(setting)[0]]
+        try:
+            made[setting.name] = _drawn(run, cache, subject.summary.split, out)
+        except (StillframeError, NotImplementedError) as error:
+            return made, f"Not drawn for {setting.name}: {error}."
+    return made, ""
+
+
+def _drawn(run: Run, cache: Cache, split: str, out: Path) -> list[Video]:
+    made = []
+    for drawing in drawings(run, cache, CLIPS, split, manifest=manifest_of(run, cache), allow_missing=True):
+        frames = [_small(pixels_HWC) for pixels_HWC in drawing.pixels_THWC]
+        path = out / run.path.name / file_name(drawing.clip)
+        with VideoFile(path, run.recipe.windows.fps, CRF) as file:
+            for pixels_HWC in frames:
+                file.append(pixels_HWC)
+        height, width = frames[0].shape[:2]
+        made.append(Video(drawing.clip.clip_id, drawing.clip.label or "", path, width, height))
+    return made
+
+
+def _small(pixels_HWC: np.ndarray) -> np.ndarray:
+    height, width = pixels_HWC.shape[:2]
+    if height <= HEIGHT_PX:
+        return pixels_HWC
+    size = round(width * HEIGHT_PX / height), HEIGHT_PX
+    return np.array(Image.fromarray(pixels_HWC).resize(size, Image.Resampling.LANCZOS))

@@ -1,0 +1,202 @@
+"""Plots of scores: with their intervals, over what they cost, and over the axes of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from pipeline.costs import Cost
+from pipeline.report.style import COLOURS, HALF_INCHES, SERIES, colours_of, legend, named, panel, shortened, view
+from pipeline.report.subject import Subject
+from pipeline.report.tables import scaled_text, value_text
+from pipeline.statistics import SettingSummary
+
+ROWS = 30
+"""Settings in the interval plot."""
+BANDS = 6
+"""Lines along an axis up to which their intervals are drawn."""
+LETTER = 0.016
+"""Width of a letter of a name, in widths of the plot."""
+LABELS = 8
+"""Names written into a Pareto plot."""
+DENSE_FROM = 16
+"""Settings from which rows of the interval plot are close."""
+OFFSET = 0.18
+"""Between the forms of one setting, in rows."""
+
+
+def intervals(subject: Subject, width_inches: float) -> Figure:
+    """Scores with their intervals, best first, against the reference and the trivial answer."""
+    colours, ranked = colours_of(subject), subject.ranked()
+    shown = ranked[:ROWS] + [setting for setting in ranked[ROWS:] if setting.name == subject.summary.reference]
+    forms = list(dict.fromkeys(form for setting in shown for form in setting.intervals))
+    row_inches = (0.2 if len(shown) < DENSE_FROM else 0.14) + (0.1 if len(shown) < DENSE_FROM else 0.06) * len(forms)
+    figure, axes = panel(width_inches, 0.9 + row_inches * len(shown))
+    for row, setting in enumerate(shown):
+        for place, form in enumerate(forms):
+            if form in setting.intervals:
+                found = setting.intervals[form]
+                y = row + OFFSET * (2 * place - len(forms) + 1)
+                text = f"{setting.name}, {form}: {found.score:.3f} ({found.low:.3f} .. {found.high:.3f})"
+                colour = colours[setting.name]
+                axes.plot([found.low, found.high], [y, y], color=colour, linewidth=4, alpha=0.3)
+                face = colour if place == 0 else COLOURS["paper"]
+                (dot,) = axes.plot(found.score, y, "o", markersize=6, color=colour, markerfacecolor=face, markeredgewidth=1.5)
+                named(dot, text)
+    for place, form in enumerate(forms if len(forms) > 1 else []):
+        face = COLOURS["muted"] if place == 0 else COLOURS["paper"]
+        axes.plot([], [], "o", color=COLOURS["muted"], markerfacecolor=face, markeredgewidth=1.5, label=form)
+    for referred in (setting for setting in shown if setting.name == subject.summary.reference and len(shown) > 1):
+        score = referred.intervals[subject.form].score
+        axes.axvline(score, color=COLOURS["muted"], linewidth=1, linestyle="--", label=f"reference, {subject.form}")
+    axes.axvline(subject.summary.trivial, color=COLOURS["muted"], linewidth=1, linestyle=":", label="trivial answer")
+    axes.set_yticks(
+        range(len(shown)), shortened([setting.name for setting in shown], int(4 * width_inches)), color=COLOURS["ink"]
+    )
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.set_xlim(_score_view(shown, forms, subject.summary.trivial))
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(_score_label(subject))
+    legend(figure, axes)
+    return figure
+
+
+def pareto(subject: Subject) -> dict[str, Figure]:
+    """Scores over costs, with the front: FLOPs and latency where they are known, else trained parameters."""
+    costs: dict[str, tuple[str, Callable[[Cost], float | None]]] = {
+        "FLOPs": ("FLOPs of one window, trained part", lambda cost: cost.flops),
+        "latency": ("latency of a streaming step, ms", lambda cost: cost.latency_ms),
+        "parameters": ("trained parameters", lambda cost: cost.parameters),
+    }
+    figures = {}
+    for name in ("FLOPs", "latency") if subject.has_costs else ("parameters",):
+        label, cost = costs[name]
+        points = [(setting, price) for setting in subject.ranked() if (price := cost(setting.cost)) is not None]
+        if len(points) > 1:
+            figures[name] = _over_cost(subject, label, points)
+    return figures
+
+
+def _over_cost(subject: Subject, label: str, points: Sequence[tuple[SettingSummary, float]]) -> Figure:
+    figure, axes = panel(HALF_INCHES, 3.7)
+    colours = colours_of(subject)
+    prices = [x for _, x in points]
+    scores = [setting.intervals[subject.form].score for setting, _ in points]
+    front = front_of(prices, scores, subject.metric.higher_is_better)
+    corners = sorted((prices[place], scores[place]) for place in front)
+    axes.step(*zip(*corners, strict=True), where="post", color=COLOURS["muted"], linewidth=1.2, zorder=1.5)
+    named_places = (front if len(points) > LABELS else list(range(len(points))))[:LABELS]
+    if min(prices) > 0:
+        axes.set_xscale("log")
+    for place, (setting, x) in enumerate(points):
+        colour, found = colours[setting.name], setting.intervals[subject.form]
+        axes.plot([x, x], [found.low, found.high], color=colour, linewidth=1.2, alpha=0.45)
+        face = colour if place in front else COLOURS["paper"]
+        (dot,) = axes.plot(x, found.score, "o", color=colour, markersize=7, markerfacecolor=face, markeredgewidth=1.5)
+        named(dot, f"{setting.name}: {found.score:.3f} at {scaled_text(x)}")
+    axes.margins(x=0.12)
+    axes.set_ylim(_score_view([setting for setting, _ in points], [subject.form]))
+    _number_ticks(axes)
+    _write_names(axes, [(points[place][0].name, prices[place], scores[place]) for place in named_places])
+    axes.set(xlabel=label, ylabel=f"{_score_label(subject)}, {subject.form}")
+    return figure
+
+
+def _write_names(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
+    """The name beside each point, unless another name is there already."""
+    written: list[tuple[float, float, float]] = []
+    for name, x, y in points:
+        text = shortened([name], 26)[0]
+        right, up = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
+        begin = right - LETTER * len(text) if right > 0.5 else right
+        end = begin + LETTER * len(text)
+        if all(begin > other_end or end < other or abs(up - height) > 0.06 for other, other_end, height in written):
+            written.append((begin, end, up))
+            where, side = ((-7, 6), "right") if right > 0.5 else ((7, 6), "left")
+            axes.annotate(text, (x, y), where, textcoords="offset points", fontsize=8.5, ha=side)
+
+
+def front_of(costs: Sequence[float], scores: Sequence[float], higher_is_better: bool) -> list[int]:
+    """Places of the points than which no other is at least as cheap and as good, and one of both more; best score first."""
+    gain = np.array(scores) * (1 if higher_is_better else -1)
+    price = np.array(costs)
+    beaten = (price[:, None] >= price) & (gain[:, None] <= gain) & ((price[:, None] > price) | (gain[:, None] < gain))
+    free = np.flatnonzero(~beaten.any(axis=1))
+    return sorted(free.tolist(), key=lambda place: -gain[place])
+
+
+def over_axes(subject: Subject) -> dict[str, Figure]:
+    """For every axis of numbers, the score along it: one line for each choice of all other axes."""
+    found = {}
+    for axis, values in subject.summary.axes.items():
+        numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+        if len(numbers) == len(values) and len(values) > 1:
+            found[axis] = _over_axis(subject, axis)
+    return found
+
+
+def _over_axis(subject: Subject, axis: str) -> Figure:
+    figure, axes = panel(HALF_INCHES, 3.7)
+    lines: dict[str, list[tuple[float, SettingSummary]]] = {}
+    for setting in subject.summary.settings:
+        if axis in setting.values and subject.form in setting.intervals:
+            others = ", ".join(value_text(value) for other, value in setting.values.items() if other != axis)
+            lines.setdefault(others, []).append((setting.values[axis], setting))
+    colours = _line_colours(subject, lines)
+    for name, unsorted in lines.items():
+        x, settings = zip(*sorted(unsorted, key=lambda point: point[0]), strict=True)
+        found = [setting.intervals[subject.form] for setting in settings]
+        label = name if colours[name] != COLOURS["rest"] else None
+        (line,) = axes.plot(x, [each.score for each in found], "-o", markersize=4, color=colours[name], label=label)
+        named(line, name or axis)
+        if len(lines) <= BANDS:
+            low, high = [each.low for each in found], [each.high for each in found]
+            axes.fill_between(x, low, high, color=colours[name], alpha=0.13, linewidth=0)
+    axes.axhline(subject.summary.trivial, color=COLOURS["muted"], linewidth=1, linestyle=":", label="trivial answer")
+    ticks = sorted({setting.values[axis] for setting in subject.summary.settings if axis in setting.values})
+    if ticks[0] > 0 and ticks[-1] / ticks[0] >= 8:
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
+    if len(ticks) <= 10:
+        axes.set_xticks(ticks, [value_text(tick) for tick in ticks])
+    shown = [setting for points in lines.values() for _, setting in points]
+    axes.set_ylim(_score_view(shown, [subject.form], subject.summary.trivial))
+    axes.set(xlabel=axis, ylabel=f"{_score_label(subject)}, {subject.form}")
+    legend(figure, axes)
+    return figure
+
+
+def _line_colours(subject: Subject, lines: Mapping[str, list[tuple[float, SettingSummary]]]) -> dict[str, str]:
+    """A line has the palette's next colour: its settings have several of their own. The worst lines are grey."""
+    sign = -1 if subject.metric.higher_is_better else 1
+    score = {name: sign * np.mean([s.intervals[subject.form].score for _, s in points]) for name, points in lines.items()}
+    kept = sorted(lines, key=lambda name: score[name])[: len(SERIES)]
+    palette = iter(SERIES)
+    return {name: next(palette) if name in kept else COLOURS["rest"] for name in lines}
+
+
+def _score_view(settings: Sequence[SettingSummary], forms: Sequence[str], *others: float) -> tuple[float, float]:
+    found = [setting.intervals[form] for setting in settings for form in forms if form in setting.intervals]
+    return view([*others, *(each.score for each in found)], found)
+
+
+def _number_ticks(axes: Axes) -> None:
+    """1.2 M instead of 1.2 x 10^6; on a narrow logarithmic range too, where the axis alone would name one number."""
+    low, high = axes.get_xlim()
+    if axes.get_xscale() == "log" and high / low < 30:
+        steps = (1, 2, 5) if high / low > 5 else (1, 1.5, 2, 3, 4, 5, 7)
+        ticks = [base * 10.0**power for power in range(-9, 16) for base in steps]
+        axes.set_xticks([tick for tick in ticks if low <= tick <= high])
+    axes.xaxis.set_major_formatter(lambda value, _: scaled_text(value))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _score_label(subject: Subject) -> str:
+    metric = subject.metric
+    unit = f" ({metric.unit})" if metric.unit else ""
+    return f"{metric.name}{unit}" + ("" if metric.higher_is_better else ", lower is better")

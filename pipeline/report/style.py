@@ -1,0 +1,155 @@
+"""How plots look: one palette for paper and screen, and a figure as SVG whose colours follow the page.
+
+A plot is drawn once, in the colours of a light page. In the page every colour becomes a CSS variable of the same name, which
+page.css defines for light and dark; the PNG file keeps the colours it was drawn in.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pipeline.evaluate import Interval
+from pipeline.report.subject import Subject
+
+SERIES = (
+    "#3465c8",
+    "#e0662c",
+    "#2a9455",
+    "#9a58d6",
+    "#cf9400",
+    "#d94a8c",
+    "#138e9e",
+    "#8a5a3c",
+    "#c63c3c",
+    "#6f8f1d",
+    "#5a5fd0",
+    "#b06a9b",
+)
+"""Of settings; those beyond the last are grey."""
+COLOURS = {
+    "ink": "#1c2127",
+    "muted": "#66707c",
+    "line": "#d9dde2",
+    "rest": "#aab1b9",
+    "paper": "#fdfdfc",
+    "accent": "#3465c9",
+    **{f"s{place}": colour for place, colour in enumerate(SERIES)},
+}
+"""Name of a CSS variable -> its value on a light page. No two are equal."""
+NAMES = {colour: name for name, colour in COLOURS.items()}
+FONT = "DejaVu Sans"
+STYLE: Any = {
+    "font.family": FONT,
+    "font.size": 10,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "stillframe",
+    "axes.edgecolor": COLOURS["rest"],
+    "axes.labelcolor": COLOURS["muted"],
+    "axes.titlecolor": COLOURS["ink"],
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "grid.color": COLOURS["line"],
+    "grid.linewidth": 0.7,
+    "text.color": COLOURS["ink"],
+    "text.parse_math": False,
+    "xtick.color": COLOURS["rest"],
+    "ytick.color": COLOURS["rest"],
+    "xtick.labelcolor": COLOURS["muted"],
+    "ytick.labelcolor": COLOURS["muted"],
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "xtick.minor.visible": False,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "figure.facecolor": "none",
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+}
+LEGEND_LETTERS, LETTERS_PER_INCH, LINE_INCHES = 28, 13, 0.19
+HALF_INCHES, FULL_INCHES = 5.4, 11.0
+"""Widths of plots: two of them side by side, or one alone. Text has its natural size at these."""
+
+
+def panel(width: float, height: float) -> tuple[Figure, Axes]:
+    """One empty plot, its size in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def colours_of(subject: Subject) -> dict[str, str]:
+    """Setting -> its colour in every plot. Where there are more settings than colours, the best and the reference have one."""
+    names = [setting.name for setting in subject.summary.settings]
+    if len(names) > len(SERIES):
+        best = [setting.name for setting in subject.ranked() if setting.name != subject.summary.reference]
+        chosen = {*best[: len(SERIES) - 1], subject.summary.reference}
+        names = [name for name in names if name in chosen]
+    found = dict(zip(names, SERIES, strict=False))
+    return {setting.name: found.get(setting.name, COLOURS["rest"]) for setting in subject.summary.settings}
+
+
+def named(artist: Any, text: str) -> Any:
+    """Shows `text` when a reader points at the artist."""
+    artist.set_gid(f"tip:{text}")
+    return artist
+
+
+def legend(figure: Figure, axes: Axes) -> None:
+    """Below the plot, in as many columns as names allow; the figure becomes higher by what it takes."""
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        labels = shortened(labels, LEGEND_LETTERS)
+        columns = max(1, min(len(labels), int(figure.get_figwidth() * LETTERS_PER_INCH) // (max(map(len, labels)) + 6)))
+        figure.set_figheight(figure.get_figheight() + LINE_INCHES * math.ceil(len(labels) / columns))
+        figure.legend(handles, labels, loc="outside lower left", ncols=columns, handlelength=1.4, columnspacing=1.4)
+
+
+def view(values: Sequence[float], intervals: Sequence[Interval]) -> tuple[float, float]:
+    """Limits of an axis that shows all values, and their intervals unless these are much wider than the values are spread."""
+    low, high = min(values), max(values)
+    room = 0.6 * (high - low) or max(each.high - each.low for each in intervals)
+    low = min(low, max(low - room, min(each.low for each in intervals)))
+    high = max(high, min(high + room, max(each.high for each in intervals)))
+    margin = 0.04 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """For papers: on white. The layout is settled by this."""
+    figure.savefig(path, dpi=160, facecolor="white", metadata={"Software": None})
+    figure.set_layout_engine("none")
+
+
+def svg(figure: Figure, title: str) -> str:
+    """For the page: an inline SVG that scales, without a background; colours are CSS variables, and text is text."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="tip:(.*?)">', r'<g class="tip"><title>\1</title>', text)
+    text = re.sub(r'<g id="[a-zA-Z0-9._]*_\d+">', "<g>", text)
+    text = re.sub(r"#[0-9a-f]{6}", lambda found: f"var(--{NAMES[found[0]]})" if found[0] in NAMES else found[0], text)
+    text = re.sub(rf"'?{FONT}'?[^;\"]*", "var(--sans)", text)
+    text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text)
+    return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
+
+
+def shortened(names: Sequence[str], most: int) -> list[str]:
+    """Names shortened in the middle, so that none takes more than `most` letters."""
+    return [name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most - most // 2) :]}" for name in names]

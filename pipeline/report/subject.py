@@ -1,0 +1,213 @@
+"""What a page is about: runs, a sweep or a cache, found out by what is in the folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.cache import HEADER_FILE, Cache
+from pipeline.costs import Cost, cost
+from pipeline.errors import BadInput
+from pipeline.evaluate import Interval, MetricFacts, read_evaluation
+from pipeline.ledger import read_json
+from pipeline.places import at
+from pipeline.records import TokenShape
+from pipeline.run import Run
+from pipeline.statistics import Outcome, Setting, SettingSummary, Summary, summarise
+
+SWEEP_FILE, SUMMARY_FILE = "sweep.json", "summary.json"
+Source = Sequence[Run] | Path | Cache
+"""Evaluated runs, the folder of a sweep, or a cache."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Settings that were scored on the same clips, and the runs behind them."""
+
+    path: Path | None
+    """The folder of a sweep; None: runs from anywhere, of which those that differ in nothing but the seed are one setting."""
+    summary: Summary
+    runs: Mapping[str, Run]
+    """Name of a run -> the run, those that were scored."""
+    evaluations: Mapping[str, dict[str, Any]]
+    cache: Cache | None
+    """That of the best run."""
+    no_cache: str
+    """Why there is none."""
+    has_costs: bool
+    """False: of the costs in `summary` only the parameters are known."""
+
+    @property
+    def metric(self) -> MetricFacts:
+        return self.summary.metric
+
+    @property
+    def form(self) -> str:
+        """The form that settings are ranked by: the first that was scored."""
+        return next(form for setting in self.summary.settings for form in setting.intervals)
+
+    def ranked(self) -> list[SettingSummary]:
+        """The settings that were scored, best first."""
+        sign = -1 if self.metric.higher_is_better else 1
+        scored = [setting for setting in self.summary.settings if self.form in setting.intervals]
+        return sorted(scored, key=lambda setting: sign * setting.intervals[self.form].score)
+
+    def scored_runs(self, setting: SettingSummary) -> list[str]:
+        """Their names, by seed."""
+        return [name for name in setting.runs if name in self.runs]
+
+    def compared(self) -> list[SettingSummary]:
+        """The best setting, and the reference where it is another."""
+        ranked = self.ranked()
+        return ranked[:1] + [setting for setting in ranked[1:] if setting.name == self.summary.reference]
+
+
+def find(places: Sequence[str]) -> Source:
+    """The source that the arguments of a command mean. Raises BadInput where they are none, or do not go together."""
+    whole = next((place for place in places if _holds(place, SWEEP_FILE) or _holds(place, HEADER_FILE)), None)
+    if whole is None:
+        strange = [place for place in places if not _holds(place, "run.json")]
+        if strange:
+            raise BadInput(
+                f"{strange[0]} is no run, sweep or cache: it has no run.json, {SWEEP_FILE} or {HEADER_FILE}",
+                "name the folders of runs, one sweep or one cache",
+            )
+        return [Run(Path(place)) for place in places]
+    if len(places) > 1:
+        raise BadInput(
+            f"a page is about runs, or about one sweep or cache; found {len(places)} arguments, and {whole} is no run",
+            f"stillframe report {whole}",
+        )
+    return Path(whole) if _holds(whole, SWEEP_FILE) else Cache(whole)
+
+
+def _holds(place: str, name: str) -> bool:
+    return at(place).exists(name)
+
+
+def of_sweep(path: Path, split: str) -> Subject:
+    """Raises BadInput for a sweep that is not finished, or was scored on another split."""
+    again = "run the same sweep again: it goes on where it was"
+    if not (path / SUMMARY_FILE).is_file():
+        raise BadInput(f"sweep {path} is not finished: it has no {SUMMARY_FILE}", again)
+    summary = read_json(Summary, path / SUMMARY_FILE, again)
+    if summary.split != split:
+        raise BadInput(f"sweep {path} was scored on split '{summary.split}', not on '{split}'", f"--split {summary.split}")
+    if not any(setting.intervals for setting in summary.settings):
+        raise BadInput(f"sweep {path} has no member that was scored", "see failed.json in the folders of its members")
+    scored = [name for setting in summary.settings for name in setting.runs if name not in setting.failed]
+    runs = {name: Run(path / "runs" / name) for name in scored}
+    return _subject(path, summary, runs, _evaluations(runs, split), has_costs=True)
+
+
+def of_runs(given: Sequence[Run], split: str) -> Subject:
+    """Raises BadInput for runs that were not scored on `split`, or not on the same clips of one task.
+
+    The reference is a run without a temporal module if there is one, else the first run.
+    """
+    runs = dict(zip(_names(given), given, strict=True))
+    evaluations = _evaluations(runs, split)
+    if not runs:
+        raise BadInput("a page of no runs", "name at least one run folder")
+    costs = _costs(runs)
+    settings = []
+    for names in _by_recipe(runs):
+        first = runs[names[0]]
+        outcomes = tuple(Outcome(name, runs[name].recipe.training.seed, evaluations[name]) for name in names)
+        known = costs.get(_architecture(first)) or Cost(
+            parameters=sum(first.header.parameters.values()), flops=0, latency_ms=None, state_bytes=0
+        )
+        title = names[0] + (f" and {len(names) - 1} more seeds" if len(names) > 1 else "")
+        settings.append(Setting(title, {"temporal": first.recipe.temporal.name}, known, outcomes))
+    still = (setting.name for setting in settings if setting.values["temporal"] == "identity")
+    reference = next(still, settings[0].name)
+    task = next(iter(evaluations.values()))["task"]
+    summary = _as_evaluated(summarise(task, {}, settings, reference), evaluations)
+    return _subject(None, summary, runs, evaluations, bool(costs))
+
+
+def _as_evaluated(summary: Summary, evaluations: Mapping[str, dict[str, Any]]) -> Summary:
+    """With the interval that `evaluate` gave where a setting is one run: it was resampled less often, but people know it."""
+
+    def known(setting: SettingSummary) -> SettingSummary:
+        if len(setting.runs) > 1:
+            return setting
+        forms = evaluations[setting.runs[0]]["forms"]
+        intervals = {form: Interval(**scores[summary.metric.name]) for form, scores in forms.items()}
+        return setting.model_copy(update={"intervals": intervals})
+
+    return summary.model_copy(update={"settings": tuple(map(known, summary.settings))})
+
+
+def _subject(
+    path: Path | None, summary: Summary, runs: Mapping[str, Run], evaluations: Mapping[str, dict[str, Any]], has_costs: bool
+) -> Subject:
+    cache, no_cache = reachable_cache(next(iter(runs.values())))
+    return Subject(path, summary, runs, evaluations, cache, no_cache, has_costs)
+
+
+def reachable_cache(run: Run) -> tuple[Cache | None, str]:
+    """The cache that the run was trained on, or a sentence that says why it is not at hand."""
+    header = run.header
+    if header.cache_path is None:
+        return None, "These runs were imported and know no cache."
+    try:
+        cache = Cache(header.cache_path)
+    except BadInput as error:
+        return None, f"The cache is not where it was at training: {error.message}."
+    if cache.fingerprint != header.cache.fingerprint:
+        return None, f"{cache} is another cache now: its fingerprint is not {header.cache.fingerprint}."
+    return cache, ""
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """Folder names; whole paths where two runs have the same."""
+    names = [run.path.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
+
+
+def _evaluations(runs: Mapping[str, Run], split: str) -> dict[str, dict[str, Any]]:
+    found = {name: read_evaluation(run.path, split) for name, run in runs.items()}
+    missing = [str(runs[name].path) for name, result in found.items() if result is None]
+    if missing:
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise BadInput(f"not evaluated on split '{split}': {shown}", f"stillframe evaluate {missing[0]} --split {split}")
+    return {name: result for name, result in found.items() if result is not None}
+
+
+def _by_recipe(runs: Mapping[str, Run]) -> list[list[str]]:
+    """Names of runs that differ in nothing but name and seed, by seed; the same seed twice is no second witness."""
+    groups: list[tuple[dict[str, Any], dict[int, str]]] = []
+    for name, run in runs.items():
+        recipe, seed = run.header.recipe, run.recipe.training.seed
+        training = {key: value for key, value in recipe["training"].items() if key != "seed"}
+        made = recipe | {"name": None, "training": training, "fingerprint": run.header.cache.fingerprint}
+        group = next((names for other, names in groups if other == made and seed not in names), None)
+        if group is None:
+            groups.append((made, {seed: name}))
+        else:
+            group[seed] = name
+    return [[names[seed] for seed in sorted(names)] for _, names in groups]
+
+
+def _architecture(run: Run) -> str:
+    recipe = run.header.recipe
+    return str((*(recipe[key] for key in ("task", "temporal", "model", "windows")), run.header.cache.fingerprint))
+
+
+def _costs(runs: Mapping[str, Run]) -> dict[str, Cost]:
+    """Architecture -> what it costs, the latency measured here and now; nothing where some run's tokens are not known."""
+    found: dict[str, Cost] = {}
+    shapes: dict[str, TokenShape] = {}
+    for run in runs.values():
+        known, fingerprint = _architecture(run), run.header.cache.fingerprint
+        if known in found:
+            continue
+        try:
+            shapes.setdefault(fingerprint, run.spec.token_shape())
+        except (BadInput, OSError):
+            return {}
+        found[known] = cost(run.recipe, shapes[fingerprint], run.header.labels)
+    return found

@@ -1,0 +1,255 @@
+"""Tables of a page: rows as plain values for scripts, and how a reader sees them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pipeline.evaluate import Interval
+from pipeline.report.subject import Subject
+from pipeline.statistics import SettingSummary
+
+Row = Mapping[str, Any]
+"""Key -> plain value; None where there is none."""
+MINUS = "\N{MINUS SIGN}"
+
+
+class Column(NamedTuple):
+    """One column as a reader sees it."""
+
+    title: str
+    key: str
+    """The value that it is sorted by."""
+    show: Callable[[Row], str]
+    about: str = ""
+
+
+class Cell(NamedTuple):
+    text: str
+    value: str
+    """What it is sorted by: a number, or the text itself; empty cells come last."""
+    is_number: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that can be read by people and by scripts."""
+
+    name: str
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+
+    def has_numbers(self, place: int) -> bool:
+        """Whether the column is sorted by numbers."""
+        return any(row[place].is_number for row in self.cells())
+
+    def cells(self) -> list[list[Cell]]:
+        return [[_cell(column, row) for column in self.columns] for row in self.rows]
+
+    def csv(self) -> str:
+        text = io.StringIO()
+        keys = list(dict.fromkeys(key for row in self.rows for key in row))
+        writer = csv.DictWriter(text, keys, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return text.getvalue()
+
+    def markdown(self) -> str:
+        lines = [[column.title for column in self.columns], *([cell.text for cell in row] for row in self.cells())]
+        head, *body = ["| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines]
+        return "\n".join([head, "|" + "---|" * len(self.columns), *body])
+
+
+def _cell(column: Column, row: Row) -> Cell:
+    value = row.get(column.key)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    text = "" if value is None else column.show(row)
+    return Cell(text, repr(value) if is_number else text, is_number)
+
+
+# How values are shown
+
+
+def plain(key: str) -> Callable[[Row], str]:
+    """The value as text."""
+    return lambda row: value_text(row[key])
+
+
+def value_text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ", ".join(map(value_text, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def number(key: str, digits: int = 3) -> Callable[[Row], str]:
+    return lambda row: number_text(row[key], digits)
+
+
+def number_text(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def signed(key: str) -> Callable[[Row], str]:
+    return lambda row: signed_text(row[key])
+
+
+def signed_text(value: float) -> str:
+    text = f"{value:+.3f}"
+    return text.replace("-", MINUS)
+
+
+def span(low: str, high: str, show: Callable[[float], str] = number_text) -> Callable[[Row], str]:
+    """An interval."""
+    return lambda row: f"{show(row[low])} .. {show(row[high])}"
+
+
+def scaled(key: str) -> Callable[[Row], str]:
+    return lambda row: scaled_text(row[key])
+
+
+def scaled_text(value: float, unit: str = "") -> str:
+    """Up to three digits and a prefix: 1.24 M."""
+    prefixes = iter(("", "k", "M", "G", "T"))
+    prefix = next(prefixes)
+    while abs(value) >= 999.5 and prefix != "T":
+        value, prefix = value / 1000, next(prefixes)
+    return f"{value:.3g} {prefix}{unit}".strip()
+
+
+def p_text(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.4f}"
+
+
+def seconds_text(seconds: float) -> str:
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+# Which tables there are
+
+
+def scores(subject: Subject) -> Table:
+    """A row for each setting and form, best first; settings without a score stand last with their reason."""
+    ranked = subject.ranked()
+    unscored = [setting for setting in subject.summary.settings if not setting.intervals]
+    rows = [_score_row(subject, setting, form) for setting in ranked for form in setting.intervals]
+    rows += [_setting_row(subject, setting) for setting in unscored]
+    metric = subject.metric.name
+    others = list(dict.fromkeys(key for row in rows for key in row if key.startswith("metric ")))
+    columns = [Column("setting", "setting", plain("setting"))]
+    columns += [
+        Column("form", "form", plain("form"), "streaming answers frame by frame; window sees all frames at once"),
+        Column(metric, "score", number("score"), _direction(subject)),
+        Column("95 % interval", "low", span("low", "high"), "over seeds and videos" if subject.path else "over videos"),
+        Column("gain", "gain", signed("gain"), f"over {subject.summary.reference}, on the same clips; positive is better"),
+        Column("its interval", "gain_low", span("gain_low", "gain_high", signed_text), "95 %, paired"),
+        Column("adjusted p", "p_adjusted", lambda row: p_text(row["p_adjusted"]), "two-sided, Holm-adjusted over all settings"),
+        Column("win / tie / loss", "wins", lambda row: f"{row['wins']} / {row['ties']} / {row['losses']}", "clips"),
+        *(Column(key.removeprefix("metric "), key, number(key)) for key in others),
+        Column("seeds", "seeds", plain("seeds")),
+        Column("parameters", "parameters", scaled("parameters"), "trained"),
+        Column("FLOPs", "flops", scaled("flops"), "of the trained part, one window forward"),
+        Column("training", "training_s", lambda row: seconds_text(row["training_s"]), "mean over seeds"),
+        Column("latency", "latency_ms", lambda row: f"{row['latency_ms']:.2f} ms", "one streaming step after the encoder"),
+        Column("state", "state_bytes", lambda row: scaled_text(row["state_bytes"], "B"), "of one stream"),
+        *(Column(axis, f"axis {axis}", plain(f"axis {axis}")) for axis in subject.summary.axes),
+        Column("failed", "failed", plain("failed")),
+    ]
+    return Table("scores", [column for column in columns if any(row.get(column.key) is not None for row in rows)], rows)
+
+
+def _direction(subject: Subject) -> str:
+    return "higher is better" if subject.metric.higher_is_better else "lower is better"
+
+
+def _setting_row(subject: Subject, setting: SettingSummary) -> dict[str, Any]:
+    """What holds in every form."""
+    row: dict[str, Any] = {"setting": setting.name} | {f"axis {axis}": value for axis, value in setting.values.items()}
+    row |= {"seeds": len(setting.runs) - len(setting.failed)}
+    row |= setting.cost.model_dump(include=None if subject.has_costs else {"parameters"})
+    failed = "; ".join(f"{name}: {reason}" for name, reason in setting.failed.items())
+    return row | {
+        "training_s": setting.training_s,
+        "is_reference": setting.name == subject.summary.reference,
+        "failed": failed or None,
+    }
+
+
+def _score_row(subject: Subject, setting: SettingSummary, form: str) -> dict[str, Any]:
+    row = _setting_row(subject, setting) | {"form": form} | _interval(setting.intervals[form])
+    if form in setting.comparisons:
+        comparison = setting.comparisons[form]
+        row |= _interval(comparison.gain, "gain", "gain_low", "gain_high")
+        row |= comparison.model_dump(exclude={"gain"})
+    if form in setting.pareto and subject.has_costs:
+        row["pareto"] = setting.pareto[form]
+    others = {name: value for name, value in setting.metrics[form].items() if name != subject.metric.name}
+    return row | {f"metric {name}": value for name, value in others.items()}
+
+
+def _interval(interval: Interval, *names: str) -> dict[str, float]:
+    names = names or ("score", "low", "high")
+    return dict(zip(names, (interval.score, interval.low, interval.high), strict=True))
+
+
+def runs(subject: Subject) -> Table:
+    """A row for each run, those that were stopped included."""
+    rows = [_run_row(subject, setting, name) for setting in subject.summary.settings for name in setting.runs]
+    forms = list(dict.fromkeys(form for result in subject.evaluations.values() for form in result["forms"]))
+    columns = [
+        Column("run", "run", plain("run")),
+        Column("temporal", "temporal", plain("temporal")),
+        *(Column(f"{subject.metric.name}, {form}", f"score {form}", number(f"score {form}")) for form in forms),
+        Column("seed", "seed", plain("seed")),
+        Column("steps", "steps", lambda row: f"{row['steps']:,}"),
+        Column("parameters", "parameters", scaled("parameters"), "trained"),
+        Column("clips", "clips", plain("clips"), "scored"),
+        Column("skipped", "skipped", plain("skipped"), "clips that the cache does not cover"),
+        Column("stopped because", "failed", plain("failed")),
+    ]
+    return Table("runs", [column for column in columns if any(row.get(column.key) is not None for row in rows)], rows)
+
+
+def _run_row(subject: Subject, setting: SettingSummary, name: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"run": name, "setting": setting.name, "failed": setting.failed.get(name)}
+    if name not in subject.evaluations:
+        return row
+    result, header = subject.evaluations[name], subject.runs[name].header
+    row |= {"temporal": result["temporal"], "seed": header.recipe["training"]["seed"], "steps": result["checkpoint"]["step"]}
+    row |= {"parameters": sum(header.parameters.values()), "clips": result["clips_scored"], "skipped": result["clips_skipped"]}
+    return row | {f"score {form}": scores[subject.metric.name]["score"] for form, scores in result["forms"].items()}
+
+
+def coverage(status: Mapping[str, Any]) -> Table:
+    """Of every split of a cache, from `pipeline.status`."""
+    rows = [{"split": split, **counts} for split, counts in status["splits"].items()]
+
+    def of(done: str, planned: str) -> Callable[[Row], str]:
+        return lambda row: f"{row[done]:,} of {row[planned]:,}"
+
+    columns = [
+        Column("split", "split", plain("split")),
+        Column("clips", "covered", of("covered", "clips"), "that can be read whole"),
+        Column("videos", "whole", of("whole", "videos"), "stored whole"),
+        Column("frames", "frames", of("frames", "expected"), "stored, of those that the files' headers promise"),
+    ]
+    return Table("coverage", columns, rows)
+
+
+def failures(status: Mapping[str, Any]) -> Table:
+    """Videos of a cache that are not, or not wholly, stored, by reason."""
+    rows = [
+        {"count": len(group["videos"]), "reason": group["reason"], "videos": ", ".join(group["videos"])}
+        for group in status["reasons"]
+    ]
+    columns = [
+        Column("videos", "count", plain("count")),
+        Column("reason", "reason", plain("reason")),
+        Column("which", "videos", lambda row: row["videos"] if len(row["videos"]) < 90 else row["videos"][:90] + " ..."),
+    ]
+    return Table("failures", columns, rows)

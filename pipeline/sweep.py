@@ -1,0 +1,341 @@
+"""Many runs from one cache: those that want the same windows train side by side, each as if it were alone.
+
+    sweeps/NAME/sweep.json        what is compared, and on which cache
+    sweeps/NAME/runs/<member>/    a run as `train` makes it; failed.json beside it says why it was stopped
+    sweeps/NAME/leases/           who is at which member, see `pipeline.leases`
+    sweeps/NAME/summary-<task>.json   scores, intervals and costs of all settings, see `pipeline.statistics`
+
+Any number of workers may be at work on a sweep. Each takes members that share windows and that nobody else is at, trains them
+from one read, and scores them from one more. A worker that is lost costs what came after the last checkpoints.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from pipeline.cache import Cache
+from pipeline.costs import cost
+from pipeline.device import numbered
+from pipeline.engines import EnginePlugin, Job, carry_out
+from pipeline.errors import BadInput
+from pipeline.evaluate import evaluate_together, read_evaluation
+from pipeline.grid import Setting, SweepSpec, settings_of
+from pipeline.leases import LOOK_S, Leases
+from pipeline.ledger import read_json, to_json
+from pipeline.model import VideoModel
+from pipeline.places import at
+from pipeline.places.folder import write_atomically
+from pipeline.plugins import Settings
+from pipeline.run import Run
+from pipeline.spec import Recipe
+from pipeline.statistics import Outcome, Summary, summarise
+from pipeline.statistics import Setting as Compared
+from pipeline.train import make_task, require_fit, require_same, shared, train_together
+from pipeline.trainer import Diverged, OnProgress, Trainer
+
+SWEEP_FORMAT = 1
+SPLIT = "val"
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+"""What torch says in a RuntimeError where the CPU, or a library on the GPU, has none left."""
+
+
+class SweepHeader(Settings):
+    """sweep.json."""
+
+    format_version: int
+    sweep: SweepSpec
+    caches: dict[str, str]
+    """Name in the sweep -> where it is."""
+    fingerprints: dict[str, str]
+
+
+class Failure(Settings):
+    """failed.json."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a sweep."""
+
+    name: str
+    recipe: Recipe
+    setting: Setting
+    path: Path
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why it was stopped, if it was."""
+        file = self.path / "failed.json"
+        return read_json(Failure, file, f"remove {self.path}: it is trained again") if file.is_file() else None
+
+    @property
+    def progress(self) -> tuple[int, int] | None:
+        """Steps done and to do, as its last checkpoint says; None where there is none."""
+        checkpoint = Run(self.path).checkpoint("last") if (self.path / "run.json").is_file() else None
+        return (checkpoint.step, checkpoint.steps) if checkpoint else None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do: it was stopped for good, or trained to the end and scored there."""
+        if self.failure is not None:
+            return True
+        progress, scored = self.progress, read_evaluation(self.path, SPLIT)
+        if progress is None or scored is None:
+            return False
+        step, steps = progress
+        return step == steps == scored["checkpoint"]["step"]
+
+
+class Sweep:
+    """A sweep on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        file = path / "sweep.json"
+        if not file.is_file():
+            raise BadInput(f"{path} is not a sweep: it has no sweep.json", "make one with: stillframe sweep SWEEP CACHE")
+        self.header = read_json(SweepHeader, file, "sweep into another --out", range(1, SWEEP_FORMAT + 1))
+
+    @classmethod
+    def create(cls, path: Path, spec: SweepSpec, caches: dict[str, Cache]) -> Sweep:
+        """The sweep at `path`; one that is there already gets other members, and keeps those that stay.
+
+        Raises BadInput for any member that cannot be trained, before anything is written.
+        """
+        header = SweepHeader(
+            format_version=SWEEP_FORMAT,
+            sweep=spec,
+            caches={name: cache.place.address for name, cache in caches.items()},
+            fingerprints={name: cache.fingerprint for name, cache in caches.items()},
+        )
+        for setting in settings_of(spec):
+            for name, recipe in setting.members.items():
+                require_trainable(recipe, caches[setting.cache], path / "runs" / name)
+        write_atomically(path / "sweep.json", to_json(header))
+        return cls(path)
+
+    @property
+    def spec(self) -> SweepSpec:
+        return self.header.sweep
+
+    @cached_property
+    def settings(self) -> list[Setting]:
+        return settings_of(self.spec)
+
+    @cached_property
+    def members(self) -> list[Member]:
+        return [
+            Member(name, recipe, setting, self.path / "runs" / name)
+            for setting in self.settings
+            for name, recipe in setting.members.items()
+        ]
+
+    @cached_property
+    def caches(self) -> dict[str, Cache]:
+        return {name: Cache(place) for name, place in self.header.caches.items()}
+
+    def groups(self) -> list[list[Member]]:
+        """Members that share one read."""
+        by_name = {member.name: member for member in self.members}
+        return [[by_name[name] for name in group] for group in groups_of(self.settings)]
+
+    def left(self) -> list[Member]:
+        return [member for member in self.members if not member.is_done]
+
+    def summaries(self) -> dict[str, Summary]:
+        """task -> what the finished members say: scores of other tasks are in other metrics."""
+        found: dict[str, list[Setting]] = {}
+        for setting in self.settings:
+            found.setdefault(next(iter(setting.members.values())).task.name, []).append(setting)
+        axes = {key: list(values) for key, values in self.spec.axes.items()}
+        return {
+            task: summarise(self.spec.name, axes, [self._compared(one) for one in settings], settings[0].reference)
+            for task, settings in found.items()
+        }
+
+    def _compared(self, setting: Setting) -> Compared:
+        cache, outcomes = self.caches[setting.cache], []
+        for member in (member for member in self.members if member.setting is setting):
+            failure, scored = member.failure, read_evaluation(member.path, SPLIT)
+            checkpoint = Run(member.path).checkpoint("last") if scored else None
+            outcomes.append(
+                Outcome(
+                    member=member.name,
+                    seed=member.recipe.training.seed,
+                    evaluation=None if failure else scored,
+                    training_s=checkpoint.seconds if checkpoint else None,
+                    failed=f"{failure.reason}, at step {failure.step}" if failure else None,
+                )
+            )
+        recipe = next(iter(setting.members.values()))
+        other = self.spec.caches.get(setting.cache)
+        dials = other.data if other else {}
+        return Compared(
+            name=setting.name,
+            values=setting.values | dials,
+            cost=cost(recipe, cache.shape, cache.manifest.labels),
+            outcomes=tuple(outcomes),
+            reference=setting.reference,
+        )
+
+
+def groups_of(settings: Sequence[Setting]) -> list[list[str]]:
+    """Names of the members that share one read: those that want the same windows of the same cache."""
+    found: dict[str, list[str]] = {}
+    for setting in settings:
+        for name, recipe in setting.members.items():
+            found.setdefault(json.dumps([setting.cache, shared(recipe)], sort_keys=True), []).append(name)
+    return list(found.values())
+
+
+def require_trainable(recipe: Recipe, cache: Cache, path: Path) -> None:
+    """Refuses, before any training, a member whose recipe does not fit its cache, or whose run folder is another's."""
+    manifest = cache.manifest
+    require_fit(recipe, cache, manifest)
+    require_same(path, recipe, cache, manifest)
+    try:
+        with torch.device("meta"):
+            VideoModel(recipe, cache.shape, make_task(recipe, manifest))
+    except BadInput as error:
+        raise BadInput(f"member '{recipe.name}': {error.message}", error.hint) from error
+
+
+class SweepJob(Job):
+    """What every worker of a sweep is told."""
+
+    sweep: str
+    """Its folder."""
+    workers: int = 1
+    """How many there are: each takes at most its share of a group at a time."""
+    allow_missing: bool = False
+
+    def work(self, index: int) -> None:
+        run_members(Sweep(Path(self.sweep)), numbered(self.device, index), self.workers, self.allow_missing)
+
+
+def sweep(
+    spec: SweepSpec,
+    caches: dict[str, Cache],
+    out: Path,
+    device: torch.device | None = None,
+    allow_missing: bool = False,
+    on_progress: OnProgress | None = None,
+    engine: EnginePlugin | None = None,
+    logs: Path = Path("logs"),
+    say: Callable[[str], None] = lambda _: None,
+) -> Sweep:
+    """Trains and scores what is left of a sweep in folder `out`, and sums it up in `summary-<task>.json`.
+
+    `caches`: those that `pipeline.variants.prepare` has made, by their names in the sweep. Without an `engine` the work is done
+    in this process. Raises BadInput for what cannot be trained, before anything is.
+    """
+    made, on = Sweep.create(out, spec, caches), None if device is None else str(device)
+    if engine is None:
+        run_members(made, numbered(on, 0), 1, allow_missing, on_progress, say)
+    else:
+        job = SweepJob(device=on, sweep=str(out.absolute()), workers=engine.workers, allow_missing=allow_missing)
+        carry_out(engine, job, logs, lambda: len(made.left()), "members")
+    if not made.left():
+        for task, summary in made.summaries().items():
+            write_atomically(out / f"summary-{task}.json", to_json(summary))
+    return made
+
+
+def run_members(
+    sweep: Sweep,
+    device: torch.device,
+    workers: int,
+    allow_missing: bool,
+    on_progress: OnProgress | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Trains and scores the members that nobody else is at, until none is left; waits for those that others are at."""
+    with Leases(at(sweep.path)) as leases:
+        for members in claimed(sweep, leases, workers):
+            try:
+                train_group(members, sweep.caches[members[0].setting.cache], device, allow_missing, on_progress, say)
+            finally:
+                for member in members:
+                    leases.release(member.name)
+
+
+def claimed(sweep: Sweep, leases: Leases, workers: int) -> Iterator[list[Member]]:
+    """Members to train side by side: of one group, at most a worker's share of what is left of it.
+
+    Waits for what others are at; ends when no member is left but such as were handed out here.
+    """
+    given: set[str] = set()
+    while True:
+        left, took = 0, False
+        for group in sweep.groups():
+            free = [member for member in group if member.name not in given and not member.is_done]
+            mine: list[Member] = []
+            for member in free:
+                if len(mine) < math.ceil(len(free) / workers) and leases.claim(member.name):
+                    mine.append(member)
+            for member in [member for member in mine if member.is_done]:  # finished between the two looks
+                leases.release(member.name)
+                mine.remove(member)
+            given |= {member.name for member in mine}
+            if mine:
+                took = True
+                yield mine
+            left += len(free) - len(mine)
+        if not left:
+            return
+        if not took:
+            time.sleep(LOOK_S)
+
+
+def train_group(
+    members: Sequence[Member],
+    cache: Cache,
+    device: torch.device,
+    allow_missing: bool = False,
+    on_progress: OnProgress | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Trains members that share windows side by side, and scores them. Where memory runs out, half of them at a time."""
+
+    def stopped(trainer: Trainer, error: Diverged) -> None:
+        fail(trainer.run.path, error.step, error.reason)
+        say(f"{trainer.run.path.name} is stopped at step {error.step}: {error.reason}")
+
+    try:
+        recipes = {member.path: member.recipe for member in members}
+        train_together(recipes, cache, None, device, allow_missing, on_progress, stopped)
+        whole = [Run(member.path) for member in members if member.failure is None]
+        if whole:
+            evaluate_together(whole, cache, SPLIT, device=device, allow_missing=allow_missing)
+        return
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in NO_MEMORY)):
+            raise
+    # Only here are the models gone that the error held; optimisers are part of cycles.
+    gc.collect()
+    torch.cuda.empty_cache()
+    if len(members) == 1:
+        progress = members[0].progress
+        fail(members[0].path, progress[0] if progress else 0, f"does not fit into the memory of {device}")
+        say(f"{members[0].name} is stopped: it does not fit into the memory of {device}")
+        return
+    say(f"{len(members)} members do not fit into the memory of {device} together: half of them at a time")
+    half = math.ceil(len(members) / 2)
+    for part in (members[:half], members[half:]):
+        train_group(part, cache, device, allow_missing, on_progress, say)
+
+
+def fail(path: Path, step: int, reason: str) -> None:
+    write_atomically(path / "failed.json", to_json(Failure(step=step, reason=reason)))

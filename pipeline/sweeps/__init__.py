@@ -1,0 +1,1 @@
+"""Sweeps that come with the package, as TOML files."""

@@ -1,0 +1,214 @@
+"""One run in training: its model, its optimiser and its place in the schedule. Who feeds it is `pipeline.train`'s affair.
+
+All randomness is a function of (seed, step): a resumed run ends with the same weights as an undisturbed one on CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.errors import BadInput, StillframeError
+from pipeline.model import Moments, TokenNorm, VideoModel, parameter_groups
+from pipeline.places.folder import write_atomically
+from pipeline.progress import Timed
+from pipeline.ranks import Ranks
+from pipeline.run import Run, load_weights, read_metrics
+from pipeline.spec import TrainingSettings
+from pipeline.tasks import TaskPlugin
+from pipeline.windows import OnDevice
+
+
+@dataclass
+class Progress(Timed):
+    """What the training of a run has done so far; handed to `on_progress` after every step."""
+
+    run: str
+    steps: int
+    step: int = 0
+    loss: float = math.nan
+    scores: dict[str, float] = field(default_factory=dict)
+    windows_per_s: float = 0.0
+
+
+OnProgress = Callable[[Progress], None]
+
+
+class Diverged(StillframeError):
+    """A run cannot go on: its loss or its gradient is no longer finite. Its last checkpoint is kept."""
+
+    def __init__(self, run: Run, step: int, reason: str, hint: str) -> None:
+        super().__init__(f"{reason}, at step {step} of run {run.path}; the last checkpoint is kept", hint)
+        self.step, self.reason = step, reason
+
+
+class Trainer:
+    """Everything of a run that changes from step to step is in its model, its task, the optimiser and `step`."""
+
+    def __init__(self, run: Run, model: VideoModel, task: TaskPlugin, clips: int, device: torch.device, ranks: Ranks) -> None:
+        """`clips` of the training split, which turn epochs into steps."""
+        self.run, self.settings, self.model, self.task = run, run.recipe.training, model, task
+        self.device, self.ranks = device, ranks
+        self.steps = steps_of(self.settings, clips)
+        self.trained = nn.ModuleDict({"model": model, "task": task})
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.trained, self.settings.weight_decay),
+            lr=self.settings.learning_rate,
+            betas=self.settings.betas,
+        )
+        self.step = 0
+        self.best: float | None = None
+        self.progress = Progress(run.path.name, self.steps)
+        self.norms = [module for module in model.modules() if isinstance(module, TokenNorm)]
+        """One for each layer the model reads, if it has any."""
+        self._losses: dict[str, torch.Tensor] = {}
+        self._lines: list[dict[str, Any]] = []
+        self._seconds = 0.0
+        self._first, self._begun = 0, 0.0
+
+    # One step
+
+    def learn(self, part: int, given: OnDevice, share: float) -> None:
+        """Adds the gradient of one part of this step's batch, which makes up `share` of what the loss is a mean over.
+
+        Raises Diverged where the temporal module's outputs are no longer finite.
+        """
+        place = [self.settings.seed, self.step, self.ranks.rank, part]
+        torch.manual_seed(np.random.SeedSequence(place).generate_state(1, np.uint64).item() >> 1)
+        if part == 0:
+            self.optimizer.zero_grad(set_to_none=True)
+            self._losses = {}
+        self.model.train()
+        try:
+            with self._autocast():
+                predictions = self.model.predict(given, self.task)
+        except BadInput as error:
+            raise Diverged(self.run, self.step + 1, error.message, error.hint) from error
+        losses = {form: self.task.loss(form, prediction.float(), given.targets) for form, prediction in predictions.items()}
+        for form, loss in losses.items():
+            self._losses[form] = self._losses.get(form, 0.0) + share * loss.detach()
+        (share * torch.stack(list(losses.values())).sum()).backward()
+
+    def update(self) -> None:
+        """Ends the step that `learn` has begun: one step of the optimiser, one line of metrics. Raises Diverged."""
+        losses = torch.stack(list(self._losses.values())).float()
+        parameters = [parameter for parameter in self.trained.parameters() if parameter.requires_grad]
+        if self.ranks.size > 1:
+            for parameter in parameters:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            self.ranks.add_up([losses, *(parameter.grad for parameter in parameters)])  # type: ignore[list-item]
+        loss = losses.sum().item()
+        hint = "check the cache with stillframe verify, or lower training.learning_rate"
+        if not math.isfinite(loss):
+            raise Diverged(self.run, self.step + 1, f"loss is {loss}", hint)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm).item()
+        if not math.isfinite(norm):
+            raise Diverged(self.run, self.step + 1, f"norm of the gradient is {norm}", hint)
+        rate = learning_rate(self.settings, self.step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.step += 1
+        values = dict(zip(self._losses, losses.tolist(), strict=True))
+        self._lines.append({"step": self.step, "loss": loss, "losses": values, "learning_rate": rate, "gradient_norm": norm})
+        self.progress.step, self.progress.loss = self.step, loss
+        spent = time.perf_counter() - self._begun
+        self.progress.windows_per_s = (self.step - self._first) * self.settings.batch_size / max(1e-9, spent)
+
+    def observe(self, moments: dict[int, Moments]) -> None:
+        """Hands the norms of the mixer what their layers' tokens amount to over the whole batch."""
+        for layer, norm in zip(self.model.layers, self.norms, strict=True):
+            norm.observe(moments[layer])
+
+    def scored(self, values: dict[str, float]) -> None:
+        """Takes in the scores of the evaluation split; keeps the weights that are best in the first form."""
+        self._lines[-1]["val"] = self.progress.scores = values
+        value, better = values[self.task.forms[0]], self.task.metrics[0].higher_is_better
+        if self.best is None or (value > self.best if better else value < self.best):
+            self.best = value
+            self._save("best", self._weights())
+
+    def is_due(self, every: int | None) -> bool:
+        return self.step == self.steps or (every is not None and self.step % every == 0)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        wanted = self.settings.precision == "bfloat16" or (self.settings.precision == "auto" and self.device.type == "cuda")
+        return torch.autocast(self.device.type, torch.bfloat16) if wanted else nullcontext()
+
+    # Checkpoints
+
+    def save(self) -> None:
+        """Metrics so far, then the checkpoint that vouches for them."""
+        self.write_metrics()
+        self._save("last", self._everything())
+
+    def write_metrics(self) -> None:
+        """Adds the lines of the steps since the last time to metrics.jsonl."""
+        if self.ranks.is_first:
+            with (self.run.path / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
+                metrics.writelines(json.dumps(line) + "\n" for line in self._lines)
+        self._lines = []
+
+    def restore(self) -> None:
+        """Goes on from the last checkpoint, if there is one, and forgets metrics that were written after it."""
+        checkpoint = self.run.checkpoint("last")
+        if checkpoint:
+            tensors = self.run.tensors("last")
+            load_weights(self.model, self.task, tensors)
+            for name, parameter in self.trained.named_parameters():
+                keys = ("step", "exp_avg", "exp_avg_sq")
+                found = {key: tensors[f"optimizer.{key}.{name}"] for key in keys if f"optimizer.{key}.{name}" in tensors}
+                if found:
+                    self.optimizer.state[parameter] = {
+                        key: value if key == "step" else value.to(self.device) for key, value in found.items()
+                    }
+            self.step, self.best, self._seconds = checkpoint.step, checkpoint.best, checkpoint.seconds
+        self.progress.step = self._first = self.step
+        self._begun = time.perf_counter()
+        if self.ranks.is_first:
+            kept = [line for line in read_metrics(self.run.path) if line["step"] <= self.step]
+            write_atomically(self.run.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        return dict(self.trained.state_dict())
+
+    def _everything(self) -> dict[str, torch.Tensor]:
+        names: dict[torch.Tensor, str] = {parameter: name for name, parameter in self.trained.named_parameters()}
+        moments = {
+            f"optimizer.{key}.{names[parameter]}": value
+            for parameter, state in self.optimizer.state.items()
+            for key, value in state.items()
+        }
+        return self._weights() | moments
+
+    def _save(self, which: str, tensors: dict[str, torch.Tensor]) -> None:
+        if self.ranks.is_first:
+            seconds = self._seconds + sum(self.progress.seconds.values())
+            self.run.save(which, tensors, self.step, self.steps, self.best, seconds)
+
+
+def steps_of(settings: TrainingSettings, clips: int) -> int:
+    """Steps of a run; epochs are converted here and nowhere else."""
+    if settings.steps is not None:
+        return settings.steps
+    assert settings.epochs is not None
+    return max(1, math.ceil(settings.epochs * clips / settings.batch_size))
+
+
+def learning_rate(settings: TrainingSettings, step: int, steps: int) -> float:
+    """Linear warm-up to the peak, then a cosine down to the minimum at the last step."""
+    warmup = min(settings.warmup_steps, steps - 1)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    share = (step - warmup) / max(1, steps - 1 - warmup)
+    low, high = settings.min_learning_rate, settings.learning_rate
+    return low + (high - low) * (1 + math.cos(math.pi * share)) / 2

@@ -1,0 +1,63 @@
+"""The caches of a sweep beside the one it is started on: other codecs or rates of the same videos, or harder videos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from pipeline import manifest, plugins
+from pipeline.cache import Cache
+from pipeline.derive import derive
+from pipeline.errors import BadInput
+from pipeline.extract import extract
+from pipeline.grid import GIVEN, OtherCache, SweepSpec, settings_of
+
+OnStep = Callable[[str, float, float], None]
+"""(what, done, total)"""
+
+
+def prepare(
+    spec: SweepSpec,
+    given: Cache,
+    out: Path,
+    device: torch.device | None = None,
+    on_step: OnStep = lambda *_: None,
+) -> dict[str, Cache]:
+    """Every cache that a setting of the sweep is trained on, by its name in the sweep; made where it is missing.
+
+    Derived caches and rendered videos lie in `out`, and are kept. Raises BadInput for a cache that cannot be made.
+    """
+    wanted = dict.fromkeys(setting.cache for setting in settings_of(spec))
+    for name in wanted:
+        if name != GIVEN and spec.caches[name].data:
+            require_rendered(name, given)
+    return {name: given if name == GIVEN else _made(name, spec.caches[name], given, out, device, on_step) for name in wanted}
+
+
+def require_rendered(name: str, given: Cache) -> None:
+    """Refuses other data where the videos are a user's own."""
+    dataset = given.manifest.origin.dataset
+    if not plugins.load("dataset", dataset).renders:
+        raise BadInput(
+            f"cache '{name}' of the sweep wants other videos, and data set '{dataset}' of {given} renders none",
+            "start the sweep on a cache of the built-in world: stillframe demo",
+        )
+
+
+def _made(name: str, other: OtherCache, given: Cache, out: Path, device: torch.device | None, on_step: OnStep) -> Cache:
+    if other.derive:
+        return derive(given, other.derive, out / "caches", lambda done, total: on_step(f"deriving {name}", done, total))
+    origin = given.manifest.origin
+    settings = origin.settings | other.data
+    videos = manifest.build(
+        origin.dataset, None, out / "data" / name, settings, lambda done, total: on_step(f"rendering {name}", done, total)
+    )
+    return extract(
+        given.cache_spec,
+        videos,
+        out / "caches" / name,
+        device,
+        on_progress=lambda state: on_step(f"extracting {name}", state.frames, state.frames_planned),
+    )
