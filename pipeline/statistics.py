@@ -130,8 +130,7 @@ class Setting:
 
 
 def summarise(name: str, axes: dict[str, list[Any]], settings: Sequence[Setting], reference: str) -> Summary:
-    """The summary of sweep `name`; `reference` names the setting that the others are compared with,
-    but for those that name one themselves.
+    """The summary of sweep `name`; `reference` names what settings are compared with that name nothing themselves.
 
     A setting without a scored seed keeps its row, with its failures. Settings that are not compared may have been scored on
     other clips, as harder videos are. Raises BadInput: no such reference, members that are neither scored nor failed, that were
@@ -192,7 +191,6 @@ def summarise(name: str, axes: dict[str, list[Any]], settings: Sequence[Setting]
 def _references(name: str, settings: Sequence[Setting], reference: str) -> dict[str, str]:
     """Setting -> the one it is compared with."""
     found = {one.name: one.reference or reference for one in settings}
-    assert len(found) == len(settings)
     for wanted in [reference, *found.values()]:
         if wanted not in found:
             raise unknown_name("setting", wanted, list(found), f"reference of sweep '{name}'")

@@ -109,11 +109,8 @@ class Windows:
         self.keys = tuple(cache.codec.layout(cache.shape.width))
         tokens = token_arrays(self.layers, cache.shape.special_tokens, cache.shape.patch_tokens)
         self.names = [stored_name(name, key) for name in tokens for key in self.keys]
-        clips = [(place, manifest.clips[place]) for place in manifest.split(split)]
-        if split == "train" and settings.train_fraction < 1:
-            kept = share_of_videos([clip for _, clip in clips], settings.train_fraction, settings.seed)
-            clips = [(place, clip) for place, clip in clips if clip.video_id in kept]
-        self._check_rate([clip for _, clip in clips])
+        clips = clips_of(manifest, split, settings)
+        require_rate(settings, [clip for _, clip in clips], cache.fps, f"cache {cache}")
         self._targets = None if wanted is None else Targets(manifest, wanted)
         if self._targets:
             self._targets.check([clip for _, clip in clips], split)
@@ -305,14 +302,24 @@ class Windows:
             self._readers[store] = self.cache.reader(store)
         return self._readers[store]
 
-    def _check_rate(self, clips: list[Clip]) -> None:
-        wanted = self.settings.fps / min((clip.speed for clip in clips), default=1.0)
-        if self.cache.fps is not None and wanted > self.cache.fps * (1 + 1e-6):
-            most = self.cache.fps * self.settings.fps / wanted
-            raise BadInput(
-                f"windows want {wanted:g} frames per second, cache {self.cache} holds {self.cache.fps:g}",
-                f"set windows.fps to at most {most:g}, or extract with a higher frames.fps",
-            )
+
+def require_rate(settings: WindowSettings, clips: Sequence[Clip], fps: float | None, where: str) -> None:
+    """Refuses windows of a higher rate than the `fps` frames per second that `where` holds (None: every frame)."""
+    wanted = settings.fps / min((clip.speed for clip in clips), default=1.0)
+    if fps is not None and wanted > fps * (1 + 1e-6):
+        raise BadInput(
+            f"windows want {wanted:g} frames per second, {where} holds {fps:g}",
+            f"set windows.fps to at most {fps * settings.fps / wanted:g}, or extract with a higher frames.fps",
+        )
+
+
+def clips_of(manifest: Manifest, split: str, settings: WindowSettings) -> list[tuple[int, Clip]]:
+    """Places in `manifest.clips`, and clips, of a split: of the training split, those of the share that is used."""
+    clips = [(place, manifest.clips[place]) for place in manifest.split(split)]
+    if split != "train" or settings.train_fraction == 1:
+        return clips
+    kept = share_of_videos([clip for _, clip in clips], settings.train_fraction, settings.seed)
+    return [(place, clip) for place, clip in clips if clip.video_id in kept]
 
 
 def share_of_videos(clips: Sequence[Clip], fraction: float, seed: int) -> set[str]:

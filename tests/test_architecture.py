@@ -80,6 +80,8 @@ ORDER = [
     "draw",
     "published",
     "stream",
+    "trial",
+    "plan",
     "report",
     "demo",
     "bench",

@@ -36,6 +36,7 @@ from pipeline.status import status
 COMMANDS = ["manifest", "extract", "derive", "status", "verify", "diff", "replay", "train", "evaluate"]
 COMMANDS += ["stream", "import-checkpoint", "report"]
 COMMANDS += ["demo", "list", "bench extract", "bench scale", "bench temporal", "bench codecs", "bench read", "bench write"]
+COMMANDS += ["plan", "sweep", "bench plan", "bench epoch", "bench report", "bench sweep"]
 
 
 # Help
@@ -55,7 +56,7 @@ def test_help_lists_every_command():
     listed = re.findall(r"^  ([a-z-]+)  ", fine("--help").out.partition("Commands:")[2], re.MULTILINE)
     assert sorted(listed) == sorted({command.split()[0] for command in COMMANDS})
     listed = re.findall(r"^  ([a-z]+)  ", fine("bench", "--help").out.partition("Commands:")[2], re.MULTILINE)
-    assert listed == ["extract", "report", "scale", "temporal", "codecs", "read", "write"]
+    assert listed == ["extract", "report", "scale", "temporal", "codecs", "read", "write", "sweep", "plan", "epoch"]
 
 
 @pytest.mark.parametrize("group", ["", "bench"])

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import mapped
 from pipeline.bench._readers import IN_ORDER, MEMORY_MAP, READERS, WHOLE, Reader
 from pipeline.bench._timing import Tell, summary
 from pipeline.bench.temporal import surroundings
 from pipeline.errors import BadInput, StillframeError
+from pipeline.mapped import drop
 from pipeline.shards import aligned_empty
 
 WINDOW = (16, 201, 384)
@@ -121,15 +121,6 @@ def _sequential(store: Path) -> float:
     for shard in _shards(store):
         subprocess.run(["dd", f"if={shard}", f"of={os.devnull}", "bs=4M"], check=True, stderr=subprocess.DEVNULL)
     return time.perf_counter() - begin
-
-
-def drop(folder: Path) -> None:
-    """Files out of memory: written back, then forgotten."""
-    mapped.let_go()
-    for file in _files(folder):
-        with file.open("rb") as raw:
-            os.fsync(raw.fileno())
-            os.posix_fadvise(raw.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -17,11 +17,11 @@ import torch
 
 from pipeline import plugins
 from pipeline.bench._timing import Tell, summary
-from pipeline.bench.read import drop
 from pipeline.cache import Cache
 from pipeline.device import chosen
 from pipeline.errors import BadInput
 from pipeline.evaluate import evaluate_together
+from pipeline.mapped import drop
 from pipeline.places.folder import Folder
 from pipeline.spec import Recipe
 from pipeline.train import train_together

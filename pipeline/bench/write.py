@@ -16,8 +16,9 @@ import torch
 from pipeline.bench._memory import peak_bytes
 from pipeline.bench._readers import BATCH_FRAMES, shard_frames, write_store
 from pipeline.bench._timing import Tell, summary
-from pipeline.bench.read import WINDOW, drop, random_tokens
+from pipeline.bench.read import WINDOW, random_tokens
 from pipeline.bench.temporal import surroundings
+from pipeline.mapped import drop
 
 WAYS = ("plain", "stillframe")
 """The first is the reference."""

@@ -8,7 +8,7 @@ import sys
 import typer
 
 # Importing a file of commands registers them, in the order in which --help lists them.
-from pipeline.cli import cache, audit, model, sweep, tools, bench  # isort: skip  # noqa: F401
+from pipeline.cli import cache, audit, model, sweep, tools, bench, plan  # isort: skip  # noqa: F401
 from pipeline.cli._common import app, say
 from pipeline.errors import StillframeError
 

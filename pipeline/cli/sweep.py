@@ -28,6 +28,8 @@ from pipeline.errors import BadInput
 if TYPE_CHECKING:
     from pipeline.grid import SweepSpec
     from pipeline.statistics import Summary
+    from pipeline.sweep import Sweep
+    from pipeline.trainer import Progress
 
 
 @app.command()
@@ -60,7 +62,6 @@ def sweep(
     from pipeline import console
     from pipeline import sweep as module
     from pipeline.cache import Cache
-    from pipeline.trainer import Progress
     from pipeline.variants import prepare
 
     spec = _spec(sweep, sets or [], axes or [], seeds)

@@ -38,6 +38,12 @@ class EncoderPlugin(ABC):
         Raises BadInput for layers the model lacks and for sizes its patches do not fit.
         """
 
+    @classmethod
+    @abstractmethod
+    def flops(cls, settings: Any, size_px: int) -> int:
+        """Floating-point operations for one frame up to the last recorded layer: 2 for a multiply and add, matrix products and
+        convolutions. From the configuration alone."""
+
     @abstractmethod
     def __init__(self, settings: Any, size_px: int, device: torch.device) -> None: ...
 

@@ -83,6 +83,10 @@ class Encoder(EncoderPlugin):
             raise BadInput(f"bar codes are read from {MIN_SIZE_PX} px up, found size_px = {size_px}")
         return TokenShape(settings.width, (settings.grid, settings.grid), settings.special_tokens, layers)
 
+    @classmethod
+    def flops(cls, settings: Any, size_px: int) -> int:  # noqa: ARG003
+        return 0
+
     def __init__(self, settings: Any, size_px: int, device: torch.device) -> None:
         self._shape = self.shape(settings, size_px)
         self._device = device

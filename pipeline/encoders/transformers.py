@@ -26,6 +26,7 @@ from huggingface_hub import errors as hub_errors
 from pydantic import model_validator
 from safetensors import SafetensorError
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.activations import ACT2FN
 
 from pipeline.encoders import EncoderPlugin, EncoderSettings
@@ -100,6 +101,16 @@ class Encoder(EncoderPlugin):
     def shape(cls, settings: Any, size_px: int) -> TokenShape:
         return _shape(_config(settings, _folder(settings, JSON_FILES)), settings.layers, size_px)
 
+    @classmethod
+    def flops(cls, settings: Any, size_px: int) -> int:
+        config = _config(settings, _folder(settings, JSON_FILES))
+        shape = _shape(config, settings.layers, size_px)
+        with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:  # shapes, no numbers
+            tower = transformers.AutoModel.from_config(config, attn_implementation="sdpa")
+            _blocks(tower, shape.layers[-1])
+            tower.eval()(**_inputs(config.model_type, shape.grid_hw, torch.empty(1, 3, size_px, size_px)))
+        return counter.get_total_flops()
+
     def __init__(self, settings: Any, size_px: int, device: torch.device) -> None:
         folder = _folder(settings, JSON_FILES + WEIGHT_FILES)
         config = _config(settings, folder)
@@ -107,9 +118,7 @@ class Encoder(EncoderPlugin):
         pixels = _pixels(settings, folder)
         tower, weights = _pretrained(folder, config) if folder else _random(config, settings.seed)
 
-        depth = config.num_hidden_layers
-        blocks = next(part for part in tower.modules() if isinstance(part, nn.ModuleList) and len(part) == depth)
-        del blocks[settings.layers[-1] + 1 :]
+        blocks = _blocks(tower, settings.layers[-1])
         for layer in settings.layers:
             blocks[layer].register_forward_hook(partial(self._keep, layer))
         self._outputs: dict[int, torch.Tensor] = {}
@@ -128,7 +137,7 @@ class Encoder(EncoderPlugin):
     def __call__(self, pixels_NCHW: torch.Tensor) -> Tokens:
         """Tokens are in the chosen precision."""
         x_NCHW = torch.addcmul(self._offset, pixels_NCHW, self._scale).to(self._dtype)
-        self._tower(**self._inputs(x_NCHW))
+        self._tower(**_inputs(self._tower.config.model_type, self._shape.grid_hw, x_NCHW))
         specials = self._shape.special_tokens
         normed = {layer: self._norm(self._outputs.pop(layer)) for layer in self._shape.layers}
         patches = {layer: tokens_NND[:, specials:] for layer, tokens_NND in normed.items()}
@@ -137,20 +146,27 @@ class Encoder(EncoderPlugin):
     def _keep(self, layer: int, _block: nn.Module, _args: Any, output: Any) -> None:
         self._outputs[layer] = output[0] if isinstance(output, tuple) else output
 
-    def _inputs(self, x_NCHW: torch.Tensor) -> dict[str, Any]:
-        """What the tower's forward takes. Position embeddings are interpolated to sizes other than the one trained at."""
-        model_type = self._tower.config.model_type
-        if model_type == "siglip2_vision_model":  # takes flat patches (N, P, patch * patch * 3) of any grid
-            grid_hw = self._shape.grid_hw
-            blocks = x_NCHW.unflatten(3, (grid_hw[1], -1)).unflatten(2, (grid_hw[0], -1))
-            return {
-                "pixel_values": blocks.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2),
-                "pixel_attention_mask": None,
-                "spatial_shapes": torch.tensor(grid_hw).expand(len(x_NCHW), 2),
-            }
-        if model_type.startswith("dino"):  # these interpolate, or rotate, unasked
-            return {"pixel_values": x_NCHW}
-        return {"pixel_values": x_NCHW, "interpolate_pos_encoding": True}
+
+def _blocks(tower: Any, last: int) -> nn.ModuleList:
+    """The tower's blocks up to `last`; those above it are dropped."""
+    depth = tower.config.num_hidden_layers
+    blocks = next(part for part in tower.modules() if isinstance(part, nn.ModuleList) and len(part) == depth)
+    del blocks[last + 1 :]
+    return blocks
+
+
+def _inputs(model_type: str, grid_hw: tuple[int, int], x_NCHW: torch.Tensor) -> dict[str, Any]:
+    """What the tower's forward takes. Position embeddings are interpolated to sizes other than the one trained at."""
+    if model_type == "siglip2_vision_model":  # takes flat patches (N, P, patch * patch * 3) of any grid
+        blocks = x_NCHW.unflatten(3, (grid_hw[1], -1)).unflatten(2, (grid_hw[0], -1))
+        return {
+            "pixel_values": blocks.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2),
+            "pixel_attention_mask": None,
+            "spatial_shapes": torch.tensor(grid_hw, device="cpu").expand(len(x_NCHW), 2),
+        }
+    if model_type.startswith("dino"):  # these interpolate, or rotate, unasked
+        return {"pixel_values": x_NCHW}
+    return {"pixel_values": x_NCHW, "interpolate_pos_encoding": True}
 
 
 def _folder(settings: Any, files: list[str]) -> Path | None:

@@ -1,0 +1,109 @@
+"""What the planner says against what then happens: extraction, bytes on disk, and an epoch with and without the cache.
+
+On the built-in world in several sizes, which take turns in every round; a plan and what it foretells follow each other at once.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import extract, manifest
+from pipeline.bench._timing import Tell
+from pipeline.bench.epoch import epoch
+from pipeline.cache import Cache
+from pipeline.device import chosen
+from pipeline.manifest import Manifest
+from pipeline.plan import plan
+from pipeline.spec import CacheSpec, Recipe
+from pipeline.trial import attempt
+
+FORETOLD = ("extract_s", "disk_bytes", "cached_epoch_s", "uncached_epoch_s")
+
+
+def foretold(
+    spec: CacheSpec,
+    recipe: Recipe,
+    sizes: Sequence[int],
+    repeats: int,
+    probe_s: float,
+    decoders: int,
+    device: torch.device | None,
+    tell: Tell,
+) -> dict[str, Any]:
+    """Clips per class -> what -> planned and measured in every round, and the median of their ratios."""
+    device, done = chosen(device), 0
+    with tempfile.TemporaryDirectory() as made:
+        worlds = {}
+        for size in sizes:
+            tell(0, 1, f"rendering {size} clips of each class")
+            worlds[size] = manifest.build("world", None, Path(made) / f"world{size}", {"clips_per_class": size})
+        rounds: dict[int, list[tuple[dict[str, float], dict[str, float]]]] = {size: [] for size in sizes}
+        for repeat in range(-1, repeats):  # the first round warms up, on the smallest size
+            for size in sizes if repeat >= 0 else sizes[:1]:
+                tell(done, repeats * len(sizes), f"{size} clips of each class")
+                folder = Path(made) / f"{size}-{repeat}"
+                planned = _planned(spec, recipe, worlds[size], str(folder / "caches"), probe_s, decoders, device)
+                measured = _measured(spec, recipe, worlds[size], folder, decoders, device)
+                if repeat >= 0:
+                    rounds[size].append((planned, measured))
+                    done += 1
+        frames = {
+            size: sum(fact.frames_from_header or 0 for fact in world.facts.values() if fact) for size, world in worlds.items()
+        }
+    return {
+        "device": str(device),
+        "processors": os.cpu_count(),
+        "probe_s": probe_s,
+        "repeats": repeats,
+        "sizes": {
+            str(size): {"frames": frames[size], **{what: _figures([(a[what], b[what]) for a, b in pairs]) for what in FORETOLD}}
+            for size, pairs in rounds.items()
+        },
+    }
+
+
+def _planned(
+    spec: CacheSpec, recipe: Recipe, videos: Manifest, out: str, probe_s: float, decoders: int, device: torch.device
+) -> dict[str, float]:
+    speed = attempt(spec, videos, recipe, out, device, decoders, probe_s, lambda _: None)
+    made = plan(spec, videos, None, recipe, 1, speed, decoders, device)
+    codec, times = made.scale.codecs[spec.codec.name], made.times
+    assert codec and times and times.cached_epoch_s and times.uncached_epoch_s
+    return {
+        "extract_s": times.extract_s,
+        "disk_bytes": codec.disk_bytes,
+        "cached_epoch_s": times.cached_epoch_s,
+        "uncached_epoch_s": times.uncached_epoch_s,
+    }
+
+
+def _measured(
+    spec: CacheSpec, recipe: Recipe, videos: Manifest, folder: Path, decoders: int, device: torch.device
+) -> dict[str, float]:
+    begin = time.perf_counter()
+    cache: Cache = extract.extract(spec, videos, folder / "caches", device, decoders)
+    extract_s = time.perf_counter() - begin
+    return {
+        "extract_s": extract_s,
+        "disk_bytes": sum(receipt.store_bytes for receipt in cache.receipts.values()),
+        "cached_epoch_s": epoch("cached", recipe, cache, folder / "cached", decoders, device).seconds,
+        "uncached_epoch_s": epoch("uncached", recipe, cache, folder / "uncached", decoders, device).seconds,
+    }
+
+
+def _figures(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    ratios = [planned / measured for planned, measured in pairs]
+    return {
+        "planned": [planned for planned, _ in pairs],
+        "measured": [measured for _, measured in pairs],
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+    }

@@ -1,0 +1,317 @@
+"""The planner on the command line, and what measures it: plan, bench plan, bench epoch."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli._common import AsJson, Device, Sets, app, recipe_file, torch_device
+from pipeline.cli.bench import bench_app
+from pipeline.errors import BadInput
+
+if TYPE_CHECKING:
+    from pipeline.plan import Operations, Plan
+    from pipeline.trial import Speed
+
+PER_TABLE = 1_000_000
+"""Frames of a plan without videos."""
+
+
+@app.command()
+def plan(
+    spec: Annotated[Path, typer.Argument(help="What to cache: a .toml file.")],
+    data: Annotated[str | None, typer.Argument(help="Folder with manifest.jsonl. Without one: --frames or --hours.")] = None,
+    recipe: Annotated[str | None, typer.Argument(help="What to train: a .toml file, or the name of a shipped recipe.")] = None,
+    out: Annotated[str, typer.Option(help="Folder or URL for caches: where writing and reading are tried.")] = "caches",
+    root: Annotated[Path | None, typer.Option(help="Where the videos are, if they were moved.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames to cache, where there is no manifest yet.")] = None,
+    hours: Annotated[
+        float | None, typer.Option("--hours-of-video", min=0.001, help="The same, for a spec with a rate.")
+    ] = None,
+    ablations: Annotated[int, typer.Option(min=1, help="Runs that will share the cache.")] = 8,
+    probe_s: Annotated[float, typer.Option(min=0, help="Seconds to try this machine for; 0: sizes and operations alone.")] = 30,
+    decoders: Annotated[int, typer.Option(min=1, help="Processes that decode videos.")] = 1,
+    device: Device = None,
+    sets: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a cache and a training from it will take, and whether caching pays. Writes nothing that stays.
+
+    --set overrides keys of the spec.
+
+    Example: stillframe plan cache_specs/dinov2_small.toml data/mine demo_gru --ablations 12
+    """
+    from pipeline import console
+    from pipeline.manifest import Manifest
+    from pipeline.spec import load_recipe, load_spec
+
+    loaded = load_spec(spec, sets or [])
+    if data is not None and recipe is None and not Path(data).is_dir():
+        data, recipe = None, data  # told apart by what they are
+    asked = load_recipe(recipe_file(recipe)) if recipe else None
+    videos = Manifest.load(Path(data), root) if data else None
+    if videos and (frames or hours):
+        raise BadInput("a manifest says how many frames there are", "leave --frames and --hours-of-video out")
+    if hours is not None:
+        if frames is not None or loaded.frames.rate is None:
+            raise BadInput("--hours-of-video wants a spec with a rate, and no --frames", "--set frames.fps=12")
+        frames = round(hours * 3600 * loaded.frames.rate)
+    from pipeline import plan as module
+    from pipeline.device import chosen
+    from pipeline.trial import attempt
+
+    where = chosen(torch_device(device))
+    module.require(loaded, videos, asked)
+    speed = None
+    if probe_s:
+        with console.progress("plan") as update:
+            speed = attempt(loaded, videos, asked, out, where, decoders, probe_s, lambda what: update(0, 0, what))
+    made = module.plan(loaded, videos, frames or PER_TABLE, asked, ablations, speed, decoders, where)
+    if as_json:
+        console.show_json(made.model_dump(mode="json"))
+    else:
+        show_plan(made, out)
+
+
+def show_plan(made: Plan, out: str) -> None:
+    """Tables, and what they say in words."""
+    from pipeline import console
+
+    scale, operations = made.scale, made.operations
+    rows = [
+        ("frames", f"{scale.frames:,}"),
+        ("tokens", f"{scale.tokens:,}"),
+        ("stores", f"{scale.stores:,}"),
+        ("files", f"{scale.files:,}"),
+    ]
+    if scale.videos is not None:
+        rows.insert(0, ("videos, clips", f"{scale.videos:,}, {scale.clips:,}"))
+    if scale.hours is not None:
+        rows.insert(0, ("hours of video", f"{scale.hours:,.2f} h"))
+    rows += [("operations of the encoder", f"{_ops(operations.encoder_frame)} a frame, {_ops(operations.extraction)} in all")]
+    console.show_table("", (f"cache '{made.spec}'", ""), rows)
+    sizes = [
+        (
+            f"{name} (the spec's)" if name == made.codec else name,
+            *((f"{one.bytes_per_frame:,} B", console.bytes_text(one.disk_bytes)) if one else ("cannot hold these tokens", "")),
+        )
+        for name, one in scale.codecs.items()
+    ]
+    console.show_table("", ("on disk, before compression", "a frame", "all stores"), sizes)
+    if made.training:
+        _show_training(made)
+    if made.speed:
+        _show_speed(made, made.speed)
+    for line in verdict(made, out):
+        console.show(line)
+
+
+def _show_training(made: Plan) -> None:
+    from pipeline import console
+
+    operations, training = made.operations, made.training
+    assert training and operations.cached_step and operations.uncached_step
+    parts = ", ".join(f"{name} {_ops(getattr(operations, name) or 0)}" for name in ("mixer", "temporal", "readout"))
+    rows = [
+        ("an epoch", f"{training.windows:,} windows, {training.steps_per_epoch:,.1f} steps; {training.epochs:,.1f} epochs"),
+        ("a step", f"{training.step_frames:,} frames, {console.bytes_text(training.step_bytes)} read"),
+        ("operations of a window, forward", parts),
+        ("operations of a step, cached", _ops(operations.cached_step)),
+        ("operations of a step, un-cached", f"{_ops(operations.uncached_step)}, {_ratio(operations)} times as many"),
+    ]
+    console.show_table("", (f"training '{made.recipe}'", ""), rows)
+
+
+def _ratio(operations: Operations) -> str:
+    assert operations.cached_step and operations.uncached_step
+    return f"{operations.uncached_step / operations.cached_step:.2f}"
+
+
+def _show_speed(made: Plan, speed: Speed) -> None:
+    from pipeline import console
+
+    times = made.times
+    assert times
+
+    def rate(count: float) -> str:
+        return f"{console.bytes_text(count)}/s"
+
+    rows = [
+        ("one decoding process alone", f"{1 / speed.decode_s:,.1f} frames/s", ""),
+        ("encoder alone", f"{1 / speed.encode_s:,.1f} frames/s", ""),
+        ("codec, checksums and writing", rate(speed.frame_bytes / speed.write_s), f"needed {rate(times.write_bytes_per_s)}"),
+        (
+            "extraction, overlapping",
+            f"{1 / speed.frame_s:,.1f} frames/s",
+            f"all: {seconds_text(times.extract_s)}, {times.slowest} sets the pace",
+        ),
+    ]
+    needed = f"needed {rate(times.read_bytes_per_s)}" if times.read_bytes_per_s else ""
+    cold = speed.read_cold_bytes_per_s
+    rows += [("reading windows, from memory", rate(speed.read_hot_bytes_per_s), needed if times.fits_memory else "")]
+    rows += [("reading windows, from the disk", rate(cold) if cold else "not tried", "" if times.fits_memory else needed)]
+    if times.cached_step_s and times.uncached_step_s and times.cached_epoch_s and times.uncached_epoch_s:
+        rows += [
+            ("training step, cached", seconds_text(times.cached_step_s), f"an epoch: {seconds_text(times.cached_epoch_s)}"),
+            (
+                "training step, un-cached",
+                seconds_text(times.uncached_step_s),
+                f"an epoch: {seconds_text(times.uncached_epoch_s)}",
+            ),
+        ]
+    console.show_table("", (f"on this machine, from {speed.frames:,} frames of {speed.videos} videos", "", ""), rows)
+
+
+def verdict(made: Plan, out: str) -> list[str]:
+    """Whether caching pays, in words; and what the plan leaves out."""
+    from pipeline import console
+
+    lines, training, times = [], made.training, made.times
+    if made.scale.videos is None:
+        tried = "" if made.speed is None else "; tried with videos of the built-in world, not yours"
+        lines += [f"no manifest: an epoch is taken to see every frame once{tried}"]
+    if made.speed is None:
+        lines += ["not tried on this machine (--probe-s 0): seconds and rates are left out"]
+    if training is None:
+        return [*lines, "no recipe: what training takes, and whether caching pays, is left out"]
+    epochs = made.runs * training.epochs
+    runs = f"{made.runs} {'run' if made.runs == 1 else 'runs'} of {training.epochs:,.1f} epochs"
+    if times is None or times.cached_epoch_s is None or times.uncached_epoch_s is None:
+        after = made.operations.break_even
+        if after is None:
+            return [*lines, "by operations alone, caching never pays: the encoder has none"]
+        does = "pays" if epochs > after else "does not pay"
+        return [*lines, f"by operations alone, caching {does} for {runs}: it does from {after:,.1f} epochs on, over all runs"]
+    cached_s, uncached_s = times.extract_s + epochs * times.cached_epoch_s, epochs * times.uncached_epoch_s
+    both = f"{runs} take {seconds_text(cached_s)} with the cache, extraction included, and {seconds_text(uncached_s)} without"
+    gain = f"{times.uncached_epoch_s / times.cached_epoch_s:.2f} times as fast"
+    if times.break_even is None:
+        return [*lines, f"caching never pays here: {both}; an epoch from the cache is {gain}"]
+    does = "pays" if cached_s < uncached_s else "does not pay for this"
+    lines += [f"caching {does}: {both}; it pays from {times.break_even:,.1f} epochs on, counted over all runs"]
+    more = f"it would be {_ratio(made.operations)} by operations alone; decoding, reading and waiting make the difference"
+    lines += [f"an epoch from the cache is {gain}; {more}"]
+    codec = made.scale.codecs[made.codec]
+    assert codec
+    disk = f"the price is {console.bytes_text(codec.disk_bytes)} of disk at {out}"
+    if cached_s < uncached_s:
+        disk += f": {console.bytes_text(codec.disk_bytes / ((uncached_s - cached_s) / 3600))} for every hour saved"
+    return [*lines, disk]
+
+
+def _ops(count: float) -> str:
+    for unit in ("", "K", "M", "G", "T", "P"):
+        if count < 1000:
+            return f"{count:.4g} {unit}FLOP"
+        count /= 1000
+    return f"{count:.4g} EFLOP"
+
+
+def seconds_text(seconds: float) -> str:
+    """12.3 ms, 4.5 s, 6.7 min or 8.9 h."""
+    if seconds < 1:
+        return f"{1000 * seconds:.1f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+
+
+Probe = Annotated[float, typer.Option(min=0.1, help="Seconds of each plan's trial.")]
+Decoders = Annotated[int, typer.Option(min=1, help="Processes that decode videos.")]
+SpecFile = Annotated[Path, typer.Option(help="What to cache.")]
+RecipeName = Annotated[str, typer.Option(help="What to train: a .toml file, or the name of a shipped recipe.")]
+
+
+@bench_app.command("plan")
+def bench_plan(
+    spec: SpecFile = Path("cache_specs/demo.toml"),
+    recipe: RecipeName = "demo_gru",
+    clips: Annotated[list[int] | None, typer.Option(min=2, help="Clips of each class; give it for every size.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 3,
+    probe_s: Probe = 10,
+    decoders: Decoders = 1,
+    device: Device = None,
+    sets: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """What `plan` foretells against what then happens, on the built-in world in several sizes.
+
+    --set overrides keys of the recipe.
+
+    Example: stillframe bench plan --clips 8 --clips 16 --clips 32
+    """
+    from pipeline import console
+    from pipeline.bench import plan as module
+    from pipeline.spec import load_recipe, load_spec
+
+    asked, sizes = load_recipe(recipe_file(recipe), sets or []), sorted(set(clips or (8, 16, 32)))
+    with console.progress("bench plan") as update:
+        result = module.foretold(load_spec(spec), asked, sizes, repeats, probe_s, decoders, torch_device(device), update)
+    if as_json:
+        console.show_json(result)
+        return
+    rows = [
+        (
+            f"{facts['frames']:,}",
+            what.removesuffix("_s").replace("_", " "),
+            *(
+                console.bytes_text(value) if what == "disk_bytes" else seconds_text(value)
+                for value in (statistics.median(facts[what][key]) for key in ("planned", "measured"))
+            ),
+            f"{facts[what]['ratio']:.3f}",
+            f"{min(facts[what]['ratios']):.3f} .. {max(facts[what]['ratios']):.3f}",
+        )
+        for facts in result["sizes"].values()
+        for what in module.FORETOLD
+    ]
+    title = f"{result['device']}, {result['processors']} processors; medians of {repeats} rounds, trials of {probe_s:g} s"
+    console.show_table(title, ("frames", "", "planned", "measured", "planned / measured", "least .. most"), rows)
+
+
+@bench_app.command("epoch")
+def bench_epoch(
+    spec: SpecFile = Path("cache_specs/demo.toml"),
+    recipe: RecipeName = "demo_gru",
+    clips: Annotated[int, typer.Option(min=2, help="Clips of each class.")] = 16,
+    ablations: Annotated[int, typer.Option(min=1, help="Runs, each of one epoch and a seed of its own.")] = 8,
+    decoders: Decoders = 1,
+    device: Device = None,
+    sets: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """An epoch with the encoder in the loop against one from the cache, with its parts; and all runs together.
+
+    --set overrides keys of the recipe.
+
+    Example: stillframe bench epoch --ablations 8 --decoders 2
+    """
+    from pipeline import console
+    from pipeline.bench import epoch as module
+    from pipeline.spec import load_recipe, load_spec
+
+    asked = load_recipe(recipe_file(recipe), sets or [])
+    with console.progress("bench epoch") as update:
+        result = module.epoch_speed(load_spec(spec), asked, clips, ablations, decoders, torch_device(device), update)
+    if as_json:
+        console.show_json(result)
+        return
+    size, ways = result["size"], module.WAYS
+    title = (
+        f"{size['frames']:,} frames, {size['tokens']}, batches of {size['windows']}, {size['steps']} steps an epoch\n"
+        f"{size['device']}, decoders: {size['decoders']}; medians of {ablations} runs"
+    )
+    rows = [(name, *(seconds_text(result["epochs"][way][key]) for way in ways)) for name, key in EPOCH_ROWS]
+    for part in dict.fromkeys(part for way in ways for part in result["parts_of_a_step"][way]):
+        beside = ", beside the others" if part in module.BESIDE else ""
+        seconds = (result["parts_of_a_step"][way].get(part) for way in ways)
+        rows.append((f"of a step: {part}{beside}", *("" if one is None else seconds_text(one) for one in seconds)))
+    rows.append((f"{ablations} runs of one epoch, extraction included", *(seconds_text(result["runs"][way]) for way in ways)))
+    console.show_table(title, ("", "from the cache", "with the encoder"), rows)
+    console.show(f"an epoch with the encoder takes {result['ratio']:.2f} times as long (median of {ablations} paired ratios)")
+    console.show(f"the extraction took {seconds_text(result['extract_s'])}")
+
+
+EPOCH_ROWS = (("an epoch", "median_s"), ("a step", "step_s"))
