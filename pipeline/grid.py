@@ -11,6 +11,9 @@ reference = { temporal = "identity" }      what a setting is compared with: itse
 temporal = "*"                             all modules there are
 "windows.train_fraction" = [0.1, 1.0]
 
+[each]                                     settings of the plug-ins that are named alone, where they have them
+layers = 1
+
 [[settings]]                               more of them, one by one
 temporal = { name = "gru" }
 
@@ -72,6 +75,8 @@ class SweepSpec(Settings):
     """Keys of the recipe -> values, for all members."""
     axes: dict[str, list[Any] | Literal["*"]] = Field(default_factory=dict)
     """Key of the recipe, or "cache" -> values. "*": all plug-ins there are."""
+    each: dict[str, Any] = Field(default_factory=dict)
+    """Settings such as layers = 1 of all plug-ins that are named alone, where they have them."""
     settings: tuple[dict[str, Any], ...] = ()
     """More settings: axis -> value."""
     caches: dict[str, OtherCache] = Field(default_factory=dict)
@@ -182,7 +187,7 @@ def _start(spec: SweepSpec) -> dict[str, Any]:
         raise unknown_name("recipe", spec.recipe, shipped, f"sweep '{spec.name}'")
     table = read_table(shipped.get(spec.recipe, Path(spec.recipe)), "recipe")
     for key, value in spec.changes.items():
-        _lay(table, key, value)
+        _lay(table, key, value, {})
     return table
 
 
@@ -208,17 +213,18 @@ def _recipe(spec: SweepSpec, start: Mapping[str, Any], values: Mapping[str, Any]
     table = copy.deepcopy(dict(start))
     for key, value in sorted(values.items(), key=lambda item: item[0].count(".")):  # a table before what is in it
         if key != CACHE:
-            _lay(table, key, value)
+            _lay(table, key, value, spec.each)
     if SEED not in values:
         lay(table, SEED, seed)
     table["name"] = run
     return plugins.check(Recipe, table, f"sweep '{spec.name}', setting '{_name(values)}'")
 
 
-def _lay(table: dict[str, Any], key: str, value: Any) -> None:
+def _lay(table: dict[str, Any], key: str, value: Any, each: Mapping[str, Any]) -> None:
     """Lays an axis' value over a recipe. A table is laid key by key; a plug-in's own settings stay if it is the same one."""
     if key in ("temporal", "task") and isinstance(value, str):
-        value = {"name": value}
+        fields = plugins.load(key, value).Settings.model_fields
+        value = {"name": value, **{name: given for name, given in each.items() if name in fields}}
     if not isinstance(value, dict):
         lay(table, key, value)
         return

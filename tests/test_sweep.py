@@ -103,6 +103,13 @@ def test_star_is_every_module_on_disk(base):
     assert names(spec_of(base, axes={"temporal": "*"})) == plugins.names("temporal")
 
 
+def test_settings_of_each_plug_in_are_laid_where_it_has_them(base):
+    spec = spec_of(base, axes={"temporal": ["identity", "mamba", {"name": "mamba", "state": 8}]}, each={"layers": 1})
+    recipes = [next(iter(one.members.values())) for one in settings_of(spec)]
+    default = plugins.load("temporal", "mamba").Settings()
+    assert [getattr(recipe.temporal.settings, "layers", None) for recipe in recipes] == [None, 1, default.layers]
+
+
 def test_settings_one_by_one_join_the_grid(base):
     spec = spec_of(base, axes={"temporal": ["identity"]}, settings=[{"temporal": "gru", "model.width": 8}])
     assert names(spec) == ["identity", "gru, width 8"]
