@@ -1,3 +1,3 @@
 """stillframe: a frozen image model, a token cache and a small recurrent temporal module make a video model."""
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
