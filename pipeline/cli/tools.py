@@ -52,24 +52,26 @@ def demo(
 
 @app.command("list")
 def list_plugins(
-    kind: Annotated[str | None, typer.Argument(help="dataset, encoder, codec, engine, temporal, task or recipe.")] = None,
+    kind: Annotated[str | None, typer.Argument(help="dataset, encoder, codec, engine, temporal, task, recipe or sweep.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What can be named in a spec, a recipe or a command, with its settings.
+    """What can be named in a spec, a recipe, a sweep or a command, with its settings.
 
     Example: stillframe list temporal
     """
     from pipeline import console, plugins
     from pipeline.errors import unknown_name
+    from pipeline.grid import shipped_sweeps
     from pipeline.spec import shipped_recipes
 
-    kinds = [*plugins.FOLDERS, "recipe"]
+    shipped = {"recipe": shipped_recipes(), "sweep": shipped_sweeps()}
+    kinds = [*plugins.FOLDERS, *shipped]
     if kind is not None and kind not in kinds:
         raise unknown_name("kind", kind, kinds)
     rows = []
     for shown in kinds if kind is None else [kind]:
-        if shown == "recipe":
-            rows += [(shown, name, "", "") for name in shipped_recipes()]
+        if shown in shipped:
+            rows += [(shown, name, "", "") for name in shipped[shown]]
         else:
             rows += [(shown, name, *plugins.describe(shown, name)) for name in plugins.names(shown)]
     if as_json:
