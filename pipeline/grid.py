@@ -66,8 +66,8 @@ class SweepSpec(Settings):
     """What to compare."""
 
     name: str
-    recipe: str
-    """A shipped recipe, or a .toml file beside this one."""
+    recipe: dict[str, Any]
+    """As a table; a name or a path stands for a shipped recipe or for a .toml file beside this one."""
     seeds: tuple[Seed, ...] = (0,)
     reference: dict[str, Any] = Field(default_factory=dict)
     """axis -> value. Empty: the first value of the first axis."""
@@ -80,6 +80,16 @@ class SweepSpec(Settings):
     settings: tuple[dict[str, Any], ...] = ()
     """More settings: axis -> value."""
     caches: dict[str, OtherCache] = Field(default_factory=dict)
+
+    @field_validator("recipe", mode="before")
+    @classmethod
+    def _read(cls, recipe: Any) -> Any:
+        if not isinstance(recipe, str):
+            return recipe
+        shipped = shipped_recipes()
+        if not recipe.endswith(".toml") and recipe not in shipped:
+            raise unknown_name("recipe", recipe, shipped)
+        return read_table(shipped.get(recipe, Path(recipe)), "recipe")
 
     @field_validator("name")
     @classmethod
@@ -182,10 +192,8 @@ def settings_of(spec: SweepSpec) -> list[Setting]:
 
 
 def _start(spec: SweepSpec) -> dict[str, Any]:
-    shipped = shipped_recipes()
-    if not spec.recipe.endswith(".toml") and spec.recipe not in shipped:
-        raise unknown_name("recipe", spec.recipe, shipped, f"sweep '{spec.name}'")
-    table = read_table(shipped.get(spec.recipe, Path(spec.recipe)), "recipe")
+    """What every member starts from."""
+    table = copy.deepcopy(spec.recipe)
     for key, value in spec.changes.items():
         _lay(table, key, value, {})
     return table

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from pipeline.cache import Cache
-from pipeline.costs import cost
+from pipeline.costs import Cost, cost
 from pipeline.device import numbered
 from pipeline.engines import EnginePlugin, Job, carry_out
 from pipeline.errors import BadInput
@@ -107,6 +107,8 @@ class Sweep:
         if not file.is_file():
             raise BadInput(f"{path} is not a sweep: it has no sweep.json", "make one with: stillframe sweep SWEEP CACHE")
         self.header = read_json(SweepHeader, file, "sweep into another --out", range(1, SWEEP_FORMAT + 1))
+        self._done: set[str] = set()
+        self._costs: dict[str, Cost] = {}
 
     @classmethod
     def create(cls, path: Path, spec: SweepSpec, caches: dict[str, Cache]) -> Sweep:
@@ -151,19 +153,30 @@ class Sweep:
         by_name = {member.name: member for member in self.members}
         return [[by_name[name] for name in group] for group in groups_of(self.settings)]
 
-    def left(self) -> list[Member]:
-        return [member for member in self.members if not member.is_done]
+    def is_done(self, member: Member) -> bool:
+        """Whether nothing is left to do: asked again and again of all, and once done is done."""
+        if member.name not in self._done and member.is_done:
+            self._done.add(member.name)
+        return member.name in self._done
 
+    def left(self) -> list[Member]:
+        return [member for member in self.members if not self.is_done(member)]
+
+    @property
     def summaries(self) -> dict[str, Summary]:
-        """task -> what the finished members say: scores of other tasks are in other metrics."""
+        """task -> what the members said when all were done; none before."""
+        found = [read_json(Summary, file, "run the same sweep again") for file in sorted(self.path.glob("summary-*.json"))]
+        return {summary.task: summary for summary in found}
+
+    def sum_up(self) -> None:
+        """Writes what the members say, for each task: scores of other tasks are in other metrics."""
         found: dict[str, list[Setting]] = {}
         for setting in self.settings:
             found.setdefault(next(iter(setting.members.values())).task.name, []).append(setting)
         axes = {key: list(values) for key, values in self.spec.axes.items()}
-        return {
-            task: summarise(self.spec.name, axes, [self._compared(one) for one in settings], settings[0].reference)
-            for task, settings in found.items()
-        }
+        for task, settings in found.items():
+            summary = summarise(self.spec.name, axes, [self._compared(one) for one in settings], settings[0].reference)
+            write_atomically(self.path / f"summary-{task}.json", to_json(summary))
 
     def _compared(self, setting: Setting) -> Compared:
         cache, outcomes = self.caches[setting.cache], []
@@ -185,10 +198,18 @@ class Sweep:
         return Compared(
             name=setting.name,
             values=setting.values | dials,
-            cost=cost(recipe, cache.shape, cache.manifest.labels),
+            cost=self._cost(recipe, cache),
             outcomes=tuple(outcomes),
             reference=setting.reference,
         )
+
+    def _cost(self, recipe: Recipe, cache: Cache) -> Cost:
+        """The same for settings that differ in their training alone."""
+        table = recipe.canonical()
+        key = json.dumps([table["task"], table["temporal"], table["model"], recipe.windows.frames, str(cache.shape)])
+        if key not in self._costs:
+            self._costs[key] = cost(recipe, cache.shape, cache.manifest.labels)
+        return self._costs[key]
 
 
 def groups_of(settings: Sequence[Setting]) -> list[list[str]]:
@@ -247,9 +268,7 @@ def sweep(
     else:
         job = SweepJob(device=on, sweep=str(out.absolute()), workers=engine.workers, allow_missing=allow_missing)
         carry_out(engine, job, logs, lambda: len(made.left()), "members")
-    if not made.left():
-        for task, summary in made.summaries().items():
-            write_atomically(out / f"summary-{task}.json", to_json(summary))
+    made.sum_up()
     return made
 
 
@@ -280,12 +299,12 @@ def claimed(sweep: Sweep, leases: Leases, workers: int) -> Iterator[list[Member]
     while True:
         left, took = 0, False
         for group in sweep.groups():
-            free = [member for member in group if member.name not in given and not member.is_done]
+            free = [member for member in group if member.name not in given and not sweep.is_done(member)]
             mine: list[Member] = []
             for member in free:
                 if len(mine) < math.ceil(len(free) / workers) and leases.claim(member.name):
                     mine.append(member)
-            for member in [member for member in mine if member.is_done]:  # finished between the two looks
+            for member in [member for member in mine if sweep.is_done(member)]:  # finished between the two looks
                 leases.release(member.name)
                 mine.remove(member)
             given |= {member.name for member in mine}

@@ -28,6 +28,7 @@ from media import tone
 from pipeline import extract, manifest, plugins
 from pipeline.cache import Cache
 from pipeline.encoders.address import paint
+from pipeline.grid import shipped_sweeps
 from pipeline.manifest import Manifest
 from pipeline.run import Run
 from pipeline.spec import shipped_recipes
@@ -259,7 +260,11 @@ def test_report(place, tmp_path):
 def test_list():
     rows = fine("list", "--json").json
     wanted = [(kind, name) for kind in plugins.FOLDERS for name in plugins.names(kind)]
-    assert [(row["kind"], row["name"]) for row in rows] == wanted + [("recipe", name) for name in shipped_recipes()]
+    assert [(row["kind"], row["name"]) for row in rows] == [
+        *wanted,
+        *(("recipe", name) for name in shipped_recipes()),
+        *(("sweep", name) for name in shipped_sweeps()),
+    ]
     assert fine("list", "codec", "--json").json == [row for row in rows if row["kind"] == "codec"]
     text = fine("list").out
     assert all(re.search(rf"^ *{kind} +{name}\b", text, re.MULTILINE) for kind, name in wanted)

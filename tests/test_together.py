@@ -177,3 +177,19 @@ def test_a_share_counts_for_training_and_not_for_evaluation(material):
     assert sizes[0] == 2 < sizes[1]
     ours, theirs = (Windows(material.cache, material.manifest, "val", settings) for settings in (few, whole))
     assert ours.clips == theirs.clips
+
+
+def test_evaluation_may_see_longer_windows_than_training(material, tmp_path):
+    wanted = recipe(task={"forms": ["streaming"]}, windows={"eval_frames": 7})
+    windows = [Windows(material.cache, material.manifest, split, wanted.windows) for split in ("train", "val")]
+    assert [one.read([one.sample(0)]).time_s_BT.shape for one in windows] == [(1, 4), (1, 7)]
+    run = train(wanted, material.cache, tmp_path / "run")
+    assert evaluate(run, material.cache)["forms"].keys() == {"streaming"}
+    usual = train(recipe(task={"forms": ["streaming"]}), material.cache, tmp_path / "usual")
+    ours, theirs = ([line["loss"] for line in read_metrics(one.path)] for one in (run, usual))
+    assert ours == theirs
+
+
+def test_a_window_form_refuses_other_windows_in_evaluation(material, tmp_path):
+    with pytest.raises(BadInput, match="the form 'window' reads 4 frames at once, no other number; windows.eval_frames is 7"):
+        train(recipe(windows={"eval_frames": 7}), material.cache, tmp_path / "run")

@@ -95,7 +95,7 @@ def _show(made: Sweep, as_json: bool) -> None:
     from pipeline import console
     from pipeline.report import report
 
-    summaries = made.summaries()
+    summaries = made.summaries
     pages = [str(page) for page in report(made.path, made.path / "report")]
     if as_json:
         plain = {task: one.model_dump(mode="json") for task, one in summaries.items()}

@@ -52,7 +52,7 @@ def demo(
 
 @app.command("list")
 def list_plugins(
-    kind: Annotated[str | None, typer.Argument(help="dataset, encoder, codec, engine, temporal, task, recipe or sweep.")] = None,
+    kind: Annotated[str | None, typer.Argument(help="dataset, encoder, codec, engine, temporal, task, recipe, sweep.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """What can be named in a spec, a recipe, a sweep or a command, with its settings.
