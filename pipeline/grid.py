@@ -183,7 +183,7 @@ def settings_of(spec: SweepSpec) -> list[Setting]:
             raise unknown_name("cache", str(cache), [GIVEN, *spec.caches], f"sweep '{spec.name}'")
         members = {}
         for seed in spec.seeds:
-            run = _slug(name) + (f"-seed{seed}" if len(spec.seeds) > 1 else "")
+            run = f"{_slug(name)}-seed{seed}"
             members[run] = _recipe(spec, start, values, seed, run)
         found[name] = Setting(name, values, cache, compared, members)
     if len({run for setting in found.values() for run in setting.members}) < len(found) * len(spec.seeds):

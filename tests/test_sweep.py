@@ -312,11 +312,14 @@ def test_members_that_cannot_be_trained_are_named_before_any_training(material, 
         spec_of(base, axes={"model.layers": [[5], [3, 5]]}),
         material.cache,
         tmp_path,
-        r"layers=3\+5' reads layer 3, the cache has 2, 5",
+        r"layers=3\+5-seed0' reads layer 3, the cache has 2, 5",
     )
     attention = {"name": "causal_attention", "heads": 5}
     refused(
-        spec_of(base, axes={"temporal": ["gru", attention]}), material.cache, tmp_path, r"member 'causal_attention-heads=5': "
+        spec_of(base, axes={"temporal": ["gru", attention]}),
+        material.cache,
+        tmp_path,
+        r"member 'causal_attention-heads=5-seed0': ",
     )
     refused(
         spec_of(base, axes={"temporal": ["gru"]}, changes={"cache": "abc"}),
@@ -330,14 +333,16 @@ def test_a_run_folder_of_another_format_or_recipe_is_named_before_any_training(m
     spec = spec_of(base, axes={"temporal": ["gru", "identity"]})
     sweep(spec, {"given": material.cache}, tmp_path / "a")
     changed = spec_of(base, axes={"temporal": ["gru", "identity"]}, changes={"training.steps": 9})
-    with pytest.raises(BadInput, match=r"runs/gru was made from something else; now / then: recipe.training.steps: 9 / 8"):
+    with pytest.raises(
+        BadInput, match=r"runs/gru-seed0 was made from something else; now / then: recipe.training.steps: 9 / 8"
+    ):
         sweep(changed, {"given": material.cache}, tmp_path / "a")
-    header = tmp_path / "a/runs/identity/run.json"
+    header = tmp_path / "a/runs/identity-seed0/run.json"
     header.write_text(header.read_text().replace('"format_version": 3', '"format_version": 99'))
-    with pytest.raises(BadInput, match=r"identity/run.json.*99"):
+    with pytest.raises(BadInput, match=r"identity-seed0/run.json.*99"):
         sweep(spec, {"given": material.cache}, tmp_path / "a")
     header.write_text(header.read_text().replace('"format_version": 99', '"format_version": 2'))
-    with pytest.raises(BadInput, match=r"runs/identity was made from something else; now / then: format_version: 3 / 2"):
+    with pytest.raises(BadInput, match=r"runs/identity-seed0 was made from something else; now / then: format_version: 3 / 2"):
         sweep(spec, {"given": material.cache}, tmp_path / "a")
 
 
