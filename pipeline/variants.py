@@ -29,7 +29,7 @@ def prepare(
 ) -> dict[str, Cache]:
     """Every cache that a setting of the sweep is trained on, by its name in the sweep; made where it is missing.
 
-    Derived caches and rendered videos lie in `out`, and are kept. Several processes may do it at once. Raises BadInput for a cache
+    Derived caches and rendered videos lie in `out`, and are kept. Several processes may be at it. Raises BadInput for a cache
     that cannot be made.
     """
     wanted = dict.fromkeys(setting.cache for setting in settings_of(spec))

@@ -22,7 +22,6 @@ from pipeline.device import cores
 from pipeline.grid import SweepSpec, load_sweep
 from pipeline.leases import Holder, holders
 from pipeline.places import at
-from pipeline.run import Run
 from pipeline.sweep import Sweep, sweep
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,10 +56,11 @@ def four(file: Path) -> SweepSpec:
 
 
 def under_way(out: Path) -> dict[str, Holder]:
-    """Members that have saved a checkpoint and are not done -> who is at them."""
-    runs = {name: (one, Run(out / "runs" / name)) for name, one in holders(at(out)).items()}
-    saved = {name: (one, run.checkpoint("last")) for name, (one, run) in runs.items() if (run.path / "last.json").is_file()}
-    return {name: one for name, (one, checkpoint) in saved.items() if checkpoint and checkpoint.step < STEPS}
+    """Members that have saved a checkpoint before their last step -> who is at them."""
+    if not (out / "sweep.json").is_file():
+        return {}
+    steps = {member.name: member.progress for member in Sweep(out).members}
+    return {name: one for name, one in holders(at(out)).items() if (saved := steps.get(name)) and saved[0] < saved[1]}
 
 
 @pytest.mark.parametrize("name", GROUNDS)

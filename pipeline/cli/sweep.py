@@ -74,13 +74,9 @@ def sweep(
         given, on = Cache(cache), torch_device(device)
         folder, crew = out or Path("sweeps") / spec.name, make_engine(engine, workers, engine_sets or [])
         if tensorboard and crew:
-            raise BadInput(
-                "--tensorboard draws what this process trains, and an engine's workers do it", "leave one of them out"
-            )
+            raise BadInput("--tensorboard draws what this process trains, and an engine's workers do it", "leave one out")
         if crew and ours.size > 1:
-            raise BadInput(
-                f"an engine starts workers of its own, and torchrun has started {ours.size}", "leave one of them out"
-            )
+            raise BadInput(f"an engine starts workers of its own, and torchrun has started {ours.size}", "leave one out")
         if dry_run:
             if ours.is_first:
                 _show_plan(spec, as_json)
