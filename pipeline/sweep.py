@@ -35,6 +35,7 @@ from pipeline.model import VideoModel
 from pipeline.places import at
 from pipeline.places.folder import write_atomically
 from pipeline.plugins import Settings
+from pipeline.ranks import ALONE, Ranks
 from pipeline.run import Run
 from pipeline.spec import Recipe
 from pipeline.statistics import Outcome, Summary, summarise
@@ -246,6 +247,12 @@ class SweepJob(Job):
         run_members(Sweep(Path(self.sweep)), numbered(self.device, index), self.workers, self.allow_missing)
 
 
+def a_job(out: Path, device: torch.device | None, workers: int, allow_missing: bool) -> SweepJob:
+    """What the `workers` of an engine are told about the sweep in folder `out`."""
+    on = None if device is None else str(device)
+    return SweepJob(device=on, sweep=str(out.absolute()), workers=workers, allow_missing=allow_missing)
+
+
 def sweep(
     spec: SweepSpec,
     caches: dict[str, Cache],
@@ -256,19 +263,22 @@ def sweep(
     engine: EnginePlugin | None = None,
     logs: Path = Path("logs"),
     say: Callable[[str], None] = lambda _: None,
+    ranks: Ranks = ALONE,
 ) -> Sweep:
     """Trains and scores what is left of a sweep in folder `out`, and sums it up in `summary-<task>.json`.
 
     `caches`: those that `pipeline.variants.prepare` has made, by their names in the sweep. Without an `engine` the work is done
-    in this process. Raises BadInput for what cannot be trained, before anything is.
+    in this process and the other `ranks`, each a worker like any other; all return when no member is left, and the first one
+    sums up. Raises BadInput for what cannot be trained, before anything is.
     """
-    made, on = Sweep.create(out, spec, caches), None if device is None else str(device)
+    made = Sweep.create(out, spec, caches)
     if engine is None:
-        run_members(made, numbered(on, 0), 1, allow_missing, on_progress, say)
+        run_members(made, ranks.device(device), ranks.size, allow_missing, on_progress, say)
     else:
-        job = SweepJob(device=on, sweep=str(out.absolute()), workers=engine.workers, allow_missing=allow_missing)
+        job = a_job(out, device, engine.workers, allow_missing)
         carry_out(engine, job, logs, lambda: len(made.left()), "members")
-    made.sum_up()
+    if ranks.is_first:
+        made.sum_up()
     return made
 
 

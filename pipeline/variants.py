@@ -13,6 +13,8 @@ from pipeline.derive import derive
 from pipeline.errors import BadInput
 from pipeline.extract import extract
 from pipeline.grid import GIVEN, OtherCache, SweepSpec, settings_of
+from pipeline.leases import Leases
+from pipeline.places import at
 
 OnStep = Callable[[str, float, float], None]
 """(what, done, total)"""
@@ -27,7 +29,8 @@ def prepare(
 ) -> dict[str, Cache]:
     """Every cache that a setting of the sweep is trained on, by its name in the sweep; made where it is missing.
 
-    Derived caches and rendered videos lie in `out`, and are kept. Raises BadInput for a cache that cannot be made.
+    Derived caches and rendered videos lie in `out`, and are kept. Several processes may be at it. Raises BadInput for a cache
+    that cannot be made.
     """
     wanted = dict.fromkeys(setting.cache for setting in settings_of(spec))
     for name in wanted:
@@ -51,9 +54,10 @@ def _made(name: str, other: OtherCache, given: Cache, out: Path, device: torch.d
         return derive(given, other.derive, out / "caches", lambda done, total: on_step(f"deriving {name}", done, total))
     origin = given.manifest.origin
     settings = origin.settings | other.data
-    videos = manifest.build(
-        origin.dataset, None, out / "data" / name, settings, lambda done, total: on_step(f"rendering {name}", done, total)
-    )
+    with Leases(at(out)) as leases, leases.alone(f"data-{name}"):
+        videos = manifest.build(
+            origin.dataset, None, out / "data" / name, settings, lambda done, total: on_step(f"rendering {name}", done, total)
+        )
     return extract(
         given.cache_spec,
         videos,

@@ -18,7 +18,7 @@ from pipeline.encoders import address
 from pipeline.manifest import Manifest
 from pipeline.spec import CacheSpec
 
-pytest_plugins = ["commands", "pages", "slurm"]
+pytest_plugins = ["commands", "pages", "ray_cluster", "slurm"]
 
 FPS = 10
 LENGTHS = {"a/v0.mp4": 31, "a/v1.mp4": 8, "a/v2.mp4": 17, "b/v3.mp4": 24, "b/v4.mp4": 5, "b/v5.mp4": 40}

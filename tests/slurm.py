@@ -80,6 +80,13 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         subprocess.run(["scancel", "--full", f"--user={getpass.getuser()}"], check=False)
 
 
+@pytest.fixture
+def slurm_user(slurm: Path) -> Path:
+    """The same, for those who submit through submitit."""
+    pytest.importorskip("submitit")
+    return slurm
+
+
 def program(name: str) -> str | None:
     """Where it is; daemons lie outside the path of ordinary users."""
     return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")

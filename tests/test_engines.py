@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -31,22 +30,6 @@ from pipeline.worker import Extraction
 ROOT = Path(__file__).resolve().parents[1]
 GROUNDS = {"slurm": "slurm_user", "ray": "ray_cluster"}
 """The fixture that an engine runs on; others need none."""
-
-
-@pytest.fixture
-def slurm_user(slurm: Path) -> Path:
-    if importlib.util.find_spec("submitit") is None:
-        pytest.skip("no submitit")
-    return slurm
-
-
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[Any]:
-    """A cluster of this machine alone, with two cores. Its workers find the package as those of an installed one do."""
-    ray = pytest.importorskip("ray")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
-    yield ray
-    ray.shutdown()
 
 
 @pytest.fixture(autouse=True)

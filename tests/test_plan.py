@@ -344,9 +344,14 @@ def test_both_loops_see_the_same_tokens_and_begin_with_the_same_loss(vit_cache, 
     for a, b in zip((special, *patches), (special_live, *patches_live), strict=True):
         torch.testing.assert_close(a.float(), b.half().float(), rtol=2e-3, atol=1e-4)
         assert not b.is_inference()
-    epochs = {way: bench_epoch.epoch(way, asked, cache, tmp_path / way, 2, CPU) for way in bench_epoch.WAYS}
+    epochs = {way: bench_epoch.epoch(way, [asked], cache, tmp_path / way, 2, CPU) for way in bench_epoch.WAYS}
     assert epochs["cached"].steps == epochs["uncached"].steps == math.ceil(len(cached) / 2)
-    assert epochs["cached"].losses[0] == pytest.approx(epochs["uncached"].losses[0], rel=1e-3)
+    assert epochs["cached"].losses[0][0] == pytest.approx(epochs["uncached"].losses[0][0], rel=1e-3)
+    other = asked.model_copy(update={"training": asked.training.model_copy(update={"seed": 7})})
+    both = bench_epoch.epoch("cached", [asked, other], cache, tmp_path / "both", 2, CPU)
+    alone = bench_epoch.epoch("cached", [other], cache, tmp_path / "alone", 2, CPU)
+    assert both.losses == [*epochs["cached"].losses, *alone.losses] and both.steps == alone.steps
+    epochs |= {"both": both}
     assert set(epochs["uncached"].parts) == {"decode", "encode", "optimiser", "model", "waiting"}
     assert set(epochs["cached"].parts) == {"read", "codec", "optimiser", "model", "waiting"}
     for each in epochs.values():
@@ -370,6 +375,7 @@ def test_bench_epoch():
     assert result["ratio"] == statistics.median(b / a for a, b in pairs)
     assert result["runs"]["cached"] == pytest.approx(result["extract_s"] + sum(epochs["cached"]["s"]))
     assert result["runs"]["uncached"] == pytest.approx(sum(epochs["uncached"]["s"]))
+    assert result["runs"]["sweep"] == result["extract_s"] + result["sweep_s"] and result["sweep_s"] > 0
     assert result["size"]["frames"] == 16 * 24
 
 

@@ -33,7 +33,6 @@ from pipeline.records import Batch
 from pipeline.run import read_metrics
 from pipeline.spec import CacheSpec, Recipe
 from pipeline.square import Squares
-from pipeline.tasks import TaskPlugin
 from pipeline.train import Group, make_task, open_or_create
 from pipeline.trainer import Trainer
 from pipeline.windows import Sample, Windows
@@ -121,28 +120,19 @@ class FromVideos(FromCache):
 
 
 class Epoch(NamedTuple):
-    """One epoch of one run."""
+    """One epoch of runs that train side by side."""
 
     seconds: float
+    """Of all of them."""
     steps: int
-    losses: list[float]
-    """Of every step."""
+    losses: list[list[float]]
+    """Of every step of each."""
     parts: dict[str, float]
     """Seconds; `read` and `decode` go on beside the others, and are no part of the sum."""
 
 
-def one_epoch(
-    recipe: Recipe, task: TaskPlugin, windows: FromCache, held_out: Windows, run: Path, device: torch.device
-) -> Epoch:
-    """Trains a new run for one epoch on `windows`."""
-    training = recipe.training.model_copy(
-        update={"steps": None, "epochs": 1.0, "evaluate_every": None, "checkpoint_every": 10**9}
-    )
-    recipe = recipe.model_copy(update={"training": training})
-    torch.manual_seed(training.seed)
-    model = VideoModel(recipe, windows.cache.shape, task).to(device)
-    opened = open_or_create(run, recipe, windows.cache, windows.manifest, model, windows)
-    trainer = Trainer(opened, model, task.to(device), len(windows), device, ALONE)
+def one_epoch(recipes: Sequence[Recipe], windows: FromCache, held_out: Windows, runs: Path, device: torch.device) -> Epoch:
+    """Trains a new run of each recipe, in a folder in `runs`, side by side for one epoch on `windows`."""
     timing = ExitStack()
 
     def begin(*_: object) -> None:
@@ -153,13 +143,24 @@ def one_epoch(
         synchronize(device)
         timing.close()
 
-    trainer.optimizer.register_step_pre_hook(begin)
-    trainer.optimizer.register_step_post_hook(end)
-    Group([trainer], windows, held_out, device, ALONE, None, None).fit()
-    spent, parts = trainer.progress.seconds, windows.clock.seconds
-    parts |= {"waiting": spent["data"], windows.gives: spent["tokens"], "model": spent["steps"] - parts["optimiser"]}
-    losses = [line["loss"] for line in read_metrics(run)]
-    return Epoch(sum(spent[what] for what in ("data", "tokens", "steps")), len(losses), losses, parts)
+    trainers = []
+    for recipe in recipes:
+        once = {"steps": None, "epochs": 1.0, "evaluate_every": None, "checkpoint_every": 10**9}
+        recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update=once)})
+        torch.manual_seed(recipe.training.seed)
+        task = make_task(recipe, windows.manifest)
+        model = VideoModel(recipe, windows.cache.shape, task).to(device)
+        run = open_or_create(runs / f"{recipe.training.seed}", recipe, windows.cache, windows.manifest, model, windows)
+        trainer = Trainer(run, model, task.to(device), len(windows), device, ALONE)
+        trainer.optimizer.register_step_pre_hook(begin)
+        trainer.optimizer.register_step_post_hook(end)
+        trainers.append(trainer)
+    Group(trainers, windows, held_out, device, ALONE, None, None).fit()
+    data, tokens, steps = (sum(one.progress.seconds[what] for one in trainers) for what in ("data", "tokens", "steps"))
+    parts = windows.clock.seconds
+    parts |= {"waiting": data, windows.gives: tokens, "model": steps - parts["optimiser"]}
+    losses = [[line["loss"] for line in read_metrics(one.run.path)] for one in trainers]
+    return Epoch(data + tokens + steps, trainers[0].step, losses, parts)
 
 
 def epoch_speed(
@@ -171,7 +172,10 @@ def epoch_speed(
     device: torch.device | None,
     tell: Tell,
 ) -> dict[str, Any]:
-    """An epoch of each of `ablations` runs on the built-in world, with and without a cache, in turn; other seeds each time."""
+    """An epoch of each of `ablations` runs on the built-in world, with and without a cache, in turn; other seeds each time.
+
+    Then an epoch of all of them side by side, as a sweep trains them.
+    """
     device = chosen(device)
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -182,12 +186,18 @@ def epoch_speed(
         cache = extract.extract(spec, videos, folder / "caches", device, decoders)
         extract_s = time.perf_counter() - begin
         epochs: dict[str, list[Epoch]] = {name: [] for name in WAYS}
+        recipes = [
+            recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": seed})})
+            for seed in range(ablations)
+        ]
         for number in range(-1, ablations):  # the first round warms up
             ways = WAYS if number % 2 else WAYS[::-1]
             for name in ways:
                 tell(max(0, number), ablations, name)
-                seeded = recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": max(0, number)})})
-                epochs[name].append(epoch(name, seeded, cache, folder / f"{name}{number}", decoders, device))
+                seeded = recipes[max(0, number)]
+                epochs[name].append(epoch(name, [seeded], cache, folder / f"{name}{number}", decoders, device))
+        tell(ablations, ablations, "one sweep")
+        sweep = epoch("cached", recipes, cache, folder / "sweep", decoders, device)
     cached, uncached = (epochs[name][1:] for name in ("cached", "uncached"))
     steps, shape = cached[0].steps, cache.shape
     return {
@@ -209,21 +219,23 @@ def epoch_speed(
             name: {part: statistics.median(e.parts[part] for e in each) / steps for part in each[0].parts}
             for name, each in (("cached", cached), ("uncached", uncached))
         },
+        "sweep_s": sweep.seconds,
         "runs": {
             "uncached": sum(e.seconds for e in uncached),
             "cached": extract_s + sum(e.seconds for e in cached),
+            "sweep": extract_s + sweep.seconds,
         },
     }
 
 
-def epoch(name: str, recipe: Recipe, cache: Cache, run: Path, decoders: int, device: torch.device) -> Epoch:
-    """One epoch of a new run, `cached` or `uncached`."""
-    videos = cache.manifest
+def epoch(name: str, recipes: Sequence[Recipe], cache: Cache, runs: Path, decoders: int, device: torch.device) -> Epoch:
+    """One epoch of new runs that differ in their seeds, side by side, `cached` or `uncached`."""
+    videos, recipe = cache.manifest, recipes[0]
     task = make_task(recipe, videos)
     asked: dict[str, Any] = {"settings": recipe.windows, "wanted": task, "layers": layers_read(recipe, cache.shape)}
     held_out = Windows(cache, videos, "val", **asked)
     if name == "cached":
-        return one_epoch(recipe, task, FromCache(cache, videos, "train", **asked), held_out, run, device)
+        return one_epoch(recipes, FromCache(cache, videos, "train", **asked), held_out, runs, device)
     encoder = load_encoder(cache, device)
     with closing(FromVideos(encoder, decoders, device, cache, videos, "train", **asked)) as windows:
-        return one_epoch(recipe, task, windows, held_out, run, device)
+        return one_epoch(recipes, windows, held_out, runs, device)

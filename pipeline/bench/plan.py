@@ -94,8 +94,8 @@ def _measured(
     return {
         "extract_s": extract_s,
         "disk_bytes": sum(receipt.store_bytes for receipt in cache.receipts.values()),
-        "cached_epoch_s": epoch("cached", recipe, cache, folder / "cached", decoders, device).seconds,
-        "uncached_epoch_s": epoch("uncached", recipe, cache, folder / "uncached", decoders, device).seconds,
+        "cached_epoch_s": epoch("cached", [recipe], cache, folder / "cached", decoders, device).seconds,
+        "uncached_epoch_s": epoch("uncached", [recipe], cache, folder / "uncached", decoders, device).seconds,
     }
 
 

@@ -282,7 +282,7 @@ def bench_epoch(
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """An epoch with the encoder in the loop against one from the cache, with its parts; and all runs together.
+    """An epoch with the encoder in the loop against one from the cache, part by part; and all runs, one by one and as a sweep.
 
     --set overrides keys of the recipe.
 
@@ -309,6 +309,7 @@ def bench_epoch(
         seconds = (result["parts_of_a_step"][way].get(part) for way in ways)
         rows.append((f"of a step: {part}{beside}", *("" if one is None else seconds_text(one) for one in seconds)))
     rows.append((f"{ablations} runs of one epoch, extraction included", *(seconds_text(result["runs"][way]) for way in ways)))
+    rows.append(("the same as one sweep, from one read", seconds_text(result["runs"]["sweep"]), ""))
     console.show_table(title, ("", "from the cache", "with the encoder"), rows)
     console.show(f"an epoch with the encoder takes {result['ratio']:.2f} times as long (median of {ablations} paired ratios)")
     console.show(f"the extraction took {seconds_text(result['extract_s'])}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,7 +26,13 @@ from pipeline.cli._common import (
 from pipeline.errors import BadInput
 
 if TYPE_CHECKING:
+    import torch
+
+    from pipeline.cache import Cache
+    from pipeline.console import Update
+    from pipeline.engines import EnginePlugin
     from pipeline.grid import SweepSpec
+    from pipeline.ranks import Ranks
     from pipeline.statistics import Summary
     from pipeline.sweep import Sweep
     from pipeline.trainer import Progress
@@ -59,25 +65,55 @@ def sweep(
 
     Example: stillframe sweep temporal_modules caches/demo-0123456789ab
     """
-    from pipeline import console
+    from pipeline import console, ranks
     from pipeline import sweep as module
     from pipeline.cache import Cache
+
+    with ranks.joined() as ours:
+        spec = _spec(sweep, sets or [], axes or [], seeds)
+        given, on = Cache(cache), torch_device(device)
+        folder, crew = out or Path("sweeps") / spec.name, make_engine(engine, workers, engine_sets or [])
+        if tensorboard and crew:
+            raise BadInput("--tensorboard draws what this process trains, and an engine's workers do it", "leave one out")
+        if crew and ours.size > 1:
+            raise BadInput(f"an engine starts workers of its own, and torchrun has started {ours.size}", "leave one out")
+        if dry_run:
+            if ours.is_first:
+                _show_plan(spec, as_json)
+            if crew and (script := crew.script(module.a_job(folder, on, workers, allow_missing))):
+                console.say(script)
+            return
+        if retry_failed and ours.is_first:
+            for file in folder.glob("runs/*/failed.json"):
+                file.unlink()
+        ours.wait()
+        made = _train(spec, given, folder, on, allow_missing, crew, logs, tensorboard, ours)
+    if ours.is_first:
+        _show(made, as_json)
+
+
+def _train(
+    spec: SweepSpec,
+    given: Cache,
+    folder: Path,
+    device: torch.device | None,
+    allow_missing: bool,
+    engine: EnginePlugin | None,
+    logs: Path,
+    tensorboard: bool,
+    ranks: Ranks,
+) -> Sweep:
+    """Makes the caches of a sweep and trains its members; the first rank shows how far it is itself."""
+    from pipeline import console
+    from pipeline import sweep as module
     from pipeline.variants import prepare
 
-    spec = _spec(sweep, sets or [], axes or [], seeds)
-    given, on = Cache(cache), torch_device(device)
-    folder, crew = out or Path("sweeps") / spec.name, make_engine(engine, workers, engine_sets or [])
-    if tensorboard and crew:
-        raise BadInput("--tensorboard draws what this process trains, and an engine's workers do it", "leave one of them out")
-    if dry_run:
-        _show_plan(spec, as_json)
-        return
-    with console.progress(f"prepare {spec.name}") as update:
-        caches = prepare(spec, given, folder, on, lambda what, done, total: update(done, total, what))
-    if retry_failed:
-        for file in folder.glob("runs/*/failed.json"):
-            file.unlink()
-    with console.progress(f"sweep {spec.name}") as update, _drawing(tensorboard, folder) as draw:
+    def bar(what: str) -> AbstractContextManager[Update]:
+        return console.progress(f"{what} {spec.name}") if ranks.is_first else nullcontext(lambda *_: None)
+
+    with bar("prepare") as update:
+        caches = prepare(spec, given, folder, device, lambda what, done, total: update(done, total, what))
+    with bar("sweep") as update, _drawing(tensorboard, folder) as draw:
         steps: dict[str, tuple[int, int]] = {}
 
         def on_progress(state: Progress) -> None:
@@ -86,8 +122,7 @@ def sweep(
             update(done, total, f"steps of {len(steps)} runs  {state.run} loss {state.loss:.4f}")
             draw(state)
 
-        made = module.sweep(spec, caches, folder, on, allow_missing, on_progress, crew, logs, console.say)
-    _show(made, as_json)
+        return module.sweep(spec, caches, folder, device, allow_missing, on_progress, engine, logs, console.say, ranks)
 
 
 def _show(made: Sweep, as_json: bool) -> None:
