@@ -185,20 +185,13 @@ def epoch_speed(
         begin = time.perf_counter()
         cache = extract.extract(spec, videos, folder / "caches", device, decoders)
         extract_s = time.perf_counter() - begin
-        epochs: dict[str, list[Epoch]] = {name: [] for name in WAYS}
         recipes = [
             recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": seed})})
             for seed in range(ablations)
         ]
-        for number in range(-1, ablations):  # the first round warms up
-            ways = WAYS if number % 2 else WAYS[::-1]
-            for name in ways:
-                tell(max(0, number), ablations, name)
-                seeded = recipes[max(0, number)]
-                epochs[name].append(epoch(name, [seeded], cache, folder / f"{name}{number}", decoders, device))
+        cached, uncached = _in_turn(recipes, cache, folder, decoders, device, tell)
         tell(ablations, ablations, "one sweep")
         sweep = epoch("cached", recipes, cache, folder / "sweep", decoders, device)
-    cached, uncached = (epochs[name][1:] for name in ("cached", "uncached"))
     steps, shape = cached[0].steps, cache.shape
     return {
         "size": {
@@ -226,6 +219,19 @@ def epoch_speed(
             "sweep": extract_s + sweep.seconds,
         },
     }
+
+
+def _in_turn(
+    recipes: Sequence[Recipe], cache: Cache, folder: Path, decoders: int, device: torch.device, tell: Tell
+) -> list[list[Epoch]]:
+    """Of each of `WAYS`, an epoch of every recipe alone."""
+    epochs: dict[str, list[Epoch]] = {name: [] for name in WAYS}
+    for number in range(-1, len(recipes)):  # the first round warms up
+        for name in WAYS if number % 2 else WAYS[::-1]:
+            tell(max(0, number), len(recipes), name)
+            alone = [recipes[max(0, number)]]
+            epochs[name].append(epoch(name, alone, cache, folder / f"{name}{number}", decoders, device))
+    return [epochs[name][1:] for name in WAYS]
 
 
 def epoch(name: str, recipes: Sequence[Recipe], cache: Cache, runs: Path, decoders: int, device: torch.device) -> Epoch:

@@ -112,7 +112,8 @@ def _train(
         return console.progress(f"{what} {spec.name}") if ranks.is_first else nullcontext(lambda *_: None)
 
     with bar("prepare") as update:
-        caches = prepare(spec, given, folder, device, lambda what, done, total: update(done, total, what))
+        on = ranks.device(device)
+        caches = prepare(spec, given, folder, on, lambda what, done, total: update(done, total, what))
     with bar("sweep") as update, _drawing(tensorboard, folder) as draw:
         steps: dict[str, tuple[int, int]] = {}
 
