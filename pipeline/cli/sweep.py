@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from pipeline.cli._common import (
 from pipeline.errors import BadInput
 
 if TYPE_CHECKING:
+    from pipeline.cache import Cache
     from pipeline.grid import SweepSpec
     from pipeline.statistics import Summary
     from pipeline.sweep import Sweep
@@ -70,6 +72,7 @@ def sweep(
     if tensorboard and crew:
         raise BadInput("--tensorboard draws what this process trains, and an engine's workers do it", "leave one of them out")
     if dry_run:
+        _require_trainable(spec, given, folder)
         _show_plan(spec, as_json)
         return
     with console.progress(f"prepare {spec.name}") as update:
@@ -132,9 +135,23 @@ def _spec(name: str, sets: list[str], axes: list[str], seeds: int | None) -> Swe
     found = dict(map(assignment, axes))
     for key, value in found.items():
         if value != "*" and not isinstance(value, list):
-            raise BadInput(f"--axis {key} wants a list, found {value!r}", f"for example --axis '{key}=[1, 2]'")
+            example = json.dumps(value.strip("[]") if isinstance(value, str) else value)
+            raise BadInput(f"--axis {key} wants a list, found {value!r}", f"for example --axis '{key}=[{example}]'")
     changes = dict(map(assignment, sets))
     return load_sweep(named_file("sweep", name, shipped_sweeps()), changes, found, seeds)
+
+
+def _require_trainable(spec: SweepSpec, given: Cache, folder: Path) -> None:
+    """Refuses what the sweep itself would refuse, as far as that can be told before its other caches are made."""
+    from pipeline.grid import GIVEN, settings_of
+    from pipeline.sweep import require_trainable
+    from pipeline.variants import require_rendered
+
+    for setting in settings_of(spec):
+        if setting.cache != GIVEN and spec.caches[setting.cache].data:
+            require_rendered(setting.cache, spec.caches[setting.cache], given)
+        for name, recipe in setting.members.items() if setting.cache == GIVEN else ():
+            require_trainable(recipe, given, folder / "runs" / name)
 
 
 def _show_plan(spec: SweepSpec, as_json: bool) -> None:
@@ -171,7 +188,7 @@ def _show_summary(summary: Summary) -> None:
     """One table: each setting in each form."""
     from pipeline import console
 
-    rows = []
+    rows, references = [], {one.reference for one in summary.settings}
     for one in summary.settings:
         for form, found in one.intervals.items():
             gain = one.comparisons.get(form)
@@ -195,5 +212,6 @@ def _show_summary(summary: Summary) -> None:
     unit = f" ({summary.metric.unit})" if summary.metric.unit else ""
     scores = ("setting", "form", f"{summary.metric.name}{unit}", "95 % interval", "gain", "p", "win / tie / loss")
     costs = ("parameters", "GFLOP", "training s", "step ms", "state")
-    title = f"{summary.task} on split {summary.split}, gain over {summary.reference}, trivial answer {summary.trivial:.3f}"
+    over = summary.reference if len(references) == 1 else "the reference of each"
+    title = f"{summary.task} on split {summary.split}, gain over {over}, trivial answer {summary.trivial:.3f}"
     console.show_table(title, (*scores, *costs), rows)
