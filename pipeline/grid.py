@@ -141,11 +141,16 @@ class Setting:
 def load_sweep(
     path: Path, changes: Mapping[str, Any] | None = None, axes: Mapping[str, Any] | None = None, seeds: int | None = None
 ) -> SweepSpec:
-    """A sweep from a file, with more `changes` and `axes` laid over its own, and the seeds 0, 1, ... below `seeds`."""
+    """A sweep from a file, with more `changes` and `axes` laid over its own, and the seeds 0, 1, ... below `seeds`.
+
+    Of its [[settings]] those are left out that have another value on a given axis.
+    """
     table = read_table(path, "sweep")
     for key, given in (("changes", changes), ("axes", axes)):
         if given:
             table[key] = table.get(key, {}) | dict(given)
+    for key, values in (axes or {}).items():
+        table["settings"] = [one for one in table.get("settings", ()) if values == "*" or one.get(key) in (None, *values)]
     if seeds is not None:
         table["seeds"] = list(range(seeds))
     recipe = table.get("recipe")

@@ -18,6 +18,7 @@ from pipeline.places import at
 
 OnStep = Callable[[str, float, float], None]
 """(what, done, total)"""
+ROOM = "start the sweep on a cache of the built-in world's room: stillframe manifest world --out DIR --set scene=room"
 
 
 def prepare(
@@ -35,18 +36,21 @@ def prepare(
     wanted = dict.fromkeys(setting.cache for setting in settings_of(spec))
     for name in wanted:
         if name != GIVEN and spec.caches[name].data:
-            require_rendered(name, given)
+            require_rendered(name, spec.caches[name], given)
     return {name: given if name == GIVEN else _made(name, spec.caches[name], given, out, device, on_step) for name in wanted}
 
 
-def require_rendered(name: str, given: Cache) -> None:
-    """Refuses other data where the videos are a user's own."""
+def require_rendered(name: str, other: OtherCache, given: Cache) -> None:
+    """Refuses other data where the videos are a user's own, and settings that the data set refuses, before any is rendered."""
     dataset = given.manifest.origin.dataset
     if not plugins.load("dataset", dataset).renders:
         raise BadInput(
-            f"cache '{name}' of the sweep wants other videos, and data set '{dataset}' of {given} renders none",
-            "start the sweep on a cache of the built-in world: stillframe demo",
+            f"cache '{name}' of the sweep wants other videos, and data set '{dataset}' of {given} renders none", ROOM
         )
+    try:
+        plugins.settings("dataset", dataset, given.manifest.origin.settings | other.data, f"data set of {given}")
+    except BadInput as error:
+        raise BadInput(f"cache '{name}' of the sweep wants other videos: {error.message}", ROOM) from error
 
 
 def _made(name: str, other: OtherCache, given: Cache, out: Path, device: torch.device | None, on_step: OnStep) -> Cache:

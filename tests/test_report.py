@@ -83,7 +83,7 @@ def test_files_hold_the_numbers_of_the_sweep(sweep, page, summary):
 
 
 def test_settings_stand_best_first_in_both_directions(sweep, summary):
-    subject = of_sweep(sweep, "val")
+    (subject,) = of_sweep(sweep, "val")
     scores = [setting.intervals["streaming"].score for setting in subject.ranked()]
     assert scores == sorted(scores, reverse=True) and len(scores) == 9
     worse = summary.model_copy(update={"metric": summary.metric.model_copy(update={"higher_is_better": False})})

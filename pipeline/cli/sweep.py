@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -78,6 +79,7 @@ def sweep(
         if crew and ours.size > 1:
             raise BadInput(f"an engine starts workers of its own, and torchrun has started {ours.size}", "leave one out")
         if dry_run:
+            _require_trainable(spec, given, folder)
             if ours.is_first:
                 _show_plan(spec, as_json)
             if crew and (script := crew.script(module.a_job(folder, on, workers, allow_missing))):
@@ -168,9 +170,23 @@ def _spec(name: str, sets: list[str], axes: list[str], seeds: int | None) -> Swe
     found = dict(map(assignment, axes))
     for key, value in found.items():
         if value != "*" and not isinstance(value, list):
-            raise BadInput(f"--axis {key} wants a list, found {value!r}", f"for example --axis '{key}=[1, 2]'")
+            example = json.dumps(value.strip("[]") if isinstance(value, str) else value)
+            raise BadInput(f"--axis {key} wants a list, found {value!r}", f"for example --axis '{key}=[{example}]'")
     changes = dict(map(assignment, sets))
     return load_sweep(named_file("sweep", name, shipped_sweeps()), changes, found, seeds)
+
+
+def _require_trainable(spec: SweepSpec, given: Cache, folder: Path) -> None:
+    """Refuses what the sweep itself would refuse, as far as that can be told before its other caches are made."""
+    from pipeline.grid import GIVEN, settings_of
+    from pipeline.sweep import require_trainable
+    from pipeline.variants import require_rendered
+
+    for setting in settings_of(spec):
+        if setting.cache != GIVEN and spec.caches[setting.cache].data:
+            require_rendered(setting.cache, spec.caches[setting.cache], given)
+        for name, recipe in setting.members.items() if setting.cache == GIVEN else ():
+            require_trainable(recipe, given, folder / "runs" / name)
 
 
 def _show_plan(spec: SweepSpec, as_json: bool) -> None:
@@ -207,7 +223,7 @@ def _show_summary(summary: Summary) -> None:
     """What each setting scored in each form, and what it costs."""
     from pipeline import console
 
-    scores, costs = [], []
+    scores, costs, references = [], [], {one.reference for one in summary.settings}
     for one in summary.settings:
         for form, found in one.intervals.items():
             gain, shown = (
@@ -231,7 +247,8 @@ def _show_summary(summary: Summary) -> None:
             )
         )
     unit = f" ({summary.metric.unit})" if summary.metric.unit else ""
-    title = f"{summary.task} on split {summary.split}, trivial answer {summary.trivial:.3f}; gain over the reference of each"
+    over = summary.reference if len(references) == 1 else "the reference of each"
+    title = f"{summary.task} on split {summary.split}, gain over {over}, trivial answer {summary.trivial:.3f}"
     columns = (
         "setting",
         "form",

@@ -16,7 +16,7 @@ from pipeline.report.page import Page, Plot
 from pipeline.report.provenance import commands, of_cache, of_runs
 from pipeline.report.style import FULL_INCHES, HALF_INCHES, save_png, svg
 from pipeline.report.subject import Subject, cache_of
-from pipeline.report.tables import p_text, scaled_text, seconds_text, signed_text
+from pipeline.report.tables import number_text, p_text, scaled_text, seconds_text, signed_text
 from pipeline.run import Run
 from pipeline.statistics import Summary
 from pipeline.status import status
@@ -52,7 +52,7 @@ def page_of_subject(subject: Subject, out: Path) -> Page:
     (scores,) = page.plots["scores"]
     scores.narrow_svg = svg(plots.intervals(subject, HALF_INCHES), scores.title)
     if len(subject.ranked()) > plots.ROWS:
-        scores.caption += f" The best {plots.ROWS} of {len(subject.ranked())} and the reference."
+        scores.caption += f" The best {plots.ROWS} of {len(subject.ranked())} and what they are compared with."
     page.videos, page.no_videos = pictures.videos(subject, out / "videos")
     page.films, page.no_films = maps.films_of_run(*_recurrent(subject), subject.summary.split)
     try:
@@ -90,21 +90,22 @@ def page_of_cache(cache: Cache, out: Path) -> Page:
 
 def result(subject: Subject) -> str:
     """The best setting's score with its interval, against the reference and the trivial answer, in two or three sentences."""
-    best, metric, summary = subject.ranked()[0], subject.metric, subject.summary
+    best, metric = subject.ranked()[0], subject.metric
+    trivial = subject.trivial(best)
     found, alone = best.intervals[subject.form], len(subject.ranked()) == 1
     unit = f" {metric.unit}" if metric.unit else ""
     text = f"{best.name} has {'a' if alone else 'the best'} {subject.form} {metric.name} of {found.score:.3f}{unit}"
-    text += f" (95 % interval {found.low:.3f} .. {found.high:.3f})."
+    text += f" (95 % interval {number_text(found.low)} .. {number_text(found.high)})."
     if comparison := best.comparisons.get(subject.form):
         gain = comparison.gain
-        text += f" It is ahead of {summary.reference} by {signed_text(gain.score)}"
+        text += f" It is ahead of {best.reference} by {signed_text(gain.score)}"
         text += f" ({signed_text(gain.low)} .. {signed_text(gain.high)}, adjusted p {p_text(comparison.p_adjusted)})"
         text += "." if comparison.p_adjusted < CLEAR else ", which is not significant."
     elif not alone:
-        text += " It is the reference: no other is better."
+        text += " It is a reference: no other is better."
     sign = 1 if metric.higher_is_better else -1
-    beaten = ", which is better" if sign * (summary.trivial - found.score) > 0 else ""
-    return f"{text} The trivial answer, which does not look at the video, scores {summary.trivial:.3f}{beaten}."
+    beaten = ", which is better" if sign * (trivial - found.score) > 0 else ""
+    return f"{text} The trivial answer, which does not look at the video, scores {trivial:.3f}{beaten}."
 
 
 def _title(subject: Subject) -> str:
@@ -127,9 +128,9 @@ def _figures(subject: Subject) -> list[tuple[str, str]]:
     failed = sum(len(setting.failed) for setting in settings)
     found = [(f"{best.intervals[form].score:.3f}", f"best {subject.metric.name}, {form}")]
     if form in best.comparisons:
-        found.append((signed_text(best.comparisons[form].gain.score), f"over {subject.summary.reference}"))
+        found.append((signed_text(best.comparisons[form].gain.score), f"over {best.reference}"))
     found += [
-        (f"{subject.summary.trivial:.3f}", "trivial answer"),
+        (f"{subject.trivial(best):.3f}", "trivial answer"),
         (f"{len(settings)}", "settings" if len(settings) != 1 else "setting"),
         (f"{len(subject.runs)}", "runs scored" + (f", {failed} stopped" if failed else "")),
         (f"{evaluation['clips_scored']:,}", f"clips of {evaluation['videos']:,} videos scored"),
@@ -166,21 +167,27 @@ def _add_cache(page: Page, cache: Cache) -> None:
 
 CAPTIONS: Mapping[str, tuple[str, str]] = {
     "scores": ("Scores and their intervals", "Bars are 95 % intervals, cut at the border; point at a dot for its numbers."),
-    "score_over_FLOPs": ("Score over computation", "Filled: no other is cheaper and as good. Logarithmic axis."),
+    "score_over_FLOPs": (
+        "Score over computation",
+        "Filled: no other with the same reference is cheaper and as good. Logarithmic axis.",
+    ),
     "score_over_latency": (
         "Score over latency",
         "One step of one stream after the encoder, where it was measured. Logarithmic axis.",
     ),
-    "score_over_parameters": ("Score over size", "Filled: no other is smaller and as good. Logarithmic axis."),
+    "score_over_parameters": (
+        "Score over size",
+        "Filled: no other with the same reference is smaller and as good. Logarithmic axis.",
+    ),
     "loss": ("Training loss", "Running mean. Lines are means over seeds, bands reach from the least to the largest."),
     "validation": (
         "Score on the way",
         "On split val, while training. Lines are means over seeds, bands from least to largest.",
     ),
     "confusion": ("Best setting", "Rows are the truth and sum to one, columns the answers."),
-    "confusion_reference": ("Reference", "The same for the reference."),
-    "clips": ("Scores of single clips", "How many clips score how much, in the best setting and the reference."),
-    "clip_by_clip": ("Clip by clip", "Each dot is a clip; on the dashed line the best setting and the reference are even."),
+    "confusion_reference": ("Its reference", "The same for the setting that the best is compared with."),
+    "clips": ("Scores of single clips", "How many clips score how much, in the best setting and its reference."),
+    "clip_by_clip": ("Clip by clip", "Each dot is a clip; on the dashed line the best setting and its reference are even."),
 }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.cache import Cache
+from pipeline.grid import CACHE, GIVEN, shipped_sweeps
 from pipeline.report.subject import SWEEP_FILE, Subject
 from pipeline.run import tool_versions
 
@@ -50,8 +51,11 @@ def _written_by(receipts: Sequence[Any]) -> list[dict[str, Any]]:
 def commands(subject: Subject) -> list[str]:
     """What makes the page again from a clean folder, the recipes being those below."""
     if subject.path is not None:
+        name = subject.summary.name
+        given = [setting for setting in subject.ranked() if setting.values.get(CACHE, GIVEN) == GIVEN]
+        cache = subject.shown(given[0])[0].header.cache_path if given else None
         return [
-            f"stillframe sweep {subject.summary.name}.toml",
+            f"stillframe sweep {name if name in shipped_sweeps() else f'{name}.toml'} {cache or 'CACHE'} --out {subject.path}",
             f"stillframe report {subject.path} --split {subject.summary.split}",
         ]
     runs, split, lines = list(subject.runs.values()), subject.summary.split, []

@@ -93,11 +93,12 @@ def panel(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def colours_of(subject: Subject) -> dict[str, str]:
-    """Setting -> its colour in every plot. Where there are more settings than colours, the best and the reference have one."""
+    """Setting -> its colour in every plot. Where there are more settings than colours, the best and its reference have one."""
     names = [setting.name for setting in subject.summary.settings]
     if len(names) > len(SERIES):
-        best = [setting.name for setting in subject.ranked() if setting.name != subject.summary.reference]
-        chosen = {*best[: len(SERIES) - 1], subject.summary.reference}
+        referred = subject.ranked()[0].reference
+        best = [setting.name for setting in subject.ranked() if setting.name != referred]
+        chosen = {*best[: len(SERIES) - 1], referred}
         names = [name for name in names if name in chosen]
     found = dict(zip(names, SERIES, strict=False))
     return {setting.name: found.get(setting.name, COLOURS["rest"]) for setting in subject.summary.settings}

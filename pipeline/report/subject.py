@@ -62,10 +62,20 @@ class Subject:
         name = self.scored_runs(setting)[0]
         return self.runs[name], self.evaluations[name]["checkpoint"]["which"]
 
+    @property
+    def references(self) -> list[str]:
+        """Names of the settings that others are compared with."""
+        return list(dict.fromkeys(setting.reference for setting in self.summary.settings))
+
+    def trivial(self, setting: SettingSummary) -> float:
+        """What the trivial answer scores on the clips of a scored setting."""
+        trivial: float = self.evaluations[self.scored_runs(setting)[0]]["trivial"][self.metric.name]
+        return trivial
+
     def compared(self) -> list[SettingSummary]:
-        """The best setting, and the reference where it is another."""
+        """The best setting, and its reference where it is another: both were scored on the same clips."""
         ranked = self.ranked()
-        return ranked[:1] + [setting for setting in ranked[1:] if setting.name == self.summary.reference]
+        return ranked[:1] + [setting for setting in ranked[1:] if setting.name == ranked[0].reference]
 
 
 def find(places: Sequence[str]) -> Source:

@@ -83,6 +83,8 @@ def plain(key: str) -> Callable[[Row], str]:
 def value_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {value_text(part)}" for key, part in value.items())
     return ", ".join(map(value_text, value)) if isinstance(value, list | tuple) else str(value)
 
 
@@ -147,9 +149,10 @@ def scores(subject: Subject) -> Table:
         Column("form", "form", plain("form"), "streaming answers frame by frame; window sees all frames at once"),
         Column(metric, "score", number("score"), _direction(subject)),
         Column("95 % interval", "low", span("low", "high"), "over seeds and videos" if subject.path else "over videos"),
-        Column("gain", "gain", signed("gain"), f"over {subject.summary.reference}, on the same clips; positive is better"),
+        Column("gain", "gain", signed("gain"), f"over {one_reference(subject)}, on the same clips; positive is better"),
         Column("its interval", "gain_low", span("gain_low", "gain_high", signed_text), "95 %, paired"),
         Column("adjusted p", "p_adjusted", lambda row: p_text(row["p_adjusted"]), "two-sided, Holm-adjusted over all settings"),
+        *([Column("over", "reference", plain("reference"), "its reference")] if len(subject.references) > 1 else []),
         Column("win / tie / loss", "wins", lambda row: f"{row['wins']} / {row['ties']} / {row['losses']}", "clips"),
         *(Column(key.removeprefix("metric "), key, number(key)) for key in others),
         Column("seeds", "seeds", plain("seeds")),
@@ -164,6 +167,11 @@ def scores(subject: Subject) -> Table:
     return Table("scores", [column for column in columns if any(row.get(column.key) is not None for row in rows)], rows)
 
 
+def one_reference(subject: Subject) -> str:
+    """What gains are over, in words: settings may have a reference each."""
+    return "its reference" if len(subject.references) > 1 else subject.summary.reference
+
+
 def _direction(subject: Subject) -> str:
     return "higher is better" if subject.metric.higher_is_better else "lower is better"
 
@@ -176,7 +184,7 @@ def _setting_row(subject: Subject, setting: SettingSummary) -> dict[str, Any]:
     failed = "; ".join(f"{name}: {reason}" for name, reason in setting.failed.items())
     return row | {
         "training_s": setting.training_s,
-        "is_reference": setting.name == subject.summary.reference,
+        "is_reference": setting.name in subject.references,
         "failed": failed or None,
     }
 
@@ -185,6 +193,7 @@ def _score_row(subject: Subject, setting: SettingSummary, form: str) -> dict[str
     row = _setting_row(subject, setting) | {"form": form} | _interval(setting.intervals[form])
     if form in setting.comparisons:
         comparison = setting.comparisons[form]
+        row["reference"] = setting.reference
         row |= _interval(comparison.gain, "gain", "gain_low", "gain_high")
         row |= comparison.model_dump(exclude={"gain"})
     if form in setting.pareto and subject.has_costs:
