@@ -105,10 +105,12 @@ class SweepSpec(Settings):
             raise ValueError("wanted at least one seed, each once")
         return seeds
 
-    @field_validator("axes")
+    @field_validator("axes", mode="before")
     @classmethod
-    def _some_values(cls, axes: dict[str, Any]) -> dict[str, Any]:
-        for key, values in axes.items():
+    def _some_values(cls, axes: Any) -> Any:
+        for key, values in axes.items() if isinstance(axes, dict) else ():
+            if values != "*" and not isinstance(values, list):
+                raise ValueError(f"axis '{key}' wants a list of values, found {values!r}")
             if not values:
                 raise ValueError(f"axis '{key}' has no values")
             if values == "*" and key not in ("temporal", "task"):
@@ -205,7 +207,7 @@ def _start(spec: SweepSpec) -> dict[str, Any]:
 
 
 def _points(spec: SweepSpec) -> Iterator[dict[str, Any]]:
-    axes = {key: plugins.names(key) if values == "*" else values for key, values in spec.axes.items()}
+    axes = {key: values_of(key, values) for key, values in spec.axes.items()}
     if axes:
         for point in itertools.product(*axes.values()):
             yield dict(zip(axes, point, strict=True))
@@ -219,7 +221,12 @@ def _reference(spec: SweepSpec) -> dict[str, Any]:
     if not spec.axes:
         return spec.settings[0]
     key, among = next(iter(spec.axes.items()))
-    return {key: plugins.names(key)[0] if among == "*" else among[0]}
+    return {key: values_of(key, among)[0]}
+
+
+def values_of(key: str, values: list[Any] | str) -> list[Any]:
+    """The values of an axis."""
+    return list(plugins.names(key) if isinstance(values, str) else values)
 
 
 def _recipe(spec: SweepSpec, start: Mapping[str, Any], values: Mapping[str, Any], seed: int, run: str) -> Recipe:

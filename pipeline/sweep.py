@@ -28,7 +28,7 @@ from pipeline.device import numbered
 from pipeline.engines import EnginePlugin, Job, carry_out
 from pipeline.errors import BadInput
 from pipeline.evaluate import evaluate_together, read_evaluation
-from pipeline.grid import Setting, SweepSpec, settings_of
+from pipeline.grid import Setting, SweepSpec, settings_of, values_of
 from pipeline.leases import LOOK_S, Leases
 from pipeline.ledger import read_json, to_json
 from pipeline.model import VideoModel
@@ -40,7 +40,7 @@ from pipeline.run import Run
 from pipeline.spec import Recipe
 from pipeline.statistics import Outcome, Summary, summarise
 from pipeline.statistics import Setting as Compared
-from pipeline.train import make_task, require_fit, require_same, shared, train_together
+from pipeline.train import make_task, open_windows, require_fit, require_same, shared, train_together
 from pipeline.trainer import Diverged, OnProgress, Trainer
 
 SWEEP_FORMAT = 1
@@ -112,7 +112,7 @@ class Sweep:
         self._costs: dict[str, Cost] = {}
 
     @classmethod
-    def create(cls, path: Path, spec: SweepSpec, caches: dict[str, Cache]) -> Sweep:
+    def create(cls, path: Path, spec: SweepSpec, caches: dict[str, Cache], allow_missing: bool = False) -> Sweep:
         """The sweep at `path`; one that is there already gets other members, and keeps those that stay.
 
         Raises BadInput for any member that cannot be trained, before anything is written.
@@ -123,9 +123,13 @@ class Sweep:
             caches={name: cache.place.address for name, cache in caches.items()},
             fingerprints={name: cache.fingerprint for name, cache in caches.items()},
         )
-        for setting in settings_of(spec):
-            for name, recipe in setting.members.items():
-                require_trainable(recipe, caches[setting.cache], path / "runs" / name)
+        settings = settings_of(spec)
+        recipes = {name: (recipe, caches[one.cache]) for one in settings for name, recipe in one.members.items()}
+        for name, (recipe, cache) in recipes.items():
+            require_trainable(recipe, cache, path / "runs" / name)
+        for group in groups_of(settings):
+            cache = recipes[group[0]][1]
+            open_windows([recipes[name][0] for name in group], cache, cache.manifest, allow_missing)
         write_atomically(path / "sweep.json", to_json(header))
         return cls(path)
 
@@ -174,7 +178,7 @@ class Sweep:
         found: dict[str, list[Setting]] = {}
         for setting in self.settings:
             found.setdefault(next(iter(setting.members.values())).task.name, []).append(setting)
-        axes = {key: list(values) for key, values in self.spec.axes.items()}
+        axes = {key: values_of(key, values) for key, values in self.spec.axes.items()}
         for task, settings in found.items():
             summary = summarise(self.spec.name, axes, [self._compared(one) for one in settings], settings[0].reference)
             write_atomically(self.path / f"summary-{task}.json", to_json(summary))
@@ -271,7 +275,7 @@ def sweep(
     in this process and the other `ranks`, each a worker like any other; all return when no member is left, and the first one
     sums up. Raises BadInput for what cannot be trained, before anything is.
     """
-    made = Sweep.create(out, spec, caches)
+    made = Sweep.create(out, spec, caches, allow_missing)
     if engine is None:
         run_members(made, ranks.device(device), ranks.size, allow_missing, on_progress, say)
     else:

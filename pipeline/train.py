@@ -74,19 +74,9 @@ def train_together(
     """
     device = ranks.device(device)
     manifest = manifest or cache.manifest
-    recipe = next(iter(recipes.values()))
-    require_shared(list(recipes.values()))
-    for one in recipes.values():
-        require_fit(one, cache, manifest)
-    require_division(recipe.training, ranks)
+    tasks, windows, held_out = open_windows(list(recipes.values()), cache, manifest, allow_missing)
+    require_division(next(iter(recipes.values())).training, ranks)
     cache.require_sound()
-    tasks = [make_task(one, manifest) for one in recipes.values()]
-    layers = sorted({layer for one in recipes.values() for layer in layers_read(one, cache.shape)})
-    windows, held_out = (
-        Windows(cache, manifest, split, recipe.windows, tasks[0], layers, allow_missing) for split in ("train", "val")
-    )
-    windows.require_views(recipe.task.name, tasks[0].mirrorable)
-    require_truth(tasks[0], held_out)
     trainers = []
     for (out, one), task in zip(recipes.items(), tasks, strict=True):
         torch.manual_seed(one.training.seed)
@@ -95,6 +85,24 @@ def train_together(
         trainers.append(Trainer(run, model, task.to(device), len(windows), device, ranks))
     Group(trainers, windows, held_out, device, ranks, on_progress, on_failure).fit()
     return [trainer.run for trainer in trainers]
+
+
+def open_windows(
+    recipes: Sequence[Recipe], cache: Cache, manifest: Manifest, allow_missing: bool
+) -> tuple[list[TaskPlugin], Windows, Windows]:
+    """The task of each recipe, and the windows that all of them train and are scored on. Raises BadInput for what cannot be
+    trained."""
+    require_shared(recipes)
+    for recipe in recipes:
+        require_fit(recipe, cache, manifest)
+    first, tasks = recipes[0], [make_task(recipe, manifest) for recipe in recipes]
+    layers = sorted({layer for recipe in recipes for layer in layers_read(recipe, cache.shape)})
+    windows, held_out = (
+        Windows(cache, manifest, split, first.windows, tasks[0], layers, allow_missing) for split in ("train", "val")
+    )
+    windows.require_views(first.task.name, tasks[0].mirrorable)
+    require_truth(tasks[0], held_out)
+    return tasks, windows, held_out
 
 
 def shared(recipe: Recipe) -> dict[str, Any]:

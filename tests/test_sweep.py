@@ -135,6 +135,7 @@ def test_what_reads_other_windows_is_another_group(base):
         ({"axes": {"temporal": ["gruu"]}}, "gruu"),
         ({"axes": {"temporal": ["identity", "gru"], "temporal.layers": [1]}}, "unknown key 'layers'"),
         ({"axes": {"windows.fps": []}}, "axis 'windows.fps' has no values"),
+        ({"axes": {"temporal": "gru"}}, r'axis \'temporal\': "\*"|axis \'temporal\' wants a list of values, found \'gru\''),
         ({"axes": {"windows.fps": "*"}}, r'axis \'windows.fps\': "\*" is for temporal and task'),
         ({}, "nothing to compare"),
         ({"axes": {"temporal": ["gru", "gru"]}}, "two settings are called 'gru'"),
@@ -314,6 +315,8 @@ def test_members_that_cannot_be_trained_are_named_before_any_training(material, 
         tmp_path,
         r"layers=3\+5-seed0' reads layer 3, the cache has 2, 5",
     )
+    refused(spec_of(base, axes={"windows.fps": [1, 999]}), material.cache, tmp_path, "windows want 999 frames per second")
+    refused(spec_of(base, axes={"windows.views": [["base", "flip"]]}), material.cache, tmp_path, "no view called 'flip'")
     attention = {"name": "causal_attention", "heads": 5}
     refused(
         spec_of(base, axes={"temporal": ["gru", attention]}),
