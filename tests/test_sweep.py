@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import FPS
+from conftest import FPS, THREADS
 from test_train import assert_same, final
 
 from pipeline import extract, manifest, plugins
@@ -211,16 +211,16 @@ def test_a_diverging_member_is_stopped_and_told(material, base, tmp_path):
     assert not steps  # stopped for good
 
 
-CODE = """
+CODE = f"""
 import json, sys
 from pathlib import Path
 import torch
-torch.set_num_threads(2)
+torch.set_num_threads({THREADS})
 from pipeline import plugins
 from pipeline.cache import Cache
 from pipeline.grid import SweepSpec
 from pipeline.sweep import sweep
-sweep(plugins.check(SweepSpec, json.loads(sys.argv[1]), "test"), {"given": Cache(Path(sys.argv[2]))}, Path(sys.argv[3]), say=print)
+sweep(plugins.check(SweepSpec, json.loads(sys.argv[1]), "test"), {{"given": Cache(Path(sys.argv[2]))}}, Path(sys.argv[3]), say=print)
 """
 
 
@@ -250,7 +250,7 @@ def test_two_sweeps_at_once_share_the_members(material, two_by_two, tmp_path):
 
 
 def test_workers_share_the_members(material, two_by_two, tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # as in this process: a sum over other threads rounds otherwise
+    monkeypatch.setenv("OMP_NUM_THREADS", str(THREADS))  # as in this process: a sum over other threads rounds otherwise
     out = tmp_path / "sweep"
     engine = plugins.load("engine", "local")(None, 2)
     made = sweep(two_by_two, {"given": material.cache}, out, engine=engine, logs=tmp_path / "logs")
