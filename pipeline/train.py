@@ -76,7 +76,6 @@ def train_together(
     manifest = manifest or cache.manifest
     tasks, windows, held_out = open_windows(list(recipes.values()), cache, manifest, allow_missing)
     require_division(next(iter(recipes.values())).training, ranks)
-    cache.require_sound()
     trainers = []
     for (out, one), task in zip(recipes.items(), tasks, strict=True):
         torch.manual_seed(one.training.seed)
@@ -95,6 +94,7 @@ def open_windows(
     require_shared(recipes)
     for recipe in recipes:
         require_fit(recipe, cache, manifest)
+    cache.require_sound()
     first, tasks = recipes[0], [make_task(recipe, manifest) for recipe in recipes]
     layers = sorted({layer for recipe in recipes for layer in layers_read(recipe, cache.shape)})
     windows, held_out = (
