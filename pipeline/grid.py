@@ -37,7 +37,7 @@ from pydantic import Field, field_validator, model_validator
 from pipeline import plugins
 from pipeline.errors import BadInput, unknown_name
 from pipeline.plugins import Seed, Settings
-from pipeline.spec import NAME, Recipe, shipped_recipes
+from pipeline.spec import PlainName, Recipe, shipped_recipes
 from pipeline.tables import lay, read_table
 
 GIVEN = "given"
@@ -65,7 +65,7 @@ class OtherCache(Settings):
 class SweepSpec(Settings):
     """What to compare."""
 
-    name: str
+    name: PlainName
     recipe: dict[str, Any]
     """As a table; a name or a path stands for a shipped recipe or for a .toml file beside this one."""
     seeds: tuple[Seed, ...] = (0,)
@@ -90,13 +90,6 @@ class SweepSpec(Settings):
         if not recipe.endswith(".toml") and recipe not in shipped:
             raise unknown_name("recipe", recipe, shipped)
         return read_table(shipped.get(recipe, Path(recipe)), "recipe")
-
-    @field_validator("name")
-    @classmethod
-    def _plain_name(cls, name: str) -> str:
-        if not NAME.fullmatch(name):
-            raise ValueError("wanted lower-case letters, digits and underscores")
-        return name
 
     @field_validator("seeds")
     @classmethod

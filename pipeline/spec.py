@@ -7,9 +7,9 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipeline import plugins
 from pipeline.errors import BadInput
@@ -29,6 +29,16 @@ ARRAY = re.compile(r"special|layer_|time_s|affine|video_")
 """How names in a store begin that are no view."""
 SMALLEST_CROP = 0.1
 """Side of a view's crop, of the square: less would be made of too few pixels."""
+
+
+def _plain(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ValueError("wanted lower-case letters, digits and underscores")
+    return name
+
+
+PlainName = Annotated[str, AfterValidator(_plain)]
+"""A name that folders are called by."""
 
 
 class Choice(Settings):
@@ -79,7 +89,7 @@ class FrameSettings(Settings):
 class View(Settings):
     """Another look at every cached frame: a part of the square, or its mirror image, or both."""
 
-    name: str
+    name: PlainName
     flip: bool = False
     """Mirror it, left to right."""
     crop: tuple[float, float, float, float] | None = None
@@ -88,8 +98,6 @@ class View(Settings):
     @field_validator("name")
     @classmethod
     def _free_name(cls, name: str) -> str:
-        if not NAME.fullmatch(name):
-            raise ValueError("wanted lower-case letters, digits and underscores")
         if name == BASE or ARRAY.match(name):
             raise ValueError("names something else in a store")
         return name
@@ -129,7 +137,7 @@ class StoreSettings(Settings):
 class CacheSpec(Settings):
     """What to cache. Two specs that differ in one field give two caches."""
 
-    name: str
+    name: PlainName
     encoder: Choice
     frames: FrameSettings
     codec: Choice
@@ -143,13 +151,6 @@ class CacheSpec(Settings):
         table = dict(table)
         table.setdefault("codec", {"name": "float16"})
         return table | {kind: choice(kind, table[kind]) for kind in ("encoder", "codec") if kind in table}
-
-    @field_validator("name")
-    @classmethod
-    def _plain_name(cls, name: str) -> str:
-        if not NAME.fullmatch(name):
-            raise ValueError("wanted lower-case letters, digits and underscores")
-        return name
 
     @field_validator("views")
     @classmethod
