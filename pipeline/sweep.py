@@ -44,6 +44,9 @@ from pipeline.train import make_task, open_windows, require_fit, require_same, s
 from pipeline.trainer import Diverged, OnProgress, Trainer
 
 SWEEP_FORMAT = 1
+SWEEP_FILE = "sweep.json"
+SUMMARIES = "summary-*.json"
+"""One for each task."""
 SPLIT = "val"
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 """What torch says in a RuntimeError where the CPU, or a library on the GPU, has none left."""
@@ -104,9 +107,9 @@ class Sweep:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        file = path / "sweep.json"
+        file = path / SWEEP_FILE
         if not file.is_file():
-            raise BadInput(f"{path} is not a sweep: it has no sweep.json", "make one with: stillframe sweep SWEEP CACHE")
+            raise BadInput(f"{path} is not a sweep: it has no {SWEEP_FILE}", "make one with: stillframe sweep SWEEP CACHE")
         self.header = read_json(SweepHeader, file, "sweep into another --out", range(1, SWEEP_FORMAT + 1))
         self._done: set[str] = set()
         self._costs: dict[str, Cost] = {}
@@ -130,7 +133,7 @@ class Sweep:
         for group in groups_of(settings):
             cache = recipes[group[0]][1]
             open_windows([recipes[name][0] for name in group], cache, cache.manifest, allow_missing)
-        write_atomically(path / "sweep.json", to_json(header))
+        write_atomically(path / SWEEP_FILE, to_json(header))
         return cls(path)
 
     @property
@@ -170,7 +173,7 @@ class Sweep:
     @property
     def summaries(self) -> dict[str, Summary]:
         """task -> what the members said when all were done; none before."""
-        found = [read_json(Summary, file, "run the same sweep again") for file in sorted(self.path.glob("summary-*.json"))]
+        found = [read_json(Summary, file, "run the same sweep again") for file in sorted(self.path.glob(SUMMARIES))]
         return {summary.task: summary for summary in found}
 
     def sum_up(self) -> None:

@@ -18,10 +18,10 @@ from pipeline.cache import Cache
 from pipeline.costs import Cost, cost
 from pipeline.evaluate import evaluate, interval
 from pipeline.report import report
-from pipeline.report.subject import SWEEP_FILE
 from pipeline.run import Run
 from pipeline.spec import CacheSpec, Recipe
 from pipeline.statistics import Outcome, Setting, summarise
+from pipeline.sweep import SWEEP_FILE
 from pipeline.train import train
 
 VIT = {

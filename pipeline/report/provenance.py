@@ -8,8 +8,9 @@ from typing import Any
 
 from pipeline.cache import Cache
 from pipeline.grid import CACHE, GIVEN, shipped_sweeps
-from pipeline.report.subject import SWEEP_FILE, Subject
+from pipeline.report.subject import Subject
 from pipeline.run import tool_versions
+from pipeline.sweep import SWEEP_FILE
 
 
 def of_runs(subject: Subject) -> dict[str, Any]:

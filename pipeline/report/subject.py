@@ -16,10 +16,8 @@ from pipeline.places import at
 from pipeline.records import TokenShape
 from pipeline.run import Run
 from pipeline.statistics import Outcome, Setting, SettingSummary, Summary, summarise
+from pipeline.sweep import SUMMARIES, SWEEP_FILE
 
-SWEEP_FILE = "sweep.json"
-SUMMARIES = "summary-*.json"
-"""One for each task of a sweep."""
 AGAIN = "run the same sweep again: it goes on where it was"
 Source = Sequence[Run] | Path | Cache
 """Evaluated runs, the folder of a sweep, or a cache."""
