@@ -1,8 +1,4 @@
-"""Video -> Frames: decode and sample by presentation time.
-
-Pixels. 8-bit RGB by libswscale with the stream's own matrix and range, the pixels that `ffmpeg -pix_fmt rgb24` writes; an
-untagged stream is taken as BT.601. Alpha is dropped: the stored colour counts. Frames flagged as interlaced are deinterlaced at
-the frame rate (bwdif). The display matrix of a video (turns and mirrors) or EXIF orientation of a JPEG (turns) is applied.
+"""Video -> Frames: decode and sample by presentation time. Pixels are those of `pipeline.pictures`.
 
 Times are the container's presentation times. A missing or non-increasing one becomes the previous time plus 1 / rate. AVI has
 no presentation times: there the k-th frame shown takes the k-th decode time, which is k / rate unless frames were dropped.
@@ -12,24 +8,23 @@ Decoding runs in one thread: on a damaged stream, what libav conceals depends on
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple, cast
 
 import av
 import numpy as np
 from av.container import InputContainer
-from av.filter import Graph
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from pipeline.errors import BadVideo
+from pipeline.pictures import Picture, deinterlaced, upright_rgb
 from pipeline.probe import (
     first_frame_s,
     frame_rate,
@@ -50,18 +45,10 @@ HONEST_HEADERS = {"avi", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"}
 BLOCK_FRAMES, BLOCK_BYTES = 8, 32 << 20
 """Frames that travel together: few, and few bytes of them, so that a 4K video stays within memory."""
 
-FILTER_TICK = Fraction(1, 1000)
-
-
-class _Picture(NamedTuple):
-    """A decoded frame, shown during [time_s, end_s) unless the next one comes earlier or later."""
-
-    frame: VideoFrame
-    time_s: float
-    end_s: float
-    pixel_aspect: float
-    """As stored, before rotation."""
-
+EARLIER_S = 5.0
+"""In a transport stream a seek can lead too far by a group of pictures or two."""
+LOOK_BACK = 3
+"""Frames. Deinterlacing looks at one before; a keyframe's own may be shown before it."""
 
 Allocate = Callable[[tuple[int, ...]], np.ndarray]
 
@@ -142,26 +129,45 @@ def decode_rates(
         raise source.failure
 
 
+def decode_at(path: Path, time_s_F: np.ndarray, image_fps: float | None = None) -> list[Frames]:
+    """The frames that have the presentation times `time_s_F`, ascending, from the keyframe before the first of them on.
+
+    Pixels and times are those of `decode_rates`. Raises BadVideo if they cannot be decoded; OSError, MemoryError as there.
+    """
+    # Where a seek does not lead to these very times, as in files that have none, the way from the beginning does.
+    for from_s in (float(time_s_F[0]), float(time_s_F[0]) - EARLIER_S, -math.inf):
+        counted = Counted()
+        source = _ImageFolder(path, image_fps, counted, from_s) if path.is_dir() else _VideoFile(path, counted, from_s)
+        with contextlib.suppress(av.FFmpegError), contextlib.closing(source.pictures()) as pictures:
+            blocks = list(_blocks(_at(pictures, time_s_F), BLOCK_FRAMES, BLOCK_BYTES, _in_memory))
+            if sum(len(block.frames) for block in blocks) == len(time_s_F):
+                return [block.frames for block in blocks]
+    raise source.failure or BadVideo(
+        f"{path.name}: frames at {len(time_s_F)} times from {time_s_F[0]:.3f} s on cannot all be found"
+    )
+
+
 class _VideoFile:
     """The pictures of a video file in the order they are shown; afterwards `failure` tells why some are missing."""
 
     failure: BadVideo | None = None
 
-    def __init__(self, path: Path, counted: Counted) -> None:
-        self.path, self.counted = path, counted
+    def __init__(self, path: Path, counted: Counted, from_s: float = -math.inf) -> None:
+        """Pictures long before `from_s` are left out."""
+        self.path, self.counted, self.from_s = path, counted, from_s
         self.at_byte = 0
         """Where the last packet lies."""
 
-    def pictures(self) -> Iterator[_Picture]:
+    def pictures(self) -> Generator[Picture, None, None]:
         container, stream = open_video(self.path)
         with container:
             end_s = header_end_s(container, stream)
             self.counted.promise(stream.frames or None, None if end_s is None else end_s - first_frame_s(stream))
-            yield from _deinterlaced(self._decoded(container, stream))
+            yield from deinterlaced(self._decoded(container, stream))
             if self.failure is None:
                 self.failure = self._shortfall(container, stream)
 
-    def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[_Picture]:
+    def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[Picture]:
         assert stream.time_base is not None
         interval_s = 1 / (frame_rate(stream) or 25)
         aspect = float(stream.sample_aspect_ratio or 1)
@@ -173,17 +179,17 @@ class _VideoFile:
                 end_s = time_s + (float(frame.duration * stream.time_base) if frame.duration else interval_s)
                 counted.picture(end_s)
                 previous_s = time_s
-                yield _Picture(frame, time_s, end_s, aspect)
+                yield Picture(frame, time_s, end_s, aspect)
         except av.FFmpegError as error:
             reason = reason_of(error, self.path, self.at_byte)
             far = f"decoding stopped after {counted.decoded} frames at {counted.end_s:.1f} s"
             self.failure = BadVideo(f"{self.path.name}: {far if counted.decoded else _nothing(stream)}: {reason}")
 
     def _timed(self, container: InputContainer, stream: VideoStream) -> Iterator[tuple[VideoFrame, float | None]]:
-        """Decoded frames with the times that the container gives them."""
+        """Decoded frames with the times that the container gives them; none where a seek went too far."""
         assert stream.time_base is not None
         stream.codec_context.thread_count = 1
-        is_avi = container.format.name == "avi"
+        is_avi, must_begin_s = container.format.name == "avi", self.from_s if self._seek(container, stream) else math.inf
         decode_times: deque[int] = deque()
         for packet in container.demux(stream):
             self.at_byte = packet.pos or self.at_byte
@@ -191,7 +197,23 @@ class _VideoFile:
                 decode_times.append(packet.dts)
             for frame in packet.decode():
                 time = (decode_times.popleft() if decode_times else None) if is_avi else frame.pts
-                yield frame, None if time is None else float(time * stream.time_base)
+                time_s = None if time is None else float(time * stream.time_base)
+                if must_begin_s < math.inf and (time_s is None or time_s >= must_begin_s):
+                    return
+                must_begin_s = math.inf
+                yield frame, time_s
+
+    def _seek(self, container: InputContainer, stream: VideoStream) -> bool:
+        """Goes to the last keyframe from which `from_s` can be had, with what deinterlacing looks back at; False: need not."""
+        assert stream.time_base is not None
+        begin_s = self.from_s - LOOK_BACK / (frame_rate(stream) or 25)
+        counts_times = container.format.name == "avi"
+        # x264 once erred in 4:4:4. libav mends that by the build, which only the first packet names, and a seek forgets.
+        needs_first = stream.codec_context.name == "h264" and "444" in (stream.codec_context.pix_fmt or "")
+        if begin_s <= first_frame_s(stream) or counts_times or needs_first:
+            return False
+        container.seek(math.floor(begin_s / stream.time_base), stream=stream)
+        return True
 
     def _shortfall(self, container: InputContainer, stream: VideoStream) -> BadVideo | None:
         """Why a video that ended without an error is not complete."""
@@ -222,21 +244,24 @@ class _ImageFolder:
 
     failure: BadVideo | None = None
 
-    def __init__(self, folder: Path, image_fps: float | None, counted: Counted) -> None:
-        self.folder, self.image_fps, self.counted = folder, image_fps, counted
+    def __init__(self, folder: Path, image_fps: float | None, counted: Counted, from_s: float = -math.inf) -> None:
+        """Images before `from_s` are left out."""
+        self.folder, self.image_fps, self.counted, self.from_s = folder, image_fps, counted, from_s
 
-    def pictures(self) -> Iterator[_Picture]:
+    def pictures(self) -> Generator[Picture, None, None]:
         images, time_s_F, last_s = list_images(self.folder, self.image_fps)
         times_s = time_s_F.tolist()
         self.counted.promise(len(images), last_s - times_s[0])
         for image, time_s, end_s in zip(images, times_s, [*times_s[1:], last_s], strict=True):
+            if time_s < self.from_s:
+                continue
             try:
                 frame, aspect = _read_image(image)
             except BadVideo as error:
                 self.failure = error
                 return
             self.counted.picture(end_s)
-            yield _Picture(frame, time_s, end_s, aspect)
+            yield Picture(frame, time_s, end_s, aspect)
 
 
 def _read_image(image: Path) -> tuple[VideoFrame, float]:
@@ -254,50 +279,6 @@ def _read_image(image: Path) -> tuple[VideoFrame, float]:
     raise BadVideo(f"{image.parent.name}/{image.name}: cannot be decoded: {reason}")
 
 
-def _deinterlaced(pictures: Iterator[_Picture]) -> Iterator[_Picture]:
-    """Passes pictures on until one is flagged interlaced, and from there on sends all through bwdif: one out per one in."""
-    graph, layout = None, None
-    waiting: deque[_Picture] = deque()
-    ticks = itertools.count()
-    for picture in pictures:
-        frame = picture.frame
-        if graph is not None and layout != (frame.width, frame.height, frame.format.name):
-            yield from _pulled(graph, waiting, None)
-            graph = None
-        if graph is None:
-            if not frame.interlaced_frame:
-                yield picture
-                continue
-            graph, layout = _bwdif(frame), (frame.width, frame.height, frame.format.name)
-        # The filter wants even times; the picture keeps its own.
-        frame.pts, frame.time_base = next(ticks), FILTER_TICK
-        waiting.append(picture)
-        yield from _pulled(graph, waiting, frame)
-    if graph is not None:
-        yield from _pulled(graph, waiting, None)
-
-
-def _bwdif(frame: VideoFrame) -> Graph:
-    """A filter graph that deinterlaces frames like this one; frames that are not flagged pass through it unchanged."""
-    graph = Graph()
-    graph.threads = 1
-    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=FILTER_TICK)
-    deinterlace = graph.add("bwdif", "mode=send_frame:deint=interlaced")
-    graph.link_nodes(source, deinterlace, graph.add("buffersink")).configure()
-    return graph
-
-
-def _pulled(graph: Graph, waiting: deque[_Picture], frame: VideoFrame | None) -> Iterator[_Picture]:
-    """Pushes a frame (None: the end) and takes out what is ready; the filter looks one frame ahead."""
-    graph.vpush(frame)
-    while waiting:
-        try:
-            filtered = graph.vpull()
-        except (av.BlockingIOError, av.EOFError):
-            return
-        yield waiting.popleft()._replace(frame=filtered)
-
-
 def is_sampled(time_s: float, next_s: float, first_s: float, fps: float) -> bool:
     """Whether a frame shown during [time_s, next_s) is on screen at one of the instants first_s + k / fps, k = 0, 1, ...
 
@@ -307,10 +288,10 @@ def is_sampled(time_s: float, next_s: float, first_s: float, fps: float) -> bool
     return before_next > before
 
 
-def _sampled(pictures: Iterator[_Picture], rates: Sequence[float | None]) -> Iterator[tuple[_Picture, list[bool]]]:
+def _sampled(pictures: Iterator[Picture], rates: Sequence[float | None]) -> Iterator[tuple[Picture, list[bool]]]:
     """The pictures shown at sampling instants, and at which rates'. Looks one ahead; the last one counts up to its own end."""
 
-    def kept(held: _Picture, next_s: float) -> list[bool]:
+    def kept(held: Picture, next_s: float) -> list[bool]:
         return [fps is None or is_sampled(held.time_s, next_s, first_s, fps) for fps in rates]
 
     held = next(pictures, None)
@@ -325,8 +306,19 @@ def _sampled(pictures: Iterator[_Picture], rates: Sequence[float | None]) -> Ite
         yield held, kept_R
 
 
+def _at(pictures: Iterator[Picture], time_s_F: np.ndarray) -> Iterator[tuple[Picture, list[bool]]]:
+    """The pictures that have these times, up to the first that is not there."""
+    left = deque(time_s_F.tolist())
+    for picture in pictures:
+        if picture.time_s == left[0]:
+            yield picture, [True]
+            left.popleft()
+        if not left or picture.time_s > left[0]:
+            return
+
+
 def _blocks(
-    kept: Iterator[tuple[_Picture, list[bool]]], block_frames: int, block_bytes: int, allocate: Allocate
+    kept: Iterator[tuple[Picture, list[bool]]], block_frames: int, block_bytes: int, allocate: Allocate
 ) -> Iterator[Block]:
     """Converts kept pictures to upright RGB and gathers those of one size."""
     converter = VideoReformatter()
@@ -347,7 +339,7 @@ def _blocks(
         return gathered
 
     for picture, kept_R in kept:
-        pixels_HWC, pixel_aspect = _upright_rgb(picture, converter)
+        pixels_HWC, pixel_aspect = upright_rgb(picture, converter)
         if room_FHWC is not None and (pixels_HWC.shape != room_FHWC.shape[1:] or pixel_aspect != aspect):
             yield block()
         if room_FHWC is None:
@@ -360,32 +352,3 @@ def _blocks(
             yield block()
     if times_s:
         yield block()
-
-
-def _upright_rgb(picture: _Picture, converter: VideoReformatter) -> tuple[np.ndarray, float]:
-    """RGB pixels (H, W, 3) as a viewer shows them, a view of libav's own, and their aspect."""
-    # Without any accuracy flag libswscale runs its fast path; one thread, since a frame is small work.
-    rgb = converter.reformat(picture.frame, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
-    plane = rgb.planes[0]
-    rows = np.frombuffer(cast(Any, plane), np.uint8).reshape(rgb.height, plane.line_size)
-    pixels_HWC = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
-    a, b, c, d = _display_matrix(picture.frame)
-    pixel_aspect = picture.pixel_aspect
-    if abs(b) + abs(c) > abs(a) + abs(d):
-        pixels_HWC, a, d = pixels_HWC.swapaxes(0, 1), c, b
-        pixel_aspect = 1 / pixel_aspect
-    return pixels_HWC[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1], pixel_aspect
-
-
-def _display_matrix(frame: VideoFrame) -> tuple[float, float, float, float]:
-    """(a, b, c, d): what is stored at (x, y) is shown at (a x + c y, b x + d y); ISO/IEC 14496-12, 6.2.2."""
-    try:
-        matrix = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:
-        # PyAV 18 refuses all side data of a frame that has EXIF, and tells the angle alone.
-        turn = math.radians(frame.rotation)
-        return math.cos(turn), -math.sin(turn), math.sin(turn), math.cos(turn)
-    if matrix is None:
-        return 1, 0, 0, 1
-    a, b, _, c, d = np.frombuffer(bytes(cast(Any, matrix)), np.int32)[:5].tolist()
-    return a, b, c, d

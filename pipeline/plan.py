@@ -14,8 +14,6 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-import torch
-
 from pipeline import costs, extract, plugins
 from pipeline.codecs import FittedCodec
 from pipeline.errors import BadInput
@@ -145,7 +143,6 @@ def plan(
     runs: int,
     speed: Speed | None,
     decoders: int,
-    device: torch.device,
 ) -> Plan:
     """Of `videos`, or of so many `frames` where there is no manifest; seconds only with a `speed`. See `require` for errors."""
     shape = spec.token_shape()
@@ -162,7 +159,7 @@ def plan(
         operations=operations,
         training=training,
         speed=speed,
-        times=_times(spec, scale, training, recipe, speed, decoders, device) if speed else None,
+        times=_times(spec, scale, training, speed, decoders) if speed else None,
     )
 
 
@@ -315,15 +312,7 @@ def _operations(
     return Operations(**known, **parts, cached_step=step, uncached_step=step + saved, break_even=paid)
 
 
-def _times(
-    spec: CacheSpec,
-    scale: Scale,
-    training: Training | None,
-    recipe: Recipe | None,
-    speed: Speed,
-    decoders: int,
-    device: torch.device,
-) -> Times:
+def _times(spec: CacheSpec, scale: Scale, training: Training | None, speed: Speed, decoders: int) -> Times:
     alone = {"decode": speed.decode_s / decoders, "encode": speed.encode_s * (1 + len(spec.views)), "write": speed.write_s}
     codec = scale.codecs[spec.codec.name]
     assert codec is not None
@@ -334,32 +323,21 @@ def _times(
         "write_bytes_per_s": speed.frame_bytes / max(alone["decode"], alone["encode"]),
         "fits_memory": fits_memory,
     }
-    if training is None or recipe is None or speed.step_s is None:
+    if training is None or speed.step_s is None or speed.uncached_step_s is None:
         return Times(**known)
     cached_s = speed.step_s
     if not fits_memory and speed.read_cold_bytes_per_s:
         cached_s = max(cached_s, training.step_bytes / speed.read_cold_bytes_per_s)
-    decode_s = training.step_frames * _spacing(spec, recipe, scale) * speed.decode_s
-    uncached_s = uncached_step_s(decode_s, training.step_frames * speed.encode_s, speed.step_s, decoders, device)
-    cached_epoch_s, uncached_epoch_s = (each * training.steps_per_epoch for each in (cached_s, uncached_s))
+    cached_epoch_s, uncached_epoch_s = (each * training.steps_per_epoch for each in (cached_s, speed.uncached_step_s))
     return Times(
         **known,
         read_bytes_per_s=training.step_bytes / cached_s,
         cached_step_s=cached_s,
-        uncached_step_s=uncached_s,
+        uncached_step_s=speed.uncached_step_s,
         cached_epoch_s=cached_epoch_s,
         uncached_epoch_s=uncached_epoch_s,
         break_even=break_even(known["extract_s"], uncached_epoch_s, cached_epoch_s),
     )
-
-
-def uncached_step_s(decode_s: float, encode_s: float, step_s: float, decoders: int, device: torch.device) -> float:
-    """Seconds of a step with the encoder in the loop, from those that its parts take alone.
-
-    Decoding goes on beside the others. Where these run on the CPU too, it takes its share of the cores from them.
-    """
-    shared = decode_s / (os.cpu_count() or 1) if device.type == "cpu" else 0.0
-    return max(decode_s / decoders, encode_s + step_s + shared)
 
 
 def break_even(extract_s: float, uncached_epoch_s: float, cached_epoch_s: float) -> float | None:

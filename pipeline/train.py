@@ -76,14 +76,22 @@ def train_together(
     manifest = manifest or cache.manifest
     tasks, windows, held_out = open_windows(list(recipes.values()), cache, manifest, allow_missing)
     require_division(next(iter(recipes.values())).training, ranks)
-    trainers = []
-    for (out, one), task in zip(recipes.items(), tasks, strict=True):
-        torch.manual_seed(one.training.seed)
-        model = VideoModel(one, cache.shape, task).to(device)
-        run = open_or_create(out, one, cache, manifest, model, windows, ranks)
-        trainers.append(Trainer(run, model, task.to(device), len(windows), device, ranks))
+    trainers = make_trainers(recipes, tasks, windows, device, ranks)
     Group(trainers, windows, held_out, device, ranks, on_progress, on_failure).fit()
     return [trainer.run for trainer in trainers]
+
+
+def make_trainers(
+    recipes: Mapping[Path, Recipe], tasks: Sequence[TaskPlugin], windows: Windows, device: torch.device, ranks: Ranks = ALONE
+) -> list[Trainer]:
+    """Of each recipe, for the run in its folder, which is made or opened."""
+    trainers = []
+    for (out, recipe), task in zip(recipes.items(), tasks, strict=True):
+        torch.manual_seed(recipe.training.seed)
+        model = VideoModel(recipe, windows.cache.shape, task).to(device)
+        run = open_or_create(out, recipe, windows.cache, windows.manifest, model, windows, ranks)
+        trainers.append(Trainer(run, model, task.to(device), len(windows), device, ranks))
+    return trainers
 
 
 def open_windows(

@@ -1,31 +1,27 @@
 """Both stages tried out on this machine for half a minute: real videos, encoder, codec, disk and recipe, on a small sample.
 
-The sample is spread over the videos by the frames they give, and of long videos it has the beginning. It is extracted and
+The sample is extracted and
 trained on by the same code as all of them would be, in a scratch folder inside the output's, which is removed afterwards.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import statistics
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import av
 import numpy as np
 import torch
 
-from pipeline import extract, manifest, train
+from pipeline import extract, train
 from pipeline.cache import Cache, unwritable
 from pipeline.costs import synchronize
-from pipeline.datasets import DatasetPlugin
 from pipeline.decoder import Decoder
 from pipeline.encoders import EncoderPlugin
 from pipeline.errors import BadVideo, StillframeError
@@ -35,11 +31,13 @@ from pipeline.model import layers_read
 from pipeline.places import at
 from pipeline.places.folder import Folder
 from pipeline.plugins import Settings
-from pipeline.probe import TIMESTAMPS, expected_frames, list_images, open_video
-from pipeline.records import Clip, Frames, Video
+from pipeline.ranks import ALONE
+from pipeline.records import Frames
+from pipeline.sample import rate_of, sample, stand_in
 from pipeline.spec import CacheSpec, Recipe, WindowSettings
 from pipeline.square import Squares
-from pipeline.windows import Windows
+from pipeline.uncached import UncachedWindows
+from pipeline.windows import BATCHES_AHEAD, Windows
 from pipeline.worker import fill
 
 Tell = Callable[[str], None]
@@ -48,15 +46,13 @@ FIRST_FRAMES = 64
 """Decoded and encoded first, to know how many can be extracted in time."""
 MOST_BYTES = 2 * 10**9
 """Of tokens that are written."""
-SHARES = {"alone": 0.15, "extract": 0.4, "train": 0.3}
+SHARES = {"alone": 0.15, "extract": 0.35, "train": 0.2, "uncached": 0.2}
 """Of the time; reading and what comes before and after take the rest."""
 BLOCKS = 8
 """Of decoded frames, each of another video, that the encoder alone is tried with."""
 LEAST_STEPS, MOST_STEPS = 4, 100_000
 READ_BATCH = 8
 WITHOUT = "--probe-s 0 plans without looking at any"
-HELD_OUT = 2
-"""Videos that are also there as evaluation split, which training wants to see."""
 
 
 class Speed(Settings):
@@ -85,6 +81,8 @@ class Speed(Settings):
     """From the disk; None where the system cannot forget a file, or the cache is at a URL."""
     step_s: float | None = None
     """A training step, its tokens read from memory; None without a recipe."""
+    uncached_step_s: float | None = None
+    """The same with the encoder in the loop: decoding, resizing, encoding; None without a recipe."""
 
 
 class _Enough(Exception):
@@ -114,7 +112,7 @@ def attempt(
     least = 2 * (recipe.windows.frames if recipe else 1)
     with tempfile.TemporaryDirectory() as made, _scratch(out) as place:
         folder = Path(made)
-        videos = videos or _stand_in(spec, recipe, folder / "world")
+        videos = videos or stand_in(spec, recipe, folder / "world")
         tell("decoding and encoding")
         few = sample(videos, spec, max(FIRST_FRAMES, least), folder / "first")
         alone = _alone(spec, few, encoder, device, SHARES["alone"] * seconds)
@@ -128,14 +126,23 @@ def attempt(
         cache, extracted = _extract(spec.model_copy(update={"store": store}), some, encoder, caches, device, decoders)
         tell("reading")
         read = _read(cache, some, recipe)
-        step_s = None
+        steps = {}
         if recipe:
             tell("training")
-            step_s = _step(recipe, cache, folder / "run", device, SHARES["train"] * seconds)
+            steps["step_s"] = _step(recipe, cache, folder / "run", device, SHARES["train"] * seconds)
+            tell("training with the encoder in the loop")
+            steps["uncached_step_s"] = _step(
+                recipe,
+                cache,
+                folder / "uncached",
+                device,
+                SHARES["uncached"] * seconds,
+                _InLoop(encoder, decoders, alone.encode_s),
+            )
     # A frame is extracted no faster than it is decoded and encoded: what was slower alone was disturbed.
     decode_s = min(alone.decode_s, extracted["frame_s"] * decoders)
     encode_s = min(alone.encode_s, extracted["frame_s"] / (1 + len(spec.views)))
-    figures = {"load_s": load_s, "decode_s": decode_s, "encode_s": encode_s, "step_s": step_s, **extracted, **read}
+    figures = {"load_s": load_s, "decode_s": decode_s, "encode_s": encode_s, **extracted, **read, **steps}
     return Speed(videos=len(some.videos), **figures)
 
 
@@ -154,118 +161,6 @@ def _scratch(out: str) -> Iterator[str]:
         if is_new:
             with suppress(OSError):
                 Path(out).rmdir()
-
-
-# The sample
-
-
-def _stand_in(spec: CacheSpec, recipe: Recipe | None, folder: Path) -> Manifest:
-    """Small videos with every kind of truth."""
-    fps = math.ceil(max(12, spec.frames.rate or 0, recipe.windows.fps if recipe else 0))
-    settings = {"scene": "room", "clips_per_class": 1, "frames": 48, "fps": fps, "size_px": 160}
-    return manifest.build("world", None, folder, settings)
-
-
-class _Sample(DatasetPlugin):
-    """Some videos of a manifest, linked or cut short, with their clips and truth; the first few also as evaluation split."""
-
-    Settings = Settings
-
-    def __init__(self, root: Path, videos: Manifest, chosen: list[Video], head_s: float | None) -> None:
-        super().__init__(root, Settings())
-        self.all, self.head_s = videos, head_s
-        self.origin: dict[str, str] = {}
-        self.linked: dict[str, list[tuple[str, str]]] = {}
-        for number, video in enumerate(chosen):
-            for split in ("train", "val")[: 2 if number < HELD_OUT else 1]:
-                source = f"{split}-{number}{Path(video.source).suffix}"
-                if (name := _head(videos.root / video.source, root / source, video.image_fps, head_s)) is not None:
-                    self.linked.setdefault(video.video_id, []).append((split, name))
-
-    def clips(self) -> Iterator[Clip]:
-        first: set[str] = set()
-        for clip in self.all.clips:
-            if self.head_s is not None and clip.start_s >= self.head_s:
-                if clip.video_id in first:
-                    continue
-                clip = replace(clip, start_s=0.0, stop_s=None)
-            first.add(clip.video_id)
-            for split, source in self.linked.get(clip.video_id, ()):
-                clip_id = f"{split} {clip.clip_id}"
-                self.origin[clip_id] = clip.clip_id
-                yield replace(clip, clip_id=clip_id, video_id=source, source=source, split=split)
-
-    def targets(self, clip: Clip) -> dict[str, np.ndarray]:
-        return self.all.targets(self.origin[clip.clip_id])
-
-
-def sample(videos: Manifest, spec: CacheSpec, frames: int, folder: Path) -> Manifest:
-    """A manifest in `folder` of videos that give about `frames` frames, in the same proportions of sizes as all of them.
-
-    Raises StillframeError if none of them can be opened.
-    """
-    facts = {video.video_id: videos.facts.get(video.video_id) for video in videos.videos}
-    usable = [video for video in videos.videos if facts[video.video_id] is not None] or list(videos.videos)
-    known = [(video, facts[video.video_id]) for video in usable]
-    known.sort(key=lambda pair: pair[1].width * pair[1].height if pair[1] else 0)
-    gives = np.array([expected_frames(fact, spec.frames.rate) if fact else 1 for _, fact in known])
-    head = max(FIRST_FRAMES, frames // 8)
-    wanted = min(len(known), max(1, round(frames / float(np.minimum(gives, head).mean()))))
-    middles = (np.arange(wanted) + 0.5) / wanted * gives.sum()
-    chosen = [known[place][0] for place in np.unique(np.searchsorted(gives.cumsum(), middles))]
-    head_s = None
-    if gives.max() > head:
-        head_s = head / (spec.frames.rate or _rate(videos))
-    root = folder / "videos"
-    root.mkdir(parents=True)
-    made = _Sample(root, videos, chosen, head_s)
-    if not made.linked:
-        raise StillframeError(f"none of {len(chosen)} sampled videos of {videos.folder} can be opened", WITHOUT)
-    return manifest.write("sample", made, folder)
-
-
-def _rate(videos: Manifest) -> float:
-    """Frames per second of most of them; 25 where headers do not say."""
-    return statistics.median([fact.fps for fact in videos.facts.values() if fact and fact.fps] or [25.0])
-
-
-def _head(path: Path, link: Path, image_fps: float | None, head_s: float | None) -> str | None:
-    """Puts a video beside `link`, cut after `head_s` if it is longer. Returns its name, or None if it cannot be opened."""
-    try:
-        if path.is_dir():
-            images, time_s, _ = list_images(path, image_fps)
-            kept = images if head_s is None else images[: max(2, int(np.searchsorted(time_s - time_s[0], head_s)))]
-            link.mkdir()
-            for image in kept:
-                (link / image.name).symlink_to(image)
-            if (path / TIMESTAMPS).is_file():
-                (link / TIMESTAMPS).write_text("".join(f"{one!r}\n" for one in time_s[: len(kept)].tolist()), encoding="utf-8")
-            return link.name
-        if head_s is None or not _cut(path, link.with_suffix(".mkv"), head_s):
-            link.symlink_to(path)
-            return link.name
-        return link.with_suffix(".mkv").name
-    except (BadVideo, OSError, ValueError, av.FFmpegError):  # the last two: what cannot be put into a file of another kind
-        return None
-
-
-def _cut(path: Path, out: Path, head_s: float) -> bool:
-    """The packets of the first `head_s` as a file of its own; False if the video is shorter."""
-    container, stream = open_video(path)
-    with container, av.open(str(out), "w") as cut:
-        copied = cut.add_stream_from_template(stream)
-        start_s = None
-        for packet in container.demux(stream):
-            if packet.dts is None:
-                continue
-            time_s = float(packet.dts * packet.time_base)
-            start_s = time_s if start_s is None else start_s
-            if time_s - start_s > head_s:
-                return True
-            packet.stream = copied
-            cut.mux(packet)
-    out.unlink()
-    return False
 
 
 # What is tried
@@ -346,7 +241,7 @@ def _extract(
 
 def _read(cache: Cache, some: Manifest, recipe: Recipe | None) -> dict[str, Any]:
     """Bytes per second of windows, in the order in which evaluation reads them, from the disk and then from memory."""
-    settings = recipe.windows if recipe else WindowSettings(frames=16, fps=cache.fps or _rate(some))
+    settings = recipe.windows if recipe else WindowSettings(frames=16, fps=cache.fps or rate_of(some))
     layers = layers_read(recipe, cache.shape) if recipe else cache.shape.layers
     windows = Windows(cache, some, "train", settings, layers=layers, allow_missing=True)
 
@@ -361,20 +256,51 @@ def _read(cache: Cache, some: Manifest, recipe: Recipe | None) -> dict[str, Any]
     return {"read_cold_bytes_per_s": cold if is_cold else None, "read_hot_bytes_per_s": hot}
 
 
-def _step(recipe: Recipe, cache: Cache, run: Path, device: torch.device, seconds: float) -> float:
-    """Seconds of a training step, the first one left out; no evaluation and no checkpoint is among them."""
-    endless = recipe.training.model_copy(
-        update={"steps": MOST_STEPS, "epochs": None, "evaluate_every": None, "checkpoint_every": MOST_STEPS}
+class _InLoop(NamedTuple):
+    """Training without a cache."""
+
+    encoder: EncoderPlugin
+    decoders: int
+    encode_s: float
+    """About, per frame."""
+
+
+def _step(
+    recipe: Recipe, cache: Cache, run: Path, device: torch.device, seconds: float, in_loop: _InLoop | None = None
+) -> float:
+    """Seconds of a training step. The first ones, whose batches were there before, are left out; nothing is evaluated or saved.
+
+    With the encoder in the loop, where a step takes long, it is tried with fewer windows: it takes as long for each.
+    """
+    size = batch_size = recipe.training.batch_size
+    if in_loop:
+        frame_s = seconds / (BATCHES_AHEAD + LEAST_STEPS) / in_loop.encode_s
+        size = min(batch_size, max(1, int(frame_s / recipe.windows.frames)))
+    endless = {"steps": MOST_STEPS, "epochs": None, "evaluate_every": None, "checkpoint_every": MOST_STEPS}
+    if size < batch_size:
+        endless |= {"batch_size": size, "accumulate": 1}
+    asked = recipe.model_copy(
+        update={
+            "training": recipe.training.model_copy(update=endless),
+            "windows": recipe.windows.model_copy(update={"train_fraction": 1.0}),  # the sample is small enough
+            "cache": None,
+        }
     )
     ended: list[float] = []
 
     def note(_: object) -> None:
         ended.append(time.perf_counter())
-        if len(ended) >= LEAST_STEPS and ended[-1] - ended[0] > seconds:
+        timed = ended[BATCHES_AHEAD:]
+        if len(timed) > LEAST_STEPS and timed[-1] - timed[0] > seconds:
             raise _Enough
 
-    with suppress(_Enough):
-        windows = recipe.windows.model_copy(update={"train_fraction": 1.0})  # the sample is small enough
-        asked = recipe.model_copy(update={"training": endless, "windows": windows, "cache": None})
-        train.train(asked, cache, run, device=device, allow_missing=True, on_progress=note)
-    return (ended[-1] - ended[0]) / (len(ended) - 1)
+    tasks, windows, held_out = train.open_windows([asked], cache, cache.manifest, allow_missing=True)
+    with ExitStack() as stack:
+        if in_loop:
+            of_cache = (cache, cache.manifest, "train", asked.windows, tasks[0], windows.layers, True)
+            windows = stack.enter_context(UncachedWindows(in_loop.encoder, in_loop.decoders, device, *of_cache))
+        stack.enter_context(suppress(_Enough))
+        trainers = train.make_trainers({run: asked}, tasks, windows, device)
+        train.Group(trainers, windows, held_out, device, ALONE, note, None).fit()
+    timed = ended[BATCHES_AHEAD:]
+    return (timed[-1] - timed[0]) / (len(timed) - 1) * batch_size / size

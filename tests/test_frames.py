@@ -15,9 +15,10 @@ import pytest
 from av.codec.context import Flags
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from media import encode, grey, read
+from media import SHARED_CLIPS, encode, grey, read
 
-from pipeline.frames import TOLERANCE_S, decode, is_sampled
+from pipeline.errors import BadVideo
+from pipeline.frames import TOLERANCE_S, decode, decode_at, is_sampled
 from pipeline.probe import probe
 
 LEVELS = [20 + 10 * k for k in range(20)]
@@ -300,3 +301,89 @@ def test_a_torn_image_ends_the_folder_with_its_name(tmp_path):
     assert list(times_s) == [0, 0.25]
     assert len(frames) == 2
     assert reason == f"{tmp_path.name}/2.jpg: cannot be decoded: Invalid data found when processing input"
+
+
+# The frames of one window
+
+
+MADE = {
+    "b_frames.mp4": {"codec": "libx264", "options": {"g": "6", "bf": "3"}},
+    "open_groups.mkv": {"codec": "libx264", "options": {"x264-params": "open-gop=1:keyint=8:bframes=3:scenecut=0"}},
+    "uneven.mkv": {
+        "codec": "libx264",
+        "times_s": [0.5 + 0.07 * k + (0.4 if k > 14 else 0) for k in range(40)],
+        "options": {"g": "5"},
+    },
+    "lossless.mp4": {"codec": "libx264", "pix_fmt": "yuv444p", "options": {"g": "6"}},
+    "late.ts": {"codec": "mpeg2video", "rate": 25, "options": {"g": "6", "bf": "2"}},
+    "interlaced.ts": {
+        "codec": "mpeg2video",
+        "rate": 25,
+        "options": {"g": "6", "bf": "2"},
+        "flags": Flags.interlaced_dct | Flags.interlaced_me,
+    },
+    "counted.avi": {"codec": "mpeg4", "options": {"g": "6", "bf": "2"}},
+    "no_times.h264": {"codec": "libx264", "options": {"g": "6"}},
+    "vp9.webm": {"codec": "libvpx-vp9", "pix_fmt": "yuv420p", "options": {"g": "6"}},
+}
+
+
+def moving(count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
+    """Frames that all differ, and that no codec takes for copies."""
+    rng = np.random.default_rng(0)
+    far = rng.integers(0, 255, (height, width + 3 * count, 3), np.uint8)
+    return [far[:, 3 * k : 3 * k + width] for k in range(count)]
+
+
+def assert_windows_are_those_of_the_whole(path: Path, windows: int, image_fps: float | None = None) -> None:
+    pixels, times_s, _ = read(path, image_fps=image_fps)
+    rng = np.random.default_rng(len(times_s))
+    for number in range(windows):
+        size = min(8, len(times_s))
+        first = int(rng.integers(0, len(times_s) - size + 1))
+        spread = np.sort(rng.choice(len(times_s), size, replace=False))
+        wanted = spread if number % 3 == 2 else np.arange(first, first + size)
+        found = decode_at(path, times_s[wanted], image_fps)
+        assert np.concatenate([one.time_s for one in found]).tolist() == times_s[wanted].tolist()
+        for ours, place in zip((pixels_HWC for one in found for pixels_HWC in one.pixels_FHWC), wanted, strict=True):
+            assert (ours == pixels[place]).all(), f"{path.name}: frame {place}"
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_window_has_the_pixels_of_the_whole_video(tmp_path, name):
+    assert_windows_are_those_of_the_whole(encode(tmp_path / name, moving(40), **MADE[name]), 12)
+
+
+def test_a_window_of_a_folder_of_images(tmp_path):
+    (tmp_path / "images").mkdir()
+    for number, level in enumerate(LEVELS):
+        encode(tmp_path / "images" / f"{number:03}.png", [grey(level)], codec="png", pix_fmt="rgb24")
+    assert_windows_are_those_of_the_whole(tmp_path / "images", 6, image_fps=10)
+
+
+@pytest.mark.skipif(not SHARED_CLIPS.is_dir(), reason="no real clips here")
+def test_windows_of_real_clips():
+    names = sorted(path for path in (SHARED_CLIPS / "corner").iterdir() if path.stat().st_size < 300_000)
+    assert names
+    for path in names:
+        try:
+            probe(path)
+        except BadVideo:
+            continue
+        if len(read(path)[1]) > 1:
+            assert_windows_are_those_of_the_whole(path, 3)
+
+
+def test_decoding_stops_at_the_end_of_the_window(tmp_path, monkeypatch):
+    path = encode(tmp_path / "long.mp4", moving(60), options={"g": "10", "bf": "0"})
+    _, times_s, _ = read(path)
+    seen = []
+    monkeypatch.setattr("pipeline.frames.Counted.picture", lambda self, end_s: seen.append(end_s))
+    decode_at(path, times_s[34:38])
+    assert len(seen) <= 4 + 4 + 3  # the window, what lies between the keyframe and it, and what is looked back at
+
+
+def test_times_that_are_not_there_are_named(tmp_path):
+    path = encode(tmp_path / "short.mp4", GREYS)
+    with pytest.raises(BadVideo, match=r"short.mp4: frames at 2 times from 1.234 s on cannot all be found"):
+        decode_at(path, np.array([1.234, 1.3]))

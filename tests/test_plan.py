@@ -21,10 +21,13 @@ from pipeline.bench import epoch as bench_epoch
 from pipeline.encoders import transformers
 from pipeline.model import layers_read
 from pipeline.places import at
-from pipeline.plan import break_even, plan, uncached_step_s
+from pipeline.plan import break_even, plan
 from pipeline.probe import probe
+from pipeline.sample import LEAST_HEAD, sample
 from pipeline.spec import CacheSpec, Recipe, load_recipe, load_spec
+from pipeline.uncached import UncachedWindows
 from pipeline.windows import Windows
+from pipeline.worker import load_encoder
 
 CPU = torch.device("cpu")
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}
@@ -56,6 +59,7 @@ def recipe(temporal: str = "identity", **training: object) -> Recipe:
 def speed(**changes: float) -> trial.Speed:
     table = {"videos": 4, "frames": 256, "load_s": 5, "start_s": 1, "frame_s": 0.01, "decode_s": 0.002, "encode_s": 0.008}
     table |= {"write_s": 0.001, "frame_bytes": 8e5, "read_hot_bytes_per_s": 4e9, "read_cold_bytes_per_s": 1e9, "step_s": 0.5}
+    table |= {"uncached_step_s": 1.5}
     return trial.Speed(**table | changes)
 
 
@@ -75,7 +79,7 @@ def speed(**changes: float) -> trial.Speed:
 )
 def test_sizes_are_those_of_the_cache_that_is_made(built, tmp_path, changes):
     spec = address_spec(**changes)
-    foretold = plan(spec, built, None, None, 1, None, 1, CPU)
+    foretold = plan(spec, built, None, None, 1, None, 1)
     cache = extract.extract(spec, built, tmp_path)
     receipts = cache.receipts.values()
     scale = foretold.scale
@@ -91,7 +95,7 @@ def test_sizes_are_those_of_the_cache_that_is_made(built, tmp_path, changes):
 
 @pytest.mark.parametrize(("name", "mib"), [("S", 9.2), ("B", 18.5), ("L", 24.7)])
 def test_a_clip_of_16_frames_takes_the_published_space(name, mib):
-    codecs = plan(vit(name), None, 16, None, 1, None, 1, CPU).scale.codecs
+    codecs = plan(vit(name), None, 16, None, 1, None, 1).scale.codecs
     assert codecs["float16"].bytes_per_frame * 16 / 2**20 == pytest.approx(mib, abs=0.05)
     assert codecs["int8"].bytes_per_frame == codecs["float16"].bytes_per_frame // 2 + 4 * (4 * 196 + 5)
     assert all(one.disk_bytes > one.bytes_per_frame * 16 for one in codecs.values())
@@ -100,12 +104,12 @@ def test_a_clip_of_16_frames_takes_the_published_space(name, mib):
 def test_stores_without_a_manifest_are_full():
     spec = vit("S")
     full = spec.frames_per_store(spec.token_shape())
-    assert [plan(spec, None, frames, None, 1, None, 1, CPU).scale.stores for frames in (1, full, full + 1)] == [1, 1, 2]
+    assert [plan(spec, None, frames, None, 1, None, 1).scale.stores for frames in (1, full, full + 1)] == [1, 1, 2]
 
 
 def test_a_codec_that_cannot_hold_the_tokens_is_none(built):
     odd = address_spec(encoder={"name": "address", "layers": [0], "width": 7})
-    codecs = plan(odd, built, None, None, 1, None, 1, CPU).scale.codecs
+    codecs = plan(odd, built, None, None, 1, None, 1).scale.codecs
     assert codecs.keys() == set(plugins.names("codec"))
     assert codecs["int4"] is None and codecs["float16"] is not None
 
@@ -137,7 +141,7 @@ def test_operations_without_weights_are_those_of_the_encoder_at_work(model_type)
 )
 def test_an_uncached_step_has_as_many_more_operations_as_published(temporal, wanted):
     """Of a ViT-L, with the mixer and without a readout."""
-    made = plan(vit("L"), None, 1600, recipe(temporal), 1, None, 1, CPU).operations
+    made = plan(vit("L"), None, 1600, recipe(temporal), 1, None, 1).operations
     readouts = 3 * 8 * made.readout
     assert (made.uncached_step - readouts) / (made.cached_step - readouts) == pytest.approx(wanted, abs=0.01)
     assert made.cached_step == 3 * 8 * (made.mixer + made.temporal + made.readout)
@@ -158,43 +162,30 @@ def test_break_even_is_where_caching_begins_to_pay(extract_s, uncached_s, cached
         assert (runs * epochs > paid) == (without > with_cache)
 
 
-@pytest.mark.parametrize(
-    ("device", "parts", "wanted"),
-    [
-        ("cuda", (8.0, 3.0, 1.0, 1), 8.0),  # decoding sets the pace
-        ("cuda", (8.0, 3.0, 1.0, 4), 4.0),  # encoder and model do
-        ("cpu", (8.0, 3.0, 1.0, 8), 4.0 + 8 / 4),  # decoding takes its share of four cores
-    ],
-)
-def test_a_step_with_the_encoder_in_the_loop(monkeypatch, device, parts, wanted):
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
-    assert uncached_step_s(*parts, torch.device(device)) == wanted
-
-
 def test_seconds_follow_from_what_was_tried():
-    made = plan(vit("S"), None, 12_000, recipe(), 8, speed(), 2, torch.device("cuda"))
+    made = plan(vit("S"), None, 12_000, recipe(), 8, speed(), 2)
     times, training = made.times, made.training
     assert training.windows == 12_000 / (16 * 2)  # 12 cached frames a second, 6 of them in a window
     assert (training.steps_per_epoch, training.epochs) == (375 / 8, math.ceil(10 * 375 / 8) * 8 / 375)
     assert training.step_bytes == 8 * 16 * made.scale.codecs["float16"].bytes_per_frame
     assert (times.extract_s, times.slowest) == (5 + 1 + 12_000 * 0.01, "encode")
     assert times.write_bytes_per_s == pytest.approx(8e5 / 0.008)
-    assert (times.cached_step_s, times.uncached_step_s) == (0.5, pytest.approx(8 * 16 * 0.008 + 0.5))
+    assert (times.cached_step_s, times.uncached_step_s) == (0.5, 1.5)
     assert times.read_bytes_per_s == training.step_bytes / 0.5
-    assert times.cached_epoch_s == 0.5 * 375 / 8
+    assert (times.cached_epoch_s, times.uncached_epoch_s) == (0.5 * 375 / 8, 1.5 * 375 / 8)
     assert times.break_even == times.extract_s / (times.uncached_epoch_s - times.cached_epoch_s)
 
 
 def test_what_does_not_fit_memory_is_read_from_the_disk(monkeypatch):
     monkeypatch.setattr("os.sysconf", lambda name: 1000)
-    made = plan(vit("S"), None, 12_000, recipe(), 8, speed(read_cold_bytes_per_s=1e8), 2, torch.device("cuda"))
+    made = plan(vit("S"), None, 12_000, recipe(), 8, speed(read_cold_bytes_per_s=1e8), 2)
     assert not made.times.fits_memory
     assert made.times.cached_step_s == made.training.step_bytes / 1e8 > 0.5
     assert made.times.read_bytes_per_s == pytest.approx(1e8)
 
 
 def test_writing_can_set_the_pace():
-    made = plan(vit("S"), None, 1000, None, 8, speed(write_s=0.05), 1, CPU)
+    made = plan(vit("S"), None, 1000, None, 8, speed(write_s=0.05), 1)
     assert (made.times.extract_s, made.times.slowest) == (6 + 1000 * 0.05, "write")
     assert made.times.break_even is None
 
@@ -212,10 +203,10 @@ def long(tmp_path_factory):
 
 
 def test_the_sample_has_whole_short_videos_and_heads_of_long_ones(long, tmp_path):
-    few = trial.sample(long, address_spec(), 80, tmp_path)
+    few = sample(long, address_spec(), 80, tmp_path)
     assert few.splits == ("train", "val")
     frames = {clip.label: probe(few.root / clip.source).duration_s * 10 for clip in few.clips}
-    assert frames["a"] == pytest.approx(trial.FIRST_FRAMES, abs=12)  # up to the next group of pictures
+    assert frames["a"] == pytest.approx(LEAST_HEAD, abs=12)  # up to the next group of pictures
     assert set(frames) <= {"a", "b"}
     assert "b" not in frames or frames["b"] == pytest.approx(30)
     cache = extract.extract(address_spec(), few, tmp_path / "caches")
@@ -223,7 +214,7 @@ def test_the_sample_has_whole_short_videos_and_heads_of_long_ones(long, tmp_path
 
 
 def test_the_sample_is_spread_by_frames(built, tmp_path):
-    some = trial.sample(built, address_spec(), 60, tmp_path)
+    some = sample(built, address_spec(), 60, tmp_path)
     found = {Path(some.root / clip.source).resolve().name for clip in some.clips if clip.split == "train"}
     assert len(found) == 3
     assert sum(fact.frames_from_header for name, fact in some.facts.items() if name.startswith("train")) > 40
@@ -246,6 +237,25 @@ def test_nothing_stays_of_a_trial(place, tmp_path):
     assert max(made.decode_s, made.encode_s) <= made.frame_s
     numbers = made.model_dump(exclude={"read_cold_bytes_per_s"}).values()
     assert all(number > 0 for number in numbers if number != made.start_s) and made.start_s >= 0
+
+
+def test_with_a_slow_encoder_a_step_is_tried_with_fewer_windows(vit_cache, tmp_path, monkeypatch):
+    sizes = []
+    read = UncachedWindows.read
+
+    def noted(self, samples):
+        sizes.append(len(samples))
+        return read(self, samples)
+
+    monkeypatch.setattr(UncachedWindows, "read", noted)
+    asked, encoder = load_recipe(write(tmp_path / "tiny.toml", RECIPE)), load_encoder(vit_cache, CPU)
+    batch, frames = asked.training.batch_size, asked.windows.frames
+    found = {}
+    for name, encode_s in (("fast", 1e-9), ("slow", 1e9)):
+        sizes.clear()
+        found[name] = trial._step(asked, vit_cache, tmp_path / name, CPU, 0.1, trial._InLoop(encoder, 1, encode_s))
+        assert set(sizes) == {batch if name == "fast" else 1} and len(sizes) > trial.BATCHES_AHEAD + trial.LEAST_STEPS
+    assert batch > 1 and frames > 1 and min(found.values()) > 0
 
 
 def test_a_trial_at_a_url_leaves_nothing_there(place, tmp_path, monkeypatch):
@@ -334,12 +344,11 @@ def test_both_loops_see_the_same_tokens_and_begin_with_the_same_loss(vit_cache, 
     task = plugins.load("task", "classify")(asked.task.settings, videos.labels)
     settings = {"settings": asked.windows, "wanted": task, "layers": layers_read(asked, cache.shape)}
     cached = Windows(cache, videos, "train", **settings)
-    encoder = bench_epoch.load_encoder(cache, CPU)
-    live = bench_epoch.FromVideos(encoder, 2, CPU, cache, videos, "train", **settings)
+    encoder = load_encoder(cache, CPU)
     samples = [cached.sample(number) for number in range(6)]
-    ours, theirs = cached.read(samples), live.read(samples)
-    (special, patches), (special_live, patches_live) = cached.tokens(ours, CPU), live.tokens(theirs, CPU)
-    live.close()
+    with UncachedWindows(encoder, 2, CPU, cache, videos, "train", **settings) as live:
+        ours, theirs = cached.read(samples), live.read(samples)
+        (special, patches), (special_live, patches_live) = cached.tokens(ours, CPU), live.tokens(theirs, CPU)
     assert (ours.time_s_BT == theirs.time_s_BT).all() and (ours.clip_index == theirs.clip_index).all()
     for a, b in zip((special, *patches), (special_live, *patches_live), strict=True):
         torch.testing.assert_close(a.float(), b.half().float(), rtol=2e-3, atol=1e-4)
@@ -379,7 +388,8 @@ def test_bench_epoch():
     assert result["size"]["frames"] == 16 * 24
 
 
-def test_bench_plan():
+def test_bench_plan(monkeypatch):
+    monkeypatch.setattr("pipeline.bench.plan.LEAST_STEPS", 3)
     shown = fine("bench", "plan", *TINY, "--clips", 2, "--repeats", 1, "--probe-s", 0.5).out
     rows = {what: re.search(rf"384 +{what} .* (\d+\.\d+) +(\d+\.\d+) \.\. (\d+\.\d+)", shown) for what in WHATS}
     assert float(rows["disk bytes"][1]) == pytest.approx(1, abs=0.003)
@@ -388,6 +398,6 @@ def test_bench_plan():
 
 def test_operations_of_the_parts_are_those_of_costs(place):
     spec, asked = load_spec(place.spec), load_recipe(place.recipe)
-    made = plan(spec, None, 100, asked, 1, None, 1, CPU).operations
+    made = plan(spec, None, 100, asked, 1, None, 1).operations
     parts = costs.flops(asked, spec.token_shape(), ("one", "two"))
     assert (made.mixer, made.temporal, made.readout) == tuple(parts.values())

@@ -69,7 +69,7 @@ def plan(
     if probe_s:
         with console.progress("plan") as update:
             speed = attempt(loaded, videos, asked, out, where, decoders, probe_s, lambda what: update(0, 0, what))
-    made = module.plan(loaded, videos, frames or PER_TABLE, asked, ablations, speed, decoders, where)
+    made = module.plan(loaded, videos, frames or PER_TABLE, asked, ablations, speed, decoders)
     if as_json:
         console.show_json(made.model_dump(mode="json"))
     else:

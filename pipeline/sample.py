@@ -1,0 +1,138 @@
+"""A small manifest in the place of a large one: videos spread over it by the frames they give, of long ones the beginning."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+
+from pipeline import manifest
+from pipeline.datasets import DatasetPlugin
+from pipeline.errors import BadVideo, StillframeError
+from pipeline.manifest import Manifest
+from pipeline.plugins import Settings
+from pipeline.probe import TIMESTAMPS, expected_frames, list_images, open_video
+from pipeline.records import Clip, Video
+from pipeline.spec import CacheSpec, Recipe
+
+LEAST_HEAD = 64
+"""Frames of a long video that are taken at least."""
+HELD_OUT = 2
+"""Videos that are also there as evaluation split, which training wants to see."""
+
+
+class _Sample(DatasetPlugin):
+    """Some videos of a manifest, linked or cut short, with their clips and truth; the first few also as evaluation split."""
+
+    Settings = Settings
+
+    def __init__(self, root: Path, videos: Manifest, chosen: list[Video], head_s: float | None) -> None:
+        super().__init__(root, Settings())
+        self.all, self.head_s = videos, head_s
+        self.origin: dict[str, str] = {}
+        self.linked: dict[str, list[tuple[str, str]]] = {}
+        for number, video in enumerate(chosen):
+            for split in ("train", "val")[: 2 if number < HELD_OUT else 1]:
+                source = f"{split}-{number}{Path(video.source).suffix}"
+                if (name := _head(videos.root / video.source, root / source, video.image_fps, head_s)) is not None:
+                    self.linked.setdefault(video.video_id, []).append((split, name))
+
+    def clips(self) -> Iterator[Clip]:
+        first: set[str] = set()
+        for clip in self.all.clips:
+            if self.head_s is not None and clip.start_s >= self.head_s:
+                if clip.video_id in first:
+                    continue
+                clip = replace(clip, start_s=0.0, stop_s=None)
+            first.add(clip.video_id)
+            for split, source in self.linked.get(clip.video_id, ()):
+                clip_id = f"{split} {clip.clip_id}"
+                self.origin[clip_id] = clip.clip_id
+                yield replace(clip, clip_id=clip_id, video_id=source, source=source, split=split)
+
+    def targets(self, clip: Clip) -> dict[str, np.ndarray]:
+        return self.all.targets(self.origin[clip.clip_id])
+
+
+def stand_in(spec: CacheSpec, recipe: Recipe | None, folder: Path) -> Manifest:
+    """Small videos with every kind of truth."""
+    fps = math.ceil(max(12, spec.frames.rate or 0, recipe.windows.fps if recipe else 0))
+    settings = {"scene": "room", "clips_per_class": 1, "frames": 48, "fps": fps, "size_px": 160}
+    return manifest.build("world", None, folder, settings)
+
+
+def sample(videos: Manifest, spec: CacheSpec, frames: int, folder: Path) -> Manifest:
+    """A manifest in `folder` of videos that give about `frames` frames, in the same proportions of sizes as all of them.
+
+    Raises StillframeError if none of them can be opened.
+    """
+    facts = {video.video_id: videos.facts.get(video.video_id) for video in videos.videos}
+    usable = [video for video in videos.videos if facts[video.video_id] is not None] or list(videos.videos)
+    known = [(video, facts[video.video_id]) for video in usable]
+    known.sort(key=lambda pair: pair[1].width * pair[1].height if pair[1] else 0)
+    gives = np.array([expected_frames(fact, spec.frames.rate) if fact else 1 for _, fact in known])
+    head = max(LEAST_HEAD, frames // 8)
+    wanted = min(len(known), max(1, round(frames / float(np.minimum(gives, head).mean()))))
+    middles = (np.arange(wanted) + 0.5) / wanted * gives.sum()
+    chosen = [known[place][0] for place in np.unique(np.searchsorted(gives.cumsum(), middles))]
+    head_s = None
+    if gives.max() > head:
+        head_s = head / (spec.frames.rate or rate_of(videos))
+    root = folder / "videos"
+    root.mkdir(parents=True)
+    made = _Sample(root, videos, chosen, head_s)
+    if not made.linked:
+        raise StillframeError(
+            f"none of {len(chosen)} sampled videos of {videos.folder} can be opened",
+            "--root says where they are; --probe-s 0 plans without looking at any",
+        )
+    return manifest.write("sample", made, folder)
+
+
+def rate_of(videos: Manifest) -> float:
+    """Frames per second of most of them; 25 where headers do not say."""
+    return statistics.median([fact.fps for fact in videos.facts.values() if fact and fact.fps] or [25.0])
+
+
+def _head(path: Path, link: Path, image_fps: float | None, head_s: float | None) -> str | None:
+    """Puts a video beside `link`, cut after `head_s` if it is longer. Returns its name, or None if it cannot be opened."""
+    try:
+        if path.is_dir():
+            images, time_s, _ = list_images(path, image_fps)
+            kept = images if head_s is None else images[: max(2, int(np.searchsorted(time_s - time_s[0], head_s)))]
+            link.mkdir()
+            for image in kept:
+                (link / image.name).symlink_to(image)
+            if (path / TIMESTAMPS).is_file():
+                (link / TIMESTAMPS).write_text("".join(f"{one!r}\n" for one in time_s[: len(kept)].tolist()), encoding="utf-8")
+            return link.name
+        if head_s is None or not _cut(path, link.with_suffix(".mkv"), head_s):
+            link.symlink_to(path)
+            return link.name
+        return link.with_suffix(".mkv").name
+    except (BadVideo, OSError, ValueError, av.FFmpegError):  # the last two: what cannot be put into a file of another kind
+        return None
+
+
+def _cut(path: Path, out: Path, head_s: float) -> bool:
+    """The packets of the first `head_s` as a file of its own; False if the video is shorter."""
+    container, stream = open_video(path)
+    with container, av.open(str(out), "w") as cut:
+        copied = cut.add_stream_from_template(stream)
+        start_s = None
+        for packet in container.demux(stream):
+            if packet.dts is None:
+                continue
+            time_s = float(packet.dts * packet.time_base)
+            start_s = time_s if start_s is None else start_s
+            if time_s - start_s > head_s:
+                return True
+            packet.stream = copied
+            cut.mux(packet)
+    out.unlink()
+    return False
