@@ -28,7 +28,7 @@ from pipeline.records import Batch
 from pipeline.run import CacheFacts, Run, load_model
 from pipeline.targets import Arrays, collate
 from pipeline.tasks import TaskPlugin
-from pipeline.train import EVAL_BATCH, require_fit, require_shared, require_truth
+from pipeline.train import EVAL_BATCH, require_covered, require_shared, require_truth, require_wanted
 from pipeline.windows import OnDevice, Windows
 
 RESAMPLES = 2000
@@ -104,8 +104,9 @@ def evaluate_together(
     """The same for several runs from one read of each batch; their recipes must be alike in `train.shared`."""
     device = chosen(device)
     manifest = manifest or cache.manifest
+    require_covered(cache, manifest)
     for run in runs:
-        require_fit(run.recipe, cache, manifest)
+        require_wanted(run.recipe, cache)
         require_same_cache(run, cache, manifest)
     require_shared([run.recipe for run in runs])
     cache.require_sound()

@@ -40,7 +40,7 @@ from pipeline.run import Run
 from pipeline.spec import Recipe
 from pipeline.statistics import Outcome, Summary, summarise
 from pipeline.statistics import Setting as Compared
-from pipeline.train import make_task, open_windows, require_fit, require_same, shared, train_together
+from pipeline.train import make_task, open_windows, require_same, require_wanted, shared, train_together
 from pipeline.trainer import Diverged, OnProgress, Trainer
 
 SWEEP_FORMAT = 1
@@ -232,7 +232,7 @@ def groups_of(settings: Sequence[Setting]) -> list[list[str]]:
 def require_trainable(recipe: Recipe, cache: Cache, path: Path) -> None:
     """Refuses, before any training, a member whose recipe does not fit its cache, or whose run folder is another's."""
     manifest = cache.manifest
-    require_fit(recipe, cache, manifest)
+    require_wanted(recipe, cache)
     require_same(path, recipe, cache, manifest)
     try:
         with torch.device("meta"):

@@ -101,7 +101,8 @@ def open_windows(
     trained."""
     require_shared(recipes)
     for recipe in recipes:
-        require_fit(recipe, cache, manifest)
+        require_wanted(recipe, cache)
+    require_covered(cache, manifest)
     cache.require_sound()
     first, tasks = recipes[0], [make_task(recipe, manifest) for recipe in recipes]
     layers = sorted({layer for recipe in recipes for layer in layers_read(recipe, cache.shape)})
@@ -136,13 +137,17 @@ def make_task(recipe: Recipe, manifest: Manifest) -> TaskPlugin:
     return task
 
 
-def require_fit(recipe: Recipe, cache: Cache, manifest: Manifest) -> None:
-    """Refuses a recipe that was written for another cache, and a manifest of other videos."""
+def require_wanted(recipe: Recipe, cache: Cache) -> None:
+    """Refuses a recipe that was written for another cache."""
     if recipe.cache and not cache.fingerprint.startswith(recipe.cache):
         raise BadInput(
             f"recipe '{recipe.name}' wants the cache with fingerprint {recipe.cache}, {cache} has {cache.fingerprint}",
             "give the cache it wants, or change `cache` in the recipe",
         )
+
+
+def require_covered(cache: Cache, manifest: Manifest) -> None:
+    """Refuses a manifest of other videos."""
     planned = {video_id for videos in cache.plan.values() for video_id in videos}
     strange = [video.video_id for video in manifest.videos if video.video_id not in planned]
     if strange:
