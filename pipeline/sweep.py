@@ -110,7 +110,8 @@ class Sweep:
         file = path / SWEEP_FILE
         if not file.is_file():
             raise BadInput(f"{path} is not a sweep: it has no {SWEEP_FILE}", "make one with: stillframe sweep SWEEP CACHE")
-        self.header = read_json(SweepHeader, file, "sweep into another --out", range(1, SWEEP_FORMAT + 1))
+        hint = "remove it and run the same sweep again: what is trained is kept"
+        self.header = read_json(SweepHeader, file, hint, range(1, SWEEP_FORMAT + 1))
         self._done: set[str] = set()
         self._costs: dict[str, Cost] = {}
 
@@ -120,6 +121,8 @@ class Sweep:
 
         Raises BadInput for any member that cannot be trained, before anything is written.
         """
+        if (path / SWEEP_FILE).is_file():
+            cls(path)  # which refuses what this version cannot read
         header = SweepHeader(
             format_version=SWEEP_FORMAT,
             sweep=spec,

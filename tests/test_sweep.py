@@ -349,6 +349,17 @@ def test_a_run_folder_of_another_format_or_recipe_is_named_before_any_training(m
         sweep(spec, {"given": material.cache}, tmp_path / "a")
 
 
+@pytest.mark.parametrize(
+    ("found", "wanted"),
+    [('{"format_version": 99}', r"sweep.json has format 99, this version of stillframe reads format 1"), ("{", "is damaged")],
+)
+def test_a_sweep_that_cannot_be_read_is_not_written_over(material, base, tmp_path, found, wanted):
+    (tmp_path / "sweep.json").write_text(found)
+    with pytest.raises(BadInput, match=wanted):
+        sweep(spec_of(base, axes={"temporal": ["identity"]}), {"given": material.cache}, tmp_path)
+    assert (tmp_path / "sweep.json").read_text() == found and not (tmp_path / "runs").exists()
+
+
 def test_a_folder_that_is_no_sweep_is_named(tmp_path):
     with pytest.raises(BadInput, match="is not a sweep: it has no sweep.json"):
         Sweep(tmp_path)
