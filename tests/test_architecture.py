@@ -73,6 +73,7 @@ ORDER = [
     "train",
     "evaluate",
     "costs",
+    "form_table",
     "statistics",
     "grid",
     "variants",

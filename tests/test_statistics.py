@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline import evaluate, statistics
+from pipeline import evaluate, form_table
 from pipeline.costs import Cost
 from pipeline.errors import BadInput, StillframeError
 from pipeline.evaluate import Evaluation, Interval, MetricFacts, difference, interval
+from pipeline.form_table import two_sided
 from pipeline.run import CacheFacts
-from pipeline.statistics import Outcome, Setting, Summary, holm, summarise, two_sided
+from pipeline.statistics import Outcome, Setting, Summary, holm, summarise
 
 FORM = "streaming"
 STUDENT_975 = {2: 12.706, 3: 4.303, 5: 2.776}
@@ -70,7 +71,7 @@ def table(shape, seed=0, spread=1.0):
 
 def test_one_seed_is_what_evaluate_says(monkeypatch):
     """The same resamples, the same interval; the gain is `difference`."""
-    monkeypatch.setattr(statistics, "RESAMPLES", evaluate.RESAMPLES)
+    monkeypatch.setattr(form_table, "RESAMPLES", evaluate.RESAMPLES)
     videos = [f"video {clip // 3}" for clip in range(90)]
     weights = np.random.default_rng(5).uniform(0.5, 2, 90)
     base = setting("base", {0: table(90)}, videos=videos, weights=weights)
@@ -109,7 +110,7 @@ def test_videos_alone_give_the_interval_of_the_normal_law():
 def test_coverage(seed_spread, video_spread, monkeypatch):
     """Three seeds and sixty videos, 300 times over: the interval holds the truth about 95 times in 100, for the score and for
     the gain, and a gain that is not there is found about 5 times in 100. The bounds are 4 standard errors and more away."""
-    monkeypatch.setattr(statistics, "RESAMPLES", 1000)
+    monkeypatch.setattr(form_table, "RESAMPLES", 1000)
     rng, trials = np.random.default_rng(0), 300
     held, gained, found = 0, 0, 0
 
@@ -244,7 +245,7 @@ def test_blocks_change_no_result(monkeypatch):
     tables, keys = worlds()
     settings = [setting(name, dict(enumerate(each)), **keys) for name, each in tables.items()]
     whole = rows(*settings)
-    monkeypatch.setattr(statistics, "BLOCK_NUMBERS", 30 * 7)
+    monkeypatch.setattr(form_table, "BLOCK_NUMBERS", 30 * 7)
     for name, row in rows(*settings).items():
         assert row.intervals[FORM].model_dump() == pytest.approx(whole[name].intervals[FORM].model_dump(), rel=1e-12)
 
