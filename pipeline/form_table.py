@@ -4,31 +4,30 @@ Two things make a score uncertain: which videos are asked, and with which seed w
 - Videos are resampled, whole and the same for all settings, and give the mean over seeds anew each time (percentile bootstrap,
   as in `pipeline.evaluate`).
 - Seeds are too few to be resampled: three values drawn again from three have a third less variance than the seeds they stand
-  for, and Student's tails are lost (Hesterberg, The American Statistician 69, 2015). To every resample is added s / sqrt(S)
-  times a number drawn from Student's t of S - 1 degrees of freedom, s being the standard deviation of the S scores.
-Where the seed decides alone and there are three, such an interval holds the truth about 95 times in 100, resampling seeds and
-videos (the pigeonhole bootstrap, Owen, Annals of Applied Statistics 1, 2007) about 78 times. Where videos decide it is a little
-too wide, as that one is. Two seeds know their own spread badly, and the interval says so by being very wide.
+  for, and Student's tails are lost (Hesterberg, The American Statistician 69, 2015). To every resample is added what other
+  seeds might have added to the mean, drawn from Student's t; all settings together know how much that is: `pipeline.seeds`.
+Where the seed decides alone and there are three, such an interval holds the truth at least 95 times in 100; resampling seeds
+and videos (the pigeonhole bootstrap, Owen, Annals of Applied Statistics 1, 2007) does so about 78 times. No interval goes
+beyond the scores that its metric can give.
 
-With one seed it is an interval over videos only: it says nothing of what another seed would give. With fewer than some twenty
-videos it is too narrow, and with one it has no width; p is therefore never below 2^(1 - videos).
+With one seed each it is an interval over videos only: it says nothing of what another seed would give. With fewer than some
+twenty videos it is too narrow, and with one it has no width; p is therefore never below 2^(1 - videos).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.evaluate import Interval
+from pipeline.evaluate import Interval, MetricFacts
+from pipeline.seeds import TIE, SeedSpread
 
 RESAMPLES = 10_000
 """Of the videos. The least p is 2 / (RESAMPLES + 1), which a hundred comparisons raise to 0.02."""
 BLOCK_NUMBERS = 4_000_000
 """Resamples times videos that are in memory at once; changes no result."""
-TIE = 1e-9
-"""Scores that differ by less are even."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +47,21 @@ class Scored:
         score_S: np.ndarray = self.clips_SC @ self.weight_C / self.weight_C.sum()
         return score_S
 
+    @property
+    def by_seed(self) -> dict[int, float]:
+        return dict(zip(self.seeds, self.means.tolist(), strict=True))
+
 
 class FormTable:
     """Setting -> its scores, all in one form and on the same clips."""
 
-    def __init__(self, rows: dict[str, Scored], video_of: Sequence[str], higher_is_better: bool) -> None:
-        """`video_of`: video of every clip."""
-        self.rows = rows
-        self.sign = 1 if higher_is_better else -1
+    def __init__(
+        self, metric: MetricFacts, rows: dict[str, Scored], video_of: Sequence[str], spreads: Mapping[str, SeedSpread]
+    ) -> None:
+        """`video_of`: video of every clip. `spreads`: of every setting's score."""
+        self.rows, self.spreads = rows, spreads
+        self.sign = 1 if metric.higher_is_better else -1
+        self.range = metric.range
         number = {video: place for place, video in enumerate(sorted(set(video_of)))}
         self.video_C = np.array([number[video] for video in video_of])
         self.videos = len(number)
@@ -66,17 +72,17 @@ class FormTable:
         return tuple(self.rows[name].means.tolist())
 
     def interval(self, name: str) -> Interval:
-        score_S = self.rows[name].means
-        return interval_of(score_S.mean(), self.resampled[:, self.column[name]] + seed_noise(score_S))
+        resampled = self.resampled[:, self.column[name]] + self.spreads[name].draws(RESAMPLES)
+        return interval_of(self.rows[name].means.mean(), resampled, self.range)
 
-    def gain(self, name: str, reference: str) -> tuple[float, np.ndarray]:
-        """The gain, and the same for every resample. Seeds are paired where both have the same ones."""
+    def gain(self, name: str, reference: str, paired: SeedSpread | None) -> tuple[float, np.ndarray]:
+        """The gain, and the same for every resample. `paired`: of the gain itself, where both have the same seeds."""
         ours, theirs = self.rows[name], self.rows[reference]
         resampled = self.sign * (self.resampled[:, self.column[name]] - self.resampled[:, self.column[reference]])
-        if ours.seeds == theirs.seeds:
-            noise = seed_noise(ours.means - theirs.means)
+        if paired:
+            noise = paired.draws(RESAMPLES)
         else:
-            noise = seed_noise(ours.means) + seed_noise(theirs.means, stream=1)
+            noise = self.spreads[name].draws(RESAMPLES) + self.spreads[reference].draws(RESAMPLES, stream=1)
         return self.sign * float(ours.means.mean() - theirs.means.mean()), resampled + noise
 
     def against(self, name: str, reference: str) -> np.ndarray:
@@ -103,19 +109,6 @@ class FormTable:
         return np.bincount(self.video_C, values_C, self.videos)
 
 
-def seed_noise(score_S: np.ndarray, stream: int = 0) -> np.ndarray:
-    """What other seeds would have added to the mean over seeds, once for every resample: (RESAMPLES,).
-
-    0 for one seed, which knows nothing of others. Numbers of another `stream` are independent of these.
-    """
-    count = len(score_S)
-    if count == 1:
-        return np.zeros(RESAMPLES)
-    student = np.random.default_rng([stream, count]).standard_t(count - 1, RESAMPLES)
-    noise: np.ndarray = score_S.std(ddof=1) / np.sqrt(count) * student
-    return noise
-
-
 def two_sided(resampled: np.ndarray, videos: int) -> float:
     """p of no gain: twice the share of resampled gains on the rarer side of 0, the observed one counted with them, since a p
     from draws is never 0 (Phipson and Smyth, 2010). Nor is it below what any paired test could show with so few videos."""
@@ -123,6 +116,6 @@ def two_sided(resampled: np.ndarray, videos: int) -> float:
     return float(min(1.0, max(2 * (rarer + 1) / (len(resampled) + 1), 2.0 ** (1 - videos))))
 
 
-def interval_of(score: float, resampled: np.ndarray) -> Interval:
-    low, high = np.percentile(resampled, [2.5, 97.5])
+def interval_of(score: float, resampled: np.ndarray, within: tuple[float, float]) -> Interval:
+    low, high = np.clip(np.percentile(resampled, [2.5, 97.5]), *within)
     return Interval(score=float(score), low=float(low), high=float(high))

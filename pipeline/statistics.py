@@ -1,6 +1,6 @@
 """Settings of a sweep side by side: scores with intervals over seeds and videos, gains over a reference, and what they cost.
 
-What makes a score uncertain, and how that is told, stands in `pipeline.form_table`.
+What makes a score uncertain, and how that is told, stands in `pipeline.form_table` and `pipeline.seeds`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import numpy as np
 
 from pipeline.costs import Cost
 from pipeline.errors import BadInput, StillframeError, unknown_name
-from pipeline.evaluate import Interval, MetricFacts
-from pipeline.form_table import TIE, FormTable, Scored, interval_of, two_sided
+from pipeline.evaluate import Interval, MetricFacts, measure
+from pipeline.form_table import FormTable, Scored, interval_of, two_sided
 from pipeline.plugins import Settings
+from pipeline.seeds import TIE, SeedSpread, seed_spreads
 
 
 class Comparison(Settings):
@@ -187,12 +188,13 @@ def _tables(
             blocks.setdefault(tuple(sorted(scored[one.name][0]["clips"])), []).append(one)
     found: dict[str, dict[str, FormTable]] = {}
     for form in dict.fromkeys(form for each in chain(*scored.values()) for form in each["forms"]):
+        of_blocks = [{one.name: row for one in block if (row := _scored(form, clips, one))} for clips, block in blocks.items()]
+        spreads = seed_spreads({name: row.by_seed for rows in of_blocks for name, row in rows.items()})
         found[form] = {}
-        for clips, block in blocks.items():
-            rows = {one.name: row for one in block if (row := _scored(form, clips, one))}
+        for (clips, block), rows in zip(blocks.items(), of_blocks, strict=True):
             if rows:
                 asked = scored[block[0].name][0]["clips"]
-                table = FormTable(rows, [asked[clip]["video"] for clip in clips], metric.higher_is_better)
+                table = FormTable(metric, rows, [asked[clip]["video"] for clip in clips], spreads)
                 found[form] |= dict.fromkeys(rows, table)
     return found
 
@@ -212,10 +214,11 @@ def _scored(form: str, clips: Sequence[str], setting: Setting) -> Scored | None:
 
 def _require_same_measure(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
     """Refuses scores of something else: another task, split or metric."""
-    for key in ("task", "split", "metrics"):
-        if first[key] != other[key]:
+    theirs = measure(other)
+    for key, wanted in measure(first).items():
+        if theirs[key] != wanted:
             raise BadInput(
-                f"runs {first['run']} and {other['run']} cannot be compared: {key} is {first[key]} / {other[key]}",
+                f"runs {first['run']} and {other['run']} cannot be compared: {key} is {wanted} / {theirs[key]}",
                 "summarise settings of one task, evaluated on one split",
             )
 
@@ -234,20 +237,33 @@ def _require_same_clips(first: Mapping[str, Any], other: Mapping[str, Any]) -> N
 def compared(tables: Mapping[str, FormTable], reference_of: Mapping[str, str]) -> dict[str, Comparison]:
     """Setting -> what it gains over its reference; none for a reference itself, or where that has no score."""
     pairs = {name: reference_of[name] for name in tables if reference_of[name] != name and reference_of[name] in tables}
-    gains = {name: tables[name].gain(name, theirs) for name, theirs in pairs.items()}
+    spreads = _paired_spreads(tables, pairs)
+    gains = {name: tables[name].gain(name, theirs, spreads.get(name)) for name, theirs in pairs.items()}
     p = [two_sided(resampled, tables[name].videos) for name, (_, resampled) in gains.items()]
     found = {}
     for (name, theirs), plain, adjusted in zip(pairs.items(), p, holm(p), strict=True):
         better_C = tables[name].against(name, theirs)
         wins, losses = int((better_C >= TIE).sum()), int((better_C <= -TIE).sum())
+        least, greatest = tables[name].range
         found[name] = Comparison(
-            gain=interval_of(*gains[name]),
+            gain=interval_of(*gains[name], (least - greatest, greatest - least)),
             p=plain,
             p_adjusted=adjusted,
             wins=wins,
             ties=len(better_C) - wins - losses,
             losses=losses,
         )
+    return found
+
+
+def _paired_spreads(tables: Mapping[str, FormTable], pairs: Mapping[str, str]) -> dict[str, SeedSpread]:
+    """Of the gains of those settings that have the seeds of their reference; all over one reference are taken together."""
+    found: dict[str, SeedSpread] = {}
+    for reference in dict.fromkeys(pairs.values()):
+        theirs = tables[reference].rows[reference].by_seed
+        ours = {name: tables[name].rows[name].by_seed for name, other in pairs.items() if other == reference}
+        same = {name: of for name, of in ours.items() if of.keys() == theirs.keys()}
+        found |= seed_spreads({name: {seed: of[seed] - theirs[seed] for seed in of} for name, of in same.items()})
     return found
 
 

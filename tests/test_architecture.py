@@ -73,6 +73,7 @@ ORDER = [
     "train",
     "evaluate",
     "costs",
+    "seeds",
     "form_table",
     "statistics",
     "grid",

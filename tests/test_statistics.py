@@ -18,13 +18,14 @@ STUDENT_975 = {2: 12.706, 3: 4.303, 5: 2.776}
 """Seeds -> the 97.5 % point of Student's t with one degree of freedom less."""
 
 
-def evaluation(run, scores_C, videos=None, weights=None, higher=True, forms=(FORM,), task="classify"):
+def evaluation(run, scores_C, videos=None, weights=None, higher=True, forms=(FORM,), task="classify", ends=(1e6, None)):
     """As `evaluate` writes it: clip c scores `scores_C[c]` in every form; a second metric is half of that."""
     scores_C = np.asarray(scores_C, float)
     videos = videos or [f"video {clip}" for clip in range(len(scores_C))]
     weights = np.ones(len(scores_C)) if weights is None else np.asarray(weights, float)
     metrics = tuple(
-        MetricFacts(name=name, higher_is_better=higher, perfect=float(higher), unit="") for name in ("first", "second")
+        MetricFacts(name=name, higher_is_better=higher, perfect=ends[0] if higher else -ends[0], unit="", worst=ends[1])
+        for name in ("first", "second")
     )
     mean = float(np.average(scores_C, weights=weights))
     found = {"first": Interval(score=mean, low=mean, high=mean), "second": Interval(score=mean / 2, low=mean, high=mean)}
@@ -129,6 +130,50 @@ def test_coverage(seed_spread, video_spread, monkeypatch):
     assert 0.89 < held / trials <= 1
     assert 0.89 < gained / trials <= 1
     assert found / trials < 0.11
+
+
+def test_no_interval_leaves_the_range_of_its_metric():
+    """Top-1 of two seeds; an error has no upper end, and what was written before metrics had a worst score no lower one."""
+    scores = {"base": {0: [0.0, 0.2] * 20, 1: [0.8, 1.0] * 20}, "other": {0: [1.0] * 40, 1: [0.1] * 40}}
+
+    def intervals(higher, ends):
+        found = rows(*(setting(name, runs, higher=higher, ends=ends) for name, runs in scores.items()))["other"]
+        return found.intervals[FORM], found.comparisons[FORM].gain
+
+    free, gain = intervals(True, (1e6, None))
+    assert free.low < 0 < 1 < free.high and gain.low < -1 < 1 < gain.high
+    assert [(one.low, one.high) for one in intervals(True, (1.0, 0.0))] == [(0, 1), (-1, 1)]
+    older, gain_of_older = intervals(True, (1.0, None))
+    assert (older.low, older.high, gain_of_older) == (free.low, 1, gain)
+    error, gain_of_error = intervals(False, (0.0, None))
+    assert (error.low, error.high) == (0, free.high)
+    assert gain_of_error.low < -1 < 1 < gain_of_error.high
+
+
+def test_evaluations_from_before_metrics_had_a_worst_score_are_compared_with_later_ones():
+    older, later = setting("base", {0: [0, 1]}, ends=(1.0, None)), setting("other", {0: [1, 1]}, ends=(1.0, 0.0))
+    for metric in older.outcomes[0].evaluation["metrics"]:
+        del metric["worst"]
+    found = rows(older, later)["other"]
+    assert found.comparisons[FORM].gain.score == 0.5
+    assert difference(later.outcomes[0].evaluation, older.outcomes[0].evaluation, FORM).score == 0.5
+
+
+def test_settings_of_a_sweep_know_together_what_seeds_do():
+    """Two seeds, ten settings, one of which lost a seed: narrower than each alone, and the one left is not taken for certain."""
+    tables = {f"setting {k}": table((2, 1), seed=k) + table((2, 80), seed=100 + k, spread=0.1) for k in range(10)}
+    settings = [setting(name, dict(enumerate(each))) for name, each in tables.items()]
+    lone = setting("lone", {0: tables["setting 0"][0]})
+    found = rows(*settings, lone, reference="setting 0")
+    together = {name: row.intervals[FORM] for name, row in found.items()}
+    alone = {one.name: rows(one, reference=one.name)[one.name].intervals[FORM] for one in (*settings, lone)}
+    width = {name: one.high - one.low for name, one in together.items()}
+    assert np.mean([width[name] for name in tables]) < 0.6 * np.mean([alone[name].high - alone[name].low for name in tables])
+    assert width["lone"] > np.median(list(width.values())) > 10 * (alone["lone"].high - alone["lone"].low)
+    spread = [rows(settings[0], one, reference="setting 0")[one.name].comparisons[FORM].gain for one in settings[1:]]
+    gains = [found[one.name].comparisons[FORM].gain for one in settings[1:]]
+    assert [one.score for one in gains] == [one.score for one in spread]
+    assert np.mean([one.high - one.low for one in gains]) < 0.9 * np.mean([one.high - one.low for one in spread])
 
 
 def test_holm_by_hand():
