@@ -6,7 +6,8 @@ The interval is a percentile bootstrap over *videos*, not clips: clips of one vi
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,15 @@ class MetricFacts(Settings):
     higher_is_better: bool
     perfect: float
     unit: str
+    worst: float | None = None
+    """None: there is no such end, or it was not written down yet."""
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Least and greatest score there is."""
+        if self.higher_is_better:
+            return -math.inf if self.worst is None else self.worst, self.perfect
+        return self.perfect, math.inf if self.worst is None else self.worst
 
 
 class Evaluation(Settings):
@@ -269,10 +279,16 @@ def interval(scores: np.ndarray, videos: Sequence[str], weights: np.ndarray | No
     return Interval(score=float(sums.sum() / counts.sum()), low=float(low), high=float(high))
 
 
+def measure(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """What is alike in evaluations whose scores can be compared; a metric's worst score is not written in older ones."""
+    metrics = [{key: fact for key, fact in metric.items() if key != "worst"} for metric in evaluation["metrics"]]
+    return {"task": evaluation["task"], "split": evaluation["split"], "metrics": metrics}
+
+
 def difference(ours: dict[str, Any], theirs: dict[str, Any], form: str) -> Interval:
     """First metric of one evaluation minus that of another on the same clips, videos resampled: paired, so that what makes a
     clip hard for both cancels."""
-    same = ours["clips"].keys() == theirs["clips"].keys() and ours["metrics"] == theirs["metrics"]
+    same = ours["clips"].keys() == theirs["clips"].keys() and measure(ours) == measure(theirs)
     if not same or form not in theirs["forms"] or form not in ours["forms"]:
         raise BadInput(
             f"runs {ours['run']} and {theirs['run']} were not scored on the same clips in form '{form}'",

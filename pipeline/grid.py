@@ -36,6 +36,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline import plugins
 from pipeline.errors import BadInput, unknown_name
+from pipeline.ledger import read_json
 from pipeline.plugins import Seed, Settings
 from pipeline.spec import PlainName, Recipe, shipped_recipes
 from pipeline.tables import lay, read_table
@@ -45,6 +46,7 @@ GIVEN = "given"
 CACHE = "cache"
 """The axis over caches; all others are keys of a recipe."""
 SEED = "training.seed"
+SWEEP_FORMAT = 1
 
 
 class OtherCache(Settings):
@@ -119,6 +121,16 @@ class SweepSpec(Settings):
         return self
 
 
+class SweepHeader(Settings):
+    """sweep.json: a sweep that was started, with all that was laid over it."""
+
+    format_version: int
+    sweep: SweepSpec
+    caches: dict[str, str]
+    """Name in the sweep -> where it is."""
+    fingerprints: dict[str, str]
+
+
 @dataclass(frozen=True)
 class Setting:
     """One point of the grid."""
@@ -138,9 +150,11 @@ def load_sweep(
 ) -> SweepSpec:
     """A sweep from a file, with more `changes` and `axes` laid over its own, and the seeds 0, 1, ... below `seeds`.
 
-    Of its [[settings]] those are left out that have another value on a given axis.
+    The file is TOML, or the sweep.json of a sweep that was started, which holds all that was laid over it then. Of its
+    [[settings]] those are left out that have another value on a given axis.
     """
-    table = read_table(path, "sweep")
+    made = path.suffix == ".json"
+    table = read_header(path).sweep.model_dump(mode="json") if made else read_table(path, "sweep")
     for key, given in (("changes", changes), ("axes", axes)):
         if given:
             table[key] = table.get(key, {}) | dict(given)
@@ -152,6 +166,11 @@ def load_sweep(
     if isinstance(recipe, str) and recipe.endswith(".toml"):
         table["recipe"] = str(path.parent / recipe)
     return plugins.check(SweepSpec, table, str(path))
+
+
+def read_header(file: Path) -> SweepHeader:
+    hint = "remove it and run the same sweep again: what is trained is kept"
+    return read_json(SweepHeader, file, hint, range(1, SWEEP_FORMAT + 1))
 
 
 def shipped_sweeps() -> dict[str, Path]:

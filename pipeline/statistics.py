@@ -1,22 +1,11 @@
 """Settings of a sweep side by side: scores with intervals over seeds and videos, gains over a reference, and what they cost.
 
-Two things make a score uncertain: which videos are asked, and with which seed was trained. The interval is that of their sum.
-- Videos are resampled, whole and the same for all settings, and give the mean over seeds anew each time (percentile bootstrap,
-  as in `pipeline.evaluate`).
-- Seeds are too few to be resampled: three values drawn again from three have a third less variance than the seeds they stand
-  for, and Student's tails are lost (Hesterberg, The American Statistician 69, 2015). To every resample is added s / sqrt(S)
-  times a number drawn from Student's t of S - 1 degrees of freedom, s being the standard deviation of the S scores.
-Where the seed decides alone and there are three, such an interval holds the truth about 95 times in 100, resampling seeds and
-videos (the pigeonhole bootstrap, Owen, Annals of Applied Statistics 1, 2007) about 78 times. Where videos decide it is a little
-too wide, as that one is. Two seeds know their own spread badly, and the interval says so by being very wide.
-
-With one seed it is an interval over videos only: it says nothing of what another seed would give. With fewer than some twenty
-videos it is too narrow, and with one it has no width; p is therefore never below 2^(1 - videos).
+What makes a score uncertain, and how that is told, stands in `pipeline.form_table` and `pipeline.seeds`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -25,15 +14,10 @@ import numpy as np
 
 from pipeline.costs import Cost
 from pipeline.errors import BadInput, StillframeError, unknown_name
-from pipeline.evaluate import Interval, MetricFacts
+from pipeline.evaluate import Interval, MetricFacts, measure
+from pipeline.form_table import FormTable, Scored, interval_of, two_sided
 from pipeline.plugins import Settings
-
-RESAMPLES = 10_000
-"""Of the videos. The least p is 2 / (RESAMPLES + 1), which a hundred comparisons raise to 0.02."""
-BLOCK_NUMBERS = 4_000_000
-"""Resamples times videos that are in memory at once; changes no result."""
-TIE = 1e-9
-"""Scores that differ by less are even."""
+from pipeline.seeds import TIE, SeedSpread, seed_spreads
 
 
 class Comparison(Settings):
@@ -153,9 +137,6 @@ def summarise(name: str, axes: dict[str, list[Any]], settings: Sequence[Setting]
     comparisons = {form: compared(found, reference_of) for form, found in tables.items()}
     pareto = {form: undominated(found, reference_of) for form, found in tables.items()}
 
-    def of_form(setting: Setting) -> Iterator[tuple[str, dict[str, FormTable]]]:
-        return ((form, found) for form, found in tables.items() if setting.name in found)
-
     return Summary(
         name=name,
         split=first["split"],
@@ -207,17 +188,37 @@ def _tables(
             blocks.setdefault(tuple(sorted(scored[one.name][0]["clips"])), []).append(one)
     found: dict[str, dict[str, FormTable]] = {}
     for form in dict.fromkeys(form for each in chain(*scored.values()) for form in each["forms"]):
-        made = [FormTable(form, clips, metric, block) for clips, block in blocks.items()]
-        found[form] = {row: table for table in made for row in table.rows}
+        of_blocks = [{one.name: row for one in block if (row := _scored(form, clips, one))} for clips, block in blocks.items()]
+        spreads = seed_spreads({name: row.by_seed for rows in of_blocks for name, row in rows.items()})
+        found[form] = {}
+        for (clips, block), rows in zip(blocks.items(), of_blocks, strict=True):
+            if rows:
+                asked = scored[block[0].name][0]["clips"]
+                table = FormTable(metric, rows, [asked[clip]["video"] for clip in clips], spreads)
+                found[form] |= dict.fromkeys(rows, table)
     return found
+
+
+def _scored(form: str, clips: Sequence[str], setting: Setting) -> Scored | None:
+    found = {seed: each["clips"] for seed, each in setting.scored().items() if form in each["forms"]}
+    tables = [[rows[clip] for clip in clips] for rows in found.values()]
+    if not tables:
+        return None
+    return Scored(
+        seeds=tuple(found),
+        clips_SC=np.array([[row[form] for row in table] for table in tables], np.float64),
+        weight_C=np.array([row["weight"] for row in tables[0]], np.float64),
+        flops=setting.cost.flops,
+    )
 
 
 def _require_same_measure(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
     """Refuses scores of something else: another task, split or metric."""
-    for key in ("task", "split", "metrics"):
-        if first[key] != other[key]:
+    theirs = measure(other)
+    for key, wanted in measure(first).items():
+        if theirs[key] != wanted:
             raise BadInput(
-                f"runs {first['run']} and {other['run']} cannot be compared: {key} is {first[key]} / {other[key]}",
+                f"runs {first['run']} and {other['run']} cannot be compared: {key} is {wanted} / {theirs[key]}",
                 "summarise settings of one task, evaluated on one split",
             )
 
@@ -233,106 +234,36 @@ def _require_same_clips(first: Mapping[str, Any], other: Mapping[str, Any]) -> N
         )
 
 
-@dataclass(frozen=True)
-class Scored:
-    """The first metric of one setting in one form."""
-
-    seeds: tuple[int, ...]
-    clips_SC: np.ndarray
-    """Score of every clip, one row per seed."""
-    weight_C: np.ndarray
-    """The same for all seeds: it is of the truth in the windows."""
-    flops: float
-
-    @property
-    def means(self) -> np.ndarray:
-        """Score of every seed, (S,)."""
-        score_S: np.ndarray = self.clips_SC @ self.weight_C / self.weight_C.sum()
-        return score_S
-
-
-class FormTable:
-    """All settings that were scored in one form, on the same clips."""
-
-    def __init__(self, form: str, clips: Sequence[str], metric: MetricFacts, settings: Sequence[Setting]) -> None:
-        self.sign = 1 if metric.higher_is_better else -1
-        self.rows: dict[str, Scored] = {}
-        videos: list[str] = []
-        for setting in settings:
-            found = {seed: each["clips"] for seed, each in setting.scored().items() if form in each["forms"]}
-            if found:
-                tables = [[rows[clip] for clip in clips] for rows in found.values()]
-                self.rows[setting.name] = Scored(
-                    seeds=tuple(found),
-                    clips_SC=np.array([[row[form] for row in table] for table in tables], np.float64),
-                    weight_C=np.array([row["weight"] for row in tables[0]], np.float64),
-                    flops=setting.cost.flops,
-                )
-                videos = [row["video"] for row in tables[0]]
-        number = {video: place for place, video in enumerate(sorted(set(videos)))}
-        self.video_C = np.array([number[video] for video in videos])
-        self.videos = len(number)
-        self.column = {name: place for place, name in enumerate(self.rows)}
-        self.resampled = self._resampled()
-
-    def scores(self, name: str) -> tuple[float, ...]:
-        return tuple(self.rows[name].means.tolist())
-
-    def interval(self, name: str) -> Interval:
-        score_S = self.rows[name].means
-        return _interval(score_S.mean(), self.resampled[:, self.column[name]] + seed_noise(score_S))
-
-    def gain(self, name: str, reference: str) -> tuple[float, np.ndarray]:
-        """The gain, and the same for every resample. Seeds are paired where both have the same ones."""
-        ours, theirs = self.rows[name], self.rows[reference]
-        resampled = self.sign * (self.resampled[:, self.column[name]] - self.resampled[:, self.column[reference]])
-        if ours.seeds == theirs.seeds:
-            noise = seed_noise(ours.means - theirs.means)
-        else:
-            noise = seed_noise(ours.means) + seed_noise(theirs.means, stream=1)
-        return self.sign * float(ours.means.mean() - theirs.means.mean()), resampled + noise
-
-    def against(self, name: str, reference: str) -> np.ndarray:
-        """By how much each clip is better, mean over seeds, (C,)."""
-        better_C: np.ndarray = self.sign * (self.rows[name].clips_SC.mean(0) - self.rows[reference].clips_SC.mean(0))
-        return better_C
-
-    def _resampled(self) -> np.ndarray:
-        """Mean over seeds of every setting, with the videos resampled: (RESAMPLES, settings)."""
-        rows = self.rows.values()
-        sums_VK = np.stack([self._by_video(row.clips_SC.mean(0) * row.weight_C) for row in rows], axis=1)
-        weights_VK = np.stack([self._by_video(row.weight_C) for row in rows], axis=1)
-        rng = np.random.default_rng(0)
-        step = max(1, BLOCK_NUMBERS // self.videos)
-        parts = []
-        for begin in range(0, RESAMPLES, step):
-            count = min(step, RESAMPLES - begin)
-            drawn = rng.integers(0, self.videos, (count, self.videos)) + self.videos * np.arange(count)[:, None]
-            times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.float64)
-            parts.append((times @ sums_VK) / (times @ weights_VK))
-        return np.concatenate(parts)
-
-    def _by_video(self, values_C: np.ndarray) -> np.ndarray:
-        return np.bincount(self.video_C, values_C, self.videos)
-
-
 def compared(tables: Mapping[str, FormTable], reference_of: Mapping[str, str]) -> dict[str, Comparison]:
     """Setting -> what it gains over its reference; none for a reference itself, or where that has no score."""
     pairs = {name: reference_of[name] for name in tables if reference_of[name] != name and reference_of[name] in tables}
-    gains = {name: tables[name].gain(name, theirs) for name, theirs in pairs.items()}
+    spreads = _paired_spreads(tables, pairs)
+    gains = {name: tables[name].gain(name, theirs, spreads.get(name)) for name, theirs in pairs.items()}
     p = [two_sided(resampled, tables[name].videos) for name, (_, resampled) in gains.items()]
     found = {}
     for (name, theirs), plain, adjusted in zip(pairs.items(), p, holm(p), strict=True):
         better_C = tables[name].against(name, theirs)
         wins, losses = int((better_C >= TIE).sum()), int((better_C <= -TIE).sum())
+        least, greatest = tables[name].range
         found[name] = Comparison(
-            gain=_interval(*gains[name]),
+            gain=interval_of(*gains[name], (least - greatest, greatest - least)),
             p=plain,
             p_adjusted=adjusted,
             wins=wins,
             ties=len(better_C) - wins - losses,
             losses=losses,
         )
+    return found
+
+
+def _paired_spreads(tables: Mapping[str, FormTable], pairs: Mapping[str, str]) -> dict[str, SeedSpread]:
+    """Of the gains of those settings that have the seeds of their reference; all over one reference are taken together."""
+    found: dict[str, SeedSpread] = {}
+    for reference in dict.fromkeys(pairs.values()):
+        theirs = tables[reference].rows[reference].by_seed
+        ours = {name: tables[name].rows[name].by_seed for name, other in pairs.items() if other == reference}
+        same = {name: of for name, of in ours.items() if of.keys() == theirs.keys()}
+        found |= seed_spreads({name: {seed: of[seed] - theirs[seed] for seed in of} for name, of in same.items()})
     return found
 
 
@@ -351,26 +282,6 @@ def undominated(tables: Mapping[str, FormTable], reference_of: Mapping[str, str]
     return found
 
 
-def seed_noise(score_S: np.ndarray, stream: int = 0) -> np.ndarray:
-    """What other seeds would have added to the mean over seeds, once for every resample: (RESAMPLES,).
-
-    0 for one seed, which knows nothing of others. Numbers of another `stream` are independent of these.
-    """
-    count = len(score_S)
-    if count == 1:
-        return np.zeros(RESAMPLES)
-    student = np.random.default_rng([stream, count]).standard_t(count - 1, RESAMPLES)
-    noise: np.ndarray = score_S.std(ddof=1) / np.sqrt(count) * student
-    return noise
-
-
-def two_sided(resampled: np.ndarray, videos: int) -> float:
-    """p of no gain: twice the share of resampled gains on the rarer side of 0, the observed one counted with them, since a p
-    from draws is never 0 (Phipson and Smyth, 2010). Nor is it below what any paired test could show with so few videos."""
-    rarer = min((resampled < TIE).sum(), (resampled > -TIE).sum())  # a rounding error is on both sides
-    return float(min(1.0, max(2 * (rarer + 1) / (len(resampled) + 1), 2.0 ** (1 - videos))))
-
-
 def holm(p: Sequence[float]) -> list[float]:
     """p corrected for how many there are: the chance of even one false finding stays below the level (Holm, 1979)."""
     values = np.asarray(p, np.float64)
@@ -379,11 +290,6 @@ def holm(p: Sequence[float]) -> list[float]:
     adjusted = np.empty_like(values)
     adjusted[order] = np.minimum(raised, 1)
     return [float(one) for one in adjusted]
-
-
-def _interval(score: float, resampled: np.ndarray) -> Interval:
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return Interval(score=float(score), low=float(low), high=float(high))
 
 
 def _metrics(setting: Setting) -> dict[str, dict[str, float]]:

@@ -28,7 +28,7 @@ from pipeline.device import numbered
 from pipeline.engines import EnginePlugin, Job, carry_out
 from pipeline.errors import BadInput
 from pipeline.evaluate import evaluate_together, read_evaluation
-from pipeline.grid import Setting, SweepSpec, settings_of, values_of
+from pipeline.grid import SWEEP_FORMAT, Setting, SweepHeader, SweepSpec, read_header, settings_of, values_of
 from pipeline.leases import LOOK_S, Leases
 from pipeline.ledger import read_json, to_json
 from pipeline.model import VideoModel
@@ -43,23 +43,12 @@ from pipeline.statistics import Setting as Compared
 from pipeline.train import make_task, open_windows, require_same, require_wanted, shared, train_together
 from pipeline.trainer import Diverged, OnProgress, Trainer
 
-SWEEP_FORMAT = 1
 SWEEP_FILE = "sweep.json"
 SUMMARIES = "summary-*.json"
 """One for each task."""
 SPLIT = "val"
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 """What torch says in a RuntimeError where the CPU, or a library on the GPU, has none left."""
-
-
-class SweepHeader(Settings):
-    """sweep.json."""
-
-    format_version: int
-    sweep: SweepSpec
-    caches: dict[str, str]
-    """Name in the sweep -> where it is."""
-    fingerprints: dict[str, str]
 
 
 class Failure(Settings):
@@ -110,8 +99,7 @@ class Sweep:
         file = path / SWEEP_FILE
         if not file.is_file():
             raise BadInput(f"{path} is not a sweep: it has no {SWEEP_FILE}", "make one with: stillframe sweep SWEEP CACHE")
-        hint = "remove it and run the same sweep again: what is trained is kept"
-        self.header = read_json(SweepHeader, file, hint, range(1, SWEEP_FORMAT + 1))
+        self.header = read_header(file)
         self._done: set[str] = set()
         self._costs: dict[str, Cost] = {}
 

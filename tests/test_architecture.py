@@ -75,6 +75,8 @@ ORDER = [
     "train",
     "evaluate",
     "costs",
+    "seeds",
+    "form_table",
     "statistics",
     "grid",
     "variants",

@@ -9,7 +9,10 @@ from commands import SPEC, assert_refused, call, fine
 
 from pipeline.grid import load_sweep, settings_of, shipped_sweeps
 from pipeline.report.plots import over_axes
+from pipeline.report.provenance import commands
 from pipeline.report.subject import of_sweep
+from pipeline.run import Run
+from pipeline.sweep import SWEEP_FILE, Sweep
 
 FACTORS = """
 recipe = "demo_boxes"
@@ -146,6 +149,33 @@ def test_a_page_says_what_it_was_made_by_and_lives_without_its_cache(room, tmp_p
         moved.rename(cache)
     assert result.code == 0, result
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert f"stillframe sweep factors.toml {cache} --out {folder / 'sweep'}" in html
+    assert f"stillframe sweep {folder / 'sweep' / SWEEP_FILE} {cache} --out {folder / 'sweep'}" in html
     assert (tmp_path / "over_windows.eval_frames.png").is_file()
+
+
+def test_the_command_of_a_page_makes_the_same_sweep_with_all_that_was_laid_over_it(place, tmp_path):
+    """From another folder than it was made in, and on top of it what is asked for now."""
+    changes = ["--set", "training.steps=2", "--set", "training.evaluate_every=2", "--set", "training.warmup_steps=0"]
+    axes = ["--axis", 'temporal=["identity", "gru"]', "--axis", "model.width=[8, 12]"]
+    made = tmp_path / "made"
+    fine("sweep", "temporal_modules", place.cache, *changes, *axes, "--seeds", "2", "--out", made)
+    (command,) = [line for line in commands(of_sweep(made, "val")[0]) if line.startswith("stillframe sweep")]
+    _, *arguments = command.split()
+    assert arguments == ["sweep", str(made / SWEEP_FILE), str(place.cache), "--out", str(made)]
+    fine(*arguments[:-1], tmp_path / "again")
+    first, second = (Sweep(folder) for folder in (made, tmp_path / "again"))
+    assert second.header == first.header and len(second.members) == 8
+    assert [Run(member.path).recipe for member in second.members] == [Run(member.path).recipe for member in first.members]
+    scores = [[one.scores for one in sweep.summaries["classify"].settings] for sweep in (first, second)]
+    assert scores[0] == scores[1]
+    planned = fine(*arguments[:-1], tmp_path / "more", "--seeds", "3", "--set", "model.layers=[5]", "--dry-run", "--json").json
+    assert len(planned["members"]) == 12
+    assert all(one["recipe"]["training"]["steps"] == 2 for one in planned["members"])
+    assert all(one["recipe"]["model"]["layers"] == [5] for one in planned["members"])
+
+
+def test_a_sweep_file_that_is_none_is_named(place, tmp_path):
+    assert_refused(call("sweep", tmp_path / "sweep.json", place.cache), tmp_path / "sweep.json", "No such file")
+    (tmp_path / "sweep.json").write_text('{"format_version": 9}')
+    assert_refused(call("sweep", tmp_path / "sweep.json", place.cache), "has format 9", "upgrade stillframe")
     assert not (tmp_path / "over_occlusion.png").exists()  # nobody knows what its dials were

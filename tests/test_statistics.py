@@ -5,25 +5,27 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline import evaluate, statistics
+from pipeline import evaluate, form_table
 from pipeline.costs import Cost
 from pipeline.errors import BadInput, StillframeError
 from pipeline.evaluate import Evaluation, Interval, MetricFacts, difference, interval
+from pipeline.form_table import two_sided
 from pipeline.run import CacheFacts
-from pipeline.statistics import Outcome, Setting, Summary, holm, summarise, two_sided
+from pipeline.statistics import Outcome, Setting, Summary, holm, summarise
 
 FORM = "streaming"
 STUDENT_975 = {2: 12.706, 3: 4.303, 5: 2.776}
 """Seeds -> the 97.5 % point of Student's t with one degree of freedom less."""
 
 
-def evaluation(run, scores_C, videos=None, weights=None, higher=True, forms=(FORM,), task="classify"):
+def evaluation(run, scores_C, videos=None, weights=None, higher=True, forms=(FORM,), task="classify", ends=(1e6, None)):
     """As `evaluate` writes it: clip c scores `scores_C[c]` in every form; a second metric is half of that."""
     scores_C = np.asarray(scores_C, float)
     videos = videos or [f"video {clip}" for clip in range(len(scores_C))]
     weights = np.ones(len(scores_C)) if weights is None else np.asarray(weights, float)
     metrics = tuple(
-        MetricFacts(name=name, higher_is_better=higher, perfect=float(higher), unit="") for name in ("first", "second")
+        MetricFacts(name=name, higher_is_better=higher, perfect=ends[0] if higher else -ends[0], unit="", worst=ends[1])
+        for name in ("first", "second")
     )
     mean = float(np.average(scores_C, weights=weights))
     found = {"first": Interval(score=mean, low=mean, high=mean), "second": Interval(score=mean / 2, low=mean, high=mean)}
@@ -70,7 +72,7 @@ def table(shape, seed=0, spread=1.0):
 
 def test_one_seed_is_what_evaluate_says(monkeypatch):
     """The same resamples, the same interval; the gain is `difference`."""
-    monkeypatch.setattr(statistics, "RESAMPLES", evaluate.RESAMPLES)
+    monkeypatch.setattr(form_table, "RESAMPLES", evaluate.RESAMPLES)
     videos = [f"video {clip // 3}" for clip in range(90)]
     weights = np.random.default_rng(5).uniform(0.5, 2, 90)
     base = setting("base", {0: table(90)}, videos=videos, weights=weights)
@@ -109,7 +111,7 @@ def test_videos_alone_give_the_interval_of_the_normal_law():
 def test_coverage(seed_spread, video_spread, monkeypatch):
     """Three seeds and sixty videos, 300 times over: the interval holds the truth about 95 times in 100, for the score and for
     the gain, and a gain that is not there is found about 5 times in 100. The bounds are 4 standard errors and more away."""
-    monkeypatch.setattr(statistics, "RESAMPLES", 1000)
+    monkeypatch.setattr(form_table, "RESAMPLES", 1000)
     rng, trials = np.random.default_rng(0), 300
     held, gained, found = 0, 0, 0
 
@@ -128,6 +130,50 @@ def test_coverage(seed_spread, video_spread, monkeypatch):
     assert 0.89 < held / trials <= 1
     assert 0.89 < gained / trials <= 1
     assert found / trials < 0.11
+
+
+def test_no_interval_leaves_the_range_of_its_metric():
+    """Top-1 of two seeds; an error has no upper end, and what was written before metrics had a worst score no lower one."""
+    scores = {"base": {0: [0.0, 0.2] * 20, 1: [0.8, 1.0] * 20}, "other": {0: [1.0] * 40, 1: [0.1] * 40}}
+
+    def intervals(higher, ends):
+        found = rows(*(setting(name, runs, higher=higher, ends=ends) for name, runs in scores.items()))["other"]
+        return found.intervals[FORM], found.comparisons[FORM].gain
+
+    free, gain = intervals(True, (1e6, None))
+    assert free.low < 0 < 1 < free.high and gain.low < -1 < 1 < gain.high
+    assert [(one.low, one.high) for one in intervals(True, (1.0, 0.0))] == [(0, 1), (-1, 1)]
+    older, gain_of_older = intervals(True, (1.0, None))
+    assert (older.low, older.high, gain_of_older) == (free.low, 1, gain)
+    error, gain_of_error = intervals(False, (0.0, None))
+    assert (error.low, error.high) == (0, free.high)
+    assert gain_of_error.low < -1 < 1 < gain_of_error.high
+
+
+def test_evaluations_from_before_metrics_had_a_worst_score_are_compared_with_later_ones():
+    older, later = setting("base", {0: [0, 1]}, ends=(1.0, None)), setting("other", {0: [1, 1]}, ends=(1.0, 0.0))
+    for metric in older.outcomes[0].evaluation["metrics"]:
+        del metric["worst"]
+    found = rows(older, later)["other"]
+    assert found.comparisons[FORM].gain.score == 0.5
+    assert difference(later.outcomes[0].evaluation, older.outcomes[0].evaluation, FORM).score == 0.5
+
+
+def test_settings_of_a_sweep_know_together_what_seeds_do():
+    """Two seeds, ten settings, one of which lost a seed: narrower than each alone, and the one left is not taken for certain."""
+    tables = {f"setting {k}": table((2, 1), seed=k) + table((2, 80), seed=100 + k, spread=0.1) for k in range(10)}
+    settings = [setting(name, dict(enumerate(each))) for name, each in tables.items()]
+    lone = setting("lone", {0: tables["setting 0"][0]})
+    found = rows(*settings, lone, reference="setting 0")
+    together = {name: row.intervals[FORM] for name, row in found.items()}
+    alone = {one.name: rows(one, reference=one.name)[one.name].intervals[FORM] for one in (*settings, lone)}
+    width = {name: one.high - one.low for name, one in together.items()}
+    assert np.mean([width[name] for name in tables]) < 0.6 * np.mean([alone[name].high - alone[name].low for name in tables])
+    assert width["lone"] > np.median(list(width.values())) > 10 * (alone["lone"].high - alone["lone"].low)
+    spread = [rows(settings[0], one, reference="setting 0")[one.name].comparisons[FORM].gain for one in settings[1:]]
+    gains = [found[one.name].comparisons[FORM].gain for one in settings[1:]]
+    assert [one.score for one in gains] == [one.score for one in spread]
+    assert np.mean([one.high - one.low for one in gains]) < 0.9 * np.mean([one.high - one.low for one in spread])
 
 
 def test_holm_by_hand():
@@ -244,7 +290,7 @@ def test_blocks_change_no_result(monkeypatch):
     tables, keys = worlds()
     settings = [setting(name, dict(enumerate(each)), **keys) for name, each in tables.items()]
     whole = rows(*settings)
-    monkeypatch.setattr(statistics, "BLOCK_NUMBERS", 30 * 7)
+    monkeypatch.setattr(form_table, "BLOCK_NUMBERS", 30 * 7)
     for name, row in rows(*settings).items():
         assert row.intervals[FORM].model_dump() == pytest.approx(whole[name].intervals[FORM].model_dump(), rel=1e-12)
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from pipeline import plugins
 from pipeline.errors import BadInput
+from pipeline.evaluate import MetricFacts
 from pipeline.targets import collate
 from pipeline.tasks import STREAMING, WINDOW, StreamingReadout, TaskPlugin
 from pipeline.tasks.classify import FrameLogits, Settings, Task, WindowLogits
@@ -102,6 +103,11 @@ def test_what_minimises_the_loss_scores_best(name, form):
     assert trivial.shape == best.shape
     gain = mean_score(task, best, on_host(targets)) - mean_score(task, trivial, on_host(targets))
     assert gain > 0 if task.metrics[0].higher_is_better else gain < 0
+    for metric in task.metrics:
+        least, greatest = MetricFacts(**metric._asdict()).range
+        for answer in (best, trivial):
+            values = task.score(answer, on_host(targets))[metric.name]
+            assert np.all((least <= values) & (values <= greatest))
 
 
 @pytest.mark.parametrize(("name", "form"), CASES)

@@ -84,7 +84,7 @@ def named_file(what: str, name: str, shipped: Mapping[str, Path]) -> Path:
     """A path as it is; otherwise what is shipped under that name."""
     from pipeline.errors import unknown_name
 
-    if name.endswith(".toml") or "/" in name:
+    if name.endswith((".toml", ".json")) or "/" in name:
         return Path(name)
     if name not in shipped:
         raise unknown_name(what, name, shipped)

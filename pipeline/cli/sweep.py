@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def sweep(
-    sweep: Annotated[str, typer.Argument(help="What to compare: a .toml file, or the name of a shipped sweep.")],
+    sweep: Annotated[str, typer.Argument(help="What to compare: a .toml file, the name of a shipped sweep, or a sweep.json.")],
     cache: Annotated[str, typer.Argument(help="A cache: its folder or URL.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the sweep. Default: sweeps/<its name>.")] = None,
     sets: Annotated[

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.cache import Cache
-from pipeline.grid import CACHE, GIVEN, shipped_sweeps
+from pipeline.grid import CACHE, GIVEN
 from pipeline.report.subject import Subject
 from pipeline.run import tool_versions
 from pipeline.sweep import SWEEP_FILE
@@ -50,13 +50,13 @@ def _written_by(receipts: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def commands(subject: Subject) -> list[str]:
-    """What makes the page again from a clean folder, the recipes being those below."""
+    """What makes the page again, the recipes being those below. A sweep is made from its own file: what was laid over it on the
+    command line is in there."""
     if subject.path is not None:
-        name = subject.summary.name
         given = [setting for setting in subject.ranked() if setting.values.get(CACHE, GIVEN) == GIVEN]
         cache = subject.shown(given[0])[0].header.cache_path if given else None
         return [
-            f"stillframe sweep {name if name in shipped_sweeps() else f'{name}.toml'} {cache or 'CACHE'} --out {subject.path}",
+            f"stillframe sweep {subject.path / SWEEP_FILE} {cache or 'CACHE'} --out {subject.path}",
             f"stillframe report {subject.path} --split {subject.summary.split}",
         ]
     runs, split, lines = list(subject.runs.values()), subject.summary.split, []

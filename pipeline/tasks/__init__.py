@@ -27,8 +27,10 @@ class Metric(NamedTuple):
     name: str
     higher_is_better: bool
     perfect: float
-    """What a perfect prediction scores."""
+    """What a perfect prediction scores; none scores better."""
     unit: str = ""
+    worst: float | None = None
+    """No prediction scores worse; None: there is no such end."""
 
 
 class StreamingReadout(nn.Module, ABC):

@@ -96,7 +96,10 @@ class Task(TaskPlugin):
     needs = ("boxes",)
     truth_settings = ("objects",)
     asks = "boxes"
-    metrics = (Metric("mIoU", higher_is_better=True, perfect=1.0), Metric("success_0.5", higher_is_better=True, perfect=1.0))
+    metrics = (
+        Metric("mIoU", higher_is_better=True, perfect=1.0, worst=0.0),
+        Metric("success_0.5", higher_is_better=True, perfect=1.0, worst=0.0),
+    )
 
     @property
     def forms(self) -> tuple[str, ...]:

@@ -63,7 +63,7 @@ class Task(TaskPlugin):
     Settings = Settings
     needs = ("label",)
     published = "readout."
-    metrics: tuple[Metric, ...] = (Metric("top-1", higher_is_better=True, perfect=1.0),)
+    metrics: tuple[Metric, ...] = (Metric("top-1", higher_is_better=True, perfect=1.0, worst=0.0),)
     """And "top-5" where there are more than five labels."""
 
     def __init__(self, settings: Any, labels: tuple[str, ...]) -> None:
@@ -75,7 +75,7 @@ class Task(TaskPlugin):
                 "make the manifest from a dataset whose clips are labelled, or choose another task",
             )
         if len(labels) > TOP:
-            self.metrics = (*self.metrics, Metric(f"top-{TOP}", higher_is_better=True, perfect=1.0))
+            self.metrics = (*self.metrics, Metric(f"top-{TOP}", higher_is_better=True, perfect=1.0, worst=0.0))
 
     @property
     def forms(self) -> tuple[str, ...]:

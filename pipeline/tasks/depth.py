@@ -129,7 +129,7 @@ class Task(TaskPlugin):
         for suffix in ("", SCALED)
         for metric in (
             Metric(f"AbsRel{suffix}", higher_is_better=False, perfect=0.0),
-            Metric(f"delta_1{suffix}", higher_is_better=True, perfect=1.0),
+            Metric(f"delta_1{suffix}", higher_is_better=True, perfect=1.0, worst=0.0),
             Metric(f"RMSE{suffix}", higher_is_better=False, perfect=0.0, unit="m"),
         )
     )

@@ -161,9 +161,9 @@ class Task(TaskPlugin):
     truth_settings = ("points", "queries", "stride", "train_queries", "unknown")
     asks = "points"
     metrics = (
-        Metric("AJ", higher_is_better=True, perfect=1.0),
-        Metric("delta_avg", higher_is_better=True, perfect=1.0),
-        Metric("OA", higher_is_better=True, perfect=1.0),
+        Metric("AJ", higher_is_better=True, perfect=1.0, worst=0.0),
+        Metric("delta_avg", higher_is_better=True, perfect=1.0, worst=0.0),
+        Metric("OA", higher_is_better=True, perfect=1.0, worst=0.0),
     )
 
     @property
