@@ -25,7 +25,7 @@ demo: $(READY) ## built-in videos -> cache -> three temporal modules -> report, 
 
 # Threads that wait with a short spin, as in the command itself: long spins starve the others on few cores.
 test: lint ## lint, types and all tests, on up to eight cores
-	GOMP_SPINCOUNT=10000 $(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+	GOMP_SPINCOUNT=10000 $(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 chaos: $(READY) ## kill, stop, starve and cut off extractions at hundreds of moments, and print a table
 	GOMP_SPINCOUNT=10000 PYTHONPATH=tests $(VENV)/bin/python -m chaos
