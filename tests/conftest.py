@@ -35,6 +35,15 @@ if SIDE_BY_SIDE:
 torch.set_num_threads(THREADS)  # also of fixtures that live longer than a test
 
 
+LONG = ("audit", "cli", "damage", "demo", "derive", "engines", "model", "one_pass", "page", "ranks", "remote", "report")
+LONG += ("sweep", "sweep_engines", "temporal", "train", "world")
+"""Files that take twenty seconds and more. They come first: no worker is left with one when the others are done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _frozen():
     """A million objects of libraries, which no measurement of memory need look through. Benches let go of them at their end."""
