@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from dataclasses import dataclass
 from fractions import Fraction
@@ -32,6 +33,23 @@ THREADS = 1 if SIDE_BY_SIDE else 2
 if SIDE_BY_SIDE:
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 torch.set_num_threads(THREADS)  # also of fixtures that live longer than a test
+
+
+LONG = ("audit", "cli", "damage", "demo", "derive", "engines", "model", "one_pass", "page", "ranks", "remote", "report")
+LONG += ("sweep", "sweep_engines", "temporal", "train", "world")
+"""Files that take twenty seconds and more. They come first: no worker is left with one when the others are done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen():
+    """A million objects of libraries, which no measurement of memory need look through. Benches let go of them at their end."""
+    if not gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)

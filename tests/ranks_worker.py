@@ -45,7 +45,7 @@ def do(job: dict, ours: ranks.Ranks) -> None:
     except Stop:
         pass
     except StillframeError as error:
-        Path(f"{job['out']}.{ours.rank}.error").write_text(error.message)
+        Path(f"{job['out']}.{ours.rank}.error").write_text(f"{error.message}; next: {error.hint}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
-ARRAY_SIZE = 4
+ARRAY_SIZE = 2
 """Tasks of one array: few, so that the tests come to the limit."""
 CONFIG = """
 ClusterName=test

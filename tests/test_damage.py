@@ -215,19 +215,26 @@ def test_damaged_answers(run, tmp_path, content):
     assert_refused(call("report", run, "--out", tmp_path / "report"), path, "; next: ")
 
 
+@pytest.fixture(scope="module")
+def undamaged(place, tmp_path_factory) -> Path:
+    """The report of the run."""
+    out = tmp_path_factory.mktemp("undamaged")
+    fine("report", place.run, "--out", out)
+    return out
+
+
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\n", b"3\n", b'{"step": 1}\n'])
-def test_without_metrics_the_report_has_no_learning_curve_but_all_scores(place, run, tmp_path, content):
+def test_without_metrics_the_report_has_no_learning_curve_but_all_scores(undamaged, run, tmp_path, content):
     path = run / "metrics.jsonl"
     path.unlink() if content is None else path.write_bytes(content)
     before = digest(run)
     fine("report", run, "--out", tmp_path / "report")
-    fine("report", place.run, "--out", tmp_path / "undamaged")
-    scores = [json.loads((tmp_path / folder / "report.json").read_text())["scores"] for folder in ("report", "undamaged")]
+    scores = [json.loads((folder / "report.json").read_text())["scores"] for folder in (tmp_path / "report", undamaged)]
     for row in scores[0] + scores[1]:
         assert row.pop("latency_ms") > 0  # measured for the page
         row.pop("setting")
     assert scores[0] == scores[1]
-    assert (tmp_path / "undamaged/loss.png").is_file() and not (tmp_path / "report/loss.png").exists() and digest(run) == before
+    assert (undamaged / "loss.png").is_file() and not (tmp_path / "report/loss.png").exists() and digest(run) == before
 
 
 def test_a_run_of_an_older_format_is_trained_again(run):

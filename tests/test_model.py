@@ -24,14 +24,14 @@ SMALL = {"layers": 1, "heads": 2, "state": 3}
 
 
 def build(
-    temporal: str = "gru", shape: TokenShape = SHAPE, task: dict | None = None, seed: int = 0, **model: object
+    temporal: str = "gru", shape: TokenShape = SHAPE, task: dict | None = None, seed: int = 0, frames: int = T, **model: object
 ) -> VideoModel:
     fields = plugins.load("temporal", temporal).Settings.model_fields
     table = {
         "name": "test",
         "task": {"name": "classify", "readout_width": 8, "heads": 2} | (task or {}),
         "temporal": {"name": temporal} | {key: value for key, value in SMALL.items() if key in fields},
-        "windows": {"frames": T, "fps": 8},
+        "windows": {"frames": frames, "fps": 8},
         "model": model,
         "training": {"steps": 1},
     }
@@ -169,8 +169,8 @@ def test_trains_under_bfloat16_autocast(temporal):
 def test_compiles_into_one_graph(temporal):
     """Traced as a whole, forward and backward, without a break; run by the plain back end, which needs no C++ compiler."""
     torch.compiler.reset()
-    model = build(temporal)
-    special, patches = inputs()
+    model = build(temporal, frames=2)
+    special, patches = inputs(frames=2)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     expected, found = model(special, patches), compiled(special, patches)
 

@@ -172,13 +172,17 @@ def test_dropout_takes_other_activations_in_another_layout(material, two, tmp_pa
         ("spoilt-val", "not finite"),
         ("apart", "not all processes of this training see run"),
         ("checkpoints", "different checkpoints"),
-        ("odd", "batch_size 9 is no multiple of 2 processes x 1 parts"),
+        ("odd", "batch_size 9 is no multiple of 2 processes x 1 parts; next: make it a multiple of 2"),
     ],
 )
 def test_what_goes_wrong_in_one_process_all_are_told(two, out, words):
     for rank in range(2):
         message = (two / f"{out}.{rank}.error").read_text()
         assert words in message or ((out, rank) == ("spoilt", 0) and "loss is nan, at step 1 " in message)
+
+
+def test_a_batch_that_does_not_divide_leaves_no_run(two):
+    assert not (two / "odd").exists() and (two / "from-two").exists()
 
 
 def test_each_process_has_a_gpu_of_its_own_and_none_that_is_named():
@@ -207,8 +211,9 @@ def train_command(material, tmp_path, **training) -> list[object]:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for the processes in /proc")
-def test_a_killed_process_ends_the_training_and_four_go_on(material, tmp_path):
-    command = train_command(material, tmp_path, steps=48, checkpoint_every=2, evaluate_every=24)
+def test_a_killed_process_ends_the_training_and_three_go_on(material, tmp_path):
+    training = {"steps": 48, "batch_size": 6, "evaluate_every": 24}
+    command = train_command(material, tmp_path, **training, checkpoint_every=2)
     process = start(2, *command, "--tensorboard")
     while process.poll() is None and not (tmp_path / "run/last.json").exists():
         time.sleep(0.01)
@@ -219,15 +224,15 @@ def test_a_killed_process_ends_the_training_and_four_go_on(material, tmp_path):
     assert all(line.startswith("error: another process of this training has ended or does not answer: ") for line in said)
     step = Run(tmp_path / "run").checkpoint("last").step
     assert 0 < step < 48
-    code, out, said = ended(start(4, *command, "--tensorboard", "--json"))
+    code, out, said = ended(start(3, *command, "--tensorboard", "--json"))
     assert (code, said) == (0, [])
     assert json.loads(out)["steps"] == 48
     lines = read_metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == list(range(1, 49))
-    undisturbed = train(wanted(training={"steps": 48, "evaluate_every": 24}), material.cache, tmp_path / "alone")
+    undisturbed = train(wanted(training=training), material.cache, tmp_path / "alone")
     for ours, theirs in zip(lines, read_metrics(undisturbed.path), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
-        assert ours.get("val") == theirs.get("val")  # of two clips, so that two of the four have none
+        assert ours.get("val") == theirs.get("val")  # of two clips, so that one of the three has none
     assert drawn(tmp_path / "run") == drawn_by(lines)
 
 
@@ -243,12 +248,3 @@ def test_what_one_process_cannot_read_ends_all(material, tmp_path):
     code, out, said = ended(start(2, *command))
     assert (code, out, len(said)) == (1, "", 1)
     assert "error: " in said[0] and "checksum" in said[0]
-
-
-def test_a_batch_that_does_not_divide_is_refused_once(material, tmp_path):
-    code, out, said = ended(start(2, *train_command(material, tmp_path, batch_size=9)))
-    assert (code, out) == (1, "")
-    assert said == [
-        "error: training.batch_size 9 is no multiple of 2 processes x 1 parts; next: make it a multiple of 2",
-    ]
-    assert not (tmp_path / "run").exists()

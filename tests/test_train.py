@@ -69,16 +69,20 @@ def stop_at(step: int):
     return on_progress
 
 
-@pytest.mark.parametrize("temporal", plugins.names("temporal"))
-@pytest.mark.parametrize("step", [3, 5, 11])
-def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(material, tmp_path, temporal, step):
-    fields = plugins.load("temporal", temporal).Settings.model_fields
+@pytest.fixture(scope="module", params=plugins.names("temporal"))
+def whole(request, material, tmp_path_factory) -> Run:
+    """An undisturbed run of each temporal module."""
+    fields = plugins.load("temporal", request.param).Settings.model_fields
     small = {key: value for key, value in {"layers": 1, "heads": 2}.items() if key in fields}
-    wanted = recipe(temporal={"name": temporal, **small})
-    whole = train(wanted, material.cache, tmp_path / "whole")
+    wanted = recipe(temporal={"name": request.param, **small})
+    return train(wanted, material.cache, tmp_path_factory.mktemp("whole") / "run")
+
+
+@pytest.mark.parametrize("step", [3, 5, 11])
+def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(material, whole, tmp_path, step):
     with pytest.raises(Stop):
-        train(wanted, material.cache, tmp_path / "stopped", on_progress=stop_at(step))
-    again = train(wanted, material.cache, tmp_path / "stopped")
+        train(whole.recipe, material.cache, tmp_path / "stopped", on_progress=stop_at(step))
+    again = train(whole.recipe, material.cache, tmp_path / "stopped")
     assert_same(final(whole), final(again))
     assert_same(whole.tensors("best"), again.tensors("best"))
     assert read_metrics(whole.path) == read_metrics(again.path)
@@ -105,8 +109,7 @@ def test_a_run_killed_by_the_system_goes_on(material, tmp_path):
     if process.poll() is None:
         os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
-    assert_same(final(whole), final(Run(tmp_path / "killed")))
+    assert_same(final(whole), final(train(recipe(), material.cache, tmp_path / "killed")))
 
 
 def test_only_the_newest_checkpoint_files_are_kept(material, tmp_path):

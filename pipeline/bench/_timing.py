@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -54,6 +55,17 @@ def in_turn(works: Mapping[str, Workload], repeats: int, tell: Tell) -> dict[str
             for each in PASSES:
                 seconds[name][each].append(seconds_of(getattr(work, each), work.x.device))
     return seconds
+
+
+@contextmanager
+def frozen() -> Iterator[None]:
+    """What is here already is not looked through before every measurement: of all libraries together, that takes long."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:

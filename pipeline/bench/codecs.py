@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline import derive, evaluate, extract, manifest, plugins, train
-from pipeline.bench._timing import Tell, seconds_of, summary
+from pipeline.bench._timing import Tell, frozen, seconds_of, summary
 from pipeline.cache import codecs_of
 from pipeline.codecs import CodecPlugin, FittedCodec
 from pipeline.device import chosen
@@ -66,7 +66,8 @@ def compare(
     fitted_to, measured = ({name: part.chunk(2)[half] for name, part in sampled.items()} for half in (0, 1))
     tried = {name: _ready(codec, fitted_to) for name, codec in codecs.items()}
     arrays = {name: part.to(device) for name, part in measured.items()}
-    speeds = _speeds(tried, arrays, repeats, tell)
+    with frozen():
+        speeds = _speeds(tried, arrays, repeats, tell)
     table = {}
     for name, of_array in tried.items():
         bytes_per_frame = spec.model_copy(update={"codec": codecs[name]}).bytes_per_frame(shape)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import itertools
 import math
 import os
@@ -19,7 +18,7 @@ import torch
 from pipeline import plugins
 from pipeline.bench import _references
 from pipeline.bench._memory import live_bytes
-from pipeline.bench._timing import PASSES, Tell, Workload, in_turn, summary
+from pipeline.bench._timing import PASSES, Tell, Workload, frozen, in_turn, summary
 from pipeline.costs import counted, timed
 from pipeline.device import chosen
 from pipeline.temporal import TemporalModule
@@ -61,15 +60,11 @@ def measure(
     """Figures of the modules `names` and, where `references`, of Mamba against published implementations; raw times too."""
     device = chosen(device)
     result = {"size": asdict(size), "streams": asdict(streams), "repeats": repeats, "surroundings": surroundings(device)}
-    gc.collect()
-    gc.freeze()  # what is here already need not be looked through before every measurement
-    try:
+    with frozen():
         if names:
             result["modules"] = modules(names, size, streams, repeats, device, tell)
         if references:
             result |= against_published(size, repeats, device, tell)
-    finally:
-        gc.unfreeze()
     return result
 
 
