@@ -231,7 +231,7 @@ def bench_plan(
     recipe: RecipeName = "demo_gru",
     clips: Annotated[list[int] | None, typer.Option(min=2, help="Clips of each class; give it for every size.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 3,
-    probe_s: Probe = 10,
+    probe_s: Probe = 30,
     decoders: Decoders = 1,
     device: Device = None,
     sets: Sets = None,
