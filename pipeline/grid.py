@@ -138,7 +138,7 @@ def load_sweep(
 ) -> SweepSpec:
     """A sweep from a file, with more `changes` and `axes` laid over its own, and the seeds 0, 1, ... below `seeds`.
 
-    Of its [[settings]] those are left out that have another value on a given axis.
+    Of its [[settings]] those are left out that have another value on a given axis; one that an axis makes too is there once.
     """
     table = read_table(path, "sweep")
     for key, given in (("changes", changes), ("axes", axes)):
@@ -201,10 +201,9 @@ def _start(spec: SweepSpec) -> dict[str, Any]:
 
 def _points(spec: SweepSpec) -> Iterator[dict[str, Any]]:
     axes = {key: values_of(key, values) for key, values in spec.axes.items()}
-    if axes:
-        for point in itertools.product(*axes.values()):
-            yield dict(zip(axes, point, strict=True))
-    yield from (dict(values) for values in spec.settings)
+    grid = [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())] if axes else []
+    yield from grid
+    yield from (dict(values) for values in spec.settings if values not in grid)  # an axis given may make points of them
 
 
 def _reference(spec: SweepSpec) -> dict[str, Any]:

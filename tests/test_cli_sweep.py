@@ -63,6 +63,9 @@ def test_a_given_axis_chooses_among_settings_too():
     few = load_sweep(path, axes={"temporal": ["identity", "gru"]})
     assert {one["temporal"] for one in few.settings} == {"identity", "gru"} and len(few.settings) == 8
     assert len(load_sweep(path, axes={"model.width": [8]}).settings) == 16
+    lengths = {"cache": ["frames_384"], "temporal": ["identity", "gru"], "windows.eval_frames": [8, 48]}
+    names = [f"frames_384, {module}, eval_frames {frames}" for module in ("identity", "gru") for frames in (8, 48)]
+    assert [one.name for one in settings_of(load_sweep(path, axes=lengths))] == names
 
 
 @pytest.mark.parametrize(
