@@ -151,7 +151,7 @@ def load_sweep(
     """A sweep from a file, with more `changes` and `axes` laid over its own, and the seeds 0, 1, ... below `seeds`.
 
     The file is TOML, or the sweep.json of a sweep that was started, which holds all that was laid over it then. Of its
-    [[settings]] those are left out that have another value on a given axis.
+    [[settings]] those are left out that have another value on a given axis; one that an axis makes too is there once.
     """
     made = path.suffix == ".json"
     table = read_header(path).sweep.model_dump(mode="json") if made else read_table(path, "sweep")
@@ -220,10 +220,9 @@ def _start(spec: SweepSpec) -> dict[str, Any]:
 
 def _points(spec: SweepSpec) -> Iterator[dict[str, Any]]:
     axes = {key: values_of(key, values) for key, values in spec.axes.items()}
-    if axes:
-        for point in itertools.product(*axes.values()):
-            yield dict(zip(axes, point, strict=True))
-    yield from (dict(values) for values in spec.settings)
+    grid = [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())] if axes else []
+    yield from grid
+    yield from (dict(values) for values in spec.settings if values not in grid)  # an axis given may make points of them
 
 
 def _reference(spec: SweepSpec) -> dict[str, Any]:

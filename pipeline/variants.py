@@ -37,7 +37,13 @@ def prepare(
     for name in wanted:
         if name != GIVEN and spec.caches[name].data:
             require_rendered(name, spec.caches[name], given)
-    return {name: given if name == GIVEN else _made(name, spec.caches[name], given, out, device, on_step) for name in wanted}
+    others = [name for name in wanted if name != GIVEN]
+    shown = {name: f"{name}, {number} of {len(others)} caches" for number, name in enumerate(others, start=1)}
+
+    def made(name: str) -> Cache:
+        return _made(name, spec.caches[name], given, out, device, lambda what, *share: on_step(f"{what} {shown[name]}", *share))
+
+    return {name: given if name == GIVEN else made(name) for name in wanted}
 
 
 def require_rendered(name: str, other: OtherCache, given: Cache) -> None:
@@ -55,17 +61,17 @@ def require_rendered(name: str, other: OtherCache, given: Cache) -> None:
 
 def _made(name: str, other: OtherCache, given: Cache, out: Path, device: torch.device | None, on_step: OnStep) -> Cache:
     if other.derive:
-        return derive(given, other.derive, out / "caches", lambda done, total: on_step(f"deriving {name}", done, total))
+        return derive(given, other.derive, out / "caches", lambda done, total: on_step("deriving", done, total))
     origin = given.manifest.origin
     settings = origin.settings | other.data
     with Leases(at(out)) as leases, leases.alone(f"data-{name}"):
         videos = manifest.build(
-            origin.dataset, None, out / "data" / name, settings, lambda done, total: on_step(f"rendering {name}", done, total)
+            origin.dataset, None, out / "data" / name, settings, lambda done, total: on_step("rendering", done, total)
         )
     return extract(
         given.cache_spec,
         videos,
         out / "caches" / name,
         device,
-        on_progress=lambda state: on_step(f"extracting {name}", state.frames, state.frames_planned),
+        on_progress=lambda state: on_step("extracting", state.frames, state.frames_planned),
     )

@@ -8,8 +8,9 @@ import pytest
 from commands import SPEC, assert_refused, call, fine
 
 from pipeline.grid import load_sweep, settings_of, shipped_sweeps
-from pipeline.report.plots import over_axes
+from pipeline.report.along import alike, along, over_axis, side_by_side
 from pipeline.report.provenance import commands
+from pipeline.report.style import FULL_INCHES, HALF_INCHES
 from pipeline.report.subject import of_sweep
 from pipeline.run import Run
 from pipeline.sweep import SWEEP_FILE, Sweep
@@ -66,6 +67,9 @@ def test_a_given_axis_chooses_among_settings_too():
     few = load_sweep(path, axes={"temporal": ["identity", "gru"]})
     assert {one["temporal"] for one in few.settings} == {"identity", "gru"} and len(few.settings) == 8
     assert len(load_sweep(path, axes={"model.width": [8]}).settings) == 16
+    lengths = {"cache": ["frames_384"], "temporal": ["identity", "gru"], "windows.eval_frames": [8, 48]}
+    names = [f"frames_384, {module}, eval_frames {frames}" for module in ("identity", "gru") for frames in (8, 48)]
+    assert [one.name for one in settings_of(load_sweep(path, axes=lengths))] == names
 
 
 @pytest.mark.parametrize(
@@ -118,16 +122,38 @@ def test_each_setting_is_told_beside_its_own_reference(room):
 def test_curves_run_from_the_videos_at_rest_to_the_hard_ones(room):
     folder, _, _ = room
     (subject,) = of_sweep(folder / "sweep", "val")
-    curves = over_axes(subject)
+    curves = along(subject)
     assert list(curves) and set(curves) == {"occlusion", "windows.eval_frames"}
     score = {one.name: one.intervals["streaming"].score for one in subject.ranked()}
-    lines = {line.get_label(): line for line in curves["occlusion"].axes[0].lines}
+    lines = {line.get_label(): line for line in over_axis(subject, "occlusion", curves["occlusion"]).axes[0].lines}
     assert list(lines["gru"].get_xdata()) == [0, 1]
     assert list(lines["gru"].get_ydata()) == [score["given, gru"], score["hidden, gru"]]
     trivial = {one.name: subject.trivial(one) for one in subject.ranked()}
     assert list(lines["trivial answer"].get_ydata()) == [trivial["given, gru"], trivial["hidden, gru"]]
-    lengths = {line.get_label(): line for line in curves["windows.eval_frames"].axes[0].lines}
+    axis = "windows.eval_frames"
+    lengths = {line.get_label(): line for line in over_axis(subject, axis, curves[axis]).axes[0].lines}
     assert list(lengths["identity"].get_xdata()) == [2, 6]
+
+
+@pytest.mark.parametrize(("width_inches", "columns"), [(FULL_INCHES, 3), (HALF_INCHES, 2)])
+def test_factors_stand_side_by_side_with_their_gains(room, width_inches, columns):
+    (subject,) = of_sweep(room[0] / "sweep", "val")
+    curves = alike(along(subject))
+    assert list(curves) == ["occlusion", "windows.eval_frames"]
+    panels = side_by_side(subject, curves | {"once_more": curves["occlusion"]}, width_inches).axes
+    assert len(panels) == 6 and len({one.get_subplotspec().colspan.start for one in panels}) == columns
+    score, gain = panels[0], panels[columns]
+    assert [score.get_title(), panels[1].get_title(), gain.get_title()] == ["occlusion", "eval_frames", ""]
+    assert score.get_ylim() == panels[1].get_ylim() and gain.get_xlim() == score.get_xlim()
+    assert score.get_ylabel() == "mIoU, streaming" and gain.get_ylabel() == "gain over identity"
+    over = {one.name: one.comparisons["streaming"].gain.score for one in subject.ranked() if one.comparisons}
+    assert [over["given, gru"], over["hidden, gru"]] in [list(line.get_ydata()) for line in gain.lines]
+
+
+def test_of_several_questions_none_is_the_best(room):
+    text = (room[0] / "sweep/report/report.md").read_text()
+    assert "of 4 settings are significantly better than the reference of each" in text
+    assert "has the best" not in text and "was chosen on the clips" not in text
 
 
 def test_a_scene_without_the_dial_is_refused_before_anything_is_rendered(room, tmp_path):

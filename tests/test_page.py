@@ -47,7 +47,7 @@ def test_it_loads_and_nothing_overflows(opened, width, scheme):
     assert tab.title() == "bench · stillframe"
     headings = tab.locator("main > section:visible > h2").all_inner_texts()
     assert headings == [
-        "Scores", "Costs", "Learning", "Along the axes", "Answers", "Videos", "Tokens over time", "Cache", "Provenance",
+        "Along the axes", "Scores", "Costs", "Learning", "Answers", "Videos", "Tokens over time", "Cache", "Provenance",
     ]  # fmt: skip
     assert tab.locator("nav a").all_inner_texts() == headings
     for element in tab.locator("details").all():

@@ -108,6 +108,7 @@ def _train(
     """Makes the caches of a sweep and trains its members; the first rank shows how far it is itself."""
     from pipeline import console
     from pipeline import sweep as module
+    from pipeline.grid import settings_of
     from pipeline.variants import prepare
 
     def bar(what: str) -> AbstractContextManager[Update]:
@@ -118,11 +119,12 @@ def _train(
         caches = prepare(spec, given, folder, on, lambda what, done, total: update(done, total, what))
     with bar("sweep") as update, _drawing(tensorboard, folder) as draw:
         steps: dict[str, tuple[int, int]] = {}
+        runs = sum(len(setting.members) for setting in settings_of(spec))
 
         def on_progress(state: Progress) -> None:
             steps[state.run] = state.step, state.steps
             done, total = (sum(column) for column in zip(*steps.values(), strict=True))
-            update(done, total, f"steps of {len(steps)} runs  {state.run} loss {state.loss:.4f}")
+            update(done, total, f"steps of {len(steps)} of {runs} runs  {state.run} loss {state.loss:.4f}")
             draw(state)
 
         return module.sweep(spec, caches, folder, device, allow_missing, on_progress, engine, logs, console.say, ranks)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from pipeline.cache import Cache
 from pipeline.errors import BadInput
-from pipeline.report import curves, maps, pictures, plots, tables
+from pipeline.report import along, curves, maps, pictures, plots, tables
 from pipeline.report.answers import answers
 from pipeline.report.page import Page, Plot
 from pipeline.report.provenance import commands, of_cache, of_runs
@@ -18,7 +18,7 @@ from pipeline.report.style import FULL_INCHES, HALF_INCHES, save_png, svg
 from pipeline.report.subject import Subject, cache_of
 from pipeline.report.tables import number_text, p_text, scaled_text, seconds_text, signed_text
 from pipeline.run import Run
-from pipeline.statistics import Summary
+from pipeline.statistics import SettingSummary, Summary
 from pipeline.status import status
 
 STRIPS = "tokens"
@@ -41,12 +41,11 @@ def page_of_subject(subject: Subject, out: Path) -> Page:
         provenance=of_runs(subject),
     )
     costs = {f"score_over_{name}": figure for name, figure in plots.pareto(subject).items()}
-    along = {f"over_{axis}": figure for axis, figure in plots.over_axes(subject).items()}
     page.plots = {
         "scores": _placed(out, {"scores": plots.intervals(subject, FULL_INCHES)}),
         "costs": _placed(out, costs),
         "learning": _placed(out, curves.learning(subject)),
-        "axes": _placed(out, along),
+        "axes": _along(subject, out),
         "answers": _placed(out, answers(subject)),
     }
     (scores,) = page.plots["scores"]
@@ -89,7 +88,12 @@ def page_of_cache(cache: Cache, out: Path) -> Page:
 
 
 def result(subject: Subject) -> str:
-    """The best setting's score with its interval, against the reference and the trivial answer, in two or three sentences."""
+    """The best setting's score with its interval, against the reference and the trivial answer, in two or three sentences.
+
+    Where settings have other videos and other references, none is the best: how many are ahead, and by how much.
+    """
+    if not subject.is_one_question and _by_gain(subject):
+        return _result_of_questions(subject)
     best, metric = subject.ranked()[0], subject.metric
     trivial = subject.trivial(best)
     found, alone = best.intervals[subject.form], len(subject.ranked()) == 1
@@ -108,6 +112,26 @@ def result(subject: Subject) -> str:
     return f"{text} The trivial answer, which does not look at the video, scores {trivial:.3f}{beaten}."
 
 
+def _result_of_questions(subject: Subject) -> str:
+    scored, compared = subject.ranked(), _by_gain(subject)
+    gains = [one.comparisons[subject.form] for one in compared]
+    ahead, behind = (sum(way * each.gain.score > 0 and each.p_adjusted < CLEAR for each in gains) for way in (1, -1))
+    text = f"{ahead} of {len(gains)} settings are significantly better than the reference of each, {behind} worse."
+    for which, one in zip(("largest", "least"), (compared[0], compared[-1]), strict=True):
+        gain = one.comparisons[subject.form].gain
+        span = f"{signed_text(gain.low)} .. {signed_text(gain.high)}"
+        text += f" The {which} gain is {signed_text(gain.score)} ({span}), of {one.name}."
+    sign = 1 if subject.metric.higher_is_better else -1
+    beaten = sum(sign * (one.intervals[subject.form].score - subject.trivial(one)) > 0 for one in scored)
+    return f"{text} {beaten} of {len(scored)} are better than the trivial answer, which does not look at the video."
+
+
+def _by_gain(subject: Subject) -> list[SettingSummary]:
+    """The settings that were compared with a reference, by their gain over it, largest first."""
+    compared = [one for one in subject.ranked() if subject.form in one.comparisons]
+    return sorted(compared, key=lambda one: -one.comparisons[subject.form].gain.score)
+
+
 def _title(subject: Subject) -> str:
     if subject.path:
         return subject.summary.name
@@ -117,7 +141,7 @@ def _title(subject: Subject) -> str:
 
 def _caution(subject: Subject) -> str:
     ranked = len(subject.ranked())
-    if ranked < 2:
+    if ranked < 2 or not subject.is_one_question:
         return ""
     return f"The best of {ranked} was chosen on the clips that it is scored on, which flatters it: expect less on new videos."
 
@@ -126,16 +150,22 @@ def _figures(subject: Subject) -> list[tuple[str, str]]:
     best, form, settings = subject.ranked()[0], subject.form, subject.summary.settings
     evaluation = next(iter(subject.evaluations.values()))
     failed = sum(len(setting.failed) for setting in settings)
-    found = [(f"{best.intervals[form].score:.3f}", f"best {subject.metric.name}, {form}")]
-    if form in best.comparisons:
-        found.append((signed_text(best.comparisons[form].gain.score), f"over {best.reference}"))
+    compared = _by_gain(subject)
+    if subject.is_one_question or not compared:
+        found = [(f"{best.intervals[form].score:.3f}", f"best {subject.metric.name}, {form}")]
+        if form in best.comparisons:
+            found.append((signed_text(best.comparisons[form].gain.score), f"over {best.reference}"))
+        found.append((f"{subject.trivial(best):.3f}", "trivial answer"))
+    else:
+        ends = zip(("largest", "least"), (compared[0], compared[-1]), strict=True)
+        found = [(signed_text(one.comparisons[form].gain.score), f"{which} gain, of {one.name}") for which, one in ends]
     found += [
-        (f"{subject.trivial(best):.3f}", "trivial answer"),
         (f"{len(settings)}", "settings" if len(settings) != 1 else "setting"),
         (f"{len(subject.runs)}", "runs scored" + (f", {failed} stopped" if failed else "")),
         (f"{evaluation['clips_scored']:,}", f"clips of {evaluation['videos']:,} videos scored"),
-        (scaled_text(best.cost.parameters), "parameters of the best"),
     ]
+    if subject.is_one_question or not compared:
+        found.append((scaled_text(best.cost.parameters), "parameters of the best"))
     trained = [setting.training_s * len(setting.runs) for setting in settings if setting.training_s is not None]
     return found + ([(seconds_text(sum(trained)), "training in all")] if trained else [])
 
@@ -179,6 +209,10 @@ CAPTIONS: Mapping[str, tuple[str, str]] = {
         "Score over size",
         "Filled: no other with the same reference is smaller and as good. Logarithmic axis.",
     ),
+    "factors": (
+        "One factor at a time",
+        "Above scores, below gains over the reference, on one scale each. Bars are 95 % intervals.",
+    ),
     "loss": ("Training loss", "Running mean. Lines are means over seeds, bands reach from the least to the largest."),
     "validation": (
         "Score on the way",
@@ -203,6 +237,17 @@ def _placed(out: Path, figures: Mapping[str, Figure]) -> list[Plot]:
         save_png(figure, out / f"{name}.png")
         placed.append(Plot(name, title, caption, svg(figure, title)))
     return placed
+
+
+def _along(subject: Subject, out: Path) -> list[Plot]:
+    """Axes that have the same lines side by side, all others one by one."""
+    found = along.along(subject)
+    alike = along.alike(found)
+    wide = _placed(out, {"factors": along.side_by_side(subject, alike, FULL_INCHES)}) if alike else []
+    for plot in wide:
+        plot.narrow_svg = svg(along.side_by_side(subject, alike, HALF_INCHES), plot.title)
+    rest = {f"over_{axis}": along.over_axis(subject, axis, lines) for axis, lines in found.items() if axis not in alike}
+    return wide + _placed(out, rest)
 
 
 def _save_films(page: Page, out: Path) -> None:

@@ -1,10 +1,8 @@
-"""Plots of scores: with their intervals, over what they cost, and over the axes of a sweep."""
+"""Plots of scores: with their intervals, and over what they cost."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,18 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from pipeline.costs import Cost
-from pipeline.errors import BadInput
-from pipeline.grid import CACHE, GIVEN
-from pipeline.report.style import COLOURS, HALF_INCHES, SERIES, colours_of, legend, named, panel, shortened, view
-from pipeline.report.subject import Subject, cache_of
-from pipeline.report.tables import scaled_text, value_text
-from pipeline.spec import Recipe
+from pipeline.report.style import COLOURS, HALF_INCHES, colours_of, legend, named, panel, shortened, view
+from pipeline.report.subject import Subject
+from pipeline.report.tables import scaled_text
 from pipeline.statistics import SettingSummary
 
 ROWS = 30
 """Settings in the interval plot."""
-BANDS = 6
-"""Lines along an axis up to which their intervals are drawn."""
 LETTER = 0.016
 """Width of a letter of a name, in widths of the plot."""
 LABELS = 8
@@ -70,10 +63,10 @@ def intervals(subject: Subject, width_inches: float) -> Figure:
         range(len(shown)), shortened([setting.name for setting in shown], int(4 * width_inches)), color=COLOURS["ink"]
     )
     axes.set_ylim(len(shown) - 0.5, -0.5)
-    axes.set_xlim(_score_view(shown, forms, *trivial))
+    axes.set_xlim(score_view(shown, forms, *trivial))
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(_score_label(subject))
+    axes.set_xlabel(score_label(subject))
     legend(figure, axes)
     return figure
 
@@ -117,10 +110,10 @@ def _over_cost(subject: Subject, label: str, points: Sequence[tuple[SettingSumma
         (dot,) = axes.plot(x, found.score, "o", color=colour, markersize=7, markerfacecolor=face, markeredgewidth=1.5)
         named(dot, f"{setting.name}: {found.score:.3f} at {scaled_text(x)}")
     axes.margins(x=0.12)
-    axes.set_ylim(_score_view([setting for setting, _ in points], [subject.form]))
+    axes.set_ylim(score_view([setting for setting, _ in points], [subject.form]))
     _number_ticks(axes)
     _write_names(axes, [(points[place][0].name, prices[place], scores[place]) for place in named_places])
-    axes.set(xlabel=label, ylabel=f"{_score_label(subject)}, {subject.form}")
+    axes.set(xlabel=label, ylabel=f"{score_label(subject)}, {subject.form}")
     return figure
 
 
@@ -147,125 +140,7 @@ def front_of(costs: Sequence[float], scores: Sequence[float], higher_is_better: 
     return sorted(free.tolist(), key=lambda place: -gain[place])
 
 
-Point = tuple[float, SettingSummary]
-"""Of a curve: where along the axis, and what was scored there."""
-
-
-def over_axes(subject: Subject) -> dict[str, Figure]:
-    """For everything that settings differ in by a number, the score along it: one line for each choice of all else."""
-    dials = _dials(subject)
-    values = {setting.name: _flat(setting, dials.get(setting.name, {})) for setting in subject.ranked()}
-    found: dict[str, Figure] = {}
-    seen: list[list[set[str]]] = []
-    for axis in dict.fromkeys(key for flat in values.values() for key, value in flat.items() if _is_number(value)):
-        lines = _lines(subject, axis, values)
-        drawn = [{setting.name for _, setting in points} for points in lines.values()]
-        if drawn and drawn not in seen:  # rate and number of frames that change together are one curve
-            seen.append(drawn)
-            found[axis] = _over_axis(subject, axis, lines)
-    return found
-
-
-def _dials(subject: Subject) -> dict[str, dict[str, Any]]:
-    """Setting -> the settings of the data set that the sweep turns, as its videos were rendered with them."""
-    scored = subject.ranked()
-    turned = {key for one in scored for key in one.values if "." not in key and key not in {*Recipe.model_fields, CACHE}}
-    origins: dict[str, dict[str, Any]] = {}
-    found = {}
-    for setting in scored if turned else []:
-        name = setting.values.get(CACHE, GIVEN)
-        try:
-            origin = origins.get(name) or cache_of(subject.shown(setting)[0]).manifest.origin.settings
-        except BadInput:
-            continue  # the cache is no longer at hand: its points are missing in the curves
-        origins[name] = origin
-        found[setting.name] = {key: value for key, value in origin.items() if key in turned}
-    return found
-
-
-def _flat(setting: SettingSummary, dials: Mapping[str, Any]) -> dict[str, Any]:
-    """Key -> value; a table's keys one by one, as in "windows.fps". Of videos rendered for the sweep the dials are all."""
-    found: dict[str, Any] = {}
-    for key, value in {**setting.values, **dials}.items():
-        found |= {f"{key}.{inner}": part for inner, part in value.items()} if isinstance(value, dict) else {key: value}
-    if dials and (found.get(CACHE) == GIVEN or dials.keys() & setting.values.keys()):
-        found.pop(CACHE, None)
-    return found
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _lines(subject: Subject, axis: str, values: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Point]]:
-    """Name of a line -> its points in their order: settings that differ along the axis alone. Two at least on each line.
-
-    Numbers of one table that is no plug-in go together: frames a second and frames, where both change.
-    """
-    table = axis.rpartition(".")[0]
-    found: dict[str, list[Point]] = {}
-    keys: dict[str, dict[str, Any]] = {}
-    for setting in subject.ranked():
-        flat = values[setting.name]
-        if not _is_number(flat.get(axis)):
-            continue
-        together = table and table in setting.values and f"{table}.name" not in flat
-        same = {key: part for key, part in flat.items() if key != axis and not (together and key.startswith(f"{table}."))}
-        line = json.dumps(same, sort_keys=True)
-        keys[line] = same
-        found.setdefault(line, []).append((flat[axis], setting))
-    found = {line: points for line, points in found.items() if len({x for x, _ in points}) > 1}
-    differing = [
-        key
-        for key in dict.fromkeys(key for line in found for key in keys[line])
-        if len({json.dumps(keys[line].get(key)) for line in found}) > 1
-    ]
-    names = {line: ", ".join(_named(key, keys[line][key]) for key in differing if key in keys[line]) for line in found}
-    return {names[line]: sorted(points, key=lambda point: point[0]) for line, points in found.items()}
-
-
-def _named(key: str, value: Any) -> str:
-    return f"{key.rpartition('.')[2]} {value_text(value)}" if _is_number(value) else value_text(value)
-
-
-def _over_axis(subject: Subject, axis: str, lines: Mapping[str, Sequence[Point]]) -> Figure:
-    figure, axes = panel(HALF_INCHES, 3.7)
-    colours = _line_colours(subject, lines)
-    for name, points in lines.items():
-        x, settings = zip(*points, strict=True)
-        found = [setting.intervals[subject.form] for setting in settings]
-        label = name if colours[name] != COLOURS["rest"] else None
-        (line,) = axes.plot(x, [each.score for each in found], "-o", markersize=4, color=colours[name], label=label)
-        named(line, name or axis)
-        if len(lines) <= BANDS:
-            low, high = [each.low for each in found], [each.high for each in found]
-            axes.fill_between(x, low, high, color=colours[name], alpha=0.13, linewidth=0)
-    trivial = sorted({(x, subject.trivial(setting)) for points in lines.values() for x, setting in points})
-    if len(dict(trivial)) == len(trivial):  # else lines were scored on other clips
-        axes.plot(*zip(*trivial, strict=True), ":", color=COLOURS["muted"], linewidth=1, label="trivial answer")
-    ticks = sorted({x for points in lines.values() for x, _ in points})
-    if ticks[0] > 0 and ticks[-1] / ticks[0] >= 8:
-        axes.set_xscale("log")
-        axes.xaxis.set_minor_locator(NullLocator())
-    if len(ticks) <= 10:
-        axes.set_xticks(ticks, [value_text(tick) for tick in ticks])
-    shown = [setting for points in lines.values() for _, setting in points]
-    axes.set_ylim(_score_view(shown, [subject.form], *(score for _, score in trivial)))
-    axes.set(xlabel=axis, ylabel=f"{_score_label(subject)}, {subject.form}")
-    legend(figure, axes)
-    return figure
-
-
-def _line_colours(subject: Subject, lines: Mapping[str, Sequence[Point]]) -> dict[str, str]:
-    """A line has the palette's next colour: its settings have several of their own. The worst lines are grey."""
-    sign = -1 if subject.metric.higher_is_better else 1
-    score = {name: sign * np.mean([s.intervals[subject.form].score for _, s in points]) for name, points in lines.items()}
-    kept = sorted(lines, key=lambda name: score[name])[: len(SERIES)]
-    palette = iter(SERIES)
-    return {name: next(palette) if name in kept else COLOURS["rest"] for name in lines}
-
-
-def _score_view(settings: Sequence[SettingSummary], forms: Sequence[str], *others: float) -> tuple[float, float]:
+def score_view(settings: Sequence[SettingSummary], forms: Sequence[str], *others: float) -> tuple[float, float]:
     found = [setting.intervals[form] for setting in settings for form in forms if form in setting.intervals]
     return view([*others, *(each.score for each in found)], found)
 
@@ -281,7 +156,7 @@ def _number_ticks(axes: Axes) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _score_label(subject: Subject) -> str:
+def score_label(subject: Subject) -> str:
     metric = subject.metric
     unit = f" ({metric.unit})" if metric.unit else ""
     return f"{metric.name}{unit}" + ("" if metric.higher_is_better else ", lower is better")

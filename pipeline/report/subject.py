@@ -65,6 +65,11 @@ class Subject:
         """Names of the settings that others are compared with."""
         return list(dict.fromkeys(setting.reference for setting in self.summary.settings))
 
+    @property
+    def is_one_question(self) -> bool:
+        """Whether one setting can be the best: all have one reference, or the same windows, which the trivial answer tells."""
+        return len(self.references) == 1 or len({self.trivial(setting) for setting in self.ranked()}) == 1
+
     def trivial(self, setting: SettingSummary) -> float:
         """What the trivial answer scores on the clips of a scored setting."""
         trivial: float = self.evaluations[self.scored_runs(setting)[0]]["trivial"][self.metric.name]
