@@ -1,7 +1,7 @@
 """A sweep against its members one by one: the same runs, trained and scored, from one read or from a read each.
 
-Two cases. `reading`: members so small that reading is most of the work, stores on disk and not in memory. `computing`: members
-whose steps are the work, stores in memory. Each is measured with both ways in turn.
+Two cases. `reading`: members so small that reading is most of the work, and stores that never stay in memory, as of a cache too
+large for it. `computing`: members whose steps are the work, stores in memory. Each is measured with both ways in turn.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ from pipeline.mapped import drop
 from pipeline.places.folder import Folder
 from pipeline.spec import Recipe
 from pipeline.train import train_together
+from pipeline.trainer import Progress
 
-CASES: dict[str, dict[str, Any]] = {
-    "reading": {"temporal": {"name": "identity"}, "model": {"mixer": "last", "width": 4}},
-    "computing": {},
-}
-"""Case -> tables of the recipe that it replaces."""
+CASES = ("reading", "computing")
+SMALL = {"temporal": {"name": "identity"}, "model": {"mixer": "last", "width": 4}}
+"""Tables of the recipe in whose place these are where reading is the work."""
+SMALL_READOUT = {"readout_width": 4, "heads": 1, "hidden": 4}
+"""Settings of the task, of those that it has."""
+COLD_STEPS = 4
+"""After so many, stores are dropped from memory again. Seconds of that do not count."""
 
 
 def sweep_speed(
@@ -61,7 +64,10 @@ def sweep_speed(
 
 
 def _members(recipe: Recipe, case: str, count: int, steps: int) -> list[Recipe]:
-    start = recipe.canonical() | CASES[case]
+    start = recipe.canonical()
+    if case == "reading":
+        task = start["task"]
+        start |= SMALL | {"task": task | {name: value for name, value in SMALL_READOUT.items() if name in task}}
     training = start["training"] | {"steps": steps, "epochs": None, "evaluate_every": None, "checkpoint_every": steps}
     return [
         plugins.check(Recipe, start | {"name": f"seed{seed}", "training": training | {"seed": seed}}, recipe.name)
@@ -70,16 +76,28 @@ def _members(recipe: Recipe, case: str, count: int, steps: int) -> list[Recipe]:
 
 
 def _seconds(recipes: Sequence[Recipe], cache: Cache, shared: bool, cold: bool, device: torch.device) -> float:
-    """Of training and scoring all of them anew. `cold`: no store is in memory when a read begins."""
+    """Of training and scoring all of them anew. `cold`: no store stays in memory."""
     with tempfile.TemporaryDirectory() as made:
         runs = {Path(made) / recipe.name: recipe for recipe in recipes}
         reads = [runs] if shared else [{path: recipe} for path, recipe in runs.items()]
         spent = 0.0
-        for read in reads:
-            if cold:
-                drop(cache.path)
+
+        def forget() -> None:
+            nonlocal spent
             begin = time.perf_counter()
+            drop(cache.path)
+            spent -= time.perf_counter() - begin
+
+        def after(progress: Progress) -> None:
+            if cold and progress.run == first and progress.step % COLD_STEPS == 0:
+                forget()
+
+        for read in reads:
+            first = next(iter(read)).name
+            begin = time.perf_counter()
+            if cold:
+                forget()
             again = Cache(cache.place)
-            evaluate_together(train_together(read, again, device=device), again, device=device)
+            evaluate_together(train_together(read, again, device=device, on_progress=after), again, device=device)
             spent += time.perf_counter() - begin
         return spent
