@@ -172,7 +172,7 @@ def side_by_side(subject: Subject, found: Mapping[str, Lines], width_inches: flo
         for axes in lower:
             _draw_panel(subject, axes, lines, of_gains=True)
             axes.axhline(0, color=COLOURS["muted"], linewidth=1, linestyle="--")
-            axes.set(xlim=upper.get_xlim(), ylim=view([0, *(gain.score for gain in gains)], gains))
+            axes.set(xlim=upper.get_xlim(), ylim=view([0, *(end for gain in gains for end in (gain.low, gain.high))], gains))
             upper.tick_params(labelbottom=False)
         names = f"{score_label(subject)}, {subject.form}", f"gain over {_referred(found)}"
         for axes, name in zip((upper, *lower), names, strict=False):

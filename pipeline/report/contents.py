@@ -150,22 +150,21 @@ def _figures(subject: Subject) -> list[tuple[str, str]]:
     best, form, settings = subject.ranked()[0], subject.form, subject.summary.settings
     evaluation = next(iter(subject.evaluations.values()))
     failed = sum(len(setting.failed) for setting in settings)
+    many = [
+        (f"{len(settings)}", "settings" if len(settings) != 1 else "setting"),
+        (f"{len(subject.runs)}", "runs scored" + (f", {failed} stopped" if failed else "")),
+        (f"{evaluation['clips_scored']:,}", f"clips of {evaluation['videos']:,} videos scored"),
+    ]
     compared = _by_gain(subject)
     if subject.is_one_question or not compared:
         found = [(f"{best.intervals[form].score:.3f}", f"best {subject.metric.name}, {form}")]
         if form in best.comparisons:
             found.append((signed_text(best.comparisons[form].gain.score), f"over {best.reference}"))
-        found.append((f"{subject.trivial(best):.3f}", "trivial answer"))
+        found += [(f"{subject.trivial(best):.3f}", "trivial answer"), *many]
+        found.append((scaled_text(best.cost.parameters), "parameters of the best"))
     else:
         ends = zip(("largest", "least"), (compared[0], compared[-1]), strict=True)
-        found = [(signed_text(one.comparisons[form].gain.score), f"{which} gain, of {one.name}") for which, one in ends]
-    found += [
-        (f"{len(settings)}", "settings" if len(settings) != 1 else "setting"),
-        (f"{len(subject.runs)}", "runs scored" + (f", {failed} stopped" if failed else "")),
-        (f"{evaluation['clips_scored']:,}", f"clips of {evaluation['videos']:,} videos scored"),
-    ]
-    if subject.is_one_question or not compared:
-        found.append((scaled_text(best.cost.parameters), "parameters of the best"))
+        found = [(signed_text(one.comparisons[form].gain.score), f"{which} gain, of {one.name}") for which, one in ends] + many
     trained = [setting.training_s * len(setting.runs) for setting in settings if setting.training_s is not None]
     return found + ([(seconds_text(sum(trained)), "training in all")] if trained else [])
 
