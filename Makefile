@@ -43,8 +43,8 @@ train: $(READY) ## stage two: make train RECIPE=demo_gru CACHE=caches/NAME
 	@$(call need,RECIPE) $(call need,CACHE) $(STILLFRAME) train $(RECIPE) $(CACHE)
 
 ablate: $(READY) ## sweep over temporal modules: make ablate [CACHE=caches/NAME] [SWEEP=temporal_modules]; without CACHE the demo's
-	@$(if $(CACHE),,test -d demo/caches || $(STILLFRAME) demo --out demo)
-	$(STILLFRAME) sweep $(or $(SWEEP),temporal_modules) $(or $(CACHE),demo/caches/demo-*)
+	@$(if $(CACHE),,test -f $(DEMO_RUN) || $(STILLFRAME) demo --out demo)
+	$(STILLFRAME) sweep $(or $(SWEEP),temporal_modules) "$(or $(CACHE),$(DEMO_CACHE))"
 
 clean: ## remove .venv and the demo
 	rm -rf $(VENV) demo
@@ -52,6 +52,10 @@ clean: ## remove .venv and the demo
 # Tests wait for the disk at thousands of files, unless 4 GB of memory can be written to and run programs from.
 IN_MEMORY = $(shell ! grep -qs ' /dev/shm .*noexec' /proc/mounts && \
   df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 4e6 { print "PYTEST_DEBUG_TEMPROOT=/dev/shm" }')
+
+# There may be several caches beside each other: that of other tasks, those of other versions.
+DEMO_RUN := demo/runs/demo_gru/run.json
+DEMO_CACHE = $$(sed -n 's/^ *"cache_path": "\(.*\)",*$$/\1/p' $(DEMO_RUN))
 
 need = $(if $($(1)),,echo "make $@: set $(1)=..., see make help" >&2; exit 2;)
 

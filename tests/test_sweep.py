@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from pipeline.errors import BadInput
 from pipeline.evaluate import read_evaluation
 from pipeline.grid import SweepSpec, load_sweep, settings_of, shipped_sweeps
 from pipeline.run import Run, read_metrics
+from pipeline.spec import load_recipe
 from pipeline.sweep import Sweep, groups_of, sweep
 from pipeline.train import train
 from pipeline.variants import prepare
@@ -426,3 +428,18 @@ def test_videos_of_a_user_cannot_be_made_harder(material, base, tmp_path):
 def test_a_cache_can_be_opened_where_the_sweep_was_made(material, two_by_two, tmp_path):
     made = sweep(two_by_two, {"given": material.cache}, tmp_path)
     assert made.caches["given"].fingerprint == Cache(material.cache.path).fingerprint
+
+
+@pytest.mark.parametrize("given", [{}, {"CACHE": "caches/mine", "SWEEP": "layers"}])
+def test_make_ablate_finds_the_cache_of_the_demo_among_others(material, base, tmp_path, given):
+    root = Path(__file__).parents[1]
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(root / name, tmp_path)
+    (tmp_path / "demo/caches/demo-of-another").mkdir(parents=True)
+    train(load_recipe(base), material.cache, tmp_path / "demo/runs/demo_gru")
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv/.ready").touch()
+    asked = [f"{key}={value}" for key, value in ({"STILLFRAME": "echo"} | given).items()]
+    said = subprocess.run(["make", "-s", "ablate", *asked], cwd=tmp_path, capture_output=True, text=True, check=True)
+    wanted = ("layers", "caches/mine") if given else ("temporal_modules", str(material.cache.path.absolute()))
+    assert said.stdout.split() == ["sweep", *wanted] and said.stderr == ""
