@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,15 +13,19 @@ import numpy as np
 
 from pipeline import manifest
 from pipeline.datasets import DatasetPlugin
+from pipeline.decoder import Decoder
 from pipeline.errors import BadVideo, StillframeError
 from pipeline.manifest import Manifest
 from pipeline.plugins import Settings
-from pipeline.probe import TIMESTAMPS, expected_frames, list_images, open_video
+from pipeline.probe import TIMESTAMPS, Probe, expected_frames, list_images, open_video
 from pipeline.records import Clip, Video
 from pipeline.spec import CacheSpec, Recipe
 
 LEAST_HEAD = 64
 """Frames of a long video that are taken at least."""
+FEW = 4
+"""Chosen videos, up to which each is looked into first."""
+WITHOUT = "--root says where they are; --probe-s 0 plans without looking at any"
 HELD_OUT = 2
 """Videos that are also there as evaluation split, which training wants to see."""
 
@@ -75,23 +79,37 @@ def sample(videos: Manifest, spec: CacheSpec, frames: int, folder: Path) -> Mani
     usable = [video for video in videos.videos if facts[video.video_id] is not None] or list(videos.videos)
     known = [(video, facts[video.video_id]) for video in usable]
     known.sort(key=lambda pair: pair[1].width * pair[1].height if pair[1] else 0)
-    gives = np.array([expected_frames(fact, spec.frames.rate) if fact else 1 for _, fact in known])
-    head = max(LEAST_HEAD, frames // 8)
-    wanted = min(len(known), max(1, round(frames / float(np.minimum(gives, head).mean()))))
-    middles = (np.arange(wanted) + 0.5) / wanted * gives.sum()
-    chosen = [known[place][0] for place in np.unique(np.searchsorted(gives.cumsum(), middles))]
-    head_s = None
-    if gives.max() > head:
-        head_s = head / (spec.frames.rate or rate_of(videos))
+    chosen, head, longest = _spread(known, spec.frames.rate, frames)
+    # Of few, one that cannot be decoded matters, and headers that promise too much are chosen first.
+    while len(chosen) <= FEW and (empty := [video for video in chosen if not _has_pictures(videos.root / video.source, video)]):
+        known = [pair for pair in known if pair[0] not in empty]
+        if not known:
+            raise StillframeError(f"none of {len(usable)} videos of {videos.folder} can be opened", WITHOUT)
+        chosen, head, longest = _spread(known, spec.frames.rate, frames)
+    head_s = head / (spec.frames.rate or rate_of(videos)) if longest > head else None
     root = folder / "videos"
     root.mkdir(parents=True)
     made = _Sample(root, videos, chosen, head_s)
     if not made.linked:
-        raise StillframeError(
-            f"none of {len(chosen)} sampled videos of {videos.folder} can be opened",
-            "--root says where they are; --probe-s 0 plans without looking at any",
-        )
+        raise StillframeError(f"none of {len(chosen)} sampled videos of {videos.folder} can be opened", WITHOUT)
     return manifest.write("sample", made, folder)
+
+
+def _spread(known: Sequence[tuple[Video, Probe | None]], rate: float | None, frames: int) -> tuple[list[Video], int, int]:
+    """Videos whose beginnings give about `frames`, spread by what all give; frames of a beginning, and of the longest one."""
+    gives = np.array([expected_frames(fact, rate) if fact else 1 for _, fact in known])
+    head = max(LEAST_HEAD, frames // 8)
+    wanted = min(len(known), max(1, round(frames / float(np.minimum(gives, head).mean()))))
+    middles = (np.arange(wanted) + 0.5) / wanted * gives.sum()
+    return [known[place][0] for place in np.unique(np.searchsorted(gives.cumsum(), middles))], head, int(gives.max())
+
+
+def _has_pictures(path: Path, video: Video) -> bool:
+    try:
+        with Decoder() as decoder:
+            return next(decoder.decode(path, [None], video.image_fps), None) is not None
+    except (BadVideo, OSError):
+        return False
 
 
 def rate_of(videos: Manifest) -> float:

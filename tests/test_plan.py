@@ -13,6 +13,7 @@ from commands import RECIPE, VIT, assert_refused, call, fine
 from conftest import address_spec, address_video
 from hypothesis import given
 from hypothesis import strategies as st
+from media import encode, grey
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -218,6 +219,23 @@ def test_the_sample_is_spread_by_frames(built, tmp_path):
     found = {Path(some.root / clip.source).resolve().name for clip in some.clips if clip.split == "train"}
     assert len(found) == 3
     assert sum(fact.frames_from_header for name, fact in some.facts.items() if name.startswith("train")) > 40
+
+
+def test_a_video_whose_header_promises_much_and_that_holds_nothing_does_not_stand_for_all(built, tmp_path):
+    root = tmp_path / "videos"
+    for video in built.videos:
+        (root / video.source).parent.mkdir(parents=True, exist_ok=True)
+        (root / video.source).symlink_to(built.root / video.source)
+    whole = encode(tmp_path / "whole.mp4", [grey(level) for level in range(250)] * 8)
+    data = whole.read_bytes()
+    assert data.index(b"mdat") < data.index(b"moov")
+    begin, end = data.index(b"mdat") + 4, data.index(b"moov") - 4
+    (root / "a/empty.mp4").write_bytes(data[:begin] + bytes(end - begin) + data[end:])
+    videos = manifest.build("folder", root, tmp_path / "data", {"val_fraction": 0.0})
+    assert any(video.source == "a/empty.mp4" for video in videos.videos)
+    for wanted in (30, 60):
+        some = sample(videos, address_spec(), wanted, tmp_path / str(wanted))
+        assert some.videos and not extract.extract(address_spec(), some, tmp_path / f"caches{wanted}").failures
 
 
 def test_nothing_stays_of_a_trial(place, tmp_path):
