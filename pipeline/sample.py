@@ -25,7 +25,8 @@ LEAST_HEAD = 64
 """Frames of a long video that are taken at least."""
 FEW = 4
 """Chosen videos, up to which each is looked into first."""
-WITHOUT = "--root says where they are; --probe-s 0 plans without looking at any"
+WITHOUT = "--probe-s 0 plans without looking at any"
+NOT_THERE = f"--root says where they are; {WITHOUT}"
 HELD_OUT = 2
 """Videos that are also there as evaluation split, which training wants to see."""
 
@@ -84,14 +85,14 @@ def sample(videos: Manifest, spec: CacheSpec, frames: int, folder: Path) -> Mani
     while len(chosen) <= FEW and (empty := [video for video in chosen if not _has_pictures(videos.root / video.source, video)]):
         known = [pair for pair in known if pair[0] not in empty]
         if not known:
-            raise StillframeError(f"none of {len(usable)} videos of {videos.folder} can be opened", WITHOUT)
+            raise StillframeError(f"none of {len(usable)} videos of {videos.folder} can be opened", NOT_THERE)
         chosen, head, longest = _spread(known, spec.frames.rate, frames)
     head_s = head / (spec.frames.rate or rate_of(videos)) if longest > head else None
     root = folder / "videos"
     root.mkdir(parents=True)
     made = _Sample(root, videos, chosen, head_s)
     if not made.linked:
-        raise StillframeError(f"none of {len(chosen)} sampled videos of {videos.folder} can be opened", WITHOUT)
+        raise StillframeError(f"none of {len(chosen)} sampled videos of {videos.folder} can be opened", NOT_THERE)
     return manifest.write("sample", made, folder)
 
 

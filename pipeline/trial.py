@@ -33,7 +33,7 @@ from pipeline.places.folder import Folder
 from pipeline.plugins import Settings
 from pipeline.ranks import ALONE
 from pipeline.records import Frames
-from pipeline.sample import rate_of, sample, stand_in
+from pipeline.sample import WITHOUT, rate_of, sample, stand_in
 from pipeline.spec import CacheSpec, Recipe, WindowSettings
 from pipeline.square import Squares
 from pipeline.uncached import UncachedWindows
@@ -52,7 +52,6 @@ BLOCKS = 8
 """Of decoded frames, each of another video, that the encoder alone is tried with."""
 LEAST_STEPS, MOST_STEPS = 4, 100_000
 READ_BATCH = 8
-WITHOUT = "--probe-s 0 plans without looking at any"
 
 
 class Speed(Settings):

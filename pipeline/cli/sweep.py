@@ -228,10 +228,8 @@ def _show_summary(summary: Summary) -> None:
     scores, costs, references = [], [], {one.reference for one in summary.settings}
     for one in summary.settings:
         for form, found in one.intervals.items():
-            gain, shown = (
-                one.comparisons.get(form),
-                (one.name, form, f"{found.score:.3f}", f"{found.low:.3f} .. {found.high:.3f}"),
-            )
+            gain = one.comparisons.get(form)
+            shown = (one.name, form, f"{found.score:.3f}", f"{found.low:.3f} .. {found.high:.3f}")
             if gain:
                 ahead = (f"{gain.gain.score:+.3f}", f"{gain.gain.low:+.3f} .. {gain.gain.high:+.3f}", f"{gain.p_adjusted:.3f}")
                 scores.append((*shown, *ahead, f"{gain.wins} / {gain.ties} / {gain.losses}"))
