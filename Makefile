@@ -10,6 +10,8 @@ TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 OUT ?= caches
 
 STILLFRAME := $(VENV)/bin/stillframe
+# Errors alone: pip's warnings are about the machine's own configuration, one for every package.
+PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
@@ -64,7 +66,7 @@ $(READY): pyproject.toml
 	@if $(PYTHON) -c 'import torch' 2>/dev/null; then \
 	  echo "$(PYTHON) has a torch of its own: sharing it" && $(PYTHON) -m venv --system-site-packages $(VENV); \
 	else \
-	  $(PYTHON) -m venv $(VENV) && $(VENV)/bin/python -m pip install -q $(TORCH); \
+	  $(PYTHON) -m venv $(VENV) && $(PIP) $(TORCH); \
 	fi
-	$(VENV)/bin/python -m pip install -q -e '.[dev]'
+	$(PIP) -e '.[dev]'
 	@touch $@
