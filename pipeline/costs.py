@@ -24,8 +24,8 @@ from pipeline import plugins
 from pipeline.device import chosen
 from pipeline.model import VideoModel
 from pipeline.plugins import Settings
+from pipeline.recipe import Recipe
 from pipeline.records import TokenShape
-from pipeline.spec import Recipe
 from pipeline.targets import MAPPED, collate
 from pipeline.tasks import STREAMING, Query, TaskPlugin
 

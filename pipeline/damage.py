@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import BinaryIO, Literal, NamedTuple
+
+import google_crc32c
+
+from pipeline.errors import BadInput
+from pipeline.places import Place
+from pipeline.shards import CRC_BYTES, MISSING, Layout
+from pipeline.store import StoreReader
 
 LINES = 20
 """Groups of damage of which a reader sees every one; of more, like is put with like."""
@@ -98,3 +106,74 @@ def _group(stores: Sequence[Sequence[Damage]]) -> Group:
         frames=frames_hit(damage),
         videos=videos_hit(damage),
     )
+
+
+def check_files(
+    place: Place, store: str, files: Mapping[str, tuple[int, str]], content_up_to: float = float("inf")
+) -> dict[str, str]:
+    """Relative path -> what is wrong with it: missing, of another size, of other content, or not in the receipt.
+
+    The content of files of more than `content_up_to` bytes is not compared.
+    """
+    problems = {}
+    found = place.sizes(store)
+    for relative, (size, digest) in files.items():
+        if relative not in found:
+            problems[relative] = "missing"
+        elif found[relative] != size:
+            problems[relative] = f"{found[relative]} bytes, receipt says {size}"
+        elif size <= content_up_to and place.digest(f"{store}/{relative}") != digest:
+            problems[relative] = "content differs from its checksum"
+    return problems | dict.fromkeys(sorted(found.keys() - files.keys()), "not in the receipt")
+
+
+class BadChunk(NamedTuple):
+    """Rows of a token array that cannot be trusted."""
+
+    shard: str
+    """File below the store."""
+    first: int
+    stop: int
+    """Rows [first, stop)."""
+    problem: str
+
+
+def check_chunks(place: Place, store: str, array: str, only: int | None = None) -> list[BadChunk]:
+    """What is missing, cut off or other than its checksum says among the rows of a token array; reads all of it.
+
+    `only`: number of the one shard to check. A shard whose index is lost is lost as a whole. In older stores chunks have no
+    checksums: only the index is checked.
+    """
+    found: list[BadChunk] = []
+    reader = StoreReader(place, store)
+    layout, rows = reader.layout(array), reader.shape(array)[0]
+    for number, first in enumerate(range(0, rows, layout.shard_frames)):
+        if only not in (None, number):
+            continue
+        stop, shard = min(first + layout.shard_frames, rows), f"{array}/{layout.shard_name(number)}"
+        try:
+            index = reader.index(array, number)[: -(-(stop - first) // layout.chunk_frames)]
+            spans = [(offset, offset + length) for offset, length in index.tolist() if offset != MISSING]
+            with reader.open_shard(array, number, spans) as file:
+                problems = [_chunk_problem(file, offset, length, layout) for offset, length in index.tolist()]
+        except BadInput as error:
+            found.append(BadChunk(shard, first, stop, error.message))
+            continue
+        for begin, problem in zip(range(first, stop, layout.chunk_frames), problems, strict=True):
+            if problem:
+                found.append(BadChunk(shard, begin, min(begin + layout.chunk_frames, stop), problem))
+    return found
+
+
+def _chunk_problem(file: BinaryIO, offset: int, length: int, layout: Layout) -> str:
+    if offset == MISSING:
+        return "missing"
+    try:
+        data = os.pread(file.fileno(), length, offset)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if len(data) != length:
+        return f"{len(data)} bytes, index says {length}"
+    if layout.checksums and google_crc32c.value(data[:-CRC_BYTES]) != int.from_bytes(data[-CRC_BYTES:], "little"):
+        return "content differs from its checksum"
+    return ""

@@ -29,6 +29,7 @@ from typing import Any, Self
 import numpy as np
 from pydantic import Field
 
+from pipeline import decode_worker
 from pipeline.decode_worker import COUNT_BYTES, PACKET_BYTES, read_count
 from pipeline.errors import BadVideo
 from pipeline.frames import Block, Counted
@@ -156,7 +157,7 @@ class _Process:
             self.count = mmap.mmap(count_fd, COUNT_BYTES)
             inherited = (theirs.fileno(), count_fd)
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "pipeline.decode_worker", *map(str, (*inherited, memory_mb))],
+                [sys.executable, "-P", "-m", decode_worker.__name__, *map(str, (*inherited, memory_mb))],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=inherited,

@@ -9,12 +9,14 @@ from typing import Any
 
 from pipeline import extract as stage_one
 from pipeline import manifest, train
+from pipeline.bootstrap import Interval, difference
 from pipeline.cache import Cache
 from pipeline.draw import draw
-from pipeline.evaluate import Interval, difference, evaluate
+from pipeline.evaluate import evaluate
+from pipeline.recipe import Recipe, load_recipe, shipped_recipes
 from pipeline.report import report
 from pipeline.run import Run
-from pipeline.spec import CacheSpec, Recipe, load_recipe, load_spec, shipped_recipes
+from pipeline.spec import CacheSpec, load_spec
 from pipeline.status import status
 
 RECIPES = ("demo_identity", "demo_gru", "demo_gated_mamba_mix")

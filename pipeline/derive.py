@@ -30,7 +30,8 @@ from pipeline.extract import fill_stores
 from pipeline.fit import learn, spread
 from pipeline.frames import is_sampled
 from pipeline.leases import Leases, claimed, lease_of
-from pipeline.places import Place, at
+from pipeline.places import Place
+from pipeline.places.open import at
 from pipeline.records import TokenShape
 from pipeline.spec import FORMAT_VERSION, CacheSpec, fingerprint
 from pipeline.store import StoreReader, in_view, stored_name, token_arrays

@@ -6,8 +6,7 @@ The interval is a percentile bootstrap over *videos*, not clips: clips of one vi
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,48 +16,25 @@ import torch
 from safetensors.numpy import save
 
 from pipeline import plugins
+from pipeline.bootstrap import Interval, MetricFacts, interval
 from pipeline.cache import Cache
+from pipeline.compatibility import require_covered, require_shared, require_truth, require_wanted
 from pipeline.device import chosen
 from pipeline.errors import BadInput
-from pipeline.ledger import read_json, to_json
+from pipeline.json_files import read_json, to_json
 from pipeline.manifest import Manifest
 from pipeline.model import VideoModel
 from pipeline.places.folder import write_atomically
 from pipeline.plugins import Settings
-from pipeline.records import Batch
+from pipeline.records import Batch, OnDevice
 from pipeline.run import CacheFacts, Run, load_model
 from pipeline.targets import Arrays, collate
 from pipeline.tasks import TaskPlugin
-from pipeline.train import EVAL_BATCH, require_covered, require_shared, require_truth, require_wanted
-from pipeline.windows import OnDevice, Windows
+from pipeline.train import EVAL_BATCH
+from pipeline.windows import Windows
 
-RESAMPLES = 2000
 TRIVIAL_WINDOWS = 512
 """Training windows whose truth the trivial answer may look at."""
-
-
-class Interval(Settings):
-    """A mean score and its 95 % interval."""
-
-    score: float
-    low: float
-    high: float
-
-
-class MetricFacts(Settings):
-    name: str
-    higher_is_better: bool
-    perfect: float
-    unit: str
-    worst: float | None = None
-    """None: there is no such end, or it was not written down yet."""
-
-    @property
-    def range(self) -> tuple[float, float]:
-        """Least and greatest score there is."""
-        if self.higher_is_better:
-            return -math.inf if self.worst is None else self.worst, self.perfect
-        return self.perfect, math.inf if self.worst is None else self.worst
 
 
 class Evaluation(Settings):
@@ -260,43 +236,6 @@ class Scores:
             forms={form: {metric.name: self.interval(form, metric.name) for metric in metrics} for form in self.task.forms},
             clips={self.windows.clip(place).clip_id: row for place, row in clips.items()},
         )
-
-
-def interval(scores: np.ndarray, videos: Sequence[str], weights: np.ndarray | None = None, seed: int = 0) -> Interval:
-    """Weighted mean over windows and its 95 % percentile interval when whole videos are resampled.
-
-    A window of weight 0 has no say, and its score may be NaN.
-    """
-    weights = np.ones(len(scores)) if weights is None else weights
-    counted = weights > 0
-    scores, weights = scores[counted], weights[counted]
-    _, group = np.unique(np.asarray(videos)[counted], return_inverse=True)
-    sums, counts = np.bincount(group, scores * weights), np.bincount(group, weights)
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(0, len(sums), (RESAMPLES, len(sums)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Interval(score=float(sums.sum() / counts.sum()), low=float(low), high=float(high))
-
-
-def measure(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """What is alike in evaluations whose scores can be compared; a metric's worst score is not written in older ones."""
-    metrics = [{key: fact for key, fact in metric.items() if key != "worst"} for metric in evaluation["metrics"]]
-    return {"task": evaluation["task"], "split": evaluation["split"], "metrics": metrics}
-
-
-def difference(ours: dict[str, Any], theirs: dict[str, Any], form: str) -> Interval:
-    """First metric of one evaluation minus that of another on the same clips, videos resampled: paired, so that what makes a
-    clip hard for both cancels."""
-    same = ours["clips"].keys() == theirs["clips"].keys() and measure(ours) == measure(theirs)
-    if not same or form not in theirs["forms"] or form not in ours["forms"]:
-        raise BadInput(
-            f"runs {ours['run']} and {theirs['run']} were not scored on the same clips in form '{form}'",
-            "evaluate both on the same split of one manifest",
-        )
-    pairs = [(clip, theirs["clips"][clip_id]) for clip_id, clip in ours["clips"].items()]
-    gain = np.array([clip[form] - other[form] for clip, other in pairs])
-    return interval(gain, [clip["video"] for clip, _ in pairs], np.array([clip["weight"] for clip, _ in pairs]))
 
 
 def read_evaluation(path: Path, split: str) -> dict[str, Any] | None:

@@ -21,7 +21,8 @@ from pipeline.fit import learn, sample_tokens
 from pipeline.leases import Leases
 from pipeline.ledger import Header, TokenFacts
 from pipeline.manifest import Manifest
-from pipeline.places import Place, at
+from pipeline.places import Place
+from pipeline.places.open import at
 from pipeline.progress import OnProgress, Progress
 from pipeline.records import TokenShape, Video
 from pipeline.spec import FORMAT_VERSION, CacheSpec

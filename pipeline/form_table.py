@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.evaluate import Interval, MetricFacts
+from pipeline.bootstrap import Interval, MetricFacts
 from pipeline.seeds import TIE, SeedSpread
 
 RESAMPLES = 10_000

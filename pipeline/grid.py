@@ -36,9 +36,10 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline import plugins
 from pipeline.errors import BadInput, unknown_name
-from pipeline.ledger import read_json
+from pipeline.json_files import read_json
 from pipeline.plugins import Seed, Settings
-from pipeline.spec import PlainName, Recipe, shipped_recipes
+from pipeline.recipe import Recipe, shipped_recipes
+from pipeline.spec import PlainName
 from pipeline.tables import lay, read_table
 
 GIVEN = "given"

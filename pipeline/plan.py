@@ -21,9 +21,10 @@ from pipeline.extract import fill_stores
 from pipeline.manifest import Manifest
 from pipeline.model import layers_read
 from pipeline.plugins import Settings
+from pipeline.recipe import Recipe
 from pipeline.records import TokenShape
 from pipeline.shards import ALIGNMENT, CRC_BYTES, Layout
-from pipeline.spec import BASE, CacheSpec, Choice, Recipe
+from pipeline.spec import BASE, CacheSpec, Choice
 from pipeline.store import token_arrays
 from pipeline.trainer import steps_of
 from pipeline.trial import Speed

@@ -14,7 +14,10 @@ from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+import pipeline
 from pipeline.errors import BadInput, StillframeError, unknown_name
+
+PACKAGE = Path(pipeline.__path__[0])
 
 FOLDERS = {
     "dataset": "datasets",
@@ -24,6 +27,7 @@ FOLDERS = {
     "temporal": "temporal",
     "task": "tasks",
 }
+"""Kind of plug-in -> its folder below the package."""
 
 
 class Settings(BaseModel):
@@ -41,8 +45,12 @@ Model = TypeVar("Model", bound=BaseModel)
 
 def names(kind: str) -> list[str]:
     """The plug-ins of one kind found on disk, sorted. Imports none of them."""
-    folder = Path(__file__).parent / FOLDERS[kind]
-    return sorted(file.stem for file in folder.glob("*.py") if not file.stem.startswith("_"))
+    return sorted(file.stem for file in (PACKAGE / FOLDERS[kind]).glob("*.py") if not file.stem.startswith("_"))
+
+
+def module_of(kind: str) -> str:
+    """Dotted name of the package that holds the contract of a kind, and its plug-ins."""
+    return f"pipeline.{FOLDERS[kind].replace('/', '.')}"
 
 
 def load(kind: str, name: str, where: str = "") -> Any:
@@ -50,7 +58,7 @@ def load(kind: str, name: str, where: str = "") -> Any:
     if name not in names(kind):
         raise unknown_name(kind, name, names(kind), where)
     try:
-        module = importlib.import_module(f"pipeline.{FOLDERS[kind]}.{name}")
+        module = importlib.import_module(f"{module_of(kind)}.{name}")
     except ModuleNotFoundError as error:
         raise StillframeError(
             f"{kind} '{name}' needs the package '{error.name}', which is not installed", f"pip install {error.name}"

@@ -155,3 +155,12 @@ class Batch:
     def __repr__(self) -> str:
         shapes = {name: tuple(array.shape) for name, array in self.arrays.items()}
         return f"Batch({len(self)} windows, {shapes})"
+
+
+class OnDevice(NamedTuple):
+    """B windows where the models are: tokens that left the codec, and their truth."""
+
+    special_BTSD: torch.Tensor
+    patches: dict[int, torch.Tensor]
+    """layer -> (B, T, P, D)."""
+    targets: dict[str, torch.Tensor]

@@ -22,12 +22,13 @@ from torch import nn
 from pipeline import plugins
 from pipeline.cache import Cache
 from pipeline.errors import BadInput
-from pipeline.ledger import read_json, to_json
+from pipeline.json_files import read_json, to_json
 from pipeline.model import VideoModel
 from pipeline.places.folder import write_atomically
 from pipeline.plugins import Settings
+from pipeline.recipe import Recipe
 from pipeline.records import TokenShape
-from pipeline.spec import CacheSpec, Recipe
+from pipeline.spec import CacheSpec
 from pipeline.tasks import TaskPlugin
 
 RUN_FORMAT = 3

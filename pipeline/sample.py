@@ -18,8 +18,9 @@ from pipeline.errors import BadVideo, StillframeError
 from pipeline.manifest import Manifest
 from pipeline.plugins import Settings
 from pipeline.probe import TIMESTAMPS, Probe, expected_frames, list_images, open_video
+from pipeline.recipe import Recipe
 from pipeline.records import Clip, Video
-from pipeline.spec import CacheSpec, Recipe
+from pipeline.spec import CacheSpec
 
 LEAST_HEAD = 64
 """Frames of a long video that are taken at least."""

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipeline import plugins
 from pipeline.errors import BadInput
-from pipeline.plugins import Seed, Settings
+from pipeline.plugins import Settings
 from pipeline.records import TokenShape
 from pipeline.tables import override, read_table
 
@@ -227,124 +227,5 @@ def fingerprint(
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-class WindowSettings(Settings):
-    """What one training example holds."""
-
-    frames: int = Field(default=16, ge=1)
-    """T."""
-    eval_frames: int | None = Field(default=None, ge=1)
-    """T of every split but the training split, for tasks that answer frame by frame alone; None: the same."""
-    fps: float = Field(gt=0)
-    """Frames per second of window time; at most what the cache holds."""
-    eval_windows: int = Field(default=1, ge=1)
-    """Windows per clip in evaluation, spread evenly; training draws one at random in every epoch."""
-    views: tuple[str, ...] = (BASE,)
-    """Views of the cache that training draws from, one for each window; evaluation sees the base."""
-    train_fraction: float = Field(default=1.0, gt=0, le=1)
-    """Share of the training videos that are used, of every label alike; a smaller share is part of every larger one."""
-    seed: Seed = 0
-    """Draws the order of the windows, their places and views, and which videos a share has."""
-
-    @field_validator("views")
-    @classmethod
-    def _some(cls, views: tuple[str, ...]) -> tuple[str, ...]:
-        if not views or len(set(views)) < len(views):
-            raise ValueError("wanted at least one view, each once")
-        return views
-
-
-class ModelSettings(Settings):
-    """What lies between the cached tokens and the temporal module."""
-
-    mixer: Literal["mlp", "last", "concat"] = "mlp"
-    """mlp: per-layer BatchNorm and MLP, residual, mean over layers (the paper); last: the last recorded layer as it is;
-    concat: all recorded layers side by side, and one linear layer back to the width."""
-    width: int | None = Field(default=None, ge=1)
-    """Project tokens to this width before the temporal module; None keeps the encoder's."""
-    tokens: Literal["all", "patches"] = "all"
-    """all: special tokens and patches; patches: patches alone."""
-    layers: tuple[int, ...] | None = None
-    """Which recorded layers the mixer reads, ascending; None: all that the cache has, or the last one for mixer "last"."""
-
-    @field_validator("layers")
-    @classmethod
-    def _ascending(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if layers is not None and (not layers or list(layers) != sorted(set(layers))):
-            raise ValueError("wanted at least one layer, ascending")
-        return layers
-
-    @model_validator(mode="after")
-    def _one_for_last(self) -> Self:
-        if self.mixer == "last" and self.layers is not None and len(self.layers) > 1:
-            raise ValueError('mixer "last" reads one layer')
-        return self
-
-
-class TrainingSettings(Settings):
-    """How it is trained: AdamW, linear warm-up, cosine decay."""
-
-    steps: int | None = Field(default=None, ge=1)
-    epochs: float | None = Field(default=None, gt=0)
-    """Exactly one of steps and epochs."""
-    batch_size: int = Field(default=32, ge=1)
-    """Windows per step, over all ranks."""
-    accumulate: int = Field(default=1, ge=1)
-    """Parts that a rank's windows of a step are cut into, one after the other, to need less memory; changes no loss, but for
-    which activations dropout takes."""
-    learning_rate: float = Field(default=3e-4, gt=0)
-    min_learning_rate: float = Field(default=1e-7, ge=0)
-    warmup_steps: int = Field(default=100, ge=0)
-    weight_decay: float = Field(default=1e-4, ge=0)
-    """Not applied to biases, norms and other one-dimensional parameters."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip_norm: float = Field(default=1.0, gt=0)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 autocast on CUDA, float32 on CPU."""
-    seed: Seed = 0
-    """Draws initial weights and dropout."""
-    evaluate_every: int | None = Field(default=None, ge=1)
-    """Steps between evaluations on the evaluation split; None: at the end only."""
-    checkpoint_every: int = Field(default=200, ge=1)
-    """Steps between checkpoints."""
-
-    @model_validator(mode="after")
-    def _one_duration(self) -> Self:
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("training wants exactly one of steps and epochs")
-        return self
-
-
-class Recipe(Settings):
-    """What to train on a cache."""
-
-    name: str
-    cache: str | None = None
-    """If given, the fingerprint (or its beginning) that the cache must have."""
-    task: Choice
-    temporal: Choice
-    windows: WindowSettings
-    model: ModelSettings = ModelSettings()
-    training: TrainingSettings
-
-    @model_validator(mode="before")
-    @classmethod
-    def _plugins(cls, table: Any) -> Any:
-        return dict(table) | {kind: choice(kind, table[kind]) for kind in ("task", "temporal") if kind in table}
-
-    def canonical(self) -> dict[str, Any]:
-        """The whole recipe as plain JSON, defaults filled in."""
-        table = self.model_dump(mode="json", exclude={"task", "temporal"})
-        return table | {"task": self.task.table(), "temporal": self.temporal.table()}
-
-
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> CacheSpec:
     return plugins.check(CacheSpec, override(read_table(path, "spec"), overrides), str(path))
-
-
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    return plugins.check(Recipe, override(read_table(path, "recipe"), overrides), str(path))
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with the package: name -> file, sorted."""
-    return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.toml"))}

@@ -19,7 +19,7 @@ from pipeline.cache import codecs_of, read_learnt
 from pipeline.device import chosen
 from pipeline.encoders import EncoderPlugin
 from pipeline.errors import BadInput
-from pipeline.places import at
+from pipeline.places.open import at
 from pipeline.plugins import Settings
 from pipeline.run import Run, load_model
 from pipeline.spec import CacheSpec, fingerprint

@@ -12,26 +12,25 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from pipeline import plugins
 from pipeline.cache import Cache
+from pipeline.compatibility import (
+    require_division,
+)
 from pipeline.errors import BadInput
-from pipeline.ledger import to_json
 from pipeline.manifest import Manifest
-from pipeline.model import Moments, VideoModel, layers_read
-from pipeline.places.folder import write_atomically
+from pipeline.mixers import Moments
 from pipeline.ranks import ALONE, Ranks
-from pipeline.records import Batch
-from pipeline.run import RUN_FORMAT, CacheFacts, Run, RunHeader, tool_versions
-from pipeline.spec import Recipe, TrainingSettings
-from pipeline.tables import differences
+from pipeline.recipe import Recipe
+from pipeline.records import Batch, OnDevice
+from pipeline.run import Run
+from pipeline.setup import make_trainers, open_windows
 from pipeline.tasks import TaskPlugin
 from pipeline.trainer import Diverged, OnProgress, Trainer
-from pipeline.windows import OnDevice, Windows
+from pipeline.windows import Windows
 
 EVAL_BATCH = 64
 """Windows per batch in evaluation; changes no result."""
@@ -79,156 +78,6 @@ def train_together(
     trainers = make_trainers(recipes, tasks, windows, device, ranks)
     Group(trainers, windows, held_out, device, ranks, on_progress, on_failure).fit()
     return [trainer.run for trainer in trainers]
-
-
-def make_trainers(
-    recipes: Mapping[Path, Recipe], tasks: Sequence[TaskPlugin], windows: Windows, device: torch.device, ranks: Ranks = ALONE
-) -> list[Trainer]:
-    """Of each recipe, for the run in its folder, which is made or opened."""
-    trainers = []
-    for (out, recipe), task in zip(recipes.items(), tasks, strict=True):
-        torch.manual_seed(recipe.training.seed)
-        model = VideoModel(recipe, windows.cache.shape, task).to(device)
-        run = open_or_create(out, recipe, windows.cache, windows.manifest, model, windows, ranks)
-        trainers.append(Trainer(run, model, task.to(device), len(windows), device, ranks))
-    return trainers
-
-
-def open_windows(
-    recipes: Sequence[Recipe], cache: Cache, manifest: Manifest, allow_missing: bool
-) -> tuple[list[TaskPlugin], Windows, Windows]:
-    """The task of each recipe, and the windows that all of them train and are scored on. Raises BadInput for what cannot be
-    trained."""
-    require_shared(recipes)
-    for recipe in recipes:
-        require_wanted(recipe, cache)
-    require_covered(cache, manifest)
-    cache.require_sound()
-    first, tasks = recipes[0], [make_task(recipe, manifest) for recipe in recipes]
-    layers = sorted({layer for recipe in recipes for layer in layers_read(recipe, cache.shape)})
-    windows, held_out = (
-        Windows(cache, manifest, split, first.windows, tasks[0], layers, allow_missing) for split in ("train", "val")
-    )
-    windows.require_views(first.task.name, tasks[0].mirrorable)
-    require_truth(tasks[0], held_out)
-    return tasks, windows, held_out
-
-
-def shared(recipe: Recipe) -> dict[str, Any]:
-    """What recipes that train side by side have in common: everything that decides which windows and truth are read."""
-    task, training = plugins.load("task", recipe.task.name), recipe.training
-    return {
-        "task": {"name": recipe.task.name, **{name: getattr(recipe.task.settings, name) for name in task.truth_settings}},
-        "windows": recipe.windows.model_dump(mode="json"),
-        "training": {"batch_size": training.batch_size, "accumulate": training.accumulate},
-    }
-
-
-def require_shared(recipes: Sequence[Recipe]) -> None:
-    """Refuses recipes that want other windows or truth than the first of them."""
-    first, *others = recipes
-    for other in others:
-        if changed := differences(shared(first), shared(other)):
-            raise BadInput(f"recipes '{first.name}' and '{other.name}' cannot share windows: {'; '.join(changed)}")
-
-
-def make_task(recipe: Recipe, manifest: Manifest) -> TaskPlugin:
-    task: TaskPlugin = plugins.load("task", recipe.task.name)(recipe.task.settings, manifest.labels)
-    return task
-
-
-def require_wanted(recipe: Recipe, cache: Cache) -> None:
-    """Refuses a recipe that was written for another cache."""
-    if recipe.cache and not cache.fingerprint.startswith(recipe.cache):
-        raise BadInput(
-            f"recipe '{recipe.name}' wants the cache with fingerprint {recipe.cache}, {cache} has {cache.fingerprint}",
-            "give the cache it wants, or change `cache` in the recipe",
-        )
-
-
-def require_covered(cache: Cache, manifest: Manifest) -> None:
-    """Refuses a manifest of other videos."""
-    planned = {video_id for videos in cache.plan.values() for video_id in videos}
-    strange = [video.video_id for video in manifest.videos if video.video_id not in planned]
-    if strange:
-        raise BadInput(
-            f"{len(strange)} videos of manifest {manifest.folder} are not in cache {cache}, the first is {strange[0]}",
-            "extract this manifest into another --out, or train with the manifest the cache was made from",
-        )
-
-
-def require_division(settings: TrainingSettings, ranks: Ranks) -> None:
-    """Refuses a batch that cannot be cut into equal parts, which equal steps of all ranks rest on."""
-    parts = ranks.size * settings.accumulate
-    if settings.batch_size % parts:
-        raise BadInput(
-            f"training.batch_size {settings.batch_size} is no multiple of {ranks.size} processes x {settings.accumulate} parts",
-            f"make it a multiple of {parts}",
-        )
-
-
-def require_truth(task: TaskPlugin, windows: Windows) -> None:
-    """Refuses a split in which nothing can be scored."""
-    if not any((task.weight(windows.truth([sample])) > 0).any() for sample in windows.evaluation_samples()):
-        raise BadInput(
-            f"no window of split '{windows.split}' has anything to score: of {', '.join(task.needs)} nothing is valid in any",
-            "look at the truth in targets.h5, or choose other windows.fps and windows.frames",
-        )
-
-
-def made_from(recipe: Recipe, cache: Cache, manifest: Manifest) -> dict[str, Any]:
-    """What a run is made from, as its header keeps it."""
-    return {
-        "format_version": RUN_FORMAT,
-        "recipe": recipe.canonical(),
-        "cache": CacheFacts.of(cache),
-        "manifest": manifest.digest,
-        "labels": manifest.labels,
-    }
-
-
-def require_same(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest) -> None:
-    """Refuses a run folder that was made from something else."""
-    if (path / "run.json").is_file():
-        now = made_from(recipe, cache, manifest)
-        now |= {"cache": now["cache"].model_dump(mode="json"), "labels": list(manifest.labels)}
-        if changed := differences(now, Run(path).header.made_from()):
-            raise BadInput(f"run {path} was made from something else; now / then: {'; '.join(changed)}", "use another --out")
-
-
-def open_or_create(
-    path: Path, recipe: Recipe, cache: Cache, manifest: Manifest, model: VideoModel, windows: Windows, ranks: Ranks = ALONE
-) -> Run:
-    """The run at `path`, checked against recipe, cache and manifest; the first rank creates it if it is not there yet."""
-    header = RunHeader(
-        **made_from(recipe, cache, manifest),
-        spec=cache.spec,
-        encoder=cache.header.encoder,
-        cache_path=cache.place.address,
-        manifest_path=None if manifest.folder == cache.manifest.folder else str(manifest.folder.absolute()),
-        parameters=model.parameter_counts(),
-        clips={
-            "train": len(windows),
-            "padded": windows.padded,
-            "slower": windows.slower,
-            "skipped": len(windows.skipped),
-        },
-        versions=tool_versions(),
-    )
-    if not ranks.agree(json.dumps([header.made_from(), header.clips])):
-        raise BadInput(
-            "the processes of this training have not found the same recipe, cache and manifest",
-            "give all machines the same files and the same arguments",
-        )
-    if ranks.is_first and not (path / "run.json").is_file():
-        path.mkdir(parents=True, exist_ok=True)
-        cache.copy_learnt(path)
-        write_atomically(path / "run.json", to_json(header))
-    ranks.wait()
-    if not ranks.agree(str((path / "run.json").is_file())):
-        raise BadInput(f"not all processes of this training see run {path}", "--out a folder that all machines share")
-    require_same(path, recipe, cache, manifest)
-    return Run(path)
 
 
 class Group:

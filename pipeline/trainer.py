@@ -18,14 +18,15 @@ import torch
 from torch import nn
 
 from pipeline.errors import BadInput, StillframeError
-from pipeline.model import Moments, TokenNorm, VideoModel, parameter_groups
+from pipeline.mixers import Moments, TokenNorm
+from pipeline.model import VideoModel, parameter_groups
 from pipeline.places.folder import write_atomically
-from pipeline.progress import Timed
 from pipeline.ranks import Ranks
+from pipeline.recipe import TrainingSettings
+from pipeline.records import OnDevice
 from pipeline.run import Run, load_weights, read_metrics
-from pipeline.spec import TrainingSettings
 from pipeline.tasks import TaskPlugin
-from pipeline.windows import OnDevice
+from pipeline.timing import Timed
 
 
 @dataclass

@@ -28,13 +28,14 @@ from pipeline.errors import BadVideo, StillframeError
 from pipeline.manifest import Manifest
 from pipeline.mapped import drop
 from pipeline.model import layers_read
-from pipeline.places import at
 from pipeline.places.folder import Folder
+from pipeline.places.open import at
 from pipeline.plugins import Settings
 from pipeline.ranks import ALONE
+from pipeline.recipe import Recipe, WindowSettings
 from pipeline.records import Frames
 from pipeline.sample import WITHOUT, rate_of, sample, stand_in
-from pipeline.spec import CacheSpec, Recipe, WindowSettings
+from pipeline.spec import CacheSpec
 from pipeline.square import Squares
 from pipeline.uncached import UncachedWindows
 from pipeline.windows import BATCHES_AHEAD, Windows

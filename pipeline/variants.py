@@ -14,7 +14,7 @@ from pipeline.errors import BadInput
 from pipeline.extract import extract
 from pipeline.grid import GIVEN, OtherCache, SweepSpec, settings_of
 from pipeline.leases import Leases
-from pipeline.places import at
+from pipeline.places.open import at
 
 OnStep = Callable[[str, float, float], None]
 """(what, done, total)"""

@@ -27,9 +27,10 @@ import torch
 from pipeline.cache import Cache, Location
 from pipeline.errors import BadInput, unknown_name
 from pipeline.manifest import Manifest
-from pipeline.records import Batch, Clip
+from pipeline.recipe import WindowSettings
+from pipeline.records import Batch, Clip, OnDevice
 from pipeline.shards import aligned_empty
-from pipeline.spec import BASE, WindowSettings
+from pipeline.spec import BASE
 from pipeline.store import StoreReader, in_view, layer_name, stored_name, token_arrays
 from pipeline.targets import Arrays, Targets, Wanted, collate
 
@@ -74,15 +75,6 @@ def nearest(time_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:
     if len(time_s) == 1:
         return np.zeros(len(wanted_s), np.int64)
     return np.where(wanted_s - time_s[before] <= time_s[after] - wanted_s + TIE_S, before, after)
-
-
-class OnDevice(NamedTuple):
-    """B windows where the models are: tokens that left the codec, and their truth."""
-
-    special_BTSD: torch.Tensor
-    patches: dict[int, torch.Tensor]
-    """layer -> (B, T, P, D)."""
-    targets: dict[str, torch.Tensor]
 
 
 class Windows:

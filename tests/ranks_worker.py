@@ -11,7 +11,7 @@ import torch
 from pipeline import plugins, ranks
 from pipeline.cache import Cache
 from pipeline.errors import StillframeError
-from pipeline.spec import Recipe
+from pipeline.recipe import Recipe
 from pipeline.train import train
 from pipeline.windows import Windows
 

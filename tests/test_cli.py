@@ -30,8 +30,8 @@ from pipeline.cache import Cache
 from pipeline.encoders.address import paint
 from pipeline.grid import shipped_sweeps
 from pipeline.manifest import Manifest
+from pipeline.recipe import shipped_recipes
 from pipeline.run import Run
-from pipeline.spec import shipped_recipes
 from pipeline.status import status
 
 COMMANDS = ["manifest", "extract", "derive", "status", "verify", "diff", "replay", "train", "evaluate"]

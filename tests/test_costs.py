@@ -8,8 +8,8 @@ import torch
 from pipeline import costs, plugins
 from pipeline.costs import cost, flops
 from pipeline.model import VideoModel
+from pipeline.recipe import load_recipe, shipped_recipes
 from pipeline.records import TokenShape
-from pipeline.spec import load_recipe, shipped_recipes
 
 SMALL = TokenShape(384, (14, 14), 5, (2, 5, 8, 11))
 LARGE = TokenShape(1024, (14, 14), 5, (5, 11, 17, 23))

@@ -21,9 +21,10 @@ from pipeline.bench import codecs
 from pipeline.cache import CODEC_FILE, Cache
 from pipeline.derive import derive
 from pipeline.errors import BadInput
+from pipeline.recipe import Recipe
 from pipeline.records import TokenShape
 from pipeline.run import load_model
-from pipeline.spec import Recipe, load_spec
+from pipeline.spec import load_spec
 from pipeline.stream import Stream
 from pipeline.train import train
 from pipeline.windows import Sample, Windows

@@ -11,7 +11,7 @@ from conftest import FPS
 from pipeline import plugins
 from pipeline.draw import DRAWN_PX, VideoFile, contact_sheet, squares
 from pipeline.encoders import address
-from pipeline.spec import Recipe
+from pipeline.recipe import Recipe
 from pipeline.train import train
 
 

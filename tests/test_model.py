@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 
 from pipeline import plugins
 from pipeline.errors import BadInput
-from pipeline.model import LayerMixer, VideoModel, parameter_groups
+from pipeline.mixers import LayerMixer
+from pipeline.model import VideoModel, parameter_groups
+from pipeline.recipe import Recipe, load_recipe, shipped_recipes
 from pipeline.records import TokenShape
-from pipeline.spec import Recipe, load_recipe, shipped_recipes
 
 GOLDEN = Path(__file__).parent / "golden"
 SHIPPED = sorted((Path(plugins.__file__).parent / "recipes").glob("demo_*.toml"))

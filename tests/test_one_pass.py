@@ -23,7 +23,7 @@ from pipeline.derive import derive
 from pipeline.donor import donors
 from pipeline.encoders import address
 from pipeline.errors import BadInput
-from pipeline.ledger import to_json
+from pipeline.json_files import to_json
 from pipeline.places.folder import Folder
 from pipeline.spec import CacheSpec
 

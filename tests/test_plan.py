@@ -21,11 +21,12 @@ from pipeline import costs, extract, manifest, plugins, trial
 from pipeline.bench import epoch as bench_epoch
 from pipeline.encoders import transformers
 from pipeline.model import layers_read
-from pipeline.places import at
+from pipeline.places.open import at
 from pipeline.plan import break_even, plan
 from pipeline.probe import probe
+from pipeline.recipe import Recipe, load_recipe
 from pipeline.sample import LEAST_HEAD, sample
-from pipeline.spec import CacheSpec, Recipe, load_recipe, load_spec
+from pipeline.spec import CacheSpec, load_spec
 from pipeline.uncached import UncachedWindows
 from pipeline.windows import Windows
 from pipeline.worker import load_encoder

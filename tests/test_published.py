@@ -17,8 +17,9 @@ from pipeline.cache import Cache
 from pipeline.errors import BadInput
 from pipeline.evaluate import evaluate
 from pipeline.published import import_checkpoint, read_labels, read_weights
+from pipeline.recipe import Recipe
 from pipeline.run import load_model
-from pipeline.spec import Recipe, load_spec
+from pipeline.spec import load_spec
 from pipeline.stream import Stream
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -14,7 +14,7 @@ from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from pipeline import plugins
 from pipeline.errors import BadInput
-from pipeline.model import LayerMixer
+from pipeline.mixers import LayerMixer
 from pipeline.temporal import TemporalModule
 from pipeline.temporal._mamba import Mamba
 from pipeline.temporal._spatial import CrossAttention, SelfAttention

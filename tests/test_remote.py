@@ -23,9 +23,10 @@ from object_store import STALL_S, proxy_of, s3_server
 from pipeline import extract
 from pipeline.cache import Cache
 from pipeline.errors import BadInput, StillframeError
-from pipeline.places import Place, at, disk_cache, network
+from pipeline.places import Place, disk_cache, network
 from pipeline.places.disk_cache import DiskCache
 from pipeline.places.folder import Folder
+from pipeline.places.open import at
 from pipeline.store import StoreReader
 from pipeline.windows import Windows, WindowSettings
 

@@ -15,9 +15,10 @@ from commands import assert_refused, call, fine
 from test_temporal import NAMES, make
 
 from pipeline import plugins
+from pipeline.bootstrap import difference
 from pipeline.cache import Cache
-from pipeline.evaluate import difference
 from pipeline.model import VideoModel
+from pipeline.recipe import Recipe
 from pipeline.records import TokenShape
 from pipeline.report import maps, report, style, tables
 from pipeline.report.curves import mean_and_band
@@ -27,7 +28,6 @@ from pipeline.report.plots import front_of
 from pipeline.report.provenance import common_part
 from pipeline.report.subject import find, of_runs, of_sweep
 from pipeline.run import Run
-from pipeline.spec import Recipe
 from pipeline.statistics import Summary
 from pipeline.temporal import Gate
 

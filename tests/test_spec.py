@@ -8,7 +8,8 @@ import pytest
 from conftest import address_spec
 
 from pipeline.errors import BadInput
-from pipeline.spec import fingerprint, load_recipe, load_spec, shipped_recipes
+from pipeline.recipe import load_recipe, shipped_recipes
+from pipeline.spec import fingerprint, load_spec
 from pipeline.tables import differences, override
 
 SPEC = """

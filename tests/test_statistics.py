@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from pipeline import evaluate, form_table
+from pipeline.bootstrap import Interval, MetricFacts, difference, interval
 from pipeline.costs import Cost
 from pipeline.errors import BadInput, StillframeError
-from pipeline.evaluate import Evaluation, Interval, MetricFacts, difference, interval
+from pipeline.evaluate import Evaluation
 from pipeline.form_table import two_sided
 from pipeline.run import CacheFacts
 from pipeline.statistics import Outcome, Setting, Summary, holm, summarise

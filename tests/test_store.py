@@ -17,9 +17,10 @@ from numcodecs.zstd import Zstd
 from zarr.codecs import GzipCodec
 
 from pipeline import mapped, shards
+from pipeline.damage import BadChunk, check_chunks, check_files
 from pipeline.errors import BadInput
 from pipeline.places.folder import Folder
-from pipeline.store import BadChunk, StoreReader, StoreWriter, check_chunks, check_files, token_arrays
+from pipeline.store import StoreReader, StoreWriter, token_arrays
 
 STORE = "00000.zarr"
 

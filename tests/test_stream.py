@@ -13,8 +13,8 @@ from conftest import FPS, address_video
 
 from pipeline import plugins
 from pipeline.errors import BadInput
+from pipeline.recipe import Recipe
 from pipeline.run import load_model
-from pipeline.spec import Recipe
 from pipeline.stream import Stream
 from pipeline.train import train
 from pipeline.windows import Sample, Windows

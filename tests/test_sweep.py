@@ -21,8 +21,8 @@ from pipeline.costs import cost
 from pipeline.errors import BadInput
 from pipeline.evaluate import read_evaluation
 from pipeline.grid import SweepSpec, load_sweep, settings_of, shipped_sweeps
+from pipeline.recipe import load_recipe
 from pipeline.run import Run, read_metrics
-from pipeline.spec import load_recipe
 from pipeline.sweep import Sweep, groups_of, sweep
 from pipeline.train import train
 from pipeline.variants import prepare

@@ -21,7 +21,7 @@ from test_sweep import BASE, assert_as_alone
 from pipeline.device import cores
 from pipeline.grid import SweepSpec, load_sweep
 from pipeline.leases import Holder, holders
-from pipeline.places import at
+from pipeline.places.open import at
 from pipeline.sweep import Sweep, sweep
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from pipeline import extract, manifest
 from pipeline.errors import BadInput
+from pipeline.recipe import WindowSettings
 from pipeline.records import Clip
-from pipeline.spec import WindowSettings
 from pipeline.targets import (
     Targets,
     collate,

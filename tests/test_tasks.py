@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from pipeline import plugins
+from pipeline.bootstrap import MetricFacts
 from pipeline.errors import BadInput
-from pipeline.evaluate import MetricFacts
 from pipeline.targets import collate
 from pipeline.tasks import STREAMING, WINDOW, StreamingReadout, TaskPlugin
 from pipeline.tasks.classify import FrameLogits, Settings, Task, WindowLogits

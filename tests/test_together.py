@@ -11,8 +11,8 @@ from test_train import Stop, assert_same, final, recipe, stop_at
 from pipeline import plugins
 from pipeline.errors import BadInput
 from pipeline.evaluate import evaluate, evaluate_together
+from pipeline.recipe import Recipe, WindowSettings
 from pipeline.run import read_metrics
-from pipeline.spec import Recipe, WindowSettings
 from pipeline.train import train, train_together
 from pipeline.windows import Windows, share_of_videos
 

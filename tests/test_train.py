@@ -19,11 +19,12 @@ from conftest import FPS, THREADS, address_spec, write_video
 from safetensors.numpy import load_file
 
 from pipeline import extract, manifest, plugins
+from pipeline.bootstrap import Interval, difference, interval
 from pipeline.cache import Cache
 from pipeline.errors import BadInput, StillframeError
-from pipeline.evaluate import Interval, difference, evaluate, interval
+from pipeline.evaluate import evaluate
+from pipeline.recipe import Recipe, TrainingSettings
 from pipeline.run import Run, read_metrics
-from pipeline.spec import Recipe, TrainingSettings
 from pipeline.train import train
 from pipeline.trainer import learning_rate, steps_of
 

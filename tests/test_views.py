@@ -27,8 +27,9 @@ from pipeline.encoders import address
 from pipeline.errors import BadInput
 from pipeline.evaluate import evaluate
 from pipeline.manifest import Manifest
+from pipeline.recipe import Recipe, WindowSettings
 from pipeline.run import load_model
-from pipeline.spec import BASE, CacheSpec, Recipe, WindowSettings, fingerprint, load_spec
+from pipeline.spec import BASE, CacheSpec, fingerprint, load_spec
 from pipeline.square import mirrored, to_part, to_square
 from pipeline.stream import Stream
 from pipeline.train import train

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline.cache import Cache
 from pipeline.encoders import address
 from pipeline.errors import BadInput
-from pipeline.spec import WindowSettings
+from pipeline.recipe import WindowSettings
 from pipeline.windows import TIE_S, Sample, Windows, nearest, window_times
 
 

@@ -24,7 +24,8 @@ from pipeline.codecs import CodecPlugin, FittedCodec
 from pipeline.device import chosen
 from pipeline.fit import learn, sample_tokens
 from pipeline.manifest import Manifest
-from pipeline.spec import CacheSpec, Choice, choice, load_recipe, shipped_recipes
+from pipeline.recipe import load_recipe, shipped_recipes
+from pipeline.spec import CacheSpec, Choice, choice
 
 REFERENCE = "float16"
 RECIPE = "demo_gru"

@@ -21,13 +21,15 @@ from pipeline.bench._timing import Tell, summary
 from pipeline.cache import Cache
 from pipeline.costs import synchronize
 from pipeline.device import chosen
-from pipeline.progress import Timed
 from pipeline.ranks import ALONE
+from pipeline.recipe import Recipe
 from pipeline.records import Batch
 from pipeline.run import read_metrics
-from pipeline.spec import CacheSpec, Recipe
+from pipeline.setup import make_trainers, open_windows
+from pipeline.spec import CacheSpec
 from pipeline.tasks import TaskPlugin
-from pipeline.train import Group, make_trainers, open_windows
+from pipeline.timing import Timed
+from pipeline.train import Group
 from pipeline.uncached import UncachedWindows
 from pipeline.windows import Sample, Windows
 from pipeline.worker import load_encoder

@@ -23,7 +23,8 @@ from pipeline.cache import Cache
 from pipeline.device import chosen
 from pipeline.manifest import Manifest
 from pipeline.plan import plan
-from pipeline.spec import CacheSpec, Recipe
+from pipeline.recipe import Recipe
+from pipeline.spec import CacheSpec
 from pipeline.trial import attempt
 from pipeline.windows import clips_of
 

@@ -23,7 +23,7 @@ from pipeline.errors import BadInput
 from pipeline.evaluate import evaluate_together
 from pipeline.mapped import drop
 from pipeline.places.folder import Folder
-from pipeline.spec import Recipe
+from pipeline.recipe import Recipe
 from pipeline.train import train_together
 from pipeline.trainer import Progress
 

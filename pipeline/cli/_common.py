@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -75,7 +75,7 @@ def other_manifest(folder: Path | None) -> Manifest | None:
 
 
 def recipe_file(name: str) -> Path:
-    from pipeline.spec import shipped_recipes
+    from pipeline.recipe import shipped_recipes
 
     return named_file("recipe", name, shipped_recipes())
 
@@ -104,35 +104,3 @@ def make_engine(name: str | None, workers: int, sets: list[str]) -> EnginePlugin
     plugin = plugins.load("engine", name)
     made: EnginePlugin = plugin(plugins.settings("engine", name, override({}, sets), f"engine '{name}'"), workers)
     return made
-
-
-def show_scores(results: list[dict[str, Any]]) -> None:
-    """One table for each task: its metrics in every form, and what a trivial answer scores."""
-    from pipeline import console
-
-    for task in dict.fromkeys(result["task"] for result in results):
-        of_task = [result for result in results if result["task"] == task]
-        metrics = [(metric["name"], metric["unit"]) for metric in of_task[0]["metrics"]]
-        rows = [
-            (result["run"], result["temporal"], form, *_score_cells([scores[name] for name, _ in metrics]))
-            for result in of_task
-            for form, scores in result["forms"].items()
-        ]
-        first = of_task[0]
-        (main, *others) = [f"{first['trivial'][name]:.3f}" for name, _ in metrics]
-        rows.append(("trivial", "", "", main, "", *others))
-        (main, *others) = [f"{name} ({unit})" if unit else name for name, unit in metrics]
-        title = f"{task} on split {first['split']}: {first['clips_scored']} clips"
-        console.show_table(title, ("run", "temporal", "form", main, "95 % interval", *others), rows)
-    for result in results:
-        if result["clips_skipped"]:
-            console.say(f"{result['run']}: {result['clips_skipped']} clips left out: the cache does not cover them")
-        if result["clips_without_truth"]:
-            console.say(f"{result['run']}: {result['clips_without_truth']} clips left out: they have nothing to score")
-
-
-def _score_cells(scores: list[dict[str, float]]) -> list[str]:
-    """The first score and its interval, then the others."""
-    first, *others = scores
-    interval = f"{first['low']:.3f} .. {first['high']:.3f}"
-    return [f"{first['score']:.3f}", interval, *(f"{other['score']:.3f}" for other in others)]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.cache import Cache
     from pipeline.compare import Comparison
     from pipeline.repair import Mended
+from pipeline.cli._show import _spans, show_status
 
 CacheFolder = Annotated[str, typer.Argument(metavar="CACHE", help="A cache: its folder or URL.")]
 Root = Annotated[Path | None, typer.Option(help="Where the videos are, if they were moved.")]
@@ -33,64 +34,6 @@ def status(cache: CacheFolder, as_json: AsJson = False) -> None:
     from pipeline.cache import Cache
 
     show_status(Cache(cache), as_json)
-
-
-def show_status(cache: Cache, as_json: bool) -> None:
-    from pipeline import console
-    from pipeline.status import status as facts_of
-
-    facts = facts_of(cache)
-    if as_json:
-        console.show_json(facts)
-        return
-    stores, videos = facts["stores"], facts["videos"]
-    per_frame = f" ({facts['bytes_per_frame']:,} bytes per frame)" if facts["frames"] else ""
-    console.show(
-        f"{facts['cache']}: {stores['done']} of {stores['planned']} stores, {facts['frames']} frames, "
-        f"{console.bytes_text(facts['store_bytes'])}{per_frame}, codec {facts['codec']}"
-    )
-    console.show(f"videos: {videos['stored']} of {videos['planned']} whole, {videos['failed']} failed")
-    for split, counts in facts["splits"].items():
-        console.show(
-            f"split {split}: {counts['covered']} of {counts['clips']} clips, {counts['whole']} of {counts['videos']} videos, "
-            f"{counts['frames']} of about {counts['expected']} frames"
-        )
-    if facts["seconds"]:
-        console.show("work: " + ", ".join(f"{step} {seconds:.1f} s" for step, seconds in facts["seconds"].items()))
-    _show_progress(facts)
-    if facts["reasons"]:
-        rows = [(len(group["videos"]), console.few_text(group["videos"]), group["reason"]) for group in facts["reasons"]]
-        console.show_table(f"{videos['failed']} videos failed", ("videos", "which", "reason"), rows)
-    if facts["other_length"]:
-        rows = [(video, each["decoded"], each["header"]) for video, each in facts["other_length"].items()]
-        console.show(f"{len(rows)} videos hold another number of frames than their header says:")
-        console.show_table("", ("video", "frames", "header"), rows[:10])
-        if len(rows) > 10:
-            console.show(f"and {len(rows) - 10} more, all of them with --json")
-
-
-def _show_progress(facts: dict[str, Any]) -> None:
-    """Who is at work, when it will be done, and what to do where nobody is."""
-    from pipeline import console
-
-    left = facts["stores"]["planned"] - facts["stores"]["done"]
-    step = "derive" if facts["derived_from"] else "extract"
-    at_work: dict[tuple[Any, ...], list[int]] = {}
-    for worker in facts["workers"]:
-        machine = "this machine" if worker["is_here"] else f"machine {worker['machine']}"
-        state = {True: "at work", False: "gone", None: "at work when it last wrote"}[worker["alive"]]
-        stores = at_work.setdefault((worker["pid"], machine, state), [])
-        stores += [int(worker["lease"])] if worker["lease"].isdigit() else []
-    for (pid, machine, state), stores in at_work.items():
-        on = f"store {_spans(stores)}" if stores else "the plan"
-        console.show(f"process {pid} of {machine}: {on}, {state}")
-    if not left:
-        return
-    if facts["eta_s"] is not None:
-        speed, eta = facts["frames_per_s"], console.duration_text(facts["eta_s"])
-        console.show(f"now: {speed:.1f} frames/s, {facts['frames_left']} frames left, ETA {eta}")
-    elif not any(worker["alive"] is not False for worker in facts["workers"]):
-        console.show(f"{left} stores, about {facts['frames_left']} frames, are left and nobody is at work: run {step} again")
 
 
 @app.command()
@@ -193,19 +136,6 @@ def _show_audit(found: Audit) -> None:
     if found.missing:
         step = "derived yet: run derive" if cache.header.derived_from else "extracted yet: run extract"
         console.show(f"{len(found.missing)} of {len(cache.plan)} stores are not {step} again")
-
-
-def _spans(numbers: list[int]) -> str:
-    """1, 4..9"""
-    spans: list[list[int]] = []
-    for number in sorted(numbers):
-        if spans and spans[-1][1] == number - 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    texts = [str(first) if first == last else f"{first}..{last}" for first, last in spans]
-    many = f" ({len(numbers)} stores)" if len(numbers) > 2 else ""
-    return ", ".join(texts[:8]) + (" ..." if len(texts) > 8 else "") + many
 
 
 def _show_mended(mended: Mended) -> None:

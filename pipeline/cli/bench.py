@@ -382,7 +382,7 @@ def bench_sweep(
     from pipeline.bench import sweep
     from pipeline.cache import Cache
     from pipeline.cli._common import recipe_file
-    from pipeline.spec import load_recipe
+    from pipeline.recipe import load_recipe
 
     loaded, on = load_recipe(recipe_file(recipe)), torch_device(device)
     with console.progress("bench sweep") as update:

@@ -20,7 +20,7 @@ from pipeline.cli._common import (
     make_engine,
     torch_device,
 )
-from pipeline.cli.audit import show_status
+from pipeline.cli._show import show_status
 
 if TYPE_CHECKING:
     from pipeline.cache import Cache

@@ -16,9 +16,9 @@ from pipeline.cli._common import (
     app,
     other_manifest,
     recipe_file,
-    show_scores,
     torch_device,
 )
+from pipeline.cli._show import show_scores
 from pipeline.errors import BadInput
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def train(
     from pipeline import console, ranks, watch
     from pipeline import train as module
     from pipeline.cache import Cache
-    from pipeline.spec import load_recipe
+    from pipeline.recipe import load_recipe
     from pipeline.trainer import Progress
 
     seconds = dict[str, float]()
@@ -203,7 +203,8 @@ def import_checkpoint(
     """
     from pipeline import console, published
     from pipeline.cache import Cache
-    from pipeline.spec import load_recipe, load_spec
+    from pipeline.recipe import load_recipe
+    from pipeline.spec import load_spec
 
     read = load_spec(Path(source)) if source.endswith(".toml") else Cache(source)
     names = published.read_labels(labels) if labels else None

@@ -46,7 +46,8 @@ def plan(
     """
     from pipeline import console
     from pipeline.manifest import Manifest
-    from pipeline.spec import load_recipe, load_spec
+    from pipeline.recipe import load_recipe
+    from pipeline.spec import load_spec
 
     loaded = load_spec(spec, sets or [])
     if data is not None and recipe is None and not Path(data).is_dir():
@@ -245,7 +246,8 @@ def bench_plan(
     """
     from pipeline import console
     from pipeline.bench import plan as module
-    from pipeline.spec import load_recipe, load_spec
+    from pipeline.recipe import load_recipe
+    from pipeline.spec import load_spec
 
     asked, sizes = load_recipe(recipe_file(recipe), sets or []), sorted(set(clips or (8, 16, 32)))
     with console.progress("bench plan") as update:
@@ -290,7 +292,8 @@ def bench_epoch(
     """
     from pipeline import console
     from pipeline.bench import epoch as module
-    from pipeline.spec import load_recipe, load_spec
+    from pipeline.recipe import load_recipe
+    from pipeline.spec import load_spec
 
     asked = load_recipe(recipe_file(recipe), sets or [])
     with console.progress("bench epoch") as update:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli._common import AsJson, app, show_scores
+from pipeline.cli._common import AsJson, app
+from pipeline.cli._show import show_scores
 
 
 @app.command()
@@ -62,7 +63,7 @@ def list_plugins(
     from pipeline import console, plugins
     from pipeline.errors import unknown_name
     from pipeline.grid import shipped_sweeps
-    from pipeline.spec import shipped_recipes
+    from pipeline.recipe import shipped_recipes
 
     shipped = {"recipe": shipped_recipes(), "sweep": shipped_sweeps()}
     kinds = [*plugins.FOLDERS, *shipped]

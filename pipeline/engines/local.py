@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline import plugins
 from pipeline.device import cores
-from pipeline.engines import EnginePlugin, Job, Workers, last_line
+from pipeline.engines import EnginePlugin, Job, Workers, _leashed, last_line
 
 
 class Engine(EnginePlugin):
@@ -54,7 +54,7 @@ class Engine(EnginePlugin):
 
     def _start(self, index: int) -> subprocess.Popen[bytes]:
         worker = [self._job.kind(), self._job.model_dump_json(), str(index)]
-        command = [sys.executable, "-m", "pipeline.engines._leashed", *worker]
+        command = [sys.executable, "-m", _leashed.__name__, *worker]
         with self._log(index).open("ab") as log:
             return subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=self._environment(), start_new_session=True

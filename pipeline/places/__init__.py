@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipeline.errors import BadInput
-
 Span = tuple[int, int]
 """Bytes [start, stop) of a file."""
 
@@ -100,17 +98,3 @@ class Place(ABC):
     @abstractmethod
     def open(self, name: str, spans: Sequence[Span]) -> BinaryIO:
         """A local file, unbuffered, that holds at least these bytes of the file `name`, each at its own offset."""
-
-
-def at(text: str | Path) -> Place:
-    """The place that a user names: a path, or a URL such as `s3://bucket/caches`. Raises BadInput."""
-    from pipeline.places.folder import Folder
-
-    if isinstance(text, Path) and text.parts[:1] and text.parts[0].endswith(":"):
-        raise BadInput(f"{text} is a URL that has become a path and lost a slash", "give it as text")
-    protocol, _, path = str(text).rpartition("://")
-    if protocol in ("", "file"):
-        return Folder(Path(path))
-    from pipeline.places.remote import Remote
-
-    return Remote(str(text))

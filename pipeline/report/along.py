@@ -17,14 +17,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from matplotlib.transforms import ScaledTranslation
 
+from pipeline.bootstrap import Interval
 from pipeline.errors import BadInput
-from pipeline.evaluate import Interval
 from pipeline.grid import CACHE, GIVEN
+from pipeline.recipe import Recipe
 from pipeline.report.plots import score_label, score_view
 from pipeline.report.style import COLOURS, FULL_INCHES, HALF_INCHES, SERIES, legend, named, panel, view
 from pipeline.report.subject import Subject, cache_of
 from pipeline.report.tables import signed_text, value_text
-from pipeline.spec import Recipe
 from pipeline.statistics import SettingSummary
 
 BANDS = 6

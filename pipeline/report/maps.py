@@ -14,10 +14,10 @@ from pipeline.cache import Cache
 from pipeline.draw import spread, squares
 from pipeline.errors import BadInput, StillframeError
 from pipeline.model import VideoModel
+from pipeline.recipe import WindowSettings
 from pipeline.report.pictures import manifest_of
 from pipeline.report.subject import cache_of
 from pipeline.run import Run, load_model
-from pipeline.spec import WindowSettings
 from pipeline.temporal import Gate
 from pipeline.windows import Sample, Windows
 

@@ -17,7 +17,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.evaluate import Interval
+from pipeline.bootstrap import Interval
 from pipeline.report.subject import Subject
 
 SERIES = (

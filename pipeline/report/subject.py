@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.bootstrap import Interval, MetricFacts
 from pipeline.cache import HEADER_FILE, Cache
 from pipeline.costs import Cost, cost
 from pipeline.errors import BadInput
-from pipeline.evaluate import Interval, MetricFacts, read_evaluation
-from pipeline.ledger import read_json
-from pipeline.places import at
+from pipeline.evaluate import read_evaluation
+from pipeline.json_files import read_json
+from pipeline.places.open import at
 from pipeline.records import TokenShape
 from pipeline.run import Run
 from pipeline.statistics import Outcome, Setting, SettingSummary, Summary, summarise

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from pipeline.evaluate import Interval
+from pipeline.bootstrap import Interval
 from pipeline.report.subject import Subject
 from pipeline.statistics import SettingSummary
 

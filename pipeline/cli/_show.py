@@ -1,0 +1,111 @@
+"""What several commands print: scores, and how far a cache is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.cache import Cache
+
+
+def show_scores(results: list[dict[str, Any]]) -> None:
+    """One table for each task: its metrics in every form, and what a trivial answer scores."""
+    from pipeline import console
+
+    for task in dict.fromkeys(result["task"] for result in results):
+        of_task = [result for result in results if result["task"] == task]
+        metrics = [(metric["name"], metric["unit"]) for metric in of_task[0]["metrics"]]
+        rows = [
+            (result["run"], result["temporal"], form, *_score_cells([scores[name] for name, _ in metrics]))
+            for result in of_task
+            for form, scores in result["forms"].items()
+        ]
+        first = of_task[0]
+        (main, *others) = [f"{first['trivial'][name]:.3f}" for name, _ in metrics]
+        rows.append(("trivial", "", "", main, "", *others))
+        (main, *others) = [f"{name} ({unit})" if unit else name for name, unit in metrics]
+        title = f"{task} on split {first['split']}: {first['clips_scored']} clips"
+        console.show_table(title, ("run", "temporal", "form", main, "95 % interval", *others), rows)
+    for result in results:
+        if result["clips_skipped"]:
+            console.say(f"{result['run']}: {result['clips_skipped']} clips left out: the cache does not cover them")
+        if result["clips_without_truth"]:
+            console.say(f"{result['run']}: {result['clips_without_truth']} clips left out: they have nothing to score")
+
+
+def _score_cells(scores: list[dict[str, float]]) -> list[str]:
+    """The first score and its interval, then the others."""
+    first, *others = scores
+    interval = f"{first['low']:.3f} .. {first['high']:.3f}"
+    return [f"{first['score']:.3f}", interval, *(f"{other['score']:.3f}" for other in others)]
+
+
+def show_status(cache: Cache, as_json: bool) -> None:
+    from pipeline import console
+    from pipeline.status import status as facts_of
+
+    facts = facts_of(cache)
+    if as_json:
+        console.show_json(facts)
+        return
+    stores, videos = facts["stores"], facts["videos"]
+    per_frame = f" ({facts['bytes_per_frame']:,} bytes per frame)" if facts["frames"] else ""
+    console.show(
+        f"{facts['cache']}: {stores['done']} of {stores['planned']} stores, {facts['frames']} frames, "
+        f"{console.bytes_text(facts['store_bytes'])}{per_frame}, codec {facts['codec']}"
+    )
+    console.show(f"videos: {videos['stored']} of {videos['planned']} whole, {videos['failed']} failed")
+    for split, counts in facts["splits"].items():
+        console.show(
+            f"split {split}: {counts['covered']} of {counts['clips']} clips, {counts['whole']} of {counts['videos']} videos, "
+            f"{counts['frames']} of about {counts['expected']} frames"
+        )
+    if facts["seconds"]:
+        console.show("work: " + ", ".join(f"{step} {seconds:.1f} s" for step, seconds in facts["seconds"].items()))
+    _show_progress(facts)
+    if facts["reasons"]:
+        rows = [(len(group["videos"]), console.few_text(group["videos"]), group["reason"]) for group in facts["reasons"]]
+        console.show_table(f"{videos['failed']} videos failed", ("videos", "which", "reason"), rows)
+    if facts["other_length"]:
+        rows = [(video, each["decoded"], each["header"]) for video, each in facts["other_length"].items()]
+        console.show(f"{len(rows)} videos hold another number of frames than their header says:")
+        console.show_table("", ("video", "frames", "header"), rows[:10])
+        if len(rows) > 10:
+            console.show(f"and {len(rows) - 10} more, all of them with --json")
+
+
+def _show_progress(facts: dict[str, Any]) -> None:
+    """Who is at work, when it will be done, and what to do where nobody is."""
+    from pipeline import console
+
+    left = facts["stores"]["planned"] - facts["stores"]["done"]
+    step = "derive" if facts["derived_from"] else "extract"
+    at_work: dict[tuple[Any, ...], list[int]] = {}
+    for worker in facts["workers"]:
+        machine = "this machine" if worker["is_here"] else f"machine {worker['machine']}"
+        state = {True: "at work", False: "gone", None: "at work when it last wrote"}[worker["alive"]]
+        stores = at_work.setdefault((worker["pid"], machine, state), [])
+        stores += [int(worker["lease"])] if worker["lease"].isdigit() else []
+    for (pid, machine, state), stores in at_work.items():
+        on = f"store {_spans(stores)}" if stores else "the plan"
+        console.show(f"process {pid} of {machine}: {on}, {state}")
+    if not left:
+        return
+    if facts["eta_s"] is not None:
+        speed, eta = facts["frames_per_s"], console.duration_text(facts["eta_s"])
+        console.show(f"now: {speed:.1f} frames/s, {facts['frames_left']} frames left, ETA {eta}")
+    elif not any(worker["alive"] is not False for worker in facts["workers"]):
+        console.show(f"{left} stores, about {facts['frames_left']} frames, are left and nobody is at work: run {step} again")
+
+
+def _spans(numbers: list[int]) -> str:
+    """1, 4..9"""
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    texts = [str(first) if first == last else f"{first}..{last}" for first, last in spans]
+    many = f" ({len(numbers)} stores)" if len(numbers) > 2 else ""
+    return ", ".join(texts[:8]) + (" ..." if len(texts) > 8 else "") + many

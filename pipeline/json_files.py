@@ -1,0 +1,42 @@
+"""JSON files on disk as checked records: written whole, read with one sentence on what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pipeline import plugins
+from pipeline.errors import BadInput
+from pipeline.plugins import Model, Settings
+
+
+def to_json(record: Settings) -> bytes:
+    return (record.model_dump_json(indent=1) + "\n").encode()
+
+
+def read_json(model: type[Model], path: Path, hint: str, versions: range | None = None) -> Model:
+    """A JSON file as a checked `model`, see `parse_json`."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}", hint) from error
+    return parse_json(model, data, str(path), hint, versions)
+
+
+def parse_json(model: type[Model], data: bytes, where: str, hint: str, versions: range | None = None) -> Model:
+    """JSON as a checked `model`, its format_version among `versions` if these are given. Raises BadInput with `hint`."""
+    try:
+        table = json.loads(data.decode("utf-8"))
+        if not isinstance(table, dict):
+            raise ValueError(f"wanted an object, found {str(table)[:40]}")
+    except ValueError as error:
+        raise BadInput(f"{where} is damaged: {error}", hint) from error
+    found = table.get("format_version")
+    if versions is not None and found is not None and found not in versions:
+        older = isinstance(found, int) and found < versions[0]
+        message = f"{where} has format {found}, this version of stillframe reads format {versions[-1]}"
+        raise BadInput(message, hint if older else "upgrade stillframe")
+    try:
+        return plugins.check(model, table, f"{where} is damaged")
+    except BadInput as error:
+        raise BadInput(error.message, hint) from error
