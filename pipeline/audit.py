@@ -16,13 +16,13 @@ import numpy as np
 
 from pipeline.cache import CODEC_FILE, HEADER_FILE, Cache
 from pipeline.codecs import fitted_to
+from pipeline.config.cache_spec import FORMAT_VERSION, fingerprint
 from pipeline.damage import TITLES, Damage, Kind, Rows, check_chunks
 from pipeline.errors import BadInput
 from pipeline.leases import holders, lease_of
 from pipeline.ledger import Receipt
 from pipeline.manifest import TARGETS, Manifest
 from pipeline.places.folder import PARTIAL
-from pipeline.spec import FORMAT_VERSION, fingerprint
 from pipeline.store import in_view
 
 THREADS = 8

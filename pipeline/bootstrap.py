@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.config.plugins import Settings
 from pipeline.errors import BadInput
-from pipeline.plugins import Settings
 
 RESAMPLES = 2000
 

@@ -29,19 +29,19 @@ from typing import Any
 import numpy as np
 from safetensors import numpy as safetensors
 
-from pipeline import plugins
 from pipeline.codecs import CodecPlugin, FittedCodec
+from pipeline.config import plugins
+from pipeline.config.cache_spec import BASE, FORMAT_VERSION, CacheSpec, View
+from pipeline.config.json_files import parse_json, to_json
+from pipeline.config.plugins import Model
 from pipeline.damage import check_files
 from pipeline.errors import BadInput, StillframeError
-from pipeline.json_files import parse_json, to_json
 from pipeline.ledger import Content, Failure, Header, Receipt
 from pipeline.manifest import Manifest
 from pipeline.places import Place
 from pipeline.places.folder import PARTIAL, sync, write_atomically
 from pipeline.places.open import at
-from pipeline.plugins import Model
 from pipeline.records import Clip, TokenShape
-from pipeline.spec import BASE, FORMAT_VERSION, CacheSpec, View
 from pipeline.store import StoreReader, stored_name, token_arrays
 
 HEADER_FILE, CODEC_FILE = "cache.json", "codec.safetensors"

@@ -10,15 +10,16 @@ from typing import Any, Literal
 
 import torch
 
-from pipeline import plugins, probe
+from pipeline import probe
 from pipeline.cache import Cache, neighbours
 from pipeline.codecs import fitted_to
+from pipeline.config import plugins
+from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, fingerprint
+from pipeline.config.toml_tables import differences, differing
 from pipeline.derive import require_derivable
 from pipeline.errors import BadInput
 from pipeline.extract import preview
 from pipeline.ledger import Header
-from pipeline.spec import FORMAT_VERSION, CacheSpec, fingerprint
-from pipeline.tables import differences, differing
 
 Verdict = Literal["same", "derivable", "new layers", "everything", "not known"]
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import plugins
 from pipeline.cache import Cache
+from pipeline.config import plugins
+from pipeline.config.recipe import Recipe, TrainingSettings
+from pipeline.config.toml_tables import differences
 from pipeline.errors import BadInput
 from pipeline.manifest import Manifest
 from pipeline.ranks import Ranks
-from pipeline.recipe import Recipe, TrainingSettings
 from pipeline.run import RUN_FORMAT, CacheFacts, Run
-from pipeline.tables import differences
 from pipeline.tasks import TaskPlugin
 from pipeline.windows import Windows
 

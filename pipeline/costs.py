@@ -20,11 +20,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline import plugins
+from pipeline.config import plugins
+from pipeline.config.plugins import Settings
+from pipeline.config.recipe import Recipe
 from pipeline.device import chosen
 from pipeline.model import VideoModel
-from pipeline.plugins import Settings
-from pipeline.recipe import Recipe
 from pipeline.records import TokenShape
 from pipeline.targets import MAPPED, collate
 from pipeline.tasks import STREAMING, Query, TaskPlugin

@@ -30,10 +30,10 @@ import numpy as np
 from pydantic import Field
 
 from pipeline import decode_worker
+from pipeline.config.plugins import Settings
 from pipeline.decode_worker import COUNT_BYTES, PACKET_BYTES, read_count
 from pipeline.errors import BadVideo
 from pipeline.frames import Block, Counted
-from pipeline.plugins import Settings
 from pipeline.records import Frames
 
 TICK_S = 0.2

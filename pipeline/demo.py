@@ -11,12 +11,12 @@ from pipeline import extract as stage_one
 from pipeline import manifest, train
 from pipeline.bootstrap import Interval, difference
 from pipeline.cache import Cache
+from pipeline.config.cache_spec import CacheSpec, load_spec
+from pipeline.config.recipe import Recipe, load_recipe, shipped_recipes
 from pipeline.draw import draw
 from pipeline.evaluate import evaluate
-from pipeline.recipe import Recipe, load_recipe, shipped_recipes
 from pipeline.report import report
 from pipeline.run import Run
-from pipeline.spec import CacheSpec, load_spec
 from pipeline.status import status
 
 RECIPES = ("demo_identity", "demo_gru", "demo_gated_mamba_mix")

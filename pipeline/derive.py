@@ -21,9 +21,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import plugins
 from pipeline.cache import HEADER_FILE, Cache, read_learnt, require_same, unwritable
 from pipeline.codecs import FittedCodec, fitted_to
+from pipeline.config import plugins
+from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, fingerprint
+from pipeline.config.toml_tables import differences, override
 from pipeline.draft import Draft
 from pipeline.errors import BadInput
 from pipeline.extract import fill_stores
@@ -33,9 +35,7 @@ from pipeline.leases import Leases, claimed, lease_of
 from pipeline.places import Place
 from pipeline.places.open import at
 from pipeline.records import TokenShape
-from pipeline.spec import FORMAT_VERSION, CacheSpec, fingerprint
 from pipeline.store import StoreReader, in_view, stored_name, token_arrays
-from pipeline.tables import differences, override
 
 STORE = ("store.chunk_frames", "store.shard_mb", "store.store_mb", "store.compression")
 DERIVABLE = ("name", "encoder.layers", "views", "frames.fps", "codec.", *STORE)

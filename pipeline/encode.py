@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from pipeline.cache import Cache
+from pipeline.config.cache_spec import BASE
 from pipeline.decoder import DecodeLimits, Decoder
 from pipeline.donor import Donor
 from pipeline.draft import Draft
@@ -32,7 +33,6 @@ from pipeline.leases import Leases, lease_of
 from pipeline.ledger import Content
 from pipeline.progress import OnProgress, Progress
 from pipeline.records import Tokens, Video
-from pipeline.spec import BASE
 from pipeline.square import Squares
 from pipeline.store import in_view, layer_name, stored_name, view_of
 

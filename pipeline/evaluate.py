@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
-from pipeline import plugins
 from pipeline.bootstrap import Interval, MetricFacts, interval
 from pipeline.cache import Cache
 from pipeline.compatibility import require_covered, require_shared, require_truth, require_wanted
+from pipeline.config import plugins
+from pipeline.config.json_files import read_json, to_json
+from pipeline.config.plugins import Settings
 from pipeline.device import chosen
 from pipeline.errors import BadInput
-from pipeline.json_files import read_json, to_json
 from pipeline.manifest import Manifest
 from pipeline.model import VideoModel
 from pipeline.places.folder import write_atomically
-from pipeline.plugins import Settings
 from pipeline.records import Batch, OnDevice
 from pipeline.run import CacheFacts, Run, load_model
 from pipeline.targets import Arrays, collate

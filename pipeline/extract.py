@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from pipeline import probe, spec
+from pipeline import probe
 from pipeline.cache import HEADER_FILE, Cache, require_same, unwritable
 from pipeline.codecs import FittedCodec, fitted_to
+from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, fingerprint
 from pipeline.decoder import DecodeLimits
 from pipeline.device import chosen
 from pipeline.donor import Donor, donors
@@ -25,7 +26,6 @@ from pipeline.places import Place
 from pipeline.places.open import at
 from pipeline.progress import OnProgress, Progress
 from pipeline.records import TokenShape, Video
-from pipeline.spec import FORMAT_VERSION, CacheSpec
 from pipeline.worker import Extraction, fill
 
 
@@ -162,7 +162,7 @@ def preview(cache_spec: CacheSpec, manifest: Manifest) -> dict[str, Any]:
 def lay_out(cache_spec: CacheSpec, manifest: Manifest, out: Path | str, encoder: EncoderPlugin, device: torch.device) -> Cache:
     """The cache of a spec in `out`, checked against the manifest; planned, fitted and created if it is not there yet."""
     of_codec = fitted_to(cache_spec.make_codec(), manifest.digest)
-    digits = spec.fingerprint(cache_spec, encoder.identity, probe.decoder_identity(), of_codec)
+    digits = fingerprint(cache_spec, encoder.identity, probe.decoder_identity(), of_codec)
     place = at(out).below(f"{cache_spec.name}-{digits}")
     if place.exists(HEADER_FILE):
         return _same(place, manifest)

@@ -14,12 +14,12 @@ import torch
 from pipeline import frames
 from pipeline.cache import pack_learnt
 from pipeline.codecs import FittedCodec
+from pipeline.config.cache_spec import CacheSpec
 from pipeline.encode import named_tokens
 from pipeline.encoders import EncoderPlugin
 from pipeline.errors import StillframeError
 from pipeline.manifest import Manifest
 from pipeline.records import Frames, Video
-from pipeline.spec import CacheSpec
 from pipeline.square import to_square
 
 Plan = Mapping[int, Mapping[str, int]]

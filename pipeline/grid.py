@@ -34,13 +34,13 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline import plugins
+from pipeline.config import plugins
+from pipeline.config.cache_spec import PlainName
+from pipeline.config.json_files import read_json
+from pipeline.config.plugins import PACKAGE, Seed, Settings
+from pipeline.config.recipe import Recipe, shipped_recipes
+from pipeline.config.toml_tables import lay, read_table
 from pipeline.errors import BadInput, unknown_name
-from pipeline.json_files import read_json
-from pipeline.plugins import Seed, Settings
-from pipeline.recipe import Recipe, shipped_recipes
-from pipeline.spec import PlainName
-from pipeline.tables import lay, read_table
 
 GIVEN = "given"
 """The cache that the sweep was started on."""
@@ -176,7 +176,7 @@ def read_header(file: Path) -> SweepHeader:
 
 def shipped_sweeps() -> dict[str, Path]:
     """The sweeps that come with the package: name -> file, sorted."""
-    return {path.stem: path for path in sorted((Path(__file__).parent / "sweeps").glob("*.toml"))}
+    return {path.stem: path for path in sorted((PACKAGE / "config" / "sweeps").glob("*.toml"))}
 
 
 def settings_of(spec: SweepSpec) -> list[Setting]:

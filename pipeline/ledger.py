@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.plugins import Settings
+from pipeline.config.plugins import Settings
 
 
 class TokenFacts(Settings):

@@ -28,8 +28,8 @@ from urllib.parse import quote
 import h5py
 import numpy as np
 
-from pipeline import plugins
 from pipeline.clip_line import REBUILD, from_lines, to_line
+from pipeline.config import plugins
 from pipeline.datasets import DatasetPlugin
 from pipeline.errors import BadInput, BadVideo, StillframeError, unknown_name
 from pipeline.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES, Probe, probe

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pipeline import plugins
+from pipeline.config import plugins
+from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput
 from pipeline.mixers import layer_mixer
-from pipeline.recipe import Recipe
 from pipeline.records import OnDevice, TokenShape
 from pipeline.targets import Arrays
 from pipeline.tasks import STREAMING, WINDOW, Query, StreamingReadout, TaskPlugin

@@ -14,17 +14,18 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from pipeline import costs, extract, plugins
+from pipeline import costs, extract
 from pipeline.codecs import FittedCodec
+from pipeline.config import plugins
+from pipeline.config.cache_spec import BASE, CacheSpec, Choice
+from pipeline.config.plugins import Settings
+from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput
 from pipeline.extract import fill_stores
 from pipeline.manifest import Manifest
 from pipeline.model import layers_read
-from pipeline.plugins import Settings
-from pipeline.recipe import Recipe
 from pipeline.records import TokenShape
 from pipeline.shards import ALIGNMENT, CRC_BYTES, Layout
-from pipeline.spec import BASE, CacheSpec, Choice
 from pipeline.store import token_arrays
 from pipeline.trainer import steps_of
 from pipeline.trial import Speed

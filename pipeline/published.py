@@ -18,15 +18,16 @@ from pathlib import Path
 
 import torch
 
-from pipeline import plugins, probe
+from pipeline import probe
 from pipeline.cache import Cache
+from pipeline.config import plugins
+from pipeline.config.cache_spec import CacheSpec, fingerprint
+from pipeline.config.json_files import to_json
+from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput
-from pipeline.json_files import to_json
 from pipeline.model import VideoModel
 from pipeline.places.folder import write_atomically
-from pipeline.recipe import Recipe
 from pipeline.run import RUN_FORMAT, CacheFacts, Run, RunHeader, tool_versions
-from pipeline.spec import CacheSpec, fingerprint
 from pipeline.tasks import STREAMING, TaskPlugin
 
 PARTS = {"encoder.interm_mlps.": "mixer.", "sequential_core.": "temporal."}

@@ -19,16 +19,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from pipeline import plugins
 from pipeline.cache import Cache
+from pipeline.config import plugins
+from pipeline.config.cache_spec import CacheSpec
+from pipeline.config.json_files import read_json, to_json
+from pipeline.config.plugins import Settings
+from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput
-from pipeline.json_files import read_json, to_json
 from pipeline.model import VideoModel
 from pipeline.places.folder import write_atomically
-from pipeline.plugins import Settings
-from pipeline.recipe import Recipe
 from pipeline.records import TokenShape
-from pipeline.spec import CacheSpec
 from pipeline.tasks import TaskPlugin
 
 RUN_FORMAT = 3

@@ -12,15 +12,15 @@ import av
 import numpy as np
 
 from pipeline import manifest
+from pipeline.config.cache_spec import CacheSpec
+from pipeline.config.plugins import Settings
+from pipeline.config.recipe import Recipe
 from pipeline.datasets import DatasetPlugin
 from pipeline.decoder import Decoder
 from pipeline.errors import BadVideo, StillframeError
 from pipeline.manifest import Manifest
-from pipeline.plugins import Settings
 from pipeline.probe import TIMESTAMPS, Probe, expected_frames, list_images, open_video
-from pipeline.recipe import Recipe
 from pipeline.records import Clip, Video
-from pipeline.spec import CacheSpec
 
 LEAST_HEAD = 64
 """Frames of a long video that are taken at least."""

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from pipeline import plugins
 from pipeline.cache import Cache
 from pipeline.compatibility import (
     made_from,
@@ -18,13 +17,14 @@ from pipeline.compatibility import (
     require_truth,
     require_wanted,
 )
+from pipeline.config import plugins
+from pipeline.config.json_files import to_json
+from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput
-from pipeline.json_files import to_json
 from pipeline.manifest import Manifest
 from pipeline.model import VideoModel, layers_read
 from pipeline.places.folder import write_atomically
 from pipeline.ranks import ALONE, Ranks
-from pipeline.recipe import Recipe
 from pipeline.run import Run, RunHeader, tool_versions
 from pipeline.tasks import TaskPlugin
 from pipeline.trainer import Trainer

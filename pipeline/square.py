@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from pipeline.config.cache_spec import FrameSettings, View
 from pipeline.records import Frames
-from pipeline.spec import FrameSettings, View
 
 
 class Squares:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.bootstrap import Interval, MetricFacts, measure
+from pipeline.config.plugins import Settings
 from pipeline.costs import Cost
 from pipeline.errors import BadInput, StillframeError, unknown_name
 from pipeline.form_table import FormTable, Scored, interval_of, two_sided
-from pipeline.plugins import Settings
 from pipeline.seeds import TIE, SeedSpread, seed_spreads
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
+from pipeline.config.cache_spec import BASE
 from pipeline.errors import BadInput, StillframeError
 from pipeline.places import Place, Span
 from pipeline.shards import (
@@ -34,7 +35,6 @@ from pipeline.shards import (
     read_index,
     read_parts,
 )
-from pipeline.spec import BASE
 
 
 def token_arrays(

@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import frames, plugins
+from pipeline import frames
 from pipeline.cache import codecs_of, read_learnt
+from pipeline.config import plugins
+from pipeline.config.cache_spec import CacheSpec, fingerprint
+from pipeline.config.plugins import Settings
 from pipeline.device import chosen
 from pipeline.encoders import EncoderPlugin
 from pipeline.errors import BadInput
 from pipeline.places.open import at
-from pipeline.plugins import Settings
 from pipeline.run import Run, load_model
-from pipeline.spec import CacheSpec, fingerprint
 from pipeline.square import to_square
 from pipeline.store import layer_name, token_arrays
 from pipeline.targets import MAPPED, Arrays, collate

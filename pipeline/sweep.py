@@ -24,20 +24,20 @@ import torch
 
 from pipeline.cache import Cache
 from pipeline.compatibility import require_same, require_wanted, shared
+from pipeline.config.json_files import read_json, to_json
+from pipeline.config.plugins import Settings
+from pipeline.config.recipe import Recipe
 from pipeline.costs import Cost, cost
 from pipeline.device import numbered
 from pipeline.engines import EnginePlugin, Job, carry_out
 from pipeline.errors import BadInput
 from pipeline.evaluate import evaluate_together, read_evaluation
 from pipeline.grid import SWEEP_FORMAT, Setting, SweepHeader, SweepSpec, read_header, settings_of, values_of
-from pipeline.json_files import read_json, to_json
 from pipeline.leases import LOOK_S, Leases
 from pipeline.model import VideoModel
 from pipeline.places.folder import write_atomically
 from pipeline.places.open import at
-from pipeline.plugins import Settings
 from pipeline.ranks import ALONE, Ranks
-from pipeline.recipe import Recipe
 from pipeline.run import Run
 from pipeline.setup import make_task, open_windows
 from pipeline.statistics import Outcome, Summary, summarise

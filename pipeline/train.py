@@ -20,11 +20,11 @@ from pipeline.cache import Cache
 from pipeline.compatibility import (
     require_division,
 )
+from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput
 from pipeline.manifest import Manifest
 from pipeline.mixers import Moments
 from pipeline.ranks import ALONE, Ranks
-from pipeline.recipe import Recipe
 from pipeline.records import Batch, OnDevice
 from pipeline.run import Run
 from pipeline.setup import make_trainers, open_windows

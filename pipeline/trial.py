@@ -21,6 +21,9 @@ import torch
 
 from pipeline import extract, train
 from pipeline.cache import Cache, unwritable
+from pipeline.config.cache_spec import CacheSpec
+from pipeline.config.plugins import Settings
+from pipeline.config.recipe import Recipe, WindowSettings
 from pipeline.costs import synchronize
 from pipeline.decoder import Decoder
 from pipeline.encoders import EncoderPlugin
@@ -30,12 +33,9 @@ from pipeline.mapped import drop
 from pipeline.model import layers_read
 from pipeline.places.folder import Folder
 from pipeline.places.open import at
-from pipeline.plugins import Settings
 from pipeline.ranks import ALONE
-from pipeline.recipe import Recipe, WindowSettings
 from pipeline.records import Frames
 from pipeline.sample import WITHOUT, rate_of, sample, stand_in
-from pipeline.spec import CacheSpec
 from pipeline.square import Squares
 from pipeline.uncached import UncachedWindows
 from pipeline.windows import BATCHES_AHEAD, Windows

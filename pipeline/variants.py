@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from pipeline import manifest, plugins
+from pipeline import manifest
 from pipeline.cache import Cache
+from pipeline.config import plugins
 from pipeline.derive import derive
 from pipeline.errors import BadInput
 from pipeline.extract import extract

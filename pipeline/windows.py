@@ -25,12 +25,12 @@ import numpy as np
 import torch
 
 from pipeline.cache import Cache, Location
+from pipeline.config.cache_spec import BASE
+from pipeline.config.recipe import WindowSettings
 from pipeline.errors import BadInput, unknown_name
 from pipeline.manifest import Manifest
-from pipeline.recipe import WindowSettings
 from pipeline.records import Batch, Clip, OnDevice
 from pipeline.shards import aligned_empty
-from pipeline.spec import BASE
 from pipeline.store import StoreReader, in_view, layer_name, stored_name, token_arrays
 from pipeline.targets import Arrays, Targets, Wanted, collate
 

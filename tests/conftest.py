@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import extract, manifest, plugins
+from pipeline import extract, manifest
 from pipeline.cache import Cache
+from pipeline.config import plugins
+from pipeline.config.cache_spec import CacheSpec
 from pipeline.encoders import address
 from pipeline.manifest import Manifest
-from pipeline.spec import CacheSpec
 
 pytest_plugins = ["commands", "pages", "ray_cluster", "slurm"]
 

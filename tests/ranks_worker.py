@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
-from pipeline import plugins, ranks
+from pipeline import ranks
 from pipeline.cache import Cache
+from pipeline.config import plugins
+from pipeline.config.recipe import Recipe
 from pipeline.errors import StillframeError
-from pipeline.recipe import Recipe
 from pipeline.train import train
 from pipeline.windows import Windows
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import plugins
 from pipeline.codecs.float16 import Codec as Float16
+from pipeline.config import plugins
 from pipeline.encoders import address
 from pipeline.errors import BadInput
 from pipeline.records import Tokens

@@ -15,8 +15,8 @@ from torch import nn
 from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
-from pipeline import plugins
 from pipeline.bench import _memory, _references, temporal
+from pipeline.config import plugins
 from pipeline.temporal import TemporalModule
 
 CPU = torch.device("cpu")

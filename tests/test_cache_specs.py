@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from pipeline import plugins
+from pipeline.config import plugins
+from pipeline.config.cache_spec import fingerprint, load_spec
 from pipeline.records import TokenShape
-from pipeline.spec import fingerprint, load_spec
 
 SPECS = Path(__file__).parents[1] / "cache_specs"
 SHAPES = {

@@ -25,12 +25,13 @@ from commands import Result, assert_refused, call, digest, fine, process
 from conftest import LENGTHS, address_spec, address_video, write_video
 from media import tone
 
-from pipeline import extract, manifest, plugins
+from pipeline import extract, manifest
 from pipeline.cache import Cache
+from pipeline.config import plugins
+from pipeline.config.recipe import shipped_recipes
 from pipeline.encoders.address import paint
 from pipeline.grid import shipped_sweeps
 from pipeline.manifest import Manifest
-from pipeline.recipe import shipped_recipes
 from pipeline.run import Run
 from pipeline.status import status
 

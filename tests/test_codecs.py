@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from pipeline import frames, plugins
+from pipeline import frames
 from pipeline.codecs import FittedCodec
+from pipeline.config import plugins
+from pipeline.config.cache_spec import CacheSpec
 from pipeline.errors import BadInput, StillframeError
-from pipeline.spec import CacheSpec
 from pipeline.square import to_square
 
 CODECS = plugins.names("codec")

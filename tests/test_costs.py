@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline import costs, plugins
+from pipeline import costs
+from pipeline.config import plugins
+from pipeline.config.recipe import load_recipe, shipped_recipes
 from pipeline.costs import cost, flops
 from pipeline.model import VideoModel
-from pipeline.recipe import load_recipe, shipped_recipes
 from pipeline.records import TokenShape
 
 SMALL = TokenShape(384, (14, 14), 5, (2, 5, 8, 11))

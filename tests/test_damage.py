@@ -14,8 +14,8 @@ from commands import Result, assert_refused, call, digest, fine
 from safetensors.torch import save_file
 
 from pipeline.cache import Cache
+from pipeline.config.cache_spec import FORMAT_VERSION
 from pipeline.run import RUN_FORMAT
-from pipeline.spec import FORMAT_VERSION
 
 SHARD = "layer_5/c/0/0/0"
 

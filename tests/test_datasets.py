@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 
-from pipeline import plugins
+from pipeline.config import plugins
 from pipeline.datasets import _world_plane, folder, playback, world
 from pipeline.errors import BadInput
 from pipeline.records import Clip

@@ -16,15 +16,16 @@ import torch
 from commands import VIT, assert_refused, call, digest
 from conftest import FPS, LENGTHS, address_spec, address_video
 
-from pipeline import extract, fit, manifest, plugins
+from pipeline import extract, fit, manifest
 from pipeline.bench import codecs
 from pipeline.cache import CODEC_FILE, Cache
+from pipeline.config import plugins
+from pipeline.config.cache_spec import load_spec
+from pipeline.config.recipe import Recipe
 from pipeline.derive import derive
 from pipeline.errors import BadInput
-from pipeline.recipe import Recipe
 from pipeline.records import TokenShape
 from pipeline.run import load_model
-from pipeline.spec import load_spec
 from pipeline.stream import Stream
 from pipeline.train import train
 from pipeline.windows import Sample, Windows

@@ -8,10 +8,10 @@ import pytest
 from commands import assert_refused, call
 from conftest import FPS
 
-from pipeline import plugins
+from pipeline.config import plugins
+from pipeline.config.recipe import Recipe
 from pipeline.draw import DRAWN_PX, VideoFile, contact_sheet, squares
 from pipeline.encoders import address
-from pipeline.recipe import Recipe
 from pipeline.train import train
 
 

@@ -13,7 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from pipeline import plugins
+from pipeline.config import plugins
 from pipeline.errors import BadInput
 from pipeline.records import TokenShape
 

@@ -20,8 +20,9 @@ from commands import digest
 from conftest import Material, address_spec
 from slurm import ARRAY_SIZE
 
-from pipeline import engines, extract, plugins
+from pipeline import engines, extract
 from pipeline.cache import Cache
+from pipeline.config import plugins
 from pipeline.engines import EnginePlugin
 from pipeline.errors import BadInput
 from pipeline.leases import Leases, lease_of

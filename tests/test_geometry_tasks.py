@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from pipeline import plugins
+from pipeline.config import plugins
 from pipeline.errors import BadInput
 from pipeline.tasks import STREAMING, WINDOW, TaskPlugin
 from pipeline.tasks._rotation import angle, from_six, mean_rotation, to_six

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from pipeline import plugins
+from pipeline.config import plugins
+from pipeline.config.recipe import Recipe, load_recipe, shipped_recipes
 from pipeline.errors import BadInput
 from pipeline.mixers import LayerMixer
 from pipeline.model import VideoModel, parameter_groups
-from pipeline.recipe import Recipe, load_recipe, shipped_recipes
 from pipeline.records import TokenShape
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -18,7 +18,8 @@ import media
 import numpy as np
 import pytest
 
-from pipeline import manifest, plugins
+from pipeline import manifest
+from pipeline.config import plugins
 from pipeline.errors import BadInput, StillframeError
 from pipeline.frames import decode
 from pipeline.manifest import Manifest

@@ -17,16 +17,17 @@ from media import encode, grey
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline import costs, extract, manifest, plugins, trial
+from pipeline import costs, extract, manifest, trial
 from pipeline.bench import epoch as bench_epoch
+from pipeline.config import plugins
+from pipeline.config.cache_spec import CacheSpec, load_spec
+from pipeline.config.recipe import Recipe, load_recipe
 from pipeline.encoders import transformers
 from pipeline.model import layers_read
 from pipeline.places.open import at
 from pipeline.plan import break_even, plan
 from pipeline.probe import probe
-from pipeline.recipe import Recipe, load_recipe
 from pipeline.sample import LEAST_HEAD, sample
-from pipeline.spec import CacheSpec, load_spec
 from pipeline.uncached import UncachedWindows
 from pipeline.windows import Windows
 from pipeline.worker import load_encoder

@@ -12,14 +12,15 @@ from commands import assert_refused, call
 from conftest import address_spec
 from safetensors.torch import load_file
 
-from pipeline import extract, manifest, plugins
+from pipeline import extract, manifest
 from pipeline.cache import Cache
+from pipeline.config import plugins
+from pipeline.config.cache_spec import load_spec
+from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput
 from pipeline.evaluate import evaluate
 from pipeline.published import import_checkpoint, read_labels, read_weights
-from pipeline.recipe import Recipe
 from pipeline.run import load_model
-from pipeline.spec import load_spec
 from pipeline.stream import Stream
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
-from pipeline import plugins
+from pipeline.config import plugins
 from pipeline.errors import BadInput
 from pipeline.mixers import LayerMixer
 from pipeline.temporal import TemporalModule

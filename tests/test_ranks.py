@@ -17,11 +17,12 @@ from conftest import FPS
 from test_train import Stop, final, recipe, stop_at
 from test_watch import drawn, drawn_by
 
-from pipeline import extract, manifest, plugins
+from pipeline import extract, manifest
+from pipeline.config import plugins
+from pipeline.config.cache_spec import CacheSpec
 from pipeline.errors import BadInput
 from pipeline.ranks import ALONE, Ranks
 from pipeline.run import Run, read_metrics
-from pipeline.spec import CacheSpec
 from pipeline.train import train
 
 STUCK_S = 300

@@ -14,11 +14,11 @@ import torch
 from commands import assert_refused, call, fine
 from test_temporal import NAMES, make
 
-from pipeline import plugins
 from pipeline.bootstrap import difference
 from pipeline.cache import Cache
+from pipeline.config import plugins
+from pipeline.config.recipe import Recipe
 from pipeline.model import VideoModel
-from pipeline.recipe import Recipe
 from pipeline.records import TokenShape
 from pipeline.report import maps, report, style, tables
 from pipeline.report.curves import mean_and_band

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from conftest import address_spec
 
+from pipeline.config.cache_spec import fingerprint, load_spec
+from pipeline.config.recipe import load_recipe, shipped_recipes
+from pipeline.config.toml_tables import differences, override
 from pipeline.errors import BadInput
-from pipeline.recipe import load_recipe, shipped_recipes
-from pipeline.spec import fingerprint, load_spec
-from pipeline.tables import differences, override
 
 SPEC = """
 [encoder]

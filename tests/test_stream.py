@@ -11,9 +11,9 @@ import torch
 from commands import assert_refused, call
 from conftest import FPS, address_video
 
-from pipeline import plugins
+from pipeline.config import plugins
+from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput
-from pipeline.recipe import Recipe
 from pipeline.run import load_model
 from pipeline.stream import Stream
 from pipeline.train import train

@@ -15,13 +15,14 @@ import pytest
 from conftest import FPS, THREADS
 from test_train import assert_same, final
 
-from pipeline import extract, manifest, plugins
+from pipeline import extract, manifest
 from pipeline.cache import Cache
+from pipeline.config import plugins
+from pipeline.config.recipe import load_recipe
 from pipeline.costs import cost
 from pipeline.errors import BadInput
 from pipeline.evaluate import read_evaluation
 from pipeline.grid import SweepSpec, load_sweep, settings_of, shipped_sweeps
-from pipeline.recipe import load_recipe
 from pipeline.run import Run, read_metrics
 from pipeline.sweep import Sweep, groups_of, sweep
 from pipeline.train import train

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import extract, manifest
+from pipeline.config.recipe import WindowSettings
 from pipeline.errors import BadInput
-from pipeline.recipe import WindowSettings
 from pipeline.records import Clip
 from pipeline.targets import (
     Targets,

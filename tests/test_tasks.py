@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from pipeline import plugins
 from pipeline.bootstrap import MetricFacts
+from pipeline.config import plugins
 from pipeline.errors import BadInput
 from pipeline.targets import collate
 from pipeline.tasks import STREAMING, WINDOW, StreamingReadout, TaskPlugin

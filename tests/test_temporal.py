@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline import plugins
 from pipeline.bench._memory import live_bytes
+from pipeline.config import plugins
 from pipeline.errors import BadInput
 from pipeline.temporal import TemporalModule
 from pipeline.temporal._spatial import DropPath

@@ -8,10 +8,10 @@ import torch
 from conftest import FPS
 from test_train import Stop, assert_same, final, recipe, stop_at
 
-from pipeline import plugins
+from pipeline.config import plugins
+from pipeline.config.recipe import Recipe, WindowSettings
 from pipeline.errors import BadInput
 from pipeline.evaluate import evaluate, evaluate_together
-from pipeline.recipe import Recipe, WindowSettings
 from pipeline.run import read_metrics
 from pipeline.train import train, train_together
 from pipeline.windows import Windows, share_of_videos

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from pipeline import plugins
+from pipeline.config import plugins
 from pipeline.errors import BadInput
 from pipeline.targets import collate, map_boxes
 from pipeline.tasks import STREAMING, WINDOW, TaskPlugin

@@ -18,12 +18,13 @@ import torch
 from conftest import FPS, THREADS, address_spec, write_video
 from safetensors.numpy import load_file
 
-from pipeline import extract, manifest, plugins
+from pipeline import extract, manifest
 from pipeline.bootstrap import Interval, difference, interval
 from pipeline.cache import Cache
+from pipeline.config import plugins
+from pipeline.config.recipe import Recipe, TrainingSettings
 from pipeline.errors import BadInput, StillframeError
 from pipeline.evaluate import evaluate
-from pipeline.recipe import Recipe, TrainingSettings
 from pipeline.run import Run, read_metrics
 from pipeline.train import train
 from pipeline.trainer import learning_rate, steps_of

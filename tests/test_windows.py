@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.cache import Cache
+from pipeline.config.recipe import WindowSettings
 from pipeline.encoders import address
 from pipeline.errors import BadInput
-from pipeline.recipe import WindowSettings
 from pipeline.windows import TIE_S, Sample, Windows, nearest, window_times
 
 

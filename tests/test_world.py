@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 
-from pipeline import plugins
+from pipeline.config import plugins
 from pipeline.datasets import _world_rays, _world_room, world
 from pipeline.datasets._world_rays import Body
 from pipeline.datasets._world_room import LABELS, OBJECT_POINTS, Dials, Shot

@@ -17,15 +17,16 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from pipeline import derive, evaluate, extract, manifest, plugins, train
+from pipeline import derive, evaluate, extract, manifest, train
 from pipeline.bench._timing import Tell, frozen, seconds_of, summary
 from pipeline.cache import codecs_of
 from pipeline.codecs import CodecPlugin, FittedCodec
+from pipeline.config import plugins
+from pipeline.config.cache_spec import CacheSpec, Choice, choice
+from pipeline.config.recipe import load_recipe, shipped_recipes
 from pipeline.device import chosen
 from pipeline.fit import learn, sample_tokens
 from pipeline.manifest import Manifest
-from pipeline.recipe import load_recipe, shipped_recipes
-from pipeline.spec import CacheSpec, Choice, choice
 
 REFERENCE = "float16"
 RECIPE = "demo_gru"

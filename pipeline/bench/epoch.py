@@ -19,14 +19,14 @@ import torch
 from pipeline import extract, manifest
 from pipeline.bench._timing import Tell, summary
 from pipeline.cache import Cache
+from pipeline.config.cache_spec import CacheSpec
+from pipeline.config.recipe import Recipe
 from pipeline.costs import synchronize
 from pipeline.device import chosen
 from pipeline.ranks import ALONE
-from pipeline.recipe import Recipe
 from pipeline.records import Batch
 from pipeline.run import read_metrics
 from pipeline.setup import make_trainers, open_windows
-from pipeline.spec import CacheSpec
 from pipeline.tasks import TaskPlugin
 from pipeline.timing import Timed
 from pipeline.train import Group

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from pipeline import extract, manifest, plugins
+from pipeline import extract, manifest
+from pipeline.config import plugins
+from pipeline.config.cache_spec import CacheSpec
 from pipeline.device import chosen
-from pipeline.spec import CacheSpec
 from pipeline.worker import Extraction, fill
 
 # The demo's encoder, scaled up until it and not the decoder sets the pace.

@@ -20,11 +20,11 @@ from pipeline import extract, manifest
 from pipeline.bench._timing import Tell
 from pipeline.bench.epoch import epoch
 from pipeline.cache import Cache
+from pipeline.config.cache_spec import CacheSpec
+from pipeline.config.recipe import Recipe
 from pipeline.device import chosen
 from pipeline.manifest import Manifest
 from pipeline.plan import plan
-from pipeline.recipe import Recipe
-from pipeline.spec import CacheSpec
 from pipeline.trial import attempt
 from pipeline.windows import clips_of
 

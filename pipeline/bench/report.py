@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import extract, manifest, plugins
+from pipeline import extract, manifest
 from pipeline.bootstrap import interval
 from pipeline.cache import Cache
+from pipeline.config import plugins
+from pipeline.config.cache_spec import CacheSpec
+from pipeline.config.recipe import Recipe
 from pipeline.costs import Cost, cost
 from pipeline.evaluate import evaluate
-from pipeline.recipe import Recipe
 from pipeline.report import report
 from pipeline.run import Run
-from pipeline.spec import CacheSpec
 from pipeline.statistics import Outcome, Setting, summarise
 from pipeline.sweep import SWEEP_FILE
 from pipeline.train import train

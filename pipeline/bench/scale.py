@@ -16,15 +16,16 @@ import av
 import numpy as np
 import torch
 
-from pipeline import extract, plugins
+from pipeline import extract
 from pipeline.cache import Cache
+from pipeline.config import plugins
+from pipeline.config.cache_spec import CacheSpec
 from pipeline.datasets import DatasetPlugin
 from pipeline.leases import Leases, claimed
 from pipeline.manifest import Manifest, write
 from pipeline.probe import Probe
 from pipeline.progress import Progress
 from pipeline.records import Clip
-from pipeline.spec import CacheSpec
 
 SAMPLE_S = 0.05
 SIZE_PX, FPS, SHORT_FRAMES = 64, 30, 8

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from pipeline import plugins
 from pipeline.bench import _references
 from pipeline.bench._memory import live_bytes
 from pipeline.bench._timing import PASSES, Tell, Workload, frozen, in_turn, summary
+from pipeline.config import plugins
 from pipeline.costs import counted, timed
 from pipeline.device import chosen
 from pipeline.temporal import TemporalModule

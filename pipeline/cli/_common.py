@@ -75,7 +75,7 @@ def other_manifest(folder: Path | None) -> Manifest | None:
 
 
 def recipe_file(name: str) -> Path:
-    from pipeline.recipe import shipped_recipes
+    from pipeline.config.recipe import shipped_recipes
 
     return named_file("recipe", name, shipped_recipes())
 
@@ -93,8 +93,8 @@ def named_file(what: str, name: str, shipped: Mapping[str, Path]) -> Path:
 
 def make_engine(name: str | None, workers: int, sets: list[str]) -> EnginePlugin | None:
     """More than one worker are processes of this machine unless an engine is named."""
-    from pipeline import plugins
-    from pipeline.tables import override
+    from pipeline.config import plugins
+    from pipeline.config.toml_tables import override
 
     if name is None and workers == 1:
         if sets:

@@ -192,7 +192,7 @@ def diff(
     from pipeline import console
     from pipeline.cache import Cache
     from pipeline.compare import compare
-    from pipeline.spec import load_spec
+    from pipeline.config.cache_spec import load_spec
 
     found = compare(load_spec(spec, sets or []), Cache(cache))
     if as_json:

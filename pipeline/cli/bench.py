@@ -105,8 +105,9 @@ def bench_temporal(
 
     Example: stillframe bench temporal --module gru --module mamba
     """
-    from pipeline import console, plugins
+    from pipeline import console
     from pipeline.bench import temporal
+    from pipeline.config import plugins
 
     names = list(dict.fromkeys(module or ([] if mamba else plugins.names("temporal"))))
     size = temporal.Size(batch, frames, tokens, width, layers)
@@ -246,8 +247,8 @@ def bench_codecs(
     """
     from pipeline import console
     from pipeline.bench import codecs
-    from pipeline.spec import load_spec
-    from pipeline.tables import override
+    from pipeline.config.cache_spec import load_spec
+    from pipeline.config.toml_tables import override
 
     loaded, where = load_spec(spec), torch_device(device)
     chosen = codecs.choices(override({}, sets or []))
@@ -382,7 +383,7 @@ def bench_sweep(
     from pipeline.bench import sweep
     from pipeline.cache import Cache
     from pipeline.cli._common import recipe_file
-    from pipeline.recipe import load_recipe
+    from pipeline.config.recipe import load_recipe
 
     loaded, on = load_recipe(recipe_file(recipe)), torch_device(device)
     with console.progress("bench sweep") as update:

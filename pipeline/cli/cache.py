@@ -42,7 +42,7 @@ def manifest(
     """
     from pipeline import console
     from pipeline import manifest as module
-    from pipeline.tables import override
+    from pipeline.config.toml_tables import override
 
     with console.progress(f"manifest {dataset}") as update:
         built = module.build(dataset, root, out, override({}, sets or []), lambda done, total: update(done, total, "videos"))
@@ -89,8 +89,8 @@ def extract(
     Example: stillframe extract cache_specs/dinov2_small.toml data/mine --out caches
     """
     from pipeline import console
+    from pipeline.config.cache_spec import load_spec
     from pipeline.manifest import Manifest
-    from pipeline.spec import load_spec
 
     loaded = [load_spec(spec, sets or []) for spec in specs]
     clips = Manifest.load(data, root)
@@ -134,9 +134,9 @@ def _show_made(caches: list[Cache], as_json: bool) -> None:
 
 
 def _limits(sets: list[str]) -> DecodeLimits:
-    from pipeline import plugins
+    from pipeline.config import plugins
+    from pipeline.config.toml_tables import override
     from pipeline.decoder import DecodeLimits
-    from pipeline.tables import override
 
     return plugins.check(DecodeLimits, override({}, sets), "--limit")
 

@@ -46,7 +46,7 @@ def train(
     from pipeline import console, ranks, watch
     from pipeline import train as module
     from pipeline.cache import Cache
-    from pipeline.recipe import load_recipe
+    from pipeline.config.recipe import load_recipe
     from pipeline.trainer import Progress
 
     seconds = dict[str, float]()
@@ -168,9 +168,9 @@ def stream(
 
     from pipeline import console
     from pipeline import stream as module
+    from pipeline.config.toml_tables import override
     from pipeline.draw import VideoFile
     from pipeline.run import Run
-    from pipeline.tables import override
 
     asked = _query(query)
     follower = module.Stream(Run(run), torch_device(device), override({}, sets or []))
@@ -203,8 +203,8 @@ def import_checkpoint(
     """
     from pipeline import console, published
     from pipeline.cache import Cache
-    from pipeline.recipe import load_recipe
-    from pipeline.spec import load_spec
+    from pipeline.config.cache_spec import load_spec
+    from pipeline.config.recipe import load_recipe
 
     read = load_spec(Path(source)) if source.endswith(".toml") else Cache(source)
     names = published.read_labels(labels) if labels else None

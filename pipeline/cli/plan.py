@@ -45,9 +45,9 @@ def plan(
     Example: stillframe plan cache_specs/dinov2_small.toml data/mine demo_gru --ablations 12
     """
     from pipeline import console
+    from pipeline.config.cache_spec import load_spec
+    from pipeline.config.recipe import load_recipe
     from pipeline.manifest import Manifest
-    from pipeline.recipe import load_recipe
-    from pipeline.spec import load_spec
 
     loaded = load_spec(spec, sets or [])
     if data is not None and recipe is None and not Path(data).is_dir():
@@ -246,8 +246,8 @@ def bench_plan(
     """
     from pipeline import console
     from pipeline.bench import plan as module
-    from pipeline.recipe import load_recipe
-    from pipeline.spec import load_spec
+    from pipeline.config.cache_spec import load_spec
+    from pipeline.config.recipe import load_recipe
 
     asked, sizes = load_recipe(recipe_file(recipe), sets or []), sorted(set(clips or (8, 16, 32)))
     with console.progress("bench plan") as update:
@@ -292,8 +292,8 @@ def bench_epoch(
     """
     from pipeline import console
     from pipeline.bench import epoch as module
-    from pipeline.recipe import load_recipe
-    from pipeline.spec import load_spec
+    from pipeline.config.cache_spec import load_spec
+    from pipeline.config.recipe import load_recipe
 
     asked = load_recipe(recipe_file(recipe), sets or [])
     with console.progress("bench epoch") as update:

@@ -166,8 +166,8 @@ def _drawing(wanted: bool, folder: Path) -> Iterator[Callable[[Progress], None]]
 
 
 def _spec(name: str, sets: list[str], axes: list[str], seeds: int | None) -> SweepSpec:
+    from pipeline.config.toml_tables import assignment
     from pipeline.grid import load_sweep, shipped_sweeps
-    from pipeline.tables import assignment
 
     found = dict(map(assignment, axes))
     for key, value in found.items():

@@ -60,10 +60,11 @@ def list_plugins(
 
     Example: stillframe list temporal
     """
-    from pipeline import console, plugins
+    from pipeline import console
+    from pipeline.config import plugins
+    from pipeline.config.recipe import shipped_recipes
     from pipeline.errors import unknown_name
     from pipeline.grid import shipped_sweeps
-    from pipeline.recipe import shipped_recipes
 
     shipped = {"recipe": shipped_recipes(), "sweep": shipped_sweeps()}
     kinds = [*plugins.FOLDERS, *shipped]

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from pipeline.plugins import Settings
+from pipeline.config.plugins import Settings
 
 
 class CodecPlugin(ABC):

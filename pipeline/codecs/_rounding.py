@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pipeline import plugins
+from pipeline.config import plugins
 from pipeline.errors import StillframeError
 
 TINY = 2.0**-126

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import plugins
 from pipeline.codecs import CodecPlugin
 from pipeline.codecs._rounding import refuse_beyond
+from pipeline.config import plugins
 
 LARGEST = torch.finfo(torch.bfloat16).max
 LIMIT = LARGEST + 2.0**119

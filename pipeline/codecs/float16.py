@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import plugins
 from pipeline.codecs import CodecPlugin
 from pipeline.codecs._rounding import refuse_beyond
+from pipeline.config import plugins
 
 LIMIT = 65520.0
 """The smallest magnitude that rounds to infinity."""

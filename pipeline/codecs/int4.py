@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import plugins
 from pipeline.codecs import CodecPlugin
 from pipeline.codecs._rounding import TINY, refuse_beyond
+from pipeline.config import plugins
 from pipeline.errors import BadInput
 
 BLOCK = 64

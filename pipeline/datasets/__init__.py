@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.plugins import Settings
+from pipeline.config.plugins import Settings
 from pipeline.probe import Probe
 from pipeline.records import Clip
 

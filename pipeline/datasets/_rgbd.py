@@ -29,7 +29,7 @@ import av
 import numpy as np
 from pydantic import Field
 
-from pipeline import plugins
+from pipeline.config import plugins
 from pipeline.datasets import DatasetPlugin
 from pipeline.errors import BadInput, BadVideo
 from pipeline.probe import TIMESTAMPS, probe

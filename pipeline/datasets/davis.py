@@ -21,7 +21,7 @@ import av
 import numpy as np
 from pydantic import Field
 
-from pipeline import plugins
+from pipeline.config import plugins
 from pipeline.datasets import DatasetPlugin
 from pipeline.datasets._official import few, normalised_boxes, note, probe_all
 from pipeline.errors import BadInput, BadVideo, unknown_name

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from pipeline import plugins
+from pipeline.config import plugins
 from pipeline.datasets import DatasetPlugin
 from pipeline.datasets._official import probe_all
 from pipeline.errors import BadInput, unknown_name

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from pipeline import plugins
+from pipeline.config import plugins
 from pipeline.datasets._rgbd import DepthSettings, Recording, RecordingDataset, Stretch, motion, nearest_pixels, read_image
 from pipeline.datasets._tfrecord import Example, read_records
 from pipeline.datasets._tracks import Camera, Scene, draw_tracks

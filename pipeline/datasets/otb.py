@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline import plugins
+from pipeline.config import plugins
 from pipeline.datasets import DatasetPlugin
 from pipeline.datasets._official import few, normalised_boxes, note, present, probe_all
 from pipeline.errors import BadInput

@@ -15,7 +15,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline import plugins
+from pipeline.config import plugins
 from pipeline.datasets import DatasetPlugin
 from pipeline.datasets._official import probe_all
 from pipeline.datasets.folder import draw_splits, find_media

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import plugins
+from pipeline.config import plugins
 from pipeline.datasets import DatasetPlugin
 from pipeline.datasets._official import few, field, find_file, list_files, note, probe_all, read_json, videos_by_name
 from pipeline.errors import BadInput

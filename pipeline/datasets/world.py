@@ -25,11 +25,11 @@ import av
 import numpy as np
 from pydantic import Field, model_validator
 
-from pipeline import plugins
+from pipeline.config import plugins
+from pipeline.config.toml_tables import differences
 from pipeline.datasets import DatasetPlugin, _world_plane, _world_room
 from pipeline.errors import BadInput
 from pipeline.records import Clip
-from pipeline.tables import differences
 
 SCENES = {"plane": _world_plane, "room": _world_room}
 BLOCK_PIXELS = 2**20

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from pipeline.plugins import Settings
+from pipeline.config.plugins import Settings
 from pipeline.records import Tokens, TokenShape
 
 

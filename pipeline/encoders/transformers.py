@@ -29,9 +29,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.activations import ACT2FN
 
+from pipeline.config.plugins import Seed
 from pipeline.encoders import EncoderPlugin, EncoderSettings
 from pipeline.errors import BadInput, unknown_name
-from pipeline.plugins import Seed
 from pipeline.records import Tokens, TokenShape
 
 CLS_TOKENS = {

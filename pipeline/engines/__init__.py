@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pipeline import plugins
+from pipeline.config import plugins
+from pipeline.config.plugins import Settings
 from pipeline.errors import BadInput, StillframeError
-from pipeline.plugins import Settings
 
 POLL_S = 1.0
 """Seconds between two looks at the workers."""

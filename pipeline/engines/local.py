@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline import plugins
+from pipeline.config import plugins
 from pipeline.device import cores
 from pipeline.engines import EnginePlugin, Job, Workers, _leashed, last_line
 

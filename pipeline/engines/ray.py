@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from pipeline import plugins
+from pipeline.config import plugins
 from pipeline.engines import EnginePlugin, Job, Workers, last_line, needed
 from pipeline.errors import BadInput
 

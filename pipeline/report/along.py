@@ -18,9 +18,9 @@ from matplotlib.ticker import NullLocator
 from matplotlib.transforms import ScaledTranslation
 
 from pipeline.bootstrap import Interval
+from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput
 from pipeline.grid import CACHE, GIVEN
-from pipeline.recipe import Recipe
 from pipeline.report.plots import score_label, score_view
 from pipeline.report.style import COLOURS, FULL_INCHES, HALF_INCHES, SERIES, legend, named, panel, view
 from pipeline.report.subject import Subject, cache_of

@@ -11,10 +11,10 @@ from matplotlib import colormaps
 from PIL import Image
 
 from pipeline.cache import Cache
+from pipeline.config.recipe import WindowSettings
 from pipeline.draw import spread, squares
 from pipeline.errors import BadInput, StillframeError
 from pipeline.model import VideoModel
-from pipeline.recipe import WindowSettings
 from pipeline.report.pictures import manifest_of
 from pipeline.report.subject import cache_of
 from pipeline.run import Run, load_model

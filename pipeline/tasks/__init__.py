@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.plugins import Settings
+from pipeline.config.plugins import Settings
 from pipeline.targets import Arrays
 
 STREAMING, WINDOW = "streaming", "window"

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
-from pipeline import plugins
+from pipeline.config import plugins
 
 
 class AttentionSettings(plugins.Settings):

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from pipeline import plugins
+from pipeline.config import plugins
 from pipeline.targets import Arrays
 from pipeline.tasks import STREAMING, Metric, Query, StreamingReadout, TaskPlugin
 from pipeline.tasks._drawing import Canvas, colour, side_by_side

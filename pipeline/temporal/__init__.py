@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from pipeline.config.plugins import Settings
 from pipeline.errors import BadInput
-from pipeline.plugins import Settings
 
 State = tuple[torch.Tensor, ...]
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from pipeline import plugins
+from pipeline.config import plugins
 from pipeline.temporal import State, TemporalModule
 from pipeline.temporal._mamba import MambaBlock
 from pipeline.temporal._spatial import SpatialBlock, check_heads

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from pipeline import plugins
+from pipeline.config import plugins
 from pipeline.temporal import State, TemporalModule
 from pipeline.temporal._spatial import Mlp, check_heads
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from pipeline import plugins
+from pipeline.config import plugins
 from pipeline.temporal import Gate, State, TemporalModule
 
 

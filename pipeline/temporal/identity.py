@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline import plugins
+from pipeline.config import plugins
 from pipeline.temporal import State, TemporalModule
 
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from pipeline import plugins
+from pipeline.config import plugins
 from pipeline.errors import BadInput
 from pipeline.temporal import State
 from pipeline.temporal._residual_stack import Mixer, ResidualStack

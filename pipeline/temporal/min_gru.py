@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from pipeline import plugins
+from pipeline.config import plugins
 from pipeline.temporal import Gate, State
 from pipeline.temporal._linear_recurrence import linear_recurrence
 from pipeline.temporal._residual_stack import Mixer, ResidualStack

@@ -23,8 +23,8 @@ from conftest import address_video
 
 from pipeline import extract, manifest
 from pipeline.cache import HEADER_FILE, Cache
+from pipeline.config.cache_spec import load_spec
 from pipeline.errors import BadInput
-from pipeline.spec import load_spec
 from pipeline.worker import Extraction
 
 FRAME_MB = 2 * 9 * 8 / 1e6

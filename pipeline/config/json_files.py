@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pipeline import plugins
+from pipeline.config import plugins
+from pipeline.config.plugins import Model, Settings
 from pipeline.errors import BadInput
-from pipeline.plugins import Model, Settings
 
 
 def to_json(record: Settings) -> bytes:

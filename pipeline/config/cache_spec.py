@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from pipeline import plugins
+from pipeline.config import plugins
+from pipeline.config.plugins import Settings
+from pipeline.config.toml_tables import override, read_table
 from pipeline.errors import BadInput
-from pipeline.plugins import Settings
 from pipeline.records import TokenShape
-from pipeline.tables import override, read_table
 
 if TYPE_CHECKING:
     import torch

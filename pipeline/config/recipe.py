@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline import plugins
-from pipeline.plugins import Seed, Settings
-from pipeline.spec import BASE, Choice, choice
-from pipeline.tables import override, read_table
+from pipeline.config import plugins
+from pipeline.config.cache_spec import BASE, Choice, choice
+from pipeline.config.plugins import Seed, Settings
+from pipeline.config.toml_tables import override, read_table
 
 if TYPE_CHECKING:
     pass
