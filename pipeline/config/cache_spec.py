@@ -90,6 +90,7 @@ class View(Settings):
     """Another look at every cached frame: a part of the square, or its mirror image, or both."""
 
     name: PlainName
+    """Name that recipes draw it by, and of its group in a store."""
     flip: bool = False
     """Mirror it, left to right."""
     crop: tuple[float, float, float, float] | None = None
@@ -138,6 +139,7 @@ class CacheSpec(Settings):
     """What to cache. Two specs that differ in one field give two caches."""
 
     name: PlainName
+    """Name that the cache's folder begins with, in lower-case letters, digits and underscores; None: that of the file."""
     encoder: Choice
     frames: FrameSettings
     codec: Choice

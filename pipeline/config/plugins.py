@@ -33,7 +33,7 @@ FOLDERS = {
 class Settings(BaseModel):
     """Base of every table a user writes: frozen; unknown keys and numbers that are not finite are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]

@@ -21,7 +21,7 @@ class WindowSettings(Settings):
     """What one training example holds."""
 
     frames: int = Field(default=16, ge=1)
-    """T."""
+    """T, the frames of a window."""
     eval_frames: int | None = Field(default=None, ge=1)
     """T of every split but the training split, for tasks that answer frame by frame alone; None: the same."""
     fps: float = Field(gt=0)
@@ -50,7 +50,7 @@ class ModelSettings(Settings):
     """mlp: per-layer BatchNorm and MLP, residual, mean over layers (the paper); last: the last recorded layer as it is;
     concat: all recorded layers side by side, and one linear layer back to the width."""
     width: int | None = Field(default=None, ge=1)
-    """Project tokens to this width before the temporal module; None keeps the encoder's."""
+    """Project tokens to this width before the temporal module; None: keep the encoder's width."""
     tokens: Literal["all", "patches"] = "all"
     """all: special tokens and patches; patches: patches alone."""
     layers: tuple[int, ...] | None = None
@@ -74,20 +74,26 @@ class TrainingSettings(Settings):
     """How it is trained: AdamW, linear warm-up, cosine decay."""
 
     steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps; exactly one of steps and epochs is given."""
     epochs: float | None = Field(default=None, gt=0)
-    """Exactly one of steps and epochs."""
+    """Passes over the training clips; exactly one of steps and epochs is given."""
     batch_size: int = Field(default=32, ge=1)
     """Windows per step, over all ranks."""
     accumulate: int = Field(default=1, ge=1)
     """Parts that a rank's windows of a step are cut into, one after the other, to need less memory; changes no loss, but for
     which activations dropout takes."""
     learning_rate: float = Field(default=3e-4, gt=0)
+    """Learning rate at the end of the warm-up, its peak."""
     min_learning_rate: float = Field(default=1e-7, ge=0)
+    """Learning rate at the last step, where the cosine decay ends."""
     warmup_steps: int = Field(default=100, ge=0)
+    """Steps over which the learning rate rises linearly to its peak."""
     weight_decay: float = Field(default=1e-4, ge=0)
     """Not applied to biases, norms and other one-dimensional parameters."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of AdamW's running means of the gradient and of its square."""
     clip_norm: float = Field(default=1.0, gt=0)
+    """Norm of all gradients together above which they are scaled down to it."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 autocast on CUDA, float32 on CPU."""
     seed: Seed = 0
@@ -108,6 +114,7 @@ class Recipe(Settings):
     """What to train on a cache."""
 
     name: str
+    """Name of the run; None: the name of the file."""
     cache: str | None = None
     """If given, the fingerprint (or its beginning) that the cache must have."""
     task: Choice
