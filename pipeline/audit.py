@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline.cache import CODEC_FILE, HEADER_FILE, Cache
-from pipeline.codecs import fitted_to
+from pipeline.codecs.contract import fitted_to
 from pipeline.config.cache_spec import FORMAT_VERSION, fingerprint
 from pipeline.damage import TITLES, Damage, Kind, Rows, check_chunks
 from pipeline.errors import BadInput

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from safetensors import numpy as safetensors
 
-from pipeline.codecs import CodecPlugin, FittedCodec
+from pipeline.codecs.contract import CodecPlugin, FittedCodec
 from pipeline.config import plugins
 from pipeline.config.cache_spec import BASE, FORMAT_VERSION, CacheSpec, View
 from pipeline.config.json_files import parse_json, to_json

@@ -12,7 +12,7 @@ import torch
 
 from pipeline import probe
 from pipeline.cache import Cache, neighbours
-from pipeline.codecs import fitted_to
+from pipeline.codecs.contract import fitted_to
 from pipeline.config import plugins
 from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, fingerprint
 from pipeline.config.toml_tables import differences, differing

@@ -14,7 +14,7 @@ from pipeline.errors import BadInput
 from pipeline.manifest import Manifest
 from pipeline.ranks import Ranks
 from pipeline.run import RUN_FORMAT, CacheFacts, Run
-from pipeline.tasks import TaskPlugin
+from pipeline.tasks.contract import TaskPlugin
 from pipeline.windows import Windows
 
 

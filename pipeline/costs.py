@@ -27,7 +27,7 @@ from pipeline.device import chosen
 from pipeline.model import VideoModel
 from pipeline.records import TokenShape
 from pipeline.targets import MAPPED, collate
-from pipeline.tasks import STREAMING, Query, TaskPlugin
+from pipeline.tasks.contract import STREAMING, Query, TaskPlugin
 
 WARM_FRAMES, TIMED_FRAMES = 4, 20
 """Of the stream that tells the latency."""

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from pipeline.cache import HEADER_FILE, Cache, read_learnt, require_same, unwritable
-from pipeline.codecs import FittedCodec, fitted_to
+from pipeline.codecs.contract import FittedCodec, fitted_to
 from pipeline.config import plugins
 from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, fingerprint
 from pipeline.config.toml_tables import differences, override

@@ -26,7 +26,7 @@ from pipeline.config.cache_spec import BASE
 from pipeline.decoder import DecodeLimits, Decoder
 from pipeline.donor import Donor
 from pipeline.draft import Draft
-from pipeline.encoders import EncoderPlugin
+from pipeline.encoders.contract import EncoderPlugin
 from pipeline.errors import BadVideo, StillframeError
 from pipeline.frames import Block, Counted
 from pipeline.leases import Leases, lease_of

@@ -29,7 +29,7 @@ from pipeline.places.folder import write_atomically
 from pipeline.records import Batch, OnDevice
 from pipeline.run import CacheFacts, Run, load_model
 from pipeline.targets import Arrays, collate
-from pipeline.tasks import TaskPlugin
+from pipeline.tasks.contract import TaskPlugin
 from pipeline.train import EVAL_BATCH
 from pipeline.windows import Windows
 

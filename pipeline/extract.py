@@ -10,13 +10,13 @@ import torch
 
 from pipeline import probe
 from pipeline.cache import HEADER_FILE, Cache, require_same, unwritable
-from pipeline.codecs import FittedCodec, fitted_to
+from pipeline.codecs.contract import FittedCodec, fitted_to
 from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, fingerprint
 from pipeline.decoder import DecodeLimits
 from pipeline.device import chosen
 from pipeline.donor import Donor, donors
-from pipeline.encoders import EncoderPlugin
-from pipeline.engines import EnginePlugin, carry_out
+from pipeline.encoders.contract import EncoderPlugin
+from pipeline.engines.contract import EnginePlugin, carry_out
 from pipeline.errors import BadInput, BadVideo
 from pipeline.fit import learn, sample_tokens
 from pipeline.leases import Leases

@@ -13,10 +13,10 @@ import torch
 
 from pipeline import frames
 from pipeline.cache import pack_learnt
-from pipeline.codecs import FittedCodec
+from pipeline.codecs.contract import FittedCodec
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.encode import named_tokens
-from pipeline.encoders import EncoderPlugin
+from pipeline.encoders.contract import EncoderPlugin
 from pipeline.errors import StillframeError
 from pipeline.manifest import Manifest
 from pipeline.records import Frames, Video

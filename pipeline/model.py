@@ -17,8 +17,8 @@ from pipeline.errors import BadInput
 from pipeline.mixers import layer_mixer
 from pipeline.records import OnDevice, TokenShape
 from pipeline.targets import Arrays
-from pipeline.tasks import STREAMING, WINDOW, Query, StreamingReadout, TaskPlugin
-from pipeline.temporal import State, TemporalModule
+from pipeline.tasks.contract import STREAMING, WINDOW, Query, StreamingReadout, TaskPlugin
+from pipeline.temporal.contract import State, TemporalModule
 
 
 class StreamState(NamedTuple):

@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 from pipeline import costs, extract
-from pipeline.codecs import FittedCodec
+from pipeline.codecs.contract import FittedCodec
 from pipeline.config import plugins
 from pipeline.config.cache_spec import BASE, CacheSpec, Choice
 from pipeline.config.plugins import Settings

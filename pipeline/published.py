@@ -28,7 +28,7 @@ from pipeline.errors import BadInput
 from pipeline.model import VideoModel
 from pipeline.places.folder import write_atomically
 from pipeline.run import RUN_FORMAT, CacheFacts, Run, RunHeader, tool_versions
-from pipeline.tasks import STREAMING, TaskPlugin
+from pipeline.tasks.contract import STREAMING, TaskPlugin
 
 PARTS = {"encoder.interm_mlps.": "mixer.", "sequential_core.": "temporal."}
 LEFT_OUT = ("loss_fn.",)

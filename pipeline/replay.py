@@ -20,7 +20,7 @@ from pipeline.decoder import DecodeLimits, Decoder
 from pipeline.derive import OnFrames
 from pipeline.device import chosen
 from pipeline.encode import named_tokens
-from pipeline.encoders import EncoderPlugin
+from pipeline.encoders.contract import EncoderPlugin
 from pipeline.errors import BadInput, BadVideo
 from pipeline.records import Video
 from pipeline.square import Squares

@@ -29,7 +29,7 @@ from pipeline.errors import BadInput
 from pipeline.model import VideoModel
 from pipeline.places.folder import write_atomically
 from pipeline.records import TokenShape
-from pipeline.tasks import TaskPlugin
+from pipeline.tasks.contract import TaskPlugin
 
 RUN_FORMAT = 3
 """Of runs that are written; 2 can be read, but not gone on with: one seed drew both weights and windows."""

@@ -15,7 +15,7 @@ from pipeline import manifest
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
-from pipeline.datasets import DatasetPlugin
+from pipeline.datasets.contract import DatasetPlugin
 from pipeline.decoder import Decoder
 from pipeline.errors import BadVideo, StillframeError
 from pipeline.manifest import Manifest

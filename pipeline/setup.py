@@ -26,7 +26,7 @@ from pipeline.model import VideoModel, layers_read
 from pipeline.places.folder import write_atomically
 from pipeline.ranks import ALONE, Ranks
 from pipeline.run import Run, RunHeader, tool_versions
-from pipeline.tasks import TaskPlugin
+from pipeline.tasks.contract import TaskPlugin
 from pipeline.trainer import Trainer
 from pipeline.windows import Windows
 

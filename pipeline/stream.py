@@ -20,14 +20,14 @@ from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec, fingerprint
 from pipeline.config.plugins import Settings
 from pipeline.device import chosen
-from pipeline.encoders import EncoderPlugin
+from pipeline.encoders.contract import EncoderPlugin
 from pipeline.errors import BadInput
 from pipeline.places.open import at
 from pipeline.run import Run, load_model
 from pipeline.square import to_square
 from pipeline.store import layer_name, token_arrays
 from pipeline.targets import MAPPED, Arrays, collate
-from pipeline.tasks import STREAMING, Query
+from pipeline.tasks.contract import STREAMING, Query
 
 
 class AskedBoxes(Settings):

@@ -29,7 +29,7 @@ from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
 from pipeline.costs import Cost, cost
 from pipeline.device import numbered
-from pipeline.engines import EnginePlugin, Job, carry_out
+from pipeline.engines.contract import EnginePlugin, Job, carry_out
 from pipeline.errors import BadInput
 from pipeline.evaluate import evaluate_together, read_evaluation
 from pipeline.grid import SWEEP_FORMAT, Setting, SweepHeader, SweepSpec, read_header, settings_of, values_of

@@ -28,7 +28,7 @@ from pipeline.ranks import ALONE, Ranks
 from pipeline.records import Batch, OnDevice
 from pipeline.run import Run
 from pipeline.setup import make_trainers, open_windows
-from pipeline.tasks import TaskPlugin
+from pipeline.tasks.contract import TaskPlugin
 from pipeline.trainer import Diverged, OnProgress, Trainer
 from pipeline.windows import Windows
 

@@ -25,7 +25,7 @@ from pipeline.places.folder import write_atomically
 from pipeline.ranks import Ranks
 from pipeline.records import OnDevice
 from pipeline.run import Run, load_weights, read_metrics
-from pipeline.tasks import TaskPlugin
+from pipeline.tasks.contract import TaskPlugin
 from pipeline.timing import Timed
 
 

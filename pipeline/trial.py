@@ -26,7 +26,7 @@ from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe, WindowSettings
 from pipeline.costs import synchronize
 from pipeline.decoder import Decoder
-from pipeline.encoders import EncoderPlugin
+from pipeline.encoders.contract import EncoderPlugin
 from pipeline.errors import BadVideo, StillframeError
 from pipeline.manifest import Manifest
 from pipeline.mapped import drop

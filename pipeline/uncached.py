@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from pipeline.encoders import EncoderPlugin
+from pipeline.encoders.contract import EncoderPlugin
 from pipeline.frames import decode_at
 from pipeline.records import Batch
 from pipeline.square import Squares

@@ -312,7 +312,7 @@ def test_help_waits_for_nothing_heavy(arguments, unwanted, tmp_path):
 @pytest.mark.parametrize(("kind", "name"), SOCKETS)
 def test_a_plugin_keeps_its_contract(kind, name):
     plugin = plugins.load(kind, name)
-    contract = getattr(importlib.import_module(plugins.module_of(kind)), CONTRACTS[kind])
+    contract = getattr(importlib.import_module(f"{plugins.module_of(kind)}.{plugins.CONTRACT}"), CONTRACTS[kind])
     assert issubclass(plugin, contract)
     assert not getattr(plugin, "__abstractmethods__", None)
     assert issubclass(plugin.Settings, plugins.Settings)

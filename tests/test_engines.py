@@ -20,10 +20,10 @@ from commands import digest
 from conftest import Material, address_spec
 from slurm import ARRAY_SIZE
 
-from pipeline import engines, extract
+from pipeline import extract
 from pipeline.cache import Cache
 from pipeline.config import plugins
-from pipeline.engines import EnginePlugin
+from pipeline.engines.contract import EnginePlugin, Workers
 from pipeline.errors import BadInput
 from pipeline.leases import Leases, lease_of
 from pipeline.worker import Extraction
@@ -126,7 +126,7 @@ def test_workers_fill_the_cache_and_end_by_themselves(name, cache, material, tmp
             until(lambda: engine.poll().running == 2)
             until(lambda: len(cache.missing_stores()) == 1)
         assert finish(engine) == []
-        assert engine.poll() == engines.Workers(0, 0, ())
+        assert engine.poll() == Workers(0, 0, ())
     assert_same_bytes(cache, material)
 
 
@@ -159,7 +159,7 @@ def test_stop_ends_all_workers(name, cache, tmp_path):
         assert engine.poll().running == 2
         engine.stop()
         until(lambda: not any(map(is_alive, pids)))
-        assert engine.poll() == engines.Workers(0, 0, ())
+        assert engine.poll() == Workers(0, 0, ())
         engine.stop()
 
 
@@ -241,7 +241,7 @@ def test_slurm_preempted_worker_goes_back_to_the_queue(slurm_user, cache, tmp_pa
         (submitted,) = (tmp_path / "logs").glob("*_submission.sh")
         subprocess.run(["scancel", "--signal=USR2", submitted.name.partition("_")[0]], check=True)
         until(lambda: not is_alive(pid))
-        assert until(lambda: (now := engine.poll()).waiting and now) == engines.Workers(0, 1, ())
+        assert until(lambda: (now := engine.poll()).waiting and now) == Workers(0, 1, ())
 
 
 def queued() -> set[str]:
@@ -295,7 +295,7 @@ def test_ray_worker_waits_for_a_core(ray_cluster, cache, material, tmp_path):
     with started(make("ray", 3), job_of(cache), tmp_path / "logs") as engine:
         with held_back(cache):
             until(lambda: engine.poll().running == 2)
-            assert engine.poll() == engines.Workers(2, 1, ())
+            assert engine.poll() == Workers(2, 1, ())
         assert finish(engine) == []
     assert_same_bytes(cache, material)
 

@@ -12,8 +12,8 @@ from safetensors import safe_open
 
 from pipeline.config import plugins
 from pipeline.errors import BadInput
-from pipeline.tasks import STREAMING, WINDOW, TaskPlugin
 from pipeline.tasks._rotation import angle, from_six, mean_rotation, to_six
+from pipeline.tasks.contract import STREAMING, WINDOW, TaskPlugin
 
 GOLDEN = Path(__file__).parent / "golden"
 

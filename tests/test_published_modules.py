@@ -15,9 +15,9 @@ from transformers.models.mamba.modeling_mamba import MambaMixer
 from pipeline.config import plugins
 from pipeline.errors import BadInput
 from pipeline.mixers import LayerMixer
-from pipeline.temporal import TemporalModule
 from pipeline.temporal._mamba import Mamba
 from pipeline.temporal._spatial import CrossAttention, SelfAttention
+from pipeline.temporal.contract import TemporalModule
 from pipeline.temporal.gated_transformer import default_heads
 
 NAMES = ("mamba", "mamba_mix", "gated_mamba_mix", "gated_transformer")

@@ -29,7 +29,7 @@ from pipeline.report.provenance import common_part
 from pipeline.report.subject import find, of_runs, of_sweep
 from pipeline.run import Run
 from pipeline.statistics import Summary
-from pipeline.temporal import Gate
+from pipeline.temporal.contract import Gate
 
 PNG = b"\x89PNG"
 

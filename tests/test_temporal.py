@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.bench._memory import live_bytes
 from pipeline.config import plugins
 from pipeline.errors import BadInput
-from pipeline.temporal import TemporalModule
 from pipeline.temporal._spatial import DropPath
+from pipeline.temporal.contract import TemporalModule
 
 NAMES = plugins.names("temporal")
 SMALL = {"layers": 2, "heads": 2, "state": 3, "head_dim": 4}

@@ -13,11 +13,11 @@ from torch import nn
 from pipeline.config import plugins
 from pipeline.errors import BadInput
 from pipeline.targets import collate, map_boxes
-from pipeline.tasks import STREAMING, WINDOW, TaskPlugin
 from pipeline.tasks._drawing import SIDE_PX, Canvas, colour, side_by_side
 from pipeline.tasks._queries import DecoderLayer, FourierFeatures
 from pipeline.tasks._tapvid import FRAME_PX, frames_counted, tapvid
 from pipeline.tasks.boxes import StreamingBoxes, WindowBoxes, generalised_iou, iou, to_cxcywh, to_xyxy
+from pipeline.tasks.contract import STREAMING, WINDOW, TaskPlugin
 from pipeline.tasks.points import StreamingPoints, WindowPoints
 
 GOLDEN = Path(__file__).parent / "golden"

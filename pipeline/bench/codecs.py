@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from pipeline import derive, evaluate, extract, manifest, train
 from pipeline.bench._timing import Tell, frozen, seconds_of, summary
 from pipeline.cache import codecs_of
-from pipeline.codecs import CodecPlugin, FittedCodec
+from pipeline.codecs.contract import CodecPlugin, FittedCodec
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec, Choice, choice
 from pipeline.config.recipe import load_recipe, shipped_recipes

@@ -27,7 +27,7 @@ from pipeline.ranks import ALONE
 from pipeline.records import Batch
 from pipeline.run import read_metrics
 from pipeline.setup import make_trainers, open_windows
-from pipeline.tasks import TaskPlugin
+from pipeline.tasks.contract import TaskPlugin
 from pipeline.timing import Timed
 from pipeline.train import Group
 from pipeline.uncached import UncachedWindows

@@ -20,7 +20,7 @@ from pipeline import extract
 from pipeline.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
-from pipeline.datasets import DatasetPlugin
+from pipeline.datasets.contract import DatasetPlugin
 from pipeline.leases import Leases, claimed
 from pipeline.manifest import Manifest, write
 from pipeline.probe import Probe

@@ -21,7 +21,7 @@ from pipeline.bench._timing import PASSES, Tell, Workload, frozen, in_turn, summ
 from pipeline.config import plugins
 from pipeline.costs import counted, timed
 from pipeline.device import chosen
-from pipeline.temporal import TemporalModule
+from pipeline.temporal.contract import TemporalModule
 
 ENDS = 100
 """Frames at the start and at the end of a stream that are compared."""

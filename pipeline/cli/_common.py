@@ -13,7 +13,7 @@ from pipeline.errors import BadInput
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.engines import EnginePlugin
+    from pipeline.engines.contract import EnginePlugin
     from pipeline.manifest import Manifest
 
 FINISHED_WITH_FAILURES = 3

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from pipeline.cache import Cache
     from pipeline.console import Update
-    from pipeline.engines import EnginePlugin
+    from pipeline.engines.contract import EnginePlugin
     from pipeline.grid import SweepSpec
     from pipeline.ranks import Ranks
     from pipeline.statistics import Summary

@@ -28,6 +28,8 @@ FOLDERS = {
     "task": "tasks",
 }
 """Kind of plug-in -> its folder below the package."""
+CONTRACT = "contract"
+"""The file of each folder that says what a plug-in of this kind must define."""
 
 
 class Settings(BaseModel):
@@ -45,11 +47,12 @@ Model = TypeVar("Model", bound=BaseModel)
 
 def names(kind: str) -> list[str]:
     """The plug-ins of one kind found on disk, sorted. Imports none of them."""
-    return sorted(file.stem for file in (PACKAGE / FOLDERS[kind]).glob("*.py") if not file.stem.startswith("_"))
+    files = (PACKAGE / FOLDERS[kind]).glob("*.py")
+    return sorted(file.stem for file in files if file.stem != CONTRACT and not file.stem.startswith("_"))
 
 
 def module_of(kind: str) -> str:
-    """Dotted name of the package that holds the contract of a kind, and its plug-ins."""
+    """Dotted name of the package that holds the plug-ins of a kind, beside their contract."""
     return f"pipeline.{FOLDERS[kind].replace('/', '.')}"
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pipeline.datasets import DatasetPlugin
+from pipeline.datasets.contract import DatasetPlugin
 from pipeline.errors import BadInput, BadVideo
 from pipeline.probe import Probe, probe
 

@@ -30,7 +30,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.config import plugins
-from pipeline.datasets import DatasetPlugin
+from pipeline.datasets.contract import DatasetPlugin
 from pipeline.errors import BadInput, BadVideo
 from pipeline.probe import TIMESTAMPS, probe
 from pipeline.records import Clip

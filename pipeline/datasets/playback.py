@@ -16,8 +16,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.config import plugins
-from pipeline.datasets import DatasetPlugin
 from pipeline.datasets._official import probe_all
+from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.folder import draw_splits, find_media
 from pipeline.probe import Probe
 from pipeline.records import Clip

@@ -27,7 +27,8 @@ from pydantic import Field, model_validator
 
 from pipeline.config import plugins
 from pipeline.config.toml_tables import differences
-from pipeline.datasets import DatasetPlugin, _world_plane, _world_room
+from pipeline.datasets import _world_plane, _world_room
+from pipeline.datasets.contract import DatasetPlugin
 from pipeline.errors import BadInput
 from pipeline.records import Clip
 

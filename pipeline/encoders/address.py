@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from pipeline.encoders import EncoderPlugin, EncoderSettings
+from pipeline.encoders.contract import EncoderPlugin, EncoderSettings
 from pipeline.errors import BadInput
 from pipeline.records import Tokens, TokenShape
 

@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.activations import ACT2FN
 
 from pipeline.config.plugins import Seed
-from pipeline.encoders import EncoderPlugin, EncoderSettings
+from pipeline.encoders.contract import EncoderPlugin, EncoderSettings
 from pipeline.errors import BadInput, unknown_name
 from pipeline.records import Tokens, TokenShape
 

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 
-from pipeline import engines
+from pipeline.engines.contract import run
 
 
 def _end_with_the_pipe() -> None:
@@ -22,4 +22,4 @@ def _end_with_the_pipe() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_the_pipe, name="leash", daemon=True).start()
-    sys.exit(engines.run(*sys.argv[1:]))
+    sys.exit(run(*sys.argv[1:]))

@@ -16,7 +16,8 @@ from typing import Any
 
 from pipeline.config import plugins
 from pipeline.device import cores
-from pipeline.engines import EnginePlugin, Job, Workers, _leashed, last_line
+from pipeline.engines import _leashed
+from pipeline.engines.contract import EnginePlugin, Job, Workers, last_line
 
 
 class Engine(EnginePlugin):

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.config import plugins
-from pipeline.engines import EnginePlugin, Job, Workers, last_line, needed
+from pipeline.engines.contract import EnginePlugin, Job, Workers, last_line, needed
 from pipeline.errors import BadInput
 
 CONNECT_S = 10.0

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.config import plugins
-from pipeline.engines import EnginePlugin, Job, Workers, last_line, needed
+from pipeline.engines.contract import EnginePlugin, Job, Workers, last_line, needed
 from pipeline.errors import BadInput, StillframeError
 
 PROGRAMS = ("sbatch", "srun", "squeue", "scancel", "scontrol")

@@ -18,7 +18,7 @@ from pipeline.model import VideoModel
 from pipeline.report.pictures import manifest_of
 from pipeline.report.subject import cache_of
 from pipeline.run import Run, load_model
-from pipeline.temporal import Gate
+from pipeline.temporal.contract import Gate
 from pipeline.windows import Sample, Windows
 
 CLIPS, MOMENTS = 3, 8

@@ -17,9 +17,9 @@ from torch import nn
 
 from pipeline.errors import BadInput
 from pipeline.targets import Arrays
-from pipeline.tasks import STREAMING, WINDOW, Metric, Query, StreamingReadout, TaskPlugin
 from pipeline.tasks._attention import AttentionReadout, AttentionSettings
 from pipeline.tasks._drawing import Canvas
+from pipeline.tasks.contract import STREAMING, WINDOW, Metric, Query, StreamingReadout, TaskPlugin
 
 TOP = 5
 """Labels that count as named in the second metric."""

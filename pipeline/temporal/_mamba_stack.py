@@ -10,9 +10,9 @@ from pydantic import Field
 from torch import nn
 
 from pipeline.config import plugins
-from pipeline.temporal import State, TemporalModule
 from pipeline.temporal._mamba import MambaBlock
 from pipeline.temporal._spatial import SpatialBlock, check_heads
+from pipeline.temporal.contract import State, TemporalModule
 
 
 class MambaSettings(plugins.Settings):

@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import nn
 
 from pipeline.config import plugins
-from pipeline.temporal import State, TemporalModule
 from pipeline.temporal._spatial import Mlp, check_heads
+from pipeline.temporal.contract import State, TemporalModule
 
 
 class Settings(plugins.Settings):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.config import plugins
-from pipeline.temporal import State, TemporalModule
+from pipeline.temporal.contract import State, TemporalModule
 
 
 class Settings(plugins.Settings):

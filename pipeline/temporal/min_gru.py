@@ -13,9 +13,9 @@ from pydantic import Field
 from torch import nn
 
 from pipeline.config import plugins
-from pipeline.temporal import Gate, State
 from pipeline.temporal._linear_recurrence import linear_recurrence
 from pipeline.temporal._residual_stack import Mixer, ResidualStack
+from pipeline.temporal.contract import Gate, State
 
 
 class Settings(plugins.Settings):

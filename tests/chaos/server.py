@@ -15,9 +15,10 @@ from typing import Any
 import torch
 import zarr  # noqa: F401
 
-from pipeline import cli, engines, worker
+from pipeline import cli, worker
 from pipeline.cache import Cache  # noqa: F401
 from pipeline.encoders import address  # noqa: F401
+from pipeline.engines.contract import run
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -43,7 +44,7 @@ def _run(request: dict[str, Any]) -> int:
         code = (
             cli.main(request["command"])
             if "command" in request
-            else engines.run(worker.Extraction.kind(), request["job"], request["index"])
+            else run(worker.Extraction.kind(), request["job"], request["index"])
         )
         sys.stderr.flush()
     except BaseException:

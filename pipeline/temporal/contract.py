@@ -1,0 +1,112 @@
+"""Contract of a temporal module: mixes tokens over time, causally, and can stop and go on at any frame.
+
+Three ways to run agree within 1e-5 in float32 (eval mode): a whole window, a window in pieces with the state carried over, and
+frame by frame. State is a tuple of tensors whose first axis is B; its size does not grow with time.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from pipeline.config.plugins import Settings
+from pipeline.errors import BadInput
+
+State = tuple[torch.Tensor, ...]
+
+
+class Gate(nn.Identity):
+    """Passes the openings of a gate on, numbers from 0 to 1: the place where a forward hook can watch them.
+
+    For one frame of one stream they can be viewed as (N, channels), whatever else their shape says.
+    """
+
+    def __init__(self, opens: str) -> None:
+        """`opens`: what an open gate (1) does, for a reader."""
+        super().__init__()
+        self.opens = opens
+
+
+class TemporalModule(nn.Module, ABC):
+    """Base of every `Temporal`. A plug-in writes `_run`, `state_shapes` and `flops`; input is checked here."""
+
+    Settings: ClassVar[type[Settings]]
+
+    def __init__(self, width: int, settings: Any) -> None:
+        """`width` is D, in and out."""
+        super().__init__()
+        self.width = width
+        self.settings = settings
+
+    def forward(self, x_BTND: torch.Tensor, state: State | None = None) -> tuple[torch.Tensor, State]:
+        """Tokens of T >= 1 frames and the state before them (None: the start) -> outputs of that shape, and the state after.
+
+        Raises BadInput: another width, no frames, a state of another batch size or token count, tokens that are not finite
+        (the last is left out under torch.compile, where it would split the graph).
+        """
+        self._check(x_BTND, state)
+        return self._run(x_BTND, state)
+
+    @abstractmethod
+    def _run(self, x_BTND: torch.Tensor, state: State | None) -> tuple[torch.Tensor, State]:
+        """`forward` on checked input."""
+
+    @abstractmethod
+    def state_shapes(self, tokens: int) -> tuple[tuple[int, ...], ...]:
+        """Shape of each part of one stream's state for frames of N = `tokens`, without the batch axis."""
+
+    @abstractmethod
+    def flops(self, frames: int, tokens: int) -> int:
+        """Floating-point operations of one window's forward pass: 2 for a multiply and add, matrix products, convolutions
+        and recurrences; norms and element-wise activations are left out."""
+
+    def initial_state(self, batch: int, tokens: int) -> State:
+        """The state before the first frame: zeros, on the module's device, in its dtype."""
+        like = next(self.parameters())
+        return tuple(like.new_zeros(batch, *shape) for shape in self.state_shapes(tokens))
+
+    def step(self, x_BND: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
+        """One frame."""
+        y_BTND, state = self(x_BND.unsqueeze(1), state)
+        return y_BTND.squeeze(1), state
+
+    def state_bytes(self, tokens: int) -> int:
+        """Memory of one stream's state for frames of N = `tokens`."""
+        return sum(part.numel() * part.element_size() for part in self.initial_state(1, tokens))
+
+    def _check(self, x_BTND: torch.Tensor, state: State | None) -> None:
+        name = type(self).__module__.rsplit(".", 1)[-1]
+        if x_BTND.ndim != 4 or x_BTND.shape[-1] != self.width:
+            shape = ", ".join(map(str, x_BTND.shape))
+            raise BadInput(f"temporal module '{name}': wanted tokens (B, T, N, D) with D = {self.width}, found ({shape})")
+        batch, frames, tokens, _ = x_BTND.shape
+        if frames == 0:
+            raise BadInput(f"temporal module '{name}': wanted at least 1 frame, found T = 0")
+        if state is not None:
+            found = [tuple(part.shape) for part in state]
+            wanted = [(batch, *shape) for shape in self.state_shapes(tokens)]
+            if found != wanted:
+                raise BadInput(
+                    f"temporal module '{name}': the state does not belong to B = {batch} streams of N = {tokens} tokens: "
+                    f"{_misfit(found, wanted)}",
+                    "start a new stream with initial_state, or pass the state that the frame before gave back",
+                )
+        # A sum is not finite if one of its terms is not: one pass and no mask in memory.
+        if not torch.compiler.is_compiling() and not torch.isfinite(x_BTND.detach().sum(dtype=torch.float32)):
+            bad = int((~torch.isfinite(x_BTND)).sum())
+            if bad:
+                raise BadInput(
+                    f"temporal module '{name}': {bad} of {x_BTND.numel()} numbers in the tokens are not finite",
+                    "look for damage with stillframe verify CACHE, or lower training.learning_rate",
+                )
+
+
+def _misfit(found: list[tuple[int, ...]], wanted: list[tuple[int, ...]]) -> str:
+    """The first difference, in one phrase."""
+    if len(found) != len(wanted):
+        return f"found {len(found)} parts, wanted {len(wanted)}"
+    place = next(i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b)
+    return f"part {place} is {found[place]}, wanted {wanted[place]}"
