@@ -18,10 +18,10 @@ from pipeline.cache import CODEC_FILE, HEADER_FILE, Cache
 from pipeline.codecs.contract import fitted_to
 from pipeline.config.cache_spec import FORMAT_VERSION, fingerprint
 from pipeline.damage import TITLES, Damage, Kind, Rows, check_chunks
+from pipeline.datasets.manifest.manifest import TARGETS, Manifest
 from pipeline.errors import BadInput
 from pipeline.leases import holders, lease_of
 from pipeline.ledger import Receipt
-from pipeline.manifest import TARGETS, Manifest
 from pipeline.places.folder import PARTIAL
 from pipeline.store import in_view
 

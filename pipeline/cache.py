@@ -35,9 +35,9 @@ from pipeline.config.cache_spec import BASE, FORMAT_VERSION, CacheSpec, View
 from pipeline.config.json_files import parse_json, to_json
 from pipeline.config.plugins import Model
 from pipeline.damage import check_files
+from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput, StillframeError
 from pipeline.ledger import Content, Failure, Header, Receipt
-from pipeline.manifest import Manifest
 from pipeline.places import Place
 from pipeline.places.folder import PARTIAL, sync, write_atomically
 from pipeline.places.open import at

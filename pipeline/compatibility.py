@@ -10,8 +10,8 @@ from pipeline.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe, TrainingSettings
 from pipeline.config.toml_tables import differences
+from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
-from pipeline.manifest import Manifest
 from pipeline.ranks import Ranks
 from pipeline.run import RUN_FORMAT, CacheFacts, Run
 from pipeline.tasks.contract import TaskPlugin

@@ -23,10 +23,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.config import plugins
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
+from pipeline.datasets.manifest.targets import MAPPED, collate
 from pipeline.device import chosen
 from pipeline.model import VideoModel
 from pipeline.records import TokenShape
-from pipeline.targets import MAPPED, collate
 from pipeline.tasks.contract import STREAMING, Query, TaskPlugin
 
 WARM_FRAMES, TIMED_FRAMES = 4, 20

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import extract as stage_one
-from pipeline import manifest, train
+from pipeline import train
 from pipeline.bootstrap import Interval, difference
 from pipeline.cache import Cache
 from pipeline.config.cache_spec import CacheSpec, load_spec
 from pipeline.config.recipe import Recipe, load_recipe, shipped_recipes
+from pipeline.datasets.manifest import manifest
 from pipeline.draw import draw
 from pipeline.evaluate import evaluate
 from pipeline.report import report

@@ -16,10 +16,10 @@ from av.video.stream import VideoStream
 
 from pipeline import frames
 from pipeline.cache import Cache
+from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import chosen
 from pipeline.errors import BadInput, BadVideo
 from pipeline.evaluate import require_same_cache
-from pipeline.manifest import Manifest
 from pipeline.records import Clip
 from pipeline.run import Run, load_model
 from pipeline.square import to_square

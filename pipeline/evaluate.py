@@ -21,14 +21,14 @@ from pipeline.compatibility import require_covered, require_shared, require_trut
 from pipeline.config import plugins
 from pipeline.config.json_files import read_json, to_json
 from pipeline.config.plugins import Settings
+from pipeline.datasets.manifest.manifest import Manifest
+from pipeline.datasets.manifest.targets import Arrays, collate
 from pipeline.device import chosen
 from pipeline.errors import BadInput
-from pipeline.manifest import Manifest
 from pipeline.model import VideoModel
 from pipeline.places.folder import write_atomically
 from pipeline.records import Batch, OnDevice
 from pipeline.run import CacheFacts, Run, load_model
-from pipeline.targets import Arrays, collate
 from pipeline.tasks.contract import TaskPlugin
 from pipeline.train import EVAL_BATCH
 from pipeline.windows import Windows

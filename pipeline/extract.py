@@ -12,6 +12,7 @@ from pipeline import probe
 from pipeline.cache import HEADER_FILE, Cache, require_same, unwritable
 from pipeline.codecs.contract import FittedCodec, fitted_to
 from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, fingerprint
+from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.decoder import DecodeLimits
 from pipeline.device import chosen
 from pipeline.donor import Donor, donors
@@ -21,7 +22,6 @@ from pipeline.errors import BadInput, BadVideo
 from pipeline.fit import learn, sample_tokens
 from pipeline.leases import Leases
 from pipeline.ledger import Header, TokenFacts
-from pipeline.manifest import Manifest
 from pipeline.places import Place
 from pipeline.places.open import at
 from pipeline.progress import OnProgress, Progress

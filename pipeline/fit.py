@@ -15,10 +15,10 @@ from pipeline import frames
 from pipeline.cache import pack_learnt
 from pipeline.codecs.contract import FittedCodec
 from pipeline.config.cache_spec import CacheSpec
+from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.encode import named_tokens
 from pipeline.encoders.contract import EncoderPlugin
 from pipeline.errors import StillframeError
-from pipeline.manifest import Manifest
 from pipeline.records import Frames, Video
 from pipeline.square import to_square
 

@@ -13,10 +13,10 @@ from torch import nn
 
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe
+from pipeline.datasets.manifest.targets import Arrays
 from pipeline.errors import BadInput
 from pipeline.mixers import layer_mixer
 from pipeline.records import OnDevice, TokenShape
-from pipeline.targets import Arrays
 from pipeline.tasks.contract import STREAMING, WINDOW, Query, StreamingReadout, TaskPlugin
 from pipeline.temporal.contract import State, TemporalModule
 

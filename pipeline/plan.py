@@ -20,9 +20,9 @@ from pipeline.config import plugins
 from pipeline.config.cache_spec import BASE, CacheSpec, Choice
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
+from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
 from pipeline.extract import fill_stores
-from pipeline.manifest import Manifest
 from pipeline.model import layers_read
 from pipeline.records import TokenShape
 from pipeline.shards import ALIGNMENT, CRC_BYTES, Layout

@@ -11,14 +11,14 @@ from pathlib import Path
 import av
 import numpy as np
 
-from pipeline import manifest
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.contract import DatasetPlugin
+from pipeline.datasets.manifest import manifest
+from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.decoder import Decoder
 from pipeline.errors import BadVideo, StillframeError
-from pipeline.manifest import Manifest
 from pipeline.probe import TIMESTAMPS, Probe, expected_frames, list_images, open_video
 from pipeline.records import Clip, Video
 

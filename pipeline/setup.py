@@ -20,8 +20,8 @@ from pipeline.compatibility import (
 from pipeline.config import plugins
 from pipeline.config.json_files import to_json
 from pipeline.config.recipe import Recipe
+from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
-from pipeline.manifest import Manifest
 from pipeline.model import VideoModel, layers_read
 from pipeline.places.folder import write_atomically
 from pipeline.ranks import ALONE, Ranks

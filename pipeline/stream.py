@@ -19,6 +19,7 @@ from pipeline.cache import codecs_of, read_learnt
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec, fingerprint
 from pipeline.config.plugins import Settings
+from pipeline.datasets.manifest.targets import MAPPED, Arrays, collate
 from pipeline.device import chosen
 from pipeline.encoders.contract import EncoderPlugin
 from pipeline.errors import BadInput
@@ -26,7 +27,6 @@ from pipeline.places.open import at
 from pipeline.run import Run, load_model
 from pipeline.square import to_square
 from pipeline.store import layer_name, token_arrays
-from pipeline.targets import MAPPED, Arrays, collate
 from pipeline.tasks.contract import STREAMING, Query
 
 

@@ -21,8 +21,8 @@ from pipeline.compatibility import (
     require_division,
 )
 from pipeline.config.recipe import Recipe
+from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
-from pipeline.manifest import Manifest
 from pipeline.mixers import Moments
 from pipeline.ranks import ALONE, Ranks
 from pipeline.records import Batch, OnDevice

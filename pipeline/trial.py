@@ -25,10 +25,10 @@ from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe, WindowSettings
 from pipeline.costs import synchronize
+from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.decoder import Decoder
 from pipeline.encoders.contract import EncoderPlugin
 from pipeline.errors import BadVideo, StillframeError
-from pipeline.manifest import Manifest
 from pipeline.mapped import drop
 from pipeline.model import layers_read
 from pipeline.places.folder import Folder

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from pipeline import manifest
 from pipeline.cache import Cache
 from pipeline.config import plugins
+from pipeline.datasets.manifest import manifest
 from pipeline.derive import derive
 from pipeline.errors import BadInput
 from pipeline.extract import extract

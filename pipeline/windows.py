@@ -27,12 +27,12 @@ import torch
 from pipeline.cache import Cache, Location
 from pipeline.config.cache_spec import BASE
 from pipeline.config.recipe import WindowSettings
+from pipeline.datasets.manifest.manifest import Manifest
+from pipeline.datasets.manifest.targets import Arrays, Targets, Wanted, collate
 from pipeline.errors import BadInput, unknown_name
-from pipeline.manifest import Manifest
 from pipeline.records import Batch, Clip, OnDevice
 from pipeline.shards import aligned_empty
 from pipeline.store import StoreReader, in_view, layer_name, stored_name, token_arrays
-from pipeline.targets import Arrays, Targets, Wanted, collate
 
 READERS = 2
 """Threads that read ahead; never processes: a forked reader can inherit locks that nobody will release."""
@@ -206,7 +206,7 @@ class Windows:
         return Batch(arrays, time_s_BT, index, self.truth(samples))
 
     def truth(self, samples: Sequence[Sample]) -> Arrays:
-        """The targets of `samples` alone, without their tokens; see `pipeline.targets`."""
+        """The targets of `samples` alone, without their tokens; see `pipeline.datasets.manifest.targets`."""
         return collate([self._truth(sample) for sample in samples]) if self._targets else {}
 
     def _truth(self, sample: Sample) -> Arrays:

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import extract, manifest
+from pipeline import extract
 from pipeline.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
+from pipeline.datasets.manifest import manifest
+from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.encoders import address
-from pipeline.manifest import Manifest
 
 pytest_plugins = ["commands", "pages", "ray_cluster", "slurm"]
 

@@ -26,12 +26,9 @@ GROUND = ["errors", "records", "device", "timing"]
 """Files that all may import, and that import nothing but each other."""
 ROOMS = [
     "config",
+    "datasets",
     "ranks",
     "probe",
-    "datasets",
-    "clip_line",
-    "manifest",
-    "targets",
     "pictures",
     "frames",
     "square",

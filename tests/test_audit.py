@@ -15,10 +15,11 @@ import torch
 from commands import SPEC, assert_refused, call, digest, fine
 from conftest import LENGTHS, address_spec, address_video, write_video
 
-from pipeline import extract, manifest
+from pipeline import extract
 from pipeline.audit import audit
 from pipeline.cache import CODEC_FILE, Cache
 from pipeline.damage import Damage, frames_hit, groups
+from pipeline.datasets.manifest import manifest
 from pipeline.derive import derive
 from pipeline.encoders.address import paint
 from pipeline.errors import BadInput

@@ -25,13 +25,14 @@ from commands import Result, assert_refused, call, digest, fine, process
 from conftest import LENGTHS, address_spec, address_video, write_video
 from media import tone
 
-from pipeline import extract, manifest
+from pipeline import extract
 from pipeline.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.recipe import shipped_recipes
+from pipeline.datasets.manifest import manifest
+from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.encoders.address import paint
 from pipeline.grid import shipped_sweeps
-from pipeline.manifest import Manifest
 from pipeline.run import Run
 from pipeline.status import status
 

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from pipeline.config import plugins
-from pipeline.datasets import _world_plane, folder, playback, world
+from pipeline.datasets import folder, playback, world
+from pipeline.datasets.synthetic import plane
 from pipeline.errors import BadInput
 from pipeline.records import Clip
 
 SHARED_CLIPS = Path(__file__).parents[1] / ".." / "shared" / "clips"
-A = {name: place for place, name in enumerate(_world_plane.ATTRIBUTES)}
+A = {name: place for place, name in enumerate(plane.ATTRIBUTES)}
 
 
 def video(path: Path, frames: int = 6, fps: int = 12) -> Path:
@@ -54,33 +55,31 @@ def dataset(module: Any, root: Path, **settings: Any) -> Any:
 
 def phases(**values: float) -> np.ndarray:
     """One frame's attributes, (1, A): the given ones, the others 0."""
-    return np.array([[values.get(name, 0.0) for name in _world_plane.ATTRIBUTES]])
+    return np.array([[values.get(name, 0.0) for name in plane.ATTRIBUTES]])
 
 
 # The world: one frame says nothing
 
 
-@pytest.mark.parametrize("label", _world_plane.LABELS)
+@pytest.mark.parametrize("label", plane.LABELS)
 def test_a_clip_backwards_is_a_clip_of_the_partner_class(label: str) -> None:
-    partner = {_world_plane.MOTIONS[name]: name for name in _world_plane.LABELS}[
-        (_world_plane.MOTIONS[label][0], -_world_plane.MOTIONS[label][1])
-    ]
-    scene, time_s = _world_plane.draw_scene(3, 5), np.arange(10) / 8
-    forwards = _world_plane.attributes(scene, label, time_s)
-    mirrored = _world_plane.Scene(**{**vars(scene), "phase_A": forwards[-1]})
-    backwards = _world_plane.attributes(mirrored, partner, time_s)[::-1]
+    partner = {plane.MOTIONS[name]: name for name in plane.LABELS}[(plane.MOTIONS[label][0], -plane.MOTIONS[label][1])]
+    scene, time_s = plane.draw_scene(3, 5), np.arange(10) / 8
+    forwards = plane.attributes(scene, label, time_s)
+    mirrored = plane.Scene(**{**vars(scene), "phase_A": forwards[-1]})
+    backwards = plane.attributes(mirrored, partner, time_s)[::-1]
     circle = np.abs(forwards - backwards)
     assert np.minimum(circle, 1 - circle).max() < 1e-12
-    difference = _world_plane.render(scene, forwards, 32).astype(int) - _world_plane.render(mirrored, backwards, 32)
+    difference = plane.render(scene, forwards, 32).astype(int) - plane.render(mirrored, backwards, 32)
     assert np.abs(difference).max() <= 1
 
 
-@pytest.mark.parametrize("label", _world_plane.LABELS)
+@pytest.mark.parametrize("label", plane.LABELS)
 def test_attributes_at_any_time_are_uniform_in_every_class(label: str) -> None:
-    scenes = [_world_plane.draw_scene(0, index) for index in range(2000)]
+    scenes = [plane.draw_scene(0, index) for index in range(2000)]
     expected = (np.arange(2000) + 0.5) / 2000
     for time_s in (0.0, 1.25):
-        phase_NA = np.concatenate([_world_plane.attributes(scene, label, np.array([time_s])) for scene in scenes])
+        phase_NA = np.concatenate([plane.attributes(scene, label, np.array([time_s])) for scene in scenes])
         # Kolmogorov-Smirnov, 1.95 / sqrt(n): one false alarm in 1000.
         assert np.abs(np.sort(phase_NA, axis=0) - expected[:, None]).max() < 1.95 / np.sqrt(2000)
         # No attribute tells of another, and none of the clip's rate.
@@ -91,8 +90,8 @@ def test_attributes_at_any_time_are_uniform_in_every_class(label: str) -> None:
 
 
 def test_a_frame_is_coded_without_a_trace_of_its_neighbours(tmp_path: Path) -> None:
-    scene = _world_plane.draw_scene(0, 0)
-    frames = _world_plane.render(scene, _world_plane.attributes(scene, "left", np.arange(9) / 12), 64)
+    scene = plane.draw_scene(0, 0)
+    frames = plane.render(scene, plane.attributes(scene, "left", np.arange(9) / 12), 64)
     world.encode(tmp_path / "forwards.mp4", frames, 64, 12)
     world.encode(tmp_path / "backwards.mp4", frames[::-1].copy(), 64, 12)
     assert np.array_equal(decode(tmp_path / "forwards.mp4"), decode(tmp_path / "backwards.mp4")[::-1])
@@ -102,9 +101,9 @@ def test_a_classifier_of_single_frames_guesses() -> None:
     """Ridge regression on pixels and colour excess reads the colour of a frame well, and its class not at all."""
     features, classes, colours = [], [], []
     for index in range(1600):
-        scene, label = _world_plane.draw_scene(1, index), _world_plane.LABELS[index % 8]
-        phase_TA = _world_plane.attributes(scene, label, np.array([1.0]))
-        frame_HWC = _world_plane.render(scene, phase_TA, 32)[0] / 255
+        scene, label = plane.draw_scene(1, index), plane.LABELS[index % 8]
+        phase_TA = plane.attributes(scene, label, np.array([1.0]))
+        frame_HWC = plane.render(scene, phase_TA, 32)[0] / 255
         pooled = frame_HWC.reshape(8, 4, 8, 4, 3).mean(axis=(1, 3))
         excess = frame_HWC - frame_HWC.mean(axis=-1, keepdims=True)
         features.append(np.concatenate([pooled.ravel(), excess.max(axis=(0, 1)), excess.min(axis=(0, 1)), [1.0]]))
@@ -121,7 +120,7 @@ def test_a_classifier_of_single_frames_guesses() -> None:
 
 
 def test_neighbours_at_four_frames_a_second_tell_the_direction() -> None:
-    rates = [_world_plane.draw_scene(0, index).rate_hz for index in range(500)]
+    rates = [plane.draw_scene(0, index).rate_hz for index in range(500)]
     assert 0.4 <= min(rates) < 0.41
     # A third of a circle or more would skip a colour.
     assert 0.79 < max(rates) <= 0.8 < 4 / 3
@@ -135,18 +134,18 @@ def test_boxes_hold_exactly_the_objects_pixels(x: float, cut_side: int | None) -
     """The object's pixels are those that change when it is moved by half a frame, in the half that holds its centre."""
     near_centre = np.abs((np.arange(112) + 0.5) / 112 - x) < 0.25
     for index in range(20):
-        scene = _world_plane.draw_scene(0, index)
+        scene = plane.draw_scene(0, index)
         phase = {"x": x, "y": 0.45, "angle": scene.phase_A[A["angle"]], "colour": scene.phase_A[A["colour"]]}
-        here = _world_plane.render(scene, phases(**phase), 112)[0].astype(int)
-        away = _world_plane.render(scene, phases(**{**phase, "x": (x + 0.5) % 1}), 112)[0]
+        here = plane.render(scene, phases(**phase), 112)[0].astype(int)
+        away = plane.render(scene, phases(**{**phase, "x": (x + 0.5) % 1}), 112)[0]
         rows, columns = np.nonzero((np.abs(here - away).max(axis=-1) > 4) & near_centre)
         drawn = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
-        box = _world_plane.truth(scene, phases(**phase))["boxes"][0, 0] * 112
+        box = plane.truth(scene, phases(**phase))["boxes"][0, 0] * 112
         assert np.abs(box - drawn).max() < 1.5  # the outline's edge is blended over a pixel
         assert cut_side is None or box[cut_side] == (0 if cut_side == 0 else 112)
 
 
-@pytest.mark.parametrize("label", [label for label in _world_plane.LABELS if _world_plane.MOTIONS[label][0] != "colour"])
+@pytest.mark.parametrize("label", [label for label in plane.LABELS if plane.MOTIONS[label][0] != "colour"])
 def test_points_stay_on_the_same_paint(label: str) -> None:
     """Chromaticity is compared, as light changes with the side of the object."""
 
@@ -162,31 +161,31 @@ def test_points_stay_on_the_same_paint(label: str) -> None:
 
     tracked, at_rest = [], []
     for index in range(6):
-        scene = _world_plane.draw_scene(2, index)
-        phase_TA = _world_plane.attributes(scene, label, np.arange(12) / 8)
-        frames, truth = _world_plane.render(scene, phase_TA, 256), _world_plane.truth(scene, phase_TA)
-        points = truth["points"][: _world_plane.OBJECT_POINTS]
+        scene = plane.draw_scene(2, index)
+        phase_TA = plane.attributes(scene, label, np.arange(12) / 8)
+        frames, truth = plane.render(scene, phase_TA, 256), plane.truth(scene, phase_TA)
+        points = truth["points"][: plane.OBJECT_POINTS]
         tracked.append(wander(frames, points))
         at_rest.append(wander(frames, np.broadcast_to(points[:, :1], points.shape)))
-        assert np.ptp(truth["points"][_world_plane.OBJECT_POINTS :], axis=1).max() == 0
+        assert np.ptp(truth["points"][plane.OBJECT_POINTS :], axis=1).max() == 0
     assert max(tracked) < 0.02
     assert np.median(at_rest) > 3 * np.median(tracked)
 
 
 def test_a_covered_background_point_is_not_visible() -> None:
-    scene = _world_plane.draw_scene(0, 0)
+    scene = plane.draw_scene(0, 0)
     for x, y in scene.points_background:
-        covered = _world_plane.truth(scene, phases(x=x, y=y))["visible"][:, 0]
-        free = _world_plane.truth(scene, phases(x=(x + 0.5) % 1, y=y))["visible"][:, 0]
-        place = _world_plane.OBJECT_POINTS + scene.points_background[:, 0].tolist().index(x)
+        covered = plane.truth(scene, phases(x=x, y=y))["visible"][:, 0]
+        free = plane.truth(scene, phases(x=(x + 0.5) % 1, y=y))["visible"][:, 0]
+        place = plane.OBJECT_POINTS + scene.points_background[:, 0].tolist().index(x)
         assert not covered[place]
         assert free[place]
-        assert covered[: _world_plane.OBJECT_POINTS].all()
+        assert covered[: plane.OBJECT_POINTS].all()
 
 
 def test_depth_and_size_agree_with_a_pinhole_camera() -> None:
-    scene = _world_plane.draw_scene(0, 1)
-    near, far = _world_plane.truth(scene, phases(x=0.5, y=0.5, size=0.999)), _world_plane.truth(scene, phases(x=0.5, y=0.5))
+    scene = plane.draw_scene(0, 1)
+    near, far = plane.truth(scene, phases(x=0.5, y=0.5, size=0.999)), plane.truth(scene, phases(x=0.5, y=0.5))
     assert far["depth_m"][0, 14, 14] == pytest.approx(0.3 / 0.14)
     assert near["depth_m"][0, 14, 14] == pytest.approx(0.3 / 0.28, rel=1e-3)
     width = [truth["boxes"][0, 0, 2] - truth["boxes"][0, 0, 0] for truth in (near, far)]
@@ -202,13 +201,13 @@ def test_depth_and_size_agree_with_a_pinhole_camera() -> None:
 def test_videos_show_what_was_rendered(tmp_path: Path) -> None:
     data = dataset(world, tmp_path, clips_per_class=1, frames=6, size_px=64)
     clips = list(data.clips())
-    for clip, label in zip(clips, _world_plane.LABELS, strict=True):
-        scene = _world_plane.draw_scene(0, clips.index(clip))
-        rendered = _world_plane.render(scene, _world_plane.attributes(scene, label, np.arange(6) / 12), 64)
+    for clip, label in zip(clips, plane.LABELS, strict=True):
+        scene = plane.draw_scene(0, clips.index(clip))
+        rendered = plane.render(scene, plane.attributes(scene, label, np.arange(6) / 12), 64)
         error = decode(tmp_path / clip.source).astype(float) - rendered
         assert 10 * np.log10(255**2 / (error**2).mean()) > 34  # dB; chroma is stored at half resolution
         targets = data.targets(clip)
-        assert targets["label"] == _world_plane.LABELS.index(label)
+        assert targets["label"] == plane.LABELS.index(label)
         assert np.array_equal(targets["boxes_time_s"], np.arange(6) / 12)
         with av.open(tmp_path / clip.source) as container:
             times = [frame.time for frame in container.decode(video=0)]
@@ -221,7 +220,7 @@ def test_world_is_balanced_and_the_same_every_time(tmp_path: Path) -> None:
     settings = {"clips_per_class": 5, "frames": 2, "size_px": 32, "val_fraction": 0.4}
     clips = list(dataset(world, tmp_path / "a", **settings).clips())
     assert Counter((clip.label, clip.split) for clip in clips) == {
-        (label, split): count for label in _world_plane.LABELS for split, count in (("train", 3), ("val", 2))
+        (label, split): count for label in plane.LABELS for split, count in (("train", 3), ("val", 2))
     }
     assert clips == list(dataset(world, tmp_path / "b", **settings).clips())
     other = list(dataset(world, tmp_path / "c", **settings, seed=1).clips())
@@ -539,5 +538,5 @@ def test_playback_settings_that_make_no_task(table: dict[str, Any], message: str
 def test_world_json_holds_the_pixels_settings(tmp_path: Path) -> None:
     list(dataset(world, tmp_path, clips_per_class=1, frames=2, size_px=32).clips())
     assert json.loads((tmp_path / "world.json").read_text()) == {
-        "rendering": _world_plane.RENDERING, "clips_per_class": 1, "frames": 2, "fps": 12, "size_px": 32, "seed": 0,
+        "rendering": plane.RENDERING, "clips_per_class": 1, "frames": 2, "fps": 12, "size_px": 32, "seed": 0,
     }  # fmt: skip

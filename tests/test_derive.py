@@ -16,12 +16,13 @@ import torch
 from commands import VIT, assert_refused, call, digest
 from conftest import FPS, LENGTHS, address_spec, address_video
 
-from pipeline import extract, fit, manifest
+from pipeline import extract, fit
 from pipeline.bench import codecs
 from pipeline.cache import CODEC_FILE, Cache
 from pipeline.config import plugins
 from pipeline.config.cache_spec import load_spec
 from pipeline.config.recipe import Recipe
+from pipeline.datasets.manifest import manifest
 from pipeline.derive import derive
 from pipeline.errors import BadInput
 from pipeline.records import TokenShape

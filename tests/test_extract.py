@@ -20,12 +20,13 @@ import zarr
 from commands import SPEC, fine
 from conftest import FPS, LENGTHS, address_spec, address_video, write_video
 
-from pipeline import draft, extract, manifest
+from pipeline import draft, extract
 from pipeline.cache import Cache
+from pipeline.datasets.manifest import manifest
+from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.decoder import Decoder
 from pipeline.encoders import address
 from pipeline.errors import BadInput, StillframeError
-from pipeline.manifest import Manifest
 from pipeline.status import status
 
 

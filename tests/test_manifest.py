@@ -16,11 +16,13 @@ from conftest import LENGTHS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import manifest
-from pipeline.clip_line import AT_ONCE, from_lines, to_line
-from pipeline.datasets import _official, _world_plane, world
+from pipeline.datasets import world
+from pipeline.datasets.formats import annotations
+from pipeline.datasets.manifest import manifest
+from pipeline.datasets.manifest.jsonl import AT_ONCE, from_lines, to_line
+from pipeline.datasets.manifest.manifest import Manifest, build
+from pipeline.datasets.synthetic import plane
 from pipeline.errors import BadInput, StillframeError
-from pipeline.manifest import Manifest, build
 from pipeline.probe import Probe, probe
 from pipeline.records import Clip, Video
 
@@ -69,7 +71,7 @@ def test_two_builds_are_the_same_bytes(small: Path, tmp_path: Path) -> None:
 
 def test_what_a_manifest_says(small: Path) -> None:
     loaded = Manifest.load(small)
-    assert loaded.labels == _world_plane.LABELS
+    assert loaded.labels == plane.LABELS
     assert loaded.splits == ("train", "val")
     assert loaded.split("train") == list(range(8))
     assert loaded.split("val") == list(range(8, 16))
@@ -88,7 +90,7 @@ def test_what_a_manifest_says(small: Path) -> None:
         "dataset": "world",
         "settings": world.Settings(**SMALL).model_dump(mode="json"),
         "root": ".",
-        "labels": list(_world_plane.LABELS),
+        "labels": list(plane.LABELS),
         "rejected": {},
         "ignored": 0,
         "manifest_sha256": clips,
@@ -182,7 +184,7 @@ def test_headers_are_read_once(videos: Path, tmp_path: Path, monkeypatch: pytest
         read.append(path.relative_to(videos).as_posix())
         return probe(path, image_fps)
 
-    for module in (_official, manifest):
+    for module in (annotations, manifest):
         monkeypatch.setattr(module, "probe", counted)
     built = build("folder", videos, tmp_path, {})
     assert sorted(read) == sorted(LENGTHS)

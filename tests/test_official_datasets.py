@@ -18,11 +18,11 @@ import media
 import numpy as np
 import pytest
 
-from pipeline import manifest
 from pipeline.config import plugins
+from pipeline.datasets.manifest import manifest
+from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput, StillframeError
 from pipeline.frames import decode
-from pipeline.manifest import Manifest
 from pipeline.records import Clip
 
 GT = os.environ.get("STILLFRAME_GT")

@@ -17,11 +17,12 @@ import pytest
 from commands import SPEC, assert_refused, call, digest, fine
 from conftest import LENGTHS, address_spec, address_video
 
-from pipeline import encode, extract, manifest
+from pipeline import encode, extract
 from pipeline.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.json_files import to_json
+from pipeline.datasets.manifest import manifest
 from pipeline.derive import derive
 from pipeline.donor import donors
 from pipeline.encoders import address

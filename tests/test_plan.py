@@ -17,11 +17,12 @@ from media import encode, grey
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline import costs, extract, manifest, trial
+from pipeline import costs, extract, trial
 from pipeline.bench import epoch as bench_epoch
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec, load_spec
 from pipeline.config.recipe import Recipe, load_recipe
+from pipeline.datasets.manifest import manifest
 from pipeline.encoders import transformers
 from pipeline.model import layers_read
 from pipeline.places.open import at

@@ -12,11 +12,12 @@ from commands import assert_refused, call
 from conftest import address_spec
 from safetensors.torch import load_file
 
-from pipeline import extract, manifest
+from pipeline import extract
 from pipeline.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.cache_spec import load_spec
 from pipeline.config.recipe import Recipe
+from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
 from pipeline.evaluate import evaluate
 from pipeline.published import import_checkpoint, read_labels, read_weights

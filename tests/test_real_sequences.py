@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from commands import call
 
-from pipeline.manifest import Manifest
+from pipeline.datasets.manifest.manifest import Manifest
 
 GT, WEIGHTS = os.environ.get("STILLFRAME_GT"), os.environ.get("STILLFRAME_WEIGHTS")
 pytestmark = pytest.mark.skipif(

@@ -19,8 +19,11 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from pipeline import frames, manifest
-from pipeline.datasets import _rgbd, _tfrecord, _tracks, kubric, nuscenes, sevenscenes
+from pipeline import frames
+from pipeline.datasets import kubric, nuscenes, sevenscenes
+from pipeline.datasets.formats import kubric_tracks, recordings
+from pipeline.datasets.formats.tfrecord import Example
+from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
 
 GT = os.environ.get("STILLFRAME_GT")
@@ -291,9 +294,9 @@ def test_a_normal_that_turns_away_hides_its_point() -> None:
     """A plate that is turned over: all else says that it is seen."""
     shape = (2, 8, 8)
     axis = np.array([[1.0, 0, 0, 0], [0, 1, 0, 0]])  # still, then half a turn about x
-    unit = _tracks.UNIT_BOX[:, :3] * [4, 4, 0]
-    scene = _tracks.Scene(
-        camera=_tracks.Camera(np.array([moved(0, 0, 5.0)] * 2), 1.0),
+    unit = kubric_tracks.UNIT_BOX[:, :3] * [4, 4, 0]
+    scene = kubric_tracks.Scene(
+        camera=kubric_tracks.Camera(np.array([moved(0, 0, 5.0)] * 2), 1.0),
         distance_FHW=np.full(shape, 9.0),
         segment_FHW=np.ones(shape, np.uint8),
         in_box_FHW3=np.full((*shape, 3), 40000, np.uint16),
@@ -303,11 +306,11 @@ def test_a_normal_that_turns_away_hides_its_point() -> None:
     )
     queries = np.array([[0, 3, 3], [0, 4, 4]])
     smooth = np.ones(shape, bool)
-    assert _tracks._follow(scene, 1, queries, smooth)[1].tolist() == [[True, False]] * 2
-    assert _tracks._follow(scene, 1, queries, ~smooth)[1].all()
+    assert kubric_tracks._follow(scene, 1, queries, smooth)[1].tolist() == [[True, False]] * 2
+    assert kubric_tracks._follow(scene, 1, queries, ~smooth)[1].all()
     # A normal that faces away where its point is seen is not believed.
     inside_out = replace(scene, normal_FHW3=65535 - scene.normal_FHW3)
-    assert _tracks._follow(inside_out, 1, queries, smooth)[1].all()
+    assert kubric_tracks._follow(inside_out, 1, queries, smooth)[1].all()
 
 
 def test_a_point_is_covered_by_what_is_nearer_or_of_another_segment() -> None:
@@ -316,10 +319,12 @@ def test_a_point_is_covered_by_what_is_nearer_or_of_another_segment() -> None:
     segment[0, :3], segment[0, 3, 3] = 1, 1
     distance[0, 7] = 4.0
     unused = np.zeros((1, 8, 8, 3), np.uint16)
-    scene = _tracks.Scene(_tracks.Camera(np.eye(4)[None], 1.0), distance, segment, unused, unused, np.empty(0), np.empty(0))
+    scene = kubric_tracks.Scene(
+        kubric_tracks.Camera(np.eye(4)[None], 1.0), distance, segment, unused, unused, np.empty(0), np.empty(0)
+    )
 
     def covered(segment: int, x: float, y: float, metres: float) -> bool:
-        return bool(_tracks._is_covered(scene, segment, np.array([[[x, y]]]), np.array([[metres]]))[0, 0])
+        return bool(kubric_tracks._is_covered(scene, segment, np.array([[[x, y]]]), np.array([[metres]]))[0, 0])
 
     assert not covered(0, 0.5, 0.5, 5.0) and not covered(1, 0.5, 0.5, 5.0)  # both segments are around
     assert covered(1, 0.7, 0.7, 5.0) and covered(0, 0.5, 0.2, 5.0)
@@ -330,7 +335,7 @@ def test_a_point_is_covered_by_what_is_nearer_or_of_another_segment() -> None:
 
 def test_a_camera_projects_what_it_sees_and_nothing_behind_it() -> None:
     """Pixels are square, so that in a frame twice as wide as high a step down counts twice."""
-    camera = _tracks.Camera(np.array([moved(1, 2, 3)]), 0.8)
+    camera = kubric_tracks.Camera(np.array([moved(1, 2, 3)]), 0.8)
     xy = np.array([[0.5, 0.5], [0.9, 0.5], [0.5, 0.9], [0.1, 0.3]])
     rays = camera.rays(xy, 2.0)
     assert np.allclose(rays[1] - rays[0], [0.4 / 0.8, 0, 0])
@@ -344,14 +349,14 @@ def test_normals_are_trusted_where_they_are_like_their_neighbours() -> None:
     """Beyond the frame lie zeros, as in kubric's code: a corner has 3 such neighbours, an edge 2."""
     normal = np.full((1, 7, 7, 3), 65535, np.uint16)
     normal[0, 3, 3] = 0
-    rough = np.argwhere(~_tracks._is_smooth(normal)[0]).tolist()
+    rough = np.argwhere(~kubric_tracks._is_smooth(normal)[0]).tolist()
     assert rough == [[0, 0], [0, 6], [3, 3], [6, 0], [6, 6]]
 
 
 def test_shares_of_points_follow_kubrics_rule() -> None:
     """Worked by hand: 10 wanted of 3 segments; the rarest gets at most a tenth of its own, the last what is left."""
-    assert _tracks.shares(np.array([1000, 20, 60]), 10).tolist() == [4, 2, 4]
-    assert _tracks.shares(np.array([30, 0]), 100).tolist() == [3, 0]
+    assert kubric_tracks.shares(np.array([1000, 20, 60]), 10).tolist() == [4, 2, 4]
+    assert kubric_tracks.shares(np.array([30, 0]), 100).tolist() == [3, 0]
 
 
 def test_kubric_lists_what_is_damaged_missing_or_there_twice(tmp_path: Path) -> None:
@@ -408,13 +413,13 @@ def test_kubric_counts_records_and_refuses_damaged_boxes(tmp_path: Path) -> None
 def test_example_reads_packed_and_single_numbers_and_negative_ones() -> None:
     single = field(1, field(1, b"n") + field(2, field(3, b"\x08" + varint(5) + b"\x08" + varint(-3))))
     floats = field(1, field(1, b"f") + field(2, field(2, b"\x0d" + struct.pack("<f", 1.5) + b"\x0d" + struct.pack("<f", -2))))
-    read = _tfrecord.Example(field(1, single + floats), "it")
+    read = Example(field(1, single + floats), "it")
     assert read.ints("n").tolist() == [5, -3]
     assert read.floats("f").tolist() == [1.5, -2.0]
-    assert _tfrecord.Example(example({"n": np.array([-1, 300])}), "it").ints("n", 2, 1).tolist() == [[-1], [300]]
+    assert Example(example({"n": np.array([-1, 300])}), "it").ints("n", 2, 1).tolist() == [[-1], [300]]
     for junk in (b"\x0a\xff", b"\x0b\x00", b"\x80" * 12, b"\x0a\x03\x0a\x01\x00"):
         with pytest.raises(BadInput, match=r"it is no tf\.train\.Example"):
-            _tfrecord.Example(junk, "it")
+            Example(junk, "it")
 
 
 # ScanNet
@@ -879,19 +884,19 @@ def test_poses_that_are_no_motion_are_unknown(tmp_path: Path) -> None:
     good = moved(1, 2, 3)
     mirrored, scaled, holed = np.diag([1.0, 1, -1, 1]), np.diag([2.0, 2, 2, 1]), good.copy()
     holed[1, 3] = np.inf
-    read = _rgbd.rigid(np.stack([good, mirrored, scaled, holed, np.zeros((4, 4))]))
+    read = recordings.rigid(np.stack([good, mirrored, scaled, holed, np.zeros((4, 4))]))
     assert np.isnan(read).all((1, 2)).tolist() == [False, True, True, True, True]
     assert np.array_equal(read[0], good)
-    assert np.isnan(_rgbd.read_poses([write(tmp_path / "pose.txt", "1 2 three"), None])).all()
-    assert np.isnan(_rgbd.motion(np.zeros((1, 3)), np.zeros((1, 4)))).all()
-    assert np.allclose(_rgbd.motion(np.zeros((1, 3)), np.array([[2.0, 0, 0, 2]]))[0] @ [1, 0, 0, 0], [0, 1, 0, 0])
+    assert np.isnan(recordings.read_poses([write(tmp_path / "pose.txt", "1 2 three"), None])).all()
+    assert np.isnan(recordings.motion(np.zeros((1, 3)), np.zeros((1, 4)))).all()
+    assert np.allclose(recordings.motion(np.zeros((1, 3)), np.array([[2.0, 0, 0, 2]]))[0] @ [1, 0, 0, 0], [0, 1, 0, 0])
 
 
 def test_depth_keeps_the_pixels_at_the_centres() -> None:
     depth = np.arange(12 * 18).reshape(12, 18)
-    assert np.array_equal(_rgbd.nearest_pixels(depth, 4), depth[1::3, 1::3])
-    assert np.array_equal(_rgbd.nearest_pixels(depth, 100), depth)
-    assert _rgbd.nearest_pixels(depth, 5).shape == (5, 8)
+    assert np.array_equal(recordings.nearest_pixels(depth, 4), depth[1::3, 1::3])
+    assert np.array_equal(recordings.nearest_pixels(depth, 100), depth)
+    assert recordings.nearest_pixels(depth, 5).shape == (5, 8)
 
 
 # Real sequences
@@ -951,12 +956,16 @@ def test_the_end_of_a_lone_recording_may_be_held_out(tmp_path: Path) -> None:
     images = [tmp_path / f"{number}.png" for number in range(10)]
     pose = np.tile(np.eye(4), (10, 1, 1))
     pose[:, 2, 3] = np.arange(10)
-    one = _rgbd.Recording("a/b", "train", images, np.arange(10) / 10, pose, [None] * 9 + [images[0]])
-    first, last = _rgbd.split_off(one, 0.3)
+    one = recordings.Recording("a/b", "train", images, np.arange(10) / 10, pose, [None] * 9 + [images[0]])
+    first, last = recordings.split_off(one, 0.3)
     assert (first.name, first.split, last.name, last.split) == ("a/b_first", "train", "a/b_last", "val")
     assert list(first.images) == images[:7] and list(last.images) == images[7:]
     assert last.pose is not None and last.pose[:, 2, 3].tolist() == [7, 8, 9]
     assert last.time_s.tolist() == [0.7, 0.8, 0.9] and last.depth == [None, None, images[0]]
-    assert _rgbd.split_off(one, 0.0) == [one] and _rgbd.split_off(one, 0.01) == [one] and _rgbd.split_off(one, 0.99) == [one]
-    held_out = _rgbd.Recording("a", "val", images, np.arange(10) / 10)
-    assert _rgbd.split_off(held_out, 0.5) == [held_out]
+    assert (
+        recordings.split_off(one, 0.0) == [one]
+        and recordings.split_off(one, 0.01) == [one]
+        and recordings.split_off(one, 0.99) == [one]
+    )
+    held_out = recordings.Recording("a", "val", images, np.arange(10) / 10)
+    assert recordings.split_off(held_out, 0.5) == [held_out]

@@ -10,11 +10,10 @@ from conftest import address_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import extract, manifest
+from pipeline import extract
 from pipeline.config.recipe import WindowSettings
-from pipeline.errors import BadInput
-from pipeline.records import Clip
-from pipeline.targets import (
+from pipeline.datasets.manifest import manifest
+from pipeline.datasets.manifest.targets import (
     Targets,
     collate,
     map_boxes,
@@ -25,6 +24,8 @@ from pipeline.targets import (
     nearest_truth,
     unmap_xy,
 )
+from pipeline.errors import BadInput
+from pipeline.records import Clip
 from pipeline.windows import Sample, Windows
 
 CROP = np.array([[2.0, 0.0, -0.5], [0.0, 1.0, 0.0]])

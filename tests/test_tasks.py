@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from pipeline.bootstrap import MetricFacts
 from pipeline.config import plugins
+from pipeline.datasets.manifest.targets import collate
 from pipeline.errors import BadInput
-from pipeline.targets import collate
 from pipeline.tasks.classify import FrameLogits, Settings, Task, WindowLogits
 from pipeline.tasks.contract import STREAMING, WINDOW, StreamingReadout, TaskPlugin
 
@@ -32,7 +32,7 @@ def make(name: str, **keys: object) -> TaskPlugin:
 
 
 def window_targets(task: TaskPlugin, seed: int) -> dict[str, np.ndarray]:
-    """One window's truth as `pipeline.targets` samples it, of every kind that the task needs; two objects, three points."""
+    """One window's truth as `pipeline.datasets.manifest.targets` samples it, of every kind that the task needs; two objects, three points."""
     rng = np.random.default_rng(seed)
     corner = np.cumsum(np.concatenate([rng.uniform(0.1, 0.3, (1, 2, 2)), rng.uniform(-0.05, 0.05, (T - 1, 2, 2))]), axis=0)
     turn = np.cumsum(rng.uniform(-0.1, 0.1, T))

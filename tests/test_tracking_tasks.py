@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pipeline.config import plugins
+from pipeline.datasets.manifest.targets import collate, map_boxes
 from pipeline.errors import BadInput
-from pipeline.targets import collate, map_boxes
 from pipeline.tasks._drawing import SIDE_PX, Canvas, colour, side_by_side
 from pipeline.tasks._queries import DecoderLayer, FourierFeatures
 from pipeline.tasks._tapvid import FRAME_PX, frames_counted, tapvid

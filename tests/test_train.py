@@ -18,11 +18,12 @@ import torch
 from conftest import FPS, THREADS, address_spec, write_video
 from safetensors.numpy import load_file
 
-from pipeline import extract, manifest
+from pipeline import extract
 from pipeline.bootstrap import Interval, difference, interval
 from pipeline.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe, TrainingSettings
+from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput, StillframeError
 from pipeline.evaluate import evaluate
 from pipeline.run import Run, read_metrics

@@ -19,17 +19,18 @@ from test_one_pass import FLIP, PART, vit_spec
 from test_square import blurred, most, noise, resize_then_crop
 from test_targets import Wants
 
-from pipeline import extract, frames, manifest
+from pipeline import extract, frames
 from pipeline.audit import audit
 from pipeline.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.cache_spec import BASE, CacheSpec, fingerprint, load_spec
 from pipeline.config.recipe import Recipe, WindowSettings
+from pipeline.datasets.manifest import manifest
+from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.derive import derive
 from pipeline.encoders import address
 from pipeline.errors import BadInput
 from pipeline.evaluate import evaluate
-from pipeline.manifest import Manifest
 from pipeline.run import load_model
 from pipeline.square import mirrored, to_part, to_square
 from pipeline.stream import Stream

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from pipeline.config import plugins
-from pipeline.datasets import _world_rays, _world_room, world
-from pipeline.datasets._world_rays import Body
-from pipeline.datasets._world_room import LABELS, OBJECT_POINTS, Dials, Shot
+from pipeline.datasets import world
+from pipeline.datasets.synthetic import rays, room
+from pipeline.datasets.synthetic.rays import Body
+from pipeline.datasets.synthetic.room import LABELS, OBJECT_POINTS, Dials, Shot
 from pipeline.errors import BadInput
 
 FRAMES, FPS = 24, 12
@@ -137,11 +138,11 @@ def test_boxes_hold_an_objects_points_and_touch_the_outermost(dials: Dials) -> N
 
 @EVERY_DIAL
 def test_an_object_has_a_box_where_a_pixel_shows_it(dials: Dials) -> None:
-    ray_3N, both = _world_rays.rays(_world_room.centres(168)), Counter[bool]()
+    ray_3N, both = rays.rays(room.centres(168)), Counter[bool]()
     for index in range(3):
         one = shot(index, dials)
         truth, view = one.truth(TIME_S), one.view(TIME_S)
-        _, which_TN = _world_rays.first_hit(view.room, view.bodies, ray_3N)
+        _, which_TN = rays.first_hit(view.room, view.bodies, ray_3N)
         for number in range(dials.objects):
             shown_T = (which_TN == number).sum(1)
             present_T = np.isfinite(truth["boxes"][number]).all(-1)
@@ -162,7 +163,7 @@ def test_an_object_has_a_box_where_a_pixel_shows_it(dials: Dials) -> None:
 def test_extents_of_bodies_beside_and_behind_the_camera(is_round: bool) -> None:
     """Ahead, cut by the left edge, so close beside the camera that it is level with it, behind, out of the frame."""
     centre_T3 = np.array([[0, 0, 4.0], [-2.0, 0, 4], [0.7, 0.1, 0.45], [0, 0, -4], [4, 0, 4]])
-    box_T4 = _world_rays.extent(Body(is_round, np.tile(np.diag([0.5, 0.5, 0.5]), (5, 1, 1)), centre_T3))
+    box_T4 = rays.extent(Body(is_round, np.tile(np.diag([0.5, 0.5, 0.5]), (5, 1, 1)), centre_T3))
 
     def tangent(x: float, z: float, side: int) -> float:
         return float(np.tan(np.arctan2(x, z) + side * np.arcsin(0.5 / np.hypot(x, z))))
@@ -212,7 +213,7 @@ def test_what_each_dial_changes_and_what_it_leaves_alone(index: int) -> None:
 
     more = shot(index, Dials(objects=4)).truth(TIME_S)
     same(more, "pose")
-    assert len(more["boxes"]) == 4 and len(more["points"]) == 4 * OBJECT_POINTS + _world_room.ROOM_POINTS
+    assert len(more["boxes"]) == 4 and len(more["points"]) == 4 * OBJECT_POINTS + room.ROOM_POINTS
 
 
 def test_deformation_breathes_between_its_bounds() -> None:
@@ -359,7 +360,7 @@ def test_a_room_is_balanced_and_the_same_every_time(tmp_path: Path) -> None:
         assert ours == again != other
     written = json.loads((tmp_path / "a" / "world.json").read_text())
     assert written == {
-        "rendering": _world_room.RENDERING, "clips_per_class": 3, "frames": 3, "fps": 12, "size_px": 32, "seed": 0, "scene": "room",
+        "rendering": room.RENDERING, "clips_per_class": 3, "frames": 3, "fps": 12, "size_px": 32, "seed": 0, "scene": "room",
         "objects": 2, "rooms": 0, "occlusion": 0, "deformation": 0, "viewpoint": 0, "speed": 0, "distractors": 0.5,
     }  # fmt: skip
     with pytest.raises(BadInput, match="already holds another world .*: distractors: 0.0 / 0.5$"):

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pipeline import extract, manifest
+from pipeline import extract
 from pipeline.bench._timing import Tell, summary
 from pipeline.cache import Cache
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.recipe import Recipe
 from pipeline.costs import synchronize
+from pipeline.datasets.manifest import manifest
 from pipeline.device import chosen
 from pipeline.ranks import ALONE
 from pipeline.records import Batch

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from pipeline import extract, manifest
+from pipeline import extract
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
+from pipeline.datasets.manifest import manifest
 from pipeline.device import chosen
 from pipeline.worker import Extraction, fill
 

@@ -16,14 +16,15 @@ from typing import Any
 
 import torch
 
-from pipeline import extract, manifest
+from pipeline import extract
 from pipeline.bench._timing import Tell
 from pipeline.bench.epoch import epoch
 from pipeline.cache import Cache
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.recipe import Recipe
+from pipeline.datasets.manifest import manifest
+from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import chosen
-from pipeline.manifest import Manifest
 from pipeline.plan import plan
 from pipeline.trial import attempt
 from pipeline.windows import clips_of

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import extract, manifest
+from pipeline import extract
 from pipeline.bootstrap import interval
 from pipeline.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.recipe import Recipe
 from pipeline.costs import Cost, cost
+from pipeline.datasets.manifest import manifest
 from pipeline.evaluate import evaluate
 from pipeline.report import report
 from pipeline.run import Run

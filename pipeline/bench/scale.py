@@ -21,8 +21,8 @@ from pipeline.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.datasets.contract import DatasetPlugin
+from pipeline.datasets.manifest.manifest import Manifest, write
 from pipeline.leases import Leases, claimed
-from pipeline.manifest import Manifest, write
 from pipeline.probe import Probe
 from pipeline.progress import Progress
 from pipeline.records import Clip

@@ -13,8 +13,8 @@ from pipeline.errors import BadInput
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.datasets.manifest.manifest import Manifest
     from pipeline.engines.contract import EnginePlugin
-    from pipeline.manifest import Manifest
 
 FINISHED_WITH_FAILURES = 3
 
@@ -69,7 +69,7 @@ def torch_device(name: str | None) -> torch.device | None:
 
 
 def other_manifest(folder: Path | None) -> Manifest | None:
-    from pipeline.manifest import Manifest
+    from pipeline.datasets.manifest.manifest import Manifest
 
     return None if folder is None else Manifest.load(folder)
 

@@ -41,8 +41,8 @@ def manifest(
     Example: stillframe manifest folder my_videos --out data/mine
     """
     from pipeline import console
-    from pipeline import manifest as module
     from pipeline.config.toml_tables import override
+    from pipeline.datasets.manifest import manifest as module
 
     with console.progress(f"manifest {dataset}") as update:
         built = module.build(dataset, root, out, override({}, sets or []), lambda done, total: update(done, total, "videos"))
@@ -90,7 +90,7 @@ def extract(
     """
     from pipeline import console
     from pipeline.config.cache_spec import load_spec
-    from pipeline.manifest import Manifest
+    from pipeline.datasets.manifest.manifest import Manifest
 
     loaded = [load_spec(spec, sets or []) for spec in specs]
     clips = Manifest.load(data, root)

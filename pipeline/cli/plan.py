@@ -47,7 +47,7 @@ def plan(
     from pipeline import console
     from pipeline.config.cache_spec import load_spec
     from pipeline.config.recipe import load_recipe
-    from pipeline.manifest import Manifest
+    from pipeline.datasets.manifest.manifest import Manifest
 
     loaded = load_spec(spec, sets or [])
     if data is not None and recipe is None and not Path(data).is_dir():

@@ -22,8 +22,8 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.config import plugins
-from pipeline.datasets._official import few, normalised_boxes, note, probe_all
 from pipeline.datasets.contract import DatasetPlugin
+from pipeline.datasets.formats.annotations import few, normalised_boxes, note, probe_all
 from pipeline.errors import BadInput, BadVideo, unknown_name
 from pipeline.probe import Probe, list_images, open_image
 from pipeline.records import Clip

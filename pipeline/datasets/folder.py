@@ -22,8 +22,8 @@ from typing import NamedTuple
 from pydantic import Field
 
 from pipeline.config import plugins
-from pipeline.datasets._official import probe_all
 from pipeline.datasets.contract import DatasetPlugin
+from pipeline.datasets.formats.annotations import probe_all
 from pipeline.errors import BadInput, unknown_name
 from pipeline.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES, Probe
 from pipeline.records import Clip

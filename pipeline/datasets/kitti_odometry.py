@@ -22,7 +22,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.datasets._rgbd import FramesSettings, Recording, RecordingDataset, read_numbers, rigid
+from pipeline.datasets.formats.recordings import FramesSettings, Recording, RecordingDataset, read_numbers, rigid
 from pipeline.errors import BadInput
 from pipeline.probe import IMAGE_SUFFIXES
 

@@ -28,9 +28,17 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.config import plugins
-from pipeline.datasets._rgbd import DepthSettings, Recording, RecordingDataset, Stretch, motion, nearest_pixels, read_image
-from pipeline.datasets._tfrecord import Example, read_records
-from pipeline.datasets._tracks import Camera, Scene, draw_tracks
+from pipeline.datasets.formats.kubric_tracks import Camera, Scene, draw_tracks
+from pipeline.datasets.formats.recordings import (
+    DepthSettings,
+    Recording,
+    RecordingDataset,
+    Stretch,
+    motion,
+    nearest_pixels,
+    read_image,
+)
+from pipeline.datasets.formats.tfrecord import Example, read_records
 from pipeline.errors import BadInput
 from pipeline.records import Clip
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.datasets._rgbd import FramesSettings, Recording, RecordingDataset, motion
+from pipeline.datasets.formats.recordings import FramesSettings, Recording, RecordingDataset, motion
 from pipeline.errors import BadInput, unknown_name
 
 CHANNEL = "CAM_FRONT"

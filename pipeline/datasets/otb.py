@@ -22,8 +22,8 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.config import plugins
-from pipeline.datasets._official import few, normalised_boxes, note, present, probe_all
 from pipeline.datasets.contract import DatasetPlugin
+from pipeline.datasets.formats.annotations import few, normalised_boxes, note, present, probe_all
 from pipeline.errors import BadInput
 from pipeline.probe import Probe
 from pipeline.records import Clip

@@ -23,7 +23,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from pipeline.config import plugins
-from pipeline.datasets._official import (
+from pipeline.datasets.contract import DatasetPlugin
+from pipeline.datasets.formats.annotations import (
     few,
     field,
     find_file,
@@ -36,7 +37,6 @@ from pipeline.datasets._official import (
     read_json,
     videos_by_name,
 )
-from pipeline.datasets.contract import DatasetPlugin
 from pipeline.errors import BadInput
 from pipeline.probe import Probe
 from pipeline.records import Clip

@@ -16,9 +16,9 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.config import plugins
-from pipeline.datasets._official import probe_all
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.folder import draw_splits, find_media
+from pipeline.datasets.formats.annotations import probe_all
 from pipeline.probe import Probe
 from pipeline.records import Clip
 

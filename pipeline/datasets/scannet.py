@@ -21,8 +21,16 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.datasets._rgbd import DepthSettings, Image, Recording, RecordingDataset, read_depth16, read_poses, rigid
-from pipeline.datasets._sens import Sens, read_sens
+from pipeline.datasets.formats.recordings import (
+    DepthSettings,
+    Image,
+    Recording,
+    RecordingDataset,
+    read_depth16,
+    read_poses,
+    rigid,
+)
+from pipeline.datasets.formats.sens import Sens, read_sens
 from pipeline.errors import BadInput
 
 FPS = 30

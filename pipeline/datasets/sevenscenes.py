@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.datasets._rgbd import DepthSettings, Image, Recording, RecordingDataset, read_depth16, read_poses
+from pipeline.datasets.formats.recordings import DepthSettings, Image, Recording, RecordingDataset, read_depth16, read_poses
 from pipeline.errors import BadInput
 
 FPS = 30

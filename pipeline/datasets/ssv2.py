@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import plugins
-from pipeline.datasets._official import few, field, find_file, list_files, note, probe_all, read_json, videos_by_name
 from pipeline.datasets.contract import DatasetPlugin
+from pipeline.datasets.formats.annotations import few, field, find_file, list_files, note, probe_all, read_json, videos_by_name
 from pipeline.errors import BadInput
 from pipeline.records import Clip
 

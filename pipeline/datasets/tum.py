@@ -20,7 +20,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.datasets._rgbd import DepthSettings, Image, Recording, RecordingDataset, motion, read_depth16, read_numbers
+from pipeline.datasets.formats.recordings import (
+    DepthSettings,
+    Image,
+    Recording,
+    RecordingDataset,
+    motion,
+    read_depth16,
+    read_numbers,
+)
 from pipeline.errors import BadInput, unknown_name
 
 UNITS_PER_M = 5000

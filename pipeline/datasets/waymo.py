@@ -30,8 +30,8 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.config import plugins
-from pipeline.datasets._official import DAMAGED, few, normalised_boxes, note, present, probe_all
 from pipeline.datasets.contract import DatasetPlugin
+from pipeline.datasets.formats.annotations import DAMAGED, few, normalised_boxes, note, present, probe_all
 from pipeline.errors import BadInput, BadVideo, StillframeError
 from pipeline.probe import TIMESTAMPS
 from pipeline.records import Clip

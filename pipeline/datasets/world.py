@@ -27,15 +27,15 @@ from pydantic import Field, model_validator
 
 from pipeline.config import plugins
 from pipeline.config.toml_tables import differences
-from pipeline.datasets import _world_plane, _world_room
 from pipeline.datasets.contract import DatasetPlugin
+from pipeline.datasets.synthetic import plane, room
 from pipeline.errors import BadInput
 from pipeline.records import Clip
 
-SCENES = {"plane": _world_plane, "room": _world_room}
+SCENES = {"plane": plane, "room": room}
 BLOCK_PIXELS = 2**20
 """Pixels of the frames that are rendered together, so that memory does not grow with the clip's length."""
-ROOM_SETTINGS = tuple(field.name for field in fields(_world_room.Dials))
+ROOM_SETTINGS = tuple(field.name for field in fields(room.Dials))
 Dial = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -79,7 +79,7 @@ class Settings(plugins.Settings):
 
     @model_validator(mode="after")
     def _of_the_room(self) -> Self:
-        at_rest = _world_room.Dials()
+        at_rest = room.Dials()
         for name in ROOM_SETTINGS:
             found = getattr(self, name)
             if self.scene == "plane" and found != getattr(at_rest, name):
@@ -126,12 +126,12 @@ class Dataset(DatasetPlugin):
     def _label(self, name: str) -> str:
         return self._labels[self._index[name] % len(self._labels)]
 
-    def _shot(self, name: str) -> _world_plane.Shot | _world_room.Shot:
+    def _shot(self, name: str) -> plane.Shot | room.Shot:
         settings, index, label = self.settings, self._index[name], self._label(name)
         if settings.scene == "plane":
-            return _world_plane.Shot(settings.seed, index, label)
-        dials = _world_room.Dials(**settings.model_dump(include=set(ROOM_SETTINGS)))
-        return _world_room.Shot(settings.seed, index, label, dials, settings.frames / settings.fps)
+            return plane.Shot(settings.seed, index, label)
+        dials = room.Dials(**settings.model_dump(include=set(ROOM_SETTINGS)))
+        return room.Shot(settings.seed, index, label, dials, settings.frames / settings.fps)
 
     def _render(self, name: str) -> None:
         path = self.root / "videos" / f"{name}.mp4"

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from pipeline.cache import Cache
+from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.draw import VideoFile, drawings, file_name
 from pipeline.errors import StillframeError
-from pipeline.manifest import Manifest
 from pipeline.report.subject import Subject, cache_of
 from pipeline.run import Run
 

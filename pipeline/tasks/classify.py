@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
+from pipeline.datasets.manifest.targets import Arrays
 from pipeline.errors import BadInput
-from pipeline.targets import Arrays
 from pipeline.tasks._attention import AttentionReadout, AttentionSettings
 from pipeline.tasks._drawing import Canvas
 from pipeline.tasks.contract import STREAMING, WINDOW, Metric, Query, StreamingReadout, TaskPlugin

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from pipeline.config.plugins import Settings
-from pipeline.targets import Arrays
+from pipeline.datasets.manifest.targets import Arrays
 
 STREAMING, WINDOW = "streaming", "window"
 Query = dict[str, torch.Tensor]
@@ -58,7 +58,7 @@ class TaskPlugin(nn.Module, ABC):
 
     Settings: ClassVar[type[Settings]]
     needs: ClassVar[tuple[str, ...]]
-    """Names of the targets it reads, see `pipeline.targets`; `label` comes from the manifest, all others from targets.h5."""
+    """Names of the targets it reads (`datasets/manifest/targets`): `label` is from the manifest, all others from targets.h5."""
     metrics: tuple[Metric, ...]
     """The first decides which checkpoint is best and is shown first."""
     keeps_answers: ClassVar[bool] = True

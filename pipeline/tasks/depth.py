@@ -15,7 +15,7 @@ from matplotlib import colormaps
 from pydantic import Field, model_validator
 from torch import nn
 
-from pipeline.targets import Arrays
+from pipeline.datasets.manifest.targets import Arrays
 from pipeline.tasks._attention import AttentionReadout, AttentionSettings
 from pipeline.tasks._drawing import SIDE_PX, Canvas, side_by_side
 from pipeline.tasks.contract import WINDOW, Metric, Query, StreamingReadout, TaskPlugin

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from pipeline.targets import Arrays, unmap_xy
+from pipeline.datasets.manifest.targets import Arrays, unmap_xy
 from pipeline.tasks._drawing import Canvas, colour
 from pipeline.tasks._queries import FourierFeatures, Head, QueryDecoder, TrackingSettings, feature_mlp, token_projection
 from pipeline.tasks._tapvid import FRAME_PX, frames_counted, tapvid

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import nn
 
 from pipeline.config import plugins
-from pipeline.targets import Arrays
+from pipeline.datasets.manifest.targets import Arrays
 from pipeline.tasks._drawing import Canvas, colour, side_by_side
 from pipeline.tasks._rotation import angle, from_six, mean_rotation, to_six
 from pipeline.tasks.contract import STREAMING, Metric, Query, StreamingReadout, TaskPlugin

@@ -21,9 +21,10 @@ import torch
 from commands import SPEC
 from conftest import address_video
 
-from pipeline import extract, manifest
+from pipeline import extract
 from pipeline.cache import HEADER_FILE, Cache
 from pipeline.config.cache_spec import load_spec
+from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
 from pipeline.worker import Extraction
 

@@ -26,8 +26,8 @@ from itertools import cycle, islice
 
 import numpy as np
 
-from pipeline.datasets._world_rays import ROOM, Body, extent, first_hit, project, rays
-from pipeline.datasets._world_textures import Skin, bank, draw_skin, shade
+from pipeline.datasets.synthetic.rays import ROOM, Body, extent, first_hit, project, rays
+from pipeline.datasets.synthetic.textures import Skin, bank, draw_skin, shade
 
 CIRCLES = ("floor", "gaze", "upright")
 MOTIONS = {

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pipeline.datasets._rgbd import Stretch
+from pipeline.datasets.formats.recordings import Stretch
 from pipeline.errors import BadInput
 
 VERSION = 4

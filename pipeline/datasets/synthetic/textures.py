@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from pipeline.datasets._world_rays import FOCAL, Body
+from pipeline.datasets.synthetic.rays import FOCAL, Body
 
 PATTERNS, LEVELS, TEXELS = 15, 4, 256
 

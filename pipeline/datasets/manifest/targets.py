@@ -20,8 +20,8 @@ from typing import ClassVar, Protocol
 import h5py
 import numpy as np
 
+from pipeline.datasets.manifest.manifest import REBUILD, TARGETS, Manifest, target_group
 from pipeline.errors import BadInput
-from pipeline.manifest import REBUILD, TARGETS, Manifest, target_group
 from pipeline.records import Clip
 
 Arrays = dict[str, np.ndarray]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.datasets._rgbd import motion
+from pipeline.datasets.formats.recordings import motion
 
 STRIDE = 4
 MAX_SHARE = 0.1

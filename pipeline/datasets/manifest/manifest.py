@@ -28,9 +28,9 @@ from urllib.parse import quote
 import h5py
 import numpy as np
 
-from pipeline.clip_line import REBUILD, from_lines, to_line
 from pipeline.config import plugins
 from pipeline.datasets.contract import DatasetPlugin
+from pipeline.datasets.manifest.jsonl import REBUILD, from_lines, to_line
 from pipeline.errors import BadInput, BadVideo, StillframeError, unknown_name
 from pipeline.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES, Probe, probe
 from pipeline.records import Clip, Video

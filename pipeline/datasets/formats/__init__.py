@@ -1,0 +1,1 @@
+"""File formats and layouts that several data sets share."""
