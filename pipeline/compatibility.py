@@ -12,9 +12,9 @@ from pipeline.config.recipe import Recipe, TrainingSettings
 from pipeline.config.toml_tables import differences
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
+from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.ranks import Ranks
 from pipeline.run import RUN_FORMAT, CacheFacts, Run
-from pipeline.tasks.contract import TaskPlugin
 from pipeline.windows import Windows
 
 

@@ -26,11 +26,11 @@ from pipeline.config.cache_spec import BASE
 from pipeline.decoder import DecodeLimits, Decoder
 from pipeline.donor import Donor
 from pipeline.draft import Draft
-from pipeline.encoders.contract import EncoderPlugin
 from pipeline.errors import BadVideo, StillframeError
 from pipeline.frames import Block, Counted
 from pipeline.leases import Leases, lease_of
 from pipeline.ledger import Content
+from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.progress import OnProgress, Progress
 from pipeline.records import Tokens, Video
 from pipeline.square import Squares

@@ -25,11 +25,11 @@ from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.datasets.manifest.targets import Arrays, collate
 from pipeline.device import chosen
 from pipeline.errors import BadInput
-from pipeline.model import VideoModel
+from pipeline.models.tasks.contract import TaskPlugin
+from pipeline.models.video_model import VideoModel
 from pipeline.places.folder import write_atomically
 from pipeline.records import Batch, OnDevice
 from pipeline.run import CacheFacts, Run, load_model
-from pipeline.tasks.contract import TaskPlugin
 from pipeline.train import EVAL_BATCH
 from pipeline.windows import Windows
 

@@ -16,12 +16,12 @@ from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.decoder import DecodeLimits
 from pipeline.device import chosen
 from pipeline.donor import Donor, donors
-from pipeline.encoders.contract import EncoderPlugin
 from pipeline.engines.contract import EnginePlugin, carry_out
 from pipeline.errors import BadInput, BadVideo
 from pipeline.fit import learn, sample_tokens
 from pipeline.leases import Leases
 from pipeline.ledger import Header, TokenFacts
+from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.places import Place
 from pipeline.places.open import at
 from pipeline.progress import OnProgress, Progress

@@ -17,8 +17,8 @@ from pipeline.codecs.contract import FittedCodec
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.encode import named_tokens
-from pipeline.encoders.contract import EncoderPlugin
 from pipeline.errors import StillframeError
+from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.records import Frames, Video
 from pipeline.square import to_square
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from pipeline import costs, extract
+from pipeline import extract
 from pipeline.codecs.contract import FittedCodec
 from pipeline.config import plugins
 from pipeline.config.cache_spec import BASE, CacheSpec, Choice
@@ -23,7 +23,8 @@ from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
 from pipeline.extract import fill_stores
-from pipeline.model import layers_read
+from pipeline.models import profile
+from pipeline.models.video_model import layers_read
 from pipeline.records import TokenShape
 from pipeline.shards import ALIGNMENT, CRC_BYTES, Layout
 from pipeline.store import token_arrays
@@ -308,7 +309,7 @@ def _operations(
     known = {"encoder_frame": encoder, "extraction": encoder * scale.frames * (1 + len(spec.views))}
     if recipe is None or training is None:
         return Operations(**known)
-    parts = costs.flops(recipe, shape, videos.labels if videos else LABELS)
+    parts = profile.flops(recipe, shape, videos.labels if videos else LABELS)
     step, saved = TRAINING * sum(parts.values()) * recipe.training.batch_size, encoder * training.step_frames
     paid = break_even(known["extraction"], saved * training.steps_per_epoch, 0)
     return Operations(**known, **parts, cached_step=step, uncached_step=step + saved, break_even=paid)

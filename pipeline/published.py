@@ -25,10 +25,10 @@ from pipeline.config.cache_spec import CacheSpec, fingerprint
 from pipeline.config.json_files import to_json
 from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput
-from pipeline.model import VideoModel
+from pipeline.models.tasks.contract import STREAMING, TaskPlugin
+from pipeline.models.video_model import VideoModel
 from pipeline.places.folder import write_atomically
 from pipeline.run import RUN_FORMAT, CacheFacts, Run, RunHeader, tool_versions
-from pipeline.tasks.contract import STREAMING, TaskPlugin
 
 PARTS = {"encoder.interm_mlps.": "mixer.", "sequential_core.": "temporal."}
 LEFT_OUT = ("loss_fn.",)

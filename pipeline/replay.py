@@ -20,8 +20,8 @@ from pipeline.decoder import DecodeLimits, Decoder
 from pipeline.derive import OnFrames
 from pipeline.device import chosen
 from pipeline.encode import named_tokens
-from pipeline.encoders.contract import EncoderPlugin
 from pipeline.errors import BadInput, BadVideo
+from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.records import Video
 from pipeline.square import Squares
 from pipeline.worker import load_encoder

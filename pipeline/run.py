@@ -26,10 +26,10 @@ from pipeline.config.json_files import read_json, to_json
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput
-from pipeline.model import VideoModel
+from pipeline.models.tasks.contract import TaskPlugin
+from pipeline.models.video_model import VideoModel
 from pipeline.places.folder import write_atomically
 from pipeline.records import TokenShape
-from pipeline.tasks.contract import TaskPlugin
 
 RUN_FORMAT = 3
 """Of runs that are written; 2 can be read, but not gone on with: one seed drew both weights and windows."""

@@ -22,11 +22,11 @@ from pipeline.config.json_files import to_json
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
-from pipeline.model import VideoModel, layers_read
+from pipeline.models.tasks.contract import TaskPlugin
+from pipeline.models.video_model import VideoModel, layers_read
 from pipeline.places.folder import write_atomically
 from pipeline.ranks import ALONE, Ranks
 from pipeline.run import Run, RunHeader, tool_versions
-from pipeline.tasks.contract import TaskPlugin
 from pipeline.trainer import Trainer
 from pipeline.windows import Windows
 

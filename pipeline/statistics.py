@@ -14,9 +14,9 @@ import numpy as np
 
 from pipeline.bootstrap import Interval, MetricFacts, measure
 from pipeline.config.plugins import Settings
-from pipeline.costs import Cost
 from pipeline.errors import BadInput, StillframeError, unknown_name
 from pipeline.form_table import FormTable, Scored, interval_of, two_sided
+from pipeline.models.profile import Cost
 from pipeline.seeds import TIE, SeedSpread, seed_spreads
 
 

@@ -21,13 +21,13 @@ from pipeline.config.cache_spec import CacheSpec, fingerprint
 from pipeline.config.plugins import Settings
 from pipeline.datasets.manifest.targets import MAPPED, Arrays, collate
 from pipeline.device import chosen
-from pipeline.encoders.contract import EncoderPlugin
 from pipeline.errors import BadInput
+from pipeline.models.encoders.contract import EncoderPlugin
+from pipeline.models.tasks.contract import STREAMING, Query
 from pipeline.places.open import at
 from pipeline.run import Run, load_model
 from pipeline.square import to_square
 from pipeline.store import layer_name, token_arrays
-from pipeline.tasks.contract import STREAMING, Query
 
 
 class AskedBoxes(Settings):

@@ -27,14 +27,14 @@ from pipeline.compatibility import require_same, require_wanted, shared
 from pipeline.config.json_files import read_json, to_json
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
-from pipeline.costs import Cost, cost
 from pipeline.device import numbered
 from pipeline.engines.contract import EnginePlugin, Job, carry_out
 from pipeline.errors import BadInput
 from pipeline.evaluate import evaluate_together, read_evaluation
 from pipeline.grid import SWEEP_FORMAT, Setting, SweepHeader, SweepSpec, read_header, settings_of, values_of
 from pipeline.leases import LOOK_S, Leases
-from pipeline.model import VideoModel
+from pipeline.models.profile import Cost, cost
+from pipeline.models.video_model import VideoModel
 from pipeline.places.folder import write_atomically
 from pipeline.places.open import at
 from pipeline.ranks import ALONE, Ranks

@@ -23,12 +23,12 @@ from pipeline.compatibility import (
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
-from pipeline.mixers import Moments
+from pipeline.models.mixers import Moments
+from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.ranks import ALONE, Ranks
 from pipeline.records import Batch, OnDevice
 from pipeline.run import Run
 from pipeline.setup import make_trainers, open_windows
-from pipeline.tasks.contract import TaskPlugin
 from pipeline.trainer import Diverged, OnProgress, Trainer
 from pipeline.windows import Windows
 

@@ -24,13 +24,13 @@ from pipeline.cache import Cache, unwritable
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe, WindowSettings
-from pipeline.costs import synchronize
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.decoder import Decoder
-from pipeline.encoders.contract import EncoderPlugin
 from pipeline.errors import BadVideo, StillframeError
 from pipeline.mapped import drop
-from pipeline.model import layers_read
+from pipeline.models.encoders.contract import EncoderPlugin
+from pipeline.models.profile import synchronize
+from pipeline.models.video_model import layers_read
 from pipeline.places.folder import Folder
 from pipeline.places.open import at
 from pipeline.ranks import ALONE

@@ -14,8 +14,8 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from pipeline.encoders.contract import EncoderPlugin
 from pipeline.frames import decode_at
+from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.records import Batch
 from pipeline.square import Squares
 from pipeline.windows import Sample, Windows

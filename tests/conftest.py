@@ -19,7 +19,7 @@ from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
-from pipeline.encoders import address
+from pipeline.models.encoders import address
 
 pytest_plugins = ["commands", "pages", "ray_cluster", "slurm"]
 

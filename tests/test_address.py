@@ -12,8 +12,8 @@ import torch
 
 from pipeline.codecs.float16 import Codec as Float16
 from pipeline.config import plugins
-from pipeline.encoders import address
 from pipeline.errors import BadInput
+from pipeline.models.encoders import address
 from pipeline.records import Tokens
 
 

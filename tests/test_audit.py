@@ -21,10 +21,10 @@ from pipeline.cache import CODEC_FILE, Cache
 from pipeline.damage import Damage, frames_hit, groups
 from pipeline.datasets.manifest import manifest
 from pipeline.derive import derive
-from pipeline.encoders.address import paint
 from pipeline.errors import BadInput
 from pipeline.leases import Leases
 from pipeline.ledger import Content
+from pipeline.models.encoders.address import paint
 from pipeline.repair import repair
 from pipeline.replay import ROUNDING, least_cosine, replay, sample_frames
 from pipeline.status import reasons, status

@@ -17,7 +17,7 @@ from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from pipeline.bench import _memory, _references, temporal
 from pipeline.config import plugins
-from pipeline.temporal.contract import TemporalModule
+from pipeline.models.temporal.contract import TemporalModule
 
 CPU = torch.device("cpu")
 NAMES = plugins.names("temporal")

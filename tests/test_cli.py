@@ -31,8 +31,8 @@ from pipeline.config import plugins
 from pipeline.config.recipe import shipped_recipes
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
-from pipeline.encoders.address import paint
 from pipeline.grid import shipped_sweeps
+from pipeline.models.encoders.address import paint
 from pipeline.run import Run
 from pipeline.status import status
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline import costs
 from pipeline.config import plugins
 from pipeline.config.recipe import load_recipe, shipped_recipes
-from pipeline.costs import cost, flops
-from pipeline.model import VideoModel
+from pipeline.models import profile
+from pipeline.models.profile import cost, flops
+from pipeline.models.video_model import VideoModel
 from pipeline.records import TokenShape
 
 SMALL = TokenShape(384, (14, 14), 5, (2, 5, 8, 11))
@@ -105,12 +105,12 @@ def test_a_model_that_cannot_follow_a_stream_has_no_latency():
 
 def test_latency_is_the_median_of_the_warm_steps(monkeypatch):
     """Steps are really made; the clock says 9 s for those that warm up and then 1, 2, ... 20 ms."""
-    passed = iter([9.0] * costs.WARM_FRAMES + [0.001 * (step + 1) for step in range(costs.TIMED_FRAMES)])
-    monkeypatch.setattr(costs, "timed", lambda call, _device: (next(passed), call()))
+    passed = iter([9.0] * profile.WARM_FRAMES + [0.001 * (step + 1) for step in range(profile.TIMED_FRAMES)])
+    monkeypatch.setattr(profile, "timed", lambda call, _device: (next(passed), call()))
     assert cost(tiny(), TINY, KINDS[:3], CPU).latency_ms == pytest.approx(10.5)
 
 
 def test_timed():
-    seconds, result = costs.timed(lambda: torch.ones(2).sum(), CPU)
+    seconds, result = profile.timed(lambda: torch.ones(2).sum(), CPU)
     assert seconds > 0
     assert result == 2

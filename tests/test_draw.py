@@ -11,7 +11,7 @@ from conftest import FPS
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe
 from pipeline.draw import DRAWN_PX, VideoFile, contact_sheet, squares
-from pipeline.encoders import address
+from pipeline.models.encoders import address
 from pipeline.train import train
 
 

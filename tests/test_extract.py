@@ -25,8 +25,8 @@ from pipeline.cache import Cache
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.decoder import Decoder
-from pipeline.encoders import address
 from pipeline.errors import BadInput, StillframeError
+from pipeline.models.encoders import address
 from pipeline.status import status
 
 

@@ -12,8 +12,8 @@ from safetensors import safe_open
 
 from pipeline.config import plugins
 from pipeline.errors import BadInput
-from pipeline.tasks._rotation import angle, from_six, mean_rotation, to_six
-from pipeline.tasks.contract import STREAMING, WINDOW, TaskPlugin
+from pipeline.models.tasks.contract import STREAMING, WINDOW, TaskPlugin
+from pipeline.models.tasks.parts.rotation import angle, from_six, mean_rotation, to_six
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -458,7 +458,7 @@ def test_trivial_pose_is_the_mean_motion():
 
 
 def test_paths_are_drawn_from_above():
-    from pipeline.tasks.pose import path
+    from pipeline.models.tasks.pose import path
 
     task, pose = make("pose"), drive(5)
     targets = {name: array[0] for name, array in motions(task, pose).items()}

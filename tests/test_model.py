@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe, load_recipe, shipped_recipes
 from pipeline.errors import BadInput
-from pipeline.mixers import LayerMixer
-from pipeline.model import VideoModel, parameter_groups
+from pipeline.models.mixers import LayerMixer
+from pipeline.models.video_model import VideoModel, parameter_groups
 from pipeline.records import TokenShape
 
 GOLDEN = Path(__file__).parent / "golden"

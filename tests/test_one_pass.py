@@ -25,8 +25,8 @@ from pipeline.config.json_files import to_json
 from pipeline.datasets.manifest import manifest
 from pipeline.derive import derive
 from pipeline.donor import donors
-from pipeline.encoders import address
 from pipeline.errors import BadInput
+from pipeline.models.encoders import address
 from pipeline.places.folder import Folder
 
 ENCODER = {"name": "address", "layers": [2, 5], "width": 8, "grid": 3, "special_tokens": 2}

@@ -17,14 +17,15 @@ from media import encode, grey
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline import costs, extract, trial
+from pipeline import extract, trial
 from pipeline.bench import epoch as bench_epoch
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec, load_spec
 from pipeline.config.recipe import Recipe, load_recipe
 from pipeline.datasets.manifest import manifest
-from pipeline.encoders import transformers
-from pipeline.model import layers_read
+from pipeline.models import profile
+from pipeline.models.encoders import transformers
+from pipeline.models.video_model import layers_read
 from pipeline.places.open import at
 from pipeline.plan import break_even, plan
 from pipeline.probe import probe
@@ -420,5 +421,5 @@ def test_bench_plan(monkeypatch):
 def test_operations_of_the_parts_are_those_of_costs(place):
     spec, asked = load_spec(place.spec), load_recipe(place.recipe)
     made = plan(spec, None, 100, asked, 1, None, 1).operations
-    parts = costs.flops(asked, spec.token_shape(), ("one", "two"))
+    parts = profile.flops(asked, spec.token_shape(), ("one", "two"))
     assert (made.mixer, made.temporal, made.readout) == tuple(parts.values())

@@ -14,11 +14,11 @@ from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from pipeline.config import plugins
 from pipeline.errors import BadInput
-from pipeline.mixers import LayerMixer
-from pipeline.temporal._mamba import Mamba
-from pipeline.temporal._spatial import CrossAttention, SelfAttention
-from pipeline.temporal.contract import TemporalModule
-from pipeline.temporal.gated_transformer import default_heads
+from pipeline.models.mixers import LayerMixer
+from pipeline.models.temporal.contract import TemporalModule
+from pipeline.models.temporal.gated_transformer import default_heads
+from pipeline.models.temporal.layers.mamba import Mamba
+from pipeline.models.temporal.layers.spatial_attention import CrossAttention, SelfAttention
 
 NAMES = ("mamba", "mamba_mix", "gated_mamba_mix", "gated_transformer")
 GOLDEN = [path for path in sorted((Path(__file__).parent / "golden").glob("*.safetensors")) if path.stem.startswith(NAMES)]

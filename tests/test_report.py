@@ -18,7 +18,8 @@ from pipeline.bootstrap import difference
 from pipeline.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe
-from pipeline.model import VideoModel
+from pipeline.models.temporal.contract import Gate
+from pipeline.models.video_model import VideoModel
 from pipeline.records import TokenShape
 from pipeline.report import maps, report, style, tables
 from pipeline.report.curves import mean_and_band
@@ -29,7 +30,6 @@ from pipeline.report.provenance import common_part
 from pipeline.report.subject import find, of_runs, of_sweep
 from pipeline.run import Run
 from pipeline.statistics import Summary
-from pipeline.temporal.contract import Gate
 
 PNG = b"\x89PNG"
 

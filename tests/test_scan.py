@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
-from pipeline.temporal import _plain_scan, _selective_scan
-from pipeline.temporal._mamba import Mamba, MambaBlock
-from pipeline.temporal._selective_scan import selective_scan
+from pipeline.models.temporal.layers import scan_pytorch
+from pipeline.models.temporal.layers import selective_scan as module
+from pipeline.models.temporal.layers.mamba import Mamba, MambaBlock
+from pipeline.models.temporal.layers.selective_scan import selective_scan
 
 
 def scan_inputs(frames: int, rows: int, inner: int, size: int) -> list[torch.Tensor]:
@@ -74,7 +75,7 @@ def gradients(mamba: Mamba, x: torch.Tensor, state: tuple[torch.Tensor, ...] | N
 
 def set_block(monkeypatch, mamba: Mamba, frames: int, rows: int) -> None:
     """Blocks of `rows` rows."""
-    monkeypatch.setitem(_plain_scan.BLOCK_ELEMENTS, "cpu", frames * rows * mamba.A_log.numel())
+    monkeypatch.setitem(scan_pytorch.BLOCK_ELEMENTS, "cpu", frames * rows * mamba.A_log.numel())
 
 
 # The scan.
@@ -82,7 +83,7 @@ def set_block(monkeypatch, mamba: Mamba, frames: int, rows: int) -> None:
 
 @pytest.mark.parametrize("block", [1, 60, 2**20])
 def test_scan_equals_its_definition(block, monkeypatch):
-    monkeypatch.setitem(_plain_scan.BLOCK_ELEMENTS, "cpu", block)
+    monkeypatch.setitem(scan_pytorch.BLOCK_ELEMENTS, "cpu", block)
     inputs = scan_inputs(4, 5, 3, 2)
     for dtype, atol in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         y, last = selective_scan(*(part.to(dtype) for part in inputs))
@@ -98,7 +99,7 @@ def test_scan_equals_its_definition(block, monkeypatch):
 @pytest.mark.parametrize("block", [1, 2 * 3 * 2 * 2, 2**20])
 def test_scan_gradients(with_state, with_room, frames, block, monkeypatch):
     """One row a block, blocks with a ragged last one, one block; h of every frame kept, or made again."""
-    monkeypatch.setitem(_plain_scan.BLOCK_ELEMENTS, "cpu", block)
+    monkeypatch.setitem(scan_pytorch.BLOCK_ELEMENTS, "cpu", block)
     inputs = [part.requires_grad_() for part in scan_inputs(frames, 3, 2, 2)]
 
     def run(*parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -310,9 +311,9 @@ def test_compiled_layer_equals_eager_without_a_loop_in_its_graph(with_state, mon
 
 @pytest.fixture
 def fresh_kernel():
-    _selective_scan._kernel.cache_clear()
+    module._kernel.cache_clear()
     yield
-    _selective_scan._kernel.cache_clear()
+    module._kernel.cache_clear()
 
 
 def stand_in(x, dt, A, b, c, return_last_state):
@@ -327,7 +328,7 @@ def stand_in(x, dt, A, b, c, return_last_state):
 
 @pytest.mark.parametrize("used", [(True, True), (True, False), (False, True)])
 def test_the_kernel_gets_the_gradient_of_the_last_state_that_it_lacks(used, fresh_kernel, monkeypatch):
-    monkeypatch.setitem(sys.modules, _selective_scan.KERNELS, SimpleNamespace(selective_scan_fn=stand_in))
+    monkeypatch.setitem(sys.modules, module.KERNELS, SimpleNamespace(selective_scan_fn=stand_in))
     inputs = [part.requires_grad_() for part in scan_inputs(5, 3, 4, 2)[:5]]
 
     def run(scan) -> tuple[torch.Tensor, ...]:
@@ -335,24 +336,24 @@ def test_the_kernel_gets_the_gradient_of_the_last_state_that_it_lacks(used, fres
         total = sum(part.sin().sum() for part in outputs)
         return *outputs, *(part for part in torch.autograd.grad(total, inputs, materialize_grads=True))
 
-    for a, b in zip(run(_selective_scan._kernel_scan), run(selective_scan), strict=True):
+    for a, b in zip(run(module._kernel_scan), run(selective_scan), strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
 
 
 def test_the_kernel_serves_cuda_tensors_at_the_start_of_a_stream(fresh_kernel, monkeypatch):
-    monkeypatch.setitem(sys.modules, _selective_scan.KERNELS, SimpleNamespace(selective_scan_fn=stand_in))
+    monkeypatch.setitem(sys.modules, module.KERNELS, SimpleNamespace(selective_scan_fn=stand_in))
     on_cuda = SimpleNamespace(is_cuda=True)
-    assert _selective_scan.uses_kernel(on_cuda, None)
-    assert not _selective_scan.uses_kernel(on_cuda, torch.zeros(1))
-    assert not _selective_scan.uses_kernel(torch.zeros(1), None)
+    assert module.uses_kernel(on_cuda, None)
+    assert not module.uses_kernel(on_cuda, torch.zeros(1))
+    assert not module.uses_kernel(torch.zeros(1), None)
 
 
 def test_a_kernel_that_does_not_import_is_one_warning(fresh_kernel, monkeypatch):
-    monkeypatch.setitem(sys.modules, _selective_scan.KERNELS, None)
+    monkeypatch.setitem(sys.modules, module.KERNELS, None)
     selective_scan(*scan_inputs(2, 2, 2, 2)[:5])
-    assert _selective_scan._kernel.cache_info().misses == 0  # tensors on the CPU do not look for it
+    assert module._kernel.cache_info().misses == 0  # tensors on the CPU do not look for it
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert not any(_selective_scan.uses_kernel(SimpleNamespace(is_cuda=True), None) for _ in range(3))
+        assert not any(module.uses_kernel(SimpleNamespace(is_cuda=True), None) for _ in range(3))
     assert [str(warning.message).split(" (")[0] for warning in caught] == ["mamba_ssm cannot be used"]
     assert "plain PyTorch" in str(caught[0].message)

@@ -7,10 +7,10 @@ import pytest
 
 from pipeline import evaluate, form_table
 from pipeline.bootstrap import Interval, MetricFacts, difference, interval
-from pipeline.costs import Cost
 from pipeline.errors import BadInput, StillframeError
 from pipeline.evaluate import Evaluation
 from pipeline.form_table import two_sided
+from pipeline.models.profile import Cost
 from pipeline.run import CacheFacts
 from pipeline.statistics import Outcome, Setting, Summary, holm, summarise
 

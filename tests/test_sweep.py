@@ -19,11 +19,11 @@ from pipeline import extract
 from pipeline.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.recipe import load_recipe
-from pipeline.costs import cost
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
 from pipeline.evaluate import read_evaluation
 from pipeline.grid import SweepSpec, load_sweep, settings_of, shipped_sweeps
+from pipeline.models.profile import cost
 from pipeline.run import Run, read_metrics
 from pipeline.sweep import Sweep, groups_of, sweep
 from pipeline.train import train

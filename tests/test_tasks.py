@@ -15,8 +15,8 @@ from pipeline.bootstrap import MetricFacts
 from pipeline.config import plugins
 from pipeline.datasets.manifest.targets import collate
 from pipeline.errors import BadInput
-from pipeline.tasks.classify import FrameLogits, Settings, Task, WindowLogits
-from pipeline.tasks.contract import STREAMING, WINDOW, StreamingReadout, TaskPlugin
+from pipeline.models.tasks.classify import FrameLogits, Settings, Task, WindowLogits
+from pipeline.models.tasks.contract import STREAMING, WINDOW, StreamingReadout, TaskPlugin
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = plugins.names("task")

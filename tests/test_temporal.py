@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.bench._memory import live_bytes
 from pipeline.config import plugins
 from pipeline.errors import BadInput
-from pipeline.temporal._spatial import DropPath
-from pipeline.temporal.contract import TemporalModule
+from pipeline.models.temporal.contract import TemporalModule
+from pipeline.models.temporal.layers.spatial_attention import DropPath
 
 NAMES = plugins.names("temporal")
 SMALL = {"layers": 2, "heads": 2, "state": 3, "head_dim": 4}

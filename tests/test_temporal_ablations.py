@@ -14,11 +14,11 @@ from transformers import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
 from pipeline.errors import BadInput
-from pipeline.temporal import mamba2
-from pipeline.temporal._linear_recurrence import linear_recurrence
-from pipeline.temporal._temporal_conv import causal_conv
-from pipeline.temporal.mamba2 import state_space_dual
-from pipeline.temporal.rg_lru import RgLru
+from pipeline.models.temporal import mamba2
+from pipeline.models.temporal.layers.recurrence import linear_recurrence
+from pipeline.models.temporal.layers.temporal_conv import causal_conv
+from pipeline.models.temporal.mamba2 import state_space_dual
+from pipeline.models.temporal.rg_lru import RgLru
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

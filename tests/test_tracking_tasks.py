@@ -13,12 +13,12 @@ from torch import nn
 from pipeline.config import plugins
 from pipeline.datasets.manifest.targets import collate, map_boxes
 from pipeline.errors import BadInput
-from pipeline.tasks._drawing import SIDE_PX, Canvas, colour, side_by_side
-from pipeline.tasks._queries import DecoderLayer, FourierFeatures
-from pipeline.tasks._tapvid import FRAME_PX, frames_counted, tapvid
-from pipeline.tasks.boxes import StreamingBoxes, WindowBoxes, generalised_iou, iou, to_cxcywh, to_xyxy
-from pipeline.tasks.contract import STREAMING, WINDOW, TaskPlugin
-from pipeline.tasks.points import StreamingPoints, WindowPoints
+from pipeline.models.tasks.boxes import StreamingBoxes, WindowBoxes, generalised_iou, iou, to_cxcywh, to_xyxy
+from pipeline.models.tasks.contract import STREAMING, WINDOW, TaskPlugin
+from pipeline.models.tasks.parts.canvas import SIDE_PX, Canvas, colour, side_by_side
+from pipeline.models.tasks.parts.query_readout import DecoderLayer, FourierFeatures
+from pipeline.models.tasks.parts.tapvid import FRAME_PX, frames_counted, tapvid
+from pipeline.models.tasks.points import StreamingPoints, WindowPoints
 
 GOLDEN = Path(__file__).parent / "golden"
 PAPER = {"readout_width": 1024, "hidden": 512}

@@ -28,9 +28,9 @@ from pipeline.config.recipe import Recipe, WindowSettings
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.derive import derive
-from pipeline.encoders import address
 from pipeline.errors import BadInput
 from pipeline.evaluate import evaluate
+from pipeline.models.encoders import address
 from pipeline.run import load_model
 from pipeline.square import mirrored, to_part, to_square
 from pipeline.stream import Stream

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from pipeline.cache import Cache
 from pipeline.config.recipe import WindowSettings
-from pipeline.encoders import address
 from pipeline.errors import BadInput
+from pipeline.models.encoders import address
 from pipeline.windows import TIE_S, Sample, Windows, nearest, window_times
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pipeline.bench._timing import PASSES, Tell, Workload, in_turn, seconds_of, summary
-from pipeline.temporal.contract import State
+from pipeline.models.temporal.contract import State
 
 PEAK_SIDE, PEAK_PRODUCTS = 8192, 10
 """The matrix peak is that of products of two square matrices of this side, so many at a time."""

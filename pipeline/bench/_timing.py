@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pipeline.bench._memory import peak_bytes
-from pipeline.costs import timed
+from pipeline.models.profile import timed
 
 Tell = Callable[[float, float, str], None]
 """(done, total, what is being measured)"""

@@ -21,14 +21,14 @@ from pipeline.bench._timing import Tell, summary
 from pipeline.cache import Cache
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.recipe import Recipe
-from pipeline.costs import synchronize
 from pipeline.datasets.manifest import manifest
 from pipeline.device import chosen
+from pipeline.models.profile import synchronize
+from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.ranks import ALONE
 from pipeline.records import Batch
 from pipeline.run import read_metrics
 from pipeline.setup import make_trainers, open_windows
-from pipeline.tasks.contract import TaskPlugin
 from pipeline.timing import Timed
 from pipeline.train import Group
 from pipeline.uncached import UncachedWindows

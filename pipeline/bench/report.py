@@ -19,9 +19,9 @@ from pipeline.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.recipe import Recipe
-from pipeline.costs import Cost, cost
 from pipeline.datasets.manifest import manifest
 from pipeline.evaluate import evaluate
+from pipeline.models.profile import Cost, cost
 from pipeline.report import report
 from pipeline.run import Run
 from pipeline.statistics import Outcome, Setting, summarise

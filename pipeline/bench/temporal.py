@@ -19,9 +19,9 @@ from pipeline.bench import _references
 from pipeline.bench._memory import live_bytes
 from pipeline.bench._timing import PASSES, Tell, Workload, frozen, in_turn, summary
 from pipeline.config import plugins
-from pipeline.costs import counted, timed
 from pipeline.device import chosen
-from pipeline.temporal.contract import TemporalModule
+from pipeline.models.profile import counted, timed
+from pipeline.models.temporal.contract import TemporalModule
 
 ENDS = 100
 """Frames at the start and at the end of a stream that are compared."""

@@ -21,11 +21,11 @@ PACKAGE = Path(pipeline.__path__[0])
 
 FOLDERS = {
     "dataset": "datasets",
-    "encoder": "encoders",
+    "encoder": "models/encoders",
     "codec": "codecs",
     "engine": "engines",
-    "temporal": "temporal",
-    "task": "tasks",
+    "temporal": "models/temporal",
+    "task": "models/tasks",
 }
 """Kind of plug-in -> its folder below the package."""
 CONTRACT = "contract"

@@ -14,11 +14,11 @@ from pipeline.cache import Cache
 from pipeline.config.recipe import WindowSettings
 from pipeline.draw import spread, squares
 from pipeline.errors import BadInput, StillframeError
-from pipeline.model import VideoModel
+from pipeline.models.temporal.contract import Gate
+from pipeline.models.video_model import VideoModel
 from pipeline.report.pictures import manifest_of
 from pipeline.report.subject import cache_of
 from pipeline.run import Run, load_model
-from pipeline.temporal.contract import Gate
 from pipeline.windows import Sample, Windows
 
 CLIPS, MOMENTS = 3, 8

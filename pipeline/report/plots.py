@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from pipeline.costs import Cost
+from pipeline.models.profile import Cost
 from pipeline.report.style import COLOURS, HALF_INCHES, colours_of, legend, named, panel, shortened, view
 from pipeline.report.subject import Subject
 from pipeline.report.tables import scaled_text

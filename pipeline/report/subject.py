@@ -10,9 +10,9 @@ from typing import Any
 from pipeline.bootstrap import Interval, MetricFacts
 from pipeline.cache import HEADER_FILE, Cache
 from pipeline.config.json_files import read_json
-from pipeline.costs import Cost, cost
 from pipeline.errors import BadInput
 from pipeline.evaluate import read_evaluation
+from pipeline.models.profile import Cost, cost
 from pipeline.places.open import at
 from pipeline.records import TokenShape
 from pipeline.run import Run

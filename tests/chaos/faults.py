@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import draft, leases
-from pipeline.encoders import address
+from pipeline.models.encoders import address
 from pipeline.places.folder import PARTIAL
 
 CHANGES = {"os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "os.truncate"}

@@ -17,8 +17,8 @@ import zarr  # noqa: F401
 
 from pipeline import cli, worker
 from pipeline.cache import Cache  # noqa: F401
-from pipeline.encoders import address  # noqa: F401
 from pipeline.engines.contract import run
+from pipeline.models.encoders import address  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

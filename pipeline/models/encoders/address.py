@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from pipeline.encoders.contract import EncoderPlugin, EncoderSettings
 from pipeline.errors import BadInput
+from pipeline.models.encoders.contract import EncoderPlugin, EncoderSettings
 from pipeline.records import Tokens, TokenShape
 
 BLOCKS = 8

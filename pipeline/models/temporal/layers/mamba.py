@@ -10,8 +10,8 @@ import math
 import torch
 from torch import nn
 
-from pipeline.temporal._mamba_rows import Weights, mamba_rows
-from pipeline.temporal.contract import State
+from pipeline.models.temporal.contract import State
+from pipeline.models.temporal.layers.mamba_rows import Weights, mamba_rows
 
 STEP_RANGE = (1e-3, 1e-1)
 """Range of the step size dt at initialisation."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.config import plugins
-from pipeline.temporal.contract import State, TemporalModule
+from pipeline.models.temporal.contract import State, TemporalModule
 
 
 class Settings(plugins.Settings):

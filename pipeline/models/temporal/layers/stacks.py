@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from pipeline.temporal.contract import State, TemporalModule
+from pipeline.models.temporal.contract import State, TemporalModule
 
 
 class Mixer(nn.Module, ABC):

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from pipeline.temporal._plain_scan import row_blocks
-from pipeline.temporal._selective_scan import selective_scan, uses_kernel
+from pipeline.models.temporal.layers.scan_pytorch import row_blocks
+from pipeline.models.temporal.layers.selective_scan import selective_scan, uses_kernel
 
 
 class Weights(NamedTuple):

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from pipeline.config import plugins
-from pipeline.temporal.contract import Gate, State, TemporalModule
+from pipeline.models.temporal.contract import Gate, State, TemporalModule
 
 
 class Settings(plugins.Settings):

@@ -16,9 +16,9 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from pipeline.datasets.manifest.targets import Arrays
-from pipeline.tasks._attention import AttentionReadout, AttentionSettings
-from pipeline.tasks._drawing import SIDE_PX, Canvas, side_by_side
-from pipeline.tasks.contract import WINDOW, Metric, Query, StreamingReadout, TaskPlugin
+from pipeline.models.tasks.contract import WINDOW, Metric, Query, StreamingReadout, TaskPlugin
+from pipeline.models.tasks.parts.attention_readout import AttentionReadout, AttentionSettings
+from pipeline.models.tasks.parts.canvas import SIDE_PX, Canvas, side_by_side
 
 FRAMES_PER_QUERY = 2
 """Of the window form."""

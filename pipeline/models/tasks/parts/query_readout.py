@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from pipeline.tasks._attention import AttentionSettings
+from pipeline.models.tasks.parts.attention_readout import AttentionSettings
 
 BASES = 16
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from pipeline.temporal._plain_scan import PlainScan, scan_backward
+from pipeline.models.temporal.layers.scan_pytorch import PlainScan, scan_backward
 
 KERNELS = "mamba_ssm.ops.selective_scan_interface"
 

@@ -5,7 +5,7 @@ Tokens do not see each other: whatever mixes positions must be done by the encod
 
 from __future__ import annotations
 
-from pipeline.temporal._mamba_stack import MambaSettings, MambaStack
+from pipeline.models.temporal.layers.mamba_stack import MambaSettings, MambaStack
 
 
 class Settings(MambaSettings):

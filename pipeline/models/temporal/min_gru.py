@@ -13,9 +13,9 @@ from pydantic import Field
 from torch import nn
 
 from pipeline.config import plugins
-from pipeline.temporal._linear_recurrence import linear_recurrence
-from pipeline.temporal._residual_stack import Mixer, ResidualStack
-from pipeline.temporal.contract import Gate, State
+from pipeline.models.temporal.contract import Gate, State
+from pipeline.models.temporal.layers.recurrence import linear_recurrence
+from pipeline.models.temporal.layers.stacks import Mixer, ResidualStack
 
 
 class Settings(plugins.Settings):

@@ -14,11 +14,11 @@ from pydantic import Field
 from torch import nn
 
 from pipeline.config import plugins
-from pipeline.temporal._linear_recurrence import linear_recurrence
-from pipeline.temporal._residual_stack import Mixer, ResidualStack
-from pipeline.temporal._spatial import check_heads
-from pipeline.temporal._temporal_conv import causal_conv
-from pipeline.temporal.contract import Gate, State
+from pipeline.models.temporal.contract import Gate, State
+from pipeline.models.temporal.layers.recurrence import linear_recurrence
+from pipeline.models.temporal.layers.spatial_attention import check_heads
+from pipeline.models.temporal.layers.stacks import Mixer, ResidualStack
+from pipeline.models.temporal.layers.temporal_conv import causal_conv
 
 SHARPNESS = 8.0
 """c of a = exp(-c softplus(Lambda) r)."""

@@ -15,9 +15,16 @@ from pydantic import Field
 from torch import nn
 
 from pipeline.datasets.manifest.targets import Arrays, unmap_xy
-from pipeline.tasks._drawing import Canvas, colour
-from pipeline.tasks._queries import FourierFeatures, Head, QueryDecoder, TrackingSettings, feature_mlp, token_projection
-from pipeline.tasks.contract import WINDOW, Metric, Query, StreamingReadout, TaskPlugin
+from pipeline.models.tasks.contract import WINDOW, Metric, Query, StreamingReadout, TaskPlugin
+from pipeline.models.tasks.parts.canvas import Canvas, colour
+from pipeline.models.tasks.parts.query_readout import (
+    FourierFeatures,
+    Head,
+    QueryDecoder,
+    TrackingSettings,
+    feature_mlp,
+    token_projection,
+)
 
 SUCCESS_IOU = 0.5
 

@@ -12,8 +12,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from pipeline.temporal._mamba_stack import MambaMixSettings, MambaStack, spatial_blocks
-from pipeline.temporal.contract import Gate
+from pipeline.models.temporal.contract import Gate
+from pipeline.models.temporal.layers.mamba_stack import MambaMixSettings, MambaStack, spatial_blocks
 
 
 class Settings(MambaMixSettings):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.temporal._mamba_stack import MambaMixSettings, MambaStack, spatial_blocks
+from pipeline.models.temporal.layers.mamba_stack import MambaMixSettings, MambaStack, spatial_blocks
 
 
 class Settings(MambaMixSettings):

@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import nn
 
 from pipeline.config import plugins
-from pipeline.temporal._spatial import CrossAttention, Mlp, SelfAttention, check_heads
-from pipeline.temporal.contract import Gate, State, TemporalModule
+from pipeline.models.temporal.contract import Gate, State, TemporalModule
+from pipeline.models.temporal.layers.spatial_attention import CrossAttention, Mlp, SelfAttention, check_heads
 
 INNER_EPS = 1e-6
 """Of every LayerNorm but that of the output, which has torch's default."""

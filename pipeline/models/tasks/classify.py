@@ -17,9 +17,9 @@ from torch import nn
 
 from pipeline.datasets.manifest.targets import Arrays
 from pipeline.errors import BadInput
-from pipeline.tasks._attention import AttentionReadout, AttentionSettings
-from pipeline.tasks._drawing import Canvas
-from pipeline.tasks.contract import STREAMING, WINDOW, Metric, Query, StreamingReadout, TaskPlugin
+from pipeline.models.tasks.contract import STREAMING, WINDOW, Metric, Query, StreamingReadout, TaskPlugin
+from pipeline.models.tasks.parts.attention_readout import AttentionReadout, AttentionSettings
+from pipeline.models.tasks.parts.canvas import Canvas
 
 TOP = 5
 """Labels that count as named in the second metric."""

@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import nn
 
 from pipeline.config import plugins
-from pipeline.temporal._spatial import Mlp, check_heads
-from pipeline.temporal.contract import State, TemporalModule
+from pipeline.models.temporal.contract import State, TemporalModule
+from pipeline.models.temporal.layers.spatial_attention import Mlp, check_heads
 
 
 class Settings(plugins.Settings):

@@ -15,10 +15,10 @@ from pipeline.config import plugins
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.targets import Arrays
 from pipeline.errors import BadInput
-from pipeline.mixers import layer_mixer
+from pipeline.models.mixers import layer_mixer
+from pipeline.models.tasks.contract import STREAMING, WINDOW, Query, StreamingReadout, TaskPlugin
+from pipeline.models.temporal.contract import State, TemporalModule
 from pipeline.records import OnDevice, TokenShape
-from pipeline.tasks.contract import STREAMING, WINDOW, Query, StreamingReadout, TaskPlugin
-from pipeline.temporal.contract import State, TemporalModule
 
 
 class StreamState(NamedTuple):

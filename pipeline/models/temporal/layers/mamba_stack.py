@@ -10,9 +10,9 @@ from pydantic import Field
 from torch import nn
 
 from pipeline.config import plugins
-from pipeline.temporal._mamba import MambaBlock
-from pipeline.temporal._spatial import SpatialBlock, check_heads
-from pipeline.temporal.contract import State, TemporalModule
+from pipeline.models.temporal.contract import State, TemporalModule
+from pipeline.models.temporal.layers.mamba import MambaBlock
+from pipeline.models.temporal.layers.spatial_attention import SpatialBlock, check_heads
 
 
 class MambaSettings(plugins.Settings):

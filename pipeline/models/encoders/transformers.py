@@ -30,8 +30,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.activations import ACT2FN
 
 from pipeline.config.plugins import Seed
-from pipeline.encoders.contract import EncoderPlugin, EncoderSettings
 from pipeline.errors import BadInput, unknown_name
+from pipeline.models.encoders.contract import EncoderPlugin, EncoderSettings
 from pipeline.records import Tokens, TokenShape
 
 CLS_TOKENS = {

@@ -16,9 +16,9 @@ from torch import nn
 
 from pipeline.config import plugins
 from pipeline.datasets.manifest.targets import Arrays
-from pipeline.tasks._drawing import Canvas, colour, side_by_side
-from pipeline.tasks._rotation import angle, from_six, mean_rotation, to_six
-from pipeline.tasks.contract import STREAMING, Metric, Query, StreamingReadout, TaskPlugin
+from pipeline.models.tasks.contract import STREAMING, Metric, Query, StreamingReadout, TaskPlugin
+from pipeline.models.tasks.parts.canvas import Canvas, colour, side_by_side
+from pipeline.models.tasks.parts.rotation import angle, from_six, mean_rotation, to_six
 
 TRUTH, PREDICTION = colour(0), colour(1)
 PANEL_PX, PAPER = 384, 40

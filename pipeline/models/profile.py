@@ -25,9 +25,9 @@ from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.targets import MAPPED, collate
 from pipeline.device import chosen
-from pipeline.model import VideoModel
+from pipeline.models.tasks.contract import STREAMING, Query, TaskPlugin
+from pipeline.models.video_model import VideoModel
 from pipeline.records import TokenShape
-from pipeline.tasks.contract import STREAMING, Query, TaskPlugin
 
 WARM_FRAMES, TIMED_FRAMES = 4, 20
 """Of the stream that tells the latency."""
