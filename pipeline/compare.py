@@ -11,15 +11,15 @@ from typing import Any, Literal
 import torch
 
 from pipeline import probe
-from pipeline.cache import Cache, neighbours
-from pipeline.codecs.contract import fitted_to
+from pipeline.cache.cache import Cache, neighbours
+from pipeline.cache.codecs.contract import fitted_to
+from pipeline.cache.receipts import Header
 from pipeline.config import plugins
 from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, fingerprint
 from pipeline.config.toml_tables import differences, differing
 from pipeline.derive import require_derivable
 from pipeline.errors import BadInput
 from pipeline.extract import preview
-from pipeline.ledger import Header
 
 Verdict = Literal["same", "derivable", "new layers", "everything", "not known"]
 

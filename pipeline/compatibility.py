@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe, TrainingSettings
 from pipeline.config.toml_tables import differences

@@ -10,7 +10,8 @@ from typing import Any
 from pipeline import extract as stage_one
 from pipeline import train
 from pipeline.bootstrap import Interval, difference
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
+from pipeline.cache.status import status
 from pipeline.config.cache_spec import CacheSpec, load_spec
 from pipeline.config.recipe import Recipe, load_recipe, shipped_recipes
 from pipeline.datasets.manifest import manifest
@@ -18,7 +19,6 @@ from pipeline.draw import draw
 from pipeline.evaluate import evaluate
 from pipeline.report import report
 from pipeline.run import Run
-from pipeline.status import status
 
 RECIPES = ("demo_identity", "demo_gru", "demo_gated_mamba_mix")
 TASKS = ("classify", "boxes", "points", "depth", "pose")

@@ -21,8 +21,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.cache import HEADER_FILE, Cache, read_learnt, require_same, unwritable
-from pipeline.codecs.contract import FittedCodec, fitted_to
+from pipeline.cache.cache import HEADER_FILE, Cache, read_learnt, require_same, unwritable
+from pipeline.cache.codecs.contract import FittedCodec, fitted_to
+from pipeline.cache.leases import Leases, claimed, lease_of
+from pipeline.cache.storage import Place
+from pipeline.cache.storage.open import at
+from pipeline.cache.store import StoreReader, in_view, stored_name, token_arrays
 from pipeline.config import plugins
 from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, fingerprint
 from pipeline.config.toml_tables import differences, override
@@ -31,11 +35,7 @@ from pipeline.errors import BadInput
 from pipeline.extract import fill_stores
 from pipeline.fit import learn, spread
 from pipeline.frames import is_sampled
-from pipeline.leases import Leases, claimed, lease_of
-from pipeline.places import Place
-from pipeline.places.open import at
 from pipeline.records import TokenShape
-from pipeline.store import StoreReader, in_view, stored_name, token_arrays
 
 STORE = ("store.chunk_frames", "store.shard_mb", "store.store_mb", "store.compression")
 DERIVABLE = ("name", "encoder.layers", "views", "frames.fps", "codec.", *STORE)

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from safetensors import numpy as safetensors
 
-from pipeline.cache import Cache, neighbours, read_learnt
+from pipeline.cache.cache import Cache, neighbours, read_learnt
+from pipeline.cache.receipts import Content, Header, Receipt
+from pipeline.cache.store import stored_name
 from pipeline.errors import StillframeError
-from pipeline.ledger import Content, Header, Receipt
-from pipeline.store import stored_name
 
 Files = dict[str, tuple[int, str]]
 """Path in a store -> bytes, sha256."""

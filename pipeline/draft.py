@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
+from pipeline.cache.receipts import Content, Failure, Receipt
+from pipeline.cache.storage.local import Folder
+from pipeline.cache.store import StoreWriter, in_view
 from pipeline.donor import Donor
 from pipeline.errors import StillframeError
-from pipeline.ledger import Content, Failure, Receipt
-from pipeline.places.folder import Folder
 from pipeline.records import Video
-from pipeline.store import StoreWriter, in_view
 
 TOOLS = ("stillframe", "torch", "transformers", "zarr", "numpy", "av")
 

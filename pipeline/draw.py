@@ -15,7 +15,7 @@ import torch
 from av.video.stream import VideoStream
 
 from pipeline import frames
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import chosen
 from pipeline.errors import BadInput, BadVideo

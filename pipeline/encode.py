@@ -21,20 +21,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
+from pipeline.cache.leases import Leases, lease_of
+from pipeline.cache.receipts import Content
+from pipeline.cache.store import in_view, layer_name, stored_name, view_of
 from pipeline.config.cache_spec import BASE
 from pipeline.decoder import DecodeLimits, Decoder
 from pipeline.donor import Donor
 from pipeline.draft import Draft
 from pipeline.errors import BadVideo, StillframeError
 from pipeline.frames import Block, Counted
-from pipeline.leases import Leases, lease_of
-from pipeline.ledger import Content
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.progress import OnProgress, Progress
 from pipeline.records import Tokens, Video
 from pipeline.square import Squares
-from pipeline.store import in_view, layer_name, stored_name, view_of
 
 
 @dataclass

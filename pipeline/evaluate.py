@@ -16,7 +16,8 @@ import torch
 from safetensors.numpy import save
 
 from pipeline.bootstrap import Interval, MetricFacts, interval
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
+from pipeline.cache.storage.local import write_atomically
 from pipeline.compatibility import require_covered, require_shared, require_truth, require_wanted
 from pipeline.config import plugins
 from pipeline.config.json_files import read_json, to_json
@@ -27,7 +28,6 @@ from pipeline.device import chosen
 from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.models.video_model import VideoModel
-from pipeline.places.folder import write_atomically
 from pipeline.records import Batch, OnDevice
 from pipeline.run import CacheFacts, Run, load_model
 from pipeline.train import EVAL_BATCH

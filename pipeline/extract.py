@@ -9,8 +9,12 @@ from typing import Any
 import torch
 
 from pipeline import probe
-from pipeline.cache import HEADER_FILE, Cache, require_same, unwritable
-from pipeline.codecs.contract import FittedCodec, fitted_to
+from pipeline.cache.cache import HEADER_FILE, Cache, require_same, unwritable
+from pipeline.cache.codecs.contract import FittedCodec, fitted_to
+from pipeline.cache.leases import Leases
+from pipeline.cache.receipts import Header, TokenFacts
+from pipeline.cache.storage import Place
+from pipeline.cache.storage.open import at
 from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, fingerprint
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.decoder import DecodeLimits
@@ -19,11 +23,7 @@ from pipeline.donor import Donor, donors
 from pipeline.engines.contract import EnginePlugin, carry_out
 from pipeline.errors import BadInput, BadVideo
 from pipeline.fit import learn, sample_tokens
-from pipeline.leases import Leases
-from pipeline.ledger import Header, TokenFacts
 from pipeline.models.encoders.contract import EncoderPlugin
-from pipeline.places import Place
-from pipeline.places.open import at
 from pipeline.progress import OnProgress, Progress
 from pipeline.records import TokenShape, Video
 from pipeline.worker import Extraction, fill

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from pipeline import frames
-from pipeline.cache import pack_learnt
-from pipeline.codecs.contract import FittedCodec
+from pipeline.cache.cache import pack_learnt
+from pipeline.cache.codecs.contract import FittedCodec
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.encode import named_tokens

@@ -15,7 +15,9 @@ from functools import cache
 from typing import Any
 
 from pipeline import extract
-from pipeline.codecs.contract import FittedCodec
+from pipeline.cache.codecs.contract import FittedCodec
+from pipeline.cache.shard import ALIGNMENT, CRC_BYTES, Layout
+from pipeline.cache.store import token_arrays
 from pipeline.config import plugins
 from pipeline.config.cache_spec import BASE, CacheSpec, Choice
 from pipeline.config.plugins import Settings
@@ -26,8 +28,6 @@ from pipeline.extract import fill_stores
 from pipeline.models import profile
 from pipeline.models.video_model import layers_read
 from pipeline.records import TokenShape
-from pipeline.shards import ALIGNMENT, CRC_BYTES, Layout
-from pipeline.store import token_arrays
 from pipeline.trainer import steps_of
 from pipeline.trial import Speed
 from pipeline.windows import clips_of, require_rate

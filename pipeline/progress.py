@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pipeline.ledger import Receipt
+from pipeline.cache.receipts import Receipt
 from pipeline.timing import Timed
 
 

@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 from pipeline import probe
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
+from pipeline.cache.storage.local import write_atomically
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec, fingerprint
 from pipeline.config.json_files import to_json
@@ -27,7 +28,6 @@ from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import STREAMING, TaskPlugin
 from pipeline.models.video_model import VideoModel
-from pipeline.places.folder import write_atomically
 from pipeline.run import RUN_FORMAT, CacheFacts, Run, RunHeader, tool_versions
 
 PARTS = {"encoder.interm_mlps.": "mixer.", "sequential_core.": "temporal."}

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import torch
 
-from pipeline.audit import Audit, advice, audit
-from pipeline.cache import Cache, neighbours, unwritable
+from pipeline.cache.cache import Cache, neighbours, unwritable
+from pipeline.cache.leases import Leases
+from pipeline.cache.receipts import Receipt
+from pipeline.cache.storage.local import PARTIAL
+from pipeline.cache.verify import Audit, advice, audit
 from pipeline.derive import Derivation, OnFrames
 from pipeline.device import chosen
 from pipeline.donor import donors
 from pipeline.errors import BadInput
-from pipeline.leases import Leases
-from pipeline.ledger import Receipt
-from pipeline.places.folder import PARTIAL
 from pipeline.worker import Extraction, fill, load_encoder
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.cache import Cache, Location
+from pipeline.cache.cache import Cache, Location
 from pipeline.decoder import DecodeLimits, Decoder
 from pipeline.derive import OnFrames
 from pipeline.device import chosen

@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
+from pipeline.cache.storage.local import write_atomically
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.json_files import read_json, to_json
@@ -28,7 +29,6 @@ from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.models.video_model import VideoModel
-from pipeline.places.folder import write_atomically
 from pipeline.records import TokenShape
 
 RUN_FORMAT = 3

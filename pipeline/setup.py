@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
+from pipeline.cache.storage.local import write_atomically
 from pipeline.compatibility import (
     made_from,
     require_covered,
@@ -24,7 +25,6 @@ from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.models.video_model import VideoModel, layers_read
-from pipeline.places.folder import write_atomically
 from pipeline.ranks import ALONE, Ranks
 from pipeline.run import Run, RunHeader, tool_versions
 from pipeline.trainer import Trainer

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 
 from pipeline import frames
-from pipeline.cache import codecs_of, read_learnt
+from pipeline.cache.cache import codecs_of, read_learnt
+from pipeline.cache.storage.open import at
+from pipeline.cache.store import layer_name, token_arrays
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec, fingerprint
 from pipeline.config.plugins import Settings
@@ -24,10 +26,8 @@ from pipeline.device import chosen
 from pipeline.errors import BadInput
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.models.tasks.contract import STREAMING, Query
-from pipeline.places.open import at
 from pipeline.run import Run, load_model
 from pipeline.square import to_square
-from pipeline.store import layer_name, token_arrays
 
 
 class AskedBoxes(Settings):

@@ -2,7 +2,7 @@
 
     sweeps/NAME/sweep.json        what is compared, and on which cache
     sweeps/NAME/runs/<member>/    a run as `train` makes it; failed.json beside it says why it was stopped
-    sweeps/NAME/leases/           who is at which member, see `pipeline.leases`
+    sweeps/NAME/leases/           who is at which member, see `pipeline.cache.leases`
     sweeps/NAME/summary-<task>.json   scores, intervals and costs of all settings, see `pipeline.statistics`
 
 Any number of workers may be at work on a sweep. Each takes members that share windows and that nobody else is at, trains them
@@ -22,7 +22,10 @@ from pathlib import Path
 
 import torch
 
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
+from pipeline.cache.leases import LOOK_S, Leases
+from pipeline.cache.storage.local import write_atomically
+from pipeline.cache.storage.open import at
 from pipeline.compatibility import require_same, require_wanted, shared
 from pipeline.config.json_files import read_json, to_json
 from pipeline.config.plugins import Settings
@@ -32,11 +35,8 @@ from pipeline.engines.contract import EnginePlugin, Job, carry_out
 from pipeline.errors import BadInput
 from pipeline.evaluate import evaluate_together, read_evaluation
 from pipeline.grid import SWEEP_FORMAT, Setting, SweepHeader, SweepSpec, read_header, settings_of, values_of
-from pipeline.leases import LOOK_S, Leases
 from pipeline.models.profile import Cost, cost
 from pipeline.models.video_model import VideoModel
-from pipeline.places.folder import write_atomically
-from pipeline.places.open import at
 from pipeline.ranks import ALONE, Ranks
 from pipeline.run import Run
 from pipeline.setup import make_task, open_windows

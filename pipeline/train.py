@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
 from pipeline.compatibility import (
     require_division,
 )

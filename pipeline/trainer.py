@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipeline.cache.storage.local import write_atomically
 from pipeline.config.recipe import TrainingSettings
 from pipeline.errors import BadInput, StillframeError
 from pipeline.models.mixers import Moments, TokenNorm
 from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.models.video_model import VideoModel, parameter_groups
-from pipeline.places.folder import write_atomically
 from pipeline.ranks import Ranks
 from pipeline.records import OnDevice
 from pipeline.run import Run, load_weights, read_metrics

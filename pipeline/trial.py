@@ -20,19 +20,19 @@ import numpy as np
 import torch
 
 from pipeline import extract, train
-from pipeline.cache import Cache, unwritable
+from pipeline.cache.cache import Cache, unwritable
+from pipeline.cache.page_cache import drop
+from pipeline.cache.storage.local import Folder
+from pipeline.cache.storage.open import at
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe, WindowSettings
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.decoder import Decoder
 from pipeline.errors import BadVideo, StillframeError
-from pipeline.mapped import drop
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.models.profile import synchronize
 from pipeline.models.video_model import layers_read
-from pipeline.places.folder import Folder
-from pipeline.places.open import at
 from pipeline.ranks import ALONE
 from pipeline.records import Frames
 from pipeline.sample import WITHOUT, rate_of, sample, stand_in

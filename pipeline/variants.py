@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
+from pipeline.cache.leases import Leases
+from pipeline.cache.storage.open import at
 from pipeline.config import plugins
 from pipeline.datasets.manifest import manifest
 from pipeline.derive import derive
 from pipeline.errors import BadInput
 from pipeline.extract import extract
 from pipeline.grid import GIVEN, OtherCache, SweepSpec, settings_of
-from pipeline.leases import Leases
-from pipeline.places.open import at
 
 OnStep = Callable[[str, float, float], None]
 """(what, done, total)"""

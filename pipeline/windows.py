@@ -24,15 +24,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pipeline.cache import Cache, Location
+from pipeline.cache.cache import Cache, Location
+from pipeline.cache.shard import aligned_empty
+from pipeline.cache.store import StoreReader, in_view, layer_name, stored_name, token_arrays
 from pipeline.config.cache_spec import BASE
 from pipeline.config.recipe import WindowSettings
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.datasets.manifest.targets import Arrays, Targets, Wanted, collate
 from pipeline.errors import BadInput, unknown_name
 from pipeline.records import Batch, Clip, OnDevice
-from pipeline.shards import aligned_empty
-from pipeline.store import StoreReader, in_view, layer_name, stored_name, token_arrays
 
 READERS = 2
 """Threads that read ahead; never processes: a forked reader can inherit locks that nobody will release."""

@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 
 from pipeline import probe
-from pipeline.cache import Cache, unwritable
+from pipeline.cache.cache import Cache, unwritable
+from pipeline.cache.leases import Leases, claimed
 from pipeline.decoder import DecodeLimits
 from pipeline.device import numbered
 from pipeline.donor import Donor, donors
 from pipeline.encode import Lane, Pipeline
 from pipeline.engines.contract import Job
 from pipeline.errors import BadInput
-from pipeline.leases import Leases, claimed
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.progress import OnProgress, Progress
 from pipeline.records import Video

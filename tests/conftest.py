@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pipeline import extract
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.datasets.manifest import manifest

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from pipeline import ranks
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe
 from pipeline.errors import StillframeError

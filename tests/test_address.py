@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.codecs.float16 import Codec as Float16
+from pipeline.cache.codecs.float16 import Codec as Float16
 from pipeline.config import plugins
 from pipeline.errors import BadInput
 from pipeline.models.encoders import address

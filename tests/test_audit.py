@@ -16,18 +16,18 @@ from commands import SPEC, assert_refused, call, digest, fine
 from conftest import LENGTHS, address_spec, address_video, write_video
 
 from pipeline import extract
-from pipeline.audit import audit
-from pipeline.cache import CODEC_FILE, Cache
-from pipeline.damage import Damage, frames_hit, groups
+from pipeline.cache.cache import CODEC_FILE, Cache
+from pipeline.cache.damage import Damage, frames_hit, groups
+from pipeline.cache.leases import Leases
+from pipeline.cache.receipts import Content
+from pipeline.cache.status import reasons, status
+from pipeline.cache.verify import audit
 from pipeline.datasets.manifest import manifest
 from pipeline.derive import derive
 from pipeline.errors import BadInput
-from pipeline.leases import Leases
-from pipeline.ledger import Content
 from pipeline.models.encoders.address import paint
 from pipeline.repair import repair
 from pipeline.replay import ROUNDING, least_cosine, replay, sample_frames
-from pipeline.status import reasons, status
 
 SHARD = "layer_5/c/0/0/0"
 

@@ -9,10 +9,10 @@ import pytest
 from commands import assert_refused, call
 
 from pipeline.bench import _readers, read, write
-from pipeline.damage import check_chunks
+from pipeline.cache.damage import check_chunks
+from pipeline.cache.storage.local import Folder
+from pipeline.cache.store import StoreReader
 from pipeline.errors import StillframeError
-from pipeline.places.folder import Folder
-from pipeline.store import StoreReader
 
 OURS = ("numpy", "zarr", "h5py", "safetensors")
 WINDOW_BYTES = 16 * 201 * 384 * 2

@@ -26,7 +26,8 @@ from conftest import LENGTHS, address_spec, address_video, write_video
 from media import tone
 
 from pipeline import extract
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
+from pipeline.cache.status import status
 from pipeline.config import plugins
 from pipeline.config.recipe import shipped_recipes
 from pipeline.datasets.manifest import manifest
@@ -34,7 +35,6 @@ from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.grid import shipped_sweeps
 from pipeline.models.encoders.address import paint
 from pipeline.run import Run
-from pipeline.status import status
 
 COMMANDS = ["manifest", "extract", "derive", "status", "verify", "diff", "replay", "train", "evaluate"]
 COMMANDS += ["stream", "import-checkpoint", "report"]

@@ -15,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from pipeline import frames
-from pipeline.codecs.contract import FittedCodec
+from pipeline.cache.codecs.contract import FittedCodec
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.errors import BadInput, StillframeError

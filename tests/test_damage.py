@@ -13,7 +13,7 @@ import torch
 from commands import Result, assert_refused, call, digest, fine
 from safetensors.torch import save_file
 
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
 from pipeline.config.cache_spec import FORMAT_VERSION
 from pipeline.run import RUN_FORMAT
 

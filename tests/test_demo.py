@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import demo
-from pipeline.cache import Cache
-from pipeline.status import status
+from pipeline.cache.cache import Cache
+from pipeline.cache.status import status
 
 
 @pytest.fixture(scope="module")

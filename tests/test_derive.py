@@ -18,7 +18,7 @@ from conftest import FPS, LENGTHS, address_spec, address_video
 
 from pipeline import extract, fit
 from pipeline.bench import codecs
-from pipeline.cache import CODEC_FILE, Cache
+from pipeline.cache.cache import CODEC_FILE, Cache
 from pipeline.config import plugins
 from pipeline.config.cache_spec import load_spec
 from pipeline.config.recipe import Recipe

@@ -21,11 +21,11 @@ from conftest import Material, address_spec
 from slurm import ARRAY_SIZE
 
 from pipeline import extract
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
+from pipeline.cache.leases import Leases, lease_of
 from pipeline.config import plugins
 from pipeline.engines.contract import EnginePlugin, Workers
 from pipeline.errors import BadInput
-from pipeline.leases import Leases, lease_of
 from pipeline.worker import Extraction
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,13 +21,13 @@ from commands import SPEC, fine
 from conftest import FPS, LENGTHS, address_spec, address_video, write_video
 
 from pipeline import draft, extract
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
+from pipeline.cache.status import status
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.decoder import Decoder
 from pipeline.errors import BadInput, StillframeError
 from pipeline.models.encoders import address
-from pipeline.status import status
 
 
 def digest(cache: Cache) -> dict[str, str]:

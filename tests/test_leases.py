@@ -14,10 +14,10 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from pipeline import leases as module
-from pipeline.cache import Cache
-from pipeline.leases import Holder, Leases, claimed, holders, lease_of
-from pipeline.places.folder import Folder
+from pipeline.cache import leases as module
+from pipeline.cache.cache import Cache
+from pipeline.cache.leases import Holder, Leases, claimed, holders, lease_of
+from pipeline.cache.storage.local import Folder
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from commands import SPEC, assert_refused, call, digest, fine
 from conftest import LENGTHS, address_spec, address_video
 
 from pipeline import encode, extract
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
+from pipeline.cache.storage.local import Folder
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.json_files import to_json
@@ -27,7 +28,6 @@ from pipeline.derive import derive
 from pipeline.donor import donors
 from pipeline.errors import BadInput
 from pipeline.models.encoders import address
-from pipeline.places.folder import Folder
 
 ENCODER = {"name": "address", "layers": [2, 5], "width": 8, "grid": 3, "special_tokens": 2}
 STORE = {"chunk_frames": 4, "shard_mb": 0.0012, "store_mb": 0.0072, "batch_frames": 7}

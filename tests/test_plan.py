@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import extract, trial
 from pipeline.bench import epoch as bench_epoch
+from pipeline.cache.storage.open import at
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec, load_spec
 from pipeline.config.recipe import Recipe, load_recipe
@@ -26,7 +27,6 @@ from pipeline.datasets.manifest import manifest
 from pipeline.models import profile
 from pipeline.models.encoders import transformers
 from pipeline.models.video_model import layers_read
-from pipeline.places.open import at
 from pipeline.plan import break_even, plan
 from pipeline.probe import probe
 from pipeline.sample import LEAST_HEAD, sample

@@ -13,7 +13,7 @@ from conftest import address_spec
 from safetensors.torch import load_file
 
 from pipeline import extract
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.cache_spec import load_spec
 from pipeline.config.recipe import Recipe

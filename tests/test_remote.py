@@ -21,13 +21,13 @@ from commands import assert_refused, call, fine
 from object_store import STALL_S, proxy_of, s3_server
 
 from pipeline import extract
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
+from pipeline.cache.storage import Place, disk_cache, retry
+from pipeline.cache.storage.disk_cache import DiskCache
+from pipeline.cache.storage.local import Folder
+from pipeline.cache.storage.open import at
+from pipeline.cache.store import StoreReader
 from pipeline.errors import BadInput, StillframeError
-from pipeline.places import Place, disk_cache, network
-from pipeline.places.disk_cache import DiskCache
-from pipeline.places.folder import Folder
-from pipeline.places.open import at
-from pipeline.store import StoreReader
 from pipeline.windows import Windows, WindowSettings
 
 s3fs = pytest.importorskip("s3fs")
@@ -42,8 +42,8 @@ def network_to_server():
             patch.setenv(name, "test")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        patch.setattr(network, "FIRST_WAIT_S", 0.01)
-        patch.setattr(network, "READ_S", STALL_S / 2)
+        patch.setattr(retry, "FIRST_WAIT_S", 0.01)
+        patch.setattr(retry, "READ_S", STALL_S / 2)
         yield proxy
         s3fs.S3FileSystem.clear_instance_cache()
 
@@ -509,7 +509,7 @@ def test_extraction_and_reading_come_through_a_bad_network(bucket, proxy, materi
 
 
 def test_large_files_go_up_in_parts_through_a_bad_network(bucket, proxy, monkeypatch):
-    monkeypatch.setattr(network, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(retry, "PART_BYTES", 5 << 20)
     place = at(bucket)
     proxy.at_random(3, 0.1, ("500", "reset", "truncated"))
     data = random.Random(0).randbytes(23 << 20)
@@ -545,7 +545,7 @@ def test_what_never_works_ends_in_one_line(remote, proxy, fault):
     assert result.code == 1 and result.out == "" and result.err.count("\n") == 1
     assert (
         f"error: {remote.place}/receipts" in result.err
-        and f"({network.TRIES} tries in" in result.err
+        and f"({retry.TRIES} tries in" in result.err
         and "; next: " in result.err
     )
 
@@ -591,7 +591,7 @@ def test_credentials_that_are_not_there_are_named(bucket, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "none")
-    monkeypatch.setattr(network, "CONNECT_S", 9.0)  # other options, thus another client
+    monkeypatch.setattr(retry, "CONNECT_S", 9.0)  # other options, thus another client
     with pytest.raises(PermissionError, match="Unable to locate credentials"):
         at(bucket).read("x")
 

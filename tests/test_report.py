@@ -15,7 +15,7 @@ from commands import assert_refused, call, fine
 from test_temporal import NAMES, make
 
 from pipeline.bootstrap import difference
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe
 from pipeline.models.temporal.contract import Gate

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from numcodecs.zstd import Zstd
 from zarr.codecs import GzipCodec
 
-from pipeline import mapped, shards
-from pipeline.damage import BadChunk, check_chunks, check_files
+from pipeline.cache import page_cache, shard
+from pipeline.cache.damage import BadChunk, check_chunks, check_files
+from pipeline.cache.storage.local import Folder
+from pipeline.cache.store import StoreReader, StoreWriter, token_arrays
 from pipeline.errors import BadInput
-from pipeline.places.folder import Folder
-from pipeline.store import StoreReader, StoreWriter, token_arrays
 
 STORE = "00000.zarr"
 
@@ -73,7 +73,7 @@ def reads(maps: bool) -> Iterator[None]:
     """With maps, what is in memory is copied from them; without, every byte is read."""
     with pytest.MonkeyPatch.context() as patch:
         if not maps:
-            patch.setattr(shards, "copied", lambda *_: False)
+            patch.setattr(shard, "copied", lambda *_: False)
         yield
 
 
@@ -265,8 +265,8 @@ def test_a_disk_that_cannot_read_is_named(tmp_path, monkeypatch):
         raise OSError(5, "Input/output error")
 
     reader = StoreReader(Folder(tmp_path), STORE)
-    mapped.let_go()
-    monkeypatch.setattr(shards, "copied", lambda *_: False)  # it is not in memory
+    page_cache.let_go()
+    monkeypatch.setattr(shard, "copied", lambda *_: False)  # it is not in memory
     monkeypatch.setattr("os.preadv", broken)
     with pytest.raises(BadInput, match="shard .*layer_0/c/1/0/0 cannot be read: Input/output error"):
         reader.read_into("layer_0", np.array([13]), np.empty((1, 4, 6), "float16"))
@@ -278,7 +278,7 @@ def test_rows_of_more_than_one_read_and_far_apart(tmp_path, maps):
     write(tmp_path / STORE, {"layer_0": array}, 8, 80, 80)
     reader = StoreReader(Folder(tmp_path), STORE)
     for rows in (np.arange(80), np.arange(80)[::-1], np.array([0, 79, 3, 3, 4, 41])):
-        out = shards.aligned_empty((len(rows), 2, 70_000), array.dtype)
+        out = shard.aligned_empty((len(rows), 2, 70_000), array.dtype)
         with reads(maps):
             reader.read_into("layer_0", rows, out)
         np.testing.assert_array_equal(out, array[rows])
@@ -307,15 +307,15 @@ def test_threads_share_a_reader(tmp_path):
 
 
 def test_more_files_are_read_than_are_mapped(tmp_path, monkeypatch):
-    monkeypatch.setattr(mapped, "MAPS", 2)
+    monkeypatch.setattr(page_cache, "MAPS", 2)
     array = values(60, 4, 6)
     write(tmp_path / STORE, {"layer_0": array}, 4, 12, 30)
     reader, out = StoreReader(Folder(tmp_path), STORE), np.empty((60, 4, 6), "float16")
-    mapped.let_go()
+    page_cache.let_go()
     with reads(maps=True):
         reader.read_into("layer_0", np.arange(60), out)
     np.testing.assert_array_equal(out, array)
-    assert len(mapped._maps) == 2
+    assert len(page_cache._maps) == 2
 
 
 def test_what_is_not_in_memory_is_read(tmp_path):
@@ -324,8 +324,8 @@ def test_what_is_not_in_memory_is_read(tmp_path):
     path.write_bytes(bytes(range(256)) * 64)
     out = np.zeros(300, np.uint8)
     with path.open("rb") as file:
-        assert mapped.copied(file, [(100, out)]) and out.tolist() == [(100 + place) % 256 for place in range(300)]
-        assert not mapped.copied(file, [(256 * 64 - 299, out)])
+        assert page_cache.copied(file, [(100, out)]) and out.tolist() == [(100 + place) % 256 for place in range(300)]
+        assert not page_cache.copied(file, [(256 * 64 - 299, out)])
 
 
 def test_truncated_shard_is_refused_by_its_index(tmp_path):
@@ -364,6 +364,6 @@ def test_array_names():
 
 def test_memory_for_a_batch_begins_at_a_cache_line():
     for shape in [(1,), (7, 3), (16, 201, 384)]:
-        room = shards.aligned_empty(shape, np.dtype("float16"))
+        room = shard.aligned_empty(shape, np.dtype("float16"))
         assert room.shape == shape and room.dtype == "float16" and room.flags.c_contiguous and room.flags.writeable
         assert room.ctypes.data % 64 == 0

@@ -16,7 +16,7 @@ from conftest import FPS, THREADS
 from test_train import assert_same, final
 
 from pipeline import extract
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.recipe import load_recipe
 from pipeline.datasets.manifest import manifest

@@ -18,10 +18,10 @@ from test_engines import make, queued
 from test_ranks import ended, start
 from test_sweep import BASE, assert_as_alone
 
+from pipeline.cache.leases import Holder, holders
+from pipeline.cache.storage.open import at
 from pipeline.device import cores
 from pipeline.grid import SweepSpec, load_sweep
-from pipeline.leases import Holder, holders
-from pipeline.places.open import at
 from pipeline.sweep import Sweep, sweep
 
 ROOT = Path(__file__).resolve().parents[1]

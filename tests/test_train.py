@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 from pipeline import extract
 from pipeline.bootstrap import Interval, difference, interval
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe, TrainingSettings
 from pipeline.datasets.manifest import manifest

@@ -20,8 +20,8 @@ from test_square import blurred, most, noise, resize_then_crop
 from test_targets import Wants
 
 from pipeline import extract, frames
-from pipeline.audit import audit
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
+from pipeline.cache.verify import audit
 from pipeline.config import plugins
 from pipeline.config.cache_spec import BASE, CacheSpec, fingerprint, load_spec
 from pipeline.config.recipe import Recipe, WindowSettings

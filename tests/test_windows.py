@@ -12,7 +12,7 @@ from conftest import FPS, LENGTHS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
 from pipeline.config.recipe import WindowSettings
 from pipeline.errors import BadInput
 from pipeline.models.encoders import address

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.places.folder import Folder
-from pipeline.store import StoreReader, StoreWriter
+from pipeline.cache.storage.local import Folder
+from pipeline.cache.store import StoreReader, StoreWriter
 
 STORE, ARRAY = "00000.zarr", "layer_11"
 CHUNK_FRAMES, SHARD_BYTES, BATCH_FRAMES = 8, 256_000_000, 32

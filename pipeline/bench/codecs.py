@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from pipeline import derive, evaluate, extract, train
 from pipeline.bench._timing import Tell, frozen, seconds_of, summary
-from pipeline.cache import codecs_of
-from pipeline.codecs.contract import CodecPlugin, FittedCodec
+from pipeline.cache.cache import codecs_of
+from pipeline.cache.codecs.contract import CodecPlugin, FittedCodec
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec, Choice, choice
 from pipeline.config.recipe import load_recipe, shipped_recipes

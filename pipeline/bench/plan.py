@@ -19,7 +19,7 @@ import torch
 from pipeline import extract
 from pipeline.bench._timing import Tell
 from pipeline.bench.epoch import epoch
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest import manifest

@@ -22,9 +22,9 @@ import torch
 from pipeline.bench._readers import IN_ORDER, MEMORY_MAP, READERS, WHOLE, Reader
 from pipeline.bench._timing import Tell, summary
 from pipeline.bench.temporal import surroundings
+from pipeline.cache.page_cache import drop
+from pipeline.cache.shard import aligned_empty
 from pipeline.errors import BadInput, StillframeError
-from pipeline.mapped import drop
-from pipeline.shards import aligned_empty
 
 WINDOW = (16, 201, 384)
 """T, N, D: a window of a ViT-S at 224 px."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline import extract
 from pipeline.bootstrap import interval
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.recipe import Recipe

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 
 from pipeline.bench._timing import Tell, summary
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
+from pipeline.cache.page_cache import drop
+from pipeline.cache.storage.local import Folder
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe
 from pipeline.device import chosen
 from pipeline.errors import BadInput
 from pipeline.evaluate import evaluate_together
-from pipeline.mapped import drop
-from pipeline.places.folder import Folder
 from pipeline.train import train_together
 from pipeline.trainer import Progress
 

@@ -18,7 +18,7 @@ from pipeline.bench._readers import BATCH_FRAMES, shard_frames, write_store
 from pipeline.bench._timing import Tell, summary
 from pipeline.bench.read import WINDOW, random_tokens
 from pipeline.bench.temporal import surroundings
-from pipeline.mapped import drop
+from pipeline.cache.page_cache import drop
 
 WAYS = ("plain", "stillframe")
 """The first is the reference."""

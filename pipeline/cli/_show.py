@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.cache import Cache
+    from pipeline.cache.cache import Cache
 
 
 def show_scores(results: list[dict[str, Any]]) -> None:
@@ -42,7 +42,7 @@ def _score_cells(scores: list[dict[str, float]]) -> list[str]:
 
 def show_status(cache: Cache, as_json: bool) -> None:
     from pipeline import console
-    from pipeline.status import status as facts_of
+    from pipeline.cache.status import status as facts_of
 
     facts = facts_of(cache)
     if as_json:

@@ -13,8 +13,8 @@ from pipeline.cli._common import FINISHED_WITH_FAILURES, AsJson, Device, Sets, a
 from pipeline.errors import BadInput
 
 if TYPE_CHECKING:
-    from pipeline.audit import Audit
-    from pipeline.cache import Cache
+    from pipeline.cache.cache import Cache
+    from pipeline.cache.verify import Audit
     from pipeline.compare import Comparison
     from pipeline.repair import Mended
 from pipeline.cli._show import _spans, show_status
@@ -31,7 +31,7 @@ def status(cache: CacheFolder, as_json: AsJson = False) -> None:
 
     Example: stillframe status caches/demo-0123456789ab
     """
-    from pipeline.cache import Cache
+    from pipeline.cache.cache import Cache
 
     show_status(Cache(cache), as_json)
 
@@ -52,8 +52,8 @@ def verify(
     Example: stillframe verify caches/demo-0123456789ab --repair
     """
     from pipeline import console
-    from pipeline.audit import audit
-    from pipeline.cache import Cache
+    from pipeline.cache.cache import Cache
+    from pipeline.cache.verify import audit
 
     opened = Cache(cache)
     begin = time.monotonic()
@@ -117,7 +117,7 @@ def _audit_facts(found: Audit) -> dict[str, Any]:
 
 def _show_audit(found: Audit) -> None:
     from pipeline import console
-    from pipeline.damage import groups
+    from pipeline.cache.damage import groups
 
     cache = found.cache
     if found.damage:
@@ -156,8 +156,8 @@ def _show_mended(mended: Mended) -> None:
 
 def _end_of_verify(found: Audit, mended: Mended | None) -> None:
     """Exit code 0 for a sound cache, 2 for a damaged one; 3 where a store that was made anew lists failed videos."""
-    from pipeline.audit import advice
-    from pipeline.damage import frames_hit, videos_hit
+    from pipeline.cache.damage import frames_hit, videos_hit
+    from pipeline.cache.verify import advice
 
     left = mended.after if mended else found
     cache = left.cache
@@ -190,7 +190,7 @@ def diff(
     import dataclasses
 
     from pipeline import console
-    from pipeline.cache import Cache
+    from pipeline.cache.cache import Cache
     from pipeline.compare import compare
     from pipeline.config.cache_spec import load_spec
 
@@ -247,7 +247,7 @@ def replay(
     Example: stillframe replay caches/demo-0123456789ab --fraction 0.01
     """
     from pipeline import console
-    from pipeline.cache import Cache
+    from pipeline.cache.cache import Cache
     from pipeline.replay import replay as replayed
 
     with console.progress("replay") as update:

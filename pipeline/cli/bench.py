@@ -381,7 +381,7 @@ def bench_sweep(
     """
     from pipeline import console
     from pipeline.bench import sweep
-    from pipeline.cache import Cache
+    from pipeline.cache.cache import Cache
     from pipeline.cli._common import recipe_file
     from pipeline.config.recipe import load_recipe
 

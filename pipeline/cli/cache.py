@@ -23,7 +23,7 @@ from pipeline.cli._common import (
 from pipeline.cli._show import show_status
 
 if TYPE_CHECKING:
-    from pipeline.cache import Cache
+    from pipeline.cache.cache import Cache
     from pipeline.decoder import DecodeLimits
     from pipeline.progress import Progress
 
@@ -154,7 +154,7 @@ def derive(
     """
     from pipeline import console
     from pipeline import derive as module
-    from pipeline.cache import Cache
+    from pipeline.cache.cache import Cache
 
     opened = Cache(source)
     with console.progress(f"derive from {opened.name}") as update:
@@ -182,7 +182,7 @@ def _show_plans(plans: list[dict[str, Any]], as_json: bool) -> None:
 def _show_statuses(caches: list[Cache], as_json: bool) -> None:
     """JSON of one cache is an object, of several a list of them."""
     from pipeline import console
-    from pipeline.status import status
+    from pipeline.cache.status import status
 
     if as_json and len(caches) > 1:
         console.show_json([status(cache) for cache in caches])

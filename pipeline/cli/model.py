@@ -45,7 +45,7 @@ def train(
 
     from pipeline import console, ranks, watch
     from pipeline import train as module
-    from pipeline.cache import Cache
+    from pipeline.cache.cache import Cache
     from pipeline.config.recipe import load_recipe
     from pipeline.trainer import Progress
 
@@ -114,7 +114,7 @@ def evaluate(
     Example: stillframe evaluate runs/demo_gru
     """
     from pipeline import console
-    from pipeline.cache import Cache
+    from pipeline.cache.cache import Cache
     from pipeline.errors import unknown_name
 
     if checkpoint not in ("last", "best"):
@@ -202,7 +202,7 @@ def import_checkpoint(
     Example: stillframe import-checkpoint gmm.ckpt ssv2_gated_mamba_mix caches/dinov3_vitl16-0123456789ab --labels labels.json
     """
     from pipeline import console, published
-    from pipeline.cache import Cache
+    from pipeline.cache.cache import Cache
     from pipeline.config.cache_spec import load_spec
     from pipeline.config.recipe import load_recipe
 

@@ -29,7 +29,7 @@ from pipeline.errors import BadInput
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.cache import Cache
+    from pipeline.cache.cache import Cache
     from pipeline.console import Update
     from pipeline.engines.contract import EnginePlugin
     from pipeline.grid import SweepSpec
@@ -68,7 +68,7 @@ def sweep(
     """
     from pipeline import console, ranks
     from pipeline import sweep as module
-    from pipeline.cache import Cache
+    from pipeline.cache.cache import Cache
 
     with ranks.joined() as ours:
         spec = _spec(sweep, sets or [], axes or [], seeds)

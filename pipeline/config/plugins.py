@@ -22,7 +22,7 @@ PACKAGE = Path(pipeline.__path__[0])
 FOLDERS = {
     "dataset": "datasets",
     "encoder": "models/encoders",
-    "codec": "codecs",
+    "codec": "cache/codecs",
     "engine": "engines",
     "temporal": "models/temporal",
     "task": "models/tasks",

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import matplotlib
 
-from pipeline.cache import Cache
-from pipeline.places.folder import write_atomically
+from pipeline.cache.cache import Cache
+from pipeline.cache.storage.local import write_atomically
 from pipeline.report.contents import STRIPS, as_json, page_of_cache, page_of_subject
 from pipeline.report.page import Page, render
 from pipeline.report.style import STYLE

@@ -8,7 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
+from pipeline.cache.status import status
 from pipeline.errors import BadInput
 from pipeline.report import along, curves, maps, pictures, plots, tables
 from pipeline.report.answers import answers
@@ -19,7 +20,6 @@ from pipeline.report.subject import Subject, cache_of
 from pipeline.report.tables import number_text, p_text, scaled_text, seconds_text, signed_text
 from pipeline.run import Run
 from pipeline.statistics import SettingSummary, Summary
-from pipeline.status import status
 
 STRIPS = "tokens"
 """The PNG file of all tokens over time."""

@@ -10,7 +10,7 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
 from pipeline.config.recipe import WindowSettings
 from pipeline.draw import spread, squares
 from pipeline.errors import BadInput, StillframeError

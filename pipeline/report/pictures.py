@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.draw import VideoFile, drawings, file_name
 from pipeline.errors import StillframeError

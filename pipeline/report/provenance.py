@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
 from pipeline.grid import CACHE, GIVEN
 from pipeline.report.subject import Subject
 from pipeline.run import tool_versions

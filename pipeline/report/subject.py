@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.bootstrap import Interval, MetricFacts
-from pipeline.cache import HEADER_FILE, Cache
+from pipeline.cache.cache import HEADER_FILE, Cache
+from pipeline.cache.storage.open import at
 from pipeline.config.json_files import read_json
 from pipeline.errors import BadInput
 from pipeline.evaluate import read_evaluation
 from pipeline.models.profile import Cost, cost
-from pipeline.places.open import at
 from pipeline.records import TokenShape
 from pipeline.run import Run
 from pipeline.statistics import Outcome, Setting, SettingSummary, Summary, summarise

@@ -236,7 +236,7 @@ def _run_row(subject: Subject, setting: SettingSummary, name: str) -> dict[str, 
 
 
 def coverage(status: Mapping[str, Any]) -> Table:
-    """Of every split of a cache, from `pipeline.status`."""
+    """Of every split of a cache, from `pipeline.cache.status`."""
     rows = [{"split": split, **counts} for split, counts in status["splits"].items()]
 
     def of(done: str, planned: str) -> Callable[[Row], str]:

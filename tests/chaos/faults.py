@@ -19,9 +19,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline import draft, leases
+from pipeline import draft
+from pipeline.cache import leases
+from pipeline.cache.storage.local import PARTIAL
 from pipeline.models.encoders import address
-from pipeline.places.folder import PARTIAL
 
 CHANGES = {"os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "os.truncate"}
 NEEDS_SPACE = {"open", "os.mkdir", "os.rename", "os.link", "fsync"}

@@ -22,7 +22,7 @@ from commands import SPEC
 from conftest import address_video
 
 from pipeline import extract
-from pipeline.cache import HEADER_FILE, Cache
+from pipeline.cache.cache import HEADER_FILE, Cache
 from pipeline.config.cache_spec import load_spec
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput

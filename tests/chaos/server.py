@@ -16,7 +16,7 @@ import torch
 import zarr  # noqa: F401
 
 from pipeline import cli, worker
-from pipeline.cache import Cache  # noqa: F401
+from pipeline.cache.cache import Cache  # noqa: F401
 from pipeline.engines.contract import run
 from pipeline.models.encoders import address  # noqa: F401
 

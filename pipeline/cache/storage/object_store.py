@@ -22,10 +22,10 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import fsspec
 
+from pipeline.cache.storage import Place, Span
+from pipeline.cache.storage.disk_cache import Put, disk_cache
+from pipeline.cache.storage.retry import AT_ONCE, PART_BYTES, Network
 from pipeline.errors import StillframeError
-from pipeline.places import Place, Span
-from pipeline.places.disk_cache import Put, disk_cache
-from pipeline.places.network import AT_ONCE, PART_BYTES, Network
 
 STREAM_BYTES = 8 << 20
 """A file that is read from end to end is fetched in pieces of this size, a few ahead."""

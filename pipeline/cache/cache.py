@@ -29,20 +29,20 @@ from typing import Any
 import numpy as np
 from safetensors import numpy as safetensors
 
-from pipeline.codecs.contract import CodecPlugin, FittedCodec
+from pipeline.cache.codecs.contract import CodecPlugin, FittedCodec
+from pipeline.cache.damage import check_files
+from pipeline.cache.receipts import Content, Failure, Header, Receipt
+from pipeline.cache.storage import Place
+from pipeline.cache.storage.local import PARTIAL, sync, write_atomically
+from pipeline.cache.storage.open import at
+from pipeline.cache.store import StoreReader, stored_name, token_arrays
 from pipeline.config import plugins
 from pipeline.config.cache_spec import BASE, FORMAT_VERSION, CacheSpec, View
 from pipeline.config.json_files import parse_json, to_json
 from pipeline.config.plugins import Model
-from pipeline.damage import check_files
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput, StillframeError
-from pipeline.ledger import Content, Failure, Header, Receipt
-from pipeline.places import Place
-from pipeline.places.folder import PARTIAL, sync, write_atomically
-from pipeline.places.open import at
 from pipeline.records import Clip, TokenShape
-from pipeline.store import StoreReader, stored_name, token_arrays
 
 HEADER_FILE, CODEC_FILE = "cache.json", "codec.safetensors"
 CHECKERS = 8

@@ -28,9 +28,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
+from pipeline.cache.storage import Span
+from pipeline.cache.storage.local import renamed
 from pipeline.errors import BadInput, StillframeError
-from pipeline.places import Span
-from pipeline.places.folder import renamed
 
 FOLDER_VARIABLE, BOUND_VARIABLE = "STILLFRAME_DISK_CACHE", "STILLFRAME_DISK_CACHE_GB"
 DEFAULT_GB = 20

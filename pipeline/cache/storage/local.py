@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from pipeline.cache.storage import Place, Span
 from pipeline.errors import StillframeError
-from pipeline.places import Place, Span
 
 PARTIAL = ".partial"
 """End of the name of what is not finished."""

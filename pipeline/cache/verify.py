@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.cache import CODEC_FILE, HEADER_FILE, Cache
-from pipeline.codecs.contract import fitted_to
+from pipeline.cache.cache import CODEC_FILE, HEADER_FILE, Cache
+from pipeline.cache.codecs.contract import fitted_to
+from pipeline.cache.damage import TITLES, Damage, Kind, Rows, check_chunks
+from pipeline.cache.leases import holders, lease_of
+from pipeline.cache.receipts import Receipt
+from pipeline.cache.storage.local import PARTIAL
+from pipeline.cache.store import in_view
 from pipeline.config.cache_spec import FORMAT_VERSION, fingerprint
-from pipeline.damage import TITLES, Damage, Kind, Rows, check_chunks
 from pipeline.datasets.manifest.manifest import TARGETS, Manifest
 from pipeline.errors import BadInput
-from pipeline.leases import holders, lease_of
-from pipeline.ledger import Receipt
-from pipeline.places.folder import PARTIAL
-from pipeline.store import in_view
 
 THREADS = 8
 """Files that are read at once: hashing leaves the interpreter to others."""

@@ -22,19 +22,10 @@ import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
+from pipeline.cache.shard import MISSING, VERIFY, Compression, Layout, ShardWriter, fill_value, read_index, read_parts
+from pipeline.cache.storage import Place, Span
 from pipeline.config.cache_spec import BASE
 from pipeline.errors import BadInput, StillframeError
-from pipeline.places import Place, Span
-from pipeline.shards import (
-    MISSING,
-    VERIFY,
-    Compression,
-    Layout,
-    ShardWriter,
-    fill_value,
-    read_index,
-    read_parts,
-)
 
 
 def token_arrays(

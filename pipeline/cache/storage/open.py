@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.cache.storage import Place
 from pipeline.errors import BadInput
-from pipeline.places import Place
 
 
 def at(text: str | Path) -> Place:
     """The place that a user names: a path, or a URL such as `s3://bucket/caches`. Raises BadInput."""
-    from pipeline.places.folder import Folder
+    from pipeline.cache.storage.local import Folder
 
     if isinstance(text, Path) and text.parts[:1] and text.parts[0].endswith(":"):
         raise BadInput(f"{text} is a URL that has become a path and lost a slash", "give it as text")
     protocol, _, path = str(text).rpartition("://")
     if protocol in ("", "file"):
         return Folder(Path(path))
-    from pipeline.places.remote import Remote
+    from pipeline.cache.storage.object_store import Remote
 
     return Remote(str(text))

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pipeline.cache import Cache
-from pipeline.leases import holders
-from pipeline.ledger import Receipt
+from pipeline.cache.cache import Cache
+from pipeline.cache.leases import holders
+from pipeline.cache.receipts import Receipt
 
 LAST = 16
 """Stores from which the speed of now is taken."""

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from pipeline.codecs._rounding import from_int8, int8_error, refuse_beyond, to_int8
-from pipeline.codecs.contract import FittedCodec
+from pipeline.cache.codecs._rounding import from_int8, int8_error, refuse_beyond, to_int8
+from pipeline.cache.codecs.contract import FittedCodec
 from pipeline.config import plugins
 
 LIMITS = {"float16": (65520.0, 65504.0), "int8": (float("inf"), torch.finfo(torch.float32).max)}

@@ -9,10 +9,10 @@ from typing import BinaryIO, Literal, NamedTuple
 
 import google_crc32c
 
+from pipeline.cache.shard import CRC_BYTES, MISSING, Layout
+from pipeline.cache.storage import Place
+from pipeline.cache.store import StoreReader
 from pipeline.errors import BadInput
-from pipeline.places import Place
-from pipeline.shards import CRC_BYTES, MISSING, Layout
-from pipeline.store import StoreReader
 
 LINES = 20
 """Groups of damage of which a reader sees every one; of more, like is put with like."""

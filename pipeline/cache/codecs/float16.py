@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.codecs._rounding import refuse_beyond
-from pipeline.codecs.contract import CodecPlugin
+from pipeline.cache.codecs._rounding import refuse_beyond
+from pipeline.cache.codecs.contract import CodecPlugin
 from pipeline.config import plugins
 
 LIMIT = 65520.0

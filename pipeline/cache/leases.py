@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Self
 
-from pipeline.cache import Cache
+from pipeline.cache.cache import Cache
+from pipeline.cache.storage import Place
+from pipeline.cache.storage.local import PARTIAL
 from pipeline.errors import StillframeError
-from pipeline.places import Place
-from pipeline.places.folder import PARTIAL
 
 RENEW_S = 5.0
 """Seconds between two signs of life."""

@@ -22,8 +22,8 @@ import google_crc32c
 import numpy as np
 from numcodecs.zstd import Zstd
 
+from pipeline.cache.page_cache import Part, copied
 from pipeline.errors import BadInput
-from pipeline.mapped import Part, copied
 
 Compression = Literal["none", "zstd"]
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.codecs._rounding import from_int8, int8_error, refuse_beyond, to_int8
-from pipeline.codecs.contract import CodecPlugin
+from pipeline.cache.codecs._rounding import from_int8, int8_error, refuse_beyond, to_int8
+from pipeline.cache.codecs.contract import CodecPlugin
 from pipeline.config import plugins
 
 LARGEST = torch.finfo(torch.float32).max
