@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import extract as stage_one
 from pipeline import train
 from pipeline.bootstrap import Interval, difference
 from pipeline.cache.cache import Cache
@@ -17,6 +16,7 @@ from pipeline.config.recipe import Recipe, load_recipe, shipped_recipes
 from pipeline.datasets.manifest import manifest
 from pipeline.draw import draw
 from pipeline.evaluate import evaluate
+from pipeline.extract import extract as stage_one
 from pipeline.report import report
 from pipeline.run import Run
 

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from pipeline import extract
 from pipeline.cache.codecs.contract import FittedCodec
 from pipeline.cache.shard import ALIGNMENT, CRC_BYTES, Layout
 from pipeline.cache.store import token_arrays
@@ -24,7 +23,8 @@ from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
-from pipeline.extract import fill_stores
+from pipeline.extract import extract
+from pipeline.extract.extract import fill_stores
 from pipeline.models import profile
 from pipeline.models.video_model import layers_read
 from pipeline.records import TokenShape

@@ -31,9 +31,9 @@ from pipeline.config.json_files import read_json, to_json
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
 from pipeline.device import numbered
-from pipeline.engines.contract import EnginePlugin, Job, carry_out
 from pipeline.errors import BadInput
 from pipeline.evaluate import evaluate_together, read_evaluation
+from pipeline.extract.launchers.contract import EnginePlugin, Job, carry_out
 from pipeline.grid import SWEEP_FORMAT, Setting, SweepHeader, SweepSpec, read_header, settings_of, values_of
 from pipeline.models.profile import Cost, cost
 from pipeline.models.video_model import VideoModel

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pipeline import extract, train
+from pipeline import train
 from pipeline.cache.cache import Cache, unwritable
 from pipeline.cache.page_cache import drop
 from pipeline.cache.storage.local import Folder
@@ -30,6 +30,8 @@ from pipeline.config.recipe import Recipe, WindowSettings
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.decoder import Decoder
 from pipeline.errors import BadVideo, StillframeError
+from pipeline.extract import extract
+from pipeline.extract.worker import fill
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.models.profile import synchronize
 from pipeline.models.video_model import layers_read
@@ -39,7 +41,6 @@ from pipeline.sample import WITHOUT, rate_of, sample, stand_in
 from pipeline.square import Squares
 from pipeline.uncached import UncachedWindows
 from pipeline.windows import BATCHES_AHEAD, Windows
-from pipeline.worker import fill
 
 Tell = Callable[[str], None]
 """What is being tried."""

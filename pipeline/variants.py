@@ -12,9 +12,9 @@ from pipeline.cache.leases import Leases
 from pipeline.cache.storage.open import at
 from pipeline.config import plugins
 from pipeline.datasets.manifest import manifest
-from pipeline.derive import derive
 from pipeline.errors import BadInput
-from pipeline.extract import extract
+from pipeline.extract.derive import derive
+from pipeline.extract.extract import extract
 from pipeline.grid import GIVEN, OtherCache, SweepSpec, settings_of
 
 OnStep = Callable[[str, float, float], None]

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import extract
 from pipeline.cache.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
+from pipeline.extract import extract
 from pipeline.models.encoders import address
 
 pytest_plugins = ["commands", "pages", "ray_cluster", "slurm"]

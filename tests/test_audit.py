@@ -15,7 +15,6 @@ import torch
 from commands import SPEC, assert_refused, call, digest, fine
 from conftest import LENGTHS, address_spec, address_video, write_video
 
-from pipeline import extract
 from pipeline.cache.cache import CODEC_FILE, Cache
 from pipeline.cache.damage import Damage, frames_hit, groups
 from pipeline.cache.leases import Leases
@@ -23,11 +22,12 @@ from pipeline.cache.receipts import Content
 from pipeline.cache.status import reasons, status
 from pipeline.cache.verify import audit
 from pipeline.datasets.manifest import manifest
-from pipeline.derive import derive
 from pipeline.errors import BadInput
+from pipeline.extract import extract
+from pipeline.extract.derive import derive
+from pipeline.extract.repair import repair
+from pipeline.extract.spot_check import ROUNDING, least_cosine, replay, sample_frames
 from pipeline.models.encoders.address import paint
-from pipeline.repair import repair
-from pipeline.replay import ROUNDING, least_cosine, replay, sample_frames
 
 SHARD = "layer_5/c/0/0/0"
 

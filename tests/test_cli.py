@@ -25,13 +25,13 @@ from commands import Result, assert_refused, call, digest, fine, process
 from conftest import LENGTHS, address_spec, address_video, write_video
 from media import tone
 
-from pipeline import extract
 from pipeline.cache.cache import Cache
 from pipeline.cache.status import status
 from pipeline.config import plugins
 from pipeline.config.recipe import shipped_recipes
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
+from pipeline.extract import extract
 from pipeline.grid import shipped_sweeps
 from pipeline.models.encoders.address import paint
 from pipeline.run import Run

@@ -16,15 +16,15 @@ import torch
 from commands import VIT, assert_refused, call, digest
 from conftest import FPS, LENGTHS, address_spec, address_video
 
-from pipeline import extract, fit
 from pipeline.bench import codecs
 from pipeline.cache.cache import CODEC_FILE, Cache
 from pipeline.config import plugins
 from pipeline.config.cache_spec import load_spec
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest import manifest
-from pipeline.derive import derive
 from pipeline.errors import BadInput
+from pipeline.extract import calibrate, extract
+from pipeline.extract.derive import derive
 from pipeline.records import TokenShape
 from pipeline.run import load_model
 from pipeline.stream import Stream
@@ -231,9 +231,9 @@ def test_damage_is_not_vouched_for_anew(material, tmp_path):
 
 
 def test_spread_takes_the_middles_of_equal_parts():
-    assert fit.spread(10, 2).tolist() == [2, 7]
-    assert fit.spread(3, 10).tolist() == [0, 1, 2]
-    assert fit.spread(1, 1).tolist() == [0] and fit.spread(0, 5).tolist() == []
+    assert calibrate.spread(10, 2).tolist() == [2, 7]
+    assert calibrate.spread(3, 10).tolist() == [0, 1, 2]
+    assert calibrate.spread(1, 1).tolist() == [0] and calibrate.spread(0, 5).tolist() == []
 
 
 @pytest.mark.parametrize("killed", ["before cache.json", "in a store"])

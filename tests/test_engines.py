@@ -20,13 +20,13 @@ from commands import digest
 from conftest import Material, address_spec
 from slurm import ARRAY_SIZE
 
-from pipeline import extract
 from pipeline.cache.cache import Cache
 from pipeline.cache.leases import Leases, lease_of
 from pipeline.config import plugins
-from pipeline.engines.contract import EnginePlugin, Workers
 from pipeline.errors import BadInput
-from pipeline.worker import Extraction
+from pipeline.extract import extract
+from pipeline.extract.launchers.contract import EnginePlugin, Workers
+from pipeline.extract.worker import Extraction
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUNDS = {"slurm": "slurm_user", "ray": "ray_cluster"}

@@ -20,13 +20,13 @@ import zarr
 from commands import SPEC, fine
 from conftest import FPS, LENGTHS, address_spec, address_video, write_video
 
-from pipeline import draft, extract
 from pipeline.cache.cache import Cache
 from pipeline.cache.status import status
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.decoder import Decoder
 from pipeline.errors import BadInput, StillframeError
+from pipeline.extract import extract, store_builder
 from pipeline.models.encoders import address
 
 
@@ -210,7 +210,7 @@ def test_two_extractions_into_one_cache_share_the_work(material, tmp_path):
 
 
 def test_a_full_disk_ends_in_one_sentence_and_a_rerun_goes_on(material, tmp_path, monkeypatch):
-    real, calls = draft.StoreWriter.append, []
+    real, calls = store_builder.StoreWriter.append, []
 
     def full(self, arrays):
         calls.append(1)
@@ -218,7 +218,7 @@ def test_a_full_disk_ends_in_one_sentence_and_a_rerun_goes_on(material, tmp_path
             raise OSError(28, "No space left on device", "layer_5/c/0")
         real(self, arrays)
 
-    monkeypatch.setattr(draft.StoreWriter, "append", full)
+    monkeypatch.setattr(store_builder.StoreWriter, "append", full)
     with pytest.raises(StillframeError, match="cannot write layer_5/c/0: No space left on device"):
         extract.extract(material.spec, material.manifest, tmp_path)
     monkeypatch.undo()
@@ -295,7 +295,7 @@ def test_receipt_is_plain_json_with_checksums(material):
 
 
 def test_siblings_say_which_field_differs(material, tmp_path):
-    from pipeline.compare import siblings
+    from pipeline.extract.diff import siblings
 
     first = extract.extract(material.spec, material.manifest, tmp_path)
     second = extract.extract(address_spec(frames={"size_px": 64, "fps": 5}), material.manifest, tmp_path)

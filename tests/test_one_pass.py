@@ -17,16 +17,16 @@ import pytest
 from commands import SPEC, assert_refused, call, digest, fine
 from conftest import LENGTHS, address_spec, address_video
 
-from pipeline import encode, extract
 from pipeline.cache.cache import Cache
 from pipeline.cache.storage.local import Folder
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.json_files import to_json
 from pipeline.datasets.manifest import manifest
-from pipeline.derive import derive
-from pipeline.donor import donors
 from pipeline.errors import BadInput
+from pipeline.extract import encode, extract
+from pipeline.extract.derive import derive
+from pipeline.extract.reuse import donors
 from pipeline.models.encoders import address
 
 ENCODER = {"name": "address", "layers": [2, 5], "width": 8, "grid": 3, "special_tokens": 2}

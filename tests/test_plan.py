@@ -17,13 +17,15 @@ from media import encode, grey
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline import extract, trial
+from pipeline import trial
 from pipeline.bench import epoch as bench_epoch
 from pipeline.cache.storage.open import at
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec, load_spec
 from pipeline.config.recipe import Recipe, load_recipe
 from pipeline.datasets.manifest import manifest
+from pipeline.extract import extract
+from pipeline.extract.worker import load_encoder
 from pipeline.models import profile
 from pipeline.models.encoders import transformers
 from pipeline.models.video_model import layers_read
@@ -32,7 +34,6 @@ from pipeline.probe import probe
 from pipeline.sample import LEAST_HEAD, sample
 from pipeline.uncached import UncachedWindows
 from pipeline.windows import Windows
-from pipeline.worker import load_encoder
 
 CPU = torch.device("cpu")
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}

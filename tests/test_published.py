@@ -12,7 +12,6 @@ from commands import assert_refused, call
 from conftest import address_spec
 from safetensors.torch import load_file
 
-from pipeline import extract
 from pipeline.cache.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.cache_spec import load_spec
@@ -20,6 +19,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
 from pipeline.evaluate import evaluate
+from pipeline.extract import extract
 from pipeline.published import import_checkpoint, read_labels, read_weights
 from pipeline.run import load_model
 from pipeline.stream import Stream

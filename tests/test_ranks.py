@@ -17,11 +17,11 @@ from conftest import FPS
 from test_train import Stop, final, recipe, stop_at
 from test_watch import drawn, drawn_by
 
-from pipeline import extract
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
+from pipeline.extract import extract
 from pipeline.ranks import ALONE, Ranks
 from pipeline.run import Run, read_metrics
 from pipeline.train import train

@@ -20,7 +20,6 @@ import pytest
 from commands import assert_refused, call, fine
 from object_store import STALL_S, proxy_of, s3_server
 
-from pipeline import extract
 from pipeline.cache.cache import Cache
 from pipeline.cache.storage import Place, disk_cache, retry
 from pipeline.cache.storage.disk_cache import DiskCache
@@ -28,6 +27,7 @@ from pipeline.cache.storage.local import Folder
 from pipeline.cache.storage.open import at
 from pipeline.cache.store import StoreReader
 from pipeline.errors import BadInput, StillframeError
+from pipeline.extract import extract
 from pipeline.windows import Windows, WindowSettings
 
 s3fs = pytest.importorskip("s3fs")

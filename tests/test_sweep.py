@@ -15,13 +15,13 @@ import pytest
 from conftest import FPS, THREADS
 from test_train import assert_same, final
 
-from pipeline import extract
 from pipeline.cache.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.recipe import load_recipe
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
 from pipeline.evaluate import read_evaluation
+from pipeline.extract import extract
 from pipeline.grid import SweepSpec, load_sweep, settings_of, shipped_sweeps
 from pipeline.models.profile import cost
 from pipeline.run import Run, read_metrics

@@ -10,7 +10,6 @@ from conftest import address_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import extract
 from pipeline.config.recipe import WindowSettings
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.targets import (
@@ -25,6 +24,7 @@ from pipeline.datasets.manifest.targets import (
     unmap_xy,
 )
 from pipeline.errors import BadInput
+from pipeline.extract import extract
 from pipeline.records import Clip
 from pipeline.windows import Sample, Windows
 

@@ -19,7 +19,7 @@ from test_one_pass import FLIP, PART, vit_spec
 from test_square import blurred, most, noise, resize_then_crop
 from test_targets import Wants
 
-from pipeline import extract, frames
+from pipeline import frames
 from pipeline.cache.cache import Cache
 from pipeline.cache.verify import audit
 from pipeline.config import plugins
@@ -27,9 +27,10 @@ from pipeline.config.cache_spec import BASE, CacheSpec, fingerprint, load_spec
 from pipeline.config.recipe import Recipe, WindowSettings
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
-from pipeline.derive import derive
 from pipeline.errors import BadInput
 from pipeline.evaluate import evaluate
+from pipeline.extract import extract
+from pipeline.extract.derive import derive
 from pipeline.models.encoders import address
 from pipeline.run import load_model
 from pipeline.square import mirrored, to_part, to_square

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from pipeline import derive, evaluate, extract, train
+from pipeline import evaluate, train
 from pipeline.bench._timing import Tell, frozen, seconds_of, summary
 from pipeline.cache.cache import codecs_of
 from pipeline.cache.codecs.contract import CodecPlugin, FittedCodec
@@ -27,7 +27,8 @@ from pipeline.config.recipe import load_recipe, shipped_recipes
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import chosen
-from pipeline.fit import learn, sample_tokens
+from pipeline.extract import derive, extract
+from pipeline.extract.calibrate import learn, sample_tokens
 
 REFERENCE = "float16"
 RECIPE = "demo_gru"

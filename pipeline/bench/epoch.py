@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pipeline import extract
 from pipeline.bench._timing import Tell, summary
 from pipeline.cache.cache import Cache
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest import manifest
 from pipeline.device import chosen
+from pipeline.extract import extract
+from pipeline.extract.worker import load_encoder
 from pipeline.models.profile import synchronize
 from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.ranks import ALONE
@@ -33,7 +34,6 @@ from pipeline.timing import Timed
 from pipeline.train import Group
 from pipeline.uncached import UncachedWindows
 from pipeline.windows import Sample, Windows
-from pipeline.worker import load_encoder
 
 WAYS = ("cached", "uncached")
 BESIDE = ("read", "decode")

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from pipeline import extract
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.datasets.manifest import manifest
 from pipeline.device import chosen
-from pipeline.worker import Extraction, fill
+from pipeline.extract import extract
+from pipeline.extract.worker import Extraction, fill
 
 # The demo's encoder, scaled up until it and not the decoder sets the pace.
 SPEC = {

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from pipeline import extract
 from pipeline.bench._timing import Tell
 from pipeline.bench.epoch import epoch
 from pipeline.cache.cache import Cache
@@ -25,6 +24,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import chosen
+from pipeline.extract import extract
 from pipeline.plan import plan
 from pipeline.trial import attempt
 from pipeline.windows import clips_of

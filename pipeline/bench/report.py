@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import extract
 from pipeline.bootstrap import interval
 from pipeline.cache.cache import Cache
 from pipeline.config import plugins
@@ -21,6 +20,7 @@ from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest import manifest
 from pipeline.evaluate import evaluate
+from pipeline.extract import extract
 from pipeline.models.profile import Cost, cost
 from pipeline.report import report
 from pipeline.run import Run

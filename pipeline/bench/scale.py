@@ -16,15 +16,15 @@ import av
 import numpy as np
 import torch
 
-from pipeline import extract
 from pipeline.cache.cache import Cache
 from pipeline.cache.leases import Leases, claimed
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.manifest.manifest import Manifest, write
+from pipeline.extract import extract
+from pipeline.extract.progress import Progress
 from pipeline.probe import Probe
-from pipeline.progress import Progress
 from pipeline.records import Clip
 
 SAMPLE_S = 0.05

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.datasets.manifest.manifest import Manifest
-    from pipeline.engines.contract import EnginePlugin
+    from pipeline.extract.launchers.contract import EnginePlugin
 
 FINISHED_WITH_FAILURES = 3
 

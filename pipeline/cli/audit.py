@@ -15,8 +15,8 @@ from pipeline.errors import BadInput
 if TYPE_CHECKING:
     from pipeline.cache.cache import Cache
     from pipeline.cache.verify import Audit
-    from pipeline.compare import Comparison
-    from pipeline.repair import Mended
+    from pipeline.extract.diff import Comparison
+    from pipeline.extract.repair import Mended
 from pipeline.cli._show import _spans, show_status
 
 CacheFolder = Annotated[str, typer.Argument(metavar="CACHE", help="A cache: its folder or URL.")]
@@ -87,7 +87,7 @@ def verify(
 
 def _repair(found: Audit, root: Path | None, source: Cache | None, device: str | None) -> Mended:
     from pipeline import console
-    from pipeline.repair import repair
+    from pipeline.extract.repair import repair
 
     with console.progress("repair") as update:
         return repair(found, root, source, torch_device(device), on_frames=lambda done, total: update(done, total, "frames"))
@@ -191,8 +191,8 @@ def diff(
 
     from pipeline import console
     from pipeline.cache.cache import Cache
-    from pipeline.compare import compare
     from pipeline.config.cache_spec import load_spec
+    from pipeline.extract.diff import compare
 
     found = compare(load_spec(spec, sets or []), Cache(cache))
     if as_json:
@@ -248,7 +248,7 @@ def replay(
     """
     from pipeline import console
     from pipeline.cache.cache import Cache
-    from pipeline.replay import replay as replayed
+    from pipeline.extract.spot_check import replay as replayed
 
     with console.progress("replay") as update:
         facts = replayed(

@@ -25,7 +25,7 @@ from pipeline.cli._show import show_status
 if TYPE_CHECKING:
     from pipeline.cache.cache import Cache
     from pipeline.decoder import DecodeLimits
-    from pipeline.progress import Progress
+    from pipeline.extract.progress import Progress
 
 
 @app.command()
@@ -94,7 +94,7 @@ def extract(
 
     loaded = [load_spec(spec, sets or []) for spec in specs]
     clips = Manifest.load(data, root)
-    from pipeline import extract as module
+    from pipeline.extract import extract as module
 
     limits, crew = _limits(limit or []), make_engine(engine, workers, engine_sets or [])
     if dry_run:
@@ -122,7 +122,7 @@ def extract(
 def _show_made(caches: list[Cache], as_json: bool) -> None:
     """What has been made, and what lies beside it under the same name."""
     from pipeline import console
-    from pipeline.compare import siblings
+    from pipeline.extract.diff import siblings
 
     made = {cache.name for cache in caches}
     for cache in caches:
@@ -153,8 +153,8 @@ def derive(
     Example: stillframe derive caches/demo-0123456789ab --set codec.name=int8
     """
     from pipeline import console
-    from pipeline import derive as module
     from pipeline.cache.cache import Cache
+    from pipeline.extract import derive as module
 
     opened = Cache(source)
     with console.progress(f"derive from {opened.name}") as update:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from pipeline.cache.cache import Cache
     from pipeline.console import Update
-    from pipeline.engines.contract import EnginePlugin
+    from pipeline.extract.launchers.contract import EnginePlugin
     from pipeline.grid import SweepSpec
     from pipeline.ranks import Ranks
     from pipeline.statistics import Summary

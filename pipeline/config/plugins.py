@@ -23,7 +23,7 @@ FOLDERS = {
     "dataset": "datasets",
     "encoder": "models/encoders",
     "codec": "cache/codecs",
-    "engine": "engines",
+    "engine": "extract/launchers",
     "temporal": "models/temporal",
     "task": "models/tasks",
 }

@@ -19,9 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline import draft
 from pipeline.cache import leases
 from pipeline.cache.storage.local import PARTIAL
+from pipeline.extract import store_builder
 from pipeline.models.encoders import address
 
 CHANGES = {"os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "os.truncate"}
@@ -101,7 +101,7 @@ def refuse(errno: int) -> Callable[[str], None]:
 def count_work(log: Path) -> None:
     """Notes every batch that is encoded, as the video number of each frame, and every store that is committed."""
     handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    encode, commit = address.Encoder.__call__, draft.Draft.commit
+    encode, commit = address.Encoder.__call__, store_builder.Draft.commit
 
     def encoded(self: address.Encoder, pixels: Any) -> Any:
         tokens = encode(self, pixels)
@@ -109,13 +109,13 @@ def count_work(log: Path) -> None:
         os.write(handle, f"encoded {os.getpid()} {' '.join(map(str, videos))}\n".encode())
         return tokens
 
-    def committed(self: draft.Draft, *arguments: Any) -> Any:
+    def committed(self: store_builder.Draft, *arguments: Any) -> Any:
         receipt = commit(self, *arguments)
         os.write(handle, f"committed {os.getpid()} {self.store}\n".encode())
         return receipt
 
     address.Encoder.__call__ = encoded
-    draft.Draft.commit = committed
+    store_builder.Draft.commit = committed
 
 
 class PowerCuts:

@@ -21,12 +21,12 @@ import torch
 from commands import SPEC
 from conftest import address_video
 
-from pipeline import extract
 from pipeline.cache.cache import HEADER_FILE, Cache
 from pipeline.config.cache_spec import load_spec
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
-from pipeline.worker import Extraction
+from pipeline.extract import extract
+from pipeline.extract.worker import Extraction
 
 FRAME_MB = 2 * 9 * 8 / 1e6
 """float16 of one layer's tokens of a frame, by which the sizes of stores and shards are reckoned."""

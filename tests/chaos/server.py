@@ -15,9 +15,10 @@ from typing import Any
 import torch
 import zarr  # noqa: F401
 
-from pipeline import cli, worker
+from pipeline import cli
 from pipeline.cache.cache import Cache  # noqa: F401
-from pipeline.engines.contract import run
+from pipeline.extract import worker
+from pipeline.extract.launchers.contract import run
 from pipeline.models.encoders import address  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -15,8 +15,8 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.config import plugins
-from pipeline.engines.contract import EnginePlugin, Job, Workers, last_line, needed
 from pipeline.errors import BadInput, StillframeError
+from pipeline.extract.launchers.contract import EnginePlugin, Job, Workers, last_line, needed
 
 PROGRAMS = ("sbatch", "srun", "squeue", "scancel", "scontrol")
 WAITING = {"PENDING", "CONFIGURING"}

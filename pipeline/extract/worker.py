@@ -19,12 +19,12 @@ from pipeline.cache.cache import Cache, unwritable
 from pipeline.cache.leases import Leases, claimed
 from pipeline.decoder import DecodeLimits
 from pipeline.device import numbered
-from pipeline.donor import Donor, donors
-from pipeline.encode import Lane, Pipeline
-from pipeline.engines.contract import Job
 from pipeline.errors import BadInput
+from pipeline.extract.encode import Lane, Pipeline
+from pipeline.extract.launchers.contract import Job
+from pipeline.extract.progress import OnProgress, Progress
+from pipeline.extract.reuse import Donor, donors
 from pipeline.models.encoders.contract import EncoderPlugin
-from pipeline.progress import OnProgress, Progress
 from pipeline.records import Video
 
 

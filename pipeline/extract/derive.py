@@ -30,10 +30,10 @@ from pipeline.cache.store import StoreReader, in_view, stored_name, token_arrays
 from pipeline.config import plugins
 from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, fingerprint
 from pipeline.config.toml_tables import differences, override
-from pipeline.draft import Draft
 from pipeline.errors import BadInput
-from pipeline.extract import fill_stores
-from pipeline.fit import learn, spread
+from pipeline.extract.calibrate import learn, spread
+from pipeline.extract.extract import fill_stores
+from pipeline.extract.store_builder import Draft
 from pipeline.frames import is_sampled
 from pipeline.records import TokenShape
 

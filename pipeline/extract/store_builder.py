@@ -16,8 +16,8 @@ from pipeline.cache.cache import Cache
 from pipeline.cache.receipts import Content, Failure, Receipt
 from pipeline.cache.storage.local import Folder
 from pipeline.cache.store import StoreWriter, in_view
-from pipeline.donor import Donor
 from pipeline.errors import StillframeError
+from pipeline.extract.reuse import Donor
 from pipeline.records import Video
 
 TOOLS = ("stillframe", "torch", "transformers", "zarr", "numpy", "av")

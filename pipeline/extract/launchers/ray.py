@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.config import plugins
-from pipeline.engines.contract import EnginePlugin, Job, Workers, last_line, needed
 from pipeline.errors import BadInput
+from pipeline.extract.launchers.contract import EnginePlugin, Job, Workers, last_line, needed
 
 CONNECT_S = 10.0
 

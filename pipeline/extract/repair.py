@@ -16,11 +16,11 @@ from pipeline.cache.leases import Leases
 from pipeline.cache.receipts import Receipt
 from pipeline.cache.storage.local import PARTIAL
 from pipeline.cache.verify import Audit, advice, audit
-from pipeline.derive import Derivation, OnFrames
 from pipeline.device import chosen
-from pipeline.donor import donors
 from pipeline.errors import BadInput
-from pipeline.worker import Extraction, fill, load_encoder
+from pipeline.extract.derive import Derivation, OnFrames
+from pipeline.extract.reuse import donors
+from pipeline.extract.worker import Extraction, fill, load_encoder
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 
-from pipeline.engines.contract import run
+from pipeline.extract.launchers.contract import run
 
 
 def _end_with_the_pipe() -> None:

@@ -16,8 +16,8 @@ from typing import Any
 
 from pipeline.config import plugins
 from pipeline.device import cores
-from pipeline.engines import _leashed
-from pipeline.engines.contract import EnginePlugin, Job, Workers, last_line
+from pipeline.extract.launchers import _leashed
+from pipeline.extract.launchers.contract import EnginePlugin, Job, Workers, last_line
 
 
 class Engine(EnginePlugin):

@@ -17,14 +17,14 @@ import torch
 
 from pipeline.cache.cache import Cache, Location
 from pipeline.decoder import DecodeLimits, Decoder
-from pipeline.derive import OnFrames
 from pipeline.device import chosen
-from pipeline.encode import named_tokens
 from pipeline.errors import BadInput, BadVideo
+from pipeline.extract.derive import OnFrames
+from pipeline.extract.encode import named_tokens
+from pipeline.extract.worker import load_encoder
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.records import Video
 from pipeline.square import Squares
-from pipeline.worker import load_encoder
 
 FRAMES_OF_A_VIDEO = 8
 """Sampled of each video: all before them must be decoded too."""

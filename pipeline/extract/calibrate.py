@@ -16,8 +16,8 @@ from pipeline.cache.cache import pack_learnt
 from pipeline.cache.codecs.contract import FittedCodec
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.datasets.manifest.manifest import Manifest
-from pipeline.encode import named_tokens
 from pipeline.errors import StillframeError
+from pipeline.extract.encode import named_tokens
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.records import Frames, Video
 from pipeline.square import to_square

@@ -19,14 +19,14 @@ from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, fingerprint
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.decoder import DecodeLimits
 from pipeline.device import chosen
-from pipeline.donor import Donor, donors
-from pipeline.engines.contract import EnginePlugin, carry_out
 from pipeline.errors import BadInput, BadVideo
-from pipeline.fit import learn, sample_tokens
+from pipeline.extract.calibrate import learn, sample_tokens
+from pipeline.extract.launchers.contract import EnginePlugin, carry_out
+from pipeline.extract.progress import OnProgress, Progress
+from pipeline.extract.reuse import Donor, donors
+from pipeline.extract.worker import Extraction, fill
 from pipeline.models.encoders.contract import EncoderPlugin
-from pipeline.progress import OnProgress, Progress
 from pipeline.records import TokenShape, Video
-from pipeline.worker import Extraction, fill
 
 
 def extract(

@@ -17,9 +17,9 @@ from pipeline.cache.receipts import Header
 from pipeline.config import plugins
 from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, fingerprint
 from pipeline.config.toml_tables import differences, differing
-from pipeline.derive import require_derivable
 from pipeline.errors import BadInput
-from pipeline.extract import preview
+from pipeline.extract.derive import require_derivable
+from pipeline.extract.extract import preview
 
 Verdict = Literal["same", "derivable", "new layers", "everything", "not known"]
 
