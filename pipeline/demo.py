@@ -7,18 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import train
-from pipeline.bootstrap import Interval, difference
 from pipeline.cache.cache import Cache
 from pipeline.cache.status import status
 from pipeline.config.cache_spec import CacheSpec, load_spec
 from pipeline.config.recipe import Recipe, load_recipe, shipped_recipes
 from pipeline.datasets.manifest import manifest
-from pipeline.draw import draw
-from pipeline.evaluate import evaluate
 from pipeline.extract import extract as stage_one
 from pipeline.report import report
-from pipeline.run import Run
+from pipeline.train import loop
+from pipeline.train.bootstrap import Interval, difference
+from pipeline.train.evaluate import evaluate
+from pipeline.train.run import Run
+from pipeline.train.visualize import draw
 
 RECIPES = ("demo_identity", "demo_gru", "demo_gated_mamba_mix")
 TASKS = ("classify", "boxes", "points", "depth", "pose")
@@ -107,7 +107,7 @@ def _extract(spec: CacheSpec, videos: manifest.Manifest, out: Path, on_step: OnS
 
 
 def _train(recipe: Recipe, cache: Cache, out: Path, on_step: OnStep) -> Run:
-    return train.train(recipe, cache, out, on_progress=lambda state: on_step(f"training {out.name}", state.step, state.steps))
+    return loop.train(recipe, cache, out, on_progress=lambda state: on_step(f"training {out.name}", state.step, state.steps))
 
 
 def turned(gain: Interval) -> Interval:

@@ -2,7 +2,7 @@
 
 Two things make a score uncertain: which videos are asked, and with which seed was trained. The interval is that of their sum.
 - Videos are resampled, whole and the same for all settings, and give the mean over seeds anew each time (percentile bootstrap,
-  as in `pipeline.evaluate`).
+  as in `pipeline.train.evaluate`).
 - Seeds are too few to be resampled: three values drawn again from three have a third less variance than the seeds they stand
   for, and Student's tails are lost (Hesterberg, The American Statistician 69, 2015). To every resample is added what other
   seeds might have added to the mean, drawn from Student's t; all settings together know how much that is: `pipeline.seeds`.
@@ -21,8 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.bootstrap import Interval, MetricFacts
 from pipeline.seeds import TIE, SeedSpread
+from pipeline.train.bootstrap import Interval, MetricFacts
 
 RESAMPLES = 10_000
 """Of the videos. The least p is 2 / (RESAMPLES + 1), which a hundred comparisons raise to 0.02."""

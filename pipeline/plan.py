@@ -28,9 +28,9 @@ from pipeline.extract.extract import fill_stores
 from pipeline.models import profile
 from pipeline.models.video_model import layers_read
 from pipeline.records import TokenShape
-from pipeline.trainer import steps_of
+from pipeline.train.trainer import steps_of
+from pipeline.train.windows import clips_of, require_rate
 from pipeline.trial import Speed
-from pipeline.windows import clips_of, require_rate
 
 TRAINING = 3
 """A training step of what is trained, over its forward pass: backward is two of them."""

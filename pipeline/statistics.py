@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.bootstrap import Interval, MetricFacts, measure
 from pipeline.config.plugins import Settings
 from pipeline.errors import BadInput, StillframeError, unknown_name
 from pipeline.form_table import FormTable, Scored, interval_of, two_sided
 from pipeline.models.profile import Cost
 from pipeline.seeds import TIE, SeedSpread, seed_spreads
+from pipeline.train.bootstrap import Interval, MetricFacts, measure
 
 
 class Comparison(Settings):
@@ -85,7 +85,7 @@ class Outcome:
     member: str
     seed: int
     evaluation: Mapping[str, Any] | None = None
-    """As `pipeline.evaluate.read_evaluation` gives it."""
+    """As `pipeline.train.evaluate.read_evaluation` gives it."""
     training_s: float | None = None
     failed: str | None = None
     """Why it was stopped; whatever was scored of it before does not count."""

@@ -26,24 +26,24 @@ from pipeline.cache.cache import Cache
 from pipeline.cache.leases import LOOK_S, Leases
 from pipeline.cache.storage.local import write_atomically
 from pipeline.cache.storage.open import at
-from pipeline.compatibility import require_same, require_wanted, shared
 from pipeline.config.json_files import read_json, to_json
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
 from pipeline.device import numbered
 from pipeline.errors import BadInput
-from pipeline.evaluate import evaluate_together, read_evaluation
 from pipeline.extract.launchers.contract import EnginePlugin, Job, carry_out
 from pipeline.grid import SWEEP_FORMAT, Setting, SweepHeader, SweepSpec, read_header, settings_of, values_of
 from pipeline.models.profile import Cost, cost
 from pipeline.models.video_model import VideoModel
-from pipeline.ranks import ALONE, Ranks
-from pipeline.run import Run
-from pipeline.setup import make_task, open_windows
 from pipeline.statistics import Outcome, Summary, summarise
 from pipeline.statistics import Setting as Compared
-from pipeline.train import train_together
-from pipeline.trainer import Diverged, OnProgress, Trainer
+from pipeline.train.compatibility import require_same, require_wanted, shared
+from pipeline.train.distributed import ALONE, Ranks
+from pipeline.train.evaluate import evaluate_together, read_evaluation
+from pipeline.train.loop import train_together
+from pipeline.train.run import Run
+from pipeline.train.setup import make_task, open_windows
+from pipeline.train.trainer import Diverged, OnProgress, Trainer
 
 SWEEP_FILE = "sweep.json"
 SUMMARIES = "summary-*.json"

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pipeline import train
 from pipeline.cache.cache import Cache, unwritable
 from pipeline.cache.page_cache import drop
 from pipeline.cache.storage.local import Folder
@@ -35,12 +34,13 @@ from pipeline.extract.worker import fill
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.models.profile import synchronize
 from pipeline.models.video_model import layers_read
-from pipeline.ranks import ALONE
 from pipeline.records import Frames
 from pipeline.sample import WITHOUT, rate_of, sample, stand_in
 from pipeline.square import Squares
+from pipeline.train import loop
+from pipeline.train.distributed import ALONE
+from pipeline.train.windows import BATCHES_AHEAD, Windows
 from pipeline.uncached import UncachedWindows
-from pipeline.windows import BATCHES_AHEAD, Windows
 
 Tell = Callable[[str], None]
 """What is being tried."""
@@ -295,13 +295,13 @@ def _step(
         if len(timed) > LEAST_STEPS and timed[-1] - timed[0] > seconds:
             raise _Enough
 
-    tasks, windows, held_out = train.open_windows([asked], cache, cache.manifest, allow_missing=True)
+    tasks, windows, held_out = loop.open_windows([asked], cache, cache.manifest, allow_missing=True)
     with ExitStack() as stack:
         if in_loop:
             of_cache = (cache, cache.manifest, "train", asked.windows, tasks[0], windows.layers, True)
             windows = stack.enter_context(UncachedWindows(in_loop.encoder, in_loop.decoders, device, *of_cache))
         stack.enter_context(suppress(_Enough))
-        trainers = train.make_trainers({run: asked}, tasks, windows, device)
-        train.Group(trainers, windows, held_out, device, ALONE, note, None).fit()
+        trainers = loop.make_trainers({run: asked}, tasks, windows, device)
+        loop.Group(trainers, windows, held_out, device, ALONE, note, None).fit()
     timed = ended[BATCHES_AHEAD:]
     return (timed[-1] - timed[0]) / (len(timed) - 1) * batch_size / size

@@ -18,7 +18,7 @@ from pipeline.frames import decode_at
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.records import Batch
 from pipeline.square import Squares
-from pipeline.windows import Sample, Windows
+from pipeline.train.windows import Sample, Windows
 
 
 class UncachedWindows(Windows):

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from pipeline import ranks
 from pipeline.cache.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe
 from pipeline.errors import StillframeError
-from pipeline.train import train
-from pipeline.windows import Windows
+from pipeline.train import distributed
+from pipeline.train.loop import train
+from pipeline.train.windows import Windows
 
 CLEAN = Windows.on_device
 
@@ -33,7 +33,7 @@ def spoiling(split: str):
     return on_device
 
 
-def do(job: dict, ours: ranks.Ranks) -> None:
+def do(job: dict, ours: distributed.Ranks) -> None:
     out = Path(job["out"]) / str(ours.rank) if job.get("apart") else Path(job["out"])
     Windows.on_device = spoiling(job["spoil"]) if "spoil" in job and ours.rank == 1 else CLEAN
 
@@ -50,6 +50,6 @@ def do(job: dict, ours: ranks.Ranks) -> None:
 
 
 if __name__ == "__main__":
-    with ranks.joined() as ours:
+    with distributed.joined() as ours:
         for job in json.loads(Path(sys.argv[1]).read_text()):
             do(job, ours)

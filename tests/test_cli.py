@@ -34,7 +34,7 @@ from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.extract import extract
 from pipeline.grid import shipped_sweeps
 from pipeline.models.encoders.address import paint
-from pipeline.run import Run
+from pipeline.train.run import Run
 
 COMMANDS = ["manifest", "extract", "derive", "status", "verify", "diff", "replay", "train", "evaluate"]
 COMMANDS += ["stream", "import-checkpoint", "report"]

@@ -12,8 +12,8 @@ from pipeline.report.along import alike, along, over_axis, side_by_side
 from pipeline.report.provenance import commands
 from pipeline.report.style import FULL_INCHES, HALF_INCHES
 from pipeline.report.subject import of_sweep
-from pipeline.run import Run
 from pipeline.sweep import SWEEP_FILE, Sweep
+from pipeline.train.run import Run
 
 FACTORS = """
 recipe = "demo_boxes"

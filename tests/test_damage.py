@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from pipeline.cache.cache import Cache
 from pipeline.config.cache_spec import FORMAT_VERSION
-from pipeline.run import RUN_FORMAT
+from pipeline.train.run import RUN_FORMAT
 
 SHARD = "layer_5/c/0/0/0"
 

@@ -26,10 +26,10 @@ from pipeline.errors import BadInput
 from pipeline.extract import calibrate, extract
 from pipeline.extract.derive import derive
 from pipeline.records import TokenShape
-from pipeline.run import load_model
-from pipeline.stream import Stream
-from pipeline.train import train
-from pipeline.windows import Sample, Windows
+from pipeline.train.loop import train
+from pipeline.train.run import load_model
+from pipeline.train.stream import Stream
+from pipeline.train.windows import Sample, Windows
 
 ENCODER = {"name": "address", "layers": [2, 5], "width": 8, "grid": 3, "special_tokens": 2}
 CPU = torch.device("cpu")

@@ -10,9 +10,9 @@ from conftest import FPS
 
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe
-from pipeline.draw import DRAWN_PX, VideoFile, contact_sheet, squares
 from pipeline.models.encoders import address
-from pipeline.train import train
+from pipeline.train.loop import train
+from pipeline.train.visualize import DRAWN_PX, VideoFile, contact_sheet, squares
 
 
 def pixels_of(path) -> list[np.ndarray]:

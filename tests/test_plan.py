@@ -32,8 +32,8 @@ from pipeline.models.video_model import layers_read
 from pipeline.plan import break_even, plan
 from pipeline.probe import probe
 from pipeline.sample import LEAST_HEAD, sample
+from pipeline.train.windows import Windows
 from pipeline.uncached import UncachedWindows
-from pipeline.windows import Windows
 
 CPU = torch.device("cpu")
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}

@@ -18,11 +18,11 @@ from pipeline.config.cache_spec import load_spec
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
-from pipeline.evaluate import evaluate
 from pipeline.extract import extract
-from pipeline.published import import_checkpoint, read_labels, read_weights
-from pipeline.run import load_model
-from pipeline.stream import Stream
+from pipeline.train.evaluate import evaluate
+from pipeline.train.import_checkpoint import import_checkpoint, read_labels, read_weights
+from pipeline.train.run import load_model
+from pipeline.train.stream import Stream
 
 GOLDEN = Path(__file__).parent / "golden"
 CLASSES = ("turn", "close", "open", "push", "pull", "lift", "drop")

@@ -22,9 +22,9 @@ from pipeline.config.cache_spec import CacheSpec
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
 from pipeline.extract import extract
-from pipeline.ranks import ALONE, Ranks
-from pipeline.run import Run, read_metrics
-from pipeline.train import train
+from pipeline.train.distributed import ALONE, Ranks
+from pipeline.train.loop import train
+from pipeline.train.run import Run, read_metrics
 
 STUCK_S = 300
 """A start that lasts longer hangs."""

@@ -28,7 +28,7 @@ from pipeline.cache.storage.open import at
 from pipeline.cache.store import StoreReader
 from pipeline.errors import BadInput, StillframeError
 from pipeline.extract import extract
-from pipeline.windows import Windows, WindowSettings
+from pipeline.train.windows import Windows, WindowSettings
 
 s3fs = pytest.importorskip("s3fs")
 pytest.importorskip("moto.server")

@@ -14,7 +14,6 @@ import torch
 from commands import assert_refused, call, fine
 from test_temporal import NAMES, make
 
-from pipeline.bootstrap import difference
 from pipeline.cache.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe
@@ -28,8 +27,9 @@ from pipeline.report.page import Page, render
 from pipeline.report.plots import front_of
 from pipeline.report.provenance import common_part
 from pipeline.report.subject import find, of_runs, of_sweep
-from pipeline.run import Run
 from pipeline.statistics import Summary
+from pipeline.train.bootstrap import difference
+from pipeline.train.run import Run
 
 PNG = b"\x89PNG"
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline import evaluate, form_table
-from pipeline.bootstrap import Interval, MetricFacts, difference, interval
+from pipeline import form_table
 from pipeline.errors import BadInput, StillframeError
-from pipeline.evaluate import Evaluation
 from pipeline.form_table import two_sided
 from pipeline.models.profile import Cost
-from pipeline.run import CacheFacts
 from pipeline.statistics import Outcome, Setting, Summary, holm, summarise
+from pipeline.train import evaluate
+from pipeline.train.bootstrap import Interval, MetricFacts, difference, interval
+from pipeline.train.evaluate import Evaluation
+from pipeline.train.run import CacheFacts
 
 FORM = "streaming"
 STUDENT_975 = {2: 12.706, 3: 4.303, 5: 2.776}

@@ -14,10 +14,10 @@ from conftest import FPS, address_video
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput
-from pipeline.run import load_model
-from pipeline.stream import Stream
-from pipeline.train import train
-from pipeline.windows import Sample, Windows
+from pipeline.train.loop import train
+from pipeline.train.run import load_model
+from pipeline.train.stream import Stream
+from pipeline.train.windows import Sample, Windows
 
 
 def recipe(temporal: str, forms: tuple[str, ...] = ("streaming",), **task: object) -> Recipe:

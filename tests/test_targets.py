@@ -26,7 +26,7 @@ from pipeline.datasets.manifest.targets import (
 from pipeline.errors import BadInput
 from pipeline.extract import extract
 from pipeline.records import Clip
-from pipeline.windows import Sample, Windows
+from pipeline.train.windows import Sample, Windows
 
 CROP = np.array([[2.0, 0.0, -0.5], [0.0, 1.0, 0.0]])
 """A frame twice as wide as high, cropped to the square in its middle: x in [0.25, 0.75] stays."""

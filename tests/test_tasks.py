@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from pipeline.bootstrap import MetricFacts
 from pipeline.config import plugins
 from pipeline.datasets.manifest.targets import collate
 from pipeline.errors import BadInput
 from pipeline.models.tasks.classify import FrameLogits, Settings, Task, WindowLogits
 from pipeline.models.tasks.contract import STREAMING, WINDOW, StreamingReadout, TaskPlugin
+from pipeline.train.bootstrap import MetricFacts
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = plugins.names("task")

@@ -11,10 +11,10 @@ from test_train import Stop, assert_same, final, recipe, stop_at
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe, WindowSettings
 from pipeline.errors import BadInput
-from pipeline.evaluate import evaluate, evaluate_together
-from pipeline.run import read_metrics
-from pipeline.train import train, train_together
-from pipeline.windows import Windows, share_of_videos
+from pipeline.train.evaluate import evaluate, evaluate_together
+from pipeline.train.loop import train, train_together
+from pipeline.train.run import read_metrics
+from pipeline.train.windows import Windows, share_of_videos
 
 OTHERS = {
     "gru": {},

@@ -18,17 +18,17 @@ import torch
 from conftest import FPS, THREADS, address_spec, write_video
 from safetensors.numpy import load_file
 
-from pipeline.bootstrap import Interval, difference, interval
 from pipeline.cache.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe, TrainingSettings
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput, StillframeError
-from pipeline.evaluate import evaluate
 from pipeline.extract import extract
-from pipeline.run import Run, read_metrics
-from pipeline.train import train
-from pipeline.trainer import learning_rate, steps_of
+from pipeline.train.bootstrap import Interval, difference, interval
+from pipeline.train.evaluate import evaluate
+from pipeline.train.loop import train
+from pipeline.train.run import Run, read_metrics
+from pipeline.train.trainer import learning_rate, steps_of
 
 
 def recipe(**changes) -> Recipe:

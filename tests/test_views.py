@@ -28,15 +28,15 @@ from pipeline.config.recipe import Recipe, WindowSettings
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
-from pipeline.evaluate import evaluate
 from pipeline.extract import extract
 from pipeline.extract.derive import derive
 from pipeline.models.encoders import address
-from pipeline.run import load_model
 from pipeline.square import mirrored, to_part, to_square
-from pipeline.stream import Stream
-from pipeline.train import train
-from pipeline.windows import Sample, Windows
+from pipeline.train.evaluate import evaluate
+from pipeline.train.loop import train
+from pipeline.train.run import load_model
+from pipeline.train.stream import Stream
+from pipeline.train.windows import Sample, Windows
 
 CPU = torch.device("cpu")
 QUARTERS = [

@@ -10,9 +10,9 @@ from commands import assert_refused, call, fine
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_train import Stop, recipe
 
-from pipeline import watch
-from pipeline.run import read_metrics
-from pipeline.train import train
+from pipeline.train import tensorboard
+from pipeline.train.loop import train
+from pipeline.train.run import read_metrics
 
 
 def drawn(folder: Path) -> dict[str, dict[int, float]]:
@@ -37,7 +37,7 @@ def drawn_by(lines: list[dict]) -> dict[str, dict[int, float]]:
 
 def test_a_run_that_goes_on_draws_no_step_twice(material, tmp_path):
     def go(stop=None):
-        with watch.tensorboard(tmp_path / "run") as draw:
+        with tensorboard.tensorboard(tmp_path / "run") as draw:
 
             def on_progress(state):
                 draw(state.metrics)

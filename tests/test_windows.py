@@ -16,7 +16,7 @@ from pipeline.cache.cache import Cache
 from pipeline.config.recipe import WindowSettings
 from pipeline.errors import BadInput
 from pipeline.models.encoders import address
-from pipeline.windows import TIE_S, Sample, Windows, nearest, window_times
+from pipeline.train.windows import TIE_S, Sample, Windows, nearest, window_times
 
 
 class Label:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from pipeline import evaluate, train
 from pipeline.bench._timing import Tell, frozen, seconds_of, summary
 from pipeline.cache.cache import codecs_of
 from pipeline.cache.codecs.contract import CodecPlugin, FittedCodec
@@ -29,6 +28,7 @@ from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import chosen
 from pipeline.extract import derive, extract
 from pipeline.extract.calibrate import learn, sample_tokens
+from pipeline.train import evaluate, loop
 
 REFERENCE = "float16"
 RECIPE = "demo_gru"
@@ -123,7 +123,7 @@ def codec_scores(
             tell(done, len(codecs), f"training through {name}")
             changes = [f"codec.{key}={json.dumps(value)}" for key, value in codec.table().items()]
             cache = source if codec.table() == spec.codec.table() else derive.derive(source, changes, folder)
-            run = train.train(recipe, cache, folder / "runs" / name, device=device)
+            run = loop.train(recipe, cache, folder / "runs" / name, device=device)
             result = evaluate.evaluate(run, cache, device=device)
             first = result["metrics"][0]["name"]
             scores[name] = {form: {"metric": first, **of_form[first]} for form, of_form in result["forms"].items()}

@@ -26,14 +26,14 @@ from pipeline.extract import extract
 from pipeline.extract.worker import load_encoder
 from pipeline.models.profile import synchronize
 from pipeline.models.tasks.contract import TaskPlugin
-from pipeline.ranks import ALONE
 from pipeline.records import Batch
-from pipeline.run import read_metrics
-from pipeline.setup import make_trainers, open_windows
 from pipeline.timing import Timed
-from pipeline.train import Group
+from pipeline.train.distributed import ALONE
+from pipeline.train.loop import Group
+from pipeline.train.run import read_metrics
+from pipeline.train.setup import make_trainers, open_windows
+from pipeline.train.windows import Sample, Windows
 from pipeline.uncached import UncachedWindows
-from pipeline.windows import Sample, Windows
 
 WAYS = ("cached", "uncached")
 BESIDE = ("read", "decode")

@@ -26,8 +26,8 @@ from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import chosen
 from pipeline.extract import extract
 from pipeline.plan import plan
+from pipeline.train.windows import clips_of
 from pipeline.trial import attempt
-from pipeline.windows import clips_of
 
 LEAST_STEPS = 40
 """Of the epochs that are measured: as many of them as that takes."""

@@ -13,20 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.bootstrap import interval
 from pipeline.cache.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest import manifest
-from pipeline.evaluate import evaluate
 from pipeline.extract import extract
 from pipeline.models.profile import Cost, cost
 from pipeline.report import report
-from pipeline.run import Run
 from pipeline.statistics import Outcome, Setting, summarise
 from pipeline.sweep import SWEEP_FILE
-from pipeline.train import train
+from pipeline.train.bootstrap import interval
+from pipeline.train.evaluate import evaluate
+from pipeline.train.loop import train
+from pipeline.train.run import Run
 
 VIT = {
     "model_type": "vit",

@@ -23,9 +23,9 @@ from pipeline.config import plugins
 from pipeline.config.recipe import Recipe
 from pipeline.device import chosen
 from pipeline.errors import BadInput
-from pipeline.evaluate import evaluate_together
-from pipeline.train import train_together
-from pipeline.trainer import Progress
+from pipeline.train.evaluate import evaluate_together
+from pipeline.train.loop import train_together
+from pipeline.train.trainer import Progress
 
 CASES = ("reading", "computing")
 SMALL = {"temporal": {"name": "identity"}, "model": {"mixer": "last", "width": 4}}

@@ -22,7 +22,7 @@ from pipeline.cli._show import show_scores
 from pipeline.errors import BadInput
 
 if TYPE_CHECKING:
-    from pipeline.run import Run
+    from pipeline.train.run import Run
 
 
 @app.command()
@@ -43,18 +43,20 @@ def train(
     """
     from contextlib import ExitStack
 
-    from pipeline import console, ranks, watch
-    from pipeline import train as module
+    from pipeline import console
     from pipeline.cache.cache import Cache
     from pipeline.config.recipe import load_recipe
-    from pipeline.trainer import Progress
+    from pipeline.train import distributed
+    from pipeline.train import loop as module
+    from pipeline.train.tensorboard import tensorboard as event_writer
+    from pipeline.train.trainer import Progress
 
     seconds = dict[str, float]()
     with ExitStack() as stack:
-        ours = stack.enter_context(ranks.joined())
+        ours = stack.enter_context(distributed.joined())
         loaded, opened, other = load_recipe(recipe_file(recipe), sets or []), Cache(cache), other_manifest(manifest_folder)
         folder = out or Path("runs") / loaded.name
-        draw = stack.enter_context(watch.tensorboard(folder)) if tensorboard and ours.is_first else None
+        draw = stack.enter_context(event_writer(folder)) if tensorboard and ours.is_first else None
         update = stack.enter_context(console.progress(f"train {loaded.name}")) if ours.is_first else None
 
         def on_progress(state: Progress) -> None:
@@ -73,7 +75,7 @@ def train(
 def _show_run(run: Run, seconds: dict[str, float], as_json: bool) -> None:
     """What a training has come to."""
     from pipeline import console
-    from pipeline.run import read_metrics
+    from pipeline.train.run import read_metrics
 
     notes = {
         "skipped": "were left out: the cache does not cover them",
@@ -119,8 +121,8 @@ def evaluate(
 
     if checkpoint not in ("last", "best"):
         raise unknown_name("checkpoint", checkpoint, ("last", "best"))
-    from pipeline import evaluate as module
-    from pipeline.run import Run
+    from pipeline.train import evaluate as module
+    from pipeline.train.run import Run
 
     opened = Run(run)
     place = cache or opened.header.cache_path
@@ -134,7 +136,7 @@ def evaluate(
     else:
         show_scores([result])
     if draw:
-        from pipeline.draw import draw as draw_clips
+        from pipeline.train.visualize import draw as draw_clips
 
         with console.progress("draw") as update:
 
@@ -167,10 +169,10 @@ def stream(
     from contextlib import nullcontext
 
     from pipeline import console
-    from pipeline import stream as module
     from pipeline.config.toml_tables import override
-    from pipeline.draw import VideoFile
-    from pipeline.run import Run
+    from pipeline.train import stream as module
+    from pipeline.train.run import Run
+    from pipeline.train.visualize import VideoFile
 
     asked = _query(query)
     follower = module.Stream(Run(run), torch_device(device), override({}, sets or []))
@@ -201,14 +203,15 @@ def import_checkpoint(
 
     Example: stillframe import-checkpoint gmm.ckpt ssv2_gated_mamba_mix caches/dinov3_vitl16-0123456789ab --labels labels.json
     """
-    from pipeline import console, published
+    from pipeline import console
     from pipeline.cache.cache import Cache
     from pipeline.config.cache_spec import load_spec
     from pipeline.config.recipe import load_recipe
+    from pipeline.train import import_checkpoint
 
     read = load_spec(Path(source)) if source.endswith(".toml") else Cache(source)
-    names = published.read_labels(labels) if labels else None
-    run = published.import_checkpoint(
+    names = import_checkpoint.read_labels(labels) if labels else None
+    run = import_checkpoint.import_checkpoint(
         file, load_recipe(recipe_file(recipe), sets or []), read, out or Path("runs") / file.stem, names
     )
     if as_json:

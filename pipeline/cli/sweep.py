@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from pipeline.console import Update
     from pipeline.extract.launchers.contract import EnginePlugin
     from pipeline.grid import SweepSpec
-    from pipeline.ranks import Ranks
     from pipeline.statistics import Summary
     from pipeline.sweep import Sweep
-    from pipeline.trainer import Progress
+    from pipeline.train.distributed import Ranks
+    from pipeline.train.trainer import Progress
 
 
 @app.command()
@@ -66,11 +66,12 @@ def sweep(
 
     Example: stillframe sweep temporal_modules caches/demo-0123456789ab
     """
-    from pipeline import console, ranks
+    from pipeline import console
     from pipeline import sweep as module
     from pipeline.cache.cache import Cache
+    from pipeline.train import distributed
 
-    with ranks.joined() as ours:
+    with distributed.joined() as ours:
         spec = _spec(sweep, sets or [], axes or [], seeds)
         given, on = Cache(cache), torch_device(device)
         folder, crew = out or Path("sweeps") / spec.name, make_engine(engine, workers, engine_sets or [])
@@ -152,14 +153,14 @@ def _show(made: Sweep, as_json: bool) -> None:
 @contextmanager
 def _drawing(wanted: bool, folder: Path) -> Iterator[Callable[[Progress], None]]:
     """Draws the steps of every run for TensorBoard, into its own folder, if that is wanted."""
-    from pipeline import watch
+    from pipeline.train import tensorboard
 
     with ExitStack() as stack:
-        draws: dict[str, watch.Draw] = {}
+        draws: dict[str, tensorboard.Draw] = {}
 
         def draw(state: Progress) -> None:
             if state.run not in draws:
-                draws[state.run] = stack.enter_context(watch.tensorboard(folder / "runs" / state.run))
+                draws[state.run] = stack.enter_context(tensorboard.tensorboard(folder / "runs" / state.run))
             draws[state.run](state.metrics)
 
         yield draw if wanted else lambda _: None

@@ -15,8 +15,8 @@ from pipeline.report.contents import STRIPS, as_json, page_of_cache, page_of_sub
 from pipeline.report.page import Page, render
 from pipeline.report.style import STYLE
 from pipeline.report.subject import of_runs, of_sweep
-from pipeline.run import Run
 from pipeline.statistics import Summary
+from pipeline.train.run import Run
 
 
 def report(source: Sequence[Run] | Path | Cache, out: Path, split: str = "val") -> list[Path]:

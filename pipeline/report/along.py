@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from pipeline.bootstrap import Interval
 from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput
 from pipeline.grid import CACHE, GIVEN
@@ -26,6 +25,7 @@ from pipeline.report.style import COLOURS, FULL_INCHES, HALF_INCHES, SERIES, leg
 from pipeline.report.subject import Subject, cache_of
 from pipeline.report.tables import signed_text, value_text
 from pipeline.statistics import SettingSummary
+from pipeline.train.bootstrap import Interval
 
 BANDS = 6
 """Lines along an axis up to which their intervals are drawn."""

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 from pipeline.errors import BadInput
 from pipeline.report.style import COLOURS, HALF_INCHES, colours_of, legend, panel
 from pipeline.report.subject import Subject
-from pipeline.run import Run
 from pipeline.statistics import SettingSummary
+from pipeline.train.run import Run
 
 NUMBERS, NAMES = 12, 40
 """Classes up to which a confusion matrix has numbers, and names."""

@@ -18,8 +18,8 @@ from pipeline.report.provenance import commands, of_cache, of_runs
 from pipeline.report.style import FULL_INCHES, HALF_INCHES, save_png, svg
 from pipeline.report.subject import Subject, cache_of
 from pipeline.report.tables import number_text, p_text, scaled_text, seconds_text, signed_text
-from pipeline.run import Run
 from pipeline.statistics import SettingSummary, Summary
+from pipeline.train.run import Run
 
 STRIPS = "tokens"
 """The PNG file of all tokens over time."""

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from pipeline.report.style import COLOURS, HALF_INCHES, colours_of, legend, named, panel
 from pipeline.report.subject import Subject
-from pipeline.run import read_metrics
 from pipeline.statistics import SettingSummary
+from pipeline.train.run import read_metrics
 
 POINTS = 120
 """Of a curve."""

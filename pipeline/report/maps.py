@@ -12,14 +12,14 @@ from PIL import Image
 
 from pipeline.cache.cache import Cache
 from pipeline.config.recipe import WindowSettings
-from pipeline.draw import spread, squares
 from pipeline.errors import BadInput, StillframeError
 from pipeline.models.temporal.contract import Gate
 from pipeline.models.video_model import VideoModel
 from pipeline.report.pictures import manifest_of
 from pipeline.report.subject import cache_of
-from pipeline.run import Run, load_model
-from pipeline.windows import Sample, Windows
+from pipeline.train.run import Run, load_model
+from pipeline.train.visualize import spread, squares
+from pipeline.train.windows import Sample, Windows
 
 CLIPS, MOMENTS = 3, 8
 """Clips that are shown, and how often each is."""

@@ -10,10 +10,10 @@ from PIL import Image
 
 from pipeline.cache.cache import Cache
 from pipeline.datasets.manifest.manifest import Manifest
-from pipeline.draw import VideoFile, drawings, file_name
 from pipeline.errors import StillframeError
 from pipeline.report.subject import Subject, cache_of
-from pipeline.run import Run
+from pipeline.train.run import Run
+from pipeline.train.visualize import VideoFile, drawings, file_name
 
 CLIPS = 3
 """Of each run."""

@@ -9,8 +9,8 @@ from typing import Any
 from pipeline.cache.cache import Cache
 from pipeline.grid import CACHE, GIVEN
 from pipeline.report.subject import Subject
-from pipeline.run import tool_versions
 from pipeline.sweep import SWEEP_FILE
+from pipeline.train.run import tool_versions
 
 
 def of_runs(subject: Subject) -> dict[str, Any]:

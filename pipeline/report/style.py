@@ -17,8 +17,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.bootstrap import Interval
 from pipeline.report.subject import Subject
+from pipeline.train.bootstrap import Interval
 
 SERIES = (
     "#3465c8",

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.bootstrap import Interval, MetricFacts
 from pipeline.cache.cache import HEADER_FILE, Cache
 from pipeline.cache.storage.open import at
 from pipeline.config.json_files import read_json
 from pipeline.errors import BadInput
-from pipeline.evaluate import read_evaluation
 from pipeline.models.profile import Cost, cost
 from pipeline.records import TokenShape
-from pipeline.run import Run
 from pipeline.statistics import Outcome, Setting, SettingSummary, Summary, summarise
 from pipeline.sweep import SUMMARIES, SWEEP_FILE
+from pipeline.train.bootstrap import Interval, MetricFacts
+from pipeline.train.evaluate import read_evaluation
+from pipeline.train.run import Run
 
 AGAIN = "run the same sweep again: it goes on where it was"
 Source = Sequence[Run] | Path | Cache

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from pipeline.bootstrap import Interval
 from pipeline.report.subject import Subject
 from pipeline.statistics import SettingSummary
+from pipeline.train.bootstrap import Interval
 
 Row = Mapping[str, Any]
 """Key -> plain value; None where there is none."""

@@ -15,10 +15,8 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
-from pipeline.bootstrap import Interval, MetricFacts, interval
 from pipeline.cache.cache import Cache
 from pipeline.cache.storage.local import write_atomically
-from pipeline.compatibility import require_covered, require_shared, require_truth, require_wanted
 from pipeline.config import plugins
 from pipeline.config.json_files import read_json, to_json
 from pipeline.config.plugins import Settings
@@ -29,9 +27,11 @@ from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.models.video_model import VideoModel
 from pipeline.records import Batch, OnDevice
-from pipeline.run import CacheFacts, Run, load_model
-from pipeline.train import EVAL_BATCH
-from pipeline.windows import Windows
+from pipeline.train.bootstrap import Interval, MetricFacts, interval
+from pipeline.train.compatibility import require_covered, require_shared, require_truth, require_wanted
+from pipeline.train.loop import EVAL_BATCH
+from pipeline.train.run import CacheFacts, Run, load_model
+from pipeline.train.windows import Windows
 
 TRIVIAL_WINDOWS = 512
 """Training windows whose truth the trivial answer may look at."""

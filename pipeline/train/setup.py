@@ -10,14 +10,6 @@ import torch
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.storage.local import write_atomically
-from pipeline.compatibility import (
-    made_from,
-    require_covered,
-    require_same,
-    require_shared,
-    require_truth,
-    require_wanted,
-)
 from pipeline.config import plugins
 from pipeline.config.json_files import to_json
 from pipeline.config.recipe import Recipe
@@ -25,10 +17,11 @@ from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.models.video_model import VideoModel, layers_read
-from pipeline.ranks import ALONE, Ranks
-from pipeline.run import Run, RunHeader, tool_versions
-from pipeline.trainer import Trainer
-from pipeline.windows import Windows
+from pipeline.train.compatibility import made_from, require_covered, require_same, require_shared, require_truth, require_wanted
+from pipeline.train.distributed import ALONE, Ranks
+from pipeline.train.run import Run, RunHeader, tool_versions
+from pipeline.train.trainer import Trainer
+from pipeline.train.windows import Windows
 
 
 def make_trainers(

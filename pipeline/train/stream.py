@@ -26,8 +26,8 @@ from pipeline.device import chosen
 from pipeline.errors import BadInput
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.models.tasks.contract import STREAMING, Query
-from pipeline.run import Run, load_model
 from pipeline.square import to_square
+from pipeline.train.run import Run, load_model
 
 
 class AskedBoxes(Settings):

@@ -28,7 +28,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import STREAMING, TaskPlugin
 from pipeline.models.video_model import VideoModel
-from pipeline.run import RUN_FORMAT, CacheFacts, Run, RunHeader, tool_versions
+from pipeline.train.run import RUN_FORMAT, CacheFacts, Run, RunHeader, tool_versions
 
 PARTS = {"encoder.interm_mlps.": "mixer.", "sequential_core.": "temporal."}
 LEFT_OUT = ("loss_fn.",)

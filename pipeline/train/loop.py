@@ -17,20 +17,18 @@ import numpy as np
 import torch
 
 from pipeline.cache.cache import Cache
-from pipeline.compatibility import (
-    require_division,
-)
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
 from pipeline.models.mixers import Moments
 from pipeline.models.tasks.contract import TaskPlugin
-from pipeline.ranks import ALONE, Ranks
 from pipeline.records import Batch, OnDevice
-from pipeline.run import Run
-from pipeline.setup import make_trainers, open_windows
-from pipeline.trainer import Diverged, OnProgress, Trainer
-from pipeline.windows import Windows
+from pipeline.train.compatibility import require_division
+from pipeline.train.distributed import ALONE, Ranks
+from pipeline.train.run import Run
+from pipeline.train.setup import make_trainers, open_windows
+from pipeline.train.trainer import Diverged, OnProgress, Trainer
+from pipeline.train.windows import Windows
 
 EVAL_BATCH = 64
 """Windows per batch in evaluation; changes no result."""

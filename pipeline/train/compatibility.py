@@ -13,9 +13,9 @@ from pipeline.config.toml_tables import differences
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import TaskPlugin
-from pipeline.ranks import Ranks
-from pipeline.run import RUN_FORMAT, CacheFacts, Run
-from pipeline.windows import Windows
+from pipeline.train.distributed import Ranks
+from pipeline.train.run import RUN_FORMAT, CacheFacts, Run
+from pipeline.train.windows import Windows
 
 
 def shared(recipe: Recipe) -> dict[str, Any]:

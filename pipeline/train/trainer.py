@@ -1,4 +1,4 @@
-"""One run in training: its model, its optimiser and its place in the schedule. Who feeds it is `pipeline.train`'s affair.
+"""One run in training: its model, its optimiser and its place in the schedule. Who feeds it is `pipeline.train.loop`'s affair.
 
 All randomness is a function of (seed, step): a resumed run ends with the same weights as an undisturbed one on CPU.
 """
@@ -23,10 +23,10 @@ from pipeline.errors import BadInput, StillframeError
 from pipeline.models.mixers import Moments, TokenNorm
 from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.models.video_model import VideoModel, parameter_groups
-from pipeline.ranks import Ranks
 from pipeline.records import OnDevice
-from pipeline.run import Run, load_weights, read_metrics
 from pipeline.timing import Timed
+from pipeline.train.distributed import Ranks
+from pipeline.train.run import Run, load_weights, read_metrics
 
 
 @dataclass

@@ -19,11 +19,11 @@ from pipeline.cache.cache import Cache
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import chosen
 from pipeline.errors import BadInput, BadVideo
-from pipeline.evaluate import require_same_cache
 from pipeline.records import Clip
-from pipeline.run import Run, load_model
 from pipeline.square import to_square
-from pipeline.windows import Sample, Windows
+from pipeline.train.evaluate import require_same_cache
+from pipeline.train.run import Run, load_model
+from pipeline.train.windows import Sample, Windows
 
 DRAWN_PX = 384
 """Side of the squares that are drawn on, if the encoder saw smaller ones."""
