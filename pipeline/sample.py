@@ -17,10 +17,10 @@ from pipeline.config.recipe import Recipe
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
-from pipeline.decoder import Decoder
 from pipeline.errors import BadVideo, StillframeError
-from pipeline.probe import TIMESTAMPS, Probe, expected_frames, list_images, open_video
 from pipeline.records import Clip, Video
+from pipeline.video.probe import TIMESTAMPS, Probe, expected_frames, list_images, open_video
+from pipeline.video.sandbox import Decoder
 
 LEAST_HEAD = 64
 """Frames of a long video that are taken at least."""

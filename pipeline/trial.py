@@ -27,7 +27,6 @@ from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe, WindowSettings
 from pipeline.datasets.manifest.manifest import Manifest
-from pipeline.decoder import Decoder
 from pipeline.errors import BadVideo, StillframeError
 from pipeline.extract import extract
 from pipeline.extract.worker import fill
@@ -36,11 +35,12 @@ from pipeline.models.profile import synchronize
 from pipeline.models.video_model import layers_read
 from pipeline.records import Frames
 from pipeline.sample import WITHOUT, rate_of, sample, stand_in
-from pipeline.square import Squares
 from pipeline.train import loop
 from pipeline.train.distributed import ALONE
 from pipeline.train.windows import BATCHES_AHEAD, Windows
 from pipeline.uncached import UncachedWindows
+from pipeline.video.sandbox import Decoder
+from pipeline.video.transforms import Squares
 
 Tell = Callable[[str], None]
 """What is being tried."""

@@ -14,11 +14,11 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from pipeline.frames import decode_at
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.records import Batch
-from pipeline.square import Squares
 from pipeline.train.windows import Sample, Windows
+from pipeline.video.decode import decode_at
+from pipeline.video.transforms import Squares
 
 
 class UncachedWindows(Windows):

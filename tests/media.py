@@ -10,7 +10,7 @@ import av
 import numpy as np
 
 from pipeline.errors import BadVideo
-from pipeline.frames import decode
+from pipeline.video.decode import decode
 
 SHARED_CLIPS = Path(__file__).parents[1] / ".." / "shared" / "clips"
 

@@ -26,17 +26,12 @@ GROUND = ["errors", "records", "device", "timing"]
 """Files that all may import, and that import nothing but each other."""
 ROOMS = [
     "config",
+    "video",
     "datasets",
     "models",
     "cache",
     "extract",
     "train",
-    "probe",
-    "pictures",
-    "frames",
-    "square",
-    "decode_worker",
-    "decoder",
     "uncached",
     "seeds",
     "form_table",

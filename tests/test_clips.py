@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from media import SHARED_CLIPS, read
 
-from pipeline.frames import decode
-from pipeline.probe import expected_frames, probe
+from pipeline.video.decode import decode
+from pipeline.video.probe import expected_frames, probe
 
 COUNTS = {
     "ava_gym.mp4": 300,

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from pipeline import frames
 from pipeline.cache.codecs.contract import FittedCodec
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.errors import BadInput, StillframeError
-from pipeline.square import to_square
+from pipeline.video import decode as video_decode
+from pipeline.video.transforms import to_square
 
 CODECS = plugins.names("codec")
 EXTREME = 60000.0
@@ -270,7 +270,7 @@ def real_tokens() -> dict[str, torch.Tensor]:
     encoder = plugins.load("encoder", "transformers")(spec.encoder.settings, 224, torch.device("cpu"))
     squares = []
     for path in sorted(Path(clips).glob("*.mp4"))[:8]:
-        for block in islice(frames.decode(path, 1.0, block_frames=1), 6):
+        for block in islice(video_decode.decode(path, 1.0, block_frames=1), 6):
             square, _ = to_square(torch.from_numpy(block.pixels_FHWC), 224, "crop", "bicubic", block.pixel_aspect)
             squares.append(square)
     tokens = encoder(torch.cat(squares))

@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 from media import encode, grey
 
-from pipeline import decode_worker
-from pipeline.decoder import DecodeLimits, Decoder
 from pipeline.errors import BadVideo
-from pipeline.frames import Block, Counted, decode_rates
+from pipeline.video import decode_process
+from pipeline.video.decode import Block, Counted, decode_rates
+from pipeline.video.sandbox import DecodeLimits, Decoder
 
 LEVELS = [20 + 10 * k for k in range(20)]
 
@@ -233,13 +233,13 @@ def test_flow_control_bounds_memory(tmp_path):
     with Decoder() as decoder:
         blocks = decoder.decode(path, [None], None, counted)
         next(blocks)
-        ahead = (decode_worker.BLOCKS_AHEAD + 3) * 8
+        ahead = (decode_process.BLOCKS_AHEAD + 3) * 8
         before = -1
-        while before != (before := decode_worker.read_count(decoder._process.count).decoded):
+        while before != (before := decode_process.read_count(decoder._process.count).decoded):
             time.sleep(0.3)
         assert before <= ahead
         assert sum(len(block.frames) for block in blocks) == 792
-        assert len(decoder._process.buffers) <= decode_worker.BLOCKS_AHEAD + 4
+        assert len(decoder._process.buffers) <= decode_process.BLOCKS_AHEAD + 4
     assert counted.decoded == 800
 
 
@@ -461,7 +461,7 @@ def test_many_videos_through_one_process_leave_no_descriptor(tmp_path):
         for _ in range(49):
             assert [outcome(decoder.decode(path, [None])) for path in paths] == wanted
         assert decoder.pid == pid
-        assert descriptors() <= busy + decode_worker.BLOCKS_AHEAD
+        assert descriptors() <= busy + decode_process.BLOCKS_AHEAD
         assert len(list(Path(f"/proc/{pid}/fd").iterdir())) < 32
         os.kill(pid, signal.SIGKILL)
         assert outcome(decoder.decode(paths[0], [None])) == wanted[0]

@@ -24,10 +24,10 @@ from pipeline.cache.cache import Cache
 from pipeline.cache.status import status
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
-from pipeline.decoder import Decoder
 from pipeline.errors import BadInput, StillframeError
 from pipeline.extract import extract, store_builder
 from pipeline.models.encoders import address
+from pipeline.video.sandbox import Decoder
 
 
 def digest(cache: Cache) -> dict[str, str]:

@@ -26,8 +26,8 @@ from av.codec.context import Flags
 from media import SHARED_CLIPS, encode
 
 from pipeline.errors import BadVideo
-from pipeline.frames import Counted, decode_rates
-from pipeline.probe import open_video
+from pipeline.video.decode import Counted, decode_rates
+from pipeline.video.probe import open_video
 
 pytestmark = pytest.mark.skipif(not (shutil.which("ffmpeg") and shutil.which("ffprobe")), reason="ffmpeg is not installed")
 

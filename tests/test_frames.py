@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from media import SHARED_CLIPS, encode, grey, read
 
 from pipeline.errors import BadVideo
-from pipeline.frames import TOLERANCE_S, decode, decode_at, is_sampled
-from pipeline.probe import probe
+from pipeline.video.decode import TOLERANCE_S, decode, decode_at, is_sampled
+from pipeline.video.probe import probe
 
 LEVELS = [20 + 10 * k for k in range(20)]
 GREYS = [grey(level) for level in LEVELS]
@@ -378,7 +378,7 @@ def test_decoding_stops_at_the_end_of_the_window(tmp_path, monkeypatch):
     path = encode(tmp_path / "long.mp4", moving(60), options={"g": "10", "bf": "0"})
     _, times_s, _ = read(path)
     seen = []
-    monkeypatch.setattr("pipeline.frames.Counted.picture", lambda self, end_s: seen.append(end_s))
+    monkeypatch.setattr("pipeline.video.decode.Counted.picture", lambda self, end_s: seen.append(end_s))
     decode_at(path, times_s[34:38])
     assert len(seen) <= 4 + 4 + 3  # the window, what lies between the keyframe and it, and what is looked back at
 

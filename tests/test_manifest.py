@@ -23,8 +23,8 @@ from pipeline.datasets.manifest.jsonl import AT_ONCE, from_lines, to_line
 from pipeline.datasets.manifest.manifest import Manifest, build
 from pipeline.datasets.synthetic import plane
 from pipeline.errors import BadInput, StillframeError
-from pipeline.probe import Probe, probe
 from pipeline.records import Clip, Video
+from pipeline.video.probe import Probe, probe
 
 SMALL = {"clips_per_class": 2, "frames": 3, "size_px": 32, "val_fraction": 0.5}
 LINE = {"clip_id": "a", "video_id": "v", "source": "v.mp4", "start_s": 0.0, "stop_s": 1.0, "split": "train", "label": "x"}

@@ -22,8 +22,8 @@ from pipeline.config import plugins
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput, StillframeError
-from pipeline.frames import decode
 from pipeline.records import Clip
+from pipeline.video.decode import decode
 
 GT = os.environ.get("STILLFRAME_GT")
 needs_gt = pytest.mark.skipif(GT is None, reason="STILLFRAME_GT names no folder")

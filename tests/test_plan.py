@@ -30,10 +30,10 @@ from pipeline.models import profile
 from pipeline.models.encoders import transformers
 from pipeline.models.video_model import layers_read
 from pipeline.plan import break_even, plan
-from pipeline.probe import probe
 from pipeline.sample import LEAST_HEAD, sample
 from pipeline.train.windows import Windows
 from pipeline.uncached import UncachedWindows
+from pipeline.video.probe import probe
 
 CPU = torch.device("cpu")
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}

@@ -14,7 +14,7 @@ import pytest
 from media import SHARED_CLIPS, encode, grey, tone
 
 from pipeline.errors import BadVideo
-from pipeline.probe import (
+from pipeline.video.probe import (
     IMAGE_SUFFIXES,
     MEDIA_SUFFIXES,
     Probe,

@@ -19,7 +19,6 @@ from test_one_pass import FLIP, PART, vit_spec
 from test_square import blurred, most, noise, resize_then_crop
 from test_targets import Wants
 
-from pipeline import frames
 from pipeline.cache.cache import Cache
 from pipeline.cache.verify import audit
 from pipeline.config import plugins
@@ -31,12 +30,13 @@ from pipeline.errors import BadInput
 from pipeline.extract import extract
 from pipeline.extract.derive import derive
 from pipeline.models.encoders import address
-from pipeline.square import mirrored, to_part, to_square
 from pipeline.train.evaluate import evaluate
 from pipeline.train.loop import train
 from pipeline.train.run import load_model
 from pipeline.train.stream import Stream
 from pipeline.train.windows import Sample, Windows
+from pipeline.video import decode
+from pipeline.video.transforms import mirrored, to_part, to_square
 
 CPU = torch.device("cpu")
 QUARTERS = [
@@ -270,7 +270,7 @@ def test_tokens_of_the_flip_are_those_of_flipped_squares(material, tmp_path):
         squares = [
             to_square(torch.from_numpy(block.pixels_FHWC), 32, "crop", "bilinear")[0].flip(-1)
             for video in videos
-            for block in frames.decode(material.root / video, 4)
+            for block in decode.decode(material.root / video, 4)
         ]
         for name in ("special", "layer_0", "layer_2"):
             tokens = [encoder(batch) for batch in torch.cat(squares).split(5)]

@@ -24,8 +24,8 @@ from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.manifest.manifest import Manifest, write
 from pipeline.extract import extract
 from pipeline.extract.progress import Progress
-from pipeline.probe import Probe
 from pipeline.records import Clip
+from pipeline.video.probe import Probe
 
 SAMPLE_S = 0.05
 SIZE_PX, FPS, SHORT_FRAMES = 64, 30, 8

@@ -24,8 +24,8 @@ from pipeline.cli._show import show_status
 
 if TYPE_CHECKING:
     from pipeline.cache.cache import Cache
-    from pipeline.decoder import DecodeLimits
     from pipeline.extract.progress import Progress
+    from pipeline.video.sandbox import DecodeLimits
 
 
 @app.command()
@@ -136,7 +136,7 @@ def _show_made(caches: list[Cache], as_json: bool) -> None:
 def _limits(sets: list[str]) -> DecodeLimits:
     from pipeline.config import plugins
     from pipeline.config.toml_tables import override
-    from pipeline.decoder import DecodeLimits
+    from pipeline.video.sandbox import DecodeLimits
 
     return plugins.check(DecodeLimits, override({}, sets), "--limit")
 

@@ -25,8 +25,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline.config.plugins import Settings
-from pipeline.probe import Probe
 from pipeline.records import Clip
+from pipeline.video.probe import Probe
 
 
 class DatasetPlugin(ABC):

@@ -25,8 +25,8 @@ from pipeline.config import plugins
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.formats.annotations import few, normalised_boxes, note, probe_all
 from pipeline.errors import BadInput, BadVideo, unknown_name
-from pipeline.probe import Probe, list_images, open_image
 from pipeline.records import Clip
+from pipeline.video.probe import Probe, list_images, open_image
 
 SPLITS = {"train": "train", "val": "val", "test-dev": "test", "test-challenge": "test"}
 """Name of the list -> split."""

@@ -25,8 +25,8 @@ from pipeline.config import plugins
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.formats.annotations import probe_all
 from pipeline.errors import BadInput, unknown_name
-from pipeline.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES, Probe
 from pipeline.records import Clip
+from pipeline.video.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES, Probe
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "label", "split", "start_s", "stop_s")

@@ -24,7 +24,7 @@ import numpy as np
 
 from pipeline.datasets.formats.recordings import FramesSettings, Recording, RecordingDataset, read_numbers, rigid
 from pipeline.errors import BadInput
-from pipeline.probe import IMAGE_SUFFIXES
+from pipeline.video.probe import IMAGE_SUFFIXES
 
 FPS = 10
 LEFT_GREY = ("image_0", "image_l")

@@ -25,8 +25,8 @@ from pipeline.config import plugins
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.formats.annotations import few, normalised_boxes, note, present, probe_all
 from pipeline.errors import BadInput
-from pipeline.probe import Probe
 from pipeline.records import Clip
+from pipeline.video.probe import Probe
 
 PARTS = {"david": (300, 770), "diving": (1, 215), "football1": (1, 74), "freeman3": (1, 460), "freeman4": (1, 283)}
 """Sequence -> first and last annotated image, counted from 1; got10k/datasets/otb.py has the same."""

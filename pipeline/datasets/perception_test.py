@@ -38,8 +38,8 @@ from pipeline.datasets.formats.annotations import (
     videos_by_name,
 )
 from pipeline.errors import BadInput
-from pipeline.probe import Probe
 from pipeline.records import Clip
+from pipeline.video.probe import Probe
 
 SPLITS = {"train": "train", "valid": "val", "test": "test"}
 """Official name -> split."""

@@ -19,8 +19,8 @@ from pipeline.config import plugins
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.folder import draw_splits, find_media
 from pipeline.datasets.formats.annotations import probe_all
-from pipeline.probe import Probe
 from pipeline.records import Clip
+from pipeline.video.probe import Probe
 
 
 class Settings(plugins.Settings):

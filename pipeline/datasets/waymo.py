@@ -33,8 +33,8 @@ from pipeline.config import plugins
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.formats.annotations import DAMAGED, few, normalised_boxes, note, present, probe_all
 from pipeline.errors import BadInput, BadVideo, StillframeError
-from pipeline.probe import TIMESTAMPS
 from pipeline.records import Clip
+from pipeline.video.probe import TIMESTAMPS
 
 SPLITS = {"training": "train", "validation": "val"}
 """Folder -> split. The folders `testing` and `testing_location` have no boxes."""

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 
-from pipeline import frames
 from pipeline.cache.cache import pack_learnt
 from pipeline.cache.codecs.contract import FittedCodec
 from pipeline.config.cache_spec import CacheSpec
@@ -20,7 +19,8 @@ from pipeline.errors import StillframeError
 from pipeline.extract.encode import named_tokens
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.records import Frames, Video
-from pipeline.square import to_square
+from pipeline.video import decode
+from pipeline.video.transforms import to_square
 
 Plan = Mapping[int, Mapping[str, int]]
 """store -> video_id -> expected frames."""
@@ -86,7 +86,7 @@ def _squares(
 def _decoded(video: Video, manifest: Manifest, rate: float | None) -> Iterator[Frames]:
     """Blocks of a video, up to where it fails: extraction will list it with the reason."""
     path = manifest.root / video.source
-    blocks = frames.decode(path, rate, video.image_fps)
+    blocks = decode.decode(path, rate, video.image_fps)
     while True:
         try:
             block = next(blocks, None)

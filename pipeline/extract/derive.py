@@ -34,8 +34,8 @@ from pipeline.errors import BadInput
 from pipeline.extract.calibrate import learn, spread
 from pipeline.extract.extract import fill_stores
 from pipeline.extract.store_builder import Draft
-from pipeline.frames import is_sampled
 from pipeline.records import TokenShape
+from pipeline.video.decode import is_sampled
 
 STORE = ("store.chunk_frames", "store.shard_mb", "store.store_mb", "store.compression")
 DERIVABLE = ("name", "encoder.layers", "views", "frames.fps", "codec.", *STORE)

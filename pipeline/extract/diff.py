@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 
-from pipeline import probe
 from pipeline.cache.cache import Cache, neighbours
 from pipeline.cache.codecs.contract import fitted_to
 from pipeline.cache.receipts import Header
@@ -20,6 +19,7 @@ from pipeline.config.toml_tables import differences, differing
 from pipeline.errors import BadInput
 from pipeline.extract.derive import require_derivable
 from pipeline.extract.extract import preview
+from pipeline.video import probe
 
 Verdict = Literal["same", "derivable", "new layers", "everything", "not known"]
 

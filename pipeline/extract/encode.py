@@ -26,15 +26,15 @@ from pipeline.cache.leases import Leases, lease_of
 from pipeline.cache.receipts import Content
 from pipeline.cache.store import in_view, layer_name, stored_name, view_of
 from pipeline.config.cache_spec import BASE
-from pipeline.decoder import DecodeLimits, Decoder
 from pipeline.errors import BadVideo, StillframeError
 from pipeline.extract.progress import OnProgress, Progress
 from pipeline.extract.reuse import Donor
 from pipeline.extract.store_builder import Draft
-from pipeline.frames import Block, Counted
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.records import Tokens, Video
-from pipeline.square import Squares
+from pipeline.video.decode import Block, Counted
+from pipeline.video.sandbox import DecodeLimits, Decoder
+from pipeline.video.transforms import Squares
 
 
 @dataclass

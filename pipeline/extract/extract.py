@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from pipeline import probe
 from pipeline.cache.cache import HEADER_FILE, Cache, require_same, unwritable
 from pipeline.cache.codecs.contract import FittedCodec, fitted_to
 from pipeline.cache.leases import Leases
@@ -17,7 +16,6 @@ from pipeline.cache.storage import Place
 from pipeline.cache.storage.open import at
 from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, fingerprint
 from pipeline.datasets.manifest.manifest import Manifest
-from pipeline.decoder import DecodeLimits
 from pipeline.device import chosen
 from pipeline.errors import BadInput, BadVideo
 from pipeline.extract.calibrate import learn, sample_tokens
@@ -27,6 +25,8 @@ from pipeline.extract.reuse import Donor, donors
 from pipeline.extract.worker import Extraction, fill
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.records import TokenShape, Video
+from pipeline.video import probe
+from pipeline.video.sandbox import DecodeLimits
 
 
 def extract(

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from pipeline.cache.cache import Cache, Location
-from pipeline.decoder import DecodeLimits, Decoder
 from pipeline.device import chosen
 from pipeline.errors import BadInput, BadVideo
 from pipeline.extract.derive import OnFrames
@@ -24,7 +23,8 @@ from pipeline.extract.encode import named_tokens
 from pipeline.extract.worker import load_encoder
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.records import Video
-from pipeline.square import Squares
+from pipeline.video.sandbox import DecodeLimits, Decoder
+from pipeline.video.transforms import Squares
 
 FRAMES_OF_A_VIDEO = 8
 """Sampled of each video: all before them must be decoded too."""

@@ -14,10 +14,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline import probe
 from pipeline.cache.cache import Cache, unwritable
 from pipeline.cache.leases import Leases, claimed
-from pipeline.decoder import DecodeLimits
 from pipeline.device import numbered
 from pipeline.errors import BadInput
 from pipeline.extract.encode import Lane, Pipeline
@@ -26,6 +24,8 @@ from pipeline.extract.progress import OnProgress, Progress
 from pipeline.extract.reuse import Donor, donors
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.records import Video
+from pipeline.video import probe
+from pipeline.video.sandbox import DecodeLimits
 
 
 class Extraction(Job):

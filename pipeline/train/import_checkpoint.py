@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 
-from pipeline import probe
 from pipeline.cache.cache import Cache
 from pipeline.cache.storage.local import write_atomically
 from pipeline.config import plugins
@@ -29,6 +28,7 @@ from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import STREAMING, TaskPlugin
 from pipeline.models.video_model import VideoModel
 from pipeline.train.run import RUN_FORMAT, CacheFacts, Run, RunHeader, tool_versions
+from pipeline.video import probe
 
 PARTS = {"encoder.interm_mlps.": "mixer.", "sequential_core.": "temporal."}
 LEFT_OUT = ("loss_fn.",)

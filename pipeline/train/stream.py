@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import frames
 from pipeline.cache.cache import codecs_of, read_learnt
 from pipeline.cache.storage.open import at
 from pipeline.cache.store import layer_name, token_arrays
@@ -26,8 +25,9 @@ from pipeline.device import chosen
 from pipeline.errors import BadInput
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.models.tasks.contract import STREAMING, Query
-from pipeline.square import to_square
 from pipeline.train.run import Run, load_model
+from pipeline.video import decode
+from pipeline.video.transforms import to_square
 
 
 class AskedBoxes(Settings):
@@ -91,7 +91,7 @@ class Stream:
         BadVideo where the video ends badly, after the frames before that.
         """
         state, settings = None, self.spec.frames
-        for block in frames.decode(path, self.fps, block_frames=1):
+        for block in decode.decode(path, self.fps, block_frames=1):
             pixels = torch.from_numpy(block.pixels_FHWC).to(self.device)
             square_1CHW, affine_23 = to_square(pixels, settings.size_px, settings.fit, settings.resample, block.pixel_aspect)
             with torch.inference_mode():

@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from av.video.stream import VideoStream
 
-from pipeline import frames
 from pipeline.cache.cache import Cache
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import chosen
 from pipeline.errors import BadInput, BadVideo
 from pipeline.records import Clip
-from pipeline.square import to_square
 from pipeline.train.evaluate import require_same_cache
 from pipeline.train.run import Run, load_model
 from pipeline.train.windows import Sample, Windows
+from pipeline.video import decode
+from pipeline.video.transforms import to_square
 
 DRAWN_PX = 384
 """Side of the squares that are drawn on, if the encoder saw smaller ones."""
@@ -113,7 +113,7 @@ def squares(cache: Cache, root: Path, clip: Clip, time_s_T: np.ndarray) -> np.nd
     side = max(DRAWN_PX, settings["size_px"])
     found: dict[float, np.ndarray] = {}
     try:
-        for block in frames.decode(path, cache.fps, clip.image_fps):
+        for block in decode.decode(path, cache.fps, clip.image_fps):
             wanted = np.isin(block.time_s, time_s_T)
             if wanted.any():
                 pixels = torch.from_numpy(block.pixels_FHWC[wanted])

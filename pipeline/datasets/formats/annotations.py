@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.errors import BadInput, BadVideo
-from pipeline.probe import Probe, probe
+from pipeline.video.probe import Probe, probe
 
 T = TypeVar("T")
 DAMAGED = "the file is damaged or its download stopped: fetch it again"

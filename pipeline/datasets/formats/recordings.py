@@ -32,8 +32,8 @@ from pydantic import Field
 from pipeline.config import plugins
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.errors import BadInput, BadVideo
-from pipeline.probe import TIMESTAMPS, probe
 from pipeline.records import Clip
+from pipeline.video.probe import TIMESTAMPS, probe
 
 OURS = re.compile(rf"frame_\d{{6,}}\.\w+|{re.escape(TIMESTAMPS)}")
 """What an image folder laid out by this file holds, and nothing else."""

@@ -32,8 +32,8 @@ from pipeline.config import plugins
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.manifest.jsonl import REBUILD, from_lines, to_line
 from pipeline.errors import BadInput, BadVideo, StillframeError, unknown_name
-from pipeline.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES, Probe, probe
 from pipeline.records import Clip, Video
+from pipeline.video.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES, Probe, probe
 
 CLIPS, TARGETS, VIDEOS, ORIGIN = "manifest.jsonl", "targets.h5", "videos.jsonl", "dataset.json"
 

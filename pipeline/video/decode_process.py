@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import BadVideo
-from pipeline.frames import BLOCK_BYTES, Block, Counted, decode_rates
+from pipeline.video.decode import BLOCK_BYTES, Block, Counted, decode_rates
 
 BLOCKS_AHEAD = 4
 """Blocks handed over and not taken yet."""

@@ -1,4 +1,4 @@
-"""Video -> Frames: decode and sample by presentation time. Pixels are those of `pipeline.pictures`.
+"""Video -> Frames: decode and sample by presentation time. Pixels are those of `pipeline.video.rgb`.
 
 Times are the container's presentation times. A missing or non-increasing one becomes the previous time plus 1 / rate. AVI has
 no presentation times: there the k-th frame shown takes the k-th decode time, which is k / rate unless frames were dropped.
@@ -24,8 +24,8 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from pipeline.errors import BadVideo
-from pipeline.pictures import Picture, deinterlaced, upright_rgb
-from pipeline.probe import (
+from pipeline.records import Frames
+from pipeline.video.probe import (
     first_frame_s,
     frame_rate,
     header_end_s,
@@ -35,7 +35,7 @@ from pipeline.probe import (
     open_video,
     reason_of,
 )
-from pipeline.records import Frames
+from pipeline.video.rgb import Picture, deinterlaced, upright_rgb
 
 TOLERANCE_S = 1e-3
 """Matroska and FLV round times to 1 ms: a frame this late still counts as shown at a sampling instant."""

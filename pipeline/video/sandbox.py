@@ -29,12 +29,12 @@ from typing import Any, Self
 import numpy as np
 from pydantic import Field
 
-from pipeline import decode_worker
 from pipeline.config.plugins import Settings
-from pipeline.decode_worker import COUNT_BYTES, PACKET_BYTES, read_count
 from pipeline.errors import BadVideo
-from pipeline.frames import Block, Counted
 from pipeline.records import Frames
+from pipeline.video import decode_process
+from pipeline.video.decode import Block, Counted
+from pipeline.video.decode_process import COUNT_BYTES, PACKET_BYTES, read_count
 
 TICK_S = 0.2
 """Between two looks at a silent process. A wait counts as no more than this, so that a suspended program blames no video."""
@@ -157,7 +157,7 @@ class _Process:
             self.count = mmap.mmap(count_fd, COUNT_BYTES)
             inherited = (theirs.fileno(), count_fd)
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", decode_worker.__name__, *map(str, (*inherited, memory_mb))],
+                [sys.executable, "-P", "-m", decode_process.__name__, *map(str, (*inherited, memory_mb))],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=inherited,
