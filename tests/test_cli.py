@@ -31,8 +31,8 @@ from pipeline.config import plugins
 from pipeline.config.recipe import shipped_recipes
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
+from pipeline.experiments.sweep_spec import shipped_sweeps
 from pipeline.extract import extract
-from pipeline.grid import shipped_sweeps
 from pipeline.models.encoders.address import paint
 from pipeline.train.run import Run
 

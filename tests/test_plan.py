@@ -17,22 +17,22 @@ from media import encode, grey
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline import trial
 from pipeline.bench import epoch as bench_epoch
 from pipeline.cache.storage.open import at
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec, load_spec
 from pipeline.config.recipe import Recipe, load_recipe
 from pipeline.datasets.manifest import manifest
+from pipeline.experiments import measure
+from pipeline.experiments.plan import break_even, plan
+from pipeline.experiments.subset import LEAST_HEAD, sample
+from pipeline.experiments.uncached import UncachedWindows
 from pipeline.extract import extract
 from pipeline.extract.worker import load_encoder
 from pipeline.models import profile
 from pipeline.models.encoders import transformers
 from pipeline.models.video_model import layers_read
-from pipeline.plan import break_even, plan
-from pipeline.sample import LEAST_HEAD, sample
 from pipeline.train.windows import Windows
-from pipeline.uncached import UncachedWindows
 from pipeline.video.probe import probe
 
 CPU = torch.device("cpu")
@@ -62,11 +62,11 @@ def recipe(temporal: str = "identity", **training: object) -> Recipe:
     return plugins.check(Recipe, table, "test")
 
 
-def speed(**changes: float) -> trial.Speed:
+def speed(**changes: float) -> measure.Speed:
     table = {"videos": 4, "frames": 256, "load_s": 5, "start_s": 1, "frame_s": 0.01, "decode_s": 0.002, "encode_s": 0.008}
     table |= {"write_s": 0.001, "frame_bytes": 8e5, "read_hot_bytes_per_s": 4e9, "read_cold_bytes_per_s": 1e9, "step_s": 0.5}
     table |= {"uncached_step_s": 1.5}
-    return trial.Speed(**table | changes)
+    return measure.Speed(**table | changes)
 
 
 # Sizes
@@ -245,7 +245,7 @@ def test_a_video_whose_header_promises_much_and_that_holds_nothing_does_not_stan
 
 def test_nothing_stays_of_a_trial(place, tmp_path):
     out = tmp_path / "caches"
-    made = trial.attempt(
+    made = measure.attempt(
         load_spec(place.spec),
         manifest.Manifest.load(place.data),
         load_recipe(place.recipe),
@@ -276,8 +276,8 @@ def test_with_a_slow_encoder_a_step_is_tried_with_fewer_windows(vit_cache, tmp_p
     found = {}
     for name, encode_s in (("fast", 1e-9), ("slow", 1e9)):
         sizes.clear()
-        found[name] = trial._step(asked, vit_cache, tmp_path / name, CPU, 0.1, trial._InLoop(encoder, 1, encode_s))
-        assert set(sizes) == {batch if name == "fast" else 1} and len(sizes) > trial.BATCHES_AHEAD + trial.LEAST_STEPS
+        found[name] = measure._step(asked, vit_cache, tmp_path / name, CPU, 0.1, measure._InLoop(encoder, 1, encode_s))
+        assert set(sizes) == {batch if name == "fast" else 1} and len(sizes) > measure.BATCHES_AHEAD + measure.LEAST_STEPS
     assert batch > 1 and frames > 1 and min(found.values()) > 0
 
 

@@ -17,6 +17,7 @@ from test_temporal import NAMES, make
 from pipeline.cache.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe
+from pipeline.experiments.summary import Summary
 from pipeline.models.temporal.contract import Gate
 from pipeline.models.video_model import VideoModel
 from pipeline.records import TokenShape
@@ -27,7 +28,6 @@ from pipeline.report.page import Page, render
 from pipeline.report.plots import front_of
 from pipeline.report.provenance import common_part
 from pipeline.report.subject import find, of_runs, of_sweep
-from pipeline.statistics import Summary
 from pipeline.train.bootstrap import difference
 from pipeline.train.run import Run
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.seeds import FEWEST, SeedSpread, moderated, seed_spreads, trigamma_inverse
+from pipeline.experiments.seed_variance import FEWEST, SeedSpread, moderated, seed_spreads, trigamma_inverse
 
 STUDENT_975 = {1: 12.706, 2: 4.303}
 """Degrees of freedom -> the 97.5 % point of Student's t."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline import form_table
 from pipeline.errors import BadInput, StillframeError
-from pipeline.form_table import two_sided
+from pipeline.experiments import resampling
+from pipeline.experiments.resampling import two_sided
+from pipeline.experiments.summary import Outcome, Setting, Summary, holm, summarise
 from pipeline.models.profile import Cost
-from pipeline.statistics import Outcome, Setting, Summary, holm, summarise
 from pipeline.train import evaluate
 from pipeline.train.bootstrap import Interval, MetricFacts, difference, interval
 from pipeline.train.evaluate import Evaluation
@@ -74,7 +74,7 @@ def table(shape, seed=0, spread=1.0):
 
 def test_one_seed_is_what_evaluate_says(monkeypatch):
     """The same resamples, the same interval; the gain is `difference`."""
-    monkeypatch.setattr(form_table, "RESAMPLES", evaluate.RESAMPLES)
+    monkeypatch.setattr(resampling, "RESAMPLES", evaluate.RESAMPLES)
     videos = [f"video {clip // 3}" for clip in range(90)]
     weights = np.random.default_rng(5).uniform(0.5, 2, 90)
     base = setting("base", {0: table(90)}, videos=videos, weights=weights)
@@ -113,7 +113,7 @@ def test_videos_alone_give_the_interval_of_the_normal_law():
 def test_coverage(seed_spread, video_spread, monkeypatch):
     """Three seeds and sixty videos, 300 times over: the interval holds the truth about 95 times in 100, for the score and for
     the gain, and a gain that is not there is found about 5 times in 100. The bounds are 4 standard errors and more away."""
-    monkeypatch.setattr(form_table, "RESAMPLES", 1000)
+    monkeypatch.setattr(resampling, "RESAMPLES", 1000)
     rng, trials = np.random.default_rng(0), 300
     held, gained, found = 0, 0, 0
 
@@ -292,7 +292,7 @@ def test_blocks_change_no_result(monkeypatch):
     tables, keys = worlds()
     settings = [setting(name, dict(enumerate(each)), **keys) for name, each in tables.items()]
     whole = rows(*settings)
-    monkeypatch.setattr(form_table, "BLOCK_NUMBERS", 30 * 7)
+    monkeypatch.setattr(resampling, "BLOCK_NUMBERS", 30 * 7)
     for name, row in rows(*settings).items():
         assert row.intervals[FORM].model_dump() == pytest.approx(whole[name].intervals[FORM].model_dump(), rel=1e-12)
 

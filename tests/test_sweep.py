@@ -20,14 +20,14 @@ from pipeline.config import plugins
 from pipeline.config.recipe import load_recipe
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
+from pipeline.experiments.sweep import Sweep, groups_of, sweep
+from pipeline.experiments.sweep_caches import prepare
+from pipeline.experiments.sweep_spec import SweepSpec, load_sweep, settings_of, shipped_sweeps
 from pipeline.extract import extract
-from pipeline.grid import SweepSpec, load_sweep, settings_of, shipped_sweeps
 from pipeline.models.profile import cost
-from pipeline.sweep import Sweep, groups_of, sweep
 from pipeline.train.evaluate import read_evaluation
 from pipeline.train.loop import train
 from pipeline.train.run import Run, read_metrics
-from pipeline.variants import prepare
 
 BASE = {
     "task": {"name": "classify", "readout_width": 16, "heads": 2},

@@ -21,8 +21,8 @@ from test_sweep import BASE, assert_as_alone
 from pipeline.cache.leases import Holder, holders
 from pipeline.cache.storage.open import at
 from pipeline.device import cores
-from pipeline.grid import SweepSpec, load_sweep
-from pipeline.sweep import Sweep, sweep
+from pipeline.experiments.sweep import Sweep, sweep
+from pipeline.experiments.sweep_spec import SweepSpec, load_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 40

@@ -22,6 +22,7 @@ from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest import manifest
 from pipeline.device import chosen
+from pipeline.experiments.uncached import UncachedWindows
 from pipeline.extract import extract
 from pipeline.extract.worker import load_encoder
 from pipeline.models.profile import synchronize
@@ -33,7 +34,6 @@ from pipeline.train.loop import Group
 from pipeline.train.run import read_metrics
 from pipeline.train.setup import make_trainers, open_windows
 from pipeline.train.windows import Sample, Windows
-from pipeline.uncached import UncachedWindows
 
 WAYS = ("cached", "uncached")
 BESIDE = ("read", "decode")

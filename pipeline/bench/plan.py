@@ -24,10 +24,10 @@ from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import chosen
+from pipeline.experiments.measure import attempt
+from pipeline.experiments.plan import plan
 from pipeline.extract import extract
-from pipeline.plan import plan
 from pipeline.train.windows import clips_of
-from pipeline.trial import attempt
 
 LEAST_STEPS = 40
 """Of the epochs that are measured: as many of them as that takes."""

@@ -18,11 +18,11 @@ from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest import manifest
+from pipeline.experiments.summary import Outcome, Setting, summarise
+from pipeline.experiments.sweep import SWEEP_FILE
 from pipeline.extract import extract
 from pipeline.models.profile import Cost, cost
 from pipeline.report import report
-from pipeline.statistics import Outcome, Setting, summarise
-from pipeline.sweep import SWEEP_FILE
 from pipeline.train.bootstrap import interval
 from pipeline.train.evaluate import evaluate
 from pipeline.train.loop import train

@@ -5,7 +5,7 @@ A store is a Zarr v3 group that plain `zarr.open_group` reads; it exists for rea
 receipt is written last: everything is written aside, synced, renamed, and only then vouched for. So a kill at any byte
 loses at most the store in flight.
 
-Token arrays are sharded; `pipeline/shards.py` knows the bytes of a shard file. Uncompressed rows are read straight into the
+Token arrays are sharded; `shard` knows the bytes of a shard file. Uncompressed rows are read straight into the
 batch, compressed ones through zarr-python, which also writes the metadata and the small arrays.
 """
 

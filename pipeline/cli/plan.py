@@ -13,8 +13,8 @@ from pipeline.cli.bench import bench_app
 from pipeline.errors import BadInput
 
 if TYPE_CHECKING:
-    from pipeline.plan import Operations, Plan
-    from pipeline.trial import Speed
+    from pipeline.experiments.measure import Speed
+    from pipeline.experiments.plan import Operations, Plan
 
 PER_TABLE = 1_000_000
 """Frames of a plan without videos."""
@@ -60,9 +60,9 @@ def plan(
         if frames is not None or loaded.frames.rate is None:
             raise BadInput("--hours-of-video wants a spec with a rate, and no --frames", "--set frames.fps=12")
         frames = round(hours * 3600 * loaded.frames.rate)
-    from pipeline import plan as module
     from pipeline.device import chosen
-    from pipeline.trial import attempt
+    from pipeline.experiments import plan as module
+    from pipeline.experiments.measure import attempt
 
     where = chosen(torch_device(device))
     module.require(loaded, videos, asked)

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
     from pipeline.cache.cache import Cache
     from pipeline.console import Update
+    from pipeline.experiments.summary import Summary
+    from pipeline.experiments.sweep import Sweep
+    from pipeline.experiments.sweep_spec import SweepSpec
     from pipeline.extract.launchers.contract import EnginePlugin
-    from pipeline.grid import SweepSpec
-    from pipeline.statistics import Summary
-    from pipeline.sweep import Sweep
     from pipeline.train.distributed import Ranks
     from pipeline.train.trainer import Progress
 
@@ -67,8 +67,8 @@ def sweep(
     Example: stillframe sweep temporal_modules caches/demo-0123456789ab
     """
     from pipeline import console
-    from pipeline import sweep as module
     from pipeline.cache.cache import Cache
+    from pipeline.experiments import sweep as module
     from pipeline.train import distributed
 
     with distributed.joined() as ours:
@@ -108,9 +108,9 @@ def _train(
 ) -> Sweep:
     """Makes the caches of a sweep and trains its members; the first rank shows how far it is itself."""
     from pipeline import console
-    from pipeline import sweep as module
-    from pipeline.grid import settings_of
-    from pipeline.variants import prepare
+    from pipeline.experiments import sweep as module
+    from pipeline.experiments.sweep_caches import prepare
+    from pipeline.experiments.sweep_spec import settings_of
 
     def bar(what: str) -> AbstractContextManager[Update]:
         return console.progress(f"{what} {spec.name}") if ranks.is_first else nullcontext(lambda *_: None)
@@ -168,7 +168,7 @@ def _drawing(wanted: bool, folder: Path) -> Iterator[Callable[[Progress], None]]
 
 def _spec(name: str, sets: list[str], axes: list[str], seeds: int | None) -> SweepSpec:
     from pipeline.config.toml_tables import assignment
-    from pipeline.grid import load_sweep, shipped_sweeps
+    from pipeline.experiments.sweep_spec import load_sweep, shipped_sweeps
 
     found = dict(map(assignment, axes))
     for key, value in found.items():
@@ -181,9 +181,9 @@ def _spec(name: str, sets: list[str], axes: list[str], seeds: int | None) -> Swe
 
 def _require_trainable(spec: SweepSpec, given: Cache, folder: Path) -> None:
     """Refuses what the sweep itself would refuse, as far as that can be told before its other caches are made."""
-    from pipeline.grid import GIVEN, settings_of
-    from pipeline.sweep import require_trainable
-    from pipeline.variants import require_rendered
+    from pipeline.experiments.sweep import require_trainable
+    from pipeline.experiments.sweep_caches import require_rendered
+    from pipeline.experiments.sweep_spec import GIVEN, settings_of
 
     for setting in settings_of(spec):
         if setting.cache != GIVEN and spec.caches[setting.cache].data:
@@ -195,8 +195,8 @@ def _require_trainable(spec: SweepSpec, given: Cache, folder: Path) -> None:
 def _show_plan(spec: SweepSpec, as_json: bool) -> None:
     """What would be trained, and which of it from one read."""
     from pipeline import console
-    from pipeline.grid import settings_of
-    from pipeline.sweep import groups_of
+    from pipeline.experiments.sweep import groups_of
+    from pipeline.experiments.sweep_spec import settings_of
 
     settings = settings_of(spec)
     group_of = {name: number for number, group in enumerate(groups_of(settings), start=1) for name in group}

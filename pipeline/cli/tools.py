@@ -64,7 +64,7 @@ def list_plugins(
     from pipeline.config import plugins
     from pipeline.config.recipe import shipped_recipes
     from pipeline.errors import unknown_name
-    from pipeline.grid import shipped_sweeps
+    from pipeline.experiments.sweep_spec import shipped_sweeps
 
     shipped = {"recipe": shipped_recipes(), "sweep": shipped_sweeps()}
     kinds = [*plugins.FOLDERS, *shipped]

@@ -11,11 +11,11 @@ import matplotlib
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.storage.local import write_atomically
+from pipeline.experiments.summary import Summary
 from pipeline.report.contents import STRIPS, as_json, page_of_cache, page_of_subject
 from pipeline.report.page import Page, render
 from pipeline.report.style import STYLE
 from pipeline.report.subject import of_runs, of_sweep
-from pipeline.statistics import Summary
 from pipeline.train.run import Run
 
 

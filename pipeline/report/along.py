@@ -19,12 +19,12 @@ from matplotlib.transforms import ScaledTranslation
 
 from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput
-from pipeline.grid import CACHE, GIVEN
+from pipeline.experiments.summary import SettingSummary
+from pipeline.experiments.sweep_spec import CACHE, GIVEN
 from pipeline.report.plots import score_label, score_view
 from pipeline.report.style import COLOURS, FULL_INCHES, HALF_INCHES, SERIES, legend, named, panel, view
 from pipeline.report.subject import Subject, cache_of
 from pipeline.report.tables import signed_text, value_text
-from pipeline.statistics import SettingSummary
 from pipeline.train.bootstrap import Interval
 
 BANDS = 6

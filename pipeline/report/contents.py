@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from pipeline.cache.cache import Cache
 from pipeline.cache.status import status
 from pipeline.errors import BadInput
+from pipeline.experiments.summary import SettingSummary, Summary
 from pipeline.report import along, curves, maps, pictures, plots, tables
 from pipeline.report.answers import answers
 from pipeline.report.page import Page, Plot
@@ -18,7 +19,6 @@ from pipeline.report.provenance import commands, of_cache, of_runs
 from pipeline.report.style import FULL_INCHES, HALF_INCHES, save_png, svg
 from pipeline.report.subject import Subject, cache_of
 from pipeline.report.tables import number_text, p_text, scaled_text, seconds_text, signed_text
-from pipeline.statistics import SettingSummary, Summary
 from pipeline.train.run import Run
 
 STRIPS = "tokens"

@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from pipeline.experiments.summary import SettingSummary
 from pipeline.models.profile import Cost
 from pipeline.report.style import COLOURS, HALF_INCHES, colours_of, legend, named, panel, shortened, view
 from pipeline.report.subject import Subject
 from pipeline.report.tables import scaled_text
-from pipeline.statistics import SettingSummary
 
 ROWS = 30
 """Settings in the interval plot."""

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.cache.cache import Cache
-from pipeline.grid import CACHE, GIVEN
+from pipeline.experiments.sweep import SWEEP_FILE
+from pipeline.experiments.sweep_spec import CACHE, GIVEN
 from pipeline.report.subject import Subject
-from pipeline.sweep import SWEEP_FILE
 from pipeline.train.run import tool_versions
 
 

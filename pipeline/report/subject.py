@@ -11,10 +11,10 @@ from pipeline.cache.cache import HEADER_FILE, Cache
 from pipeline.cache.storage.open import at
 from pipeline.config.json_files import read_json
 from pipeline.errors import BadInput
+from pipeline.experiments.summary import Outcome, Setting, SettingSummary, Summary, summarise
+from pipeline.experiments.sweep import SUMMARIES, SWEEP_FILE
 from pipeline.models.profile import Cost, cost
 from pipeline.records import TokenShape
-from pipeline.statistics import Outcome, Setting, SettingSummary, Summary, summarise
-from pipeline.sweep import SUMMARIES, SWEEP_FILE
 from pipeline.train.bootstrap import Interval, MetricFacts
 from pipeline.train.evaluate import read_evaluation
 from pipeline.train.run import Run

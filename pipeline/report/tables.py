@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from pipeline.experiments.summary import SettingSummary
 from pipeline.report.subject import Subject
-from pipeline.statistics import SettingSummary
 from pipeline.train.bootstrap import Interval
 
 Row = Mapping[str, Any]

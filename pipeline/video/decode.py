@@ -1,4 +1,4 @@
-"""Video -> Frames: decode and sample by presentation time. Pixels are those of `pipeline.video.rgb`.
+"""Video -> Frames: decode and sample by presentation time. Pixels are those of `rgb`.
 
 Times are the container's presentation times. A missing or non-increasing one becomes the previous time plus 1 / rate. AVI has
 no presentation times: there the k-th frame shown takes the k-th decode time, which is k / rate unless frames were dropped.

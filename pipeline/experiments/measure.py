@@ -28,17 +28,17 @@ from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe, WindowSettings
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadVideo, StillframeError
+from pipeline.experiments.subset import WITHOUT, rate_of, sample, stand_in
+from pipeline.experiments.uncached import UncachedWindows
 from pipeline.extract import extract
 from pipeline.extract.worker import fill
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.models.profile import synchronize
 from pipeline.models.video_model import layers_read
 from pipeline.records import Frames
-from pipeline.sample import WITHOUT, rate_of, sample, stand_in
 from pipeline.train import loop
 from pipeline.train.distributed import ALONE
 from pipeline.train.windows import BATCHES_AHEAD, Windows
-from pipeline.uncached import UncachedWindows
 from pipeline.video.sandbox import Decoder
 from pipeline.video.transforms import Squares
 

@@ -1,6 +1,6 @@
 """Settings of a sweep side by side: scores with intervals over seeds and videos, gains over a reference, and what they cost.
 
-What makes a score uncertain, and how that is told, stands in `pipeline.form_table` and `pipeline.seeds`.
+What makes a score uncertain, and how that is told, stands in `resampling` and `seed_variance`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 
 from pipeline.config.plugins import Settings
 from pipeline.errors import BadInput, StillframeError, unknown_name
-from pipeline.form_table import FormTable, Scored, interval_of, two_sided
+from pipeline.experiments.resampling import FormTable, Scored, interval_of, two_sided
+from pipeline.experiments.seed_variance import TIE, SeedSpread, seed_spreads
 from pipeline.models.profile import Cost
-from pipeline.seeds import TIE, SeedSpread, seed_spreads
 from pipeline.train.bootstrap import Interval, MetricFacts, measure
 
 

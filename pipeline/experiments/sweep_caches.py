@@ -13,9 +13,9 @@ from pipeline.cache.storage.open import at
 from pipeline.config import plugins
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
+from pipeline.experiments.sweep_spec import GIVEN, OtherCache, SweepSpec, settings_of
 from pipeline.extract.derive import derive
 from pipeline.extract.extract import extract
-from pipeline.grid import GIVEN, OtherCache, SweepSpec, settings_of
 
 OnStep = Callable[[str, float, float], None]
 """(what, done, total)"""

@@ -3,7 +3,7 @@
     sweeps/NAME/sweep.json        what is compared, and on which cache
     sweeps/NAME/runs/<member>/    a run as `train` makes it; failed.json beside it says why it was stopped
     sweeps/NAME/leases/           who is at which member, see `pipeline.cache.leases`
-    sweeps/NAME/summary-<task>.json   scores, intervals and costs of all settings, see `pipeline.statistics`
+    sweeps/NAME/summary-<task>.json   scores, intervals and costs of all settings, see `pipeline.experiments.summary`
 
 Any number of workers may be at work on a sweep. Each takes members that share windows and that nobody else is at, trains them
 from one read, and scores them from one more. A worker that is lost costs what came after the last checkpoints.
@@ -31,12 +31,12 @@ from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
 from pipeline.device import numbered
 from pipeline.errors import BadInput
+from pipeline.experiments.summary import Outcome, Summary, summarise
+from pipeline.experiments.summary import Setting as Compared
+from pipeline.experiments.sweep_spec import SWEEP_FORMAT, Setting, SweepHeader, SweepSpec, read_header, settings_of, values_of
 from pipeline.extract.launchers.contract import EnginePlugin, Job, carry_out
-from pipeline.grid import SWEEP_FORMAT, Setting, SweepHeader, SweepSpec, read_header, settings_of, values_of
 from pipeline.models.profile import Cost, cost
 from pipeline.models.video_model import VideoModel
-from pipeline.statistics import Outcome, Summary, summarise
-from pipeline.statistics import Setting as Compared
 from pipeline.train.compatibility import require_same, require_wanted, shared
 from pipeline.train.distributed import ALONE, Ranks
 from pipeline.train.evaluate import evaluate_together, read_evaluation
@@ -267,8 +267,8 @@ def sweep(
 ) -> Sweep:
     """Trains and scores what is left of a sweep in folder `out`, and sums it up in `summary-<task>.json`.
 
-    `caches`: those that `pipeline.variants.prepare` has made, by their names in the sweep. Without an `engine` the work is done
-    in this process and the other `ranks`, each a worker like any other; all return when no member is left, and the first one
+    `caches`: those that `sweep_caches.prepare` has made, by their names in the sweep. Without an `engine` the work is done in
+    this process and the other `ranks`, each a worker like any other; all return when no member is left, and the first one
     sums up. Raises BadInput for what cannot be trained, before anything is.
     """
     made = Sweep.create(out, spec, caches, allow_missing)

@@ -23,6 +23,7 @@ from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
+from pipeline.experiments.measure import Speed
 from pipeline.extract import extract
 from pipeline.extract.extract import fill_stores
 from pipeline.models import profile
@@ -30,7 +31,6 @@ from pipeline.models.video_model import layers_read
 from pipeline.records import TokenShape
 from pipeline.train.trainer import steps_of
 from pipeline.train.windows import clips_of, require_rate
-from pipeline.trial import Speed
 
 TRAINING = 3
 """A training step of what is trained, over its forward pass: backward is two of them."""

@@ -5,7 +5,7 @@ Two things make a score uncertain: which videos are asked, and with which seed w
   as in `pipeline.train.evaluate`).
 - Seeds are too few to be resampled: three values drawn again from three have a third less variance than the seeds they stand
   for, and Student's tails are lost (Hesterberg, The American Statistician 69, 2015). To every resample is added what other
-  seeds might have added to the mean, drawn from Student's t; all settings together know how much that is: `pipeline.seeds`.
+  seeds might have added to the mean, drawn from Student's t; all settings together know how much that is (`seed_variance`).
 Where the seed decides alone and there are three, such an interval holds the truth at least 95 times in 100; resampling seeds
 and videos (the pigeonhole bootstrap, Owen, Annals of Applied Statistics 1, 2007) does so about 78 times. No interval goes
 beyond the scores that its metric can give.
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.seeds import TIE, SeedSpread
+from pipeline.experiments.seed_variance import TIE, SeedSpread
 from pipeline.train.bootstrap import Interval, MetricFacts
 
 RESAMPLES = 10_000
