@@ -13,7 +13,7 @@ from pipeline.config.cache_spec import CacheSpec, load_spec
 from pipeline.config.recipe import Recipe, load_recipe, shipped_recipes
 from pipeline.datasets.manifest import manifest
 from pipeline.extract import extract as stage_one
-from pipeline.report import report
+from pipeline.report.report import report
 from pipeline.train import loop
 from pipeline.train.bootstrap import Interval, difference
 from pipeline.train.evaluate import evaluate

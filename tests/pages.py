@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.bench.report import made_up_sweep
-from pipeline.report import report
+from pipeline.report.report import report
 
 MODULES = ("gru", "identity", "min_gru")
 RUNS = 18

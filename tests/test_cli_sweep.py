@@ -9,10 +9,10 @@ from commands import SPEC, assert_refused, call, fine
 
 from pipeline.experiments.sweep import SWEEP_FILE, Sweep
 from pipeline.experiments.sweep_spec import load_sweep, settings_of, shipped_sweeps
-from pipeline.report.along import alike, along, over_axis, side_by_side
+from pipeline.report.axis_plots import alike, along, over_axis, side_by_side
 from pipeline.report.provenance import commands
+from pipeline.report.source import of_sweep
 from pipeline.report.style import FULL_INCHES, HALF_INCHES
-from pipeline.report.subject import of_sweep
 from pipeline.train.run import Run
 
 FACTORS = """

@@ -21,13 +21,14 @@ from pipeline.experiments.summary import Summary
 from pipeline.models.temporal.contract import Gate
 from pipeline.models.video_model import VideoModel
 from pipeline.records import TokenShape
-from pipeline.report import maps, report, style, tables
+from pipeline.report import style, tables, token_maps
 from pipeline.report.curves import mean_and_band
-from pipeline.report.maps import principal_colours, walk
 from pipeline.report.page import Page, render
 from pipeline.report.plots import front_of
 from pipeline.report.provenance import common_part
-from pipeline.report.subject import find, of_runs, of_sweep
+from pipeline.report.report import report
+from pipeline.report.source import find, of_runs, of_sweep
+from pipeline.report.token_maps import principal_colours, walk
 from pipeline.train.bootstrap import difference
 from pipeline.train.run import Run
 
@@ -122,7 +123,7 @@ def test_every_plot_is_a_file_and_in_the_page(page):
     html = page.read_text(encoding="utf-8")
     assert html.count("<svg role=") == len(names) + 1 + 1  # and the interval plot once more for phones
     assert html.count("data:video/mp4;base64,") == 6 == len(list((page.parent / "videos").rglob("*.mp4")))
-    assert html.count("data:image/jpeg;base64,") == maps.CLIPS * maps.MOMENTS
+    assert html.count("data:image/jpeg;base64,") == token_maps.CLIPS * token_maps.MOMENTS
     assert not re.search(r'(?:src|href)="(?!data:|#)', html) and "url(http" not in html
 
 
@@ -201,7 +202,7 @@ def test_without_its_videos_a_page_shows_tokens_and_says_what_is_missing(sweep, 
         (sweep.parent / "moved").rename(world)
     text = plain_text(page)
     assert "Not drawn for gru-lr0.003-s0: video" in text and "The frames themselves are not shown" in text
-    assert page.read_text(encoding="utf-8").count("data:image/png;base64,") >= 3 * maps.CLIPS * maps.MOMENTS
+    assert page.read_text(encoding="utf-8").count("data:image/png;base64,") >= 3 * token_maps.CLIPS * token_maps.MOMENTS
 
 
 # A cache
@@ -329,7 +330,7 @@ def test_colours_of_tokens_are_fixed_by_a_rule():
 
 
 def test_a_page_has_the_colours_that_plots_are_drawn_in():
-    css = (Path(style.__file__).parent / "page.css").read_text(encoding="utf-8")
+    css = (Path(style.__file__).parent / "assets" / "page.css").read_text(encoding="utf-8")
     light, dark = (dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", part)) for part in css.split("@media", 2)[:2])
     assert {name: light[name] for name in style.COLOURS} == style.COLOURS
     assert set(style.COLOURS) <= set(dark) and len(style.NAMES) == len(style.COLOURS)

@@ -22,7 +22,7 @@ from pipeline.experiments.summary import Outcome, Setting, summarise
 from pipeline.experiments.sweep import SWEEP_FILE
 from pipeline.extract import extract
 from pipeline.models.profile import Cost, cost
-from pipeline.report import report
+from pipeline.report.report import report
 from pipeline.train.bootstrap import interval
 from pipeline.train.evaluate import evaluate
 from pipeline.train.loop import train

@@ -248,8 +248,8 @@ def report(
     Example: stillframe report runs/* --out report
     """
     from pipeline import console
-    from pipeline import report as module
-    from pipeline.report.subject import find
+    from pipeline.report import report as module
+    from pipeline.report.source import find
 
     for page in module.report(find(source), out, split):
         console.show(str(page))

@@ -134,7 +134,7 @@ def _train(
 def _show(made: Sweep, as_json: bool) -> None:
     """The tables and the pages of a finished sweep; exit code 3 where members were stopped."""
     from pipeline import console
-    from pipeline.report import report
+    from pipeline.report.report import report
 
     summaries = made.summaries
     pages = [str(page) for page in report(made.path, made.path / "report")]

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pipeline.experiments.summary import SettingSummary
+from pipeline.report.source import Subject
 from pipeline.report.style import COLOURS, HALF_INCHES, colours_of, legend, named, panel
-from pipeline.report.subject import Subject
 from pipeline.train.run import read_metrics
 
 POINTS = 120

@@ -15,11 +15,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from pipeline.report.maps import Film
-from pipeline.report.pictures import Video
 from pipeline.report.tables import Table
+from pipeline.report.token_maps import Film
+from pipeline.report.videos import Video
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "assets"
 
 
 @dataclass

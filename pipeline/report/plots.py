@@ -11,8 +11,8 @@ from matplotlib.ticker import NullLocator
 
 from pipeline.experiments.summary import SettingSummary
 from pipeline.models.profile import Cost
+from pipeline.report.source import Subject
 from pipeline.report.style import COLOURS, HALF_INCHES, colours_of, legend, named, panel, shortened, view
-from pipeline.report.subject import Subject
 from pipeline.report.tables import scaled_text
 
 ROWS = 30

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.cache.cache import Cache
 from pipeline.experiments.sweep import SWEEP_FILE
 from pipeline.experiments.sweep_spec import CACHE, GIVEN
-from pipeline.report.subject import Subject
+from pipeline.report.source import Subject
 from pipeline.train.run import tool_versions
 
 

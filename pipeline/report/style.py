@@ -17,7 +17,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.report.subject import Subject
+from pipeline.report.source import Subject
 from pipeline.train.bootstrap import Interval
 
 SERIES = (

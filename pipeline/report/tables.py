@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from pipeline.experiments.summary import SettingSummary
-from pipeline.report.subject import Subject
+from pipeline.report.source import Subject
 from pipeline.train.bootstrap import Interval
 
 Row = Mapping[str, Any]

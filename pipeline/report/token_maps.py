@@ -15,8 +15,8 @@ from pipeline.config.recipe import WindowSettings
 from pipeline.errors import BadInput, StillframeError
 from pipeline.models.temporal.contract import Gate
 from pipeline.models.video_model import VideoModel
-from pipeline.report.pictures import manifest_of
-from pipeline.report.subject import cache_of
+from pipeline.report.source import cache_of
+from pipeline.report.videos import manifest_of
 from pipeline.train.run import Run, load_model
 from pipeline.train.visualize import spread, squares
 from pipeline.train.windows import Sample, Windows

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file
 
 from pipeline.errors import BadInput
 from pipeline.experiments.summary import SettingSummary
+from pipeline.report.source import Subject
 from pipeline.report.style import COLOURS, HALF_INCHES, colours_of, legend, panel
-from pipeline.report.subject import Subject
 from pipeline.train.run import Run
 
 NUMBERS, NAMES = 12, 40

@@ -22,8 +22,8 @@ from pipeline.errors import BadInput
 from pipeline.experiments.summary import SettingSummary
 from pipeline.experiments.sweep_spec import CACHE, GIVEN
 from pipeline.report.plots import score_label, score_view
+from pipeline.report.source import Subject, cache_of
 from pipeline.report.style import COLOURS, FULL_INCHES, HALF_INCHES, SERIES, legend, named, panel, view
-from pipeline.report.subject import Subject, cache_of
 from pipeline.report.tables import signed_text, value_text
 from pipeline.train.bootstrap import Interval
 

@@ -12,12 +12,12 @@ from pipeline.cache.cache import Cache
 from pipeline.cache.status import status
 from pipeline.errors import BadInput
 from pipeline.experiments.summary import SettingSummary, Summary
-from pipeline.report import along, curves, maps, pictures, plots, tables
-from pipeline.report.answers import answers
+from pipeline.report import axis_plots, curves, plots, tables, token_maps, videos
 from pipeline.report.page import Page, Plot
+from pipeline.report.predictions import answers
 from pipeline.report.provenance import commands, of_cache, of_runs
+from pipeline.report.source import Subject, cache_of
 from pipeline.report.style import FULL_INCHES, HALF_INCHES, save_png, svg
-from pipeline.report.subject import Subject, cache_of
 from pipeline.report.tables import number_text, p_text, scaled_text, seconds_text, signed_text
 from pipeline.train.run import Run
 
@@ -52,8 +52,8 @@ def page_of_subject(subject: Subject, out: Path) -> Page:
     scores.narrow_svg = svg(plots.intervals(subject, HALF_INCHES), scores.title)
     if len(subject.ranked()) > plots.ROWS:
         scores.caption += f" The best {plots.ROWS} of {len(subject.ranked())} and what they are compared with."
-    page.videos, page.no_videos = pictures.videos(subject, out / "videos")
-    page.films, page.no_films = maps.films_of_run(*_recurrent(subject), subject.summary.split)
+    page.videos, page.no_videos = videos.videos(subject, out / "videos")
+    page.films, page.no_films = token_maps.films_of_run(*_recurrent(subject), subject.summary.split)
     try:
         _add_cache(page, cache_of(subject.shown(subject.ranked()[0])[0]))
     except BadInput as error:
@@ -81,7 +81,7 @@ def page_of_cache(cache: Cache, out: Path) -> Page:
         commands=[f"stillframe report {cache}"],
         provenance=of_cache(cache),
     )
-    page.films, page.no_films = maps.films_of_cache(cache)
+    page.films, page.no_films = token_maps.films_of_cache(cache)
     _add_cache(page, cache)
     _save_films(page, out)
     return page
@@ -240,18 +240,18 @@ def _placed(out: Path, figures: Mapping[str, Figure]) -> list[Plot]:
 
 def _along(subject: Subject, out: Path) -> list[Plot]:
     """Axes that have the same lines side by side, all others one by one."""
-    found = along.along(subject)
-    alike = along.alike(found)
-    wide = _placed(out, {"factors": along.side_by_side(subject, alike, FULL_INCHES)}) if alike else []
+    found = axis_plots.along(subject)
+    alike = axis_plots.alike(found)
+    wide = _placed(out, {"factors": axis_plots.side_by_side(subject, alike, FULL_INCHES)}) if alike else []
     for plot in wide:
-        plot.narrow_svg = svg(along.side_by_side(subject, alike, HALF_INCHES), plot.title)
-    rest = {f"over_{axis}": along.over_axis(subject, axis, lines) for axis, lines in found.items() if axis not in alike}
+        plot.narrow_svg = svg(axis_plots.side_by_side(subject, alike, HALF_INCHES), plot.title)
+    rest = {f"over_{axis}": axis_plots.over_axis(subject, axis, lines) for axis, lines in found.items() if axis not in alike}
     return wide + _placed(out, rest)
 
 
 def _save_films(page: Page, out: Path) -> None:
     if page.films:
-        maps.sheet(list(page.films)).save(out / f"{STRIPS}.png")
+        token_maps.sheet(list(page.films)).save(out / f"{STRIPS}.png")
 
 
 def as_json(page: Page, summary: Summary | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from PIL import Image
 from pipeline.cache.cache import Cache
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import StillframeError
-from pipeline.report.subject import Subject, cache_of
+from pipeline.report.source import Subject, cache_of
 from pipeline.train.run import Run
 from pipeline.train.visualize import VideoFile, drawings, file_name
 

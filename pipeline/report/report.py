@@ -1,0 +1,58 @@
+"""Runs, a sweep or a cache -> one HTML page that needs nothing else, the same as Markdown, and PNG, CSV and JSON files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import matplotlib
+
+from pipeline.cache.cache import Cache
+from pipeline.cache.storage.local import write_atomically
+from pipeline.experiments.summary import Summary
+from pipeline.report.page import Page, render
+from pipeline.report.sections import STRIPS, as_json, page_of_cache, page_of_subject
+from pipeline.report.source import of_runs, of_sweep
+from pipeline.report.style import STYLE
+from pipeline.train.run import Run
+
+
+def report(source: Sequence[Run] | Path | Cache, out: Path, split: str = "val") -> list[Path]:
+    """Writes `report.html`, `report.md`, `report.json`, tables as CSV and plots as PNG into `out`; returns the pages' paths.
+
+    `source`: evaluated runs of one task, the folder of a finished sweep, or a cache. A sweep of several tasks gets a page, and
+    a folder in `out`, for each. Raises BadInput for runs that have not been evaluated on `split`, runs of several tasks, and a
+    sweep that is not finished or was scored on another split.
+    """
+    if isinstance(source, Cache):
+        return [_written(partial(page_of_cache, source, out), None, out)]
+    subjects = of_sweep(source, split) if isinstance(source, Path) else [of_runs(source, split)]
+    places = [out if len(subjects) == 1 else out / subject.summary.task for subject in subjects]
+    return [
+        _written(partial(page_of_subject, subject, place), subject.summary, place)
+        for subject, place in zip(subjects, places, strict=True)
+    ]
+
+
+def _written(make: Callable[[], Page], summary: Summary | None, out: Path) -> Path:
+    out.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        page = make()
+    for table in (page.scores, page.runs, page.coverage, page.failures):
+        if table and table.rows:
+            (out / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
+    (out / "report.json").write_text(json.dumps(as_json(page, summary), indent=1) + "\n", encoding="utf-8")
+    (out / "report.md").write_text(_markdown(page), encoding="utf-8")
+    file = out / "report.html"
+    write_atomically(file, render(page).encode())
+    return file
+
+
+def _markdown(page: Page) -> str:
+    parts = [f"# {page.title}", page.result, page.caution]
+    parts += [table.markdown() for table in (page.scores, page.coverage, page.failures) if table and table.rows]
+    parts += [f"![{plot.title}]({plot.name}.png)" for plots in page.plots.values() for plot in plots]
+    parts += [f"![Tokens over time]({STRIPS}.png)"] if page.films else []
+    return "\n\n".join(part for part in parts if part) + "\n"
