@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cli import main
+from pipeline.cli.main import main
 
 SPEC = """
 [encoder]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.bench.report import made_up_sweep
+from pipeline.cli.bench.report import made_up_sweep
 from pipeline.report.report import report
 
 MODULES = ("gru", "identity", "min_gru")

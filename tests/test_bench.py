@@ -15,7 +15,7 @@ from torch import nn
 from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
-from pipeline.bench import _memory, _references, temporal
+from pipeline.cli.bench import memory, references, temporal
 from pipeline.config import plugins
 from pipeline.models.temporal.contract import TemporalModule
 
@@ -102,7 +102,7 @@ def test_a_mamba_that_is_not_the_same_shows(monkeypatch):
     x, grad = torch.randn(2, 4, 3, 16), torch.randn(2, 4, 3, 16)
     forward = type(layer).forward
     monkeypatch.setattr(type(layer), "forward", lambda self, *args: (forward(self, *args)[0] * 1.01, None))
-    result = _references.against_transformers(layer, x, grad, 1, lambda *_: None)
+    result = references.against_transformers(layer, x, grad, 1, lambda *_: None)
     assert result["output_difference"] > 1e-5
     assert result["gradient_difference"] == pytest.approx(0.01, rel=0.1)
 
@@ -115,7 +115,7 @@ def test_the_published_composition_with_the_same_weights_is_the_same_module():
         return MambaMixer(config, layer_idx=0)
 
     module = temporal.build("gated_mamba_mix", 32, layers=2).eval()
-    composed = _references._composed(module, published).eval()
+    composed = references._composed(module, published).eval()
     x = torch.randn(2, 4, 3, 32)
     assert isinstance(composed.mamba_blocks[1].mamba.mixer, MambaMixer)
     torch.testing.assert_close(composed(x)[0], module(x)[0], atol=1e-5, rtol=0)
@@ -123,10 +123,10 @@ def test_the_published_composition_with_the_same_weights_is_the_same_module():
 
 def test_without_mamba_ssm_ours_is_measured_alone(monkeypatch):
     monkeypatch.setitem(sys.modules, "mamba_ssm", None)
-    monkeypatch.setattr(_references, "PEAK_SIDE", 64)
+    monkeypatch.setattr(references, "PEAK_SIDE", 64)
     x, grad = torch.randn(2, 4, 3, 32), torch.randn(2, 4, 3, 32)
     module = temporal.build("gated_mamba_mix", 32, layers=1)
-    result = _references.against_kernels(module, x, grad, 2, lambda *_: None)
+    result = references.against_kernels(module, x, grad, 2, lambda *_: None)
     assert result.keys() == {"stillframe", "missing", "matrix_peak_flop_per_s"}
     assert result["missing"].startswith("ModuleNotFoundError: ")
     for each, share in PASSES.items():
@@ -173,18 +173,18 @@ def test_a_peak_is_what_was_held_at_once_and_no_more(mebibytes):
     """Blocks that the allocator hands back at once, so that what is freed in between does not count twice."""
     numbers = mebibytes * 2**18
     torch.ones(numbers)
-    assert _memory.peak_bytes(lambda: torch.ones(numbers), CPU) == pytest.approx(mebibytes * 2**20, abs=4 * 2**20)
-    assert _memory.peak_bytes(lambda: [torch.ones(numbers).sum() for _ in range(3)], CPU) < 1.5 * mebibytes * 2**20
-    assert _memory.peak_bytes(lambda: None, CPU) < 4 * 2**20
+    assert memory.peak_bytes(lambda: torch.ones(numbers), CPU) == pytest.approx(mebibytes * 2**20, abs=4 * 2**20)
+    assert memory.peak_bytes(lambda: [torch.ones(numbers).sum() for _ in range(3)], CPU) < 1.5 * mebibytes * 2**20
+    assert memory.peak_bytes(lambda: None, CPU) < 4 * 2**20
 
 
 def test_live_bytes_are_those_of_tensors_that_can_be_reached():
-    before = _memory.live_bytes(CPU)
+    before = memory.live_bytes(CPU)
     kept = torch.ones(1000)
     views = [kept[:10], kept.view(10, 100)]
-    assert _memory.live_bytes(CPU) - before == 4000
+    assert memory.live_bytes(CPU) - before == 4000
     del kept, views
-    assert _memory.live_bytes(CPU) == before
+    assert memory.live_bytes(CPU) == before
 
 
 class Hoarder(TemporalModule):

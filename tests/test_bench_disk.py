@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from commands import assert_refused, call
 
-from pipeline.bench import _readers, read, write
 from pipeline.cache.damage import check_chunks
 from pipeline.cache.storage.local import Folder
 from pipeline.cache.store import StoreReader
+from pipeline.cli.bench import read, readers, write
 from pipeline.errors import StillframeError
 
 OURS = ("numpy", "zarr", "h5py", "safetensors")
 WINDOW_BYTES = 16 * 201 * 384 * 2
-NAMES = [reader.name for reader in _readers.READERS]
+NAMES = [reader.name for reader in readers.READERS]
 
 
 @pytest.fixture
@@ -26,12 +26,12 @@ def only_ours(monkeypatch):
 
 
 @pytest.mark.filterwarnings("default::DeprecationWarning")  # of packages that are no part of this one
-@pytest.mark.parametrize("reader", _readers.READERS, ids=NAMES)
+@pytest.mark.parametrize("reader", readers.READERS, ids=NAMES)
 def test_every_reader_reads_what_was_written(tmp_path, reader):
     pytest.importorskip(reader.package)
     tokens = read.random_tokens(6 * 4)[:, :7, :32].copy()
     reader.write(tmp_path, tokens, 4)
-    starts = {_readers.IN_ORDER: [0, 4, 8], _readers.WHOLE: [12, 0, 20]}.get(reader.name, [13, 0, 20])
+    starts = {readers.IN_ORDER: [0, 4, 8], readers.WHOLE: [12, 0, 20]}.get(reader.name, [13, 0, 20])
     with reader.open(tmp_path, 4) as window:
         for start in starts:
             out = np.zeros((4, 7, 32), "float16")
@@ -94,17 +94,17 @@ def test_write_as_a_table(tmp_path):
 
 
 def test_plain_files_and_shards_hold_the_same_frames(tmp_path, monkeypatch):
-    monkeypatch.setattr(_readers, "SHARD_BYTES", 5_000_000)
+    monkeypatch.setattr(readers, "SHARD_BYTES", 5_000_000)
     tokens = read.random_tokens(80)
     for way in write.WAYS:
         (tmp_path / way).mkdir()
     write._write_plain(tmp_path / "plain", tokens)
-    _readers.write_store(tmp_path / "stillframe", tokens)
+    readers.write_store(tmp_path / "stillframe", tokens)
     sizes = [path.stat().st_size for path in read._files(tmp_path / "plain")]
     shards = [path.stat().st_size for path in read._shards(tmp_path / "stillframe")]
     assert sizes == [32 * tokens[0].nbytes, 32 * tokens[0].nbytes, 16 * tokens[0].nbytes]
     assert all(0 < ours - theirs < 1000 for theirs, ours in zip(sizes, shards, strict=True))
-    assert check_chunks(Folder(tmp_path / "stillframe"), _readers.STORE, _readers.ARRAY) == []
+    assert check_chunks(Folder(tmp_path / "stillframe"), readers.STORE, readers.ARRAY) == []
 
 
 def test_wrong_input(tmp_path):

@@ -57,9 +57,12 @@ def test_help_says_what_and_shows_an_example(command):
 
 def test_help_lists_every_command():
     listed = re.findall(r"^  ([a-z-]+)  ", fine("--help").out.partition("Commands:")[2], re.MULTILINE)
-    assert sorted(listed) == sorted({command.split()[0] for command in COMMANDS})
+    assert listed == [
+        "manifest", "extract", "derive", "status", "verify", "diff", "replay", "plan", "train", "sweep", "evaluate",
+        "stream", "import-checkpoint", "report", "demo", "list", "bench",
+    ]  # fmt: skip
     listed = re.findall(r"^  ([a-z]+)  ", fine("bench", "--help").out.partition("Commands:")[2], re.MULTILINE)
-    assert listed == ["extract", "report", "scale", "temporal", "codecs", "read", "write", "sweep", "plan", "epoch"]
+    assert listed == ["extract", "read", "write", "scale", "codecs", "temporal", "epoch", "plan", "sweep", "report"]
 
 
 @pytest.mark.parametrize("group", ["", "bench"])

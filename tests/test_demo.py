@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import demo
 from pipeline.cache.cache import Cache
 from pipeline.cache.status import status
+from pipeline.cli import demo
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ import torch
 from commands import VIT, assert_refused, call, digest
 from conftest import FPS, LENGTHS, address_spec, address_video
 
-from pipeline.bench import codecs
 from pipeline.cache.cache import CODEC_FILE, Cache
+from pipeline.cli.bench import codecs
 from pipeline.config import plugins
 from pipeline.config.cache_spec import load_spec
 from pipeline.config.recipe import Recipe

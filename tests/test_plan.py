@@ -17,8 +17,8 @@ from media import encode, grey
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.bench import epoch as bench_epoch
 from pipeline.cache.storage.open import at
+from pipeline.cli.bench import epoch as bench_epoch
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec, load_spec
 from pipeline.config.recipe import Recipe, load_recipe
@@ -412,7 +412,7 @@ def test_bench_epoch():
 
 
 def test_bench_plan(monkeypatch):
-    monkeypatch.setattr("pipeline.bench.plan.LEAST_STEPS", 3)
+    monkeypatch.setattr("pipeline.cli.bench.commands.plan.LEAST_STEPS", 3)
     shown = fine("bench", "plan", *TINY, "--clips", 2, "--repeats", 1, "--probe-s", 0.5).out
     rows = {what: re.search(rf"384 +{what} .* (\d+\.\d+) +(\d+\.\d+) \.\. (\d+\.\d+)", shown) for what in WHATS}
     assert float(rows["disk bytes"][1]) == pytest.approx(1, abs=0.003)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.bench._memory import live_bytes
+from pipeline.cli.bench.memory import live_bytes
 from pipeline.config import plugins
 from pipeline.errors import BadInput
 from pipeline.models.temporal.contract import TemporalModule

@@ -1,52 +1,9 @@
-"""The command line: parsing and printing only. Heavy imports wait until a command needs them, so that --help is quick."""
+"""What a person types and sees: `stillframe` is `main:entry`, and every file but three holds the commands of one story.
 
-from __future__ import annotations
+In: arguments. Out: tables and sentences on stdout, talk and progress on stderr, exit codes 0 to 3.
 
-import os
-import sys
+Read `main` (how a command begins and ends) and `options` (what commands share), then the command that you are after: `start`,
+`cache`, `verify`, `plan`, `train`, `sweep`. `console` and `show` print; `demo` is the demo's steps, `bench/` the measurements.
+"""
 
-import typer
-
-# Importing a file of commands registers them, in the order in which --help lists them.
-from pipeline.cli import cache, audit, model, sweep, tools, bench, plan  # isort: skip  # noqa: F401
-from pipeline.cli._common import app, say
-from pipeline.errors import StillframeError
-
-INTERRUPTED = 130
-"""What typer makes of Ctrl-C."""
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0 ok, 1 failed, 2 bad input, 3 finished with failures listed."""
-    try:
-        code = app(arguments, standalone_mode=False)
-    except StillframeError as error:
-        say(f"error: {error.message}" + (f"; next: {error.hint}" if error.hint else ""))
-        return error.exit_code
-    except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        say(f"error: {what}; next: check the path, its rights and the free space")
-        return 2
-    except typer.Exit as stop:
-        code = stop.exit_code
-    except Exception as error:
-        if not hasattr(error, "format_message"):
-            raise
-        say(_usage(error.format_message()))
-        return 2
-    if code == INTERRUPTED:
-        say("stopped; what was finished is kept, run the same command again to go on")
-    return code if isinstance(code, int) else 0
-
-
-def _usage(message: str) -> str:
-    """typer's own words on a missing argument or an unknown option; the help itself where no command was given."""
-    return message if message.startswith("Usage:") else f"error: {message.rstrip('.')}; next: stillframe --help"
-
-
-def entry() -> None:
-    """The console script."""
-    # Compute threads that spin for long while they wait steal the cores from the threads that read, decode and write; threads
-    # that sleep at once take longer to wake than many an operation lasts. This many turns of GNU OpenMP are some microseconds.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    sys.exit(main())
+from pipeline.cli.main import entry as entry

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli._common import (
+from pipeline.cli.options import (
     FINISHED_WITH_FAILURES,
     AsJson,
     Device,
@@ -20,7 +20,7 @@ from pipeline.cli._common import (
     make_engine,
     torch_device,
 )
-from pipeline.cli._show import show_status
+from pipeline.cli.show import show_status
 
 if TYPE_CHECKING:
     from pipeline.cache.cache import Cache
@@ -40,7 +40,7 @@ def manifest(
 
     Example: stillframe manifest folder my_videos --out data/mine
     """
-    from pipeline import console
+    from pipeline.cli import console
     from pipeline.config.toml_tables import override
     from pipeline.datasets.manifest import manifest as module
 
@@ -88,7 +88,7 @@ def extract(
 
     Example: stillframe extract cache_specs/dinov2_small.toml data/mine --out caches
     """
-    from pipeline import console
+    from pipeline.cli import console
     from pipeline.config.cache_spec import load_spec
     from pipeline.datasets.manifest.manifest import Manifest
 
@@ -121,7 +121,7 @@ def extract(
 
 def _show_made(caches: list[Cache], as_json: bool) -> None:
     """What has been made, and what lies beside it under the same name."""
-    from pipeline import console
+    from pipeline.cli import console
     from pipeline.extract.diff import siblings
 
     made = {cache.name for cache in caches}
@@ -152,8 +152,8 @@ def derive(
 
     Example: stillframe derive caches/demo-0123456789ab --set codec.name=int8
     """
-    from pipeline import console
     from pipeline.cache.cache import Cache
+    from pipeline.cli import console
     from pipeline.extract import derive as module
 
     opened = Cache(source)
@@ -166,7 +166,7 @@ def derive(
 
 def _show_plans(plans: list[dict[str, Any]], as_json: bool) -> None:
     """JSON of one spec is an object, of several a list of them."""
-    from pipeline import console
+    from pipeline.cli import console
 
     if as_json:
         console.show_json(plans if len(plans) > 1 else plans[0])
@@ -181,8 +181,8 @@ def _show_plans(plans: list[dict[str, Any]], as_json: bool) -> None:
 
 def _show_statuses(caches: list[Cache], as_json: bool) -> None:
     """JSON of one cache is an object, of several a list of them."""
-    from pipeline import console
     from pipeline.cache.status import status
+    from pipeline.cli import console
 
     if as_json and len(caches) > 1:
         console.show_json([status(cache) for cache in caches])

@@ -1,15 +1,13 @@
-"""The planner on the command line, and what measures it: plan, bench plan, bench epoch."""
+"""The planner on the command line."""
 
 from __future__ import annotations
 
-import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli._common import AsJson, Device, Sets, app, recipe_file, torch_device
-from pipeline.cli.bench import bench_app
+from pipeline.cli.options import AsJson, Device, Sets, app, recipe_file, torch_device
 from pipeline.errors import BadInput
 
 if TYPE_CHECKING:
@@ -44,7 +42,7 @@ def plan(
 
     Example: stillframe plan cache_specs/dinov2_small.toml data/mine demo_gru --ablations 12
     """
-    from pipeline import console
+    from pipeline.cli import console
     from pipeline.config.cache_spec import load_spec
     from pipeline.config.recipe import load_recipe
     from pipeline.datasets.manifest.manifest import Manifest
@@ -79,7 +77,7 @@ def plan(
 
 def show_plan(made: Plan, out: str) -> None:
     """Tables, and what they say in words."""
-    from pipeline import console
+    from pipeline.cli import console
 
     scale, operations = made.scale, made.operations
     rows = [
@@ -111,7 +109,7 @@ def show_plan(made: Plan, out: str) -> None:
 
 
 def _show_training(made: Plan) -> None:
-    from pipeline import console
+    from pipeline.cli import console
 
     operations, training = made.operations, made.training
     assert training and operations.cached_step and operations.uncached_step
@@ -132,7 +130,7 @@ def _ratio(operations: Operations) -> str:
 
 
 def _show_speed(made: Plan, speed: Speed) -> None:
-    from pipeline import console
+    from pipeline.cli import console
 
     times = made.times
     assert times
@@ -168,7 +166,7 @@ def _show_speed(made: Plan, speed: Speed) -> None:
 
 def verdict(made: Plan, out: str) -> list[str]:
     """Whether caching pays, in words; and what the plan leaves out."""
-    from pipeline import console
+    from pipeline.cli import console
 
     lines, training, times = [], made.training, made.times
     if made.scale.videos is None:
@@ -218,104 +216,3 @@ def seconds_text(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
-
-
-Probe = Annotated[float, typer.Option(min=0.1, help="Seconds of each plan's trial.")]
-Decoders = Annotated[int, typer.Option(min=1, help="Processes that decode videos.")]
-SpecFile = Annotated[Path, typer.Option(help="What to cache.")]
-RecipeName = Annotated[str, typer.Option(help="What to train: a .toml file, or the name of a shipped recipe.")]
-
-
-@bench_app.command("plan")
-def bench_plan(
-    spec: SpecFile = Path("cache_specs/demo.toml"),
-    recipe: RecipeName = "demo_gru",
-    clips: Annotated[list[int] | None, typer.Option(min=2, help="Clips of each class; give it for every size.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 3,
-    probe_s: Probe = 30,
-    decoders: Decoders = 1,
-    device: Device = None,
-    sets: Sets = None,
-    as_json: AsJson = False,
-) -> None:
-    """What `plan` foretells against what then happens, on the built-in world in several sizes.
-
-    --set overrides keys of the recipe.
-
-    Example: stillframe bench plan --clips 8 --clips 16 --clips 32
-    """
-    from pipeline import console
-    from pipeline.bench import plan as module
-    from pipeline.config.cache_spec import load_spec
-    from pipeline.config.recipe import load_recipe
-
-    asked, sizes = load_recipe(recipe_file(recipe), sets or []), sorted(set(clips or (8, 16, 32)))
-    with console.progress("bench plan") as update:
-        result = module.foretold(load_spec(spec), asked, sizes, repeats, probe_s, decoders, torch_device(device), update)
-    if as_json:
-        console.show_json(result)
-        return
-    rows = [
-        (
-            f"{facts['frames']:,}",
-            what.removesuffix("_s").replace("_", " "),
-            *(
-                console.bytes_text(value) if what == "disk_bytes" else seconds_text(value)
-                for value in (statistics.median(facts[what][key]) for key in ("planned", "measured"))
-            ),
-            f"{facts[what]['ratio']:.3f}",
-            f"{min(facts[what]['ratios']):.3f} .. {max(facts[what]['ratios']):.3f}",
-        )
-        for facts in result["sizes"].values()
-        for what in module.FORETOLD
-    ]
-    title = f"{result['device']}, {result['processors']} processors; medians of {repeats} rounds, trials of {probe_s:g} s"
-    console.show_table(title, ("frames", "", "planned", "measured", "planned / measured", "least .. most"), rows)
-
-
-@bench_app.command("epoch")
-def bench_epoch(
-    spec: SpecFile = Path("cache_specs/demo.toml"),
-    recipe: RecipeName = "demo_gru",
-    clips: Annotated[int, typer.Option(min=2, help="Clips of each class.")] = 16,
-    ablations: Annotated[int, typer.Option(min=1, help="Runs, each of one epoch and a seed of its own.")] = 8,
-    decoders: Decoders = 1,
-    device: Device = None,
-    sets: Sets = None,
-    as_json: AsJson = False,
-) -> None:
-    """An epoch with the encoder in the loop against one from the cache, part by part; and all runs, one by one and as a sweep.
-
-    --set overrides keys of the recipe.
-
-    Example: stillframe bench epoch --ablations 8 --decoders 2
-    """
-    from pipeline import console
-    from pipeline.bench import epoch as module
-    from pipeline.config.cache_spec import load_spec
-    from pipeline.config.recipe import load_recipe
-
-    asked = load_recipe(recipe_file(recipe), sets or [])
-    with console.progress("bench epoch") as update:
-        result = module.epoch_speed(load_spec(spec), asked, clips, ablations, decoders, torch_device(device), update)
-    if as_json:
-        console.show_json(result)
-        return
-    size, ways = result["size"], module.WAYS
-    title = (
-        f"{size['frames']:,} frames, {size['tokens']}, batches of {size['windows']}, {size['steps']} steps an epoch\n"
-        f"{size['device']}, decoders: {size['decoders']}; medians of {ablations} runs"
-    )
-    rows = [(name, *(seconds_text(result["epochs"][way][key]) for way in ways)) for name, key in EPOCH_ROWS]
-    for part in dict.fromkeys(part for way in ways for part in result["parts_of_a_step"][way]):
-        beside = ", beside the others" if part in module.BESIDE else ""
-        seconds = (result["parts_of_a_step"][way].get(part) for way in ways)
-        rows.append((f"of a step: {part}{beside}", *("" if one is None else seconds_text(one) for one in seconds)))
-    rows.append((f"{ablations} runs of one epoch, extraction included", *(seconds_text(result["runs"][way]) for way in ways)))
-    rows.append(("the same as one sweep, from one read", seconds_text(result["runs"]["sweep"]), ""))
-    console.show_table(title, ("", "from the cache", "with the encoder"), rows)
-    console.show(f"an epoch with the encoder takes {result['ratio']:.2f} times as long (median of {ablations} paired ratios)")
-    console.show(f"the extraction took {seconds_text(result['extract_s'])}")
-
-
-EPOCH_ROWS = (("an epoch", "median_s"), ("a step", "step_s"))

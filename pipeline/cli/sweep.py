@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli._common import (
+from pipeline.cli.options import (
     FINISHED_WITH_FAILURES,
     AllowMissing,
     AsJson,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.cache.cache import Cache
-    from pipeline.console import Update
+    from pipeline.cli.console import Update
     from pipeline.experiments.summary import Summary
     from pipeline.experiments.sweep import Sweep
     from pipeline.experiments.sweep_spec import SweepSpec
@@ -66,8 +66,8 @@ def sweep(
 
     Example: stillframe sweep temporal_modules caches/demo-0123456789ab
     """
-    from pipeline import console
     from pipeline.cache.cache import Cache
+    from pipeline.cli import console
     from pipeline.experiments import sweep as module
     from pipeline.train import distributed
 
@@ -107,7 +107,7 @@ def _train(
     ranks: Ranks,
 ) -> Sweep:
     """Makes the caches of a sweep and trains its members; the first rank shows how far it is itself."""
-    from pipeline import console
+    from pipeline.cli import console
     from pipeline.experiments import sweep as module
     from pipeline.experiments.sweep_caches import prepare
     from pipeline.experiments.sweep_spec import settings_of
@@ -133,7 +133,7 @@ def _train(
 
 def _show(made: Sweep, as_json: bool) -> None:
     """The tables and the pages of a finished sweep; exit code 3 where members were stopped."""
-    from pipeline import console
+    from pipeline.cli import console
     from pipeline.report.report import report
 
     summaries = made.summaries
@@ -194,7 +194,7 @@ def _require_trainable(spec: SweepSpec, given: Cache, folder: Path) -> None:
 
 def _show_plan(spec: SweepSpec, as_json: bool) -> None:
     """What would be trained, and which of it from one read."""
-    from pipeline import console
+    from pipeline.cli import console
     from pipeline.experiments.sweep import groups_of
     from pipeline.experiments.sweep_spec import settings_of
 
@@ -224,7 +224,7 @@ def _show_plan(spec: SweepSpec, as_json: bool) -> None:
 
 def _show_summary(summary: Summary) -> None:
     """What each setting scored in each form, and what it costs."""
-    from pipeline import console
+    from pipeline.cli import console
 
     scores, costs, references = [], [], {one.reference for one in summary.settings}
     for one in summary.settings:

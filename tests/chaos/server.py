@@ -15,8 +15,8 @@ from typing import Any
 import torch
 import zarr  # noqa: F401
 
-from pipeline import cli
 from pipeline.cache.cache import Cache  # noqa: F401
+from pipeline.cli.main import main
 from pipeline.extract import worker
 from pipeline.extract.launchers.contract import run
 from pipeline.models.encoders import address  # noqa: F401
@@ -43,7 +43,7 @@ def _run(request: dict[str, Any]) -> int:
         torch.set_num_threads(1)
         faults.apply(request["faults"])
         code = (
-            cli.main(request["command"])
+            main(request["command"])
             if "command" in request
             else run(worker.Extraction.kind(), request["job"], request["index"])
         )

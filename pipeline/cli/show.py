@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def show_scores(results: list[dict[str, Any]]) -> None:
     """One table for each task: its metrics in every form, and what a trivial answer scores."""
-    from pipeline import console
+    from pipeline.cli import console
 
     for task in dict.fromkeys(result["task"] for result in results):
         of_task = [result for result in results if result["task"] == task]
@@ -41,8 +41,8 @@ def _score_cells(scores: list[dict[str, float]]) -> list[str]:
 
 
 def show_status(cache: Cache, as_json: bool) -> None:
-    from pipeline import console
     from pipeline.cache.status import status as facts_of
+    from pipeline.cli import console
 
     facts = facts_of(cache)
     if as_json:
@@ -76,7 +76,7 @@ def show_status(cache: Cache, as_json: bool) -> None:
 
 def _show_progress(facts: dict[str, Any]) -> None:
     """Who is at work, when it will be done, and what to do where nobody is."""
-    from pipeline import console
+    from pipeline.cli import console
 
     left = facts["stores"]["planned"] - facts["stores"]["done"]
     step = "derive" if facts["derived_from"] else "extract"

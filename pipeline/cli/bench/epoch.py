@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pipeline.bench._timing import Tell, summary
 from pipeline.cache.cache import Cache
+from pipeline.cli.bench.timing import Tell, summary
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest import manifest

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.bench._memory import peak_bytes
-from pipeline.bench._readers import BATCH_FRAMES, shard_frames, write_store
-from pipeline.bench._timing import Tell, summary
-from pipeline.bench.read import WINDOW, random_tokens
-from pipeline.bench.temporal import surroundings
 from pipeline.cache.page_cache import drop
+from pipeline.cli.bench.memory import peak_bytes
+from pipeline.cli.bench.read import WINDOW, random_tokens
+from pipeline.cli.bench.readers import BATCH_FRAMES, shard_frames, write_store
+from pipeline.cli.bench.temporal import surroundings
+from pipeline.cli.bench.timing import Tell, summary
 
 WAYS = ("plain", "stillframe")
 """The first is the reference."""

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.bench._readers import IN_ORDER, MEMORY_MAP, READERS, WHOLE, Reader
-from pipeline.bench._timing import Tell, summary
-from pipeline.bench.temporal import surroundings
 from pipeline.cache.page_cache import drop
 from pipeline.cache.shard import aligned_empty
+from pipeline.cli.bench.readers import IN_ORDER, MEMORY_MAP, READERS, WHOLE, Reader
+from pipeline.cli.bench.temporal import surroundings
+from pipeline.cli.bench.timing import Tell, summary
 from pipeline.errors import BadInput, StillframeError
 
 WINDOW = (16, 201, 384)

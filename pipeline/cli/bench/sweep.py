@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from pipeline.bench._timing import Tell, summary
 from pipeline.cache.cache import Cache
 from pipeline.cache.page_cache import drop
 from pipeline.cache.storage.local import Folder
+from pipeline.cli.bench.timing import Tell, summary
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe
 from pipeline.device import chosen

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from pipeline.bench._timing import Tell, frozen, seconds_of, summary
 from pipeline.cache.cache import codecs_of
 from pipeline.cache.codecs.contract import CodecPlugin, FittedCodec
+from pipeline.cli.bench.timing import Tell, frozen, seconds_of, summary
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec, Choice, choice
 from pipeline.config.recipe import load_recipe, shipped_recipes

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli._common import AsJson, app
-from pipeline.cli._show import show_scores
+from pipeline.cli.options import AsJson, app
+from pipeline.cli.show import show_scores
 
 
 @app.command()
@@ -24,8 +24,8 @@ def demo(
 
     Example: stillframe demo --out demo
     """
-    from pipeline import console
-    from pipeline import demo as module
+    from pipeline.cli import console
+    from pipeline.cli import demo as module
     from pipeline.errors import unknown_name
 
     if tasks is None:
@@ -60,7 +60,7 @@ def list_plugins(
 
     Example: stillframe list temporal
     """
-    from pipeline import console
+    from pipeline.cli import console
     from pipeline.config import plugins
     from pipeline.config.recipe import shipped_recipes
     from pipeline.errors import unknown_name

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli._common import (
+from pipeline.cli.options import (
     AllowMissing,
     AsJson,
     Device,
@@ -18,7 +18,7 @@ from pipeline.cli._common import (
     recipe_file,
     torch_device,
 )
-from pipeline.cli._show import show_scores
+from pipeline.cli.show import show_scores
 from pipeline.errors import BadInput
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ def train(
     """
     from contextlib import ExitStack
 
-    from pipeline import console
     from pipeline.cache.cache import Cache
+    from pipeline.cli import console
     from pipeline.config.recipe import load_recipe
     from pipeline.train import distributed
     from pipeline.train import loop as module
@@ -74,7 +74,7 @@ def train(
 
 def _show_run(run: Run, seconds: dict[str, float], as_json: bool) -> None:
     """What a training has come to."""
-    from pipeline import console
+    from pipeline.cli import console
     from pipeline.train.run import read_metrics
 
     notes = {
@@ -115,8 +115,8 @@ def evaluate(
 
     Example: stillframe evaluate runs/demo_gru
     """
-    from pipeline import console
     from pipeline.cache.cache import Cache
+    from pipeline.cli import console
     from pipeline.errors import unknown_name
 
     if checkpoint not in ("last", "best"):
@@ -168,7 +168,7 @@ def stream(
     import time
     from contextlib import nullcontext
 
-    from pipeline import console
+    from pipeline.cli import console
     from pipeline.config.toml_tables import override
     from pipeline.train import stream as module
     from pipeline.train.run import Run
@@ -203,8 +203,8 @@ def import_checkpoint(
 
     Example: stillframe import-checkpoint gmm.ckpt ssv2_gated_mamba_mix caches/dinov3_vitl16-0123456789ab --labels labels.json
     """
-    from pipeline import console
     from pipeline.cache.cache import Cache
+    from pipeline.cli import console
     from pipeline.config.cache_spec import load_spec
     from pipeline.config.recipe import load_recipe
     from pipeline.train import import_checkpoint
@@ -247,7 +247,7 @@ def report(
 
     Example: stillframe report runs/* --out report
     """
-    from pipeline import console
+    from pipeline.cli import console
     from pipeline.report import report as module
     from pipeline.report.source import find
 

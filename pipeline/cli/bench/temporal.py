@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from pipeline.bench import _references
-from pipeline.bench._memory import live_bytes
-from pipeline.bench._timing import PASSES, Tell, Workload, frozen, in_turn, summary
+from pipeline.cli.bench import references
+from pipeline.cli.bench.memory import live_bytes
+from pipeline.cli.bench.timing import PASSES, Tell, Workload, frozen, in_turn, summary
 from pipeline.config import plugins
 from pipeline.device import chosen
 from pipeline.models.profile import counted, timed
@@ -99,10 +99,10 @@ def against_published(size: Size, repeats: int, device: torch.device, tell: Tell
     """One Mamba layer against transformers; on CUDA also `gated_mamba_mix` against its composition from mamba_ssm."""
     x, grad = size.window(device), size.window(device)
     mamba: Any = build("mamba", size.width, 1).to(device)
-    result = {"mamba": _references.against_transformers(mamba.mamba_blocks[0].mamba, x, grad, repeats, tell)}
+    result = {"mamba": references.against_transformers(mamba.mamba_blocks[0].mamba, x, grad, repeats, tell)}
     if device.type == "cuda":
         mix = build("gated_mamba_mix", size.width, size.layers).to(device)
-        result["gated_mamba_mix"] = _references.against_kernels(mix, x, grad, repeats, tell)
+        result["gated_mamba_mix"] = references.against_kernels(mix, x, grad, repeats, tell)
     return result
 
 

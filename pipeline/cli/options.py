@@ -44,7 +44,7 @@ Logs = Annotated[Path, typer.Option(help="Folder for the logs of an engine's wor
 
 
 def say(text: str) -> None:
-    from pipeline import console
+    from pipeline.cli import console
 
     console.say(text)
 

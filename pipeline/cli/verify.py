@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli._common import FINISHED_WITH_FAILURES, AsJson, Device, Sets, app, torch_device
+from pipeline.cli.options import FINISHED_WITH_FAILURES, AsJson, Device, Sets, app, torch_device
 from pipeline.errors import BadInput
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipeline.cache.verify import Audit
     from pipeline.extract.diff import Comparison
     from pipeline.extract.repair import Mended
-from pipeline.cli._show import _spans, show_status
+from pipeline.cli.show import _spans, show_status
 
 CacheFolder = Annotated[str, typer.Argument(metavar="CACHE", help="A cache: its folder or URL.")]
 Root = Annotated[Path | None, typer.Option(help="Where the videos are, if they were moved.")]
@@ -51,9 +51,9 @@ def verify(
 
     Example: stillframe verify caches/demo-0123456789ab --repair
     """
-    from pipeline import console
     from pipeline.cache.cache import Cache
     from pipeline.cache.verify import audit
+    from pipeline.cli import console
 
     opened = Cache(cache)
     begin = time.monotonic()
@@ -86,7 +86,7 @@ def verify(
 
 
 def _repair(found: Audit, root: Path | None, source: Cache | None, device: str | None) -> Mended:
-    from pipeline import console
+    from pipeline.cli import console
     from pipeline.extract.repair import repair
 
     with console.progress("repair") as update:
@@ -116,8 +116,8 @@ def _audit_facts(found: Audit) -> dict[str, Any]:
 
 
 def _show_audit(found: Audit) -> None:
-    from pipeline import console
     from pipeline.cache.damage import groups
+    from pipeline.cli import console
 
     cache = found.cache
     if found.damage:
@@ -139,7 +139,7 @@ def _show_audit(found: Audit) -> None:
 
 
 def _show_mended(mended: Mended) -> None:
-    from pipeline import console
+    from pipeline.cli import console
 
     if mended.stores:
         console.show(f"made anew: store {_spans(mended.stores)}")
@@ -189,8 +189,8 @@ def diff(
     """
     import dataclasses
 
-    from pipeline import console
     from pipeline.cache.cache import Cache
+    from pipeline.cli import console
     from pipeline.config.cache_spec import load_spec
     from pipeline.extract.diff import compare
 
@@ -206,7 +206,7 @@ def diff(
 def _show_comparison(found: Comparison, spec: Path, cache: str) -> None:
     import json
 
-    from pipeline import console
+    from pipeline.cli import console
 
     if found.differ:
         rows = [(field, json.dumps(ours), json.dumps(theirs)) for field, ours, theirs in found.differ]
@@ -246,8 +246,8 @@ def replay(
 
     Example: stillframe replay caches/demo-0123456789ab --fraction 0.01
     """
-    from pipeline import console
     from pipeline.cache.cache import Cache
+    from pipeline.cli import console
     from pipeline.extract.spot_check import replay as replayed
 
     with console.progress("replay") as update:
@@ -263,7 +263,7 @@ def replay(
 
 
 def _show_replay(facts: dict[str, Any]) -> None:
-    from pipeline import console
+    from pipeline.cli import console
 
     console.show(f"{facts['cache']}: {facts['frames_sampled']} frames of {facts['videos_sampled']} videos encoded again")
     for name, array in facts["arrays"].items():
@@ -292,7 +292,7 @@ def _show_replay(facts: dict[str, Any]) -> None:
 
 def _show_histogram(counts: list[int], edges: list[float]) -> None:
     """One line for each bin that stands between the first and the last with anything in it."""
-    from pipeline import console
+    from pipeline.cli import console
 
     texts = [f"{edge:.0e}".replace("e-0", "e-") for edge in edges]
     names = [f"below {texts[0]}", *(f"{a} .. {b}" for a, b in pairwise(texts)), f"{texts[-1]} and more"]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.bench._timing import PASSES, Tell, Workload, in_turn, seconds_of, summary
+from pipeline.cli.bench.timing import PASSES, Tell, Workload, in_turn, seconds_of, summary
 from pipeline.models.temporal.contract import State
 
 PEAK_SIDE, PEAK_PRODUCTS = 8192, 10

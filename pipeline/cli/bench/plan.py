@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from pipeline.bench._timing import Tell
-from pipeline.bench.epoch import epoch
 from pipeline.cache.cache import Cache
+from pipeline.cli.bench.epoch import epoch
+from pipeline.cli.bench.timing import Tell
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest import manifest

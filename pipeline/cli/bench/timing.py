@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.bench._memory import peak_bytes
+from pipeline.cli.bench.memory import peak_bytes
 from pipeline.models.profile import timed
 
 Tell = Callable[[float, float, str], None]

@@ -1,0 +1,205 @@
+"""Measurements of stage one and of the store on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.cli.options import AsJson, Device, Sets, app, torch_device
+
+bench_app = typer.Typer(
+    help="Measure this machine: medians, and ratios against a reference in the same run.", no_args_is_help=True
+)
+app.add_typer(bench_app, name="bench")
+
+
+def bytes_cell(count: int | None) -> str:
+    """Bytes of memory in a column that is aligned to the right."""
+    from pipeline.cli import console
+
+    return "not measured" if count is None else f"{console.bytes_text(count):>12}"
+
+
+@bench_app.command("extract")
+def bench_extract(
+    frames: Annotated[int, typer.Option(min=32, help="Frames to extract in each repeat.")] = 256,
+    repeats: Annotated[int, typer.Option(min=1, help="Repeats; medians are shown.")] = 5,
+    decoders: Annotated[int, typer.Option(min=1, help="Threads that decode videos.")] = 1,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Extraction end to end against the bare encoder on frames already in memory.
+
+    Example: stillframe bench extract --repeats 5
+    """
+    from pipeline.cli import console
+    from pipeline.cli.bench import extract
+
+    result = extract.extract_speed(frames, repeats, decoders, torch_device(device))
+    if as_json:
+        console.show_json(result)
+    else:
+        console.show_table(result["title"], ("", "frames/s, median", "min", "max"), result["rows"])
+        console.show(f"extraction reaches {result['ratio']:.3f} of the bare encoder (median of {repeats} paired ratios)")
+
+
+@bench_app.command("scale")
+def bench_scale(
+    hours: Annotated[float, typer.Option(min=0.001, help="Length of the long video.")] = 2.0,
+    videos: Annotated[int, typer.Option(min=10, help="Number of short videos.")] = 10_000,
+    clips: Annotated[int, typer.Option(min=10, help="Clips of the manifest to begin and resume on.")] = 200_000,
+    as_json: AsJson = False,
+) -> None:
+    """What must not grow: seconds to begin and to resume on many clips, memory over a long video and over many.
+
+    Example: stillframe bench scale --hours 0.1 --videos 500 --clips 20000
+    """
+    from pipeline.cli import console
+    from pipeline.cli.bench import scale
+
+    starts, memory = scale.start_seconds(clips), scale.memory_over(hours, videos)
+    if as_json:
+        console.show_json({"start_s": dict(starts), "memory": memory})
+        return
+    console.show_table("From nothing to the first claimed store", ("", "seconds"), [(what, round(s, 2)) for what, s in starts])
+    tenths = [f"{number + 1}/10" for number in range(10)]
+    rows = [(result["title"], *result["megabytes"], result["growth"]) for result in memory]
+    console.show_table("Memory in MB, the most in each tenth of the extraction", ("", *tenths, "last / second"), rows)
+
+
+@bench_app.command("codecs")
+def bench_codecs(
+    spec: Annotated[Path, typer.Option(help="Whose encoder makes the tokens.")] = Path("cache_specs/demo.toml"),
+    frames: Annotated[int, typer.Option(min=1, help="Frames whose tokens are compared; as many are fitted to.")] = 128,
+    repeats: Annotated[int, typer.Option(min=1, help="Repeats; medians are shown.")] = 5,
+    scores: Annotated[bool, typer.Option("--scores", help="Also train the demo's GRU through each codec (minutes).")] = False,
+    device: Device = None,
+    sets: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """Codecs on the built-in world: bytes, closeness to the encoder's tokens, speed, and with --scores what a run scores.
+
+    --set CODEC.KEY=VALUE gives a codec other settings than its defaults.
+
+    Example: stillframe bench codecs --set pca.components=16
+    """
+    from pipeline.cli import console
+    from pipeline.cli.bench import codecs
+    from pipeline.config.cache_spec import load_spec
+    from pipeline.config.toml_tables import override
+
+    loaded, where = load_spec(spec), torch_device(device)
+    chosen = codecs.choices(override({}, sets or []))
+    with console.progress("bench codecs") as update:
+        result = codecs.codec_table(loaded, chosen, frames, repeats, where, update)
+        if scores:
+            result["scores"] = codecs.codec_scores(loaded, chosen, where, update)
+    if as_json:
+        console.show_json(result)
+        return
+    _show_codecs(result)
+    if "scores" in result:
+        rows = [
+            (codec, form, f"{facts['score']:.3f}", f"{facts['low']:.3f} .. {facts['high']:.3f}")
+            for codec, forms in result["scores"].items()
+            for form, facts in forms.items()
+        ]
+        console.show_table(f"{codecs.RECIPE} trained through each codec", ("codec", "form", "score", "95 % interval"), rows)
+
+
+def _show_codecs(result: dict[str, Any]) -> None:
+    from pipeline.cli import console
+
+    rows = [
+        (
+            name,
+            f"{facts['bytes_per_frame']:11,}",
+            f"{facts['bytes_ratio']:7.3f}",
+            *(f"{facts[key]:.6f}" for key in ("cosine_mean", "cosine_p1")),
+            f"{facts['relative_error']:.5f}",
+            *(f"{facts[way][key]:7.2f}" for way in ("encode", "decode") for key in ("gb_per_s", "speed_ratio")),
+        )
+        for name, facts in result["codecs"].items()
+    ]
+    title = (
+        f"{result['frames']} frames, {result['tokens_per_frame']} tokens of {result['width']}, {result['device']}, "
+        f"{result['threads']} threads; GB/s of float32, x: ratios to {result['reference']}"
+    )
+    columns = ("codec", "bytes/frame", "      x", "cosine", "1st perc.", "error", "enc GB/s", "      x", "dec GB/s", "      x")
+    console.show_table(title, columns, rows)
+
+
+Windows = Annotated[int, typer.Option(min=1, help="Windows of 16 x 201 x 384 float16 (2.5 MB) in a file.")]
+Folder = Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="On the disk to measure. Default: temporary.")]
+
+
+@bench_app.command("read")
+def bench_read(
+    windows: Windows = 256,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 7,
+    folder: Folder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Random windows out of a store, in memory (hot) and from the disk (cold), against other readers of the same tokens.
+
+    Other packages are measured where they are installed: pip install 'stillframe[bench]'.
+
+    Example: stillframe bench read --folder /mnt/caches
+    """
+    from pipeline.cli import console
+    from pipeline.cli.bench import read
+
+    with console.progress("bench read") as update:
+        result = read.read_speed(windows, repeats, folder, update)
+    if as_json:
+        console.show_json(result)
+        return
+    shape = " x ".join(map(str, result["window"]["shape"]))
+    console.show(
+        f"{windows} windows of {shape} {result['window']['dtype']}, store of {console.bytes_text(result['file_bytes'])}, "
+        f"{repeats} rounds\n{result['machine']}"
+    )
+    hot, cold = result["readers"]["hot"], result["readers"]["cold"]
+    rows = [
+        (
+            name,
+            *(
+                cell
+                for of in (hot, cold)
+                for cell in ((f"{of[name]['gb_per_s']:6.2f}", f"{of[name]['ratio']:6.3f}") if name in of else ("", ""))
+            ),
+        )
+        for name in cold
+    ]
+    references = result["references"]
+    columns = ("", "hot GB/s", f"x {references['hot']}", "cold GB/s", f"x {references['cold']}")
+    console.show_table("medians; x: median of the ratios of every round", columns, rows)
+    for name, command in result["missing"].items():
+        console.show(f"{name}: not installed: {command}")
+
+
+@bench_app.command("write")
+def bench_write(
+    windows: Windows = 256,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 7,
+    folder: Folder = None,
+    as_json: AsJson = False,
+) -> None:
+    """A store, with all checksums, against plain sequential writing of files of the same size; both synced.
+
+    Example: stillframe bench write --folder /mnt/caches
+    """
+    from pipeline.cli import console
+    from pipeline.cli.bench import write
+
+    with console.progress("bench write") as update:
+        result = write.write_speed(windows, repeats, folder, update)
+    if as_json:
+        console.show_json(result)
+        return
+    console.show(f"{console.bytes_text(result['file_bytes'])}, {repeats} rounds\n{result['machine']}")
+    rows = [(way, f"{facts['gb_per_s']:6.2f}", f"{facts['ratio']:6.3f}") for way, facts in result["ways"].items()]
+    console.show_table("medians; x: median of the ratios of every round", ("", "GB/s", "x plain"), rows)
+    console.show(f"a store takes {bytes_cell(result['peak_bytes']).strip()} of memory beyond the tokens while it is written")

@@ -1,0 +1,317 @@
+"""Measurements of stage two on the command line: modules, epochs, plans, sweeps and pages."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.cli.bench.commands import bench_app, bytes_cell
+from pipeline.cli.options import AsJson, Device, Sets, recipe_file, torch_device
+from pipeline.cli.plan import seconds_text
+
+EPOCH_ROWS = (("an epoch", "median_s"), ("a step", "step_s"))
+
+
+@bench_app.command("report")
+def bench_report(
+    runs: Annotated[int, typer.Option(min=2, help="Members of the sweep.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """The page of a large sweep: seconds and megabytes.
+
+    Example: stillframe bench report --runs 100
+    """
+    from pipeline.cli import console
+    from pipeline.cli.bench import report
+
+    result = report.report_speed(runs)
+    if as_json:
+        console.show_json(result)
+    else:
+        console.show(f"the page of {runs} runs: {result['seconds']:.1f} s, {result['page_bytes'] / 1e6:.2f} MB")
+
+
+@bench_app.command("temporal")
+def bench_temporal(
+    module: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this module; may be given many times.")] = None,
+    mamba: Annotated[bool, typer.Option("--mamba", help="Only one Mamba layer against published implementations.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Windows at a time, B; 8 is the reference size.")] = 2,
+    frames: Annotated[int, typer.Option(min=1, help="Frames of a window, T.")] = 16,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of a frame, N.")] = 201,
+    width: Annotated[int, typer.Option(min=1, help="Width of a token, D.")] = 384,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of modules that have such a setting.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Repeats; medians are shown.")] = 3,
+    stream_frames: Annotated[int, typer.Option(min=300, help="Frames of the long stream.")] = 2000,
+    stream_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a frame of the long stream.")] = 16,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Temporal modules: time, FLOPs, memory, state and streaming; and Mamba against published implementations.
+
+    Forward is eval mode without gradients, forward+backward (fwd+bwd) is training mode; weights are float32.
+    --mamba --batch 8 runs nothing but the comparison of Mamba, at its reference size.
+
+    Example: stillframe bench temporal --module gru --module mamba
+    """
+    from pipeline.cli import console
+    from pipeline.cli.bench import temporal
+    from pipeline.config import plugins
+
+    names = list(dict.fromkeys(module or ([] if mamba else plugins.names("temporal"))))
+    size = temporal.Size(batch, frames, tokens, width, layers)
+    streams = temporal.Streams(stream_frames, stream_tokens)
+    with console.progress("bench temporal") as update:
+        result = temporal.measure(names, mamba or not module, size, streams, repeats, torch_device(device), update)
+    if as_json:
+        console.show_json(result)
+        return
+    console.show(_circumstances(result))
+    if "modules" in result:
+        _show_modules(result)
+    if "mamba" in result:
+        _show_mamba(result["mamba"])
+    if "gated_mamba_mix" in result:
+        _show_kernels(result["gated_mamba_mix"])
+
+
+def _circumstances(result: dict[str, Any]) -> str:
+    size, around = result["size"], result["surroundings"]
+    return (
+        f"B={size['batch']} T={size['frames']} N={size['tokens']} D={size['width']}, layers {size['layers']}, "
+        f"{result['repeats']} repeats\n"
+        f"{around['device']}, {around['threads']} threads, torch {around['torch']}, allocator: {around['allocator']}"
+    )
+
+
+PASS_NAMES = {"forward": "forward", "forward_backward": "fwd+bwd"}
+
+
+def _show_modules(result: dict[str, Any]) -> None:
+    from pipeline.cli import console
+
+    modules, streams = result["modules"], result["streams"]
+    rows = [
+        (name, *(cell for each in PASS_NAMES for cell in (*_times(facts[each]), f"{facts[each]['flop_per_s'] / 1e9:9.1f}")))
+        for name, facts in modules.items()
+    ]
+    columns = ("module", *(column for name in PASS_NAMES.values() for column in (*_time_columns(name), "  GFLOP/s")))
+    console.show_table("time: medians; GFLOP/s by formula, a backward pass counted as two forward", columns, rows)
+    rows = [
+        (
+            name,
+            f"{facts['parameters']:10,}",
+            f"{facts['flops'] / 1e9:9.3f}",
+            f"{facts['flops_measured'] / 1e9:9.3f}",
+            bytes_cell(facts["state_bytes"]),
+            *(bytes_cell(facts[each]["peak_bytes"]) for each in PASS_NAMES),
+        )
+        for name, facts in modules.items()
+    ]
+    columns = ("module", "parameters", "  formula", " measured", "       state", "peak forward", "peak fwd+bwd")
+    console.show_table("size: GFLOP of a window, by formula and measured (products only); peak memory is extra", columns, rows)
+    rows = []
+    for name, facts in modules.items():
+        stream = facts["stream"]
+        ends = (f"{statistics.median(stream[key]) * 1e3:8.3f}" for key in ("first_s", "last_s"))
+        speed, growth = f"{stream['frames_per_s']:9.1f}", f"{stream['last_over_first']:10.3f}"
+        rows.append((name, speed, *ends, growth, f"{stream['grown_bytes']:11}"))
+    columns = ("module", " frames/s", "first ms", " last ms", "last/first", "bytes grown")
+    title = f"stream, N={result['size']['tokens']}; ends of {streams['frames']} frames, N={streams['tokens']}, in turn"
+    console.show_table(title, columns, rows)
+
+
+def _show_mamba(result: dict[str, Any]) -> None:
+    from pipeline.cli import console
+
+    _show_comparison("one Mamba layer, float32", result, ("stillframe", "transformers"))
+    console.show(
+        f"largest difference: outputs {result['output_difference']:.1e}, gradients {result['gradient_difference']:.1e} "
+        "of the largest number in each"
+    )
+
+
+def _show_kernels(result: dict[str, Any]) -> None:
+    from pipeline.cli import console
+
+    names = [name for name in ("stillframe", "mamba_ssm") if name in result]
+    _show_comparison("gated_mamba_mix, bfloat16 autocast", result, names)
+    if "missing" in result:
+        console.show(f"mamba_ssm cannot be used: {result['missing']}")
+    else:
+        console.show(f"largest difference: outputs {result['output_difference']:.1e}")
+    for name in names:
+        reached = ", ".join(
+            f"{shown} {result[name][each]['flop_per_s'] / 1e12:.1f} TFLOP/s ({result[name][each]['share_of_matrix_peak']:.3f})"
+            for each, shown in PASS_NAMES.items()
+        )
+        console.show(f"{name}: {reached} of a matrix peak of {result['matrix_peak_flop_per_s'] / 1e12:.1f} TFLOP/s, measured")
+
+
+def _show_comparison(title: str, result: dict[str, Any], names: Sequence[str]) -> None:
+    """One row for each implementation, and what the last costs over the first."""
+    from pipeline.cli import console
+
+    columns = ("", *(column for name in PASS_NAMES.values() for column in (*_time_columns(name), "        peak")))
+    rows = [
+        (
+            name,
+            *(
+                cell
+                for facts in map(result[name].get, PASS_NAMES)
+                for cell in (*_times(facts), bytes_cell(facts["peak_bytes"]))
+            ),
+        )
+        for name in names
+    ]
+    console.show_table(title, columns, rows)
+    for each, ratio in result.get("ratios", {}).items():
+        peak = "not measured" if ratio["peak"] is None else f"{ratio['peak']:.2f}"
+        console.show(f"{names[-1]} / {names[0]}, {PASS_NAMES[each]}: time {ratio['time']:.2f}, peak extra memory {peak}")
+
+
+def _time_columns(name: str) -> tuple[str, ...]:
+    return f"{name + ' ms':>10}", "      min", "      max"
+
+
+def _times(figures: dict[str, Any]) -> tuple[str, ...]:
+    median, low, high = (figures[key] * 1e3 for key in ("median_s", "min_s", "max_s"))
+    return f"{median:10.2f}", f"{low:9.2f}", f"{high:9.2f}"
+
+
+@bench_app.command("sweep")
+def bench_sweep(
+    cache: Annotated[str, typer.Argument(help="A cache on this machine's disk.")],
+    recipe: Annotated[str, typer.Argument(help="What to train: a .toml file, or the name of a shipped recipe.")] = "demo_gru",
+    members: Annotated[int, typer.Option(min=2, help="Runs, which differ in their seeds.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each.")] = 50,
+    repeats: Annotated[int, typer.Option(min=1, help="Repeats; medians are shown.")] = 5,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Runs side by side on one read against the same runs one by one.
+
+    Example: stillframe bench sweep demo/caches/demo-0123456789ab
+    """
+    from pipeline.cache.cache import Cache
+    from pipeline.cli import console
+    from pipeline.cli.bench import sweep
+    from pipeline.cli.options import recipe_file
+    from pipeline.config.recipe import load_recipe
+
+    loaded, on = load_recipe(recipe_file(recipe)), torch_device(device)
+    with console.progress("bench sweep") as update:
+        result = sweep.sweep_speed(Cache(cache), loaded, members, steps, repeats, on, lambda *state: update(*state))
+    if as_json:
+        console.show_json(result)
+        return
+    rows = [
+        (case, f"{found['alone']['median_s']:.2f}", f"{found['together']['median_s']:.2f}", f"{found['ratio']:.3f}")
+        for case, found in result["cases"].items()
+    ]
+    title = f"{members} runs of {steps} steps, median of {repeats}"
+    console.show_table(title, ("case", "one by one, s", "side by side, s", "ratio"), rows)
+
+
+Probe = Annotated[float, typer.Option(min=0.1, help="Seconds of each plan's trial.")]
+
+Decoders = Annotated[int, typer.Option(min=1, help="Processes that decode videos.")]
+
+SpecFile = Annotated[Path, typer.Option(help="What to cache.")]
+
+RecipeName = Annotated[str, typer.Option(help="What to train: a .toml file, or the name of a shipped recipe.")]
+
+
+@bench_app.command("plan")
+def bench_plan(
+    spec: SpecFile = Path("cache_specs/demo.toml"),
+    recipe: RecipeName = "demo_gru",
+    clips: Annotated[list[int] | None, typer.Option(min=2, help="Clips of each class; give it for every size.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 3,
+    probe_s: Probe = 30,
+    decoders: Decoders = 1,
+    device: Device = None,
+    sets: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """What `plan` foretells against what then happens, on the built-in world in several sizes.
+
+    --set overrides keys of the recipe.
+
+    Example: stillframe bench plan --clips 8 --clips 16 --clips 32
+    """
+    from pipeline.cli import console
+    from pipeline.cli.bench import plan as module
+    from pipeline.config.cache_spec import load_spec
+    from pipeline.config.recipe import load_recipe
+
+    asked, sizes = load_recipe(recipe_file(recipe), sets or []), sorted(set(clips or (8, 16, 32)))
+    with console.progress("bench plan") as update:
+        result = module.foretold(load_spec(spec), asked, sizes, repeats, probe_s, decoders, torch_device(device), update)
+    if as_json:
+        console.show_json(result)
+        return
+    rows = [
+        (
+            f"{facts['frames']:,}",
+            what.removesuffix("_s").replace("_", " "),
+            *(
+                console.bytes_text(value) if what == "disk_bytes" else seconds_text(value)
+                for value in (statistics.median(facts[what][key]) for key in ("planned", "measured"))
+            ),
+            f"{facts[what]['ratio']:.3f}",
+            f"{min(facts[what]['ratios']):.3f} .. {max(facts[what]['ratios']):.3f}",
+        )
+        for facts in result["sizes"].values()
+        for what in module.FORETOLD
+    ]
+    title = f"{result['device']}, {result['processors']} processors; medians of {repeats} rounds, trials of {probe_s:g} s"
+    console.show_table(title, ("frames", "", "planned", "measured", "planned / measured", "least .. most"), rows)
+
+
+@bench_app.command("epoch")
+def bench_epoch(
+    spec: SpecFile = Path("cache_specs/demo.toml"),
+    recipe: RecipeName = "demo_gru",
+    clips: Annotated[int, typer.Option(min=2, help="Clips of each class.")] = 16,
+    ablations: Annotated[int, typer.Option(min=1, help="Runs, each of one epoch and a seed of its own.")] = 8,
+    decoders: Decoders = 1,
+    device: Device = None,
+    sets: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """An epoch with the encoder in the loop against one from the cache, part by part; and all runs, one by one and as a sweep.
+
+    --set overrides keys of the recipe.
+
+    Example: stillframe bench epoch --ablations 8 --decoders 2
+    """
+    from pipeline.cli import console
+    from pipeline.cli.bench import epoch as module
+    from pipeline.config.cache_spec import load_spec
+    from pipeline.config.recipe import load_recipe
+
+    asked = load_recipe(recipe_file(recipe), sets or [])
+    with console.progress("bench epoch") as update:
+        result = module.epoch_speed(load_spec(spec), asked, clips, ablations, decoders, torch_device(device), update)
+    if as_json:
+        console.show_json(result)
+        return
+    size, ways = result["size"], module.WAYS
+    title = (
+        f"{size['frames']:,} frames, {size['tokens']}, batches of {size['windows']}, {size['steps']} steps an epoch\n"
+        f"{size['device']}, decoders: {size['decoders']}; medians of {ablations} runs"
+    )
+    rows = [(name, *(seconds_text(result["epochs"][way][key]) for way in ways)) for name, key in EPOCH_ROWS]
+    for part in dict.fromkeys(part for way in ways for part in result["parts_of_a_step"][way]):
+        beside = ", beside the others" if part in module.BESIDE else ""
+        seconds = (result["parts_of_a_step"][way].get(part) for way in ways)
+        rows.append((f"of a step: {part}{beside}", *("" if one is None else seconds_text(one) for one in seconds)))
+    rows.append((f"{ablations} runs of one epoch, extraction included", *(seconds_text(result["runs"][way]) for way in ways)))
+    rows.append(("the same as one sweep, from one read", seconds_text(result["runs"]["sweep"]), ""))
+    console.show_table(title, ("", "from the cache", "with the encoder"), rows)
+    console.show(f"an epoch with the encoder takes {result['ratio']:.2f} times as long (median of {ablations} paired ratios)")
+    console.show(f"the extraction took {seconds_text(result['extract_s'])}")

@@ -1,0 +1,69 @@
+"""The command line: parsing and printing only. Heavy imports wait until a command needs them, so that --help is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+from typer.models import CommandInfo
+
+# Importing a file of commands registers them.
+from pipeline.cli import cache, plan, start, sweep, train, verify  # noqa: F401
+from pipeline.cli.bench import commands, training_commands  # noqa: F401
+from pipeline.cli.bench.commands import bench_app
+from pipeline.cli.options import app, say
+from pipeline.errors import StillframeError
+
+COMMANDS = (
+    "manifest", "extract", "derive", "status", "verify", "diff", "replay", "plan", "train", "sweep", "evaluate",
+    "stream", "import-checkpoint", "report", "demo", "list",
+)  # fmt: skip
+"""In the order in which --help lists them: that in which they are used, from videos to scores."""
+BENCHES = ("extract", "read", "write", "scale", "codecs", "temporal", "epoch", "plan", "sweep", "report")
+INTERRUPTED = 130
+"""What typer makes of Ctrl-C."""
+
+
+def _name(command: CommandInfo) -> str:
+    return str(command.name or getattr(command.callback, "__name__", ""))
+
+
+app.registered_commands.sort(key=lambda command: COMMANDS.index(_name(command)))
+bench_app.registered_commands.sort(key=lambda command: BENCHES.index(_name(command)))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0 ok, 1 failed, 2 bad input, 3 finished with failures listed."""
+    try:
+        code = app(arguments, standalone_mode=False)
+    except StillframeError as error:
+        say(f"error: {error.message}" + (f"; next: {error.hint}" if error.hint else ""))
+        return error.exit_code
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        say(f"error: {what}; next: check the path, its rights and the free space")
+        return 2
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        say(_usage(error.format_message()))
+        return 2
+    if code == INTERRUPTED:
+        say("stopped; what was finished is kept, run the same command again to go on")
+    return code if isinstance(code, int) else 0
+
+
+def _usage(message: str) -> str:
+    """typer's own words on a missing argument or an unknown option; the help itself where no command was given."""
+    return message if message.startswith("Usage:") else f"error: {message.rstrip('.')}; next: stillframe --help"
+
+
+def entry() -> None:
+    """The console script."""
+    # Compute threads that spin for long while they wait steal the cores from the threads that read, decode and write; threads
+    # that sleep at once take longer to wake than many an operation lasts. This many turns of GNU OpenMP are some microseconds.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    sys.exit(main())
