@@ -15,7 +15,7 @@ PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos lint extract train ablate clean
+.PHONY: help setup demo test chaos lint docs extract train ablate clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -37,6 +37,9 @@ lint: $(READY) ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+docs: $(READY) ## write docs/reference, and the rooms in the README, from the code
+	@$(VENV)/bin/python -m pipeline.cli.reference
 
 extract: $(READY) ## stage one: make extract SPEC=cache_specs/dinov2_small.toml DATA=data/mine
 	@$(call need,SPEC) $(call need,DATA) $(STILLFRAME) extract $(SPEC) $(DATA) --out $(OUT)

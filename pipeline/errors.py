@@ -1,13 +1,22 @@
 """Errors are part of the interface: what went wrong, where, what was found and wanted, and the next step.
 
 Code at the border (a user's file, key, path or cache) raises one of these; code inside asserts. `cli` is the only place
-that catches them. Exit codes: 0 ok, 1 failed, 2 bad input, 3 finished with failures listed.
+that catches them.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+
+EXIT_CODES = {
+    0: "Done.",
+    1: "Failed, for example on a full disk. What was finished is kept.",
+    2: "Bad input: a file, path, key, value or cache cannot be used as it is.",
+    3: "Finished, with something to look at, which is listed: what failed, is damaged, differs or has drifted.",
+    130: "Stopped by Ctrl-C. What was finished is kept; the same command goes on.",
+}
+"""What a command returns to the shell, and what that means."""
 
 
 class StillframeError(Exception):

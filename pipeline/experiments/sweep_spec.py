@@ -1,23 +1,26 @@
 """What a sweep compares: TOML in, and out come the settings of a grid, each with one recipe for every seed.
 
-recipe = "demo_gru"                        a shipped recipe or a .toml file: what every member starts from
-seeds = [0, 1, 2]                          each setting is trained with each
-reference = { temporal = "identity" }      what a setting is compared with: itself, but for these values
+recipe = "demo_gru"                     # a shipped recipe or a .toml file: what every member starts from
+seeds = [0, 1, 2]                       # each setting is trained with each
+reference = { temporal = "identity" }   # what a setting is compared with: itself, but for these values
 
-[changes]                                  laid over the recipe for all members
+[changes]                               # laid over the recipe for all members
 "training.steps" = 200
 
-[axes]                                     every combination is a setting
-temporal = "*"                             all modules there are
+[axes]                                  # every combination is a setting
+temporal = "*"                          # all modules there are
+cache = ["given", "int8"]               # the cache that the sweep is started on, and one made from it
 "windows.train_fraction" = [0.1, 1.0]
 
-[each]                                     settings of the plug-ins that are named alone, where they have them
+[each]                                  # settings of the plug-ins that are named alone, where they have them
 layers = 1
 
-[[settings]]                               more of them, one by one
-temporal = { name = "gru" }
+[[settings]]                            # more of them, one by one
+temporal = { name = "gru", layers = 2 }
+cache = "given"
+"windows.train_fraction" = 1.0
 
-[caches.int8]                              values of the axis `cache`, beside "given"
+[caches.int8]                           # how a cache of that name is made
 derive = ["codec.name=int8"]
 """
 
@@ -69,9 +72,11 @@ class SweepSpec(Settings):
     """What to compare."""
 
     name: PlainName
+    """Name of the sweep and of its folder; None: the name of the file."""
     recipe: dict[str, Any]
     """As a table; a name or a path stands for a shipped recipe or for a .toml file beside this one."""
     seeds: tuple[Seed, ...] = (0,)
+    """Every setting is trained once with each, as `training.seed`."""
     reference: dict[str, Any] = Field(default_factory=dict)
     """axis -> value. Empty: the first value of the first axis."""
     changes: dict[str, Any] = Field(default_factory=dict)
@@ -83,6 +88,7 @@ class SweepSpec(Settings):
     settings: tuple[dict[str, Any], ...] = ()
     """More settings: axis -> value."""
     caches: dict[str, OtherCache] = Field(default_factory=dict)
+    """Name, as on the axis `cache` -> how that cache is made."""
 
     @field_validator("recipe", mode="before")
     @classmethod
