@@ -6,4 +6,5 @@ Read `main` (how a command begins and ends) and `options` (what commands share),
 `cache`, `verify`, `plan`, `train`, `sweep`. `console` and `show` print; `demo` is the demo's steps, `bench/` the measurements.
 """
 
+from pipeline.cli.main import app as app
 from pipeline.cli.main import entry as entry
