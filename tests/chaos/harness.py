@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from commands import SPEC
-from conftest import address_video
+from support.commands import SPEC
+from support.material import address_video
 
 from pipeline.cache.cache import HEADER_FILE, Cache
 from pipeline.config.cache_spec import load_spec

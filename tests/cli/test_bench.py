@@ -1,0 +1,244 @@
+"""The measurements: figures that fit together, whatever the machine is busy with."""
+
+from __future__ import annotations
+
+import gc
+import re
+import statistics
+import sys
+
+import pytest
+import torch
+from support.commands import assert_refused, call
+from support.material import THREADS
+from torch import nn
+from transformers import MambaConfig
+from transformers.models.mamba.modeling_mamba import MambaMixer
+
+from pipeline.cli.bench import memory, references, temporal
+from pipeline.config import plugins
+from pipeline.models.temporal.contract import TemporalModule
+
+CPU = torch.device("cpu")
+NAMES = plugins.names("temporal")
+PASSES = {"forward": 1, "forward_backward": 3}
+TINY = ["--batch=2", "--frames=3", "--tokens=5", "--width=32", "--stream-frames=300", "--stream-tokens=2"]
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the peak on a CPU is read from /proc")
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """The whole command, as data."""
+    result = call("bench", "temporal", *TINY, "--json")
+    assert result.code == 0, result
+    gc.freeze()  # again
+    return result.json
+
+
+def test_says_what_was_measured_and_where(whole):
+    assert whole["size"] == {"batch": 2, "frames": 3, "tokens": 5, "width": 32, "layers": 1}
+    assert whole["streams"] == {"frames": 300, "tokens": 2}
+    assert whole["surroundings"] | {"threads": THREADS} == temporal.surroundings(CPU)
+
+
+def test_surroundings(monkeypatch):
+    torch.set_num_threads(1)
+    around = temporal.surroundings(CPU)
+    assert (around["threads"], around["torch"]) == (1, torch.__version__)
+    assert around["device"]
+    for name in ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD"):
+        monkeypatch.delenv(name, raising=False)
+    assert temporal.surroundings(CPU)["allocator"] == "default"
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "0")
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=1")
+    assert temporal.surroundings(CPU)["allocator"] == "GLIBC_TUNABLES=glibc.malloc.trim_threshold=1 MALLOC_MMAP_MAX_=0"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_module_is_there_and_its_figures_fit_together(whole, name):
+    assert list(whole["modules"]) == NAMES
+    facts, module = whole["modules"][name], temporal.build(name, 32, layers=1)
+    assert facts["parameters"] == sum(part.numel() for part in module.parameters())
+    assert facts["state_bytes"] == module.state_bytes(5)
+    assert facts["flops"] == module.flops(3, 5)
+    assert facts["flops_measured"] == temporal.products(module, torch.randn(1, 3, 5, 32)) <= facts["flops"]
+    for each, share in PASSES.items():
+        figures = facts[each]
+        check_times(figures, whole["repeats"])
+        assert figures["flop_per_s"] == pytest.approx(share * 2 * facts["flops"] / figures["median_s"])
+    stream = facts["stream"]
+    assert stream["frames_per_s"] > 0
+    assert stream["last_over_first"] == statistics.median(
+        b / a for a, b in zip(stream["first_s"], stream["last_s"], strict=True)
+    )
+    assert stream["grown_bytes"] == 0
+
+
+def check_times(figures, repeats):
+    times = figures["s"]
+    assert len(times) == repeats and min(times) > 0
+    assert (figures["min_s"], figures["median_s"], figures["max_s"]) == (min(times), statistics.median(times), max(times))
+
+
+def test_mamba_is_compared_with_transformers(whole):
+    result = whole["mamba"]
+    ours, theirs = result["stillframe"], result["transformers"]
+    for each in PASSES:
+        check_times(ours[each], whole["repeats"])
+        check_times(theirs[each], whole["repeats"])
+        pairs = zip(theirs[each]["s"], ours[each]["s"], strict=True)
+        assert result["ratios"][each]["time"] == statistics.median(a / b for a, b in pairs)
+        peaks = theirs[each]["peak_bytes"], ours[each]["peak_bytes"]
+        if all(peaks):
+            assert result["ratios"][each]["peak"] == peaks[0] / peaks[1]
+    assert result["output_difference"] < 1e-5
+    assert result["gradient_difference"] < 1e-5
+    assert "gated_mamba_mix" not in whole  # its reference needs CUDA
+
+
+def test_a_mamba_that_is_not_the_same_shows(monkeypatch):
+    """The difference is of what ran, not of the weights alone."""
+    layer = temporal.build("mamba", 16, layers=1).mamba_blocks[0].mamba
+    x, grad = torch.randn(2, 4, 3, 16), torch.randn(2, 4, 3, 16)
+    forward = type(layer).forward
+    monkeypatch.setattr(type(layer), "forward", lambda self, *args: (forward(self, *args)[0] * 1.01, None))
+    result = references.against_transformers(layer, x, grad, 1, lambda *_: None)
+    assert result["output_difference"] > 1e-5
+    assert result["gradient_difference"] == pytest.approx(0.01, rel=0.1)
+
+
+def test_the_published_composition_with_the_same_weights_is_the_same_module():
+    """Here with the layers of transformers, whose weights bear the names of those of mamba_ssm."""
+
+    def published(d_model: int, d_state: int, d_conv: int, expand: int) -> nn.Module:
+        config = MambaConfig(hidden_size=d_model, state_size=d_state, conv_kernel=d_conv, expand=expand, num_hidden_layers=1)
+        return MambaMixer(config, layer_idx=0)
+
+    module = temporal.build("gated_mamba_mix", 32, layers=2).eval()
+    composed = references._composed(module, published).eval()
+    x = torch.randn(2, 4, 3, 32)
+    assert isinstance(composed.mamba_blocks[1].mamba.mixer, MambaMixer)
+    torch.testing.assert_close(composed(x)[0], module(x)[0], atol=1e-5, rtol=0)
+
+
+def test_without_mamba_ssm_ours_is_measured_alone(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mamba_ssm", None)
+    monkeypatch.setattr(references, "PEAK_SIDE", 64)
+    x, grad = torch.randn(2, 4, 3, 32), torch.randn(2, 4, 3, 32)
+    module = temporal.build("gated_mamba_mix", 32, layers=1)
+    result = references.against_kernels(module, x, grad, 2, lambda *_: None)
+    assert result.keys() == {"stillframe", "missing", "matrix_peak_flop_per_s"}
+    assert result["missing"].startswith("ModuleNotFoundError: ")
+    for each, share in PASSES.items():
+        figures = result["stillframe"][each]
+        check_times(figures, 2)
+        assert figures["flop_per_s"] == pytest.approx(share * 2 * module.flops(4, 3) / figures["median_s"])
+        assert figures["share_of_matrix_peak"] == figures["flop_per_s"] / result["matrix_peak_flop_per_s"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_formula_counts_the_products_that_run(name):
+    """What the counter does not see, convolutions by taps and recurrences, makes the rest."""
+    module = temporal.build(name, 256, layers=1)
+    measured, formula = temporal.products(module, torch.randn(1, 2, 5, 256)), module.flops(2, 5)
+    assert 0.9 * formula <= measured <= formula
+    if name in ("causal_attention", "gated_transformer", "gru", "min_gru"):
+        assert measured >= 0.99 * formula
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_width_and_depth_will_do(name):
+    module = temporal.build(name, 10, layers=3)
+    assert getattr(module.settings, "layers", 3) == 3
+    assert 10 % (getattr(module.settings, "heads", None) or 1) == 0
+    assert module(torch.randn(1, 2, 3, 10))[0].shape == (1, 2, 3, 10)
+
+
+@linux
+def test_peaks_grow_with_the_batch():
+    def peaks(batch: int) -> list[int]:
+        streams = temporal.Streams(300, 1)
+        found = temporal.modules(["gru"], temporal.Size(batch, 8, 64, 128, 1), streams, 1, CPU, lambda *_: None)
+        return [found["gru"][each]["peak_bytes"] for each in PASSES]
+
+    small, large = peaks(2), peaks(8)
+    assert min(small) > 4 * 2 * 8 * 64 * 128  # the output at least
+    assert small[0] < small[1] and large[0] < large[1]
+    assert all(2 < b / a < 6 for a, b in zip(small, large, strict=True))
+
+
+@linux
+@pytest.mark.parametrize("mebibytes", [64, 128])
+def test_a_peak_is_what_was_held_at_once_and_no_more(mebibytes):
+    """Blocks that the allocator hands back at once, so that what is freed in between does not count twice."""
+    numbers = mebibytes * 2**18
+    torch.ones(numbers)
+    assert memory.peak_bytes(lambda: torch.ones(numbers), CPU) == pytest.approx(mebibytes * 2**20, abs=4 * 2**20)
+    assert memory.peak_bytes(lambda: [torch.ones(numbers).sum() for _ in range(3)], CPU) < 1.5 * mebibytes * 2**20
+    assert memory.peak_bytes(lambda: None, CPU) < 4 * 2**20
+
+
+def test_live_bytes_are_those_of_tensors_that_can_be_reached():
+    before = memory.live_bytes(CPU)
+    kept = torch.ones(1000)
+    views = [kept[:10], kept.view(10, 100)]
+    assert memory.live_bytes(CPU) - before == 4000
+    del kept, views
+    assert memory.live_bytes(CPU) == before
+
+
+class Hoarder(TemporalModule):
+    """Keeps every frame that it ever saw, and goes through all of them at every frame."""
+
+    Settings = plugins.Settings
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, None)
+        self.scale = nn.Parameter(torch.ones(width))
+        self.kept: list[torch.Tensor] = []
+
+    def _run(self, x_BTND, state):
+        self.kept.append(x_BTND.clone())
+        return self.scale * torch.stack([part.sum() for part in self.kept]).mean() + x_BTND, ()
+
+    def state_shapes(self, tokens):
+        return ()
+
+    def flops(self, frames, tokens):
+        return 0
+
+
+def test_a_module_that_grows_with_time_shows():
+    found = temporal.stream(Hoarder(4), 3, temporal.Streams(600, 2), CPU)
+    assert found["grown_bytes"] == (600 - 200) * 4 * 2 * 4
+    assert found["last_over_first"] > 1.5
+
+
+def test_table_fits_and_names_what_was_asked_for():
+    result = call("bench", "temporal", *TINY, "--module", "gru", "--module", "identity", "--mamba", "--repeats", "1")
+    assert result.code == 0, result
+    lines = result.out.splitlines()
+    assert max(map(len, lines)) <= 140
+    assert lines[0] == "B=2 T=3 N=5 D=32, layers 1, 1 repeats"
+    named = [line.split()[0] for line in lines if re.match(r" (gru|identity|stillframe|transformers) ", line)]
+    assert named == ["gru", "identity"] * 3 + ["stillframe", "transformers"]
+    assert [line.partition(":")[0] for line in lines if line.startswith("transformers / ")] == [
+        "transformers / stillframe, forward",
+        "transformers / stillframe, fwd+bwd",
+    ]
+    headers = [line.split("  ") for line in lines if "fwd+bwd ms" in line]
+    assert [len([cell for cell in header if cell]) for header in headers] == [9, 8]  # none is folded
+    assert lines[-1].startswith("largest difference: outputs ")
+
+
+def test_only_what_is_asked_for_is_measured():
+    one = call("bench", "temporal", *TINY, "--module", "gru", "--repeats", "1", "--json").json
+    assert list(one["modules"]) == ["gru"] and "mamba" not in one
+    reference = call("bench", "temporal", *TINY, "--mamba", "--repeats", "1", "--json").json
+    assert "modules" not in reference and reference["mamba"]["output_difference"] < 1e-5
+
+
+def test_wrong_input():
+    assert_refused(call("bench", "temporal", "--module", "grru"), "no temporal called 'grru'", "did you mean 'gru'?")
+    assert_refused(call("bench", "temporal", "--module", "gru", "--stream-frames", "10"), "300")
+    assert_refused(call("bench", "temporal", "--batch", "0"), "--batch")

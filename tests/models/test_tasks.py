@@ -1,0 +1,254 @@
+"""Laws of every task found on disk, and what is special to classification."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from support.paths import GOLDEN
+
+from pipeline.config import plugins
+from pipeline.datasets.manifest.targets import collate
+from pipeline.errors import BadInput
+from pipeline.models.tasks.classify import FrameLogits, Settings, Task, WindowLogits
+from pipeline.models.tasks.contract import STREAMING, WINDOW, StreamingReadout, TaskPlugin
+from pipeline.train.bootstrap import MetricFacts
+
+NAMES = plugins.names("task")
+LABELS = ("close", "open", "push", "pull", "turn")
+SMALL = {"readout_width": 16, "heads": 2, "hidden": 8, "size_px": 16}
+B, T, N, D = 6, 4, 5, 8
+
+
+def make(name: str, **keys: object) -> TaskPlugin:
+    plugin = plugins.load("task", name)
+    table = {key: value for key, value in SMALL.items() if key in plugin.Settings.model_fields} | keys
+    return plugin(plugins.check(plugin.Settings, table, name), LABELS)
+
+
+def window_targets(task: TaskPlugin, seed: int) -> dict[str, np.ndarray]:
+    """One window's truth as `pipeline.datasets.manifest.targets` samples it, of every kind that the task needs; two objects, three points."""
+    rng = np.random.default_rng(seed)
+    corner = np.cumsum(np.concatenate([rng.uniform(0.1, 0.3, (1, 2, 2)), rng.uniform(-0.05, 0.05, (T - 1, 2, 2))]), axis=0)
+    turn = np.cumsum(rng.uniform(-0.1, 0.1, T))
+    pose = np.tile(np.eye(4), (T, 1, 1))
+    pose[:, 0, 0] = pose[:, 2, 2] = np.cos(turn)
+    pose[:, 0, 2], pose[:, 2, 0] = np.sin(turn), -np.sin(turn)
+    pose[:, :3, 3] = np.cumsum(rng.uniform(-0.2, 0.2, (T, 3)), axis=0)
+    side = task.dense_px or 1
+    known = {
+        "label": {"label": np.array(seed % len(LABELS), np.int64)},
+        "boxes": {
+            "boxes": np.concatenate([corner, corner + rng.uniform(0.2, 0.4, (1, 2, 2))], axis=-1).clip(0, 1).astype(np.float32),
+            "boxes_valid": np.ones((T, 2), bool),
+        },
+        "points": {
+            "points": rng.uniform(0.1, 0.9, (1, 3, 2)).astype(np.float32)
+            + rng.uniform(-0.1, 0.1, (T, 3, 2)).astype(np.float32),
+            "points_valid": np.ones((T, 3), bool),
+            "visible": np.array([[True, True, t > 0] for t in range(T)]),
+        },
+        "depth_m": {"depth_m": rng.uniform(0.5, 5, (T, side, side)).astype(np.float32)},
+        "pose": {"pose": pose, "pose_valid": np.ones(T, bool)},
+    }
+    return {key: array for name in task.needs for key, array in known[name].items()}
+
+
+def example(task: TaskPlugin) -> dict[str, torch.Tensor]:
+    """Targets of B windows, as a batch holds them in evaluation."""
+    prepared = collate([task.prepare(window_targets(task, seed), None) for seed in range(B)])
+    return {name: torch.from_numpy(array) for name, array in prepared.items()}
+
+
+def on_host(targets: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: target.numpy() for name, target in targets.items()}
+
+
+def mean_score(task: TaskPlugin, answer: np.ndarray, targets: dict[str, np.ndarray]) -> float:
+    """The first metric over all windows."""
+    weights = task.weight(targets)
+    return float((task.score(answer, targets)[task.metrics[0].name] * weights).sum() / weights.sum())
+
+
+def fitted(task: TaskPlugin, form: str, targets: dict[str, torch.Tensor]) -> torch.Tensor:
+    """A prediction that minimises the loss itself, without any model."""
+    torch.manual_seed(0)
+    shape = task.readout(form, D, T)(torch.randn(B, T, N, D), task.query(targets)).shape
+    prediction = torch.zeros(shape).normal_(0, 0.1).requires_grad_()
+    optimizer = torch.optim.Adam([prediction], lr=0.05)
+    for _ in range(400):
+        optimizer.zero_grad()
+        task.loss(form, prediction, targets).backward()
+        optimizer.step()
+    return prediction.detach()
+
+
+CASES = [(name, form) for name in NAMES for form in make(name).forms]
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_what_minimises_the_loss_scores_best(name, form):
+    task = make(name)
+    targets = example(task)
+    best = task.answer(form, fitted(task, form, targets)).numpy()
+    scores = task.score(best, on_host(targets))
+    assert list(scores) == [metric.name for metric in task.metrics]
+    assert all(values.shape == (B,) and values.dtype == np.float64 for values in scores.values())
+    trivial = task.trivial(on_host(targets), task.statistics(iter([on_host(targets)])))
+    assert trivial.shape == best.shape
+    gain = mean_score(task, best, on_host(targets)) - mean_score(task, trivial, on_host(targets))
+    assert gain > 0 if task.metrics[0].higher_is_better else gain < 0
+    for metric in task.metrics:
+        least, greatest = MetricFacts(**metric._asdict()).range
+        for answer in (best, trivial):
+            values = task.score(answer, on_host(targets))[metric.name]
+            assert np.all((least <= values) & (values <= greatest))
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_scores_of_parts_are_the_scores_of_the_whole(name, form):
+    task = make(name)
+    targets = example(task)
+    torch.manual_seed(0)
+    prediction = task.readout(form, D, T)(torch.randn(B, T, N, D), task.query(targets))
+    answer = task.answer(form, prediction).detach().numpy()
+    whole, weight = task.score(answer, on_host(targets)), task.weight(on_host(targets))
+    for part in (slice(0, 2), slice(2, B)):
+        some = {key: value[part] for key, value in on_host(targets).items()}
+        assert np.array_equal(task.weight(some), weight[part])
+        for metric, values in task.score(answer[part], some).items():
+            np.testing.assert_allclose(values, whole[metric][part], rtol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_loss_reaches_every_parameter_of_the_readout(name, form):
+    task = make(name)
+    torch.manual_seed(0)
+    readout = task.readout(form, D, T)
+    targets = example(task)
+    x = torch.randn(B, T, N, D, requires_grad=True)
+    prediction = readout(x, task.query(targets))
+    assert prediction.shape[: 2 if form == STREAMING else 1] == ((B, T) if form == STREAMING else (B,))
+    loss = task.loss(form, prediction, targets)
+    assert loss.shape == () and torch.isfinite(loss)
+    loss.backward()
+    assert x.grad.abs().max() > 0
+    for key, parameter in [*readout.named_parameters(), *task.named_parameters()]:
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), key
+
+
+@pytest.mark.parametrize("name", [name for name, form in CASES if form == STREAMING])
+@torch.no_grad()
+def test_streaming_readout_agrees_frame_by_frame(name):
+    task = make(name)
+    torch.manual_seed(0)
+    readout = task.readout(STREAMING, D, T).eval()
+    assert isinstance(readout, StreamingReadout)
+    x, query = torch.randn(B, T, N, D), task.query(example(task))
+    whole, state = readout(x, query), readout.start(query)
+    for t in range(T):
+        prediction, state = readout.step(x[:, t], state)
+        torch.testing.assert_close(prediction, whole[:, t], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_valid_counts_nothing_and_costs_nothing(name):
+    task = make(name)
+    if task.needs == ("label",):
+        pytest.skip("a label is always there")
+    targets = {key: torch.zeros_like(target) for key, target in example(task).items()}
+    assert task.weight(on_host(targets)).tolist() == [0] * B
+    for form in task.forms:
+        torch.manual_seed(0)
+        readout = task.readout(form, D, T)
+        prediction = readout(torch.randn(B, T, N, D), task.query(targets))
+        loss = task.loss(form, prediction, targets)
+        assert torch.isfinite(loss)
+        loss.backward()
+        assert all(torch.isfinite(p.grad).all() for p in readout.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(("file", "frames", "out"), [("streaming", None, "logits_BTK"), ("window", 6, "logits")])
+@torch.no_grad()
+def test_attention_readout_reproduces_the_published_module(file, frames, out):
+    golden = load_file(GOLDEN / f"readout_attention_{file}.safetensors")
+    readout = (WindowLogits if frames else FrameLogits)(32, 7, readout_width=48, heads=4, frames=frames).eval()
+    readout.load_state_dict({key.removeprefix("weights/"): golden[key] for key in golden if key.startswith("weights/")})
+    torch.testing.assert_close(readout(golden["in/tokens_BTND"], {}), golden[f"out/{out}"], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_temporal_embedding_is_resized_linearly():
+    readout = WindowLogits(D, 3, readout_width=8, heads=2, frames=4)
+    readout.temporal_posenc.copy_(torch.arange(4.0).view(1, 4, 1, 1).expand(1, 4, 1, D))
+    assert readout._embedding(4)[0, :, 0, 0].tolist() == [0, 1, 2, 3]
+    assert readout._embedding(2)[0, :, 0, 0].tolist() == [0.5, 2.5]
+    assert readout._embedding(8)[0, :, 0, 5].tolist() == [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]
+    assert readout(torch.randn(2, 7, N, D), {}).shape == (2, 3)
+
+
+@torch.no_grad()
+def test_window_readout_knows_the_order_of_frames_and_streaming_does_not():
+    torch.manual_seed(0)
+    task, x = make("classify"), torch.randn(B, T, N, D)
+    window, streaming = (task.readout(form, D, T).eval() for form in (WINDOW, STREAMING))
+    window.temporal_posenc.normal_()
+    assert (window(x, {}) - window(x.flip(1), {})).abs().max() > 1e-3
+    torch.testing.assert_close(streaming(x.flip(1), {}), streaming(x, {}).flip(1), atol=1e-6, rtol=0)
+
+
+TARGETS = {"label": torch.tensor([0, 1, 2, 3, 4, 0])}
+
+
+def test_classify_scores_by_hand():
+    task = make("classify")
+    answer = np.array([[5, 1, 0, 0, 0], [0, 0, 9, 0, 0], [1, 1, 1, 1, 1]], np.float32)
+    assert task.score(answer, {"label": np.array([0, 1, 0])})["top-1"].tolist() == [1, 0, 1]
+    assert task.score(np.eye(5, dtype=np.float32), {"label": np.arange(5)})["top-1"].tolist() == [1] * 5
+
+
+def test_classify_trivial_answer_is_the_most_frequent_label():
+    task = make("classify")
+    known = task.statistics(iter([{"label": np.array([3, 1])}, {"label": np.array([3])}]))
+    assert known["counts"].tolist() == [0, 1, 0, 2, 0]
+    targets = {"label": np.array([3, 0, 3, 1])}
+    assert task.score(task.trivial(targets, known), targets)["top-1"].tolist() == [1, 0, 1, 0]
+
+
+def test_classify_loss_by_hand():
+    torch.manual_seed(0)
+    logits_BTK, label = torch.randn(B, T, 5), TARGETS["label"]
+    frames = [F.cross_entropy(logits_BTK[:, t], label).item() for t in range(T)]
+    assert make("classify").loss(STREAMING, logits_BTK, TARGETS).item() == pytest.approx(np.mean(frames), rel=1e-5)
+    last = make("classify", supervise="last")
+    assert last.loss(STREAMING, logits_BTK, TARGETS).item() == pytest.approx(frames[-1], rel=1e-5)
+    assert last.loss(WINDOW, logits_BTK[:, 0], TARGETS).item() == pytest.approx(frames[0], rel=1e-5)
+    assert torch.equal(last.answer(STREAMING, logits_BTK), logits_BTK[:, -1])
+
+    smooth = make("classify", label_smoothing=0.1)
+    log_p = logits_BTK[:, 0].log_softmax(-1)
+    expected = -(0.9 * log_p[range(B), label] + 0.1 * log_p.mean(-1)).mean()
+    assert smooth.loss(WINDOW, logits_BTK[:, 0], TARGETS).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_classify_loss_keeps_float64_and_leaves_bfloat16():
+    logits = torch.zeros(B, 5, dtype=torch.float64)
+    assert make("classify").loss(WINDOW, logits, TARGETS).dtype == torch.float64
+    loss = make("classify").loss(WINDOW, logits.bfloat16(), TARGETS)
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(math.log(5))
+
+
+def test_classify_refuses_what_it_cannot_use():
+    with pytest.raises(BadInput, match="the manifest has no labels"):
+        Task(Settings(), ())
+    with pytest.raises(BadInput, match="3 heads for width 16"):
+        make("classify", heads=3)
+    with pytest.raises(BadInput, match="names a form twice"):
+        make("classify", forms=["window", "window"])
+    with pytest.raises(BadInput, match="forms"):
+        make("classify", forms=[])
+    assert make("classify", forms=["window"]).forms == (WINDOW,)

@@ -1,0 +1,97 @@
+"""A run on a video as it comes: what a stream says is what a window over the cached tokens says."""
+
+from __future__ import annotations
+
+import json
+
+import av
+import numpy as np
+import pytest
+import torch
+from support.commands import assert_refused, call
+from support.material import FPS, address_video
+
+from pipeline.config import plugins
+from pipeline.config.recipe import Recipe
+from pipeline.errors import BadInput
+from pipeline.train.loop import train
+from pipeline.train.run import load_model
+from pipeline.train.stream import Stream
+from pipeline.train.windows import Sample, Windows
+
+
+def recipe(temporal: str, forms: tuple[str, ...] = ("streaming",), **task: object) -> Recipe:
+    plugin = plugins.load("temporal", temporal)
+    small = {"layers": 1, "heads": 2, "state": 3, "history": 8}
+    table = {
+        "name": "test",
+        "task": {"name": "classify", "readout_width": 16, "heads": 2, "forms": forms, **task},
+        "temporal": {"name": temporal, **{key: value for key, value in small.items() if key in plugin.Settings.model_fields}},
+        "windows": {"frames": 4, "fps": FPS},
+        "model": {"width": 32},
+        "training": {"steps": 3, "batch_size": 4, "warmup_steps": 1},
+    }
+    return plugins.check(Recipe, table, "test")
+
+
+@pytest.fixture(scope="module")
+def run(material, tmp_path_factory):
+    return train(recipe("gated_mamba_mix"), material.cache, tmp_path_factory.mktemp("run"))
+
+
+@torch.no_grad()
+def test_a_stream_says_what_a_window_says(material, run):
+    model, task = load_model(run, material.cache.shape)
+    windows = Windows(material.cache, material.manifest, "val", run.recipe.windows, task, material.cache.shape.layers)
+    for place in range(len(windows)):
+        batch = windows.read([Sample(place, 0.0)])
+        expected = model(*windows.tokens(batch, torch.device("cpu")))["streaming"][0]
+        seen = list(Stream(run).follow(material.root / windows.clip(place).source))
+        assert len(seen) == len(windows.stretches[place].time_s)
+        for t, frame in enumerate(seen[:4]):
+            assert frame.time_s == batch.time_s_BT[0, t]
+            np.testing.assert_allclose(frame.answer, expected[t], atol=1e-5)
+
+
+def test_a_stream_is_not_bounded_by_the_window(material, run, tmp_path):
+    video = address_video(tmp_path / "long.mp4", 3, 150)
+    stream = Stream(run)
+    seen = list(stream.follow(video))
+    assert len(seen) == 150 and all(np.isfinite(frame.answer).all() for frame in seen)
+    assert stream.state_bytes == stream.model.temporal.state_bytes(stream.model.tokens)
+    again = list(stream.follow(video))
+    assert all(np.array_equal(a.answer, b.answer) for a, b in zip(seen, again, strict=True))
+
+
+def test_frames_are_sampled_at_the_rate_of_the_windows(material, tmp_path):
+    slow = recipe("gru").model_copy(update={"windows": recipe("gru").windows.model_copy(update={"fps": FPS / 2})})
+    stream = Stream(train(slow, material.cache, tmp_path / "run"))
+    seen = list(stream.follow(material.root / "a/v0.mp4"))
+    np.testing.assert_allclose([frame.time_s for frame in seen], np.arange(0, 31, 2) / FPS)
+
+
+def test_the_command_prints_one_line_for_each_frame(material, run, tmp_path):
+    result = call("stream", run.path, material.root / "a/v1.mp4", "--draw", tmp_path / "drawn/v1.mp4")
+    lines = [json.loads(line) for line in result.out.splitlines()]
+    assert result.code == 0 and len(lines) == 8 and "8 frames, " in result.err
+    assert [line["time_s"] for line in lines] == pytest.approx(list(np.arange(8) / FPS))
+    assert all(line["label"] in ("a", "b") and 0.5 <= line["probability"] <= 1 for line in lines)
+    with av.open(tmp_path / "drawn/v1.mp4") as file:
+        frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    assert len(frames) == 8 and min(frames[0].shape[:2]) >= 64
+
+
+def test_bad_input_is_named(material, run, tmp_path):
+    video = material.root / "a/v1.mp4"
+    assert_refused(call("stream", run.path, tmp_path / "no.mp4"), "no.mp4")
+    assert_refused(call("stream", tmp_path, video), f"{tmp_path} is not a run")
+    assert_refused(call("stream", run.path, video, "--query", "{"), "--query is not JSON")
+    assert_refused(call("stream", run.path, video, "--query", "[1]"), "wants a JSON object, found [1]")
+    assert_refused(
+        call("stream", run.path, video, "--query", '{"boxes": []}'), "follows nothing that could be named, found boxes"
+    )
+    assert_refused(call("stream", run.path, video, "--set", "layers=[2, 4]"), "other weights, layers or another configuration")
+    assert_refused(call("stream", run.path, video, "--set", "layerz=[2]"), "layerz")
+    window_only = train(recipe("gru", ("window",)), material.cache, tmp_path / "window")
+    with pytest.raises(BadInput, match="only in the form window"):
+        Stream(window_only)

@@ -1,0 +1,287 @@
+"""Stage two: a killed run ends as an undisturbed one, identity cannot tell what only time tells, wrong input is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from support.material import THREADS, address_spec, write_video
+from support.training import Stop, assert_same, final, recipe, stop_at
+
+from pipeline.cache.cache import Cache
+from pipeline.config import plugins
+from pipeline.config.recipe import TrainingSettings
+from pipeline.datasets.manifest import manifest
+from pipeline.errors import BadInput, StillframeError
+from pipeline.extract import extract
+from pipeline.train.bootstrap import Interval, difference, interval
+from pipeline.train.evaluate import evaluate
+from pipeline.train.loop import train
+from pipeline.train.run import Run, read_metrics
+from pipeline.train.trainer import learning_rate, steps_of
+
+
+def first(result: dict) -> dict[str, dict[str, float]]:
+    """form -> score of the first metric."""
+    return {form: scores["top-1"] for form, scores in result["forms"].items()}
+
+
+@pytest.fixture(scope="module", params=plugins.names("temporal"))
+def whole(request, material, tmp_path_factory) -> Run:
+    """An undisturbed run of each temporal module."""
+    fields = plugins.load("temporal", request.param).Settings.model_fields
+    small = {key: value for key, value in {"layers": 1, "heads": 2}.items() if key in fields}
+    wanted = recipe(temporal={"name": request.param, **small})
+    return train(wanted, material.cache, tmp_path_factory.mktemp("whole") / "run")
+
+
+@pytest.mark.parametrize("step", [3, 5, 11])
+def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(material, whole, tmp_path, step):
+    with pytest.raises(Stop):
+        train(whole.recipe, material.cache, tmp_path / "stopped", on_progress=stop_at(step))
+    again = train(whole.recipe, material.cache, tmp_path / "stopped")
+    assert_same(final(whole), final(again))
+    assert_same(whole.tensors("best"), again.tensors("best"))
+    assert read_metrics(whole.path) == read_metrics(again.path)
+
+
+def test_a_run_killed_by_the_system_goes_on(material, tmp_path):
+    whole = train(recipe(), material.cache, tmp_path / "whole")
+    code = (
+        "import json, sys\n"
+        "from pathlib import Path\n"
+        "import torch\n"
+        f"torch.set_num_threads({THREADS})\n"
+        "from pipeline import plugins\n"
+        "from pipeline.cache import Cache\n"
+        "from pipeline.spec import Recipe\n"
+        "from pipeline.train import train\n"
+        "recipe = plugins.check(Recipe, json.loads(sys.argv[1]), 'test')\n"
+        "train(recipe, Cache(Path(sys.argv[2])), Path(sys.argv[3]))\n"
+    )
+    arguments = [json.dumps(recipe().canonical()), str(material.cache.path), str(tmp_path / "killed")]
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments])
+    while process.poll() is None and not (tmp_path / "killed" / "last.json").exists():
+        time.sleep(0.002)
+    if process.poll() is None:
+        os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert_same(final(whole), final(train(recipe(), material.cache, tmp_path / "killed")))
+
+
+def test_only_the_newest_checkpoint_files_are_kept(material, tmp_path):
+    run = train(recipe(), material.cache, tmp_path / "run")
+    files = sorted(path.name for path in run.path.glob("*.safetensors"))
+    assert len(files) == 2 and "last-000012.safetensors" in files
+    assert run.checkpoint("last").step == 12
+
+
+def test_a_finished_run_is_left_alone(material, tmp_path):
+    run = train(recipe(), material.cache, tmp_path / "run")
+    before = (run.path / "metrics.jsonl").read_bytes()
+    steps = []
+    train(recipe(), material.cache, tmp_path / "run", on_progress=lambda state: steps.append(state.step))
+    assert not steps and (run.path / "metrics.jsonl").read_bytes() == before
+
+
+def test_metrics_have_a_line_for_every_step(material, tmp_path):
+    lines = read_metrics(train(recipe(), material.cache, tmp_path / "run").path)
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert [line["step"] for line in lines if "val" in line] == [6, 12]
+    for line in lines:
+        assert line["loss"] == pytest.approx(sum(line["losses"].values()), rel=1e-5)
+        assert line["gradient_norm"] > 0
+
+
+@pytest.fixture(scope="module")
+def brightening(tmp_path_factory):
+    """Clips that grow brighter or darker; each frame alone is equally likely in both."""
+    root = tmp_path_factory.mktemp("ramp")
+    levels = np.linspace(40, 215, 8).astype(np.uint8)
+    for number in range(24):
+        for label, order in (("up", levels), ("down", levels[::-1])):
+            shifted = np.roll(order, number)  # the ramp wraps, so that no frame's place tells either
+            write_video(root / label / f"{number:02d}.mp4", [np.full((64, 64, 3), level, np.uint8) for level in shifted])
+    built = manifest.build("folder", root, tmp_path_factory.mktemp("ramp_manifest"), {"val_fraction": 0.25})
+    spec = address_spec(
+        encoder={
+            "name": "transformers",
+            "layers": [0],
+            "seed": 0,
+            "config": {
+                "model_type": "vit",
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "patch_size": 32,
+                "image_size": 64,
+            },
+        },
+        store={"store_mb": 1, "shard_mb": 1},
+    )
+    return extract.extract(spec, built, tmp_path_factory.mktemp("ramp_cache"))
+
+
+def test_time_is_learned_by_a_temporal_module_and_not_by_identity(brightening, tmp_path):
+    scores = {}
+    for name in ("identity", "gru"):
+        wanted = recipe(
+            task={"forms": ["streaming"]},
+            temporal={"name": name},
+            windows={"frames": 6},
+            training={"steps": 150, "batch_size": 16, "learning_rate": 0.01, "warmup_steps": 5, "evaluate_every": 150},
+        )
+        run = train(wanted, brightening, tmp_path / name)
+        scores[name] = evaluate(run, brightening)["forms"]["streaming"]["top-1"]
+    assert scores["gru"]["score"] >= 0.9 and scores["gru"]["low"] > 0.6
+    assert scores["identity"]["score"] <= 0.75
+    assert scores["identity"]["low"] <= 0.5
+
+
+def test_evaluation_is_written_and_adds_up(material, tmp_path):
+    run = train(recipe(windows={"eval_windows": 3}), material.cache, tmp_path / "run")
+    result = evaluate(run, material.cache)
+    assert json.loads((run.path / "evaluation-val.json").read_text()) == result
+    for form, values in first(result).items():
+        scores = [clip[form] for clip in result["clips"].values()]
+        assert values["score"] == pytest.approx(np.mean(scores))
+        assert values["low"] <= values["score"] <= values["high"]
+        assert load_file(run.path / "answers-val.safetensors")[form].shape == (3 * result["clips_scored"], 2)
+    assert result["clips_scored"] == len(material.manifest.split("val"))
+    val = next(line["val"] for line in reversed(read_metrics(run.path)) if "val" in line)
+    assert val == pytest.approx({form: values["score"] for form, values in first(result).items()})
+
+
+def test_interval_resamples_videos_not_clips():
+    scores = np.array([1.0, 1, 1, 1, 0, 0, 0, 0])
+    alone = interval(scores, list("abcdefgh"))
+    grouped = interval(scores, list("aaaabbbb"))
+    assert alone.score == grouped.score == 0.5
+    assert (grouped.low, grouped.high) == (0, 1)
+    assert 0 < alone.low < 0.5 < alone.high < 1
+    assert interval(np.ones(5), list("abcde")) == Interval(score=1, low=1, high=1)
+
+
+def test_interval_weighs_windows():
+    scores, videos = np.array([1.0, 0, 0.5]), list("abb")
+    assert interval(scores, videos, np.array([1.0, 2, 2])).score == pytest.approx(0.4)
+    assert interval(scores, videos, np.array([4.0, 0, 0])).score == 1
+
+
+def test_difference_is_paired(material, tmp_path):
+    one, other = (
+        evaluate(train(recipe(training={"seed": seed}), material.cache, tmp_path / str(seed)), material.cache)
+        for seed in (0, 1)
+    )
+    same = difference(one, one, "streaming")
+    assert (same.low, same.score, same.high) == (0, 0, 0)
+    for form in ("streaming", "window"):
+        gain = difference(one, other, form)
+        assert gain.score == pytest.approx(first(one)[form]["score"] - first(other)[form]["score"])
+        assert difference(other, one, form).score == -gain.score
+    with pytest.raises(BadInput, match="were not scored on the same clips in form 'window'"):
+        difference(one, {**other, "clips": {}}, "window")
+
+
+def test_interval_covers_at_its_rate():
+    rng = np.random.default_rng(0)
+    videos = [str(number) for number in range(60)]
+    hits = 0
+    for trial in range(200):
+        found = interval((rng.random(60) < 0.7).astype(float), videos, seed=trial)
+        hits += found.low <= 0.7 <= found.high
+    assert 0.89 <= hits / 200 <= 0.99
+
+
+def test_learning_rate_warms_up_and_falls_to_its_minimum():
+    settings = TrainingSettings(steps=100, learning_rate=1.0, min_learning_rate=0.1, warmup_steps=10)
+    rates = [learning_rate(settings, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and rates[10] == 1.0
+    assert rates[99] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert math.isclose(rates[10 + 89 // 2 + 1], 0.55, abs_tol=0.02)
+
+
+def test_epochs_become_steps():
+    assert steps_of(TrainingSettings(epochs=3, batch_size=32), 100) == 10
+    assert steps_of(TrainingSettings(epochs=0.1, batch_size=32), 10) == 1
+    assert steps_of(TrainingSettings(steps=7), 10) == 7
+
+
+def test_another_recipe_in_the_same_folder_is_refused(material, tmp_path):
+    train(recipe(), material.cache, tmp_path / "run")
+    with pytest.raises(
+        BadInput, match=r"was made from something else; now / then: recipe.training.learning_rate: 0.1 / 0.0003"
+    ):
+        train(recipe(training={"learning_rate": 0.1}), material.cache, tmp_path / "run")
+
+
+def test_a_cache_of_another_fingerprint_is_refused(material, tmp_path):
+    with pytest.raises(BadInput, match=f"wants the cache with fingerprint abc, .* has {material.cache.fingerprint}"):
+        train(recipe(cache="abc"), material.cache, tmp_path / "run")
+    train(recipe(cache=material.cache.fingerprint[:5]), material.cache, tmp_path / "run")
+    run = train(recipe(), material.cache, tmp_path / "free")
+    other = extract.extract(address_spec(store={"chunk_frames": 8}), material.manifest, tmp_path)
+    with pytest.raises(
+        BadInput, match=f"was trained on the cache with fingerprint {material.cache.fingerprint}, .* {other.fingerprint}"
+    ):
+        evaluate(run, other)
+
+
+def test_a_manifest_of_other_videos_is_refused(material, tmp_path):
+    clips = tuple(dataclasses.replace(clip, video_id=f"new/{clip.video_id}") for clip in material.manifest.clips)
+    other = dataclasses.replace(material.manifest, clips=clips)
+    with pytest.raises(BadInput, match=r"6 videos of manifest .* are not in cache .*, the first is new/a/v0.mp4"):
+        train(recipe(), material.cache, tmp_path / "run", manifest=other)
+
+
+def test_other_clips_over_the_same_videos_are_welcome(material, tmp_path):
+    clips = tuple(
+        dataclasses.replace(clip, clip_id=f"{clip.clip_id} x{speed}", speed=speed, reverse=speed == 2)
+        for clip in material.manifest.clips
+        for speed in (1.0, 2.0)
+    )
+    other = dataclasses.replace(material.manifest, clips=clips)
+    assert train(recipe(), material.cache, tmp_path / "run", manifest=other).header.clips["train"] == 2 * len(
+        material.manifest.split("train")
+    )
+
+
+def test_a_damaged_store_is_refused_before_training(material, tmp_path):
+    shutil.copytree(material.cache.path, tmp_path / "cache")
+    shard = next((tmp_path / "cache/stores/00001.zarr/layer_5/c").rglob("0"))
+    while shard.is_dir():
+        shard = shard / "0"
+    shard.write_bytes(shard.read_bytes()[:-7])
+    with pytest.raises(BadInput, match=r"is damaged: stores/00001.zarr/layer_5/c/0/0/0: \d+ bytes, receipt says \d+"):
+        train(recipe(), Cache(tmp_path / "cache"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(material, tmp_path):
+    wanted = recipe(training={"learning_rate": 1e30, "clip_norm": 1e30, "warmup_steps": 0})
+    with pytest.raises(StillframeError, match=r"not finite, at step \d+ of run .*; the last checkpoint is kept"):
+        train(wanted, material.cache, tmp_path / "run")
+
+
+def test_allow_missing_counts_what_it_leaves_out(material, tmp_path):
+    shutil.copytree(material.cache.path, tmp_path / "cache")
+    cache = Cache(tmp_path / "cache")
+    (cache.path / cache.receipt_name(0)).unlink()
+    train_split = [clip for clip in material.manifest.clips if clip.split == "train"]
+    skipped = sum(clip.video_id in cache.plan[0] for clip in train_split)
+    with pytest.raises(BadInput, match="has holes"):
+        train(recipe(), cache, tmp_path / "run")
+    run = train(recipe(), cache, tmp_path / "run", allow_missing=True)
+    assert run.header.clips == {"train": len(train_split) - skipped, "padded": 0, "slower": 0, "skipped": skipped}

@@ -1,0 +1,230 @@
+"""Windows: the frames in a batch are the frames that were asked for, in an order that is a pure function of seed and step."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.material import FPS, LENGTHS
+
+from pipeline.cache.cache import Cache
+from pipeline.config.recipe import WindowSettings
+from pipeline.errors import BadInput
+from pipeline.models.encoders import address
+from pipeline.train.windows import TIE_S, Sample, Windows, nearest, window_times
+
+
+class Label:
+    """Wants the label alone."""
+
+    needs = ("label",)
+    dense_px = None
+
+    def prepare(self, targets, rng):
+        return targets
+
+
+def make(material, split="train", clips=None, seed=0, **settings) -> Windows:
+    """Windows over the shared cache, with the clips changed as `clips` says."""
+    source = material.manifest
+    if clips is not None:
+        source = dataclasses.replace(source, clips=tuple(clips))
+    return Windows(
+        material.cache, source, split, WindowSettings(**({"frames": 4, "fps": FPS, "seed": seed} | settings)), Label()
+    )
+
+
+def addresses(windows: Windows, batch) -> address.Address:
+    """What the first patch of layer 5 says of every frame, (B, T)."""
+    _, patches = windows.tokens(batch, torch.device("cpu"))
+    return address.read(patches[-1][:, :, 0])
+
+
+@given(
+    gaps=st.lists(st.floats(0.01, 1.0), min_size=1, max_size=30),
+    wanted=st.lists(st.floats(-1, 20), min_size=1, max_size=10),
+)
+def test_nearest_is_the_nearest(gaps, wanted):
+    time_s = np.cumsum(gaps)
+    found = nearest(time_s, np.array(wanted))
+    distance = np.abs(time_s[None] - np.array(wanted)[:, None])
+    np.testing.assert_allclose(distance[np.arange(len(wanted)), found], distance.min(1), rtol=0, atol=1.1 * TIE_S)
+
+
+@given(st.sampled_from([5, 6, 10, 12, 24, 25, 30]), st.integers(8, 120), st.integers(2, 16), st.integers(1, 3))
+def test_a_window_half_way_between_frames_skips_and_repeats_none(rate, length, frames, stride):
+    """Evenly timed frames, a window at a whole stride in the middle of the clip: rows advance by that stride, always."""
+    time_s = np.arange(length) / rate
+    room_s = time_s[-1] - (frames - 1) * stride / rate
+    if room_s >= 0:
+        rows = nearest(time_s, window_times(0.5 * room_s, frames, rate / stride, 1.0, False))
+        assert np.diff(rows).tolist() == [stride] * (frames - 1)
+
+
+def test_window_times():
+    np.testing.assert_allclose(window_times(2.0, 4, 8.0, 2.0, False), [2.0, 2.25, 2.5, 2.75])
+    np.testing.assert_allclose(window_times(2.0, 4, 8.0, 0.5, True), [2.1875, 2.125, 2.0625, 2.0])
+
+
+def test_every_array_of_every_window_holds_its_own_frames(material):
+    windows = make(material)
+    for batch in windows.evaluation(2):
+        special, patches = windows.tokens(batch, torch.device("cpu"))
+        videos = np.array([int(windows.clip(int(index)).video_id[3]) for index in batch.clip_index])
+        frames = np.round(batch.time_s_BT * FPS).astype(int)
+        for tensor, layer in ((special, 5), (patches[0], 2), (patches[1], 5)):
+            found = address.read(tensor)
+            np.testing.assert_array_equal(found.video, np.broadcast_to(videos[:, None, None], found.video.shape))
+            np.testing.assert_array_equal(found.frame, np.broadcast_to(frames[:, :, None], found.frame.shape))
+            assert (found.layer == layer).all()
+            np.testing.assert_array_equal(found.token, np.broadcast_to(np.arange(found.token.shape[2]), found.token.shape))
+
+
+@pytest.mark.parametrize(("fps", "speed", "step"), [(10, 1, 1), (5, 1, 2), (5, 2, 4), (2, 0.5, 2.5)])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_speed_and_direction_are_honoured_when_a_window_is_read(material, fps, speed, step, reverse):
+    clips = [
+        dataclasses.replace(clip, split="train", speed=float(speed), reverse=reverse)
+        for clip in material.manifest.clips
+        if LENGTHS[clip.video_id] > 20
+    ]
+    windows = make(material, clips=clips, fps=fps)
+    for _, batch in windows.train(3, range(4)):
+        found = addresses(windows, batch).frame
+        steps = np.diff(found, axis=1) * (-1 if reverse else 1)
+        assert (np.abs(steps - step) <= (0.5 if step % 1 else 0)).all(), steps
+        np.testing.assert_allclose(batch.time_s_BT, found / FPS, atol=1e-4)
+
+
+def test_clip_borders_are_kept(material):
+    clip = next(clip for clip in material.manifest.clips if clip.video_id == "b/v5.mp4")
+    windows = make(material, clips=[dataclasses.replace(clip, split="train", start_s=1.0, stop_s=2.2)])
+    seen = {int(frame) for _, batch in windows.train(4, range(25)) for frame in addresses(windows, batch).frame.ravel()}
+    assert seen == set(range(10, 22))
+
+
+def test_a_short_clip_repeats_its_last_frame_and_is_counted(material):
+    windows = make(
+        material, split="train", clips=[dataclasses.replace(c, split="train") for c in material.manifest.clips], frames=8
+    )
+    place = next(place for place in range(len(windows)) if windows.clip(place).video_id == "b/v4.mp4")
+    found = addresses(windows, windows.read([Sample(place, 0.7)])).frame[0]
+    np.testing.assert_array_equal(found, [0, 1, 2, 3, 4, 4, 4, 4])
+    assert windows.padded == 1
+
+
+def test_every_clip_comes_once_in_every_epoch(material):
+    windows = make(material, clips=[dataclasses.replace(c, split="train") for c in material.manifest.clips])
+    samples = [windows.sample(number) for number in range(4 * len(windows))]
+    for epoch in range(4):
+        clips = [sample.clip for sample in samples[epoch * len(windows) : (epoch + 1) * len(windows)]]
+        assert sorted(clips) == list(range(len(windows)))
+    assert len({tuple(sample.clip for sample in samples[i * 6 : i * 6 + 6]) for i in range(4)}) > 1
+    assert len({sample.place for sample in samples}) == len(samples)
+
+
+def test_going_on_in_mid_epoch_gives_the_same_batches(material):
+    windows = make(material)
+    whole = dict(windows.train(3, range(9)))
+    rest = dict(windows.train(3, range(5, 9)))
+    assert list(rest) == [5, 6, 7, 8]
+    for step, batch in rest.items():
+        np.testing.assert_array_equal(batch.clip_index, whole[step].clip_index)
+        for name, array in batch.arrays.items():
+            np.testing.assert_array_equal(array, whole[step].arrays[name])
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_share_the_batch_out(material, world_size):
+    windows = make(material)
+    whole = dict(windows.train(6, range(3)))
+    parts = [dict(windows.train(6, range(3), rank, world_size)) for rank in range(world_size)]
+    for step, batch in whole.items():
+        together = np.stack([part[step].clip_index for part in parts], axis=1).ravel()
+        np.testing.assert_array_equal(together, batch.clip_index)
+
+
+def test_another_seed_is_another_order(material):
+    a, b = (make(material, seed=seed) for seed in (0, 1))
+    assert [a.sample(n) for n in range(20)] != [b.sample(n) for n in range(20)]
+
+
+def test_evaluation_windows_are_spread_evenly(material):
+    windows = make(material, eval_windows=3)
+    batches = list(windows.evaluation(2))
+    assert sum(map(len, batches)) == 3 * len(windows)
+    frames = np.concatenate([addresses(windows, batch).frame for batch in batches]).reshape(len(windows), 3, 4)
+    for place in range(len(windows)):
+        last = LENGTHS[windows.clip(place).video_id] - 1
+        np.testing.assert_array_equal(frames[place, 0], np.arange(4))
+        np.testing.assert_array_equal(frames[place, 2], np.arange(last - 3, last + 1))
+
+
+def test_labels_travel_with_their_clips(material):
+    windows = make(material)
+    for batch in windows.evaluation(2):
+        names = [material.manifest.labels[label] for label in batch.targets["label"]]
+        assert names == [windows.clip(int(index)).label for index in batch.clip_index]
+
+
+def test_fewer_layers_read_fewer_arrays(material):
+    windows = Windows(material.cache, material.manifest, "train", WindowSettings(frames=2, fps=FPS), layers=[5])
+    batch = next(iter(windows.evaluation(1)))
+    assert set(batch.arrays) == {"special", "layer_5"}
+
+
+def test_holes_are_refused_by_name_or_left_out_by_count(material, tmp_path):
+    shutil.copytree(material.cache.path, tmp_path / "cache")
+    cache = Cache(tmp_path / "cache")
+    (cache.path / cache.receipt_name(0)).unlink()
+    holed = sum(clip.video_id in cache.plan[0] and clip.split == "train" for clip in material.manifest.clips)
+    settings = WindowSettings(frames=2, fps=FPS)
+    with pytest.raises(
+        BadInput, match=rf"has holes: {holed} of \d clips of split 'train' are not covered, .*: not extracted yet"
+    ):
+        Windows(cache, material.manifest, "train", settings)
+    windows = Windows(cache, material.manifest, "train", settings, allow_missing=True)
+    assert len(windows.skipped) == holed and len(windows) + holed == len(material.manifest.split("train"))
+
+
+def test_an_unknown_split_is_named(material):
+    with pytest.raises(BadInput, match="no split called 'trian'; there are: train, val"):
+        make(material, split="trian")
+
+
+def test_more_frames_per_second_than_the_spec_cached_are_refused(material):
+    cache = Cache(material.cache.path)
+    cache.spec["frames"]["fps"] = 10.0
+    with pytest.raises(BadInput, match=r"windows want 12 frames per second, cache .* holds 10"):
+        Windows(cache, material.manifest, "train", WindowSettings(frames=2, fps=12))
+
+
+def test_a_clip_without_a_cached_frame_is_named(material):
+    gone = dataclasses.replace(material.manifest.clips[0], clip_id="gone", split="train", start_s=50.0, stop_s=51.0)
+    clips = [gone, *material.manifest.clips]
+    with pytest.raises(
+        BadInput, match=r"the first is gone: no cached frame in \[50, 51\) s; its video is cached from 0.000 to"
+    ):
+        make(material, clips=clips)
+    windows = Windows(
+        material.cache,
+        dataclasses.replace(material.manifest, clips=tuple(clips)),
+        "train",
+        WindowSettings(frames=2, fps=FPS),
+        allow_missing=True,
+    )
+    assert list(windows.skipped) == ["gone"]
+
+
+def test_videos_slower_than_the_window_are_counted_and_refused_if_all_are(material):
+    with pytest.raises(BadInput, match="windows want 25 frames per second, every video of split 'train' has fewer"):
+        make(material, fps=25)
+    clips = [
+        dataclasses.replace(clip, split="train", speed=4.0 if i else 0.5) for i, clip in enumerate(material.manifest.clips)
+    ]
+    assert make(material, clips=clips, fps=12).slower == 1
