@@ -437,7 +437,8 @@ def test_blocks_of_two_versions_never_meet(bucket, blocks):
 
 READER = """
 import os, random, sys
-from pipeline.places import at, disk_cache
+from pipeline.cache.storage import disk_cache
+from pipeline.cache.storage.open import at
 disk_cache.BLOCK_BYTES = int(sys.argv[2])
 place, rng = at(sys.argv[1]), random.Random(int(sys.argv[3]))
 for _ in range(60):
@@ -573,7 +574,7 @@ def test_a_missing_package_is_named_with_its_extra():
 import sys
 sys.modules["s3fs"] = None
 from pipeline.errors import BadInput
-from pipeline.places import at
+from pipeline.cache.storage.open import at
 try:
     at("s3://bucket/x")
 except BadInput as error:

@@ -348,7 +348,7 @@ def test_speed_is_that_of_the_last_stores_without_the_pause_before(mine):
 
 def test_a_dead_worker_is_called_gone(mine):
     code = (
-        "import sys, os\nfrom pipeline.leases import Leases\nfrom pipeline.places import at\n"
+        "import sys, os\nfrom pipeline.cache.leases import Leases\nfrom pipeline.cache.storage.open import at\n"
         "Leases(at(sys.argv[1])).claim('00001')\nos._exit(0)"
     )
     subprocess.run([sys.executable, "-c", code, str(mine.path)], check=True)

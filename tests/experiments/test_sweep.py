@@ -205,10 +205,10 @@ import json, sys
 from pathlib import Path
 import torch
 torch.set_num_threads({THREADS})
-from pipeline import plugins
-from pipeline.cache import Cache
-from pipeline.grid import SweepSpec
-from pipeline.sweep import sweep
+from pipeline.config import plugins
+from pipeline.cache.cache import Cache
+from pipeline.experiments.sweep_spec import SweepSpec
+from pipeline.experiments.sweep import sweep
 sweep(plugins.check(SweepSpec, json.loads(sys.argv[1]), "test"), {{"given": Cache(Path(sys.argv[2]))}}, Path(sys.argv[3]), say=print)
 """
 
@@ -252,10 +252,10 @@ import json, resource, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from pipeline import plugins
-from pipeline.cache import Cache
-from pipeline.grid import SweepSpec
-from pipeline.sweep import sweep
+from pipeline.config import plugins
+from pipeline.cache.cache import Cache
+from pipeline.experiments.sweep_spec import SweepSpec
+from pipeline.experiments.sweep import sweep
 
 def limit(extra):
     now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

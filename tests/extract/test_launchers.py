@@ -198,8 +198,8 @@ def test_local_shares_out_the_cores(given, workers, threads, cache, tmp_path, mo
 PARENT = """
 import sys, time
 from pathlib import Path
-from pipeline import plugins
-from pipeline.worker import Extraction
+from pipeline.config import plugins
+from pipeline.extract.worker import Extraction
 engine = plugins.load("engine", "local")(None, 2)
 engine.start(Extraction.model_validate_json(sys.argv[1]), Path("logs"))
 time.sleep(600)
@@ -293,9 +293,9 @@ def test_ray_worker_waits_for_a_core(ray_cluster, cache, material, tmp_path):
 REFUSED = """
 import socket, sys
 from pathlib import Path
-from pipeline import plugins
+from pipeline.config import plugins
 from pipeline.errors import BadInput
-from pipeline.worker import Extraction
+from pipeline.extract.worker import Extraction
 free = socket.socket()
 free.bind(("127.0.0.1", 0))
 address = f"127.0.0.1:{free.getsockname()[1]}"

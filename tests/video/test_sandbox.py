@@ -390,7 +390,7 @@ def test_too_many_open_files_are_no_fault_of_the_video(long):
 PARENT = """
 import os, sys
 from pathlib import Path
-from pipeline.decoder import Decoder
+from pipeline.video.sandbox import Decoder
 decoder = Decoder()
 blocks = decoder.decode(Path(sys.argv[1]), [None])
 next(blocks)
