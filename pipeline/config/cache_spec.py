@@ -69,9 +69,9 @@ class FrameSettings(Settings):
     size_px: int = Field(ge=1, le=4096)
     """Side of the square the encoder sees."""
     fit: Literal["crop", "squash"] = "crop"
-    """crop: short side to size_px, then the centre; squash: both sides to size_px."""
+    """How a frame becomes a square. crop: short side to size_px, then the centre; squash: both sides to size_px."""
     resample: Literal["bilinear", "bicubic"] = "bicubic"
-    """Always antialiased."""
+    """Kernel that frames are resized with, always antialiased."""
 
     @field_validator("fps")
     @classmethod
@@ -130,7 +130,8 @@ class StoreSettings(Settings):
     """Size of a store for each recorded layer of the base: which videos a store holds does not depend on how many layers and
     views there are, so that one can be added later."""
     compression: Literal["none", "zstd"] = "none"
-    """Of every chunk, lossless. none: windows are read at the speed of the disk; zstd: smaller where bytes repeat, slower."""
+    """Lossless packing of every chunk. none: windows are read at the speed of the disk; zstd: smaller
+    where bytes repeat, slower."""
     batch_frames: int = Field(default=32, ge=1, le=4096)
     """Frames per call of the encoder. Fixed by the spec, so that a store has the same bytes whoever writes it."""
 

@@ -47,12 +47,13 @@ class ModelSettings(Settings):
     """What lies between the cached tokens and the temporal module."""
 
     mixer: Literal["mlp", "last", "concat"] = "mlp"
-    """mlp: per-layer BatchNorm and MLP, residual, mean over layers (the paper); last: the last recorded layer as it is;
-    concat: all recorded layers side by side, and one linear layer back to the width."""
+    """How the recorded layers become one. mlp: BatchNorm and MLP per layer, residual, mean over layers
+    (the paper); last: the last recorded layer as it is; concat: all recorded layers side by side, and
+    one linear layer back to the width."""
     width: int | None = Field(default=None, ge=1)
     """Project tokens to this width before the temporal module; None: keep the encoder's width."""
     tokens: Literal["all", "patches"] = "all"
-    """all: special tokens and patches; patches: patches alone."""
+    """Tokens that the model sees. all: special tokens and patches; patches: patches alone."""
     layers: tuple[int, ...] | None = None
     """Which recorded layers the mixer reads, ascending; None: all that the cache has, or the last one for mixer "last"."""
 
@@ -89,13 +90,13 @@ class TrainingSettings(Settings):
     warmup_steps: int = Field(default=100, ge=0)
     """Steps over which the learning rate rises linearly to its peak."""
     weight_decay: float = Field(default=1e-4, ge=0)
-    """Not applied to biases, norms and other one-dimensional parameters."""
+    """Decay of the weights per unit of learning rate; not applied to biases, norms and other one-dimensional parameters."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of AdamW's running means of the gradient and of its square."""
     clip_norm: float = Field(default=1.0, gt=0)
     """Norm of all gradients together above which they are scaled down to it."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 autocast on CUDA, float32 on CPU."""
+    """Number format of the forward pass. auto: bfloat16 autocast on CUDA, float32 on CPU."""
     seed: Seed = 0
     """Draws initial weights and dropout."""
     evaluate_every: int | None = Field(default=None, ge=1)

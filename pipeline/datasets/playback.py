@@ -40,7 +40,7 @@ class Settings(plugins.Settings):
     min_fps: float = Field(default=11.9, ge=0)
     """Videos of fewer frames per second are left out: read slowly, their frames repeat, which gives the speed away too."""
     max_stretches: int = Field(default=16, ge=1)
-    """Per video; where there are more, these are spread evenly."""
+    """Stretches of a video at most; where there are more, these are spread evenly."""
     val_fraction: float = Field(default=0.2, ge=0, lt=1)
     """Share of the videos that goes to `val`: at least one, if there are two."""
     seed: plugins.Seed = 0

@@ -51,7 +51,7 @@ class Settings(plugins.Settings):
     """Which boxes count, and where the images go."""
 
     camera: Literal["FRONT", "FRONT_LEFT", "FRONT_RIGHT", "SIDE_LEFT", "SIDE_RIGHT"] = "FRONT"
-    """Whose images and boxes."""
+    """Camera whose images and boxes are read."""
     types: tuple[Literal["vehicle", "pedestrian", "sign", "cyclist"], ...] = ("vehicle", "pedestrian", "cyclist")
     """Kinds of objects; the release has no boxes of signs in images."""
     min_area: float = Field(default=0.005, ge=0, lt=1)

@@ -55,7 +55,7 @@ class Settings(plugins.Settings):
     seed: plugins.Seed = 0
     """Draws every scene."""
     scene: Literal["plane", "room"] = "plane"
-    """What the videos show. Everything below is about the room."""
+    """What the videos show; all settings below are of the room."""
     objects: int = Field(default=2, ge=1, le=4)
     """Tracked objects; each is a ball or a box with a texture of its own."""
     rooms: int = Field(default=0, ge=0)

@@ -78,15 +78,15 @@ class SweepSpec(Settings):
     seeds: tuple[Seed, ...] = (0,)
     """Every setting is trained once with each, as `training.seed`."""
     reference: dict[str, Any] = Field(default_factory=dict)
-    """axis -> value. Empty: the first value of the first axis."""
+    """Axis -> the value that every other setting is compared with. Empty: the first of the first axis."""
     changes: dict[str, Any] = Field(default_factory=dict)
-    """Keys of the recipe -> values, for all members."""
+    """Key of the recipe -> value, for all members."""
     axes: dict[str, list[Any] | Literal["*"]] = Field(default_factory=dict)
-    """Key of the recipe, or "cache" -> values. "*": all plug-ins there are."""
+    """Key of the recipe, or `cache` -> the values to compare. "*": all plug-ins there are."""
     each: dict[str, Any] = Field(default_factory=dict)
     """Settings such as layers = 1 of all plug-ins that are named alone, where they have them."""
     settings: tuple[dict[str, Any], ...] = ()
-    """More settings: axis -> value."""
+    """More points of the grid, one by one: axis -> value."""
     caches: dict[str, OtherCache] = Field(default_factory=dict)
     """Name, as on the axis `cache` -> how that cache is made."""
 

@@ -18,7 +18,8 @@ import typer
 from jsonschema import Draft7Validator
 
 from pipeline import errors
-from pipeline.cli.main import app, main
+from pipeline.cli.main import INTERRUPTED, app, main
+from pipeline.cli.options import FINISHED_WITH_FAILURES
 from pipeline.cli.reference import pages
 from pipeline.cli.reference.schema import schemas
 from pipeline.config import plugins
@@ -215,7 +216,8 @@ def test_the_page_of_commands_has_all_of_them():
 
 def test_every_error_has_an_exit_code_that_is_explained():
     classes = [errors.StillframeError, *errors.StillframeError.__subclasses__(), errors.BadVideo]
-    assert {error.exit_code for error in classes} <= errors.EXIT_CODES.keys()
+    known = errors.EXIT_CODES.keys()
+    assert {0, FINISHED_WITH_FAILURES, INTERRUPTED, *(error.exit_code for error in classes)} == known
 
 
 def test_every_plugin_has_a_section():
@@ -256,3 +258,13 @@ def test_editors_find_the_schemas_of_the_files_in_the_checkout():
         covered |= {path: kind for pattern in rule["include"] for path in ROOT.glob(pattern)}
     shipped = {parameters.values[1]: parameters.values[0] for parameters in SHIPPED}
     assert covered == shipped
+
+
+def test_the_rooms_of_the_readme_are_those_there_are():
+    there = {path.parent.name for path in pages.PACKAGE.glob("*/__init__.py")}
+    assert there == set(pages.ROOMS)
+    marked = f"a\n{pages.ROOMS_BEGIN}\nold\n{pages.ROOMS_END}\nb\n"
+    text = pages.with_rooms(marked)
+    assert text.startswith(f"a\n{pages.ROOMS_BEGIN}\n|") and text.endswith(f"\n{pages.ROOMS_END}\nb\n")
+    assert re.findall(r"\[`(\w+)/`\]", text) == list(pages.ROOMS) and "\nold\n" not in text
+    assert pages.with_rooms(text) == text

@@ -28,9 +28,9 @@ class Codec(FittedCodec):
         """How many numbers are kept of a token."""
 
         components: int = Field(default=128, ge=1)
-        """Kept components; of narrower tokens, all."""
+        """Components that are kept; of narrower tokens, all."""
         coefficients: Literal["float16", "int8"] = "float16"
-        """int8: with one float32 scale per token."""
+        """Number format of the coefficients; int8: with one float32 scale per token."""
         frames: int = Field(default=256, ge=1)
         """Frames in the sample that the basis is fitted to."""
 

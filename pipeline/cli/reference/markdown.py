@@ -49,8 +49,14 @@ def bounds(schema: Mapping[str, Any]) -> str:
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [columns, ["---"] * len(columns), *rows]
-    cells = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines)
-    return "".join(f"| {line} |\n".replace("|  |", "| |") for line in cells)
+    return "".join(f"| {' | '.join(map(_cell, line))} |\n".replace("|  |", "| |") for line in lines)
+
+
+def _cell(text: str) -> str:
+    """A bar would end the cell, and what looks like a tag would not be shown, but for code."""
+    parts = text.replace("|", "\\|").split("`")
+    shown = (part if i % 2 else re.sub("<(?=[a-z/])", "&lt;", part) for i, part in enumerate(parts))
+    return "`".join(shown)
 
 
 def paragraphs(text: str | None) -> list[str]:

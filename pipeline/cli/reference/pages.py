@@ -90,13 +90,13 @@ def with_rooms(text: str) -> str:
 
 
 def rooms() -> str:
-    """A row for each room, with the first paragraph of its docstring."""
+    """A row for each room: what its docstring says happens there, and what comes in and goes out."""
     rows = []
     for room in ROOMS:
         tree = ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))
-        first = (ast.get_docstring(tree) or "").split("\n\n")[0]
-        rows.append((f"[`{room}/`](pipeline/{room})", " ".join(first.split())))
-    return table(("room", "what happens there"), rows)
+        what, in_and_out, *_ = paragraphs(ast.get_docstring(tree))
+        rows.append((f"[`{room}/`](pipeline/{room})", what, in_and_out))
+    return table(("room", "what happens there", "in and out"), rows)
 
 
 def spec_page() -> str:

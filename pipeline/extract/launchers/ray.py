@@ -24,7 +24,7 @@ class Engine(EnginePlugin):
         """What a worker asks of the cluster."""
 
         address: str | None = None
-        """Of a running cluster, such as "auto"; not given: that of RAY_ADDRESS, or else one of this machine alone."""
+        """Address of a running cluster, such as "auto"; not given: that of RAY_ADDRESS, or else one of this machine alone."""
         num_gpus: float | None = Field(default=None, ge=0)
         """GPUs of a worker; one where it is not given and the job's device is CUDA."""
         num_cpus: float = Field(default=1, gt=0)

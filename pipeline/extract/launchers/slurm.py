@@ -43,7 +43,7 @@ class Engine(EnginePlugin):
         """What is not given is left to the cluster."""
 
         partition: str | None = None
-        """Where to run."""
+        """Partition that the tasks run in."""
         time_min: int = Field(default=240, ge=1)
         """Time limit of a worker, in minutes."""
         gpus_per_node: int | None = Field(default=None, ge=0)
@@ -51,11 +51,11 @@ class Engine(EnginePlugin):
         cpus_per_task: int | None = Field(default=None, ge=1)
         """Cores of a worker, and its threads."""
         mem_gb: float | None = Field(default=None, gt=0)
-        """Memory of a worker."""
+        """Memory of a worker, in gigabytes."""
         account: str | None = None
-        """Who pays."""
+        """Account that the time is charged to."""
         qos: str | None = None
-        """Quality of service."""
+        """Quality of service that Slurm is asked for."""
         array_parallelism: int = Field(default=256, ge=1)
         """Tasks of one array that may run at the same time."""
         setup: tuple[str, ...] = ()

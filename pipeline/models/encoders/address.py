@@ -68,11 +68,11 @@ class Encoder(EncoderPlugin):
         """How many tokens of what width."""
 
         width: int = Field(default=8, ge=CHANNELS)
-        """D."""
+        """D, the channels of a token."""
         grid: int = Field(default=4, ge=1, le=45)
         """Side of the patch grid, whatever the frame's size."""
         special_tokens: int = Field(default=1, ge=0, le=2048)
-        """S."""
+        """S, the special tokens of a frame."""
 
     @classmethod
     def shape(cls, settings: Any, size_px: int) -> TokenShape:

@@ -75,13 +75,13 @@ class Encoder(EncoderPlugin):
         config: dict[str, Any] | None = None
         """`model_type` and that type's own keys, for a tower with random weights."""
         seed: Seed | None = None
-        """Of the random weights."""
+        """Draws the random weights."""
         mean: tuple[float, float, float] | None = None
         """RGB mean in [0, 1]; None: the model's preprocessor_config.json, or 0.5 with `config`."""
         std: tuple[float, float, float] | None = None
-        """Goes with `mean`."""
+        """RGB standard deviation in [0, 1]; goes with `mean`."""
         precision: Literal["float32", "bfloat16", "float16"] = "float32"
-        """In which the tower computes."""
+        """Number format in which the tower computes."""
 
         @model_validator(mode="after")
         def _whole(self) -> Self:

@@ -29,7 +29,7 @@ class Settings(plugins.Settings):
     mlp_ratio: float = Field(default=4, gt=0)
     """Hidden width of the MLP over the width."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Of attention weights, after attention, and in the MLP."""
+    """Dropout of attention weights, after attention, and in the MLP."""
 
 
 class TimeAttention(nn.Module):

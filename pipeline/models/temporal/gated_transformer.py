@@ -29,7 +29,8 @@ class Settings(plugins.Settings):
     layers: int = Field(default=4, ge=1)
     """Blocks of the transformer."""
     heads: int | None = Field(default=None, ge=1)
-    """Attention heads; must divide the width. None: as `default_heads` says."""
+    """Attention heads; must divide the width. None: 8, 12 or 16 for widths of 384, 768 or 1024, else
+    heads as near to 64 channels wide as can be."""
     mlp_ratio: float = Field(default=4, gt=0)
     """Hidden width of the MLP over the width."""
 

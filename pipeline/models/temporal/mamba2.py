@@ -43,13 +43,13 @@ class Settings(plugins.Settings):
     state: int = Field(default=64, ge=1)
     """State size per channel. Half of mamba_ssm's default: it is what a stream costs in memory."""
     expand: int = Field(default=2, ge=1)
-    """Inner width over the width."""
+    """Inner width of a mixer over the width."""
     head_dim: int | None = Field(default=None, ge=1)
     """Channels per head; must divide the inner width. None: the largest such number up to 64."""
     conv: int = Field(default=4, ge=1)
     """Frames that the causal convolution sees."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """After each layer."""
+    """Dropout after each layer."""
 
 
 class GatedRmsNorm(nn.Module):

@@ -24,9 +24,9 @@ class Settings(plugins.Settings):
     layers: int = Field(default=4, ge=1)
     """Recurrent layers, each with its own residual."""
     expand: int = Field(default=2, ge=1)
-    """Width of h over the width."""
+    """Width of the recurrent state h over the width."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """After each layer."""
+    """Dropout after each layer."""
 
 
 class MinGru(Mixer):

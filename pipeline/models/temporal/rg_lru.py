@@ -32,13 +32,13 @@ class Settings(plugins.Settings):
     layers: int = Field(default=4, ge=1)
     """Recurrent layers, each with its own residual."""
     expand: int = Field(default=2, ge=1)
-    """Width of h over the width."""
+    """Width of the recurrent state h over the width."""
     heads: int = Field(default=16, ge=1)
     """Blocks of the gates' block-diagonal weights; must divide the width."""
     conv: int = Field(default=4, ge=1)
     """Frames that the causal convolution sees."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """After each layer."""
+    """Dropout after each layer."""
 
 
 class BlockDiagonal(nn.Module):

@@ -27,7 +27,7 @@ class MambaSettings(plugins.Settings):
     conv: int = Field(default=4, ge=1)
     """Frames that the causal convolution sees."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    """After Mamba and, in spatial blocks, of attention weights and in the MLP."""
+    """Dropout after Mamba and, in spatial blocks, of attention weights and in the MLP."""
 
 
 class MambaMixSettings(MambaSettings):
