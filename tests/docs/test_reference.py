@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import typer
 from jsonschema import Draft7Validator
+from support.paths import ROOT
 
 from pipeline import errors
 from pipeline.cli.main import INTERRUPTED, app, main
@@ -27,7 +28,6 @@ from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.recipe import Recipe
 from pipeline.experiments.sweep_spec import SweepSpec, load_sweep, settings_of
 
-ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "docs" / "reference"
 SCHEMAS = schemas()
 SHIPPED = [
