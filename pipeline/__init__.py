@@ -1,3 +1,4 @@
-"""stillframe: a frozen image model, a token cache and a small recurrent temporal module make a video model."""
+"""stillframe: a frozen image model, a token cache and a small recurrent temporal module make a
+video model."""
 
 __version__ = "0.4.0"

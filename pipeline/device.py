@@ -22,7 +22,8 @@ def cores() -> int:
 
 
 def numbered(name: str | None, index: int) -> torch.device:
-    """The device called `name`; where it is None, that of worker `index`: workers share what CUDA devices there are."""
+    """The device called `name`; where it is None, that of worker `index`: workers share what CUDA
+    devices there are."""
     import torch
 
     if name is None and torch.cuda.is_available():

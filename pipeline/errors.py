@@ -1,7 +1,8 @@
-"""Errors are part of the interface: what went wrong, where, what was found and wanted, and the next step.
+"""Errors are part of the interface: what went wrong, where, what was found and wanted, and the next
+step.
 
-Code at the border (a user's file, key, path or cache) raises one of these; code inside asserts. `cli` is the only place
-that catches them.
+Code at the border (a user's file, key, path or cache) raises one of these; code inside asserts.
+`cli` is the only place that catches them.
 """
 
 from __future__ import annotations
@@ -46,4 +47,6 @@ def unknown_name(what: str, name: str, known: Iterable[str], where: str = "") ->
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else ""
     place = f"{where}: " if where else ""
-    return BadInput(f"{place}no {what} called '{name}'; there are: {', '.join(known) or 'none'}", hint)
+    return BadInput(
+        f"{place}no {what} called '{name}'; there are: {', '.join(known) or 'none'}", hint
+    )

@@ -1,7 +1,8 @@
 """The nouns that travel between the stages. Arrays carry their time and check themselves.
 
-Shape letters, the same in every file: B batch, T frames of a window, F frames of a video or store, L recorded layers, P patch
-tokens, S special tokens, N = S + P, D width, H and W pixels, C channels. All ranges are half-open: [start, stop).
+Shape letters, the same in every file: B batch, T frames of a window, F frames of a video or store,
+L recorded layers, P patch tokens, S special tokens, N = S + P, D width, H and W pixels, C channels.
+All ranges are half-open: [start, stop).
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class Clip:
 
 @dataclass(frozen=True)
 class Frames:
-    """Consecutive decoded frames of one size, upright as a viewer shows them, with their presentation times."""
+    """Consecutive decoded frames of one size, upright as a viewer shows them, with their
+    presentation times."""
 
     pixels_FHWC: np.ndarray
     """uint8 RGB."""
@@ -70,7 +72,9 @@ class Frames:
     def __post_init__(self) -> None:
         shape = self.pixels_FHWC.shape
         if len(shape) != 4 or shape[3] != 3 or self.pixels_FHWC.dtype != np.uint8:
-            raise ValueError(f"pixels must be uint8 (F, H, W, 3), found {self.pixels_FHWC.dtype} {shape}")
+            raise ValueError(
+                f"pixels must be uint8 (F, H, W, 3), found {self.pixels_FHWC.dtype} {shape}"
+            )
         if self.time_s.shape != shape[:1]:
             raise ValueError(f"time_s must be ({shape[0]},), found {self.time_s.shape}")
 
@@ -83,7 +87,8 @@ class Frames:
 
 @dataclass(frozen=True)
 class TokenShape:
-    """What an encoder yields for one frame: L layers of P = grid_h x grid_w patch tokens, and S special tokens, all D wide."""
+    """What an encoder yields for one frame: L layers of P = grid_h x grid_w patch tokens, and S
+    special tokens, all D wide."""
 
     width: int
     grid_hw: tuple[int, int]
@@ -103,7 +108,8 @@ class TokenShape:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens of N frames: specials (CLS, then registers) of the last layer, and patches, row by row, of each recorded layer."""
+    """Tokens of N frames: specials (CLS, then registers) of the last layer, and patches, row by
+    row, of each recorded layer."""
 
     special_NSD: torch.Tensor
     patches_NPD: dict[int, torch.Tensor]
@@ -113,7 +119,9 @@ class Tokens:
         frames, _, width = self.special_NSD.shape
         for layer, patches in self.patches_NPD.items():
             if patches.ndim != 3 or patches.shape[0] != frames or patches.shape[2] != width:
-                raise ValueError(f"layer {layer}: wanted ({frames}, P, {width}), found {tuple(patches.shape)}")
+                raise ValueError(
+                    f"layer {layer}: wanted ({frames}, P, {width}), found {tuple(patches.shape)}"
+                )
 
     def __len__(self) -> int:
         return len(self.special_NSD)

@@ -22,7 +22,18 @@ if SIDE_BY_SIDE:
 torch.set_num_threads(THREADS)  # also of fixtures that live longer than a test
 
 
-LONG = ("verify", "cli", "damage", "demo", "derive", "launchers", "video_model", "one_pass", "page", "distributed")
+LONG = (
+    "verify",
+    "cli",
+    "damage",
+    "demo",
+    "derive",
+    "launchers",
+    "video_model",
+    "one_pass",
+    "page",
+    "distributed",
+)
 LONG += ("object_store", "report", "sweep", "sweep_launchers", "temporal", "train", "world")
 """Files that take twenty seconds and more. They come first: no worker is left with one when the others are done."""
 
@@ -56,11 +67,15 @@ def videos(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def built(videos, tmp_path_factory) -> Manifest:
     """Their manifest. Read only."""
-    return manifest.build("folder", videos, tmp_path_factory.mktemp("manifest"), {"val_fraction": 0.3})
+    return manifest.build(
+        "folder", videos, tmp_path_factory.mktemp("manifest"), {"val_fraction": 0.3}
+    )
 
 
 @pytest.fixture(scope="session")
 def material(videos, built, tmp_path_factory) -> Material:
     """Their cache. Read only."""
     spec = address_spec()
-    return Material(videos, built, extract.extract(spec, built, tmp_path_factory.mktemp("caches")), spec)
+    return Material(
+        videos, built, extract.extract(spec, built, tmp_path_factory.mktemp("caches")), spec
+    )

@@ -89,14 +89,20 @@ def ours(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def users_of(package: str) -> set[str]:
-    return {place(file) for file, tree in TREES.items() if package in {name.split(".")[0] for _, name in imports(tree)}}
+    return {
+        place(file)
+        for file, tree in TREES.items()
+        if package in {name.split(".")[0] for _, name in imports(tree)}
+    }
 
 
 def text_files() -> list[Path]:
     """Every text file that belongs to the project, whether committed yet or not."""
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
-        names = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+        names = subprocess.run(
+            listing, cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout.split("\0")
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout")
     files = [ROOT / name for name in names if name and (ROOT / name).is_file()]
@@ -110,7 +116,14 @@ def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def folder_of_plugin(module: str) -> str | None:
     """The plug-in folder that a module lies in at whatever depth, dotted, or None."""
-    return next((folder for folder in SOCKET_FOLDERS if module == folder or module.startswith(f"{folder}.")), None)
+    return next(
+        (
+            folder
+            for folder in SOCKET_FOLDERS
+            if module == folder or module.startswith(f"{folder}.")
+        ),
+        None,
+    )
 
 
 def room(module: str) -> str:
@@ -137,7 +150,10 @@ def test_imports_run_one_way():
 
 
 def test_imports_make_no_circle():
-    graph = {place(file): {target for _, target in ours(tree) if target != place(file)} for file, tree in TREES.items()}
+    graph = {
+        place(file): {target for _, target in ours(tree) if target != place(file)}
+        for file, tree in TREES.items()
+    }
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
@@ -152,7 +168,11 @@ def test_a_plugin_imports_its_contract_and_helpers_and_no_other_plugin():
         if socket is None:
             continue
         for line, target in ours(tree):
-            if folder_of_plugin(target) == socket and target in plugin_modules and (here, target) not in allowed:
+            if (
+                folder_of_plugin(target) == socket
+                and target in plugin_modules
+                and (here, target) not in allowed
+            ):
                 wrong.append(f"{file.relative_to(ROOT)}:{line} imports pipeline.{target}")
     assert not wrong
 
@@ -168,13 +188,17 @@ def test_nothing_outside_a_plugin_folder_names_a_plugin():
     assert not wrong
 
 
-@pytest.mark.parametrize(("package", "owner"), [("rich", "console"), ("zarr", "store"), ("typer", "cli")])
+@pytest.mark.parametrize(
+    ("package", "owner"), [("rich", "console"), ("zarr", "store"), ("typer", "cli")]
+)
 def test_one_file_alone_imports(package, owner):
     """Measurements also read through zarr itself, as a reference."""
     assert {user.split(".")[0] for user in users_of(package)} - {"bench"} == {owner}
 
 
-@pytest.mark.parametrize("package", ["pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "torchvision"])
+@pytest.mark.parametrize(
+    "package", ["pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "torchvision"]
+)
 def test_nothing_imports(package):
     assert users_of(package) == set()
 
@@ -190,7 +214,10 @@ def test_only_plain_data_is_loaded():
                 given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
                 if given.get("weights_only") != "True":
                     wrong.append(f"{where} torch.load without weights_only=True")
-            risky = isinstance(node, ast.keyword) and node.arg in ("trust_remote_code", "allow_pickle")
+            risky = isinstance(node, ast.keyword) and node.arg in (
+                "trust_remote_code",
+                "allow_pickle",
+            )
             if risky and ast.unparse(node.value) != "False":
                 wrong.append(f"{where} {node.arg}")
             if isinstance(node, ast.Name) and node.id in ("eval", "exec"):
@@ -199,13 +226,18 @@ def test_only_plain_data_is_loaded():
 
 
 def test_files_are_short():
-    lengths = {str(file.relative_to(ROOT)): len(file.read_text(encoding="utf-8").splitlines()) for file in FILES}
+    lengths = {
+        str(file.relative_to(ROOT)): len(file.read_text(encoding="utf-8").splitlines())
+        for file in FILES
+    }
     assert {name: n for name, n in lengths.items() if n > LINES_OF_A_FILE} == {}
 
 
 def test_functions_are_short():
     lengths = {
-        f"{file.relative_to(ROOT)}:{node.lineno} {node.name}": (node.end_lineno or 0) - node.lineno + 1
+        f"{file.relative_to(ROOT)}:{node.lineno} {node.name}": (node.end_lineno or 0)
+        - node.lineno
+        + 1
         for file, tree in TREES.items()
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
@@ -214,7 +246,9 @@ def test_functions_are_short():
 
 
 def test_every_file_says_what_it_is():
-    assert [str(file.relative_to(ROOT)) for file, tree in TREES.items() if not ast.get_docstring(tree)] == []
+    assert [
+        str(file.relative_to(ROOT)) for file, tree in TREES.items() if not ast.get_docstring(tree)
+    ] == []
 
 
 def test_importing_everything_prints_nothing_and_writes_nothing(tmp_path):
@@ -239,7 +273,11 @@ HEAVY = {"torch", "zarr", "numpy", "h5py", "av", "transformers", "matplotlib"}
 
 @pytest.mark.parametrize(
     ("arguments", "unwanted"),
-    [(["--help"], HEAVY | {"pydantic"}), (["extract", "--help"], HEAVY), (["bench", "extract", "--help"], HEAVY)],
+    [
+        (["--help"], HEAVY | {"pydantic"}),
+        (["extract", "--help"], HEAVY),
+        (["bench", "extract", "--help"], HEAVY),
+    ],
 )
 def test_help_waits_for_nothing_heavy(arguments, unwanted, tmp_path):
     """typer itself imports pydantic to read the options of a command."""
@@ -254,7 +292,9 @@ def test_help_waits_for_nothing_heavy(arguments, unwanted, tmp_path):
 @pytest.mark.parametrize(("kind", "name"), SOCKETS)
 def test_a_plugin_keeps_its_contract(kind, name):
     plugin = plugins.load(kind, name)
-    contract = getattr(importlib.import_module(f"{plugins.module_of(kind)}.{plugins.CONTRACT}"), CONTRACTS[kind])
+    contract = getattr(
+        importlib.import_module(f"{plugins.module_of(kind)}.{plugins.CONTRACT}"), CONTRACTS[kind]
+    )
     assert issubclass(plugin, contract)
     assert not getattr(plugin, "__abstractmethods__", None)
     assert issubclass(plugin.Settings, plugins.Settings)
@@ -266,7 +306,11 @@ def test_a_plugin_keeps_its_contract(kind, name):
 @pytest.mark.parametrize(("kind", "name"), SOCKETS)
 def test_every_setting_of_a_plugin_is_explained(kind, name):
     tree = TREES[PACKAGE / plugins.FOLDERS[kind] / f"{name}.py"]
-    tables = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == "Settings"]
+    tables = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and node.name == "Settings"
+    ]
     assert len(tables) <= 1
     own = inspect.get_annotations(plugins.load(kind, name).Settings)
     assert tables or not own
@@ -280,7 +324,11 @@ def unexplained(table: ast.ClassDef) -> list[str]:
         ast.unparse(field.target)
         for field, after in followed
         if isinstance(field, ast.AnnAssign)
-        and not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str))
+        and not (
+            isinstance(after, ast.Expr)
+            and isinstance(after.value, ast.Constant)
+            and isinstance(after.value.value, str)
+        )
     ]
 
 
@@ -290,7 +338,9 @@ def test_no_file_names_a_place_on_one_machine():
     found = [
         f"{file.relative_to(ROOT)}:{number} {line.strip()}"
         for file in text_files()
-        for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1)
+        for number, line in enumerate(
+            file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1
+        )
         if pattern.search(line)
     ]
     assert found == []

@@ -1,4 +1,5 @@
-"""A cache is all stores of one spec over one manifest: what is planned, what is there, what failed, what can be trusted.
+"""A cache is all stores of one spec over one manifest: what is planned, what is there, what failed,
+what can be trusted.
 
 ```
 <name>-<12 hex>/
@@ -10,8 +11,8 @@
   leases/00017.json     only while a worker is at it, see `leases.py`
 ```
 
-Whoever writes a store does so aside, syncs it, renames it, and vouches for it last. So a kill at any byte loses at most the
-store in flight.
+Whoever writes a store does so aside, syncs it, renames it, and vouches for it last. So a kill at
+any byte loses at most the store in flight.
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ class Cache:
         self.header = self._json(Header, HEADER_FILE, again, range(1, FORMAT_VERSION + 1))
 
     @classmethod
-    def create(cls, place: Place, header: Header, manifest: Manifest, learnt: bytes | None = None) -> Cache:
+    def create(
+        cls, place: Place, header: Header, manifest: Manifest, learnt: bytes | None = None
+    ) -> Cache:
         """Lays out an empty cache; cache.json comes last, so that a cache that opens is whole.
 
         `learnt`: of a fitted codec, see `pack_learnt`.
@@ -79,7 +82,10 @@ class Cache:
         staged = place.staging("manifest")
         for name in Manifest.FILES:
             if (manifest.folder / name).is_file():
-                with (manifest.folder / name).open("rb") as theirs, (staged / name).open("wb") as ours:
+                with (
+                    (manifest.folder / name).open("rb") as theirs,
+                    (staged / name).open("wb") as ours,
+                ):
                     shutil.copyfileobj(theirs, ours)
                 sync(staged / name)
         place.adopt(staged, "manifest")
@@ -129,7 +135,8 @@ class Cache:
 
     @cached_property
     def codecs(self) -> dict[str, CodecPlugin]:
-        """Name of a token array (`special`, `flip/layer_11`) -> the codec of its values: all views of a layer have the same."""
+        """Name of a token array (`special`, `flip/layer_11`) -> the codec of its values: all views
+        of a layer have the same."""
         base = {name.rpartition("/")[2]: None for name in self.tokens}
         codecs = codecs_of(self._make_codec, base, self._learnt())
         return {name: codecs[name.rpartition("/")[2]] for name in self.tokens}
@@ -137,19 +144,26 @@ class Cache:
     def _make_codec(self) -> CodecPlugin:
         table = dict(self.spec["codec"])
         name = table.pop("name")
-        codec: CodecPlugin = plugins.load("codec", name)(plugins.settings("codec", name, table, f"{self}/{HEADER_FILE}"))
+        codec: CodecPlugin = plugins.load("codec", name)(
+            plugins.settings("codec", name, table, f"{self}/{HEADER_FILE}")
+        )
         return codec
 
     @cached_property
     def views(self) -> dict[str, View | None]:
         """Name of every view -> what is seen; the base comes first and is None."""
-        given = [plugins.check(View, table, f"{self}/{HEADER_FILE}") for table in self.spec.get("views", ())]
+        given = [
+            plugins.check(View, table, f"{self}/{HEADER_FILE}")
+            for table in self.spec.get("views", ())
+        ]
         return {BASE: None} | {view.name: view for view in given}
 
     @cached_property
     def tokens(self) -> dict[str, int]:
         """Name of every token array -> tokens per frame."""
-        return token_arrays(self.shape.layers, self.shape.special_tokens, self.shape.patch_tokens, self.views)
+        return token_arrays(
+            self.shape.layers, self.shape.special_tokens, self.shape.patch_tokens, self.views
+        )
 
     @cached_property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
@@ -167,7 +181,8 @@ class Cache:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """The copy that lies in the cache; its root is where the videos were at extraction, and may be gone."""
+        """The copy that lies in the cache; its root is where the videos were at extraction, and may
+        be gone."""
         return replace(Manifest.load(self.place.local("manifest")), root=Path(self.header.root))
 
     @cached_property
@@ -176,7 +191,8 @@ class Cache:
         return plugins.check(CacheSpec, self.spec, f"{self}/{HEADER_FILE}")
 
     def copy_learnt(self, folder: Path) -> None:
-        """Puts what a fitted codec has learnt into a run's folder, whose streams go through the same codec."""
+        """Puts what a fitted codec has learnt into a run's folder, whose streams go through the
+        same codec."""
         learnt = self._learnt()
         if learnt is not None:
             write_atomically(folder / CODEC_FILE, learnt)
@@ -197,7 +213,8 @@ class Cache:
         return self.place.exists(self.receipt_name(store))
 
     def commit(self, staged: Path, receipt: Receipt) -> None:
-        """Makes a store that was written aside, with every file synced, exist, unless it does already."""
+        """Makes a store that was written aside, with every file synced, exist, unless it does
+        already."""
         if self.has(receipt.store):  # a worker that took the store over was quicker
             shutil.rmtree(staged, ignore_errors=True)
             return
@@ -209,7 +226,8 @@ class Cache:
         self.place.remove(self.receipt_name(store))
 
     def clear_partial(self, store: int | None = None) -> None:
-        """Removes what workers that are no more left of a store unfinished; None: of a finished cache, and their leases."""
+        """Removes what workers that are no more left of a store unfinished; None: of a finished
+        cache, and their leases."""
         if store is None:
             for name in self.place.names("leases"):
                 self.place.remove(f"leases/{name}")
@@ -221,10 +239,13 @@ class Cache:
 
     def missing_stores(self) -> list[int]:
         done = set(self.place.names("receipts"))
-        return [store for store in self.plan if self.receipt_name(store).rpartition("/")[2] not in done]
+        return [
+            store for store in self.plan if self.receipt_name(store).rpartition("/")[2] not in done
+        ]
 
     def receipt(self, store: int) -> Receipt:
-        """The receipt of a finished store. Raises BadInput where it is damaged or belongs to another cache."""
+        """The receipt of a finished store. Raises BadInput where it is damaged or belongs to
+        another cache."""
         path = f"{self}/{self.receipt_name(store)}"
         redo = f"only this store is redone by: stillframe verify {self} --repair"
         receipt = self._json(Receipt, self.receipt_name(store), redo)
@@ -256,12 +277,20 @@ class Cache:
     @cached_property
     def failures(self) -> dict[str, Failure]:
         """video_id -> why it is not, or not wholly, stored."""
-        return {video_id: failure for receipt in self.receipts.values() for video_id, failure in receipt.failures.items()}
+        return {
+            video_id: failure
+            for receipt in self.receipts.values()
+            for video_id, failure in receipt.failures.items()
+        }
 
     @cached_property
     def content(self) -> dict[str, Content]:
         """video_id -> how many frames it has, for every video that was decoded."""
-        return {video_id: counted for receipt in self.receipts.values() for video_id, counted in receipt.content.items()}
+        return {
+            video_id: counted
+            for receipt in self.receipts.values()
+            for video_id, counted in receipt.content.items()
+        }
 
     def hole(self, clip: Clip) -> str | None:
         """Why the clip cannot be read whole; None when it can."""
@@ -275,7 +304,9 @@ class Cache:
     def reader(self, store: int) -> StoreReader:
         return StoreReader(self.place, self.store_name(store))
 
-    def stored_rows(self, reader: StoreReader, name: str, rows: np.ndarray) -> dict[str, np.ndarray]:
+    def stored_rows(
+        self, reader: StoreReader, name: str, rows: np.ndarray
+    ) -> dict[str, np.ndarray]:
         """Rows of a token array of one store as the codec left them, by the codec's keys."""
         stored = {}
         for key in self.codec.layout(self.shape.width):
@@ -284,7 +315,9 @@ class Cache:
             reader.read_into(stored_name(name, key), rows, stored[key])
         return stored
 
-    def _json(self, model: type[Model], name: str, hint: str, versions: range | None = None) -> Model:
+    def _json(
+        self, model: type[Model], name: str, hint: str, versions: range | None = None
+    ) -> Model:
         where = f"{self}/{name}"
         try:
             data = self.place.read(name)
@@ -295,7 +328,8 @@ class Cache:
     # Whether it can be trusted
 
     def check(self, store: int) -> dict[str, str]:
-        """File -> what is wrong with it, for one finished store: its receipt, and the content of every file."""
+        """File -> what is wrong with it, for one finished store: its receipt, and the content of
+        every file."""
         try:
             files = self.receipt(store).files
         except BadInput as error:
@@ -303,13 +337,16 @@ class Cache:
         return check_files(self.place, self.store_name(store), files)
 
     def require_sound(self) -> None:
-        """Refuses a cache of which a file is missing or of the wrong size, or a small one (times, metadata) is damaged.
+        """Refuses a cache of which a file is missing or of the wrong size, or a small one (times,
+        metadata) is damaged.
 
         The content of the large ones, the tokens, is compared by `stillframe verify` alone.
         """
 
         def check(receipt: Receipt) -> dict[str, str]:
-            return check_files(self.place, self.store_name(receipt.store), receipt.files, SMALL_BYTES)
+            return check_files(
+                self.place, self.store_name(receipt.store), receipt.files, SMALL_BYTES
+            )
 
         with ThreadPoolExecutor(CHECKERS) as pool:  # many small files, which may be far away
             found = zip(self.receipts, pool.map(check, self.receipts.values()), strict=True)
@@ -319,33 +356,46 @@ class Cache:
             file, problem = next(iter(files.items()))
             more = sum(map(len, problems.values())) - 1
             raise BadInput(
-                f"cache {self} is damaged: {self.store_name(store)}/{file}: {problem}" + (f", and {more} more" if more else ""),
+                f"cache {self} is damaged: {self.store_name(store)}/{file}: {problem}"
+                + (f", and {more} more" if more else ""),
                 f"see it all: stillframe verify {self}; mend it: stillframe verify {self} --repair",
             )
 
 
 def pack_learnt(learnt: Mapping[str, Mapping[str, np.ndarray]]) -> bytes:
-    """Token array -> what its codec has learnt, as a safetensors file with the names `layer_11.basis`."""
-    data: bytes = safetensors.save({f"{name}.{key}": array for name, arrays in learnt.items() for key, array in arrays.items()})
+    """Token array -> what its codec has learnt, as a safetensors file with the names
+    `layer_11.basis`."""
+    data: bytes = safetensors.save(
+        {f"{name}.{key}": array for name, arrays in learnt.items() for key, array in arrays.items()}
+    )
     return data
 
 
 def read_learnt(place: Place, sha256: str | None) -> bytes | None:
-    """What the codec of a cache or run has learnt, compared with its checksum; None where there is none. Raises BadInput."""
+    """What the codec of a cache or run has learnt, compared with its checksum; None where there is
+    none. Raises BadInput."""
     if sha256 is None:
         return None
     file = f"{place}/{CODEC_FILE}"
     try:
         data = place.read(CODEC_FILE)
     except OSError as error:
-        raise BadInput(f"{file} cannot be read: {error.strerror}", "its tokens cannot be decoded without it") from error
+        raise BadInput(
+            f"{file} cannot be read: {error.strerror}", "its tokens cannot be decoded without it"
+        ) from error
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise BadInput(f"{file} is damaged: it differs from its checksum", "its tokens cannot be decoded without it")
+        raise BadInput(
+            f"{file} is damaged: it differs from its checksum",
+            "its tokens cannot be decoded without it",
+        )
     return data
 
 
-def codecs_of(make: Callable[[], CodecPlugin], names: Iterable[str], learnt: bytes | None) -> dict[str, CodecPlugin]:
-    """Token array -> its codec: one and the same for all, or a fitted one for each, made ready with what was `learnt`."""
+def codecs_of(
+    make: Callable[[], CodecPlugin], names: Iterable[str], learnt: bytes | None
+) -> dict[str, CodecPlugin]:
+    """Token array -> its codec: one and the same for all, or a fitted one for each, made ready with
+    what was `learnt`."""
     codec = make()
     if not isinstance(codec, FittedCodec):
         return dict.fromkeys(names, codec)
@@ -360,7 +410,13 @@ def codecs_of(make: Callable[[], CodecPlugin], names: Iterable[str], learnt: byt
         codec = make()
         assert isinstance(codec, FittedCodec)
         prefix = f"{name}."
-        codec.load({key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)})
+        codec.load(
+            {
+                key.removeprefix(prefix): array
+                for key, array in arrays.items()
+                if key.startswith(prefix)
+            }
+        )
         codecs[name] = codec
     return codecs
 
@@ -386,7 +442,8 @@ def unwritable(what: object, error: OSError) -> StillframeError:
 
 
 def neighbours(cache: Cache, prefix: str = "") -> Iterator[Cache]:
-    """The caches beside one that can be opened, by name; what is wrong with the others does not concern it."""
+    """The caches beside one that can be opened, by name; what is wrong with the others does not
+    concern it."""
     for place in _caches_in(cache.place.parent):
         if place.name != cache.name and place.name.startswith(prefix):
             with suppress(StillframeError):
@@ -394,10 +451,16 @@ def neighbours(cache: Cache, prefix: str = "") -> Iterator[Cache]:
 
 
 def _caches_in(folder: Place) -> Iterator[Place]:
-    return (folder.below(name) for name in folder.names("") if folder.exists(f"{name}/{HEADER_FILE}"))
+    return (
+        folder.below(name) for name in folder.names("") if folder.exists(f"{name}/{HEADER_FILE}")
+    )
 
 
 def _nearby(place: Place) -> str:
     """A hint with the caches that lie in or beside a wrong place."""
     found = [str(other) for other in _caches_in(place if place.names("") else place.parent)]
-    return f"there are: {', '.join(found)}" if found else "make one with: stillframe extract SPEC DATA --out DIR"
+    return (
+        f"there are: {', '.join(found)}"
+        if found
+        else "make one with: stillframe extract SPEC DATA --out DIR"
+    )

@@ -1,4 +1,5 @@
-"""What can be wrong with the stores of a cache, as records, and put together for whoever reads of much of it."""
+"""What can be wrong with the stores of a cache, as records, and put together for whoever reads of
+much of it."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ class Damage:
 
     store: int
     file: str
-    """Below the store's folder; of a receipt, or where all of the store is concerned, below the cache."""
+    """Below the store's folder; of a receipt, or where all of the store is concerned, below the
+    cache."""
     kind: Kind
     problem: str
     rows: tuple[Rows, ...]
@@ -61,7 +63,8 @@ class Group:
 
 
 def groups(damage: Iterable[Damage]) -> list[Group]:
-    """Damage of the same files with the same problem together; where that leaves many groups, of the same kind."""
+    """Damage of the same files with the same problem together; where that leaves many groups, of
+    the same kind."""
     files: dict[tuple[int, Kind, str], list[Damage]] = {}
     for each in damage:
         files.setdefault((each.store, each.kind, each.problem), []).append(each)
@@ -109,9 +112,13 @@ def _group(stores: Sequence[Sequence[Damage]]) -> Group:
 
 
 def check_files(
-    place: Place, store: str, files: Mapping[str, tuple[int, str]], content_up_to: float = float("inf")
+    place: Place,
+    store: str,
+    files: Mapping[str, tuple[int, str]],
+    content_up_to: float = float("inf"),
 ) -> dict[str, str]:
-    """Relative path -> what is wrong with it: missing, of another size, of other content, or not in the receipt.
+    """Relative path -> what is wrong with it: missing, of another size, of other content, or not in
+    the receipt.
 
     The content of files of more than `content_up_to` bytes is not compared.
     """
@@ -139,10 +146,11 @@ class BadChunk(NamedTuple):
 
 
 def check_chunks(place: Place, store: str, array: str, only: int | None = None) -> list[BadChunk]:
-    """What is missing, cut off or other than its checksum says among the rows of a token array; reads all of it.
+    """What is missing, cut off or other than its checksum says among the rows of a token array;
+    reads all of it.
 
-    `only`: number of the one shard to check. A shard whose index is lost is lost as a whole. In older stores chunks have no
-    checksums: only the index is checked.
+    `only`: number of the one shard to check. A shard whose index is lost is lost as a whole. In
+    older stores chunks have no checksums: only the index is checked.
     """
     found: list[BadChunk] = []
     reader = StoreReader(place, store)
@@ -153,15 +161,22 @@ def check_chunks(place: Place, store: str, array: str, only: int | None = None) 
         stop, shard = min(first + layout.shard_frames, rows), f"{array}/{layout.shard_name(number)}"
         try:
             index = reader.index(array, number)[: -(-(stop - first) // layout.chunk_frames)]
-            spans = [(offset, offset + length) for offset, length in index.tolist() if offset != MISSING]
+            spans = [
+                (offset, offset + length) for offset, length in index.tolist() if offset != MISSING
+            ]
             with reader.open_shard(array, number, spans) as file:
-                problems = [_chunk_problem(file, offset, length, layout) for offset, length in index.tolist()]
+                problems = [
+                    _chunk_problem(file, offset, length, layout)
+                    for offset, length in index.tolist()
+                ]
         except BadInput as error:
             found.append(BadChunk(shard, first, stop, error.message))
             continue
         for begin, problem in zip(range(first, stop, layout.chunk_frames), problems, strict=True):
             if problem:
-                found.append(BadChunk(shard, begin, min(begin + layout.chunk_frames, stop), problem))
+                found.append(
+                    BadChunk(shard, begin, min(begin + layout.chunk_frames, stop), problem)
+                )
     return found
 
 
@@ -174,6 +189,8 @@ def _chunk_problem(file: BinaryIO, offset: int, length: int, layout: Layout) -> 
         return f"cannot be read: {error.strerror}"
     if len(data) != length:
         return f"{len(data)} bytes, index says {length}"
-    if layout.checksums and google_crc32c.value(data[:-CRC_BYTES]) != int.from_bytes(data[-CRC_BYTES:], "little"):
+    if layout.checksums and google_crc32c.value(data[:-CRC_BYTES]) != int.from_bytes(
+        data[-CRC_BYTES:], "little"
+    ):
         return "content differs from its checksum"
     return ""

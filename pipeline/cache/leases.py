@@ -1,9 +1,10 @@
 """What the workers of one cache tell each other: who is at work on which store.
 
-A lease is a file that is created only if it is not there, and rewritten every few seconds while its holder lives. One that does
-not change for a while is void, as is at once that of a process of this machine that is no more. Nothing rests on clocks that
-agree or on locks of a network file system. Two workers may in rare moments hold the same store: that costs time and never
-data, since a store is written aside and every writer of it writes the same bytes.
+A lease is a file that is created only if it is not there, and rewritten every few seconds while its
+holder lives. One that does not change for a while is void, as is at once that of a process of this
+machine that is no more. Nothing rests on clocks that agree or on locks of a network file system.
+Two workers may in rare moments hold the same store: that costs time and never data, since a store
+is written aside and every writer of it writes the same bytes.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class Holder:
 
 
 class Leases:
-    """This worker's leases in one place. Between `with` they are kept alive by a thread; leaving gives all of them back."""
+    """This worker's leases in one place. Between `with` they are kept alive by a thread; leaving
+    gives all of them back."""
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -151,7 +153,10 @@ class Leases:
         while not self._stop.wait(RENEW_S):
             beat += 1
             for name in list(self.held):
-                with self._lock, suppress(OSError, StillframeError):  # not renewed now: the next beat may be
+                with (
+                    self._lock,
+                    suppress(OSError, StillframeError),
+                ):  # not renewed now: the next beat may be
                     if self.holds(name):
                         self.place.write(_file(name), self._text(beat))
 
@@ -168,11 +173,15 @@ def holders(place: Place) -> dict[str, Holder]:
     return found
 
 
-def claimed(units: Sequence[Sequence[tuple[Cache, Leases, int]]], stop: threading.Event) -> Iterator[list[tuple[Cache, int]]]:
-    """Units of work for this worker: of each unit, the stores that are missing and that nobody else is at.
+def claimed(
+    units: Sequence[Sequence[tuple[Cache, Leases, int]]], stop: threading.Event
+) -> Iterator[list[tuple[Cache, int]]]:
+    """Units of work for this worker: of each unit, the stores that are missing and that nobody else
+    is at.
 
-    Every store of a unit is (cache, its leases, store). Waits for what others hold, until they have done it or are no more;
-    ends when nothing is missing but what was handed out here, or when `stop` is set.
+    Every store of a unit is (cache, its leases, store). Waits for what others hold, until they have
+    done it or are no more; ends when nothing is missing but what was handed out here, or when
+    `stop` is set.
     """
     left = [list(unit) for unit in units]
     given: set[tuple[str, int]] = set()

@@ -1,7 +1,8 @@
 """What is in memory already is copied out of maps that stay, without a system call for the bytes.
 
-Only pages that are in memory are touched: a fault that the disk answers with an error would end the process, while a read that
-fails is one sentence. So the kernel is asked first, and what it does not have is left to `read`.
+Only pages that are in memory are touched: a fault that the disk answers with an error would end the
+process, while a read that fails is one sentence. So the kernel is asked first, and what it does not
+have is left to `read`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ if _mincore is not None:
 
 
 def copied(file: BinaryIO, parts: Sequence[Part]) -> bool:
-    """Fills `parts` from memory; False, and nothing is done, if any of their bytes is not in memory or lies past the end."""
+    """Fills `parts` from memory; False, and nothing is done, if any of their bytes is not in memory
+    or lies past the end."""
     mapped_B = _mapped(file)
     if mapped_B is None or not parts:
         return False
@@ -51,7 +53,8 @@ def let_go() -> None:
 
 
 def drop(folder: Path) -> bool:
-    """Files below `folder` out of memory: written back, then forgotten. False where the system cannot."""
+    """Files below `folder` out of memory: written back, then forgotten. False where the system
+    cannot."""
     let_go()
     if not hasattr(os, "posix_fadvise"):
         return False
@@ -64,7 +67,8 @@ def drop(folder: Path) -> bool:
 
 
 def _mapped(file: BinaryIO) -> np.ndarray | None:
-    """An open file as bytes, mapped once for all who read it. None where it cannot be known what is in memory."""
+    """An open file as bytes, mapped once for all who read it. None where it cannot be known what is
+    in memory."""
     facts = os.fstat(file.fileno())
     # Of the files of others Linux says that all is in memory.
     if _mincore is None or facts.st_size == 0 or facts.st_uid != os.geteuid():
@@ -75,7 +79,9 @@ def _mapped(file: BinaryIO) -> np.ndarray | None:
             _maps.move_to_end(key)
         else:
             try:
-                _maps[key] = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+                _maps[key] = np.frombuffer(
+                    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8
+                )
             except OSError:
                 return None
             if len(_maps) > MAPS:

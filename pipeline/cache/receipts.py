@@ -1,6 +1,8 @@
-"""What a cache writes down about itself, as checked records: `cache.json` (the plan) and the receipt of every store.
+"""What a cache writes down about itself, as checked records: `cache.json` (the plan) and the
+receipt of every store.
 
-Nothing read from disk is trusted: a file that is no JSON, or lacks a key, or holds another type is refused by name.
+Nothing read from disk is trusted: a file that is no JSON, or lacks a key, or holds another type is
+refused by name.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ class Header(Settings):
     @field_validator("spec")
     @classmethod
     def _whole(cls, spec: dict[str, Any]) -> dict[str, Any]:
-        missing = [key for key in ("name", "encoder", "frames", "codec", "store") if not spec.get(key)]
+        missing = [
+            key for key in ("name", "encoder", "frames", "codec", "store") if not spec.get(key)
+        ]
         if missing or "fps" not in spec["frames"] or "name" not in spec["codec"]:
             raise ValueError(f"lacks {', '.join(missing) or 'frames.fps or codec.name'}")
         return spec
@@ -88,18 +92,22 @@ class Receipt(Settings):
     versions: dict[str, str]
     """Of the tools that wrote the store."""
     finished_s: float | None = None
-    """When it was vouched for, in seconds since 1970 by the writer's clock. Serves to estimate speed and nothing else."""
+    """When it was vouched for, in seconds since 1970 by the writer's clock. Serves to estimate
+    speed and nothing else."""
     files: dict[str, tuple[int, str]]
     """Path in the store -> bytes, sha256."""
     taken_from: dict[str, str] = Field(default_factory=dict)
-    """Token array -> fingerprint of the cache that it was taken over from; all others were encoded for this store."""
+    """Token array -> fingerprint of the cache that it was taken over from; all others were encoded
+    for this store."""
 
     @model_validator(mode="after")
     def _rows_follow_each_other(self) -> Self:
         at = 0
         for video_id, (start, stop) in self.videos.items():
             if start != at or stop < start:
-                raise ValueError(f"rows of video {video_id} are [{start}, {stop}), wanted a start of {at}")
+                raise ValueError(
+                    f"rows of video {video_id} are [{start}, {stop}), wanted a start of {at}"
+                )
             at = stop
         if at != self.frames:
             raise ValueError(f"rows end at {at}, frames are {self.frames}")

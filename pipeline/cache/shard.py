@@ -1,8 +1,10 @@
-"""A shard file: its chunks, each with a CRC-32C after it, then the index: offset and length of every chunk, and a CRC-32C.
+"""A shard file: its chunks, each with a CRC-32C after it, then the index: offset and length of
+every chunk, and a CRC-32C.
 
-That is Zarr's sharding codec with the inner codecs `bytes`, `zstd` if asked for, and `crc32c`. Chunks begin at multiples of 64
-bytes, which the index allows: the kernel copies such rows a third faster. Bytes pass through the writer once: while one thread
-writes them, another hashes them, and the disk starts on them long before the shard is closed.
+That is Zarr's sharding codec with the inner codecs `bytes`, `zstd` if asked for, and `crc32c`.
+Chunks begin at multiples of 64 bytes, which the index allows: the kernel copies such rows a third
+faster. Bytes pass through the writer once: while one thread writes them, another hashes them, and
+the disk starts on them long before the shard is closed.
 """
 
 from __future__ import annotations
@@ -40,8 +42,9 @@ HASH_BEHIND = 64 << 20
 PARTS_AT_ONCE = 512
 """Less than the 1024 buffers that one `writev` takes."""
 STEP = 128 << 10
-"""Bytes of one read. The kernel takes a run of such reads for a sequential one: it reads ahead, in large pages that are also
-copied faster ever after. A whole window at once is a random read to it, in small pages and up to twice as slow."""
+"""Bytes of one read. The kernel takes a run of such reads for a sequential one: it reads ahead, in
+large pages that are also copied faster ever after. A whole window at once is a random read to it,
+in small pages and up to twice as slow."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +79,16 @@ class Layout:
 
 
 def fill_value(dtype: np.dtype[Any]) -> float | int:
-    """NaN where there is one, so that what was never written cannot pass for a feature; all bits set is NaN as bfloat16."""
+    """NaN where there is one, so that what was never written cannot pass for a feature; all bits
+    set is NaN as bfloat16."""
     if dtype.kind == "f":
         return float("nan")
     return int(np.iinfo(dtype).max) if dtype.kind == "u" else 0
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-    """As np.empty, on a boundary of a cache line: what numpy allocates lies 16 bytes off, and reads into that are slower."""
+    """As np.empty, on a boundary of a cache line: what numpy allocates lies 16 bytes off, and reads
+    into that are slower."""
     size = math.prod(shape) * dtype.itemsize
     room = np.empty(size + ALIGNMENT, np.uint8)
     start = -room.ctypes.data % ALIGNMENT
@@ -98,7 +103,9 @@ class ShardWriter:
         assert layout.shard_frames % layout.chunk_frames == 0 and layout.checksums
         self.store, self.name, self.layout = store, name, layout
         self.rows = 0
-        self._hashing, self._syncing = (ThreadPoolExecutor(1, f"{job} {name}") for job in ("hash", "sync"))
+        self._hashing, self._syncing = (
+            ThreadPoolExecutor(1, f"{job} {name}") for job in ("hash", "sync")
+        )
         self._done: dict[str, tuple[int, Any]] = {}
         self._held: dict[str, tuple[int, str]] = {}
         self._file: BinaryIO | None = None
@@ -107,12 +114,21 @@ class ShardWriter:
         self._synced: Future[None] | None = None
         self._index = np.empty(0)
         self._size = self._started = self._crc = 0
-        self._chunk = np.empty((layout.chunk_frames, *layout.shape), layout.dtype) if layout.compression == "zstd" else None
+        self._chunk = (
+            np.empty((layout.chunk_frames, *layout.shape), layout.dtype)
+            if layout.compression == "zstd"
+            else None
+        )
 
     def append(self, rows: np.ndarray) -> None:
-        """The rows are the writer's from now on: they may still be hashed while the next ones are written."""
+        """The rows are the writer's from now on: they may still be hashed while the next ones are
+        written."""
         layout = self.layout
-        assert rows.shape[1:] == layout.shape and rows.dtype == layout.dtype, (rows.shape, rows.dtype, layout)
+        assert rows.shape[1:] == layout.shape and rows.dtype == layout.dtype, (
+            rows.shape,
+            rows.dtype,
+            layout,
+        )
         rows = np.ascontiguousarray(rows)
         parts: list[np.ndarray] = []
         while len(rows):
@@ -135,13 +151,18 @@ class ShardWriter:
         self.rows, self._held = rows, dict(files)
 
     def finish(self) -> dict[str, tuple[int, str]]:
-        """Fills the last chunk up and closes the last shard. Returns path relative to the store -> (bytes, sha256)."""
+        """Fills the last chunk up and closes the last shard. Returns path relative to the store ->
+        (bytes, sha256)."""
         if self._held:
             self.close()
             return self._held
         padding, rows = -self.rows % self.layout.chunk_frames, self.rows
         if padding:
-            self.append(np.full((padding, *self.layout.shape), fill_value(self.layout.dtype), self.layout.dtype))
+            self.append(
+                np.full(
+                    (padding, *self.layout.shape), fill_value(self.layout.dtype), self.layout.dtype
+                )
+            )
         if self._file is not None:
             self._close_shard([])
         self.rows = rows
@@ -160,7 +181,9 @@ class ShardWriter:
             self._file = None
 
     def _open_shard(self) -> None:
-        path = self.store / self.name / self.layout.shard_name(self.rows // self.layout.shard_frames)
+        path = (
+            self.store / self.name / self.layout.shard_name(self.rows // self.layout.shard_frames)
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("wb", buffering=0)
         self._hash = hashlib.sha256()
@@ -168,7 +191,8 @@ class ShardWriter:
         self._size = self._started = self._crc = 0
 
     def _piece(self, rows: np.ndarray) -> Iterator[np.ndarray]:
-        """What the file gets for rows of one chunk; after the last of them its checksum, and zeros up to the next boundary."""
+        """What the file gets for rows of one chunk; after the last of them its checksum, and zeros
+        up to the next boundary."""
         first, frames = self.rows % self.layout.chunk_frames, self.layout.chunk_frames
         last = first + len(rows) == frames
         chunk = self.rows % self.layout.shard_frames // frames
@@ -192,12 +216,16 @@ class ShardWriter:
     def _put(self, parts: list[np.ndarray]) -> None:
         """Writes in this thread while the other one hashes."""
         assert self._file is not None
-        self._hashed.append((self._hashing.submit(_update, self._hash, parts), sum(map(len, parts))))
+        self._hashed.append(
+            (self._hashing.submit(_update, self._hash, parts), sum(map(len, parts)))
+        )
         handle = self._file.fileno()
         _write_all(handle, parts)
         if self._size - self._started >= WRITE_BEHIND and hasattr(os, "posix_fadvise"):
             # On Linux this starts the writing of what is not on the disk yet, and waits for nothing.
-            os.posix_fadvise(handle, self._started, self._size - self._started, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(
+                handle, self._started, self._size - self._started, os.POSIX_FADV_DONTNEED
+            )
             self._started = self._size
         self._wait(HASH_BEHIND)
 
@@ -241,10 +269,13 @@ def _sync_and_close(file: BinaryIO) -> None:
 
 
 def read_index(file: BinaryIO, name: str, layout: Layout) -> np.ndarray:
-    """(chunks, 2) offset and length of every chunk of an open shard. Raises BadInput if the index is not what was written."""
+    """(chunks, 2) offset and length of every chunk of an open shard. Raises BadInput if the index
+    is not what was written."""
     start = max(0, os.fstat(file.fileno()).st_size - layout.index_bytes)
     data = os.pread(file.fileno(), layout.index_bytes, start)
-    if len(data) != layout.index_bytes or google_crc32c.value(data[:-4]) != int.from_bytes(data[-4:], "little"):
+    if len(data) != layout.index_bytes or google_crc32c.value(data[:-4]) != int.from_bytes(
+        data[-4:], "little"
+    ):
         raise BadInput(f"shard {name} is damaged: its index does not match its checksum", VERIFY)
     return np.frombuffer(data[:-CRC_BYTES], "<u8").reshape(-1, 2)
 

@@ -1,4 +1,5 @@
-"""What a cache holds and how its extraction is getting on, from its ledger and leases: as plain data."""
+"""What a cache holds and how its extraction is getting on, from its ledger and leases: as plain
+data."""
 
 from __future__ import annotations
 
@@ -26,7 +27,11 @@ def status(cache: Cache) -> dict[str, Any]:
     store_bytes = sum(receipt.store_bytes for receipt in receipts.values())
     workers = _workers(cache)
     left = sum(count for store in cache.missing_stores() for count in cache.plan[store].values())
-    speed = _speed(receipts.values()) if any(worker["alive"] is not False for worker in workers) else None
+    speed = (
+        _speed(receipts.values())
+        if any(worker["alive"] is not False for worker in workers)
+        else None
+    )
     sources = {video.video_id: video.source for video in cache.manifest.videos}
     return {
         "cache": str(cache),
@@ -47,7 +52,9 @@ def status(cache: Cache) -> dict[str, Any]:
         "seconds": {step: round(spent, 3) for step, spent in seconds.items()},
         "splits": _splits(cache),
         "failures": {video_id: failure.reason for video_id, failure in cache.failures.items()},
-        "reasons": reasons({video_id: failure.reason for video_id, failure in cache.failures.items()}, sources),
+        "reasons": reasons(
+            {video_id: failure.reason for video_id, failure in cache.failures.items()}, sources
+        ),
         "other_length": {
             video_id: {"decoded": counted.decoded, "header": counted.header}
             for video_id, counted in cache.content.items()
@@ -60,18 +67,23 @@ def status(cache: Cache) -> dict[str, Any]:
 
 
 def reasons(failures: Mapping[str, str], sources: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Failures with the same reason, whatever their numbers and the names of their files; most frequent first."""
+    """Failures with the same reason, whatever their numbers and the names of their files; most
+    frequent first."""
     alike: dict[str, list[str]] = {}
     texts = {}
     for video_id, reason in failures.items():
         texts[video_id] = reason.removeprefix(f"{sources[video_id].rpartition('/')[2]}: ")
         alike.setdefault(NUMBER.sub("#", texts[video_id]), []).append(video_id)
-    found = [{"reason": _common([texts[video] for video in videos]), "videos": videos} for videos in alike.values()]
+    found = [
+        {"reason": _common([texts[video] for video in videos]), "videos": videos}
+        for videos in alike.values()
+    ]
     return sorted(found, key=lambda group: -len(group["videos"]))
 
 
 def _common(texts: list[str]) -> str:
-    """Texts that differ in numbers alone as one, with "..." for each number that is not the same in all."""
+    """Texts that differ in numbers alone as one, with "..." for each number that is not the same in
+    all."""
     between = NUMBER.split(texts[0])
     numbers = zip(*(NUMBER.findall(text) for text in texts), strict=True)
     shown = [each[0] if len(set(each)) == 1 else "..." for each in numbers]
@@ -79,13 +91,19 @@ def _common(texts: list[str]) -> str:
 
 
 def _splits(cache: Cache) -> dict[str, dict[str, int]]:
-    """Of every split: clips, videos and expected frames, and how many of them are covered, whole and stored."""
-    planned = {video_id: count for videos in cache.plan.values() for video_id, count in videos.items()}
+    """Of every split: clips, videos and expected frames, and how many of them are covered, whole
+    and stored."""
+    planned = {
+        video_id: count for videos in cache.plan.values() for video_id, count in videos.items()
+    }
     splits: dict[str, Counter[str]] = {}
     of_video = {}
     for clip in cache.manifest.clips:
         counts = splits.setdefault(
-            clip.split, Counter(dict.fromkeys(("clips", "covered", "videos", "whole", "expected", "frames"), 0))
+            clip.split,
+            Counter(
+                dict.fromkeys(("clips", "covered", "videos", "whole", "expected", "frames"), 0)
+            ),
         )
         counts["clips"] += 1
         counts["covered"] += cache.hole(clip) is None
@@ -100,8 +118,13 @@ def _splits(cache: Cache) -> dict[str, dict[str, int]]:
 
 
 def _speed(receipts: Iterable[Receipt]) -> float | None:
-    """Frames per second of all workers together, over the last stores that were finished without a pause between them."""
-    done = sorted((r for r in receipts if r.finished_s is not None), key=lambda r: r.finished_s or 0.0, reverse=True)
+    """Frames per second of all workers together, over the last stores that were finished without a
+    pause between them."""
+    done = sorted(
+        (r for r in receipts if r.finished_s is not None),
+        key=lambda r: r.finished_s or 0.0,
+        reverse=True,
+    )
     if not done:
         return None
     last = [done[0]]
@@ -110,7 +133,11 @@ def _speed(receipts: Iterable[Receipt]) -> float | None:
         if _finished(last[-1]) - _finished(before) > 2 * sum(last[-1].seconds.values()):
             break
         last.append(before)
-    begin = _finished(last[-1]) if len(last) > 1 else _finished(done[0]) - max(done[0].seconds.values(), default=0.0)
+    begin = (
+        _finished(last[-1])
+        if len(last) > 1
+        else _finished(done[0]) - max(done[0].seconds.values(), default=0.0)
+    )
     counted = last[:-1] or last
     span_s = _finished(done[0]) - begin
     return sum(receipt.frames for receipt in counted) / span_s if span_s > 0 else None

@@ -1,12 +1,14 @@
 """The only file that knows the layout on disk: write a store, read rows, check it.
 
-A cache is `cache.json` (spec, encoder identity, plan), `manifest/` (a copy), `stores/00017.zarr` and `receipts/00017.json`.
-A store is a Zarr v3 group that plain `zarr.open_group` reads; it exists for readers only when its receipt exists, and the
-receipt is written last: everything is written aside, synced, renamed, and only then vouched for. So a kill at any byte
-loses at most the store in flight.
+A cache is `cache.json` (spec, encoder identity, plan), `manifest/` (a copy), `stores/00017.zarr`
+and `receipts/00017.json`. A store is a Zarr v3 group that plain `zarr.open_group` reads; it exists
+for readers only when its receipt exists, and the receipt is written last: everything is written
+aside, synced, renamed, and only then vouched for. So a kill at any byte loses at most the store in
+flight.
 
-Token arrays are sharded; `shard` knows the bytes of a shard file. Uncompressed rows are read straight into the
-batch, compressed ones through zarr-python, which also writes the metadata and the small arrays.
+Token arrays are sharded; `shard` knows the bytes of a shard file. Uncompressed rows are read
+straight into the batch, compressed ones through zarr-python, which also writes the metadata and the
+small arrays.
 """
 
 from __future__ import annotations
@@ -22,7 +24,16 @@ import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
-from pipeline.cache.shard import MISSING, VERIFY, Compression, Layout, ShardWriter, fill_value, read_index, read_parts
+from pipeline.cache.shard import (
+    MISSING,
+    VERIFY,
+    Compression,
+    Layout,
+    ShardWriter,
+    fill_value,
+    read_index,
+    read_parts,
+)
 from pipeline.cache.storage import Place, Span
 from pipeline.config.cache_spec import BASE
 from pipeline.errors import BadInput, StillframeError
@@ -31,7 +42,8 @@ from pipeline.errors import BadInput, StillframeError
 def token_arrays(
     layers: tuple[int, ...], special_tokens: int, patch_tokens: int, views: Iterable[str] = (BASE,)
 ) -> dict[str, int]:
-    """Stored name of every token array -> tokens per frame. Encoders without special tokens have no `special`."""
+    """Stored name of every token array -> tokens per frame. Encoders without special tokens have no
+    `special`."""
     named = {"special": special_tokens} if special_tokens else {}
     named |= {layer_name(layer): patch_tokens for layer in layers}
     return {in_view(view, name): tokens for view in views for name, tokens in named.items()}
@@ -58,7 +70,8 @@ def stored_name(array: str, key: str) -> str:
 
 
 class StoreWriter:
-    """Writes one store into an empty folder that nobody reads; `finish` returns what the receipt must say of its files."""
+    """Writes one store into an empty folder that nobody reads; `finish` returns what the receipt
+    must say of its files."""
 
     def __init__(
         self,
@@ -71,18 +84,22 @@ class StoreWriter:
         """`arrays`: name -> (shape of one frame, dtype)."""
         self.folder = folder
         self.writers = {
-            name: ShardWriter(folder, name, Layout(shape, dtype, chunk_frames, shard_frames, compression))
+            name: ShardWriter(
+                folder, name, Layout(shape, dtype, chunk_frames, shard_frames, compression)
+            )
             for name, (shape, dtype) in arrays.items()
         }
 
     def append(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """(f, ...) rows of every token array but those that are `held`. They are the writer's now, and must not be changed."""
+        """(f, ...) rows of every token array but those that are `held`. They are the writer's now,
+        and must not be changed."""
         assert arrays.keys() <= self.writers.keys()
         for name, array in arrays.items():
             self.writers[name].append(array)
 
     def held(self, name: str, rows: int, files: Mapping[str, tuple[int, str]]) -> None:
-        """The shards of a token array lie in the folder already, synced: relative path -> (bytes, sha256)."""
+        """The shards of a token array lie in the folder already, synced: relative path -> (bytes,
+        sha256)."""
         self.writers[name].hold(rows, files)
 
     def close(self) -> None:
@@ -90,8 +107,11 @@ class StoreWriter:
         for writer in self.writers.values():
             writer.close()
 
-    def finish(self, small: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
-        """Writes the small arrays and all metadata, and syncs every file. Returns relative path -> (bytes, sha256)."""
+    def finish(
+        self, small: Mapping[str, np.ndarray], attributes: Mapping[str, Any]
+    ) -> dict[str, tuple[int, str]]:
+        """Writes the small arrays and all metadata, and syncs every file. Returns relative path ->
+        (bytes, sha256)."""
         assert len({writer.rows for writer in self.writers.values()}) == 1
         files: dict[str, tuple[int, str]] = {}
         group = zarr.create_group(self.folder, zarr_format=3, attributes=dict(attributes))
@@ -105,12 +125,20 @@ class StoreWriter:
                 shards=(layout.shard_frames, *layout.shape),
                 dtype=layout.dtype,
                 fill_value=fill_value(layout.dtype),
-                compressors=[*([ZstdCodec(level=0)] if layout.compression == "zstd" else []), Crc32cCodec()],
+                compressors=[
+                    *([ZstdCodec(level=0)] if layout.compression == "zstd" else []),
+                    Crc32cCodec(),
+                ],
             )
         for name, array in small.items():
             chunks = tuple(max(1, length) for length in array.shape)
             stored = group.create_array(
-                name, shape=array.shape, chunks=chunks, dtype=array.dtype, fill_value=fill_value(array.dtype), compressors=None
+                name,
+                shape=array.shape,
+                chunks=chunks,
+                dtype=array.dtype,
+                fill_value=fill_value(array.dtype),
+                compressors=None,
             )
             if array.size:
                 stored[:] = array
@@ -118,7 +146,10 @@ class StoreWriter:
             relative = path.relative_to(self.folder).as_posix()
             if path.is_file() and relative not in files:
                 with path.open("rb") as file:
-                    files[relative] = path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+                    files[relative] = (
+                        path.stat().st_size,
+                        hashlib.file_digest(file, "sha256").hexdigest(),
+                    )
                     os.fsync(file.fileno())
         return dict(sorted(files.items()))
 
@@ -154,19 +185,26 @@ class StoreReader:
         return np.dtype(self._array(name).dtype)
 
     def read_general(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """Rows of a token array through zarr-python, checksums compared: the reference that `read_into` must equal."""
+        """Rows of a token array through zarr-python, checksums compared: the reference that
+        `read_into` must equal."""
         array = self._array(name)
         out = np.empty((len(rows), *array.shape[1:]), array.dtype)
         frames = array.chunks[0]
         for first, stop in _runs([row // frames for row in rows.tolist()]):
             chunk = int(rows[first]) // frames
-            out[first:stop] = np.asarray(array[chunk * frames : (chunk + 1) * frames])[rows[first:stop] - chunk * frames]
+            out[first:stop] = np.asarray(array[chunk * frames : (chunk + 1) * frames])[
+                rows[first:stop] - chunk * frames
+            ]
         return out
 
     def read_into(self, name: str, rows: np.ndarray, out: np.ndarray) -> None:
         """Rows of a token array straight into `out` (len(rows), ...), which must be contiguous."""
         layout = self.layout(name)
-        assert out.shape == (len(rows), *layout.shape) and out.dtype == layout.dtype and out.flags.c_contiguous
+        assert (
+            out.shape == (len(rows), *layout.shape)
+            and out.dtype == layout.dtype
+            and out.flags.c_contiguous
+        )
         if layout.compression != "none":
             out[:] = self.read_general(name, rows)
             return
@@ -179,7 +217,9 @@ class StoreReader:
                 (offset, target[at * layout.row_bytes : (at + count) * layout.row_bytes])
                 for at, count, offset in _stretches(numbers, first, stop, layout, offsets)
             ]
-            with self.open_shard(name, number, [(offset, offset + len(part)) for offset, part in parts]) as file:
+            with self.open_shard(
+                name, number, [(offset, offset + len(part)) for offset, part in parts]
+            ) as file:
                 try:
                     read_parts(file, parts)
                 except EOFError as error:
@@ -192,14 +232,19 @@ class StoreReader:
         return f"{self}/{name}/{self.layout(name).shard_name(number)}"
 
     def open_shard(self, name: str, number: int, spans: Sequence[Span]) -> BinaryIO:
-        """Opened for every read: a cache of terabytes has more shards than a process may hold open."""
+        """Opened for every read: a cache of terabytes has more shards than a process may hold
+        open."""
         try:
-            return self.place.open(f"{self.name}/{name}/{self.layout(name).shard_name(number)}", spans)
+            return self.place.open(
+                f"{self.name}/{name}/{self.layout(name).shard_name(number)}", spans
+            )
         except OSError as error:
             raise self._unreadable(name, number, error) from error
 
     def _unreadable(self, name: str, number: int, error: OSError) -> BadInput:
-        return BadInput(f"shard {self.shard(name, number)} cannot be read: {error.strerror}", VERIFY)
+        return BadInput(
+            f"shard {self.shard(name, number)} cannot be read: {error.strerror}", VERIFY
+        )
 
     def index(self, name: str, number: int) -> np.ndarray:
         """(chunks, 2) offset and length of each chunk of a shard, checked."""
@@ -222,7 +267,9 @@ class StoreReader:
             except StillframeError:
                 raise
             except Exception as error:  # as above
-                raise BadInput(f"array '{name}' of store {self} cannot be opened: {error}", VERIFY) from error
+                raise BadInput(
+                    f"array '{name}' of store {self} cannot be opened: {error}", VERIFY
+                ) from error
         return self._arrays[name]
 
     @cached_property
@@ -237,9 +284,13 @@ class StoreReader:
         """Where each chunk of a shard begins: its index is read and checked once."""
         if (name, number) not in self._shards:
             rows = self.shape(name)[0] - number * self.layout(name).shard_frames
-            offsets = self.index(name, number)[: -(-rows // self.layout(name).chunk_frames), 0].tolist()
+            offsets = self.index(name, number)[
+                : -(-rows // self.layout(name).chunk_frames), 0
+            ].tolist()
             if MISSING in offsets:
-                raise BadInput(f"shard {self.shard(name, number)} lacks chunk {offsets.index(MISSING)}", VERIFY)
+                raise BadInput(
+                    f"shard {self.shard(name, number)} lacks chunk {offsets.index(MISSING)}", VERIFY
+                )
             self._shards[name, number] = offsets
         return self._shards[name, number]
 
@@ -251,9 +302,13 @@ class StoreReader:
 def _layout_of(array: Any, where: str) -> Layout:
     codec = array.metadata.codecs[0]
     inner = codec.codecs if isinstance(codec, ShardingCodec) else ()
-    if not inner or not all(isinstance(each, BytesCodec | ZstdCodec | Crc32cCodec) for each in inner):
+    if not inner or not all(
+        isinstance(each, BytesCodec | ZstdCodec | Crc32cCodec) for each in inner
+    ):
         names = ", ".join(str(each.to_dict()["name"]) for each in inner or (codec,))
-        raise BadInput(f"{where} has the codecs {names}, wanted a shard of bytes, zstd and crc32c", VERIFY)
+        raise BadInput(
+            f"{where} has the codecs {names}, wanted a shard of bytes, zstd and crc32c", VERIFY
+        )
     return Layout(
         array.shape[1:],
         np.dtype(array.dtype),
@@ -276,7 +331,8 @@ def _runs(values: Sequence[int]) -> Iterator[tuple[int, int]]:
 def _stretches(
     rows: Sequence[int], first: int, stop: int, layout: Layout, offsets: Sequence[int]
 ) -> Iterator[tuple[int, int, int]]:
-    """(place in `rows`, rows, offset in their shard) of each stretch of consecutive rows of one chunk."""
+    """(place in `rows`, rows, offset in their shard) of each stretch of consecutive rows of one
+    chunk."""
     frames = layout.chunk_frames
     for place in range(first + 1, stop + 1):
         if place == stop or rows[place] != rows[place - 1] + 1 or rows[place] % frames == 0:

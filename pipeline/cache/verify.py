@@ -1,8 +1,9 @@
-"""What is damaged in a cache: every file is compared with its checksum, and what is wrong is named with the frames it hits.
+"""What is damaged in a cache: every file is compared with its checksum, and what is wrong is named
+with the frames it hits.
 
-A store is damaged where its files differ from its receipt, or its receipt from what the store says of itself. What a rerun of
-single stores cannot mend (`cache.json`, the manifest's copy, what a codec has learnt) is kept apart, as is what was left over
-by a kill and harms nobody.
+A store is damaged where its files differ from its receipt, or its receipt from what the store says
+of itself. What a rerun of single stores cannot mend (`cache.json`, the manifest's copy, what a
+codec has learnt) is kept apart, as is what was left over by a kill and harms nobody.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class Audit:
         return not self.damage and not self.of_cache
 
 
-def audit(cache: Cache, stores: Collection[int] | None = None, on_bytes: OnBytes | None = None) -> Audit:
+def audit(
+    cache: Cache, stores: Collection[int] | None = None, on_bytes: OnBytes | None = None
+) -> Audit:
     """Checks every byte of a cache, or of some of its stores. Changes nothing."""
     missing = cache.missing_stores()
     of_cache = _of_cache(cache)
@@ -73,10 +76,14 @@ def audit(cache: Cache, stores: Collection[int] | None = None, on_bytes: OnBytes
             receipts[store] = cache.receipt(store)
         except BadInput as error:
             if store in wanted:
-                problem = error.message.removeprefix(f"{cache}/{cache.receipt_name(store)} ").removeprefix("is damaged: ")
+                problem = error.message.removeprefix(
+                    f"{cache}/{cache.receipt_name(store)} "
+                ).removeprefix("is damaged: ")
                 damage.append(_wrong_receipt(cache, store, problem))
     with _Pool() as pool:
-        found = _read(cache, [store for store in chosen if store in receipts], receipts, pool, on_bytes)
+        found = _read(
+            cache, [store for store in chosen if store in receipts], receipts, pool, on_bytes
+        )
     known = _Known(receipts)
     for one in found:
         damage += _of_store(cache, one, receipts[one.store], known)
@@ -98,10 +105,14 @@ class _Found:
 
 
 class _Known:
-    """What the receipts vouch for, by content: it tells what a file holds that is not where it belongs."""
+    """What the receipts vouch for, by content: it tells what a file holds that is not where it
+    belongs."""
 
     def __init__(self, receipts: Mapping[int, Receipt]) -> None:
-        self.stores = {store: {file: sha for file, (_, sha) in each.files.items()} for store, each in receipts.items()}
+        self.stores = {
+            store: {file: sha for file, (_, sha) in each.files.items()}
+            for store, each in receipts.items()
+        }
         self.owners: dict[str, tuple[int, str]] = {}
         for store, files in self.stores.items():
             for file, sha in files.items():
@@ -124,9 +135,14 @@ class _Pool(ThreadPoolExecutor):
 
 
 def _read(
-    cache: Cache, stores: Sequence[int], receipts: Mapping[int, Receipt], pool: _Pool, on_bytes: OnBytes | None
+    cache: Cache,
+    stores: Sequence[int],
+    receipts: Mapping[int, Receipt],
+    pool: _Pool,
+    on_bytes: OnBytes | None,
 ) -> list[_Found]:
-    """Sizes of all files of the stores, and the checksum of each whose size is that of some file of the cache."""
+    """Sizes of all files of the stores, and the checksum of each whose size is that of some file of
+    the cache."""
     known_bytes = {size for receipt in receipts.values() for size, _ in receipt.files.values()}
 
     def look(store: int) -> _Found:
@@ -144,7 +160,12 @@ def _read(
         return found.sizes[file]
 
     all_found = list(pool.map(look, stores))
-    tasks = [(found, file) for found in all_found for file, size in found.sizes.items() if size in known_bytes]
+    tasks = [
+        (found, file)
+        for found in all_found
+        for file, size in found.sizes.items()
+        if size in known_bytes
+    ]
     total, done = sum(found.sizes[file] for found, file in tasks), 0
     for size in pool.map(digest, tasks):
         done += size
@@ -165,7 +186,13 @@ def _of_store(cache: Cache, found: _Found, receipt: Receipt, known: _Known) -> l
 
     if not found.sizes:
         name, error = cache.store_name(store), found.errors.get("")
-        return [damage(name, "unreadable" if error else "gone", f"cannot be read: {error}" if error else TITLES["gone"])]
+        return [
+            damage(
+                name,
+                "unreadable" if error else "gone",
+                f"cannot be read: {error}" if error else TITLES["gone"],
+            )
+        ]
     if (other := known.store_of(found)) not in (None, store):
         return [damage(cache.store_name(store), "swapped", f"has the content of store {other}")]
     problems = []
@@ -175,22 +202,32 @@ def _of_store(cache: Cache, found: _Found, receipt: Receipt, known: _Known) -> l
         elif file in found.errors:
             problems.append(damage(file, "unreadable", f"cannot be read: {found.errors[file]}"))
         elif found.digests.get(file) != sha:
-            kind, problem = _difference(known, store, found.sizes[file], size, found.digests.get(file, ""))
+            kind, problem = _difference(
+                known, store, found.sizes[file], size, found.digests.get(file, "")
+            )
             problems.append(damage(file, kind, problem))
     chunks = {f"{name}/{chunk}" for name, chunk in _small_arrays(cache).items()}
     unlisted = (_own_files(cache, receipt) | chunks & found.sizes.keys()) - receipt.files.keys()
-    problems += [_wrong_receipt(cache, store, f"it does not list {file}") for file in sorted(unlisted)]
+    problems += [
+        _wrong_receipt(cache, store, f"it does not list {file}") for file in sorted(unlisted)
+    ]
     strays = sorted(found.sizes.keys() - receipt.files.keys() - unlisted)
     problems += [damage(file, "stray", TITLES["stray"]) for file in strays]
     if all(each.kind == "stray" or _is_shard(cache, each.file) for each in problems):
-        problems += [_wrong_receipt(cache, store, problem) for problem in _contradictions(cache, receipt)]
+        problems += [
+            _wrong_receipt(cache, store, problem) for problem in _contradictions(cache, receipt)
+        ]
     return problems
 
 
-def _difference(known: _Known, store: int, found_bytes: int, wanted_bytes: int, sha: str) -> tuple[Kind, str]:
+def _difference(
+    known: _Known, store: int, found_bytes: int, wanted_bytes: int, sha: str
+) -> tuple[Kind, str]:
     if found_bytes and sha in known.owners:
         other, file = known.owners[sha]
-        return "swapped", f"has the content of {file} of " + (f"store {other}" if other != store else "the same store")
+        return "swapped", f"has the content of {file} of " + (
+            f"store {other}" if other != store else "the same store"
+        )
     if found_bytes == wanted_bytes:
         return "content", TITLES["content"]
     how = "empty" if not found_bytes else "truncated" if found_bytes < wanted_bytes else "too long"
@@ -199,7 +236,14 @@ def _difference(known: _Known, store: int, found_bytes: int, wanted_bytes: int, 
 
 def _wrong_receipt(cache: Cache, store: int, problem: str) -> Damage:
     planned = cache.plan[store]
-    return Damage(store, cache.receipt_name(store), "receipt", problem, ((0, sum(planned.values())),), tuple(planned))
+    return Damage(
+        store,
+        cache.receipt_name(store),
+        "receipt",
+        problem,
+        ((0, sum(planned.values())),),
+        tuple(planned),
+    )
 
 
 def _own_files(cache: Cache, receipt: Receipt) -> set[str]:
@@ -207,7 +251,11 @@ def _own_files(cache: Cache, receipt: Receipt) -> set[str]:
     shards = range(-(-receipt.frames // cache.cache_spec.frames_per_shard(cache.shape)))
     groups = {in_view(view, "zarr.json") for view in cache.views}
     files = groups | {f"{name}/zarr.json" for name in (*cache.arrays, *_small_arrays(cache))}
-    return files | {f"{name}/c/{number}" + "/0" * len(shape) for name, (shape, _) in cache.arrays.items() for number in shards}
+    return files | {
+        f"{name}/c/{number}" + "/0" * len(shape)
+        for name, (shape, _) in cache.arrays.items()
+        for number in shards
+    }
 
 
 def _small_arrays(cache: Cache) -> dict[str, str]:
@@ -245,7 +293,8 @@ def _videos_of(receipt: Receipt, rows: Sequence[Rows]) -> tuple[str, ...]:
 
 
 def _contradictions(cache: Cache, receipt: Receipt) -> list[str]:
-    """What a receipt says otherwise than the store that it vouches for, whose small arrays are sound."""
+    """What a receipt says otherwise than the store that it vouches for, whose small arrays are
+    sound."""
     try:
         reader = cache.reader(receipt.store)
         time_s, *bounds = (reader.small(name) for name in ("time_s", "video_start", "video_stop"))
@@ -253,10 +302,15 @@ def _contradictions(cache: Cache, receipt: Receipt) -> list[str]:
         attributes = reader.attributes
     except BadInput as error:
         return [f"its store is not as it says: {error.message}"]
-    rows = {video_id: tuple(each) for video_id, each in zip(attributes["videos"], np.stack(bounds, 1).tolist(), strict=True)}
+    rows = {
+        video_id: tuple(each)
+        for video_id, each in zip(attributes["videos"], np.stack(bounds, 1).tolist(), strict=True)
+    }
     problems = []
     if attributes["fingerprint"] != cache.fingerprint:
-        problems.append(f"its store is of the cache {attributes['fingerprint']}, wanted {cache.fingerprint}")
+        problems.append(
+            f"its store is of the cache {attributes['fingerprint']}, wanted {cache.fingerprint}"
+        )
     if rows != receipt.videos or len(time_s) != receipt.frames:
         problems.append("its rows are not those that the store says")
     if shapes != {name: (receipt.frames, *shape) for name, (shape, _) in cache.arrays.items()}:
@@ -265,7 +319,9 @@ def _contradictions(cache: Cache, receipt: Receipt) -> list[str]:
         start, stop = receipt.videos.get(video_id, (0, 0))
         until_s = float(time_s[stop - 1]) if stop > start else 0.0
         if (failure.frames_stored, failure.stored_until_s) != (stop - start, until_s):
-            problems.append(f"what it says of the failed video {video_id} is not what the store holds")
+            problems.append(
+                f"what it says of the failed video {video_id} is not what the store holds"
+            )
     return problems
 
 
@@ -284,15 +340,19 @@ def _of_cache(cache: Cache) -> dict[str, str]:
         manifest = cache.manifest
         origin, targets = manifest.origin, f"manifest/{TARGETS}"
         if manifest.digest != cache.header.manifest:
-            problems["manifest"] = f"it is another manifest: its digest is {manifest.digest}, wanted {cache.header.manifest}"
+            problems["manifest"] = (
+                f"it is another manifest: its digest is {manifest.digest}, wanted {cache.header.manifest}"
+            )
         elif manifest.has_targets and cache.place.digest(targets) != origin.targets_sha256:
             problems[targets] = TITLES["content"]
-        elif [video.video_id for video in manifest.videos] != [video for videos in cache.plan.values() for video in videos]:
+        elif [video.video_id for video in manifest.videos] != [
+            video for videos in cache.plan.values() for video in videos
+        ]:
             problems[HEADER_FILE] = "its plan is not for the videos of its manifest"
     except BadInput as error:
         problems["manifest"] = error.message
     try:
-        cache.codecs  # noqa: B018  what a fitted codec has learnt is compared with its checksum when it is read
+        cache.codecs
     except BadInput as error:
         problems[CODEC_FILE] = error.message
     return problems
@@ -301,13 +361,15 @@ def _of_cache(cache: Cache) -> dict[str, str]:
 def _of_header(cache: Cache) -> str:
     """What is wrong with cache.json: its fingerprint must follow from all that it says."""
     header, spec = cache.header, cache.cache_spec
-    cache.arrays  # noqa: B018  refuses what no codec can lay out
+    cache.arrays
     if header.format_version != FORMAT_VERSION or spec.canonical() != header.spec:
         return ""  # written by a version that counted other things in
     of_codec = fitted_to(cache.codec, header.manifest)
     follows = fingerprint(spec, header.encoder, header.decoder, of_codec, header.derived_from)
     return (
-        "" if follows == header.fingerprint else f"it says fingerprint {header.fingerprint}, but what it says gives {follows}"
+        ""
+        if follows == header.fingerprint
+        else f"it says fingerprint {header.fingerprint}, but what it says gives {follows}"
     )
 
 
@@ -324,7 +386,8 @@ def advice(cache: Cache, file: str) -> str:
 
 
 def _lease_over(partial: str) -> str:
-    """The lease of whoever writes what has this name until it is finished: of the store, or of the plan."""
+    """The lease of whoever writes what has this name until it is finished: of the store, or of the
+    plan."""
     stem = partial.removeprefix(".").partition(".")[0]
     return stem if stem.isdecimal() else "plan"
 
@@ -344,7 +407,11 @@ def _left_over(cache: Cache) -> dict[str, str]:
         for name in place.names(folder):
             if name in belonging or (name.endswith(PARTIAL) and _lease_over(name) in at_work):
                 continue
-            why = "unfinished, and its writer is gone" if name.endswith(PARTIAL) else "does not belong here"
+            why = (
+                "unfinished, and its writer is gone"
+                if name.endswith(PARTIAL)
+                else "does not belong here"
+            )
             left[f"{folder}/{name}" if folder else name] = why
     for store in cache.missing_stores():
         if place.names(cache.store_name(store)) and lease_of(store) not in at_work:

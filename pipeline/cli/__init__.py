@@ -1,9 +1,11 @@
-"""What a person types and sees: `stillframe` is `main:entry`, and every file but three holds the commands of one story.
+"""What a person types and sees: `stillframe` is `main:entry`, and every file but three holds the
+commands of one story.
 
 In: arguments. Out: tables and sentences on stdout, talk and progress on stderr, exit codes 0 to 3.
 
-Read `main` (how a command begins and ends) and `options` (what commands share), then the command that you are after: `start`,
-`cache`, `verify`, `plan`, `train`, `sweep`. `console` and `show` print; `demo` is the demo's steps, `bench/` the measurements.
+Read `main` (how a command begins and ends) and `options` (what commands share), then the command
+that you are after: `start`, `cache`, `verify`, `plan`, `train`, `sweep`. `console` and `show`
+print; `demo` is the demo's steps, `bench/` the measurements.
 """
 
 from pipeline.cli.main import app as app

@@ -30,9 +30,15 @@ if TYPE_CHECKING:
 
 @app.command()
 def manifest(
-    dataset: Annotated[str, typer.Argument(help="world, folder, playback, ... (see: stillframe list dataset)")],
-    root: Annotated[Path | None, typer.Argument(help="Folder with the videos; not needed by world.")] = None,
-    out: Annotated[Path, typer.Option(help="Where manifest.jsonl, targets.h5 and dataset.json go.")] = Path("data"),
+    dataset: Annotated[
+        str, typer.Argument(help="world, folder, playback, ... (see: stillframe list dataset)")
+    ],
+    root: Annotated[
+        Path | None, typer.Argument(help="Folder with the videos; not needed by world.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Where manifest.jsonl, targets.h5 and dataset.json go.")
+    ] = Path("data"),
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
@@ -45,46 +51,80 @@ def manifest(
     from pipeline.datasets.manifest import manifest as module
 
     with console.progress(f"manifest {dataset}") as update:
-        built = module.build(dataset, root, out, override({}, sets or []), lambda done, total: update(done, total, "videos"))
+        built = module.build(
+            dataset,
+            root,
+            out,
+            override({}, sets or []),
+            lambda done, total: update(done, total, "videos"),
+        )
     counts = {split: len(built.split(split)) for split in built.splits}
     if as_json:
-        facts = {"manifest": str(out), "clips": counts, "videos": len(built.videos), "labels": list(built.labels)}
+        facts = {
+            "manifest": str(out),
+            "clips": counts,
+            "videos": len(built.videos),
+            "labels": list(built.labels),
+        }
         console.show_json(facts | {"rejected": built.rejected, "digest": built.digest})
     else:
         splits = ", ".join(f"{split} {count}" for split, count in counts.items())
         labels = f", {len(built.labels)} labels" if built.labels else ""
-        console.show(f"{out}: {len(built.clips)} clips of {len(built.videos)} videos ({splits}){labels}")
+        console.show(
+            f"{out}: {len(built.clips)} clips of {len(built.videos)} videos ({splits}){labels}"
+        )
         if built.rejected:
-            console.show_table(f"{len(built.rejected)} files rejected", ("file", "reason"), list(built.rejected.items()))
+            console.show_table(
+                f"{len(built.rejected)} files rejected",
+                ("file", "reason"),
+                list(built.rejected.items()),
+            )
     if built.rejected:
         raise typer.Exit(FINISHED_WITH_FAILURES)
 
 
 @app.command()
 def extract(
-    specs: Annotated[list[Path], typer.Argument(metavar="SPEC...", help="What to cache: .toml files, one for each cache.")],
+    specs: Annotated[
+        list[Path],
+        typer.Argument(metavar="SPEC...", help="What to cache: .toml files, one for each cache."),
+    ],
     data: Annotated[Path, typer.Argument(help="Folder with manifest.jsonl.")],
-    out: Annotated[str, typer.Option(help="Folder or URL for caches; each gets a name of its own in it.")] = "caches",
-    root: Annotated[Path | None, typer.Option(help="Where the videos are, if they were moved.")] = None,
+    out: Annotated[
+        str, typer.Option(help="Folder or URL for caches; each gets a name of its own in it.")
+    ] = "caches",
+    root: Annotated[
+        Path | None, typer.Option(help="Where the videos are, if they were moved.")
+    ] = None,
     device: Device = None,
-    decoders: Annotated[int, typer.Option(min=1, help="Processes that decode videos, for each worker.")] = 1,
+    decoders: Annotated[
+        int, typer.Option(min=1, help="Processes that decode videos, for each worker.")
+    ] = 1,
     limit: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="stall_s, video_s or memory_mb: when decoding a video is given up."),
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="stall_s, video_s or memory_mb: when decoding a video is given up.",
+        ),
     ] = None,
     engine: EngineName = None,
     workers: Workers = 1,
     engine_sets: EngineSets = None,
     logs: Logs = Path("logs"),
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Redo the stores that hold a failed video.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Redo the stores that hold a failed video.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+    ] = False,
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """Stage one: encode every frame once and store its tokens. Run it again to go on after any stop.
+    """Stage one: encode every frame once and store its tokens. Run it again to go on after any
+    stop.
 
-    Several specs are served by one decode of every video. A layer or view that is added to a spec is made alone: what a cache
-    in the same folder holds already is taken over.
+    Several specs are served by one decode of every video. A layer or view that is added to a spec
+    is made alone: what a cache in the same folder holds already is taken over.
 
     Example: stillframe extract cache_specs/dinov2_small.toml data/mine --out caches
     """
@@ -99,7 +139,11 @@ def extract(
     limits, crew = _limits(limit or []), make_engine(engine, workers, engine_sets or [])
     if dry_run:
         _show_plans([module.preview(spec, clips) for spec in loaded], as_json)
-        if crew and (script := crew.script(module.a_job([f"{out}/{spec.name}" for spec in loaded], clips, device, decoders))):
+        if crew and (
+            script := crew.script(
+                module.a_job([f"{out}/{spec.name}" for spec in loaded], clips, device, decoders)
+            )
+        ):
             console.say(script)
         return
     with console.progress(f"extract {', '.join(spec.name for spec in loaded)}") as update:
@@ -107,15 +151,31 @@ def extract(
         def on_progress(state: Progress) -> None:
             text = f"frames  {state.frames_per_s:.0f} frames/s  {console.bytes_text(state.store_bytes)}"
             slowest = state.slowest(decoders)
-            update(state.frames, state.frames_planned, f"{text}  ETA {console.duration_text(state.eta_s)}  slowest: {slowest}")
+            update(
+                state.frames,
+                state.frames_planned,
+                f"{text}  ETA {console.duration_text(state.eta_s)}  slowest: {slowest}",
+            )
 
         on = torch_device(device)
         caches = module.extract_all(
-            loaded, clips, out, on, decoders, limits, retry_failed, on_progress, crew, logs, console.say
+            loaded,
+            clips,
+            out,
+            on,
+            decoders,
+            limits,
+            retry_failed,
+            on_progress,
+            crew,
+            logs,
+            console.say,
         )
     _show_made(caches, as_json)
     if any(cache.failures for cache in caches):
-        console.say("to try these again, once they are mended: the same command with --retry-failed")
+        console.say(
+            "to try these again, once they are mended: the same command with --retry-failed"
+        )
         raise typer.Exit(FINISHED_WITH_FAILURES)
 
 
@@ -129,7 +189,9 @@ def _show_made(caches: list[Cache], as_json: bool) -> None:
         it = "it" if len(caches) == 1 else cache.name
         for other, changed in siblings(cache).items():
             if other not in made:
-                console.say(f"beside {it} lies {other}, which differs in (this / that): {'; '.join(changed)}")
+                console.say(
+                    f"beside {it} lies {other}, which differs in (this / that): {'; '.join(changed)}"
+                )
     _show_statuses(caches, as_json)
 
 
@@ -144,11 +206,14 @@ def _limits(sets: list[str]) -> DecodeLimits:
 @app.command()
 def derive(
     source: Annotated[str, typer.Argument(metavar="CACHE", help="A finished cache.")],
-    out: Annotated[str, typer.Option(help="Folder or URL for caches; this one gets a name of its own in it.")] = "caches",
+    out: Annotated[
+        str, typer.Option(help="Folder or URL for caches; this one gets a name of its own in it.")
+    ] = "caches",
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """A cache from a cache, without videos or encoder: another codec, fewer layers or frames, another store layout.
+    """A cache from a cache, without videos or encoder: another codec, fewer layers or frames,
+    another store layout.
 
     Example: stillframe derive caches/demo-0123456789ab --set codec.name=int8
     """
@@ -158,7 +223,9 @@ def derive(
 
     opened = Cache(source)
     with console.progress(f"derive from {opened.name}") as update:
-        cache = module.derive(opened, sets or [], out, lambda done, total: update(done, total, "frames"))
+        cache = module.derive(
+            opened, sets or [], out, lambda done, total: update(done, total, "frames")
+        )
     show_status(cache, as_json)
     if cache.failures:
         raise typer.Exit(FINISHED_WITH_FAILURES)
@@ -175,8 +242,12 @@ def _show_plans(plans: list[dict[str, Any]], as_json: bool) -> None:
         if len(plans) > 1:
             console.show(f"{plan['spec']}:")
         size = console.bytes_text(plan["store_bytes"])
-        console.show(f"{plan['videos']} videos, about {plan['frames']} frames, {plan['stores']} stores, {size}")
-        console.show(f"{plan['tokens_per_frame']} tokens and {plan['bytes_per_frame']:,} bytes per frame, grid {plan['grid']}")
+        console.show(
+            f"{plan['videos']} videos, about {plan['frames']} frames, {plan['stores']} stores, {size}"
+        )
+        console.show(
+            f"{plan['tokens_per_frame']} tokens and {plan['bytes_per_frame']:,} bytes per frame, grid {plan['grid']}"
+        )
 
 
 def _show_statuses(caches: list[Cache], as_json: bool) -> None:

@@ -1,6 +1,7 @@
 """What a person sees. The only file that imports rich.
 
-Talk goes to stderr and moves only on a terminal; in a log file it becomes one plain line now and then. Results go to stdout.
+Talk goes to stderr and moves only on a terminal; in a log file it becomes one plain line now and
+then. Results go to stdout.
 """
 
 from __future__ import annotations
@@ -83,12 +84,19 @@ def show_line(value: Any) -> None:
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table; numbers stand to the right."""
-    table = Table(title=Text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=Text(title) if title else None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for place, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[place], int | float) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*[Text(str(cell)) for cell in row])  # not markup: a file name may hold brackets
+        table.add_row(
+            *[Text(str(cell)) for cell in row]
+        )  # not markup: a file name may hold brackets
     out.print(table)
 
 

@@ -1,4 +1,5 @@
-"""The whole path on the built-in world, as two readable lists of steps: one task by three modules, and five tasks by two."""
+"""The whole path on the built-in world, as two readable lists of steps: one task by three modules,
+and five tasks by two."""
 
 from __future__ import annotations
 
@@ -39,10 +40,11 @@ def demo(
     world: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
 ) -> tuple[list[dict[str, Any]], Path]:
-    """Makes videos, caches their tokens, trains three temporal modules on that one cache, and reports.
+    """Makes videos, caches their tokens, trains three temporal modules on that one cache, and
+    reports.
 
-    Every step goes on from what it finds in `out`. `world` are settings of the data set, `overrides` are keys of the recipes.
-    Returns the evaluations and the path of the page.
+    Every step goes on from what it finds in `out`. `world` are settings of the data set,
+    `overrides` are keys of the recipes. Returns the evaluations and the path of the page.
     """
     cache_spec = load_spec(spec)
     videos = _render(out / "world", world or {}, on_step)
@@ -66,10 +68,12 @@ def demo_tasks(
     world: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
 ) -> dict[str, tuple[list[dict[str, Any]], Interval]]:
-    """`tasks` in the room of the built-in world, all from one cache: each without a temporal module and with one.
+    """`tasks` in the room of the built-in world, all from one cache: each without a temporal module
+    and with one.
 
-    Goes on from what it finds in `out`, draws the temporal module's answers, and writes a page for each task. Returns for every
-    task the two evaluations, identity first, and by how much the temporal module is better, with its 95 % interval.
+    Goes on from what it finds in `out`, draws the temporal module's answers, and writes a page for
+    each task. Returns for every task the two evaluations, identity first, and by how much the
+    temporal module is better, with its 95 % interval.
     """
     cache_spec = load_spec(spec)
     videos = _render(out / "room", ROOM | dict(world or {}), on_step)
@@ -80,14 +84,19 @@ def demo_tasks(
         results, runs = [], []
         for changes in (["temporal={name='identity'}"], []):
             recipe = load_recipe(shipped_recipes()[f"demo_{task}"], [*changes, *overrides])
-            runs.append(_train(recipe, cache, out / "runs" / f"demo_{task}_{recipe.temporal.name}", on_step))
+            runs.append(
+                _train(recipe, cache, out / "runs" / f"demo_{task}_{recipe.temporal.name}", on_step)
+            )
             results.append(evaluate(runs[-1], cache))
             say(f"{runs[-1].path}: trained")
         sheet = draw(runs[-1], cache, DRAWN)
         say(f"{sheet}: drawn")
         report(runs, out / "report" / task)
         ahead = difference(results[1], results[0], next(iter(results[0]["forms"])))
-        found[task] = results, ahead if results[0]["metrics"][0]["higher_is_better"] else turned(ahead)
+        found[task] = (
+            results,
+            ahead if results[0]["metrics"][0]["higher_is_better"] else turned(ahead),
+        )
     return found
 
 
@@ -95,7 +104,13 @@ def _render(out: Path, world: Mapping[str, Any], on_step: OnStep) -> manifest.Ma
     return manifest.build("world", None, out, dict(world), partial(on_step, "rendering videos"))
 
 
-def _extract(spec: CacheSpec, videos: manifest.Manifest, out: Path, on_step: OnStep, say: Callable[[str], None]) -> Cache:
+def _extract(
+    spec: CacheSpec,
+    videos: manifest.Manifest,
+    out: Path,
+    on_step: OnStep,
+    say: Callable[[str], None],
+) -> Cache:
     cache = stage_one.extract(
         spec,
         videos,
@@ -107,7 +122,12 @@ def _extract(spec: CacheSpec, videos: manifest.Manifest, out: Path, on_step: OnS
 
 
 def _train(recipe: Recipe, cache: Cache, out: Path, on_step: OnStep) -> Run:
-    return loop.train(recipe, cache, out, on_progress=lambda state: on_step(f"training {out.name}", state.step, state.steps))
+    return loop.train(
+        recipe,
+        cache,
+        out,
+        on_progress=lambda state: on_step(f"training {out.name}", state.step, state.steps),
+    )
 
 
 def turned(gain: Interval) -> Interval:

@@ -1,4 +1,5 @@
-"""The command line: parsing and printing only. Heavy imports wait until a command needs them, so that --help is quick."""
+"""The command line: parsing and printing only. Heavy imports wait until a command needs them, so
+that --help is quick."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ import typer
 from typer.models import CommandInfo
 
 # Importing a file of commands registers them.
-from pipeline.cli import cache, plan, start, sweep, train, verify  # noqa: F401
-from pipeline.cli.bench import commands, training_commands  # noqa: F401
+from pipeline.cli import cache, plan, start, sweep, train, verify
+from pipeline.cli.bench import commands, training_commands
 from pipeline.cli.bench.commands import bench_app
 from pipeline.cli.options import app, say
 from pipeline.errors import StillframeError
@@ -20,7 +21,18 @@ COMMANDS = (
     "stream", "import-checkpoint", "report", "demo", "list",
 )  # fmt: skip
 """In the order in which --help lists them: that in which they are used, from videos to scores."""
-BENCHES = ("extract", "read", "write", "scale", "codecs", "temporal", "epoch", "plan", "sweep", "report")
+BENCHES = (
+    "extract",
+    "read",
+    "write",
+    "scale",
+    "codecs",
+    "temporal",
+    "epoch",
+    "plan",
+    "sweep",
+    "report",
+)
 INTERRUPTED = 130
 """What typer makes of Ctrl-C."""
 
@@ -34,7 +46,8 @@ bench_app.registered_commands.sort(key=lambda command: BENCHES.index(_name(comma
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0 ok, 1 failed, 2 bad input, 3 finished with failures listed."""
+    """Runs one command and returns its exit code: 0 ok, 1 failed, 2 bad input, 3 finished with
+    failures listed."""
     try:
         code = app(arguments, standalone_mode=False)
     except StillframeError as error:
@@ -57,8 +70,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _usage(message: str) -> str:
-    """typer's own words on a missing argument or an unknown option; the help itself where no command was given."""
-    return message if message.startswith("Usage:") else f"error: {message.rstrip('.')}; next: stillframe --help"
+    """typer's own words on a missing argument or an unknown option; the help itself where no
+    command was given."""
+    return (
+        message
+        if message.startswith("Usage:")
+        else f"error: {message.rstrip('.')}; next: stillframe --help"
+    )
 
 
 def entry() -> None:

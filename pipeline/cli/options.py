@@ -1,4 +1,5 @@
-"""What commands share: the application, its options, and how a name on the command line becomes a thing."""
+"""What commands share: the application, its options, and how a name on the command line becomes a
+thing."""
 
 from __future__ import annotations
 
@@ -28,17 +29,30 @@ app = typer.Typer(
 )
 
 Sets = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one key; may be given many times.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key; may be given many times."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print plain JSON on stdout.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1. Default: cuda where there is one.")]
-ManifestFolder = Annotated[Path | None, typer.Option("--manifest", help="Other clips or labels over the same videos.")]
-AllowMissing = Annotated[bool, typer.Option(help="Leave out clips that the cache does not cover, and say how many.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda or cuda:1. Default: cuda where there is one.")
+]
+ManifestFolder = Annotated[
+    Path | None, typer.Option("--manifest", help="Other clips or labels over the same videos.")
+]
+AllowMissing = Annotated[
+    bool, typer.Option(help="Leave out clips that the cache does not cover, and say how many.")
+]
 
-EngineName = Annotated[str | None, typer.Option("--engine", help="Who does it: local, slurm or ray. Default: this process.")]
+EngineName = Annotated[
+    str | None,
+    typer.Option("--engine", help="Who does it: local, slurm or ray. Default: this process."),
+]
 Workers = Annotated[int, typer.Option(min=1, help="Workers of the engine, each with a device.")]
 EngineSets = Annotated[
-    list[str] | None, typer.Option("--engine-set", metavar="KEY=VALUE", help="Setting of the engine, as partition=gpu.")
+    list[str] | None,
+    typer.Option(
+        "--engine-set", metavar="KEY=VALUE", help="Setting of the engine, as partition=gpu."
+    ),
 ]
 Logs = Annotated[Path, typer.Option(help="Folder for the logs of an engine's workers.")]
 
@@ -60,11 +74,16 @@ def torch_device(name: str | None) -> torch.device | None:
     except RuntimeError as error:
         raise BadInput(f"no device called '{name}'", known) from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise BadInput(f"device '{name}' asks for CUDA, which this machine or this torch does not have", "--device cpu")
+        raise BadInput(
+            f"device '{name}' asks for CUDA, which this machine or this torch does not have",
+            "--device cpu",
+        )
     try:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise BadInput(f"device '{name}' cannot be used: {str(error).splitlines()[0]}", known) from error
+        raise BadInput(
+            f"device '{name}' cannot be used: {str(error).splitlines()[0]}", known
+        ) from error
     return device
 
 
@@ -98,9 +117,13 @@ def make_engine(name: str | None, workers: int, sets: list[str]) -> EnginePlugin
 
     if name is None and workers == 1:
         if sets:
-            raise BadInput(f"--engine-set {sets[0]} is for an engine, and none is named", "--engine slurm")
+            raise BadInput(
+                f"--engine-set {sets[0]} is for an engine, and none is named", "--engine slurm"
+            )
         return None
     name = name or "local"
     plugin = plugins.load("engine", name)
-    made: EnginePlugin = plugin(plugins.settings("engine", name, override({}, sets), f"engine '{name}'"), workers)
+    made: EnginePlugin = plugin(
+        plugins.settings("engine", name, override({}, sets), f"engine '{name}'"), workers
+    )
     return made

@@ -21,22 +21,39 @@ PER_TABLE = 1_000_000
 @app.command()
 def plan(
     spec: Annotated[Path, typer.Argument(help="What to cache: a .toml file.")],
-    data: Annotated[str | None, typer.Argument(help="Folder with manifest.jsonl. Without one: --frames or --hours.")] = None,
-    recipe: Annotated[str | None, typer.Argument(help="What to train: a .toml file, or the name of a shipped recipe.")] = None,
-    out: Annotated[str, typer.Option(help="Folder or URL for caches: where writing and reading are tried.")] = "caches",
-    root: Annotated[Path | None, typer.Option(help="Where the videos are, if they were moved.")] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames to cache, where there is no manifest yet.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Argument(help="Folder with manifest.jsonl. Without one: --frames or --hours."),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(help="What to train: a .toml file, or the name of a shipped recipe."),
+    ] = None,
+    out: Annotated[
+        str, typer.Option(help="Folder or URL for caches: where writing and reading are tried.")
+    ] = "caches",
+    root: Annotated[
+        Path | None, typer.Option(help="Where the videos are, if they were moved.")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames to cache, where there is no manifest yet.")
+    ] = None,
     hours: Annotated[
-        float | None, typer.Option("--hours-of-video", min=0.001, help="The same, for a spec with a rate.")
+        float | None,
+        typer.Option("--hours-of-video", min=0.001, help="The same, for a spec with a rate."),
     ] = None,
     ablations: Annotated[int, typer.Option(min=1, help="Runs that will share the cache.")] = 8,
-    probe_s: Annotated[float, typer.Option(min=0, help="Seconds to try this machine for; 0: sizes and operations alone.")] = 30,
+    probe_s: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds to try this machine for; 0: sizes and operations alone."),
+    ] = 30,
     decoders: Annotated[int, typer.Option(min=1, help="Processes that decode videos.")] = 1,
     device: Device = None,
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """What a cache and a training from it will take, and whether caching pays. Writes nothing that stays.
+    """What a cache and a training from it will take, and whether caching pays. Writes nothing that
+    stays.
 
     --set overrides keys of the spec.
 
@@ -53,10 +70,14 @@ def plan(
     asked = load_recipe(recipe_file(recipe)) if recipe else None
     videos = Manifest.load(Path(data), root) if data else None
     if videos and (frames or hours):
-        raise BadInput("a manifest says how many frames there are", "leave --frames and --hours-of-video out")
+        raise BadInput(
+            "a manifest says how many frames there are", "leave --frames and --hours-of-video out"
+        )
     if hours is not None:
         if frames is not None or loaded.frames.rate is None:
-            raise BadInput("--hours-of-video wants a spec with a rate, and no --frames", "--set frames.fps=12")
+            raise BadInput(
+                "--hours-of-video wants a spec with a rate, and no --frames", "--set frames.fps=12"
+            )
         frames = round(hours * 3600 * loaded.frames.rate)
     from pipeline.device import chosen
     from pipeline.experiments import plan as module
@@ -67,7 +88,16 @@ def plan(
     speed = None
     if probe_s:
         with console.progress("plan") as update:
-            speed = attempt(loaded, videos, asked, out, where, decoders, probe_s, lambda what: update(0, 0, what))
+            speed = attempt(
+                loaded,
+                videos,
+                asked,
+                out,
+                where,
+                decoders,
+                probe_s,
+                lambda what: update(0, 0, what),
+            )
     made = module.plan(loaded, videos, frames or PER_TABLE, asked, ablations, speed, decoders)
     if as_json:
         console.show_json(made.model_dump(mode="json"))
@@ -90,12 +120,21 @@ def show_plan(made: Plan, out: str) -> None:
         rows.insert(0, ("videos, clips", f"{scale.videos:,}, {scale.clips:,}"))
     if scale.hours is not None:
         rows.insert(0, ("hours of video", f"{scale.hours:,.2f} h"))
-    rows += [("operations of the encoder", f"{_ops(operations.encoder_frame)} a frame, {_ops(operations.extraction)} in all")]
+    rows += [
+        (
+            "operations of the encoder",
+            f"{_ops(operations.encoder_frame)} a frame, {_ops(operations.extraction)} in all",
+        )
+    ]
     console.show_table("", (f"cache '{made.spec}'", ""), rows)
     sizes = [
         (
             f"{name} (the spec's)" if name == made.codec else name,
-            *((f"{one.bytes_per_frame:,} B", console.bytes_text(one.disk_bytes)) if one else ("cannot hold these tokens", "")),
+            *(
+                (f"{one.bytes_per_frame:,} B", console.bytes_text(one.disk_bytes))
+                if one
+                else ("cannot hold these tokens", "")
+            ),
         )
         for name, one in scale.codecs.items()
     ]
@@ -113,13 +152,25 @@ def _show_training(made: Plan) -> None:
 
     operations, training = made.operations, made.training
     assert training and operations.cached_step and operations.uncached_step
-    parts = ", ".join(f"{name} {_ops(getattr(operations, name) or 0)}" for name in ("mixer", "temporal", "readout"))
+    parts = ", ".join(
+        f"{name} {_ops(getattr(operations, name) or 0)}"
+        for name in ("mixer", "temporal", "readout")
+    )
     rows = [
-        ("an epoch", f"{training.windows:,} windows, {training.steps_per_epoch:,.1f} steps; {training.epochs:,.1f} epochs"),
-        ("a step", f"{training.step_frames:,} frames, {console.bytes_text(training.step_bytes)} read"),
+        (
+            "an epoch",
+            f"{training.windows:,} windows, {training.steps_per_epoch:,.1f} steps; {training.epochs:,.1f} epochs",
+        ),
+        (
+            "a step",
+            f"{training.step_frames:,} frames, {console.bytes_text(training.step_bytes)} read",
+        ),
         ("operations of a window, forward", parts),
         ("operations of a step, cached", _ops(operations.cached_step)),
-        ("operations of a step, un-cached", f"{_ops(operations.uncached_step)}, {_ratio(operations)} times as many"),
+        (
+            "operations of a step, un-cached",
+            f"{_ops(operations.uncached_step)}, {_ratio(operations)} times as many",
+        ),
     ]
     console.show_table("", (f"training '{made.recipe}'", ""), rows)
 
@@ -141,7 +192,11 @@ def _show_speed(made: Plan, speed: Speed) -> None:
     rows = [
         ("one decoding process alone", f"{1 / speed.decode_s:,.1f} frames/s", ""),
         ("encoder alone", f"{1 / speed.encode_s:,.1f} frames/s", ""),
-        ("codec, checksums and writing", rate(speed.frame_bytes / speed.write_s), f"needed {rate(times.write_bytes_per_s)}"),
+        (
+            "codec, checksums and writing",
+            rate(speed.frame_bytes / speed.write_s),
+            f"needed {rate(times.write_bytes_per_s)}",
+        ),
         (
             "extraction, overlapping",
             f"{1 / speed.frame_s:,.1f} frames/s",
@@ -150,18 +205,43 @@ def _show_speed(made: Plan, speed: Speed) -> None:
     ]
     needed = f"needed {rate(times.read_bytes_per_s)}" if times.read_bytes_per_s else ""
     cold = speed.read_cold_bytes_per_s
-    rows += [("reading windows, from memory", rate(speed.read_hot_bytes_per_s), needed if times.fits_memory else "")]
-    rows += [("reading windows, from the disk", rate(cold) if cold else "not tried", "" if times.fits_memory else needed)]
-    if times.cached_step_s and times.uncached_step_s and times.cached_epoch_s and times.uncached_epoch_s:
+    rows += [
+        (
+            "reading windows, from memory",
+            rate(speed.read_hot_bytes_per_s),
+            needed if times.fits_memory else "",
+        )
+    ]
+    rows += [
+        (
+            "reading windows, from the disk",
+            rate(cold) if cold else "not tried",
+            "" if times.fits_memory else needed,
+        )
+    ]
+    if (
+        times.cached_step_s
+        and times.uncached_step_s
+        and times.cached_epoch_s
+        and times.uncached_epoch_s
+    ):
         rows += [
-            ("training step, cached", seconds_text(times.cached_step_s), f"an epoch: {seconds_text(times.cached_epoch_s)}"),
+            (
+                "training step, cached",
+                seconds_text(times.cached_step_s),
+                f"an epoch: {seconds_text(times.cached_epoch_s)}",
+            ),
             (
                 "training step, un-cached",
                 seconds_text(times.uncached_step_s),
                 f"an epoch: {seconds_text(times.uncached_epoch_s)}",
             ),
         ]
-    console.show_table("", (f"on this machine, from {speed.frames:,} frames of {speed.videos} videos", "", ""), rows)
+    console.show_table(
+        "",
+        (f"on this machine, from {speed.frames:,} frames of {speed.videos} videos", "", ""),
+        rows,
+    )
 
 
 def verdict(made: Plan, out: str) -> list[str]:
@@ -183,14 +263,22 @@ def verdict(made: Plan, out: str) -> list[str]:
         if after is None:
             return [*lines, "by operations alone, caching never pays: the encoder has none"]
         does = "pays" if epochs > after else "does not pay"
-        return [*lines, f"by operations alone, caching {does} for {runs}: it does from {after:,.1f} epochs on, over all runs"]
-    cached_s, uncached_s = times.extract_s + epochs * times.cached_epoch_s, epochs * times.uncached_epoch_s
+        return [
+            *lines,
+            f"by operations alone, caching {does} for {runs}: it does from {after:,.1f} epochs on, over all runs",
+        ]
+    cached_s, uncached_s = (
+        times.extract_s + epochs * times.cached_epoch_s,
+        epochs * times.uncached_epoch_s,
+    )
     both = f"{runs} take {seconds_text(cached_s)} with the cache, extraction included, and {seconds_text(uncached_s)} without"
     gain = f"{times.uncached_epoch_s / times.cached_epoch_s:.2f} times as fast"
     if times.break_even is None:
         return [*lines, f"caching never pays here: {both}; an epoch from the cache is {gain}"]
     does = "pays" if cached_s < uncached_s else "does not pay for this"
-    lines += [f"caching {does}: {both}; it pays from {times.break_even:,.1f} epochs on, counted over all runs"]
+    lines += [
+        f"caching {does}: {both}; it pays from {times.break_even:,.1f} epochs on, counted over all runs"
+    ]
     more = f"it would be {_ratio(made.operations)} by operations alone; decoding, reading and waiting make the difference"
     lines += [f"an epoch from the cache is {gain}; {more}"]
     codec = made.scale.codecs[made.codec]

@@ -16,7 +16,12 @@ def show_scores(results: list[dict[str, Any]]) -> None:
         of_task = [result for result in results if result["task"] == task]
         metrics = [(metric["name"], metric["unit"]) for metric in of_task[0]["metrics"]]
         rows = [
-            (result["run"], result["temporal"], form, *_score_cells([scores[name] for name, _ in metrics]))
+            (
+                result["run"],
+                result["temporal"],
+                form,
+                *_score_cells([scores[name] for name, _ in metrics]),
+            )
             for result in of_task
             for form, scores in result["forms"].items()
         ]
@@ -28,9 +33,13 @@ def show_scores(results: list[dict[str, Any]]) -> None:
         console.show_table(title, ("run", "temporal", "form", main, "95 % interval", *others), rows)
     for result in results:
         if result["clips_skipped"]:
-            console.say(f"{result['run']}: {result['clips_skipped']} clips left out: the cache does not cover them")
+            console.say(
+                f"{result['run']}: {result['clips_skipped']} clips left out: the cache does not cover them"
+            )
         if result["clips_without_truth"]:
-            console.say(f"{result['run']}: {result['clips_without_truth']} clips left out: they have nothing to score")
+            console.say(
+                f"{result['run']}: {result['clips_without_truth']} clips left out: they have nothing to score"
+            )
 
 
 def _score_cells(scores: list[dict[str, float]]) -> list[str]:
@@ -54,20 +63,31 @@ def show_status(cache: Cache, as_json: bool) -> None:
         f"{facts['cache']}: {stores['done']} of {stores['planned']} stores, {facts['frames']} frames, "
         f"{console.bytes_text(facts['store_bytes'])}{per_frame}, codec {facts['codec']}"
     )
-    console.show(f"videos: {videos['stored']} of {videos['planned']} whole, {videos['failed']} failed")
+    console.show(
+        f"videos: {videos['stored']} of {videos['planned']} whole, {videos['failed']} failed"
+    )
     for split, counts in facts["splits"].items():
         console.show(
             f"split {split}: {counts['covered']} of {counts['clips']} clips, {counts['whole']} of {counts['videos']} videos, "
             f"{counts['frames']} of about {counts['expected']} frames"
         )
     if facts["seconds"]:
-        console.show("work: " + ", ".join(f"{step} {seconds:.1f} s" for step, seconds in facts["seconds"].items()))
+        console.show(
+            "work: "
+            + ", ".join(f"{step} {seconds:.1f} s" for step, seconds in facts["seconds"].items())
+        )
     _show_progress(facts)
     if facts["reasons"]:
-        rows = [(len(group["videos"]), console.few_text(group["videos"]), group["reason"]) for group in facts["reasons"]]
+        rows = [
+            (len(group["videos"]), console.few_text(group["videos"]), group["reason"])
+            for group in facts["reasons"]
+        ]
         console.show_table(f"{videos['failed']} videos failed", ("videos", "which", "reason"), rows)
     if facts["other_length"]:
-        rows = [(video, each["decoded"], each["header"]) for video, each in facts["other_length"].items()]
+        rows = [
+            (video, each["decoded"], each["header"])
+            for video, each in facts["other_length"].items()
+        ]
         console.show(f"{len(rows)} videos hold another number of frames than their header says:")
         console.show_table("", ("video", "frames", "header"), rows[:10])
         if len(rows) > 10:
@@ -83,7 +103,9 @@ def _show_progress(facts: dict[str, Any]) -> None:
     at_work: dict[tuple[Any, ...], list[int]] = {}
     for worker in facts["workers"]:
         machine = "this machine" if worker["is_here"] else f"machine {worker['machine']}"
-        state = {True: "at work", False: "gone", None: "at work when it last wrote"}[worker["alive"]]
+        state = {True: "at work", False: "gone", None: "at work when it last wrote"}[
+            worker["alive"]
+        ]
         stores = at_work.setdefault((worker["pid"], machine, state), [])
         stores += [int(worker["lease"])] if worker["lease"].isdigit() else []
     for (pid, machine, state), stores in at_work.items():
@@ -95,7 +117,9 @@ def _show_progress(facts: dict[str, Any]) -> None:
         speed, eta = facts["frames_per_s"], console.duration_text(facts["eta_s"])
         console.show(f"now: {speed:.1f} frames/s, {facts['frames_left']} frames left, ETA {eta}")
     elif not any(worker["alive"] is not False for worker in facts["workers"]):
-        console.show(f"{left} stores, about {facts['frames_left']} frames, are left and nobody is at work: run {step} again")
+        console.show(
+            f"{left} stores, about {facts['frames_left']} frames, are left and nobody is at work: run {step} again"
+        )
 
 
 def _spans(numbers: list[int]) -> str:

@@ -17,7 +17,9 @@ def demo(
     spec: Annotated[Path, typer.Option(help="What to cache.")] = Path("cache_specs/demo.toml"),
     tasks: Annotated[
         str | None,
-        typer.Option(help="all, or some of classify,boxes,points,depth,pose: with and without time."),
+        typer.Option(
+            help="all, or some of classify,boxes,points,depth,pose: with and without time."
+        ),
     ] = None,
 ) -> None:
     """The whole path on the built-in world: videos, cache, temporal modules, scores, report.
@@ -30,7 +32,9 @@ def demo(
 
     if tasks is None:
         with console.progress("demo") as update:
-            results, page = module.demo(out, spec, lambda step, done, total: update(done, total, step), console.say)
+            results, page = module.demo(
+                out, spec, lambda step, done, total: update(done, total, step), console.say
+            )
         show_scores(results)
         console.show(f"report: {page}")
         return
@@ -39,21 +43,39 @@ def demo(
         if name not in module.TASKS:
             raise unknown_name("task of the demo", name, (*module.TASKS, "all"))
     with console.progress("demo") as update:
-        found = module.demo_tasks(out, spec, wanted, lambda step, done, total: update(done, total, step), console.say)
+        found = module.demo_tasks(
+            out, spec, wanted, lambda step, done, total: update(done, total, step), console.say
+        )
     for results, _ in found.values():
         show_scores(results)
     rows = []
     for task, ((without, with_time), ahead) in found.items():
         metric = with_time["metrics"][0]["name"]
-        scores = [f"{next(iter(result['forms'].values()))[metric]['score']:.3f}" for result in (without, with_time)]
-        rows.append((task, metric, f"{with_time['trivial'][metric]:.3f}", *scores, f"{ahead.low:+.3f} .. {ahead.high:+.3f}"))
+        scores = [
+            f"{next(iter(result['forms'].values()))[metric]['score']:.3f}"
+            for result in (without, with_time)
+        ]
+        rows.append(
+            (
+                task,
+                metric,
+                f"{with_time['trivial'][metric]:.3f}",
+                *scores,
+                f"{ahead.low:+.3f} .. {ahead.high:+.3f}",
+            )
+        )
     title = "better with time by (95 % interval, paired, videos resampled)"
-    console.show_table(title, ("task", "metric", "trivial", "identity", "temporal module", "better by"), rows)
+    console.show_table(
+        title, ("task", "metric", "trivial", "identity", "temporal module", "better by"), rows
+    )
 
 
 @app.command("list")
 def list_plugins(
-    kind: Annotated[str | None, typer.Argument(help="dataset, encoder, codec, engine, temporal, task, recipe, sweep.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Argument(help="dataset, encoder, codec, engine, temporal, task, recipe, sweep."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """What can be named in a spec, a recipe, a sweep or a command, with its settings.
@@ -77,6 +99,8 @@ def list_plugins(
         else:
             rows += [(shown, name, *plugins.describe(shown, name)) for name in plugins.names(shown)]
     if as_json:
-        console.show_json([dict(zip(("kind", "name", "what", "settings"), row, strict=True)) for row in rows])
+        console.show_json(
+            [dict(zip(("kind", "name", "what", "settings"), row, strict=True)) for row in rows]
+        )
     else:
         console.show_table("", ("kind", "name", "what", "settings"), rows)

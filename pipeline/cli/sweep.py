@@ -41,28 +41,49 @@ if TYPE_CHECKING:
 
 @app.command()
 def sweep(
-    sweep: Annotated[str, typer.Argument(help="What to compare: a .toml file, the name of a shipped sweep, or a sweep.json.")],
+    sweep: Annotated[
+        str,
+        typer.Argument(
+            help="What to compare: a .toml file, the name of a shipped sweep, or a sweep.json."
+        ),
+    ],
     cache: Annotated[str, typer.Argument(help="A cache: its folder or URL.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the sweep. Default: sweeps/<its name>.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the sweep. Default: sweeps/<its name>.")
+    ] = None,
     sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A key of the recipe, for all members.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of the recipe, for all members."),
     ] = None,
     axes: Annotated[
-        list[str] | None, typer.Option("--axis", metavar="KEY=[...]", help="Other values of an axis, or one more axis.")
+        list[str] | None,
+        typer.Option(
+            "--axis", metavar="KEY=[...]", help="Other values of an axis, or one more axis."
+        ),
     ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Train every setting with the seeds 0, 1, ... below this.")] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train every setting with the seeds 0, 1, ... below this."),
+    ] = None,
     allow_missing: AllowMissing = False,
     device: Device = None,
     engine: EngineName = None,
     workers: Workers = 1,
     engine_sets: EngineSets = None,
     logs: Logs = Path("logs"),
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Train members again that were stopped.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and do nothing.")] = False,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard events of every run.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Train members again that were stopped.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be trained, and do nothing.")
+    ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write TensorBoard events of every run.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train many runs from one read of a cache, compare them, and make a page. Run it again to go on, or with more members.
+    """Train many runs from one read of a cache, compare them, and make a page. Run it again to go
+    on, or with more members.
 
     Example: stillframe sweep temporal_modules caches/demo-0123456789ab
     """
@@ -74,11 +95,20 @@ def sweep(
     with distributed.joined() as ours:
         spec = _spec(sweep, sets or [], axes or [], seeds)
         given, on = Cache(cache), torch_device(device)
-        folder, crew = out or Path("sweeps") / spec.name, make_engine(engine, workers, engine_sets or [])
+        folder, crew = (
+            out or Path("sweeps") / spec.name,
+            make_engine(engine, workers, engine_sets or []),
+        )
         if tensorboard and crew:
-            raise BadInput("--tensorboard draws what this process trains, and an engine's workers do it", "leave one out")
+            raise BadInput(
+                "--tensorboard draws what this process trains, and an engine's workers do it",
+                "leave one out",
+            )
         if crew and ours.size > 1:
-            raise BadInput(f"an engine starts workers of its own, and torchrun has started {ours.size}", "leave one out")
+            raise BadInput(
+                f"an engine starts workers of its own, and torchrun has started {ours.size}",
+                "leave one out",
+            )
         if dry_run:
             _require_trainable(spec, given, folder)
             if ours.is_first:
@@ -106,18 +136,25 @@ def _train(
     tensorboard: bool,
     ranks: Ranks,
 ) -> Sweep:
-    """Makes the caches of a sweep and trains its members; the first rank shows how far it is itself."""
+    """Makes the caches of a sweep and trains its members; the first rank shows how far it is
+    itself."""
     from pipeline.cli import console
     from pipeline.experiments import sweep as module
     from pipeline.experiments.sweep_caches import prepare
     from pipeline.experiments.sweep_spec import settings_of
 
     def bar(what: str) -> AbstractContextManager[Update]:
-        return console.progress(f"{what} {spec.name}") if ranks.is_first else nullcontext(lambda *_: None)
+        return (
+            console.progress(f"{what} {spec.name}")
+            if ranks.is_first
+            else nullcontext(lambda *_: None)
+        )
 
     with bar("prepare") as update:
         on = ranks.device(device)
-        caches = prepare(spec, given, folder, on, lambda what, done, total: update(done, total, what))
+        caches = prepare(
+            spec, given, folder, on, lambda what, done, total: update(done, total, what)
+        )
     with bar("sweep") as update, _drawing(tensorboard, folder) as draw:
         steps: dict[str, tuple[int, int]] = {}
         runs = sum(len(setting.members) for setting in settings_of(spec))
@@ -125,10 +162,25 @@ def _train(
         def on_progress(state: Progress) -> None:
             steps[state.run] = state.step, state.steps
             done, total = (sum(column) for column in zip(*steps.values(), strict=True))
-            update(done, total, f"steps of {len(steps)} of {runs} runs  {state.run} loss {state.loss:.4f}")
+            update(
+                done,
+                total,
+                f"steps of {len(steps)} of {runs} runs  {state.run} loss {state.loss:.4f}",
+            )
             draw(state)
 
-        return module.sweep(spec, caches, folder, device, allow_missing, on_progress, engine, logs, console.say, ranks)
+        return module.sweep(
+            spec,
+            caches,
+            folder,
+            device,
+            allow_missing,
+            on_progress,
+            engine,
+            logs,
+            console.say,
+            ranks,
+        )
 
 
 def _show(made: Sweep, as_json: bool) -> None:
@@ -160,7 +212,9 @@ def _drawing(wanted: bool, folder: Path) -> Iterator[Callable[[Progress], None]]
 
         def draw(state: Progress) -> None:
             if state.run not in draws:
-                draws[state.run] = stack.enter_context(tensorboard.tensorboard(folder / "runs" / state.run))
+                draws[state.run] = stack.enter_context(
+                    tensorboard.tensorboard(folder / "runs" / state.run)
+                )
             draws[state.run](state.metrics)
 
         yield draw if wanted else lambda _: None
@@ -174,13 +228,17 @@ def _spec(name: str, sets: list[str], axes: list[str], seeds: int | None) -> Swe
     for key, value in found.items():
         if value != "*" and not isinstance(value, list):
             example = json.dumps(value.strip("[]") if isinstance(value, str) else value)
-            raise BadInput(f"--axis {key} wants a list, found {value!r}", f"for example --axis '{key}=[{example}]'")
+            raise BadInput(
+                f"--axis {key} wants a list, found {value!r}",
+                f"for example --axis '{key}=[{example}]'",
+            )
     changes = dict(map(assignment, sets))
     return load_sweep(named_file("sweep", name, shipped_sweeps()), changes, found, seeds)
 
 
 def _require_trainable(spec: SweepSpec, given: Cache, folder: Path) -> None:
-    """Refuses what the sweep itself would refuse, as far as that can be told before its other caches are made."""
+    """Refuses what the sweep itself would refuse, as far as that can be told before its other
+    caches are made."""
     from pipeline.experiments.sweep import require_trainable
     from pipeline.experiments.sweep_caches import require_rendered
     from pipeline.experiments.sweep_spec import GIVEN, settings_of
@@ -199,10 +257,18 @@ def _show_plan(spec: SweepSpec, as_json: bool) -> None:
     from pipeline.experiments.sweep_spec import settings_of
 
     settings = settings_of(spec)
-    group_of = {name: number for number, group in enumerate(groups_of(settings), start=1) for name in group}
+    group_of = {
+        name: number for number, group in enumerate(groups_of(settings), start=1) for name in group
+    }
     if as_json:
         members = [
-            {"member": name, "setting": one.name, "cache": one.cache, "group": group_of[name], "recipe": recipe.canonical()}
+            {
+                "member": name,
+                "setting": one.name,
+                "cache": one.cache,
+                "group": group_of[name],
+                "recipe": recipe.canonical(),
+            }
             for one in settings
             for name, recipe in one.members.items()
         ]
@@ -214,11 +280,15 @@ def _show_plan(spec: SweepSpec, as_json: bool) -> None:
             ", ".join(str(recipe.training.seed) for recipe in one.members.values()),
             one.cache,
             one.reference,
-            ", ".join(str(group) for group in dict.fromkeys(group_of[name] for name in one.members)),
+            ", ".join(
+                str(group) for group in dict.fromkeys(group_of[name] for name in one.members)
+            ),
         )
         for one in settings
     ]
-    title = f"{len(group_of)} members of {spec.name}, trained from {len(set(group_of.values()))} reads"
+    title = (
+        f"{len(group_of)} members of {spec.name}, trained from {len(set(group_of.values()))} reads"
+    )
     console.show_table(title, ("setting", "seeds", "cache", "compared with", "group"), rows)
 
 
@@ -232,11 +302,17 @@ def _show_summary(summary: Summary) -> None:
             gain = one.comparisons.get(form)
             shown = (one.name, form, f"{found.score:.3f}", f"{found.low:.3f} .. {found.high:.3f}")
             if gain:
-                ahead = (f"{gain.gain.score:+.3f}", f"{gain.gain.low:+.3f} .. {gain.gain.high:+.3f}", f"{gain.p_adjusted:.3f}")
+                ahead = (
+                    f"{gain.gain.score:+.3f}",
+                    f"{gain.gain.low:+.3f} .. {gain.gain.high:+.3f}",
+                    f"{gain.p_adjusted:.3f}",
+                )
                 scores.append((*shown, *ahead, f"{gain.wins} / {gain.ties} / {gain.losses}"))
             else:
                 scores.append((*shown, "", "", "", ""))
-        scores += [(member, "", "stopped", why, "", "", "", "") for member, why in one.failed.items()]
+        scores += [
+            (member, "", "stopped", why, "", "", "", "") for member, why in one.failed.items()
+        ]
         costs.append(
             (
                 one.name,

@@ -27,17 +27,24 @@ if TYPE_CHECKING:
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="What to train: a .toml file, or the name of a shipped recipe.")],
+    recipe: Annotated[
+        str, typer.Argument(help="What to train: a .toml file, or the name of a shipped recipe.")
+    ],
     cache: Annotated[str, typer.Argument(help="A cache: its folder or URL.")],
-    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<name of the recipe>.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder. Default: runs/<name of the recipe>.")
+    ] = None,
     manifest_folder: ManifestFolder = None,
     allow_missing: AllowMissing = False,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard events into the folder.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write TensorBoard events into the folder.")
+    ] = False,
     device: Device = None,
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """Stage two: train a temporal module and a readout from a cache. Run it again to go on after any stop.
+    """Stage two: train a temporal module and a readout from a cache. Run it again to go on after
+    any stop.
 
     Example: stillframe train demo_gru caches/demo-0123456789ab
     """
@@ -54,20 +61,32 @@ def train(
     seconds = dict[str, float]()
     with ExitStack() as stack:
         ours = stack.enter_context(distributed.joined())
-        loaded, opened, other = load_recipe(recipe_file(recipe), sets or []), Cache(cache), other_manifest(manifest_folder)
+        loaded, opened, other = (
+            load_recipe(recipe_file(recipe), sets or []),
+            Cache(cache),
+            other_manifest(manifest_folder),
+        )
         folder = out or Path("runs") / loaded.name
         draw = stack.enter_context(event_writer(folder)) if tensorboard and ours.is_first else None
-        update = stack.enter_context(console.progress(f"train {loaded.name}")) if ours.is_first else None
+        update = (
+            stack.enter_context(console.progress(f"train {loaded.name}")) if ours.is_first else None
+        )
 
         def on_progress(state: Progress) -> None:
             seconds.update(state.seconds)
             scores = "".join(f"  {form} {score:.3f}" for form, score in state.scores.items())
             if update:
-                update(state.step, state.steps, f"steps  loss {state.loss:.4f}  {state.windows_per_s:.0f} windows/s{scores}")
+                update(
+                    state.step,
+                    state.steps,
+                    f"steps  loss {state.loss:.4f}  {state.windows_per_s:.0f} windows/s{scores}",
+                )
             if draw:
                 draw(state.metrics)
 
-        run = module.train(loaded, opened, folder, other, torch_device(device), allow_missing, on_progress, ours)
+        run = module.train(
+            loaded, opened, folder, other, torch_device(device), allow_missing, on_progress, ours
+        )
     if ours.is_first:
         _show_run(run, seconds, as_json)
 
@@ -87,27 +106,46 @@ def _show_run(run: Run, seconds: dict[str, float], as_json: bool) -> None:
             console.say(f"{count} clips of split 'train' {note}")
     last = run.checkpoint("last")
     assert last is not None
-    scores: dict[str, float] = next((line["val"] for line in reversed(read_metrics(run.path)) if "val" in line), {})
-    facts = {"run": str(run.path), "steps": last.step, "parameters": run.header.parameters, "val": scores, "seconds": seconds}
+    scores: dict[str, float] = next(
+        (line["val"] for line in reversed(read_metrics(run.path)) if "val" in line), {}
+    )
+    facts = {
+        "run": str(run.path),
+        "steps": last.step,
+        "parameters": run.header.parameters,
+        "val": scores,
+        "seconds": seconds,
+    }
     if as_json:
         console.show_json(facts)
     else:
         text = ", ".join(f"{form} {score:.3f}" for form, score in scores.items())
-        console.show(f"{run.path}: {last.step} steps, {sum(run.header.parameters.values()):,} trained parameters, val {text}")
+        console.show(
+            f"{run.path}: {last.step} steps, {sum(run.header.parameters.values()):,} trained parameters, val {text}"
+        )
         if seconds:
-            shares = ", ".join(f"{step} {spent / sum(seconds.values()):.1%}" for step, spent in seconds.items())
+            shares = ", ".join(
+                f"{step} {spent / sum(seconds.values()):.1%}" for step, spent in seconds.items()
+            )
             console.show(f"time: {shares}")
 
 
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    cache: Annotated[str | None, typer.Option(help="The cache, if it is no longer where it was at training.")] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="The cache, if it is no longer where it was at training.")
+    ] = None,
     split: Annotated[str, typer.Option(help="Split to score.")] = "val",
     checkpoint: Annotated[str, typer.Option(help="last or best.")] = "last",
     manifest_folder: ManifestFolder = None,
     allow_missing: AllowMissing = False,
-    draw: Annotated[int, typer.Option(min=0, metavar="N", help="Also draw the answers over N clips, as .mp4 and a sheet.")] = 0,
+    draw: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Also draw the answers over N clips, as .mp4 and a sheet."
+        ),
+    ] = 0,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -127,7 +165,10 @@ def evaluate(
     opened = Run(run)
     place = cache or opened.header.cache_path
     if place is None:
-        raise BadInput(f"run {run} was imported without a cache", "name one with its encoder and layers: --cache CACHE")
+        raise BadInput(
+            f"run {run} was imported without a cache",
+            "name one with its encoder and layers: --cache CACHE",
+        )
     folder = manifest_folder or (Path(path) if (path := opened.header.manifest_path) else None)
     cached, scored, chosen = Cache(place), other_manifest(folder), torch_device(device)
     result = module.evaluate(opened, cached, split, checkpoint, scored, chosen, allow_missing)
@@ -143,7 +184,9 @@ def evaluate(
             def on_progress(done: int, total: int) -> None:
                 update(done, total, "clips")
 
-            sheet = draw_clips(opened, cached, draw, split, checkpoint, scored, chosen, allow_missing, on_progress)
+            sheet = draw_clips(
+                opened, cached, draw, split, checkpoint, scored, chosen, allow_missing, on_progress
+            )
         console.say(f"drawn: {sheet} and the videos in {sheet.with_suffix('')}")
 
 
@@ -153,15 +196,23 @@ def stream(
     video: Annotated[Path, typer.Argument(help="A video file, or a folder of images.")],
     query: Annotated[
         str | None,
-        typer.Option(metavar="JSON", help='What to follow from the first frame on: {"boxes": [[x0, y0, x1, y1]]} in [0, 1].'),
+        typer.Option(
+            metavar="JSON",
+            help='What to follow from the first frame on: {"boxes": [[x0, y0, x1, y1]]} in [0, 1].',
+        ),
     ] = None,
-    draw: Annotated[Path | None, typer.Option(metavar="FILE.mp4", help="Also write a video with the answers drawn.")] = None,
+    draw: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.mp4", help="Also write a video with the answers drawn."),
+    ] = None,
     device: Device = None,
     sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the encoder's table.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the encoder's table."),
     ] = None,
 ) -> None:
-    """Follow one video frame by frame, as a camera would deliver it: one JSON line per frame on stdout.
+    """Follow one video frame by frame, as a camera would deliver it: one JSON line per frame on
+    stdout.
 
     Example: stillframe stream runs/demo_gru clip.mp4
     """
@@ -180,28 +231,48 @@ def stream(
     with VideoFile(draw, follower.fps) if draw else nullcontext() as drawing:
         for seen in follower.follow(video, asked):
             count += 1
-            console.show_line({"time_s": round(seen.time_s, 6), **follower.task.plain(seen.answer, seen.affine_23)})
+            console.show_line(
+                {
+                    "time_s": round(seen.time_s, 6),
+                    **follower.task.plain(seen.answer, seen.affine_23),
+                }
+            )
             if drawing:
                 drawing.append(follower.drawn(seen))
     rate = count / (time.perf_counter() - begin)
-    console.say(f"{count} frames, {rate:.1f} a second, {console.bytes_text(follower.state_bytes)} of state")
+    console.say(
+        f"{count} frames, {rate:.1f} a second, {console.bytes_text(follower.state_bytes)} of state"
+    )
 
 
 @app.command("import-checkpoint")
 def import_checkpoint(
     file: Annotated[Path, typer.Argument(help="A released Lightning .ckpt.")],
-    recipe: Annotated[str, typer.Argument(help="What it was trained as: a .toml file, or the name of a shipped recipe.")],
-    source: Annotated[str, typer.Argument(help="A cache, or the .toml spec of the tokens it reads.")],
-    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<name of the file>.")] = None,
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="What it was trained as: a .toml file, or the name of a shipped recipe."
+        ),
+    ],
+    source: Annotated[
+        str, typer.Argument(help="A cache, or the .toml spec of the tokens it reads.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder. Default: runs/<name of the file>.")
+    ] = None,
     labels: Annotated[
-        Path | None, typer.Option(help="Class names in the order of its outputs: JSON name -> number, or one per line.")
+        Path | None,
+        typer.Option(
+            help="Class names in the order of its outputs: JSON name -> number, or one per line."
+        ),
     ] = None,
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn a released checkpoint of the paper into a run for evaluate and stream.
 
-    Example: stillframe import-checkpoint gmm.ckpt ssv2_gated_mamba_mix caches/dinov3_vitl16-0123456789ab --labels labels.json
+    Example: stillframe import-checkpoint gmm.ckpt ssv2_gated_mamba_mix
+    caches/dinov3_vitl16-0123456789ab --labels labels.json
     """
     from pipeline.cache.cache import Cache
     from pipeline.cli import console
@@ -212,10 +283,20 @@ def import_checkpoint(
     read = load_spec(Path(source)) if source.endswith(".toml") else Cache(source)
     names = import_checkpoint.read_labels(labels) if labels else None
     run = import_checkpoint.import_checkpoint(
-        file, load_recipe(recipe_file(recipe), sets or []), read, out or Path("runs") / file.stem, names
+        file,
+        load_recipe(recipe_file(recipe), sets or []),
+        read,
+        out or Path("runs") / file.stem,
+        names,
     )
     if as_json:
-        console.show_json({"run": str(run.path), "parameters": run.header.parameters, "labels": len(run.header.labels)})
+        console.show_json(
+            {
+                "run": str(run.path),
+                "parameters": run.header.parameters,
+                "labels": len(run.header.labels),
+            }
+        )
     else:
         parts = ", ".join(f"{name} {count:,}" for name, count in run.header.parameters.items())
         console.show(f"{run.path}: parameters of {parts}")
@@ -229,21 +310,34 @@ def _query(text: str | None) -> dict[str, Any]:
     try:
         table = json.loads(text)
     except ValueError as error:
-        raise BadInput(f"--query is not JSON: {error}", "for example --query '{\"boxes\": [[0.1, 0.2, 0.5, 0.6]]}'") from error
+        raise BadInput(
+            f"--query is not JSON: {error}",
+            "for example --query '{\"boxes\": [[0.1, 0.2, 0.5, 0.6]]}'",
+        ) from error
     if not isinstance(table, dict):
-        raise BadInput(f"--query wants a JSON object, found {text}", 'for example {"points": [[0.5, 0.5]]}')
+        raise BadInput(
+            f"--query wants a JSON object, found {text}", 'for example {"points": [[0.5, 0.5]]}'
+        )
     return table
 
 
 @app.command()
 def report(
-    source: Annotated[list[str], typer.Argument(help="Run folders, one sweep, or one cache (its folder or URL).")],
+    source: Annotated[
+        list[str], typer.Argument(help="Run folders, one sweep, or one cache (its folder or URL).")
+    ],
     out: Annotated[
-        Path, typer.Option("--out", "--html", help="Folder for the page, its plots as PNG, and tables as CSV and JSON.")
+        Path,
+        typer.Option(
+            "--out",
+            "--html",
+            help="Folder for the page, its plots as PNG, and tables as CSV and JSON.",
+        ),
     ] = Path("report"),
     split: Annotated[str, typer.Option(help="Split whose scores are shown.")] = "val",
 ) -> None:
-    """One page about runs, a sweep or a cache: scores, costs, learning curves, videos, tokens over time, provenance.
+    """One page about runs, a sweep or a cache: scores, costs, learning curves, videos, tokens over
+    time, provenance.
 
     Example: stillframe report runs/* --out report
     """

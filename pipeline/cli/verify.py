@@ -27,7 +27,8 @@ BAR = 40
 
 @app.command()
 def status(cache: CacheFolder, as_json: AsJson = False) -> None:
-    """What a cache holds: coverage per split, failures by reason, bytes, speed, and who is at work on it.
+    """What a cache holds: coverage per split, failures by reason, bytes, speed, and who is at work
+    on it.
 
     Example: stillframe status caches/demo-0123456789ab
     """
@@ -40,14 +41,20 @@ def status(cache: CacheFolder, as_json: AsJson = False) -> None:
 def verify(
     cache: CacheFolder,
     mend: Annotated[
-        bool, typer.Option("--repair", help="Remove the damaged stores, and make these and no others anew.")
+        bool,
+        typer.Option(
+            "--repair", help="Remove the damaged stores, and make these and no others anew."
+        ),
     ] = False,
     root: Root = None,
-    source: Annotated[str | None, typer.Option(metavar="CACHE", help="What a derived cache comes from, if moved.")] = None,
+    source: Annotated[
+        str | None, typer.Option(metavar="CACHE", help="What a derived cache comes from, if moved.")
+    ] = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare every file of a cache with its checksum, and name what is damaged, with the frames and videos it hits.
+    """Compare every file of a cache with its checksum, and name what is damaged, with the frames
+    and videos it hits.
 
     Example: stillframe verify caches/demo-0123456789ab --repair
     """
@@ -90,7 +97,13 @@ def _repair(found: Audit, root: Path | None, source: Cache | None, device: str |
     from pipeline.extract.repair import repair
 
     with console.progress("repair") as update:
-        return repair(found, root, source, torch_device(device), on_frames=lambda done, total: update(done, total, "frames"))
+        return repair(
+            found,
+            root,
+            source,
+            torch_device(device),
+            on_frames=lambda done, total: update(done, total, "frames"),
+        )
 
 
 def _audit_facts(found: Audit) -> dict[str, Any]:
@@ -128,13 +141,19 @@ def _show_audit(found: Audit) -> None:
         if group.frames:
             console.show(f"    {group.frames} frames of {console.few_text(group.videos)}")
     if found.of_cache:
-        console.show_table("damaged, and of no store", ("file", "problem"), list(found.of_cache.items()))
+        console.show_table(
+            "damaged, and of no store", ("file", "problem"), list(found.of_cache.items())
+        )
     if found.is_sound:
         console.show(f"{cache}: {found.checked} stores, every checksum holds")
     if found.left_over:
-        console.show_table("left over, read by nobody", ("what", "why"), list(found.left_over.items()))
+        console.show_table(
+            "left over, read by nobody", ("what", "why"), list(found.left_over.items())
+        )
     if found.missing:
-        step = "derived yet: run derive" if cache.header.derived_from else "extracted yet: run extract"
+        step = (
+            "derived yet: run derive" if cache.header.derived_from else "extracted yet: run extract"
+        )
         console.show(f"{len(found.missing)} of {len(cache.plan)} stores are not {step} again")
 
 
@@ -151,11 +170,16 @@ def _show_mended(mended: Mended) -> None:
     if mended.removed:
         console.show(f"removed: {console.few_text(mended.removed)}")
     if mended.failures:
-        console.show_table(f"{len(mended.failures)} videos failed", ("video", "reason"), list(mended.failures.items()))
+        console.show_table(
+            f"{len(mended.failures)} videos failed",
+            ("video", "reason"),
+            list(mended.failures.items()),
+        )
 
 
 def _end_of_verify(found: Audit, mended: Mended | None) -> None:
-    """Exit code 0 for a sound cache, 2 for a damaged one; 3 where a store that was made anew lists failed videos."""
+    """Exit code 0 for a sound cache, 2 for a damaged one; 3 where a store that was made anew lists
+    failed videos."""
     from pipeline.cache.damage import frames_hit, videos_hit
     from pipeline.cache.verify import advice
 
@@ -168,7 +192,9 @@ def _end_of_verify(found: Audit, mended: Mended | None) -> None:
             f"only these stores are redone by: stillframe verify {cache} --repair",
         )
     for file, problem in found.of_cache.items():
-        where = "" if problem.startswith(f"{cache}/") else f"{cache}/{file}: "  # whoever reads a file names it
+        where = (
+            "" if problem.startswith(f"{cache}/") else f"{cache}/{file}: "
+        )  # whoever reads a file names it
         raise BadInput(f"{where}{problem}", advice(cache, file))
     if mended and mended.failures:
         raise typer.Exit(FINISHED_WITH_FAILURES)
@@ -181,7 +207,8 @@ def diff(
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """In which fields a spec and a cache differ, and what that costs: nothing, a derivation, or encoding again.
+    """In which fields a spec and a cache differ, and what that costs: nothing, a derivation, or
+    encoding again.
 
     Exit code 0 if the spec asks for this very cache, 3 if not.
 
@@ -209,19 +236,25 @@ def _show_comparison(found: Comparison, spec: Path, cache: str) -> None:
     from pipeline.cli import console
 
     if found.differ:
-        rows = [(field, json.dumps(ours), json.dumps(theirs)) for field, ours, theirs in found.differ]
+        rows = [
+            (field, json.dumps(ours), json.dumps(theirs)) for field, ours, theirs in found.differ
+        ]
         console.show_table("", ("field", "spec", "cache"), rows)
     if found.unknown:
         console.show(f"weights not compared: {found.unknown}")
     name = found.name or "a new cache"
-    frames = "its frames cannot be counted here" if found.frames is None else f"{found.frames} frames"
+    frames = (
+        "its frames cannot be counted here" if found.frames is None else f"{found.frames} frames"
+    )
     size = f", {console.bytes_text(found.store_bytes)}" if found.store_bytes is not None else ""
     if found.verdict == "same":
         console.show(f"{spec} asks for {cache}: nothing would be computed")
     elif found.verdict == "not known":
         console.show(f"nothing else differs: if the weights are the same, {spec} asks for {cache}")
     elif found.verdict == "derivable":
-        console.show(f"no frame need be encoded again ({frames}{size}); with the rounding of the tokens here: {found.command}")
+        console.show(
+            f"no frame need be encoded again ({frames}{size}); with the rounding of the tokens here: {found.command}"
+        )
         console.show(f"extract would encode them all, into {name}")
     else:
         console.show(f"extract would encode everything ({frames}{size}) into {name}")
@@ -234,13 +267,16 @@ def _show_comparison(found: Comparison, spec: Path, cache: str) -> None:
 @app.command()
 def replay(
     cache: CacheFolder,
-    fraction: Annotated[float, typer.Option(min=0.0, max=1.0, help="Of the cached frames.")] = 0.001,
+    fraction: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Of the cached frames.")
+    ] = 0.001,
     seed: Annotated[int, typer.Option(min=0, help="Which frames.")] = 0,
     root: Root = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Encode some cached frames again on this machine, and say how far the stored tokens are from the fresh ones.
+    """Encode some cached frames again on this machine, and say how far the stored tokens are from
+    the fresh ones.
 
     Exit code 3 if a token is further off than its codec allows, or a video has changed or is gone.
 
@@ -252,7 +288,12 @@ def replay(
 
     with console.progress("replay") as update:
         facts = replayed(
-            Cache(cache), fraction, root, torch_device(device), seed, lambda done, total: update(done, total, "frames")
+            Cache(cache),
+            fraction,
+            root,
+            torch_device(device),
+            seed,
+            lambda done, total: update(done, total, "frames"),
         )
     if as_json:
         console.show_json(facts)
@@ -265,25 +306,44 @@ def replay(
 def _show_replay(facts: dict[str, Any]) -> None:
     from pipeline.cli import console
 
-    console.show(f"{facts['cache']}: {facts['frames_sampled']} frames of {facts['videos_sampled']} videos encoded again")
+    console.show(
+        f"{facts['cache']}: {facts['frames_sampled']} frames of {facts['videos_sampled']} videos encoded again"
+    )
     for name, array in facts["arrays"].items():
         console.show()
-        low, median = f"min {array['min']:.7f}  1 % {array['percentile_1']:.7f}", f"median {array['median']:.7f}"
+        low, median = (
+            f"min {array['min']:.7f}  1 % {array['percentile_1']:.7f}",
+            f"median {array['median']:.7f}",
+        )
         console.show(f"{name}: cosine of {array['tokens']} tokens  {low}  {median}")
         _show_histogram(array["histogram"], facts["bins"])
         if array["below"]:
-            console.show(f"  {array['below']} tokens are further off than the codec allows (down to {array['allowed']:.7f})")
+            console.show(
+                f"  {array['below']} tokens are further off than the codec allows (down to {array['allowed']:.7f})"
+            )
     if facts["worst"]:
         rows = [
-            (frame["video"], f"{frame['time_s']:.3f}", frame["array"], f"{frame['cosine']:.7f}", "drifted" * frame["drifted"])
+            (
+                frame["video"],
+                f"{frame['time_s']:.3f}",
+                frame["array"],
+                f"{frame['cosine']:.7f}",
+                "drifted" * frame["drifted"],
+            )
             for frame in facts["worst"]
         ]
         console.show_table("worst frames", ("video", "time, s", "array", "cosine", ""), rows)
         console.show(f"times of frames differ by {facts['mismatch_s']:.6f} s at most")
     if not facts["judged"]:
-        console.show("derived cache: what the codec of its source lost is not known here, so no token is called drifted")
+        console.show(
+            "derived cache: what the codec of its source lost is not known here, so no token is called drifted"
+        )
     if facts["changed"]:
-        console.show_table(f"{len(facts['changed'])} videos changed or gone", ("video", "how"), list(facts["changed"].items()))
+        console.show_table(
+            f"{len(facts['changed'])} videos changed or gone",
+            ("video", "how"),
+            list(facts["changed"].items()),
+        )
     if facts["shifted"]:
         console.show(f"other times than cached: {console.few_text(facts['shifted'])}")
     if facts["drifted"]:
@@ -295,7 +355,11 @@ def _show_histogram(counts: list[int], edges: list[float]) -> None:
     from pipeline.cli import console
 
     texts = [f"{edge:.0e}".replace("e-0", "e-") for edge in edges]
-    names = [f"below {texts[0]}", *(f"{a} .. {b}" for a, b in pairwise(texts)), f"{texts[-1]} and more"]
+    names = [
+        f"below {texts[0]}",
+        *(f"{a} .. {b}" for a, b in pairwise(texts)),
+        f"{texts[-1]} and more",
+    ]
     filled = [place for place, count in enumerate(counts) if count]
     console.show("  1 - cosine")
     for place in range(filled[0], filled[-1] + 1):

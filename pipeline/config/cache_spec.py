@@ -1,4 +1,5 @@
-"""What to cache (`CacheSpec`) and what to train (`Recipe`): TOML in, checked, with derived values and a content fingerprint."""
+"""What to cache (`CacheSpec`) and what to train (`Recipe`): TOML in, checked, with derived values
+and a content fingerprint."""
 
 from __future__ import annotations
 
@@ -56,9 +57,15 @@ def choice(kind: str, table: Any) -> Choice:
     if isinstance(table, Choice):
         return table
     if not isinstance(table, dict) or not isinstance(table.get("name"), str):
-        raise BadInput(f"[{kind}] must be a table with a name, found {table!r}", f"names: {', '.join(plugins.names(kind))}")
+        raise BadInput(
+            f"[{kind}] must be a table with a name, found {table!r}",
+            f"names: {', '.join(plugins.names(kind))}",
+        )
     rest = {key: value for key, value in table.items() if key != "name"}
-    return Choice(name=table["name"], settings=plugins.settings(kind, table["name"], rest, f"[{kind}] {table['name']}"))
+    return Choice(
+        name=table["name"],
+        settings=plugins.settings(kind, table["name"], rest, f"[{kind}] {table['name']}"),
+    )
 
 
 class FrameSettings(Settings):
@@ -69,7 +76,8 @@ class FrameSettings(Settings):
     size_px: int = Field(ge=1, le=4096)
     """Side of the square the encoder sees."""
     fit: Literal["crop", "squash"] = "crop"
-    """How a frame becomes a square. crop: short side to size_px, then the centre; squash: both sides to size_px."""
+    """How a frame becomes a square. crop: short side to size_px, then the centre; squash: both
+    sides to size_px."""
     resample: Literal["bilinear", "bicubic"] = "bicubic"
     """Kernel that frames are resized with, always antialiased."""
 
@@ -94,7 +102,8 @@ class View(Settings):
     flip: bool = False
     """Mirror it, left to right."""
     crop: tuple[float, float, float, float] | None = None
-    """x0, y0, x1, y1 in [0, 1] of the square: this part is resampled from the source's own pixels. None: all of it."""
+    """x0, y0, x1, y1 in [0, 1] of the square: this part is resampled from the source's own pixels.
+    None: all of it."""
 
     @field_validator("name")
     @classmethod
@@ -105,11 +114,15 @@ class View(Settings):
 
     @field_validator("crop")
     @classmethod
-    def _inside(cls, crop: tuple[float, float, float, float] | None) -> tuple[float, float, float, float] | None:
+    def _inside(
+        cls, crop: tuple[float, float, float, float] | None
+    ) -> tuple[float, float, float, float] | None:
         if crop is not None:
             x0, y0, x1, y1 = crop
             if min(x0, y0) < 0 or max(x1, y1) > 1 or min(x1 - x0, y1 - y0) < SMALLEST_CROP - 1e-9:
-                raise ValueError(f"wanted x0, y0, x1, y1 in [0, 1], each side at least {SMALLEST_CROP:g}")
+                raise ValueError(
+                    f"wanted x0, y0, x1, y1 in [0, 1], each side at least {SMALLEST_CROP:g}"
+                )
         return crop
 
     @model_validator(mode="after")
@@ -120,27 +133,30 @@ class View(Settings):
 
 
 class StoreSettings(Settings):
-    """How frames are laid out on disk. One store is written by one worker and lost as a whole by a kill."""
+    """How frames are laid out on disk. One store is written by one worker and lost as a whole by a
+    kill."""
 
     chunk_frames: int = Field(default=8, ge=1, le=4096)
     """Frames per Zarr chunk, the unit of compression and of general reads."""
     shard_mb: float = Field(default=256, gt=0, le=100_000)
     """Size of a shard file."""
     store_mb: float = Field(default=512, gt=0, le=10_000_000)
-    """Size of a store for each recorded layer of the base: which videos a store holds does not depend on how many layers and
-    views there are, so that one can be added later."""
+    """Size of a store for each recorded layer of the base: which videos a store holds does not
+    depend on how many layers and views there are, so that one can be added later."""
     compression: Literal["none", "zstd"] = "none"
-    """Lossless packing of every chunk. none: windows are read at the speed of the disk; zstd: smaller
-    where bytes repeat, slower."""
+    """Lossless packing of every chunk. none: windows are read at the speed of the disk; zstd:
+    smaller where bytes repeat, slower."""
     batch_frames: int = Field(default=32, ge=1, le=4096)
-    """Frames per call of the encoder. Fixed by the spec, so that a store has the same bytes whoever writes it."""
+    """Frames per call of the encoder. Fixed by the spec, so that a store has the same bytes whoever
+    writes it."""
 
 
 class CacheSpec(Settings):
     """What to cache. Two specs that differ in one field give two caches."""
 
     name: PlainName
-    """Name that the cache's folder begins with, in lower-case letters, digits and underscores; None: that of the file."""
+    """Name that the cache's folder begins with, in lower-case letters, digits and underscores;
+    None: that of the file."""
     encoder: Choice
     frames: FrameSettings
     codec: Choice
@@ -153,7 +169,9 @@ class CacheSpec(Settings):
     def _plugins(cls, table: Any) -> Any:
         table = dict(table)
         table.setdefault("codec", {"name": "float16"})
-        return table | {kind: choice(kind, table[kind]) for kind in ("encoder", "codec") if kind in table}
+        return table | {
+            kind: choice(kind, table[kind]) for kind in ("encoder", "codec") if kind in table
+        }
 
     @field_validator("views")
     @classmethod
@@ -164,8 +182,11 @@ class CacheSpec(Settings):
         return views
 
     def canonical(self) -> dict[str, Any]:
-        """The whole spec as plain JSON, defaults filled in; what the cache keeps and what is compared; `views` if any."""
-        views = {"views": [view.model_dump(mode="json") for view in self.views]} if self.views else {}
+        """The whole spec as plain JSON, defaults filled in; what the cache keeps and what is
+        compared; `views` if any."""
+        views = (
+            {"views": [view.model_dump(mode="json") for view in self.views]} if self.views else {}
+        )
         return {
             "name": self.name,
             "encoder": self.encoder.table(),
@@ -176,7 +197,8 @@ class CacheSpec(Settings):
         }
 
     def token_shape(self) -> TokenShape:
-        """Reads the encoder's configuration, not its weights. Raises BadInput that names the encoder."""
+        """Reads the encoder's configuration, not its weights. Raises BadInput that names the
+        encoder."""
         plugin = plugins.load("encoder", self.encoder.name)
         try:
             shape: TokenShape = plugin.shape(self.encoder.settings, self.frames.size_px)
@@ -186,7 +208,9 @@ class CacheSpec(Settings):
 
     def make_encoder(self, device: torch.device) -> Any:
         """Reads the encoder's weights. Raises BadInput."""
-        return plugins.load("encoder", self.encoder.name)(self.encoder.settings, self.frames.size_px, device)
+        return plugins.load("encoder", self.encoder.name)(
+            self.encoder.settings, self.frames.size_px, device
+        )
 
     def make_codec(self) -> Any:
         return plugins.load("codec", self.codec.name)(self.codec.settings)
@@ -199,8 +223,11 @@ class CacheSpec(Settings):
         return int(self.tokens_per_frame(shape) * self.make_codec().bytes_per_token(shape.width))
 
     def frames_per_shard(self, shape: TokenShape) -> int:
-        """Whole chunks; a shard holds one array, so its size follows from the widest one (the patches of a layer)."""
-        chunks = max(1, int(self.store.shard_mb * 1e6 / self._layer_bytes(shape)) // self.store.chunk_frames)
+        """Whole chunks; a shard holds one array, so its size follows from the widest one (the
+        patches of a layer)."""
+        chunks = max(
+            1, int(self.store.shard_mb * 1e6 / self._layer_bytes(shape)) // self.store.chunk_frames
+        )
         return chunks * self.store.chunk_frames
 
     def frames_per_store(self, shape: TokenShape) -> int:
@@ -212,17 +239,27 @@ class CacheSpec(Settings):
 
 
 def fingerprint(
-    spec: CacheSpec, identity: dict[str, Any], decoder: str, fitted_to: str | None = None, derived_from: str | None = None
+    spec: CacheSpec,
+    identity: dict[str, Any],
+    decoder: str,
+    fitted_to: str | None = None,
+    derived_from: str | None = None,
 ) -> str:
-    """12 hex digits over meaning: encoder weights and configuration, every other field of the spec, decoder, format version.
+    """12 hex digits over meaning: encoder weights and configuration, every other field of the spec,
+    decoder, format version.
 
-    `fitted_to`: digest of the manifest that the codec is fitted to, if it is. `derived_from`: fingerprint of the cache that the
-    tokens come from, if not from videos. Where the encoder came from (a path or a hub id) is left out, as `identity` says what
-    it is: moving things changes nothing.
+    `fitted_to`: digest of the manifest that the codec is fitted to, if it is. `derived_from`:
+    fingerprint of the cache that the tokens come from, if not from videos. Where the encoder came
+    from (a path or a hub id) is left out, as `identity` says what it is: moving things changes
+    nothing.
     """
     meaning = spec.canonical()
     del meaning["name"]
-    meaning["encoder"] = {"name": spec.encoder.name, "layers": list(spec.encoder.settings.layers), "identity": identity}
+    meaning["encoder"] = {
+        "name": spec.encoder.name,
+        "layers": list(spec.encoder.settings.layers),
+        "identity": identity,
+    }
     meaning |= {"decoder": decoder, "format_version": FORMAT_VERSION}
     given = {"fitted_to": fitted_to, "derived_from": derived_from}
     meaning |= {name: value for name, value in given.items() if value is not None}

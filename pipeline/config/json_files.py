@@ -23,8 +23,11 @@ def read_json(model: type[Model], path: Path, hint: str, versions: range | None 
     return parse_json(model, data, str(path), hint, versions)
 
 
-def parse_json(model: type[Model], data: bytes, where: str, hint: str, versions: range | None = None) -> Model:
-    """JSON as a checked `model`, its format_version among `versions` if these are given. Raises BadInput with `hint`."""
+def parse_json(
+    model: type[Model], data: bytes, where: str, hint: str, versions: range | None = None
+) -> Model:
+    """JSON as a checked `model`, its format_version among `versions` if these are given. Raises
+    BadInput with `hint`."""
     try:
         table = json.loads(data.decode("utf-8"))
         if not isinstance(table, dict):
@@ -34,7 +37,9 @@ def parse_json(model: type[Model], data: bytes, where: str, hint: str, versions:
     found = table.get("format_version")
     if versions is not None and found is not None and found not in versions:
         older = isinstance(found, int) and found < versions[0]
-        message = f"{where} has format {found}, this version of stillframe reads format {versions[-1]}"
+        message = (
+            f"{where} has format {found}, this version of stillframe reads format {versions[-1]}"
+        )
         raise BadInput(message, hint if older else "upgrade stillframe")
     try:
         return plugins.check(model, table, f"{where} is damaged")

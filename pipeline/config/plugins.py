@@ -1,7 +1,9 @@
-"""The file system is the registry: a plug-in is one file in its kind's folder, and nothing else is edited.
+"""The file system is the registry: a plug-in is one file in its kind's folder, and nothing else is
+edited.
 
-`encoders/address.py` defines a class `Encoder` and is then known everywhere as the encoder 'address'. A plug-in states its own
-settings as a class `Settings`; a table in a spec or a recipe is checked against those fields and nothing is ever ignored.
+`encoders/address.py` defines a class `Encoder` and is then known everywhere as the encoder
+'address'. A plug-in states its own settings as a class `Settings`; a table in a spec or a recipe is
+checked against those fields and nothing is ever ignored.
 """
 
 from __future__ import annotations
@@ -33,9 +35,12 @@ CONTRACT = "contract"
 
 
 class Settings(BaseModel):
-    """Base of every table a user writes: frozen; unknown keys and numbers that are not finite are errors."""
+    """Base of every table a user writes: frozen; unknown keys and numbers that are not finite are
+    errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
@@ -48,7 +53,9 @@ Model = TypeVar("Model", bound=BaseModel)
 def names(kind: str) -> list[str]:
     """The plug-ins of one kind found on disk, sorted. Imports none of them."""
     files = (PACKAGE / FOLDERS[kind]).glob("*.py")
-    return sorted(file.stem for file in files if file.stem != CONTRACT and not file.stem.startswith("_"))
+    return sorted(
+        file.stem for file in files if file.stem != CONTRACT and not file.stem.startswith("_")
+    )
 
 
 def module_of(kind: str) -> str:
@@ -57,14 +64,16 @@ def module_of(kind: str) -> str:
 
 
 def load(kind: str, name: str, where: str = "") -> Any:
-    """The class that plug-in `name` defines: `Dataset`, `Encoder`, `Codec`, `Engine`, `Temporal` or `Task`."""
+    """The class that plug-in `name` defines: `Dataset`, `Encoder`, `Codec`, `Engine`, `Temporal` or
+    `Task`."""
     if name not in names(kind):
         raise unknown_name(kind, name, names(kind), where)
     try:
         module = importlib.import_module(f"{module_of(kind)}.{name}")
     except ModuleNotFoundError as error:
         raise StillframeError(
-            f"{kind} '{name}' needs the package '{error.name}', which is not installed", f"pip install {error.name}"
+            f"{kind} '{name}' needs the package '{error.name}', which is not installed",
+            f"pip install {error.name}",
         ) from error
     return getattr(module, kind.capitalize())
 
@@ -74,7 +83,10 @@ def describe(kind: str, name: str) -> tuple[str, str]:
     plugin = load(kind, name)
     module = importlib.import_module(plugin.__module__)
     fields = plugin.Settings.model_fields
-    settings = ", ".join(f"{key}" if field.is_required() else f"{key}={field.default!r}" for key, field in fields.items())
+    settings = ", ".join(
+        f"{key}" if field.is_required() else f"{key}={field.default!r}"
+        for key, field in fields.items()
+    )
     return (module.__doc__ or "").strip().split("\n")[0], settings
 
 
@@ -84,7 +96,8 @@ def settings(kind: str, name: str, table: Mapping[str, Any], where: str) -> Any:
 
 
 def check(model: type[Model], table: Mapping[str, Any], where: str) -> Model:
-    """`table` as a `model`, or one `BadInput` that lists every wrong key with the nearest legal name."""
+    """`table` as a `model`, or one `BadInput` that lists every wrong key with the nearest legal
+    name."""
     try:
         return model.model_validate(table)
     except BadInput as error:  # a plug-in's table inside this one
@@ -100,11 +113,19 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         legal = _fields(model, path[:-1])
         near = difflib.get_close_matches(path[-1], legal, n=1, cutoff=0.5)
-        meant = f"did you mean '{near[0]}'?" if near else f"legal keys: {', '.join(sorted(legal)) or 'none'}"
+        meant = (
+            f"did you mean '{near[0]}'?"
+            if near
+            else f"legal keys: {', '.join(sorted(legal)) or 'none'}"
+        )
         return f"unknown key '{'.'.join(path)}' ({meant})"
     if problem["type"] == "missing":
         return f"key '{'.'.join(path)}' is missing"
-    found = "" if problem["type"] in ("value_error", "assertion_error") and not path else f", found {problem['input']!r}"
+    found = (
+        ""
+        if problem["type"] in ("value_error", "assertion_error") and not path
+        else f", found {problem['input']!r}"
+    )
     message = problem["msg"].removeprefix("Value error, ")
     return f"key '{'.'.join(path)}': {message}{found}" if path else message
 

@@ -23,15 +23,19 @@ class WindowSettings(Settings):
     frames: int = Field(default=16, ge=1)
     """T, the frames of a window."""
     eval_frames: int | None = Field(default=None, ge=1)
-    """T of every split but the training split, for tasks that answer frame by frame alone; None: the same."""
+    """T of every split but the training split, for tasks that answer frame by frame alone; None:
+    the same."""
     fps: float = Field(gt=0)
     """Frames per second of window time; at most what the cache holds."""
     eval_windows: int = Field(default=1, ge=1)
-    """Windows per clip in evaluation, spread evenly; training draws one at random in every epoch."""
+    """Windows per clip in evaluation, spread evenly; training draws one at random in every
+    epoch."""
     views: tuple[str, ...] = (BASE,)
-    """Views of the cache that training draws from, one for each window; evaluation sees the base."""
+    """Views of the cache that training draws from, one for each window; evaluation sees the
+    base."""
     train_fraction: float = Field(default=1.0, gt=0, le=1)
-    """Share of the training videos that are used, of every label alike; a smaller share is part of every larger one."""
+    """Share of the training videos that are used, of every label alike; a smaller share is part of
+    every larger one."""
     seed: Seed = 0
     """Draws the order of the windows, their places and views, and which videos a share has."""
 
@@ -47,15 +51,16 @@ class ModelSettings(Settings):
     """What lies between the cached tokens and the temporal module."""
 
     mixer: Literal["mlp", "last", "concat"] = "mlp"
-    """How the recorded layers become one. mlp: BatchNorm and MLP per layer, residual, mean over layers
-    (the paper); last: the last recorded layer as it is; concat: all recorded layers side by side, and
-    one linear layer back to the width."""
+    """How the recorded layers become one. mlp: BatchNorm and MLP per layer, residual, mean over
+    layers (the paper); last: the last recorded layer as it is; concat: all recorded layers side by
+    side, and one linear layer back to the width."""
     width: int | None = Field(default=None, ge=1)
     """Project tokens to this width before the temporal module; None: keep the encoder's width."""
     tokens: Literal["all", "patches"] = "all"
     """Tokens that the model sees. all: special tokens and patches; patches: patches alone."""
     layers: tuple[int, ...] | None = None
-    """Which recorded layers the mixer reads, ascending; None: all that the cache has, or the last one for mixer "last"."""
+    """Which recorded layers the mixer reads, ascending; None: all that the cache has, or the last
+    one for mixer "last"."""
 
     @field_validator("layers")
     @classmethod
@@ -81,8 +86,8 @@ class TrainingSettings(Settings):
     batch_size: int = Field(default=32, ge=1)
     """Windows per step, over all ranks."""
     accumulate: int = Field(default=1, ge=1)
-    """Parts that a rank's windows of a step are cut into, one after the other, to need less memory; changes no loss, but for
-    which activations dropout takes."""
+    """Parts that a rank's windows of a step are cut into, one after the other, to need less memory;
+    changes no loss, but for which activations dropout takes."""
     learning_rate: float = Field(default=3e-4, gt=0)
     """Learning rate at the end of the warm-up, its peak."""
     min_learning_rate: float = Field(default=1e-7, ge=0)
@@ -90,7 +95,8 @@ class TrainingSettings(Settings):
     warmup_steps: int = Field(default=100, ge=0)
     """Steps over which the learning rate rises linearly to its peak."""
     weight_decay: float = Field(default=1e-4, ge=0)
-    """Decay of the weights per unit of learning rate; not applied to biases, norms and other one-dimensional parameters."""
+    """Decay of the weights per unit of learning rate; not applied to biases, norms and other
+    one-dimensional parameters."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of AdamW's running means of the gradient and of its square."""
     clip_norm: float = Field(default=1.0, gt=0)
@@ -127,7 +133,9 @@ class Recipe(Settings):
     @model_validator(mode="before")
     @classmethod
     def _plugins(cls, table: Any) -> Any:
-        return dict(table) | {kind: choice(kind, table[kind]) for kind in ("task", "temporal") if kind in table}
+        return dict(table) | {
+            kind: choice(kind, table[kind]) for kind in ("task", "temporal") if kind in table
+        }
 
     def canonical(self) -> dict[str, Any]:
         """The whole recipe as plain JSON, defaults filled in."""

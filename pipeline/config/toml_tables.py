@@ -1,4 +1,5 @@
-"""Nested tables, as TOML files and --set on the command line give them: read, laid over one another, compared."""
+"""Nested tables, as TOML files and --set on the command line give them: read, laid over one
+another, compared."""
 
 from __future__ import annotations
 
@@ -14,9 +15,13 @@ from pipeline.errors import BadInput
 def read_table(path: Path, what: str) -> dict[str, Any]:
     """A TOML file as a table. `what` it is, for errors."""
     if not path.is_file():
-        folder, problem = (path, "is a folder, not a file") if path.is_dir() else (path.parent, "does not exist")
+        folder, problem = (
+            (path, "is a folder, not a file") if path.is_dir() else (path.parent, "does not exist")
+        )
         near = sorted(file.name for file in folder.glob("*.toml")) if folder.is_dir() else []
-        raise BadInput(f"{what} {path} {problem}", f"in {folder} there are: {', '.join(near)}" if near else "")
+        raise BadInput(
+            f"{what} {path} {problem}", f"in {folder} there are: {', '.join(near)}" if near else ""
+        )
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -28,7 +33,8 @@ def read_table(path: Path, what: str) -> dict[str, Any]:
 
 
 def override(table: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Lays `--set a.b=value` over a table. The value is read as TOML; what is not TOML is taken as a string."""
+    """Lays `--set a.b=value` over a table. The value is read as TOML; what is not TOML is taken as
+    a string."""
     for text in overrides:
         key, value = assignment(text)
         lay(table, key, value)
@@ -61,7 +67,9 @@ def _value(text: str) -> Any:
         return text
 
 
-def differing(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differing(
+    ours: dict[str, Any], theirs: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
     """(key, ours, theirs) of every leaf in which two plain-JSON tables differ."""
     for key in sorted(ours.keys() | theirs.keys()):
         a, b = ours.get(key), theirs.get(key)

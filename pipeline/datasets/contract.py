@@ -1,10 +1,12 @@
 """Contract of a dataset: which clips there are, and what is true of each.
 
-A dataset reads its official layout as users have it on disk. The manifest step calls `clips()` once, then `targets()` for each
-clip. Coordinates are normalised to [0, 1] in the upright source frame (x over its width, y over its height; a pixel's centre
-lies at (i + 0.5) / size); times are seconds of the source.
+A dataset reads its official layout as users have it on disk. The manifest step calls `clips()`
+once, then `targets()` for each clip. Coordinates are normalised to [0, 1] in the upright source
+frame (x over its width, y over its height; a pixel's centre lies at (i + 0.5) / size); times are
+seconds of the source.
 
-Truth beyond the label has these names and shapes, F being the target's own frames, whose times stand beside it:
+Truth beyond the label has these names and shapes, F being the target's own frames, whose times
+stand beside it:
 
     boxes    (O, F, 4)   float32  xyxy of each object; NaN where it is absent              boxes_time_s    (F,) float64
     points   (Q, F, 2)   float32  xy of each track; NaN where it is not known              points_time_s   (F,) float64
@@ -34,25 +36,32 @@ class DatasetPlugin(ABC):
 
     Settings: ClassVar[type[Settings]]
     renders: ClassVar[bool] = False
-    """True: the dataset makes its own videos under `root`. False: `root` is the user's folder, whose files are only read;
-    frames that make no video as they lie there are laid out in a folder of their own, the setting `frames_dir`."""
+    """True: the dataset makes its own videos under `root`. False: `root` is the user's folder,
+    whose files are only read; frames that make no video as they lie there are laid out in a folder
+    of their own, the setting `frames_dir`."""
 
-    def __init__(self, root: Path, settings: Any, on_progress: Callable[[int, int], None] | None = None) -> None:
-        """`root` holds the videos; every `Clip.source` is relative to it. `on_progress(done, total)` may be called."""
+    def __init__(
+        self, root: Path, settings: Any, on_progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """`root` holds the videos; every `Clip.source` is relative to it. `on_progress(done,
+        total)` may be called."""
         self.root = root
         self.settings = settings
         self.on_progress = on_progress or (lambda *_: None)
         self.rejected: dict[str, str] = {}
-        """source -> reason, for media found under `root` that cannot become a clip; filled by `clips()`."""
+        """source -> reason, for media found under `root` that cannot become a clip; filled by
+        `clips()`."""
         self.probed: dict[str, Probe] = {}
         """source -> what the header of a video says, for those that `clips()` looked at."""
         self.ignored = 0
-        """Files under `root` that make no video (other suffixes, single images); counted by `clips()`."""
+        """Files under `root` that make no video (other suffixes, single images); counted by
+        `clips()`."""
 
     @abstractmethod
     def clips(self) -> Iterator[Clip]:
         """All clips of all splits, in a stable order. A video lies in one split only."""
 
     def targets(self, clip: Clip) -> dict[str, np.ndarray]:  # noqa: ARG002
-        """Named truth of a clip beyond its label; a name ending in `_time_s` holds the times of the one it is named after."""
+        """Named truth of a clip beyond its label; a name ending in `_time_s` holds the times of the
+        one it is named after."""
         return {}

@@ -1,13 +1,16 @@
-"""DAVIS: videos at 24 frames per second with a mask of every object in every frame, from which the boxes are taken.
+"""DAVIS: videos at 24 frames per second with a mask of every object in every frame, from which the
+boxes are taken.
 
-Written against the archives of DAVIS 2016 (one object) and DAVIS 2017 (several; trainval and test-dev), as they unpack:
+Written against the archives of DAVIS 2016 (one object) and DAVIS 2017 (several; trainval and
+test-dev), as they unpack:
 
     root/JPEGImages/480p/<sequence>/00000.jpg          or Full-Resolution (2017), 1080p (2016)
     root/Annotations/480p/<sequence>/00000.png         2016: grey, 0 and 255; 2017: a palette, whose index is the object
     root/ImageSets/2017/{train,val,test-dev}.txt       names of sequences; 2016: ImageSets/480p/*.txt, paths of frames
 
-The masks are read as davis2017-evaluation reads them: 255 is void, unless it is the only value beside 0. An object's box is the
-smallest one around its pixels; where it has none it is absent. The test sets have a mask of the first frame alone.
+The masks are read as davis2017-evaluation reads them: 255 is void, unless it is the only value
+beside 0. An object's box is the smallest one around its pixels; where it has none it is absent. The
+test sets have a mask of the first frame alone.
 """
 
 from __future__ import annotations
@@ -43,9 +46,11 @@ class Settings(plugins.Settings):
     annotations: str = "Annotations"
     """Folder of the masks: `Annotations_unsupervised` for those of the 2019 challenge."""
     sets: str | None = None
-    """Folder in `ImageSets`; None: 2017, 2016 or 480p, the first that is there. Without any, `val_sequences` counts."""
+    """Folder in `ImageSets`; None: 2017, 2016 or 480p, the first that is there. Without any,
+    `val_sequences` counts."""
     val_sequences: tuple[str, ...] = ()
-    """Where there is no `ImageSets`: these are `val`, all others `train`. None named: every sequence is `val`."""
+    """Where there is no `ImageSets`: these are `val`, all others `train`. None named: every
+    sequence is `val`."""
     image_fps: float = Field(default=24.0, gt=0, le=1000)
     """Frame rate of the image folders."""
 
@@ -56,21 +61,31 @@ class Dataset(DatasetPlugin):
     Settings = Settings
 
     def clips(self) -> Iterator[Clip]:
-        """In the order of the lists, or by name. Raises BadInput where the layout or a list is not that of DAVIS."""
+        """In the order of the lists, or by name. Raises BadInput where the layout or a list is not
+        that of DAVIS."""
         images = PurePosixPath("JPEGImages") / self.settings.resolution
         masks = PurePosixPath(self.settings.annotations) / self.settings.resolution
         for folder in (images, masks):
             if not (self.root / folder).is_dir():
-                raise BadInput(f"{self.root / folder} does not exist", "the layout is that of the DAVIS archives")
+                raise BadInput(
+                    f"{self.root / folder} does not exist",
+                    "the layout is that of the DAVIS archives",
+                )
         on_disk = sorted(path.name for path in (self.root / images).iterdir() if path.is_dir())
         split_of = self._splits(on_disk)
-        facts = probe_all(self, [f"{images}/{name}" for name in split_of if name in on_disk], self.settings.image_fps)
+        facts = probe_all(
+            self,
+            [f"{images}/{name}" for name in split_of if name in on_disk],
+            self.settings.image_fps,
+        )
         self._boxes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for done, (source, probed) in enumerate(facts.items(), start=1):
             name = PurePosixPath(source).name
             self.on_progress(done, len(facts))
             try:
-                self._boxes[name] = self._read_boxes(source, f"{masks}/{name}", probed, split_of[name] == "test")
+                self._boxes[name] = self._read_boxes(
+                    source, f"{masks}/{name}", probed, split_of[name] == "test"
+                )
             except BadVideo as error:
                 note(self, f"{masks}/{name}", error.message)
                 continue
@@ -82,13 +97,16 @@ class Dataset(DatasetPlugin):
         return {"boxes": boxes, "boxes_time_s": time_s}
 
     def _splits(self, on_disk: list[str]) -> dict[str, str]:
-        """Sequence -> split. Sequences that are in no list, or in one and not there, are noted under it."""
+        """Sequence -> split. Sequences that are in no list, or in one and not there, are noted
+        under it."""
         sets = self.root / "ImageSets"
         folder = self.settings.sets or next((name for name in SETS if (sets / name).is_dir()), None)
         if folder is None:
             held_out = self.settings.val_sequences or on_disk
             if unknown := sorted(set(held_out) - set(on_disk)):
-                raise unknown_name("sequence", unknown[0], on_disk, "dataset 'davis', val_sequences")
+                raise unknown_name(
+                    "sequence", unknown[0], on_disk, "dataset 'davis', val_sequences"
+                )
             return {name: "val" if name in held_out else "train" for name in on_disk}
         split_of: dict[str, str] = {}
         for name, split in SPLITS.items():
@@ -96,21 +114,36 @@ class Dataset(DatasetPlugin):
             listed = _read_list(path) if path.is_file() else []
             twice = [sequence for sequence in listed if split_of.get(sequence, split) != split]
             if twice:
-                raise BadInput(f"{path}: sequence '{twice[0]}' is in split '{split_of[twice[0]]}' too")
+                raise BadInput(
+                    f"{path}: sequence '{twice[0]}' is in split '{split_of[twice[0]]}' too"
+                )
             missing = [sequence for sequence in listed if sequence not in on_disk]
             # The test archives are downloads of their own: none of them there is no fault.
             if missing and not (split == "test" and len(missing) == len(listed)):
-                note(self, f"ImageSets/{folder}/{name}.txt", f"{len(missing)} of {len(listed)} are not there: {few(missing)}")
+                note(
+                    self,
+                    f"ImageSets/{folder}/{name}.txt",
+                    f"{len(missing)} of {len(listed)} are not there: {few(missing)}",
+                )
             split_of |= dict.fromkeys(listed, split)
         if not split_of:
-            raise BadInput(f"{sets / folder} holds no {', '.join(f'{name}.txt' for name in SPLITS)} with sequences")
+            raise BadInput(
+                f"{sets / folder} holds no {', '.join(f'{name}.txt' for name in SPLITS)} with sequences"
+            )
         unlisted = [sequence for sequence in on_disk if sequence not in split_of]
         if unlisted:
-            note(self, f"ImageSets/{folder}", f"{len(unlisted)} of {len(on_disk)} sequences are in no list: {few(unlisted)}")
+            note(
+                self,
+                f"ImageSets/{folder}",
+                f"{len(unlisted)} of {len(on_disk)} sequences are in no list: {few(unlisted)}",
+            )
         return split_of
 
-    def _read_boxes(self, images: str, masks: str, probed: Probe, is_test: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes (O, F, 4) and their times (F,). Raises BadVideo where the masks cannot be those of the images."""
+    def _read_boxes(
+        self, images: str, masks: str, probed: Probe, is_test: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (O, F, 4) and their times (F,). Raises BadVideo where the masks cannot be those of
+        the images."""
         frames, time_s, _ = list_images(self.root / images, self.settings.image_fps)
         place = {frame.stem: number for number, frame in enumerate(frames)}
         paths = sorted((self.root / masks).glob("*.png"))
@@ -127,20 +160,28 @@ class Dataset(DatasetPlugin):
         if not objects:
             raise BadVideo(f"no object in {len(paths)} masks")
         nowhere = np.full(4, np.nan)
-        boxes_OF4 = np.array([[boxes.get(number, nowhere) for boxes in found] for number in objects])
-        return normalised_boxes(boxes_OF4, probed.width, probed.height), time_s[[place[path.stem] for path in paths]]
+        boxes_OF4 = np.array(
+            [[boxes.get(number, nowhere) for boxes in found] for number in objects]
+        )
+        return normalised_boxes(boxes_OF4, probed.width, probed.height), time_s[
+            [place[path.stem] for path in paths]
+        ]
 
 
 def _boxes_of(path: Path, width: int, height: int) -> dict[int, np.ndarray]:
     """Object -> xyxy in pixel edges. Raises BadVideo."""
     mask = _read_mask(path)
     if mask.shape != (height, width):
-        raise BadVideo(f"{path.name} is {mask.shape[1]}x{mask.shape[0]}, the images are {width}x{height}")
+        raise BadVideo(
+            f"{path.name} is {mask.shape[1]}x{mask.shape[0]}, the images are {width}x{height}"
+        )
     boxes = {}
     for number in np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[1:]) + 1:
         own = mask == number
         rows, columns = np.flatnonzero(own.any(1)), np.flatnonzero(own.any(0))
-        boxes[int(number)] = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float64)
+        boxes[int(number)] = np.array(
+            [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float64
+        )
     return boxes
 
 
@@ -155,13 +196,16 @@ def _read_mask(path: Path) -> np.ndarray:
         if frame is None:
             raise BadVideo(f"{path.name} holds no picture")
         if frame.format.name not in ("pal8", "gray"):
-            raise BadVideo(f"{path.name} is a {frame.format.name} image, wanted a palette or 8-bit grey")
+            raise BadVideo(
+                f"{path.name} is a {frame.format.name} image, wanted a palette or 8-bit grey"
+            )
         content = frame.to_ndarray()
         return content[0] if isinstance(content, tuple) else content
 
 
 def _read_list(path: Path) -> list[str]:
-    """Sequences of a list, each once. A line names a sequence (2017) or an image and its mask (2016)."""
+    """Sequences of a list, each once. A line names a sequence (2017) or an image and its mask
+    (2016)."""
     names: dict[str, None] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         if words := line.split():

@@ -4,8 +4,8 @@
     root/{train,val,test}/<label>/**/*     the first folder is the split
     root/labels.csv                        columns path, label and, if wanted, split, start_s, stop_s
 
-A folder that holds two or more images, and no video, is one video too, `image_fps` images a second. A clip's id is its path
-under the root, suffix and all, so that `a.mp4` and `a.mov` stay two clips.
+A folder that holds two or more images, and no video, is one video too, `image_fps` images a second.
+A clip's id is its path under the root, suffix and all, so that `a.mp4` and `a.mov` stay two clips.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Settings(plugins.Settings):
     csv: str | None = None
     """Path of a CSV file, relative to the root; None: the folders are the labels."""
     val_fraction: float = Field(default=0.2, ge=0, lt=1)
-    """Share of each label's videos that goes to `val`, where neither folders nor CSV file name the splits."""
+    """Share of each label's videos that goes to `val`, where neither folders nor CSV file name the
+    splits."""
     seed: plugins.Seed = 0
     """Draws the split."""
     image_fps: float = Field(default=25.0, gt=0, le=1000)
@@ -58,7 +59,9 @@ class Row(NamedTuple):
     def clip_id(self) -> str:
         if (self.start_s, self.stop_s) == (0.0, None):
             return self.source
-        return f"{self.source}@{self.start_s!r}-{'end' if self.stop_s is None else repr(self.stop_s)}"
+        return (
+            f"{self.source}@{self.start_s!r}-{'end' if self.stop_s is None else repr(self.stop_s)}"
+        )
 
 
 class Dataset(DatasetPlugin):
@@ -67,23 +70,46 @@ class Dataset(DatasetPlugin):
     Settings = Settings
 
     def clips(self) -> Iterator[Clip]:
-        """Sorted by path, or in the order of the CSV file. Raises BadInput where folders or CSV file are unclear."""
-        rows = list(read_csv(self.root, self.settings.csv)) if self.settings.csv else self._from_folders()
-        facts = probe_all(self, list(dict.fromkeys(row.source for row in rows)), self.settings.image_fps)
-        rows = [row for row in rows if row.source in facts and self._is_inside(row, facts[row.source])]
-        drawn = draw_splits({row.source: row.label for row in rows}, self.settings.val_fraction, self.settings.seed)
+        """Sorted by path, or in the order of the CSV file. Raises BadInput where folders or CSV
+        file are unclear."""
+        rows = (
+            list(read_csv(self.root, self.settings.csv))
+            if self.settings.csv
+            else self._from_folders()
+        )
+        facts = probe_all(
+            self, list(dict.fromkeys(row.source for row in rows)), self.settings.image_fps
+        )
+        rows = [
+            row for row in rows if row.source in facts and self._is_inside(row, facts[row.source])
+        ]
+        drawn = draw_splits(
+            {row.source: row.label for row in rows}, self.settings.val_fraction, self.settings.seed
+        )
         for row in rows:
             image_fps = self.settings.image_fps if (self.root / row.source).is_dir() else None
             split = row.split or drawn[row.source]
-            yield Clip(row.clip_id, row.source, row.source, split, row.start_s, row.stop_s, row.label, image_fps=image_fps)
+            yield Clip(
+                row.clip_id,
+                row.source,
+                row.source,
+                split,
+                row.start_s,
+                row.stop_s,
+                row.label,
+                image_fps=image_fps,
+            )
 
     def _is_inside(self, row: Row, facts: Probe) -> bool:
-        """Whether the row's stretch holds any of the video; if not, it is rejected under the id of its clip."""
+        """Whether the row's stretch holds any of the video; if not, it is rejected under the id of
+        its clip."""
         end_s = None if facts.duration_s is None else facts.start_s + facts.duration_s
         past_end = end_s is not None and row.start_s >= end_s
         if past_end or (row.stop_s is not None and row.stop_s <= facts.start_s):
             until = "" if end_s is None else f" to {end_s:.2f} s"
-            self.rejected[row.clip_id] = f"holds nothing of the video, which runs from {facts.start_s:.2f} s{until}"
+            self.rejected[row.clip_id] = (
+                f"holds nothing of the video, which runs from {facts.start_s:.2f} s{until}"
+            )
             return False
         return True
 
@@ -110,23 +136,29 @@ class Dataset(DatasetPlugin):
 
 
 def find_media(dataset: DatasetPlugin) -> list[str]:
-    """Videos and image folders under the root, as sorted sources; files that are neither are counted in `dataset.ignored`.
+    """Videos and image folders under the root, as sorted sources; files that are neither are
+    counted in `dataset.ignored`.
 
-    Links are followed; names that begin with a dot are passed over. A folder that cannot be read, or that a link leads to for
-    the second time, goes to `dataset.rejected` with its reason. Raises BadInput if there is no media at all.
+    Links are followed; names that begin with a dot are passed over. A folder that cannot be read,
+    or that a link leads to for the second time, goes to `dataset.rejected` with its reason. Raises
+    BadInput if there is no media at all.
     """
     root, sources, ignored = dataset.root, list[str](), 0
     first_path: dict[Path, str] = {}
 
     def unreadable(error: OSError) -> None:
-        dataset.rejected[Path(error.filename).relative_to(root).as_posix()] = f"cannot be read: {error.strerror}"
+        dataset.rejected[Path(error.filename).relative_to(root).as_posix()] = (
+            f"cannot be read: {error.strerror}"
+        )
 
     for path, folders, names in os.walk(root, onerror=unreadable, followlinks=True):
         folder = Path(path)
         here = folder.relative_to(root).as_posix()
         known = first_path.setdefault(folder.resolve(), here)
         if known != here:
-            dataset.rejected[here] = f"the same folder as {'the root' if known == '.' else known}, which is read already"
+            dataset.rejected[here] = (
+                f"the same folder as {'the root' if known == '.' else known}, which is read already"
+            )
             folders.clear()
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -140,7 +172,10 @@ def find_media(dataset: DatasetPlugin) -> list[str]:
         ignored += len(files) - used
     if not sources and not dataset.rejected:
         looked = " ".join(sorted(MEDIA_SUFFIXES))
-        raise BadInput(f"no media found in {root} ({ignored} other files)", f"looked for {looked} and for folders of images")
+        raise BadInput(
+            f"no media found in {root} ({ignored} other files)",
+            f"looked for {looked} and for folders of images",
+        )
     dataset.ignored = ignored
     return sorted(sources)
 
@@ -148,14 +183,17 @@ def find_media(dataset: DatasetPlugin) -> list[str]:
 def draw_splits(label_of: Mapping[str, str], val_fraction: float, seed: int) -> dict[str, str]:
     """source -> `train` or `val`: of each label, the share `val_fraction` whose hashes come first.
 
-    A label with two or more videos has at least one in each split. A new video moves at most its own label's border.
+    A label with two or more videos has at least one in each split. A new video moves at most its
+    own label's border.
     """
     by_label: dict[str, list[str]] = defaultdict(list)
     for source, label in label_of.items():
         by_label[label].append(source)
     split = dict.fromkeys(label_of, "train")
     for sources in by_label.values():
-        held_out = min(max(round(len(sources) * val_fraction), 1), len(sources) - 1) if val_fraction else 0
+        held_out = (
+            min(max(round(len(sources) * val_fraction), 1), len(sources) - 1) if val_fraction else 0
+        )
         split |= dict.fromkeys(sorted(sources, key=partial(_lot, seed))[:held_out], "val")
     return split
 
@@ -168,7 +206,9 @@ def read_csv(root: Path, name: str) -> Iterator[Row]:
     """The rows of a CSV file in its order. Raises BadInput with the line's number."""
     path = root / name
     if not path.is_file():
-        raise BadInput(f"csv {path} does not exist", "the path is relative to the root of the data set")
+        raise BadInput(
+            f"csv {path} does not exist", "the path is relative to the root of the data set"
+        )
     first_line: dict[str, int] = {}
     split_of: dict[str, str | None] = {}
     try:
@@ -181,7 +221,9 @@ def read_csv(root: Path, name: str) -> Iterator[Row]:
                 if row.clip_id in first_line:
                     raise BadInput(f"{where} repeats line {first_line[row.clip_id]}: {row.clip_id}")
                 if split_of.setdefault(row.source, row.split) != row.split:
-                    raise BadInput(f"{where}: {row.source} is in split '{split_of[row.source]}' further up, '{row.split}' here")
+                    raise BadInput(
+                        f"{where}: {row.source} is in split '{split_of[row.source]}' further up, '{row.split}' here"
+                    )
                 first_line[row.clip_id] = reader.line_num
                 yield row
     except (csv.Error, UnicodeDecodeError) as error:
@@ -197,13 +239,17 @@ def _check_columns(path: Path, found: Iterable[str]) -> None:
             raise unknown_name("column", column, COLUMNS, f"{path} line 1")
     for column in ("path", "label"):
         if column not in found:
-            raise BadInput(f"{path} line 1: column '{column}' is missing; found: {', '.join(found) or 'nothing'}")
+            raise BadInput(
+                f"{path} line 1: column '{column}' is missing; found: {', '.join(found) or 'nothing'}"
+            )
 
 
 def _row(root: Path, record: Mapping[str | None, str | None], where: str) -> Row:
     """One checked line."""
     if None in record or None in record.values():
-        raise BadInput(f"{where}: {'more' if None in record else 'fewer'} cells than the header has columns")
+        raise BadInput(
+            f"{where}: {'more' if None in record else 'fewer'} cells than the header has columns"
+        )
     cells = {str(column): str(cell).strip() for column, cell in record.items()}
     for column in ("path", "label", "split"):
         if cells.get(column) == "":
@@ -218,7 +264,9 @@ def _row(root: Path, record: Mapping[str | None, str | None], where: str) -> Row
     start_s = _seconds(cells, "start_s", where)
     stop_s = _seconds(cells, "stop_s", where)
     if stop_s is not None and stop_s <= (start_s or 0.0):
-        raise BadInput(f"{where}: wanted start_s < stop_s, found {cells.get('start_s') or 0} and {cells['stop_s']}")
+        raise BadInput(
+            f"{where}: wanted start_s < stop_s, found {cells.get('start_s') or 0} and {cells['stop_s']}"
+        )
     return Row(str(source), cells["label"], cells.get("split"), start_s or 0.0, stop_s)
 
 

@@ -4,14 +4,17 @@
     root/sequences/00/{times,calib}.txt             seconds per frame; projections `P0: ` to `P3: `
     root/poses/00.txt                               a 3x4 pose of the grey left camera per frame
 
-or a folder, or folders, that hold one drive each, with frames k at k / 10 s if there is no times.txt:
+or a folder, or folders, that hold one drive each, with frames k at k / 10 s if there is no
+times.txt:
 
     root/{image_l,image_0}/000000.png, poses.txt
 
-Axes are x right, y down, z forward. Poses are moved from the grey left camera to the one that is read, by calib.txt. There is
-no depth. Frame k takes row k of times and poses; sequences without poses (11 to 21, whose truth is hidden) are `test`.
+Axes are x right, y down, z forward. Poses are moved from the grey left camera to the one that is
+read, by calib.txt. There is no depth. Frame k takes row k of times and poses; sequences without
+poses (11 to 21, whose truth is hidden) are `test`.
 
-How frames are laid out is said in `_rgbd.py`. Written against the development kit of the odometry benchmark (readme.txt).
+How frames are laid out is said in `_rgbd.py`. Written against the development kit of the odometry
+benchmark (readme.txt).
 """
 
 from __future__ import annotations
@@ -22,7 +25,13 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.datasets.formats.recordings import FramesSettings, Recording, RecordingDataset, read_numbers, rigid
+from pipeline.datasets.formats.recordings import (
+    FramesSettings,
+    Recording,
+    RecordingDataset,
+    read_numbers,
+    rigid,
+)
 from pipeline.errors import BadInput
 from pipeline.video.probe import IMAGE_SUFFIXES
 
@@ -34,7 +43,8 @@ class Settings(FramesSettings):
     """Which camera is read, which sequences are held out, and where frames are laid out."""
 
     camera: Literal["colour", "image_0", "image_1", "image_2", "image_3"] = "colour"
-    """Folder of the frames in the official layout; colour: image_2, or image_0 of a sequence that has no image_2."""
+    """Folder of the frames in the official layout; colour: image_2, or image_0 of a sequence that
+    has no image_2."""
     val_sequences: tuple[str, ...] = ("09", "10")
     """Sequences that are `val`, by the field's habit; all others with poses are `train`."""
 
@@ -51,7 +61,11 @@ class Dataset(RecordingDataset):
             if not cameras:
                 continue
             folders[:] = []
-            poses = folder / "poses.txt" if "poses.txt" in files else folder.parent.parent / "poses" / f"{folder.name}.txt"
+            poses = (
+                folder / "poses.txt"
+                if "poses.txt" in files
+                else folder.parent.parent / "poses" / f"{folder.name}.txt"
+            )
             try:
                 yield self._read(folder, cameras, poses)
             except BadInput as error:
@@ -60,49 +74,79 @@ class Dataset(RecordingDataset):
     def _read(self, folder: Path, cameras: set[str], poses: Path) -> Recording:
         name, camera = self.name_of(folder), self._camera(folder, cameras)
         files = [
-            path for path in (folder / camera).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.stem.isdecimal()
+            path
+            for path in (folder / camera).iterdir()
+            if path.suffix.lower() in IMAGE_SUFFIXES and path.stem.isdecimal()
         ]
         images = sorted(files, key=lambda path: int(path.stem))
         numbers = np.array([int(path.stem) for path in images], np.int64)
         times = folder / "times.txt"
-        time_s = read_numbers(times, 1)[:, 0] if times.is_file() else np.arange(numbers.max(initial=-1) + 1) / FPS
+        time_s = (
+            read_numbers(times, 1)[:, 0]
+            if times.is_file()
+            else np.arange(numbers.max(initial=-1) + 1) / FPS
+        )
         known = read_numbers(poses, 12).reshape(-1, 3, 4) if poses.is_file() else None
         if len(numbers) and numbers[-1] >= len(time_s):
-            raise BadInput(f"{times} holds {len(time_s)} times, and there is a frame {images[-1].name}")
+            raise BadInput(
+                f"{times} holds {len(time_s)} times, and there is a frame {images[-1].name}"
+            )
         wanted = len(time_s) if known is None else max(len(time_s), len(known))
         gaps = sorted(set(range(wanted)) - set(numbers.tolist()))
         if gaps:
             text = f"{len(gaps)} of {wanted} frames have no image in {camera}; first {gaps[0]:06d}"
             self.rejected[f"{name}: {camera}"] = text
-        split = "test" if known is None else "val" if folder.name in self.settings.val_sequences else "train"
+        split = (
+            "test"
+            if known is None
+            else "val"
+            if folder.name in self.settings.val_sequences
+            else "train"
+        )
         return Recording(
-            name, split, images, time_s[numbers], None if known is None else self._poses(folder, camera, known, numbers)
+            name,
+            split,
+            images,
+            time_s[numbers],
+            None if known is None else self._poses(folder, camera, known, numbers),
         )
 
     def _camera(self, folder: Path, cameras: set[str]) -> str:
-        wanted = ("image_2", *LEFT_GREY) if self.settings.camera == "colour" else (self.settings.camera,)
+        wanted = (
+            ("image_2", *LEFT_GREY) if self.settings.camera == "colour" else (self.settings.camera,)
+        )
         found = [name for name in wanted if name in cameras]
         if not found:
-            raise BadInput(f"{folder} has no {' or '.join(wanted)}, only {', '.join(sorted(cameras))}")
+            raise BadInput(
+                f"{folder} has no {' or '.join(wanted)}, only {', '.join(sorted(cameras))}"
+            )
         return found[0]
 
-    def _poses(self, folder: Path, camera: str, known: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    def _poses(
+        self, folder: Path, camera: str, known: np.ndarray, numbers: np.ndarray
+    ) -> np.ndarray:
         """(F, 4, 4) of the camera that is read; NaN beyond the last row."""
         rows = np.full((len(numbers), 3, 4), np.nan)
         inside = numbers < len(known)
         rows[inside] = known[numbers[inside]]
         pose = rigid(rows)
         if camera not in LEFT_GREY:
-            pose[:, :3, 3] -= pose[:, :3, :3] @ left_grey_to(folder / "calib.txt", f"P{camera[-1]}:")
+            pose[:, :3, 3] -= pose[:, :3, :3] @ left_grey_to(
+                folder / "calib.txt", f"P{camera[-1]}:"
+            )
         return pose
 
 
 def left_grey_to(calib: Path, camera: str) -> np.ndarray:
-    """(3,) what is added to coordinates of the grey left camera to get those of `camera`: K^-1 times the last column of P."""
+    """(3,) what is added to coordinates of the grey left camera to get those of `camera`: K^-1
+    times the last column of P."""
     lines = calib.read_text(encoding="utf-8").splitlines() if calib.is_file() else []
     for words in map(str.split, lines):
         if words and words[0] == camera and len(words) == 13:
             projection = np.array(words[1:], np.float64).reshape(3, 4)
             shift: np.ndarray = np.linalg.solve(projection[:, :3], projection[:, 3])
             return shift
-    raise BadInput(f"{calib} has no line '{camera}' with 12 numbers", "it says where the camera is; or read image_0")
+    raise BadInput(
+        f"{calib} has no line '{camera}' with 12 numbers",
+        "it says where the camera is; or read image_0",
+    )

@@ -1,17 +1,19 @@
-"""nuScenes: front camera of city drives, all frames (about 12 per second) with the camera's pose (Caesar et al., CVPR 2020).
+"""nuScenes: front camera of city drives, all frames (about 12 per second) with the camera's pose
+(Caesar et al., CVPR 2020).
 
     root/v1.0-{trainval,mini,test}/*.json       tables
     root/{samples,sweeps}/CAM_FRONT/*.jpg       key frames (2 per second), and the frames between them
 
-One clip per scene of about 20 s, with the true times of sample_data.json, which are not even. A pose is the calibration of
-the camera on the car followed by the car's own pose at the camera's time: camera to map, axes x right, y down, z forward.
-Frames whose file is missing are left out and listed; the others keep their times.
+One clip per scene of about 20 s, with the true times of sample_data.json, which are not even. A
+pose is the calibration of the camera on the car followed by the car's own pose at the camera's
+time: camera to map, axes x right, y down, z forward. Frames whose file is missing are left out and
+listed; the others keep their times.
 
-Splits are the official ones of scenes: `val` as in the development kit's splits.py, where the mini version has its own, and
-`test` for v1.0-test.
+Splits are the official ones of scenes: `val` as in the development kit's splits.py, where the mini
+version has its own, and `test` for v1.0-test.
 
-How frames are laid out is said in `_rgbd.py`. Written against schema.md and splits.py of github.com/nutonomy/nuscenes-devkit
-(schema v1.x).
+How frames are laid out is said in `_rgbd.py`. Written against schema.md and splits.py of
+github.com/nutonomy/nuscenes-devkit (schema v1.x).
 """
 
 from __future__ import annotations
@@ -54,23 +56,39 @@ class Dataset(RecordingDataset):
     Settings = Settings
 
     def recordings(self) -> Iterator[Recording]:
-        """In the order of scene.json. Raises BadInput where tables are missing, damaged or point at rows that are not there."""
+        """In the order of scene.json. Raises BadInput where tables are missing, damaged or point at
+        rows that are not there."""
         tables = self._tables()
         scenes = {row["token"]: row for row in read_rows(tables / "scene.json", "name")}
-        scene_of = {row["token"]: row["scene_token"] for row in read_rows(tables / "sample.json", "scene_token")}
-        camera = {row["token"] for row in read_rows(tables / "sensor.json", "channel") if row["channel"] == CHANNEL}
+        scene_of = {
+            row["token"]: row["scene_token"]
+            for row in read_rows(tables / "sample.json", "scene_token")
+        }
+        camera = {
+            row["token"]
+            for row in read_rows(tables / "sensor.json", "channel")
+            if row["channel"] == CHANNEL
+        }
         sensors = read_rows(tables / "calibrated_sensor.json", "sensor_token", *MOTION)
         mounted = {row["token"]: row for row in sensors if row["sensor_token"] in camera}
         frames: dict[str, list[Row]] = defaultdict(list)
         for row in read_rows(tables / "sample_data.json", *SAMPLE_DATA):
             if row["calibrated_sensor_token"] in mounted:
                 if scene_of.get(row["sample_token"]) not in scenes:
-                    raise BadInput(f"{tables / 'sample_data.json'}: row {row['token']} belongs to no sample of a scene")
+                    raise BadInput(
+                        f"{tables / 'sample_data.json'}: row {row['token']} belongs to no sample of a scene"
+                    )
                 frames[scene_of[row["sample_token"]]].append(row)
         wanted = {row["ego_pose_token"] for rows in frames.values() for row in rows}
-        ego = {row["token"]: row for row in read_rows(tables / "ego_pose.json", *MOTION) if row["token"] in wanted}
+        ego = {
+            row["token"]: row
+            for row in read_rows(tables / "ego_pose.json", *MOTION)
+            if row["token"] in wanted
+        }
         for token, scene in scenes.items():
-            recording = self._scene(scene["name"], split_of(scene["name"], tables.name), frames[token], mounted, ego)
+            recording = self._scene(
+                scene["name"], split_of(scene["name"], tables.name), frames[token], mounted, ego
+            )
             if recording is not None:
                 yield recording
 
@@ -78,13 +96,22 @@ class Dataset(RecordingDataset):
         found = sorted(path.name for path in self.official.glob("v1.0-*") if path.is_dir())
         version = self.settings.version or (found[0] if len(found) == 1 else None)
         if version is None:
-            there = f"{len(found)} versions ({', '.join(found)})" if found else "no tables (v1.0-trainval or the like)"
-            raise BadInput(f"{self.official} holds {there}", "name one: --set version=v1.0-mini" if found else "")
+            there = (
+                f"{len(found)} versions ({', '.join(found)})"
+                if found
+                else "no tables (v1.0-trainval or the like)"
+            )
+            raise BadInput(
+                f"{self.official} holds {there}",
+                "name one: --set version=v1.0-mini" if found else "",
+            )
         if version not in found:
             raise unknown_name("version", version, found, str(self.official))
         return self.official / version
 
-    def _scene(self, name: str, split: str, rows: list[Row], mounted: dict[str, Row], ego: dict[str, Row]) -> Recording | None:
+    def _scene(
+        self, name: str, split: str, rows: list[Row], mounted: dict[str, Row], ego: dict[str, Row]
+    ) -> Recording | None:
         by_time: dict[int, Row] = {}
         missing, repeated = [], []
         for row in rows:
@@ -100,7 +127,9 @@ class Dataset(RecordingDataset):
             self.rejected[name] = f"none of its {len(rows)} {CHANNEL} images is there{few}"
             return None
         self.note(name, "images", missing, len(rows), f"{CHANNEL} images are not there")
-        self.note(name, "times", repeated, len(rows), f"{CHANNEL} images repeat a time and are left out")
+        self.note(
+            name, "times", repeated, len(rows), f"{CHANNEL} images repeat a time and are left out"
+        )
         rows = [by_time[time] for time in sorted(by_time)]
         return Recording(
             name=name,
@@ -113,7 +142,8 @@ class Dataset(RecordingDataset):
 
 
 def poses(table: dict[str, Row], tokens: list[str]) -> np.ndarray:
-    """(F, 4, 4) of rows with a translation and a quaternion; NaN for tokens that the table does not hold."""
+    """(F, 4, 4) of rows with a translation and a quaternion; NaN for tokens that the table does not
+    hold."""
     unknown = {"translation": [np.nan] * 3, "rotation": [np.nan] * 4}
     rows = [table.get(token, unknown) for token in tokens]
     return motion(*(np.array([row[name] for row in rows], np.float64) for name in MOTION))
@@ -131,7 +161,8 @@ def split_of(scene: str, version: str) -> str:
 def read_rows(path: Path, *columns: str) -> Iterator[Row]:
     """The objects of a table, one at a time, as the largest holds millions.
 
-    Raises BadInput if the table is missing, damaged or cut off, or if a row lacks its token or one of `columns`.
+    Raises BadInput if the table is missing, damaged or cut off, or if a row lacks its token or one
+    of `columns`.
     """
     decoder, text, place = json.JSONDecoder(), "", 0
     try:
@@ -147,7 +178,9 @@ def read_rows(path: Path, *columns: str) -> Iterator[Row]:
                 except ValueError as error:
                     more = file.read(1 << 20)
                     if not more:
-                        raise BadInput(f"{path} is damaged or cut off: {error}", "download it again") from error
+                        raise BadInput(
+                            f"{path} is damaged or cut off: {error}", "download it again"
+                        ) from error
                     text, place = text[place:] + more, 0
                     continue
                 lacking = [column for column in ("token", *columns) if column not in row]
@@ -155,4 +188,6 @@ def read_rows(path: Path, *columns: str) -> Iterator[Row]:
                     raise BadInput(f"{path}: a row has no '{lacking[0]}': {json.dumps(row)[:80]}")
                 yield row
     except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror}", "wanted the tables of the metadata archive") from error
+        raise BadInput(
+            f"{path} cannot be read: {error.strerror}", "wanted the tables of the metadata archive"
+        ) from error

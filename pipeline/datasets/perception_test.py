@@ -1,17 +1,21 @@
-"""Perception Test: videos of staged scenes, with tracks of points in every frame, or of objects once a second.
+"""Perception Test: videos of staged scenes, with tracks of points in every frame, or of objects
+once a second.
 
-Written against the files of the 2023 challenge (github.com/google-deepmind/perception_test), as they unpack:
+Written against the files of the 2023 challenge (github.com/google-deepmind/perception_test), as
+they unpack:
 
     root/**/video_1234.mp4                              train_videos.zip, valid_videos.zip, ...; any folder below the root
     root/**/{point_tracking_,all_}{train,valid,test}.json             or object_tracking_{valid,test}_subset.json, sample.json
 
-A file maps video ids to their annotations: `metadata` (video_id, split, frame_rate, num_frames, resolution), `point_tracking`
-and `object_tracking`. A track has `frame_ids` and, of these frames, either `points`, as a list of y and a list of x, or
-`bounding_boxes`, one [x1, y1, x2, y2] each; all are fractions of the frame. The README gives the points' shape as (N, 2), the
-official notebooks read (2, N), and so does this. A point has no annotation where it is not seen: there it is unknown.
+A file maps video ids to their annotations: `metadata` (video_id, split, frame_rate, num_frames,
+resolution), `point_tracking` and `object_tracking`. A track has `frame_ids` and, of these frames,
+either `points`, as a list of y and a list of x, or `bounding_boxes`, one [x1, y1, x2, y2] each; all
+are fractions of the frame. The README gives the points' shape as (N, 2), the official notebooks
+read (2, N), and so does this. A point has no annotation where it is not seen: there it is unknown.
 
-Times are `frame_ids` over the frame rate in the video's own header, from its first frame on; `metadata` must agree with it.
-The test split has the truth of one frame per track; the rest is held back.
+Times are `frame_ids` over the frame rate in the video's own header, from its first frame on;
+`metadata` must agree with it. The test split has the truth of one frame per track; the rest is held
+back.
 """
 
 from __future__ import annotations
@@ -44,7 +48,8 @@ from pipeline.video.probe import Probe
 SPLITS = {"train": "train", "valid": "val", "test": "test"}
 """Official name -> split."""
 RATE_TOLERANCE = 0.02
-"""A video whose frame rate is further than this share from that of its annotations is another version of it."""
+"""A video whose frame rate is further than this share from that of its annotations is another
+version of it."""
 
 
 class Settings(plugins.Settings):
@@ -53,8 +58,9 @@ class Settings(plugins.Settings):
     task: Literal["point_tracking", "object_tracking"] = "point_tracking"
     """Which truth; videos without it are no clips."""
     annotations: tuple[str, ...] = ()
-    """Annotation files, relative to the root. None named: for each split, the first that is there of those of the task, of its
-    subset for the challenge and of all tasks; where there are none at all, sample.json."""
+    """Annotation files, relative to the root. None named: for each split, the first that is there
+    of those of the task, of its subset for the challenge and of all tasks; where there are none at
+    all, sample.json."""
 
 
 class Track(NamedTuple):
@@ -72,7 +78,8 @@ class Dataset(DatasetPlugin):
     Settings = Settings
 
     def clips(self) -> Iterator[Clip]:
-        """Train, val, test, each in the order of its file. Raises BadInput where annotations are damaged or disagree."""
+        """Train, val, test, each in the order of its file. Raises BadInput where annotations are
+        damaged or disagree."""
         files = list_files(self.root)
         sources = videos_by_name(self.root, files, (".mp4",))
         split_of: dict[str, str] = {}
@@ -82,8 +89,15 @@ class Dataset(DatasetPlugin):
             found = self._read(path)
             for video_id, (split, facts, tracks) in found.items():
                 if video_id in split_of:
-                    raise BadInput(f"{path}: video {video_id} is in another annotation file too", "name one in annotations")
-                split_of[video_id], metadata[video_id], self._tracks[video_id] = split, facts, tracks
+                    raise BadInput(
+                        f"{path}: video {video_id} is in another annotation file too",
+                        "name one in annotations",
+                    )
+                split_of[video_id], metadata[video_id], self._tracks[video_id] = (
+                    split,
+                    facts,
+                    tracks,
+                )
             missing = [video_id for video_id in found if video_id not in sources]
             if missing:
                 reason = f"{len(missing)} of {len(found)} videos with {self.settings.task} are not there: {few(missing)}"
@@ -93,7 +107,9 @@ class Dataset(DatasetPlugin):
         probe_all(self, [sources[video_id] for video_id in found_ids])
         for video_id in found_ids:
             source = sources[video_id]
-            if source in self.probed and self._fits(source, self.probed[source], metadata[video_id]):
+            if source in self.probed and self._fits(
+                source, self.probed[source], metadata[video_id]
+            ):
                 self._check(source, video_id)
                 yield Clip(video_id, video_id, source, split_of[video_id])
 
@@ -102,7 +118,9 @@ class Dataset(DatasetPlugin):
         tracks, probed = self._tracks[clip.clip_id], self.probed[clip.source]
         frame_ids = np.unique(np.concatenate([track.frame_ids for track in tracks]))
         time_s = probed.start_s + frame_ids / (probed.fps or np.nan)
-        values = np.full((len(tracks), len(frame_ids), tracks[0].values.shape[1]), np.nan, np.float32)
+        values = np.full(
+            (len(tracks), len(frame_ids), tracks[0].values.shape[1]), np.nan, np.float32
+        )
         for place, track in enumerate(tracks):
             values[place, np.searchsorted(frame_ids, track.frame_ids)] = track.values
         if self.settings.task == "object_tracking":
@@ -114,7 +132,10 @@ class Dataset(DatasetPlugin):
         if named:
             return named
         task = self.settings.task
-        wanted = {split: [f"{task}_{split}.json", f"{task}_{split}_subset.json", f"all_{split}.json"] for split in SPLITS}
+        wanted = {
+            split: [f"{task}_{split}.json", f"{task}_{split}_subset.json", f"all_{split}.json"]
+            for split in SPLITS
+        }
         found = [path for names in wanted.values() if (path := find_file(self.root, files, names))]
         sample = None if found else find_file(self.root, files, ["sample.json"])
         if sample is None and not found:
@@ -131,11 +152,16 @@ class Dataset(DatasetPlugin):
             metadata = field(record, "metadata", dict, where)
             split = field(metadata, "split", str, f"{where} metadata")
             if split not in SPLITS:
-                raise BadInput(f"{where}: no split called '{split}'; there are: {', '.join(SPLITS)}")
+                raise BadInput(
+                    f"{where}: no split called '{split}'; there are: {', '.join(SPLITS)}"
+                )
             # A file of one task has no key for the others.
             tracks = field(record, task, list, where) if task in record else []
             if tracks:
-                read = [_read_track(track, task, f"{where} {task} {number}") for number, track in enumerate(tracks)]
+                read = [
+                    _read_track(track, task, f"{where} {task} {number}")
+                    for number, track in enumerate(tracks)
+                ]
                 found[video_id] = (SPLITS[split], metadata, read)
         if not found:
             raise BadInput(f"{path} holds no {task} for any video", "choose another task or file")
@@ -146,31 +172,53 @@ class Dataset(DatasetPlugin):
         fps = field(metadata, "frame_rate", float, f"metadata of {source}")
         frames = field(metadata, "num_frames", int, f"metadata of {source}")
         if probed.fps is None or abs(probed.fps / fps - 1) > RATE_TOLERANCE:
-            note(self, source, f"has {probed.fps or 0:g} frames per second, its annotations are for {fps:g}")
+            note(
+                self,
+                source,
+                f"has {probed.fps or 0:g} frames per second, its annotations are for {fps:g}",
+            )
             return False
         if probed.frames_from_header is not None and abs(probed.frames_from_header - frames) > 1:
-            note(self, source, f"has {probed.frames_from_header} frames, its annotations are for {frames}")
+            note(
+                self,
+                source,
+                f"has {probed.frames_from_header} frames, its annotations are for {frames}",
+            )
             return False
         return True
 
     def _check(self, source: str, video_id: str) -> None:
         """Notes boxes that will count as absent."""
         if self.settings.task == "object_tracking":
-            boxes = normalised_boxes(np.concatenate([track.values for track in self._tracks[video_id]]), 1, 1)
+            boxes = normalised_boxes(
+                np.concatenate([track.values for track in self._tracks[video_id]]), 1, 1
+            )
             absent = int((~present(boxes)).sum())
             if absent:
-                note(self, source, f"{absent} of {len(boxes)} boxes have no area inside the frame and count as absent")
+                note(
+                    self,
+                    source,
+                    f"{absent} of {len(boxes)} boxes have no area inside the frame and count as absent",
+                )
 
 
 def _read_track(track: object, task: str, where: str) -> Track:
     """Raises BadInput where frames and values do not agree."""
-    frame_ids = numbers(field(track, "frame_ids", list, where), (None,), f"{where} frame_ids").astype(np.int64)
+    frame_ids = numbers(
+        field(track, "frame_ids", list, where), (None,), f"{where} frame_ids"
+    ).astype(np.int64)
     if len(frame_ids) == 0 or frame_ids[0] < 0 or (np.diff(frame_ids) <= 0).any():
-        raise BadInput(f"{where}: frame_ids must be increasing and at least one, found {few(frame_ids.tolist())}")
+        raise BadInput(
+            f"{where}: frame_ids must be increasing and at least one, found {few(frame_ids.tolist())}"
+        )
     if task == "point_tracking":
-        values = numbers(field(track, "points", list, where), (2, None), f"{where} points").T[:, ::-1]
+        values = numbers(field(track, "points", list, where), (2, None), f"{where} points").T[
+            :, ::-1
+        ]
     else:
-        values = numbers(field(track, "bounding_boxes", list, where), (None, 4), f"{where} bounding_boxes")
+        values = numbers(
+            field(track, "bounding_boxes", list, where), (None, 4), f"{where} bounding_boxes"
+        )
     if len(values) != len(frame_ids):
         raise BadInput(f"{where}: {len(frame_ids)} frame_ids for {len(values)} values")
     return Track(frame_ids, values)

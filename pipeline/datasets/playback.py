@@ -1,10 +1,13 @@
-"""Any folder of videos, without labels, as a task that only time can solve: how was this stretch played?
+"""Any folder of videos, without labels, as a task that only time can solve: how was this stretch
+played?
 
-Each video is cut into stretches. Each stretch gives one clip for every direction and speed, and the label is how the clip is
-read: `forward x1`, `reverse x4`, ... All clips of a stretch hold the same frames and every stretch gives every label equally
-often, so the frames themselves say nothing. A video, with all its stretches, lies in one split.
+Each video is cut into stretches. Each stretch gives one clip for every direction and speed, and the
+label is how the clip is read: `forward x1`, `reverse x4`, ... All clips of a stretch hold the same
+frames and every stretch gives every label equally often, so the frames themselves say nothing. A
+video, with all its stretches, lies in one split.
 
-After "Learning and Using the Arrow of Time" (Wei et al., CVPR 2018) and "SpeedNet" (Benaim et al., CVPR 2020).
+After "Learning and Using the Arrow of Time" (Wei et al., CVPR 2018) and "SpeedNet" (Benaim et al.,
+CVPR 2020).
 """
 
 from __future__ import annotations
@@ -31,14 +34,17 @@ class Settings(plugins.Settings):
     directions: tuple[Literal["forward", "reverse"], ...] = ("forward", "reverse")
     """In which direction of time a window reads the video."""
     label: Literal["speed", "direction", "both"] = "speed"
-    """What is to be told: `x2`, `reverse` or `reverse x2`. What is not to be told varies all the same."""
+    """What is to be told: `x2`, `reverse` or `reverse x2`. What is not to be told varies all the
+    same."""
     stretch_s: float = Field(default=8.0, gt=0)
     """Length of a stretch. The longer it is, the more windows can be drawn from it."""
     min_s: float = Field(default=2.5, gt=0)
-    """A video shorter than `stretch_s` is one stretch if it is at least this long. 8 frames at 12 per second read at speed 4
-    need (8 - 1) / 12 * 4 = 2.34 s; a window that does not fit is padded with repeated frames, which gives the speed away."""
+    """A video shorter than `stretch_s` is one stretch if it is at least this long. 8 frames at 12
+    per second read at speed 4 need (8 - 1) / 12 * 4 = 2.34 s; a window that does not fit is padded
+    with repeated frames, which gives the speed away."""
     min_fps: float = Field(default=11.9, ge=0)
-    """Videos of fewer frames per second are left out: read slowly, their frames repeat, which gives the speed away too."""
+    """Videos of fewer frames per second are left out: read slowly, their frames repeat, which gives
+    the speed away too."""
     max_stretches: int = Field(default=16, ge=1)
     """Stretches of a video at most; where there are more, these are spread evenly."""
     val_fraction: float = Field(default=0.2, ge=0, lt=1)
@@ -52,18 +58,35 @@ class Settings(plugins.Settings):
     def _can_be_told(self) -> Self:
         for name, values in (("speeds", self.speeds), ("directions", self.directions)):
             if not values or len(set(values)) < len(values):
-                raise ValueError(f"{name} must be different from one another and at least one, found {list(values)}")
+                raise ValueError(
+                    f"{name} must be different from one another and at least one, found {list(values)}"
+                )
         if not all(0 < speed < float("inf") for speed in self.speeds):
             raise ValueError(f"speeds must be above 0, found {list(self.speeds)}")
-        if len({self.name(direction, speed) for direction in self.directions for speed in self.speeds}) < 2:
-            raise ValueError(f"label '{self.label}' has one value only: give more speeds or directions")
+        if (
+            len(
+                {
+                    self.name(direction, speed)
+                    for direction in self.directions
+                    for speed in self.speeds
+                }
+            )
+            < 2
+        ):
+            raise ValueError(
+                f"label '{self.label}' has one value only: give more speeds or directions"
+            )
         if self.min_s > self.stretch_s:
-            raise ValueError(f"min_s must be at most stretch_s, found {self.min_s:g} and {self.stretch_s:g}")
+            raise ValueError(
+                f"min_s must be at most stretch_s, found {self.min_s:g} and {self.stretch_s:g}"
+            )
         return self
 
     def name(self, direction: str, speed: float) -> str:
         """The label of a clip that is read in this way."""
-        return {"both": f"{direction} x{speed:g}", "speed": f"x{speed:g}", "direction": direction}[self.label]
+        return {"both": f"{direction} x{speed:g}", "speed": f"x{speed:g}", "direction": direction}[
+            self.label
+        ]
 
 
 class Dataset(DatasetPlugin):
@@ -74,14 +97,22 @@ class Dataset(DatasetPlugin):
     def clips(self) -> Iterator[Clip]:
         """Sorted by path, then by time. Raises BadInput if there are no videos."""
         facts = probe_all(self, find_media(self), self.settings.image_fps)
-        for source in [source for source in facts if (facts[source].fps or math.inf) < self.settings.min_fps]:
+        for source in [
+            source for source in facts if (facts[source].fps or math.inf) < self.settings.min_fps
+        ]:
             fps = facts.pop(source).fps
-            self.rejected[source] = f"too few frames: {fps:g} per second, wanted at least {self.settings.min_fps:g} (min_fps)"
+            self.rejected[source] = (
+                f"too few frames: {fps:g} per second, wanted at least {self.settings.min_fps:g} (min_fps)"
+            )
         stretches = {source: self._stretches(facts[source]) for source in facts}
         for source in [source for source in facts if not stretches[source]]:
             del stretches[source]
-            self.rejected[source] = f"too short: {_length(facts[source])}, wanted at least {self.settings.min_s:g} s (min_s)"
-        split = draw_splits(dict.fromkeys(stretches, ""), self.settings.val_fraction, self.settings.seed)
+            self.rejected[source] = (
+                f"too short: {_length(facts[source])}, wanted at least {self.settings.min_s:g} s (min_s)"
+            )
+        split = draw_splits(
+            dict.fromkeys(stretches, ""), self.settings.val_fraction, self.settings.seed
+        )
         for source in stretches:
             image_fps = self.settings.image_fps if (self.root / source).is_dir() else None
             for number, start_s, stop_s in stretches[source]:
@@ -107,9 +138,16 @@ class Dataset(DatasetPlugin):
         count = int(duration_s / length_s + 1e-6)  # 1e-6: a video of 8 s may call itself 7.999999
         if count == 0:
             return [(0, 0.0, None)] if duration_s >= self.settings.min_s else []
-        numbers = range(count) if count <= limit else [int((place + 0.5) * count / limit) for place in range(limit)]
+        numbers = (
+            range(count)
+            if count <= limit
+            else [int((place + 0.5) * count / limit) for place in range(limit)]
+        )
         begin_s = max(facts.start_s, 0.0)
-        return [(number, begin_s + number * length_s, begin_s + (number + 1) * length_s) for number in numbers]
+        return [
+            (number, begin_s + number * length_s, begin_s + (number + 1) * length_s)
+            for number in numbers
+        ]
 
 
 def _length(facts: Probe) -> str:

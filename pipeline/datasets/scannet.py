@@ -1,16 +1,20 @@
-"""ScanNet v2: indoor scans with depth and camera poses, from `.sens` files or from folders that SensReader exported.
+"""ScanNet v2: indoor scans with depth and camera poses, from `.sens` files or from folders that
+SensReader exported.
 
     root/**/scene0000_00/scene0000_00.sens                      as downloaded (scans/, scans_test/)
     root/**/scene0000_00/{color,depth,pose}/17.{jpg,png,txt}    as SensReader's reader.py exports them; used where both exist
     root/scannetv2_{train,val,test}.txt                         the official splits: one scan per line
 
-Depth is in millimetres, 0 where unknown, and seen by a camera of nearly the same view as the colour camera; it is taken as it
-is. A pose is camera to world; where tracking was lost it is -inf and becomes NaN. Exported frames have no times: frame k is
-shown at k / 30 s, so frames left out by `--frame_skip` leave gaps. A `.sens` file whose times are all 0 is read alike.
+Depth is in millimetres, 0 where unknown, and seen by a camera of nearly the same view as the colour
+camera; it is taken as it is. A pose is camera to world; where tracking was lost it is -inf and
+becomes NaN. Exported frames have no times: frame k is shown at k / 30 s, so frames left out by
+`--frame_skip` leave gaps. A `.sens` file whose times are all 0 is read alike.
 
-A scan that no split file lists is rejected. Without split files, scans under scans_test are `test` and all others `train`.
+A scan that no split file lists is rejected. Without split files, scans under scans_test are `test`
+and all others `train`.
 
-How frames are laid out is said in `_rgbd.py`. Written against SensReader of github.com/ScanNet/ScanNet (.sens version 4).
+How frames are laid out is said in `_rgbd.py`. Written against SensReader of
+github.com/ScanNet/ScanNet (.sens version 4).
 """
 
 from __future__ import annotations
@@ -56,12 +60,18 @@ class Dataset(RecordingDataset):
         self._note_missing(scans, listed)
         for name in sorted(scans):
             place = scans[name]
-            split = listed.get(name) if listed else "test" if "scans_test" in place.parts else "train"
+            split = (
+                listed.get(name) if listed else "test" if "scans_test" in place.parts else "train"
+            )
             if split is None:
                 self.rejected[name] = "none of scannetv2_{train,val,test}.txt lists it"
                 continue
             try:
-                yield self._from_sens(name, split, place) if place.suffix == ".sens" else self._from_export(name, split, place)
+                yield (
+                    self._from_sens(name, split, place)
+                    if place.suffix == ".sens"
+                    else self._from_export(name, split, place)
+                )
             except BadInput as error:
                 self.rejected[name] = error.message
 
@@ -85,7 +95,10 @@ class Dataset(RecordingDataset):
         found = packed | exported
         for name, places in found.items():
             if len(places) > 1:
-                raise BadInput(f"scan '{name}' is there {len(places)} times: {places[0]} and {places[1]}", "keep one of them")
+                raise BadInput(
+                    f"scan '{name}' is there {len(places)} times: {places[0]} and {places[1]}",
+                    "keep one of them",
+                )
         return {name: places[0] for name, places in found.items()}
 
     def _read_splits(self) -> dict[str, str]:

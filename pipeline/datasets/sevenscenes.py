@@ -3,15 +3,17 @@
     root/<scene>/{TrainSplit,TestSplit}.txt                       lines such as `sequence1`
     root/<scene>/seq-01/frame-000000.{color.png,depth.png,pose.txt}
 
-The root may also be one scene, or one bare sequence. Colour may be PNG or JPEG. A sequence that no split file lists is `train`.
-Frames have no times: frame k is shown at k / 30 s.
+The root may also be one scene, or one bare sequence. Colour may be PNG or JPEG. A sequence that no
+split file lists is `train`. Frames have no times: frame k is shown at k / 30 s.
 
-Depth is in millimetres; 0 and 65535 are unknown. The set comes unregistered: its depth camera has f = 585 px, as its page says,
-its colour camera about f = 525 px, the field's value, both at 640 x 480 with the centre as principal point, and they lie some
-centimetres apart. Depth is moved into the colour camera, which leaves a border of unknown depth, and so are the poses, which
-are the depth camera's, camera to world.
+Depth is in millimetres; 0 and 65535 are unknown. The set comes unregistered: its depth camera has f
+= 585 px, as its page says, its colour camera about f = 525 px, the field's value, both at 640 x 480
+with the centre as principal point, and they lie some centimetres apart. Depth is moved into the
+colour camera, which leaves a border of unknown depth, and so are the poses, which are the depth
+camera's, camera to world.
 
-How frames are laid out is said in `_rgbd.py`. Written against the layout described on the set's page at Microsoft Research.
+How frames are laid out is said in `_rgbd.py`. Written against the layout described on the set's
+page at Microsoft Research.
 """
 
 from __future__ import annotations
@@ -22,7 +24,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.datasets.formats.recordings import DepthSettings, Image, Recording, RecordingDataset, read_depth16, read_poses
+from pipeline.datasets.formats.recordings import (
+    DepthSettings,
+    Image,
+    Recording,
+    RecordingDataset,
+    read_depth16,
+    read_poses,
+)
 from pipeline.errors import BadInput
 
 FPS = 30
@@ -31,7 +40,8 @@ UNKNOWN = 65535
 DEPTH_FOCAL_PX, COLOUR_FOCAL_PX = 585, 525
 """At a width of 640 px."""
 BASELINE_M = 0.02
-"""The colour camera lies this far to the right of the depth camera. Fitted: with it, edges of depth and colour agree best."""
+"""The colour camera lies this far to the right of the depth camera. Fitted: with it, edges of depth
+and colour agree best."""
 COLOUR_TO_DEPTH = np.eye(4)
 COLOUR_TO_DEPTH[0, 3] = BASELINE_M
 FRAME = re.compile(r"frame-(\d+)\.(color|depth|pose)\.(png|jpg|jpeg|txt)")
@@ -59,7 +69,9 @@ class Dataset(RecordingDataset):
             for match in filter(None, map(FRAME.fullmatch, names)):
                 files[match[2]][int(match[1])] = folder / match[0]
             if any(files.values()):
-                yield self._read(folder, splits.get(folder.parent, {}).get(folder.name, "train"), files)
+                yield self._read(
+                    folder, splits.get(folder.parent, {}).get(folder.name, "train"), files
+                )
 
     def metres(self, depth: Image) -> np.ndarray:
         """(H, W) of one frame, as the colour camera sees it."""
@@ -88,7 +100,8 @@ class Dataset(RecordingDataset):
 
 
 def read_splits(scene: Path) -> dict[str, str]:
-    """Folder of a sequence -> split, from TrainSplit.txt and TestSplit.txt of a scene; empty where there are none."""
+    """Folder of a sequence -> split, from TrainSplit.txt and TestSplit.txt of a scene; empty where
+    there are none."""
     split_of: dict[str, str] = {}
     for split in ("Train", "Test"):
         path = scene / f"{split}Split.txt"
@@ -103,7 +116,8 @@ def read_splits(scene: Path) -> dict[str, str]:
 
 
 def as_colour_camera(depth_m_HW: np.ndarray) -> np.ndarray:
-    """The map as the colour camera sees it: every value moves to its place there, the nearest one wins; 0 where none comes."""
+    """The map as the colour camera sees it: every value moves to its place there, the nearest one
+    wins; 0 where none comes."""
     height, width = depth_m_HW.shape
     rows, columns = np.nonzero(depth_m_HW)
     z = depth_m_HW[rows, columns]

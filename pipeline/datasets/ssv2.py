@@ -1,14 +1,17 @@
-"""Something-Something v2: 220 847 short videos of 174 things that hands do, told apart by what happens.
+"""Something-Something v2: 220 847 short videos of 174 things that hands do, told apart by what
+happens.
 
-Written against the release of 20BN (2018) and its re-release by Qualcomm (2022), which differ in the names of the annotations:
+Written against the release of 20BN (2018) and its re-release by Qualcomm (2022), which differ in
+the names of the annotations:
 
     root/**/20bn-something-something-v2/<id>.webm                     the videos; any folder below the root will do
     root/**/something-something-v2-{labels,train,validation,test}.json      20BN
     root/**/labels/{labels,train,validation,test}.json, test-answers.csv    Qualcomm
 
-An entry names its class in `template`, in which placeholders stand in brackets: "Putting [something] into [something]". Without
-the brackets it is a key of the labels file, and that is the clip's label; sorted, the 174 labels have their official numbers.
-`test.json` holds ids alone; their labels are in `test-answers.csv` (`id;label`), without which the test split is left out.
+An entry names its class in `template`, in which placeholders stand in brackets: "Putting
+[something] into [something]". Without the brackets it is a key of the labels file, and that is the
+clip's label; sorted, the 174 labels have their official numbers. `test.json` holds ids alone; their
+labels are in `test-answers.csv` (`id;label`), without which the test split is left out.
 """
 
 from __future__ import annotations
@@ -19,7 +22,16 @@ from typing import Any
 
 from pipeline.config import plugins
 from pipeline.datasets.contract import DatasetPlugin
-from pipeline.datasets.formats.annotations import few, field, find_file, list_files, note, probe_all, read_json, videos_by_name
+from pipeline.datasets.formats.annotations import (
+    few,
+    field,
+    find_file,
+    list_files,
+    note,
+    probe_all,
+    read_json,
+    videos_by_name,
+)
 from pipeline.errors import BadInput
 from pipeline.records import Clip
 
@@ -41,13 +53,18 @@ class Dataset(DatasetPlugin):
     Settings = Settings
 
     def clips(self) -> Iterator[Clip]:
-        """Train, val, test, each in the order of its file. Raises BadInput where annotations are damaged or disagree."""
+        """Train, val, test, each in the order of its file. Raises BadInput where annotations are
+        damaged or disagree."""
         files = list_files(self.root)
         sources = videos_by_name(self.root, files, SUFFIXES)
         labels_path = self._find(files, "labels")
         tables = {name: path for name in SPLITS if (path := self._find(files, name))}
         if labels_path is None or not tables:
-            lacking = "labels.json" if labels_path is None else " or ".join(f"{name}.json" for name in SPLITS)
+            lacking = (
+                "labels.json"
+                if labels_path is None
+                else " or ".join(f"{name}.json" for name in SPLITS)
+            )
             hint = f"put the annotations beside the videos, the names as released, with or without '{PREFIX}'"
             raise BadInput(f"{self.root} holds no {lacking} of Something-Something v2", hint)
         labels = read_json(labels_path, dict)
@@ -58,7 +75,9 @@ class Dataset(DatasetPlugin):
             templates = _read_templates(path) if name != "test" else _read_answers(path, answers)
             for video_id in templates:
                 if split_of.setdefault(video_id, SPLITS[name]) != SPLITS[name]:
-                    raise BadInput(f"{path}: video {video_id} is in split '{split_of[video_id]}' too")
+                    raise BadInput(
+                        f"{path}: video {video_id} is in split '{split_of[video_id]}' too"
+                    )
             found += self._usable(path, templates, labels, sources)
         facts = probe_all(self, [sources[video_id] for video_id, _ in found])
         for video_id, label in found:
@@ -69,14 +88,23 @@ class Dataset(DatasetPlugin):
         return find_file(self.root, files, [f"{PREFIX}{name}.json", f"{name}.json"])
 
     def _usable(
-        self, path: Path, templates: dict[str, str | None], labels: dict[str, Any], sources: dict[str, str]
+        self,
+        path: Path,
+        templates: dict[str, str | None],
+        labels: dict[str, Any],
+        sources: dict[str, str],
     ) -> list[tuple[str, str]]:
-        """(id, label) of the entries that have a known label and a video; the others are noted under their file."""
+        """(id, label) of the entries that have a known label and a video; the others are noted
+        under their file."""
         labelled = {video_id: label for video_id, label in templates.items() if label is not None}
         known = [(video_id, label) for video_id, label in labelled.items() if label in labels]
         problems = {
-            f"have no label in {ANSWERS}": [video_id for video_id in templates if video_id not in labelled],
-            "have no class in the labels file": [f"{key} '{label}'" for key, label in labelled.items() if label not in labels],
+            f"have no label in {ANSWERS}": [
+                video_id for video_id in templates if video_id not in labelled
+            ],
+            "have no class in the labels file": [
+                f"{key} '{label}'" for key, label in labelled.items() if label not in labels
+            ],
             "are not there": [video_id for video_id, _ in known if video_id not in sources],
         }
         for problem, names in problems.items():
@@ -94,13 +122,19 @@ def _read_templates(path: Path) -> dict[str, str | None]:
         video_id = field(record, "id", str, where)
         if video_id in templates:
             raise BadInput(f"{where} repeats video {video_id}")
-        templates[video_id] = field(record, "template", str, where).replace("[", "").replace("]", "")
+        templates[video_id] = (
+            field(record, "template", str, where).replace("[", "").replace("]", "")
+        )
     return templates
 
 
 def _read_answers(path: Path, answers: Path | None) -> dict[str, str | None]:
-    """Id -> class of the test split, None where no answer is known. Raises BadInput with the entry's or line's number."""
-    ids = [field(record, "id", str, f"{path} entry {number}") for number, record in enumerate(read_json(path, list), start=1)]
+    """Id -> class of the test split, None where no answer is known. Raises BadInput with the
+    entry's or line's number."""
+    ids = [
+        field(record, "id", str, f"{path} entry {number}")
+        for number, record in enumerate(read_json(path, list), start=1)
+    ]
     class_of: dict[str, str] = {}
     lines = [] if answers is None else answers.read_text(encoding="utf-8-sig").splitlines()
     for number, line in enumerate(lines, start=1):

@@ -1,16 +1,20 @@
-"""TUM RGB-D: hand-held and robot sequences with depth and motion-captured camera poses (Sturm et al., IROS 2012).
+"""TUM RGB-D: hand-held and robot sequences with depth and motion-captured camera poses (Sturm et
+al., IROS 2012).
 
     root/<sequence>/{rgb,depth,groundtruth}.txt     `time file` and `time tx ty tz qx qy qz qw`, times in seconds
     root/<sequence>/{rgb,depth}/<time>.png
 
-The root may also be one sequence. The three are recorded at different times: a colour frame gets the depth map and the pose
-nearest to it in time if that is at most 0.02 s away, the tool's own limit (associate.py). Depth is registered to the colour
-image, 5000 units per metre, 0 where unknown. A pose is that of the colour camera, camera to world.
+The root may also be one sequence. The three are recorded at different times: a colour frame gets
+the depth map and the pose nearest to it in time if that is at most 0.02 s away, the tool's own
+limit (associate.py). Depth is registered to the colour image, 5000 units per metre, 0 where
+unknown. A pose is that of the colour camera, camera to world.
 
-There is no official split of the sequences with truth: those in the setting `val_sequences` are `val`, those whose name ends in
-`_validation`, which come without truth, are `test`, and all others are `train`.
+There is no official split of the sequences with truth: those in the setting `val_sequences` are
+`val`, those whose name ends in `_validation`, which come without truth, are `test`, and all others
+are `train`.
 
-How frames are laid out is said in `_rgbd.py`. Written against the set's page "File Formats" and its tool associate.py.
+How frames are laid out is said in `_rgbd.py`. Written against the set's page "File Formats" and its
+tool associate.py.
 """
 
 from __future__ import annotations
@@ -52,7 +56,9 @@ class Dataset(RecordingDataset):
         folders = [folder for folder, _, files in self.walk() if "rgb.txt" in files]
         for name in self.settings.val_sequences:
             if name not in {folder.name for folder in folders}:
-                raise unknown_name("sequence", name, {folder.name for folder in folders}, "val_sequences")
+                raise unknown_name(
+                    "sequence", name, {folder.name for folder in folders}, "val_sequences"
+                )
         for folder in folders:
             name = self.name_of(folder)
             try:
@@ -87,21 +93,32 @@ class Dataset(RecordingDataset):
         table = table[np.argsort(table[:, 0], kind="stable")]
         poses = motion(table[:, 1:4], table[:, [7, 4, 5, 6]])
         rows = nearest(table[:, 0], time_s)
-        return np.where((rows >= 0)[:, None, None], poses[rows], np.nan) if len(poses) else np.full((len(time_s), 4, 4), np.nan)
+        return (
+            np.where((rows >= 0)[:, None, None], poses[rows], np.nan)
+            if len(poses)
+            else np.full((len(time_s), 4, 4), np.nan)
+        )
 
     def _listed(self, name: str, folder: Path, kind: str) -> tuple[np.ndarray, list[Path]]:
-        """Times in order and files of rgb.txt or depth.txt; lines whose file is missing, or whose time repeats, are noted."""
+        """Times in order and files of rgb.txt or depth.txt; lines whose file is missing, or whose
+        time repeats, are noted."""
         path = folder / f"{kind}.txt"
         if not path.is_file():
             return np.empty(0), []
         files: dict[float, Path] = {}
         missing, repeated = [], []
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip() and line[0] != "#"]
+        lines = [
+            line.split()
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if line.strip() and line[0] != "#"
+        ]
         for words in lines:
             try:
                 time_s, file = float(words[0]), folder / words[1]
             except (ValueError, IndexError) as error:
-                raise BadInput(f"{path}: wanted lines of a time and a file, found '{' '.join(words)[:60]}'") from error
+                raise BadInput(
+                    f"{path}: wanted lines of a time and a file, found '{' '.join(words)[:60]}'"
+                ) from error
             if not file.is_file():
                 missing.append(file)
             elif time_s in files:
@@ -109,16 +126,21 @@ class Dataset(RecordingDataset):
             else:
                 files[time_s] = file
         self.note(name, f"{kind}.txt", missing, len(lines), "files are missing")
-        self.note(name, f"{kind}.txt again", repeated, len(lines), "files repeat a time and are left out")
+        self.note(
+            name, f"{kind}.txt again", repeated, len(lines), "files repeat a time and are left out"
+        )
         times = sorted(files)
         return np.array(times), [files[time_s] for time_s in times]
 
 
 def nearest(known_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:
-    """(F,) place in sorted `known_s` of the time nearest to each wanted one; -1 where it is further than 0.02 s away."""
+    """(F,) place in sorted `known_s` of the time nearest to each wanted one; -1 where it is further
+    than 0.02 s away."""
     if not len(known_s):
         return np.full(len(wanted_s), -1)
     after = np.searchsorted(known_s, wanted_s).clip(0, len(known_s) - 1)
     before = (after - 1).clip(0)
-    rows = np.where(np.abs(wanted_s - known_s[before]) <= np.abs(known_s[after] - wanted_s), before, after)
+    rows = np.where(
+        np.abs(wanted_s - known_s[before]) <= np.abs(known_s[after] - wanted_s), before, after
+    )
     return np.where(np.abs(known_s[rows] - wanted_s) <= MAX_GAP_S, rows, -1)

@@ -1,21 +1,24 @@
-"""Waymo Open Dataset: 20 s of driving per segment at 10 frames per second, with boxes in the images of each camera.
+"""Waymo Open Dataset: 20 s of driving per segment at 10 frames per second, with boxes in the images
+of each camera.
 
-Written against the Parquet release of the perception data (v2.0.0 and v2.0.1; github.com/waymo-research/waymo-open-dataset,
-src/waymo_open_dataset/v2), of which it reads two components, one file per segment:
+Written against the Parquet release of the perception data (v2.0.0 and v2.0.1;
+github.com/waymo-research/waymo-open-dataset, src/waymo_open_dataset/v2), of which it reads two
+components, one file per segment:
 
     root/{training,validation}/camera_image/<segment>.parquet     key.*, [CameraImageComponent].image: JPEG
     root/{training,validation}/camera_box/<segment>.parquet       key.*, [CameraBoxComponent].box.{center,size}.{x,y}, .type
 
-No decoder finds a video in a Parquet file. So the images of the chosen camera are copied out once, byte for byte, and the clips
-read those; folders that are there already are not written again:
+No decoder finds a video in a Parquet file. So the images of the chosen camera are copied out once,
+byte for byte, and the clips read those; folders that are there already are not written again:
 
     FRAMES_DIR/training/<segment>/FRONT/<frame_timestamp_micros>.jpg, timestamps.txt
 
-FRAMES_DIR is the setting `frames_dir`; the release itself is only read. Times are those of the release, in seconds from the
-segment's first frame.
+FRAMES_DIR is the setting `frames_dir`; the release itself is only read. Times are those of the
+release, in seconds from the segment's first frame.
 
-The defaults follow the protocol of 4DS (arXiv 2412.15212) as rebuilt in arXiv 2512.01342, A.4: the front camera, and no boxes
-below 0.5 % of the central square. Its windows of 16 frames, and the objects that stay long enough in them, are not chosen here.
+The defaults follow the protocol of 4DS (arXiv 2412.15212) as rebuilt in arXiv 2512.01342, A.4: the
+front camera, and no boxes below 0.5 % of the central square. Its windows of 16 frames, and the
+objects that stay long enough in them, are not chosen here.
 """
 
 from __future__ import annotations
@@ -31,7 +34,14 @@ from pydantic import Field
 
 from pipeline.config import plugins
 from pipeline.datasets.contract import DatasetPlugin
-from pipeline.datasets.formats.annotations import DAMAGED, few, normalised_boxes, note, present, probe_all
+from pipeline.datasets.formats.annotations import (
+    DAMAGED,
+    few,
+    normalised_boxes,
+    note,
+    present,
+    probe_all,
+)
 from pipeline.errors import BadInput, BadVideo, StillframeError
 from pipeline.records import Clip
 from pipeline.video.probe import TIMESTAMPS
@@ -52,12 +62,18 @@ class Settings(plugins.Settings):
 
     camera: Literal["FRONT", "FRONT_LEFT", "FRONT_RIGHT", "SIDE_LEFT", "SIDE_RIGHT"] = "FRONT"
     """Camera whose images and boxes are read."""
-    types: tuple[Literal["vehicle", "pedestrian", "sign", "cyclist"], ...] = ("vehicle", "pedestrian", "cyclist")
+    types: tuple[Literal["vehicle", "pedestrian", "sign", "cyclist"], ...] = (
+        "vehicle",
+        "pedestrian",
+        "cyclist",
+    )
     """Kinds of objects; the release has no boxes of signs in images."""
     min_area: float = Field(default=0.005, ge=0, lt=1)
-    """A box counts as absent where its part inside the central square covers less than this share of it; 0 keeps every box."""
+    """A box counts as absent where its part inside the central square covers less than this share
+    of it; 0 keeps every box."""
     frames_dir: str = "stillframe_frames"
-    """Folder for the images, relative to the root or absolute; name one where the root is read-only."""
+    """Folder for the images, relative to the root or absolute; name one where the root is
+    read-only."""
 
 
 class Dataset(DatasetPlugin):
@@ -65,12 +81,15 @@ class Dataset(DatasetPlugin):
 
     Settings = Settings
 
-    def __init__(self, root: Path, settings: Any, on_progress: Callable[[int, int], None] | None = None) -> None:
+    def __init__(
+        self, root: Path, settings: Any, on_progress: Callable[[int, int], None] | None = None
+    ) -> None:
         super().__init__((root / settings.frames_dir).resolve(), settings, on_progress)
         self.official = root
 
     def clips(self) -> Iterator[Clip]:
-        """Train, then val, by segment. Copies the images that are not there yet. Raises BadInput if there are no segments."""
+        """Train, then val, by segment. Copies the images that are not there yet. Raises BadInput if
+        there are no segments."""
         self._parquet = _load_parquet()
         segments = self._segments()
         sources: dict[str, tuple[str, str]] = {}
@@ -91,7 +110,11 @@ class Dataset(DatasetPlugin):
                 note(self, boxes_source, error.message)
                 continue
             if lost:
-                note(self, boxes_source, f"{lost} boxes have no area inside the frame and count as absent")
+                note(
+                    self,
+                    boxes_source,
+                    f"{lost} boxes have no area inside the frame and count as absent",
+                )
             if len(boxes):
                 yield Clip(segment, segment, source, SPLITS[folder])
             else:
@@ -103,44 +126,64 @@ class Dataset(DatasetPlugin):
         return {"boxes": boxes, "boxes_time_s": _seconds(micros)}
 
     def _segments(self) -> dict[str, str]:
-        """Segment -> folder of its split; those that have one of the two files alone are noted, with counts."""
+        """Segment -> folder of its split; those that have one of the two files alone are noted,
+        with counts."""
         segments: dict[str, str] = {}
         for folder in SPLITS:
             parts = [self.official / folder / part for part in ("camera_image", "camera_box")]
             images, boxes = ({path.stem for path in part.glob("*.parquet")} for part in parts)
-            for part, missing, there in (("camera_image", boxes - images, boxes), ("camera_box", images - boxes, images)):
+            for part, missing, there in (
+                ("camera_image", boxes - images, boxes),
+                ("camera_box", images - boxes, images),
+            ):
                 if missing:
                     reason = f"{len(missing)} of {len(there)} segments are not there: {few(sorted(missing))}"
                     note(self, f"{folder}/{part}", reason)
             for segment in sorted(images & boxes):
                 if segment in segments:
-                    raise BadInput(f"{self.official}: segment {segment} is in {segments[segment]} and in {folder}")
+                    raise BadInput(
+                        f"{self.official}: segment {segment} is in {segments[segment]} and in {folder}"
+                    )
                 segments[segment] = folder
         if not segments and not self.rejected:
             wanted = f"wanted {' or '.join(SPLITS)} with folders camera_image and camera_box of .parquet files"
-            raise BadInput(f"{self.official} holds no segments of the Waymo Open Dataset v2", wanted)
+            raise BadInput(
+                f"{self.official} holds no segments of the Waymo Open Dataset v2", wanted
+            )
         return segments
 
     def _copy_images(self, folder: str, segment: str, target: Path) -> None:
-        """Writes the folder of images aside and renames it. Raises BadVideo if the file of images cannot be used."""
+        """Writes the folder of images aside and renames it. Raises BadVideo if the file of images
+        cannot be used."""
         path = self.official / folder / "camera_image" / f"{segment}.parquet"
         table = self._read(path, [SEGMENT, TIME, CAMERA])
         if set(table[SEGMENT]) - {segment}:
-            raise BadVideo(f"holds segment {few(sorted(set(table[SEGMENT])))}, its name says {segment}")
+            raise BadVideo(
+                f"holds segment {few(sorted(set(table[SEGMENT])))}, its name says {segment}"
+            )
         micros = np.sort(table[TIME][table[CAMERA] == CAMERAS[self.settings.camera]])
         if len(micros) == 0:
             raise BadVideo(f"holds no image of camera {self.settings.camera}")
         gaps = np.diff(micros)
         if (gaps == 0).any():
-            raise BadVideo(f"holds two images of camera {self.settings.camera} at {micros[1:][gaps == 0][0]}")
+            raise BadVideo(
+                f"holds two images of camera {self.settings.camera} at {micros[1:][gaps == 0][0]}"
+            )
         uneven = int((np.abs(gaps - INTERVAL_MICROS) > INTERVAL_MICROS / 2).sum())
         if uneven:
-            reason = f"{uneven} of {len(gaps)} intervals are not 0.1 s; used with the times as they are"
+            reason = (
+                f"{uneven} of {len(gaps)} intervals are not 0.1 s; used with the times as they are"
+            )
             note(self, path.relative_to(self.official).as_posix(), reason)
         times = "".join(f"{time_s!r}\n" for time_s in _seconds(micros).tolist())
         if target.is_dir():
-            if not (target / TIMESTAMPS).is_file() or (target / TIMESTAMPS).read_text(encoding="ascii") != times:
-                raise BadVideo(f"{target} holds other images than this: delete it, and it is written again")
+            if (
+                not (target / TIMESTAMPS).is_file()
+                or (target / TIMESTAMPS).read_text(encoding="ascii") != times
+            ):
+                raise BadVideo(
+                    f"{target} holds other images than this: delete it, and it is written again"
+                )
             return
         aside = target.with_name(f".{target.name}.partial")
         shutil.rmtree(aside, ignore_errors=True)
@@ -151,7 +194,8 @@ class Dataset(DatasetPlugin):
         aside.rename(target)
 
     def _images(self, path: Path) -> Iterator[tuple[int, bytes]]:
-        """Time and JPEG of every image of the chosen camera, a few in memory at a time. Raises BadVideo."""
+        """Time and JPEG of every image of the chosen camera, a few in memory at a time. Raises
+        BadVideo."""
         camera = CAMERAS[self.settings.camera]
         try:
             with self._parquet.ParquetFile(path) as file:
@@ -181,7 +225,10 @@ class Dataset(DatasetPlugin):
         Raises BadVideo if the file of boxes cannot be used.
         """
         folder, segment, camera = source.split("/")
-        table = self._read(self.official / folder / "camera_box" / f"{segment}.parquet", [TIME, CAMERA, OBJECT, TYPE, *BOX])
+        table = self._read(
+            self.official / folder / "camera_box" / f"{segment}.parquet",
+            [TIME, CAMERA, OBJECT, TYPE, *BOX],
+        )
         kinds = [TYPES[name] for name in self.settings.types]
         own = (table[CAMERA] == CAMERAS[camera]) & np.isin(table[TYPE], kinds)
         time, objects, cx, cy, w, h = (table[name][own] for name in (TIME, OBJECT, *BOX))
@@ -208,7 +255,8 @@ def _load_parquet() -> Any:
         return importlib.import_module("pyarrow.parquet")
     except ModuleNotFoundError as error:
         raise StillframeError(
-            "dataset 'waymo' needs the package 'pyarrow', which is not installed", "pip install pyarrow"
+            "dataset 'waymo' needs the package 'pyarrow', which is not installed",
+            "pip install pyarrow",
         ) from error
 
 

@@ -1,14 +1,18 @@
-"""The built-in world: short clips whose class no single frame can tell, with exact truth for every task.
+"""The built-in world: short clips whose class no single frame can tell, with exact truth for every
+task.
 
-Two kinds of scene: a `plane` with one object before a still camera, where the class is how the object moves or changes, and a
-`room` with several objects and a moving camera, where the class is how the camera moves; see `_world_plane` and `_world_room`.
-The room has dials that make it harder, and is what tracking, depth and camera pose are learned from.
+Two kinds of scene: a `plane` with one object before a still camera, where the class is how the
+object moves or changes, and a `room` with several objects and a moving camera, where the class is
+how the camera moves; see `_world_plane` and `_world_room`. The room has dials that make it harder,
+and is what tracking, depth and camera pose are learned from.
 
-In both, the class is a phase that turns one way or the other on a circle from a uniform start, so that every single frame is
-distributed alike in all classes. The video codec keeps this property: every frame is coded alone with a fixed quantiser, so a
-decoded frame is a function of the rendered frame and of nothing else.
+In both, the class is a phase that turns one way or the other on a circle from a uniform start, so
+that every single frame is distributed alike in all classes. The video codec keeps this property:
+every frame is coded alone with a fixed quantiser, so a decoded frame is a function of the rendered
+frame and of nothing else.
 
-Frames are square; the camera's focal length is one frame side, its principal point the frame's centre.
+Frames are square; the camera's focal length is one frame side, its principal point the frame's
+centre.
 """
 
 from __future__ import annotations
@@ -34,7 +38,8 @@ from pipeline.records import Clip
 
 SCENES = {"plane": plane, "room": room}
 BLOCK_PIXELS = 2**20
-"""Pixels of the frames that are rendered together, so that memory does not grow with the clip's length."""
+"""Pixels of the frames that are rendered together, so that memory does not grow with the clip's
+length."""
 ROOM_SETTINGS = tuple(field.name for field in fields(room.Dials))
 Dial = Annotated[float, Field(ge=0, le=1)]
 
@@ -43,7 +48,8 @@ class Settings(plugins.Settings):
     """What to render."""
 
     clips_per_class: int = Field(default=50, ge=1)
-    """Clips of each class, of which the plane has 8 and the room 6; every clip is a video of its own."""
+    """Clips of each class, of which the plane has 8 and the room 6; every clip is a video of its
+    own."""
     frames: int = Field(default=24, ge=2)
     """Frames per clip."""
     fps: int = Field(default=12, ge=1, le=240)
@@ -59,23 +65,27 @@ class Settings(plugins.Settings):
     objects: int = Field(default=2, ge=1, le=4)
     """Tracked objects; each is a ball or a box with a texture of its own."""
     rooms: int = Field(default=0, ge=0)
-    """Rooms, each with objects of its own, that the clips share in turn; 0: every clip has its own. With few, what things look
-    like tells where and how far they are, and little data goes a long way."""
+    """Rooms, each with objects of its own, that the clips share in turn; 0: every clip has its own.
+    With few, what things look like tells where and how far they are, and little data goes a long
+    way."""
     occlusion: Dial = 0.0
-    """Boards slide in front of the objects. Each object is fully behind its own board for 0.75 of the time at 1.0, for a
-    proportional share below, and partly for some time before and after; the board of another may cover it too. None at 0."""
+    """Boards slide in front of the objects. Each object is fully behind its own board for 0.75 of
+    the time at 1.0, for a proportional share below, and partly for some time before and after; the
+    board of another may cover it too. None at 0."""
     deformation: Dial = 0.0
-    """Objects change shape smoothly: each axis breathes, a third of a period apart; at 1.0 between 2 / 3 and 3 / 2 of its
-    length."""
+    """Objects change shape smoothly: each axis breathes, a third of a period apart; at 1.0 between
+    2 / 3 and 3 / 2 of its length."""
     viewpoint: Dial = 0.0
-    """How far the camera drifts beside the motion that is its class: along each axis within 3 cm at 0 and 40 cm at 1.0, to the
-    sides and up and down within 1.5 degrees at 0 and 15 degrees at 1.0, rolling half as much."""
+    """How far the camera drifts beside the motion that is its class: along each axis within 3 cm at
+    0 and 40 cm at 1.0, to the sides and up and down within 1.5 degrees at 0 and 15 degrees at 1.0,
+    rolling half as much."""
     speed: Dial = 0.0
-    """Everything moves 3 ** speed times as fast, camera, objects and boards: three times at 1.0, along the same paths. A
-    camera then circles up to 1.8 times a second: at 4 frames per second of a window, half a circle a frame hides its way."""
+    """Everything moves 3 ** speed times as fast, camera, objects and boards: three times at 1.0,
+    along the same paths. A camera then circles up to 1.8 times a second: at 4 frames per second of
+    a window, half a circle a frame hides its way."""
     distractors: Dial = 0.0
-    """Look-alikes: same shape, size and texture as a tracked object, paths of their own, no boxes or points. There are
-    round(4 * distractors): 4 at 1.0."""
+    """Look-alikes: same shape, size and texture as a tracked object, paths of their own, no boxes
+    or points. There are round(4 * distractors): 4 at 1.0."""
 
     @model_validator(mode="after")
     def _of_the_room(self) -> Self:
@@ -83,30 +93,42 @@ class Settings(plugins.Settings):
         for name in ROOM_SETTINGS:
             found = getattr(self, name)
             if self.scene == "plane" and found != getattr(at_rest, name):
-                raise ValueError(f"{name} is a setting of scene 'room', found {name} = {found:g} with scene 'plane'")
+                raise ValueError(
+                    f"{name} is a setting of scene 'room', found {name} = {found:g} with scene 'plane'"
+                )
         return self
 
 
 class Dataset(DatasetPlugin):
-    """Renders `videos/<label>_<number>.mp4` under `root`, and `world.json`, which says what they were rendered from."""
+    """Renders `videos/<label>_<number>.mp4` under `root`, and `world.json`, which says what they
+    were rendered from."""
 
     Settings = Settings
     renders = True
 
-    def __init__(self, root: Path, settings: Any, on_progress: Callable[[int, int], None] | None = None) -> None:
+    def __init__(
+        self, root: Path, settings: Any, on_progress: Callable[[int, int], None] | None = None
+    ) -> None:
         super().__init__(root, settings, on_progress)
         self._labels = SCENES[settings.scene].LABELS
-        names = (f"{label}_{number:04d}" for number in range(settings.clips_per_class) for label in self._labels)
+        names = (
+            f"{label}_{number:04d}"
+            for number in range(settings.clips_per_class)
+            for label in self._labels
+        )
         self._index = {name: index for index, name in enumerate(names)}
         self._time_s = np.arange(settings.frames) / settings.fps
 
     def clips(self) -> Iterator[Clip]:
-        """Renders what is not there yet, then yields the classes in turn. Raises BadInput if `root` holds another world."""
+        """Renders what is not there yet, then yields the classes in turn. Raises BadInput if `root`
+        holds another world."""
         self._claim_root()
         with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16)) as pool:
             for done, _ in enumerate(pool.map(self._render, self._index), start=1):
                 self.on_progress(done, len(self._index))
-        train = self.settings.clips_per_class - round(self.settings.clips_per_class * self.settings.val_fraction)
+        train = self.settings.clips_per_class - round(
+            self.settings.clips_per_class * self.settings.val_fraction
+        )
         for name, index in self._index.items():
             yield Clip(
                 clip_id=name,
@@ -118,10 +140,15 @@ class Dataset(DatasetPlugin):
             )
 
     def targets(self, clip: Clip) -> dict[str, np.ndarray]:
-        """`label` () and the arrays of `truth`, at the times of the frames; computed from the seed, not from the video."""
+        """`label` () and the arrays of `truth`, at the times of the frames; computed from the seed,
+        not from the video."""
         targets = self._shot(clip.clip_id).truth(self._time_s)
         times = {f"{name}_time_s": self._time_s for name in ("boxes", "points", "depth_m", "pose")}
-        return {"label": np.array(self._labels.index(self._label(clip.clip_id))), **targets, **times}
+        return {
+            "label": np.array(self._labels.index(self._label(clip.clip_id))),
+            **targets,
+            **times,
+        }
 
     def _label(self, name: str) -> str:
         return self._labels[self._index[name] % len(self._labels)]
@@ -139,16 +166,22 @@ class Dataset(DatasetPlugin):
             return
         shot, size_px = self._shot(name), self.settings.size_px
         block = min(max(BLOCK_PIXELS // size_px**2, 1), 8)
-        times = (self._time_s[start : start + block] for start in range(0, len(self._time_s), block))
+        times = (
+            self._time_s[start : start + block] for start in range(0, len(self._time_s), block)
+        )
         frames = (frame for time_s in times for frame in shot.render(time_s, size_px))
         aside = path.with_suffix(".partial")
         encode(aside, frames, size_px, self.settings.fps)
         aside.replace(path)
 
     def _claim_root(self) -> None:
-        """Writes `world.json`, or checks that the one there says the same: two worlds never mix in one folder."""
+        """Writes `world.json`, or checks that the one there says the same: two worlds never mix in
+        one folder."""
         # The split is a matter of the manifest, not of the pixels; the plane knows nothing of the room.
-        left_out = {"val_fraction", *(("scene", *ROOM_SETTINGS) if self.settings.scene == "plane" else ())}
+        left_out = {
+            "val_fraction",
+            *(("scene", *ROOM_SETTINGS) if self.settings.scene == "plane" else ()),
+        }
         rendering = SCENES[self.settings.scene].RENDERING
         table = {"rendering": rendering, **self.settings.model_dump(mode="json", exclude=left_out)}
         path = self.root / "world.json"
@@ -186,7 +219,9 @@ def encode(path: Path, frames: Iterable[np.ndarray], size_px: int, fps: int) -> 
     One thread and no dates: the same frames give the same bytes.
     """
     with av.open(path, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=fps, options={"qp": "18", "g": "1", "preset": "veryfast"})
+        stream = container.add_stream(
+            "libx264", rate=fps, options={"qp": "18", "g": "1", "preset": "veryfast"}
+        )
         stream.height = stream.width = size_px
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1

@@ -1,7 +1,8 @@
-"""Both stages tried out on this machine for half a minute: real videos, encoder, codec, disk and recipe, on a small sample.
+"""Both stages tried out on this machine for half a minute: real videos, encoder, codec, disk and
+recipe, on a small sample.
 
-The sample is extracted and
-trained on by the same code as all of them would be, in a scratch folder inside the output's, which is removed afterwards.
+The sample is extracted and trained on by the same code as all of them would be, in a scratch folder
+inside the output's, which is removed afterwards.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class Speed(Settings):
     load_s: float
     """Until the encoder is loaded."""
     start_s: float
-    """Of an extraction, before its first frames and after its last: processes start, the last store is synced."""
+    """Of an extraction, before its first frames and after its last: processes start, the last store
+    is synced."""
     frame_s: float
     """Of an extraction: decoding, encoding and writing overlap."""
     decode_s: float
@@ -83,7 +85,8 @@ class Speed(Settings):
     step_s: float | None = None
     """A training step, its tokens read from memory; None without a recipe."""
     uncached_step_s: float | None = None
-    """The same with the encoder in the loop: decoding, resizing, encoding; None without a recipe."""
+    """The same with the encoder in the loop: decoding, resizing, encoding; None without a
+    recipe."""
 
 
 class _Enough(Exception):
@@ -100,11 +103,13 @@ def attempt(
     seconds: float,
     tell: Tell,
 ) -> Speed:
-    """Tries both stages for about `seconds`; with a slow encoder it takes longer, as some frames are needed for a window.
+    """Tries both stages for about `seconds`; with a slow encoder it takes longer, as some frames
+    are needed for a window.
 
     Without a manifest, videos of the built-in world stand in.
 
-    Raises StillframeError where nothing can be decoded or written, and whatever a real extraction or training would raise.
+    Raises StillframeError where nothing can be decoded or written, and whatever a real extraction
+    or training would raise.
     """
     tell("loading the encoder")
     begin = time.perf_counter()
@@ -118,19 +123,29 @@ def attempt(
         few = sample(videos, spec, max(FIRST_FRAMES, least), folder / "first")
         alone = _alone(spec, few, encoder, device, SHARES["alone"] * seconds)
         tell("extracting")
-        frames = int(SHARES["extract"] * seconds / max(alone.decode_s / decoders, alone.encode_s * (1 + len(spec.views))))
+        frames = int(
+            SHARES["extract"]
+            * seconds
+            / max(alone.decode_s / decoders, alone.encode_s * (1 + len(spec.views)))
+        )
         wanted = max(least, min(frames, MOST_BYTES // spec.bytes_per_frame(spec.token_shape())))
         some = sample(videos, spec, wanted, folder / "more")
         # Where not even a few batches can be had in time, they are smaller; encoders of that kind gain little from large ones.
-        store = spec.store.model_copy(update={"batch_frames": min(spec.store.batch_frames, max(1, wanted // 4))})
+        store = spec.store.model_copy(
+            update={"batch_frames": min(spec.store.batch_frames, max(1, wanted // 4))}
+        )
         caches = f"{place}/caches"
-        cache, extracted = _extract(spec.model_copy(update={"store": store}), some, encoder, caches, device, decoders)
+        cache, extracted = _extract(
+            spec.model_copy(update={"store": store}), some, encoder, caches, device, decoders
+        )
         tell("reading")
         read = _read(cache, some, recipe)
         steps = {}
         if recipe:
             tell("training")
-            steps["step_s"] = _step(recipe, cache, folder / "run", device, SHARES["train"] * seconds)
+            steps["step_s"] = _step(
+                recipe, cache, folder / "run", device, SHARES["train"] * seconds
+            )
             tell("training with the encoder in the loop")
             steps["uncached_step_s"] = _step(
                 recipe,
@@ -143,13 +158,21 @@ def attempt(
     # A frame is extracted no faster than it is decoded and encoded: what was slower alone was disturbed.
     decode_s = min(alone.decode_s, extracted["frame_s"] * decoders)
     encode_s = min(alone.encode_s, extracted["frame_s"] / (1 + len(spec.views)))
-    figures = {"load_s": load_s, "decode_s": decode_s, "encode_s": encode_s, **extracted, **read, **steps}
+    figures = {
+        "load_s": load_s,
+        "decode_s": decode_s,
+        "encode_s": encode_s,
+        **extracted,
+        **read,
+        **steps,
+    }
     return Speed(videos=len(some.videos), **figures)
 
 
 @contextmanager
 def _scratch(out: str) -> Iterator[str]:
-    """A place of its own inside `out`, and nothing left of it afterwards, nor of `out` if that was not there."""
+    """A place of its own inside `out`, and nothing left of it afterwards, nor of `out` if that was
+    not there."""
     name = f".plan-{os.getpid()}"
     where = at(out)
     is_new = isinstance(where, Folder) and not Path(out).exists()
@@ -174,14 +197,18 @@ class _Alone(NamedTuple):
     encode_s: float
 
 
-def _alone(spec: CacheSpec, some: Manifest, encoder: EncoderPlugin, device: torch.device, seconds: float) -> _Alone:
+def _alone(
+    spec: CacheSpec, some: Manifest, encoder: EncoderPlugin, device: torch.device, seconds: float
+) -> _Alone:
     blocks: deque[Frames] = deque(maxlen=BLOCKS)
     frames, spent_s = 0, 0.0
     with Decoder() as decoder:
         for turn, video in enumerate((some.videos[0], *some.videos)):
             begin, count = time.perf_counter(), 0
             with suppress(BadVideo):
-                for block in decoder.decode(some.root / video.source, [spec.frames.rate], video.image_fps):
+                for block in decoder.decode(
+                    some.root / video.source, [spec.frames.rate], video.image_fps
+                ):
                     if count == 0:
                         blocks.append(block.frames)
                     count += len(block.frames)
@@ -197,7 +224,11 @@ def _alone(spec: CacheSpec, some: Manifest, encoder: EncoderPlugin, device: torc
         begin, squares = time.perf_counter(), list[torch.Tensor]()
         with torch.inference_mode():
             while (left := size - sum(map(len, squares))) > 0:
-                squares.append(Squares(blocks[0], device).of(spec.frames, np.arange(len(blocks[0])) < left, None)[0])
+                squares.append(
+                    Squares(blocks[0], device).of(
+                        spec.frames, np.arange(len(blocks[0])) < left, None
+                    )[0]
+                )
                 blocks.rotate()
             encoder(torch.cat(squares))
         synchronize(device)
@@ -214,7 +245,12 @@ def _alone(spec: CacheSpec, some: Manifest, encoder: EncoderPlugin, device: torc
 
 
 def _extract(
-    spec: CacheSpec, some: Manifest, encoder: EncoderPlugin, out: str, device: torch.device, decoders: int
+    spec: CacheSpec,
+    some: Manifest,
+    encoder: EncoderPlugin,
+    out: str,
+    device: torch.device,
+    decoders: int,
 ) -> tuple[Cache, dict[str, Any]]:
     """The cache of the sample, and figures of its extraction."""
     noted: list[tuple[float, int]] = []
@@ -222,14 +258,20 @@ def _extract(
     laid_out = extract.lay_out(spec, some, out, encoder, device)
     job = extract.a_job([laid_out.place.address], some, str(device), decoders)
     progress = fill(
-        [(laid_out, encoder, [])], some.videos, job, device, lambda state: noted.append((time.perf_counter(), state.frames))
+        [(laid_out, encoder, [])],
+        some.videos,
+        job,
+        device,
+        lambda state: noted.append((time.perf_counter(), state.frames)),
     )
     cache = Cache(laid_out.place)
     whole_s = time.perf_counter() - begin
     if not progress.frames:
         raise StillframeError("none of the sampled videos could be decoded", WITHOUT)
     first, last = noted[0], next(pair for pair in noted if pair[1] == progress.frames)
-    frame_s = (last[0] - first[0]) / (last[1] - first[1]) if last[1] > first[1] else whole_s / last[1]
+    frame_s = (
+        (last[0] - first[0]) / (last[1] - first[1]) if last[1] > first[1] else whole_s / last[1]
+    )
     figures = {
         "frames": progress.frames,
         "start_s": max(0.0, whole_s - progress.frames * frame_s),
@@ -241,14 +283,21 @@ def _extract(
 
 
 def _read(cache: Cache, some: Manifest, recipe: Recipe | None) -> dict[str, Any]:
-    """Bytes per second of windows, in the order in which evaluation reads them, from the disk and then from memory."""
-    settings = recipe.windows if recipe else WindowSettings(frames=16, fps=cache.fps or rate_of(some))
+    """Bytes per second of windows, in the order in which evaluation reads them, from the disk and
+    then from memory."""
+    settings = (
+        recipe.windows if recipe else WindowSettings(frames=16, fps=cache.fps or rate_of(some))
+    )
     layers = layers_read(recipe, cache.shape) if recipe else cache.shape.layers
     windows = Windows(cache, some, "train", settings, layers=layers, allow_missing=True)
 
     def once() -> float:
         begin = time.perf_counter()
-        size = sum(array.nbytes for batch in windows.evaluation(READ_BATCH) for array in batch.arrays.values())
+        size = sum(
+            array.nbytes
+            for batch in windows.evaluation(READ_BATCH)
+            for array in batch.arrays.values()
+        )
         return size / (time.perf_counter() - begin)
 
     once()  # opens the stores
@@ -267,23 +316,37 @@ class _InLoop(NamedTuple):
 
 
 def _step(
-    recipe: Recipe, cache: Cache, run: Path, device: torch.device, seconds: float, in_loop: _InLoop | None = None
+    recipe: Recipe,
+    cache: Cache,
+    run: Path,
+    device: torch.device,
+    seconds: float,
+    in_loop: _InLoop | None = None,
 ) -> float:
-    """Seconds of a training step. The first ones, whose batches were there before, are left out; nothing is evaluated or saved.
+    """Seconds of a training step. The first ones, whose batches were there before, are left out;
+    nothing is evaluated or saved.
 
-    With the encoder in the loop, where a step takes long, it is tried with fewer windows: it takes as long for each.
+    With the encoder in the loop, where a step takes long, it is tried with fewer windows: it takes
+    as long for each.
     """
     size = batch_size = recipe.training.batch_size
     if in_loop:
         frame_s = seconds / (BATCHES_AHEAD + LEAST_STEPS) / in_loop.encode_s
         size = min(batch_size, max(1, int(frame_s / recipe.windows.frames)))
-    endless = {"steps": MOST_STEPS, "epochs": None, "evaluate_every": None, "checkpoint_every": MOST_STEPS}
+    endless = {
+        "steps": MOST_STEPS,
+        "epochs": None,
+        "evaluate_every": None,
+        "checkpoint_every": MOST_STEPS,
+    }
     if size < batch_size:
         endless |= {"batch_size": size, "accumulate": 1}
     asked = recipe.model_copy(
         update={
             "training": recipe.training.model_copy(update=endless),
-            "windows": recipe.windows.model_copy(update={"train_fraction": 1.0}),  # the sample is small enough
+            "windows": recipe.windows.model_copy(
+                update={"train_fraction": 1.0}
+            ),  # the sample is small enough
             "cache": None,
         }
     )
@@ -298,8 +361,18 @@ def _step(
     tasks, windows, held_out = loop.open_windows([asked], cache, cache.manifest, allow_missing=True)
     with ExitStack() as stack:
         if in_loop:
-            of_cache = (cache, cache.manifest, "train", asked.windows, tasks[0], windows.layers, True)
-            windows = stack.enter_context(UncachedWindows(in_loop.encoder, in_loop.decoders, device, *of_cache))
+            of_cache = (
+                cache,
+                cache.manifest,
+                "train",
+                asked.windows,
+                tasks[0],
+                windows.layers,
+                True,
+            )
+            windows = stack.enter_context(
+                UncachedWindows(in_loop.encoder, in_loop.decoders, device, *of_cache)
+            )
         stack.enter_context(suppress(_Enough))
         trainers = loop.make_trainers({run: asked}, tasks, windows, device)
         loop.Group(trainers, windows, held_out, device, ALONE, note, None).fit()

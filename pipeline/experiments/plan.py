@@ -1,7 +1,9 @@
-"""What a cache and a training from it will take, before anything runs: bytes, operations, time, and whether caching pays.
+"""What a cache and a training from it will take, before anything runs: bytes, operations, time, and
+whether caching pays.
 
-Sizes follow from the headers of the videos, operations from the configuration of the models, and seconds from a `trial` of both
-stages on this machine. Caching costs one extraction and saves the encoder in every epoch of every run:
+Sizes follow from the headers of the videos, operations from the configuration of the models, and
+seconds from a `trial` of both stages on this machine. Caching costs one extraction and saves the
+encoder in every epoch of every run:
 
     it pays  <=>  runs * epochs * uncached_epoch_s > extract_s + runs * epochs * cached_epoch_s
 """
@@ -35,11 +37,14 @@ from pipeline.train.windows import clips_of, require_rate
 TRAINING = 3
 """A training step of what is trained, over its forward pass: backward is two of them."""
 FRAME_BYTES, VIEW_BYTES, VIDEO_BYTES = 8, 48, 16 + 12
-"""Of a store, beside the tokens: a frame's time and its affine in every view; a video's rows, and what is around its name."""
+"""Of a store, beside the tokens: a frame's time and its affine in every view; a video's rows, and
+what is around its name."""
 ARRAY_BYTES, STORE_BYTES, VIEW_STORE_BYTES = 1050, 2140, 620
-"""Zarr's metadata: of a token array, of everything else in a store, and of a view's group and affine."""
+"""Zarr's metadata: of a token array, of everything else in a store, and of a view's group and
+affine."""
 ARRAY_FILES, STORE_FILES, VIEW_FILES = 1, 10, 3
-"""Beside the shards: a token array's metadata; those of the store, its small arrays and its receipt; those of a view."""
+"""Beside the shards: a token array's metadata; those of the store, its small arrays and its
+receipt; those of a view."""
 CACHE_FILES = 1
 """cache.json; those of the manifest, and what a fitted codec has learnt, come on top."""
 LABELS = ("one", "two")
@@ -147,7 +152,8 @@ def plan(
     speed: Speed | None,
     decoders: int,
 ) -> Plan:
-    """Of `videos`, or of so many `frames` where there is no manifest; seconds only with a `speed`. See `require` for errors."""
+    """Of `videos`, or of so many `frames` where there is no manifest; seconds only with a `speed`.
+    See `require` for errors."""
     shape = spec.token_shape()
     expected = _expected(spec, shape, videos, frames)
     scale = _scale(spec, shape, videos, expected)
@@ -167,7 +173,8 @@ def plan(
 
 
 def require(spec: CacheSpec, videos: Manifest | None, recipe: Recipe | None) -> None:
-    """Raises BadInput for what a look at the three can tell: layers, rates, labels, splits that are not there."""
+    """Raises BadInput for what a look at the three can tell: layers, rates, labels, splits that are
+    not there."""
     shape = spec.token_shape()
     if videos:
         extract.require_videos(videos)
@@ -175,21 +182,28 @@ def require(spec: CacheSpec, videos: Manifest | None, recipe: Recipe | None) -> 
         return
     layers_read(recipe, shape)
     clips = clips_of(videos, "train", recipe.windows) if videos else []
-    require_rate(recipe.windows, [clip for _, clip in clips], spec.frames.rate, f"spec '{spec.name}'")
+    require_rate(
+        recipe.windows, [clip for _, clip in clips], spec.frames.rate, f"spec '{spec.name}'"
+    )
     for view in recipe.windows.views:
         if view not in (BASE, *(each.name for each in spec.views)):
             raise BadInput(
                 f"recipe '{recipe.name}' wants the view '{view}', spec '{spec.name}' has none of that name",
                 "add it to the spec, or leave it out of windows.views",
             )
-    plugins.load("task", recipe.task.name)(recipe.task.settings, videos.labels if videos else LABELS)
+    plugins.load("task", recipe.task.name)(
+        recipe.task.settings, videos.labels if videos else LABELS
+    )
 
 
 # Sizes
 
 
-def _expected(spec: CacheSpec, shape: TokenShape, videos: Manifest | None, frames: int | None) -> dict[int, dict[str, int]]:
-    """store -> video_id -> frames; without a manifest, stores that are full, each of one video without a name."""
+def _expected(
+    spec: CacheSpec, shape: TokenShape, videos: Manifest | None, frames: int | None
+) -> dict[int, dict[str, int]]:
+    """store -> video_id -> frames; without a manifest, stores that are full, each of one video
+    without a name."""
     if videos is not None:
         return extract.make_plan(spec, shape, videos)
     assert frames is not None
@@ -197,7 +211,12 @@ def _expected(spec: CacheSpec, shape: TokenShape, videos: Manifest | None, frame
     return dict(enumerate([{"": spec.frames_per_store(shape)}] * full + [{"": rest}] * (rest > 0)))
 
 
-def _scale(spec: CacheSpec, shape: TokenShape, videos: Manifest | None, expected: Mapping[int, Mapping[str, int]]) -> Scale:
+def _scale(
+    spec: CacheSpec,
+    shape: TokenShape,
+    videos: Manifest | None,
+    expected: Mapping[int, Mapping[str, int]],
+) -> Scale:
     frames = sum(sum(store.values()) for store in expected.values())
     seconds = None
     if videos is not None:
@@ -211,11 +230,17 @@ def _scale(spec: CacheSpec, shape: TokenShape, videos: Manifest | None, expected
             other = _with_codec(spec, name)
             stores = expected if name == spec.codec.name else _again(other, shape, expected)
             _, disk_bytes = _on_disk(other, shape, stores.values())
-            codecs[name] = Codec(bytes_per_frame=other.bytes_per_frame(shape), disk_bytes=disk_bytes)
+            codecs[name] = Codec(
+                bytes_per_frame=other.bytes_per_frame(shape), disk_bytes=disk_bytes
+            )
         except BadInput:
             codecs[name] = None
     files = CACHE_FILES + isinstance(spec.make_codec(), FittedCodec)
-    files += sum((videos.folder / name).is_file() for name in Manifest.FILES) if videos else len(Manifest.FILES)
+    files += (
+        sum((videos.folder / name).is_file() for name in Manifest.FILES)
+        if videos
+        else len(Manifest.FILES)
+    )
     return Scale(
         videos=len(videos.videos) if videos else None,
         clips=len(videos.clips) if videos else None,
@@ -232,10 +257,14 @@ def _with_codec(spec: CacheSpec, name: str) -> CacheSpec:
     """The spec with another codec, at its defaults."""
     if name == spec.codec.name:
         return spec
-    return spec.model_copy(update={"codec": Choice(name=name, settings=plugins.settings("codec", name, {}, name))})
+    return spec.model_copy(
+        update={"codec": Choice(name=name, settings=plugins.settings("codec", name, {}, name))}
+    )
 
 
-def _again(spec: CacheSpec, shape: TokenShape, expected: Mapping[int, Mapping[str, int]]) -> dict[int, dict[str, int]]:
+def _again(
+    spec: CacheSpec, shape: TokenShape, expected: Mapping[int, Mapping[str, int]]
+) -> dict[int, dict[str, int]]:
     """The same videos in stores as large as another codec makes them."""
     if any("" in store for store in expected.values()):
         return _expected(spec, shape, None, sum(sum(store.values()) for store in expected.values()))
@@ -243,11 +272,17 @@ def _again(spec: CacheSpec, shape: TokenShape, expected: Mapping[int, Mapping[st
     return fill_stores(videos, spec.frames_per_store(shape))
 
 
-def _on_disk(spec: CacheSpec, shape: TokenShape, stores: Iterable[Mapping[str, int]]) -> tuple[int, int]:
-    """Files and bytes of stores that hold these frames of these videos; receipts are files, but no bytes of a store."""
+def _on_disk(
+    spec: CacheSpec, shape: TokenShape, stores: Iterable[Mapping[str, int]]
+) -> tuple[int, int]:
+    """Files and bytes of stores that hold these frames of these videos; receipts are files, but no
+    bytes of a store."""
     views = (BASE, *(view.name for view in spec.views))
     arrays = token_arrays(shape.layers, shape.special_tokens, shape.patch_tokens, views)
-    entry, shard_frames = spec.make_codec().layout(shape.width).values(), spec.frames_per_shard(shape)
+    entry, shard_frames = (
+        spec.make_codec().layout(shape.width).values(),
+        spec.frames_per_shard(shape),
+    )
     layouts = [
         Layout((tokens, *tail), dtype, spec.store.chunk_frames, shard_frames)
         for tokens in arrays.values()
@@ -258,34 +293,54 @@ def _on_disk(spec: CacheSpec, shape: TokenShape, stores: Iterable[Mapping[str, i
     def of_frames(frames: int) -> tuple[int, int]:
         files = STORE_FILES + VIEW_FILES * len(spec.views)
         files += sum(ARRAY_FILES + math.ceil(frames / shard_frames) for _ in layouts)
-        size = STORE_BYTES + VIEW_STORE_BYTES * len(spec.views) + frames * (FRAME_BYTES + VIEW_BYTES * len(views))
+        size = (
+            STORE_BYTES
+            + VIEW_STORE_BYTES * len(spec.views)
+            + frames * (FRAME_BYTES + VIEW_BYTES * len(views))
+        )
         return files, size + sum(ARRAY_BYTES + array_bytes(layout, frames) for layout in layouts)
 
     files = size = 0
     for held in stores:
         of_store = of_frames(sum(held.values()))
-        files += of_store[0] - (len(held) == 1)  # zarr leaves out zeros, such as the first row of a single video
+        files += of_store[0] - (
+            len(held) == 1
+        )  # zarr leaves out zeros, such as the first row of a single video
         size += of_store[1] + sum(VIDEO_BYTES + len(video_id) for video_id in held)
     return files, size
 
 
 def array_bytes(layout: Layout, rows: int) -> int:
-    """The shards of an array of so many rows, before compression. A chunk that is begun is written whole."""
+    """The shards of an array of so many rows, before compression. A chunk that is begun is written
+    whole."""
     chunk = layout.chunk_frames * layout.row_bytes + CRC_BYTES
     chunk += -chunk % ALIGNMENT
-    return math.ceil(rows / layout.chunk_frames) * chunk + math.ceil(rows / layout.shard_frames) * layout.index_bytes
+    return (
+        math.ceil(rows / layout.chunk_frames) * chunk
+        + math.ceil(rows / layout.shard_frames) * layout.index_bytes
+    )
 
 
 # What is done
 
 
-def _training(spec: CacheSpec, shape: TokenShape, videos: Manifest | None, recipe: Recipe, scale: Scale) -> Training:
-    """Without a manifest, an epoch is as many windows as have all cached frames once between their first and last."""
+def _training(
+    spec: CacheSpec, shape: TokenShape, videos: Manifest | None, recipe: Recipe, scale: Scale
+) -> Training:
+    """Without a manifest, an epoch is as many windows as have all cached frames once between their
+    first and last."""
     batch, frames = recipe.training.batch_size, recipe.windows.frames
     if videos:
         windows = len(clips_of(videos, "train", recipe.windows))
     else:
-        windows = max(1, round(recipe.windows.train_fraction * scale.frames / (frames * _spacing(spec, recipe, scale))))
+        windows = max(
+            1,
+            round(
+                recipe.windows.train_fraction
+                * scale.frames
+                / (frames * _spacing(spec, recipe, scale))
+            ),
+        )
     tokens = len(layers_read(recipe, shape)) * shape.patch_tokens + shape.special_tokens
     return Training(
         windows=windows,
@@ -297,31 +352,54 @@ def _training(spec: CacheSpec, shape: TokenShape, videos: Manifest | None, recip
 
 
 def _spacing(spec: CacheSpec, recipe: Recipe, scale: Scale) -> float:
-    """Cached frames from one frame of a window to the next; 1 where nothing is known of the videos."""
-    rate = spec.frames.rate or (scale.frames / (3600 * scale.hours) if scale.hours else recipe.windows.fps)
+    """Cached frames from one frame of a window to the next; 1 where nothing is known of the
+    videos."""
+    rate = spec.frames.rate or (
+        scale.frames / (3600 * scale.hours) if scale.hours else recipe.windows.fps
+    )
     return max(1.0, rate / recipe.windows.fps)
 
 
 def _operations(
-    spec: CacheSpec, shape: TokenShape, videos: Manifest | None, recipe: Recipe | None, scale: Scale, training: Training | None
+    spec: CacheSpec,
+    shape: TokenShape,
+    videos: Manifest | None,
+    recipe: Recipe | None,
+    scale: Scale,
+    training: Training | None,
 ) -> Operations:
-    encoder = plugins.load("encoder", spec.encoder.name).flops(spec.encoder.settings, spec.frames.size_px)
+    encoder = plugins.load("encoder", spec.encoder.name).flops(
+        spec.encoder.settings, spec.frames.size_px
+    )
     known = {"encoder_frame": encoder, "extraction": encoder * scale.frames * (1 + len(spec.views))}
     if recipe is None or training is None:
         return Operations(**known)
     parts = profile.flops(recipe, shape, videos.labels if videos else LABELS)
-    step, saved = TRAINING * sum(parts.values()) * recipe.training.batch_size, encoder * training.step_frames
+    step, saved = (
+        TRAINING * sum(parts.values()) * recipe.training.batch_size,
+        encoder * training.step_frames,
+    )
     paid = break_even(known["extraction"], saved * training.steps_per_epoch, 0)
-    return Operations(**known, **parts, cached_step=step, uncached_step=step + saved, break_even=paid)
+    return Operations(
+        **known, **parts, cached_step=step, uncached_step=step + saved, break_even=paid
+    )
 
 
-def _times(spec: CacheSpec, scale: Scale, training: Training | None, speed: Speed, decoders: int) -> Times:
-    alone = {"decode": speed.decode_s / decoders, "encode": speed.encode_s * (1 + len(spec.views)), "write": speed.write_s}
+def _times(
+    spec: CacheSpec, scale: Scale, training: Training | None, speed: Speed, decoders: int
+) -> Times:
+    alone = {
+        "decode": speed.decode_s / decoders,
+        "encode": speed.encode_s * (1 + len(spec.views)),
+        "write": speed.write_s,
+    }
     codec = scale.codecs[spec.codec.name]
     assert codec is not None
     fits_memory = codec.disk_bytes < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     known: dict[str, Any] = {
-        "extract_s": speed.load_s + speed.start_s + scale.frames * max(speed.frame_s, speed.write_s),
+        "extract_s": speed.load_s
+        + speed.start_s
+        + scale.frames * max(speed.frame_s, speed.write_s),
         "slowest": max(alone, key=lambda step: alone[step]),
         "write_bytes_per_s": speed.frame_bytes / max(alone["decode"], alone["encode"]),
         "fits_memory": fits_memory,
@@ -331,7 +409,9 @@ def _times(spec: CacheSpec, scale: Scale, training: Training | None, speed: Spee
     cached_s = speed.step_s
     if not fits_memory and speed.read_cold_bytes_per_s:
         cached_s = max(cached_s, training.step_bytes / speed.read_cold_bytes_per_s)
-    cached_epoch_s, uncached_epoch_s = (each * training.steps_per_epoch for each in (cached_s, speed.uncached_step_s))
+    cached_epoch_s, uncached_epoch_s = (
+        each * training.steps_per_epoch for each in (cached_s, speed.uncached_step_s)
+    )
     return Times(
         **known,
         read_bytes_per_s=training.step_bytes / cached_s,

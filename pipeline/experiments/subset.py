@@ -1,4 +1,5 @@
-"""A small manifest in the place of a large one: videos spread over it by the frames they give, of long ones the beginning."""
+"""A small manifest in the place of a large one: videos spread over it by the frames they give, of
+long ones the beginning."""
 
 from __future__ import annotations
 
@@ -33,11 +34,14 @@ HELD_OUT = 2
 
 
 class _Sample(DatasetPlugin):
-    """Some videos of a manifest, linked or cut short, with their clips and truth; the first few also as evaluation split."""
+    """Some videos of a manifest, linked or cut short, with their clips and truth; the first few
+    also as evaluation split."""
 
     Settings = Settings
 
-    def __init__(self, root: Path, videos: Manifest, chosen: list[Video], head_s: float | None) -> None:
+    def __init__(
+        self, root: Path, videos: Manifest, chosen: list[Video], head_s: float | None
+    ) -> None:
         super().__init__(root, Settings())
         self.all, self.head_s = videos, head_s
         self.origin: dict[str, str] = {}
@@ -45,7 +49,11 @@ class _Sample(DatasetPlugin):
         for number, video in enumerate(chosen):
             for split in ("train", "val")[: 2 if number < HELD_OUT else 1]:
                 source = f"{split}-{number}{Path(video.source).suffix}"
-                if (name := _head(videos.root / video.source, root / source, video.image_fps, head_s)) is not None:
+                if (
+                    name := _head(
+                        videos.root / video.source, root / source, video.image_fps, head_s
+                    )
+                ) is not None:
                     self.linked.setdefault(video.video_id, []).append((split, name))
 
     def clips(self) -> Iterator[Clip]:
@@ -73,37 +81,53 @@ def stand_in(spec: CacheSpec, recipe: Recipe | None, folder: Path) -> Manifest:
 
 
 def sample(videos: Manifest, spec: CacheSpec, frames: int, folder: Path) -> Manifest:
-    """A manifest in `folder` of videos that give about `frames` frames, in the same proportions of sizes as all of them.
+    """A manifest in `folder` of videos that give about `frames` frames, in the same proportions of
+    sizes as all of them.
 
     Raises StillframeError if none of them can be opened.
     """
     facts = {video.video_id: videos.facts.get(video.video_id) for video in videos.videos}
-    usable = [video for video in videos.videos if facts[video.video_id] is not None] or list(videos.videos)
+    usable = [video for video in videos.videos if facts[video.video_id] is not None] or list(
+        videos.videos
+    )
     known = [(video, facts[video.video_id]) for video in usable]
     known.sort(key=lambda pair: pair[1].width * pair[1].height if pair[1] else 0)
     chosen, head, longest = _spread(known, spec.frames.rate, frames)
     # Of few, one that cannot be decoded matters, and headers that promise too much are chosen first.
-    while len(chosen) <= FEW and (empty := [video for video in chosen if not _has_pictures(videos.root / video.source, video)]):
+    while len(chosen) <= FEW and (
+        empty := [video for video in chosen if not _has_pictures(videos.root / video.source, video)]
+    ):
         known = [pair for pair in known if pair[0] not in empty]
         if not known:
-            raise StillframeError(f"none of {len(usable)} videos of {videos.folder} can be opened", NOT_THERE)
+            raise StillframeError(
+                f"none of {len(usable)} videos of {videos.folder} can be opened", NOT_THERE
+            )
         chosen, head, longest = _spread(known, spec.frames.rate, frames)
     head_s = head / (spec.frames.rate or rate_of(videos)) if longest > head else None
     root = folder / "videos"
     root.mkdir(parents=True)
     made = _Sample(root, videos, chosen, head_s)
     if not made.linked:
-        raise StillframeError(f"none of {len(chosen)} sampled videos of {videos.folder} can be opened", NOT_THERE)
+        raise StillframeError(
+            f"none of {len(chosen)} sampled videos of {videos.folder} can be opened", NOT_THERE
+        )
     return manifest.write("sample", made, folder)
 
 
-def _spread(known: Sequence[tuple[Video, Probe | None]], rate: float | None, frames: int) -> tuple[list[Video], int, int]:
-    """Videos whose beginnings give about `frames`, spread by what all give; frames of a beginning, and of the longest one."""
+def _spread(
+    known: Sequence[tuple[Video, Probe | None]], rate: float | None, frames: int
+) -> tuple[list[Video], int, int]:
+    """Videos whose beginnings give about `frames`, spread by what all give; frames of a beginning,
+    and of the longest one."""
     gives = np.array([expected_frames(fact, rate) if fact else 1 for _, fact in known])
     head = max(LEAST_HEAD, frames // 8)
     wanted = min(len(known), max(1, round(frames / float(np.minimum(gives, head).mean()))))
     middles = (np.arange(wanted) + 0.5) / wanted * gives.sum()
-    return [known[place][0] for place in np.unique(np.searchsorted(gives.cumsum(), middles))], head, int(gives.max())
+    return (
+        [known[place][0] for place in np.unique(np.searchsorted(gives.cumsum(), middles))],
+        head,
+        int(gives.max()),
+    )
 
 
 def _has_pictures(path: Path, video: Video) -> bool:
@@ -116,26 +140,40 @@ def _has_pictures(path: Path, video: Video) -> bool:
 
 def rate_of(videos: Manifest) -> float:
     """Frames per second of most of them; 25 where headers do not say."""
-    return statistics.median([fact.fps for fact in videos.facts.values() if fact and fact.fps] or [25.0])
+    return statistics.median(
+        [fact.fps for fact in videos.facts.values() if fact and fact.fps] or [25.0]
+    )
 
 
 def _head(path: Path, link: Path, image_fps: float | None, head_s: float | None) -> str | None:
-    """Puts a video beside `link`, cut after `head_s` if it is longer. Returns its name, or None if it cannot be opened."""
+    """Puts a video beside `link`, cut after `head_s` if it is longer. Returns its name, or None if
+    it cannot be opened."""
     try:
         if path.is_dir():
             images, time_s, _ = list_images(path, image_fps)
-            kept = images if head_s is None else images[: max(2, int(np.searchsorted(time_s - time_s[0], head_s)))]
+            kept = (
+                images
+                if head_s is None
+                else images[: max(2, int(np.searchsorted(time_s - time_s[0], head_s)))]
+            )
             link.mkdir()
             for image in kept:
                 (link / image.name).symlink_to(image)
             if (path / TIMESTAMPS).is_file():
-                (link / TIMESTAMPS).write_text("".join(f"{one!r}\n" for one in time_s[: len(kept)].tolist()), encoding="utf-8")
+                (link / TIMESTAMPS).write_text(
+                    "".join(f"{one!r}\n" for one in time_s[: len(kept)].tolist()), encoding="utf-8"
+                )
             return link.name
         if head_s is None or not _cut(path, link.with_suffix(".mkv"), head_s):
             link.symlink_to(path)
             return link.name
         return link.with_suffix(".mkv").name
-    except (BadVideo, OSError, ValueError, av.FFmpegError):  # the last two: what cannot be put into a file of another kind
+    except (
+        BadVideo,
+        OSError,
+        ValueError,
+        av.FFmpegError,
+    ):  # the last two: what cannot be put into a file of another kind
         return None
 
 

@@ -1,4 +1,5 @@
-"""Settings of a sweep side by side: scores with intervals over seeds and videos, gains over a reference, and what they cost.
+"""Settings of a sweep side by side: scores with intervals over seeds and videos, gains over a
+reference, and what they cost.
 
 What makes a score uncertain, and how that is told, stands in `resampling` and `seed_variance`.
 """
@@ -52,14 +53,16 @@ class SettingSummary(Settings):
     intervals: dict[str, Interval]
     """form -> mean and 95 % interval over seeds and videos."""
     comparisons: dict[str, Comparison]
-    """form -> against the reference; empty for the reference itself and where either has no score."""
+    """form -> against the reference; empty for the reference itself and where either has no
+    score."""
     metrics: dict[str, dict[str, float]]
     """form -> every metric's mean over seeds."""
     cost: Cost
     training_s: float | None
     """Own share of the time, mean over seeds; None where no seed finished."""
     pareto: dict[str, bool]
-    """form -> whether no other setting is at least as good and cheaper in FLOPs, or better and as cheap."""
+    """form -> whether no other setting is at least as good and cheaper in FLOPs, or better and as
+    cheap."""
 
 
 class Summary(Settings):
@@ -107,18 +110,25 @@ class Setting:
         found = {}
         for one in sorted(self.outcomes, key=lambda one: one.seed):
             if one.failed is None and one.evaluation is None:
-                raise BadInput(f"member {one.member} was neither scored nor stopped", "run the sweep again: it goes on")
+                raise BadInput(
+                    f"member {one.member} was neither scored nor stopped",
+                    "run the sweep again: it goes on",
+                )
             if one.failed is None and one.evaluation is not None:
                 found[one.seed] = one.evaluation
         return found
 
 
-def summarise(name: str, axes: dict[str, list[Any]], settings: Sequence[Setting], reference: str) -> Summary:
-    """The summary of sweep `name`; `reference` names what settings are compared with that name nothing themselves.
+def summarise(
+    name: str, axes: dict[str, list[Any]], settings: Sequence[Setting], reference: str
+) -> Summary:
+    """The summary of sweep `name`; `reference` names what settings are compared with that name
+    nothing themselves.
 
-    A setting without a scored seed keeps its row, with its failures. Settings that are not compared may have been scored on
-    other clips, as harder videos are. Raises BadInput: no such reference, members that are neither scored nor failed, that were
-    scored in another metric or on other clips than their reference; StillframeError: nothing was scored.
+    A setting without a scored seed keeps its row, with its failures. Settings that are not compared
+    may have been scored on other clips, as harder videos are. Raises BadInput: no such reference,
+    members that are neither scored nor failed, that were scored in another metric or on other clips
+    than their reference; StillframeError: nothing was scored.
     """
     reference_of = _references(name, settings, reference)
     scored = {one.name: list(one.scored().values()) for one in settings}
@@ -150,19 +160,35 @@ def summarise(name: str, axes: dict[str, list[Any]], settings: Sequence[Setting]
                 name=setting.name,
                 values=setting.values,
                 reference=reference_of[setting.name],
-                runs=tuple(one.member for one in sorted(setting.outcomes, key=lambda one: one.seed)),
-                failed={one.member: one.failed for one in setting.outcomes if one.failed is not None},
+                runs=tuple(
+                    one.member for one in sorted(setting.outcomes, key=lambda one: one.seed)
+                ),
+                failed={
+                    one.member: one.failed for one in setting.outcomes if one.failed is not None
+                },
                 scores={
-                    form: found[setting.name].scores(setting.name) for form, found in tables.items() if setting.name in found
+                    form: found[setting.name].scores(setting.name)
+                    for form, found in tables.items()
+                    if setting.name in found
                 },
                 intervals={
-                    form: found[setting.name].interval(setting.name) for form, found in tables.items() if setting.name in found
+                    form: found[setting.name].interval(setting.name)
+                    for form, found in tables.items()
+                    if setting.name in found
                 },
-                comparisons={form: found[setting.name] for form, found in comparisons.items() if setting.name in found},
+                comparisons={
+                    form: found[setting.name]
+                    for form, found in comparisons.items()
+                    if setting.name in found
+                },
                 metrics=_metrics(setting),
                 cost=setting.cost,
                 training_s=_training_s(setting),
-                pareto={form: found[setting.name] for form, found in pareto.items() if setting.name in found},
+                pareto={
+                    form: found[setting.name]
+                    for form, found in pareto.items()
+                    if setting.name in found
+                },
             )
             for setting in settings
         ),
@@ -179,7 +205,9 @@ def _references(name: str, settings: Sequence[Setting], reference: str) -> dict[
 
 
 def _tables(
-    metric: MetricFacts, settings: Sequence[Setting], scored: Mapping[str, Sequence[Mapping[str, Any]]]
+    metric: MetricFacts,
+    settings: Sequence[Setting],
+    scored: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> dict[str, dict[str, FormTable]]:
     """form -> setting -> the table of all settings that were scored on the same clips."""
     blocks: dict[tuple[str, ...], list[Setting]] = {}
@@ -188,8 +216,13 @@ def _tables(
             blocks.setdefault(tuple(sorted(scored[one.name][0]["clips"])), []).append(one)
     found: dict[str, dict[str, FormTable]] = {}
     for form in dict.fromkeys(form for each in chain(*scored.values()) for form in each["forms"]):
-        of_blocks = [{one.name: row for one in block if (row := _scored(form, clips, one))} for clips, block in blocks.items()]
-        spreads = seed_spreads({name: row.by_seed for rows in of_blocks for name, row in rows.items()})
+        of_blocks = [
+            {one.name: row for one in block if (row := _scored(form, clips, one))}
+            for clips, block in blocks.items()
+        ]
+        spreads = seed_spreads(
+            {name: row.by_seed for rows in of_blocks for name, row in rows.items()}
+        )
         found[form] = {}
         for (clips, block), rows in zip(blocks.items(), of_blocks, strict=True):
             if rows:
@@ -200,7 +233,9 @@ def _tables(
 
 
 def _scored(form: str, clips: Sequence[str], setting: Setting) -> Scored | None:
-    found = {seed: each["clips"] for seed, each in setting.scored().items() if form in each["forms"]}
+    found = {
+        seed: each["clips"] for seed, each in setting.scored().items() if form in each["forms"]
+    }
     tables = [[rows[clip] for clip in clips] for rows in found.values()]
     if not tables:
         return None
@@ -225,7 +260,9 @@ def _require_same_measure(first: Mapping[str, Any], other: Mapping[str, Any]) ->
 
 def _require_same_clips(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
     ours, theirs = first["clips"], other["clips"]
-    strange = sorted(ours.keys() ^ theirs.keys()) or [one for one in ours if ours[one]["video"] != theirs[one]["video"]]
+    strange = sorted(ours.keys() ^ theirs.keys()) or [
+        one for one in ours if ours[one]["video"] != theirs[one]["video"]
+    ]
     if strange:
         raise BadInput(
             f"runs {first['run']} and {other['run']} were not scored on the same clips: {len(strange)} differ, "
@@ -234,11 +271,20 @@ def _require_same_clips(first: Mapping[str, Any], other: Mapping[str, Any]) -> N
         )
 
 
-def compared(tables: Mapping[str, FormTable], reference_of: Mapping[str, str]) -> dict[str, Comparison]:
-    """Setting -> what it gains over its reference; none for a reference itself, or where that has no score."""
-    pairs = {name: reference_of[name] for name in tables if reference_of[name] != name and reference_of[name] in tables}
+def compared(
+    tables: Mapping[str, FormTable], reference_of: Mapping[str, str]
+) -> dict[str, Comparison]:
+    """Setting -> what it gains over its reference; none for a reference itself, or where that has
+    no score."""
+    pairs = {
+        name: reference_of[name]
+        for name in tables
+        if reference_of[name] != name and reference_of[name] in tables
+    }
     spreads = _paired_spreads(tables, pairs)
-    gains = {name: tables[name].gain(name, theirs, spreads.get(name)) for name, theirs in pairs.items()}
+    gains = {
+        name: tables[name].gain(name, theirs, spreads.get(name)) for name, theirs in pairs.items()
+    }
     p = [two_sided(resampled, tables[name].videos) for name, (_, resampled) in gains.items()]
     found = {}
     for (name, theirs), plain, adjusted in zip(pairs.items(), p, holm(p), strict=True):
@@ -256,24 +302,38 @@ def compared(tables: Mapping[str, FormTable], reference_of: Mapping[str, str]) -
     return found
 
 
-def _paired_spreads(tables: Mapping[str, FormTable], pairs: Mapping[str, str]) -> dict[str, SeedSpread]:
-    """Of the gains of those settings that have the seeds of their reference; all over one reference are taken together."""
+def _paired_spreads(
+    tables: Mapping[str, FormTable], pairs: Mapping[str, str]
+) -> dict[str, SeedSpread]:
+    """Of the gains of those settings that have the seeds of their reference; all over one reference
+    are taken together."""
     found: dict[str, SeedSpread] = {}
     for reference in dict.fromkeys(pairs.values()):
         theirs = tables[reference].rows[reference].by_seed
-        ours = {name: tables[name].rows[name].by_seed for name, other in pairs.items() if other == reference}
+        ours = {
+            name: tables[name].rows[name].by_seed
+            for name, other in pairs.items()
+            if other == reference
+        }
         same = {name: of for name, of in ours.items() if of.keys() == theirs.keys()}
-        found |= seed_spreads({name: {seed: of[seed] - theirs[seed] for seed in of} for name, of in same.items()})
+        found |= seed_spreads(
+            {name: {seed: of[seed] - theirs[seed] for seed in of} for name, of in same.items()}
+        )
     return found
 
 
-def undominated(tables: Mapping[str, FormTable], reference_of: Mapping[str, str]) -> dict[str, bool]:
-    """Setting -> whether no other with the same reference is at least as good and as cheap, and one of the two strictly."""
+def undominated(
+    tables: Mapping[str, FormTable], reference_of: Mapping[str, str]
+) -> dict[str, bool]:
+    """Setting -> whether no other with the same reference is at least as good and as cheap, and one
+    of the two strictly."""
     found: dict[str, bool] = {}
     for reference in dict.fromkeys(reference_of[name] for name in tables):
         names = [name for name in tables if reference_of[name] == reference]
         rows = [tables[name].rows[name] for name in names]
-        score = np.array([tables[name].sign * row.means.mean() for name, row in zip(names, rows, strict=True)])
+        score = np.array(
+            [tables[name].sign * row.means.mean() for name, row in zip(names, rows, strict=True)]
+        )
         flops = np.array([row.flops for row in rows])
         as_good, as_cheap = score >= score[:, None], flops <= flops[:, None]
         strictly = (score > score[:, None]) | (flops < flops[:, None])
@@ -283,7 +343,8 @@ def undominated(tables: Mapping[str, FormTable], reference_of: Mapping[str, str]
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p corrected for how many there are: the chance of even one false finding stays below the level (Holm, 1979)."""
+    """p corrected for how many there are: the chance of even one false finding stays below the
+    level (Holm, 1979)."""
     values = np.asarray(p, np.float64)
     order = np.argsort(values, kind="stable")
     raised = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
@@ -296,11 +357,18 @@ def _metrics(setting: Setting) -> dict[str, dict[str, float]]:
     """form -> metric -> mean over seeds."""
     forms = [each["forms"] for each in setting.scored().values()]
     return {
-        form: {metric: float(np.mean([each[form][metric]["score"] for each in forms])) for metric in forms[0][form]}
+        form: {
+            metric: float(np.mean([each[form][metric]["score"] for each in forms]))
+            for metric in forms[0][form]
+        }
         for form in (forms[0] if forms else {})
     }
 
 
 def _training_s(setting: Setting) -> float | None:
-    seconds = [one.training_s for one in setting.outcomes if one.failed is None and one.training_s is not None]
+    seconds = [
+        one.training_s
+        for one in setting.outcomes
+        if one.failed is None and one.training_s is not None
+    ]
     return float(np.mean(seconds)) if seconds else None

@@ -1,12 +1,14 @@
-"""Many runs from one cache: those that want the same windows train side by side, each as if it were alone.
+"""Many runs from one cache: those that want the same windows train side by side, each as if it were
+alone.
 
     sweeps/NAME/sweep.json        what is compared, and on which cache
     sweeps/NAME/runs/<member>/    a run as `train` makes it; failed.json beside it says why it was stopped
     sweeps/NAME/leases/           who is at which member, see `pipeline.cache.leases`
     sweeps/NAME/summary-<task>.json   scores, intervals and costs of all settings, see `pipeline.experiments.summary`
 
-Any number of workers may be at work on a sweep. Each takes members that share windows and that nobody else is at, trains them
-from one read, and scores them from one more. A worker that is lost costs what came after the last checkpoints.
+Any number of workers may be at work on a sweep. Each takes members that share windows and that
+nobody else is at, trains them from one read, and scores them from one more. A worker that is lost
+costs what came after the last checkpoints.
 """
 
 from __future__ import annotations
@@ -33,7 +35,15 @@ from pipeline.device import numbered
 from pipeline.errors import BadInput
 from pipeline.experiments.summary import Outcome, Summary, summarise
 from pipeline.experiments.summary import Setting as Compared
-from pipeline.experiments.sweep_spec import SWEEP_FORMAT, Setting, SweepHeader, SweepSpec, read_header, settings_of, values_of
+from pipeline.experiments.sweep_spec import (
+    SWEEP_FORMAT,
+    Setting,
+    SweepHeader,
+    SweepSpec,
+    read_header,
+    settings_of,
+    values_of,
+)
 from pipeline.extract.launchers.contract import EnginePlugin, Job, carry_out
 from pipeline.models.profile import Cost, cost
 from pipeline.models.video_model import VideoModel
@@ -73,17 +83,24 @@ class Member:
     def failure(self) -> Failure | None:
         """Why it was stopped, if it was."""
         file = self.path / "failed.json"
-        return read_json(Failure, file, f"remove {self.path}: it is trained again") if file.is_file() else None
+        return (
+            read_json(Failure, file, f"remove {self.path}: it is trained again")
+            if file.is_file()
+            else None
+        )
 
     @property
     def progress(self) -> tuple[int, int] | None:
         """Steps done and to do, as its last checkpoint says; None where there is none."""
-        checkpoint = Run(self.path).checkpoint("last") if (self.path / "run.json").is_file() else None
+        checkpoint = (
+            Run(self.path).checkpoint("last") if (self.path / "run.json").is_file() else None
+        )
         return (checkpoint.step, checkpoint.steps) if checkpoint else None
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing is left to do: it was stopped for good, or trained to the end and scored there."""
+        """Whether nothing is left to do: it was stopped for good, or trained to the end and scored
+        there."""
         if self.failure is not None:
             return True
         progress, scored = self.progress, read_evaluation(self.path, SPLIT)
@@ -100,14 +117,20 @@ class Sweep:
         self.path = path
         file = path / SWEEP_FILE
         if not file.is_file():
-            raise BadInput(f"{path} is not a sweep: it has no {SWEEP_FILE}", "make one with: stillframe sweep SWEEP CACHE")
+            raise BadInput(
+                f"{path} is not a sweep: it has no {SWEEP_FILE}",
+                "make one with: stillframe sweep SWEEP CACHE",
+            )
         self.header = read_header(file)
         self._done: set[str] = set()
         self._costs: dict[str, Cost] = {}
 
     @classmethod
-    def create(cls, path: Path, spec: SweepSpec, caches: dict[str, Cache], allow_missing: bool = False) -> Sweep:
-        """The sweep at `path`; one that is there already gets other members, and keeps those that stay.
+    def create(
+        cls, path: Path, spec: SweepSpec, caches: dict[str, Cache], allow_missing: bool = False
+    ) -> Sweep:
+        """The sweep at `path`; one that is there already gets other members, and keeps those that
+        stay.
 
         Raises BadInput for any member that cannot be trained, before anything is written.
         """
@@ -120,7 +143,11 @@ class Sweep:
             fingerprints={name: cache.fingerprint for name, cache in caches.items()},
         )
         settings = settings_of(spec)
-        recipes = {name: (recipe, caches[one.cache]) for one in settings for name, recipe in one.members.items()}
+        recipes = {
+            name: (recipe, caches[one.cache])
+            for one in settings
+            for name, recipe in one.members.items()
+        }
         for name, (recipe, cache) in recipes.items():
             require_trainable(recipe, cache, path / "runs" / name)
         for group in groups_of(settings):
@@ -166,17 +193,26 @@ class Sweep:
     @property
     def summaries(self) -> dict[str, Summary]:
         """task -> what the members said when all were done; none before."""
-        found = [read_json(Summary, file, "run the same sweep again") for file in sorted(self.path.glob(SUMMARIES))]
+        found = [
+            read_json(Summary, file, "run the same sweep again")
+            for file in sorted(self.path.glob(SUMMARIES))
+        ]
         return {summary.task: summary for summary in found}
 
     def sum_up(self) -> None:
-        """Writes what the members say, for each task: scores of other tasks are in other metrics."""
+        """Writes what the members say, for each task: scores of other tasks are in other
+        metrics."""
         found: dict[str, list[Setting]] = {}
         for setting in self.settings:
             found.setdefault(next(iter(setting.members.values())).task.name, []).append(setting)
         axes = {key: values_of(key, values) for key, values in self.spec.axes.items()}
         for task, settings in found.items():
-            summary = summarise(self.spec.name, axes, [self._compared(one) for one in settings], settings[0].reference)
+            summary = summarise(
+                self.spec.name,
+                axes,
+                [self._compared(one) for one in settings],
+                settings[0].reference,
+            )
             write_atomically(self.path / f"summary-{task}.json", to_json(summary))
 
     def _compared(self, setting: Setting) -> Compared:
@@ -207,23 +243,35 @@ class Sweep:
     def _cost(self, recipe: Recipe, cache: Cache) -> Cost:
         """The same for settings that differ in their training alone."""
         table = recipe.canonical()
-        key = json.dumps([table["task"], table["temporal"], table["model"], recipe.windows.frames, str(cache.shape)])
+        key = json.dumps(
+            [
+                table["task"],
+                table["temporal"],
+                table["model"],
+                recipe.windows.frames,
+                str(cache.shape),
+            ]
+        )
         if key not in self._costs:
             self._costs[key] = cost(recipe, cache.shape, cache.manifest.labels)
         return self._costs[key]
 
 
 def groups_of(settings: Sequence[Setting]) -> list[list[str]]:
-    """Names of the members that share one read: those that want the same windows of the same cache."""
+    """Names of the members that share one read: those that want the same windows of the same
+    cache."""
     found: dict[str, list[str]] = {}
     for setting in settings:
         for name, recipe in setting.members.items():
-            found.setdefault(json.dumps([setting.cache, shared(recipe)], sort_keys=True), []).append(name)
+            found.setdefault(
+                json.dumps([setting.cache, shared(recipe)], sort_keys=True), []
+            ).append(name)
     return list(found.values())
 
 
 def require_trainable(recipe: Recipe, cache: Cache, path: Path) -> None:
-    """Refuses, before any training, a member whose recipe does not fit its cache, or whose run folder is another's."""
+    """Refuses, before any training, a member whose recipe does not fit its cache, or whose run
+    folder is another's."""
     manifest = cache.manifest
     require_wanted(recipe, cache)
     require_same(path, recipe, cache, manifest)
@@ -244,13 +292,17 @@ class SweepJob(Job):
     allow_missing: bool = False
 
     def work(self, index: int) -> None:
-        run_members(Sweep(Path(self.sweep)), numbered(self.device, index), self.workers, self.allow_missing)
+        run_members(
+            Sweep(Path(self.sweep)), numbered(self.device, index), self.workers, self.allow_missing
+        )
 
 
 def a_job(out: Path, device: torch.device | None, workers: int, allow_missing: bool) -> SweepJob:
     """What the `workers` of an engine are told about the sweep in folder `out`."""
     on = None if device is None else str(device)
-    return SweepJob(device=on, sweep=str(out.absolute()), workers=workers, allow_missing=allow_missing)
+    return SweepJob(
+        device=on, sweep=str(out.absolute()), workers=workers, allow_missing=allow_missing
+    )
 
 
 def sweep(
@@ -265,11 +317,13 @@ def sweep(
     say: Callable[[str], None] = lambda _: None,
     ranks: Ranks = ALONE,
 ) -> Sweep:
-    """Trains and scores what is left of a sweep in folder `out`, and sums it up in `summary-<task>.json`.
+    """Trains and scores what is left of a sweep in folder `out`, and sums it up in
+    `summary-<task>.json`.
 
-    `caches`: those that `sweep_caches.prepare` has made, by their names in the sweep. Without an `engine` the work is done in
-    this process and the other `ranks`, each a worker like any other; all return when no member is left, and the first one
-    sums up. Raises BadInput for what cannot be trained, before anything is.
+    `caches`: those that `sweep_caches.prepare` has made, by their names in the sweep. Without an
+    `engine` the work is done in this process and the other `ranks`, each a worker like any other;
+    all return when no member is left, and the first one sums up. Raises BadInput for what cannot be
+    trained, before anything is.
     """
     made = Sweep.create(out, spec, caches, allow_missing)
     if engine is None:
@@ -290,11 +344,19 @@ def run_members(
     on_progress: OnProgress | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Trains and scores the members that nobody else is at, until none is left; waits for those that others are at."""
+    """Trains and scores the members that nobody else is at, until none is left; waits for those
+    that others are at."""
     with Leases(at(sweep.path)) as leases:
         for members in claimed(sweep, leases, workers):
             try:
-                train_group(members, sweep.caches[members[0].setting.cache], device, allow_missing, on_progress, say)
+                train_group(
+                    members,
+                    sweep.caches[members[0].setting.cache],
+                    device,
+                    allow_missing,
+                    on_progress,
+                    say,
+                )
             finally:
                 for member in members:
                     leases.release(member.name)
@@ -309,12 +371,16 @@ def claimed(sweep: Sweep, leases: Leases, workers: int) -> Iterator[list[Member]
     while True:
         left, took = 0, False
         for group in sweep.groups():
-            free = [member for member in group if member.name not in given and not sweep.is_done(member)]
+            free = [
+                member for member in group if member.name not in given and not sweep.is_done(member)
+            ]
             mine: list[Member] = []
             for member in free:
                 if len(mine) < math.ceil(len(free) / workers) and leases.claim(member.name):
                     mine.append(member)
-            for member in [member for member in mine if sweep.is_done(member)]:  # finished between the two looks
+            for member in [
+                member for member in mine if sweep.is_done(member)
+            ]:  # finished between the two looks
                 leases.release(member.name)
                 mine.remove(member)
             given |= {member.name for member in mine}
@@ -336,7 +402,8 @@ def train_group(
     on_progress: OnProgress | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Trains members that share windows side by side, and scores them. Where memory runs out, half of them at a time."""
+    """Trains members that share windows side by side, and scores them. Where memory runs out, half
+    of them at a time."""
 
     def stopped(trainer: Trainer, error: Diverged) -> None:
         fail(trainer.run.path, error.step, error.reason)
@@ -350,17 +417,26 @@ def train_group(
             evaluate_together(whole, cache, SPLIT, device=device, allow_missing=allow_missing)
         return
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in NO_MEMORY)):
+        if not (
+            isinstance(error, MemoryError | torch.OutOfMemoryError)
+            or any(text in str(error) for text in NO_MEMORY)
+        ):
             raise
     # Only here are the models gone that the error held; optimisers are part of cycles.
     gc.collect()
     torch.cuda.empty_cache()
     if len(members) == 1:
         progress = members[0].progress
-        fail(members[0].path, progress[0] if progress else 0, f"does not fit into the memory of {device}")
+        fail(
+            members[0].path,
+            progress[0] if progress else 0,
+            f"does not fit into the memory of {device}",
+        )
         say(f"{members[0].name} is stopped: it does not fit into the memory of {device}")
         return
-    say(f"{len(members)} members do not fit into the memory of {device} together: half of them at a time")
+    say(
+        f"{len(members)} members do not fit into the memory of {device} together: half of them at a time"
+    )
     half = math.ceil(len(members) / 2)
     for part in (members[:half], members[half:]):
         train_group(part, cache, device, allow_missing, on_progress, say)

@@ -1,4 +1,5 @@
-"""The caches of a sweep beside the one it is started on: other codecs or rates of the same videos, or harder videos."""
+"""The caches of a sweep beside the one it is started on: other codecs or rates of the same videos,
+or harder videos."""
 
 from __future__ import annotations
 
@@ -29,45 +30,78 @@ def prepare(
     device: torch.device | None = None,
     on_step: OnStep = lambda *_: None,
 ) -> dict[str, Cache]:
-    """Every cache that a setting of the sweep is trained on, by its name in the sweep; made where it is missing.
+    """Every cache that a setting of the sweep is trained on, by its name in the sweep; made where
+    it is missing.
 
-    Derived caches and rendered videos lie in `out`, and are kept. Several processes may be at it. Raises BadInput for a cache
-    that cannot be made.
+    Derived caches and rendered videos lie in `out`, and are kept. Several processes may be at it.
+    Raises BadInput for a cache that cannot be made.
     """
     wanted = dict.fromkeys(setting.cache for setting in settings_of(spec))
     for name in wanted:
         if name != GIVEN and spec.caches[name].data:
             require_rendered(name, spec.caches[name], given)
     others = [name for name in wanted if name != GIVEN]
-    shown = {name: f"{name}, {number} of {len(others)} caches" for number, name in enumerate(others, start=1)}
+    shown = {
+        name: f"{name}, {number} of {len(others)} caches"
+        for number, name in enumerate(others, start=1)
+    }
 
     def made(name: str) -> Cache:
-        return _made(name, spec.caches[name], given, out, device, lambda what, *share: on_step(f"{what} {shown[name]}", *share))
+        return _made(
+            name,
+            spec.caches[name],
+            given,
+            out,
+            device,
+            lambda what, *share: on_step(f"{what} {shown[name]}", *share),
+        )
 
     return {name: given if name == GIVEN else made(name) for name in wanted}
 
 
 def require_rendered(name: str, other: OtherCache, given: Cache) -> None:
-    """Refuses other data where the videos are a user's own, and settings that the data set refuses, before any is rendered."""
+    """Refuses other data where the videos are a user's own, and settings that the data set refuses,
+    before any is rendered."""
     dataset = given.manifest.origin.dataset
     if not plugins.load("dataset", dataset).renders:
         raise BadInput(
-            f"cache '{name}' of the sweep wants other videos, and data set '{dataset}' of {given} renders none", ROOM
+            f"cache '{name}' of the sweep wants other videos, and data set '{dataset}' of {given} renders none",
+            ROOM,
         )
     try:
-        plugins.settings("dataset", dataset, given.manifest.origin.settings | other.data, f"data set of {given}")
+        plugins.settings(
+            "dataset", dataset, given.manifest.origin.settings | other.data, f"data set of {given}"
+        )
     except BadInput as error:
-        raise BadInput(f"cache '{name}' of the sweep wants other videos: {error.message}", ROOM) from error
+        raise BadInput(
+            f"cache '{name}' of the sweep wants other videos: {error.message}", ROOM
+        ) from error
 
 
-def _made(name: str, other: OtherCache, given: Cache, out: Path, device: torch.device | None, on_step: OnStep) -> Cache:
+def _made(
+    name: str,
+    other: OtherCache,
+    given: Cache,
+    out: Path,
+    device: torch.device | None,
+    on_step: OnStep,
+) -> Cache:
     if other.derive:
-        return derive(given, other.derive, out / "caches", lambda done, total: on_step("deriving", done, total))
+        return derive(
+            given,
+            other.derive,
+            out / "caches",
+            lambda done, total: on_step("deriving", done, total),
+        )
     origin = given.manifest.origin
     settings = origin.settings | other.data
     with Leases(at(out)) as leases, leases.alone(f"data-{name}"):
         videos = manifest.build(
-            origin.dataset, None, out / "data" / name, settings, lambda done, total: on_step("rendering", done, total)
+            origin.dataset,
+            None,
+            out / "data" / name,
+            settings,
+            lambda done, total: on_step("rendering", done, total),
         )
     return extract(
         given.cache_spec,

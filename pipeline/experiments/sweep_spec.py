@@ -1,4 +1,5 @@
-"""What a sweep compares: TOML in, and out come the settings of a grid, each with one recipe for every seed.
+"""What a sweep compares: TOML in, and out come the settings of a grid, each with one recipe for
+every seed.
 
 recipe = "demo_gru"                     # a shipped recipe or a .toml file: what every member starts from
 seeds = [0, 1, 2]                       # each setting is trained with each
@@ -74,11 +75,13 @@ class SweepSpec(Settings):
     name: PlainName
     """Name of the sweep and of its folder; None: the name of the file."""
     recipe: dict[str, Any]
-    """As a table; a name or a path stands for a shipped recipe or for a .toml file beside this one."""
+    """As a table; a name or a path stands for a shipped recipe or for a .toml file beside this
+    one."""
     seeds: tuple[Seed, ...] = (0,)
     """Every setting is trained once with each, as `training.seed`."""
     reference: dict[str, Any] = Field(default_factory=dict)
-    """Axis -> the value that every other setting is compared with. Empty: the first of the first axis."""
+    """Axis -> the value that every other setting is compared with. Empty: the first of the first
+    axis."""
     changes: dict[str, Any] = Field(default_factory=dict)
     """Key of the recipe -> value, for all members."""
     axes: dict[str, list[Any] | Literal["*"]] = Field(default_factory=dict)
@@ -124,7 +127,9 @@ class SweepSpec(Settings):
         if not self.axes and not self.settings:
             raise ValueError("nothing to compare: wanted [axes] or [[settings]]")
         if GIVEN in self.caches:
-            raise ValueError(f"caches.{GIVEN}: this is the name of the cache that the sweep is started on")
+            raise ValueError(
+                f"caches.{GIVEN}: this is the name of the cache that the sweep is started on"
+            )
         return self
 
 
@@ -153,12 +158,17 @@ class Setting:
 
 
 def load_sweep(
-    path: Path, changes: Mapping[str, Any] | None = None, axes: Mapping[str, Any] | None = None, seeds: int | None = None
+    path: Path,
+    changes: Mapping[str, Any] | None = None,
+    axes: Mapping[str, Any] | None = None,
+    seeds: int | None = None,
 ) -> SweepSpec:
-    """A sweep from a file, with more `changes` and `axes` laid over its own, and the seeds 0, 1, ... below `seeds`.
+    """A sweep from a file, with more `changes` and `axes` laid over its own, and the seeds 0, 1,
+    ... below `seeds`.
 
-    The file is TOML, or the sweep.json of a sweep that was started, which holds all that was laid over it then. Of its
-    [[settings]] those are left out that have another value on a given axis; one that an axis makes too is there once.
+    The file is TOML, or the sweep.json of a sweep that was started, which holds all that was laid
+    over it then. Of its [[settings]] those are left out that have another value on a given axis;
+    one that an axis makes too is there once.
     """
     made = path.suffix == ".json"
     table = read_header(path).sweep.model_dump(mode="json") if made else read_table(path, "sweep")
@@ -166,7 +176,11 @@ def load_sweep(
         if given:
             table[key] = table.get(key, {}) | dict(given)
     for key, values in (axes or {}).items():
-        table["settings"] = [one for one in table.get("settings", ()) if values == "*" or one.get(key) in (None, *values)]
+        table["settings"] = [
+            one
+            for one in table.get("settings", ())
+            if values == "*" or one.get(key) in (None, *values)
+        ]
     if seeds is not None:
         table["seeds"] = list(range(seeds))
     recipe = table.get("recipe")
@@ -186,8 +200,8 @@ def shipped_sweeps() -> dict[str, Path]:
 
 
 def settings_of(spec: SweepSpec) -> list[Setting]:
-    """All settings, those of the grid first. Raises BadInput: an axis that does not exist, a value that a recipe refuses, two
-    settings that are the same, a reference that is no setting."""
+    """All settings, those of the grid first. Raises BadInput: an axis that does not exist, a value
+    that a recipe refuses, two settings that are the same, a reference that is no setting."""
     start = _start(spec)
     found: dict[str, Setting] = {}
     points = list(_points(spec))
@@ -203,7 +217,9 @@ def settings_of(spec: SweepSpec) -> list[Setting]:
                 "change `reference`, or add that setting",
             )
         if name in found:
-            raise BadInput(f"sweep '{spec.name}': two settings are called '{name}'", "name each point once")
+            raise BadInput(
+                f"sweep '{spec.name}': two settings are called '{name}'", "name each point once"
+            )
         cache = values.get(CACHE, GIVEN)
         if cache != GIVEN and cache not in spec.caches:
             raise unknown_name("cache", str(cache), [GIVEN, *spec.caches], f"sweep '{spec.name}'")
@@ -212,8 +228,13 @@ def settings_of(spec: SweepSpec) -> list[Setting]:
             run = f"{_slug(name)}-seed{seed}"
             members[run] = _recipe(spec, start, values, seed, run)
         found[name] = Setting(name, values, cache, compared, members)
-    if len({run for setting in found.values() for run in setting.members}) < len(found) * len(spec.seeds):
-        raise BadInput(f"sweep '{spec.name}': two members would share a folder", "use other names or fewer signs in values")
+    if len({run for setting in found.values() for run in setting.members}) < len(found) * len(
+        spec.seeds
+    ):
+        raise BadInput(
+            f"sweep '{spec.name}': two members would share a folder",
+            "use other names or fewer signs in values",
+        )
     return list(found.values())
 
 
@@ -227,13 +248,20 @@ def _start(spec: SweepSpec) -> dict[str, Any]:
 
 def _points(spec: SweepSpec) -> Iterator[dict[str, Any]]:
     axes = {key: values_of(key, values) for key, values in spec.axes.items()}
-    grid = [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())] if axes else []
+    grid = (
+        [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
+        if axes
+        else []
+    )
     yield from grid
-    yield from (dict(values) for values in spec.settings if values not in grid)  # an axis given may make points of them
+    yield from (
+        dict(values) for values in spec.settings if values not in grid
+    )  # an axis given may make points of them
 
 
 def _reference(spec: SweepSpec) -> dict[str, Any]:
-    """The values that make a setting the one that others are compared with, each with the one that is like it in all else."""
+    """The values that make a setting the one that others are compared with, each with the one that
+    is like it in all else."""
     if spec.reference:
         return spec.reference
     if not spec.axes:
@@ -247,9 +275,13 @@ def values_of(key: str, values: list[Any] | str) -> list[Any]:
     return list(plugins.names(key) if isinstance(values, str) else values)
 
 
-def _recipe(spec: SweepSpec, start: Mapping[str, Any], values: Mapping[str, Any], seed: int, run: str) -> Recipe:
+def _recipe(
+    spec: SweepSpec, start: Mapping[str, Any], values: Mapping[str, Any], seed: int, run: str
+) -> Recipe:
     table = copy.deepcopy(dict(start))
-    for key, value in sorted(values.items(), key=lambda item: item[0].count(".")):  # a table before what is in it
+    for key, value in sorted(
+        values.items(), key=lambda item: item[0].count(".")
+    ):  # a table before what is in it
         if key != CACHE:
             _lay(table, key, value, spec.each)
     if SEED not in values:
@@ -259,7 +291,8 @@ def _recipe(spec: SweepSpec, start: Mapping[str, Any], values: Mapping[str, Any]
 
 
 def _lay(table: dict[str, Any], key: str, value: Any, each: Mapping[str, Any]) -> None:
-    """Lays an axis' value over a recipe. A table is laid key by key; a plug-in's own settings stay if it is the same one."""
+    """Lays an axis' value over a recipe. A table is laid key by key; a plug-in's own settings stay
+    if it is the same one."""
     if key in ("temporal", "task") and isinstance(value, str):
         fields = plugins.load(key, value).Settings.model_fields
         value = {"name": value, **{name: given for name, given in each.items() if name in fields}}
@@ -283,10 +316,15 @@ def _name(values: Mapping[str, Any]) -> str:
     for key, value in values.items():
         last = key.rpartition(".")[2]
         if isinstance(value, dict):
-            shown = [str(part) if inner == "name" else f"{inner} {_text(part)}" for inner, part in value.items()]
+            shown = [
+                str(part) if inner == "name" else f"{inner} {_text(part)}"
+                for inner, part in value.items()
+            ]
             parts += shown
         else:
-            parts.append(_text(value) if key in ("temporal", "task", CACHE) else f"{last} {_text(value)}")
+            parts.append(
+                _text(value) if key in ("temporal", "task", CACHE) else f"{last} {_text(value)}"
+            )
     return ", ".join(parts)
 
 

@@ -1,7 +1,8 @@
-"""Windows straight from the videos: sought, decoded, resized and encoded anew for every batch, as training must without
-a cache.
+"""Windows straight from the videos: sought, decoded, resized and encoded anew for every batch, as
+training must without a cache.
 
-What caching saves is measured against this: `stillframe plan` tries it, `stillframe bench epoch` runs it.
+What caching saves is measured against this: `stillframe plan` tries it, `stillframe bench epoch`
+runs it.
 """
 
 from __future__ import annotations
@@ -24,11 +25,19 @@ from pipeline.video.transforms import Squares
 class UncachedWindows(Windows):
     """The windows that `Windows` has, in the same order, from the videos; a context manager.
 
-    Of the cache it takes only which frames make up a window, and where they show what the truth speaks of. Frames are decoded
-    by `decoders` threads, beside the encoder, which runs without gradients. Raises what `Windows` raises, and BadVideo.
+    Of the cache it takes only which frames make up a window, and where they show what the truth
+    speaks of. Frames are decoded by `decoders` threads, beside the encoder, which runs without
+    gradients. Raises what `Windows` raises, and BadVideo.
     """
 
-    def __init__(self, encoder: EncoderPlugin, decoders: int, device: torch.device, *args: Any, **settings: Any) -> None:
+    def __init__(
+        self,
+        encoder: EncoderPlugin,
+        decoders: int,
+        device: torch.device,
+        *args: Any,
+        **settings: Any,
+    ) -> None:
         super().__init__(*args, **settings)
         self.encoder, self.device = encoder, device
         self.pool = ThreadPoolExecutor(decoders, "decode")
@@ -36,7 +45,12 @@ class UncachedWindows(Windows):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.pool.shutdown(cancel_futures=True)
 
     def read(self, samples: Sequence[Sample]) -> Batch:
@@ -47,12 +61,17 @@ class UncachedWindows(Windows):
         return Batch({"squares": squares}, np.stack(time_s), clips, self.truth(samples))
 
     def tokens(self, batch: Batch, device: torch.device) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """What the encoder makes of the squares: special (B, T, S, D) and patches (B, T, P, D) per layer."""
+        """What the encoder makes of the squares: special (B, T, S, D) and patches (B, T, P, D) per
+        layer."""
         squares_BTCHW = batch.arrays["squares"]
-        made = [self.encoder(part) for part in squares_BTCHW.flatten(0, 1).split(self.cache.cache_spec.store.batch_frames)]
+        made = [
+            self.encoder(part)
+            for part in squares_BTCHW.flatten(0, 1).split(self.cache.cache_spec.store.batch_frames)
+        ]
 
         def whole(parts: list[torch.Tensor]) -> torch.Tensor:
-            """Put together outside of inference mode, as a tensor that gradients may be traced through."""
+            """Put together outside of inference mode, as a tensor that gradients may be traced
+            through."""
             return torch.cat(parts).unflatten(0, squares_BTCHW.shape[:2]).to(device)
 
         patches = [whole([part.patches_NPD[layer] for part in made]) for layer in self.layers]
@@ -64,7 +83,11 @@ class UncachedWindows(Windows):
 
     def _squares(self, sample: Sample) -> torch.Tensor:
         """(T, 3, size_px, size_px) uint8 of a window."""
-        clip, settings, view = self.clip(sample.clip), self.cache.cache_spec.frames, self.cache.views[sample.view]
+        clip, settings, view = (
+            self.clip(sample.clip),
+            self.cache.cache_spec.frames,
+            self.cache.views[sample.view],
+        )
         time_s, place = np.unique(self._times(sample), return_inverse=True)
         parts = [
             Squares(frames, self.device).of(settings, np.ones(len(frames), bool), view)[0]

@@ -1,7 +1,8 @@
-"""What a fitted codec learns, from a sample of frames that follows from the spec and the videos alone.
+"""What a fitted codec learns, from a sample of frames that follows from the spec and the videos
+alone.
 
-The sample is taken once, when a cache is laid out, before its first store: who writes the stores, and what stops in between,
-has no part in it.
+The sample is taken once, when a cache is laid out, before its first store: who writes the stores,
+and what stops in between, has no part in it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from pipeline.video.transforms import to_square
 Plan = Mapping[int, Mapping[str, int]]
 """store -> video_id -> expected frames."""
 HEAD_FRAMES = 1000
-"""A sampled video is looked at up to here: what follows would have to be decoded for a few frames."""
+"""A sampled video is looked at up to here: what follows would have to be decoded for a few
+frames."""
 
 
 def spread(count: int, wanted: int) -> np.ndarray:
@@ -36,15 +38,24 @@ def spread(count: int, wanted: int) -> np.ndarray:
 
 def learn(codec: FittedCodec, tokens: Mapping[str, torch.Tensor]) -> bytes:
     """Token array -> its sampled tokens (F, N, D), to the bytes of codec.safetensors."""
-    return pack_learnt({name: codec.fit(sampled_FND.flatten(0, 1)) for name, sampled_FND in tokens.items()})
+    return pack_learnt(
+        {name: codec.fit(sampled_FND.flatten(0, 1)) for name, sampled_FND in tokens.items()}
+    )
 
 
 def sample_tokens(
-    spec: CacheSpec, encoder: EncoderPlugin, device: torch.device, manifest: Manifest, plan: Plan, wanted: int
+    spec: CacheSpec,
+    encoder: EncoderPlugin,
+    device: torch.device,
+    manifest: Manifest,
+    plan: Plan,
+    wanted: int,
 ) -> dict[str, torch.Tensor]:
-    """Token array -> float32 tokens (F, N, D) in host memory, of about `wanted` frames of evenly spread videos.
+    """Token array -> float32 tokens (F, N, D) in host memory, of about `wanted` frames of evenly
+    spread videos.
 
-    A video that cannot be decoded gives what can be had of it. Raises StillframeError if no frame can be had at all.
+    A video that cannot be decoded gives what can be had of it. Raises StillframeError if no frame
+    can be had at all.
     """
     expected = {video_id: count for videos in plan.values() for video_id, count in videos.items()}
     chosen = [manifest.videos[place] for place in spread(len(manifest.videos), wanted)]
@@ -52,7 +63,13 @@ def sample_tokens(
     squares = [
         square_CHW
         for video in chosen
-        for square_CHW in _squares(video, manifest, spec, device, spread(min(expected[video.video_id], HEAD_FRAMES), of_each))
+        for square_CHW in _squares(
+            video,
+            manifest,
+            spec,
+            device,
+            spread(min(expected[video.video_id], HEAD_FRAMES), of_each),
+        )
     ]
     if not squares:
         raise StillframeError(
@@ -71,13 +88,16 @@ def sample_tokens(
 def _squares(
     video: Video, manifest: Manifest, spec: CacheSpec, device: torch.device, places: np.ndarray
 ) -> Iterator[torch.Tensor]:
-    """The cached frames of a video at `places`, counted from its first, as model squares (3, size_px, size_px)."""
+    """The cached frames of a video at `places`, counted from its first, as model squares (3,
+    size_px, size_px)."""
     settings, at = spec.frames, 0
     for block in _decoded(video, manifest, settings.rate):
         inside = places[(places >= at) & (places < at + len(block))] - at
         if len(inside):
             pixels = torch.from_numpy(block.pixels_FHWC[inside]).to(device)
-            yield from to_square(pixels, settings.size_px, settings.fit, settings.resample, block.pixel_aspect)[0]
+            yield from to_square(
+                pixels, settings.size_px, settings.fit, settings.resample, block.pixel_aspect
+            )[0]
         at += len(block)
         if at > places[-1]:
             return
@@ -91,7 +111,9 @@ def _decoded(video: Video, manifest: Manifest, rate: float | None) -> Iterator[F
         try:
             block = next(blocks, None)
         except (OSError, MemoryError) as error:  # the machine's fault and not the video's
-            raise StillframeError(f"cannot read {path}: {error}", "mend it and run extract again") from error
+            raise StillframeError(
+                f"cannot read {path}: {error}", "mend it and run extract again"
+            ) from error
         except Exception:  # a decoder may raise anything on a broken file
             return
         if block is None:

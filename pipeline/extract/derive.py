@@ -1,11 +1,13 @@
-"""A cache from a cache: another codec, fewer layers, views or frames, another layout; no video is opened, no encoder loaded.
+"""A cache from a cache: another codec, fewer layers, views or frames, another layout; no video is
+opened, no encoder loaded.
 
-Where codec and rate stay, stored values are copied as they are; otherwise tokens are decoded and encoded again, so that the
-source's rounding is in them. A derived cache is therefore never taken for an extracted one: the fingerprint of its source is
-part of its own. Holes stay holes, with their reasons. Stores and receipts are as extraction writes them, and a rerun goes on.
+Where codec and rate stay, stored values are copied as they are; otherwise tokens are decoded and
+encoded again, so that the source's rounding is in them. A derived cache is therefore never taken
+for an extracted one: the fingerprint of its source is part of its own. Holes stay holes, with their
+reasons. Stores and receipts are as extraction writes them, and a rerun goes on.
 
-A lower rate keeps the frames that extraction would keep. When the last frame of a video ends is not in a cache: it is taken to
-last one step of the source's rate, or the video's median step.
+A lower rate keeps the frames that extraction would keep. When the last frame of a video ends is not
+in a cache: it is taken to last one step of the source's rate, or the video's median step.
 """
 
 from __future__ import annotations
@@ -45,8 +47,11 @@ OnFrames = Callable[[int, int], None]
 """(frames done, frames to do)"""
 
 
-def derive(source: Cache, overrides: Sequence[str], out: Path | str, on_frames: OnFrames | None = None) -> Cache:
-    """Brings the cache of `source`'s spec under `overrides` (`codec.name=int8`) to completion, in folder `out`; returns it.
+def derive(
+    source: Cache, overrides: Sequence[str], out: Path | str, on_frames: OnFrames | None = None
+) -> Cache:
+    """Brings the cache of `source`'s spec under `overrides` (`codec.name=int8`) to completion, in
+    folder `out`; returns it.
 
     Raises BadInput: a source that is unfinished or damaged, and what cannot be derived from it.
     """
@@ -69,7 +74,9 @@ def derived_spec(source: Cache, overrides: Sequence[str]) -> CacheSpec:
         table["codec"] = {}  # the settings of another codec are not this one's
     spec = plugins.check(CacheSpec, override(table, overrides), f"spec derived from {source}")
     if spec.canonical() == source.spec:
-        raise BadInput(f"nothing to derive: the spec is that of {source}", "for example --set codec.name=int8")
+        raise BadInput(
+            f"nothing to derive: the spec is that of {source}", "for example --set codec.name=int8"
+        )
     require_derivable(source, spec)
     return spec
 
@@ -93,7 +100,8 @@ def _require_layers(source: Cache, layers: tuple[int, ...]) -> None:
     held = source.shape.layers
     if not layers or list(layers) != sorted(set(layers) & set(held)):
         raise BadInput(
-            f"cannot derive layers {list(layers)} from {source}, which holds {list(held)}", "name some of these, ascending"
+            f"cannot derive layers {list(layers)} from {source}, which holds {list(held)}",
+            "name some of these, ascending",
         )
     if source.shape.special_tokens and layers[-1] != held[-1]:
         raise BadInput(
@@ -120,7 +128,8 @@ def _require_rate(source: Cache, rate: float | None) -> None:
     if rate is None or abs(held / rate - round(held / rate)) > 1e-9 or rate > held:
         wanted = "every frame" if rate is None else f"{rate:g} frames per second"
         raise BadInput(
-            f"cannot derive {wanted} from {source}, which holds {held:g}", f"choose {held:g} divided by a whole number"
+            f"cannot derive {wanted} from {source}, which holds {held:g}",
+            f"choose {held:g} divided by a whole number",
         )
 
 
@@ -130,7 +139,10 @@ class Derivation:
     def __init__(self, source: Cache, spec: CacheSpec) -> None:
         missing = source.missing_stores()
         if missing:
-            raise BadInput(f"cache {source} lacks {len(missing)} of {len(source.plan)} stores", "run extract again first")
+            raise BadInput(
+                f"cache {source} lacks {len(missing)} of {len(source.plan)} stores",
+                "run extract again first",
+            )
         source.require_sound()
         self.source, self.spec = source, spec
         self.same_codec = spec.codec.table() == source.spec["codec"]
@@ -180,10 +192,19 @@ class Derivation:
         }
         return Cache.create(place, header.model_copy(update=changes), self.source.manifest, learnt)
 
-    def fill(self, cache: Cache, leases: Leases, stores: Collection[int], on_frames: OnFrames | None = None) -> None:
+    def fill(
+        self,
+        cache: Cache,
+        leases: Leases,
+        stores: Collection[int],
+        on_frames: OnFrames | None = None,
+    ) -> None:
         """Writes those of some stores that are missing, with all others who are at it."""
         missing = [store for store in cache.missing_stores() if store in stores]
-        total, done = sum(len(self.rows(video)) for store in missing for video in cache.plan[store]), 0
+        total, done = (
+            sum(len(self.rows(video)) for store in missing for video in cache.plan[store]),
+            0,
+        )
         while missing:
             for unit in claimed([[(cache, leases, store)] for store in missing], threading.Event()):
                 for _, store in unit:
@@ -218,7 +239,9 @@ class Derivation:
                     stored = cache.codecs[name].encode(self._decode(name, stored))
                 arrays |= {stored_name(name, key): array for key, array in stored.items()}
             draft.append(arrays)
-            affines = {view: self._of_frames(at, in_view(view, "affine"))[some] for view in cache.views}
+            affines = {
+                view: self._of_frames(at, in_view(view, "affine"))[some] for view in cache.views
+            }
             draft.note(video, self._of_frames(at, "time_s")[some], affines)
             yield len(some)
         if failure := self.source.failures.get(video_id):
@@ -241,15 +264,24 @@ class Derivation:
         return self._rows[video_id]
 
     def _expected(self) -> dict[str, int]:
-        """video_id -> expected frames: as the source's headers promised, scaled to what is kept of each video."""
-        planned = {video_id: count for videos in self.source.plan.values() for video_id, count in videos.items()}
+        """video_id -> expected frames: as the source's headers promised, scaled to what is kept of
+        each video."""
+        planned = {
+            video_id: count
+            for videos in self.source.plan.values()
+            for video_id, count in videos.items()
+        }
         if self.spec.frames.rate == self.source.fps:
             return planned
         expected = {}
         for video_id, count in planned.items():
             place, kept = self.source.locations.get(video_id), len(self.rows(video_id))
             whole = video_id not in self.source.failures
-            expected[video_id] = kept if whole or not place else max(1, -(-count * kept // (place.stop - place.start)))
+            expected[video_id] = (
+                kept
+                if whole or not place
+                else max(1, -(-count * kept // (place.stop - place.start)))
+            )
         return {video_id: max(1, count) for video_id, count in expected.items()}
 
     def _sample(self, codec: FittedCodec) -> dict[str, torch.Tensor]:
@@ -259,28 +291,41 @@ class Derivation:
         for place in spread(len(places), codec.sample_frames):
             chosen.setdefault(places[place][0], []).append(places[place][1])
         if not chosen:
-            raise BadInput(f"cache {self.source} holds no frame to fit a codec to", "see: stillframe status")
+            raise BadInput(
+                f"cache {self.source} holds no frame to fit a codec to", "see: stillframe status"
+            )
         return {
             name: torch.cat(
                 [
-                    self._decode(name, self._read(self.source.locations[video_id].store, name, np.array(rows)))
+                    self._decode(
+                        name,
+                        self._read(self.source.locations[video_id].store, name, np.array(rows)),
+                    )
                     for video_id, rows in chosen.items()
                 ]
             )
-            for name in token_arrays(self.shape.layers, self.shape.special_tokens, self.shape.patch_tokens)
+            for name in token_arrays(
+                self.shape.layers, self.shape.special_tokens, self.shape.patch_tokens
+            )
         }
 
     # Reading the source
 
     def _stores(self, videos: Iterable[str]) -> set[int]:
         """Stores of the source that hold, or would have held, these videos."""
-        return {store for store, planned in self.source.plan.items() if not planned.keys().isdisjoint(videos)}
+        return {
+            store
+            for store, planned in self.source.plan.items()
+            if not planned.keys().isdisjoint(videos)
+        }
 
     def _read(self, store: int, name: str, rows: np.ndarray) -> dict[str, np.ndarray]:
         return self.source.stored_rows(self._reader(store), name, rows)
 
     def _decode(self, name: str, stored: dict[str, np.ndarray]) -> torch.Tensor:
-        return self.source.codecs[name].decode({key: torch.from_numpy(array) for key, array in stored.items()})
+        return self.source.codecs[name].decode(
+            {key: torch.from_numpy(array) for key, array in stored.items()}
+        )
 
     def _of_frames(self, store: int, name: str) -> np.ndarray:
         if (store, name) not in self._small:
@@ -288,7 +333,8 @@ class Derivation:
         return self._small[store, name]
 
     def _reader(self, store: int) -> StoreReader:
-        """Compares every file of the store with its checksum first: damage must not be vouched for anew."""
+        """Compares every file of the store with its checksum first: damage must not be vouched for
+        anew."""
         if store not in self._readers:
             for file, problem in self.source.check(store).items():
                 raise BadInput(
@@ -300,8 +346,14 @@ class Derivation:
 
 
 def _sampled(time_s: np.ndarray, held: float | None, rate: float) -> np.ndarray:
-    """(F,) bool: which frames of a video, cached at `held` frames per second, are shown at the instants of `rate`."""
+    """(F,) bool: which frames of a video, cached at `held` frames per second, are shown at the
+    instants of `rate`."""
     step_s = 1 / held if held else float(np.median(np.diff(time_s))) if len(time_s) > 1 else 1.0
     ends_s = [*time_s[1:].tolist(), float(time_s[-1]) + step_s]
     first_s = float(time_s[0])
-    return np.array([is_sampled(shown, until, first_s, rate) for shown, until in zip(time_s.tolist(), ends_s, strict=True)])
+    return np.array(
+        [
+            is_sampled(shown, until, first_s, rate)
+            for shown, until in zip(time_s.tolist(), ends_s, strict=True)
+        ]
+    )

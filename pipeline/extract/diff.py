@@ -1,4 +1,5 @@
-"""What a spec says otherwise than a cache, and what that would cost: nothing, a derivation, or encoding again."""
+"""What a spec says otherwise than a cache, and what that would cost: nothing, a derivation, or
+encoding again."""
 
 from __future__ import annotations
 
@@ -32,8 +33,9 @@ class Comparison:
     """A spec beside a cache."""
 
     verdict: Verdict
-    """same: it is that cache. derivable: from its tokens. new layers: it lacks no more than those. everything: all frames must
-    be encoded again. not known: nothing differs, but the weights could not be compared."""
+    """same: it is that cache. derivable: from its tokens. new layers: it lacks no more than those.
+    everything: all frames must be encoded again. not known: nothing differs, but the weights could
+    not be compared."""
     differ: list[Difference]
     name: str | None
     """The cache that the spec asks for; None where the weights are not here."""
@@ -91,22 +93,38 @@ def _identity(spec: CacheSpec) -> tuple[dict[str, Any] | None, str]:
 
 
 def _differ(spec: CacheSpec, cache: Cache, identity: dict[str, Any] | None) -> Iterator[Difference]:
-    """Where both identities are known they alone are compared: from where an encoder was loaded says nothing."""
+    """Where both identities are known they alone are compared: from where an encoder was loaded
+    says nothing."""
     header = cache.header
     ours, theirs = spec.canonical(), dict(header.spec)
     if identity is not None:
         ours["encoder"], theirs["encoder"] = (
-            {"name": table["encoder"]["name"], "layers": table["encoder"]["layers"], "identity": known}
+            {
+                "name": table["encoder"]["name"],
+                "layers": table["encoder"]["layers"],
+                "identity": known,
+            }
             for table, known in ((ours, identity), (theirs, header.encoder))
         )
     ours |= {"decoder": probe.decoder_identity(), "format_version": FORMAT_VERSION}
-    theirs |= {"decoder": header.decoder, "format_version": header.format_version, "derived_from": header.derived_from}
+    theirs |= {
+        "decoder": header.decoder,
+        "format_version": header.format_version,
+        "derived_from": header.derived_from,
+    }
     yield from differing(ours, theirs)
 
 
-def _derivation(spec: CacheSpec, cache: Cache, differ: Sequence[Difference]) -> tuple[str | None, str]:
-    """The command that derives what the spec asks for from the cache, or else what stands against it."""
-    strange = [field for field, _, _ in differ if field.startswith(("encoder.identity", "encoder.name", "decoder"))]
+def _derivation(
+    spec: CacheSpec, cache: Cache, differ: Sequence[Difference]
+) -> tuple[str | None, str]:
+    """The command that derives what the spec asks for from the cache, or else what stands against
+    it."""
+    strange = [
+        field
+        for field, _, _ in differ
+        if field.startswith(("encoder.identity", "encoder.name", "decoder"))
+    ]
     if strange:
         return None, f"its tokens come from another {strange[0].partition('.')[0]}"
     wanted = spec.canonical()
@@ -128,11 +146,15 @@ def _derivation(spec: CacheSpec, cache: Cache, differ: Sequence[Difference]) -> 
             sets.append(f"--set {shlex.quote(f'{field}={text}')}")
     if not sets:
         return None, ""
-    return f"stillframe derive {shlex.quote(str(cache))} --out {shlex.quote(str(cache.place.parent))} {' '.join(sets)}", ""
+    return (
+        f"stillframe derive {shlex.quote(str(cache))} --out {shlex.quote(str(cache.place.parent))} {' '.join(sets)}",
+        "",
+    )
 
 
 def _cost(spec: CacheSpec, cache: Cache) -> tuple[int | None, int | None]:
-    """Frames and bytes of the cache that the spec asks for, over the same videos; None where what would tell is not here."""
+    """Frames and bytes of the cache that the spec asks for, over the same videos; None where what
+    would tell is not here."""
     try:
         if spec.frames.rate != cache.fps:
             planned = preview(spec, cache.manifest)
@@ -147,11 +169,16 @@ def _cost(spec: CacheSpec, cache: Cache) -> tuple[int | None, int | None]:
 
 
 def siblings(cache: Cache) -> dict[str, list[str]]:
-    """Names of caches of the same spec name beside this one -> in what they differ, as `field: this / that`."""
+    """Names of caches of the same spec name beside this one -> in what they differ, as `field: this
+    / that`."""
 
     def meaning(header: Header) -> dict[str, Any]:
-        return header.model_dump(mode="json", include={"spec", "encoder", "decoder", "derived_from"})
+        return header.model_dump(
+            mode="json", include={"spec", "encoder", "decoder", "derived_from"}
+        )
 
     others = neighbours(cache, f"{cache.spec['name']}-")
-    found = {other.name: differences(meaning(cache.header), meaning(other.header)) for other in others}
+    found = {
+        other.name: differences(meaning(cache.header), meaning(other.header)) for other in others
+    }
     return {name: differ for name, differ in found.items() if differ}

@@ -1,10 +1,12 @@
-"""Videos in, stores out: decode -> resize and encode -> write, three steps that overlap through bounded queues.
+"""Videos in, stores out: decode -> resize and encode -> write, three steps that overlap through
+bounded queues.
 
-Processes decode the next videos, the calling thread resizes and encodes, one more thread writes. One decode serves several
-caches: each is a `Lane` with its own encoder, rate and stores. A batch of frames runs across the borders of videos but never of
-stores, so the bytes of a store depend on nothing but its plan. A video that cannot be decoded is listed with its reason, and
-what was decoded of it before is kept. What is the machine's fault (files that cannot be read) ends the run instead: it says
-nothing about the video.
+Processes decode the next videos, the calling thread resizes and encodes, one more thread writes.
+One decode serves several caches: each is a `Lane` with its own encoder, rate and stores. A batch of
+frames runs across the borders of videos but never of stores, so the bytes of a store depend on
+nothing but its plan. A video that cannot be decoded is listed with its reason, and what was decoded
+of it before is kept. What is the machine's fault (files that cannot be read) ends the run instead:
+it says nothing about the video.
 """
 
 from __future__ import annotations
@@ -46,10 +48,15 @@ class Lane:
     leases: Leases
     donors: Sequence[Donor]
     whole: set[int] = field(default_factory=set)
-    """Stores that no other cache can give anything for: tried, and found to be of other frames or damaged."""
+    """Stores that no other cache can give anything for: tried, and found to be of other frames or
+    damaged."""
 
     def draft(self, store: int) -> Draft:
-        giving = (donor for donor in self.donors if store not in self.whole and donor.has(store, self.cache.plan[store]))
+        giving = (
+            donor
+            for donor in self.donors
+            if store not in self.whole and donor.has(store, self.cache.plan[store])
+        )
         return Draft(self.cache, store, next(giving, None))
 
     @property
@@ -82,16 +89,21 @@ class Pipeline:
         self.open: dict[tuple[str, int], Filling] = {}
 
     def run(self, units: Iterable[Unit]) -> None:
-        """Fills the stores of `units`, which may be handed out as others give them up. The first error of any step ends all."""
+        """Fills the stores of `units`, which may be handed out as others give them up. The first
+        error of any step ends all."""
         to_write: queue.Queue[Any] = queue.Queue(maxsize=2)
         order: queue.Queue[Any] = queue.Queue(maxsize=self.decoders)
         with ExitStack() as stack:
-            writer, feeder = (stack.enter_context(ThreadPoolExecutor(1, name)) for name in ("write", "feed"))
+            writer, feeder = (
+                stack.enter_context(ThreadPoolExecutor(1, name)) for name in ("write", "feed")
+            )
             pool = stack.enter_context(ThreadPoolExecutor(self.decoders, "decode"))
             idle: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
             for _ in range(self.decoders):
                 idle.put(stack.enter_context(Decoder(self.limits)))
-            stack.callback(self.stop.set)  # comes first on the way out, then the decoders end, then the threads
+            stack.callback(
+                self.stop.set
+            )  # comes first on the way out, then the decoders end, then the threads
             writing = writer.submit(self._write, to_write)
             feeder.submit(self._feed, units, order, pool, idle)
             for item in self._encode(order):
@@ -106,9 +118,14 @@ class Pipeline:
     # Decode
 
     def _feed(
-        self, units: Iterable[Unit], order: queue.Queue[Any], pool: ThreadPoolExecutor, idle: queue.SimpleQueue[Decoder]
+        self,
+        units: Iterable[Unit],
+        order: queue.Queue[Any],
+        pool: ThreadPoolExecutor,
+        idle: queue.SimpleQueue[Decoder],
     ) -> None:
-        """Puts the videos of all units in order, `decoders` of them ahead; then None, or the error that ended it."""
+        """Puts the videos of all units in order, `decoders` of them ahead; then None, or the error
+        that ended it."""
         end = None
         try:
             for unit in units:
@@ -146,7 +163,9 @@ class Pipeline:
             end.failed = f"{error.message} ({error.hint})" if error.hint else error.message
             if not self._root_is_there():
                 end.lost = self._lost(video, "the folder of the videos is gone")
-        except OSError as error:  # the machine's fault and not the video's: nothing is held against it
+        except (
+            OSError
+        ) as error:  # the machine's fault and not the video's: nothing is held against it
             end.lost = self._lost(video, str(error) or type(error).__name__)
         except Exception as error:  # whatever it is, the calling thread raises it
             end.lost = error
@@ -159,7 +178,8 @@ class Pipeline:
 
     def _lost(self, video: Video, reason: str) -> StillframeError:
         return StillframeError(
-            f"cannot read {self.root / video.source}: {reason}", "finished stores are kept: mend it and run extract again"
+            f"cannot read {self.root / video.source}: {reason}",
+            "finished stores are kept: mend it and run extract again",
         )
 
     # Encode
@@ -195,17 +215,27 @@ class Pipeline:
         return self.open[key]
 
     def _shared(
-        self, video: Video, block: Block, kept: Mapping[float | None, np.ndarray], stores: Sequence[Filling]
+        self,
+        video: Video,
+        block: Block,
+        kept: Mapping[float | None, np.ndarray],
+        stores: Sequence[Filling],
     ) -> Iterator[Rows]:
-        """A block for all stores that want frames of it; what is equal for several of them is resized once."""
+        """A block for all stores that want frames of it; what is equal for several of them is
+        resized once."""
         squares = Squares(block.frames, self.device)
         for filling in stores:
             settings, mask = filling.lane.cache.cache_spec.frames, kept[filling.lane.rate]
             if not mask.any():
                 continue
             with self.progress.timed("encode"):
-                seen = {name: squares.of(settings, mask, view) for name, view in filling.lane.cache.views.items()}
-                filling.pending.append(torch.stack([seen[view][0] for view in filling.views], dim=1))
+                seen = {
+                    name: squares.of(settings, mask, view)
+                    for name, view in filling.lane.cache.views.items()
+                }
+                filling.pending.append(
+                    torch.stack([seen[view][0] for view in filling.views], dim=1)
+                )
                 affines = {view: affine for view, (_, affine) in seen.items()}
                 filling.draft.note(video, block.frames.time_s[mask], affines)
             while (batch := filling.batch()) is not None:
@@ -214,7 +244,9 @@ class Pipeline:
     def _tokens(self, filling: Filling, pixels_NVCHW: torch.Tensor) -> Rows:
         with self.progress.timed("encode"), torch.inference_mode():
             views = zip(filling.views, pixels_NVCHW.unbind(1), strict=True)
-            tokens = {view: filling.lane.encoder(pixels_NCHW.contiguous()) for view, pixels_NCHW in views}
+            tokens = {
+                view: filling.lane.encoder(pixels_NCHW.contiguous()) for view, pixels_NCHW in views
+            }
             done = torch.cuda.Event() if self.device.type == "cuda" else None
             if done:
                 done.record()
@@ -289,7 +321,9 @@ class Task:
 
     video: Video
     wanted: Unit
-    channel: queue.Queue[Any] = field(default_factory=lambda: queue.Queue(maxsize=1))  # the decoder is ahead by itself
+    channel: queue.Queue[Any] = field(
+        default_factory=lambda: queue.Queue(maxsize=1)
+    )  # the decoder is ahead by itself
 
 
 @dataclass
@@ -309,7 +343,9 @@ class Filling:
         self.key = (str(lane.cache), draft.store)
         self.pending: list[torch.Tensor] = []
         self.left = len(lane.cache.plan[draft.store])
-        self.views = [view for view in lane.cache.views if any(view_of(name) == view for name in draft.tokens)]
+        self.views = [
+            view for view in lane.cache.views if any(view_of(name) == view for name in draft.tokens)
+        ]
         """What must be encoded."""
 
     @property
@@ -317,7 +353,8 @@ class Filling:
         return self.left == 0
 
     def batch(self, whole: bool = True) -> torch.Tensor | None:
-        """The next whole batch (N, V, 3, size, size), or with `whole` False whatever is left; None if there is none."""
+        """The next whole batch (N, V, 3, size, size), or with `whole` False whatever is left; None
+        if there is none."""
         size, held = self.lane.cache.cache_spec.store.batch_frames, sum(map(len, self.pending))
         if held == 0 or (whole and held < size):
             return None
@@ -335,7 +372,8 @@ class Filling:
 
 @dataclass
 class Rows:
-    """Tokens of consecutive frames of a store, by view; `done` fires when the GPU has computed them."""
+    """Tokens of consecutive frames of a store, by view; `done` fires when the GPU has computed
+    them."""
 
     lane: Lane
     draft: Draft
@@ -353,9 +391,11 @@ class Done:
 
 @contextmanager
 def _unless_taken_over(item: Rows | Done) -> Iterator[None]:
-    """Gives a draft up, for another worker or for a later pass, where the store is ours no longer or was cleared away.
+    """Gives a draft up, for another worker or for a later pass, where the store is ours no longer
+    or was cleared away.
 
-    A worker that seemed dead finds both: whoever takes a store over clears away what is written of it, and may do that late.
+    A worker that seemed dead finds both: whoever takes a store over clears away what is written of
+    it, and may do that late.
     """
     leases, name = item.lane.leases, lease_of(item.draft.store)
     try:
@@ -370,17 +410,26 @@ def _unless_taken_over(item: Rows | Done) -> Iterator[None]:
 def named_tokens(tokens: Tokens, view: str = BASE) -> dict[str, torch.Tensor]:
     """Token array of a view -> (N, tokens, D)."""
     named = {in_view(view, "special"): tokens.special_NSD} if tokens.special_NSD.shape[1] else {}
-    return named | {in_view(view, layer_name(layer)): patches for layer, patches in tokens.patches_NPD.items()}
+    return named | {
+        in_view(view, layer_name(layer)): patches for layer, patches in tokens.patches_NPD.items()
+    }
 
 
 def _arrays(tokens: Mapping[str, Tokens], draft: Draft) -> dict[str, np.ndarray]:
     """A batch through the codec, under the names it is stored by."""
     cache = draft.cache
-    named = {name: part for view, seen in tokens.items() for name, part in named_tokens(seen, view).items()}
+    named = {
+        name: part
+        for view, seen in tokens.items()
+        for name, part in named_tokens(seen, view).items()
+    }
     arrays: dict[str, np.ndarray] = {}
     for name in draft.tokens:
         try:
-            arrays |= {stored_name(name, key): array for key, array in cache.codecs[name].encode(named[name]).items()}
+            arrays |= {
+                stored_name(name, key): array
+                for key, array in cache.codecs[name].encode(named[name]).items()
+            }
         except StillframeError as error:
             videos = list(cache.plan[draft.store])
             where = f"array '{name}' of store {draft.store} (videos {videos[0]} to {videos[-1]})"

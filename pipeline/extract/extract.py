@@ -1,4 +1,5 @@
-"""Stage one: specs and a manifest in, complete caches out; run again, it goes on where it stopped."""
+"""Stage one: specs and a manifest in, complete caches out; run again, it goes on where it
+stopped."""
 
 from __future__ import annotations
 
@@ -39,7 +40,15 @@ def extract(
     on_progress: OnProgress | None = None,
 ) -> Cache:
     """`extract_all` for one spec, in this process."""
-    return extract_all([cache_spec], manifest, out, device, decoders, retry_failed=retry_failed, on_progress=on_progress)[0]
+    return extract_all(
+        [cache_spec],
+        manifest,
+        out,
+        device,
+        decoders,
+        retry_failed=retry_failed,
+        on_progress=on_progress,
+    )[0]
 
 
 def extract_all(
@@ -55,18 +64,27 @@ def extract_all(
     logs: Path = Path("logs"),
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Cache]:
-    """Brings the cache of every spec over `manifest`, in the folder or URL `out`, to completion; every video is decoded once.
+    """Brings the cache of every spec over `manifest`, in the folder or URL `out`, to completion;
+    every video is decoded once.
 
-    Finished stores are kept, so calling again after a kill goes on; another extraction of the same caches is joined, not
-    disturbed. What a cache beside one of these holds already is taken over, and `say` is told of it. Videos that fail are in
-    `Cache.failures`; `retry_failed` redoes the stores that hold one. Without an `engine` the work is done in this process; with
-    one, by its workers, whose logs go to `logs`.
-    Raises BadInput where a cache there was made from something else, StillframeError where it cannot be written.
+    Finished stores are kept, so calling again after a kill goes on; another extraction of the same
+    caches is joined, not disturbed. What a cache beside one of these holds already is taken over,
+    and `say` is told of it. Videos that fail are in `Cache.failures`; `retry_failed` redoes the
+    stores that hold one. Without an `engine` the work is done in this process; with one, by its
+    workers, whose logs go to `logs`. Raises BadInput where a cache there was made from something
+    else, StillframeError where it cannot be written.
     """
     given, device = device, chosen(device)
-    caches = [(lay_out(one, manifest, out, encoder, device), encoder) for one, encoder in load_encoders(specs, device)]
+    caches = [
+        (lay_out(one, manifest, out, encoder, device), encoder)
+        for one, encoder in load_encoders(specs, device)
+    ]
     for cache, _ in caches:
-        redo = [store for store, receipt in cache.receipts.items() if receipt.failures] if retry_failed else []
+        redo = (
+            [store for store, receipt in cache.receipts.items() if receipt.failures]
+            if retry_failed
+            else []
+        )
         if redo or cache.missing_stores():
             require_videos(manifest)
         for store in redo:
@@ -83,7 +101,9 @@ def extract_all(
     for cache in complete:
         whole = [store for store in expected[str(cache)] if not cache.receipt(store).taken_from]
         if whole:
-            say(f"{cache.name}: {len(whole)} stores made whole, since what lies beside is of other frames or damaged: {whole}")
+            say(
+                f"{cache.name}: {len(whole)} stores made whole, since what lies beside is of other frames or damaged: {whole}"
+            )
     return complete
 
 
@@ -99,12 +119,18 @@ def _given(cache: Cache, givers: Sequence[Donor], say: Callable[[str], None]) ->
         if stores:
             ours = ", ".join(name for name in cache.tokens if name not in donor.names)
             theirs = f"{', '.join(donor.names)} taken over from {donor.cache.name}"
-            say(f"{cache.name}: {theirs} in {len(stores)} of {len(cache.plan)} stores; encoding {ours}")
+            say(
+                f"{cache.name}: {theirs} in {len(stores)} of {len(cache.plan)} stores; encoding {ours}"
+            )
     return given
 
 
 def a_job(
-    caches: Sequence[str], manifest: Manifest, device: str | None, decoders: int, limits: DecodeLimits | None = None
+    caches: Sequence[str],
+    manifest: Manifest,
+    device: str | None,
+    decoders: int,
+    limits: DecodeLimits | None = None,
 ) -> Extraction:
     """What the workers on these caches are told."""
     return Extraction(
@@ -117,11 +143,18 @@ def a_job(
 
 
 def have_filled(
-    caches: Sequence[Cache], job: Extraction, engine: EnginePlugin, logs: Path, on_progress: OnProgress | None = None
+    caches: Sequence[Cache],
+    job: Extraction,
+    engine: EnginePlugin,
+    logs: Path,
+    on_progress: OnProgress | None = None,
 ) -> None:
-    """Has the workers of an engine bring caches to completion, and watches the receipts as they come."""
+    """Has the workers of an engine bring caches to completion, and watches the receipts as they
+    come."""
     missing = {str(cache): set(cache.missing_stores()) for cache in caches}
-    progress = Progress(sum(sum(cache.plan[store].values()) for cache in caches for store in missing[str(cache)]))
+    progress = Progress(
+        sum(sum(cache.plan[store].values()) for cache in caches for store in missing[str(cache)])
+    )
 
     def left() -> int:
         for cache in caches:
@@ -135,15 +168,19 @@ def have_filled(
     carry_out(engine, job, logs, left, "stores")
 
 
-def load_encoders(specs: Sequence[CacheSpec], device: torch.device) -> list[tuple[CacheSpec, EncoderPlugin]]:
-    """Every spec with its encoder on `device`. Raises BadInput where two specs ask for the same cache."""
+def load_encoders(
+    specs: Sequence[CacheSpec], device: torch.device
+) -> list[tuple[CacheSpec, EncoderPlugin]]:
+    """Every spec with its encoder on `device`. Raises BadInput where two specs ask for the same
+    cache."""
     if len({str(one.canonical() | {"name": ""}) for one in specs}) < len(specs):
         raise BadInput("two of the specs say the same", "name each cache once")
     return [(one, one.make_encoder(device)) for one in specs]
 
 
 def preview(cache_spec: CacheSpec, manifest: Manifest) -> dict[str, Any]:
-    """What `extract` would do, as plain data: probes the videos, reads no weights, writes nothing."""
+    """What `extract` would do, as plain data: probes the videos, reads no weights, writes
+    nothing."""
     shape = cache_spec.token_shape()
     plan = make_plan(cache_spec, shape, manifest)
     expected = sum(sum(videos.values()) for videos in plan.values())
@@ -159,8 +196,15 @@ def preview(cache_spec: CacheSpec, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def lay_out(cache_spec: CacheSpec, manifest: Manifest, out: Path | str, encoder: EncoderPlugin, device: torch.device) -> Cache:
-    """The cache of a spec in `out`, checked against the manifest; planned, fitted and created if it is not there yet."""
+def lay_out(
+    cache_spec: CacheSpec,
+    manifest: Manifest,
+    out: Path | str,
+    encoder: EncoderPlugin,
+    device: torch.device,
+) -> Cache:
+    """The cache of a spec in `out`, checked against the manifest; planned, fitted and created if it
+    is not there yet."""
     of_codec = fitted_to(cache_spec.make_codec(), manifest.digest)
     digits = fingerprint(cache_spec, encoder.identity, probe.decoder_identity(), of_codec)
     place = at(out).below(f"{cache_spec.name}-{digits}")
@@ -182,20 +226,32 @@ def _same(place: Place, manifest: Manifest) -> Cache:
 
 
 def _create(
-    place: Place, cache_spec: CacheSpec, manifest: Manifest, encoder: EncoderPlugin, device: torch.device, digits: str
+    place: Place,
+    cache_spec: CacheSpec,
+    manifest: Manifest,
+    encoder: EncoderPlugin,
+    device: torch.device,
+    digits: str,
 ) -> Cache:
     shape, codec = cache_spec.token_shape(), cache_spec.make_codec()
     plan = make_plan(cache_spec, shape, manifest)
     learnt = None
     if isinstance(codec, FittedCodec):
-        learnt = learn(codec, sample_tokens(cache_spec, encoder, device, manifest, plan, codec.sample_frames))
+        learnt = learn(
+            codec, sample_tokens(cache_spec, encoder, device, manifest, plan, codec.sample_frames)
+        )
     header = Header(
         format_version=FORMAT_VERSION,
         fingerprint=digits,
         spec=cache_spec.canonical(),
         encoder=encoder.identity,
         decoder=probe.decoder_identity(),
-        tokens=TokenFacts(width=shape.width, grid_hw=shape.grid_hw, special_tokens=shape.special_tokens, layers=shape.layers),
+        tokens=TokenFacts(
+            width=shape.width,
+            grid_hw=shape.grid_hw,
+            special_tokens=shape.special_tokens,
+            layers=shape.layers,
+        ),
         manifest=manifest.digest,
         root=str(manifest.root),
         plan=plan,
@@ -204,7 +260,8 @@ def _create(
 
 
 def require_videos(manifest: Manifest) -> None:
-    """Refuses to go on where the videos are not: a folder that was moved says nothing about the videos in it."""
+    """Refuses to go on where the videos are not: a folder that was moved says nothing about the
+    videos in it."""
     if not any((manifest.root / video.source).exists() for video in manifest.videos):
         raise BadInput(
             f"none of the {len(manifest.videos)} videos of {manifest.folder} is in {manifest.root}",
@@ -212,8 +269,11 @@ def require_videos(manifest: Manifest) -> None:
         )
 
 
-def make_plan(cache_spec: CacheSpec, shape: TokenShape, manifest: Manifest) -> dict[int, dict[str, int]]:
-    """store -> video_id -> expected frames. Videos in manifest order fill a store up to its size; none is split."""
+def make_plan(
+    cache_spec: CacheSpec, shape: TokenShape, manifest: Manifest
+) -> dict[int, dict[str, int]]:
+    """store -> video_id -> expected frames. Videos in manifest order fill a store up to its size;
+    none is split."""
     require_videos(manifest)
     rate, known = cache_spec.frames.rate, manifest.facts
     expected = {}

@@ -21,7 +21,9 @@ class Progress(Timed):
     stores: int = 0
     videos: int = 0
     started: float = field(default_factory=time.perf_counter)
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("decode", "encode", "write"), 0.0), kw_only=True)
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("decode", "encode", "write"), 0.0), kw_only=True
+    )
 
     def add(self, receipt: Receipt) -> None:
         """A store that somebody else has finished."""

@@ -1,6 +1,8 @@
-"""Damaged stores of a cache, made anew: they and no others, from the videos or from the cache that they were derived from.
+"""Damaged stores of a cache, made anew: they and no others, from the videos or from the cache that
+they were derived from.
 
-Whatever is needed for that is looked at first, so that nothing is removed that could not be made again.
+Whatever is needed for that is looked at first, so that nothing is removed that could not be made
+again.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ class Mended:
     stores: list[int]
     """Made anew."""
     changed: list[int]
-    """Those of them whose bytes are not what the lost receipt vouched for: another device, other videos."""
+    """Those of them whose bytes are not what the lost receipt vouched for: another device, other
+    videos."""
     failures: dict[str, str]
     """Video of them that failed now -> reason."""
     removed: list[str]
@@ -49,12 +52,14 @@ def repair(
 ) -> Mended:
     """Mends what `audit` found.
 
-    `root`: where the videos are now; `source`: of a derived cache, the one that it comes from. Raises BadInput, having changed
-    nothing, where what is needed is not there.
+    `root`: where the videos are now; `source`: of a derived cache, the one that it comes from.
+    Raises BadInput, having changed nothing, where what is needed is not there.
     """
     cache = found.cache
     for file, problem in found.of_cache.items():
-        raise BadInput(f"{cache}/{file} cannot be mended from stores: {problem}", advice(cache, file))
+        raise BadInput(
+            f"{cache}/{file} cannot be mended from stores: {problem}", advice(cache, file)
+        )
     redo = list(dict.fromkeys(each.store for each in found.damage if each.kind != "stray"))
     before = {store: receipt for store in redo if (receipt := _readable(cache, store))}
     make = _maker(cache, redo, root, source, device, decoders, on_frames) if redo else None
@@ -71,8 +76,14 @@ def repair(
     receipts = {store: mended.receipt(store) for store in redo}
     return Mended(
         stores=redo,
-        changed=[store for store, receipt in before.items() if receipt.files != receipts[store].files],
-        failures={video: failure.reason for receipt in receipts.values() for video, failure in receipt.failures.items()},
+        changed=[
+            store for store, receipt in before.items() if receipt.files != receipts[store].files
+        ],
+        failures={
+            video: failure.reason
+            for receipt in receipts.values()
+            for video, failure in receipt.failures.items()
+        },
         removed=removed,
         after=audit(mended, found.stores),
     )
@@ -159,10 +170,15 @@ def _derivation(cache: Cache, source: Cache, stores: list[int]) -> Derivation:
 
 
 def _clear(found: Audit, redo: list[int]) -> list[str]:
-    """Removes what a kill left over, and files that no receipt knows in stores that are otherwise sound."""
+    """Removes what a kill left over, and files that no receipt knows in stores that are otherwise
+    sound."""
     cache = found.cache
     removed = [name for name in found.left_over if name.endswith(PARTIAL)]
-    removed += [f"{cache.store_name(each.store)}/{each.file}" for each in found.damage if each.store not in redo]
+    removed += [
+        f"{cache.store_name(each.store)}/{each.file}"
+        for each in found.damage
+        if each.store not in redo
+    ]
     for name in removed:
         cache.place.remove(name)
     return removed

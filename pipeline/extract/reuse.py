@@ -1,8 +1,9 @@
-"""What a cache beside this one holds already, so that a layer or a view that is added to a spec costs only itself.
+"""What a cache beside this one holds already, so that a layer or a view that is added to a spec
+costs only itself.
 
-Caches of the same frames through the same encoder have the same bytes in the arrays that both hold. Such a cache gives its
-arrays, store by store, once their checksums and the facts of their frames have been compared; it stays as it is, and either
-cache can be deleted.
+Caches of the same frames through the same encoder have the same bytes in the arrays that both hold.
+Such a cache gives its arrays, store by store, once their checksums and the facts of their frames
+have been compared; it stays as it is, and either cache can be deleted.
 """
 
 from __future__ import annotations
@@ -47,10 +48,12 @@ class Donor:
         small: Mapping[str, np.ndarray],
         staged: Path,
     ) -> dict[str, Files] | None:
-        """Links the shards of its arrays into a staged store, or copies them where that cannot be done.
+        """Links the shards of its arrays into a staged store, or copies them where that cannot be
+        done.
 
-        Returns stored name -> files; None where its store's videos, rows or small arrays (times, affines) are not these, or a
-        file does not match its checksum. Raises OSError, StillframeError.
+        Returns stored name -> files; None where its store's videos, rows or small arrays (times,
+        affines) are not these, or a file does not match its checksum. Raises OSError,
+        StillframeError.
         """
         reader, files = self.cache.reader(receipt.store), receipt.files
         common = [name for name in small if f"{name}/zarr.json" in files]
@@ -58,8 +61,15 @@ class Donor:
             return None
         if not all(np.array_equal(reader.small(name), small[name]) for name in common):
             return None
-        names = [stored_name(name, key) for name in self.names for key in self.cache.codec.layout(self.cache.shape.width)]
-        given = {name: {file: files[file] for file in files if file.startswith(f"{name}/c/")} for name in names}
+        names = [
+            stored_name(name, key)
+            for name in self.names
+            for key in self.cache.codec.layout(self.cache.shape.width)
+        ]
+        given = {
+            name: {file: files[file] for file in files if file.startswith(f"{name}/c/")}
+            for name in names
+        }
         for file, (_, digest) in (item for of_array in given.values() for item in of_array.items()):
             source = f"{self.cache.store_name(receipt.store)}/{file}"
             if not self.cache.place.link(source, staged / file):
@@ -78,7 +88,8 @@ class Donor:
 
 
 def donors(cache: Cache) -> list[Donor]:
-    """Caches in the same folder whose layers and views are some of this one's, and all else is the same; the largest first."""
+    """Caches in the same folder whose layers and views are some of this one's, and all else is the
+    same; the largest first."""
     found = []
     for other in neighbours(cache):
         with suppress(StillframeError):  # of one whose tokens cannot be decoded nothing is taken
@@ -88,7 +99,8 @@ def donors(cache: Cache) -> list[Donor]:
 
 
 def _common(ours: Cache, theirs: Cache) -> tuple[str, ...]:
-    """Token arrays of `theirs` that are the same in `ours`; none unless `ours` has all that `theirs` has, and more."""
+    """Token arrays of `theirs` that are the same in `ours`; none unless `ours` has all that
+    `theirs` has, and more."""
     layers, their_layers = ours.shape.layers, theirs.shape.layers
     if (
         _meaning(ours.header) != _meaning(theirs.header)
@@ -101,15 +113,21 @@ def _common(ours: Cache, theirs: Cache) -> tuple[str, ...]:
     return tuple(
         name
         for name in theirs.tokens
-        if (layers[-1] == their_layers[-1] or name.rpartition("/")[2] != "special")  # specials are those of the deepest layer
+        if (
+            layers[-1] == their_layers[-1] or name.rpartition("/")[2] != "special"
+        )  # specials are those of the deepest layer
         and learnt.get(name.rpartition("/")[2]) == their_learnt.get(name.rpartition("/")[2])
     )
 
 
 def _meaning(header: Header) -> dict[str, Any]:
     """All that must be equal: frames, encoder but for its layers, codec and layout, videos."""
-    spec = {key: table for key, table in header.spec.items() if key not in ("name", "encoder", "views")}
-    facts = header.model_dump(mode="json", include={"format_version", "encoder", "decoder", "manifest", "derived_from"})
+    spec = {
+        key: table for key, table in header.spec.items() if key not in ("name", "encoder", "views")
+    }
+    facts = header.model_dump(
+        mode="json", include={"format_version", "encoder", "decoder", "manifest", "derived_from"}
+    )
     return facts | {"spec": spec, "encoder_name": header.spec["encoder"]["name"]}
 
 

@@ -1,8 +1,10 @@
-"""Cached frames encoded again on this machine, and how far the stored tokens are from the fresh ones.
+"""Cached frames encoded again on this machine, and how far the stored tokens are from the fresh
+ones.
 
-A cosine of 1 means that a token is what the encoder gives today. How much less a codec may cause follows from the bound that it
-puts on its own error; what falls below that, rounding of the encoder's arithmetic allowed for, has drifted: other pixels, other
-weights, or a cache that was not what it said.
+A cosine of 1 means that a token is what the encoder gives today. How much less a codec may cause
+follows from the bound that it puts on its own error; what falls below that, rounding of the
+encoder's arithmetic allowed for, has drifted: other pixels, other weights, or a cache that was not
+what it said.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from pipeline.video.transforms import Squares
 FRAMES_OF_A_VIDEO = 8
 """Sampled of each video: all before them must be decoded too."""
 ROUNDING = {torch.float32: 2e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Deviation of a token, relative to its length, that another device or another batch may cause in the encoder's arithmetic."""
+"""Deviation of a token, relative to its length, that another device or another batch may cause in
+the encoder's arithmetic."""
 BINS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Edges of the histogram, in 1 - cosine."""
 WORST = 5
@@ -61,13 +64,17 @@ def replay(
     seed: int = 0,
     on_frames: OnFrames | None = None,
 ) -> dict[str, Any]:
-    """Encodes about `fraction` of the cached frames again; the sample follows from `seed`. Returns plain data.
+    """Encodes about `fraction` of the cached frames again; the sample follows from `seed`. Returns
+    plain data.
 
-    `root`: where the videos are now. Raises BadInput where nothing is stored, or the encoder is not the cache's.
+    `root`: where the videos are now. Raises BadInput where nothing is stored, or the encoder is not
+    the cache's.
     """
     folder, device = root or Path(cache.header.root), chosen(device)
     if not folder.is_dir():
-        raise BadInput(f"the folder of the videos {folder} is not here", "say where they are: --root DIR")
+        raise BadInput(
+            f"the folder of the videos {folder} is not here", "say where they are: --root DIR"
+        )
     sample = sample_frames(cache.locations, fraction, seed)
     if not sample:
         raise BadInput(f"cache {cache} holds no frames", "see: stillframe status")
@@ -78,17 +85,25 @@ def replay(
     with Decoder(DecodeLimits()) as decoder:
         for video_id, places in sample.items():
             try:
-                found.append(_replay(cache, encoder, decoder, device, folder, videos[video_id], places))
+                found.append(
+                    _replay(cache, encoder, decoder, device, folder, videos[video_id], places)
+                )
             except BadVideo as error:
                 changed[video_id] = error.message
             done += len(places)
             if on_frames:
                 on_frames(done, total)
-    return _report(cache, found, changed, seed) | {"frames_sampled": total, "videos_sampled": len(sample)}
+    return _report(cache, found, changed, seed) | {
+        "frames_sampled": total,
+        "videos_sampled": len(sample),
+    }
 
 
-def sample_frames(locations: dict[str, Location], fraction: float, seed: int) -> dict[str, np.ndarray]:
-    """video_id -> ascending places of its sampled frames, counted from its first: few videos, some frames of each."""
+def sample_frames(
+    locations: dict[str, Location], fraction: float, seed: int
+) -> dict[str, np.ndarray]:
+    """video_id -> ascending places of its sampled frames, counted from its first: few videos, some
+    frames of each."""
     rng = np.random.default_rng(seed)
     lengths = {video_id: place.stop - place.start for video_id, place in locations.items()}
     wanted, of_each = int(np.ceil(fraction * sum(lengths.values()))), FRAMES_OF_A_VIDEO
@@ -99,13 +114,16 @@ def sample_frames(locations: dict[str, Location], fraction: float, seed: int) ->
     for number in rng.permutation(len(names)):
         count = min(of_each, lengths[names[number]], wanted)
         if count:
-            sample[names[number]] = np.sort(rng.choice(lengths[names[number]], count, replace=False))
+            sample[names[number]] = np.sort(
+                rng.choice(lengths[names[number]], count, replace=False)
+            )
             wanted -= count
     return sample
 
 
 def least_cosine(error: torch.Tensor, tokens: torch.Tensor, rounding: float) -> torch.Tensor:
-    """Of tokens (..., D) and their like that are off by at most `error` (..., D) and a part `rounding` of their length.
+    """Of tokens (..., D) and their like that are off by at most `error` (..., D) and a part
+    `rounding` of their length.
 
     An error of length e turns a vector of length x by at most arcsin(e / x).
     """
@@ -134,7 +152,9 @@ def _replay(
         fresh_s += time_s.tolist()
     if len(fresh_s) < len(places):
         at_s = stored_s[len(fresh_s)]
-        raise BadVideo(f"{video.source}: its content ends before the frame that was cached at {at_s:.3f} s")
+        raise BadVideo(
+            f"{video.source}: its content ends before the frame that was cached at {at_s:.3f} s"
+        )
     cosine: dict[str, list[torch.Tensor]] = {}
     allowed: dict[str, list[torch.Tensor]] = {}
     batch_frames = cache.cache_spec.store.batch_frames
@@ -146,25 +166,44 @@ def _replay(
             for name, encoded_FND in tokens.items():
                 codec, fresh_FND = cache.codecs[name], encoded_FND.double().cpu()
                 stored = cache.stored_rows(reader, name, of_batch)
-                stored_FND = codec.decode({key: torch.from_numpy(array) for key, array in stored.items()}).double()
+                stored_FND = codec.decode(
+                    {key: torch.from_numpy(array) for key, array in stored.items()}
+                ).double()
                 error_FND = codec.max_error(encoded_FND.float().cpu()).double()
                 cosine.setdefault(name, []).append(_cosine(stored_FND, fresh_FND))
-                allowed.setdefault(name, []).append(least_cosine(error_FND, fresh_FND, ROUNDING[encoded_FND.dtype]))
-    joined = ({name: torch.cat(parts).numpy() for name, parts in each.items()} for each in (cosine, allowed))
+                allowed.setdefault(name, []).append(
+                    least_cosine(error_FND, fresh_FND, ROUNDING[encoded_FND.dtype])
+                )
+    joined = (
+        {name: torch.cat(parts).numpy() for name, parts in each.items()}
+        for each in (cosine, allowed)
+    )
     return Replayed(video.video_id, stored_s, np.abs(np.array(fresh_s) - stored_s), *joined)
 
 
 def _squares(
-    cache: Cache, decoder: Decoder, device: torch.device, folder: Path, video: Video, places: np.ndarray
+    cache: Cache,
+    decoder: Decoder,
+    device: torch.device,
+    folder: Path,
+    video: Video,
+    places: np.ndarray,
 ) -> Iterator[tuple[dict[str, torch.Tensor], np.ndarray]]:
-    """Squares (f, 3, size_px, size_px) of every view, and times, of the cached frames at `places`; ends at the last of them."""
+    """Squares (f, 3, size_px, size_px) of every view, and times, of the cached frames at `places`;
+    ends at the last of them."""
     settings, at = cache.cache_spec.frames, 0
     for block in decoder.decode(folder / video.source, [settings.rate], video.image_fps):
         kept = np.flatnonzero(block.kept_RF[0])
         inside = kept[places[(places >= at) & (places < at + len(kept))] - at]
         if len(inside):
-            mask, seen = np.isin(np.arange(len(block.frames)), inside), Squares(block.frames, device)
-            yield {name: seen.of(settings, mask, view)[0] for name, view in cache.views.items()}, block.frames.time_s[inside]
+            mask, seen = (
+                np.isin(np.arange(len(block.frames)), inside),
+                Squares(block.frames, device),
+            )
+            yield (
+                {name: seen.of(settings, mask, view)[0] for name, view in cache.views.items()},
+                block.frames.time_s[inside],
+            )
         at += len(kept)
         if at > places[-1]:
             return
@@ -175,7 +214,9 @@ def _cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.where((a == b).all(-1), 1.0, torch.cosine_similarity(a, b, dim=-1))
 
 
-def _report(cache: Cache, found: list[Replayed], changed: dict[str, str], seed: int) -> dict[str, Any]:
+def _report(
+    cache: Cache, found: list[Replayed], changed: dict[str, str], seed: int
+) -> dict[str, Any]:
     # How much the codec of its source lost is not in a derived cache, so nothing can be held against it.
     judged = cache.header.derived_from is None
     arrays, worst, drifted = {}, [], set()
@@ -190,15 +231,27 @@ def _report(cache: Cache, found: list[Replayed], changed: dict[str, str], seed: 
             "median": float(np.median(cosine)),
             "allowed": float(allowed.min()) if judged else None,
             "below": int(below.sum()) if judged else None,
-            "histogram": np.bincount(np.searchsorted(BINS, 1 - cosine, side="right"), minlength=len(BINS) + 1).tolist(),
+            "histogram": np.bincount(
+                np.searchsorted(BINS, 1 - cosine, side="right"), minlength=len(BINS) + 1
+            ).tolist(),
         }
     for each in found:
         for frame, time_s in enumerate(each.time_s.tolist()):
             name = min(each.cosine, key=lambda name: each.cosine[name][frame].min())
-            is_below = judged and any((each.cosine[a][frame] < each.allowed[a][frame]).any() for a in each.cosine)
+            is_below = judged and any(
+                (each.cosine[a][frame] < each.allowed[a][frame]).any() for a in each.cosine
+            )
             drifted |= {each.video_id} if is_below else set()
             least = float(each.cosine[name][frame].min())
-            worst.append({"video": each.video_id, "time_s": time_s, "array": name, "cosine": least, "drifted": is_below})
+            worst.append(
+                {
+                    "video": each.video_id,
+                    "time_s": time_s,
+                    "array": name,
+                    "cosine": least,
+                    "drifted": is_below,
+                }
+            )
     return {
         "cache": str(cache),
         "seed": seed,

@@ -1,4 +1,5 @@
-"""A store in the making: rows and facts are gathered, then it is committed to its cache as a whole, with its receipt."""
+"""A store in the making: rows and facts are gathered, then it is committed to its cache as a whole,
+with its receipt."""
 
 from __future__ import annotations
 
@@ -61,7 +62,9 @@ class Draft:
         """Why the video is not wholly in the store."""
         start, stop = self.rows[video.video_id]
         until_s = float(self._time_s[-1][-1]) if stop > start else 0.0
-        self.failures[video.video_id] = Failure(reason=reason, frames_stored=stop - start, stored_until_s=until_s)
+        self.failures[video.video_id] = Failure(
+            reason=reason, frames_stored=stop - start, stored_until_s=until_s
+        )
 
     # Writing
 
@@ -72,8 +75,8 @@ class Draft:
     def commit(self, seconds: Mapping[str, float], device: str) -> Receipt | None:
         """Makes the store exist; `seconds` of work it took, and where its tokens were made.
 
-        None, and it does not exist, if what the donor has is of other frames or damaged. Raises FileNotFoundError where
-        what was written of it has been cleared away.
+        None, and it does not exist, if what the donor has is of other frames or damaged. Raises
+        FileNotFoundError where what was written of it has been cleared away.
         """
         staged, writer = self._writer()
         rows = np.array(list(self.rows.values()), np.int64).reshape(-1, 2)
@@ -101,8 +104,12 @@ class Draft:
             device=device,
             versions={tool: version(tool) for tool in TOOLS},
             finished_s=round(time.time(), 3),
-            files=writer.finish(small, {"videos": list(self.rows), "fingerprint": self.cache.fingerprint}),
-            taken_from=dict.fromkeys(self.donor.names, self.donor.cache.fingerprint) if self.donor else {},
+            files=writer.finish(
+                small, {"videos": list(self.rows), "fingerprint": self.cache.fingerprint}
+            ),
+            taken_from=dict.fromkeys(self.donor.names, self.donor.cache.fingerprint)
+            if self.donor
+            else {},
         )
         # What has been written of a store is cleared away by a worker that takes it over; the rest of it is not the store.
         for file in sorted(receipt.files.keys() - Folder(staged).sizes("").keys()):
@@ -111,7 +118,8 @@ class Draft:
         return receipt
 
     def close(self) -> None:
-        """Gives an unfinished store up; what is written of it stays aside until somebody takes the store over."""
+        """Gives an unfinished store up; what is written of it stays aside until somebody takes the
+        store over."""
         self.given_up = True
         if self._written:
             self._written[1].close()
@@ -119,7 +127,9 @@ class Draft:
     def _take_over(self, donor: Donor, small: Mapping[str, np.ndarray]) -> Receipt | None:
         """The receipt of what the donor gave; None if it has nothing to give."""
         staged, writer = self._writer()
-        with suppress(OSError, StillframeError):  # whatever is wrong with its store, this one can be made whole
+        with suppress(
+            OSError, StillframeError
+        ):  # whatever is wrong with its store, this one can be made whole
             receipt = donor.cache.receipt(self.store)
             given = donor.give(receipt, self.rows, self.content, small, staged)
             if given is not None:
@@ -132,7 +142,12 @@ class Draft:
         if self._written is None:
             cache = self.cache
             staged = cache.place.staging(cache.store_name(self.store))
-            settings, shard_frames = cache.cache_spec.store, cache.cache_spec.frames_per_shard(cache.shape)
-            writer = StoreWriter(staged, cache.arrays, settings.chunk_frames, shard_frames, settings.compression)
+            settings, shard_frames = (
+                cache.cache_spec.store,
+                cache.cache_spec.frames_per_shard(cache.shape),
+            )
+            writer = StoreWriter(
+                staged, cache.arrays, settings.chunk_frames, shard_frames, settings.compression
+            )
             self._written = staged, writer
         return self._written

@@ -1,7 +1,9 @@
-"""One worker of an extraction: fills whatever stores of some caches are missing and not being filled by others.
+"""One worker of an extraction: fills whatever stores of some caches are missing and not being
+filled by others.
 
-Any number of workers may be at work on the same caches, started together or one after the other, on any machines that share the
-place of the caches and the folder of the videos. They meet only in leases and receipts.
+Any number of workers may be at work on the same caches, started together or one after the other, on
+any machines that share the place of the caches and the folder of the videos. They meet only in
+leases and receipts.
 """
 
 from __future__ import annotations
@@ -54,13 +56,16 @@ def fill(
     on_progress: OnProgress | None = None,
     only: Collection[int] | None = None,
 ) -> Progress:
-    """Brings caches, each with its encoder on `device` and what others give it, to completion with all other workers.
+    """Brings caches, each with its encoder on `device` and what others give it, to completion with
+    all other workers.
 
     `only`: no other stores than these. Returns what was done here.
     """
     caches = [cache for cache, _, _ in to_fill]
     missing = _missing(caches, only)
-    expected = sum(sum(cache.plan[store].values()) for cache in caches for store in missing[str(cache)])
+    expected = sum(
+        sum(cache.plan[store].values()) for cache in caches for store in missing[str(cache)]
+    )
     progress = Progress(expected)
     try:
         with ExitStack() as stack:
@@ -69,13 +74,19 @@ def fill(
                 for cache, encoder, givers in to_fill
             }
             while any(missing.values()):
-                pipeline = Pipeline(videos, Path(job.root), device, job.decoders, job.limits, progress, on_progress)
+                pipeline = Pipeline(
+                    videos, Path(job.root), device, job.decoders, job.limits, progress, on_progress
+                )
                 units = [
                     [(lanes[name].cache, lanes[name].leases, store) for name, store in unit]
-                    for unit in units_of({name: (lane.cache, missing[name]) for name, lane in lanes.items()})
+                    for unit in units_of(
+                        {name: (lane.cache, missing[name]) for name, lane in lanes.items()}
+                    )
                 ]
                 given = claimed(units, pipeline.stop)
-                pipeline.run([(lanes[str(cache)], store) for cache, store in unit] for unit in given)
+                pipeline.run(
+                    [(lanes[str(cache)], store) for cache, store in unit] for unit in given
+                )
                 # Again, where another worker took a store over from this one and was lost in its turn.
                 missing = _missing([Cache(cache.place) for cache in caches], only)
         for cache in caches:
@@ -87,14 +98,19 @@ def fill(
 
 
 def _missing(caches: Sequence[Cache], only: Collection[int] | None) -> dict[str, list[int]]:
-    return {str(cache): [store for store in cache.missing_stores() if only is None or store in only] for cache in caches}
+    return {
+        str(cache): [store for store in cache.missing_stores() if only is None or store in only]
+        for cache in caches
+    }
 
 
 def units_of(missing: dict[str, tuple[Cache, list[int]]]) -> list[list[tuple[str, int]]]:
-    """Stores, grouped so that one decode of each video serves all caches: (cache, store) of every unit.
+    """Stores, grouped so that one decode of each video serves all caches: (cache, store) of every
+    unit.
 
-    Stores of different caches end at different videos. A unit is a store of the cache with the fewest of them, and those stores
-    of the others that begin in it: few videos, at the borders, are decoded twice.
+    Stores of different caches end at different videos. A unit is a store of the cache with the
+    fewest of them, and those stores of the others that begin in it: few videos, at the borders, are
+    decoded twice.
     """
     widest = min((cache for cache, _ in missing.values()), key=lambda cache: len(cache.plan))
     # The stores of a plan hold the videos in the manifest's order, whatever their borders.
@@ -112,7 +128,8 @@ def units_of(missing: dict[str, tuple[Cache, list[int]]]) -> list[list[tuple[str
 
 
 def load_encoder(cache: Cache, device: torch.device) -> EncoderPlugin:
-    """The encoder of a cache, as its spec names it. Raises BadInput where it is not the one that the cache was begun with."""
+    """The encoder of a cache, as its spec names it. Raises BadInput where it is not the one that
+    the cache was begun with."""
     encoder: EncoderPlugin = cache.cache_spec.make_encoder(device)
     if encoder.identity != cache.header.encoder:
         raise BadInput(

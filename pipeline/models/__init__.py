@@ -1,8 +1,9 @@
 """Every network: frozen encoders, layer mixers, temporal modules, readouts.
 
-In: frames (encoders) or recorded tokens (all else), as tensors; nothing here knows of caches or files of videos. Out: tokens,
-and a task's predictions, over whole windows or frame by frame.
+In: frames (encoders) or recorded tokens (all else), as tensors; nothing here knows of caches or
+files of videos. Out: tokens, and a task's predictions, over whole windows or frame by frame.
 
-Read `video_model` (mixer, projection, temporal module, readouts), `mixers`, then the contracts of `encoders/`, `temporal/` and
-`tasks/`, whose files are plug-ins. `profile` counts parameters and operations and times a streaming step.
+Read `video_model` (mixer, projection, temporal module, readouts), `mixers`, then the contracts of
+`encoders/`, `temporal/` and `tasks/`, whose files are plug-ins. `profile` counts parameters and
+operations and times a streaming step.
 """

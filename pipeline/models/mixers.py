@@ -21,7 +21,8 @@ class Moments(NamedTuple):
 
 
 class TokenNorm(nn.BatchNorm1d):
-    """Batch norm of frozen tokens, whose moments are known before a step: then it works in parts as on the whole batch."""
+    """Batch norm of frozen tokens, whose moments are known before a step: then it works in parts as
+    on the whole batch."""
 
     whole: Moments | None = None
     """Moments of the step's whole batch, over all parts and ranks; None: those of what comes in."""
@@ -29,33 +30,45 @@ class TokenNorm(nn.BatchNorm1d):
     def observe(self, whole: Moments) -> None:
         """What the parts that follow belong to. The running moments take it in, once."""
         self.whole = whole
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert (
+            self.running_mean is not None
+            and self.running_var is not None
+            and self.num_batches_tracked is not None
+        )
         assert self.momentum is not None
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(whole.mean_D, self.momentum)
-            self.running_var.lerp_(whole.variance_D * (whole.number / max(1, whole.number - 1)), self.momentum)
+            self.running_var.lerp_(
+                whole.variance_D * (whole.number / max(1, whole.number - 1)), self.momentum
+            )
 
     def forward(self, x_MD: torch.Tensor) -> torch.Tensor:
         if self.whole is None or not self.training:
             return super().forward(x_MD)
-        return F.batch_norm(x_MD, self.whole.mean_D, self.whole.variance_D, self.weight, self.bias, eps=self.eps)
+        return F.batch_norm(
+            x_MD, self.whole.mean_D, self.whole.variance_D, self.weight, self.bias, eps=self.eps
+        )
 
 
 class MixerLayer(nn.Module):
-    """F + W2 GELU(W1 BN(F)) for the patches of one layer; the norm runs over all B * T * P tokens."""
+    """F + W2 GELU(W1 BN(F)) for the patches of one layer; the norm runs over all B * T * P
+    tokens."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.bn = TokenNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
 
     def forward(self, patches_MD: torch.Tensor) -> torch.Tensor:
         return patches_MD + self.mlp(self.bn(patches_MD))
 
 
 class LayerMixer(nn.ModuleList):
-    """Multi-depth feature mixing: the mean over layers of each one's MixerLayer (arXiv 2605.19137; names as published)."""
+    """Multi-depth feature mixing: the mean over layers of each one's MixerLayer (arXiv 2605.19137;
+    names as published)."""
 
     def __init__(self, width: int, layers: int) -> None:
         super().__init__(MixerLayer(width) for _ in range(layers))

@@ -1,9 +1,11 @@
-"""What a setting costs beside its score: trained parameters, operations, streaming latency and state.
+"""What a setting costs beside its score: trained parameters, operations, streaming latency and
+state.
 
-Operations are those of one window (B = 1) in the forward pass, 2 for a multiply and add. Mixer, projection and readouts: matrix
-products, convolutions and attention, as torch counts them. Temporal module: its own formula, which has recurrences and scans
-too (9 * inner width * state size per token for Mamba), since torch cannot see what is element-wise. Norms and activations are
-left out. A task that wants to be told what to follow is told one box or point.
+Operations are those of one window (B = 1) in the forward pass, 2 for a multiply and add. Mixer,
+projection and readouts: matrix products, convolutions and attention, as torch counts them. Temporal
+module: its own formula, which has recurrences and scans too (9 * inner width * state size per token
+for Mamba), since torch cannot see what is element-wise. Norms and activations are left out. A task
+that wants to be told what to follow is told one box or point.
 """
 
 from __future__ import annotations
@@ -44,25 +46,33 @@ class Cost(Settings):
     flops: float
     """Of the forward pass over one window."""
     latency_ms: float | None
-    """Median time of one streaming step, B = 1, after the encoder; None where the streaming form is not trained."""
+    """Median time of one streaming step, B = 1, after the encoder; None where the streaming form is
+    not trained."""
     state_bytes: int
     """Of one stream: the temporal module's, and what the streaming readout remembers."""
 
 
-def cost(recipe: Recipe, shape: TokenShape, labels: tuple[str, ...], device: torch.device | None = None) -> Cost:
-    """What `recipe` costs on frames of `shape`, with the latency on `device` in float32. Leaves torch's random state alone."""
+def cost(
+    recipe: Recipe, shape: TokenShape, labels: tuple[str, ...], device: torch.device | None = None
+) -> Cost:
+    """What `recipe` costs on frames of `shape`, with the latency on `device` in float32. Leaves
+    torch's random state alone."""
     device = chosen(device)
     with torch.random.fork_rng(devices=[]):
         model, task = _built(recipe, shape, labels)
         special_BSD = torch.randn(1, shape.special_tokens, shape.width).to(device)
-        patches_BPD = [torch.randn(1, shape.patch_tokens, shape.width).to(device) for _ in model.layers]
+        patches_BPD = [
+            torch.randn(1, shape.patch_tokens, shape.width).to(device) for _ in model.layers
+        ]
     model.to(device).eval()
     state_bytes, seconds = model.temporal.state_bytes(model.tokens), []
     if STREAMING in model.readouts:
         with torch.inference_mode():
             state = model.start(1, {name: part.to(device) for name, part in told(task).items()})
             for _ in range(WARM_FRAMES + TIMED_FRAMES):
-                step_s, (_, state) = timed(partial(model.step, special_BSD, patches_BPD, state), device)
+                step_s, (_, state) = timed(
+                    partial(model.step, special_BSD, patches_BPD, state), device
+                )
                 seconds.append(step_s)
         state_bytes += sum(part.nbytes for part in state.readout.values())
     return Cost(
@@ -74,9 +84,11 @@ def cost(recipe: Recipe, shape: TokenShape, labels: tuple[str, ...], device: tor
 
 
 def flops(recipe: Recipe, shape: TokenShape, labels: tuple[str, ...]) -> dict[str, int]:
-    """Operations of `mixer` (with the projection), `temporal` and `readout` (all forms) for one window.
+    """Operations of `mixer` (with the projection), `temporal` and `readout` (all forms) for one
+    window.
 
-    Nothing is computed and no weights are made: tensors are torch's fake ones, which have a shape and no content.
+    Nothing is computed and no weights are made: tensors are torch's fake ones, which have a shape
+    and no content.
     """
     with FakeTensorMode():
         model, task = _built(recipe, shape, labels)
@@ -87,7 +99,9 @@ def flops(recipe: Recipe, shape: TokenShape, labels: tuple[str, ...]) -> dict[st
         return {
             "mixer": counted(lambda: (model.mixer(patches), model.projection(tokens_BTND))),
             "temporal": model.temporal.flops(frames, model.tokens),
-            "readout": counted(lambda: [readout(y_BTND, query) for readout in model.readouts.values()]),
+            "readout": counted(
+                lambda: [readout(y_BTND, query) for readout in model.readouts.values()]
+            ),
         }
 
 
@@ -95,7 +109,10 @@ def told(task: TaskPlugin) -> Query:
     """One box or point to follow from the first frame on, where the task wants to be told."""
     if task.asks is None:
         return {}
-    arrays = {task.asks: np.array([[TOLD[task.asks]]], np.float32), "visible": np.ones((1, 1), bool)}
+    arrays = {
+        task.asks: np.array([[TOLD[task.asks]]], np.float32),
+        "visible": np.ones((1, 1), bool),
+    }
     truth = MAPPED[task.asks](arrays, np.zeros(1, np.int64), np.ones(1, bool), np.eye(2, 3)[None])
     targets = collate([task.prepare(truth, None)])
     return task.query({name: torch.from_numpy(array) for name, array in targets.items()})
@@ -123,6 +140,8 @@ def synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def _built(recipe: Recipe, shape: TokenShape, labels: tuple[str, ...]) -> tuple[VideoModel, TaskPlugin]:
+def _built(
+    recipe: Recipe, shape: TokenShape, labels: tuple[str, ...]
+) -> tuple[VideoModel, TaskPlugin]:
     task: TaskPlugin = plugins.load("task", recipe.task.name)(recipe.task.settings, labels)
     return VideoModel(recipe, shape, task), task

@@ -1,6 +1,8 @@
-"""The trained part of the video model: layer mixer -> projection -> temporal module -> readouts, over a window or as a stream.
+"""The trained part of the video model: layer mixer -> projection -> temporal module -> readouts,
+over a window or as a stream.
 
-The input is what the cache holds: special tokens of the last layer and the patches of every recorded layer, ascending.
+The input is what the cache holds: special tokens of the last layer and the patches of every
+recorded layer, ascending.
 """
 
 from __future__ import annotations
@@ -29,12 +31,14 @@ class StreamState(NamedTuple):
 
 
 class VideoModel(nn.Module):
-    """What a recipe trains on a cache. Initial weights depend on the recipe and on torch's random state alone."""
+    """What a recipe trains on a cache. Initial weights depend on the recipe and on torch's random
+    state alone."""
 
     temporal: TemporalModule
 
     def __init__(self, recipe: Recipe, shape: TokenShape, task: TaskPlugin) -> None:
-        """`shape` is what the cache holds of one frame. Raises BadInput where the width does not suit the temporal module."""
+        """`shape` is what the cache holds of one frame. Raises BadInput where the width does not
+        suit the temporal module."""
         super().__init__()
         if WINDOW in task.forms and recipe.windows.eval_frames not in (None, recipe.windows.frames):
             raise BadInput(
@@ -51,36 +55,54 @@ class VideoModel(nn.Module):
         """Whose patches it reads."""
         self.mixer = layer_mixer(model.mixer, shape.width, len(self.layers))
         self.projection = nn.Linear(shape.width, width) if model.width else nn.Identity()
-        self.temporal = plugins.load("temporal", recipe.temporal.name)(width, recipe.temporal.settings)
-        self.readouts = nn.ModuleDict({form: task.readout(form, width, recipe.windows.frames) for form in task.forms})
+        self.temporal = plugins.load("temporal", recipe.temporal.name)(
+            width, recipe.temporal.settings
+        )
+        self.readouts = nn.ModuleDict(
+            {form: task.readout(form, width, recipe.windows.frames) for form in task.forms}
+        )
 
     def forward(
-        self, special_BTSD: torch.Tensor, patches_BTPD: Sequence[torch.Tensor], query: Query | None = None
+        self,
+        special_BTSD: torch.Tensor,
+        patches_BTPD: Sequence[torch.Tensor],
+        query: Query | None = None,
     ) -> dict[str, torch.Tensor]:
-        """The prediction of every form: (B, T, ...) for streaming, (B, ...) for window. `query` is what the task's says."""
+        """The prediction of every form: (B, T, ...) for streaming, (B, ...) for window. `query` is
+        what the task's says."""
         y_BTND = self.features(special_BTSD, patches_BTPD)
         return {form: readout(y_BTND, query or {}) for form, readout in self.readouts.items()}
 
     def predict(self, given: OnDevice, task: TaskPlugin) -> dict[str, torch.Tensor]:
-        """The same for windows as they come from a cache: only the layers it reads are looked at."""
+        """The same for windows as they come from a cache: only the layers it reads are looked
+        at."""
         patches = [given.patches[layer] for layer in self.layers]
-        predictions: dict[str, torch.Tensor] = self(given.special_BTSD, patches, task.query(given.targets))
+        predictions: dict[str, torch.Tensor] = self(
+            given.special_BTSD, patches, task.query(given.targets)
+        )
         return predictions
 
     def answers(self, given: OnDevice, task: TaskPlugin) -> Arrays:
         """Its answers in every form, as the task scores them."""
         with torch.inference_mode():
             predictions = self.predict(given, task)
-            return {form: task.answer(form, prediction).cpu().numpy() for form, prediction in predictions.items()}
+            return {
+                form: task.answer(form, prediction).cpu().numpy()
+                for form, prediction in predictions.items()
+            }
 
-    def features(self, special_BTSD: torch.Tensor, patches_BTPD: Sequence[torch.Tensor]) -> torch.Tensor:
+    def features(
+        self, special_BTSD: torch.Tensor, patches_BTPD: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
         """Outputs of the temporal module, (B, T, N, width)."""
         y_BTND, _ = self.temporal(self.tokens_of(special_BTSD, patches_BTPD))
         return y_BTND
 
     def start(self, batch: int, query: Query | None = None) -> StreamState:
         """The state of B streams before their first frame."""
-        return StreamState(self.temporal.initial_state(batch, self.tokens), self.streaming.start(query or {}))
+        return StreamState(
+            self.temporal.initial_state(batch, self.tokens), self.streaming.start(query or {})
+        )
 
     def step(
         self, special_BSD: torch.Tensor, patches_BPD: Sequence[torch.Tensor], state: StreamState
@@ -89,7 +111,9 @@ class VideoModel(nn.Module):
 
         Frame by frame equals `forward` in eval mode.
         """
-        y_BND, temporal = self.temporal.step(self.tokens_of(special_BSD, patches_BPD), state.temporal)
+        y_BND, temporal = self.temporal.step(
+            self.tokens_of(special_BSD, patches_BPD), state.temporal
+        )
         prediction, readout = self.streaming.step(y_BND, state.readout)
         return prediction, StreamState(temporal, readout)
 
@@ -107,11 +131,19 @@ class VideoModel(nn.Module):
 
     def parameter_counts(self) -> dict[str, int]:
         """Trained parameters of each part; the projection counts with the mixer."""
-        parts = {"mixer": (self.mixer, self.projection), "temporal": (self.temporal,), "readout": (self.readouts,)}
-        return {name: sum(p.numel() for part in modules for p in part.parameters()) for name, modules in parts.items()}
+        parts = {
+            "mixer": (self.mixer, self.projection),
+            "temporal": (self.temporal,),
+            "readout": (self.readouts,),
+        }
+        return {
+            name: sum(p.numel() for part in modules for p in part.parameters())
+            for name, modules in parts.items()
+        }
 
     def tokens_of(self, special: torch.Tensor, patches: Sequence[torch.Tensor]) -> torch.Tensor:
-        """(..., S, D) and L times (..., P, D) -> (..., N, width): special tokens in front, then the mixed patches."""
+        """(..., S, D) and L times (..., P, D) -> (..., N, width): special tokens in front, then the
+        mixed patches."""
         dtype = next(self.parameters()).dtype
         tokens = self.mixer([one.to(dtype) for one in patches])
         if self.specials:
@@ -134,12 +166,17 @@ def layers_read(recipe: Recipe, shape: TokenShape) -> tuple[int, ...]:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for the optimiser. Decay is for what multiplies activations: parameters `...weight` of two or more dimensions.
+    """Groups for the optimiser. Decay is for what multiplies activations: parameters `...weight` of
+    two or more dimensions.
 
-    Biases, norms, learned queries and embeddings, and a state space model's A_log and D are left alone.
+    Biases, norms, learned queries and embeddings, and a state space model's A_log and D are left
+    alone.
     """
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (decayed if parameter.ndim > 1 and name.endswith("weight") else free).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]

@@ -1,7 +1,9 @@
 """Scores become one page.
 
-In: runs, a sweep or a cache. Out: an HTML page with everything in it; the same as Markdown, PNG, CSV and JSON.
+In: runs, a sweep or a cache. Out: an HTML page with everything in it; the same as Markdown, PNG,
+CSV and JSON.
 
-Read `report` (the whole way), `source` (what is reported of), `sections` (what the page says, in order) and `page`; then what
-sections are made of: `tables`, `plots`, `axis_plots`, `predictions`, `videos`, `token_maps`, `provenance`; `style` is the look.
+Read `report` (the whole way), `source` (what is reported of), `sections` (what the page says, in
+order) and `page`; then what sections are made of: `tables`, `plots`, `axis_plots`, `predictions`,
+`videos`, `token_maps`, `provenance`; `style` is the look.
 """

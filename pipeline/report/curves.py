@@ -31,8 +31,14 @@ def learning(subject: Subject) -> dict[str, Figure]:
         for name in subject.scored_runs(setting):
             lines = read_metrics(subject.runs[name].path)
             if len(lines) > 1:
-                losses.setdefault(setting.name, []).append(_smooth([(line["step"], line["loss"]) for line in lines]))
-            scored = [(line["step"], line["val"][subject.form]) for line in lines if subject.form in line.get("val", ())]
+                losses.setdefault(setting.name, []).append(
+                    _smooth([(line["step"], line["loss"]) for line in lines])
+                )
+            scored = [
+                (line["step"], line["val"][subject.form])
+                for line in lines
+                if subject.form in line.get("val", ())
+            ]
             if scored:
                 steps, values = zip(*scored, strict=True)
                 scores.setdefault(setting.name, []).append((np.array(steps), np.array(values)))
@@ -52,7 +58,8 @@ def _smooth(points: Sequence[tuple[int, float]]) -> Curve:
 
 
 def mean_and_band(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Steps that all curves cover, the mean over curves there, and their smallest and largest value."""
+    """Steps that all curves cover, the mean over curves there, and their smallest and largest
+    value."""
     first, last = max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves)
     known = np.unique(np.concatenate([steps for steps, _ in curves]))
     known = known[(known >= first) & (known <= last)]
@@ -78,7 +85,9 @@ def _drawn(subject: Subject, curves: Mapping[str, list[Curve]], label: str, mark
         steps, mean, low, high = mean_and_band(curves[setting.name])
         name = None if is_grey else setting.name
         width = 0.7 if is_grey else 1.3 if thin else 1.8
-        (line,) = axes.plot(steps, mean, marker=marker, markersize=3, color=colour, linewidth=width, label=name)
+        (line,) = axes.plot(
+            steps, mean, marker=marker, markersize=3, color=colour, linewidth=width, label=name
+        )
         named(line, setting.name)
         if len(curves[setting.name]) > 1 and not is_grey:
             axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)

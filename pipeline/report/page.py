@@ -67,9 +67,17 @@ class Page:
 
 def render(page: Page) -> str:
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {"video": _video, "tile": _tile, "json": lambda value: json.dumps(value, indent=1)}
+    environment.filters |= {
+        "video": _video,
+        "tile": _tile,
+        "json": lambda value: json.dumps(value, indent=1),
+    }
     template = environment.get_template("page.html")
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     return template.render(page=page, style=Markup(style), script=Markup(script), trusted=Markup)

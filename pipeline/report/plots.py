@@ -12,7 +12,16 @@ from matplotlib.ticker import NullLocator
 from pipeline.experiments.summary import SettingSummary
 from pipeline.models.profile import Cost
 from pipeline.report.source import Subject
-from pipeline.report.style import COLOURS, HALF_INCHES, colours_of, legend, named, panel, shortened, view
+from pipeline.report.style import (
+    COLOURS,
+    HALF_INCHES,
+    colours_of,
+    legend,
+    named,
+    panel,
+    shortened,
+    view,
+)
 from pipeline.report.tables import scaled_text
 
 ROWS = 30
@@ -34,7 +43,9 @@ def intervals(subject: Subject, width_inches: float) -> Figure:
     shown = ranked[:ROWS] + [setting for setting in ranked[ROWS:] if setting.name in wanted]
     many = len(subject.references) > 1
     forms = list(dict.fromkeys(form for setting in shown for form in setting.intervals))
-    row_inches = (0.2 if len(shown) < DENSE_FROM else 0.14) + (0.1 if len(shown) < DENSE_FROM else 0.06) * len(forms)
+    row_inches = (0.2 if len(shown) < DENSE_FROM else 0.14) + (
+        0.1 if len(shown) < DENSE_FROM else 0.06
+    ) * len(forms)
     figure, axes = panel(width_inches, 0.9 + row_inches * len(shown))
     for row, setting in enumerate(shown):
         for place, form in enumerate(forms):
@@ -46,21 +57,49 @@ def intervals(subject: Subject, width_inches: float) -> Figure:
                 axes.plot([found.low, found.high], [y, y], color=colour, linewidth=4, alpha=0.3)
                 face = colour if place == 0 else COLOURS["paper"]
                 shape = "D" if many and setting.name in subject.references else "o"
-                (dot,) = axes.plot(found.score, y, shape, markersize=6, color=colour, markerfacecolor=face, markeredgewidth=1.5)
+                (dot,) = axes.plot(
+                    found.score,
+                    y,
+                    shape,
+                    markersize=6,
+                    color=colour,
+                    markerfacecolor=face,
+                    markeredgewidth=1.5,
+                )
                 named(dot, text)
     for place, form in enumerate(forms if len(forms) > 1 else []):
         face = COLOURS["muted"] if place == 0 else COLOURS["paper"]
-        axes.plot([], [], "o", color=COLOURS["muted"], markerfacecolor=face, markeredgewidth=1.5, label=form)
+        axes.plot(
+            [],
+            [],
+            "o",
+            color=COLOURS["muted"],
+            markerfacecolor=face,
+            markeredgewidth=1.5,
+            label=form,
+        )
     if many:
         axes.plot([], [], "D", color=COLOURS["muted"], markeredgewidth=1.5, label="a reference")
-    for referred in (setting for setting in shown if [setting.name] == subject.references and len(shown) > 1):
+    for referred in (
+        setting for setting in shown if [setting.name] == subject.references and len(shown) > 1
+    ):
         score = referred.intervals[subject.form].score
-        axes.axvline(score, color=COLOURS["muted"], linewidth=1, linestyle="--", label=f"reference, {subject.form}")
+        axes.axvline(
+            score,
+            color=COLOURS["muted"],
+            linewidth=1,
+            linestyle="--",
+            label=f"reference, {subject.form}",
+        )
     trivial = {subject.trivial(setting) for setting in shown}
     if len(trivial) == 1:  # else they were scored on other clips
-        axes.axvline(*trivial, color=COLOURS["muted"], linewidth=1, linestyle=":", label="trivial answer")
+        axes.axvline(
+            *trivial, color=COLOURS["muted"], linewidth=1, linestyle=":", label="trivial answer"
+        )
     axes.set_yticks(
-        range(len(shown)), shortened([setting.name for setting in shown], int(4 * width_inches)), color=COLOURS["ink"]
+        range(len(shown)),
+        shortened([setting.name for setting in shown], int(4 * width_inches)),
+        color=COLOURS["ink"],
     )
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlim(score_view(shown, forms, *trivial))
@@ -72,7 +111,8 @@ def intervals(subject: Subject, width_inches: float) -> Figure:
 
 
 def pareto(subject: Subject) -> dict[str, Figure]:
-    """Scores over costs, with the front: FLOPs and latency where they are known, else trained parameters."""
+    """Scores over costs, with the front: FLOPs and latency where they are known, else trained
+    parameters."""
     costs: dict[str, tuple[str, Callable[[Cost], float | None]]] = {
         "FLOPs": ("FLOPs of one window, trained part", lambda cost: cost.flops),
         "latency": ("latency of a streaming step, ms", lambda cost: cost.latency_ms),
@@ -81,25 +121,41 @@ def pareto(subject: Subject) -> dict[str, Figure]:
     figures = {}
     for name in ("FLOPs", "latency") if subject.has_costs else ("parameters",):
         label, cost = costs[name]
-        points = [(setting, price) for setting in subject.ranked() if (price := cost(setting.cost)) is not None]
+        points = [
+            (setting, price)
+            for setting in subject.ranked()
+            if (price := cost(setting.cost)) is not None
+        ]
         if len(points) > 1:
             figures[name] = _over_cost(subject, label, points)
     return figures
 
 
-def _over_cost(subject: Subject, label: str, points: Sequence[tuple[SettingSummary, float]]) -> Figure:
+def _over_cost(
+    subject: Subject, label: str, points: Sequence[tuple[SettingSummary, float]]
+) -> Figure:
     figure, axes = panel(HALF_INCHES, 3.7)
     colours = colours_of(subject)
     prices = [x for _, x in points]
     scores = [setting.intervals[subject.form].score for setting, _ in points]
     front = []
     for reference in subject.references:
-        places = [place for place, (setting, _) in enumerate(points) if setting.reference == reference]
+        places = [
+            place for place, (setting, _) in enumerate(points) if setting.reference == reference
+        ]
         alike = [prices[place] for place in places], [scores[place] for place in places]
         front += [places[place] for place in front_of(*alike, subject.metric.higher_is_better)]
-    if len(subject.references) == 1:  # what has other references was scored on other clips, or is another question
+    if (
+        len(subject.references) == 1
+    ):  # what has other references was scored on other clips, or is another question
         corners = sorted((prices[place], scores[place]) for place in front)
-        axes.step(*zip(*corners, strict=True), where="post", color=COLOURS["muted"], linewidth=1.2, zorder=1.5)
+        axes.step(
+            *zip(*corners, strict=True),
+            where="post",
+            color=COLOURS["muted"],
+            linewidth=1.2,
+            zorder=1.5,
+        )
     named_places = (front if len(points) > LABELS else list(range(len(points))))[:LABELS]
     if min(prices) > 0:
         axes.set_xscale("log")
@@ -107,12 +163,22 @@ def _over_cost(subject: Subject, label: str, points: Sequence[tuple[SettingSumma
         colour, found = colours[setting.name], setting.intervals[subject.form]
         axes.plot([x, x], [found.low, found.high], color=colour, linewidth=1.2, alpha=0.45)
         face = colour if place in front else COLOURS["paper"]
-        (dot,) = axes.plot(x, found.score, "o", color=colour, markersize=7, markerfacecolor=face, markeredgewidth=1.5)
+        (dot,) = axes.plot(
+            x,
+            found.score,
+            "o",
+            color=colour,
+            markersize=7,
+            markerfacecolor=face,
+            markeredgewidth=1.5,
+        )
         named(dot, f"{setting.name}: {found.score:.3f} at {scaled_text(x)}")
     axes.margins(x=0.12)
     axes.set_ylim(score_view([setting for setting, _ in points], [subject.form]))
     _number_ticks(axes)
-    _write_names(axes, [(points[place][0].name, prices[place], scores[place]) for place in named_places])
+    _write_names(
+        axes, [(points[place][0].name, prices[place], scores[place]) for place in named_places]
+    )
     axes.set(xlabel=label, ylabel=f"{score_label(subject)}, {subject.form}")
     return figure
 
@@ -125,28 +191,44 @@ def _write_names(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None
         right, up = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
         begin = right - LETTER * len(text) if right > 0.5 else right
         end = begin + LETTER * len(text)
-        if all(begin > other_end or end < other or abs(up - height) > 0.06 for other, other_end, height in written):
+        if all(
+            begin > other_end or end < other or abs(up - height) > 0.06
+            for other, other_end, height in written
+        ):
             written.append((begin, end, up))
             where, side = ((-7, 6), "right") if right > 0.5 else ((7, 6), "left")
             axes.annotate(text, (x, y), where, textcoords="offset points", fontsize=8.5, ha=side)
 
 
 def front_of(costs: Sequence[float], scores: Sequence[float], higher_is_better: bool) -> list[int]:
-    """Places of the points than which no other is at least as cheap and as good, and one of both more; best score first."""
+    """Places of the points than which no other is at least as cheap and as good, and one of both
+    more; best score first."""
     gain = np.array(scores) * (1 if higher_is_better else -1)
     price = np.array(costs)
-    beaten = (price[:, None] >= price) & (gain[:, None] <= gain) & ((price[:, None] > price) | (gain[:, None] < gain))
+    beaten = (
+        (price[:, None] >= price)
+        & (gain[:, None] <= gain)
+        & ((price[:, None] > price) | (gain[:, None] < gain))
+    )
     free = np.flatnonzero(~beaten.any(axis=1))
     return sorted(free.tolist(), key=lambda place: -gain[place])
 
 
-def score_view(settings: Sequence[SettingSummary], forms: Sequence[str], *others: float) -> tuple[float, float]:
-    found = [setting.intervals[form] for setting in settings for form in forms if form in setting.intervals]
+def score_view(
+    settings: Sequence[SettingSummary], forms: Sequence[str], *others: float
+) -> tuple[float, float]:
+    found = [
+        setting.intervals[form]
+        for setting in settings
+        for form in forms
+        if form in setting.intervals
+    ]
     return view([*others, *(each.score for each in found)], found)
 
 
 def _number_ticks(axes: Axes) -> None:
-    """1.2 M instead of 1.2 x 10^6; on a narrow logarithmic range too, where the axis alone would name one number."""
+    """1.2 M instead of 1.2 x 10^6; on a narrow logarithmic range too, where the axis alone would
+    name one number."""
     low, high = axes.get_xlim()
     if axes.get_xscale() == "log" and high / low < 30:
         steps = (1, 2, 5) if high / low > 5 else (1, 1.5, 2, 3, 4, 5, 7)

@@ -1,4 +1,5 @@
-"""What the best setting and the reference answered: confusion matrices, or how the scores of clips are spread."""
+"""What the best setting and the reference answered: confusion matrices, or how the scores of clips
+are spread."""
 
 from __future__ import annotations
 
@@ -22,11 +23,14 @@ BINS = 30
 
 
 def answers(subject: Subject) -> dict[str, Figure]:
-    """Confusion matrices of the best setting and the reference for a classification, else how clips score in both."""
+    """Confusion matrices of the best setting and the reference for a classification, else how clips
+    score in both."""
     shown = subject.compared()
     if subject.summary.task == "classify":
         names = ["confusion", "confusion_reference"]
-        return {name: confusion(subject, setting) for name, setting in zip(names, shown, strict=False)}
+        return {
+            name: confusion(subject, setting) for name, setting in zip(names, shown, strict=False)
+        }
     figures = {"clips": histogram(subject, shown)}
     return figures | ({"clip_by_clip": pairs(subject, *shown)} if len(shown) == 2 else {})
 
@@ -35,17 +39,27 @@ def confusion(subject: Subject, setting: SettingSummary) -> Figure:
     """Truth down, answer across, all seeds together; rows sum to one."""
     runs = subject.scored_runs(setting)
     labels = subject.runs[runs[0]].header.labels
-    counts = np.sum([_counts(subject.runs[name], subject.evaluations[name], subject.form, labels) for name in runs], axis=0)
+    counts = np.sum(
+        [
+            _counts(subject.runs[name], subject.evaluations[name], subject.form, labels)
+            for name in runs
+        ],
+        axis=0,
+    )
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
     figure, axes = panel(HALF_INCHES, 4.9)
     # One ink, more or less of it: right on any background.
-    cells = np.dstack([np.broadcast_to(to_rgb(COLOURS["accent"]), (*shares.shape, 3)), 0.06 + 0.94 * shares])
+    cells = np.dstack(
+        [np.broadcast_to(to_rgb(COLOURS["accent"]), (*shares.shape, 3)), 0.06 + 0.94 * shares]
+    )
     axes.imshow(cells, interpolation="nearest", aspect="equal")
     if len(labels) <= NUMBERS:
         for (row, column), share in np.ndenumerate(shares):
             if share >= 0.005:
                 ink = "white" if share > 0.5 else COLOURS["ink"]
-                axes.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=8, color=ink)
+                axes.text(
+                    column, row, f"{share:.2f}", ha="center", va="center", fontsize=8, color=ink
+                )
     if len(labels) <= NAMES:
         size = 8.5 if len(labels) <= NUMBERS else 6
         axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=size)
@@ -66,7 +80,10 @@ def _counts(run: Run, result: dict[str, Any], form: str, labels: tuple[str, ...]
     try:
         given = load_file(file)[form].argmax(-1)
     except (OSError, SafetensorError, KeyError) as error:
-        raise BadInput(f"{file} is damaged: {error}", f"stillframe evaluate {run.path} --split {result['split']}") from error
+        raise BadInput(
+            f"{file} is damaged: {error}",
+            f"stillframe evaluate {run.path} --split {result['split']}",
+        ) from error
     truth = [labels.index(clip["label"]) for clip in result["clips"].values()]
     counts = np.zeros((len(labels), len(labels)))
     np.add.at(counts, (np.repeat(truth, len(given) // len(truth)), given), 1)
@@ -84,18 +101,31 @@ def histogram(subject: Subject, shown: list[SettingSummary]) -> Figure:
         axes.hist(values, edges, histtype="stepfilled", color=colours[name], alpha=0.22)
         axes.hist(values, edges, histtype="step", color=colours[name], linewidth=1.6, label=name)
         axes.axvline(float(np.median(values)), color=colours[name], linewidth=1, linestyle="--")
-    axes.set(xlabel=f"{subject.metric.name} of a clip, {subject.form}; dashed: median", ylabel="clips")
+    axes.set(
+        xlabel=f"{subject.metric.name} of a clip, {subject.form}; dashed: median", ylabel="clips"
+    )
     legend(figure, axes)
     return figure
 
 
 def pairs(subject: Subject, best: SettingSummary, reference: SettingSummary) -> Figure:
-    """Every clip's score in both, on the mean over seeds: what lies off the diagonal is where they differ."""
+    """Every clip's score in both, on the mean over seeds: what lies off the diagonal is where they
+    differ."""
     figure, axes = panel(HALF_INCHES, 3.95)
     x, y = clip_scores(subject, reference), clip_scores(subject, best)
-    axes.axline((float(x[0]), float(x[0])), slope=1, color=COLOURS["muted"], linewidth=1, linestyle="--")
+    axes.axline(
+        (float(x[0]), float(x[0])), slope=1, color=COLOURS["muted"], linewidth=1, linestyle="--"
+    )
     colour = colours_of(subject)[best.name]
-    axes.plot(x, y, "o", color=colour, markersize=4, alpha=max(0.15, min(0.7, 60 / len(x))), markeredgewidth=0)
+    axes.plot(
+        x,
+        y,
+        "o",
+        color=colour,
+        markersize=4,
+        alpha=max(0.15, min(0.7, 60 / len(x))),
+        markeredgewidth=0,
+    )
     names = (f"{setting.name}, {subject.metric.name} of a clip" for setting in (reference, best))
     axes.set(**dict(zip(("xlabel", "ylabel"), names, strict=True)))
     return figure

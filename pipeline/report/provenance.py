@@ -14,18 +14,22 @@ from pipeline.train.run import tool_versions
 
 
 def of_runs(subject: Subject) -> dict[str, Any]:
-    """Title -> facts: what all runs have in common, what is each one's own, and the sweep as it was given."""
+    """Title -> facts: what all runs have in common, what is each one's own, and the sweep as it was
+    given."""
     headers = {name: run.header.model_dump(mode="json") for name, run in subject.runs.items()}
     flat = {name: _flat(header) for name, header in headers.items()}
     common = common_part(list(flat.values()))
     checkpoints = {name: result["checkpoint"] for name, result in subject.evaluations.items()}
     own = {
-        name: {key: value for key, value in keys.items() if key not in common} | {"checkpoint": checkpoints[name]}
+        name: {key: value for key, value in keys.items() if key not in common}
+        | {"checkpoint": checkpoints[name]}
         for name, keys in flat.items()
     }
     found: dict[str, Any] = {}
     if subject.path is not None:
-        found["The sweep as it was given"] = json.loads((subject.path / SWEEP_FILE).read_text(encoding="utf-8"))
+        found["The sweep as it was given"] = json.loads(
+            (subject.path / SWEEP_FILE).read_text(encoding="utf-8")
+        )
     if len(headers) == 1:
         found["The run: recipe, cache, labels, versions"] = next(iter(headers.values()))
     else:
@@ -50,10 +54,12 @@ def _written_by(receipts: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def commands(subject: Subject) -> list[str]:
-    """What makes the page again, the recipes being those below. A sweep is made from its own file: what was laid over it on the
-    command line is in there."""
+    """What makes the page again, the recipes being those below. A sweep is made from its own file:
+    what was laid over it on the command line is in there."""
     if subject.path is not None:
-        given = [setting for setting in subject.ranked() if setting.values.get(CACHE, GIVEN) == GIVEN]
+        given = [
+            setting for setting in subject.ranked() if setting.values.get(CACHE, GIVEN) == GIVEN
+        ]
         cache = subject.shown(given[0])[0].header.cache_path if given else None
         return [
             f"stillframe sweep {subject.path / SWEEP_FILE} {cache or 'CACHE'} --out {subject.path}",
@@ -61,7 +67,9 @@ def commands(subject: Subject) -> list[str]:
         ]
     runs, split, lines = list(subject.runs.values()), subject.summary.split, []
     for run in runs:
-        lines.append(f"stillframe train {run.header.recipe['name']} {run.header.cache_path or 'CACHE'} --out {run.path}")
+        lines.append(
+            f"stillframe train {run.header.recipe['name']} {run.header.cache_path or 'CACHE'} --out {run.path}"
+        )
         lines.append(f"stillframe evaluate {run.path} --split {split}")
     return [*lines, f"stillframe report {' '.join(str(run.path) for run in runs)} --split {split}"]
 
@@ -69,7 +77,11 @@ def commands(subject: Subject) -> list[str]:
 def common_part(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The keys that have the same value in all tables."""
     first, *others = tables
-    return {key: value for key, value in first.items() if all(key in other and other[key] == value for other in others)}
+    return {
+        key: value
+        for key, value in first.items()
+        if all(key in other and other[key] == value for other in others)
+    }
 
 
 def _flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Runs, a sweep or a cache -> one HTML page that needs nothing else, the same as Markdown, and PNG, CSV and JSON files."""
+"""Runs, a sweep or a cache -> one HTML page that needs nothing else, the same as Markdown, and PNG,
+CSV and JSON files."""
 
 from __future__ import annotations
 
@@ -20,11 +21,13 @@ from pipeline.train.run import Run
 
 
 def report(source: Sequence[Run] | Path | Cache, out: Path, split: str = "val") -> list[Path]:
-    """Writes `report.html`, `report.md`, `report.json`, tables as CSV and plots as PNG into `out`; returns the pages' paths.
+    """Writes `report.html`, `report.md`, `report.json`, tables as CSV and plots as PNG into `out`;
+    returns the pages' paths.
 
-    `source`: evaluated runs of one task, the folder of a finished sweep, or a cache. A sweep of several tasks gets a page, and
-    a folder in `out`, for each. Raises BadInput for runs that have not been evaluated on `split`, runs of several tasks, and a
-    sweep that is not finished or was scored on another split.
+    `source`: evaluated runs of one task, the folder of a finished sweep, or a cache. A sweep of
+    several tasks gets a page, and a folder in `out`, for each. Raises BadInput for runs that have
+    not been evaluated on `split`, runs of several tasks, and a sweep that is not finished or was
+    scored on another split.
     """
     if isinstance(source, Cache):
         return [_written(partial(page_of_cache, source, out), None, out)]
@@ -43,7 +46,9 @@ def _written(make: Callable[[], Page], summary: Summary | None, out: Path) -> Pa
     for table in (page.scores, page.runs, page.coverage, page.failures):
         if table and table.rows:
             (out / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
-    (out / "report.json").write_text(json.dumps(as_json(page, summary), indent=1) + "\n", encoding="utf-8")
+    (out / "report.json").write_text(
+        json.dumps(as_json(page, summary), indent=1) + "\n", encoding="utf-8"
+    )
     (out / "report.md").write_text(_markdown(page), encoding="utf-8")
     file = out / "report.html"
     write_atomically(file, render(page).encode())
@@ -52,7 +57,13 @@ def _written(make: Callable[[], Page], summary: Summary | None, out: Path) -> Pa
 
 def _markdown(page: Page) -> str:
     parts = [f"# {page.title}", page.result, page.caution]
-    parts += [table.markdown() for table in (page.scores, page.coverage, page.failures) if table and table.rows]
-    parts += [f"![{plot.title}]({plot.name}.png)" for plots in page.plots.values() for plot in plots]
+    parts += [
+        table.markdown()
+        for table in (page.scores, page.coverage, page.failures)
+        if table and table.rows
+    ]
+    parts += [
+        f"![{plot.title}]({plot.name}.png)" for plots in page.plots.values() for plot in plots
+    ]
     parts += [f"![Tokens over time]({STRIPS}.png)"] if page.films else []
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -51,7 +51,9 @@ def page_of_subject(subject: Subject, out: Path) -> Page:
     (scores,) = page.plots["scores"]
     scores.narrow_svg = svg(plots.intervals(subject, HALF_INCHES), scores.title)
     if len(subject.ranked()) > plots.ROWS:
-        scores.caption += f" The best {plots.ROWS} of {len(subject.ranked())} and what they are compared with."
+        scores.caption += (
+            f" The best {plots.ROWS} of {len(subject.ranked())} and what they are compared with."
+        )
     page.videos, page.no_videos = videos.videos(subject, out / "videos")
     page.films, page.no_films = token_maps.films_of_run(*_recurrent(subject), subject.summary.split)
     try:
@@ -88,9 +90,11 @@ def page_of_cache(cache: Cache, out: Path) -> Page:
 
 
 def result(subject: Subject) -> str:
-    """The best setting's score with its interval, against the reference and the trivial answer, in two or three sentences.
+    """The best setting's score with its interval, against the reference and the trivial answer, in
+    two or three sentences.
 
-    Where settings have other videos and other references, none is the best: how many are ahead, and by how much.
+    Where settings have other videos and other references, none is the best: how many are ahead, and
+    by how much.
     """
     if not subject.is_one_question and _by_gain(subject):
         return _result_of_questions(subject)
@@ -115,14 +119,19 @@ def result(subject: Subject) -> str:
 def _result_of_questions(subject: Subject) -> str:
     scored, compared = subject.ranked(), _by_gain(subject)
     gains = [one.comparisons[subject.form] for one in compared]
-    ahead, behind = (sum(way * each.gain.score > 0 and each.p_adjusted < CLEAR for each in gains) for way in (1, -1))
+    ahead, behind = (
+        sum(way * each.gain.score > 0 and each.p_adjusted < CLEAR for each in gains)
+        for way in (1, -1)
+    )
     text = f"{ahead} of {len(gains)} settings are significantly better than the reference of each, {behind} worse."
     for which, one in zip(("largest", "least"), (compared[0], compared[-1]), strict=True):
         gain = one.comparisons[subject.form].gain
         span = f"{signed_text(gain.low)} .. {signed_text(gain.high)}"
         text += f" The {which} gain is {signed_text(gain.score)} ({span}), of {one.name}."
     sign = 1 if subject.metric.higher_is_better else -1
-    beaten = sum(sign * (one.intervals[subject.form].score - subject.trivial(one)) > 0 for one in scored)
+    beaten = sum(
+        sign * (one.intervals[subject.form].score - subject.trivial(one)) > 0 for one in scored
+    )
     return f"{text} {beaten} of {len(scored)} are better than the trivial answer, which does not look at the video."
 
 
@@ -164,8 +173,15 @@ def _figures(subject: Subject) -> list[tuple[str, str]]:
         found.append((scaled_text(best.cost.parameters), "parameters of the best"))
     else:
         ends = zip(("largest", "least"), (compared[0], compared[-1]), strict=True)
-        found = [(signed_text(one.comparisons[form].gain.score), f"{which} gain, of {one.name}") for which, one in ends] + many
-    trained = [setting.training_s * len(setting.runs) for setting in settings if setting.training_s is not None]
+        found = [
+            (signed_text(one.comparisons[form].gain.score), f"{which} gain, of {one.name}")
+            for which, one in ends
+        ] + many
+    trained = [
+        setting.training_s * len(setting.runs)
+        for setting in settings
+        if setting.training_s is not None
+    ]
     return found + ([(seconds_text(sum(trained)), "training in all")] if trained else [])
 
 
@@ -179,7 +195,10 @@ def _add_cache(page: Page, cache: Cache) -> None:
     counts, spec, shape = status(cache), cache.spec, cache.shape
     page.coverage, page.failures = tables.coverage(counts), tables.failures(counts)
     encoder, (high, wide) = spec["encoder"], shape.grid_hw
-    made_of = encoder.get("model") or f"{encoder['name']}, {(encoder.get('config') or {}).get('model_type', 'built in')}"
+    made_of = (
+        encoder.get("model")
+        or f"{encoder['name']}, {(encoder.get('config') or {}).get('model_type', 'built in')}"
+    )
     derived = f", derived from {cache.header.derived_from}" if cache.header.derived_from else ""
     rate = "every frame" if cache.fps is None else f"{cache.fps:g} frames a second"
     page.cache = {
@@ -195,7 +214,10 @@ def _add_cache(page: Page, cache: Cache) -> None:
 
 
 CAPTIONS: Mapping[str, tuple[str, str]] = {
-    "scores": ("Scores and their intervals", "Bars are 95 % intervals, cut at the border; point at a dot for its numbers."),
+    "scores": (
+        "Scores and their intervals",
+        "Bars are 95 % intervals, cut at the border; point at a dot for its numbers.",
+    ),
     "score_over_FLOPs": (
         "Score over computation",
         "Filled: no other with the same reference is cheaper and as good. Logarithmic axis.",
@@ -212,15 +234,27 @@ CAPTIONS: Mapping[str, tuple[str, str]] = {
         "One factor at a time",
         "Above scores, below gains over the reference, on one scale each. Bars are 95 % intervals.",
     ),
-    "loss": ("Training loss", "Running mean. Lines are means over seeds, bands reach from the least to the largest."),
+    "loss": (
+        "Training loss",
+        "Running mean. Lines are means over seeds, bands reach from the least to the largest.",
+    ),
     "validation": (
         "Score on the way",
         "On split val, while training. Lines are means over seeds, bands from least to largest.",
     ),
     "confusion": ("Best setting", "Rows are the truth and sum to one, columns the answers."),
-    "confusion_reference": ("Its reference", "The same for the setting that the best is compared with."),
-    "clips": ("Scores of single clips", "How many clips score how much, in the best setting and its reference."),
-    "clip_by_clip": ("Clip by clip", "Each dot is a clip; on the dashed line the best setting and its reference are even."),
+    "confusion_reference": (
+        "Its reference",
+        "The same for the setting that the best is compared with.",
+    ),
+    "clips": (
+        "Scores of single clips",
+        "How many clips score how much, in the best setting and its reference.",
+    ),
+    "clip_by_clip": (
+        "Clip by clip",
+        "Each dot is a clip; on the dashed line the best setting and its reference are even.",
+    ),
 }
 
 
@@ -242,10 +276,18 @@ def _along(subject: Subject, out: Path) -> list[Plot]:
     """Axes that have the same lines side by side, all others one by one."""
     found = axis_plots.along(subject)
     alike = axis_plots.alike(found)
-    wide = _placed(out, {"factors": axis_plots.side_by_side(subject, alike, FULL_INCHES)}) if alike else []
+    wide = (
+        _placed(out, {"factors": axis_plots.side_by_side(subject, alike, FULL_INCHES)})
+        if alike
+        else []
+    )
     for plot in wide:
         plot.narrow_svg = svg(axis_plots.side_by_side(subject, alike, HALF_INCHES), plot.title)
-    rest = {f"over_{axis}": axis_plots.over_axis(subject, axis, lines) for axis, lines in found.items() if axis not in alike}
+    rest = {
+        f"over_{axis}": axis_plots.over_axis(subject, axis, lines)
+        for axis, lines in found.items()
+        if axis not in alike
+    }
     return wide + _placed(out, rest)
 
 
@@ -256,7 +298,11 @@ def _save_films(page: Page, out: Path) -> None:
 
 def as_json(page: Page, summary: Summary | None) -> dict[str, Any]:
     """The page's numbers for scripts."""
-    found: dict[str, Any] = {"title": page.title, "result": page.result, "provenance": page.provenance}
+    found: dict[str, Any] = {
+        "title": page.title,
+        "result": page.result,
+        "provenance": page.provenance,
+    }
     if summary is not None:
         found |= summary.model_dump(mode="json", exclude={"name", "settings"})
     shown = [table for table in (page.scores, page.runs, page.coverage, page.failures) if table]

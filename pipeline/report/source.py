@@ -29,7 +29,8 @@ class Subject:
     """Settings that were scored on the same clips, and the runs behind them."""
 
     path: Path | None
-    """The folder of a sweep; None: runs from anywhere, of which those that differ in nothing but the seed are one setting."""
+    """The folder of a sweep; None: runs from anywhere, of which those that differ in nothing but
+    the seed are one setting."""
     summary: Summary
     runs: Mapping[str, Run]
     """Name of a run -> the run, those that were scored."""
@@ -68,8 +69,12 @@ class Subject:
 
     @property
     def is_one_question(self) -> bool:
-        """Whether one setting can be the best: all have one reference, or the same windows, which the trivial answer tells."""
-        return len(self.references) == 1 or len({self.trivial(setting) for setting in self.ranked()}) == 1
+        """Whether one setting can be the best: all have one reference, or the same windows, which
+        the trivial answer tells."""
+        return (
+            len(self.references) == 1
+            or len({self.trivial(setting) for setting in self.ranked()}) == 1
+        )
 
     def trivial(self, setting: SettingSummary) -> float:
         """What the trivial answer scores on the clips of a scored setting."""
@@ -77,14 +82,20 @@ class Subject:
         return trivial
 
     def compared(self) -> list[SettingSummary]:
-        """The best setting, and its reference where it is another: both were scored on the same clips."""
+        """The best setting, and its reference where it is another: both were scored on the same
+        clips."""
         ranked = self.ranked()
-        return ranked[:1] + [setting for setting in ranked[1:] if setting.name == ranked[0].reference]
+        return ranked[:1] + [
+            setting for setting in ranked[1:] if setting.name == ranked[0].reference
+        ]
 
 
 def find(places: Sequence[str]) -> Source:
-    """The source that the arguments of a command mean. Raises BadInput where they are none, or do not go together."""
-    whole = next((place for place in places if _holds(place, SWEEP_FILE) or _holds(place, HEADER_FILE)), None)
+    """The source that the arguments of a command mean. Raises BadInput where they are none, or do
+    not go together."""
+    whole = next(
+        (place for place in places if _holds(place, SWEEP_FILE) or _holds(place, HEADER_FILE)), None
+    )
     if whole is None:
         strange = [place for place in places if not _holds(place, "run.json")]
         if strange:
@@ -106,7 +117,8 @@ def _holds(place: str, name: str) -> bool:
 
 
 def of_sweep(path: Path, split: str) -> list[Subject]:
-    """One for each task. Raises BadInput for a sweep that is not finished, or was scored on another split."""
+    """One for each task. Raises BadInput for a sweep that is not finished, or was scored on another
+    split."""
     found = sorted(path.glob(SUMMARIES))
     if not found:
         raise BadInput(f"sweep {path} is not finished: it has no {SUMMARIES}", AGAIN)
@@ -115,16 +127,25 @@ def of_sweep(path: Path, split: str) -> list[Subject]:
 
 def _of_summary(path: Path, summary: Summary, split: str) -> Subject:
     if summary.split != split:
-        raise BadInput(f"sweep {path} was scored on split '{summary.split}', not on '{split}'", f"--split {summary.split}")
+        raise BadInput(
+            f"sweep {path} was scored on split '{summary.split}', not on '{split}'",
+            f"--split {summary.split}",
+        )
     if not any(setting.intervals for setting in summary.settings):
-        raise BadInput(f"sweep {path} has no member that was scored", "see failed.json in the folders of its members")
-    scored = [name for setting in summary.settings for name in setting.runs if name not in setting.failed]
+        raise BadInput(
+            f"sweep {path} has no member that was scored",
+            "see failed.json in the folders of its members",
+        )
+    scored = [
+        name for setting in summary.settings for name in setting.runs if name not in setting.failed
+    ]
     runs = {name: Run(path / "runs" / name) for name in scored}
     return Subject(path, summary, runs, _evaluations(runs, split), has_costs=True)
 
 
 def of_runs(given: Sequence[Run], split: str) -> Subject:
-    """Raises BadInput for runs that were not scored on `split`, or not on the same clips of one task.
+    """Raises BadInput for runs that were not scored on `split`, or not on the same clips of one
+    task.
 
     The reference is a run without a temporal module if there is one, else the first run.
     """
@@ -136,9 +157,14 @@ def of_runs(given: Sequence[Run], split: str) -> Subject:
     settings = []
     for names in _by_recipe(runs):
         first = runs[names[0]]
-        outcomes = tuple(Outcome(name, runs[name].recipe.training.seed, evaluations[name]) for name in names)
+        outcomes = tuple(
+            Outcome(name, runs[name].recipe.training.seed, evaluations[name]) for name in names
+        )
         known = costs.get(_architecture(first)) or Cost(
-            parameters=sum(first.header.parameters.values()), flops=0, latency_ms=None, state_bytes=0
+            parameters=sum(first.header.parameters.values()),
+            flops=0,
+            latency_ms=None,
+            state_bytes=0,
         )
         title = names[0] + (f" and {len(names) - 1} more seeds" if len(names) > 1 else "")
         settings.append(Setting(title, {"temporal": first.recipe.temporal.name}, known, outcomes))
@@ -150,13 +176,16 @@ def of_runs(given: Sequence[Run], split: str) -> Subject:
 
 
 def _as_evaluated(summary: Summary, evaluations: Mapping[str, dict[str, Any]]) -> Summary:
-    """With the interval that `evaluate` gave where a setting is one run: it was resampled less often, but people know it."""
+    """With the interval that `evaluate` gave where a setting is one run: it was resampled less
+    often, but people know it."""
 
     def known(setting: SettingSummary) -> SettingSummary:
         if len(setting.runs) > 1:
             return setting
         forms = evaluations[setting.runs[0]]["forms"]
-        intervals = {form: Interval(**scores[summary.metric.name]) for form, scores in forms.items()}
+        intervals = {
+            form: Interval(**scores[summary.metric.name]) for form, scores in forms.items()
+        }
         return setting.model_copy(update={"intervals": intervals})
 
     return summary.model_copy(update={"settings": tuple(map(known, summary.settings))})
@@ -169,7 +198,9 @@ def cache_of(run: Run) -> Cache:
         raise BadInput(f"run {run.path.name} was imported and knows no cache")
     cache = Cache(header.cache_path)
     if cache.fingerprint != header.cache.fingerprint:
-        raise BadInput(f"{cache} is another cache now: its fingerprint is not {header.cache.fingerprint}")
+        raise BadInput(
+            f"{cache} is another cache now: its fingerprint is not {header.cache.fingerprint}"
+        )
     return cache
 
 
@@ -183,19 +214,31 @@ def _evaluations(runs: Mapping[str, Run], split: str) -> dict[str, dict[str, Any
     found = {name: read_evaluation(run.path, split) for name, run in runs.items()}
     missing = [str(runs[name].path) for name, result in found.items() if result is None]
     if missing:
-        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise BadInput(f"not evaluated on split '{split}': {shown}", f"stillframe evaluate {missing[0]} --split {split}")
+        shown = ", ".join(missing[:3]) + (
+            f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        )
+        raise BadInput(
+            f"not evaluated on split '{split}': {shown}",
+            f"stillframe evaluate {missing[0]} --split {split}",
+        )
     return {name: result for name, result in found.items() if result is not None}
 
 
 def _by_recipe(runs: Mapping[str, Run]) -> list[list[str]]:
-    """Names of runs that differ in nothing but name and seed, by seed; the same seed twice is no second witness."""
+    """Names of runs that differ in nothing but name and seed, by seed; the same seed twice is no
+    second witness."""
     groups: list[tuple[dict[str, Any], dict[int, str]]] = []
     for name, run in runs.items():
         recipe, seed = run.header.recipe, run.recipe.training.seed
         training = {key: value for key, value in recipe["training"].items() if key != "seed"}
-        made = recipe | {"name": None, "training": training, "fingerprint": run.header.cache.fingerprint}
-        group = next((names for other, names in groups if other == made and seed not in names), None)
+        made = recipe | {
+            "name": None,
+            "training": training,
+            "fingerprint": run.header.cache.fingerprint,
+        }
+        group = next(
+            (names for other, names in groups if other == made and seed not in names), None
+        )
         if group is None:
             groups.append((made, {seed: name}))
         else:
@@ -205,11 +248,17 @@ def _by_recipe(runs: Mapping[str, Run]) -> list[list[str]]:
 
 def _architecture(run: Run) -> str:
     recipe = run.header.recipe
-    return str((*(recipe[key] for key in ("task", "temporal", "model", "windows")), run.header.cache.fingerprint))
+    return str(
+        (
+            *(recipe[key] for key in ("task", "temporal", "model", "windows")),
+            run.header.cache.fingerprint,
+        )
+    )
 
 
 def _costs(runs: Mapping[str, Run]) -> dict[str, Cost]:
-    """Architecture -> what it costs, the latency measured here and now; nothing where some run's tokens are not known."""
+    """Architecture -> what it costs, the latency measured here and now; nothing where some run's
+    tokens are not known."""
     found: dict[str, Cost] = {}
     shapes: dict[str, TokenShape] = {}
     for run in runs.values():

@@ -1,7 +1,9 @@
-"""How plots look: one palette for paper and screen, and a figure as SVG whose colours follow the page.
+"""How plots look: one palette for paper and screen, and a figure as SVG whose colours follow the
+page.
 
-A plot is drawn once, in the colours of a light page. In the page every colour becomes a CSS variable of the same name, which
-page.css defines for light and dark; the PNG file keeps the colours it was drawn in.
+A plot is drawn once, in the colours of a light page. In the page every colour becomes a CSS
+variable of the same name, which page.css defines for light and dark; the PNG file keeps the colours
+it was drawn in.
 """
 
 from __future__ import annotations
@@ -93,7 +95,8 @@ def panel(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def colours_of(subject: Subject) -> dict[str, str]:
-    """Setting -> its colour in every plot. Where there are more settings than colours, the best and its reference have one."""
+    """Setting -> its colour in every plot. Where there are more settings than colours, the best and
+    its reference have one."""
     names = [setting.name for setting in subject.summary.settings]
     if len(names) > len(SERIES):
         referred = subject.ranked()[0].reference
@@ -101,7 +104,10 @@ def colours_of(subject: Subject) -> dict[str, str]:
         chosen = {*best[: len(SERIES) - 1], referred}
         names = [name for name in names if name in chosen]
     found = dict(zip(names, SERIES, strict=False))
-    return {setting.name: found.get(setting.name, COLOURS["rest"]) for setting in subject.summary.settings}
+    return {
+        setting.name: found.get(setting.name, COLOURS["rest"])
+        for setting in subject.summary.settings
+    }
 
 
 def named(artist: Any, text: str) -> Any:
@@ -111,17 +117,34 @@ def named(artist: Any, text: str) -> Any:
 
 
 def legend(figure: Figure, axes: Axes) -> None:
-    """Below the plot, in as many columns as names allow; the figure becomes higher by what it takes."""
+    """Below the plot, in as many columns as names allow; the figure becomes higher by what it
+    takes."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
         labels = shortened(labels, LEGEND_LETTERS)
-        columns = max(1, min(len(labels), int(figure.get_figwidth() * LETTERS_PER_INCH) // (max(map(len, labels)) + 6)))
-        figure.set_figheight(figure.get_figheight() + LINE_INCHES * math.ceil(len(labels) / columns))
-        figure.legend(handles, labels, loc="outside lower left", ncols=columns, handlelength=1.4, columnspacing=1.4)
+        columns = max(
+            1,
+            min(
+                len(labels),
+                int(figure.get_figwidth() * LETTERS_PER_INCH) // (max(map(len, labels)) + 6),
+            ),
+        )
+        figure.set_figheight(
+            figure.get_figheight() + LINE_INCHES * math.ceil(len(labels) / columns)
+        )
+        figure.legend(
+            handles,
+            labels,
+            loc="outside lower left",
+            ncols=columns,
+            handlelength=1.4,
+            columnspacing=1.4,
+        )
 
 
 def view(values: Sequence[float], intervals: Sequence[Interval]) -> tuple[float, float]:
-    """Limits of an axis that shows all values, and their intervals unless these are much wider than the values are spread."""
+    """Limits of an axis that shows all values, and their intervals unless these are much wider than
+    the values are spread."""
     low, high = min(values), max(values)
     room = 0.6 * (high - low) or max(each.high - each.low for each in intervals)
     low = min(low, max(low - room, min(each.low for each in intervals)))
@@ -137,15 +160,25 @@ def save_png(figure: Figure, path: Path) -> None:
 
 
 def svg(figure: Figure, title: str) -> str:
-    """For the page: an inline SVG that scales, without a background; colours are CSS variables, and text is text."""
+    """For the page: an inline SVG that scales, without a background; colours are CSS variables, and
+    text is text."""
     file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    figure.savefig(
+        file,
+        format="svg",
+        transparent=True,
+        metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
+    )
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="tip:(.*?)">', r'<g class="tip"><title>\1</title>', text)
     text = re.sub(r'<g id="[a-zA-Z0-9._]*_\d+">', "<g>", text)
-    text = re.sub(r"#[0-9a-f]{6}", lambda found: f"var(--{NAMES[found[0]]})" if found[0] in NAMES else found[0], text)
+    text = re.sub(
+        r"#[0-9a-f]{6}",
+        lambda found: f"var(--{NAMES[found[0]]})" if found[0] in NAMES else found[0],
+        text,
+    )
     text = re.sub(rf"'?{FONT}'?[^;\"]*", "var(--sans)", text)
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text)
     return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
@@ -153,4 +186,7 @@ def svg(figure: Figure, title: str) -> str:
 
 def shortened(names: Sequence[str], most: int) -> list[str]:
     """Names shortened in the middle, so that none takes more than `most` letters."""
-    return [name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most - most // 2) :]}" for name in names]
+    return [
+        name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most - most // 2) :]}"
+        for name in names
+    ]

@@ -60,8 +60,13 @@ class Table:
         return text.getvalue()
 
     def markdown(self) -> str:
-        lines = [[column.title for column in self.columns], *([cell.text for cell in row] for row in self.cells)]
-        head, *body = ["| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines]
+        lines = [
+            [column.title for column in self.columns],
+            *([cell.text for cell in row] for row in self.cells),
+        ]
+        head, *body = [
+            "| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines
+        ]
         return "\n".join([head, "|" + "---|" * len(self.columns), *body])
 
 
@@ -137,7 +142,8 @@ def seconds_text(seconds: float) -> str:
 
 
 def scores(subject: Subject) -> Table:
-    """A row for each setting and form, best first; settings without a score stand last with their reason."""
+    """A row for each setting and form, best first; settings without a score stand last with their
+    reason."""
     ranked = subject.ranked()
     unscored = [setting for setting in subject.summary.settings if not setting.intervals]
     rows = [_score_row(subject, setting, form) for setting in ranked for form in setting.intervals]
@@ -146,25 +152,72 @@ def scores(subject: Subject) -> Table:
     others = list(dict.fromkeys(key for row in rows for key in row if key.startswith("metric ")))
     columns = [Column("setting", "setting", plain("setting"))]
     columns += [
-        Column("form", "form", plain("form"), "streaming answers frame by frame; window sees all frames at once"),
+        Column(
+            "form",
+            "form",
+            plain("form"),
+            "streaming answers frame by frame; window sees all frames at once",
+        ),
         Column(metric, "score", number("score"), _direction(subject)),
-        Column("95 % interval", "low", span("low", "high"), "over seeds and videos" if subject.path else "over videos"),
-        Column("gain", "gain", signed("gain"), f"over {one_reference(subject)}, on the same clips; positive is better"),
-        Column("its interval", "gain_low", span("gain_low", "gain_high", signed_text), "95 %, paired"),
-        Column("adjusted p", "p_adjusted", lambda row: p_text(row["p_adjusted"]), "two-sided, Holm-adjusted over all settings"),
-        *([Column("over", "reference", plain("reference"), "its reference")] if len(subject.references) > 1 else []),
-        Column("win / tie / loss", "wins", lambda row: f"{row['wins']} / {row['ties']} / {row['losses']}", "clips"),
+        Column(
+            "95 % interval",
+            "low",
+            span("low", "high"),
+            "over seeds and videos" if subject.path else "over videos",
+        ),
+        Column(
+            "gain",
+            "gain",
+            signed("gain"),
+            f"over {one_reference(subject)}, on the same clips; positive is better",
+        ),
+        Column(
+            "its interval", "gain_low", span("gain_low", "gain_high", signed_text), "95 %, paired"
+        ),
+        Column(
+            "adjusted p",
+            "p_adjusted",
+            lambda row: p_text(row["p_adjusted"]),
+            "two-sided, Holm-adjusted over all settings",
+        ),
+        *(
+            [Column("over", "reference", plain("reference"), "its reference")]
+            if len(subject.references) > 1
+            else []
+        ),
+        Column(
+            "win / tie / loss",
+            "wins",
+            lambda row: f"{row['wins']} / {row['ties']} / {row['losses']}",
+            "clips",
+        ),
         *(Column(key.removeprefix("metric "), key, number(key)) for key in others),
         Column("seeds", "seeds", plain("seeds")),
         Column("parameters", "parameters", scaled("parameters"), "trained"),
         Column("FLOPs", "flops", scaled("flops"), "of the trained part, one window forward"),
-        Column("training", "training_s", lambda row: seconds_text(row["training_s"]), "mean over seeds"),
-        Column("latency", "latency_ms", lambda row: f"{row['latency_ms']:.2f} ms", "one streaming step after the encoder"),
-        Column("state", "state_bytes", lambda row: scaled_text(row["state_bytes"], "B"), "of one stream"),
+        Column(
+            "training", "training_s", lambda row: seconds_text(row["training_s"]), "mean over seeds"
+        ),
+        Column(
+            "latency",
+            "latency_ms",
+            lambda row: f"{row['latency_ms']:.2f} ms",
+            "one streaming step after the encoder",
+        ),
+        Column(
+            "state",
+            "state_bytes",
+            lambda row: scaled_text(row["state_bytes"], "B"),
+            "of one stream",
+        ),
         *(Column(axis, f"axis {axis}", plain(f"axis {axis}")) for axis in subject.summary.axes),
         Column("failed", "failed", plain("failed")),
     ]
-    return Table("scores", [column for column in columns if any(row.get(column.key) is not None for row in rows)], rows)
+    return Table(
+        "scores",
+        [column for column in columns if any(row.get(column.key) is not None for row in rows)],
+        rows,
+    )
 
 
 def one_reference(subject: Subject) -> str:
@@ -178,7 +231,9 @@ def _direction(subject: Subject) -> str:
 
 def _setting_row(subject: Subject, setting: SettingSummary) -> dict[str, Any]:
     """What holds in every form."""
-    row: dict[str, Any] = {"setting": setting.name} | {f"axis {axis}": value for axis, value in setting.values.items()}
+    row: dict[str, Any] = {"setting": setting.name} | {
+        f"axis {axis}": value for axis, value in setting.values.items()
+    }
     row |= {"seeds": len(setting.runs) - len(setting.failed)}
     row |= setting.cost.model_dump(include=None if subject.has_costs else {"parameters"})
     failed = "; ".join(f"{name}: {reason}" for name, reason in setting.failed.items())
@@ -198,7 +253,9 @@ def _score_row(subject: Subject, setting: SettingSummary, form: str) -> dict[str
         row |= comparison.model_dump(exclude={"gain"})
     if form in setting.pareto and subject.has_costs:
         row["pareto"] = setting.pareto[form]
-    others = {name: value for name, value in setting.metrics[form].items() if name != subject.metric.name}
+    others = {
+        name: value for name, value in setting.metrics[form].items() if name != subject.metric.name
+    }
     return row | {f"metric {name}": value for name, value in others.items()}
 
 
@@ -209,12 +266,21 @@ def _interval(interval: Interval, *names: str) -> dict[str, float]:
 
 def runs(subject: Subject) -> Table:
     """A row for each run, those that were stopped included."""
-    rows = [_run_row(subject, setting, name) for setting in subject.summary.settings for name in setting.runs]
-    forms = list(dict.fromkeys(form for result in subject.evaluations.values() for form in result["forms"]))
+    rows = [
+        _run_row(subject, setting, name)
+        for setting in subject.summary.settings
+        for name in setting.runs
+    ]
+    forms = list(
+        dict.fromkeys(form for result in subject.evaluations.values() for form in result["forms"])
+    )
     columns = [
         Column("run", "run", plain("run")),
         Column("temporal", "temporal", plain("temporal")),
-        *(Column(f"{subject.metric.name}, {form}", f"score {form}", number(f"score {form}")) for form in forms),
+        *(
+            Column(f"{subject.metric.name}, {form}", f"score {form}", number(f"score {form}"))
+            for form in forms
+        ),
         Column("seed", "seed", plain("seed")),
         Column("steps", "steps", lambda row: f"{row['steps']:,}"),
         Column("parameters", "parameters", scaled("parameters"), "trained"),
@@ -222,7 +288,11 @@ def runs(subject: Subject) -> Table:
         Column("skipped", "skipped", plain("skipped"), "clips that the cache does not cover"),
         Column("stopped because", "failed", plain("failed")),
     ]
-    return Table("runs", [column for column in columns if any(row.get(column.key) is not None for row in rows)], rows)
+    return Table(
+        "runs",
+        [column for column in columns if any(row.get(column.key) is not None for row in rows)],
+        rows,
+    )
 
 
 def _run_row(subject: Subject, setting: SettingSummary, name: str) -> dict[str, Any]:
@@ -230,9 +300,20 @@ def _run_row(subject: Subject, setting: SettingSummary, name: str) -> dict[str, 
     if name not in subject.evaluations:
         return row
     result, header = subject.evaluations[name], subject.runs[name].header
-    row |= {"temporal": result["temporal"], "seed": header.recipe["training"]["seed"], "steps": result["checkpoint"]["step"]}
-    row |= {"parameters": sum(header.parameters.values()), "clips": result["clips_scored"], "skipped": result["clips_skipped"]}
-    return row | {f"score {form}": scores[subject.metric.name]["score"] for form, scores in result["forms"].items()}
+    row |= {
+        "temporal": result["temporal"],
+        "seed": header.recipe["training"]["seed"],
+        "steps": result["checkpoint"]["step"],
+    }
+    row |= {
+        "parameters": sum(header.parameters.values()),
+        "clips": result["clips_scored"],
+        "skipped": result["clips_skipped"],
+    }
+    return row | {
+        f"score {form}": scores[subject.metric.name]["score"]
+        for form, scores in result["forms"].items()
+    }
 
 
 def coverage(status: Mapping[str, Any]) -> Table:
@@ -246,7 +327,12 @@ def coverage(status: Mapping[str, Any]) -> Table:
         Column("split", "split", plain("split")),
         Column("clips", "covered", of("covered", "clips"), "that can be read whole"),
         Column("videos", "whole", of("whole", "videos"), "stored whole"),
-        Column("frames", "frames", of("frames", "expected"), "stored, of those that the files' headers promise"),
+        Column(
+            "frames",
+            "frames",
+            of("frames", "expected"),
+            "stored, of those that the files' headers promise",
+        ),
     ]
     return Table("coverage", columns, rows)
 
@@ -254,12 +340,20 @@ def coverage(status: Mapping[str, Any]) -> Table:
 def failures(status: Mapping[str, Any]) -> Table:
     """Videos of a cache that are not, or not wholly, stored, by reason."""
     rows = [
-        {"count": len(group["videos"]), "reason": group["reason"], "videos": ", ".join(group["videos"])}
+        {
+            "count": len(group["videos"]),
+            "reason": group["reason"],
+            "videos": ", ".join(group["videos"]),
+        }
         for group in status["reasons"]
     ]
     columns = [
         Column("videos", "count", plain("count")),
         Column("reason", "reason", plain("reason")),
-        Column("which", "videos", lambda row: row["videos"] if len(row["videos"]) < 90 else row["videos"][:90] + " ..."),
+        Column(
+            "which",
+            "videos",
+            lambda row: row["videos"] if len(row["videos"]) < 90 else row["videos"][:90] + " ...",
+        ),
     ]
     return Table("failures", columns, rows)

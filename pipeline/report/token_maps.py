@@ -1,4 +1,5 @@
-"""What tokens say over time, patch by patch: their main components as colours, and a run's state and gates as maps."""
+"""What tokens say over time, patch by patch: their main components as colours, and a run's state
+and gates as maps."""
 
 from __future__ import annotations
 
@@ -64,12 +65,21 @@ class _Seen:
 
 
 def films_of_run(run: Run, checkpoint: str, split: str) -> tuple[list[Film], str]:
-    """A few clips as the run sees them, with its state and gates; and a sentence on what is missing."""
+    """A few clips as the run sees them, with its state and gates; and a sentence on what is
+    missing."""
     try:
         cache = cache_of(run)
         model, _ = load_model(run, cache.shape, checkpoint)
         cache.require_sound()
-        windows = Windows(cache, manifest_of(run, cache), split, run.recipe.windows, None, model.layers, allow_missing=True)
+        windows = Windows(
+            cache,
+            manifest_of(run, cache),
+            split,
+            run.recipe.windows,
+            None,
+            model.layers,
+            allow_missing=True,
+        )
     except StillframeError as error:
         return [], f"Tokens cannot be shown: {error}."
     return _films(windows, model)
@@ -100,7 +110,14 @@ def _films(windows: Windows, model: VideoModel | None) -> tuple[list[Film], str]
         strips = []
         try:
             pixels = squares(cache, windows.manifest.root, clip, each.time_s_T[moments])
-            strips.append(Strip("frame", "as the encoder sees it", [_frame(one) for one in pixels], is_grid=False))
+            strips.append(
+                Strip(
+                    "frame",
+                    "as the encoder sees it",
+                    [_frame(one) for one in pixels],
+                    is_grid=False,
+                )
+            )
         except BadInput as error:
             missing = f"The frames themselves are not shown: {error}."
         for name, about, colours in rows:
@@ -118,9 +135,12 @@ def _look(windows: Windows, model: VideoModel | None, place: int) -> _Seen:
 
 
 @torch.inference_mode()
-def walk(model: VideoModel, special_1TSD: torch.Tensor, patches_1TPD: list[torch.Tensor]) -> dict[tuple[str, str], np.ndarray]:
-    """One stream, frame by frame: (name, what it is) -> (T, P) of the norm of each patch token's state, and of how far its
-    gates are open, mean over channels and layers; without what the temporal module does not have."""
+def walk(
+    model: VideoModel, special_1TSD: torch.Tensor, patches_1TPD: list[torch.Tensor]
+) -> dict[tuple[str, str], np.ndarray]:
+    """One stream, frame by frame: (name, what it is) -> (T, P) of the norm of each patch token's
+    state, and of how far its gates are open, mean over channels and layers; without what the
+    temporal module does not have."""
     temporal, opened = model.temporal, dict[str, list[torch.Tensor]]()
     gates = [part for part in temporal.modules() if isinstance(part, Gate)]
 
@@ -137,9 +157,13 @@ def walk(model: VideoModel, special_1TSD: torch.Tensor, patches_1TPD: list[torch
             # Parts of the state that tell tokens apart are (B, N, ...).
             squared = [part[0].flatten(1).square().sum(1) for part in state if part.ndim > 2]
             if squared:
-                found.setdefault(("state", "norm of each token's state"), []).append(torch.stack(squared).sum(0).sqrt())
+                found.setdefault(("state", "norm of each token's state"), []).append(
+                    torch.stack(squared).sum(0).sqrt()
+                )
             for opens, parts in opened.items():
-                found.setdefault(("gate", f"how far it {opens}"), []).append(torch.stack(parts).mean(0))
+                found.setdefault(("gate", f"how far it {opens}"), []).append(
+                    torch.stack(parts).mean(0)
+                )
             opened.clear()
     finally:
         for hook in hooks:
@@ -158,9 +182,11 @@ def _of_tokens(patches: list[np.ndarray]) -> tuple[str, str, Colours]:
 
 
 def principal_colours(patches: list[np.ndarray]) -> list[np.ndarray]:
-    """Tokens of several clips, (T, P, D) each -> uint8 (T, P, 3): their first three principal components, the same for all.
+    """Tokens of several clips, (T, P, D) each -> uint8 (T, P, 3): their first three principal
+    components, the same for all.
 
-    A component points where its largest entry is positive, so that colours do not flip from one page to the next.
+    A component points where its largest entry is positive, so that colours do not flip from one
+    page to the next.
     """
     flat = np.concatenate([part.reshape(-1, part.shape[-1]) for part in patches]).astype(np.float64)
     mean = flat.mean(0)
@@ -186,7 +212,9 @@ def _bytes(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 
 def _frame(pixels_HWC: np.ndarray) -> np.ndarray:
-    return np.array(Image.fromarray(pixels_HWC).resize((FRAME_PX, FRAME_PX), Image.Resampling.LANCZOS))
+    return np.array(
+        Image.fromarray(pixels_HWC).resize((FRAME_PX, FRAME_PX), Image.Resampling.LANCZOS)
+    )
 
 
 def sheet(films: list[Film], tile_px: int = 128, gap_px: int = 4) -> Image.Image:
@@ -194,7 +222,9 @@ def sheet(films: list[Film], tile_px: int = 128, gap_px: int = 4) -> Image.Image
     side = tile_px + gap_px
     rows = [(place, strip) for place, film in enumerate(films) for strip in film.strips]
     width = max(len(strip.tiles) for _, strip in rows) * side - gap_px
-    page = Image.new("RGB", (width, len(rows) * side + 3 * gap_px * (len(films) - 1) - gap_px), "white")
+    page = Image.new(
+        "RGB", (width, len(rows) * side + 3 * gap_px * (len(films) - 1) - gap_px), "white"
+    )
     for row, (place, strip) in enumerate(rows):
         for column, tile in enumerate(strip.tiles):
             how = Image.Resampling.NEAREST if strip.is_grid else Image.Resampling.LANCZOS

@@ -39,7 +39,8 @@ def manifest_of(run: Run, cache: Cache) -> Manifest:
 
 
 def videos(subject: Subject, out: Path) -> tuple[dict[str, list[Video]], str]:
-    """Setting -> clips as the best setting and the reference answer them, written into `out`; and why some are missing."""
+    """Setting -> clips as the best setting and the reference answer them, written into `out`; and
+    why some are missing."""
     made: dict[str, list[Video]] = {}
     for setting in subject.compared():
         try:
@@ -51,7 +52,9 @@ def videos(subject: Subject, out: Path) -> tuple[dict[str, list[Video]], str]:
 
 def _drawn(run: Run, checkpoint: str, split: str, out: Path) -> list[Video]:
     made, cache = [], cache_of(run)
-    for drawing in drawings(run, cache, CLIPS, split, checkpoint, manifest_of(run, cache), allow_missing=True):
+    for drawing in drawings(
+        run, cache, CLIPS, split, checkpoint, manifest_of(run, cache), allow_missing=True
+    ):
         frames = [_small(pixels_HWC) for pixels_HWC in drawing.pixels_THWC]
         path = out / run.path.name / file_name(drawing.clip)
         with VideoFile(path, run.recipe.windows.fps, CRF) as file:

@@ -1,8 +1,10 @@
 """Stage two: temporal modules and readouts, trained and scored from cached tokens.
 
-In: a recipe, a cache and a manifest. Out: a run folder with checkpoints, metrics and evaluations; a stream of predictions.
+In: a recipe, a cache and a manifest. Out: a run folder with checkpoints, metrics and evaluations; a
+stream of predictions.
 
-Read `windows` (cache and truth become batches), `compatibility` and `setup`, `trainer` (one run), `loop` (runs side by side on
-one read), `run` (the folder), `evaluate` with `bootstrap`; then `stream` and `visualize`. `distributed` counts processes,
-`tensorboard` and `import_checkpoint` are what they say.
+Read `windows` (cache and truth become batches), `compatibility` and `setup`, `trainer` (one run),
+`loop` (runs side by side on one read), `run` (the folder), `evaluate` with `bootstrap`; then
+`stream` and `visualize`. `distributed` counts processes, `tensorboard` and `import_checkpoint` are
+what they say.
 """

@@ -1,4 +1,5 @@
-"""Intervals of scores: whole videos are resampled, since clips of one video are not independent witnesses."""
+"""Intervals of scores: whole videos are resampled, since clips of one video are not independent
+witnesses."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ class MetricFacts(Settings):
         return self.perfect, math.inf if self.worst is None else self.worst
 
 
-def interval(scores: np.ndarray, videos: Sequence[str], weights: np.ndarray | None = None, seed: int = 0) -> Interval:
+def interval(
+    scores: np.ndarray, videos: Sequence[str], weights: np.ndarray | None = None, seed: int = 0
+) -> Interval:
     """Weighted mean over windows and its 95 % percentile interval when whole videos are resampled.
 
     A window of weight 0 has no say, and its score may be NaN.
@@ -56,14 +59,18 @@ def interval(scores: np.ndarray, videos: Sequence[str], weights: np.ndarray | No
 
 
 def measure(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """What is alike in evaluations whose scores can be compared; a metric's worst score is not written in older ones."""
-    metrics = [{key: fact for key, fact in metric.items() if key != "worst"} for metric in evaluation["metrics"]]
+    """What is alike in evaluations whose scores can be compared; a metric's worst score is not
+    written in older ones."""
+    metrics = [
+        {key: fact for key, fact in metric.items() if key != "worst"}
+        for metric in evaluation["metrics"]
+    ]
     return {"task": evaluation["task"], "split": evaluation["split"], "metrics": metrics}
 
 
 def difference(ours: dict[str, Any], theirs: dict[str, Any], form: str) -> Interval:
-    """First metric of one evaluation minus that of another on the same clips, videos resampled: paired, so that what makes a
-    clip hard for both cancels."""
+    """First metric of one evaluation minus that of another on the same clips, videos resampled:
+    paired, so that what makes a clip hard for both cancels."""
     same = ours["clips"].keys() == theirs["clips"].keys() and measure(ours) == measure(theirs)
     if not same or form not in theirs["forms"] or form not in ours["forms"]:
         raise BadInput(
@@ -72,4 +79,6 @@ def difference(ours: dict[str, Any], theirs: dict[str, Any], form: str) -> Inter
         )
     pairs = [(clip, theirs["clips"][clip_id]) for clip_id, clip in ours["clips"].items()]
     gain = np.array([clip[form] - other[form] for clip, other in pairs])
-    return interval(gain, [clip["video"] for clip, _ in pairs], np.array([clip["weight"] for clip, _ in pairs]))
+    return interval(
+        gain, [clip["video"] for clip, _ in pairs], np.array([clip["weight"] for clip, _ in pairs])
+    )

@@ -19,10 +19,14 @@ from pipeline.train.windows import Windows
 
 
 def shared(recipe: Recipe) -> dict[str, Any]:
-    """What recipes that train side by side have in common: everything that decides which windows and truth are read."""
+    """What recipes that train side by side have in common: everything that decides which windows
+    and truth are read."""
     task, training = plugins.load("task", recipe.task.name), recipe.training
     return {
-        "task": {"name": recipe.task.name, **{name: getattr(recipe.task.settings, name) for name in task.truth_settings}},
+        "task": {
+            "name": recipe.task.name,
+            **{name: getattr(recipe.task.settings, name) for name in task.truth_settings},
+        },
         "windows": recipe.windows.model_dump(mode="json"),
         "training": {"batch_size": training.batch_size, "accumulate": training.accumulate},
     }
@@ -33,7 +37,9 @@ def require_shared(recipes: Sequence[Recipe]) -> None:
     first, *others = recipes
     for other in others:
         if changed := differences(shared(first), shared(other)):
-            raise BadInput(f"recipes '{first.name}' and '{other.name}' cannot share windows: {'; '.join(changed)}")
+            raise BadInput(
+                f"recipes '{first.name}' and '{other.name}' cannot share windows: {'; '.join(changed)}"
+            )
 
 
 def require_wanted(recipe: Recipe, cache: Cache) -> None:
@@ -57,7 +63,8 @@ def require_covered(cache: Cache, manifest: Manifest) -> None:
 
 
 def require_division(settings: TrainingSettings, ranks: Ranks) -> None:
-    """Refuses a batch that cannot be cut into equal parts, which equal steps of all ranks rest on."""
+    """Refuses a batch that cannot be cut into equal parts, which equal steps of all ranks rest
+    on."""
     parts = ranks.size * settings.accumulate
     if settings.batch_size % parts:
         raise BadInput(
@@ -68,7 +75,9 @@ def require_division(settings: TrainingSettings, ranks: Ranks) -> None:
 
 def require_truth(task: TaskPlugin, windows: Windows) -> None:
     """Refuses a split in which nothing can be scored."""
-    if not any((task.weight(windows.truth([sample])) > 0).any() for sample in windows.evaluation_samples()):
+    if not any(
+        (task.weight(windows.truth([sample])) > 0).any() for sample in windows.evaluation_samples()
+    ):
         raise BadInput(
             f"no window of split '{windows.split}' has anything to score: of {', '.join(task.needs)} nothing is valid in any",
             "look at the truth in targets.h5, or choose other windows.fps and windows.frames",
@@ -92,4 +101,7 @@ def require_same(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest) -
         now = made_from(recipe, cache, manifest)
         now |= {"cache": now["cache"].model_dump(mode="json"), "labels": list(manifest.labels)}
         if changed := differences(now, Run(path).header.made_from()):
-            raise BadInput(f"run {path} was made from something else; now / then: {'; '.join(changed)}", "use another --out")
+            raise BadInput(
+                f"run {path} was made from something else; now / then: {'; '.join(changed)}",
+                "use another --out",
+            )

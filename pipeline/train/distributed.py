@@ -1,8 +1,10 @@
-"""The processes of one training, as `torchrun` starts them: which one this is, and sums over all of them.
+"""The processes of one training, as `torchrun` starts them: which one this is, and sums over all of
+them.
 
-Every rank sees its part of each batch. Gradients, losses and scores are added up, nothing else: the part that is trained is
-small, so that one sum over all its gradients costs little beside a step. A rank that fails ends: the others notice at their
-next sum, so that nobody waits for it, and what went wrong is said once.
+Every rank sees its part of each batch. Gradients, losses and scores are added up, nothing else: the
+part that is trained is small, so that one sum over all its gradients costs little beside a step. A
+rank that fails ends: the others notice at their next sum, so that nobody waits for it, and what
+went wrong is said once.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ from pipeline.device import chosen, cores
 from pipeline.errors import BadInput, StillframeError
 
 PATIENCE = timedelta(minutes=10)
-"""How long a rank waits for the others: more than any of them reads, evaluates or writes between two sums."""
+"""How long a rank waits for the others: more than any of them reads, evaluates or writes between
+two sums."""
 TIME_TO_SPEAK_S = 2.0
-"""How long the others stay when a rank fails: `torchrun` ends all as soon as one has ended, and it has something to say."""
+"""How long the others stay when a rank fails: `torchrun` ends all as soon as one has ended, and it
+has something to say."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,16 @@ class Ranks:
         return self.rank == 0
 
     def device(self, wanted: torch.device | None) -> torch.device:
-        """Where this rank computes: `wanted`, or else CUDA where there is one; each on a GPU of its own. Raises BadInput."""
+        """Where this rank computes: `wanted`, or else CUDA where there is one; each on a GPU of its
+        own. Raises BadInput."""
         device = chosen(wanted)
         if self.size == 1 or device.type != "cuda":
             return device
         if device.index is not None:
-            raise BadInput(f"--device {device} is one GPU, there are {self.size} processes", "--device cuda: one for each")
+            raise BadInput(
+                f"--device {device} is one GPU, there are {self.size} processes",
+                "--device cuda: one for each",
+            )
         local, gpus = _local_rank(), torch.cuda.device_count()
         if local >= gpus:
             raise BadInput(
@@ -57,7 +65,8 @@ class Ranks:
         return torch.device("cuda", local)
 
     def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Replaces each tensor by its sum over all ranks, in one go. All must be of one type and on one device.
+        """Replaces each tensor by its sum over all ranks, in one go. All must be of one type and on
+        one device.
 
         Raises StillframeError where a rank is gone.
         """
@@ -73,7 +82,9 @@ class Ranks:
                 f"another process of this training has ended or does not answer: {reason}",
                 "what was saved is kept, run the same command again to go on",
             ) from error
-        for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        for tensor, total in zip(
+            tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True
+        ):
             tensor.detach().copy_(total.view_as(tensor))
 
     def wait(self) -> None:
@@ -81,8 +92,11 @@ class Ranks:
         self.add_up([torch.zeros(1)])
 
     def agree(self, value: str) -> bool:
-        """Whether `value` is the same in all ranks; they all get the same answer. Also waits for them."""
-        ours = torch.frombuffer(bytearray(hashlib.sha256(value.encode()).digest()), dtype=torch.uint8).long()
+        """Whether `value` is the same in all ranks; they all get the same answer. Also waits for
+        them."""
+        ours = torch.frombuffer(
+            bytearray(hashlib.sha256(value.encode()).digest()), dtype=torch.uint8
+        ).long()
         total = ours.clone()
         self.add_up([total])
         return torch.equal(total, self.size * ours)
@@ -95,7 +109,8 @@ ALONE = Ranks()
 def joined() -> Iterator[Ranks]:
     """The ranks that `torchrun` has started, this process among them; one alone where it has not.
 
-    What goes wrong inside is raised in the rank where it went wrong first. The others end without a word, with its exit code.
+    What goes wrong inside is raised in the rank where it went wrong first. The others end without a
+    word, with its exit code.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
@@ -107,7 +122,9 @@ def joined() -> Iterator[Ranks]:
         torch.cuda.set_device(_local_rank() % torch.cuda.device_count())
     store, rank, size = next(distributed.rendezvous("env://", timeout=PATIENCE))
     group = distributed.PrefixStore("group", store)
-    distributed.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=PATIENCE)
+    distributed.init_process_group(
+        backend, store=group, rank=rank, world_size=size, timeout=PATIENCE
+    )
     try:
         yield Ranks(rank, size)
     except (Exception, KeyboardInterrupt) as error:
@@ -127,7 +144,8 @@ def _is_first_to_fail(store: distributed.Store) -> bool:
 
 
 def _tell_torchrun(error: BaseException) -> None:
-    """What it ends its own report with, in place of an advice to programmers; see `torch.distributed.elastic`."""
+    """What it ends its own report with, in place of an advice to programmers; see
+    `torch.distributed.elastic`."""
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         message = {"message": f"{error}", "extraInfo": {"timestamp": int(time.time())}}
         Path(file).write_text(json.dumps({"message": message}), encoding="utf-8")
@@ -139,6 +157,7 @@ def _local_rank() -> int:
 
 
 def _take_cores() -> None:
-    """A fair share of this machine's, where nobody has chosen: `torchrun` itself gives every process one thread."""
+    """A fair share of this machine's, where nobody has chosen: `torchrun` itself gives every
+    process one thread."""
     if os.environ.get("OMP_NUM_THREADS") == "1":
         torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

@@ -1,6 +1,8 @@
-"""A run and a split -> scores with 95 % intervals, streaming and window-wide, written into the run folder.
+"""A run and a split -> scores with 95 % intervals, streaming and window-wide, written into the run
+folder.
 
-The interval is a percentile bootstrap over *videos*, not clips: clips of one video are not independent witnesses.
+The interval is a percentile bootstrap over *videos*, not clips: clips of one video are not
+independent witnesses.
 """
 
 from __future__ import annotations
@@ -28,7 +30,12 @@ from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.models.video_model import VideoModel
 from pipeline.records import Batch, OnDevice
 from pipeline.train.bootstrap import Interval, MetricFacts, interval
-from pipeline.train.compatibility import require_covered, require_shared, require_truth, require_wanted
+from pipeline.train.compatibility import (
+    require_covered,
+    require_shared,
+    require_truth,
+    require_wanted,
+)
 from pipeline.train.loop import EVAL_BATCH
 from pipeline.train.run import CacheFacts, Run, load_model
 from pipeline.train.windows import Windows
@@ -70,10 +77,12 @@ def evaluate(
     device: torch.device | None = None,
     allow_missing: bool = False,
 ) -> dict[str, Any]:
-    """Scores of every clip of `split`, also written to `evaluation-<split>.json` in the run folder; see `Evaluation`.
+    """Scores of every clip of `split`, also written to `evaluation-<split>.json` in the run folder;
+    see `Evaluation`.
 
-    The `last` checkpoint is scored by default: `best` was chosen on the evaluation split, which flatters it there. The answers
-    themselves go to `answers-<split>.safetensors`, unless the task's are too large.
+    The `last` checkpoint is scored by default: `best` was chosen on the evaluation split, which
+    flatters it there. The answers themselves go to `answers-<split>.safetensors`, unless the task's
+    are too large.
     """
     return evaluate_together([run], cache, split, checkpoint, manifest, device, allow_missing)[0]
 
@@ -87,7 +96,8 @@ def evaluate_together(
     device: torch.device | None = None,
     allow_missing: bool = False,
 ) -> list[dict[str, Any]]:
-    """The same for several runs from one read of each batch; their recipes must be alike in `train.shared`."""
+    """The same for several runs from one read of each batch; their recipes must be alike in
+    `train.shared`."""
     device = chosen(device)
     manifest = manifest or cache.manifest
     require_covered(cache, manifest)
@@ -102,7 +112,10 @@ def evaluate_together(
     windows = Windows(cache, manifest, split, settings, first, layers, allow_missing=allow_missing)
     require_truth(first, windows)
     known = known_of(runs, [task for _, task in loaded], cache, manifest, split)
-    tables = [Scores(windows, model, task, known[task_key(run)]) for run, (model, task) in zip(runs, loaded, strict=True)]
+    tables = [
+        Scores(windows, model, task, known[task_key(run)])
+        for run, (model, task) in zip(runs, loaded, strict=True)
+    ]
     for batch in windows.evaluation(EVAL_BATCH):
         given = windows.on_device(batch, device)
         for table in tables:
@@ -118,7 +131,8 @@ def evaluate_together(
 
 
 def require_same_cache(run: Run, cache: Cache, manifest: Manifest) -> None:
-    """Refuses tokens of another cache, which the run was not trained on, and labels in another order."""
+    """Refuses tokens of another cache, which the run was not trained on, and labels in another
+    order."""
     wanted = run.header.cache.fingerprint
     if cache.fingerprint != wanted:
         raise BadInput(
@@ -146,8 +160,8 @@ def task_key(run: Run) -> str:
 def known_of(
     runs: Sequence[Run], tasks: Sequence[TaskPlugin], cache: Cache, manifest: Manifest, split: str
 ) -> dict[str, Arrays]:
-    """What the trivial answer of every task may know, by `task_key`: training windows' truth, or that of `split` itself where
-    there is no training split."""
+    """What the trivial answer of every task may know, by `task_key`: training windows' truth, or
+    that of `split` itself where there is no training split."""
     known, where = dict[str, Arrays](), "train" if "train" in manifest.splits else split
     for run, task in zip(runs, tasks, strict=True):
         if task_key(run) not in known:
@@ -161,9 +175,12 @@ TRIVIAL = "trivial"
 
 
 class Scores:
-    """Scores of a run, and of the trivial answer, for every evaluation window in order, and what they amount to."""
+    """Scores of a run, and of the trivial answer, for every evaluation window in order, and what
+    they amount to."""
 
-    def __init__(self, windows: Windows, model: VideoModel, task: TaskPlugin, known: Arrays) -> None:
+    def __init__(
+        self, windows: Windows, model: VideoModel, task: TaskPlugin, known: Arrays
+    ) -> None:
         self.windows, self.model, self.task, self.known = windows, model, task, known
         self.values: dict[tuple[str, str], np.ndarray] = {}
         """(form, metric) -> (windows,)."""
@@ -180,7 +197,9 @@ class Scores:
         self._weights.append(self.task.weight(batch.targets))
         self._clips.append(batch.clip_index)
         answers = self.model.answers(given, self.task)
-        for form, answer in (answers | {TRIVIAL: self.task.trivial(batch.targets, self.known)}).items():
+        for form, answer in (
+            answers | {TRIVIAL: self.task.trivial(batch.targets, self.known)}
+        ).items():
             for metric, values in self.task.score(answer, batch.targets).items():
                 self._columns.setdefault((form, metric), []).append(values)
         if self.task.keeps_answers:
@@ -200,18 +219,24 @@ class Scores:
         return interval(self.values[form, metric], videos, self.weight)
 
     def of_clips(self, metric: str) -> dict[int, dict[str, str | float | None]]:
-        """clip -> label, video, weight, and per form the mean over its windows, for the clips that have something to score."""
+        """clip -> label, video, weight, and per form the mean over its windows, for the clips that
+        have something to score."""
         weight = np.bincount(self.clip, self.weight, len(self.windows))
         counted = self.weight > 0
         means = {
-            form: np.bincount(self.clip[counted], (values * self.weight)[counted], len(weight)) / np.maximum(weight, 1e-300)
+            form: np.bincount(self.clip[counted], (values * self.weight)[counted], len(weight))
+            / np.maximum(weight, 1e-300)
             for (form, name), values in self.values.items()
             if name == metric and form != TRIVIAL
         }
         rows: dict[int, dict[str, str | float | None]] = {}
         for place in np.flatnonzero(weight).tolist():
             clip = self.windows.clip(place)
-            rows[place] = {"label": clip.label, "video": clip.video_id, "weight": float(weight[place])}
+            rows[place] = {
+                "label": clip.label,
+                "video": clip.video_id,
+                "weight": float(weight[place]),
+            }
             rows[place] |= {form: float(mean[place]) for form, mean in means.items()}
         return rows
 
@@ -233,7 +258,10 @@ class Scores:
             clips_skipped=len(self.windows.skipped),
             clips_without_truth=len(self.windows) - len(clips),
             videos=len({self.windows.clip(place).video_id for place in clips}),
-            forms={form: {metric.name: self.interval(form, metric.name) for metric in metrics} for form in self.task.forms},
+            forms={
+                form: {metric.name: self.interval(form, metric.name) for metric in metrics}
+                for form in self.task.forms
+            },
             clips={self.windows.clip(place).clip_id: row for place, row in clips.items()},
         )
 
@@ -243,4 +271,6 @@ def read_evaluation(path: Path, split: str) -> dict[str, Any] | None:
     file = path / f"evaluation-{split}.json"
     if not file.is_file():
         return None
-    return read_json(Evaluation, file, f"stillframe evaluate {path} --split {split}").model_dump(mode="json")
+    return read_json(Evaluation, file, f"stillframe evaluate {path} --split {split}").model_dump(
+        mode="json"
+    )

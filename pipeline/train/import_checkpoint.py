@@ -1,6 +1,7 @@
 """The checkpoints released with arXiv 2605.19137 -> runs that `evaluate` and `stream` can use.
 
-A released file is a Lightning `.ckpt` whose state dict holds the trained parts alone. Its names become ours so:
+A released file is a Lightning `.ckpt` whose state dict holds the trained parts alone. Its names
+become ours so:
 
     model.encoder.interm_mlps.*     mixer.*
     model.sequential_core.*         temporal.*
@@ -37,14 +38,19 @@ BATCHES_SEEN = "num_batches_tracked"
 
 
 def import_checkpoint(
-    file: Path, recipe: Recipe, source: Cache | CacheSpec, out: Path, labels: Sequence[str] | None = None
+    file: Path,
+    recipe: Recipe,
+    source: Cache | CacheSpec,
+    out: Path,
+    labels: Sequence[str] | None = None,
 ) -> Run:
     """Writes the run folder `out`: the weights in `file` as the last checkpoint of `recipe`.
 
-    `source` is the cache the run is to be scored on, or the spec of the tokens it reads (the encoder is then loaded once, to
-    tell its identity). `labels`: names of the classes in the order of the file's outputs; they are put into the manifest's
-    order. Raises BadInput: a file that holds more than tensors, names or shapes that do not fit (all are listed), labels that
-    are missing, `out` taken.
+    `source` is the cache the run is to be scored on, or the spec of the tokens it reads (the
+    encoder is then loaded once, to tell its identity). `labels`: names of the classes in the order
+    of the file's outputs; they are put into the manifest's order. Raises BadInput: a file that
+    holds more than tensors, names or shapes that do not fit (all are listed), labels that are
+    missing, `out` taken.
     """
     if (out / "run.json").exists():
         raise BadInput(f"{out} already holds a run", "use another --out")
@@ -68,12 +74,19 @@ def import_checkpoint(
     write_atomically(out / "run.json", to_json(header))
     run = Run(out)
     loss_weights = {f"task.{name}": tensor for name, tensor in task.state_dict().items()}
-    run.save("last", {f"model.{name}": tensor for name, tensor in fitted.items()} | loss_weights, step=0, steps=0, best=None)
+    run.save(
+        "last",
+        {f"model.{name}": tensor for name, tensor in fitted.items()} | loss_weights,
+        step=0,
+        steps=0,
+        best=None,
+    )
     return run
 
 
 def read_weights(file: Path) -> dict[str, torch.Tensor]:
-    """name -> tensor of a `.ckpt`, without the prefix `model.` and what is left out. Unpickles nothing but plain data."""
+    """name -> tensor of a `.ckpt`, without the prefix `model.` and what is left out. Unpickles
+    nothing but plain data."""
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a file of any other kind fails in many ways
@@ -83,18 +96,25 @@ def read_weights(file: Path) -> dict[str, torch.Tensor]:
             "only state dicts of tensors are read; nothing in a file is ever executed",
         ) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise BadInput(f"checkpoint {file} holds no state dict of tensors", "give a Lightning .ckpt")
+    if not isinstance(state, dict) or not all(
+        isinstance(tensor, torch.Tensor) for tensor in state.values()
+    ):
+        raise BadInput(
+            f"checkpoint {file} holds no state dict of tensors", "give a Lightning .ckpt"
+        )
     kept = {name: tensor for name, tensor in state.items() if not name.startswith(LEFT_OUT)}
     return {name.removeprefix("model."): tensor for name, tensor in kept.items()}
 
 
 def read_labels(file: Path) -> list[str]:
-    """Class names in the order of their numbers: a JSON object name -> number, a JSON list, or one name per line."""
+    """Class names in the order of their numbers: a JSON object name -> number, a JSON list, or one
+    name per line."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"labels {file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise BadInput(
+            f"labels {file} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
     try:
         table = json.loads(text)
     except ValueError:
@@ -106,22 +126,35 @@ def read_labels(file: Path) -> list[str]:
         table = [name for _, name in numbers]
     names = [str(name) for name in table] if isinstance(table, list) else []
     if not names or len(set(names)) != len(names):
-        raise BadInput(f"labels {file}: wanted names, each once, found {len(names)} of which {len(set(names))} differ")
+        raise BadInput(
+            f"labels {file}: wanted names, each once, found {len(names)} of which {len(set(names))} differ"
+        )
     return names
 
 
 def _fit(
-    file: Path, weights: dict[str, torch.Tensor], model: VideoModel, task: TaskPlugin, order: Sequence[int]
+    file: Path,
+    weights: dict[str, torch.Tensor],
+    model: VideoModel,
+    task: TaskPlugin,
+    order: Sequence[int],
 ) -> dict[str, torch.Tensor]:
-    """`weights` under the model's names; raises BadInput with every name that is missing, left over or of another shape."""
+    """`weights` under the model's names; raises BadInput with every name that is missing, left over
+    or of another shape."""
     readout = f"readouts.{STREAMING}."
     renamed: dict[str, torch.Tensor] = {}
     for name, tensor in weights.items():
         part = next((part for part in PARTS if name.startswith(part)), None)
-        ours = PARTS[part] + name.removeprefix(part) if part else readout + name.removeprefix(task.published)
+        ours = (
+            PARTS[part] + name.removeprefix(part)
+            if part
+            else readout + name.removeprefix(task.published)
+        )
         renamed[ours] = tensor
     wanted = model.state_dict()
-    renamed = {name: tensor for name, tensor in wanted.items() if name.endswith(BATCHES_SEEN)} | renamed
+    renamed = {
+        name: tensor for name, tensor in wanted.items() if name.endswith(BATCHES_SEEN)
+    } | renamed
     problems = [f"{name} is missing" for name in wanted if name not in renamed]
     problems += [f"{name} has no place" for name in renamed if name not in wanted]
     problems += [
@@ -134,18 +167,26 @@ def _fit(
             f"checkpoint {file} does not fit the recipe, {len(problems)} of {len(wanted)} tensors: {'; '.join(problems)}",
             "choose the recipe of its task and temporal module, with the encoder it was trained on",
         )
-    inner = {name.removeprefix(readout): tensor for name, tensor in renamed.items() if name.startswith(readout)}
+    inner = {
+        name.removeprefix(readout): tensor
+        for name, tensor in renamed.items()
+        if name.startswith(readout)
+    }
     return renamed | {readout + name: tensor for name, tensor in task.reorder(inner, order).items()}
 
 
-def _header(recipe: Recipe, source: Cache | CacheSpec, model: VideoModel, labels: tuple[str, ...]) -> RunHeader:
+def _header(
+    recipe: Recipe, source: Cache | CacheSpec, model: VideoModel, labels: tuple[str, ...]
+) -> RunHeader:
     if isinstance(source, Cache):
         facts, spec, encoder = CacheFacts.of(source), source.spec, source.header.encoder
         place = source.place.address
     else:
         encoder = source.make_encoder(torch.device("cpu")).identity
         digits = fingerprint(source, encoder, probe.decoder_identity())
-        facts = CacheFacts(name=f"{source.name}-{digits}", fingerprint=digits, codec=source.codec.name)
+        facts = CacheFacts(
+            name=f"{source.name}-{digits}", fingerprint=digits, codec=source.codec.name
+        )
         spec, place = source.canonical(), None
     return RunHeader(
         format_version=RUN_FORMAT,

@@ -1,7 +1,8 @@
 """Stage two: one loop for every temporal module and task, on cached tokens.
 
-Any number of runs that want the same windows train side by side: every batch is read, moved and decoded once for all of them.
-What a run computes is a function of its recipe and the cache alone, whoever trains beside it.
+Any number of runs that want the same windows train side by side: every batch is read, moved and
+decoded once for all of them. What a run computes is a function of its recipe and the cache alone,
+whoever trains beside it.
 """
 
 from __future__ import annotations
@@ -46,12 +47,16 @@ def train(
     on_progress: OnProgress | None = None,
     ranks: Ranks = ALONE,
 ) -> Run:
-    """Trains `recipe` on `cache` into the run folder `out`, going on from its last checkpoint if there is one.
+    """Trains `recipe` on `cache` into the run folder `out`, going on from its last checkpoint if
+    there is one.
 
-    `manifest` replaces the cache's own: other clips or labels over the same videos. Raises BadInput where recipe, cache,
-    manifest and an existing run do not fit together, Diverged where the loss is no longer finite.
+    `manifest` replaces the cache's own: other clips or labels over the same videos. Raises BadInput
+    where recipe, cache, manifest and an existing run do not fit together, Diverged where the loss
+    is no longer finite.
     """
-    (run,) = train_together({out: recipe}, cache, manifest, device, allow_missing, on_progress, ranks=ranks)
+    (run,) = train_together(
+        {out: recipe}, cache, manifest, device, allow_missing, on_progress, ranks=ranks
+    )
     return run
 
 
@@ -65,7 +70,8 @@ def train_together(
     on_failure: OnFailure | None = None,
     ranks: Ranks = ALONE,
 ) -> list[Run]:
-    """Trains several recipes, each into its run folder, from one read of each batch. They must be alike in `shared`.
+    """Trains several recipes, each into its run folder, from one read of each batch. They must be
+    alike in `shared`.
 
     A run that cannot go on is handed to `on_failure` and left; without that, its error is raised.
     """
@@ -79,7 +85,8 @@ def train_together(
 
 
 class Group:
-    """Runs that train side by side: each batch is read and decoded once, and every run that is at this step learns from it."""
+    """Runs that train side by side: each batch is read and decoded once, and every run that is at
+    this step learns from it."""
 
     def __init__(
         self,
@@ -104,10 +111,15 @@ class Group:
         # Nobody writes a checkpoint before all have read theirs, and all have read the same.
         if not self.ranks.agree(json.dumps([trainer.step for trainer in self.left])):
             paths = ", ".join(str(trainer.run.path) for trainer in self.left)
-            raise BadInput(f"processes of this training see different checkpoints of {paths}", "--out a folder that all share")
+            raise BadInput(
+                f"processes of this training see different checkpoints of {paths}",
+                "--out a folder that all share",
+            )
         stretches = {range(trainer.step, trainer.steps) for trainer in self.left}
         steps = sorted({step for stretch in stretches for step in stretch})
-        batches = self.windows.train(self.settings.batch_size, steps, self.ranks.rank, self.ranks.size)
+        batches = self.windows.train(
+            self.settings.batch_size, steps, self.ranks.rank, self.ranks.size
+        )
         for step in steps:
             active = [trainer for trainer in self.left if trainer.step == step < trainer.steps]
             if not active:  # those that wanted it have failed
@@ -121,16 +133,24 @@ class Group:
     def _step(self, active: list[Trainer], batch: Batch) -> None:
         parts = batch.parts(self.settings.accumulate)
         shares = self._shares(active[0].task, parts)
-        whole = list(self._given(active, parts)) if len(parts) == 1 else None  # several are there one at a time, decoded twice
+        whole = (
+            list(self._given(active, parts)) if len(parts) == 1 else None
+        )  # several are there one at a time, decoded twice
         if len(parts) * self.ranks.size > 1:
             self._observe(active, whole or self._given(active, parts))
-        for number, (given, share) in enumerate(zip(whole or self._given(active, parts), shares, strict=True)):
-            self._each(active, "steps", lambda trainer: trainer.learn(number, given, share))  # noqa: B023  called at once
+        for number, (given, share) in enumerate(
+            zip(whole or self._given(active, parts), shares, strict=True)
+        ):
+            self._each(active, "steps", lambda trainer: trainer.learn(number, given, share))
         self._each(active, "steps", Trainer.update)
-        self._evaluate([trainer for trainer in active if trainer.is_due(trainer.settings.evaluate_every)])
+        self._evaluate(
+            [trainer for trainer in active if trainer.is_due(trainer.settings.evaluate_every)]
+        )
         going = [trainer for trainer in active if trainer in self.left]
         self._each(
-            [trainer for trainer in going if trainer.is_due(trainer.settings.checkpoint_every)], "checkpoints", Trainer.save
+            [trainer for trainer in going if trainer.is_due(trainer.settings.checkpoint_every)],
+            "checkpoints",
+            Trainer.save,
         )
         for trainer in going:
             self.on_progress(trainer.progress)
@@ -156,7 +176,8 @@ class Group:
                 self.on_failure(trainer, error)
 
     def _shares(self, task: TaskPlugin, parts: Sequence[Batch]) -> list[float]:
-        """What each part of this rank counts in the step's loss, which is a mean over all that is valid in the whole batch."""
+        """What each part of this rank counts in the step's loss, which is a mean over all that is
+        valid in the whole batch."""
         if len(parts) * self.ranks.size == 1:
             return [1.0]
         terms = torch.tensor([task.terms(part.targets) for part in parts], dtype=torch.float64)
@@ -165,22 +186,30 @@ class Group:
         return (terms / total.clamp(min=1)).tolist()
 
     def _observe(self, active: Sequence[Trainer], parts: Iterable[OnDevice]) -> None:
-        """Moments of the whole batch's tokens, for the models that have batch norms: these see a part as if it were all."""
+        """Moments of the whole batch's tokens, for the models that have batch norms: these see a
+        part as if it were all."""
         normed = [trainer for trainer in active if trainer.norms]
         layers = sorted({layer for trainer in normed for layer in trainer.model.layers})
         if not layers:
             return
-        sums = {layer: torch.zeros(3, self.windows.cache.shape.width, dtype=torch.float64) for layer in layers}
+        sums = {
+            layer: torch.zeros(3, self.windows.cache.shape.width, dtype=torch.float64)
+            for layer in layers
+        }
         for given in parts:
             for layer, total in sums.items():
                 x_MD = given.patches[layer].flatten(0, -2).double()
-                total += torch.stack([x_MD.sum(0), x_MD.square().sum(0), torch.full_like(x_MD[0], len(x_MD))]).cpu()
+                total += torch.stack(
+                    [x_MD.sum(0), x_MD.square().sum(0), torch.full_like(x_MD[0], len(x_MD))]
+                ).cpu()
         self.ranks.add_up(list(sums.values()))
         moments = {}
         for layer, (total, squares, counts) in sums.items():
             mean, count = total / counts, int(counts[0])
             variance = (squares / counts - mean.square()).clamp(min=0)
-            moments[layer] = Moments(mean.float().to(self.device), variance.float().to(self.device), count)
+            moments[layer] = Moments(
+                mean.float().to(self.device), variance.float().to(self.device), count
+            )
         for trainer in normed:
             trainer.observe(moments)
 
@@ -188,7 +217,10 @@ class Group:
         """Mean score per form on the evaluation split."""
         if not due:
             return
-        totals = {trainer: torch.zeros(len(trainer.task.forms) + 1, dtype=torch.float64) for trainer in due}
+        totals = {
+            trainer: torch.zeros(len(trainer.task.forms) + 1, dtype=torch.float64)
+            for trainer in due
+        }
         for batch in self.held_out.evaluation(EVAL_BATCH, self.ranks.rank, self.ranks.size):
             with _timed(due, "evaluation"):
                 given = self.held_out.on_device(batch, self.device)
@@ -200,7 +232,8 @@ class Group:
 
 
 def _score_sums(trainer: Trainer, batch: Batch, given: OnDevice) -> torch.Tensor:
-    """Of one batch: the weighted sum of the first metric in every form, then that of the weights. NaN: no answers."""
+    """Of one batch: the weighted sum of the first metric in every form, then that of the weights.
+    NaN: no answers."""
     task, metric = trainer.task, trainer.task.metrics[0].name
     weights = task.weight(batch.targets)
     try:
@@ -208,12 +241,16 @@ def _score_sums(trainer: Trainer, batch: Batch, given: OnDevice) -> torch.Tensor
     except BadInput as error:
         trainer.trouble = error
         return torch.tensor(math.nan, dtype=torch.float64)
-    sums = [weighted_sum(task.score(answer, batch.targets)[metric], weights) for answer in answers.values()]
+    sums = [
+        weighted_sum(task.score(answer, batch.targets)[metric], weights)
+        for answer in answers.values()
+    ]
     return torch.tensor([*sums, weights.sum()], dtype=torch.float64)
 
 
 def weighted_sum(values: np.ndarray, weights: np.ndarray) -> float:
-    """Sum of value times weight over windows that count: a value where the weight is 0 may be NaN."""
+    """Sum of value times weight over windows that count: a value where the weight is 0 may be
+    NaN."""
     return float((values[weights > 0] * weights[weights > 0]).sum())
 
 

@@ -4,7 +4,8 @@
     metrics.jsonl          one line per step
     last.json, best.json   each names a safetensors file with weights, and optimiser state in `last`
 
-The JSON of a checkpoint is replaced last and atomically, so a kill at any moment leaves a whole one.
+The JSON of a checkpoint is replaced last and atomically, so a kill at any moment leaves a whole
+one.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from pipeline.models.video_model import VideoModel
 from pipeline.records import TokenShape
 
 RUN_FORMAT = 3
-"""Of runs that are written; 2 can be read, but not gone on with: one seed drew both weights and windows."""
+"""Of runs that are written; 2 can be read, but not gone on with: one seed drew both weights and
+windows."""
 
 
 class CacheFacts(Settings):
@@ -64,7 +66,8 @@ class RunHeader(Settings):
     """Digest; None for an imported run, which knows no manifest."""
     labels: tuple[str, ...]
     spec: dict[str, Any]
-    """What the cache held, and the encoder's identity: needed to encode frames that are in no cache."""
+    """What the cache held, and the encoder's identity: needed to encode frames that are in no
+    cache."""
     encoder: dict[str, Any]
     cache_path: str | None
     """Where the cache was at training; None if there was none."""
@@ -73,12 +76,15 @@ class RunHeader(Settings):
     parameters: dict[str, int]
     """Trained parameters of each part."""
     clips: dict[str, int]
-    """Used for training, how many of these are shorter or slower than their window, and how many the cache does not cover."""
+    """Used for training, how many of these are shorter or slower than their window, and how many
+    the cache does not cover."""
     versions: dict[str, str]
     """Of the tools that made it."""
 
     def made_from(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", include={"format_version", "recipe", "cache", "manifest", "labels"})
+        return self.model_dump(
+            mode="json", include={"format_version", "recipe", "cache", "manifest", "labels"}
+        )
 
 
 def tool_versions() -> dict[str, str]:
@@ -95,7 +101,8 @@ class Checkpoint(Settings):
     best: float | None
     """Best score on the way, in the task's first form."""
     seconds: float = 0.0
-    """Spent so far on steps, evaluations and checkpoints, and as this run's share of what it had together with others."""
+    """Spent so far on steps, evaluations and checkpoints, and as this run's share of what it had
+    together with others."""
 
 
 class Run:
@@ -105,8 +112,13 @@ class Run:
         self.path = path
         file = path / "run.json"
         if not file.is_file():
-            raise BadInput(f"{path} is not a run: it has no run.json", "make one with: stillframe train RECIPE CACHE")
-        self.header = read_json(RunHeader, file, "train again into another --out", range(2, RUN_FORMAT + 1))
+            raise BadInput(
+                f"{path} is not a run: it has no run.json",
+                "make one with: stillframe train RECIPE CACHE",
+            )
+        self.header = read_json(
+            RunHeader, file, "train again into another --out", range(2, RUN_FORMAT + 1)
+        )
 
     @property
     def recipe(self) -> Recipe:
@@ -119,7 +131,11 @@ class Run:
     def checkpoint(self, which: str) -> Checkpoint | None:
         """What `last.json` or `best.json` says, or None if there is none yet."""
         file = self.path / f"{which}.json"
-        return read_json(Checkpoint, file, "train again into another --out") if file.is_file() else None
+        return (
+            read_json(Checkpoint, file, "train again into another --out")
+            if file.is_file()
+            else None
+        )
 
     def tensors(self, which: str) -> dict[str, torch.Tensor]:
         """All tensors of a checkpoint: `model.*`, and `optimizer.*` in `last`."""
@@ -130,16 +146,28 @@ class Run:
         try:
             return load_file(file)
         except (OSError, SafetensorError) as error:
-            raise BadInput(f"checkpoint {file} is damaged: {error}", "train again into another --out") from error
+            raise BadInput(
+                f"checkpoint {file} is damaged: {error}", "train again into another --out"
+            ) from error
 
     def save(
-        self, which: str, tensors: dict[str, torch.Tensor], step: int, steps: int, best: float | None, seconds: float = 0.0
+        self,
+        which: str,
+        tensors: dict[str, torch.Tensor],
+        step: int,
+        steps: int,
+        best: float | None,
+        seconds: float = 0.0,
     ) -> None:
         """Tensors first, then the JSON that names them, then older files go."""
         name = f"{which}-{step:06d}.safetensors"
-        write_atomically(self.path / name, save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}))
         write_atomically(
-            self.path / f"{which}.json", to_json(Checkpoint(file=name, step=step, steps=steps, best=best, seconds=seconds))
+            self.path / name,
+            save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}),
+        )
+        write_atomically(
+            self.path / f"{which}.json",
+            to_json(Checkpoint(file=name, step=step, steps=steps, best=best, seconds=seconds)),
         )
         for old in self.path.glob(f"{which}-*.safetensors"):
             if old.name != name:
@@ -151,23 +179,31 @@ def load_model(
 ) -> tuple[VideoModel, TaskPlugin]:
     """The trained model and its task, in eval mode, for tokens of `shape`."""
     recipe = run.recipe
-    task: TaskPlugin = plugins.load("task", recipe.task.name)(recipe.task.settings, run.header.labels)
+    task: TaskPlugin = plugins.load("task", recipe.task.name)(
+        recipe.task.settings, run.header.labels
+    )
     model = VideoModel(recipe, shape, task)
     load_weights(model, task, run.tensors(checkpoint))
     return model.to(device).eval(), task.to(device).eval()
 
 
 def load_weights(model: VideoModel, task: TaskPlugin, tensors: dict[str, torch.Tensor]) -> None:
-    """The `model.*` and `task.*` tensors of a checkpoint into a model and task made from the same recipe."""
-    weights = {name: tensor for name, tensor in tensors.items() if name.startswith(("model.", "task."))}
+    """The `model.*` and `task.*` tensors of a checkpoint into a model and task made from the same
+    recipe."""
+    weights = {
+        name: tensor for name, tensor in tensors.items() if name.startswith(("model.", "task."))
+    }
     try:
         nn.ModuleDict({"model": model, "task": task}).load_state_dict(weights)
     except RuntimeError as error:
-        raise BadInput(f"checkpoint does not fit the model: {' '.join(str(error).split())}", "train again") from error
+        raise BadInput(
+            f"checkpoint does not fit the model: {' '.join(str(error).split())}", "train again"
+        ) from error
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl up to the first that is damaged: a kill may cut the last one short."""
+    """The lines of metrics.jsonl up to the first that is damaged: a kill may cut the last one
+    short."""
     file = path / "metrics.jsonl"
     records = []
     for line in file.read_bytes().splitlines() if file.is_file() else []:

@@ -17,7 +17,14 @@ from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.models.video_model import VideoModel, layers_read
-from pipeline.train.compatibility import made_from, require_covered, require_same, require_shared, require_truth, require_wanted
+from pipeline.train.compatibility import (
+    made_from,
+    require_covered,
+    require_same,
+    require_shared,
+    require_truth,
+    require_wanted,
+)
 from pipeline.train.distributed import ALONE, Ranks
 from pipeline.train.run import Run, RunHeader, tool_versions
 from pipeline.train.trainer import Trainer
@@ -25,7 +32,11 @@ from pipeline.train.windows import Windows
 
 
 def make_trainers(
-    recipes: Mapping[Path, Recipe], tasks: Sequence[TaskPlugin], windows: Windows, device: torch.device, ranks: Ranks = ALONE
+    recipes: Mapping[Path, Recipe],
+    tasks: Sequence[TaskPlugin],
+    windows: Windows,
+    device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> list[Trainer]:
     """Of each recipe, for the run in its folder, which is made or opened."""
     trainers = []
@@ -40,8 +51,8 @@ def make_trainers(
 def open_windows(
     recipes: Sequence[Recipe], cache: Cache, manifest: Manifest, allow_missing: bool
 ) -> tuple[list[TaskPlugin], Windows, Windows]:
-    """The task of each recipe, and the windows that all of them train and are scored on. Raises BadInput for what cannot be
-    trained."""
+    """The task of each recipe, and the windows that all of them train and are scored on. Raises
+    BadInput for what cannot be trained."""
     require_shared(recipes)
     for recipe in recipes:
         require_wanted(recipe, cache)
@@ -50,7 +61,8 @@ def open_windows(
     first, tasks = recipes[0], [make_task(recipe, manifest) for recipe in recipes]
     layers = sorted({layer for recipe in recipes for layer in layers_read(recipe, cache.shape)})
     windows, held_out = (
-        Windows(cache, manifest, split, first.windows, tasks[0], layers, allow_missing) for split in ("train", "val")
+        Windows(cache, manifest, split, first.windows, tasks[0], layers, allow_missing)
+        for split in ("train", "val")
     )
     windows.require_views(first.task.name, tasks[0].mirrorable)
     require_truth(tasks[0], held_out)
@@ -63,15 +75,24 @@ def make_task(recipe: Recipe, manifest: Manifest) -> TaskPlugin:
 
 
 def open_or_create(
-    path: Path, recipe: Recipe, cache: Cache, manifest: Manifest, model: VideoModel, windows: Windows, ranks: Ranks = ALONE
+    path: Path,
+    recipe: Recipe,
+    cache: Cache,
+    manifest: Manifest,
+    model: VideoModel,
+    windows: Windows,
+    ranks: Ranks = ALONE,
 ) -> Run:
-    """The run at `path`, checked against recipe, cache and manifest; the first rank creates it if it is not there yet."""
+    """The run at `path`, checked against recipe, cache and manifest; the first rank creates it if
+    it is not there yet."""
     header = RunHeader(
         **made_from(recipe, cache, manifest),
         spec=cache.spec,
         encoder=cache.header.encoder,
         cache_path=cache.place.address,
-        manifest_path=None if manifest.folder == cache.manifest.folder else str(manifest.folder.absolute()),
+        manifest_path=None
+        if manifest.folder == cache.manifest.folder
+        else str(manifest.folder.absolute()),
         parameters=model.parameter_counts(),
         clips={
             "train": len(windows),
@@ -92,6 +113,9 @@ def open_or_create(
         write_atomically(path / "run.json", to_json(header))
     ranks.wait()
     if not ranks.agree(str((path / "run.json").is_file())):
-        raise BadInput(f"not all processes of this training see run {path}", "--out a folder that all machines share")
+        raise BadInput(
+            f"not all processes of this training see run {path}",
+            "--out a folder that all machines share",
+        )
     require_same(path, recipe, cache, manifest)
     return Run(path)

@@ -1,7 +1,7 @@
 """A trained run on a video as it comes: decode -> encode -> one step of the model, frame by frame.
 
-Tokens pass through the codec of the run's cache, so that a stream sees what training saw, and time and memory per frame do not
-depend on how many frames have gone by.
+Tokens pass through the codec of the run's cache, so that a stream sees what training saw, and time
+and memory per frame do not depend on how many frames have gone by.
 """
 
 from __future__ import annotations
@@ -61,16 +61,22 @@ class Seen:
 class Stream:
     """Follows one video; make a new one for the next."""
 
-    def __init__(self, run: Run, device: torch.device | None = None, encoder: Mapping[str, Any] | None = None) -> None:
-        """`encoder` are keys of the spec's [encoder] table to use instead, such as where its weights are now.
+    def __init__(
+        self, run: Run, device: torch.device | None = None, encoder: Mapping[str, Any] | None = None
+    ) -> None:
+        """`encoder` are keys of the spec's [encoder] table to use instead, such as where its
+        weights are now.
 
-        Raises BadInput: an encoder that is not the one the run was trained on, a run without the streaming form.
+        Raises BadInput: an encoder that is not the one the run was trained on, a run without the
+        streaming form.
         """
         self.device = chosen(device)
         self.spec = _with_encoder(run, encoder or {})
         self.encoder: EncoderPlugin = self.spec.make_encoder(self.device)
         # The decoder is left out: a newer libav may follow a stream.
-        if fingerprint(self.spec, self.encoder.identity, "") != fingerprint(run.spec, run.header.encoder, ""):
+        if fingerprint(self.spec, self.encoder.identity, "") != fingerprint(
+            run.spec, run.header.encoder, ""
+        ):
             raise BadInput(
                 f"run {run.path} was trained on other tokens: encoder '{self.spec.encoder.name}' has other weights, layers or "
                 f"another configuration than in cache {run.header.cache.name}",
@@ -78,22 +84,27 @@ class Stream:
             )
         self.shape = self.spec.token_shape()
         names = token_arrays(self.shape.layers, self.shape.special_tokens, self.shape.patch_tokens)
-        self.codecs = codecs_of(self.spec.make_codec, names, read_learnt(at(run.path), run.header.cache.codec_sha256))
+        self.codecs = codecs_of(
+            self.spec.make_codec, names, read_learnt(at(run.path), run.header.cache.codec_sha256)
+        )
         self.model, self.task = load_model(run, self.shape, device=self.device)
         self.task_name = run.recipe.task.name
         self.fps: float = run.recipe.windows.fps
-        self.model.streaming  # noqa: B018  a run without this form is refused now, not at the first frame
+        self.model.streaming
 
     def follow(self, path: Path, asked: Mapping[str, Any] | None = None) -> Iterator[Seen]:
-        """Every frame of the video at `path`, sampled at the rate of the run's windows, with the model's answer.
+        """Every frame of the video at `path`, sampled at the rate of the run's windows, with the
+        model's answer.
 
-        `asked`: what to follow, for tasks that want to be told (see `ASKED`). Raises BadInput where it is missing or wrong,
-        BadVideo where the video ends badly, after the frames before that.
+        `asked`: what to follow, for tasks that want to be told (see `ASKED`). Raises BadInput where
+        it is missing or wrong, BadVideo where the video ends badly, after the frames before that.
         """
         state, settings = None, self.spec.frames
         for block in decode.decode(path, self.fps, block_frames=1):
             pixels = torch.from_numpy(block.pixels_FHWC).to(self.device)
-            square_1CHW, affine_23 = to_square(pixels, settings.size_px, settings.fit, settings.resample, block.pixel_aspect)
+            square_1CHW, affine_23 = to_square(
+                pixels, settings.size_px, settings.fit, settings.resample, block.pixel_aspect
+            )
             with torch.inference_mode():
                 if state is None:
                     state = self.model.start(1, self._query(asked or {}, affine_23))
@@ -113,24 +124,42 @@ class Stream:
         return self.model.temporal.state_bytes(self.model.tokens)
 
     def _tokens(self, square_1CHW: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """special (1, S, D) and patches (1, P, D) per layer that the model reads, after a trip through the codec."""
+        """special (1, S, D) and patches (1, P, D) per layer that the model reads, after a trip
+        through the codec."""
         tokens = self.encoder(square_1CHW)
 
         def stored(name: str, part: torch.Tensor) -> torch.Tensor:
             codec = self.codecs[name]
-            return codec.decode({key: torch.from_numpy(array).to(self.device) for key, array in codec.encode(part).items()})
+            return codec.decode(
+                {
+                    key: torch.from_numpy(array).to(self.device)
+                    for key, array in codec.encode(part).items()
+                }
+            )
 
-        special = stored("special", tokens.special_NSD) if self.shape.special_tokens else tokens.special_NSD
-        return special, [stored(layer_name(layer), tokens.patches_NPD[layer]) for layer in self.model.layers]
+        special = (
+            stored("special", tokens.special_NSD)
+            if self.shape.special_tokens
+            else tokens.special_NSD
+        )
+        return special, [
+            stored(layer_name(layer), tokens.patches_NPD[layer]) for layer in self.model.layers
+        ]
 
     def _query(self, asked: Mapping[str, Any], affine_23: np.ndarray) -> Query:
-        """What the readout is told at the first frame: what was asked, as truth that holds for that frame."""
+        """What the readout is told at the first frame: what was asked, as truth that holds for that
+        frame."""
         wanted = self.task.asks
         if wanted is None:
             if asked:
-                raise BadInput(f"this task follows nothing that could be named, found {', '.join(asked)}", "leave --query out")
+                raise BadInput(
+                    f"this task follows nothing that could be named, found {', '.join(asked)}",
+                    "leave --query out",
+                )
             return {}
-        checked = plugins.check(ASKED[wanted], asked, f"query of task '{self.task_name}'").model_dump()[wanted]
+        checked = plugins.check(
+            ASKED[wanted], asked, f"query of task '{self.task_name}'"
+        ).model_dump()[wanted]
         places = np.array(checked, np.float32).reshape(len(checked), 1, -1)
         if not len(places):
             raise BadInput(f"query of task '{self.task_name}': name at least one of {wanted}")
@@ -144,7 +173,9 @@ class Stream:
                 "the frame is cropped to a square around its centre (frames.fit in the cache's spec)",
             )
         targets = collate([self.task.prepare(truth, None)])
-        return self.task.query({name: torch.from_numpy(array).to(self.device) for name, array in targets.items()})
+        return self.task.query(
+            {name: torch.from_numpy(array).to(self.device) for name, array in targets.items()}
+        )
 
 
 def _with_encoder(run: Run, changes: Mapping[str, Any]) -> CacheSpec:

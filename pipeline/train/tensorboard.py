@@ -1,4 +1,5 @@
-"""A run's metrics as TensorBoard event files, to watch it by: the same numbers as in metrics.jsonl, and nothing else."""
+"""A run's metrics as TensorBoard event files, to watch it by: the same numbers as in metrics.jsonl,
+and nothing else."""
 
 from __future__ import annotations
 
@@ -20,13 +21,16 @@ Draw = Callable[[dict[str, Any]], None]
 def tensorboard(folder: Path) -> Iterator[Draw]:
     """Draws lines of metrics into event files in `folder`.
 
-    The first line hides what older files there say of its step and later ones: a run that goes on from a checkpoint does those
-    steps again. Without a line nothing is written. Raises BadInput without the extra.
+    The first line hides what older files there say of its step and later ones: a run that goes on
+    from a checkpoint does those steps again. Without a line nothing is written. Raises BadInput
+    without the extra.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise BadInput("TensorBoard is not installed", "pip install 'stillframe[tensorboard]'") from error
+        raise BadInput(
+            "TensorBoard is not installed", "pip install 'stillframe[tensorboard]'"
+        ) from error
     writer = None
 
     def draw(line: dict[str, Any]) -> None:
@@ -44,6 +48,11 @@ def tensorboard(folder: Path) -> Iterator[Draw]:
 
 
 def scalars(line: dict[str, Any]) -> dict[str, float]:
-    """Tag -> value of a line: `loss`, `learning_rate`, `gradient_norm`, and by form `losses/...` and, if scored, `val/...`."""
-    by_form = {f"{group}/{form}": value for group in ("losses", "val") for form, value in line.get(group, {}).items()}
+    """Tag -> value of a line: `loss`, `learning_rate`, `gradient_norm`, and by form `losses/...`
+    and, if scored, `val/...`."""
+    by_form = {
+        f"{group}/{form}": value
+        for group in ("losses", "val")
+        for form, value in line.get(group, {}).items()
+    }
     return {name: line[name] for name in ("loss", "learning_rate", "gradient_norm")} | by_form

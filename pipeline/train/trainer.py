@@ -1,6 +1,8 @@
-"""One run in training: its model, its optimiser and its place in the schedule. Who feeds it is `pipeline.train.loop`'s affair.
+"""One run in training: its model, its optimiser and its place in the schedule. Who feeds it is
+`pipeline.train.loop`'s affair.
 
-All randomness is a function of (seed, step): a resumed run ends with the same weights as an undisturbed one on CPU.
+All randomness is a function of (seed, step): a resumed run ends with the same weights as an
+undisturbed one on CPU.
 """
 
 from __future__ import annotations
@@ -47,17 +49,29 @@ OnProgress = Callable[[Progress], None]
 
 
 class Diverged(StillframeError):
-    """A run cannot go on: its loss or its gradient is no longer finite. Its last checkpoint is kept."""
+    """A run cannot go on: its loss or its gradient is no longer finite. Its last checkpoint is
+    kept."""
 
     def __init__(self, run: Run, step: int, reason: str, hint: str) -> None:
-        super().__init__(f"{reason}, at step {step} of run {run.path}; the last checkpoint is kept", hint)
+        super().__init__(
+            f"{reason}, at step {step} of run {run.path}; the last checkpoint is kept", hint
+        )
         self.step, self.reason = step, reason
 
 
 class Trainer:
-    """Everything of a run that changes from step to step is in its model, its task, the optimiser and `step`."""
+    """Everything of a run that changes from step to step is in its model, its task, the optimiser
+    and `step`."""
 
-    def __init__(self, run: Run, model: VideoModel, task: TaskPlugin, clips: int, device: torch.device, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        run: Run,
+        model: VideoModel,
+        task: TaskPlugin,
+        clips: int,
+        device: torch.device,
+        ranks: Ranks,
+    ) -> None:
         """`clips` of the training split, which turn epochs into steps."""
         self.run, self.settings, self.model, self.task = run, run.recipe.training, model, task
         self.device, self.ranks = device, ranks
@@ -74,7 +88,8 @@ class Trainer:
         self.norms = [module for module in model.modules() if isinstance(module, TokenNorm)]
         """One for each layer the model reads, if it has any."""
         self.trouble: BadInput | None = None
-        """Why this rank has no answers: raised when all ranks know, so that none waits for another."""
+        """Why this rank has no answers: raised when all ranks know, so that none waits for
+        another."""
         self._losses: dict[str, torch.Tensor] = {}
         self._lines: list[dict[str, Any]] = []
         self._seconds = 0.0
@@ -83,9 +98,11 @@ class Trainer:
     # One step
 
     def learn(self, part: int, given: OnDevice, share: float) -> None:
-        """Adds the gradient of one part of this step's batch, which makes up `share` of what the loss is a mean over.
+        """Adds the gradient of one part of this step's batch, which makes up `share` of what the
+        loss is a mean over.
 
-        Where the temporal module's outputs are no longer finite, `update` says so: by then all ranks know.
+        Where the temporal module's outputs are no longer finite, `update` says so: by then all
+        ranks know.
         """
         place = [self.settings.seed, self.step, self.ranks.rank, part]
         torch.manual_seed(np.random.SeedSequence(place).generate_state(1, np.uint64).item() >> 1)
@@ -98,23 +115,35 @@ class Trainer:
                 predictions = self.model.predict(given, self.task)
         except BadInput as error:
             self.trouble = error
-            self._losses = dict.fromkeys(self.task.forms, torch.tensor(math.nan, device=self.device))
+            self._losses = dict.fromkeys(
+                self.task.forms, torch.tensor(math.nan, device=self.device)
+            )
             return
-        losses = {form: self.task.loss(form, prediction.float(), given.targets) for form, prediction in predictions.items()}
+        losses = {
+            form: self.task.loss(form, prediction.float(), given.targets)
+            for form, prediction in predictions.items()
+        }
         for form, loss in losses.items():
             self._losses[form] = self._losses.get(form, 0.0) + share * loss.detach()
         (share * torch.stack(list(losses.values())).sum()).backward()
 
     def update(self) -> None:
-        """Ends the step that `learn` has begun: one step of the optimiser, a line of metrics. Raises Diverged in all ranks."""
+        """Ends the step that `learn` has begun: one step of the optimiser, a line of metrics.
+        Raises Diverged in all ranks."""
         losses = torch.stack(list(self._losses.values())).float()
-        parameters = [parameter for parameter in self.trained.parameters() if parameter.requires_grad]
+        parameters = [
+            parameter for parameter in self.trained.parameters() if parameter.requires_grad
+        ]
         if self.ranks.size > 1:
             for parameter in parameters:
-                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = (
+                    torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                )
             self.ranks.add_up([losses, *(parameter.grad for parameter in parameters)])  # type: ignore[list-item]
         found = torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
-        *values, norm = torch.cat([losses, found[None].to(losses)]).tolist()  # the one wait for the device in a step
+        *values, norm = torch.cat(
+            [losses, found[None].to(losses)]
+        ).tolist()  # the one wait for the device in a step
         loss = sum(values)
         for what, value in (("loss", loss), ("norm of the gradient", norm)):
             if not math.isfinite(value):
@@ -125,11 +154,19 @@ class Trainer:
         self.optimizer.step()
         self.step += 1
         by_form = dict(zip(self._losses, values, strict=True))
-        line = {"step": self.step, "loss": loss, "losses": by_form, "learning_rate": rate, "gradient_norm": norm}
+        line = {
+            "step": self.step,
+            "loss": loss,
+            "losses": by_form,
+            "learning_rate": rate,
+            "gradient_norm": norm,
+        }
         self._lines.append(line)
         self.progress.step, self.progress.loss, self.progress.metrics = self.step, loss, line
         spent = time.perf_counter() - self._begun
-        self.progress.windows_per_s = (self.step - self._first) * self.settings.batch_size / max(1e-9, spent)
+        self.progress.windows_per_s = (
+            (self.step - self._first) * self.settings.batch_size / max(1e-9, spent)
+        )
 
     def observe(self, moments: dict[int, Moments]) -> None:
         """Hands the norms of the mixer what their layers' tokens amount to over the whole batch."""
@@ -137,9 +174,11 @@ class Trainer:
             norm.observe(moments[layer])
 
     def scored(self, *sums: float) -> None:
-        """Takes in what the evaluation split adds up to: the scores of every form, times their weights, and the weights.
+        """Takes in what the evaluation split adds up to: the scores of every form, times their
+        weights, and the weights.
 
-        Keeps the weights that are best in the first form. Raises Diverged where there are no answers.
+        Keeps the weights that are best in the first form. Raises Diverged where there are no
+        answers.
         """
         *scores, weight = sums
         if math.isnan(weight):
@@ -158,10 +197,17 @@ class Trainer:
         """The error for `reason`, unless this rank knows better."""
         if self.trouble:
             return Diverged(self.run, step, self.trouble.message, self.trouble.hint)
-        return Diverged(self.run, step, reason, "check the cache with stillframe verify, or lower training.learning_rate")
+        return Diverged(
+            self.run,
+            step,
+            reason,
+            "check the cache with stillframe verify, or lower training.learning_rate",
+        )
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        wanted = self.settings.precision == "bfloat16" or (self.settings.precision == "auto" and self.device.type == "cuda")
+        wanted = self.settings.precision == "bfloat16" or (
+            self.settings.precision == "auto" and self.device.type == "cuda"
+        )
         return torch.autocast(self.device.type, torch.bfloat16) if wanted else nullcontext()
 
     # Checkpoints
@@ -179,30 +225,45 @@ class Trainer:
         self._lines = []
 
     def restore(self) -> None:
-        """Goes on from the last checkpoint, if there is one, and forgets metrics that were written after it."""
+        """Goes on from the last checkpoint, if there is one, and forgets metrics that were written
+        after it."""
         checkpoint = self.run.checkpoint("last")
         if checkpoint:
             tensors = self.run.tensors("last")
             load_weights(self.model, self.task, tensors)
             for name, parameter in self.trained.named_parameters():
                 keys = ("step", "exp_avg", "exp_avg_sq")
-                found = {key: tensors[f"optimizer.{key}.{name}"] for key in keys if f"optimizer.{key}.{name}" in tensors}
+                found = {
+                    key: tensors[f"optimizer.{key}.{name}"]
+                    for key in keys
+                    if f"optimizer.{key}.{name}" in tensors
+                }
                 if found:
                     self.optimizer.state[parameter] = {
-                        key: value if key == "step" else value.to(self.device) for key, value in found.items()
+                        key: value if key == "step" else value.to(self.device)
+                        for key, value in found.items()
                     }
-            self.step, self.best, self._seconds = checkpoint.step, checkpoint.best, checkpoint.seconds
+            self.step, self.best, self._seconds = (
+                checkpoint.step,
+                checkpoint.best,
+                checkpoint.seconds,
+            )
         self.progress.step = self._first = self.step
         self._begun = time.perf_counter()
         if self.ranks.is_first:
             kept = [line for line in read_metrics(self.run.path) if line["step"] <= self.step]
-            write_atomically(self.run.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
+            write_atomically(
+                self.run.path / "metrics.jsonl",
+                "".join(json.dumps(line) + "\n" for line in kept).encode(),
+            )
 
     def _weights(self) -> dict[str, torch.Tensor]:
         return dict(self.trained.state_dict())
 
     def _everything(self) -> dict[str, torch.Tensor]:
-        names: dict[torch.Tensor, str] = {parameter: name for name, parameter in self.trained.named_parameters()}
+        names: dict[torch.Tensor, str] = {
+            parameter: name for name, parameter in self.trained.named_parameters()
+        }
         moments = {
             f"optimizer.{key}.{names[parameter]}": value
             for parameter, state in self.optimizer.state.items()

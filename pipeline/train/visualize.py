@@ -54,10 +54,13 @@ def draw(
     allow_missing: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Writes `drawings` as `drawn-<split>/<clip>.mp4` and `drawn-<split>.png` into the run folder; returns the sheet's path."""
+    """Writes `drawings` as `drawn-<split>/<clip>.mp4` and `drawn-<split>.png` into the run folder;
+    returns the sheet's path."""
     clips = []
     for drawing in drawings(run, cache, count, split, checkpoint, manifest, device, allow_missing):
-        with VideoFile(run.path / f"drawn-{split}" / file_name(drawing.clip), run.recipe.windows.fps) as file:
+        with VideoFile(
+            run.path / f"drawn-{split}" / file_name(drawing.clip), run.recipe.windows.fps
+        ) as file:
             for pixels_HWC in drawing.pixels_THWC:
                 file.append(pixels_HWC)
         clips.append(drawing.pixels_THWC)
@@ -82,7 +85,8 @@ def drawings(
     device: torch.device | None = None,
     allow_missing: bool = False,
 ) -> Iterator[Drawing]:
-    """The middle window of `count` clips, spread evenly over `split`, with the answer of the task's first form.
+    """The middle window of `count` clips, spread evenly over `split`, with the answer of the task's
+    first form.
 
     The videos are decoded again. Raises BadInput where they are gone.
     """
@@ -90,7 +94,9 @@ def drawings(
     manifest = manifest or cache.manifest
     require_same_cache(run, cache, manifest)
     model, task = load_model(run, cache.shape, checkpoint, device)
-    windows = Windows(cache, manifest, split, run.recipe.windows, task, model.layers, allow_missing=allow_missing)
+    windows = Windows(
+        cache, manifest, split, run.recipe.windows, task, model.layers, allow_missing=allow_missing
+    )
     places = spread(len(windows), count)
     form = task.forms[0]
     for done, place in enumerate(places, start=1):
@@ -103,12 +109,15 @@ def drawings(
 
 def spread(total: int, count: int) -> list[int]:
     """Up to `count` of the places 0 .. total - 1, evenly spread, ends included."""
-    places: list[int] = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)).tolist()
+    places: list[int] = np.unique(
+        np.linspace(0, total - 1, min(count, total)).round().astype(int)
+    ).tolist()
     return places
 
 
 def squares(cache: Cache, root: Path, clip: Clip, time_s_T: np.ndarray) -> np.ndarray:
-    """uint8 (T, H, W, 3): the frames at the given times, as the encoder saw them, but at least `DRAWN_PX` large."""
+    """uint8 (T, H, W, 3): the frames at the given times, as the encoder saw them, but at least
+    `DRAWN_PX` large."""
     settings, path = cache.spec["frames"], root / clip.source
     side = max(DRAWN_PX, settings["size_px"])
     found: dict[float, np.ndarray] = {}
@@ -117,17 +126,29 @@ def squares(cache: Cache, root: Path, clip: Clip, time_s_T: np.ndarray) -> np.nd
             wanted = np.isin(block.time_s, time_s_T)
             if wanted.any():
                 pixels = torch.from_numpy(block.pixels_FHWC[wanted])
-                square, _ = to_square(pixels, side, settings["fit"], settings["resample"], block.pixel_aspect)
-                found |= dict(zip(block.time_s[wanted].tolist(), square.permute(0, 2, 3, 1).numpy(), strict=True))
+                square, _ = to_square(
+                    pixels, side, settings["fit"], settings["resample"], block.pixel_aspect
+                )
+                found |= dict(
+                    zip(
+                        block.time_s[wanted].tolist(),
+                        square.permute(0, 2, 3, 1).numpy(),
+                        strict=True,
+                    )
+                )
             if len(found) == len(set(time_s_T.tolist())):
                 break
     except (OSError, BadVideo) as error:
         raise BadInput(
-            f"video {path} cannot be drawn on: {error}", "put the videos back where they were at extraction"
+            f"video {path} cannot be drawn on: {error}",
+            "put the videos back where they were at extraction",
         ) from error
     missing = [time_s for time_s in time_s_T.tolist() if time_s not in found]
     if missing:
-        raise BadInput(f"video {path} has no frame at {missing[0]:.3f} s any more", "draw over the videos that were extracted")
+        raise BadInput(
+            f"video {path} has no frame at {missing[0]:.3f} s any more",
+            "draw over the videos that were extracted",
+        )
     return np.stack([found[time_s] for time_s in time_s_T.tolist()])
 
 
@@ -135,7 +156,8 @@ class VideoFile:
     """An H.264 .mp4, written frame by frame; it appears under its name when it is whole."""
 
     def __init__(self, path: Path, fps: float, crf: int = 18) -> None:
-        """`crf`: what quality costs; 18 can hardly be told from the original, 28 takes about a quarter of its bytes."""
+        """`crf`: what quality costs; 18 can hardly be told from the original, 28 takes about a
+        quarter of its bytes."""
         self.path, self.fps, self.crf = path, fps, crf
         self._aside = path.with_name(f".{path.name}.partial")
         self._stream: VideoStream | None = None
@@ -146,17 +168,25 @@ class VideoFile:
         return self
 
     def append(self, pixels_HWC: np.ndarray) -> None:
-        """uint8 RGB, all of one size; an odd side repeats its last row or column, as the codec wants even ones."""
+        """uint8 RGB, all of one size; an odd side repeats its last row or column, as the codec
+        wants even ones."""
         height, width = pixels_HWC.shape[:2]
         even = np.pad(pixels_HWC, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         if self._stream is None:
             rate = Fraction(self.fps).limit_denominator(1001)
-            self._stream = self._file.add_stream("libx264", rate=rate, options={"crf": str(self.crf), "preset": "veryfast"})
+            self._stream = self._file.add_stream(
+                "libx264", rate=rate, options={"crf": str(self.crf), "preset": "veryfast"}
+            )
             self._stream.height, self._stream.width = even.shape[:2]
             self._stream.pix_fmt = "yuv420p"
         self._file.mux(self._stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._stream is not None:
             self._file.mux(self._stream.encode(None))
         self._file.close()
@@ -167,17 +197,25 @@ class VideoFile:
 
 
 def contact_sheet(path: Path, clips: Sequence[np.ndarray]) -> None:
-    """One row for each clip, (T, H, W, 3) uint8: frames spread evenly over it, the last always among them."""
+    """One row for each clip, (T, H, W, 3) uint8: frames spread evenly over it, the last always
+    among them."""
     rows = []
     for pixels_THWC in clips:
         places = np.unique(np.linspace(0, len(pixels_THWC) - 1, SHEET_FRAMES).round().astype(int))
         rows.append(np.concatenate(list(pixels_THWC[places]), axis=1))
     width = max(row.shape[1] for row in rows)
-    sheet = np.concatenate([np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows])
+    sheet = np.concatenate(
+        [
+            np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0)), constant_values=255)
+            for row in rows
+        ]
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(path, "w", format="image2") as file:
         stream = file.add_stream("png", rate=1)
         stream.height, stream.width = sheet.shape[:2]
         stream.pix_fmt = "rgb24"
-        file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(sheet), format="rgb24")))
+        file.mux(
+            stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(sheet), format="rgb24"))
+        )
         file.mux(stream.encode(None))

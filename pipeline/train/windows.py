@@ -1,13 +1,15 @@
 """Windows of T frames out of a cache, read by threads straight into a batch.
 
-The order is a pure function of (seed, step, rank, world size), and its seed is `windows.seed`, whatever draws the weights.
-Sample number g of the endless stream is the clip at place g mod n of the permutation of epoch g div n, and a batch is the next
-B samples. So no clip is dropped, every rank has the same number of steps, and going on in mid-epoch needs one integer. In which
-of the cache's views a sample is seen is drawn alike.
+The order is a pure function of (seed, step, rank, world size), and its seed is `windows.seed`,
+whatever draws the weights. Sample number g of the endless stream is the clip at place g mod n of
+the permutation of epoch g div n, and a batch is the next B samples. So no clip is dropped, every
+rank has the same number of steps, and going on in mid-epoch needs one integer. In which of the
+cache's views a sample is seen is drawn alike.
 
-A window's frames are asked for in seconds and the nearest cached frame of the clip is taken, so that variable frame rate,
-rounding of timestamps and a cache of a higher rate all read right. What lies past the end of a short clip repeats its last
-frame (as the paper does); the times in the batch, and the truth, are always those of the frames that were read.
+A window's frames are asked for in seconds and the nearest cached frame of the clip is taken, so
+that variable frame rate, rounding of timestamps and a cache of a higher rate all read right. What
+lies past the end of a short clip repeats its last frame (as the paper does); the times in the
+batch, and the truth, are always those of the frames that were read.
 """
 
 from __future__ import annotations
@@ -35,11 +37,12 @@ from pipeline.errors import BadInput, unknown_name
 from pipeline.records import Batch, Clip, OnDevice
 
 READERS = 2
-"""Threads that read ahead; never processes: a forked reader can inherit locks that nobody will release."""
+"""Threads that read ahead; never processes: a forked reader can inherit locks that nobody will
+release."""
 BATCHES_AHEAD = 3
 TIE_S = 1e-6
-"""Distances this close count as equal: a window in the middle of a clip often falls half way between frames, and rounding must
-not decide frame by frame which neighbour is taken."""
+"""Distances this close count as equal: a window in the middle of a clip often falls half way
+between frames, and rounding must not decide frame by frame which neighbour is taken."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +61,23 @@ class Sample(NamedTuple):
     place: float
     """Of the window in the clip: 0 first, 1 last."""
     number: int | None = None
-    """Of the sample in the training stream; None in evaluation, where nothing is drawn at random."""
+    """Of the sample in the training stream; None in evaluation, where nothing is drawn at
+    random."""
     view: str = BASE
 
 
-def window_times(start_s: float, frames: int, fps: float, speed: float, reverse: bool) -> np.ndarray:
-    """(T,) source times of a window whose earliest frame is at `start_s`, in the order they are read."""
+def window_times(
+    start_s: float, frames: int, fps: float, speed: float, reverse: bool
+) -> np.ndarray:
+    """(T,) source times of a window whose earliest frame is at `start_s`, in the order they are
+    read."""
     time_s = start_s + np.arange(frames) * (speed / fps)
     return time_s[::-1] if reverse else time_s
 
 
 def nearest(time_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:
-    """Index into ascending `time_s` of the frame nearest to each wanted time; the earlier one of two equally near."""
+    """Index into ascending `time_s` of the frame nearest to each wanted time; the earlier one of
+    two equally near."""
     after = np.clip(np.searchsorted(time_s, wanted_s), 1, max(1, len(time_s) - 1))
     before = after - 1
     if len(time_s) == 1:
@@ -78,10 +86,12 @@ def nearest(time_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:
 
 
 class Windows:
-    """The windows of one split of a manifest over a cache, with the truth that `wanted` (a task) asks for.
+    """The windows of one split of a manifest over a cache, with the truth that `wanted` (a task)
+    asks for.
 
-    Raises BadInput: unknown split, a rate that the cache does not hold, targets that the manifest lacks, and clips that the
-    cache does not cover, unless `allow_missing`, which leaves them out and lists them in `skipped`.
+    Raises BadInput: unknown split, a rate that the cache does not hold, targets that the manifest
+    lacks, and clips that the cache does not cover, unless `allow_missing`, which leaves them out
+    and lists them in `skipped`.
     """
 
     def __init__(
@@ -95,7 +105,9 @@ class Windows:
         allow_missing: bool = False,
     ) -> None:
         self.cache, self.manifest, self.split, self.settings = cache, manifest, split, settings
-        self.frames = settings.frames if split == "train" else settings.eval_frames or settings.frames
+        self.frames = (
+            settings.frames if split == "train" else settings.eval_frames or settings.frames
+        )
         """T."""
         self.layers = tuple(cache.shape.layers if layers is None else layers)
         self.keys = tuple(cache.codec.layout(cache.shape.width))
@@ -120,9 +132,13 @@ class Windows:
             )
         usable = [(place, stretch) for place, _, stretch in found if isinstance(stretch, Stretch)]
         if not usable:
-            raise BadInput(f"split '{split}' of {manifest.folder} has no clip that {cache} covers", "extract its videos first")
+            raise BadInput(
+                f"split '{split}' of {manifest.folder} has no clip that {cache} covers",
+                "extract its videos first",
+            )
         self.clips = [place for place, _ in usable]
-        """Places of the usable clips in `manifest.clips`; `Batch.clip_index` counts in this list."""
+        """Places of the usable clips in `manifest.clips`; `Batch.clip_index` counts in this
+        list."""
         self.stretches = [stretch for _, stretch in usable]
         if self.slower == len(self):
             raise BadInput(
@@ -140,7 +156,8 @@ class Windows:
 
     @cached_property
     def slower(self) -> int:
-        """How many clips have fewer frames per second than their window asks for, so that frames are repeated."""
+        """How many clips have fewer frames per second than their window asks for, so that frames
+        are repeated."""
         return sum(self._is_slower(place) for place in range(len(self)))
 
     def clip(self, index: int) -> Clip:
@@ -148,10 +165,13 @@ class Windows:
         return self.manifest.clips[self.clips[index]]
 
     def require_views(self, task: str, mirrorable: bool) -> None:
-        """Refuses to train where the cache lacks a view, or has one of which the truth of `task` would be wrong."""
+        """Refuses to train where the cache lacks a view, or has one of which the truth of `task`
+        would be wrong."""
         for name in self.settings.views:
             if name not in self.cache.views:
-                raise unknown_name("view", name, self.cache.views, f"windows.views: cache {self.cache}")
+                raise unknown_name(
+                    "view", name, self.cache.views, f"windows.views: cache {self.cache}"
+                )
             view = self.cache.views[name]
             if view is not None and view.flip and not mirrorable:
                 raise BadInput(
@@ -168,16 +188,23 @@ class Windows:
         clip, names = int(order[place]), self.settings.views
         return Sample(clip, float(places[clip]), number, names[int(views[clip] * len(names))])
 
-    def train(self, batch_size: int, steps: Sequence[int], rank: int = 0, world_size: int = 1) -> Iterator[tuple[int, Batch]]:
-        """(step, this rank's part of its batch) for each of `steps`. Ranks must divide `batch_size`."""
+    def train(
+        self, batch_size: int, steps: Sequence[int], rank: int = 0, world_size: int = 1
+    ) -> Iterator[tuple[int, Batch]]:
+        """(step, this rank's part of its batch) for each of `steps`. Ranks must divide
+        `batch_size`."""
         jobs = (
-            [self.sample(number) for number in range(step * batch_size + rank, (step + 1) * batch_size, world_size)]
+            [
+                self.sample(number)
+                for number in range(step * batch_size + rank, (step + 1) * batch_size, world_size)
+            ]
             for step in steps
         )
         yield from zip(steps, self._read_ahead(jobs), strict=True)
 
     def evaluation(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-        """Every clip in order, `eval_windows` windows of each spread evenly over it; of these, this rank's share."""
+        """Every clip in order, `eval_windows` windows of each spread evenly over it; of these, this
+        rank's share."""
         samples = islice(self.evaluation_samples(), rank, None, world_size)
         jobs = iter(lambda: list(islice(samples, batch_size)), [])
         yield from self._read_ahead(jobs)
@@ -200,29 +227,55 @@ class Windows:
             for window, sample in enumerate(samples):
                 stretch = self.stretches[sample.clip]
                 stored = in_view(sample.view, name)
-                self._reader(stretch.store).read_into(stored, stretch.first_row + rows[window], arrays[name][window])
-        time_s_BT = np.stack([self.stretches[sample.clip].time_s[rows[window]] for window, sample in enumerate(samples)])
+                self._reader(stretch.store).read_into(
+                    stored, stretch.first_row + rows[window], arrays[name][window]
+                )
+        time_s_BT = np.stack(
+            [
+                self.stretches[sample.clip].time_s[rows[window]]
+                for window, sample in enumerate(samples)
+            ]
+        )
         index = np.array([sample.clip for sample in samples], np.int64)
         return Batch(arrays, time_s_BT, index, self.truth(samples))
 
     def truth(self, samples: Sequence[Sample]) -> Arrays:
-        """The targets of `samples` alone, without their tokens; see `pipeline.datasets.manifest.targets`."""
+        """The targets of `samples` alone, without their tokens; see
+        `pipeline.datasets.manifest.targets`."""
         return collate([self._truth(sample) for sample in samples]) if self._targets else {}
 
     def _truth(self, sample: Sample) -> Arrays:
         assert self._targets is not None
-        clip, stretch, rows = self.clip(sample.clip), self.stretches[sample.clip], self._rows(sample)
-        affine_T23 = self._of_frames(stretch.store, in_view(sample.view, "affine"))[stretch.first_row + rows]
+        clip, stretch, rows = (
+            self.clip(sample.clip),
+            self.stretches[sample.clip],
+            self._rows(sample),
+        )
+        affine_T23 = self._of_frames(stretch.store, in_view(sample.view, "affine"))[
+            stretch.first_row + rows
+        ]
         # A pure function of seed and sample number, like the order.
-        rng = None if sample.number is None else np.random.default_rng([self.settings.seed, sample.number])
-        return self._targets.window(clip, stretch.time_s[rows], affine_T23, clip.speed / self.settings.fps, rng)
+        rng = (
+            None
+            if sample.number is None
+            else np.random.default_rng([self.settings.seed, sample.number])
+        )
+        return self._targets.window(
+            clip, stretch.time_s[rows], affine_T23, clip.speed / self.settings.fps, rng
+        )
 
     def tokens(self, batch: Batch, device: torch.device) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """special (B, T, S, D) and patches (B, T, P, D) per layer, decoded on the device after the transfer."""
-        moved = {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in batch.arrays.items()}
+        """special (B, T, S, D) and patches (B, T, P, D) per layer, decoded on the device after the
+        transfer."""
+        moved = {
+            name: torch.from_numpy(array).to(device, non_blocking=True)
+            for name, array in batch.arrays.items()
+        }
 
         def decode(name: str) -> torch.Tensor:
-            return self.cache.codecs[name].decode({key: moved[stored_name(name, key)] for key in self.keys})
+            return self.cache.codecs[name].decode(
+                {key: moved[stored_name(name, key)] for key in self.keys}
+            )
 
         patches = [decode(layer_name(layer)) for layer in self.layers]
         if self.cache.shape.special_tokens:
@@ -232,7 +285,9 @@ class Windows:
     def on_device(self, batch: Batch, device: torch.device) -> OnDevice:
         """The tokens decoded on the device after the transfer, and the truth beside them."""
         special_BTSD, patches = self.tokens(batch, device)
-        targets = {name: torch.from_numpy(array).to(device) for name, array in batch.targets.items()}
+        targets = {
+            name: torch.from_numpy(array).to(device) for name, array in batch.targets.items()
+        }
         return OnDevice(special_BTSD, dict(zip(self.layers, patches, strict=True)), targets)
 
     def _read_ahead(self, jobs: Iterator[list[Sample]]) -> Iterator[Batch]:
@@ -259,7 +314,10 @@ class Windows:
     def _room_s(self, clip: int) -> float:
         """By how much the clip is longer than a window; negative if it is shorter."""
         time_s = self.stretches[clip].time_s
-        return float(time_s[-1] - time_s[0]) - (self.frames - 1) * self.clip(clip).speed / self.settings.fps
+        return (
+            float(time_s[-1] - time_s[0])
+            - (self.frames - 1) * self.clip(clip).speed / self.settings.fps
+        )
 
     def _is_slower(self, clip: int) -> bool:
         time_s = self.stretches[clip].time_s
@@ -295,8 +353,11 @@ class Windows:
         return self._readers[store]
 
 
-def require_rate(settings: WindowSettings, clips: Sequence[Clip], fps: float | None, where: str) -> None:
-    """Refuses windows of a higher rate than the `fps` frames per second that `where` holds (None: every frame)."""
+def require_rate(
+    settings: WindowSettings, clips: Sequence[Clip], fps: float | None, where: str
+) -> None:
+    """Refuses windows of a higher rate than the `fps` frames per second that `where` holds (None:
+    every frame)."""
     wanted = settings.fps / min((clip.speed for clip in clips), default=1.0)
     if fps is not None and wanted > fps * (1 + 1e-6):
         raise BadInput(
@@ -306,7 +367,8 @@ def require_rate(settings: WindowSettings, clips: Sequence[Clip], fps: float | N
 
 
 def clips_of(manifest: Manifest, split: str, settings: WindowSettings) -> list[tuple[int, Clip]]:
-    """Places in `manifest.clips`, and clips, of a split: of the training split, those of the share that is used."""
+    """Places in `manifest.clips`, and clips, of a split: of the training split, those of the share
+    that is used."""
     clips = [(place, manifest.clips[place]) for place in manifest.split(split)]
     if split != "train" or settings.train_fraction == 1:
         return clips
@@ -315,8 +377,11 @@ def clips_of(manifest: Manifest, split: str, settings: WindowSettings) -> list[t
 
 
 def share_of_videos(clips: Sequence[Clip], fraction: float, seed: int) -> set[str]:
-    """ids of the videos in a share of a split: of every label alike, at least one, and nested for one seed."""
-    label_of = {clip.video_id: clip.label or "" for clip in reversed(clips)}  # a video counts with its first label
+    """ids of the videos in a share of a split: of every label alike, at least one, and nested for
+    one seed."""
+    label_of = {
+        clip.video_id: clip.label or "" for clip in reversed(clips)
+    }  # a video counts with its first label
     by_label: dict[str, list[str]] = {}
     for video_id in sorted(label_of):
         by_label.setdefault(label_of[video_id], []).append(video_id)
@@ -329,6 +394,7 @@ def share_of_videos(clips: Sequence[Clip], fraction: float, seed: int) -> set[st
 
 @lru_cache(maxsize=8)
 def _epoch(seed: int, epoch: int, clips: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Order of the clips in an epoch, where in each clip its window lies, and where among the views the one it is seen in."""
+    """Order of the clips in an epoch, where in each clip its window lies, and where among the views
+    the one it is seen in."""
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64)))
     return rng.permutation(clips), rng.random(clips), rng.random(clips)

@@ -1,9 +1,11 @@
 """Video -> Frames: decode and sample by presentation time. Pixels are those of `rgb`.
 
-Times are the container's presentation times. A missing or non-increasing one becomes the previous time plus 1 / rate. AVI has
-no presentation times: there the k-th frame shown takes the k-th decode time, which is k / rate unless frames were dropped.
+Times are the container's presentation times. A missing or non-increasing one becomes the previous
+time plus 1 / rate. AVI has no presentation times: there the k-th frame shown takes the k-th decode
+time, which is k / rate unless frames were dropped.
 
-Decoding runs in one thread: on a damaged stream, what libav conceals depends on the number of its threads.
+Decoding runs in one thread: on a damaged stream, what libav conceals depends on the number of its
+threads.
 """
 
 from __future__ import annotations
@@ -38,12 +40,15 @@ from pipeline.video.probe import (
 from pipeline.video.rgb import Picture, deinterlaced, upright_rgb
 
 TOLERANCE_S = 1e-3
-"""Matroska and FLV round times to 1 ms: a frame this late still counts as shown at a sampling instant."""
+"""Matroska and FLV round times to 1 ms: a frame this late still counts as shown at a sampling
+instant."""
 HONEST_HEADERS = {"avi", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"}
-"""Containers whose header was written with the file; for others libav estimates the duration from what is there."""
+"""Containers whose header was written with the file; for others libav estimates the duration from
+what is there."""
 
 BLOCK_FRAMES, BLOCK_BYTES = 8, 32 << 20
-"""Frames that travel together: few, and few bytes of them, so that a 4K video stays within memory."""
+"""Frames that travel together: few, and few bytes of them, so that a 4K video stays within
+memory."""
 
 EARLIER_S = 5.0
 """In a transport stream a seek can lead too far by a group of pictures or two."""
@@ -55,7 +60,8 @@ Allocate = Callable[[tuple[int, ...]], np.ndarray]
 
 @dataclass
 class Counted:
-    """What a video holds and what its header promises: filled while it is decoded, and true however that ends."""
+    """What a video holds and what its header promises: filled while it is decoded, and true however
+    that ends."""
 
     decoded: int = 0
     """Pictures in the content, before sampling."""
@@ -87,7 +93,9 @@ def _in_memory(shape: tuple[int, ...]) -> np.ndarray:
     return np.empty(shape, np.uint8)
 
 
-def decode(path: Path, fps: float | None, image_fps: float | None = None, block_frames: int = BLOCK_FRAMES) -> Iterator[Frames]:
+def decode(
+    path: Path, fps: float | None, image_fps: float | None = None, block_frames: int = BLOCK_FRAMES
+) -> Iterator[Frames]:
     """`decode_rates` for one rate."""
     for block in decode_rates(path, [fps], image_fps, block_frames=block_frames):
         yield block.frames
@@ -104,17 +112,20 @@ def decode_rates(
     block_bytes: int = BLOCK_BYTES,
     allocate: Allocate = _in_memory,
 ) -> Iterator[Block]:
-    """Decodes once for several rates: blocks of consecutive frames that at least one of `rates` keeps.
+    """Decodes once for several rates: blocks of consecutive frames that at least one of `rates`
+    keeps.
 
-    With t0 the first frame's time, a rate keeps the frames shown at t0 + k / rate, k = 0, 1, ..., until the video ends, each of
-    them once and with its own presentation time. The rate None keeps every frame. `path` is a file, or a folder of images.
+    With t0 the first frame's time, a rate keeps the frames shown at t0 + k / rate, k = 0, 1, ...,
+    until the video ends, each of them once and with its own presentation time. The rate None keeps
+    every frame. `path` is a file, or a folder of images.
 
-    A block holds up to `block_frames` frames and `block_bytes`, but at least one frame; a change of size starts a new one.
-    Its memory is what `allocate` gives for its shape. The first `skip` kept frames are left out. `counted` is filled.
+    A block holds up to `block_frames` frames and `block_bytes`, but at least one frame; a change of
+    size starts a new one. Its memory is what `allocate` gives for its shape. The first `skip` kept
+    frames are left out. `counted` is filled.
 
-    Raises BadVideo, after all good frames have been yielded, if the video cannot be opened, if decoding stops with an error, or
-    if the content ends more than 1 s and more than 5 % before the end that its header promises. Raises OSError or MemoryError
-    for what is no fault of the video.
+    Raises BadVideo, after all good frames have been yielded, if the video cannot be opened, if
+    decoding stops with an error, or if the content ends more than 1 s and more than 5 % before the
+    end that its header promises. Raises OSError or MemoryError for what is no fault of the video.
     """
     counted = counted or Counted()
     source = _ImageFolder(path, image_fps, counted) if path.is_dir() else _VideoFile(path, counted)
@@ -130,14 +141,20 @@ def decode_rates(
 
 
 def decode_at(path: Path, time_s_F: np.ndarray, image_fps: float | None = None) -> list[Frames]:
-    """The frames that have the presentation times `time_s_F`, ascending, from the keyframe before the first of them on.
+    """The frames that have the presentation times `time_s_F`, ascending, from the keyframe before
+    the first of them on.
 
-    Pixels and times are those of `decode_rates`. Raises BadVideo if they cannot be decoded; OSError, MemoryError as there.
+    Pixels and times are those of `decode_rates`. Raises BadVideo if they cannot be decoded;
+    OSError, MemoryError as there.
     """
     # Where a seek does not lead to these very times, as in files that have none, the way from the beginning does.
     for from_s in (float(time_s_F[0]), float(time_s_F[0]) - EARLIER_S, -math.inf):
         counted = Counted()
-        source = _ImageFolder(path, image_fps, counted, from_s) if path.is_dir() else _VideoFile(path, counted, from_s)
+        source = (
+            _ImageFolder(path, image_fps, counted, from_s)
+            if path.is_dir()
+            else _VideoFile(path, counted, from_s)
+        )
         with contextlib.suppress(av.FFmpegError), contextlib.closing(source.pictures()) as pictures:
             blocks = list(_blocks(_at(pictures, time_s_F), BLOCK_FRAMES, BLOCK_BYTES, _in_memory))
             if sum(len(block.frames) for block in blocks) == len(time_s_F):
@@ -148,7 +165,8 @@ def decode_at(path: Path, time_s_F: np.ndarray, image_fps: float | None = None) 
 
 
 class _VideoFile:
-    """The pictures of a video file in the order they are shown; afterwards `failure` tells why some are missing."""
+    """The pictures of a video file in the order they are shown; afterwards `failure` tells why some
+    are missing."""
 
     failure: BadVideo | None = None
 
@@ -162,7 +180,9 @@ class _VideoFile:
         container, stream = open_video(self.path)
         with container:
             end_s = header_end_s(container, stream)
-            self.counted.promise(stream.frames or None, None if end_s is None else end_s - first_frame_s(stream))
+            self.counted.promise(
+                stream.frames or None, None if end_s is None else end_s - first_frame_s(stream)
+            )
             yield from deinterlaced(self._decoded(container, stream))
             if self.failure is None:
                 self.failure = self._shortfall(container, stream)
@@ -176,20 +196,30 @@ class _VideoFile:
             for frame, time_s in self._timed(container, stream):
                 if time_s is None or time_s <= previous_s:
                     time_s = previous_s + interval_s if counted.decoded else 0.0
-                end_s = time_s + (float(frame.duration * stream.time_base) if frame.duration else interval_s)
+                end_s = time_s + (
+                    float(frame.duration * stream.time_base) if frame.duration else interval_s
+                )
                 counted.picture(end_s)
                 previous_s = time_s
                 yield Picture(frame, time_s, end_s, aspect)
         except av.FFmpegError as error:
             reason = reason_of(error, self.path, self.at_byte)
             far = f"decoding stopped after {counted.decoded} frames at {counted.end_s:.1f} s"
-            self.failure = BadVideo(f"{self.path.name}: {far if counted.decoded else _nothing(stream)}: {reason}")
+            self.failure = BadVideo(
+                f"{self.path.name}: {far if counted.decoded else _nothing(stream)}: {reason}"
+            )
 
-    def _timed(self, container: InputContainer, stream: VideoStream) -> Iterator[tuple[VideoFrame, float | None]]:
-        """Decoded frames with the times that the container gives them; none where a seek went too far."""
+    def _timed(
+        self, container: InputContainer, stream: VideoStream
+    ) -> Iterator[tuple[VideoFrame, float | None]]:
+        """Decoded frames with the times that the container gives them; none where a seek went too
+        far."""
         assert stream.time_base is not None
         stream.codec_context.thread_count = 1
-        is_avi, must_begin_s = container.format.name == "avi", self.from_s if self._seek(container, stream) else math.inf
+        is_avi, must_begin_s = (
+            container.format.name == "avi",
+            self.from_s if self._seek(container, stream) else math.inf,
+        )
         decode_times: deque[int] = deque()
         for packet in container.demux(stream):
             self.at_byte = packet.pos or self.at_byte
@@ -204,12 +234,15 @@ class _VideoFile:
                 yield frame, time_s
 
     def _seek(self, container: InputContainer, stream: VideoStream) -> bool:
-        """Goes to the last keyframe from which `from_s` can be had, with what deinterlacing looks back at; False: need not."""
+        """Goes to the last keyframe from which `from_s` can be had, with what deinterlacing looks
+        back at; False: need not."""
         assert stream.time_base is not None
         begin_s = self.from_s - LOOK_BACK / (frame_rate(stream) or 25)
         counts_times = container.format.name == "avi"
         # x264 once erred in 4:4:4. libav mends that by the build, which only the first packet names, and a seek forgets.
-        needs_first = stream.codec_context.name == "h264" and "444" in (stream.codec_context.pix_fmt or "")
+        needs_first = stream.codec_context.name == "h264" and "444" in (
+            stream.codec_context.pix_fmt or ""
+        )
         if begin_s <= first_frame_s(stream) or counts_times or needs_first:
             return False
         container.seek(math.floor(begin_s / stream.time_base), stream=stream)
@@ -227,7 +260,10 @@ class _VideoFile:
         if promised_s - counted.end_s <= allowed_s:
             return None
         # A duration of the whole container may be that of a sound track that goes on after the pictures.
-        if stream.duration is None and promised_s - last_packet_end_s(self.path, all_streams=True) <= allowed_s:
+        if (
+            stream.duration is None
+            and promised_s - last_packet_end_s(self.path, all_streams=True) <= allowed_s
+        ):
             return None
         return BadVideo(
             f"{self.path.name}: truncated: the header promises {promised_s:.1f} s, "
@@ -236,15 +272,22 @@ class _VideoFile:
 
 
 def _nothing(stream: VideoStream) -> str:
-    return f"header promises {stream.frames} frames, none could be decoded" if stream.frames else "no frame could be decoded"
+    return (
+        f"header promises {stream.frames} frames, none could be decoded"
+        if stream.frames
+        else "no frame could be decoded"
+    )
 
 
 class _ImageFolder:
-    """The images of a folder as pictures; afterwards `failure` tells which one could not be decoded."""
+    """The images of a folder as pictures; afterwards `failure` tells which one could not be
+    decoded."""
 
     failure: BadVideo | None = None
 
-    def __init__(self, folder: Path, image_fps: float | None, counted: Counted, from_s: float = -math.inf) -> None:
+    def __init__(
+        self, folder: Path, image_fps: float | None, counted: Counted, from_s: float = -math.inf
+    ) -> None:
         """Images before `from_s` are left out."""
         self.folder, self.image_fps, self.counted, self.from_s = folder, image_fps, counted, from_s
 
@@ -280,16 +323,22 @@ def _read_image(image: Path) -> tuple[VideoFrame, float]:
 
 
 def is_sampled(time_s: float, next_s: float, first_s: float, fps: float) -> bool:
-    """Whether a frame shown during [time_s, next_s) is on screen at one of the instants first_s + k / fps, k = 0, 1, ...
+    """Whether a frame shown during [time_s, next_s) is on screen at one of the instants first_s + k
+    / fps, k = 0, 1, ...
 
     That is so if more instants come before the next frame than before this one.
     """
-    before, before_next = (math.ceil((time - TOLERANCE_S - first_s) * fps) for time in (time_s, next_s))
+    before, before_next = (
+        math.ceil((time - TOLERANCE_S - first_s) * fps) for time in (time_s, next_s)
+    )
     return before_next > before
 
 
-def _sampled(pictures: Iterator[Picture], rates: Sequence[float | None]) -> Iterator[tuple[Picture, list[bool]]]:
-    """The pictures shown at sampling instants, and at which rates'. Looks one ahead; the last one counts up to its own end."""
+def _sampled(
+    pictures: Iterator[Picture], rates: Sequence[float | None]
+) -> Iterator[tuple[Picture, list[bool]]]:
+    """The pictures shown at sampling instants, and at which rates'. Looks one ahead; the last one
+    counts up to its own end."""
 
     def kept(held: Picture, next_s: float) -> list[bool]:
         return [fps is None or is_sampled(held.time_s, next_s, first_s, fps) for fps in rates]
@@ -318,7 +367,10 @@ def _at(pictures: Iterator[Picture], time_s_F: np.ndarray) -> Iterator[tuple[Pic
 
 
 def _blocks(
-    kept: Iterator[tuple[Picture, list[bool]]], block_frames: int, block_bytes: int, allocate: Allocate
+    kept: Iterator[tuple[Picture, list[bool]]],
+    block_frames: int,
+    block_bytes: int,
+    allocate: Allocate,
 ) -> Iterator[Block]:
     """Converts kept pictures to upright RGB and gathers those of one size."""
     converter = VideoReformatter()
@@ -340,7 +392,9 @@ def _blocks(
 
     for picture, kept_R in kept:
         pixels_HWC, pixel_aspect = upright_rgb(picture, converter)
-        if room_FHWC is not None and (pixels_HWC.shape != room_FHWC.shape[1:] or pixel_aspect != aspect):
+        if room_FHWC is not None and (
+            pixels_HWC.shape != room_FHWC.shape[1:] or pixel_aspect != aspect
+        ):
             yield block()
         if room_FHWC is None:
             room = max(1, min(block_frames, block_bytes // pixels_HWC.nbytes))

@@ -1,8 +1,10 @@
-"""The decoding process that `decoder.py` starts: decodes what it is told, under its limits, and hands the blocks over.
+"""The decoding process that `decoder.py` starts: decodes what it is told, under its limits, and
+hands the blocks over.
 
-It speaks JSON in packets of a socketpair. Pixels travel in anonymous shared memory: a buffer's descriptor is sent once, and the
-buffer is filled again when its reader has let go of it. Nothing has a name, so no kill leaves anything behind. What has been
-counted lies in shared memory too, where it can be read at any moment, after a crash as well.
+It speaks JSON in packets of a socketpair. Pixels travel in anonymous shared memory: a buffer's
+descriptor is sent once, and the buffer is filled again when its reader has let go of it. Nothing
+has a name, so no kill leaves anything behind. What has been counted lies in shared memory too,
+where it can be read at any moment, after a crash as well.
 
 It never runs ahead by more than `BLOCKS_AHEAD` blocks, and ends with its parent.
 """
@@ -60,11 +62,17 @@ class SharedCount(Counted):
 def read_count(memory: mmap.mmap) -> Counted:
     """What a `SharedCount` has written."""
     decoded, end_s, header, header_s = np.frombuffer(memory, np.float64).tolist()
-    return Counted(int(decoded), end_s, None if math.isnan(header) else int(header), None if math.isnan(header_s) else header_s)
+    return Counted(
+        int(decoded),
+        end_s,
+        None if math.isnan(header) else int(header),
+        None if math.isnan(header_s) else header_s,
+    )
 
 
 class Outlet:
-    """The way out for blocks: buffers that are used again, and a limit on how many blocks are under way."""
+    """The way out for blocks: buffers that are used again, and a limit on how many blocks are under
+    way."""
 
     def __init__(self, channel: socket.socket) -> None:
         self.channel = channel
@@ -134,7 +142,9 @@ class Outlet:
         }
         if self.filled in self.unsent:
             fd, room = self.unsent.pop(self.filled)
-            socket.send_fds(self.channel, [json.dumps(message | {"new_bytes": room}).encode()], [fd])
+            socket.send_fds(
+                self.channel, [json.dumps(message | {"new_bytes": room}).encode()], [fd]
+            )
             os.close(fd)
         else:
             self.say(message)
@@ -171,7 +181,9 @@ def _decode(request: dict[str, Any], outlet: Outlet, counted: Counted) -> dict[s
     """Sends the blocks of one video; the message with which it ends."""
     path, rates, image_fps = Path(request["path"]), request["rates"], request["image_fps"]
     try:
-        for block in decode_rates(path, rates, image_fps, counted, skip=request["skip"], allocate=outlet.allocate):
+        for block in decode_rates(
+            path, rates, image_fps, counted, skip=request["skip"], allocate=outlet.allocate
+        ):
             outlet.send(block)
     except BadVideo as error:
         return {"bad": [error.message, error.hint]}

@@ -1,6 +1,7 @@
 """What a video says of itself: opened and read without decoding, or refused with the true reason.
 
-A header is a claim. Plans are made from it (`expected_frames`); what is really there is known only once it is decoded.
+A header is a claim. Plans are made from it (`expected_frames`); what is really there is known only
+once it is decoded.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ _VIDEO = {
 _AUDIO = {".aac", ".ac3", ".aif", ".aiff", ".flac", ".m4a", ".mka", ".mp2", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma"}
 # fmt: on
 MEDIA_SUFFIXES = frozenset(_VIDEO | _AUDIO)
-"""Lower-case suffixes of video and audio files: audio in a folder of videos is refused with a reason, not passed over."""
+"""Lower-case suffixes of video and audio files: audio in a folder of videos is refused with a
+reason, not passed over."""
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 REREAD_BYTES = 256 << 20
@@ -54,14 +56,16 @@ class Probe(NamedTuple):
 
 
 def decoder_identity() -> str:
-    """The libraries that decide what a decoded pixel is, by major version; part of every cache's fingerprint."""
+    """The libraries that decide what a decoded pixel is, by major version; part of every cache's
+    fingerprint."""
     pyav = av.__version__.partition(".")[0]
     codec, scale = (av.library_versions[name][0] for name in ("libavcodec", "libswscale"))
     return f"pyav {pyav} libavcodec {codec} libswscale {scale}"
 
 
 def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
-    """A media file and its best video stream, as libav ranks them (resolution first, cover art last).
+    """A media file and its best video stream, as libav ranks them (resolution first, cover art
+    last).
 
     Raises BadVideo if there is nothing to decode. The caller closes the container.
     """
@@ -86,7 +90,13 @@ def open_image(path: Path) -> tuple[InputContainer, VideoStream]:
 
 def _check_file(path: Path, name: str) -> None:
     if not path.is_file():
-        problem = "is not a file" if path.exists() else "is a link to nothing" if path.is_symlink() else "does not exist"
+        problem = (
+            "is not a file"
+            if path.exists()
+            else "is a link to nothing"
+            if path.is_symlink()
+            else "does not exist"
+        )
         raise BadVideo(f"{name}: {problem} in {path.parent}")
 
 
@@ -109,7 +119,8 @@ def _open(source: str | io.BytesIO, path: Path, name: str) -> tuple[InputContain
 
 
 def reason_of(error: av.FFmpegError, path: Path, at_byte: int = 0) -> str:
-    """What libav found wrong with `path` at about a byte. Raises MemoryError or OSError if the machine is at fault."""
+    """What libav found wrong with `path` at about a byte. Raises MemoryError or OSError if the
+    machine is at fault."""
     if isinstance(error, MemoryError):
         raise MemoryError(error.strerror) from error
     if path.is_file() and not isinstance(error, PermissionError):
@@ -129,7 +140,11 @@ def frame_rate(stream: VideoStream) -> float | None:
 
 def first_frame_s(stream: VideoStream) -> float:
     """When the first frame is shown, according to the header; 0 if it does not say."""
-    return float(stream.start_time * stream.time_base) if stream.start_time and stream.time_base else 0.0
+    return (
+        float(stream.start_time * stream.time_base)
+        if stream.start_time and stream.time_base
+        else 0.0
+    )
 
 
 def header_end_s(container: InputContainer, stream: VideoStream) -> float | None:
@@ -148,7 +163,8 @@ def header_end_s(container: InputContainer, stream: VideoStream) -> float | None
 
 
 def last_packet_end_s(path: Path, all_streams: bool) -> float:
-    """When the last packet of the video stream, or of any stream, ends. Reads the whole file but decodes nothing."""
+    """When the last packet of the video stream, or of any stream, ends. Reads the whole file but
+    decodes nothing."""
     container, video = open_video(path)
     end_s = 0.0
     with container:
@@ -163,7 +179,8 @@ def last_packet_end_s(path: Path, all_streams: bool) -> float:
 
 
 def probe(path: Path, image_fps: float | None = None) -> Probe:
-    """Reads what a video file, or a folder of images at `image_fps`, says of itself. Raises BadVideo."""
+    """Reads what a video file, or a folder of images at `image_fps`, says of itself. Raises
+    BadVideo."""
     try:
         return _probe_folder(path, image_fps) if path.is_dir() else _probe_file(path)
     except PermissionError as error:
@@ -204,7 +221,8 @@ def _probe_folder(folder: Path, image_fps: float | None) -> Probe:
 
 
 def expected_frames(probe: Probe, fps: float | None) -> int:
-    """How many frames the header promises at `fps` frames per second (None: every frame). An estimate, at least 1."""
+    """How many frames the header promises at `fps` frames per second (None: every frame). An
+    estimate, at least 1."""
     counts = []
     if probe.frames_from_header is not None:
         counts.append(probe.frames_from_header)
@@ -216,15 +234,24 @@ def expected_frames(probe: Probe, fps: float | None) -> int:
 
 
 def list_images(folder: Path, image_fps: float | None) -> tuple[list[Path], np.ndarray, float]:
-    """A folder's images in natural order (frame 2 before frame 10), their times in seconds, and when the last one ends.
+    """A folder's images in natural order (frame 2 before frame 10), their times in seconds, and
+    when the last one ends.
 
-    Times are those of `timestamps.txt` if the folder has one, else index / image_fps. Hidden files and folders are left out; a
-    link that leads nowhere is not, as the images after it would move up in time.
+    Times are those of `timestamps.txt` if the folder has one, else index / image_fps. Hidden files
+    and folders are left out; a link that leads nowhere is not, as the images after it would move up
+    in time.
     """
-    named = [file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")]
+    named = [
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
+    ]
     images = [file for file in named if not file.is_dir()]
     if not images:
-        raise BadVideo(f"{folder.name}: holds no images", f"wanted files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise BadVideo(
+            f"{folder.name}: holds no images",
+            f"wanted files ending in {', '.join(sorted(IMAGE_SUFFIXES))}",
+        )
     images.sort(key=_natural)
     if (folder / TIMESTAMPS).is_file():
         time_s = _read_timestamps(folder, len(images))
@@ -232,7 +259,8 @@ def list_images(folder: Path, image_fps: float | None) -> tuple[list[Path], np.n
         return images, time_s, float(time_s[-1] + interval_s)
     if image_fps is None:
         raise BadVideo(
-            f"{folder.name}: its images have no times", f"give image_fps, or one time in seconds per line in {TIMESTAMPS}"
+            f"{folder.name}: its images have no times",
+            f"give image_fps, or one time in seconds per line in {TIMESTAMPS}",
         )
     if not (math.isfinite(image_fps) and image_fps > 0):
         raise BadVideo(f"{folder.name}: image_fps must be above 0, found {image_fps}")
@@ -241,13 +269,17 @@ def list_images(folder: Path, image_fps: float | None) -> tuple[list[Path], np.n
 
 def _natural(file: Path) -> tuple[list[str | int], str]:
     """Digits compare as numbers; names that differ only in leading zeros compare as text."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.name)], file.name
+    return [
+        int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.name)
+    ], file.name
 
 
 def _read_timestamps(folder: Path, count: int) -> np.ndarray:
     where = f"{folder.name}/{TIMESTAMPS}"
     try:
-        time_s = np.array([float(word) for word in (folder / TIMESTAMPS).read_text(encoding="utf-8").split()])
+        time_s = np.array(
+            [float(word) for word in (folder / TIMESTAMPS).read_text(encoding="utf-8").split()]
+        )
     except ValueError as error:
         raise BadVideo(f"{where}: wanted one number of seconds per line: {error}") from error
     if len(time_s) != count:

@@ -1,8 +1,9 @@
 """Decoded pictures, before they are frames: deinterlaced, then upright RGB.
 
-8-bit RGB by libswscale with the stream's own matrix and range, the pixels that `ffmpeg -pix_fmt rgb24` writes; an untagged
-stream is taken as BT.601. Alpha is dropped: the stored colour counts. Frames flagged as interlaced are deinterlaced at the
-frame rate (bwdif). The display matrix of a video (turns and mirrors) or EXIF orientation of a JPEG (turns) is applied.
+8-bit RGB by libswscale with the stream's own matrix and range, the pixels that `ffmpeg -pix_fmt
+rgb24` writes; an untagged stream is taken as BT.601. Alpha is dropped: the stored colour counts.
+Frames flagged as interlaced are deinterlaced at the frame rate (bwdif). The display matrix of a
+video (turns and mirrors) or EXIF orientation of a JPEG (turns) is applied.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Picture(NamedTuple):
 
 
 def deinterlaced(pictures: Iterator[Picture]) -> Iterator[Picture]:
-    """Passes pictures on until one is flagged interlaced, and from there on sends all through bwdif: one out per one in."""
+    """Passes pictures on until one is flagged interlaced, and from there on sends all through
+    bwdif: one out per one in."""
     graph, layout = None, None
     waiting: deque[Picture] = deque()
     ticks = itertools.count()
@@ -57,17 +59,21 @@ def deinterlaced(pictures: Iterator[Picture]) -> Iterator[Picture]:
 
 
 def _bwdif(frame: VideoFrame) -> Graph:
-    """A filter graph that deinterlaces frames like this one; frames that are not flagged pass through it unchanged."""
+    """A filter graph that deinterlaces frames like this one; frames that are not flagged pass
+    through it unchanged."""
     graph = Graph()
     graph.threads = 1
-    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=FILTER_TICK)
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=FILTER_TICK
+    )
     deinterlace = graph.add("bwdif", "mode=send_frame:deint=interlaced")
     graph.link_nodes(source, deinterlace, graph.add("buffersink")).configure()
     return graph
 
 
 def _pulled(graph: Graph, waiting: deque[Picture], frame: VideoFrame | None) -> Iterator[Picture]:
-    """Pushes a frame (None: the end) and takes out what is ready; the filter looks one frame ahead."""
+    """Pushes a frame (None: the end) and takes out what is ready; the filter looks one frame
+    ahead."""
     graph.vpush(frame)
     while waiting:
         try:
@@ -80,7 +86,9 @@ def _pulled(graph: Graph, waiting: deque[Picture], frame: VideoFrame | None) -> 
 def upright_rgb(picture: Picture, converter: VideoReformatter) -> tuple[np.ndarray, float]:
     """RGB pixels (H, W, 3) as a viewer shows them, a view of libav's own, and their aspect."""
     # Without any accuracy flag libswscale runs its fast path; one thread, since a frame is small work.
-    rgb = converter.reformat(picture.frame, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
+    rgb = converter.reformat(
+        picture.frame, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1
+    )
     plane = rgb.planes[0]
     rows = np.frombuffer(cast(Any, plane), np.uint8).reshape(rgb.height, plane.line_size)
     pixels_HWC = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
@@ -93,7 +101,8 @@ def upright_rgb(picture: Picture, converter: VideoReformatter) -> tuple[np.ndarr
 
 
 def _display_matrix(frame: VideoFrame) -> tuple[float, float, float, float]:
-    """(a, b, c, d): what is stored at (x, y) is shown at (a x + c y, b x + d y); ISO/IEC 14496-12, 6.2.2."""
+    """(a, b, c, d): what is stored at (x, y) is shown at (a x + c y, b x + d y); ISO/IEC 14496-12,
+    6.2.2."""
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:

@@ -1,7 +1,9 @@
-"""`frames.decode_rates` in a process of its own, watched: a decoder that hangs, crashes or eats all memory is a listed failure.
+"""`frames.decode_rates` in a process of its own, watched: a decoder that hangs, crashes or eats all
+memory is a listed failure.
 
-One process decodes many videos, one at a time, and is replaced when it dies. A crash is tried again once and a kill from
-outside twice, from the first frame that has not been handed over: decoding is deterministic, so the result is the same.
+One process decodes many videos, one at a time, and is replaced when it dies. A crash is tried again
+once and a kill from outside twice, from the first frame that has not been handed over: decoding is
+deterministic, so the result is the same.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ from pipeline.video.decode import Block, Counted
 from pipeline.video.decode_process import COUNT_BYTES, PACKET_BYTES, read_count
 
 TICK_S = 0.2
-"""Between two looks at a silent process. A wait counts as no more than this, so that a suspended program blames no video."""
+"""Between two looks at a silent process. A wait counts as no more than this, so that a suspended
+program blames no video."""
 START_S = 120
 """A process that has not started by then never will."""
 ENVIRONMENT = {
@@ -45,7 +48,8 @@ ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
 }
-"""No threads for linear algebra, which take memory; and glibc keeps the memory of one picture for the next."""
+"""No threads for linear algebra, which take memory; and glibc keeps the memory of one picture for
+the next."""
 END_S = 10
 """How long a process may take to die."""
 ATTEMPTS = {True: 3, False: 2}
@@ -58,13 +62,16 @@ class DecodeLimits(Settings):
     stall_s: float = Field(default=60, gt=0)
     """Seconds of waiting in which no picture was decoded."""
     video_s: float | None = Field(default=None, gt=0)
-    """Seconds of waiting for one video. None: 600, or 20 times the length that its header promises, whichever is more."""
+    """Seconds of waiting for one video. None: 600, or 20 times the length that its header promises,
+    whichever is more."""
     memory_mb: int = Field(default=4096, ge=128)
-    """Private memory of the decoding process, in MiB; without a video it takes 80. Frames handed over do not count."""
+    """Private memory of the decoding process, in MiB; without a video it takes 80. Frames handed
+    over do not count."""
 
 
 class Decoder:
-    """A decoding process that is started when first needed. A context manager; to be used by one thread at a time."""
+    """A decoding process that is started when first needed. A context manager; to be used by one
+    thread at a time."""
 
     def __init__(self, limits: DecodeLimits | None = None) -> None:
         self.limits = limits or DecodeLimits()
@@ -75,11 +82,17 @@ class Decoder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def close(self) -> None:
-        """Ends the process. May be called by any thread: a wait in `decode` then ends with OSError."""
+        """Ends the process. May be called by any thread: a wait in `decode` then ends with
+        OSError."""
         with self._lock:
             self._closed = True
             if self._process:
@@ -93,17 +106,28 @@ class Decoder:
         return self._process.pid if self._process else None
 
     def decode(
-        self, path: Path, rates: Sequence[float | None], image_fps: float | None = None, counted: Counted | None = None
+        self,
+        path: Path,
+        rates: Sequence[float | None],
+        image_fps: float | None = None,
+        counted: Counted | None = None,
     ) -> Iterator[Block]:
-        """Yields what `decode_rates` yields, and raises what it raises; one video at a time. `counted` is filled at the end.
+        """Yields what `decode_rates` yields, and raises what it raises; one video at a time.
+        `counted` is filled at the end.
 
-        A block lies in shared memory and holds a file descriptor while any part of its pixels is referred to. Raises BadVideo
-        also if a limit is exceeded or the process keeps dying over this video; OSError if it cannot be started.
+        A block lies in shared memory and holds a file descriptor while any part of its pixels is
+        referred to. Raises BadVideo also if a limit is exceeded or the process keeps dying over
+        this video; OSError if it cannot be started.
         """
         assert not self._busy, "one video at a time"
         self._busy = True
         watch = _Watch(path, self.limits, counted or Counted())
-        request: dict[str, Any] = {"path": str(path), "rates": list(rates), "image_fps": image_fps, "skip": 0}
+        request: dict[str, Any] = {
+            "path": str(path),
+            "rates": list(rates),
+            "image_fps": image_fps,
+            "skip": 0,
+        }
         try:
             while True:
                 process = self._idle()
@@ -115,7 +139,9 @@ class Decoder:
                     return
                 except _Died:
                     if self._closed:
-                        raise OSError(errno.ECANCELED, "decoding was cancelled", str(path)) from None
+                        raise OSError(
+                            errno.ECANCELED, "decoding was cancelled", str(path)
+                        ) from None
                     watch.died(process.end())
         finally:
             self._busy = False
@@ -157,7 +183,13 @@ class _Process:
             self.count = mmap.mmap(count_fd, COUNT_BYTES)
             inherited = (theirs.fileno(), count_fd)
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", decode_process.__name__, *map(str, (*inherited, memory_mb))],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    decode_process.__name__,
+                    *map(str, (*inherited, memory_mb)),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=inherited,
@@ -174,7 +206,8 @@ class _Process:
         self.pid = self.process.pid
         self.buffers: dict[int, mmap.mmap] = {}
         self.free: deque[int] = deque()
-        """Buffers whose pixels nobody refers to any more; filled by whichever thread lets go of them."""
+        """Buffers whose pixels nobody refers to any more; filled by whichever thread lets go of
+        them."""
         self.readable = select.poll()
         self.readable.register(self.channel, select.POLLIN)
 
@@ -189,7 +222,9 @@ class _Process:
 
     def _say(self, message: dict[str, Any]) -> None:
         free = [self.free.popleft() for _ in range(len(self.free))]
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `receive` will say so, after what was sent before
+        with contextlib.suppress(
+            BrokenPipeError, ConnectionResetError
+        ):  # `receive` will say so, after what was sent before
             self.channel.send(json.dumps(message | {"free": free}).encode())
 
     def receive(self, timeout_s: float) -> dict[str, Any] | Block | None:
@@ -197,7 +232,9 @@ class _Process:
         if not self.readable.poll(math.ceil(timeout_s * 1000)):
             return None
         try:
-            packet, fds, _, _ = socket.recv_fds(self.channel, PACKET_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+            packet, fds, _, _ = socket.recv_fds(
+                self.channel, PACKET_BYTES, 1, socket.MSG_CMSG_CLOEXEC
+            )
         except ConnectionResetError:
             return None  # said once, before what is still to be read
         if not packet:
@@ -221,7 +258,9 @@ class _Process:
         # Runs when the last view of the pixels is gone.
         weakref.finalize(pixels, self.free.append, number).atexit = False
         self._say({})
-        frames = Frames(pixels.reshape(message["shape"]), np.array(message["time_s"]), message["aspect"])
+        frames = Frames(
+            pixels.reshape(message["shape"]), np.array(message["time_s"]), message["aspect"]
+        )
         return Block(frames, np.array(message["kept"]))
 
     def end(self) -> int:
@@ -267,9 +306,14 @@ class _Watch:
             silent_s, seen = (silent_s + waited_s if count.decoded == seen else 0.0), count.decoded
             self.waited_s += waited_s
             if silent_s >= self.limits.stall_s:
-                raise self._given_up(f"decoder made no progress for {self.limits.stall_s:g} s", "raise the limit stall_s")
+                raise self._given_up(
+                    f"decoder made no progress for {self.limits.stall_s:g} s",
+                    "raise the limit stall_s",
+                )
             if self.waited_s >= self._video_s():
-                raise self._given_up(f"decoding took more than {self._video_s():g} s", "raise the limit video_s")
+                raise self._given_up(
+                    f"decoding took more than {self._video_s():g} s", "raise the limit video_s"
+                )
 
     def _note(self, count: Counted) -> None:
         """An attempt that was cut short takes back nothing."""
@@ -306,7 +350,10 @@ class _Watch:
 
     def _given_up(self, why: str, hint: str) -> BadVideo:
         counted = self.counted
-        return BadVideo(f"{self.path.name}: {why}, stopped after {counted.decoded} frames at {counted.end_s:.1f} s", hint)
+        return BadVideo(
+            f"{self.path.name}: {why}, stopped after {counted.decoded} frames at {counted.end_s:.1f} s",
+            hint,
+        )
 
 
 def _how(status: int) -> str:

@@ -1,4 +1,5 @@
-"""Frames -> the encoder's square: resize and crop, with the affine kept that says where each pixel comes from."""
+"""Frames -> the encoder's square: resize and crop, with the affine kept that says where each pixel
+comes from."""
 
 from __future__ import annotations
 
@@ -21,23 +22,38 @@ class Squares:
         self._pixels: dict[bytes, torch.Tensor] = {}
         self._made: dict[tuple[Any, ...], tuple[torch.Tensor, np.ndarray]] = {}
 
-    def of(self, settings: FrameSettings, mask: np.ndarray, view: View | None) -> tuple[torch.Tensor, np.ndarray]:
-        """Squares of the frames of `mask`, and the affine that leads to them; `view` None is the base."""
+    def of(
+        self, settings: FrameSettings, mask: np.ndarray, view: View | None
+    ) -> tuple[torch.Tensor, np.ndarray]:
+        """Squares of the frames of `mask`, and the affine that leads to them; `view` None is the
+        base."""
         key = (settings.size_px, settings.fit, settings.resample, mask.tobytes(), view)
         if key not in self._made:
             self._made[key] = self._make(settings, mask, view)
         return self._made[key]
 
-    def _make(self, settings: FrameSettings, mask: np.ndarray, view: View | None) -> tuple[torch.Tensor, np.ndarray]:
+    def _make(
+        self, settings: FrameSettings, mask: np.ndarray, view: View | None
+    ) -> tuple[torch.Tensor, np.ndarray]:
         if mask.tobytes() not in self._pixels:
-            pixels = self.frames.pixels_FHWC if mask.all() else self.frames.pixels_FHWC[mask]  # a copy only where needed
+            pixels = (
+                self.frames.pixels_FHWC if mask.all() else self.frames.pixels_FHWC[mask]
+            )  # a copy only where needed
             self._pixels[mask.tobytes()] = torch.from_numpy(pixels).to(self.device)
         pixels_FHWC = self._pixels[mask.tobytes()]
         if view is None:
-            return to_square(pixels_FHWC, settings.size_px, settings.fit, settings.resample, self.frames.pixel_aspect)
+            return to_square(
+                pixels_FHWC,
+                settings.size_px,
+                settings.fit,
+                settings.resample,
+                self.frames.pixel_aspect,
+            )
         squares_FCHW, affine_23 = self.of(settings, mask, None)
         if view.crop is not None:
-            squares_FCHW, affine_23 = to_part(pixels_FHWC, affine_23, view.crop, settings.size_px, settings.resample)
+            squares_FCHW, affine_23 = to_part(
+                pixels_FHWC, affine_23, view.crop, settings.size_px, settings.resample
+            )
         return mirrored(squares_FCHW, affine_23) if view.flip else (squares_FCHW, affine_23)
 
 
@@ -48,29 +64,35 @@ def to_square(
     resample: Literal["bilinear", "bicubic"],
     pixel_aspect: float = 1.0,
 ) -> tuple[torch.Tensor, np.ndarray]:
-    """uint8 (F, H, W, 3) -> uint8 (F, 3, size_px, size_px) on the same device, antialiased, and the affine (2, 3).
+    """uint8 (F, H, W, 3) -> uint8 (F, 3, size_px, size_px) on the same device, antialiased, and the
+    affine (2, 3).
 
-    crop: the frame, as shown with its pixel aspect, is resized until its short side is `size_px`, its long side rounded to
-    whole pixels, and the centre is cut out. Of a frame longer than 2:1 only the central 2:1 is resized, which bounds memory and
-    moves the result by half a pixel at most. squash: both sides are resized to `size_px`.
+    crop: the frame, as shown with its pixel aspect, is resized until its short side is `size_px`,
+    its long side rounded to whole pixels, and the centre is cut out. Of a frame longer than 2:1
+    only the central 2:1 is resized, which bounds memory and moves the result by half a pixel at
+    most. squash: both sides are resized to `size_px`.
 
-    The affine maps (x, y, 1), normalised to [0, 1] in the source frame, to (x, y) normalised to [0, 1] in the square. It is
-    that of the pixels, roundings included. The CPU resizes in uint8 and rounds between the axes, other devices in float32: they
-    differ by a level or so, by more only where enlarging overshoots.
+    The affine maps (x, y, 1), normalised to [0, 1] in the source frame, to (x, y) normalised to [0,
+    1] in the square. It is that of the pixels, roundings included. The CPU resizes in uint8 and
+    rounds between the axes, other devices in float32: they differ by a level or so, by more only
+    where enlarging overshoots.
     """
     _, height, width, _ = pixels_FHWC.shape
     if fit == "squash":
         return _resize(pixels_FHWC, (size_px, size_px), resample).contiguous(), np.eye(2, 3)
     shown_hw = (float(height), width * pixel_aspect)
     rows, resized_h, top, scale_y, shift_y = _centre(height, shown_hw[0] / min(shown_hw), size_px)
-    columns, resized_w, left, scale_x, shift_x = _centre(width, shown_hw[1] / min(shown_hw), size_px)
+    columns, resized_w, left, scale_x, shift_x = _centre(
+        width, shown_hw[1] / min(shown_hw), size_px
+    )
     resized = _resize(pixels_FHWC[:, rows, columns], (resized_h, resized_w), resample)
     square = resized[:, :, top : top + size_px, left : left + size_px].contiguous()
     return square, np.array([[scale_x, 0, shift_x], [0, scale_y, shift_y]])
 
 
 def _centre(stored_px: int, aspect: float, size_px: int) -> tuple[slice, int, int, float, float]:
-    """One axis of the crop: source pixels to read, their number after resizing, where the square begins, and scale and shift.
+    """One axis of the crop: source pixels to read, their number after resizing, where the square
+    begins, and scale and shift.
 
     `aspect` is the shown length of this axis over that of the short one, at least 1.
     """
@@ -90,15 +112,21 @@ def to_part(
     size_px: int,
     resample: Literal["bilinear", "bicubic"],
 ) -> tuple[torch.Tensor, np.ndarray]:
-    """The part `crop` (x0, y0, x1, y1 in [0, 1]) of the square that `affine_23` leads to, as a square of `size_px` of its own.
+    """The part `crop` (x0, y0, x1, y1 in [0, 1]) of the square that `affine_23` leads to, as a
+    square of `size_px` of its own.
 
-    Resampled from the source's pixels, so that a part has the detail that the square has lost. The affine is that of the new
-    square's pixels, which are whole: its edges lie within one of them of those of `crop`.
+    Resampled from the source's pixels, so that a part has the detail that the square has lost. The
+    affine is that of the new square's pixels, which are whole: its edges lie within one of them of
+    those of `crop`.
     """
     _, height, width, _ = pixels_FHWC.shape
     x0, y0, x1, y1 = crop
-    rows, resized_h, top, scale_y, shift_y = _part(height, affine_23[1, 1], affine_23[1, 2], y0, y1, size_px)
-    columns, resized_w, left, scale_x, shift_x = _part(width, affine_23[0, 0], affine_23[0, 2], x0, x1, size_px)
+    rows, resized_h, top, scale_y, shift_y = _part(
+        height, affine_23[1, 1], affine_23[1, 2], y0, y1, size_px
+    )
+    columns, resized_w, left, scale_x, shift_x = _part(
+        width, affine_23[0, 0], affine_23[0, 2], x0, x1, size_px
+    )
     resized = _resize(pixels_FHWC[:, rows, columns], (resized_h, resized_w), resample)
     part = resized[:, :, top : top + size_px, left : left + size_px].contiguous()
     return part, np.array([[scale_x, 0, shift_x], [0, scale_y, shift_y]])
@@ -107,25 +135,38 @@ def to_part(
 def _part(
     stored_px: int, scale: float, shift: float, start: float, stop: float, size_px: int
 ) -> tuple[slice, int, int, float, float]:
-    """One axis of a part [start, stop) of the square, as `_centre`. Half a part more is read on either side, for the filter."""
+    """One axis of a part [start, stop) of the square, as `_centre`. Half a part more is read on
+    either side, for the filter."""
     first_px, last_px = ((place - shift) / scale * stored_px for place in (start, stop))
     beside_px = (last_px - first_px) / 2
-    begin_px, end_px = max(0, math.floor(first_px - beside_px)), min(stored_px, math.ceil(last_px + beside_px))
+    begin_px, end_px = (
+        max(0, math.floor(first_px - beside_px)),
+        min(stored_px, math.ceil(last_px + beside_px)),
+    )
     read_px = end_px - begin_px
     resized_px = max(size_px, round(size_px * read_px / (last_px - first_px)))
     centre_px = ((first_px + last_px) / 2 - begin_px) / read_px * resized_px
     crop_px = min(max(0, round(centre_px - size_px / 2)), resized_px - size_px)
     new_scale = stored_px / read_px * resized_px / size_px
-    return slice(begin_px, end_px), resized_px, crop_px, new_scale, -(begin_px / read_px * resized_px + crop_px) / size_px
+    return (
+        slice(begin_px, end_px),
+        resized_px,
+        crop_px,
+        new_scale,
+        -(begin_px / read_px * resized_px + crop_px) / size_px,
+    )
 
 
 def mirrored(squares_FCHW: torch.Tensor, affine_23: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
     """Squares mirrored left to right, and their affine: x becomes 1 - x."""
-    return squares_FCHW.flip(-1), np.array([[-1.0, 0, 1], [0, 1, 0]]) @ np.vstack([affine_23, [0, 0, 1]])
+    return squares_FCHW.flip(-1), np.array([[-1.0, 0, 1], [0, 1, 0]]) @ np.vstack(
+        [affine_23, [0, 0, 1]]
+    )
 
 
 def _resize(pixels_FHWC: torch.Tensor, size_hw: tuple[int, int], resample: str) -> torch.Tensor:
-    """(F, H, W, 3) -> (F, 3, *size_hw), uint8. The permuted view is channels-last, on which torch's uint8 kernel is fast."""
+    """(F, H, W, 3) -> (F, 3, *size_hw), uint8. The permuted view is channels-last, on which torch's
+    uint8 kernel is fast."""
     pixels_FCHW = pixels_FHWC.permute(0, 3, 1, 2)
     if pixels_FCHW.device.type == "cpu":
         return F.interpolate(pixels_FCHW, size_hw, mode=resample, antialias=True)

@@ -29,14 +29,18 @@ def codec(name: str, width: int = 64, **settings: object) -> Any:
     """Ready for tokens of `width`: a codec that fits has seen gaussians with a mean and an outlier channel."""
     made = plugins.load("codec", name)(plugins.settings("codec", name, settings, name))
     if isinstance(made, FittedCodec):
-        seen_MD = torch.randn(300, width, generator=torch.Generator().manual_seed(1)) + torch.linspace(-3, 3, width)
+        seen_MD = torch.randn(
+            300, width, generator=torch.Generator().manual_seed(1)
+        ) + torch.linspace(-3, 3, width)
         seen_MD[:, -1] *= 30
         made.load(made.fit(seen_MD))
     return made
 
 
 def decode(made: Any, arrays: dict[str, np.ndarray]) -> torch.Tensor:
-    tokens: torch.Tensor = made.decode({key: torch.from_numpy(array) for key, array in arrays.items()})
+    tokens: torch.Tensor = made.decode(
+        {key: torch.from_numpy(array) for key, array in arrays.items()}
+    )
     return tokens
 
 
@@ -65,7 +69,9 @@ def test_round_trip_stays_within_max_error(name: str, tokens_FND: torch.Tensor) 
 @hypothesis_settings(deadline=None, max_examples=60, derandomize=True)
 @given(tokens_FND=token_arrays())
 def test_pca_with_few_components_in_int8_stays_within_max_error(tokens_FND: torch.Tensor) -> None:
-    assert_within_bound(codec("pca", tokens_FND.shape[-1], components=5, coefficients="int8"), tokens_FND)
+    assert_within_bound(
+        codec("pca", tokens_FND.shape[-1], components=5, coefficients="int8"), tokens_FND
+    )
 
 
 def assert_within_bound(made: Any, tokens_FND: torch.Tensor) -> None:
@@ -102,7 +108,9 @@ def test_decode_takes_any_leading_axes(name: str) -> None:
     made = codec(name, 16)
     arrays = made.encode(torch.randn(6, 5, 16, generator=torch.Generator().manual_seed(0)))
     flat = decode(made, arrays)
-    windows = decode(made, {key: array.reshape(2, 3, *array.shape[1:]) for key, array in arrays.items()})
+    windows = decode(
+        made, {key: array.reshape(2, 3, *array.shape[1:]) for key, array in arrays.items()}
+    )
     assert torch.equal(windows, flat.view(2, 3, 5, 16))
 
 
@@ -118,7 +126,9 @@ def test_what_is_not_a_number_is_refused(name: str, bad: float) -> None:
 def test_float16_rounds_to_nearest_with_an_attained_bound() -> None:
     """Between any two neighbours of the format the worst value is the midpoint, and there error and bound are one."""
     made = codec("float16")
-    grid = torch.arange(0x7C00, dtype=torch.int16).view(torch.float16).double()  # every finite value >= 0
+    grid = (
+        torch.arange(0x7C00, dtype=torch.int16).view(torch.float16).double()
+    )  # every finite value >= 0
     middle = ((grid[1:] + grid[:-1]) / 2).float().view(1, 1, -1)
     for tokens in (middle, -middle):
         error = (decode(made, made.encode(tokens)) - tokens).abs()
@@ -131,7 +141,9 @@ def test_float16_names_the_largest_value_and_a_way_out() -> None:
     made = codec("float16")
     held = torch.tensor([[[65519.0, -65519.0]]])
     assert decode(made, made.encode(held)).tolist() == [[[65504.0, -65504.0]]]
-    with pytest.raises(StillframeError, match=r"largest value is -70000, the format ends at 65504") as caught:
+    with pytest.raises(
+        StillframeError, match=r"largest value is -70000, the format ends at 65504"
+    ) as caught:
         made.encode(torch.tensor([[[1.0, 65000.0, -70000.0]]]))
     assert "precision" in caught.value.hint
     with pytest.raises(StillframeError, match="largest value is 65520"):
@@ -143,7 +155,11 @@ def test_float16_names_the_largest_value_and_a_way_out() -> None:
 def test_float16_takes_what_encoders_give() -> None:
     made = codec("float16")
     assert made.bytes_per_token(384) == 768
-    assert made.encode(torch.zeros(4, 0, 8))[""].shape == (4, 0, 8)  # an encoder without special tokens
+    assert made.encode(torch.zeros(4, 0, 8))[""].shape == (
+        4,
+        0,
+        8,
+    )  # an encoder without special tokens
     tokens = torch.linspace(-3, 3, 16).view(1, 2, 8)
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         given_tokens = tokens.to(dtype)
@@ -167,7 +183,9 @@ def test_what_a_store_was_never_given_is_not_a_number(name):
     """Fill values: NaN of float arrays, all bits of unsigned ones, zero of signed ones."""
     made = codec(name)
     filled = {
-        key: torch.full((1, 1, *shape), float("nan") if dtype.kind == "f" else 0).numpy().astype(dtype)
+        key: torch.full((1, 1, *shape), float("nan") if dtype.kind == "f" else 0)
+        .numpy()
+        .astype(dtype)
         if dtype.kind != "u"
         else np.full((1, 1, *shape), np.iinfo(dtype).max, dtype)
         for key, (shape, dtype) in made.layout(64).items()
@@ -185,7 +203,9 @@ def test_bytes_of_every_codec():
 
 def test_bfloat16_rounds_to_nearest_with_an_attained_bound():
     made = codec("bfloat16")
-    grid = torch.arange(0x7F80, dtype=torch.int16).view(torch.bfloat16).double()  # every finite value >= 0
+    grid = (
+        torch.arange(0x7F80, dtype=torch.int16).view(torch.bfloat16).double()
+    )  # every finite value >= 0
     middle = ((grid[1:] + grid[:-1]) / 2).float().view(1, 1, -1)
     normal = middle >= 2.0**-126
     for tokens in (middle, -middle):
@@ -199,7 +219,9 @@ def test_bfloat16_rounds_to_nearest_with_an_attained_bound():
 
 def test_int8_keeps_the_largest_value_of_every_token():
     made = codec("int8")
-    tokens = torch.tensor([[[127.0, -63.4, 0.4, 0.0], [-1e30, 1e28, 0.0, 0.0], [1e-30, 0.0, 0.0, 0.0]]])
+    tokens = torch.tensor(
+        [[[127.0, -63.4, 0.4, 0.0], [-1e30, 1e28, 0.0, 0.0], [1e-30, 0.0, 0.0, 0.0]]]
+    )
     arrays = made.encode(tokens)
     assert arrays[""].tolist() == [[[127, -63, 0, 0], [-127, 1, 0, 0], [127, 0, 0, 0]]]
     np.testing.assert_allclose(arrays["scale"], [[1, 1e30 / 127, 1e-30 / 127]], rtol=1e-6)
@@ -226,7 +248,9 @@ def test_int4_holds_outliers_to_their_block():
     outlier[..., 70] = 100.0
     made = codec("int4", 192)
     errors = [(decode(made, made.encode(tokens)) - tokens).abs() for tokens in (plain, outlier)]
-    assert torch.equal(errors[0][..., :64], errors[1][..., :64]) and torch.equal(errors[0][..., 128:], errors[1][..., 128:])
+    assert torch.equal(errors[0][..., :64], errors[1][..., :64]) and torch.equal(
+        errors[0][..., 128:], errors[1][..., 128:]
+    )
     # Rounded as it is, at the outlier's scale of 100 / 7, every other channel would be lost: an error of 0.8 on average.
     assert errors[1][..., 64:128].mean() < 0.5
     assert errors[0].mean() < 0.11
@@ -243,7 +267,9 @@ def test_int4_bytes_do_not_change_between_versions():
 def test_pca_finds_the_subspace_its_sample_lies_in():
     generator = torch.Generator().manual_seed(0)
     plane_KD = torch.randn(3, 32, generator=generator)
-    tokens = torch.randn(4, 25, 3, generator=generator) * torch.tensor([9.0, 3.0, 1.0]) @ plane_KD + 5
+    tokens = (
+        torch.randn(4, 25, 3, generator=generator) * torch.tensor([9.0, 3.0, 1.0]) @ plane_KD + 5
+    )
     made = plugins.load("codec", "pca")(plugins.settings("codec", "pca", {"components": 3}, "pca"))
     learnt = made.fit(tokens.flatten(0, 1))
     np.testing.assert_allclose(learnt["basis"].T @ learnt["basis"], np.eye(3), atol=1e-6)
@@ -260,25 +286,38 @@ def real_tokens() -> dict[str, torch.Tensor]:
     """Tokens of a real ViT-Ti/16 on six frames of each of eight real clips, by array."""
     weights, clips = (os.environ.get(name) for name in ("STILLFRAME_WEIGHTS", "STILLFRAME_CLIPS"))
     if not weights or not clips:
-        pytest.skip("STILLFRAME_WEIGHTS and STILLFRAME_CLIPS do not say where a real ViT and real clips are")
+        pytest.skip(
+            "STILLFRAME_WEIGHTS and STILLFRAME_CLIPS do not say where a real ViT and real clips are"
+        )
     table = {
         "name": "real",
-        "encoder": {"name": "transformers", "model": f"{weights}/vit_tiny_patch16_224", "layers": [5, 11]},
+        "encoder": {
+            "name": "transformers",
+            "model": f"{weights}/vit_tiny_patch16_224",
+            "layers": [5, 11],
+        },
         "frames": {"size_px": 224},
     }
     spec = plugins.check(CacheSpec, table, "test")
-    encoder = plugins.load("encoder", "transformers")(spec.encoder.settings, 224, torch.device("cpu"))
+    encoder = plugins.load("encoder", "transformers")(
+        spec.encoder.settings, 224, torch.device("cpu")
+    )
     squares = []
     for path in sorted(Path(clips).glob("*.mp4"))[:8]:
         for block in islice(video_decode.decode(path, 1.0, block_frames=1), 6):
-            square, _ = to_square(torch.from_numpy(block.pixels_FHWC), 224, "crop", "bicubic", block.pixel_aspect)
+            square, _ = to_square(
+                torch.from_numpy(block.pixels_FHWC), 224, "crop", "bicubic", block.pixel_aspect
+            )
             squares.append(square)
     tokens = encoder(torch.cat(squares))
-    return {"special": tokens.special_NSD} | {f"layer_{layer}": part for layer, part in tokens.patches_NPD.items()}
+    return {"special": tokens.special_NSD} | {
+        f"layer_{layer}": part for layer, part in tokens.patches_NPD.items()
+    }
 
 
 @pytest.mark.parametrize(
-    ("name", "cosine"), [("float16", 0.999999), ("bfloat16", 0.99999), ("int8", 0.999), ("int4", 0.98), ("pca", 0.9)]
+    ("name", "cosine"),
+    [("float16", 0.999999), ("bfloat16", 0.99999), ("int8", 0.999), ("int4", 0.98), ("pca", 0.9)],
 )
 def test_cosine_on_a_real_vit(real_tokens, name, cosine):
     for array, tokens in real_tokens.items():

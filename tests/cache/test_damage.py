@@ -57,7 +57,11 @@ def test_a_damaged_shard_is_refused(place, cache, run, tmp_path, damage):
 def problems(cache: Path) -> list[tuple[int, str, str]]:
     """(store, file, problem) of every line that `verify --json` gives, which must end with exit code 2."""
     result = call("verify", cache, "--json")
-    assert_refused(result, f"; next: only these stores are redone by: stillframe verify {cache} --repair", out=True)
+    assert_refused(
+        result,
+        f"; next: only these stores are redone by: stillframe verify {cache} --repair",
+        out=True,
+    )
     assert result.json["stores_checked"] == 3
     return [(each["store"], each["file"], each["problem"]) for each in result.json["problems"]]
 
@@ -77,14 +81,26 @@ def test_verify_names_store_and_file_and_mends_it(place, cache, damage):
     before = digest(cache)
     result = call("verify", cache)
     frames = 4 if damage is flip else 8  # a chunk, or the whole shard
-    assert_refused(result, f"1 stores of {cache} are damaged: {frames} frames of 1 videos cannot be trusted; next: ", out=True)
-    assert re.search(rf"\nstore 1: {SHARD}: .*{problem}\n +{frames} frames of a/v2.mp4\n", result.out)
+    assert_refused(
+        result,
+        f"1 stores of {cache} are damaged: {frames} frames of 1 videos cannot be trusted; next: ",
+        out=True,
+    )
+    assert re.search(
+        rf"\nstore 1: {SHARD}: .*{problem}\n +{frames} frames of a/v2.mp4\n", result.out
+    )
     ((store, file, found),) = problems(cache)
     assert (store, file) == (1, SHARD) and found.endswith(problem)
     assert digest(cache) == before
-    untouched = (cache / "receipts/00000.json").read_bytes(), (cache / "receipts/00002.json").read_bytes()
+    untouched = (
+        (cache / "receipts/00000.json").read_bytes(),
+        (cache / "receipts/00002.json").read_bytes(),
+    )
     assert "made anew: store 1\n" in mended(place, cache).out
-    assert ((cache / "receipts/00000.json").read_bytes(), (cache / "receipts/00002.json").read_bytes()) == untouched
+    assert (
+        (cache / "receipts/00000.json").read_bytes(),
+        (cache / "receipts/00002.json").read_bytes(),
+    ) == untouched
 
 
 SMALL = ["zarr.json", "layer_5/zarr.json", "time_s/zarr.json", "time_s/c/0", "video_start/c/0"]
@@ -116,9 +132,18 @@ BROKEN = {
 @pytest.mark.parametrize(
     ("file", "commands"),
     [
-        ("caches/*/cache.json", ["status {cache}", "verify {cache}", "train {recipe} {cache} --out {new}"]),
-        ("caches/*/receipts/00001.json", ["status {cache}", "verify {cache}", "train {recipe} {cache} --out {new}"]),
-        ("run/run.json", ["evaluate {run}", "report {run} --out {new}", "train {recipe} {cache} --out {run}"]),
+        (
+            "caches/*/cache.json",
+            ["status {cache}", "verify {cache}", "train {recipe} {cache} --out {new}"],
+        ),
+        (
+            "caches/*/receipts/00001.json",
+            ["status {cache}", "verify {cache}", "train {recipe} {cache} --out {new}"],
+        ),
+        (
+            "run/run.json",
+            ["evaluate {run}", "report {run} --out {new}", "train {recipe} {cache} --out {run}"],
+        ),
         ("run/last.json", ["evaluate {run}", "train {recipe} {cache} --out {run}"]),
         ("run/evaluation-val.json", ["report {run} --out {new}"]),
     ],
@@ -129,8 +154,12 @@ def test_damaged_json_is_named_and_left_alone(place, cache, run, tmp_path, file,
     path.write_bytes(BROKEN[how](path.read_bytes()))
     before = digest(tmp_path)
     for command in commands:
-        arguments = command.format(cache=cache, run=run, recipe=place.recipe, new=tmp_path / "new").split()
-        listed = path.parent.name == "receipts" and command.startswith("verify")  # in a table, with all other damage
+        arguments = command.format(
+            cache=cache, run=run, recipe=place.recipe, new=tmp_path / "new"
+        ).split()
+        listed = path.parent.name == "receipts" and command.startswith(
+            "verify"
+        )  # in a table, with all other damage
         result = call(*arguments)
         assert_refused(result, "are damaged" if listed else path, "; next: ", out=listed)
         assert not listed or "receipts/00001.json" in result.out
@@ -142,9 +171,7 @@ def test_a_receipt_that_lacks_a_key(cache):
     del receipt["files"]
     (cache / "receipts/00001.json").write_text(json.dumps(receipt))
     path = cache / "receipts/00001.json"
-    message = (
-        f"{path} is damaged: key 'files' is missing; next: only this store is redone by: stillframe verify {cache} --repair"
-    )
+    message = f"{path} is damaged: key 'files' is missing; next: only this store is redone by: stillframe verify {cache} --repair"
     assert_refused(call("status", cache), message)
 
 
@@ -156,7 +183,10 @@ def test_verify_lists_a_damaged_receipt_and_goes_on(place, cache, how):
     (first, second) = problems(cache)
     assert first[:2] == (1, "receipts/00001.json") and second == (2, SHARD, problem)
     result = call("verify", cache)
-    assert "\nstore 1: receipts/00001.json: " in result.out and f"\nstore 2: {SHARD}: {problem}\n" in result.out
+    assert (
+        "\nstore 1: receipts/00001.json: " in result.out
+        and f"\nstore 2: {SHARD}: {problem}\n" in result.out
+    )
     mended(place, cache)
 
 
@@ -173,14 +203,20 @@ def test_a_receipt_of_another_cache(place, slow_cache, cache):
 def test_a_receipt_of_another_store(place, cache):
     path = cache / "receipts/00001.json"
     shutil.copy(cache / "receipts/00002.json", path)
-    assert_refused(call("status", cache), f"{path} is damaged: it is for store 2 of the cache", "; next: only this store is")
+    assert_refused(
+        call("status", cache),
+        f"{path} is damaged: it is for store 2 of the cache",
+        "; next: only this store is",
+    )
     assert problems(cache)[0][:2] == (1, "receipts/00001.json")
     mended(place, cache)
 
 
 @pytest.mark.parametrize("command", ["status", "evaluate"])
 def test_a_format_from_the_future(cache, run, command):
-    folder, file = {"status": (cache, cache / "cache.json"), "evaluate": (run, run / "run.json")}[command]
+    folder, file = {"status": (cache, cache / "cache.json"), "evaluate": (run, run / "run.json")}[
+        command
+    ]
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format_version": 9, "new": 1}))
     read = RUN_FORMAT if file.name == "run.json" else FORMAT_VERSION
     message = f"{file} has format 9, this version of stillframe reads format {read}; next: upgrade stillframe"
@@ -200,12 +236,16 @@ def test_a_damaged_checkpoint(place, run, damage):
 
 def test_a_checkpoint_of_another_model(run):
     save_file({"model.mixer.weight": torch.zeros(3)}, run / "last-000003.safetensors")
-    assert_refused(call("evaluate", run), "checkpoint does not fit the model: ", "; next: train again")
+    assert_refused(
+        call("evaluate", run), "checkpoint does not fit the model: ", "; next: train again"
+    )
 
 
 def test_a_run_without_checkpoint(run):
     (run / "last.json").unlink()
-    assert_refused(call("evaluate", run), f"run {run} has no last checkpoint yet; next: train it first")
+    assert_refused(
+        call("evaluate", run), f"run {run} has no last checkpoint yet; next: train it first"
+    )
 
 
 @pytest.mark.parametrize("content", [None, b"", b"junk"], ids=["missing", "empty", "junk"])
@@ -224,17 +264,26 @@ def undamaged(place, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\n", b"3\n", b'{"step": 1}\n'])
-def test_without_metrics_the_report_has_no_learning_curve_but_all_scores(undamaged, run, tmp_path, content):
+def test_without_metrics_the_report_has_no_learning_curve_but_all_scores(
+    undamaged, run, tmp_path, content
+):
     path = run / "metrics.jsonl"
     path.unlink() if content is None else path.write_bytes(content)
     before = digest(run)
     fine("report", run, "--out", tmp_path / "report")
-    scores = [json.loads((folder / "report.json").read_text())["scores"] for folder in (tmp_path / "report", undamaged)]
+    scores = [
+        json.loads((folder / "report.json").read_text())["scores"]
+        for folder in (tmp_path / "report", undamaged)
+    ]
     for row in scores[0] + scores[1]:
         assert row.pop("latency_ms") > 0  # measured for the page
         row.pop("setting")
     assert scores[0] == scores[1]
-    assert (undamaged / "loss.png").is_file() and not (tmp_path / "report/loss.png").exists() and digest(run) == before
+    assert (
+        (undamaged / "loss.png").is_file()
+        and not (tmp_path / "report/loss.png").exists()
+        and digest(run) == before
+    )
 
 
 def test_a_run_of_an_older_format_is_trained_again(run):

@@ -95,7 +95,9 @@ def test_that_of_a_living_process_stands(place, quick):
 
 
 @pytest.mark.parametrize(
-    "text", [None, b"", b"{", b"[]", b'{"worker": "x"}'], ids=["another machine", "empty", "torn", "list", "part"]
+    "text",
+    [None, b"", b"{", b"[]", b'{"worker": "x"}'],
+    ids=["another machine", "empty", "torn", "list", "part"],
 )
 def test_what_nobody_can_judge_is_void_when_it_stands_still(place, quick, text):
     leave(place, "a", replace(Holder.me(), worker="x", machine="another"))
@@ -146,7 +148,9 @@ def test_alone_waits_for_the_living_and_not_for_the_dead(place, quick):
     assert most == [1, 1, 1] and holders(place) == {}
 
 
-def test_claimed_hands_out_what_is_missing_and_free_and_waits_for_the_rest(material, tmp_path, quick):
+def test_claimed_hands_out_what_is_missing_and_free_and_waits_for_the_rest(
+    material, tmp_path, quick
+):
     cache = Cache(shutil.copytree(material.cache.path, tmp_path / "cache"))
     stores = list(cache.plan)
     for store in stores[1:]:

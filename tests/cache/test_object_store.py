@@ -157,7 +157,9 @@ def test_folders_are_what_has_files_below(home):
         home.write(name, name.encode())
     assert home.names("") == ["cache.json", "stores", "storeys"]
     assert home.names("stores") == ["a", "b"] and home.names("stores/a") == []
-    assert home.sizes("stores") == {"a": 8, "b/c/0": 12, "b/z": 10} and list(home.sizes("stores")) == ["a", "b/c/0", "b/z"]
+    assert home.sizes("stores") == {"a": 8, "b/c/0": 12, "b/z": 10} and list(
+        home.sizes("stores")
+    ) == ["a", "b/c/0", "b/z"]
     assert home.sizes("stores/a") == {}
     home.remove("stores/b")
     home.remove("cache.json")
@@ -190,7 +192,13 @@ def test_an_opened_file_holds_the_spans_at_their_offsets(home, monkeypatch):
     monkeypatch.setattr(disk_cache, "BLOCK_BYTES", 1000)
     data = random.Random(0).randbytes(25_500)
     home.write("shard", data)
-    for spans in ([], [(0, 1)], [(999, 1001), (25_499, 25_500)], [(3000, 9000), (100, 200)], [(0, 25_500)]):
+    for spans in (
+        [],
+        [(0, 1)],
+        [(999, 1001), (25_499, 25_500)],
+        [(3000, 9000), (100, 200)],
+        [(0, 25_500)],
+    ):
         with home.open("shard", spans) as file:
             assert os.fstat(file.fileno()).st_size == len(data)
             for start, stop in spans:
@@ -242,12 +250,18 @@ def test_extraction_to_a_bucket_gives_the_bytes_of_a_local_one(bucket, place, ma
     assert stores(cache) == stores(material.cache)
     assert vouched(cache) == vouched(material.cache)
     assert cache.place.names("") == ["cache.json", "manifest", "receipts", "stores"]
-    assert cache.plan == material.cache.plan and cache.manifest.digest == material.cache.manifest.digest
+    assert (
+        cache.plan == material.cache.plan
+        and cache.manifest.digest == material.cache.manifest.digest
+    )
 
 
 def test_two_workers_share_a_cache_in_a_bucket(bucket, material):
     with ThreadPoolExecutor(2) as pool:
-        both = [pool.submit(extract.extract, material.spec, material.manifest, f"{bucket}/caches") for _ in range(2)]
+        both = [
+            pool.submit(extract.extract, material.spec, material.manifest, f"{bucket}/caches")
+            for _ in range(2)
+        ]
     assert [stores(one.result()) for one in both] == [stores(material.cache)] * 2
     assert both[0].result().place.names("leases") == []
 
@@ -264,8 +278,19 @@ def test_a_kill_in_the_middle_of_an_upload_then_a_rerun(bucket, proxy, place, ma
         return None
 
     proxy.fault = fault
-    command = [sys.executable, "-m", "pipeline.cli", "extract", place.spec, place.data, "--out", f"{bucket}/caches"]
-    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.cli",
+        "extract",
+        place.spec,
+        place.data,
+        "--out",
+        f"{bucket}/caches",
+    ]
+    process = subprocess.Popen(
+        [str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     while not middle.wait(0.1):
         assert process.poll() is None, process.stderr.read()
     process.send_signal(signal.SIGKILL)
@@ -273,7 +298,9 @@ def test_a_kill_in_the_middle_of_an_upload_then_a_rerun(bucket, proxy, place, ma
     dead.set()
     left = Cache(f"{bucket}/caches/{material.cache.name}")
     assert (
-        left.has(0) and not left.has(1) and left.place.sizes(left.store_name(1)).keys() < set(material.cache.receipts[1].files)
+        left.has(0)
+        and not left.has(1)
+        and left.place.sizes(left.store_name(1)).keys() < set(material.cache.receipts[1].files)
     )
     assert left.place.names("leases") != []
     again = extract.extract(material.spec, material.manifest, f"{bucket}/caches")
@@ -284,7 +311,11 @@ def test_verify_finds_damage_in_a_bucket_and_messages_name_its_url(bucket, mater
     cache = Cache(upload(material.cache, f"{bucket}/caches"))
     place, shard = cache.place, "layer_5/c/1/0/0"
     assert str(cache) in fine("verify", cache).out and str(cache) in fine("status", cache).out
-    assert_refused(call("status", f"{bucket}/caches/nothing"), f"{bucket}/caches/nothing is not a cache", str(cache))
+    assert_refused(
+        call("status", f"{bucket}/caches/nothing"),
+        f"{bucket}/caches/nothing is not a cache",
+        str(cache),
+    )
     flipped, missing = (f"{cache.store_name(store)}/{shard}" for store in (0, 1))
     read(place, flipped, 0, 8)  # what lies in the disk cache is no proof
     data = bytearray(place.read(flipped))
@@ -305,8 +336,13 @@ def test_verify_finds_damage_in_a_bucket_and_messages_name_its_url(bucket, mater
 
 def test_windows_from_a_bucket_are_those_from_the_disk(remote, material):
     settings = WindowSettings(frames=4, fps=10)
-    ours, theirs = (Windows(cache, cache.manifest, "train", settings, allow_missing=True) for cache in (remote, material.cache))
-    for (step, batch), (_, wanted) in zip(ours.train(2, range(12)), theirs.train(2, range(12)), strict=True):
+    ours, theirs = (
+        Windows(cache, cache.manifest, "train", settings, allow_missing=True)
+        for cache in (remote, material.cache)
+    )
+    for (step, batch), (_, wanted) in zip(
+        ours.train(2, range(12)), theirs.train(2, range(12)), strict=True
+    ):
         assert batch.arrays.keys() == wanted.arrays.keys(), step
         for name, array in wanted.arrays.items():
             np.testing.assert_array_equal(batch.arrays[name].view(np.uint8), array.view(np.uint8))
@@ -327,7 +363,9 @@ def test_deriving_into_a_bucket(bucket, place, tmp_path):
         fine("derive", place.cache, "--out", out, "--set", "codec.name=int8")
     (name,) = at(f"{bucket}/derived").names("")
     there, here = Cache(f"{bucket}/derived/{name}"), Cache(tmp_path / "derived" / name)
-    assert vouched(there) == vouched(here) and there.place.sizes("stores") == here.place.sizes("stores")
+    assert vouched(there) == vouched(here) and there.place.sizes("stores") == here.place.sizes(
+        "stores"
+    )
 
 
 # The disk cache
@@ -346,14 +384,22 @@ def test_what_was_fetched_costs_no_request(bucket, proxy, blocks):
     at(bucket).write("shard", data)
     place = at(bucket)
     proxy.seen.clear()
-    assert read(place, "shard", 3 * blocks + 7, 8 * blocks - 1) == data[3 * blocks + 7 : 8 * blocks - 1]
+    assert (
+        read(place, "shard", 3 * blocks + 7, 8 * blocks - 1)
+        == data[3 * blocks + 7 : 8 * blocks - 1]
+    )
     asked = sorted(seen[2] for seen in proxy.seen if seen[0] == "GET")
-    assert asked == [f"bytes={3 * blocks}-{7 * blocks - 1}", f"bytes={7 * blocks}-{8 * blocks - 1}"]  # four at once
+    assert asked == [
+        f"bytes={3 * blocks}-{7 * blocks - 1}",
+        f"bytes={7 * blocks}-{8 * blocks - 1}",
+    ]  # four at once
     proxy.seen.clear()
     assert read(place, "shard", 4 * blocks, 6 * blocks) == data[4 * blocks : 6 * blocks]
     assert proxy.seen == []
     assert read(place, "shard", 7 * blocks, 9 * blocks) == data[7 * blocks : 9 * blocks]
-    assert [seen[2] for seen in proxy.seen if seen[0] == "GET"] == [f"bytes={8 * blocks}-{9 * blocks - 1}"]
+    assert [seen[2] for seen in proxy.seen if seen[0] == "GET"] == [
+        f"bytes={8 * blocks}-{9 * blocks - 1}"
+    ]
     proxy.seen.clear()
     assert read(at(bucket), "shard", 3 * blocks, 9 * blocks) == data[3 * blocks : 9 * blocks]
     assert [seen[0] for seen in proxy.seen] == ["HEAD"]
@@ -393,7 +439,9 @@ def test_the_disk_cache_stays_within_its_bound(bucket, disk, blocks, monkeypatch
     assert bound / 2 < max(most) <= bound
 
 
-def test_least_recently_used_goes_first_and_what_is_open_can_be_read(bucket, disk, proxy, blocks, monkeypatch):
+def test_least_recently_used_goes_first_and_what_is_open_can_be_read(
+    bucket, disk, proxy, blocks, monkeypatch
+):
     monkeypatch.setenv("STILLFRAME_DISK_CACHE_GB", str(8 * blocks / 1e9))
     place, content = at(bucket), bytes(range(256)) * (2 * blocks // 256)
     for name in "abcd":
@@ -415,9 +463,13 @@ def test_a_file_larger_than_the_bound_is_read_piece_by_piece(bucket, disk, block
     place, content = at(bucket), random.Random(0).randbytes(20 * blocks)
     place.write("shard", content)
     for start in (*range(0, 20 * blocks, 2 * blocks), 0):
-        assert read(place, "shard", start, start + 2 * blocks) == content[start : start + 2 * blocks]
+        assert (
+            read(place, "shard", start, start + 2 * blocks) == content[start : start + 2 * blocks]
+        )
         assert taken(disk / "files") <= 4 * blocks
-    with pytest.raises(BadInput, match=r"STILLFRAME_DISK_CACHE_GB allows .* GB are needed at once") as caught:
+    with pytest.raises(
+        BadInput, match=r"STILLFRAME_DISK_CACHE_GB allows .* GB are needed at once"
+    ) as caught:
         read(place, "shard", 0, 5 * blocks)
     assert "STILLFRAME_DISK_CACHE_GB to" in caught.value.hint
 
@@ -429,7 +481,9 @@ def test_blocks_of_two_versions_never_meet(bucket, blocks):
     at(bucket).write("shard", after)  # by somebody else
     assert read(place, "shard", 0, 2 * blocks) == after[: 2 * blocks]
     at(bucket).write("shard", b"short")
-    assert read(place, "shard", 0, 2 * blocks) == after[: 2 * blocks]  # a whole version, if an old one
+    assert (
+        read(place, "shard", 0, 2 * blocks) == after[: 2 * blocks]
+    )  # a whole version, if an old one
     with place.open("shard", [(0, 4 * blocks)]) as file:
         assert os.pread(file.fileno(), 4 * blocks, 0) == b"short"
     assert place.digest("shard") == hashlib.sha256(b"short").hexdigest()
@@ -454,7 +508,10 @@ def test_processes_share_the_disk_cache(bucket, disk, blocks, monkeypatch):
     for name in "abcd":
         at(bucket).write(name, name.encode() * 400_000)
     command = [sys.executable, "-c", READER, bucket, str(blocks)]
-    readers = [subprocess.Popen([*command, str(seed)], stderr=subprocess.PIPE, text=True) for seed in range(2)]
+    readers = [
+        subprocess.Popen([*command, str(seed)], stderr=subprocess.PIPE, text=True)
+        for seed in range(2)
+    ]
     assert [reader.communicate()[1] for reader in readers] == ["", ""]
     assert taken(disk / "files") <= 12 * blocks
 
@@ -472,7 +529,10 @@ def test_what_a_kill_left_aside_is_cleared(disk, monkeypatch):
     assert list((disk / "aside").iterdir()) == []
 
 
-@pytest.mark.parametrize(("value", "said"), [("0.001", "one block of a file takes"), ("much", "wanted a number of gigabytes")])
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [("0.001", "one block of a file takes"), ("much", "wanted a number of gigabytes")],
+)
 def test_a_useless_bound_is_refused_at_once(disk, monkeypatch, value, said):
     monkeypatch.setenv("STILLFRAME_DISK_CACHE_GB", value)
     with pytest.raises(BadInput, match=rf"STILLFRAME_DISK_CACHE_GB.*{said}"):
@@ -487,7 +547,9 @@ def test_a_disk_that_cannot_be_written_is_named(bucket, disk, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(StillframeError, match=rf"the disk cache {disk} cannot be written: No space left on device"):
+    with pytest.raises(
+        StillframeError, match=rf"the disk cache {disk} cannot be written: No space left on device"
+    ):
         read(place, "shard", 0, 1)
 
 
@@ -563,7 +625,11 @@ def test_what_is_refused_is_asked_once(remote, proxy):
 
 def test_a_bucket_that_is_not_there_is_named(proxy, place):
     result = call("extract", place.spec, place.data, "--out", "s3://no-such-bucket/caches")
-    assert result.code == 1 and "s3://no-such-bucket/caches" in result.err and "bucket does not exist" in result.err
+    assert (
+        result.code == 1
+        and "s3://no-such-bucket/caches" in result.err
+        and "bucket does not exist" in result.err
+    )
 
 
 # What a user may type

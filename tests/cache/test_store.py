@@ -26,7 +26,12 @@ STORE = "00000.zarr"
 
 
 def write(
-    path: Path, arrays: dict[str, np.ndarray], chunk: int, shard: int, batch: int, compression: str = "none"
+    path: Path,
+    arrays: dict[str, np.ndarray],
+    chunk: int,
+    shard: int,
+    batch: int,
+    compression: str = "none",
 ) -> dict[str, tuple[int, str]]:
     path.mkdir(parents=True)
     kinds = {name: (array.shape[1:], array.dtype) for name, array in arrays.items()}
@@ -38,12 +43,16 @@ def write(
         return writer.finish({"time_s": np.arange(frames) / 3}, {"videos": ["a", "b"]})
 
 
-def write_without_checksums(path: Path, arrays: dict[str, np.ndarray], chunk: int, shard: int) -> None:
+def write_without_checksums(
+    path: Path, arrays: dict[str, np.ndarray], chunk: int, shard: int
+) -> None:
     """As zarr itself writes shards whose chunks have no checksums."""
     group = zarr.create_group(path)
     for name, array in arrays.items():
         size = {"chunks": (chunk, *array.shape[1:]), "shards": (shard, *array.shape[1:])}
-        stored = group.create_array(name, shape=array.shape, dtype=array.dtype, compressors=None, **size)
+        stored = group.create_array(
+            name, shape=array.shape, dtype=array.dtype, compressors=None, **size
+        )
         stored[:] = array
 
 
@@ -61,7 +70,8 @@ layouts = {
     "dtype": st.sampled_from(["float16", "uint8", "uint16", "float32"]),
     "kind": st.sampled_from(["none", "zstd", "no checksums"]),
     "picks": st.lists(
-        st.lists(st.integers(0, 10_000), max_size=30) | st.integers(0, 60).map(lambda first: list(range(first, first + 16))),
+        st.lists(st.integers(0, 10_000), max_size=30)
+        | st.integers(0, 60).map(lambda first: list(range(first, first + 16))),
         min_size=2,
         max_size=2,
     ),
@@ -85,7 +95,9 @@ def test_direct_reader_equals_zarr_for_any_layout_and_rows(
     place = Folder(tmp_path_factory.mktemp("store"))
     array = values(frames, *shape, dtype=dtype)
     if kind == "no checksums":
-        write_without_checksums(place.path / STORE, {"layer_3": array}, chunk, chunk * chunks_per_shard)
+        write_without_checksums(
+            place.path / STORE, {"layer_3": array}, chunk, chunk * chunks_per_shard
+        )
     else:
         write(place.path / STORE, {"layer_3": array}, chunk, chunk * chunks_per_shard, batch, kind)
     stored = zarr.open_group(place.path / STORE, mode="r")["layer_3"]
@@ -125,7 +137,9 @@ def test_bytes_of_a_shard(tmp_path, compression):
     for chunk, (offset, length) in enumerate(index.tolist()):
         wanted = padded[chunk * 4 : chunk * 4 + 4].tobytes()
         wanted = Zstd().encode(wanted) if compression == "zstd" else wanted
-        assert data[offset : offset + length] == wanted + google_crc32c.value(wanted).to_bytes(4, "little")
+        assert data[offset : offset + length] == wanted + google_crc32c.value(wanted).to_bytes(
+            4, "little"
+        )
         assert offset % 64 == 0 and data[end:offset] == bytes(offset - end)
         end = offset + length
     assert len(data) == -(-end // 64) * 64 + 3 * 16 + 4
@@ -147,10 +161,16 @@ def test_a_shard_of_very_many_chunks(tmp_path):
 
 def test_receipt_lists_every_file_with_its_true_size(tmp_path):
     files = write(tmp_path / STORE, {"layer_0": values(30, 4, 6)}, 4, 12, 30)
-    found = {path.relative_to(tmp_path / STORE).as_posix() for path in (tmp_path / STORE).rglob("*") if path.is_file()}
+    found = {
+        path.relative_to(tmp_path / STORE).as_posix()
+        for path in (tmp_path / STORE).rglob("*")
+        if path.is_file()
+    }
     assert files.keys() == found
     chunk = 256  # 4 rows of 48 bytes and a CRC, up to a multiple of 64
-    assert files["layer_0/c/2/0/0"][0] == 2 * chunk + 3 * 16 + 4  # 6 rows padded to 2 chunks, an index of 3 chunks, its CRC
+    assert (
+        files["layer_0/c/2/0/0"][0] == 2 * chunk + 3 * 16 + 4
+    )  # 6 rows padded to 2 chunks, an index of 3 chunks, its CRC
     assert check_files(Folder(tmp_path), STORE, files) == {}
 
 
@@ -159,7 +179,9 @@ def test_a_lost_shard_reads_as_nan_in_zarr_and_as_an_error_here(tmp_path):
     (tmp_path / STORE / "layer_0/c/1/0/0").unlink()
     assert np.isnan(zarr.open_group(tmp_path / STORE, mode="r")["layer_0"][12:24]).all()
     with pytest.raises(BadInput, match="shard .*layer_0/c/1/0/0 cannot be read: No such file"):
-        StoreReader(Folder(tmp_path), STORE).read_into("layer_0", np.array([13]), np.empty((1, 4, 6), "float16"))
+        StoreReader(Folder(tmp_path), STORE).read_into(
+            "layer_0", np.array([13]), np.empty((1, 4, 6), "float16")
+        )
 
 
 @pytest.mark.parametrize(
@@ -168,7 +190,11 @@ def test_a_lost_shard_reads_as_nan_in_zarr_and_as_an_error_here(tmp_path):
         (lambda path: path.unlink(), "missing", False),
         (lambda path: path.write_bytes(b""), "0 bytes, receipt says", False),
         (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes, receipt says", False),
-        (lambda path: path.write_bytes(b"\x01" + path.read_bytes()[1:]), "content differs from its checksum", True),
+        (
+            lambda path: path.write_bytes(b"\x01" + path.read_bytes()[1:]),
+            "content differs from its checksum",
+            True,
+        ),
     ],
 )
 def test_damage_is_named(tmp_path, damage, problem, content_only):
@@ -186,9 +212,14 @@ def test_a_stray_file_is_named(tmp_path):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    frames=st.integers(1, 40), compression=st.sampled_from(["none", "zstd"]), shard=st.integers(0, 9), at=st.integers(0, 10**6)
+    frames=st.integers(1, 40),
+    compression=st.sampled_from(["none", "zstd"]),
+    shard=st.integers(0, 9),
+    at=st.integers(0, 10**6),
 )
-def test_one_flipped_bit_is_named_by_its_rows_and_refused_by_zarr(tmp_path_factory, frames, compression, shard, at):
+def test_one_flipped_bit_is_named_by_its_rows_and_refused_by_zarr(
+    tmp_path_factory, frames, compression, shard, at
+):
     place = Folder(tmp_path_factory.mktemp("store"))
     write(place.path / STORE, {"layer_0": values(frames, 4, 6)}, 4, 12, 30, compression)
     shard %= -(-frames // 12)
@@ -202,9 +233,18 @@ def test_one_flipped_bit_is_named_by_its_rows_and_refused_by_zarr(tmp_path_facto
     except BadInput as error:
         bad = [BadChunk(f"layer_0/c/{shard}/0/0", first, stop, error.message)]
     else:
-        within = [chunk for chunk, (offset, length) in enumerate(index.tolist()) if offset <= at % len(data) < offset + length]
-        rows = [(first + chunk * 4, min(first + chunk * 4 + 4, stop)) for chunk in within]  # none: a byte between two chunks
-        bad = [BadChunk(f"layer_0/c/{shard}/0/0", *each, "content differs from its checksum") for each in rows]
+        within = [
+            chunk
+            for chunk, (offset, length) in enumerate(index.tolist())
+            if offset <= at % len(data) < offset + length
+        ]
+        rows = [
+            (first + chunk * 4, min(first + chunk * 4 + 4, stop)) for chunk in within
+        ]  # none: a byte between two chunks
+        bad = [
+            BadChunk(f"layer_0/c/{shard}/0/0", *each, "content differs from its checksum")
+            for each in rows
+        ]
     assert check_chunks(place, STORE, "layer_0") == bad
     group = zarr.open_group(place.path / STORE, mode="r")
     for _, first, stop, _ in bad:
@@ -212,8 +252,12 @@ def test_one_flipped_bit_is_named_by_its_rows_and_refused_by_zarr(tmp_path_facto
             group["layer_0"][first:stop]
         with pytest.raises(ValueError, match="checksum"):
             reader.read_general("layer_0", np.arange(first, stop))
-    sound = np.setdiff1d(np.arange(frames), np.concatenate([np.arange(*each[1:3]) for each in bad] or [[]]))
-    np.testing.assert_array_equal(reader.read_general("layer_0", sound), values(frames, 4, 6)[sound])
+    sound = np.setdiff1d(
+        np.arange(frames), np.concatenate([np.arange(*each[1:3]) for each in bad] or [[]])
+    )
+    np.testing.assert_array_equal(
+        reader.read_general("layer_0", sound), values(frames, 4, 6)[sound]
+    )
 
 
 def test_a_lost_and_an_emptied_shard_are_named_by_their_rows(tmp_path):
@@ -222,7 +266,10 @@ def test_a_lost_and_an_emptied_shard_are_named_by_their_rows(tmp_path):
     (tmp_path / STORE / "layer_0/c/2/0/0").write_bytes(b"")
     lost, emptied = check_chunks(Folder(tmp_path), STORE, "layer_0")
     assert lost[:3] == ("layer_0/c/0/0/0", 0, 12) and "cannot be read: No such file" in lost.problem
-    assert emptied[:3] == ("layer_0/c/2/0/0", 24, 30) and "its index does not match its checksum" in emptied.problem
+    assert (
+        emptied[:3] == ("layer_0/c/2/0/0", 24, 30)
+        and "its index does not match its checksum" in emptied.problem
+    )
 
 
 def test_a_chunk_that_zarr_left_out_is_refused_and_named(tmp_path):
@@ -230,21 +277,36 @@ def test_a_chunk_that_zarr_left_out_is_refused_and_named(tmp_path):
     array[4:8] = np.nan
     group = zarr.create_group(tmp_path / STORE)
     stored = group.create_array(
-        "layer_0", shape=(24, 4), chunks=(4, 4), shards=(12, 4), dtype="f2", fill_value=np.nan, compressors=None
+        "layer_0",
+        shape=(24, 4),
+        chunks=(4, 4),
+        shards=(12, 4),
+        dtype="f2",
+        fill_value=np.nan,
+        compressors=None,
     )
     stored[:] = array
-    assert check_chunks(Folder(tmp_path), STORE, "layer_0") == [BadChunk("layer_0/c/0/0", 4, 8, "missing")]
+    assert check_chunks(Folder(tmp_path), STORE, "layer_0") == [
+        BadChunk("layer_0/c/0/0", 4, 8, "missing")
+    ]
     with pytest.raises(BadInput, match="layer_0/c/0/0 lacks chunk 1"):
-        StoreReader(Folder(tmp_path), STORE).read_into("layer_0", np.array([0]), np.empty((1, 4), "f2"))
+        StoreReader(Folder(tmp_path), STORE).read_into(
+            "layer_0", np.array([0]), np.empty((1, 4), "f2")
+        )
 
 
 def test_a_store_of_other_codecs_is_refused(tmp_path):
     group = zarr.create_group(tmp_path / STORE)
-    group.create_array("layer_0", shape=(24, 4), chunks=(4, 4), shards=(12, 4), dtype="f2", compressors=GzipCodec())
+    group.create_array(
+        "layer_0", shape=(24, 4), chunks=(4, 4), shards=(12, 4), dtype="f2", compressors=GzipCodec()
+    )
     with pytest.raises(
-        BadInput, match="array 'layer_0' .* has the codecs bytes, gzip, wanted a shard of bytes, zstd and crc32c"
+        BadInput,
+        match="array 'layer_0' .* has the codecs bytes, gzip, wanted a shard of bytes, zstd and crc32c",
     ):
-        StoreReader(Folder(tmp_path), STORE).read_into("layer_0", np.array([0]), np.empty((1, 4), "f2"))
+        StoreReader(Folder(tmp_path), STORE).read_into(
+            "layer_0", np.array([0]), np.empty((1, 4), "f2")
+        )
 
 
 @pytest.mark.parametrize("maps", [False, True])
@@ -268,7 +330,9 @@ def test_a_disk_that_cannot_read_is_named(tmp_path, monkeypatch):
     page_cache.let_go()
     monkeypatch.setattr(shard, "copied", lambda *_: False)  # it is not in memory
     monkeypatch.setattr("os.preadv", broken)
-    with pytest.raises(BadInput, match="shard .*layer_0/c/1/0/0 cannot be read: Input/output error"):
+    with pytest.raises(
+        BadInput, match="shard .*layer_0/c/1/0/0 cannot be read: Input/output error"
+    ):
         reader.read_into("layer_0", np.array([13]), np.empty((1, 4, 6), "float16"))
 
 
@@ -324,7 +388,9 @@ def test_what_is_not_in_memory_is_read(tmp_path):
     path.write_bytes(bytes(range(256)) * 64)
     out = np.zeros(300, np.uint8)
     with path.open("rb") as file:
-        assert page_cache.copied(file, [(100, out)]) and out.tolist() == [(100 + place) % 256 for place in range(300)]
+        assert page_cache.copied(file, [(100, out)]) and out.tolist() == [
+            (100 + place) % 256 for place in range(300)
+        ]
         assert not page_cache.copied(file, [(256 * 64 - 299, out)])
 
 
@@ -333,7 +399,9 @@ def test_truncated_shard_is_refused_by_its_index(tmp_path):
     shard = tmp_path / STORE / "layer_0/c/0/0/0"
     shard.write_bytes(shard.read_bytes()[:-20])
     with pytest.raises(BadInput, match="its index does not match its checksum"):
-        StoreReader(Folder(tmp_path), STORE).read_into("layer_0", np.array([0]), np.empty((1, 4, 6), "float16"))
+        StoreReader(Folder(tmp_path), STORE).read_into(
+            "layer_0", np.array([0]), np.empty((1, 4, 6), "float16")
+        )
 
 
 def test_a_disk_that_cannot_sync_is_an_error(tmp_path, monkeypatch):
@@ -365,5 +433,10 @@ def test_array_names():
 def test_memory_for_a_batch_begins_at_a_cache_line():
     for shape in [(1,), (7, 3), (16, 201, 384)]:
         room = shard.aligned_empty(shape, np.dtype("float16"))
-        assert room.shape == shape and room.dtype == "float16" and room.flags.c_contiguous and room.flags.writeable
+        assert (
+            room.shape == shape
+            and room.dtype == "float16"
+            and room.flags.c_contiguous
+            and room.flags.writeable
+        )
         assert room.ctypes.data % 64 == 0

@@ -76,7 +76,10 @@ def mend(cache: Cache, material) -> None:
     assert done.after.is_sound and not done.failures
     assert digest(cache.path / "stores") == digest(material.cache.path / "stores")
     assert audit(Cache(cache.place)).is_sound
-    vouched = [{s: r.files for s, r in each.receipts.items()} for each in (Cache(cache.place), material.cache)]
+    vouched = [
+        {s: r.files for s, r in each.receipts.items()}
+        for each in (Cache(cache.place), material.cache)
+    ]
     assert vouched[0] == vouched[1]
 
 
@@ -109,7 +112,10 @@ def test_swapped_shards_are_named_by_what_they_hold(mine, material):
 def test_swapped_stores_are_one_line_each(mine, material):
     swap(store(mine, 0), store(mine, 2))
     name = mine.store_name
-    assert found(mine) == [(0, name(0), "has the content of store 2"), (2, name(2), "has the content of store 0")]
+    assert found(mine) == [
+        (0, name(0), "has the content of store 2"),
+        (2, name(2), "has the content of store 0"),
+    ]
     assert frames_hit(audit(mine).damage) == mine.receipts[0].frames + mine.receipts[2].frames
     mend(mine, material)
 
@@ -117,7 +123,10 @@ def test_swapped_stores_are_one_line_each(mine, material):
 def test_swapped_receipts(mine, material):
     receipts = [mine.path / mine.receipt_name(number) for number in (0, 1)]
     swap(*receipts)
-    assert [(number, file) for number, file, _ in found(mine)] == [(0, "receipts/00000.json"), (1, "receipts/00001.json")]
+    assert [(number, file) for number, file, _ in found(mine)] == [
+        (0, "receipts/00000.json"),
+        (1, "receipts/00001.json"),
+    ]
     mend(mine, material)
 
 
@@ -131,7 +140,10 @@ def test_damage_says_which_rows_and_videos_it_hits(mine):
     (store(mine, 2) / "layer_2/c/1/0/0").unlink()
     flip(store(mine, 2) / "layer_5/c/1/0/0")
     damage = audit(mine).damage
-    assert [each.rows for each in damage] == [((8, 16),), ((12, 16),)]  # a lost shard, and the chunk that a bit fell in
+    assert [each.rows for each in damage] == [
+        ((8, 16),),
+        ((12, 16),),
+    ]  # a lost shard, and the chunk that a bit fell in
     start, stop = mine.receipts[2].videos[damage[0].videos[0]]
     assert start < 16 and stop > 8 and len(damage[0].videos) == 1
     assert frames_hit(damage) == 8  # rows of two arrays that overlap
@@ -160,7 +172,9 @@ def test_rows_moved_from_one_video_to_the_next(mine, material):
 
     number = next(s for s, videos in mine.plan.items() if len(videos) > 1)
     edit(mine.path / mine.receipt_name(number), move)
-    assert found(mine) == [(number, mine.receipt_name(number), "its rows are not those that the store says")]
+    assert found(mine) == [
+        (number, mine.receipt_name(number), "its rows are not those that the store says")
+    ]
     mend(mine, material)
 
 
@@ -179,7 +193,10 @@ def test_what_was_left_over_is_named_and_harms_nobody(mine, material):
         "stores/00002.zarr": "without a receipt: it counts as not extracted",
     }
     done = repair(result)
-    assert sorted(done.removed) == ["receipts/.00001.json.1-dead.partial", "stores/00001.zarr.1-dead.partial"]
+    assert sorted(done.removed) == [
+        "receipts/.00001.json.1-dead.partial",
+        "stores/00001.zarr.1-dead.partial",
+    ]
     assert (mine.path / "notes.txt").exists() and Cache(mine.place).missing_stores() == [2]
 
 
@@ -193,10 +210,16 @@ def test_what_a_living_worker_writes_is_not_left_over(mine):
 
 def test_a_stray_file_is_removed_and_its_store_kept(mine, material):
     (store(mine, 1) / "layer_5/c/extra").write_bytes(b"x")
-    before = {path: path.stat().st_mtime_ns for path in store(mine, 1).rglob("*") if path.is_file() and path.name != "extra"}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in store(mine, 1).rglob("*")
+        if path.is_file() and path.name != "extra"
+    }
     assert found(mine) == [(1, "layer_5/c/extra", "not in the receipt")]
     assert repair(audit(mine)).stores == []
-    assert {path: path.stat().st_mtime_ns for path in store(mine, 1).rglob("*") if path.is_file()} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in store(mine, 1).rglob("*") if path.is_file()
+    } == before
 
 
 def test_only_damaged_stores_are_made_anew_in_an_unfinished_cache(mine):
@@ -210,7 +233,9 @@ def test_only_damaged_stores_are_made_anew_in_an_unfinished_cache(mine):
 def test_repair_refuses_before_it_removes_anything(mine, tmp_path):
     flip(store(mine, 1) / SHARD)
     before = digest(mine.path)
-    with pytest.raises(BadInput, match=r"of the damaged stores are not in .*nowhere, the first is "):
+    with pytest.raises(
+        BadInput, match=r"of the damaged stores are not in .*nowhere, the first is "
+    ):
         repair(audit(mine), root=tmp_path / "nowhere")
     assert digest(mine.path) == before
 
@@ -222,7 +247,10 @@ def test_a_mended_store_that_is_not_what_was_lost_is_said(material, mine, tmp_pa
     address_video(root / video, 9, LENGTHS[video])
     flip(store(mine, 1) / SHARD)
     result = call("verify", mine.path, "--repair", "--root", root)
-    assert result.code == 0 and "store 1 is sound, but not what its receipt vouched for before" in result.out
+    assert (
+        result.code == 0
+        and "store 1 is sound, but not what its receipt vouched for before" in result.out
+    )
 
 
 def test_a_derived_cache_is_mended_from_its_source(material, mine, tmp_path):
@@ -235,12 +263,16 @@ def test_a_derived_cache_is_mended_from_its_source(material, mine, tmp_path):
     flip(store(derived, 0) / SHARD)
     flip(store(mine, 0) / SHARD)
     damaged = digest(derived.path)
-    with pytest.raises(BadInput, match=rf"is damaged itself: stores/00000.zarr/{SHARD}: content differs"):
+    with pytest.raises(
+        BadInput, match=rf"is damaged itself: stores/00000.zarr/{SHARD}: content differs"
+    ):
         repair(audit(Cache(derived.place)))
     assert digest(derived.path) == damaged
     flip(store(mine, 0) / SHARD)
     mine.path.rename(tmp_path / "elsewhere")
-    with pytest.raises(BadInput, match=rf"was derived from the cache {material.cache.fingerprint}, which is not in"):
+    with pytest.raises(
+        BadInput, match=rf"was derived from the cache {material.cache.fingerprint}, which is not in"
+    ):
         repair(audit(Cache(derived.place)))
     assert call("verify", derived.path, "--repair", "--source", tmp_path / "elsewhere").code == 0
     assert digest(derived.path / "stores") == before
@@ -253,19 +285,34 @@ def test_the_copy_of_the_manifest_is_not_mended_silently(mine, file):
     before = digest(mine.path)
     for more in ([], ["--repair"]):
         result = call("verify", mine.path, *more)
-        assert_refused(result, f"{mine.path}/manifest", "; next: copy the manifest that it was extracted from", out=True)
+        assert_refused(
+            result,
+            f"{mine.path}/manifest",
+            "; next: copy the manifest that it was extracted from",
+            out=True,
+        )
     assert digest(mine.path) == before
 
 
 def test_a_header_that_does_not_follow_from_itself(mine):
     edit(mine.path / "cache.json", lambda table: table["spec"]["frames"].update(size_px=65))
     result = call("verify", mine.path, "--repair")
-    assert_refused(result, "cache.json", "but what it says gives", "begin the same extract in another --out", out=True)
+    assert_refused(
+        result,
+        "cache.json",
+        "but what it says gives",
+        "begin the same extract in another --out",
+        out=True,
+    )
 
 
 def test_a_plan_of_other_videos(mine):
     edit(mine.path / "cache.json", lambda table: table["plan"]["1"].update(strange=3))
-    assert_refused(call("verify", mine.path), "cache.json: its plan is not for the videos of its manifest", out=True)
+    assert_refused(
+        call("verify", mine.path),
+        "cache.json: its plan is not for the videos of its manifest",
+        out=True,
+    )
 
 
 def test_what_a_codec_learnt_is_copied_from_the_same_extraction(material, tmp_path):
@@ -273,7 +320,12 @@ def test_what_a_codec_learnt_is_copied_from_the_same_extraction(material, tmp_pa
     cache = extract.extract(spec, material.manifest, tmp_path / "a")
     flip(cache.path / CODEC_FILE)
     result = call("verify", cache.path)
-    assert_refused(result, f"{CODEC_FILE} is damaged: it differs from its checksum", f"copy its {CODEC_FILE} into", out=True)
+    assert_refused(
+        result,
+        f"{CODEC_FILE} is damaged: it differs from its checksum",
+        f"copy its {CODEC_FILE} into",
+        out=True,
+    )
     again = extract.extract(spec, material.manifest, tmp_path / "b")
     shutil.copy(again.path / CODEC_FILE, cache.path / CODEC_FILE)
     assert audit(Cache(cache.place)).is_sound
@@ -286,7 +338,12 @@ def test_a_dead_disk_is_few_lines():
         for file in ("a", f"b{number}")
     ]
     (group,) = groups(damage)
-    assert (len(group.stores), group.frames, len(group.videos), len(group.files)) == (3000, 30_000, 3000, 3001)
+    assert (len(group.stores), group.frames, len(group.videos), len(group.files)) == (
+        3000,
+        30_000,
+        3000,
+        3001,
+    )
 
 
 def test_a_file_that_cannot_be_read_is_named(mine, monkeypatch):
@@ -321,7 +378,11 @@ def test_reasons_are_grouped_whatever_their_numbers_and_names():
 def test_status_counts_what_is_left_and_who_is_at_work(mine):
     (mine.path / mine.receipt_name(2)).unlink()
     facts = status(Cache(mine.place))
-    assert facts["frames_left"] == sum(mine.plan[2].values()) and facts["workers"] == [] and facts["eta_s"] is None
+    assert (
+        facts["frames_left"] == sum(mine.plan[2].values())
+        and facts["workers"] == []
+        and facts["eta_s"] is None
+    )
     assert "nobody is at work: run extract again" in fine("status", mine.path).out
     done = sum(receipt.frames for number, receipt in mine.receipts.items() if number != 2)
     assert sum(split["frames"] for split in facts["splits"].values()) == done == facts["frames"]
@@ -330,16 +391,26 @@ def test_status_counts_what_is_left_and_who_is_at_work(mine):
         leases.claim("00002")
         facts = status(Cache(mine.place))
         (worker,) = facts["workers"]
-        assert (worker["lease"], worker["pid"], worker["alive"], worker["is_here"]) == ("00002", os.getpid(), True, True)
+        assert (worker["lease"], worker["pid"], worker["alive"], worker["is_here"]) == (
+            "00002",
+            os.getpid(),
+            True,
+            True,
+        )
         assert facts["eta_s"] == pytest.approx(facts["frames_left"] / facts["frames_per_s"])
-        assert f"process {os.getpid()} of this machine: store 2, at work\n" in fine("status", mine.path).out
+        assert (
+            f"process {os.getpid()} of this machine: store 2, at work\n"
+            in fine("status", mine.path).out
+        )
 
 
 def test_speed_is_that_of_the_last_stores_without_the_pause_before(mine):
     for number, finished_s in ((0, 1000.0), (1, 5000.0), (2, 5002.0)):
         edit(
             mine.path / mine.receipt_name(number),
-            lambda table, at=finished_s: table.update(finished_s=at, seconds={"decode": 1.0, "encode": 1.5, "write": 0.5}),
+            lambda table, at=finished_s: table.update(
+                finished_s=at, seconds={"decode": 1.0, "encode": 1.5, "write": 0.5}
+            ),
         )
     with Leases(mine.place) as leases:
         leases.claim("00002")
@@ -361,8 +432,13 @@ def test_videos_of_another_length_than_promised(mine):
     video = next(iter(mine.plan[0]))
     content = {video: Content(decoded=LENGTHS[video], header=LENGTHS[video] + 2).model_dump()}
     edit(mine.path / mine.receipt_name(0), lambda table: table.update(content=content))
-    assert status(Cache(mine.place))["other_length"] == {video: {"decoded": LENGTHS[video], "header": LENGTHS[video] + 2}}
-    assert "1 videos hold another number of frames than their header says" in fine("status", mine.path).out
+    assert status(Cache(mine.place))["other_length"] == {
+        video: {"decoded": LENGTHS[video], "header": LENGTHS[video] + 2}
+    }
+    assert (
+        "1 videos hold another number of frames than their header says"
+        in fine("status", mine.path).out
+    )
 
 
 # Diff
@@ -385,15 +461,30 @@ def test_a_spec_that_is_the_cache(spec_file, material):
 
 
 @pytest.mark.parametrize(
-    "changes", [["codec.name=int4"], ["encoder.layers=[5]"], ["frames.fps=5"], ["codec.name=int8", "store.chunk_frames=2"]]
+    "changes",
+    [
+        ["codec.name=int4"],
+        ["encoder.layers=[5]"],
+        ["frames.fps=5"],
+        ["codec.name=int8", "store.chunk_frames=2"],
+    ],
 )
-def test_what_can_be_derived_is_derived_by_the_command_that_diff_gives(spec_file, mine, tmp_path, changes):
+def test_what_can_be_derived_is_derived_by_the_command_that_diff_gives(
+    spec_file, mine, tmp_path, changes
+):
     if changes == ["frames.fps=5"]:
-        mine = extract.extract(address_spec(frames={"size_px": 64, "fps": 10}), mine.manifest, tmp_path / "ten")
+        mine = extract.extract(
+            address_spec(frames={"size_px": 64, "fps": 10}), mine.manifest, tmp_path / "ten"
+        )
     sets = [part for change in changes for part in ("--set", change)]
     result = call("diff", spec_file, mine.path, *sets, "--json")
     assert result.code == 3 and result.json["verdict"] == "derivable"
-    words = subprocess.run(["sh", "-c", f"printf '%s\\n' {result.json['command']}"], capture_output=True, text=True, check=True)
+    words = subprocess.run(
+        ["sh", "-c", f"printf '%s\\n' {result.json['command']}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     fine(*words.stdout.splitlines()[1:])
     derived = [Cache(path) for path in mine.path.parent.iterdir() if path.name != mine.name]
     assert len(derived) == 1 and derived[0].header.derived_from == mine.fingerprint
@@ -408,7 +499,10 @@ def test_what_must_be_encoded_again(spec_file, material):
     assert (facts["verdict"], facts["differ"]) == ("everything", [["frames.size_px", 32, 64]])
     assert (facts["frames"], facts["store_bytes"]) == (125, 125 * 320)
     result = call("diff", spec_file, material.cache.path, "--set", "encoder.width=16", "--json")
-    assert result.json["differ"] == [["encoder.identity.width", 16, 8]] and "another encoder" in result.json["why_not"]
+    assert (
+        result.json["differ"] == [["encoder.identity.width", 16, 8]]
+        and "another encoder" in result.json["why_not"]
+    )
 
 
 def test_new_layers(spec_file, material):
@@ -426,7 +520,11 @@ def test_without_weights_the_rest_is_compared(place, material, tmp_path):
     text = spec.read_text().replace("seed = 0", "").partition("[encoder.config]")
     spec.write_text(text[0] + "[frames]" + text[2].partition("[frames]")[2])
     result = call("diff", spec, cache, *gone)
-    assert result.code == 3 and "weights not compared: " in result.out and "encoder.layers" in result.out
+    assert (
+        result.code == 3
+        and "weights not compared: " in result.out
+        and "encoder.layers" in result.out
+    )
 
 
 # Replay
@@ -436,12 +534,16 @@ def test_without_weights_the_rest_is_compared(place, material, tmp_path):
 def test_on_the_same_machine_no_token_has_drifted(material, tmp_path, codec):
     cache = extract.extract(address_spec(codec={"name": codec}), material.manifest, tmp_path)
     facts = replay(cache, 1.0)
-    assert facts["frames_sampled"] == 125 and facts["videos_sampled"] == 6 and facts["mismatch_s"] == 0
+    assert (
+        facts["frames_sampled"] == 125 and facts["videos_sampled"] == 6 and facts["mismatch_s"] == 0
+    )
     assert not facts["drifted"] and not facts["changed"]
     assert [array["tokens"] for array in facts["arrays"].values()] == [250, 125 * 9, 125 * 9]
     assert all(array["below"] == 0 for array in facts["arrays"].values())
     if codec == "float16":
-        assert all(array["min"] == pytest.approx(1, abs=1e-12) for array in facts["arrays"].values())
+        assert all(
+            array["min"] == pytest.approx(1, abs=1e-12) for array in facts["arrays"].values()
+        )
 
 
 def test_a_repainted_video_and_no_other_has_drifted(material, mine, tmp_path):
@@ -453,7 +555,9 @@ def test_a_repainted_video_and_no_other_has_drifted(material, mine, tmp_path):
     result = call("replay", mine.path, "--fraction", "1", "--root", root, "--json")
     assert result.code == 3
     facts = result.json
-    assert facts["drifted"] == ["b/v3.mp4"] and {frame["video"] for frame in facts["worst"]} == {"b/v3.mp4"}
+    assert facts["drifted"] == ["b/v3.mp4"] and {frame["video"] for frame in facts["worst"]} == {
+        "b/v3.mp4"
+    }
     assert facts["changed"].keys() == {"a/v1.mp4", "b/v4.mp4"}
     assert "does not exist" in facts["changed"]["a/v1.mp4"]
     assert "ends before the frame that was cached at 0.200 s" in facts["changed"]["b/v4.mp4"]
@@ -468,7 +572,11 @@ def test_shifted_times_are_found(material, mine, tmp_path):
     shutil.copytree(material.root, root)
     write_video(root / "b/v3.mp4", [paint(3, frame, 64) for frame in range(24)], fps=5)
     facts = replay(mine, 1.0, root)
-    assert facts["shifted"] == ["b/v3.mp4"] and facts["mismatch_s"] == pytest.approx(2.3) and not facts["drifted"]
+    assert (
+        facts["shifted"] == ["b/v3.mp4"]
+        and facts["mismatch_s"] == pytest.approx(2.3)
+        and not facts["drifted"]
+    )
 
 
 def test_a_derived_cache_is_not_judged(mine, tmp_path):
@@ -479,7 +587,9 @@ def test_a_derived_cache_is_not_judged(mine, tmp_path):
 
 def test_the_sample_follows_from_the_seed_and_takes_few_videos(material):
     samples = [sample_frames(material.cache.locations, 0.1, seed) for seed in (0, 0, 1)]
-    texts = [str({video: places.tolist() for video, places in sample.items()}) for sample in samples]
+    texts = [
+        str({video: places.tolist() for video, places in sample.items()}) for sample in samples
+    ]
     assert texts[0] == texts[1] != texts[2]
     assert sum(map(len, samples[0].values())) == 13 and len(samples[0]) <= 3
     for video, places in samples[0].items():
@@ -496,20 +606,32 @@ def test_the_least_cosine_is_a_bound_that_is_met():
         signs = torch.randn(1000, 16, generator=generator, dtype=torch.float64).sign()
         assert (torch.cosine_similarity(x, x + signs * error, dim=-1) >= worst).all()
     along = torch.zeros(1, 2, dtype=torch.float64) + torch.tensor([1.0, 0.0])
-    assert least_cosine(torch.tensor([[0.0, 0.5]]), along, 0.0).item() == pytest.approx(np.cos(np.arcsin(0.5)))
-    assert least_cosine(torch.zeros(1, 2), along, ROUNDING[torch.float32]).item() == pytest.approx(1 - 2e-6, abs=1e-8)
+    assert least_cosine(torch.tensor([[0.0, 0.5]]), along, 0.0).item() == pytest.approx(
+        np.cos(np.arcsin(0.5))
+    )
+    assert least_cosine(torch.zeros(1, 2), along, ROUNDING[torch.float32]).item() == pytest.approx(
+        1 - 2e-6, abs=1e-8
+    )
 
 
 def test_replay_without_the_videos(mine, tmp_path):
-    assert_refused(call("replay", mine.path, "--root", tmp_path / "no"), "is not here; next: say where they are: --root DIR")
+    assert_refused(
+        call("replay", mine.path, "--root", tmp_path / "no"),
+        "is not here; next: say where they are: --root DIR",
+    )
 
 
 def test_truth_beyond_labels_is_compared_byte_by_byte(material, tmp_path):
     """Here and only here: elsewhere the size of targets.h5 is trusted."""
     built = manifest.build(
-        "world", None, tmp_path / "data", {"scene": "room", "clips_per_class": 1, "size_px": 64, "frames": 4}
+        "world",
+        None,
+        tmp_path / "data",
+        {"scene": "room", "clips_per_class": 1, "size_px": 64, "frames": 4},
     )
     cache = extract.extract(address_spec(), built, tmp_path / "caches")
     assert audit(cache).is_sound
     flip(cache.path / "manifest/targets.h5")
-    assert audit(Cache(cache.place)).of_cache == {"manifest/targets.h5": "content differs from its checksum"}
+    assert audit(Cache(cache.place)).of_cache == {
+        "manifest/targets.h5": "content differs from its checksum"
+    }

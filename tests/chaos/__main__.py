@@ -23,11 +23,20 @@ def tallies(tiny: Site, small: Site, here: Server) -> Iterator[Callable[[], Tall
     yield lambda: scenarios.killed_at_operations(tiny, here, count(1))
     for workers in (1, 2, 4):
         yield lambda n=workers: scenarios.killed_at_random(
-            small, f"{n} workers, one killed at random", lambda out, number: small.worker(here, out, number), 20, n
+            small,
+            f"{n} workers, one killed at random",
+            lambda out, number: small.worker(here, out, number),
+            20,
+            n,
         )
     for at_once in (1, 2):
         yield lambda n=at_once: scenarios.killed_at_random(
-            small, f"{n} extract, one killed at random", lambda out, _: small.extraction(here, out), 20, n, laid_out=False
+            small,
+            f"{n} extract, one killed at random",
+            lambda out, _: small.extraction(here, out),
+            20,
+            n,
+            laid_out=False,
         )
     yield lambda: scenarios.all_killed(small, here, rounds=1, workers=3)
     yield lambda: scenarios.decoders_killed(small, here, 20)
@@ -66,7 +75,11 @@ def main() -> int:
             bad += tally.again > tally.spare or tally.identical < tally.rounds
             facts = (tally.kills, tally.rounds, tally.wanted.total(), tally.again, tally.spare)
             identical = "yes" if tally.identical == tally.rounds else "NO"
-            say(COLUMNS.format(tally.scenario, *facts, identical, round(time.monotonic() - at_s), tally.note))
+            say(
+                COLUMNS.format(
+                    tally.scenario, *facts, identical, round(time.monotonic() - at_s), tally.note
+                )
+            )
         here.close()
     say(f"{kills} blows, {bad} scenarios above what is allowed, {time.monotonic() - begin_s:.0f} s")
     return 1 if bad or kills < 200 else 0

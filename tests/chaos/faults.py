@@ -56,11 +56,15 @@ def watch(root: Path, act: Callable[[str], None], wanted: set[str] | None = None
     """Calls `act` with the path before every file operation below `root` that changes something."""
 
     def event(name: str, arguments: tuple[Any, ...]) -> None:
-        if name not in CHANGES and not (name == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING):
+        if name not in CHANGES and not (
+            name == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING
+        ):
             return
         if wanted and name not in wanted:
             return
-        path = os.fsdecode(arguments[0]) if isinstance(arguments[0], str | bytes | os.PathLike) else ""
+        path = (
+            os.fsdecode(arguments[0]) if isinstance(arguments[0], str | bytes | os.PathLike) else ""
+        )
         # A path that is not absolute is relative to a folder that is being removed.
         if not path.startswith("/") or Path(path).is_relative_to(root):
             act(path)
@@ -163,7 +167,9 @@ class PowerCuts:
             try:
                 folders = self.folders()
                 late = [self.keep(folder) for folder in folders if PARTIAL not in str(folder)]
-                for state in self.states({self.keep(folder): self.names(folder) for folder in folders}, late):
+                for state in self.states(
+                    {self.keep(folder): self.names(folder) for folder in folders}, late
+                ):
                     self.write(state)
             finally:
                 self.busy = False
@@ -184,7 +190,9 @@ class PowerCuts:
         return [self.root, *(path for path in self.root.rglob("*") if path.is_dir())]
 
     def names(self, folder: Path) -> dict[str, int]:
-        return {path.name: self.keep(path) for path in folder.iterdir() if path.parent.name != "leases"}
+        return {
+            path.name: self.keep(path) for path in folder.iterdir() if path.parent.name != "leases"
+        }
 
     def keep(self, path: Path) -> int:
         inode = path.stat().st_ino
@@ -192,7 +200,9 @@ class PowerCuts:
             self.handles[inode] = os.open(path, os.O_RDONLY)
         return inode
 
-    def states(self, now: dict[int, dict[str, int]], late: list[int]) -> Iterator[dict[str, bytes | None]]:
+    def states(
+        self, now: dict[int, dict[str, int]], late: list[int]
+    ) -> Iterator[dict[str, bytes | None]]:
         def synced(inode: int) -> bytes:
             return self.synced_bytes.get(inode, b"")
 
@@ -213,9 +223,15 @@ class PowerCuts:
                     names = {other: there for other, there in now[folder].items() if other != name}
                     old = {name: before[name]} if name in before else {}
                     yield self.tree(self.synced_names | now | {folder: names | old}, current)
-        yield self.tree(self.synced_names | {i: names for i, names in now.items() if self.random.random() < 0.5}, either)
+        yield self.tree(
+            self.synced_names
+            | {i: names for i, names in now.items() if self.random.random() < 0.5},
+            either,
+        )
 
-    def tree(self, names: Mapping[int, Mapping[str, int]], content: Callable[[int], bytes]) -> dict[str, bytes | None]:
+    def tree(
+        self, names: Mapping[int, Mapping[str, int]], content: Callable[[int], bytes]
+    ) -> dict[str, bytes | None]:
         """Path -> content, None for a folder."""
         found: dict[str, bytes | None] = {}
 

@@ -104,7 +104,9 @@ class Child:
     def helpers(self) -> list[int]:
         """The processes that it has started; none are seen on another host."""
         found = []
-        for task in Path(f"/proc/{self.pid}/task").glob("*/children") if self.server.is_local else ():
+        for task in (
+            Path(f"/proc/{self.pid}/task").glob("*/children") if self.server.is_local else ()
+        ):
             with suppress(OSError):  # that thread has ended
                 found += [int(pid) for pid in task.read_text().split()]
         return found
@@ -142,14 +144,32 @@ class Site:
         (folder / "videos/a").mkdir(parents=True)
         for number, count in enumerate(frames):
             address_video(folder / f"videos/a/v{number:02d}.mp4", number, count)
-        self.manifest = manifest.build("folder", folder / "videos", folder / "data", {"val_fraction": 0.3})
+        self.manifest = manifest.build(
+            "folder", folder / "videos", folder / "data", {"val_fraction": 0.3}
+        )
         self.toml = folder / "address.toml"
-        sizes = {"chunk_frames": 4, "shard_mb": 12 * FRAME_MB, "store_mb": store_frames * FRAME_MB, "batch_frames": 4}
-        self.toml.write_text(SPEC.partition("[store]")[0] + "".join(["[store]\n", *(f"{k} = {v}\n" for k, v in sizes.items())]))
+        sizes = {
+            "chunk_frames": 4,
+            "shard_mb": 12 * FRAME_MB,
+            "store_mb": store_frames * FRAME_MB,
+            "batch_frames": 4,
+        }
+        self.toml.write_text(
+            SPEC.partition("[store]")[0]
+            + "".join(["[store]\n", *(f"{k} = {v}\n" for k, v in sizes.items())])
+        )
         self.spec = load_spec(self.toml, [])
-        self.undisturbed = extract.extract(self.spec, self.manifest, folder / "undisturbed", torch.device("cpu"))
-        self.numbers = {video.video_id: int(video.video_id[-6:-4]) for video in self.manifest.videos}
-        self.store_of = {self.numbers[video]: store for store, videos in self.undisturbed.plan.items() for video in videos}
+        self.undisturbed = extract.extract(
+            self.spec, self.manifest, folder / "undisturbed", torch.device("cpu")
+        )
+        self.numbers = {
+            video.video_id: int(video.video_id[-6:-4]) for video in self.manifest.videos
+        }
+        self.store_of = {
+            self.numbers[video]: store
+            for store, videos in self.undisturbed.plan.items()
+            for video in videos
+        }
         self.places = 0
 
     @property
@@ -183,7 +203,9 @@ class Site:
 
     def worker(self, server: Server, out: Path, index: int, **faults: Any) -> Child:
         """One worker of a cache that is laid out."""
-        job = Extraction(caches=(str(self.cache_in(out)),), root=str(self.manifest.root), device="cpu")
+        job = Extraction(
+            caches=(str(self.cache_in(out)),), root=str(self.manifest.root), device="cpu"
+        )
         return self._start(server, out, faults, job=job.model_dump_json(), index=str(index))
 
     def _start(self, server: Server, out: Path, faults: Mapping[str, Any], **what: Any) -> Child:
@@ -205,7 +227,9 @@ class Site:
         tally.rounds += 1
         tally.identical += 1
         tally.encoded += self.encoded(out)
-        tally.wanted += Counter({store: frames for store, frames in self.frames_of.items() if store not in had})
+        tally.wanted += Counter(
+            {store: frames for store, frames in self.frames_of.items() if store not in had}
+        )
         for path in (_beside(out, "log"), _beside(out, "stderr")):
             path.unlink(missing_ok=True)
         shutil.rmtree(out, ignore_errors=out.is_mount())
@@ -236,9 +260,17 @@ class Site:
 
     def differences(self, out: Path) -> list[str]:
         """Files that are in one cache only or whose content differs."""
-        found, wanted = (dict(_content(path)) for path in (self.cache_in(out), self.undisturbed.path))
-        found |= {path.name: "beside the cache" for path in out.iterdir() if path.name != self.undisturbed.name}
-        return sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+        found, wanted = (
+            dict(_content(path)) for path in (self.cache_in(out), self.undisturbed.path)
+        )
+        found |= {
+            path.name: "beside the cache"
+            for path in out.iterdir()
+            if path.name != self.undisturbed.name
+        }
+        return sorted(
+            name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)
+        )
 
 
 def wait_for(what: Callable[[], object]) -> None:

@@ -46,7 +46,13 @@ def killed_at_operations(site: Site, server: Server, operations: Iterable[int]) 
 
 
 def killed_at_random(
-    site: Site, scenario: str, start: Start, kills: int, at_once: int, laid_out: bool = True, seed: int = 0
+    site: Site,
+    scenario: str,
+    start: Start,
+    kills: int,
+    at_once: int,
+    laid_out: bool = True,
+    seed: int = 0,
 ) -> Tally:
     """Several processes at one cache; after every few stores one is killed and another one started."""
     tally, dice = Tally(scenario), random.Random(seed)
@@ -122,12 +128,16 @@ def started_at_once(site: Site, server: Server, rounds: int, at_once: int) -> Ta
     return tally
 
 
-def stopped_and_continued(site: Site, server: Server, operations: Iterable[int], seed: int = 0) -> Tally:
+def stopped_and_continued(
+    site: Site, server: Server, operations: Iterable[int], seed: int = 0
+) -> Tally:
     """A worker is stopped before its n-th file operation until another one has taken its stores over, which is stopped in its
     turn; then both go on, and both believe that the stores are theirs."""
     tally, dice = Tally("stopped, taken over, continued"), random.Random(seed)
     for out, stores, first in _stopped_workers(site, server, operations, tally):
-        second = site.worker(server, out, 1, timing=IMPATIENT, root=stores, stop_at=dice.randrange(1, 60))
+        second = site.worker(
+            server, out, 1, timing=IMPATIENT, root=stores, stop_at=dice.randrange(1, 60)
+        )
         status = second.wait()
         tally.kills += 1 + (status == "stopped")
         _sound(site, out, tally)
@@ -144,11 +154,15 @@ def stopped_and_continued(site: Site, server: Server, operations: Iterable[int],
     return tally
 
 
-def taken_over_then_lost(site: Site, server: Server, operations: Iterable[int], seed: int = 0) -> Tally:
+def taken_over_then_lost(
+    site: Site, server: Server, operations: Iterable[int], seed: int = 0
+) -> Tally:
     """As above, but whoever took over never goes on."""
     tally, dice = Tally("taken over by one that dies"), random.Random(seed)
     for out, stores, first in _stopped_workers(site, server, operations, tally):
-        second = site.worker(server, out, 1, timing=IMPATIENT, root=stores, kill_at=dice.randrange(1, 60))
+        second = site.worker(
+            server, out, 1, timing=IMPATIENT, root=stores, kill_at=dice.randrange(1, 60)
+        )
         assert second.wait() in (0, KILLED)
         tally.kills += 2
         first.signal(signal.SIGCONT)
@@ -175,7 +189,9 @@ def refused_at_operations(site: Site, server: Server, operations: Iterable[int])
     errors = cycle((errno.ENOSPC, errno.EIO, errno.EDQUOT))
     for operation in operations:
         out = site.new()
-        child = site.extraction(server, out, timing=STILL, fail_at=operation, errno=(number := next(errors)))
+        child = site.extraction(
+            server, out, timing=STILL, fail_at=operation, errno=(number := next(errors))
+        )
         status = child.wait()
         if status == 0 and not _said(child):
             site.judge(out, tally)
@@ -275,7 +291,11 @@ def other_host() -> Server | None:
 
 def may_mount() -> bool:
     return (
-        os.geteuid() == 0 and subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode == 0
+        os.geteuid() == 0
+        and subprocess.run(
+            ["unshare", "--mount", "true"], check=False, capture_output=True
+        ).returncode
+        == 0
     )
 
 
@@ -294,11 +314,15 @@ def remount(path: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(path)], check=True)
 
 
-def _stopped_workers(site: Site, server: Server, operations: Iterable[int], tally: Tally) -> Iterator[tuple[Path, str, Child]]:
+def _stopped_workers(
+    site: Site, server: Server, operations: Iterable[int], tally: Tally
+) -> Iterator[tuple[Path, str, Child]]:
     """(folder of caches, its stores, a worker that is stopped before its n-th file operation), for each n that there is."""
     for operation in operations:
         out = site.new(laid_out=True)
-        stores = str(site.cache_in(out) / "stores")  # what it does to leases while it waits is not counted
+        stores = str(
+            site.cache_in(out) / "stores"
+        )  # what it does to leases while it waits is not counted
         worker = site.worker(server, out, 0, timing=IMPATIENT, root=stores, stop_at=operation)
         if worker.wait() != "stopped":
             site.judge(out, tally)
@@ -309,7 +333,11 @@ def _stopped_workers(site: Site, server: Server, operations: Iterable[int], tall
 def _some_more_stores(site: Site, out: Path, living: Sequence[Child], dice: random.Random) -> None:
     """Until up to four more stores are there, and then any moment; or until no process lives."""
     wanted = len(site.stores_in(out)) + dice.randrange(5)
-    wait_for(lambda: len(site.stores_in(out)) >= wanted or all(child.ended() is not None for child in living))
+    wait_for(
+        lambda: (
+            len(site.stores_in(out)) >= wanted or all(child.ended() is not None for child in living)
+        )
+    )
     time.sleep(dice.uniform(0, 0.2))
 
 

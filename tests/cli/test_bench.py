@@ -22,7 +22,14 @@ from pipeline.models.temporal.contract import TemporalModule
 CPU = torch.device("cpu")
 NAMES = plugins.names("temporal")
 PASSES = {"forward": 1, "forward_backward": 3}
-TINY = ["--batch=2", "--frames=3", "--tokens=5", "--width=32", "--stream-frames=300", "--stream-tokens=2"]
+TINY = [
+    "--batch=2",
+    "--frames=3",
+    "--tokens=5",
+    "--width=32",
+    "--stream-frames=300",
+    "--stream-tokens=2",
+]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the peak on a CPU is read from /proc")
 
 
@@ -51,7 +58,10 @@ def test_surroundings(monkeypatch):
     assert temporal.surroundings(CPU)["allocator"] == "default"
     monkeypatch.setenv("MALLOC_MMAP_MAX_", "0")
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=1")
-    assert temporal.surroundings(CPU)["allocator"] == "GLIBC_TUNABLES=glibc.malloc.trim_threshold=1 MALLOC_MMAP_MAX_=0"
+    assert (
+        temporal.surroundings(CPU)["allocator"]
+        == "GLIBC_TUNABLES=glibc.malloc.trim_threshold=1 MALLOC_MMAP_MAX_=0"
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -61,11 +71,17 @@ def test_every_module_is_there_and_its_figures_fit_together(whole, name):
     assert facts["parameters"] == sum(part.numel() for part in module.parameters())
     assert facts["state_bytes"] == module.state_bytes(5)
     assert facts["flops"] == module.flops(3, 5)
-    assert facts["flops_measured"] == temporal.products(module, torch.randn(1, 3, 5, 32)) <= facts["flops"]
+    assert (
+        facts["flops_measured"]
+        == temporal.products(module, torch.randn(1, 3, 5, 32))
+        <= facts["flops"]
+    )
     for each, share in PASSES.items():
         figures = facts[each]
         check_times(figures, whole["repeats"])
-        assert figures["flop_per_s"] == pytest.approx(share * 2 * facts["flops"] / figures["median_s"])
+        assert figures["flop_per_s"] == pytest.approx(
+            share * 2 * facts["flops"] / figures["median_s"]
+        )
     stream = facts["stream"]
     assert stream["frames_per_s"] > 0
     assert stream["last_over_first"] == statistics.median(
@@ -77,7 +93,11 @@ def test_every_module_is_there_and_its_figures_fit_together(whole, name):
 def check_times(figures, repeats):
     times = figures["s"]
     assert len(times) == repeats and min(times) > 0
-    assert (figures["min_s"], figures["median_s"], figures["max_s"]) == (min(times), statistics.median(times), max(times))
+    assert (figures["min_s"], figures["median_s"], figures["max_s"]) == (
+        min(times),
+        statistics.median(times),
+        max(times),
+    )
 
 
 def test_mamba_is_compared_with_transformers(whole):
@@ -101,7 +121,9 @@ def test_a_mamba_that_is_not_the_same_shows(monkeypatch):
     layer = temporal.build("mamba", 16, layers=1).mamba_blocks[0].mamba
     x, grad = torch.randn(2, 4, 3, 16), torch.randn(2, 4, 3, 16)
     forward = type(layer).forward
-    monkeypatch.setattr(type(layer), "forward", lambda self, *args: (forward(self, *args)[0] * 1.01, None))
+    monkeypatch.setattr(
+        type(layer), "forward", lambda self, *args: (forward(self, *args)[0] * 1.01, None)
+    )
     result = references.against_transformers(layer, x, grad, 1, lambda *_: None)
     assert result["output_difference"] > 1e-5
     assert result["gradient_difference"] == pytest.approx(0.01, rel=0.1)
@@ -111,7 +133,13 @@ def test_the_published_composition_with_the_same_weights_is_the_same_module():
     """Here with the layers of transformers, whose weights bear the names of those of mamba_ssm."""
 
     def published(d_model: int, d_state: int, d_conv: int, expand: int) -> nn.Module:
-        config = MambaConfig(hidden_size=d_model, state_size=d_state, conv_kernel=d_conv, expand=expand, num_hidden_layers=1)
+        config = MambaConfig(
+            hidden_size=d_model,
+            state_size=d_state,
+            conv_kernel=d_conv,
+            expand=expand,
+            num_hidden_layers=1,
+        )
         return MambaMixer(config, layer_idx=0)
 
     module = temporal.build("gated_mamba_mix", 32, layers=2).eval()
@@ -132,8 +160,13 @@ def test_without_mamba_ssm_ours_is_measured_alone(monkeypatch):
     for each, share in PASSES.items():
         figures = result["stillframe"][each]
         check_times(figures, 2)
-        assert figures["flop_per_s"] == pytest.approx(share * 2 * module.flops(4, 3) / figures["median_s"])
-        assert figures["share_of_matrix_peak"] == figures["flop_per_s"] / result["matrix_peak_flop_per_s"]
+        assert figures["flop_per_s"] == pytest.approx(
+            share * 2 * module.flops(4, 3) / figures["median_s"]
+        )
+        assert (
+            figures["share_of_matrix_peak"]
+            == figures["flop_per_s"] / result["matrix_peak_flop_per_s"]
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -158,7 +191,9 @@ def test_any_width_and_depth_will_do(name):
 def test_peaks_grow_with_the_batch():
     def peaks(batch: int) -> list[int]:
         streams = temporal.Streams(300, 1)
-        found = temporal.modules(["gru"], temporal.Size(batch, 8, 64, 128, 1), streams, 1, CPU, lambda *_: None)
+        found = temporal.modules(
+            ["gru"], temporal.Size(batch, 8, 64, 128, 1), streams, 1, CPU, lambda *_: None
+        )
         return [found["gru"][each]["peak_bytes"] for each in PASSES]
 
     small, large = peaks(2), peaks(8)
@@ -173,8 +208,13 @@ def test_a_peak_is_what_was_held_at_once_and_no_more(mebibytes):
     """Blocks that the allocator hands back at once, so that what is freed in between does not count twice."""
     numbers = mebibytes * 2**18
     torch.ones(numbers)
-    assert memory.peak_bytes(lambda: torch.ones(numbers), CPU) == pytest.approx(mebibytes * 2**20, abs=4 * 2**20)
-    assert memory.peak_bytes(lambda: [torch.ones(numbers).sum() for _ in range(3)], CPU) < 1.5 * mebibytes * 2**20
+    assert memory.peak_bytes(lambda: torch.ones(numbers), CPU) == pytest.approx(
+        mebibytes * 2**20, abs=4 * 2**20
+    )
+    assert (
+        memory.peak_bytes(lambda: [torch.ones(numbers).sum() for _ in range(3)], CPU)
+        < 1.5 * mebibytes * 2**20
+    )
     assert memory.peak_bytes(lambda: None, CPU) < 4 * 2**20
 
 
@@ -215,19 +255,37 @@ def test_a_module_that_grows_with_time_shows():
 
 
 def test_table_fits_and_names_what_was_asked_for():
-    result = call("bench", "temporal", *TINY, "--module", "gru", "--module", "identity", "--mamba", "--repeats", "1")
+    result = call(
+        "bench",
+        "temporal",
+        *TINY,
+        "--module",
+        "gru",
+        "--module",
+        "identity",
+        "--mamba",
+        "--repeats",
+        "1",
+    )
     assert result.code == 0, result
     lines = result.out.splitlines()
     assert max(map(len, lines)) <= 140
     assert lines[0] == "B=2 T=3 N=5 D=32, layers 1, 1 repeats"
-    named = [line.split()[0] for line in lines if re.match(r" (gru|identity|stillframe|transformers) ", line)]
+    named = [
+        line.split()[0]
+        for line in lines
+        if re.match(r" (gru|identity|stillframe|transformers) ", line)
+    ]
     assert named == ["gru", "identity"] * 3 + ["stillframe", "transformers"]
     assert [line.partition(":")[0] for line in lines if line.startswith("transformers / ")] == [
         "transformers / stillframe, forward",
         "transformers / stillframe, fwd+bwd",
     ]
     headers = [line.split("  ") for line in lines if "fwd+bwd ms" in line]
-    assert [len([cell for cell in header if cell]) for header in headers] == [9, 8]  # none is folded
+    assert [len([cell for cell in header if cell]) for header in headers] == [
+        9,
+        8,
+    ]  # none is folded
     assert lines[-1].startswith("largest difference: outputs ")
 
 
@@ -239,6 +297,10 @@ def test_only_what_is_asked_for_is_measured():
 
 
 def test_wrong_input():
-    assert_refused(call("bench", "temporal", "--module", "grru"), "no temporal called 'grru'", "did you mean 'gru'?")
+    assert_refused(
+        call("bench", "temporal", "--module", "grru"),
+        "no temporal called 'grru'",
+        "did you mean 'gru'?",
+    )
     assert_refused(call("bench", "temporal", "--module", "gru", "--stream-frames", "10"), "300")
     assert_refused(call("bench", "temporal", "--batch", "0"), "--batch")

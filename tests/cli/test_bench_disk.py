@@ -25,7 +25,9 @@ def only_ours(monkeypatch):
     monkeypatch.setattr(read, "find_spec", lambda package: package in OURS or None)
 
 
-@pytest.mark.filterwarnings("default::DeprecationWarning")  # of packages that are no part of this one
+@pytest.mark.filterwarnings(
+    "default::DeprecationWarning"
+)  # of packages that are no part of this one
 @pytest.mark.parametrize("reader", readers.READERS, ids=NAMES)
 def test_every_reader_reads_what_was_written(tmp_path, reader):
     pytest.importorskip(reader.package)
@@ -40,15 +42,22 @@ def test_every_reader_reads_what_was_written(tmp_path, reader):
 
 
 def test_read_says_what_was_measured(only_ours, tmp_path):
-    result = call("bench", "read", "--windows", "3", "--repeats", "2", "--folder", tmp_path, "--json").json
+    result = call(
+        "bench", "read", "--windows", "3", "--repeats", "2", "--folder", tmp_path, "--json"
+    ).json
     assert result["window"] == {"shape": [16, 201, 384], "dtype": "float16", "bytes": WINDOW_BYTES}
     assert (result["windows"], result["repeats"]) == (3, 2) and result["machine"]
-    assert WINDOW_BYTES * 3.9 < result["file_bytes"] < WINDOW_BYTES * 4.01  # a window may begin anywhere
+    assert (
+        WINDOW_BYTES * 3.9 < result["file_bytes"] < WINDOW_BYTES * 4.01
+    )  # a window may begin anywhere
     assert result["missing"] == {
-        name: f"pip install {name.removeprefix('zarr + ')}" for name in ("tensorstore", "zarr + zarrs", "webdataset", "litdata")
+        name: f"pip install {name.removeprefix('zarr + ')}"
+        for name in ("tensorstore", "zarr + zarrs", "webdataset", "litdata")
     }
     hot, cold = result["readers"]["hot"], result["readers"]["cold"]
-    assert cold.keys() - hot.keys() == {"dd"} and hot.keys() == set(NAMES) - result["missing"].keys()
+    assert (
+        cold.keys() - hot.keys() == {"dd"} and hot.keys() == set(NAMES) - result["missing"].keys()
+    )
     for of_state, reference in ((hot, "memory-map copy"), (cold, "dd")):
         for name, facts in of_state.items():
             size = result["file_bytes"] if name == "dd" else 3 * WINDOW_BYTES
@@ -57,7 +66,9 @@ def test_read_says_what_was_measured(only_ours, tmp_path):
             theirs = of_state[reference]
             their_size = result["file_bytes"] if reference == "dd" else 3 * WINDOW_BYTES
             pairs = zip(rates, theirs["s"], strict=True)
-            assert facts["ratio"] == pytest.approx(statistics.median(ours * each / their_size * 1e9 for ours, each in pairs))
+            assert facts["ratio"] == pytest.approx(
+                statistics.median(ours * each / their_size * 1e9 for ours, each in pairs)
+            )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -76,7 +87,9 @@ def test_a_reader_that_reads_something_else_is_not_timed(only_ours, tmp_path, mo
 
 
 def test_write_says_what_was_measured(tmp_path):
-    result = call("bench", "write", "--windows", "2", "--repeats", "3", "--folder", tmp_path, "--json").json
+    result = call(
+        "bench", "write", "--windows", "2", "--repeats", "3", "--folder", tmp_path, "--json"
+    ).json
     assert (result["file_bytes"], result["repeats"]) == (2 * WINDOW_BYTES, 3) and result["machine"]
     plain, ours = (result["ways"][way] for way in write.WAYS)
     for facts in (plain, ours):

@@ -37,9 +37,28 @@ from pipeline.extract import extract
 from pipeline.models.encoders.address import paint
 from pipeline.train.run import Run
 
-COMMANDS = ["manifest", "extract", "derive", "status", "verify", "diff", "replay", "train", "evaluate"]
+COMMANDS = [
+    "manifest",
+    "extract",
+    "derive",
+    "status",
+    "verify",
+    "diff",
+    "replay",
+    "train",
+    "evaluate",
+]
 COMMANDS += ["stream", "import-checkpoint", "report"]
-COMMANDS += ["demo", "list", "bench extract", "bench scale", "bench temporal", "bench codecs", "bench read", "bench write"]
+COMMANDS += [
+    "demo",
+    "list",
+    "bench extract",
+    "bench scale",
+    "bench temporal",
+    "bench codecs",
+    "bench read",
+    "bench write",
+]
 COMMANDS += ["plan", "sweep", "bench plan", "bench epoch", "bench report", "bench sweep"]
 
 
@@ -57,13 +76,28 @@ def test_help_says_what_and_shows_an_example(command):
 
 
 def test_help_lists_every_command():
-    listed = re.findall(r"^  ([a-z-]+)  ", fine("--help").out.partition("Commands:")[2], re.MULTILINE)
+    listed = re.findall(
+        r"^  ([a-z-]+)  ", fine("--help").out.partition("Commands:")[2], re.MULTILINE
+    )
     assert listed == [
         "manifest", "extract", "derive", "status", "verify", "diff", "replay", "plan", "train", "sweep", "evaluate",
         "stream", "import-checkpoint", "report", "demo", "list", "bench",
     ]  # fmt: skip
-    listed = re.findall(r"^  ([a-z]+)  ", fine("bench", "--help").out.partition("Commands:")[2], re.MULTILINE)
-    assert listed == ["extract", "read", "write", "scale", "codecs", "temporal", "epoch", "plan", "sweep", "report"]
+    listed = re.findall(
+        r"^  ([a-z]+)  ", fine("bench", "--help").out.partition("Commands:")[2], re.MULTILINE
+    )
+    assert listed == [
+        "extract",
+        "read",
+        "write",
+        "scale",
+        "codecs",
+        "temporal",
+        "epoch",
+        "plan",
+        "sweep",
+        "report",
+    ]
 
 
 @pytest.mark.parametrize("group", ["", "bench"])
@@ -85,10 +119,21 @@ def test_every_command_is_in_the_readme(command):
 
 
 def test_manifest(place, built, tmp_path):
-    result = fine("manifest", "folder", place.videos, "--out", tmp_path / "data", "--set", "val_fraction=0.3")
+    result = fine(
+        "manifest", "folder", place.videos, "--out", tmp_path / "data", "--set", "val_fraction=0.3"
+    )
     assert result.out == f"{tmp_path}/data: 6 clips of 6 videos (val 2, train 4), 2 labels\n"
     assert sorted(digest(tmp_path / "data")) == ["dataset.json", "manifest.jsonl", "videos.jsonl"]
-    facts = fine("manifest", "folder", place.videos, "--out", tmp_path / "data", "--set", "val_fraction=0.3", "--json").json
+    facts = fine(
+        "manifest",
+        "folder",
+        place.videos,
+        "--out",
+        tmp_path / "data",
+        "--set",
+        "val_fraction=0.3",
+        "--json",
+    ).json
     assert facts == {
         "manifest": f"{tmp_path}/data",
         "clips": {"val": 2, "train": 4},
@@ -104,7 +149,10 @@ def test_extract_dry_run_says_what_would_be_and_does_nothing(place, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     before = digest(place.folder)
     text = fine("extract", place.spec, place.data, "--dry-run").out
-    assert text == "6 videos, about 125 frames, 3 stores, 40.0 kB\n20 tokens and 320 bytes per frame, grid 3x3\n"
+    assert (
+        text
+        == "6 videos, about 125 frames, 3 stores, 40.0 kB\n20 tokens and 320 bytes per frame, grid 3x3\n"
+    )
     assert fine("extract", place.spec, place.data, "--dry-run", "--json").json == {
         "spec": "address",
         "videos": 6,
@@ -123,7 +171,9 @@ def test_extract(place, material):
     assert digest(place.cache / "stores") == digest(material.cache.path / "stores")
     before = digest(place.cache)
     lines = fine("extract", place.spec, place.data, "--out", place.cache.parent).out.splitlines()
-    stored = sum(file.stat().st_size for file in (place.cache / "stores").rglob("*") if file.is_file())
+    stored = sum(
+        file.stat().st_size for file in (place.cache / "stores").rglob("*") if file.is_file()
+    )
     assert lines[:-1] == [
         f"{place.cache}: 3 of 3 stores, 125 frames, {stored / 1e3:.1f} kB ({stored / 125:.0f} bytes per frame), codec float16",
         "videos: 6 of 6 whole, 0 failed",
@@ -135,9 +185,14 @@ def test_extract(place, material):
 
 
 def test_extract_says_how_a_sibling_differs(place, cache):
-    result = call("extract", place.spec, place.data, "--out", cache.parent, "--set", "frames.fps=5", "--json")
+    result = call(
+        "extract", place.spec, place.data, "--out", cache.parent, "--set", "frames.fps=5", "--json"
+    )
     assert result.code == 0
-    assert result.err == f'beside it lies {cache.name}, which differs in (this / that): spec.frames.fps: 5.0 / "all"\n'
+    assert (
+        result.err
+        == f'beside it lies {cache.name}, which differs in (this / that): spec.frames.fps: 5.0 / "all"\n'
+    )
     assert result.json["fingerprint"] != Cache(cache).fingerprint
     assert len(list(cache.parent.iterdir())) == 2
 
@@ -158,9 +213,14 @@ def test_status(place):
     assert result.json == status(Cache(place.cache))
     assert result.json["frames"] == sum(LENGTHS.values())
     assert result.json["stores"] == {"planned": 3, "done": 3}
-    splits = {split: (each["covered"], each["clips"]) for split, each in result.json["splits"].items()}
+    splits = {
+        split: (each["covered"], each["clips"]) for split, each in result.json["splits"].items()
+    }
     assert splits == {"val": (2, 2), "train": (4, 4)}
-    assert fine("status", place.cache).out == fine("extract", place.spec, place.data, "--out", place.cache.parent).out
+    assert (
+        fine("status", place.cache).out
+        == fine("extract", place.spec, place.data, "--out", place.cache.parent).out
+    )
 
 
 def test_verify(place):
@@ -176,7 +236,14 @@ def test_train(place, tmp_path):
     assert facts["parameters"] == Run(tmp_path / "run").header.parameters
     last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
     assert facts["val"] == last["val"] and set(facts["val"]) == {"streaming", "window"}
-    files = ["best-000003.safetensors", "best.json", "last-000003.safetensors", "last.json", "metrics.jsonl", "run.json"]
+    files = [
+        "best-000003.safetensors",
+        "best.json",
+        "last-000003.safetensors",
+        "last.json",
+        "metrics.jsonl",
+        "run.json",
+    ]
     assert sorted(digest(tmp_path / "run")) == files
     before = digest(tmp_path / "run")
     text = fine("train", place.recipe, place.cache, "--out", tmp_path / "run").out
@@ -188,7 +255,11 @@ def test_train(place, tmp_path):
 
 def test_train_takes_shipped_recipes_by_name_and_overrides(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sets = [part for text in ("training.steps=1", "windows.fps=10", "training.batch_size=2") for part in ("--set", text)]
+    sets = [
+        part
+        for text in ("training.steps=1", "windows.fps=10", "training.batch_size=2")
+        for part in ("--set", text)
+    ]
     facts = call("train", "demo_identity", place.cache, *sets, "--json").json
     assert facts["run"] == "runs/demo_identity" and facts["steps"] == 1
     assert Run(tmp_path / "runs/demo_identity").recipe.training.batch_size == 2
@@ -197,10 +268,26 @@ def test_train_takes_shipped_recipes_by_name_and_overrides(place, tmp_path, monk
 def test_train_counts_what_windows_repeat(place, tmp_path):
     """One video has half the frames per second of a window, two are over before it."""
     for video, (frames, fps) in enumerate([(12, 10), (12, 5), (3, 10), (2, 10), (12, 10)]):
-        write_video(tmp_path / f"videos/x/v{video}.mp4", [paint(video, frame, 64) for frame in range(frames)], fps)
+        write_video(
+            tmp_path / f"videos/x/v{video}.mp4",
+            [paint(video, frame, 64) for frame in range(frames)],
+            fps,
+        )
     (tmp_path / "videos/x/v4.mp4").rename(tmp_path / "videos/x/v4.held.mp4")
-    fine("manifest", "folder", tmp_path / "videos", "--out", tmp_path / "data", "--set", "val_fraction=0.2")
-    train = [int(clip.source[3]) for clip in Manifest.load(tmp_path / "data").clips if clip.split == "train"]
+    fine(
+        "manifest",
+        "folder",
+        tmp_path / "videos",
+        "--out",
+        tmp_path / "data",
+        "--set",
+        "val_fraction=0.2",
+    )
+    train = [
+        int(clip.source[3])
+        for clip in Manifest.load(tmp_path / "data").clips
+        if clip.split == "train"
+    ]
     fine("extract", place.spec, tmp_path / "data", "--out", tmp_path / "caches")
     (cache,) = (tmp_path / "caches").iterdir()
     result = call("train", place.recipe, cache, "--out", tmp_path / "run")
@@ -230,8 +317,16 @@ def test_evaluate(place, run):
     assert text.startswith("classify on split val: 2 clips")
     assert re.search(r"^ *trivial +0.500 *$", text, re.MULTILINE)
     for form, values in scores.items():
-        assert re.search(rf"run +identity +{form} +{values['score']:.3f} +{values['low']:.3f} \.\. {values['high']:.3f}", text)
-    assert fine("evaluate", run, "--split", "train", "--checkpoint", "best", "--json").json["clips_scored"] == 4
+        assert re.search(
+            rf"run +identity +{form} +{values['score']:.3f} +{values['low']:.3f} \.\. {values['high']:.3f}",
+            text,
+        )
+    assert (
+        fine("evaluate", run, "--split", "train", "--checkpoint", "best", "--json").json[
+            "clips_scored"
+        ]
+        == 4
+    )
     assert (run / "evaluation-train.json").is_file()
 
 
@@ -248,7 +343,10 @@ def test_evaluate_finds_a_cache_that_was_moved(place, run, cache):
 
 def test_report(place, tmp_path):
     before = digest(place.run)
-    assert fine("report", place.run, "--out", tmp_path / "report").out == f"{tmp_path}/report/report.html\n"
+    assert (
+        fine("report", place.run, "--out", tmp_path / "report").out
+        == f"{tmp_path}/report/report.html\n"
+    )
     plots = ["confusion.png", "loss.png", "scores.png", "tokens.png", "validation.png"]
     tables = ["coverage.csv", "report.json", "report.md", "runs.csv", "scores.csv"]
     files = sorted(name for name in digest(tmp_path / "report") if not name.startswith("videos/"))
@@ -274,7 +372,10 @@ def test_list():
     assert fine("list", "codec", "--json").json == [row for row in rows if row["kind"] == "codec"]
     text = fine("list").out
     assert all(re.search(rf"^ *{kind} +{name}\b", text, re.MULTILINE) for kind, name in wanted)
-    assert fine("list", "temporal").out.count("temporal ") == len(plugins.names("temporal")) and "gru" in text
+    assert (
+        fine("list", "temporal").out.count("temporal ") == len(plugins.names("temporal"))
+        and "gru" in text
+    )
 
 
 # Bad input: what is typed, and below it what the one line on stderr must hold
@@ -454,11 +555,16 @@ def cases() -> list[Any]:
 @pytest.mark.parametrize(("command", "parts"), cases())
 def test_bad_input(place, slow_cache, tmp_path, monkeypatch, command, parts):
     monkeypatch.chdir(tmp_path)
-    names = {name: str(getattr(place, name)) for name in ("folder", "videos", "spec", "recipe", "data", "cache", "run")}
+    names = {
+        name: str(getattr(place, name))
+        for name in ("folder", "videos", "spec", "recipe", "data", "cache", "run")
+    }
     names["slow"] = str(slow_cache)
     before = digest(place.folder), digest(slow_cache)
     result = call(*shlex.split(command.format(**names)))
-    if command.endswith("--out {spec}") and result.code == 1:  # a place that cannot be written may also count as a failure
+    if (
+        command.endswith("--out {spec}") and result.code == 1
+    ):  # a place that cannot be written may also count as a failure
         result = dataclasses.replace(result, code=2)
     assert_refused(result, *(part.format(**names) for part in parts))
     assert (digest(place.folder), digest(slow_cache)) == before
@@ -466,13 +572,20 @@ def test_bad_input(place, slow_cache, tmp_path, monkeypatch, command, parts):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-@pytest.mark.parametrize("command", ["extract {spec} {data}", "train {recipe} {cache}", "evaluate {run}", "bench extract"])
+@pytest.mark.parametrize(
+    "command",
+    ["extract {spec} {data}", "train {recipe} {cache}", "evaluate {run}", "bench extract"],
+)
 def test_cuda_where_there_is_none(place, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     before = digest(place.folder)
-    arguments = command.format(spec=place.spec, data=place.data, recipe=place.recipe, cache=place.cache, run=place.run).split()
+    arguments = command.format(
+        spec=place.spec, data=place.data, recipe=place.recipe, cache=place.cache, run=place.run
+    ).split()
     assert_refused(
-        call(*arguments, "--device", "cuda:1"), "device 'cuda:1' asks for CUDA, which this machine", "; next: --device cpu"
+        call(*arguments, "--device", "cuda:1"),
+        "device 'cuda:1' asks for CUDA, which this machine",
+        "; next: --device cpu",
     )
     assert digest(place.folder) == before and list(tmp_path.iterdir()) == []
 
@@ -491,7 +604,9 @@ def test_cuda_where_there_is_none(place, tmp_path, monkeypatch, command):
 )
 def test_a_spec_that_is_none(place, tmp_path, content, parts):
     (tmp_path / "bad.toml").write_bytes(content)
-    assert_refused(call("extract", tmp_path / "bad.toml", place.data, "--out", tmp_path / "caches"), *parts)
+    assert_refused(
+        call("extract", tmp_path / "bad.toml", place.data, "--out", tmp_path / "caches"), *parts
+    )
     assert not (tmp_path / "caches").exists()
 
 
@@ -502,17 +617,25 @@ def test_a_manifest_edited_by_hand(place, tmp_path):
     data = Path(shutil.copytree(place.data, tmp_path / "data"))
     text = (data / "manifest.jsonl").read_text()
     (data / "manifest.jsonl").write_text(text.replace('"val"', '"test"'))
-    message = f"{data}/manifest.jsonl was edited after it was built", "; next: build it again with: stillframe manifest"
+    message = (
+        f"{data}/manifest.jsonl was edited after it was built",
+        "; next: build it again with: stillframe manifest",
+    )
     before = digest(place.folder)
     assert_refused(call("extract", place.spec, data, "--out", place.cache.parent), *message)
-    assert_refused(call("train", place.recipe, place.cache, "--manifest", data, "--out", tmp_path / "run"), *message)
+    assert_refused(
+        call("train", place.recipe, place.cache, "--manifest", data, "--out", tmp_path / "run"),
+        *message,
+    )
     assert digest(place.folder) == before and not (tmp_path / "run").exists()
 
 
 def test_an_empty_manifest(place, tmp_path):
     data = Path(shutil.copytree(place.data, tmp_path / "data"))
     (data / "manifest.jsonl").write_bytes(b"")
-    origin = json.loads((data / "dataset.json").read_text()) | {"manifest_sha256": hashlib.sha256(b"").hexdigest()}
+    origin = json.loads((data / "dataset.json").read_text()) | {
+        "manifest_sha256": hashlib.sha256(b"").hexdigest()
+    }
     (data / "dataset.json").write_text(json.dumps(origin))
     message = f"{data}/manifest.jsonl holds no clips; next: build it again"
     assert_refused(call("extract", place.spec, data, "--out", tmp_path / "caches"), message)
@@ -523,7 +646,9 @@ def test_an_empty_manifest(place, tmp_path):
 def test_a_damaged_dataset_json(place, tmp_path, content):
     data = Path(shutil.copytree(place.data, tmp_path / "data"))
     (data / "dataset.json").write_bytes(content)
-    assert_refused(call("extract", place.spec, data, "--out", tmp_path / "caches"), data / "dataset.json")
+    assert_refused(
+        call("extract", place.spec, data, "--out", tmp_path / "caches"), data / "dataset.json"
+    )
     assert not (tmp_path / "caches").exists()
 
 
@@ -531,7 +656,15 @@ def test_a_manifest_rebuilt_with_other_videos(place, cache, tmp_path):
     shutil.copytree(place.videos, tmp_path / "videos")
     address_video(tmp_path / "videos/a/v7.mp4", 7, 6)
     (tmp_path / "videos/b/v4.mp4").unlink()
-    fine("manifest", "folder", tmp_path / "videos", "--out", tmp_path / "data", "--set", "val_fraction=0.3")
+    fine(
+        "manifest",
+        "folder",
+        tmp_path / "videos",
+        "--out",
+        tmp_path / "data",
+        "--set",
+        "val_fraction=0.3",
+    )
     before = digest(cache)
     assert_refused(
         call("extract", place.spec, tmp_path / "data", "--out", cache.parent),
@@ -539,7 +672,9 @@ def test_a_manifest_rebuilt_with_other_videos(place, cache, tmp_path):
         "; next: extract it into another --out",
     )
     assert_refused(
-        call("train", place.recipe, cache, "--manifest", tmp_path / "data", "--out", tmp_path / "run"),
+        call(
+            "train", place.recipe, cache, "--manifest", tmp_path / "data", "--out", tmp_path / "run"
+        ),
         f"1 videos of manifest {tmp_path}/data are not in cache {cache}, the first is a/v7.mp4; next: ",
     )
     assert digest(cache) == before and not (tmp_path / "run").exists()
@@ -557,8 +692,12 @@ def test_videos_that_were_moved_away(place, tmp_path):
         assert_refused(call("extract", place.spec, data, "--out", tmp_path / "caches"), message)
         assert digest(tmp_path / "caches") == {}
         (tmp_path / "videos").mkdir(exist_ok=True)  # and the second time it is there, and empty
-    fine("extract", place.spec, data, "--out", tmp_path / "caches", "--root", tmp_path / "elsewhere")
-    assert digest(tmp_path / "caches" / place.cache.name / "stores") == digest(place.cache / "stores")
+    fine(
+        "extract", place.spec, data, "--out", tmp_path / "caches", "--root", tmp_path / "elsewhere"
+    )
+    assert digest(tmp_path / "caches" / place.cache.name / "stores") == digest(
+        place.cache / "stores"
+    )
 
 
 def test_videos_that_are_moved_away_half_way(place, cache, tmp_path):
@@ -567,11 +706,17 @@ def test_videos_that_are_moved_away_half_way(place, cache, tmp_path):
     (data / "dataset.json").write_text(json.dumps(origin))
     (cache / Cache(cache).receipt_name(1)).unlink()
     before = digest(cache)
-    assert_refused(call("extract", place.spec, data, "--out", cache.parent), f"is in {tmp_path}/videos; next: ", "--root DIR")
+    assert_refused(
+        call("extract", place.spec, data, "--out", cache.parent),
+        f"is in {tmp_path}/videos; next: ",
+        "--root DIR",
+    )
     assert digest(cache) == before
     fine("extract", place.spec, data, "--out", cache.parent, "--root", place.videos)
     assert digest(cache / "stores") == digest(place.cache / "stores")
-    fine("extract", place.spec, data, "--out", cache.parent)  # nothing is left to do, so no video is needed
+    fine(
+        "extract", place.spec, data, "--out", cache.parent
+    )  # nothing is left to do, so no video is needed
 
 
 # Videos that fail
@@ -620,7 +765,9 @@ def test_nothing_but_rejected_files(poor, tmp_path):
         file.unlink()
     (poor / "x/frameless.avi").unlink()
     result = call("manifest", "folder", poor, "--out", tmp_path / "data")
-    assert_refused(result, f"none of 3 videos in {poor} can be used: x/frameless.mp4: ", *REJECTED.values())
+    assert_refused(
+        result, f"none of 3 videos in {poor} can be used: x/frameless.mp4: ", *REJECTED.values()
+    )
     assert not (tmp_path / "data").exists()
 
 
@@ -634,7 +781,10 @@ def test_failed_videos_are_listed_with_exit_code_3(place, poor, tmp_path):
     assert re.search(r"x/good1.mp4 +.*cannot be opened as media", result.out)
     result = call("extract", place.spec, tmp_path / "data", "--out", tmp_path / "caches", "--json")
     assert (result.code, result.err) == (3, RETRY)
-    assert result.json["videos"] == {"planned": 3, "stored": 1, "failed": 2} and result.json["frames"] == 9
+    assert (
+        result.json["videos"] == {"planned": 3, "stored": 1, "failed": 2}
+        and result.json["frames"] == 9
+    )
     assert result.json["failures"].keys() == {"x/frameless.avi", "x/good1.mp4"}
     assert fine("status", result.json["cache"], "--json").json == result.json
 
@@ -644,24 +794,41 @@ def failed(place, poor, tmp_path) -> list[object]:
     """The command of an extraction in which two of three videos failed; every video has a store of its own."""
     call("manifest", "folder", poor, "--out", tmp_path / "data", "--set", "val_fraction=0.4")
     (poor / "x/good1.mp4").write_bytes(b"no longer a video")
-    command = ["extract", place.spec, tmp_path / "data", "--out", tmp_path / "caches", "--set", "store.store_mb=0.0014"]
+    command = [
+        "extract",
+        place.spec,
+        tmp_path / "data",
+        "--out",
+        tmp_path / "caches",
+        "--set",
+        "store.store_mb=0.0014",
+    ]
     assert call(*command, "--json").json["stores"] == {"planned": 3, "done": 3}
     return command
 
 
 def test_retry_failed_redoes_the_stores_with_failures_alone(poor, failed, tmp_path):
     (cache,) = (tmp_path / "caches").iterdir()
-    (kept,) = [path for path in (cache / "receipts").iterdir() if not json.loads(path.read_text())["failures"]]
+    (kept,) = [
+        path
+        for path in (cache / "receipts").iterdir()
+        if not json.loads(path.read_text())["failures"]
+    ]
     before, untouched = digest(cache), kept.stat()
     address_video(poor / "x/good1.mp4", 1, 9)
-    assert call(*failed).code == 3 and digest(cache) == before  # what failed is not tried again unasked
+    assert (
+        call(*failed).code == 3 and digest(cache) == before
+    )  # what failed is not tried again unasked
     result = call(*failed, "--retry-failed", "--json")
     assert (result.code, result.err) == (3, RETRY)
     assert result.json["frames"] == 18 and result.json["failures"].keys() == {"x/frameless.avi"}
     address_video(poor / "x/frameless.avi", 2, 6)
     result = fine(*failed, "--retry-failed", "--json")
     assert result.json["frames"] == 24 and result.json["failures"] == {}
-    assert (kept.stat().st_ino, kept.stat().st_mtime_ns) == (untouched.st_ino, untouched.st_mtime_ns)
+    assert (kept.stat().st_ino, kept.stat().st_mtime_ns) == (
+        untouched.st_ino,
+        untouched.st_mtime_ns,
+    )
     before = digest(cache)
     fine(*failed, "--retry-failed")
     assert digest(cache) == before
@@ -695,7 +862,9 @@ def test_odd_names_are_listed_as_they_are(place, tmp_path):
     fine("manifest", "folder", root, "--out", tmp_path / "data", "--set", "val_fraction=0.4")
     (root / ODD).write_bytes(b"no longer a video")
     result = call("extract", place.spec, tmp_path / "data", "--out", tmp_path / "caches")
-    assert result.code == 3 and re.search(rf"{re.escape(ODD)} +.*cannot be opened as media", result.out)
+    assert result.code == 3 and re.search(
+        rf"{re.escape(ODD)} +.*cannot be opened as media", result.out
+    )
     (cache,) = (tmp_path / "caches").iterdir()
     assert ODD in fine("status", cache).out
 
@@ -707,7 +876,10 @@ def test_holes_are_refused_and_counted(place, cache, tmp_path):
     (cache / Cache(cache).receipt_name(0)).unlink()
     gone = Cache(place.cache).plan[0].keys()
     clips = Cache(cache).manifest.clips
-    holes = {split: sum(clip.video_id in gone for clip in clips if clip.split == split) for split in ("train", "val")}
+    holes = {
+        split: sum(clip.video_id in gone for clip in clips if clip.split == split)
+        for split in ("train", "val")
+    }
     assert min(holes.values()) >= 1
     facts = fine("status", cache, "--json").json
     assert facts["stores"] == {"planned": 3, "done": 2}
@@ -716,13 +888,25 @@ def test_holes_are_refused_and_counted(place, cache, tmp_path):
     assert fine("verify", cache, "--json").json["stores_missing"] == [0]
     run = tmp_path / "run"
     message = f"cache {cache} has holes: {holes['train']} of 4 clips of split 'train' are not covered, the first is "
-    assert_refused(call("train", place.recipe, cache, "--out", run), message, ": not extracted yet; next: ", "--allow-missing")
+    assert_refused(
+        call("train", place.recipe, cache, "--out", run),
+        message,
+        ": not extracted yet; next: ",
+        "--allow-missing",
+    )
     assert not run.exists()
     result = call("train", place.recipe, cache, "--out", run, "--allow-missing", "--json")
     assert result.code == 0 and result.json["steps"] == 3
-    assert result.err == f"{holes['train']} clips of split 'train' were left out: the cache does not cover them\n"
+    assert (
+        result.err
+        == f"{holes['train']} clips of split 'train' were left out: the cache does not cover them\n"
+    )
     assert Run(run).header.clips["skipped"] == holes["train"]
-    assert_refused(call("evaluate", run), f"has holes: {holes['val']} of 2 clips of split 'val'", "--allow-missing")
+    assert_refused(
+        call("evaluate", run),
+        f"has holes: {holes['val']} of 2 clips of split 'val'",
+        "--allow-missing",
+    )
     result = call("evaluate", run, "--allow-missing")
     assert result.code == 0 and f"{2 - holes['val']} clips" in result.out
     assert result.err == f"run: {holes['val']} clips left out: the cache does not cover them\n"
@@ -753,7 +937,9 @@ def test_a_process_that_is_refused(place):
 def test_a_process_without_command_shows_the_help():
     done = process()
     assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("Usage: ")
-    assert done.stderr.splitlines()[1:] == fine("--help").out.splitlines()[1:]  # the first line tells how it was called
+    assert (
+        done.stderr.splitlines()[1:] == fine("--help").out.splitlines()[1:]
+    )  # the first line tells how it was called
 
 
 def test_a_reader_that_goes_away_is_no_accident():
@@ -780,7 +966,17 @@ def interruptible(command: list[str]) -> subprocess.Popen[str]:
 def test_interrupting_keeps_what_was_finished(place, tmp_path):
     run = tmp_path / "run"
     sets = ["--set", "training.steps=1000000", "--set", "training.checkpoint_every=5"]
-    command = [sys.executable, "-m", "pipeline.cli", "train", str(place.recipe), str(place.cache), "--out", str(run), *sets]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.cli",
+        "train",
+        str(place.recipe),
+        str(place.cache),
+        "--out",
+        str(run),
+        *sets,
+    ]
     training = interruptible(command)
     while training.poll() is None and not (run / "last.json").exists():
         time.sleep(0.01)
@@ -806,7 +1002,10 @@ def test_interrupting_an_extraction_keeps_finished_stores(place, tmp_path):
     out, err = extraction.communicate()
     assert (extraction.returncode, out, err) == (130, "", STOPPED)
     (cache,) = (tmp_path / "stopped").iterdir()
-    done = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (cache / "receipts").glob("*.json")}
+    done = {
+        path: (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in (cache / "receipts").glob("*.json")
+    }
     assert 1 <= len(done) < len(Cache(cache).plan)
     fine(*arguments, tmp_path / "stopped")
     assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in done} == done
@@ -816,4 +1015,7 @@ def test_interrupting_an_extraction_keeps_finished_stores(place, tmp_path):
 
 def test_extracting_through_the_api_or_by_command_is_one(place, tmp_path):
     built = manifest.build("folder", place.videos, tmp_path / "data", {"val_fraction": 0.3})
-    assert extract.preview(address_spec(), built) == fine("extract", place.spec, place.data, "--dry-run", "--json").json
+    assert (
+        extract.preview(address_spec(), built)
+        == fine("extract", place.spec, place.data, "--dry-run", "--json").json
+    )

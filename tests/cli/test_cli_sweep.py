@@ -43,7 +43,11 @@ def test_rates_are_compared_over_the_same_seconds():
     settings = settings_of(load_sweep(shipped_sweeps()["frame_rate"]))
     windows = [next(iter(one.members.values())).windows for one in settings]
     assert {(one.frames - 1) / one.fps for one in windows} == {1.5}
-    assert sorted({one.fps for one in windows}) == [2, 4, 12]  # all are frames of a cache of 12 a second
+    assert sorted({one.fps for one in windows}) == [
+        2,
+        4,
+        12,
+    ]  # all are frames of a cache of 12 a second
 
 
 def test_length_is_asked_up_to_hundreds_of_frames():
@@ -63,25 +67,58 @@ def test_length_is_asked_up_to_hundreds_of_frames():
 def test_a_given_axis_chooses_among_settings_too():
     path = shipped_sweeps()["motion_factors"]
     spec = load_sweep(path, axes={"cache": ["given", "speed_1"], "temporal": ["identity", "gru"]})
-    assert [one.name for one in settings_of(spec)] == ["given, identity", "given, gru", "speed_1, identity", "speed_1, gru"]
+    assert [one.name for one in settings_of(spec)] == [
+        "given, identity",
+        "given, gru",
+        "speed_1, identity",
+        "speed_1, gru",
+    ]
     few = load_sweep(path, axes={"temporal": ["identity", "gru"]})
-    assert {one["temporal"] for one in few.settings} == {"identity", "gru"} and len(few.settings) == 8
+    assert {one["temporal"] for one in few.settings} == {"identity", "gru"} and len(
+        few.settings
+    ) == 8
     assert len(load_sweep(path, axes={"model.width": [8]}).settings) == 16
-    lengths = {"cache": ["frames_384"], "temporal": ["identity", "gru"], "windows.eval_frames": [8, 48]}
-    names = [f"frames_384, {module}, eval_frames {frames}" for module in ("identity", "gru") for frames in (8, 48)]
+    lengths = {
+        "cache": ["frames_384"],
+        "temporal": ["identity", "gru"],
+        "windows.eval_frames": [8, 48],
+    }
+    names = [
+        f"frames_384, {module}, eval_frames {frames}"
+        for module in ("identity", "gru")
+        for frames in (8, 48)
+    ]
     assert [one.name for one in settings_of(load_sweep(path, axes=lengths))] == names
 
 
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["temporal_module"], ["no sweep called 'temporal_module'", "did you mean 'temporal_modules'?"]),
-        (["temporal_modules", "--axis", "temporal=gru"], ["wants a list, found 'gru'", "--axis 'temporal=[\"gru\"]'"]),
-        (["temporal_modules", "--axis", "temporal=[gru]"], ["wants a list, found '[gru]'", "'temporal=[\"gru\"]'"]),
-        (["temporal_modules", "--axis", "windows.fps=4"], ["wants a list, found 4", "'windows.fps=[4]'"]),
+        (
+            ["temporal_module"],
+            ["no sweep called 'temporal_module'", "did you mean 'temporal_modules'?"],
+        ),
+        (
+            ["temporal_modules", "--axis", "temporal=gru"],
+            ["wants a list, found 'gru'", "--axis 'temporal=[\"gru\"]'"],
+        ),
+        (
+            ["temporal_modules", "--axis", "temporal=[gru]"],
+            ["wants a list, found '[gru]'", "'temporal=[\"gru\"]'"],
+        ),
+        (
+            ["temporal_modules", "--axis", "windows.fps=4"],
+            ["wants a list, found 4", "'windows.fps=[4]'"],
+        ),
         (["temporal_modules", "--seeds", "0"], ["--seeds", "greater than or equal to 1"]),
-        (["temporal_modules", "--axis", "model.layers=[[7]]", "--dry-run"], ["reads layer 7, the cache has 2, 5"]),
-        (["motion_factors", "--dry-run"], ["data set 'folder'", "renders none", "--set scene=room"]),
+        (
+            ["temporal_modules", "--axis", "model.layers=[[7]]", "--dry-run"],
+            ["reads layer 7, the cache has 2, 5"],
+        ),
+        (
+            ["motion_factors", "--dry-run"],
+            ["data set 'folder'", "renders none", "--set scene=room"],
+        ),
     ],
 )
 def test_wrong_input_is_one_line(place, arguments, parts, tmp_path):
@@ -114,7 +151,11 @@ def test_each_setting_is_told_beside_its_own_reference(room):
     assert {row["setting"] for row in rows if row["is_reference"] == "True"} == {
         name for name, reference in references.items() if name == reference
     }
-    assert all(row["reference"] == references[row["setting"]] for row in rows if row["is_reference"] == "False")
+    assert all(
+        row["reference"] == references[row["setting"]]
+        for row in rows
+        if row["is_reference"] == "False"
+    )
     text = (folder / "sweep/report/report.md").read_text()
     assert "| over |" in text and text.count("hidden, identity") >= 2
 
@@ -125,13 +166,21 @@ def test_curves_run_from_the_videos_at_rest_to_the_hard_ones(room):
     curves = along(subject)
     assert list(curves) and set(curves) == {"occlusion", "windows.eval_frames"}
     score = {one.name: one.intervals["streaming"].score for one in subject.ranked()}
-    lines = {line.get_label(): line for line in over_axis(subject, "occlusion", curves["occlusion"]).axes[0].lines}
+    lines = {
+        line.get_label(): line
+        for line in over_axis(subject, "occlusion", curves["occlusion"]).axes[0].lines
+    }
     assert list(lines["gru"].get_xdata()) == [0, 1]
     assert list(lines["gru"].get_ydata()) == [score["given, gru"], score["hidden, gru"]]
     trivial = {one.name: subject.trivial(one) for one in subject.ranked()}
-    assert list(lines["trivial answer"].get_ydata()) == [trivial["given, gru"], trivial["hidden, gru"]]
+    assert list(lines["trivial answer"].get_ydata()) == [
+        trivial["given, gru"],
+        trivial["hidden, gru"],
+    ]
     axis = "windows.eval_frames"
-    lengths = {line.get_label(): line for line in over_axis(subject, axis, curves[axis]).axes[0].lines}
+    lengths = {
+        line.get_label(): line for line in over_axis(subject, axis, curves[axis]).axes[0].lines
+    }
     assert list(lengths["identity"].get_xdata()) == [2, 6]
 
 
@@ -141,13 +190,25 @@ def test_factors_stand_side_by_side_with_their_gains(room, width_inches, columns
     curves = alike(along(subject))
     assert list(curves) == ["occlusion", "windows.eval_frames"]
     panels = side_by_side(subject, curves | {"once_more": curves["occlusion"]}, width_inches).axes
-    assert len(panels) == 6 and len({one.get_subplotspec().colspan.start for one in panels}) == columns
+    assert (
+        len(panels) == 6 and len({one.get_subplotspec().colspan.start for one in panels}) == columns
+    )
     score, gain = panels[0], panels[columns]
-    assert [score.get_title(), panels[1].get_title(), gain.get_title()] == ["occlusion", "eval_frames", ""]
+    assert [score.get_title(), panels[1].get_title(), gain.get_title()] == [
+        "occlusion",
+        "eval_frames",
+        "",
+    ]
     assert score.get_ylim() == panels[1].get_ylim() and gain.get_xlim() == score.get_xlim()
     assert score.get_ylabel() == "mIoU, streaming" and gain.get_ylabel() == "gain over identity"
-    over = {one.name: one.comparisons["streaming"].gain.score for one in subject.ranked() if one.comparisons}
-    assert [over["given, gru"], over["hidden, gru"]] in [list(line.get_ydata()) for line in gain.lines]
+    over = {
+        one.name: one.comparisons["streaming"].gain.score
+        for one in subject.ranked()
+        if one.comparisons
+    }
+    assert [over["given, gru"], over["hidden, gru"]] in [
+        list(line.get_ydata()) for line in gain.lines
+    ]
 
 
 def test_of_several_questions_none_is_the_best(room):
@@ -161,8 +222,16 @@ def test_a_scene_without_the_dial_is_refused_before_anything_is_rendered(room, t
     text = (folder / "factors.toml").read_text().replace("occlusion = 1", "occlusion = 2")
     (tmp_path / "wrong.toml").write_text(text)
     for options in ([], ["--dry-run"]):
-        result = call("sweep", tmp_path / "wrong.toml", cache, "--out", tmp_path / "sweep", *options)
-        assert_refused(result, "cache 'hidden' of the sweep", "occlusion", "less than or equal to 1", "--set scene=room")
+        result = call(
+            "sweep", tmp_path / "wrong.toml", cache, "--out", tmp_path / "sweep", *options
+        )
+        assert_refused(
+            result,
+            "cache 'hidden' of the sweep",
+            "occlusion",
+            "less than or equal to 1",
+            "--set scene=room",
+        )
     assert not (tmp_path / "sweep").exists()
 
 
@@ -175,33 +244,61 @@ def test_a_page_says_what_it_was_made_by_and_lives_without_its_cache(room, tmp_p
         moved.rename(cache)
     assert result.code == 0, result
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert f"stillframe sweep {folder / 'sweep' / SWEEP_FILE} {cache} --out {folder / 'sweep'}" in html
+    assert (
+        f"stillframe sweep {folder / 'sweep' / SWEEP_FILE} {cache} --out {folder / 'sweep'}" in html
+    )
     assert (tmp_path / "over_windows.eval_frames.png").is_file()
 
 
 def test_the_command_of_a_page_makes_the_same_sweep_with_all_that_was_laid_over_it(place, tmp_path):
     """From another folder than it was made in, and on top of it what is asked for now."""
-    changes = ["--set", "training.steps=2", "--set", "training.evaluate_every=2", "--set", "training.warmup_steps=0"]
+    changes = [
+        "--set",
+        "training.steps=2",
+        "--set",
+        "training.evaluate_every=2",
+        "--set",
+        "training.warmup_steps=0",
+    ]
     axes = ["--axis", 'temporal=["identity", "gru"]', "--axis", "model.width=[8, 12]"]
     made = tmp_path / "made"
     fine("sweep", "temporal_modules", place.cache, *changes, *axes, "--seeds", "2", "--out", made)
-    (command,) = [line for line in commands(of_sweep(made, "val")[0]) if line.startswith("stillframe sweep")]
+    (command,) = [
+        line for line in commands(of_sweep(made, "val")[0]) if line.startswith("stillframe sweep")
+    ]
     _, *arguments = command.split()
     assert arguments == ["sweep", str(made / SWEEP_FILE), str(place.cache), "--out", str(made)]
     fine(*arguments[:-1], tmp_path / "again")
     first, second = (Sweep(folder) for folder in (made, tmp_path / "again"))
     assert second.header == first.header and len(second.members) == 8
-    assert [Run(member.path).recipe for member in second.members] == [Run(member.path).recipe for member in first.members]
-    scores = [[one.scores for one in sweep.summaries["classify"].settings] for sweep in (first, second)]
+    assert [Run(member.path).recipe for member in second.members] == [
+        Run(member.path).recipe for member in first.members
+    ]
+    scores = [
+        [one.scores for one in sweep.summaries["classify"].settings] for sweep in (first, second)
+    ]
     assert scores[0] == scores[1]
-    planned = fine(*arguments[:-1], tmp_path / "more", "--seeds", "3", "--set", "model.layers=[5]", "--dry-run", "--json").json
+    planned = fine(
+        *arguments[:-1],
+        tmp_path / "more",
+        "--seeds",
+        "3",
+        "--set",
+        "model.layers=[5]",
+        "--dry-run",
+        "--json",
+    ).json
     assert len(planned["members"]) == 12
     assert all(one["recipe"]["training"]["steps"] == 2 for one in planned["members"])
     assert all(one["recipe"]["model"]["layers"] == [5] for one in planned["members"])
 
 
 def test_a_sweep_file_that_is_none_is_named(place, tmp_path):
-    assert_refused(call("sweep", tmp_path / "sweep.json", place.cache), tmp_path / "sweep.json", "No such file")
+    assert_refused(
+        call("sweep", tmp_path / "sweep.json", place.cache), tmp_path / "sweep.json", "No such file"
+    )
     (tmp_path / "sweep.json").write_text('{"format_version": 9}')
-    assert_refused(call("sweep", tmp_path / "sweep.json", place.cache), "has format 9", "upgrade stillframe")
+    assert_refused(
+        call("sweep", tmp_path / "sweep.json", place.cache), "has format 9", "upgrade stillframe"
+    )
     assert not (tmp_path / "over_occlusion.png").exists()  # nobody knows what its dials were

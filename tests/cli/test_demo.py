@@ -19,10 +19,22 @@ def done(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
     said, steps = [], set()
     world = {"clips_per_class": 4, "frames": 12, "val_fraction": 0.5}
-    overrides = ["training.steps=6", "training.evaluate_every=3", "training.batch_size=8", "windows.frames=4"]
+    overrides = [
+        "training.steps=6",
+        "training.evaluate_every=3",
+        "training.batch_size=8",
+        "windows.frames=4",
+    ]
 
     def run():
-        return demo.demo(out, Path("cache_specs/demo.toml"), lambda what, *_: steps.add(what), said.append, world, overrides)
+        return demo.demo(
+            out,
+            Path("cache_specs/demo.toml"),
+            lambda what, *_: steps.add(what),
+            said.append,
+            world,
+            overrides,
+        )
 
     results, page = run()
     return out, results, page, said, steps, run
@@ -34,9 +46,15 @@ def test_three_modules_are_trained_from_one_cache(done):
     assert status(Cache(cache))["frames"] == 4 * 8 * 12
     assert [result["temporal"] for result in results] == ["identity", "gru", "gated_mamba_mix"]
     assert {result["cache"]["name"] for result in results} == {cache.name}
-    assert len(said) == 5 and {"rendering videos", "extracting tokens", "training demo_gru"} <= steps
+    assert (
+        len(said) == 5 and {"rendering videos", "extracting tokens", "training demo_gru"} <= steps
+    )
     for result in results:
-        assert result["clips_scored"] == 16 and result["clips_skipped"] == 0 and result["trivial"]["top-1"] == 1 / 8
+        assert (
+            result["clips_scored"] == 16
+            and result["clips_skipped"] == 0
+            and result["trivial"]["top-1"] == 1 / 8
+        )
         assert set(result["forms"]) == {"streaming", "window"}
 
 
@@ -50,7 +68,9 @@ def test_the_report_holds_every_score(done):
         for form, metrics in result["forms"].items():
             values = metrics["top-1"]
             (row,) = [row for row in rows if (row["setting"], row["form"]) == (result["run"], form)]
-            assert [float(row[key]) for key in ("score", "low", "high")] == [values[key] for key in ("score", "low", "high")]
+            assert [float(row[key]) for key in ("score", "low", "high")] == [
+                values[key] for key in ("score", "low", "high")
+            ]
             assert f">{values['low']:.3f} .. {values['high']:.3f}</td>" in text
             assert f"| {result['run']} |" in (out / "report/report.md").read_text()
     assert 'src="http' not in text
@@ -60,7 +80,11 @@ def test_the_report_holds_every_score(done):
 
 def test_a_second_run_goes_on_from_what_it_finds(done):
     out, results, _, _, _, run = done
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors") if path.name.startswith(("last", "best"))}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in out.rglob("*.safetensors")
+        if path.name.startswith(("last", "best"))
+    }
     assert len(before) == 6
     again, _ = run()
     assert json.dumps(again) == json.dumps(results)
@@ -69,9 +93,22 @@ def test_a_second_run_goes_on_from_what_it_finds(done):
 
 def test_five_tasks_from_one_cache_with_and_without_time(tmp_path):
     world = {"clips_per_class": 5, "frames": 12, "val_fraction": 0.4}
-    overrides = ["training.steps=3", "training.evaluate_every=3", "training.batch_size=4", "windows.frames=4"]
+    overrides = [
+        "training.steps=3",
+        "training.evaluate_every=3",
+        "training.batch_size=4",
+        "windows.frames=4",
+    ]
     said = []
-    found = demo.demo_tasks(tmp_path, Path("cache_specs/demo.toml"), demo.TASKS, lambda *_: None, said.append, world, overrides)
+    found = demo.demo_tasks(
+        tmp_path,
+        Path("cache_specs/demo.toml"),
+        demo.TASKS,
+        lambda *_: None,
+        said.append,
+        world,
+        overrides,
+    )
     assert list(found) == ["classify", "boxes", "points", "depth", "pose"]
     assert len(list((tmp_path / "caches").iterdir())) == 1 and len(said) == 2 + 3 * 5
     for task, (results, ahead) in found.items():
@@ -80,7 +117,11 @@ def test_five_tasks_from_one_cache_with_and_without_time(tmp_path):
         metric = results[0]["metrics"][0]
         scores = [result["forms"]["streaming"][metric["name"]]["score"] for result in results]
         gain = scores[1] - scores[0] if metric["higher_is_better"] else scores[0] - scores[1]
-        assert ahead.score == pytest.approx(gain, abs=1e-9) and ahead.low <= ahead.score <= ahead.high
+        assert (
+            ahead.score == pytest.approx(gain, abs=1e-9) and ahead.low <= ahead.score <= ahead.high
+        )
         run = tmp_path / "runs" / f"demo_{task}_gru"
-        assert (run / "drawn-val.png").is_file() and len(list((run / "drawn-val").glob("*.mp4"))) == demo.DRAWN
+        assert (run / "drawn-val.png").is_file() and len(
+            list((run / "drawn-val").glob("*.mp4"))
+        ) == demo.DRAWN
         assert (tmp_path / "report" / task / "report.html").is_file()

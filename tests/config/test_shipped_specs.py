@@ -36,13 +36,18 @@ def test_the_demonstration_needs_nothing_but_its_spec() -> None:
     """Its tokens follow the picture: they vary over it, and a moving object moves them."""
     spec = load_spec(SPECS / "demo.toml")
     assert spec.token_shape() == SHAPES["demo"]
-    encoder = plugins.load("encoder", "transformers")(spec.encoder.settings, spec.frames.size_px, torch.device("cpu"))
+    encoder = plugins.load("encoder", "transformers")(
+        spec.encoder.settings, spec.frames.size_px, torch.device("cpu")
+    )
     assert len(fingerprint(spec, encoder.identity, "none")) == 12
     pixels_NCHW = torch.full((2, 3, 112, 112), 90, dtype=torch.uint8)
     for frame, left_px in enumerate((40, 44)):
         pixels_NCHW[frame, 0, 40:72, left_px : left_px + 32] = 220
     patches_NPD = encoder(pixels_NCHW).patches_NPD[1].view(2, 7, 7, 64)
-    background, edge = patches_NPD[:, 0, 0], patches_NPD[:, 3, 2]  # the object's left edge lies in column 2
+    background, edge = (
+        patches_NPD[:, 0, 0],
+        patches_NPD[:, 3, 2],
+    )  # the object's left edge lies in column 2
     assert (edge[0] - background[0]).norm() > 0.5 * background[0].norm()
     assert (edge[0] - edge[1]).norm() > 10 * (background[0] - background[1]).norm()
     assert (edge[0] - edge[1]).norm() > 0.1 * edge[0].norm()

@@ -86,10 +86,19 @@ def test_what_is_wrong_in_a_spec_is_named(spec_file, change, message):
         ("task.forms=[]", "forms"),
         ("windows.frames=0", "key 'windows.frames'"),
         ("windows.fps=inf", "key 'windows.fps': Input should be a finite number"),
-        ("training.learning_rate=inf", "key 'training.learning_rate': Input should be a finite number"),
-        ("training.weight_decay=nan", "key 'training.weight_decay': Input should be a finite number"),
+        (
+            "training.learning_rate=inf",
+            "key 'training.learning_rate': Input should be a finite number",
+        ),
+        (
+            "training.weight_decay=nan",
+            "key 'training.weight_decay': Input should be a finite number",
+        ),
         ("training.betas=[0.9, nan]", "key 'training.betas.1': Input should be a finite number"),
-        ("training.seed=9223372036854775808", "key 'training.seed': Input should be less than or equal to"),
+        (
+            "training.seed=9223372036854775808",
+            "key 'training.seed': Input should be less than or equal to",
+        ),
         ("task.label_smoothing=nan", "key 'label_smoothing': Input should be a finite number"),
     ],
 )
@@ -117,17 +126,27 @@ def test_what_is_wrong_in_a_plugins_table_names_file_and_plugin(spec_file, recip
     spec_file.write_text(SPEC)
     with pytest.raises(BadInput) as caught:
         load_spec(spec_file, ["encoder.widht=8"])
-    assert caught.value.message == f"{spec_file}: [encoder] address: unknown key 'widht' (did you mean 'width'?)"
+    assert (
+        caught.value.message
+        == f"{spec_file}: [encoder] address: unknown key 'widht' (did you mean 'width'?)"
+    )
     with pytest.raises(BadInput) as caught:
         load_spec(spec_file, ["codec.name=floa16"])
-    assert caught.value.message.startswith(f"{spec_file}: [codec] floa16: no codec called 'floa16'; there are: ")
+    assert caught.value.message.startswith(
+        f"{spec_file}: [codec] floa16: no codec called 'floa16'; there are: "
+    )
     assert caught.value.hint == "did you mean 'float16'?"
-    with pytest.raises(BadInput, match=r"^encoder 'address': bar codes are read from 16 px up, found size_px = 8$"):
+    with pytest.raises(
+        BadInput, match=r"^encoder 'address': bar codes are read from 16 px up, found size_px = 8$"
+    ):
         load_spec(spec_file, ["frames.size_px=8"]).token_shape()
     recipe_file.write_text(RECIPE)
     with pytest.raises(BadInput) as caught:
         load_recipe(recipe_file, ["task.headz=8"])
-    assert caught.value.message == f"{recipe_file}: [task] classify: unknown key 'headz' (did you mean 'heads'?)"
+    assert (
+        caught.value.message
+        == f"{recipe_file}: [task] classify: unknown key 'headz' (did you mean 'heads'?)"
+    )
 
 
 def test_broken_toml_is_named(spec_file):
@@ -137,8 +156,15 @@ def test_broken_toml_is_named(spec_file):
 
 
 def test_overrides():
-    table = override({"frames": {"fps": 1}}, ["frames.fps=8", "frames.fit=squash", "encoder.layers=[1, 2]", "a.b.c=true"])
-    assert table == {"frames": {"fps": 8, "fit": "squash"}, "encoder": {"layers": [1, 2]}, "a": {"b": {"c": True}}}
+    table = override(
+        {"frames": {"fps": 1}},
+        ["frames.fps=8", "frames.fit=squash", "encoder.layers=[1, 2]", "a.b.c=true"],
+    )
+    assert table == {
+        "frames": {"fps": 8, "fit": "squash"},
+        "encoder": {"layers": [1, 2]},
+        "a": {"b": {"c": True}},
+    }
     with pytest.raises(BadInput, match="--set wants key=value, found 'frames.fps'"):
         override({}, ["frames.fps"])
     with pytest.raises(BadInput, match="'fps' is a value, not a table"):
@@ -153,9 +179,13 @@ def test_fingerprint_changes_with_every_meaning_and_with_nothing_else():
         fingerprint(address_spec(), {"weights": "b"}, "pyav 1"),
         fingerprint(address_spec(), {"weights": "a"}, "pyav 2"),
         fingerprint(address_spec(frames={"size_px": 80}), {"weights": "a"}, "pyav 1"),
-        fingerprint(address_spec(frames={"size_px": 64, "fit": "squash"}), {"weights": "a"}, "pyav 1"),
+        fingerprint(
+            address_spec(frames={"size_px": 64, "fit": "squash"}), {"weights": "a"}, "pyav 1"
+        ),
         fingerprint(address_spec(frames={"size_px": 64, "fps": 3}), {"weights": "a"}, "pyav 1"),
-        fingerprint(address_spec(encoder={"name": "address", "layers": [5]}), {"weights": "a"}, "pyav 1"),
+        fingerprint(
+            address_spec(encoder={"name": "address", "layers": [5]}), {"weights": "a"}, "pyav 1"
+        ),
         fingerprint(address_spec(store={"chunk_frames": 4}), {"weights": "a"}, "pyav 1"),
     }
     assert len(changed) == 7 and base not in changed
@@ -166,7 +196,9 @@ def test_derived_values():
     shape = spec.token_shape()
     assert shape.tokens_per_frame == 2 * 9 + 2
     assert spec.bytes_per_frame(shape) == 20 * 8 * 2
-    assert spec.frames_per_shard(shape) == 8  # 1200 bytes / (9 tokens * 16 bytes) = 8.3, in whole chunks of 4
+    assert (
+        spec.frames_per_shard(shape) == 8
+    )  # 1200 bytes / (9 tokens * 16 bytes) = 8.3, in whole chunks of 4
     assert spec.frames_per_store(shape) == 50
 
 
@@ -181,7 +213,9 @@ def test_shipped_recipes_load(path):
     assert recipe.name == path.stem
 
 
-@pytest.mark.parametrize("path", sorted(Path("cache_specs").glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(Path("cache_specs").glob("*.toml")), ids=lambda path: path.stem
+)
 def test_shipped_specs_open_with_their_command(path):
     head = path.read_text().split("\n\n")[0]
     assert head.startswith("#") and f"stillframe extract cache_specs/{path.name}" in head

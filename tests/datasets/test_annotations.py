@@ -84,7 +84,11 @@ def mask(path: Path, mask_HW: np.ndarray, palette: bool) -> Path:
             # The colours of the DAVIS palette do not grow with the index, so that a reader of colours would not pass.
             colours = np.zeros((256, 4), np.uint8)
             colours[:, 0] = 255
-            colours[1], colours[2], colours[3] = [255, 128, 0, 0], [255, 0, 128, 0], [255, 128, 128, 0]
+            colours[1], colours[2], colours[3] = (
+                [255, 128, 0, 0],
+                [255, 0, 128, 0],
+                [255, 128, 128, 0],
+            )
             frame = av.VideoFrame.from_ndarray((mask_HW, colours), format="pal8")
         else:
             frame = av.VideoFrame.from_ndarray(mask_HW, format="gray")
@@ -93,7 +97,9 @@ def mask(path: Path, mask_HW: np.ndarray, palette: bool) -> Path:
     return path
 
 
-def rectangle(value: int, x1: int, y1: int, x2: int, y2: int, mask_HW: np.ndarray | None = None) -> np.ndarray:
+def rectangle(
+    value: int, x1: int, y1: int, x2: int, y2: int, mask_HW: np.ndarray | None = None
+) -> np.ndarray:
     """A mask of 48 x 64 with one more rectangle of pixels x1 <= x < x2."""
     mask_HW = np.zeros((48, 64), np.uint8) if mask_HW is None else mask_HW
     mask_HW[y1:y2, x1:x2] = value
@@ -106,7 +112,10 @@ def share(*xyxy_px: float, width: int = 64, height: int = 48) -> list[float]:
 
 # Something-Something v2
 
-TEMPLATES = {"78687": "Holding [something] next to [something]", "42326": "Pushing [part] of [something]"}
+TEMPLATES = {
+    "78687": "Holding [something] next to [something]",
+    "42326": "Pushing [part] of [something]",
+}
 LABELS = {"Holding something next to something": "0", "Pushing part of something": "1"}
 
 
@@ -117,7 +126,12 @@ def webm(root: Path, video_id: str) -> Path:
 
 
 def entry(video_id: str, template: str) -> dict[str, Any]:
-    return {"id": video_id, "label": "holding a cup next to a pen", "template": template, "placeholders": ["a cup", "a pen"]}
+    return {
+        "id": video_id,
+        "label": "holding a cup next to a pen",
+        "template": template,
+        "placeholders": ["a cup", "a pen"],
+    }
 
 
 @pytest.fixture
@@ -139,15 +153,29 @@ def test_ssv2_reads_ids_templates_and_splits(ssv2: Path, tmp_path: Path) -> None
     built = build("ssv2", ssv2, tmp_path / "out")
     folder = "20bn-something-something-v2"
     assert built.clips == (
-        Clip("78687", "78687", f"{folder}/78687.webm", "train", label="Holding something next to something"),
+        Clip(
+            "78687",
+            "78687",
+            f"{folder}/78687.webm",
+            "train",
+            label="Holding something next to something",
+        ),
         Clip("42326", "42326", f"{folder}/42326.webm", "train", label="Pushing part of something"),
-        Clip("74225", "74225", f"{folder}/74225.webm", "val", label="Holding something next to something"),
+        Clip(
+            "74225",
+            "74225",
+            f"{folder}/74225.webm",
+            "val",
+            label="Holding something next to something",
+        ),
         Clip("90000", "90000", f"{folder}/90000.webm", "test", label="Pushing part of something"),
     )
     assert (built.labels, built.rejected, built.has_targets) == (tuple(LABELS), {}, False)
 
 
-def test_ssv2_reads_the_first_release_and_says_what_has_no_label(ssv2: Path, tmp_path: Path) -> None:
+def test_ssv2_reads_the_first_release_and_says_what_has_no_label(
+    ssv2: Path, tmp_path: Path
+) -> None:
     for path in (ssv2 / "labels").glob("*.json"):
         path.rename(ssv2 / f"something-something-v2-{path.name}")
     (ssv2 / "labels" / "test-answers.csv").unlink()
@@ -179,7 +207,11 @@ def test_ssv2_counts_what_is_missing_damaged_or_of_no_class(ssv2: Path, tmp_path
         ("train", [{"id": 5, "template": ""}], "train.json entry 1: id must be a text, found 5"),
         ("train", [{"id": "5"}], "train.json entry 1: key 'template' is missing; there are: id"),
         ("train", [entry("5", "a"), entry("5", "b")], "train.json entry 2 repeats video 5"),
-        ("validation", [entry("78687", "a")], "validation.json: video 78687 is in split 'train' too"),
+        (
+            "validation",
+            [entry("78687", "a")],
+            "validation.json: video 78687 is in split 'train' too",
+        ),
     ],
 )
 def test_ssv2_refuses_annotations_that_cannot_be_right(
@@ -193,13 +225,19 @@ def test_ssv2_refuses_half_a_file_two_copies_and_no_annotations(ssv2: Path, tmp_
     (ssv2 / "mp4").mkdir()
     media.encode(ssv2 / "mp4" / "78687.mp4", [media.grey(9)] * 4)
     message = refused("ssv2", ssv2, tmp_path / "out")
-    assert message == f"{ssv2} holds video 78687 twice: 20bn-something-something-v2/78687.webm and mp4/78687.mp4"
+    assert (
+        message
+        == f"{ssv2} holds video 78687 twice: 20bn-something-something-v2/78687.webm and mp4/78687.mp4"
+    )
     (ssv2 / "mp4" / "78687.mp4").unlink()
     path = ssv2 / "labels" / "train.json"
     path.write_bytes(path.read_bytes()[:50])
     assert refused("ssv2", ssv2, tmp_path / "out").startswith(f"{path} is not JSON: ")
     (ssv2 / "labels" / "labels.json").unlink()
-    assert refused("ssv2", ssv2, tmp_path / "out") == f"{ssv2} holds no labels.json of Something-Something v2"
+    assert (
+        refused("ssv2", ssv2, tmp_path / "out")
+        == f"{ssv2} holds no labels.json of Something-Something v2"
+    )
 
 
 def test_ssv2_follows_links_and_survives_those_that_lead_back(ssv2: Path, tmp_path: Path) -> None:
@@ -208,29 +246,68 @@ def test_ssv2_follows_links_and_survives_those_that_lead_back(ssv2: Path, tmp_pa
     (ssv2 / "videos").symlink_to(tmp_path / "big_disk" / "videos")
     (tmp_path / "big_disk" / "videos" / "back").symlink_to(ssv2)
     built = build("ssv2", ssv2, tmp_path / "out")
-    assert [clip.source for clip in built.clips] == [f"videos/{name}.webm" for name in ("78687", "42326", "74225", "90000")]
+    assert [clip.source for clip in built.clips] == [
+        f"videos/{name}.webm" for name in ("78687", "42326", "74225", "90000")
+    ]
 
 
 # Perception Test
 
 
 def record(video_id: str, split: str = "valid", **tracks: Any) -> dict[str, Any]:
-    metadata = {"split": split, "video_id": video_id, "frame_rate": 10.0, "num_frames": 6, "resolution": [48, 64]}
-    metadata |= {"audio_samples": 0, "audio_sample_rate": 48000, "is_cup_game": False, "is_camera_moving": False}
-    return {"metadata": metadata, "object_tracking": [], "point_tracking": [], "mc_question": []} | tracks
+    metadata = {
+        "split": split,
+        "video_id": video_id,
+        "frame_rate": 10.0,
+        "num_frames": 6,
+        "resolution": [48, 64],
+    }
+    metadata |= {
+        "audio_samples": 0,
+        "audio_sample_rate": 48000,
+        "is_cup_game": False,
+        "is_camera_moving": False,
+    }
+    return {
+        "metadata": metadata,
+        "object_tracking": [],
+        "point_tracking": [],
+        "mc_question": [],
+    } | tracks
 
 
-def point_track(number: int, frame_ids: list[int], y: list[float], x: list[float]) -> dict[str, Any]:
-    return {"id": number, "label": "point", "parent_objects": [0], "frame_ids": frame_ids, "points": [y, x]}
+def point_track(
+    number: int, frame_ids: list[int], y: list[float], x: list[float]
+) -> dict[str, Any]:
+    return {
+        "id": number,
+        "label": "point",
+        "parent_objects": [0],
+        "frame_ids": frame_ids,
+        "points": [y, x],
+    }
 
 
 def object_track(number: int, frame_ids: list[int], boxes: list[list[float]]) -> dict[str, Any]:
     start = [1] + [0] * (len(frame_ids) - 1)
-    track = {"id": number, "label": "red cup", "is_occluder": False, "bounding_boxes": boxes, "frame_ids": frame_ids}
-    return track | {"initial_tracking_box": start, "is_masked": start, "timestamps": [100 * number for number in frame_ids]}
+    track = {
+        "id": number,
+        "label": "red cup",
+        "is_occluder": False,
+        "bounding_boxes": boxes,
+        "frame_ids": frame_ids,
+    }
+    return track | {
+        "initial_tracking_box": start,
+        "is_masked": start,
+        "timestamps": [100 * number for number in frame_ids],
+    }
 
 
-POINTS = [point_track(0, [0, 1, 2], [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]), point_track(1, [1, 4], [0.9, 0.8], [0.0, 1.0])]
+POINTS = [
+    point_track(0, [0, 1, 2], [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]),
+    point_track(1, [1, 4], [0.9, 0.8], [0.0, 1.0]),
+]
 BOXES = [
     object_track(0, [0, 5], [[0.1, 0.2, 0.5, 0.6], [-0.2, 0.5, 0.4, 1.3]]),
     object_track(1, [0, 3, 5], [[0.5, 0.5, 0.6, 0.6], [1.1, 0.2, 1.3, 0.4], [0.3, 0.3, 0.3, 0.5]]),
@@ -244,8 +321,14 @@ def perception(tmp_path: Path) -> Path:
         (root / "videos").mkdir(parents=True, exist_ok=True)
         media.encode(root / "videos" / f"{video_id}.mp4", [media.grey(9)] * 6, rate=10)
     both = {"point_tracking": POINTS, "object_tracking": BOXES}
-    write_json(root / "all_valid.json", {"video_2": record("video_2", **both), "video_3": record("video_3")})
-    write_json(root / "all_train.json", {"video_1": record("video_1", "train", **both), "video_9": record("video_9", **both)})
+    write_json(
+        root / "all_valid.json",
+        {"video_2": record("video_2", **both), "video_3": record("video_3")},
+    )
+    write_json(
+        root / "all_train.json",
+        {"video_1": record("video_1", "train", **both), "video_9": record("video_9", **both)},
+    )
     return root
 
 
@@ -255,7 +338,9 @@ def test_perception_test_reads_points(perception: Path, tmp_path: Path) -> None:
         Clip("video_1", "video_1", "videos/video_1.mp4", "train"),
         Clip("video_2", "video_2", "videos/video_2.mp4", "val"),
     )
-    assert built.rejected == {"all_train.json": "1 of 2 videos with point_tracking are not there: video_9"}
+    assert built.rejected == {
+        "all_train.json": "1 of 2 videos with point_tracking are not there: video_9"
+    }
     targets = built.targets("video_2")
     assert set(targets) == {"points", "visible", "points_time_s"}
     np.testing.assert_allclose(targets["points_time_s"], [0, 0.1, 0.2, 0.4], atol=1e-12)
@@ -268,14 +353,19 @@ def test_perception_test_reads_points(perception: Path, tmp_path: Path) -> None:
     assert targets["visible"].dtype == bool
 
 
-def test_perception_test_reads_boxes_and_cuts_them_at_the_frame(perception: Path, tmp_path: Path) -> None:
+def test_perception_test_reads_boxes_and_cuts_them_at_the_frame(
+    perception: Path, tmp_path: Path
+) -> None:
     built = build("perception_test", perception, tmp_path / "out", task="object_tracking")
     lost = "2 of 5 boxes have no area inside the frame and count as absent"
     assert built.rejected["videos/video_2.mp4"] == lost
     targets = built.targets("video_2")
     np.testing.assert_allclose(targets["boxes_time_s"], [0, 0.3, 0.5], atol=1e-12)
     nowhere = [NAN] * 4
-    expected = [[[0.1, 0.2, 0.5, 0.6], nowhere, [0, 0.5, 0.4, 1]], [[0.5, 0.5, 0.6, 0.6], nowhere, nowhere]]
+    expected = [
+        [[0.1, 0.2, 0.5, 0.6], nowhere, [0, 0.5, 0.4, 1]],
+        [[0.5, 0.5, 0.6, 0.6], nowhere, nowhere],
+    ]
     np.testing.assert_array_equal(targets["boxes"], np.array(expected, np.float32))
 
 
@@ -291,7 +381,9 @@ def test_perception_test_prefers_the_file_of_the_task(perception: Path, tmp_path
     assert named.targets("video_2")["points"].shape == (2, 4, 2)
 
 
-def test_perception_test_refuses_a_video_that_is_not_the_one_annotated(perception: Path, tmp_path: Path) -> None:
+def test_perception_test_refuses_a_video_that_is_not_the_one_annotated(
+    perception: Path, tmp_path: Path
+) -> None:
     media.encode(perception / "videos" / "video_1.mp4", [media.grey(9)] * 6, rate=5)
     media.encode(perception / "videos" / "video_2.mp4", [media.grey(9)] * 4, rate=10)
     message = refused("perception_test", perception, tmp_path / "out")
@@ -314,14 +406,22 @@ def test_perception_test_refuses_a_video_that_is_not_the_one_annotated(perceptio
         ([{"id": 0}], "point_tracking 0: key 'frame_ids' is missing; there are: id"),
     ],
 )
-def test_perception_test_refuses_damaged_tracks(perception: Path, tmp_path: Path, tracks: list[Any], message: str) -> None:
-    path = write_json(perception / "all_valid.json", {"video_2": record("video_2", point_tracking=tracks)})
+def test_perception_test_refuses_damaged_tracks(
+    perception: Path, tmp_path: Path, tracks: list[Any], message: str
+) -> None:
+    path = write_json(
+        perception / "all_valid.json", {"video_2": record("video_2", point_tracking=tracks)}
+    )
     assert refused("perception_test", perception, tmp_path / "out") == f"{path} video_2 {message}"
 
 
-def test_perception_test_refuses_unknown_splits_and_other_folders(perception: Path, tmp_path: Path) -> None:
+def test_perception_test_refuses_unknown_splits_and_other_folders(
+    perception: Path, tmp_path: Path
+) -> None:
     path = write_json(perception / "all_valid.json", {"video_2": record("video_2", "dev")})
-    assert refused("perception_test", perception, tmp_path / "out").startswith(f"{path} video_2: no split called 'dev'")
+    assert refused("perception_test", perception, tmp_path / "out").startswith(
+        f"{path} video_2: no split called 'dev'"
+    )
     (tmp_path / "empty").mkdir()
     assert refused("perception_test", tmp_path / "empty", tmp_path / "out").endswith(
         "holds no annotations of the Perception Test"
@@ -339,22 +439,41 @@ VEHICLE, PEDESTRIAN, SIGN, CYCLIST = 1, 2, 3, 4
 def parquet(path: Path, rows: list[Mapping[str, Any]]) -> Path:
     """A file of a component, with the column types of the release."""
     arrow = pytest.importorskip("pyarrow")
-    types = {"segment_context_name": arrow.string(), "frame_timestamp_micros": arrow.int64(), "camera_name": arrow.int8()}
+    types = {
+        "segment_context_name": arrow.string(),
+        "frame_timestamp_micros": arrow.int64(),
+        "camera_name": arrow.int8(),
+    }
     types |= {"camera_object_id": arrow.string(), "image": arrow.binary(), "type": arrow.int8()}
-    schema = arrow.schema([(name, types.get(name.rpartition(".")[2], arrow.float64())) for name in rows[0]])
+    schema = arrow.schema(
+        [(name, types.get(name.rpartition(".")[2], arrow.float64())) for name in rows[0]]
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrow.parquet.write_table(arrow.Table.from_pylist([dict(row) for row in rows], schema), path, row_group_size=3)
+    arrow.parquet.write_table(
+        arrow.Table.from_pylist([dict(row) for row in rows], schema), path, row_group_size=3
+    )
     return path
 
 
 def key(frame: int, camera: int, **more: str) -> dict[str, Any]:
-    key = {"segment_context_name": SEGMENT, "frame_timestamp_micros": START_MICROS + 100_000 * frame, "camera_name": camera}
+    key = {
+        "segment_context_name": SEGMENT,
+        "frame_timestamp_micros": START_MICROS + 100_000 * frame,
+        "camera_name": camera,
+    }
     return {f"key.{name}": value for name, value in (key | more).items()}
 
 
-def box_row(frame: int, name: str, kind: int, xyxy: tuple[float, float, float, float], camera: int = FRONT) -> dict[str, Any]:
+def box_row(
+    frame: int, name: str, kind: int, xyxy: tuple[float, float, float, float], camera: int = FRONT
+) -> dict[str, Any]:
     x1, y1, x2, y2 = xyxy
-    values = {"box.center.x": (x1 + x2) / 2, "box.center.y": (y1 + y2) / 2, "box.size.x": x2 - x1, "box.size.y": y2 - y1}
+    values = {
+        "box.center.x": (x1 + x2) / 2,
+        "box.center.y": (y1 + y2) / 2,
+        "box.size.x": x2 - x1,
+        "box.size.y": y2 - y1,
+    }
     values |= {"type": kind, "difficulty_level.detection": 1.0, "difficulty_level.tracking": 1.0}
     component = {f"[CameraBoxComponent].{name}": value for name, value in values.items()}
     return key(frame, camera, camera_object_id=name) | component
@@ -367,7 +486,8 @@ def waymo(tmp_path: Path) -> Path:
     root = tmp_path / "waymo"
     cameras = [(frame, camera) for frame in (2, 0, 3, 1) for camera in (FRONT_LEFT, FRONT)]
     rows = [
-        key(frame, camera) | {"[CameraImageComponent].image": jpeg(tmp_path, 50 * frame + camera, 96, 64)}
+        key(frame, camera)
+        | {"[CameraImageComponent].image": jpeg(tmp_path, 50 * frame + camera, 96, 64)}
         for frame, camera in cameras
     ]
     parquet(root / "training" / "camera_image" / f"{SEGMENT}.parquet", rows)
@@ -410,19 +530,29 @@ def test_waymo_copies_the_images_unchanged_and_reads_boxes(waymo: Path, tmp_path
 
 
 def test_waymo_settings_choose_camera_types_and_size(waymo: Path, tmp_path: Path) -> None:
-    every = build("waymo", waymo, tmp_path / "every", min_area=0, types=["vehicle", "sign", "cyclist"])
+    every = build(
+        "waymo", waymo, tmp_path / "every", min_area=0, types=["vehicle", "sign", "cyclist"]
+    )
     assert np.isfinite(every.targets(SEGMENT)["boxes"]).all(-1).tolist() == [
         [True, False, True, False],  # a
         [False, True, False, False],  # c
         [False, False, False, True],  # d
         [False, True, False, False],  # e
     ]
-    left = build("waymo", waymo, tmp_path / "left", camera="FRONT_LEFT", frames_dir=str(tmp_path / "elsewhere"))
-    assert left.clips[0].source == f"training/{SEGMENT}/FRONT_LEFT"
-    assert (tmp_path / "elsewhere" / left.clips[0].source / f"{START_MICROS}.jpg").read_bytes() == jpeg(
-        tmp_path, FRONT_LEFT, 96, 64
+    left = build(
+        "waymo",
+        waymo,
+        tmp_path / "left",
+        camera="FRONT_LEFT",
+        frames_dir=str(tmp_path / "elsewhere"),
     )
-    np.testing.assert_array_equal(left.targets(SEGMENT)["boxes"][0, 1], np.float32(share(20, 10, 40, 50, width=96, height=64)))
+    assert left.clips[0].source == f"training/{SEGMENT}/FRONT_LEFT"
+    assert (
+        tmp_path / "elsewhere" / left.clips[0].source / f"{START_MICROS}.jpg"
+    ).read_bytes() == jpeg(tmp_path, FRONT_LEFT, 96, 64)
+    np.testing.assert_array_equal(
+        left.targets(SEGMENT)["boxes"][0, 1], np.float32(share(20, 10, 40, 50, width=96, height=64))
+    )
 
 
 def test_waymo_writes_images_once(waymo: Path, tmp_path: Path) -> None:
@@ -449,20 +579,27 @@ def test_waymo_says_what_is_missing_or_damaged(waymo: Path, tmp_path: Path) -> N
     assert rejected["validation/camera_image"] == "1 of 3 segments are not there: 7"
     assert rejected["validation/camera_box"] == "2 of 4 segments are not there: 2, 3"
     assert rejected["validation/camera_image/0.parquet"].startswith("cannot be read: ")
-    assert rejected["validation/camera_image/1.parquet"] == f"holds segment {SEGMENT}, its name says 1"
+    assert (
+        rejected["validation/camera_image/1.parquet"] == f"holds segment {SEGMENT}, its name says 1"
+    )
 
 
 def test_waymo_refuses_boxes_that_do_not_fit_the_images(waymo: Path, tmp_path: Path) -> None:
     box_file = waymo / "training" / "camera_box" / f"{SEGMENT}.parquet"
     place = (20, 10, 40, 50)
     for rows, reason in [
-        ([box_row(0, "a", VEHICLE, place), box_row(9, "a", VEHICLE, place)], "1 of 2 boxes are at times without an image"),
+        (
+            [box_row(0, "a", VEHICLE, place), box_row(9, "a", VEHICLE, place)],
+            "1 of 2 boxes are at times without an image",
+        ),
         ([box_row(0, "a", VEHICLE, place)] * 2, "an object has two boxes in one frame"),
         ([box_row(0, "a", SIGN, place)], "no box of the chosen camera, types and size"),
         ([key(0, FRONT)], "lacks the column 'key.camera_object_id'"),
     ]:
         parquet(box_file, rows)
-        assert refused("waymo", waymo, tmp_path / "out").endswith(f"training/camera_box/{SEGMENT}.parquet: {reason}")
+        assert refused("waymo", waymo, tmp_path / "out").endswith(
+            f"training/camera_box/{SEGMENT}.parquet: {reason}"
+        )
 
 
 def test_waymo_keeps_irregular_times_and_says_so(waymo: Path, tmp_path: Path) -> None:
@@ -470,26 +607,36 @@ def test_waymo_keeps_irregular_times_and_says_so(waymo: Path, tmp_path: Path) ->
     image_file = f"training/camera_image/{SEGMENT}.parquet"
     parquet(waymo / image_file, [key(frame, FRONT) | image for frame in (0, 1, 2, 3, 7)])
     built = build("waymo", waymo, tmp_path / "out")
-    assert built.rejected[image_file] == "1 of 4 intervals are not 0.1 s; used with the times as they are"
+    assert (
+        built.rejected[image_file]
+        == "1 of 4 intervals are not 0.1 s; used with the times as they are"
+    )
     assert built.targets(SEGMENT)["boxes_time_s"].tolist() == [0, 0.1, 0.2, 0.3, 0.7]
 
 
 def test_waymo_names_the_package_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(StillframeError, match="dataset 'waymo' needs the package 'pyarrow', which is not installed"):
+    with pytest.raises(
+        StillframeError, match="dataset 'waymo' needs the package 'pyarrow', which is not installed"
+    ):
         manifest.build("waymo", tmp_path, tmp_path / "out", {})
     assert plugins.describe("dataset", "waymo")[0].startswith("Waymo Open Dataset")
 
 
 def test_waymo_refuses_another_folder(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow.parquet")
-    assert refused("waymo", tmp_path, tmp_path / "out") == f"{tmp_path} holds no segments of the Waymo Open Dataset v2"
+    assert (
+        refused("waymo", tmp_path, tmp_path / "out")
+        == f"{tmp_path} holds no segments of the Waymo Open Dataset v2"
+    )
 
 
 # DAVIS
 
 
-def davis_sequence(root: Path, name: str, masks: list[np.ndarray], palette: bool = True, frames: int | None = None) -> None:
+def davis_sequence(
+    root: Path, name: str, masks: list[np.ndarray], palette: bool = True, frames: int | None = None
+) -> None:
     count = len(masks) if frames is None else frames
     images(root / "JPEGImages" / "480p" / name, [f"{number:05d}.jpg" for number in range(count)])
     for number, mask_HW in enumerate(masks):
@@ -505,7 +652,11 @@ def davis(tmp_path: Path) -> Path:
     davis_sequence(root, "bear", [first, second])
     davis_sequence(root, "dogs-jump", [rectangle(3, 1, 2, 3, 4)] * 3)
     davis_sequence(root, "aerobatics", [rectangle(1, 1, 2, 3, 4)], frames=3)
-    for name, sequences in (("train", "bear\n"), ("val", "dogs-jump\n"), ("test-dev", "aerobatics\n")):
+    for name, sequences in (
+        ("train", "bear\n"),
+        ("val", "dogs-jump\n"),
+        ("test-dev", "aerobatics\n"),
+    ):
         path = root / "ImageSets" / "2017" / f"{name}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(sequences)
@@ -529,18 +680,28 @@ def test_davis_2017_takes_boxes_from_palette_masks(davis: Path, tmp_path: Path) 
 
 def test_davis_2016_takes_255_as_the_object_and_reads_lists_of_frames(tmp_path: Path) -> None:
     root = tmp_path / "DAVIS"
-    davis_sequence(root, "bear", [rectangle(255, 10, 10, 20, 30), rectangle(0, 0, 0, 1, 1)], palette=False)
+    davis_sequence(
+        root, "bear", [rectangle(255, 10, 10, 20, 30), rectangle(0, 0, 0, 1, 1)], palette=False
+    )
     davis_sequence(root, "camel", [rectangle(255, 0, 0, 64, 48)] * 2, palette=False)
     lists = root / "ImageSets" / "480p"
     lists.mkdir(parents=True)
     for split, name in (("train", "bear"), ("val", "camel")):
-        lines = [f"/JPEGImages/480p/{name}/{n:05d}.jpg /Annotations/480p/{name}/{n:05d}.png 1" for n in range(2)]
+        lines = [
+            f"/JPEGImages/480p/{name}/{n:05d}.jpg /Annotations/480p/{name}/{n:05d}.png 1"
+            for n in range(2)
+        ]
         (lists / f"{split}.txt").write_text("\n".join(lines))
     built = build("davis", root, tmp_path / "out")
-    assert [(clip.clip_id, clip.split) for clip in built.clips] == [("bear", "train"), ("camel", "val")]
+    assert [(clip.clip_id, clip.split) for clip in built.clips] == [
+        ("bear", "train"),
+        ("camel", "val"),
+    ]
     expected = [[share(10, 10, 20, 30), [NAN] * 4]]
     np.testing.assert_array_equal(built.targets("bear")["boxes"], np.array(expected, np.float32))
-    np.testing.assert_array_equal(built.targets("camel")["boxes"], np.array([[[0, 0, 1, 1]] * 2], np.float32))
+    np.testing.assert_array_equal(
+        built.targets("camel")["boxes"], np.array([[[0, 0, 1, 1]] * 2], np.float32)
+    )
 
 
 def test_davis_without_lists_holds_out_what_is_named(davis: Path, tmp_path: Path) -> None:
@@ -553,8 +714,14 @@ def test_davis_without_lists_holds_out_what_is_named(davis: Path, tmp_path: Path
     )
     assert {clip.split for clip in build("davis", davis, tmp_path / "a").clips} == {"val"}
     built = build("davis", davis, tmp_path / "b", val_sequences=["bear"])
-    assert {clip.clip_id: clip.split for clip in built.clips} == {"aerobatics": "train", "bear": "val", "dogs-jump": "train"}
-    assert "no sequence called 'beer'" in refused("davis", davis, tmp_path / "c", val_sequences=["beer"])
+    assert {clip.clip_id: clip.split for clip in built.clips} == {
+        "aerobatics": "train",
+        "bear": "val",
+        "dogs-jump": "train",
+    }
+    assert "no sequence called 'beer'" in refused(
+        "davis", davis, tmp_path / "c", val_sequences=["beer"]
+    )
 
 
 def test_davis_says_which_sequences_cannot_be_used(davis: Path, tmp_path: Path) -> None:
@@ -572,7 +739,9 @@ def test_davis_says_which_sequences_cannot_be_used(davis: Path, tmp_path: Path) 
     built = build("davis", davis, tmp_path / "out")
     assert [clip.clip_id for clip in built.clips] == ["bear", "dogs-jump", "aerobatics"]
     damaged = built.rejected.pop("Annotations/480p/damaged")
-    assert damaged.startswith("00001.png cannot be decoded") or damaged == "00001.png holds no picture"
+    assert (
+        damaged.startswith("00001.png cannot be decoded") or damaged == "00001.png holds no picture"
+    )
     assert built.rejected == {
         "ImageSets/2017/val.txt": "1 of 7 are not there: gone",
         "ImageSets/2017": "1 of 9 sequences are in no list: astray",
@@ -586,7 +755,10 @@ def test_davis_says_which_sequences_cannot_be_used(davis: Path, tmp_path: Path) 
 def test_davis_refuses_empty_lists_and_other_folders(davis: Path, tmp_path: Path) -> None:
     path = davis / "ImageSets" / "2017" / "val.txt"
     path.write_text("bear\n")
-    assert refused("davis", davis, tmp_path / "out") == f"{path}: sequence 'bear' is in split 'train' too"
+    assert (
+        refused("davis", davis, tmp_path / "out")
+        == f"{path}: sequence 'bear' is in split 'train' too"
+    )
     path.write_text("\n")
     assert refused("davis", davis, tmp_path / "out") == f"{path} is empty"
     (tmp_path / "none").mkdir()
@@ -600,20 +772,26 @@ def test_davis_refuses_empty_lists_and_other_folders(davis: Path, tmp_path: Path
 def otb_sequence(root: Path, name: str, count: int, **tables: str) -> None:
     images(root / name / "img", [f"{number:04d}.jpg" for number in range(1, count + 1)])
     for suffix, lines in tables.items():
-        (root / name / f"groundtruth_rect{'' if suffix == 'one' else '.' + suffix[1:]}.txt").write_text(lines)
+        (
+            root / name / f"groundtruth_rect{'' if suffix == 'one' else '.' + suffix[1:]}.txt"
+        ).write_text(lines)
 
 
 def test_otb_reads_commas_tabs_blanks_and_two_objects(tmp_path: Path) -> None:
     root = tmp_path / "OTB"
     otb_sequence(root, "Car4", 2, one="11,21,8,4\r\n12,21,8,4\r\n")
-    otb_sequence(root, "Jogging", 2, _1="1\t1\t64\t48\n-3\t1\t8\t8\n", _2=" 5  6  7.5  8\n0 0 0 0\n")
+    otb_sequence(
+        root, "Jogging", 2, _1="1\t1\t64\t48\n-3\t1\t8\t8\n", _2=" 5  6  7.5  8\n0 0 0 0\n"
+    )
     built = build("otb", root, tmp_path / "out", image_fps=25)
     assert built.clips == (
         Clip("Car4", "Car4", "Car4/img", "val", 0.0, 2 / 25, image_fps=25.0),
         Clip("Jogging", "Jogging", "Jogging/img", "val", 0.0, 2 / 25, image_fps=25.0),
     )
     car, joggers = built.targets("Car4"), built.targets("Jogging")
-    np.testing.assert_array_equal(car["boxes"], np.float32([[share(10, 20, 18, 24), share(11, 20, 19, 24)]]))
+    np.testing.assert_array_equal(
+        car["boxes"], np.float32([[share(10, 20, 18, 24), share(11, 20, 19, 24)]])
+    )
     assert car["boxes_time_s"].tolist() == [0, 1 / 25]
     expected = [[[0, 0, 1, 1], share(0, 0, 4, 8)], [share(4, 5, 11.5, 13), [NAN] * 4]]
     np.testing.assert_array_equal(joggers["boxes"], np.array(expected, np.float32))
@@ -629,7 +807,11 @@ def test_otb_covers_what_has_both_an_image_and_a_box(tmp_path: Path) -> None:
     built = build("otb", root, tmp_path / "out", split="train")
     stops = {clip.clip_id: clip.stop_s for clip in built.clips}
     assert stops == {"Human4": 2 / 30, "Long": 3 / 30, "Short": 2 / 30}
-    assert {name: built.targets(name)["boxes"].shape[1] for name in stops} == {"Human4": 2, "Long": 3, "Short": 2}
+    assert {name: built.targets(name)["boxes"].shape[1] for name in stops} == {
+        "Human4": 2,
+        "Long": 3,
+        "Short": 2,
+    }
     assert {clip.split for clip in built.clips} == {"train"}
     assert built.rejected == {
         "Human4/groundtruth_rect.1.txt": "is empty",
@@ -669,8 +851,13 @@ def test_otb_refuses_damaged_lines_and_names_what_cannot_be_used(tmp_path: Path)
     }
     otb_sequence(root, "Torn", 2, one="1,1,9,9\n1,1,9")
     path = root / "Torn" / "groundtruth_rect.txt"
-    assert refused("otb", root, tmp_path / "out") == f"{path} line 2: wanted x, y, width and height, found '1,1,9'"
-    assert refused("otb", root / "Torn" / "img", tmp_path / "out").endswith("img holds no OTB sequences")
+    assert (
+        refused("otb", root, tmp_path / "out")
+        == f"{path} line 2: wanted x, y, width and height, found '1,1,9'"
+    )
+    assert refused("otb", root / "Torn" / "img", tmp_path / "out").endswith(
+        "img holds no OTB sequences"
+    )
 
 
 # Real sequences
@@ -688,8 +875,12 @@ def test_real_davis_masks_give_a_box_in_every_sequence(tmp_path: Path) -> None:
         np.testing.assert_array_equal(time_s, np.arange(len(masks)) / 24)
         for number in (0, len(masks) // 2):
             with av.open(str(masks[number])) as container:
-                rows, columns = np.nonzero(next(container.decode(video=0)).to_ndarray(format="gray"))
-            expected = share(columns.min(), rows.min(), columns.max() + 1, rows.max() + 1, width=854, height=480)
+                rows, columns = np.nonzero(
+                    next(container.decode(video=0)).to_ndarray(format="gray")
+                )
+            expected = share(
+                columns.min(), rows.min(), columns.max() + 1, rows.max() + 1, width=854, height=480
+            )
             np.testing.assert_array_equal(boxes[0, number], np.float32(expected))
 
 
@@ -697,10 +888,16 @@ def test_real_davis_masks_give_a_box_in_every_sequence(tmp_path: Path) -> None:
 def test_real_otb_sequences_read_as_published(tmp_path: Path) -> None:
     built = build("otb", Path(str(GT)) / "otb", tmp_path)
     assert [clip.clip_id for clip in built.clips] == ["Car4", "jogging"]
-    assert built.rejected == {"Car4/groundtruth_rect.txt": "659 boxes for 300 images: only what has both is used"}
+    assert built.rejected == {
+        "Car4/groundtruth_rect.txt": "659 boxes for 300 images: only what has both is used"
+    }
     car, joggers = built.targets("Car4")["boxes"], built.targets("jogging")["boxes"]
     assert (car.shape, joggers.shape) == ((1, 300, 4), (2, 307, 4))
     assert np.isfinite(car).all()
     assert np.isfinite(joggers).all()
-    np.testing.assert_array_equal(car[0, 0], np.float32(share(69, 50, 176, 137, width=360, height=240)))
-    np.testing.assert_array_equal(joggers[1, -1], np.float32(share(142, 92, 178, 239, width=352, height=288)))
+    np.testing.assert_array_equal(
+        car[0, 0], np.float32(share(69, 50, 176, 137, width=360, height=240))
+    )
+    np.testing.assert_array_equal(
+        joggers[1, -1], np.float32(share(142, 92, 178, 239, width=352, height=288))
+    )

@@ -27,7 +27,15 @@ from pipeline.records import Clip, Video
 from pipeline.video.probe import Probe, probe
 
 SMALL = {"clips_per_class": 2, "frames": 3, "size_px": 32, "val_fraction": 0.5}
-LINE = {"clip_id": "a", "video_id": "v", "source": "v.mp4", "start_s": 0.0, "stop_s": 1.0, "split": "train", "label": "x"}
+LINE = {
+    "clip_id": "a",
+    "video_id": "v",
+    "source": "v.mp4",
+    "start_s": 0.0,
+    "stop_s": 1.0,
+    "split": "train",
+    "label": "x",
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +49,17 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write(folder: Path, lines: list[Any], labels: list[str] | None = None, **changes: Any) -> Path:
     """A manifest folder with these lines (dictionaries, or text as it is) and a dataset.json that fits them."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines).encode()
+    text = "".join(
+        (line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines
+    ).encode()
     (folder / "manifest.jsonl").write_bytes(text)
-    origin = {"dataset": "folder", "settings": {}, "root": ".", "labels": ["x"] if labels is None else labels, "rejected": {}}
+    origin = {
+        "dataset": "folder",
+        "settings": {},
+        "root": ".",
+        "labels": ["x"] if labels is None else labels,
+        "rejected": {},
+    }
     origin |= {"ignored": 0, "manifest_sha256": hashlib.sha256(text).hexdigest()} | changes
     (folder / "dataset.json").write_text(json.dumps(origin))
     return folder
@@ -76,7 +92,10 @@ def test_what_a_manifest_says(small: Path) -> None:
     assert loaded.split("train") == list(range(8))
     assert loaded.split("val") == list(range(8, 16))
     assert loaded.root == small.resolve() == loaded.folder
-    clips, targets = (hashlib.sha256((small / name).read_bytes()).hexdigest() for name in ("manifest.jsonl", "targets.h5"))
+    clips, targets = (
+        hashlib.sha256((small / name).read_bytes()).hexdigest()
+        for name in ("manifest.jsonl", "targets.h5")
+    )
     assert loaded.digest == hashlib.sha256(f"{clips}{targets}".encode()).hexdigest()
     assert loaded.rejected == {}
     assert loaded.videos[8] == Video("approaching_0001", "videos/approaching_0001.mp4")
@@ -124,9 +143,18 @@ def test_targets_of_ids_with_slashes_stay_apart(tmp_path: Path) -> None:
             return {} if clip.clip_id == "a/b" else {"boxes": np.array([len(clip.clip_id)])}
 
     nested = Nested(tmp_path, world.Settings())
-    clips = tuple(Clip(name, name, f"{name}.mp4", "train") for name in ("a", "a/b", "a/b/c.mp4#1 x2", ".", "\udce9"))
+    clips = tuple(
+        Clip(name, name, f"{name}.mp4", "train")
+        for name in ("a", "a/b", "a/b/c.mp4#1 x2", ".", "\udce9")
+    )
     origin = manifest.Origin(
-        dataset="x", settings={}, root=".", labels=(), rejected={"\udce9": "?"}, ignored=0, manifest_sha256=""
+        dataset="x",
+        settings={},
+        root=".",
+        labels=(),
+        rejected={"\udce9": "?"},
+        ignored=0,
+        manifest_sha256="",
     )
     manifest._write(tmp_path, nested, clips, origin, b"")
     for clip in clips:
@@ -166,7 +194,11 @@ def test_a_rebuild_leaves_no_old_targets(small: Path, tmp_path: Path) -> None:
     shutil.copy(small / "targets.h5", out / "targets.h5")
     built = build("folder", videos, out, {})
     assert not built.has_targets
-    assert sorted(path.name for path in out.iterdir()) == ["dataset.json", "manifest.jsonl", "videos.jsonl"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "dataset.json",
+        "manifest.jsonl",
+        "videos.jsonl",
+    ]
     assert list(built.rejected) == ["cats/b.mp4"]
     assert built.origin.ignored == 1
     assert built.origin.root == str(videos.resolve())
@@ -176,7 +208,9 @@ def test_a_rebuild_leaves_no_old_targets(small: Path, tmp_path: Path) -> None:
     assert Manifest.load(out).clips == built.clips  # training from a cache needs no videos
 
 
-def test_headers_are_read_once(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headers_are_read_once(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the data set has looked at goes into videos.jsonl as it is."""
     read: list[str] = []
 
@@ -188,7 +222,9 @@ def test_headers_are_read_once(videos: Path, tmp_path: Path, monkeypatch: pytest
         monkeypatch.setattr(module, "probe", counted)
     built = build("folder", videos, tmp_path, {})
     assert sorted(read) == sorted(LENGTHS)
-    assert Manifest.load(tmp_path).facts == {video.video_id: probe(videos / video.source) for video in built.videos}
+    assert Manifest.load(tmp_path).facts == {
+        video.video_id: probe(videos / video.source) for video in built.videos
+    }
 
 
 # What cannot be built
@@ -203,7 +239,9 @@ def test_a_root_that_is_not_there(tmp_path: Path) -> None:
     assert caught.value.hint == f"did you mean {tmp_path / 'my_videos'}?"
     with pytest.raises(BadInput, match=r"folder of videos .*file is a file, not a folder$"):
         build("folder", tmp_path / "file", tmp_path / "out", {})
-    with pytest.raises(BadInput, match=r"^dataset 'folder' reads videos of yours and was given no folder$"):
+    with pytest.raises(
+        BadInput, match=r"^dataset 'folder' reads videos of yours and was given no folder$"
+    ):
         build("folder", None, tmp_path / "out", {})
     assert not (tmp_path / "out").exists()
 
@@ -212,7 +250,9 @@ def test_a_dataset_or_setting_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"^no dataset called 'word'; there are: ") as caught:
         build("word", tmp_path, tmp_path, {})
     assert caught.value.hint == "did you mean 'world'?"
-    with pytest.raises(BadInput, match=r"^dataset 'world': unknown key 'frame' \(did you mean 'frames'\?\)$"):
+    with pytest.raises(
+        BadInput, match=r"^dataset 'world': unknown key 'frame' \(did you mean 'frames'\?\)$"
+    ):
         build("world", None, tmp_path, {"frame": 3})
 
 
@@ -222,7 +262,9 @@ def test_nothing_usable(tmp_path: Path) -> None:
         (tmp_path / "cats" / f"{number}.mp4").touch()
     with pytest.raises(BadInput) as caught:
         build("folder", tmp_path, tmp_path / "out", {})
-    assert caught.value.message.startswith(f"dataset 'folder': none of 5 videos in {tmp_path} can be used: cats/0.mp4: ")
+    assert caught.value.message.startswith(
+        f"dataset 'folder': none of 5 videos in {tmp_path} can be used: cats/0.mp4: "
+    )
     assert "; cats/1.mp4: " in caught.value.message
     assert caught.value.message.endswith("; and 2 more")
     assert not (tmp_path / "out").exists()
@@ -234,8 +276,14 @@ def test_nothing_usable(tmp_path: Path) -> None:
         ({"clip_id": "a"}, "here line 2: clip_id 'a' is taken by line 1"),
         ({"split": "val"}, "here line 2: video 'v' is in split 'val' here and in 'train' before"),
         ({"label": None}, "here: line 1 has a label and line 2 has none"),
-        ({"video_id": "w", "source": "/w.mp4"}, "here line 2: source must lie under the root, found '/w.mp4'"),
-        ({"video_id": "w", "source": "a/../../w.mp4"}, "here line 2: source must lie under the root, found 'a/../../w.mp4'"),
+        (
+            {"video_id": "w", "source": "/w.mp4"},
+            "here line 2: source must lie under the root, found '/w.mp4'",
+        ),
+        (
+            {"video_id": "w", "source": "a/../../w.mp4"},
+            "here line 2: source must lie under the root, found 'a/../../w.mp4'",
+        ),
     ],
 )
 def test_clips_that_contradict_each_other(second: dict[str, Any], message: str) -> None:
@@ -245,17 +293,28 @@ def test_clips_that_contradict_each_other(second: dict[str, Any], message: str) 
 
 
 def test_a_video_is_one_file() -> None:
-    with pytest.raises(BadInput, match=r"^here line 2: video 'v' is .*w.mp4.* here and .*v.mp4.* before$"):
-        manifest.check([Clip(**LINE), Clip(**{**LINE, "clip_id": "b", "source": "w.mp4"})], "here", "line")
+    with pytest.raises(
+        BadInput, match=r"^here line 2: video 'v' is .*w.mp4.* here and .*v.mp4.* before$"
+    ):
+        manifest.check(
+            [Clip(**LINE), Clip(**{**LINE, "clip_id": "b", "source": "w.mp4"})], "here", "line"
+        )
 
 
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
-    for root, out in ((None, file), (None, file / "deeper"), (file, tmp_path / "out"), (file / "a" / "b", tmp_path / "out")):
+    for root, out in (
+        (None, file),
+        (None, file / "deeper"),
+        (file, tmp_path / "out"),
+        (file / "a" / "b", tmp_path / "out"),
+    ):
         with pytest.raises(BadInput) as caught:
             build("world", root, out, SMALL)
-        assert caught.value.message == f"{root or out} cannot be made: {file} is a file, not a folder"
+        assert (
+            caught.value.message == f"{root or out} cannot be made: {file} is a file, not a folder"
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -263,7 +322,10 @@ def test_a_place_that_cannot_be_written(small: Path, tmp_path: Path) -> None:
     (tmp_path / ".manifest.jsonl.partial").mkdir()
     with pytest.raises(StillframeError) as caught:
         build("world", small, tmp_path, SMALL)
-    assert caught.value.message == f"cannot read or write {tmp_path / '.manifest.jsonl.partial'}: Is a directory"
+    assert (
+        caught.value.message
+        == f"cannot read or write {tmp_path / '.manifest.jsonl.partial'}: Is a directory"
+    )
     assert (type(caught.value), caught.value.exit_code) == (StillframeError, 1)
 
 
@@ -276,7 +338,10 @@ def test_an_edited_manifest_is_refused(small: Path, tmp_path: Path) -> None:
     path = tmp_path / "manifest.jsonl"
     path.write_text(path.read_text().replace('"val"', '"train"', 1))
     error = load_error(tmp_path)
-    assert error.message == f"{path} was edited after it was built: dataset.json has another sha256 for it"
+    assert (
+        error.message
+        == f"{path} was edited after it was built: dataset.json has another sha256 for it"
+    )
     assert error.hint == "build it again with: stillframe manifest"
 
 
@@ -301,7 +366,10 @@ def test_an_edited_manifest_is_refused(small: Path, tmp_path: Path) -> None:
 def test_bad_lines_are_named(tmp_path: Path, line: Any, message: str) -> None:
     first = {**LINE, "clip_id": "first", "start_s": 0}  # a whole number is a number
     error = load_error(write(tmp_path, [first, line]))
-    assert error.message == f"{tmp_path / 'manifest.jsonl'} line 2{'' if message.startswith(':') else ' '}{message}"
+    assert (
+        error.message
+        == f"{tmp_path / 'manifest.jsonl'} line 2{'' if message.startswith(':') else ' '}{message}"
+    )
 
 
 CLIPS = st.builds(
@@ -355,15 +423,23 @@ def test_damaged_manifests(small: Path, tmp_path: Path) -> None:
     folder = write(tmp_path / "empty", [], labels=[])
     assert load_error(folder).message == f"{folder / 'manifest.jsonl'} holds no clips"
     folder = write(tmp_path / "labels", [LINE], labels=["x", "y"])
-    assert load_error(folder).message == f"{folder / 'dataset.json'} lists other labels than manifest.jsonl holds"
+    assert (
+        load_error(folder).message
+        == f"{folder / 'dataset.json'} lists other labels than manifest.jsonl holds"
+    )
     folder = write(tmp_path / "key", [LINE], digest="0")
-    assert load_error(folder).message.startswith(f"{folder / 'dataset.json'}: unknown key 'digest' (legal keys: dataset, ")
+    assert load_error(folder).message.startswith(
+        f"{folder / 'dataset.json'}: unknown key 'digest' (legal keys: dataset, "
+    )
     folder = write(tmp_path / "type", [LINE], ignored="many")
     assert load_error(folder).message.startswith(f"{folder / 'dataset.json'}: key 'ignored': ")
     (folder / "dataset.json").write_text("{")
     assert load_error(folder).message.startswith(f"{folder / 'dataset.json'} is not JSON: ")
     (folder / "dataset.json").unlink()
-    assert load_error(folder).message == f"{folder} is no manifest: dataset.json cannot be read (No such file or directory)"
+    assert (
+        load_error(folder).message
+        == f"{folder} is no manifest: dataset.json cannot be read (No such file or directory)"
+    )
     folder = write(tmp_path / "targets", [LINE])
     (folder / "targets.h5").write_bytes((small / "targets.h5").read_bytes()[:1000])
     assert load_error(folder).message == (
@@ -378,7 +454,9 @@ def test_damaged_manifests(small: Path, tmp_path: Path) -> None:
 
 def test_the_digest_covers_clips_and_targets(tmp_path: Path) -> None:
     digests = {
-        Manifest.load(write(tmp_path, [{**LINE, "start_s": start_s}], targets_sha256=targets)).digest
+        Manifest.load(
+            write(tmp_path, [{**LINE, "start_s": start_s}], targets_sha256=targets)
+        ).digest
         for start_s in (0, 0.5)
         for targets in (None, "a", "b")
     }
@@ -396,7 +474,10 @@ def test_a_wrong_folder_is_told_what_to_do(small: Path, tmp_path: Path) -> None:
     (videos / "cats" / "a.mp4").touch()
     for wrong in (tmp_path / "dta", tmp_path, data / "manifest.jsonl"):
         assert load_error(wrong).hint == f"there are: {data}"
-    assert load_error(videos).hint == f"list the videos in it first: stillframe manifest folder '{videos}' --out data"
+    assert (
+        load_error(videos).hint
+        == f"list the videos in it first: stillframe manifest folder '{videos}' --out data"
+    )
     assert load_error(videos / "none" / "such").hint == "make one with: stillframe manifest"
     (data / "manifest.jsonl").unlink()
     assert load_error(data).hint == "build it again with: stillframe manifest"
@@ -406,7 +487,9 @@ def test_a_split_that_does_not_exist(small: Path) -> None:
     loaded = Manifest.load(small)
     with pytest.raises(BadInput) as caught:
         loaded.split("vall")
-    assert caught.value.message == f"{small.resolve()}: no split called 'vall'; there are: train, val"
+    assert (
+        caught.value.message == f"{small.resolve()}: no split called 'vall'; there are: train, val"
+    )
     assert caught.value.hint == "did you mean 'val'?"
     with pytest.raises(BadInput, match=r"^folder of videos .*gone does not exist$"):
         Manifest.load(small, small / "gone")

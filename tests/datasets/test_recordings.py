@@ -35,7 +35,9 @@ needs_gt = pytest.mark.skipif(not GT, reason="STILLFRAME_GT names no folder of r
 
 def png(pixels: np.ndarray) -> bytes:
     """uint8 or uint16, grey or RGB."""
-    name = {(1, 2): "gray", (2, 2): "gray16be", (1, 3): "rgb24", (2, 3): "rgb48be"}[pixels.dtype.itemsize, pixels.ndim]
+    name = {(1, 2): "gray", (2, 2): "gray16be", (1, 3): "rgb24", (2, 3): "rgb48be"}[
+        pixels.dtype.itemsize, pixels.ndim
+    ]
     file = io.BytesIO()
     with av.open(file, "w", format="image2pipe") as container:
         stream = container.add_stream("png", rate=1)
@@ -51,7 +53,9 @@ def frame_of(pixels: np.ndarray, name: str) -> av.VideoFrame:
     frame = av.VideoFrame(pixels.shape[1], pixels.shape[0], name)
     plane, row = frame.planes[0], pixels[0].nbytes
     padded = np.zeros((pixels.shape[0], plane.line_size), np.uint8)
-    padded[:, :row] = np.frombuffer(np.ascontiguousarray(pixels).tobytes(), np.uint8).reshape(-1, row)
+    padded[:, :row] = np.frombuffer(np.ascontiguousarray(pixels).tobytes(), np.uint8).reshape(
+        -1, row
+    )
     plane.update(padded.tobytes()[: plane.buffer_size])
     return frame
 
@@ -59,7 +63,9 @@ def frame_of(pixels: np.ndarray, name: str) -> av.VideoFrame:
 def picture(number: int, height: int = 24, width: int = 32) -> np.ndarray:
     """RGB pixels that tell which frame it is."""
     y, x = np.mgrid[:height, :width]
-    return np.stack([x * 7 % 256, y * 9 % 256, np.full_like(x, 20 * number + 5)], axis=-1).astype(np.uint8)
+    return np.stack([x * 7 % 256, y * 9 % 256, np.full_like(x, 20 * number + 5)], axis=-1).astype(
+        np.uint8
+    )
 
 
 def write(path: Path, content: bytes | str) -> Path:
@@ -101,7 +107,10 @@ def feature(values: Any) -> bytes:
 
 
 def example(features: dict[str, Any]) -> bytes:
-    entries = (field(1, field(1, name.encode()) + field(2, feature(values))) for name, values in features.items())
+    entries = (
+        field(1, field(1, name.encode()) + field(2, feature(values)))
+        for name, values in features.items()
+    )
     return field(1, b"".join(entries))
 
 
@@ -112,7 +121,9 @@ def masked(data: bytes) -> bytes:
 
 def tfrecord(records: list[bytes]) -> bytes:
     heads = [struct.pack("<Q", len(data)) for data in records]
-    return b"".join(head + masked(head) + data + masked(data) for head, data in zip(heads, records, strict=True))
+    return b"".join(
+        head + masked(head) + data + masked(data) for head, data in zip(heads, records, strict=True)
+    )
 
 
 def built(name: str, root: Path, out: Path, **settings: Any) -> manifest.Manifest:
@@ -125,7 +136,9 @@ def decoded(found: manifest.Manifest, place: int = 0) -> tuple[np.ndarray, np.nd
     """Pixels and times of a clip's video."""
     clip = found.clips[place]
     blocks = list(decode.decode(found.root / clip.source, None, clip.image_fps))
-    return np.concatenate([block.pixels_FHWC for block in blocks]), np.concatenate([block.time_s for block in blocks])
+    return np.concatenate([block.pixels_FHWC for block in blocks]), np.concatenate(
+        [block.time_s for block in blocks]
+    )
 
 
 # Kubric: a camera that moves above a floor on which a block slides; everything is known in closed form
@@ -141,7 +154,9 @@ def quaternion(angle: float) -> np.ndarray:
 
 
 def turn(angle: float) -> np.ndarray:
-    return np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    return np.array(
+        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
+    )
 
 
 def camera_place(frame: int) -> np.ndarray:
@@ -165,7 +180,9 @@ def floor_scene(frame: int) -> dict[str, np.ndarray]:
     return {
         "world": world,
         "segment": on_block.astype(np.uint8),
-        "in_box": np.round((np.where(on_block[..., None], inner, -0.5) + 0.5).clip(0, 1) * 65535).astype(np.uint16),
+        "in_box": np.round(
+            (np.where(on_block[..., None], inner, -0.5) + 0.5).clip(0, 1) * 65535
+        ).astype(np.uint16),
         "distance": np.linalg.norm(world - origin, axis=-1),
     }
 
@@ -187,15 +204,24 @@ def movi_record(name: str, **changes: Any) -> bytes:
         "camera/sensor_width": np.array([SENSOR]),
         "camera/positions": np.stack([camera_place(frame) for frame in range(FRAMES)]),
         "camera/quaternions": np.stack([quaternion(ANGLE)] * FRAMES),
-        "instances/bboxes_3d": np.stack([corners(frame) for frame in range(FRAMES)])[None].repeat(2, 0),
-        "instances/quaternions": np.stack([quaternion(0.1 * frame) for frame in range(FRAMES)])[None].repeat(2, 0),
+        "instances/bboxes_3d": np.stack([corners(frame) for frame in range(FRAMES)])[None].repeat(
+            2, 0
+        ),
+        "instances/quaternions": np.stack([quaternion(0.1 * frame) for frame in range(FRAMES)])[
+            None
+        ].repeat(2, 0),
         "instances/bboxes/ragged_row_lengths_0": np.array([2, 0]),
-        "instances/bboxes/ragged_flat_values": np.array([[0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8]]),
+        "instances/bboxes/ragged_flat_values": np.array(
+            [[0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8]]
+        ),
         "instances/bbox_frames/ragged_flat_values": np.array([1, 3]),
         "forward_flow": np.arange(300),
         "video": [png(picture(frame, SIDE, SIDE)) for frame in range(FRAMES)],
         "segmentations": [png(scene["segment"]) for scene in scenes],
-        "depth": [png(np.round((depth - low) / (high - low) * 65535).astype(np.uint16)) for depth in distance],
+        "depth": [
+            png(np.round((depth - low) / (high - low) * 65535).astype(np.uint16))
+            for depth in distance
+        ],
         "object_coordinates": [png(scene["in_box"]) for scene in scenes],
         "normal": [png(np.broadcast_to(up, (SIDE, SIDE, 3)))] * FRAMES,
     }
@@ -205,10 +231,19 @@ def movi_record(name: str, **changes: Any) -> bytes:
 def movi(root: Path) -> Path:
     """movi_e/256x256/1.0.0 with two records for training and one for validation."""
     folder = root / "movi_e" / "256x256" / "1.0.0"
-    splits = [{"name": "train", "shardLengths": ["1", "1"]}, {"name": "validation", "shardLengths": ["1"]}]
-    write(folder / "dataset_info.json", json.dumps({"name": "movi_e", "fileFormat": "tfrecord", "splits": splits}))
+    splits = [
+        {"name": "train", "shardLengths": ["1", "1"]},
+        {"name": "validation", "shardLengths": ["1"]},
+    ]
+    write(
+        folder / "dataset_info.json",
+        json.dumps({"name": "movi_e", "fileFormat": "tfrecord", "splits": splits}),
+    )
     for number in range(2):
-        write(folder / f"movi_e-train.tfrecord-0000{number}-of-00002", tfrecord([movi_record(f"{number + 7}")]))
+        write(
+            folder / f"movi_e-train.tfrecord-0000{number}-of-00002",
+            tfrecord([movi_record(f"{number + 7}")]),
+        )
     write(folder / "movi_e-validation.tfrecord-00000-of-00001", tfrecord([movi_record("7")]))
     return folder
 
@@ -243,15 +278,22 @@ def test_kubric_depth_is_along_the_axis_and_agrees_with_the_pose(tmp_path: Path)
     assert "points" not in truth
     assert truth["depth_m"].dtype == np.float16
     for frame in range(FRAMES):
-        world = unprojected(truth["depth_m"][frame].astype(float), truth["pose"][frame], FOCAL / SENSOR * SIDE)
+        world = unprojected(
+            truth["depth_m"][frame].astype(float), truth["pose"][frame], FOCAL / SENSOR * SIDE
+        )
         assert np.abs(world - floor_scene(frame)["world"]).max() < 0.005
 
 
 def unprojected(depth: np.ndarray, pose: np.ndarray, focal_px: float) -> np.ndarray:
     """World places of every pixel, x right, y down, z forward."""
     height, width = depth.shape
-    x, y = np.meshgrid((np.arange(width) + 0.5 - width / 2) / focal_px, (np.arange(height) + 0.5 - height / 2) / focal_px)
-    return (np.stack([x, y, np.ones_like(x)], axis=-1) * depth[..., None]) @ pose[:3, :3].T + pose[:3, 3]
+    x, y = np.meshgrid(
+        (np.arange(width) + 0.5 - width / 2) / focal_px,
+        (np.arange(height) + 0.5 - height / 2) / focal_px,
+    )
+    return (np.stack([x, y, np.ones_like(x)], axis=-1) * depth[..., None]) @ pose[:3, :3].T + pose[
+        :3, 3
+    ]
 
 
 def test_kubric_tracks_stay_on_their_paint_and_hide_under_the_block(tmp_path: Path) -> None:
@@ -265,7 +307,10 @@ def test_kubric_tracks_stay_on_their_paint_and_hide_under_the_block(tmp_path: Pa
     for track, seen in zip(points, visible, strict=True):
         floor, paint = [], []
         for frame in range(FRAMES):
-            ray = np.array([(track[frame, 0] - 0.5), (0.5 - track[frame, 1]), -FOCAL / SENSOR]) @ turn(ANGLE).T
+            ray = (
+                np.array([(track[frame, 0] - 0.5), (0.5 - track[frame, 1]), -FOCAL / SENSOR])
+                @ turn(ANGLE).T
+            )
             place = camera_place(frame)
             top = place + ray * (place[2] - BLOCK[2]) / -ray[2]
             floor.append(place + ray * place[2] / -ray[2])
@@ -277,16 +322,22 @@ def test_kubric_tracks_stay_on_their_paint_and_hide_under_the_block(tmp_path: Pa
         for frame in range(FRAMES):
             inside = ((track[frame] > 0.05) & (track[frame] < 0.95)).all()
             row, column = (track[frame, ::-1] * SIDE).astype(int).clip(0, SIDE - 1)
-            around = scenes[frame]["segment"][max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
+            around = scenes[frame]["segment"][
+                max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2
+            ]
             if inside and (around == is_block).all():
                 assert seen[frame]
             if (around != is_block).all():
                 assert not seen[frame]
                 hidden_by_block += not is_block and inside
     assert on_block >= 3 and hidden_by_block >= 1
-    again = built("kubric", tmp_path / "data", tmp_path / "out", tracks=24).targets(found.clips[0].clip_id)
+    again = built("kubric", tmp_path / "data", tmp_path / "out", tracks=24).targets(
+        found.clips[0].clip_id
+    )
     assert np.array_equal(again["points"], truth["points"])
-    other = built("kubric", tmp_path / "data", tmp_path / "out", tracks=24, seed=1).targets(found.clips[0].clip_id)
+    other = built("kubric", tmp_path / "data", tmp_path / "out", tracks=24, seed=1).targets(
+        found.clips[0].clip_id
+    )
     assert not np.array_equal(other["points"], truth["points"])
 
 
@@ -320,17 +371,35 @@ def test_a_point_is_covered_by_what_is_nearer_or_of_another_segment() -> None:
     distance[0, 7] = 4.0
     unused = np.zeros((1, 8, 8, 3), np.uint16)
     scene = kubric_tracks.Scene(
-        kubric_tracks.Camera(np.eye(4)[None], 1.0), distance, segment, unused, unused, np.empty(0), np.empty(0)
+        kubric_tracks.Camera(np.eye(4)[None], 1.0),
+        distance,
+        segment,
+        unused,
+        unused,
+        np.empty(0),
+        np.empty(0),
     )
 
     def covered(segment: int, x: float, y: float, metres: float) -> bool:
-        return bool(kubric_tracks._is_covered(scene, segment, np.array([[[x, y]]]), np.array([[metres]]))[0, 0])
+        return bool(
+            kubric_tracks._is_covered(scene, segment, np.array([[[x, y]]]), np.array([[metres]]))[
+                0, 0
+            ]
+        )
 
-    assert not covered(0, 0.5, 0.5, 5.0) and not covered(1, 0.5, 0.5, 5.0)  # both segments are around
+    assert not covered(0, 0.5, 0.5, 5.0) and not covered(
+        1, 0.5, 0.5, 5.0
+    )  # both segments are around
     assert covered(1, 0.7, 0.7, 5.0) and covered(0, 0.5, 0.2, 5.0)
     assert not covered(0, 0.7, 0.7, 5.04) and covered(0, 0.7, 0.7, 5.06)
-    assert covered(0, 0.7, 0.97, 4.5) and not covered(0, 0.7, 0.9, 4.5)  # the farthest of the 4 counts
-    assert not covered(1, 0.01, 0.01, 5.0) and covered(1, -0.01, 0.01, 5.0) and covered(1, 0.01, np.nan, 5.0)
+    assert covered(0, 0.7, 0.97, 4.5) and not covered(
+        0, 0.7, 0.9, 4.5
+    )  # the farthest of the 4 counts
+    assert (
+        not covered(1, 0.01, 0.01, 5.0)
+        and covered(1, -0.01, 0.01, 5.0)
+        and covered(1, 0.01, np.nan, 5.0)
+    )
 
 
 def test_a_camera_projects_what_it_sees_and_nothing_behind_it() -> None:
@@ -375,7 +444,10 @@ def test_kubric_lists_what_is_damaged_missing_or_there_twice(tmp_path: Path) -> 
     assert "record 3: the file is cut off: found" in reasons["movi_e-train.tfrecord-00000-of-00002"]
     assert "(after 2 whole records)" in reasons["movi_e-train.tfrecord-00000-of-00002"]
     assert "checksum of its data" in reasons["movi_e-validation.tfrecord-00000-of-00001"]
-    assert reasons["movi_e-train.tfrecord: files"] == "1 of 2 are missing; first movi_e-train.tfrecord-00001-of-00002"
+    assert (
+        reasons["movi_e-train.tfrecord: files"]
+        == "1 of 2 are missing; first movi_e-train.tfrecord-00001-of-00002"
+    )
     (again,) = [reason for reason in reasons.values() if "already" in reason]
     assert again == "there is a 'movi_e/256x256/1.0.0/train/7' already"
 
@@ -384,13 +456,21 @@ def test_kubric_lists_what_is_damaged_missing_or_there_twice(tmp_path: Path) -> 
     ("changes", "reason"),
     [
         ({"camera/positions": None}, "has no 'camera/positions'"),
-        ({"camera/positions": np.zeros((3, 3))}, "'camera/positions' has 9 values, wanted shape (5, 3)"),
+        (
+            {"camera/positions": np.zeros((3, 3))},
+            "'camera/positions' has 9 values, wanted shape (5, 3)",
+        ),
         ({"video": np.zeros(3)}, "'video' is no list of bytes"),
         ({"metadata/video_name": [b"../../up"]}, "its name leads out of the folder of frames"),
     ],
 )
-def test_kubric_says_what_is_wrong_with_a_record(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
-    write(tmp_path / "data" / "movi_f-train.tfrecord-00000-of-00001", tfrecord([movi_record("1", **changes)]))
+def test_kubric_says_what_is_wrong_with_a_record(
+    tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    write(
+        tmp_path / "data" / "movi_f-train.tfrecord-00000-of-00001",
+        tfrecord([movi_record("1", **changes)]),
+    )
     with pytest.raises(BadInput) as caught:
         built("kubric", tmp_path / "data", tmp_path / "out")
     assert reason in caught.value.message
@@ -403,7 +483,11 @@ def test_kubric_counts_records_and_refuses_damaged_boxes(tmp_path: Path) -> None
     path.write_bytes(tfrecord([movi_record("1"), movi_record("2")]))
     found = built("kubric", tmp_path / "data", tmp_path / "out", tracks=0)
     assert list(found.rejected.values()) == ["holds 2 records, dataset_info.json says 1"]
-    path.write_bytes(tfrecord([movi_record("1", **{"instances/bbox_frames/ragged_flat_values": np.array([1, 9])})]))
+    path.write_bytes(
+        tfrecord(
+            [movi_record("1", **{"instances/bbox_frames/ragged_flat_values": np.array([1, 9])})]
+        )
+    )
     with pytest.raises(BadInput, match="2 boxes, 2 frames of them and rows"):
         built("kubric", tmp_path / "data", tmp_path / "out", tracks=0)
     with pytest.raises(BadInput, match="does not list splits"):
@@ -411,12 +495,21 @@ def test_kubric_counts_records_and_refuses_damaged_boxes(tmp_path: Path) -> None
 
 
 def test_example_reads_packed_and_single_numbers_and_negative_ones() -> None:
-    single = field(1, field(1, b"n") + field(2, field(3, b"\x08" + varint(5) + b"\x08" + varint(-3))))
-    floats = field(1, field(1, b"f") + field(2, field(2, b"\x0d" + struct.pack("<f", 1.5) + b"\x0d" + struct.pack("<f", -2))))
+    single = field(
+        1, field(1, b"n") + field(2, field(3, b"\x08" + varint(5) + b"\x08" + varint(-3)))
+    )
+    floats = field(
+        1,
+        field(1, b"f")
+        + field(2, field(2, b"\x0d" + struct.pack("<f", 1.5) + b"\x0d" + struct.pack("<f", -2))),
+    )
     read = Example(field(1, single + floats), "it")
     assert read.ints("n").tolist() == [5, -3]
     assert read.floats("f").tolist() == [1.5, -2.0]
-    assert Example(example({"n": np.array([-1, 300])}), "it").ints("n", 2, 1).tolist() == [[-1], [300]]
+    assert Example(example({"n": np.array([-1, 300])}), "it").ints("n", 2, 1).tolist() == [
+        [-1],
+        [300],
+    ]
     for junk in (b"\x0a\xff", b"\x0b\x00", b"\x80" * 12, b"\x0a\x03\x0a\x01\x00"):
         with pytest.raises(BadInput, match=r"it is no tf\.train\.Example"):
             Example(junk, "it")
@@ -434,12 +527,19 @@ def depth_map(number: int, height: int = 24, width: int = 32) -> np.ndarray:
 def sens(times_us: list[int], cut: int = 0, depth_compression: int = 1) -> bytes:
     """Three frames; tracking is lost in the second."""
     head = struct.pack("<IQ", 4, 6) + b"sensor" + np.zeros((4, 4, 4), "<f4").tobytes()
-    head += struct.pack("<2i4If", 1, depth_compression, 32, 24, 32, 24, 1000.0) + struct.pack("<Q", 3)
+    head += struct.pack("<2i4If", 1, depth_compression, 32, 24, 32, 24, 1000.0) + struct.pack(
+        "<Q", 3
+    )
     for number, time_us in enumerate(times_us):
         colour, depth = png(picture(number)), depth_map(number).astype("<u2").tobytes()
         depth = zlib.compress(depth) if depth_compression == 1 else depth
         pose = np.full((4, 4), -np.inf) if number == 1 else moved(0.1 * number)
-        head += pose.astype("<f4").tobytes() + struct.pack("<4Q", time_us, time_us, len(colour), len(depth)) + colour + depth
+        head += (
+            pose.astype("<f4").tobytes()
+            + struct.pack("<4Q", time_us, time_us, len(colour), len(depth))
+            + colour
+            + depth
+        )
     return (head + struct.pack("<Q", 0))[: None if not cut else -cut]
 
 
@@ -453,7 +553,10 @@ def export(folder: Path, numbers: list[int]) -> None:
 def test_scannet_sens(tmp_path: Path) -> None:
     times_us = [5_000_000, 5_033_000, 5_070_000]
     write(tmp_path / "data" / "scans" / "scene0000_00" / "scene0000_00.sens", sens(times_us))
-    write(tmp_path / "data" / "scans" / "scene0001_00" / "scene0001_00.sens", sens([0, 0, 0], depth_compression=0))
+    write(
+        tmp_path / "data" / "scans" / "scene0001_00" / "scene0001_00.sens",
+        sens([0, 0, 0], depth_compression=0),
+    )
     write(tmp_path / "data" / "scans_test" / "scene0707_00" / "scene0707_00.sens", sens(times_us))
     found = built("scannet", tmp_path / "data", tmp_path / "out")
     assert [(clip.clip_id, clip.split) for clip in found.clips] == [
@@ -467,7 +570,10 @@ def test_scannet_sens(tmp_path: Path) -> None:
     assert np.array_equal(decoded(found, 1)[1], np.arange(3) / 30)
     for clip in found.clips:
         truth = found.targets(clip.clip_id)
-        assert np.array_equal(truth["depth_m"], np.stack([depth_map(number) / 1000 for number in range(3)]).astype(np.float16))
+        assert np.array_equal(
+            truth["depth_m"],
+            np.stack([depth_map(number) / 1000 for number in range(3)]).astype(np.float16),
+        )
         assert np.isnan(truth["pose"][1]).all()
         assert np.allclose(truth["pose"][[0, 2]], [moved(0), moved(0.2)])
     lost = "1 of 3 frames have no finite pose, kept as NaN; first scans/scene0000_00/scene0000_00.sens at byte "
@@ -507,19 +613,26 @@ def test_scannet_export_with_splits_gaps_and_damage(tmp_path: Path) -> None:
     write(root / "scene0000_00" / "scene0000_00.sens", b"not read, as it is exported")
     export(root / "scene0000_01", [0, 1])
     export(root / "scene0009_00", [0])
-    (root / "scene0000_00" / "color" / "2.png").rename(root / "scene0000_00" / "color" / "000002.png")
+    (root / "scene0000_00" / "color" / "2.png").rename(
+        root / "scene0000_00" / "color" / "000002.png"
+    )
     (root / "scene0000_01" / "depth" / "1.png").unlink()
     (root / "scene0000_01" / "color" / "0.png").unlink()
     write(root / "scene0000_01" / "pose" / "1.txt", "-inf " * 16)
     write(root / "scannetv2_train.txt", "scene0000_00\nscene0000_02\n")
     write(root / "scannetv2_val.txt", "scene0000_01\n")
     found = built("scannet", root, tmp_path / "out", depth_px=12)
-    assert [(clip.clip_id, clip.split) for clip in found.clips] == [("scene0000_00", "train"), ("scene0000_01", "val")]
+    assert [(clip.clip_id, clip.split) for clip in found.clips] == [
+        ("scene0000_00", "train"),
+        ("scene0000_01", "val"),
+    ]
     pixels, time_s = decoded(found)
     assert np.array_equal(pixels, [picture(number) for number in (0, 2, 10)])
     assert np.array_equal(time_s, np.array([0, 2, 10]) / 30)
     truth = found.targets("scene0000_00")
-    assert np.array_equal(truth["depth_m"][2], (depth_map(10)[1::2, 1::2] / 1000).astype(np.float16))
+    assert np.array_equal(
+        truth["depth_m"][2], (depth_map(10)[1::2, 1::2] / 1000).astype(np.float16)
+    )
     assert np.allclose(truth["pose"][2], moved(1.0))
     assert "depth_m" not in found.targets("scene0000_01")
     assert found.rejected == {
@@ -545,7 +658,9 @@ def test_scannet_refuses_a_scan_in_two_places_or_splits(tmp_path: Path) -> None:
     for split in ("train", "val"):
         write(tmp_path / "data" / f"scannetv2_{split}.txt", "scene0000_00")
     (tmp_path / "data" / "b").rename(tmp_path / "aside")
-    with pytest.raises(BadInput, match=r"scannetv2_val\.txt: scan 'scene0000_00' is in split 'train' too"):
+    with pytest.raises(
+        BadInput, match=r"scannetv2_val\.txt: scan 'scene0000_00' is in split 'train' too"
+    ):
         built("scannet", tmp_path / "data", tmp_path / "out")
 
 
@@ -565,21 +680,43 @@ def nuscenes_root(root: Path, version: str = "v1.0-mini") -> Path:
         "sample": [{"token": "a1", "scene_token": "s1"}, {"token": "a2", "scene_token": "s2"}],
         "sensor": [{"token": "f", "channel": "CAM_FRONT"}, {"token": "b", "channel": "CAM_BACK"}],
         "calibrated_sensor": [
-            {"token": "cf", "sensor_token": "f", "translation": [1.7, 0.0, 1.5], "rotation": FORWARD},
-            {"token": "cb", "sensor_token": "b", "translation": [0.0, 0.0, 0.0], "rotation": [1, 0, 0, 0]},
+            {
+                "token": "cf",
+                "sensor_token": "f",
+                "translation": [1.7, 0.0, 1.5],
+                "rotation": FORWARD,
+            },
+            {
+                "token": "cb",
+                "sensor_token": "b",
+                "translation": [0.0, 0.0, 0.0],
+                "rotation": [1, 0, 0, 0],
+            },
         ],
-        "ego_pose": [{"token": f"e{k}", "translation": [10.0, 0.5 * k, 0.0], "rotation": Q90} for k in range(5)],
+        "ego_pose": [
+            {"token": f"e{k}", "translation": [10.0, 0.5 * k, 0.0], "rotation": Q90}
+            for k in range(5)
+        ],
         "sample_data": [],
     }
     for place, time in reversed(list(enumerate(times))):
         folder = "samples" if place == 0 else "sweeps"
         name = f"{folder}/CAM_FRONT/n__CAM_FRONT__{time}.png"
-        row = {"sample_token": "a1", "ego_pose_token": f"e{place}", "calibrated_sensor_token": "cf", "timestamp": time}
+        row = {
+            "sample_token": "a1",
+            "ego_pose_token": f"e{place}",
+            "calibrated_sensor_token": "cf",
+            "timestamp": time,
+        }
         tables["sample_data"].append({"token": f"d{place}", "filename": name, **row})
         if place != 2:
             write(root / name, png(picture(place)))
-    tables["sample_data"].append({**tables["sample_data"][0], "token": "back", "calibrated_sensor_token": "cb"})
-    tables["sample_data"].append({**tables["sample_data"][0], "token": "other", "sample_token": "a2", "filename": "no.jpg"})
+    tables["sample_data"].append(
+        {**tables["sample_data"][0], "token": "back", "calibrated_sensor_token": "cb"}
+    )
+    tables["sample_data"].append(
+        {**tables["sample_data"][0], "token": "other", "sample_token": "a2", "filename": "no.jpg"}
+    )
     for name, rows in tables.items():
         write(root / version / f"{name}.json", json.dumps(rows, indent=0))
     return root
@@ -594,8 +731,14 @@ def test_nuscenes_times_and_poses(tmp_path: Path) -> None:
     truth = found.targets("scene-0103")
     assert truth.keys() == {"pose", "pose_time_s"}
     # The car drives along the map's y axis: so does the camera's z axis, its x axis is the map's x axis, its y axis points down.
-    assert np.allclose(truth["pose"][2], [[1, 0, 0, 10], [0, 0, 1, 1.7 + 1.5], [0, -1, 0, 1.5], [0, 0, 0, 1]], atol=1e-9)
-    assert np.allclose((np.linalg.inv(truth["pose"][0]) @ truth["pose"][1])[:3, 3], [0, 0, 0.5], atol=1e-9)
+    assert np.allclose(
+        truth["pose"][2],
+        [[1, 0, 0, 10], [0, 0, 1, 1.7 + 1.5], [0, -1, 0, 1.5], [0, 0, 0, 1]],
+        atol=1e-9,
+    )
+    assert np.allclose(
+        (np.linalg.inv(truth["pose"][0]) @ truth["pose"][1])[:3, 3], [0, 0, 0.5], atol=1e-9
+    )
     assert found.rejected == {
         "scene-0061": "none of its 1 CAM_FRONT images is there; first no.jpg",
         "scene-0103: images": "1 of 4 CAM_FRONT images are not there; first sweeps/CAM_FRONT/n__CAM_FRONT__1167000.png",
@@ -608,7 +751,11 @@ def test_nuscenes_names_damaged_tables_and_missing_rows(tmp_path: Path) -> None:
     rows = json.loads((tables / "ego_pose.json").read_text())
     (tables / "ego_pose.json").write_text(json.dumps(rows[1:]))
     found = built("nuscenes", root, tmp_path / "out")
-    assert np.isnan(found.targets("scene-0103")["pose"]).any((1, 2)).tolist() == [True, False, False]
+    assert np.isnan(found.targets("scene-0103")["pose"]).any((1, 2)).tolist() == [
+        True,
+        False,
+        False,
+    ]
     assert found.rejected["scene-0103: pose"].startswith("1 of 3 frames have no finite pose")
     (tables / "ego_pose.json").write_text(json.dumps(rows)[:-20])
     with pytest.raises(BadInput, match=r"ego_pose\.json is damaged or cut off"):
@@ -639,7 +786,10 @@ def test_nuscenes_splits_are_the_official_ones() -> None:
     val = [name for name in names if nuscenes.split_of(name, "v1.0-trainval") == "val"]
     assert len(val) == 150
     assert (val[0], val[-1]) == ("scene-0003", "scene-1073")
-    assert [name for name in names if nuscenes.split_of(name, "v1.0-mini") == "val"] == ["scene-0103", "scene-0916"]
+    assert [name for name in names if nuscenes.split_of(name, "v1.0-mini") == "val"] == [
+        "scene-0103",
+        "scene-0916",
+    ]
     assert nuscenes.split_of("scene-0077", "v1.0-test") == "test"
 
 
@@ -652,7 +802,10 @@ def seven(folder: Path, numbers: list[int]) -> None:
     for number in numbers:
         write(folder / f"frame-{number:06d}.color.png", png(picture(number)))
         write(folder / f"frame-{number:06d}.depth.png", png(depth))
-        write(folder / f"frame-{number:06d}.pose.txt", matrix_text(moved(0.1 * number)).replace(" ", "\t"))
+        write(
+            folder / f"frame-{number:06d}.pose.txt",
+            matrix_text(moved(0.1 * number)).replace(" ", "\t"),
+        )
 
 
 def test_sevenscenes_layout_splits_and_truth(tmp_path: Path) -> None:
@@ -676,7 +829,9 @@ def test_sevenscenes_layout_splits_and_truth(tmp_path: Path) -> None:
     assert np.isnan(truth["pose"][1]).all() and np.allclose(truth["pose"][2], moved(0.22))
     depth = truth["depth_m"][0]
     assert set(np.unique(depth)) == {0, 2}
-    assert (depth[[0, -1]] == 0).all() and (depth[:, [0, -1]] == 0).all()  # beyond the depth camera's view
+    assert (depth[[0, -1]] == 0).all() and (
+        depth[:, [0, -1]] == 0
+    ).all()  # beyond the depth camera's view
     assert 1 <= (depth[2:22, 3:29] == 0).sum() <= 2
     assert found.rejected == {
         "chess/seq-01: depth": "1 of 3 frames have no depth; first chess/seq-01/frame-000002.color.png",
@@ -698,7 +853,10 @@ def test_sevenscenes_depth_moves_into_the_colour_camera() -> None:
     for row, column, z in ((300, 400, 2.0), (100, 200, 1.0)):
         x, y = (column + 0.5 - 320) / 585 * z - 0.02, (row + 0.5 - 240) / 585 * z
         wanted[int(np.floor(y / z * 525 + 240)), int(np.floor(x / z * 525 + 320))] = z
-    assert {(int(row), int(column)): seen[row, column] for row, column in zip(*np.nonzero(seen), strict=True)} == wanted
+    assert {
+        (int(row), int(column)): seen[row, column]
+        for row, column in zip(*np.nonzero(seen), strict=True)
+    } == wanted
 
 
 # TUM
@@ -735,12 +893,18 @@ def test_tum_associates_the_nearest(tmp_path: Path) -> None:
     assert np.allclose(time_s, [0, 0.0333, 0.0712, 0.1], atol=1e-9)
     truth = found.targets(name)
     assert np.allclose(truth["depth_m_time_s"], [0, 0.0333], atol=1e-9)
-    assert np.array_equal(truth["depth_m"], np.stack([5 * depth_map(0) / 5000, 5 * depth_map(1) / 5000]).astype(np.float16))
+    assert np.array_equal(
+        truth["depth_m"],
+        np.stack([5 * depth_map(0) / 5000, 5 * depth_map(1) / 5000]).astype(np.float16),
+    )
     assert truth["pose"][:3, 0, 3].tolist() == [1, 4, 7]
     assert np.isnan(truth["pose"][3]).all()
     assert np.allclose(truth["pose"][1][:3, :3], [[0, 0, 1], [0, 1, 0], [-1, 0, 0]], atol=1e-6)
     assert "pose" not in found.targets("rgbd_dataset_freiburg1_validation")
-    assert found.rejected[f"{name}: depth"] == f"2 of 4 frames have no depth; first {name}/rgb/100.071200.png"
+    assert (
+        found.rejected[f"{name}: depth"]
+        == f"2 of 4 frames have no depth; first {name}/rgb/100.071200.png"
+    )
     assert found.rejected[f"{name}: pose"].startswith("1 of 4 frames have no finite pose")
     assert built("tum", root, tmp_path / "out", val_sequences=[name]).splits == ("test", "val")
     with pytest.raises(BadInput, match="val_sequences: no sequence called 'fr1'"):
@@ -757,12 +921,17 @@ def test_tum_lists_missing_files_and_malformed_lines(tmp_path: Path) -> None:
     assert len(decoded(found)[1]) == 3
     assert found.clips[0].clip_id == "desk"
     assert found.rejected["desk: rgb.txt"] == "1 of 5 files are missing; first rgb/100.033300.png"
-    assert found.rejected["desk: rgb.txt again"] == "1 of 5 files repeat a time and are left out; first rgb/100.000000.png"
+    assert (
+        found.rejected["desk: rgb.txt again"]
+        == "1 of 5 files repeat a time and are left out; first rgb/100.000000.png"
+    )
     write(folder / "groundtruth.txt", "1 2 3\n")
     with pytest.raises(BadInput, match=r"groundtruth\.txt line 1: wanted 8 numbers, found 3"):
         built("tum", folder, tmp_path / "out")
     write(folder / "rgb.txt", "now rgb/a.png\n")
-    with pytest.raises(BadInput, match=r"rgb\.txt: wanted lines of a time and a file, found 'now rgb/a\.png'"):
+    with pytest.raises(
+        BadInput, match=r"rgb\.txt: wanted lines of a time and a file, found 'now rgb/a\.png'"
+    ):
         built("tum", folder, tmp_path / "out")
 
 
@@ -773,13 +942,19 @@ def kitti(root: Path, name: str, cameras: tuple[str, ...], poses: int = 4) -> No
     folder = root / "sequences" / name
     for camera in cameras:
         for number in range(4):
-            write(folder / camera / f"{number:06d}.png", png(picture(number + len(camera[:-1]) * int(camera[-1]))))
+            write(
+                folder / camera / f"{number:06d}.png",
+                png(picture(number + len(camera[:-1]) * int(camera[-1]))),
+            )
     write(folder / "times.txt", "".join(f"{0.1037 * number:e}\n" for number in range(4)))
     rows = {"P0": 0.0, "P1": -380.0, "P2": 45.0, "P3": -330.0}
     lines = [f"{key}: 700 0 16 {value} 0 700 12 0 0 0 1 0.002" for key, value in rows.items()]
     write(folder / "calib.txt", "\n".join(lines) + "\nTr: " + "0 " * 12)
     if poses:
-        lines = [" ".join(f"{value:e}" for value in moved(0, 0, 1.1 * number)[:3].flat) for number in range(poses)]
+        lines = [
+            " ".join(f"{value:e}" for value in moved(0, 0, 1.1 * number)[:3].flat)
+            for number in range(poses)
+        ]
         write(root / "poses" / f"{name}.txt", "\n".join(lines) + "\n")
 
 
@@ -800,11 +975,16 @@ def test_kitti_cameras_poses_and_splits(tmp_path: Path) -> None:
     assert np.allclose(time_s, 0.1037 * np.arange(4), atol=1e-9)
     # K^-1 (45, 0, 0.002) is where the grey camera's centre lies as image_2 sees it; the camera is at its negative.
     shift = np.array([(45 - 16 * 0.002) / 700, -12 * 0.002 / 700, 0.002])
-    assert np.allclose(found.targets("sequences/00")["pose"][2][:3, 3], [0, 0, 2.2] - shift, atol=1e-9)
+    assert np.allclose(
+        found.targets("sequences/00")["pose"][2][:3, 3], [0, 0, 2.2] - shift, atol=1e-9
+    )
     assert np.allclose(found.targets("sequences/09")["pose"][2], moved(0, 0, 2.2), atol=1e-9)
     assert found.targets("sequences/11") == {}
     grey = built("kitti_odometry", root, tmp_path / "grey", camera="image_0", val_sequences=["00"])
-    assert [(clip.clip_id, clip.split) for clip in grey.clips] == [("sequences/00", "val"), ("sequences/09", "train")]
+    assert [(clip.clip_id, clip.split) for clip in grey.clips] == [
+        ("sequences/00", "val"),
+        ("sequences/09", "train"),
+    ]
     assert np.array_equal(decoded(grey)[0], [picture(number) for number in range(4)])
     assert "has no image_0, only image_2" in grey.rejected["sequences/11"]
 
@@ -815,11 +995,20 @@ def test_kitti_lists_gaps_and_short_tables(tmp_path: Path) -> None:
     (root / "sequences" / "00" / "image_0" / "000001.png").unlink()
     found = built("kitti_odometry", root, tmp_path / "out")
     assert np.allclose(decoded(found)[1], [0, 0.2074, 0.3111])
-    assert np.isnan(found.targets("sequences/00")["pose"]).any((1, 2)).tolist() == [False, False, True]
-    assert found.rejected["sequences/00: image_0"] == "1 of 4 frames have no image in image_0; first 000001"
+    assert np.isnan(found.targets("sequences/00")["pose"]).any((1, 2)).tolist() == [
+        False,
+        False,
+        True,
+    ]
+    assert (
+        found.rejected["sequences/00: image_0"]
+        == "1 of 4 frames have no image in image_0; first 000001"
+    )
     assert found.rejected["sequences/00: pose"].startswith("1 of 3 frames have no finite pose")
     write(root / "sequences" / "00" / "times.txt", "0\n0.1\n")
-    with pytest.raises(BadInput, match=r"times\.txt holds 2 times, and there is a frame 000003\.png"):
+    with pytest.raises(
+        BadInput, match=r"times\.txt holds 2 times, and there is a frame 000003\.png"
+    ):
         built("kitti_odometry", root, tmp_path / "out")
 
 
@@ -831,7 +1020,11 @@ def test_frames_are_linked_once_and_again_when_the_source_changes(tmp_path: Path
     seven(root / "seq-01", [0, 1])
     found = built("sevenscenes", root, tmp_path / "out")
     laid_out = found.root / "seq-01"
-    assert sorted(path.name for path in laid_out.iterdir()) == ["frame_000000.png", "frame_000001.png", "timestamps.txt"]
+    assert sorted(path.name for path in laid_out.iterdir()) == [
+        "frame_000000.png",
+        "frame_000001.png",
+        "timestamps.txt",
+    ]
     assert (laid_out / "frame_000001.png").readlink() == Path("../../seq-01/frame-000001.color.png")
     before = laid_out.stat().st_ino
     built("sevenscenes", root, tmp_path / "out")
@@ -841,7 +1034,9 @@ def test_frames_are_linked_once_and_again_when_the_source_changes(tmp_path: Path
     again = built("sevenscenes", tmp_path / "moved", tmp_path / "out")
     assert np.array_equal(decoded(again)[1], np.arange(3) / 30)
     assert [path.name for path in again.root.iterdir()] == ["seq-01"]
-    elsewhere = built("sevenscenes", tmp_path / "moved", tmp_path / "out", frames_dir=str(tmp_path / "frames"))
+    elsewhere = built(
+        "sevenscenes", tmp_path / "moved", tmp_path / "out", frames_dir=str(tmp_path / "frames")
+    )
     assert elsewhere.root == tmp_path / "frames"
     assert np.array_equal(decoded(elsewhere)[0], decoded(again)[0])
 
@@ -889,7 +1084,10 @@ def test_poses_that_are_no_motion_are_unknown(tmp_path: Path) -> None:
     assert np.array_equal(read[0], good)
     assert np.isnan(recordings.read_poses([write(tmp_path / "pose.txt", "1 2 three"), None])).all()
     assert np.isnan(recordings.motion(np.zeros((1, 3)), np.zeros((1, 4)))).all()
-    assert np.allclose(recordings.motion(np.zeros((1, 3)), np.array([[2.0, 0, 0, 2]]))[0] @ [1, 0, 0, 0], [0, 1, 0, 0])
+    assert np.allclose(
+        recordings.motion(np.zeros((1, 3)), np.array([[2.0, 0, 0, 2]]))[0] @ [1, 0, 0, 0],
+        [0, 1, 0, 0],
+    )
 
 
 def test_depth_keeps_the_pixels_at_the_centres() -> None:
@@ -911,11 +1109,20 @@ def test_real_sevenscenes_depth_and_poses_agree(tmp_path: Path) -> None:
     truth = found.targets(found.clips[0].clip_id)
     depth, pose = truth["depth_m"].astype(float), truth["pose"]
     assert depth.shape == (200, 224, 299)
-    errors = np.concatenate([reprojection_error(depth, pose, first, first + 5) for first in range(0, 190, 20)])
+    errors = np.concatenate(
+        [reprojection_error(depth, pose, first, first + 5) for first in range(0, 190, 20)]
+    )
     assert np.median(errors) < 0.01
     assert (errors < 0.02).mean() > 0.8
     wrong = np.linalg.inv(pose)
-    assert np.median(np.concatenate([reprojection_error(depth, wrong, first, first + 5) for first in range(0, 190, 20)])) > 0.02
+    assert (
+        np.median(
+            np.concatenate(
+                [reprojection_error(depth, wrong, first, first + 5) for first in range(0, 190, 20)]
+            )
+        )
+        > 0.02
+    )
 
 
 def reprojection_error(depth: np.ndarray, pose: np.ndarray, first: int, second: int) -> np.ndarray:
@@ -933,11 +1140,15 @@ def reprojection_error(depth: np.ndarray, pose: np.ndarray, first: int, second: 
 @needs_gt
 def test_real_sevenscenes_frames_are_the_official_ones(tmp_path: Path) -> None:
     root = Path(GT or "") / "sevenscenes"
-    found = built("sevenscenes", root, tmp_path / "out", frames_dir=str(tmp_path / "frames"), depth_px=28)
+    found = built(
+        "sevenscenes", root, tmp_path / "out", frames_dir=str(tmp_path / "frames"), depth_px=28
+    )
     pixels, time_s = decoded(found)
     assert pixels.shape == (200, 480, 640, 3)
     assert np.allclose(np.diff(time_s), 1 / 30)
-    assert (found.root / found.clips[0].source / "frame_000123.jpg").resolve().name == "frame-000123.color.jpg"
+    assert (
+        found.root / found.clips[0].source / "frame_000123.jpg"
+    ).resolve().name == "frame-000123.color.jpg"
 
 
 @needs_gt
@@ -956,9 +1167,16 @@ def test_the_end_of_a_lone_recording_may_be_held_out(tmp_path: Path) -> None:
     images = [tmp_path / f"{number}.png" for number in range(10)]
     pose = np.tile(np.eye(4), (10, 1, 1))
     pose[:, 2, 3] = np.arange(10)
-    one = recordings.Recording("a/b", "train", images, np.arange(10) / 10, pose, [None] * 9 + [images[0]])
+    one = recordings.Recording(
+        "a/b", "train", images, np.arange(10) / 10, pose, [None] * 9 + [images[0]]
+    )
     first, last = recordings.split_off(one, 0.3)
-    assert (first.name, first.split, last.name, last.split) == ("a/b_first", "train", "a/b_last", "val")
+    assert (first.name, first.split, last.name, last.split) == (
+        "a/b_first",
+        "train",
+        "a/b_last",
+        "val",
+    )
     assert list(first.images) == images[:7] and list(last.images) == images[7:]
     assert last.pose is not None and last.pose[:, 2, 3].tolist() == [7, 8, 9]
     assert last.time_s.tolist() == [0.7, 0.8, 0.9] and last.depth == [None, None, images[0]]

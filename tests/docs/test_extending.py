@@ -68,10 +68,14 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def python(copy: Path, *arguments: str) -> str:
     """What a Python of its own says that imports the copy; it must succeed."""
-    environment = {name: text for name, text in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment = {
+        name: text for name, text in os.environ.items() if not name.startswith("PYTEST_XDIST")
+    }
     environment |= {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *arguments]
-    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=copy, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -93,7 +97,9 @@ def test_the_plugins_keep_the_laws_of_their_kinds(copy):
     names = " or ".join(Path(path).stem for path in PLUGINS)
     files = [str(file) for name in CONFORMANCE for file in (copy / "tests").rglob(name)]
     assert len(files) == len(CONFORMANCE)
-    said = python(copy, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "-vv", *files, "-k", names)
+    said = python(
+        copy, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "-vv", *files, "-k", names
+    )
     passed = re.findall(r"^\S+::(\S+).* PASSED", said, re.M)
     for path, least in zip(PLUGINS, (15, 10, 2), strict=True):
         assert sum(Path(path).stem in test for test in passed) >= least, said

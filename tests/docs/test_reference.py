@@ -31,7 +31,9 @@ from pipeline.experiments.sweep_spec import SweepSpec, load_sweep, settings_of
 REFERENCE = ROOT / "docs" / "reference"
 SCHEMAS = schemas()
 SHIPPED = [
-    pytest.param(kind, path, id=f"{kind}-{name}") for kind, shipped in pages.SHIPPED.items() for name, path in shipped().items()
+    pytest.param(kind, path, id=f"{kind}-{name}")
+    for kind, shipped in pages.SHIPPED.items()
+    for name, path in shipped().items()
 ]
 SPEC = {"encoder": {"name": "address", "layers": [1]}, "frames": {"size_px": 32}}
 RECIPE = {
@@ -93,7 +95,9 @@ print(json.dumps({str(path): hashlib.sha256(text.encode()).hexdigest() for path,
     }
     environment = os.environ | odd | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, str(ROOT)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
     for path, digest in json.loads(done.stdout).items():
         assert hashlib.sha256(Path(path).read_bytes()).hexdigest() == digest, path
 
@@ -160,7 +164,10 @@ def test_editors_refuse_what_the_program_refuses(kind, key, value, said):
 
 def test_a_setting_for_each_plugin_that_none_has_is_underlined():
     assert problems("sweep", changed("sweep", ("each", "layers"), 1)) == []
-    assert any("'layer'" in problem for problem in problems("sweep", changed("sweep", ("each", "layer"), 1)))
+    assert any(
+        "'layer'" in problem
+        for problem in problems("sweep", changed("sweep", ("each", "layer"), 1))
+    )
 
 
 @pytest.mark.parametrize("kind", SCHEMAS)
@@ -217,7 +224,12 @@ def test_the_page_of_commands_has_all_of_them():
 def test_every_error_has_an_exit_code_that_is_explained():
     classes = [errors.StillframeError, *errors.StillframeError.__subclasses__(), errors.BadVideo]
     known = errors.EXIT_CODES.keys()
-    assert {0, FINISHED_WITH_FAILURES, INTERRUPTED, *(error.exit_code for error in classes)} == known
+    assert {
+        0,
+        FINISHED_WITH_FAILURES,
+        INTERRUPTED,
+        *(error.exit_code for error in classes),
+    } == known
 
 
 def test_every_plugin_has_a_section():
@@ -233,7 +245,9 @@ PAGES = [*sorted(REFERENCE.glob("*.md")), ROOT / "docs" / "extending.md", ROOT /
 def test_links_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
     broken = []
-    for target in re.findall(r"\]\(([^)#\s]*(?:#[^)\s]*)?)\)", re.sub(r"```.*?```", "", text, flags=re.S)):
+    for target in re.findall(
+        r"\]\(([^)#\s]*(?:#[^)\s]*)?)\)", re.sub(r"```.*?```", "", text, flags=re.S)
+    ):
         if "://" in target:
             continue
         name, _, anchor = target.partition("#")
@@ -265,6 +279,8 @@ def test_the_rooms_of_the_readme_are_those_there_are():
     assert there == set(pages.ROOMS)
     marked = f"a\n{pages.ROOMS_BEGIN}\nold\n{pages.ROOMS_END}\nb\n"
     text = pages.with_rooms(marked)
-    assert text.startswith(f"a\n{pages.ROOMS_BEGIN}\n|") and text.endswith(f"\n{pages.ROOMS_END}\nb\n")
+    assert text.startswith(f"a\n{pages.ROOMS_BEGIN}\n|") and text.endswith(
+        f"\n{pages.ROOMS_END}\nb\n"
+    )
     assert re.findall(r"\[`(\w+)/`\]", text) == list(pages.ROOMS) and "\nold\n" not in text
     assert pages.with_rooms(text) == text

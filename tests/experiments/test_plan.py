@@ -44,11 +44,20 @@ positive = st.floats(min_value=1e-6, max_value=1e9)
 def vit(name: str, size_px: int = 224) -> CacheSpec:
     """Four layers of a DINOv3 ViT."""
     width, depth, heads = SIZES[name]
-    config = {"model_type": "dinov3_vit", "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": depth}
+    config = {
+        "model_type": "dinov3_vit",
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": depth,
+    }
     config |= {"num_attention_heads": heads, "num_register_tokens": 4, "patch_size": 16}
     layers = [depth // 4 - 1, depth // 2 - 1, 3 * depth // 4 - 1, depth - 1]
     encoder = {"name": "transformers", "layers": layers, "seed": 0, "config": config}
-    return plugins.check(CacheSpec, {"name": "vit", "encoder": encoder, "frames": {"size_px": size_px, "fps": 12}}, "test")
+    return plugins.check(
+        CacheSpec,
+        {"name": "vit", "encoder": encoder, "frames": {"size_px": size_px, "fps": 12}},
+        "test",
+    )
 
 
 def recipe(temporal: str = "identity", **training: object) -> Recipe:
@@ -63,8 +72,22 @@ def recipe(temporal: str = "identity", **training: object) -> Recipe:
 
 
 def speed(**changes: float) -> measure.Speed:
-    table = {"videos": 4, "frames": 256, "load_s": 5, "start_s": 1, "frame_s": 0.01, "decode_s": 0.002, "encode_s": 0.008}
-    table |= {"write_s": 0.001, "frame_bytes": 8e5, "read_hot_bytes_per_s": 4e9, "read_cold_bytes_per_s": 1e9, "step_s": 0.5}
+    table = {
+        "videos": 4,
+        "frames": 256,
+        "load_s": 5,
+        "start_s": 1,
+        "frame_s": 0.01,
+        "decode_s": 0.002,
+        "encode_s": 0.008,
+    }
+    table |= {
+        "write_s": 0.001,
+        "frame_bytes": 8e5,
+        "read_hot_bytes_per_s": 4e9,
+        "read_cold_bytes_per_s": 1e9,
+        "step_s": 0.5,
+    }
     table |= {"uncached_step_s": 1.5}
     return measure.Speed(**table | changes)
 
@@ -77,10 +100,21 @@ def speed(**changes: float) -> measure.Speed:
     [
         {},
         {"codec": {"name": "int8"}},
-        {"frames": {"size_px": 64, "fps": 4}, "store": {"chunk_frames": 3, "shard_mb": 1, "store_mb": 1}},
+        {
+            "frames": {"size_px": 64, "fps": 4},
+            "store": {"chunk_frames": 3, "shard_mb": 1, "store_mb": 1},
+        },
         {"views": [{"name": "flip", "flip": True}]},
         {"codec": {"name": "pca", "components": 4}},
-        {"encoder": {"name": "address", "layers": [0], "width": 64, "grid": 8, "special_tokens": 0}},
+        {
+            "encoder": {
+                "name": "address",
+                "layers": [0],
+                "width": 64,
+                "grid": 8,
+                "special_tokens": 0,
+            }
+        },
     ],
 )
 def test_sizes_are_those_of_the_cache_that_is_made(built, tmp_path, changes):
@@ -93,7 +127,9 @@ def test_sizes_are_those_of_the_cache_that_is_made(built, tmp_path, changes):
     assert (scale.stores, scale.videos) == (len(receipts), 6)
     assert scale.tokens == scale.frames * spec.tokens_per_frame(cache.shape)
     assert scale.files == sum(path.is_file() for path in cache.path.rglob("*"))
-    stored = sum(each.store_bytes for each in receipts)  # of which metadata, which is estimated, are a fifth here
+    stored = sum(
+        each.store_bytes for each in receipts
+    )  # of which metadata, which is estimated, are a fifth here
     assert scale.codecs[foretold.codec].disk_bytes == pytest.approx(stored, rel=0.02)
     assert scale.codecs[foretold.codec].bytes_per_frame == spec.bytes_per_frame(cache.shape)
     assert foretold.speed is foretold.times is foretold.training is None
@@ -103,14 +139,18 @@ def test_sizes_are_those_of_the_cache_that_is_made(built, tmp_path, changes):
 def test_a_clip_of_16_frames_takes_the_published_space(name, mib):
     codecs = plan(vit(name), None, 16, None, 1, None, 1).scale.codecs
     assert codecs["float16"].bytes_per_frame * 16 / 2**20 == pytest.approx(mib, abs=0.05)
-    assert codecs["int8"].bytes_per_frame == codecs["float16"].bytes_per_frame // 2 + 4 * (4 * 196 + 5)
+    assert codecs["int8"].bytes_per_frame == codecs["float16"].bytes_per_frame // 2 + 4 * (
+        4 * 196 + 5
+    )
     assert all(one.disk_bytes > one.bytes_per_frame * 16 for one in codecs.values())
 
 
 def test_stores_without_a_manifest_are_full():
     spec = vit("S")
     full = spec.frames_per_store(spec.token_shape())
-    assert [plan(spec, None, frames, None, 1, None, 1).scale.stores for frames in (1, full, full + 1)] == [1, 1, 2]
+    assert [
+        plan(spec, None, frames, None, 1, None, 1).scale.stores for frames in (1, full, full + 1)
+    ] == [1, 1, 2]
 
 
 def test_a_codec_that_cannot_hold_the_tokens_is_none(built):
@@ -123,7 +163,9 @@ def test_a_codec_that_cannot_hold_the_tokens_is_none(built):
 # Operations
 
 
-@pytest.mark.parametrize(("name", "at_224", "at_256"), [("S", 150, 200), ("B", 574, 754), ("L", 2011, 2636)])
+@pytest.mark.parametrize(
+    ("name", "at_224", "at_256"), [("S", 150, 200), ("B", 574, 754), ("L", 2011, 2636)]
+)
 def test_the_encoder_costs_what_is_published_of_16_frames(name, at_224, at_256):
     for size_px, wanted in ((224, at_224), (256, at_256)):
         spec = vit(name, size_px)
@@ -133,7 +175,13 @@ def test_the_encoder_costs_what_is_published_of_16_frames(name, at_224, at_256):
 
 @pytest.mark.parametrize("model_type", transformers.CLS_TOKENS)
 def test_operations_without_weights_are_those_of_the_encoder_at_work(model_type):
-    config = {"model_type": model_type, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 16}
+    config = {
+        "model_type": model_type,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "patch_size": 16,
+    }
     plugin = plugins.load("encoder", "transformers")
     settings = plugin.Settings(layers=(0, 1), seed=0, config=config)
     encoder = plugin(settings, 64, CPU)
@@ -143,13 +191,16 @@ def test_operations_without_weights_are_those_of_the_encoder_at_work(model_type)
 
 
 @pytest.mark.parametrize(
-    ("temporal", "wanted"), [("mamba", 3.40), ("mamba_mix", 2.09), ("gated_mamba_mix", 2.00), ("gated_transformer", 2.15)]
+    ("temporal", "wanted"),
+    [("mamba", 3.40), ("mamba_mix", 2.09), ("gated_mamba_mix", 2.00), ("gated_transformer", 2.15)],
 )
 def test_an_uncached_step_has_as_many_more_operations_as_published(temporal, wanted):
     """Of a ViT-L, with the mixer and without a readout."""
     made = plan(vit("L"), None, 1600, recipe(temporal), 1, None, 1).operations
     readouts = 3 * 8 * made.readout
-    assert (made.uncached_step - readouts) / (made.cached_step - readouts) == pytest.approx(wanted, abs=0.01)
+    assert (made.uncached_step - readouts) / (made.cached_step - readouts) == pytest.approx(
+        wanted, abs=0.01
+    )
     assert made.cached_step == 3 * 8 * (made.mixer + made.temporal + made.readout)
     assert made.uncached_step - made.cached_step == 8 * 16 * made.encoder_frame
     assert made.extraction == 1600 * made.encoder_frame
@@ -164,7 +215,9 @@ def test_break_even_is_where_caching_begins_to_pay(extract_s, uncached_s, cached
     with_cache, without = extract_s + runs * epochs * cached_s, runs * epochs * uncached_s
     if paid is None:
         assert uncached_s <= cached_s and without <= with_cache
-    elif not math.isclose(runs * epochs, paid, rel_tol=1e-6) and not math.isclose(uncached_s, cached_s, rel_tol=1e-6):
+    elif not math.isclose(runs * epochs, paid, rel_tol=1e-6) and not math.isclose(
+        uncached_s, cached_s, rel_tol=1e-6
+    ):
         assert (runs * epochs > paid) == (without > with_cache)
 
 
@@ -172,7 +225,10 @@ def test_seconds_follow_from_what_was_tried():
     made = plan(vit("S"), None, 12_000, recipe(), 8, speed(), 2)
     times, training = made.times, made.training
     assert training.windows == 12_000 / (16 * 2)  # 12 cached frames a second, 6 of them in a window
-    assert (training.steps_per_epoch, training.epochs) == (375 / 8, math.ceil(10 * 375 / 8) * 8 / 375)
+    assert (training.steps_per_epoch, training.epochs) == (
+        375 / 8,
+        math.ceil(10 * 375 / 8) * 8 / 375,
+    )
     assert training.step_bytes == 8 * 16 * made.scale.codecs["float16"].bytes_per_frame
     assert (times.extract_s, times.slowest) == (5 + 1 + 12_000 * 0.01, "encode")
     assert times.write_bytes_per_s == pytest.approx(8e5 / 0.008)
@@ -221,12 +277,21 @@ def test_the_sample_has_whole_short_videos_and_heads_of_long_ones(long, tmp_path
 
 def test_the_sample_is_spread_by_frames(built, tmp_path):
     some = sample(built, address_spec(), 60, tmp_path)
-    found = {Path(some.root / clip.source).resolve().name for clip in some.clips if clip.split == "train"}
+    found = {
+        Path(some.root / clip.source).resolve().name for clip in some.clips if clip.split == "train"
+    }
     assert len(found) == 3
-    assert sum(fact.frames_from_header for name, fact in some.facts.items() if name.startswith("train")) > 40
+    assert (
+        sum(
+            fact.frames_from_header for name, fact in some.facts.items() if name.startswith("train")
+        )
+        > 40
+    )
 
 
-def test_a_video_whose_header_promises_much_and_that_holds_nothing_does_not_stand_for_all(built, tmp_path):
+def test_a_video_whose_header_promises_much_and_that_holds_nothing_does_not_stand_for_all(
+    built, tmp_path
+):
     root = tmp_path / "videos"
     for video in built.videos:
         (root / video.source).parent.mkdir(parents=True, exist_ok=True)
@@ -240,7 +305,10 @@ def test_a_video_whose_header_promises_much_and_that_holds_nothing_does_not_stan
     assert any(video.source == "a/empty.mp4" for video in videos.videos)
     for wanted in (30, 60):
         some = sample(videos, address_spec(), wanted, tmp_path / str(wanted))
-        assert some.videos and not extract.extract(address_spec(), some, tmp_path / f"caches{wanted}").failures
+        assert (
+            some.videos
+            and not extract.extract(address_spec(), some, tmp_path / f"caches{wanted}").failures
+        )
 
 
 def test_nothing_stays_of_a_trial(place, tmp_path):
@@ -271,21 +339,33 @@ def test_with_a_slow_encoder_a_step_is_tried_with_fewer_windows(vit_cache, tmp_p
         return read(self, samples)
 
     monkeypatch.setattr(UncachedWindows, "read", noted)
-    asked, encoder = load_recipe(write(tmp_path / "tiny.toml", RECIPE)), load_encoder(vit_cache, CPU)
+    asked, encoder = (
+        load_recipe(write(tmp_path / "tiny.toml", RECIPE)),
+        load_encoder(vit_cache, CPU),
+    )
     batch, frames = asked.training.batch_size, asked.windows.frames
     found = {}
     for name, encode_s in (("fast", 1e-9), ("slow", 1e9)):
         sizes.clear()
-        found[name] = measure._step(asked, vit_cache, tmp_path / name, CPU, 0.1, measure._InLoop(encoder, 1, encode_s))
-        assert set(sizes) == {batch if name == "fast" else 1} and len(sizes) > measure.BATCHES_AHEAD + measure.LEAST_STEPS
+        found[name] = measure._step(
+            asked, vit_cache, tmp_path / name, CPU, 0.1, measure._InLoop(encoder, 1, encode_s)
+        )
+        assert (
+            set(sizes) == {batch if name == "fast" else 1}
+            and len(sizes) > measure.BATCHES_AHEAD + measure.LEAST_STEPS
+        )
     assert batch > 1 and frames > 1 and min(found.values()) > 0
 
 
 def test_a_trial_at_a_url_leaves_nothing_there(place, tmp_path, monkeypatch):
     monkeypatch.setenv("STILLFRAME_DISK_CACHE", str(tmp_path / "disk"))
     url = f"memory://{tmp_path.name}/caches"
-    made = fine("plan", place.spec, place.data, place.recipe, "--out", url, "--probe-s", 0.2, "--json").json
-    assert made["speed"]["read_cold_bytes_per_s"] is None and made["speed"]["read_hot_bytes_per_s"] > 0
+    made = fine(
+        "plan", place.spec, place.data, place.recipe, "--out", url, "--probe-s", 0.2, "--json"
+    ).json
+    assert (
+        made["speed"]["read_cold_bytes_per_s"] is None and made["speed"]["read_hot_bytes_per_s"] > 0
+    )
     assert at(url).sizes("") == {}
 
 
@@ -295,7 +375,19 @@ def test_a_trial_at_a_url_leaves_nothing_there(place, tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def tried(place, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
-    return fine("plan", place.spec, place.data, place.recipe, "--out", out, "--probe-s", 0.5, "--device", "cpu", "--json").json
+    return fine(
+        "plan",
+        place.spec,
+        place.data,
+        place.recipe,
+        "--out",
+        out,
+        "--probe-s",
+        0.5,
+        "--device",
+        "cpu",
+        "--json",
+    ).json
 
 
 def test_plan_as_data(tried, place):
@@ -303,12 +395,31 @@ def test_plan_as_data(tried, place):
     times = tried["times"]
     assert times["uncached_epoch_s"] > 0 and times["cached_epoch_s"] > 0
     saved_s = times["uncached_epoch_s"] - times["cached_epoch_s"]
-    assert times["break_even"] == (pytest.approx(times["extract_s"] / saved_s) if saved_s > 0 else None)
+    assert times["break_even"] == (
+        pytest.approx(times["extract_s"] / saved_s) if saved_s > 0 else None
+    )
 
 
 def test_plan_as_tables(place, tmp_path):
-    shown = fine("plan", place.spec, place.data, place.recipe, "--out", tmp_path, "--probe-s", 0.2, "--ablations", 2)
-    for part in ("frames/s", "float16 (the spec's)", "operations of a window", "training step, un-cached", "caching"):
+    shown = fine(
+        "plan",
+        place.spec,
+        place.data,
+        place.recipe,
+        "--out",
+        tmp_path,
+        "--probe-s",
+        0.2,
+        "--ablations",
+        2,
+    )
+    for part in (
+        "frames/s",
+        "float16 (the spec's)",
+        "operations of a window",
+        "training step, un-cached",
+        "caching",
+    ):
         assert part in shown.out
     assert "nan" not in shown.out
     assert list(tmp_path.iterdir()) == []
@@ -326,7 +437,15 @@ def test_plan_says_when_caching_does_not_pay(place, tmp_path):
     """By operations alone: every frame is encoded once, but an epoch sees few of them."""
     (tmp_path / "vit.toml").write_text(VIT.replace("[0, 7]", "[0, 1]"))
     (tmp_path / "short.toml").write_text(RECIPE.replace("steps = 3", "epochs = 0.1"))
-    asked = ("plan", tmp_path / "vit.toml", place.data, tmp_path / "short.toml", "--probe-s", 0, "--ablations")
+    asked = (
+        "plan",
+        tmp_path / "vit.toml",
+        place.data,
+        tmp_path / "short.toml",
+        "--probe-s",
+        0,
+        "--ablations",
+    )
     assert "caching does not pay for 1 run" in fine(*asked, 1).out
     assert "caching pays for 1000 runs" in fine(*asked, 1000).out
 
@@ -339,16 +458,32 @@ def test_plan_takes_a_recipe_without_data(place):
 def test_plan_refuses(place, tmp_path):
     assert_refused(call("plan", tmp_path / "no.toml"), "no.toml")
     assert_refused(call("plan", place.spec, tmp_path, "--probe-s", 0), "is no manifest")
-    assert_refused(call("plan", place.spec, place.data, "demo_gruu", "--probe-s", 0), "no recipe called 'demo_gruu'")
-    assert_refused(call("plan", place.spec, place.data, "--frames", 10), "a manifest says how many frames")
+    assert_refused(
+        call("plan", place.spec, place.data, "demo_gruu", "--probe-s", 0),
+        "no recipe called 'demo_gruu'",
+    )
+    assert_refused(
+        call("plan", place.spec, place.data, "--frames", 10), "a manifest says how many frames"
+    )
     assert_refused(call("plan", place.spec, "--hours-of-video", 1), "a spec with a rate")
     slow = ("--set", "frames.fps=4", "--probe-s", 0)
-    assert_refused(call("plan", place.spec, place.data, place.recipe, *slow), "windows want 10", "spec 'address' holds 4")
+    assert_refused(
+        call("plan", place.spec, place.data, place.recipe, *slow),
+        "windows want 10",
+        "spec 'address' holds 4",
+    )
     other = tmp_path / "views.toml"
     other.write_text(RECIPE.replace("[training]", 'views = ["flip"]\n[training]'))
-    assert_refused(call("plan", place.spec, place.data, other, "--probe-s", 0), "wants the view 'flip'")
-    assert_refused(call("plan", place.spec, place.data, "--root", tmp_path, "--probe-s", 0), "none of the 6 videos")
-    assert_refused(call("plan", place.spec, place.data, "demo_boxes", "--set", "frames.fps=12"), "boxes")
+    assert_refused(
+        call("plan", place.spec, place.data, other, "--probe-s", 0), "wants the view 'flip'"
+    )
+    assert_refused(
+        call("plan", place.spec, place.data, "--root", tmp_path, "--probe-s", 0),
+        "none of the 6 videos",
+    )
+    assert_refused(
+        call("plan", place.spec, place.data, "demo_boxes", "--set", "frames.fps=12"), "boxes"
+    )
 
 
 # The loops that are compared
@@ -365,18 +500,30 @@ def test_both_loops_see_the_same_tokens_and_begin_with_the_same_loss(vit_cache, 
     asked = load_recipe(write(tmp_path / "tiny.toml", RECIPE))
     cache, videos = vit_cache, vit_cache.manifest
     task = plugins.load("task", "classify")(asked.task.settings, videos.labels)
-    settings = {"settings": asked.windows, "wanted": task, "layers": layers_read(asked, cache.shape)}
+    settings = {
+        "settings": asked.windows,
+        "wanted": task,
+        "layers": layers_read(asked, cache.shape),
+    }
     cached = Windows(cache, videos, "train", **settings)
     encoder = load_encoder(cache, CPU)
     samples = [cached.sample(number) for number in range(6)]
     with UncachedWindows(encoder, 2, CPU, cache, videos, "train", **settings) as live:
         ours, theirs = cached.read(samples), live.read(samples)
-        (special, patches), (special_live, patches_live) = cached.tokens(ours, CPU), live.tokens(theirs, CPU)
-    assert (ours.time_s_BT == theirs.time_s_BT).all() and (ours.clip_index == theirs.clip_index).all()
+        (special, patches), (special_live, patches_live) = (
+            cached.tokens(ours, CPU),
+            live.tokens(theirs, CPU),
+        )
+    assert (ours.time_s_BT == theirs.time_s_BT).all() and (
+        ours.clip_index == theirs.clip_index
+    ).all()
     for a, b in zip((special, *patches), (special_live, *patches_live), strict=True):
         torch.testing.assert_close(a.float(), b.half().float(), rtol=2e-3, atol=1e-4)
         assert not b.is_inference()
-    epochs = {way: bench_epoch.epoch(way, [asked], cache, tmp_path / way, 2, CPU) for way in bench_epoch.WAYS}
+    epochs = {
+        way: bench_epoch.epoch(way, [asked], cache, tmp_path / way, 2, CPU)
+        for way in bench_epoch.WAYS
+    }
     assert epochs["cached"].steps == epochs["uncached"].steps == math.ceil(len(cached) / 2)
     assert epochs["cached"].losses[0][0] == pytest.approx(epochs["uncached"].losses[0][0], rel=1e-3)
     other = asked.model_copy(update={"training": asked.training.model_copy(update={"seed": 7})})
@@ -387,7 +534,9 @@ def test_both_loops_see_the_same_tokens_and_begin_with_the_same_loss(vit_cache, 
     assert set(epochs["uncached"].parts) == {"decode", "encode", "optimiser", "model", "waiting"}
     assert set(epochs["cached"].parts) == {"read", "codec", "optimiser", "model", "waiting"}
     for each in epochs.values():
-        within = sum(seconds for part, seconds in each.parts.items() if part not in bench_epoch.BESIDE)
+        within = sum(
+            seconds for part, seconds in each.parts.items() if part not in bench_epoch.BESIDE
+        )
         assert within == pytest.approx(each.seconds) and min(each.parts.values()) > 0
 
 
@@ -405,16 +554,23 @@ def test_bench_epoch():
     epochs = result["epochs"]
     pairs = zip(epochs["cached"]["s"], epochs["uncached"]["s"], strict=True)
     assert result["ratio"] == statistics.median(b / a for a, b in pairs)
-    assert result["runs"]["cached"] == pytest.approx(result["extract_s"] + sum(epochs["cached"]["s"]))
+    assert result["runs"]["cached"] == pytest.approx(
+        result["extract_s"] + sum(epochs["cached"]["s"])
+    )
     assert result["runs"]["uncached"] == pytest.approx(sum(epochs["uncached"]["s"]))
-    assert result["runs"]["sweep"] == result["extract_s"] + result["sweep_s"] and result["sweep_s"] > 0
+    assert (
+        result["runs"]["sweep"] == result["extract_s"] + result["sweep_s"] and result["sweep_s"] > 0
+    )
     assert result["size"]["frames"] == 16 * 24
 
 
 def test_bench_plan(monkeypatch):
     monkeypatch.setattr("pipeline.cli.bench.commands.plan.LEAST_STEPS", 3)
     shown = fine("bench", "plan", *TINY, "--clips", 2, "--repeats", 1, "--probe-s", 0.5).out
-    rows = {what: re.search(rf"384 +{what} .* (\d+\.\d+) +(\d+\.\d+) \.\. (\d+\.\d+)", shown) for what in WHATS}
+    rows = {
+        what: re.search(rf"384 +{what} .* (\d+\.\d+) +(\d+\.\d+) \.\. (\d+\.\d+)", shown)
+        for what in WHATS
+    }
     assert float(rows["disk bytes"][1]) == pytest.approx(1, abs=0.003)
     assert all(row[1] == row[2] == row[3] for row in rows.values())  # one round
 

@@ -6,14 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.experiments.seed_variance import FEWEST, SeedSpread, moderated, seed_spreads, trigamma_inverse
+from pipeline.experiments.seed_variance import (
+    FEWEST,
+    SeedSpread,
+    moderated,
+    seed_spreads,
+    trigamma_inverse,
+)
 
 STUDENT_975 = {1: 12.706, 2: 4.303}
 """Degrees of freedom -> the 97.5 % point of Student's t."""
 
 
 def scores_of(table_KS):
-    return {f"setting {k}": dict(enumerate(row.tolist())) for k, row in enumerate(np.asarray(table_KS))}
+    return {
+        f"setting {k}": dict(enumerate(row.tolist())) for k, row in enumerate(np.asarray(table_KS))
+    }
 
 
 def half_widths(spreads, count=1000):
@@ -24,12 +32,16 @@ def half_widths(spreads, count=1000):
 @pytest.mark.parametrize("value", [1e-12, 1e-4, 0.1, 1.0, 4.9348, 60.0, 400.0])
 def test_trigamma_is_inverted(value):
     y = trigamma_inverse(value)
-    assert float(torch.polygamma(1, torch.tensor(y, dtype=torch.float64))) == pytest.approx(value, rel=1e-8)
+    assert float(torch.polygamma(1, torch.tensor(y, dtype=torch.float64))) == pytest.approx(
+        value, rel=1e-8
+    )
 
 
 def test_trigamma_by_closed_forms():
     """trigamma(1) = pi^2 / 6 and trigamma(1/2) = pi^2 / 2."""
-    assert [trigamma_inverse(np.pi**2 / 6), trigamma_inverse(np.pi**2 / 2)] == pytest.approx([1, 0.5], rel=1e-8)
+    assert [trigamma_inverse(np.pi**2 / 6), trigamma_inverse(np.pi**2 / 2)] == pytest.approx(
+        [1, 0.5], rel=1e-8
+    )
 
 
 @pytest.mark.parametrize(("prior_freedom", "freedom"), [(4.0, 2.0), (10.0, 1.0), (3.0, 5.0)])
@@ -40,7 +52,9 @@ def test_a_known_prior_is_found_and_its_posterior_is_the_better_guess(prior_free
     seen = true * rng.chisquare(freedom, len(true)) / freedom
     found, known = moderated(seen, np.full(len(true), freedom))
     np.testing.assert_allclose(known, prior_freedom + freedom, rtol=0.06)
-    np.testing.assert_allclose(found, (prior_freedom * 0.7 + freedom * seen) / (prior_freedom + freedom), rtol=0.06)
+    np.testing.assert_allclose(
+        found, (prior_freedom * 0.7 + freedom * seen) / (prior_freedom + freedom), rtol=0.06
+    )
     near = np.abs(seen - 0.7) < 0.02
     assert (1 / true[near]).mean() == pytest.approx((1 / found[near]).mean(), rel=0.06)
 
@@ -70,7 +84,9 @@ def test_few_settings_have_the_interval_of_student(settings, seeds):
     for spread, score_S in zip(seed_spreads(scores_of(table_KS)).values(), table_KS, strict=True):
         error = score_S.std(ddof=1) / np.sqrt(seeds)
         assert spread == SeedSpread(pytest.approx(error), seeds - 1, 0, 1)
-        assert np.percentile(spread.draws(100_000), 97.5) == pytest.approx(STUDENT_975[seeds - 1] * error, rel=0.05)
+        assert np.percentile(spread.draws(100_000), 97.5) == pytest.approx(
+            STUDENT_975[seeds - 1] * error, rel=0.05
+        )
 
 
 def test_one_seed_knows_nothing_of_others():
@@ -84,7 +100,10 @@ def test_copies_of_one_setting_are_one_witness():
     luck_S = np.array([0.3, -0.1, 0.4])
     spreads = seed_spreads(scores_of(np.arange(8.0)[:, None] + luck_S))
     for spread in spreads.values():
-        assert (spread.common, spread.common_freedom) == (pytest.approx(luck_S.std(ddof=1) / np.sqrt(3)), 2)
+        assert (spread.common, spread.common_freedom) == (
+            pytest.approx(luck_S.std(ddof=1) / np.sqrt(3)),
+            2,
+        )
         assert spread.own == pytest.approx(0, abs=1e-9)
 
 
@@ -94,7 +113,9 @@ def test_a_restless_setting_is_not_talked_down():
     spreads = list(seed_spreads(scores_of(table_KS)).values())
     left = table_KS[4] - table_KS.mean(0)
     assert spreads[4].own >= left.std(ddof=1) / np.sqrt(3)
-    assert spreads[4].own > 1.5 * max(spread.own for place, spread in enumerate(spreads) if place != 4)
+    assert spreads[4].own > 1.5 * max(
+        spread.own for place, spread in enumerate(spreads) if place != 4
+    )
 
 
 def test_a_setting_that_lost_its_seeds_borrows():
@@ -103,10 +124,14 @@ def test_a_setting_that_lost_its_seeds_borrows():
     whole = seed_spreads(scores)
     lost = scores | {"one left": {1: 0.5}, "two left": {0: 0.5, 2: 1.0}}
     found = seed_spreads(lost)
-    assert {name: found[name].common for name in whole} == pytest.approx({name: one.common for name, one in whole.items()})
+    assert {name: found[name].common for name in whole} == pytest.approx(
+        {name: one.common for name, one in whole.items()}
+    )
     assert found["one left"].common == pytest.approx(np.sqrt(3) * whole["setting 0"].common)
     assert found["one left"].own > found["two left"].own > 0
-    assert found["one left"].own == pytest.approx(np.sqrt(3) * np.median([one.own for one in whole.values()]), rel=0.5)
+    assert found["one left"].own == pytest.approx(
+        np.sqrt(3) * np.median([one.own for one in whole.values()]), rel=0.5
+    )
 
 
 def test_the_order_of_settings_and_seeds_and_the_sign_change_nothing():
@@ -126,7 +151,13 @@ def test_draws_of_another_stream_are_independent():
 @pytest.mark.parametrize("seeds", [2, 3])
 @pytest.mark.parametrize(
     "spread_K",
-    [[1.0] * 10, [1.0] * 5 + [3.0] * 5, np.linspace(1, 3, 10), [3.0] + [1.0] * 9, [0.1] + [1.0] * 9],
+    [
+        [1.0] * 10,
+        [1.0] * 5 + [3.0] * 5,
+        np.linspace(1, 3, 10),
+        [3.0] + [1.0] * 9,
+        [0.1] + [1.0] * 9,
+    ],
     ids=["equal", "half", "ladder", "reference restless", "reference quiet"],
 )
 @pytest.mark.parametrize("shared", [0.0, 2.0])
@@ -136,12 +167,19 @@ def test_coverage(seeds, spread_K, shared):
     rng = np.random.default_rng(seeds)
     held, gained, widths, trials = [], [], [], 60
     for _ in range(trials):
-        table_KS = np.asarray(spread_K)[:, None] * rng.normal(size=(10, seeds)) + shared * rng.normal(size=seeds)
+        table_KS = np.asarray(spread_K)[:, None] * rng.normal(
+            size=(10, seeds)
+        ) + shared * rng.normal(size=seeds)
         gain_KS = table_KS[1:] - table_KS[0]
-        of_scores, of_gains = (half_widths(seed_spreads(scores_of(each))) for each in (table_KS, gain_KS))
+        of_scores, of_gains = (
+            half_widths(seed_spreads(scores_of(each))) for each in (table_KS, gain_KS)
+        )
         held.append(np.abs(table_KS.mean(1)) <= of_scores)
         gained.append(np.abs(gain_KS.mean(1)) <= of_gains)
-        student = [STUDENT_975[seeds - 1] * each.std(1, ddof=1) / np.sqrt(seeds) for each in (table_KS, gain_KS)]
+        student = [
+            STUDENT_975[seeds - 1] * each.std(1, ddof=1) / np.sqrt(seeds)
+            for each in (table_KS, gain_KS)
+        ]
         widths.append([of_scores.mean(), student[0].mean(), of_gains.mean(), student[1].mean()])
     assert 0.93 <= np.mean(held) <= 1 and 0.93 <= np.mean(gained) <= 1
     score, plain_score, gain, plain_gain = np.mean(widths, axis=0)

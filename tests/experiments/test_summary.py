@@ -20,17 +20,35 @@ STUDENT_975 = {2: 12.706, 3: 4.303, 5: 2.776}
 """Seeds -> the 97.5 % point of Student's t with one degree of freedom less."""
 
 
-def evaluation(run, scores_C, videos=None, weights=None, higher=True, forms=(FORM,), task="classify", ends=(1e6, None)):
+def evaluation(
+    run,
+    scores_C,
+    videos=None,
+    weights=None,
+    higher=True,
+    forms=(FORM,),
+    task="classify",
+    ends=(1e6, None),
+):
     """As `evaluate` writes it: clip c scores `scores_C[c]` in every form; a second metric is half of that."""
     scores_C = np.asarray(scores_C, float)
     videos = videos or [f"video {clip}" for clip in range(len(scores_C))]
     weights = np.ones(len(scores_C)) if weights is None else np.asarray(weights, float)
     metrics = tuple(
-        MetricFacts(name=name, higher_is_better=higher, perfect=ends[0] if higher else -ends[0], unit="", worst=ends[1])
+        MetricFacts(
+            name=name,
+            higher_is_better=higher,
+            perfect=ends[0] if higher else -ends[0],
+            unit="",
+            worst=ends[1],
+        )
         for name in ("first", "second")
     )
     mean = float(np.average(scores_C, weights=weights))
-    found = {"first": Interval(score=mean, low=mean, high=mean), "second": Interval(score=mean / 2, low=mean, high=mean)}
+    found = {
+        "first": Interval(score=mean, low=mean, high=mean),
+        "second": Interval(score=mean / 2, low=mean, high=mean),
+    }
     rows = zip(scores_C.tolist(), videos, weights.tolist(), strict=True)
     return Evaluation(
         run=run,
@@ -47,7 +65,12 @@ def evaluation(run, scores_C, videos=None, weights=None, higher=True, forms=(FOR
         videos=len(set(videos)),
         forms=dict.fromkeys(forms, found),
         clips={
-            f"clip {place:04d}": {"label": None, "video": video, "weight": weight, **dict.fromkeys(forms, score)}
+            f"clip {place:04d}": {
+                "label": None,
+                "video": video,
+                "weight": weight,
+                **dict.fromkeys(forms, score),
+            }
             for place, (score, video, weight) in enumerate(rows)
         },
     ).model_dump(mode="json")
@@ -56,7 +79,12 @@ def evaluation(run, scores_C, videos=None, weights=None, higher=True, forms=(FOR
 def setting(name, runs, flops=1e9, **keys):
     """`runs`: seed -> score of every clip."""
     outcomes = tuple(
-        Outcome(f"{name} {seed}", seed, evaluation(f"{name} {seed}", scores_C, **keys), training_s=10.0 + seed)
+        Outcome(
+            f"{name} {seed}",
+            seed,
+            evaluation(f"{name} {seed}", scores_C, **keys),
+            training_s=10.0 + seed,
+        )
         for seed, scores_C in runs.items()
     )
     cost = Cost(parameters=7, flops=flops, latency_ms=1.5, state_bytes=4)
@@ -65,7 +93,10 @@ def setting(name, runs, flops=1e9, **keys):
 
 def rows(*settings, reference="base"):
     """Setting -> its row."""
-    return {row.name: row for row in summarise("sweep", {"temporal.name": []}, settings, reference).settings}
+    return {
+        row.name: row
+        for row in summarise("sweep", {"temporal.name": []}, settings, reference).settings
+    }
 
 
 def table(shape, seed=0, spread=1.0):
@@ -82,17 +113,23 @@ def test_one_seed_is_what_evaluate_says(monkeypatch):
     found = rows(base, other)
     for name, seed in (("base", 0), ("other", 1)):
         expected = interval(table(90, seed), videos, weights)
-        assert found[name].intervals[FORM].model_dump() == pytest.approx(expected.model_dump(), rel=1e-9)
+        assert found[name].intervals[FORM].model_dump() == pytest.approx(
+            expected.model_dump(), rel=1e-9
+        )
         assert found[name].scores[FORM] == pytest.approx((found[name].metrics[FORM]["first"],))
     expected = difference(other.outcomes[0].evaluation, base.outcomes[0].evaluation, FORM)
-    assert found["other"].comparisons[FORM].gain.model_dump() == pytest.approx(expected.model_dump(), rel=1e-9)
+    assert found["other"].comparisons[FORM].gain.model_dump() == pytest.approx(
+        expected.model_dump(), rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_seeds_alone_give_the_interval_of_student(seeds):
     """All clips of a run score the same: videos make no difference, and mean +- t s / sqrt(S) is left."""
     scores_S = table(seeds)
-    found = rows(setting("base", {seed: np.full(40, score) for seed, score in enumerate(scores_S)}))["base"].intervals[FORM]
+    found = rows(
+        setting("base", {seed: np.full(40, score) for seed, score in enumerate(scores_S)})
+    )["base"].intervals[FORM]
     half = STUDENT_975[seeds] * scores_S.std(ddof=1) / np.sqrt(seeds)
     assert found.score == pytest.approx(scores_S.mean())
     assert found.high - found.score == pytest.approx(half, rel=0.1)
@@ -136,10 +173,15 @@ def test_coverage(seed_spread, video_spread, monkeypatch):
 
 def test_no_interval_leaves_the_range_of_its_metric():
     """Top-1 of two seeds; an error has no upper end, and what was written before metrics had a worst score no lower one."""
-    scores = {"base": {0: [0.0, 0.2] * 20, 1: [0.8, 1.0] * 20}, "other": {0: [1.0] * 40, 1: [0.1] * 40}}
+    scores = {
+        "base": {0: [0.0, 0.2] * 20, 1: [0.8, 1.0] * 20},
+        "other": {0: [1.0] * 40, 1: [0.1] * 40},
+    }
 
     def intervals(higher, ends):
-        found = rows(*(setting(name, runs, higher=higher, ends=ends) for name, runs in scores.items()))["other"]
+        found = rows(
+            *(setting(name, runs, higher=higher, ends=ends) for name, runs in scores.items())
+        )["other"]
         return found.intervals[FORM], found.comparisons[FORM].gain
 
     free, gain = intervals(True, (1e6, None))
@@ -153,7 +195,10 @@ def test_no_interval_leaves_the_range_of_its_metric():
 
 
 def test_evaluations_from_before_metrics_had_a_worst_score_are_compared_with_later_ones():
-    older, later = setting("base", {0: [0, 1]}, ends=(1.0, None)), setting("other", {0: [1, 1]}, ends=(1.0, 0.0))
+    older, later = (
+        setting("base", {0: [0, 1]}, ends=(1.0, None)),
+        setting("other", {0: [1, 1]}, ends=(1.0, 0.0)),
+    )
     for metric in older.outcomes[0].evaluation["metrics"]:
         del metric["worst"]
     found = rows(older, later)["other"]
@@ -163,19 +208,36 @@ def test_evaluations_from_before_metrics_had_a_worst_score_are_compared_with_lat
 
 def test_settings_of_a_sweep_know_together_what_seeds_do():
     """Two seeds, ten settings, one of which lost a seed: narrower than each alone, and the one left is not taken for certain."""
-    tables = {f"setting {k}": table((2, 1), seed=k) + table((2, 80), seed=100 + k, spread=0.1) for k in range(10)}
+    tables = {
+        f"setting {k}": table((2, 1), seed=k) + table((2, 80), seed=100 + k, spread=0.1)
+        for k in range(10)
+    }
     settings = [setting(name, dict(enumerate(each))) for name, each in tables.items()]
     lone = setting("lone", {0: tables["setting 0"][0]})
     found = rows(*settings, lone, reference="setting 0")
     together = {name: row.intervals[FORM] for name, row in found.items()}
-    alone = {one.name: rows(one, reference=one.name)[one.name].intervals[FORM] for one in (*settings, lone)}
+    alone = {
+        one.name: rows(one, reference=one.name)[one.name].intervals[FORM]
+        for one in (*settings, lone)
+    }
     width = {name: one.high - one.low for name, one in together.items()}
-    assert np.mean([width[name] for name in tables]) < 0.6 * np.mean([alone[name].high - alone[name].low for name in tables])
-    assert width["lone"] > np.median(list(width.values())) > 10 * (alone["lone"].high - alone["lone"].low)
-    spread = [rows(settings[0], one, reference="setting 0")[one.name].comparisons[FORM].gain for one in settings[1:]]
+    assert np.mean([width[name] for name in tables]) < 0.6 * np.mean(
+        [alone[name].high - alone[name].low for name in tables]
+    )
+    assert (
+        width["lone"]
+        > np.median(list(width.values()))
+        > 10 * (alone["lone"].high - alone["lone"].low)
+    )
+    spread = [
+        rows(settings[0], one, reference="setting 0")[one.name].comparisons[FORM].gain
+        for one in settings[1:]
+    ]
     gains = [found[one.name].comparisons[FORM].gain for one in settings[1:]]
     assert [one.score for one in gains] == [one.score for one in spread]
-    assert np.mean([one.high - one.low for one in gains]) < 0.9 * np.mean([one.high - one.low for one in spread])
+    assert np.mean([one.high - one.low for one in gains]) < 0.9 * np.mean(
+        [one.high - one.low for one in spread]
+    )
 
 
 def test_holm_by_hand():
@@ -191,7 +253,9 @@ def test_holm_one_by_one_and_in_any_order():
     slow = []
     for one in p:
         smaller = [other for other in p if other <= one]
-        slow.append(min(1.0, max((len(p) - sum(each < other for each in p)) * other for other in smaller)))
+        slow.append(
+            min(1.0, max((len(p) - sum(each < other for each in p)) * other for other in smaller))
+        )
     assert holm(p) == pytest.approx(slow)
     assert holm(p[::-1]) == pytest.approx(slow[::-1])
 
@@ -209,10 +273,14 @@ def test_p_and_its_correction():
     base, scores = table(200), {}
     for name, gain in (("none", 0.0), ("small", 0.15), ("large", 0.5)):
         scores[name] = base + gain + table(200, seed=len(name), spread=0.9)
-    found = rows(setting("base", {0: base}), *(setting(name, {0: each}) for name, each in scores.items()))
+    found = rows(
+        setting("base", {0: base}), *(setting(name, {0: each}) for name, each in scores.items())
+    )
     p = {name: found[name].comparisons[FORM].p for name in scores}
     assert p["none"] > 0.05 > p["large"] == 2 / 10_001
-    assert [found[name].comparisons[FORM].p_adjusted for name in scores] == pytest.approx(holm(list(p.values())))
+    assert [found[name].comparisons[FORM].p_adjusted for name in scores] == pytest.approx(
+        holm(list(p.values()))
+    )
     assert found["base"].comparisons == {}
 
 
@@ -228,22 +296,30 @@ def test_seeds_are_paired_where_both_have_the_same():
     """A seed that is good for both says nothing of the gain."""
     luck, clips = [-1.0, 0.0, 1.0], table(50, spread=0.1)
     base = setting("base", {seed: clips + luck[seed] for seed in range(3)})
-    paired = rows(base, setting("other", {seed: clips + luck[seed] + 0.1 for seed in range(3)}))["other"].comparisons[FORM]
-    apart = rows(base, setting("other", {seed + 5: clips + luck[seed] + 0.1 for seed in range(3)}))["other"].comparisons[FORM]
+    paired = rows(base, setting("other", {seed: clips + luck[seed] + 0.1 for seed in range(3)}))[
+        "other"
+    ].comparisons[FORM]
+    apart = rows(base, setting("other", {seed + 5: clips + luck[seed] + 0.1 for seed in range(3)}))[
+        "other"
+    ].comparisons[FORM]
     assert paired.gain.score == pytest.approx(apart.gain.score) == pytest.approx(0.1)
     assert paired.gain.low == pytest.approx(0.1) == pytest.approx(paired.gain.high)
     assert apart.gain.low < -1 and apart.gain.high > 1
     assert paired.p < 0.001 < 0.5 < apart.p
     fewer = rows(base, setting("other", {0: clips + 0.1}))["other"].comparisons[FORM]
     assert fewer.gain.score == pytest.approx(0.1)
-    assert fewer.gain.high - fewer.gain.low == pytest.approx(2 * STUDENT_975[3] / np.sqrt(3), rel=0.1)
+    assert fewer.gain.high - fewer.gain.low == pytest.approx(
+        2 * STUDENT_975[3] / np.sqrt(3), rel=0.1
+    )
 
 
 def worlds():
     """Three settings of three seeds with something of everything."""
     videos = [f"video {clip // 2}" for clip in range(60)]
     weights = np.random.default_rng(9).uniform(0.5, 2, 60)
-    tables = {name: table((3, 60), seed) + 0.2 * seed for seed, name in enumerate(("base", "one", "two"))}
+    tables = {
+        name: table((3, 60), seed) + 0.2 * seed for seed, name in enumerate(("base", "one", "two"))
+    }
     return tables, {"videos": videos, "weights": weights}
 
 
@@ -256,7 +332,12 @@ def test_the_order_of_settings_runs_and_clips_changes_nothing():
         for outcome in one.outcomes[::-1]:
             clips = dict(reversed(outcome.evaluation["clips"].items()))
             outcomes.append(
-                Outcome(outcome.member, outcome.seed, outcome.evaluation | {"clips": clips}, training_s=outcome.training_s)
+                Outcome(
+                    outcome.member,
+                    outcome.seed,
+                    outcome.evaluation | {"clips": clips},
+                    training_s=outcome.training_s,
+                )
             )
         turned.append(Setting(one.name, one.values, one.cost, tuple(outcomes)))
     assert rows(*turned) == rows(*settings)
@@ -266,7 +347,12 @@ def test_errors_are_turned_around():
     """Minus the score, where less is better: the same gains, p, wins and Pareto."""
     tables, keys = worlds()
     more = rows(*(setting(name, dict(enumerate(each)), **keys) for name, each in tables.items()))
-    less = rows(*(setting(name, dict(enumerate(-each)), higher=False, **keys) for name, each in tables.items()))
+    less = rows(
+        *(
+            setting(name, dict(enumerate(-each)), higher=False, **keys)
+            for name, each in tables.items()
+        )
+    )
     for name in tables:
         assert less[name].intervals[FORM].score == pytest.approx(-more[name].intervals[FORM].score)
         assert less[name].pareto == more[name].pareto
@@ -283,7 +369,9 @@ def test_only_the_ratio_of_weights_matters():
         for each_keys in (keys, heavy)
     )
     for name in tables:
-        assert scaled[name].intervals[FORM].model_dump() == pytest.approx(plain[name].intervals[FORM].model_dump())
+        assert scaled[name].intervals[FORM].model_dump() == pytest.approx(
+            plain[name].intervals[FORM].model_dump()
+        )
     score = np.average(tables["one"], axis=1, weights=keys["weights"])
     assert plain["one"].scores[FORM] == pytest.approx(tuple(score))
 
@@ -294,7 +382,9 @@ def test_blocks_change_no_result(monkeypatch):
     whole = rows(*settings)
     monkeypatch.setattr(resampling, "BLOCK_NUMBERS", 30 * 7)
     for name, row in rows(*settings).items():
-        assert row.intervals[FORM].model_dump() == pytest.approx(whole[name].intervals[FORM].model_dump(), rel=1e-12)
+        assert row.intervals[FORM].model_dump() == pytest.approx(
+            whole[name].intervals[FORM].model_dump(), rel=1e-12
+        )
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -309,25 +399,46 @@ def test_pareto(sign):
         "twin": (0.9, 9),
     }
     found = rows(
-        *(setting(name, {0: [sign * score] * 3}, flops=flops, higher=sign > 0) for name, (score, flops) in points.items())
+        *(
+            setting(name, {0: [sign * score] * 3}, flops=flops, higher=sign > 0)
+            for name, (score, flops) in points.items()
+        )
     )
-    assert {name for name, row in found.items() if row.pareto[FORM]} == {"base", "cheapest", "best", "twin"}
+    assert {name for name, row in found.items() if row.pareto[FORM]} == {
+        "base",
+        "cheapest",
+        "best",
+        "twin",
+    }
 
 
 def test_what_is_told_beside():
     base = setting("base", {1: [1, 0], 0: [1, 1]}, forms=("streaming", "window"))
     other = setting("other", {0: [0, 1]}, forms=("window",))
-    summary = summarise("sweep", {"temporal.name": ["base", "other"], "seed": [0, 1]}, [base, other], "base")
+    summary = summarise(
+        "sweep", {"temporal.name": ["base", "other"], "seed": [0, 1]}, [base, other], "base"
+    )
     assert Summary.model_validate_json(summary.model_dump_json()) == summary
-    assert (summary.name, summary.split, summary.task, summary.reference) == ("sweep", "val", "classify", "base")
+    assert (summary.name, summary.split, summary.task, summary.reference) == (
+        "sweep",
+        "val",
+        "classify",
+        "base",
+    )
     assert (summary.metric.name, summary.trivial) == ("first", 0.125)
     first, second = summary.settings
-    assert (first.runs, first.values, first.cost) == (("base 0", "base 1"), {"temporal.name": "base"}, base.cost)
+    assert (first.runs, first.values, first.cost) == (
+        ("base 0", "base 1"),
+        {"temporal.name": "base"},
+        base.cost,
+    )
     means, scores = {"first": 0.75, "second": 0.375}, (1.0, 0.5)
     assert first.metrics == {"streaming": means, "window": means}
     assert first.scores == {"streaming": scores, "window": scores}
     assert (first.training_s, second.training_s) == (10.5, 10)
-    assert [set(each) for each in (second.scores, second.intervals, second.comparisons, second.pareto)] == [{"window"}] * 4
+    assert [
+        set(each) for each in (second.scores, second.intervals, second.comparisons, second.pareto)
+    ] == [{"window"}] * 4
 
 
 def stopped(name, seeds=(0, 1)):
@@ -344,10 +455,25 @@ def test_failures_keep_their_place():
     found = rows(setting("base", {0: [1, 1], 1: [1, 0]}), half, stopped("gone"))
     assert found["gone"].failed == {"gone 0": "loss is nan", "gone 1": "loss is nan"}
     assert found["gone"].runs == ("gone 0", "gone 1")
-    nothing = (found["gone"].scores, found["gone"].intervals, found["gone"].comparisons, found["gone"].metrics)
-    assert nothing == ({}, {}, {}, {}) and found["gone"].pareto == {} and found["gone"].training_s is None
-    assert (found["half"].failed, found["half"].scores) == ({"half 1": "loss is inf"}, {FORM: (0.5,)})
-    assert (found["half"].training_s, found["half"].comparisons[FORM].p_adjusted) == (10, found["half"].comparisons[FORM].p)
+    nothing = (
+        found["gone"].scores,
+        found["gone"].intervals,
+        found["gone"].comparisons,
+        found["gone"].metrics,
+    )
+    assert (
+        nothing == ({}, {}, {}, {})
+        and found["gone"].pareto == {}
+        and found["gone"].training_s is None
+    )
+    assert (found["half"].failed, found["half"].scores) == (
+        {"half 1": "loss is inf"},
+        {FORM: (0.5,)},
+    )
+    assert (found["half"].training_s, found["half"].comparisons[FORM].p_adjusted) == (
+        10,
+        found["half"].comparisons[FORM].p,
+    )
 
 
 def test_a_reference_that_failed_leaves_the_scores():
@@ -358,18 +484,27 @@ def test_a_reference_that_failed_leaves_the_scores():
 
 def test_what_cannot_be_summarised():
     base = setting("base", {0: [1, 0]})
-    with pytest.raises(BadInput, match="reference of sweep 'sweep': no setting called 'bass'; there are: base") as error:
+    with pytest.raises(
+        BadInput, match="reference of sweep 'sweep': no setting called 'bass'; there are: base"
+    ) as error:
         rows(base, reference="bass")
     assert error.value.hint == "did you mean 'base'?"
-    with pytest.raises(StillframeError, match="no member of sweep 'sweep' was scored; why: loss is nan"):
+    with pytest.raises(
+        StillframeError, match="no member of sweep 'sweep' was scored; why: loss is nan"
+    ):
         rows(stopped("base"), stopped("other"))
     with pytest.raises(BadInput, match="member late 3 was neither scored nor stopped"):
         rows(base, Setting("late", {}, base.cost, (Outcome("late 3", 3),)))
-    with pytest.raises(BadInput, match="runs base 0 and other 0 were not scored on the same clips: 1 differ, first clip 0002"):
+    with pytest.raises(
+        BadInput,
+        match="runs base 0 and other 0 were not scored on the same clips: 1 differ, first clip 0002",
+    ):
         rows(base, setting("other", {0: [1, 0, 1]}))
     with pytest.raises(BadInput, match="the same clips: 2 differ, first clip 0000"):
         rows(base, setting("other", {0: [1, 0]}, videos=["a", "b"]))
-    with pytest.raises(BadInput, match="runs base 0 and other 0 cannot be compared: task is classify / depth"):
+    with pytest.raises(
+        BadInput, match="runs base 0 and other 0 cannot be compared: task is classify / depth"
+    ):
         rows(base, setting("other", {0: [1, 0]}, task="depth"))
     with pytest.raises(BadInput, match="cannot be compared: metrics"):
         rows(base, setting("other", {0: [1, 0]}, higher=False))
@@ -377,6 +512,9 @@ def test_what_cannot_be_summarised():
 
 def test_one_video_shows_nothing():
     """Its interval has no width, and no p is below 1."""
-    found = rows(setting("base", {0: [0, 1]}, videos=["a", "a"]), setting("other", {0: [1, 1]}, videos=["a", "a"]))["other"]
+    found = rows(
+        setting("base", {0: [0, 1]}, videos=["a", "a"]),
+        setting("other", {0: [1, 1]}, videos=["a", "a"]),
+    )["other"]
     assert found.intervals[FORM] == Interval(score=1, low=1, high=1)
     assert (found.comparisons[FORM].gain.score, found.comparisons[FORM].p) == (0.5, 1)

@@ -57,7 +57,11 @@ def names(spec):
 
 
 def test_every_combination_is_a_setting_with_every_seed(base):
-    spec = spec_of(base, axes={"temporal": ["identity", "gru"], "windows.train_fraction": [0.5, 1.0]}, seeds=[0, 1, 2])
+    spec = spec_of(
+        base,
+        axes={"temporal": ["identity", "gru"], "windows.train_fraction": [0.5, 1.0]},
+        seeds=[0, 1, 2],
+    )
     settings = settings_of(spec)
     assert [one.name for one in settings] == [
         "identity, train_fraction 0.5",
@@ -71,7 +75,11 @@ def test_every_combination_is_a_setting_with_every_seed(base):
     ] * 2
     assert list(settings[2].members) == [f"gru-train_fraction=0.5-seed{seed}" for seed in (0, 1, 2)]
     recipe = settings[2].members["gru-train_fraction=0.5-seed2"]
-    assert recipe.temporal.name == "gru" and recipe.windows.train_fraction == 0.5 and recipe.training.seed == 2
+    assert (
+        recipe.temporal.name == "gru"
+        and recipe.windows.train_fraction == 0.5
+        and recipe.training.seed == 2
+    )
     assert [len(group) for group in groups_of(settings)] == [6, 6]
 
 
@@ -84,7 +92,10 @@ def test_a_plug_in_keeps_the_recipes_settings_only_if_it_is_the_same(base):
     settings = settings_of(spec)
     assert [one.name for one in settings] == ["min_gru", "min_gru, layers 1", "mamba", "gru"]
     default = plugins.load("temporal", "mamba").Settings().layers
-    layers = [getattr(next(iter(one.members.values())).temporal.settings, "layers", None) for one in settings]
+    layers = [
+        getattr(next(iter(one.members.values())).temporal.settings, "layers", None)
+        for one in settings
+    ]
     assert layers[:3] == [3, 1, default]
 
 
@@ -93,14 +104,24 @@ def test_star_is_every_module_on_disk(base):
 
 
 def test_settings_of_each_plug_in_are_laid_where_it_has_them(base):
-    spec = spec_of(base, axes={"temporal": ["identity", "mamba", {"name": "mamba", "state": 8}]}, each={"layers": 1})
+    spec = spec_of(
+        base,
+        axes={"temporal": ["identity", "mamba", {"name": "mamba", "state": 8}]},
+        each={"layers": 1},
+    )
     recipes = [next(iter(one.members.values())) for one in settings_of(spec)]
     default = plugins.load("temporal", "mamba").Settings()
-    assert [getattr(recipe.temporal.settings, "layers", None) for recipe in recipes] == [None, 1, default.layers]
+    assert [getattr(recipe.temporal.settings, "layers", None) for recipe in recipes] == [
+        None,
+        1,
+        default.layers,
+    ]
 
 
 def test_settings_one_by_one_join_the_grid(base):
-    spec = spec_of(base, axes={"temporal": ["identity"]}, settings=[{"temporal": "gru", "model.width": 8}])
+    spec = spec_of(
+        base, axes={"temporal": ["identity"]}, settings=[{"temporal": "gru", "model.width": 8}]
+    )
     assert names(spec) == ["identity", "gru, width 8"]
     assert [one.reference for one in settings_of(spec)] == ["identity", "identity"]
 
@@ -120,11 +141,20 @@ def test_what_reads_other_windows_is_another_group(base):
     ("table", "message"),
     [
         ({"axes": {"tempral": ["gru"]}}, r"unknown key 'tempral' \(did you mean 'temporal'\?\)"),
-        ({"axes": {"training.learnin_rate": [1.0]}}, r"setting 'learnin_rate 1'.*did you mean 'learning_rate'"),
+        (
+            {"axes": {"training.learnin_rate": [1.0]}},
+            r"setting 'learnin_rate 1'.*did you mean 'learning_rate'",
+        ),
         ({"axes": {"temporal": ["gruu"]}}, "gruu"),
-        ({"axes": {"temporal": ["identity", "gru"], "temporal.layers": [1]}}, "unknown key 'layers'"),
+        (
+            {"axes": {"temporal": ["identity", "gru"], "temporal.layers": [1]}},
+            "unknown key 'layers'",
+        ),
         ({"axes": {"windows.fps": []}}, "axis 'windows.fps' has no values"),
-        ({"axes": {"temporal": "gru"}}, r'axis \'temporal\': "\*"|axis \'temporal\' wants a list of values, found \'gru\''),
+        (
+            {"axes": {"temporal": "gru"}},
+            r'axis \'temporal\': "\*"|axis \'temporal\' wants a list of values, found \'gru\'',
+        ),
         ({"axes": {"windows.fps": "*"}}, r'axis \'windows.fps\': "\*" is for temporal and task'),
         ({}, "nothing to compare"),
         ({"axes": {"temporal": ["gru", "gru"]}}, "two settings are called 'gru'"),
@@ -132,7 +162,13 @@ def test_what_reads_other_windows_is_another_group(base):
             {"axes": {"temporal": ["gru"]}, "reference": {"temporal": "identity"}},
             "is to be compared with 'identity', which is no setting",
         ),
-        ({"axes": {"cache": ["given", "int9"]}, "caches": {"int8": {"derive": ["codec.name=int8"]}}}, "int9"),
+        (
+            {
+                "axes": {"cache": ["given", "int9"]},
+                "caches": {"int8": {"derive": ["codec.name=int8"]}},
+            },
+            "int9",
+        ),
         ({"axes": {"temporal": ["gru"]}, "seeds": [0, 0]}, "wanted at least one seed, each once"),
         ({"axes": {"temporal": ["gru"]}, "caches": {"x": {}}}, "wanted either derive or data"),
         ({"axes": {"temporal": ["gru"]}, "recipe": "demo_grue"}, "demo_grue"),
@@ -140,14 +176,20 @@ def test_what_reads_other_windows_is_another_group(base):
 )
 def test_wrong_sweeps_are_named(base, table, message):
     with pytest.raises(BadInput, match=message):
-        settings_of(spec_of(base, **table) if "recipe" not in table else plugins.check(SweepSpec, {"name": "t", **table}, "t"))
+        settings_of(
+            spec_of(base, **table)
+            if "recipe" not in table
+            else plugins.check(SweepSpec, {"name": "t", **table}, "t")
+        )
 
 
 @pytest.mark.parametrize("name", shipped_sweeps())
 def test_shipped_sweeps_are_whole(name):
     spec = load_sweep(shipped_sweeps()[name])
     settings = settings_of(spec)
-    assert spec.name == name and len(settings) > 1 and all(len(one.members) == 3 for one in settings)
+    assert (
+        spec.name == name and len(settings) > 1 and all(len(one.members) == 3 for one in settings)
+    )
     assert {one.reference for one in settings} < {one.name for one in settings}
 
 
@@ -164,13 +206,18 @@ def test_members_are_what_they_are_alone_and_are_summed_up(material, two_by_two,
     for one in summary["settings"]:
         for form, scores in one["scores"].items():
             told = [
-                read_evaluation(tmp_path / "sweep/runs" / run, "val")["forms"][form]["top-1"]["score"] for run in one["runs"]
+                read_evaluation(tmp_path / "sweep/runs" / run, "val")["forms"][form]["top-1"][
+                    "score"
+                ]
+                for run in one["runs"]
             ]
             assert scores == pytest.approx(told)
         assert one["training_s"] > 0 and one["cost"]["parameters"] > 0
 
 
-def test_a_finished_sweep_is_left_alone_and_takes_more_members(material, base, two_by_two, tmp_path):
+def test_a_finished_sweep_is_left_alone_and_takes_more_members(
+    material, base, two_by_two, tmp_path
+):
     sweep(two_by_two, {"given": material.cache}, tmp_path)
     before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("runs/*/*")}
     steps = []
@@ -180,16 +227,24 @@ def test_a_finished_sweep_is_left_alone_and_takes_more_members(material, base, t
     made = sweep(more, {"given": material.cache}, tmp_path, on_progress=steps.append)
     assert {state.run for state in steps} == {"min_gru-seed0", "min_gru-seed5"}
     assert {file: file.stat().st_mtime_ns for file in before} == before
-    assert [one.name for one in made.summaries["classify"].settings] == ["identity", "gru", "min_gru"]
+    assert [one.name for one in made.summaries["classify"].settings] == [
+        "identity",
+        "gru",
+        "min_gru",
+    ]
 
 
 def test_a_diverging_member_is_stopped_and_told(material, base, tmp_path):
     wild = {"training.learning_rate": 1e30, "training.clip_norm": 1e30, "training.warmup_steps": 0}
-    spec = spec_of(base, axes={"temporal": ["identity", "gru"]}, settings=[{"temporal": "gru"} | wild])
+    spec = spec_of(
+        base, axes={"temporal": ["identity", "gru"]}, settings=[{"temporal": "gru"} | wild]
+    )
     said = []
     made = sweep(spec, {"given": material.cache}, tmp_path / "sweep", say=said.append)
     failed = [member for member in made.members if member.failure]
-    assert [member.setting.name.partition(",")[0] for member in failed] == ["gru"] and len(failed) == 1
+    assert [member.setting.name.partition(",")[0] for member in failed] == ["gru"] and len(
+        failed
+    ) == 1
     assert f"{failed[0].name} is stopped at step {failed[0].failure.step}" in said[0]
     row = next(one for one in made.summaries["classify"].settings if one.failed)
     assert "not finite" in row.failed[failed[0].name] and not row.scores
@@ -239,7 +294,9 @@ def test_two_sweeps_at_once_share_the_members(material, two_by_two, tmp_path):
 
 
 def test_workers_share_the_members(material, two_by_two, tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", str(THREADS))  # as in this process: a sum over other threads rounds otherwise
+    monkeypatch.setenv(
+        "OMP_NUM_THREADS", str(THREADS)
+    )  # as in this process: a sum over other threads rounds otherwise
     out = tmp_path / "sweep"
     engine = plugins.load("engine", "local")(None, 2)
     made = sweep(two_by_two, {"given": material.cache}, out, engine=engine, logs=tmp_path / "logs")
@@ -282,7 +339,10 @@ def test_what_does_not_fit_into_memory_together_is_trained_in_halves(material, b
     alone = os.environ | {"MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(called, capture_output=True, text=True, check=False, env=alone)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "4 members do not fit into the memory of cpu together: half of them at a time\n"
+    assert (
+        done.stdout
+        == "4 members do not fit into the memory of cpu together: half of them at a time\n"
+    )
     made = Sweep(tmp_path / "sweep")
     assert not made.left() and not any(member.failure for member in made.members)
     assert all(Run(member.path).checkpoint("last").step == 1 for member in made.members)
@@ -304,8 +364,18 @@ def test_members_that_cannot_be_trained_are_named_before_any_training(material, 
         tmp_path,
         r"layers=3\+5-seed0' reads layer 3, the cache has 2, 5",
     )
-    refused(spec_of(base, axes={"windows.fps": [1, 999]}), material.cache, tmp_path, "windows want 999 frames per second")
-    refused(spec_of(base, axes={"windows.views": [["base", "flip"]]}), material.cache, tmp_path, "no view called 'flip'")
+    refused(
+        spec_of(base, axes={"windows.fps": [1, 999]}),
+        material.cache,
+        tmp_path,
+        "windows want 999 frames per second",
+    )
+    refused(
+        spec_of(base, axes={"windows.views": [["base", "flip"]]}),
+        material.cache,
+        tmp_path,
+        "no view called 'flip'",
+    )
     attention = {"name": "causal_attention", "heads": 5}
     refused(
         spec_of(base, axes={"temporal": ["gru", attention]}),
@@ -321,12 +391,15 @@ def test_members_that_cannot_be_trained_are_named_before_any_training(material, 
     )
 
 
-def test_a_run_folder_of_another_format_or_recipe_is_named_before_any_training(material, base, tmp_path):
+def test_a_run_folder_of_another_format_or_recipe_is_named_before_any_training(
+    material, base, tmp_path
+):
     spec = spec_of(base, axes={"temporal": ["gru", "identity"]})
     sweep(spec, {"given": material.cache}, tmp_path / "a")
     changed = spec_of(base, axes={"temporal": ["gru", "identity"]}, changes={"training.steps": 9})
     with pytest.raises(
-        BadInput, match=r"runs/gru-seed0 was made from something else; now / then: recipe.training.steps: 9 / 8"
+        BadInput,
+        match=r"runs/gru-seed0 was made from something else; now / then: recipe.training.steps: 9 / 8",
     ):
         sweep(changed, {"given": material.cache}, tmp_path / "a")
     header = tmp_path / "a/runs/identity-seed0/run.json"
@@ -334,13 +407,22 @@ def test_a_run_folder_of_another_format_or_recipe_is_named_before_any_training(m
     with pytest.raises(BadInput, match=r"identity-seed0/run.json.*99"):
         sweep(spec, {"given": material.cache}, tmp_path / "a")
     header.write_text(header.read_text().replace('"format_version": 99', '"format_version": 2'))
-    with pytest.raises(BadInput, match=r"runs/identity-seed0 was made from something else; now / then: format_version: 3 / 2"):
+    with pytest.raises(
+        BadInput,
+        match=r"runs/identity-seed0 was made from something else; now / then: format_version: 3 / 2",
+    ):
         sweep(spec, {"given": material.cache}, tmp_path / "a")
 
 
 @pytest.mark.parametrize(
     ("found", "wanted"),
-    [('{"format_version": 99}', r"sweep.json has format 99, this version of stillframe reads format 1"), ("{", "is damaged")],
+    [
+        (
+            '{"format_version": 99}',
+            r"sweep.json has format 99, this version of stillframe reads format 1",
+        ),
+        ("{", "is damaged"),
+    ],
 )
 def test_a_sweep_that_cannot_be_read_is_not_written_over(material, base, tmp_path, found, wanted):
     (tmp_path / "sweep.json").write_text(found)
@@ -392,12 +474,17 @@ def test_harder_videos_are_rendered_cached_and_compared_among_themselves(tmp_pat
         changes={"windows.fps": 6, "training.batch_size": 4},
     )
     caches = prepare(spec, cache, tmp_path / "sweep")
-    assert caches["hard"].manifest.origin.settings["occlusion"] == 1.0 and caches["hard"].fingerprint == cache.fingerprint
+    assert (
+        caches["hard"].manifest.origin.settings["occlusion"] == 1.0
+        and caches["hard"].fingerprint == cache.fingerprint
+    )
     (summary,) = sweep(spec, caches, tmp_path / "sweep").summaries.values()
     rows = {one.name: one for one in summary.settings}
     assert list(rows) == ["given, identity", "given, gru", "hard, identity", "hard, gru"]
     assert rows["hard, gru"].values == {"cache": "hard", "temporal": "gru", "occlusion": 1.0}
-    assert [one.reference for one in rows.values()] == ["given, identity"] * 2 + ["hard, identity"] * 2
+    assert [one.reference for one in rows.values()] == ["given, identity"] * 2 + [
+        "hard, identity"
+    ] * 2
     gain = rows["hard, gru"].comparisons["streaming"].gain.score
     means = [rows[name].intervals["streaming"].score for name in ("hard, gru", "hard, identity")]
     assert gain == pytest.approx(means[0] - means[1])
@@ -406,7 +493,8 @@ def test_harder_videos_are_rendered_cached_and_compared_among_themselves(tmp_pat
 def test_videos_of_a_user_cannot_be_made_harder(material, base, tmp_path):
     spec = spec_of(base, axes={"cache": ["hard"]}, caches={"hard": {"data": {"occlusion": 1.0}}})
     with pytest.raises(
-        BadInput, match="cache 'hard' of the sweep wants other videos, and data set 'folder' of .* renders none"
+        BadInput,
+        match="cache 'hard' of the sweep wants other videos, and data set 'folder' of .* renders none",
     ):
         prepare(spec, material.cache, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -427,6 +515,12 @@ def test_make_ablate_finds_the_cache_of_the_demo_among_others(material, base, tm
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv/.ready").touch()
     asked = [f"{key}={value}" for key, value in ({"STILLFRAME": "echo"} | given).items()]
-    said = subprocess.run(["make", "-s", "ablate", *asked], cwd=tmp_path, capture_output=True, text=True, check=True)
-    wanted = ("layers", "caches/mine") if given else ("temporal_modules", str(material.cache.path.absolute()))
+    said = subprocess.run(
+        ["make", "-s", "ablate", *asked], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    wanted = (
+        ("layers", "caches/mine")
+        if given
+        else ("temporal_modules", str(material.cache.path.absolute()))
+    )
     assert said.stdout.split() == ["sweep", *wanted] and said.stderr == ""

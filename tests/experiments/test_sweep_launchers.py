@@ -42,11 +42,14 @@ def file(tmp_path: Path) -> Path:
     """A sweep of four members that share one read."""
     tables = BASE | {"training": BASE["training"] | {"steps": STEPS, "evaluate_every": STEPS}}
     lines = (
-        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in of.items()) for name, of in tables.items()
+        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in of.items())
+        for name, of in tables.items()
     )
     (tmp_path / "base.toml").write_text("".join(lines))
     path = tmp_path / "four.toml"
-    path.write_text('recipe = "base.toml"\nseeds = [0, 5]\n[axes]\ntemporal = ["identity", "gru"]\n')
+    path.write_text(
+        'recipe = "base.toml"\nseeds = [0, 5]\n[axes]\ntemporal = ["identity", "gru"]\n'
+    )
     return path
 
 
@@ -61,16 +64,24 @@ def under_way(out: Path) -> dict[str, Holder]:
     if not held:  # so that this waits without work
         return {}
     steps = {member.name: member.progress for member in Sweep(out).members}
-    return {name: one for name, one in held.items() if (saved := steps.get(name)) and saved[0] < saved[1]}
+    return {
+        name: one
+        for name, one in held.items()
+        if (saved := steps.get(name)) and saved[0] < saved[1]
+    }
 
 
 @pytest.mark.parametrize("name", GROUNDS)
-def test_workers_share_a_sweep_and_take_over_from_one_that_is_killed(request, material: Material, four, tmp_path, name):
+def test_workers_share_a_sweep_and_take_over_from_one_that_is_killed(
+    request, material: Material, four, tmp_path, name
+):
     ground, settings = GROUNDS[name]
     request.getfixturevalue(ground)
     out, engine = tmp_path / "sweep", make(name, 2, **settings)
     rest = {"engine": engine, "logs": tmp_path / "logs"}
-    thread = threading.Thread(target=sweep, args=(four, {"given": material.cache}, out), kwargs=rest)
+    thread = threading.Thread(
+        target=sweep, args=(four, {"given": material.cache}, out), kwargs=rest
+    )
     thread.start()
     try:
         while not (found := under_way(out)):
@@ -86,7 +97,16 @@ def test_workers_share_a_sweep_and_take_over_from_one_that_is_killed(request, ma
 
 def test_dry_run_prints_what_would_be_submitted(slurm_user, material: Material, file, tmp_path):
     before = queued()
-    arguments = ["sweep", file, material.cache.path, "--out", tmp_path / "sweep", "--workers", 2, "--dry-run"]
+    arguments = [
+        "sweep",
+        file,
+        material.cache.path,
+        "--out",
+        tmp_path / "sweep",
+        "--workers",
+        2,
+        "--dry-run",
+    ]
     told = call(*arguments, "--engine", "slurm", "--engine-set", "time_min=7")
     assert told.code == 0 and "4 members of four, trained from 1 reads" in told.out
     assert re.findall(r"--array=(\S+)", told.err) == ["0-1%2"] and "#SBATCH --time=7\n" in told.err
@@ -118,7 +138,11 @@ def test_processes_of_torchrun_share_a_sweep(material: Material, file, tmp_path)
 
 
 def test_torchrun_and_an_engine_are_refused_once(material: Material, file, tmp_path):
-    code, said, errors = ended(start(2, *command(file, material.cache.path, tmp_path / "sweep"), "--workers", 2))
+    code, said, errors = ended(
+        start(2, *command(file, material.cache.path, tmp_path / "sweep"), "--workers", 2)
+    )
     assert (code, said) == (1, "")
-    assert errors == ["error: an engine starts workers of its own, and torchrun has started 2; next: leave one out"]
+    assert errors == [
+        "error: an engine starts workers of its own, and torchrun has started 2; next: leave one out"
+    ]
     assert not (tmp_path / "sweep").exists()

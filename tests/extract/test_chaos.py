@@ -31,7 +31,9 @@ def test_killed_while_laying_out_writing_and_committing(site, here):
 
 
 def test_killed_at_random(site, here):
-    tally = scenarios.killed_at_random(site, "two workers", lambda out, number: site.worker(here, out, number), 3, 2)
+    tally = scenarios.killed_at_random(
+        site, "two workers", lambda out, number: site.worker(here, out, number), 3, 2
+    )
     sound(tally, 3)
 
 

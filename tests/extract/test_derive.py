@@ -37,7 +37,11 @@ CPU = torch.device("cpu")
 
 def values(cache: Cache) -> dict[str, str]:
     """Every file of the stores but the metadata of a group, which names the fingerprint -> sha256."""
-    return {name: sha for name, sha in digest(cache.path / "stores").items() if not name.endswith(".zarr/zarr.json")}
+    return {
+        name: sha
+        for name, sha in digest(cache.path / "stores").items()
+        if not name.endswith(".zarr/zarr.json")
+    }
 
 
 def all_tokens(cache: Cache, name: str) -> torch.Tensor:
@@ -46,7 +50,9 @@ def all_tokens(cache: Cache, name: str) -> torch.Tensor:
     for store, receipt in cache.receipts.items():
         rows, stored = np.arange(receipt.frames), {}
         for key in cache.codec.layout(cache.shape.width):
-            stored[key] = torch.from_numpy(cache.reader(store).read_general(f"{name}_{key}" if key else name, rows))
+            stored[key] = torch.from_numpy(
+                cache.reader(store).read_general(f"{name}_{key}" if key else name, rows)
+            )
         parts.append(cache.codecs[name].decode(stored))
     return torch.cat(parts)
 
@@ -66,14 +72,25 @@ def pca_cache(material, pca_spec, tmp_path_factory) -> Cache:
 def test_from_a_lossless_source_the_values_are_those_of_extraction(material, tmp_path, codec):
     """Float16 holds addresses exactly, so nothing lies between them and the other codec."""
     derived = derive(material.cache, [f"codec.name={codec}"], tmp_path / "derived")
-    extracted = extract.extract(address_spec(codec={"name": codec}), material.manifest, tmp_path / "extracted")
+    extracted = extract.extract(
+        address_spec(codec={"name": codec}), material.manifest, tmp_path / "extracted"
+    )
     assert derived.plan == extracted.plan
     assert values(derived) == values(extracted)
     assert derived.spec == extracted.spec
     assert derived.fingerprint != extracted.fingerprint
-    assert (derived.header.derived_from, extracted.header.derived_from) == (material.cache.fingerprint, None)
-    receipts = [(r.frames, r.videos, r.failures, r.device, set(r.versions)) for r in derived.receipts.values()]
-    assert receipts == [(r.frames, r.videos, r.failures, r.device, set(r.versions)) for r in extracted.receipts.values()]
+    assert (derived.header.derived_from, extracted.header.derived_from) == (
+        material.cache.fingerprint,
+        None,
+    )
+    receipts = [
+        (r.frames, r.videos, r.failures, r.device, set(r.versions))
+        for r in derived.receipts.values()
+    ]
+    assert receipts == [
+        (r.frames, r.videos, r.failures, r.device, set(r.versions))
+        for r in extracted.receipts.values()
+    ]
 
 
 def test_a_lossy_source_is_decoded_first(material, tmp_path):
@@ -81,7 +98,9 @@ def test_a_lossy_source_is_decoded_first(material, tmp_path):
     int4 = derive(int8, ["codec.name=int4"], tmp_path)
     assert int4.header.derived_from == int8.fingerprint
     codec = int4.codecs["layer_5"]
-    again = codec.decode({k: torch.from_numpy(v) for k, v in codec.encode(all_tokens(int8, "layer_5")).items()})
+    again = codec.decode(
+        {k: torch.from_numpy(v) for k, v in codec.encode(all_tokens(int8, "layer_5")).items()}
+    )
     assert torch.equal(all_tokens(int4, "layer_5"), again)
     assert not torch.equal(all_tokens(int8, "layer_5"), all_tokens(material.cache, "layer_5"))
 
@@ -89,7 +108,10 @@ def test_a_lossy_source_is_decoded_first(material, tmp_path):
 def test_fewer_layers_and_another_layout_are_copies(material, tmp_path):
     """Bytes, plan and all."""
     store = {"chunk_frames": 2, "shard_mb": 0.002, "store_mb": 0.005, "batch_frames": 7}
-    changes = ["encoder.layers=[5]", *(f"store.{key}={value}" for key, value in store.items() if key != "batch_frames")]
+    changes = [
+        "encoder.layers=[5]",
+        *(f"store.{key}={value}" for key, value in store.items() if key != "batch_frames"),
+    ]
     derived = derive(material.cache, changes, tmp_path / "derived")
     spec = address_spec(encoder=ENCODER | {"layers": [5]}, store=store)
     extracted = extract.extract(spec, material.manifest, tmp_path / "extracted")
@@ -101,7 +123,9 @@ def test_fewer_layers_and_another_layout_are_copies(material, tmp_path):
 @pytest.mark.parametrize("fps", [5, 4, 3, 0.5])
 def test_a_lower_rate_keeps_the_frames_that_extraction_keeps(material, tmp_path, fps):
     derived = derive(material.cache, [f"frames.fps={fps}"], tmp_path / "derived")
-    extracted = extract.extract(address_spec(frames={"size_px": 64, "fps": fps}), material.manifest, tmp_path / "extracted")
+    extracted = extract.extract(
+        address_spec(frames={"size_px": 64, "fps": fps}), material.manifest, tmp_path / "extracted"
+    )
     assert derived.plan == extracted.plan
     assert values(derived) == values(extracted)
 
@@ -112,25 +136,42 @@ def test_a_rate_can_be_divided_again(material, tmp_path):
     twice = derive(four, ["frames.fps=2"], tmp_path)
     once = derive(material.cache, ["frames.fps=2"], tmp_path)
     assert values(twice) == values(once)
-    assert sum(r.frames for r in once.receipts.values()) == sum(-(-frames // 5) for frames in LENGTHS.values())
+    assert sum(r.frames for r in once.receipts.values()) == sum(
+        -(-frames // 5) for frames in LENGTHS.values()
+    )
 
 
 def test_windows_read_a_derived_cache(material, tmp_path):
     """Frames and times are right, and every value within the codec's bound."""
     derived = derive(material.cache, ["codec.name=int8", "encoder.layers=[5]"], tmp_path)
-    settings = plugins.check(Recipe.model_fields["windows"].annotation, {"frames": 4, "fps": FPS}, "test")
-    ours, theirs = (Windows(cache, material.manifest, "train", settings, layers=[5]) for cache in (derived, material.cache))
+    settings = plugins.check(
+        Recipe.model_fields["windows"].annotation, {"frames": 4, "fps": FPS}, "test"
+    )
+    ours, theirs = (
+        Windows(cache, material.manifest, "train", settings, layers=[5])
+        for cache in (derived, material.cache)
+    )
     for place in range(len(ours)):
         a, b = (windows.read([Sample(place, 0.5)]) for windows in (ours, theirs))
         np.testing.assert_array_equal(a.time_s_BT, b.time_s_BT)
         for left, right in zip(ours.tokens(a, CPU), theirs.tokens(b, CPU), strict=True):
-            left, right = (part if isinstance(part, torch.Tensor) else part[0] for part in (left, right))
+            left, right = (
+                part if isinstance(part, torch.Tensor) else part[0] for part in (left, right)
+            )
             assert ((left - right).abs() <= derived.codec.max_error(right)).all()
 
 
 def test_sigkill_at_any_moment_then_rerun_gives_the_same_bytes(material, tmp_path):
     whole = derive(material.cache, ["codec.name=int8"], tmp_path / "whole")
-    command = [sys.executable, "-m", "pipeline.cli", "derive", str(material.cache.path), "--set", "codec.name=int8"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.cli",
+        "derive",
+        str(material.cache.path),
+        "--set",
+        "codec.name=int8",
+    ]
     command += ["--out", str(tmp_path / "killed")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None:
@@ -186,7 +227,10 @@ def test_holes_stay_holes_with_their_reasons(holed, tmp_path):
     [
         ("encoder.layers=[3, 5]", ["layers [3, 5]", "which holds [2, 5]"]),
         ("encoder.layers=[5, 2]", ["layers [5, 2]", "ascending"]),
-        ("encoder.layers=[2]", ["special tokens are those of layer 5", "of layer 2 are not stored"]),
+        (
+            "encoder.layers=[2]",
+            ["special tokens are those of layer 5", "of layer 2 are not stored"],
+        ),
         ("frames.size_px=96", ["frames.size_px: 64 / 96", "stillframe extract"]),
         ("store.batch_frames=8", ["store.batch_frames: 7 / 8"]),
         ("encoder.width=10", ["encoder.width: 8 / 10"]),
@@ -200,7 +244,10 @@ def test_what_cannot_be_derived_is_refused(material, tmp_path, change, parts):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("fps", "wanted"), [(8, "8 frames per second"), (3, "3 frames per second"), ("all", "every frame")])
+@pytest.mark.parametrize(
+    ("fps", "wanted"),
+    [(8, "8 frames per second"), (3, "3 frames per second"), ("all", "every frame")],
+)
 def test_instants_that_the_source_lacks_are_refused(material, tmp_path, fps, wanted):
     four = derive(material.cache, ["frames.fps=4"], tmp_path)
     with pytest.raises(BadInput, match=rf"cannot derive {wanted} from .*, which holds 4"):
@@ -223,7 +270,10 @@ def test_damage_is_not_vouched_for_anew(material, tmp_path):
     data = bytearray(file.read_bytes())
     data[100] ^= 1
     file.write_bytes(data)
-    with pytest.raises(BadInput, match=r"is damaged: stores/00001.zarr/layer_5/c/0/0/0: content differs from its checksum"):
+    with pytest.raises(
+        BadInput,
+        match=r"is damaged: stores/00001.zarr/layer_5/c/0/0/0: content differs from its checksum",
+    ):
         derive(source, ["codec.name=int8"], tmp_path / "derived")
 
 
@@ -237,7 +287,9 @@ def test_spread_takes_the_middles_of_equal_parts():
 
 
 @pytest.mark.parametrize("killed", ["before cache.json", "in a store"])
-def test_what_was_learnt_does_not_depend_on_workers_or_kills(material, pca_spec, pca_cache, tmp_path, killed):
+def test_what_was_learnt_does_not_depend_on_workers_or_kills(
+    material, pca_spec, pca_cache, tmp_path, killed
+):
     shutil.copytree(pca_cache.path, tmp_path / pca_cache.name)
     left = Cache(tmp_path / pca_cache.name)
     (left.path / left.receipt_name(1)).unlink()
@@ -261,7 +313,9 @@ def test_a_fitted_cache_is_decodable_alone_and_right(material, pca_cache):
         assert (found - tokens).abs().max() < 0.05
 
 
-def test_the_manifest_is_part_of_what_is_fingerprinted_where_a_codec_is_fitted(material, pca_spec, pca_cache, tmp_path):
+def test_the_manifest_is_part_of_what_is_fingerprinted_where_a_codec_is_fitted(
+    material, pca_spec, pca_cache, tmp_path
+):
     """Another sample, another basis: such caches must not pass for equal."""
     root = tmp_path / "videos"
     shutil.copytree(material.root, root)
@@ -269,7 +323,9 @@ def test_the_manifest_is_part_of_what_is_fingerprinted_where_a_codec_is_fitted(m
     address_video(root / "c/v9.mp4", 9, 12)
     other = manifest.build("folder", root, tmp_path / "data", {"val_fraction": 0.3})
     assert extract.extract(pca_spec, other, tmp_path).fingerprint != pca_cache.fingerprint
-    assert extract.extract(address_spec(), other, tmp_path).fingerprint == material.cache.fingerprint
+    assert (
+        extract.extract(address_spec(), other, tmp_path).fingerprint == material.cache.fingerprint
+    )
 
 
 def test_deriving_to_and_from_a_fitted_codec(material, pca_cache, tmp_path):
@@ -289,9 +345,17 @@ def test_what_was_learnt_is_checked(pca_cache, tmp_path):
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    assert_refused(call("verify", tmp_path / "damaged"), f"{file} is damaged: it differs from its checksum", out=True)
+    assert_refused(
+        call("verify", tmp_path / "damaged"),
+        f"{file} is damaged: it differs from its checksum",
+        out=True,
+    )
     file.unlink()
-    assert_refused(call("verify", tmp_path / "damaged"), f"{file} cannot be read: No such file or directory", out=True)
+    assert_refused(
+        call("verify", tmp_path / "damaged"),
+        f"{file} cannot be read: No such file or directory",
+        out=True,
+    )
 
 
 @torch.no_grad()
@@ -306,9 +370,13 @@ def test_a_run_on_a_fitted_cache_streams_without_it(material, pca_cache, tmp_pat
     }
     shutil.copytree(pca_cache.path, tmp_path / "cache")
     with torch.enable_grad():
-        run = train(plugins.check(Recipe, table, "test"), Cache(tmp_path / "cache"), tmp_path / "run")
+        run = train(
+            plugins.check(Recipe, table, "test"), Cache(tmp_path / "cache"), tmp_path / "run"
+        )
     model, task = load_model(run, pca_cache.shape)
-    windows = Windows(pca_cache, material.manifest, "val", run.recipe.windows, task, pca_cache.shape.layers)
+    windows = Windows(
+        pca_cache, material.manifest, "val", run.recipe.windows, task, pca_cache.shape.layers
+    )
     expected = model(*windows.tokens(windows.read([Sample(0, 0.0)]), CPU))["streaming"][0]
     shutil.rmtree(tmp_path / "cache")
     seen = list(Stream(run).follow(material.root / windows.clip(0).source))
@@ -335,28 +403,52 @@ def test_bench_codecs_measures_every_codec(tmp_path, monkeypatch):
     """A random ViT of width 16: what is counted is exact, what is close is close, what is timed is there."""
     monkeypatch.setattr(codecs, "TIMED_BYTES", 100_000)
     (tmp_path / "vit.toml").write_text(VIT.replace("[0, 7]", "[0, 1]"))
-    arguments = ("--spec", tmp_path / "vit.toml", "--frames", 4, "--repeats", 2, "--set", "pca.components=4", "--json")
+    arguments = (
+        "--spec",
+        tmp_path / "vit.toml",
+        "--frames",
+        4,
+        "--repeats",
+        2,
+        "--set",
+        "pca.components=4",
+        "--json",
+    )
     result = call("bench", "codecs", *arguments)
     assert result.code == 0, result
     found = result.json["codecs"]
     assert list(found) == plugins.names("codec") and result.json["frames"] == 4
     per_token = {"bfloat16": 32, "float16": 32, "int4": 10, "int8": 20, "pca": 8}
-    assert {name: facts["bytes_per_frame"] / result.json["tokens_per_frame"] for name, facts in found.items()} == per_token
+    assert {
+        name: facts["bytes_per_frame"] / result.json["tokens_per_frame"]
+        for name, facts in found.items()
+    } == per_token
     assert found["int4"]["bytes_ratio"] == 10 / 32
-    errors = [found[name]["relative_error"] for name in ("float16", "bfloat16", "int8", "int4", "pca")]
+    errors = [
+        found[name]["relative_error"] for name in ("float16", "bfloat16", "int8", "int4", "pca")
+    ]
     assert errors == sorted(errors) and errors[0] < 2**-11
     assert found["int8"]["cosine_mean"] > 0.999 and found["int4"]["cosine_p1"] > 0.95
     for facts in found.values():
         assert facts["cosine_p1"] <= facts["cosine_mean"] <= 1 + 1e-9
         assert set(facts["cosine_mean_by_array"]) == {"special", "layer_0", "layer_1"}
-        assert all(len(facts[way]["s"]) == 2 and facts[way]["gb_per_s"] > 0 for way in ("encode", "decode"))
-    assert {way: found["float16"][way]["speed_ratio"] for way in ("encode", "decode")} == {"encode": 1, "decode": 1}
+        assert all(
+            len(facts[way]["s"]) == 2 and facts[way]["gb_per_s"] > 0 for way in ("encode", "decode")
+        )
+    assert {way: found["float16"][way]["speed_ratio"] for way in ("encode", "decode")} == {
+        "encode": 1,
+        "decode": 1,
+    }
     assert_refused(call("bench", "codecs", "--set", "int9.x=1"), "no codec called 'int9'")
 
 
 def test_bench_scores_train_through_every_codec(tmp_path):
     (tmp_path / "vit.toml").write_text(VIT.replace("[0, 7]", "[0, 1]"))
-    chosen = {name: codec for name, codec in codecs.choices({}).items() if name in ("float16", "int8", "pca")}
+    chosen = {
+        name: codec
+        for name, codec in codecs.choices({}).items()
+        if name in ("float16", "int8", "pca")
+    }
     said = []
     scores = codecs.codec_scores(
         load_spec(tmp_path / "vit.toml"),
@@ -369,4 +461,6 @@ def test_bench_scores_train_through_every_codec(tmp_path):
     assert set(scores) == {"float16", "int8", "pca"} and "training through pca" in said
     for forms in scores.values():
         assert set(forms) == {"streaming", "window"}
-        assert all(0 <= facts["low"] <= facts["score"] <= facts["high"] <= 1 for facts in forms.values())
+        assert all(
+            0 <= facts["low"] <= facts["score"] <= facts["high"] <= 1 for facts in forms.values()
+        )

@@ -33,7 +33,11 @@ from pipeline.video.sandbox import Decoder
 def digest(cache: Cache) -> dict[str, str]:
     """Every file of every store -> sha256."""
     files = sorted((cache.path / "stores").rglob("*"))
-    return {str(f.relative_to(cache.path)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}
+    return {
+        str(f.relative_to(cache.path)): hashlib.sha256(f.read_bytes()).hexdigest()
+        for f in files
+        if f.is_file()
+    }
 
 
 def test_every_row_of_every_array_is_the_right_frame(material):
@@ -44,12 +48,18 @@ def test_every_row_of_every_array_is_the_right_frame(material):
         place = cache.locations[source]
         assert place.stop - place.start == frames
         group = zarr.open_group((cache.path / cache.store_name(place.store)), mode="r")
-        np.testing.assert_allclose(group["time_s"][place.start : place.stop], np.arange(frames) / FPS, atol=1e-4)
+        np.testing.assert_allclose(
+            group["time_s"][place.start : place.stop], np.arange(frames) / FPS, atol=1e-4
+        )
         for name, layer, tokens in (("special", 5, 2), ("layer_2", 2, 9), ("layer_5", 5, 9)):
             found = address.read(np.asarray(group[name][place.start : place.stop]))
             assert (found.video == int(source[3])).all()
-            np.testing.assert_array_equal(found.frame, np.broadcast_to(np.arange(frames)[:, None], (frames, tokens)))
-            np.testing.assert_array_equal(found.token, np.broadcast_to(np.arange(tokens), (frames, tokens)))
+            np.testing.assert_array_equal(
+                found.frame, np.broadcast_to(np.arange(frames)[:, None], (frames, tokens))
+            )
+            np.testing.assert_array_equal(
+                found.token, np.broadcast_to(np.arange(tokens), (frames, tokens))
+            )
             assert (found.layer == layer).all() and (found.special == (name == "special")).all()
 
 
@@ -57,10 +67,17 @@ def test_a_store_names_its_videos_and_their_rows(material):
     cache = material.cache
     for store, videos in cache.plan.items():
         group = zarr.open_group((cache.path / cache.store_name(store)), mode="r")
-        assert group.attrs["videos"] == list(videos) and group.attrs["fingerprint"] == cache.fingerprint
+        assert (
+            group.attrs["videos"] == list(videos)
+            and group.attrs["fingerprint"] == cache.fingerprint
+        )
         rows = zip(group["video_start"][:].tolist(), group["video_stop"][:].tolist(), strict=True)
         assert dict(zip(videos, rows, strict=True)) == cache.receipts[store].videos
-        assert cache.receipts[store].frames == group["time_s"].shape[0] == sum(LENGTHS[video] for video in videos)
+        assert (
+            cache.receipts[store].frames
+            == group["time_s"].shape[0]
+            == sum(LENGTHS[video] for video in videos)
+        )
 
 
 def test_stores_have_several_shards_and_chunks(material):
@@ -77,9 +94,15 @@ def test_extracting_again_elsewhere_gives_the_same_bytes(material, tmp_path, dec
 
 def test_a_finished_cache_is_left_alone(material, tmp_path):
     shutil.copytree(material.cache.path, tmp_path / material.cache.name)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / material.cache.name / "stores").rglob("*")}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in (tmp_path / material.cache.name / "stores").rglob("*")
+    }
     extract.extract(material.spec, material.manifest, tmp_path)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / material.cache.name / "stores").rglob("*")} == before
+    assert {
+        path: path.stat().st_mtime_ns
+        for path in (tmp_path / material.cache.name / "stores").rglob("*")
+    } == before
 
 
 @pytest.mark.parametrize("left", ["no receipt", "partial folder", "truncated without receipt"])
@@ -128,7 +151,9 @@ def broken(tmp_path) -> Manifest:
     built = manifest.build("folder", root, tmp_path / "data", {"val_fraction": 0.4})
     whole = (root / "x/v1.mp4").read_bytes()
     middle = len(whole) // 2
-    (root / "x/v1.mp4").write_bytes(whole[:middle] + bytes(len(whole) // 4) + whole[middle + len(whole) // 4 :])
+    (root / "x/v1.mp4").write_bytes(
+        whole[:middle] + bytes(len(whole) // 4) + whole[middle + len(whole) // 4 :]
+    )
     (root / "x/v2.mp4").write_bytes(b"not a video at all")
     (root / "x/v3.mp4").unlink()
     return built
@@ -141,7 +166,9 @@ def test_videos_that_cannot_be_decoded_are_listed_and_the_rest_is_stored(broken,
     assert cache.failures["x/v2.mp4"].frames_stored == 0
     assert {"x/v0.mp4", "x/v4.mp4"} <= cache.locations.keys()
     for video_id, place in cache.locations.items():
-        found = address.read(cache.reader(place.store).read_general("layer_5", np.arange(place.start, place.stop)))
+        found = address.read(
+            cache.reader(place.store).read_general("layer_5", np.arange(place.start, place.stop))
+        )
         assert set(np.unique(found.video)) <= {int(video_id[3]), address.UNREADABLE}
     facts = status(cache)
     assert facts["videos"]["planned"] == 5 and facts["videos"]["failed"] == len(cache.failures)
@@ -168,7 +195,9 @@ def test_videos_that_were_moved_away_are_not_held_against_them(material, tmp_pat
     assert digest(extract.extract(material.spec, moved, tmp_path)) == digest(material.cache)
 
 
-def test_what_is_the_machines_fault_ends_the_run_and_is_no_failure_of_a_video(material, tmp_path, monkeypatch):
+def test_what_is_the_machines_fault_ends_the_run_and_is_no_failure_of_a_video(
+    material, tmp_path, monkeypatch
+):
     real = Decoder.decode
 
     def decode(self, path, *arguments):
@@ -180,12 +209,20 @@ def test_what_is_the_machines_fault_ends_the_run_and_is_no_failure_of_a_video(ma
     with pytest.raises(StillframeError, match=r"cannot read .*b/v3.mp4: .*Input/output error"):
         extract.extract(material.spec, material.manifest, tmp_path)
     monkeypatch.undo()
-    assert digest(extract.extract(material.spec, material.manifest, tmp_path)) == digest(material.cache)
+    assert digest(extract.extract(material.spec, material.manifest, tmp_path)) == digest(
+        material.cache
+    )
 
 
 def test_tokens_that_a_codec_cannot_hold_are_named_by_place(material, tmp_path, monkeypatch):
-    monkeypatch.setattr(address.Encoder, "_spell", lambda self, video, *rest: torch.full((len(video), rest[2], 8), 1e9))
-    with pytest.raises(StillframeError, match=r"array 'special' of store 0 \(videos a/v0.mp4 to .*\): .*float16"):
+    monkeypatch.setattr(
+        address.Encoder,
+        "_spell",
+        lambda self, video, *rest: torch.full((len(video), rest[2], 8), 1e9),
+    )
+    with pytest.raises(
+        StillframeError, match=r"array 'special' of store 0 \(videos a/v0.mp4 to .*\): .*float16"
+    ):
         extract.extract(material.spec, material.manifest, tmp_path)
 
 
@@ -197,14 +234,19 @@ def test_a_manifest_that_changed_is_refused_and_nothing_is_lost(material, tmp_pa
     (root / "b/v4.mp4").unlink()
     other = manifest.build("folder", root, tmp_path / "data", {"val_fraction": 0.3})
     before = digest(material.cache)
-    with pytest.raises(BadInput, match=r"changed after .* 1 videos added, 1 removed, 5 kept, 6 clips now, 6 then"):
+    with pytest.raises(
+        BadInput, match=r"changed after .* 1 videos added, 1 removed, 5 kept, 6 clips now, 6 then"
+    ):
         extract.extract(material.spec, other, tmp_path)
     assert digest(Cache(tmp_path / material.cache.name)) == before
 
 
 def test_two_extractions_into_one_cache_share_the_work(material, tmp_path):
     with ThreadPoolExecutor(2) as pool:
-        both = [pool.submit(extract.extract, material.spec, material.manifest, tmp_path) for _ in range(2)]
+        both = [
+            pool.submit(extract.extract, material.spec, material.manifest, tmp_path)
+            for _ in range(2)
+        ]
     assert [digest(one.result()) for one in both] == [digest(material.cache)] * 2
     assert not any((tmp_path / material.cache.name / "leases").iterdir())
 
@@ -224,7 +266,9 @@ def test_a_full_disk_ends_in_one_sentence_and_a_rerun_goes_on(material, tmp_path
     monkeypatch.undo()
     done = len(list((tmp_path / material.cache.name / "receipts").glob("*.json")))
     assert 0 < done < len(material.cache.plan)
-    assert digest(extract.extract(material.spec, material.manifest, tmp_path)) == digest(material.cache)
+    assert digest(extract.extract(material.spec, material.manifest, tmp_path)) == digest(
+        material.cache
+    )
 
 
 def test_cache_moves_and_still_reads(material, tmp_path):
@@ -250,7 +294,9 @@ def test_progress_adds_up(material, tmp_path):
 def test_fps_keeps_the_frame_shown_at_each_tick(videos, built, tmp_path):
     cache = extract.extract(address_spec(frames={"size_px": 64, "fps": 4}), built, tmp_path)
     place = cache.locations["b/v5.mp4"]
-    found = address.read(cache.reader(place.store).read_general("layer_5", np.arange(place.start, place.stop)))
+    found = address.read(
+        cache.reader(place.store).read_general("layer_5", np.arange(place.start, place.stop))
+    )
     ticks = np.arange(0, 40 / FPS, 1 / 4)
     np.testing.assert_array_equal(found.frame[:, 0], np.floor(ticks * FPS + 1e-6))
 
@@ -282,7 +328,9 @@ def test_affine_maps_the_source_to_the_square(tmp_path):
     built = manifest.build("folder", tmp_path / "videos", tmp_path / "data", {"val_fraction": 0})
     cache = extract.extract(address_spec(), built, tmp_path / "caches")
     affine = cache.reader(0).small("affine")
-    np.testing.assert_allclose(affine, np.broadcast_to([[1.5, 0, -0.25], [0, 1, 0]], (3, 2, 3)), atol=1e-9)
+    np.testing.assert_allclose(
+        affine, np.broadcast_to([[1.5, 0, -0.25], [0, 1, 0]], (3, 2, 3)), atol=1e-9
+    )
 
 
 def test_receipt_is_plain_json_with_checksums(material):
@@ -298,11 +346,15 @@ def test_siblings_say_which_field_differs(material, tmp_path):
     from pipeline.extract.diff import siblings
 
     first = extract.extract(material.spec, material.manifest, tmp_path)
-    second = extract.extract(address_spec(frames={"size_px": 64, "fps": 5}), material.manifest, tmp_path)
+    second = extract.extract(
+        address_spec(frames={"size_px": 64, "fps": 5}), material.manifest, tmp_path
+    )
     assert siblings(second) == {first.name: ['spec.frames.fps: 5.0 / "all"']}
 
 
 def test_paths_are_not_part_of_the_fingerprint(material, tmp_path):
     shutil.copytree(material.root, tmp_path / "elsewhere")
-    built = manifest.build("folder", tmp_path / "elsewhere", tmp_path / "data", {"val_fraction": 0.3})
+    built = manifest.build(
+        "folder", tmp_path / "elsewhere", tmp_path / "data", {"val_fraction": 0.3}
+    )
     assert Path(extract.extract(material.spec, built, tmp_path).path).name == material.cache.name

@@ -59,7 +59,9 @@ def started(engine: EnginePlugin, job: Extraction, logs: Path) -> Iterator[Engin
 def cache(material: Material, tmp_path: Path) -> Cache:
     """Laid out as that of `material`, with every store missing."""
     ((spec, encoder),) = extract.load_encoders([address_spec()], torch.device("cpu"))
-    return extract.lay_out(spec, material.manifest, tmp_path / "caches", encoder, torch.device("cpu"))
+    return extract.lay_out(
+        spec, material.manifest, tmp_path / "caches", encoder, torch.device("cpu")
+    )
 
 
 def job_of(cache: Cache, device: str | None = None) -> Extraction:
@@ -87,7 +89,9 @@ def processes(logs: Path) -> list[int]:
         with suppress(OSError):
             words = (entry / "cmdline").read_bytes().decode().split("\0")
             output = str((entry / "fd/1").readlink())
-            if (words[0] == sys.executable or words[0].startswith("ray::")) and str(logs) in f"{output} {words}":
+            if (words[0] == sys.executable or words[0].startswith("ray::")) and str(
+                logs
+            ) in f"{output} {words}":
                 found.append(int(entry.name))
     return found
 
@@ -184,14 +188,18 @@ def test_local_starts_a_killed_worker_again(cache, material, tmp_path):
     assert_same_bytes(cache, material)
 
 
-@pytest.mark.parametrize(("given", "workers", "threads"), [(None, 1, "all"), (None, 1000, "1"), ("7", 2, "7")])
+@pytest.mark.parametrize(
+    ("given", "workers", "threads"), [(None, 1, "all"), (None, 1000, "1"), ("7", 2, "7")]
+)
 def test_local_shares_out_the_cores(given, workers, threads, cache, tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if given:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
     engine = make("local", workers)
     environment = engine._environment()
-    assert environment["OMP_NUM_THREADS"] == (str(len(os.sched_getaffinity(0))) if threads == "all" else threads)
+    assert environment["OMP_NUM_THREADS"] == (
+        str(len(os.sched_getaffinity(0))) if threads == "all" else threads
+    )
     assert environment["PYTHONPATH"] == str(ROOT)
 
 
@@ -208,7 +216,9 @@ time.sleep(600)
 
 def test_local_workers_die_with_their_parent(cache, tmp_path):
     with held_back(cache):
-        parent = subprocess.Popen([sys.executable, "-c", PARENT, job_of(cache).model_dump_json()], cwd=tmp_path)
+        parent = subprocess.Popen(
+            [sys.executable, "-c", PARENT, job_of(cache).model_dump_json()], cwd=tmp_path
+        )
         try:
             pids = families(at_work(cache, tmp_path / "logs", 2))
         finally:
@@ -241,19 +251,35 @@ def test_slurm_preempted_worker_goes_back_to_the_queue(slurm_user, cache, tmp_pa
 
 
 def test_slurm_splits_arrays_and_runs_what_the_script_says(slurm_user, cache, material, tmp_path):
-    given = {"time_min": 7, "mem_gb": 0.2, "cpus_per_task": 1, "array_parallelism": 1, "setup": ["export GREETING=hello"]}
+    given = {
+        "time_min": 7,
+        "mem_gb": 0.2,
+        "cpus_per_task": 1,
+        "array_parallelism": 1,
+        "setup": ["export GREETING=hello"],
+    }
     engine, before = make("slurm", ARRAY_SIZE + 1, **given), queued()
     script = str(engine.script(job_of(cache)))
     assert re.findall(r"--array=(\S+)", script) == [f"0-{ARRAY_SIZE - 1}%1"]
-    for line in ("#SBATCH --time=7", "#SBATCH --mem=204MB", "export GREETING=hello", "export OMP_NUM_THREADS=1"):
+    for line in (
+        "#SBATCH --time=7",
+        "#SBATCH --mem=204MB",
+        "export GREETING=hello",
+        "export OMP_NUM_THREADS=1",
+    ):
         assert script.count(f"{line}\n") == 2
     assert "--gpus-per-node" not in script
-    assert str(engine.script(job_of(cache, device="cuda"))).count("#SBATCH --gpus-per-node=1\n") == 2
+    assert (
+        str(engine.script(job_of(cache, device="cuda"))).count("#SBATCH --gpus-per-node=1\n") == 2
+    )
     assert queued() <= before
     with started(engine, job_of(cache), tmp_path / "logs"):
         assert finish(engine) == []
     here = str(Path("logs").absolute())
-    foretold = [f"#!/bin/bash{text}".replace(here, str(tmp_path / "logs")) for text in script.split("#!/bin/bash")[1:]]
+    foretold = [
+        f"#!/bin/bash{text}".replace(here, str(tmp_path / "logs"))
+        for text in script.split("#!/bin/bash")[1:]
+    ]
     submitted = [file.read_text() for file in (tmp_path / "logs").glob("*_submission.sh")]
     assert sorted(map(str.strip, submitted)) == sorted(map(str.strip, foretold))
     assert_same_bytes(cache, material)
@@ -261,7 +287,10 @@ def test_slurm_splits_arrays_and_runs_what_the_script_says(slurm_user, cache, ma
 
 def test_slurm_refusal_is_told(slurm_user, cache, tmp_path):
     before = queued()
-    with pytest.raises(BadInput, match="not submitted: invalid partition specified: nowhere; Batch job submission failed"):
+    with pytest.raises(
+        BadInput,
+        match="not submitted: invalid partition specified: nowhere; Batch job submission failed",
+    ):
         make("slurm", 2, partition="nowhere").start(job_of(cache), tmp_path / "logs")
     assert queued() <= before
 
@@ -269,14 +298,18 @@ def test_slurm_refusal_is_told(slurm_user, cache, tmp_path):
 def test_slurm_is_missing(monkeypatch, cache, tmp_path):
     pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(BadInput, match="no sbatch, srun, squeue, scancel, scontrol on this machine"):
+    with pytest.raises(
+        BadInput, match="no sbatch, srun, squeue, scancel, scontrol on this machine"
+    ):
         make("slurm", 2).start(job_of(cache), tmp_path / "logs")
 
 
 @pytest.mark.parametrize(("engine", "package"), [("slurm", "submitit"), ("ray", "ray")])
 def test_a_missing_package_is_told(engine, package, monkeypatch, cache, tmp_path):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(BadInput, match=f"engine '{engine}' needs the package '{package}'") as raised:
+    with pytest.raises(
+        BadInput, match=f"engine '{engine}' needs the package '{package}'"
+    ) as raised:
         make(engine, 1).start(job_of(cache), tmp_path / "logs")
     assert raised.value.hint == f"pip install 'stillframe[{engine}]'"
 
@@ -311,7 +344,9 @@ except BadInput as error:
 def test_ray_address_where_nobody_answers_is_told(tmp_path):
     """In a process of its own: this one may have joined a cluster already."""
     pytest.importorskip("ray")
-    done = subprocess.run([sys.executable, "-c", REFUSED, str(tmp_path)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED, str(tmp_path)], capture_output=True, text=True, check=True
+    )
     assert done.stdout == "told\n"
 
 

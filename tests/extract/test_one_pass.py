@@ -65,18 +65,32 @@ def vit_cache(built, tmp_path_factory) -> Cache:
 
 
 def test_caches_made_together_are_those_made_alone(material, vit_cache, tmp_path, decoded):
-    specs = [material.spec, vit_spec([0, 2]), address_spec(name="squash", frames={"size_px": 32, "fps": 5, "fit": "squash"})]
-    alone = [material.cache, vit_cache, extract.extract(specs[2], material.manifest, tmp_path / "alone")]
+    specs = [
+        material.spec,
+        vit_spec([0, 2]),
+        address_spec(name="squash", frames={"size_px": 32, "fps": 5, "fit": "squash"}),
+    ]
+    alone = [
+        material.cache,
+        vit_cache,
+        extract.extract(specs[2], material.manifest, tmp_path / "alone"),
+    ]
     assert len({tuple(map(tuple, cache.plan.values())) for cache in alone}) == 3
     decoded.clear()
     together = extract.extract_all(specs, material.manifest, tmp_path / "together", decoders=2)
     assert [cache.name for cache in together] == [cache.name for cache in alone]
     for ours, theirs in zip(together, alone, strict=True):
         assert stores(ours) == stores(theirs)
-        assert [r.videos for r in ours.receipts.values()] == [r.videos for r in theirs.receipts.values()]
-        assert [r.content for r in ours.receipts.values()] == [r.content for r in theirs.receipts.values()]
+        assert [r.videos for r in ours.receipts.values()] == [
+            r.videos for r in theirs.receipts.values()
+        ]
+        assert [r.content for r in ours.receipts.values()] == [
+            r.content for r in theirs.receipts.values()
+        ]
     # `squash` has the fewest stores, and the others have a border inside of them: what lies behind is decoded twice.
-    assert decoded.keys() == {Path(source).name for source in LENGTHS} and max(decoded.values()) <= 2
+    assert (
+        decoded.keys() == {Path(source).name for source in LENGTHS} and max(decoded.values()) <= 2
+    )
     assert sum(decoded.values()) - len(LENGTHS) <= 2
 
 
@@ -87,7 +101,9 @@ def test_where_one_store_holds_all_every_video_is_decoded_once(material, tmp_pat
     assert [len(cache.plan) for cache in caches] == [len(material.cache.plan), 1]
     assert decoded == dict.fromkeys((Path(source).name for source in LENGTHS), 1)
     assert stores(caches[0]) == stores(material.cache)
-    assert stores(caches[1]) == stores(extract.extract(whole, material.manifest, tmp_path / "alone"))
+    assert stores(caches[1]) == stores(
+        extract.extract(whole, material.manifest, tmp_path / "alone")
+    )
 
 
 def test_one_that_is_half_done_is_finished_with_the_others(material, vit_cache, tmp_path, decoded):
@@ -95,7 +111,9 @@ def test_one_that_is_half_done_is_finished_with_the_others(material, vit_cache, 
     half = Cache(tmp_path / material.cache.name)
     half.forget(1)
     together = extract.extract_all([vit_spec([0, 2]), material.spec], material.manifest, tmp_path)
-    assert stores(together[0]) == stores(vit_cache) and stores(together[1]) == stores(material.cache)
+    assert stores(together[0]) == stores(vit_cache) and stores(together[1]) == stores(
+        material.cache
+    )
     decoded.clear()
     extract.extract_all([vit_spec([0, 2]), material.spec], material.manifest, tmp_path)
     assert not decoded
@@ -105,7 +123,14 @@ def test_a_kill_of_several_then_a_rerun_gives_the_same_bytes(material, tmp_path)
     (tmp_path / "a.toml").write_text(SPEC)
     (tmp_path / "b.toml").write_text(SPEC.replace("size_px = 64", "size_px = 32\nfps = 5"))
     out = tmp_path / "out"
-    arguments = ["extract", tmp_path / "a.toml", tmp_path / "b.toml", material.manifest.folder, "--out", out]
+    arguments = [
+        "extract",
+        tmp_path / "a.toml",
+        tmp_path / "b.toml",
+        material.manifest.folder,
+        "--out",
+        out,
+    ]
     command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None:
@@ -116,7 +141,9 @@ def test_a_kill_of_several_then_a_rerun_gives_the_same_bytes(material, tmp_path)
     fine(*arguments)
     (a,), (b,) = out.glob("a-*"), out.glob("b-*")
     assert stores(Cache(a)) == stores(material.cache)
-    alone = extract.extract(address_spec(frames={"size_px": 32, "fps": 5}), material.manifest, tmp_path / "alone")
+    alone = extract.extract(
+        address_spec(frames={"size_px": 32, "fps": 5}), material.manifest, tmp_path / "alone"
+    )
     assert stores(Cache(b)) == stores(alone)
 
 
@@ -126,11 +153,16 @@ def test_the_command_takes_several_specs(place, tmp_path):
     plans = fine("extract", place.spec, other, place.data, "--dry-run", "--json").json
     assert [(plan["spec"], plan["frames"]) for plan in plans] == [("address", 125), ("other", 64)]
     text = fine("extract", place.spec, other, place.data, "--dry-run").out.splitlines()
-    assert [line for line in text if line.endswith(":")] == ["address:", "other:"] and len(text) == 6
+    assert [line for line in text if line.endswith(":")] == ["address:", "other:"] and len(
+        text
+    ) == 6
     result = fine("extract", place.spec, other, place.data, "--out", tmp_path, "--json").json
     assert [facts["spec"] for facts in result] == ["address", "other"]
     assert [facts["stores"]["done"] for facts in result] == [3, 2]
-    assert_refused(call("extract", place.spec, place.spec, place.data, "--out", tmp_path), "two of the specs say the same")
+    assert_refused(
+        call("extract", place.spec, place.spec, place.data, "--out", tmp_path),
+        "two of the specs say the same",
+    )
     assert call("extract", place.spec).code == 2
 
 
@@ -160,7 +192,9 @@ ADDED = {
 
 
 @pytest.mark.parametrize("case", ADDED)
-def test_what_lies_beside_is_taken_over_and_the_bytes_are_those_of_a_fresh_cache(built, tmp_path, case):
+def test_what_lies_beside_is_taken_over_and_the_bytes_are_those_of_a_fresh_cache(
+    built, tmp_path, case
+):
     old_spec, new_spec, names = ADDED[case]
     old = extract.extract(old_spec, built, tmp_path)
     before, said = digest(old.path), []
@@ -176,11 +210,17 @@ def test_what_lies_beside_is_taken_over_and_the_bytes_are_those_of_a_fresh_cache
         assert receipt.model_copy(update=plain) == fresh.receipts[store].model_copy(update=plain)
         for file in (new.path / new.store_name(store)).rglob("c/**/*"):
             name = file.relative_to(new.path / new.store_name(store)).as_posix()
-            token = next((token for token in new.tokens if name.startswith((f"{token}/c/", f"{token}_"))), None)
+            token = next(
+                (token for token in new.tokens if name.startswith((f"{token}/c/", f"{token}_"))),
+                None,
+            )
             assert not file.is_file() or (file.stat().st_nlink == 2) == (token in names), file
     encoded = ", ".join(name for name in new.tokens if name not in names)
     (line,) = said
-    assert line.startswith(f"{new.name}: ") and f" taken over from {old.name} in {len(new.plan)} of {len(new.plan)}" in line
+    assert (
+        line.startswith(f"{new.name}: ")
+        and f" taken over from {old.name} in {len(new.plan)} of {len(new.plan)}" in line
+    )
     assert line.endswith(f"; encoding {encoded}")
 
 
@@ -200,7 +240,9 @@ def test_only_what_is_added_is_encoded(material, tmp_path, monkeypatch):
 def test_either_cache_can_be_deleted(material, tmp_path):
     old = extract.extract(layers_spec(5), material.manifest, tmp_path)
     new = extract.extract(layers_spec(2, 5), material.manifest, tmp_path)
-    shutil.copytree(tmp_path, tmp_path / "again", copy_function=os.link, ignore=shutil.ignore_patterns("again"))
+    shutil.copytree(
+        tmp_path, tmp_path / "again", copy_function=os.link, ignore=shutil.ignore_patterns("again")
+    )
     shutil.rmtree(old.path)
     assert not any(new.check(store) for store in new.plan)
     assert stores(new) == stores(material.cache)
@@ -215,8 +257,12 @@ def test_without_links_the_bytes_are_copied(material, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Folder, "link", lambda *_: False)
     new = extract.extract(layers_spec(2, 5), material.manifest, tmp_path)
-    assert stores(new) == stores(material.cache) and all(receipt.taken_from for receipt in new.receipts.values())
-    assert {file.stat().st_nlink for file in (new.path / "stores").rglob("*") if file.is_file()} == {1}
+    assert stores(new) == stores(material.cache) and all(
+        receipt.taken_from for receipt in new.receipts.values()
+    )
+    assert {
+        file.stat().st_nlink for file in (new.path / "stores").rglob("*") if file.is_file()
+    } == {1}
 
 
 def test_of_a_cache_that_is_partly_finished_its_stores_are_taken_over(material, tmp_path):
@@ -224,7 +270,9 @@ def test_of_a_cache_that_is_partly_finished_its_stores_are_taken_over(material, 
     old.forget(1)
     said: list[str] = []
     (new,) = extract.extract_all([layers_spec(2, 5)], material.manifest, tmp_path, say=said.append)
-    assert [bool(receipt.taken_from) for receipt in new.receipts.values()] == [store != 1 for store in new.plan]
+    assert [bool(receipt.taken_from) for receipt in new.receipts.values()] == [
+        store != 1 for store in new.plan
+    ]
     assert f" in {len(new.plan) - 1} of {len(new.plan)} stores" in said[0] and len(said) == 1
     assert stores(new) == stores(material.cache)
 
@@ -232,14 +280,21 @@ def test_of_a_cache_that_is_partly_finished_its_stores_are_taken_over(material, 
 @pytest.mark.parametrize("where", ["layer_5/c/0/0/0", "time_s/c/0", "receipt"])
 def test_what_is_damaged_is_not_taken_over(material, tmp_path, where):
     old = extract.extract(layers_spec(5), material.manifest, tmp_path)
-    file = old.path / (old.receipt_name(1) if where == "receipt" else f"{old.store_name(1)}/{where}")
+    file = old.path / (
+        old.receipt_name(1) if where == "receipt" else f"{old.store_name(1)}/{where}"
+    )
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 0x40
     file.write_bytes(data[:-9] if where == "receipt" else data)
     said: list[str] = []
     (new,) = extract.extract_all([layers_spec(2, 5)], material.manifest, tmp_path, say=said.append)
-    assert [bool(receipt.taken_from) for receipt in new.receipts.values()] == [store != 1 for store in new.plan]
-    assert said[1] == f"{new.name}: 1 stores made whole, since what lies beside is of other frames or damaged: [1]"
+    assert [bool(receipt.taken_from) for receipt in new.receipts.values()] == [
+        store != 1 for store in new.plan
+    ]
+    assert (
+        said[1]
+        == f"{new.name}: 1 stores made whole, since what lies beside is of other frames or damaged: [1]"
+    )
     assert stores(new) == stores(material.cache)
     assert not list((new.path / "stores").glob("*.partial"))
 
@@ -248,10 +303,15 @@ def test_two_workers_may_find_the_same_damage(material, tmp_path):
     old = extract.extract(layers_spec(5), material.manifest, tmp_path)
     (old.path / old.store_name(1) / "layer_5/c/0/0/0").write_bytes(b"")
     with ThreadPoolExecutor(2) as pool:
-        both = [pool.submit(extract.extract, layers_spec(2, 5), material.manifest, tmp_path) for _ in range(2)]
+        both = [
+            pool.submit(extract.extract, layers_spec(2, 5), material.manifest, tmp_path)
+            for _ in range(2)
+        ]
     assert [stores(one.result()) for one in both] == [stores(material.cache)] * 2
     new = both[0].result()
-    assert [bool(receipt.taken_from) for receipt in new.receipts.values()] == [store != 1 for store in new.plan]
+    assert [bool(receipt.taken_from) for receipt in new.receipts.values()] == [
+        store != 1 for store in new.plan
+    ]
 
 
 def test_a_receipt_names_every_device_that_had_a_part(material, tmp_path):
@@ -259,7 +319,10 @@ def test_a_receipt_names_every_device_that_had_a_part(material, tmp_path):
     receipt = old.receipt(0).model_copy(update={"device": "cuda"})
     old.place.write(old.receipt_name(0), to_json(receipt))
     new = extract.extract(layers_spec(2, 5), material.manifest, tmp_path)
-    assert [receipt.device for receipt in new.receipts.values()] == ["cpu, cuda", *["cpu"] * (len(new.plan) - 1)]
+    assert [receipt.device for receipt in new.receipts.values()] == [
+        "cpu, cuda",
+        *["cpu"] * (len(new.plan) - 1),
+    ]
 
 
 def test_where_a_video_has_changed_its_store_is_made_whole(tmp_path):
@@ -272,7 +335,9 @@ def test_where_a_video_has_changed_its_store_is_made_whole(tmp_path):
     said: list[str] = []
     (new,) = extract.extract_all([layers_spec(2, 5)], built, tmp_path / "caches", say=said.append)
     changed = new.locations["x/v2.mp4"].store
-    assert [bool(receipt.taken_from) for receipt in new.receipts.values()] == [store != changed for store in new.plan]
+    assert [bool(receipt.taken_from) for receipt in new.receipts.values()] == [
+        store != changed for store in new.plan
+    ]
     assert said[1].endswith(f"[{changed}]")
     assert stores(new) == stores(extract.extract(layers_spec(2, 5), built, tmp_path / "fresh"))
 
@@ -289,18 +354,34 @@ def test_only_a_cache_of_the_same_tokens_gives_any(material, tmp_path):
         layers_spec(2, 5, views=[PART | {"name": "flip"}]),
     ]
     extract.extract_all(others, material.manifest, tmp_path)
-    derive(extract.extract(layers_spec(5), material.manifest, tmp_path / "b"), ["codec.name=bfloat16"], tmp_path)
-    derive(Cache(next((tmp_path / "b").iterdir())), ["codec.name=float16", "store.shard_mb=1"], tmp_path)
+    derive(
+        extract.extract(layers_spec(5), material.manifest, tmp_path / "b"),
+        ["codec.name=bfloat16"],
+        tmp_path,
+    )
+    derive(
+        Cache(next((tmp_path / "b").iterdir())),
+        ["codec.name=float16", "store.shard_mb=1"],
+        tmp_path,
+    )
     said: list[str] = []
-    (new,) = extract.extract_all([layers_spec(2, 5, views=[FLIP])], material.manifest, tmp_path, say=said.append)
-    assert donors(new) == [] and said == [] and not any(receipt.taken_from for receipt in new.receipts.values())
+    (new,) = extract.extract_all(
+        [layers_spec(2, 5, views=[FLIP])], material.manifest, tmp_path, say=said.append
+    )
+    assert (
+        donors(new) == []
+        and said == []
+        and not any(receipt.taken_from for receipt in new.receipts.values())
+    )
 
 
 def test_the_largest_gives(material, tmp_path):
     extract.extract(layers_spec(2), material.manifest, tmp_path)
     large = extract.extract(layers_spec(2, 5), material.manifest, tmp_path)
     new = extract.extract(layers_spec(2, 4, 5), material.manifest, tmp_path)
-    assert {source for receipt in new.receipts.values() for source in receipt.taken_from.values()} == {large.fingerprint}
+    assert {
+        source for receipt in new.receipts.values() for source in receipt.taken_from.values()
+    } == {large.fingerprint}
 
 
 def test_the_command_says_what_is_taken_over(place, tmp_path):
@@ -309,14 +390,19 @@ def test_the_command_says_what_is_taken_over(place, tmp_path):
     result = call("extract", place.spec, place.data, "--out", tmp_path)
     new = next(path.name for path in tmp_path.iterdir() if path != old)
     lines = result.err.splitlines()
-    assert lines[0] == f"{new}: special, layer_5 taken over from {old.name} in 3 of 3 stores; encoding layer_2"
+    assert (
+        lines[0]
+        == f"{new}: special, layer_5 taken over from {old.name} in 3 of 3 stores; encoding layer_2"
+    )
     assert result.code == 0 and "damaged" not in result.err
     assert fine("verify", tmp_path / new).code == 0
 
 
 def test_two_layouts_of_one_name_are_no_donors_of_each_other(material, tmp_path):
     with pytest.raises(BadInput, match="two of the specs say the same"):
-        extract.extract_all([layers_spec(5), layers_spec(5, name="other")], material.manifest, tmp_path)
+        extract.extract_all(
+            [layers_spec(5), layers_spec(5, name="other")], material.manifest, tmp_path
+        )
     first = extract.extract(layers_spec(5), material.manifest, tmp_path)
     again = extract.extract(layers_spec(5, name="other"), material.manifest, tmp_path)
     assert again.fingerprint == first.fingerprint and donors(again) == []

@@ -47,7 +47,10 @@ QUARTERS = [
 
 
 def recipe(task: str, views: list[str]) -> Recipe:
-    small = {"classify": {"readout_width": 8, "heads": 2}, "pose": {"readout_width": 8, "hidden": 8}}
+    small = {
+        "classify": {"readout_width": 8, "heads": 2},
+        "pose": {"readout_width": 8, "hidden": 8},
+    }
     table = {
         "name": "test",
         "task": {"name": task, **small[task]},
@@ -66,7 +69,10 @@ def test_a_spec_without_views_says_nothing_of_them_and_keeps_its_fingerprint():
     assert "views" not in plain.canonical() and plain == address_spec(views=[])
     assert flipped.canonical()["views"] == [{"name": "flip", "flip": True, "crop": None}]
     assert plugins.check(CacheSpec, flipped.canonical(), "test") == flipped
-    prints = [fingerprint(address_spec(views=views), {}, "d") for views in ([], [FLIP], [PART], [FLIP, PART])]
+    prints = [
+        fingerprint(address_spec(views=views), {}, "d")
+        for views in ([], [FLIP], [PART], [FLIP, PART])
+    ]
     assert len(set(prints)) == 4
 
 
@@ -121,7 +127,12 @@ def test_a_part_is_resampled_from_the_source(resample):
     _, affine = to_square(pixels, 32, "crop", resample)
     part, of_part = to_part(pixels, affine, (0.25, 0, 0.75, 0.5), 32, resample)
     whole = resize_then_crop(pixels[:, :64, 64:128], (32, 32), 32, resample)
-    inside = (slice(None), slice(None), slice(4, -4), slice(4, -4))  # at its edges the filter sees beyond the part
+    inside = (
+        slice(None),
+        slice(None),
+        slice(4, -4),
+        slice(4, -4),
+    )  # at its edges the filter sees beyond the part
     assert most(part[inside], whole[inside]) <= 2
     np.testing.assert_allclose(of_part, [[3, 0, -1], [0, 2, 0]])
 
@@ -138,13 +149,20 @@ def test_a_part_is_resampled_from_the_source(resample):
 )
 def test_the_affine_of_a_part_leads_to_the_marker(height, width, aspect, fit, corner, side, flip):
     """A round spot in the middle of the part is found where the part's affine says."""
-    _, affine = to_square(torch.zeros(1, height, width, 3, dtype=torch.uint8), 64, fit, "bilinear", aspect)
+    _, affine = to_square(
+        torch.zeros(1, height, width, 3, dtype=torch.uint8), 64, fit, "bilinear", aspect
+    )
     crop = (*corner, corner[0] + side, corner[1] + side)
     place = np.linalg.solve(affine[:, :2], np.array(corner) + side / 2 - affine[:, 2])
     radius = 0.12 * side / np.diag(affine)
-    rows, columns = (np.arange(height) + 0.5) / height - place[1], (np.arange(width) + 0.5) / width - place[0]
+    rows, columns = (
+        (np.arange(height) + 0.5) / height - place[1],
+        (np.arange(width) + 0.5) / width - place[0],
+    )
     spot = np.exp(-0.5 * ((rows[:, None] / radius[1]) ** 2 + (columns[None] / radius[0]) ** 2))
-    pixels = torch.from_numpy((spot * 255).round().astype(np.uint8))[None, :, :, None].expand(1, -1, -1, 3)
+    pixels = torch.from_numpy((spot * 255).round().astype(np.uint8))[None, :, :, None].expand(
+        1, -1, -1, 3
+    )
     part, affine = to_part(pixels, affine, crop, 64, "bilinear")
     if flip:
         part, affine = mirrored(part, affine)
@@ -191,7 +209,10 @@ def quarters(tmp_path_factory) -> tuple[Manifest, Cache]:
         pictures = []
         for frame in range(11 + video):
             codes = [address.paint(10 * video + quarter, frame, 64) for quarter in range(4)]
-            rows = np.concatenate(codes[:2], 1), np.concatenate([code[:, ::-1] for code in codes[2:]], 1)
+            rows = (
+                np.concatenate(codes[:2], 1),
+                np.concatenate([code[:, ::-1] for code in codes[2:]], 1),
+            )
             square = np.concatenate(rows)
             pictures.append(np.pad(square, ((0, 0), (32, 32), (0, 0))))
         write_video(root / f"videos/{'xy'[video % 2]}/v{video}.mp4", pictures)
@@ -206,7 +227,9 @@ def test_every_view_saw_its_own_pixels_of_every_frame(quarters):
         group = zarr.open_group(cache.path / cache.store_name(place.store), mode="r")
         for quarter, view in enumerate(QUARTERS):
             for name in ("special", "layer_2", "layer_5"):
-                found = address.read(np.asarray(group[f"{view['name']}/{name}"][place.start : place.stop]))
+                found = address.read(
+                    np.asarray(group[f"{view['name']}/{name}"][place.start : place.stop])
+                )
                 assert (found.video == 10 * int(source[3]) + quarter).all()
                 assert (found.frame == np.arange(place.stop - place.start)[:, None]).all()
                 assert (found.special == (name == "special")).all()
@@ -223,7 +246,9 @@ def test_every_view_has_its_affine_and_the_base_keeps_its_own(quarters):
     for store in cache.plan:
         group = zarr.open_group(cache.path / cache.store_name(store), mode="r")
         for name, affine in expected.items():
-            np.testing.assert_allclose(group[name][:], np.broadcast_to(affine, group[name].shape), atol=1e-9)
+            np.testing.assert_allclose(
+                group[name][:], np.broadcast_to(affine, group[name].shape), atol=1e-9
+            )
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +268,10 @@ def test_damage_in_a_view_is_found_by_name(flipped_cache, tmp_path):
     assert_refused(call("verify", cache.path), "1 stores", out=True)
 
 
-@pytest.mark.parametrize("file", ["flip/zarr.json", "flip/affine/zarr.json", "flip/affine/c/0/0/0", "flip/layer_5/c/0/0/0"])
+@pytest.mark.parametrize(
+    "file",
+    ["flip/zarr.json", "flip/affine/zarr.json", "flip/affine/c/0/0/0", "flip/layer_5/c/0/0/0"],
+)
 def test_a_file_of_a_view_that_a_receipt_leaves_out_is_no_stray(flipped_cache, tmp_path, file):
     """It is needed, so a repair must not remove it."""
     cache = Cache(shutil.copytree(flipped_cache.path, tmp_path / flipped_cache.name))
@@ -252,16 +280,26 @@ def test_a_file_of_a_view_that_a_receipt_leaves_out_is_no_stray(flipped_cache, t
     del table["files"][file]
     path.write_text(json.dumps(table))
     (damage,) = audit(cache).damage
-    assert (damage.kind, damage.file, damage.problem) == ("receipt", cache.receipt_name(0), f"it does not list {file}")
+    assert (damage.kind, damage.file, damage.problem) == (
+        "receipt",
+        cache.receipt_name(0),
+        f"it does not list {file}",
+    )
 
 
 def test_tokens_of_the_flip_are_those_of_flipped_squares(material, tmp_path):
     """The real encoder at work on squares that were flipped by hand; the base is what it is without views."""
     spec = vit_spec([0, 2], views=[FLIP], codec={"name": "float16"})
     cache = extract.extract(spec, material.manifest, tmp_path)
-    plain = extract.extract(vit_spec([0, 2], codec={"name": "float16"}), material.manifest, tmp_path / "plain")
+    plain = extract.extract(
+        vit_spec([0, 2], codec={"name": "float16"}), material.manifest, tmp_path / "plain"
+    )
     files = digest(cache.path / "stores")
-    own = {name: sha for name, sha in digest(plain.path / "stores").items() if not name.endswith(".zarr/zarr.json")}
+    own = {
+        name: sha
+        for name, sha in digest(plain.path / "stores").items()
+        if not name.endswith(".zarr/zarr.json")
+    }
     assert own.items() <= files.items()
     encoder = plugins.load("encoder", "transformers")(spec.encoder.settings, 32, CPU)
     for store, videos in cache.plan.items():
@@ -272,24 +310,41 @@ def test_tokens_of_the_flip_are_those_of_flipped_squares(material, tmp_path):
         ]
         for name in ("special", "layer_0", "layer_2"):
             tokens = [encoder(batch) for batch in torch.cat(squares).split(5)]
-            parts = [part.special_NSD if name == "special" else part.patches_NPD[int(name[-1])] for part in tokens]
-            stored = cache.reader(store).read_general(f"flip/{name}", np.arange(len(torch.cat(parts))))
+            parts = [
+                part.special_NSD if name == "special" else part.patches_NPD[int(name[-1])]
+                for part in tokens
+            ]
+            stored = cache.reader(store).read_general(
+                f"flip/{name}", np.arange(len(torch.cat(parts)))
+            )
             assert np.array_equal(stored, torch.cat(parts).half().numpy())
 
 
 def test_deriving_keeps_the_views_unless_told(material, tmp_path):
     def values(cache: Cache) -> dict[str, str]:
-        return {name: sha for name, sha in digest(cache.path / "stores").items() if not name.endswith(".zarr/zarr.json")}
+        return {
+            name: sha
+            for name, sha in digest(cache.path / "stores").items()
+            if not name.endswith(".zarr/zarr.json")
+        }
 
     source = extract.extract(address_spec(views=[FLIP, PART]), material.manifest, tmp_path)
     kept = derive(source, ["codec.name=int8", "frames.fps=5"], tmp_path / "derived")
     spec = {"codec": {"name": "int8"}, "frames": {"size_px": 64, "fps": 5}}
-    assert values(kept) == values(extract.extract(address_spec(views=[FLIP, PART], **spec), material.manifest, tmp_path / "e"))
+    assert values(kept) == values(
+        extract.extract(address_spec(views=[FLIP, PART], **spec), material.manifest, tmp_path / "e")
+    )
     bare = derive(source, ["views=[]"], tmp_path / "derived")
     assert values(bare) == values(material.cache) and list(bare.views) == [BASE]
-    one = derive(source, ['views=[{name="part", crop=[0.25, 0.0, 1.0, 0.75]}]'], tmp_path / "derived")
-    assert set(one.tokens) == {f"{view}{name}" for view in ("", "part/") for name in ("special", "layer_2", "layer_5")}
-    with pytest.raises(BadInput, match=r"cannot derive views \['flip'\] from .*, which holds \['base'\]"):
+    one = derive(
+        source, ['views=[{name="part", crop=[0.25, 0.0, 1.0, 0.75]}]'], tmp_path / "derived"
+    )
+    assert set(one.tokens) == {
+        f"{view}{name}" for view in ("", "part/") for name in ("special", "layer_2", "layer_5")
+    }
+    with pytest.raises(
+        BadInput, match=r"cannot derive views \['flip'\] from .*, which holds \['base'\]"
+    ):
         derive(bare, ['views=[{name="flip", flip=true}]'], tmp_path / "derived")
 
 
@@ -308,7 +363,8 @@ def test_a_view_is_drawn_as_a_pure_function_of_seed_and_sample(quarters):
     built, cache = quarters
     names = ("upper_left", "lower_left", "upper_right")
     made, again, other = (
-        Windows(cache, built, "train", WindowSettings(frames=2, fps=FPS, views=names, seed=seed)) for seed in (0, 0, 1)
+        Windows(cache, built, "train", WindowSettings(frames=2, fps=FPS, views=names, seed=seed))
+        for seed in (0, 0, 1)
     )
     drawn = [made.sample(number).view for number in range(600)]
     assert drawn == [again.sample(number).view for number in range(600)]
@@ -316,7 +372,9 @@ def test_a_view_is_drawn_as_a_pure_function_of_seed_and_sample(quarters):
     assert drawn != [other.sample(number).view for number in range(600)]
     assert all(150 < drawn.count(name) < 250 for name in names)
     base = Windows(cache, built, "train", WindowSettings(frames=2, fps=FPS))
-    assert [base.sample(n)._replace(view="") for n in range(50)] == [made.sample(n)._replace(view="") for n in range(50)]
+    assert [base.sample(n)._replace(view="") for n in range(50)] == [
+        made.sample(n)._replace(view="") for n in range(50)
+    ]
     assert {base.sample(number).view for number in range(50)} == {BASE}
     assert {sample.view for sample in made.evaluation_samples()} == {BASE}
 
@@ -340,8 +398,13 @@ def test_a_batch_holds_every_sample_in_its_own_view(quarters):
 def world(tmp_path_factory) -> tuple[Manifest, Cache]:
     """The built-in world in three views."""
     root = tmp_path_factory.mktemp("world")
-    built = manifest.build("world", None, root, {"clips_per_class": 2, "frames": 8, "size_px": 64, "val_fraction": 0.5})
-    spec = address_spec(frames={"size_px": 32, "fps": 12.0}, views=[FLIP, PART, PART | {"name": "both", "flip": True}])
+    built = manifest.build(
+        "world", None, root, {"clips_per_class": 2, "frames": 8, "size_px": 64, "val_fraction": 0.5}
+    )
+    spec = address_spec(
+        frames={"size_px": 32, "fps": 12.0},
+        views=[FLIP, PART, PART | {"name": "both", "flip": True}],
+    )
     return built, extract.extract(spec, built, tmp_path_factory.mktemp("cache"))
 
 
@@ -359,10 +422,18 @@ def test_the_truth_of_a_mirrored_view_is_the_truth_mirrored(world, plain, flippe
     valid = theirs["boxes_valid"]
     np.testing.assert_array_equal(ours["boxes_valid"], valid)
     mirror = np.stack(
-        [1 - theirs["boxes"][..., 2], theirs["boxes"][..., 1], 1 - theirs["boxes"][..., 0], theirs["boxes"][..., 3]], -1
+        [
+            1 - theirs["boxes"][..., 2],
+            theirs["boxes"][..., 1],
+            1 - theirs["boxes"][..., 0],
+            theirs["boxes"][..., 3],
+        ],
+        -1,
     )
     np.testing.assert_allclose(ours["boxes"][valid], mirror[valid], atol=1e-6)
-    assert (ours["boxes"][valid][:, 2:] > ours["boxes"][valid][:, :2]).all() and not ours["boxes"][~valid].any()
+    assert (ours["boxes"][valid][:, 2:] > ours["boxes"][valid][:, :2]).all() and not ours["boxes"][
+        ~valid
+    ].any()
     np.testing.assert_allclose(ours["points"][..., 0], 1 - theirs["points"][..., 0], atol=1e-6)
     np.testing.assert_allclose(ours["points"][..., 1], theirs["points"][..., 1], atol=1e-6)
     np.testing.assert_array_equal(ours["visible"], theirs["visible"])
@@ -375,7 +446,9 @@ def test_the_truth_of_a_part_is_the_truth_seen_through_it(world):
     into = (theirs["points"] - [x0, y0]) / [x1 - x0, y1 - y0]
     np.testing.assert_allclose(ours["points"], into, atol=0.51 / 32)
     inside = ((ours["points"] >= 0) & (ours["points"] <= 1)).all(-1)
-    np.testing.assert_array_equal(ours["visible"], theirs["visible"] & inside)  # the base shows all of the world
+    np.testing.assert_array_equal(
+        ours["visible"], theirs["visible"] & inside
+    )  # the base shows all of the world
     assert ours["visible"].sum() < theirs["visible"].sum()
     boxes = ((theirs["boxes"] - [x0, y0, x0, y0]) / [x1 - x0, y1 - y0, x1 - x0, y1 - y0]).clip(0, 1)
     both = ours["boxes_valid"] & theirs["boxes_valid"]
@@ -385,7 +458,10 @@ def test_the_truth_of_a_part_is_the_truth_seen_through_it(world):
 def test_training_draws_views_and_evaluation_sees_the_base(quarters, tmp_path):
     _, cache = quarters
     views = (["base"], ["upper_left", "base"], ["upper_left", "base"])
-    runs = [train(recipe("classify", names), cache, tmp_path / f"run_{place}") for place, names in enumerate(views)]
+    runs = [
+        train(recipe("classify", names), cache, tmp_path / f"run_{place}")
+        for place, names in enumerate(views)
+    ]
     base, mixed, again = ([*load_model(run, cache.shape)[0].parameters()] for run in runs)
     assert all(map(torch.equal, mixed, again)) and not all(map(torch.equal, base, mixed))
     facts = evaluate(runs[1], cache)
@@ -398,11 +474,15 @@ def test_training_draws_views_and_evaluation_sees_the_base(quarters, tmp_path):
 def test_views_that_do_not_fit_are_named_before_training(world, quarters, tmp_path):
     _, cache = quarters
     with pytest.raises(
-        BadInput, match=r"windows.views: cache .*: no view called 'upper_lft'; there are: base, lower_left"
+        BadInput,
+        match=r"windows.views: cache .*: no view called 'upper_lft'; there are: base, lower_left",
     ) as error:
         train(recipe("classify", ["base", "upper_lft"]), cache, tmp_path / "run")
     assert error.value.hint == "did you mean 'upper_left'?"
-    with pytest.raises(BadInput, match="view 'both' is mirrored, and the truth of task 'pose' does not hold in a mirror"):
+    with pytest.raises(
+        BadInput,
+        match="view 'both' is mirrored, and the truth of task 'pose' does not hold in a mirror",
+    ):
         train(recipe("pose", ["part", "both"]), world[1], tmp_path / "run")
     assert not (tmp_path / "run").exists()
     train(recipe("pose", ["base", "part"]), world[1], tmp_path / "run")
@@ -419,7 +499,9 @@ def test_a_stream_sees_the_base(quarters, tmp_path):
     stream = Stream(run)
     windows = Windows(cache, built, "val", run.recipe.windows, stream.task, stream.model.layers)
     with torch.no_grad():
-        expected = stream.model(*windows.tokens(windows.read([Sample(0, 0.0)]), CPU))["streaming"][0]
+        expected = stream.model(*windows.tokens(windows.read([Sample(0, 0.0)]), CPU))["streaming"][
+            0
+        ]
     seen = list(stream.follow(Path(built.root) / windows.clip(0).source))[:4]
     np.testing.assert_allclose([one.answer for one in seen], expected, atol=1e-5)
     np.testing.assert_allclose(seen[0].affine_23, [[1.5, 0, -0.25], [0, 1, 0]])
@@ -427,8 +509,12 @@ def test_a_stream_sees_the_base(quarters, tmp_path):
 
 def test_clips_read_backwards_are_so_in_every_view(quarters):
     built, cache = quarters
-    backwards = dataclasses.replace(built, clips=tuple(dataclasses.replace(clip, reverse=True) for clip in built.clips))
-    windows = Windows(cache, backwards, "train", WindowSettings(frames=3, fps=FPS, views=("lower_left",)))
+    backwards = dataclasses.replace(
+        built, clips=tuple(dataclasses.replace(clip, reverse=True) for clip in built.clips)
+    )
+    windows = Windows(
+        cache, backwards, "train", WindowSettings(frames=3, fps=FPS, views=("lower_left",))
+    )
     batch = windows.read([windows.sample(0)])
     found = address.read(windows.tokens(batch, CPU)[1][0])
     assert (np.diff(found.frame[0, :, 0]) == -1).all() and (found.video % 10 == 2).all()

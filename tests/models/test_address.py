@@ -18,7 +18,9 @@ from pipeline.records import Tokens
 
 
 def address_encoder(size_px: int, **table: Any) -> Any:
-    settings = plugins.settings("encoder", "address", {"layers": [2, 7]} | table, "[encoder] address")
+    settings = plugins.settings(
+        "encoder", "address", {"layers": [2, 7]} | table, "[encoder] address"
+    )
     return plugins.load("encoder", "address")(settings, size_px, torch.device("cpu"))
 
 
@@ -39,20 +41,40 @@ def through_h264(pictures: list[np.ndarray]) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("read_px", [32, 96, 111, 224])
 def test_addresses_survive_video_and_resizing(read_px: int) -> None:
-    wanted = [(0, 0), (1, 1), (2047, 2**20 - 1), (5, 1023), (5, 1024), (1024, 77_777), *((9, frame) for frame in range(40))]
+    wanted = [
+        (0, 0),
+        (1, 1),
+        (2047, 2**20 - 1),
+        (5, 1023),
+        (5, 1024),
+        (1024, 77_777),
+        *((9, frame) for frame in range(40)),
+    ]
     decoded = through_h264([address.paint(video, frame, 96) for video, frame in wanted])
     pixels_NCHW = torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2).float()
-    resized = torch.nn.functional.interpolate(pixels_NCHW, size=read_px, mode="bicubic", antialias=True).round().clamp(0, 255)
+    resized = (
+        torch.nn.functional.interpolate(pixels_NCHW, size=read_px, mode="bicubic", antialias=True)
+        .round()
+        .clamp(0, 255)
+    )
     tokens = address_encoder(read_px, grid=5, special_tokens=3, width=9)(resized.byte())
-    stored = address.read(Float16(None).decode({"": torch.from_numpy(Float16(None).encode(tokens.patches_NPD[2])[""])}))
+    stored = address.read(
+        Float16(None).decode(
+            {"": torch.from_numpy(Float16(None).encode(tokens.patches_NPD[2])[""])}
+        )
+    )
     for read, layer, special in (
         (stored, 2, False),
         (address.read(tokens.patches_NPD[7]), 7, False),
         (address.read(tokens.special_NSD.numpy()), 7, True),
     ):
         count = 3 if special else 25
-        assert np.array_equal(read.video, np.repeat([[video] for video, _ in wanted], count, axis=1))
-        assert np.array_equal(read.frame, np.repeat([[frame] for _, frame in wanted], count, axis=1))
+        assert np.array_equal(
+            read.video, np.repeat([[video] for video, _ in wanted], count, axis=1)
+        )
+        assert np.array_equal(
+            read.frame, np.repeat([[frame] for _, frame in wanted], count, axis=1)
+        )
         assert np.array_equal(read.token, np.tile(np.arange(count), (len(wanted), 1)))
         assert (read.layer == layer).all() and (read.special == special).all()
 
@@ -60,8 +82,14 @@ def test_addresses_survive_video_and_resizing(read_px: int) -> None:
 @pytest.mark.parametrize("size_px", [16, 17, 23, 50, 112, 225])
 def test_every_size_has_a_bar_code(size_px: int) -> None:
     picture = address.paint(1234, 567_890, size_px)
-    assert picture.shape == (size_px, size_px, 3) and picture.dtype == np.uint8 and set(np.unique(picture)) == {0, 255}
-    read = address.read(address_encoder(size_px)(torch.from_numpy(picture).permute(2, 0, 1)[None]).special_NSD)
+    assert (
+        picture.shape == (size_px, size_px, 3)
+        and picture.dtype == np.uint8
+        and set(np.unique(picture)) == {0, 255}
+    )
+    read = address.read(
+        address_encoder(size_px)(torch.from_numpy(picture).permute(2, 0, 1)[None]).special_NSD
+    )
     assert (read.video.item(), read.frame.item()) == (1234, 567_890)
 
 
@@ -71,7 +99,9 @@ def test_a_spoilt_bar_code_is_loud() -> None:
     for block, picture in enumerate(flipped):
         place = picture[:, block // 8 * 8 : block // 8 * 8 + 8, block % 8 * 8 : block % 8 * 8 + 8]
         place.copy_(255 - place)
-    noise = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    noise = torch.randint(
+        0, 256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     flat = [torch.full((3, 64, 64), value, dtype=torch.uint8) for value in (0, 128, 255)]
     turned = [good.flip(1), good.flip(2), good.transpose(1, 2), noise]
     tokens = address_encoder(64)(torch.stack([*flipped, *flat, *turned, good]))

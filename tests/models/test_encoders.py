@@ -21,9 +21,18 @@ from pipeline.records import TokenShape
 VIT_TINY = SHARED / "weights" / "vit_tiny_patch16_224"
 CPU = torch.device("cpu")
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)
-BASE = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "patch_size": 8, "image_size": 32}
+BASE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "patch_size": 8,
+    "image_size": 32,
+}
 WIDE = BASE | {"intermediate_size": 64}
-BERT = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}  # would show if ever in training mode
+BERT = {
+    "hidden_dropout_prob": 0.5,
+    "attention_probs_dropout_prob": 0.5,
+}  # would show if ever in training mode
 
 
 class Tower(NamedTuple):
@@ -35,11 +44,14 @@ class Tower(NamedTuple):
 TOWERS = {
     "clip_vision_model": Tower(WIDE | {"attention_dropout": 0.5}, "post_layernorm", 1),
     "dinov2": Tower(BASE | BERT | {"mlp_ratio": 2}, "layernorm", 1),
-    "dinov2_with_registers": Tower(BASE | BERT | {"mlp_ratio": 2, "num_register_tokens": 3}, "layernorm", 4),
+    "dinov2_with_registers": Tower(
+        BASE | BERT | {"mlp_ratio": 2, "num_register_tokens": 3}, "layernorm", 4
+    ),
     "dinov3_vit": Tower(WIDE | {"attention_dropout": 0.5, "num_register_tokens": 2}, "norm", 3),
     "ijepa": Tower(WIDE | BERT, "layernorm", 0),
     "siglip2_vision_model": Tower(
-        {key: value for key, value in WIDE.items() if key != "image_size"} | {"num_patches": 16, "attention_dropout": 0.5},
+        {key: value for key, value in WIDE.items() if key != "image_size"}
+        | {"num_patches": 16, "attention_dropout": 0.5},
         "post_layernorm",
         0,
     ),
@@ -72,7 +84,9 @@ def save(model: Any, folder: Path, seed: int = 0, **options: Any) -> Path:
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     model.save_pretrained(folder, **options)
-    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": MEAN, "image_std": STD}))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": MEAN, "image_std": STD})
+    )
     return folder
 
 
@@ -81,17 +95,27 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One saved model per family."""
     root = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
-    towers = {name: transformers.AutoConfig.for_model(name, **tower.config) for name, tower in TOWERS.items()}
-    return {name: save(transformers.AutoModel.from_config(config), root / name) for name, config in towers.items()}
+    towers = {
+        name: transformers.AutoConfig.for_model(name, **tower.config)
+        for name, tower in TOWERS.items()
+    }
+    return {
+        name: save(transformers.AutoModel.from_config(config), root / name)
+        for name, config in towers.items()
+    }
 
 
 def frames(count: int, size_px: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, 3, size_px, size_px), dtype=torch.uint8, generator=generator)
+    return torch.randint(
+        0, 256, (count, 3, size_px, size_px), dtype=torch.uint8, generator=generator
+    )
 
 
 def normalised(pixels_NCHW: torch.Tensor, mean: Any = MEAN, std: Any = STD) -> torch.Tensor:
-    x = (pixels_NCHW.numpy().astype(np.float64) / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    x = (pixels_NCHW.numpy().astype(np.float64) / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(
+        std, (3, 1, 1)
+    )
     return torch.from_numpy(x).float()
 
 
@@ -124,14 +148,24 @@ def test_tokens_are_the_models_own(name: str, size_px: int, folders: dict[str, P
     for layers in [(0, 2), (1, 3)]:
         encoder = make(size_px, model=str(folders[name]), layers=layers)
         tokens = encoder(pixels_NCHW)
-        assert shape(size_px, model=str(folders[name]), layers=layers) == TokenShape(32, (side, side), specials, layers)
+        assert shape(size_px, model=str(folders[name]), layers=layers) == TokenShape(
+            32, (side, side), specials, layers
+        )
         assert not tokens.special_NSD.requires_grad
-        torch.testing.assert_close(tokens.special_NSD, normed[layers[-1]][:, :specials], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            tokens.special_NSD, normed[layers[-1]][:, :specials], rtol=1e-4, atol=1e-5
+        )
         for layer in layers:
-            torch.testing.assert_close(tokens.patches_NPD[layer], normed[layer][:, specials:], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                tokens.patches_NPD[layer], normed[layer][:, specials:], rtol=1e-4, atol=1e-5
+            )
     if name != "clip_vision_model":  # whose last_hidden_state has not passed its norm
-        torch.testing.assert_close(tokens.patches_NPD[3], own.last_hidden_state[:, specials:], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(encoder(pixels_NCHW).patches_NPD[3], tokens.patches_NPD[3], rtol=0, atol=0)
+        torch.testing.assert_close(
+            tokens.patches_NPD[3], own.last_hidden_state[:, specials:], rtol=1e-4, atol=1e-5
+        )
+    torch.testing.assert_close(
+        encoder(pixels_NCHW).patches_NPD[3], tokens.patches_NPD[3], rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("name", TOWERS)
@@ -152,15 +186,23 @@ def test_a_frame_does_not_see_its_batch(name: str, folders: dict[str, Path]) -> 
     together, order = encoder(pixels_NCHW), [3, 0, 4, 1, 2]
     shuffled, alone = encoder(pixels_NCHW[order]), encoder(pixels_NCHW[3:4])
     for other, rows in ((shuffled, order), (alone, [3])):
-        torch.testing.assert_close(other.special_NSD, together.special_NSD[rows], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(other.patches_NPD[3], together.patches_NPD[3][rows], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            other.special_NSD, together.special_NSD[rows], rtol=1e-4, atol=1e-5
+        )
+        torch.testing.assert_close(
+            other.patches_NPD[3], together.patches_NPD[3][rows], rtol=1e-4, atol=1e-5
+        )
 
 
-def test_identity_follows_the_weights_and_not_the_place(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_identity_follows_the_weights_and_not_the_place(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
     one = make(32, model=str(folders["vit"]), layers=[1]).identity
     assert json.loads(json.dumps(one)) == one
     own = {key: value for key, value in WIDE.items() if key != "patch_size"}
-    assert make(32, config=own | {"model_type": "vit"}, seed=0, layers=[1]).identity["config"] == own | {
+    assert make(32, config=own | {"model_type": "vit"}, seed=0, layers=[1]).identity[
+        "config"
+    ] == own | {
         "model_type": "vit",
         "pooler_output_size": 32,  # follows hidden_size
     }  # what is at its default is not in it, whether it was written out or not
@@ -181,7 +223,9 @@ def test_identity_follows_the_weights_and_not_the_place(folders: dict[str, Path]
     assert other["weights"] != one["weights"] and other | {"weights": one["weights"]} == one
 
     config = json.loads((moved / "config.json").read_text())
-    (moved / "config.json").write_text(json.dumps(config | {"transformers_version": "9", "architectures": None}))
+    (moved / "config.json").write_text(
+        json.dumps(config | {"transformers_version": "9", "architectures": None})
+    )
     assert make(32, **table).identity == other
     (moved / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-3}))
     assert make(32, **table).identity["config"] == one["config"] | {"layer_norm_eps": 1e-3}
@@ -193,7 +237,9 @@ def test_random_weights_follow_their_seed() -> None:
     before = torch.get_rng_state()
     first, again, other = (make(32, config=config, seed=seed, layers=[3]) for seed in (7, 7, 8))
     assert torch.equal(torch.get_rng_state(), before)
-    assert first.identity == again.identity and first.identity["weights"] != other.identity["weights"]
+    assert (
+        first.identity == again.identity and first.identity["weights"] != other.identity["weights"]
+    )
     assert torch.equal(first(pixels_NCHW).patches_NPD[3], again(pixels_NCHW).patches_NPD[3])
     assert (first(pixels_NCHW).patches_NPD[3] - other(pixels_NCHW).patches_NPD[3]).abs().max() > 0.1
     half = make(32, config=config, seed=7, mean=[0.5] * 3, std=[0.5] * 3, layers=[3])
@@ -205,13 +251,21 @@ def test_random_weights_follow_their_seed() -> None:
 def test_half_precision_stays_near(name: str, precision: str, folders: dict[str, Path]) -> None:
     pixels_NCHW = frames(2, 48)
     exact = make(48, model=str(folders[name]), layers=[3])(pixels_NCHW).patches_NPD[3]
-    half = make(48, model=str(folders[name]), layers=[3], precision=precision)(pixels_NCHW).patches_NPD[3]
+    half = make(48, model=str(folders[name]), layers=[3], precision=precision)(
+        pixels_NCHW
+    ).patches_NPD[3]
     assert half.dtype == getattr(torch, precision)
     error = (half.float() - exact).norm() / exact.norm()
     assert 0 < error < (0.03 if precision == "bfloat16" else 0.004)
 
 
-TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 99}
+TEXT = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 99,
+}
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip", "siglip2"])
@@ -234,37 +288,55 @@ def test_weights_in_shards_are_read_whole(folders: dict[str, Path], tmp_path: Pa
     shutil.copy(folders["dinov2"] / "preprocessor_config.json", tmp_path)
     shards = sorted(tmp_path.glob("model-*.safetensors"))
     assert len(shards) > 2 and not (tmp_path / "model.safetensors").exists()
-    whole, split = (make(32, model=str(folder), layers=[3]) for folder in (folders["dinov2"], tmp_path))
+    whole, split = (
+        make(32, model=str(folder), layers=[3]) for folder in (folders["dinov2"], tmp_path)
+    )
     assert torch.equal(whole(frames(1, 32)).patches_NPD[3], split(frames(1, 32)).patches_NPD[3])
 
     before = split.identity["weights"]
     weights = load_file(shards[-1])
-    save_file({name: tensor + 1 for name, tensor in weights.items()}, shards[-1], metadata={"format": "pt"})
+    save_file(
+        {name: tensor + 1 for name, tensor in weights.items()},
+        shards[-1],
+        metadata={"format": "pt"},
+    )
     assert make(32, model=str(tmp_path), layers=[3]).identity["weights"] != before
     index = tmp_path / "model.safetensors.index.json"
     whole_index = index.read_text()
     for text in ("{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}'):
         index.write_text(text)
-        with pytest.raises(BadInput, match=r"model\.safetensors\.index\.json has no weight_map from weights to files$"):
+        with pytest.raises(
+            BadInput,
+            match=r"model\.safetensors\.index\.json has no weight_map from weights to files$",
+        ):
             make(32, model=str(tmp_path), layers=[3])
     index.write_text(whole_index)
     shards[1].unlink()
-    with pytest.raises(BadInput, match=rf"lacks 1 of {len(shards)} weight files, the first is {shards[1].name}"):
+    with pytest.raises(
+        BadInput, match=rf"lacks 1 of {len(shards)} weight files, the first is {shards[1].name}"
+    ):
         make(32, model=str(tmp_path), layers=[3])
 
 
-def test_incomplete_or_pickled_weights_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_incomplete_or_pickled_weights_are_refused(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(folders["vit"], tmp_path / "vit"))
     weights, file = load_file(folder / "model.safetensors"), folder / "model.safetensors"
 
     headless = {name: tensor for name, tensor in weights.items() if not name.startswith("pooler.")}
     save_file(headless, file, metadata={"format": "pt"})
     tokens = make(32, model=str(folder), layers=[3])(frames(1, 32))
-    assert torch.equal(tokens.patches_NPD[3], make(32, model=str(folders["vit"]), layers=[3])(frames(1, 32)).patches_NPD[3])
+    assert torch.equal(
+        tokens.patches_NPD[3],
+        make(32, model=str(folders["vit"]), layers=[3])(frames(1, 32)).patches_NPD[3],
+    )
 
     del headless["layernorm.bias"]
     save_file(headless, file, metadata={"format": "pt"})
-    with pytest.raises(BadInput, match=r"lacks 1 weights of the tower, the first is layernorm\.bias"):
+    with pytest.raises(
+        BadInput, match=r"lacks 1 weights of the tower, the first is layernorm\.bias"
+    ):
         make(32, model=str(folder), layers=[3])
 
     file.write_bytes(file.read_bytes()[:1000])
@@ -281,15 +353,23 @@ def test_incomplete_or_pickled_weights_are_refused(folders: dict[str, Path], tmp
 
 
 def test_normalisation_is_read_as_data(folders: dict[str, Path], tmp_path: Path) -> None:
-    folder, pixels_NCHW = Path(shutil.copytree(folders["dinov3_vit"], tmp_path / "model")), frames(1, 32)
+    folder, pixels_NCHW = (
+        Path(shutil.copytree(folders["dinov3_vit"], tmp_path / "model")),
+        frames(1, 32),
+    )
     file = folder / "preprocessor_config.json"
 
     def write(factor: float, **table: Any) -> None:
-        scaled = {"image_mean": [factor * value for value in MEAN], "image_std": [factor * value for value in STD]}
+        scaled = {
+            "image_mean": [factor * value for value in MEAN],
+            "image_std": [factor * value for value in STD],
+        }
         file.write_text(json.dumps(scaled | table))
 
     def patches(**table: Any) -> torch.Tensor:
-        made: torch.Tensor = make(32, model=str(folder), layers=[3], **table)(pixels_NCHW).patches_NPD[3]
+        made: torch.Tensor = make(32, model=str(folder), layers=[3], **table)(
+            pixels_NCHW
+        ).patches_NPD[3]
         return made
 
     own = patches()
@@ -299,18 +379,30 @@ def test_normalisation_is_read_as_data(folders: dict[str, Path], tmp_path: Path)
     torch.testing.assert_close(patches(), own)
     write(2, rescale_factor=1 / 127.5)
     torch.testing.assert_close(patches(), own)
-    for bad in ({"image_mean": [0.5]}, {"image_mean": ["0.5"] * 3}, {"image_std": [0.5, 0, 0.5]}, {"image_std": [True] * 3}):
+    for bad in (
+        {"image_mean": [0.5]},
+        {"image_mean": ["0.5"] * 3},
+        {"image_std": [0.5, 0, 0.5]},
+        {"image_std": [True] * 3},
+    ):
         write(1, **bad)
-        with pytest.raises(BadInput, match="no image_mean and image_std of three numbers, the latter above 0"):
+        with pytest.raises(
+            BadInput, match="no image_mean and image_std of three numbers, the latter above 0"
+        ):
             patches()
     write(1, rescale_factor="1/255")
-    with pytest.raises(BadInput, match=r"preprocessor_config\.json: rescale_factor must be a number, found '1/255'$"):
+    with pytest.raises(
+        BadInput,
+        match=r"preprocessor_config\.json: rescale_factor must be a number, found '1/255'$",
+    ):
         patches()
     file.write_text("{")
     with pytest.raises(BadInput, match="not valid JSON"):
         patches()
     file.write_text("[]")
-    with pytest.raises(BadInput, match=r"preprocessor_config\.json: wanted a JSON object, found \[\]$"):
+    with pytest.raises(
+        BadInput, match=r"preprocessor_config\.json: wanted a JSON object, found \[\]$"
+    ):
         patches()
     file.unlink()
     with pytest.raises(BadInput, match="no image_mean and image_std of three numbers") as caught:
@@ -331,25 +423,61 @@ CLIP = {"model_type": "clip_vision_model", **WIDE}
         ({"layers": [2, 1]}, r"ascending and different, found \[2, 1\]", ""),
         ({"layers": [1, 1]}, r"ascending and different", ""),
         ({"layers": []}, r"ascending and different", ""),
-        ({"config": TINY | {"patch_size": 14}}, r"size_px = 32 is not a whole number .* of 14 px", "near: 28, 42"),
+        (
+            {"config": TINY | {"patch_size": 14}},
+            r"size_px = 32 is not a whole number .* of 14 px",
+            "near: 28, 42",
+        ),
         ({"config": TINY | {"patch_size": 33}}, r"size_px = 32", "near: 33"),
-        ({"config": TINY | {"hidden_siz": 3}}, r"no key called 'hidden_siz'", "did you mean 'hidden_size'?"),
-        ({"config": TINY | {"hidden_size": "wide"}}, r"config of vit: .*hidden_size.* expected int", ""),
+        (
+            {"config": TINY | {"hidden_siz": 3}},
+            r"no key called 'hidden_siz'",
+            "did you mean 'hidden_size'?",
+        ),
+        (
+            {"config": TINY | {"hidden_size": "wide"}},
+            r"config of vit: .*hidden_size.* expected int",
+            "",
+        ),
         ({"config": TINY | {"patch_size": [8, 8]}}, r"patch_size", ""),
         ({"config": TINY | {"patch_size": 0}}, r"patch_size is 0; wanted one whole number", ""),
-        ({"config": TINY | {"num_attention_heads": 0}}, r"num_attention_heads is 0; wanted one whole number of 1 or more", ""),
-        ({"config": TINY | {"num_attention_heads": 5}}, r"hidden_size is 32, which its num_attention_heads, 5, do not div", ""),
+        (
+            {"config": TINY | {"num_attention_heads": 0}},
+            r"num_attention_heads is 0; wanted one whole number of 1 or more",
+            "",
+        ),
+        (
+            {"config": TINY | {"num_attention_heads": 5}},
+            r"hidden_size is 32, which its num_attention_heads, 5, do not div",
+            "",
+        ),
         ({"config": TINY | {"num_channels": 4}}, r"num_channels is 4; frames have 3", ""),
-        ({"config": TINY | {"hidden_act": "gellu"}}, r"config of vit: no hidden_act called 'gellu'", "did you mean 'gelu'?"),
+        (
+            {"config": TINY | {"hidden_act": "gellu"}},
+            r"config of vit: no hidden_act called 'gellu'",
+            "did you mean 'gelu'?",
+        ),
         ({"config": TINY | {"model_type": ["vit"]}}, r"no vision tower called '\['vit'\]'", ""),
         (
             {"config": CLIP | {"num_attention_heads": 5}},
             r"config of clip_vision_model: Class validation error .* not a mult",
             "",
         ),
-        ({"seed": 2**63}, r"key 'seed': Input should be less than or equal to 9223372036854775807", ""),
-        ({"model": "~nobody_of_this_name/x", "config": None, "seed": None}, r"'~nobody_of_this_name/x' looks like a local", ""),
-        ({"config": {"model_type": "dinov3_vits"}}, r"no vision tower called 'dinov3_vits'", "did you mean 'dinov3_vit'?"),
+        (
+            {"seed": 2**63},
+            r"key 'seed': Input should be less than or equal to 9223372036854775807",
+            "",
+        ),
+        (
+            {"model": "~nobody_of_this_name/x", "config": None, "seed": None},
+            r"'~nobody_of_this_name/x' looks like a local",
+            "",
+        ),
+        (
+            {"config": {"model_type": "dinov3_vits"}},
+            r"no vision tower called 'dinov3_vits'",
+            "did you mean 'dinov3_vit'?",
+        ),
         ({"config": {"hidden_size": 3}}, r"no vision tower called 'None'", ""),
         ({"config": None}, r"config and seed go together|exactly one of model and config", ""),
         ({"model": "facebook/dinov2-small"}, r"exactly one of model and config", ""),
@@ -366,10 +494,14 @@ def test_bad_settings_say_what_is_wrong(table: dict[str, Any], message: str, hin
     assert hint in caught.value.hint
 
 
-def test_a_model_that_is_not_there_says_where_it_was_sought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_is_not_there_says_where_it_was_sought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(BadInput, match="looks like a hub id; it is not in the local cache") as caught:
+    with pytest.raises(
+        BadInput, match="looks like a hub id; it is not in the local cache"
+    ) as caught:
         shape(224, model="stillframe/is-not-there", layers=[1])
     assert "hf download stillframe/is-not-there" in caught.value.hint
     for missing in (str(tmp_path / "none"), "./none", "a/b/c"):
@@ -386,15 +518,21 @@ def test_a_model_that_is_not_there_says_where_it_was_sought(tmp_path: Path, monk
     with pytest.raises(BadInput, match=r"config\.json: wanted a JSON object, found \[\]"):
         shape(224, model=str(tmp_path), layers=[1])
     (tmp_path / "config.json").write_text(json.dumps(TINY | {"hidden_size": "wide"}))
-    with pytest.raises(BadInput, match=r"its config\.json cannot be used: .*hidden_size.* expected int, got str"):
+    with pytest.raises(
+        BadInput, match=r"its config\.json cannot be used: .*hidden_size.* expected int, got str"
+    ):
         shape(32, model=str(tmp_path), layers=[1])
-    (tmp_path / "config.json").write_text('{"model_type": "secret", "auto_map": {"AutoConfig": "code.Config"}}')
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "secret", "auto_map": {"AutoConfig": "code.Config"}}'
+    )
     (tmp_path / "code.py").write_text("raise SystemExit('remote code ran')")
     with pytest.raises(BadInput, match=r"config\.json cannot be used"):
         shape(224, model=str(tmp_path), layers=[1])
 
 
-def test_loading_is_silent_and_leaves_the_volume_alone(folders: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
+def test_loading_is_silent_and_leaves_the_volume_alone(
+    folders: dict[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
     log = transformers.utils.logging
     before = log.get_verbosity(), log.is_progress_bar_enabled()
     make(32, model=str(folders["siglip_vision_model"]), layers=[0])
@@ -411,5 +549,9 @@ def test_a_real_checkpoint_gives_its_own_last_hidden_state() -> None:
     with torch.no_grad():
         own = model(normalised(pixels_NCHW, [0.5] * 3, [0.5] * 3)).last_hidden_state
     tokens = make(224, model=str(VIT_TINY), layers=[5, 11])(pixels_NCHW)
-    assert repr(tokens) == "Tokens(special (2, 1, 192), patches {5: (2, 196, 192), 11: (2, 196, 192)})"
-    torch.testing.assert_close(torch.cat([tokens.special_NSD, tokens.patches_NPD[11]], dim=1), own, rtol=1e-3, atol=1e-4)
+    assert (
+        repr(tokens) == "Tokens(special (2, 1, 192), patches {5: (2, 196, 192), 11: (2, 196, 192)})"
+    )
+    torch.testing.assert_close(
+        torch.cat([tokens.special_NSD, tokens.patches_NPD[11]], dim=1), own, rtol=1e-3, atol=1e-4
+    )

@@ -34,7 +34,9 @@ def golden(name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor],
     with safe_open(GOLDEN / f"readout_{name}_streaming.safetensors", "pt") as file:
         arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         sizes = file.metadata()
-    weights = {key.removeprefix("weights/"): arrays[key] for key in arrays if key.startswith("weights/")}
+    weights = {
+        key.removeprefix("weights/"): arrays[key] for key in arrays if key.startswith("weights/")
+    }
     return arrays, weights, sizes
 
 
@@ -44,8 +46,15 @@ def golden(name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor],
 @torch.no_grad()
 def test_depth_readout_reproduces_the_published_one():
     arrays, weights, sizes = golden("depth")
-    task = make("depth", readout_width=int(sizes["width"]), heads=int(sizes["heads"]), size_px=int(sizes["size_px"]))
-    readout = task.readout(STREAMING, arrays["in/tokens_BTND"].shape[-1], int(sizes["frames"])).eval()
+    task = make(
+        "depth",
+        readout_width=int(sizes["width"]),
+        heads=int(sizes["heads"]),
+        size_px=int(sizes["size_px"]),
+    )
+    readout = task.readout(
+        STREAMING, arrays["in/tokens_BTND"].shape[-1], int(sizes["frames"])
+    ).eval()
     readout.load_state_dict(weights)
     depth_BTHW = task.answer(STREAMING, readout(arrays["in/tokens_BTND"], {}))
     torch.testing.assert_close(depth_BTHW, arrays["out/depth_BTHW"], atol=1e-5, rtol=0)
@@ -56,14 +65,17 @@ def test_depth_readout_reproduces_the_published_one():
 def test_pose_readout_reproduces_the_published_one():
     arrays, weights, sizes = golden("pose")
     task = make("pose", readout_width=int(sizes["width"]), hidden=int(sizes["hidden"]))
-    readout = task.readout(STREAMING, arrays["in/tokens_BTND"].shape[-1], int(sizes["frames"])).eval()
+    readout = task.readout(
+        STREAMING, arrays["in/tokens_BTND"].shape[-1], int(sizes["frames"])
+    ).eval()
     readout.load_state_dict(weights)
     motion_BT9 = task.answer(STREAMING, readout(arrays["in/tokens_BTND"], {}))
     torch.testing.assert_close(motion_BT9, arrays["out/pose_BT9"], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
-    ("name", "form", "millions"), [("depth", STREAMING, 12.42), ("depth", WINDOW, 18.12), ("pose", STREAMING, 0.53)]
+    ("name", "form", "millions"),
+    [("depth", STREAMING, 12.42), ("depth", WINDOW, 18.12), ("pose", STREAMING, 0.53)],
 )
 def test_readouts_have_the_sizes_of_the_paper(name, form, millions):
     with torch.device("meta"):
@@ -73,7 +85,9 @@ def test_readouts_have_the_sizes_of_the_paper(name, form, millions):
 
 def test_pose_projects_only_another_width():
     task = make("pose", readout_width=8, hidden=4)
-    assert not any(name.startswith("proj_to_readout") for name in task.readout(STREAMING, 8, 2).state_dict())
+    assert not any(
+        name.startswith("proj_to_readout") for name in task.readout(STREAMING, 8, 2).state_dict()
+    )
     assert "proj_to_readout.weight" in task.readout(STREAMING, 6, 2).state_dict()
     assert task.forms == (STREAMING,)
 
@@ -87,7 +101,12 @@ def test_every_query_answers_for_its_block_of_the_window(frames):
     """The pixel's place in its block comes from the last layer's bias, the number of the block from the query."""
     readout = depth_task(size_px=6).readout(WINDOW, 8, frames).eval()
     attention = readout.readout.readout
-    for parameter in (attention.out_proj.weight, attention.out_proj.bias, attention.mlp_fc2.weight, attention.mlp_fc2.bias):
+    for parameter in (
+        attention.out_proj.weight,
+        attention.out_proj.bias,
+        attention.mlp_fc2.weight,
+        attention.mlp_fc2.bias,
+    ):
         parameter.zero_()
     attention.classifier.weight.zero_()[:, 0] = 100
     attention.classifier.bias.copy_(torch.arange(8))
@@ -95,7 +114,9 @@ def test_every_query_answers_for_its_block_of_the_window(frames):
     t, y, x = torch.meshgrid(torch.arange(frames), torch.arange(6), torch.arange(6), indexing="ij")
     block = (t // 2) * 9 + (y // 2) * 3 + x // 2
     expected = 100 * block + (t % 2) * 4 + (y % 2) * 2 + x % 2
-    torch.testing.assert_close(readout(torch.randn(2, frames, 3, 8), {}), expected.expand(2, -1, -1, -1).float())
+    torch.testing.assert_close(
+        readout(torch.randn(2, frames, 3, 8), {}), expected.expand(2, -1, -1, -1).float()
+    )
 
 
 def test_depth_scores_by_hand():
@@ -145,11 +166,17 @@ def test_what_lies_under_the_mask_or_outside_the_range_changes_nothing():
     for metric, values in task.score(found, targets).items():
         assert np.array_equal(values, task.score(garbage, other)[metric]), metric
     losses = []
-    for truth, predicted in ((depth_m, found), (other["depth_m"], np.where(hidden, np.float32(-1e6), found))):
+    for truth, predicted in (
+        (depth_m, found),
+        (other["depth_m"], np.where(hidden, np.float32(-1e6), found)),
+    ):
         prediction = torch.from_numpy(predicted).requires_grad_()
         loss = task.loss(STREAMING, prediction, {"depth_m": torch.from_numpy(truth)})
         loss.backward()
-        assert torch.isfinite(prediction.grad).all() and not prediction.grad[torch.from_numpy(hidden)].any()
+        assert (
+            torch.isfinite(prediction.grad).all()
+            and not prediction.grad[torch.from_numpy(hidden)].any()
+        )
         losses.append(loss.item())
     assert losses[0] == losses[1] > 0
 
@@ -169,7 +196,9 @@ def test_depth_losses_by_hand():
     for (output, loss), value in expected.items():
         task = depth_task(output=output, loss=loss)
         assert task.loss(STREAMING, raw, targets).item() == pytest.approx(value, rel=1e-5)
-        assert task.answer(STREAMING, raw)[0, 0, 0, 0].item() == pytest.approx(2 if output == "metres" else e2)
+        assert task.answer(STREAMING, raw)[0, 0, 0, 0].item() == pytest.approx(
+            2 if output == "metres" else e2
+        )
 
 
 def test_trivial_depth_is_the_median_of_the_training_truth():
@@ -204,7 +233,11 @@ def test_depth_is_drawn_on_one_scale_with_unknown_black():
     assert np.array_equal(truth[known], found[known])
     alone = task.draw(pixels[:1], targets["depth_m"][:1], {})
     assert alone.shape == (1, 384 + 40, 2 * 384 + 4, 3)
-    assert task.plain(np.array([[[1.0, 2], [4, 9]]]), np.eye(2, 3)) == {"nearest_m": 1.0, "median_m": 3.0, "farthest_m": 9.0}
+    assert task.plain(np.array([[[1.0, 2], [4, 9]]]), np.eye(2, 3)) == {
+        "nearest_m": 1.0,
+        "median_m": 3.0,
+        "farthest_m": 9.0,
+    }
 
 
 # Rotations
@@ -213,7 +246,9 @@ def test_depth_is_drawn_on_one_scale_with_unknown_black():
 def rotations(count: int, reach: float, seed: int = 0) -> torch.Tensor:
     """Rotation matrices (count, 3, 3), float64, by angles up to `reach`."""
     generator = torch.Generator().manual_seed(seed)
-    axis = torch.nn.functional.normalize(torch.randn(count, 3, dtype=torch.float64, generator=generator), dim=-1)
+    axis = torch.nn.functional.normalize(
+        torch.randn(count, 3, dtype=torch.float64, generator=generator), dim=-1
+    )
     turn = axis * torch.rand(count, 1, dtype=torch.float64, generator=generator) * reach
     skew = torch.zeros(count, 3, 3, dtype=torch.float64)
     skew[:, 0, 1], skew[:, 0, 2], skew[:, 1, 2] = -turn[:, 2], turn[:, 1], -turn[:, 0]
@@ -231,7 +266,9 @@ def test_gram_schmidt_by_its_definition():
     x = six[:, :3] / six[:, :3].norm(dim=1, keepdim=True)
     y = six[:, 3:] - (x * six[:, 3:]).sum(1, keepdim=True) * x
     y = y / y.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(from_six(six), torch.stack([x, y, torch.linalg.cross(x, y)], dim=-1), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        from_six(six), torch.stack([x, y, torch.linalg.cross(x, y)], dim=-1), atol=1e-12, rtol=0
+    )
 
 
 @pytest.mark.parametrize(
@@ -274,7 +311,9 @@ def test_mean_rotation_is_the_nearest_to_all():
         assert (turns - mean @ nudge).square().sum() > spread
     torch.testing.assert_close(mean_rotation(torch.zeros(3, 3)), torch.eye(3))
     half_turns = torch.diag_embed(torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1]]))
-    assert torch.linalg.det(mean_rotation(half_turns.sum(0))).item() == pytest.approx(1)  # the sum itself is a reflection
+    assert torch.linalg.det(mean_rotation(half_turns.sum(0))).item() == pytest.approx(
+        1
+    )  # the sum itself is a reflection
 
 
 # Pose
@@ -291,7 +330,9 @@ def drive(frames: int = 12, seed: int = 0, far_m: float = 0.0) -> np.ndarray:
     return pose
 
 
-def motions(task: TaskPlugin, pose: np.ndarray, valid: np.ndarray | None = None) -> dict[str, np.ndarray]:
+def motions(
+    task: TaskPlugin, pose: np.ndarray, valid: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """Prepared targets of one window, as a batch of one."""
     valid = np.ones(len(pose), bool) if valid is None else valid
     prepared = task.prepare({"pose": pose, "pose_valid": valid}, None)
@@ -302,11 +343,16 @@ def test_a_motion_is_the_pose_of_a_camera_in_the_frame_of_the_one_before():
     task = make("pose")
     right = math.radians(10)
     world = rotations(1, 3.0)[0].numpy()
-    turned = np.array([[math.cos(right), 0, math.sin(right)], [0, 1, 0], [-math.sin(right), 0, math.cos(right)]])
+    turned = np.array(
+        [[math.cos(right), 0, math.sin(right)], [0, 1, 0], [-math.sin(right), 0, math.cos(right)]]
+    )
     pose = np.tile(np.eye(4), (3, 1, 1))
     pose[0, :3, :3], pose[0, :3, 3] = world, [500_000, -4_000_000, 30]
     pose[1, :3, :3], pose[1, :3, 3] = world @ turned, pose[0, :3, 3] + world @ [0, 0, 1]
-    pose[2, :3, :3], pose[2, :3, 3] = pose[1, :3, :3], pose[1, :3, 3] + pose[1, :3, :3] @ [0.2, 0, 1]
+    pose[2, :3, :3], pose[2, :3, 3] = (
+        pose[1, :3, :3],
+        pose[1, :3, 3] + pose[1, :3, :3] @ [0.2, 0, 1],
+    )
     targets = motions(task, pose)
     motion = targets["motion"][0]
     assert motion.dtype == np.float32 and targets["motion_valid"].tolist() == [[False, True, True]]
@@ -330,20 +376,29 @@ def test_a_motion_needs_both_poses():
 
 def noisy(targets: dict[str, np.ndarray], seed: int = 3) -> np.ndarray:
     """Predictions near the truth, with rotations that are not quite orthogonal."""
-    return (targets["motion"] + np.random.default_rng(seed).normal(0, 0.05, targets["motion"].shape)).astype(np.float32)
+    return (
+        targets["motion"] + np.random.default_rng(seed).normal(0, 0.05, targets["motion"].shape)
+    ).astype(np.float32)
 
 
 def test_pose_scores_by_hand():
     task = make("pose")
-    targets = {"motion": np.zeros((2, 4, 9), np.float32), "motion_valid": np.array([[False, True, True, False], [False] * 4])}
+    targets = {
+        "motion": np.zeros((2, 4, 9), np.float32),
+        "motion_valid": np.array([[False, True, True, False], [False] * 4]),
+    }
     targets["motion"][0, 1:3] = [0, 0, 1, 1, 0, 0, 0, 1, 0]
     found = np.full((2, 4, 9), 5.0)
     found[0, 1] = [0.3, 0, 1.4, 2, 0, 0, 0, 3, 0]  # half a metre off, not turned
     half = math.radians(30)
     found[0, 2] = [0, 0, 1, math.cos(half), math.sin(half), 0, -math.sin(half), math.cos(half), 0]
     scores = task.score(found, targets)
-    assert scores["RPE_tr"][0] == pytest.approx(250) and scores["RPE_tr, RMSE"][0] == pytest.approx(500 / math.sqrt(2))
-    assert scores["RPE_rot"][0] == pytest.approx(15) and scores["RPE_rot, RMSE"][0] == pytest.approx(30 / math.sqrt(2))
+    assert scores["RPE_tr"][0] == pytest.approx(250) and scores["RPE_tr, RMSE"][0] == pytest.approx(
+        500 / math.sqrt(2)
+    )
+    assert scores["RPE_rot"][0] == pytest.approx(15) and scores["RPE_rot, RMSE"][
+        0
+    ] == pytest.approx(30 / math.sqrt(2))
     assert task.weight(targets).tolist() == [2, 0]
     assert all(values[1] == 0 for values in scores.values())
 
@@ -357,7 +412,10 @@ def test_pose_scores_are_those_of_evo():
     targets = motions(task, pose)
     found = noisy(targets)
     steps = np.tile(np.eye(4), (len(pose), 1, 1))
-    steps[:, :3, :3], steps[:, :3, 3] = from_six(torch.from_numpy(found[0, :, 3:]).double()).numpy(), found[0, :, :3]
+    steps[:, :3, :3], steps[:, :3, 3] = (
+        from_six(torch.from_numpy(found[0, :, 3:]).double()).numpy(),
+        found[0, :, :3],
+    )
     chained = [np.eye(4)]
     for step in steps[1:]:
         chained.append(chained[-1] @ step)
@@ -369,8 +427,13 @@ def test_pose_scores_are_those_of_evo():
     for name, (relation, units) in relations.items():
         rpe = metrics.RPE(relation, delta=1, delta_unit=Unit.frames, all_pairs=False)
         rpe.process_data((PosePath3D(poses_se3=list(pose)), PosePath3D(poses_se3=chained)))
-        for metric, statistic in ((name, metrics.StatisticsType.mean), (f"{name}, RMSE", metrics.StatisticsType.rmse)):
-            assert scores[metric][0] == pytest.approx(units * rpe.get_statistic(statistic), rel=1e-5), metric
+        for metric, statistic in (
+            (name, metrics.StatisticsType.mean),
+            (f"{name}, RMSE", metrics.StatisticsType.rmse),
+        ):
+            assert scores[metric][0] == pytest.approx(
+                units * rpe.get_statistic(statistic), rel=1e-5
+            ), metric
             assert scores[metric][0] > 1
 
 
@@ -381,7 +444,9 @@ def test_a_perfect_motion_scores_perfect_and_has_no_error_to_balance(keys):
     for metric, values in task.score(targets["motion"], targets).items():
         assert values.tolist() == [0], metric
     prediction = torch.from_numpy(targets["motion"]).requires_grad_()
-    loss = task.loss(STREAMING, prediction, {name: torch.from_numpy(array) for name, array in targets.items()})
+    loss = task.loss(
+        STREAMING, prediction, {name: torch.from_numpy(array) for name, array in targets.items()}
+    )
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-6) and torch.isfinite(prediction.grad).all()
 
@@ -394,14 +459,20 @@ def test_what_lies_under_the_mask_of_a_motion_changes_nothing():
     garbage = np.where(valid[..., None], targets["motion"], np.nan).astype(np.float32)
     wild = np.where(valid[..., None], found, np.float32(1e6))
     for metric, values in task.score(found, targets).items():
-        assert np.array_equal(values, task.score(wild, targets | {"motion": garbage})[metric]) and values > 0
+        assert (
+            np.array_equal(values, task.score(wild, targets | {"motion": garbage})[metric])
+            and values > 0
+        )
     losses = []
     for truth, predicted in ((targets["motion"], found), (garbage, wild)):
         prediction = torch.from_numpy(predicted).requires_grad_()
         on_device = {"motion": torch.from_numpy(truth), "motion_valid": torch.from_numpy(valid)}
         loss = task.loss(STREAMING, prediction, on_device)
         loss.backward()
-        assert not prediction.grad[~on_device["motion_valid"]].any() and torch.isfinite(prediction.grad).all()
+        assert (
+            not prediction.grad[~on_device["motion_valid"]].any()
+            and torch.isfinite(prediction.grad).all()
+        )
         losses.append(loss.item())
     assert losses[0] == losses[1]
 
@@ -411,12 +482,18 @@ def test_pose_loss_by_hand():
         "motion": torch.tensor([[[0.0] * 9, [0, 0, 1, 1, 0, 0, 0, 1, 0]]]),
         "motion_valid": torch.tensor([[False, True]]),
     }
-    prediction = torch.tensor([[[9.0] * 9, [3, 0, 5, 0, 2, 0, -1, 0, 0]]])  # a quarter turn: 4 entries off by one
+    prediction = torch.tensor(
+        [[[9.0] * 9, [3, 0, 5, 0, 2, 0, -1, 0, 0]]]
+    )  # a quarter turn: 4 entries off by one
     means = {"l1": (7, 4), "l2": (5, 2)}
     for norm, (shift, turn) in means.items():
-        fixed = make("pose", norm=norm, balance="fixed", translation_weight=2.0, rotation_weight=0.5)
+        fixed = make(
+            "pose", norm=norm, balance="fixed", translation_weight=2.0, rotation_weight=0.5
+        )
         assert not list(fixed.parameters()) and not fixed.state_dict()
-        assert fixed.loss(STREAMING, prediction, targets).item() == pytest.approx(2 * shift + 0.5 * turn)
+        assert fixed.loss(STREAMING, prediction, targets).item() == pytest.approx(
+            2 * shift + 0.5 * turn
+        )
         learned = make("pose", norm=norm, translation_weight=2.0, rotation_weight=0.5)
         start = 2 * shift - math.log(2) + 0.5 * turn - math.log(0.5)
         assert learned.loss(STREAMING, prediction, targets).item() == pytest.approx(start, rel=1e-5)
@@ -432,7 +509,10 @@ def test_learned_balance_makes_both_errors_count_alike():
         optimizer.zero_grad()
         task.loss(STREAMING, prediction, on_device).backward()
         optimizer.step()
-    fixed = [make("pose", balance="fixed", translation_weight=a, rotation_weight=b) for a, b in ((1.0, 1e-9), (1e-9, 1.0))]
+    fixed = [
+        make("pose", balance="fixed", translation_weight=a, rotation_weight=b)
+        for a, b in ((1.0, 1e-9), (1e-9, 1.0))
+    ]
     errors = [task.loss(STREAMING, prediction, on_device).item() for task in fixed]
     np.testing.assert_allclose(task.log_variance.detach().exp().numpy(), errors, rtol=1e-3)
 
@@ -445,12 +525,16 @@ def test_learned_balance_makes_both_errors_count_alike():
 def test_trivial_pose_is_the_mean_motion():
     task = make("pose")
     batches = [motions(task, drive(seed=seed)) for seed in range(3)]
-    known = np.concatenate([batch["motion"][batch["motion_valid"]] for batch in batches]).astype(np.float64)
+    known = np.concatenate([batch["motion"][batch["motion_valid"]] for batch in batches]).astype(
+        np.float64
+    )
     found = task.trivial(batches[0], task.statistics(iter(batches)))
     assert found.shape == batches[0]["motion"].shape and (found == found[0, 0]).all()
     np.testing.assert_allclose(found[0, 0, :3], known[:, :3].mean(0), atol=1e-12)
     expected = mean_rotation(from_six(torch.from_numpy(known[:, 3:])).sum(0))
-    np.testing.assert_allclose(from_six(torch.from_numpy(found[0, 0, 3:])).numpy(), expected.numpy(), atol=1e-12)
+    np.testing.assert_allclose(
+        from_six(torch.from_numpy(found[0, 0, 3:])).numpy(), expected.numpy(), atol=1e-12
+    )
     nothing = task.trivial(batches[0], task.statistics(iter([])))
     assert nothing[0, 0].tolist() == [0, 0, 0, 1, 0, 0, 0, 1, 0]
 
@@ -484,7 +568,10 @@ def test_top_five_counts_where_there_are_more_than_five_labels():
     assert [metric.name for metric in make("classify", tuple("abcde")).metrics] == ["top-1"]
     task = make("classify", tuple("abcdefg"))
     assert [metric.name for metric in task.metrics] == ["top-1", "top-5"]
-    answer = np.array([[9, 8, 7, 6, 5, 4, 3], [9, 8, 7, 6, 5, 4, 3], [9, 8, 7, 6, 5, 4, 3], [0] * 7, [0] * 7], np.float32)
+    answer = np.array(
+        [[9, 8, 7, 6, 5, 4, 3], [9, 8, 7, 6, 5, 4, 3], [9, 8, 7, 6, 5, 4, 3], [0] * 7, [0] * 7],
+        np.float32,
+    )
     scores = task.score(answer, {"label": np.array([0, 4, 5, 4, 5])})
     assert scores["top-1"].tolist() == [1, 0, 0, 0, 0]
     assert scores["top-5"].tolist() == [1, 1, 0, 1, 0]
@@ -503,6 +590,9 @@ def test_answers_are_drawn_green_where_right():
     drawn = task.draw(pixels, answer, {"label": np.array(1)})
     assert drawn.shape == (2, 384, 384, 3) and drawn.dtype == np.uint8
     assert inks(drawn) == [True, True]
-    assert inks(task.draw(pixels, answer, {"label": np.array(3)})) == [False, True]  # the fourth is not named
+    assert inks(task.draw(pixels, answer, {"label": np.array(3)})) == [
+        False,
+        True,
+    ]  # the fourth is not named
     alone = task.draw(pixels, answer, {})
     assert inks(alone) == [False, False] and alone.any()

@@ -30,7 +30,8 @@ def tiny(*overrides):
 
 
 @pytest.mark.parametrize(
-    ("name", "gflop"), [("mamba", 25.9), ("mamba_mix", 75.4), ("gated_mamba_mix", 82.9), ("gated_transformer", 72.4)]
+    ("name", "gflop"),
+    [("mamba", 25.9), ("mamba_mix", 75.4), ("gated_mamba_mix", 82.9), ("gated_transformer", 72.4)],
 )
 def test_operations_behind_vit_s_at_the_published_sizes(name, gflop):
     found = flops(recipe("ssv2", f"temporal.name={name}"), SMALL, KINDS)
@@ -47,14 +48,22 @@ def test_operations_behind_vit_s_at_the_published_sizes(name, gflop):
     ],
 )
 def test_operations_of_the_published_readouts_behind_vit_l(name, shape, mixer, temporal, readout):
-    found = {part: round(count / 1e9, 1) for part, count in flops(recipe(name), shape, KINDS).items()}
+    found = {
+        part: round(count / 1e9, 1) for part, count in flops(recipe(name), shape, KINDS).items()
+    }
     assert found == {"mixer": mixer, "temporal": temporal, "readout": readout}
 
 
 def test_operations_by_hand():
     """T = 8 frames of P = 6 patches, N = 7 tokens, D = 8 wide, projected to 6, read at 4 with K = 3 labels."""
     only = 'task.forms=["streaming"]'
-    keys_and_values, attention, out, mlp, classes = 2 * 2 * 7 * 6 * 4, 2 * 2 * 7 * 4, 2 * 4 * 4, 2 * 2 * 4 * 16, 2 * 4 * 3
+    keys_and_values, attention, out, mlp, classes = (
+        2 * 2 * 7 * 6 * 4,
+        2 * 2 * 7 * 4,
+        2 * 4 * 4,
+        2 * 2 * 4 * 16,
+        2 * 4 * 3,
+    )
     expected = {
         "mixer": 2 * 8 * 7 * 8 * 6,
         "temporal": 8 * 7 * 14 * 6**2,
@@ -62,9 +71,13 @@ def test_operations_by_hand():
     }
     assert flops(tiny(only), TINY, KINDS[:3]) == expected
     mlps = 2 * 8 * 6 * (2 * 8 * 16 * 2)
-    assert flops(tiny(only, "model.mixer=mlp"), TINY, KINDS[:3]) == expected | {"mixer": expected["mixer"] + mlps}
+    assert flops(tiny(only, "model.mixer=mlp"), TINY, KINDS[:3]) == expected | {
+        "mixer": expected["mixer"] + mlps
+    }
     linear = 2 * 8 * 6 * (2 * 8) * 8
-    assert flops(tiny(only, "model.mixer=concat"), TINY, KINDS[:3]) == expected | {"mixer": expected["mixer"] + linear}
+    assert flops(tiny(only, "model.mixer=concat"), TINY, KINDS[:3]) == expected | {
+        "mixer": expected["mixer"] + linear
+    }
     one = flops(tiny(only, "model.mixer=mlp", "model.layers=[1]"), TINY, KINDS[:3])
     assert one == expected | {"mixer": expected["mixer"] + mlps // 2}
     nothing = flops(tiny(only, "temporal.name=identity", "model.tokens=patches"), TINY, KINDS[:3])
@@ -78,7 +91,9 @@ def test_every_temporal_module(name):
     wanted, before = tiny(f"temporal.name={name}", "model.width=16"), torch.get_rng_state()
     found = cost(wanted, TINY, KINDS[:3], CPU)
     assert torch.equal(torch.get_rng_state(), before)
-    model = VideoModel(wanted, TINY, plugins.load("task", "classify")(wanted.task.settings, KINDS[:3]))
+    model = VideoModel(
+        wanted, TINY, plugins.load("task", "classify")(wanted.task.settings, KINDS[:3])
+    )
     assert found.parameters == sum(part.numel() for part in model.parameters())
     assert found.flops == sum(flops(wanted, TINY, KINDS[:3]).values())
     assert found.state_bytes == model.temporal.state_bytes(7)
@@ -90,8 +105,13 @@ def test_every_task(name):
     """A stream of boxes remembers one box, a stream of points the place, its frame, the time and the query made of it."""
     wanted = recipe(f"demo_{name}")
     found, parts = cost(wanted, TINY, (), CPU), flops(wanted, TINY, ())
-    module = plugins.load("temporal", wanted.temporal.name)(wanted.model.width or 8, wanted.temporal.settings)
-    remembered = {"boxes": 4 * 4, "points": 2 * 4 + 8 + 8 + 4 * getattr(wanted.task.settings, "readout_width", 0)}
+    module = plugins.load("temporal", wanted.temporal.name)(
+        wanted.model.width or 8, wanted.temporal.settings
+    )
+    remembered = {
+        "boxes": 4 * 4,
+        "points": 2 * 4 + 8 + 8 + 4 * getattr(wanted.task.settings, "readout_width", 0),
+    }
     assert found.state_bytes - module.state_bytes(7) == remembered.get(name, 0)
     assert parts["readout"] > 0
     assert found.flops == sum(parts.values())
@@ -105,7 +125,9 @@ def test_a_model_that_cannot_follow_a_stream_has_no_latency():
 
 def test_latency_is_the_median_of_the_warm_steps(monkeypatch):
     """Steps are really made; the clock says 9 s for those that warm up and then 1, 2, ... 20 ms."""
-    passed = iter([9.0] * profile.WARM_FRAMES + [0.001 * (step + 1) for step in range(profile.TIMED_FRAMES)])
+    passed = iter(
+        [9.0] * profile.WARM_FRAMES + [0.001 * (step + 1) for step in range(profile.TIMED_FRAMES)]
+    )
     monkeypatch.setattr(profile, "timed", lambda call, _device: (next(passed), call()))
     assert cost(tiny(), TINY, KINDS[:3], CPU).latency_ms == pytest.approx(10.5)
 

@@ -22,14 +22,19 @@ from pipeline.models.temporal.layers.mamba import Mamba
 from pipeline.models.temporal.layers.spatial_attention import CrossAttention, SelfAttention
 
 NAMES = ("mamba", "mamba_mix", "gated_mamba_mix", "gated_transformer")
-GOLDEN = [path for path in sorted(paths.GOLDEN.glob("*.safetensors")) if path.stem.startswith(NAMES)]
+GOLDEN = [
+    path for path in sorted(paths.GOLDEN.glob("*.safetensors")) if path.stem.startswith(NAMES)
+]
 
 
 def make(name: str, width: int, **keys: object) -> TemporalModule:
     """The plug-in with those of `keys` that it has, in eval mode, every parameter moved away from where it starts."""
     plugin = plugins.load("temporal", name)
     torch.manual_seed(0)
-    module = plugin(width, plugin.Settings(**{key: keys[key] for key in keys if key in plugin.Settings.model_fields}))
+    module = plugin(
+        width,
+        plugin.Settings(**{key: keys[key] for key in keys if key in plugin.Settings.model_fields}),
+    )
     with torch.no_grad():
         for parameter in module.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -44,7 +49,9 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 def from_golden(path: Path) -> tuple[TemporalModule, dict[str, torch.Tensor], dict[str, str]]:
     """The module whose weights the file holds, its sizes taken from the shapes of the weights and from the metadata."""
     golden, metadata = read(path)
-    weights = {key.removeprefix("weights/"): golden[key] for key in golden if key.startswith("weights/")}
+    weights = {
+        key.removeprefix("weights/"): golden[key] for key in golden if key.startswith("weights/")
+    }
     width = golden["in/tokens_BTND"].shape[-1]
 
     def shape(suffix: str) -> tuple[int, ...] | None:
@@ -62,7 +69,9 @@ def from_golden(path: Path) -> tuple[TemporalModule, dict[str, torch.Tensor], di
         keys["conv"] = taps[-1]
     if gate := shape("gates.0.0.bias"):
         keys["gate_hidden"] = gate[0]
-    module = make(max((name for name in NAMES if path.stem.startswith(name)), key=len), width, **keys)
+    module = make(
+        max((name for name in NAMES if path.stem.startswith(name)), key=len), width, **keys
+    )
     module.load_state_dict(weights)
     return module, golden, metadata
 
@@ -80,7 +89,9 @@ def test_golden_values(path):
     if "out/state_BND" in golden:
         torch.testing.assert_close(state, (golden["out/state_BND"],), atol=1e-5, rtol=0)
     if "num_parameters" in metadata:
-        assert sum(parameter.numel() for parameter in module.parameters()) == int(metadata["num_parameters"])
+        assert sum(parameter.numel() for parameter in module.parameters()) == int(
+            metadata["num_parameters"]
+        )
 
 
 @pytest.mark.parametrize(("width", "heads"), [(12, 3), (16, 1), (24, 8)])
@@ -88,9 +99,14 @@ def test_golden_values(path):
 def test_attention_is_torch_multi_head_attention(width, heads):
     torch.manual_seed(0)
     x_FND, other_FMD = torch.randn(3, 5, width), torch.randn(3, 7, width)
-    own, cross = SelfAttention(width, heads, dropout=0.1).eval(), CrossAttention(width, heads, dropout=0.1).eval()
+    own, cross = (
+        SelfAttention(width, heads, dropout=0.1).eval(),
+        CrossAttention(width, heads, dropout=0.1).eval(),
+    )
     for module, keys_FMD in ((own, x_FND), (cross, other_FMD)):
-        nn.init.normal_(module.in_proj_bias)  # they start at zero, where a wrong use of them would not show
+        nn.init.normal_(
+            module.in_proj_bias
+        )  # they start at zero, where a wrong use of them would not show
         nn.init.normal_(module.out_proj.bias)
         reference = nn.MultiheadAttention(width, heads, batch_first=True).eval()
         reference.load_state_dict(module.state_dict())
@@ -116,8 +132,26 @@ def mixer(mamba: Mamba, width: int, expand: int) -> MambaMixer:
 
 SIZES = [
     {"width": 16, "layers": 1, "heads": 4, "state": 4, "expand": 2, "conv": 4, "frames": 5},
-    {"width": 20, "layers": 3, "heads": 2, "state": 3, "expand": 1, "conv": 2, "frames": 1, "gate_hidden": 6},  # rank 20 / 16
-    {"width": 33, "layers": 2, "heads": 3, "state": 1, "expand": 3, "conv": 3, "frames": 9, "mlp_ratio": 1.5},  # rank 33 / 16
+    {
+        "width": 20,
+        "layers": 3,
+        "heads": 2,
+        "state": 3,
+        "expand": 1,
+        "conv": 2,
+        "frames": 1,
+        "gate_hidden": 6,
+    },  # rank 20 / 16
+    {
+        "width": 33,
+        "layers": 2,
+        "heads": 3,
+        "state": 1,
+        "expand": 3,
+        "conv": 3,
+        "frames": 9,
+        "mlp_ratio": 1.5,
+    },  # rank 33 / 16
 ]
 
 
@@ -152,7 +186,9 @@ def test_mamba_modules_against_torch_attention_and_the_mamba_of_transformers(nam
     torch.testing.assert_close(module(input_BTND)[0], module.output_norm(x), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("name", "key"), [("mamba", "dropout"), ("mamba_mix", "dropout"), ("mamba_mix", "drop_path")])
+@pytest.mark.parametrize(
+    ("name", "key"), [("mamba", "dropout"), ("mamba_mix", "dropout"), ("mamba_mix", "drop_path")]
+)
 @torch.no_grad()
 def test_dropout_is_for_training_and_can_be_turned_off(name, key):
     x_BTND = torch.randn(2, 3, 5, 16)
@@ -167,9 +203,15 @@ def test_dropout_is_for_training_and_can_be_turned_off(name, key):
 class ReferenceBlock(nn.Module):
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
-        self.ca_norm, self.mlp_norm, self.sa_norm = (nn.LayerNorm(width, eps=1e-6) for _ in range(3))
-        self.ca_attn, self.sa_attn = (nn.MultiheadAttention(width, heads, batch_first=True) for _ in range(2))
-        self.mlp = nn.Sequential(OrderedDict(fc1=nn.Linear(width, hidden), gelu=nn.GELU(), fc2=nn.Linear(hidden, width)))
+        self.ca_norm, self.mlp_norm, self.sa_norm = (
+            nn.LayerNorm(width, eps=1e-6) for _ in range(3)
+        )
+        self.ca_attn, self.sa_attn = (
+            nn.MultiheadAttention(width, heads, batch_first=True) for _ in range(2)
+        )
+        self.mlp = nn.Sequential(
+            OrderedDict(fc1=nn.Linear(width, hidden), gelu=nn.GELU(), fc2=nn.Linear(hidden, width))
+        )
 
     def forward(self, x: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
         x = x + self.ca_attn(self.ca_norm(x), kv, kv)[0]
@@ -186,8 +228,12 @@ class ReferenceGatedTransformer(nn.Module):
         for name in ("input_update", "input_reset", "state_update", "state_reset"):
             setattr(self, name, nn.Linear(width, width, bias=False))
         self.state_layer_norm = nn.LayerNorm(width, eps=1e-6)
-        blocks = nn.ModuleList(ReferenceBlock(width, heads, int(mlp_ratio * width)) for _ in range(layers))
-        self.transformer = nn.ModuleDict({"layers": blocks, "output_norm": nn.LayerNorm(width, eps=1e-6)})
+        blocks = nn.ModuleList(
+            ReferenceBlock(width, heads, int(mlp_ratio * width)) for _ in range(layers)
+        )
+        self.transformer = nn.ModuleDict(
+            {"layers": blocks, "output_norm": nn.LayerNorm(width, eps=1e-6)}
+        )
         self.output_norm = nn.LayerNorm(width)
 
     def forward(self, x_BTND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -204,10 +250,14 @@ class ReferenceGatedTransformer(nn.Module):
         return torch.stack(outputs, dim=1), state
 
 
-@pytest.mark.parametrize(("width", "layers", "heads", "mlp_ratio"), [(12, 1, 3, 4), (20, 3, 1, 1.5), (24, 2, 8, 2)])
+@pytest.mark.parametrize(
+    ("width", "layers", "heads", "mlp_ratio"), [(12, 1, 3, 4), (20, 3, 1, 1.5), (24, 2, 8, 2)]
+)
 def test_gated_transformer_against_torch_attention(width, layers, heads, mlp_ratio):
     """In float64, where a wrong epsilon shows; small inputs make it show more."""
-    module = make("gated_transformer", width, layers=layers, heads=heads, mlp_ratio=mlp_ratio).double()
+    module = make(
+        "gated_transformer", width, layers=layers, heads=heads, mlp_ratio=mlp_ratio
+    ).double()
     reference = ReferenceGatedTransformer(width, layers, heads, mlp_ratio).double()
     reference.load_state_dict(module.state_dict())
     x = (0.01 * torch.randn(2, 4, 5, width, dtype=torch.float64)).requires_grad_()
@@ -218,14 +268,29 @@ def test_gated_transformer_against_torch_attention(width, layers, heads, mlp_rat
     names, weights = [name for name, _ in module.named_parameters()], torch.randn_like(y)
     found = torch.autograd.grad((y * weights).sum(), [x, *module.parameters()])
     wanted = dict(reference.named_parameters())
-    expected = torch.autograd.grad((expected_y * weights).sum(), [x, *(wanted[name] for name in names)])
+    expected = torch.autograd.grad(
+        (expected_y * weights).sum(), [x, *(wanted[name] for name in names)]
+    )
     for name, a, b in zip(["x", *names], found, expected, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            a, b, atol=1e-9, rtol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_default_heads():
     """Published where the paper has the width; else heads near 64 wide, more of them on a tie (2046: 66 or 62 wide)."""
-    expected = {384: 8, 768: 12, 1024: 16, 4096: 64, 1280: 20, 192: 3, 96: 2, 2046: 33, 48: 1, 97: 1}
+    expected = {
+        384: 8,
+        768: 12,
+        1024: 16,
+        4096: 64,
+        1280: 20,
+        192: 3,
+        96: 2,
+        2046: 33,
+        48: 1,
+        97: 1,
+    }
     assert {width: default_heads(width) for width in expected} == expected
     assert make("gated_transformer", 96).transformer.layers[0].sa_attn.heads == 2
     assert make("gated_transformer", 96, heads=6).transformer.layers[0].ca_attn.heads == 6
@@ -234,7 +299,8 @@ def test_default_heads():
 @pytest.mark.parametrize("name", ["mamba_mix", "gated_transformer"])
 def test_heads_that_do_not_divide_the_width(name):
     with pytest.raises(
-        BadInput, match=f"{name}: heads must divide the width of the tokens, found 5 heads for width 12"
+        BadInput,
+        match=f"{name}: heads must divide the width of the tokens, found 5 heads for width 12",
     ) as error:
         make(name, 12, heads=5)
     assert "1, 2, 3, 4, 6, 12" in error.value.hint
@@ -245,7 +311,9 @@ def count(name: str, width: int, frames: int, tokens: int, **keys: object) -> tu
     plugin = plugins.load("temporal", name)
     with torch.device("meta"):
         module = plugin(width, plugin.Settings(**keys))
-    return sum(parameter.numel() for parameter in module.parameters()) / 1e6, module.flops(frames, tokens) / 1e9
+    return sum(parameter.numel() for parameter in module.parameters()) / 1e6, module.flops(
+        frames, tokens
+    ) / 1e9
 
 
 @pytest.mark.parametrize(
@@ -287,7 +355,9 @@ def test_cost_at_the_published_sizes(name, width, parameters_M, gflop):
         ("gated_transformer", 4096, 4, 201, 1141, 7423),
     ],
 )
-def test_cost_at_other_depths_resolutions_and_widths(name, width, layers, tokens, parameters_M, gflop):
+def test_cost_at_other_depths_resolutions_and_widths(
+    name, width, layers, tokens, parameters_M, gflop
+):
     found_M, found_gflop = count(name, width, 16, tokens, layers=layers)
     assert (found_M, found_gflop) == pytest.approx((parameters_M, gflop), rel=4e-3)
 
@@ -305,4 +375,6 @@ def test_states_at_the_published_size():
 def test_parameters_of_the_layer_mixer(width, parameters_M):
     with torch.device("meta"):
         mixer = LayerMixer(width, 4)
-    assert round(sum(parameter.numel() for parameter in mixer.parameters()) / 1e6, 2) == parameters_M
+    assert (
+        round(sum(parameter.numel() for parameter in mixer.parameters()) / 1e6, 2) == parameters_M
+    )

@@ -30,15 +30,27 @@ def scan_inputs(frames: int, rows: int, inner: int, size: int) -> list[torch.Ten
         (frames, rows, size),
         (rows, size, inner),
     )
-    x, dt, A, b, c, state = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    x, dt, A, b, c, state = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes
+    )
     return [x, nn.functional.softplus(dt), -A.exp(), b, c, state]
 
 
-def naive_scan(x: torch.Tensor, dt: torch.Tensor, A: torch.Tensor, b: torch.Tensor, c: torch.Tensor, h: torch.Tensor):
+def naive_scan(
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    h: torch.Tensor,
+):
     """The definition, one number of the output at a time."""
     y, h = torch.zeros_like(x), h.clone()
     for t, row, e in torch.cartesian_prod(*(torch.arange(n) for n in x.shape)).tolist():
-        h[row, :, e] = torch.exp(dt[t, row, e] * A[:, e]) * h[row, :, e] + dt[t, row, e] * x[t, row, e] * b[t, row]
+        h[row, :, e] = (
+            torch.exp(dt[t, row, e] * A[:, e]) * h[row, :, e]
+            + dt[t, row, e] * x[t, row, e] * b[t, row]
+        )
         y[t, row, e] = c[t, row] @ h[row, :, e]
     return y, h
 
@@ -53,24 +65,37 @@ def layer(width: int, state: int = 4, expand: int = 2, conv: int = 4) -> Mamba:
     return mamba
 
 
-def tokens(frames: int, batch: int = 2, count: int = 5, width: int = 8, seed: int = 1) -> torch.Tensor:
+def tokens(
+    frames: int, batch: int = 2, count: int = 5, width: int = 8, seed: int = 1
+) -> torch.Tensor:
     """(T, B, N, D)."""
     return torch.randn(frames, batch, count, width, generator=torch.Generator().manual_seed(seed))
 
 
-def some_state(mamba: Mamba, batch: int = 2, count: int = 5, seed: int = 3) -> tuple[torch.Tensor, ...]:
+def some_state(
+    mamba: Mamba, batch: int = 2, count: int = 5, seed: int = 3
+) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(batch, *shape, generator=generator) for shape in mamba.state_shapes(count))
+    return tuple(
+        torch.randn(batch, *shape, generator=generator) for shape in mamba.state_shapes(count)
+    )
 
 
-def gradients(mamba: Mamba, x: torch.Tensor, state: tuple[torch.Tensor, ...] | None) -> list[torch.Tensor]:
+def gradients(
+    mamba: Mamba, x: torch.Tensor, state: tuple[torch.Tensor, ...] | None
+) -> list[torch.Tensor]:
     """Outputs, then gradients of a weighted sum of all outputs by x, the state and every weight."""
     leaves = [part.detach().requires_grad_() for part in (x, *(state or ()))]
     y, after = mamba(leaves[0], tuple(leaves[1:]) or None)
     outputs = [y, *after]
-    weights = [torch.randn(part.shape, generator=torch.Generator().manual_seed(5)).to(part) for part in outputs]
+    weights = [
+        torch.randn(part.shape, generator=torch.Generator().manual_seed(5)).to(part)
+        for part in outputs
+    ]
     total = sum((part * weight).sum() for part, weight in zip(outputs, weights, strict=True))
-    return [part.detach() for part in outputs] + list(torch.autograd.grad(total, [*leaves, *mamba.parameters()]))
+    return [part.detach() for part in outputs] + list(
+        torch.autograd.grad(total, [*leaves, *mamba.parameters()])
+    )
 
 
 def set_block(monkeypatch, mamba: Mamba, frames: int, rows: int) -> None:
@@ -111,7 +136,9 @@ def test_scan_gradients(with_state, with_room, frames, block, monkeypatch):
 
 def test_no_state_is_a_state_of_zeros():
     *parts, state = scan_inputs(3, 4, 3, 2)
-    for a, b in zip(selective_scan(*parts), selective_scan(*parts, torch.zeros_like(state)), strict=True):
+    for a, b in zip(
+        selective_scan(*parts), selective_scan(*parts, torch.zeros_like(state)), strict=True
+    ):
         torch.testing.assert_close(a, b, atol=1e-15, rtol=1e-15)
 
 
@@ -143,18 +170,27 @@ def test_mamba_starts_as_published():
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("rows", [3, 100])
 @pytest.mark.parametrize(
-    ("width", "frames", "state", "expand", "conv"), [(24, 7, 4, 2, 4), (32, 16, 16, 2, 4), (20, 1, 8, 1, 3), (48, 5, 3, 3, 2)]
+    ("width", "frames", "state", "expand", "conv"),
+    [(24, 7, 4, 2, 4), (32, 16, 16, 2, 4), (20, 1, 8, 1, 3), (48, 5, 3, 3, 2)],
 )
 def test_layer_equals_transformers(rows, width, frames, state, expand, conv, monkeypatch):
     mamba, x = layer(width, state, expand, conv), tokens(frames, width=width)
     config = MambaConfig(
-        hidden_size=width, state_size=state, expand=expand, conv_kernel=conv, time_step_rank=mamba.rank, use_bias=False
+        hidden_size=width,
+        state_size=state,
+        expand=expand,
+        conv_kernel=conv,
+        time_step_rank=mamba.rank,
+        use_bias=False,
     )
     reference = MambaMixer(config, layer_idx=0)
     reference.load_state_dict(mamba.state_dict())
     set_block(monkeypatch, mamba, frames, rows)
 
-    weight, rest = tokens(frames, width=width, seed=2), [x.clone().requires_grad_() for _ in range(2)]
+    weight, rest = (
+        tokens(frames, width=width, seed=2),
+        [x.clone().requires_grad_() for _ in range(2)],
+    )
     y = mamba(rest[0])[0]
     sequences = rest[1].flatten(1, 2).transpose(0, 1)
     expected = reference(sequences).transpose(0, 1).view_as(x)
@@ -165,7 +201,9 @@ def test_layer_equals_transformers(rows, width, frames, state, expand, conv, mon
     theirs = dict(reference.named_parameters())
     for name, parameter in mamba.named_parameters():
         scale = theirs[name].grad.abs().max().clamp(min=1e-6)
-        torch.testing.assert_close(parameter.grad / scale, theirs[name].grad / scale, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            parameter.grad / scale, theirs[name].grad / scale, atol=1e-5, rtol=0
+        )
 
 
 @pytest.mark.parametrize("with_state", [True, False])
@@ -186,7 +224,9 @@ def test_layer_gradcheck(rows, monkeypatch):
     x = tokens(3, batch=1, count=3, width=4).double().requires_grad_()
     state = [part.double().requires_grad_() for part in some_state(mamba, 1, 3)]
 
-    def run(x: torch.Tensor, conv: torch.Tensor, h: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def run(
+        x: torch.Tensor, conv: torch.Tensor, h: torch.Tensor, *_: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
         y, after = mamba(x, (conv, h))
         return y, *after
 
@@ -199,7 +239,9 @@ def test_one_output_alone_may_be_used_and_weights_be_frozen(rows, monkeypatch):
     set_block(monkeypatch, mamba, 4, rows)
     mamba(x)[1][0].sum().backward()
     assert mamba.in_proj.weight.grad.abs().max() > 0
-    assert all(part is None or not part.any() for part in (mamba.out_proj.weight.grad, mamba.D.grad))
+    assert all(
+        part is None or not part.any() for part in (mamba.out_proj.weight.grad, mamba.D.grad)
+    )
 
     mamba = layer(8).requires_grad_(False)
     mamba.D.requires_grad_()
@@ -237,7 +279,8 @@ def test_gradients_under_autocast_are_whole_when_blocks_and_steps_mix(rows, monk
     mamba, x = layer(8), tokens(6)
     exact = gradients(mamba, x, None)[-len(list(mamba.parameters())) :]
     weights = [
-        torch.randn(shape, generator=torch.Generator().manual_seed(5)) for shape in (x.shape, (2, 5, 3, 16), (2, 5, 4, 16))
+        torch.randn(shape, generator=torch.Generator().manual_seed(5))
+        for shape in (x.shape, (2, 5, 3, 16), (2, 5, 4, 16))
     ]
     set_block(monkeypatch, mamba, 5, rows)
     with torch.autocast("cpu", torch.bfloat16):
@@ -264,12 +307,16 @@ def test_a_layer_makes_no_more_than_a_block_and_keeps_its_input_only(monkeypatch
     set_block(monkeypatch, mamba, frames, rows)
     saved: list[int] = []
     with LargestTensor() as largest:
-        with torch.autograd.graph.saved_tensors_hooks(lambda part: saved.append(part.numel()) or part, lambda part: part):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda part: saved.append(part.numel()) or part, lambda part: part
+        ):
             y, _ = mamba(x)
         y.sum().backward()
     block, last_state = frames * rows * mamba.A_log.numel(), batch * count * mamba.A_log.numel()
     assert largest.elements == max(block, last_state, x.numel())
-    assert sorted(saved)[-1] == x.numel() and sum(saved) <= x.numel() + 2 * sum(p.numel() for p in mamba.parameters())
+    assert sorted(saved)[-1] == x.numel() and sum(saved) <= x.numel() + 2 * sum(
+        p.numel() for p in mamba.parameters()
+    )
 
 
 # torch.compile itself makes an instance of every autograd.Function it traces, and warns of it.
@@ -314,14 +361,18 @@ def stand_in(x, dt, A, b, c, return_last_state):
 
 
 @pytest.mark.parametrize("used", [(True, True), (True, False), (False, True)])
-def test_the_kernel_gets_the_gradient_of_the_last_state_that_it_lacks(used, fresh_kernel, monkeypatch):
+def test_the_kernel_gets_the_gradient_of_the_last_state_that_it_lacks(
+    used, fresh_kernel, monkeypatch
+):
     monkeypatch.setitem(sys.modules, module.KERNELS, SimpleNamespace(selective_scan_fn=stand_in))
     inputs = [part.requires_grad_() for part in scan_inputs(5, 3, 4, 2)[:5]]
 
     def run(scan) -> tuple[torch.Tensor, ...]:
         outputs = [part for part, use in zip(scan(*inputs), used, strict=True) if use]
         total = sum(part.sin().sum() for part in outputs)
-        return *outputs, *(part for part in torch.autograd.grad(total, inputs, materialize_grads=True))
+        return *outputs, *(
+            part for part in torch.autograd.grad(total, inputs, materialize_grads=True)
+        )
 
     for a, b in zip(run(module._kernel_scan), run(selective_scan), strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
@@ -342,5 +393,7 @@ def test_a_kernel_that_does_not_import_is_one_warning(fresh_kernel, monkeypatch)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert not any(module.uses_kernel(SimpleNamespace(is_cuda=True), None) for _ in range(3))
-    assert [str(warning.message).split(" (")[0] for warning in caught] == ["mamba_ssm cannot be used"]
+    assert [str(warning.message).split(" (")[0] for warning in caught] == [
+        "mamba_ssm cannot be used"
+    ]
     assert "plain PyTorch" in str(caught[0].message)

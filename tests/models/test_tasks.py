@@ -26,14 +26,19 @@ B, T, N, D = 6, 4, 5, 8
 
 def make(name: str, **keys: object) -> TaskPlugin:
     plugin = plugins.load("task", name)
-    table = {key: value for key, value in SMALL.items() if key in plugin.Settings.model_fields} | keys
+    table = {
+        key: value for key, value in SMALL.items() if key in plugin.Settings.model_fields
+    } | keys
     return plugin(plugins.check(plugin.Settings, table, name), LABELS)
 
 
 def window_targets(task: TaskPlugin, seed: int) -> dict[str, np.ndarray]:
     """One window's truth as `pipeline.datasets.manifest.targets` samples it, of every kind that the task needs; two objects, three points."""
     rng = np.random.default_rng(seed)
-    corner = np.cumsum(np.concatenate([rng.uniform(0.1, 0.3, (1, 2, 2)), rng.uniform(-0.05, 0.05, (T - 1, 2, 2))]), axis=0)
+    corner = np.cumsum(
+        np.concatenate([rng.uniform(0.1, 0.3, (1, 2, 2)), rng.uniform(-0.05, 0.05, (T - 1, 2, 2))]),
+        axis=0,
+    )
     turn = np.cumsum(rng.uniform(-0.1, 0.1, T))
     pose = np.tile(np.eye(4), (T, 1, 1))
     pose[:, 0, 0] = pose[:, 2, 2] = np.cos(turn)
@@ -43,7 +48,9 @@ def window_targets(task: TaskPlugin, seed: int) -> dict[str, np.ndarray]:
     known = {
         "label": {"label": np.array(seed % len(LABELS), np.int64)},
         "boxes": {
-            "boxes": np.concatenate([corner, corner + rng.uniform(0.2, 0.4, (1, 2, 2))], axis=-1).clip(0, 1).astype(np.float32),
+            "boxes": np.concatenate([corner, corner + rng.uniform(0.2, 0.4, (1, 2, 2))], axis=-1)
+            .clip(0, 1)
+            .astype(np.float32),
             "boxes_valid": np.ones((T, 2), bool),
         },
         "points": {
@@ -71,7 +78,9 @@ def on_host(targets: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
 def mean_score(task: TaskPlugin, answer: np.ndarray, targets: dict[str, np.ndarray]) -> float:
     """The first metric over all windows."""
     weights = task.weight(targets)
-    return float((task.score(answer, targets)[task.metrics[0].name] * weights).sum() / weights.sum())
+    return float(
+        (task.score(answer, targets)[task.metrics[0].name] * weights).sum() / weights.sum()
+    )
 
 
 def fitted(task: TaskPlugin, form: str, targets: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -132,7 +141,9 @@ def test_loss_reaches_every_parameter_of_the_readout(name, form):
     targets = example(task)
     x = torch.randn(B, T, N, D, requires_grad=True)
     prediction = readout(x, task.query(targets))
-    assert prediction.shape[: 2 if form == STREAMING else 1] == ((B, T) if form == STREAMING else (B,))
+    assert prediction.shape[: 2 if form == STREAMING else 1] == (
+        (B, T) if form == STREAMING else (B,)
+    )
     loss = task.loss(form, prediction, targets)
     assert loss.shape == () and torch.isfinite(loss)
     loss.backward()
@@ -172,13 +183,21 @@ def test_nothing_valid_counts_nothing_and_costs_nothing(name):
         assert all(torch.isfinite(p.grad).all() for p in readout.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize(("file", "frames", "out"), [("streaming", None, "logits_BTK"), ("window", 6, "logits")])
+@pytest.mark.parametrize(
+    ("file", "frames", "out"), [("streaming", None, "logits_BTK"), ("window", 6, "logits")]
+)
 @torch.no_grad()
 def test_attention_readout_reproduces_the_published_module(file, frames, out):
     golden = load_file(GOLDEN / f"readout_attention_{file}.safetensors")
-    readout = (WindowLogits if frames else FrameLogits)(32, 7, readout_width=48, heads=4, frames=frames).eval()
-    readout.load_state_dict({key.removeprefix("weights/"): golden[key] for key in golden if key.startswith("weights/")})
-    torch.testing.assert_close(readout(golden["in/tokens_BTND"], {}), golden[f"out/{out}"], atol=1e-5, rtol=0)
+    readout = (WindowLogits if frames else FrameLogits)(
+        32, 7, readout_width=48, heads=4, frames=frames
+    ).eval()
+    readout.load_state_dict(
+        {key.removeprefix("weights/"): golden[key] for key in golden if key.startswith("weights/")}
+    )
+    torch.testing.assert_close(
+        readout(golden["in/tokens_BTND"], {}), golden[f"out/{out}"], atol=1e-5, rtol=0
+    )
 
 
 @torch.no_grad()
@@ -198,7 +217,9 @@ def test_window_readout_knows_the_order_of_frames_and_streaming_does_not():
     window, streaming = (task.readout(form, D, T).eval() for form in (WINDOW, STREAMING))
     window.temporal_posenc.normal_()
     assert (window(x, {}) - window(x.flip(1), {})).abs().max() > 1e-3
-    torch.testing.assert_close(streaming(x.flip(1), {}), streaming(x, {}).flip(1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        streaming(x.flip(1), {}), streaming(x, {}).flip(1), atol=1e-6, rtol=0
+    )
 
 
 TARGETS = {"label": torch.tensor([0, 1, 2, 3, 4, 0])}
@@ -208,7 +229,10 @@ def test_classify_scores_by_hand():
     task = make("classify")
     answer = np.array([[5, 1, 0, 0, 0], [0, 0, 9, 0, 0], [1, 1, 1, 1, 1]], np.float32)
     assert task.score(answer, {"label": np.array([0, 1, 0])})["top-1"].tolist() == [1, 0, 1]
-    assert task.score(np.eye(5, dtype=np.float32), {"label": np.arange(5)})["top-1"].tolist() == [1] * 5
+    assert (
+        task.score(np.eye(5, dtype=np.float32), {"label": np.arange(5)})["top-1"].tolist()
+        == [1] * 5
+    )
 
 
 def test_classify_trivial_answer_is_the_most_frequent_label():
@@ -223,7 +247,9 @@ def test_classify_loss_by_hand():
     torch.manual_seed(0)
     logits_BTK, label = torch.randn(B, T, 5), TARGETS["label"]
     frames = [F.cross_entropy(logits_BTK[:, t], label).item() for t in range(T)]
-    assert make("classify").loss(STREAMING, logits_BTK, TARGETS).item() == pytest.approx(np.mean(frames), rel=1e-5)
+    assert make("classify").loss(STREAMING, logits_BTK, TARGETS).item() == pytest.approx(
+        np.mean(frames), rel=1e-5
+    )
     last = make("classify", supervise="last")
     assert last.loss(STREAMING, logits_BTK, TARGETS).item() == pytest.approx(frames[-1], rel=1e-5)
     assert last.loss(WINDOW, logits_BTK[:, 0], TARGETS).item() == pytest.approx(frames[0], rel=1e-5)
@@ -232,7 +258,9 @@ def test_classify_loss_by_hand():
     smooth = make("classify", label_smoothing=0.1)
     log_p = logits_BTK[:, 0].log_softmax(-1)
     expected = -(0.9 * log_p[range(B), label] + 0.1 * log_p.mean(-1)).mean()
-    assert smooth.loss(WINDOW, logits_BTK[:, 0], TARGETS).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert smooth.loss(WINDOW, logits_BTK[:, 0], TARGETS).item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
 
 
 def test_classify_loss_keeps_float64_and_leaves_bfloat16():

@@ -27,12 +27,16 @@ def test_later_frames_do_not_change_earlier_outputs(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 @torch.no_grad()
 def test_window_pieces_and_steps_agree(name, data):
     frames = data.draw(st.integers(1, 7), label="frames")
-    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, frames - 1)), max_size=frames - 1), label="cuts"))
+    cuts = sorted(
+        data.draw(st.sets(st.integers(1, max(1, frames - 1)), max_size=frames - 1), label="cuts")
+    )
     module, x = make(name), 3 * tokens(frames, seed=data.draw(st.integers(0, 99), label="seed"))
     whole, end = module(x)
 
@@ -101,9 +105,13 @@ def test_state_has_the_declared_bytes_whatever_the_window(name):
     module = make(name)
     for batch, frames in ((1, 1), (1, 7), (3, 2)):
         _, state = module(tokens(frames, batch=batch))
-        assert sum(part.numel() * part.element_size() for part in state) == batch * module.state_bytes(N)
+        assert sum(
+            part.numel() * part.element_size() for part in state
+        ) == batch * module.state_bytes(N)
         initial = module.initial_state(batch, N)
-        assert [(part.shape, part.dtype) for part in state] == [(part.shape, part.dtype) for part in initial]
+        assert [(part.shape, part.dtype) for part in state] == [
+            (part.shape, part.dtype) for part in initial
+        ]
         assert all(len(part) == batch for part in state)
 
 
@@ -130,7 +138,9 @@ def test_training_mode_gives_every_parameter_a_finite_gradient(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_initial_weights_are_a_function_of_the_random_state(name):
     first, again = make(name), make(name)
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -155,7 +165,9 @@ def test_bad_input_is_refused_with_what_was_found_and_wanted(name):
     if state:
         refused(x, state[:-1], f"found {len(state) - 1} parts, wanted {len(state)}")
         refused(x[:1], state, "B = 1 streams", f"is ({B}, ", "wanted (1, ")
-        refused(x[:, :, :-1], state, f"N = {N - 1} tokens", f"is ({B}, {N}, ", f"wanted ({B}, {N - 1}, ")
+        refused(
+            x[:, :, :-1], state, f"N = {N - 1} tokens", f"is ({B}, {N}, ", f"wanted ({B}, {N - 1}, "
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -201,7 +213,9 @@ def test_compiled_equals_eager_forward_and_backward(name):
     results = []
     for run in (module, compiled):
         y, after = run(x, state)
-        loss = y.square().sum() + sum((part.square().sum() for part in after), start=torch.zeros(()))
+        loss = y.square().sum() + sum(
+            (part.square().sum() for part in after), start=torch.zeros(())
+        )
         results.append([y, *after, *torch.autograd.grad(loss, [x, *module.parameters()])])
     for eager, ours in zip(*results, strict=True):
         torch.testing.assert_close(ours, eager, atol=1e-6, rtol=1e-5)

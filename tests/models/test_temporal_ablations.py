@@ -31,7 +31,9 @@ def test_linear_recurrence_is_its_definition(frames):
     for t in range(frames):
         last = a[t] * last + b[t]
         expected.append(last)
-    torch.testing.assert_close(linear_recurrence(a, b, h), torch.stack(expected), atol=1e-14, rtol=0)
+    torch.testing.assert_close(
+        linear_recurrence(a, b, h), torch.stack(expected), atol=1e-14, rtol=0
+    )
     inputs = [part.requires_grad_() for part in (a, b, h)]
     assert torch.autograd.gradcheck(linear_recurrence, inputs)
     single = linear_recurrence(*(part.float() for part in inputs))
@@ -42,7 +44,9 @@ def test_linear_recurrence_is_its_definition(frames):
 def test_linear_recurrence_runs_in_float32_under_autocast():
     """1 - 2^-12 is 1 in bfloat16: a recurrence in that type would keep everything for ever."""
     with torch.autocast("cpu", torch.bfloat16):
-        h = linear_recurrence(torch.full((2, 1), 1 - 2**-12), torch.zeros(2, 1, dtype=torch.bfloat16), torch.ones(1))
+        h = linear_recurrence(
+            torch.full((2, 1), 1 - 2**-12), torch.zeros(2, 1, dtype=torch.bfloat16), torch.ones(1)
+        )
     assert h.dtype == torch.float32
     assert h[-1].item() == (1 - 2**-12) ** 2
 
@@ -66,8 +70,12 @@ def test_min_gru_is_its_definition():
         z = torch.sigmoid(frame @ cell.gate.weight.T + cell.gate.bias)
         h = (1 - z) * h + z * (frame @ cell.candidate.weight.T + cell.candidate.bias)
         expected.append(cell.out_proj(h))
-    torch.testing.assert_close(module(x)[0], module.output_norm(x + torch.stack(expected, 1)), atol=1e-5, rtol=0)
-    torch.testing.assert_close(torch.sigmoid(cell.gate.bias), torch.full((2 * D,), 1 / (1 + math.e)))
+    torch.testing.assert_close(
+        module(x)[0], module.output_norm(x + torch.stack(expected, 1)), atol=1e-5, rtol=0
+    )
+    torch.testing.assert_close(
+        torch.sigmoid(cell.gate.bias), torch.full((2 * D,), 1 / (1 + math.e))
+    )
 
 
 @pytest.mark.parametrize("name", ["min_gru", "rg_lru"])
@@ -82,7 +90,10 @@ def test_a_slow_decay_is_not_rounded_away_under_autocast(name):
         mixer.gate.bias.fill_(-math.log(999))
     else:
         mixer.rg_lru.a_param.fill_(math.log(math.expm1(-math.log(0.999) / 4)))
-    state = (*(torch.zeros(1, *shape) for shape in module.state_shapes(1)[:-1]), torch.ones(1, 1, 8))
+    state = (
+        *(torch.zeros(1, *shape) for shape in module.state_shapes(1)[:-1]),
+        torch.ones(1, 1, 8),
+    )
     with torch.autocast("cpu", torch.bfloat16):
         _, after = module(torch.ones(1, 20, 1, 4), state)
     torch.testing.assert_close(after[-1], torch.full((1, 1, 8), 0.999**20), atol=1e-5, rtol=0)
@@ -103,7 +114,9 @@ def test_rg_lru_is_its_definition():
                 head, place = divmod(e, 3)
                 seen = x_TRE[t, row, 3 * head : 3 * head + 3]
                 r, i = (
-                    torch.sigmoid(seen @ gate.weight[head, :, place] + gate.bias[head, place]).item()
+                    torch.sigmoid(
+                        seen @ gate.weight[head, :, place] + gate.bias[head, place]
+                    ).item()
                     for gate in (unit.a_gate, unit.input_gate)
                 )
                 a = math.exp(-8 * math.log1p(math.exp(unit.a_param[e])) * r)
@@ -117,7 +130,9 @@ def test_rg_lru_starts_on_the_ring():
     radius = torch.exp(-F.softplus(RgLru(20_000, heads=1000).a_param.detach()))
     assert 0.6 <= radius.min() < 0.605 and 0.995 < radius.max() <= 0.9991
     # Uniform over the area: half of it lies beyond the root of the mean of the squares.
-    assert (radius > math.sqrt((0.6**2 + 0.999**2) / 2)).double().mean().item() == pytest.approx(0.5, abs=0.02)
+    assert (radius > math.sqrt((0.6**2 + 0.999**2) / 2)).double().mean().item() == pytest.approx(
+        0.5, abs=0.02
+    )
 
 
 def test_rg_lru_with_a_shut_gate_keeps_its_state_and_has_finite_gradients():
@@ -141,7 +156,9 @@ def test_rg_lru_block_is_griffins():
     torch.testing.assert_close(module(x)[0], module.output_norm(x + y), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("name", "key"), [("rg_lru", "heads"), ("causal_attention", "heads"), ("mamba2", "head_dim")])
+@pytest.mark.parametrize(
+    ("name", "key"), [("rg_lru", "heads"), ("causal_attention", "heads"), ("mamba2", "head_dim")]
+)
 def test_widths_that_do_not_divide_are_refused_with_the_legal_ones(name, key):
     with pytest.raises(BadInput, match=rf"\[temporal\] {name}: .*found 5 .*(12|24)$") as error:
         make(name, width=12, **{key: 5})
@@ -154,12 +171,19 @@ def attend_by_hand(module, x: torch.Tensor) -> torch.Tensor:
     attention, attended = block.attention, torch.zeros_like(x)
     q, k, v = attention.qkv(block.attention_norm(x)).chunk(3, dim=-1)
     size = D // attention.heads
-    for b, t, n, head in torch.cartesian_prod(*(torch.arange(m) for m in (*x.shape[:3], attention.heads))).tolist():
+    for b, t, n, head in torch.cartesian_prod(
+        *(torch.arange(m) for m in (*x.shape[:3], attention.heads))
+    ).tolist():
         part = slice(head * size, (head + 1) * size)
         past = range(max(0, t - history), t + 1)
-        scores = [q[b, t, n, part] @ k[b, s, n, part] / math.sqrt(size) + attention.age_bias[head, t - s] for s in past]
+        scores = [
+            q[b, t, n, part] @ k[b, s, n, part] / math.sqrt(size) + attention.age_bias[head, t - s]
+            for s in past
+        ]
         weights = torch.stack(scores).softmax(0)
-        attended[b, t, n, part] = sum(weight * v[b, s, n, part] for weight, s in zip(weights, past, strict=True))
+        attended[b, t, n, part] = sum(
+            weight * v[b, s, n, part] for weight, s in zip(weights, past, strict=True)
+        )
     x = x + attention.out_proj(attended)
     return module.output_norm(x + block.mlp(block.mlp_norm(x)))
 
@@ -208,8 +232,19 @@ def test_causal_attention_knows_order_by_age_alone():
 def dual_inputs(frames: int, rows: int, heads: int, head_dim: int, size: int) -> list[torch.Tensor]:
     """x, dt, A, B, C, state in float64."""
     inner = heads * head_dim
-    x, dt, A = random(frames, rows, inner), F.softplus(random(frames, rows, heads, seed=1)), -random(heads, seed=2).exp()
-    return [x, dt, A, random(frames, rows, size, seed=3), random(frames, rows, size, seed=4), random(rows, size, inner, seed=5)]
+    x, dt, A = (
+        random(frames, rows, inner),
+        F.softplus(random(frames, rows, heads, seed=1)),
+        -random(heads, seed=2).exp(),
+    )
+    return [
+        x,
+        dt,
+        A,
+        random(frames, rows, size, seed=3),
+        random(frames, rows, size, seed=4),
+        random(rows, size, inner, seed=5),
+    ]
 
 
 def naive_dual(x, dt, A, b, c, h):
@@ -217,12 +252,16 @@ def naive_dual(x, dt, A, b, c, h):
     head_dim, outputs = x.shape[-1] // len(A), []
     dt = dt.repeat_interleave(head_dim, dim=-1)
     for t in range(len(x)):
-        h = torch.exp(dt[t] * A.repeat_interleave(head_dim)).unsqueeze(1) * h + torch.einsum("rk,re->rke", b[t], dt[t] * x[t])
+        h = torch.exp(dt[t] * A.repeat_interleave(head_dim)).unsqueeze(1) * h + torch.einsum(
+            "rk,re->rke", b[t], dt[t] * x[t]
+        )
         outputs.append(torch.einsum("rk,rke->re", c[t], h))
     return torch.stack(outputs), h
 
 
-@pytest.mark.parametrize(("block", "window"), [(2**18, 64), (1, 64), (2 * 7 * 6, 64), (2**18, 3), (2**18, 1)])
+@pytest.mark.parametrize(
+    ("block", "window"), [(2**18, 64), (1, 64), (2 * 7 * 6, 64), (2**18, 3), (2**18, 1)]
+)
 def test_dual_form_equals_the_recurrence(block, window, monkeypatch):
     """All rows at once, one row a block, blocks with a ragged last one; the window whole and in pieces."""
     monkeypatch.setitem(mamba2.BLOCK_ELEMENTS, "cpu", block)
@@ -238,7 +277,9 @@ def test_dual_form_equals_the_recurrence(block, window, monkeypatch):
 
 
 def test_dual_form_gradcheck():
-    assert torch.autograd.gradcheck(state_space_dual, [part.requires_grad_() for part in dual_inputs(3, 2, 2, 2, 2)])
+    assert torch.autograd.gradcheck(
+        state_space_dual, [part.requires_grad_() for part in dual_inputs(3, 2, 2, 2, 2)]
+    )
 
 
 @torch.no_grad()
@@ -286,7 +327,9 @@ def test_mamba2_starts_as_published():
     assert torch.equal(mixer.D, torch.ones(256))
 
 
-@pytest.mark.parametrize(("width", "head_dim"), [(16, 32), (32, 64), (384, 64), (1024, 64), (45, 45), (53, 53), (37, 37)])
+@pytest.mark.parametrize(
+    ("width", "head_dim"), [(16, 32), (32, 64), (384, 64), (1024, 64), (45, 45), (53, 53), (37, 37)]
+)
 def test_mamba2_heads_are_64_wide_or_the_next_that_divides(width, head_dim):
     mixer = make("mamba2", width=width, layers=1, head_dim=None).layers[0].mixer
     assert mixer.inner // mixer.heads == head_dim

@@ -25,23 +25,33 @@ SMALL = {"layers": 1, "heads": 2, "state": 3}
 
 
 def build(
-    temporal: str = "gru", shape: TokenShape = SHAPE, task: dict | None = None, seed: int = 0, frames: int = T, **model: object
+    temporal: str = "gru",
+    shape: TokenShape = SHAPE,
+    task: dict | None = None,
+    seed: int = 0,
+    frames: int = T,
+    **model: object,
 ) -> VideoModel:
     fields = plugins.load("temporal", temporal).Settings.model_fields
     table = {
         "name": "test",
         "task": {"name": "classify", "readout_width": 8, "heads": 2} | (task or {}),
-        "temporal": {"name": temporal} | {key: value for key, value in SMALL.items() if key in fields},
+        "temporal": {"name": temporal}
+        | {key: value for key, value in SMALL.items() if key in fields},
         "windows": {"frames": frames, "fps": 8},
         "model": model,
         "training": {"steps": 1},
     }
     recipe = plugins.check(Recipe, table, "test")
     torch.manual_seed(seed)
-    return VideoModel(recipe, shape, plugins.load("task", "classify")(recipe.task.settings, LABELS)).eval()
+    return VideoModel(
+        recipe, shape, plugins.load("task", "classify")(recipe.task.settings, LABELS)
+    ).eval()
 
 
-def inputs(frames: int = T, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def inputs(
+    frames: int = T, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
     generator = torch.Generator().manual_seed(1)
 
     def draw(tokens: int) -> torch.Tensor:
@@ -54,8 +64,12 @@ def inputs(frames: int = T, dtype: torch.dtype = torch.float32) -> tuple[torch.T
 def test_mixer_reproduces_the_published_module():
     golden = load_file(GOLDEN / "layer_mixer.safetensors")
     mixer = LayerMixer(32, 4).eval()
-    mixer.load_state_dict({key.removeprefix("weights/"): golden[key] for key in golden if key.startswith("weights/")})
-    torch.testing.assert_close(mixer(golden["in/layers_LFPD"].unbind()), golden["out/patches_FPD"], atol=1e-5, rtol=0)
+    mixer.load_state_dict(
+        {key.removeprefix("weights/"): golden[key] for key in golden if key.startswith("weights/")}
+    )
+    torch.testing.assert_close(
+        mixer(golden["in/layers_LFPD"].unbind()), golden["out/patches_FPD"], atol=1e-5, rtol=0
+    )
 
 
 @torch.no_grad()
@@ -74,7 +88,9 @@ def test_mixer_normalises_over_all_tokens_of_the_batch_in_training():
 def test_tokens_are_the_specials_and_then_the_patches():
     special, patches = inputs()
     everything = build("identity", mixer="last").features(special, patches)
-    torch.testing.assert_close(everything, F.layer_norm(torch.cat([special, patches[-1]], dim=2), (8,)))
+    torch.testing.assert_close(
+        everything, F.layer_norm(torch.cat([special, patches[-1]], dim=2), (8,))
+    )
     only = build("identity", mixer="last", tokens="patches")
     assert only.tokens == 6
     torch.testing.assert_close(only.features(special, patches), everything[:, :, 2:])
@@ -90,7 +106,9 @@ def test_projection_sets_the_width():
 
 
 @pytest.mark.parametrize("temporal", plugins.names("temporal"))
-@pytest.mark.parametrize("keys", [{}, {"width": 6, "tokens": "patches"}, {"mixer": "last"}, {"mixer": "concat"}])
+@pytest.mark.parametrize(
+    "keys", [{}, {"width": 6, "tokens": "patches"}, {"mixer": "last"}, {"mixer": "concat"}]
+)
 @torch.no_grad()
 def test_a_stream_gives_what_the_window_gives(temporal, keys):
     model = build(temporal, **keys)
@@ -132,20 +150,28 @@ def test_optimiser_groups_hold_every_parameter_once(temporal):
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.05, 0.0)
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = {
-        name: [names[parameter] for parameter in group["params"]] for name, group in (("decayed", decayed), ("free", free))
+        name: [names[parameter] for parameter in group["params"]]
+        for name, group in (("decayed", decayed), ("free", free))
     }
     assert sorted(groups["decayed"] + groups["free"]) == sorted(names.values())
     assert {"mixer.0.mlp.0.weight", "readouts.window.key_proj.weight"} <= set(groups["decayed"])
-    assert {"mixer.0.bn.weight", "mixer.0.mlp.0.bias", "readouts.window.query", "readouts.window.temporal_posenc"} <= set(
-        groups["free"]
+    assert {
+        "mixer.0.bn.weight",
+        "mixer.0.mlp.0.bias",
+        "readouts.window.query",
+        "readouts.window.temporal_posenc",
+    } <= set(groups["free"])
+    assert not any(
+        name.endswith(("bias", "A_log", ".D")) or "norm" in name for name in groups["decayed"]
     )
-    assert not any(name.endswith(("bias", "A_log", ".D")) or "norm" in name for name in groups["decayed"])
 
 
 def test_parameter_counts_by_hand():
     counts = build("identity", width=6).parameter_counts()
     mixer = 2 * (2 * 8 + 8 * 16 + 16 + 16 * 8 + 8) + 8 * 6 + 6
-    readout = 12 + 2 * (6 * 8 + 8) + 8 + (8 * 8 + 8) + 16 + (8 * 32 + 32) + (32 * 8 + 8) + (8 * 3 + 3)
+    readout = (
+        12 + 2 * (6 * 8 + 8) + 8 + (8 * 8 + 8) + 16 + (8 * 32 + 32) + (32 * 8 + 8) + (8 * 3 + 3)
+    )
     assert counts == {"mixer": mixer, "temporal": 12, "readout": 2 * readout + T * 6}
 
 
@@ -165,7 +191,9 @@ def test_trains_under_bfloat16_autocast(temporal):
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, on tracing a Function
+@pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated:DeprecationWarning"
+)  # torch's own, on tracing a Function
 @pytest.mark.parametrize("temporal", plugins.names("temporal"))
 def test_compiles_into_one_graph(temporal):
     """Traced as a whole, forward and backward, without a break; run by the plain back end, which needs no C++ compiler."""
@@ -176,7 +204,9 @@ def test_compiles_into_one_graph(temporal):
     expected, found = model(special, patches), compiled(special, patches)
 
     def gradients(prediction: torch.Tensor) -> list[torch.Tensor]:
-        return list(torch.autograd.grad(prediction.square().sum(), list(model.temporal.parameters())))
+        return list(
+            torch.autograd.grad(prediction.square().sum(), list(model.temporal.parameters()))
+        )
 
     for form in expected:
         torch.testing.assert_close(found[form], expected[form], atol=1e-5, rtol=1e-5)
@@ -184,15 +214,23 @@ def test_compiles_into_one_graph(temporal):
         torch.testing.assert_close(b, a, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("temporal", "solved"), [("identity", False), ("gru", True), ("gated_mamba_mix", True)])
+@pytest.mark.parametrize(
+    ("temporal", "solved"), [("identity", False), ("gru", True), ("gated_mamba_mix", True)]
+)
 def test_only_a_module_with_memory_tells_what_came_first(temporal, solved):
     """Frame 0 shows class k, all later frames show noise; the last frame's streaming logits are asked for k."""
     model = build(
-        temporal, task={"forms": ["streaming"], "supervise": "last"}, mixer="last", tokens="patches", width=16
+        temporal,
+        task={"forms": ["streaming"], "supervise": "last"},
+        mixer="last",
+        tokens="patches",
+        width=16,
     ).train()
     generator = torch.Generator().manual_seed(0)
     patterns = 2 * torch.randn(3, 1, 8, generator=generator)
-    task = plugins.load("task", "classify")(plugins.load("task", "classify").Settings(supervise="last"), LABELS)
+    task = plugins.load("task", "classify")(
+        plugins.load("task", "classify").Settings(supervise="last"), LABELS
+    )
     optimizer = torch.optim.AdamW(parameter_groups(model, 1e-4), lr=2e-2)
     correct = []
     for _ in range(70):
@@ -223,7 +261,13 @@ def test_demo_recipes_build_for_a_small_encoder(path):
     }
     query = places.get(recipe.task.name, {})
     predictions = model(torch.zeros(1, frames, 5, 96), [torch.zeros(1, frames, 49, 96)] * 4, query)
-    per_frame = {"classify": (3,), "boxes": (2, 4), "points": (3, 4), "depth": (56, 56), "pose": (9,)}[recipe.task.name]
+    per_frame = {
+        "classify": (3,),
+        "boxes": (2, 4),
+        "points": (3, 4),
+        "depth": (56, 56),
+        "pose": (9,),
+    }[recipe.task.name]
     assert predictions["streaming"].shape == (1, frames, *per_frame)
     assert "window" not in predictions or predictions["window"].shape == (1, 3)
 
@@ -252,4 +296,8 @@ def test_recipes_of_the_paper_have_its_sizes(name, readout):
         counts = VideoModel(recipe, large, task).parameter_counts()
     millions = {part: round(count / 1e6, 2) for part, count in counts.items()}
     assert millions == {"mixer": 16.8, "temporal": 85.45, "readout": readout}
-    assert (recipe.windows.frames, recipe.training.betas, recipe.training.weight_decay) == (16, (0.9, 0.999), 1e-4)
+    assert (recipe.windows.frames, recipe.training.betas, recipe.training.weight_decay) == (
+        16,
+        (0.9, 0.999),
+        1e-4,
+    )

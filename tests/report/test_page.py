@@ -9,7 +9,14 @@ import shutil
 import pytest
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+CHROMIUM = next(
+    (
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (path := shutil.which(name))
+    ),
+    None,
+)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
 
@@ -27,11 +34,18 @@ def opened(browser, page):
     contexts, said = [], []
 
     def opened(width: int = 1280, scheme: str = "light"):
-        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True))
+        contexts.append(
+            browser.new_context(
+                viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True
+            )
+        )
         tab = contexts[-1].new_page()
         tab.on("console", lambda message: said.append(message.text))
         tab.on("pageerror", lambda error: said.append(str(error)))
-        tab.on("request", lambda request: said.append(request.url) if request.url.startswith("http") else None)
+        tab.on(
+            "request",
+            lambda request: said.append(request.url) if request.url.startswith("http") else None,
+        )
         tab.goto(page.as_uri())
         return tab
 
@@ -65,9 +79,18 @@ def test_it_loads_and_nothing_overflows(opened, width, scheme):
 def test_plots_and_text_follow_the_colour_scheme(opened):
     light, dark = opened(scheme="light"), opened(scheme="dark")
     colour = "selector => getComputedStyle(document.querySelector(selector)).{}"
-    for selector, what in (("body", "color"), ("body", "backgroundColor"), (".plot svg text", "fill")):
-        assert light.evaluate(colour.format(what), selector) != dark.evaluate(colour.format(what), selector)
-    assert dark.evaluate(colour.format("fill"), ".plot svg text") in ("rgb(152, 161, 171)", "rgb(228, 230, 232)")
+    for selector, what in (
+        ("body", "color"),
+        ("body", "backgroundColor"),
+        (".plot svg text", "fill"),
+    ):
+        assert light.evaluate(colour.format(what), selector) != dark.evaluate(
+            colour.format(what), selector
+        )
+    assert dark.evaluate(colour.format("fill"), ".plot svg text") in (
+        "rgb(152, 161, 171)",
+        "rgb(228, 230, 232)",
+    )
 
 
 def cells(tab, table: str, column: int) -> list[str]:
@@ -108,7 +131,11 @@ def _as_read(value: object) -> object:
     """Words in the order of the alphabet, with numbers in them as numbers."""
     if isinstance(value, int | float):
         return value
-    return [(not part.isdigit(), int(part) if part.isdigit() else part) for part in re.split(r"(\d+)", value.lower()) if part]
+    return [
+        (not part.isdigit(), int(part) if part.isdigit() else part)
+        for part in re.split(r"(\d+)", value.lower())
+        if part
+    ]
 
 
 def test_numbers_sort_as_numbers_and_empty_cells_stay_last(opened):
@@ -116,7 +143,9 @@ def test_numbers_sort_as_numbers_and_empty_cells_stay_last(opened):
     gain = tab.locator("#table-scores th button", has_text="gain").first
     for _ in range(2):
         gain.click()
-        column = tab.locator("#table-scores th").evaluate_all("all => all.findIndex(one => one.ariaSort != 'none')")
+        column = tab.locator("#table-scores th").evaluate_all(
+            "all => all.findIndex(one => one.ariaSort != 'none')"
+        )
         shown = cells(tab, "table-scores", column)
         # The reference has no gain over itself: two rows, one for each form.
         assert shown[-2:] == ["", ""] and "" not in shown[:-2]
@@ -131,7 +160,9 @@ def test_the_keyboard_sorts_too(opened):
     names = cells(tab, "table-runs", 0)
     assert names[0].startswith("gru") and names[-1].startswith("min_gru")
     tab.keyboard.press("Space")
-    assert heading.get_attribute("aria-sort") == "descending" and cells(tab, "table-runs", 0)[0].startswith("min_gru")
+    assert heading.get_attribute("aria-sort") == "descending" and cells(tab, "table-runs", 0)[
+        0
+    ].startswith("min_gru")
 
 
 def test_words_filter_rows(opened):
@@ -150,7 +181,9 @@ def test_videos_play(opened):
     tab = opened()
     assert tab.locator("video").count() == 6
     for video in tab.locator("video").all():
-        facts = video.evaluate("v => [v.muted, v.loop, v.controls, v.hasAttribute('playsinline'), v.src.slice(0, 15)]")
+        facts = video.evaluate(
+            "v => [v.muted, v.loop, v.controls, v.hasAttribute('playsinline'), v.src.slice(0, 15)]"
+        )
         assert facts == [True, True, True, True, "data:video/mp4;"]
     button = tab.locator("button.together")
     button.click()

@@ -48,26 +48,40 @@ def plain_text(page: Path) -> str:
 
 @pytest.fixture(scope="module")
 def summary(sweep) -> Summary:
-    return Summary.model_validate_json((sweep / "summary-classify.json").read_text(encoding="utf-8"))
+    return Summary.model_validate_json(
+        (sweep / "summary-classify.json").read_text(encoding="utf-8")
+    )
 
 
 def test_files_hold_the_numbers_of_the_sweep(sweep, page, summary):
     rows = rows_of(page.parent / "scores.csv")
-    scored = {(setting.name, form): setting for setting in summary.settings for form in setting.intervals}
+    scored = {
+        (setting.name, form): setting for setting in summary.settings for form in setting.intervals
+    }
     assert len(rows) == len(scored) == 18
     markdown = (page.parent / "report.md").read_text(encoding="utf-8")
     data = json.loads((page.parent / "report.json").read_text(encoding="utf-8"))
     for row, same in zip(rows, data["scores"], strict=True):
         setting = scored[row["setting"], row["form"]]
         found = setting.intervals[row["form"]]
-        assert (float(row["score"]), float(row["low"]), float(row["high"])) == (found.score, found.low, found.high)
-        assert (float(row["flops"]), int(row["parameters"])) == (setting.cost.flops, setting.cost.parameters)
+        assert (float(row["score"]), float(row["low"]), float(row["high"])) == (
+            found.score,
+            found.low,
+            found.high,
+        )
+        assert (float(row["flops"]), int(row["parameters"])) == (
+            setting.cost.flops,
+            setting.cost.parameters,
+        )
         assert float(row["axis training.learning_rate"]) == setting.values["training.learning_rate"]
         if setting.name == summary.reference:
             assert row["gain"] == "" and row["is_reference"] == "True"
         else:
             comparison = setting.comparisons[row["form"]]
-            assert float(row["gain"]) == comparison.gain.score and float(row["p_adjusted"]) == comparison.p_adjusted
+            assert (
+                float(row["gain"]) == comparison.gain.score
+                and float(row["p_adjusted"]) == comparison.p_adjusted
+            )
             assert [int(row[key]) for key in ("wins", "ties", "losses")] == [
                 comparison.wins,
                 comparison.ties,
@@ -87,7 +101,9 @@ def test_settings_stand_best_first_in_both_directions(sweep, summary):
     (subject,) = of_sweep(sweep, "val")
     scores = [setting.intervals["streaming"].score for setting in subject.ranked()]
     assert scores == sorted(scores, reverse=True) and len(scores) == 9
-    worse = summary.model_copy(update={"metric": summary.metric.model_copy(update={"higher_is_better": False})})
+    worse = summary.model_copy(
+        update={"metric": summary.metric.model_copy(update={"higher_is_better": False})}
+    )
     turned = type(subject)(**{**vars(subject), "summary": worse})
     assert [setting.intervals["streaming"].score for setting in turned.ranked()] == sorted(scores)
 
@@ -121,8 +137,14 @@ def test_every_plot_is_a_file_and_in_the_page(page):
     for name in [*names, "confusion_reference", "tokens"]:
         assert (page.parent / f"{name}.png").read_bytes().startswith(PNG)
     html = page.read_text(encoding="utf-8")
-    assert html.count("<svg role=") == len(names) + 1 + 1  # and the interval plot once more for phones
-    assert html.count("data:video/mp4;base64,") == 6 == len(list((page.parent / "videos").rglob("*.mp4")))
+    assert (
+        html.count("<svg role=") == len(names) + 1 + 1
+    )  # and the interval plot once more for phones
+    assert (
+        html.count("data:video/mp4;base64,")
+        == 6
+        == len(list((page.parent / "videos").rglob("*.mp4")))
+    )
     assert html.count("data:image/jpeg;base64,") == token_maps.CLIPS * token_maps.MOMENTS
     assert not re.search(r'(?:src|href)="(?!data:|#)', html) and "url(http" not in html
 
@@ -130,7 +152,8 @@ def test_every_plot_is_a_file_and_in_the_page(page):
 def test_the_page_is_the_same_every_time(sweep, page, tmp_path):
     """But for the videos: their encoder runs in threads."""
     first, second = (
-        re.sub('data:video[^"]*', "", file.read_text(encoding="utf-8")) for file in (page, report(sweep, tmp_path)[0])
+        re.sub('data:video[^"]*', "", file.read_text(encoding="utf-8"))
+        for file in (page, report(sweep, tmp_path)[0])
     )
     assert first == second
 
@@ -139,7 +162,9 @@ def test_provenance_tells_what_runs_share_and_what_is_their_own(page):
     found = json.loads((page.parent / "report.json").read_text(encoding="utf-8"))["provenance"]
     (shared,) = [facts for what, facts in found.items() if "in common" in what]
     (own,) = [facts for what, facts in found.items() if "own" in what]
-    assert shared["recipe"]["windows"]["frames"] == 12 and "seed" not in shared["recipe"]["training"]
+    assert (
+        shared["recipe"]["windows"]["frames"] == 12 and "seed" not in shared["recipe"]["training"]
+    )
     assert own["gru-lr0.001-s1"]["recipe"]["training"] == {"learning_rate": 0.001, "seed": 1}
     assert own["gru-lr0.001-s1"]["checkpoint"] == {"which": "last", "step": 2}
     assert common_part([{"a": 1, "b": 2}, {"a": 1, "b": 3}]) == {"a": 1}
@@ -162,14 +187,20 @@ def some_runs(sweep) -> list[Run]:
 def test_runs_that_differ_in_the_seed_alone_are_one_setting(some_runs):
     subject = of_runs(some_runs, "val")
     settings = {setting.name: setting for setting in subject.summary.settings}
-    assert list(settings) == ["gru-lr0.003-s0 and 1 more seeds", "identity-lr0.003-s0", "min_gru-lr0.003-s0"]
+    assert list(settings) == [
+        "gru-lr0.003-s0 and 1 more seeds",
+        "identity-lr0.003-s0",
+        "min_gru-lr0.003-s0",
+    ]
     assert settings["gru-lr0.003-s0 and 1 more seeds"].runs == ("gru-lr0.003-s0", "gru-lr0.003-s1")
     assert subject.summary.reference == "identity-lr0.003-s0"
 
 
 def test_one_run_has_the_interval_that_evaluate_gave(some_runs):
     subject = of_runs(some_runs, "val")
-    (setting,) = [setting for setting in subject.summary.settings if setting.name == "min_gru-lr0.003-s0"]
+    (setting,) = [
+        setting for setting in subject.summary.settings if setting.name == "min_gru-lr0.003-s0"
+    ]
     evaluation = subject.evaluations["min_gru-lr0.003-s0"]
     assert setting.intervals["window"].model_dump() == evaluation["forms"]["window"]["top-1"]
     gain = difference(evaluation, subject.evaluations["identity-lr0.003-s0"], "window").score
@@ -186,14 +217,20 @@ def test_a_run_alone_needs_no_reference(some_runs, tmp_path):
 def test_without_its_cache_a_page_says_so(some_runs, tmp_path):
     copy = Path(shutil.copytree(some_runs[2].path, tmp_path / "run"))
     header = json.loads((copy / "run.json").read_text(encoding="utf-8"))
-    (copy / "run.json").write_text(json.dumps(header | {"cache_path": str(tmp_path / "gone")}), encoding="utf-8")
+    (copy / "run.json").write_text(
+        json.dumps(header | {"cache_path": str(tmp_path / "gone")}), encoding="utf-8"
+    )
     (page,) = report([Run(copy)], tmp_path / "out")
-    assert "The cache cannot be reached:" in plain_text(page) and "Not drawn for run:" in plain_text(page)
+    assert "The cache cannot be reached:" in plain_text(
+        page
+    ) and "Not drawn for run:" in plain_text(page)
     assert "<video" not in page.read_text(encoding="utf-8")
     assert (tmp_path / "out/scores.png").read_bytes().startswith(PNG)
 
 
-def test_without_its_videos_a_page_shows_tokens_and_says_what_is_missing(sweep, some_runs, tmp_path):
+def test_without_its_videos_a_page_shows_tokens_and_says_what_is_missing(
+    sweep, some_runs, tmp_path
+):
     world = sweep.parent / "world"
     world.rename(sweep.parent / "moved")
     try:
@@ -201,8 +238,14 @@ def test_without_its_videos_a_page_shows_tokens_and_says_what_is_missing(sweep, 
     finally:
         (sweep.parent / "moved").rename(world)
     text = plain_text(page)
-    assert "Not drawn for gru-lr0.003-s0: video" in text and "The frames themselves are not shown" in text
-    assert page.read_text(encoding="utf-8").count("data:image/png;base64,") >= 3 * token_maps.CLIPS * token_maps.MOMENTS
+    assert (
+        "Not drawn for gru-lr0.003-s0: video" in text
+        and "The frames themselves are not shown" in text
+    )
+    assert (
+        page.read_text(encoding="utf-8").count("data:image/png;base64,")
+        >= 3 * token_maps.CLIPS * token_maps.MOMENTS
+    )
 
 
 # A cache
@@ -216,8 +259,13 @@ def test_the_page_of_a_cache(sweep, tmp_path):
         "split": "train", "clips": "32", "covered": "32", "videos": "32", "whole": "32", "expected": "512", "frames": "512",
     }  # fmt: skip
     text = plain_text(tmp_path / "report.html")
-    assert "64 of 64 videos are stored whole, 1,024 frames" in text and "7 × 7 patches, 1 special, 32 wide" in text
-    assert (tmp_path / "tokens.png").read_bytes().startswith(PNG) and not (tmp_path / "scores.csv").exists()
+    assert (
+        "64 of 64 videos are stored whole, 1,024 frames" in text
+        and "7 × 7 patches, 1 special, 32 wide" in text
+    )
+    assert (tmp_path / "tokens.png").read_bytes().startswith(PNG) and not (
+        tmp_path / "scores.csv"
+    ).exists()
 
 
 def test_the_page_of_a_cache_that_holds_nothing_yet(cache, tmp_path):
@@ -228,7 +276,9 @@ def test_the_page_of_a_cache_that_holds_nothing_yet(cache, tmp_path):
 
 
 def test_failures_stand_by_reason():
-    table = tables.failures({"reasons": [{"reason": "no frame could be decoded", "videos": ["b", "a"]}]})
+    table = tables.failures(
+        {"reasons": [{"reason": "no frame could be decoded", "videos": ["b", "a"]}]}
+    )
     assert table.rows == [{"count": 2, "reason": "no frame could be decoded", "videos": "b, a"}]
     assert table.markdown().splitlines()[2] == "| 2 | no frame could be decoded | b, a |"
 
@@ -237,14 +287,27 @@ def test_failures_stand_by_reason():
 
 
 def test_what_is_no_run_sweep_or_cache_is_named(place, sweep, tmp_path):
-    assert_refused(call("report", tmp_path), tmp_path, "no run, sweep or cache", "run.json, sweep.json or cache.json")
+    assert_refused(
+        call("report", tmp_path),
+        tmp_path,
+        "no run, sweep or cache",
+        "run.json, sweep.json or cache.json",
+    )
     assert_refused(call("report", place.run, tmp_path), tmp_path, "no run, sweep or cache")
     assert_refused(call("report", place.run, sweep), "2 arguments", sweep)
-    assert_refused(call("report", place.run, "--split", "train"), "not evaluated on split 'train'", "stillframe evaluate")
+    assert_refused(
+        call("report", place.run, "--split", "train"),
+        "not evaluated on split 'train'",
+        "stillframe evaluate",
+    )
 
 
 def test_runs_that_cannot_be_compared_are_named(place, some_runs, tmp_path):
-    assert_refused(call("report", place.run, some_runs[0].path, "--out", tmp_path / "out"), "cannot be compared", "tiny")
+    assert_refused(
+        call("report", place.run, some_runs[0].path, "--out", tmp_path / "out"),
+        "cannot be compared",
+        "tiny",
+    )
 
 
 def test_a_sweep_that_is_not_finished_is_refused(sweep, tmp_path):
@@ -270,7 +333,9 @@ def test_names_are_escaped():
     name = "<script>alert(1)</script> & | co"
     column = tables.Column(name, "name", tables.plain("name"), about='"quoted"')
     table = tables.Table("scores", [column], [{"name": name}])
-    html = render(Page(title=name, kind="runs", result=name, scores=table, provenance={name: {"key": name}}))
+    html = render(
+        Page(title=name, kind="runs", result=name, scores=table, provenance={name: {"key": name}})
+    )
     assert "<script>alert" not in html and html.count("&lt;script&gt;alert(1)") >= 5
     assert "\\| co |" in table.markdown() and tables.Table("x", [column], []).cells == []
 
@@ -283,8 +348,15 @@ def test_how_numbers_are_written():
         "1 MB",
         "3.25 GB",
     ]
-    assert [tables.seconds_text(value) for value in (0.5, 89, 120, 7200)] == ["0.5 s", "89 s", "2 min", "2 h"]
-    assert tables.signed_text(-0.5) == f"{tables.MINUS}0.500" and tables.signed_text(0.25) == "+0.250"
+    assert [tables.seconds_text(value) for value in (0.5, 89, 120, 7200)] == [
+        "0.5 s",
+        "89 s",
+        "2 min",
+        "2 h",
+    ]
+    assert (
+        tables.signed_text(-0.5) == f"{tables.MINUS}0.500" and tables.signed_text(0.25) == "+0.250"
+    )
 
 
 def test_the_front_is_what_nothing_beats():
@@ -292,16 +364,24 @@ def test_the_front_is_what_nothing_beats():
     costs, scores = rng.integers(1, 9, 40).astype(float), rng.integers(1, 9, 40).astype(float)
     for sign in (1, -1):
         better = [
-            any(c <= cost and sign * s >= sign * score and (c, s) != (cost, score) for c, s in zip(costs, scores, strict=True))
+            any(
+                c <= cost and sign * s >= sign * score and (c, s) != (cost, score)
+                for c, s in zip(costs, scores, strict=True)
+            )
             for cost, score in zip(costs, scores, strict=True)
         ]
         front = front_of(costs, scores, sign == 1)
         assert sorted(front) == [place for place, beaten in enumerate(better) if not beaten]
-        assert [sign * scores[place] for place in front] == sorted((sign * scores[place] for place in front), reverse=True)
+        assert [sign * scores[place] for place in front] == sorted(
+            (sign * scores[place] for place in front), reverse=True
+        )
 
 
 def test_curves_are_averaged_where_all_have_values():
-    curves = [(np.array([1, 3, 5]), np.array([0.0, 2, 4])), (np.array([2, 3, 4]), np.array([3.0, 4, 5]))]
+    curves = [
+        (np.array([1, 3, 5]), np.array([0.0, 2, 4])),
+        (np.array([2, 3, 4]), np.array([3.0, 4, 5])),
+    ]
     steps, mean, low, high = mean_and_band(curves)
     assert steps.tolist() == [2, 3, 4]
     assert mean.tolist() == [2, 3, 4] and low.tolist() == [1, 2, 3] and high.tolist() == [3, 4, 5]
@@ -331,7 +411,9 @@ def test_colours_of_tokens_are_fixed_by_a_rule():
 
 def test_a_page_has_the_colours_that_plots_are_drawn_in():
     css = (Path(style.__file__).parent / "assets" / "page.css").read_text(encoding="utf-8")
-    light, dark = (dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", part)) for part in css.split("@media", 2)[:2])
+    light, dark = (
+        dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", part)) for part in css.split("@media", 2)[:2]
+    )
     assert {name: light[name] for name in style.COLOURS} == style.COLOURS
     assert set(style.COLOURS) <= set(dark) and len(style.NAMES) == len(style.COLOURS)
     assert all(light[name] != dark[name] for name in style.COLOURS)
@@ -386,7 +468,10 @@ def test_what_is_watched_is_what_the_module_does():
         for t in range(3):
             x = layer.norm(torch.cat([special[0, t], patches[0, t]]))
             given, kept = layer.input_gates(x), layer.hidden_gates(h)
-            reset, update = torch.sigmoid(given[:, :16] + kept[:, :16]), torch.sigmoid(given[:, 16:32] + kept[:, 16:32])
+            reset, update = (
+                torch.sigmoid(given[:, :16] + kept[:, :16]),
+                torch.sigmoid(given[:, 16:32] + kept[:, 16:32]),
+            )
             h = (1 - update) * torch.tanh(given[:, 32:] + reset * kept[:, 32:]) + update * h
             np.testing.assert_allclose(found["gate"][t], update.mean(1)[1:].numpy(), rtol=1e-5)
             np.testing.assert_allclose(found["state"][t], h.norm(dim=1)[1:].numpy(), rtol=1e-5)

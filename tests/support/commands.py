@@ -142,7 +142,9 @@ def place(videos, tmp_path_factory) -> Place:
     (cache,) = (folder / "caches").iterdir()
     fine("train", folder / "tiny.toml", cache, "--out", run)
     fine("evaluate", run)
-    return Place(folder, folder / "videos", folder / "address.toml", folder / "tiny.toml", data, cache, run)
+    return Place(
+        folder, folder / "videos", folder / "address.toml", folder / "tiny.toml", data, cache, run
+    )
 
 
 @pytest.fixture

@@ -11,7 +11,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 def drawn(folder: Path) -> dict[str, dict[int, float]]:
     """tag -> step -> value."""
     events = EventAccumulator(str(folder), {"scalars": 0}).Reload()
-    found = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    found = {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
     assert all(len(dict(points)) == len(points) for points in found.values())  # no step twice
     return {tag: dict(points) for tag, points in found.items()}
 

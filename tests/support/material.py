@@ -18,7 +18,14 @@ from pipeline.models.encoders import address
 
 FPS = 10
 
-LENGTHS = {"a/v0.mp4": 31, "a/v1.mp4": 8, "a/v2.mp4": 17, "b/v3.mp4": 24, "b/v4.mp4": 5, "b/v5.mp4": 40}
+LENGTHS = {
+    "a/v0.mp4": 31,
+    "a/v1.mp4": 8,
+    "a/v2.mp4": 17,
+    "b/v3.mp4": 24,
+    "b/v4.mp4": 5,
+    "b/v5.mp4": 40,
+}
 """Source -> frames. The number in the name is the video number that its frames spell."""
 
 SIDE_BY_SIDE = "PYTEST_XDIST_WORKER" in os.environ
@@ -49,7 +56,13 @@ def address_spec(**changes: object) -> CacheSpec:
     """A spec of several small stores, each of several shards of several chunks."""
     table = {
         "name": "address",
-        "encoder": {"name": "address", "layers": [2, 5], "width": 8, "grid": 3, "special_tokens": 2},
+        "encoder": {
+            "name": "address",
+            "layers": [2, 5],
+            "width": 8,
+            "grid": 3,
+            "special_tokens": 2,
+        },
         "frames": {"size_px": 64},
         "store": {"chunk_frames": 4, "shard_mb": 0.0012, "store_mb": 0.0072, "batch_frames": 7},
     }

@@ -58,8 +58,12 @@ def encode(
                     stream.codec_context.colorspace = colorspace
                 if color_range is not None:
                     stream.codec_context.color_range = color_range
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgba" if pixels.shape[2] == 4 else "rgb24")
-            frame = frame.reformat(format=pix_fmt, dst_colorspace=colorspace, dst_color_range=color_range)
+            frame = av.VideoFrame.from_ndarray(
+                pixels, format="rgba" if pixels.shape[2] == 4 else "rgb24"
+            )
+            frame = frame.reformat(
+                format=pix_fmt, dst_colorspace=colorspace, dst_color_range=color_range
+            )
             frame.time_base = Fraction(1, rate if times_s is None else ticks_per_s)
             frame.pts = number if times_s is None else round(times_s[number] * ticks_per_s)
             container.mux(stream.encode(frame))
@@ -80,7 +84,9 @@ def tone(path: Path, codec: str, seconds: float = 0.5) -> Path:
     return path
 
 
-def read(path: Path, fps: float | None = None, **options) -> tuple[list[np.ndarray], np.ndarray, str]:
+def read(
+    path: Path, fps: float | None = None, **options
+) -> tuple[list[np.ndarray], np.ndarray, str]:
     """All frames, their times, and the reason if reading ended with BadVideo."""
     frames, times_s, reason = [], [], ""
     try:

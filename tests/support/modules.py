@@ -41,7 +41,9 @@ def tokens(frames: int, batch: int = B, width: int = D, seed: int = 1) -> torch.
     return torch.randn(batch, frames, N, width, generator=torch.Generator().manual_seed(seed))
 
 
-def in_pieces(module: TemporalModule, x_BTND: torch.Tensor, cuts: list[int]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+def in_pieces(
+    module: TemporalModule, x_BTND: torch.Tensor, cuts: list[int]
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """Forward over [0, cut), [cut, cut) ... [cut, T) with the state carried over."""
     state, outputs = None, []
     for start, stop in pairwise([0, *cuts, x_BTND.shape[1]]):

@@ -74,7 +74,9 @@ class Proxy(ThreadingHTTPServer):
 @contextmanager
 def proxy_of(port: int) -> Iterator[Proxy]:
     with Proxy(port) as proxy:
-        thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread = threading.Thread(
+            target=proxy.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
         thread.start()
         try:
             yield proxy
@@ -108,7 +110,11 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "lost answer":
             self._reset()  # after it was done
             return
-        headers = {name: value for name, value in answer.getheaders() if name.lower() not in ("connection", "date", "server")}
+        headers = {
+            name: value
+            for name, value in answer.getheaders()
+            if name.lower() not in ("connection", "date", "server")
+        }
         self._answer(answer.status, headers, data, fault)
 
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _pass_on

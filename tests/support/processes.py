@@ -15,7 +15,9 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 def start(processes: int, *arguments: object) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [*TORCHRUN, str(processes), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, list[str]]:
@@ -25,4 +27,8 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, list[str]]:
     finally:
         process.kill()
     assert err.count("Traceback (most recent") == err.count(".ChildFailedError: ") <= 1, err
-    return process.returncode, out, [line for line in err.splitlines() if line.startswith("error: ")]
+    return (
+        process.returncode,
+        out,
+        [line for line in err.splitlines() if line.startswith("error: ")],
+    )

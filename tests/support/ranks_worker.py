@@ -28,7 +28,11 @@ def spoiling(split: str):
 
     def on_device(self, batch, device):
         given = CLEAN(self, batch, device)
-        return given._replace(special_BTSD=given.special_BTSD * torch.nan) if self.split == split else given
+        return (
+            given._replace(special_BTSD=given.special_BTSD * torch.nan)
+            if self.split == split
+            else given
+        )
 
     return on_device
 
@@ -42,7 +46,13 @@ def do(job: dict, ours: distributed.Ranks) -> None:
             raise Stop
 
     try:
-        train(plugins.check(Recipe, job["recipe"], "test"), Cache(job["cache"]), out, on_progress=on_progress, ranks=ours)
+        train(
+            plugins.check(Recipe, job["recipe"], "test"),
+            Cache(job["cache"]),
+            out,
+            on_progress=on_progress,
+            ranks=ours,
+        )
     except Stop:
         pass
     except StillframeError as error:

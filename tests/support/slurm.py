@@ -59,15 +59,27 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     ports = free_ports(3)
     config = folder / "slurm.conf"
     host = socket.gethostname().split(".")[0]
-    config.write_text(CONFIG.format(folder=folder, host=host, user=getpass.getuser(), ports=ports, array_size=ARRAY_SIZE))
+    config.write_text(
+        CONFIG.format(
+            folder=folder, host=host, user=getpass.getuser(), ports=ports, array_size=ARRAY_SIZE
+        )
+    )
     (folder / "state").mkdir()
     key = folder / "munge.key"
     key.touch(0o600)
     key.write_bytes(secrets.token_bytes(128))
-    files = {name: f"--{name}-file={folder / f'munge.{name}'}" for name in ("key", "pid", "log", "seed")}
+    files = {
+        name: f"--{name}-file={folder / f'munge.{name}'}" for name in ("key", "pid", "log", "seed")
+    }
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", str(config))
-        munged = [program("munged"), "--foreground", "--force", *files.values(), f"--socket={folder / 'munge.socket'}"]
+        munged = [
+            program("munged"),
+            "--foreground",
+            "--force",
+            *files.values(),
+            f"--socket={folder / 'munge.socket'}",
+        ]
         for name, command in {
             "munged": munged,
             "slurmctld": [program("slurmctld"), "-D"],
@@ -102,7 +114,9 @@ def free_ports(count: int) -> list[int]:
 
 def start(command: list[str | None], output: Path) -> subprocess.Popen[bytes]:
     with output.open("wb") as file:
-        return subprocess.Popen([str(part) for part in command], stdout=file, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            [str(part) for part in command], stdout=file, stderr=subprocess.STDOUT
+        )
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -113,9 +127,17 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 def wait_until_idle(folder: Path) -> None:
     """Until both nodes take jobs. Skips where they have not after half a minute, with what the daemons said."""
     for _ in range(150):
-        seen = subprocess.run(["sinfo", "--noheader", "--format=%t %D"], capture_output=True, text=True, check=False)
+        seen = subprocess.run(
+            ["sinfo", "--noheader", "--format=%t %D"], capture_output=True, text=True, check=False
+        )
         if seen.stdout.split() == ["idle", "2"]:
             return
         time.sleep(0.2)
-    said = [f"{file.name}: {line}" for file in sorted(folder.glob("*.out")) for line in file.read_text().splitlines()[-3:]]
-    pytest.skip("Slurm does not start: " + "; ".join([seen.stdout.strip(), seen.stderr.strip(), *said]))
+    said = [
+        f"{file.name}: {line}"
+        for file in sorted(folder.glob("*.out"))
+        for line in file.read_text().splitlines()[-3:]
+    ]
+    pytest.skip(
+        "Slurm does not start: " + "; ".join([seen.stdout.strip(), seen.stderr.strip(), *said])
+    )

@@ -15,7 +15,13 @@ BASE = {
     "temporal": {"name": "gru"},
     "windows": {"frames": 4, "fps": FPS},
     "model": {"width": 12},
-    "training": {"steps": 8, "batch_size": 4, "warmup_steps": 2, "checkpoint_every": 3, "evaluate_every": 4},
+    "training": {
+        "steps": 8,
+        "batch_size": 4,
+        "warmup_steps": 2,
+        "checkpoint_every": 3,
+        "evaluate_every": 4,
+    },
 }
 
 

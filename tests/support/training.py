@@ -17,7 +17,13 @@ def recipe(**changes) -> Recipe:
         "temporal": {"name": "gru"},
         "windows": {"frames": 4, "fps": FPS},
         "model": {"width": 12},
-        "training": {"steps": 12, "batch_size": 4, "warmup_steps": 2, "checkpoint_every": 5, "evaluate_every": 6},
+        "training": {
+            "steps": 12,
+            "batch_size": 4,
+            "warmup_steps": 2,
+            "checkpoint_every": 5,
+            "evaluate_every": 6,
+        },
     }
     for key, value in changes.items():
         table[key] = {**table[key], **value} if isinstance(value, dict) else value

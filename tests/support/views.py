@@ -37,21 +37,40 @@ def vit_spec(layers: list[int], **changes: object) -> CacheSpec:
 
 def noise(height: int, width: int) -> torch.Tensor:
     """Of middling levels, so that the overshoot of bicubic resizing is not clamped between the axes."""
-    return torch.randint(64, 192, (2, height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        64,
+        192,
+        (2, height, width, 3),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(0),
+    )
 
 
 def blurred(height: int, width: int) -> torch.Tensor:
     """Smooth in both directions, with all levels."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     waves = [x / width * 9, y / height * 7, x / width * 5 + y / height * 4]
-    return torch.stack([127.5 + 120 * torch.sin(wave) for wave in waves], dim=-1).round().to(torch.uint8)[None]
+    return (
+        torch.stack([127.5 + 120 * torch.sin(wave) for wave in waves], dim=-1)
+        .round()
+        .to(torch.uint8)[None]
+    )
 
 
-def resize_then_crop(pixels_FHWC: torch.Tensor, size_hw: tuple[int, int], size_px: int, resample: str) -> torch.Tensor:
+def resize_then_crop(
+    pixels_FHWC: torch.Tensor, size_hw: tuple[int, int], size_px: int, resample: str
+) -> torch.Tensor:
     """The whole frame in float64, rounded at the end."""
-    whole = F.interpolate(pixels_FHWC.permute(0, 3, 1, 2).double(), size_hw, mode=resample, antialias=True)
+    whole = F.interpolate(
+        pixels_FHWC.permute(0, 3, 1, 2).double(), size_hw, mode=resample, antialias=True
+    )
     top, left = ((side - size_px) // 2 for side in size_hw)
-    return whole[:, :, top : top + size_px, left : left + size_px].round().clamp(0, 255).to(torch.uint8)
+    return (
+        whole[:, :, top : top + size_px, left : left + size_px]
+        .round()
+        .clamp(0, 255)
+        .to(torch.uint8)
+    )
 
 
 def most(a: torch.Tensor, b: torch.Tensor) -> int:

@@ -27,7 +27,13 @@ from pipeline.train.distributed import ALONE, Ranks
 from pipeline.train.loop import train
 from pipeline.train.run import Run, read_metrics
 
-TRAINING = {"steps": 8, "batch_size": 8, "warmup_steps": 2, "evaluate_every": 4, "checkpoint_every": 3}
+TRAINING = {
+    "steps": 8,
+    "batch_size": 8,
+    "warmup_steps": 2,
+    "evaluate_every": 4,
+    "checkpoint_every": 3,
+}
 SMALL = {"readout_width": 16, "heads": 2}
 IN_THE_ROOM = {
     # Its streaming readout magnifies rounding errors as published: see StreamingBoxes.
@@ -52,8 +58,20 @@ def wanted(**changes):
 def room(tmp_path_factory):
     """The cache of a few clips whose boxes, points, depth and poses are known."""
     root = tmp_path_factory.mktemp("room")
-    dials = {"scene": "room", "rooms": 1, "clips_per_class": 4, "frames": 6, "size_px": 32, "val_fraction": 0.3}
-    config = {"model_type": "vit", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    dials = {
+        "scene": "room",
+        "rooms": 1,
+        "clips_per_class": 4,
+        "frames": 6,
+        "size_px": 32,
+        "val_fraction": 0.3,
+    }
+    config = {
+        "model_type": "vit",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+    }
     config |= {"num_attention_heads": 2, "patch_size": 16, "image_size": 32}
     table = {
         "name": "room",
@@ -62,7 +80,9 @@ def room(tmp_path_factory):
         "store": {"chunk_frames": 4, "store_mb": 1, "shard_mb": 1},
     }
     return extract.extract(
-        plugins.check(CacheSpec, table, "test"), manifest.build("world", None, root / "data", dials), root / "caches"
+        plugins.check(CacheSpec, table, "test"),
+        manifest.build("world", None, root / "data", dials),
+        root / "caches",
     )
 
 
@@ -71,7 +91,9 @@ def whole(material, room, tmp_path_factory):
     """name -> the run of one process, the batch in one part."""
     folder = tmp_path_factory.mktemp("whole")
     return {
-        name: train(wanted(**changes), room if name in IN_THE_ROOM else material.cache, folder / name)
+        name: train(
+            wanted(**changes), room if name in IN_THE_ROOM else material.cache, folder / name
+        )
         for name, changes in (BY_MIXER | IN_THE_ROOM).items()
     }
 
@@ -83,7 +105,14 @@ def two(material, room, whole, tmp_path_factory):
     jobs = []
 
     def add(name, cache, out, **rest):
-        jobs.append({"recipe": wanted(**name).canonical(), "cache": str(cache.path), "out": str(folder / out)} | rest)
+        jobs.append(
+            {
+                "recipe": wanted(**name).canonical(),
+                "cache": str(cache.path),
+                "out": str(folder / out),
+            }
+            | rest
+        )
 
     with pytest.raises(Stop):
         train(wanted(), material.cache, folder / "from-one", on_progress=stop_at(5))
@@ -103,7 +132,9 @@ def two(material, room, whole, tmp_path_factory):
             cache = room if name in IN_THE_ROOM else material.cache
             add(changes | {"training": {"accumulate": parts}}, cache, f"{name}-{parts}")
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    code, _, said = ended(start(2, ROOT / "tests" / "support" / "ranks_worker.py", folder / "jobs.json"))
+    code, _, said = ended(
+        start(2, ROOT / "tests" / "support" / "ranks_worker.py", folder / "jobs.json")
+    )
     assert (code, said) == (0, [])
     return folder
 
@@ -111,7 +142,11 @@ def two(material, room, whole, tmp_path_factory):
 def assert_alike(run: Run, other: Run) -> None:
     """The same curve, the same scores and nearly the same weights."""
     ours, theirs = read_metrics(run.path), read_metrics(other.path)
-    assert [line["step"] for line in ours] == [line["step"] for line in theirs] == list(range(1, TRAINING["steps"] + 1))
+    assert (
+        [line["step"] for line in ours]
+        == [line["step"] for line in theirs]
+        == list(range(1, TRAINING["steps"] + 1))
+    )
     for a, b in zip(ours, theirs, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4), a["step"]
         assert a["losses"] == pytest.approx(b["losses"], rel=1e-4)
@@ -132,7 +167,10 @@ def test_two_processes_have_the_losses_of_one(whole, two, name, parts):
 
 @pytest.mark.parametrize("name", IN_THE_ROOM)
 def test_parts_of_unequal_truth_add_up(room, whole, tmp_path, name):
-    assert_alike(train(wanted(**IN_THE_ROOM[name], training={"accumulate": 4}), room, tmp_path / "run"), whole[name])
+    assert_alike(
+        train(wanted(**IN_THE_ROOM[name], training={"accumulate": 4}), room, tmp_path / "run"),
+        whole[name],
+    )
 
 
 def test_a_stopped_run_goes_on_under_another_number_of_processes(material, whole, two):
@@ -156,13 +194,18 @@ def test_dropout_takes_other_activations_in_another_layout(material, two, tmp_pa
         ("spoilt-val", "not finite"),
         ("apart", "not all processes of this training see run"),
         ("checkpoints", "different checkpoints"),
-        ("odd", "batch_size 9 is no multiple of 2 processes x 1 parts; next: make it a multiple of 2"),
+        (
+            "odd",
+            "batch_size 9 is no multiple of 2 processes x 1 parts; next: make it a multiple of 2",
+        ),
     ],
 )
 def test_what_goes_wrong_in_one_process_all_are_told(two, out, words):
     for rank in range(2):
         message = (two / f"{out}.{rank}.error").read_text()
-        assert words in message or ((out, rank) == ("spoilt", 0) and "loss is nan, at step 1 " in message)
+        assert words in message or (
+            (out, rank) == ("spoilt", 0) and "loss is nan, at step 1 " in message
+        )
 
 
 def test_a_batch_that_does_not_divide_leaves_no_run(two):
@@ -180,18 +223,34 @@ def ranks_of(process: subprocess.Popen[str]) -> dict[str, int]:
     """Rank -> process id."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     environments = {pid: Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in children}
-    found = {pid: [item[5:].decode() for item in items if item.startswith(b"RANK=")] for pid, items in environments.items()}
+    found = {
+        pid: [item[5:].decode() for item in items if item.startswith(b"RANK=")]
+        for pid, items in environments.items()
+    }
     return {rank[0]: int(pid) for pid, rank in found.items() if rank}
 
 
 def train_command(material, tmp_path, **training) -> list[object]:
     table = wanted(training=training).canonical()
     sections = "".join(
-        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table[name].items() if value is not None)
+        f"[{name}]\n"
+        + "".join(
+            f"{key} = {json.dumps(value)}\n"
+            for key, value in table[name].items()
+            if value is not None
+        )
         for name in ("task", "temporal", "windows", "model", "training")
     )
     (tmp_path / "mine.toml").write_text(sections)
-    return ["-m", "pipeline.cli", "train", tmp_path / "mine.toml", material.cache.path, "--out", tmp_path / "run"]
+    return [
+        "-m",
+        "pipeline.cli",
+        "train",
+        tmp_path / "mine.toml",
+        material.cache.path,
+        "--out",
+        tmp_path / "run",
+    ]
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for the processes in /proc")
@@ -205,7 +264,10 @@ def test_a_killed_process_ends_the_training_and_three_go_on(material, tmp_path):
     code, out, said = ended(process)
     assert (code, out) == (1, "")
     assert len(said) <= 1  # torchrun may be quicker to end the other
-    assert all(line.startswith("error: another process of this training has ended or does not answer: ") for line in said)
+    assert all(
+        line.startswith("error: another process of this training has ended or does not answer: ")
+        for line in said
+    )
     step = Run(tmp_path / "run").checkpoint("last").step
     assert 0 < step < 48
     code, out, said = ended(start(3, *command, "--tensorboard", "--json"))
@@ -216,18 +278,25 @@ def test_a_killed_process_ends_the_training_and_three_go_on(material, tmp_path):
     undisturbed = train(wanted(training=training), material.cache, tmp_path / "alone")
     for ours, theirs in zip(lines, read_metrics(undisturbed.path), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
-        assert ours.get("val") == theirs.get("val")  # of two clips, so that one of the three has none
+        assert ours.get("val") == theirs.get(
+            "val"
+        )  # of two clips, so that one of the three has none
     assert drawn(tmp_path / "run") == drawn_by(lines)
 
 
 def test_what_one_process_cannot_read_ends_all(material, tmp_path):
     shutil.copytree(material.cache.path, tmp_path / "cache")
-    shard = next(path for path in sorted((tmp_path / "cache/stores").rglob("layer_5/c/*/*/*")) if path.is_file())
+    shard = next(
+        path
+        for path in sorted((tmp_path / "cache/stores").rglob("layer_5/c/*/*/*"))
+        if path.is_file()
+    )
     data = bytearray(shard.read_bytes())
     data[3] ^= 255
     shard.write_bytes(data)
     command = [
-        str(part).replace(str(material.cache.path), str(tmp_path / "cache")) for part in train_command(material, tmp_path)
+        str(part).replace(str(material.cache.path), str(tmp_path / "cache"))
+        for part in train_command(material, tmp_path)
     ]
     code, out, said = ended(start(2, *command))
     assert (code, out, len(said)) == (1, "", 1)

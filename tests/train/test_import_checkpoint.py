@@ -60,22 +60,42 @@ TASKS = {
 
 def golden(name: str) -> dict[str, torch.Tensor]:
     tensors = load_file(GOLDEN / f"{name}.safetensors")
-    return {key.removeprefix("weights/"): tensor for key, tensor in tensors.items() if key.startswith("weights/")}
+    return {
+        key.removeprefix("weights/"): tensor
+        for key, tensor in tensors.items()
+        if key.startswith("weights/")
+    }
 
 
 def state_dict(task: str, temporal: str) -> dict[str, torch.Tensor]:
     """Names as in a released file."""
     readout = {
-        (f"readout.{key}" if task == "classify" else key): t for key, t in golden(f"readout_{TASKS[task][1]}_streaming").items()
+        (f"readout.{key}" if task == "classify" else key): t
+        for key, t in golden(f"readout_{TASKS[task][1]}_streaming").items()
     }
-    parts = {"encoder.interm_mlps.": golden("layer_mixer"), "sequential_core.": golden(temporal), "": readout}
-    named = {f"model.{part}{key}": tensor for part, tensors in parts.items() for key, tensor in tensors.items()}
+    parts = {
+        "encoder.interm_mlps.": golden("layer_mixer"),
+        "sequential_core.": golden(temporal),
+        "": readout,
+    }
+    named = {
+        f"model.{part}{key}": tensor
+        for part, tensors in parts.items()
+        for key, tensor in tensors.items()
+    }
     return named | {"loss_fn.log_sigma_t": torch.zeros(())}
 
 
 def lightning(path: Path, state: dict[str, torch.Tensor]) -> Path:
     torch.save(
-        {"epoch": 3, "global_step": 40_000, "pytorch-lightning_version": "2.5.0", "state_dict": state, "loops": {}}, path
+        {
+            "epoch": 3,
+            "global_step": 40_000,
+            "pytorch-lightning_version": "2.5.0",
+            "state_dict": state,
+            "loops": {},
+        },
+        path,
     )
     return path
 
@@ -96,7 +116,9 @@ def recipe(task: str, temporal: str = "gated_mamba_mix", **changes: object) -> R
 def cache(tmp_path_factory) -> Cache:
     world = {"clips_per_class": 2, "frames": 8, "size_px": 64, "val_fraction": 0.5}
     built = manifest.build("world", None, tmp_path_factory.mktemp("world"), world)
-    spec = address_spec(encoder=ENCODER, frames={"size_px": 64, "fps": 12.0}, store={"shard_mb": 1, "store_mb": 4})
+    spec = address_spec(
+        encoder=ENCODER, frames={"size_px": 64, "fps": 12.0}, store={"shard_mb": 1, "store_mb": 4}
+    )
     return extract.extract(spec, built, tmp_path_factory.mktemp("cache"))
 
 
@@ -105,17 +127,30 @@ def cache(tmp_path_factory) -> Cache:
 @torch.no_grad()
 def test_every_weight_lands_in_its_place(cache, tmp_path, task, temporal):
     file = lightning(tmp_path / "released.ckpt", state_dict(task, temporal))
-    run = import_checkpoint(file, recipe(task, temporal), cache, tmp_path / "run", CLASSES if task == "classify" else None)
+    run = import_checkpoint(
+        file,
+        recipe(task, temporal),
+        cache,
+        tmp_path / "run",
+        CLASSES if task == "classify" else None,
+    )
     model, _ = load_model(run, cache.shape)
     x = torch.randn(1, 3, 21, 32, generator=torch.Generator().manual_seed(0))
     plugin = plugins.load("temporal", temporal)
     alone = plugin(32, plugin.Settings(**TEMPORAL[temporal])).eval()
     alone.load_state_dict(golden(temporal))
     assert torch.equal(model.temporal(x)[0], alone(x)[0])
-    assert all(torch.equal(tensor, golden("layer_mixer")[key]) for key, tensor in model.mixer.state_dict().items())
+    assert all(
+        torch.equal(tensor, golden("layer_mixer")[key])
+        for key, tensor in model.mixer.state_dict().items()
+    )
     readout = model.streaming.state_dict()
     for key, tensor in golden(f"readout_{TASKS[task][1]}_streaming").items():
-        expected = tensor[[CLASSES.index(name) for name in sorted(CLASSES)]] if key.startswith("classifier.") else tensor
+        expected = (
+            tensor[[CLASSES.index(name) for name in sorted(CLASSES)]]
+            if key.startswith("classifier.")
+            else tensor
+        )
         assert torch.equal(readout[key], expected), key
     assert run.checkpoint("last").step == 0 and run.header.manifest is None
 
@@ -127,20 +162,42 @@ def test_an_imported_run_is_scored_and_followed(cache, tmp_path, task):
     recipe_file = tmp_path / "recipe.toml"
     recipe_file.write_text(_toml(recipe(task).canonical()))
     result = call("import-checkpoint", file, recipe_file, cache.path, "--out", tmp_path / "run")
-    assert result.code == 0 and result.out.startswith(f"{tmp_path}/run: parameters of mixer 17,"), result
+    assert result.code == 0 and result.out.startswith(f"{tmp_path}/run: parameters of mixer 17,"), (
+        result
+    )
     facts = call("evaluate", tmp_path / "run", "--json").json
     assert facts["clips_scored"] == 8 and set(facts["forms"]) == {"streaming"}
     assert all(np.isfinite(score["score"]) for score in facts["forms"]["streaming"].values())
     clip = cache.manifest.clips[0]
-    query = {"boxes": '{"boxes": [[0.3, 0.3, 0.6, 0.6]]}', "points": '{"points": [[0.5, 0.5], [0.2, 0.7]]}'}.get(task)
+    query = {
+        "boxes": '{"boxes": [[0.3, 0.3, 0.6, 0.6]]}',
+        "points": '{"points": [[0.5, 0.5], [0.2, 0.7]]}',
+    }.get(task)
     asked = () if query is None else ("--query", query)
-    result = call("stream", tmp_path / "run", cache.manifest.root / clip.source, *asked, "--draw", tmp_path / "drawn.mp4")
+    result = call(
+        "stream",
+        tmp_path / "run",
+        cache.manifest.root / clip.source,
+        *asked,
+        "--draw",
+        tmp_path / "drawn.mp4",
+    )
     lines = [json.loads(line) for line in result.out.splitlines()]
-    assert result.code == 0 and [line["time_s"] for line in lines] == pytest.approx([0, 1 / 6, 2 / 6, 3 / 6], abs=1e-3)
+    assert result.code == 0 and [line["time_s"] for line in lines] == pytest.approx(
+        [0, 1 / 6, 2 / 6, 3 / 6], abs=1e-3
+    )
     assert (tmp_path / "drawn.mp4").stat().st_size > 1000
     if query:
-        assert_refused(call("stream", tmp_path / "run", cache.manifest.root / clip.source), f"query of task '{task}'", task)
-        far = query.replace("0.3", "1.3").replace("0.6", "1.6") if task == "boxes" else '{"points": [[0.5, 1.5]]}'
+        assert_refused(
+            call("stream", tmp_path / "run", cache.manifest.root / clip.source),
+            f"query of task '{task}'",
+            task,
+        )
+        far = (
+            query.replace("0.3", "1.3").replace("0.6", "1.6")
+            if task == "boxes"
+            else '{"points": [[0.5, 1.5]]}'
+        )
         result = call("stream", tmp_path / "run", cache.manifest.root / clip.source, "--query", far)
         assert_refused(result, f"1 of 1 {task} lie outside of what the model sees")
 
@@ -160,11 +217,15 @@ def test_a_spec_is_enough_to_follow_a_video(cache, tmp_path):
     )
     assert run.header.cache.fingerprint == cache.fingerprint and run.header.cache_path is None
     assert run.header.labels == tuple(sorted(CLASSES))
-    from_cache = import_checkpoint(file, recipe("classify", "gated_transformer"), cache, tmp_path / "other", CLASSES)
+    from_cache = import_checkpoint(
+        file, recipe("classify", "gated_transformer"), cache, tmp_path / "other", CLASSES
+    )
     video = cache.manifest.root / cache.manifest.clips[0].source
     for a, b in zip(Stream(run).follow(video), Stream(from_cache).follow(video), strict=True):
         assert np.array_equal(a.answer, b.answer)
-    assert_refused(call("evaluate", run.path), f"{run.path} was imported without a cache", "--cache CACHE")
+    assert_refused(
+        call("evaluate", run.path), f"{run.path} was imported without a cache", "--cache CACHE"
+    )
     with pytest.raises(BadInput, match="knows the labels close, drop, lift, open, pull and 2 more"):
         evaluate(run, cache)
 
@@ -175,9 +236,15 @@ def test_all_that_does_not_fit_is_listed(cache, tmp_path):
     state["model.pose_head.3.bias"] = torch.zeros(7)
     state["model.surplus"] = torch.zeros(1)
     with pytest.raises(BadInput) as error:
-        import_checkpoint(lightning(tmp_path / "a.ckpt", state), recipe("pose"), cache, tmp_path / "run")
+        import_checkpoint(
+            lightning(tmp_path / "a.ckpt", state), recipe("pose"), cache, tmp_path / "run"
+        )
     assert "does not fit the recipe, 3 of " in error.value.message
-    for part in ("pose_head.0.weight is missing", "surplus has no place", "pose_head.3.bias is (7,), wanted (9,)"):
+    for part in (
+        "pose_head.0.weight is missing",
+        "surplus has no place",
+        "pose_head.3.bias is (7,), wanted (9,)",
+    ):
         assert f"readouts.streaming.{part}" in error.value.message
     assert not (tmp_path / "run").exists()
     with pytest.raises(BadInput, match=r"temporal\.gates\.0\.weight has no place.*") as error:
@@ -187,7 +254,9 @@ def test_all_that_does_not_fit_is_listed(cache, tmp_path):
             cache,
             tmp_path / "run",
         )
-    assert error.value.message.count(" is missing") == len(golden("gated_transformer")) - 2  # output_norm is in both
+    assert (
+        error.value.message.count(" is missing") == len(golden("gated_transformer")) - 2
+    )  # output_norm is in both
 
 
 class Evil:
@@ -196,7 +265,10 @@ class Evil:
 
 
 def test_nothing_in_a_file_is_executed(tmp_path, capsys):
-    torch.save({"state_dict": {"model.x": torch.zeros(1)}, "hyper_parameters": Evil()}, tmp_path / "evil.ckpt")
+    torch.save(
+        {"state_dict": {"model.x": torch.zeros(1)}, "hyper_parameters": Evil()},
+        tmp_path / "evil.ckpt",
+    )
     with pytest.raises(BadInput, match="cannot be read as plain tensors"):
         read_weights(tmp_path / "evil.ckpt")
     assert "executed" not in capsys.readouterr().out
@@ -231,7 +303,11 @@ def test_labels_are_asked_for_and_checked(cache, tmp_path):
 
 def _toml(table: dict, prefix: str = "") -> str:
     """Enough TOML for a recipe or a spec."""
-    plain = {key: value for key, value in table.items() if not isinstance(value, dict) and value is not None}
+    plain = {
+        key: value
+        for key, value in table.items()
+        if not isinstance(value, dict) and value is not None
+    }
     lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
     for key, value in table.items():
         if isinstance(value, dict):

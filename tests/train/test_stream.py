@@ -26,7 +26,10 @@ def recipe(temporal: str, forms: tuple[str, ...] = ("streaming",), **task: objec
     table = {
         "name": "test",
         "task": {"name": "classify", "readout_width": 16, "heads": 2, "forms": forms, **task},
-        "temporal": {"name": temporal, **{key: value for key, value in small.items() if key in plugin.Settings.model_fields}},
+        "temporal": {
+            "name": temporal,
+            **{key: value for key, value in small.items() if key in plugin.Settings.model_fields},
+        },
         "windows": {"frames": 4, "fps": FPS},
         "model": {"width": 32},
         "training": {"steps": 3, "batch_size": 4, "warmup_steps": 1},
@@ -42,7 +45,14 @@ def run(material, tmp_path_factory):
 @torch.no_grad()
 def test_a_stream_says_what_a_window_says(material, run):
     model, task = load_model(run, material.cache.shape)
-    windows = Windows(material.cache, material.manifest, "val", run.recipe.windows, task, material.cache.shape.layers)
+    windows = Windows(
+        material.cache,
+        material.manifest,
+        "val",
+        run.recipe.windows,
+        task,
+        material.cache.shape.layers,
+    )
     for place in range(len(windows)):
         batch = windows.read([Sample(place, 0.0)])
         expected = model(*windows.tokens(batch, torch.device("cpu")))["streaming"][0]
@@ -64,14 +74,18 @@ def test_a_stream_is_not_bounded_by_the_window(material, run, tmp_path):
 
 
 def test_frames_are_sampled_at_the_rate_of_the_windows(material, tmp_path):
-    slow = recipe("gru").model_copy(update={"windows": recipe("gru").windows.model_copy(update={"fps": FPS / 2})})
+    slow = recipe("gru").model_copy(
+        update={"windows": recipe("gru").windows.model_copy(update={"fps": FPS / 2})}
+    )
     stream = Stream(train(slow, material.cache, tmp_path / "run"))
     seen = list(stream.follow(material.root / "a/v0.mp4"))
     np.testing.assert_allclose([frame.time_s for frame in seen], np.arange(0, 31, 2) / FPS)
 
 
 def test_the_command_prints_one_line_for_each_frame(material, run, tmp_path):
-    result = call("stream", run.path, material.root / "a/v1.mp4", "--draw", tmp_path / "drawn/v1.mp4")
+    result = call(
+        "stream", run.path, material.root / "a/v1.mp4", "--draw", tmp_path / "drawn/v1.mp4"
+    )
     lines = [json.loads(line) for line in result.out.splitlines()]
     assert result.code == 0 and len(lines) == 8 and "8 frames, " in result.err
     assert [line["time_s"] for line in lines] == pytest.approx(list(np.arange(8) / FPS))
@@ -86,11 +100,17 @@ def test_bad_input_is_named(material, run, tmp_path):
     assert_refused(call("stream", run.path, tmp_path / "no.mp4"), "no.mp4")
     assert_refused(call("stream", tmp_path, video), f"{tmp_path} is not a run")
     assert_refused(call("stream", run.path, video, "--query", "{"), "--query is not JSON")
-    assert_refused(call("stream", run.path, video, "--query", "[1]"), "wants a JSON object, found [1]")
     assert_refused(
-        call("stream", run.path, video, "--query", '{"boxes": []}'), "follows nothing that could be named, found boxes"
+        call("stream", run.path, video, "--query", "[1]"), "wants a JSON object, found [1]"
     )
-    assert_refused(call("stream", run.path, video, "--set", "layers=[2, 4]"), "other weights, layers or another configuration")
+    assert_refused(
+        call("stream", run.path, video, "--query", '{"boxes": []}'),
+        "follows nothing that could be named, found boxes",
+    )
+    assert_refused(
+        call("stream", run.path, video, "--set", "layers=[2, 4]"),
+        "other weights, layers or another configuration",
+    )
     assert_refused(call("stream", run.path, video, "--set", "layerz=[2]"), "layerz")
     window_only = train(recipe("gru", ("window",)), material.cache, tmp_path / "window")
     with pytest.raises(BadInput, match="only in the form window"):

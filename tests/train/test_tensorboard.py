@@ -31,7 +31,9 @@ def test_a_run_that_goes_on_draws_no_step_twice(material, tmp_path):
     run = go()
     lines = read_metrics(run.path)
     assert drawn(run.path) == drawn_by(lines)
-    assert {"losses/streaming", "losses/window", "val/streaming", "val/window"} < drawn(run.path).keys()
+    assert {"losses/streaming", "losses/window", "val/streaming", "val/window"} < drawn(
+        run.path
+    ).keys()
     before = sorted(run.path.iterdir())
     go()  # nothing is left to do, and nothing is written
     assert sorted(run.path.iterdir()) == before

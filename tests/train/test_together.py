@@ -20,7 +20,10 @@ OTHERS = {
     "gru": {},
     "seed": {"training": {"seed": 7}},
     "identity": {"temporal": {"name": "identity"}},
-    "mixed": {"temporal": {"name": "gated_mamba_mix", "layers": 1, "heads": 2}, "training": {"learning_rate": 1e-3}},
+    "mixed": {
+        "temporal": {"name": "gated_mamba_mix", "layers": 1, "heads": 2},
+        "training": {"learning_rate": 1e-3},
+    },
     "last": {"model": {"mixer": "last", "width": 8}},
     "layer": {"model": {"layers": [2]}},
     "short": {"training": {"steps": 7}},
@@ -32,7 +35,9 @@ OTHERS = {
 def changed(one, changes):
     """`one` with other tables: unlike `recipe`, a table is replaced as a whole where it names a plug-in."""
     table = one.canonical()
-    table |= {key: value if "name" in value else table[key] | value for key, value in changes.items()}
+    table |= {
+        key: value if "name" in value else table[key] | value for key, value in changes.items()
+    }
     return plugins.check(Recipe, table, "test")
 
 
@@ -44,7 +49,10 @@ def together(material, folder, names, **rest):
 @pytest.fixture(scope="module")
 def alone(material, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
-    return {name: train(recipe(**changes), material.cache, folder / name) for name, changes in OTHERS.items()}
+    return {
+        name: train(recipe(**changes), material.cache, folder / name)
+        for name, changes in OTHERS.items()
+    }
 
 
 def assert_as_alone(run, alone):
@@ -62,17 +70,27 @@ def test_runs_side_by_side_are_what_they_are_alone(material, alone, tmp_path):
 def test_stopped_runs_go_on_side_by_side_from_wherever_they_are(material, alone, tmp_path):
     with pytest.raises(Stop):
         together(material, tmp_path, ["gru", "mixed", "rarely"], on_progress=stop_at(8))
-    with pytest.raises(Stop):  # two stand at steps 5 and 6 of 12, and a third joins that has not begun
+    with pytest.raises(
+        Stop
+    ):  # two stand at steps 5 and 6 of 12, and a third joins that has not begun
         together(material, tmp_path, ["gru", "rarely", "identity"], on_progress=stop_at(7))
-    for name, run in together(material, tmp_path, ["gru", "mixed", "rarely", "identity", "short"]).items():
+    for name, run in together(
+        material, tmp_path, ["gru", "mixed", "rarely", "identity", "short"]
+    ).items():
         assert_as_alone(run, alone[name])
 
 
 def test_a_run_that_cannot_go_on_leaves_the_others_as_they_are(material, alone, tmp_path):
     wild = recipe(training={"learning_rate": 1e30, "clip_norm": 1e30, "warmup_steps": 0})
-    recipes = {tmp_path / "gru": recipe(), tmp_path / "wild": wild, tmp_path / "seed": recipe(**OTHERS["seed"])}
+    recipes = {
+        tmp_path / "gru": recipe(),
+        tmp_path / "wild": wild,
+        tmp_path / "seed": recipe(**OTHERS["seed"]),
+    }
     failed = []
-    runs = train_together(recipes, material.cache, on_failure=lambda trainer, error: failed.append((trainer, error)))
+    runs = train_together(
+        recipes, material.cache, on_failure=lambda trainer, error: failed.append((trainer, error))
+    )
     assert_as_alone(runs[0], alone["gru"])
     assert_as_alone(runs[2], alone["seed"])
     ((trainer, error),) = failed
@@ -92,7 +110,10 @@ def test_recipes_that_want_other_windows_are_refused(material, tmp_path):
         ({"task": {"name": "boxes"}}, "task.name"),
     ):
         with pytest.raises(BadInput, match=f"cannot share windows: .*{key}: "):
-            train_together({tmp_path / "a": recipe(), tmp_path / "b": changed(recipe(), changes)}, material.cache)
+            train_together(
+                {tmp_path / "a": recipe(), tmp_path / "b": changed(recipe(), changes)},
+                material.cache,
+            )
     assert not list(tmp_path.iterdir())
 
 
@@ -107,7 +128,14 @@ TRUTH = {
     "pose_valid": np.ones(4, bool),
     "label": np.array(0),
 }
-UNUSUAL = {"size_px": 32, "patch_px": 16, "queries": "strided", "unknown": "occluded", "points": 2, "objects": 1}
+UNUSUAL = {
+    "size_px": 32,
+    "patch_px": 16,
+    "queries": "strided",
+    "unknown": "occluded",
+    "points": 2,
+    "objects": 1,
+}
 
 
 class Watched:
@@ -131,7 +159,10 @@ def test_truth_depends_on_no_other_setting_than_those_that_are_named(name, chang
     chosen = {key: value for key, value in (required | changes).items() if key in fields}
     task = plugin(plugin.Settings(**chosen), ("a", "b"))
     task.settings = watched = Watched(task.settings)
-    task.prepare({key: array.copy() for key, array in TRUTH.items()}, np.random.default_rng(0) if in_training else None)
+    task.prepare(
+        {key: array.copy() for key, array in TRUTH.items()},
+        np.random.default_rng(0) if in_training else None,
+    )
     assert task.dense_px is None or task.dense_px > 0
     assert watched.seen <= set(plugin.truth_settings) <= set(fields)
 
@@ -168,20 +199,32 @@ def test_shares_of_the_training_videos_are_nested_and_of_every_label_alike(mater
         assert smaller <= larger
     assert all({label_of[video] for video in share} == set(label_of.values()) for share in shares)
     assert shares[-1] == set(label_of)
-    assert shares == [share_of_videos(clips[::-1], fraction, 3) for fraction in (0.01, 0.3, 0.5, 0.9, 1.0)]
+    assert shares == [
+        share_of_videos(clips[::-1], fraction, 3) for fraction in (0.01, 0.3, 0.5, 0.9, 1.0)
+    ]
 
 
 def test_a_share_counts_for_training_and_not_for_evaluation(material):
-    few, whole = (WindowSettings(frames=2, fps=FPS, train_fraction=fraction) for fraction in (0.01, 1.0))
-    sizes = [len(Windows(material.cache, material.manifest, "train", settings)) for settings in (few, whole)]
+    few, whole = (
+        WindowSettings(frames=2, fps=FPS, train_fraction=fraction) for fraction in (0.01, 1.0)
+    )
+    sizes = [
+        len(Windows(material.cache, material.manifest, "train", settings))
+        for settings in (few, whole)
+    ]
     assert sizes[0] == 2 < sizes[1]
-    ours, theirs = (Windows(material.cache, material.manifest, "val", settings) for settings in (few, whole))
+    ours, theirs = (
+        Windows(material.cache, material.manifest, "val", settings) for settings in (few, whole)
+    )
     assert ours.clips == theirs.clips
 
 
 def test_evaluation_may_see_longer_windows_than_training(material, tmp_path):
     wanted = recipe(task={"forms": ["streaming"]}, windows={"eval_frames": 7})
-    windows = [Windows(material.cache, material.manifest, split, wanted.windows) for split in ("train", "val")]
+    windows = [
+        Windows(material.cache, material.manifest, split, wanted.windows)
+        for split in ("train", "val")
+    ]
     assert [one.read([one.sample(0)]).time_s_BT.shape for one in windows] == [(1, 4), (1, 7)]
     run = train(wanted, material.cache, tmp_path / "run")
     assert evaluate(run, material.cache)["forms"].keys() == {"streaming"}
@@ -191,5 +234,8 @@ def test_evaluation_may_see_longer_windows_than_training(material, tmp_path):
 
 
 def test_a_window_form_refuses_other_windows_in_evaluation(material, tmp_path):
-    with pytest.raises(BadInput, match="the form 'window' reads 4 frames at once, no other number; windows.eval_frames is 7"):
+    with pytest.raises(
+        BadInput,
+        match="the form 'window' reads 4 frames at once, no other number; windows.eval_frames is 7",
+    ):
         train(recipe(windows={"eval_frames": 7}), material.cache, tmp_path / "run")

@@ -69,7 +69,11 @@ def test_a_run_killed_by_the_system_goes_on(material, tmp_path):
         "recipe = plugins.check(Recipe, json.loads(sys.argv[1]), 'test')\n"
         "train(recipe, Cache(Path(sys.argv[2])), Path(sys.argv[3]))\n"
     )
-    arguments = [json.dumps(recipe().canonical()), str(material.cache.path), str(tmp_path / "killed")]
+    arguments = [
+        json.dumps(recipe().canonical()),
+        str(material.cache.path),
+        str(tmp_path / "killed"),
+    ]
     process = subprocess.Popen([sys.executable, "-c", code, *arguments])
     while process.poll() is None and not (tmp_path / "killed" / "last.json").exists():
         time.sleep(0.002)
@@ -90,7 +94,12 @@ def test_a_finished_run_is_left_alone(material, tmp_path):
     run = train(recipe(), material.cache, tmp_path / "run")
     before = (run.path / "metrics.jsonl").read_bytes()
     steps = []
-    train(recipe(), material.cache, tmp_path / "run", on_progress=lambda state: steps.append(state.step))
+    train(
+        recipe(),
+        material.cache,
+        tmp_path / "run",
+        on_progress=lambda state: steps.append(state.step),
+    )
     assert not steps and (run.path / "metrics.jsonl").read_bytes() == before
 
 
@@ -110,9 +119,16 @@ def brightening(tmp_path_factory):
     levels = np.linspace(40, 215, 8).astype(np.uint8)
     for number in range(24):
         for label, order in (("up", levels), ("down", levels[::-1])):
-            shifted = np.roll(order, number)  # the ramp wraps, so that no frame's place tells either
-            write_video(root / label / f"{number:02d}.mp4", [np.full((64, 64, 3), level, np.uint8) for level in shifted])
-    built = manifest.build("folder", root, tmp_path_factory.mktemp("ramp_manifest"), {"val_fraction": 0.25})
+            shifted = np.roll(
+                order, number
+            )  # the ramp wraps, so that no frame's place tells either
+            write_video(
+                root / label / f"{number:02d}.mp4",
+                [np.full((64, 64, 3), level, np.uint8) for level in shifted],
+            )
+    built = manifest.build(
+        "folder", root, tmp_path_factory.mktemp("ramp_manifest"), {"val_fraction": 0.25}
+    )
     spec = address_spec(
         encoder={
             "name": "transformers",
@@ -140,7 +156,13 @@ def test_time_is_learned_by_a_temporal_module_and_not_by_identity(brightening, t
             task={"forms": ["streaming"]},
             temporal={"name": name},
             windows={"frames": 6},
-            training={"steps": 150, "batch_size": 16, "learning_rate": 0.01, "warmup_steps": 5, "evaluate_every": 150},
+            training={
+                "steps": 150,
+                "batch_size": 16,
+                "learning_rate": 0.01,
+                "warmup_steps": 5,
+                "evaluate_every": 150,
+            },
         )
         run = train(wanted, brightening, tmp_path / name)
         scores[name] = evaluate(run, brightening)["forms"]["streaming"]["top-1"]
@@ -157,7 +179,10 @@ def test_evaluation_is_written_and_adds_up(material, tmp_path):
         scores = [clip[form] for clip in result["clips"].values()]
         assert values["score"] == pytest.approx(np.mean(scores))
         assert values["low"] <= values["score"] <= values["high"]
-        assert load_file(run.path / "answers-val.safetensors")[form].shape == (3 * result["clips_scored"], 2)
+        assert load_file(run.path / "answers-val.safetensors")[form].shape == (
+            3 * result["clips_scored"],
+            2,
+        )
     assert result["clips_scored"] == len(material.manifest.split("val"))
     val = next(line["val"] for line in reversed(read_metrics(run.path)) if "val" in line)
     assert val == pytest.approx({form: values["score"] for form, values in first(result).items()})
@@ -181,7 +206,10 @@ def test_interval_weighs_windows():
 
 def test_difference_is_paired(material, tmp_path):
     one, other = (
-        evaluate(train(recipe(training={"seed": seed}), material.cache, tmp_path / str(seed)), material.cache)
+        evaluate(
+            train(recipe(training={"seed": seed}), material.cache, tmp_path / str(seed)),
+            material.cache,
+        )
         for seed in (0, 1)
     )
     same = difference(one, one, "streaming")
@@ -205,7 +233,9 @@ def test_interval_covers_at_its_rate():
 
 
 def test_learning_rate_warms_up_and_falls_to_its_minimum():
-    settings = TrainingSettings(steps=100, learning_rate=1.0, min_learning_rate=0.1, warmup_steps=10)
+    settings = TrainingSettings(
+        steps=100, learning_rate=1.0, min_learning_rate=0.1, warmup_steps=10
+    )
     rates = [learning_rate(settings, step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and rates[10] == 1.0
     assert rates[99] == pytest.approx(0.1)
@@ -222,40 +252,51 @@ def test_epochs_become_steps():
 def test_another_recipe_in_the_same_folder_is_refused(material, tmp_path):
     train(recipe(), material.cache, tmp_path / "run")
     with pytest.raises(
-        BadInput, match=r"was made from something else; now / then: recipe.training.learning_rate: 0.1 / 0.0003"
+        BadInput,
+        match=r"was made from something else; now / then: recipe.training.learning_rate: 0.1 / 0.0003",
     ):
         train(recipe(training={"learning_rate": 0.1}), material.cache, tmp_path / "run")
 
 
 def test_a_cache_of_another_fingerprint_is_refused(material, tmp_path):
-    with pytest.raises(BadInput, match=f"wants the cache with fingerprint abc, .* has {material.cache.fingerprint}"):
+    with pytest.raises(
+        BadInput, match=f"wants the cache with fingerprint abc, .* has {material.cache.fingerprint}"
+    ):
         train(recipe(cache="abc"), material.cache, tmp_path / "run")
     train(recipe(cache=material.cache.fingerprint[:5]), material.cache, tmp_path / "run")
     run = train(recipe(), material.cache, tmp_path / "free")
     other = extract.extract(address_spec(store={"chunk_frames": 8}), material.manifest, tmp_path)
     with pytest.raises(
-        BadInput, match=f"was trained on the cache with fingerprint {material.cache.fingerprint}, .* {other.fingerprint}"
+        BadInput,
+        match=f"was trained on the cache with fingerprint {material.cache.fingerprint}, .* {other.fingerprint}",
     ):
         evaluate(run, other)
 
 
 def test_a_manifest_of_other_videos_is_refused(material, tmp_path):
-    clips = tuple(dataclasses.replace(clip, video_id=f"new/{clip.video_id}") for clip in material.manifest.clips)
+    clips = tuple(
+        dataclasses.replace(clip, video_id=f"new/{clip.video_id}")
+        for clip in material.manifest.clips
+    )
     other = dataclasses.replace(material.manifest, clips=clips)
-    with pytest.raises(BadInput, match=r"6 videos of manifest .* are not in cache .*, the first is new/a/v0.mp4"):
+    with pytest.raises(
+        BadInput, match=r"6 videos of manifest .* are not in cache .*, the first is new/a/v0.mp4"
+    ):
         train(recipe(), material.cache, tmp_path / "run", manifest=other)
 
 
 def test_other_clips_over_the_same_videos_are_welcome(material, tmp_path):
     clips = tuple(
-        dataclasses.replace(clip, clip_id=f"{clip.clip_id} x{speed}", speed=speed, reverse=speed == 2)
+        dataclasses.replace(
+            clip, clip_id=f"{clip.clip_id} x{speed}", speed=speed, reverse=speed == 2
+        )
         for clip in material.manifest.clips
         for speed in (1.0, 2.0)
     )
     other = dataclasses.replace(material.manifest, clips=clips)
-    assert train(recipe(), material.cache, tmp_path / "run", manifest=other).header.clips["train"] == 2 * len(
-        material.manifest.split("train")
-    )
+    assert train(recipe(), material.cache, tmp_path / "run", manifest=other).header.clips[
+        "train"
+    ] == 2 * len(material.manifest.split("train"))
 
 
 def test_a_damaged_store_is_refused_before_training(material, tmp_path):
@@ -264,14 +305,19 @@ def test_a_damaged_store_is_refused_before_training(material, tmp_path):
     while shard.is_dir():
         shard = shard / "0"
     shard.write_bytes(shard.read_bytes()[:-7])
-    with pytest.raises(BadInput, match=r"is damaged: stores/00001.zarr/layer_5/c/0/0/0: \d+ bytes, receipt says \d+"):
+    with pytest.raises(
+        BadInput,
+        match=r"is damaged: stores/00001.zarr/layer_5/c/0/0/0: \d+ bytes, receipt says \d+",
+    ):
         train(recipe(), Cache(tmp_path / "cache"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(material, tmp_path):
     wanted = recipe(training={"learning_rate": 1e30, "clip_norm": 1e30, "warmup_steps": 0})
-    with pytest.raises(StillframeError, match=r"not finite, at step \d+ of run .*; the last checkpoint is kept"):
+    with pytest.raises(
+        StillframeError, match=r"not finite, at step \d+ of run .*; the last checkpoint is kept"
+    ):
         train(wanted, material.cache, tmp_path / "run")
 
 
@@ -284,4 +330,9 @@ def test_allow_missing_counts_what_it_leaves_out(material, tmp_path):
     with pytest.raises(BadInput, match="has holes"):
         train(recipe(), cache, tmp_path / "run")
     run = train(recipe(), cache, tmp_path / "run", allow_missing=True)
-    assert run.header.clips == {"train": len(train_split) - skipped, "padded": 0, "slower": 0, "skipped": skipped}
+    assert run.header.clips == {
+        "train": len(train_split) - skipped,
+        "padded": 0,
+        "slower": 0,
+        "skipped": skipped,
+    }

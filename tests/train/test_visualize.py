@@ -29,7 +29,11 @@ def run(material, tmp_path_factory):
         "windows": {"frames": 4, "fps": FPS},
         "training": {"steps": 2, "batch_size": 4},
     }
-    return train(plugins.check(Recipe, table, "test"), material.cache, tmp_path_factory.mktemp("runs") / "run")
+    return train(
+        plugins.check(Recipe, table, "test"),
+        material.cache,
+        tmp_path_factory.mktemp("runs") / "run",
+    )
 
 
 def test_evaluate_draws_as_many_clips_as_asked(material, run):
@@ -48,7 +52,9 @@ def test_evaluate_draws_as_many_clips_as_asked(material, run):
 def test_the_frames_drawn_on_are_those_of_the_window(material):
     clip = next(clip for clip in material.manifest.clips if clip.source == "a/v2.mp4")
     time_s = np.array([3, 5, 5, 16]) / FPS
-    for frame, number in zip(squares(material.cache, material.root, clip, time_s), (3, 5, 5, 16), strict=True):
+    for frame, number in zip(
+        squares(material.cache, material.root, clip, time_s), (3, 5, 5, 16), strict=True
+    ):
         painted = address.paint(2, number, DRAWN_PX)
         assert np.abs(frame.astype(int) - painted).mean() < 12
 
@@ -57,7 +63,12 @@ def test_a_video_that_is_gone_is_named(material, run, tmp_path, monkeypatch):
     moved = material.root.with_name("moved")
     material.root.rename(moved)
     try:
-        assert_refused(call("evaluate", run.path, "--draw", "1"), "cannot be drawn on", "put the videos back", out=True)
+        assert_refused(
+            call("evaluate", run.path, "--draw", "1"),
+            "cannot be drawn on",
+            "put the videos back",
+            out=True,
+        )
     finally:
         moved.rename(material.root)
 
@@ -79,8 +90,14 @@ def test_a_video_file_appears_when_it_is_whole(tmp_path):
 
 
 def test_a_contact_sheet_has_a_row_for_each_clip(tmp_path):
-    clips = [np.full((6, 20, 30, 3), level, np.uint8) for level in (50, 200)] + [np.zeros((1, 20, 10, 3), np.uint8)]
+    clips = [np.full((6, 20, 30, 3), level, np.uint8) for level in (50, 200)] + [
+        np.zeros((1, 20, 10, 3), np.uint8)
+    ]
     contact_sheet(tmp_path / "sheet.png", clips)
     (sheet,) = pixels_of(tmp_path / "sheet.png")
     assert sheet.shape == (3 * 24, 4 * 30, 3)
-    assert (sheet[:20] == 50).all() and (sheet[24:44] == 200).all() and (sheet[48:68, 10:] == 255).all()
+    assert (
+        (sheet[:20] == 50).all()
+        and (sheet[24:44] == 200).all()
+        and (sheet[48:68, 10:] == 255).all()
+    )

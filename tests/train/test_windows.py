@@ -35,7 +35,11 @@ def make(material, split="train", clips=None, seed=0, **settings) -> Windows:
     if clips is not None:
         source = dataclasses.replace(source, clips=tuple(clips))
     return Windows(
-        material.cache, source, split, WindowSettings(**({"frames": 4, "fps": FPS, "seed": seed} | settings)), Label()
+        material.cache,
+        source,
+        split,
+        WindowSettings(**({"frames": 4, "fps": FPS, "seed": seed} | settings)),
+        Label(),
     )
 
 
@@ -53,10 +57,17 @@ def test_nearest_is_the_nearest(gaps, wanted):
     time_s = np.cumsum(gaps)
     found = nearest(time_s, np.array(wanted))
     distance = np.abs(time_s[None] - np.array(wanted)[:, None])
-    np.testing.assert_allclose(distance[np.arange(len(wanted)), found], distance.min(1), rtol=0, atol=1.1 * TIE_S)
+    np.testing.assert_allclose(
+        distance[np.arange(len(wanted)), found], distance.min(1), rtol=0, atol=1.1 * TIE_S
+    )
 
 
-@given(st.sampled_from([5, 6, 10, 12, 24, 25, 30]), st.integers(8, 120), st.integers(2, 16), st.integers(1, 3))
+@given(
+    st.sampled_from([5, 6, 10, 12, 24, 25, 30]),
+    st.integers(8, 120),
+    st.integers(2, 16),
+    st.integers(1, 3),
+)
 def test_a_window_half_way_between_frames_skips_and_repeats_none(rate, length, frames, stride):
     """Evenly timed frames, a window at a whole stride in the middle of the clip: rows advance by that stride, always."""
     time_s = np.arange(length) / rate
@@ -79,15 +90,25 @@ def test_every_array_of_every_window_holds_its_own_frames(material):
         frames = np.round(batch.time_s_BT * FPS).astype(int)
         for tensor, layer in ((special, 5), (patches[0], 2), (patches[1], 5)):
             found = address.read(tensor)
-            np.testing.assert_array_equal(found.video, np.broadcast_to(videos[:, None, None], found.video.shape))
-            np.testing.assert_array_equal(found.frame, np.broadcast_to(frames[:, :, None], found.frame.shape))
+            np.testing.assert_array_equal(
+                found.video, np.broadcast_to(videos[:, None, None], found.video.shape)
+            )
+            np.testing.assert_array_equal(
+                found.frame, np.broadcast_to(frames[:, :, None], found.frame.shape)
+            )
             assert (found.layer == layer).all()
-            np.testing.assert_array_equal(found.token, np.broadcast_to(np.arange(found.token.shape[2]), found.token.shape))
+            np.testing.assert_array_equal(
+                found.token, np.broadcast_to(np.arange(found.token.shape[2]), found.token.shape)
+            )
 
 
-@pytest.mark.parametrize(("fps", "speed", "step"), [(10, 1, 1), (5, 1, 2), (5, 2, 4), (2, 0.5, 2.5)])
+@pytest.mark.parametrize(
+    ("fps", "speed", "step"), [(10, 1, 1), (5, 1, 2), (5, 2, 4), (2, 0.5, 2.5)]
+)
 @pytest.mark.parametrize("reverse", [False, True])
-def test_speed_and_direction_are_honoured_when_a_window_is_read(material, fps, speed, step, reverse):
+def test_speed_and_direction_are_honoured_when_a_window_is_read(
+    material, fps, speed, step, reverse
+):
     clips = [
         dataclasses.replace(clip, split="train", speed=float(speed), reverse=reverse)
         for clip in material.manifest.clips
@@ -103,26 +124,41 @@ def test_speed_and_direction_are_honoured_when_a_window_is_read(material, fps, s
 
 def test_clip_borders_are_kept(material):
     clip = next(clip for clip in material.manifest.clips if clip.video_id == "b/v5.mp4")
-    windows = make(material, clips=[dataclasses.replace(clip, split="train", start_s=1.0, stop_s=2.2)])
-    seen = {int(frame) for _, batch in windows.train(4, range(25)) for frame in addresses(windows, batch).frame.ravel()}
+    windows = make(
+        material, clips=[dataclasses.replace(clip, split="train", start_s=1.0, stop_s=2.2)]
+    )
+    seen = {
+        int(frame)
+        for _, batch in windows.train(4, range(25))
+        for frame in addresses(windows, batch).frame.ravel()
+    }
     assert seen == set(range(10, 22))
 
 
 def test_a_short_clip_repeats_its_last_frame_and_is_counted(material):
     windows = make(
-        material, split="train", clips=[dataclasses.replace(c, split="train") for c in material.manifest.clips], frames=8
+        material,
+        split="train",
+        clips=[dataclasses.replace(c, split="train") for c in material.manifest.clips],
+        frames=8,
     )
-    place = next(place for place in range(len(windows)) if windows.clip(place).video_id == "b/v4.mp4")
+    place = next(
+        place for place in range(len(windows)) if windows.clip(place).video_id == "b/v4.mp4"
+    )
     found = addresses(windows, windows.read([Sample(place, 0.7)])).frame[0]
     np.testing.assert_array_equal(found, [0, 1, 2, 3, 4, 4, 4, 4])
     assert windows.padded == 1
 
 
 def test_every_clip_comes_once_in_every_epoch(material):
-    windows = make(material, clips=[dataclasses.replace(c, split="train") for c in material.manifest.clips])
+    windows = make(
+        material, clips=[dataclasses.replace(c, split="train") for c in material.manifest.clips]
+    )
     samples = [windows.sample(number) for number in range(4 * len(windows))]
     for epoch in range(4):
-        clips = [sample.clip for sample in samples[epoch * len(windows) : (epoch + 1) * len(windows)]]
+        clips = [
+            sample.clip for sample in samples[epoch * len(windows) : (epoch + 1) * len(windows)]
+        ]
         assert sorted(clips) == list(range(len(windows)))
     assert len({tuple(sample.clip for sample in samples[i * 6 : i * 6 + 6]) for i in range(4)}) > 1
     assert len({sample.place for sample in samples}) == len(samples)
@@ -158,7 +194,9 @@ def test_evaluation_windows_are_spread_evenly(material):
     windows = make(material, eval_windows=3)
     batches = list(windows.evaluation(2))
     assert sum(map(len, batches)) == 3 * len(windows)
-    frames = np.concatenate([addresses(windows, batch).frame for batch in batches]).reshape(len(windows), 3, 4)
+    frames = np.concatenate([addresses(windows, batch).frame for batch in batches]).reshape(
+        len(windows), 3, 4
+    )
     for place in range(len(windows)):
         last = LENGTHS[windows.clip(place).video_id] - 1
         np.testing.assert_array_equal(frames[place, 0], np.arange(4))
@@ -173,7 +211,9 @@ def test_labels_travel_with_their_clips(material):
 
 
 def test_fewer_layers_read_fewer_arrays(material):
-    windows = Windows(material.cache, material.manifest, "train", WindowSettings(frames=2, fps=FPS), layers=[5])
+    windows = Windows(
+        material.cache, material.manifest, "train", WindowSettings(frames=2, fps=FPS), layers=[5]
+    )
     batch = next(iter(windows.evaluation(1)))
     assert set(batch.arrays) == {"special", "layer_5"}
 
@@ -182,14 +222,19 @@ def test_holes_are_refused_by_name_or_left_out_by_count(material, tmp_path):
     shutil.copytree(material.cache.path, tmp_path / "cache")
     cache = Cache(tmp_path / "cache")
     (cache.path / cache.receipt_name(0)).unlink()
-    holed = sum(clip.video_id in cache.plan[0] and clip.split == "train" for clip in material.manifest.clips)
+    holed = sum(
+        clip.video_id in cache.plan[0] and clip.split == "train" for clip in material.manifest.clips
+    )
     settings = WindowSettings(frames=2, fps=FPS)
     with pytest.raises(
-        BadInput, match=rf"has holes: {holed} of \d clips of split 'train' are not covered, .*: not extracted yet"
+        BadInput,
+        match=rf"has holes: {holed} of \d clips of split 'train' are not covered, .*: not extracted yet",
     ):
         Windows(cache, material.manifest, "train", settings)
     windows = Windows(cache, material.manifest, "train", settings, allow_missing=True)
-    assert len(windows.skipped) == holed and len(windows) + holed == len(material.manifest.split("train"))
+    assert len(windows.skipped) == holed and len(windows) + holed == len(
+        material.manifest.split("train")
+    )
 
 
 def test_an_unknown_split_is_named(material):
@@ -205,10 +250,13 @@ def test_more_frames_per_second_than_the_spec_cached_are_refused(material):
 
 
 def test_a_clip_without_a_cached_frame_is_named(material):
-    gone = dataclasses.replace(material.manifest.clips[0], clip_id="gone", split="train", start_s=50.0, stop_s=51.0)
+    gone = dataclasses.replace(
+        material.manifest.clips[0], clip_id="gone", split="train", start_s=50.0, stop_s=51.0
+    )
     clips = [gone, *material.manifest.clips]
     with pytest.raises(
-        BadInput, match=r"the first is gone: no cached frame in \[50, 51\) s; its video is cached from 0.000 to"
+        BadInput,
+        match=r"the first is gone: no cached frame in \[50, 51\) s; its video is cached from 0.000 to",
     ):
         make(material, clips=clips)
     windows = Windows(
@@ -222,9 +270,12 @@ def test_a_clip_without_a_cached_frame_is_named(material):
 
 
 def test_videos_slower_than_the_window_are_counted_and_refused_if_all_are(material):
-    with pytest.raises(BadInput, match="windows want 25 frames per second, every video of split 'train' has fewer"):
+    with pytest.raises(
+        BadInput, match="windows want 25 frames per second, every video of split 'train' has fewer"
+    ):
         make(material, fps=25)
     clips = [
-        dataclasses.replace(clip, split="train", speed=4.0 if i else 0.5) for i, clip in enumerate(material.manifest.clips)
+        dataclasses.replace(clip, split="train", speed=4.0 if i else 0.5)
+        for i, clip in enumerate(material.manifest.clips)
     ]
     assert make(material, clips=clips, fps=12).slower == 1

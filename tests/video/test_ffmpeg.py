@@ -29,7 +29,9 @@ from pipeline.errors import BadVideo
 from pipeline.video.decode import Counted, decode_rates
 from pipeline.video.probe import open_video
 
-pytestmark = pytest.mark.skipif(not (shutil.which("ffmpeg") and shutil.which("ffprobe")), reason="ffmpeg is not installed")
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("ffmpeg") and shutil.which("ffprobe")), reason="ffmpeg is not installed"
+)
 
 CLIPS = Path(os.environ.get("STILLFRAME_CLIPS", SHARED_CLIPS))
 QUICK_BYTES = 600_000
@@ -46,9 +48,33 @@ def ffmpeg_frames(
 ) -> Iterator[np.ndarray]:
     """RGB frames as the program writes them, cut to the given shapes; at the end it must have no more."""
     siting = "in_h_chr_pos=0:" if "420p1" in pix_fmt else ""
-    filters = "bwdif=mode=send_frame:deint=interlaced," * interlaced + f"scale={siting}flags=bicubic,format=rgb24"
-    command = ["ffmpeg", "-v", "quiet", "-nostdin", "-threads", "1", "-i", str(path), "-map", f"0:{stream}"]
-    command += ["-fps_mode", "passthrough", "-autoscale", "0", "-vf", filters, "-f", "rawvideo", "-"]
+    filters = (
+        "bwdif=mode=send_frame:deint=interlaced," * interlaced
+        + f"scale={siting}flags=bicubic,format=rgb24"
+    )
+    command = [
+        "ffmpeg",
+        "-v",
+        "quiet",
+        "-nostdin",
+        "-threads",
+        "1",
+        "-i",
+        str(path),
+        "-map",
+        f"0:{stream}",
+    ]
+    command += [
+        "-fps_mode",
+        "passthrough",
+        "-autoscale",
+        "0",
+        "-vf",
+        filters,
+        "-f",
+        "rawvideo",
+        "-",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as program:
         assert program.stdout is not None
         for shape in shapes:
@@ -60,14 +86,28 @@ def compare(path: Path, whole: bool = True) -> int:
     """Compares a video, or as much as could be decoded of it, and says how many frames that were."""
     container, stream = open_video(path)
     with container:
-        index, codec, is_avi = stream.index, stream.codec_context.codec.canonical_name, container.format.name == "avi"
+        index, codec, is_avi = (
+            stream.index,
+            stream.codec_context.codec.canonical_name,
+            container.format.name == "avi",
+        )
         first = next(container.decode(stream))
     entries = "stream=codec_name,sample_aspect_ratio:frame=best_effort_timestamp_time,interlaced_frame,pix_fmt,width,height:packet=dts_time"
-    said = ffprobe(path, "-select_streams", str(index), "-show_entries", entries, "-show_packets", "-show_frames")
+    said = ffprobe(
+        path,
+        "-select_streams",
+        str(index),
+        "-show_entries",
+        entries,
+        "-show_packets",
+        "-show_frames",
+    )
     pictures = [item for item in said["packets_and_frames"] if item["type"] == "frame"]
     packets = [item for item in said["packets_and_frames"] if item["type"] == "packet"]
     assert codec == said["streams"][0]["codec_name"]
-    assert (first.format.name, first.width, first.height) == tuple(pictures[0][key] for key in ("pix_fmt", "width", "height"))
+    assert (first.format.name, first.width, first.height) == tuple(
+        pictures[0][key] for key in ("pix_fmt", "width", "height")
+    )
 
     counted, blocks = Counted(), []
     try:
@@ -78,7 +118,11 @@ def compare(path: Path, whole: bool = True) -> int:
     times_s = np.concatenate([frames.time_s for frames in blocks])
     assert counted.decoded == len(times_s)
     assert not whole or len(times_s) == len(pictures)
-    wanted = [item["dts_time"] for item in packets] if is_avi else [item.get("best_effort_timestamp_time") for item in pictures]
+    wanted = (
+        [item["dts_time"] for item in packets]
+        if is_avi
+        else [item.get("best_effort_timestamp_time") for item in pictures]
+    )
     wanted_s = np.array(wanted[: len(times_s)], float)
     # A time that is missing or goes back is replaced.
     sound = ~(wanted_s <= np.fmax.accumulate([-np.inf, *wanted_s[:-1]])) & ~np.isnan(wanted_s)
@@ -122,7 +166,18 @@ def made(name: str, **options: Any) -> Callable[[Path], Path]:
 def cut(folder: Path) -> Path:
     """An edit list hides the frames between the key frame and the cut."""
     whole = encode(folder / "whole.mp4", PICTURES, options={"g": "24", "bf": "2"})
-    command = ["ffmpeg", "-v", "error", "-ss", "0.75", "-i", str(whole), "-c", "copy", str(folder / "cut.mp4")]
+    command = [
+        "ffmpeg",
+        "-v",
+        "error",
+        "-ss",
+        "0.75",
+        "-i",
+        str(whole),
+        "-c",
+        "copy",
+        str(folder / "cut.mp4"),
+    ]
     subprocess.run(command, check=True)
     return folder / "cut.mp4"
 
@@ -130,7 +185,18 @@ def cut(folder: Path) -> Path:
 def delayed(folder: Path) -> Path:
     """An empty edit: the first frame is shown after 5 s."""
     whole = encode(folder / "whole.mp4", PICTURES)
-    command = ["ffmpeg", "-v", "error", "-itsoffset", "5", "-i", str(whole), "-c", "copy", str(folder / "delayed.mp4")]
+    command = [
+        "ffmpeg",
+        "-v",
+        "error",
+        "-itsoffset",
+        "5",
+        "-i",
+        str(whole),
+        "-c",
+        "copy",
+        str(folder / "delayed.mp4"),
+    ]
     subprocess.run(command, check=True)
     return folder / "delayed.mp4"
 
@@ -144,7 +210,9 @@ MADE: dict[str, Callable[[Path], Path]] = {
     "h264 full range": made("a.mp4", pix_fmt="yuvj420p", color_range=2),
     "h264 BT.709": made("a.mp4", colorspace=1),
     "h264 10 bit": made("a.mp4", pix_fmt="yuv420p10le"),
-    "mpeg4 interlaced": made("a.mp4", codec="mpeg4", flags=Flags.interlaced_dct | Flags.interlaced_me),
+    "mpeg4 interlaced": made(
+        "a.mp4", codec="mpeg4", flags=Flags.interlaced_dct | Flags.interlaced_me
+    ),
     "h264 in MPEG-TS": made("a.ts", rate=25),
     "hevc": made("a.mp4", codec="libx265", options=QUIET_X265),
     "hevc 10 bit": made("a.mkv", codec="libx265", pix_fmt="yuv420p10le", options=QUIET_X265),
@@ -178,7 +246,9 @@ def test_the_comparison_sees_a_difference(tmp_path, monkeypatch):
     monkeypatch.setattr(
         subprocess,
         "Popen",
-        lambda command, **options: real([part.replace("bicubic", "accurate_rnd") for part in command], **options),
+        lambda command, **options: real(
+            [part.replace("bicubic", "accurate_rnd") for part in command], **options
+        ),
     )
     with pytest.raises(AssertionError, match="frame 0"):
         compare(path)
@@ -187,12 +257,22 @@ def test_the_comparison_sees_a_difference(tmp_path, monkeypatch):
 # Real clips
 
 PARTLY = {"corner_corrupt_28of50.mp4"}
-WITHOUT_PICTURES = {"corner_audio_only.mp3", "corner_mp3_cover_as_video.mp3", "corner_header_133445_zero_decoded.mp4"}
+WITHOUT_PICTURES = {
+    "corner_audio_only.mp3",
+    "corner_mp3_cover_as_video.mp3",
+    "corner_header_133445_zero_decoded.mp4",
+}
 
 
 def real_clips() -> list[Path]:
-    files = [file for file in [*CLIPS.glob("*.*"), *CLIPS.glob("corner/*.*")] if file.suffix != ".md"]
-    short = [file for file in files if os.environ.get("STILLFRAME_ALL_CLIPS") or file.stat().st_size < QUICK_BYTES]
+    files = [
+        file for file in [*CLIPS.glob("*.*"), *CLIPS.glob("corner/*.*")] if file.suffix != ".md"
+    ]
+    short = [
+        file
+        for file in files
+        if os.environ.get("STILLFRAME_ALL_CLIPS") or file.stat().st_size < QUICK_BYTES
+    ]
     return sorted(file for file in short if file.name not in WITHOUT_PICTURES)
 
 

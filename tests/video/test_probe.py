@@ -29,7 +29,9 @@ GREYS = [grey(100)] * 24
 
 
 def test_a_video_file(tmp_path):
-    assert probe(encode(tmp_path / "a.mp4", GREYS, rate=12)) == Probe(64, 48, 12.0, 0.0, 2.0, 24, "h264")
+    assert probe(encode(tmp_path / "a.mp4", GREYS, rate=12)) == Probe(
+        64, 48, 12.0, 0.0, 2.0, 24, "h264"
+    )
 
 
 def test_start_and_average_rate_of_uneven_times(tmp_path):
@@ -42,7 +44,9 @@ def test_start_and_average_rate_of_uneven_times(tmp_path):
 
 
 def test_duration_is_read_from_the_packets_if_the_header_has_none(tmp_path):
-    path = encode(tmp_path / "live.webm", GREYS, codec="libvpx", rate=12, container_options={"live": "1"})
+    path = encode(
+        tmp_path / "live.webm", GREYS, codec="libvpx", rate=12, container_options={"live": "1"}
+    )
     with av.open(str(path)) as container:
         assert container.duration is None
     facts = probe(path)
@@ -90,7 +94,10 @@ def test_files_that_are_no_videos(tmp_path):
     (tmp_path / "empty.mp4").touch()
     assert refusal(tmp_path / "empty.mp4") == "empty.mp4: is empty (0 bytes)"
     (tmp_path / "text.mp4").write_text("these are words, not pictures " * 99)
-    assert refusal(tmp_path / "text.mp4") == "text.mp4: cannot be opened as media: Invalid data found when processing input"
+    assert (
+        refusal(tmp_path / "text.mp4")
+        == "text.mp4: cannot be opened as media: Invalid data found when processing input"
+    )
     sound = tone(tmp_path / "tone.wav", "pcm_s16le")
     assert refusal(sound) == "tone.wav: no video stream (audio only)"
 
@@ -167,7 +174,9 @@ def test_image_folders_that_cannot_be_read(tmp_path):
 def test_a_folder_with_the_name_of_an_image_is_none(tmp_path):
     folder = images(tmp_path, ["a.png", "c.png"])
     (folder / "b.png").mkdir()
-    (folder / "d.png").symlink_to("gone.png")  # stays in its place: what is missing must not move the others in time
+    (folder / "d.png").symlink_to(
+        "gone.png"
+    )  # stays in its place: what is missing must not move the others in time
     assert [image.name for image in list_images(folder, 4)[0]] == ["a.png", "c.png", "d.png"]
 
 

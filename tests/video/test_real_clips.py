@@ -61,7 +61,12 @@ def test_real_clip_is_read_whole_and_in_order(name, count):
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("ntu_A001_drink_water.avi", 7), ("sam2_bedroom.mp4", 14), ("sam2_dog.mp4", 20), ("sleap_dance.mp4", 30)],
+    [
+        ("ntu_A001_drink_water.avi", 7),
+        ("sam2_bedroom.mp4", 14),
+        ("sam2_dog.mp4", 20),
+        ("sleap_dance.mp4", 30),
+    ],
 )
 def test_real_clip_sampled(name, count):
     _, times_s, reason = read(clip(name), fps=2)
@@ -73,8 +78,16 @@ def test_real_clip_sampled(name, count):
 @pytest.mark.parametrize(
     ("name", "count", "reason"),
     [
-        ("corrupt_28of50.mp4", 28, "decoding stopped after 28 frames at 2.8 s: Invalid data found when processing input"),
-        ("header_133445_zero_decoded.mp4", 0, "header promises 133445 frames, none could be decoded"),
+        (
+            "corrupt_28of50.mp4",
+            28,
+            "decoding stopped after 28 frames at 2.8 s: Invalid data found when processing input",
+        ),
+        (
+            "header_133445_zero_decoded.mp4",
+            0,
+            "header promises 133445 frames, none could be decoded",
+        ),
         ("audio_only.mp3", 0, "no video stream (audio only)"),
         ("mp3_cover_as_video.mp3", 0, "no video stream, its only picture is cover art"),
     ],
@@ -88,12 +101,16 @@ def test_real_clip_fails_with_the_true_reason(name, count, reason):
 
 def test_real_times():
     assert read(clip("corner/corner_first_pts_5s.mp4"))[1][0] == 5.0
-    np.testing.assert_allclose(read(clip("ucf101_v_ApplyEyeMakeup_g01_c01.avi"))[1], np.arange(164) / 25)
+    np.testing.assert_allclose(
+        read(clip("ucf101_v_ApplyEyeMakeup_g01_c01.avi"))[1], np.arange(164) / 25
+    )
     steps_s = np.diff(read(clip("corner/corner_phone_rot180_vfr.mp4"))[1])
     assert len(set(steps_s.round(4))) > 3
 
 
-@pytest.mark.parametrize(("name", "rotation"), [("rot0", 0), ("rot90", -90), ("rot180", -180), ("rot270", 90)])
+@pytest.mark.parametrize(
+    ("name", "rotation"), [("rot0", 0), ("rot90", -90), ("rot180", -180), ("rot270", 90)]
+)
 def test_real_rotations(name, rotation):
     path = clip(f"corner/corner_{name}.mov")
     with av.open(str(path)) as container:
@@ -104,7 +121,10 @@ def test_real_rotations(name, rotation):
 
 
 def test_real_frame_sizes_change_within_one_stream():
-    shapes = [block.pixels_FHWC.shape[1:3] for block in decode(clip("corner/corner_9_resolutions_vp8.mkv"), 10)]
+    shapes = [
+        block.pixels_FHWC.shape[1:3]
+        for block in decode(clip("corner/corner_9_resolutions_vp8.mkv"), 10)
+    ]
     assert len(set(shapes)) == 9
 
 

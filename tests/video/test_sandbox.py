@@ -93,11 +93,15 @@ def empty(folder: Path) -> Path:
 SOURCES: dict[str, Callable[[Path], Path]] = {
     "h264": lambda folder: encode(folder / "h264.mp4", noise(21), options={"bf": "2"}),
     "turned": lambda folder: encode(folder / "turned.mp4", noise(9), rotation=90, mirrored=True),
-    "vp9": lambda folder: encode(folder / "vp9.webm", noise(9), codec="libvpx-vp9", options={"deadline": "realtime"}),
+    "vp9": lambda folder: encode(
+        folder / "vp9.webm", noise(9), codec="libvpx-vp9", options={"deadline": "realtime"}
+    ),
     "avi": lambda folder: encode(folder / "mpeg4.avi", noise(20), codec="mpeg4"),
     "vfr": vfr,
     "images": lambda folder: images(folder / "images", noise(5)),
-    "size change": lambda folder: images(folder / "sizes", [*noise(3), *noise(2, 64, 48), *noise(4)]),
+    "size change": lambda folder: images(
+        folder / "sizes", [*noise(3), *noise(2, 64, 48), *noise(4)]
+    ),
     "torn": torn,
     "garbage": garbage,
     "empty": empty,
@@ -111,7 +115,9 @@ def test_blocks_failures_and_counts_are_those_of_this_process(decoder, tmp_path,
     image_fps = 5.0 if path.is_dir() else None
     for rates in ([None], [3.0, 7.5, None], [2.0, 1.0]):
         here, there = Counted(), Counted()
-        assert outcome(decoder.decode(path, rates, image_fps, there)) == outcome(decode_rates(path, rates, image_fps, here))
+        assert outcome(decoder.decode(path, rates, image_fps, there)) == outcome(
+            decode_rates(path, rates, image_fps, here)
+        )
         assert there == here
 
 
@@ -126,18 +132,29 @@ def test_several_rates_keep_what_each_alone_keeps(tmp_path):
     assert kept_RF.any(axis=0).all()
     for rate, kept_F in zip(rates, kept_RF, strict=True):
         alone = [block.frames for block in decode_rates(path, [rate])]
-        np.testing.assert_array_equal(times_s[kept_F], np.concatenate([frames.time_s for frames in alone]))
-        np.testing.assert_array_equal(pixels[kept_F], np.concatenate([frames.pixels_FHWC for frames in alone]))
-    assert sum(len(block.frames) for block in decode_rates(path, [1.0, 2.0])) < 20  # others are not even converted
+        np.testing.assert_array_equal(
+            times_s[kept_F], np.concatenate([frames.time_s for frames in alone])
+        )
+        np.testing.assert_array_equal(
+            pixels[kept_F], np.concatenate([frames.pixels_FHWC for frames in alone])
+        )
+    assert (
+        sum(len(block.frames) for block in decode_rates(path, [1.0, 2.0])) < 20
+    )  # others are not even converted
 
 
 def test_blocks_are_bounded_in_bytes_and_can_be_skipped_to(tmp_path):
     path = encode(tmp_path / "a.mp4", noise(11), options={"bf": "0"})
     frame_bytes = grey(0).nbytes
-    lengths = [len(block.frames) for block in decode_rates(path, [None], block_bytes=3 * frame_bytes)]
+    lengths = [
+        len(block.frames) for block in decode_rates(path, [None], block_bytes=3 * frame_bytes)
+    ]
     assert lengths == [3, 3, 3, 2]
     assert [len(block.frames) for block in decode_rates(path, [None], block_bytes=1)] == [1] * 11
-    assert outcome(decode_rates(path, [None], skip=8)) == (outcome(decode_rates(path, [None]))[0][1:], "")
+    assert outcome(decode_rates(path, [None], skip=8)) == (
+        outcome(decode_rates(path, [None]))[0][1:],
+        "",
+    )
 
 
 def test_the_count_is_of_the_content_whatever_the_header_says(tmp_path):
@@ -160,7 +177,10 @@ def test_a_scan_without_end_is_a_listed_hang(tmp_path):
     counted = Counted()
     with Decoder(DecodeLimits(stall_s=1)) as decoder:
         found, reason = outcome(decoder.decode(path, [None], None, counted))
-        assert reason == f"hang.mkv: decoder made no progress for 1 s, stopped after {counted.decoded} frames at 2.0 s"
+        assert (
+            reason
+            == f"hang.mkv: decoder made no progress for 1 s, stopped after {counted.decoded} frames at 2.0 s"
+        )
         assert counted.decoded == 20
         assert len(found) == 2  # of three blocks; the third was not full
         (tmp_path / "good.mp4").symlink_to(encode(tmp_path / "h264.mp4", noise(3)))
@@ -182,7 +202,10 @@ def test_a_video_that_takes_too_long_is_given_up(tmp_path):
     folder = images(tmp_path / "many", noise(1, 480, 640))
     for number in range(1, 5000):
         (folder / f"{number}.png").symlink_to("0.png")
-    with Decoder(DecodeLimits(video_s=0.5)) as decoder, pytest.raises(BadVideo, match=r"^many: decoding took more than 0.5 s"):
+    with (
+        Decoder(DecodeLimits(video_s=0.5)) as decoder,
+        pytest.raises(BadVideo, match=r"^many: decoding took more than 0.5 s"),
+    ):
         list(decoder.decode(folder, [0.001], 5.0))
 
 
@@ -203,13 +226,18 @@ def test_a_memory_bomb_is_listed(tmp_path):
     folder = images(tmp_path / "bomb", noise(2))
     header = b"IHDR" + struct.pack(">IIBBBBB", 16000, 16000, 8, 2, 0, 0, 0)
     pixels = b"IDAT" + zlib.compress(bytes(48001))
-    parts = [struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in (header, pixels)]
+    parts = [
+        struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part))
+        for part in (header, pixels)
+    ]
     (folder / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     with Decoder(DecodeLimits(memory_mb=300)) as decoder:
         _, reason = outcome(decoder.decode(folder, [None], 5.0))
         assert reason == "bomb: decoding needs more than 300 MB, stopped after 2 frames at 0.4 s"
         (folder / "2.png").unlink()
-        assert outcome(decoder.decode(folder, [None], 5.0)) == outcome(decode_rates(folder, [None], 5.0))
+        assert outcome(decoder.decode(folder, [None], 5.0)) == outcome(
+            decode_rates(folder, [None], 5.0)
+        )
 
 
 def test_frames_larger_than_a_block_go_one_by_one(decoder, tmp_path):
@@ -220,7 +248,10 @@ def test_frames_larger_than_a_block_go_one_by_one(decoder, tmp_path):
         encode(folder / f"{level}.bmp", [grey(level, 3000, 4000)], codec="bmp", pix_fmt="bgr24")
     found, reason = outcome(decoder.decode(folder, [None], 5.0))
     assert [shape for shape, *_ in found] == [(1, 3000, 4000, 3)] * 2
-    assert [pixels[:3] + pixels[-3:] for _, pixels, *_ in found] == [bytes([50] * 6), bytes([90] * 6)]
+    assert [pixels[:3] + pixels[-3:] for _, pixels, *_ in found] == [
+        bytes([50] * 6),
+        bytes([90] * 6),
+    ]
     assert reason == ""
     path = encode(tmp_path / "a.mp4", noise(9))
     assert outcome(decoder.decode(path, [None])) == outcome(decode_rates(path, [None]))
@@ -259,11 +290,17 @@ def test_pixels_stay_as_long_as_any_view_of_them(tmp_path):
 @pytest.fixture(scope="module")
 def long(tmp_path_factory) -> tuple[Path, tuple[list[tuple], str]]:
     """A video of 30 blocks, and what decoding it gives."""
-    path = encode(tmp_path_factory.mktemp("long") / "long.mp4", noise(240), options={"preset": "ultrafast", "bf": "2"})
+    path = encode(
+        tmp_path_factory.mktemp("long") / "long.mp4",
+        noise(240),
+        options={"preset": "ultrafast", "bf": "2"},
+    )
     return path, outcome(decode_rates(path, [None, 5.0]))
 
 
-def killing(decoder: Decoder, path: Path, kill: signal.Signals, blocks_between: list[int]) -> Iterator[Block]:
+def killing(
+    decoder: Decoder, path: Path, kill: signal.Signals, blocks_between: list[int]
+) -> Iterator[Block]:
     """Decodes, and sends a signal to the process after so many more blocks each time."""
     until = blocks_between.copy()
     for block in decoder.decode(path, [None, 5.0]):
@@ -280,10 +317,22 @@ def killing(decoder: Decoder, path: Path, kill: signal.Signals, blocks_between: 
     [
         (signal.SIGKILL, [9], ""),
         (signal.SIGKILL, [1, 12], ""),
-        (signal.SIGKILL, [3, 3, 8], "long.mp4: decoder died 3 times, killed by SIGKILL, stopped after "),
+        (
+            signal.SIGKILL,
+            [3, 3, 8],
+            "long.mp4: decoder died 3 times, killed by SIGKILL, stopped after ",
+        ),
         (signal.SIGSEGV, [8], ""),
-        (signal.SIGSEGV, [3, 9], "long.mp4: decoder died 2 times, killed by SIGSEGV, stopped after "),
-        (signal.SIGABRT, [3, 9], "long.mp4: decoder died 2 times, killed by SIGABRT, stopped after "),
+        (
+            signal.SIGSEGV,
+            [3, 9],
+            "long.mp4: decoder died 2 times, killed by SIGSEGV, stopped after ",
+        ),
+        (
+            signal.SIGABRT,
+            [3, 9],
+            "long.mp4: decoder died 2 times, killed by SIGABRT, stopped after ",
+        ),
     ],
 )
 def test_a_process_that_dies_is_replaced_and_the_result_is_the_same(long, kill, after, reason):
@@ -309,13 +358,18 @@ def test_a_process_that_died_between_videos_is_replaced(long):
 def test_the_process_starts_without_what_it_does_not_need():
     code = "import sys, pipeline.decode_worker; print(sorted({'torch', 'pydantic', 'zarr', 'pandas'} & set(sys.modules)))"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
     assert done.stdout == "[]\n"
 
 
 def test_a_decoder_that_cannot_start_is_no_fault_of_the_video(long, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with Decoder() as decoder, pytest.raises(OSError, match="the decoding process did not start: with exit code 1"):
+    with (
+        Decoder() as decoder,
+        pytest.raises(OSError, match="the decoding process did not start: with exit code 1"),
+    ):
         list(decoder.decode(long[0], [None]))
 
 
@@ -358,15 +412,28 @@ ssize_t read(int fd, void *data, size_t size) {
 
 
 @pytest.mark.parametrize("container", ["mkv", "mp4", "avi", "ts"])
-def test_a_disk_that_fails_in_the_middle_of_a_video_is_no_truncation(tmp_path, monkeypatch, container):
+def test_a_disk_that_fails_in_the_middle_of_a_video_is_no_truncation(
+    tmp_path, monkeypatch, container
+):
     compiler = shutil.which("cc")
     if not compiler:
         pytest.skip("no C compiler")
     (tmp_path / "disk.c").write_text(FAILING_DISK)
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "disk.so", tmp_path / "disk.c", "-ldl"], check=True)
-    codec, front = ("mpeg2video" if container == "ts" else "libx264"), {"movflags": "faststart"} if container == "mp4" else {}
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-o", tmp_path / "disk.so", tmp_path / "disk.c", "-ldl"],
+        check=True,
+    )
+    codec, front = (
+        ("mpeg2video" if container == "ts" else "libx264"),
+        {"movflags": "faststart"} if container == "mp4" else {},
+    )
     whole = encode(
-        tmp_path / f"whole.{container}", noise(90), codec=codec, rate=25, options={"g": "1"}, container_options=front
+        tmp_path / f"whole.{container}",
+        noise(90),
+        codec=codec,
+        rate=25,
+        options={"g": "1"},
+        container_options=front,
     )
     path = whole.rename(tmp_path / "bad.video")
     assert outcome(decode_rates(path, [None]))[1] == ""

@@ -11,7 +11,12 @@ from support.views import blurred, most, noise, resize_then_crop
 
 from pipeline.video.transforms import to_square
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))]
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    ),
+]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -30,9 +35,13 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 def test_crop_is_resize_then_crop(height, width, aspect, resized_hw, resample, device):
     pixels = noise(height, width)
     square, affine = to_square(pixels.to(device), 32, "crop", resample, aspect)
-    assert most(square, resize_then_crop(pixels, resized_hw, 32, resample)) <= (2 if device == "cpu" else 1)
+    assert most(square, resize_then_crop(pixels, resized_hw, 32, resample)) <= (
+        2 if device == "cpu" else 1
+    )
     top, left = ((side - 32) // 2 for side in resized_hw)
-    np.testing.assert_allclose(affine, [[resized_hw[1] / 32, 0, -left / 32], [0, resized_hw[0] / 32, -top / 32]])
+    np.testing.assert_allclose(
+        affine, [[resized_hw[1] / 32, 0, -left / 32], [0, resized_hw[0] / 32, -top / 32]]
+    )
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 200), (200, 48)])
@@ -40,7 +49,9 @@ def test_what_lies_beyond_two_to_one_does_not_matter(height, width):
     pixels = blurred(height, width)
     square, _ = to_square(pixels, 32, "crop", "bicubic")
     whole_hw = (round(32 * height / 48), round(32 * width / 48))
-    assert most(square, resize_then_crop(pixels, whole_hw, 32, "bicubic")) <= 6  # half a pixel of these waves
+    assert (
+        most(square, resize_then_crop(pixels, whole_hw, 32, "bicubic")) <= 6
+    )  # half a pixel of these waves
     outside = pixels.clone()
     for side in (outside[:, : max(0, height - 96) // 2], outside[:, :, : max(0, width - 96) // 2]):
         side.fill_(255)
@@ -52,7 +63,9 @@ def test_what_lies_beyond_two_to_one_does_not_matter(height, width):
 def test_squash_takes_everything(resample, device):
     pixels = noise(30, 71)
     square, affine = to_square(pixels.to(device), 16, "squash", resample, pixel_aspect=2.0)
-    assert most(square, resize_then_crop(pixels, (16, 16), 16, resample)) <= (2 if device == "cpu" else 1)
+    assert most(square, resize_then_crop(pixels, (16, 16), 16, resample)) <= (
+        2 if device == "cpu" else 1
+    )
     np.testing.assert_array_equal(affine, [[1, 0, 0], [0, 1, 0]])
 
 
@@ -73,7 +86,9 @@ def test_affine_leads_to_the_marker(height, width, aspect, fit, x, y):
     across = (columns * width * aspect / shown if shown else columns) / 0.08
     down = (rows * height / shown if shown else rows) / 0.08
     spot = np.exp(-0.5 * (down[:, None] ** 2 + across[None] ** 2))
-    pixels = torch.from_numpy((spot * 255).round().astype(np.uint8))[None, :, :, None].expand(1, -1, -1, 3)
+    pixels = torch.from_numpy((spot * 255).round().astype(np.uint8))[None, :, :, None].expand(
+        1, -1, -1, 3
+    )
     square, affine = to_square(pixels, 64, fit, "bilinear", aspect)
     expected = affine @ [x, y, 1]
     if not ((expected > 0.3) & (expected < 0.7)).all():
@@ -82,12 +97,16 @@ def test_affine_leads_to_the_marker(height, width, aspect, fit, x, y):
     centres = (np.arange(64) + 0.5) / 64
     found = np.array([mass.sum(0) @ centres, mass.sum(1) @ centres]) / mass.sum()
     np.testing.assert_allclose(found, expected, atol=0.25 / 64)
-    widths = [np.sqrt(mass.sum(axis) @ (centres - at) ** 2 / mass.sum()) for axis, at in enumerate(found)]
+    widths = [
+        np.sqrt(mass.sum(axis) @ (centres - at) ** 2 / mass.sum()) for axis, at in enumerate(found)
+    ]
     assert widths[0] == pytest.approx(widths[1], rel=0.1)
 
 
 @pytest.mark.parametrize("fit", ["crop", "squash"])
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5000), (5000, 1), (3, 2), (2, 4999), (1080, 7)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(1, 1), (1, 5000), (5000, 1), (3, 2), (2, 4999), (1080, 7)]
+)
 def test_extreme_shapes(height, width, fit):
     pixels = torch.tensor([10, 128, 250], dtype=torch.uint8).expand(1, height, width, 3)
     square, affine = to_square(pixels, 24, fit, "bicubic")
@@ -95,4 +114,8 @@ def test_extreme_shapes(height, width, fit):
     assert square.is_contiguous()
     for channel, level in enumerate((10, 128, 250)):
         assert (square[0, channel] == level).all()
-    np.testing.assert_allclose(affine @ [0.5, 0.5, 1], [0.5, 0.5], atol=0.51 / 24 + 0.51 / min(height, width) * (fit == "crop"))
+    np.testing.assert_allclose(
+        affine @ [0.5, 0.5, 1],
+        [0.5, 0.5],
+        atol=0.51 / 24 + 0.51 / min(height, width) * (fit == "crop"),
+    )

@@ -1,4 +1,5 @@
-"""Shared by codecs: refusing what a format cannot hold, and rounding tokens to integers under one scale each."""
+"""Shared by codecs: refusing what a format cannot hold, and rounding tokens to integers under one
+scale each."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ LEVELS = 127
 
 
 def refuse_beyond(name: str, tokens_FND: torch.Tensor, limit: float, ends_at: float) -> None:
-    """Raises for NaN, infinity and magnitudes from `limit` on. One pass and no copy: the extremes tell all."""
+    """Raises for NaN, infinity and magnitudes from `limit` on. One pass and no copy: the extremes
+    tell all."""
     if not tokens_FND.numel():
         return
     low, high = (value.item() for value in torch.aminmax(tokens_FND.detach()))
@@ -25,12 +27,17 @@ def refuse_beyond(name: str, tokens_FND: torch.Tensor, limit: float, ends_at: fl
     raise StillframeError(
         f"codec '{name}' cannot hold these tokens: the largest value is {found}, the format ends at {ends_at:g}",
         "set the encoder's precision to 'bfloat16' or 'float32' if it computes in float16"
-        + (f"; for values that are truly this large there are the codecs {others}" if others else ""),
+        + (
+            f"; for values that are truly this large there are the codecs {others}"
+            if others
+            else ""
+        ),
     )
 
 
 def to_int8(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """float32 (..., D) -> int8 (..., D) and the float32 scale (...) that brings each row's largest magnitude to 127."""
+    """float32 (..., D) -> int8 (..., D) and the float32 scale (...) that brings each row's largest
+    magnitude to 127."""
     scale = (values.abs().amax(-1) / LEVELS).clamp_(min=TINY)
     return (values / scale.unsqueeze(-1)).round_().clamp_(-LEVELS, LEVELS).to(torch.int8), scale
 
@@ -40,6 +47,7 @@ def from_int8(levels: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 
 def int8_error(values: torch.Tensor) -> torch.Tensor:
-    """Bound on |from_int8(to_int8(x)) - x|: half a scale, and the roundings of dividing by it and multiplying again."""
+    """Bound on |from_int8(to_int8(x)) - x|: half a scale, and the roundings of dividing by it and
+    multiplying again."""
     _, scale = to_int8(values.float())
     return (0.5 * scale).unsqueeze(-1) + values.abs().float() * 2.0**-21

@@ -1,6 +1,8 @@
-"""Tokens as bfloat16: two bytes a value with float32's range and 8 significant bits; for values that float16 cannot hold.
+"""Tokens as bfloat16: two bytes a value with float32's range and 8 significant bits; for values
+that float16 cannot hold.
 
-Numpy has no such type, so the array holds the bits as uint16; 0xFFFF, with which stores fill what was never written, is NaN.
+Numpy has no such type, so the array holds the bits as uint16; 0xFFFF, with which stores fill what
+was never written, is NaN.
 """
 
 from __future__ import annotations
@@ -30,12 +32,17 @@ class Codec(CodecPlugin):
 
     def encode(self, tokens_FND: torch.Tensor) -> dict[str, np.ndarray]:
         refuse_beyond("bfloat16", tokens_FND, LIMIT, ends_at=LARGEST)
-        return {"": tokens_FND.detach().to(torch.bfloat16).contiguous().view(torch.uint16).cpu().numpy()}
+        return {
+            "": tokens_FND.detach().to(torch.bfloat16).contiguous().view(torch.uint16).cpu().numpy()
+        }
 
     def decode(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
         return arrays[""].view(torch.bfloat16).float()
 
     def max_error(self, tokens_FND: torch.Tensor) -> torch.Tensor:
-        """Half the spacing of bfloat16 around each value: 2^(e-8) in the binade [2^e, 2^(e+1)), 2^-134 among the subnormals."""
+        """Half the spacing of bfloat16 around each value: 2^(e-8) in the binade [2^e, 2^(e+1)),
+        2^-134 among the subnormals."""
         _, exponent = torch.frexp(tokens_FND.detach().float())
-        return torch.ldexp(torch.ones_like(exponent, dtype=torch.float32), exponent.sub(1).clamp(min=-126) - 8)
+        return torch.ldexp(
+            torch.ones_like(exponent, dtype=torch.float32), exponent.sub(1).clamp(min=-126) - 8
+        )

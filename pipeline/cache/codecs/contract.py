@@ -1,10 +1,12 @@
 """Contract of a codec: how token values are laid down in bytes. A codec knows nothing of files.
 
-`encode` gives named arrays: the key "" is the array itself and a key such as "scale" is a sibling (`layer_11_scale` on disk).
-All have the leading axes (F, tokens). Same input, same bytes. Decoding runs on the training device, after the transfer.
+`encode` gives named arrays: the key "" is the array itself and a key such as "scale" is a sibling
+(`layer_11_scale` on disk). All have the leading axes (F, tokens). Same input, same bytes. Decoding
+runs on the training device, after the transfer.
 
-A `FittedCodec` learns from a sample of the tokens first: once for a cache, and separately for each of its token arrays. What it
-learnt is kept in the cache, and each array has a codec of its own, made from that.
+A `FittedCodec` learns from a sample of the tokens first: once for a cache, and separately for each
+of its token arrays. What it learnt is kept in the cache, and each array has a codec of its own,
+made from that.
 """
 
 from __future__ import annotations
@@ -29,11 +31,13 @@ class CodecPlugin(ABC):
 
     @abstractmethod
     def layout(self, width: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-        """Array key -> (shape of one token's entry, dtype), for tokens of `width`. BadInput for one it cannot lay out."""
+        """Array key -> (shape of one token's entry, dtype), for tokens of `width`. BadInput for one
+        it cannot lay out."""
 
     @abstractmethod
     def encode(self, tokens_FND: torch.Tensor) -> dict[str, np.ndarray]:
-        """Float tokens on any device -> arrays in host memory. Raises StillframeError where a value cannot be held."""
+        """Float tokens on any device -> arrays in host memory. Raises StillframeError where a value
+        cannot be held."""
 
     @abstractmethod
     def decode(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -44,7 +48,10 @@ class CodecPlugin(ABC):
         """Bound on |decode(encode(x)) - x|, elementwise."""
 
     def bytes_per_token(self, width: int) -> int:
-        return sum(int(np.prod(shape, initial=1)) * dtype.itemsize for shape, dtype in self.layout(width).values())
+        return sum(
+            int(np.prod(shape, initial=1)) * dtype.itemsize
+            for shape, dtype in self.layout(width).values()
+        )
 
 
 class FittedCodec(CodecPlugin):
@@ -65,5 +72,6 @@ class FittedCodec(CodecPlugin):
 
 
 def fitted_to(codec: CodecPlugin, manifest: str) -> str | None:
-    """What a fingerprint says of it: the digest of the manifest whose frames it is fitted to; None where nothing is fitted."""
+    """What a fingerprint says of it: the digest of the manifest whose frames it is fitted to; None
+    where nothing is fitted."""
     return manifest if isinstance(codec, FittedCodec) else None

@@ -1,4 +1,5 @@
-"""Tokens as IEEE half precision: two bytes a value, and an error of at most half a unit in the last place."""
+"""Tokens as IEEE half precision: two bytes a value, and an error of at most half a unit in the last
+place."""
 
 from __future__ import annotations
 
@@ -34,6 +35,9 @@ class Codec(CodecPlugin):
         return arrays[""].float()
 
     def max_error(self, tokens_FND: torch.Tensor) -> torch.Tensor:
-        """Half the spacing of float16 around each value: 2^(e-11) in the binade [2^e, 2^(e+1)), 2^-25 among the subnormals."""
+        """Half the spacing of float16 around each value: 2^(e-11) in the binade [2^e, 2^(e+1)),
+        2^-25 among the subnormals."""
         _, exponent = torch.frexp(tokens_FND.detach().float())  # frexp's mantissa lies in [0.5, 1)
-        return torch.ldexp(torch.ones_like(exponent, dtype=torch.float32), exponent.sub(1).clamp(min=-14) - 11)
+        return torch.ldexp(
+            torch.ones_like(exponent, dtype=torch.float32), exponent.sub(1).clamp(min=-14) - 11
+        )

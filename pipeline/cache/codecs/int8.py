@@ -1,4 +1,5 @@
-"""Tokens as 8-bit integers under one float32 scale per token, which brings its largest magnitude to 127: half of float16."""
+"""Tokens as 8-bit integers under one float32 scale per token, which brings its largest magnitude to
+127: half of float16."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ LARGEST = torch.finfo(torch.float32).max
 
 
 class Codec(CodecPlugin):
-    """No settings. The scale is float32, so that every finite token can be held; it is 1 % of a token of width 384."""
+    """No settings. The scale is float32, so that every finite token can be held; it is 1 % of a
+    token of width 384."""
 
     class Settings(plugins.Settings):
         """Empty."""

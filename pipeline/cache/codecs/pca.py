@@ -1,7 +1,9 @@
-"""Tokens as their first principal components: a basis is fitted once, to a sample of the cache's own frames.
+"""Tokens as their first principal components: a basis is fitted once, to a sample of the cache's
+own frames.
 
-Each token array (special tokens, every layer) has its own mean and basis, which the cache keeps. What lies outside the kept
-components is lost, so this codec, unlike the others, has no small error bound: look at `stillframe bench codecs` first.
+Each token array (special tokens, every layer) has its own mean and basis, which the cache keeps.
+What lies outside the kept components is lost, so this codec, unlike the others, has no small error
+bound: look at `stillframe bench codecs` first.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ LIMITS = {"float16": (65520.0, 65504.0), "int8": (float("inf"), torch.finfo(torc
 
 
 class Codec(FittedCodec):
-    """(x - mean) @ basis. Coefficients are computed in float64, so that their rounding does not follow the batch's shape."""
+    """(x - mean) @ basis. Coefficients are computed in float64, so that their rounding does not
+    follow the batch's shape."""
 
     class Settings(plugins.Settings):
         """How many numbers are kept of a token."""
@@ -46,14 +49,18 @@ class Codec(FittedCodec):
         return {"": ((kept,), np.dtype(np.float16))}
 
     def fit(self, tokens_MD: torch.Tensor) -> dict[str, np.ndarray]:
-        """`mean` (D,) and `basis` (D, K), orthonormal columns by falling variance, each with its largest entry positive."""
+        """`mean` (D,) and `basis` (D, K), orthonormal columns by falling variance, each with its
+        largest entry positive."""
         x_MD = tokens_MD.detach().cpu().double()
         mean_D = x_MD.mean(0)
         centred_MD = x_MD - mean_D
         _, vectors_DD = torch.linalg.eigh(centred_MD.T @ centred_MD)  # by rising variance
         basis_DK = vectors_DD.flip(1)[:, : self.settings.components]
         largest = basis_DK.gather(0, basis_DK.abs().argmax(0, keepdim=True))
-        return {"mean": mean_D.float().numpy(), "basis": (basis_DK * largest.sign()).float().contiguous().numpy()}
+        return {
+            "mean": mean_D.float().numpy(),
+            "basis": (basis_DK * largest.sign()).float().contiguous().numpy(),
+        }
 
     def load(self, learnt: Mapping[str, np.ndarray]) -> None:
         self._host = torch.from_numpy(learnt["mean"]), torch.from_numpy(learnt["basis"])
@@ -75,7 +82,8 @@ class Codec(FittedCodec):
         return coefficients @ basis_DK.T + mean_D
 
     def max_error(self, tokens_FND: torch.Tensor) -> torch.Tensor:
-        """What the projection loses of each value, the rounding of the coefficients, and that of decoding in float32."""
+        """What the projection loses of each value, the rounding of the coefficients, and that of
+        decoding in float32."""
         mean_D, basis_DK = (part.double() for part in self._on(tokens_FND.device))
         coefficients = self._project(tokens_FND)
         lost = (tokens_FND.detach().double() - mean_D - coefficients @ basis_DK.T).abs()

@@ -1,8 +1,8 @@
 """Where a cache lives: a tree of files under names such as `receipts/00017.json`.
 
-`folder`: a folder on a disk of this machine, or on one that machines share. `remote`: an object store. What a cache asks of its
-place is little, and none of it depends on clocks or on locks of the file system: files appear whole or not at all, and a name
-is taken only once.
+`folder`: a folder on a disk of this machine, or on one that machines share. `remote`: an object
+store. What a cache asks of its place is little, and none of it depends on clocks or on locks of the
+file system: files appear whole or not at all, and a name is taken only once.
 
 Methods raise OSError as the system does; whoever knows what was being done says so to the user.
 """
@@ -19,7 +19,8 @@ Span = tuple[int, int]
 
 
 class Place(ABC):
-    """A tree of files. Names are relative and have forward slashes; a folder is what has files below it."""
+    """A tree of files. Names are relative and have forward slashes; a folder is what has files
+    below it."""
 
     @abstractmethod
     def __str__(self) -> str:
@@ -81,11 +82,13 @@ class Place(ABC):
 
     @abstractmethod
     def adopt(self, staged: Path, name: str) -> None:
-        """Makes a staged folder, whose files are synced, the folder `name`, durably; another one that was there is replaced."""
+        """Makes a staged folder, whose files are synced, the folder `name`, durably; another one
+        that was there is replaced."""
 
     @abstractmethod
     def link(self, source: str, staged: Path) -> bool:
-        """Puts a file of this place into a staged folder without copying its bytes; False where that cannot be done."""
+        """Puts a file of this place into a staged folder without copying its bytes; False where
+        that cannot be done."""
 
     @abstractmethod
     def local(self, folder: str) -> Path:
@@ -97,4 +100,5 @@ class Place(ABC):
 
     @abstractmethod
     def open(self, name: str, spans: Sequence[Span]) -> BinaryIO:
-        """A local file, unbuffered, that holds at least these bytes of the file `name`, each at its own offset."""
+        """A local file, unbuffered, that holds at least these bytes of the file `name`, each at its
+        own offset."""

@@ -8,9 +8,10 @@
   aside/            what is being made: new entries, stores before their upload, entries on their way out
 ```
 
-Any number of threads and processes use one such folder at once. A key stands for one version of a file, so that blocks of two
-never meet. A block counts when its byte says so, which is after its data is synced. Whole entries go, least recently used
-first; whoever has a file of one open can read on.
+Any number of threads and processes use one such folder at once. A key stands for one version of a
+file, so that blocks of two never meet. A block counts when its byte says so, which is after its
+data is synced. Whole entries go, least recently used first; whoever has a file of one open can read
+on.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from pipeline.errors import BadInput, StillframeError
 FOLDER_VARIABLE, BOUND_VARIABLE = "STILLFRAME_DISK_CACHE", "STILLFRAME_DISK_CACHE_GB"
 DEFAULT_GB = 20
 BLOCK_BYTES = 1 << 20
-"""A block is fetched whole. Windows lie anywhere: larger blocks would bring more of what was not asked for."""
+"""A block is fetched whole. Windows lie anywhere: larger blocks would bring more of what was not
+asked for."""
 RUN_BLOCKS = 16
 """Up to so many neighbouring blocks are fetched by one request."""
 FILL = 0.9
@@ -66,9 +68,12 @@ class DiskCache:
                 (folder / part).mkdir(parents=True, exist_ok=True)
 
     def open(self, key: str, size: int, spans: Sequence[Span], fetch: Fetch) -> BinaryIO:
-        """A file of `size` bytes that holds at least these spans, as far as it reaches; missing blocks are fetched first."""
+        """A file of `size` bytes that holds at least these spans, as far as it reaches; missing
+        blocks are fetched first."""
         folder = self._folder(key)
-        reach = [range(start // BLOCK_BYTES, -(-min(stop, size) // BLOCK_BYTES)) for start, stop in spans]
+        reach = [
+            range(start // BLOCK_BYTES, -(-min(stop, size) // BLOCK_BYTES)) for start, stop in spans
+        ]
         wanted = sorted({block for blocks in reach for block in blocks})
         while True:
             data, marks = self._entry(folder, size)
@@ -91,7 +96,8 @@ class DiskCache:
                 os.close(marks)
 
     def copy(self, key: str, size: int, fill: Callable[[Path], None]) -> Path:
-        """A folder of whole files of `size` bytes together, put there by `fill`. It stays as long as this process lives."""
+        """A folder of whole files of `size` bytes together, put there by `fill`. It stays as long
+        as this process lives."""
         folder = self._folder(key)
         while folder not in self._held:
             try:
@@ -108,7 +114,8 @@ class DiskCache:
         return folder / "data"
 
     def aside(self) -> Path:
-        """An empty folder of this process, until it is discarded. Clears what killed processes left."""
+        """An empty folder of this process, until it is discarded. Clears what killed processes
+        left."""
         for path in (self.folder / "aside").iterdir():
             with suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > STRAY_S and not _is_held(path):
@@ -126,10 +133,13 @@ class DiskCache:
     # Entries
 
     def _folder(self, key: str) -> Path:
-        return self.folder / "files" / hashlib.sha256(f"{BLOCK_BYTES} {key}".encode()).hexdigest()[:32]
+        return (
+            self.folder / "files" / hashlib.sha256(f"{BLOCK_BYTES} {key}".encode()).hexdigest()[:32]
+        )
 
     def _entry(self, folder: Path, size: int) -> tuple[int, int]:
-        """Handles of `data` and `blocks` of one and the same entry, which is laid out if it is not there."""
+        """Handles of `data` and `blocks` of one and the same entry, which is laid out if it is not
+        there."""
         with self._writing():
             while True:
                 try:
@@ -190,15 +200,23 @@ class DiskCache:
 
         fetch([_span(run[0], run[-1], size) for run in _runs(missing)], put)
         with self._writing():
-            os.fdatasync(data)  # so that no block counts after a loss of power whose bytes were lost
+            os.fdatasync(
+                data
+            )  # so that no block counts after a loss of power whose bytes were lost
             for block in missing:
                 os.pwrite(marks, b"\1", block)
 
     # Room
 
-    def _make_room(self, folder: Path, size: int, data: int, missing: Sequence[int], wanted: Sequence[int]) -> bool:
-        """Takes the disk space of the missing blocks; False if for that the entry itself had to go."""
-        need, whole = (sum(_taken(block, size) for block in blocks) + ENTRY_BYTES for blocks in (missing, wanted))
+    def _make_room(
+        self, folder: Path, size: int, data: int, missing: Sequence[int], wanted: Sequence[int]
+    ) -> bool:
+        """Takes the disk space of the missing blocks; False if for that the entry itself had to
+        go."""
+        need, whole = (
+            sum(_taken(block, size) for block in blocks) + ENTRY_BYTES
+            for blocks in (missing, wanted)
+        )
         with self._writing(), self._counting() as counter:
             if not self._reserve(counter, need, folder, whole):
                 return False
@@ -209,21 +227,27 @@ class DiskCache:
 
     @contextmanager
     def _counting(self) -> Iterator[BinaryIO]:
-        """The file that says how many bytes are taken. What is reserved must be taken before it is let go."""
+        """The file that says how many bytes are taken. What is reserved must be taken before it is
+        let go."""
         with (self.folder / "lock").open("a+b") as counter:
             fcntl.flock(counter, fcntl.LOCK_EX)
             yield counter
 
-    def _reserve(self, counter: BinaryIO, need: int, own: Path | None = None, whole: int = 0) -> bool:
+    def _reserve(
+        self, counter: BinaryIO, need: int, own: Path | None = None, whole: int = 0
+    ) -> bool:
         """Counts `need` more bytes, after throwing out what was not used for longest.
 
-        Where the entry `own` is in the way itself, it goes too, and nothing is counted: it then starts anew and needs `whole`.
+        Where the entry `own` is in the way itself, it goes too, and nothing is counted: it then
+        starts anew and needs `whole`.
         """
         counter.seek(0)
         counted = counter.read()
         used, ours = int(counted) if counted.isdigit() else self.bound_bytes, 0
         if used + need > self.bound_bytes:
-            used, ours = self._evict(min(self.bound_bytes - need, int(FILL * self.bound_bytes)), own)
+            used, ours = self._evict(
+                min(self.bound_bytes - need, int(FILL * self.bound_bytes)), own
+            )
         fits = used + need <= self.bound_bytes
         if not fits:
             self._require_bound(used - ours + max(need, whole))
@@ -241,7 +265,8 @@ class DiskCache:
             )
 
     def _evict(self, room: int, own: Path | None) -> tuple[int, int]:
-        """Throws entries out until the others take at most `room` bytes. Returns what all take, and `own` of that."""
+        """Throws entries out until the others take at most `room` bytes. Returns what all take, and
+        `own` of that."""
         entries = []
         for folder in (self.folder / "files").iterdir():
             with suppress(FileNotFoundError):  # going at this moment
@@ -274,7 +299,10 @@ def disk_cache() -> DiskCache:
     try:
         bound_bytes = int(float(text) * 1e9)
     except (ValueError, OverflowError) as error:
-        raise BadInput(f"{BOUND_VARIABLE} is '{text}', wanted a number of gigabytes", f"for example {DEFAULT_GB}") from error
+        raise BadInput(
+            f"{BOUND_VARIABLE} is '{text}', wanted a number of gigabytes",
+            f"for example {DEFAULT_GB}",
+        ) from error
     return _shared(Path(os.environ.get(FOLDER_VARIABLE) or home).absolute(), bound_bytes)
 
 

@@ -1,4 +1,5 @@
-"""A folder of a file system as a place, and how a file is written so that it is whole or as it was."""
+"""A folder of a file system as a place, and how a file is written so that it is whole or as it
+was."""
 
 from __future__ import annotations
 
@@ -57,7 +58,10 @@ class Folder(Place):
             except PermissionError:  # a file system without hard links
                 with path.open("xb") as file:
                     file.write(data)
-        except (FileExistsError, FileNotFoundError):  # the second: whoever has the name cleared up beside it
+        except (
+            FileExistsError,
+            FileNotFoundError,
+        ):  # the second: whoever has the name cleared up beside it
             return False
         finally:
             aside.unlink(missing_ok=True)
@@ -112,7 +116,9 @@ class Folder(Place):
     def _is_same(self, staged: Path, name: str) -> bool:
         ours = Folder(staged)
         sizes = ours.sizes("")
-        return sizes == self.sizes(name) and all(ours.digest(file) == self.digest(f"{name}/{file}") for file in sizes)
+        return sizes == self.sizes(name) and all(
+            ours.digest(file) == self.digest(f"{name}/{file}") for file in sizes
+        )
 
     def link(self, source: str, staged: Path) -> bool:
         try:
@@ -128,12 +134,13 @@ class Folder(Place):
     def zarr(self, name: str) -> Path:
         return self.path / name
 
-    def open(self, name: str, spans: Sequence[Span]) -> BinaryIO:  # noqa: ARG002  the whole file is here
+    def open(self, name: str, spans: Sequence[Span]) -> BinaryIO:  # noqa: ARG002
         return (self.path / name).open("rb", buffering=0)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Aside, sync, rename, sync the folder: the file is whole or as it was. Raises StillframeError."""
+    """Aside, sync, rename, sync the folder: the file is whole or as it was. Raises
+    StillframeError."""
     aside = _aside(path)
     try:
         make_folder(path.parent)
@@ -146,12 +153,14 @@ def write_atomically(path: Path, data: bytes) -> None:
     except OSError as error:
         aside.unlink(missing_ok=True)
         raise StillframeError(
-            f"cannot write {path}: {error.strerror}", "nothing before it is lost; free space or fix access, rerun"
+            f"cannot write {path}: {error.strerror}",
+            "nothing before it is lost; free space or fix access, rerun",
         ) from error
 
 
 def make_folder(path: Path) -> None:
-    """A folder with its parents, durably: what is synced in a folder whose own name is not may be lost with it."""
+    """A folder with its parents, durably: what is synced in a folder whose own name is not may be
+    lost with it."""
     if not path.is_dir():
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
@@ -190,5 +199,6 @@ def _aside(path: Path) -> Path:
 
 
 def _token() -> str:
-    """Another one each time: no two machines, processes or threads that write the same thing touch each other's files."""
+    """Another one each time: no two machines, processes or threads that write the same thing touch
+    each other's files."""
     return f"{os.getpid()}-{secrets.token_hex(4)}"

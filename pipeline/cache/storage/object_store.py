@@ -1,9 +1,10 @@
 """An object store as a place: S3, Google Cloud Storage, or another that fsspec knows.
 
-An object appears whole, by one request or by the last one of an upload in parts; there is nothing to sync or to rename. What is
-read often is read from blocks in the local `disk_cache`: once fetched, they cost no request. A name is taken by a PUT that the
-store refuses if the object is there; in a store that knows no such PUT two workers may take one name, which costs time and
-never data (see `leases.py`).
+An object appears whole, by one request or by the last one of an upload in parts; there is nothing
+to sync or to rename. What is read often is read from blocks in the local `disk_cache`: once
+fetched, they cost no request. A name is taken by a PUT that the store refuses if the object is
+there; in a store that knows no such PUT two workers may take one name, which costs time and never
+data (see `leases.py`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ STREAM_BYTES = 8 << 20
 CHANGES = 5
 """How often a file may change while it is read."""
 VERSION = ("ETag", "etag", "generation", "mtime", "created", "last_modified", "LastModified")
-"""What stores say of an object that differs when it is rewritten; the first that is there counts."""
+"""What stores say of an object that differs when it is rewritten; the first that is there
+counts."""
 
 _CLAIMING, _CLAIMED = threading.Lock(), set[str]()
 """URLs of what this process has created and not removed again."""
@@ -52,8 +54,8 @@ class Changed(Exception):
 class Remote(Place):
     """A tree of objects below a URL. Safe to share between threads.
 
-    What was listed or read once is taken to stay, until this place is told or sees otherwise: blocks of two versions of an
-    object never meet in what `open` gives.
+    What was listed or read once is taken to stay, until this place is told or sees otherwise:
+    blocks of two versions of an object never meet in what `open` gives.
     """
 
     def __init__(self, url: str, network: Network | None = None) -> None:
@@ -89,7 +91,8 @@ class Remote(Place):
         self._call(name, self.network.fs.pipe_file, self._path(name), data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Data that two processes write must differ: whose answer is lost knows the object for its own by them."""
+        """Data that two processes write must differ: whose answer is lost knows the object for its
+        own by them."""
         url = _join(self.url, name)
         with _CLAIMING:
             try:
@@ -135,7 +138,9 @@ class Remote(Place):
     def sizes(self, folder: str) -> dict[str, int]:
         found = {}
         for path, info in self._listed(folder, self.network.fs.find).items():
-            if info["type"] == "file" and not path.endswith("/"):  # such an object is what consoles draw as a folder
+            if info["type"] == "file" and not path.endswith(
+                "/"
+            ):  # such an object is what consoles draw as a folder
                 relative = path.removeprefix(self._path(folder)).lstrip("/")
                 found[relative] = info["size"]
                 self._facts[_join(folder, relative)] = _facts(info)
@@ -153,13 +158,18 @@ class Remote(Place):
 
     # Uploads
 
-    def staging(self, name: str) -> Path:  # noqa: ARG002  the name is given at the upload
+    def staging(self, name: str) -> Path:  # noqa: ARG002
         return self.disk.aside()
 
     def adopt(self, staged: Path, name: str) -> None:
-        """Objects that lie there are replaced one by one, since another worker may be vouching for the same ones."""
+        """Objects that lie there are replaced one by one, since another worker may be vouching for
+        the same ones."""
         before = self.sizes(name)
-        files = {path.relative_to(staged).as_posix(): path for path in staged.rglob("*") if path.is_file()}
+        files = {
+            path.relative_to(staged).as_posix(): path
+            for path in staged.rglob("*")
+            if path.is_file()
+        }
 
         def upload(relative: str) -> None:
             file, inner = files[relative], _join(name, relative)
@@ -167,21 +177,31 @@ class Remote(Place):
             if file.stat().st_size <= PART_BYTES:
                 self.write(inner, file.read_bytes())
             else:
-                self._call(inner, self.network.bulk.put_file, str(file), self._path(inner), **self.network.in_parts)
+                self._call(
+                    inner,
+                    self.network.bulk.put_file,
+                    str(file),
+                    self._path(inner),
+                    **self.network.in_parts,
+                )
 
         list(self.network.pool.map(upload, files))
         for relative in before.keys() - files.keys():
             self.remove(_join(name, relative))
         self.disk.discard(staged)
 
-    def link(self, source: str, staged: Path) -> bool:  # noqa: ARG002  nothing of it is here
+    def link(self, source: str, staged: Path) -> bool:  # noqa: ARG002
         return False
 
     # Reading through the disk cache
 
     def local(self, folder: str) -> Path:
         def read() -> Path:
-            infos = [info for info in self._listed(folder, self.network.fs.ls).values() if info["type"] == "file"]
+            infos = [
+                info
+                for info in self._listed(folder, self.network.fs.ls).values()
+                if info["type"] == "file"
+            ]
             files = {info["name"].rpartition("/")[2]: _facts(info) for info in infos}
 
             def fill(target: Path) -> None:
@@ -197,14 +217,20 @@ class Remote(Place):
         return self._unchanged(folder, read)
 
     def zarr(self, name: str) -> Any:
-        return fsspec.FSMap(name, _Files(self, {_join(name, file): size for file, size in self.sizes(name).items()}))
+        return fsspec.FSMap(
+            name, _Files(self, {_join(name, file): size for file, size in self.sizes(name).items()})
+        )
 
     def open(self, name: str, spans: Sequence[Span]) -> BinaryIO:
         def read() -> BinaryIO:
             facts = self._known(name)
 
             def fetch(runs: Sequence[Span], put: Put) -> None:
-                list(self.network.pool.map(lambda run: put(run[0], self._get(name, facts, *run)), runs))
+                list(
+                    self.network.pool.map(
+                        lambda run: put(run[0], self._get(name, facts, *run)), runs
+                    )
+                )
                 self._require_same(name, facts)
 
             return self.disk.open(f"{_join(self.url, name)} {facts}", facts.size, spans, fetch)
@@ -239,7 +265,9 @@ class Remote(Place):
         if name not in self._facts:
             info = self._info(name)
             if info["type"] != "file":
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), _join(self.url, name))
+                raise IsADirectoryError(
+                    errno.EISDIR, os.strerror(errno.EISDIR), _join(self.url, name)
+                )
             self._facts[name] = _facts(info)
         return self._facts[name]
 
@@ -251,7 +279,8 @@ class Remote(Place):
             except Changed:
                 self._facts.pop(name, None)
         raise StillframeError(
-            f"{_join(self.url, name)} was rewritten {CHANGES} times while it was read", "stop who writes to it, then run again"
+            f"{_join(self.url, name)} was rewritten {CHANGES} times while it was read",
+            "stop who writes to it, then run again",
         )
 
     def _require_same(self, name: str, facts: Facts) -> None:
@@ -276,7 +305,8 @@ class Remote(Place):
             raise
 
     def _stream(self, name: str, facts: Facts) -> Iterator[bytes]:
-        """An object from end to end, a few pieces ahead. Raises Changed where it is not the one that the facts are of."""
+        """An object from end to end, a few pieces ahead. Raises Changed where it is not the one
+        that the facts are of."""
         if facts.size <= STREAM_BYTES:
             data = self.read(name)
             if len(data) != facts.size:
@@ -295,7 +325,8 @@ class Remote(Place):
 
 
 class _Files(fsspec.AbstractFileSystem):
-    """Files of a remote place for zarr-python, which thus reads through the same blocks, with the same patience."""
+    """Files of a remote place for zarr-python, which thus reads through the same blocks, with the
+    same patience."""
 
     cachable = False
     protocol = "stillframe"
@@ -304,7 +335,9 @@ class _Files(fsspec.AbstractFileSystem):
         super().__init__()
         self.place, self.files = place, sizes
 
-    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+    def cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, **_: Any
+    ) -> bytes:
         if path not in self.files:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         first, stop, _step = slice(start, end).indices(self.files[path])
@@ -314,7 +347,9 @@ class _Files(fsspec.AbstractFileSystem):
 
 def _facts(info: Mapping[str, Any]) -> Facts:
     version = next((info[key] for key in VERSION if info.get(key)), "")
-    return Facts(info["size"], str(version.timestamp() if isinstance(version, datetime) else version))
+    return Facts(
+        info["size"], str(version.timestamp() if isinstance(version, datetime) else version)
+    )
 
 
 def _join(folder: str, name: str) -> str:

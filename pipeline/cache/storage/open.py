@@ -9,11 +9,14 @@ from pipeline.errors import BadInput
 
 
 def at(text: str | Path) -> Place:
-    """The place that a user names: a path, or a URL such as `s3://bucket/caches`. Raises BadInput."""
+    """The place that a user names: a path, or a URL such as `s3://bucket/caches`. Raises
+    BadInput."""
     from pipeline.cache.storage.local import Folder
 
     if isinstance(text, Path) and text.parts[:1] and text.parts[0].endswith(":"):
-        raise BadInput(f"{text} is a URL that has become a path and lost a slash", "give it as text")
+        raise BadInput(
+            f"{text} is a URL that has become a path and lost a slash", "give it as text"
+        )
     protocol, _, path = str(text).rpartition("://")
     if protocol in ("", "file"):
         return Folder(Path(path))

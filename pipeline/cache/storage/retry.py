@@ -1,9 +1,9 @@
 """Requests to an object store: tried again while that may help, and then one sentence.
 
-fsspec knows the stores; this file knows how they fail. Every request has time limits. What a second try cannot mend (a wrong
-name, missing rights) is raised at once, as the OSError that a file system would raise. Servers that are busy or broken,
-connections that are cut or stall, and bodies that end early are tried again, after waits that grow and differ from client to
-client.
+fsspec knows the stores; this file knows how they fail. Every request has time limits. What a second
+try cannot mend (a wrong name, missing rights) is raised at once, as the OSError that a file system
+would raise. Servers that are busy or broken, connections that are cut or stall, and bodies that end
+early are tried again, after waits that grow and differ from client to client.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ CONNECT_S, READ_S = 10.0, 30.0
 """Seconds until a connection must stand, and between two pieces of an answer."""
 TRIES = 8
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 20.0
-"""Seconds before the second try, and before any: each wait is up to twice the one before. All of them take about 40 s."""
+"""Seconds before the second try, and before any: each wait is up to twice the one before. All of
+them take about 40 s."""
 AT_ONCE = 8
 """Requests under way at once."""
 PART_BYTES, PART_TRIES = 16 << 20, 4
-"""Larger files are uploaded in parts of this size, each of which is sent again by itself before the whole file is."""
+"""Larger files are uploaded in parts of this size, each of which is sent again by itself before the
+whole file is."""
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 """Protocol -> the extra of this package that brings what it needs."""
@@ -40,10 +42,24 @@ NAMED = {
     NotADirectoryError: errno.ENOTDIR,
     NotImplementedError: errno.ENOSYS,
 }
-REFUSED = {errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.ENAMETOOLONG, errno.EMSGSIZE, errno.ENOSPC}
+REFUSED = {
+    errno.EINVAL,
+    errno.EPERM,
+    errno.ENOSYS,
+    errno.ENAMETOOLONG,
+    errno.EMSGSIZE,
+    errno.ENOSPC,
+}
 CUT_SHORT = {"BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch"}
 """What S3 calls a request that it refuses because it did not arrive as it was sent."""
-TRANSPORT = {"ClientError", "ConnectionError", "HTTPClientError", "ResponseParserError", "IncompleteRead", "TransportError"}
+TRANSPORT = {
+    "ClientError",
+    "ConnectionError",
+    "HTTPClientError",
+    "ResponseParserError",
+    "IncompleteRead",
+    "TransportError",
+}
 """Classes of aiohttp, botocore, urllib3 and google-auth; none of these packages need be there."""
 
 P = ParamSpec("P")
@@ -62,9 +78,13 @@ class Network:
         except ImportError as error:
             extra = EXTRAS.get(protocol)
             hint = f"pip install 'stillframe[{extra}]'" if extra else str(error)
-            raise BadInput(f"{url} cannot be reached: a package for {protocol}:// is not installed", hint) from error
+            raise BadInput(
+                f"{url} cannot be reached: a package for {protocol}:// is not installed", hint
+            ) from error
         except ValueError as error:
-            raise BadInput(f"{url} cannot be reached: {error}", "use a path, s3:// or gs://") from error
+            raise BadInput(
+                f"{url} cannot be reached: {error}", "use a path, s3:// or gs://"
+            ) from error
         self.in_parts: dict[str, Any] = {}
         if EXTRAS.get(protocol) == "s3":
             self.fs.retries = 1  # of s3fs itself
@@ -107,7 +127,10 @@ def _options(protocol: str, tries: int) -> dict[str, Any]:
     if EXTRAS.get(protocol) == "gcs":
         from aiohttp import ClientTimeout
 
-        return {"use_listings_cache": False, "requests_timeout": ClientTimeout(sock_connect=CONNECT_S, sock_read=READ_S)}
+        return {
+            "use_listings_cache": False,
+            "requests_timeout": ClientTimeout(sock_connect=CONNECT_S, sock_read=READ_S),
+        }
     return {}
 
 
@@ -132,7 +155,9 @@ def _raise_final(error: Exception, url: str) -> None:
         raise PermissionError(errno.EACCES, _text(error), url) from error
     if "HttpError" in names and not _is_busy(getattr(error, "code", None)):  # of gcsfs
         raise OSError(errno.EINVAL, _text(error), url) from error
-    if names & {"BotoCoreError", "ValueError"} and not names & TRANSPORT:  # a name that no bucket can have, for example
+    if (
+        names & {"BotoCoreError", "ValueError"} and not names & TRANSPORT
+    ):  # a name that no bucket can have, for example
         raise OSError(errno.EINVAL, _text(error), url) from error
     if not names & {*TRANSPORT, "HttpError", "ChecksumError"}:
         raise error

@@ -1,7 +1,8 @@
-"""What every codec costs and keeps: bytes, closeness to the encoder's float32 tokens, speed, and the score of a trained run.
+"""What every codec costs and keeps: bytes, closeness to the encoder's float32 tokens, speed, and
+the score of a trained run.
 
-Closeness is measured on frames other than those that a fitted codec was fitted to. Speeds count float32 bytes on the encoder's
-side, and codecs take turns in every repeat.
+Closeness is measured on frames other than those that a fitted codec was fitted to. Speeds count
+float32 bytes on the encoder's side, and codecs take turns in every repeat.
 """
 
 from __future__ import annotations
@@ -41,14 +42,23 @@ Choices = Mapping[str, Choice]
 
 
 def choices(tables: Mapping[str, Any]) -> dict[str, Choice]:
-    """Every codec on disk; `tables`: codec -> settings that are not the defaults. Raises BadInput."""
+    """Every codec on disk; `tables`: codec -> settings that are not the defaults. Raises
+    BadInput."""
     for name in tables:
         plugins.load("codec", name)
-    return {name: choice("codec", {**tables.get(name, {}), "name": name}) for name in plugins.names("codec")}
+    return {
+        name: choice("codec", {**tables.get(name, {}), "name": name})
+        for name in plugins.names("codec")
+    }
 
 
 def codec_table(
-    spec: CacheSpec, codecs: Choices, frames: int, repeats: int, device: torch.device | None, tell: Tell
+    spec: CacheSpec,
+    codecs: Choices,
+    frames: int,
+    repeats: int,
+    device: torch.device | None,
+    tell: Tell,
 ) -> dict[str, Any]:
     """Every codec on tokens of `frames` frames of the built-in world that `spec` encodes."""
     device = chosen(device)
@@ -60,14 +70,25 @@ def codec_table(
 
 
 def compare(
-    spec: CacheSpec, codecs: Choices, videos: Manifest, frames: int, repeats: int, device: torch.device, tell: Tell
+    spec: CacheSpec,
+    codecs: Choices,
+    videos: Manifest,
+    frames: int,
+    repeats: int,
+    device: torch.device,
+    tell: Tell,
 ) -> dict[str, Any]:
-    """The same on `videos`: twice as many frames are sampled, the first half to fit to, the second to measure."""
+    """The same on `videos`: twice as many frames are sampled, the first half to fit to, the second
+    to measure."""
     encoder = spec.make_encoder(device)
     shape = spec.token_shape()
     tell(0, 1, "encoding frames")
-    sampled = sample_tokens(spec, encoder, device, videos, extract.make_plan(spec, shape, videos), 2 * frames)
-    fitted_to, measured = ({name: part.chunk(2)[half] for name, part in sampled.items()} for half in (0, 1))
+    sampled = sample_tokens(
+        spec, encoder, device, videos, extract.make_plan(spec, shape, videos), 2 * frames
+    )
+    fitted_to, measured = (
+        {name: part.chunk(2)[half] for name, part in sampled.items()} for half in (0, 1)
+    )
     tried = {name: _ready(codec, fitted_to) for name, codec in codecs.items()}
     arrays = {name: part.to(device) for name, part in measured.items()}
     with frozen():
@@ -105,10 +126,11 @@ def codec_scores(
     world: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
 ) -> dict[str, dict[str, Any]]:
-    """Codec -> form -> score with its interval: the shipped recipe trained on the built-in world through each codec.
+    """Codec -> form -> score with its interval: the shipped recipe trained on the built-in world
+    through each codec.
 
-    Frames are encoded once, into `spec`'s cache; the others are derived from that one. `world`: settings of the data set,
-    `overrides`: keys of the recipe.
+    Frames are encoded once, into `spec`'s cache; the others are derived from that one. `world`:
+    settings of the data set, `overrides`: keys of the recipe.
     """
     scores = {}
     recipe = load_recipe(shipped_recipes()[RECIPE], overrides)
@@ -117,16 +139,27 @@ def codec_scores(
         tell(0, 1, "rendering videos")
         videos = manifest.build("world", None, folder / "world", dict(world or {}))
         source = extract.extract(
-            spec, videos, folder, device, on_progress=lambda state: tell(state.frames, state.frames_planned, "extracting")
+            spec,
+            videos,
+            folder,
+            device,
+            on_progress=lambda state: tell(state.frames, state.frames_planned, "extracting"),
         )
         for done, (name, codec) in enumerate(codecs.items()):
             tell(done, len(codecs), f"training through {name}")
             changes = [f"codec.{key}={json.dumps(value)}" for key, value in codec.table().items()]
-            cache = source if codec.table() == spec.codec.table() else derive.derive(source, changes, folder)
+            cache = (
+                source
+                if codec.table() == spec.codec.table()
+                else derive.derive(source, changes, folder)
+            )
             run = loop.train(recipe, cache, folder / "runs" / name, device=device)
             result = evaluate.evaluate(run, cache, device=device)
             first = result["metrics"][0]["name"]
-            scores[name] = {form: {"metric": first, **of_form[first]} for form, of_form in result["forms"].items()}
+            scores[name] = {
+                form: {"metric": first, **of_form[first]}
+                for form, of_form in result["forms"].items()
+            }
     return scores
 
 
@@ -134,16 +167,23 @@ def _ready(chosen: Choice, fitted_to: Mapping[str, torch.Tensor]) -> dict[str, C
     """Token array -> the chosen codec, fitted where it wants to be."""
     make = partial(plugins.load("codec", chosen.name), chosen.settings)
     codec = make()
-    return codecs_of(make, fitted_to, learn(codec, fitted_to) if isinstance(codec, FittedCodec) else None)
+    return codecs_of(
+        make, fitted_to, learn(codec, fitted_to) if isinstance(codec, FittedCodec) else None
+    )
 
 
-def _closeness(codecs: Mapping[str, CodecPlugin], arrays: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Cosine of every token with itself after the trip, mean and 1st percentile, and |error| / |tokens|, over all arrays."""
+def _closeness(
+    codecs: Mapping[str, CodecPlugin], arrays: Mapping[str, torch.Tensor]
+) -> dict[str, Any]:
+    """Cosine of every token with itself after the trip, mean and 1st percentile, and |error| /
+    |tokens|, over all arrays."""
     cosines: dict[str, torch.Tensor] = {}
     squared_error = squared = 0.0
     for name, tokens_FND in arrays.items():
         decoded = _decode(codecs[name], _encode(codecs[name], tokens_FND, tokens_FND.device))
-        cosines[name] = F.cosine_similarity(decoded.double(), tokens_FND.double(), dim=-1).flatten().cpu()
+        cosines[name] = (
+            F.cosine_similarity(decoded.double(), tokens_FND.double(), dim=-1).flatten().cpu()
+        )
         squared_error += float((decoded.double() - tokens_FND.double()).square().sum())
         squared += float(tokens_FND.double().square().sum())
     every = torch.cat(list(cosines.values()))
@@ -156,27 +196,44 @@ def _closeness(codecs: Mapping[str, CodecPlugin], arrays: Mapping[str, torch.Ten
 
 
 def _speeds(
-    tried: Mapping[str, Mapping[str, CodecPlugin]], arrays: Mapping[str, torch.Tensor], repeats: int, tell: Tell
+    tried: Mapping[str, Mapping[str, CodecPlugin]],
+    arrays: Mapping[str, torch.Tensor],
+    repeats: int,
+    tell: Tell,
 ) -> dict[str, dict[str, Any]]:
-    """Codec -> encode and decode: seconds of each repeat, and GB/s by their median. The first round warms up."""
+    """Codec -> encode and decode: seconds of each repeat, and GB/s by their median. The first round
+    warms up."""
     name, tokens_FND = max(arrays.items(), key=lambda item: item[1].numel())
     tokens_FND = tokens_FND.repeat(-(-TIMED_BYTES // (tokens_FND.numel() * 4)), 1, 1)
     device, size = tokens_FND.device, tokens_FND.numel() * 4
-    seconds: dict[str, dict[str, list[float]]] = {codec: {"encode": [], "decode": []} for codec in tried}
+    seconds: dict[str, dict[str, list[float]]] = {
+        codec: {"encode": [], "decode": []} for codec in tried
+    }
     for repeat in range(repeats + 1):
         for place, (codec, codecs) in enumerate(tried.items()):
             tell(repeat * len(tried) + place, (repeats + 1) * len(tried), f"time of {codec}")
             stored = _encode(codecs[name], tokens_FND, device)
-            seconds[codec]["encode"].append(seconds_of(partial(codecs[name].encode, tokens_FND), device))
-            seconds[codec]["decode"].append(seconds_of(partial(_decode, codecs[name], stored), device))
+            seconds[codec]["encode"].append(
+                seconds_of(partial(codecs[name].encode, tokens_FND), device)
+            )
+            seconds[codec]["decode"].append(
+                seconds_of(partial(_decode, codecs[name], stored), device)
+            )
     return {
-        codec: {way: (facts := summary(times[1:])) | {"gb_per_s": size / 1e9 / facts["median_s"]} for way, times in of.items()}
+        codec: {
+            way: (facts := summary(times[1:])) | {"gb_per_s": size / 1e9 / facts["median_s"]}
+            for way, times in of.items()
+        }
         for codec, of in seconds.items()
     }
 
 
-def _encode(codec: CodecPlugin, tokens_FND: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
-    return {key: torch.from_numpy(array).to(device) for key, array in codec.encode(tokens_FND).items()}
+def _encode(
+    codec: CodecPlugin, tokens_FND: torch.Tensor, device: torch.device
+) -> dict[str, torch.Tensor]:
+    return {
+        key: torch.from_numpy(array).to(device) for key, array in codec.encode(tokens_FND).items()
+    }
 
 
 def _decode(codec: CodecPlugin, stored: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -10,7 +10,8 @@ import typer
 from pipeline.cli.options import AsJson, Device, Sets, app, torch_device
 
 bench_app = typer.Typer(
-    help="Measure this machine: medians, and ratios against a reference in the same run.", no_args_is_help=True
+    help="Measure this machine: medians, and ratios against a reference in the same run.",
+    no_args_is_help=True,
 )
 app.add_typer(bench_app, name="bench")
 
@@ -42,17 +43,22 @@ def bench_extract(
         console.show_json(result)
     else:
         console.show_table(result["title"], ("", "frames/s, median", "min", "max"), result["rows"])
-        console.show(f"extraction reaches {result['ratio']:.3f} of the bare encoder (median of {repeats} paired ratios)")
+        console.show(
+            f"extraction reaches {result['ratio']:.3f} of the bare encoder (median of {repeats} paired ratios)"
+        )
 
 
 @bench_app.command("scale")
 def bench_scale(
     hours: Annotated[float, typer.Option(min=0.001, help="Length of the long video.")] = 2.0,
     videos: Annotated[int, typer.Option(min=10, help="Number of short videos.")] = 10_000,
-    clips: Annotated[int, typer.Option(min=10, help="Clips of the manifest to begin and resume on.")] = 200_000,
+    clips: Annotated[
+        int, typer.Option(min=10, help="Clips of the manifest to begin and resume on.")
+    ] = 200_000,
     as_json: AsJson = False,
 ) -> None:
-    """What must not grow: seconds to begin and to resume on many clips, memory over a long video and over many.
+    """What must not grow: seconds to begin and to resume on many clips, memory over a long video
+    and over many.
 
     Example: stillframe bench scale --hours 0.1 --videos 500 --clips 20000
     """
@@ -63,23 +69,39 @@ def bench_scale(
     if as_json:
         console.show_json({"start_s": dict(starts), "memory": memory})
         return
-    console.show_table("From nothing to the first claimed store", ("", "seconds"), [(what, round(s, 2)) for what, s in starts])
+    console.show_table(
+        "From nothing to the first claimed store",
+        ("", "seconds"),
+        [(what, round(s, 2)) for what, s in starts],
+    )
     tenths = [f"{number + 1}/10" for number in range(10)]
     rows = [(result["title"], *result["megabytes"], result["growth"]) for result in memory]
-    console.show_table("Memory in MB, the most in each tenth of the extraction", ("", *tenths, "last / second"), rows)
+    console.show_table(
+        "Memory in MB, the most in each tenth of the extraction",
+        ("", *tenths, "last / second"),
+        rows,
+    )
 
 
 @bench_app.command("codecs")
 def bench_codecs(
-    spec: Annotated[Path, typer.Option(help="Whose encoder makes the tokens.")] = Path("cache_specs/demo.toml"),
-    frames: Annotated[int, typer.Option(min=1, help="Frames whose tokens are compared; as many are fitted to.")] = 128,
+    spec: Annotated[Path, typer.Option(help="Whose encoder makes the tokens.")] = Path(
+        "cache_specs/demo.toml"
+    ),
+    frames: Annotated[
+        int, typer.Option(min=1, help="Frames whose tokens are compared; as many are fitted to.")
+    ] = 128,
     repeats: Annotated[int, typer.Option(min=1, help="Repeats; medians are shown.")] = 5,
-    scores: Annotated[bool, typer.Option("--scores", help="Also train the demo's GRU through each codec (minutes).")] = False,
+    scores: Annotated[
+        bool,
+        typer.Option("--scores", help="Also train the demo's GRU through each codec (minutes)."),
+    ] = False,
     device: Device = None,
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """Codecs on the built-in world: bytes, closeness to the encoder's tokens, speed, and with --scores what a run scores.
+    """Codecs on the built-in world: bytes, closeness to the encoder's tokens, speed, and with
+    --scores what a run scores.
 
     --set CODEC.KEY=VALUE gives a codec other settings than its defaults.
 
@@ -106,7 +128,11 @@ def bench_codecs(
             for codec, forms in result["scores"].items()
             for form, facts in forms.items()
         ]
-        console.show_table(f"{codecs.RECIPE} trained through each codec", ("codec", "form", "score", "95 % interval"), rows)
+        console.show_table(
+            f"{codecs.RECIPE} trained through each codec",
+            ("codec", "form", "score", "95 % interval"),
+            rows,
+        )
 
 
 def _show_codecs(result: dict[str, Any]) -> None:
@@ -119,7 +145,11 @@ def _show_codecs(result: dict[str, Any]) -> None:
             f"{facts['bytes_ratio']:7.3f}",
             *(f"{facts[key]:.6f}" for key in ("cosine_mean", "cosine_p1")),
             f"{facts['relative_error']:.5f}",
-            *(f"{facts[way][key]:7.2f}" for way in ("encode", "decode") for key in ("gb_per_s", "speed_ratio")),
+            *(
+                f"{facts[way][key]:7.2f}"
+                for way in ("encode", "decode")
+                for key in ("gb_per_s", "speed_ratio")
+            ),
         )
         for name, facts in result["codecs"].items()
     ]
@@ -127,12 +157,28 @@ def _show_codecs(result: dict[str, Any]) -> None:
         f"{result['frames']} frames, {result['tokens_per_frame']} tokens of {result['width']}, {result['device']}, "
         f"{result['threads']} threads; GB/s of float32, x: ratios to {result['reference']}"
     )
-    columns = ("codec", "bytes/frame", "      x", "cosine", "1st perc.", "error", "enc GB/s", "      x", "dec GB/s", "      x")
+    columns = (
+        "codec",
+        "bytes/frame",
+        "      x",
+        "cosine",
+        "1st perc.",
+        "error",
+        "enc GB/s",
+        "      x",
+        "dec GB/s",
+        "      x",
+    )
     console.show_table(title, columns, rows)
 
 
-Windows = Annotated[int, typer.Option(min=1, help="Windows of 16 x 201 x 384 float16 (2.5 MB) in a file.")]
-Folder = Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="On the disk to measure. Default: temporary.")]
+Windows = Annotated[
+    int, typer.Option(min=1, help="Windows of 16 x 201 x 384 float16 (2.5 MB) in a file.")
+]
+Folder = Annotated[
+    Path | None,
+    typer.Option(exists=True, file_okay=False, help="On the disk to measure. Default: temporary."),
+]
 
 
 @bench_app.command("read")
@@ -142,7 +188,8 @@ def bench_read(
     folder: Folder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Random windows out of a store, in memory (hot) and from the disk (cold), against other readers of the same tokens.
+    """Random windows out of a store, in memory (hot) and from the disk (cold), against other
+    readers of the same tokens.
 
     Other packages are measured where they are installed: pip install 'stillframe[bench]'.
 
@@ -168,7 +215,11 @@ def bench_read(
             *(
                 cell
                 for of in (hot, cold)
-                for cell in ((f"{of[name]['gb_per_s']:6.2f}", f"{of[name]['ratio']:6.3f}") if name in of else ("", ""))
+                for cell in (
+                    (f"{of[name]['gb_per_s']:6.2f}", f"{of[name]['ratio']:6.3f}")
+                    if name in of
+                    else ("", "")
+                )
             ),
         )
         for name in cold
@@ -187,7 +238,8 @@ def bench_write(
     folder: Folder = None,
     as_json: AsJson = False,
 ) -> None:
-    """A store, with all checksums, against plain sequential writing of files of the same size; both synced.
+    """A store, with all checksums, against plain sequential writing of files of the same size; both
+    synced.
 
     Example: stillframe bench write --folder /mnt/caches
     """
@@ -199,7 +251,16 @@ def bench_write(
     if as_json:
         console.show_json(result)
         return
-    console.show(f"{console.bytes_text(result['file_bytes'])}, {repeats} rounds\n{result['machine']}")
-    rows = [(way, f"{facts['gb_per_s']:6.2f}", f"{facts['ratio']:6.3f}") for way, facts in result["ways"].items()]
-    console.show_table("medians; x: median of the ratios of every round", ("", "GB/s", "x plain"), rows)
-    console.show(f"a store takes {bytes_cell(result['peak_bytes']).strip()} of memory beyond the tokens while it is written")
+    console.show(
+        f"{console.bytes_text(result['file_bytes'])}, {repeats} rounds\n{result['machine']}"
+    )
+    rows = [
+        (way, f"{facts['gb_per_s']:6.2f}", f"{facts['ratio']:6.3f}")
+        for way, facts in result["ways"].items()
+    ]
+    console.show_table(
+        "medians; x: median of the ratios of every round", ("", "GB/s", "x plain"), rows
+    )
+    console.show(
+        f"a store takes {bytes_cell(result['peak_bytes']).strip()} of memory beyond the tokens while it is written"
+    )

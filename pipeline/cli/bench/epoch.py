@@ -1,7 +1,8 @@
-"""An epoch with the encoder in the loop against one from the cache: same windows, same batches, same model, same steps.
+"""An epoch with the encoder in the loop against one from the cache: same windows, same batches,
+same model, same steps.
 
-Without the cache, as many threads decode as processes do in extraction, ahead of the step. Both read ahead in the same threads.
-Seconds are those of the loop: no evaluation, no checkpoint.
+Without the cache, as many threads decode as processes do in extraction, ahead of the step. Both
+read ahead in the same threads. Seconds are those of the loop: no evaluation, no checkpoint.
 """
 
 from __future__ import annotations
@@ -77,7 +78,12 @@ class Epoch(NamedTuple):
 
 
 def _train(
-    recipes: Sequence[Recipe], tasks: Sequence[TaskPlugin], windows: _Timed, held_out: Windows, runs: Path, device: torch.device
+    recipes: Sequence[Recipe],
+    tasks: Sequence[TaskPlugin],
+    windows: _Timed,
+    held_out: Windows,
+    runs: Path,
+    device: torch.device,
 ) -> Epoch:
     """Trains a new run of each recipe, in a folder in `runs`, side by side on `windows`."""
     timing = ExitStack()
@@ -90,12 +96,16 @@ def _train(
         synchronize(device)
         timing.close()
 
-    trainers = make_trainers({runs / f"{one.training.seed}": one for one in recipes}, tasks, windows, device)
+    trainers = make_trainers(
+        {runs / f"{one.training.seed}": one for one in recipes}, tasks, windows, device
+    )
     for trainer in trainers:
         trainer.optimizer.register_step_pre_hook(begin)
         trainer.optimizer.register_step_post_hook(end)
     Group(trainers, windows, held_out, device, ALONE, None, None).fit()
-    data, tokens, steps = (sum(one.progress.seconds[what] for one in trainers) for what in ("data", "tokens", "steps"))
+    data, tokens, steps = (
+        sum(one.progress.seconds[what] for one in trainers) for what in ("data", "tokens", "steps")
+    )
     parts = windows.clock.seconds
     parts |= {"waiting": data, windows.making: tokens, "model": steps - parts["optimiser"]}
     losses = [[line["loss"] for line in read_metrics(one.run.path)] for one in trainers]
@@ -111,7 +121,8 @@ def epoch_speed(
     device: torch.device | None,
     tell: Tell,
 ) -> dict[str, Any]:
-    """An epoch of each of `ablations` runs on the built-in world, with and without a cache, in turn; other seeds each time.
+    """An epoch of each of `ablations` runs on the built-in world, with and without a cache, in
+    turn; other seeds each time.
 
     Then an epoch of all of them side by side, as a sweep trains them.
     """
@@ -119,13 +130,17 @@ def epoch_speed(
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         tell(0, ablations, "rendering videos")
-        videos = manifest.build("world", None, folder / "world", {"clips_per_class": clips_per_class})
+        videos = manifest.build(
+            "world", None, folder / "world", {"clips_per_class": clips_per_class}
+        )
         tell(0, ablations, "extracting")
         begin = time.perf_counter()
         cache = extract.extract(spec, videos, folder / "caches", device, decoders)
         extract_s = time.perf_counter() - begin
         recipes = [
-            recipe.model_copy(update={"training": recipe.training.model_copy(update={"seed": seed})})
+            recipe.model_copy(
+                update={"training": recipe.training.model_copy(update={"seed": seed})}
+            )
             for seed in range(ablations)
         ]
         cached, uncached = _in_turn(recipes, cache, folder, decoders, device, tell)
@@ -143,12 +158,18 @@ def epoch_speed(
         },
         "extract_s": extract_s,
         "epochs": {
-            name: summary([e.seconds for e in each]) | {"step_s": statistics.median(e.seconds for e in each) / steps}
+            name: summary([e.seconds for e in each])
+            | {"step_s": statistics.median(e.seconds for e in each) / steps}
             for name, each in (("cached", cached), ("uncached", uncached))
         },
-        "ratio": statistics.median(b.seconds / a.seconds for a, b in zip(cached, uncached, strict=True)),
+        "ratio": statistics.median(
+            b.seconds / a.seconds for a, b in zip(cached, uncached, strict=True)
+        ),
         "parts_of_a_step": {
-            name: {part: statistics.median(e.parts[part] for e in each) / steps for part in each[0].parts}
+            name: {
+                part: statistics.median(e.parts[part] for e in each) / steps
+                for part in each[0].parts
+            }
             for name, each in (("cached", cached), ("uncached", uncached))
         },
         "sweep_s": sweep.seconds,
@@ -161,7 +182,12 @@ def epoch_speed(
 
 
 def _in_turn(
-    recipes: Sequence[Recipe], cache: Cache, folder: Path, decoders: int, device: torch.device, tell: Tell
+    recipes: Sequence[Recipe],
+    cache: Cache,
+    folder: Path,
+    decoders: int,
+    device: torch.device,
+    tell: Tell,
 ) -> list[list[Epoch]]:
     """Of each of `WAYS`, an epoch of every recipe alone."""
     epochs: dict[str, list[Epoch]] = {name: [] for name in WAYS}
@@ -169,18 +195,37 @@ def _in_turn(
         for name in WAYS if number % 2 else WAYS[::-1]:
             tell(max(0, number), len(recipes), name)
             alone = [recipes[max(0, number)]]
-            epochs[name].append(epoch(name, alone, cache, folder / f"{name}{number}", decoders, device))
+            epochs[name].append(
+                epoch(name, alone, cache, folder / f"{name}{number}", decoders, device)
+            )
     return [epochs[name][1:] for name in WAYS]
 
 
 def epoch(
-    name: str, recipes: Sequence[Recipe], cache: Cache, runs: Path, decoders: int, device: torch.device, epochs: float = 1
+    name: str,
+    recipes: Sequence[Recipe],
+    cache: Cache,
+    runs: Path,
+    decoders: int,
+    device: torch.device,
+    epochs: float = 1,
 ) -> Epoch:
-    """One epoch, or several, of new runs that differ in their seeds, side by side, `cached` or `uncached`."""
+    """One epoch, or several, of new runs that differ in their seeds, side by side, `cached` or
+    `uncached`."""
     schedule = {"steps": None, "epochs": epochs, "evaluate_every": None, "checkpoint_every": 10**9}
-    recipes = [one.model_copy(update={"training": one.training.model_copy(update=schedule)}) for one in recipes]
+    recipes = [
+        one.model_copy(update={"training": one.training.model_copy(update=schedule)})
+        for one in recipes
+    ]
     tasks, opened, held_out = open_windows(recipes, cache, cache.manifest, allow_missing=False)
-    asked: tuple[Any, ...] = (cache, cache.manifest, "train", recipes[0].windows, tasks[0], opened.layers)
+    asked: tuple[Any, ...] = (
+        cache,
+        cache.manifest,
+        "train",
+        recipes[0].windows,
+        tasks[0],
+        opened.layers,
+    )
     if name == "cached":
         return _train(recipes, tasks, _Timed(*asked), held_out, runs, device)
     with _TimedUncached(load_encoder(cache, device), decoders, device, *asked) as windows:

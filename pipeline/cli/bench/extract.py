@@ -1,4 +1,5 @@
-"""Measurements that can be trusted: medians over repeats, and ratios against a reference measured in turn in the same run."""
+"""Measurements that can be trusted: medians over repeats, and ratios against a reference measured
+in turn in the same run."""
 
 from __future__ import annotations
 
@@ -38,8 +39,11 @@ SPEC = {
 }
 
 
-def extract_speed(frames: int, repeats: int, decoders: int, device: torch.device | None) -> dict[str, Any]:
-    """Frames per second of extraction (decode, resize, encode, write, commit), of the encoder alone, and their paired ratio."""
+def extract_speed(
+    frames: int, repeats: int, decoders: int, device: torch.device | None
+) -> dict[str, Any]:
+    """Frames per second of extraction (decode, resize, encode, write, commit), of the encoder
+    alone, and their paired ratio."""
     device = chosen(device)
     spec = plugins.check(CacheSpec, SPEC, "bench")
     encoder = spec.make_encoder(device)
@@ -48,7 +52,10 @@ def extract_speed(frames: int, repeats: int, decoders: int, device: torch.device
     with tempfile.TemporaryDirectory() as folder:
         clips = max(1, frames // (8 * 24))
         videos = manifest.build(
-            "world", None, Path(folder) / "world", {"clips_per_class": clips, "frames": frames // (8 * clips), "size_px": 256}
+            "world",
+            None,
+            Path(folder) / "world",
+            {"clips_per_class": clips, "frames": frames // (8 * clips), "size_px": 256},
         )
         for repeat in range(repeats + 1):
             bare.append(_bare(encoder, spec, frames, device))
@@ -60,7 +67,10 @@ def extract_speed(frames: int, repeats: int, decoders: int, device: torch.device
     ratios = [b / a for a, b in zip(bare, whole, strict=True)]
     return {
         "title": f"{frames} frames, {spec.frames.size_px} px, {shape.tokens_per_frame} tokens of {shape.width}, {device}",
-        "rows": [_row("encoder alone, frames in memory", bare), _row("extraction, video files to stores", whole)],
+        "rows": [
+            _row("encoder alone, frames in memory", bare),
+            _row("extraction, video files to stores", whole),
+        ],
         "ratio": statistics.median(ratios),
         "ratios": ratios,
     }

@@ -16,8 +16,8 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
     """Most memory that `call` holds beyond what is held before it, its result included.
 
-    CUDA: bytes of tensors. CPU: resident memory of the process, which also sees what the allocator holds on to; Linux with
-    glibc only, None elsewhere.
+    CUDA: bytes of tensors. CPU: resident memory of the process, which also sees what the allocator
+    holds on to; Linux with glibc only, None elsewhere.
     """
     gc.collect()
     if device.type == "cuda":
@@ -47,9 +47,15 @@ def live_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     # By type, not isinstance: asking some objects for their class runs code of theirs.
-    storages = [part.untyped_storage() for part in gc.get_objects() if type(part) in (torch.Tensor, torch.nn.Parameter)]
+    storages = [
+        part.untyped_storage()
+        for part in gc.get_objects()
+        if type(part) in (torch.Tensor, torch.nn.Parameter)
+    ]
     found: dict[int, int] = {}
     for storage in storages:
-        with suppress(RuntimeError):  # a tensor that stands for one in a compiler, or one on its way out, has no memory
+        with suppress(
+            RuntimeError
+        ):  # a tensor that stands for one in a compiler, or one on its way out, has no memory
             found[storage.data_ptr()] = storage.nbytes()
     return sum(found.values())

@@ -1,6 +1,8 @@
-"""What the planner says against what then happens: extraction, bytes on disk, and an epoch with and without the cache.
+"""What the planner says against what then happens: extraction, bytes on disk, and an epoch with and
+without the cache.
 
-On the built-in world in several sizes, which take turns in every round; a plan and what it foretells follow each other at once.
+On the built-in world in several sizes, which take turns in every round; a plan and what it
+foretells follow each other at once.
 """
 
 from __future__ import annotations
@@ -44,25 +46,33 @@ def foretold(
     device: torch.device | None,
     tell: Tell,
 ) -> dict[str, Any]:
-    """Clips per class -> what -> planned and measured in every round, and the median of their ratios."""
+    """Clips per class -> what -> planned and measured in every round, and the median of their
+    ratios."""
     device, done = chosen(device), 0
     with tempfile.TemporaryDirectory() as made:
         worlds = {}
         for size in sizes:
             tell(0, 1, f"rendering {size} clips of each class")
-            worlds[size] = manifest.build("world", None, Path(made) / f"world{size}", {"clips_per_class": size})
-        rounds: dict[int, list[tuple[dict[str, float], dict[str, float]]]] = {size: [] for size in sizes}
+            worlds[size] = manifest.build(
+                "world", None, Path(made) / f"world{size}", {"clips_per_class": size}
+            )
+        rounds: dict[int, list[tuple[dict[str, float], dict[str, float]]]] = {
+            size: [] for size in sizes
+        }
         for repeat in range(-1, repeats):  # the first round warms up, on the smallest size
             for size in sizes if repeat >= 0 else sizes[:1]:
                 tell(done, repeats * len(sizes), f"{size} clips of each class")
                 folder = Path(made) / f"{size}-{repeat}"
-                planned = _planned(spec, recipe, worlds[size], str(folder / "caches"), probe_s, decoders, device)
+                planned = _planned(
+                    spec, recipe, worlds[size], str(folder / "caches"), probe_s, decoders, device
+                )
                 measured = _measured(spec, recipe, worlds[size], folder, decoders, device)
                 if repeat >= 0:
                     rounds[size].append((planned, measured))
                     done += 1
         frames = {
-            size: sum(fact.frames_from_header or 0 for fact in world.facts.values() if fact) for size, world in worlds.items()
+            size: sum(fact.frames_from_header or 0 for fact in world.facts.values() if fact)
+            for size, world in worlds.items()
         }
     return {
         "device": str(device),
@@ -70,14 +80,23 @@ def foretold(
         "probe_s": probe_s,
         "repeats": repeats,
         "sizes": {
-            str(size): {"frames": frames[size], **{what: _figures([(a[what], b[what]) for a, b in pairs]) for what in FORETOLD}}
+            str(size): {
+                "frames": frames[size],
+                **{what: _figures([(a[what], b[what]) for a, b in pairs]) for what in FORETOLD},
+            }
             for size, pairs in rounds.items()
         },
     }
 
 
 def _planned(
-    spec: CacheSpec, recipe: Recipe, videos: Manifest, out: str, probe_s: float, decoders: int, device: torch.device
+    spec: CacheSpec,
+    recipe: Recipe,
+    videos: Manifest,
+    out: str,
+    probe_s: float,
+    decoders: int,
+    device: torch.device,
 ) -> dict[str, float]:
     speed = attempt(spec, videos, recipe, out, device, decoders, probe_s, lambda _: None)
     made = plan(spec, videos, None, recipe, 1, speed, decoders)
@@ -92,7 +111,12 @@ def _planned(
 
 
 def _measured(
-    spec: CacheSpec, recipe: Recipe, videos: Manifest, folder: Path, decoders: int, device: torch.device
+    spec: CacheSpec,
+    recipe: Recipe,
+    videos: Manifest,
+    folder: Path,
+    decoders: int,
+    device: torch.device,
 ) -> dict[str, float]:
     begin = time.perf_counter()
     cache: Cache = extract.extract(spec, videos, folder / "caches", device, decoders)

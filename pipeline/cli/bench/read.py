@@ -1,7 +1,8 @@
 """Windows of T frames out of files: every reader on the same tokens, in memory and from the disk.
 
-Windows do not overlap, and a round reads all of them in a new order, so that what `dd` reads of the same file is comparable.
-Readers take turns in every round. One thread reads into the same batch; what a reader starts by itself is its own affair.
+Windows do not overlap, and a round reads all of them in a new order, so that what `dd` reads of the
+same file is comparable. Readers take turns in every round. One thread reads into the same batch;
+what a reader starts by itself is its own affair.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ DTYPE = np.dtype("float16")
 BATCH = 8
 SEQUENTIAL = "dd"
 REFERENCES = {"hot": MEMORY_MAP, "cold": SEQUENTIAL}
-"""What speeds are divided by: the copy from a memory map, and sequential reading of the store's shards."""
+"""What speeds are divided by: the copy from a memory map, and sequential reading of the store's
+shards."""
 
 
 def random_tokens(frames: int, seed: int = 0) -> np.ndarray:
@@ -40,22 +42,32 @@ def random_tokens(frames: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     tokens = np.empty((frames, *WINDOW[1:]), DTYPE)
     for first in range(0, frames, WINDOW[0]):
-        tokens[first : first + WINDOW[0]] = rng.standard_normal(tokens[first : first + WINDOW[0]].shape, np.float32)
+        tokens[first : first + WINDOW[0]] = rng.standard_normal(
+            tokens[first : first + WINDOW[0]].shape, np.float32
+        )
     return tokens
 
 
 def read_speed(windows: int, repeats: int, folder: Path | None, tell: Tell) -> dict[str, Any]:
-    """GB/s of every reader that is installed. `folder`: on the disk to measure; a temporary one if None."""
+    """GB/s of every reader that is installed. `folder`: on the disk to measure; a temporary one if
+    None."""
     if not hasattr(os, "posix_fadvise"):
-        raise BadInput("bench read drops files from memory with posix_fadvise, which this system lacks", "run it on Linux")
+        raise BadInput(
+            "bench read drops files from memory with posix_fadvise, which this system lacks",
+            "run it on Linux",
+        )
     readers = [reader for reader in READERS if find_spec(reader.package)]
-    tokens_FND = random_tokens((windows + 1) * WINDOW[0] - 1)  # so that every first frame within a window has its windows
+    tokens_FND = random_tokens(
+        (windows + 1) * WINDOW[0] - 1
+    )  # so that every first frame within a window has its windows
     with tempfile.TemporaryDirectory(dir=folder) as made:
         places = {reader.files: Path(made) / reader.files for reader in readers}
         for done, (files, path) in enumerate(places.items()):
             tell(done, len(places), f"writing {files}")
             path.mkdir()
-            next(reader for reader in readers if reader.files == files).write(path, tokens_FND, WINDOW[0])
+            next(reader for reader in readers if reader.files == files).write(
+                path, tokens_FND, WINDOW[0]
+            )
             drop(path)
         seconds = _in_turn(readers, places, tokens_FND, windows, repeats, tell)
         shard_bytes = sum(_sizes(_shards(places["store"])))
@@ -71,12 +83,21 @@ def read_speed(windows: int, repeats: int, folder: Path | None, tell: Tell) -> d
             state: _figures(of_state, REFERENCES[state], windows * window_bytes, shard_bytes)
             for state, of_state in seconds.items()
         },
-        "missing": {reader.name: f"pip install {reader.package}" for reader in READERS if reader not in readers},
+        "missing": {
+            reader.name: f"pip install {reader.package}"
+            for reader in READERS
+            if reader not in readers
+        },
     }
 
 
 def _in_turn(
-    readers: Sequence[Reader], places: dict[str, Path], tokens_FND: np.ndarray, windows: int, repeats: int, tell: Tell
+    readers: Sequence[Reader],
+    places: dict[str, Path],
+    tokens_FND: np.ndarray,
+    windows: int,
+    repeats: int,
+    tell: Tell,
 ) -> dict[str, dict[str, list[float]]]:
     """hot or cold -> reader -> seconds of each round. The first round warms up."""
     rng = np.random.default_rng(0)
@@ -95,11 +116,16 @@ def _in_turn(
                 seconds[state].setdefault(reader.name, []).append(each)
         seconds["cold"].setdefault(SEQUENTIAL, []).append(_sequential(places["store"]))
     shown = [*(reader.name for reader in readers), SEQUENTIAL]
-    return {state: {name: of[name][1:] for name in shown if name in of} for state, of in seconds.items()}
+    return {
+        state: {name: of[name][1:] for name in shown if name in of} for state, of in seconds.items()
+    }
 
 
-def _round(reader: Reader, path: Path, starts: Sequence[int], batch: np.ndarray, tokens_FND: np.ndarray) -> dict[str, float]:
-    """Seconds from the disk, and from memory: of the last of three passes, when all that a reader keeps is there."""
+def _round(
+    reader: Reader, path: Path, starts: Sequence[int], batch: np.ndarray, tokens_FND: np.ndarray
+) -> dict[str, float]:
+    """Seconds from the disk, and from memory: of the last of three passes, when all that a reader
+    keeps is there."""
     drop(path)
     taken = {}
     with reader.open(path, WINDOW[0]) as read:
@@ -110,7 +136,10 @@ def _round(reader: Reader, path: Path, starts: Sequence[int], batch: np.ndarray,
             taken[state] = time.perf_counter() - begin
     for place, start in list(enumerate(starts))[-BATCH:]:
         if not np.array_equal(batch[place % BATCH], tokens_FND[start : start + WINDOW[0]]):
-            raise StillframeError(f"{reader.name} read other tokens than were written", "its speed means nothing; report it")
+            raise StillframeError(
+                f"{reader.name} read other tokens than were written",
+                "its speed means nothing; report it",
+            )
     return taken
 
 
@@ -119,7 +148,11 @@ def _sequential(store: Path) -> float:
     drop(store)
     begin = time.perf_counter()
     for shard in _shards(store):
-        subprocess.run(["dd", f"if={shard}", f"of={os.devnull}", "bs=4M"], check=True, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            ["dd", f"if={shard}", f"of={os.devnull}", "bs=4M"],
+            check=True,
+            stderr=subprocess.DEVNULL,
+        )
     return time.perf_counter() - begin
 
 
@@ -135,15 +168,22 @@ def _sizes(files: Sequence[Path]) -> list[int]:
     return [file.stat().st_size for file in files]
 
 
-def _figures(seconds: dict[str, list[float]], reference: str, window_bytes: int, shard_bytes: int) -> dict[str, Any]:
-    """Reader -> times, GB/s by their median, and the median of its rounds' ratios to the reference in the same rounds."""
+def _figures(
+    seconds: dict[str, list[float]], reference: str, window_bytes: int, shard_bytes: int
+) -> dict[str, Any]:
+    """Reader -> times, GB/s by their median, and the median of its rounds' ratios to the reference
+    in the same rounds."""
     read_bytes = {name: shard_bytes if name == SEQUENTIAL else window_bytes for name in seconds}
-    rates = {name: [read_bytes[name] / 1e9 / each for each in taken] for name, taken in seconds.items()}
+    rates = {
+        name: [read_bytes[name] / 1e9 / each for each in taken] for name, taken in seconds.items()
+    }
     return {
         name: summary(taken)
         | {
             "gb_per_s": statistics.median(rates[name]),
-            "ratio": statistics.median(ours / theirs for ours, theirs in zip(rates[name], rates[reference], strict=True)),
+            "ratio": statistics.median(
+                ours / theirs for ours, theirs in zip(rates[name], rates[reference], strict=True)
+            ),
         }
         for name, taken in seconds.items()
     }

@@ -1,4 +1,5 @@
-"""Ways to keep frames of tokens on disk and to read windows of them, each as its own documentation has it done fast."""
+"""Ways to keep frames of tokens on disk and to read windows of them, each as its own documentation
+has it done fast."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ Read = Callable[[int, np.ndarray], None]
 
 @dataclass(frozen=True)
 class Reader:
-    """One way to read: on the frames that `write` put into a folder, `open` gives a `Read` for windows of T frames."""
+    """One way to read: on the frames that `write` put into a folder, `open` gives a `Read` for
+    windows of T frames."""
 
     name: str
     package: str
@@ -43,7 +45,12 @@ def write_store(folder: Path, tokens_FND: np.ndarray, frames: int = 0) -> None:
     del frames  # of a window: a store is written as it comes
     path = folder / STORE
     path.mkdir()
-    writer = StoreWriter(path, {ARRAY: (tokens_FND.shape[1:], tokens_FND.dtype)}, CHUNK_FRAMES, shard_frames(tokens_FND))
+    writer = StoreWriter(
+        path,
+        {ARRAY: (tokens_FND.shape[1:], tokens_FND.dtype)},
+        CHUNK_FRAMES,
+        shard_frames(tokens_FND),
+    )
     for first in range(0, len(tokens_FND), BATCH_FRAMES):
         writer.append({ARRAY: tokens_FND[first : first + BATCH_FRAMES]})
     writer.finish({}, {})
@@ -71,7 +78,10 @@ def _zarr(folder: Path, _: int) -> Iterator[Read]:
 def _zarrs(folder: Path, frames: int) -> Iterator[Read]:
     import zarr
 
-    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}), _zarr(folder, frames) as read:
+    with (
+        zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}),
+        _zarr(folder, frames) as read,
+    ):
         yield read
 
 
@@ -142,7 +152,9 @@ def _write_webdataset(folder: Path, tokens_FND: np.ndarray, frames: int) -> None
 
     with webdataset.TarWriter(str(folder / "windows.tar"), encoder=False) as tar:
         for first in range(0, len(tokens_FND) - frames + 1, frames):
-            tar.write({"__key__": f"{first:08}", "bin": tokens_FND[first : first + frames].tobytes()})
+            tar.write(
+                {"__key__": f"{first:08}", "bin": tokens_FND[first : first + frames].tobytes()}
+            )
 
 
 @contextmanager
@@ -151,7 +163,9 @@ def _webdataset(folder: Path, _: int) -> Iterator[Read]:
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
     def opened(shards: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        for shard in shards:  # of what it opens itself, a file that is not read to its end is left open
+        for (
+            shard
+        ) in shards:  # of what it opens itself, a file that is not read to its end is left open
             with Path(shard["url"]).open("rb") as stream:
                 yield shard | {"stream": stream}
 

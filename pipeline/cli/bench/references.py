@@ -1,4 +1,5 @@
-"""Mamba against published implementations that hold the same weights and get the same tokens, measured in turn."""
+"""Mamba against published implementations that hold the same weights and get the same tokens,
+measured in turn."""
 
 from __future__ import annotations
 
@@ -20,8 +21,11 @@ PEAK_SIDE, PEAK_PRODUCTS = 8192, 10
 """The matrix peak is that of products of two square matrices of this side, so many at a time."""
 
 
-def against_transformers(layer: Any, x_BTND: torch.Tensor, grad_BTND: torch.Tensor, repeats: int, tell: Tell) -> dict[str, Any]:
-    """One Mamba `layer`, which takes time first, against `MambaMixer` of transformers in plain PyTorch, which takes rows."""
+def against_transformers(
+    layer: Any, x_BTND: torch.Tensor, grad_BTND: torch.Tensor, repeats: int, tell: Tell
+) -> dict[str, Any]:
+    """One Mamba `layer`, which takes time first, against `MambaMixer` of transformers in plain
+    PyTorch, which takes rows."""
     from transformers import MambaConfig
     from transformers.models.mamba.modeling_mamba import MambaMixer
 
@@ -52,23 +56,33 @@ def _rows(x_TBND: torch.Tensor) -> torch.Tensor:
 
 
 def _plain_path(mixer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """`mixer.forward` without the kernels that transformers takes wherever it finds some installed."""
+    """`mixer.forward` without the kernels that transformers takes wherever it finds some
+    installed."""
     if hasattr(mixer, "slow_forward"):  # older transformers name the path
         return mixer.slow_forward
     forward = inspect.unwrap(type(mixer).forward)
     known = forward.__globals__
-    plain = {name: inspect.unwrap(known[name]) for name in forward.__code__.co_names if inspect.isfunction(known.get(name))}
+    plain = {
+        name: inspect.unwrap(known[name])
+        for name in forward.__code__.co_names
+        if inspect.isfunction(known.get(name))
+    }
     plain["mamba_inner_fn"] = lambda *_, **__: None  # no fused path
-    return types.FunctionType(forward.__code__, known | plain, argdefs=forward.__defaults__).__get__(mixer)
+    return types.FunctionType(
+        forward.__code__, known | plain, argdefs=forward.__defaults__
+    ).__get__(mixer)
 
 
 def _differences(works: dict[str, Workload]) -> dict[str, float]:
-    """Largest differences: of outputs; of gradients, each over the largest number in that gradient."""
+    """Largest differences: of outputs; of gradients, each over the largest number in that
+    gradient."""
     ours, theirs = works.values()
     names = [name for name, _ in ours.module.named_parameters()]
     output = (_rows(ours.forward()) - theirs.forward()).abs().max()
     (x, *rest), (their_x, *their_rest) = ours.forward_backward(), theirs.forward_backward()
-    named = dict(zip([name for name, _ in theirs.module.named_parameters()], their_rest, strict=True))
+    named = dict(
+        zip([name for name, _ in theirs.module.named_parameters()], their_rest, strict=True)
+    )
     pairs = [(_rows(x), their_x), *zip(rest, (named[name] for name in names), strict=True)]
     gradient = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
     return {"output_difference": float(output), "gradient_difference": gradient}
@@ -78,11 +92,18 @@ def _figures(works: dict[str, Workload], repeats: int, tell: Tell) -> dict[str, 
     """Name -> pass -> time and peak. Call it warm."""
     peaks = {name: work.peaks() for name, work in works.items()}
     seconds = in_turn(works, repeats, tell)
-    return {name: {each: summary(seconds[name][each]) | {"peak_bytes": peaks[name][each]} for each in PASSES} for name in works}
+    return {
+        name: {
+            each: summary(seconds[name][each]) | {"peak_bytes": peaks[name][each]}
+            for each in PASSES
+        }
+        for name in works
+    }
 
 
 def _ratios(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-    """Pass -> time and peak of theirs over ours. Times as the median over repeats of pairs measured in turn."""
+    """Pass -> time and peak of theirs over ours. Times as the median over repeats of pairs measured
+    in turn."""
     ratios = {}
     for each in PASSES:
         pairs = zip(theirs[each]["s"], ours[each]["s"], strict=True)
@@ -95,20 +116,26 @@ def _ratios(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Published(nn.Module):
-    """A published Mamba, (B * N, T, D) -> (B * N, T, D), in the place of ours: time first, and no state is given back."""
+    """A published Mamba, (B * N, T, D) -> (B * N, T, D), in the place of ours: time first, and no
+    state is given back."""
 
     def __init__(self, mixer: nn.Module) -> None:
         super().__init__()
         self.mixer = mixer
 
-    def forward(self, x_TBND: torch.Tensor, state: State | None = None) -> tuple[torch.Tensor, State]:
+    def forward(
+        self, x_TBND: torch.Tensor, state: State | None = None
+    ) -> tuple[torch.Tensor, State]:
         assert state is None
         y_RTD = self.mixer(x_TBND.flatten(1, 2).transpose(0, 1))
         return y_RTD.transpose(0, 1).unflatten(1, x_TBND.shape[1:3]), ()
 
 
-def against_kernels(module: Any, x_BTND: torch.Tensor, grad_BTND: torch.Tensor, repeats: int, tell: Tell) -> dict[str, Any]:
-    """`gated_mamba_mix` against the same module with the layers of mamba_ssm, under bfloat16 autocast. CUDA only.
+def against_kernels(
+    module: Any, x_BTND: torch.Tensor, grad_BTND: torch.Tensor, repeats: int, tell: Tell
+) -> dict[str, Any]:
+    """`gated_mamba_mix` against the same module with the layers of mamba_ssm, under bfloat16
+    autocast. CUDA only.
 
     Where mamba_ssm cannot be used, the key `missing` says why and ours is measured alone.
     """
@@ -142,7 +169,9 @@ def _composed(module: Any, published: Any) -> nn.Module:
     module = copy.deepcopy(module)
     for block in module.mamba_blocks:
         ours = block.mamba
-        mixer = published(module.width, ours.state, ours.conv1d.kernel_size[0], ours.inner // module.width)
+        mixer = published(
+            module.width, ours.state, ours.conv1d.kernel_size[0], ours.inner // module.width
+        )
         mixer.load_state_dict(ours.state_dict())
         block.mamba = _Published(mixer).to(ours.D.device)
     return module
@@ -165,4 +194,9 @@ def matrix_peak(repeats: int, device: torch.device) -> float:
             a @ a
 
     multiply()
-    return PEAK_PRODUCTS * 2 * PEAK_SIDE**3 / statistics.median(seconds_of(multiply, device) for _ in range(repeats))
+    return (
+        PEAK_PRODUCTS
+        * 2
+        * PEAK_SIDE**3
+        / statistics.median(seconds_of(multiply, device) for _ in range(repeats))
+    )

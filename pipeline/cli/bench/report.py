@@ -61,13 +61,19 @@ def report_speed(runs: int) -> dict[str, Any]:
         sweep = made_up_sweep(Path(folder), runs)
         begin = time.perf_counter()
         (page,) = report(sweep, Path(folder) / "report")
-        return {"runs": runs, "seconds": time.perf_counter() - begin, "page_bytes": page.stat().st_size}
+        return {
+            "runs": runs,
+            "seconds": time.perf_counter() - begin,
+            "page_bytes": page.stat().st_size,
+        }
 
 
 def made_up_sweep(folder: Path, runs: int, modules: Sequence[str] = ()) -> Path:
-    """A sweep of `runs` members over temporal modules (all, if none are named), learning rates and seeds. The last was stopped.
+    """A sweep of `runs` members over temporal modules (all, if none are named), learning rates and
+    seeds. The last was stopped.
 
-    Every module is trained for two steps on a real cache of real videos; members are copies with curves and scores made up.
+    Every module is trained for two steps on a real cache of real videos; members are copies with
+    curves and scores made up.
     """
     cache = _cache(folder)
     trained: dict[str, Run] = {}
@@ -76,9 +82,13 @@ def made_up_sweep(folder: Path, runs: int, modules: Sequence[str] = ()) -> Path:
     seeds = -(-runs // (len(names) * len(RATES)))
     outcomes: dict[tuple[str, float], list[Outcome]] = {}
     sweep = folder / "sweep"
-    for seed, rate, name in itertools.islice(itertools.product(range(seeds), sorted(RATES, key=_far_from_middle), names), runs):
+    for seed, rate, name in itertools.islice(
+        itertools.product(range(seeds), sorted(RATES, key=_far_from_middle), names), runs
+    ):
         if name not in trained:
-            recipe = plugins.check(Recipe, RECIPE | {"temporal": {"name": name} | _small(name)}, "bench")
+            recipe = plugins.check(
+                Recipe, RECIPE | {"temporal": {"name": name} | _small(name)}, "bench"
+            )
             trained[name] = train(recipe, cache, folder / "trained" / name)
             costs[name] = cost(recipe, cache.shape, cache.manifest.labels)
         member = f"{name}-lr{rate:g}-s{seed}"
@@ -90,14 +100,21 @@ def made_up_sweep(folder: Path, runs: int, modules: Sequence[str] = ()) -> Path:
     outcomes[name, rate][-1] = Outcome(last.member, last.seed, failed="loss is nan at step 120")
     settings = [
         Setting(
-            f"{name}, learning_rate {rate:g}", {"temporal.name": name, "training.learning_rate": rate}, costs[name], tuple(rows)
+            f"{name}, learning_rate {rate:g}",
+            {"temporal.name": name, "training.learning_rate": rate},
+            costs[name],
+            tuple(rows),
         )
         for (name, rate), rows in outcomes.items()
     ]
     axes: dict[str, list[Any]] = {"temporal.name": names, "training.learning_rate": list(RATES)}
     summary = summarise("bench", axes, settings, REFERENCE)
-    (sweep / f"summary-{summary.task}.json").write_text(summary.model_dump_json(indent=1), encoding="utf-8")
-    (sweep / SWEEP_FILE).write_text(json.dumps({"name": "bench", "axes": axes}, indent=1), encoding="utf-8")
+    (sweep / f"summary-{summary.task}.json").write_text(
+        summary.model_dump_json(indent=1), encoding="utf-8"
+    )
+    (sweep / SWEEP_FILE).write_text(
+        json.dumps({"name": "bench", "axes": axes}, indent=1), encoding="utf-8"
+    )
     return sweep
 
 
@@ -116,8 +133,11 @@ def _small(name: str) -> dict[str, int]:
     return {key: value for key, value in {"layers": 1, "heads": 2}.items() if key in fields}
 
 
-def _copied(run: Run, cache: Cache, path: Path, rate: float, seed: int, level: float) -> dict[str, Any]:
-    """A run folder whose weights are those of `run`, and whose curves end, and whose scores are, near `level`."""
+def _copied(
+    run: Run, cache: Cache, path: Path, rate: float, seed: int, level: float
+) -> dict[str, Any]:
+    """A run folder whose weights are those of `run`, and whose curves end, and whose scores are,
+    near `level`."""
     rng = np.random.default_rng([seed, int(1e6 * rate), int(1e6 * level)])
     if not (run.path / "evaluation-val.json").is_file():
         evaluate(run, cache)
@@ -132,10 +152,15 @@ def _copied(run: Run, cache: Cache, path: Path, rate: float, seed: int, level: f
         share = 1 - np.exp(-4 * step / STEPS)
         line = {"step": step, "loss": 2.1 * (1 - share * level) + 0.1 * rng.standard_normal()}
         if step % EVALUATE_EVERY == 0:
-            line["val"] = {form: share * level + 0.02 * rng.standard_normal() for form in ("streaming", "window")}
+            line["val"] = {
+                form: share * level + 0.02 * rng.standard_normal()
+                for form in ("streaming", "window")
+            }
         lines.append(json.dumps(line))
     (path / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    found = json.loads((run.path / "evaluation-val.json").read_text(encoding="utf-8")) | {"run": path.name}
+    found = json.loads((run.path / "evaluation-val.json").read_text(encoding="utf-8")) | {
+        "run": path.name
+    }
     videos = [clip["video"] for clip in found["clips"].values()]
     for form, scores in found["forms"].items():
         right = rng.random(len(videos)) < level

@@ -1,4 +1,5 @@
-"""What grows with the data and must not: time to begin and resume on very many clips, memory over long and many videos."""
+"""What grows with the data and must not: time to begin and resume on very many clips, memory over
+long and many videos."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ class Listed(DatasetPlugin):
 
 
 def start_seconds(clips: int) -> list[tuple[str, float]]:
-    """Seconds from nothing to the first claimed store, on a manifest of `clips` videos: at first, and with half of it done."""
+    """Seconds from nothing to the first claimed store, on a manifest of `clips` videos: at first,
+    and with half of it done."""
     spec, device = plugins.check(CacheSpec, SPEC, "bench"), torch.device("cpu")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -73,19 +75,32 @@ def start_seconds(clips: int) -> list[tuple[str, float]]:
             missing = cache.missing_stores()
             with Leases(cache.place) as leases:
                 next(claimed([[(cache, leases, store)] for store in missing], threading.Event()))
-                rows.append((f"{what}, {clips:,} clips, {len(cache.plan):,} stores", time.perf_counter() - begin))
+                rows.append(
+                    (
+                        f"{what}, {clips:,} clips, {len(cache.plan):,} stores",
+                        time.perf_counter() - begin,
+                    )
+                )
             _pretend_done(cache, list(cache.plan)[::2])
     return rows
 
 
 def memory_over(hours: float, videos: int) -> list[dict[str, Any]]:
-    """Megabytes of this process and its decoder, the most in each tenth of an extraction: one long video, many short ones."""
+    """Megabytes of this process and its decoder, the most in each tenth of an extraction: one long
+    video, many short ones."""
     results = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         frames = round(hours * 3600 * FPS)
         _write_video(root / "long" / "0.mp4", frames)
-        results.append(_memory(f"one video of {hours:g} h, {frames:,} frames", root / "long", [_clip(0, "0.mp4")], root))
+        results.append(
+            _memory(
+                f"one video of {hours:g} h, {frames:,} frames",
+                root / "long",
+                [_clip(0, "0.mp4")],
+                root,
+            )
+        )
         short = root / "short"
         _write_video(short / "0.mp4", SHORT_FRAMES)
         for number in range(1, videos):
@@ -104,7 +119,10 @@ def _memory(title: str, videos: Path, clips: list[Clip], root: Path) -> dict[str
 
     with _sampled(done) as samples:
         extract.extract(
-            plugins.check(CacheSpec, SPEC, "bench"), manifest, root / "caches" / videos.name, on_progress=on_progress
+            plugins.check(CacheSpec, SPEC, "bench"),
+            manifest,
+            root / "caches" / videos.name,
+            on_progress=on_progress,
         )
     share, megabytes = np.array(samples).T
     part = np.minimum((share * PARTS).astype(int), PARTS - 1)
@@ -114,7 +132,11 @@ def _memory(title: str, videos: Path, clips: list[Clip], root: Path) -> dict[str
         # A part that passes between two samples has what the one before it had.
         most.append(float(here.max()) if len(here) else most[-1] if most else float(megabytes[0]))
     shutil.rmtree(root / "caches")
-    return {"title": title, "megabytes": [round(value, 1) for value in most], "growth": round(most[-1] / most[1], 3)}
+    return {
+        "title": title,
+        "megabytes": [round(value, 1) for value in most],
+        "growth": round(most[-1] / most[1], 3),
+    }
 
 
 @contextmanager
@@ -139,7 +161,9 @@ def _sampled(done: list[float]) -> Iterator[list[tuple[float, float]]]:
 def _tree_megabytes() -> float:
     """Memory of this process and its children that no file backs; what they share counts once."""
     own = Path("/proc/self")
-    children = [int(pid) for file in own.glob("task/*/children") for pid in file.read_text().split()]
+    children = [
+        int(pid) for file in own.glob("task/*/children") for pid in file.read_text().split()
+    ]
     kilobytes = _status_kb(own, "RssAnon") + _status_kb(own, "RssShmem")
     return (kilobytes + sum(_status_kb(Path(f"/proc/{pid}"), "RssAnon") for pid in children)) / 1000
 
@@ -154,14 +178,22 @@ def _status_kb(process: Path, key: str) -> int:
 
 def _clip(number: int, source: str | None = None) -> Clip:
     source = source or f"videos/{number // 1000:04d}/{number:07d}.mp4"
-    return Clip(source, source, source, "val" if number % 10 == 0 else "train", label=f"class_{number % 174:03d}")
+    return Clip(
+        source,
+        source,
+        source,
+        "val" if number % 10 == 0 else "train",
+        label=f"class_{number % 174:03d}",
+    )
 
 
 def _write_video(path: Path, frames: int) -> None:
     path.parent.mkdir(parents=True)
     picture = np.random.default_rng(0).integers(0, 255, (SIZE_PX, SIZE_PX, 3), np.uint8)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(FPS), options={"preset": "ultrafast"})
+        stream = container.add_stream(
+            "libx264", rate=Fraction(FPS), options={"preset": "ultrafast"}
+        )
         stream.height = stream.width = SIZE_PX
         stream.pix_fmt = "yuv420p"
         for _ in range(frames):
@@ -170,6 +202,7 @@ def _write_video(path: Path, frames: int) -> None:
 
 
 def _pretend_done(cache: Cache, stores: list[int]) -> None:
-    """Receipts of empty stores: what a resume reads of a finished one is that its receipt is there."""
+    """Receipts of empty stores: what a resume reads of a finished one is that its receipt is
+    there."""
     for store in stores:
         cache.place.write(cache.receipt_name(store), b"{}")

@@ -1,7 +1,9 @@
-"""A sweep against its members one by one: the same runs, trained and scored, from one read or from a read each.
+"""A sweep against its members one by one: the same runs, trained and scored, from one read or from
+a read each.
 
-Two cases. `reading`: members so small that reading is most of the work, and stores that never stay in memory, as of a cache too
-large for it. `computing`: members whose steps are the work, stores in memory. Each is measured with both ways in turn.
+Two cases. `reading`: members so small that reading is most of the work, and stores that never stay
+in memory, as of a cache too large for it. `computing`: members whose steps are the work, stores in
+memory. Each is measured with both ways in turn.
 """
 
 from __future__ import annotations
@@ -37,12 +39,20 @@ COLD_STEPS = 4
 
 
 def sweep_speed(
-    cache: Cache, recipe: Recipe, members: int, steps: int, repeats: int, device: torch.device | None, tell: Tell
+    cache: Cache,
+    recipe: Recipe,
+    members: int,
+    steps: int,
+    repeats: int,
+    device: torch.device | None,
+    tell: Tell,
 ) -> dict[str, Any]:
-    """Seconds of `members` runs of `recipe` on `cache`, that differ in their seeds: one by one, and side by side."""
+    """Seconds of `members` runs of `recipe` on `cache`, that differ in their seeds: one by one, and
+    side by side."""
     if not isinstance(cache.place, Folder):
         raise BadInput(
-            f"bench sweep drops stores from memory, and {cache} lies elsewhere", "give a cache on this machine's disk"
+            f"bench sweep drops stores from memory, and {cache} lies elsewhere",
+            "give a cache on this machine's disk",
         )
     device = chosen(device)
     result: dict[str, Any] = {"members": members, "steps": steps, "cache": str(cache), "cases": {}}
@@ -67,15 +77,28 @@ def _members(recipe: Recipe, case: str, count: int, steps: int) -> list[Recipe]:
     start = recipe.canonical()
     if case == "reading":
         task = start["task"]
-        start |= SMALL | {"task": task | {name: value for name, value in SMALL_READOUT.items() if name in task}}
-    training = start["training"] | {"steps": steps, "epochs": None, "evaluate_every": None, "checkpoint_every": steps}
+        start |= SMALL | {
+            "task": task | {name: value for name, value in SMALL_READOUT.items() if name in task}
+        }
+    training = start["training"] | {
+        "steps": steps,
+        "epochs": None,
+        "evaluate_every": None,
+        "checkpoint_every": steps,
+    }
     return [
-        plugins.check(Recipe, start | {"name": f"seed{seed}", "training": training | {"seed": seed}}, recipe.name)
+        plugins.check(
+            Recipe,
+            start | {"name": f"seed{seed}", "training": training | {"seed": seed}},
+            recipe.name,
+        )
         for seed in range(count)
     ]
 
 
-def _seconds(recipes: Sequence[Recipe], cache: Cache, shared: bool, cold: bool, device: torch.device) -> float:
+def _seconds(
+    recipes: Sequence[Recipe], cache: Cache, shared: bool, cold: bool, device: torch.device
+) -> float:
     """Of training and scoring all of them anew. `cold`: no store stays in memory."""
     with tempfile.TemporaryDirectory() as made:
         runs = {Path(made) / recipe.name: recipe for recipe in recipes}
@@ -98,6 +121,8 @@ def _seconds(recipes: Sequence[Recipe], cache: Cache, shared: bool, cold: bool, 
             if cold:
                 forget()
             again = Cache(cache.place)
-            evaluate_together(train_together(read, again, device=device, on_progress=after), again, device=device)
+            evaluate_together(
+                train_together(read, again, device=device, on_progress=after), again, device=device
+            )
             spent += time.perf_counter() - begin
         return spent

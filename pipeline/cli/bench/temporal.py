@@ -1,4 +1,5 @@
-"""Temporal modules side by side: time, FLOPs, memory, state and streaming, and Mamba against published implementations."""
+"""Temporal modules side by side: time, FLOPs, memory, state and streaming, and Mamba against
+published implementations."""
 
 from __future__ import annotations
 
@@ -48,18 +49,31 @@ class Size:
 
 @dataclass(frozen=True)
 class Streams:
-    """The long stream: more than 2 ENDS frames, of few tokens, so that many frames do not take long."""
+    """The long stream: more than 2 ENDS frames, of few tokens, so that many frames do not take
+    long."""
 
     frames: int
     tokens: int
 
 
 def measure(
-    names: Sequence[str], references: bool, size: Size, streams: Streams, repeats: int, device: torch.device | None, tell: Tell
+    names: Sequence[str],
+    references: bool,
+    size: Size,
+    streams: Streams,
+    repeats: int,
+    device: torch.device | None,
+    tell: Tell,
 ) -> dict[str, Any]:
-    """Figures of the modules `names` and, where `references`, of Mamba against published implementations; raw times too."""
+    """Figures of the modules `names` and, where `references`, of Mamba against published
+    implementations; raw times too."""
     device = chosen(device)
-    result = {"size": asdict(size), "streams": asdict(streams), "repeats": repeats, "surroundings": surroundings(device)}
+    result = {
+        "size": asdict(size),
+        "streams": asdict(streams),
+        "repeats": repeats,
+        "surroundings": surroundings(device),
+    }
     with frozen():
         if names:
             result["modules"] = modules(names, size, streams, repeats, device, tell)
@@ -69,16 +83,27 @@ def measure(
 
 
 def modules(
-    names: Sequence[str], size: Size, streams: Streams, repeats: int, device: torch.device, tell: Tell
+    names: Sequence[str],
+    size: Size,
+    streams: Streams,
+    repeats: int,
+    device: torch.device,
+    tell: Tell,
 ) -> dict[str, Any]:
-    """Module -> its figures. `flops` and `flops_measured` are of one window, `flop_per_s` by formula of the whole batch."""
+    """Module -> its figures. `flops` and `flops_measured` are of one window, `flop_per_s` by
+    formula of the whole batch."""
     built = {name: build(name, size.width, size.layers).to(device) for name in names}
     x, grad = size.window(device), size.window(device)
-    works = {name: Workload(module, lambda x, module=module: module(x)[0], x, grad) for name, module in built.items()}  # type: ignore[misc]
+    works = {
+        name: Workload(module, lambda x, module=module: module(x)[0], x, grad)
+        for name, module in built.items()
+    }  # type: ignore[misc]
     facts: dict[str, dict[str, Any]] = {}
     for i, (name, module) in enumerate(built.items()):
         tell(i, len(built), f"memory and stream of {name}")
-        Workload(module, works[name].run, x[:1], grad[:1]).forward_backward()  # warms libraries and allocators up
+        Workload(
+            module, works[name].run, x[:1], grad[:1]
+        ).forward_backward()  # warms libraries and allocators up
         facts[name] = {
             "parameters": sum(part.numel() for part in module.parameters()),
             "state_bytes": module.state_bytes(size.tokens),
@@ -91,15 +116,23 @@ def modules(
         flops, peaks = size.batch * facts[name]["flops"], facts[name].pop("peaks")
         for each, share in PASSES.items():
             found = summary(seconds[each])
-            facts[name][each] = found | {"flop_per_s": share * flops / found["median_s"], "peak_bytes": peaks[each]}
+            facts[name][each] = found | {
+                "flop_per_s": share * flops / found["median_s"],
+                "peak_bytes": peaks[each],
+            }
     return facts
 
 
 def against_published(size: Size, repeats: int, device: torch.device, tell: Tell) -> dict[str, Any]:
-    """One Mamba layer against transformers; on CUDA also `gated_mamba_mix` against its composition from mamba_ssm."""
+    """One Mamba layer against transformers; on CUDA also `gated_mamba_mix` against its composition
+    from mamba_ssm."""
     x, grad = size.window(device), size.window(device)
     mamba: Any = build("mamba", size.width, 1).to(device)
-    result = {"mamba": references.against_transformers(mamba.mamba_blocks[0].mamba, x, grad, repeats, tell)}
+    result = {
+        "mamba": references.against_transformers(
+            mamba.mamba_blocks[0].mamba, x, grad, repeats, tell
+        )
+    }
     if device.type == "cuda":
         mix = build("gated_mamba_mix", size.width, size.layers).to(device)
         result["gated_mamba_mix"] = references.against_kernels(mix, x, grad, repeats, tell)
@@ -107,7 +140,8 @@ def against_published(size: Size, repeats: int, device: torch.device, tell: Tell
 
 
 def build(name: str, width: int, layers: int) -> TemporalModule:
-    """The plug-in with its defaults, `layers` if it has such, and as many of its default heads as divide the width."""
+    """The plug-in with its defaults, `layers` if it has such, and as many of its default heads as
+    divide the width."""
     plugin = plugins.load("temporal", name)
     fields = plugin.Settings.model_fields
     table = {"layers": layers} if "layers" in fields else {}
@@ -125,10 +159,14 @@ def products(module: TemporalModule, x_BTND: torch.Tensor) -> int:
 
 
 @torch.inference_mode()
-def stream(module: TemporalModule, tokens: int, streams: Streams, device: torch.device) -> dict[str, Any]:
-    """Frame by frame with the state carried over: frames per second at N = `tokens`, and what does not grow with time.
+def stream(
+    module: TemporalModule, tokens: int, streams: Streams, device: torch.device
+) -> dict[str, Any]:
+    """Frame by frame with the state carried over: frames per second at N = `tokens`, and what does
+    not grow with time.
 
-    The last frames of a long stream and the first of another take turns, on the module and a copy of it as it was before.
+    The last frames of a long stream and the first of another take turns, on the module and a copy
+    of it as it was before.
     """
     module.eval()
     speed = [_Stream(module, tokens, device) for _ in range(2)]  # the first warms up
@@ -169,7 +207,11 @@ class _Stream:
 def surroundings(device: torch.device) -> dict[str, Any]:
     """What the figures depend on besides the code."""
     cuda = device.type == "cuda"
-    chosen = [f"{key}={value}" for key, value in sorted(os.environ.items()) if key.startswith("MALLOC_") or key in ALLOCATORS]
+    chosen = [
+        f"{key}={value}"
+        for key, value in sorted(os.environ.items())
+        if key.startswith("MALLOC_") or key in ALLOCATORS
+    ]
     return {
         "device": torch.cuda.get_device_name(device) if cuda else _cpu(),
         "threads": torch.get_num_threads(),

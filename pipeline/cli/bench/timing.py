@@ -17,14 +17,20 @@ from pipeline.models.profile import timed
 Tell = Callable[[float, float, str], None]
 """(done, total, what is being measured)"""
 PASSES = {"forward": 1, "forward_backward": 3}
-"""Pass -> its FLOPs over those of a forward pass: backward counts twice, whatever is made anew in it."""
+"""Pass -> its FLOPs over those of a forward pass: backward counts twice, whatever is made anew in
+it."""
 
 
 class Workload:
-    """One module at one input. Gradients are those of the input and of all parameters, for a dense gradient of the output."""
+    """One module at one input. Gradients are those of the input and of all parameters, for a dense
+    gradient of the output."""
 
     def __init__(
-        self, module: nn.Module, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, grad: torch.Tensor
+        self,
+        module: nn.Module,
+        run: Callable[[torch.Tensor], torch.Tensor],
+        x: torch.Tensor,
+        grad: torch.Tensor,
     ) -> None:
         """`run` maps an input like `x` to an output like `grad`."""
         self.module, self.run, self.x, self.grad = module, run, x, grad
@@ -36,7 +42,8 @@ class Workload:
             return self.run(self.x)
 
     def forward_backward(self) -> tuple[torch.Tensor, ...]:
-        """As in training, dropout included. Gradients of the input and the parameters, in their order."""
+        """As in training, dropout included. Gradients of the input and the parameters, in their
+        order."""
         self.module.train()
         x = self.x.detach().requires_grad_()
         return torch.autograd.grad(self.run(x), [x, *self.module.parameters()], self.grad)
@@ -46,9 +53,14 @@ class Workload:
         return {name: peak_bytes(getattr(self, name), self.x.device) for name in PASSES}
 
 
-def in_turn(works: Mapping[str, Workload], repeats: int, tell: Tell) -> dict[str, dict[str, list[float]]]:
-    """Name -> pass -> seconds of each repeat. All take turns in every repeat, so that what disturbs disturbs all."""
-    seconds: dict[str, dict[str, list[float]]] = {name: {each: [] for each in PASSES} for name in works}
+def in_turn(
+    works: Mapping[str, Workload], repeats: int, tell: Tell
+) -> dict[str, dict[str, list[float]]]:
+    """Name -> pass -> seconds of each repeat. All take turns in every repeat, so that what disturbs
+    disturbs all."""
+    seconds: dict[str, dict[str, list[float]]] = {
+        name: {each: [] for each in PASSES} for name in works
+    }
     for repeat in range(repeats):
         for i, (name, work) in enumerate(works.items()):
             tell(repeat * len(works) + i, repeats * len(works), f"time of {name}")
@@ -59,7 +71,8 @@ def in_turn(works: Mapping[str, Workload], repeats: int, tell: Tell) -> dict[str
 
 @contextmanager
 def frozen() -> Iterator[None]:
-    """What is here already is not looked through before every measurement: of all libraries together, that takes long."""
+    """What is here already is not looked through before every measurement: of all libraries
+    together, that takes long."""
     gc.collect()
     gc.freeze()
     try:
@@ -75,4 +88,9 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
 
 def summary(seconds: Sequence[float]) -> dict[str, Any]:
     """Raw times, and what is shown of them."""
-    return {"s": list(seconds), "median_s": statistics.median(seconds), "min_s": min(seconds), "max_s": max(seconds)}
+    return {
+        "s": list(seconds),
+        "median_s": statistics.median(seconds),
+        "min_s": min(seconds),
+        "max_s": max(seconds),
+    }

@@ -32,28 +32,43 @@ def bench_report(
     if as_json:
         console.show_json(result)
     else:
-        console.show(f"the page of {runs} runs: {result['seconds']:.1f} s, {result['page_bytes'] / 1e6:.2f} MB")
+        console.show(
+            f"the page of {runs} runs: {result['seconds']:.1f} s, {result['page_bytes'] / 1e6:.2f} MB"
+        )
 
 
 @bench_app.command("temporal")
 def bench_temporal(
-    module: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this module; may be given many times.")] = None,
-    mamba: Annotated[bool, typer.Option("--mamba", help="Only one Mamba layer against published implementations.")] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Windows at a time, B; 8 is the reference size.")] = 2,
+    module: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this module; may be given many times."),
+    ] = None,
+    mamba: Annotated[
+        bool,
+        typer.Option("--mamba", help="Only one Mamba layer against published implementations."),
+    ] = False,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Windows at a time, B; 8 is the reference size.")
+    ] = 2,
     frames: Annotated[int, typer.Option(min=1, help="Frames of a window, T.")] = 16,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of a frame, N.")] = 201,
     width: Annotated[int, typer.Option(min=1, help="Width of a token, D.")] = 384,
-    layers: Annotated[int, typer.Option(min=1, help="Layers of modules that have such a setting.")] = 1,
+    layers: Annotated[
+        int, typer.Option(min=1, help="Layers of modules that have such a setting.")
+    ] = 1,
     repeats: Annotated[int, typer.Option(min=1, help="Repeats; medians are shown.")] = 3,
     stream_frames: Annotated[int, typer.Option(min=300, help="Frames of the long stream.")] = 2000,
-    stream_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a frame of the long stream.")] = 16,
+    stream_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of a frame of the long stream.")
+    ] = 16,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Temporal modules: time, FLOPs, memory, state and streaming; and Mamba against published implementations.
+    """Temporal modules: time, FLOPs, memory, state and streaming; and Mamba against published
+    implementations.
 
-    Forward is eval mode without gradients, forward+backward (fwd+bwd) is training mode; weights are float32.
-    --mamba --batch 8 runs nothing but the comparison of Mamba, at its reference size.
+    Forward is eval mode without gradients, forward+backward (fwd+bwd) is training mode; weights are
+    float32. --mamba --batch 8 runs nothing but the comparison of Mamba, at its reference size.
 
     Example: stillframe bench temporal --module gru --module mamba
     """
@@ -65,7 +80,9 @@ def bench_temporal(
     size = temporal.Size(batch, frames, tokens, width, layers)
     streams = temporal.Streams(stream_frames, stream_tokens)
     with console.progress("bench temporal") as update:
-        result = temporal.measure(names, mamba or not module, size, streams, repeats, torch_device(device), update)
+        result = temporal.measure(
+            names, mamba or not module, size, streams, repeats, torch_device(device), update
+        )
     if as_json:
         console.show_json(result)
         return
@@ -95,11 +112,23 @@ def _show_modules(result: dict[str, Any]) -> None:
 
     modules, streams = result["modules"], result["streams"]
     rows = [
-        (name, *(cell for each in PASS_NAMES for cell in (*_times(facts[each]), f"{facts[each]['flop_per_s'] / 1e9:9.1f}")))
+        (
+            name,
+            *(
+                cell
+                for each in PASS_NAMES
+                for cell in (*_times(facts[each]), f"{facts[each]['flop_per_s'] / 1e9:9.1f}")
+            ),
+        )
         for name, facts in modules.items()
     ]
-    columns = ("module", *(column for name in PASS_NAMES.values() for column in (*_time_columns(name), "  GFLOP/s")))
-    console.show_table("time: medians; GFLOP/s by formula, a backward pass counted as two forward", columns, rows)
+    columns = (
+        "module",
+        *(column for name in PASS_NAMES.values() for column in (*_time_columns(name), "  GFLOP/s")),
+    )
+    console.show_table(
+        "time: medians; GFLOP/s by formula, a backward pass counted as two forward", columns, rows
+    )
     rows = [
         (
             name,
@@ -111,8 +140,20 @@ def _show_modules(result: dict[str, Any]) -> None:
         )
         for name, facts in modules.items()
     ]
-    columns = ("module", "parameters", "  formula", " measured", "       state", "peak forward", "peak fwd+bwd")
-    console.show_table("size: GFLOP of a window, by formula and measured (products only); peak memory is extra", columns, rows)
+    columns = (
+        "module",
+        "parameters",
+        "  formula",
+        " measured",
+        "       state",
+        "peak forward",
+        "peak fwd+bwd",
+    )
+    console.show_table(
+        "size: GFLOP of a window, by formula and measured (products only); peak memory is extra",
+        columns,
+        rows,
+    )
     rows = []
     for name, facts in modules.items():
         stream = facts["stream"]
@@ -148,14 +189,23 @@ def _show_kernels(result: dict[str, Any]) -> None:
             f"{shown} {result[name][each]['flop_per_s'] / 1e12:.1f} TFLOP/s ({result[name][each]['share_of_matrix_peak']:.3f})"
             for each, shown in PASS_NAMES.items()
         )
-        console.show(f"{name}: {reached} of a matrix peak of {result['matrix_peak_flop_per_s'] / 1e12:.1f} TFLOP/s, measured")
+        console.show(
+            f"{name}: {reached} of a matrix peak of {result['matrix_peak_flop_per_s'] / 1e12:.1f} TFLOP/s, measured"
+        )
 
 
 def _show_comparison(title: str, result: dict[str, Any], names: Sequence[str]) -> None:
     """One row for each implementation, and what the last costs over the first."""
     from pipeline.cli import console
 
-    columns = ("", *(column for name in PASS_NAMES.values() for column in (*_time_columns(name), "        peak")))
+    columns = (
+        "",
+        *(
+            column
+            for name in PASS_NAMES.values()
+            for column in (*_time_columns(name), "        peak")
+        ),
+    )
     rows = [
         (
             name,
@@ -170,7 +220,9 @@ def _show_comparison(title: str, result: dict[str, Any], names: Sequence[str]) -
     console.show_table(title, columns, rows)
     for each, ratio in result.get("ratios", {}).items():
         peak = "not measured" if ratio["peak"] is None else f"{ratio['peak']:.2f}"
-        console.show(f"{names[-1]} / {names[0]}, {PASS_NAMES[each]}: time {ratio['time']:.2f}, peak extra memory {peak}")
+        console.show(
+            f"{names[-1]} / {names[0]}, {PASS_NAMES[each]}: time {ratio['time']:.2f}, peak extra memory {peak}"
+        )
 
 
 def _time_columns(name: str) -> tuple[str, ...]:
@@ -185,7 +237,9 @@ def _times(figures: dict[str, Any]) -> tuple[str, ...]:
 @bench_app.command("sweep")
 def bench_sweep(
     cache: Annotated[str, typer.Argument(help="A cache on this machine's disk.")],
-    recipe: Annotated[str, typer.Argument(help="What to train: a .toml file, or the name of a shipped recipe.")] = "demo_gru",
+    recipe: Annotated[
+        str, typer.Argument(help="What to train: a .toml file, or the name of a shipped recipe.")
+    ] = "demo_gru",
     members: Annotated[int, typer.Option(min=2, help="Runs, which differ in their seeds.")] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Steps of each.")] = 50,
     repeats: Annotated[int, typer.Option(min=1, help="Repeats; medians are shown.")] = 5,
@@ -204,12 +258,19 @@ def bench_sweep(
 
     loaded, on = load_recipe(recipe_file(recipe)), torch_device(device)
     with console.progress("bench sweep") as update:
-        result = sweep.sweep_speed(Cache(cache), loaded, members, steps, repeats, on, lambda *state: update(*state))
+        result = sweep.sweep_speed(
+            Cache(cache), loaded, members, steps, repeats, on, lambda *state: update(*state)
+        )
     if as_json:
         console.show_json(result)
         return
     rows = [
-        (case, f"{found['alone']['median_s']:.2f}", f"{found['together']['median_s']:.2f}", f"{found['ratio']:.3f}")
+        (
+            case,
+            f"{found['alone']['median_s']:.2f}",
+            f"{found['together']['median_s']:.2f}",
+            f"{found['ratio']:.3f}",
+        )
         for case, found in result["cases"].items()
     ]
     title = f"{members} runs of {steps} steps, median of {repeats}"
@@ -222,14 +283,18 @@ Decoders = Annotated[int, typer.Option(min=1, help="Processes that decode videos
 
 SpecFile = Annotated[Path, typer.Option(help="What to cache.")]
 
-RecipeName = Annotated[str, typer.Option(help="What to train: a .toml file, or the name of a shipped recipe.")]
+RecipeName = Annotated[
+    str, typer.Option(help="What to train: a .toml file, or the name of a shipped recipe.")
+]
 
 
 @bench_app.command("plan")
 def bench_plan(
     spec: SpecFile = Path("cache_specs/demo.toml"),
     recipe: RecipeName = "demo_gru",
-    clips: Annotated[list[int] | None, typer.Option(min=2, help="Clips of each class; give it for every size.")] = None,
+    clips: Annotated[
+        list[int] | None, typer.Option(min=2, help="Clips of each class; give it for every size.")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 3,
     probe_s: Probe = 30,
     decoders: Decoders = 1,
@@ -250,7 +315,9 @@ def bench_plan(
 
     asked, sizes = load_recipe(recipe_file(recipe), sets or []), sorted(set(clips or (8, 16, 32)))
     with console.progress("bench plan") as update:
-        result = module.foretold(load_spec(spec), asked, sizes, repeats, probe_s, decoders, torch_device(device), update)
+        result = module.foretold(
+            load_spec(spec), asked, sizes, repeats, probe_s, decoders, torch_device(device), update
+        )
     if as_json:
         console.show_json(result)
         return
@@ -260,7 +327,9 @@ def bench_plan(
             what.removesuffix("_s").replace("_", " "),
             *(
                 console.bytes_text(value) if what == "disk_bytes" else seconds_text(value)
-                for value in (statistics.median(facts[what][key]) for key in ("planned", "measured"))
+                for value in (
+                    statistics.median(facts[what][key]) for key in ("planned", "measured")
+                )
             ),
             f"{facts[what]['ratio']:.3f}",
             f"{min(facts[what]['ratios']):.3f} .. {max(facts[what]['ratios']):.3f}",
@@ -269,7 +338,9 @@ def bench_plan(
         for what in module.FORETOLD
     ]
     title = f"{result['device']}, {result['processors']} processors; medians of {repeats} rounds, trials of {probe_s:g} s"
-    console.show_table(title, ("frames", "", "planned", "measured", "planned / measured", "least .. most"), rows)
+    console.show_table(
+        title, ("frames", "", "planned", "measured", "planned / measured", "least .. most"), rows
+    )
 
 
 @bench_app.command("epoch")
@@ -277,13 +348,16 @@ def bench_epoch(
     spec: SpecFile = Path("cache_specs/demo.toml"),
     recipe: RecipeName = "demo_gru",
     clips: Annotated[int, typer.Option(min=2, help="Clips of each class.")] = 16,
-    ablations: Annotated[int, typer.Option(min=1, help="Runs, each of one epoch and a seed of its own.")] = 8,
+    ablations: Annotated[
+        int, typer.Option(min=1, help="Runs, each of one epoch and a seed of its own.")
+    ] = 8,
     decoders: Decoders = 1,
     device: Device = None,
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """An epoch with the encoder in the loop against one from the cache, part by part; and all runs, one by one and as a sweep.
+    """An epoch with the encoder in the loop against one from the cache, part by part; and all runs,
+    one by one and as a sweep.
 
     --set overrides keys of the recipe.
 
@@ -296,7 +370,9 @@ def bench_epoch(
 
     asked = load_recipe(recipe_file(recipe), sets or [])
     with console.progress("bench epoch") as update:
-        result = module.epoch_speed(load_spec(spec), asked, clips, ablations, decoders, torch_device(device), update)
+        result = module.epoch_speed(
+            load_spec(spec), asked, clips, ablations, decoders, torch_device(device), update
+        )
     if as_json:
         console.show_json(result)
         return
@@ -305,13 +381,28 @@ def bench_epoch(
         f"{size['frames']:,} frames, {size['tokens']}, batches of {size['windows']}, {size['steps']} steps an epoch\n"
         f"{size['device']}, decoders: {size['decoders']}; medians of {ablations} runs"
     )
-    rows = [(name, *(seconds_text(result["epochs"][way][key]) for way in ways)) for name, key in EPOCH_ROWS]
+    rows = [
+        (name, *(seconds_text(result["epochs"][way][key]) for way in ways))
+        for name, key in EPOCH_ROWS
+    ]
     for part in dict.fromkeys(part for way in ways for part in result["parts_of_a_step"][way]):
         beside = ", beside the others" if part in module.BESIDE else ""
         seconds = (result["parts_of_a_step"][way].get(part) for way in ways)
-        rows.append((f"of a step: {part}{beside}", *("" if one is None else seconds_text(one) for one in seconds)))
-    rows.append((f"{ablations} runs of one epoch, extraction included", *(seconds_text(result["runs"][way]) for way in ways)))
+        rows.append(
+            (
+                f"of a step: {part}{beside}",
+                *("" if one is None else seconds_text(one) for one in seconds),
+            )
+        )
+    rows.append(
+        (
+            f"{ablations} runs of one epoch, extraction included",
+            *(seconds_text(result["runs"][way]) for way in ways),
+        )
+    )
     rows.append(("the same as one sweep, from one read", seconds_text(result["runs"]["sweep"]), ""))
     console.show_table(title, ("", "from the cache", "with the encoder"), rows)
-    console.show(f"an epoch with the encoder takes {result['ratio']:.2f} times as long (median of {ablations} paired ratios)")
+    console.show(
+        f"an epoch with the encoder takes {result['ratio']:.2f} times as long (median of {ablations} paired ratios)"
+    )
     console.show(f"the extraction took {seconds_text(result['extract_s'])}")

@@ -1,4 +1,5 @@
-"""Writing a store, with the checksums of chunks and files, against plain sequential writing of files of the same size."""
+"""Writing a store, with the checksums of chunks and files, against plain sequential writing of
+files of the same size."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ WAYS = ("plain", "stillframe")
 
 
 def write_speed(windows: int, repeats: int, folder: Path | None, tell: Tell) -> dict[str, Any]:
-    """GB/s until everything is synced, in turn. `folder`: on the disk to measure; a temporary one if None."""
+    """GB/s until everything is synced, in turn. `folder`: on the disk to measure; a temporary one
+    if None."""
     tokens_FND = random_tokens(windows * WINDOW[0])
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     cpu = torch.device("cpu")
@@ -36,14 +38,17 @@ def write_speed(windows: int, repeats: int, folder: Path | None, tell: Tell) -> 
                 tell(repeat * len(WAYS) + place, (repeats + 1) * len(WAYS), way)
                 path.mkdir()
                 begin = time.perf_counter()
-                write_store(path, tokens_FND) if way == "stillframe" else _write_plain(path, tokens_FND)
+                write_store(path, tokens_FND) if way == "stillframe" else _write_plain(
+                    path, tokens_FND
+                )
                 seconds[way].append(time.perf_counter() - begin)
                 drop(path)
                 shutil.rmtree(path)
         path.mkdir()
         peak = peak_bytes(lambda: write_store(path, tokens_FND), cpu)
     rates = {
-        way: [tokens_FND.nbytes / 1e9 / each for each in taken[1:]] for way, taken in seconds.items()
+        way: [tokens_FND.nbytes / 1e9 / each for each in taken[1:]]
+        for way, taken in seconds.items()
     }  # the first warms up
     return {
         "file_bytes": tokens_FND.nbytes,
@@ -54,7 +59,9 @@ def write_speed(windows: int, repeats: int, folder: Path | None, tell: Tell) -> 
             way: summary(seconds[way][1:])
             | {
                 "gb_per_s": statistics.median(rates[way]),
-                "ratio": statistics.median(ours / theirs for ours, theirs in zip(rates[way], rates[WAYS[0]], strict=True)),
+                "ratio": statistics.median(
+                    ours / theirs for ours, theirs in zip(rates[way], rates[WAYS[0]], strict=True)
+                ),
             }
             for way in WAYS
         },

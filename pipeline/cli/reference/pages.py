@@ -90,7 +90,8 @@ def with_rooms(text: str) -> str:
 
 
 def rooms() -> str:
-    """A row for each room: what its docstring says happens there, and what comes in and goes out."""
+    """A row for each room: what its docstring says happens there, and what comes in and goes
+    out."""
     rows = []
     for room in ROOMS:
         tree = ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))

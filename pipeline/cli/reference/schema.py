@@ -127,13 +127,17 @@ def plugin_definitions(kind: str) -> dict[str, Schema]:
         table["required"] = ["name", *table.get("required", ())]
         definitions[f"{kind}-{name}"] = table | {"description": first_paragraph(kind, name)}
     listed = {
-        key: {"description": " ".join(f"{', '.join(some)}: {what}" for what, some in of_key.items())}
+        key: {
+            "description": " ".join(f"{', '.join(some)}: {what}" for what, some in of_key.items())
+        }
         for key, of_key in meanings.items()
     }
     choice: Schema = {}
     for name in reversed(names):
         is_it = {"properties": {"name": {"const": name}}}
-        choice = {"if": is_it, "then": {"$ref": f"#/$defs/{kind}-{name}"}} | ({"else": choice} if choice else {})
+        choice = {"if": is_it, "then": {"$ref": f"#/$defs/{kind}-{name}"}} | (
+            {"else": choice} if choice else {}
+        )
     table = {
         "description": f"Which {kind} plug-in, with its settings beside its name.",
         "type": "object",
@@ -161,7 +165,9 @@ def table_schema(model: type[BaseModel]) -> Schema:
     return schema
 
 
-def _document(model: type[BaseModel], title: str, kinds: Iterable[str], given: Iterable[str]) -> Schema:
+def _document(
+    model: type[BaseModel], title: str, kinds: Iterable[str], given: Iterable[str]
+) -> Schema:
     """A whole file. What is `given` where the file says nothing is not required of it."""
     schema = table_schema(model)
     definitions = schema.pop("$defs", {})
@@ -180,7 +186,9 @@ def _recipe_keys() -> dict[str, Schema]:
     for name, value in recipe["properties"].items():
         reference = value.get("$ref", "").rpartition("/")[2]
         if reference and name not in PLUGIN_TABLES["recipe"]:
-            table = {key: part for key, part in recipe["$defs"][reference].items() if key != "required"}
+            table = {
+                key: part for key, part in recipe["$defs"][reference].items() if key != "required"
+            }
             keys[name] = table
             keys |= {f"{name}.{key}": part for key, part in table["properties"].items()}
     return keys
@@ -199,7 +207,9 @@ def _plain(value: Any) -> Any:
     table = {key: _plain(part) for key, part in value.items()}
     if isinstance(table.get("description"), str):
         text = " ".join(table["description"].split())
-        table["description"] = text.replace(". None: ", ". Left out: ").replace("; None: ", "; left out: ")
+        table["description"] = text.replace(". None: ", ". Left out: ").replace(
+            "; None: ", "; left out: "
+        )
     if isinstance(table.get("prefixItems"), list):
         table["items"] = table.pop("prefixItems")[0]
     return table

@@ -1,7 +1,9 @@
-"""What data sets share: a listing of the root, tables with clear errors, headers of videos, boxes, missing sources.
+"""What data sets share: a listing of the root, tables with clear errors, headers of videos, boxes,
+missing sources.
 
-A source that is missing or unusable never stops the others. What is left out is summed up by `note` under the file that it
-concerns, with counts and the first few names, so that half a download of 200 000 videos is one line and not 100 000.
+A source that is missing or unusable never stops the others. What is left out is summed up by `note`
+under the file that it concerns, with counts and the first few names, so that half a download of 200
+000 videos is one line and not 100 000.
 """
 
 from __future__ import annotations
@@ -21,7 +23,13 @@ from pipeline.video.probe import Probe, probe
 
 T = TypeVar("T")
 DAMAGED = "the file is damaged or its download stopped: fetch it again"
-JSON_NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number"}
+JSON_NAMES = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+}
 
 
 def note(dataset: DatasetPlugin, source: str, reason: str) -> None:
@@ -37,13 +45,17 @@ def few(names: Collection[object]) -> str:
 
 
 def list_files(root: Path) -> list[str]:
-    """Every file below the root, sorted, as a path with forward slashes; links are followed, hidden names passed over.
+    """Every file below the root, sorted, as a path with forward slashes; links are followed, hidden
+    names passed over.
 
     Raises BadInput at a folder that cannot be read.
     """
 
     def unreadable(error: OSError) -> None:
-        raise BadInput(f"{error.filename} cannot be read: {error.strerror}", "fix access, or name a folder without it")
+        raise BadInput(
+            f"{error.filename} cannot be read: {error.strerror}",
+            "fix access, or name a folder without it",
+        )
 
     files, seen = [], set[str]()
     for path, folders, names in os.walk(root, onerror=unreadable, followlinks=True):
@@ -59,7 +71,8 @@ def list_files(root: Path) -> list[str]:
 
 
 def find_file(root: Path, files: Iterable[str], names: Sequence[str]) -> Path | None:
-    """The file that has the first of these names that any file has. Raises BadInput if two folders hold one."""
+    """The file that has the first of these names that any file has. Raises BadInput if two folders
+    hold one."""
     by_name: dict[str, list[str]] = {name: [] for name in names}
     for file in files:
         name = file.rpartition("/")[2]
@@ -67,7 +80,10 @@ def find_file(root: Path, files: Iterable[str], names: Sequence[str]) -> Path | 
             by_name[name].append(file)
     found = next((places for places in by_name.values() if places), [])
     if len(found) > 1:
-        raise BadInput(f"{root} holds {found[0].rpartition('/')[2]} {len(found)} times: {few(found)}", "keep one of them")
+        raise BadInput(
+            f"{root} holds {found[0].rpartition('/')[2]} {len(found)} times: {few(found)}",
+            "keep one of them",
+        )
     return root / found[0] if found else None
 
 
@@ -79,12 +95,16 @@ def videos_by_name(root: Path, files: Iterable[str], suffixes: Collection[str]) 
         if path.suffix.lower() in suffixes:
             known = sources.setdefault(path.stem, file)
             if known != file:
-                raise BadInput(f"{root} holds video {path.stem} twice: {known} and {file}", "keep one copy of the videos")
+                raise BadInput(
+                    f"{root} holds video {path.stem} twice: {known} and {file}",
+                    "keep one copy of the videos",
+                )
     return sources
 
 
 def read_json(path: Path, kind: type[T]) -> T:
-    """The content of a JSON file. Raises BadInput if it cannot be read, is damaged, or is not of this kind or empty."""
+    """The content of a JSON file. Raises BadInput if it cannot be read, is damaged, or is not of
+    this kind or empty."""
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
@@ -92,7 +112,9 @@ def read_json(path: Path, kind: type[T]) -> T:
     except ValueError as error:
         raise BadInput(f"{path} is not JSON: {error}", DAMAGED) from error
     if not isinstance(content, kind):
-        raise BadInput(f"{path}: wanted {JSON_NAMES[kind]} at the top, found {type(content).__name__}")
+        raise BadInput(
+            f"{path}: wanted {JSON_NAMES[kind]} at the top, found {type(content).__name__}"
+        )
     if not content:
         raise BadInput(f"{path} holds no entries", DAMAGED)
     return content
@@ -103,7 +125,9 @@ def field(record: object, key: str, kind: type[T], where: str) -> T:
     if not isinstance(record, Mapping):
         raise BadInput(f"{where}: wanted an object, found {str(record)[:40]}")
     if key not in record:
-        raise BadInput(f"{where}: key '{key}' is missing; there are: {', '.join(map(str, record)) or 'none'}")
+        raise BadInput(
+            f"{where}: key '{key}' is missing; there are: {', '.join(map(str, record)) or 'none'}"
+        )
     value: Any = record[key]
     if kind is float and type(value) is int:
         value = float(value)
@@ -121,13 +145,20 @@ def numbers(value: object, shape: tuple[int | None, ...], where: str) -> np.ndar
         raise BadInput(f"{where}: wanted {wanted} numbers, found {str(value)[:40]}") from error
     if array.size == 0 and None in shape:
         return np.empty([size or 0 for size in shape])
-    if array.ndim != len(shape) or any(want not in (None, size) for want, size in zip(shape, array.shape, strict=True)):
-        raise BadInput(f"{where}: wanted {wanted} numbers, found {' x '.join(map(str, array.shape)) or 'one'}")
+    if array.ndim != len(shape) or any(
+        want not in (None, size) for want, size in zip(shape, array.shape, strict=True)
+    ):
+        raise BadInput(
+            f"{where}: wanted {wanted} numbers, found {' x '.join(map(str, array.shape)) or 'one'}"
+        )
     return array
 
 
-def probe_all(dataset: DatasetPlugin, sources: Sequence[str], image_fps: float | None = None) -> dict[str, Probe]:
-    """source -> what its header says, in the order given; what is no readable video goes to `dataset.rejected`."""
+def probe_all(
+    dataset: DatasetPlugin, sources: Sequence[str], image_fps: float | None = None
+) -> dict[str, Probe]:
+    """source -> what its header says, in the order given; what is no readable video goes to
+    `dataset.rejected`."""
     facts: dict[str, Probe] = {}
 
     def look(source: str) -> Probe | BadVideo:
@@ -137,9 +168,13 @@ def probe_all(dataset: DatasetPlugin, sources: Sequence[str], image_fps: float |
             return error
 
     with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16)) as pool:
-        for done, (source, result) in enumerate(zip(sources, pool.map(look, sources), strict=True), start=1):
+        for done, (source, result) in enumerate(
+            zip(sources, pool.map(look, sources), strict=True), start=1
+        ):
             if isinstance(result, BadVideo):
-                note(dataset, source, result.message.removeprefix(f"{PurePosixPath(source).name}: "))
+                note(
+                    dataset, source, result.message.removeprefix(f"{PurePosixPath(source).name}: ")
+                )
             else:
                 facts[source] = result
             dataset.on_progress(done, len(sources))
@@ -148,11 +183,14 @@ def probe_all(dataset: DatasetPlugin, sources: Sequence[str], image_fps: float |
 
 
 def normalised_boxes(xyxy_px: np.ndarray, width: float, height: float) -> np.ndarray:
-    """Boxes (..., 4) in pixel edges -> float32 fractions of the frame, cut at its edges; NaN where nothing is left."""
+    """Boxes (..., 4) in pixel edges -> float32 fractions of the frame, cut at its edges; NaN where
+    nothing is left."""
     boxes = xyxy_px.astype(np.float64).reshape(-1, 2, 2) / [width, height]
     boxes = boxes.clip(0, 1).reshape(xyxy_px.shape)
     with np.errstate(invalid="ignore"):
-        has_area = np.all(boxes[..., 2:] > boxes[..., :2], axis=-1, keepdims=True)  # False where a coordinate is NaN
+        has_area = np.all(
+            boxes[..., 2:] > boxes[..., :2], axis=-1, keepdims=True
+        )  # False where a coordinate is NaN
     return np.where(has_area, boxes, np.nan).astype(np.float32)
 
 

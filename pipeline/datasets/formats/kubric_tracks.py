@@ -1,11 +1,13 @@
-"""Point tracks of a rendered scene: where a point seen in some frame is in all others, and whether it is seen there.
+"""Point tracks of a rendered scene: where a point seen in some frame is in all others, and whether
+it is seen there.
 
-The rules are those of kubric's `track_points` (challenges/point_tracking/dataset.py of github.com/google-research/kubric), on
-the whole frame. Query points lie on a grid of every 4th pixel and frame at a random offset; every segment, the rarest first,
-gets an equal share of what is left to draw, but at most a tenth of its grid points. A point of an object is carried by the
-object's 3-D box, a point of the background stays where it is. A point is hidden in a frame if it is out of the frame or behind
-the camera, if what is seen there is nearer by over 1 %, if none of the 4 pixels around it shows its segment, or if its surface
-faces away.
+The rules are those of kubric's `track_points` (challenges/point_tracking/dataset.py of
+github.com/google-research/kubric), on the whole frame. Query points lie on a grid of every 4th
+pixel and frame at a random offset; every segment, the rarest first, gets an equal share of what is
+left to draw, but at most a tenth of its grid points. A point of an object is carried by the
+object's 3-D box, a point of the background stays where it is. A point is hidden in a frame if it is
+out of the frame or behind the camera, if what is seen there is nearer by over 1 %, if none of the 4
+pixels around it shows its segment, or if its surface faces away.
 
 What differs: the draws are numpy's, seeded by a text, and are without replacement.
 """
@@ -25,7 +27,8 @@ MAX_SHARE = 0.1
 """Of a segment's grid points."""
 NEARER = 0.99
 ROUGH, ROUGH_SIDES = 0.05, 2
-"""A normal that differs by more than this from over so many of its 4 diagonal neighbours is of a normal map, not the mesh."""
+"""A normal that differs by more than this from over so many of its 4 diagonal neighbours is of a
+normal map, not the mesh."""
 UNIT_BOX = np.array([[*corner, 1.0] for corner in itertools.product([-0.5, 0.5], repeat=3)])
 """(8, 4) corners in the order of `bboxes_3d`."""
 UINT16 = 65535
@@ -41,12 +44,14 @@ class Camera:
     """Focal length over sensor width."""
 
     def rays(self, xy: np.ndarray, aspect: float) -> np.ndarray:
-        """Places (..., 2) in the frame, [0, 1], -> directions (..., 3) with z = -1; `aspect` is width over height."""
+        """Places (..., 2) in the frame, [0, 1], -> directions (..., 3) with z = -1; `aspect` is
+        width over height."""
         x, y = (xy[..., 0] - 0.5) / self.focal, (0.5 - xy[..., 1]) / (self.focal * aspect)
         return np.stack([x, y, np.full_like(x, -1.0)], axis=-1)
 
     def ray_length(self, height: int, width: int) -> np.ndarray:
-        """(H, W): distance from the camera's centre per distance along the optical axis, at the pixels' centres."""
+        """(H, W): distance from the camera's centre per distance along the optical axis, at the
+        pixels' centres."""
         x, y = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
         return np.linalg.norm(self.rays(np.stack([x, y], axis=-1), width / height), axis=-1)
 
@@ -55,7 +60,9 @@ class Camera:
         rotation, centre = self.pose_F44[:, :3, :3], self.pose_F44[:, :3, 3]
         x, y, z = np.moveaxis(np.einsum("qfi,fij->qfj", world_QF3 - centre, rotation), -1, 0)
         ahead = np.where(z < 0, -z, np.nan)
-        return np.stack([0.5 + self.focal * x / ahead, 0.5 - self.focal * aspect * y / ahead], axis=-1)
+        return np.stack(
+            [0.5 + self.focal * x / ahead, 0.5 - self.focal * aspect * y / ahead], axis=-1
+        )
 
 
 @dataclass(frozen=True)
@@ -78,14 +85,20 @@ class Scene:
 
 
 def draw_tracks(scene: Scene, count: int, seed: str) -> tuple[np.ndarray, np.ndarray]:
-    """`count` points, or fewer where the clip offers fewer: places (Q, F, 2) float32, and visible (Q, F)."""
-    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "little"))
+    """`count` points, or fewer where the clip offers fewer: places (Q, F, 2) float32, and visible
+    (Q, F)."""
+    rng = np.random.default_rng(
+        int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "little")
+    )
     grids = [np.arange(rng.integers(STRIDE), size, STRIDE) for size in scene.segment_FHW.shape]
     queries = np.stack(np.meshgrid(*grids, indexing="ij"), axis=-1).reshape(-1, 3)
     segment_of = scene.segment_FHW[tuple(queries.T)]
     segments, available = np.unique(segment_of, return_counts=True)
     smooth_FHW = _is_smooth(scene.normal_FHW3)
-    points, visible = [np.empty((0, len(scene.distance_FHW), 2))], [np.empty((0, len(scene.distance_FHW)), bool)]
+    points, visible = (
+        [np.empty((0, len(scene.distance_FHW), 2))],
+        [np.empty((0, len(scene.distance_FHW)), bool)],
+    )
     for segment, share in zip(segments, shares(available, count), strict=True):
         chosen = rng.choice(queries[segment_of == segment], share, replace=False)
         xy, seen = _follow(scene, int(segment), chosen, smooth_FHW)
@@ -95,16 +108,21 @@ def draw_tracks(scene: Scene, count: int, seed: str) -> tuple[np.ndarray, np.nda
 
 
 def shares(available: np.ndarray, count: int) -> np.ndarray:
-    """How many of `count` points each segment gets: the rarest first, an equal part of what is left, at most a tenth of it."""
+    """How many of `count` points each segment gets: the rarest first, an equal part of what is
+    left, at most a tenth of it."""
     drawn = np.zeros(len(available), np.int64)
     left = count
     for place, segment in enumerate(np.argsort(available, kind="stable")):
-        drawn[segment] = min(round(left / (len(available) - place)), round(available[segment] * MAX_SHARE))
+        drawn[segment] = min(
+            round(left / (len(available) - place)), round(available[segment] * MAX_SHARE)
+        )
         left -= drawn[segment]
     return drawn
 
 
-def _follow(scene: Scene, segment: int, queries_Q3: np.ndarray, smooth_FHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _follow(
+    scene: Scene, segment: int, queries_Q3: np.ndarray, smooth_FHW: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """(Q, F, 2) and (Q, F) of points of one segment, each given as frame, row and column."""
     frame, row, column = queries_Q3.T
     frames, height, width = scene.segment_FHW.shape
@@ -113,18 +131,26 @@ def _follow(scene: Scene, segment: int, queries_Q3: np.ndarray, smooth_FHW: np.n
         xy = np.stack([(column + 0.5) / width, (row + 0.5) / height], axis=-1)
         ray = scene.camera.rays(xy, width / height)
         ray *= (scene.distance_FHW[frame, row, column] / np.linalg.norm(ray, axis=-1))[:, None]
-        fixed = np.einsum("qij,qj->qi", scene.camera.pose_F44[frame, :3, :3], ray) + centre_F3[frame]
+        fixed = (
+            np.einsum("qij,qj->qi", scene.camera.pose_F44[frame, :3, :3], ray) + centre_F3[frame]
+        )
         world_QF3 = np.repeat(fixed[:, None], frames, axis=1)
     else:
-        place = np.concatenate([scene.in_box_FHW3[frame, row, column] / UINT16 - 0.5, np.ones((len(frame), 1))], axis=1)
-        world_QF3 = np.einsum("qi,fij->qfj", place, np.linalg.pinv(UNIT_BOX) @ scene.corners_OF83[segment - 1])
+        place = np.concatenate(
+            [scene.in_box_FHW3[frame, row, column] / UINT16 - 0.5, np.ones((len(frame), 1))], axis=1
+        )
+        world_QF3 = np.einsum(
+            "qi,fij->qfj", place, np.linalg.pinv(UNIT_BOX) @ scene.corners_OF83[segment - 1]
+        )
     xy = scene.camera.project(world_QF3, width / height)
     distance = np.linalg.norm(world_QF3 - centre_F3, axis=-1)
     hidden = _is_covered(scene, segment, xy, distance)
     if segment:
         normal = scene.normal_FHW3[frame, row, column] / UINT16 * 2 - 1
         rotation_F33 = motion(np.zeros((frames, 3)), scene.wxyz_OF4[segment - 1])[:, :3, :3]
-        turned = np.einsum("fij,qj->qfi", rotation_F33, np.einsum("qji,qj->qi", rotation_F33[frame], normal))
+        turned = np.einsum(
+            "fij,qj->qfi", rotation_F33, np.einsum("qji,qj->qi", rotation_F33[frame], normal)
+        )
         away = (turned * (world_QF3 - centre_F3)).sum(-1) > 0
         # A normal that faces away where its point was seen is wrong, and so is its track.
         trusted = smooth_FHW[frame, row, column] & ~away[np.arange(len(frame)), frame]
@@ -132,14 +158,22 @@ def _follow(scene: Scene, segment: int, queries_Q3: np.ndarray, smooth_FHW: np.n
     return xy, ~hidden
 
 
-def _is_covered(scene: Scene, segment: int, xy_QF2: np.ndarray, distance_QF: np.ndarray) -> np.ndarray:
+def _is_covered(
+    scene: Scene, segment: int, xy_QF2: np.ndarray, distance_QF: np.ndarray
+) -> np.ndarray:
     """(Q, F): out of the frame, behind the camera, or behind what is seen there."""
     frames, height, width = scene.segment_FHW.shape
     outside = np.logical_not(np.all((xy_QF2 >= 0) & (xy_QF2 <= 1), axis=-1))
-    corner = np.floor(np.where(outside[..., None], 0, xy_QF2) * [width, height] - 0.5).astype(np.int64)
+    corner = np.floor(np.where(outside[..., None], 0, xy_QF2) * [width, height] - 0.5).astype(
+        np.int64
+    )
     seen, same = np.zeros(distance_QF.shape), np.zeros(distance_QF.shape, bool)
     for right, down in itertools.product((0, 1), repeat=2):
-        place = (np.arange(frames), (corner[..., 1] + down).clip(0, height - 1), (corner[..., 0] + right).clip(0, width - 1))
+        place = (
+            np.arange(frames),
+            (corner[..., 1] + down).clip(0, height - 1),
+            (corner[..., 0] + right).clip(0, width - 1),
+        )
         seen = np.maximum(seen, scene.distance_FHW[place])
         same |= scene.segment_FHW[place] == segment
     return outside | (seen < NEARER * distance_QF) | ~same

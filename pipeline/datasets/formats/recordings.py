@@ -1,15 +1,18 @@
-"""What the data sets of camera recordings share: their frames as image folders, their depth and their poses.
+"""What the data sets of camera recordings share: their frames as image folders, their depth and
+their poses.
 
-None of their official layouts is a readable video: frames lie inside large files, among depth maps, or in several folders with
-times elsewhere. So `clips()` lays every recording out once, as one image folder with its true times, and the clip reads that:
+None of their official layouts is a readable video: frames lie inside large files, among depth maps,
+or in several folders with times elsewhere. So `clips()` lays every recording out once, as one image
+folder with its true times, and the clip reads that:
 
     FRAMES_DIR/<clip>/frame_000000.jpg ...   frames in order of time: links to the official files, or, where frames lie inside a
-                                             larger file, their bytes as they stand there; no pixel is encoded anew
+                                             larger file, their bytes as they stand there; no pixel
+                                             is encoded anew
     FRAMES_DIR/<clip>/timestamps.txt         seconds since the recording's first frame, one line per frame
 
-FRAMES_DIR is the setting `frames_dir`; nothing else is written, and the official files are never touched. Links are relative
-where FRAMES_DIR lies inside the root. A recording that is laid out already, with the same frames and times, is left alone;
-a new one is written aside and renamed.
+FRAMES_DIR is the setting `frames_dir`; nothing else is written, and the official files are never
+touched. Links are relative where FRAMES_DIR lies inside the root. A recording that is laid out
+already, with the same frames and times, is left alone; a new one is written aside and renamed.
 """
 
 from __future__ import annotations
@@ -38,23 +41,27 @@ from pipeline.video.probe import TIMESTAMPS, probe
 OURS = re.compile(rf"frame_\d{{6,}}\.\w+|{re.escape(TIMESTAMPS)}")
 """What an image folder laid out by this file holds, and nothing else."""
 ORTHONORMAL = 0.05
-"""Largest entry of R R^T - I that still passes for a rotation: official files round to a few digits."""
+"""Largest entry of R R^T - I that still passes for a rotation: official files round to a few
+digits."""
 
 
 class FramesSettings(plugins.Settings):
     """Where frames are laid out."""
 
     frames_dir: str = "stillframe_frames"
-    """Folder for the frames, relative to the root or absolute; name one where the root is read-only."""
+    """Folder for the frames, relative to the root or absolute; name one where the root is
+    read-only."""
     val_last: float = Field(default=0.0, ge=0, lt=1)
-    """Share at the end of every `train` recording that becomes a `val` recording of its own, for where there is but one."""
+    """Share at the end of every `train` recording that becomes a `val` recording of its own, for
+    where there is but one."""
 
 
 class DepthSettings(FramesSettings):
     """Where frames are laid out, and how finely depth is kept."""
 
     depth_px: int = Field(default=224, ge=1)
-    """Short side of the depth maps, each value that of the nearest pixel; smaller maps keep their size."""
+    """Short side of the depth maps, each value that of the nearest pixel; smaller maps keep their
+    size."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +100,16 @@ class Recording:
 
 
 class RecordingDataset(DatasetPlugin):
-    """One clip per recording. A plug-in defines `recordings()` and, where there is depth, `metres()`."""
+    """One clip per recording. A plug-in defines `recordings()` and, where there is depth,
+    `metres()`."""
 
-    def __init__(self, root: Path, settings: Any, on_progress: Callable[[int, int], None] | None = None) -> None:
+    def __init__(
+        self, root: Path, settings: Any, on_progress: Callable[[int, int], None] | None = None
+    ) -> None:
         super().__init__(root, settings, on_progress)
         self.official = root.resolve()
-        """The user's folder; `root` is from here on the folder of frames, which the sources are relative to."""
+        """The user's folder; `root` is from here on the folder of frames, which the sources are
+        relative to."""
         self.root = (self.official / settings.frames_dir).resolve()
         self._recordings: dict[str, Recording] = {}
 
@@ -107,14 +118,21 @@ class RecordingDataset(DatasetPlugin):
         """All recordings in a stable order; what cannot be one goes to `rejected`."""
 
     def metres(self, depth: Image) -> np.ndarray:
-        """One depth map (H, W) along the optical axis; 0 where unknown. Raises BadInput if it is damaged."""
+        """One depth map (H, W) along the optical axis; 0 where unknown. Raises BadInput if it is
+        damaged."""
         raise NotImplementedError
 
     def clips(self) -> Iterator[Clip]:
         """Lays out what is not there yet. Raises BadInput if the frames cannot be written."""
         if self.official.is_relative_to(self.root):
-            raise BadInput(f"frames_dir must not be the root or hold it, found {self.settings.frames_dir}")
-        found = [part for recording in self.recordings() for part in split_off(recording, self.settings.val_last)]
+            raise BadInput(
+                f"frames_dir must not be the root or hold it, found {self.settings.frames_dir}"
+            )
+        found = [
+            part
+            for recording in self.recordings()
+            for part in split_off(recording, self.settings.val_last)
+        ]
         for done, recording in enumerate(found, start=1):
             if self._is_good(recording):
                 self._recordings[recording.name] = recording
@@ -122,10 +140,11 @@ class RecordingDataset(DatasetPlugin):
             self.on_progress(done, len(found))
 
     def walk(self) -> Iterator[tuple[Path, list[str], list[str]]]:
-        """(folder, names of its folders, names of its files) of the root and all below it, in order; links are followed.
+        """(folder, names of its folders, names of its files) of the root and all below it, in
+        order; links are followed.
 
-        Passed over: names that begin with a dot, and the folder of frames. Taking names out of the list of folders leaves
-        them unvisited.
+        Passed over: names that begin with a dot, and the folder of frames. Taking names out of the
+        list of folders leaves them unvisited.
         """
         seen: set[Path] = set()
         for path, folders, files in os.walk(self.official, followlinks=True):
@@ -139,13 +158,17 @@ class RecordingDataset(DatasetPlugin):
 
     def name_of(self, folder: Path) -> str:
         """Path of a folder under the root; of the root itself, its name."""
-        return folder.name if folder == self.official else folder.relative_to(self.official).as_posix()
+        return (
+            folder.name if folder == self.official else folder.relative_to(self.official).as_posix()
+        )
 
     def _is_good(self, recording: Recording) -> bool:
         """Lays the recording out; if it cannot be a clip, rejects it."""
         name, frames = recording.name, len(recording.images)
         if name in self._recordings:
-            self.rejected[f"{name} ({self.where(recording.images[0])})"] = f"there is a '{name}' already"
+            self.rejected[f"{name} ({self.where(recording.images[0])})"] = (
+                f"there is a '{name}' already"
+            )
             return False
         if PurePosixPath(name).is_absolute() or {"..", "."} & set(name.split("/")):
             self.rejected[name] = "its name leads out of the folder of frames"
@@ -163,26 +186,42 @@ class RecordingDataset(DatasetPlugin):
             self.rejected[name] = f"{self.where(recording.images[0])}: {error.message}"
             return False
         if recording.depth:
-            without = [image for image, depth in zip(recording.images, recording.depth, strict=True) if depth is None]
+            without = [
+                image
+                for image, depth in zip(recording.images, recording.depth, strict=True)
+                if depth is None
+            ]
             self.note(name, "depth", without, frames, "frames have no depth")
         if recording.pose is not None:
-            lost = [image for image, pose in zip(recording.images, recording.pose, strict=True) if np.isnan(pose).any()]
+            lost = [
+                image
+                for image, pose in zip(recording.images, recording.pose, strict=True)
+                if np.isnan(pose).any()
+            ]
             self.note(name, "pose", lost, frames, "frames have no finite pose, kept as NaN")
         return True
 
     def note(self, name: str, what: str, images: Sequence[Image], total: int, reason: str) -> None:
-        """Lists what a clip lacks, though it is a clip, among the rejected: count and first place."""
+        """Lists what a clip lacks, though it is a clip, among the rejected: count and first
+        place."""
         if images:
-            self.rejected[f"{name}: {what}"] = f"{len(images)} of {total} {reason}; first {self.where(images[0])}"
+            self.rejected[f"{name}: {what}"] = (
+                f"{len(images)} of {total} {reason}; first {self.where(images[0])}"
+            )
 
     def where(self, image: Image) -> str:
         """A file's path for the user, relative to the root if inside it."""
         path = image if isinstance(image, Path) else image.path
-        shown = path.relative_to(self.official).as_posix() if path.is_relative_to(self.official) else str(path)
+        shown = (
+            path.relative_to(self.official).as_posix()
+            if path.is_relative_to(self.official)
+            else str(path)
+        )
         return shown if isinstance(image, Path) else f"{shown} at byte {image.offset}"
 
     def targets(self, clip: Clip) -> dict[str, np.ndarray]:
-        """`pose` of every frame and `depth_m`, float16, of those that have it. Raises BadInput at a damaged depth map."""
+        """`pose` of every frame and `depth_m`, float16, of those that have it. Raises BadInput at a
+        damaged depth map."""
         recording = self._recordings[clip.clip_id]
         time_s = recording.time_s - recording.time_s[0]
         arrays: dict[str, np.ndarray] = {}
@@ -192,7 +231,9 @@ class RecordingDataset(DatasetPlugin):
         if known:
             maps = [self._small_depth(depth) for depth in recording.depth if depth is not None]
             if len({depth.shape for depth in maps}) > 1:
-                raise BadInput(f"{self.where(recording.images[0])}: the depth maps of '{recording.name}' differ in size")
+                raise BadInput(
+                    f"{self.where(recording.images[0])}: the depth maps of '{recording.name}' differ in size"
+                )
             arrays |= {"depth_m": np.stack(maps), "depth_m_time_s": time_s[known]}
         return arrays
 
@@ -201,7 +242,8 @@ class RecordingDataset(DatasetPlugin):
 
 
 def split_off(recording: Recording, share: float) -> list[Recording]:
-    """A recording of `train` as its beginning and, in `val`, its end; others, and those too short to be split, as they are."""
+    """A recording of `train` as its beginning and, in `val`, its end; others, and those too short
+    to be split, as they are."""
     frames = len(recording.images)
     cut = frames - round(frames * share)
     if recording.split != "train" or cut in (0, frames):
@@ -210,17 +252,30 @@ def split_off(recording: Recording, share: float) -> list[Recording]:
     def part(rows: slice, name: str, split: str) -> Recording:
         pose = None if recording.pose is None else recording.pose[rows]
         return Recording(
-            f"{recording.name}_{name}", split, recording.images[rows], recording.time_s[rows], pose, recording.depth[rows]
+            f"{recording.name}_{name}",
+            split,
+            recording.images[rows],
+            recording.time_s[rows],
+            pose,
+            recording.depth[rows],
         )
 
     return [part(slice(cut), "first", "train"), part(slice(cut, None), "last", "val")]
 
 
 def lay_out(folder: Path, recording: Recording, official: Path) -> None:
-    """Makes `folder` the image folder of a recording. Raises BadInput if it may not be written or holds other files."""
-    named = {f"frame_{place:06d}{image.suffix.lower()}": image for place, image in enumerate(recording.images)}
+    """Makes `folder` the image folder of a recording. Raises BadInput if it may not be written or
+    holds other files."""
+    named = {
+        f"frame_{place:06d}{image.suffix.lower()}": image
+        for place, image in enumerate(recording.images)
+    }
     inside = folder.is_relative_to(official)
-    links = {name: _link(image, folder, inside) for name, image in named.items() if isinstance(image, Path)}
+    links = {
+        name: _link(image, folder, inside)
+        for name, image in named.items()
+        if isinstance(image, Path)
+    }
     times = "".join(f"{float(time_s)!r}\n" for time_s in recording.time_s - recording.time_s[0])
     if _is_laid_out(folder, named, links, times):
         return
@@ -250,7 +305,10 @@ def _link(image: Path, folder: Path, inside: bool) -> str:
 
 
 def _is_laid_out(folder: Path, named: dict[str, Image], links: dict[str, str], times: str) -> bool:
-    if not (folder / TIMESTAMPS).is_file() or (folder / TIMESTAMPS).read_text(encoding="utf-8", errors="replace") != times:
+    if (
+        not (folder / TIMESTAMPS).is_file()
+        or (folder / TIMESTAMPS).read_text(encoding="utf-8", errors="replace") != times
+    ):
         return False
     if {file.name for file in folder.iterdir()} != {TIMESTAMPS, *named}:
         return False
@@ -271,7 +329,8 @@ def _check_ours(folder: Path) -> None:
 
 
 def read_image(image: Image | memoryview | bytes, where: str) -> np.ndarray:
-    """(H, W) or (H, W, C) of an 8 or 16 bit image as stored. Raises BadInput, naming `where`, if it cannot be decoded."""
+    """(H, W) or (H, W, C) of an 8 or 16 bit image as stored. Raises BadInput, naming `where`, if it
+    cannot be decoded."""
     try:
         data = image if isinstance(image, memoryview | bytes) else image.read_bytes()
         with av.open(io.BytesIO(data), "r") as container:
@@ -286,12 +345,15 @@ def read_depth16(path: Path) -> np.ndarray:
     """(H, W) uint16 of a depth map as stored. Raises BadInput if it is no 16-bit grey image."""
     depth = read_image(path, str(path))
     if depth.dtype != np.uint16 or depth.ndim != 2:
-        raise BadInput(f"{path}: wanted a 16-bit grey image of depth, found {depth.dtype} {depth.shape}")
+        raise BadInput(
+            f"{path}: wanted a 16-bit grey image of depth, found {depth.dtype} {depth.shape}"
+        )
     return depth
 
 
 def nearest_pixels(depth_HW: np.ndarray, short_px: int) -> np.ndarray:
-    """The map at a short side of at most `short_px`: of each cell its central pixel, as a mean is the depth of nothing."""
+    """The map at a short side of at most `short_px`: of each cell its central pixel, as a mean is
+    the depth of nothing."""
     height, width = depth_HW.shape
     scale = min(1.0, short_px / min(height, width))
     rows, columns = (
@@ -302,7 +364,8 @@ def nearest_pixels(depth_HW: np.ndarray, short_px: int) -> np.ndarray:
 
 
 def read_numbers(path: Path, columns: int) -> np.ndarray:
-    """(rows, columns) of a text file of numbers; lines that begin with '#' are passed over. Raises BadInput."""
+    """(rows, columns) of a text file of numbers; lines that begin with '#' are passed over. Raises
+    BadInput."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -315,18 +378,25 @@ def read_numbers(path: Path, columns: int) -> np.ndarray:
         try:
             rows.append([float(word) for word in words])
         except ValueError as error:
-            raise BadInput(f"{path} line {number}: wanted {columns} numbers, found '{line[:40]}'") from error
+            raise BadInput(
+                f"{path} line {number}: wanted {columns} numbers, found '{line[:40]}'"
+            ) from error
         if len(words) != columns:
             raise BadInput(f"{path} line {number}: wanted {columns} numbers, found {len(words)}")
     return np.array(rows, np.float64).reshape(-1, columns)
 
 
 def read_poses(paths: Iterable[Path | None]) -> np.ndarray:
-    """(F, 4, 4) of text files of 16 numbers; NaN where there is no file, and where it is malformed or no rigid motion."""
+    """(F, 4, 4) of text files of 16 numbers; NaN where there is no file, and where it is malformed
+    or no rigid motion."""
     rows = []
     for path in paths:
         try:
-            values = [float(word) for word in path.read_text(encoding="utf-8", errors="replace").split()] if path else []
+            values = (
+                [float(word) for word in path.read_text(encoding="utf-8", errors="replace").split()]
+                if path
+                else []
+            )
         except (OSError, ValueError):
             values = []
         rows.append(values if len(values) == 16 else [np.nan] * 16)
@@ -334,7 +404,8 @@ def read_poses(paths: Iterable[Path | None]) -> np.ndarray:
 
 
 def rigid(pose_F44: np.ndarray) -> np.ndarray:
-    """float64 (F, 4, 4) or, made up to it, (F, 3, 4): NaN in every pose that is not finite or whose rotation is none."""
+    """float64 (F, 4, 4) or, made up to it, (F, 3, 4): NaN in every pose that is not finite or whose
+    rotation is none."""
     pose = np.tile(np.eye(4), (len(pose_F44), 1, 1))
     pose[:, :3] = pose_F44[:, :3]
     finite = np.isfinite(pose_F44).all((1, 2))
@@ -345,12 +416,19 @@ def rigid(pose_F44: np.ndarray) -> np.ndarray:
 
 
 def motion(translation_F3: np.ndarray, wxyz_F4: np.ndarray) -> np.ndarray:
-    """Places (F, 3) and quaternions (F, 4), real part first and of any length, -> (F, 4, 4); NaN where they are not finite."""
+    """Places (F, 3) and quaternions (F, 4), real part first and of any length, -> (F, 4, 4); NaN
+    where they are not finite."""
     with np.errstate(invalid="ignore", divide="ignore"):
         w, x, y, z = (wxyz_F4 / np.linalg.norm(wxyz_F4, axis=1, keepdims=True)).T
     pose = np.tile(np.eye(4), (len(translation_F3), 1, 1))
-    pose[:, 0, :3] = np.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], axis=1)
-    pose[:, 1, :3] = np.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)], axis=1)
-    pose[:, 2, :3] = np.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], axis=1)
+    pose[:, 0, :3] = np.stack(
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], axis=1
+    )
+    pose[:, 1, :3] = np.stack(
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)], axis=1
+    )
+    pose[:, 2, :3] = np.stack(
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], axis=1
+    )
     pose[:, :3, 3] = translation_F3
     return rigid(pose)

@@ -1,9 +1,11 @@
 """ScanNet's `.sens` files, version 4: one scan's colour, depth and poses in one file.
 
-Little-endian: version uint32, sensor name (uint64 length, bytes), four float32 4x4 matrices (intrinsics and extrinsics of
-colour, then of depth), colour and depth compression int32, colour width and height, depth width and height uint32, depth shift
-float32 (units per metre), number of frames uint64. Then each frame: camera to world float32 4x4, colour and depth time uint64
-(microseconds), bytes of colour and of depth uint64, and the two. What follows the frames (inertial readings) is not read.
+Little-endian: version uint32, sensor name (uint64 length, bytes), four float32 4x4 matrices
+(intrinsics and extrinsics of colour, then of depth), colour and depth compression int32, colour
+width and height, depth width and height uint32, depth shift float32 (units per metre), number of
+frames uint64. Then each frame: camera to world float32 4x4, colour and depth time uint64
+(microseconds), bytes of colour and of depth uint64, and the two. What follows the frames (inertial
+readings) is not read.
 
 Written against SensReader/python/SensorData.py of github.com/ScanNet/ScanNet.
 """
@@ -53,7 +55,9 @@ class Sens:
             raise BadInput(f"{where}: the depth map is damaged: {error}") from error
         height, width = self.depth_hw
         if len(data) != 2 * height * width:
-            raise BadInput(f"{where}: wanted {2 * height * width} bytes of depth, found {len(data)}")
+            raise BadInput(
+                f"{where}: wanted {2 * height * width} bytes of depth, found {len(data)}"
+            )
         return np.frombuffer(data, "<u2").reshape(height, width) / self.depth_shift
 
 
@@ -63,11 +67,16 @@ def read_sens(path: Path) -> Sens:
     with path.open("rb") as file:
         (version,) = _read(file, path, "<I")
         if version != VERSION:
-            raise BadInput(f"{path}: wanted a .sens file of version {VERSION}, found version {version}")
+            raise BadInput(
+                f"{path}: wanted a .sens file of version {VERSION}, found version {version}"
+            )
         (name_bytes,) = _read(file, path, "<Q")
         file.seek(name_bytes + 4 * 64, 1)
         compression_colour, compression_depth = _read(file, path, "<2i")
-        if compression_colour not in COLOUR_SUFFIX or compression_depth not in (RAW_USHORT, ZLIB_USHORT):
+        if compression_colour not in COLOUR_SUFFIX or compression_depth not in (
+            RAW_USHORT,
+            ZLIB_USHORT,
+        ):
             found = f"compression {compression_colour} of colour and {compression_depth} of depth"
             raise BadInput(f"{path}: {found} cannot be read, wanted 1 or 2 and 0 or 1")
         *_, width, height = _read(file, path, "<4I")
@@ -86,7 +95,15 @@ def read_sens(path: Path) -> Sens:
             depth.append(Stretch(path, start + values[18], values[19], ".depth"))
             file.seek(start + values[18] + values[19])
     matrices = np.array(poses, np.float64).reshape(-1, 4, 4)
-    return Sens(colour, depth, matrices, np.array(times, np.int64), (height, width), shift, compression_depth)
+    return Sens(
+        colour,
+        depth,
+        matrices,
+        np.array(times, np.int64),
+        (height, width),
+        shift,
+        compression_depth,
+    )
 
 
 def _read(file: BinaryIO, path: Path, layout: str) -> tuple:

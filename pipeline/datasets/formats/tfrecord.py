@@ -1,8 +1,9 @@
 """TFRecord files and the tf.train.Example messages in them, read without TensorFlow.
 
-A record is `length uint64, masked crc32c of it uint32, data, masked crc32c of the data uint32`, little-endian (TensorFlow,
-tensorflow/core/lib/io/record_writer.h). An Example is a protobuf map from name to a list of bytes, float32 or int64
-(tensorflow/core/example/example.proto and feature.proto); lists are decoded when asked for, as a record holds many megabytes.
+A record is `length uint64, masked crc32c of it uint32, data, masked crc32c of the data uint32`,
+little-endian (TensorFlow, tensorflow/core/lib/io/record_writer.h). An Example is a protobuf map
+from name to a list of bytes, float32 or int64 (tensorflow/core/example/example.proto and
+feature.proto); lists are decoded when asked for, as a record holds many megabytes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def masked_crc32c(data: bytes) -> int:
 def read_records(path: Path) -> Iterator[tuple[int, bytes]]:
     """(offset of the data in the file, data) of every record.
 
-    Raises BadInput, after all good records have been yielded, where the file is cut off or does not match a checksum.
+    Raises BadInput, after all good records have been yielded, where the file is cut off or does not
+    match a checksum.
     """
     with path.open("rb") as file:
         number = 0
@@ -70,7 +72,8 @@ class Example:
         return name in self._features
 
     def spans(self, name: str) -> list[Span]:
-        """Where in the data the values of a list of bytes lie. Raises BadInput if there is no such list."""
+        """Where in the data the values of a list of bytes lie. Raises BadInput if there is no such
+        list."""
         return self._values(name, BYTES)
 
     def blobs(self, name: str) -> list[bytes]:
@@ -94,7 +97,9 @@ class Example:
         try:
             return values.reshape(shape)
         except ValueError as error:
-            raise BadInput(f"{self.where}: '{name}' has {values.size} values, wanted shape {shape}") from error
+            raise BadInput(
+                f"{self.where}: '{name}' has {values.size} values, wanted shape {shape}"
+            ) from error
 
     def _values(self, name: str, kind: int) -> list[Span]:
         """The values of a list; numbers may be packed, several to a span."""
@@ -106,7 +111,9 @@ class Example:
         except (ValueError, IndexError) as error:
             raise BadInput(f"{self.where}: '{name}' is damaged: {error}") from error
         if any(field != kind for field, _ in lists):
-            raise BadInput(f"{self.where}: '{name}' is no list of {('bytes', 'floats', 'integers')[kind - 1]}")
+            raise BadInput(
+                f"{self.where}: '{name}' is no list of {('bytes', 'floats', 'integers')[kind - 1]}"
+            )
         return values
 
 

@@ -36,7 +36,9 @@ REBUILD = "build it again with: stillframe manifest"
 def to_line(clip: Clip) -> str:
     """One line of manifest.jsonl. ASCII, so that file names that are no UTF-8 survive."""
     record = {key: getattr(clip, key) for key in TYPES}
-    kept = {key: value for key, value in record.items() if key not in DEFAULTS or value != DEFAULTS[key]}
+    kept = {
+        key: value for key, value in record.items() if key not in DEFAULTS or value != DEFAULTS[key]
+    }
     return json.dumps(kept, separators=(", ", ": ")) + "\n"
 
 
@@ -45,12 +47,15 @@ def from_lines(lines: Sequence[str], where: str) -> tuple[Clip, ...]:
     clips: list[Clip] = []
     for first in range(0, len(lines), AT_ONCE):
         some = lines[first : first + AT_ONCE]
-        clips += _at_once(some) or [from_line(line, f"{where} line {number}") for number, line in enumerate(some, first + 1)]
+        clips += _at_once(some) or [
+            from_line(line, f"{where} line {number}") for number, line in enumerate(some, first + 1)
+        ]
     return tuple(clips)
 
 
 def _at_once(lines: Sequence[str]) -> list[Clip] | None:
-    """The same in less time, as there may be very many; None where a line may be other than `to_line` writes it."""
+    """The same in less time, as there may be very many; None where a line may be other than
+    `to_line` writes it."""
     if not all(line.startswith("{") and line.endswith("}") for line in lines):
         return None
     try:
@@ -88,7 +93,9 @@ def from_line(line: str, where: str) -> Clip:
         if wanted is float and type(value) is int:
             value = record[key] = float(value)
         if type(value) is not wanted or (isinstance(value, float) and not math.isfinite(value)):
-            raise BadInput(f"{where}: {key} must be a {wanted.__name__}, found {json.dumps(value)}", REBUILD)
+            raise BadInput(
+                f"{where}: {key} must be a {wanted.__name__}, found {json.dumps(value)}", REBUILD
+            )
     if not record.keys() >= REQUIRED:
         missing = next(key for key in TYPES if key in REQUIRED - record.keys())
         raise BadInput(f"{where}: key '{missing}' is missing", REBUILD)

@@ -5,7 +5,8 @@
     videos.jsonl     one video per line: what its header says of it, so that nothing is opened twice
     dataset.json     where the clips and their videos come from, label names, what was rejected, sha256 of the others
 
-They are written aside and renamed, manifest.jsonl last. The same data set and settings give the same bytes.
+They are written aside and renamed, manifest.jsonl last. The same data set and settings give the
+same bytes.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class Origin(plugins.Settings):
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """No garbage is looked for while very many objects are made that stay: every search would go through all of them."""
+    """No garbage is looked for while very many objects are made that stay: every search would go
+    through all of them."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -85,16 +87,21 @@ class Manifest:
     @classmethod
     @uncollected()
     def load(cls, folder: Path, root: Path | None = None) -> Manifest:
-        """Reads a manifest and checks all of it; `root` says where the videos are now, if they were moved.
+        """Reads a manifest and checks all of it; `root` says where the videos are now, if they were
+        moved.
 
-        The content of targets.h5 is trusted, as it may be large: its size alone is compared.
-        Raises BadInput: a file missing or damaged, manifest.jsonl edited after it was built, and whatever `check` finds.
+        The content of targets.h5 is trusted, as it may be large: its size alone is compared. Raises
+        BadInput: a file missing or damaged, manifest.jsonl edited after it was built, and whatever
+        `check` finds.
         """
         folder = folder.resolve()
         text = _read(folder, CLIPS)
         origin = _read_origin(folder)
         if hashlib.sha256(text).hexdigest() != origin.manifest_sha256:
-            raise BadInput(f"{folder / CLIPS} was edited after it was built: {ORIGIN} has another sha256 for it", REBUILD)
+            raise BadInput(
+                f"{folder / CLIPS} was edited after it was built: {ORIGIN} has another sha256 for it",
+                REBUILD,
+            )
         _check_targets(folder / TARGETS, origin.targets_bytes)
         path = str(folder / CLIPS)
         clips = from_lines(text.decode("ascii", errors="replace").splitlines(), path)
@@ -107,13 +114,17 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """sha256 of manifest.jsonl; where there are targets, of its sha256 followed by that of targets.h5."""
+        """sha256 of manifest.jsonl; where there are targets, of its sha256 followed by that of
+        targets.h5."""
         clips, targets = self.origin.manifest_sha256, self.origin.targets_sha256
-        return clips if targets is None else hashlib.sha256(f"{clips}{targets}".encode()).hexdigest()
+        return (
+            clips if targets is None else hashlib.sha256(f"{clips}{targets}".encode()).hexdigest()
+        )
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Label names, sorted; a clip's label number is its place here. Empty where clips have no labels."""
+        """Label names, sorted; a clip's label number is its place here. Empty where clips have no
+        labels."""
         return self.origin.labels
 
     @property
@@ -130,7 +141,8 @@ class Manifest:
     @cached_property
     @uncollected()
     def facts(self) -> dict[str, Probe | None]:
-        """video_id -> what its header said when the manifest was built; None for a video that could not be opened.
+        """video_id -> what its header said when the manifest was built; None for a video that could
+        not be opened.
 
         Empty for a manifest without videos.jsonl. Raises BadInput if that is damaged.
         """
@@ -138,8 +150,13 @@ class Manifest:
             return {}
         text = _read(self.folder, VIDEOS)
         if hashlib.sha256(text).hexdigest() != self.origin.videos_sha256:
-            raise BadInput(f"{self.folder / VIDEOS} was edited after it was built: {ORIGIN} has another sha256 for it", REBUILD)
-        records = json.loads(b"[%b]" % text.strip().replace(b"\n", b","))  # at once, as there may be very many
+            raise BadInput(
+                f"{self.folder / VIDEOS} was edited after it was built: {ORIGIN} has another sha256 for it",
+                REBUILD,
+            )
+        records = json.loads(
+            b"[%b]" % text.strip().replace(b"\n", b",")
+        )  # at once, as there may be very many
         return {record.pop("video_id"): Probe(**record) if record else None for record in records}
 
     @cached_property
@@ -182,17 +199,21 @@ def build(
     table: dict[str, Any],
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
-    """Asks data set `name`, with the settings in `table`, for clips and targets, and writes the manifest into folder `out`.
+    """Asks data set `name`, with the settings in `table`, for clips and targets, and writes the
+    manifest into folder `out`.
 
     `root` holds the videos; a data set that renders its own puts them there (None: into `out`).
-    Raises BadInput: unknown data set or setting, no such root, a file where a folder should be, no usable video, and whatever
-    `check` finds; StillframeError: something cannot be read or written.
+    Raises BadInput: unknown data set or setting, no such root, a file where a folder should be, no
+    usable video, and whatever `check` finds; StillframeError: something cannot be read or written.
     """
     plugin = plugins.load("dataset", name)
     settings = plugins.settings("dataset", name, table, f"dataset '{name}'")
     if root is None:
         if not plugin.renders:
-            raise BadInput(f"dataset '{name}' reads videos of yours and was given no folder", "name the folder that holds them")
+            raise BadInput(
+                f"dataset '{name}' reads videos of yours and was given no folder",
+                "name the folder that holds them",
+            )
         root = out
     elif not plugin.renders:
         _check_root(root)
@@ -228,7 +249,8 @@ def write(name: str, dataset: DatasetPlugin, out: Path) -> Manifest:
 
 
 def check(clips: Iterable[Clip], where: str, unit: str) -> None:
-    """Raises BadInput unless ids are unique, videos agree, sources are relative, and all clips or none have labels.
+    """Raises BadInput unless ids are unique, videos agree, sources are relative, and all clips or
+    none have labels.
 
     An error names the clip as `where unit number`, counted from 1.
     """
@@ -237,19 +259,24 @@ def check(clips: Iterable[Clip], where: str, unit: str) -> None:
     labelled = unlabelled = 0
     for number, clip in enumerate(clips, start=1):
         if first.setdefault(clip.clip_id, number) != number:
-            raise BadInput(f"{where} {unit} {number}: clip_id '{clip.clip_id}' is taken by {unit} {first[clip.clip_id]}")
+            raise BadInput(
+                f"{where} {unit} {number}: clip_id '{clip.clip_id}' is taken by {unit} {first[clip.clip_id]}"
+            )
         known = video_clip.setdefault(clip.video_id, clip)
         if known is not clip:
             _check_same_video(clip, known, f"{where} {unit} {number}")
         elif clip.source.startswith("/") or ".." in clip.source.split("/"):
-            raise BadInput(f"{where} {unit} {number}: source must lie under the root, found '{clip.source}'")
+            raise BadInput(
+                f"{where} {unit} {number}: source must lie under the root, found '{clip.source}'"
+            )
         if clip.label is None:
             unlabelled = unlabelled or number
         else:
             labelled = labelled or number
         if labelled and unlabelled:
             raise BadInput(
-                f"{where}: {unit} {labelled} has a label and {unit} {unlabelled} has none", "label all clips or none"
+                f"{where}: {unit} {labelled} has a label and {unit} {unlabelled} has none",
+                "label all clips or none",
             )
     if not first:
         raise BadInput(f"{where} holds no clips", REBUILD)
@@ -257,16 +284,22 @@ def check(clips: Iterable[Clip], where: str, unit: str) -> None:
 
 def _check_same_video(clip: Clip, known: Clip, where: str) -> None:
     if known.split != clip.split:
-        raise BadInput(f"{where}: video '{clip.video_id}' is in split '{clip.split}' here and in '{known.split}' before")
+        raise BadInput(
+            f"{where}: video '{clip.video_id}' is in split '{clip.split}' here and in '{known.split}' before"
+        )
     if known.video != clip.video:
-        raise BadInput(f"{where}: video '{clip.video_id}' is {clip.video} here and {known.video} before")
+        raise BadInput(
+            f"{where}: video '{clip.video_id}' is {clip.video} here and {known.video} before"
+        )
 
 
 def _labels(clips: Iterable[Clip]) -> tuple[str, ...]:
     return tuple(sorted({clip.label for clip in clips if clip.label is not None}))
 
 
-def _write(out: Path, dataset: DatasetPlugin, clips: Iterable[Clip], origin: Origin, text: bytes) -> Origin:
+def _write(
+    out: Path, dataset: DatasetPlugin, clips: Iterable[Clip], origin: Origin, text: bytes
+) -> Origin:
     """All files aside, then the renames. Returns `origin` with what it says of the others."""
     out.mkdir(parents=True, exist_ok=True)
     aside = {name: out / f".{name}.partial" for name in Manifest.FILES}
@@ -274,7 +307,9 @@ def _write(out: Path, dataset: DatasetPlugin, clips: Iterable[Clip], origin: Ori
     if has_targets:
         with aside[TARGETS].open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            origin = origin.model_copy(update={"targets_sha256": sha256, "targets_bytes": file.tell()})
+            origin = origin.model_copy(
+                update={"targets_sha256": sha256, "targets_bytes": file.tell()}
+            )
     facts = "".join(_facts(dataset, clips)).encode("ascii")
     aside[VIDEOS].write_bytes(facts)
     origin = origin.model_copy(update={"videos_sha256": hashlib.sha256(facts).hexdigest()})
@@ -294,7 +329,9 @@ def _facts(dataset: DatasetPlugin, clips: Iterable[Clip]) -> Iterator[str]:
 
     def facts(video: Video) -> dict[str, Any]:
         try:
-            found = dataset.probed.get(video.source) or probe(dataset.root / video.source, video.image_fps)
+            found = dataset.probed.get(video.source) or probe(
+                dataset.root / video.source, video.image_fps
+            )
         except BadVideo:  # extraction will say what is wrong with it
             return {}
         return found._asdict()
@@ -312,7 +349,9 @@ def _write_targets(path: Path, targets: Iterator[tuple[Clip, dict[str, np.ndarra
             for name in sorted(arrays):
                 array = np.asarray(arrays[name])
                 packing = {"compression": "gzip", "shuffle": True} if array.nbytes > 4096 else {}
-                file.create_dataset(f"{target_group(clip.clip_id)}/{name}", data=array, track_times=False, **packing)
+                file.create_dataset(
+                    f"{target_group(clip.clip_id)}/{name}", data=array, track_times=False, **packing
+                )
         return len(file) > 0
 
 
@@ -329,7 +368,10 @@ def _read(folder: Path, name: str) -> bytes:
     try:
         return (folder / name).read_bytes()
     except OSError as error:
-        raise BadInput(f"{folder} is no manifest: {name} cannot be read ({error.strerror})", _instead_of(folder)) from error
+        raise BadInput(
+            f"{folder} is no manifest: {name} cannot be read ({error.strerror})",
+            _instead_of(folder),
+        ) from error
 
 
 def _read_origin(folder: Path) -> Origin:
@@ -343,8 +385,13 @@ def _read_origin(folder: Path) -> Origin:
 def _check_targets(path: Path, wanted_bytes: int | None) -> None:
     found_bytes = path.stat().st_size if path.is_file() else None
     if found_bytes != wanted_bytes:
-        found, wanted = ("no such file" if size is None else f"{size} bytes" for size in (found_bytes, wanted_bytes))
-        raise BadInput(f"{path} was changed after it was built: found {found}, {ORIGIN} says {wanted}", REBUILD)
+        found, wanted = (
+            "no such file" if size is None else f"{size} bytes"
+            for size in (found_bytes, wanted_bytes)
+        )
+        raise BadInput(
+            f"{path} was changed after it was built: found {found}, {ORIGIN} says {wanted}", REBUILD
+        )
 
 
 def _instead_of(folder: Path) -> str:
@@ -352,7 +399,9 @@ def _instead_of(folder: Path) -> str:
     if any((folder / name).exists() for name in (CLIPS, ORIGIN)):
         return REBUILD
     place = folder if folder.is_dir() else folder.parent
-    near = sorted(str(file.parent) for pattern in (ORIGIN, f"*/{ORIGIN}") for file in place.glob(pattern))
+    near = sorted(
+        str(file.parent) for pattern in (ORIGIN, f"*/{ORIGIN}") for file in place.glob(pattern)
+    )
     if near:
         return f"there are: {', '.join(near[:5])}"
     files = (file for depth in ("*", "*/*", "*/*/*") for file in folder.glob(depth))
@@ -365,16 +414,25 @@ def _check_writable(folder: Path) -> None:
     """Raises BadInput if `folder` is a file or lies below one."""
     place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not place.is_dir():
-        raise BadInput(f"{folder} cannot be made: {place} is a file, not a folder", "name another folder")
+        raise BadInput(
+            f"{folder} cannot be made: {place} is a file, not a folder", "name another folder"
+        )
 
 
 def _check_root(root: Path) -> None:
     if root.is_dir():
         return
     problem = "is a file, not a folder" if root.exists() else "does not exist"
-    siblings = [path.name for path in root.parent.iterdir() if path.is_dir()] if root.parent.is_dir() else []
+    siblings = (
+        [path.name for path in root.parent.iterdir() if path.is_dir()]
+        if root.parent.is_dir()
+        else []
+    )
     near = difflib.get_close_matches(root.name, sorted(siblings), n=1, cutoff=0.5)
-    raise BadInput(f"folder of videos {root} {problem}", f"did you mean {root.parent / near[0]}?" if near else "")
+    raise BadInput(
+        f"folder of videos {root} {problem}",
+        f"did you mean {root.parent / near[0]}?" if near else "",
+    )
 
 
 def _no_clips(name: str, root: Path, rejected: dict[str, str]) -> BadInput:
@@ -383,4 +441,6 @@ def _no_clips(name: str, root: Path, rejected: dict[str, str]) -> BadInput:
         return BadInput(f"dataset '{name}' found no clips in {root}")
     few = "; ".join(f"{source}: {reason}" for source, reason in sorted(rejected.items())[:3])
     more = f"; and {len(rejected) - 3} more" if len(rejected) > 3 else ""
-    return BadInput(f"dataset '{name}': none of {len(rejected)} videos in {root} can be used: {few}{more}")
+    return BadInput(
+        f"dataset '{name}': none of {len(rejected)} videos in {root} can be used: {few}{more}"
+    )

@@ -1,4 +1,5 @@
-"""The truth about a window: targets of a clip, sampled at the times of the window's frames and mapped into the model's square.
+"""The truth about a window: targets of a clip, sampled at the times of the window's frames and
+mapped into the model's square.
 
 Per window, time first; what does not hold of a frame is zero and its mask False:
 
@@ -29,7 +30,12 @@ CLIPS_IN_MEMORY = 1024
 """Clips whose boxes, points and poses are kept once read; depth is read frame by frame."""
 TIE_PX = 1e-6
 """Places this close to the border of a pixel are on it."""
-STORED = {"boxes": ("boxes",), "points": ("points", "visible"), "depth_m": ("depth_m",), "pose": ("pose",)}
+STORED = {
+    "boxes": ("boxes",),
+    "points": ("points", "visible"),
+    "depth_m": ("depth_m",),
+    "pose": ("pose",),
+}
 """target -> the arrays of targets.h5 that it is made of."""
 
 
@@ -44,7 +50,8 @@ class Wanted(Protocol):
         """Side of dense targets in the square; None where none is needed."""
 
     def prepare(self, targets: Arrays, rng: np.random.Generator | None) -> Arrays:
-        """One window's targets as the task wants them; `rng` is there in training and None in evaluation."""
+        """One window's targets as the task wants them; `rng` is there in training and None in
+        evaluation."""
 
 
 class Targets:
@@ -70,23 +77,33 @@ class Targets:
                 )
 
     def window(
-        self, clip: Clip, time_s_T: np.ndarray, affine_T23: np.ndarray, step_s: float, rng: np.random.Generator | None
+        self,
+        clip: Clip,
+        time_s_T: np.ndarray,
+        affine_T23: np.ndarray,
+        step_s: float,
+        rng: np.random.Generator | None,
     ) -> Arrays:
-        """The targets of one window whose frames lie `step_s` apart; `rng` (training) may thin them out."""
+        """The targets of one window whose frames lie `step_s` apart; `rng` (training) may thin them
+        out."""
         sampled: Arrays = {}
         for name in self.wanted.needs:
             if name == "label":
                 sampled["label"] = np.array(self.number.get(clip.label or "", -1), np.int64)
             elif name == "depth_m":
                 assert self.wanted.dense_px is not None
-                sampled["depth_m"] = self._depth(clip, time_s_T, affine_T23, step_s, self.wanted.dense_px)
+                sampled["depth_m"] = self._depth(
+                    clip, time_s_T, affine_T23, step_s, self.wanted.dense_px
+                )
             else:
                 arrays = self._small(clip.clip_id)
                 rows, found = nearest_truth(arrays[f"{name}_time_s"], time_s_T, step_s)
                 sampled |= MAPPED[name](arrays, rows, found, affine_T23)
         return self.wanted.prepare(sampled, rng)
 
-    def _depth(self, clip: Clip, time_s_T: np.ndarray, affine_T23: np.ndarray, step_s: float, side: int) -> np.ndarray:
+    def _depth(
+        self, clip: Clip, time_s_T: np.ndarray, affine_T23: np.ndarray, step_s: float, side: int
+    ) -> np.ndarray:
         with self._lock:
             group = self._group(clip.clip_id)
             rows, found = nearest_truth(group["depth_m_time_s"][()], time_s_T, step_s)
@@ -95,10 +112,20 @@ class Targets:
         return map_depth(depth, found, affine_T23, side)
 
     def _read_small(self, clip_id: str) -> Arrays:
-        names = [part for name in self.wanted.needs if name not in ("label", "depth_m") for part in STORED[name]]
+        names = [
+            part
+            for name in self.wanted.needs
+            if name not in ("label", "depth_m")
+            for part in STORED[name]
+        ]
         with self._lock:
             group = self._group(clip_id)
-            return {key: group[key][()] for name in names for key in (name, f"{name}_time_s") if key in group}
+            return {
+                key: group[key][()]
+                for name in names
+                for key in (name, f"{name}_time_s")
+                if key in group
+            }
 
     def _has(self, clip: Clip, name: str) -> bool:
         if name == "label":
@@ -123,17 +150,22 @@ class Targets:
         return self._file
 
 
-def nearest_truth(time_s_F: np.ndarray, wanted_s_T: np.ndarray, step_s: float) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, found), (T,) each: the truth nearest in time to every frame, and whether it is near enough to speak of it.
+def nearest_truth(
+    time_s_F: np.ndarray, wanted_s_T: np.ndarray, step_s: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, found), (T,) each: the truth nearest in time to every frame, and whether it is near
+    enough to speak of it.
 
-    Near enough is half a step of the window or half a step of the truth, whichever is less: sparse truth is not smeared over
-    frames that nobody annotated.
+    Near enough is half a step of the window or half a step of the truth, whichever is less: sparse
+    truth is not smeared over frames that nobody annotated.
     """
     if len(time_s_F) == 0:
         return np.zeros(len(wanted_s_T), np.int64), np.zeros(len(wanted_s_T), bool)
     after = np.clip(np.searchsorted(time_s_F, wanted_s_T), 0, len(time_s_F) - 1)
     before = np.maximum(after - 1, 0)
-    rows = np.where(np.abs(wanted_s_T - time_s_F[before]) <= np.abs(time_s_F[after] - wanted_s_T), before, after)
+    rows = np.where(
+        np.abs(wanted_s_T - time_s_F[before]) <= np.abs(time_s_F[after] - wanted_s_T), before, after
+    )
     own_step_s = float(np.median(np.diff(time_s_F))) if len(time_s_F) > 1 else step_s
     near = np.abs(time_s_F[rows] - wanted_s_T) <= 0.5 * min(step_s, own_step_s) + 1e-6
     return rows, near
@@ -151,17 +183,24 @@ def unmap_xy(xy: np.ndarray, affine_23: np.ndarray) -> np.ndarray:
     return back
 
 
-def map_boxes(arrays: Mapping[str, np.ndarray], rows: np.ndarray, found: np.ndarray, affine_T23: np.ndarray) -> Arrays:
+def map_boxes(
+    arrays: Mapping[str, np.ndarray], rows: np.ndarray, found: np.ndarray, affine_T23: np.ndarray
+) -> Arrays:
     boxes_TO4 = arrays["boxes"][:, rows].transpose(1, 0, 2).astype(np.float64)
     corners = map_xy(boxes_TO4.reshape(*boxes_TO4.shape[:2], 2, 2), affine_T23).clip(0, 1)
     boxes_TO4 = np.concatenate([corners.min(2), corners.max(2)], axis=-1)
     with np.errstate(invalid="ignore"):
         inside = (boxes_TO4[..., 2:] > boxes_TO4[..., :2]).all(-1)
     valid = np.isfinite(boxes_TO4).all(-1) & inside & found[:, None]
-    return {"boxes": np.where(valid[..., None], boxes_TO4, 0).astype(np.float32), "boxes_valid": valid}
+    return {
+        "boxes": np.where(valid[..., None], boxes_TO4, 0).astype(np.float32),
+        "boxes_valid": valid,
+    }
 
 
-def map_points(arrays: Mapping[str, np.ndarray], rows: np.ndarray, found: np.ndarray, affine_T23: np.ndarray) -> Arrays:
+def map_points(
+    arrays: Mapping[str, np.ndarray], rows: np.ndarray, found: np.ndarray, affine_T23: np.ndarray
+) -> Arrays:
     points_TQ2 = map_xy(arrays["points"][:, rows].transpose(1, 0, 2).astype(np.float64), affine_T23)
     valid = np.isfinite(points_TQ2).all(-1) & found[:, None]
     points_TQ2 = np.where(valid[..., None], points_TQ2, 0)
@@ -170,17 +209,26 @@ def map_points(arrays: Mapping[str, np.ndarray], rows: np.ndarray, found: np.nda
     return {"points": points_TQ2.astype(np.float32), "points_valid": valid, "visible": visible}
 
 
-def map_pose(arrays: Mapping[str, np.ndarray], rows: np.ndarray, found: np.ndarray, affine_T23: np.ndarray) -> Arrays:  # noqa: ARG001
+def map_pose(
+    arrays: Mapping[str, np.ndarray],
+    rows: np.ndarray,
+    found: np.ndarray,
+    affine_T23: np.ndarray,  # noqa: ARG001
+) -> Arrays:
     pose_T44 = arrays["pose"][rows].astype(np.float64)
     valid = np.isfinite(pose_T44).all((1, 2)) & found
     return {"pose": np.where(valid[:, None, None], pose_T44, 0), "pose_valid": valid}
 
 
-def map_depth(depth_THW: np.ndarray, found: np.ndarray, affine_T23: np.ndarray, side: int) -> np.ndarray:
-    """Depth of the source at the centres of the square's `side` x `side` cells, by the nearest source pixel; 0 outside of it.
+def map_depth(
+    depth_THW: np.ndarray, found: np.ndarray, affine_T23: np.ndarray, side: int
+) -> np.ndarray:
+    """Depth of the source at the centres of the square's `side` x `side` cells, by the nearest
+    source pixel; 0 outside of it.
 
-    Nearest, since a mean over an edge is the depth of nothing. The affine scales (in a mirror by less than 0) and shifts, x and
-    y apart. A cell whose centre is on the border of two pixels takes the same one in a mirror, whatever the rounding.
+    Nearest, since a mean over an edge is the depth of nothing. The affine scales (in a mirror by
+    less than 0) and shifts, x and y apart. A cell whose centre is on the border of two pixels takes
+    the same one in a mirror, whatever the rounding.
     """
     frames, height, width = depth_THW.shape
     centre = (np.arange(side) + 0.5) / side
@@ -189,8 +237,16 @@ def map_depth(depth_THW: np.ndarray, found: np.ndarray, affine_T23: np.ndarray, 
     place = np.floor(source * [width, height] + TIE_PX).astype(np.int64)
     inside = (place >= 0) & (place < [width, height])
     place = place.clip(0, np.array([width, height]) - 1)
-    depth = depth_THW[np.arange(frames)[:, None, None], place[:, :, None, 1], place[:, None, :, 0]].astype(np.float32)
-    known = inside[:, :, None, 1] & inside[:, None, :, 0] & found[:, None, None] & np.isfinite(depth) & (depth > 0)
+    depth = depth_THW[
+        np.arange(frames)[:, None, None], place[:, :, None, 1], place[:, None, :, 0]
+    ].astype(np.float32)
+    known = (
+        inside[:, :, None, 1]
+        & inside[:, None, :, 0]
+        & found[:, None, None]
+        & np.isfinite(depth)
+        & (depth > 0)
+    )
     return np.where(known, depth, np.float32(0))
 
 
@@ -198,7 +254,8 @@ MAPPED = {"boxes": map_boxes, "points": map_points, "pose": map_pose}
 
 
 def collate(windows: Sequence[Arrays]) -> Arrays:
-    """Windows side by side; where they hold different numbers of objects or points, the fewer are filled up with zeros."""
+    """Windows side by side; where they hold different numbers of objects or points, the fewer are
+    filled up with zeros."""
     return {name: _stack([window[name] for window in windows]) for name in windows[0]}
 
 

@@ -1,10 +1,12 @@
 """Rays against balls and boxes, exact to rounding.
 
-A body is the unit ball or the cube [-1, 1]^3 under an affine map of its own in every frame. A ray is carried into the body's
-own coordinates and cut there; an affine map keeps ratios along a line, so the place on the ray is the place in the scene.
+A body is the unit ball or the cube [-1, 1]^3 under an affine map of its own in every frame. A ray
+is carried into the body's own coordinates and cut there; an affine map keeps ratios along a line,
+so the place on the ray is the place in the scene.
 
-Camera: x right, y down, z forward; focal length one frame side, principal point at the frame's centre. Rays are
-depth * (x, y, 1): their parameter is the depth along the optical axis. Everything here is in camera coordinates, in metres.
+Camera: x right, y down, z forward; focal length one frame side, principal point at the frame's
+centre. Rays are depth * (x, y, 1): their parameter is the depth along the optical axis. Everything
+here is in camera coordinates, in metres.
 """
 
 from __future__ import annotations
@@ -43,13 +45,15 @@ class Body:
         return self.centre_T3[:, None] + own_P3 @ self.axes_T33.transpose(0, 2, 1)
 
     def own_ray(self, ray_3N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Start (T, 3, 1) and direction (T, 3, N) of rays, (3, N) or (T, 3, N), in the body's own coordinates."""
+        """Start (T, 3, 1) and direction (T, 3, N) of rays, (3, N) or (T, 3, N), in the body's own
+        coordinates."""
         inverse_T33 = np.linalg.inv(self.axes_T33)
         start_T31 = -inverse_T33 @ self.centre_T3[:, :, None]
         return start_T31.astype(ray_3N.dtype), inverse_T33.astype(ray_3N.dtype) @ ray_3N
 
     def cut(self, ray_3N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Depths (T, N) at which rays enter and leave the body; both inf where they miss it or it lies behind."""
+        """Depths (T, N) at which rays enter and leave the body; both inf where they miss it or it
+        lies behind."""
         start_T31, way_T3N = self.own_ray(ray_3N)
         if self.round:
             a, b = (way_T3N**2).sum(1), (start_T31 * way_T3N).sum(1)
@@ -69,7 +73,10 @@ class Body:
 
 def rays(xy_N2: np.ndarray) -> np.ndarray:
     """Places (..., N, 2) of the frame -> rays (..., 3, N)."""
-    return np.stack([(xy_N2[..., 0] - 0.5) / FOCAL, (xy_N2[..., 1] - 0.5) / FOCAL, np.ones_like(xy_N2[..., 0])], axis=-2)
+    return np.stack(
+        [(xy_N2[..., 0] - 0.5) / FOCAL, (xy_N2[..., 1] - 0.5) / FOCAL, np.ones_like(xy_N2[..., 0])],
+        axis=-2,
+    )
 
 
 def project(place: np.ndarray) -> np.ndarray:
@@ -79,8 +86,11 @@ def project(place: np.ndarray) -> np.ndarray:
     return xy
 
 
-def first_hit(room: Body, bodies: Sequence[Body], ray_3N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What rays (3, N) or (T, 3, N) from the camera meet first: depth (T, N), and which (T, N): ROOM or a body's number."""
+def first_hit(
+    room: Body, bodies: Sequence[Body], ray_3N: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What rays (3, N) or (T, 3, N) from the camera meet first: depth (T, N), and which (T, N):
+    ROOM or a body's number."""
     _, depth_TN = room.cut(ray_3N)
     which_TN = np.full(depth_TN.shape, ROOM, np.int8)
     for number, body in enumerate(bodies):
@@ -92,10 +102,12 @@ def first_hit(room: Body, bodies: Sequence[Body], ray_3N: np.ndarray) -> tuple[n
 
 
 def extent(body: Body) -> np.ndarray:
-    """(T, 4) xyxy: the bounds of the body's whole projection, cut at the frame; NaN where nothing of them is in it.
+    """(T, 4) xyxy: the bounds of the body's whole projection, cut at the frame; NaN where nothing
+    of them is in it.
 
-    Seen from the camera along y, the body spans an angle around the optical axis; its ends are corners of the box or tangents
-    of the ball. Likewise along x. Angles of 90 degrees and more lie outside of every frame. The camera stays outside.
+    Seen from the camera along y, the body spans an angle around the optical axis; its ends are
+    corners of the box or tangents of the ball. Likewise along x. Angles of 90 degrees and more lie
+    outside of every frame. The camera stays outside.
     """
     low_high = [_angles(body, axis) for axis in (0, 1)]
     bound = np.stack([ends for pair in zip(*low_high, strict=True) for ends in pair], axis=-1)
@@ -114,8 +126,13 @@ def _angles(body: Body, axis: int) -> tuple[np.ndarray, np.ndarray]:
         root_T22 = np.linalg.cholesky(axes_T23 @ axes_T23.transpose(0, 2, 1))
         circle_T2 = np.linalg.solve(root_T22, centre_T2[..., None])[..., 0]
         square = (circle_T2**2).sum(-1, keepdims=True)
-        across_T2 = np.stack([-circle_T2[:, 1], circle_T2[:, 0]], axis=-1) * np.sqrt(np.maximum(square - 1, 0))
-        touch_TP2 = np.stack([circle_T2 * (square - 1) + side * across_T2 for side in (-1, 1)], axis=1) / square[:, None]
+        across_T2 = np.stack([-circle_T2[:, 1], circle_T2[:, 0]], axis=-1) * np.sqrt(
+            np.maximum(square - 1, 0)
+        )
+        touch_TP2 = (
+            np.stack([circle_T2 * (square - 1) + side * across_T2 for side in (-1, 1)], axis=1)
+            / square[:, None]
+        )
         ends_TP2 = touch_TP2 @ root_T22.transpose(0, 2, 1)
     else:
         corners_P3 = np.array(np.meshgrid(*[[-1, 1]] * 3)).reshape(3, -1).T

@@ -1,20 +1,23 @@
 """A textured room with textured objects in it, seen by a moving camera.
 
-**Camera.** Its place and its view run on three circles, each with a phase, and drift a little beside them. In a clip one phase
-turns at a constant rate, forwards or backwards, and the other two rest; which one and which way is the label:
+**Camera.** Its place and its view run on three circles, each with a phase, and drift a little
+beside them. In a clip one phase turns at a constant rate, forwards or backwards, and the other two
+rest; which one and which way is the label:
 
     floor     the camera circles parallel to the floor; clockwise as seen from above
     gaze      the camera stays and its view circles; clockwise as the camera sees it
     upright   the camera circles parallel to the back wall; clockwise as the camera sees it
 
-Why a single frame says nothing: as in the plane, a phase u + v t with u uniform on the circle is uniform at every t, whatever
-v is. All else that is seen (drift, room, objects, boards) is drawn independently of the class; at time 0 a clip would show the
-very same picture in every class. Two classes of a pair are one process read in the two directions of time: a drift is a sum of
-sines of uniform phase.
+Why a single frame says nothing: as in the plane, a phase u + v t with u uniform on the circle is
+uniform at every t, whatever v is. All else that is seen (drift, room, objects, boards) is drawn
+independently of the class; at time 0 a clip would show the very same picture in every class. Two
+classes of a pair are one process read in the two directions of time: a drift is a sum of sines of
+uniform phase.
 
-**Bodies.** The room is a box seen from inside, objects are balls and boxes that drift and spin. A board (dial `occlusion`)
-stays half way between the camera and its object and slides aside and back. All are affine images of a ball or a cube in every
-frame, so that pixels and truth come from the same exact cuts of rays; see `_world_rays`.
+**Bodies.** The room is a box seen from inside, objects are balls and boxes that drift and spin. A
+board (dial `occlusion`) stays half way between the camera and its object and slides aside and back.
+All are affine images of a ball or a cube in every frame, so that pixels and truth come from the
+same exact cuts of rays; see `_world_rays`.
 
 World: x right, y down, z into the room, in metres; the camera stays within 1.7 m of the origin.
 """
@@ -48,11 +51,13 @@ DRIFT_M, DRIFT_RAD = (0.03, 0.4), (np.radians(1.5), np.radians(15.0))
 """Greatest drift of the camera along and around each axis, at viewpoint 0 and 1."""
 DRIFT_HZ = (0.08, 0.3)
 SPEED_UP, STRETCH, HIDDEN, LOOK_ALIKES = 3.0, 1.5, 0.75, 4
-"""What 1.0 means on the dials speed, deformation, occlusion and distractors, as the data set's settings say."""
+"""What 1.0 means on the dials speed, deformation, occlusion and distractors, as the data set's
+settings say."""
 BEHIND_M = 1.5
 """From the origin back to the wall behind the camera."""
 SLACK = 0.095
-"""How far a board may be away and still cover a ball: aside by 0.23 of the board's half side, see `Board.body`."""
+"""How far a board may be away and still cover a ball: aside by 0.23 of the board's half side, see
+`Board.body`."""
 OBJECT_DRIFT_M = np.array([0.55, 0.3, 0.3])
 OBJECT_POINTS, ROOM_POINTS = 6, 16
 """Tracks on each object, and on the room."""
@@ -65,7 +70,8 @@ BLOCK = 8
 RENDERING = 1
 """Raised when the same settings would give other pixels."""
 OBJECT_TINT, ROOM_TINT = 0.35, 0.08
-"""How far mean colours may lie from grey. Walls are near it, so that their brightness tells of the lamp's distance."""
+"""How far mean colours may lie from grey. Walls are near it, so that their brightness tells of the
+lamp's distance."""
 LIGHT = np.array([-0.5, -0.75, -0.45]) / np.linalg.norm([-0.5, -0.75, -0.45])
 """Towards the light: from the upper left, behind the camera."""
 
@@ -111,12 +117,16 @@ class Look:
 def draw_look(rng: np.random.Generator) -> Look:
     half_3 = rng.uniform(0.24, 0.38) * rng.uniform(0.8, 1.2, 3)
     is_round = bool(rng.integers(2))
-    return Look(is_round, draw_skin(rng, half_3 if is_round else 0.8 * half_3, 0.005, OBJECT_TINT, one_pattern=True))
+    return Look(
+        is_round,
+        draw_skin(rng, half_3 if is_round else 0.8 * half_3, 0.005, OBJECT_TINT, one_pattern=True),
+    )
 
 
 @dataclass(frozen=True)
 class Motion:
-    """How an object moves: around `middle_3`, spinning about `axis_3` and, if asked to, breathing."""
+    """How an object moves: around `middle_3`, spinning about `axis_3` and, if asked to,
+    breathing."""
 
     middle_3: np.ndarray
     drift: Drift
@@ -128,14 +138,21 @@ class Motion:
 
     def body(self, look: Look, pace_T: np.ndarray, deformation: float) -> Body:
         third = np.arange(3) / 3
-        breath_T3 = np.sin(2 * np.pi * (self.stretch_hz * pace_T[:, None] + self.phase_2[1] + third))
+        breath_T3 = np.sin(
+            2 * np.pi * (self.stretch_hz * pace_T[:, None] + self.phase_2[1] + third)
+        )
         half_T3 = look.skin.half_3 * STRETCH ** (deformation * breath_T3)
         turned_T33 = rotation(self.axis_3, 2 * np.pi * (self.spin_hz * pace_T + self.phase_2[0]))
-        return Body(look.round, turned_T33 * half_T3[:, None], self.middle_3 + OBJECT_DRIFT_M * self.drift(pace_T))
+        return Body(
+            look.round,
+            turned_T33 * half_T3[:, None],
+            self.middle_3 + OBJECT_DRIFT_M * self.drift(pace_T),
+        )
 
 
 def draw_motion(rng: np.random.Generator, left: float, width: float) -> Motion:
-    """Its middle lies in the slice [left, left + width] of the frame as seen from the origin, 1 being most of the frame."""
+    """Its middle lies in the slice [left, left + width] of the frame as seen from the origin, 1
+    being most of the frame."""
     slot, depth_m = left + width * rng.random(), rng.uniform(2.0, 3.6)
     middle_3 = depth_m * np.array([0.7 * slot - 0.35, rng.uniform(-0.2, 0.2), 1.0])
     axis_3 = rng.standard_normal(3)
@@ -151,14 +168,17 @@ def draw_motion(rng: np.random.Generator, left: float, width: float) -> Motion:
 
 @dataclass(frozen=True)
 class Board:
-    """Hides one object for a share of the time: it covers the line of sight, then slides aside along `way_3` and back."""
+    """Hides one object for a share of the time: it covers the line of sight, then slides aside
+    along `way_3` and back."""
 
     skin: Skin
     way_3: np.ndarray
     rate_hz: float
     phase: float
 
-    def body(self, target: Body, camera_T3: np.ndarray, pace_T: np.ndarray, occlusion: float) -> Body:
+    def body(
+        self, target: Body, camera_T3: np.ndarray, pace_T: np.ndarray, occlusion: float
+    ) -> Body:
         """Half way between the camera and `target`; all in world coordinates."""
         # A cosine is above cos(pi s) for a share s of its period. The board still covers all when it is a share SLACK away.
         rest = (np.cos(np.pi * HIDDEN * occlusion) + SLACK) / (1 - SLACK)
@@ -170,9 +190,12 @@ class Board:
 
 
 def draw_board(rng: np.random.Generator, look: Look, deformation: float) -> Board:
-    """A board for one object: half its size would just cover it from half way in the middle of the frame, 0.65 anywhere."""
+    """A board for one object: half its size would just cover it from half way in the middle of the
+    frame, 0.65 anywhere."""
     half_3 = look.skin.half_3
-    half_m = 0.65 * STRETCH**deformation * float(half_3.max() if look.round else np.linalg.norm(half_3))
+    half_m = (
+        0.65 * STRETCH**deformation * float(half_3.max() if look.round else np.linalg.norm(half_3))
+    )
     way_3 = np.array([[-1.0, 0, 0], [1.0, 0, 0], [0, -1.0, 0]])[rng.integers(3)]
     skin = draw_skin(rng, np.array([half_m, half_m, 0.02]), 0.005, OBJECT_TINT, one_pattern=True)
     return Board(skin, way_3, rng.uniform(0.25, 0.45), rng.random())
@@ -189,7 +212,8 @@ def rotation(axis_3: np.ndarray, angle_T: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class View:
-    """What is in front of the camera at T times; bodies in the camera's coordinates, the tracked objects first."""
+    """What is in front of the camera at T times; bodies in the camera's coordinates, the tracked
+    objects first."""
 
     pose_T44: np.ndarray
     room: Body
@@ -197,7 +221,8 @@ class View:
 
 
 class Shot:
-    """One clip, ready to be rendered. Every part has its own random numbers, so that a dial changes only what it is about."""
+    """One clip, ready to be rendered. Every part has its own random numbers, so that a dial changes
+    only what it is about."""
 
     def __init__(self, seed: int, index: int, label: str, dials: Dials, stop_s: float) -> None:
         """`stop_s`: tracked points are chosen among what faces the camera at some time before."""
@@ -207,7 +232,11 @@ class Shot:
 
         def scenery(*part: int) -> np.random.Generator:
             # Labels take turns: clips of all labels share a room. The last number keeps these draws apart from those of a clip.
-            return np.random.default_rng((seed, index // len(LABELS) % dials.rooms, *part, 1)) if dials.rooms else rng(*part)
+            return (
+                np.random.default_rng((seed, index // len(LABELS) % dials.rooms, *part, 1))
+                if dials.rooms
+                else rng(*part)
+            )
 
         self.seed, self.dials = seed, dials
         self.circle, self.direction = MOTIONS[label]
@@ -215,16 +244,30 @@ class Shot:
         self.phase_C, self.rate_hz = camera.random(len(CIRCLES)), camera.uniform(*RATE_RANGE)
         self.home_3, self.drift = camera.uniform(-0.15, 0.15, 3), draw_drift(camera, 6)
         room = scenery(1)
-        right_m, down_m, front_m = room.uniform(2.3, 3.8), room.uniform(1.4, 2.1), room.uniform(4.6, 7.6)
+        right_m, down_m, front_m = (
+            room.uniform(2.3, 3.8),
+            room.uniform(1.4, 2.1),
+            room.uniform(4.6, 7.6),
+        )
         self.room_middle_3 = np.array([0, 0, (front_m - BEHIND_M) / 2])
         self.room_skin = draw_skin(
-            room, np.array([right_m, down_m, (front_m + BEHIND_M) / 2]), 0.02, ROOM_TINT, one_pattern=False
+            room,
+            np.array([right_m, down_m, (front_m + BEHIND_M) / 2]),
+            0.02,
+            ROOM_TINT,
+            one_pattern=False,
         )
         numbers, others = range(dials.objects), round(LOOK_ALIKES * dials.distractors)
         self.looks = [draw_look(scenery(2, number)) for number in numbers]
-        self.motions = [draw_motion(rng(3, number), number / dials.objects, 1 / dials.objects) for number in numbers]
+        self.motions = [
+            draw_motion(rng(3, number), number / dials.objects, 1 / dials.objects)
+            for number in numbers
+        ]
         covered = self.looks if dials.occlusion else []
-        self.boards = [draw_board(rng(4, number), look, dials.deformation) for number, look in enumerate(covered)]
+        self.boards = [
+            draw_board(rng(4, number), look, dials.deformation)
+            for number, look in enumerate(covered)
+        ]
         self.others = [draw_motion(rng(5, number), 0.0, 1.0) for number in range(others)]
         self.alike = list(islice(cycle(self.looks), others))
         self.points_QP3 = self._draw_points(rng(6), stop_s)
@@ -234,19 +277,34 @@ class Shot:
         dials = self.dials
         pace_T = time_s * SPEED_UP**dials.speed
         pose_T44 = self._pose(pace_T)
-        objects = [motion.body(look, pace_T, dials.deformation) for look, motion in zip(self.looks, self.motions, strict=True)]
+        objects = [
+            motion.body(look, pace_T, dials.deformation)
+            for look, motion in zip(self.looks, self.motions, strict=True)
+        ]
         pairs = zip(self.boards, objects, strict=False)
-        boards = [board.body(target, pose_T44[:, :3, 3], pace_T, dials.occlusion) for board, target in pairs]
-        others = [motion.body(look, pace_T, dials.deformation) for look, motion in zip(self.alike, self.others, strict=True)]
+        boards = [
+            board.body(target, pose_T44[:, :3, 3], pace_T, dials.occlusion)
+            for board, target in pairs
+        ]
+        others = [
+            motion.body(look, pace_T, dials.deformation)
+            for look, motion in zip(self.alike, self.others, strict=True)
+        ]
         room_T33 = np.tile(np.diag(self.room_skin.half_3), (len(time_s), 1, 1))
         room = Body(False, room_T33, np.tile(self.room_middle_3, (len(time_s), 1)))
-        return View(pose_T44, room.seen_from(pose_T44), [body.seen_from(pose_T44) for body in (*objects, *boards, *others)])
+        return View(
+            pose_T44,
+            room.seen_from(pose_T44),
+            [body.seen_from(pose_T44) for body in (*objects, *boards, *others)],
+        )
 
     def _pose(self, pace_T: np.ndarray) -> np.ndarray:
         """(T, 4, 4) camera to world."""
         turning_C = self.direction * self.rate_hz * (np.array(CIRCLES) == self.circle)
         angle_TC = 2 * np.pi * (self.phase_C + turning_C * pace_T[:, None])
-        floor_T2, gaze_T2, upright_T2 = np.stack([np.cos(angle_TC), np.sin(angle_TC)], axis=-1).transpose(1, 0, 2)
+        floor_T2, gaze_T2, upright_T2 = np.stack(
+            [np.cos(angle_TC), np.sin(angle_TC)], axis=-1
+        ).transpose(1, 0, 2)
         share, drift_T6 = self.dials.viewpoint, self.drift(pace_T)
         drift_m, drift_rad = (low + share * (high - low) for low, high in (DRIFT_M, DRIFT_RAD))
         pose_T44 = np.tile(np.eye(4), (len(pace_T), 1, 1))
@@ -255,15 +313,24 @@ class Shot:
         pose_T44[:, [0, 1], 3] += CIRCLE_M * upright_T2
         right_T, down_T = (GAZE_RAD * gaze_T2 + drift_rad * drift_T6[:, 3:5]).T
         roll_T33 = rotation(np.array([0, 0, 1]), 0.5 * drift_rad * drift_T6[:, 5])
-        pose_T44[:, :3, :3] = rotation(np.array([0, 1, 0]), right_T) @ rotation(np.array([-1, 0, 0]), down_T) @ roll_T33
+        pose_T44[:, :3, :3] = (
+            rotation(np.array([0, 1, 0]), right_T)
+            @ rotation(np.array([-1, 0, 0]), down_T)
+            @ roll_T33
+        )
         return pose_T44
 
     def _draw_points(self, rng: np.random.Generator, stop_s: float) -> list[np.ndarray]:
-        """Per object, then for the room: (points, 3) in the body's own coordinates, each facing the camera at some time."""
+        """Per object, then for the room: (points, 3) in the body's own coordinates, each facing the
+        camera at some time."""
         points = []
         for number, look in enumerate(self.looks):
             own_P3 = rng.standard_normal((OBJECT_POINTS, 3))
-            own_P3 /= np.linalg.norm(own_P3, axis=1, keepdims=True) if look.round else np.abs(own_P3).max(1, keepdims=True)
+            own_P3 /= (
+                np.linalg.norm(own_P3, axis=1, keepdims=True)
+                if look.round
+                else np.abs(own_P3).max(1, keepdims=True)
+            )
             body = self.view(rng.uniform(0, stop_s, OBJECT_POINTS)).bodies[number]
             camera_P3 = body.own_ray(np.zeros((3, 1)))[0][:, :, 0]
             normal_P3 = own_P3 if look.round else np.where(np.abs(own_P3) == 1, own_P3, 0)
@@ -280,42 +347,61 @@ class Shot:
         view, ray_3N = self.view(time_s), rays(centres(size_px)).astype(np.float32)
         depth_TN, which_TN = first_hit(view.room, view.bodies, ray_3N)
         light_T3 = view.pose_T44[:, :3, :3].transpose(0, 2, 1) @ LIGHT
-        looks = [look.skin for look in self.looks], [board.skin for board in self.boards], [look.skin for look in self.alike]
+        looks = (
+            [look.skin for look in self.looks],
+            [board.skin for board in self.boards],
+            [look.skin for look in self.alike],
+        )
         skins = [skin for group in looks for skin in group] + [self.room_skin]
         colour_3TN = np.empty((3, *depth_TN.shape), np.float32)
         for number, (skin, body) in enumerate(zip(skins, [*view.bodies, view.room], strict=True)):
             row_M, ray_M = met = np.nonzero(which_TN == (ROOM if body is view.room else number))
-            colour_3TN[:, row_M, ray_M] = shade(skin, bank(self.seed), body, light_T3, ray_3N, met, depth_TN[met], 1 / size_px)
+            colour_3TN[:, row_M, ray_M] = shade(
+                skin, bank(self.seed), body, light_T3, ray_3N, met, depth_TN[met], 1 / size_px
+            )
         frames_TN3 = (colour_3TN.clip(0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
         return np.ascontiguousarray(frames_TN3).reshape(len(time_s), size_px, size_px, 3)
 
     def truth(self, time_s: np.ndarray, depth_px: int = DEPTH_PX) -> dict[str, np.ndarray]:
         """What is true of every frame, exact to rounding.
 
-        `boxes` (O, F, 4): bounds of an object's whole projection, hidden parts included, cut at the frame's edges; NaN where
-        all of it is hidden or out of the frame. Neither boards nor look-alikes have boxes.
-        `points` (6 O + 16, F, 2): six fixed on the surface of each object, object by object, then 16 on the room; outside of
-        [0, 1] where out of the frame, NaN where behind the camera or less than 5 cm before it.
-        `visible`: False where a point is out of the frame, turned away or covered by anything.
-        `depth_m` (F, 56, 56): depth along the optical axis at the centre of each cell.
-        `pose` (F, 4, 4): camera to world.
+        `boxes` (O, F, 4): bounds of an object's whole projection, hidden parts included, cut at the
+        frame's edges; NaN where all of it is hidden or out of the frame. Neither boards nor
+        look-alikes have boxes. `points` (6 O + 16, F, 2): six fixed on the surface of each object,
+        object by object, then 16 on the room; outside of [0, 1] where out of the frame, NaN where
+        behind the camera or less than 5 cm before it. `visible`: False where a point is out of the
+        frame, turned away or covered by anything. `depth_m` (F, 56, 56): depth along the optical
+        axis at the centre of each cell. `pose` (F, 4, 4): camera to world.
         """
-        blocks = [self._truth(time_s[start : start + BLOCK], depth_px) for start in range(0, len(time_s), BLOCK)]
+        blocks = [
+            self._truth(time_s[start : start + BLOCK], depth_px)
+            for start in range(0, len(time_s), BLOCK)
+        ]
         axis = {"boxes": 1, "points": 1, "visible": 1, "depth_m": 0, "pose": 0}
-        return {name: np.concatenate([block[name] for block in blocks], axis=axis[name]) for name in axis}
+        return {
+            name: np.concatenate([block[name] for block in blocks], axis=axis[name])
+            for name in axis
+        }
 
     def _truth(self, time_s: np.ndarray, depth_px: int) -> dict[str, np.ndarray]:
         view, frames = self.view(time_s), len(time_s)
         objects = view.bodies[: len(self.looks)]
         box_TO4 = np.stack([extent(body) for body in objects], axis=1)
         places = (np.arange(PEEP) + 0.5) / PEEP
-        across, down = (box_TO4[..., side, None] * (1 - places) + box_TO4[..., side + 2, None] * places for side in (0, 1))
+        across, down = (
+            box_TO4[..., side, None] * (1 - places) + box_TO4[..., side + 2, None] * places
+            for side in (0, 1)
+        )
         peep_TOPP2 = np.stack(np.broadcast_arrays(across[..., None, :], down[..., None]), axis=-1)
         _, seen_TN = first_hit(view.room, view.bodies, rays(peep_TOPP2.reshape(frames, -1, 2)))
-        shows_TO = (seen_TN.reshape(frames, len(objects), -1) == np.arange(len(objects))[:, None]).any(-1)
+        shows_TO = (
+            seen_TN.reshape(frames, len(objects), -1) == np.arange(len(objects))[:, None]
+        ).any(-1)
 
         owners = [*objects, view.room]
-        place_TQ3 = np.concatenate([body.place(own) for body, own in zip(owners, self.points_QP3, strict=True)], axis=1)
+        place_TQ3 = np.concatenate(
+            [body.place(own) for body, own in zip(owners, self.points_QP3, strict=True)], axis=1
+        )
         xy_TQ2 = project(place_TQ3)
         nearest_TQ, _ = first_hit(view.room, view.bodies, rays(xy_TQ2))
         uncovered_TQ = nearest_TQ > place_TQ3[..., 2] * (1 - 1e-6)
@@ -324,7 +410,9 @@ class Shot:
 
         depth_TN, _ = first_hit(view.room, view.bodies, rays(centres(depth_px)))
         return {
-            "boxes": np.where(shows_TO[..., None], box_TO4, np.nan).transpose(1, 0, 2).astype(np.float32),
+            "boxes": np.where(shows_TO[..., None], box_TO4, np.nan)
+            .transpose(1, 0, 2)
+            .astype(np.float32),
             "points": xy_TQ2.transpose(1, 0, 2).astype(np.float32),
             "visible": (uncovered_TQ & in_frame_TQ).T,
             "depth_m": depth_TN.reshape(frames, depth_px, depth_px).astype(np.float32),

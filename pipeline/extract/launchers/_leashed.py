@@ -1,7 +1,8 @@
-"""A worker whose stdin is a pipe held by whoever started it: when that process is no more, the worker and its children go too.
+"""A worker whose stdin is a pipe held by whoever started it: when that process is no more, the
+worker and its children go too.
 
-The end of the pipe is noticed however the other side died. (Linux' own signal at the death of a parent comes at the death of
-the thread that started the child, and never reaches its children.)
+The end of the pipe is noticed however the other side died. (Linux' own signal at the death of a
+parent comes at the death of the thread that started the child, and never reaches its children.)
 """
 
 from __future__ import annotations

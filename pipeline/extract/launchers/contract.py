@@ -1,8 +1,10 @@
-"""Contract of an engine: where the workers of an extraction or a sweep run, and what has become of them.
+"""Contract of an engine: where the workers of an extraction or a sweep run, and what has become of
+them.
 
-An engine moves a `Job` and exit states, never data: workers meet in what they make, through leases and receipts. So a worker
-that is lost costs what it was at, the others take it over, and an engine gathers no results. Whether the work is done is for
-what is made to say. That and `logs` must be seen from every machine that runs a worker.
+An engine moves a `Job` and exit states, never data: workers meet in what they make, through leases
+and receipts. So a worker that is lost costs what it was at, the others take it over, and an engine
+gathers no results. Whether the work is done is for what is made to say. That and `logs` must be
+seen from every machine that runs a worker.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ class Workers:
     waiting: int
     """Asked for, and not begun: for want of a device, or in a queue."""
     ended: tuple[str, ...]
-    """Why workers ended otherwise than by having nothing left to do, since the last look: one line each."""
+    """Why workers ended otherwise than by having nothing left to do, since the last look: one line
+    each."""
 
 
 class EnginePlugin(ABC):
@@ -65,7 +68,8 @@ class EnginePlugin(ABC):
 
     @abstractmethod
     def start(self, job: Job, logs: Path) -> None:
-        """Starts the workers. Each writes what it says to a file of its own in `logs`. BadInput where none can be started."""
+        """Starts the workers. Each writes what it says to a file of its own in `logs`. BadInput
+        where none can be started."""
 
     @abstractmethod
     def poll(self) -> Workers:
@@ -80,8 +84,11 @@ class EnginePlugin(ABC):
         return None
 
 
-def carry_out(engine: EnginePlugin, job: Job, logs: Path, left: Callable[[], int], what: str) -> None:
-    """Has an engine's workers do a job: until `left`, asked again and again, says 0. Raises StillframeError if all are gone.
+def carry_out(
+    engine: EnginePlugin, job: Job, logs: Path, left: Callable[[], int], what: str
+) -> None:
+    """Has an engine's workers do a job: until `left`, asked again and again, says 0. Raises
+    StillframeError if all are gone.
 
     `what`: what is counted, in the plural.
     """
@@ -112,10 +119,13 @@ def carry_out(engine: EnginePlugin, job: Job, logs: Path, left: Callable[[], int
 
 
 def run(kind: str, job: str, index: str) -> int:
-    """A worker as a process of its own: the class of its job and the job as JSON. Returns its exit code."""
+    """A worker as a process of its own: the class of its job and the job as JSON. Returns its exit
+    code."""
     module, _, name = kind.partition(":")
     try:
-        made: Job = plugins.check(getattr(importlib.import_module(module), name), json.loads(job), "job")
+        made: Job = plugins.check(
+            getattr(importlib.import_module(module), name), json.loads(job), "job"
+        )
         made.work(int(index))
     except StillframeError as error:
         sys.stderr.write(f"{error.message} ({error.hint})\n")
@@ -124,17 +134,20 @@ def run(kind: str, job: str, index: str) -> int:
 
 
 def needed(package: str, engine: str) -> Any:
-    """The package that an engine stands on, which the extra of the engine's name installs. BadInput where it is missing."""
+    """The package that an engine stands on, which the extra of the engine's name installs. BadInput
+    where it is missing."""
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
         raise BadInput(
-            f"engine '{engine}' needs the package '{error.name}', which is not installed", f"pip install 'stillframe[{engine}]'"
+            f"engine '{engine}' needs the package '{error.name}', which is not installed",
+            f"pip install 'stillframe[{engine}]'",
         ) from error
 
 
 def last_line(log: Path, beside: tuple[str, ...] = ()) -> str:
-    """The last line in a log that says something and does not begin with any of `beside`; says so where there is none."""
+    """The last line in a log that says something and does not begin with any of `beside`; says so
+    where there is none."""
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

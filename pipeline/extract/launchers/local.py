@@ -1,7 +1,7 @@
 """Processes on this machine, one per device. They end with the process that started them.
 
-A worker that was killed by a signal (by hand, or for want of memory) is started again at the next look; one that ended by
-itself with an error is not, since it would end so again.
+A worker that was killed by a signal (by hand, or for want of memory) is started again at the next
+look; one that ended by itself with an error is not, since it would end so again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from pipeline.extract.launchers.contract import EnginePlugin, Job, Workers, last
 
 
 class Engine(EnginePlugin):
-    """Without CUDA, or beside it, the cores are shared out: OMP_NUM_THREADS is cores over workers unless it is set."""
+    """Without CUDA, or beside it, the cores are shared out: OMP_NUM_THREADS is cores over workers
+    unless it is set."""
 
     class Settings(plugins.Settings):
         """Empty."""
@@ -58,14 +59,20 @@ class Engine(EnginePlugin):
         command = [sys.executable, "-m", _leashed.__name__, *worker]
         with self._log(index).open("ab") as log:
             return subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=self._environment(), start_new_session=True
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=self._environment(),
+                start_new_session=True,
             )
 
     def _environment(self) -> dict[str, str]:
         return {"OMP_NUM_THREADS": str(max(1, cores() // self.workers)), **os.environ}
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
-        """Ends the worker and its group, which may outlive a worker killed alone; what decodes for it ends by itself."""
+        """Ends the worker and its group, which may outlive a worker killed alone; what decodes for
+        it ends by itself."""
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -1,4 +1,5 @@
-"""Actors of a Ray cluster, one per worker. Nothing but the job and how a worker ended crosses the object store."""
+"""Actors of a Ray cluster, one per worker. Nothing but the job and how a worker ended crosses the
+object store."""
 
 from __future__ import annotations
 
@@ -18,13 +19,15 @@ CONNECT_S = 10.0
 
 
 class Engine(EnginePlugin):
-    """Joins the cluster that this process has joined already, or else that at `address`. Workers end with this process."""
+    """Joins the cluster that this process has joined already, or else that at `address`. Workers
+    end with this process."""
 
     class Settings(plugins.Settings):
         """What a worker asks of the cluster."""
 
         address: str | None = None
-        """Address of a running cluster, such as "auto"; not given: that of RAY_ADDRESS, or else one of this machine alone."""
+        """Address of a running cluster, such as "auto"; not given: that of RAY_ADDRESS, or else one
+        of this machine alone."""
         num_gpus: float | None = Field(default=None, ge=0)
         """GPUs of a worker; one where it is not given and the job's device is CUDA."""
         num_cpus: float = Field(default=1, gt=0)
@@ -42,13 +45,21 @@ class Engine(EnginePlugin):
         if not self._ray.is_initialized():
             try:
                 _require_answer(self.settings.address)
-                self._ray.init(address=self.settings.address, include_dashboard=False, log_to_driver=False)
+                self._ray.init(
+                    address=self.settings.address, include_dashboard=False, log_to_driver=False
+                )
             except (OSError, ValueError, RuntimeError) as error:
-                raise BadInput(f"engine 'ray': no cluster at {self.settings.address}: {error}", "ray status") from error
+                raise BadInput(
+                    f"engine 'ray': no cluster at {self.settings.address}: {error}", "ray status"
+                ) from error
             self._joined = True
         self._logs = logs.absolute()
         asked = self.settings
-        gpus = asked.num_gpus if asked.num_gpus is not None else float((job.device or "").startswith("cuda"))
+        gpus = (
+            asked.num_gpus
+            if asked.num_gpus is not None
+            else float((job.device or "").startswith("cuda"))
+        )
         actor = self._ray.remote(num_cpus=asked.num_cpus, num_gpus=gpus, max_restarts=0)(_Actor)
         for index in range(self.workers):
             self._actors[index] = actor.remote()
@@ -73,7 +84,11 @@ class Engine(EnginePlugin):
 
     def _ready(self, refs: dict[int, Any]) -> list[int]:
         """Workers whose answer is there."""
-        done = set(self._ray.wait(list(refs.values()), num_returns=len(refs), timeout=0)[0]) if refs else set()
+        done = (
+            set(self._ray.wait(list(refs.values()), num_returns=len(refs), timeout=0)[0])
+            if refs
+            else set()
+        )
         return [index for index, ref in refs.items() if ref in done]
 
     def _outcome(self, ref: Any) -> str | None:
@@ -94,7 +109,8 @@ class Engine(EnginePlugin):
 
 
 def _require_answer(address: str | None) -> None:
-    """Raises OSError where nothing listens at host:port: Ray itself would wait for minutes, and then end this process."""
+    """Raises OSError where nothing listens at host:port: Ray itself would wait for minutes, and
+    then end this process."""
     host, _, port = (address or "").rpartition(":")
     if host and port.isdecimal() and "/" not in host:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
@@ -113,7 +129,9 @@ class _Actor:
     def work(self, job: Job, index: int) -> str | None:
         try:
             job.work(index)
-        except Exception as error:  # any at all: its class may not be known where the answer is read
+        except (
+            Exception
+        ) as error:  # any at all: its class may not be known where the answer is read
             traceback.print_exc()
             return type(error).__name__
         return None

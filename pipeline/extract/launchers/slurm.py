@@ -1,8 +1,9 @@
 """Job arrays of Slurm, one task per worker, through submitit.
 
-A worker that comes to its time limit dies like any other: its leases lapse and others take over. One that is preempted gives
-them back, and submitit puts its task into the queue again. What became of a task is asked of `squeue`, which needs no
-accounting and remembers the ended for some minutes (MinJobAge of the cluster).
+A worker that comes to its time limit dies like any other: its leases lapse and others take over.
+One that is preempted gives them back, and submitit puts its task into the queue again. What became
+of a task is asked of `squeue`, which needs no accounting and remembers the ended for some minutes
+(MinJobAge of the cluster).
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ SLURM_ITSELF = ("srun:", "slurmstepd:")
 
 
 class Engine(EnginePlugin):
-    """Workers outlive the process that submitted them, until `stop`. `logs` also holds what submitit hands over."""
+    """Workers outlive the process that submitted them, until `stop`. `logs` also holds what
+    submitit hands over."""
 
     class Settings(plugins.Settings):
         """What is not given is left to the cluster."""
@@ -74,8 +76,12 @@ class Engine(EnginePlugin):
                 tasks = executor.map_array(_work, [job] * len(indices), indices)
             except (RuntimeError, OSError) as error:  # submitit's own errors are RuntimeErrors
                 self.stop()
-                said = "; ".join(line.removeprefix("sbatch: error: ") for line in str(error).splitlines())
-                raise BadInput(f"engine 'slurm': not submitted: {said}", "compare with --dry-run") from error
+                said = "; ".join(
+                    line.removeprefix("sbatch: error: ") for line in str(error).splitlines()
+                )
+                raise BadInput(
+                    f"engine 'slurm': not submitted: {said}", "compare with --dry-run"
+                ) from error
             for index, task in zip(indices, tasks, strict=True):
                 self._tasks[task.job_id] = index, task.paths.stdout
                 self._states[task.job_id] = "PENDING"
@@ -91,7 +97,9 @@ class Engine(EnginePlugin):
             if state in ENDED or state == UNSEEN:
                 index, log = self._tasks.pop(task)
                 if state != "COMPLETED":
-                    ended.append(f"worker {index}: job {task} {state}: {last_line(log, SLURM_ITSELF)}")
+                    ended.append(
+                        f"worker {index}: job {task} {state}: {last_line(log, SLURM_ITSELF)}"
+                    )
         waiting = sum(self._states[task] in WAITING for task in self._tasks)
         return Workers(len(self._tasks) - waiting, waiting, tuple(ended))
 
@@ -99,11 +107,14 @@ class Engine(EnginePlugin):
         if self._arrays:
             done = _slurm("scancel", *self._arrays)
             if done.returncode and not _forgotten(done):
-                raise StillframeError(f"scancel: {done.stderr.strip()}", f"scancel {' '.join(sorted(self._arrays))}")
+                raise StillframeError(
+                    f"scancel: {done.stderr.strip()}", f"scancel {' '.join(sorted(self._arrays))}"
+                )
         self._tasks, self._arrays = {}, set()
 
     def script(self, job: Job) -> str:
-        """The sbatch file of every array, with the folder of the logs written as `logs` of the current one."""
+        """The sbatch file of every array, with the folder of the logs written as `logs` of the
+        current one."""
         executor = self._executor(job, Path("logs"))._executor
         texts = []
         for indices in self._batches():
@@ -117,13 +128,22 @@ class Engine(EnginePlugin):
     def _executor(self, job: Job, logs: Path) -> Any:
         submitit = needed("submitit", "slurm")
         if missing := [name for name in PROGRAMS if shutil.which(name) is None]:
-            raise BadInput(f"engine 'slurm': no {', '.join(missing)} on this machine", "start from a machine of the cluster")
+            raise BadInput(
+                f"engine 'slurm': no {', '.join(missing)} on this machine",
+                "start from a machine of the cluster",
+            )
         asked = self.settings
         setup, srun_args = list(asked.setup), []
         if asked.cpus_per_task:
             setup.append(f"export OMP_NUM_THREADS={asked.cpus_per_task}")
-            srun_args = [f"--cpus-per-task={asked.cpus_per_task}"]  # since Slurm 22.05 a step does not inherit it
-        gpus = 1 if asked.gpus_per_node is None and (job.device or "").startswith("cuda") else asked.gpus_per_node
+            srun_args = [
+                f"--cpus-per-task={asked.cpus_per_task}"
+            ]  # since Slurm 22.05 a step does not inherit it
+        gpus = (
+            1
+            if asked.gpus_per_node is None and (job.device or "").startswith("cuda")
+            else asked.gpus_per_node
+        )
         parameters = {
             "name": "stillframe",
             "timeout_min": asked.time_min,
@@ -139,7 +159,9 @@ class Engine(EnginePlugin):
             "slurm_stderr_to_stdout": True,
         }
         executor = submitit.AutoExecutor(logs, cluster="slurm")
-        executor.update_parameters(**{name: value for name, value in parameters.items() if value is not None})
+        executor.update_parameters(
+            **{name: value for name, value in parameters.items() if value is not None}
+        )
         return executor
 
     def _batches(self) -> list[range]:
@@ -148,13 +170,27 @@ class Engine(EnginePlugin):
         if config.returncode:
             last = (config.stderr.strip().splitlines() or ["no answer"])[-1]
             raise StillframeError(f"Slurm does not answer: {last}", "is slurmctld running?")
-        sizes = [int(line.partition("=")[2]) for line in config.stdout.splitlines() if line.startswith("MaxArraySize")]
+        sizes = [
+            int(line.partition("=")[2])
+            for line in config.stdout.splitlines()
+            if line.startswith("MaxArraySize")
+        ]
         size = max([1, *sizes])  # 0: no arrays here
-        return [range(first, min(first + size, self.workers)) for first in range(0, self.workers, size)]
+        return [
+            range(first, min(first + size, self.workers)) for first in range(0, self.workers, size)
+        ]
 
     def _look(self) -> None:
-        """Asks for the state of every task. Where there is no answer, what was known stands until the next look."""
-        done = _slurm("squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(self._arrays)}", "--format=%i|%T")
+        """Asks for the state of every task. Where there is no answer, what was known stands until
+        the next look."""
+        done = _slurm(
+            "squeue",
+            "--noheader",
+            "--array",
+            "--states=all",
+            f"--jobs={','.join(self._arrays)}",
+            "--format=%i|%T",
+        )
         if done.returncode == 0 or _forgotten(done):
             self._states = dict(line.split("|") for line in done.stdout.split())
 

@@ -1,14 +1,15 @@
-"""Tokens that spell their own address, so that an index gone wrong anywhere between video and batch changes a number.
+"""Tokens that spell their own address, so that an index gone wrong anywhere between video and batch
+changes a number.
 
-The pixels carry the first half of the address: `paint` draws video and frame number as a bar code, 8 x 8 black and white
-blocks that survive H.264 and resizing. `Encoder` reads it back and adds layer, token and kind; `read` turns token values into
-numbers again.
+The pixels carry the first half of the address: `paint` draws video and frame number as a bar code,
+8 x 8 black and white blocks that survive H.264 and resizing. `Encoder` reads it back and adds
+layer, token and kind; `read` turns token values into numbers again.
 
     bar code   64 bits, row by row, most significant first: 12 video, 20 frame, 32 CRC-32 of those four bytes
     token      channels 0-5: video, frame // 1024, frame % 1024, layer, token, kind; then the same again up to the width
 
-Every channel is an integer of at most 2048 in magnitude and therefore exact in float16. Kind is 1 for a patch and 2 for a
-special token. A frame whose bar code does not check has video -1.
+Every channel is an integer of at most 2048 in magnitude and therefore exact in float16. Kind is 1
+for a patch and 2 for a special token. A frame whose bar code does not check has video -1.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def paint(video: int, frame: int, size_px: int) -> np.ndarray:
     """The bar code of one address: uint8 (size_px, size_px, 3)."""
     assert 0 <= video <= MAX_VIDEO and 0 <= frame <= MAX_FRAME and size_px >= MIN_SIZE_PX
     word = (video << 20 | frame).to_bytes(4, "big")
-    bits = np.unpackbits(np.frombuffer(word + zlib.crc32(word).to_bytes(4, "big"), np.uint8)).reshape(BLOCKS, BLOCKS)
+    bits = np.unpackbits(
+        np.frombuffer(word + zlib.crc32(word).to_bytes(4, "big"), np.uint8)
+    ).reshape(BLOCKS, BLOCKS)
     block, _ = _blocks(size_px)
     return np.repeat(255 * bits[block][:, block, None], 3, axis=2)
 
@@ -57,12 +60,15 @@ def paint(video: int, frame: int, size_px: int) -> np.ndarray:
 def read(tokens: torch.Tensor | np.ndarray) -> Address:
     """The address that each token (..., D) spells; arrays of shape (...)."""
     values = tokens.detach().float().cpu().numpy() if isinstance(tokens, torch.Tensor) else tokens
-    video, frame_high, frame_low, layer, token, kind = np.moveaxis(values[..., :CHANNELS].astype(np.int64), -1, 0)
+    video, frame_high, frame_low, layer, token, kind = np.moveaxis(
+        values[..., :CHANNELS].astype(np.int64), -1, 0
+    )
     return Address(video, frame_high * BASE + frame_low, layer, token, kind == SPECIAL)
 
 
 class Encoder(EncoderPlugin):
-    """Reads the bar code of each frame. Special tokens carry the number of the last recorded layer."""
+    """Reads the bar code of each frame. Special tokens carry the number of the last recorded
+    layer."""
 
     class Settings(EncoderSettings):
         """How many tokens of what width."""
@@ -77,11 +83,22 @@ class Encoder(EncoderPlugin):
     @classmethod
     def shape(cls, settings: Any, size_px: int) -> TokenShape:
         layers = settings.layers
-        if not layers or list(layers) != sorted({*layers}) or layers[0] < 0 or layers[-1] > MAX_LAYER:
-            raise BadInput(f"layers must be ascending numbers from 0 to {MAX_LAYER}, found {list(layers)}")
+        if (
+            not layers
+            or list(layers) != sorted({*layers})
+            or layers[0] < 0
+            or layers[-1] > MAX_LAYER
+        ):
+            raise BadInput(
+                f"layers must be ascending numbers from 0 to {MAX_LAYER}, found {list(layers)}"
+            )
         if size_px < MIN_SIZE_PX:
-            raise BadInput(f"bar codes are read from {MIN_SIZE_PX} px up, found size_px = {size_px}")
-        return TokenShape(settings.width, (settings.grid, settings.grid), settings.special_tokens, layers)
+            raise BadInput(
+                f"bar codes are read from {MIN_SIZE_PX} px up, found size_px = {size_px}"
+            )
+        return TokenShape(
+            settings.width, (settings.grid, settings.grid), settings.special_tokens, layers
+        )
 
     @classmethod
     def flops(cls, settings: Any, size_px: int) -> int:  # noqa: ARG003
@@ -95,10 +112,17 @@ class Encoder(EncoderPlugin):
     def __call__(self, pixels_NCHW: torch.Tensor) -> Tokens:
         video_N, frame_N = _scan(pixels_NCHW)
         shape = self._shape
-        patches = {layer: self._spell(video_N, frame_N, layer, shape.patch_tokens, PATCH) for layer in shape.layers}
-        return Tokens(self._spell(video_N, frame_N, shape.layers[-1], shape.special_tokens, SPECIAL), patches)
+        patches = {
+            layer: self._spell(video_N, frame_N, layer, shape.patch_tokens, PATCH)
+            for layer in shape.layers
+        }
+        return Tokens(
+            self._spell(video_N, frame_N, shape.layers[-1], shape.special_tokens, SPECIAL), patches
+        )
 
-    def _spell(self, video_N: torch.Tensor, frame_N: torch.Tensor, layer: int, count: int, kind: int) -> torch.Tensor:
+    def _spell(
+        self, video_N: torch.Tensor, frame_N: torch.Tensor, layer: int, count: int, kind: int
+    ) -> torch.Tensor:
         """(N, count, D): the address of each token, repeated along the width."""
         address = torch.empty(len(video_N), count, CHANNELS)
         for channel, value in enumerate((video_N, frame_N // BASE, frame_N % BASE)):
@@ -119,7 +143,9 @@ def _scan(pixels_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Video and frame numbers (N,) of a batch of bar codes, on the host."""
     block, inside = _blocks(pixels_NCHW.shape[-1])
     # Rows average the pixels well inside each block: compression and resizing smear the edges.
-    weights = torch.from_numpy((np.arange(BLOCKS)[:, None] == block) & inside).to(pixels_NCHW.device, torch.float32)
+    weights = torch.from_numpy((np.arange(BLOCKS)[:, None] == block) & inside).to(
+        pixels_NCHW.device, torch.float32
+    )
     weights /= weights.sum(dim=1, keepdim=True)
     brightness = (weights @ pixels_NCHW.float().mean(dim=1) @ weights.T).flatten(1).cpu().numpy()
     codes = [row.tobytes() for row in np.packbits(brightness > 127.5, axis=1)]

@@ -1,8 +1,8 @@
 """Contract of an encoder: a frozen image model that turns uint8 frames into tokens.
 
-Pixel normalisation is inside. Tokens of every recorded layer have passed the model's own final norm. Special tokens (CLS,
-then registers) come apart from the patches, which are ordered row by row. The same frame gives the same tokens at any place
-in a batch.
+Pixel normalisation is inside. Tokens of every recorded layer have passed the model's own final
+norm. Special tokens (CLS, then registers) come apart from the patches, which are ordered row by
+row. The same frame gives the same tokens at any place in a batch.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ class EncoderPlugin(ABC):
 
     Settings: ClassVar[type[EncoderSettings]]
     identity: dict[str, Any]
-    """Plain JSON that changes exactly when the tokens would: configuration, preprocessing and sha256 of the weights."""
+    """Plain JSON that changes exactly when the tokens would: configuration, preprocessing and
+    sha256 of the weights."""
 
     @classmethod
     @abstractmethod
     def shape(cls, settings: Any, size_px: int) -> TokenShape:
-        """Token counts for square frames of `size_px`, from the configuration alone: no weights are read.
+        """Token counts for square frames of `size_px`, from the configuration alone: no weights are
+        read.
 
         Raises BadInput for layers the model lacks and for sizes its patches do not fit.
         """
@@ -41,12 +43,13 @@ class EncoderPlugin(ABC):
     @classmethod
     @abstractmethod
     def flops(cls, settings: Any, size_px: int) -> int:
-        """Floating-point operations for one frame up to the last recorded layer: 2 for a multiply and add, matrix products and
-        convolutions. From the configuration alone."""
+        """Floating-point operations for one frame up to the last recorded layer: 2 for a multiply
+        and add, matrix products and convolutions. From the configuration alone."""
 
     @abstractmethod
     def __init__(self, settings: Any, size_px: int, device: torch.device) -> None: ...
 
     @abstractmethod
     def __call__(self, pixels_NCHW: torch.Tensor) -> Tokens:
-        """uint8 RGB (N, 3, size_px, size_px) on the encoder's device -> float tokens on the same device."""
+        """uint8 RGB (N, 3, size_px, size_px) on the encoder's device -> float tokens on the same
+        device."""

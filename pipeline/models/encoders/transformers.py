@@ -1,9 +1,11 @@
-"""A frozen vision tower of Hugging Face transformers: from the hub, from a local folder, or with seeded random weights.
+"""A frozen vision tower of Hugging Face transformers: from the hub, from a local folder, or with
+seeded random weights.
 
-Any checkpoint of the families in `CLS_TOKENS` serves, alone or inside a two-tower model, of which only the vision half is read.
-Weights come from safetensors; nothing is unpickled and no code is fetched. Every recorded block output passes through the
-tower's own final norm, which for the last block gives the model's own last hidden state (CLIP's excepted: its model norms CLS
-alone). Blocks above the last recorded layer are dropped, so special tokens are those of the last *recorded* layer.
+Any checkpoint of the families in `CLS_TOKENS` serves, alone or inside a two-tower model, of which
+only the vision half is read. Weights come from safetensors; nothing is unpickled and no code is
+fetched. Every recorded block output passes through the tower's own final norm, which for the last
+block gives the model's own last hidden state (CLIP's excepted: its model norms CLS alone). Blocks
+above the last recorded layer are dropped, so special tokens are those of the last *recorded* layer.
 """
 
 from __future__ import annotations
@@ -45,12 +47,29 @@ CLS_TOKENS = {
     "vit": 1,
     "vit_msn": 1,
 }
-"""Model type -> leading CLS tokens; registers follow them where the configuration counts any, then the patches."""
+"""Model type -> leading CLS tokens; registers follow them where the configuration counts any, then
+the patches."""
 
 FINAL_NORMS = ("layernorm", "post_layernorm", "norm")
 NOT_TOKENS = {
-    *("_name_or_path", "architectures", "dtype", "id2label", "label2id", "problem_type", "torch_dtype", "transformers_version"),
-    *("out_features", "out_indices", "output_attentions", "output_hidden_states", "return_dict", "stage_names"),
+    *(
+        "_name_or_path",
+        "architectures",
+        "dtype",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "torch_dtype",
+        "transformers_version",
+    ),
+    *(
+        "out_features",
+        "out_indices",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "stage_names",
+    ),
 }
 """Configuration keys that do not reach the tokens."""
 JSON_FILES = ["config.json", "preprocessor_config.json"]
@@ -59,7 +78,8 @@ UNUSABLE = (
     *(ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError),
     *(SafetensorError, hub_errors.StrictDataclassError),
 )
-"""What transformers raises over a configuration or weights that it cannot use: it checks little before it computes."""
+"""What transformers raises over a configuration or weights that it cannot use: it checks little
+before it computes."""
 
 
 class Encoder(EncoderPlugin):
@@ -105,10 +125,16 @@ class Encoder(EncoderPlugin):
     def flops(cls, settings: Any, size_px: int) -> int:
         config = _config(settings, _folder(settings, JSON_FILES))
         shape = _shape(config, settings.layers, size_px)
-        with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:  # shapes, no numbers
+        with (
+            torch.device("meta"),
+            torch.inference_mode(),
+            FlopCounterMode(display=False) as counter,
+        ):  # shapes, no numbers
             tower = transformers.AutoModel.from_config(config, attn_implementation="sdpa")
             _blocks(tower, shape.layers[-1])
-            tower.eval()(**_inputs(config.model_type, shape.grid_hw, torch.empty(1, 3, size_px, size_px)))
+            tower.eval()(
+                **_inputs(config.model_type, shape.grid_hw, torch.empty(1, 3, size_px, size_px))
+            )
         return counter.get_total_flops()
 
     def __init__(self, settings: Any, size_px: int, device: torch.device) -> None:
@@ -123,15 +149,25 @@ class Encoder(EncoderPlugin):
             blocks[layer].register_forward_hook(partial(self._keep, layer))
         self._outputs: dict[int, torch.Tensor] = {}
         self._dtype = getattr(torch, settings.precision)
-        for parameter in tower.parameters():  # parameters alone: DINOv3's rotary frequencies stay in float32
+        for (
+            parameter
+        ) in tower.parameters():  # parameters alone: DINOv3's rotary frequencies stay in float32
             parameter.data = parameter.data.to(self._dtype)
         self._tower = tower.eval().requires_grad_(False).to(device)
         self._norm = next(getattr(tower, name) for name in FINAL_NORMS if hasattr(tower, name))
 
-        mean, std = (torch.tensor(pixels[name], dtype=torch.float64).view(3, 1, 1) for name in ("mean", "std"))
+        mean, std = (
+            torch.tensor(pixels[name], dtype=torch.float64).view(3, 1, 1)
+            for name in ("mean", "std")
+        )
         self._scale = (pixels["rescale"] / std).to(device, torch.float32)
         self._offset = (-mean / std).to(device, torch.float32)
-        self.identity = {"config": _canonical(config), "weights": weights, "pixels": pixels, "precision": settings.precision}
+        self.identity = {
+            "config": _canonical(config),
+            "weights": weights,
+            "pixels": pixels,
+            "precision": settings.precision,
+        }
 
     @torch.inference_mode()
     def __call__(self, pixels_NCHW: torch.Tensor) -> Tokens:
@@ -150,14 +186,19 @@ class Encoder(EncoderPlugin):
 def _blocks(tower: Any, last: int) -> nn.ModuleList:
     """The tower's blocks up to `last`; those above it are dropped."""
     depth = tower.config.num_hidden_layers
-    blocks = next(part for part in tower.modules() if isinstance(part, nn.ModuleList) and len(part) == depth)
+    blocks = next(
+        part for part in tower.modules() if isinstance(part, nn.ModuleList) and len(part) == depth
+    )
     del blocks[last + 1 :]
     return blocks
 
 
 def _inputs(model_type: str, grid_hw: tuple[int, int], x_NCHW: torch.Tensor) -> dict[str, Any]:
-    """What the tower's forward takes. Position embeddings are interpolated to sizes other than the one trained at."""
-    if model_type == "siglip2_vision_model":  # takes flat patches (N, P, patch * patch * 3) of any grid
+    """What the tower's forward takes. Position embeddings are interpolated to sizes other than the
+    one trained at."""
+    if (
+        model_type == "siglip2_vision_model"
+    ):  # takes flat patches (N, P, patch * patch * 3) of any grid
         blocks = x_NCHW.unflatten(3, (grid_hw[1], -1)).unflatten(2, (grid_hw[0], -1))
         return {
             "pixel_values": blocks.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2),
@@ -170,14 +211,17 @@ def _inputs(model_type: str, grid_hw: tuple[int, int], x_NCHW: torch.Tensor) -> 
 
 
 def _folder(settings: Any, files: list[str]) -> Path | None:
-    """The local folder that holds the model's `files`, fetched from the hub if need be; None for a tower from `config`."""
+    """The local folder that holds the model's `files`, fetched from the hub if need be; None for a
+    tower from `config`."""
     name = settings.model
     if name is None:
         return None
-    local = Path(os.path.expanduser(name))  # noqa: PTH111 - Path's own raises where there is no such user
+    local = Path(os.path.expanduser(name))
     if local.is_dir():
         if settings.revision is not None:
-            raise BadInput(f"model {name} is a local folder, which has no revision", "drop the key 'revision'")
+            raise BadInput(
+                f"model {name} is a local folder, which has no revision", "drop the key 'revision'"
+            )
         return local
     if name.startswith((".", "~", "/")) or name.count("/") != 1:
         raise BadInput(
@@ -185,12 +229,25 @@ def _folder(settings: Any, files: list[str]) -> Path | None:
             "relative paths start at the working directory; a hub id looks like facebook/dinov2-small",
         )
     try:
-        return Path(huggingface_hub.snapshot_download(name, revision=settings.revision, allow_patterns=files))
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=settings.revision, allow_patterns=files
+            )
+        )
     except hub_errors.GatedRepoError as error:
-        raise BadInput(f"model '{name}' is gated", f"accept its terms on huggingface.co/{name}, then: hf auth login") from error
-    except (hub_errors.RepositoryNotFoundError, hub_errors.RevisionNotFoundError, hub_errors.HFValidationError) as error:
+        raise BadInput(
+            f"model '{name}' is gated",
+            f"accept its terms on huggingface.co/{name}, then: hf auth login",
+        ) from error
+    except (
+        hub_errors.RepositoryNotFoundError,
+        hub_errors.RevisionNotFoundError,
+        hub_errors.HFValidationError,
+    ) as error:
         at = f" at revision '{settings.revision}'" if settings.revision else ""
-        raise BadInput(f"model '{name}'{at} is neither a folder here nor on the hub", "check the spelling") from error
+        raise BadInput(
+            f"model '{name}'{at} is neither a folder here nor on the hub", "check the spelling"
+        ) from error
     except OSError as error:
         raise BadInput(
             f"model '{name}' looks like a hub id; it is not in the local cache, and the hub cannot be reached",
@@ -203,12 +260,19 @@ def _config(settings: Any, folder: Path | None) -> Any:
     if folder is None:
         return _config_from_table(settings.config)
     if not (folder / "config.json").is_file():
-        raise BadInput(f"model {settings.model} has no config.json", "wanted a model saved by transformers' save_pretrained")
+        raise BadInput(
+            f"model {settings.model} has no config.json",
+            "wanted a model saved by transformers' save_pretrained",
+        )
     _json(folder / "config.json")
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
     except UNUSABLE as error:
-        raise BadInput(f"model {settings.model}: its config.json cannot be used: {_reason(error)}") from error
+        raise BadInput(
+            f"model {settings.model}: its config.json cannot be used: {_reason(error)}"
+        ) from error
     config = getattr(config, "vision_config", config)
     if config.model_type not in CLS_TOKENS:
         raise unknown_name("vision tower", config.model_type, CLS_TOKENS, f"model {settings.model}")
@@ -237,30 +301,40 @@ def _shape(config: Any, layers: tuple[int, ...], size_px: int) -> TokenShape:
         raise BadInput(f"layers must be ascending and different, found {list(layers)}")
     for layer in layers:
         if not 0 <= layer < depth:
-            raise BadInput(f"layer {layer} is not there: this encoder has {depth} blocks, 0..{depth - 1}")
+            raise BadInput(
+                f"layer {layer} is not there: this encoder has {depth} blocks, 0..{depth - 1}"
+            )
     side, rest = divmod(size_px, patch_px)
     if rest or not side:
         legal = [str(count * patch_px) for count in (side, side + 1) if count]
         raise BadInput(
-            f"size_px = {size_px} is not a whole number of this encoder's patches of {patch_px} px", f"near: {', '.join(legal)}"
+            f"size_px = {size_px} is not a whole number of this encoder's patches of {patch_px} px",
+            f"near: {', '.join(legal)}",
         )
     specials = CLS_TOKENS[config.model_type] + getattr(config, "num_register_tokens", 0)
     return TokenShape(config.hidden_size, (side, side), specials, tuple(layers))
 
 
 def _check_config(config: Any) -> None:
-    """Refuses what transformers would trip over only later: in its constructors, or at the first frame."""
+    """Refuses what transformers would trip over only later: in its constructors, or at the first
+    frame."""
     for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size"):
         value = getattr(config, key)
         if not isinstance(value, int) or value < 1:
             raise BadInput(f"this encoder's {key} is {value}; wanted one whole number of 1 or more")
     width, heads, channels = config.hidden_size, config.num_attention_heads, config.num_channels
     if width % heads:
-        raise BadInput(f"this encoder's hidden_size is {width}, which its num_attention_heads, {heads}, do not divide")
+        raise BadInput(
+            f"this encoder's hidden_size is {width}, which its num_attention_heads, {heads}, do not divide"
+        )
     if channels != 3:
-        raise BadInput(f"this encoder's num_channels is {channels}; frames have 3: red, green and blue")
+        raise BadInput(
+            f"this encoder's num_channels is {channels}; frames have 3: red, green and blue"
+        )
     if config.hidden_act not in ACT2FN:
-        raise unknown_name("hidden_act", config.hidden_act, ACT2FN, f"config of {config.model_type}")
+        raise unknown_name(
+            "hidden_act", config.hidden_act, ACT2FN, f"config of {config.model_type}"
+        )
 
 
 def _pixels(settings: Any, folder: Path | None) -> dict[str, Any]:
@@ -277,14 +351,19 @@ def _pixels(settings: Any, folder: Path | None) -> dict[str, Any]:
     if not table.get("do_normalize", True):
         return {"rescale": rescale, "mean": [0.0] * 3, "std": [1.0] * 3}
     named: dict[str, Any] = {"mean": table.get("image_mean"), "std": table.get("image_std")}
-    good = all(isinstance(values, list) and len(values) == 3 and _are_numbers(values) for values in named.values())
+    good = all(
+        isinstance(values, list) and len(values) == 3 and _are_numbers(values)
+        for values in named.values()
+    )
     if not good or min(named["std"]) <= 0:
         raise BadInput(
             f"model {settings.model} does not say how pixels are normalised: no image_mean and image_std of three numbers, "
             "the latter above 0, in its preprocessor_config.json",
             "give them in the spec's [encoder] table, for example mean = [0.5, 0.5, 0.5] and std = [0.5, 0.5, 0.5]",
         )
-    return {"rescale": rescale} | {name: [float(value) for value in values] for name, values in named.items()}
+    return {"rescale": rescale} | {
+        name: [float(value) for value in values] for name, values in named.items()
+    }
 
 
 def _are_numbers(values: list[Any]) -> bool:
@@ -301,12 +380,16 @@ def _json(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise BadInput(f"{file} is not valid JSON: {error}", "fetch it again") from error
     if not isinstance(table, dict):
-        raise BadInput(f"{file}: wanted a JSON object, found {textwrap.shorten(str(table), 40)}", "fetch it again")
+        raise BadInput(
+            f"{file}: wanted a JSON object, found {textwrap.shorten(str(table), 40)}",
+            "fetch it again",
+        )
     return table
 
 
 def _pretrained(folder: Path, config: Any) -> tuple[Any, str]:
-    """The tower with the folder's weights, in float32, and the sha256 of its weight files (one file: what sha256sum says)."""
+    """The tower with the folder's weights, in float32, and the sha256 of its weight files (one
+    file: what sha256sum says)."""
     files = _weight_files(folder)
     try:
         with _quiet():
@@ -321,11 +404,19 @@ def _pretrained(folder: Path, config: Any) -> tuple[Any, str]:
                 output_loading_info=True,
             )
     except UNUSABLE as error:
-        raise BadInput(f"the weights in {folder} cannot be read: {_reason(error)}", "fetch or convert them again") from error
+        raise BadInput(
+            f"the weights in {folder} cannot be read: {_reason(error)}",
+            "fetch or convert them again",
+        ) from error
     # transformers fills what it does not find with random numbers; pooling heads alone may go missing, as no token needs them.
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith(("pooler.", "head.")))
+    missing = sorted(
+        key for key in report["missing_keys"] if not key.startswith(("pooler.", "head."))
+    )
     if missing:
-        raise BadInput(f"{folder} lacks {len(missing)} weights of the tower, the first is {missing[0]}", "fetch it again")
+        raise BadInput(
+            f"{folder} lacks {len(missing)} weights of the tower, the first is {missing[0]}",
+            "fetch it again",
+        )
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -340,12 +431,19 @@ def _weight_files(folder: Path) -> list[Path]:
         return [single]
     if index.is_file():
         names = _json(index).get("weight_map")
-        if not (isinstance(names, dict) and names and all(isinstance(name, str) for name in names.values())):
+        if not (
+            isinstance(names, dict)
+            and names
+            and all(isinstance(name, str) for name in names.values())
+        ):
             raise BadInput(f"{index} has no weight_map from weights to files", "fetch it again")
         files = [folder / name for name in sorted({*names.values()})]
         gone = [file.name for file in files if not file.is_file()]
         if gone:
-            raise BadInput(f"{folder} lacks {len(gone)} of {len(files)} weight files, the first is {gone[0]}", "fetch it again")
+            raise BadInput(
+                f"{folder} lacks {len(gone)} of {len(files)} weight files, the first is {gone[0]}",
+                "fetch it again",
+            )
         return files
     if list(folder.glob("*.bin")):
         raise BadInput(
@@ -356,7 +454,8 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _random(config: Any, seed: int) -> tuple[Any, str]:
-    """A tower with random weights, and the sha256 of their names and bytes. The global generator is left as it was."""
+    """A tower with random weights, and the sha256 of their names and bytes. The global generator is
+    left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         try:
@@ -371,9 +470,14 @@ def _random(config: Any, seed: int) -> tuple[Any, str]:
 
 
 def _canonical(config: Any) -> dict[str, Any]:
-    """What sets this tower apart from its type's defaults, as plain JSON: a newer transformers may add keys without harm."""
+    """What sets this tower apart from its type's defaults, as plain JSON: a newer transformers may
+    add keys without harm."""
     defaults = type(config)().to_dict()
-    own = {key: value for key, value in config.to_dict().items() if key not in NOT_TOKENS and value != defaults.get(key)}
+    own = {
+        key: value
+        for key, value in config.to_dict().items()
+        if key not in NOT_TOKENS and value != defaults.get(key)
+    }
     canonical: dict[str, Any] = json.loads(json.dumps({**own, "model_type": config.model_type}))
     return canonical
 

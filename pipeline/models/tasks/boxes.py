@@ -1,7 +1,8 @@
-"""Box tracking: a box per object and frame, told the boxes of the first frame (arXiv 2605.19137, as for Waymo).
+"""Box tracking: a box per object and frame, told the boxes of the first frame (arXiv 2605.19137, as
+for Waymo).
 
-Streaming: the box predicted for a frame asks for the next one's. Window: all T boxes of an object at once, from the tokens of
-all frames.
+Streaming: the box predicted for a frame asks for the next one's. Window: all T boxes of an object
+at once, from the tokens of all frames.
 """
 
 from __future__ import annotations
@@ -33,13 +34,17 @@ class Settings(TrackingSettings):
     heads: int = Field(default=4, ge=1)
     """Attention heads of the readout, which must divide readout_width; the paper has 4."""
     objects: int = Field(default=25, ge=1)
-    """Objects of a training window at most, drawn at random; evaluation takes all. 4DS has up to 25."""
+    """Objects of a training window at most, drawn at random; evaluation takes all. 4DS has up to
+    25."""
     l1_weight: float = Field(default=1.0, ge=0)
-    """Weight of the (smooth) L1 loss on cx, cy, w, h. The paper does not say; 1 is that of arXiv 2512.01342."""
+    """Weight of the (smooth) L1 loss on cx, cy, w, h. The paper does not say; 1 is that of arXiv
+    2512.01342."""
     l1_beta: float = Field(default=0.0, ge=0)
-    """Error below which the L1 loss is quadratic, where 1 is the side of the square. 0: plain L1."""
+    """Error below which the L1 loss is quadratic, where 1 is the side of the square. 0: plain
+    L1."""
     giou_weight: float = Field(default=0.5, ge=0)
-    """Weight of the generalised IoU loss. The paper does not say; 0.5 is that of arXiv 2512.01342."""
+    """Weight of the generalised IoU loss. The paper does not say; 0.5 is that of arXiv
+    2512.01342."""
 
 
 class BoxQuery(nn.Module):
@@ -57,9 +62,12 @@ class BoxQuery(nn.Module):
 
 
 class BoxReadout(nn.Module):
-    """Every object's box asks the tokens for its boxes in `frames` frames. Objects share keys and values, and do not meet."""
+    """Every object's box asks the tokens for its boxes in `frames` frames. Objects share keys and
+    values, and do not meet."""
 
-    def __init__(self, width: int, *, readout_width: int, heads: int, hidden: int, frames: int = 1) -> None:
+    def __init__(
+        self, width: int, *, readout_width: int, heads: int, hidden: int, frames: int = 1
+    ) -> None:
         super().__init__()
         self.proj_to_readout = token_projection(width, readout_width)
         self.bbox_query_encoder = BoxQuery(readout_width, hidden)
@@ -69,15 +77,19 @@ class BoxReadout(nn.Module):
     def read(self, tokens_BMD: torch.Tensor, box_BO4: torch.Tensor) -> torch.Tensor:
         """(B, O, frames * 4), cxcywh."""
         query_BO1D = self.bbox_query_encoder(box_BO4).unsqueeze(2)
-        boxes: torch.Tensor = self.bbox_head(self.readout(query_BO1D, self.proj_to_readout(tokens_BMD)).squeeze(2))
+        boxes: torch.Tensor = self.bbox_head(
+            self.readout(query_BO1D, self.proj_to_readout(tokens_BMD)).squeeze(2)
+        )
         return boxes
 
 
 class StreamingBoxes(StreamingReadout, BoxReadout):
-    """Boxes (B, T, O, 4), each frame's from its own tokens and the box before it, through which no gradient flows.
+    """Boxes (B, T, O, 4), each frame's from its own tokens and the box before it, through which no
+    gradient flows.
 
-    As published, with features up to 2^15 pi x: they magnify a box's rounding error some thousandfold per frame, so that the
-    same window in another batch agrees on the whole, but not in every digit.
+    As published, with features up to 2^15 pi x: they magnify a box's rounding error some
+    thousandfold per frame, so that the same window in another batch agrees on the whole, but not in
+    every digit.
     """
 
     def step(self, x_BND: torch.Tensor, state: Query) -> tuple[torch.Tensor, Query]:
@@ -86,17 +98,23 @@ class StreamingBoxes(StreamingReadout, BoxReadout):
 
 
 class WindowBoxes(BoxReadout):
-    """Boxes (B, T, O, 4) from the tokens of all frames; as published, only the temporal module tells the frames apart."""
+    """Boxes (B, T, O, 4) from the tokens of all frames; as published, only the temporal module
+    tells the frames apart."""
 
     def forward(self, x_BTND: torch.Tensor, query: Query) -> torch.Tensor:
-        return self.read(x_BTND.flatten(1, 2), query["box"]).unflatten(-1, (x_BTND.shape[1], 4)).transpose(1, 2)
+        return (
+            self.read(x_BTND.flatten(1, 2), query["box"])
+            .unflatten(-1, (x_BTND.shape[1], 4))
+            .transpose(1, 2)
+        )
 
 
 class Task(TaskPlugin):
     """Boxes of the objects that are there in the window's first frame.
 
-    A prediction is cxcywh (B, T, O, 4), an answer xyxy, both in the square. The first frame, whose boxes are told, is not
-    scored, but enters the loss: what a stream says of it is what it asks with next.
+    A prediction is cxcywh (B, T, O, 4), an answer xyxy, both in the square. The first frame, whose
+    boxes are told, is not scored, but enters the loss: what a stream says of it is what it asks
+    with next.
     """
 
     Settings = Settings
@@ -114,14 +132,20 @@ class Task(TaskPlugin):
         return forms
 
     def prepare(self, targets: Arrays, rng: np.random.Generator | None) -> Arrays:
-        """The objects that are present in the first frame; one that never is where there are none."""
+        """The objects that are present in the first frame; one that never is where there are
+        none."""
         # What a crop has left a rounding error of is no object.
-        valid = targets["boxes_valid"] & (targets["boxes"][..., 2:] > targets["boxes"][..., :2]).all(-1)
+        valid = targets["boxes_valid"] & (
+            targets["boxes"][..., 2:] > targets["boxes"][..., :2]
+        ).all(-1)
         objects = np.flatnonzero(valid[0])
         if rng is not None and len(objects) > self.settings.objects:
             objects = np.sort(rng.choice(objects, self.settings.objects, replace=False))
         if not len(objects):
-            return {"boxes": np.zeros((len(valid), 1, 4), np.float32), "boxes_valid": np.zeros((len(valid), 1), bool)}
+            return {
+                "boxes": np.zeros((len(valid), 1, 4), np.float32),
+                "boxes_valid": np.zeros((len(valid), 1), bool),
+            }
         return {"boxes": targets["boxes"][:, objects], "boxes_valid": valid[:, objects]}
 
     def query(self, targets: dict[str, torch.Tensor]) -> Query:
@@ -130,15 +154,30 @@ class Task(TaskPlugin):
 
     def readout(self, form: str, width: int, frames: int) -> nn.Module:
         settings = self.settings
-        size = {"readout_width": settings.readout_width, "heads": settings.heads, "hidden": settings.hidden}
-        return WindowBoxes(width, frames=frames, **size) if form == WINDOW else StreamingBoxes(width, **size)
+        size = {
+            "readout_width": settings.readout_width,
+            "heads": settings.heads,
+            "hidden": settings.hidden,
+        }
+        return (
+            WindowBoxes(width, frames=frames, **size)
+            if form == WINDOW
+            else StreamingBoxes(width, **size)
+        )
 
-    def loss(self, form: str, prediction: torch.Tensor, targets: dict[str, torch.Tensor]) -> torch.Tensor:  # noqa: ARG002
+    def loss(
+        self,
+        form: str,
+        prediction: torch.Tensor,
+        targets: dict[str, torch.Tensor],  # noqa: ARG002
+    ) -> torch.Tensor:
         """Mean over all object-frames with truth of the weighted L1 (mean of four) and 1 - GIoU."""
         valid = targets["boxes_valid"]
         predicted_M4, truth_M4 = prediction[valid], targets["boxes"][valid]
         count = max(1, len(truth_M4))
-        l1 = F.smooth_l1_loss(predicted_M4, to_cxcywh(truth_M4), beta=self.settings.l1_beta, reduction="sum") / (4 * count)
+        l1 = F.smooth_l1_loss(
+            predicted_M4, to_cxcywh(truth_M4), beta=self.settings.l1_beta, reduction="sum"
+        ) / (4 * count)
         giou = (1 - generalised_iou(to_xyxy(predicted_M4), truth_M4)).sum() / count
         return self.settings.l1_weight * l1 + self.settings.giou_weight * giou
 
@@ -151,15 +190,20 @@ class Task(TaskPlugin):
         return to_xyxy(prediction)
 
     def score(self, answer: np.ndarray, targets: Arrays) -> dict[str, np.ndarray]:
-        """mIoU: mean intersection over union of all object-frames with truth after the first frame; success_0.5: the share of
-        them where it is above 0.5. A box without area, or with corners swapped, has IoU 0."""
+        """mIoU: mean intersection over union of all object-frames with truth after the first frame;
+        success_0.5: the share of them where it is above 0.5. A box without area, or with corners
+        swapped, has IoU 0."""
         counted = scored(targets)
         overlap = np.where(counted, iou(answer, targets["boxes"]), 0)
         count = np.maximum(1, counted.sum((1, 2)))
-        return {"mIoU": overlap.sum((1, 2)) / count, "success_0.5": (overlap > SUCCESS_IOU).sum((1, 2)) / count}
+        return {
+            "mIoU": overlap.sum((1, 2)) / count,
+            "success_0.5": (overlap > SUCCESS_IOU).sum((1, 2)) / count,
+        }
 
     def weight(self, targets: Arrays) -> np.ndarray:
-        """(B,) float64: how many object-frames are scored, so that every object in every frame counts the same."""
+        """(B,) float64: how many object-frames are scored, so that every object in every frame
+        counts the same."""
         return scored(targets).sum((1, 2)).astype(np.float64)
 
     def trivial(self, targets: Arrays, statistics: Arrays) -> np.ndarray:  # noqa: ARG002
@@ -172,7 +216,8 @@ class Task(TaskPlugin):
         return {"boxes": corners_O22.reshape(-1, 4).round(5).tolist()}
 
     def draw(self, pixels_THWC: np.ndarray, answer: np.ndarray, targets: Arrays) -> np.ndarray:
-        """Frames enlarged to at least 384 px: predicted boxes solid, true ones dashed, one colour per object, and its IoU."""
+        """Frames enlarged to at least 384 px: predicted boxes solid, true ones dashed, one colour
+        per object, and its IoU."""
         valid_TO = targets.get("boxes_valid", np.zeros(answer.shape[:2], bool))
         truth_TO4 = targets.get("boxes", np.zeros_like(answer))
         overlap_TO = iou(answer, truth_TO4)
@@ -213,7 +258,9 @@ def iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Intersection over union of boxes xyxy (..., 4), in float64; 0 where either has no area."""
     one, other = one.astype(np.float64), other.astype(np.float64)
 
-    def area(low_x: np.ndarray, low_y: np.ndarray, high_x: np.ndarray, high_y: np.ndarray) -> np.ndarray:
+    def area(
+        low_x: np.ndarray, low_y: np.ndarray, high_x: np.ndarray, high_y: np.ndarray
+    ) -> np.ndarray:
         return np.maximum(high_x - low_x, 0) * np.maximum(high_y - low_y, 0)
 
     ones, others = np.moveaxis(one, -1, 0), np.moveaxis(other, -1, 0)
@@ -223,7 +270,8 @@ def iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def generalised_iou(predicted_M4: torch.Tensor, truth_M4: torch.Tensor) -> torch.Tensor:
-    """IoU minus the share of the smallest enclosing box that neither covers, (M,) in -1..1 (arXiv 1902.09630).
+    """IoU minus the share of the smallest enclosing box that neither covers, (M,) in -1..1 (arXiv
+    1902.09630).
 
     `truth_M4` has area; a predicted box with corners swapped has none.
     """

@@ -1,7 +1,8 @@
-"""Clip classification: attention readout, cross-entropy, top-1 and top-5 (arXiv 2605.19137, as for Something-Something v2).
+"""Clip classification: attention readout, cross-entropy, top-1 and top-5 (arXiv 2605.19137, as for
+Something-Something v2).
 
-Streaming: logits for every frame from that frame's tokens alone; the last frame's are the answer. Window: logits from the
-tokens of all frames at once.
+Streaming: logits for every frame from that frame's tokens alone; the last frame's are the answer.
+Window: logits from the tokens of all frames at once.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from torch import nn
 
 from pipeline.datasets.manifest.targets import Arrays
 from pipeline.errors import BadInput
-from pipeline.models.tasks.contract import STREAMING, WINDOW, Metric, Query, StreamingReadout, TaskPlugin
+from pipeline.models.tasks.contract import (
+    STREAMING,
+    WINDOW,
+    Metric,
+    Query,
+    StreamingReadout,
+    TaskPlugin,
+)
 from pipeline.models.tasks.parts.attention_readout import AttentionReadout, AttentionSettings
 from pipeline.models.tasks.parts.canvas import Canvas
 
@@ -34,8 +42,9 @@ class Settings(AttentionSettings):
     heads: int = Field(default=4, ge=1)
     """Attention heads of the readout; must divide readout_width. The paper has 12."""
     supervise: Literal["all", "last"] = "all"
-    """Frames whose streaming logits enter the loss. The paper does not say. "all": a stream may be asked at any frame, and
-    every step of the recurrence gets its own gradient; the loss cannot reach zero where early frames do not know yet."""
+    """Frames whose streaming logits enter the loss. The paper does not say. "all": a stream may be
+    asked at any frame, and every step of the recurrence gets its own gradient; the loss cannot
+    reach zero where early frames do not know yet."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target that is spread over all classes."""
 
@@ -75,7 +84,10 @@ class Task(TaskPlugin):
                 "make the manifest from a dataset whose clips are labelled, or choose another task",
             )
         if len(labels) > TOP:
-            self.metrics = (*self.metrics, Metric(f"top-{TOP}", higher_is_better=True, perfect=1.0, worst=0.0))
+            self.metrics = (
+                *self.metrics,
+                Metric(f"top-{TOP}", higher_is_better=True, perfect=1.0, worst=0.0),
+            )
 
     @property
     def forms(self) -> tuple[str, ...]:
@@ -88,12 +100,16 @@ class Task(TaskPlugin):
             return WindowLogits(width, len(self.labels), frames=frames, **size)
         return FrameLogits(width, len(self.labels), **size)
 
-    def reorder(self, weights: dict[str, torch.Tensor], order: Sequence[int]) -> dict[str, torch.Tensor]:
+    def reorder(
+        self, weights: dict[str, torch.Tensor], order: Sequence[int]
+    ) -> dict[str, torch.Tensor]:
         """The rows of the last layer, one for each label, in the order of `self.labels`."""
         rows = [name for name in weights if name.startswith("classifier.")]
         return weights | {name: weights[name][list(order)] for name in rows}
 
-    def loss(self, form: str, prediction: torch.Tensor, targets: dict[str, torch.Tensor]) -> torch.Tensor:
+    def loss(
+        self, form: str, prediction: torch.Tensor, targets: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
         """Mean cross-entropy of logits (B, T, K) or (B, K), over the supervised frames."""
         label = targets["label"]
         if form == STREAMING:
@@ -108,13 +124,17 @@ class Task(TaskPlugin):
         return prediction[:, -1] if form == STREAMING else prediction
 
     def score(self, answer: np.ndarray, targets: Arrays) -> dict[str, np.ndarray]:
-        """1 where the label's logit is the largest (top-1) or among the five largest (top-5), else 0.
+        """1 where the label's logit is the largest (top-1) or among the five largest (top-5), else
+        0.
 
         Of equal logits the first counts.
         """
         label = targets["label"]
         ranked = np.argsort(-answer, axis=-1, kind="stable")
-        found = {f"top-{top}": (ranked[:, :top] == label[:, None]).any(axis=-1).astype(np.float64) for top in (1, TOP)}
+        found = {
+            f"top-{top}": (ranked[:, :top] == label[:, None]).any(axis=-1).astype(np.float64)
+            for top in (1, TOP)
+        }
         return {metric.name: found[metric.name] for metric in self.metrics}
 
     def statistics(self, targets: Iterable[Arrays]) -> Arrays:
@@ -125,17 +145,22 @@ class Task(TaskPlugin):
         return {"counts": counts}
 
     def trivial(self, targets: Arrays, statistics: Arrays) -> np.ndarray:
-        """Labels ranked by how often they occur, always the most frequent one first: chance where labels are balanced."""
+        """Labels ranked by how often they occur, always the most frequent one first: chance where
+        labels are balanced."""
         return np.tile(statistics["counts"], (len(targets["label"]), 1))
 
     def plain(self, answer: np.ndarray, affine_23: np.ndarray) -> dict[str, Any]:  # noqa: ARG002
         """The likeliest label and its probability."""
         share = np.exp(answer - answer.max())
         best = int(answer.argmax())
-        return {"label": self.labels[best], "probability": round(float(share[best] / share.sum()), 4)}
+        return {
+            "label": self.labels[best],
+            "probability": round(float(share[best] / share.sum()), 4),
+        }
 
     def draw(self, pixels_THWC: np.ndarray, answer: np.ndarray, targets: Arrays) -> np.ndarray:
-        """Every frame under its label and the likeliest labels of the answer, green where right; (T, H, W, 3)."""
+        """Every frame under its label and the likeliest labels of the answer, green where right;
+        (T, H, W, 3)."""
         share = np.exp(answer - answer.max(), dtype=np.float64)
         likeliest = np.argsort(-answer, kind="stable")[:DRAWN]
         truth = int(targets["label"]) if targets else None

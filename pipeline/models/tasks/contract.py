@@ -1,8 +1,10 @@
-"""Contract of a task: its truth, readout, loss, metric and drawing, which change together and therefore live in one file.
+"""Contract of a task: its truth, readout, loss, metric and drawing, which change together and
+therefore live in one file.
 
-A readout has up to two forms, trained side by side on the same temporal outputs: `streaming` sees one frame's tokens at a time,
-`window` sees all T frames at once. Some tasks tell the model what to follow: a *query*, taken from the targets. Predictions and
-targets are time first: (B, T, O, 4) boxes, (B, T, Q, ...) points, (B, T, H, W) depth.
+A readout has up to two forms, trained side by side on the same temporal outputs: `streaming` sees
+one frame's tokens at a time, `window` sees all T frames at once. Some tasks tell the model what to
+follow: a *query*, taken from the targets. Predictions and targets are time first: (B, T, O, 4)
+boxes, (B, T, Q, ...) points, (B, T, H, W) depth.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class StreamingReadout(nn.Module, ABC):
         return torch.stack(predictions, dim=1)
 
     def start(self, query: Query) -> Query:
-        """What the readout remembers before the first frame: the query, unless it says otherwise."""
+        """What the readout remembers before the first frame: the query, unless it says
+        otherwise."""
         return query
 
     @abstractmethod
@@ -54,23 +57,28 @@ class StreamingReadout(nn.Module, ABC):
 
 
 class TaskPlugin(nn.Module, ABC):
-    """Base of every `Task`. A module, since a loss may have learned weights: they are trained along and kept with the run."""
+    """Base of every `Task`. A module, since a loss may have learned weights: they are trained along
+    and kept with the run."""
 
     Settings: ClassVar[type[Settings]]
     needs: ClassVar[tuple[str, ...]]
-    """Names of the targets it reads (`datasets/manifest/targets`): `label` is from the manifest, all others from targets.h5."""
+    """Names of the targets it reads (`datasets/manifest/targets`): `label` is from the manifest,
+    all others from targets.h5."""
     metrics: tuple[Metric, ...]
     """The first decides which checkpoint is best and is shown first."""
     keeps_answers: ClassVar[bool] = True
     """Whether evaluation writes the answers to disk; False where they are large."""
     truth_settings: ClassVar[tuple[str, ...]] = ()
-    """The settings that its truth depends on, through `dense_px` and `prepare`: runs that are alike in these share it."""
+    """The settings that its truth depends on, through `dense_px` and `prepare`: runs that are alike
+    in these share it."""
     asks: ClassVar[str | None] = None
-    """The target that the query is taken from, which a user must name to follow a video; None where there is no query."""
+    """The target that the query is taken from, which a user must name to follow a video; None where
+    there is no query."""
     mirrorable: ClassVar[bool] = True
     """Whether its truth, mapped by the affine, holds of a mirrored view."""
     published: ClassVar[str] = ""
-    """What the published checkpoints (arXiv 2605.19137) put before the names of the streaming readout's parameters."""
+    """What the published checkpoints (arXiv 2605.19137) put before the names of the streaming
+    readout's parameters."""
 
     def __init__(self, settings: Any, labels: tuple[str, ...]) -> None:
         """`labels` are the manifest's label names in order; empty where it has none."""
@@ -89,28 +97,37 @@ class TaskPlugin(nn.Module, ABC):
         return None
 
     def prepare(self, targets: Arrays, rng: np.random.Generator | None) -> Arrays:  # noqa: ARG002
-        """One window's targets as the rest of the task wants them, such as objects chosen. `rng` in training, else None."""
+        """One window's targets as the rest of the task wants them, such as objects chosen. `rng` in
+        training, else None."""
         return targets
 
     def query(self, targets: dict[str, torch.Tensor]) -> Query:  # noqa: ARG002
         """What the model is told, taken from a batch's targets."""
         return {}
 
-    def reorder(self, weights: dict[str, torch.Tensor], order: Sequence[int]) -> dict[str, torch.Tensor]:  # noqa: ARG002
-        """Weights of a readout trained for the labels in another order; `order` has the old place of each of `self.labels`."""
+    def reorder(
+        self,
+        weights: dict[str, torch.Tensor],
+        order: Sequence[int],  # noqa: ARG002
+    ) -> dict[str, torch.Tensor]:
+        """Weights of a readout trained for the labels in another order; `order` has the old place
+        of each of `self.labels`."""
         return weights
 
     @abstractmethod
     def readout(self, form: str, width: int, frames: int) -> nn.Module:
-        """Module of one form, called with tokens (B, T, N, D) and a query. A `StreamingReadout` gives (B, T, ...); the window
-        form gives what the task likes, (B, ...)."""
+        """Module of one form, called with tokens (B, T, N, D) and a query. A `StreamingReadout`
+        gives (B, T, ...); the window form gives what the task likes, (B, ...)."""
 
     @abstractmethod
-    def loss(self, form: str, prediction: torch.Tensor, targets: dict[str, torch.Tensor]) -> torch.Tensor:
+    def loss(
+        self, form: str, prediction: torch.Tensor, targets: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
         """Scalar; finite, also where nothing in the batch is valid."""
 
     def terms(self, targets: Arrays) -> float:
-        """How many terms the loss over these windows is a mean of, so that the losses of parts of a batch add up to its own."""
+        """How many terms the loss over these windows is a mean of, so that the losses of parts of a
+        batch add up to its own."""
         return float(len(next(iter(targets.values()))))
 
     @abstractmethod
@@ -119,8 +136,8 @@ class TaskPlugin(nn.Module, ABC):
 
     @abstractmethod
     def score(self, answer: np.ndarray, targets: Arrays) -> dict[str, np.ndarray]:
-        """metric -> one value per window, (B,) float64. A metric is their mean weighted by `weight`, so that parts merge and
-        intervals can be bootstrapped."""
+        """metric -> one value per window, (B,) float64. A metric is their mean weighted by
+        `weight`, so that parts merge and intervals can be bootstrapped."""
 
     def weight(self, targets: Arrays) -> np.ndarray:
         """(B,) float64: what each window counts; 0 where there is nothing to score."""
@@ -136,13 +153,16 @@ class TaskPlugin(nn.Module, ABC):
 
     @abstractmethod
     def plain(self, answer: np.ndarray, affine_23: np.ndarray) -> dict[str, Any]:
-        """The answer for a window of one frame, without the batch axis, as plain data for a person or a script.
+        """The answer for a window of one frame, without the batch axis, as plain data for a person
+        or a script.
 
-        `affine_23` maps the source frame to the square: coordinates are given back in the source frame.
+        `affine_23` maps the source frame to the square: coordinates are given back in the source
+        frame.
         """
 
     def draw(self, pixels_THWC: np.ndarray, answer: np.ndarray, targets: Arrays) -> np.ndarray:
-        """One window's frames, uint8 squares, with prediction and truth drawn over them; arrays without the batch axis.
+        """One window's frames, uint8 squares, with prediction and truth drawn over them; arrays
+        without the batch axis.
 
         Any size may come back. `targets` may be empty: then the prediction alone is drawn.
         """

@@ -1,7 +1,8 @@
-"""Metric depth of every frame: one learned query per patch of the map (arXiv 2605.19137, as for ScanNet).
+"""Metric depth of every frame: one learned query per patch of the map (arXiv 2605.19137, as for
+ScanNet).
 
-Streaming: a query answers for patch x patch pixels of one frame, from that frame's tokens. Window: for the same pixels of two
-frames in a row, from the tokens of all frames.
+Streaming: a query answers for patch x patch pixels of one frame, from that frame's tokens. Window:
+for the same pixels of two frames in a row, from the tokens of all frames.
 """
 
 from __future__ import annotations
@@ -39,36 +40,47 @@ class Settings(AttentionSettings):
     patch_px: int = Field(default=8, ge=1)
     """Side of the patch that one query answers for; must divide size_px."""
     min_m: float = Field(default=0.001, gt=0)
-    """Nearest depth that counts, in the loss and in the metrics; what lies outside is unknown. 0.001 to 10 for ScanNet."""
+    """Nearest depth that counts, in the loss and in the metrics; what lies outside is unknown.
+    0.001 to 10 for ScanNet."""
     max_m: float = Field(default=10.0, gt=0)
     """Farthest depth that counts."""
     output: Literal["metres", "log_metres"] = "metres"
-    """What the readout's raw numbers are. "metres": as published, with no activation; a prediction may be negative."""
+    """What the readout's raw numbers are. "metres": as published, with no activation; a prediction
+    may be negative."""
     loss: Literal["l1", "l2", "log_l1"] = "l2"
-    """Error of a pixel: |d - d'|, its square, or |log d - log d'|, which needs output = "log_metres". Neither the
-    paper nor the code of the protocol it follows (4DS, arXiv 2412.15212) says; both show the raw output as linear depth, and
-    "l2" is plain regression of that."""
+    """Error of a pixel: |d - d'|, its square, or |log d - log d'|, which needs output =
+    "log_metres". Neither the paper nor the code of the protocol it follows (4DS, arXiv 2412.15212)
+    says; both show the raw output as linear depth, and "l2" is plain regression of that."""
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if self.size_px % self.patch_px:
-            raise ValueError(f"patch_px must divide size_px, found patches of {self.patch_px} for {self.size_px}")
+            raise ValueError(
+                f"patch_px must divide size_px, found patches of {self.patch_px} for {self.size_px}"
+            )
         if self.min_m >= self.max_m:
             raise ValueError(f"min_m must be less than max_m, found {self.min_m} and {self.max_m}")
         if self.loss == "log_l1" and self.output != "log_metres":
-            raise ValueError('loss = "log_l1" needs output = "log_metres": raw metres may be negative and have no logarithm')
+            raise ValueError(
+                'loss = "log_l1" needs output = "log_metres": raw metres may be negative and have no logarithm'
+            )
         return self
 
 
 class PatchReadout(nn.Module):
-    """An attention readout whose queries each give a block of `span` frames x patch x patch; parameter names as published.
+    """An attention readout whose queries each give a block of `span` frames x patch x patch;
+    parameter names as published.
 
     T frames take ceil(T / span) blocks in time; what the last one says beyond frame T is dropped.
     """
 
     def __init__(self, width: int, frames: int, span: int, settings: Settings) -> None:
         super().__init__()
-        self.span, self.patch, self.grid = span, settings.patch_px, settings.size_px // settings.patch_px
+        self.span, self.patch, self.grid = (
+            span,
+            settings.patch_px,
+            settings.size_px // settings.patch_px,
+        )
         self.frames, self.blocks = frames, -(-frames // span)
         self.readout = AttentionReadout(
             width,
@@ -81,15 +93,22 @@ class PatchReadout(nn.Module):
 
     def forward(self, x_BTND: torch.Tensor) -> torch.Tensor:
         """Raw numbers (B, T, H, W), for the T that the readout was made for."""
-        assert x_BTND.shape[1] == self.frames, f"made for {self.frames} frames, found {x_BTND.shape[1]}"
+        assert x_BTND.shape[1] == self.frames, (
+            f"made for {self.frames} frames, found {x_BTND.shape[1]}"
+        )
         read = self.readout.read_window(x_BTND)
-        blocks = read.view(len(read), self.blocks, self.grid, self.grid, self.span, self.patch, self.patch)
+        blocks = read.view(
+            len(read), self.blocks, self.grid, self.grid, self.span, self.patch, self.patch
+        )
         side = self.grid * self.patch
-        return blocks.permute(0, 1, 4, 2, 5, 3, 6).reshape(len(read), -1, side, side)[:, : self.frames]
+        return blocks.permute(0, 1, 4, 2, 5, 3, 6).reshape(len(read), -1, side, side)[
+            :, : self.frames
+        ]
 
 
 class FrameDepth(StreamingReadout):
-    """Raw numbers (B, T, H, W), every frame from its own tokens: to the readout a frame is a window of one."""
+    """Raw numbers (B, T, H, W), every frame from its own tokens: to the readout a frame is a window
+    of one."""
 
     def __init__(self, readout: PatchReadout) -> None:
         super().__init__()
@@ -150,7 +169,12 @@ class Task(TaskPlugin):
             return WindowDepth(PatchReadout(width, frames, FRAMES_PER_QUERY, self.settings))
         return FrameDepth(PatchReadout(width, 1, 1, self.settings))
 
-    def loss(self, form: str, prediction: torch.Tensor, targets: dict[str, torch.Tensor]) -> torch.Tensor:  # noqa: ARG002
+    def loss(
+        self,
+        form: str,
+        prediction: torch.Tensor,
+        targets: dict[str, torch.Tensor],  # noqa: ARG002
+    ) -> torch.Tensor:
         """Mean error over the batch's valid pixels; 0 where none is."""
         valid = self._valid(targets["depth_m"])
         truth = torch.where(valid, targets["depth_m"], 1)
@@ -169,17 +193,22 @@ class Task(TaskPlugin):
         return self._metres(prediction)
 
     def score(self, answer: np.ndarray, targets: Arrays) -> dict[str, np.ndarray]:
-        """Over a window's valid pixels: AbsRel, mean |d - d'| / d; delta_1, share with max(d / d', d' / d) < 1.25; RMSE.
+        """Over a window's valid pixels: AbsRel, mean |d - d'| / d; delta_1, share with max(d / d',
+        d' / d) < 1.25; RMSE.
 
-        Predictions are brought into the valid range first, so that one that is not positive counts as the nearest depth.
-        Median-scaled: before that, multiplied by median(d) / median(d') of the window; left as they are where the median
-        prediction is not positive.
+        Predictions are brought into the valid range first, so that one that is not positive counts
+        as the nearest depth. Median-scaled: before that, multiplied by median(d) / median(d') of
+        the window; left as they are where the median prediction is not positive.
         """
         rows = [self._errors(*window) for window in zip(targets["depth_m"], answer, strict=True)]
-        return {metric.name: np.array(column) for metric, column in zip(self.metrics, zip(*rows, strict=True), strict=True)}
+        return {
+            metric.name: np.array(column)
+            for metric, column in zip(self.metrics, zip(*rows, strict=True), strict=True)
+        }
 
     def weight(self, targets: Arrays) -> np.ndarray:
-        """1 for a window with a valid pixel, else 0: every window counts alike, however sparse its truth."""
+        """1 for a window with a valid pixel, else 0: every window counts alike, however sparse its
+        truth."""
         depth_m = targets["depth_m"]
         return self._valid(depth_m).reshape(len(depth_m), -1).any(axis=1).astype(np.float64)
 
@@ -188,11 +217,14 @@ class Task(TaskPlugin):
         counts = np.zeros(BINS)
         for batch in targets:
             depth_m = batch["depth_m"]
-            counts += np.histogram(depth_m[self._valid(depth_m)], BINS, (self.settings.min_m, self.settings.max_m))[0]
+            counts += np.histogram(
+                depth_m[self._valid(depth_m)], BINS, (self.settings.min_m, self.settings.max_m)
+            )[0]
         return {"counts": counts}
 
     def trivial(self, targets: Arrays, statistics: Arrays) -> np.ndarray:
-        """Always the median depth of the training truth, to half a step of the valid range (0.5 mm for ScanNet)."""
+        """Always the median depth of the training truth, to half a step of the valid range (0.5 mm
+        for ScanNet)."""
         below = statistics["counts"].cumsum()
         place = int(np.searchsorted(below, below[-1] / 2))
         step_m = (self.settings.max_m - self.settings.min_m) / BINS
@@ -200,13 +232,17 @@ class Task(TaskPlugin):
 
     def plain(self, answer: np.ndarray, affine_23: np.ndarray) -> dict[str, Any]:  # noqa: ARG002
         """Nearest, median and farthest depth; the map itself has tens of thousands of numbers."""
-        nearest, median, farthest = np.quantile(answer.astype(np.float64), [0, 0.5, 1]).round(4).tolist()
+        nearest, median, farthest = (
+            np.quantile(answer.astype(np.float64), [0, 0.5, 1]).round(4).tolist()
+        )
         return {"nearest_m": nearest, "median_m": median, "farthest_m": farthest}
 
     def draw(self, pixels_THWC: np.ndarray, answer: np.ndarray, targets: Arrays) -> np.ndarray:
-        """frame | truth | prediction over their one colour scale; (T, H, W, 3). What is unknown is black.
+        """frame | truth | prediction over their one colour scale; (T, H, W, 3). What is unknown is
+        black.
 
-        The scale goes from the window's nearest to its farthest truth; without truth, over the valid range.
+        The scale goes from the window's nearest to its farthest truth; without truth, over the
+        valid range.
         """
         low_m, high_m = self.settings.min_m, self.settings.max_m
         panels = {"frame": [Canvas(pixels_HWC).pixels for pixels_HWC in pixels_THWC]}
@@ -220,14 +256,19 @@ class Task(TaskPlugin):
             ]
         panels["prediction"] = [_enlarged(paint(found_HW, low_m, high_m)) for found_HW in answer]
         rows = zip(*panels.values(), strict=True)
-        return np.stack([_with_words(side_by_side(row), list(panels), low_m, high_m) for row in rows])
+        return np.stack(
+            [_with_words(side_by_side(row), list(panels), low_m, high_m) for row in rows]
+        )
 
     def _errors(self, truth_THW: np.ndarray, found_THW: np.ndarray) -> list[float]:
         """One window's value of every metric; 0 where nothing is valid."""
         valid_THW = self._valid(truth_THW)
         if not valid_THW.any():
             return [0.0] * len(self.metrics)
-        truth_M, found_M = truth_THW[valid_THW].astype(np.float64), found_THW[valid_THW].astype(np.float64)
+        truth_M, found_M = (
+            truth_THW[valid_THW].astype(np.float64),
+            found_THW[valid_THW].astype(np.float64),
+        )
         median_m = np.median(found_M)
         values = []
         for factor in (1.0, np.median(truth_M) / median_m if median_m > 0 else 1.0):
@@ -252,7 +293,8 @@ def paint(depth_HW: np.ndarray, low_m: float, high_m: float) -> np.ndarray:
 
 
 def _enlarged(pixels: np.ndarray) -> np.ndarray:
-    """Every pixel as a whole square, in all at least as large as a drawn frame: nothing is invented between them."""
+    """Every pixel as a whole square, in all at least as large as a drawn frame: nothing is invented
+    between them."""
     times = -(-SIDE_PX // len(pixels))
     return pixels.repeat(times, axis=0).repeat(times, axis=1)
 
@@ -266,5 +308,8 @@ def _with_words(row_HWC: np.ndarray, names: list[str], low_m: float, high_m: flo
         canvas.text(np.array([place / len(names) + 0.01, 0.01]), name)
     for share in np.linspace(0, 0.92, TICKS):
         depth_m = low_m + (high_m - low_m) * share
-        canvas.text(np.array([share, (height + 0.25 * LEGEND_PX) / (height + LEGEND_PX)]), f"| {depth_m:.2f} m")
+        canvas.text(
+            np.array([share, (height + 0.25 * LEGEND_PX) / (height + LEGEND_PX)]),
+            f"| {depth_m:.2f} m",
+        )
     return canvas.pixels

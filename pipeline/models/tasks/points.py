@@ -1,7 +1,8 @@
-"""Point tracking: place and visibility of points in every frame, each told in one (arXiv 2605.19137, as for Perception Test).
+"""Point tracking: place and visibility of points in every frame, each told in one (arXiv
+2605.19137, as for Perception Test).
 
-Streaming: the told place asks every frame's tokens in turn. Window: it asks the tokens of all frames, once for every two of
-them.
+Streaming: the told place asks every frame's tokens in turn. Window: it asks the tokens of all
+frames, once for every two of them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from pipeline.models.tasks.parts.tapvid import FRAME_PX, frames_counted, tapvid
 FRAMES_PER_QUERY = 2
 """Of the window form."""
 SURE = 10.0
-"""Logit of the visibility, and minus that of the uncertainty, in the frame where the point is told."""
+"""Logit of the visibility, and minus that of the uncertainty, in the frame where the point is
+told."""
 SEEN = 0.5
 """An answer above it says that the point is visible."""
 HUBER_PX, UNCERTAIN_PX = 4.0, 6.0
@@ -41,23 +43,26 @@ class Settings(TrackingSettings):
     heads: int = Field(default=8, ge=1)
     """Attention heads of the readout, which must divide readout_width; the paper has 8."""
     queries: Literal["first", "strided"] = "first"
-    """As in TAP-Vid. "first": a track is told where it is first visible, the frames after it count. "strided": it is told once
-    in every `stride`-th frame in which it is visible, all other frames count."""
+    """As in TAP-Vid. "first": a track is told where it is first visible, the frames after it count.
+    "strided": it is told once in every `stride`-th frame in which it is visible, all other frames
+    count."""
     stride: int = Field(default=5, ge=1)
     """Frames between the queries of "strided"."""
     points: int = Field(default=64, ge=1)
     """Tracks of a training window at most, drawn at random; evaluation takes all."""
     train_queries: Literal["first", "random"] = "first"
-    """Frame in which a track is told in training. "first": where it is first visible, which suits a query that does not say its
-    time; "random": any in which it is visible, as Kubric's own point tracking data are made."""
+    """Frame in which a track is told in training. "first": where it is first visible, which suits a
+    query that does not say its time; "random": any in which it is visible, as Kubric's own point
+    tracking data are made."""
     unknown: Literal["ignored", "occluded"] = "ignored"
-    """What it means that a track has no place in a frame in which another has: nothing, or that it is not visible, as
-    Perception Test's own score has it."""
+    """What it means that a track has no place in a frame in which another has: nothing, or that it
+    is not visible, as Perception Test's own score has it."""
     visible_if: Literal["visible", "visible and certain"] = "visible"
-    """When a point is said to be visible: sigmoid(visibility) > 0.5, as the paper's code has it, or sigmoid(visibility) *
-    sigmoid(-uncertainty) > 0.5, as in TAPIR."""
+    """When a point is said to be visible: sigmoid(visibility) > 0.5, as the paper's code has it, or
+    sigmoid(visibility) * sigmoid(-uncertainty) > 0.5, as in TAPIR."""
     position_weight: float = Field(default=0.05, ge=0)
-    """Weight of the Huber loss of places, in pixels of a frame of 256 x 256. The paper does not say; TAPIR has 0.05."""
+    """Weight of the Huber loss of places, in pixels of a frame of 256 x 256. The paper does not
+    say; TAPIR has 0.05."""
     visibility_weight: float = Field(default=1.0, ge=0)
     """Weight of the cross-entropy of the visibility."""
     uncertainty_weight: float = Field(default=1.0, ge=0)
@@ -79,10 +84,11 @@ class PointQuery(nn.Module):
 
 
 class StreamingPoints(StreamingReadout, PointQuery):
-    """(B, T, Q, 4) of points told as `point` (B, Q, 2) in `frame` (B, Q): x, y, logits of visibility and uncertainty.
+    """(B, T, Q, 4) of points told as `point` (B, Q, 2) in `frame` (B, Q): x, y, logits of
+    visibility and uncertainty.
 
-    Each frame's from its own tokens. Points share keys and values, and do not meet. A frame that the stream never reaches, or
-    that lies before it, is never told: nothing is overwritten.
+    Each frame's from its own tokens. Points share keys and values, and do not meet. A frame that
+    the stream never reaches, or that lies before it, is never told: nothing is overwritten.
     """
 
     def __init__(self, width: int, *, readout_width: int, heads: int, hidden: int) -> None:
@@ -99,7 +105,10 @@ class StreamingPoints(StreamingReadout, PointQuery):
 
     def start(self, query: Query) -> Query:
         """The query, encoded once, and the number of the frame to come."""
-        return query | {"query": self.encode(query["point"]), "time": torch.zeros_like(query["frame"][:, :1])}
+        return query | {
+            "query": self.encode(query["point"]),
+            "time": torch.zeros_like(query["frame"][:, :1]),
+        }
 
     def step(self, x_BND: torch.Tensor, state: Query) -> tuple[torch.Tensor, Query]:
         raw = self._read(x_BND, state["query"]).unsqueeze(1)
@@ -112,7 +121,8 @@ class StreamingPoints(StreamingReadout, PointQuery):
 
 
 class WindowPointQuery(PointQuery):
-    """Places (B, Q, 2) -> G queries of each, (B, Q, G, width), which a learned embedding tells apart."""
+    """Places (B, Q, 2) -> G queries of each, (B, Q, G, width), which a learned embedding tells
+    apart."""
 
     def __init__(self, width: int, hidden: int, copies: int) -> None:
         super().__init__(width, hidden)
@@ -123,17 +133,23 @@ class WindowPointQuery(PointQuery):
 
 
 class WindowPoints(nn.Module):
-    """As `StreamingPoints`, from the tokens of all frames: each of T / 2 copies of a query predicts two frames.
+    """As `StreamingPoints`, from the tokens of all frames: each of T / 2 copies of a query predicts
+    two frames.
 
-    The copies of one point see each other. An odd T has one frame more predicted than there is, which is dropped. As published,
-    only the temporal module tells the tokens of different frames apart.
+    The copies of one point see each other. An odd T has one frame more predicted than there is,
+    which is dropped. As published, only the temporal module tells the tokens of different frames
+    apart.
     """
 
-    def __init__(self, width: int, *, readout_width: int, heads: int, hidden: int, frames: int) -> None:
+    def __init__(
+        self, width: int, *, readout_width: int, heads: int, hidden: int, frames: int
+    ) -> None:
         super().__init__()
         self.frames = frames
         self.proj_to_readout = token_projection(width, readout_width)
-        self.point_query_encoder = WindowPointQuery(readout_width, hidden, -(-frames // FRAMES_PER_QUERY))
+        self.point_query_encoder = WindowPointQuery(
+            readout_width, hidden, -(-frames // FRAMES_PER_QUERY)
+        )
         self.readout = QueryDecoder(readout_width, heads)
         self.prediction_head = Head(readout_width, readout_width // 2, FRAMES_PER_QUERY * 4)
 
@@ -141,7 +157,9 @@ class WindowPoints(nn.Module):
         batch, frames = x_BTND.shape[:2]
         assert frames == self.frames
         tokens = self.proj_to_readout(x_BTND.flatten(1, 2))
-        raw = self.prediction_head(self.readout(self.point_query_encoder(query["point"]), tokens))  # (B, Q, G, 8)
+        raw = self.prediction_head(
+            self.readout(self.point_query_encoder(query["point"]), tokens)
+        )  # (B, Q, G, 8)
         raw = raw.unflatten(-1, (FRAMES_PER_QUERY, 4)).flatten(2, 3).transpose(1, 2)[:, :frames]
         return with_told(raw, query, torch.arange(frames, device=raw.device).expand(batch, -1))
 
@@ -150,7 +168,10 @@ def with_told(raw_BTQ4: torch.Tensor, query: Query, time_BT: torch.Tensor) -> to
     """A head's numbers -> x, y, logits; in the frame where a point is told: its place, +10, -10."""
     predicted = torch.cat([raw_BTQ4[..., :2].sigmoid(), raw_BTQ4[..., 2:]], dim=-1)
     point = query["point"].to(predicted.dtype)
-    told = torch.cat([point, torch.full_like(point[..., :1], SURE), torch.full_like(point[..., :1], -SURE)], dim=-1)
+    told = torch.cat(
+        [point, torch.full_like(point[..., :1], SURE), torch.full_like(point[..., :1], -SURE)],
+        dim=-1,
+    )
     here = query["frame"].unsqueeze(1) == time_BT.unsqueeze(2)
     return torch.where(here.unsqueeze(-1), told.unsqueeze(1), predicted)
 
@@ -158,9 +179,10 @@ def with_told(raw_BTQ4: torch.Tensor, query: Query, time_BT: torch.Tensor) -> to
 class Task(TaskPlugin):
     """Points of the tracks that are visible in some frame of the window.
 
-    targets["query_frame"] (Q,) int64: where each is told. A prediction is x, y in the square and logits of visibility and
-    uncertainty, (B, T, Q, 4); an answer is x, y and a number that is above 0.5 where the point is said to be visible. Loss and
-    scores look at the same frames, see `queries`: what is told is not asked.
+    targets["query_frame"] (Q,) int64: where each is told. A prediction is x, y in the square and
+    logits of visibility and uncertainty, (B, T, Q, 4); an answer is x, y and a number that is above
+    0.5 where the point is said to be visible. Loss and scores look at the same frames, see
+    `queries`: what is told is not asked.
     """
 
     Settings = Settings
@@ -179,7 +201,8 @@ class Task(TaskPlugin):
         return forms
 
     def prepare(self, targets: Arrays, rng: np.random.Generator | None) -> Arrays:
-        """The tracks to follow, one for every query, with `query_frame`; one that is nowhere known where there are none."""
+        """The tracks to follow, one for every query, with `query_frame`; one that is nowhere known
+        where there are none."""
         valid = targets["points_valid"]
         visible = targets["visible"] & valid
         if self.settings.unknown == "occluded":
@@ -189,7 +212,12 @@ class Task(TaskPlugin):
             frames = len(visible)
             nowhere = np.zeros((frames, 1), bool)
             points = np.zeros((frames, 1, 2), np.float32)
-            return {"points": points, "points_valid": nowhere, "visible": nowhere, "query_frame": np.zeros(1, np.int64)}
+            return {
+                "points": points,
+                "points_valid": nowhere,
+                "visible": nowhere,
+                "query_frame": np.zeros(1, np.int64),
+            }
         return {
             "points": targets["points"][:, track],
             "points_valid": valid[:, track],
@@ -197,7 +225,9 @@ class Task(TaskPlugin):
             "query_frame": frame,
         }
 
-    def _told(self, visible_TQ: np.ndarray, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
+    def _told(
+        self, visible_TQ: np.ndarray, rng: np.random.Generator | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Track and frame of every query."""
         settings = self.settings
         if rng is None and settings.queries == "strided":
@@ -208,7 +238,9 @@ class Task(TaskPlugin):
             track = np.sort(rng.choice(track, settings.points, replace=False))
         if rng is None or settings.train_queries == "first":
             return track, visible_TQ[:, track].argmax(0)
-        return track, np.where(visible_TQ[:, track], rng.random((len(visible_TQ), len(track))), -1).argmax(0)
+        return track, np.where(
+            visible_TQ[:, track], rng.random((len(visible_TQ), len(track))), -1
+        ).argmax(0)
 
     def query(self, targets: dict[str, torch.Tensor]) -> Query:
         """point (B, Q, 2) and the frame (B, Q) in which it is there."""
@@ -218,14 +250,30 @@ class Task(TaskPlugin):
 
     def readout(self, form: str, width: int, frames: int) -> nn.Module:
         settings = self.settings
-        size = {"readout_width": settings.readout_width, "heads": settings.heads, "hidden": settings.hidden}
-        return WindowPoints(width, frames=frames, **size) if form == WINDOW else StreamingPoints(width, **size)
+        size = {
+            "readout_width": settings.readout_width,
+            "heads": settings.heads,
+            "hidden": settings.hidden,
+        }
+        return (
+            WindowPoints(width, frames=frames, **size)
+            if form == WINDOW
+            else StreamingPoints(width, **size)
+        )
 
-    def loss(self, form: str, prediction: torch.Tensor, targets: dict[str, torch.Tensor]) -> torch.Tensor:  # noqa: ARG002
-        """TAPIR's: Huber loss of places and cross-entropy of uncertainty where the point is visible, and cross-entropy of
-        visibility; each summed over the point-frames that count and divided by their number."""
+    def loss(
+        self,
+        form: str,
+        prediction: torch.Tensor,
+        targets: dict[str, torch.Tensor],  # noqa: ARG002
+    ) -> torch.Tensor:
+        """TAPIR's: Huber loss of places and cross-entropy of uncertainty where the point is
+        visible, and cross-entropy of visibility; each summed over the point-frames that count and
+        divided by their number."""
         time_T = torch.arange(prediction.shape[1], device=prediction.device)
-        counted = targets["points_valid"] & frames_counted(targets["query_frame"], time_T, self.settings.queries)
+        counted = targets["points_valid"] & frames_counted(
+            targets["query_frame"], time_T, self.settings.queries
+        )
         predicted_M4, visible_M = prediction[counted], targets["visible"][counted]
         seen_M4, truth_M2 = predicted_M4[visible_M], targets["points"][counted][visible_M]
         squared_px = ((seen_M4[:, :2] - truth_M2) * FRAME_PX).square().sum(-1)
@@ -234,7 +282,9 @@ class Task(TaskPlugin):
         position = torch.where(squared_px < HUBER_PX**2, squared_px / 2, far).sum()
         uncertain = (squared_px > UNCERTAIN_PX**2).to(seen_M4.dtype)
         uncertainty = F.binary_cross_entropy_with_logits(seen_M4[:, 3], uncertain, reduction="sum")
-        visibility = F.binary_cross_entropy_with_logits(predicted_M4[:, 2], visible_M.to(predicted_M4.dtype), reduction="sum")
+        visibility = F.binary_cross_entropy_with_logits(
+            predicted_M4[:, 2], visible_M.to(predicted_M4.dtype), reduction="sum"
+        )
         weighted = (
             self.settings.position_weight * position
             + self.settings.visibility_weight * visibility
@@ -245,7 +295,9 @@ class Task(TaskPlugin):
     def _counted(self, targets: Arrays) -> np.ndarray:
         """(B, T, Q) bool: point-frames that are scored."""
         time_T = np.arange(targets["visible"].shape[1])
-        return targets["points_valid"] & frames_counted(targets["query_frame"], time_T, self.settings.queries)
+        return targets["points_valid"] & frames_counted(
+            targets["query_frame"], time_T, self.settings.queries
+        )
 
     def terms(self, targets: Arrays) -> float:
         """Point-frames that count."""
@@ -259,20 +311,28 @@ class Task(TaskPlugin):
         return torch.cat([prediction[..., :2], visible], dim=-1)
 
     def score(self, answer: np.ndarray, targets: Arrays) -> dict[str, np.ndarray]:
-        """Average Jaccard, share of visible points within 1 to 16 px of 256, accuracy of visibility; see `_tapvid.tapvid`."""
+        """Average Jaccard, share of visible points within 1 to 16 px of 256, accuracy of
+        visibility; see `_tapvid.tapvid`."""
         counted = self._counted(targets)
-        return tapvid(answer[..., :2], answer[..., 2] > SEEN, targets["points"], targets["visible"], counted)
+        return tapvid(
+            answer[..., :2], answer[..., 2] > SEEN, targets["points"], targets["visible"], counted
+        )
 
     def weight(self, targets: Arrays) -> np.ndarray:
-        """(B,) float64: windows count the same, as TAP-Vid's videos do; 0 where no point is visible in a frame that counts."""
+        """(B,) float64: windows count the same, as TAP-Vid's videos do; 0 where no point is visible
+        in a frame that counts."""
         seen = self._counted(targets) & targets["visible"]
         return np.any(seen, axis=(1, 2)).astype(np.float64)
 
     def trivial(self, targets: Arrays, statistics: Arrays) -> np.ndarray:  # noqa: ARG002
         """The told place in every frame, always visible."""
-        point_B1Q2 = np.take_along_axis(targets["points"], targets["query_frame"][:, None, :, None], axis=1)
+        point_B1Q2 = np.take_along_axis(
+            targets["points"], targets["query_frame"][:, None, :, None], axis=1
+        )
         visible_B1Q1 = np.ones_like(point_B1Q2[..., :1])
-        return np.concatenate([point_B1Q2, visible_B1Q1], axis=-1).repeat(targets["points"].shape[1], axis=1)
+        return np.concatenate([point_B1Q2, visible_B1Q1], axis=-1).repeat(
+            targets["points"].shape[1], axis=1
+        )
 
     def plain(self, answer: np.ndarray, affine_23: np.ndarray) -> dict[str, Any]:
         """points: x, y in the source frame, and whether each is said to be visible."""
@@ -280,8 +340,9 @@ class Task(TaskPlugin):
         return {"points": xy_Q2.round(5).tolist(), "visible": (answer[0, :, 2] > SEEN).tolist()}
 
     def draw(self, pixels_THWC: np.ndarray, answer: np.ndarray, targets: Arrays) -> np.ndarray:
-        """Frames enlarged to at least 384 px, one colour per query: predicted points as discs, hollow where said to be
-        occluded; true ones as crosses, where visible. In "first" a query is drawn from its own frame on."""
+        """Frames enlarged to at least 384 px, one colour per query: predicted points as discs,
+        hollow where said to be occluded; true ones as crosses, where visible. In "first" a query is
+        drawn from its own frame on."""
         visible_TQ = targets.get("visible", np.zeros(answer.shape[:2], bool))
         told_Q = targets.get("query_frame", np.zeros(answer.shape[1], np.int64))
         followed_Q = targets["points_valid"].any(0) if targets else np.ones(answer.shape[1], bool)

@@ -1,7 +1,9 @@
-"""Camera motion from frame to frame: pooled tokens, a small head, learned balancing (arXiv 2605.19137, as for nuScenes).
+"""Camera motion from frame to frame: pooled tokens, a small head, learned balancing (arXiv
+2605.19137, as for nuScenes).
 
-Nine numbers a frame: where camera t stands in the frame of camera t - 1, in metres (x right, y down, z forward), and how it is
-turned against it, as six numbers. Frame 0 has no camera before it, hence no truth. Streaming only, as published.
+Nine numbers a frame: where camera t stands in the frame of camera t - 1, in metres (x right, y
+down, z forward), and how it is turned against it, as six numbers. Frame 0 has no camera before it,
+hence no truth. Streaming only, as published.
 """
 
 from __future__ import annotations
@@ -31,11 +33,13 @@ class Settings(plugins.Settings):
     hidden: int = Field(default=512, ge=1)
     """Width of the head's hidden layer."""
     norm: Literal["l1", "l2"] = "l2"
-    """Norm of the two errors: the translation in metres, and the difference of the rotation matrices. The paper does not say.
-    "l2": the translation error is then what the first metric measures."""
+    """Norm of the two errors: the translation in metres, and the difference of the rotation
+    matrices. The paper does not say. "l2": the translation error is then what the first metric
+    measures."""
     balance: Literal["learned", "fixed"] = "learned"
-    """How the two errors are weighed. "learned": by one log variance s each, exp(-s) error + s (Kendall and Cipolla 2017,
-    "Geometric Loss Functions for Camera Pose Regression"), as in the paper."""
+    """How the two errors are weighed. "learned": by one log variance s each, exp(-s) error + s
+    (Kendall and Cipolla 2017, "Geometric Loss Functions for Camera Pose Regression"), as in the
+    paper."""
     translation_weight: float = Field(default=1.0, gt=0)
     """Weight of the translation error; where the balance is learned, the one it starts from."""
     rotation_weight: float = Field(default=1.0, gt=0)
@@ -47,9 +51,14 @@ class FrameMotion(StreamingReadout):
 
     def __init__(self, width: int, readout_width: int, hidden: int) -> None:
         super().__init__()
-        self.proj_to_readout = nn.Linear(width, readout_width) if width != readout_width else nn.Identity()
+        self.proj_to_readout = (
+            nn.Linear(width, readout_width) if width != readout_width else nn.Identity()
+        )
         self.pose_head = nn.Sequential(
-            nn.LayerNorm(readout_width), nn.Linear(readout_width, hidden), nn.GELU(), nn.Linear(hidden, 9)
+            nn.LayerNorm(readout_width),
+            nn.Linear(readout_width, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, 9),
         )
 
     def forward(self, x_BTND: torch.Tensor, query: Query) -> torch.Tensor:  # noqa: ARG002
@@ -65,7 +74,8 @@ class FrameMotion(StreamingReadout):
 
 
 class Task(TaskPlugin):
-    """targets["motion"]: (B, T, 9) float32, the truth in the form of a prediction; targets["motion_valid"]: (B, T)."""
+    """targets["motion"]: (B, T, 9) float32, the truth in the form of a prediction;
+    targets["motion_valid"]: (B, T)."""
 
     Settings = Settings
     needs = ("pose",)
@@ -88,7 +98,8 @@ class Task(TaskPlugin):
         return (STREAMING,)
 
     def prepare(self, targets: Arrays, rng: np.random.Generator | None) -> Arrays:  # noqa: ARG002
-        """Motions from poses (T, 4, 4), camera to world; a motion is known where both of its poses are."""
+        """Motions from poses (T, 4, 4), camera to world; a motion is known where both of its poses
+        are."""
         pose, known = torch.from_numpy(targets["pose"]), targets["pose_valid"]
         turn, place = pose[:, :3, :3], pose[:, :3, 3]
         # In float64, and by the transpose: world coordinates may be large, and unknown poses are zeros without an inverse.
@@ -103,7 +114,12 @@ class Task(TaskPlugin):
     def readout(self, form: str, width: int, frames: int) -> nn.Module:  # noqa: ARG002
         return FrameMotion(width, self.settings.readout_width, self.settings.hidden)
 
-    def loss(self, form: str, prediction: torch.Tensor, targets: dict[str, torch.Tensor]) -> torch.Tensor:  # noqa: ARG002
+    def loss(
+        self,
+        form: str,
+        prediction: torch.Tensor,
+        targets: dict[str, torch.Tensor],  # noqa: ARG002
+    ) -> torch.Tensor:
         """Both errors' means over the known steps, balanced; 0 where none is known."""
         valid = targets["motion_valid"]
         truth = torch.where(valid[..., None], targets["motion"], 0).to(prediction.dtype)
@@ -127,10 +143,12 @@ class Task(TaskPlugin):
         return prediction
 
     def score(self, answer: np.ndarray, targets: Arrays) -> dict[str, np.ndarray]:
-        """Relative pose error per step (Sturm et al. 2012, between neighbouring frames), without any alignment or scaling.
+        """Relative pose error per step (Sturm et al. 2012, between neighbouring frames), without
+        any alignment or scaling.
 
-        "RPE_tr" and "RPE_rot": mean over a window's steps, so that over all windows it is the mean over all steps.
-        "..., RMSE": root mean square over a window's steps; over all windows the mean of these, weighted by steps.
+        "RPE_tr" and "RPE_rot": mean over a window's steps, so that over all windows it is the mean
+        over all steps. "..., RMSE": root mean square over a window's steps; over all windows the
+        mean of these, weighted by steps.
         """
         found, truth = (torch.from_numpy(motion).double() for motion in (answer, targets["motion"]))
         shift_mm = 1000 * torch.linalg.vector_norm(found[..., :3] - truth[..., :3], dim=-1).numpy()
@@ -147,7 +165,11 @@ class Task(TaskPlugin):
 
     def statistics(self, targets: Iterable[Arrays]) -> Arrays:
         """Sums over the known motions: how many, their translations and their rotation matrices."""
-        count, shift, turn = 0, torch.zeros(3, dtype=torch.float64), torch.zeros(3, 3, dtype=torch.float64)
+        count, shift, turn = (
+            0,
+            torch.zeros(3, dtype=torch.float64),
+            torch.zeros(3, 3, dtype=torch.float64),
+        )
         for batch in targets:
             known = torch.from_numpy(batch["motion"][batch["motion_valid"]]).double()
             count += len(known)
@@ -156,21 +178,31 @@ class Task(TaskPlugin):
         return {"count": np.array(count), "shift": shift.numpy(), "turn": turn.numpy()}
 
     def trivial(self, targets: Arrays, statistics: Arrays) -> np.ndarray:
-        """Always the mean motion: mean translation, and the rotation nearest to the mean of the matrices."""
+        """Always the mean motion: mean translation, and the rotation nearest to the mean of the
+        matrices."""
         shift = statistics["shift"] / max(1, int(statistics["count"]))
         turn = to_six(mean_rotation(torch.from_numpy(statistics["turn"]))).numpy()
         return np.tile(np.concatenate([shift, turn]), (*targets["motion_valid"].shape, 1))
 
     def plain(self, answer: np.ndarray, affine_23: np.ndarray) -> dict[str, Any]:  # noqa: ARG002
-        """Shift (x, y, z), and the rows of the rotation matrix, from the camera of the frame before to this one's."""
+        """Shift (x, y, z), and the rows of the rotation matrix, from the camera of the frame before
+        to this one's."""
         turn = from_six(torch.from_numpy(answer[0, 3:]).double())
-        return {"shift_m": answer[0, :3].astype(np.float64).round(4).tolist(), "rotation": turn.numpy().round(6).tolist()}
+        return {
+            "shift_m": answer[0, :3].astype(np.float64).round(4).tolist(),
+            "rotation": turn.numpy().round(6).tolist(),
+        }
 
     def draw(self, pixels_THWC: np.ndarray, answer: np.ndarray, targets: Arrays) -> np.ndarray:
-        """Every frame beside the paths so far, seen from above; (T, H, W, 3). Steps without truth count as none in both."""
+        """Every frame beside the paths so far, seen from above; (T, H, W, 3). Steps without truth
+        count as none in both."""
         valid = targets["motion_valid"] if targets else np.ones(len(answer), bool)
-        known = [("prediction", answer, PREDICTION)] + ([("truth", targets["motion"], TRUTH)] if targets else [])
-        paths = [(name, path(np.where(valid[:, None], motion, 0)), ink) for name, motion, ink in known]
+        known = [("prediction", answer, PREDICTION)] + (
+            [("truth", targets["motion"], TRUTH)] if targets else []
+        )
+        paths = [
+            (name, path(np.where(valid[:, None], motion, 0)), ink) for name, motion, ink in known
+        ]
         centre, side_m = _view(np.concatenate([places_S2 for _, places_S2, _ in paths]))
         drawn = []
         for t, pixels_HWC in enumerate(pixels_THWC):
@@ -181,7 +213,10 @@ class Task(TaskPlugin):
                     canvas.point(xy, ink, hollow=name == "truth")
                 canvas.cross(xy_S2[t + 1], ink)
                 canvas.text(np.array([0.02, 0.02 + 0.06 * row]), name, ink)
-            canvas.text(np.array([0.02, 0.86]), self._words(answer[t], {name: array[t] for name, array in targets.items()}))
+            canvas.text(
+                np.array([0.02, 0.86]),
+                self._words(answer[t], {name: array[t] for name, array in targets.items()}),
+            )
             canvas.text(np.array([0.02, 0.92]), f"from above, {side_m:.3g} m wide")
             drawn.append(side_by_side([Canvas(pixels_HWC).pixels, canvas.pixels]))
         return np.stack(drawn)
@@ -193,12 +228,15 @@ class Task(TaskPlugin):
             return gone
         if not targets["motion_valid"]:
             return f"{gone}, no truth"
-        scores = self.score(answer[None, None], {name: array[None, None] for name, array in targets.items()})
+        scores = self.score(
+            answer[None, None], {name: array[None, None] for name, array in targets.items()}
+        )
         return f"{gone}, off by {scores['RPE_tr'][0]:.0f} mm, {scores['RPE_rot'][0]:.1f} deg"
 
 
 def path(motion_T9: np.ndarray) -> np.ndarray:
-    """Places (T + 1, 2) of the cameras, metres: x right and z forward of the camera before the first. Zeros are no motion."""
+    """Places (T + 1, 2) of the cameras, metres: x right and z forward of the camera before the
+    first. Zeros are no motion."""
     turn_T33 = from_six(torch.from_numpy(motion_T9[:, 3:]).double()).numpy()
     places, heading = [np.zeros(3)], np.eye(3)
     for shift, turn in zip(motion_T9[:, :3].astype(np.float64), turn_T33, strict=True):
@@ -208,7 +246,8 @@ def path(motion_T9: np.ndarray) -> np.ndarray:
 
 
 def _view(places_M2: np.ndarray) -> tuple[np.ndarray, float]:
-    """Centre and side in metres of a square that holds all places with a margin; never less than 10 cm."""
+    """Centre and side in metres of a square that holds all places with a margin; never less than 10
+    cm."""
     low, high = places_M2.min(0), places_M2.max(0)
     return (low + high) / 2, max(0.1, 1.6 * float((high - low).max()))
 

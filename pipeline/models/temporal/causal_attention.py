@@ -1,7 +1,9 @@
-"""Attention of every token position over its own past: the reference that is not recurrent (arXiv 1706.03762, section 3.2).
+"""Attention of every token position over its own past: the reference that is not recurrent (arXiv
+1706.03762, section 3.2).
 
-A frame sees itself and `history` frames before it, so a stream may run for ever in a memory of fixed size. Order is told by a
-learned bias per head and age (after arXiv 1910.10683, section 2.1). Tokens do not see each other.
+A frame sees itself and `history` frames before it, so a stream may run for ever in a memory of
+fixed size. Order is told by a learned bias per head and age (after arXiv 1910.10683, section 2.1).
+Tokens do not see each other.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class Settings(plugins.Settings):
 
 
 class TimeAttention(nn.Module):
-    """Multi-head attention along the time of each token position. S counts the frames that can be seen."""
+    """Multi-head attention along the time of each token position. S counts the frames that can be
+    seen."""
 
     def __init__(self, width: int, heads: int, history: int, dropout: float) -> None:
         super().__init__()
@@ -47,8 +50,12 @@ class TimeAttention(nn.Module):
     def forward(
         self, x_BNTD: torch.Tensor, past: State | None, age_TS: torch.Tensor, seen_BTS: torch.Tensor
     ) -> tuple[torch.Tensor, State]:
-        """`past` holds keys and values, (B, N, heads, S - T, d); those of all S frames are given back."""
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(2, 3) for part in self.qkv(x_BNTD).chunk(3, dim=-1))
+        """`past` holds keys and values, (B, N, heads, S - T, d); those of all S frames are given
+        back."""
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(2, 3)
+            for part in self.qkv(x_BNTD).chunk(3, dim=-1)
+        )
         if past is not None:
             k, v = torch.cat([past[0], k], dim=3), torch.cat([past[1], v], dim=3)
         bias_BHTS = self.age_bias[:, age_TS].where(seen_BTS.unsqueeze(1), -torch.inf)
@@ -82,8 +89,9 @@ class Block(nn.Module):
 
 
 class Temporal(TemporalModule):
-    """State: which of the `history` cached frames are real (1) and which are not (0), (B, history), oldest first; then for each
-    layer their keys and their values, (B, N, heads, history, D / heads) each."""
+    """State: which of the `history` cached frames are real (1) and which are not (0), (B, history),
+    oldest first; then for each layer their keys and their values, (B, N, heads, history, D / heads)
+    each."""
 
     Settings = Settings
 
@@ -114,10 +122,13 @@ class Temporal(TemporalModule):
         return self.output_norm(x_BNTD.transpose(1, 2)), after
 
     def _latest(self, x: torch.Tensor, time: int) -> torch.Tensor:
-        """The last `history` frames along axis `time`, zeros before the first. A copy: a view would keep the window alive."""
+        """The last `history` frames along axis `time`, zeros before the first. A copy: a view would
+        keep the window alive."""
         missing = self.settings.history - x.shape[time]
         if missing <= 0:
-            return x.narrow(time, -missing, self.settings.history).clone(memory_format=torch.contiguous_format)
+            return x.narrow(time, -missing, self.settings.history).clone(
+                memory_format=torch.contiguous_format
+            )
         shape = list(x.shape)
         shape[time] = missing
         return torch.cat([x.new_zeros(shape), x], dim=time)

@@ -1,7 +1,9 @@
-"""Contract of a temporal module: mixes tokens over time, causally, and can stop and go on at any frame.
+"""Contract of a temporal module: mixes tokens over time, causally, and can stop and go on at any
+frame.
 
-Three ways to run agree within 1e-5 in float32 (eval mode): a whole window, a window in pieces with the state carried over, and
-frame by frame. State is a tuple of tensors whose first axis is B; its size does not grow with time.
+Three ways to run agree within 1e-5 in float32 (eval mode): a whole window, a window in pieces with
+the state carried over, and frame by frame. State is a tuple of tensors whose first axis is B; its
+size does not grow with time.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ State = tuple[torch.Tensor, ...]
 
 
 class Gate(nn.Identity):
-    """Passes the openings of a gate on, numbers from 0 to 1: the place where a forward hook can watch them.
+    """Passes the openings of a gate on, numbers from 0 to 1: the place where a forward hook can
+    watch them.
 
     For one frame of one stream they can be viewed as (N, channels), whatever else their shape says.
     """
@@ -31,7 +34,8 @@ class Gate(nn.Identity):
 
 
 class TemporalModule(nn.Module, ABC):
-    """Base of every `Temporal`. A plug-in writes `_run`, `state_shapes` and `flops`; input is checked here."""
+    """Base of every `Temporal`. A plug-in writes `_run`, `state_shapes` and `flops`; input is
+    checked here."""
 
     Settings: ClassVar[type[Settings]]
 
@@ -41,11 +45,15 @@ class TemporalModule(nn.Module, ABC):
         self.width = width
         self.settings = settings
 
-    def forward(self, x_BTND: torch.Tensor, state: State | None = None) -> tuple[torch.Tensor, State]:
-        """Tokens of T >= 1 frames and the state before them (None: the start) -> outputs of that shape, and the state after.
+    def forward(
+        self, x_BTND: torch.Tensor, state: State | None = None
+    ) -> tuple[torch.Tensor, State]:
+        """Tokens of T >= 1 frames and the state before them (None: the start) -> outputs of that
+        shape, and the state after.
 
-        Raises BadInput: another width, no frames, a state of another batch size or token count, tokens that are not finite
-        (the last is left out under torch.compile, where it would split the graph).
+        Raises BadInput: another width, no frames, a state of another batch size or token count,
+        tokens that are not finite (the last is left out under torch.compile, where it would split
+        the graph).
         """
         self._check(x_BTND, state)
         return self._run(x_BTND, state)
@@ -56,12 +64,13 @@ class TemporalModule(nn.Module, ABC):
 
     @abstractmethod
     def state_shapes(self, tokens: int) -> tuple[tuple[int, ...], ...]:
-        """Shape of each part of one stream's state for frames of N = `tokens`, without the batch axis."""
+        """Shape of each part of one stream's state for frames of N = `tokens`, without the batch
+        axis."""
 
     @abstractmethod
     def flops(self, frames: int, tokens: int) -> int:
-        """Floating-point operations of one window's forward pass: 2 for a multiply and add, matrix products, convolutions
-        and recurrences; norms and element-wise activations are left out."""
+        """Floating-point operations of one window's forward pass: 2 for a multiply and add, matrix
+        products, convolutions and recurrences; norms and element-wise activations are left out."""
 
     def initial_state(self, batch: int, tokens: int) -> State:
         """The state before the first frame: zeros, on the module's device, in its dtype."""
@@ -81,7 +90,9 @@ class TemporalModule(nn.Module, ABC):
         name = type(self).__module__.rsplit(".", 1)[-1]
         if x_BTND.ndim != 4 or x_BTND.shape[-1] != self.width:
             shape = ", ".join(map(str, x_BTND.shape))
-            raise BadInput(f"temporal module '{name}': wanted tokens (B, T, N, D) with D = {self.width}, found ({shape})")
+            raise BadInput(
+                f"temporal module '{name}': wanted tokens (B, T, N, D) with D = {self.width}, found ({shape})"
+            )
         batch, frames, tokens, _ = x_BTND.shape
         if frames == 0:
             raise BadInput(f"temporal module '{name}': wanted at least 1 frame, found T = 0")
@@ -95,7 +106,9 @@ class TemporalModule(nn.Module, ABC):
                     "start a new stream with initial_state, or pass the state that the frame before gave back",
                 )
         # A sum is not finite if one of its terms is not: one pass and no mask in memory.
-        if not torch.compiler.is_compiling() and not torch.isfinite(x_BTND.detach().sum(dtype=torch.float32)):
+        if not torch.compiler.is_compiling() and not torch.isfinite(
+            x_BTND.detach().sum(dtype=torch.float32)
+        ):
             bad = int((~torch.isfinite(x_BTND)).sum())
             if bad:
                 raise BadInput(

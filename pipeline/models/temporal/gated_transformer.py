@@ -1,7 +1,9 @@
-"""RVM_RNN: a gated recurrence whose candidate is made by a transformer (arXiv 2605.19137; names as published).
+"""RVM_RNN: a gated recurrence whose candidate is made by a transformer (arXiv 2605.19137; names as
+published).
 
-Per frame x with the state s before it: u = sigmoid(W_ux x + W_us s), r = sigmoid(W_rx x + W_rs s), h = transformer of x that
-reads r * LN(s), s <- (1 - u) s + u h; the output is LN(s). Frames go one after the other, also in training.
+Per frame x with the state s before it: u = sigmoid(W_ux x + W_us s), r = sigmoid(W_rx x + W_rs s),
+h = transformer of x that reads r * LN(s), s <- (1 - u) s + u h; the output is LN(s). Frames go one
+after the other, also in training.
 """
 
 from __future__ import annotations
@@ -15,7 +17,12 @@ from torch import nn
 
 from pipeline.config import plugins
 from pipeline.models.temporal.contract import Gate, State, TemporalModule
-from pipeline.models.temporal.layers.spatial_attention import CrossAttention, Mlp, SelfAttention, check_heads
+from pipeline.models.temporal.layers.spatial_attention import (
+    CrossAttention,
+    Mlp,
+    SelfAttention,
+    check_heads,
+)
 
 INNER_EPS = 1e-6
 """Of every LayerNorm but that of the output, which has torch's default."""
@@ -29,15 +36,15 @@ class Settings(plugins.Settings):
     layers: int = Field(default=4, ge=1)
     """Blocks of the transformer."""
     heads: int | None = Field(default=None, ge=1)
-    """Attention heads; must divide the width. None: 8, 12 or 16 for widths of 384, 768 or 1024, else
-    heads as near to 64 channels wide as can be."""
+    """Attention heads; must divide the width. None: 8, 12 or 16 for widths of 384, 768 or 1024,
+    else heads as near to 64 channels wide as can be."""
     mlp_ratio: float = Field(default=4, gt=0)
     """Hidden width of the MLP over the width."""
 
 
 def default_heads(width: int) -> int:
-    """The published choice for widths 384, 768 and 1024 (8, 12, 16); else the divisor of `width` that makes heads as near to
-    64 wide as can be, and of two such the larger."""
+    """The published choice for widths 384, 768 and 1024 (8, 12, 16); else the divisor of `width`
+    that makes heads as near to 64 wide as can be, and of two such the larger."""
     divisors = (heads for heads in range(width, 0, -1) if width % heads == 0)
     return PUBLISHED_HEADS.get(width) or min(divisors, key=lambda heads: abs(width // heads - 64))
 
@@ -57,7 +64,9 @@ class Block(nn.Module):
     def queries(self, x: torch.Tensor) -> torch.Tensor:
         return self.ca_attn.queries(self.ca_norm(x))
 
-    def forward(self, x_BND: torch.Tensor, q_BND: torch.Tensor, kv_BND: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x_BND: torch.Tensor, q_BND: torch.Tensor, kv_BND: torch.Tensor
+    ) -> torch.Tensor:
         """`q_BND` is `queries(x_BND)`."""
         x_BND = x_BND + self.ca_attn(q_BND, kv_BND)
         x_BND = x_BND + self.mlp(self.mlp_norm(x_BND))
@@ -80,7 +89,9 @@ class Transformer(nn.Module):
         """Of the first block, for any number of frames."""
         return self._blocks()[0].queries(x)
 
-    def forward(self, x_BND: torch.Tensor, q_BND: torch.Tensor, kv_BND: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x_BND: torch.Tensor, q_BND: torch.Tensor, kv_BND: torch.Tensor
+    ) -> torch.Tensor:
         """`q_BND` is `queries(x_BND)`."""
         first, *others = self._blocks()
         x_BND = first(x_BND, q_BND, kv_BND)
@@ -119,7 +130,12 @@ class Temporal(TemporalModule):
         (s_BND,) = self.initial_state(batch, tokens) if state is None else state
         x_TBND = x_BTND.transpose(0, 1)  # time first: the loop takes one frame after the other
         # What does not wait for the state is made for all frames at once.
-        ahead = x_TBND, self.transformer.queries(x_TBND), self.input_update(x_TBND), self.input_reset(x_TBND)
+        ahead = (
+            x_TBND,
+            self.transformer.queries(x_TBND),
+            self.input_update(x_TBND),
+            self.input_reset(x_TBND),
+        )
         states = []
         for x_BND, q_BND, update_BND, reset_BND in zip(*ahead, strict=True):
             update_BND = torch.sigmoid(update_BND + self.state_update(s_BND))

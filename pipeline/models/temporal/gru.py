@@ -1,7 +1,9 @@
-"""A gated recurrent unit over time at every token position, all positions sharing weights (GRU, arXiv 1406.1078).
+"""A gated recurrent unit over time at every token position, all positions sharing weights (GRU,
+arXiv 1406.1078).
 
-Per layer x <- x + W_o GRU(LN x), then an output LayerNorm: the residual carries what the frame itself says, the recurrence adds
-what came before. Tokens do not see each other: whatever mixes positions must be done by the encoder or the readout.
+Per layer x <- x + W_o GRU(LN x), then an output LayerNorm: the residual carries what the frame
+itself says, the recurrence adds what came before. Tokens do not see each other: whatever mixes
+positions must be done by the encoder or the readout.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ class Settings(plugins.Settings):
 
 
 class GruLayer(nn.Module):
-    """The residual branch W_o GRU(LN x). Gates in the order reset, update, candidate, as in torch.nn.GRU."""
+    """The residual branch W_o GRU(LN x). Gates in the order reset, update, candidate, as in
+    torch.nn.GRU."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -38,7 +41,9 @@ class GruLayer(nn.Module):
         nn.init.constant_(self.input_gates.bias.detach()[width : 2 * width], 1.0)
         nn.init.zeros_(self.hidden_gates.bias)
 
-    def forward(self, x_TBND: torch.Tensor, h_BND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, x_TBND: torch.Tensor, h_BND: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         gates, outputs = [2 * self.width, self.width], []
         for frame in self.input_gates(self.norm(x_TBND)).unbind():
             gates_x, candidate_x = frame.split(gates, dim=-1)

@@ -1,4 +1,5 @@
-"""M: a residual Mamba over time in every layer, each token position on its own (arXiv 2605.19137; names as published).
+"""M: a residual Mamba over time in every layer, each token position on its own (arXiv 2605.19137;
+names as published).
 
 Tokens do not see each other: whatever mixes positions must be done by the encoder or the readout.
 """

@@ -1,9 +1,11 @@
-"""Mamba-2 over time at every token position (arXiv 2405.21060; parameter names of a mixer as in mamba_ssm.Mamba2).
+"""Mamba-2 over time at every token position (arXiv 2405.21060; parameter names of a mixer as in
+mamba_ssm.Mamba2).
 
-Shape letters of this file: R rows (independent sequences, B * N of them), E inner width, H heads of P channels each (here P is
-not patches), K state size. Every head decays by one number per frame, so a short window is an attention: with cum_t the sum of
-dt A up to t, y_t is the sum over s <= t of (C_t . B_s) exp(cum_t - cum_s) dt_s x_s, plus C_t exp(cum_t) h of the state before
-the window (section 6: a block of the semiseparable matrix). Tokens do not see each other.
+Shape letters of this file: R rows (independent sequences, B * N of them), E inner width, H heads of
+P channels each (here P is not patches), K state size. Every head decays by one number per frame, so
+a short window is an attention: with cum_t the sum of dt A up to t, y_t is the sum over s <= t of
+(C_t . B_s) exp(cum_t - cum_s) dt_s x_s, plus C_t exp(cum_t) h of the state before the window
+(section 6: a block of the semiseparable matrix). Tokens do not see each other.
 """
 
 from __future__ import annotations
@@ -32,11 +34,13 @@ HEAD_CHANNELS = 64
 WINDOW_FRAMES = 64
 """Frames of one attention; longer windows go on from the state of the one before."""
 BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
-"""T * E of the rows taken at a time. CPU: what mostly stays in its caches; CUDA: enough to fill the device."""
+"""T * E of the rows taken at a time. CPU: what mostly stays in its caches; CUDA: enough to fill the
+device."""
 
 
 class Settings(plugins.Settings):
-    """Depth, inner width, convolution and dropout are those of `mamba`, so that the two compare like with like."""
+    """Depth, inner width, convolution and dropout are those of `mamba`, so that the two compare
+    like with like."""
 
     layers: int = Field(default=4, ge=1)
     """Mamba-2 mixers, each with its own residual."""
@@ -84,7 +88,11 @@ class Mamba2(Mixer):
         self.out_proj = nn.Linear(self.inner, width, bias=False)
 
     def state_shapes(self, tokens: int) -> tuple[tuple[int, ...], ...]:
-        return (tokens, self.conv1d.kernel_size[0] - 1, self.convolved), (tokens, self.state, self.inner)
+        return (tokens, self.conv1d.kernel_size[0] - 1, self.convolved), (
+            tokens,
+            self.state,
+            self.inner,
+        )
 
     def flops(self, frames: int, tokens: int) -> int:
         products = sum(part.weight.numel() for part in (self.in_proj, self.conv1d, self.out_proj))
@@ -95,7 +103,9 @@ class Mamba2(Mixer):
 
     def forward(self, x_TBND: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
         conv_RHE, h_RKE = (part.flatten(0, 1) for part in state)
-        gate_TRE, x_TRE, dt_TRH = self.in_proj(x_TBND.flatten(1, 2)).split([self.inner, self.convolved, self.heads], dim=-1)
+        gate_TRE, x_TRE, dt_TRH = self.in_proj(x_TBND.flatten(1, 2)).split(
+            [self.inner, self.convolved, self.heads], dim=-1
+        )
         assert self.conv1d.bias is not None
         x_TRE, conv_RHE = causal_conv(x_TRE, conv_RHE, self.conv1d.weight, self.conv1d.bias)
         x_TRE, B_TRK, C_TRK = F.silu(x_TRE).split([self.inner, self.state, self.state], dim=-1)
@@ -134,28 +144,38 @@ def state_space_dual(
     C_TRK: torch.Tensor,
     state_RKE: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """h_t = exp(dt_t A) h_{t-1} + B_t (dt_t x_t)^T and y_t = C_t h_t, from h_{-1} = `state_RKE`; dt and A are per head.
+    """h_t = exp(dt_t A) h_{t-1} + B_t (dt_t x_t)^T and y_t = C_t h_t, from h_{-1} = `state_RKE`; dt
+    and A are per head.
 
-    Returns y_TRE and the last h_RKE. Runs in at least float32, also under autocast; exact in float64.
+    Returns y_TRE and the last h_RKE. Runs in at least float32, also under autocast; exact in
+    float64.
     """
     dtype = torch.promote_types(x_TRE.dtype, torch.float32)
     with torch.autocast(x_TRE.device.type, enabled=False):
-        x_TRE, dt_TRH, A_H, B_TRK, C_TRK, h_RKE = (part.to(dtype) for part in (x_TRE, dt_TRH, A_H, B_TRK, C_TRK, state_RKE))
+        x_TRE, dt_TRH, A_H, B_TRK, C_TRK, h_RKE = (
+            part.to(dtype) for part in (x_TRE, dt_TRH, A_H, B_TRK, C_TRK, state_RKE)
+        )
         outputs = []
-        for x, dt, B, C in zip(*(part.split(WINDOW_FRAMES) for part in (x_TRE, dt_TRH, B_TRK, C_TRK)), strict=True):
+        for x, dt, B, C in zip(
+            *(part.split(WINDOW_FRAMES) for part in (x_TRE, dt_TRH, B_TRK, C_TRK)), strict=True
+        ):
             y_TRE, h_RKE = _StateSpaceDual.apply(x, dt, A_H, B, C, h_RKE)
             outputs.append(y_TRE)
     return torch.cat(outputs) if len(outputs) > 1 else outputs[0], h_RKE
 
 
 class _StateSpaceDual(torch.autograd.Function):
-    """One window. Only the inputs are kept: the backward pass makes the decays of each block of rows once more."""
+    """One window. Only the inputs are kept: the backward pass makes the decays of each block of
+    rows once more."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.save_for_backward(*inputs)
         x, *_, state = inputs
-        y, last = torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(state)
+        y, last = (
+            torch.empty_like(x, memory_format=torch.contiguous_format),
+            torch.empty_like(state),
+        )
         for rows in _blocks(x):
             _write_outputs(_Block.of(inputs, rows), y[:, rows], last[rows])
         return y, last
@@ -167,12 +187,19 @@ class _StateSpaceDual(torch.autograd.Function):
         x, dt, A, B, C, state = inputs
         grad_y, grad_last = grads
         grad_x, grad_dt, grad_B, grad_C, grad_state = (
-            torch.empty_like(part, memory_format=torch.contiguous_format) for part in (x, dt, B, C, state)
+            torch.empty_like(part, memory_format=torch.contiguous_format)
+            for part in (x, dt, B, C, state)
         )
         grad_A = torch.zeros_like(A)
         for rows in _blocks(x):
             parts = _gradients(_Block.of(inputs, rows), grad_y[:, rows], grad_last[rows])
-            grad_x[:, rows], grad_dt[:, rows], grad_B[:, rows], grad_C[:, rows], grad_state[rows] = parts[:5]
+            (
+                grad_x[:, rows],
+                grad_dt[:, rows],
+                grad_B[:, rows],
+                grad_C[:, rows],
+                grad_state[rows],
+            ) = parts[:5]
             grad_A += parts[5]
         return grad_x, grad_dt, grad_A, grad_B, grad_C, grad_state
 
@@ -180,7 +207,9 @@ class _StateSpaceDual(torch.autograd.Function):
 def _blocks(x_TRE: torch.Tensor) -> list[slice]:
     """Ranges of rows taken at a time."""
     frames, rows, width = x_TRE.shape
-    block = max(1, BLOCK_ELEMENTS.get(x_TRE.device.type, BLOCK_ELEMENTS["cuda"]) // (frames * width))
+    block = max(
+        1, BLOCK_ELEMENTS.get(x_TRE.device.type, BLOCK_ELEMENTS["cuda"]) // (frames * width)
+    )
     return [slice(start, min(start + block, rows)) for start in range(0, rows, block)]
 
 
@@ -194,13 +223,21 @@ def _flat(x_RHTP: torch.Tensor) -> torch.Tensor:
     return x_RHTP.transpose(1, 2).flatten(2)
 
 
-def _decays(dt_TRH: torch.Tensor, A_H: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What is left at t of the state before, (R, H, T), at t of frame s, (R, H, T, S), and at the last t of s, (R, H, S)."""
+def _decays(
+    dt_TRH: torch.Tensor, A_H: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What is left at t of the state before, (R, H, T), at t of frame s, (R, H, T, S), and at the
+    last t of s, (R, H, S)."""
     rate_RHT = (dt_TRH * A_H).permute(1, 2, 0)
     frames = rate_RHT.shape[-1]
     square = torch.ones(frames, frames, dtype=torch.bool, device=rate_RHT.device)
     # Sums over s < u <= t, not differences of sums from the start: those lose their digits after frames of strong decay.
-    exponent = rate_RHT.unsqueeze(-1).expand(*rate_RHT.shape, frames).masked_fill(square.triu(), 0).cumsum(-2)
+    exponent = (
+        rate_RHT.unsqueeze(-1)
+        .expand(*rate_RHT.shape, frames)
+        .masked_fill(square.triu(), 0)
+        .cumsum(-2)
+    )
     between = exponent.masked_fill_(square.triu(1), -torch.inf).exp_()
     return rate_RHT.cumsum(-1).exp(), between, between[:, :, -1]
 
@@ -246,7 +283,9 @@ def _write_outputs(block: _Block, y: torch.Tensor, last: torch.Tensor) -> None:
     torch.baddbmm(kept.flatten(2), B.mT, _flat(drive * to_end.unsqueeze(-1)), out=last)
 
 
-def _gradients(block: _Block, grad_y: torch.Tensor, grad_last: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _gradients(
+    block: _Block, grad_y: torch.Tensor, grad_last: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
     """Gradients of one block of rows, in the order x, dt, B, C, state, A."""
     x, dt, A, B, C, state, since_start, between, to_end = block
     heads = len(A)
@@ -269,7 +308,9 @@ def _gradients(block: _Block, grad_y: torch.Tensor, grad_last: torch.Tensor) -> 
     leaving = (told * drive).sum(-1)
     grad_cum -= leaving
     passed_back = grad_last.unflatten(-1, (heads, -1)) * since_start[:, None, :, -1:]
-    grad_cum[..., -1] += leaving.sum(-1) + (passed_back * state.unflatten(-1, (heads, -1))).sum((1, 3))
+    grad_cum[..., -1] += leaving.sum(-1) + (passed_back * state.unflatten(-1, (heads, -1))).sum(
+        (1, 3)
+    )
 
     grad_C = grad_products @ B + _flat(asked) @ state.mT
     grad_B = grad_products.mT @ C + _flat(drive * end) @ grad_last.mT
@@ -278,4 +319,11 @@ def _gradients(block: _Block, grad_y: torch.Tensor, grad_last: torch.Tensor) -> 
     grad_dt = grad_rate * A.unsqueeze(-1) + (grad_drive * x).sum(-1)
     grad_x = _flat(grad_drive * dt.unsqueeze(-1))
     grad_A = (grad_rate * dt).sum((0, 2))
-    return grad_x.transpose(0, 1), grad_dt.permute(2, 0, 1), grad_B.transpose(0, 1), grad_C.transpose(0, 1), grad_state, grad_A
+    return (
+        grad_x.transpose(0, 1),
+        grad_dt.permute(2, 0, 1),
+        grad_B.transpose(0, 1),
+        grad_C.transpose(0, 1),
+        grad_state,
+        grad_A,
+    )

@@ -1,4 +1,5 @@
-"""MMix: in every layer attention within the frame, then a residual Mamba over time (arXiv 2605.19137; names as published)."""
+"""MMix: in every layer attention within the frame, then a residual Mamba over time (arXiv
+2605.19137; names as published)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""A minimal gated recurrent unit over time at every token position (minGRU, arXiv 2410.01201, section 3.1).
+"""A minimal gated recurrent unit over time at every token position (minGRU, arXiv 2410.01201,
+section 3.1).
 
-Gate and candidate see the frame alone, so all products run over the whole window at once; what remains in time order is
-h_t = (1 - z_t) h_{t-1} + z_t c_t, element by element. Tokens do not see each other.
+Gate and candidate see the frame alone, so all products run over the whole window at once; what
+remains in time order is h_t = (1 - z_t) h_{t-1} + z_t c_t, element by element. Tokens do not see
+each other.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from pipeline.models.temporal.layers.stacks import Mixer, ResidualStack
 
 
 class Settings(plugins.Settings):
-    """Depth, inner width and dropout are those of `mamba`, so that the two compare like with like."""
+    """Depth, inner width and dropout are those of `mamba`, so that the two compare like with
+    like."""
 
     layers: int = Field(default=4, ge=1)
     """Recurrent layers, each with its own residual."""
@@ -32,8 +35,9 @@ class Settings(plugins.Settings):
 class MinGru(Mixer):
     """z = sigmoid(W_z x), c = W_h x. State: h, (B, N, E) with E = expand * D.
 
-    The candidate is linear, as in section 3.1. The paper's positive g(c) is what a scan in log space needs (appendix B); here
-    h is a weighted mean of candidates, made step by step, which is stable as it is, and it may be negative.
+    The candidate is linear, as in section 3.1. The paper's positive g(c) is what a scan in log
+    space needs (appendix B); here h is a weighted mean of candidates, made step by step, which is
+    stable as it is, and it may be negative.
     """
 
     def __init__(self, width: int, expand: int) -> None:
@@ -68,4 +72,6 @@ class Temporal(ResidualStack):
     Settings = Settings
 
     def __init__(self, width: int, settings: Any) -> None:
-        super().__init__(width, settings, [MinGru(width, settings.expand) for _ in range(settings.layers)])
+        super().__init__(
+            width, settings, [MinGru(width, settings.expand) for _ in range(settings.layers)]
+        )

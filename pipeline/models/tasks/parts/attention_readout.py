@@ -1,4 +1,5 @@
-"""Attention readout: learned queries read tokens by cross-attention (arXiv 2605.19137; parameter names as published)."""
+"""Attention readout: learned queries read tokens by cross-attention (arXiv 2605.19137; parameter
+names as published)."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ from pipeline.config import plugins
 class AttentionSettings(plugins.Settings):
     """What every task with attention readouts lets a recipe choose; a task adds its defaults."""
 
-    forms: tuple[Literal["streaming", "window"], ...] = Field(default=("streaming", "window"), min_length=1)
+    forms: tuple[Literal["streaming", "window"], ...] = Field(
+        default=("streaming", "window"), min_length=1
+    )
     """Readouts to train."""
     readout_width: int = Field(ge=1)
     """Width of keys, values and queries."""
@@ -32,22 +35,33 @@ class AttentionSettings(plugins.Settings):
     @model_validator(mode="after")
     def _equal_heads(self) -> Self:
         if self.readout_width % self.heads:
-            raise ValueError(f"heads must divide readout_width, found {self.heads} heads for width {self.readout_width}")
+            raise ValueError(
+                f"heads must divide readout_width, found {self.heads} heads for width {self.readout_width}"
+            )
         return self
 
 
 class AttentionReadout(nn.Module):
     """token = query + W_o softmax(query K / sqrt(d)) V; token += MLP(LN token); output = W token.
 
-    Queries are parameters and have no projection. K and V are linear in LN(tokens) of `readout_width`.
+    Queries are parameters and have no projection. K and V are linear in LN(tokens) of
+    `readout_width`.
     """
 
     temporal_posenc: torch.Tensor | None
 
     def __init__(
-        self, width: int, outputs: int, *, readout_width: int, heads: int, queries: int = 1, frames: int | None = None
+        self,
+        width: int,
+        outputs: int,
+        *,
+        readout_width: int,
+        heads: int,
+        queries: int = 1,
+        frames: int | None = None,
     ) -> None:
-        """`frames`: the T of a window's learned temporal embedding; None: no embedding, frames are read one by one."""
+        """`frames`: the T of a window's learned temporal embedding; None: no embedding, frames are
+        read one by one."""
         super().__init__()
         assert readout_width % heads == 0
         self.input_norm = nn.LayerNorm(width)
@@ -68,19 +82,29 @@ class AttentionReadout(nn.Module):
 
     def read_window(self, x_BTND: torch.Tensor) -> torch.Tensor:
         """All T * N tokens at once, with the temporal embedding -> (B, Q, outputs)."""
-        return self._read((self.input_norm(x_BTND) + self._embedding(x_BTND.shape[1])).flatten(1, 2))
+        return self._read(
+            (self.input_norm(x_BTND) + self._embedding(x_BTND.shape[1])).flatten(1, 2)
+        )
 
     def _read(self, x_BMD: torch.Tensor) -> torch.Tensor:
         batch, queries, heads = len(x_BMD), *self.query.shape[:2]
         query = self.query.expand(batch, -1, -1, -1).transpose(1, 2)
-        key, value = (proj(x_BMD).unflatten(-1, (heads, -1)).transpose(1, 2) for proj in (self.key_proj, self.value_proj))
-        read = F.scaled_dot_product_attention(query.to(key.dtype), key, value).transpose(1, 2).reshape(batch, queries, -1)
+        key, value = (
+            proj(x_BMD).unflatten(-1, (heads, -1)).transpose(1, 2)
+            for proj in (self.key_proj, self.value_proj)
+        )
+        read = (
+            F.scaled_dot_product_attention(query.to(key.dtype), key, value)
+            .transpose(1, 2)
+            .reshape(batch, queries, -1)
+        )
         token_BQP = self.query.flatten(1) + self.out_proj(read)
         token_BQP = token_BQP + self.mlp_fc2(F.gelu(self.mlp_fc1(self.mlp_norm(token_BQP))))
         return self.classifier(token_BQP)
 
     def _embedding(self, frames: int) -> torch.Tensor:
-        """The temporal embedding, (1, T, 1, D), resized linearly in time if the window is not as long as in training."""
+        """The temporal embedding, (1, T, 1, D), resized linearly in time if the window is not as
+        long as in training."""
         assert self.temporal_posenc is not None
         if frames == self.temporal_posenc.shape[1]:
             return self.temporal_posenc

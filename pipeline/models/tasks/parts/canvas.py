@@ -1,6 +1,8 @@
-"""Drawing over frames: boxes, points, crosses and words on an enlarged frame, and frames side by side.
+"""Drawing over frames: boxes, points, crosses and words on an enlarged frame, and frames side by
+side.
 
-Places are x, y in the frame, from 0 to 1. Every mark has a dark rim, so that it shows on any background.
+Places are x, y in the frame, from 0 to 1. Every mark has a dark rim, so that it shows on any
+background.
 """
 
 from __future__ import annotations
@@ -34,13 +36,16 @@ def colour(number: int) -> Colour:
 
 
 class Canvas:
-    """One frame, uint8 (H, W, 3), enlarged until its shorter side has `SIDE_PX`. `pixels` is what has been drawn so far."""
+    """One frame, uint8 (H, W, 3), enlarged until its shorter side has `SIDE_PX`. `pixels` is what
+    has been drawn so far."""
 
     def __init__(self, pixels_HWC: np.ndarray) -> None:
         image = Image.fromarray(pixels_HWC)
         scale = max(1.0, SIDE_PX / min(image.size))
         if scale > 1:
-            image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+            image = image.resize(
+                (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
+            )
         self._image, self._draw = image, ImageDraw.Draw(image)
         self.line_px = max(2, min(image.size) // 160)
 
@@ -51,41 +56,66 @@ class Canvas:
 
     def box(self, xyxy: np.ndarray, ink: Colour, dashed: bool = False) -> None:
         """The outline of a box; one whose corners are swapped is drawn as if they were not."""
-        x1, y1, x2, y2 = (*self._px(np.minimum(xyxy[:2], xyxy[2:])), *self._px(np.maximum(xyxy[:2], xyxy[2:])))
+        x1, y1, x2, y2 = (
+            *self._px(np.minimum(xyxy[:2], xyxy[2:])),
+            *self._px(np.maximum(xyxy[:2], xyxy[2:])),
+        )
         sides = [(x1, y1, x2, y1), (x2, y1, x2, y2), (x2, y2, x1, y2), (x1, y2, x1, y1)]
-        strokes = [stroke for side in sides for stroke in (self._dashes(*side) if dashed else [side])]
+        strokes = [
+            stroke for side in sides for stroke in (self._dashes(*side) if dashed else [side])
+        ]
         self._strokes(strokes, ink)
 
     def point(self, xy: np.ndarray, ink: Colour, hollow: bool = False) -> None:
         """A disc, or a ring."""
         x, y = self._px(xy)
         radius = 3 * self.line_px
-        for shade, reach, width in ((RIM, radius + 1, self.line_px + 2), (ink, radius, self.line_px)):
-            self._draw.ellipse((x - reach, y - reach, x + reach, y + reach), None if hollow else shade, shade, width)
+        for shade, reach, width in (
+            (RIM, radius + 1, self.line_px + 2),
+            (ink, radius, self.line_px),
+        ):
+            self._draw.ellipse(
+                (x - reach, y - reach, x + reach, y + reach),
+                None if hollow else shade,
+                shade,
+                width,
+            )
 
     def cross(self, xy: np.ndarray, ink: Colour) -> None:
         """Two thin strokes that meet at the place."""
         x, y = self._px(xy)
         arm = 4 * self.line_px
-        self._strokes([(x - arm, y - arm, x + arm, y + arm), (x - arm, y + arm, x + arm, y - arm)], ink)
+        self._strokes(
+            [(x - arm, y - arm, x + arm, y + arm), (x - arm, y + arm, x + arm, y - arm)], ink
+        )
 
-    def text(self, xy: np.ndarray | tuple[float, float], words: str, ink: Colour = (255, 255, 255)) -> None:
+    def text(
+        self, xy: np.ndarray | tuple[float, float], words: str, ink: Colour = (255, 255, 255)
+    ) -> None:
         """Words whose upper left corner is at the place."""
         font = ImageFont.load_default(6 * self.line_px + 2)
         self._draw.text(self._px(xy), words, fill=ink, font=font, stroke_width=2, stroke_fill=RIM)
 
     def _px(self, xy: np.ndarray | tuple[float, float]) -> tuple[int, int]:
-        """The pixel at a place; at most one side away from the frame, so that a wild prediction costs no time."""
+        """The pixel at a place; at most one side away from the frame, so that a wild prediction
+        costs no time."""
         x, y = np.floor(np.nan_to_num(np.asarray(xy, np.float64)).clip(-1, 2) * self._image.size)
         return int(x), int(y)
 
-    def _dashes(self, x1: float, y1: float, x2: float, y2: float) -> list[tuple[float, float, float, float]]:
+    def _dashes(
+        self, x1: float, y1: float, x2: float, y2: float
+    ) -> list[tuple[float, float, float, float]]:
         dash = 4 * self.line_px
         count = max(1, round(np.hypot(x2 - x1, y2 - y1) / (2 * dash)))
         stops = np.arange(2 * count + 1) / (2 * count + 1)
         share = 1 / (2 * count + 1)
         return [
-            (x1 + (x2 - x1) * at, y1 + (y2 - y1) * at, x1 + (x2 - x1) * (at + share), y1 + (y2 - y1) * (at + share))
+            (
+                x1 + (x2 - x1) * at,
+                y1 + (y2 - y1) * at,
+                x1 + (x2 - x1) * (at + share),
+                y1 + (y2 - y1) * (at + share),
+            )
             for at in stops[::2].tolist()
         ]
 
@@ -96,12 +126,15 @@ class Canvas:
 
 
 def side_by_side(panels: Sequence[np.ndarray]) -> np.ndarray:
-    """uint8 panels (H, W, 3) in a row, enlarged to the height of the tallest, with a dark gap between them."""
+    """uint8 panels (H, W, 3) in a row, enlarged to the height of the tallest, with a dark gap
+    between them."""
     height = max(len(panel) for panel in panels)
     row: list[np.ndarray] = []
     for panel in panels:
         width = round(panel.shape[1] * height / len(panel))
         if len(panel) != height:
-            panel = np.array(Image.fromarray(panel).resize((width, height), Image.Resampling.BICUBIC))
+            panel = np.array(
+                Image.fromarray(panel).resize((width, height), Image.Resampling.BICUBIC)
+            )
         row += [np.full((height, GAP_PX, 3), RIM, np.uint8), panel]
     return np.concatenate(row[1:], axis=1)

@@ -23,11 +23,13 @@ class TrackingSettings(AttentionSettings):
     readout_width: int = Field(default=256, ge=2)
     """Width of queries, keys and values; the paper has 1024."""
     hidden: int = Field(default=128, ge=1)
-    """Width of the network that turns the Fourier features of a place into a query; the paper has 512."""
+    """Width of the network that turns the Fourier features of a place into a query; the paper has
+    512."""
 
 
 class FourierFeatures(nn.Module):
-    """sin and cos of 2^k pi x, k = 0..15, of every coordinate: (..., C) -> (..., 32 C). In at least float32."""
+    """sin and cos of 2^k pi x, k = 0..15, of every coordinate: (..., C) -> (..., 32 C). In at least
+    float32."""
 
     freqs: torch.Tensor
 
@@ -42,7 +44,9 @@ class FourierFeatures(nn.Module):
 
 def feature_mlp(coordinates: int, hidden: int) -> nn.Sequential:
     """Fourier features of a place with `coordinates` numbers -> (..., hidden)."""
-    return nn.Sequential(nn.Linear(2 * BASES * coordinates, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+    return nn.Sequential(
+        nn.Linear(2 * BASES * coordinates, hidden), nn.GELU(), nn.Linear(hidden, hidden)
+    )
 
 
 def token_projection(width: int, readout_width: int) -> nn.Module:
@@ -51,10 +55,11 @@ def token_projection(width: int, readout_width: int) -> nn.Module:
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm transformer decoder layer with ReLU: self-attention, cross-attention, feed-forward of 4 times the width.
+    """Pre-norm transformer decoder layer with ReLU: self-attention, cross-attention, feed-forward
+    of 4 times the width.
 
-    Queries come in groups of G: a group's queries see each other, and nothing of other groups. All share the tokens' keys and
-    values.
+    Queries come in groups of G: a group's queries see each other, and nothing of other groups. All
+    share the tokens' keys and values.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -63,7 +68,11 @@ class DecoderLayer(nn.Module):
         self.multihead_attn = nn.MultiheadAttention(width, heads, batch_first=True)
         self.linear1 = nn.Linear(width, 4 * width)
         self.linear2 = nn.Linear(4 * width, width)
-        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm1, self.norm2, self.norm3 = (
+            nn.LayerNorm(width),
+            nn.LayerNorm(width),
+            nn.LayerNorm(width),
+        )
 
     def forward(self, x_BQGD: torch.Tensor, tokens_BMD: torch.Tensor) -> torch.Tensor:
         x_BQGD = x_BQGD + self._within(self.norm1(x_BQGD))
@@ -74,7 +83,9 @@ class DecoderLayer(nn.Module):
 
     def _within(self, x_BQGD: torch.Tensor) -> torch.Tensor:
         """Self-attention inside every group."""
-        if x_BQGD.shape[2] == 1:  # a query alone gives itself all of its attention: its value is what it reads
+        if (
+            x_BQGD.shape[2] == 1
+        ):  # a query alone gives itself all of its attention: its value is what it reads
             _, _, value = self.self_attn.in_proj_weight.chunk(3)
             _, _, bias = self.self_attn.in_proj_bias.chunk(3)
             alone: torch.Tensor = self.self_attn.out_proj(F.linear(x_BQGD, value, bias))
@@ -99,7 +110,8 @@ class QueryDecoder(nn.Module):
 
 
 class Head(nn.Sequential):
-    """width -> hidden (GELU) -> outputs. Not in bfloat16, also under autocast: below 1 it has steps of 1/256 of the frame."""
+    """width -> hidden (GELU) -> outputs. Not in bfloat16, also under autocast: below 1 it has steps
+    of 1/256 of the frame."""
 
     def __init__(self, width: int, hidden: int, outputs: int) -> None:
         super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, outputs))

@@ -1,5 +1,5 @@
-"""Rotations as six numbers: the first two columns of the matrix (Zhou et al. 2019, "On the Continuity of Rotation
-Representations in Neural Networks").
+"""Rotations as six numbers: the first two columns of the matrix (Zhou et al. 2019, "On the
+Continuity of Rotation Representations in Neural Networks").
 """
 
 from __future__ import annotations
@@ -7,7 +7,8 @@ from __future__ import annotations
 import torch
 
 DEGENERATE = 1e-4
-"""Below this length a vector has no direction; for the second column, this sine of its angle to the first."""
+"""Below this length a vector has no direction; for the second column, this sine of its angle to the
+first."""
 
 
 def to_six(rotation: torch.Tensor) -> torch.Tensor:
@@ -18,19 +19,25 @@ def to_six(rotation: torch.Tensor) -> torch.Tensor:
 def from_six(six: torch.Tensor) -> torch.Tensor:
     """(..., 6), any numbers -> rotation matrices (..., 3, 3), by Gram-Schmidt.
 
-    Where the numbers name no direction the nearest axis stands in and passes no gradient: six zeros are the identity.
+    Where the numbers name no direction the nearest axis stands in and passes no gradient: six zeros
+    are the identity.
     """
     first, second = six.unflatten(-1, (2, 3)).unbind(-2)
-    x = _direction(first, instead=torch.eye(3, dtype=six.dtype, device=six.device)[0].expand_as(first))
+    x = _direction(
+        first, instead=torch.eye(3, dtype=six.dtype, device=six.device)[0].expand_as(first)
+    )
     second = _direction(second, instead=torch.zeros_like(second))
-    other = torch.roll(torch.nn.functional.one_hot(x.detach().abs().argmax(-1), 3).to(six.dtype), 1, dims=-1)
+    other = torch.roll(
+        torch.nn.functional.one_hot(x.detach().abs().argmax(-1), 3).to(six.dtype), 1, dims=-1
+    )
     across = _direction(_perpendicular(other, x), instead=other)
     y = _direction(_perpendicular(second, x), instead=across)
     return torch.stack([x, y, torch.linalg.cross(x, y)], dim=-1)
 
 
 def angle(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Geodesic angle between rotation matrices (..., 3, 3), radians in [0, pi]; exact near both ends, where acos is not."""
+    """Geodesic angle between rotation matrices (..., 3, 3), radians in [0, pi]; exact near both
+    ends, where acos is not."""
     between = one.transpose(-1, -2) @ other
     sine = torch.linalg.vector_norm(between - between.transpose(-1, -2), dim=(-2, -1)) / 8**0.5
     cosine = (between.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
@@ -38,7 +45,8 @@ def angle(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def mean_rotation(total: torch.Tensor) -> torch.Tensor:
-    """The rotation nearest to a sum of rotation matrices, (3, 3): their chordal mean. The identity for a sum of none."""
+    """The rotation nearest to a sum of rotation matrices, (3, 3): their chordal mean. The identity
+    for a sum of none."""
     u, _, v = torch.linalg.svd(total)
     flip = torch.ones(3, dtype=total.dtype)
     flip[2] = torch.linalg.det(u @ v)
@@ -50,7 +58,9 @@ def _direction(vector: torch.Tensor, instead: torch.Tensor) -> torch.Tensor:
     known = torch.linalg.vector_norm(vector, dim=-1, keepdim=True) > DEGENERATE
     # Replaced before the division too: a division by zero makes the gradient NaN even where its result is not taken.
     vector = torch.where(known, vector, 1)
-    return torch.where(known, vector / torch.linalg.vector_norm(vector, dim=-1, keepdim=True), instead)
+    return torch.where(
+        known, vector / torch.linalg.vector_norm(vector, dim=-1, keepdim=True), instead
+    )
 
 
 def _perpendicular(vector: torch.Tensor, axis: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Scores of TAP-Vid for tracked points (arXiv 2211.03726), many windows at once.
 
-Distances are in pixels of a frame of 256 x 256. "first" counts the frames after a query's own, "strided" all but its own.
+Distances are in pixels of a frame of 256 x 256. "first" counts the frames after a query's own,
+"strided" all but its own.
 """
 
 from __future__ import annotations
@@ -23,13 +24,19 @@ def frames_counted(query_frame_BQ: Array, time_T: Array, queries: str) -> Array:
 
 
 def tapvid(
-    xy_BTQ2: np.ndarray, said_visible: np.ndarray, truth_BTQ2: np.ndarray, visible: np.ndarray, counted: np.ndarray
+    xy_BTQ2: np.ndarray,
+    said_visible: np.ndarray,
+    truth_BTQ2: np.ndarray,
+    visible: np.ndarray,
+    counted: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """AJ, delta_avg and OA of every window, (B,) float64 each; places are x, y in 0..1, all else is (B, T, Q) bool.
+    """AJ, delta_avg and OA of every window, (B,) float64 each; places are x, y in 0..1, all else is
+    (B, T, Q) bool.
 
-    OA: the share of counted point-frames whose visibility is right. delta_avg: the share of visible ones that are within 1, 2,
-    4, 8 and 16 px, mean of the five. AJ: mean over the five of TP / (visible + FP); TP is visible, said so and within; FP is
-    said visible, and either is not or is not within. A share of nothing is 0.
+    OA: the share of counted point-frames whose visibility is right. delta_avg: the share of visible
+    ones that are within 1, 2, 4, 8 and 16 px, mean of the five. AJ: mean over the five of TP /
+    (visible + FP); TP is visible, said so and within; FP is said visible, and either is not or is
+    not within. A share of nothing is 0.
     """
     visible, said_visible = visible & counted, said_visible & counted
     squared_px = np.square((xy_BTQ2.astype(np.float64) - truth_BTQ2) * FRAME_PX).sum(-1)

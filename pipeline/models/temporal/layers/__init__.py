@@ -1,1 +1,2 @@
-"""What several temporal modules are built of: stacks, recurrences, the selective scan, attention within a frame."""
+"""What several temporal modules are built of: stacks, recurrences, the selective scan, attention
+within a frame."""

@@ -1,7 +1,9 @@
-"""What a Mamba layer computes, on rows: independent sequences over time. Many rows are run block by block.
+"""What a Mamba layer computes, on rows: independent sequences over time. Many rows are run block by
+block.
 
-A layer makes some ten tensors wider than its input. Made for all rows at once they go through memory, and fresh memory at that;
-made for a block of rows they stay in the caches. The forward pass keeps its input only: backward makes each block again.
+A layer makes some ten tensors wider than its input. Made for all rows at once they go through
+memory, and fresh memory at that; made for a block of rows they stay in the caches. The forward pass
+keeps its input only: backward makes each block again.
 """
 
 from __future__ import annotations
@@ -34,8 +36,11 @@ class Weights(NamedTuple):
 Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def mamba_rows(x_RTD: torch.Tensor, conv_RHE: torch.Tensor | None, h_RKE: torch.Tensor | None, w: Weights) -> Rows:
-    """Output (R, T, D), and the state after it: the last H inputs of the convolution, and h. No state given: zeros."""
+def mamba_rows(
+    x_RTD: torch.Tensor, conv_RHE: torch.Tensor | None, h_RKE: torch.Tensor | None, w: Weights
+) -> Rows:
+    """Output (R, T, D), and the state after it: the last H inputs of the convolution, and h. No
+    state given: zeros."""
     rows, frames, _ = x_RTD.shape
     fits = len(row_blocks(frames, rows, w.A_KE)) == 1
     if fits or torch.compiler.is_compiling() or uses_kernel(x_RTD, h_RKE):
@@ -45,7 +50,8 @@ def mamba_rows(x_RTD: torch.Tensor, conv_RHE: torch.Tensor | None, h_RKE: torch.
 
 
 def _mix(inputs: Iterable[Any], w: Weights, room_TRKE: torch.Tensor | None = None) -> Rows:
-    """All but the last projection, time first, and the state. `inputs` are those of `mamba_rows`."""
+    """All but the last projection, time first, and the state. `inputs` are those of
+    `mamba_rows`."""
     x_RTD, conv_RHE, h_RKE = inputs
     x_TRE, gate_TRE = F.linear(x_RTD.transpose(0, 1).contiguous(), w.in_proj).chunk(2, dim=-1)
     taps_HE = w.conv.squeeze(1).T
@@ -66,10 +72,13 @@ def _mix(inputs: Iterable[Any], w: Weights, room_TRKE: torch.Tensor | None = Non
 
 
 class _CausalConv(torch.autograd.Function):
-    """Depthwise convolution over time, tap by tap: no axis is moved, and its gradient makes no tensor per tap."""
+    """Depthwise convolution over time, tap by tap: no axis is moved, and its gradient makes no
+    tensor per tap."""
 
     @staticmethod
-    def forward(ctx: Any, padded_TRE: torch.Tensor, taps_HE: torch.Tensor, bias_E: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, padded_TRE: torch.Tensor, taps_HE: torch.Tensor, bias_E: torch.Tensor
+    ) -> torch.Tensor:
         ctx.save_for_backward(padded_TRE, taps_HE)
         frames = len(padded_TRE) - len(taps_HE) + 1
         y_TRE = torch.addcmul(bias_E, taps_HE[0], padded_TRE[:frames])
@@ -94,7 +103,11 @@ class _InBlocks(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, conv: torch.Tensor | None, h: torch.Tensor | None, *weights: torch.Tensor
+        ctx: Any,
+        x: torch.Tensor,
+        conv: torch.Tensor | None,
+        h: torch.Tensor | None,
+        *weights: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         ctx.save_for_backward(x, conv, h, *weights)
         ctx.set_materialize_grads(False)
@@ -120,10 +133,16 @@ class _InBlocks(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         inputs, needed = ctx.saved_tensors, ctx.needs_input_grad
         x, w = inputs[0], Weights(*_leaves(inputs[3:], needed[3:]))
-        totals = [torch.zeros_like(part) if need else None for part, need in zip(inputs, needed, strict=True)]
+        totals = [
+            torch.zeros_like(part) if need else None
+            for part, need in zip(inputs, needed, strict=True)
+        ]
         blocks = row_blocks(x.shape[1], len(x), w.A_KE)
         room_TRKE = w.A_KE.new_empty(
-            x.shape[1], blocks[0].stop, *w.A_KE.shape, dtype=torch.promote_types(w.A_KE.dtype, torch.float32)
+            x.shape[1],
+            blocks[0].stop,
+            *w.A_KE.shape,
+            dtype=torch.promote_types(w.A_KE.dtype, torch.float32),
         )
         for rows in blocks:
             leaves = _leaves(_block(inputs[:3], rows), needed)
@@ -133,18 +152,28 @@ class _InBlocks(torch.autograd.Function):
                 with torch.enable_grad():
                     y_TRE, *state = _mix(leaves, w, room_TRKE[:, : rows.stop - rows.start])
                 grad_y_TRE = None
-                if grad_y is not None:  # back through the last projection by hand: its output need not be made again
+                if (
+                    grad_y is not None
+                ):  # back through the last projection by hand: its output need not be made again
                     grad_y = grad_y.transpose(0, 1).flatten(0, 1)
                     grad_y_TRE = (grad_y @ w.out_proj.detach()).view_as(y_TRE)
                     if sinks[-1] is not None:
                         sinks[-1] += grad_y.T @ y_TRE.detach().flatten(0, 1)
             pairs = zip((y_TRE, *state), (grad_y_TRE, *grad_state), strict=True)
-            reached = [(output, grad) for output, grad in pairs if grad is not None and output.requires_grad]
+            reached = [
+                (output, grad)
+                for output, grad in pairs
+                if grad is not None and output.requires_grad
+            ]
             if reached:
-                wanted = [leaf for leaf in (*leaves, *w[:-1]) if leaf is not None and leaf.requires_grad]
+                wanted = [
+                    leaf for leaf in (*leaves, *w[:-1]) if leaf is not None and leaf.requires_grad
+                ]
                 outputs, grad_outputs = zip(*reached, strict=True)
                 found = torch.autograd.grad(outputs, wanted, grad_outputs, materialize_grads=True)
-                for sink, grad in zip([sink for sink in sinks[:-1] if sink is not None], found, strict=True):
+                for sink, grad in zip(
+                    [sink for sink in sinks[:-1] if sink is not None], found, strict=True
+                ):
                     sink += grad
         return tuple(totals)
 
@@ -154,4 +183,7 @@ def _block(parts: Iterable[torch.Tensor | None], rows: slice) -> list[Any]:
 
 
 def _leaves(parts: Iterable[torch.Tensor | None], needed: Iterable[bool]) -> list[Any]:
-    return [None if part is None else part.detach().requires_grad_(need) for part, need in zip(parts, needed, strict=False)]
+    return [
+        None if part is None else part.detach().requires_grad_(need)
+        for part, need in zip(parts, needed, strict=False)
+    ]

@@ -1,4 +1,5 @@
-"""What the paper's Mamba modules share: a residual Mamba per layer, attention within the frame before it if wanted, a norm."""
+"""What the paper's Mamba modules share: a residual Mamba per layer, attention within the frame
+before it if wanted, a norm."""
 
 from __future__ import annotations
 
@@ -42,17 +43,22 @@ class MambaMixSettings(MambaSettings):
 
 
 class MambaStack(TemporalModule):
-    """Per layer z = spatial block of x, if there is one, m = Dropout(Mamba(LN z)) over time and x <- z + m; then a LayerNorm.
+    """Per layer z = spatial block of x, if there is one, m = Dropout(Mamba(LN z)) over time and x
+    <- z + m; then a LayerNorm.
 
-    State: for each layer the last inputs of the convolution and the state of the scan, (B, N, ...) each.
+    State: for each layer the last inputs of the convolution and the state of the scan, (B, N, ...)
+    each.
     """
 
-    def __init__(self, width: int, settings: Any, spatial_blocks: Sequence[SpatialBlock] = ()) -> None:
+    def __init__(
+        self, width: int, settings: Any, spatial_blocks: Sequence[SpatialBlock] = ()
+    ) -> None:
         """`spatial_blocks`: none, or one per layer."""
         super().__init__(width, settings)
         self.spatial_blocks = nn.ModuleList(spatial_blocks)
         self.mamba_blocks = nn.ModuleList(
-            MambaBlock(width, settings.state, settings.expand, settings.conv, settings.dropout) for _ in range(settings.layers)
+            MambaBlock(width, settings.state, settings.expand, settings.conv, settings.dropout)
+            for _ in range(settings.layers)
         )
         self.output_norm = nn.LayerNorm(width)
 
@@ -72,17 +78,33 @@ class MambaStack(TemporalModule):
         return m_TBND
 
     def state_shapes(self, tokens: int) -> tuple[tuple[int, ...], ...]:
-        return sum((block.mamba.state_shapes(tokens) for block in cast(Iterable[MambaBlock], self.mamba_blocks)), ())
+        return sum(
+            (
+                block.mamba.state_shapes(tokens)
+                for block in cast(Iterable[MambaBlock], self.mamba_blocks)
+            ),
+            (),
+        )
 
     def flops(self, frames: int, tokens: int) -> int:
-        spatial = sum(block.flops(tokens) for block in cast(Iterable[SpatialBlock], self.spatial_blocks))
-        return frames * (spatial + sum(block.mamba.flops(tokens) for block in cast(Iterable[MambaBlock], self.mamba_blocks)))
+        spatial = sum(
+            block.flops(tokens) for block in cast(Iterable[SpatialBlock], self.spatial_blocks)
+        )
+        return frames * (
+            spatial
+            + sum(
+                block.mamba.flops(tokens) for block in cast(Iterable[MambaBlock], self.mamba_blocks)
+            )
+        )
 
 
 def spatial_blocks(where: str, width: int, settings: MambaMixSettings) -> list[SpatialBlock]:
-    """One per layer. Raises BadInput, which begins with `where`, if `settings.heads` does not divide `width`."""
+    """One per layer. Raises BadInput, which begins with `where`, if `settings.heads` does not
+    divide `width`."""
     check_heads(where, settings.heads, width)
     return [
-        SpatialBlock(width, settings.heads, settings.mlp_ratio, settings.dropout, settings.drop_path)
+        SpatialBlock(
+            width, settings.heads, settings.mlp_ratio, settings.dropout, settings.drop_path
+        )
         for _ in range(settings.layers)
     ]

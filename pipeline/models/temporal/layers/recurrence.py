@@ -1,7 +1,8 @@
 """The element-wise linear recurrence h_t = a_t h_{t-1} + b_t, time first.
 
-One fused multiply-add per frame, each over a contiguous slab, is limited by memory alone. Of the ways without a loop, doubling
-passes over everything log T times, and cumulative sums in log space lose digits where the decay is strong.
+One fused multiply-add per frame, each over a contiguous slab, is limited by memory alone. Of the
+ways without a loop, doubling passes over everything log T times, and cumulative sums in log space
+lose digits where the decay is strong.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from torch.autograd.function import once_differentiable
 
 
 def linear_recurrence(a: torch.Tensor, b: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """h of every frame: `a` and `b` are (T, ...), `before` is h_{-1}, (...). The state after is the last frame of the result.
+    """h of every frame: `a` and `b` are (T, ...), `before` is h_{-1}, (...). The state after is the
+    last frame of the result.
 
     Runs in at least float32, also under autocast; exact in float64.
     """
@@ -34,7 +36,8 @@ class _LinearRecurrence(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The same recurrence, last frame first: the gradient of h_t, which is that of b_t, takes in a_{t+1} times the next."""
+        """The same recurrence, last frame first: the gradient of h_t, which is that of b_t, takes
+        in a_{t+1} times the next."""
         a, h, before = ctx.saved_tensors
         (grad_h,) = grads
         grad_b, grad_a = torch.empty_like(h), torch.empty_like(h)

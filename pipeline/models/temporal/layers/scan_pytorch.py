@@ -1,8 +1,10 @@
-"""The selective scan in plain PyTorch: the recurrence of `_selective_scan` and its gradients, in blocks of rows.
+"""The selective scan in plain PyTorch: the recurrence of `_selective_scan` and its gradients, in
+blocks of rows.
 
-Time is the first axis and E the last: one frame of all rows is one contiguous slab, and every broadcast runs along E. The state
-at all frames, (T, R, K, E), would be by far the largest tensor of the model. It is only ever made for a block of rows, and only
-in the backward pass; all else in the loops is of one frame of a block, is written in place and stays in the caches.
+Time is the first axis and E the last: one frame of all rows is one contiguous slab, and every
+broadcast runs along E. The state at all frames, (T, R, K, E), would be by far the largest tensor of
+the model. It is only ever made for a block of rows, and only in the backward pass; all else in the
+loops is of one frame of a block, is written in place and stays in the caches.
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ import torch
 from torch.autograd.function import once_differentiable
 
 BLOCK_ELEMENTS = {"cpu": 6 * 2**20, "cuda": 2**28}
-"""T * R * K * E of one block. CPU: one frame of it fits the second-level caches; CUDA: enough to fill the device."""
+"""T * R * K * E of one block. CPU: one frame of it fits the second-level caches; CUDA: enough to
+fill the device."""
 LOG2_E = math.log2(math.e)
-"""exp(a) is taken as exp2(a log2 e): in PyTorch's CPU builds exp2 is several times faster than exp, and as exact."""
+"""exp(a) is taken as exp2(a log2 e): in PyTorch's CPU builds exp2 is several times faster than exp,
+and as exact."""
 
 
 def row_blocks(frames: int, rows: int, A_KE: torch.Tensor) -> list[slice]:
@@ -38,7 +42,14 @@ class Operands(NamedTuple):
 
     def of_rows(self, rows: slice) -> Operands:
         x, dt, A, B, C, state = self
-        return Operands(x[:, rows], dt[:, rows], A, B[:, rows], C[:, rows], None if state is None else state[rows])
+        return Operands(
+            x[:, rows],
+            dt[:, rows],
+            A,
+            B[:, rows],
+            C[:, rows],
+            None if state is None else state[rows],
+        )
 
 
 class PlainScan(torch.autograd.Function):
@@ -66,7 +77,9 @@ class PlainScan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_y: torch.Tensor | None, grad_last: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_y: torch.Tensor | None, grad_last: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
         operands = Operands(*ctx.saved_tensors)
         grad_y = torch.zeros_like(operands.x) if grad_y is None else grad_y
         if ctx.room is None:
@@ -78,7 +91,12 @@ class PlainScan(torch.autograd.Function):
 
 
 def scan_forward(
-    x: torch.Tensor, dt: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor, state: torch.Tensor | None
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    state: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     operands, blocks = Operands(x, dt, A, B, C, state), row_blocks(len(x), x.shape[1], A)
     if len(blocks) == 1:
@@ -99,7 +117,9 @@ def scan_backward(
     grad_y: torch.Tensor,
     grad_last: torch.Tensor | None,
 ) -> list[torch.Tensor]:
-    gradients = [torch.empty_like(part) for part in (x, dt, A, B, C)] + [x.new_empty(x.shape[1], *A.shape)]
+    gradients = [torch.empty_like(part) for part in (x, dt, A, B, C)] + [
+        x.new_empty(x.shape[1], *A.shape)
+    ]
     grad_x, grad_dt, grad_A, grad_B, grad_C, grad_state = gradients
     grad_A.zero_()
     operands, blocks = Operands(x, dt, A, B, C, state), row_blocks(len(x), x.shape[1], A)
@@ -107,8 +127,13 @@ def scan_backward(
     for rows in blocks:
         block, h = operands.of_rows(rows), room[:, : rows.stop - rows.start]
         _scan_block(block, h)
-        found = _block_gradients(block, grad_y[:, rows], None if grad_last is None else grad_last[rows], h)
-        grad_x[:, rows], grad_dt[:, rows], grad_B[:, rows], grad_C[:, rows], grad_state[rows] = *found[:2], *found[3:]
+        found = _block_gradients(
+            block, grad_y[:, rows], None if grad_last is None else grad_last[rows], h
+        )
+        grad_x[:, rows], grad_dt[:, rows], grad_B[:, rows], grad_C[:, rows], grad_state[rows] = (
+            *found[:2],
+            *found[3:],
+        )
         grad_A += found[2]
     return gradients
 
@@ -135,12 +160,22 @@ def _scan_block(block: Operands, room: torch.Tensor | None) -> tuple[torch.Tenso
 def _block_gradients(
     block: Operands, grad_y: torch.Tensor, grad_last: torch.Tensor | None, h: torch.Tensor
 ) -> list[torch.Tensor]:
-    """Gradients of x, dt, A, B, C and state of one block, from h of every frame. exp2 once more is cheaper than keeping it."""
+    """Gradients of x, dt, A, B, C and state of one block, from h of every frame. exp2 once more is
+    cheaper than keeping it."""
     x, dt, A, B, C, state = block
     drive, rate = (dt * x).unsqueeze(2), A * LOG2_E
-    grad_drive, grad_dt, grad_B, grad_C = torch.empty_like(drive), torch.zeros_like(x), torch.empty_like(B), torch.empty_like(C)
+    grad_drive, grad_dt, grad_B, grad_C = (
+        torch.empty_like(drive),
+        torch.zeros_like(x),
+        torch.empty_like(B),
+        torch.empty_like(C),
+    )
     grad_h = torch.zeros_like(h[0]) if grad_last is None else grad_last.clone()
-    grad_A, decay, grad_exponent = torch.zeros_like(h[0]), torch.empty_like(h[0]), torch.empty_like(h[0])
+    grad_A, decay, grad_exponent = (
+        torch.zeros_like(h[0]),
+        torch.empty_like(h[0]),
+        torch.empty_like(h[0]),
+    )
     for t in reversed(range(len(x))):
         grad = grad_y[t].unsqueeze(1)
         grad_h.addcmul_(grad, C[t].unsqueeze(2))
@@ -160,8 +195,12 @@ def _block_gradients(
 
 
 # Operators of their own: torch.compile takes them as they are, and does not unroll the loops over blocks and frames.
-_forward_operator = torch.library.custom_op("stillframe::selective_scan", scan_forward, mutates_args=())
-_backward_operator = torch.library.custom_op("stillframe::selective_scan_backward", scan_backward, mutates_args=())
+_forward_operator = torch.library.custom_op(
+    "stillframe::selective_scan", scan_forward, mutates_args=()
+)
+_backward_operator = torch.library.custom_op(
+    "stillframe::selective_scan_backward", scan_backward, mutates_args=()
+)
 
 
 @_forward_operator.register_fake
@@ -170,5 +209,16 @@ def _(x: Any, dt: Any, A: Any, B: Any, C: Any, state: Any) -> tuple[torch.Tensor
 
 
 @_backward_operator.register_fake
-def _(x: Any, dt: Any, A: Any, B: Any, C: Any, state: Any, grad_y: Any, grad_last: Any) -> list[torch.Tensor]:  # noqa: ARG001
-    return [torch.empty_like(part) for part in (x, dt, A, B, C)] + [x.new_empty(x.shape[1], *A.shape)]
+def _(
+    x: Any,
+    dt: Any,
+    A: Any,
+    B: Any,
+    C: Any,
+    state: Any,
+    grad_y: Any,
+    grad_last: Any,  # noqa: ARG001
+) -> list[torch.Tensor]:
+    return [torch.empty_like(part) for part in (x, dt, A, B, C)] + [
+        x.new_empty(x.shape[1], *A.shape)
+    ]

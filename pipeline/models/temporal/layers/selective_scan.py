@@ -1,4 +1,5 @@
-"""The selective scan (Mamba, arXiv 2312.00752, section 3.2) and its back ends: plain PyTorch, and mamba_ssm where it helps.
+"""The selective scan (Mamba, arXiv 2312.00752, section 3.2) and its back ends: plain PyTorch, and
+mamba_ssm where it helps.
 
 Shape letters: T frames, R rows (independent sequences, B * N of them), E inner width, K state size.
 """
@@ -28,14 +29,18 @@ def selective_scan(
     state_RKE: torch.Tensor | None = None,
     room_TRKE: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t and y_t = sum over K of C_t h_t, from h_{-1} = `state_RKE` (None: zeros).
+    """h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t and y_t = sum over K of C_t h_t, from h_{-1} =
+    `state_RKE` (None: zeros).
 
-    Returns y_TRE and the last h_RKE. Runs in at least float32, also under autocast; exact in float64. With `room_TRKE` the
-    plain form leaves h of every frame there for the backward pass, which else makes it once more, block by block of rows.
+    Returns y_TRE and the last h_RKE. Runs in at least float32, also under autocast; exact in
+    float64. With `room_TRKE` the plain form leaves h of every frame there for the backward pass,
+    which else makes it once more, block by block of rows.
     """
     dtype = torch.promote_types(x_TRE.dtype, torch.float32)
     with torch.autocast(x_TRE.device.type, enabled=False):
-        x, dt, A, B, C = (part.to(dtype).contiguous() for part in (x_TRE, dt_TRE, A_KE, B_TRK, C_TRK))
+        x, dt, A, B, C = (
+            part.to(dtype).contiguous() for part in (x_TRE, dt_TRE, A_KE, B_TRK, C_TRK)
+        )
         if uses_kernel(x, state_RKE):
             return _kernel_scan(x, dt, A, B, C)
         state = None if state_RKE is None else state_RKE.to(dtype)
@@ -44,8 +49,11 @@ def selective_scan(
 
 
 def uses_kernel(x: torch.Tensor, state: Any) -> bool:
-    """Whether mamba_ssm serves this call: it is for CUDA, takes no incoming state, and torch.compile cannot trace it."""
-    return x.is_cuda and state is None and not torch.compiler.is_compiling() and _kernel() is not None
+    """Whether mamba_ssm serves this call: it is for CUDA, takes no incoming state, and
+    torch.compile cannot trace it."""
+    return (
+        x.is_cuda and state is None and not torch.compiler.is_compiling() and _kernel() is not None
+    )
 
 
 @functools.cache
@@ -62,17 +70,24 @@ def _kernel() -> Callable[..., tuple[torch.Tensor, torch.Tensor]] | None:
 
 
 def _kernel_scan(
-    x_TRE: torch.Tensor, dt_TRE: torch.Tensor, A_KE: torch.Tensor, B_TRK: torch.Tensor, C_TRK: torch.Tensor
+    x_TRE: torch.Tensor,
+    dt_TRE: torch.Tensor,
+    A_KE: torch.Tensor,
+    B_TRK: torch.Tensor,
+    C_TRK: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     kernel = _kernel()
     assert kernel is not None
     x, dt, B, C = (part.permute(1, 2, 0).contiguous() for part in (x_TRE, dt_TRE, B_TRK, C_TRK))
     y_RET, last_REK = kernel(x, dt, A_KE.T.contiguous(), B, C, return_last_state=True)
-    return y_RET.permute(2, 0, 1), _LastState.apply(last_REK.detach(), x_TRE, dt_TRE, A_KE, B_TRK, C_TRK)
+    return y_RET.permute(2, 0, 1), _LastState.apply(
+        last_REK.detach(), x_TRE, dt_TRE, A_KE, B_TRK, C_TRK
+    )
 
 
 class _LastState(torch.autograd.Function):
-    """(R, E, K) -> (R, K, E), with the gradient that the kernel leaves out. It costs nothing unless one flows."""
+    """(R, E, K) -> (R, K, E), with the gradient that the kernel leaves out. It costs nothing unless
+    one flows."""
 
     @staticmethod
     def forward(ctx: Any, last_REK: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:

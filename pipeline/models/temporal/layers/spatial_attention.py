@@ -1,4 +1,5 @@
-"""Parts of transformers over the N tokens of one frame; frames do not see each other. Parameter names are as published."""
+"""Parts of transformers over the N tokens of one frame; frames do not see each other. Parameter
+names are as published."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ def check_heads(where: str, heads: int, width: int) -> None:
 
 
 class Attention(nn.Module):
-    """Multi-head attention with the parameters, and the initialisation, of torch.nn.MultiheadAttention."""
+    """Multi-head attention with the parameters, and the initialisation, of
+    torch.nn.MultiheadAttention."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -36,9 +38,15 @@ class Attention(nn.Module):
         """Of one frame with N = `tokens` queries and as many keys."""
         return 8 * tokens * self.width**2 + 4 * tokens**2 * self.width
 
-    def _attend(self, q_FND: torch.Tensor, k_FMD: torch.Tensor, v_FMD: torch.Tensor) -> torch.Tensor:
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q_FND, k_FMD, v_FMD))
-        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+    def _attend(
+        self, q_FND: torch.Tensor, k_FMD: torch.Tensor, v_FMD: torch.Tensor
+    ) -> torch.Tensor:
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q_FND, k_FMD, v_FMD)
+        )
+        attended = F.scaled_dot_product_attention(
+            q, k, v, dropout_p=self.dropout if self.training else 0.0
+        )
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
 
@@ -46,11 +54,14 @@ class SelfAttention(Attention):
     """Queries, keys and values from the same tokens."""
 
     def forward(self, x_FND: torch.Tensor) -> torch.Tensor:
-        return self._attend(*F.linear(x_FND, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1))
+        return self._attend(
+            *F.linear(x_FND, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        )
 
 
 class CrossAttention(Attention):
-    """Keys and values from other tokens. The queries are projected apart: those of many frames can be made at once."""
+    """Keys and values from other tokens. The queries are projected apart: those of many frames can
+    be made at once."""
 
     def queries(self, x: torch.Tensor) -> torch.Tensor:
         """(..., D) -> (..., D)."""
@@ -58,7 +69,9 @@ class CrossAttention(Attention):
 
     def forward(self, q_FND: torch.Tensor, kv_FMD: torch.Tensor) -> torch.Tensor:
         """`q_FND` is what `queries` gave."""
-        k, v = F.linear(kv_FMD, self.in_proj_weight[self.width :], self.in_proj_bias[self.width :]).chunk(2, dim=-1)
+        k, v = F.linear(
+            kv_FMD, self.in_proj_weight[self.width :], self.in_proj_bias[self.width :]
+        ).chunk(2, dim=-1)
         return self._attend(q_FND, k, v)
 
 
@@ -79,7 +92,8 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drops a whole residual branch for a random share of the samples of the first axis, and scales up the rest."""
+    """Drops a whole residual branch for a random share of the samples of the first axis, and scales
+    up the rest."""
 
     def __init__(self, share: float) -> None:
         super().__init__()
@@ -95,7 +109,9 @@ class DropPath(nn.Module):
 class SpatialBlock(nn.Module):
     """x + MHSA(LN x), then x + MLP(LN x)."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, dropout: float, drop_path: float) -> None:
+    def __init__(
+        self, width: int, heads: int, mlp_ratio: float, dropout: float, drop_path: float
+    ) -> None:
         super().__init__()
         self.sa_norm = nn.LayerNorm(width)
         self.sa_attn = SelfAttention(width, heads, dropout)

@@ -1,4 +1,5 @@
-"""Residual layers over time, each token position on its own: what modules share that differ only in the mixer of a layer."""
+"""Residual layers over time, each token position on its own: what modules share that differ only in
+the mixer of a layer."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from pipeline.models.temporal.contract import State, TemporalModule
 
 
 class Mixer(nn.Module, ABC):
-    """Mixes over time, time first: (T, B, N, D) and its parts of the state -> (T, B, N, D) and those parts after."""
+    """Mixes over time, time first: (T, B, N, D) and its parts of the state -> (T, B, N, D) and
+    those parts after."""
 
     @abstractmethod
     def forward(self, x_TBND: torch.Tensor, state: State) -> tuple[torch.Tensor, State]: ...
@@ -49,7 +51,9 @@ class ResidualStack(TemporalModule):
     def __init__(self, width: int, settings: Any, mixers: Sequence[Mixer]) -> None:
         """One layer per mixer; `settings.dropout` is the dropout of each."""
         super().__init__(width, settings)
-        self.layers = nn.ModuleList(ResidualLayer(width, mixer, settings.dropout) for mixer in mixers)
+        self.layers = nn.ModuleList(
+            ResidualLayer(width, mixer, settings.dropout) for mixer in mixers
+        )
         self.output_norm = nn.LayerNorm(width)
 
     def _run(self, x_BTND: torch.Tensor, state: State | None) -> tuple[torch.Tensor, State]:

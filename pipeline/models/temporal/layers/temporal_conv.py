@@ -8,9 +8,11 @@ import torch
 def causal_conv(
     x_TRE: torch.Tensor, history_RHE: torch.Tensor, weight_E1W: torch.Tensor, bias_E: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y_t = bias + sum over the W taps, the last at x_t, and the H = W - 1 inputs that the next frame needs.
+    """y_t = bias + sum over the W taps, the last at x_t, and the H = W - 1 inputs that the next
+    frame needs.
 
-    `weight_E1W` and `bias_E` are those of a depthwise torch.nn.Conv1d. Tap by tap: no axis is moved.
+    `weight_E1W` and `bias_E` are those of a depthwise torch.nn.Conv1d. Tap by tap: no axis is
+    moved.
     """
     frames = len(x_TRE)
     padded = torch.cat([history_RHE.transpose(0, 1).to(x_TRE.dtype), x_TRE])
