@@ -352,7 +352,7 @@ def _of_cache(cache: Cache) -> dict[str, str]:
     except BadInput as error:
         problems["manifest"] = error.message
     try:
-        cache.codecs
+        _ = cache.codecs  # what a fitted codec has learnt is compared with its checksum on reading
     except BadInput as error:
         problems[CODEC_FILE] = error.message
     return problems
@@ -361,7 +361,7 @@ def _of_cache(cache: Cache) -> dict[str, str]:
 def _of_header(cache: Cache) -> str:
     """What is wrong with cache.json: its fingerprint must follow from all that it says."""
     header, spec = cache.header, cache.cache_spec
-    cache.arrays
+    _ = cache.arrays  # refuses what no codec can lay out
     if header.format_version != FORMAT_VERSION or spec.canonical() != header.spec:
         return ""  # written by a version that counted other things in
     of_codec = fitted_to(cache.codec, header.manifest)

@@ -10,8 +10,8 @@ import typer
 from typer.models import CommandInfo
 
 # Importing a file of commands registers them.
-from pipeline.cli import cache, plan, start, sweep, train, verify
-from pipeline.cli.bench import commands, training_commands
+from pipeline.cli import cache, plan, start, sweep, train, verify  # noqa: F401
+from pipeline.cli.bench import commands, training_commands  # noqa: F401
 from pipeline.cli.bench.commands import bench_app
 from pipeline.cli.options import app, say
 from pipeline.errors import StillframeError

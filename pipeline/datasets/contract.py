@@ -61,7 +61,7 @@ class DatasetPlugin(ABC):
     def clips(self) -> Iterator[Clip]:
         """All clips of all splits, in a stable order. A video lies in one split only."""
 
-    def targets(self, clip: Clip) -> dict[str, np.ndarray]:  # noqa: ARG002
+    def targets(self, clip: Clip) -> dict[str, np.ndarray]:
         """Named truth of a clip beyond its label; a name ending in `_time_s` holds the times of the
         one it is named after."""
         return {}

@@ -141,7 +141,7 @@ class Group:
         for number, (given, share) in enumerate(
             zip(whole or self._given(active, parts), shares, strict=True)
         ):
-            self._each(active, "steps", lambda trainer: trainer.learn(number, given, share))
+            self._each(active, "steps", lambda trainer: trainer.learn(number, given, share))  # noqa: B023  called at once
         self._each(active, "steps", Trainer.update)
         self._evaluate(
             [trainer for trainer in active if trainer.is_due(trainer.settings.evaluate_every)]

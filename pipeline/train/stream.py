@@ -90,7 +90,7 @@ class Stream:
         self.model, self.task = load_model(run, self.shape, device=self.device)
         self.task_name = run.recipe.task.name
         self.fps: float = run.recipe.windows.fps
-        self.model.streaming
+        _ = self.model.streaming  # without this form a run is refused now, not at the first frame
 
     def follow(self, path: Path, asked: Mapping[str, Any] | None = None) -> Iterator[Seen]:
         """Every frame of the video at `path`, sampled at the rate of the run's windows, with the

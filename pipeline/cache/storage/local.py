@@ -134,7 +134,7 @@ class Folder(Place):
     def zarr(self, name: str) -> Path:
         return self.path / name
 
-    def open(self, name: str, spans: Sequence[Span]) -> BinaryIO:  # noqa: ARG002
+    def open(self, name: str, spans: Sequence[Span]) -> BinaryIO:
         return (self.path / name).open("rb", buffering=0)
 
 

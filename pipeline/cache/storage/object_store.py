@@ -158,7 +158,7 @@ class Remote(Place):
 
     # Uploads
 
-    def staging(self, name: str) -> Path:  # noqa: ARG002
+    def staging(self, name: str) -> Path:
         return self.disk.aside()
 
     def adopt(self, staged: Path, name: str) -> None:
@@ -190,7 +190,7 @@ class Remote(Place):
             self.remove(_join(name, relative))
         self.disk.discard(staged)
 
-    def link(self, source: str, staged: Path) -> bool:  # noqa: ARG002
+    def link(self, source: str, staged: Path) -> bool:
         return False
 
     # Reading through the disk cache

@@ -11,6 +11,7 @@ import platform
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,10 @@ def measure(
     return result
 
 
+def _outputs(module: TemporalModule, x: torch.Tensor) -> torch.Tensor:
+    return module(x)[0]  # type: ignore[no-any-return]
+
+
 def modules(
     names: Sequence[str],
     size: Size,
@@ -95,9 +100,8 @@ def modules(
     built = {name: build(name, size.width, size.layers).to(device) for name in names}
     x, grad = size.window(device), size.window(device)
     works = {
-        name: Workload(module, lambda x, module=module: module(x)[0], x, grad)
-        for name, module in built.items()
-    }  # type: ignore[misc]
+        name: Workload(module, partial(_outputs, module), x, grad) for name, module in built.items()
+    }
     facts: dict[str, dict[str, Any]] = {}
     for i, (name, module) in enumerate(built.items()):
         tell(i, len(built), f"memory and stream of {name}")

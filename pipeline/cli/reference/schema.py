@@ -32,7 +32,7 @@ VALUES = "values"
 class TomlSchema(GenerateJsonSchema):
     """Pydantic's own schema without titles and null: a TOML key that has no value is left out."""
 
-    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
+    def field_title_should_be_set(self, schema: Any) -> bool:
         return False
 
     def nullable_schema(self, schema: Any) -> Schema:

@@ -79,7 +79,7 @@ class EnginePlugin(ABC):
     def stop(self) -> None:
         """Ends all of them, wherever they are."""
 
-    def script(self, job: Job) -> str | None:  # noqa: ARG002
+    def script(self, job: Job) -> str | None:
         """What `start` would submit; None where there is nothing to read."""
         return None
 

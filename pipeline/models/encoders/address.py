@@ -101,7 +101,7 @@ class Encoder(EncoderPlugin):
         )
 
     @classmethod
-    def flops(cls, settings: Any, size_px: int) -> int:  # noqa: ARG003
+    def flops(cls, settings: Any, size_px: int) -> int:
         return 0
 
     def __init__(self, settings: Any, size_px: int, device: torch.device) -> None:

@@ -216,7 +216,8 @@ def _folder(settings: Any, files: list[str]) -> Path | None:
     name = settings.model
     if name is None:
         return None
-    local = Path(os.path.expanduser(name))
+    # Path.expanduser raises where there is no such user.
+    local = Path(os.path.expanduser(name))  # noqa: PTH111
     if local.is_dir():
         if settings.revision is not None:
             raise BadInput(

@@ -169,7 +169,7 @@ class Task(TaskPlugin):
         self,
         form: str,
         prediction: torch.Tensor,
-        targets: dict[str, torch.Tensor],  # noqa: ARG002
+        targets: dict[str, torch.Tensor],
     ) -> torch.Tensor:
         """Mean over all object-frames with truth of the weighted L1 (mean of four) and 1 - GIoU."""
         valid = targets["boxes_valid"]
@@ -185,7 +185,7 @@ class Task(TaskPlugin):
         """Object-frames with truth."""
         return float(targets["boxes_valid"].sum())
 
-    def answer(self, form: str, prediction: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+    def answer(self, form: str, prediction: torch.Tensor) -> torch.Tensor:
         """xyxy (B, T, O, 4), not cut at the square's edges."""
         return to_xyxy(prediction)
 
@@ -206,7 +206,7 @@ class Task(TaskPlugin):
         counts the same."""
         return scored(targets).sum((1, 2)).astype(np.float64)
 
-    def trivial(self, targets: Arrays, statistics: Arrays) -> np.ndarray:  # noqa: ARG002
+    def trivial(self, targets: Arrays, statistics: Arrays) -> np.ndarray:
         """The first frame's boxes, standing still."""
         return np.broadcast_to(targets["boxes"][:, :1], targets["boxes"].shape).copy()
 

@@ -52,7 +52,7 @@ class Settings(AttentionSettings):
 class FrameLogits(StreamingReadout, AttentionReadout):
     """Logits (B, T, K) of every frame from its own tokens."""
 
-    def forward(self, x_BTND: torch.Tensor, query: Query) -> torch.Tensor:  # noqa: ARG002
+    def forward(self, x_BTND: torch.Tensor, query: Query) -> torch.Tensor:
         return self.read(x_BTND.flatten(0, 1)).squeeze(1).unflatten(0, x_BTND.shape[:2])
 
     def step(self, x_BND: torch.Tensor, state: Query) -> tuple[torch.Tensor, Query]:
@@ -62,7 +62,7 @@ class FrameLogits(StreamingReadout, AttentionReadout):
 class WindowLogits(AttentionReadout):
     """Logits (B, K) of the window from the tokens of all its frames."""
 
-    def forward(self, x_BTND: torch.Tensor, query: Query) -> torch.Tensor:  # noqa: ARG002
+    def forward(self, x_BTND: torch.Tensor, query: Query) -> torch.Tensor:
         return self.read_window(x_BTND).squeeze(1)
 
 
@@ -149,7 +149,7 @@ class Task(TaskPlugin):
         labels are balanced."""
         return np.tile(statistics["counts"], (len(targets["label"]), 1))
 
-    def plain(self, answer: np.ndarray, affine_23: np.ndarray) -> dict[str, Any]:  # noqa: ARG002
+    def plain(self, answer: np.ndarray, affine_23: np.ndarray) -> dict[str, Any]:
         """The likeliest label and its probability."""
         share = np.exp(answer - answer.max())
         best = int(answer.argmax())

@@ -96,19 +96,19 @@ class TaskPlugin(nn.Module, ABC):
         """Side of dense targets in the square, for tasks that need such."""
         return None
 
-    def prepare(self, targets: Arrays, rng: np.random.Generator | None) -> Arrays:  # noqa: ARG002
+    def prepare(self, targets: Arrays, rng: np.random.Generator | None) -> Arrays:
         """One window's targets as the rest of the task wants them, such as objects chosen. `rng` in
         training, else None."""
         return targets
 
-    def query(self, targets: dict[str, torch.Tensor]) -> Query:  # noqa: ARG002
+    def query(self, targets: dict[str, torch.Tensor]) -> Query:
         """What the model is told, taken from a batch's targets."""
         return {}
 
     def reorder(
         self,
         weights: dict[str, torch.Tensor],
-        order: Sequence[int],  # noqa: ARG002
+        order: Sequence[int],
     ) -> dict[str, torch.Tensor]:
         """Weights of a readout trained for the labels in another order; `order` has the old place
         of each of `self.labels`."""
@@ -143,7 +143,7 @@ class TaskPlugin(nn.Module, ABC):
         """(B,) float64: what each window counts; 0 where there is nothing to score."""
         return np.ones(len(next(iter(targets.values()))))
 
-    def statistics(self, targets: Iterable[Arrays]) -> Arrays:  # noqa: ARG002
+    def statistics(self, targets: Iterable[Arrays]) -> Arrays:
         """What the trivial answer knows of the training targets."""
         return {}
 

@@ -114,7 +114,7 @@ class FrameDepth(StreamingReadout):
         super().__init__()
         self.readout = readout
 
-    def forward(self, x_BTND: torch.Tensor, query: Query) -> torch.Tensor:  # noqa: ARG002
+    def forward(self, x_BTND: torch.Tensor, query: Query) -> torch.Tensor:
         return self._read(x_BTND.flatten(0, 1)).unflatten(0, x_BTND.shape[:2])
 
     def step(self, x_BND: torch.Tensor, state: Query) -> tuple[torch.Tensor, Query]:
@@ -132,7 +132,7 @@ class WindowDepth(nn.Module):
         super().__init__()
         self.readout = readout
 
-    def forward(self, x_BTND: torch.Tensor, query: Query) -> torch.Tensor:  # noqa: ARG002
+    def forward(self, x_BTND: torch.Tensor, query: Query) -> torch.Tensor:
         depth_BTHW: torch.Tensor = self.readout(x_BTND)
         return depth_BTHW
 
@@ -173,7 +173,7 @@ class Task(TaskPlugin):
         self,
         form: str,
         prediction: torch.Tensor,
-        targets: dict[str, torch.Tensor],  # noqa: ARG002
+        targets: dict[str, torch.Tensor],
     ) -> torch.Tensor:
         """Mean error over the batch's valid pixels; 0 where none is."""
         valid = self._valid(targets["depth_m"])
@@ -188,7 +188,7 @@ class Task(TaskPlugin):
         """Valid pixels."""
         return float(self._valid(targets["depth_m"]).sum())
 
-    def answer(self, form: str, prediction: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+    def answer(self, form: str, prediction: torch.Tensor) -> torch.Tensor:
         """Depth in metres, (B, T, H, W), as predicted: not yet brought into the valid range."""
         return self._metres(prediction)
 
@@ -230,7 +230,7 @@ class Task(TaskPlugin):
         step_m = (self.settings.max_m - self.settings.min_m) / BINS
         return np.full(targets["depth_m"].shape, self.settings.min_m + (place + 0.5) * step_m)
 
-    def plain(self, answer: np.ndarray, affine_23: np.ndarray) -> dict[str, Any]:  # noqa: ARG002
+    def plain(self, answer: np.ndarray, affine_23: np.ndarray) -> dict[str, Any]:
         """Nearest, median and farthest depth; the map itself has tens of thousands of numbers."""
         nearest, median, farthest = (
             np.quantile(answer.astype(np.float64), [0, 0.5, 1]).round(4).tolist()

@@ -265,7 +265,7 @@ class Task(TaskPlugin):
         self,
         form: str,
         prediction: torch.Tensor,
-        targets: dict[str, torch.Tensor],  # noqa: ARG002
+        targets: dict[str, torch.Tensor],
     ) -> torch.Tensor:
         """TAPIR's: Huber loss of places and cross-entropy of uncertainty where the point is
         visible, and cross-entropy of visibility; each summed over the point-frames that count and
@@ -303,7 +303,7 @@ class Task(TaskPlugin):
         """Point-frames that count."""
         return float(self._counted(targets).sum())
 
-    def answer(self, form: str, prediction: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+    def answer(self, form: str, prediction: torch.Tensor) -> torch.Tensor:
         """x, y, visible (B, T, Q, 3)."""
         visible = prediction[..., 2:3].sigmoid()
         if self.settings.visible_if == "visible and certain":
@@ -324,7 +324,7 @@ class Task(TaskPlugin):
         seen = self._counted(targets) & targets["visible"]
         return np.any(seen, axis=(1, 2)).astype(np.float64)
 
-    def trivial(self, targets: Arrays, statistics: Arrays) -> np.ndarray:  # noqa: ARG002
+    def trivial(self, targets: Arrays, statistics: Arrays) -> np.ndarray:
         """The told place in every frame, always visible."""
         point_B1Q2 = np.take_along_axis(
             targets["points"], targets["query_frame"][:, None, :, None], axis=1

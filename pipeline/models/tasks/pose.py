@@ -61,7 +61,7 @@ class FrameMotion(StreamingReadout):
             nn.Linear(hidden, 9),
         )
 
-    def forward(self, x_BTND: torch.Tensor, query: Query) -> torch.Tensor:  # noqa: ARG002
+    def forward(self, x_BTND: torch.Tensor, query: Query) -> torch.Tensor:
         return self._read(x_BTND)
 
     def step(self, x_BND: torch.Tensor, state: Query) -> tuple[torch.Tensor, Query]:
@@ -97,7 +97,7 @@ class Task(TaskPlugin):
     def forms(self) -> tuple[str, ...]:
         return (STREAMING,)
 
-    def prepare(self, targets: Arrays, rng: np.random.Generator | None) -> Arrays:  # noqa: ARG002
+    def prepare(self, targets: Arrays, rng: np.random.Generator | None) -> Arrays:
         """Motions from poses (T, 4, 4), camera to world; a motion is known where both of its poses
         are."""
         pose, known = torch.from_numpy(targets["pose"]), targets["pose_valid"]
@@ -111,14 +111,14 @@ class Task(TaskPlugin):
         motion = np.where(valid[:, None], np.concatenate([first, motion]), 0).astype(np.float32)
         return {"motion": motion, "motion_valid": valid}
 
-    def readout(self, form: str, width: int, frames: int) -> nn.Module:  # noqa: ARG002
+    def readout(self, form: str, width: int, frames: int) -> nn.Module:
         return FrameMotion(width, self.settings.readout_width, self.settings.hidden)
 
     def loss(
         self,
         form: str,
         prediction: torch.Tensor,
-        targets: dict[str, torch.Tensor],  # noqa: ARG002
+        targets: dict[str, torch.Tensor],
     ) -> torch.Tensor:
         """Both errors' means over the known steps, balanced; 0 where none is known."""
         valid = targets["motion_valid"]
@@ -138,7 +138,7 @@ class Task(TaskPlugin):
         """Known steps."""
         return float(targets["motion_valid"].sum())
 
-    def answer(self, form: str, prediction: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+    def answer(self, form: str, prediction: torch.Tensor) -> torch.Tensor:
         """Motions as predicted, (B, T, 9)."""
         return prediction
 
@@ -184,7 +184,7 @@ class Task(TaskPlugin):
         turn = to_six(mean_rotation(torch.from_numpy(statistics["turn"]))).numpy()
         return np.tile(np.concatenate([shift, turn]), (*targets["motion_valid"].shape, 1))
 
-    def plain(self, answer: np.ndarray, affine_23: np.ndarray) -> dict[str, Any]:  # noqa: ARG002
+    def plain(self, answer: np.ndarray, affine_23: np.ndarray) -> dict[str, Any]:
         """Shift (x, y, z), and the rows of the rotation matrix, from the camera of the frame before
         to this one's."""
         turn = from_six(torch.from_numpy(answer[0, 3:]).double())

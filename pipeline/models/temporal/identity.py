@@ -24,11 +24,11 @@ class Temporal(TemporalModule):
         super().__init__(width, settings)
         self.output_norm = nn.LayerNorm(width)
 
-    def _run(self, x_BTND: torch.Tensor, state: State | None) -> tuple[torch.Tensor, State]:  # noqa: ARG002
+    def _run(self, x_BTND: torch.Tensor, state: State | None) -> tuple[torch.Tensor, State]:
         return self.output_norm(x_BTND), ()
 
-    def state_shapes(self, tokens: int) -> tuple[tuple[int, ...], ...]:  # noqa: ARG002
+    def state_shapes(self, tokens: int) -> tuple[tuple[int, ...], ...]:
         return ()
 
-    def flops(self, frames: int, tokens: int) -> int:  # noqa: ARG002
+    def flops(self, frames: int, tokens: int) -> int:
         return 0

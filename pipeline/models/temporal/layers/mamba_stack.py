@@ -73,7 +73,7 @@ class MambaStack(TemporalModule):
             after += layer_state
         return self.output_norm(x.transpose(0, 1)), after
 
-    def _admitted(self, layer: int, z_TBND: torch.Tensor, m_TBND: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+    def _admitted(self, layer: int, z_TBND: torch.Tensor, m_TBND: torch.Tensor) -> torch.Tensor:
         """The part of `m_TBND` that is added to `z_TBND`: all of it."""
         return m_TBND
 

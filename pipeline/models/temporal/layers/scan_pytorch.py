@@ -215,8 +215,8 @@ def _(
     A: Any,
     B: Any,
     C: Any,
-    state: Any,
-    grad_y: Any,
+    state: Any,  # noqa: ARG001
+    grad_y: Any,  # noqa: ARG001
     grad_last: Any,  # noqa: ARG001
 ) -> list[torch.Tensor]:
     return [torch.empty_like(part) for part in (x, dt, A, B, C)] + [
