@@ -84,7 +84,7 @@ def measure(
 
 
 def _outputs(module: TemporalModule, x: torch.Tensor) -> torch.Tensor:
-    return module(x)[0]  # type: ignore[no-any-return]
+    return module(x)[0]
 
 
 def modules(
