@@ -271,7 +271,7 @@ def import_checkpoint(
 ) -> None:
     """Turn a released checkpoint of the paper into a run for evaluate and stream.
 
-    Example: stillframe import-checkpoint gmm.ckpt ssv2_gated_mamba_mix
+    Example: stillframe import-checkpoint gmm.ckpt ssv2
     caches/dinov3_vitl16-0123456789ab --labels labels.json
     """
     from pipeline.cache.cache import Cache

@@ -24,7 +24,6 @@ import torch
 from support.commands import Result, assert_refused, call, digest, fine, process
 from support.material import LENGTHS, address_spec, address_video, write_video
 from support.media import tone
-from support.paths import ROOT
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.status import status
@@ -105,14 +104,6 @@ def test_no_command_shows_the_help_and_no_error(group):
     result = call(*group.split())
     assert (result.code, result.out) == (2, "")
     assert result.err == fine(*group.split(), "--help").out
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_is_in_the_readme(command):
-    readme = ROOT / "README.md"
-    if not readme.is_file():
-        pytest.skip("no README.md yet")
-    assert f"stillframe {command}" in readme.read_text(encoding="utf-8")
 
 
 # Every command, for real
