@@ -231,4 +231,4 @@ def _first_comment(path: Path) -> str:
     """The first sentence of the comment that a TOML file begins with."""
     lines = path.read_text(encoding="utf-8").split("\n#\n")[0].splitlines()
     text = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
-    return re.split(r"(?<=\.) (?=[A-Z])", text)[0]
+    return re.split(r"(?<=[.?]) (?=[A-Z])", text)[0]
