@@ -14,7 +14,7 @@ EXIT_CODES = {
     0: "Done.",
     1: "Failed, for example on a full disk. What was finished is kept.",
     2: "Bad input: a file, path, key, value or cache cannot be used as it is.",
-    3: "Finished, with something to look at, which is listed: what failed, is damaged, differs or has drifted.",
+    3: "Finished, and what failed, is damaged, differs or has drifted is listed.",
     130: "Stopped by Ctrl-C. What was finished is kept; the same command goes on.",
 }
 """What a command returns to the shell, and what that means."""

@@ -1,27 +1,26 @@
-"""What a sweep compares: TOML in, and out come the settings of a grid, each with one recipe for
-every seed.
+"""What a sweep compares: TOML in, and out come the settings of a grid, with a recipe for each seed.
 
-recipe = "demo_gru"                     # a shipped recipe or a .toml file: what every member starts from
-seeds = [0, 1, 2]                       # each setting is trained with each
-reference = { temporal = "identity" }   # what a setting is compared with: itself, but for these values
+recipe = "demo_gru"                    # a shipped recipe or a .toml file: what all start from
+seeds = [0, 1, 2]                      # each setting is trained with each
+reference = { temporal = "identity" }  # what a setting is compared with: itself, but for this
 
-[changes]                               # laid over the recipe for all members
+[changes]                              # laid over the recipe for all members
 "training.steps" = 200
 
-[axes]                                  # every combination is a setting
-temporal = "*"                          # all modules there are
-cache = ["given", "int8"]               # the cache that the sweep is started on, and one made from it
+[axes]                                 # every combination is a setting
+temporal = "*"                         # all modules there are
+cache = ["given", "int8"]              # the cache that the sweep is started on, and another
 "windows.train_fraction" = [0.1, 1.0]
 
-[each]                                  # settings of the plug-ins that are named alone, where they have them
+[each]                                 # settings of plug-ins that are named alone, if they have them
 layers = 1
 
-[[settings]]                            # more of them, one by one
+[[settings]]                           # more of them, one by one
 temporal = { name = "gru", layers = 2 }
 cache = "given"
 "windows.train_fraction" = 1.0
 
-[caches.int8]                           # how a cache of that name is made
+[caches.int8]                          # how a cache of that name is made
 derive = ["codec.name=int8"]
 """
 

@@ -1,4 +1,4 @@
-"""The plug-ins of docs/extending.md work as they stand there: in a copy of the package, by its own tests and a training."""
+"""The plug-ins of docs/extending.md work as they stand: in a copy, by its tests and a training."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ assert main(["manifest", "spans", "room", "--out", "spans"]) == 3  # one is miss
 cache = extract("spans")
 for recipe in ("demo_gru", "demo_boxes"):
     run("train", recipe, cache, "--out", out / recipe, sets=[*average, *short])
-run("train", "demo_depth", extract("room"), "--out", out / "run", sets=['task={ name = "distance" }', *short])
+distance = ['task={ name = "distance" }', *short]
+run("train", "demo_depth", extract("room"), "--out", out / "run", sets=distance)
 run("evaluate", out / "run", "--json")
 """
 

@@ -84,7 +84,8 @@ def test_the_reference_says_nothing_of_the_machine_it_was_made_on(tmp_path):
 import hashlib, json, sys
 from pathlib import Path
 from pipeline.cli.reference.pages import files
-print(json.dumps({str(path): hashlib.sha256(text.encode()).hexdigest() for path, text in files(Path(sys.argv[1])).items()}))
+made = files(Path(sys.argv[1]))
+print(json.dumps({str(path): hashlib.sha256(made[path].encode()).hexdigest() for path in made}))
 """
     odd = {
         "COLUMNS": "20",
