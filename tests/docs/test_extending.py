@@ -93,6 +93,7 @@ def test_the_files_that_the_page_names_are_there():
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 
+@pytest.mark.slow
 def test_the_plugins_keep_the_laws_of_their_kinds(copy):
     names = " or ".join(Path(path).stem for path in PLUGINS)
     files = [str(file) for name in CONFORMANCE for file in (copy / "tests").rglob(name)]
@@ -111,6 +112,7 @@ def test_the_plugins_are_as_tidy_as_their_neighbours(copy):
     python(copy, "-m", "ruff", "format", "--check", *paths)
 
 
+@pytest.mark.slow
 def test_the_plugins_train(copy):
     """Videos through the data set to a cache, and two steps with the module and with the task."""
     said = python(copy, "-c", TRAINING)

@@ -239,31 +239,6 @@ def test_every_plugin_has_a_section():
     assert re.findall(r"^### .*", page, re.M) == wanted
 
 
-PAGES = [*sorted(REFERENCE.glob("*.md")), ROOT / "docs" / "extending.md", ROOT / "CONTRIBUTING.md"]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
-    text = page.read_text(encoding="utf-8")
-    broken = []
-    for target in re.findall(
-        r"\]\(([^)#\s]*(?:#[^)\s]*)?)\)", re.sub(r"```.*?```", "", text, flags=re.S)
-    ):
-        if "://" in target:
-            continue
-        name, _, anchor = target.partition("#")
-        other = (page.parent / name).resolve() if name else page
-        if not other.exists() or (anchor and anchor not in anchors(other)):
-            broken.append(target)
-    assert broken == []
-
-
-def anchors(page: Path) -> set[str]:
-    """How a forge names the headings of a page."""
-    headings = re.findall(r"^#+ (.*)", page.read_text(encoding="utf-8"), re.M)
-    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
 def test_editors_find_the_schemas_of_the_files_in_the_checkout():
     rules = tomllib.loads((ROOT / ".taplo.toml").read_text(encoding="utf-8"))["rule"]
     covered = {}
