@@ -33,9 +33,9 @@ from safetensors import numpy as safetensors
 from pipeline.cache.codecs.contract import CodecPlugin, FittedCodec
 from pipeline.cache.damage import check_files
 from pipeline.cache.receipts import Content, Failure, Header, Receipt
-from pipeline.cache.storage import Place
+from pipeline.cache.storage.contract import Storage
 from pipeline.cache.storage.local import PARTIAL, sync, write_atomically
-from pipeline.cache.storage.open import at
+from pipeline.cache.storage.open import open_storage
 from pipeline.cache.store import StoreReader, stored_name, token_arrays
 from pipeline.config import plugins
 from pipeline.config.cache_spec import BASE, FORMAT_VERSION, CacheSpec, View
@@ -64,22 +64,22 @@ class Location:
 class Cache:
     """A cache on disk. Opening it reads `cache.json` only."""
 
-    def __init__(self, place: Place | Path | str) -> None:
-        self.place = place if isinstance(place, Place) else at(place)
-        if not self.place.exists(HEADER_FILE):
-            raise BadInput(f"{self} is not a cache: it has no {HEADER_FILE}", _nearby(self.place))
+    def __init__(self, storage: Storage | Path | str) -> None:
+        self.storage = storage if isinstance(storage, Storage) else open_storage(storage)
+        if not self.storage.exists(HEADER_FILE):
+            raise BadInput(f"{self} is not a cache: it has no {HEADER_FILE}", _nearby(self.storage))
         again = f"begin the same extract in another --out, stop it, and copy its {HEADER_FILE} here: its stores are not touched"
         self.header = self._json(Header, HEADER_FILE, again, range(1, FORMAT_VERSION + 1))
 
     @classmethod
     def create(
-        cls, place: Place, header: Header, manifest: Manifest, learnt: bytes | None = None
+        cls, storage: Storage, header: Header, manifest: Manifest, learnt: bytes | None = None
     ) -> Cache:
         """Lays out an empty cache; cache.json comes last, so that a cache that opens is whole.
 
         `learnt`: of a fitted codec, see `pack_learnt`.
         """
-        staged = place.staging("manifest")
+        staged = storage.stage("manifest")
         for name in Manifest.FILES:
             if (manifest.folder / name).is_file():
                 with (
@@ -88,26 +88,26 @@ class Cache:
                 ):
                     shutil.copyfileobj(theirs, ours)
                 sync(staged / name)
-        place.adopt(staged, "manifest")
+        storage.publish(staged, "manifest")
         if learnt is not None:
-            place.write(CODEC_FILE, learnt)
+            storage.write(CODEC_FILE, learnt)
             header = header.model_copy(update={"codec_sha256": hashlib.sha256(learnt).hexdigest()})
-        place.write(HEADER_FILE, to_json(header))
-        return cls(place)
+        storage.write(HEADER_FILE, to_json(header))
+        return cls(storage)
 
     def __str__(self) -> str:
-        return str(self.place)
+        return str(self.storage)
 
     @property
     def path(self) -> Path:
         """The folder it is in."""
-        return Path(str(self.place))
+        return Path(str(self.storage))
 
     # What was planned
 
     @property
     def name(self) -> str:
-        return self.place.name
+        return self.storage.name
 
     @property
     def fingerprint(self) -> str:
@@ -183,7 +183,7 @@ class Cache:
     def manifest(self) -> Manifest:
         """The copy that lies in the cache; its root is where the videos were at extraction, and may
         be gone."""
-        return replace(Manifest.load(self.place.local("manifest")), root=Path(self.header.root))
+        return replace(Manifest.load(self.storage.local("manifest")), root=Path(self.header.root))
 
     @cached_property
     def cache_spec(self) -> CacheSpec:
@@ -198,7 +198,7 @@ class Cache:
             write_atomically(folder / CODEC_FILE, learnt)
 
     def _learnt(self) -> bytes | None:
-        return read_learnt(self.place, self.header.codec_sha256)
+        return read_learnt(self.storage, self.header.codec_sha256)
 
     # What is there
 
@@ -210,7 +210,7 @@ class Cache:
 
     def has(self, store: int) -> bool:
         """Whether a store exists now."""
-        return self.place.exists(self.receipt_name(store))
+        return self.storage.exists(self.receipt_name(store))
 
     def commit(self, staged: Path, receipt: Receipt) -> None:
         """Makes a store that was written aside, with every file synced, exist, unless it does
@@ -218,27 +218,27 @@ class Cache:
         if self.has(receipt.store):  # a worker that took the store over was quicker
             shutil.rmtree(staged, ignore_errors=True)
             return
-        self.place.adopt(staged, self.store_name(receipt.store))
-        self.place.write(self.receipt_name(receipt.store), to_json(receipt))
+        self.storage.publish(staged, self.store_name(receipt.store))
+        self.storage.write(self.receipt_name(receipt.store), to_json(receipt))
 
     def forget(self, store: int) -> None:
         """Makes a store exist no longer, so that the next extraction redoes it."""
-        self.place.remove(self.receipt_name(store))
+        self.storage.remove(self.receipt_name(store))
 
     def clear_partial(self, store: int | None = None) -> None:
         """Removes what workers that are no more left of a store unfinished; None: of a finished
         cache, and their leases."""
         if store is None:
-            for name in self.place.names("leases"):
-                self.place.remove(f"leases/{name}")
+            for name in self.storage.names("leases"):
+                self.storage.remove(f"leases/{name}")
         stem = "" if store is None else f"{store:05d}."
         for folder in ("stores", "receipts", "") if store is None else ("stores",):
-            for name in self.place.names(folder):
+            for name in self.storage.names(folder):
                 if name.endswith(PARTIAL) and name.removeprefix(".").startswith(stem):
-                    self.place.remove(f"{folder}/{name}" if folder else name)
+                    self.storage.remove(f"{folder}/{name}" if folder else name)
 
     def missing_stores(self) -> list[int]:
-        done = set(self.place.names("receipts"))
+        done = set(self.storage.names("receipts"))
         return [
             store for store in self.plan if self.receipt_name(store).rpartition("/")[2] not in done
         ]
@@ -302,7 +302,7 @@ class Cache:
         return None
 
     def reader(self, store: int) -> StoreReader:
-        return StoreReader(self.place, self.store_name(store))
+        return StoreReader(self.storage, self.store_name(store))
 
     def stored_rows(
         self, reader: StoreReader, name: str, rows: np.ndarray
@@ -320,7 +320,7 @@ class Cache:
     ) -> Model:
         where = f"{self}/{name}"
         try:
-            data = self.place.read(name)
+            data = self.storage.read(name)
         except OSError as error:
             raise BadInput(f"{where} cannot be read: {error.strerror}", hint) from error
         return parse_json(model, data, where, hint, versions)
@@ -334,7 +334,7 @@ class Cache:
             files = self.receipt(store).files
         except BadInput as error:
             return {self.receipt_name(store): error.message}
-        return check_files(self.place, self.store_name(store), files)
+        return check_files(self.storage, self.store_name(store), files)
 
     def require_sound(self) -> None:
         """Refuses a cache of which a file is missing or of the wrong size, or a small one (times,
@@ -345,7 +345,7 @@ class Cache:
 
         def check(receipt: Receipt) -> dict[str, str]:
             return check_files(
-                self.place, self.store_name(receipt.store), receipt.files, SMALL_BYTES
+                self.storage, self.store_name(receipt.store), receipt.files, SMALL_BYTES
             )
 
         with ThreadPoolExecutor(CHECKERS) as pool:  # many small files, which may be far away
@@ -371,14 +371,14 @@ def pack_learnt(learnt: Mapping[str, Mapping[str, np.ndarray]]) -> bytes:
     return data
 
 
-def read_learnt(place: Place, sha256: str | None) -> bytes | None:
+def read_learnt(storage: Storage, sha256: str | None) -> bytes | None:
     """What the codec of a cache or run has learnt, compared with its checksum; None where there is
     none. Raises BadInput."""
     if sha256 is None:
         return None
-    file = f"{place}/{CODEC_FILE}"
+    file = f"{storage}/{CODEC_FILE}"
     try:
-        data = place.read(CODEC_FILE)
+        data = storage.read(CODEC_FILE)
     except OSError as error:
         raise BadInput(
             f"{file} cannot be read: {error.strerror}", "its tokens cannot be decoded without it"
@@ -444,21 +444,21 @@ def unwritable(what: object, error: OSError) -> StillframeError:
 def neighbours(cache: Cache, prefix: str = "") -> Iterator[Cache]:
     """The caches beside one that can be opened, by name; what is wrong with the others does not
     concern it."""
-    for place in _caches_in(cache.place.parent):
-        if place.name != cache.name and place.name.startswith(prefix):
+    for storage in _caches_in(cache.storage.parent):
+        if storage.name != cache.name and storage.name.startswith(prefix):
             with suppress(StillframeError):
-                yield Cache(place)
+                yield Cache(storage)
 
 
-def _caches_in(folder: Place) -> Iterator[Place]:
+def _caches_in(folder: Storage) -> Iterator[Storage]:
     return (
         folder.below(name) for name in folder.names("") if folder.exists(f"{name}/{HEADER_FILE}")
     )
 
 
-def _nearby(place: Place) -> str:
+def _nearby(storage: Storage) -> str:
     """A hint with the caches that lie in or beside a wrong place."""
-    found = [str(other) for other in _caches_in(place if place.names("") else place.parent)]
+    found = [str(other) for other in _caches_in(storage if storage.names("") else storage.parent)]
     return (
         f"there are: {', '.join(found)}"
         if found

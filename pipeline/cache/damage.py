@@ -11,7 +11,7 @@ from typing import BinaryIO, Literal, NamedTuple
 import google_crc32c
 
 from pipeline.cache.shard import CRC_BYTES, MISSING, Layout
-from pipeline.cache.storage import Place
+from pipeline.cache.storage.contract import Storage
 from pipeline.cache.store import StoreReader
 from pipeline.errors import BadInput
 
@@ -112,7 +112,7 @@ def _group(stores: Sequence[Sequence[Damage]]) -> Group:
 
 
 def check_files(
-    place: Place,
+    storage: Storage,
     store: str,
     files: Mapping[str, tuple[int, str]],
     content_up_to: float = float("inf"),
@@ -123,13 +123,13 @@ def check_files(
     The content of files of more than `content_up_to` bytes is not compared.
     """
     problems = {}
-    found = place.sizes(store)
+    found = storage.sizes(store)
     for relative, (size, digest) in files.items():
         if relative not in found:
             problems[relative] = "missing"
         elif found[relative] != size:
             problems[relative] = f"{found[relative]} bytes, receipt says {size}"
-        elif size <= content_up_to and place.digest(f"{store}/{relative}") != digest:
+        elif size <= content_up_to and storage.digest(f"{store}/{relative}") != digest:
             problems[relative] = "content differs from its checksum"
     return problems | dict.fromkeys(sorted(found.keys() - files.keys()), "not in the receipt")
 
@@ -145,7 +145,9 @@ class BadChunk(NamedTuple):
     problem: str
 
 
-def check_chunks(place: Place, store: str, array: str, only: int | None = None) -> list[BadChunk]:
+def check_chunks(
+    storage: Storage, store: str, array: str, only: int | None = None
+) -> list[BadChunk]:
     """What is missing, cut off or other than its checksum says among the rows of a token array;
     reads all of it.
 
@@ -153,7 +155,7 @@ def check_chunks(place: Place, store: str, array: str, only: int | None = None) 
     older stores chunks have no checksums: only the index is checked.
     """
     found: list[BadChunk] = []
-    reader = StoreReader(place, store)
+    reader = StoreReader(storage, store)
     layout, rows = reader.layout(array), reader.shape(array)[0]
     for number, first in enumerate(range(0, rows, layout.shard_frames)):
         if only not in (None, number):

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Self
 
 from pipeline.cache.cache import Cache
-from pipeline.cache.storage import Place
+from pipeline.cache.storage.contract import Storage
 from pipeline.cache.storage.local import PARTIAL
 from pipeline.errors import StillframeError
 
@@ -73,8 +73,8 @@ class Leases:
     """This worker's leases in one place. Between `with` they are kept alive by a thread; leaving
     gives all of them back."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
         self.holder = Holder.me()
         self.held: set[str] = set()
         self._seen: dict[str, tuple[bytes, float]] = {}
@@ -94,7 +94,7 @@ class Leases:
 
     def claim(self, name: str) -> bool:
         """Takes a lease if nobody holds it, or if its holder is no more."""
-        if self.place.create(_file(name), self._text(0)):
+        if self.storage.create(_file(name), self._text(0)):
             self.held.add(name)
             return True
         over = f"{name}.over"
@@ -102,7 +102,7 @@ class Leases:
             return False
         # One at a time, and after a second look: by now it may be the lease of somebody who saw the same and was quicker.
         if self._is_void(name):
-            self.place.remove(_file(name))
+            self.storage.remove(_file(name))
         self.release(over)
         return self.claim(name)
 
@@ -115,7 +115,7 @@ class Leases:
             ours = self.holds(name)
             self.held.discard(name)
             if ours:
-                self.place.remove(_file(name))
+                self.storage.remove(_file(name))
 
     @contextmanager
     def alone(self, name: str) -> Iterator[None]:
@@ -141,7 +141,7 @@ class Leases:
 
     def _read(self, name: str) -> bytes | None:
         try:
-            return self.place.read(_file(name))
+            return self.storage.read(_file(name))
         except FileNotFoundError:
             return None
 
@@ -158,17 +158,17 @@ class Leases:
                     suppress(OSError, StillframeError),
                 ):  # not renewed now: the next beat may be
                     if self.holds(name):
-                        self.place.write(_file(name), self._text(beat))
+                        self.storage.write(_file(name), self._text(beat))
 
 
-def holders(place: Place) -> dict[str, Holder]:
+def holders(storage: Storage) -> dict[str, Holder]:
     """Name of every lease -> who holds it, or held it when it died."""
     found = {}
-    for file in place.names("leases"):
+    for file in storage.names("leases"):
         if file.endswith(PARTIAL):  # on its way
             continue
         with suppress(OSError):  # given back at this moment
-            if holder := Holder.read(place.read(f"leases/{file}")):
+            if holder := Holder.read(storage.read(f"leases/{file}")):
                 found[file.removesuffix(".json")] = holder
     return found
 

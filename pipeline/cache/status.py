@@ -158,5 +158,5 @@ def _workers(cache: Cache) -> list[dict[str, Any]]:
             "is_here": holder.is_here,
             "alive": not holder.is_gone if holder.is_here else None,
         }
-        for name, holder in sorted(holders(cache.place).items())
+        for name, holder in sorted(holders(cache.storage).items())
     ]

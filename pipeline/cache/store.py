@@ -34,7 +34,7 @@ from pipeline.cache.shard import (
     read_index,
     read_parts,
 )
-from pipeline.cache.storage import Place, Span
+from pipeline.cache.storage.contract import Span, Storage
 from pipeline.config.cache_spec import BASE
 from pipeline.errors import BadInput, StillframeError
 
@@ -157,18 +157,18 @@ class StoreWriter:
 class StoreReader:
     """Reads rows of a finished store; safe to share between threads."""
 
-    def __init__(self, place: Place, name: str) -> None:
-        """The store `name` (`stores/00017.zarr`) of a cache's place."""
-        self.place, self.name = place, name
+    def __init__(self, storage: Storage, name: str) -> None:
+        """Opens the store `name`, such as `stores/00017.zarr`, of a cache that lies in `storage`."""
+        self.storage, self.name = storage, name
         try:
-            self.group = zarr.open_group(place.zarr(name), mode="r")
+            self.group = zarr.open_group(storage.zarr(name), mode="r")
         except StillframeError:
             raise
         except Exception as error:  # damaged metadata makes zarr raise errors of many types
             raise BadInput(f"store {self} cannot be opened: {error}", VERIFY) from error
 
     def __str__(self) -> str:
-        return f"{self.place}/{self.name}"
+        return f"{self.storage}/{self.name}"
 
     @cached_property
     def attributes(self) -> dict[str, Any]:
@@ -235,7 +235,7 @@ class StoreReader:
         """Opened for every read: a cache of terabytes has more shards than a process may hold
         open."""
         try:
-            return self.place.open(
+            return self.storage.open(
                 f"{self.name}/{name}/{self.layout(name).shard_name(number)}", spans
             )
         except OSError as error:

@@ -147,14 +147,14 @@ def _read(
 
     def look(store: int) -> _Found:
         try:
-            return _Found(store, cache.place.sizes(cache.store_name(store)))
+            return _Found(store, cache.storage.sizes(cache.store_name(store)))
         except OSError as error:
             return _Found(store, {}, errors={"": error.strerror or str(error)})
 
     def digest(task: tuple[_Found, str]) -> int:
         found, file = task
         try:
-            found.digests[file] = cache.place.digest(f"{cache.store_name(found.store)}/{file}")
+            found.digests[file] = cache.storage.digest(f"{cache.store_name(found.store)}/{file}")
         except OSError as error:
             found.errors[file] = error.strerror or str(error)
         return found.sizes[file]
@@ -271,7 +271,7 @@ def _rows_hit(cache: Cache, receipt: Receipt, file: str) -> tuple[Rows, ...]:
     array, _, place = file.partition("/c/")
     number = int(place.partition("/")[0])
     with suppress(BadInput):  # of a shard that can be read, what is damaged is told chunk by chunk
-        if bad := check_chunks(cache.place, cache.store_name(receipt.store), array, number):
+        if bad := check_chunks(cache.storage, cache.store_name(receipt.store), array, number):
             return tuple((each.first, each.stop) for each in bad)
     frames = cache.cache_spec.frames_per_shard(cache.shape)
     start = number * frames
@@ -343,7 +343,7 @@ def _of_cache(cache: Cache) -> dict[str, str]:
             problems["manifest"] = (
                 f"it is another manifest: its digest is {manifest.digest}, wanted {cache.header.manifest}"
             )
-        elif manifest.has_targets and cache.place.digest(targets) != origin.targets_sha256:
+        elif manifest.has_targets and cache.storage.digest(targets) != origin.targets_sha256:
             problems[targets] = TITLES["content"]
         elif [video.video_id for video in manifest.videos] != [
             video for videos in cache.plan.values() for video in videos
@@ -393,8 +393,8 @@ def _lease_over(partial: str) -> str:
 
 
 def _left_over(cache: Cache) -> dict[str, str]:
-    place = cache.place
-    at_work = {name: holder for name, holder in holders(place).items() if not holder.is_gone}
+    storage = cache.storage
+    at_work = {name: holder for name, holder in holders(storage).items() if not holder.is_gone}
     files = {HEADER_FILE, *([CODEC_FILE] if cache.header.codec_sha256 else [])}
     known = {
         "": files | {"manifest", "stores", "receipts", "leases"},
@@ -404,7 +404,7 @@ def _left_over(cache: Cache) -> dict[str, str]:
     }
     left = {}
     for folder, belonging in known.items():
-        for name in place.names(folder):
+        for name in storage.names(folder):
             if name in belonging or (name.endswith(PARTIAL) and _lease_over(name) in at_work):
                 continue
             why = (
@@ -414,6 +414,6 @@ def _left_over(cache: Cache) -> dict[str, str]:
             )
             left[f"{folder}/{name}" if folder else name] = why
     for store in cache.missing_stores():
-        if place.names(cache.store_name(store)) and lease_of(store) not in at_work:
+        if storage.names(cache.store_name(store)) and lease_of(store) not in at_work:
             left[cache.store_name(store)] = "without a receipt: it counts as not extracted"
     return left

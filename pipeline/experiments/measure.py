@@ -22,8 +22,8 @@ import torch
 
 from pipeline.cache.cache import Cache, unwritable
 from pipeline.cache.page_cache import drop
-from pipeline.cache.storage.local import Folder
-from pipeline.cache.storage.open import at
+from pipeline.cache.storage.local import LocalFolder
+from pipeline.cache.storage.open import open_storage
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe, WindowSettings
@@ -174,8 +174,8 @@ def _scratch(out: str) -> Iterator[str]:
     """A place of its own inside `out`, and nothing left of it afterwards, nor of `out` if that was
     not there."""
     name = f".plan-{os.getpid()}"
-    where = at(out)
-    is_new = isinstance(where, Folder) and not Path(out).exists()
+    where = open_storage(out)
+    is_new = isinstance(where, LocalFolder) and not Path(out).exists()
     try:
         yield f"{out.rstrip('/')}/{name}"
     except OSError as error:
@@ -256,7 +256,7 @@ def _extract(
     noted: list[tuple[float, int]] = []
     begin = time.perf_counter()
     laid_out = extract.lay_out(spec, some, out, encoder, device)
-    job = extract.a_job([laid_out.place.address], some, str(device), decoders)
+    job = extract.a_job([laid_out.storage.address], some, str(device), decoders)
     progress = fill(
         [(laid_out, encoder, [])],
         some.videos,
@@ -264,7 +264,7 @@ def _extract(
         device,
         lambda state: noted.append((time.perf_counter(), state.frames)),
     )
-    cache = Cache(laid_out.place)
+    cache = Cache(laid_out.storage)
     whole_s = time.perf_counter() - begin
     if not progress.frames:
         raise StillframeError("none of the sampled videos could be decoded", WITHOUT)
@@ -301,7 +301,7 @@ def _read(cache: Cache, some: Manifest, recipe: Recipe | None) -> dict[str, Any]
         return size / (time.perf_counter() - begin)
 
     once()  # opens the stores
-    is_cold = isinstance(cache.place, Folder) and drop(cache.path)
+    is_cold = isinstance(cache.storage, LocalFolder) and drop(cache.path)
     cold, _, hot = once(), once(), once()
     return {"read_cold_bytes_per_s": cold if is_cold else None, "read_hot_bytes_per_s": hot}
 

@@ -27,7 +27,7 @@ import torch
 from pipeline.cache.cache import Cache
 from pipeline.cache.leases import LOOK_S, Leases
 from pipeline.cache.storage.local import write_atomically
-from pipeline.cache.storage.open import at
+from pipeline.cache.storage.open import open_storage
 from pipeline.config.json_files import read_json, to_json
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
@@ -139,7 +139,7 @@ class Sweep:
         header = SweepHeader(
             format_version=SWEEP_FORMAT,
             sweep=spec,
-            caches={name: cache.place.address for name, cache in caches.items()},
+            caches={name: cache.storage.address for name, cache in caches.items()},
             fingerprints={name: cache.fingerprint for name, cache in caches.items()},
         )
         settings = settings_of(spec)
@@ -346,7 +346,7 @@ def run_members(
 ) -> None:
     """Trains and scores the members that nobody else is at, until none is left; waits for those
     that others are at."""
-    with Leases(at(sweep.path)) as leases:
+    with Leases(open_storage(sweep.path)) as leases:
         for members in claimed(sweep, leases, workers):
             try:
                 train_group(

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.leases import Leases
-from pipeline.cache.storage.open import at
+from pipeline.cache.storage.open import open_storage
 from pipeline.config import plugins
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
@@ -95,7 +95,7 @@ def _made(
         )
     origin = given.manifest.origin
     settings = origin.settings | other.data
-    with Leases(at(out)) as leases, leases.alone(f"data-{name}"):
+    with Leases(open_storage(out)) as leases, leases.alone(f"data-{name}"):
         videos = manifest.build(
             origin.dataset,
             None,

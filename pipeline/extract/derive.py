@@ -26,8 +26,8 @@ import torch
 from pipeline.cache.cache import HEADER_FILE, Cache, read_learnt, require_same, unwritable
 from pipeline.cache.codecs.contract import FittedCodec, fitted_to
 from pipeline.cache.leases import Leases, claimed, lease_of
-from pipeline.cache.storage import Place
-from pipeline.cache.storage.open import at
+from pipeline.cache.storage.contract import Storage
+from pipeline.cache.storage.open import open_storage
 from pipeline.cache.store import StoreReader, in_view, stored_name, token_arrays
 from pipeline.config import plugins
 from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, fingerprint
@@ -56,15 +56,15 @@ def derive(
     Raises BadInput: a source that is unfinished or damaged, and what cannot be derived from it.
     """
     derivation = Derivation(source, derived_spec(source, overrides))
-    place = at(out).below(derivation.name)
+    storage = open_storage(out).below(derivation.name)
     try:
-        with Leases(place) as leases:
-            cache = derivation.lay_out(place, leases)
+        with Leases(storage) as leases:
+            cache = derivation.lay_out(storage, leases)
             derivation.fill(cache, leases, cache.plan, on_frames)
         cache.clear_partial()
     except OSError as error:
-        raise unwritable(place, error) from error
-    return Cache(place)
+        raise unwritable(storage, error) from error
+    return Cache(storage)
 
 
 def derived_spec(source: Cache, overrides: Sequence[str]) -> CacheSpec:
@@ -165,21 +165,23 @@ class Derivation:
     def shape(self) -> TokenShape:
         return replace(self.source.shape, layers=tuple(self.spec.encoder.settings.layers))
 
-    def lay_out(self, place: Place, leases: Leases) -> Cache:
+    def lay_out(self, storage: Storage, leases: Leases) -> Cache:
         """The derived cache; planned, fitted and created if it is not there yet."""
         with leases.alone("plan"):
-            if not place.exists(HEADER_FILE):
-                return self._create(place)
-        cache = Cache(place)
+            if not storage.exists(HEADER_FILE):
+                return self._create(storage)
+        cache = Cache(storage)
         require_same(cache, self.source.manifest)
         return cache
 
-    def _create(self, place: Place) -> Cache:
+    def _create(self, storage: Storage) -> Cache:
         header = self.source.header
         shape, codec = self.shape, self.spec.make_codec()
         learnt = None
         if isinstance(codec, FittedCodec):
-            same = read_learnt(self.source.place, header.codec_sha256) if self.same_codec else None
+            same = (
+                read_learnt(self.source.storage, header.codec_sha256) if self.same_codec else None
+            )
             learnt = same or learn(codec, self._sample(codec))
         changes = {
             "format_version": FORMAT_VERSION,
@@ -190,7 +192,9 @@ class Derivation:
             "derived_from": header.fingerprint,
             "codec_sha256": None,
         }
-        return Cache.create(place, header.model_copy(update=changes), self.source.manifest, learnt)
+        return Cache.create(
+            storage, header.model_copy(update=changes), self.source.manifest, learnt
+        )
 
     def fill(
         self,
@@ -221,7 +225,9 @@ class Derivation:
         try:
             for video_id in cache.plan[store]:
                 yield from self._write_video(draft, video_id)
-            devices = {self.source.receipts[at].device for at in self._stores(cache.plan[store])}
+            devices = {
+                self.source.receipts[number].device for number in self._stores(cache.plan[store])
+            }
             draft.commit({"derive": time.perf_counter() - begin}, ", ".join(sorted(devices)))
         finally:
             draft.close()
@@ -231,18 +237,19 @@ class Derivation:
         draft.begin(video)
         for start in range(0, len(rows), self.spec.store.batch_frames):
             some = rows[start : start + self.spec.store.batch_frames]
-            at = self.source.locations[video_id].store
+            source_store = self.source.locations[video_id].store
             arrays: dict[str, np.ndarray] = {}
             for name in cache.tokens:
-                stored = self._read(at, name, some)
+                stored = self._read(source_store, name, some)
                 if not self.same_codec:
                     stored = cache.codecs[name].encode(self._decode(name, stored))
                 arrays |= {stored_name(name, key): array for key, array in stored.items()}
             draft.append(arrays)
             affines = {
-                view: self._of_frames(at, in_view(view, "affine"))[some] for view in cache.views
+                view: self._of_frames(source_store, in_view(view, "affine"))[some]
+                for view in cache.views
             }
-            draft.note(video, self._of_frames(at, "time_s")[some], affines)
+            draft.note(video, self._of_frames(source_store, "time_s")[some], affines)
             yield len(some)
         if failure := self.source.failures.get(video_id):
             draft.fail(video, failure.reason)

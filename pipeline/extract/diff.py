@@ -147,7 +147,7 @@ def _derivation(
     if not sets:
         return None, ""
     return (
-        f"stillframe derive {shlex.quote(str(cache))} --out {shlex.quote(str(cache.place.parent))} {' '.join(sets)}",
+        f"stillframe derive {shlex.quote(str(cache))} --out {shlex.quote(str(cache.storage.parent))} {' '.join(sets)}",
         "",
     )
 

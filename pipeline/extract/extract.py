@@ -13,8 +13,8 @@ from pipeline.cache.cache import HEADER_FILE, Cache, require_same, unwritable
 from pipeline.cache.codecs.contract import FittedCodec, fitted_to
 from pipeline.cache.leases import Leases
 from pipeline.cache.receipts import Header, TokenFacts
-from pipeline.cache.storage import Place
-from pipeline.cache.storage.open import at
+from pipeline.cache.storage.contract import Storage
+from pipeline.cache.storage.open import open_storage
 from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, fingerprint
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import chosen
@@ -89,7 +89,7 @@ def extract_all(
             require_videos(manifest)
         for store in redo:
             cache.forget(store)
-    places = [cache.place.address for cache, _ in caches]
+    places = [cache.storage.address for cache, _ in caches]
     job = a_job(places, manifest, None if given is None else str(given), decoders, limits)
     to_fill = [(cache, encoder, donors(cache)) for cache, encoder in caches]
     expected = {str(cache): _given(cache, givers, say) for cache, _, givers in to_fill}
@@ -97,7 +97,7 @@ def extract_all(
         fill(to_fill, manifest.videos, job, device, on_progress)
     else:
         have_filled([cache for cache, _ in caches], job, engine, logs, on_progress)
-    complete = [Cache(cache.place) for cache, _ in caches]
+    complete = [Cache(cache.storage) for cache, _ in caches]
     for cache in complete:
         whole = [store for store in expected[str(cache)] if not cache.receipt(store).taken_from]
         if whole:
@@ -207,26 +207,26 @@ def lay_out(
     is not there yet."""
     of_codec = fitted_to(cache_spec.make_codec(), manifest.digest)
     digits = fingerprint(cache_spec, encoder.identity, probe.decoder_identity(), of_codec)
-    place = at(out).below(f"{cache_spec.name}-{digits}")
-    if place.exists(HEADER_FILE):
-        return _same(place, manifest)
+    storage = open_storage(out).below(f"{cache_spec.name}-{digits}")
+    if storage.exists(HEADER_FILE):
+        return _same(storage, manifest)
     try:
-        with Leases(place) as leases, leases.alone("plan"):
-            if place.exists(HEADER_FILE):  # somebody else was quicker
-                return _same(place, manifest)
-            return _create(place, cache_spec, manifest, encoder, device, digits)
+        with Leases(storage) as leases, leases.alone("plan"):
+            if storage.exists(HEADER_FILE):  # somebody else was quicker
+                return _same(storage, manifest)
+            return _create(storage, cache_spec, manifest, encoder, device, digits)
     except OSError as error:
-        raise unwritable(place, error) from error
+        raise unwritable(storage, error) from error
 
 
-def _same(place: Place, manifest: Manifest) -> Cache:
-    cache = Cache(place)
+def _same(storage: Storage, manifest: Manifest) -> Cache:
+    cache = Cache(storage)
     require_same(cache, manifest)
     return cache
 
 
 def _create(
-    place: Place,
+    storage: Storage,
     cache_spec: CacheSpec,
     manifest: Manifest,
     encoder: EncoderPlugin,
@@ -256,7 +256,7 @@ def _create(
         root=str(manifest.root),
         plan=plan,
     )
-    return Cache.create(place, header, manifest, learnt)
+    return Cache.create(storage, header, manifest, learnt)
 
 
 def require_videos(manifest: Manifest) -> None:

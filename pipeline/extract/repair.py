@@ -67,12 +67,12 @@ def repair(
         removed = _clear(found, redo)
         for store in redo:
             cache.forget(store)
-            cache.place.remove(cache.store_name(store))
+            cache.storage.remove(cache.store_name(store))
         if make:
             make()
     except OSError as error:
         raise unwritable(cache, error) from error
-    mended = Cache(cache.place)
+    mended = Cache(cache.storage)
     receipts = {store: mended.receipt(store) for store in redo}
     return Mended(
         stores=redo,
@@ -95,7 +95,7 @@ def find_source(cache: Cache) -> Cache:
         if other.fingerprint == cache.header.derived_from:
             return other
     raise BadInput(
-        f"{cache} was derived from the cache {cache.header.derived_from}, which is not in {cache.place.parent}",
+        f"{cache} was derived from the cache {cache.header.derived_from}, which is not in {cache.storage.parent}",
         "say where: --source CACHE",
     )
 
@@ -121,7 +121,7 @@ def _maker(
         derivation = _derivation(cache, source or find_source(cache), stores)
 
         def derive() -> None:
-            with Leases(cache.place) as leases:
+            with Leases(cache.storage) as leases:
                 derivation.fill(cache, leases, set(stores), on_frames)
 
         return derive
@@ -180,5 +180,5 @@ def _clear(found: Audit, redo: list[int]) -> list[str]:
         if each.store not in redo
     ]
     for name in removed:
-        cache.place.remove(name)
+        cache.storage.remove(name)
     return removed

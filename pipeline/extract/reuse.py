@@ -72,7 +72,7 @@ class Donor:
         }
         for file, (_, digest) in (item for of_array in given.values() for item in of_array.items()):
             source = f"{self.cache.store_name(receipt.store)}/{file}"
-            if not self.cache.place.link(source, staged / file):
+            if not self.cache.storage.link(source, staged / file):
                 self._copy(source, files[file][0], staged / file)
             with (staged / file).open("rb") as data:
                 if hashlib.file_digest(data, "sha256").hexdigest() != digest:
@@ -81,7 +81,7 @@ class Donor:
 
     def _copy(self, source: str, size: int, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with self.cache.place.open(source, [(0, size)]) as data, target.open("wb") as copy:
+        with self.cache.storage.open(source, [(0, size)]) as data, target.open("wb") as copy:
             shutil.copyfileobj(data, copy)
             copy.flush()
             os.fsync(copy.fileno())
@@ -133,7 +133,7 @@ def _meaning(header: Header) -> dict[str, Any]:
 
 def _learnt(cache: Cache) -> dict[str, dict[str, bytes]]:
     """Token array of the base -> what its codec has learnt; empty where nothing is fitted."""
-    data = read_learnt(cache.place, cache.header.codec_sha256)
+    data = read_learnt(cache.storage, cache.header.codec_sha256)
     tables: dict[str, dict[str, bytes]] = {}
     for name, array in (safetensors.load(data) if data else {}).items():
         tables.setdefault(name.partition(".")[0], {})[name] = array.tobytes()

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.receipts import Content, Failure, Receipt
-from pipeline.cache.storage.local import Folder
+from pipeline.cache.storage.local import LocalFolder
 from pipeline.cache.store import StoreWriter, in_view
 from pipeline.errors import StillframeError
 from pipeline.extract.reuse import Donor
@@ -112,7 +112,7 @@ class Draft:
             else {},
         )
         # What has been written of a store is cleared away by a worker that takes it over; the rest of it is not the store.
-        for file in sorted(receipt.files.keys() - Folder(staged).sizes("").keys()):
+        for file in sorted(receipt.files.keys() - LocalFolder(staged).sizes("").keys()):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{staged}/{file}")
         self.cache.commit(staged, receipt)
         return receipt
@@ -141,7 +141,7 @@ class Draft:
     def _writer(self) -> tuple[Path, StoreWriter]:
         if self._written is None:
             cache = self.cache
-            staged = cache.place.staging(cache.store_name(self.store))
+            staged = cache.storage.stage(cache.store_name(self.store))
             settings, shard_frames = (
                 cache.cache_spec.store,
                 cache.cache_spec.frames_per_shard(cache.shape),

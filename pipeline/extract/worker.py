@@ -70,7 +70,7 @@ def fill(
     try:
         with ExitStack() as stack:
             lanes = {
-                str(cache): Lane(cache, encoder, stack.enter_context(Leases(cache.place)), givers)
+                str(cache): Lane(cache, encoder, stack.enter_context(Leases(cache.storage)), givers)
                 for cache, encoder, givers in to_fill
             }
             while any(missing.values()):
@@ -88,7 +88,7 @@ def fill(
                     [(lanes[str(cache)], store) for cache, store in unit] for unit in given
                 )
                 # Again, where another worker took a store over from this one and was lost in its turn.
-                missing = _missing([Cache(cache.place) for cache in caches], only)
+                missing = _missing([Cache(cache.storage) for cache in caches], only)
         for cache in caches:
             if not cache.missing_stores():  # nobody else is at work on it
                 cache.clear_partial()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cache.cache import HEADER_FILE, Cache
-from pipeline.cache.storage.open import at
+from pipeline.cache.storage.open import open_storage
 from pipeline.config.json_files import read_json
 from pipeline.errors import BadInput
 from pipeline.experiments.summary import Outcome, Setting, SettingSummary, Summary, summarise
@@ -113,7 +113,7 @@ def find(places: Sequence[str]) -> Source:
 
 
 def _holds(place: str, name: str) -> bool:
-    return at(place).exists(name)
+    return open_storage(place).exists(name)
 
 
 def of_sweep(path: Path, split: str) -> list[Subject]:

@@ -180,7 +180,7 @@ def _header(
 ) -> RunHeader:
     if isinstance(source, Cache):
         facts, spec, encoder = CacheFacts.of(source), source.spec, source.header.encoder
-        place = source.place.address
+        place = source.storage.address
     else:
         encoder = source.make_encoder(torch.device("cpu")).identity
         digits = fingerprint(source, encoder, probe.decoder_identity())

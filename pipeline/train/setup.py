@@ -89,7 +89,7 @@ def open_or_create(
         **made_from(recipe, cache, manifest),
         spec=cache.spec,
         encoder=cache.header.encoder,
-        cache_path=cache.place.address,
+        cache_path=cache.storage.address,
         manifest_path=None
         if manifest.folder == cache.manifest.folder
         else str(manifest.folder.absolute()),

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from pipeline.cache.cache import codecs_of, read_learnt
-from pipeline.cache.storage.open import at
+from pipeline.cache.storage.open import open_storage
 from pipeline.cache.store import layer_name, token_arrays
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec, fingerprint
@@ -85,7 +85,9 @@ class Stream:
         self.shape = self.spec.token_shape()
         names = token_arrays(self.shape.layers, self.shape.special_tokens, self.shape.patch_tokens)
         self.codecs = codecs_of(
-            self.spec.make_codec, names, read_learnt(at(run.path), run.header.cache.codec_sha256)
+            self.spec.make_codec,
+            names,
+            read_learnt(open_storage(run.path), run.header.cache.codec_sha256),
         )
         self.model, self.task = load_model(run, self.shape, device=self.device)
         self.task_name = run.recipe.task.name

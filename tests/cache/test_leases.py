@@ -17,12 +17,12 @@ import pytest
 from pipeline.cache import leases as module
 from pipeline.cache.cache import Cache
 from pipeline.cache.leases import Holder, Leases, claimed, holders, lease_of
-from pipeline.cache.storage.local import Folder
+from pipeline.cache.storage.local import LocalFolder
 
 
 @pytest.fixture
-def place(tmp_path) -> Folder:
-    return Folder(tmp_path)
+def storage(tmp_path) -> LocalFolder:
+    return LocalFolder(tmp_path)
 
 
 @pytest.fixture
@@ -32,9 +32,9 @@ def quick(monkeypatch):
     monkeypatch.setattr(module, "LOOK_S", 0.02)
 
 
-def leave(place: Folder, name: str, holder: Holder) -> None:
+def leave(storage: LocalFolder, name: str, holder: Holder) -> None:
     """A lease of somebody who does nothing for it any more."""
-    assert place.create(f"leases/{name}.json", json.dumps(asdict(holder) | {"beat": 3}).encode())
+    assert storage.create(f"leases/{name}.json", json.dumps(asdict(holder) | {"beat": 3}).encode())
 
 
 def dead() -> Holder:
@@ -54,8 +54,8 @@ def until_claimed(ours: Leases, name: str) -> float:
     return time.monotonic() - begin_s
 
 
-def test_one_of_many_gets_it(place):
-    many = [Leases(place) for _ in range(8)]
+def test_one_of_many_gets_it(storage):
+    many = [Leases(storage) for _ in range(8)]
     with ThreadPoolExecutor(8) as pool:
         for name in map(lease_of, range(20)):
             got = list(pool.map(lambda one, name=name: one.claim(name), many))
@@ -63,30 +63,30 @@ def test_one_of_many_gets_it(place):
             assert [one.holds(name) for one in many] == got
 
 
-def test_it_is_given_back(place):
-    with Leases(place) as one:
+def test_it_is_given_back(storage):
+    with Leases(storage) as one:
         assert one.claim("a") and one.claim("b")
         one.release("a")
-        assert Leases(place).claim("a")
-        assert set(holders(place)) == {"a", "b"}
-    assert set(holders(place)) == {"a"}, "b was given back by leaving, a is another's"
+        assert Leases(storage).claim("a")
+        assert set(holders(storage)) == {"a", "b"}
+    assert set(holders(storage)) == {"a"}, "b was given back by leaving, a is another's"
 
 
-def test_that_of_a_dead_process_of_this_machine_is_void_at_once(place):
-    leave(place, "a", dead())
-    assert Leases(place).claim("a")
+def test_that_of_a_dead_process_of_this_machine_is_void_at_once(storage):
+    leave(storage, "a", dead())
+    assert Leases(storage).claim("a")
 
 
-def test_a_process_number_that_is_used_again_keeps_nothing_alive(place):
+def test_a_process_number_that_is_used_again_keeps_nothing_alive(storage):
     mine = Holder.me()
-    leave(place, "a", replace(mine, worker="x", started=mine.started - 1))
-    assert Leases(place).claim("a")
+    leave(storage, "a", replace(mine, worker="x", started=mine.started - 1))
+    assert Leases(storage).claim("a")
 
 
-def test_that_of_a_living_process_stands(place, quick):
-    with Leases(place) as one:
+def test_that_of_a_living_process_stands(storage, quick):
+    with Leases(storage) as one:
         assert one.claim("a")
-        other = Leases(place)
+        other = Leases(storage)
         end_s = time.monotonic() + 4 * module.EXPIRE_S
         while time.monotonic() < end_s:
             assert not other.claim("a")
@@ -99,31 +99,31 @@ def test_that_of_a_living_process_stands(place, quick):
     [None, b"", b"{", b"[]", b'{"worker": "x"}'],
     ids=["another machine", "empty", "torn", "list", "part"],
 )
-def test_what_nobody_can_judge_is_void_when_it_stands_still(place, quick, text):
-    leave(place, "a", replace(Holder.me(), worker="x", machine="another"))
+def test_what_nobody_can_judge_is_void_when_it_stands_still(storage, quick, text):
+    leave(storage, "a", replace(Holder.me(), worker="x", machine="another"))
     if text is not None:
-        (place.path / "leases/a.json").write_bytes(text)
-    ours = Leases(place)
+        (storage.path / "leases/a.json").write_bytes(text)
+    ours = Leases(storage)
     assert not ours.claim("a")
     assert until_claimed(ours, "a") >= 0.8 * module.EXPIRE_S and ours.holds("a")
 
 
 @pytest.mark.parametrize("years", [-10, 10])
-def test_times_of_files_mean_nothing(place, quick, years):
-    leave(place, "a", replace(Holder.me(), worker="x", machine="another"))
-    leave(place, "b", dead())
+def test_times_of_files_mean_nothing(storage, quick, years):
+    leave(storage, "a", replace(Holder.me(), worker="x", machine="another"))
+    leave(storage, "b", dead())
     for name in "ab":
-        os.utime(place.path / f"leases/{name}.json", (time.time() + years * 3.2e7,) * 2)
-    ours = Leases(place)
+        os.utime(storage.path / f"leases/{name}.json", (time.time() + years * 3.2e7,) * 2)
+    ours = Leases(storage)
     assert not ours.claim("a") and ours.claim("b")
     assert until_claimed(ours, "a") >= 0.8 * module.EXPIRE_S
 
 
-def test_one_that_was_taken_over_is_neither_held_nor_renewed_nor_removed(place, quick):
-    with Leases(place) as slow:
+def test_one_that_was_taken_over_is_neither_held_nor_renewed_nor_removed(storage, quick):
+    with Leases(storage) as slow:
         assert slow.claim("a")
-        place.remove("leases/a.json")
-        other = Leases(place)
+        storage.remove("leases/a.json")
+        other = Leases(storage)
         assert other.claim("a")
         time.sleep(5 * module.RENEW_S)
         assert other.holds("a") and not slow.holds("a")
@@ -131,12 +131,12 @@ def test_one_that_was_taken_over_is_neither_held_nor_renewed_nor_removed(place, 
     assert other.holds("a")
 
 
-def test_alone_waits_for_the_living_and_not_for_the_dead(place, quick):
-    leave(place, "plan", dead())
+def test_alone_waits_for_the_living_and_not_for_the_dead(storage, quick):
+    leave(storage, "plan", dead())
     inside, most = [], []
 
     def enter() -> None:
-        with Leases(place) as one, one.alone("plan"):
+        with Leases(storage) as one, one.alone("plan"):
             inside.append(1)
             most.append(len(inside))
             time.sleep(0.05)
@@ -145,7 +145,7 @@ def test_alone_waits_for_the_living_and_not_for_the_dead(place, quick):
     with ThreadPoolExecutor(3) as pool:
         for done in [pool.submit(enter) for _ in range(3)]:
             done.result()
-    assert most == [1, 1, 1] and holders(place) == {}
+    assert most == [1, 1, 1] and holders(storage) == {}
 
 
 def test_claimed_hands_out_what_is_missing_and_free_and_waits_for_the_rest(
@@ -155,14 +155,14 @@ def test_claimed_hands_out_what_is_missing_and_free_and_waits_for_the_rest(
     stores = list(cache.plan)
     for store in stores[1:]:
         cache.forget(store)
-    with Leases(cache.place) as ours, Leases(cache.place) as theirs:
+    with Leases(cache.storage) as ours, Leases(cache.storage) as theirs:
         assert theirs.claim(lease_of(stores[1]))
         units = [[(cache, ours, store)] for store in stores]
         handed = claimed(units, threading.Event())
         assert [next(handed) for _ in stores[2:]] == [[(cache, store)] for store in stores[2:]]
         theirs.release(lease_of(stores[1]))  # without having done it
         assert list(handed) == [[(cache, stores[1])]]
-        assert set(holders(cache.place)) == {lease_of(store) for store in stores[1:]}
+        assert set(holders(cache.storage)) == {lease_of(store) for store in stores[1:]}
 
 
 def test_claimed_ends_when_others_have_done_the_rest(material, tmp_path, quick):
@@ -170,7 +170,7 @@ def test_claimed_ends_when_others_have_done_the_rest(material, tmp_path, quick):
     receipt = cache.path / cache.receipt_name(0)
     vouched = receipt.read_bytes()
     receipt.unlink()
-    with Leases(cache.place) as ours, Leases(cache.place) as theirs:
+    with Leases(cache.storage) as ours, Leases(cache.storage) as theirs:
         assert theirs.claim(lease_of(0))
         done = threading.Timer(0.2, receipt.write_bytes, [vouched])
         done.start()
@@ -183,7 +183,7 @@ def test_claimed_can_be_stopped_while_it_waits(material, tmp_path, quick):
     cache = Cache(shutil.copytree(material.cache.path, tmp_path / "cache"))
     cache.forget(0)
     stop = threading.Event()
-    with Leases(cache.place) as ours, Leases(cache.place) as theirs:
+    with Leases(cache.storage) as ours, Leases(cache.storage) as theirs:
         assert theirs.claim(lease_of(0))
         threading.Timer(0.1, stop.set).start()
         assert list(claimed([[(cache, ours, 0)]], stop)) == []

@@ -21,10 +21,11 @@ from support.commands import assert_refused, call, fine
 from support.object_store import STALL_S, proxy_of, s3_server
 
 from pipeline.cache.cache import Cache
-from pipeline.cache.storage import Place, disk_cache, retry
+from pipeline.cache.storage import disk_cache, retry
+from pipeline.cache.storage.contract import Storage
 from pipeline.cache.storage.disk_cache import DiskCache
-from pipeline.cache.storage.local import Folder
-from pipeline.cache.storage.open import at
+from pipeline.cache.storage.local import LocalFolder
+from pipeline.cache.storage.open import open_storage
 from pipeline.cache.store import StoreReader
 from pipeline.errors import BadInput, StillframeError
 from pipeline.extract import extract
@@ -74,14 +75,14 @@ def bucket(proxy, request) -> str:
 
 
 @pytest.fixture(params=["folder", "memory", "s3"])
-def home(request, tmp_path) -> Place:
+def home(request, tmp_path) -> Storage:
     """An empty place of every kind."""
     if request.param == "folder":
-        return at(tmp_path / "home")
+        return open_storage(tmp_path / "home")
     if request.param == "memory":
         request.getfixturevalue("disk")
-        return at(f"memory://{tmp_path.name}/home")
-    return at(f"{request.getfixturevalue('bucket')}/home")
+        return open_storage(f"memory://{tmp_path.name}/home")
+    return open_storage(f"{request.getfixturevalue('bucket')}/home")
 
 
 def upload(cache: Cache, url: str) -> str:
@@ -105,7 +106,7 @@ def remote(proxy, uploaded) -> Cache:
 
 def stores(cache: Cache) -> dict[str, str]:
     """Every file of every store -> sha256."""
-    return {name: cache.place.digest(f"stores/{name}") for name in cache.place.sizes("stores")}
+    return {name: cache.storage.digest(f"stores/{name}") for name in cache.storage.sizes("stores")}
 
 
 def vouched(cache: Cache) -> dict[int, dict[str, tuple[int, str]]]:
@@ -123,8 +124,8 @@ def taken(folder: Path) -> int:
     return total
 
 
-def read(place: Place, name: str, start: int, stop: int) -> bytes:
-    with place.open(name, [(start, stop)]) as file:
+def read(storage: Storage, name: str, start: int, stop: int) -> bytes:
+    with storage.open(name, [(start, stop)]) as file:
         return os.pread(file.fileno(), stop - start, start)
 
 
@@ -170,12 +171,12 @@ def test_folders_are_what_has_files_below(home):
 def test_a_staged_folder_replaces_the_one_that_was_there(home):
     home.write("stores/0/old", b"old")
     for content in (b"first", b"second"):
-        staged = home.staging("stores/0")
+        staged = home.stage("stores/0")
         assert list(staged.iterdir()) == []
         (staged / "a/c").mkdir(parents=True)
         (staged / "a/c/0").write_bytes(content)
         (staged / "b").write_bytes(b"")
-        home.adopt(staged, "stores/0")
+        home.publish(staged, "stores/0")
         assert not staged.exists()
         assert home.sizes("stores/0") == {"a/c/0": len(content), "b": 0}
         assert home.read("stores/0/a/c/0") == content
@@ -221,14 +222,14 @@ def test_places_know_where_they_are(home):
     assert inner.name == "x-0123" and str(inner) == f"{home}/caches/x-0123"
     inner.write("a", b"a")
     assert inner.parent.names("") == ["x-0123"] and home.read("caches/x-0123/a") == b"a"
-    assert at(inner.address).read("a") == b"a"
+    assert open_storage(inner.address).read("a") == b"a"
 
 
 def test_zarr_and_the_direct_reader_see_the_same_store(home, material):
     name = material.cache.store_name(0)
-    staged = home.staging(name)
+    staged = home.stage(name)
     shutil.copytree(material.cache.path / name, staged, dirs_exist_ok=True)
-    home.adopt(staged, name)
+    home.publish(staged, name)
     reader, local = StoreReader(home, name), material.cache.reader(0)
     assert reader.attributes == local.attributes
     np.testing.assert_array_equal(reader.small("affine"), local.small("affine"))
@@ -249,7 +250,7 @@ def test_extraction_to_a_bucket_gives_the_bytes_of_a_local_one(bucket, place, ma
     assert told["cache"] == str(cache) == f"{bucket}/caches/{material.cache.name}"
     assert stores(cache) == stores(material.cache)
     assert vouched(cache) == vouched(material.cache)
-    assert cache.place.names("") == ["cache.json", "manifest", "receipts", "stores"]
+    assert cache.storage.names("") == ["cache.json", "manifest", "receipts", "stores"]
     assert (
         cache.plan == material.cache.plan
         and cache.manifest.digest == material.cache.manifest.digest
@@ -263,7 +264,7 @@ def test_two_workers_share_a_cache_in_a_bucket(bucket, material):
             for _ in range(2)
         ]
     assert [stores(one.result()) for one in both] == [stores(material.cache)] * 2
-    assert both[0].result().place.names("leases") == []
+    assert both[0].result().storage.names("leases") == []
 
 
 def test_a_kill_in_the_middle_of_an_upload_then_a_rerun(bucket, proxy, place, material):
@@ -300,16 +301,16 @@ def test_a_kill_in_the_middle_of_an_upload_then_a_rerun(bucket, proxy, place, ma
     assert (
         left.has(0)
         and not left.has(1)
-        and left.place.sizes(left.store_name(1)).keys() < set(material.cache.receipts[1].files)
+        and left.storage.sizes(left.store_name(1)).keys() < set(material.cache.receipts[1].files)
     )
-    assert left.place.names("leases") != []
+    assert left.storage.names("leases") != []
     again = extract.extract(material.spec, material.manifest, f"{bucket}/caches")
-    assert stores(again) == stores(material.cache) and again.place.names("leases") == []
+    assert stores(again) == stores(material.cache) and again.storage.names("leases") == []
 
 
 def test_verify_finds_damage_in_a_bucket_and_messages_name_its_url(bucket, material):
     cache = Cache(upload(material.cache, f"{bucket}/caches"))
-    place, shard = cache.place, "layer_5/c/1/0/0"
+    storage, shard = cache.storage, "layer_5/c/1/0/0"
     assert str(cache) in fine("verify", cache).out and str(cache) in fine("status", cache).out
     assert_refused(
         call("status", f"{bucket}/caches/nothing"),
@@ -317,12 +318,12 @@ def test_verify_finds_damage_in_a_bucket_and_messages_name_its_url(bucket, mater
         str(cache),
     )
     flipped, missing = (f"{cache.store_name(store)}/{shard}" for store in (0, 1))
-    read(place, flipped, 0, 8)  # what lies in the disk cache is no proof
-    data = bytearray(place.read(flipped))
+    read(storage, flipped, 0, 8)  # what lies in the disk cache is no proof
+    data = bytearray(storage.read(flipped))
     data[100] ^= 1
-    place.write(flipped, bytes(data))
-    place.remove(missing)
-    place.write(f"{cache.store_name(2)}/stray", b"")
+    storage.write(flipped, bytes(data))
+    storage.remove(missing)
+    storage.write(f"{cache.store_name(2)}/stray", b"")
     result = call("verify", cache, "--json")
     assert result.code == 2 and f"3 stores of {cache} are damaged" in result.err
     assert [(each["store"], each["file"], each["problem"]) for each in result.json["problems"]] == [
@@ -330,7 +331,7 @@ def test_verify_finds_damage_in_a_bucket_and_messages_name_its_url(bucket, mater
         (1, shard, "missing"),
         (2, "stray", "not in the receipt"),
     ]
-    place.write(cache.receipt_name(0), b"{")
+    storage.write(cache.receipt_name(0), b"{")
     assert_refused(call("status", cache), f"{cache}/receipts/00000.json")
 
 
@@ -361,9 +362,9 @@ def test_training_and_scoring_from_a_bucket_equal_those_from_the_disk(remote, pl
 def test_deriving_into_a_bucket(bucket, place, tmp_path):
     for out in (f"{bucket}/derived", tmp_path / "derived"):
         fine("derive", place.cache, "--out", out, "--set", "codec.name=int8")
-    (name,) = at(f"{bucket}/derived").names("")
+    (name,) = open_storage(f"{bucket}/derived").names("")
     there, here = Cache(f"{bucket}/derived/{name}"), Cache(tmp_path / "derived" / name)
-    assert vouched(there) == vouched(here) and there.place.sizes("stores") == here.place.sizes(
+    assert vouched(there) == vouched(here) and there.storage.sizes("stores") == here.storage.sizes(
         "stores"
     )
 
@@ -381,11 +382,11 @@ def blocks(monkeypatch) -> int:
 
 def test_what_was_fetched_costs_no_request(bucket, proxy, blocks):
     data = random.Random(0).randbytes(20 * blocks + 5)
-    at(bucket).write("shard", data)
-    place = at(bucket)
+    open_storage(bucket).write("shard", data)
+    storage = open_storage(bucket)
     proxy.seen.clear()
     assert (
-        read(place, "shard", 3 * blocks + 7, 8 * blocks - 1)
+        read(storage, "shard", 3 * blocks + 7, 8 * blocks - 1)
         == data[3 * blocks + 7 : 8 * blocks - 1]
     )
     asked = sorted(seen[2] for seen in proxy.seen if seen[0] == "GET")
@@ -394,24 +395,28 @@ def test_what_was_fetched_costs_no_request(bucket, proxy, blocks):
         f"bytes={7 * blocks}-{8 * blocks - 1}",
     ]  # four at once
     proxy.seen.clear()
-    assert read(place, "shard", 4 * blocks, 6 * blocks) == data[4 * blocks : 6 * blocks]
+    assert read(storage, "shard", 4 * blocks, 6 * blocks) == data[4 * blocks : 6 * blocks]
     assert proxy.seen == []
-    assert read(place, "shard", 7 * blocks, 9 * blocks) == data[7 * blocks : 9 * blocks]
+    assert read(storage, "shard", 7 * blocks, 9 * blocks) == data[7 * blocks : 9 * blocks]
     assert [seen[2] for seen in proxy.seen if seen[0] == "GET"] == [
         f"bytes={8 * blocks}-{9 * blocks - 1}"
     ]
     proxy.seen.clear()
-    assert read(at(bucket), "shard", 3 * blocks, 9 * blocks) == data[3 * blocks : 9 * blocks]
+    assert (
+        read(open_storage(bucket), "shard", 3 * blocks, 9 * blocks) == data[3 * blocks : 9 * blocks]
+    )
     assert [seen[0] for seen in proxy.seen] == ["HEAD"]
 
 
 def test_threads_that_want_the_same_block_fetch_it_once(bucket, proxy, blocks):
     data = random.Random(0).randbytes(8 * blocks)
-    place = at(bucket)
-    place.write("shard", data)
+    storage = open_storage(bucket)
+    storage.write("shard", data)
     proxy.seen.clear()
     with ThreadPoolExecutor(8) as pool:
-        got = list(pool.map(lambda number: read(place, "shard", number * 5, 2 * blocks), range(16)))
+        got = list(
+            pool.map(lambda number: read(storage, "shard", number * 5, 2 * blocks), range(16))
+        )
     assert got == [data[number * 5 : 2 * blocks] for number in range(16)]
     assert [seen[2] for seen in proxy.seen if seen[0] == "GET"] == [f"bytes=0-{2 * blocks - 1}"]
 
@@ -421,9 +426,9 @@ def test_the_disk_cache_stays_within_its_bound(bucket, disk, blocks, monkeypatch
     monkeypatch.setenv("STILLFRAME_DISK_CACHE_GB", str(bound / 1e9))
     rng = random.Random(1)
     data = {f"shard{number}": rng.randbytes(6 * blocks + 11) for number in range(6)}
-    place = at(bucket)
+    storage = open_storage(bucket)
     for name, content in data.items():
-        place.write(name, content)
+        storage.write(name, content)
     most = []
 
     def look(seed):
@@ -431,7 +436,7 @@ def test_the_disk_cache_stays_within_its_bound(bucket, disk, blocks, monkeypatch
         for _ in range(25):
             name, start = rng.choice(list(data)), rng.randrange(5 * blocks)
             stop = start + rng.randrange(1, 2 * blocks)
-            assert read(place, name, start, stop) == data[name][start:stop]
+            assert read(storage, name, start, stop) == data[name][start:stop]
             most.append(taken(disk / "files"))
 
     with ThreadPoolExecutor(3) as pool:
@@ -443,58 +448,58 @@ def test_least_recently_used_goes_first_and_what_is_open_can_be_read(
     bucket, disk, proxy, blocks, monkeypatch
 ):
     monkeypatch.setenv("STILLFRAME_DISK_CACHE_GB", str(8 * blocks / 1e9))
-    place, content = at(bucket), bytes(range(256)) * (2 * blocks // 256)
+    storage, content = open_storage(bucket), bytes(range(256)) * (2 * blocks // 256)
     for name in "abcd":
-        place.write(name, content)
+        storage.write(name, content)
     for name in "aba":
-        read(place, name, 0, 2 * blocks)
-    with place.open("b", [(0, 2 * blocks)]) as kept:
-        read(place, "a", 0, 1)
+        read(storage, name, 0, 2 * blocks)
+    with storage.open("b", [(0, 2 * blocks)]) as kept:
+        read(storage, "a", 0, 1)
         for name in "cd":  # too much by one: b is the oldest
-            read(place, name, 0, 2 * blocks)
+            read(storage, name, 0, 2 * blocks)
         proxy.seen.clear()
-        assert read(place, "a", 0, 2 * blocks) == content and proxy.seen == []
+        assert read(storage, "a", 0, 2 * blocks) == content and proxy.seen == []
         assert os.pread(kept.fileno(), 2 * blocks, 0) == content
-        assert read(place, "b", 0, 2 * blocks) == content and proxy.seen != []
+        assert read(storage, "b", 0, 2 * blocks) == content and proxy.seen != []
 
 
 def test_a_file_larger_than_the_bound_is_read_piece_by_piece(bucket, disk, blocks, monkeypatch):
     monkeypatch.setenv("STILLFRAME_DISK_CACHE_GB", str(4 * blocks / 1e9))
-    place, content = at(bucket), random.Random(0).randbytes(20 * blocks)
-    place.write("shard", content)
+    storage, content = open_storage(bucket), random.Random(0).randbytes(20 * blocks)
+    storage.write("shard", content)
     for start in (*range(0, 20 * blocks, 2 * blocks), 0):
         assert (
-            read(place, "shard", start, start + 2 * blocks) == content[start : start + 2 * blocks]
+            read(storage, "shard", start, start + 2 * blocks) == content[start : start + 2 * blocks]
         )
         assert taken(disk / "files") <= 4 * blocks
     with pytest.raises(
         BadInput, match=r"STILLFRAME_DISK_CACHE_GB allows .* GB are needed at once"
     ) as caught:
-        read(place, "shard", 0, 5 * blocks)
+        read(storage, "shard", 0, 5 * blocks)
     assert "STILLFRAME_DISK_CACHE_GB to" in caught.value.hint
 
 
 def test_blocks_of_two_versions_never_meet(bucket, blocks):
-    place, before, after = at(bucket), b"a" * (4 * blocks), b"b" * (4 * blocks)
-    place.write("shard", before)
-    assert read(place, "shard", 0, blocks) == before[:blocks]
-    at(bucket).write("shard", after)  # by somebody else
-    assert read(place, "shard", 0, 2 * blocks) == after[: 2 * blocks]
-    at(bucket).write("shard", b"short")
+    storage, before, after = open_storage(bucket), b"a" * (4 * blocks), b"b" * (4 * blocks)
+    storage.write("shard", before)
+    assert read(storage, "shard", 0, blocks) == before[:blocks]
+    open_storage(bucket).write("shard", after)  # by somebody else
+    assert read(storage, "shard", 0, 2 * blocks) == after[: 2 * blocks]
+    open_storage(bucket).write("shard", b"short")
     assert (
-        read(place, "shard", 0, 2 * blocks) == after[: 2 * blocks]
+        read(storage, "shard", 0, 2 * blocks) == after[: 2 * blocks]
     )  # a whole version, if an old one
-    with place.open("shard", [(0, 4 * blocks)]) as file:
+    with storage.open("shard", [(0, 4 * blocks)]) as file:
         assert os.pread(file.fileno(), 4 * blocks, 0) == b"short"
-    assert place.digest("shard") == hashlib.sha256(b"short").hexdigest()
+    assert storage.digest("shard") == hashlib.sha256(b"short").hexdigest()
 
 
 READER = """
 import os, random, sys
 from pipeline.cache.storage import disk_cache
-from pipeline.cache.storage.open import at
+from pipeline.cache.storage.open import open_storage
 disk_cache.BLOCK_BYTES = int(sys.argv[2])
-place, rng = at(sys.argv[1]), random.Random(int(sys.argv[3]))
+place, rng = open_storage(sys.argv[1]), random.Random(int(sys.argv[3]))
 for _ in range(60):
     name, start = rng.choice("abcd"), rng.randrange(0, 300_000, 8)
     with place.open(name, [(start, start + 90_000)]) as file:
@@ -506,7 +511,7 @@ for _ in range(60):
 def test_processes_share_the_disk_cache(bucket, disk, blocks, monkeypatch):
     monkeypatch.setenv("STILLFRAME_DISK_CACHE_GB", str(12 * blocks / 1e9))
     for name in "abcd":
-        at(bucket).write(name, name.encode() * 400_000)
+        open_storage(bucket).write(name, name.encode() * 400_000)
     command = [sys.executable, "-c", READER, bucket, str(blocks)]
     readers = [
         subprocess.Popen([*command, str(seed)], stderr=subprocess.PIPE, text=True)
@@ -536,12 +541,12 @@ def test_what_a_kill_left_aside_is_cleared(disk, monkeypatch):
 def test_a_useless_bound_is_refused_at_once(disk, monkeypatch, value, said):
     monkeypatch.setenv("STILLFRAME_DISK_CACHE_GB", value)
     with pytest.raises(BadInput, match=rf"STILLFRAME_DISK_CACHE_GB.*{said}"):
-        at("memory://x/y")
+        open_storage("memory://x/y")
 
 
 def test_a_disk_that_cannot_be_written_is_named(bucket, disk, monkeypatch):
-    place = at(bucket)
-    place.write("shard", b"x")
+    storage = open_storage(bucket)
+    storage.write("shard", b"x")
 
     def full(handle, start, length):
         raise OSError(28, "No space left on device")
@@ -550,7 +555,7 @@ def test_a_disk_that_cannot_be_written_is_named(bucket, disk, monkeypatch):
     with pytest.raises(
         StillframeError, match=rf"the disk cache {disk} cannot be written: No space left on device"
     ):
-        read(place, "shard", 0, 1)
+        read(storage, "shard", 0, 1)
 
 
 # A network that fails
@@ -560,7 +565,7 @@ def test_extraction_and_reading_come_through_a_bad_network(bucket, proxy, materi
     proxy.at_random(0, 0.12)
     cache = extract.extract(material.spec, material.manifest, f"{bucket}/caches")
     assert stores(cache) == stores(material.cache)
-    assert cache.place.names("leases") == []
+    assert cache.storage.names("leases") == []
     cache.require_sound()
     for store in cache.plan:
         rows = np.arange(cache.receipts[store].frames)[::-1]
@@ -573,32 +578,35 @@ def test_extraction_and_reading_come_through_a_bad_network(bucket, proxy, materi
 
 def test_large_files_go_up_in_parts_through_a_bad_network(bucket, proxy, monkeypatch):
     monkeypatch.setattr(retry, "PART_BYTES", 5 << 20)
-    place = at(bucket)
+    storage = open_storage(bucket)
     proxy.at_random(3, 0.1, ("500", "reset", "truncated"))
     data = random.Random(0).randbytes(23 << 20)
-    staged = place.staging("store")
+    staged = storage.stage("store")
     (staged / "shard").write_bytes(data)
-    place.adopt(staged, "store")
+    storage.publish(staged, "store")
     assert sum("partNumber" in path for method, path, *_ in proxy.seen if method == "PUT") >= 5
-    assert place.sizes("store") == {"shard": len(data)}
-    assert place.digest("store/shard") == hashlib.sha256(data).hexdigest()
-    assert read(at(bucket), "store/shard", 7_000_000, 20_000_000) == data[7_000_000:20_000_000]
+    assert storage.sizes("store") == {"shard": len(data)}
+    assert storage.digest("store/shard") == hashlib.sha256(data).hexdigest()
+    assert (
+        read(open_storage(bucket), "store/shard", 7_000_000, 20_000_000)
+        == data[7_000_000:20_000_000]
+    )
 
 
 def test_a_name_whose_answer_was_lost_is_ours(bucket, proxy):
-    place, answers = at(bucket), iter(["lost answer"])
+    storage, answers = open_storage(bucket), iter(["lost answer"])
     proxy.fault = lambda method, path: next(answers, None) if method == "PUT" else None
-    assert place.create("leases/1.json", b"me")
-    assert not place.create("leases/1.json", b"me")
+    assert storage.create("leases/1.json", b"me")
+    assert not storage.create("leases/1.json", b"me")
     assert sum(seen[0] == "PUT" for seen in proxy.seen if "leases" in seen[1]) == 2
 
 
 def test_a_store_that_knows_no_conditions_still_takes_names(bucket, proxy):
-    place = at(bucket)
+    storage = open_storage(bucket)
     refused = iter(["501", None, "501"])  # the second is a plain PUT
     proxy.fault = lambda method, path: next(refused, None) if method == "PUT" else None
-    assert place.create("leases/1.json", b"me") and not place.create("leases/1.json", b"you")
-    assert place.read("leases/1.json") == b"me"
+    assert storage.create("leases/1.json", b"me") and not storage.create("leases/1.json", b"you")
+    assert storage.read("leases/1.json") == b"me"
 
 
 @pytest.mark.parametrize("fault", ["500", "reset", "truncated"])
@@ -607,7 +615,7 @@ def test_what_never_works_ends_in_one_line(remote, proxy, fault):
     result = call("status", remote)
     assert result.code == 1 and result.out == "" and result.err.count("\n") == 1
     assert (
-        f"error: {remote.place}/receipts" in result.err
+        f"error: {remote.storage}/receipts" in result.err
         and f"({retry.TRIES} tries in" in result.err
         and "; next: " in result.err
     )
@@ -619,7 +627,7 @@ def test_what_is_refused_is_asked_once(remote, proxy):
     assert_refused(call("status", remote), f"{remote}/receipts/00000.json")
     assert [seen[0] for seen in proxy.seen if "receipts/00000.json" in seen[1]] == ["GET"]
     with pytest.raises(PermissionError) as caught:
-        remote.place.read(remote.receipt_name(0))
+        remote.storage.read(remote.receipt_name(0))
     assert caught.value.filename == f"{remote}/receipts/00000.json"
 
 
@@ -640,9 +648,9 @@ def test_a_missing_package_is_named_with_its_extra():
 import sys
 sys.modules["s3fs"] = None
 from pipeline.errors import BadInput
-from pipeline.cache.storage.open import at
+from pipeline.cache.storage.open import open_storage
 try:
-    at("s3://bucket/x")
+    open_storage("s3://bucket/x")
 except BadInput as error:
     print(error.message, error.hint, sep="; ")
 """
@@ -660,13 +668,15 @@ def test_credentials_that_are_not_there_are_named(bucket, monkeypatch):
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "none")
     monkeypatch.setattr(retry, "CONNECT_S", 9.0)  # other options, thus another client
     with pytest.raises(PermissionError, match="Unable to locate credentials"):
-        at(bucket).read("x")
+        open_storage(bucket).read("x")
 
 
 def test_urls_and_paths_are_told_apart(tmp_path, disk):
-    assert isinstance(at(tmp_path), Folder) and isinstance(at(str(tmp_path)), Folder)
-    assert at(f"file://{tmp_path}").address == str(tmp_path)
+    assert isinstance(open_storage(tmp_path), LocalFolder) and isinstance(
+        open_storage(str(tmp_path)), LocalFolder
+    )
+    assert open_storage(f"file://{tmp_path}").address == str(tmp_path)
     with pytest.raises(BadInput, match="gopher"):
-        at("gopher://x/y")
+        open_storage("gopher://x/y")
     with pytest.raises(BadInput, match="lost a slash"):
-        at(Path("s3://bucket/x"))
+        open_storage(Path("s3://bucket/x"))

@@ -18,7 +18,7 @@ from zarr.codecs import GzipCodec
 
 from pipeline.cache import page_cache, shard
 from pipeline.cache.damage import BadChunk, check_chunks, check_files
-from pipeline.cache.storage.local import Folder
+from pipeline.cache.storage.local import LocalFolder
 from pipeline.cache.store import StoreReader, StoreWriter, token_arrays
 from pipeline.errors import BadInput
 
@@ -92,7 +92,7 @@ def reads(maps: bool) -> Iterator[None]:
 def test_direct_reader_equals_zarr_for_any_layout_and_rows(
     tmp_path_factory, frames, chunk, chunks_per_shard, batch, shape, dtype, kind, picks
 ):
-    place = Folder(tmp_path_factory.mktemp("store"))
+    place = LocalFolder(tmp_path_factory.mktemp("store"))
     array = values(frames, *shape, dtype=dtype)
     if kind == "no checksums":
         write_without_checksums(
@@ -171,7 +171,7 @@ def test_receipt_lists_every_file_with_its_true_size(tmp_path):
     assert (
         files["layer_0/c/2/0/0"][0] == 2 * chunk + 3 * 16 + 4
     )  # 6 rows padded to 2 chunks, an index of 3 chunks, its CRC
-    assert check_files(Folder(tmp_path), STORE, files) == {}
+    assert check_files(LocalFolder(tmp_path), STORE, files) == {}
 
 
 def test_a_lost_shard_reads_as_nan_in_zarr_and_as_an_error_here(tmp_path):
@@ -179,7 +179,7 @@ def test_a_lost_shard_reads_as_nan_in_zarr_and_as_an_error_here(tmp_path):
     (tmp_path / STORE / "layer_0/c/1/0/0").unlink()
     assert np.isnan(zarr.open_group(tmp_path / STORE, mode="r")["layer_0"][12:24]).all()
     with pytest.raises(BadInput, match="shard .*layer_0/c/1/0/0 cannot be read: No such file"):
-        StoreReader(Folder(tmp_path), STORE).read_into(
+        StoreReader(LocalFolder(tmp_path), STORE).read_into(
             "layer_0", np.array([13]), np.empty((1, 4, 6), "float16")
         )
 
@@ -200,14 +200,16 @@ def test_a_lost_shard_reads_as_nan_in_zarr_and_as_an_error_here(tmp_path):
 def test_damage_is_named(tmp_path, damage, problem, content_only):
     files = write(tmp_path / STORE, {"layer_0": values(30, 4, 6)}, 4, 12, 30)
     damage(tmp_path / STORE / "layer_0/c/1/0/0")
-    assert problem in check_files(Folder(tmp_path), STORE, files)["layer_0/c/1/0/0"]
-    assert bool(check_files(Folder(tmp_path), STORE, files, content_up_to=0)) is not content_only
+    assert problem in check_files(LocalFolder(tmp_path), STORE, files)["layer_0/c/1/0/0"]
+    assert (
+        bool(check_files(LocalFolder(tmp_path), STORE, files, content_up_to=0)) is not content_only
+    )
 
 
 def test_a_stray_file_is_named(tmp_path):
     files = write(tmp_path / STORE, {"layer_0": values(5, 4, 6)}, 4, 12, 30)
     (tmp_path / STORE / "stray").write_text("x")
-    assert check_files(Folder(tmp_path), STORE, files) == {"stray": "not in the receipt"}
+    assert check_files(LocalFolder(tmp_path), STORE, files) == {"stray": "not in the receipt"}
 
 
 @settings(max_examples=60, deadline=None)
@@ -220,7 +222,7 @@ def test_a_stray_file_is_named(tmp_path):
 def test_one_flipped_bit_is_named_by_its_rows_and_refused_by_zarr(
     tmp_path_factory, frames, compression, shard, at
 ):
-    place = Folder(tmp_path_factory.mktemp("store"))
+    place = LocalFolder(tmp_path_factory.mktemp("store"))
     write(place.path / STORE, {"layer_0": values(frames, 4, 6)}, 4, 12, 30, compression)
     shard %= -(-frames // 12)
     path = place.path / STORE / f"layer_0/c/{shard}/0/0"
@@ -264,7 +266,7 @@ def test_a_lost_and_an_emptied_shard_are_named_by_their_rows(tmp_path):
     write(tmp_path / STORE, {"layer_0": values(30, 4, 6)}, 4, 12, 30)
     (tmp_path / STORE / "layer_0/c/0/0/0").unlink()
     (tmp_path / STORE / "layer_0/c/2/0/0").write_bytes(b"")
-    lost, emptied = check_chunks(Folder(tmp_path), STORE, "layer_0")
+    lost, emptied = check_chunks(LocalFolder(tmp_path), STORE, "layer_0")
     assert lost[:3] == ("layer_0/c/0/0/0", 0, 12) and "cannot be read: No such file" in lost.problem
     assert (
         emptied[:3] == ("layer_0/c/2/0/0", 24, 30)
@@ -286,11 +288,11 @@ def test_a_chunk_that_zarr_left_out_is_refused_and_named(tmp_path):
         compressors=None,
     )
     stored[:] = array
-    assert check_chunks(Folder(tmp_path), STORE, "layer_0") == [
+    assert check_chunks(LocalFolder(tmp_path), STORE, "layer_0") == [
         BadChunk("layer_0/c/0/0", 4, 8, "missing")
     ]
     with pytest.raises(BadInput, match="layer_0/c/0/0 lacks chunk 1"):
-        StoreReader(Folder(tmp_path), STORE).read_into(
+        StoreReader(LocalFolder(tmp_path), STORE).read_into(
             "layer_0", np.array([0]), np.empty((1, 4), "f2")
         )
 
@@ -304,7 +306,7 @@ def test_a_store_of_other_codecs_is_refused(tmp_path):
         BadInput,
         match="array 'layer_0' .* has the codecs bytes, gzip, wanted a shard of bytes, zstd and crc32c",
     ):
-        StoreReader(Folder(tmp_path), STORE).read_into(
+        StoreReader(LocalFolder(tmp_path), STORE).read_into(
             "layer_0", np.array([0]), np.empty((1, 4), "f2")
         )
 
@@ -312,7 +314,7 @@ def test_a_store_of_other_codecs_is_refused(tmp_path):
 @pytest.mark.parametrize("maps", [False, True])
 def test_a_shard_that_is_cut_while_it_is_read(tmp_path, maps):
     write(tmp_path / STORE, {"layer_0": values(24, 64, 64)}, 4, 24, 24)
-    reader = StoreReader(Folder(tmp_path), STORE)
+    reader = StoreReader(LocalFolder(tmp_path), STORE)
     reader.read_into("layer_0", np.array([23]), np.empty((1, 64, 64), "float16"))
     shard = tmp_path / STORE / "layer_0/c/0/0/0"
     shard.write_bytes(shard.read_bytes()[:100_001])
@@ -326,7 +328,7 @@ def test_a_disk_that_cannot_read_is_named(tmp_path, monkeypatch):
     def broken(*_) -> int:
         raise OSError(5, "Input/output error")
 
-    reader = StoreReader(Folder(tmp_path), STORE)
+    reader = StoreReader(LocalFolder(tmp_path), STORE)
     page_cache.let_go()
     monkeypatch.setattr(shard, "copied", lambda *_: False)  # it is not in memory
     monkeypatch.setattr("os.preadv", broken)
@@ -340,7 +342,7 @@ def test_a_disk_that_cannot_read_is_named(tmp_path, monkeypatch):
 def test_rows_of_more_than_one_read_and_far_apart(tmp_path, maps):
     array = values(80, 2, 70_000)
     write(tmp_path / STORE, {"layer_0": array}, 8, 80, 80)
-    reader = StoreReader(Folder(tmp_path), STORE)
+    reader = StoreReader(LocalFolder(tmp_path), STORE)
     for rows in (np.arange(80), np.arange(80)[::-1], np.array([0, 79, 3, 3, 4, 41])):
         out = shard.aligned_empty((len(rows), 2, 70_000), array.dtype)
         with reads(maps):
@@ -352,7 +354,7 @@ def test_threads_share_a_reader(tmp_path):
     array = values(200, 3, 32)
     write(tmp_path / STORE, {"layer_0": array}, 8, 40, 64)
     wrong = []
-    reader = StoreReader(Folder(tmp_path), STORE)
+    reader = StoreReader(LocalFolder(tmp_path), STORE)
 
     def read(seed: int) -> None:
         rows = np.random.default_rng(seed).integers(0, 200, 50)
@@ -374,7 +376,7 @@ def test_more_files_are_read_than_are_mapped(tmp_path, monkeypatch):
     monkeypatch.setattr(page_cache, "MAPS", 2)
     array = values(60, 4, 6)
     write(tmp_path / STORE, {"layer_0": array}, 4, 12, 30)
-    reader, out = StoreReader(Folder(tmp_path), STORE), np.empty((60, 4, 6), "float16")
+    reader, out = StoreReader(LocalFolder(tmp_path), STORE), np.empty((60, 4, 6), "float16")
     page_cache.let_go()
     with reads(maps=True):
         reader.read_into("layer_0", np.arange(60), out)
@@ -399,7 +401,7 @@ def test_truncated_shard_is_refused_by_its_index(tmp_path):
     shard = tmp_path / STORE / "layer_0/c/0/0/0"
     shard.write_bytes(shard.read_bytes()[:-20])
     with pytest.raises(BadInput, match="its index does not match its checksum"):
-        StoreReader(Folder(tmp_path), STORE).read_into(
+        StoreReader(LocalFolder(tmp_path), STORE).read_into(
             "layer_0", np.array([0]), np.empty((1, 4, 6), "float16")
         )
 

@@ -44,7 +44,7 @@ def mine(material, tmp_path) -> Cache:
 
 
 def found(cache: Cache) -> list[tuple[int, str, str]]:
-    return [(each.store, each.file, each.problem) for each in audit(Cache(cache.place)).damage]
+    return [(each.store, each.file, each.problem) for each in audit(Cache(cache.storage)).damage]
 
 
 def store(cache: Cache, number: int) -> Path:
@@ -75,10 +75,10 @@ def mend(cache: Cache, material) -> None:
     done = repair(audit(cache))
     assert done.after.is_sound and not done.failures
     assert digest(cache.path / "stores") == digest(material.cache.path / "stores")
-    assert audit(Cache(cache.place)).is_sound
+    assert audit(Cache(cache.storage)).is_sound
     vouched = [
         {s: r.files for s, r in each.receipts.items()}
-        for each in (Cache(cache.place), material.cache)
+        for each in (Cache(cache.storage), material.cache)
     ]
     assert vouched[0] == vouched[1]
 
@@ -183,7 +183,7 @@ def test_what_was_left_over_is_named_and_harms_nobody(mine, material):
     (mine.path / "receipts/.00001.json.1-dead.partial").write_bytes(b"{")
     (mine.path / "notes.txt").write_text("mine")
     (mine.path / mine.receipt_name(2)).unlink()
-    result = audit(Cache(mine.place))
+    result = audit(Cache(mine.storage))
     unfinished, strange = "unfinished, and its writer is gone", "does not belong here"
     assert result.is_sound and result.missing == [2]
     assert result.left_over == {
@@ -197,15 +197,15 @@ def test_what_was_left_over_is_named_and_harms_nobody(mine, material):
         "receipts/.00001.json.1-dead.partial",
         "stores/00001.zarr.1-dead.partial",
     ]
-    assert (mine.path / "notes.txt").exists() and Cache(mine.place).missing_stores() == [2]
+    assert (mine.path / "notes.txt").exists() and Cache(mine.storage).missing_stores() == [2]
 
 
 def test_what_a_living_worker_writes_is_not_left_over(mine):
     (mine.path / mine.receipt_name(2)).unlink()
-    with Leases(mine.place) as leases:
+    with Leases(mine.storage) as leases:
         leases.claim("00002")
-        mine.place.staging(mine.store_name(2))
-        assert audit(Cache(mine.place)).left_over == {}
+        mine.storage.stage(mine.store_name(2))
+        assert audit(Cache(mine.storage)).left_over == {}
 
 
 def test_a_stray_file_is_removed_and_its_store_kept(mine, material):
@@ -225,9 +225,9 @@ def test_a_stray_file_is_removed_and_its_store_kept(mine, material):
 def test_only_damaged_stores_are_made_anew_in_an_unfinished_cache(mine):
     (mine.path / mine.receipt_name(0)).unlink()
     flip(store(mine, 1) / SHARD)
-    done = repair(audit(Cache(mine.place)))
+    done = repair(audit(Cache(mine.storage)))
     assert done.stores == [1] and done.after.is_sound
-    assert Cache(mine.place).missing_stores() == [0]
+    assert Cache(mine.storage).missing_stores() == [0]
 
 
 def test_repair_refuses_before_it_removes_anything(mine, tmp_path):
@@ -258,7 +258,7 @@ def test_a_derived_cache_is_mended_from_its_source(material, mine, tmp_path):
     before = digest(derived.path / "stores")
     flip(store(derived, 0) / SHARD)
     (store(derived, 1) / "layer_2_scale/c/0/0").unlink()
-    done = repair(audit(Cache(derived.place)))
+    done = repair(audit(Cache(derived.storage)))
     assert done.stores == [0, 1] and not done.changed and digest(derived.path / "stores") == before
     flip(store(derived, 0) / SHARD)
     flip(store(mine, 0) / SHARD)
@@ -266,14 +266,14 @@ def test_a_derived_cache_is_mended_from_its_source(material, mine, tmp_path):
     with pytest.raises(
         BadInput, match=rf"is damaged itself: stores/00000.zarr/{SHARD}: content differs"
     ):
-        repair(audit(Cache(derived.place)))
+        repair(audit(Cache(derived.storage)))
     assert digest(derived.path) == damaged
     flip(store(mine, 0) / SHARD)
     mine.path.rename(tmp_path / "elsewhere")
     with pytest.raises(
         BadInput, match=rf"was derived from the cache {material.cache.fingerprint}, which is not in"
     ):
-        repair(audit(Cache(derived.place)))
+        repair(audit(Cache(derived.storage)))
     assert call("verify", derived.path, "--repair", "--source", tmp_path / "elsewhere").code == 0
     assert digest(derived.path / "stores") == before
 
@@ -328,7 +328,7 @@ def test_what_a_codec_learnt_is_copied_from_the_same_extraction(material, tmp_pa
     )
     again = extract.extract(spec, material.manifest, tmp_path / "b")
     shutil.copy(again.path / CODEC_FILE, cache.path / CODEC_FILE)
-    assert audit(Cache(cache.place)).is_sound
+    assert audit(Cache(cache.storage)).is_sound
 
 
 def test_a_dead_disk_is_few_lines():
@@ -348,14 +348,14 @@ def test_a_dead_disk_is_few_lines():
 
 def test_a_file_that_cannot_be_read_is_named(mine, monkeypatch):
     """As root reads everything, the error of a dying disk is raised by hand."""
-    real = type(mine.place).digest
+    real = type(mine.storage).digest
 
     def digest_of(place, name):
         if name.endswith(f"00001.zarr/{SHARD}"):
             raise OSError(5, "Input/output error")
         return real(place, name)
 
-    monkeypatch.setattr(type(mine.place), "digest", digest_of)
+    monkeypatch.setattr(type(mine.storage), "digest", digest_of)
     assert found(mine) == [(1, SHARD, "cannot be read: Input/output error")]
 
 
@@ -377,7 +377,7 @@ def test_reasons_are_grouped_whatever_their_numbers_and_names():
 
 def test_status_counts_what_is_left_and_who_is_at_work(mine):
     (mine.path / mine.receipt_name(2)).unlink()
-    facts = status(Cache(mine.place))
+    facts = status(Cache(mine.storage))
     assert (
         facts["frames_left"] == sum(mine.plan[2].values())
         and facts["workers"] == []
@@ -387,9 +387,9 @@ def test_status_counts_what_is_left_and_who_is_at_work(mine):
     done = sum(receipt.frames for number, receipt in mine.receipts.items() if number != 2)
     assert sum(split["frames"] for split in facts["splits"].values()) == done == facts["frames"]
     assert facts["bytes_per_frame"] == round(facts["store_bytes"] / done)
-    with Leases(mine.place) as leases:
+    with Leases(mine.storage) as leases:
         leases.claim("00002")
-        facts = status(Cache(mine.place))
+        facts = status(Cache(mine.storage))
         (worker,) = facts["workers"]
         assert (worker["lease"], worker["pid"], worker["alive"], worker["is_here"]) == (
             "00002",
@@ -412,18 +412,18 @@ def test_speed_is_that_of_the_last_stores_without_the_pause_before(mine):
                 finished_s=at, seconds={"decode": 1.0, "encode": 1.5, "write": 0.5}
             ),
         )
-    with Leases(mine.place) as leases:
+    with Leases(mine.storage) as leases:
         leases.claim("00002")
-        assert status(Cache(mine.place))["frames_per_s"] == mine.receipts[2].frames / 2.0
+        assert status(Cache(mine.storage))["frames_per_s"] == mine.receipts[2].frames / 2.0
 
 
 def test_a_dead_worker_is_called_gone(mine):
     code = (
-        "import sys, os\nfrom pipeline.cache.leases import Leases\nfrom pipeline.cache.storage.open import at\n"
-        "Leases(at(sys.argv[1])).claim('00001')\nos._exit(0)"
+        "import sys, os\nfrom pipeline.cache.leases import Leases\nfrom pipeline.cache.storage.open import open_storage\n"
+        "Leases(open_storage(sys.argv[1])).claim('00001')\nos._exit(0)"
     )
     subprocess.run([sys.executable, "-c", code, str(mine.path)], check=True)
-    (worker,) = status(Cache(mine.place))["workers"]
+    (worker,) = status(Cache(mine.storage))["workers"]
     assert worker["alive"] is False
     assert ", gone\n" in fine("status", mine.path).out
 
@@ -432,7 +432,7 @@ def test_videos_of_another_length_than_promised(mine):
     video = next(iter(mine.plan[0]))
     content = {video: Content(decoded=LENGTHS[video], header=LENGTHS[video] + 2).model_dump()}
     edit(mine.path / mine.receipt_name(0), lambda table: table.update(content=content))
-    assert status(Cache(mine.place))["other_length"] == {
+    assert status(Cache(mine.storage))["other_length"] == {
         video: {"decoded": LENGTHS[video], "header": LENGTHS[video] + 2}
     }
     assert (
@@ -632,6 +632,6 @@ def test_truth_beyond_labels_is_compared_byte_by_byte(material, tmp_path):
     cache = extract.extract(address_spec(), built, tmp_path / "caches")
     assert audit(cache).is_sound
     flip(cache.path / "manifest/targets.h5")
-    assert audit(Cache(cache.place)).of_cache == {
+    assert audit(Cache(cache.storage)).of_cache == {
         "manifest/targets.h5": "content differs from its checksum"
     }

@@ -9,7 +9,7 @@ import pytest
 from support.commands import assert_refused, call
 
 from pipeline.cache.damage import check_chunks
-from pipeline.cache.storage.local import Folder
+from pipeline.cache.storage.local import LocalFolder
 from pipeline.cache.store import StoreReader
 from pipeline.cli.bench import read, readers, write
 from pipeline.errors import StillframeError
@@ -117,7 +117,7 @@ def test_plain_files_and_shards_hold_the_same_frames(tmp_path, monkeypatch):
     shards = [path.stat().st_size for path in read._shards(tmp_path / "stillframe")]
     assert sizes == [32 * tokens[0].nbytes, 32 * tokens[0].nbytes, 16 * tokens[0].nbytes]
     assert all(0 < ours - theirs < 1000 for theirs, ours in zip(sizes, shards, strict=True))
-    assert check_chunks(Folder(tmp_path / "stillframe"), readers.STORE, readers.ARRAY) == []
+    assert check_chunks(LocalFolder(tmp_path / "stillframe"), readers.STORE, readers.ARRAY) == []
 
 
 def test_wrong_input(tmp_path):

@@ -17,7 +17,7 @@ from support.media import encode, grey
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.cache.storage.open import at
+from pipeline.cache.storage.open import open_storage
 from pipeline.cli.bench import epoch as bench_epoch
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec, load_spec
@@ -366,7 +366,7 @@ def test_a_trial_at_a_url_leaves_nothing_there(place, tmp_path, monkeypatch):
     assert (
         made["speed"]["read_cold_bytes_per_s"] is None and made["speed"]["read_hot_bytes_per_s"] > 0
     )
-    assert at(url).sizes("") == {}
+    assert open_storage(url).sizes("") == {}
 
 
 # Command line

@@ -20,7 +20,7 @@ from support.processes import ended, start
 from support.sweeps import BASE, assert_as_alone
 
 from pipeline.cache.leases import Holder, holders
-from pipeline.cache.storage.open import at
+from pipeline.cache.storage.open import open_storage
 from pipeline.device import cores
 from pipeline.experiments.sweep import Sweep, sweep
 from pipeline.experiments.sweep_spec import SweepSpec, load_sweep
@@ -60,7 +60,7 @@ def four(file: Path) -> SweepSpec:
 
 def under_way(out: Path) -> dict[str, Holder]:
     """Members that have saved a checkpoint before their last step -> who is at them."""
-    held = holders(at(out)) if (out / "sweep.json").is_file() else {}
+    held = holders(open_storage(out)) if (out / "sweep.json").is_file() else {}
     if not held:  # so that this waits without work
         return {}
     steps = {member.name: member.progress for member in Sweep(out).members}
@@ -132,7 +132,7 @@ def test_processes_of_torchrun_share_a_sweep(material: Material, file, tmp_path)
     assert told["pages"] == [str(out / "report/report.html")] and Path(told["pages"][0]).is_file()
     assert [one["name"] for one in told["summaries"]["classify"]["settings"]] == ["identity", "gru"]
     made = Sweep(out)
-    assert not made.left() and holders(at(out)) == {}
+    assert not made.left() and holders(open_storage(out)) == {}
     torch.set_num_threads(max(1, cores() // 2))  # what each process has taken
     assert_as_alone(made, tmp_path)
 

@@ -71,7 +71,7 @@ def job_of(cache: Cache, device: str | None = None) -> Extraction:
 @contextmanager
 def held_back(cache: Cache) -> Iterator[None]:
     """As long as it lasts one store is not to be had, so that no worker comes to an end."""
-    with Leases(cache.place) as leases:
+    with Leases(cache.storage) as leases:
         assert leases.claim(lease_of(max(cache.plan)))
         yield
 

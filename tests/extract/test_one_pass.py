@@ -19,7 +19,7 @@ from support.material import LENGTHS, address_spec, address_video
 from support.views import FLIP, PART, vit_spec
 
 from pipeline.cache.cache import Cache
-from pipeline.cache.storage.local import Folder
+from pipeline.cache.storage.local import LocalFolder
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.json_files import to_json
 from pipeline.datasets.manifest import manifest
@@ -255,7 +255,7 @@ def test_either_cache_can_be_deleted(material, tmp_path):
 def test_without_links_the_bytes_are_copied(material, tmp_path, monkeypatch):
     extract.extract(layers_spec(5), material.manifest, tmp_path)
 
-    monkeypatch.setattr(Folder, "link", lambda *_: False)
+    monkeypatch.setattr(LocalFolder, "link", lambda *_: False)
     new = extract.extract(layers_spec(2, 5), material.manifest, tmp_path)
     assert stores(new) == stores(material.cache) and all(
         receipt.taken_from for receipt in new.receipts.values()
@@ -317,7 +317,7 @@ def test_two_workers_may_find_the_same_damage(material, tmp_path):
 def test_a_receipt_names_every_device_that_had_a_part(material, tmp_path):
     old = extract.extract(layers_spec(5), material.manifest, tmp_path)
     receipt = old.receipt(0).model_copy(update={"device": "cuda"})
-    old.place.write(old.receipt_name(0), to_json(receipt))
+    old.storage.write(old.receipt_name(0), to_json(receipt))
     new = extract.extract(layers_spec(2, 5), material.manifest, tmp_path)
     assert [receipt.device for receipt in new.receipts.values()] == [
         "cpu, cuda",

@@ -29,7 +29,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.cache.storage import Span
+from pipeline.cache.storage.contract import Span
 from pipeline.cache.storage.local import renamed
 from pipeline.errors import BadInput, StillframeError
 

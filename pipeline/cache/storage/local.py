@@ -13,14 +13,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.cache.storage import Place, Span
+from pipeline.cache.storage.contract import Span, Storage
 from pipeline.errors import StillframeError
 
 PARTIAL = ".partial"
 """End of the name of what is not finished."""
 
 
-class Folder(Place):
+class LocalFolder(Storage):
     """A folder of a file system."""
 
     def __init__(self, path: Path) -> None:
@@ -34,11 +34,11 @@ class Folder(Place):
         return str(self.path.absolute())
 
     @property
-    def parent(self) -> Folder:
-        return Folder(self.path.absolute().parent)
+    def parent(self) -> LocalFolder:
+        return LocalFolder(self.path.absolute().parent)
 
-    def below(self, name: str) -> Folder:
-        return Folder(self.path / name)
+    def below(self, name: str) -> LocalFolder:
+        return LocalFolder(self.path / name)
 
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
@@ -96,13 +96,13 @@ class Folder(Place):
             else:
                 path.unlink()
 
-    def staging(self, name: str) -> Path:
+    def stage(self, name: str) -> Path:
         staged = self.path / f"{name}.{_token()}{PARTIAL}"
         make_folder(staged.parent)
         staged.mkdir()
         return staged
 
-    def adopt(self, staged: Path, name: str) -> None:
+    def publish(self, staged: Path, name: str) -> None:
         path = self.path / name
         for folder in [*(inner for inner in staged.rglob("*") if inner.is_dir()), staged]:
             sync(folder)
@@ -114,7 +114,7 @@ class Folder(Place):
         sync(path.parent)
 
     def _is_same(self, staged: Path, name: str) -> bool:
-        ours = Folder(staged)
+        ours = LocalFolder(staged)
         sizes = ours.sizes("")
         return sizes == self.sizes(name) and all(
             ours.digest(file) == self.digest(f"{name}/{file}") for file in sizes

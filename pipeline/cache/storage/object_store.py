@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import fsspec
 
-from pipeline.cache.storage import Place, Span
+from pipeline.cache.storage.contract import Span, Storage
 from pipeline.cache.storage.disk_cache import Put, disk_cache
 from pipeline.cache.storage.retry import AT_ONCE, PART_BYTES, Network
 from pipeline.errors import StillframeError
@@ -51,7 +51,7 @@ class Changed(Exception):
     """An object is no longer the one that its facts are of."""
 
 
-class Remote(Place):
+class ObjectStorage(Storage):
     """A tree of objects below a URL. Safe to share between threads.
 
     What was listed or read once is taken to stay, until this place is told or sees otherwise:
@@ -73,12 +73,12 @@ class Remote(Place):
         return self.url
 
     @property
-    def parent(self) -> Remote:
+    def parent(self) -> ObjectStorage:
         above = self.url.rpartition("/")[0]
-        return self if above.endswith("/") else Remote(above, self.network)
+        return self if above.endswith("/") else ObjectStorage(above, self.network)
 
-    def below(self, name: str) -> Remote:
-        return Remote(f"{self.url}/{name}", self.network)
+    def below(self, name: str) -> ObjectStorage:
+        return ObjectStorage(f"{self.url}/{name}", self.network)
 
     # Whole files
 
@@ -158,10 +158,10 @@ class Remote(Place):
 
     # Uploads
 
-    def staging(self, name: str) -> Path:
+    def stage(self, name: str) -> Path:
         return self.disk.aside()
 
-    def adopt(self, staged: Path, name: str) -> None:
+    def publish(self, staged: Path, name: str) -> None:
         """Objects that lie there are replaced one by one, since another worker may be vouching for
         the same ones."""
         before = self.sizes(name)
@@ -331,9 +331,9 @@ class _Files(fsspec.AbstractFileSystem):
     cachable = False
     protocol = "stillframe"
 
-    def __init__(self, place: Remote, sizes: Mapping[str, int]) -> None:
+    def __init__(self, storage: ObjectStorage, sizes: Mapping[str, int]) -> None:
         super().__init__()
-        self.place, self.files = place, sizes
+        self.storage, self.files = storage, sizes
 
     def cat_file(
         self, path: str, start: int | None = None, end: int | None = None, **_: Any
@@ -341,7 +341,7 @@ class _Files(fsspec.AbstractFileSystem):
         if path not in self.files:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         first, stop, _step = slice(start, end).indices(self.files[path])
-        with self.place.open(path, [(first, stop)]) as file:
+        with self.storage.open(path, [(first, stop)]) as file:
             return os.pread(file.fileno(), stop - first, first)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.cache.storage import Place
+from pipeline.cache.storage.contract import Storage
 from pipeline.errors import BadInput
 
 
-def at(text: str | Path) -> Place:
+def open_storage(text: str | Path) -> Storage:
     """The place that a user names: a path, or a URL such as `s3://bucket/caches`. Raises
     BadInput."""
-    from pipeline.cache.storage.local import Folder
+    from pipeline.cache.storage.local import LocalFolder
 
     if isinstance(text, Path) and text.parts[:1] and text.parts[0].endswith(":"):
         raise BadInput(
@@ -19,7 +19,7 @@ def at(text: str | Path) -> Place:
         )
     protocol, _, path = str(text).rpartition("://")
     if protocol in ("", "file"):
-        return Folder(Path(path))
-    from pipeline.cache.storage.object_store import Remote
+        return LocalFolder(Path(path))
+    from pipeline.cache.storage.object_store import ObjectStorage
 
-    return Remote(str(text))
+    return ObjectStorage(str(text))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cache.storage.local import Folder
+from pipeline.cache.storage.local import LocalFolder
 from pipeline.cache.store import StoreReader, StoreWriter
 
 STORE, ARRAY = "00000.zarr", "layer_11"
@@ -58,7 +58,7 @@ def write_store(folder: Path, tokens_FND: np.ndarray, frames: int = 0) -> None:
 
 @contextmanager
 def _stillframe(folder: Path, _: int) -> Iterator[Read]:
-    reader = StoreReader(Folder(folder), STORE)
+    reader = StoreReader(LocalFolder(folder), STORE)
     yield lambda first, out: reader.read_into(ARRAY, np.arange(first, first + len(out)), out)
 
 

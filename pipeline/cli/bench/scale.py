@@ -73,7 +73,7 @@ def start_seconds(clips: int) -> list[tuple[str, float]]:
             encoder = extract.load_encoders([spec], device)[0][1]
             cache = extract.lay_out(spec, manifest, root / "caches", encoder, device)
             missing = cache.missing_stores()
-            with Leases(cache.place) as leases:
+            with Leases(cache.storage) as leases:
                 next(claimed([[(cache, leases, store)] for store in missing], threading.Event()))
                 rows.append(
                     (
@@ -205,4 +205,4 @@ def _pretend_done(cache: Cache, stores: list[int]) -> None:
     """Receipts of empty stores: what a resume reads of a finished one is that its receipt is
     there."""
     for store in stores:
-        cache.place.write(cache.receipt_name(store), b"{}")
+        cache.storage.write(cache.receipt_name(store), b"{}")

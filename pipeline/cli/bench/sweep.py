@@ -19,7 +19,7 @@ import torch
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.page_cache import drop
-from pipeline.cache.storage.local import Folder
+from pipeline.cache.storage.local import LocalFolder
 from pipeline.cli.bench.timing import Tell, summary
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe
@@ -49,7 +49,7 @@ def sweep_speed(
 ) -> dict[str, Any]:
     """Seconds of `members` runs of `recipe` on `cache`, that differ in their seeds: one by one, and
     side by side."""
-    if not isinstance(cache.place, Folder):
+    if not isinstance(cache.storage, LocalFolder):
         raise BadInput(
             f"bench sweep drops stores from memory, and {cache} lies elsewhere",
             "give a cache on this machine's disk",
@@ -120,7 +120,7 @@ def _seconds(
             begin = time.perf_counter()
             if cold:
                 forget()
-            again = Cache(cache.place)
+            again = Cache(cache.storage)
             evaluate_together(
                 train_together(read, again, device=device, on_progress=after), again, device=device
             )
