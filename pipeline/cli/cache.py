@@ -18,6 +18,7 @@ from pipeline.cli.options import (
     Workers,
     app,
     make_engine,
+    named_file,
     torch_device,
 )
 from pipeline.cli.show import show_status
@@ -86,8 +87,11 @@ def manifest(
 @app.command()
 def extract(
     specs: Annotated[
-        list[Path],
-        typer.Argument(metavar="SPEC...", help="What to cache: .toml files, one for each cache."),
+        list[str],
+        typer.Argument(
+            metavar="SPEC...",
+            help="What to cache, one for each cache: .toml files, or names of shipped specs.",
+        ),
     ],
     data: Annotated[Path, typer.Argument(help="Folder with manifest.jsonl.")],
     out: Annotated[
@@ -126,13 +130,13 @@ def extract(
     Several specs are served by one decode of every video. A layer or view that is added to a spec
     is made alone: what a cache in the same folder holds already is taken over.
 
-    Example: stillframe extract cache_specs/dinov2_small.toml data/mine --out caches
+    Example: stillframe extract dinov2_small data/mine --out caches
     """
     from pipeline.cli import console
     from pipeline.config.cache_spec import load_spec
     from pipeline.datasets.manifest.manifest import Manifest
 
-    loaded = [load_spec(spec, sets or []) for spec in specs]
+    loaded = [load_spec(named_file("spec", name), sets or []) for name in specs]
     clips = Manifest.load(data, root)
     from pipeline.extract import extract as module
 

@@ -11,7 +11,8 @@ from typing import Any
 from pipeline.cache.cache import Cache
 from pipeline.cache.status import status
 from pipeline.config.cache_spec import CacheSpec, load_spec
-from pipeline.config.recipe import Recipe, load_recipe, shipped_recipes
+from pipeline.config.recipe import Recipe, load_recipe
+from pipeline.config.shipped import shipped
 from pipeline.datasets.manifest import manifest
 from pipeline.extract import extract as stage_one
 from pipeline.report.report import report
@@ -52,7 +53,7 @@ def demo(
     cache = _extract(cache_spec, videos, out, on_step, say)
     runs, results = [], []
     for name in RECIPES:
-        recipe = load_recipe(shipped_recipes()[name], overrides)
+        recipe = load_recipe(shipped("recipe")[name], overrides)
         runs.append(_train(recipe, cache, out / "runs" / name, on_step))
         results.append(evaluate(runs[-1], cache))
         say(f"{runs[-1].path}: trained")
@@ -83,7 +84,7 @@ def demo_tasks(
     for task in tasks:
         results, runs = [], []
         for changes in (["temporal={name='identity'}"], []):
-            recipe = load_recipe(shipped_recipes()[f"demo_{task}"], [*changes, *overrides])
+            recipe = load_recipe(shipped("recipe")[f"demo_{task}"], [*changes, *overrides])
             runs.append(
                 _train(recipe, cache, out / "runs" / f"demo_{task}_{recipe.temporal.name}", on_step)
             )

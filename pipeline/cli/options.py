@@ -3,7 +3,6 @@ thing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,6 +42,9 @@ AllowMissing = Annotated[
     bool, typer.Option(help="Leave out clips that the cache does not cover, and say how many.")
 ]
 
+SpecName = Annotated[
+    str, typer.Option(help="What to cache: a .toml file, or the name of a shipped spec.")
+]
 EngineName = Annotated[
     str | None,
     typer.Option("--engine", help="Who does it: local, slurm or ray. Default: this process."),
@@ -93,21 +95,18 @@ def other_manifest(folder: Path | None) -> Manifest | None:
     return None if folder is None else Manifest.load(folder)
 
 
-def recipe_file(name: str) -> Path:
-    from pipeline.config.recipe import shipped_recipes
-
-    return named_file("recipe", name, shipped_recipes())
-
-
-def named_file(what: str, name: str, shipped: Mapping[str, Path]) -> Path:
-    """A path as it is; otherwise what is shipped under that name."""
+def named_file(kind: str, name: str) -> Path:
+    """The file that a name on the command line means: a "spec", "recipe" or "sweep" that ships
+    with the package, or else a path. Raises BadInput where it is neither."""
+    from pipeline.config.shipped import shipped
     from pipeline.errors import unknown_name
 
-    if name.endswith((".toml", ".json")) or "/" in name:
+    files = shipped(kind)
+    if name in files:
+        return files[name]
+    if name.endswith((".toml", ".json")) or "/" in name or Path(name).exists():
         return Path(name)
-    if name not in shipped:
-        raise unknown_name(what, name, shipped)
-    return shipped[name]
+    raise unknown_name(kind, name, files)
 
 
 def make_engine(name: str | None, workers: int, sets: list[str]) -> EnginePlugin | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.options import AsJson, Device, Sets, app, recipe_file, torch_device
+from pipeline.cli.options import AsJson, Device, Sets, app, named_file, torch_device
 from pipeline.errors import BadInput
 
 if TYPE_CHECKING:
@@ -20,7 +20,9 @@ PER_TABLE = 1_000_000
 
 @app.command()
 def plan(
-    spec: Annotated[Path, typer.Argument(help="What to cache: a .toml file.")],
+    spec: Annotated[
+        str, typer.Argument(help="What to cache: a .toml file, or the name of a shipped spec.")
+    ],
     data: Annotated[
         str | None,
         typer.Argument(help="Folder with manifest.jsonl. Without one: --frames or --hours."),
@@ -57,17 +59,17 @@ def plan(
 
     --set overrides keys of the spec.
 
-    Example: stillframe plan cache_specs/dinov2_small.toml data/mine demo_gru --ablations 12
+    Example: stillframe plan dinov2_small data/mine demo_gru --ablations 12
     """
     from pipeline.cli import console
     from pipeline.config.cache_spec import load_spec
     from pipeline.config.recipe import load_recipe
     from pipeline.datasets.manifest.manifest import Manifest
 
-    loaded = load_spec(spec, sets or [])
+    loaded = load_spec(named_file("spec", spec), sets or [])
     if data is not None and recipe is None and not Path(data).is_dir():
         data, recipe = None, data  # told apart by what they are
-    asked = load_recipe(recipe_file(recipe)) if recipe else None
+    asked = load_recipe(named_file("recipe", recipe)) if recipe else None
     videos = Manifest.load(Path(data), root) if data else None
     if videos and (frames or hours):
         raise BadInput(

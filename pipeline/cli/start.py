@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import AsJson, app
+from pipeline.cli.options import AsJson, SpecName, app, named_file
 from pipeline.cli.show import show_scores
 
 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("demo"),
-    spec: Annotated[Path, typer.Option(help="What to cache.")] = Path("cache_specs/demo.toml"),
+    spec: SpecName = "demo",
     tasks: Annotated[
         str | None,
         typer.Option(
@@ -30,10 +30,11 @@ def demo(
     from pipeline.cli import demo as module
     from pipeline.errors import unknown_name
 
+    file = named_file("spec", spec)
     if tasks is None:
         with console.progress("demo") as update:
             results, page = module.demo(
-                out, spec, lambda step, done, total: update(done, total, step), console.say
+                out, file, lambda step, done, total: update(done, total, step), console.say
             )
         show_scores(results)
         console.show(f"report: {page}")
@@ -44,7 +45,7 @@ def demo(
             raise unknown_name("task of the demo", name, (*module.TASKS, "all"))
     with console.progress("demo") as update:
         found = module.demo_tasks(
-            out, spec, wanted, lambda step, done, total: update(done, total, step), console.say
+            out, file, wanted, lambda step, done, total: update(done, total, step), console.say
         )
     for results, _ in found.values():
         show_scores(results)
@@ -74,7 +75,9 @@ def demo(
 def list_plugins(
     kind: Annotated[
         str | None,
-        typer.Argument(help="dataset, encoder, codec, engine, temporal, task, recipe, sweep."),
+        typer.Argument(
+            help="dataset, encoder, codec, engine, temporal, task, spec, recipe, sweep."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -84,18 +87,16 @@ def list_plugins(
     """
     from pipeline.cli import console
     from pipeline.config import plugins
-    from pipeline.config.recipe import shipped_recipes
+    from pipeline.config.shipped import KINDS, shipped
     from pipeline.errors import unknown_name
-    from pipeline.experiments.sweep_spec import shipped_sweeps
 
-    shipped = {"recipe": shipped_recipes(), "sweep": shipped_sweeps()}
-    kinds = [*plugins.FOLDERS, *shipped]
+    kinds = [*plugins.FOLDERS, *KINDS]
     if kind is not None and kind not in kinds:
         raise unknown_name("kind", kind, kinds)
     rows = []
     for shown in kinds if kind is None else [kind]:
-        if shown in shipped:
-            rows += [(shown, name, "", "") for name in shipped[shown]]
+        if shown in KINDS:
+            rows += [(shown, name, "", "") for name in shipped(shown)]
         else:
             rows += [(shown, name, *plugins.describe(shown, name)) for name in plugins.names(shown)]
     if as_json:

@@ -222,7 +222,7 @@ def _drawing(wanted: bool, folder: Path) -> Iterator[Callable[[Progress], None]]
 
 def _spec(name: str, sets: list[str], axes: list[str], seeds: int | None) -> SweepSpec:
     from pipeline.config.toml_tables import assignment
-    from pipeline.experiments.sweep_spec import load_sweep, shipped_sweeps
+    from pipeline.experiments.sweep_spec import load_sweep
 
     found = dict(map(assignment, axes))
     for key, value in found.items():
@@ -233,7 +233,7 @@ def _spec(name: str, sets: list[str], axes: list[str], seeds: int | None) -> Swe
                 f"for example --axis '{key}=[{example}]'",
             )
     changes = dict(map(assignment, sets))
-    return load_sweep(named_file("sweep", name, shipped_sweeps()), changes, found, seeds)
+    return load_sweep(named_file("sweep", name), changes, found, seeds)
 
 
 def _require_trainable(spec: SweepSpec, given: Cache, folder: Path) -> None:

@@ -14,8 +14,8 @@ from pipeline.cli.options import (
     ManifestFolder,
     Sets,
     app,
+    named_file,
     other_manifest,
-    recipe_file,
     torch_device,
 )
 from pipeline.cli.show import show_scores
@@ -62,7 +62,7 @@ def train(
     with ExitStack() as stack:
         ours = stack.enter_context(distributed.joined())
         loaded, opened, other = (
-            load_recipe(recipe_file(recipe), sets or []),
+            load_recipe(named_file("recipe", recipe), sets or []),
             Cache(cache),
             other_manifest(manifest_folder),
         )
@@ -255,7 +255,10 @@ def import_checkpoint(
         ),
     ],
     source: Annotated[
-        str, typer.Argument(help="A cache, or the .toml spec of the tokens it reads.")
+        str,
+        typer.Argument(
+            help="A cache; or the spec of the tokens it reads, a .toml file or a shipped name."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(help="Run folder. Default: runs/<name of the file>.")
@@ -278,13 +281,15 @@ def import_checkpoint(
     from pipeline.cli import console
     from pipeline.config.cache_spec import load_spec
     from pipeline.config.recipe import load_recipe
+    from pipeline.config.shipped import shipped
     from pipeline.train import import_checkpoint
 
-    read = load_spec(Path(source)) if source.endswith(".toml") else Cache(source)
+    is_spec = source.endswith(".toml") or source in shipped("spec")
+    read = load_spec(named_file("spec", source)) if is_spec else Cache(source)
     names = import_checkpoint.read_labels(labels) if labels else None
     run = import_checkpoint.import_checkpoint(
         file,
-        load_recipe(recipe_file(recipe), sets or []),
+        load_recipe(named_file("recipe", recipe), sets or []),
         read,
         out or Path("runs") / file.stem,
         names,

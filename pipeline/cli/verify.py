@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.options import FINISHED_WITH_FAILURES, AsJson, Device, Sets, app, torch_device
+from pipeline.cli.options import (
+    FINISHED_WITH_FAILURES,
+    AsJson,
+    Device,
+    Sets,
+    app,
+    named_file,
+    torch_device,
+)
 from pipeline.errors import BadInput
 
 if TYPE_CHECKING:
@@ -202,7 +210,9 @@ def _end_of_verify(found: Audit, mended: Mended | None) -> None:
 
 @app.command()
 def diff(
-    spec: Annotated[Path, typer.Argument(help="What to cache, a .toml file.")],
+    spec: Annotated[
+        str, typer.Argument(help="What to cache: a .toml file, or the name of a shipped spec.")
+    ],
     cache: CacheFolder,
     sets: Sets = None,
     as_json: AsJson = False,
@@ -212,7 +222,7 @@ def diff(
 
     Exit code 0 if the spec asks for this very cache, 3 if not.
 
-    Example: stillframe diff cache_specs/demo.toml caches/demo-0123456789ab --set codec.name=int8
+    Example: stillframe diff demo caches/demo-0123456789ab --set codec.name=int8
     """
     import dataclasses
 
@@ -221,7 +231,7 @@ def diff(
     from pipeline.config.cache_spec import load_spec
     from pipeline.extract.diff import compare
 
-    found = compare(load_spec(spec, sets or []), Cache(cache))
+    found = compare(load_spec(named_file("spec", spec), sets or []), Cache(cache))
     if as_json:
         console.show_json(dataclasses.asdict(found))
     else:
@@ -230,7 +240,7 @@ def diff(
         raise typer.Exit(FINISHED_WITH_FAILURES)
 
 
-def _show_comparison(found: Comparison, spec: Path, cache: str) -> None:
+def _show_comparison(found: Comparison, spec: str, cache: str) -> None:
     import json
 
     from pipeline.cli import console

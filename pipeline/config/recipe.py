@@ -145,8 +145,3 @@ class Recipe(Settings):
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return plugins.check(Recipe, override(read_table(path, "recipe"), overrides), str(path))
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with the package: name -> file, sorted."""
-    return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.toml"))}

@@ -40,8 +40,9 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.config import plugins
 from pipeline.config.cache_spec import PlainName
 from pipeline.config.json_files import read_json
-from pipeline.config.plugins import PACKAGE, Seed, Settings
-from pipeline.config.recipe import Recipe, shipped_recipes
+from pipeline.config.plugins import Seed, Settings
+from pipeline.config.recipe import Recipe
+from pipeline.config.shipped import shipped
 from pipeline.config.toml_tables import lay, read_table
 from pipeline.errors import BadInput, unknown_name
 
@@ -97,10 +98,10 @@ class SweepSpec(Settings):
     def _read(cls, recipe: Any) -> Any:
         if not isinstance(recipe, str):
             return recipe
-        shipped = shipped_recipes()
-        if not recipe.endswith(".toml") and recipe not in shipped:
-            raise unknown_name("recipe", recipe, shipped)
-        return read_table(shipped.get(recipe, Path(recipe)), "recipe")
+        recipes = shipped("recipe")
+        if not recipe.endswith(".toml") and recipe not in recipes:
+            raise unknown_name("recipe", recipe, recipes)
+        return read_table(recipes.get(recipe, Path(recipe)), "recipe")
 
     @field_validator("seeds")
     @classmethod
@@ -191,11 +192,6 @@ def load_sweep(
 def read_header(file: Path) -> SweepHeader:
     hint = "remove it and run the same sweep again: what is trained is kept"
     return read_json(SweepHeader, file, hint, range(1, SWEEP_FORMAT + 1))
-
-
-def shipped_sweeps() -> dict[str, Path]:
-    """The sweeps that come with the package: name -> file, sorted."""
-    return {path.stem: path for path in sorted((PACKAGE / "config" / "sweeps").glob("*.toml"))}
 
 
 def settings_of(spec: SweepSpec) -> list[Setting]:

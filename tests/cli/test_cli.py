@@ -28,10 +28,9 @@ from support.media import tone
 from pipeline.cache.cache import Cache
 from pipeline.cache.status import status
 from pipeline.config import plugins
-from pipeline.config.recipe import shipped_recipes
+from pipeline.config.shipped import KINDS, shipped
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
-from pipeline.experiments.sweep_spec import shipped_sweeps
 from pipeline.extract import extract
 from pipeline.models.encoders.address import paint
 from pipeline.train.run import Run
@@ -357,8 +356,7 @@ def test_list():
     wanted = [(kind, name) for kind in plugins.FOLDERS for name in plugins.names(kind)]
     assert [(row["kind"], row["name"]) for row in rows] == [
         *wanted,
-        *(("recipe", name) for name in shipped_recipes()),
-        *(("sweep", name) for name in shipped_sweeps()),
+        *((kind, name) for kind in KINDS for name in shipped(kind)),
     ]
     assert fine("list", "codec", "--json").json == [row for row in rows if row["kind"] == "codec"]
     text = fine("list").out

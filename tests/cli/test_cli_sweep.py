@@ -7,8 +7,9 @@ import csv
 import pytest
 from support.commands import SPEC, assert_refused, call, fine
 
+from pipeline.config.shipped import shipped
 from pipeline.experiments.sweep import SWEEP_FILE, Sweep
-from pipeline.experiments.sweep_spec import load_sweep, settings_of, shipped_sweeps
+from pipeline.experiments.sweep_spec import load_sweep, settings_of
 from pipeline.report.axis_plots import alike, along, over_axis, side_by_side
 from pipeline.report.provenance import commands
 from pipeline.report.source import of_sweep
@@ -40,7 +41,7 @@ data = { frames = 12 }
 
 
 def test_rates_are_compared_over_the_same_seconds():
-    settings = settings_of(load_sweep(shipped_sweeps()["frame_rate"]))
+    settings = settings_of(load_sweep(shipped("sweep")["frame_rate"]))
     windows = [next(iter(one.members.values())).windows for one in settings]
     assert {(one.frames - 1) / one.fps for one in windows} == {1.5}
     assert sorted({one.fps for one in windows}) == [
@@ -51,7 +52,7 @@ def test_rates_are_compared_over_the_same_seconds():
 
 
 def test_length_is_asked_up_to_hundreds_of_frames():
-    found = {one.name: one for one in settings_of(load_sweep(shipped_sweeps()["motion_factors"]))}
+    found = {one.name: one for one in settings_of(load_sweep(shipped("sweep")["motion_factors"]))}
     long = {name: one for name, one in found.items() if one.cache == "frames_384"}
     assert len(long) == 16 and len(found) == 60
     for one in long.values():
@@ -65,7 +66,7 @@ def test_length_is_asked_up_to_hundreds_of_frames():
 
 
 def test_a_given_axis_chooses_among_settings_too():
-    path = shipped_sweeps()["motion_factors"]
+    path = shipped("sweep")["motion_factors"]
     spec = load_sweep(path, axes={"cache": ["given", "speed_1"], "temporal": ["identity", "gru"]})
     assert [one.name for one in settings_of(spec)] == [
         "given, identity",

@@ -8,7 +8,8 @@ import pytest
 from support.material import address_spec
 
 from pipeline.config.cache_spec import fingerprint, load_spec
-from pipeline.config.recipe import load_recipe, shipped_recipes
+from pipeline.config.recipe import load_recipe
+from pipeline.config.shipped import shipped
 from pipeline.config.toml_tables import differences, override
 from pipeline.errors import BadInput
 
@@ -207,7 +208,7 @@ def test_differences():
     assert differences(ours, theirs) == ["b.c: 2 / 4", "b.d: 3 / null", 'e: null / "x"']
 
 
-@pytest.mark.parametrize("path", shipped_recipes().values(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", shipped("recipe").values(), ids=lambda path: path.stem)
 def test_shipped_recipes_load(path):
     recipe = load_recipe(path)
     assert recipe.name == path.stem

@@ -24,9 +24,10 @@ from support.manual import (
 from pipeline.cli.main import app
 from pipeline.config import plugins
 from pipeline.config.cache_spec import load_spec
-from pipeline.config.recipe import load_recipe, shipped_recipes
+from pipeline.config.recipe import load_recipe
+from pipeline.config.shipped import shipped
 from pipeline.config.toml_tables import override
-from pipeline.experiments.sweep_spec import load_sweep, settings_of, shipped_sweeps
+from pipeline.experiments.sweep_spec import load_sweep, settings_of
 
 PROGRAM = typer.main.get_command(app)
 LINES = [line for page in HANDWRITTEN for line in lines(page)]
@@ -121,16 +122,16 @@ def test_names_and_settings_in_blocks_are_taken(line):
             recipe = given.get("recipe") or (
                 given.get("data") if is_name(str(given.get("data"))) else None
             )
-            assert recipe is None or recipe in shipped_recipes()
+            assert recipe is None or recipe in shipped("recipe")
     if names in (["train"], ["import-checkpoint"]) and is_name(given["recipe"]):
-        load_recipe(shipped_recipes()[given["recipe"]], sets)
+        load_recipe(shipped("recipe")[given["recipe"]], sets)
     if names == ["sweep"] and is_name(given["sweep"]):
         changes, axes = override({}, sets), {}
         for axis in given.get("axes") or []:
             key, _, value = axis.partition("=")
             axes[key] = override({}, [f"values={value}"])["values"]
         loaded = load_sweep(
-            shipped_sweeps()[given["sweep"]], flat(changes), axes, given.get("seeds")
+            shipped("sweep")[given["sweep"]], flat(changes), axes, given.get("seeds")
         )
         assert settings_of(loaded)
 
@@ -203,7 +204,7 @@ def test_toml_blocks_are_checked_settings(page, tmp_path):
 def test_the_recipe_in_the_guide_is_the_shipped_one(tmp_path):
     (text,) = [text for text in blocks(ROOT / "docs/guide/train.md", "toml") if "[task]" in text]
     (tmp_path / "demo_gru.toml").write_text(text, encoding="utf-8")
-    assert load_recipe(tmp_path / "demo_gru.toml") == load_recipe(shipped_recipes()["demo_gru"])
+    assert load_recipe(tmp_path / "demo_gru.toml") == load_recipe(shipped("recipe")["demo_gru"])
 
 
 def test_the_readme_shows_eight_commands():

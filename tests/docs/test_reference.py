@@ -26,14 +26,15 @@ from pipeline.cli.reference.schema import schemas
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.recipe import Recipe
+from pipeline.config.shipped import KINDS, shipped
 from pipeline.experiments.sweep_spec import SweepSpec, load_sweep, settings_of
 
 REFERENCE = ROOT / "docs" / "reference"
 SCHEMAS = schemas()
 SHIPPED = [
     pytest.param(kind, path, id=f"{kind}-{name}")
-    for kind, shipped in pages.SHIPPED.items()
-    for name, path in shipped().items()
+    for kind in KINDS
+    for name, path in shipped(kind).items()
 ]
 SPEC = {"encoder": {"name": "address", "layers": [1]}, "frames": {"size_px": 32}}
 RECIPE = {
@@ -246,8 +247,7 @@ def test_editors_find_the_schemas_of_the_files_in_the_checkout():
         kind = Path(rule["schema"]["path"]).name.removesuffix(".schema.json")
         assert (ROOT / rule["schema"]["path"]).is_file()
         covered |= {path: kind for pattern in rule["include"] for path in ROOT.glob(pattern)}
-    shipped = {parameters.values[1]: parameters.values[0] for parameters in SHIPPED}
-    assert covered == shipped
+    assert covered == {file: kind for kind in KINDS for file in shipped(kind).values()}
 
 
 def test_the_rooms_of_the_readme_are_those_there_are():

@@ -18,11 +18,12 @@ from support.sweeps import BASE, assert_as_alone
 from pipeline.cache.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.recipe import load_recipe
+from pipeline.config.shipped import shipped
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
 from pipeline.experiments.sweep import Sweep, groups_of, sweep
 from pipeline.experiments.sweep_caches import prepare
-from pipeline.experiments.sweep_spec import SweepSpec, load_sweep, settings_of, shipped_sweeps
+from pipeline.experiments.sweep_spec import SweepSpec, load_sweep, settings_of
 from pipeline.extract import extract
 from pipeline.models.profile import cost
 from pipeline.train.evaluate import read_evaluation
@@ -183,9 +184,9 @@ def test_wrong_sweeps_are_named(base, table, message):
         )
 
 
-@pytest.mark.parametrize("name", shipped_sweeps())
+@pytest.mark.parametrize("name", shipped("sweep"))
 def test_shipped_sweeps_are_whole(name):
-    spec = load_sweep(shipped_sweeps()[name])
+    spec = load_sweep(shipped("sweep")[name])
     settings = settings_of(spec)
     assert (
         spec.name == name and len(settings) > 1 and all(len(one.members) == 3 for one in settings)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pipeline.config import plugins
-from pipeline.config.recipe import load_recipe, shipped_recipes
+from pipeline.config.recipe import load_recipe
+from pipeline.config.shipped import shipped
 from pipeline.models import profile
 from pipeline.models.profile import cost, flops
 from pipeline.models.video_model import VideoModel
@@ -21,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def recipe(name, *overrides):
-    return load_recipe(shipped_recipes()[name], overrides)
+    return load_recipe(shipped("recipe")[name], overrides)
 
 
 def tiny(*overrides):

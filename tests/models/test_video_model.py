@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from support.paths import GOLDEN
 
 from pipeline.config import plugins
-from pipeline.config.recipe import Recipe, load_recipe, shipped_recipes
+from pipeline.config.recipe import Recipe, load_recipe
+from pipeline.config.shipped import shipped
 from pipeline.errors import BadInput
 from pipeline.models.mixers import LayerMixer
 from pipeline.models.video_model import VideoModel, parameter_groups
@@ -288,7 +289,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize(("name", "readout"), PUBLISHED.items())
 def test_recipes_of_the_paper_have_its_sizes(name, readout):
-    recipe = load_recipe(shipped_recipes()[name])
+    recipe = load_recipe(shipped("recipe")[name])
     large = TokenShape(width=1024, grid_hw=(14, 14), special_tokens=5, layers=(5, 11, 17, 23))
     labels = tuple(f"class {number}" for number in range(174))
     with torch.device("meta"):

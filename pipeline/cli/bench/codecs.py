@@ -23,7 +23,8 @@ from pipeline.cache.codecs.contract import CodecPlugin, FittedCodec
 from pipeline.cli.bench.timing import Tell, frozen, seconds_of, summary
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec, Choice, choice
-from pipeline.config.recipe import load_recipe, shipped_recipes
+from pipeline.config.recipe import load_recipe
+from pipeline.config.shipped import shipped
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import chosen
@@ -133,7 +134,7 @@ def codec_scores(
     settings of the data set, `overrides`: keys of the recipe.
     """
     scores = {}
-    recipe = load_recipe(shipped_recipes()[RECIPE], overrides)
+    recipe = load_recipe(shipped("recipe")[RECIPE], overrides)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         tell(0, 1, "rendering videos")

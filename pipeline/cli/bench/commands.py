@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli.options import AsJson, Device, Sets, app, torch_device
+from pipeline.cli.options import AsJson, Device, Sets, app, named_file, torch_device
 
 bench_app = typer.Typer(
     help="Measure this machine: medians, and ratios against a reference in the same run.",
@@ -85,9 +85,12 @@ def bench_scale(
 
 @bench_app.command("codecs")
 def bench_codecs(
-    spec: Annotated[Path, typer.Option(help="Whose encoder makes the tokens.")] = Path(
-        "cache_specs/demo.toml"
-    ),
+    spec: Annotated[
+        str,
+        typer.Option(
+            help="Whose encoder makes the tokens: a .toml file, or the name of a shipped spec."
+        ),
+    ] = "demo",
     frames: Annotated[
         int, typer.Option(min=1, help="Frames whose tokens are compared; as many are fitted to.")
     ] = 128,
@@ -112,7 +115,7 @@ def bench_codecs(
     from pipeline.config.cache_spec import load_spec
     from pipeline.config.toml_tables import override
 
-    loaded, where = load_spec(spec), torch_device(device)
+    loaded, where = load_spec(named_file("spec", spec)), torch_device(device)
     chosen = codecs.choices(override({}, sets or []))
     with console.progress("bench codecs") as update:
         result = codecs.codec_table(loaded, chosen, frames, repeats, where, update)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pipeline.cli.bench.commands import bench_app, bytes_cell
-from pipeline.cli.options import AsJson, Device, Sets, recipe_file, torch_device
+from pipeline.cli.options import AsJson, Device, Sets, SpecName, named_file, torch_device
 from pipeline.cli.plan import seconds_text
 
 EPOCH_ROWS = (("an epoch", "median_s"), ("a step", "step_s"))
@@ -253,10 +252,9 @@ def bench_sweep(
     from pipeline.cache.cache import Cache
     from pipeline.cli import console
     from pipeline.cli.bench import sweep
-    from pipeline.cli.options import recipe_file
     from pipeline.config.recipe import load_recipe
 
-    loaded, on = load_recipe(recipe_file(recipe)), torch_device(device)
+    loaded, on = load_recipe(named_file("recipe", recipe)), torch_device(device)
     with console.progress("bench sweep") as update:
         result = sweep.sweep_speed(
             Cache(cache), loaded, members, steps, repeats, on, lambda *state: update(*state)
@@ -281,8 +279,6 @@ Probe = Annotated[float, typer.Option(min=0.1, help="Seconds of each plan's tria
 
 Decoders = Annotated[int, typer.Option(min=1, help="Processes that decode videos.")]
 
-SpecFile = Annotated[Path, typer.Option(help="What to cache.")]
-
 RecipeName = Annotated[
     str, typer.Option(help="What to train: a .toml file, or the name of a shipped recipe.")
 ]
@@ -290,7 +286,7 @@ RecipeName = Annotated[
 
 @bench_app.command("plan")
 def bench_plan(
-    spec: SpecFile = Path("cache_specs/demo.toml"),
+    spec: SpecName = "demo",
     recipe: RecipeName = "demo_gru",
     clips: Annotated[
         list[int] | None, typer.Option(min=2, help="Clips of each class; give it for every size.")
@@ -313,10 +309,20 @@ def bench_plan(
     from pipeline.config.cache_spec import load_spec
     from pipeline.config.recipe import load_recipe
 
-    asked, sizes = load_recipe(recipe_file(recipe), sets or []), sorted(set(clips or (8, 16, 32)))
+    asked, sizes = (
+        load_recipe(named_file("recipe", recipe), sets or []),
+        sorted(set(clips or (8, 16, 32))),
+    )
     with console.progress("bench plan") as update:
         result = module.foretold(
-            load_spec(spec), asked, sizes, repeats, probe_s, decoders, torch_device(device), update
+            load_spec(named_file("spec", spec)),
+            asked,
+            sizes,
+            repeats,
+            probe_s,
+            decoders,
+            torch_device(device),
+            update,
         )
     if as_json:
         console.show_json(result)
@@ -345,7 +351,7 @@ def bench_plan(
 
 @bench_app.command("epoch")
 def bench_epoch(
-    spec: SpecFile = Path("cache_specs/demo.toml"),
+    spec: SpecName = "demo",
     recipe: RecipeName = "demo_gru",
     clips: Annotated[int, typer.Option(min=2, help="Clips of each class.")] = 16,
     ablations: Annotated[
@@ -368,10 +374,16 @@ def bench_epoch(
     from pipeline.config.cache_spec import load_spec
     from pipeline.config.recipe import load_recipe
 
-    asked = load_recipe(recipe_file(recipe), sets or [])
+    asked = load_recipe(named_file("recipe", recipe), sets or [])
     with console.progress("bench epoch") as update:
         result = module.epoch_speed(
-            load_spec(spec), asked, clips, ablations, decoders, torch_device(device), update
+            load_spec(named_file("spec", spec)),
+            asked,
+            clips,
+            ablations,
+            decoders,
+            torch_device(device),
+            update,
         )
     if as_json:
         console.show_json(result)

@@ -17,8 +17,8 @@ from pipeline.cli.reference.markdown import NOTE, anchor, paragraphs, table, typ
 from pipeline.cli.reference.schema import VALUES, Schema, first_paragraph, schemas, settings_schema
 from pipeline.config import plugins
 from pipeline.config.plugins import PACKAGE
-from pipeline.config.recipe import shipped_recipes
-from pipeline.experiments.sweep_spec import SweepSpec, shipped_sweeps
+from pipeline.config.shipped import shipped
+from pipeline.experiments.sweep_spec import SweepSpec
 
 ROOMS_BEGIN, ROOMS_END = "<!-- rooms:begin -->", "<!-- rooms:end -->"
 ROOMS = (
@@ -101,12 +101,12 @@ def rooms() -> str:
 
 
 def spec_page() -> str:
-    example = shipped_specs()["dinov2_small"].read_text(encoding="utf-8")
+    example = shipped("spec")["dinov2_small"].read_text(encoding="utf-8")
     return _file_page("spec", "Cache specs", "stillframe extract SPEC DATA", example)
 
 
 def recipe_page() -> str:
-    example = shipped_recipes()["demo_gru"].read_text(encoding="utf-8")
+    example = shipped("recipe")["demo_gru"].read_text(encoding="utf-8")
     return _file_page("recipe", "Recipes", "stillframe train RECIPE CACHE", example)
 
 
@@ -116,17 +116,10 @@ def sweep_page() -> str:
     return _file_page("sweep", "Sweeps", "stillframe sweep SWEEP CACHE", example)
 
 
-def shipped_specs() -> dict[str, Path]:
-    return {path.stem: path for path in sorted((PACKAGE.parent / "cache_specs").glob("*.toml"))}
-
-
-SHIPPED = {"spec": shipped_specs, "recipe": shipped_recipes, "sweep": shipped_sweeps}
-
-
 def _file_page(kind: str, title: str, use: str, example: str) -> str:
     """What one kind of TOML file may hold: first what is shipped and an example, then every key."""
     schema = schemas()[kind]
-    shipped = [(f"`{name}`", _first_comment(path)) for name, path in SHIPPED[kind]().items()]
+    files = [(f"`{name}`", _first_comment(path)) for name, path in shipped(kind).items()]
     top: Schema = {"properties": {}, "required": schema["required"]}
     tables = []
     for key, value in schema["properties"].items():
@@ -140,7 +133,7 @@ def _file_page(kind: str, title: str, use: str, example: str) -> str:
         tables.append(_choices(name) if name in plugins.FOLDERS else _settings_table(table_of))
     parts = [NOTE, f"# {title}\n", f"{schema['description']} It is used by `{use}`.\n"]
     parts += [SCHEMA_HINT.format(kind=kind), f"## Example\n\n```toml\n{example.strip()}\n```\n"]
-    parts += ["## What ships with stillframe\n", table((kind, "what it is"), shipped)]
+    parts += ["## What ships with stillframe\n", table((kind, "what it is"), files)]
     return "\n".join([*parts, "## Keys at the top\n", _settings_table(top), *tables])
 
 

@@ -16,7 +16,8 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
-from pipeline.config.recipe import Recipe, shipped_recipes
+from pipeline.config.recipe import Recipe
+from pipeline.config.shipped import shipped
 from pipeline.experiments.sweep_spec import SweepSpec
 
 Schema = dict[str, Any]
@@ -77,7 +78,7 @@ def sweep_schema() -> Schema:
     }
     properties = schema["properties"]
     properties["recipe"]["anyOf"] = [
-        {"enum": [*shipped_recipes()]},
+        {"enum": [*shipped("recipe")]},
         {"pattern": r"\.toml$"},
         {"type": "object"},
     ]

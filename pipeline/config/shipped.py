@@ -1,0 +1,17 @@
+"""The specs, recipes and sweeps that ship with the package, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+KINDS = ("spec", "recipe", "sweep")
+
+
+def shipped(kind: str) -> dict[str, Path]:
+    """The shipped files of one of KINDS: name -> .toml file, sorted by name.
+
+    In a checkout `specs` is a link to `cache_specs` at the top level, where users look for them; a
+    wheel holds copies.
+    """
+    folder = (Path(__file__).parent / f"{kind}s").resolve()
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}

@@ -1,1 +1,0 @@
-"""Sweeps that come with the package, as TOML files."""
