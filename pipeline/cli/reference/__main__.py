@@ -8,7 +8,7 @@ from pipeline.cli import console
 from pipeline.cli.reference.pages import files
 
 
-def write(root: Path) -> None:
+def write_reference(root: Path) -> None:
     """Writes every generated file below `root` whose text is not what it should be."""
     for path, text in files(root).items():
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
@@ -18,4 +18,4 @@ def write(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    write(Path(__file__).resolve().parents[3])
+    write_reference(Path(__file__).resolve().parents[3])
