@@ -5,5 +5,5 @@ or damaged.
 
 From the bytes up: `codecs/` (tokens as bytes) and `storage/` (folder or object store); `shard`,
 `store`, `receipts` (what a cache says of itself), `cache` (planned, stored, failed); `leases` (who
-is at which store), `page_cache`; then `damage`, `verify` and `status`, which look at all of it.
+is at which store), `page_cache`; then `corruption`, `verify` and `status`, which look at all of it.
 """

@@ -31,12 +31,12 @@ import numpy as np
 from safetensors import numpy as safetensors
 
 from pipeline.cache.codecs.contract import CodecPlugin, FittedCodec
-from pipeline.cache.damage import check_files
-from pipeline.cache.receipts import Content, Failure, Header, Receipt
+from pipeline.cache.corruption import check_files
+from pipeline.cache.receipts import Content, Header, Receipt, VideoFailure
 from pipeline.cache.storage.contract import Storage
 from pipeline.cache.storage.local import PARTIAL, sync, write_atomically
 from pipeline.cache.storage.open import open_storage
-from pipeline.cache.store import StoreReader, stored_name, token_arrays
+from pipeline.cache.store import StoreReader, stored_name, tokens_by_array
 from pipeline.config import plugins
 from pipeline.config.cache_spec import BASE, FORMAT_VERSION, CacheSpec, View
 from pipeline.config.json_files import parse_json, to_json
@@ -137,9 +137,9 @@ class Cache:
     def codecs(self) -> dict[str, CodecPlugin]:
         """Name of a token array (`special`, `flip/layer_11`) -> the codec of its values: all views
         of a layer have the same."""
-        base = {name.rpartition("/")[2]: None for name in self.tokens}
+        base = {name.rpartition("/")[2]: None for name in self.token_arrays}
         codecs = codecs_of(self._make_codec, base, self._learnt())
-        return {name: codecs[name.rpartition("/")[2]] for name in self.tokens}
+        return {name: codecs[name.rpartition("/")[2]] for name in self.token_arrays}
 
     def _make_codec(self) -> CodecPlugin:
         table = dict(self.spec["codec"])
@@ -159,9 +159,9 @@ class Cache:
         return {BASE: None} | {view.name: view for view in given}
 
     @cached_property
-    def tokens(self) -> dict[str, int]:
+    def token_arrays(self) -> dict[str, int]:
         """Name of every token array -> tokens per frame."""
-        return token_arrays(
+        return tokens_by_array(
             self.shape.layers, self.shape.special_tokens, self.shape.patch_tokens, self.views
         )
 
@@ -171,7 +171,7 @@ class Cache:
         layout = self.codec.layout(self.shape.width)
         return {
             stored_name(name, key): ((n, *tail), dtype)
-            for name, n in self.tokens.items()
+            for name, n in self.token_arrays.items()
             for key, (tail, dtype) in layout.items()
         }
 
@@ -275,7 +275,7 @@ class Cache:
         }
 
     @cached_property
-    def failures(self) -> dict[str, Failure]:
+    def failures(self) -> dict[str, VideoFailure]:
         """video_id -> why it is not, or not wholly, stored."""
         return {
             video_id: failure
@@ -336,7 +336,7 @@ class Cache:
             return {self.receipt_name(store): error.message}
         return check_files(self.storage, self.store_name(store), files)
 
-    def require_sound(self) -> None:
+    def require_valid(self) -> None:
         """Refuses a cache of which a file is missing or of the wrong size, or a small one (times,
         metadata) is damaged.
 
@@ -421,7 +421,7 @@ def codecs_of(
     return codecs
 
 
-def require_same(cache: Cache, manifest: Manifest) -> None:
+def require_same_manifest(cache: Cache, manifest: Manifest) -> None:
     """Refuses to go on with a cache that was extracted from another manifest; says what differs."""
     if cache.header.manifest != manifest.digest:
         theirs, ours = ({video.video_id for video in m.videos} for m in (cache.manifest, manifest))

@@ -173,7 +173,7 @@ def holders(storage: Storage) -> dict[str, Holder]:
     return found
 
 
-def claimed(
+def claim_units(
     units: Sequence[Sequence[tuple[Cache, Leases, int]]], stop: threading.Event
 ) -> Iterator[list[tuple[Cache, int]]]:
     """Units of work for this worker: of each unit, the stores that are missing and that nobody else

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-Part = tuple[int, np.ndarray]
+FilePart = tuple[int, np.ndarray]
 """Offset in a file, and where the bytes from there go."""
 MAPS = 128
 """Files that are mapped at a time, those read last: each holds a file descriptor."""
@@ -31,7 +31,7 @@ if _mincore is not None:
     _mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 
 
-def copied(file: BinaryIO, parts: Sequence[Part]) -> bool:
+def copy_resident(file: BinaryIO, parts: Sequence[FilePart]) -> bool:
     """Fills `parts` from memory; False, and nothing is done, if any of their bytes is not in memory
     or lies past the end."""
     mapped_B = _mapped(file)
@@ -46,16 +46,16 @@ def copied(file: BinaryIO, parts: Sequence[Part]) -> bool:
     return True
 
 
-def let_go() -> None:
+def unmap_all() -> None:
     """Unmaps all, without which no page of a mapped file can be dropped from memory."""
     with _lock:
         _maps.clear()
 
 
-def drop(folder: Path) -> bool:
+def evict(folder: Path) -> bool:
     """Files below `folder` out of memory: written back, then forgotten. False where the system
     cannot."""
-    let_go()
+    unmap_all()
     if not hasattr(os, "posix_fadvise"):
         return False
     for file in folder.rglob("*"):

@@ -56,7 +56,7 @@ class Header(Settings):
         return spec
 
 
-class Failure(Settings):
+class VideoFailure(Settings):
     """Why a video is not, or not wholly, in the cache."""
 
     reason: str
@@ -82,7 +82,7 @@ class Receipt(Settings):
     frames: int
     videos: dict[str, tuple[int, int]]
     """video_id -> rows [start, stop)."""
-    failures: dict[str, Failure]
+    failures: dict[str, VideoFailure]
     content: dict[str, Content] = Field(default_factory=dict)
     """Of every video that was decoded for this store."""
     seconds: dict[str, float]

@@ -24,7 +24,7 @@ import google_crc32c
 import numpy as np
 from numcodecs.zstd import Zstd
 
-from pipeline.cache.page_cache import Part, copied
+from pipeline.cache.page_cache import FilePart, copy_resident
 from pipeline.errors import BadInput
 
 Compression = Literal["none", "zstd"]
@@ -280,9 +280,9 @@ def read_index(file: BinaryIO, name: str, layout: Layout) -> np.ndarray:
     return np.frombuffer(data[:-CRC_BYTES], "<u8").reshape(-1, 2)
 
 
-def read_parts(file: BinaryIO, parts: Sequence[Part]) -> None:
+def read_parts(file: BinaryIO, parts: Sequence[FilePart]) -> None:
     """Fills every part with the bytes at its offset. Raises EOFError, OSError."""
-    if copied(file, parts):
+    if copy_resident(file, parts):
         return
     handle = file.fileno()
     for offset, out in parts:

@@ -39,7 +39,7 @@ from pipeline.config.cache_spec import BASE
 from pipeline.errors import BadInput, StillframeError
 
 
-def token_arrays(
+def tokens_by_array(
     layers: tuple[int, ...], special_tokens: int, patch_tokens: int, views: Iterable[str] = (BASE,)
 ) -> dict[str, int]:
     """Stored name of every token array -> tokens per frame. Encoders without special tokens have no

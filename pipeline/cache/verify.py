@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.cache.cache import CODEC_FILE, HEADER_FILE, Cache
 from pipeline.cache.codecs.contract import fitted_to
-from pipeline.cache.damage import TITLES, Damage, Kind, Rows, check_chunks
+from pipeline.cache.corruption import DAMAGE_TITLES, Damage, DamageKind, RowRange, check_chunks
 from pipeline.cache.leases import holders, lease_of
 from pipeline.cache.receipts import Receipt
 from pipeline.cache.storage.local import PARTIAL
@@ -34,7 +34,7 @@ OnBytes = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Audit:
+class Verification:
     """What was found."""
 
     cache: Cache
@@ -42,11 +42,11 @@ class Audit:
     """Stores that were looked at."""
     missing: list[int]
     """Stores that are not extracted yet."""
-    of_cache: dict[str, str]
+    cache_problems: dict[str, str]
     """File -> what is wrong with it, where it belongs to no store."""
     damage: list[Damage]
     """Store by store."""
-    left_over: dict[str, str]
+    orphans: dict[str, str]
     """File or folder that does not belong there -> why. Nothing reads it."""
 
     @property
@@ -55,18 +55,18 @@ class Audit:
         return list(dict.fromkeys(each.store for each in self.damage))
 
     @property
-    def is_sound(self) -> bool:
-        return not self.damage and not self.of_cache
+    def is_valid(self) -> bool:
+        return not self.damage and not self.cache_problems
 
 
-def audit(
+def verify_cache(
     cache: Cache, stores: Collection[int] | None = None, on_bytes: OnBytes | None = None
-) -> Audit:
+) -> Verification:
     """Checks every byte of a cache, or of some of its stores. Changes nothing."""
     missing = cache.missing_stores()
     of_cache = _of_cache(cache)
     if HEADER_FILE in of_cache:  # then nothing can be held against it
-        return Audit(cache, 0, missing, of_cache, [], {})
+        return Verification(cache, 0, missing, of_cache, [], {})
     done, wanted = cache.plan.keys() - missing, set(cache.plan if stores is None else stores)
     chosen = [store for store in cache.plan if store in done and store in wanted]
     receipts: dict[int, Receipt] = {}
@@ -88,7 +88,7 @@ def audit(
     for one in found:
         damage += _of_store(cache, one, receipts[one.store], known)
     damage.sort(key=lambda each: each.store)
-    return Audit(cache, len(chosen), missing, of_cache, damage, _left_over(cache))
+    return Verification(cache, len(chosen), missing, of_cache, damage, _orphans(cache))
 
 
 # What was read
@@ -180,7 +180,7 @@ def _read(
 def _of_store(cache: Cache, found: _Found, receipt: Receipt, known: _Known) -> list[Damage]:
     store = found.store
 
-    def damage(file: str, kind: Kind, problem: str) -> Damage:
+    def damage(file: str, kind: DamageKind, problem: str) -> Damage:
         rows = _rows_hit(cache, receipt, file) if kind != "stray" else ()
         return Damage(store, file, kind, problem, rows, _videos_of(receipt, rows))
 
@@ -190,7 +190,7 @@ def _of_store(cache: Cache, found: _Found, receipt: Receipt, known: _Known) -> l
             damage(
                 name,
                 "unreadable" if error else "gone",
-                f"cannot be read: {error}" if error else TITLES["gone"],
+                f"cannot be read: {error}" if error else DAMAGE_TITLES["gone"],
             )
         ]
     if (other := known.store_of(found)) not in (None, store):
@@ -212,7 +212,7 @@ def _of_store(cache: Cache, found: _Found, receipt: Receipt, known: _Known) -> l
         _wrong_receipt(cache, store, f"it does not list {file}") for file in sorted(unlisted)
     ]
     strays = sorted(found.sizes.keys() - receipt.files.keys() - unlisted)
-    problems += [damage(file, "stray", TITLES["stray"]) for file in strays]
+    problems += [damage(file, "stray", DAMAGE_TITLES["stray"]) for file in strays]
     if all(each.kind == "stray" or _is_shard(cache, each.file) for each in problems):
         problems += [
             _wrong_receipt(cache, store, problem) for problem in _contradictions(cache, receipt)
@@ -222,14 +222,14 @@ def _of_store(cache: Cache, found: _Found, receipt: Receipt, known: _Known) -> l
 
 def _difference(
     known: _Known, store: int, found_bytes: int, wanted_bytes: int, sha: str
-) -> tuple[Kind, str]:
+) -> tuple[DamageKind, str]:
     if found_bytes and sha in known.owners:
         other, file = known.owners[sha]
         return "swapped", f"has the content of {file} of " + (
             f"store {other}" if other != store else "the same store"
         )
     if found_bytes == wanted_bytes:
-        return "content", TITLES["content"]
+        return "content", DAMAGE_TITLES["content"]
     how = "empty" if not found_bytes else "truncated" if found_bytes < wanted_bytes else "too long"
     return "size", f"{how}: {found_bytes} bytes, receipt says {wanted_bytes}"
 
@@ -264,7 +264,7 @@ def _small_arrays(cache: Cache) -> dict[str, str]:
     return of_store | {in_view(view, "affine"): "c/0/0/0" for view in cache.views}
 
 
-def _rows_hit(cache: Cache, receipt: Receipt, file: str) -> tuple[Rows, ...]:
+def _rows_hit(cache: Cache, receipt: Receipt, file: str) -> tuple[RowRange, ...]:
     """Rows of the store that are read through a file: those of a shard, or all of them."""
     if not _is_shard(cache, file):
         return ((0, receipt.frames),)
@@ -284,7 +284,7 @@ def _is_shard(cache: Cache, file: str) -> bool:
     return bool(chunks) and array in cache.arrays
 
 
-def _videos_of(receipt: Receipt, rows: Sequence[Rows]) -> tuple[str, ...]:
+def _videos_of(receipt: Receipt, rows: Sequence[RowRange]) -> tuple[str, ...]:
     return tuple(
         video_id
         for video_id, (first, end) in receipt.videos.items()
@@ -344,7 +344,7 @@ def _of_cache(cache: Cache) -> dict[str, str]:
                 f"it is another manifest: its digest is {manifest.digest}, wanted {cache.header.manifest}"
             )
         elif manifest.has_targets and cache.storage.digest(targets) != origin.targets_sha256:
-            problems[targets] = TITLES["content"]
+            problems[targets] = DAMAGE_TITLES["content"]
         elif [video.video_id for video in manifest.videos] != [
             video for videos in cache.plan.values() for video in videos
         ]:
@@ -392,7 +392,7 @@ def _lease_over(partial: str) -> str:
     return stem if stem.isdecimal() else "plan"
 
 
-def _left_over(cache: Cache) -> dict[str, str]:
+def _orphans(cache: Cache) -> dict[str, str]:
     storage = cache.storage
     at_work = {name: holder for name, holder in holders(storage).items() if not holder.is_gone}
     files = {HEADER_FILE, *([CODEC_FILE] if cache.header.codec_sha256 else [])}

@@ -22,7 +22,7 @@ from pipeline.errors import BadInput
 
 if TYPE_CHECKING:
     from pipeline.cache.cache import Cache
-    from pipeline.cache.verify import Audit
+    from pipeline.cache.verify import Verification
     from pipeline.extract.diff import Comparison
     from pipeline.extract.repair import Mended
 from pipeline.cli.show import _spans, show_status
@@ -67,7 +67,7 @@ def verify(
     Example: stillframe verify caches/demo-0123456789ab --repair
     """
     from pipeline.cache.cache import Cache
-    from pipeline.cache.verify import audit
+    from pipeline.cache.verify import verify_cache
     from pipeline.cli import console
 
     opened = Cache(cache)
@@ -79,19 +79,19 @@ def verify(
             eta = console.duration_text((total - done) / max(1.0, speed))
             update(done / 1e6, total / 1e6, f"MB  {console.bytes_text(speed)}/s  ETA {eta}")
 
-        found = audit(opened, on_bytes=on_bytes)
+        found = verify_cache(opened, on_bytes=on_bytes)
     facts = _audit_facts(found)
     mended = None
     if not as_json:
         _show_audit(found)
-    if mend and (not found.is_sound or found.left_over):
+    if mend and (not found.is_valid or found.orphans):
         mended = _repair(found, root, Cache(source) if source else None, device)
         facts["repair"] = {
             "stores": mended.stores,
             "changed": mended.changed,
             "failures": mended.failures,
             "removed": mended.removed,
-            "sound": mended.after.is_sound,
+            "sound": mended.after.is_valid,
         }
     if as_json:
         console.show_json(facts)
@@ -100,7 +100,9 @@ def verify(
     _end_of_verify(found, mended)
 
 
-def _repair(found: Audit, root: Path | None, source: Cache | None, device: str | None) -> Mended:
+def _repair(
+    found: Verification, root: Path | None, source: Cache | None, device: str | None
+) -> Mended:
     from pipeline.cli import console
     from pipeline.extract.repair import repair
 
@@ -114,7 +116,7 @@ def _repair(found: Audit, root: Path | None, source: Cache | None, device: str |
         )
 
 
-def _audit_facts(found: Audit) -> dict[str, Any]:
+def _audit_facts(found: Verification) -> dict[str, Any]:
     cache = found.cache
     return {
         "cache": str(cache),
@@ -131,32 +133,32 @@ def _audit_facts(found: Audit) -> dict[str, Any]:
             }
             for each in found.damage
         ],
-        "of_cache": found.of_cache,
-        "left_over": found.left_over,
+        "of_cache": found.cache_problems,
+        "left_over": found.orphans,
     }
 
 
-def _show_audit(found: Audit) -> None:
-    from pipeline.cache.damage import groups
+def _show_audit(found: Verification) -> None:
+    from pipeline.cache.corruption import group_damage
     from pipeline.cli import console
 
     cache = found.cache
     if found.damage:
         console.show(f"{len(found.stores)} of {found.checked} stores damaged")
-    for group in groups(found.damage):
+    for group in group_damage(found.damage):
         files = "" if group.kind == "gone" else f"{console.few_text(group.files)}: "
         console.show(f"store {_spans(group.stores)}: {files}{group.problem}")
         if group.frames:
             console.show(f"    {group.frames} frames of {console.few_text(group.videos)}")
-    if found.of_cache:
+    if found.cache_problems:
         console.show_table(
-            "damaged, and of no store", ("file", "problem"), list(found.of_cache.items())
+            "damaged, and of no store", ("file", "problem"), list(found.cache_problems.items())
         )
-    if found.is_sound:
+    if found.is_valid:
         console.show(f"{cache}: {found.checked} stores, every checksum holds")
-    if found.left_over:
+    if found.orphans:
         console.show_table(
-            "left over, read by nobody", ("what", "why"), list(found.left_over.items())
+            "left over, read by nobody", ("what", "why"), list(found.orphans.items())
         )
     if found.missing:
         step = (
@@ -185,21 +187,21 @@ def _show_mended(mended: Mended) -> None:
         )
 
 
-def _end_of_verify(found: Audit, mended: Mended | None) -> None:
+def _end_of_verify(found: Verification, mended: Mended | None) -> None:
     """Exit code 0 for a sound cache, 2 for a damaged one; 3 where a store that was made anew lists
     failed videos."""
-    from pipeline.cache.damage import frames_hit, videos_hit
+    from pipeline.cache.corruption import count_damaged_frames, damaged_videos
     from pipeline.cache.verify import advice
 
     left = mended.after if mended else found
     cache = left.cache
     if left.damage:
         raise BadInput(
-            f"{len(left.stores)} stores of {cache} are damaged: {frames_hit(left.damage)} frames of "
-            f"{len(videos_hit(left.damage))} videos cannot be trusted",
+            f"{len(left.stores)} stores of {cache} are damaged: {count_damaged_frames(left.damage)} frames of "
+            f"{len(damaged_videos(left.damage))} videos cannot be trusted",
             f"only these stores are redone by: stillframe verify {cache} --repair",
         )
-    for file, problem in found.of_cache.items():
+    for file, problem in found.cache_problems.items():
         where = (
             "" if problem.startswith(f"{cache}/") else f"{cache}/{file}: "
         )  # whoever reads a file names it

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from pipeline.cache.cache import Cache, unwritable
-from pipeline.cache.page_cache import drop
+from pipeline.cache.page_cache import evict
 from pipeline.cache.storage.local import LocalFolder
 from pipeline.cache.storage.open import open_storage
 from pipeline.config.cache_spec import CacheSpec
@@ -41,7 +41,7 @@ from pipeline.train import loop
 from pipeline.train.distributed import ALONE
 from pipeline.train.windows import BATCHES_AHEAD, Windows
 from pipeline.video.sandbox import Decoder
-from pipeline.video.transforms import Squares
+from pipeline.video.transforms import FrameTransforms
 
 Tell = Callable[[str], None]
 """What is being tried."""
@@ -225,7 +225,7 @@ def _alone(
         with torch.inference_mode():
             while (left := size - sum(map(len, squares))) > 0:
                 squares.append(
-                    Squares(blocks[0], device).of(
+                    FrameTransforms(blocks[0], device).of(
                         spec.frames, np.arange(len(blocks[0])) < left, None
                     )[0]
                 )
@@ -301,7 +301,7 @@ def _read(cache: Cache, some: Manifest, recipe: Recipe | None) -> dict[str, Any]
         return size / (time.perf_counter() - begin)
 
     once()  # opens the stores
-    is_cold = isinstance(cache.storage, LocalFolder) and drop(cache.path)
+    is_cold = isinstance(cache.storage, LocalFolder) and evict(cache.path)
     cold, _, hot = once(), once(), once()
     return {"read_cold_bytes_per_s": cold if is_cold else None, "read_hot_bytes_per_s": hot}
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.cache.codecs.contract import FittedCodec
 from pipeline.cache.shard import ALIGNMENT, CRC_BYTES, Layout
-from pipeline.cache.store import token_arrays
+from pipeline.cache.store import tokens_by_array
 from pipeline.config import plugins
 from pipeline.config.cache_spec import BASE, CacheSpec, Choice
 from pipeline.config.plugins import Settings
@@ -278,7 +278,7 @@ def _on_disk(
     """Files and bytes of stores that hold these frames of these videos; receipts are files, but no
     bytes of a store."""
     views = (BASE, *(view.name for view in spec.views))
-    arrays = token_arrays(shape.layers, shape.special_tokens, shape.patch_tokens, views)
+    arrays = tokens_by_array(shape.layers, shape.special_tokens, shape.patch_tokens, views)
     entry, shard_frames = (
         spec.make_codec().layout(shape.width).values(),
         spec.frames_per_shard(shape),

@@ -19,7 +19,7 @@ from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.records import Batch
 from pipeline.train.windows import Sample, Windows
 from pipeline.video.decode import decode_at
-from pipeline.video.transforms import Squares
+from pipeline.video.transforms import FrameTransforms
 
 
 class UncachedWindows(Windows):
@@ -90,7 +90,7 @@ class UncachedWindows(Windows):
         )
         time_s, place = np.unique(self._times(sample), return_inverse=True)
         parts = [
-            Squares(frames, self.device).of(settings, np.ones(len(frames), bool), view)[0]
+            FrameTransforms(frames, self.device).of(settings, np.ones(len(frames), bool), view)[0]
             for frames in decode_at(self.manifest.root / clip.source, time_s, clip.image_fps)
         ]
         return torch.cat(parts)[place]

@@ -21,7 +21,7 @@ from pipeline.extract.encode import named_tokens
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.records import Frames, Video
 from pipeline.video import decode
-from pipeline.video.transforms import to_square
+from pipeline.video.transforms import resize_and_crop
 
 Plan = Mapping[int, Mapping[str, int]]
 """store -> video_id -> expected frames."""
@@ -95,7 +95,7 @@ def _squares(
         inside = places[(places >= at) & (places < at + len(block))] - at
         if len(inside):
             pixels = torch.from_numpy(block.pixels_FHWC[inside]).to(device)
-            yield from to_square(
+            yield from resize_and_crop(
                 pixels, settings.size_px, settings.fit, settings.resample, block.pixel_aspect
             )[0]
         at += len(block)

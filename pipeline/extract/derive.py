@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.cache.cache import HEADER_FILE, Cache, read_learnt, require_same, unwritable
+from pipeline.cache.cache import HEADER_FILE, Cache, read_learnt, require_same_manifest, unwritable
 from pipeline.cache.codecs.contract import FittedCodec, fitted_to
-from pipeline.cache.leases import Leases, claimed, lease_of
+from pipeline.cache.leases import Leases, claim_units, lease_of
 from pipeline.cache.storage.contract import Storage
 from pipeline.cache.storage.open import open_storage
-from pipeline.cache.store import StoreReader, in_view, stored_name, token_arrays
+from pipeline.cache.store import StoreReader, in_view, stored_name, tokens_by_array
 from pipeline.config import plugins
 from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, fingerprint
 from pipeline.config.toml_tables import differences, override
@@ -143,7 +143,7 @@ class Derivation:
                 f"cache {source} lacks {len(missing)} of {len(source.plan)} stores",
                 "run extract again first",
             )
-        source.require_sound()
+        source.require_valid()
         self.source, self.spec = source, spec
         self.same_codec = spec.codec.table() == source.spec["codec"]
         self.videos = {video.video_id: video for video in source.manifest.videos}
@@ -171,7 +171,7 @@ class Derivation:
             if not storage.exists(HEADER_FILE):
                 return self._create(storage)
         cache = Cache(storage)
-        require_same(cache, self.source.manifest)
+        require_same_manifest(cache, self.source.manifest)
         return cache
 
     def _create(self, storage: Storage) -> Cache:
@@ -210,7 +210,9 @@ class Derivation:
             0,
         )
         while missing:
-            for unit in claimed([[(cache, leases, store)] for store in missing], threading.Event()):
+            for unit in claim_units(
+                [[(cache, leases, store)] for store in missing], threading.Event()
+            ):
                 for _, store in unit:
                     for frames in self.write(cache, store):
                         done += frames
@@ -239,7 +241,7 @@ class Derivation:
             some = rows[start : start + self.spec.store.batch_frames]
             source_store = self.source.locations[video_id].store
             arrays: dict[str, np.ndarray] = {}
-            for name in cache.tokens:
+            for name in cache.token_arrays:
                 stored = self._read(source_store, name, some)
                 if not self.same_codec:
                     stored = cache.codecs[name].encode(self._decode(name, stored))
@@ -311,7 +313,7 @@ class Derivation:
                     for video_id, rows in chosen.items()
                 ]
             )
-            for name in token_arrays(
+            for name in tokens_by_array(
                 self.shape.layers, self.shape.special_tokens, self.shape.patch_tokens
             )
         }

@@ -34,9 +34,9 @@ from pipeline.extract.reuse import Donor
 from pipeline.extract.store_builder import Draft
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.records import Tokens, Video
-from pipeline.video.decode import Block, Counted
+from pipeline.video.decode import FrameBlock, FrameCounts
 from pipeline.video.sandbox import DecodeLimits, Decoder
-from pipeline.video.transforms import Squares
+from pipeline.video.transforms import FrameTransforms
 
 
 @dataclass
@@ -150,7 +150,7 @@ class Pipeline:
     def _decode_one(self, task: Task, idle: queue.SimpleQueue[Decoder]) -> None:
         decoder = idle.get()
         rates = list(dict.fromkeys(lane.rate for lane, _ in task.wanted))
-        video, counted, end = task.video, Counted(), Ended()
+        video, counted, end = task.video, FrameCounts(), Ended()
         try:
             blocks = decoder.decode(self.root / video.source, rates, video.image_fps, counted)
             while not self.stop.is_set():
@@ -217,13 +217,13 @@ class Pipeline:
     def _shared(
         self,
         video: Video,
-        block: Block,
+        block: FrameBlock,
         kept: Mapping[float | None, np.ndarray],
         stores: Sequence[Filling],
     ) -> Iterator[Rows]:
         """A block for all stores that want frames of it; what is equal for several of them is
         resized once."""
-        squares = Squares(block.frames, self.device)
+        squares = FrameTransforms(block.frames, self.device)
         for filling in stores:
             settings, mask = filling.lane.cache.cache_spec.frames, kept[filling.lane.rate]
             if not mask.any():

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipeline.cache.cache import HEADER_FILE, Cache, require_same, unwritable
+from pipeline.cache.cache import HEADER_FILE, Cache, require_same_manifest, unwritable
 from pipeline.cache.codecs.contract import FittedCodec, fitted_to
 from pipeline.cache.leases import Leases
 from pipeline.cache.receipts import Header, TokenFacts
@@ -117,7 +117,7 @@ def _given(cache: Cache, givers: Sequence[Donor], say: Callable[[str], None]) ->
         left = [store for store in left if not has[store]]
         given += stores
         if stores:
-            ours = ", ".join(name for name in cache.tokens if name not in donor.names)
+            ours = ", ".join(name for name in cache.token_arrays if name not in donor.names)
             theirs = f"{', '.join(donor.names)} taken over from {donor.cache.name}"
             say(
                 f"{cache.name}: {theirs} in {len(stores)} of {len(cache.plan)} stores; encoding {ours}"
@@ -221,7 +221,7 @@ def lay_out(
 
 def _same(storage: Storage, manifest: Manifest) -> Cache:
     cache = Cache(storage)
-    require_same(cache, manifest)
+    require_same_manifest(cache, manifest)
     return cache
 
 

@@ -17,7 +17,7 @@ from pipeline.cache.cache import Cache, neighbours, unwritable
 from pipeline.cache.leases import Leases
 from pipeline.cache.receipts import Receipt
 from pipeline.cache.storage.local import PARTIAL
-from pipeline.cache.verify import Audit, advice, audit
+from pipeline.cache.verify import Verification, advice, verify_cache
 from pipeline.device import chosen
 from pipeline.errors import BadInput
 from pipeline.extract.derive import Derivation, OnFrames
@@ -38,25 +38,25 @@ class Mended:
     """Video of them that failed now -> reason."""
     removed: list[str]
     """Files and folders that did not belong there."""
-    after: Audit
+    after: Verification
     """Of the stores that were damaged."""
 
 
 def repair(
-    found: Audit,
+    found: Verification,
     root: Path | None = None,
     source: Cache | None = None,
     device: torch.device | None = None,
     decoders: int = 1,
     on_frames: OnFrames | None = None,
 ) -> Mended:
-    """Mends what `audit` found.
+    """Mends what `verify_cache` found.
 
     `root`: where the videos are now; `source`: of a derived cache, the one that it comes from.
     Raises BadInput, having changed nothing, where what is needed is not there.
     """
     cache = found.cache
-    for file, problem in found.of_cache.items():
+    for file, problem in found.cache_problems.items():
         raise BadInput(
             f"{cache}/{file} cannot be mended from stores: {problem}", advice(cache, file)
         )
@@ -85,7 +85,7 @@ def repair(
             for video, failure in receipt.failures.items()
         },
         removed=removed,
-        after=audit(mended, found.stores),
+        after=verify_cache(mended, found.stores),
     )
 
 
@@ -169,11 +169,11 @@ def _derivation(cache: Cache, source: Cache, stores: list[int]) -> Derivation:
     return Derivation(source, cache.cache_spec)
 
 
-def _clear(found: Audit, redo: list[int]) -> list[str]:
+def _clear(found: Verification, redo: list[int]) -> list[str]:
     """Removes what a kill left over, and files that no receipt knows in stores that are otherwise
     sound."""
     cache = found.cache
-    removed = [name for name in found.left_over if name.endswith(PARTIAL)]
+    removed = [name for name in found.orphans if name.endswith(PARTIAL)]
     removed += [
         f"{cache.store_name(each.store)}/{each.file}"
         for each in found.damage

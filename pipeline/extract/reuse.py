@@ -112,7 +112,7 @@ def _common(ours: Cache, theirs: Cache) -> tuple[str, ...]:
     learnt, their_learnt = _learnt(ours), _learnt(theirs)
     return tuple(
         name
-        for name in theirs.tokens
+        for name in theirs.token_arrays
         if (
             layers[-1] == their_layers[-1] or name.rpartition("/")[2] != "special"
         )  # specials are those of the deepest layer

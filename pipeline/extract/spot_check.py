@@ -26,7 +26,7 @@ from pipeline.extract.worker import load_encoder
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.records import Video
 from pipeline.video.sandbox import DecodeLimits, Decoder
-from pipeline.video.transforms import Squares
+from pipeline.video.transforms import FrameTransforms
 
 FRAMES_OF_A_VIDEO = 8
 """Sampled of each video: all before them must be decoded too."""
@@ -198,7 +198,7 @@ def _squares(
         if len(inside):
             mask, seen = (
                 np.isin(np.arange(len(block.frames)), inside),
-                Squares(block.frames, device),
+                FrameTransforms(block.frames, device),
             )
             yield (
                 {name: seen.of(settings, mask, view)[0] for name, view in cache.views.items()},
@@ -220,7 +220,7 @@ def _report(
     # How much the codec of its source lost is not in a derived cache, so nothing can be held against it.
     judged = cache.header.derived_from is None
     arrays, worst, drifted = {}, [], set()
-    for name in cache.tokens if found else ():
+    for name in cache.token_arrays if found else ():
         cosine = np.concatenate([each.cosine[name].ravel() for each in found])
         allowed = np.concatenate([each.allowed[name].ravel() for each in found])
         below = cosine < allowed

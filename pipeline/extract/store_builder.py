@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.cache.cache import Cache
-from pipeline.cache.receipts import Content, Failure, Receipt
+from pipeline.cache.receipts import Content, Receipt, VideoFailure
 from pipeline.cache.storage.local import LocalFolder
 from pipeline.cache.store import StoreWriter, in_view
 from pipeline.errors import StillframeError
@@ -33,11 +33,13 @@ class Draft:
     def __init__(self, cache: Cache, store: int, donor: Donor | None = None) -> None:
         """`donor` gives those token arrays that it has."""
         self.cache, self.store, self.donor = cache, store, donor
-        self.tokens = [name for name in cache.tokens if donor is None or name not in donor.names]
+        self.tokens = [
+            name for name in cache.token_arrays if donor is None or name not in donor.names
+        ]
         """Token arrays whose rows must be appended."""
         self.frames = 0
         self.rows: dict[str, tuple[int, int]] = {}
-        self.failures: dict[str, Failure] = {}
+        self.failures: dict[str, VideoFailure] = {}
         self.content: dict[str, Content] = {}
         self._time_s: list[np.ndarray] = []
         self._affine: dict[str, list[np.ndarray]] = {view: [] for view in cache.views}
@@ -62,7 +64,7 @@ class Draft:
         """Why the video is not wholly in the store."""
         start, stop = self.rows[video.video_id]
         until_s = float(self._time_s[-1][-1]) if stop > start else 0.0
-        self.failures[video.video_id] = Failure(
+        self.failures[video.video_id] = VideoFailure(
             reason=reason, frames_stored=stop - start, stored_until_s=until_s
         )
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from pipeline.cache.cache import Cache, unwritable
-from pipeline.cache.leases import Leases, claimed
+from pipeline.cache.leases import Leases, claim_units
 from pipeline.device import numbered
 from pipeline.errors import BadInput
 from pipeline.extract.encode import Lane, Pipeline
@@ -83,7 +83,7 @@ def fill(
                         {name: (lane.cache, missing[name]) for name, lane in lanes.items()}
                     )
                 ]
-                given = claimed(units, pipeline.stop)
+                given = claim_units(units, pipeline.stop)
                 pipeline.run(
                     [(lanes[str(cache)], store) for cache, store in unit] for unit in given
                 )

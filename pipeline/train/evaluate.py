@@ -105,7 +105,7 @@ def evaluate_together(
         require_wanted(run.recipe, cache)
         require_same_cache(run, cache, manifest)
     require_shared([run.recipe for run in runs])
-    cache.require_sound()
+    cache.require_valid()
     loaded = [load_model(run, cache.shape, checkpoint, device) for run in runs]
     settings, first = runs[0].recipe.windows, loaded[0][1]
     layers = sorted({layer for model, _ in loaded for layer in model.layers})

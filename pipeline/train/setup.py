@@ -57,7 +57,7 @@ def open_windows(
     for recipe in recipes:
         require_wanted(recipe, cache)
     require_covered(cache, manifest)
-    cache.require_sound()
+    cache.require_valid()
     first, tasks = recipes[0], [make_task(recipe, manifest) for recipe in recipes]
     layers = sorted({layer for recipe in recipes for layer in layers_read(recipe, cache.shape)})
     windows, held_out = (

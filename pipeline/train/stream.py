@@ -16,7 +16,7 @@ import torch
 
 from pipeline.cache.cache import codecs_of, read_learnt
 from pipeline.cache.storage.open import open_storage
-from pipeline.cache.store import layer_name, token_arrays
+from pipeline.cache.store import layer_name, tokens_by_array
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec, fingerprint
 from pipeline.config.plugins import Settings
@@ -27,7 +27,7 @@ from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.models.tasks.contract import STREAMING, Query
 from pipeline.train.run import Run, load_model
 from pipeline.video import decode
-from pipeline.video.transforms import to_square
+from pipeline.video.transforms import resize_and_crop
 
 
 class AskedBoxes(Settings):
@@ -83,7 +83,9 @@ class Stream:
                 "name the encoder it was trained on: --set KEY=VALUE, for example --set model=FOLDER",
             )
         self.shape = self.spec.token_shape()
-        names = token_arrays(self.shape.layers, self.shape.special_tokens, self.shape.patch_tokens)
+        names = tokens_by_array(
+            self.shape.layers, self.shape.special_tokens, self.shape.patch_tokens
+        )
         self.codecs = codecs_of(
             self.spec.make_codec,
             names,
@@ -104,7 +106,7 @@ class Stream:
         state, settings = None, self.spec.frames
         for block in decode.decode(path, self.fps, block_frames=1):
             pixels = torch.from_numpy(block.pixels_FHWC).to(self.device)
-            square_1CHW, affine_23 = to_square(
+            square_1CHW, affine_23 = resize_and_crop(
                 pixels, settings.size_px, settings.fit, settings.resample, block.pixel_aspect
             )
             with torch.inference_mode():

@@ -23,7 +23,7 @@ from pipeline.train.evaluate import require_same_cache
 from pipeline.train.run import Run, load_model
 from pipeline.train.windows import Sample, Windows
 from pipeline.video import decode
-from pipeline.video.transforms import to_square
+from pipeline.video.transforms import resize_and_crop
 
 DRAWN_PX = 384
 """Side of the squares that are drawn on, if the encoder saw smaller ones."""
@@ -126,7 +126,7 @@ def squares(cache: Cache, root: Path, clip: Clip, time_s_T: np.ndarray) -> np.nd
             wanted = np.isin(block.time_s, time_s_T)
             if wanted.any():
                 pixels = torch.from_numpy(block.pixels_FHWC[wanted])
-                square, _ = to_square(
+                square, _ = resize_and_crop(
                     pixels, side, settings["fit"], settings["resample"], block.pixel_aspect
                 )
                 found |= dict(

@@ -28,7 +28,7 @@ import torch
 
 from pipeline.cache.cache import Cache, Location
 from pipeline.cache.shard import aligned_empty
-from pipeline.cache.store import StoreReader, in_view, layer_name, stored_name, token_arrays
+from pipeline.cache.store import StoreReader, in_view, layer_name, stored_name, tokens_by_array
 from pipeline.config.cache_spec import BASE
 from pipeline.config.recipe import WindowSettings
 from pipeline.datasets.manifest.manifest import Manifest
@@ -111,7 +111,7 @@ class Windows:
         """T."""
         self.layers = tuple(cache.shape.layers if layers is None else layers)
         self.keys = tuple(cache.codec.layout(cache.shape.width))
-        tokens = token_arrays(self.layers, cache.shape.special_tokens, cache.shape.patch_tokens)
+        tokens = tokens_by_array(self.layers, cache.shape.special_tokens, cache.shape.patch_tokens)
         self.names = [stored_name(name, key) for name in tokens for key in self.keys]
         clips = clips_of(manifest, split, settings)
         require_rate(settings, [clip for _, clip in clips], cache.fps, f"cache {cache}")

@@ -59,7 +59,7 @@ Allocate = Callable[[tuple[int, ...]], np.ndarray]
 
 
 @dataclass
-class Counted:
+class FrameCounts:
     """What a video holds and what its header promises: filled while it is decoded, and true however
     that ends."""
 
@@ -81,7 +81,7 @@ class Counted:
 
 
 @dataclass(frozen=True)
-class Block:
+class FrameBlock:
     """Consecutive frames of one size that at least one of R rates keeps."""
 
     frames: Frames
@@ -105,13 +105,13 @@ def decode_rates(
     path: Path,
     rates: Sequence[float | None],
     image_fps: float | None = None,
-    counted: Counted | None = None,
+    counted: FrameCounts | None = None,
     *,
     skip: int = 0,
     block_frames: int = BLOCK_FRAMES,
     block_bytes: int = BLOCK_BYTES,
     allocate: Allocate = _in_memory,
-) -> Iterator[Block]:
+) -> Iterator[FrameBlock]:
     """Decodes once for several rates: blocks of consecutive frames that at least one of `rates`
     keeps.
 
@@ -127,7 +127,7 @@ def decode_rates(
     decoding stops with an error, or if the content ends more than 1 s and more than 5 % before the
     end that its header promises. Raises OSError or MemoryError for what is no fault of the video.
     """
-    counted = counted or Counted()
+    counted = counted or FrameCounts()
     source = _ImageFolder(path, image_fps, counted) if path.is_dir() else _VideoFile(path, counted)
     kept = itertools.islice(_sampled(source.pictures(), rates), skip, None)
     try:
@@ -149,7 +149,7 @@ def decode_at(path: Path, time_s_F: np.ndarray, image_fps: float | None = None) 
     """
     # Where a seek does not lead to these very times, as in files that have none, the way from the beginning does.
     for from_s in (float(time_s_F[0]), float(time_s_F[0]) - EARLIER_S, -math.inf):
-        counted = Counted()
+        counted = FrameCounts()
         source = (
             _ImageFolder(path, image_fps, counted, from_s)
             if path.is_dir()
@@ -170,7 +170,7 @@ class _VideoFile:
 
     failure: BadVideo | None = None
 
-    def __init__(self, path: Path, counted: Counted, from_s: float = -math.inf) -> None:
+    def __init__(self, path: Path, counted: FrameCounts, from_s: float = -math.inf) -> None:
         """Pictures long before `from_s` are left out."""
         self.path, self.counted, self.from_s = path, counted, from_s
         self.at_byte = 0
@@ -286,7 +286,7 @@ class _ImageFolder:
     failure: BadVideo | None = None
 
     def __init__(
-        self, folder: Path, image_fps: float | None, counted: Counted, from_s: float = -math.inf
+        self, folder: Path, image_fps: float | None, counted: FrameCounts, from_s: float = -math.inf
     ) -> None:
         """Images before `from_s` are left out."""
         self.folder, self.image_fps, self.counted, self.from_s = folder, image_fps, counted, from_s
@@ -371,7 +371,7 @@ def _blocks(
     block_frames: int,
     block_bytes: int,
     allocate: Allocate,
-) -> Iterator[Block]:
+) -> Iterator[FrameBlock]:
     """Converts kept pictures to upright RGB and gathers those of one size."""
     converter = VideoReformatter()
     room_FHWC: np.ndarray | None = None
@@ -379,12 +379,12 @@ def _blocks(
     masks: list[list[bool]] = []
     aspect = 1.0
 
-    def block() -> Block:
+    def block() -> FrameBlock:
         """Lets go of the pixels, so that a block handed out is held by its receiver alone."""
         nonlocal room_FHWC
         assert room_FHWC is not None
         frames = Frames(room_FHWC[: len(times_s)], np.array(times_s), aspect)
-        gathered = Block(frames, np.array(masks).T)
+        gathered = FrameBlock(frames, np.array(masks).T)
         room_FHWC = None
         times_s.clear()
         masks.clear()

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import BadVideo
-from pipeline.video.decode import BLOCK_BYTES, Block, Counted, decode_rates
+from pipeline.video.decode import BLOCK_BYTES, FrameBlock, FrameCounts, decode_rates
 
 BLOCKS_AHEAD = 4
 """Blocks handed over and not taken yet."""
@@ -38,8 +38,8 @@ COUNT_BYTES = 4 * 8
 PR_SET_PDEATHSIG = 1
 
 
-class SharedCount(Counted):
-    """`Counted`, written through to memory that the parent reads."""
+class SharedCount(FrameCounts):
+    """`FrameCounts`, written through to memory that the parent reads."""
 
     def __init__(self, memory: mmap.mmap) -> None:
         super().__init__()
@@ -59,10 +59,10 @@ class SharedCount(Counted):
         self._memory[:] = [self.decoded, self.end_s, *promised]
 
 
-def read_count(memory: mmap.mmap) -> Counted:
+def read_count(memory: mmap.mmap) -> FrameCounts:
     """What a `SharedCount` has written."""
     decoded, end_s, header, header_s = np.frombuffer(memory, np.float64).tolist()
-    return Counted(
+    return FrameCounts(
         int(decoded),
         end_s,
         None if math.isnan(header) else int(header),
@@ -126,7 +126,7 @@ class Outlet:
                 self.forgotten.append(number)
         self.free = []
 
-    def send(self, block: Block) -> None:
+    def send(self, block: FrameBlock) -> None:
         assert self.filled is not None
         while not self.credits:
             self._take_credits(wait=True)
@@ -172,12 +172,12 @@ def serve(channel: socket.socket, memory: mmap.mmap) -> None:
     gc.freeze()
     outlet.say({"ready": True})
     while (request := outlet.request()) is not None:
-        outlet.say(_decode(request, outlet, SharedCount(memory)))
+        outlet.say(_decode_video(request, outlet, SharedCount(memory)))
         # PyAV's containers and streams refer to each other: left alone, the decoders of many videos pile up.
         gc.collect()
 
 
-def _decode(request: dict[str, Any], outlet: Outlet, counted: Counted) -> dict[str, Any]:
+def _decode_video(request: dict[str, Any], outlet: Outlet, counted: FrameCounts) -> dict[str, Any]:
     """Sends the blocks of one video; the message with which it ends."""
     path, rates, image_fps = Path(request["path"]), request["rates"], request["image_fps"]
     try:
@@ -196,7 +196,7 @@ def _decode(request: dict[str, Any], outlet: Outlet, counted: Counted) -> dict[s
     return {"done": True}
 
 
-def main(arguments: Sequence[str]) -> None:
+def run(arguments: Sequence[str]) -> None:
     channel_fd, count_fd, memory_mb = map(int, arguments)
     # Also sent when only the thread ends that started this process; `decoder.py` then starts another.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -210,4 +210,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run(sys.argv[1:])

@@ -35,7 +35,7 @@ from pipeline.config.plugins import Settings
 from pipeline.errors import BadVideo
 from pipeline.records import Frames
 from pipeline.video import decode_process
-from pipeline.video.decode import Block, Counted
+from pipeline.video.decode import FrameBlock, FrameCounts
 from pipeline.video.decode_process import COUNT_BYTES, PACKET_BYTES, read_count
 
 TICK_S = 0.2
@@ -110,8 +110,8 @@ class Decoder:
         path: Path,
         rates: Sequence[float | None],
         image_fps: float | None = None,
-        counted: Counted | None = None,
-    ) -> Iterator[Block]:
+        counted: FrameCounts | None = None,
+    ) -> Iterator[FrameBlock]:
         """Yields what `decode_rates` yields, and raises what it raises; one video at a time.
         `counted` is filled at the end.
 
@@ -121,7 +121,7 @@ class Decoder:
         """
         assert not self._busy, "one video at a time"
         self._busy = True
-        watch = _Watch(path, self.limits, counted or Counted())
+        watch = _Watch(path, self.limits, counted or FrameCounts())
         request: dict[str, Any] = {
             "path": str(path),
             "rates": list(rates),
@@ -227,7 +227,7 @@ class _Process:
         ):  # `receive` will say so, after what was sent before
             self.channel.send(json.dumps(message | {"free": free}).encode())
 
-    def receive(self, timeout_s: float) -> dict[str, Any] | Block | None:
+    def receive(self, timeout_s: float) -> dict[str, Any] | FrameBlock | None:
         """The next message, or None after `timeout_s` without one. Raises _Died."""
         if not self.readable.poll(math.ceil(timeout_s * 1000)):
             return None
@@ -243,7 +243,7 @@ class _Process:
         message: dict[str, Any] = json.loads(packet)
         return self._block(message, fds) if "block" in message else message
 
-    def _block(self, message: dict[str, Any], fds: list[int]) -> Block:
+    def _block(self, message: dict[str, Any], fds: list[int]) -> FrameBlock:
         number = message["block"]
         for gone in message["forget"]:
             del self.buffers[gone]
@@ -261,7 +261,7 @@ class _Process:
         frames = Frames(
             pixels.reshape(message["shape"]), np.array(message["time_s"]), message["aspect"]
         )
-        return Block(frames, np.array(message["kept"]))
+        return FrameBlock(frames, np.array(message["kept"]))
 
     def end(self) -> int:
         """Ends the process; its exit status, negative for a signal. Idempotent."""
@@ -282,12 +282,12 @@ class _Process:
 class _Watch:
     """Waits for the blocks of one video, within its limits."""
 
-    def __init__(self, path: Path, limits: DecodeLimits, counted: Counted) -> None:
+    def __init__(self, path: Path, limits: DecodeLimits, counted: FrameCounts) -> None:
         self.path, self.limits, self.counted = path, limits, counted
         self.waited_s = 0.0
         self.deaths: list[int] = []
 
-    def next(self, process: _Process) -> Block | None:
+    def next(self, process: _Process) -> FrameBlock | None:
         """The next block, or None at the end of the video."""
         silent_s, seen = 0.0, read_count(process.count).decoded
         while True:
@@ -297,7 +297,7 @@ class _Watch:
             finally:
                 count = read_count(process.count)
                 self._note(count)
-            if isinstance(message, Block):
+            if isinstance(message, FrameBlock):
                 return message
             if message is not None:
                 self._end(process, message)
@@ -315,7 +315,7 @@ class _Watch:
                     f"decoding took more than {self._video_s():g} s", "raise the limit video_s"
                 )
 
-    def _note(self, count: Counted) -> None:
+    def _note(self, count: FrameCounts) -> None:
         """An attempt that was cut short takes back nothing."""
         self.counted.decoded = max(self.counted.decoded, count.decoded)
         self.counted.end_s = max(self.counted.end_s, count.end_s)

@@ -14,7 +14,7 @@ from pipeline.config.cache_spec import FrameSettings, View
 from pipeline.records import Frames
 
 
-class Squares:
+class FrameTransforms:
     """What encoders see of some frames: what several of them see is made once."""
 
     def __init__(self, frames: Frames, device: torch.device) -> None:
@@ -42,7 +42,7 @@ class Squares:
             self._pixels[mask.tobytes()] = torch.from_numpy(pixels).to(self.device)
         pixels_FHWC = self._pixels[mask.tobytes()]
         if view is None:
-            return to_square(
+            return resize_and_crop(
                 pixels_FHWC,
                 settings.size_px,
                 settings.fit,
@@ -51,13 +51,15 @@ class Squares:
             )
         squares_FCHW, affine_23 = self.of(settings, mask, None)
         if view.crop is not None:
-            squares_FCHW, affine_23 = to_part(
+            squares_FCHW, affine_23 = crop_view(
                 pixels_FHWC, affine_23, view.crop, settings.size_px, settings.resample
             )
-        return mirrored(squares_FCHW, affine_23) if view.flip else (squares_FCHW, affine_23)
+        return (
+            flip_horizontally(squares_FCHW, affine_23) if view.flip else (squares_FCHW, affine_23)
+        )
 
 
-def to_square(
+def resize_and_crop(
     pixels_FHWC: torch.Tensor,
     size_px: int,
     fit: Literal["crop", "squash"],
@@ -81,8 +83,10 @@ def to_square(
     if fit == "squash":
         return _resize(pixels_FHWC, (size_px, size_px), resample).contiguous(), np.eye(2, 3)
     shown_hw = (float(height), width * pixel_aspect)
-    rows, resized_h, top, scale_y, shift_y = _centre(height, shown_hw[0] / min(shown_hw), size_px)
-    columns, resized_w, left, scale_x, shift_x = _centre(
+    rows, resized_h, top, scale_y, shift_y = _centre_crop_axis(
+        height, shown_hw[0] / min(shown_hw), size_px
+    )
+    columns, resized_w, left, scale_x, shift_x = _centre_crop_axis(
         width, shown_hw[1] / min(shown_hw), size_px
     )
     resized = _resize(pixels_FHWC[:, rows, columns], (resized_h, resized_w), resample)
@@ -90,7 +94,9 @@ def to_square(
     return square, np.array([[scale_x, 0, shift_x], [0, scale_y, shift_y]])
 
 
-def _centre(stored_px: int, aspect: float, size_px: int) -> tuple[slice, int, int, float, float]:
+def _centre_crop_axis(
+    stored_px: int, aspect: float, size_px: int
+) -> tuple[slice, int, int, float, float]:
     """One axis of the crop: source pixels to read, their number after resizing, where the square
     begins, and scale and shift.
 
@@ -105,7 +111,7 @@ def _centre(stored_px: int, aspect: float, size_px: int) -> tuple[slice, int, in
     return slice(begin_px, begin_px + read_px), resized_px, crop_px, scale, shift
 
 
-def to_part(
+def crop_view(
     pixels_FHWC: torch.Tensor,
     affine_23: np.ndarray,
     crop: tuple[float, float, float, float],
@@ -121,10 +127,10 @@ def to_part(
     """
     _, height, width, _ = pixels_FHWC.shape
     x0, y0, x1, y1 = crop
-    rows, resized_h, top, scale_y, shift_y = _part(
+    rows, resized_h, top, scale_y, shift_y = _crop_view_axis(
         height, affine_23[1, 1], affine_23[1, 2], y0, y1, size_px
     )
-    columns, resized_w, left, scale_x, shift_x = _part(
+    columns, resized_w, left, scale_x, shift_x = _crop_view_axis(
         width, affine_23[0, 0], affine_23[0, 2], x0, x1, size_px
     )
     resized = _resize(pixels_FHWC[:, rows, columns], (resized_h, resized_w), resample)
@@ -132,10 +138,10 @@ def to_part(
     return part, np.array([[scale_x, 0, shift_x], [0, scale_y, shift_y]])
 
 
-def _part(
+def _crop_view_axis(
     stored_px: int, scale: float, shift: float, start: float, stop: float, size_px: int
 ) -> tuple[slice, int, int, float, float]:
-    """One axis of a part [start, stop) of the square, as `_centre`. Half a part more is read on
+    """One axis of a part [start, stop) of the square, as `_centre_crop_axis`. Half a part more is read on
     either side, for the filter."""
     first_px, last_px = ((place - shift) / scale * stored_px for place in (start, stop))
     beside_px = (last_px - first_px) / 2
@@ -157,7 +163,9 @@ def _part(
     )
 
 
-def mirrored(squares_FCHW: torch.Tensor, affine_23: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+def flip_horizontally(
+    squares_FCHW: torch.Tensor, affine_23: np.ndarray
+) -> tuple[torch.Tensor, np.ndarray]:
     """Squares mirrored left to right, and their affine: x becomes 1 - x."""
     return squares_FCHW.flip(-1), np.array([[-1.0, 0, 1], [0, 1, 0]]) @ np.vstack(
         [affine_23, [0, 0, 1]]

@@ -19,7 +19,7 @@ from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.errors import BadInput, StillframeError
 from pipeline.video import decode as video_decode
-from pipeline.video.transforms import to_square
+from pipeline.video.transforms import resize_and_crop
 
 CODECS = plugins.names("codec")
 EXTREME = 60000.0
@@ -305,7 +305,7 @@ def real_tokens() -> dict[str, torch.Tensor]:
     squares = []
     for path in sorted(Path(clips).glob("*.mp4"))[:8]:
         for block in islice(video_decode.decode(path, 1.0, block_frames=1), 6):
-            square, _ = to_square(
+            square, _ = resize_and_crop(
                 torch.from_numpy(block.pixels_FHWC), 224, "crop", "bicubic", block.pixel_aspect
             )
             squares.append(square)

@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.cache import leases as module
 from pipeline.cache.cache import Cache
-from pipeline.cache.leases import Holder, Leases, claimed, holders, lease_of
+from pipeline.cache.leases import Holder, Leases, claim_units, holders, lease_of
 from pipeline.cache.storage.local import LocalFolder
 
 
@@ -158,7 +158,7 @@ def test_claimed_hands_out_what_is_missing_and_free_and_waits_for_the_rest(
     with Leases(cache.storage) as ours, Leases(cache.storage) as theirs:
         assert theirs.claim(lease_of(stores[1]))
         units = [[(cache, ours, store)] for store in stores]
-        handed = claimed(units, threading.Event())
+        handed = claim_units(units, threading.Event())
         assert [next(handed) for _ in stores[2:]] == [[(cache, store)] for store in stores[2:]]
         theirs.release(lease_of(stores[1]))  # without having done it
         assert list(handed) == [[(cache, stores[1])]]
@@ -174,7 +174,7 @@ def test_claimed_ends_when_others_have_done_the_rest(material, tmp_path, quick):
         assert theirs.claim(lease_of(0))
         done = threading.Timer(0.2, receipt.write_bytes, [vouched])
         done.start()
-        assert list(claimed([[(cache, ours, 0)]], threading.Event())) == []
+        assert list(claim_units([[(cache, ours, 0)]], threading.Event())) == []
         done.join()
         assert theirs.holds(lease_of(0)) and not ours.holds(lease_of(0))
 
@@ -186,5 +186,5 @@ def test_claimed_can_be_stopped_while_it_waits(material, tmp_path, quick):
     with Leases(cache.storage) as ours, Leases(cache.storage) as theirs:
         assert theirs.claim(lease_of(0))
         threading.Timer(0.1, stop.set).start()
-        assert list(claimed([[(cache, ours, 0)]], stop)) == []
+        assert list(claim_units([[(cache, ours, 0)]], stop)) == []
         assert not cache.has(0)

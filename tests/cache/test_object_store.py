@@ -566,7 +566,7 @@ def test_extraction_and_reading_come_through_a_bad_network(bucket, proxy, materi
     cache = extract.extract(material.spec, material.manifest, f"{bucket}/caches")
     assert stores(cache) == stores(material.cache)
     assert cache.storage.names("leases") == []
-    cache.require_sound()
+    cache.require_valid()
     for store in cache.plan:
         rows = np.arange(cache.receipts[store].frames)[::-1]
         shape, dtype = cache.arrays["layer_5"]

@@ -17,9 +17,9 @@ from numcodecs.zstd import Zstd
 from zarr.codecs import GzipCodec
 
 from pipeline.cache import page_cache, shard
-from pipeline.cache.damage import BadChunk, check_chunks, check_files
+from pipeline.cache.corruption import BadChunk, check_chunks, check_files
 from pipeline.cache.storage.local import LocalFolder
-from pipeline.cache.store import StoreReader, StoreWriter, token_arrays
+from pipeline.cache.store import StoreReader, StoreWriter, tokens_by_array
 from pipeline.errors import BadInput
 
 STORE = "00000.zarr"
@@ -83,7 +83,7 @@ def reads(maps: bool) -> Iterator[None]:
     """With maps, what is in memory is copied from them; without, every byte is read."""
     with pytest.MonkeyPatch.context() as patch:
         if not maps:
-            patch.setattr(shard, "copied", lambda *_: False)
+            patch.setattr(shard, "copy_resident", lambda *_: False)
         yield
 
 
@@ -329,8 +329,8 @@ def test_a_disk_that_cannot_read_is_named(tmp_path, monkeypatch):
         raise OSError(5, "Input/output error")
 
     reader = StoreReader(LocalFolder(tmp_path), STORE)
-    page_cache.let_go()
-    monkeypatch.setattr(shard, "copied", lambda *_: False)  # it is not in memory
+    page_cache.unmap_all()
+    monkeypatch.setattr(shard, "copy_resident", lambda *_: False)  # it is not in memory
     monkeypatch.setattr("os.preadv", broken)
     with pytest.raises(
         BadInput, match="shard .*layer_0/c/1/0/0 cannot be read: Input/output error"
@@ -377,7 +377,7 @@ def test_more_files_are_read_than_are_mapped(tmp_path, monkeypatch):
     array = values(60, 4, 6)
     write(tmp_path / STORE, {"layer_0": array}, 4, 12, 30)
     reader, out = StoreReader(LocalFolder(tmp_path), STORE), np.empty((60, 4, 6), "float16")
-    page_cache.let_go()
+    page_cache.unmap_all()
     with reads(maps=True):
         reader.read_into("layer_0", np.arange(60), out)
     np.testing.assert_array_equal(out, array)
@@ -390,10 +390,10 @@ def test_what_is_not_in_memory_is_read(tmp_path):
     path.write_bytes(bytes(range(256)) * 64)
     out = np.zeros(300, np.uint8)
     with path.open("rb") as file:
-        assert page_cache.copied(file, [(100, out)]) and out.tolist() == [
+        assert page_cache.copy_resident(file, [(100, out)]) and out.tolist() == [
             (100 + place) % 256 for place in range(300)
         ]
-        assert not page_cache.copied(file, [(256 * 64 - 299, out)])
+        assert not page_cache.copy_resident(file, [(256 * 64 - 299, out)])
 
 
 def test_truncated_shard_is_refused_by_its_index(tmp_path):
@@ -428,8 +428,8 @@ def test_a_store_that_is_given_up_lets_go(tmp_path):
 
 
 def test_array_names():
-    assert token_arrays((5, 11), 5, 196) == {"special": 5, "layer_5": 196, "layer_11": 196}
-    assert token_arrays((11,), 0, 4) == {"layer_11": 4}
+    assert tokens_by_array((5, 11), 5, 196) == {"special": 5, "layer_5": 196, "layer_11": 196}
+    assert tokens_by_array((11,), 0, 4) == {"layer_11": 4}
 
 
 def test_memory_for_a_batch_begins_at_a_cache_line():

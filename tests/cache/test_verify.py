@@ -16,11 +16,11 @@ from support.commands import SPEC, assert_refused, call, digest, fine
 from support.material import LENGTHS, address_spec, address_video, write_video
 
 from pipeline.cache.cache import CODEC_FILE, Cache
-from pipeline.cache.damage import Damage, frames_hit, groups
+from pipeline.cache.corruption import Damage, count_damaged_frames, group_damage
 from pipeline.cache.leases import Leases
 from pipeline.cache.receipts import Content
 from pipeline.cache.status import reasons, status
-from pipeline.cache.verify import audit
+from pipeline.cache.verify import verify_cache
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
 from pipeline.extract import extract
@@ -44,7 +44,9 @@ def mine(material, tmp_path) -> Cache:
 
 
 def found(cache: Cache) -> list[tuple[int, str, str]]:
-    return [(each.store, each.file, each.problem) for each in audit(Cache(cache.storage)).damage]
+    return [
+        (each.store, each.file, each.problem) for each in verify_cache(Cache(cache.storage)).damage
+    ]
 
 
 def store(cache: Cache, number: int) -> Path:
@@ -72,10 +74,10 @@ def edit(file: Path, change) -> None:
 
 def mend(cache: Cache, material) -> None:
     """Repairs it; afterwards it is what was never damaged."""
-    done = repair(audit(cache))
-    assert done.after.is_sound and not done.failures
+    done = repair(verify_cache(cache))
+    assert done.after.is_valid and not done.failures
     assert digest(cache.path / "stores") == digest(material.cache.path / "stores")
-    assert audit(Cache(cache.storage)).is_sound
+    assert verify_cache(Cache(cache.storage)).is_valid
     vouched = [
         {s: r.files for s, r in each.receipts.items()}
         for each in (Cache(cache.storage), material.cache)
@@ -88,8 +90,8 @@ def mend(cache: Cache, material) -> None:
 
 def test_nothing_is_found_in_a_sound_cache(material):
     seen = []
-    result = audit(material.cache, on_bytes=lambda done, total: seen.append((done, total)))
-    assert result.is_sound and result.checked == 3 and not result.left_over
+    result = verify_cache(material.cache, on_bytes=lambda done, total: seen.append((done, total)))
+    assert result.is_valid and result.checked == 3 and not result.orphans
     size = sum(receipt.store_bytes for receipt in material.cache.receipts.values())
     assert seen[-1] == (size, size)
 
@@ -116,7 +118,10 @@ def test_swapped_stores_are_one_line_each(mine, material):
         (0, name(0), "has the content of store 2"),
         (2, name(2), "has the content of store 0"),
     ]
-    assert frames_hit(audit(mine).damage) == mine.receipts[0].frames + mine.receipts[2].frames
+    assert (
+        count_damaged_frames(verify_cache(mine).damage)
+        == mine.receipts[0].frames + mine.receipts[2].frames
+    )
     mend(mine, material)
 
 
@@ -139,14 +144,14 @@ def test_a_store_that_is_gone(mine, material):
 def test_damage_says_which_rows_and_videos_it_hits(mine):
     (store(mine, 2) / "layer_2/c/1/0/0").unlink()
     flip(store(mine, 2) / "layer_5/c/1/0/0")
-    damage = audit(mine).damage
+    damage = verify_cache(mine).damage
     assert [each.rows for each in damage] == [
         ((8, 16),),
         ((12, 16),),
     ]  # a lost shard, and the chunk that a bit fell in
     start, stop = mine.receipts[2].videos[damage[0].videos[0]]
     assert start < 16 and stop > 8 and len(damage[0].videos) == 1
-    assert frames_hit(damage) == 8  # rows of two arrays that overlap
+    assert count_damaged_frames(damage) == 8  # rows of two arrays that overlap
 
 
 EDITS = {
@@ -183,10 +188,10 @@ def test_what_was_left_over_is_named_and_harms_nobody(mine, material):
     (mine.path / "receipts/.00001.json.1-dead.partial").write_bytes(b"{")
     (mine.path / "notes.txt").write_text("mine")
     (mine.path / mine.receipt_name(2)).unlink()
-    result = audit(Cache(mine.storage))
+    result = verify_cache(Cache(mine.storage))
     unfinished, strange = "unfinished, and its writer is gone", "does not belong here"
-    assert result.is_sound and result.missing == [2]
-    assert result.left_over == {
+    assert result.is_valid and result.missing == [2]
+    assert result.orphans == {
         "notes.txt": strange,
         "stores/00001.zarr.1-dead.partial": unfinished,
         "receipts/.00001.json.1-dead.partial": unfinished,
@@ -205,7 +210,7 @@ def test_what_a_living_worker_writes_is_not_left_over(mine):
     with Leases(mine.storage) as leases:
         leases.claim("00002")
         mine.storage.stage(mine.store_name(2))
-        assert audit(Cache(mine.storage)).left_over == {}
+        assert verify_cache(Cache(mine.storage)).orphans == {}
 
 
 def test_a_stray_file_is_removed_and_its_store_kept(mine, material):
@@ -216,7 +221,7 @@ def test_a_stray_file_is_removed_and_its_store_kept(mine, material):
         if path.is_file() and path.name != "extra"
     }
     assert found(mine) == [(1, "layer_5/c/extra", "not in the receipt")]
-    assert repair(audit(mine)).stores == []
+    assert repair(verify_cache(mine)).stores == []
     assert {
         path: path.stat().st_mtime_ns for path in store(mine, 1).rglob("*") if path.is_file()
     } == before
@@ -225,8 +230,8 @@ def test_a_stray_file_is_removed_and_its_store_kept(mine, material):
 def test_only_damaged_stores_are_made_anew_in_an_unfinished_cache(mine):
     (mine.path / mine.receipt_name(0)).unlink()
     flip(store(mine, 1) / SHARD)
-    done = repair(audit(Cache(mine.storage)))
-    assert done.stores == [1] and done.after.is_sound
+    done = repair(verify_cache(Cache(mine.storage)))
+    assert done.stores == [1] and done.after.is_valid
     assert Cache(mine.storage).missing_stores() == [0]
 
 
@@ -236,7 +241,7 @@ def test_repair_refuses_before_it_removes_anything(mine, tmp_path):
     with pytest.raises(
         BadInput, match=r"of the damaged stores are not in .*nowhere, the first is "
     ):
-        repair(audit(mine), root=tmp_path / "nowhere")
+        repair(verify_cache(mine), root=tmp_path / "nowhere")
     assert digest(mine.path) == before
 
 
@@ -258,7 +263,7 @@ def test_a_derived_cache_is_mended_from_its_source(material, mine, tmp_path):
     before = digest(derived.path / "stores")
     flip(store(derived, 0) / SHARD)
     (store(derived, 1) / "layer_2_scale/c/0/0").unlink()
-    done = repair(audit(Cache(derived.storage)))
+    done = repair(verify_cache(Cache(derived.storage)))
     assert done.stores == [0, 1] and not done.changed and digest(derived.path / "stores") == before
     flip(store(derived, 0) / SHARD)
     flip(store(mine, 0) / SHARD)
@@ -266,14 +271,14 @@ def test_a_derived_cache_is_mended_from_its_source(material, mine, tmp_path):
     with pytest.raises(
         BadInput, match=rf"is damaged itself: stores/00000.zarr/{SHARD}: content differs"
     ):
-        repair(audit(Cache(derived.storage)))
+        repair(verify_cache(Cache(derived.storage)))
     assert digest(derived.path) == damaged
     flip(store(mine, 0) / SHARD)
     mine.path.rename(tmp_path / "elsewhere")
     with pytest.raises(
         BadInput, match=rf"was derived from the cache {material.cache.fingerprint}, which is not in"
     ):
-        repair(audit(Cache(derived.storage)))
+        repair(verify_cache(Cache(derived.storage)))
     assert call("verify", derived.path, "--repair", "--source", tmp_path / "elsewhere").code == 0
     assert digest(derived.path / "stores") == before
 
@@ -328,7 +333,7 @@ def test_what_a_codec_learnt_is_copied_from_the_same_extraction(material, tmp_pa
     )
     again = extract.extract(spec, material.manifest, tmp_path / "b")
     shutil.copy(again.path / CODEC_FILE, cache.path / CODEC_FILE)
-    assert audit(Cache(cache.storage)).is_sound
+    assert verify_cache(Cache(cache.storage)).is_valid
 
 
 def test_a_dead_disk_is_few_lines():
@@ -337,7 +342,7 @@ def test_a_dead_disk_is_few_lines():
         for number in range(3000)
         for file in ("a", f"b{number}")
     ]
-    (group,) = groups(damage)
+    (group,) = group_damage(damage)
     assert (len(group.stores), group.frames, len(group.videos), len(group.files)) == (
         3000,
         30_000,
@@ -630,8 +635,8 @@ def test_truth_beyond_labels_is_compared_byte_by_byte(material, tmp_path):
         {"scene": "room", "clips_per_class": 1, "size_px": 64, "frames": 4},
     )
     cache = extract.extract(address_spec(), built, tmp_path / "caches")
-    assert audit(cache).is_sound
+    assert verify_cache(cache).is_valid
     flip(cache.path / "manifest/targets.h5")
-    assert audit(Cache(cache.storage)).of_cache == {
+    assert verify_cache(Cache(cache.storage)).cache_problems == {
         "manifest/targets.h5": "content differs from its checksum"
     }

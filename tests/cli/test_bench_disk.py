@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.commands import assert_refused, call
 
-from pipeline.cache.damage import check_chunks
+from pipeline.cache.corruption import check_chunks
 from pipeline.cache.storage.local import LocalFolder
 from pipeline.cache.store import StoreReader
 from pipeline.cli.bench import read, readers, write

@@ -12,7 +12,7 @@ import pytest
 from support.manual import ROOT, read
 
 from pipeline.cache.leases import EXPIRE_S, RENEW_S, Holder
-from pipeline.cache.receipts import Content, Failure, Header, Receipt, TokenFacts
+from pipeline.cache.receipts import Content, Header, Receipt, TokenFacts, VideoFailure
 from pipeline.cache.shard import Layout
 from pipeline.config.cache_spec import FORMAT_VERSION, load_spec
 from pipeline.records import TokenShape
@@ -21,7 +21,8 @@ PAGE = read(ROOT / "docs/format.md")
 FLOWING = " ".join(PAGE.split())
 """The same, whatever its line breaks."""
 RECORDS = {
-    record.__name__: record for record in (Header, TokenFacts, Receipt, Failure, Content, Holder)
+    record.__name__: record
+    for record in (Header, TokenFacts, Receipt, VideoFailure, Content, Holder)
 }
 BLOCK = re.compile(r"<!-- fields:(\w+) -->\n(.*?)<!-- fields:end -->", re.DOTALL)
 ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \|", re.MULTILINE)

@@ -274,7 +274,7 @@ def test_a_full_disk_ends_in_one_sentence_and_a_rerun_goes_on(material, tmp_path
 def test_cache_moves_and_still_reads(material, tmp_path):
     shutil.copytree(material.cache.path, tmp_path / "renamed")
     moved = Cache(tmp_path / "renamed")
-    moved.require_sound()
+    moved.require_valid()
     assert status(moved)["splits"] == status(material.cache)["splits"]
     assert not any(moved.check(store) for store in moved.plan)
 

@@ -200,7 +200,7 @@ def test_what_lies_beside_is_taken_over_and_the_bytes_are_those_of_a_fresh_cache
     before, said = digest(old.path), []
     (new,) = extract.extract_all([new_spec], built, tmp_path, say=said.append)
     fresh = extract.extract(new_spec, built, tmp_path / "fresh")
-    names = set(old.tokens) if names is None else names
+    names = set(old.token_arrays) if names is None else names
     assert stores(new) == stores(fresh) and digest(old.path) == before
     assert new.plan == fresh.plan == old.plan
     for store, receipt in new.receipts.items():
@@ -211,11 +211,15 @@ def test_what_lies_beside_is_taken_over_and_the_bytes_are_those_of_a_fresh_cache
         for file in (new.path / new.store_name(store)).rglob("c/**/*"):
             name = file.relative_to(new.path / new.store_name(store)).as_posix()
             token = next(
-                (token for token in new.tokens if name.startswith((f"{token}/c/", f"{token}_"))),
+                (
+                    token
+                    for token in new.token_arrays
+                    if name.startswith((f"{token}/c/", f"{token}_"))
+                ),
                 None,
             )
             assert not file.is_file() or (file.stat().st_nlink == 2) == (token in names), file
-    encoded = ", ".join(name for name in new.tokens if name not in names)
+    encoded = ", ".join(name for name in new.token_arrays if name not in names)
     (line,) = said
     assert (
         line.startswith(f"{new.name}: ")

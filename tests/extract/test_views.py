@@ -18,7 +18,7 @@ from support.material import FPS, address_spec, write_video
 from support.views import FLIP, PART, Wants, blurred, most, noise, resize_then_crop, vit_spec
 
 from pipeline.cache.cache import Cache
-from pipeline.cache.verify import audit
+from pipeline.cache.verify import verify_cache
 from pipeline.config import plugins
 from pipeline.config.cache_spec import BASE, CacheSpec, fingerprint, load_spec
 from pipeline.config.recipe import Recipe, WindowSettings
@@ -34,7 +34,7 @@ from pipeline.train.run import load_model
 from pipeline.train.stream import Stream
 from pipeline.train.windows import Sample, Windows
 from pipeline.video import decode
-from pipeline.video.transforms import mirrored, to_part, to_square
+from pipeline.video.transforms import crop_view, flip_horizontally, resize_and_crop
 
 CPU = torch.device("cpu")
 QUARTERS = [
@@ -124,8 +124,8 @@ def test_views_are_read_from_toml(tmp_path):
 @pytest.mark.parametrize("resample", ["bilinear", "bicubic"])
 def test_a_part_is_resampled_from_the_source(resample):
     pixels = noise(128, 192)
-    _, affine = to_square(pixels, 32, "crop", resample)
-    part, of_part = to_part(pixels, affine, (0.25, 0, 0.75, 0.5), 32, resample)
+    _, affine = resize_and_crop(pixels, 32, "crop", resample)
+    part, of_part = crop_view(pixels, affine, (0.25, 0, 0.75, 0.5), 32, resample)
     whole = resize_then_crop(pixels[:, :64, 64:128], (32, 32), 32, resample)
     inside = (
         slice(None),
@@ -149,7 +149,7 @@ def test_a_part_is_resampled_from_the_source(resample):
 )
 def test_the_affine_of_a_part_leads_to_the_marker(height, width, aspect, fit, corner, side, flip):
     """A round spot in the middle of the part is found where the part's affine says."""
-    _, affine = to_square(
+    _, affine = resize_and_crop(
         torch.zeros(1, height, width, 3, dtype=torch.uint8), 64, fit, "bilinear", aspect
     )
     crop = (*corner, corner[0] + side, corner[1] + side)
@@ -163,9 +163,9 @@ def test_the_affine_of_a_part_leads_to_the_marker(height, width, aspect, fit, co
     pixels = torch.from_numpy((spot * 255).round().astype(np.uint8))[None, :, :, None].expand(
         1, -1, -1, 3
     )
-    part, affine = to_part(pixels, affine, crop, 64, "bilinear")
+    part, affine = crop_view(pixels, affine, crop, 64, "bilinear")
     if flip:
-        part, affine = mirrored(part, affine)
+        part, affine = flip_horizontally(part, affine)
     mass, centres = part[0, 0].numpy().astype(float), (np.arange(64) + 0.5) / 64
     found = np.array([mass.sum(0) @ centres, mass.sum(1) @ centres]) / mass.sum()
     expected = affine @ [*place, 1]
@@ -178,7 +178,9 @@ def test_the_affine_of_a_part_leads_to_the_marker(height, width, aspect, fit, co
 def test_parts_of_extreme_shapes(height, width, crop):
     pixels = torch.tensor([10, 128, 250], dtype=torch.uint8).expand(1, height, width, 3)
     for fit in ("crop", "squash"):
-        part, _ = to_part(pixels, to_square(pixels, 24, fit, "bicubic")[1], crop, 24, "bicubic")
+        part, _ = crop_view(
+            pixels, resize_and_crop(pixels, 24, fit, "bicubic")[1], crop, 24, "bicubic"
+        )
         assert part.shape == (1, 3, 24, 24) and part.is_contiguous()
         assert [int(part[0, channel].float().mean()) for channel in range(3)] == [10, 128, 250]
 
@@ -186,14 +188,14 @@ def test_parts_of_extreme_shapes(height, width, crop):
 def test_a_part_has_the_detail_that_the_square_has_lost():
     stripes = torch.zeros(1, 256, 256, 3, dtype=torch.uint8)
     stripes[:, :, ::2] = 255
-    square, affine = to_square(stripes, 32, "crop", "bilinear")
-    part, _ = to_part(stripes, affine, (0.5, 0.5, 0.625, 0.625), 32, "bilinear")
+    square, affine = resize_and_crop(stripes, 32, "crop", "bilinear")
+    part, _ = crop_view(stripes, affine, (0.5, 0.5, 0.625, 0.625), 32, "bilinear")
     assert square[..., 4:-4].float().std() < 2 and part.float().std() > 100
 
 
 def test_a_mirror_is_exact():
-    square, affine = to_square(blurred(40, 60), 32, "crop", "bicubic")
-    flipped, of_flipped = mirrored(square, affine)
+    square, affine = resize_and_crop(blurred(40, 60), 32, "crop", "bicubic")
+    flipped, of_flipped = flip_horizontally(square, affine)
     assert torch.equal(flipped, square.flip(3))
     np.testing.assert_allclose(of_flipped, [[-1.5, 0, 1.25], [0, 1, 0]])
 
@@ -259,7 +261,7 @@ def flipped_cache(quarters, tmp_path_factory) -> Cache:
 
 def test_damage_in_a_view_is_found_by_name(flipped_cache, tmp_path):
     cache = Cache(shutil.copytree(flipped_cache.path, tmp_path / flipped_cache.name))
-    cache.require_sound()
+    cache.require_valid()
     file = cache.path / cache.store_name(0) / "flip/layer_5/c/0/0/0"
     data = bytearray(file.read_bytes())
     data[7] ^= 1
@@ -279,7 +281,7 @@ def test_a_file_of_a_view_that_a_receipt_leaves_out_is_no_stray(flipped_cache, t
     table = json.loads(path.read_text())
     del table["files"][file]
     path.write_text(json.dumps(table))
-    (damage,) = audit(cache).damage
+    (damage,) = verify_cache(cache).damage
     assert (damage.kind, damage.file, damage.problem) == (
         "receipt",
         cache.receipt_name(0),
@@ -304,7 +306,7 @@ def test_tokens_of_the_flip_are_those_of_flipped_squares(material, tmp_path):
     encoder = plugins.load("encoder", "transformers")(spec.encoder.settings, 32, CPU)
     for store, videos in cache.plan.items():
         squares = [
-            to_square(torch.from_numpy(block.pixels_FHWC), 32, "crop", "bilinear")[0].flip(-1)
+            resize_and_crop(torch.from_numpy(block.pixels_FHWC), 32, "crop", "bilinear")[0].flip(-1)
             for video in videos
             for block in decode.decode(material.root / video, 4)
         ]
@@ -339,7 +341,7 @@ def test_deriving_keeps_the_views_unless_told(material, tmp_path):
     one = derive(
         source, ['views=[{name="part", crop=[0.25, 0.0, 1.0, 0.75]}]'], tmp_path / "derived"
     )
-    assert set(one.tokens) == {
+    assert set(one.token_arrays) == {
         f"{view}{name}" for view in ("", "part/") for name in ("special", "layer_2", "layer_5")
     }
     with pytest.raises(

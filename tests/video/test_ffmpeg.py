@@ -26,7 +26,7 @@ from av.codec.context import Flags
 from support.media import SHARED_CLIPS, encode
 
 from pipeline.errors import BadVideo
-from pipeline.video.decode import Counted, decode_rates
+from pipeline.video.decode import FrameCounts, decode_rates
 from pipeline.video.probe import open_video
 
 pytestmark = pytest.mark.skipif(
@@ -109,7 +109,7 @@ def compare(path: Path, whole: bool = True) -> int:
         pictures[0][key] for key in ("pix_fmt", "width", "height")
     )
 
-    counted, blocks = Counted(), []
+    counted, blocks = FrameCounts(), []
     try:
         for block in decode_rates(path, [None], counted=counted):
             blocks.append(block.frames)  # noqa: PERF401  what came before a failure counts

@@ -22,7 +22,7 @@ from support.media import encode, grey
 
 from pipeline.errors import BadVideo
 from pipeline.video import decode_process
-from pipeline.video.decode import Block, Counted, decode_rates
+from pipeline.video.decode import FrameBlock, FrameCounts, decode_rates
 from pipeline.video.sandbox import DecodeLimits, Decoder
 
 LEVELS = [20 + 10 * k for k in range(20)]
@@ -34,7 +34,7 @@ def decoder() -> Iterator[Decoder]:
         yield shared
 
 
-def outcome(blocks: Iterator[Block]) -> tuple[list[tuple], str]:
+def outcome(blocks: Iterator[FrameBlock]) -> tuple[list[tuple], str]:
     """Everything that decoding gives, in a form that compares, and why it ended."""
     found = []
     try:
@@ -114,7 +114,7 @@ def test_blocks_failures_and_counts_are_those_of_this_process(decoder, tmp_path,
     path = SOURCES[source](tmp_path)
     image_fps = 5.0 if path.is_dir() else None
     for rates in ([None], [3.0, 7.5, None], [2.0, 1.0]):
-        here, there = Counted(), Counted()
+        here, there = FrameCounts(), FrameCounts()
         assert outcome(decoder.decode(path, rates, image_fps, there)) == outcome(
             decode_rates(path, rates, image_fps, here)
         )
@@ -158,10 +158,10 @@ def test_blocks_are_bounded_in_bytes_and_can_be_skipped_to(tmp_path):
 
 
 def test_the_count_is_of_the_content_whatever_the_header_says(tmp_path):
-    counted = Counted()
+    counted = FrameCounts()
     list(decode_rates(encode(tmp_path / "a.mp4", noise(30)), [1.0], counted=counted))
-    assert counted == Counted(decoded=30, end_s=3.0, header=30, header_s=3.0)
-    path, counted = garbage(tmp_path), Counted()
+    assert counted == FrameCounts(decoded=30, end_s=3.0, header=30, header_s=3.0)
+    path, counted = garbage(tmp_path), FrameCounts()
     with pytest.raises(BadVideo, match=r"decoding stopped after (\d+) frames"):
         list(decode_rates(path, [1.0], counted=counted))
     assert 0 < counted.decoded < counted.header == 30
@@ -174,7 +174,7 @@ def test_a_scan_without_end_is_a_listed_hang(tmp_path):
     """A damaged Matroska file, a terabyte of zeros after its last good frame: libav looks for the next one, byte by byte."""
     path = encode(tmp_path / "hang.mkv", noise(20), codec="mpeg4", options={"g": "1"})
     os.truncate(path, 1 << 40)
-    counted = Counted()
+    counted = FrameCounts()
     with Decoder(DecodeLimits(stall_s=1)) as decoder:
         found, reason = outcome(decoder.decode(path, [None], None, counted))
         assert (
@@ -260,7 +260,7 @@ def test_frames_larger_than_a_block_go_one_by_one(decoder, tmp_path):
 def test_flow_control_bounds_memory(tmp_path):
     """The process waits for its reader: it decodes no further, and uses the buffers again that the reader has let go of."""
     path = encode(tmp_path / "a.mkv", (grey(k % 200, 96, 128) for k in range(800)), codec="mpeg4")
-    counted = Counted()
+    counted = FrameCounts()
     with Decoder() as decoder:
         blocks = decoder.decode(path, [None], None, counted)
         next(blocks)
@@ -300,7 +300,7 @@ def long(tmp_path_factory) -> tuple[Path, tuple[list[tuple], str]]:
 
 def killing(
     decoder: Decoder, path: Path, kill: signal.Signals, blocks_between: list[int]
-) -> Iterator[Block]:
+) -> Iterator[FrameBlock]:
     """Decodes, and sends a signal to the process after so many more blocks each time."""
     until = blocks_between.copy()
     for block in decoder.decode(path, [None, 5.0]):

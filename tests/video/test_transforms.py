@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.views import blurred, most, noise, resize_then_crop
 
-from pipeline.video.transforms import to_square
+from pipeline.video.transforms import resize_and_crop
 
 DEVICES = [
     "cpu",
@@ -34,7 +34,7 @@ DEVICES = [
 )
 def test_crop_is_resize_then_crop(height, width, aspect, resized_hw, resample, device):
     pixels = noise(height, width)
-    square, affine = to_square(pixels.to(device), 32, "crop", resample, aspect)
+    square, affine = resize_and_crop(pixels.to(device), 32, "crop", resample, aspect)
     assert most(square, resize_then_crop(pixels, resized_hw, 32, resample)) <= (
         2 if device == "cpu" else 1
     )
@@ -47,7 +47,7 @@ def test_crop_is_resize_then_crop(height, width, aspect, resized_hw, resample, d
 @pytest.mark.parametrize(("height", "width"), [(48, 200), (200, 48)])
 def test_what_lies_beyond_two_to_one_does_not_matter(height, width):
     pixels = blurred(height, width)
-    square, _ = to_square(pixels, 32, "crop", "bicubic")
+    square, _ = resize_and_crop(pixels, 32, "crop", "bicubic")
     whole_hw = (round(32 * height / 48), round(32 * width / 48))
     assert (
         most(square, resize_then_crop(pixels, whole_hw, 32, "bicubic")) <= 6
@@ -55,14 +55,16 @@ def test_what_lies_beyond_two_to_one_does_not_matter(height, width):
     outside = pixels.clone()
     for side in (outside[:, : max(0, height - 96) // 2], outside[:, :, : max(0, width - 96) // 2]):
         side.fill_(255)
-    torch.testing.assert_close(to_square(outside, 32, "crop", "bicubic")[0], square, rtol=0, atol=0)
+    torch.testing.assert_close(
+        resize_and_crop(outside, 32, "crop", "bicubic")[0], square, rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("resample", ["bilinear", "bicubic"])
 def test_squash_takes_everything(resample, device):
     pixels = noise(30, 71)
-    square, affine = to_square(pixels.to(device), 16, "squash", resample, pixel_aspect=2.0)
+    square, affine = resize_and_crop(pixels.to(device), 16, "squash", resample, pixel_aspect=2.0)
     assert most(square, resize_then_crop(pixels, (16, 16), 16, resample)) <= (
         2 if device == "cpu" else 1
     )
@@ -89,7 +91,7 @@ def test_affine_leads_to_the_marker(height, width, aspect, fit, x, y):
     pixels = torch.from_numpy((spot * 255).round().astype(np.uint8))[None, :, :, None].expand(
         1, -1, -1, 3
     )
-    square, affine = to_square(pixels, 64, fit, "bilinear", aspect)
+    square, affine = resize_and_crop(pixels, 64, fit, "bilinear", aspect)
     expected = affine @ [x, y, 1]
     if not ((expected > 0.3) & (expected < 0.7)).all():
         return  # the spot is cut by the crop
@@ -109,7 +111,7 @@ def test_affine_leads_to_the_marker(height, width, aspect, fit, x, y):
 )
 def test_extreme_shapes(height, width, fit):
     pixels = torch.tensor([10, 128, 250], dtype=torch.uint8).expand(1, height, width, 3)
-    square, affine = to_square(pixels, 24, fit, "bicubic")
+    square, affine = resize_and_crop(pixels, 24, fit, "bicubic")
     assert square.shape == (1, 3, 24, 24)
     assert square.is_contiguous()
     for channel, level in enumerate((10, 128, 250)):

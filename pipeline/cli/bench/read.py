@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.cache.page_cache import drop
+from pipeline.cache.page_cache import evict
 from pipeline.cache.shard import aligned_empty
 from pipeline.cli.bench.readers import IN_ORDER, MEMORY_MAP, READERS, WHOLE, Reader
 from pipeline.cli.bench.temporal import surroundings
@@ -68,7 +68,7 @@ def read_speed(windows: int, repeats: int, folder: Path | None, tell: Tell) -> d
             next(reader for reader in readers if reader.files == files).write(
                 path, tokens_FND, WINDOW[0]
             )
-            drop(path)
+            evict(path)
         seconds = _in_turn(readers, places, tokens_FND, windows, repeats, tell)
         shard_bytes = sum(_sizes(_shards(places["store"])))
     window_bytes = int(np.prod(WINDOW)) * DTYPE.itemsize
@@ -126,7 +126,7 @@ def _round(
 ) -> dict[str, float]:
     """Seconds from the disk, and from memory: of the last of three passes, when all that a reader
     keeps is there."""
-    drop(path)
+    evict(path)
     taken = {}
     with reader.open(path, WINDOW[0]) as read:
         for state in ("cold", "hot", "hot"):
@@ -145,7 +145,7 @@ def _round(
 
 def _sequential(store: Path) -> float:
     """Seconds in which `dd` reads the shards of a store from the disk, one after the other."""
-    drop(store)
+    evict(store)
     begin = time.perf_counter()
     for shard in _shards(store):
         subprocess.run(

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from pipeline.cache.cache import Cache
-from pipeline.cache.leases import Leases, claimed
+from pipeline.cache.leases import Leases, claim_units
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.datasets.contract import DatasetPlugin
@@ -74,7 +74,9 @@ def start_seconds(clips: int) -> list[tuple[str, float]]:
             cache = extract.lay_out(spec, manifest, root / "caches", encoder, device)
             missing = cache.missing_stores()
             with Leases(cache.storage) as leases:
-                next(claimed([[(cache, leases, store)] for store in missing], threading.Event()))
+                next(
+                    claim_units([[(cache, leases, store)] for store in missing], threading.Event())
+                )
                 rows.append(
                     (
                         f"{what}, {clips:,} clips, {len(cache.plan):,} stores",

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from pipeline.cache.cache import Cache
-from pipeline.cache.page_cache import drop
+from pipeline.cache.page_cache import evict
 from pipeline.cache.storage.local import LocalFolder
 from pipeline.cli.bench.timing import Tell, summary
 from pipeline.config import plugins
@@ -108,7 +108,7 @@ def _seconds(
         def forget() -> None:
             nonlocal spent
             begin = time.perf_counter()
-            drop(cache.path)
+            evict(cache.path)
             spent -= time.perf_counter() - begin
 
         def after(progress: Progress) -> None:

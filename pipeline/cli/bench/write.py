@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.cache.page_cache import drop
+from pipeline.cache.page_cache import evict
 from pipeline.cli.bench.memory import peak_bytes
 from pipeline.cli.bench.read import WINDOW, random_tokens
 from pipeline.cli.bench.readers import BATCH_FRAMES, shard_frames, write_store
@@ -42,7 +42,7 @@ def write_speed(windows: int, repeats: int, folder: Path | None, tell: Tell) -> 
                     path, tokens_FND
                 )
                 seconds[way].append(time.perf_counter() - begin)
-                drop(path)
+                evict(path)
                 shutil.rmtree(path)
         path.mkdir()
         peak = peak_bytes(lambda: write_store(path, tokens_FND), cpu)

@@ -18,8 +18,10 @@ from pipeline.errors import BadInput
 LINES = 20
 """Groups of damage of which a reader sees every one; of more, like is put with like."""
 
-Kind = Literal["receipt", "gone", "missing", "size", "content", "swapped", "unreadable", "stray"]
-TITLES: dict[Kind, str] = {
+DamageKind = Literal[
+    "receipt", "gone", "missing", "size", "content", "swapped", "unreadable", "stray"
+]
+DAMAGE_TITLES: dict[DamageKind, str] = {
     "receipt": "wrong receipt",
     "gone": "folder is missing",
     "missing": "missing",
@@ -29,7 +31,7 @@ TITLES: dict[Kind, str] = {
     "unreadable": "cannot be read",
     "stray": "not in the receipt",
 }
-Rows = tuple[int, int]
+RowRange = tuple[int, int]
 """[start, stop) of a store."""
 
 
@@ -41,20 +43,20 @@ class Damage:
     file: str
     """Below the store's folder; of a receipt, or where all of the store is concerned, below the
     cache."""
-    kind: Kind
+    kind: DamageKind
     problem: str
-    rows: tuple[Rows, ...]
+    rows: tuple[RowRange, ...]
     """Rows of the store that cannot be trusted."""
     videos: tuple[str, ...]
     """Whose rows they are."""
 
 
 @dataclass
-class Group:
+class DamageGroup:
     """Damage of one kind."""
 
     stores: list[int]
-    kind: Kind
+    kind: DamageKind
     problem: str
     files: list[str]
     frames: int
@@ -62,10 +64,10 @@ class Group:
     videos: list[str]
 
 
-def groups(damage: Iterable[Damage]) -> list[Group]:
+def group_damage(damage: Iterable[Damage]) -> list[DamageGroup]:
     """Damage of the same files with the same problem together; where that leaves many groups, of
     the same kind."""
-    files: dict[tuple[int, Kind, str], list[Damage]] = {}
+    files: dict[tuple[int, DamageKind, str], list[Damage]] = {}
     for each in damage:
         files.setdefault((each.store, each.kind, each.problem), []).append(each)
     alike: dict[object, list[list[Damage]]] = {}
@@ -79,9 +81,9 @@ def groups(damage: Iterable[Damage]) -> list[Group]:
     return [_group(stores) for stores in alike.values()]
 
 
-def frames_hit(damage: Iterable[Damage]) -> int:
+def count_damaged_frames(damage: Iterable[Damage]) -> int:
     """Rows that cannot be trusted, each counted once however many of its arrays are damaged."""
-    rows: dict[int, list[Rows]] = {}
+    rows: dict[int, list[RowRange]] = {}
     for each in damage:
         rows.setdefault(each.store, []).extend(each.rows)
     count = 0
@@ -93,21 +95,21 @@ def frames_hit(damage: Iterable[Damage]) -> int:
     return count
 
 
-def videos_hit(damage: Iterable[Damage]) -> list[str]:
+def damaged_videos(damage: Iterable[Damage]) -> list[str]:
     return list(dict.fromkeys(video for each in damage for video in each.videos))
 
 
-def _group(stores: Sequence[Sequence[Damage]]) -> Group:
+def _group(stores: Sequence[Sequence[Damage]]) -> DamageGroup:
     damage = [each for of_store in stores for each in of_store]
     first = damage[0]
     problems = {each.problem for each in damage}
-    return Group(
+    return DamageGroup(
         stores=list(dict.fromkeys(each.store for each in damage)),
         kind=first.kind,
-        problem=first.problem if len(problems) == 1 else TITLES[first.kind],
+        problem=first.problem if len(problems) == 1 else DAMAGE_TITLES[first.kind],
         files=list(dict.fromkeys(each.file for each in damage)),
-        frames=frames_hit(damage),
-        videos=videos_hit(damage),
+        frames=count_damaged_frames(damage),
+        videos=damaged_videos(damage),
     )
 
 
