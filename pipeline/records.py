@@ -146,7 +146,7 @@ class Batch:
     def __len__(self) -> int:
         return len(self.clip_index)
 
-    def parts(self, count: int) -> list[Batch]:
+    def micro_batches(self, count: int) -> list[Batch]:
         """The same windows in `count` parts of equal size; views, no copies."""
         size = len(self) // count
         cuts = [slice(first, first + size) for first in range(0, size * count, size)]

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pipeline.experiments.sweep_spec import SweepSpec
     from pipeline.extract.launchers.contract import EnginePlugin
     from pipeline.train.distributed import Ranks
-    from pipeline.train.trainer import Progress
+    from pipeline.train.trainer import TrainProgress
 
 
 @app.command()
@@ -92,7 +92,7 @@ def sweep(
     from pipeline.experiments import sweep as module
     from pipeline.train import distributed
 
-    with distributed.joined() as ours:
+    with distributed.init_process_group() as ours:
         spec = _spec(sweep, sets or [], axes or [], seeds)
         given, on = Cache(cache), torch_device(device)
         folder, crew = (
@@ -119,7 +119,7 @@ def sweep(
         if retry_failed and ours.is_first:
             for file in folder.glob("runs/*/failed.json"):
                 file.unlink()
-        ours.wait()
+        ours.barrier()
         made = _train(spec, given, folder, on, allow_missing, crew, logs, tensorboard, ours)
     if ours.is_first:
         _show(made, as_json)
@@ -159,7 +159,7 @@ def _train(
         steps: dict[str, tuple[int, int]] = {}
         runs = sum(len(setting.members) for setting in settings_of(spec))
 
-        def on_progress(state: Progress) -> None:
+        def on_progress(state: TrainProgress) -> None:
             steps[state.run] = state.step, state.steps
             done, total = (sum(column) for column in zip(*steps.values(), strict=True))
             update(
@@ -203,14 +203,14 @@ def _show(made: Sweep, as_json: bool) -> None:
 
 
 @contextmanager
-def _drawing(wanted: bool, folder: Path) -> Iterator[Callable[[Progress], None]]:
+def _drawing(wanted: bool, folder: Path) -> Iterator[Callable[[TrainProgress], None]]:
     """Draws the steps of every run for TensorBoard, into its own folder, if that is wanted."""
     from pipeline.train import tensorboard
 
     with ExitStack() as stack:
-        draws: dict[str, tensorboard.Draw] = {}
+        draws: dict[str, tensorboard.LogLine] = {}
 
-        def draw(state: Progress) -> None:
+        def draw(state: TrainProgress) -> None:
             if state.run not in draws:
                 draws[state.run] = stack.enter_context(
                     tensorboard.tensorboard(folder / "runs" / state.run)

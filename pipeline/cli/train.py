@@ -56,11 +56,11 @@ def train(
     from pipeline.train import distributed
     from pipeline.train import loop as module
     from pipeline.train.tensorboard import tensorboard as event_writer
-    from pipeline.train.trainer import Progress
+    from pipeline.train.trainer import TrainProgress
 
     seconds = dict[str, float]()
     with ExitStack() as stack:
-        ours = stack.enter_context(distributed.joined())
+        ours = stack.enter_context(distributed.init_process_group())
         loaded, opened, other = (
             load_recipe(named_file("recipe", recipe), sets or []),
             Cache(cache),
@@ -72,7 +72,7 @@ def train(
             stack.enter_context(console.progress(f"train {loaded.name}")) if ours.is_first else None
         )
 
-        def on_progress(state: Progress) -> None:
+        def on_progress(state: TrainProgress) -> None:
             seconds.update(state.seconds)
             scores = "".join(f"  {form} {score:.3f}" for form, score in state.scores.items())
             if update:

@@ -375,6 +375,6 @@ def _step(
             )
         stack.enter_context(suppress(_Enough))
         trainers = loop.make_trainers({run: asked}, tasks, windows, device)
-        loop.Group(trainers, windows, held_out, device, ALONE, note, None).fit()
+        loop.TrainLoop(trainers, windows, held_out, device, ALONE, note, None).fit()
     timed = ended[BATCHES_AHEAD:]
     return (timed[-1] - timed[0]) / (len(timed) - 1) * batch_size / size

@@ -17,7 +17,7 @@ import torch
 
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.records import Batch
-from pipeline.train.windows import Sample, Windows
+from pipeline.train.windows import WindowRef, Windows
 from pipeline.video.decode import decode_at
 from pipeline.video.transforms import FrameTransforms
 
@@ -53,7 +53,7 @@ class UncachedWindows(Windows):
     ) -> None:
         self.pool.shutdown(cancel_futures=True)
 
-    def read(self, samples: Sequence[Sample]) -> Batch:
+    def read(self, samples: Sequence[WindowRef]) -> Batch:
         """The frames of `samples` as the encoder's squares, with their truth."""
         squares = torch.stack(list(self.pool.map(self._squares, samples)))
         time_s = [self._times(sample) for sample in samples]
@@ -77,11 +77,11 @@ class UncachedWindows(Windows):
         patches = [whole([part.patches_NPD[layer] for part in made]) for layer in self.layers]
         return whole([part.special_NSD for part in made]), patches
 
-    def _times(self, sample: Sample) -> np.ndarray:
-        time_s_T: np.ndarray = self.stretches[sample.clip].time_s[self._rows(sample)]
+    def _times(self, sample: WindowRef) -> np.ndarray:
+        time_s_T: np.ndarray = self.clip_rows[sample.clip].time_s[self._rows(sample)]
         return time_s_T
 
-    def _squares(self, sample: Sample) -> torch.Tensor:
+    def _squares(self, sample: WindowRef) -> torch.Tensor:
         """(T, 3, size_px, size_px) uint8 of a window."""
         clip, settings, view = (
             self.clip(sample.clip),

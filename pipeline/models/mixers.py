@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 
-class Moments(NamedTuple):
-    """Of the tokens of a layer."""
+@dataclass(frozen=True)
+class Moments:
+    """Mean and variance of the tokens of one layer over a whole batch."""
 
     mean_D: torch.Tensor
-    variance_D: torch.Tensor
-    """Biased."""
-    number: int
-    """Of tokens."""
+    var_D: torch.Tensor
+    """Biased: the sum of squared deviations over `count`."""
+    count: int
+    """Number of tokens that both are taken over."""
 
 
 class TokenNorm(nn.BatchNorm1d):
@@ -40,14 +41,14 @@ class TokenNorm(nn.BatchNorm1d):
             self.num_batches_tracked += 1
             self.running_mean.lerp_(whole.mean_D, self.momentum)
             self.running_var.lerp_(
-                whole.variance_D * (whole.number / max(1, whole.number - 1)), self.momentum
+                whole.var_D * (whole.count / max(1, whole.count - 1)), self.momentum
             )
 
     def forward(self, x_MD: torch.Tensor) -> torch.Tensor:
         if self.whole is None or not self.training:
             return super().forward(x_MD)
         return F.batch_norm(
-            x_MD, self.whole.mean_D, self.whole.variance_D, self.weight, self.bias, eps=self.eps
+            x_MD, self.whole.mean_D, self.whole.var_D, self.weight, self.bias, eps=self.eps
         )
 
 

@@ -65,7 +65,7 @@ def cost(
             torch.randn(1, shape.patch_tokens, shape.width).to(device) for _ in model.layers
         ]
     model.to(device).eval()
-    state_bytes, seconds = model.temporal.state_bytes(model.tokens), []
+    state_bytes, seconds = model.temporal.state_bytes(model.tokens_per_frame), []
     if STREAMING in model.readouts:
         with torch.inference_mode():
             state = model.start(1, {name: part.to(device) for name, part in told(task).items()})
@@ -94,11 +94,11 @@ def flops(recipe: Recipe, shape: TokenShape, labels: tuple[str, ...]) -> dict[st
         model, task = _built(recipe, shape, labels)
         frames, query = recipe.windows.frames, told(task)
         patches = [torch.zeros(1, frames, shape.patch_tokens, shape.width) for _ in model.layers]
-        tokens_BTND = torch.zeros(1, frames, model.tokens, shape.width)
-        y_BTND = torch.zeros(1, frames, model.tokens, model.temporal.width)
+        tokens_BTND = torch.zeros(1, frames, model.tokens_per_frame, shape.width)
+        y_BTND = torch.zeros(1, frames, model.tokens_per_frame, model.temporal.width)
         return {
             "mixer": counted(lambda: (model.mixer(patches), model.projection(tokens_BTND))),
-            "temporal": model.temporal.flops(frames, model.tokens),
+            "temporal": model.temporal.flops(frames, model.tokens_per_frame),
             "readout": counted(
                 lambda: [readout(y_BTND, query) for readout in model.readouts.values()]
             ),

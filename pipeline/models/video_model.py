@@ -47,8 +47,10 @@ class VideoModel(nn.Module):
                 'leave windows.eval_frames out, or set task.forms = ["streaming"]',
             )
         model = recipe.model
-        self.specials = model.tokens == "all"
-        self.tokens = shape.patch_tokens + (shape.special_tokens if self.specials else 0)
+        self.use_special_tokens = model.tokens == "all"
+        self.tokens_per_frame = shape.patch_tokens + (
+            shape.special_tokens if self.use_special_tokens else 0
+        )
         """N, what the temporal module sees of one frame."""
         width = model.width or shape.width
         self.layers = layers_read(recipe, shape)
@@ -101,7 +103,8 @@ class VideoModel(nn.Module):
     def start(self, batch: int, query: Query | None = None) -> StreamState:
         """The state of B streams before their first frame."""
         return StreamState(
-            self.temporal.initial_state(batch, self.tokens), self.streaming.start(query or {})
+            self.temporal.initial_state(batch, self.tokens_per_frame),
+            self.streaming.start(query or {}),
         )
 
     def step(
@@ -146,7 +149,7 @@ class VideoModel(nn.Module):
         mixed patches."""
         dtype = next(self.parameters()).dtype
         tokens = self.mixer([one.to(dtype) for one in patches])
-        if self.specials:
+        if self.use_special_tokens:
             tokens = torch.cat([special.to(dtype), tokens], dim=-2)
         return self.projection(tokens)
 

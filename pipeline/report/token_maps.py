@@ -19,8 +19,8 @@ from pipeline.models.video_model import VideoModel
 from pipeline.report.source import cache_of
 from pipeline.report.videos import manifest_of
 from pipeline.train.run import Run, load_model
-from pipeline.train.visualize import spread, squares
-from pipeline.train.windows import Sample, Windows
+from pipeline.train.visualize import evenly_spaced, squares
+from pipeline.train.windows import WindowRef, Windows
 
 CLIPS, MOMENTS = 3, 8
 """Clips that are shown, and how often each is."""
@@ -99,14 +99,14 @@ def films_of_cache(cache: Cache) -> tuple[list[Film], str]:
 
 def _films(windows: Windows, model: VideoModel | None) -> tuple[list[Film], str]:
     cache = windows.cache
-    seen = [_look(windows, model, place) for place in spread(len(windows), CLIPS)]
+    seen = [_look(windows, model, place) for place in evenly_spaced(len(windows), CLIPS)]
     rows = [_of_tokens([each.patches_TPD for each in seen])]
     rows += [_of_maps(*key, [each.maps[key] for each in seen]) for key in seen[0].maps]
     grid_hw = cache.shape.grid_hw
     made, missing = [], ""
     for index, each in enumerate(seen):
         clip = windows.clip(each.place)
-        moments = spread(len(each.time_s_T), MOMENTS)
+        moments = evenly_spaced(len(each.time_s_T), MOMENTS)
         strips = []
         try:
             pixels = squares(cache, windows.manifest.root, clip, each.time_s_T[moments])
@@ -128,7 +128,7 @@ def _films(windows: Windows, model: VideoModel | None) -> tuple[list[Film], str]
 
 
 def _look(windows: Windows, model: VideoModel | None, place: int) -> _Seen:
-    batch = windows.read([Sample(place, 0.5)])
+    batch = windows.read([WindowRef(place, 0.5)])
     special, patches = windows.tokens(batch, torch.device("cpu"))
     maps = {} if model is None else walk(model, special, patches)
     return _Seen(place, batch.time_s_BT[0], patches[-1][0].float().numpy(), maps)
@@ -145,10 +145,10 @@ def walk(
     gates = [part for part in temporal.modules() if isinstance(part, Gate)]
 
     def watch(gate: Gate, _: object, output: torch.Tensor) -> None:
-        opened.setdefault(gate.opens, []).append(output.reshape(model.tokens, -1).mean(1))
+        opened.setdefault(gate.opens, []).append(output.reshape(model.tokens_per_frame, -1).mean(1))
 
     hooks = [gate.register_forward_hook(watch) for gate in gates]
-    state = temporal.initial_state(1, model.tokens)
+    state = temporal.initial_state(1, model.tokens_per_frame)
     found: dict[tuple[str, str], list[torch.Tensor]] = {}
     try:
         for t in range(special_1TSD.shape[1]):

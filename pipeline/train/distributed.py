@@ -64,7 +64,7 @@ class Ranks:
             )
         return torch.device("cuda", local)
 
-    def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
+    def all_reduce_sum(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replaces each tensor by its sum over all ranks, in one go. All must be of one type and on
         one device.
 
@@ -87,18 +87,18 @@ class Ranks:
         ):
             tensor.detach().copy_(total.view_as(tensor))
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Returns when all ranks are here."""
-        self.add_up([torch.zeros(1)])
+        self.all_reduce_sum([torch.zeros(1)])
 
-    def agree(self, value: str) -> bool:
+    def all_equal(self, value: str) -> bool:
         """Whether `value` is the same in all ranks; they all get the same answer. Also waits for
         them."""
         ours = torch.frombuffer(
             bytearray(hashlib.sha256(value.encode()).digest()), dtype=torch.uint8
         ).long()
         total = ours.clone()
-        self.add_up([total])
+        self.all_reduce_sum([total])
         return torch.equal(total, self.size * ours)
 
 
@@ -106,7 +106,7 @@ ALONE = Ranks()
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
+def init_process_group() -> Iterator[Ranks]:
     """The ranks that `torchrun` has started, this process among them; one alone where it has not.
 
     What goes wrong inside is raised in the rank where it went wrong first. The others end without a

@@ -80,11 +80,11 @@ def train_together(
     tasks, windows, held_out = open_windows(list(recipes.values()), cache, manifest, allow_missing)
     require_division(next(iter(recipes.values())).training, ranks)
     trainers = make_trainers(recipes, tasks, windows, device, ranks)
-    Group(trainers, windows, held_out, device, ranks, on_progress, on_failure).fit()
+    TrainLoop(trainers, windows, held_out, device, ranks, on_progress, on_failure).fit()
     return [trainer.run for trainer in trainers]
 
 
-class Group:
+class TrainLoop:
     """Runs that train side by side: each batch is read and decoded once, and every run that is at
     this step learns from it."""
 
@@ -109,7 +109,7 @@ class Group:
         for trainer in self.left:
             trainer.restore()
         # Nobody writes a checkpoint before all have read theirs, and all have read the same.
-        if not self.ranks.agree(json.dumps([trainer.step for trainer in self.left])):
+        if not self.ranks.all_equal(json.dumps([trainer.step for trainer in self.left])):
             paths = ", ".join(str(trainer.run.path) for trainer in self.left)
             raise BadInput(
                 f"processes of this training see different checkpoints of {paths}",
@@ -131,7 +131,7 @@ class Group:
             self._step(active, batch)
 
     def _step(self, active: list[Trainer], batch: Batch) -> None:
-        parts = batch.parts(self.settings.accumulate)
+        parts = batch.micro_batches(self.settings.accumulate)
         shares = self._shares(active[0].task, parts)
         whole = (
             list(self._given(active, parts)) if len(parts) == 1 else None
@@ -141,8 +141,8 @@ class Group:
         for number, (given, share) in enumerate(
             zip(whole or self._given(active, parts), shares, strict=True)
         ):
-            self._each(active, "steps", lambda trainer: trainer.learn(number, given, share))  # noqa: B023  called at once
-        self._each(active, "steps", Trainer.update)
+            self._each(active, "steps", lambda trainer: trainer.backward(number, given, share))  # noqa: B023  called at once
+        self._each(active, "steps", Trainer.optimizer_step)
         self._evaluate(
             [trainer for trainer in active if trainer.is_due(trainer.settings.evaluate_every)]
         )
@@ -182,7 +182,7 @@ class Group:
             return [1.0]
         terms = torch.tensor([task.terms(part.targets) for part in parts], dtype=torch.float64)
         total = terms.sum(0, keepdim=True)
-        self.ranks.add_up([total])
+        self.ranks.all_reduce_sum([total])
         return (terms / total.clamp(min=1)).tolist()
 
     def _observe(self, active: Sequence[Trainer], parts: Iterable[OnDevice]) -> None:
@@ -202,7 +202,7 @@ class Group:
                 total += torch.stack(
                     [x_MD.sum(0), x_MD.square().sum(0), torch.full_like(x_MD[0], len(x_MD))]
                 ).cpu()
-        self.ranks.add_up(list(sums.values()))
+        self.ranks.all_reduce_sum(list(sums.values()))
         moments = {}
         for layer, (total, squares, counts) in sums.items():
             mean, count = total / counts, int(counts[0])
@@ -211,7 +211,7 @@ class Group:
                 mean.float().to(self.device), variance.float().to(self.device), count
             )
         for trainer in normed:
-            trainer.observe(moments)
+            trainer.set_batch_moments(moments)
 
     def _evaluate(self, due: list[Trainer]) -> None:
         """Mean score per form on the evaluation split."""
@@ -227,8 +227,10 @@ class Group:
             for trainer in due:
                 with trainer.progress.timed("evaluation"):
                     totals[trainer] += _score_sums(trainer, batch, given)
-        self.ranks.add_up(list(totals.values()))
-        self._each(due, "evaluation", lambda trainer: trainer.scored(*totals[trainer].tolist()))
+        self.ranks.all_reduce_sum(list(totals.values()))
+        self._each(
+            due, "evaluation", lambda trainer: trainer.record_validation(*totals[trainer].tolist())
+        )
 
 
 def _score_sums(trainer: Trainer, batch: Batch, given: OnDevice) -> torch.Tensor:
@@ -239,7 +241,7 @@ def _score_sums(trainer: Trainer, batch: Batch, given: OnDevice) -> torch.Tensor
     try:
         answers = trainer.model.eval().answers(given, task)
     except BadInput as error:
-        trainer.trouble = error
+        trainer.pending_error = error
         return torch.tensor(math.nan, dtype=torch.float64)
     sums = [
         weighted_sum(task.score(answer, batch.targets)[metric], weights)

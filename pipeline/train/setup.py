@@ -102,7 +102,7 @@ def open_or_create(
         },
         versions=tool_versions(),
     )
-    if not ranks.agree(json.dumps([header.made_from(), header.clips])):
+    if not ranks.all_equal(json.dumps([header.made_from(), header.clips])):
         raise BadInput(
             "the processes of this training have not found the same recipe, cache and manifest",
             "give all machines the same files and the same arguments",
@@ -111,8 +111,8 @@ def open_or_create(
         path.mkdir(parents=True, exist_ok=True)
         cache.copy_learnt(path)
         write_atomically(path / "run.json", to_json(header))
-    ranks.wait()
-    if not ranks.agree(str((path / "run.json").is_file())):
+    ranks.barrier()
+    if not ranks.all_equal(str((path / "run.json").is_file())):
         raise BadInput(
             f"not all processes of this training see run {path}",
             "--out a folder that all machines share",

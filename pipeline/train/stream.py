@@ -125,7 +125,7 @@ class Stream:
     @property
     def state_bytes(self) -> int:
         """What is remembered between two frames, beside the query."""
-        return self.model.temporal.state_bytes(self.model.tokens)
+        return self.model.temporal.state_bytes(self.model.tokens_per_frame)
 
     def _tokens(self, square_1CHW: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """special (1, S, D) and patches (1, P, D) per layer that the model reads, after a trip

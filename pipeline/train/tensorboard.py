@@ -13,12 +13,12 @@ from pipeline.errors import BadInput
 FLUSH_S = 10
 """Seconds until what was drawn is on disk."""
 
-Draw = Callable[[dict[str, Any]], None]
+LogLine = Callable[[dict[str, Any]], None]
 """Takes one line of metrics.jsonl."""
 
 
 @contextmanager
-def tensorboard(folder: Path) -> Iterator[Draw]:
+def tensorboard(folder: Path) -> Iterator[LogLine]:
     """Draws lines of metrics into event files in `folder`.
 
     The first line hides what older files there say of its step and later ones: a run that goes on

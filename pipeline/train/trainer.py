@@ -32,7 +32,7 @@ from pipeline.train.run import Run, load_weights, read_metrics
 
 
 @dataclass
-class Progress(Timed):
+class TrainProgress(Timed):
     """What the training of a run has done so far; handed to `on_progress` after every step."""
 
     run: str
@@ -45,7 +45,7 @@ class Progress(Timed):
     windows_per_s: float = 0.0
 
 
-OnProgress = Callable[[Progress], None]
+OnProgress = Callable[[TrainProgress], None]
 
 
 class Diverged(StillframeError):
@@ -84,10 +84,10 @@ class Trainer:
         )
         self.step = 0
         self.best: float | None = None
-        self.progress = Progress(run.path.name, self.steps)
+        self.progress = TrainProgress(run.path.name, self.steps)
         self.norms = [module for module in model.modules() if isinstance(module, TokenNorm)]
         """One for each layer the model reads, if it has any."""
-        self.trouble: BadInput | None = None
+        self.pending_error: BadInput | None = None
         """Why this rank has no answers: raised when all ranks know, so that none waits for
         another."""
         self._losses: dict[str, torch.Tensor] = {}
@@ -97,11 +97,11 @@ class Trainer:
 
     # One step
 
-    def learn(self, part: int, given: OnDevice, share: float) -> None:
+    def backward(self, part: int, given: OnDevice, share: float) -> None:
         """Adds the gradient of one part of this step's batch, which makes up `share` of what the
         loss is a mean over.
 
-        Where the temporal module's outputs are no longer finite, `update` says so: by then all
+        Where the temporal module's outputs are no longer finite, `optimizer_step` says so: by then all
         ranks know.
         """
         place = [self.settings.seed, self.step, self.ranks.rank, part]
@@ -114,7 +114,7 @@ class Trainer:
             with self._autocast():
                 predictions = self.model.predict(given, self.task)
         except BadInput as error:
-            self.trouble = error
+            self.pending_error = error
             self._losses = dict.fromkeys(
                 self.task.forms, torch.tensor(math.nan, device=self.device)
             )
@@ -127,8 +127,8 @@ class Trainer:
             self._losses[form] = self._losses.get(form, 0.0) + share * loss.detach()
         (share * torch.stack(list(losses.values())).sum()).backward()
 
-    def update(self) -> None:
-        """Ends the step that `learn` has begun: one step of the optimiser, a line of metrics.
+    def optimizer_step(self) -> None:
+        """Ends the step that `backward` has begun: one step of the optimiser, a line of metrics.
         Raises Diverged in all ranks."""
         losses = torch.stack(list(self._losses.values())).float()
         parameters = [
@@ -139,7 +139,7 @@ class Trainer:
                 parameter.grad = (
                     torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 )
-            self.ranks.add_up([losses, *(parameter.grad for parameter in parameters)])  # type: ignore[list-item]
+            self.ranks.all_reduce_sum([losses, *(parameter.grad for parameter in parameters)])  # type: ignore[list-item]
         found = torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
         *values, norm = torch.cat(
             [losses, found[None].to(losses)]
@@ -168,12 +168,12 @@ class Trainer:
             (self.step - self._first) * self.settings.batch_size / max(1e-9, spent)
         )
 
-    def observe(self, moments: dict[int, Moments]) -> None:
+    def set_batch_moments(self, moments: dict[int, Moments]) -> None:
         """Hands the norms of the mixer what their layers' tokens amount to over the whole batch."""
         for layer, norm in zip(self.model.layers, self.norms, strict=True):
             norm.observe(moments[layer])
 
-    def scored(self, *sums: float) -> None:
+    def record_validation(self, *sums: float) -> None:
         """Takes in what the evaluation split adds up to: the scores of every form, times their
         weights, and the weights.
 
@@ -195,8 +195,8 @@ class Trainer:
 
     def _diverged(self, step: int, reason: str) -> Diverged:
         """The error for `reason`, unless this rank knows better."""
-        if self.trouble:
-            return Diverged(self.run, step, self.trouble.message, self.trouble.hint)
+        if self.pending_error:
+            return Diverged(self.run, step, self.pending_error.message, self.pending_error.hint)
         return Diverged(
             self.run,
             step,

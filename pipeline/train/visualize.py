@@ -21,7 +21,7 @@ from pipeline.errors import BadInput, BadVideo
 from pipeline.records import Clip
 from pipeline.train.evaluate import require_same_cache
 from pipeline.train.run import Run, load_model
-from pipeline.train.windows import Sample, Windows
+from pipeline.train.windows import WindowRef, Windows
 from pipeline.video import decode
 from pipeline.video.transforms import resize_and_crop
 
@@ -97,17 +97,17 @@ def drawings(
     windows = Windows(
         cache, manifest, split, run.recipe.windows, task, model.layers, allow_missing=allow_missing
     )
-    places = spread(len(windows), count)
+    places = evenly_spaced(len(windows), count)
     form = task.forms[0]
     for done, place in enumerate(places, start=1):
-        batch, clip = windows.read([Sample(place, 0.5)]), windows.clip(place)
+        batch, clip = windows.read([WindowRef(place, 0.5)]), windows.clip(place)
         answer = model.answers(windows.on_device(batch, device), task)[form][0]
         pixels = squares(cache, manifest.root, clip, batch.time_s_BT[0])
         drawn = task.draw(pixels, answer, {name: array[0] for name, array in batch.targets.items()})
         yield Drawing(clip, drawn, done, len(places))
 
 
-def spread(total: int, count: int) -> list[int]:
+def evenly_spaced(total: int, count: int) -> list[int]:
     """Up to `count` of the places 0 .. total - 1, evenly spread, ends included."""
     places: list[int] = np.unique(
         np.linspace(0, total - 1, min(count, total)).round().astype(int)

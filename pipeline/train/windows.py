@@ -46,7 +46,7 @@ between frames, and rounding must not decide frame by frame which neighbour is t
 
 
 @dataclass(frozen=True)
-class Stretch:
+class ClipRows:
     """One clip as rows of a store: consecutive cached frames and their times."""
 
     store: int
@@ -54,11 +54,11 @@ class Stretch:
     time_s: np.ndarray
 
 
-class Sample(NamedTuple):
+class WindowRef(NamedTuple):
     """One window to read."""
 
     clip: int
-    place: float
+    position: float
     """Of the window in the clip: 0 first, 1 last."""
     number: int | None = None
     """Of the sample in the training stream; None in evaluation, where nothing is drawn at
@@ -75,7 +75,7 @@ def window_times(
     return time_s[::-1] if reverse else time_s
 
 
-def nearest(time_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:
+def nearest_frames(time_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:
     """Index into ascending `time_s` of the frame nearest to each wanted time; the earlier one of
     two equally near."""
     after = np.clip(np.searchsorted(time_s, wanted_s), 1, max(1, len(time_s) - 1))
@@ -105,7 +105,7 @@ class Windows:
         allow_missing: bool = False,
     ) -> None:
         self.cache, self.manifest, self.split, self.settings = cache, manifest, split, settings
-        self.frames = (
+        self.num_frames = (
             settings.frames if split == "train" else settings.eval_frames or settings.frames
         )
         """T."""
@@ -119,7 +119,7 @@ class Windows:
         if self._targets:
             self._targets.check([clip for _, clip in clips], split)
         self._readers: dict[int, StoreReader] = {}
-        self._frames: dict[tuple[int, str], np.ndarray] = {}
+        self._frame_arrays: dict[tuple[int, str], np.ndarray] = {}
         found = [(place, clip, cache.hole(clip) or self._stretch(clip)) for place, clip in clips]
         self.skipped = {clip.clip_id: hole for _, clip, hole in found if isinstance(hole, str)}
         """clip_id -> why it is left out."""
@@ -130,7 +130,7 @@ class Windows:
                 f"the first is {clip_id}: {reason}",
                 f"finish extraction, or see them with: stillframe status {cache}; --allow-missing goes on without them",
             )
-        usable = [(place, stretch) for place, _, stretch in found if isinstance(stretch, Stretch)]
+        usable = [(place, stretch) for place, _, stretch in found if isinstance(stretch, ClipRows)]
         if not usable:
             raise BadInput(
                 f"split '{split}' of {manifest.folder} has no clip that {cache} covers",
@@ -139,7 +139,7 @@ class Windows:
         self.clips = [place for place, _ in usable]
         """Places of the usable clips in `manifest.clips`; `Batch.clip_index` counts in this
         list."""
-        self.stretches = [stretch for _, stretch in usable]
+        self.clip_rows = [stretch for _, stretch in usable]
         if self.slower == len(self):
             raise BadInput(
                 f"windows want {settings.fps:g} frames per second, every video of split '{split}' has fewer in {cache}",
@@ -181,12 +181,12 @@ class Windows:
 
     # Order
 
-    def sample(self, number: int) -> Sample:
+    def sample(self, number: int) -> WindowRef:
         """Sample `number` of the endless training stream."""
         epoch, place = divmod(number, len(self))
         order, places, views = _epoch(self.settings.seed, epoch, len(self))
         clip, names = int(order[place]), self.settings.views
-        return Sample(clip, float(places[clip]), number, names[int(views[clip] * len(names))])
+        return WindowRef(clip, float(places[clip]), number, names[int(views[clip] * len(names))])
 
     def train(
         self, batch_size: int, steps: Sequence[int], rank: int = 0, world_size: int = 1
@@ -209,46 +209,46 @@ class Windows:
         jobs = iter(lambda: list(islice(samples, batch_size)), [])
         yield from self._read_ahead(jobs)
 
-    def evaluation_samples(self) -> Iterator[Sample]:
+    def evaluation_samples(self) -> Iterator[WindowRef]:
         count = self.settings.eval_windows
         places = [0.5] if count == 1 else np.linspace(0, 1, count).tolist()
-        return (Sample(clip, place) for clip in range(len(self)) for place in places)
+        return (WindowRef(clip, place) for clip in range(len(self)) for place in places)
 
     # Reading
 
-    def read(self, samples: Sequence[Sample]) -> Batch:
+    def read(self, samples: Sequence[WindowRef]) -> Batch:
         """The windows of `samples`, with their truth."""
-        frames = self.frames
+        frames = self.num_frames
         rows = [self._rows(sample) for sample in samples]
         arrays = {}
         for name in self.names:
             shape, dtype = self.cache.arrays[name]
             arrays[name] = aligned_empty((len(samples), frames, *shape), dtype)
             for window, sample in enumerate(samples):
-                stretch = self.stretches[sample.clip]
+                stretch = self.clip_rows[sample.clip]
                 stored = in_view(sample.view, name)
                 self._reader(stretch.store).read_into(
                     stored, stretch.first_row + rows[window], arrays[name][window]
                 )
         time_s_BT = np.stack(
             [
-                self.stretches[sample.clip].time_s[rows[window]]
+                self.clip_rows[sample.clip].time_s[rows[window]]
                 for window, sample in enumerate(samples)
             ]
         )
         index = np.array([sample.clip for sample in samples], np.int64)
         return Batch(arrays, time_s_BT, index, self.truth(samples))
 
-    def truth(self, samples: Sequence[Sample]) -> Arrays:
+    def truth(self, samples: Sequence[WindowRef]) -> Arrays:
         """The targets of `samples` alone, without their tokens; see
         `pipeline.datasets.manifest.targets`."""
         return collate([self._truth(sample) for sample in samples]) if self._targets else {}
 
-    def _truth(self, sample: Sample) -> Arrays:
+    def _truth(self, sample: WindowRef) -> Arrays:
         assert self._targets is not None
         clip, stretch, rows = (
             self.clip(sample.clip),
-            self.stretches[sample.clip],
+            self.clip_rows[sample.clip],
             self._rows(sample),
         )
         affine_T23 = self._of_frames(stretch.store, in_view(sample.view, "affine"))[
@@ -290,7 +290,7 @@ class Windows:
         }
         return OnDevice(special_BTSD, dict(zip(self.layers, patches, strict=True)), targets)
 
-    def _read_ahead(self, jobs: Iterator[list[Sample]]) -> Iterator[Batch]:
+    def _read_ahead(self, jobs: Iterator[list[WindowRef]]) -> Iterator[Batch]:
         with ThreadPoolExecutor(READERS, "read") as pool:
             waiting: deque[Future[Batch]] = deque()
             try:
@@ -304,29 +304,29 @@ class Windows:
                 for future in waiting:
                     future.cancel()
 
-    def _rows(self, sample: Sample) -> np.ndarray:
+    def _rows(self, sample: WindowRef) -> np.ndarray:
         """Rows of one window, counted from the clip's first."""
-        how, stretch = self.clip(sample.clip), self.stretches[sample.clip]
-        start_s = float(stretch.time_s[0]) + sample.place * max(0.0, self._room_s(sample.clip))
-        wanted_s = window_times(start_s, self.frames, self.settings.fps, how.speed, how.reverse)
-        return nearest(stretch.time_s, wanted_s)
+        how, stretch = self.clip(sample.clip), self.clip_rows[sample.clip]
+        start_s = float(stretch.time_s[0]) + sample.position * max(0.0, self._room_s(sample.clip))
+        wanted_s = window_times(start_s, self.num_frames, self.settings.fps, how.speed, how.reverse)
+        return nearest_frames(stretch.time_s, wanted_s)
 
     def _room_s(self, clip: int) -> float:
         """By how much the clip is longer than a window; negative if it is shorter."""
-        time_s = self.stretches[clip].time_s
+        time_s = self.clip_rows[clip].time_s
         return (
             float(time_s[-1] - time_s[0])
-            - (self.frames - 1) * self.clip(clip).speed / self.settings.fps
+            - (self.num_frames - 1) * self.clip(clip).speed / self.settings.fps
         )
 
     def _is_slower(self, clip: int) -> bool:
-        time_s = self.stretches[clip].time_s
+        time_s = self.clip_rows[clip].time_s
         step_s = self.clip(clip).speed / self.settings.fps
         return len(time_s) > 1 and float(np.median(np.diff(time_s))) > 1.5 * step_s
 
     # Building
 
-    def _stretch(self, clip: Clip) -> Stretch | str:
+    def _stretch(self, clip: Clip) -> ClipRows | str:
         """Where the frames of a covered clip lie, or why there are none."""
         location = self.cache.locations[clip.video_id]
         time_s = self._video_times(location)
@@ -336,16 +336,16 @@ class Windows:
             end = "its end" if clip.stop_s is None else f"{clip.stop_s:g}"
             cached = f"its video is cached from {time_s[0]:.3f} to {time_s[-1]:.3f} s"
             return f"no cached frame in [{clip.start_s:g}, {end}) s; {cached}"
-        return Stretch(location.store, location.start + first, time_s[first:stop])
+        return ClipRows(location.store, location.start + first, time_s[first:stop])
 
     def _video_times(self, location: Location) -> np.ndarray:
         return self._of_frames(location.store, "time_s")[location.start : location.stop]
 
     def _of_frames(self, store: int, name: str) -> np.ndarray:
         """`time_s` or an `affine` of all frames of a store."""
-        if (store, name) not in self._frames:
-            self._frames[store, name] = self._reader(store).small(name)
-        return self._frames[store, name]
+        if (store, name) not in self._frame_arrays:
+            self._frame_arrays[store, name] = self._reader(store).small(name)
+        return self._frame_arrays[store, name]
 
     def _reader(self, store: int) -> StoreReader:
         if store not in self._readers:

@@ -27,7 +27,7 @@ from pipeline.datasets.manifest.targets import (
 from pipeline.errors import BadInput
 from pipeline.extract import extract
 from pipeline.records import Clip
-from pipeline.train.windows import Sample, Windows
+from pipeline.train.windows import WindowRef, Windows
 
 CROP = np.array([[2.0, 0.0, -0.5], [0.0, 1.0, 0.0]])
 """A frame twice as wide as high, cropped to the square in its middle: x in [0.25, 0.75] stays."""
@@ -154,7 +154,7 @@ def windows(world, *needs: str, split: str = "train", seed: int = 0, **settings:
 def test_a_window_holds_the_truth_of_its_own_frames(world):
     built, _ = world
     made = windows(world, "label", "boxes", "points", "depth_m", "pose")
-    batch = made.read([Sample(3, 0.0), Sample(0, 1.0)])
+    batch = made.read([WindowRef(3, 0.0), WindowRef(0, 1.0)])
     for row, clip in enumerate((3, 0)):
         truth = built.targets(made.clip(clip).clip_id)
         frames = np.round(batch.time_s_BT[row] * 12).astype(int)
@@ -176,14 +176,14 @@ def test_a_window_holds_the_truth_of_its_own_frames(world):
         and batch.targets["points_valid"].all()
         and "drawn" not in batch.targets
     )
-    assert np.array_equal(made.truth([Sample(3, 0.0)])["boxes"][0], batch.targets["boxes"][0])
+    assert np.array_equal(made.truth([WindowRef(3, 0.0)])["boxes"][0], batch.targets["boxes"][0])
 
 
 def test_truth_follows_a_clip_that_is_read_backwards(world):
     built, cache = world
     backwards = replace(built, clips=tuple(replace(clip, reverse=True) for clip in built.clips))
-    forwards = windows(world, "boxes").truth([Sample(1, 0.0)])["boxes"][0]
-    turned = windows((backwards, cache), "boxes").truth([Sample(1, 0.0)])["boxes"][0]
+    forwards = windows(world, "boxes").truth([WindowRef(1, 0.0)])["boxes"][0]
+    turned = windows((backwards, cache), "boxes").truth([WindowRef(1, 0.0)])["boxes"][0]
     assert np.array_equal(turned, forwards[::-1])
 
 

@@ -29,7 +29,7 @@ from pipeline.records import TokenShape
 from pipeline.train.loop import train
 from pipeline.train.run import load_model
 from pipeline.train.stream import Stream
-from pipeline.train.windows import Sample, Windows
+from pipeline.train.windows import WindowRef, Windows
 
 ENCODER = {"name": "address", "layers": [2, 5], "width": 8, "grid": 3, "special_tokens": 2}
 CPU = torch.device("cpu")
@@ -152,7 +152,7 @@ def test_windows_read_a_derived_cache(material, tmp_path):
         for cache in (derived, material.cache)
     )
     for place in range(len(ours)):
-        a, b = (windows.read([Sample(place, 0.5)]) for windows in (ours, theirs))
+        a, b = (windows.read([WindowRef(place, 0.5)]) for windows in (ours, theirs))
         np.testing.assert_array_equal(a.time_s_BT, b.time_s_BT)
         for left, right in zip(ours.tokens(a, CPU), theirs.tokens(b, CPU), strict=True):
             left, right = (
@@ -377,7 +377,7 @@ def test_a_run_on_a_fitted_cache_streams_without_it(material, pca_cache, tmp_pat
     windows = Windows(
         pca_cache, material.manifest, "val", run.recipe.windows, task, pca_cache.shape.layers
     )
-    expected = model(*windows.tokens(windows.read([Sample(0, 0.0)]), CPU))["streaming"][0]
+    expected = model(*windows.tokens(windows.read([WindowRef(0, 0.0)]), CPU))["streaming"][0]
     shutil.rmtree(tmp_path / "cache")
     seen = list(Stream(run).follow(material.root / windows.clip(0).source))
     for t in range(4):

@@ -32,7 +32,7 @@ from pipeline.train.evaluate import evaluate
 from pipeline.train.loop import train
 from pipeline.train.run import load_model
 from pipeline.train.stream import Stream
-from pipeline.train.windows import Sample, Windows
+from pipeline.train.windows import WindowRef, Windows
 from pipeline.video import decode
 from pipeline.video.transforms import crop_view, flip_horizontally, resize_and_crop
 
@@ -414,7 +414,7 @@ def truth(world: tuple[Manifest, Cache], view: str) -> dict[str, np.ndarray]:
     built, cache = world
     wants = Wants("boxes", "points", "depth_m")
     windows = Windows(cache, built, "train", WindowSettings(frames=4, fps=6), wants)
-    return windows.truth([Sample(clip, 0.3, None, view) for clip in range(len(windows))])
+    return windows.truth([WindowRef(clip, 0.3, None, view) for clip in range(len(windows))])
 
 
 @pytest.mark.parametrize(("plain", "flipped"), [(BASE, "flip"), ("part", "both")])
@@ -501,9 +501,9 @@ def test_a_stream_sees_the_base(quarters, tmp_path):
     stream = Stream(run)
     windows = Windows(cache, built, "val", run.recipe.windows, stream.task, stream.model.layers)
     with torch.no_grad():
-        expected = stream.model(*windows.tokens(windows.read([Sample(0, 0.0)]), CPU))["streaming"][
-            0
-        ]
+        expected = stream.model(*windows.tokens(windows.read([WindowRef(0, 0.0)]), CPU))[
+            "streaming"
+        ][0]
     seen = list(stream.follow(Path(built.root) / windows.clip(0).source))[:4]
     np.testing.assert_allclose([one.answer for one in seen], expected, atol=1e-5)
     np.testing.assert_allclose(seen[0].affine_23, [[1.5, 0, -0.25], [0, 1, 0]])

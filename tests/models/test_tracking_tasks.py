@@ -21,7 +21,7 @@ from pipeline.models.tasks.boxes import (
     to_xyxy,
 )
 from pipeline.models.tasks.contract import STREAMING, WINDOW, TaskPlugin
-from pipeline.models.tasks.parts.canvas import SIDE_PX, Canvas, colour, side_by_side
+from pipeline.models.tasks.parts.canvas import SIDE_PX, Canvas, colour, concat_width
 from pipeline.models.tasks.parts.query_readout import DecoderLayer, FourierFeatures
 from pipeline.models.tasks.parts.tapvid import FRAME_PX, frames_counted, tapvid
 from pipeline.models.tasks.points import StreamingPoints, WindowPoints
@@ -708,7 +708,7 @@ def test_small_frames_are_enlarged_before_drawing(side, enlarged):
 
 def test_panels_stand_side_by_side():
     low, high = np.full((10, 20, 3), 50, np.uint8), np.full((30, 15, 3), 200, np.uint8)
-    row = side_by_side([low, high])
+    row = concat_width([low, high])
     assert row.shape == (30, 60 + 4 + 15, 3)
     assert (row[:, :60] == 50).all() and (row[:, 64:] == 200).all()
 

@@ -93,7 +93,7 @@ def test_tokens_are_the_specials_and_then_the_patches():
         everything, F.layer_norm(torch.cat([special, patches[-1]], dim=2), (8,))
     )
     only = build("identity", mixer="last", tokens="patches")
-    assert only.tokens == 6
+    assert only.tokens_per_frame == 6
     torch.testing.assert_close(only.features(special, patches), everything[:, :, 2:])
 
 

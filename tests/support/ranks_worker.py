@@ -60,6 +60,6 @@ def do(job: dict, ours: distributed.Ranks) -> None:
 
 
 if __name__ == "__main__":
-    with distributed.joined() as ours:
+    with distributed.init_process_group() as ours:
         for job in json.loads(Path(sys.argv[1]).read_text()):
             do(job, ours)

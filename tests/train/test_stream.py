@@ -17,7 +17,7 @@ from pipeline.errors import BadInput
 from pipeline.train.loop import train
 from pipeline.train.run import load_model
 from pipeline.train.stream import Stream
-from pipeline.train.windows import Sample, Windows
+from pipeline.train.windows import WindowRef, Windows
 
 
 def recipe(temporal: str, forms: tuple[str, ...] = ("streaming",), **task: object) -> Recipe:
@@ -54,10 +54,10 @@ def test_a_stream_says_what_a_window_says(material, run):
         material.cache.shape.layers,
     )
     for place in range(len(windows)):
-        batch = windows.read([Sample(place, 0.0)])
+        batch = windows.read([WindowRef(place, 0.0)])
         expected = model(*windows.tokens(batch, torch.device("cpu")))["streaming"][0]
         seen = list(Stream(run).follow(material.root / windows.clip(place).source))
-        assert len(seen) == len(windows.stretches[place].time_s)
+        assert len(seen) == len(windows.clip_rows[place].time_s)
         for t, frame in enumerate(seen[:4]):
             assert frame.time_s == batch.time_s_BT[0, t]
             np.testing.assert_allclose(frame.answer, expected[t], atol=1e-5)
@@ -68,7 +68,7 @@ def test_a_stream_is_not_bounded_by_the_window(material, run, tmp_path):
     stream = Stream(run)
     seen = list(stream.follow(video))
     assert len(seen) == 150 and all(np.isfinite(frame.answer).all() for frame in seen)
-    assert stream.state_bytes == stream.model.temporal.state_bytes(stream.model.tokens)
+    assert stream.state_bytes == stream.model.temporal.state_bytes(stream.model.tokens_per_frame)
     again = list(stream.follow(video))
     assert all(np.array_equal(a.answer, b.answer) for a, b in zip(seen, again, strict=True))
 

@@ -16,7 +16,7 @@ from pipeline.cache.cache import Cache
 from pipeline.config.recipe import WindowSettings
 from pipeline.errors import BadInput
 from pipeline.models.encoders import address
-from pipeline.train.windows import TIE_S, Sample, Windows, nearest, window_times
+from pipeline.train.windows import TIE_S, WindowRef, Windows, nearest_frames, window_times
 
 
 class Label:
@@ -55,7 +55,7 @@ def addresses(windows: Windows, batch) -> address.Address:
 )
 def test_nearest_is_the_nearest(gaps, wanted):
     time_s = np.cumsum(gaps)
-    found = nearest(time_s, np.array(wanted))
+    found = nearest_frames(time_s, np.array(wanted))
     distance = np.abs(time_s[None] - np.array(wanted)[:, None])
     np.testing.assert_allclose(
         distance[np.arange(len(wanted)), found], distance.min(1), rtol=0, atol=1.1 * TIE_S
@@ -73,7 +73,7 @@ def test_a_window_half_way_between_frames_skips_and_repeats_none(rate, length, f
     time_s = np.arange(length) / rate
     room_s = time_s[-1] - (frames - 1) * stride / rate
     if room_s >= 0:
-        rows = nearest(time_s, window_times(0.5 * room_s, frames, rate / stride, 1.0, False))
+        rows = nearest_frames(time_s, window_times(0.5 * room_s, frames, rate / stride, 1.0, False))
         assert np.diff(rows).tolist() == [stride] * (frames - 1)
 
 
@@ -145,7 +145,7 @@ def test_a_short_clip_repeats_its_last_frame_and_is_counted(material):
     place = next(
         place for place in range(len(windows)) if windows.clip(place).video_id == "b/v4.mp4"
     )
-    found = addresses(windows, windows.read([Sample(place, 0.7)])).frame[0]
+    found = addresses(windows, windows.read([WindowRef(place, 0.7)])).frame[0]
     np.testing.assert_array_equal(found, [0, 1, 2, 3, 4, 4, 4, 4])
     assert windows.padded == 1
 

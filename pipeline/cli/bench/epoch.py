@@ -31,10 +31,10 @@ from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.records import Batch
 from pipeline.timing import Timed
 from pipeline.train.distributed import ALONE
-from pipeline.train.loop import Group
+from pipeline.train.loop import TrainLoop
 from pipeline.train.run import read_metrics
 from pipeline.train.setup import make_trainers, open_windows
-from pipeline.train.windows import Sample, Windows
+from pipeline.train.windows import WindowRef, Windows
 
 WAYS = ("cached", "uncached")
 BESIDE = ("read", "decode")
@@ -51,7 +51,7 @@ class _Timed(Windows):
         super().__init__(*args, **settings)
         self.clock = Timed()
 
-    def read(self, samples: Sequence[Sample]) -> Batch:
+    def read(self, samples: Sequence[WindowRef]) -> Batch:
         with self.clock.timed(self.reading):
             return super().read(samples)
 
@@ -102,7 +102,7 @@ def _train(
     for trainer in trainers:
         trainer.optimizer.register_step_pre_hook(begin)
         trainer.optimizer.register_step_post_hook(end)
-    Group(trainers, windows, held_out, device, ALONE, None, None).fit()
+    TrainLoop(trainers, windows, held_out, device, ALONE, None, None).fit()
     data, tokens, steps = (
         sum(one.progress.seconds[what] for one in trainers) for what in ("data", "tokens", "steps")
     )

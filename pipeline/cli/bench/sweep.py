@@ -27,7 +27,7 @@ from pipeline.device import chosen
 from pipeline.errors import BadInput
 from pipeline.train.evaluate import evaluate_together
 from pipeline.train.loop import train_together
-from pipeline.train.trainer import Progress
+from pipeline.train.trainer import TrainProgress
 
 CASES = ("reading", "computing")
 SMALL = {"temporal": {"name": "identity"}, "model": {"mixer": "last", "width": 4}}
@@ -111,7 +111,7 @@ def _seconds(
             evict(cache.path)
             spent -= time.perf_counter() - begin
 
-        def after(progress: Progress) -> None:
+        def after(progress: TrainProgress) -> None:
             if cold and progress.run == first and progress.step % COLD_STEPS == 0:
                 forget()
 

@@ -19,7 +19,7 @@ from torch import nn
 from pipeline.datasets.manifest.targets import Arrays
 from pipeline.models.tasks.contract import WINDOW, Metric, Query, StreamingReadout, TaskPlugin
 from pipeline.models.tasks.parts.attention_readout import AttentionReadout, AttentionSettings
-from pipeline.models.tasks.parts.canvas import SIDE_PX, Canvas, side_by_side
+from pipeline.models.tasks.parts.canvas import SIDE_PX, Canvas, concat_width
 
 FRAMES_PER_QUERY = 2
 """Of the window form."""
@@ -251,13 +251,15 @@ class Task(TaskPlugin):
             if valid_THW.any():
                 low_m, high_m = float(truth_THW[valid_THW].min()), float(truth_THW[valid_THW].max())
             panels["truth, black: unknown"] = [
-                _enlarged(paint(truth_HW, low_m, high_m) * valid_HW[..., None])
+                _enlarged(depth_to_rgb(truth_HW, low_m, high_m) * valid_HW[..., None])
                 for truth_HW, valid_HW in zip(truth_THW, valid_THW, strict=True)
             ]
-        panels["prediction"] = [_enlarged(paint(found_HW, low_m, high_m)) for found_HW in answer]
+        panels["prediction"] = [
+            _enlarged(depth_to_rgb(found_HW, low_m, high_m)) for found_HW in answer
+        ]
         rows = zip(*panels.values(), strict=True)
         return np.stack(
-            [_with_words(side_by_side(row), list(panels), low_m, high_m) for row in rows]
+            [_with_words(concat_width(row), list(panels), low_m, high_m) for row in rows]
         )
 
     def _errors(self, truth_THW: np.ndarray, found_THW: np.ndarray) -> list[float]:
@@ -286,7 +288,7 @@ class Task(TaskPlugin):
         return raw.exp() if self.settings.output == "log_metres" else raw
 
 
-def paint(depth_HW: np.ndarray, low_m: float, high_m: float) -> np.ndarray:
+def depth_to_rgb(depth_HW: np.ndarray, low_m: float, high_m: float) -> np.ndarray:
     """uint8 (H, W, 3): near is red, far is blue."""
     share = ((depth_HW - low_m) / max(high_m - low_m, 1e-6)).clip(0, 1)
     return (colormaps["turbo_r"](share)[..., :3] * 255).astype(np.uint8)
@@ -303,7 +305,7 @@ def _with_words(row_HWC: np.ndarray, names: list[str], low_m: float, high_m: flo
     """The panels under their names and over a strip of the colour scale."""
     height, width = row_HWC.shape[:2]
     strip_HW = np.linspace(low_m, high_m, width)[None].repeat(LEGEND_PX, axis=0)
-    canvas = Canvas(np.concatenate([row_HWC, paint(strip_HW, low_m, high_m)]))
+    canvas = Canvas(np.concatenate([row_HWC, depth_to_rgb(strip_HW, low_m, high_m)]))
     for place, name in enumerate(names):
         canvas.text(np.array([place / len(names) + 0.01, 0.01]), name)
     for share in np.linspace(0, 0.92, TICKS):

@@ -19,7 +19,7 @@ from torch import nn
 from pipeline.config import plugins
 from pipeline.datasets.manifest.targets import Arrays
 from pipeline.models.tasks.contract import STREAMING, Metric, Query, StreamingReadout, TaskPlugin
-from pipeline.models.tasks.parts.canvas import Canvas, colour, side_by_side
+from pipeline.models.tasks.parts.canvas import Canvas, colour, concat_width
 from pipeline.models.tasks.parts.rotation import angle, from_six, mean_rotation, to_six
 
 TRUTH, PREDICTION = colour(0), colour(1)
@@ -218,7 +218,7 @@ class Task(TaskPlugin):
                 self._words(answer[t], {name: array[t] for name, array in targets.items()}),
             )
             canvas.text(np.array([0.02, 0.92]), f"from above, {side_m:.3g} m wide")
-            drawn.append(side_by_side([Canvas(pixels_HWC).pixels, canvas.pixels]))
+            drawn.append(concat_width([Canvas(pixels_HWC).pixels, canvas.pixels]))
         return np.stack(drawn)
 
     def _words(self, answer: np.ndarray, targets: Arrays) -> str:

@@ -125,7 +125,7 @@ class Canvas:
                 self._draw.line(stroke, fill=shade, width=width)
 
 
-def side_by_side(panels: Sequence[np.ndarray]) -> np.ndarray:
+def concat_width(panels: Sequence[np.ndarray]) -> np.ndarray:
     """uint8 panels (H, W, 3) in a row, enlarged to the height of the tallest, with a dark gap
     between them."""
     height = max(len(panel) for panel in panels)
