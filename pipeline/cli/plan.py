@@ -11,7 +11,7 @@ from pipeline.cli.options import AsJson, Device, Sets, app, named_file, torch_de
 from pipeline.errors import BadInput
 
 if TYPE_CHECKING:
-    from pipeline.experiments.measure import Speed
+    from pipeline.experiments.measure import Throughput
     from pipeline.experiments.plan import Operations, Plan
 
 PER_TABLE = 1_000_000
@@ -83,14 +83,14 @@ def plan(
         frames = round(hours * 3600 * loaded.frames.rate)
     from pipeline.device import chosen
     from pipeline.experiments import plan as module
-    from pipeline.experiments.measure import attempt
+    from pipeline.experiments.measure import measure_stages
 
     where = chosen(torch_device(device))
     module.require(loaded, videos, asked)
-    speed = None
+    throughput = None
     if probe_s:
         with console.progress("plan") as update:
-            speed = attempt(
+            throughput = measure_stages(
                 loaded,
                 videos,
                 asked,
@@ -100,7 +100,7 @@ def plan(
                 probe_s,
                 lambda what: update(0, 0, what),
             )
-    made = module.plan(loaded, videos, frames or PER_TABLE, asked, ablations, speed, decoders)
+    made = module.plan(loaded, videos, frames or PER_TABLE, asked, ablations, throughput, decoders)
     if as_json:
         console.show_json(made.model_dump(mode="json"))
     else:
@@ -182,7 +182,7 @@ def _ratio(operations: Operations) -> str:
     return f"{operations.uncached_step / operations.cached_step:.2f}"
 
 
-def _show_speed(made: Plan, speed: Speed) -> None:
+def _show_speed(made: Plan, throughput: Throughput) -> None:
     from pipeline.cli import console
 
     times = made.times
@@ -192,25 +192,25 @@ def _show_speed(made: Plan, speed: Speed) -> None:
         return f"{console.bytes_text(count)}/s"
 
     rows = [
-        ("one decoding process alone", f"{1 / speed.decode_s:,.1f} frames/s", ""),
-        ("encoder alone", f"{1 / speed.encode_s:,.1f} frames/s", ""),
+        ("one decoding process alone", f"{1 / throughput.decode_s:,.1f} frames/s", ""),
+        ("encoder alone", f"{1 / throughput.encode_s:,.1f} frames/s", ""),
         (
             "codec, checksums and writing",
-            rate(speed.frame_bytes / speed.write_s),
+            rate(throughput.frame_bytes / throughput.write_s),
             f"needed {rate(times.write_bytes_per_s)}",
         ),
         (
             "extraction, overlapping",
-            f"{1 / speed.frame_s:,.1f} frames/s",
+            f"{1 / throughput.frame_s:,.1f} frames/s",
             f"all: {seconds_text(times.extract_s)}, {times.slowest} sets the pace",
         ),
     ]
     needed = f"needed {rate(times.read_bytes_per_s)}" if times.read_bytes_per_s else ""
-    cold = speed.read_cold_bytes_per_s
+    cold = throughput.read_cold_bytes_per_s
     rows += [
         (
             "reading windows, from memory",
-            rate(speed.read_hot_bytes_per_s),
+            rate(throughput.read_hot_bytes_per_s),
             needed if times.fits_memory else "",
         )
     ]
@@ -241,7 +241,11 @@ def _show_speed(made: Plan, speed: Speed) -> None:
         ]
     console.show_table(
         "",
-        (f"on this machine, from {speed.frames:,} frames of {speed.videos} videos", "", ""),
+        (
+            f"on this machine, from {throughput.frames:,} frames of {throughput.videos} videos",
+            "",
+            "",
+        ),
         rows,
     )
 

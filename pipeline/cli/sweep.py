@@ -113,7 +113,9 @@ def sweep(
             _require_trainable(spec, given, folder)
             if ours.is_first:
                 _show_plan(spec, as_json)
-            if crew and (script := crew.script(module.a_job(folder, on, workers, allow_missing))):
+            if crew and (
+                script := crew.script(module.make_sweep_job(folder, on, workers, allow_missing))
+            ):
                 console.say(script)
             return
         if retry_failed and ours.is_first:
@@ -141,7 +143,7 @@ def _train(
     from pipeline.cli import console
     from pipeline.experiments import sweep as module
     from pipeline.experiments.sweep_caches import prepare
-    from pipeline.experiments.sweep_spec import settings_of
+    from pipeline.experiments.sweep_spec import grid_points
 
     def bar(what: str) -> AbstractContextManager[Update]:
         return (
@@ -157,7 +159,7 @@ def _train(
         )
     with bar("sweep") as update, _drawing(tensorboard, folder) as draw:
         steps: dict[str, tuple[int, int]] = {}
-        runs = sum(len(setting.members) for setting in settings_of(spec))
+        runs = sum(len(point.members) for point in grid_points(spec))
 
         def on_progress(state: TrainProgress) -> None:
             steps[state.run] = state.step, state.steps
@@ -197,7 +199,7 @@ def _show(made: Sweep, as_json: bool) -> None:
         for summary in summaries.values():
             _show_summary(summary)
         console.show("\n".join(pages))
-    if any(setting.failed for summary in summaries.values() for setting in summary.settings):
+    if any(point.failed for summary in summaries.values() for point in summary.settings):
         console.say("to train those again that were stopped: the same command with --retry-failed")
         raise typer.Exit(FINISHED_WITH_FAILURES)
 
@@ -241,12 +243,12 @@ def _require_trainable(spec: SweepSpec, given: Cache, folder: Path) -> None:
     caches are made."""
     from pipeline.experiments.sweep import require_trainable
     from pipeline.experiments.sweep_caches import require_rendered
-    from pipeline.experiments.sweep_spec import GIVEN, settings_of
+    from pipeline.experiments.sweep_spec import GIVEN, grid_points
 
-    for setting in settings_of(spec):
-        if setting.cache != GIVEN and spec.caches[setting.cache].data:
-            require_rendered(setting.cache, spec.caches[setting.cache], given)
-        for name, recipe in setting.members.items() if setting.cache == GIVEN else ():
+    for point in grid_points(spec):
+        if point.cache != GIVEN and spec.caches[point.cache].data:
+            require_rendered(point.cache, spec.caches[point.cache], given)
+        for name, recipe in point.members.items() if point.cache == GIVEN else ():
             require_trainable(recipe, given, folder / "runs" / name)
 
 
@@ -254,11 +256,11 @@ def _show_plan(spec: SweepSpec, as_json: bool) -> None:
     """What would be trained, and which of it from one read."""
     from pipeline.cli import console
     from pipeline.experiments.sweep import groups_of
-    from pipeline.experiments.sweep_spec import settings_of
+    from pipeline.experiments.sweep_spec import grid_points
 
-    settings = settings_of(spec)
+    points = grid_points(spec)
     group_of = {
-        name: number for number, group in enumerate(groups_of(settings), start=1) for name in group
+        name: number for number, group in enumerate(groups_of(points), start=1) for name in group
     }
     if as_json:
         members = [
@@ -269,7 +271,7 @@ def _show_plan(spec: SweepSpec, as_json: bool) -> None:
                 "group": group_of[name],
                 "recipe": recipe.canonical(),
             }
-            for one in settings
+            for one in points
             for name, recipe in one.members.items()
         ]
         console.show_json({"sweep": spec.name, "members": members})
@@ -284,7 +286,7 @@ def _show_plan(spec: SweepSpec, as_json: bool) -> None:
                 str(group) for group in dict.fromkeys(group_of[name] for name in one.members)
             ),
         )
-        for one in settings
+        for one in points
     ]
     title = (
         f"{len(group_of)} members of {spec.name}, trained from {len(set(group_of.values()))} reads"

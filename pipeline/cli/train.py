@@ -348,7 +348,7 @@ def report(
     """
     from pipeline.cli import console
     from pipeline.report import report as module
-    from pipeline.report.source import find
+    from pipeline.report.source import find_source
 
-    for page in module.report(find(source), out, split):
+    for page in module.report(find_source(source), out, split):
         console.show(str(page))

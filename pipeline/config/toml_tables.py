@@ -37,7 +37,7 @@ def override(table: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     a string."""
     for text in overrides:
         key, value = assignment(text)
-        lay(table, key, value)
+        set_nested(table, key, value)
     return table
 
 
@@ -49,7 +49,7 @@ def assignment(text: str) -> tuple[str, Any]:
     return key.strip(), _value(value.strip())
 
 
-def lay(table: dict[str, Any], key: str, value: Any) -> None:
+def set_nested(table: dict[str, Any], key: str, value: Any) -> None:
     """Puts a value at `a.b` of nested tables, which are made where they are missing."""
     *path, last = key.split(".")
     for part in path:

@@ -29,7 +29,7 @@ from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe, WindowSettings
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadVideo, StillframeError
-from pipeline.experiments.subset import WITHOUT, rate_of, sample, stand_in
+from pipeline.experiments.subset import SKIP_HINT, median_fps, write_subset, write_synthetic
 from pipeline.experiments.uncached import UncachedWindows
 from pipeline.extract import extract
 from pipeline.extract.worker import fill
@@ -57,7 +57,7 @@ LEAST_STEPS, MOST_STEPS = 4, 100_000
 READ_BATCH = 8
 
 
-class Speed(Settings):
+class Throughput(Settings):
     """What was measured. Seconds per frame are per cached frame."""
 
     videos: int
@@ -93,7 +93,7 @@ class _Enough(Exception):
     """Training has been looked at for long enough."""
 
 
-def attempt(
+def measure_stages(
     spec: CacheSpec,
     videos: Manifest | None,
     recipe: Recipe | None,
@@ -102,7 +102,7 @@ def attempt(
     decoders: int,
     seconds: float,
     tell: Tell,
-) -> Speed:
+) -> Throughput:
     """Tries both stages for about `seconds`; with a slow encoder it takes longer, as some frames
     are needed for a window.
 
@@ -118,9 +118,9 @@ def attempt(
     least = 2 * (recipe.windows.frames if recipe else 1)
     with tempfile.TemporaryDirectory() as made, _scratch(out) as place:
         folder = Path(made)
-        videos = videos or stand_in(spec, recipe, folder / "world")
+        videos = videos or write_synthetic(spec, recipe, folder / "world")
         tell("decoding and encoding")
-        few = sample(videos, spec, max(FIRST_FRAMES, least), folder / "first")
+        few = write_subset(videos, spec, max(FIRST_FRAMES, least), folder / "first")
         alone = _alone(spec, few, encoder, device, SHARES["alone"] * seconds)
         tell("extracting")
         frames = int(
@@ -129,7 +129,7 @@ def attempt(
             / max(alone.decode_s / decoders, alone.encode_s * (1 + len(spec.views)))
         )
         wanted = max(least, min(frames, MOST_BYTES // spec.bytes_per_frame(spec.token_shape())))
-        some = sample(videos, spec, wanted, folder / "more")
+        some = write_subset(videos, spec, wanted, folder / "more")
         # Where not even a few batches can be had in time, they are smaller; encoders of that kind gain little from large ones.
         store = spec.store.model_copy(
             update={"batch_frames": min(spec.store.batch_frames, max(1, wanted // 4))}
@@ -166,7 +166,7 @@ def attempt(
         **read,
         **steps,
     }
-    return Speed(videos=len(some.videos), **figures)
+    return Throughput(videos=len(some.videos), **figures)
 
 
 @contextmanager
@@ -217,7 +217,7 @@ def _alone(
             if frames and spent_s > seconds / 2:
                 break
     if not frames:
-        raise StillframeError("none of the sampled videos could be decoded", WITHOUT)
+        raise StillframeError("none of the sampled videos could be decoded", SKIP_HINT)
 
     def encode(size: int) -> float:
         """Seconds of a batch, its frames as they come from several videos."""
@@ -267,7 +267,7 @@ def _extract(
     cache = Cache(laid_out.storage)
     whole_s = time.perf_counter() - begin
     if not progress.frames:
-        raise StillframeError("none of the sampled videos could be decoded", WITHOUT)
+        raise StillframeError("none of the sampled videos could be decoded", SKIP_HINT)
     first, last = noted[0], next(pair for pair in noted if pair[1] == progress.frames)
     frame_s = (
         (last[0] - first[0]) / (last[1] - first[1]) if last[1] > first[1] else whole_s / last[1]
@@ -286,7 +286,7 @@ def _read(cache: Cache, some: Manifest, recipe: Recipe | None) -> dict[str, Any]
     """Bytes per second of windows, in the order in which evaluation reads them, from the disk and
     then from memory."""
     settings = (
-        recipe.windows if recipe else WindowSettings(frames=16, fps=cache.fps or rate_of(some))
+        recipe.windows if recipe else WindowSettings(frames=16, fps=cache.fps or median_fps(some))
     )
     layers = layers_read(recipe, cache.shape) if recipe else cache.shape.layers
     windows = Windows(cache, some, "train", settings, layers=layers, allow_missing=True)

@@ -25,7 +25,7 @@ from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
-from pipeline.experiments.measure import Speed
+from pipeline.experiments.measure import Throughput
 from pipeline.extract import extract
 from pipeline.extract.extract import fill_stores
 from pipeline.models import profile
@@ -51,7 +51,7 @@ LABELS = ("one", "two")
 """Where no manifest says what there is to tell apart."""
 
 
-class Codec(Settings):
+class CodecSize(Settings):
     """What a codec makes of the tokens, before compression."""
 
     bytes_per_frame: int
@@ -73,7 +73,7 @@ class Scale(Settings):
     tokens: int
     stores: int
     files: int
-    codecs: dict[str, Codec | None]
+    codecs: dict[str, CodecSize | None]
     """None for a codec that cannot hold tokens of this width."""
 
 
@@ -139,7 +139,7 @@ class Plan(Settings):
     scale: Scale
     operations: Operations
     training: Training | None
-    speed: Speed | None
+    speed: Throughput | None
     times: Times | None
 
 
@@ -149,10 +149,10 @@ def plan(
     frames: int | None,
     recipe: Recipe | None,
     runs: int,
-    speed: Speed | None,
+    throughput: Throughput | None,
     decoders: int,
 ) -> Plan:
-    """Of `videos`, or of so many `frames` where there is no manifest; seconds only with a `speed`.
+    """Of `videos`, or of so many `frames` where there is no manifest; seconds only with a `throughput`.
     See `require` for errors."""
     shape = spec.token_shape()
     expected = _expected(spec, shape, videos, frames)
@@ -167,8 +167,8 @@ def plan(
         scale=scale,
         operations=operations,
         training=training,
-        speed=speed,
-        times=_times(spec, scale, training, speed, decoders) if speed else None,
+        speed=throughput,
+        times=_times(spec, scale, training, throughput, decoders) if throughput else None,
     )
 
 
@@ -224,13 +224,13 @@ def _scale(
         seconds = sum(lengths) if lengths else None
     elif spec.frames.rate:
         seconds = frames / spec.frames.rate
-    codecs: dict[str, Codec | None] = {}
+    codecs: dict[str, CodecSize | None] = {}
     for name in plugins.names("codec"):
         try:
             other = _with_codec(spec, name)
             stores = expected if name == spec.codec.name else _again(other, shape, expected)
             _, disk_bytes = _on_disk(other, shape, stores.values())
-            codecs[name] = Codec(
+            codecs[name] = CodecSize(
                 bytes_per_frame=other.bytes_per_frame(shape), disk_bytes=disk_bytes
             )
         except BadInput:
@@ -386,37 +386,37 @@ def _operations(
 
 
 def _times(
-    spec: CacheSpec, scale: Scale, training: Training | None, speed: Speed, decoders: int
+    spec: CacheSpec, scale: Scale, training: Training | None, throughput: Throughput, decoders: int
 ) -> Times:
     alone = {
-        "decode": speed.decode_s / decoders,
-        "encode": speed.encode_s * (1 + len(spec.views)),
-        "write": speed.write_s,
+        "decode": throughput.decode_s / decoders,
+        "encode": throughput.encode_s * (1 + len(spec.views)),
+        "write": throughput.write_s,
     }
     codec = scale.codecs[spec.codec.name]
     assert codec is not None
     fits_memory = codec.disk_bytes < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     known: dict[str, Any] = {
-        "extract_s": speed.load_s
-        + speed.start_s
-        + scale.frames * max(speed.frame_s, speed.write_s),
+        "extract_s": throughput.load_s
+        + throughput.start_s
+        + scale.frames * max(throughput.frame_s, throughput.write_s),
         "slowest": max(alone, key=lambda step: alone[step]),
-        "write_bytes_per_s": speed.frame_bytes / max(alone["decode"], alone["encode"]),
+        "write_bytes_per_s": throughput.frame_bytes / max(alone["decode"], alone["encode"]),
         "fits_memory": fits_memory,
     }
-    if training is None or speed.step_s is None or speed.uncached_step_s is None:
+    if training is None or throughput.step_s is None or throughput.uncached_step_s is None:
         return Times(**known)
-    cached_s = speed.step_s
-    if not fits_memory and speed.read_cold_bytes_per_s:
-        cached_s = max(cached_s, training.step_bytes / speed.read_cold_bytes_per_s)
+    cached_s = throughput.step_s
+    if not fits_memory and throughput.read_cold_bytes_per_s:
+        cached_s = max(cached_s, training.step_bytes / throughput.read_cold_bytes_per_s)
     cached_epoch_s, uncached_epoch_s = (
-        each * training.steps_per_epoch for each in (cached_s, speed.uncached_step_s)
+        each * training.steps_per_epoch for each in (cached_s, throughput.uncached_step_s)
     )
     return Times(
         **known,
         read_bytes_per_s=training.step_bytes / cached_s,
         cached_step_s=cached_s,
-        uncached_step_s=speed.uncached_step_s,
+        uncached_step_s=throughput.uncached_step_s,
         cached_epoch_s=cached_epoch_s,
         uncached_epoch_s=uncached_epoch_s,
         break_even=break_even(known["extract_s"], uncached_epoch_s, cached_epoch_s),

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.experiments.seed_variance import TIE, SeedSpread
+from pipeline.experiments.seed_variance import TIE, SeedVariance
 from pipeline.train.bootstrap import Interval, MetricFacts
 
 RESAMPLES = 10_000
@@ -56,7 +56,7 @@ class Scored:
         return dict(zip(self.seeds, self.means.tolist(), strict=True))
 
 
-class FormTable:
+class BootstrapTable:
     """Setting -> its scores, all in one form and on the same clips."""
 
     def __init__(
@@ -64,7 +64,7 @@ class FormTable:
         metric: MetricFacts,
         rows: dict[str, Scored],
         video_of: Sequence[str],
-        spreads: Mapping[str, SeedSpread],
+        spreads: Mapping[str, SeedVariance],
     ) -> None:
         """`video_of`: video of every clip. `spreads`: of every setting's score."""
         self.rows, self.spreads = rows, spreads
@@ -84,7 +84,7 @@ class FormTable:
         return interval_of(self.rows[name].means.mean(), resampled, self.range)
 
     def gain(
-        self, name: str, reference: str, paired: SeedSpread | None
+        self, name: str, reference: str, paired: SeedVariance | None
     ) -> tuple[float, np.ndarray]:
         """The gain, and the same for every resample. `paired`: of the gain itself, where both have
         the same seeds."""

@@ -39,7 +39,7 @@ TIE = 1e-9
 
 
 @dataclass(frozen=True)
-class SeedSpread:
+class SeedVariance:
     """Standard errors of the mean over a setting's seeds, with their degrees of freedom."""
 
     common: float
@@ -56,7 +56,7 @@ class SeedSpread:
         return found
 
 
-def seed_spreads(scores: Mapping[str, Mapping[int, float]]) -> dict[str, SeedSpread]:
+def seed_variances(scores: Mapping[str, Mapping[int, float]]) -> dict[str, SeedVariance]:
     """setting -> seed -> score, in; a setting that lost seeds borrows from those that did not, and
     may have a single one left.
 
@@ -71,22 +71,24 @@ def seed_spreads(scores: Mapping[str, Mapping[int, float]]) -> dict[str, SeedSpr
         return {name: _alone(of.values()) for name, of in scores.items()}
     whole = {name: of for name, of in scores.items() if of.keys() == set(seeds)}
     table_KS = np.array([[of[seed] for seed in seeds] for of in whole.values()])
-    luck_S = table_KS.mean(0) - table_KS.mean()
-    luck = dict(zip(seeds, luck_S.tolist(), strict=True))
+    seed_effect_S = table_KS.mean(0) - table_KS.mean()
+    seed_effect = dict(zip(seeds, seed_effect_S.tolist(), strict=True))
     freedom_K, variance_K = np.zeros(len(scores)), np.zeros(len(scores))
     for place, (name, of) in enumerate(scores.items()):
-        left_S = np.array([score - luck.get(seed, 0.0) for seed, score in sorted(of.items())])
+        left_S = np.array(
+            [score - seed_effect.get(seed, 0.0) for seed, score in sorted(of.items())]
+        )
         freedom_K[place] = (len(of) - 1) * (
             1 - 1 / settings if name in whole else 1
         )  # the common part is taken from these
         variance_K[place] = ((left_S - left_S.mean()) ** 2).sum() / max(freedom_K[place], TIE)
     moderated_K, known_K = moderated(variance_K, freedom_K)
     count_K = np.array([len(of) for of in scores.values()])
-    common_K = luck_S.std(ddof=1) / np.sqrt(count_K)
+    common_K = seed_effect_S.std(ddof=1) / np.sqrt(count_K)
     own_K = np.sqrt(np.maximum(moderated_K, variance_K) / count_K)
     rows = zip(scores, common_K.tolist(), own_K.tolist(), known_K.tolist(), strict=True)
     return {
-        name: SeedSpread(common, len(seeds) - 1, own, known) for name, common, own, known in rows
+        name: SeedVariance(common, len(seeds) - 1, own, known) for name, common, own, known in rows
     }
 
 
@@ -128,7 +130,7 @@ def trigamma_inverse(value: float) -> float:
     return y
 
 
-def _alone(scores: Collection[float]) -> SeedSpread:
+def _alone(scores: Collection[float]) -> SeedVariance:
     count = len(scores)
     error = float(np.std(list(scores), ddof=1)) / count**0.5 if count > 1 else 0.0
-    return SeedSpread(common=error, common_freedom=max(count - 1, 1), own=0.0, own_freedom=1)
+    return SeedVariance(common=error, common_freedom=max(count - 1, 1), own=0.0, own_freedom=1)

@@ -23,17 +23,17 @@ from pipeline.records import Clip, Video
 from pipeline.video.probe import TIMESTAMPS, Probe, expected_frames, list_images, open_video
 from pipeline.video.sandbox import Decoder
 
-LEAST_HEAD = 64
+MIN_HEAD_FRAMES = 64
 """Frames of a long video that are taken at least."""
-FEW = 4
+CHECKED_VIDEOS = 4
 """Chosen videos, up to which each is looked into first."""
-WITHOUT = "--probe-s 0 plans without looking at any"
-NOT_THERE = f"--root says where they are; {WITHOUT}"
+SKIP_HINT = "--probe-s 0 plans without looking at any"
+MISSING_HINT = f"--root says where they are; {SKIP_HINT}"
 HELD_OUT = 2
 """Videos that are also there as evaluation split, which training wants to see."""
 
 
-class _Sample(DatasetPlugin):
+class _SubsetDataset(DatasetPlugin):
     """Some videos of a manifest, linked or cut short, with their clips and truth; the first few
     also as evaluation split."""
 
@@ -73,14 +73,14 @@ class _Sample(DatasetPlugin):
         return self.all.targets(self.origin[clip.clip_id])
 
 
-def stand_in(spec: CacheSpec, recipe: Recipe | None, folder: Path) -> Manifest:
+def write_synthetic(spec: CacheSpec, recipe: Recipe | None, folder: Path) -> Manifest:
     """Small videos with every kind of truth."""
     fps = math.ceil(max(12, spec.frames.rate or 0, recipe.windows.fps if recipe else 0))
     settings = {"scene": "room", "clips_per_class": 1, "frames": 48, "fps": fps, "size_px": 160}
     return manifest.build("world", None, folder, settings)
 
 
-def sample(videos: Manifest, spec: CacheSpec, frames: int, folder: Path) -> Manifest:
+def write_subset(videos: Manifest, spec: CacheSpec, frames: int, folder: Path) -> Manifest:
     """A manifest in `folder` of videos that give about `frames` frames, in the same proportions of
     sizes as all of them.
 
@@ -94,22 +94,22 @@ def sample(videos: Manifest, spec: CacheSpec, frames: int, folder: Path) -> Mani
     known.sort(key=lambda pair: pair[1].width * pair[1].height if pair[1] else 0)
     chosen, head, longest = _spread(known, spec.frames.rate, frames)
     # Of few, one that cannot be decoded matters, and headers that promise too much are chosen first.
-    while len(chosen) <= FEW and (
+    while len(chosen) <= CHECKED_VIDEOS and (
         empty := [video for video in chosen if not _has_pictures(videos.root / video.source, video)]
     ):
         known = [pair for pair in known if pair[0] not in empty]
         if not known:
             raise StillframeError(
-                f"none of {len(usable)} videos of {videos.folder} can be opened", NOT_THERE
+                f"none of {len(usable)} videos of {videos.folder} can be opened", MISSING_HINT
             )
         chosen, head, longest = _spread(known, spec.frames.rate, frames)
-    head_s = head / (spec.frames.rate or rate_of(videos)) if longest > head else None
+    head_s = head / (spec.frames.rate or median_fps(videos)) if longest > head else None
     root = folder / "videos"
     root.mkdir(parents=True)
-    made = _Sample(root, videos, chosen, head_s)
+    made = _SubsetDataset(root, videos, chosen, head_s)
     if not made.linked:
         raise StillframeError(
-            f"none of {len(chosen)} sampled videos of {videos.folder} can be opened", NOT_THERE
+            f"none of {len(chosen)} sampled videos of {videos.folder} can be opened", MISSING_HINT
         )
     return manifest.write("sample", made, folder)
 
@@ -120,7 +120,7 @@ def _spread(
     """Videos whose beginnings give about `frames`, spread by what all give; frames of a beginning,
     and of the longest one."""
     gives = np.array([expected_frames(fact, rate) if fact else 1 for _, fact in known])
-    head = max(LEAST_HEAD, frames // 8)
+    head = max(MIN_HEAD_FRAMES, frames // 8)
     wanted = min(len(known), max(1, round(frames / float(np.minimum(gives, head).mean()))))
     middles = (np.arange(wanted) + 0.5) / wanted * gives.sum()
     return (
@@ -138,7 +138,7 @@ def _has_pictures(path: Path, video: Video) -> bool:
         return False
 
 
-def rate_of(videos: Manifest) -> float:
+def median_fps(videos: Manifest) -> float:
     """Frames per second of most of them; 25 where headers do not say."""
     return statistics.median(
         [fact.fps for fact in videos.facts.values() if fact and fact.fps] or [25.0]

@@ -15,13 +15,13 @@ import numpy as np
 
 from pipeline.config.plugins import Settings
 from pipeline.errors import BadInput, StillframeError, unknown_name
-from pipeline.experiments.resampling import FormTable, Scored, interval_of, two_sided
-from pipeline.experiments.seed_variance import TIE, SeedSpread, seed_spreads
+from pipeline.experiments.resampling import BootstrapTable, Scored, interval_of, two_sided
+from pipeline.experiments.seed_variance import TIE, SeedVariance, seed_variances
 from pipeline.models.profile import Cost
 from pipeline.train.bootstrap import Interval, MetricFacts, measure
 
 
-class Comparison(Settings):
+class ReferenceComparison(Settings):
     """Against the reference setting, on the same clips."""
 
     gain: Interval
@@ -36,7 +36,7 @@ class Comparison(Settings):
     losses: int
 
 
-class SettingSummary(Settings):
+class PointSummary(Settings):
     """One point of the grid with all its seeds."""
 
     name: str
@@ -52,7 +52,7 @@ class SettingSummary(Settings):
     """form -> score of the first metric of each seed that was scored; no forms where none was."""
     intervals: dict[str, Interval]
     """form -> mean and 95 % interval over seeds and videos."""
-    comparisons: dict[str, Comparison]
+    comparisons: dict[str, ReferenceComparison]
     """form -> against the reference; empty for the reference itself and where either has no
     score."""
     metrics: dict[str, dict[str, float]]
@@ -78,7 +78,7 @@ class Summary(Settings):
     trivial: float
     """What the trivial answer scores."""
     axes: dict[str, list[Any]]
-    settings: tuple[SettingSummary, ...]
+    settings: tuple[PointSummary, ...]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Setting:
+class ScoredPoint:
     """One point of the grid, what it costs, and what became of its members."""
 
     name: str
@@ -120,7 +120,7 @@ class Setting:
 
 
 def summarise(
-    name: str, axes: dict[str, list[Any]], settings: Sequence[Setting], reference: str
+    name: str, axes: dict[str, list[Any]], points: Sequence[ScoredPoint], reference: str
 ) -> Summary:
     """The summary of sweep `name`; `reference` names what settings are compared with that name
     nothing themselves.
@@ -130,11 +130,11 @@ def summarise(
     members that are neither scored nor failed, that were scored in another metric or on other clips
     than their reference; StillframeError: nothing was scored.
     """
-    reference_of = _references(name, settings, reference)
-    scored = {one.name: list(one.scored().values()) for one in settings}
+    reference_of = _references(name, points, reference)
+    scored = {one.name: list(one.scored().values()) for one in points}
     evaluations = [each for one in [reference, *scored] for each in scored[one]]
     if not evaluations:
-        reasons = sorted({str(one.failed) for setting in settings for one in setting.outcomes})
+        reasons = sorted({str(one.failed) for point in points for one in point.outcomes})
         raise StillframeError(f"no member of sweep '{name}' was scored; why: {'; '.join(reasons)}")
     first = evaluations[0]
     for other in evaluations[1:]:
@@ -143,7 +143,7 @@ def summarise(
         for each in scored[ours]:
             _require_same_clips((scored[theirs] or scored[ours])[0], each)
     metric = MetricFacts(**first["metrics"][0])
-    tables = _tables(metric, settings, scored)
+    tables = _tables(metric, points, scored)
     comparisons = {form: compared(found, reference_of) for form, found in tables.items()}
     pareto = {form: undominated(found, reference_of) for form, found in tables.items()}
 
@@ -156,48 +156,42 @@ def summarise(
         trivial=first["trivial"][metric.name],
         axes=axes,
         settings=tuple(
-            SettingSummary(
-                name=setting.name,
-                values=setting.values,
-                reference=reference_of[setting.name],
-                runs=tuple(
-                    one.member for one in sorted(setting.outcomes, key=lambda one: one.seed)
-                ),
-                failed={
-                    one.member: one.failed for one in setting.outcomes if one.failed is not None
-                },
+            PointSummary(
+                name=point.name,
+                values=point.values,
+                reference=reference_of[point.name],
+                runs=tuple(one.member for one in sorted(point.outcomes, key=lambda one: one.seed)),
+                failed={one.member: one.failed for one in point.outcomes if one.failed is not None},
                 scores={
-                    form: found[setting.name].scores(setting.name)
+                    form: found[point.name].scores(point.name)
                     for form, found in tables.items()
-                    if setting.name in found
+                    if point.name in found
                 },
                 intervals={
-                    form: found[setting.name].interval(setting.name)
+                    form: found[point.name].interval(point.name)
                     for form, found in tables.items()
-                    if setting.name in found
+                    if point.name in found
                 },
                 comparisons={
-                    form: found[setting.name]
+                    form: found[point.name]
                     for form, found in comparisons.items()
-                    if setting.name in found
+                    if point.name in found
                 },
-                metrics=_metrics(setting),
-                cost=setting.cost,
-                training_s=_training_s(setting),
+                metrics=_metrics(point),
+                cost=point.cost,
+                training_s=_training_s(point),
                 pareto={
-                    form: found[setting.name]
-                    for form, found in pareto.items()
-                    if setting.name in found
+                    form: found[point.name] for form, found in pareto.items() if point.name in found
                 },
             )
-            for setting in settings
+            for point in points
         ),
     )
 
 
-def _references(name: str, settings: Sequence[Setting], reference: str) -> dict[str, str]:
+def _references(name: str, points: Sequence[ScoredPoint], reference: str) -> dict[str, str]:
     """Setting -> the one it is compared with."""
-    found = {one.name: one.reference or reference for one in settings}
+    found = {one.name: one.reference or reference for one in points}
     for wanted in [reference, *found.values()]:
         if wanted not in found:
             raise unknown_name("setting", wanted, list(found), f"reference of sweep '{name}'")
@@ -206,36 +200,36 @@ def _references(name: str, settings: Sequence[Setting], reference: str) -> dict[
 
 def _tables(
     metric: MetricFacts,
-    settings: Sequence[Setting],
+    points: Sequence[ScoredPoint],
     scored: Mapping[str, Sequence[Mapping[str, Any]]],
-) -> dict[str, dict[str, FormTable]]:
+) -> dict[str, dict[str, BootstrapTable]]:
     """form -> setting -> the table of all settings that were scored on the same clips."""
-    blocks: dict[tuple[str, ...], list[Setting]] = {}
-    for one in settings:
+    blocks: dict[tuple[str, ...], list[ScoredPoint]] = {}
+    for one in points:
         if scored[one.name]:
             blocks.setdefault(tuple(sorted(scored[one.name][0]["clips"])), []).append(one)
-    found: dict[str, dict[str, FormTable]] = {}
+    found: dict[str, dict[str, BootstrapTable]] = {}
     for form in dict.fromkeys(form for each in chain(*scored.values()) for form in each["forms"]):
         of_blocks = [
             {one.name: row for one in block if (row := _scored(form, clips, one))}
             for clips, block in blocks.items()
         ]
-        spreads = seed_spreads(
+        spreads = seed_variances(
             {name: row.by_seed for rows in of_blocks for name, row in rows.items()}
         )
         found[form] = {}
         for (clips, block), rows in zip(blocks.items(), of_blocks, strict=True):
             if rows:
                 asked = scored[block[0].name][0]["clips"]
-                table = FormTable(metric, rows, [asked[clip]["video"] for clip in clips], spreads)
+                table = BootstrapTable(
+                    metric, rows, [asked[clip]["video"] for clip in clips], spreads
+                )
                 found[form] |= dict.fromkeys(rows, table)
     return found
 
 
-def _scored(form: str, clips: Sequence[str], setting: Setting) -> Scored | None:
-    found = {
-        seed: each["clips"] for seed, each in setting.scored().items() if form in each["forms"]
-    }
+def _scored(form: str, clips: Sequence[str], point: ScoredPoint) -> Scored | None:
+    found = {seed: each["clips"] for seed, each in point.scored().items() if form in each["forms"]}
     tables = [[rows[clip] for clip in clips] for rows in found.values()]
     if not tables:
         return None
@@ -243,7 +237,7 @@ def _scored(form: str, clips: Sequence[str], setting: Setting) -> Scored | None:
         seeds=tuple(found),
         clips_SC=np.array([[row[form] for row in table] for table in tables], np.float64),
         weight_C=np.array([row["weight"] for row in tables[0]], np.float64),
-        flops=setting.cost.flops,
+        flops=point.cost.flops,
     )
 
 
@@ -272,8 +266,8 @@ def _require_same_clips(first: Mapping[str, Any], other: Mapping[str, Any]) -> N
 
 
 def compared(
-    tables: Mapping[str, FormTable], reference_of: Mapping[str, str]
-) -> dict[str, Comparison]:
+    tables: Mapping[str, BootstrapTable], reference_of: Mapping[str, str]
+) -> dict[str, ReferenceComparison]:
     """Setting -> what it gains over its reference; none for a reference itself, or where that has
     no score."""
     pairs = {
@@ -291,7 +285,7 @@ def compared(
         better_C = tables[name].against(name, theirs)
         wins, losses = int((better_C >= TIE).sum()), int((better_C <= -TIE).sum())
         least, greatest = tables[name].range
-        found[name] = Comparison(
+        found[name] = ReferenceComparison(
             gain=interval_of(*gains[name], (least - greatest, greatest - least)),
             p=plain,
             p_adjusted=adjusted,
@@ -303,11 +297,11 @@ def compared(
 
 
 def _paired_spreads(
-    tables: Mapping[str, FormTable], pairs: Mapping[str, str]
-) -> dict[str, SeedSpread]:
+    tables: Mapping[str, BootstrapTable], pairs: Mapping[str, str]
+) -> dict[str, SeedVariance]:
     """Of the gains of those settings that have the seeds of their reference; all over one reference
     are taken together."""
-    found: dict[str, SeedSpread] = {}
+    found: dict[str, SeedVariance] = {}
     for reference in dict.fromkeys(pairs.values()):
         theirs = tables[reference].rows[reference].by_seed
         ours = {
@@ -316,14 +310,14 @@ def _paired_spreads(
             if other == reference
         }
         same = {name: of for name, of in ours.items() if of.keys() == theirs.keys()}
-        found |= seed_spreads(
+        found |= seed_variances(
             {name: {seed: of[seed] - theirs[seed] for seed in of} for name, of in same.items()}
         )
     return found
 
 
 def undominated(
-    tables: Mapping[str, FormTable], reference_of: Mapping[str, str]
+    tables: Mapping[str, BootstrapTable], reference_of: Mapping[str, str]
 ) -> dict[str, bool]:
     """Setting -> whether no other with the same reference is at least as good and as cheap, and one
     of the two strictly."""
@@ -353,9 +347,9 @@ def holm(p: Sequence[float]) -> list[float]:
     return [float(one) for one in adjusted]
 
 
-def _metrics(setting: Setting) -> dict[str, dict[str, float]]:
+def _metrics(point: ScoredPoint) -> dict[str, dict[str, float]]:
     """form -> metric -> mean over seeds."""
-    forms = [each["forms"] for each in setting.scored().values()]
+    forms = [each["forms"] for each in point.scored().values()]
     return {
         form: {
             metric: float(np.mean([each[form][metric]["score"] for each in forms]))
@@ -365,10 +359,10 @@ def _metrics(setting: Setting) -> dict[str, dict[str, float]]:
     }
 
 
-def _training_s(setting: Setting) -> float | None:
+def _training_s(point: ScoredPoint) -> float | None:
     seconds = [
         one.training_s
-        for one in setting.outcomes
+        for one in point.outcomes
         if one.failed is None and one.training_s is not None
     ]
     return float(np.mean(seconds)) if seconds else None

@@ -33,16 +33,15 @@ from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
 from pipeline.device import numbered
 from pipeline.errors import BadInput
-from pipeline.experiments.summary import Outcome, Summary, summarise
-from pipeline.experiments.summary import Setting as Compared
+from pipeline.experiments.summary import Outcome, ScoredPoint, Summary, summarise
 from pipeline.experiments.sweep_spec import (
     SWEEP_FORMAT,
-    Setting,
+    GridPoint,
     SweepHeader,
     SweepSpec,
+    axis_values,
+    grid_points,
     read_header,
-    settings_of,
-    values_of,
 )
 from pipeline.extract.launchers.contract import EnginePlugin, Job, carry_out
 from pipeline.models.profile import Cost, cost
@@ -63,7 +62,7 @@ NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 """What torch says in a RuntimeError where the CPU, or a library on the GPU, has none left."""
 
 
-class Failure(Settings):
+class MemberFailure(Settings):
     """failed.json."""
 
     step: int
@@ -76,15 +75,15 @@ class Member:
 
     name: str
     recipe: Recipe
-    setting: Setting
+    point: GridPoint
     path: Path
 
     @property
-    def failure(self) -> Failure | None:
+    def failure(self) -> MemberFailure | None:
         """Why it was stopped, if it was."""
         file = self.path / "failed.json"
         return (
-            read_json(Failure, file, f"remove {self.path}: it is trained again")
+            read_json(MemberFailure, file, f"remove {self.path}: it is trained again")
             if file.is_file()
             else None
         )
@@ -142,15 +141,15 @@ class Sweep:
             caches={name: cache.storage.address for name, cache in caches.items()},
             fingerprints={name: cache.fingerprint for name, cache in caches.items()},
         )
-        settings = settings_of(spec)
+        points = grid_points(spec)
         recipes = {
             name: (recipe, caches[one.cache])
-            for one in settings
+            for one in points
             for name, recipe in one.members.items()
         }
         for name, (recipe, cache) in recipes.items():
             require_trainable(recipe, cache, path / "runs" / name)
-        for group in groups_of(settings):
+        for group in groups_of(points):
             cache = recipes[group[0]][1]
             open_windows([recipes[name][0] for name in group], cache, cache.manifest, allow_missing)
         write_atomically(path / SWEEP_FILE, to_json(header))
@@ -161,15 +160,15 @@ class Sweep:
         return self.header.sweep
 
     @cached_property
-    def settings(self) -> list[Setting]:
-        return settings_of(self.spec)
+    def points(self) -> list[GridPoint]:
+        return grid_points(self.spec)
 
     @cached_property
     def members(self) -> list[Member]:
         return [
-            Member(name, recipe, setting, self.path / "runs" / name)
-            for setting in self.settings
-            for name, recipe in setting.members.items()
+            Member(name, recipe, point, self.path / "runs" / name)
+            for point in self.points
+            for name, recipe in point.members.items()
         ]
 
     @cached_property
@@ -179,7 +178,7 @@ class Sweep:
     def groups(self) -> list[list[Member]]:
         """Members that share one read."""
         by_name = {member.name: member for member in self.members}
-        return [[by_name[name] for name in group] for group in groups_of(self.settings)]
+        return [[by_name[name] for name in group] for group in groups_of(self.points)]
 
     def is_done(self, member: Member) -> bool:
         """Whether nothing is left to do: asked again and again of all, and once done is done."""
@@ -202,22 +201,22 @@ class Sweep:
     def sum_up(self) -> None:
         """Writes what the members say, for each task: scores of other tasks are in other
         metrics."""
-        found: dict[str, list[Setting]] = {}
-        for setting in self.settings:
-            found.setdefault(next(iter(setting.members.values())).task.name, []).append(setting)
-        axes = {key: values_of(key, values) for key, values in self.spec.axes.items()}
-        for task, settings in found.items():
+        found: dict[str, list[GridPoint]] = {}
+        for point in self.points:
+            found.setdefault(next(iter(point.members.values())).task.name, []).append(point)
+        axes = {key: axis_values(key, values) for key, values in self.spec.axes.items()}
+        for task, points in found.items():
             summary = summarise(
                 self.spec.name,
                 axes,
-                [self._compared(one) for one in settings],
-                settings[0].reference,
+                [self._scored_point(one) for one in points],
+                points[0].reference,
             )
             write_atomically(self.path / f"summary-{task}.json", to_json(summary))
 
-    def _compared(self, setting: Setting) -> Compared:
-        cache, outcomes = self.caches[setting.cache], []
-        for member in (member for member in self.members if member.setting is setting):
+    def _scored_point(self, point: GridPoint) -> ScoredPoint:
+        cache, outcomes = self.caches[point.cache], []
+        for member in (member for member in self.members if member.point is point):
             failure, scored = member.failure, read_evaluation(member.path, SPLIT)
             checkpoint = Run(member.path).checkpoint("last") if scored else None
             outcomes.append(
@@ -229,15 +228,15 @@ class Sweep:
                     failed=f"{failure.reason}, at step {failure.step}" if failure else None,
                 )
             )
-        recipe = next(iter(setting.members.values()))
-        other = self.spec.caches.get(setting.cache)
+        recipe = next(iter(point.members.values()))
+        other = self.spec.caches.get(point.cache)
         dials = other.data if other else {}
-        return Compared(
-            name=setting.name,
-            values=setting.values | dials,
+        return ScoredPoint(
+            name=point.name,
+            values=point.values | dials,
             cost=self._cost(recipe, cache),
             outcomes=tuple(outcomes),
-            reference=setting.reference,
+            reference=point.reference,
         )
 
     def _cost(self, recipe: Recipe, cache: Cache) -> Cost:
@@ -257,15 +256,15 @@ class Sweep:
         return self._costs[key]
 
 
-def groups_of(settings: Sequence[Setting]) -> list[list[str]]:
+def groups_of(points: Sequence[GridPoint]) -> list[list[str]]:
     """Names of the members that share one read: those that want the same windows of the same
     cache."""
     found: dict[str, list[str]] = {}
-    for setting in settings:
-        for name, recipe in setting.members.items():
-            found.setdefault(
-                json.dumps([setting.cache, shared(recipe)], sort_keys=True), []
-            ).append(name)
+    for point in points:
+        for name, recipe in point.members.items():
+            found.setdefault(json.dumps([point.cache, shared(recipe)], sort_keys=True), []).append(
+                name
+            )
     return list(found.values())
 
 
@@ -297,7 +296,9 @@ class SweepJob(Job):
         )
 
 
-def a_job(out: Path, device: torch.device | None, workers: int, allow_missing: bool) -> SweepJob:
+def make_sweep_job(
+    out: Path, device: torch.device | None, workers: int, allow_missing: bool
+) -> SweepJob:
     """What the `workers` of an engine are told about the sweep in folder `out`."""
     on = None if device is None else str(device)
     return SweepJob(
@@ -329,7 +330,7 @@ def sweep(
     if engine is None:
         run_members(made, ranks.device(device), ranks.size, allow_missing, on_progress, say)
     else:
-        job = a_job(out, device, engine.workers, allow_missing)
+        job = make_sweep_job(out, device, engine.workers, allow_missing)
         carry_out(engine, job, logs, lambda: len(made.left()), "members")
     if ranks.is_first:
         made.sum_up()
@@ -347,11 +348,11 @@ def run_members(
     """Trains and scores the members that nobody else is at, until none is left; waits for those
     that others are at."""
     with Leases(open_storage(sweep.path)) as leases:
-        for members in claimed(sweep, leases, workers):
+        for members in claim_members(sweep, leases, workers):
             try:
                 train_group(
                     members,
-                    sweep.caches[members[0].setting.cache],
+                    sweep.caches[members[0].point.cache],
                     device,
                     allow_missing,
                     on_progress,
@@ -362,7 +363,7 @@ def run_members(
                     leases.release(member.name)
 
 
-def claimed(sweep: Sweep, leases: Leases, workers: int) -> Iterator[list[Member]]:
+def claim_members(sweep: Sweep, leases: Leases, workers: int) -> Iterator[list[Member]]:
     """Members to train side by side: of one group, at most a worker's share of what is left of it.
 
     Waits for what others are at; ends when no member is left but such as were handed out here.
@@ -406,7 +407,7 @@ def train_group(
     of them at a time."""
 
     def stopped(trainer: Trainer, error: Diverged) -> None:
-        fail(trainer.run.path, error.step, error.reason)
+        record_failure(trainer.run.path, error.step, error.reason)
         say(f"{trainer.run.path.name} is stopped at step {error.step}: {error.reason}")
 
     try:
@@ -427,7 +428,7 @@ def train_group(
     torch.cuda.empty_cache()
     if len(members) == 1:
         progress = members[0].progress
-        fail(
+        record_failure(
             members[0].path,
             progress[0] if progress else 0,
             f"does not fit into the memory of {device}",
@@ -442,5 +443,5 @@ def train_group(
         train_group(part, cache, device, allow_missing, on_progress, say)
 
 
-def fail(path: Path, step: int, reason: str) -> None:
-    write_atomically(path / "failed.json", to_json(Failure(step=step, reason=reason)))
+def record_failure(path: Path, step: int, reason: str) -> None:
+    write_atomically(path / "failed.json", to_json(MemberFailure(step=step, reason=reason)))

@@ -14,7 +14,7 @@ from pipeline.cache.storage.open import open_storage
 from pipeline.config import plugins
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
-from pipeline.experiments.sweep_spec import GIVEN, OtherCache, SweepSpec, settings_of
+from pipeline.experiments.sweep_spec import GIVEN, DerivedCache, SweepSpec, grid_points
 from pipeline.extract.derive import derive
 from pipeline.extract.extract import extract
 
@@ -36,7 +36,7 @@ def prepare(
     Derived caches and rendered videos lie in `out`, and are kept. Several processes may be at it.
     Raises BadInput for a cache that cannot be made.
     """
-    wanted = dict.fromkeys(setting.cache for setting in settings_of(spec))
+    wanted = dict.fromkeys(point.cache for point in grid_points(spec))
     for name in wanted:
         if name != GIVEN and spec.caches[name].data:
             require_rendered(name, spec.caches[name], given)
@@ -59,7 +59,7 @@ def prepare(
     return {name: given if name == GIVEN else made(name) for name in wanted}
 
 
-def require_rendered(name: str, other: OtherCache, given: Cache) -> None:
+def require_rendered(name: str, other: DerivedCache, given: Cache) -> None:
     """Refuses other data where the videos are a user's own, and settings that the data set refuses,
     before any is rendered."""
     dataset = given.manifest.origin.dataset
@@ -80,7 +80,7 @@ def require_rendered(name: str, other: OtherCache, given: Cache) -> None:
 
 def _made(
     name: str,
-    other: OtherCache,
+    other: DerivedCache,
     given: Cache,
     out: Path,
     device: torch.device | None,

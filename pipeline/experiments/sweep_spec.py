@@ -43,7 +43,7 @@ from pipeline.config.json_files import read_json
 from pipeline.config.plugins import Seed, Settings
 from pipeline.config.recipe import Recipe
 from pipeline.config.shipped import shipped
-from pipeline.config.toml_tables import lay, read_table
+from pipeline.config.toml_tables import read_table, set_nested
 from pipeline.errors import BadInput, unknown_name
 
 GIVEN = "given"
@@ -54,7 +54,7 @@ SEED = "training.seed"
 SWEEP_FORMAT = 1
 
 
-class OtherCache(Settings):
+class DerivedCache(Settings):
     """A cache that is made for the sweep from the one it is started on."""
 
     derive: tuple[str, ...] = ()
@@ -90,7 +90,7 @@ class SweepSpec(Settings):
     """Settings such as layers = 1 of all plug-ins that are named alone, where they have them."""
     settings: tuple[dict[str, Any], ...] = ()
     """More points of the grid, one by one: axis -> value."""
-    caches: dict[str, OtherCache] = Field(default_factory=dict)
+    caches: dict[str, DerivedCache] = Field(default_factory=dict)
     """Name, as on the axis `cache` -> how that cache is made."""
 
     @field_validator("recipe", mode="before")
@@ -144,7 +144,7 @@ class SweepHeader(Settings):
 
 
 @dataclass(frozen=True)
-class Setting:
+class GridPoint:
     """One point of the grid."""
 
     name: str
@@ -194,21 +194,21 @@ def read_header(file: Path) -> SweepHeader:
     return read_json(SweepHeader, file, hint, range(1, SWEEP_FORMAT + 1))
 
 
-def settings_of(spec: SweepSpec) -> list[Setting]:
+def grid_points(spec: SweepSpec) -> list[GridPoint]:
     """All settings, those of the grid first. Raises BadInput: an axis that does not exist, a value
     that a recipe refuses, two settings that are the same, a reference that is no setting."""
-    start = _start(spec)
-    found: dict[str, Setting] = {}
-    points = list(_points(spec))
-    reference = _reference(spec)
-    name_of = {_key(values): _name(values) for values in points}
+    start = _base_table(spec)
+    found: dict[str, GridPoint] = {}
+    points = list(_point_values(spec))
+    reference = _reference_values(spec)
+    name_of = {_identity(values): _point_name(values) for values in points}
     for values in points:
-        name = name_of[_key(values)]
-        wanted = [_key(dict(values) | reference), _key(reference)]
+        name = name_of[_identity(values)]
+        wanted = [_identity(dict(values) | reference), _identity(reference)]
         compared = next((name_of[key] for key in wanted if key in name_of), None)
         if compared is None:
             raise BadInput(
-                f"sweep '{spec.name}': '{name}' is to be compared with '{_name(reference)}', which is no setting of it",
+                f"sweep '{spec.name}': '{name}' is to be compared with '{_point_name(reference)}', which is no setting of it",
                 "change `reference`, or add that setting",
             )
         if name in found:
@@ -221,9 +221,9 @@ def settings_of(spec: SweepSpec) -> list[Setting]:
         members = {}
         for seed in spec.seeds:
             run = f"{_slug(name)}-seed{seed}"
-            members[run] = _recipe(spec, start, values, seed, run)
-        found[name] = Setting(name, values, cache, compared, members)
-    if len({run for setting in found.values() for run in setting.members}) < len(found) * len(
+            members[run] = _member_recipe(spec, start, values, seed, run)
+        found[name] = GridPoint(name, values, cache, compared, members)
+    if len({run for point in found.values() for run in point.members}) < len(found) * len(
         spec.seeds
     ):
         raise BadInput(
@@ -233,16 +233,16 @@ def settings_of(spec: SweepSpec) -> list[Setting]:
     return list(found.values())
 
 
-def _start(spec: SweepSpec) -> dict[str, Any]:
+def _base_table(spec: SweepSpec) -> dict[str, Any]:
     """What every member starts from."""
     table = copy.deepcopy(spec.recipe)
     for key, value in spec.changes.items():
-        _lay(table, key, value, {})
+        _apply_value(table, key, value, {})
     return table
 
 
-def _points(spec: SweepSpec) -> Iterator[dict[str, Any]]:
-    axes = {key: values_of(key, values) for key, values in spec.axes.items()}
+def _point_values(spec: SweepSpec) -> Iterator[dict[str, Any]]:
+    axes = {key: axis_values(key, values) for key, values in spec.axes.items()}
     grid = (
         [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
         if axes
@@ -254,7 +254,7 @@ def _points(spec: SweepSpec) -> Iterator[dict[str, Any]]:
     )  # an axis given may make points of them
 
 
-def _reference(spec: SweepSpec) -> dict[str, Any]:
+def _reference_values(spec: SweepSpec) -> dict[str, Any]:
     """The values that make a setting the one that others are compared with, each with the one that
     is like it in all else."""
     if spec.reference:
@@ -262,15 +262,15 @@ def _reference(spec: SweepSpec) -> dict[str, Any]:
     if not spec.axes:
         return spec.settings[0]
     key, among = next(iter(spec.axes.items()))
-    return {key: values_of(key, among)[0]}
+    return {key: axis_values(key, among)[0]}
 
 
-def values_of(key: str, values: list[Any] | str) -> list[Any]:
+def axis_values(key: str, values: list[Any] | str) -> list[Any]:
     """The values of an axis."""
     return list(plugins.names(key) if isinstance(values, str) else values)
 
 
-def _recipe(
+def _member_recipe(
     spec: SweepSpec, start: Mapping[str, Any], values: Mapping[str, Any], seed: int, run: str
 ) -> Recipe:
     table = copy.deepcopy(dict(start))
@@ -278,54 +278,56 @@ def _recipe(
         values.items(), key=lambda item: item[0].count(".")
     ):  # a table before what is in it
         if key != CACHE:
-            _lay(table, key, value, spec.each)
+            _apply_value(table, key, value, spec.each)
     if SEED not in values:
-        lay(table, SEED, seed)
+        set_nested(table, SEED, seed)
     table["name"] = run
-    return plugins.check(Recipe, table, f"sweep '{spec.name}', setting '{_name(values)}'")
+    return plugins.check(Recipe, table, f"sweep '{spec.name}', setting '{_point_name(values)}'")
 
 
-def _lay(table: dict[str, Any], key: str, value: Any, each: Mapping[str, Any]) -> None:
+def _apply_value(table: dict[str, Any], key: str, value: Any, each: Mapping[str, Any]) -> None:
     """Lays an axis' value over a recipe. A table is laid key by key; a plug-in's own settings stay
     if it is the same one."""
     if key in ("temporal", "task") and isinstance(value, str):
         fields = plugins.load(key, value).Settings.model_fields
         value = {"name": value, **{name: given for name, given in each.items() if name in fields}}
     if not isinstance(value, dict):
-        lay(table, key, value)
+        set_nested(table, key, value)
         return
     before = table.get(key, {})
     if "name" in value and isinstance(before, dict) and before.get("name") != value["name"]:
         table[key] = {}
     for inner, part in value.items():
-        lay(table, f"{key}.{inner}", part)
+        set_nested(table, f"{key}.{inner}", part)
 
 
-def _key(values: Mapping[str, Any]) -> str:
+def _identity(values: Mapping[str, Any]) -> str:
     return json.dumps(values, sort_keys=True)
 
 
-def _name(values: Mapping[str, Any]) -> str:
+def _point_name(values: Mapping[str, Any]) -> str:
     """For people: names of plug-ins and caches alone, all else with the last part of its key."""
     parts = []
     for key, value in values.items():
         last = key.rpartition(".")[2]
         if isinstance(value, dict):
             shown = [
-                str(part) if inner == "name" else f"{inner} {_text(part)}"
+                str(part) if inner == "name" else f"{inner} {_value_text(part)}"
                 for inner, part in value.items()
             ]
             parts += shown
         else:
             parts.append(
-                _text(value) if key in ("temporal", "task", CACHE) else f"{last} {_text(value)}"
+                _value_text(value)
+                if key in ("temporal", "task", CACHE)
+                else f"{last} {_value_text(value)}"
             )
     return ", ".join(parts)
 
 
-def _text(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return "+".join(_text(part) for part in value)
+        return "+".join(_value_text(part) for part in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from pipeline.experiments.summary import SettingSummary
-from pipeline.report.source import Subject
+from pipeline.experiments.summary import PointSummary
+from pipeline.report.source import ReportData
 from pipeline.report.style import COLOURS, HALF_INCHES, colours_of, legend, named, panel
 from pipeline.train.run import read_metrics
 
@@ -23,31 +23,31 @@ Curve = tuple[np.ndarray, np.ndarray]
 """Steps and values."""
 
 
-def learning(subject: Subject) -> dict[str, Figure]:
+def learning(data: ReportData) -> dict[str, Figure]:
     """`loss` and `validation`; nothing where no run has metrics."""
     losses: dict[str, list[Curve]] = {}
     scores: dict[str, list[Curve]] = {}
-    for setting in subject.summary.settings:
-        for name in subject.scored_runs(setting):
-            lines = read_metrics(subject.runs[name].path)
+    for point in data.summary.settings:
+        for name in data.scored_runs(point):
+            lines = read_metrics(data.runs[name].path)
             if len(lines) > 1:
-                losses.setdefault(setting.name, []).append(
+                losses.setdefault(point.name, []).append(
                     _smooth([(line["step"], line["loss"]) for line in lines])
                 )
             scored = [
-                (line["step"], line["val"][subject.form])
+                (line["step"], line["val"][data.form])
                 for line in lines
-                if subject.form in line.get("val", ())
+                if data.form in line.get("val", ())
             ]
             if scored:
                 steps, values = zip(*scored, strict=True)
-                scores.setdefault(setting.name, []).append((np.array(steps), np.array(values)))
+                scores.setdefault(point.name, []).append((np.array(steps), np.array(values)))
     figures = {}
     if losses:
-        figures["loss"] = _drawn(subject, losses, "training loss", marker="")
+        figures["loss"] = _drawn(data, losses, "training loss", marker="")
     if scores:
-        label = f"{subject.metric.name} on val, {subject.form}"
-        figures["validation"] = _drawn(subject, scores, label, marker="o")
+        label = f"{data.metric.name} on val, {data.form}"
+        figures["validation"] = _drawn(data, scores, label, marker="o")
     return figures
 
 
@@ -69,27 +69,27 @@ def mean_and_band(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.n
     return known, values.mean(0), values.min(0), values.max(0)
 
 
-def _drawn(subject: Subject, curves: Mapping[str, list[Curve]], label: str, marker: str) -> Figure:
+def _drawn(data: ReportData, curves: Mapping[str, list[Curve]], label: str, marker: str) -> Figure:
     figure, axes = panel(HALF_INCHES, 3.7)
-    colours = colours_of(subject)
+    colours = colours_of(data)
     thin = len(curves) > SMALL_FROM
 
-    def grey_first(setting: SettingSummary) -> bool:
-        return colours[setting.name] != COLOURS["rest"]
+    def grey_first(point: PointSummary) -> bool:
+        return colours[point.name] != COLOURS["rest"]
 
-    for setting in sorted(subject.summary.settings, key=grey_first):
-        if setting.name not in curves:
+    for point in sorted(data.summary.settings, key=grey_first):
+        if point.name not in curves:
             continue
-        colour = colours[setting.name]
+        colour = colours[point.name]
         is_grey = colour == COLOURS["rest"]
-        steps, mean, low, high = mean_and_band(curves[setting.name])
-        name = None if is_grey else setting.name
+        steps, mean, low, high = mean_and_band(curves[point.name])
+        name = None if is_grey else point.name
         width = 0.7 if is_grey else 1.3 if thin else 1.8
         (line,) = axes.plot(
             steps, mean, marker=marker, markersize=3, color=colour, linewidth=width, label=name
         )
-        named(line, setting.name)
-        if len(curves[setting.name]) > 1 and not is_grey:
+        named(line, point.name)
+        if len(curves[point.name]) > 1 and not is_grey:
             axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
     if any(colours[name] == COLOURS["rest"] for name in curves):
         axes.plot([], [], color=COLOURS["rest"], label="all others")

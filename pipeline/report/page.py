@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipeline.report.tables import Table
 from pipeline.report.token_maps import Film
-from pipeline.report.videos import Video
+from pipeline.report.videos import DrawnVideo
 
 HERE = Path(__file__).parent / "assets"
 
@@ -51,7 +51,7 @@ class Page:
     runs: Table | None = None
     plots: Mapping[str, Sequence[Plot]] = field(default_factory=dict)
     """Section -> its plots."""
-    videos: Mapping[str, Sequence[Video]] = field(default_factory=dict)
+    videos: Mapping[str, Sequence[DrawnVideo]] = field(default_factory=dict)
     """Setting -> what it answered."""
     no_videos: str = ""
     films: Sequence[Film] = ()
@@ -65,7 +65,7 @@ class Page:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
-def render(page: Page) -> str:
+def render_page(page: Page) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
@@ -83,7 +83,7 @@ def render(page: Page) -> str:
     return template.render(page=page, style=Markup(style), script=Markup(script), trusted=Markup)
 
 
-def _video(video: Video) -> str:
+def _video(video: DrawnVideo) -> str:
     return _data("video/mp4", video.path.read_bytes())
 
 

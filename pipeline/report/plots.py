@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from pipeline.experiments.summary import SettingSummary
+from pipeline.experiments.summary import PointSummary
 from pipeline.models.profile import Cost
-from pipeline.report.source import Subject
+from pipeline.report.source import ReportData
 from pipeline.report.style import (
     COLOURS,
     HALF_INCHES,
@@ -36,27 +36,29 @@ OFFSET = 0.18
 """Between the forms of one setting, in rows."""
 
 
-def intervals(subject: Subject, width_inches: float) -> Figure:
+def intervals(data: ReportData, width_inches: float) -> Figure:
     """Scores with their intervals, best first, against the reference and the trivial answer."""
-    colours, ranked = colours_of(subject), subject.ranked()
-    wanted = {setting.reference for setting in ranked[:ROWS]}
-    shown = ranked[:ROWS] + [setting for setting in ranked[ROWS:] if setting.name in wanted]
-    many = len(subject.references) > 1
-    forms = list(dict.fromkeys(form for setting in shown for form in setting.intervals))
+    colours, ranked = colours_of(data), data.ranked()
+    wanted = {point.reference for point in ranked[:ROWS]}
+    shown = ranked[:ROWS] + [point for point in ranked[ROWS:] if point.name in wanted]
+    many = len(data.references) > 1
+    forms = list(dict.fromkeys(form for point in shown for form in point.intervals))
     row_inches = (0.2 if len(shown) < DENSE_FROM else 0.14) + (
         0.1 if len(shown) < DENSE_FROM else 0.06
     ) * len(forms)
     figure, axes = panel(width_inches, 0.9 + row_inches * len(shown))
-    for row, setting in enumerate(shown):
+    for row, point in enumerate(shown):
         for place, form in enumerate(forms):
-            if form in setting.intervals:
-                found = setting.intervals[form]
+            if form in point.intervals:
+                found = point.intervals[form]
                 y = row + OFFSET * (2 * place - len(forms) + 1)
-                text = f"{setting.name}, {form}: {found.score:.3f} ({found.low:.3f} .. {found.high:.3f})"
-                colour = colours[setting.name]
+                text = (
+                    f"{point.name}, {form}: {found.score:.3f} ({found.low:.3f} .. {found.high:.3f})"
+                )
+                colour = colours[point.name]
                 axes.plot([found.low, found.high], [y, y], color=colour, linewidth=4, alpha=0.3)
                 face = colour if place == 0 else COLOURS["paper"]
-                shape = "D" if many and setting.name in subject.references else "o"
+                shape = "D" if many and point.name in data.references else "o"
                 (dot,) = axes.plot(
                     found.score,
                     y,
@@ -81,36 +83,36 @@ def intervals(subject: Subject, width_inches: float) -> Figure:
     if many:
         axes.plot([], [], "D", color=COLOURS["muted"], markeredgewidth=1.5, label="a reference")
     for referred in (
-        setting for setting in shown if [setting.name] == subject.references and len(shown) > 1
+        point for point in shown if [point.name] == data.references and len(shown) > 1
     ):
-        score = referred.intervals[subject.form].score
+        score = referred.intervals[data.form].score
         axes.axvline(
             score,
             color=COLOURS["muted"],
             linewidth=1,
             linestyle="--",
-            label=f"reference, {subject.form}",
+            label=f"reference, {data.form}",
         )
-    trivial = {subject.trivial(setting) for setting in shown}
+    trivial = {data.trivial(point) for point in shown}
     if len(trivial) == 1:  # else they were scored on other clips
         axes.axvline(
             *trivial, color=COLOURS["muted"], linewidth=1, linestyle=":", label="trivial answer"
         )
     axes.set_yticks(
         range(len(shown)),
-        shortened([setting.name for setting in shown], int(4 * width_inches)),
+        shortened([point.name for point in shown], int(4 * width_inches)),
         color=COLOURS["ink"],
     )
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlim(score_view(shown, forms, *trivial))
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(score_label(subject))
+    axes.set_xlabel(score_label(data))
     legend(figure, axes)
     return figure
 
 
-def pareto(subject: Subject) -> dict[str, Figure]:
+def pareto(data: ReportData) -> dict[str, Figure]:
     """Scores over costs, with the front: FLOPs and latency where they are known, else trained
     parameters."""
     costs: dict[str, tuple[str, Callable[[Cost], float | None]]] = {
@@ -119,34 +121,30 @@ def pareto(subject: Subject) -> dict[str, Figure]:
         "parameters": ("trained parameters", lambda cost: cost.parameters),
     }
     figures = {}
-    for name in ("FLOPs", "latency") if subject.has_costs else ("parameters",):
+    for name in ("FLOPs", "latency") if data.has_costs else ("parameters",):
         label, cost = costs[name]
         points = [
-            (setting, price)
-            for setting in subject.ranked()
-            if (price := cost(setting.cost)) is not None
+            (point, price) for point in data.ranked() if (price := cost(point.cost)) is not None
         ]
         if len(points) > 1:
-            figures[name] = _over_cost(subject, label, points)
+            figures[name] = _over_cost(data, label, points)
     return figures
 
 
 def _over_cost(
-    subject: Subject, label: str, points: Sequence[tuple[SettingSummary, float]]
+    data: ReportData, label: str, points: Sequence[tuple[PointSummary, float]]
 ) -> Figure:
     figure, axes = panel(HALF_INCHES, 3.7)
-    colours = colours_of(subject)
+    colours = colours_of(data)
     prices = [x for _, x in points]
-    scores = [setting.intervals[subject.form].score for setting, _ in points]
+    scores = [point.intervals[data.form].score for point, _ in points]
     front = []
-    for reference in subject.references:
-        places = [
-            place for place, (setting, _) in enumerate(points) if setting.reference == reference
-        ]
+    for reference in data.references:
+        places = [place for place, (point, _) in enumerate(points) if point.reference == reference]
         alike = [prices[place] for place in places], [scores[place] for place in places]
-        front += [places[place] for place in front_of(*alike, subject.metric.higher_is_better)]
+        front += [places[place] for place in front_of(*alike, data.metric.higher_is_better)]
     if (
-        len(subject.references) == 1
+        len(data.references) == 1
     ):  # what has other references was scored on other clips, or is another question
         corners = sorted((prices[place], scores[place]) for place in front)
         axes.step(
@@ -159,8 +157,8 @@ def _over_cost(
     named_places = (front if len(points) > LABELS else list(range(len(points))))[:LABELS]
     if min(prices) > 0:
         axes.set_xscale("log")
-    for place, (setting, x) in enumerate(points):
-        colour, found = colours[setting.name], setting.intervals[subject.form]
+    for place, (point, x) in enumerate(points):
+        colour, found = colours[point.name], point.intervals[data.form]
         axes.plot([x, x], [found.low, found.high], color=colour, linewidth=1.2, alpha=0.45)
         face = colour if place in front else COLOURS["paper"]
         (dot,) = axes.plot(
@@ -172,14 +170,14 @@ def _over_cost(
             markerfacecolor=face,
             markeredgewidth=1.5,
         )
-        named(dot, f"{setting.name}: {found.score:.3f} at {scaled_text(x)}")
+        named(dot, f"{point.name}: {found.score:.3f} at {scaled_text(x)}")
     axes.margins(x=0.12)
-    axes.set_ylim(score_view([setting for setting, _ in points], [subject.form]))
+    axes.set_ylim(score_view([point for point, _ in points], [data.form]))
     _number_ticks(axes)
     _write_names(
         axes, [(points[place][0].name, prices[place], scores[place]) for place in named_places]
     )
-    axes.set(xlabel=label, ylabel=f"{score_label(subject)}, {subject.form}")
+    axes.set(xlabel=label, ylabel=f"{score_label(data)}, {data.form}")
     return figure
 
 
@@ -215,14 +213,9 @@ def front_of(costs: Sequence[float], scores: Sequence[float], higher_is_better: 
 
 
 def score_view(
-    settings: Sequence[SettingSummary], forms: Sequence[str], *others: float
+    points: Sequence[PointSummary], forms: Sequence[str], *others: float
 ) -> tuple[float, float]:
-    found = [
-        setting.intervals[form]
-        for setting in settings
-        for form in forms
-        if form in setting.intervals
-    ]
+    found = [point.intervals[form] for point in points for form in forms if form in point.intervals]
     return view([*others, *(each.score for each in found)], found)
 
 
@@ -238,7 +231,7 @@ def _number_ticks(axes: Axes) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def score_label(subject: Subject) -> str:
-    metric = subject.metric
+def score_label(data: ReportData) -> str:
+    metric = data.metric
     unit = f" ({metric.unit})" if metric.unit else ""
     return f"{metric.name}{unit}" + ("" if metric.higher_is_better else ", lower is better")

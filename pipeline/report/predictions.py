@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from pipeline.errors import BadInput
-from pipeline.experiments.summary import SettingSummary
-from pipeline.report.source import Subject
+from pipeline.experiments.summary import PointSummary
+from pipeline.report.source import ReportData
 from pipeline.report.style import COLOURS, HALF_INCHES, colours_of, legend, panel
 from pipeline.train.run import Run
 
@@ -22,28 +22,23 @@ NUMBERS, NAMES = 12, 40
 BINS = 30
 
 
-def answers(subject: Subject) -> dict[str, Figure]:
+def answers(data: ReportData) -> dict[str, Figure]:
     """Confusion matrices of the best setting and the reference for a classification, else how clips
     score in both."""
-    shown = subject.compared()
-    if subject.summary.task == "classify":
+    shown = data.compared()
+    if data.summary.task == "classify":
         names = ["confusion", "confusion_reference"]
-        return {
-            name: confusion(subject, setting) for name, setting in zip(names, shown, strict=False)
-        }
-    figures = {"clips": histogram(subject, shown)}
-    return figures | ({"clip_by_clip": pairs(subject, *shown)} if len(shown) == 2 else {})
+        return {name: confusion(data, point) for name, point in zip(names, shown, strict=False)}
+    figures = {"clips": histogram(data, shown)}
+    return figures | ({"clip_by_clip": pairs(data, *shown)} if len(shown) == 2 else {})
 
 
-def confusion(subject: Subject, setting: SettingSummary) -> Figure:
+def confusion(data: ReportData, point: PointSummary) -> Figure:
     """Truth down, answer across, all seeds together; rows sum to one."""
-    runs = subject.scored_runs(setting)
-    labels = subject.runs[runs[0]].header.labels
+    runs = data.scored_runs(point)
+    labels = data.runs[runs[0]].header.labels
     counts = np.sum(
-        [
-            _counts(subject.runs[name], subject.evaluations[name], subject.form, labels)
-            for name in runs
-        ],
+        [_counts(data.runs[name], data.evaluations[name], data.form, labels) for name in runs],
         axis=0,
     )
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
@@ -70,7 +65,7 @@ def confusion(subject: Subject, setting: SettingSummary) -> Figure:
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.set(title=f"{setting.name}, {subject.form}", xlabel="answer", ylabel="truth")
+    axes.set(title=f"{point.name}, {data.form}", xlabel="answer", ylabel="truth")
     return figure
 
 
@@ -90,33 +85,31 @@ def _counts(run: Run, result: dict[str, Any], form: str, labels: tuple[str, ...]
     return counts
 
 
-def histogram(subject: Subject, shown: list[SettingSummary]) -> Figure:
+def histogram(data: ReportData, shown: list[PointSummary]) -> Figure:
     """How many clips score how much, on the mean over seeds."""
     figure, axes = panel(HALF_INCHES, 3.7)
-    colours = colours_of(subject)
-    scores = {setting.name: clip_scores(subject, setting) for setting in shown}
+    colours = colours_of(data)
+    scores = {point.name: clip_scores(data, point) for point in shown}
     everything = np.concatenate(list(scores.values()))
     edges = np.linspace(everything.min(), everything.max(), BINS + 1).tolist()
     for name, values in scores.items():
         axes.hist(values, edges, histtype="stepfilled", color=colours[name], alpha=0.22)
         axes.hist(values, edges, histtype="step", color=colours[name], linewidth=1.6, label=name)
         axes.axvline(float(np.median(values)), color=colours[name], linewidth=1, linestyle="--")
-    axes.set(
-        xlabel=f"{subject.metric.name} of a clip, {subject.form}; dashed: median", ylabel="clips"
-    )
+    axes.set(xlabel=f"{data.metric.name} of a clip, {data.form}; dashed: median", ylabel="clips")
     legend(figure, axes)
     return figure
 
 
-def pairs(subject: Subject, best: SettingSummary, reference: SettingSummary) -> Figure:
+def pairs(data: ReportData, best: PointSummary, reference: PointSummary) -> Figure:
     """Every clip's score in both, on the mean over seeds: what lies off the diagonal is where they
     differ."""
     figure, axes = panel(HALF_INCHES, 3.95)
-    x, y = clip_scores(subject, reference), clip_scores(subject, best)
+    x, y = clip_scores(data, reference), clip_scores(data, best)
     axes.axline(
         (float(x[0]), float(x[0])), slope=1, color=COLOURS["muted"], linewidth=1, linestyle="--"
     )
-    colour = colours_of(subject)[best.name]
+    colour = colours_of(data)[best.name]
     axes.plot(
         x,
         y,
@@ -126,14 +119,14 @@ def pairs(subject: Subject, best: SettingSummary, reference: SettingSummary) -> 
         alpha=max(0.15, min(0.7, 60 / len(x))),
         markeredgewidth=0,
     )
-    names = (f"{setting.name}, {subject.metric.name} of a clip" for setting in (reference, best))
+    names = (f"{point.name}, {data.metric.name} of a clip" for point in (reference, best))
     axes.set(**dict(zip(("xlabel", "ylabel"), names, strict=True)))
     return figure
 
 
-def clip_scores(subject: Subject, setting: SettingSummary) -> np.ndarray:
+def clip_scores(data: ReportData, point: PointSummary) -> np.ndarray:
     """(clips,) mean over seeds."""
-    tables = [subject.evaluations[name]["clips"].values() for name in subject.scored_runs(setting)]
-    rows = [[clip[subject.form] for clip in table] for table in tables]
+    tables = [data.evaluations[name]["clips"].values() for name in data.scored_runs(point)]
+    rows = [[clip[data.form] for clip in table] for table in tables]
     scores: np.ndarray = np.mean(rows, axis=0)
     return scores

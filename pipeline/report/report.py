@@ -13,9 +13,9 @@ import matplotlib
 from pipeline.cache.cache import Cache
 from pipeline.cache.storage.local import write_atomically
 from pipeline.experiments.summary import Summary
-from pipeline.report.page import Page, render
-from pipeline.report.sections import STRIPS, as_json, page_of_cache, page_of_subject
-from pipeline.report.source import of_runs, of_sweep
+from pipeline.report.page import Page, render_page
+from pipeline.report.sections import STRIPS, as_json, page_of_cache, page_of_data
+from pipeline.report.source import read_runs, read_sweep
 from pipeline.report.style import STYLE
 from pipeline.train.run import Run
 
@@ -31,11 +31,13 @@ def report(source: Sequence[Run] | Path | Cache, out: Path, split: str = "val") 
     """
     if isinstance(source, Cache):
         return [_written(partial(page_of_cache, source, out), None, out)]
-    subjects = of_sweep(source, split) if isinstance(source, Path) else [of_runs(source, split)]
-    places = [out if len(subjects) == 1 else out / subject.summary.task for subject in subjects]
+    data_of_tasks = (
+        read_sweep(source, split) if isinstance(source, Path) else [read_runs(source, split)]
+    )
+    places = [out if len(data_of_tasks) == 1 else out / data.summary.task for data in data_of_tasks]
     return [
-        _written(partial(page_of_subject, subject, place), subject.summary, place)
-        for subject, place in zip(subjects, places, strict=True)
+        _written(partial(page_of_data, data, place), data.summary, place)
+        for data, place in zip(data_of_tasks, places, strict=True)
     ]
 
 
@@ -51,7 +53,7 @@ def _written(make: Callable[[], Page], summary: Summary | None, out: Path) -> Pa
     )
     (out / "report.md").write_text(_markdown(page), encoding="utf-8")
     file = out / "report.html"
-    write_atomically(file, render(page).encode())
+    write_atomically(file, render_page(page).encode())
     return file
 
 

@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from pipeline.cache.cache import Cache
 from pipeline.cache.status import status
 from pipeline.errors import BadInput
-from pipeline.experiments.summary import SettingSummary, Summary
+from pipeline.experiments.summary import PointSummary, Summary
 from pipeline.report import axis_plots, curves, plots, tables, token_maps, videos
 from pipeline.report.page import Page, Plot
 from pipeline.report.predictions import answers
-from pipeline.report.provenance import commands, of_cache, of_runs
-from pipeline.report.source import Subject, cache_of
+from pipeline.report.provenance import cache_provenance, commands, runs_provenance
+from pipeline.report.source import ReportData, cache_of
 from pipeline.report.style import FULL_INCHES, HALF_INCHES, save_png, svg
 from pipeline.report.tables import number_text, p_text, scaled_text, seconds_text, signed_text
 from pipeline.train.run import Run
@@ -27,37 +27,37 @@ CLEAR = 0.05
 """Adjusted p below which a gain is called significant."""
 
 
-def page_of_subject(subject: Subject, out: Path) -> Page:
+def page_of_data(data: ReportData, out: Path) -> Page:
     """The page of runs or a sweep; plots and videos are also written into `out`."""
     page = Page(
-        title=_title(subject),
-        kind=f"{'Sweep' if subject.path else 'Runs'} · {subject.summary.task} on split {subject.summary.split}",
-        result=result(subject),
-        caution=_caution(subject),
-        figures=_figures(subject),
-        scores=tables.scores(subject),
-        runs=tables.runs(subject),
-        commands=commands(subject),
-        provenance=of_runs(subject),
+        title=_title(data),
+        kind=f"{'Sweep' if data.path else 'Runs'} · {data.summary.task} on split {data.summary.split}",
+        result=result(data),
+        caution=_caution(data),
+        figures=_figures(data),
+        scores=tables.scores(data),
+        runs=tables.runs(data),
+        commands=commands(data),
+        provenance=runs_provenance(data),
     )
-    costs = {f"score_over_{name}": figure for name, figure in plots.pareto(subject).items()}
+    costs = {f"score_over_{name}": figure for name, figure in plots.pareto(data).items()}
     page.plots = {
-        "scores": _placed(out, {"scores": plots.intervals(subject, FULL_INCHES)}),
+        "scores": _placed(out, {"scores": plots.intervals(data, FULL_INCHES)}),
         "costs": _placed(out, costs),
-        "learning": _placed(out, curves.learning(subject)),
-        "axes": _along(subject, out),
-        "answers": _placed(out, answers(subject)),
+        "learning": _placed(out, curves.learning(data)),
+        "axes": _axis_plots(data, out),
+        "answers": _placed(out, answers(data)),
     }
     (scores,) = page.plots["scores"]
-    scores.narrow_svg = svg(plots.intervals(subject, HALF_INCHES), scores.title)
-    if len(subject.ranked()) > plots.ROWS:
+    scores.narrow_svg = svg(plots.intervals(data, HALF_INCHES), scores.title)
+    if len(data.ranked()) > plots.ROWS:
         scores.caption += (
-            f" The best {plots.ROWS} of {len(subject.ranked())} and what they are compared with."
+            f" The best {plots.ROWS} of {len(data.ranked())} and what they are compared with."
         )
-    page.videos, page.no_videos = videos.videos(subject, out / "videos")
-    page.films, page.no_films = token_maps.films_of_run(*_recurrent(subject), subject.summary.split)
+    page.videos, page.no_videos = videos.videos(data, out / "videos")
+    page.films, page.no_films = token_maps.films_of_run(*_recurrent(data), data.summary.split)
     try:
-        _add_cache(page, cache_of(subject.shown(subject.ranked()[0])[0]))
+        _add_cache(page, cache_of(data.shown(data.ranked()[0])[0]))
     except BadInput as error:
         page.no_cache = f"The cache cannot be reached: {error.message}."
     _save_films(page, out)
@@ -81,7 +81,7 @@ def page_of_cache(cache: Cache, out: Path) -> Page:
             (f"{videos['failed']:,}", "videos failed"),
         ),
         commands=[f"stillframe report {cache}"],
-        provenance=of_cache(cache),
+        provenance=cache_provenance(cache),
     )
     page.films, page.no_films = token_maps.films_of_cache(cache)
     _add_cache(page, cache)
@@ -89,22 +89,22 @@ def page_of_cache(cache: Cache, out: Path) -> Page:
     return page
 
 
-def result(subject: Subject) -> str:
+def result(data: ReportData) -> str:
     """The best setting's score with its interval, against the reference and the trivial answer, in
     two or three sentences.
 
     Where settings have other videos and other references, none is the best: how many are ahead, and
     by how much.
     """
-    if not subject.is_one_question and _by_gain(subject):
-        return _result_of_questions(subject)
-    best, metric = subject.ranked()[0], subject.metric
-    trivial = subject.trivial(best)
-    found, alone = best.intervals[subject.form], len(subject.ranked()) == 1
+    if not data.is_one_question and _by_gain(data):
+        return _result_of_questions(data)
+    best, metric = data.ranked()[0], data.metric
+    trivial = data.trivial(best)
+    found, alone = best.intervals[data.form], len(data.ranked()) == 1
     unit = f" {metric.unit}" if metric.unit else ""
-    text = f"{best.name} has {'a' if alone else 'the best'} {subject.form} {metric.name} of {found.score:.3f}{unit}"
+    text = f"{best.name} has {'a' if alone else 'the best'} {data.form} {metric.name} of {found.score:.3f}{unit}"
     text += f" (95 % interval {number_text(found.low)} .. {number_text(found.high)})."
-    if comparison := best.comparisons.get(subject.form):
+    if comparison := best.comparisons.get(data.form):
         gain = comparison.gain
         text += f" It is ahead of {best.reference} by {signed_text(gain.score)}"
         text += f" ({signed_text(gain.low)} .. {signed_text(gain.high)}, adjusted p {p_text(comparison.p_adjusted)})"
@@ -116,60 +116,58 @@ def result(subject: Subject) -> str:
     return f"{text} The trivial answer, which does not look at the video, scores {trivial:.3f}{beaten}."
 
 
-def _result_of_questions(subject: Subject) -> str:
-    scored, compared = subject.ranked(), _by_gain(subject)
-    gains = [one.comparisons[subject.form] for one in compared]
+def _result_of_questions(data: ReportData) -> str:
+    scored, compared = data.ranked(), _by_gain(data)
+    gains = [one.comparisons[data.form] for one in compared]
     ahead, behind = (
         sum(way * each.gain.score > 0 and each.p_adjusted < CLEAR for each in gains)
         for way in (1, -1)
     )
     text = f"{ahead} of {len(gains)} settings are significantly better than the reference of each, {behind} worse."
     for which, one in zip(("largest", "least"), (compared[0], compared[-1]), strict=True):
-        gain = one.comparisons[subject.form].gain
+        gain = one.comparisons[data.form].gain
         span = f"{signed_text(gain.low)} .. {signed_text(gain.high)}"
         text += f" The {which} gain is {signed_text(gain.score)} ({span}), of {one.name}."
-    sign = 1 if subject.metric.higher_is_better else -1
-    beaten = sum(
-        sign * (one.intervals[subject.form].score - subject.trivial(one)) > 0 for one in scored
-    )
+    sign = 1 if data.metric.higher_is_better else -1
+    beaten = sum(sign * (one.intervals[data.form].score - data.trivial(one)) > 0 for one in scored)
     return f"{text} {beaten} of {len(scored)} are better than the trivial answer, which does not look at the video."
 
 
-def _by_gain(subject: Subject) -> list[SettingSummary]:
+def _by_gain(data: ReportData) -> list[PointSummary]:
     """The settings that were compared with a reference, by their gain over it, largest first."""
-    compared = [one for one in subject.ranked() if subject.form in one.comparisons]
-    return sorted(compared, key=lambda one: -one.comparisons[subject.form].gain.score)
+    compared = [one for one in data.ranked() if data.form in one.comparisons]
+    return sorted(compared, key=lambda one: -one.comparisons[data.form].gain.score)
 
 
-def _title(subject: Subject) -> str:
-    if subject.path:
-        return subject.summary.name
-    runs = list(subject.runs)
-    return runs[0] if len(runs) == 1 else f"{len(runs)} runs of {subject.summary.task}"
+def _title(data: ReportData) -> str:
+    if data.path:
+        return data.summary.name
+    runs = list(data.runs)
+    return runs[0] if len(runs) == 1 else f"{len(runs)} runs of {data.summary.task}"
 
 
-def _caution(subject: Subject) -> str:
-    ranked = len(subject.ranked())
-    if ranked < 2 or not subject.is_one_question:
+def _caution(data: ReportData) -> str:
+    ranked = len(data.ranked())
+    if ranked < 2 or not data.is_one_question:
         return ""
     return f"The best of {ranked} was chosen on the clips that it is scored on, which flatters it: expect less on new videos."
 
 
-def _figures(subject: Subject) -> list[tuple[str, str]]:
-    best, form, settings = subject.ranked()[0], subject.form, subject.summary.settings
-    evaluation = next(iter(subject.evaluations.values()))
-    failed = sum(len(setting.failed) for setting in settings)
+def _figures(data: ReportData) -> list[tuple[str, str]]:
+    best, form, points = data.ranked()[0], data.form, data.summary.settings
+    evaluation = next(iter(data.evaluations.values()))
+    failed = sum(len(point.failed) for point in points)
     many = [
-        (f"{len(settings)}", "settings" if len(settings) != 1 else "setting"),
-        (f"{len(subject.runs)}", "runs scored" + (f", {failed} stopped" if failed else "")),
+        (f"{len(points)}", "settings" if len(points) != 1 else "setting"),
+        (f"{len(data.runs)}", "runs scored" + (f", {failed} stopped" if failed else "")),
         (f"{evaluation['clips_scored']:,}", f"clips of {evaluation['videos']:,} videos scored"),
     ]
-    compared = _by_gain(subject)
-    if subject.is_one_question or not compared:
-        found = [(f"{best.intervals[form].score:.3f}", f"best {subject.metric.name}, {form}")]
+    compared = _by_gain(data)
+    if data.is_one_question or not compared:
+        found = [(f"{best.intervals[form].score:.3f}", f"best {data.metric.name}, {form}")]
         if form in best.comparisons:
             found.append((signed_text(best.comparisons[form].gain.score), f"over {best.reference}"))
-        found += [(f"{subject.trivial(best):.3f}", "trivial answer"), *many]
+        found += [(f"{data.trivial(best):.3f}", "trivial answer"), *many]
         found.append((scaled_text(best.cost.parameters), "parameters of the best"))
     else:
         ends = zip(("largest", "least"), (compared[0], compared[-1]), strict=True)
@@ -178,16 +176,14 @@ def _figures(subject: Subject) -> list[tuple[str, str]]:
             for which, one in ends
         ] + many
     trained = [
-        setting.training_s * len(setting.runs)
-        for setting in settings
-        if setting.training_s is not None
+        point.training_s * len(point.runs) for point in points if point.training_s is not None
     ]
     return found + ([(seconds_text(sum(trained)), "training in all")] if trained else [])
 
 
-def _recurrent(subject: Subject) -> tuple[Run, str]:
+def _recurrent(data: ReportData) -> tuple[Run, str]:
     """The best run that remembers something, or else the best, and its checkpoint."""
-    shown = [subject.shown(setting) for setting in subject.ranked()]
+    shown = [data.shown(point) for point in data.ranked()]
     return next((each for each in shown if each[0].recipe.temporal.name != "identity"), shown[0])
 
 
@@ -272,21 +268,23 @@ def _placed(out: Path, figures: Mapping[str, Figure]) -> list[Plot]:
     return placed
 
 
-def _along(subject: Subject, out: Path) -> list[Plot]:
+def _axis_plots(data: ReportData, out: Path) -> list[Plot]:
     """Axes that have the same lines side by side, all others one by one."""
-    found = axis_plots.along(subject)
-    alike = axis_plots.alike(found)
+    found = axis_plots.curves_by_axis(data)
+    comparable_axes = axis_plots.comparable_axes(found)
     wide = (
-        _placed(out, {"factors": axis_plots.side_by_side(subject, alike, FULL_INCHES)})
-        if alike
+        _placed(out, {"factors": axis_plots.axes_side_by_side(data, comparable_axes, FULL_INCHES)})
+        if comparable_axes
         else []
     )
     for plot in wide:
-        plot.narrow_svg = svg(axis_plots.side_by_side(subject, alike, HALF_INCHES), plot.title)
+        plot.narrow_svg = svg(
+            axis_plots.axes_side_by_side(data, comparable_axes, HALF_INCHES), plot.title
+        )
     rest = {
-        f"over_{axis}": axis_plots.over_axis(subject, axis, lines)
+        f"over_{axis}": axis_plots.axis_figure(data, axis, lines)
         for axis, lines in found.items()
-        if axis not in alike
+        if axis not in comparable_axes
     }
     return wide + _placed(out, rest)
 

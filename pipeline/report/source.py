@@ -11,7 +11,7 @@ from pipeline.cache.cache import HEADER_FILE, Cache
 from pipeline.cache.storage.open import open_storage
 from pipeline.config.json_files import read_json
 from pipeline.errors import BadInput
-from pipeline.experiments.summary import Outcome, Setting, SettingSummary, Summary, summarise
+from pipeline.experiments.summary import Outcome, PointSummary, ScoredPoint, Summary, summarise
 from pipeline.experiments.sweep import SUMMARIES, SWEEP_FILE
 from pipeline.models.profile import Cost, cost
 from pipeline.records import TokenShape
@@ -25,7 +25,7 @@ Source = Sequence[Run] | Path | Cache
 
 
 @dataclass(frozen=True)
-class Subject:
+class ReportData:
     """Settings that were scored on the same clips, and the runs behind them."""
 
     path: Path | None
@@ -45,52 +45,49 @@ class Subject:
     @property
     def form(self) -> str:
         """The form that settings are ranked by: the first that was scored."""
-        return next(form for setting in self.summary.settings for form in setting.intervals)
+        return next(form for point in self.summary.settings for form in point.intervals)
 
-    def ranked(self) -> list[SettingSummary]:
+    def ranked(self) -> list[PointSummary]:
         """The settings that were scored, best first."""
         sign = -1 if self.metric.higher_is_better else 1
-        scored = [setting for setting in self.summary.settings if self.form in setting.intervals]
-        return sorted(scored, key=lambda setting: sign * setting.intervals[self.form].score)
+        scored = [point for point in self.summary.settings if self.form in point.intervals]
+        return sorted(scored, key=lambda point: sign * point.intervals[self.form].score)
 
-    def scored_runs(self, setting: SettingSummary) -> list[str]:
+    def scored_runs(self, point: PointSummary) -> list[str]:
         """Their names, by seed."""
-        return [name for name in setting.runs if name in self.runs]
+        return [name for name in point.runs if name in self.runs]
 
-    def shown(self, setting: SettingSummary) -> tuple[Run, str]:
+    def shown(self, point: PointSummary) -> tuple[Run, str]:
         """Its first scored run, and which checkpoint of it was scored."""
-        name = self.scored_runs(setting)[0]
+        name = self.scored_runs(point)[0]
         return self.runs[name], self.evaluations[name]["checkpoint"]["which"]
 
     @property
     def references(self) -> list[str]:
         """Names of the settings that others are compared with."""
-        return list(dict.fromkeys(setting.reference for setting in self.summary.settings))
+        return list(dict.fromkeys(point.reference for point in self.summary.settings))
 
     @property
     def is_one_question(self) -> bool:
         """Whether one setting can be the best: all have one reference, or the same windows, which
         the trivial answer tells."""
         return (
-            len(self.references) == 1
-            or len({self.trivial(setting) for setting in self.ranked()}) == 1
+            len(self.references) == 1 or len({self.trivial(point) for point in self.ranked()}) == 1
         )
 
-    def trivial(self, setting: SettingSummary) -> float:
+    def trivial(self, point: PointSummary) -> float:
         """What the trivial answer scores on the clips of a scored setting."""
-        trivial: float = self.evaluations[self.scored_runs(setting)[0]]["trivial"][self.metric.name]
+        trivial: float = self.evaluations[self.scored_runs(point)[0]]["trivial"][self.metric.name]
         return trivial
 
-    def compared(self) -> list[SettingSummary]:
+    def compared(self) -> list[PointSummary]:
         """The best setting, and its reference where it is another: both were scored on the same
         clips."""
         ranked = self.ranked()
-        return ranked[:1] + [
-            setting for setting in ranked[1:] if setting.name == ranked[0].reference
-        ]
+        return ranked[:1] + [point for point in ranked[1:] if point.name == ranked[0].reference]
 
 
-def find(places: Sequence[str]) -> Source:
+def find_source(places: Sequence[str]) -> Source:
     """The source that the arguments of a command mean. Raises BadInput where they are none, or do
     not go together."""
     whole = next(
@@ -116,7 +113,7 @@ def _holds(place: str, name: str) -> bool:
     return open_storage(place).exists(name)
 
 
-def of_sweep(path: Path, split: str) -> list[Subject]:
+def read_sweep(path: Path, split: str) -> list[ReportData]:
     """One for each task. Raises BadInput for a sweep that is not finished, or was scored on another
     split."""
     found = sorted(path.glob(SUMMARIES))
@@ -125,25 +122,23 @@ def of_sweep(path: Path, split: str) -> list[Subject]:
     return [_of_summary(path, read_json(Summary, file, AGAIN), split) for file in found]
 
 
-def _of_summary(path: Path, summary: Summary, split: str) -> Subject:
+def _of_summary(path: Path, summary: Summary, split: str) -> ReportData:
     if summary.split != split:
         raise BadInput(
             f"sweep {path} was scored on split '{summary.split}', not on '{split}'",
             f"--split {summary.split}",
         )
-    if not any(setting.intervals for setting in summary.settings):
+    if not any(point.intervals for point in summary.settings):
         raise BadInput(
             f"sweep {path} has no member that was scored",
             "see failed.json in the folders of its members",
         )
-    scored = [
-        name for setting in summary.settings for name in setting.runs if name not in setting.failed
-    ]
+    scored = [name for point in summary.settings for name in point.runs if name not in point.failed]
     runs = {name: Run(path / "runs" / name) for name in scored}
-    return Subject(path, summary, runs, _evaluations(runs, split), has_costs=True)
+    return ReportData(path, summary, runs, _evaluations(runs, split), has_costs=True)
 
 
-def of_runs(given: Sequence[Run], split: str) -> Subject:
+def read_runs(given: Sequence[Run], split: str) -> ReportData:
     """Raises BadInput for runs that were not scored on `split`, or not on the same clips of one
     task.
 
@@ -154,7 +149,7 @@ def of_runs(given: Sequence[Run], split: str) -> Subject:
     if not runs:
         raise BadInput("a page of no runs", "name at least one run folder")
     costs = _costs(runs)
-    settings = []
+    points = []
     for names in _by_recipe(runs):
         first = runs[names[0]]
         outcomes = tuple(
@@ -167,26 +162,26 @@ def of_runs(given: Sequence[Run], split: str) -> Subject:
             state_bytes=0,
         )
         title = names[0] + (f" and {len(names) - 1} more seeds" if len(names) > 1 else "")
-        settings.append(Setting(title, {"temporal": first.recipe.temporal.name}, known, outcomes))
-    still = (setting.name for setting in settings if setting.values["temporal"] == "identity")
-    reference = next(still, settings[0].name)
+        points.append(ScoredPoint(title, {"temporal": first.recipe.temporal.name}, known, outcomes))
+    still = (point.name for point in points if point.values["temporal"] == "identity")
+    reference = next(still, points[0].name)
     task = next(iter(evaluations.values()))["task"]
-    summary = _as_evaluated(summarise(task, {}, settings, reference), evaluations)
-    return Subject(None, summary, runs, evaluations, has_costs=bool(costs))
+    summary = _as_evaluated(summarise(task, {}, points, reference), evaluations)
+    return ReportData(None, summary, runs, evaluations, has_costs=bool(costs))
 
 
 def _as_evaluated(summary: Summary, evaluations: Mapping[str, dict[str, Any]]) -> Summary:
     """With the interval that `evaluate` gave where a setting is one run: it was resampled less
     often, but people know it."""
 
-    def known(setting: SettingSummary) -> SettingSummary:
-        if len(setting.runs) > 1:
-            return setting
-        forms = evaluations[setting.runs[0]]["forms"]
+    def known(point: PointSummary) -> PointSummary:
+        if len(point.runs) > 1:
+            return point
+        forms = evaluations[point.runs[0]]["forms"]
         intervals = {
             form: Interval(**scores[summary.metric.name]) for form, scores in forms.items()
         }
-        return setting.model_copy(update={"intervals": intervals})
+        return point.model_copy(update={"intervals": intervals})
 
     return summary.model_copy(update={"settings": tuple(map(known, summary.settings))})
 

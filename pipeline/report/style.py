@@ -19,7 +19,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.report.source import Subject
+from pipeline.report.source import ReportData
 from pipeline.train.bootstrap import Interval
 
 SERIES = (
@@ -94,20 +94,17 @@ def panel(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def colours_of(subject: Subject) -> dict[str, str]:
+def colours_of(data: ReportData) -> dict[str, str]:
     """Setting -> its colour in every plot. Where there are more settings than colours, the best and
     its reference have one."""
-    names = [setting.name for setting in subject.summary.settings]
+    names = [point.name for point in data.summary.settings]
     if len(names) > len(SERIES):
-        referred = subject.ranked()[0].reference
-        best = [setting.name for setting in subject.ranked() if setting.name != referred]
+        referred = data.ranked()[0].reference
+        best = [point.name for point in data.ranked() if point.name != referred]
         chosen = {*best[: len(SERIES) - 1], referred}
         names = [name for name in names if name in chosen]
     found = dict(zip(names, SERIES, strict=False))
-    return {
-        setting.name: found.get(setting.name, COLOURS["rest"])
-        for setting in subject.summary.settings
-    }
+    return {point.name: found.get(point.name, COLOURS["rest"]) for point in data.summary.settings}
 
 
 def named(artist: Any, text: str) -> Any:

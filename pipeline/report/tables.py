@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from pipeline.experiments.summary import SettingSummary
-from pipeline.report.source import Subject
+from pipeline.experiments.summary import PointSummary
+from pipeline.report.source import ReportData
 from pipeline.train.bootstrap import Interval
 
 Row = Mapping[str, Any]
@@ -141,14 +141,14 @@ def seconds_text(seconds: float) -> str:
 # Which tables there are
 
 
-def scores(subject: Subject) -> Table:
+def scores(data: ReportData) -> Table:
     """A row for each setting and form, best first; settings without a score stand last with their
     reason."""
-    ranked = subject.ranked()
-    unscored = [setting for setting in subject.summary.settings if not setting.intervals]
-    rows = [_score_row(subject, setting, form) for setting in ranked for form in setting.intervals]
-    rows += [_setting_row(subject, setting) for setting in unscored]
-    metric = subject.metric.name
+    ranked = data.ranked()
+    unscored = [point for point in data.summary.settings if not point.intervals]
+    rows = [_score_row(data, point, form) for point in ranked for form in point.intervals]
+    rows += [_setting_row(data, point) for point in unscored]
+    metric = data.metric.name
     others = list(dict.fromkeys(key for row in rows for key in row if key.startswith("metric ")))
     columns = [Column("setting", "setting", plain("setting"))]
     columns += [
@@ -158,18 +158,18 @@ def scores(subject: Subject) -> Table:
             plain("form"),
             "streaming answers frame by frame; window sees all frames at once",
         ),
-        Column(metric, "score", number("score"), _direction(subject)),
+        Column(metric, "score", number("score"), _direction(data)),
         Column(
             "95 % interval",
             "low",
             span("low", "high"),
-            "over seeds and videos" if subject.path else "over videos",
+            "over seeds and videos" if data.path else "over videos",
         ),
         Column(
             "gain",
             "gain",
             signed("gain"),
-            f"over {one_reference(subject)}, on the same clips; positive is better",
+            f"over {one_reference(data)}, on the same clips; positive is better",
         ),
         Column(
             "its interval", "gain_low", span("gain_low", "gain_high", signed_text), "95 %, paired"
@@ -182,7 +182,7 @@ def scores(subject: Subject) -> Table:
         ),
         *(
             [Column("over", "reference", plain("reference"), "its reference")]
-            if len(subject.references) > 1
+            if len(data.references) > 1
             else []
         ),
         Column(
@@ -210,7 +210,7 @@ def scores(subject: Subject) -> Table:
             lambda row: scaled_text(row["state_bytes"], "B"),
             "of one stream",
         ),
-        *(Column(axis, f"axis {axis}", plain(f"axis {axis}")) for axis in subject.summary.axes),
+        *(Column(axis, f"axis {axis}", plain(f"axis {axis}")) for axis in data.summary.axes),
         Column("failed", "failed", plain("failed")),
     ]
     return Table(
@@ -220,41 +220,41 @@ def scores(subject: Subject) -> Table:
     )
 
 
-def one_reference(subject: Subject) -> str:
+def one_reference(data: ReportData) -> str:
     """What gains are over, in words: settings may have a reference each."""
-    return "its reference" if len(subject.references) > 1 else subject.summary.reference
+    return "its reference" if len(data.references) > 1 else data.summary.reference
 
 
-def _direction(subject: Subject) -> str:
-    return "higher is better" if subject.metric.higher_is_better else "lower is better"
+def _direction(data: ReportData) -> str:
+    return "higher is better" if data.metric.higher_is_better else "lower is better"
 
 
-def _setting_row(subject: Subject, setting: SettingSummary) -> dict[str, Any]:
+def _setting_row(data: ReportData, point: PointSummary) -> dict[str, Any]:
     """What holds in every form."""
-    row: dict[str, Any] = {"setting": setting.name} | {
-        f"axis {axis}": value for axis, value in setting.values.items()
+    row: dict[str, Any] = {"setting": point.name} | {
+        f"axis {axis}": value for axis, value in point.values.items()
     }
-    row |= {"seeds": len(setting.runs) - len(setting.failed)}
-    row |= setting.cost.model_dump(include=None if subject.has_costs else {"parameters"})
-    failed = "; ".join(f"{name}: {reason}" for name, reason in setting.failed.items())
+    row |= {"seeds": len(point.runs) - len(point.failed)}
+    row |= point.cost.model_dump(include=None if data.has_costs else {"parameters"})
+    failed = "; ".join(f"{name}: {reason}" for name, reason in point.failed.items())
     return row | {
-        "training_s": setting.training_s,
-        "is_reference": setting.name in subject.references,
+        "training_s": point.training_s,
+        "is_reference": point.name in data.references,
         "failed": failed or None,
     }
 
 
-def _score_row(subject: Subject, setting: SettingSummary, form: str) -> dict[str, Any]:
-    row = _setting_row(subject, setting) | {"form": form} | _interval(setting.intervals[form])
-    if form in setting.comparisons:
-        comparison = setting.comparisons[form]
-        row["reference"] = setting.reference
+def _score_row(data: ReportData, point: PointSummary, form: str) -> dict[str, Any]:
+    row = _setting_row(data, point) | {"form": form} | _interval(point.intervals[form])
+    if form in point.comparisons:
+        comparison = point.comparisons[form]
+        row["reference"] = point.reference
         row |= _interval(comparison.gain, "gain", "gain_low", "gain_high")
         row |= comparison.model_dump(exclude={"gain"})
-    if form in setting.pareto and subject.has_costs:
-        row["pareto"] = setting.pareto[form]
+    if form in point.pareto and data.has_costs:
+        row["pareto"] = point.pareto[form]
     others = {
-        name: value for name, value in setting.metrics[form].items() if name != subject.metric.name
+        name: value for name, value in point.metrics[form].items() if name != data.metric.name
     }
     return row | {f"metric {name}": value for name, value in others.items()}
 
@@ -264,21 +264,17 @@ def _interval(interval: Interval, *names: str) -> dict[str, float]:
     return dict(zip(names, (interval.score, interval.low, interval.high), strict=True))
 
 
-def runs(subject: Subject) -> Table:
+def runs(data: ReportData) -> Table:
     """A row for each run, those that were stopped included."""
-    rows = [
-        _run_row(subject, setting, name)
-        for setting in subject.summary.settings
-        for name in setting.runs
-    ]
+    rows = [_run_row(data, point, name) for point in data.summary.settings for name in point.runs]
     forms = list(
-        dict.fromkeys(form for result in subject.evaluations.values() for form in result["forms"])
+        dict.fromkeys(form for result in data.evaluations.values() for form in result["forms"])
     )
     columns = [
         Column("run", "run", plain("run")),
         Column("temporal", "temporal", plain("temporal")),
         *(
-            Column(f"{subject.metric.name}, {form}", f"score {form}", number(f"score {form}"))
+            Column(f"{data.metric.name}, {form}", f"score {form}", number(f"score {form}"))
             for form in forms
         ),
         Column("seed", "seed", plain("seed")),
@@ -295,11 +291,11 @@ def runs(subject: Subject) -> Table:
     )
 
 
-def _run_row(subject: Subject, setting: SettingSummary, name: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"run": name, "setting": setting.name, "failed": setting.failed.get(name)}
-    if name not in subject.evaluations:
+def _run_row(data: ReportData, point: PointSummary, name: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"run": name, "setting": point.name, "failed": point.failed.get(name)}
+    if name not in data.evaluations:
         return row
-    result, header = subject.evaluations[name], subject.runs[name].header
+    result, header = data.evaluations[name], data.runs[name].header
     row |= {
         "temporal": result["temporal"],
         "seed": header.recipe["training"]["seed"],
@@ -311,7 +307,7 @@ def _run_row(subject: Subject, setting: SettingSummary, name: str) -> dict[str, 
         "skipped": result["clips_skipped"],
     }
     return row | {
-        f"score {form}": scores[subject.metric.name]["score"]
+        f"score {form}": scores[data.metric.name]["score"]
         for form, scores in result["forms"].items()
     }
 

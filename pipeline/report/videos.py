@@ -11,7 +11,7 @@ from PIL import Image
 from pipeline.cache.cache import Cache
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import StillframeError
-from pipeline.report.source import Subject, cache_of
+from pipeline.report.source import ReportData, cache_of
 from pipeline.train.run import Run
 from pipeline.train.visualize import VideoFile, drawings, file_name
 
@@ -22,7 +22,7 @@ CRF = 26
 
 
 @dataclass(frozen=True)
-class Video:
+class DrawnVideo:
     """An .mp4 with answer and truth drawn in."""
 
     clip: str
@@ -38,19 +38,19 @@ def manifest_of(run: Run, cache: Cache) -> Manifest:
     return cache.manifest if folder is None else Manifest.load(Path(folder))
 
 
-def videos(subject: Subject, out: Path) -> tuple[dict[str, list[Video]], str]:
+def videos(data: ReportData, out: Path) -> tuple[dict[str, list[DrawnVideo]], str]:
     """Setting -> clips as the best setting and the reference answer them, written into `out`; and
     why some are missing."""
-    made: dict[str, list[Video]] = {}
-    for setting in subject.compared():
+    made: dict[str, list[DrawnVideo]] = {}
+    for point in data.compared():
         try:
-            made[setting.name] = _drawn(*subject.shown(setting), subject.summary.split, out)
+            made[point.name] = _drawn(*data.shown(point), data.summary.split, out)
         except (StillframeError, NotImplementedError) as error:
-            return made, f"Not drawn for {setting.name}: {error}."
+            return made, f"Not drawn for {point.name}: {error}."
     return made, ""
 
 
-def _drawn(run: Run, checkpoint: str, split: str, out: Path) -> list[Video]:
+def _drawn(run: Run, checkpoint: str, split: str, out: Path) -> list[DrawnVideo]:
     made, cache = [], cache_of(run)
     for drawing in drawings(
         run, cache, CLIPS, split, checkpoint, manifest_of(run, cache), allow_missing=True
@@ -61,7 +61,7 @@ def _drawn(run: Run, checkpoint: str, split: str, out: Path) -> list[Video]:
             for pixels_HWC in frames:
                 file.append(pixels_HWC)
         height, width = frames[0].shape[:2]
-        made.append(Video(drawing.clip.clip_id, drawing.clip.label or "", path, width, height))
+        made.append(DrawnVideo(drawing.clip.clip_id, drawing.clip.label or "", path, width, height))
     return made
 
 

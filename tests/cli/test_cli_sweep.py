@@ -9,10 +9,15 @@ from support.commands import SPEC, assert_refused, call, fine
 
 from pipeline.config.shipped import shipped
 from pipeline.experiments.sweep import SWEEP_FILE, Sweep
-from pipeline.experiments.sweep_spec import load_sweep, settings_of
-from pipeline.report.axis_plots import alike, along, over_axis, side_by_side
+from pipeline.experiments.sweep_spec import grid_points, load_sweep
+from pipeline.report.axis_plots import (
+    axes_side_by_side,
+    axis_figure,
+    comparable_axes,
+    curves_by_axis,
+)
 from pipeline.report.provenance import commands
-from pipeline.report.source import of_sweep
+from pipeline.report.source import read_sweep
 from pipeline.report.style import FULL_INCHES, HALF_INCHES
 from pipeline.train.run import Run
 
@@ -41,7 +46,7 @@ data = { frames = 12 }
 
 
 def test_rates_are_compared_over_the_same_seconds():
-    settings = settings_of(load_sweep(shipped("sweep")["frame_rate"]))
+    settings = grid_points(load_sweep(shipped("sweep")["frame_rate"]))
     windows = [next(iter(one.members.values())).windows for one in settings]
     assert {(one.frames - 1) / one.fps for one in windows} == {1.5}
     assert sorted({one.fps for one in windows}) == [
@@ -52,7 +57,7 @@ def test_rates_are_compared_over_the_same_seconds():
 
 
 def test_length_is_asked_up_to_hundreds_of_frames():
-    found = {one.name: one for one in settings_of(load_sweep(shipped("sweep")["motion_factors"]))}
+    found = {one.name: one for one in grid_points(load_sweep(shipped("sweep")["motion_factors"]))}
     long = {name: one for name, one in found.items() if one.cache == "frames_384"}
     assert len(long) == 16 and len(found) == 60
     for one in long.values():
@@ -68,7 +73,7 @@ def test_length_is_asked_up_to_hundreds_of_frames():
 def test_a_given_axis_chooses_among_settings_too():
     path = shipped("sweep")["motion_factors"]
     spec = load_sweep(path, axes={"cache": ["given", "speed_1"], "temporal": ["identity", "gru"]})
-    assert [one.name for one in settings_of(spec)] == [
+    assert [one.name for one in grid_points(spec)] == [
         "given, identity",
         "given, gru",
         "speed_1, identity",
@@ -89,7 +94,7 @@ def test_a_given_axis_chooses_among_settings_too():
         for module in ("identity", "gru")
         for frames in (8, 48)
     ]
-    assert [one.name for one in settings_of(load_sweep(path, axes=lengths))] == names
+    assert [one.name for one in grid_points(load_sweep(path, axes=lengths))] == names
 
 
 @pytest.mark.parametrize(
@@ -163,34 +168,34 @@ def test_each_setting_is_told_beside_its_own_reference(room):
 
 def test_curves_run_from_the_videos_at_rest_to_the_hard_ones(room):
     folder, _, _ = room
-    (subject,) = of_sweep(folder / "sweep", "val")
-    curves = along(subject)
+    (data,) = read_sweep(folder / "sweep", "val")
+    curves = curves_by_axis(data)
     assert list(curves) and set(curves) == {"occlusion", "windows.eval_frames"}
-    score = {one.name: one.intervals["streaming"].score for one in subject.ranked()}
+    score = {one.name: one.intervals["streaming"].score for one in data.ranked()}
     lines = {
         line.get_label(): line
-        for line in over_axis(subject, "occlusion", curves["occlusion"]).axes[0].lines
+        for line in axis_figure(data, "occlusion", curves["occlusion"]).axes[0].lines
     }
     assert list(lines["gru"].get_xdata()) == [0, 1]
     assert list(lines["gru"].get_ydata()) == [score["given, gru"], score["hidden, gru"]]
-    trivial = {one.name: subject.trivial(one) for one in subject.ranked()}
+    trivial = {one.name: data.trivial(one) for one in data.ranked()}
     assert list(lines["trivial answer"].get_ydata()) == [
         trivial["given, gru"],
         trivial["hidden, gru"],
     ]
     axis = "windows.eval_frames"
     lengths = {
-        line.get_label(): line for line in over_axis(subject, axis, curves[axis]).axes[0].lines
+        line.get_label(): line for line in axis_figure(data, axis, curves[axis]).axes[0].lines
     }
     assert list(lengths["identity"].get_xdata()) == [2, 6]
 
 
 @pytest.mark.parametrize(("width_inches", "columns"), [(FULL_INCHES, 3), (HALF_INCHES, 2)])
 def test_factors_stand_side_by_side_with_their_gains(room, width_inches, columns):
-    (subject,) = of_sweep(room[0] / "sweep", "val")
-    curves = alike(along(subject))
+    (data,) = read_sweep(room[0] / "sweep", "val")
+    curves = comparable_axes(curves_by_axis(data))
     assert list(curves) == ["occlusion", "windows.eval_frames"]
-    panels = side_by_side(subject, curves | {"once_more": curves["occlusion"]}, width_inches).axes
+    panels = axes_side_by_side(data, curves | {"once_more": curves["occlusion"]}, width_inches).axes
     assert (
         len(panels) == 6 and len({one.get_subplotspec().colspan.start for one in panels}) == columns
     )
@@ -204,7 +209,7 @@ def test_factors_stand_side_by_side_with_their_gains(room, width_inches, columns
     assert score.get_ylabel() == "mIoU, streaming" and gain.get_ylabel() == "gain over identity"
     over = {
         one.name: one.comparisons["streaming"].gain.score
-        for one in subject.ranked()
+        for one in data.ranked()
         if one.comparisons
     }
     assert [over["given, gru"], over["hidden, gru"]] in [
@@ -265,7 +270,7 @@ def test_the_command_of_a_page_makes_the_same_sweep_with_all_that_was_laid_over_
     made = tmp_path / "made"
     fine("sweep", "temporal_modules", place.cache, *changes, *axes, "--seeds", "2", "--out", made)
     (command,) = [
-        line for line in commands(of_sweep(made, "val")[0]) if line.startswith("stillframe sweep")
+        line for line in commands(read_sweep(made, "val")[0]) if line.startswith("stillframe sweep")
     ]
     _, *arguments = command.split()
     assert arguments == ["sweep", str(made / SWEEP_FILE), str(place.cache), "--out", str(made)]

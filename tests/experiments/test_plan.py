@@ -25,7 +25,7 @@ from pipeline.config.recipe import Recipe, load_recipe
 from pipeline.datasets.manifest import manifest
 from pipeline.experiments import measure
 from pipeline.experiments.plan import break_even, plan
-from pipeline.experiments.subset import LEAST_HEAD, sample
+from pipeline.experiments.subset import MIN_HEAD_FRAMES, write_subset
 from pipeline.experiments.uncached import UncachedWindows
 from pipeline.extract import extract
 from pipeline.extract.worker import load_encoder
@@ -71,7 +71,7 @@ def recipe(temporal: str = "identity", **training: object) -> Recipe:
     return plugins.check(Recipe, table, "test")
 
 
-def speed(**changes: float) -> measure.Speed:
+def speed(**changes: float) -> measure.Throughput:
     table = {
         "videos": 4,
         "frames": 256,
@@ -89,7 +89,7 @@ def speed(**changes: float) -> measure.Speed:
         "step_s": 0.5,
     }
     table |= {"uncached_step_s": 1.5}
-    return measure.Speed(**table | changes)
+    return measure.Throughput(**table | changes)
 
 
 # Sizes
@@ -265,10 +265,10 @@ def long(tmp_path_factory):
 
 
 def test_the_sample_has_whole_short_videos_and_heads_of_long_ones(long, tmp_path):
-    few = sample(long, address_spec(), 80, tmp_path)
+    few = write_subset(long, address_spec(), 80, tmp_path)
     assert few.splits == ("train", "val")
     frames = {clip.label: probe(few.root / clip.source).duration_s * 10 for clip in few.clips}
-    assert frames["a"] == pytest.approx(LEAST_HEAD, abs=12)  # up to the next group of pictures
+    assert frames["a"] == pytest.approx(MIN_HEAD_FRAMES, abs=12)  # up to the next group of pictures
     assert set(frames) <= {"a", "b"}
     assert "b" not in frames or frames["b"] == pytest.approx(30)
     cache = extract.extract(address_spec(), few, tmp_path / "caches")
@@ -276,7 +276,7 @@ def test_the_sample_has_whole_short_videos_and_heads_of_long_ones(long, tmp_path
 
 
 def test_the_sample_is_spread_by_frames(built, tmp_path):
-    some = sample(built, address_spec(), 60, tmp_path)
+    some = write_subset(built, address_spec(), 60, tmp_path)
     found = {
         Path(some.root / clip.source).resolve().name for clip in some.clips if clip.split == "train"
     }
@@ -304,7 +304,7 @@ def test_a_video_whose_header_promises_much_and_that_holds_nothing_does_not_stan
     videos = manifest.build("folder", root, tmp_path / "data", {"val_fraction": 0.0})
     assert any(video.source == "a/empty.mp4" for video in videos.videos)
     for wanted in (30, 60):
-        some = sample(videos, address_spec(), wanted, tmp_path / str(wanted))
+        some = write_subset(videos, address_spec(), wanted, tmp_path / str(wanted))
         assert (
             some.videos
             and not extract.extract(address_spec(), some, tmp_path / f"caches{wanted}").failures
@@ -313,7 +313,7 @@ def test_a_video_whose_header_promises_much_and_that_holds_nothing_does_not_stan
 
 def test_nothing_stays_of_a_trial(place, tmp_path):
     out = tmp_path / "caches"
-    made = measure.attempt(
+    made = measure.measure_stages(
         load_spec(place.spec),
         manifest.Manifest.load(place.data),
         load_recipe(place.recipe),
@@ -507,7 +507,7 @@ def test_both_loops_see_the_same_tokens_and_begin_with_the_same_loss(vit_cache, 
     }
     cached = Windows(cache, videos, "train", **settings)
     encoder = load_encoder(cache, CPU)
-    samples = [cached.sample(number) for number in range(6)]
+    samples = [cached.write_subset(number) for number in range(6)]
     with UncachedWindows(encoder, 2, CPU, cache, videos, "train", **settings) as live:
         ours, theirs = cached.read(samples), live.read(samples)
         (special, patches), (special_live, patches_live) = (

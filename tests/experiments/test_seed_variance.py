@@ -8,9 +8,9 @@ import torch
 
 from pipeline.experiments.seed_variance import (
     FEWEST,
-    SeedSpread,
+    SeedVariance,
     moderated,
-    seed_spreads,
+    seed_variances,
     trigamma_inverse,
 )
 
@@ -81,27 +81,27 @@ def test_variances_of_0_are_moderated_and_tell_nothing_of_the_prior():
 @pytest.mark.parametrize("seeds", [2, 3])
 def test_few_settings_have_the_interval_of_student(settings, seeds):
     table_KS = np.random.default_rng(settings).normal(size=(settings, seeds))
-    for spread, score_S in zip(seed_spreads(scores_of(table_KS)).values(), table_KS, strict=True):
+    for spread, score_S in zip(seed_variances(scores_of(table_KS)).values(), table_KS, strict=True):
         error = score_S.std(ddof=1) / np.sqrt(seeds)
-        assert spread == SeedSpread(pytest.approx(error), seeds - 1, 0, 1)
+        assert spread == SeedVariance(pytest.approx(error), seeds - 1, 0, 1)
         assert np.percentile(spread.draws(100_000), 97.5) == pytest.approx(
             STUDENT_975[seeds - 1] * error, rel=0.05
         )
 
 
 def test_one_seed_knows_nothing_of_others():
-    spreads = seed_spreads(scores_of(np.arange(6.0)[:, None]))
+    spreads = seed_variances(scores_of(np.arange(6.0)[:, None]))
     assert all(np.all(spread.draws(100) == 0) for spread in spreads.values()) and len(spreads) == 6
-    assert seed_spreads({}) == {}
+    assert seed_variances({}) == {}
 
 
 def test_copies_of_one_setting_are_one_witness():
     """Settings that a seed moves alike, as nearly lossless codecs: Student's t, however many; and their gains are certain."""
-    luck_S = np.array([0.3, -0.1, 0.4])
-    spreads = seed_spreads(scores_of(np.arange(8.0)[:, None] + luck_S))
+    seed_effect_S = np.array([0.3, -0.1, 0.4])
+    spreads = seed_variances(scores_of(np.arange(8.0)[:, None] + seed_effect_S))
     for spread in spreads.values():
         assert (spread.common, spread.common_freedom) == (
-            pytest.approx(luck_S.std(ddof=1) / np.sqrt(3)),
+            pytest.approx(seed_effect_S.std(ddof=1) / np.sqrt(3)),
             2,
         )
         assert spread.own == pytest.approx(0, abs=1e-9)
@@ -110,7 +110,7 @@ def test_copies_of_one_setting_are_one_witness():
 def test_a_restless_setting_is_not_talked_down():
     table_KS = 0.01 * np.random.default_rng(0).normal(size=(10, 3))
     table_KS[4] = [-3, 0, 3]
-    spreads = list(seed_spreads(scores_of(table_KS)).values())
+    spreads = list(seed_variances(scores_of(table_KS)).values())
     left = table_KS[4] - table_KS.mean(0)
     assert spreads[4].own >= left.std(ddof=1) / np.sqrt(3)
     assert spreads[4].own > 1.5 * max(
@@ -121,9 +121,9 @@ def test_a_restless_setting_is_not_talked_down():
 def test_a_setting_that_lost_its_seeds_borrows():
     rng = np.random.default_rng(0)
     scores = scores_of(rng.normal(size=(8, 3)))
-    whole = seed_spreads(scores)
+    whole = seed_variances(scores)
     lost = scores | {"one left": {1: 0.5}, "two left": {0: 0.5, 2: 1.0}}
-    found = seed_spreads(lost)
+    found = seed_variances(lost)
     assert {name: found[name].common for name in whole} == pytest.approx(
         {name: one.common for name, one in whole.items()}
     )
@@ -138,11 +138,11 @@ def test_the_order_of_settings_and_seeds_and_the_sign_change_nothing():
     scores = scores_of(np.random.default_rng(0).normal(size=(9, 3)))
     turned = {name: dict(reversed(of.items())) for name, of in reversed(scores.items())}
     minus = {name: {seed: -score for seed, score in of.items()} for name, of in scores.items()}
-    assert seed_spreads(turned) == seed_spreads(scores) == seed_spreads(minus)
+    assert seed_variances(turned) == seed_variances(scores) == seed_variances(minus)
 
 
 def test_draws_of_another_stream_are_independent():
-    spread = SeedSpread(1.0, 5, 1.0, 5)
+    spread = SeedVariance(1.0, 5, 1.0, 5)
     first, same, other = spread.draws(20_000), spread.draws(20_000), spread.draws(20_000, stream=1)
     assert np.array_equal(first, same)
     assert abs(np.corrcoef(first, other)[0, 1]) < 0.05
@@ -172,7 +172,7 @@ def test_coverage(seeds, spread_K, shared):
         ) + shared * rng.normal(size=seeds)
         gain_KS = table_KS[1:] - table_KS[0]
         of_scores, of_gains = (
-            half_widths(seed_spreads(scores_of(each))) for each in (table_KS, gain_KS)
+            half_widths(seed_variances(scores_of(each))) for each in (table_KS, gain_KS)
         )
         held.append(np.abs(table_KS.mean(1)) <= of_scores)
         gained.append(np.abs(gain_KS.mean(1)) <= of_gains)

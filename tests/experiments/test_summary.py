@@ -8,9 +8,9 @@ import pytest
 from pipeline.errors import BadInput, StillframeError
 from pipeline.experiments import resampling
 from pipeline.experiments.resampling import two_sided
-from pipeline.experiments.summary import Outcome, Setting, Summary, holm, summarise
+from pipeline.experiments.summary import Outcome, ScoredPoint, Summary, holm, summarise
 from pipeline.models.profile import Cost
-from pipeline.train import evaluate
+from pipeline.train import bootstrap
 from pipeline.train.bootstrap import Interval, MetricFacts, difference, interval
 from pipeline.train.evaluate import Evaluation
 from pipeline.train.run import CacheFacts
@@ -88,7 +88,7 @@ def setting(name, runs, flops=1e9, **keys):
         for seed, scores_C in runs.items()
     )
     cost = Cost(parameters=7, flops=flops, latency_ms=1.5, state_bytes=4)
-    return Setting(name, {"temporal.name": name}, cost, outcomes)
+    return ScoredPoint(name, {"temporal.name": name}, cost, outcomes)
 
 
 def rows(*settings, reference="base"):
@@ -105,7 +105,7 @@ def table(shape, seed=0, spread=1.0):
 
 def test_one_seed_is_what_evaluate_says(monkeypatch):
     """The same resamples, the same interval; the gain is `difference`."""
-    monkeypatch.setattr(resampling, "RESAMPLES", evaluate.RESAMPLES)
+    monkeypatch.setattr(resampling, "RESAMPLES", bootstrap.RESAMPLES)
     videos = [f"video {clip // 3}" for clip in range(90)]
     weights = np.random.default_rng(5).uniform(0.5, 2, 90)
     base = setting("base", {0: table(90)}, videos=videos, weights=weights)
@@ -294,14 +294,14 @@ def test_wins_ties_and_losses_are_of_clips_on_the_mean_over_seeds():
 
 def test_seeds_are_paired_where_both_have_the_same():
     """A seed that is good for both says nothing of the gain."""
-    luck, clips = [-1.0, 0.0, 1.0], table(50, spread=0.1)
-    base = setting("base", {seed: clips + luck[seed] for seed in range(3)})
-    paired = rows(base, setting("other", {seed: clips + luck[seed] + 0.1 for seed in range(3)}))[
-        "other"
-    ].comparisons[FORM]
-    apart = rows(base, setting("other", {seed + 5: clips + luck[seed] + 0.1 for seed in range(3)}))[
-        "other"
-    ].comparisons[FORM]
+    seed_effect, clips = [-1.0, 0.0, 1.0], table(50, spread=0.1)
+    base = setting("base", {seed: clips + seed_effect[seed] for seed in range(3)})
+    paired = rows(
+        base, setting("other", {seed: clips + seed_effect[seed] + 0.1 for seed in range(3)})
+    )["other"].comparisons[FORM]
+    apart = rows(
+        base, setting("other", {seed + 5: clips + seed_effect[seed] + 0.1 for seed in range(3)})
+    )["other"].comparisons[FORM]
     assert paired.gain.score == pytest.approx(apart.gain.score) == pytest.approx(0.1)
     assert paired.gain.low == pytest.approx(0.1) == pytest.approx(paired.gain.high)
     assert apart.gain.low < -1 and apart.gain.high > 1
@@ -339,7 +339,7 @@ def test_the_order_of_settings_runs_and_clips_changes_nothing():
                     training_s=outcome.training_s,
                 )
             )
-        turned.append(Setting(one.name, one.values, one.cost, tuple(outcomes)))
+        turned.append(ScoredPoint(one.name, one.values, one.cost, tuple(outcomes)))
     assert rows(*turned) == rows(*settings)
 
 
@@ -444,14 +444,14 @@ def test_what_is_told_beside():
 def stopped(name, seeds=(0, 1)):
     one = setting(name, {})
     outcomes = tuple(Outcome(f"{name} {seed}", seed, failed="loss is nan") for seed in seeds)
-    return Setting(name, one.values, one.cost, outcomes)
+    return ScoredPoint(name, one.values, one.cost, outcomes)
 
 
 def test_failures_keep_their_place():
     """One setting all of whose seeds were stopped, and one that lost a seed after it had been scored."""
     half = setting("half", {0: [1, 0], 1: [0, 0]})
     lost = Outcome("half 1", 1, half.outcomes[1].evaluation, training_s=3.0, failed="loss is inf")
-    half = Setting("half", half.values, half.cost, (half.outcomes[0], lost))
+    half = ScoredPoint("half", half.values, half.cost, (half.outcomes[0], lost))
     found = rows(setting("base", {0: [1, 1], 1: [1, 0]}), half, stopped("gone"))
     assert found["gone"].failed == {"gone 0": "loss is nan", "gone 1": "loss is nan"}
     assert found["gone"].runs == ("gone 0", "gone 1")
@@ -494,7 +494,7 @@ def test_what_cannot_be_summarised():
     ):
         rows(stopped("base"), stopped("other"))
     with pytest.raises(BadInput, match="member late 3 was neither scored nor stopped"):
-        rows(base, Setting("late", {}, base.cost, (Outcome("late 3", 3),)))
+        rows(base, ScoredPoint("late", {}, base.cost, (Outcome("late 3", 3),)))
     with pytest.raises(
         BadInput,
         match="runs base 0 and other 0 were not scored on the same clips: 1 differ, first clip 0002",

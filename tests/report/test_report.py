@@ -23,11 +23,11 @@ from pipeline.models.video_model import VideoModel
 from pipeline.records import TokenShape
 from pipeline.report import style, tables, token_maps
 from pipeline.report.curves import mean_and_band
-from pipeline.report.page import Page, render
+from pipeline.report.page import Page, render_page
 from pipeline.report.plots import front_of
 from pipeline.report.provenance import common_part
 from pipeline.report.report import report
-from pipeline.report.source import find, of_runs, of_sweep
+from pipeline.report.source import find_source, read_runs, read_sweep
 from pipeline.report.token_maps import principal_colours, walk
 from pipeline.train.bootstrap import difference
 from pipeline.train.run import Run
@@ -98,13 +98,13 @@ def test_files_hold_the_numbers_of_the_sweep(sweep, page, summary):
 
 
 def test_settings_stand_best_first_in_both_directions(sweep, summary):
-    (subject,) = of_sweep(sweep, "val")
-    scores = [setting.intervals["streaming"].score for setting in subject.ranked()]
+    (data,) = read_sweep(sweep, "val")
+    scores = [setting.intervals["streaming"].score for setting in data.ranked()]
     assert scores == sorted(scores, reverse=True) and len(scores) == 9
     worse = summary.model_copy(
         update={"metric": summary.metric.model_copy(update={"higher_is_better": False})}
     )
-    turned = type(subject)(**{**vars(subject), "summary": worse})
+    turned = type(data)(**{**vars(data), "summary": worse})
     assert [setting.intervals["streaming"].score for setting in turned.ranked()] == sorted(scores)
 
 
@@ -185,25 +185,25 @@ def some_runs(sweep) -> list[Run]:
 
 
 def test_runs_that_differ_in_the_seed_alone_are_one_setting(some_runs):
-    subject = of_runs(some_runs, "val")
-    settings = {setting.name: setting for setting in subject.summary.settings}
+    data = read_runs(some_runs, "val")
+    settings = {setting.name: setting for setting in data.summary.settings}
     assert list(settings) == [
         "gru-lr0.003-s0 and 1 more seeds",
         "identity-lr0.003-s0",
         "min_gru-lr0.003-s0",
     ]
     assert settings["gru-lr0.003-s0 and 1 more seeds"].runs == ("gru-lr0.003-s0", "gru-lr0.003-s1")
-    assert subject.summary.reference == "identity-lr0.003-s0"
+    assert data.summary.reference == "identity-lr0.003-s0"
 
 
 def test_one_run_has_the_interval_that_evaluate_gave(some_runs):
-    subject = of_runs(some_runs, "val")
+    data = read_runs(some_runs, "val")
     (setting,) = [
-        setting for setting in subject.summary.settings if setting.name == "min_gru-lr0.003-s0"
+        setting for setting in data.summary.settings if setting.name == "min_gru-lr0.003-s0"
     ]
-    evaluation = subject.evaluations["min_gru-lr0.003-s0"]
+    evaluation = data.evaluations["min_gru-lr0.003-s0"]
     assert setting.intervals["window"].model_dump() == evaluation["forms"]["window"]["top-1"]
-    gain = difference(evaluation, subject.evaluations["identity-lr0.003-s0"], "window").score
+    gain = difference(evaluation, data.evaluations["identity-lr0.003-s0"], "window").score
     assert setting.comparisons["window"].gain.score == pytest.approx(gain)
 
 
@@ -319,10 +319,10 @@ def test_a_sweep_that_is_not_finished_is_refused(sweep, tmp_path):
 
 
 def test_sources_are_found_by_what_is_in_them(place, sweep):
-    (run,) = find([str(place.run)])
+    (run,) = find_source([str(place.run)])
     assert isinstance(run, Run) and run.path == place.run
-    assert find([str(sweep)]) == sweep
-    cache = find([f"file://{place.cache}"])
+    assert find_source([str(sweep)]) == sweep
+    cache = find_source([f"file://{place.cache}"])
     assert isinstance(cache, Cache) and cache.fingerprint == Cache(place.cache).fingerprint
 
 
@@ -333,7 +333,7 @@ def test_names_are_escaped():
     name = "<script>alert(1)</script> & | co"
     column = tables.Column(name, "name", tables.plain("name"), about='"quoted"')
     table = tables.Table("scores", [column], [{"name": name}])
-    html = render(
+    html = render_page(
         Page(title=name, kind="runs", result=name, scores=table, provenance={name: {"key": name}})
     )
     assert "<script>alert" not in html and html.count("&lt;script&gt;alert(1)") >= 5

@@ -27,6 +27,6 @@ BASE = {
 
 def assert_as_alone(made: Sweep, folder: Path) -> None:
     for member in made.members:
-        alone = train(member.recipe, made.caches[member.setting.cache], folder / member.name)
+        alone = train(member.recipe, made.caches[member.point.cache], folder / member.name)
         assert_same(final(Run(member.path)), final(alone))
         assert read_metrics(member.path) == read_metrics(alone.path)

@@ -26,7 +26,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import chosen
-from pipeline.experiments.measure import attempt
+from pipeline.experiments.measure import measure_stages
 from pipeline.experiments.plan import plan
 from pipeline.extract import extract
 from pipeline.train.windows import clips_of
@@ -98,8 +98,10 @@ def _planned(
     decoders: int,
     device: torch.device,
 ) -> dict[str, float]:
-    speed = attempt(spec, videos, recipe, out, device, decoders, probe_s, lambda _: None)
-    made = plan(spec, videos, None, recipe, 1, speed, decoders)
+    throughput = measure_stages(
+        spec, videos, recipe, out, device, decoders, probe_s, lambda _: None
+    )
+    made = plan(spec, videos, None, recipe, 1, throughput, decoders)
     codec, times = made.scale.codecs[spec.codec.name], made.times
     assert codec and times and times.cached_epoch_s and times.uncached_epoch_s
     return {

@@ -18,7 +18,7 @@ from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest import manifest
-from pipeline.experiments.summary import Outcome, Setting, summarise
+from pipeline.experiments.summary import Outcome, ScoredPoint, summarise
 from pipeline.experiments.sweep import SWEEP_FILE
 from pipeline.extract import extract
 from pipeline.models.profile import Cost, cost
@@ -99,7 +99,7 @@ def made_up_sweep(folder: Path, runs: int, modules: Sequence[str] = ()) -> Path:
     last = outcomes[name, rate][-1]
     outcomes[name, rate][-1] = Outcome(last.member, last.seed, failed="loss is nan at step 120")
     settings = [
-        Setting(
+        ScoredPoint(
             f"{name}, learning_rate {rate:g}",
             {"temporal.name": name, "training.learning_rate": rate},
             costs[name],
