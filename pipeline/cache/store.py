@@ -97,7 +97,7 @@ class StoreWriter:
         for name, array in arrays.items():
             self.writers[name].append(array)
 
-    def held(self, name: str, rows: int, files: Mapping[str, tuple[int, str]]) -> None:
+    def adopt_shards(self, name: str, rows: int, files: Mapping[str, tuple[int, str]]) -> None:
         """The shards of a token array lie in the folder already, synced: relative path -> (bytes,
         sha256)."""
         self.writers[name].hold(rows, files)

@@ -35,7 +35,7 @@ from pipeline.config.toml_tables import differences, override
 from pipeline.errors import BadInput
 from pipeline.extract.calibrate import learn, spread
 from pipeline.extract.extract import fill_stores
-from pipeline.extract.store_builder import Draft
+from pipeline.extract.store_builder import StoreBuilder
 from pipeline.records import TokenShape
 from pipeline.video.decode import is_sampled
 
@@ -223,20 +223,20 @@ class Derivation:
 
     def write(self, cache: Cache, store: int) -> Iterator[int]:
         """Writes one store and vouches for it; yields the frames of every step."""
-        begin, draft = time.perf_counter(), Draft(cache, store)
+        begin, builder = time.perf_counter(), StoreBuilder(cache, store)
         try:
             for video_id in cache.plan[store]:
-                yield from self._write_video(draft, video_id)
+                yield from self._write_video(builder, video_id)
             devices = {
                 self.source.receipts[number].device for number in self._stores(cache.plan[store])
             }
-            draft.commit({"derive": time.perf_counter() - begin}, ", ".join(sorted(devices)))
+            builder.commit({"derive": time.perf_counter() - begin}, ", ".join(sorted(devices)))
         finally:
-            draft.close()
+            builder.close()
 
-    def _write_video(self, draft: Draft, video_id: str) -> Iterator[int]:
-        video, rows, cache = self.videos[video_id], self.rows(video_id), draft.cache
-        draft.begin(video)
+    def _write_video(self, builder: StoreBuilder, video_id: str) -> Iterator[int]:
+        video, rows, cache = self.videos[video_id], self.rows(video_id), builder.cache
+        builder.start_video(video)
         for start in range(0, len(rows), self.spec.store.batch_frames):
             some = rows[start : start + self.spec.store.batch_frames]
             source_store = self.source.locations[video_id].store
@@ -246,17 +246,17 @@ class Derivation:
                 if not self.same_codec:
                     stored = cache.codecs[name].encode(self._decode(name, stored))
                 arrays |= {stored_name(name, key): array for key, array in stored.items()}
-            draft.append(arrays)
+            builder.append(arrays)
             affines = {
                 view: self._of_frames(source_store, in_view(view, "affine"))[some]
                 for view in cache.views
             }
-            draft.note(video, self._of_frames(source_store, "time_s")[some], affines)
+            builder.add_frames(video, self._of_frames(source_store, "time_s")[some], affines)
             yield len(some)
         if failure := self.source.failures.get(video_id):
-            draft.fail(video, failure.reason)
+            builder.fail(video, failure.reason)
         if counted := self.source.content.get(video_id):
-            draft.content[video_id] = counted
+            builder.content[video_id] = counted
 
     # Which frames
 

@@ -2,7 +2,7 @@
 bounded queues.
 
 Processes decode the next videos, the calling thread resizes and encodes, one more thread writes.
-One decode serves several caches: each is a `Lane` with its own encoder, rate and stores. A batch of
+One decode serves several caches: each is a `CacheTarget` with its own encoder, rate and stores. A batch of
 frames runs across the borders of videos but never of stores, so the bytes of a store depend on
 nothing but its plan. A video that cannot be decoded is listed with its reason, and what was decoded
 of it before is kept. What is the machine's fault (files that cannot be read) ends the run instead:
@@ -30,8 +30,8 @@ from pipeline.cache.store import in_view, layer_name, stored_name, view_of
 from pipeline.config.cache_spec import BASE
 from pipeline.errors import BadVideo, StillframeError
 from pipeline.extract.progress import OnProgress, Progress
-from pipeline.extract.reuse import Donor
-from pipeline.extract.store_builder import Draft
+from pipeline.extract.reuse import ReusableCache
+from pipeline.extract.store_builder import StoreBuilder
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.records import Tokens, Video
 from pipeline.video.decode import FrameBlock, FrameCounts
@@ -40,24 +40,24 @@ from pipeline.video.transforms import FrameTransforms
 
 
 @dataclass
-class Lane:
+class CacheTarget:
     """One cache that is being filled."""
 
     cache: Cache
     encoder: EncoderPlugin
     leases: Leases
-    donors: Sequence[Donor]
+    reusable_caches: Sequence[ReusableCache]
     whole: set[int] = field(default_factory=set)
     """Stores that no other cache can give anything for: tried, and found to be of other frames or
     damaged."""
 
-    def draft(self, store: int) -> Draft:
-        giving = (
-            donor
-            for donor in self.donors
-            if store not in self.whole and donor.has(store, self.cache.plan[store])
+    def make_builder(self, store: int) -> StoreBuilder:
+        reusable = (
+            reusable
+            for reusable in self.reusable_caches
+            if store not in self.whole and reusable.has(store, self.cache.plan[store])
         )
-        return Draft(self.cache, store, next(giving, None))
+        return StoreBuilder(self.cache, store, next(reusable, None))
 
     @property
     def rate(self) -> float | None:
@@ -65,11 +65,11 @@ class Lane:
         return self.cache.cache_spec.frames.rate
 
 
-Unit = list[tuple[Lane, int]]
+WorkUnit = list[tuple[CacheTarget, int]]
 """Stores that are filled from one pass over their videos."""
 
 
-class Pipeline:
+class Extraction:
     """The three steps and the queues between them."""
 
     def __init__(
@@ -86,9 +86,9 @@ class Pipeline:
         self.root, self.device, self.decoders, self.limits = root, device, decoders, limits
         self.progress, self.on_progress = progress, on_progress or (lambda _: None)
         self.stop = threading.Event()
-        self.open: dict[tuple[str, int], Filling] = {}
+        self.open: dict[tuple[str, int], OpenStore] = {}
 
-    def run(self, units: Iterable[Unit]) -> None:
+    def run(self, units: Iterable[WorkUnit]) -> None:
         """Fills the stores of `units`, which may be handed out as others give them up. The first
         error of any step ends all."""
         to_write: queue.Queue[Any] = queue.Queue(maxsize=2)
@@ -98,14 +98,14 @@ class Pipeline:
                 stack.enter_context(ThreadPoolExecutor(1, name)) for name in ("write", "feed")
             )
             pool = stack.enter_context(ThreadPoolExecutor(self.decoders, "decode"))
-            idle: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
+            decoder_pool: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
             for _ in range(self.decoders):
-                idle.put(stack.enter_context(Decoder(self.limits)))
+                decoder_pool.put(stack.enter_context(Decoder(self.limits)))
             stack.callback(
                 self.stop.set
             )  # comes first on the way out, then the decoders end, then the threads
             writing = writer.submit(self._write, to_write)
-            feeder.submit(self._feed, units, order, pool, idle)
+            feeder.submit(self._feed, units, order, pool, decoder_pool)
             for item in self._encode(order):
                 self._put(to_write, item)
                 if writing.done():
@@ -119,38 +119,38 @@ class Pipeline:
 
     def _feed(
         self,
-        units: Iterable[Unit],
+        units: Iterable[WorkUnit],
         order: queue.Queue[Any],
         pool: ThreadPoolExecutor,
-        idle: queue.SimpleQueue[Decoder],
+        decoder_pool: queue.SimpleQueue[Decoder],
     ) -> None:
         """Puts the videos of all units in order, `decoders` of them ahead; then None, or the error
         that ended it."""
         end = None
         try:
             for unit in units:
-                for task in self._tasks(unit):
-                    self._put(order, task)
+                for job in self._video_jobs(unit):
+                    self._put(order, job)
                     if self.stop.is_set():
                         return
-                    pool.submit(self._decode_one, task, idle)
+                    pool.submit(self._decode_one, job, decoder_pool)
         except BaseException as error:  # whatever it is, the calling thread raises it
             end = error
         self._put(order, end)
 
-    def _tasks(self, unit: Unit) -> Iterator[Task]:
+    def _video_jobs(self, unit: WorkUnit) -> Iterator[VideoJob]:
         """Every video of a unit once, in the manifest's order, with the stores that want it."""
-        wanted: dict[str, Unit] = {}
-        for lane, store in unit:
-            for video_id in lane.cache.plan[store]:
-                wanted.setdefault(video_id, []).append((lane, store))
+        wanted: dict[str, WorkUnit] = {}
+        for target, store in unit:
+            for video_id in target.cache.plan[store]:
+                wanted.setdefault(video_id, []).append((target, store))
         for video_id in sorted(wanted, key=lambda video_id: self.videos[video_id][0]):
-            yield Task(self.videos[video_id][1], wanted[video_id])
+            yield VideoJob(self.videos[video_id][1], wanted[video_id])
 
-    def _decode_one(self, task: Task, idle: queue.SimpleQueue[Decoder]) -> None:
-        decoder = idle.get()
-        rates = list(dict.fromkeys(lane.rate for lane, _ in task.wanted))
-        video, counted, end = task.video, FrameCounts(), Ended()
+    def _decode_one(self, job: VideoJob, decoder_pool: queue.SimpleQueue[Decoder]) -> None:
+        decoder = decoder_pool.get()
+        rates = list(dict.fromkeys(target.rate for target, _ in job.wanted))
+        video, counted, end = job.video, FrameCounts(), VideoResult()
         try:
             blocks = decoder.decode(self.root / video.source, rates, video.image_fps, counted)
             while not self.stop.is_set():
@@ -158,7 +158,7 @@ class Pipeline:
                     block = next(blocks, None)
                 if block is None:
                     break
-                self._put(task.channel, (block, dict(zip(rates, block.kept_RF, strict=True))))
+                self._put(job.channel, (block, dict(zip(rates, block.kept_RF, strict=True))))
         except BadVideo as error:
             end.failed = f"{error.message} ({error.hint})" if error.hint else error.message
             if not self._root_is_there():
@@ -170,8 +170,8 @@ class Pipeline:
         except Exception as error:  # whatever it is, the calling thread raises it
             end.lost = error
         end.content = Content(decoded=counted.decoded, header=counted.header)
-        idle.put(decoder)
-        self._put(task.channel, end)
+        decoder_pool.put(decoder)
+        self._put(job.channel, end)
 
     def _root_is_there(self) -> bool:
         return self.root.is_dir() and any(self.root.iterdir())
@@ -184,117 +184,118 @@ class Pipeline:
 
     # Encode
 
-    def _encode(self, order: queue.Queue[Any]) -> Iterator[Rows | Done]:
+    def _encode(self, order: queue.Queue[Any]) -> Iterator[TokenBatch | StoreDone]:
         """Whole batches of every store's frames as tokens, and then that it is done."""
-        while (task := self._get(order)) is not None:
-            if isinstance(task, BaseException):
-                raise task
-            stores = [self._filling(lane, store) for lane, store in task.wanted]
-            for filling in stores:
-                filling.draft.begin(task.video)
-            while isinstance(item := self._get(task.channel), tuple):
+        while (job := self._get(order)) is not None:
+            if isinstance(job, BaseException):
+                raise job
+            stores = [self._open_store(target, store) for target, store in job.wanted]
+            for open_store in stores:
+                open_store.builder.start_video(job.video)
+            while isinstance(item := self._get(job.channel), tuple):
                 block, kept = item
-                yield from self._shared(task.video, block, kept, stores)
+                yield from self._resize_for_all(job.video, block, kept, stores)
             if item is None:  # stopped
                 return
             if item.lost:
                 raise item.lost
-            for filling in stores:
-                filling.finish(task.video, item)
-                if filling.is_full:
-                    if (rest := filling.batch(whole=False)) is not None:
-                        yield self._tokens(filling, rest)
-                    yield Done(filling.lane, filling.draft)
-                    del self.open[filling.key]
+            for open_store in stores:
+                open_store.finish(job.video, item)
+                if open_store.is_full:
+                    if (rest := open_store.batch(whole=False)) is not None:
+                        yield self._tokens(open_store, rest)
+                    yield StoreDone(open_store.target, open_store.builder)
+                    del self.open[open_store.key]
             self.progress.videos += 1
 
-    def _filling(self, lane: Lane, store: int) -> Filling:
-        key = str(lane.cache), store
+    def _open_store(self, target: CacheTarget, store: int) -> OpenStore:
+        key = str(target.cache), store
         if key not in self.open:
-            self.open[key] = Filling(lane, lane.draft(store))
+            self.open[key] = OpenStore(target, target.make_builder(store))
         return self.open[key]
 
-    def _shared(
+    def _resize_for_all(
         self,
         video: Video,
         block: FrameBlock,
         kept: Mapping[float | None, np.ndarray],
-        stores: Sequence[Filling],
-    ) -> Iterator[Rows]:
+        stores: Sequence[OpenStore],
+    ) -> Iterator[TokenBatch]:
         """A block for all stores that want frames of it; what is equal for several of them is
         resized once."""
         squares = FrameTransforms(block.frames, self.device)
-        for filling in stores:
-            settings, mask = filling.lane.cache.cache_spec.frames, kept[filling.lane.rate]
+        for open_store in stores:
+            settings, mask = open_store.target.cache.cache_spec.frames, kept[open_store.target.rate]
             if not mask.any():
                 continue
             with self.progress.timed("encode"):
                 seen = {
                     name: squares.of(settings, mask, view)
-                    for name, view in filling.lane.cache.views.items()
+                    for name, view in open_store.target.cache.views.items()
                 }
-                filling.pending.append(
-                    torch.stack([seen[view][0] for view in filling.views], dim=1)
+                open_store.pending.append(
+                    torch.stack([seen[view][0] for view in open_store.views], dim=1)
                 )
                 affines = {view: affine for view, (_, affine) in seen.items()}
-                filling.draft.note(video, block.frames.time_s[mask], affines)
-            while (batch := filling.batch()) is not None:
-                yield self._tokens(filling, batch)
+                open_store.builder.add_frames(video, block.frames.time_s[mask], affines)
+            while (batch := open_store.batch()) is not None:
+                yield self._tokens(open_store, batch)
 
-    def _tokens(self, filling: Filling, pixels_NVCHW: torch.Tensor) -> Rows:
+    def _tokens(self, open_store: OpenStore, pixels_NVCHW: torch.Tensor) -> TokenBatch:
         with self.progress.timed("encode"), torch.inference_mode():
-            views = zip(filling.views, pixels_NVCHW.unbind(1), strict=True)
+            views = zip(open_store.views, pixels_NVCHW.unbind(1), strict=True)
             tokens = {
-                view: filling.lane.encoder(pixels_NCHW.contiguous()) for view, pixels_NCHW in views
+                view: open_store.target.encoder(pixels_NCHW.contiguous())
+                for view, pixels_NCHW in views
             }
             done = torch.cuda.Event() if self.device.type == "cuda" else None
             if done:
                 done.record()
         self.progress.frames += len(pixels_NVCHW)
-        return Rows(filling.lane, filling.draft, tokens, done)
+        return TokenBatch(open_store.target, open_store.builder, tokens, done)
 
     # Write
 
     def _write(self, to_write: queue.Queue[Any]) -> None:
         """Stores tokens until None comes; an error here stops the other steps."""
-        drafts: set[Draft] = set()
+        builders: set[StoreBuilder] = set()
         seconds = dict(self.progress.seconds)
         try:
             while (item := self._get(to_write)) is not None:
-                if item.draft.given_up:
+                if item.builder.given_up:
                     continue
-                drafts.add(item.draft)
-                if isinstance(item, Rows):
+                builders.add(item.builder)
+                if isinstance(item, TokenBatch):
                     self._append(item)
                 else:
                     now = dict(self.progress.seconds)
                     self._commit(item, {step: now[step] - seconds[step] for step in now})
                     seconds = now
-                    drafts.discard(item.draft)
+                    builders.discard(item.builder)
         except BaseException:
             self.stop.set()
             raise
         finally:
-            for draft in drafts:
-                draft.close()
+            for builder in builders:
+                builder.close()
 
-    def _append(self, item: Rows) -> None:
+    def _append(self, item: TokenBatch) -> None:
         if item.done:
             with self.progress.timed("encode"):  # waiting for the GPU is encoding
                 item.done.synchronize()
         with self.progress.timed("write"), _unless_taken_over(item):
-            item.draft.append(_arrays(item.tokens, item.draft))
+            item.builder.append(_arrays(item.tokens, item.builder))
 
-    def _commit(self, item: Done, seconds: Mapping[str, float]) -> None:
+    def _commit(self, item: StoreDone, seconds: Mapping[str, float]) -> None:
         with self.progress.timed("write"), _unless_taken_over(item):
-            receipt = item.draft.commit(seconds, str(self.device))
+            receipt = item.builder.commit(seconds, str(self.device))
             if receipt:
                 self.progress.stores += 1
                 self.progress.store_bytes += receipt.store_bytes
             else:  # the store is still missing: it comes again
-                item.lane.whole.add(item.draft.store)
-                self.progress.frames_planned += item.draft.frames
-        item.lane.leases.release(lease_of(item.draft.store))
+                item.target.whole.add(item.builder.store)
+                self.progress.frames_planned += item.builder.frames
+        item.target.leases.release(lease_of(item.builder.store))
 
     # Queues that a stopped run cannot block on
 
@@ -316,35 +317,37 @@ class Pipeline:
 
 
 @dataclass
-class Task:
+class VideoJob:
     """A video on its way: what the decoder gives comes through `channel`, for these stores."""
 
     video: Video
-    wanted: Unit
+    wanted: WorkUnit
     channel: queue.Queue[Any] = field(
         default_factory=lambda: queue.Queue(maxsize=1)
     )  # the decoder is ahead by itself
 
 
 @dataclass
-class Ended:
-    """A video ended: as a whole, or `failed` early, or it is `lost` to a fault of the machine."""
+class VideoResult:
+    """How a video ended: as a whole, or `failed` early, or it is `lost` to a fault of the machine."""
 
     failed: str | None = None
     lost: Exception | None = None
     content: Content | None = None
 
 
-class Filling:
-    """A store of a lane, and its frames that do not make a batch yet."""
+class OpenStore:
+    """A store of a target, and its frames that do not make a batch yet."""
 
-    def __init__(self, lane: Lane, draft: Draft) -> None:
-        self.lane, self.draft = lane, draft
-        self.key = (str(lane.cache), draft.store)
+    def __init__(self, target: CacheTarget, builder: StoreBuilder) -> None:
+        self.target, self.builder = target, builder
+        self.key = (str(target.cache), builder.store)
         self.pending: list[torch.Tensor] = []
-        self.left = len(lane.cache.plan[draft.store])
+        self.left = len(target.cache.plan[builder.store])
         self.views = [
-            view for view in lane.cache.views if any(view_of(name) == view for name in draft.tokens)
+            view
+            for view in target.cache.views
+            if any(view_of(name) == view for name in builder.tokens)
         ]
         """What must be encoded."""
 
@@ -355,55 +358,55 @@ class Filling:
     def batch(self, whole: bool = True) -> torch.Tensor | None:
         """The next whole batch (N, V, 3, size, size), or with `whole` False whatever is left; None
         if there is none."""
-        size, held = self.lane.cache.cache_spec.store.batch_frames, sum(map(len, self.pending))
+        size, held = self.target.cache.cache_spec.store.batch_frames, sum(map(len, self.pending))
         if held == 0 or (whole and held < size):
             return None
         ready = torch.cat(self.pending)
         self.pending = [ready[size:]]
         return ready[:size]
 
-    def finish(self, video: Video, ended: Ended) -> None:
+    def finish(self, video: Video, result: VideoResult) -> None:
         self.left -= 1
-        if ended.content:
-            self.draft.content[video.video_id] = ended.content
-        if ended.failed:
-            self.draft.fail(video, ended.failed)
+        if result.content:
+            self.builder.content[video.video_id] = result.content
+        if result.failed:
+            self.builder.fail(video, result.failed)
 
 
 @dataclass
-class Rows:
+class TokenBatch:
     """Tokens of consecutive frames of a store, by view; `done` fires when the GPU has computed
     them."""
 
-    lane: Lane
-    draft: Draft
+    target: CacheTarget
+    builder: StoreBuilder
     tokens: dict[str, Tokens]
     done: torch.cuda.Event | None
 
 
 @dataclass
-class Done:
+class StoreDone:
     """A store has all its rows."""
 
-    lane: Lane
-    draft: Draft
+    target: CacheTarget
+    builder: StoreBuilder
 
 
 @contextmanager
-def _unless_taken_over(item: Rows | Done) -> Iterator[None]:
-    """Gives a draft up, for another worker or for a later pass, where the store is ours no longer
+def _unless_taken_over(item: TokenBatch | StoreDone) -> Iterator[None]:
+    """Gives a store up, for another worker or for a later pass, where the store is ours no longer
     or was cleared away.
 
     A worker that seemed dead finds both: whoever takes a store over clears away what is written of
     it, and may do that late.
     """
-    leases, name = item.lane.leases, lease_of(item.draft.store)
+    leases, name = item.target.leases, lease_of(item.builder.store)
     try:
         yield
     except (OSError, StillframeError) as error:
         if leases.holds(name) and not isinstance(error, FileNotFoundError):
             raise
-        item.draft.close()
+        item.builder.close()
         leases.release(name)
 
 
@@ -415,23 +418,23 @@ def named_tokens(tokens: Tokens, view: str = BASE) -> dict[str, torch.Tensor]:
     }
 
 
-def _arrays(tokens: Mapping[str, Tokens], draft: Draft) -> dict[str, np.ndarray]:
+def _arrays(tokens: Mapping[str, Tokens], builder: StoreBuilder) -> dict[str, np.ndarray]:
     """A batch through the codec, under the names it is stored by."""
-    cache = draft.cache
+    cache = builder.cache
     named = {
         name: part
         for view, seen in tokens.items()
         for name, part in named_tokens(seen, view).items()
     }
     arrays: dict[str, np.ndarray] = {}
-    for name in draft.tokens:
+    for name in builder.tokens:
         try:
             arrays |= {
                 stored_name(name, key): array
                 for key, array in cache.codecs[name].encode(named[name]).items()
             }
         except StillframeError as error:
-            videos = list(cache.plan[draft.store])
-            where = f"array '{name}' of store {draft.store} (videos {videos[0]} to {videos[-1]})"
+            videos = list(cache.plan[builder.store])
+            where = f"array '{name}' of store {builder.store} (videos {videos[0]} to {videos[-1]})"
             raise StillframeError(f"{where}: {error.message}", error.hint) from error
     return arrays

@@ -22,8 +22,8 @@ from pipeline.errors import BadInput, BadVideo
 from pipeline.extract.calibrate import learn, sample_tokens
 from pipeline.extract.launchers.contract import EnginePlugin, carry_out
 from pipeline.extract.progress import OnProgress, Progress
-from pipeline.extract.reuse import Donor, donors
-from pipeline.extract.worker import Extraction, fill
+from pipeline.extract.reuse import ReusableCache, reusable_caches
+from pipeline.extract.worker import ExtractionJob, fill
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.records import TokenShape, Video
 from pipeline.video import probe
@@ -91,8 +91,10 @@ def extract_all(
             cache.forget(store)
     places = [cache.storage.address for cache, _ in caches]
     job = a_job(places, manifest, None if given is None else str(given), decoders, limits)
-    to_fill = [(cache, encoder, donors(cache)) for cache, encoder in caches]
-    expected = {str(cache): _given(cache, givers, say) for cache, _, givers in to_fill}
+    to_fill = [(cache, encoder, reusable_caches(cache)) for cache, encoder in caches]
+    expected = {
+        str(cache): _announce_reuse(cache, reusables, say) for cache, _, reusables in to_fill
+    }
     if engine is None:
         fill(to_fill, manifest.videos, job, device, on_progress)
     else:
@@ -107,18 +109,20 @@ def extract_all(
     return complete
 
 
-def _given(cache: Cache, givers: Sequence[Donor], say: Callable[[str], None]) -> list[int]:
+def _announce_reuse(
+    cache: Cache, reusables: Sequence[ReusableCache], say: Callable[[str], None]
+) -> list[int]:
     """The missing stores of which other caches hold a part, told one cache after the other."""
     left = cache.missing_stores()
     given: list[int] = []
-    for donor in givers:
-        has = {store: donor.has(store, cache.plan[store]) for store in left}
+    for reusable in reusables:
+        has = {store: reusable.has(store, cache.plan[store]) for store in left}
         stores = [store for store in left if has[store]]
         left = [store for store in left if not has[store]]
         given += stores
         if stores:
-            ours = ", ".join(name for name in cache.token_arrays if name not in donor.names)
-            theirs = f"{', '.join(donor.names)} taken over from {donor.cache.name}"
+            ours = ", ".join(name for name in cache.token_arrays if name not in reusable.names)
+            theirs = f"{', '.join(reusable.names)} taken over from {reusable.cache.name}"
             say(
                 f"{cache.name}: {theirs} in {len(stores)} of {len(cache.plan)} stores; encoding {ours}"
             )
@@ -131,9 +135,9 @@ def a_job(
     device: str | None,
     decoders: int,
     limits: DecodeLimits | None = None,
-) -> Extraction:
+) -> ExtractionJob:
     """What the workers on these caches are told."""
-    return Extraction(
+    return ExtractionJob(
         caches=tuple(caches),
         root=str(manifest.root.absolute()),
         device=device,
@@ -144,7 +148,7 @@ def a_job(
 
 def have_filled(
     caches: Sequence[Cache],
-    job: Extraction,
+    job: ExtractionJob,
     engine: EnginePlugin,
     logs: Path,
     on_progress: OnProgress | None = None,

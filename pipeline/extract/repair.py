@@ -21,8 +21,8 @@ from pipeline.cache.verify import Verification, advice, verify_cache
 from pipeline.device import chosen
 from pipeline.errors import BadInput
 from pipeline.extract.derive import Derivation, OnFrames
-from pipeline.extract.reuse import donors
-from pipeline.extract.worker import Extraction, fill, load_encoder
+from pipeline.extract.reuse import reusable_caches
+from pipeline.extract.worker import ExtractionJob, fill, load_encoder
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,13 @@ def _maker(
         )
     device = chosen(device)
     encoder = load_encoder(cache, device)
-    job = Extraction(caches=(str(cache),), root=str(folder), device=str(device), decoders=decoders)
+    job = ExtractionJob(
+        caches=(str(cache),), root=str(folder), device=str(device), decoders=decoders
+    )
 
     def encode() -> None:
         fill(
-            [(cache, encoder, donors(cache))],
+            [(cache, encoder, reusable_caches(cache))],
             cache.manifest.videos,
             job,
             device,

@@ -30,7 +30,7 @@ Files = dict[str, tuple[int, str]]
 
 
 @dataclass(frozen=True)
-class Donor:
+class ReusableCache:
     """A cache, and which of its token arrays another one takes over."""
 
     cache: Cache
@@ -40,7 +40,7 @@ class Donor:
         """Whether it has finished the store, and with these videos."""
         return list(self.cache.plan.get(store, ())) == list(videos) and self.cache.has(store)
 
-    def give(
+    def link_into(
         self,
         receipt: Receipt,
         rows: Mapping[str, tuple[int, int]],
@@ -87,15 +87,15 @@ class Donor:
             os.fsync(copy.fileno())
 
 
-def donors(cache: Cache) -> list[Donor]:
+def reusable_caches(cache: Cache) -> list[ReusableCache]:
     """Caches in the same folder whose layers and views are some of this one's, and all else is the
     same; the largest first."""
     found = []
     for other in neighbours(cache):
         with suppress(StillframeError):  # of one whose tokens cannot be decoded nothing is taken
             if names := _common(cache, other):
-                found.append(Donor(other, names))
-    return sorted(found, key=lambda donor: -len(donor.names))
+                found.append(ReusableCache(other, names))
+    return sorted(found, key=lambda reusable: -len(reusable.names))
 
 
 def _common(ours: Cache, theirs: Cache) -> tuple[str, ...]:

@@ -18,23 +18,23 @@ from pipeline.cache.receipts import Content, Receipt, VideoFailure
 from pipeline.cache.storage.local import LocalFolder
 from pipeline.cache.store import StoreWriter, in_view
 from pipeline.errors import StillframeError
-from pipeline.extract.reuse import Donor
+from pipeline.extract.reuse import ReusableCache
 from pipeline.records import Video
 
 TOOLS = ("stillframe", "torch", "transformers", "zarr", "numpy", "av")
 
 
-class Draft:
+class StoreBuilder:
     """One store of a cache, not there yet for any reader.
 
     Facts of its frames and videos may be noted by one thread while another appends the tokens.
     """
 
-    def __init__(self, cache: Cache, store: int, donor: Donor | None = None) -> None:
-        """`donor` gives those token arrays that it has."""
-        self.cache, self.store, self.donor = cache, store, donor
+    def __init__(self, cache: Cache, store: int, reusable: ReusableCache | None = None) -> None:
+        """`reusable`: a cache whose token arrays are linked into this store instead of being appended."""
+        self.cache, self.store, self.reusable = cache, store, reusable
         self.tokens = [
-            name for name in cache.token_arrays if donor is None or name not in donor.names
+            name for name in cache.token_arrays if reusable is None or name not in reusable.names
         ]
         """Token arrays whose rows must be appended."""
         self.frames = 0
@@ -48,11 +48,13 @@ class Draft:
 
     # Facts
 
-    def begin(self, video: Video) -> None:
+    def start_video(self, video: Video) -> None:
         """The rows of a video begin here."""
         self.rows[video.video_id] = (self.frames, self.frames)
 
-    def note(self, video: Video, time_s: np.ndarray, affines: Mapping[str, np.ndarray]) -> None:
+    def add_frames(
+        self, video: Video, time_s: np.ndarray, affines: Mapping[str, np.ndarray]
+    ) -> None:
         """The next frames (f,) of a video, and for every view their affine (2, 3) or (f, 2, 3)."""
         self._time_s.append(time_s)
         for view, affine in affines.items():
@@ -77,7 +79,7 @@ class Draft:
     def commit(self, seconds: Mapping[str, float], device: str) -> Receipt | None:
         """Makes the store exist; `seconds` of work it took, and where its tokens were made.
 
-        None, and it does not exist, if what the donor has is of other frames or damaged. Raises
+        None, and it does not exist, if what the other cache has is of other frames or damaged. Raises
         FileNotFoundError where what was written of it has been cleared away.
         """
         staged, writer = self._writer()
@@ -89,8 +91,8 @@ class Draft:
         }
         for view, affine in self._affine.items():
             small[in_view(view, "affine")] = np.concatenate([np.zeros((0, 2, 3)), *affine])
-        if self.donor:
-            given = self._take_over(self.donor, small)
+        if self.reusable:
+            given = self._take_over(self.reusable, small)
             if given is None:
                 self.close()
                 return None
@@ -109,8 +111,8 @@ class Draft:
             files=writer.finish(
                 small, {"videos": list(self.rows), "fingerprint": self.cache.fingerprint}
             ),
-            taken_from=dict.fromkeys(self.donor.names, self.donor.cache.fingerprint)
-            if self.donor
+            taken_from=dict.fromkeys(self.reusable.names, self.reusable.cache.fingerprint)
+            if self.reusable
             else {},
         )
         # What has been written of a store is cleared away by a worker that takes it over; the rest of it is not the store.
@@ -126,17 +128,19 @@ class Draft:
         if self._written:
             self._written[1].close()
 
-    def _take_over(self, donor: Donor, small: Mapping[str, np.ndarray]) -> Receipt | None:
-        """The receipt of what the donor gave; None if it has nothing to give."""
+    def _take_over(
+        self, reusable: ReusableCache, small: Mapping[str, np.ndarray]
+    ) -> Receipt | None:
+        """The receipt of what the other cache gave; None if it has nothing to give."""
         staged, writer = self._writer()
         with suppress(
             OSError, StillframeError
         ):  # whatever is wrong with its store, this one can be made whole
-            receipt = donor.cache.receipt(self.store)
-            given = donor.give(receipt, self.rows, self.content, small, staged)
+            receipt = reusable.cache.receipt(self.store)
+            given = reusable.link_into(receipt, self.rows, self.content, small, staged)
             if given is not None:
                 for name, files in given.items():
-                    writer.held(name, self.frames, files)
+                    writer.adopt_shards(name, self.frames, files)
                 return receipt
         return None
 

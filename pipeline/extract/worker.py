@@ -20,17 +20,17 @@ from pipeline.cache.cache import Cache, unwritable
 from pipeline.cache.leases import Leases, claim_units
 from pipeline.device import numbered
 from pipeline.errors import BadInput
-from pipeline.extract.encode import Lane, Pipeline
+from pipeline.extract.encode import CacheTarget, Extraction
 from pipeline.extract.launchers.contract import Job
 from pipeline.extract.progress import OnProgress, Progress
-from pipeline.extract.reuse import Donor, donors
+from pipeline.extract.reuse import ReusableCache, reusable_caches
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.records import Video
 from pipeline.video import probe
 from pipeline.video.sandbox import DecodeLimits
 
 
-class Extraction(Job):
+class ExtractionJob(Job):
     """What every worker of an extraction is told."""
 
     caches: tuple[str, ...]
@@ -44,14 +44,14 @@ class Extraction(Job):
     def work(self, index: int) -> None:
         device = numbered(self.device, index)
         caches = [Cache(place) for place in self.caches]
-        lanes = [(cache, load_encoder(cache, device), donors(cache)) for cache in caches]
-        fill(lanes, caches[0].manifest.videos, self, device)
+        targets = [(cache, load_encoder(cache, device), reusable_caches(cache)) for cache in caches]
+        fill(targets, caches[0].manifest.videos, self, device)
 
 
 def fill(
-    to_fill: Sequence[tuple[Cache, EncoderPlugin, Sequence[Donor]]],
+    to_fill: Sequence[tuple[Cache, EncoderPlugin, Sequence[ReusableCache]]],
     videos: Sequence[Video],
-    job: Extraction,
+    job: ExtractionJob,
     device: torch.device,
     on_progress: OnProgress | None = None,
     only: Collection[int] | None = None,
@@ -69,23 +69,25 @@ def fill(
     progress = Progress(expected)
     try:
         with ExitStack() as stack:
-            lanes = {
-                str(cache): Lane(cache, encoder, stack.enter_context(Leases(cache.storage)), givers)
-                for cache, encoder, givers in to_fill
+            targets = {
+                str(cache): CacheTarget(
+                    cache, encoder, stack.enter_context(Leases(cache.storage)), reusables
+                )
+                for cache, encoder, reusables in to_fill
             }
             while any(missing.values()):
-                pipeline = Pipeline(
+                extraction = Extraction(
                     videos, Path(job.root), device, job.decoders, job.limits, progress, on_progress
                 )
                 units = [
-                    [(lanes[name].cache, lanes[name].leases, store) for name, store in unit]
+                    [(targets[name].cache, targets[name].leases, store) for name, store in unit]
                     for unit in units_of(
-                        {name: (lane.cache, missing[name]) for name, lane in lanes.items()}
+                        {name: (target.cache, missing[name]) for name, target in targets.items()}
                     )
                 ]
-                given = claim_units(units, pipeline.stop)
-                pipeline.run(
-                    [(lanes[str(cache)], store) for cache, store in unit] for unit in given
+                given = claim_units(units, extraction.stop)
+                extraction.run(
+                    [(targets[str(cache)], store) for cache, store in unit] for unit in given
                 )
                 # Again, where another worker took a store over from this one and was lost in its turn.
                 missing = _missing([Cache(cache.storage) for cache in caches], only)

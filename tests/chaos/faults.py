@@ -105,7 +105,7 @@ def refuse(errno: int) -> Callable[[str], None]:
 def count_work(log: Path) -> None:
     """Notes every batch that is encoded, as the video number of each frame, and every store that is committed."""
     handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    encode, commit = address.Encoder.__call__, store_builder.Draft.commit
+    encode, commit = address.Encoder.__call__, store_builder.StoreBuilder.commit
 
     def encoded(self: address.Encoder, pixels: Any) -> Any:
         tokens = encode(self, pixels)
@@ -113,13 +113,13 @@ def count_work(log: Path) -> None:
         os.write(handle, f"encoded {os.getpid()} {' '.join(map(str, videos))}\n".encode())
         return tokens
 
-    def committed(self: store_builder.Draft, *arguments: Any) -> Any:
+    def committed(self: store_builder.StoreBuilder, *arguments: Any) -> Any:
         receipt = commit(self, *arguments)
         os.write(handle, f"committed {os.getpid()} {self.store}\n".encode())
         return receipt
 
     address.Encoder.__call__ = encoded
-    store_builder.Draft.commit = committed
+    store_builder.StoreBuilder.commit = committed
 
 
 class PowerCuts:

@@ -28,7 +28,7 @@ from pipeline.config import plugins
 from pipeline.errors import BadInput
 from pipeline.extract import extract
 from pipeline.extract.launchers.contract import EnginePlugin, Workers
-from pipeline.extract.worker import Extraction
+from pipeline.extract.worker import ExtractionJob
 
 GROUNDS = {"slurm": "slurm_user", "ray": "ray_cluster"}
 """The fixture that an engine runs on; others need none."""
@@ -47,7 +47,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @contextmanager
-def started(engine: EnginePlugin, job: Extraction, logs: Path) -> Iterator[EnginePlugin]:
+def started(engine: EnginePlugin, job: ExtractionJob, logs: Path) -> Iterator[EnginePlugin]:
     try:
         engine.start(job, logs)
         yield engine
@@ -64,8 +64,8 @@ def cache(material: Material, tmp_path: Path) -> Cache:
     )
 
 
-def job_of(cache: Cache, device: str | None = None) -> Extraction:
-    return Extraction(caches=(str(cache),), root=str(cache.manifest.root), device=device)
+def job_of(cache: Cache, device: str | None = None) -> ExtractionJob:
+    return ExtractionJob(caches=(str(cache),), root=str(cache.manifest.root), device=device)
 
 
 @contextmanager
@@ -144,7 +144,7 @@ def test_the_work_of_a_killed_worker_is_taken_over(name, cache, material, tmp_pa
 
 
 def test_an_error_of_a_worker_is_told_with_its_last_words(name, tmp_path):
-    job = Extraction(caches=(str(tmp_path / "nowhere"),), root=str(tmp_path))
+    job = ExtractionJob(caches=(str(tmp_path / "nowhere"),), root=str(tmp_path))
     with started(make(name, 1), job, tmp_path / "logs") as engine:
         (ended,) = finish(engine)
     assert ended.startswith("worker 0: ")
@@ -207,9 +207,9 @@ PARENT = """
 import sys, time
 from pathlib import Path
 from pipeline.config import plugins
-from pipeline.extract.worker import Extraction
+from pipeline.extract.worker import ExtractionJob
 engine = plugins.load("engine", "local")(None, 2)
-engine.start(Extraction.model_validate_json(sys.argv[1]), Path("logs"))
+engine.start(ExtractionJob.model_validate_json(sys.argv[1]), Path("logs"))
 time.sleep(600)
 """
 
@@ -328,13 +328,13 @@ import socket, sys
 from pathlib import Path
 from pipeline.config import plugins
 from pipeline.errors import BadInput
-from pipeline.extract.worker import Extraction
+from pipeline.extract.worker import ExtractionJob
 free = socket.socket()
 free.bind(("127.0.0.1", 0))
 address = f"127.0.0.1:{free.getsockname()[1]}"
 engine = plugins.load("engine", "ray")(plugins.settings("engine", "ray", {"address": address}, "ray"), 1)
 try:
-    engine.start(Extraction(caches=(), root="."), Path(sys.argv[1]))
+    engine.start(ExtractionJob(caches=(), root="."), Path(sys.argv[1]))
 except BadInput as error:
     assert f"no cluster at {address}: " in error.message, error.message
     print("told")
@@ -351,4 +351,6 @@ def test_ray_address_where_nobody_answers_is_told(tmp_path):
 
 
 def test_a_job_is_plain_data(cache):
-    assert Extraction.model_validate(json.loads(job_of(cache).model_dump_json())) == job_of(cache)
+    assert ExtractionJob.model_validate(json.loads(job_of(cache).model_dump_json())) == job_of(
+        cache
+    )

@@ -26,7 +26,7 @@ from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
 from pipeline.extract import encode, extract
 from pipeline.extract.derive import derive
-from pipeline.extract.reuse import donors
+from pipeline.extract.reuse import reusable_caches
 from pipeline.models.encoders import address
 
 ENCODER = {"name": "address", "layers": [2, 5], "width": 8, "grid": 3, "special_tokens": 2}
@@ -373,7 +373,7 @@ def test_only_a_cache_of_the_same_tokens_gives_any(material, tmp_path):
         [layers_spec(2, 5, views=[FLIP])], material.manifest, tmp_path, say=said.append
     )
     assert (
-        donors(new) == []
+        reusable_caches(new) == []
         and said == []
         and not any(receipt.taken_from for receipt in new.receipts.values())
     )
@@ -409,5 +409,5 @@ def test_two_layouts_of_one_name_are_no_donors_of_each_other(material, tmp_path)
         )
     first = extract.extract(layers_spec(5), material.manifest, tmp_path)
     again = extract.extract(layers_spec(5, name="other"), material.manifest, tmp_path)
-    assert again.fingerprint == first.fingerprint and donors(again) == []
+    assert again.fingerprint == first.fingerprint and reusable_caches(again) == []
     np.testing.assert_array_equal(list(stores(first).values()), list(stores(again).values()))
