@@ -21,7 +21,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def numbered(name: str | None, index: int) -> torch.device:
+def device_of_worker(name: str | None, index: int) -> torch.device:
     """The device called `name`; where it is None, that of worker `index`: workers share what CUDA
     devices there are."""
     import torch

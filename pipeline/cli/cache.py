@@ -145,7 +145,9 @@ def extract(
         _show_plans([module.preview(spec, clips) for spec in loaded], as_json)
         if crew and (
             script := crew.script(
-                module.a_job([f"{out}/{spec.name}" for spec in loaded], clips, device, decoders)
+                module.extraction_job(
+                    [f"{out}/{spec.name}" for spec in loaded], clips, device, decoders
+                )
             )
         ):
             console.say(script)

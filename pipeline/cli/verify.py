@@ -23,8 +23,8 @@ from pipeline.errors import BadInput
 if TYPE_CHECKING:
     from pipeline.cache.cache import Cache
     from pipeline.cache.verify import Verification
-    from pipeline.extract.diff import Comparison
-    from pipeline.extract.repair import Mended
+    from pipeline.extract.diff import SpecDiff
+    from pipeline.extract.repair import RepairResult
 from pipeline.cli.show import _spans, show_status
 
 CacheFolder = Annotated[str, typer.Argument(metavar="CACHE", help="A cache: its folder or URL.")]
@@ -102,7 +102,7 @@ def verify(
 
 def _repair(
     found: Verification, root: Path | None, source: Cache | None, device: str | None
-) -> Mended:
+) -> RepairResult:
     from pipeline.cli import console
     from pipeline.extract.repair import repair
 
@@ -167,7 +167,7 @@ def _show_audit(found: Verification) -> None:
         console.show(f"{len(found.missing)} of {len(cache.plan)} stores are not {step} again")
 
 
-def _show_mended(mended: Mended) -> None:
+def _show_mended(mended: RepairResult) -> None:
     from pipeline.cli import console
 
     if mended.stores:
@@ -187,7 +187,7 @@ def _show_mended(mended: Mended) -> None:
         )
 
 
-def _end_of_verify(found: Verification, mended: Mended | None) -> None:
+def _end_of_verify(found: Verification, mended: RepairResult | None) -> None:
     """Exit code 0 for a sound cache, 2 for a damaged one; 3 where a store that was made anew lists
     failed videos."""
     from pipeline.cache.corruption import count_damaged_frames, damaged_videos
@@ -231,9 +231,9 @@ def diff(
     from pipeline.cache.cache import Cache
     from pipeline.cli import console
     from pipeline.config.cache_spec import load_spec
-    from pipeline.extract.diff import compare
+    from pipeline.extract.diff import compare_spec
 
-    found = compare(load_spec(named_file("spec", spec), sets or []), Cache(cache))
+    found = compare_spec(load_spec(named_file("spec", spec), sets or []), Cache(cache))
     if as_json:
         console.show_json(dataclasses.asdict(found))
     else:
@@ -242,7 +242,7 @@ def diff(
         raise typer.Exit(FINISHED_WITH_FAILURES)
 
 
-def _show_comparison(found: Comparison, spec: str, cache: str) -> None:
+def _show_comparison(found: SpecDiff, spec: str, cache: str) -> None:
     import json
 
     from pipeline.cli import console
@@ -296,10 +296,10 @@ def replay(
     """
     from pipeline.cache.cache import Cache
     from pipeline.cli import console
-    from pipeline.extract.spot_check import replay as replayed
+    from pipeline.extract.spot_check import spot_check
 
     with console.progress("replay") as update:
-        facts = replayed(
+        facts = spot_check(
             Cache(cache),
             fraction,
             root,

@@ -126,7 +126,9 @@ class Dataset(RecordingDataset):
         return Recording(name, split, sens.colour, time_s, rigid(sens.camera_to_world), sens.depth)
 
     def _from_export(self, name: str, split: str, folder: Path) -> Recording:
-        colour, depth, poses = (numbered(folder / kind) for kind in ("color", "depth", "pose"))
+        colour, depth, poses = (
+            frames_by_number(folder / kind) for kind in ("color", "depth", "pose")
+        )
         lost = sorted((depth.keys() | poses.keys()) - colour.keys())
         places = [depth.get(number) or poses[number] for number in lost]
         self.note(name, "color", places, len(colour) + len(lost), "frames have no colour image")
@@ -141,6 +143,6 @@ class Dataset(RecordingDataset):
         )
 
 
-def numbered(folder: Path) -> dict[int, Path]:
+def frames_by_number(folder: Path) -> dict[int, Path]:
     """Frame -> file, for names such as 17.jpg or 000017.jpg; empty if there is no such folder."""
     return {int(path.stem): path for path in sorted(folder.glob("*")) if path.stem.isdecimal()}

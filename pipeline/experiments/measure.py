@@ -255,8 +255,8 @@ def _extract(
     """The cache of the sample, and figures of its extraction."""
     noted: list[tuple[float, int]] = []
     begin = time.perf_counter()
-    laid_out = extract.lay_out(spec, some, out, encoder, device)
-    job = extract.a_job([laid_out.storage.address], some, str(device), decoders)
+    laid_out = extract.create_or_open(spec, some, out, encoder, device)
+    job = extract.extraction_job([laid_out.storage.address], some, str(device), decoders)
     progress = fill(
         [(laid_out, encoder, [])],
         some.videos,

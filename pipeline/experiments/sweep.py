@@ -31,7 +31,7 @@ from pipeline.cache.storage.open import open_storage
 from pipeline.config.json_files import read_json, to_json
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
-from pipeline.device import numbered
+from pipeline.device import device_of_worker
 from pipeline.errors import BadInput
 from pipeline.experiments.summary import Outcome, ScoredPoint, Summary, summarise
 from pipeline.experiments.sweep_spec import (
@@ -43,7 +43,7 @@ from pipeline.experiments.sweep_spec import (
     grid_points,
     read_header,
 )
-from pipeline.extract.launchers.contract import EnginePlugin, Job, carry_out
+from pipeline.extract.launchers.contract import EnginePlugin, Job, run_until_done
 from pipeline.models.profile import Cost, cost
 from pipeline.models.video_model import VideoModel
 from pipeline.train.compatibility import require_same, require_wanted, shared
@@ -292,7 +292,10 @@ class SweepJob(Job):
 
     def work(self, index: int) -> None:
         run_members(
-            Sweep(Path(self.sweep)), numbered(self.device, index), self.workers, self.allow_missing
+            Sweep(Path(self.sweep)),
+            device_of_worker(self.device, index),
+            self.workers,
+            self.allow_missing,
         )
 
 
@@ -331,7 +334,7 @@ def sweep(
         run_members(made, ranks.device(device), ranks.size, allow_missing, on_progress, say)
     else:
         job = make_sweep_job(out, device, engine.workers, allow_missing)
-        carry_out(engine, job, logs, lambda: len(made.left()), "members")
+        run_until_done(engine, job, logs, lambda: len(made.left()), "members")
     if ranks.is_first:
         made.sum_up()
     return made

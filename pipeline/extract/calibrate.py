@@ -30,20 +30,20 @@ HEAD_FRAMES = 1000
 frames."""
 
 
-def spread(count: int, wanted: int) -> np.ndarray:
+def evenly_spaced(count: int, wanted: int) -> np.ndarray:
     """Up to `wanted` ascending numbers below `count`: the middles of as many equal parts."""
     wanted = min(count, wanted)
     return (2 * np.arange(wanted) + 1) * count // max(1, 2 * wanted)
 
 
-def learn(codec: FittedCodec, tokens: Mapping[str, torch.Tensor]) -> bytes:
+def fit_codecs(codec: FittedCodec, tokens: Mapping[str, torch.Tensor]) -> bytes:
     """Token array -> its sampled tokens (F, N, D), to the bytes of codec.safetensors."""
     return pack_learnt(
         {name: codec.fit(sampled_FND.flatten(0, 1)) for name, sampled_FND in tokens.items()}
     )
 
 
-def sample_tokens(
+def calibration_tokens(
     spec: CacheSpec,
     encoder: EncoderPlugin,
     device: torch.device,
@@ -58,7 +58,7 @@ def sample_tokens(
     can be had at all.
     """
     expected = {video_id: count for videos in plan.values() for video_id, count in videos.items()}
-    chosen = [manifest.videos[place] for place in spread(len(manifest.videos), wanted)]
+    chosen = [manifest.videos[place] for place in evenly_spaced(len(manifest.videos), wanted)]
     of_each = -(-wanted // len(chosen))
     squares = [
         square_CHW
@@ -68,7 +68,7 @@ def sample_tokens(
             manifest,
             spec,
             device,
-            spread(min(expected[video.video_id], HEAD_FRAMES), of_each),
+            evenly_spaced(min(expected[video.video_id], HEAD_FRAMES), of_each),
         )
     ]
     if not squares:

@@ -33,7 +33,7 @@ from pipeline.config import plugins
 from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, fingerprint
 from pipeline.config.toml_tables import differences, override
 from pipeline.errors import BadInput
-from pipeline.extract.calibrate import learn, spread
+from pipeline.extract.calibrate import evenly_spaced, fit_codecs
 from pipeline.extract.extract import fill_stores
 from pipeline.extract.store_builder import StoreBuilder
 from pipeline.records import TokenShape
@@ -59,7 +59,7 @@ def derive(
     storage = open_storage(out).below(derivation.name)
     try:
         with Leases(storage) as leases:
-            cache = derivation.lay_out(storage, leases)
+            cache = derivation.create_or_open(storage, leases)
             derivation.fill(cache, leases, cache.plan, on_frames)
         cache.clear_partial()
     except OSError as error:
@@ -165,7 +165,7 @@ class Derivation:
     def shape(self) -> TokenShape:
         return replace(self.source.shape, layers=tuple(self.spec.encoder.settings.layers))
 
-    def lay_out(self, storage: Storage, leases: Leases) -> Cache:
+    def create_or_open(self, storage: Storage, leases: Leases) -> Cache:
         """The derived cache; planned, fitted and created if it is not there yet."""
         with leases.alone("plan"):
             if not storage.exists(HEADER_FILE):
@@ -182,7 +182,7 @@ class Derivation:
             same = (
                 read_learnt(self.source.storage, header.codec_sha256) if self.same_codec else None
             )
-            learnt = same or learn(codec, self._sample(codec))
+            learnt = same or fit_codecs(codec, self._sample(codec))
         changes = {
             "format_version": FORMAT_VERSION,
             "fingerprint": self.digits,
@@ -297,7 +297,7 @@ class Derivation:
         """Token array -> tokens (F, N, D) of evenly spread kept frames, to fit a codec to."""
         places = [(video_id, row) for video_id in self.videos for row in self.rows(video_id)]
         chosen: dict[str, list[int]] = {}
-        for place in spread(len(places), codec.sample_frames):
+        for place in evenly_spaced(len(places), codec.sample_frames):
             chosen.setdefault(places[place][0], []).append(places[place][1])
         if not chosen:
             raise BadInput(

@@ -29,7 +29,7 @@ Difference = tuple[str, Any, Any]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SpecDiff:
     """A spec beside a cache."""
 
     verdict: Verdict
@@ -51,7 +51,7 @@ class Comparison:
     """Why the weights could not be compared."""
 
 
-def compare(spec: CacheSpec, cache: Cache) -> Comparison:
+def compare_spec(spec: CacheSpec, cache: Cache) -> SpecDiff:
     """Holds a spec against a cache. Reads the encoder's weights, where they can be had."""
     identity, unknown = _identity(spec)
     differ = list(_differ(spec, cache, identity))
@@ -70,7 +70,7 @@ def compare(spec: CacheSpec, cache: Cache) -> Comparison:
     elif fields == ["encoder.layers"] and held < layers:
         verdict = "new layers"
     frames, store_bytes = (0, 0) if not differ else _cost(spec, cache)
-    return Comparison(
+    return SpecDiff(
         verdict=verdict,
         differ=differ,
         name=f"{spec.name}-{digits}" if digits else None,

@@ -19,8 +19,8 @@ from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, fingerprint
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import chosen
 from pipeline.errors import BadInput, BadVideo
-from pipeline.extract.calibrate import learn, sample_tokens
-from pipeline.extract.launchers.contract import EnginePlugin, carry_out
+from pipeline.extract.calibrate import calibration_tokens, fit_codecs
+from pipeline.extract.launchers.contract import EnginePlugin, run_until_done
 from pipeline.extract.progress import OnProgress, Progress
 from pipeline.extract.reuse import ReusableCache, reusable_caches
 from pipeline.extract.worker import ExtractionJob, fill
@@ -76,7 +76,7 @@ def extract_all(
     """
     given, device = device, chosen(device)
     caches = [
-        (lay_out(one, manifest, out, encoder, device), encoder)
+        (create_or_open(one, manifest, out, encoder, device), encoder)
         for one, encoder in load_encoders(specs, device)
     ]
     for cache, _ in caches:
@@ -90,7 +90,7 @@ def extract_all(
         for store in redo:
             cache.forget(store)
     places = [cache.storage.address for cache, _ in caches]
-    job = a_job(places, manifest, None if given is None else str(given), decoders, limits)
+    job = extraction_job(places, manifest, None if given is None else str(given), decoders, limits)
     to_fill = [(cache, encoder, reusable_caches(cache)) for cache, encoder in caches]
     expected = {
         str(cache): _announce_reuse(cache, reusables, say) for cache, _, reusables in to_fill
@@ -98,7 +98,7 @@ def extract_all(
     if engine is None:
         fill(to_fill, manifest.videos, job, device, on_progress)
     else:
-        have_filled([cache for cache, _ in caches], job, engine, logs, on_progress)
+        run_on_launcher([cache for cache, _ in caches], job, engine, logs, on_progress)
     complete = [Cache(cache.storage) for cache, _ in caches]
     for cache in complete:
         whole = [store for store in expected[str(cache)] if not cache.receipt(store).taken_from]
@@ -129,7 +129,7 @@ def _announce_reuse(
     return given
 
 
-def a_job(
+def extraction_job(
     caches: Sequence[str],
     manifest: Manifest,
     device: str | None,
@@ -146,7 +146,7 @@ def a_job(
     )
 
 
-def have_filled(
+def run_on_launcher(
     caches: Sequence[Cache],
     job: ExtractionJob,
     engine: EnginePlugin,
@@ -169,7 +169,7 @@ def have_filled(
             on_progress(progress)
         return sum(map(len, missing.values()))
 
-    carry_out(engine, job, logs, left, "stores")
+    run_until_done(engine, job, logs, left, "stores")
 
 
 def load_encoders(
@@ -200,7 +200,7 @@ def preview(cache_spec: CacheSpec, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def lay_out(
+def create_or_open(
     cache_spec: CacheSpec,
     manifest: Manifest,
     out: Path | str,
@@ -241,8 +241,9 @@ def _create(
     plan = make_plan(cache_spec, shape, manifest)
     learnt = None
     if isinstance(codec, FittedCodec):
-        learnt = learn(
-            codec, sample_tokens(cache_spec, encoder, device, manifest, plan, codec.sample_frames)
+        learnt = fit_codecs(
+            codec,
+            calibration_tokens(cache_spec, encoder, device, manifest, plan, codec.sample_frames),
         )
     header = Header(
         format_version=FORMAT_VERSION,

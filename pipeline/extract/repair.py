@@ -26,7 +26,7 @@ from pipeline.extract.worker import ExtractionJob, fill, load_encoder
 
 
 @dataclass(frozen=True)
-class Mended:
+class RepairResult:
     """What a repair did."""
 
     stores: list[int]
@@ -49,7 +49,7 @@ def repair(
     device: torch.device | None = None,
     decoders: int = 1,
     on_frames: OnFrames | None = None,
-) -> Mended:
+) -> RepairResult:
     """Mends what `verify_cache` found.
 
     `root`: where the videos are now; `source`: of a derived cache, the one that it comes from.
@@ -72,9 +72,9 @@ def repair(
             make()
     except OSError as error:
         raise unwritable(cache, error) from error
-    mended = Cache(cache.storage)
-    receipts = {store: mended.receipt(store) for store in redo}
-    return Mended(
+    repaired = Cache(cache.storage)
+    receipts = {store: repaired.receipt(store) for store in redo}
+    return RepairResult(
         stores=redo,
         changed=[
             store for store, receipt in before.items() if receipt.files != receipts[store].files
@@ -85,7 +85,7 @@ def repair(
             for video, failure in receipt.failures.items()
         },
         removed=removed,
-        after=verify_cache(mended, found.stores),
+        after=verify_cache(repaired, found.stores),
     )
 
 

@@ -42,7 +42,7 @@ TIME_S = 1e-6
 
 
 @dataclass(frozen=True)
-class Replayed:
+class VideoCheck:
     """Some frames of a video: stored against fresh, token by token."""
 
     video_id: str
@@ -56,7 +56,7 @@ class Replayed:
     """Token array -> (F, N) least cosine that codec and rounding allow."""
 
 
-def replay(
+def spot_check(
     cache: Cache,
     fraction: float,
     root: Path | None = None,
@@ -86,7 +86,7 @@ def replay(
         for video_id, places in sample.items():
             try:
                 found.append(
-                    _replay(cache, encoder, decoder, device, folder, videos[video_id], places)
+                    _check_video(cache, encoder, decoder, device, folder, videos[video_id], places)
                 )
             except BadVideo as error:
                 changed[video_id] = error.message
@@ -132,7 +132,7 @@ def least_cosine(error: torch.Tensor, tokens: torch.Tensor, rounding: float) -> 
     return torch.cos(angle.clamp(max=torch.pi))
 
 
-def _replay(
+def _check_video(
     cache: Cache,
     encoder: EncoderPlugin,
     decoder: Decoder,
@@ -140,7 +140,7 @@ def _replay(
     folder: Path,
     video: Video,
     places: np.ndarray,
-) -> Replayed:
+) -> VideoCheck:
     location = cache.locations[video.video_id]
     reader, rows = cache.reader(location.store), location.start + places
     stored_s = reader.small("time_s")[rows]
@@ -178,7 +178,7 @@ def _replay(
         {name: torch.cat(parts).numpy() for name, parts in each.items()}
         for each in (cosine, allowed)
     )
-    return Replayed(video.video_id, stored_s, np.abs(np.array(fresh_s) - stored_s), *joined)
+    return VideoCheck(video.video_id, stored_s, np.abs(np.array(fresh_s) - stored_s), *joined)
 
 
 def _squares(
@@ -215,7 +215,7 @@ def _cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _report(
-    cache: Cache, found: list[Replayed], changed: dict[str, str], seed: int
+    cache: Cache, found: list[VideoCheck], changed: dict[str, str], seed: int
 ) -> dict[str, Any]:
     # How much the codec of its source lost is not in a derived cache, so nothing can be held against it.
     judged = cache.header.derived_from is None

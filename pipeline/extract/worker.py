@@ -18,7 +18,7 @@ import torch
 
 from pipeline.cache.cache import Cache, unwritable
 from pipeline.cache.leases import Leases, claim_units
-from pipeline.device import numbered
+from pipeline.device import device_of_worker
 from pipeline.errors import BadInput
 from pipeline.extract.encode import CacheTarget, Extraction
 from pipeline.extract.launchers.contract import Job
@@ -42,7 +42,7 @@ class ExtractionJob(Job):
     limits: DecodeLimits = DecodeLimits()
 
     def work(self, index: int) -> None:
-        device = numbered(self.device, index)
+        device = device_of_worker(self.device, index)
         caches = [Cache(place) for place in self.caches]
         targets = [(cache, load_encoder(cache, device), reusable_caches(cache)) for cache in caches]
         fill(targets, caches[0].manifest.videos, self, device)

@@ -26,7 +26,7 @@ from pipeline.errors import BadInput
 from pipeline.extract import extract
 from pipeline.extract.derive import derive
 from pipeline.extract.repair import repair
-from pipeline.extract.spot_check import ROUNDING, least_cosine, replay, sample_frames
+from pipeline.extract.spot_check import ROUNDING, least_cosine, sample_frames, spot_check
 from pipeline.models.encoders.address import paint
 
 SHARD = "layer_5/c/0/0/0"
@@ -538,7 +538,7 @@ def test_without_weights_the_rest_is_compared(place, material, tmp_path):
 @pytest.mark.parametrize("codec", ["float16", "int8", "int4", "pca"])
 def test_on_the_same_machine_no_token_has_drifted(material, tmp_path, codec):
     cache = extract.extract(address_spec(codec={"name": codec}), material.manifest, tmp_path)
-    facts = replay(cache, 1.0)
+    facts = spot_check(cache, 1.0)
     assert (
         facts["frames_sampled"] == 125 and facts["videos_sampled"] == 6 and facts["mismatch_s"] == 0
     )
@@ -576,7 +576,7 @@ def test_shifted_times_are_found(material, mine, tmp_path):
     root = tmp_path / "videos"
     shutil.copytree(material.root, root)
     write_video(root / "b/v3.mp4", [paint(3, frame, 64) for frame in range(24)], fps=5)
-    facts = replay(mine, 1.0, root)
+    facts = spot_check(mine, 1.0, root)
     assert (
         facts["shifted"] == ["b/v3.mp4"]
         and facts["mismatch_s"] == pytest.approx(2.3)
@@ -586,7 +586,7 @@ def test_shifted_times_are_found(material, mine, tmp_path):
 
 def test_a_derived_cache_is_not_judged(mine, tmp_path):
     derived = derive(derive(mine, ["codec.name=int4"], tmp_path), ["codec.name=float16"], tmp_path)
-    facts = replay(derived, 0.5)
+    facts = spot_check(derived, 0.5)
     assert not facts["judged"] and not facts["drifted"] and facts["arrays"]["layer_2"]["min"] < 1
 
 

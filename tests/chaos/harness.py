@@ -26,7 +26,7 @@ from pipeline.config.cache_spec import load_spec
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
 from pipeline.extract import extract
-from pipeline.extract.worker import Extraction
+from pipeline.extract.worker import ExtractionJob
 
 FRAME_MB = 2 * 9 * 8 / 1e6
 """float16 of one layer's tokens of a frame, by which the sizes of stores and shards are reckoned."""
@@ -203,7 +203,7 @@ class Site:
 
     def worker(self, server: Server, out: Path, index: int, **faults: Any) -> Child:
         """One worker of a cache that is laid out."""
-        job = Extraction(
+        job = ExtractionJob(
             caches=(str(self.cache_in(out)),), root=str(self.manifest.root), device="cpu"
         )
         return self._start(server, out, faults, job=job.model_dump_json(), index=str(index))

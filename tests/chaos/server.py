@@ -45,7 +45,7 @@ def _run(request: dict[str, Any]) -> int:
         code = (
             main(request["command"])
             if "command" in request
-            else run(worker.Extraction.kind(), request["job"], request["index"])
+            else run(worker.ExtractionJob.kind(), request["job"], request["index"])
         )
         sys.stderr.flush()
     except BaseException:

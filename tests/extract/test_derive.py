@@ -281,9 +281,12 @@ def test_damage_is_not_vouched_for_anew(material, tmp_path):
 
 
 def test_spread_takes_the_middles_of_equal_parts():
-    assert calibrate.spread(10, 2).tolist() == [2, 7]
-    assert calibrate.spread(3, 10).tolist() == [0, 1, 2]
-    assert calibrate.spread(1, 1).tolist() == [0] and calibrate.spread(0, 5).tolist() == []
+    assert calibrate.evenly_spaced(10, 2).tolist() == [2, 7]
+    assert calibrate.evenly_spaced(3, 10).tolist() == [0, 1, 2]
+    assert (
+        calibrate.evenly_spaced(1, 1).tolist() == [0]
+        and calibrate.evenly_spaced(0, 5).tolist() == []
+    )
 
 
 @pytest.mark.parametrize("killed", ["before cache.json", "in a store"])

@@ -59,7 +59,7 @@ def started(engine: EnginePlugin, job: ExtractionJob, logs: Path) -> Iterator[En
 def cache(material: Material, tmp_path: Path) -> Cache:
     """Laid out as that of `material`, with every store missing."""
     ((spec, encoder),) = extract.load_encoders([address_spec()], torch.device("cpu"))
-    return extract.lay_out(
+    return extract.create_or_open(
         spec, material.manifest, tmp_path / "caches", encoder, torch.device("cpu")
     )
 

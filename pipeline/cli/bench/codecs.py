@@ -29,7 +29,7 @@ from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import chosen
 from pipeline.extract import derive, extract
-from pipeline.extract.calibrate import learn, sample_tokens
+from pipeline.extract.calibrate import calibration_tokens, fit_codecs
 from pipeline.train import evaluate, loop
 
 REFERENCE = "float16"
@@ -84,7 +84,7 @@ def compare(
     encoder = spec.make_encoder(device)
     shape = spec.token_shape()
     tell(0, 1, "encoding frames")
-    sampled = sample_tokens(
+    sampled = calibration_tokens(
         spec, encoder, device, videos, extract.make_plan(spec, shape, videos), 2 * frames
     )
     fitted_to, measured = (
@@ -169,7 +169,7 @@ def _ready(chosen: Choice, fitted_to: Mapping[str, torch.Tensor]) -> dict[str, C
     make = partial(plugins.load("codec", chosen.name), chosen.settings)
     codec = make()
     return codecs_of(
-        make, fitted_to, learn(codec, fitted_to) if isinstance(codec, FittedCodec) else None
+        make, fitted_to, fit_codecs(codec, fitted_to) if isinstance(codec, FittedCodec) else None
     )
 
 

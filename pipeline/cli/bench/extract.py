@@ -16,7 +16,7 @@ from pipeline.config.cache_spec import CacheSpec
 from pipeline.datasets.manifest import manifest
 from pipeline.device import chosen
 from pipeline.extract import extract
-from pipeline.extract.worker import Extraction, fill
+from pipeline.extract.worker import ExtractionJob, fill
 
 # The demo's encoder, scaled up until it and not the decoder sets the pace.
 SPEC = {
@@ -59,8 +59,10 @@ def extract_speed(
         )
         for repeat in range(repeats + 1):
             bare.append(_bare(encoder, spec, frames, device))
-            cache = extract.lay_out(spec, videos, Path(folder) / f"bench-{repeat}", encoder, device)
-            job = Extraction(caches=(str(cache),), root=str(videos.root), decoders=decoders)
+            cache = extract.create_or_open(
+                spec, videos, Path(folder) / f"bench-{repeat}", encoder, device
+            )
+            job = ExtractionJob(caches=(str(cache),), root=str(videos.root), decoders=decoders)
             progress = fill([(cache, encoder, [])], videos.videos, job, device)
             whole.append(progress.frames_per_s)
     del bare[0], whole[0]  # the first round warms caches and allocators up

@@ -71,7 +71,7 @@ def start_seconds(clips: int) -> list[tuple[str, float]]:
             begin = time.perf_counter()
             manifest = Manifest.load(root / "data")
             encoder = extract.load_encoders([spec], device)[0][1]
-            cache = extract.lay_out(spec, manifest, root / "caches", encoder, device)
+            cache = extract.create_or_open(spec, manifest, root / "caches", encoder, device)
             missing = cache.missing_stores()
             with Leases(cache.storage) as leases:
                 next(

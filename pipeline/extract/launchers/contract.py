@@ -84,7 +84,7 @@ class EnginePlugin(ABC):
         return None
 
 
-def carry_out(
+def run_until_done(
     engine: EnginePlugin, job: Job, logs: Path, left: Callable[[], int], what: str
 ) -> None:
     """Has an engine's workers do a job: until `left`, asked again and again, says 0. Raises
@@ -133,7 +133,7 @@ def run(kind: str, job: str, index: str) -> int:
     return 0
 
 
-def needed(package: str, engine: str) -> Any:
+def require_package(package: str, engine: str) -> Any:
     """The package that an engine stands on, which the extra of the engine's name installs. BadInput
     where it is missing."""
     try:

@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.config import plugins
 from pipeline.device import cores
-from pipeline.extract.launchers import _leashed
+from pipeline.extract.launchers import _die_with_parent
 from pipeline.extract.launchers.contract import EnginePlugin, Job, Workers, last_line
 
 
@@ -56,7 +56,7 @@ class Engine(EnginePlugin):
 
     def _start(self, index: int) -> subprocess.Popen[bytes]:
         worker = [self._job.kind(), self._job.model_dump_json(), str(index)]
-        command = [sys.executable, "-m", _leashed.__name__, *worker]
+        command = [sys.executable, "-m", _die_with_parent.__name__, *worker]
         with self._log(index).open("ab") as log:
             return subprocess.Popen(
                 command,

@@ -13,7 +13,13 @@ from pydantic import Field
 
 from pipeline.config import plugins
 from pipeline.errors import BadInput
-from pipeline.extract.launchers.contract import EnginePlugin, Job, Workers, last_line, needed
+from pipeline.extract.launchers.contract import (
+    EnginePlugin,
+    Job,
+    Workers,
+    last_line,
+    require_package,
+)
 
 CONNECT_S = 10.0
 
@@ -35,7 +41,7 @@ class Engine(EnginePlugin):
 
     def __init__(self, settings: Any, workers: int) -> None:
         super().__init__(settings, workers)
-        self._ray = needed("ray", "ray")
+        self._ray = require_package("ray", "ray")
         self._actors: dict[int, Any] = {}
         self._begun: dict[int, Any] = {}
         self._done: dict[int, Any] = {}

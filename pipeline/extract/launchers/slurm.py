@@ -17,7 +17,13 @@ from pydantic import Field
 
 from pipeline.config import plugins
 from pipeline.errors import BadInput, StillframeError
-from pipeline.extract.launchers.contract import EnginePlugin, Job, Workers, last_line, needed
+from pipeline.extract.launchers.contract import (
+    EnginePlugin,
+    Job,
+    Workers,
+    last_line,
+    require_package,
+)
 
 PROGRAMS = ("sbatch", "srun", "squeue", "scancel", "scontrol")
 WAITING = {"PENDING", "CONFIGURING"}
@@ -126,7 +132,7 @@ class Engine(EnginePlugin):
         return "\n".join(texts)
 
     def _executor(self, job: Job, logs: Path) -> Any:
-        submitit = needed("submitit", "slurm")
+        submitit = require_package("submitit", "slurm")
         if missing := [name for name in PROGRAMS if shutil.which(name) is None]:
             raise BadInput(
                 f"engine 'slurm': no {', '.join(missing)} on this machine",
