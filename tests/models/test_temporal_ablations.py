@@ -14,8 +14,7 @@ from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
 from pipeline.errors import BadInput
 from pipeline.models.temporal import mamba2
-from pipeline.models.temporal.layers.recurrence import linear_recurrence
-from pipeline.models.temporal.layers.temporal_conv import causal_conv
+from pipeline.models.temporal.layers.recurrence import causal_conv, linear_recurrence
 from pipeline.models.temporal.mamba2 import state_space_dual
 from pipeline.models.temporal.rg_lru import RgLru
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import nn
 
 from pipeline.models.temporal.contract import Gate
-from pipeline.models.temporal.layers.mamba_stack import MambaMixSettings, MambaStack, spatial_blocks
+from pipeline.models.temporal.layers.stacks import MambaMixSettings, MambaStack, spatial_blocks
 
 
 class Settings(MambaMixSettings):

@@ -6,7 +6,7 @@ Tokens do not see each other: whatever mixes positions must be done by the encod
 
 from __future__ import annotations
 
-from pipeline.models.temporal.layers.mamba_stack import MambaSettings, MambaStack
+from pipeline.models.temporal.layers.stacks import MambaSettings, MambaStack
 
 
 class Settings(MambaSettings):

@@ -22,8 +22,8 @@ from torch.autograd.function import once_differentiable
 from pipeline.config import plugins
 from pipeline.errors import BadInput
 from pipeline.models.temporal.contract import State
+from pipeline.models.temporal.layers.recurrence import causal_conv
 from pipeline.models.temporal.layers.stacks import Mixer, ResidualStack
-from pipeline.models.temporal.layers.temporal_conv import causal_conv
 
 STEP_RANGE = (1e-3, 1e-1)
 """Range of the step size dt at initialisation."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.models.temporal.layers.mamba_stack import MambaMixSettings, MambaStack, spatial_blocks
+from pipeline.models.temporal.layers.stacks import MambaMixSettings, MambaStack, spatial_blocks
 
 
 class Settings(MambaMixSettings):

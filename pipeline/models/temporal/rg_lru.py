@@ -16,10 +16,9 @@ from torch import nn
 
 from pipeline.config import plugins
 from pipeline.models.temporal.contract import Gate, State
-from pipeline.models.temporal.layers.recurrence import linear_recurrence
+from pipeline.models.temporal.layers.recurrence import causal_conv, linear_recurrence
 from pipeline.models.temporal.layers.spatial_attention import check_heads
 from pipeline.models.temporal.layers.stacks import Mixer, ResidualStack
-from pipeline.models.temporal.layers.temporal_conv import causal_conv
 
 SHARPNESS = 8.0
 """c of a = exp(-c softplus(Lambda) r)."""

@@ -1,18 +1,30 @@
 """The Mamba block over time, each token position on its own. Parameter names are those of the
 published implementations.
 
-Tokens come time first, (T, B, N, D). E = expand * D is the inner width and K the state size.
+Shape letters: T frames, B streams, N tokens, R = B N rows (independent sequences), D width,
+E = expand * D inner width, K state size, H = conv - 1 past inputs of the convolution. Modules take
+tokens time first, (T, B, N, D).
+
+What a layer computes on rows is computed block by block where there are many. A layer makes some
+ten tensors wider than its input. Made for all rows at once they go through memory, and fresh memory
+at that; made for a block of rows they stay in the caches. The forward pass keeps its input only:
+backward makes each block again.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from pipeline.models.temporal.contract import State
-from pipeline.models.temporal.layers.mamba_rows import Weights, mamba_rows
+from pipeline.models.temporal.layers.scan_pytorch import row_blocks
+from pipeline.models.temporal.layers.selective_scan import selective_scan, uses_kernel
 
 STEP_RANGE = (1e-3, 1e-1)
 """Range of the step size dt at initialisation."""
@@ -103,3 +115,173 @@ class MambaBlock(nn.Module):
     ) -> tuple[torch.Tensor, State]:
         y_TBND, state = self.mamba(self.norm(x_TBND), state)
         return self.dropout(y_TBND), state
+
+
+class Weights(NamedTuple):
+    """Of one layer, as its parameters are, but for A_KE = -exp(A_log)."""
+
+    in_proj: torch.Tensor
+    conv: torch.Tensor
+    conv_bias: torch.Tensor
+    x_proj: torch.Tensor
+    dt_proj: torch.Tensor
+    dt_bias: torch.Tensor
+    A_KE: torch.Tensor
+    D: torch.Tensor
+    out_proj: torch.Tensor
+
+
+Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def mamba_rows(
+    x_RTD: torch.Tensor, conv_RHE: torch.Tensor | None, h_RKE: torch.Tensor | None, w: Weights
+) -> Rows:
+    """Output (R, T, D), and the state after it: the last H inputs of the convolution, and h. No
+    state given: zeros."""
+    rows, frames, _ = x_RTD.shape
+    fits = len(row_blocks(frames, rows, w.A_KE)) == 1
+    if fits or torch.compiler.is_compiling() or uses_kernel(x_RTD, h_RKE):
+        y_TRE, conv_RHE, h_RKE = _mix((x_RTD, conv_RHE, h_RKE), w)
+        return F.linear(y_TRE, w.out_proj).transpose(0, 1), conv_RHE, h_RKE
+    return _InBlocks.apply(x_RTD, conv_RHE, h_RKE, *w)
+
+
+def _mix(inputs: Iterable[Any], w: Weights, room_TRKE: torch.Tensor | None = None) -> Rows:
+    """All but the last projection, time first, and the state. `inputs` are those of
+    `mamba_rows`."""
+    x_RTD, conv_RHE, h_RKE = inputs
+    x_TRE, gate_TRE = F.linear(x_RTD.transpose(0, 1).contiguous(), w.in_proj).chunk(2, dim=-1)
+    taps_HE = w.conv.squeeze(1).T
+    if conv_RHE is None:
+        conv_RHE = w.conv.new_zeros(x_TRE.shape[1], len(taps_HE) - 1, x_TRE.shape[2])
+    padded_TRE = torch.cat([conv_RHE.transpose(0, 1), x_TRE])
+    x_TRE = F.silu(_CausalConv.apply(padded_TRE, taps_HE, w.conv_bias))
+
+    state, rank = len(w.A_KE), w.dt_proj.shape[1]
+    dt_TRr, B_TRK, C_TRK = F.linear(x_TRE, w.x_proj).split([rank, state, state], dim=-1)
+    # The bias is added apart: near -7 bfloat16 would round it, and with it dt, by some percent.
+    dt_TRE = F.softplus(F.linear(dt_TRr, w.dt_proj) + w.dt_bias)
+    y_TRE, h_RKE = selective_scan(x_TRE, dt_TRE, w.A_KE, B_TRK, C_TRK, h_RKE, room_TRKE)
+    y_TRE = torch.addcmul(y_TRE, w.D, x_TRE) * F.silu(gate_TRE)
+    # A copy always: a view would keep all of `padded_TRE` alive for as long as the stream.
+    conv_RHE = padded_TRE[len(x_TRE) :].transpose(0, 1).clone(memory_format=torch.contiguous_format)
+    return y_TRE.type_as(gate_TRE), conv_RHE, h_RKE
+
+
+class _CausalConv(torch.autograd.Function):
+    """Depthwise convolution over time, tap by tap: no axis is moved, and its gradient makes no
+    tensor per tap."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, padded_TRE: torch.Tensor, taps_HE: torch.Tensor, bias_E: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(padded_TRE, taps_HE)
+        frames = len(padded_TRE) - len(taps_HE) + 1
+        y_TRE = torch.addcmul(bias_E, taps_HE[0], padded_TRE[:frames])
+        for i in range(1, len(taps_HE)):
+            y_TRE.addcmul_(taps_HE[i], padded_TRE[i : i + frames])
+        return y_TRE
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TRE: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        padded_TRE, taps_HE = ctx.saved_tensors
+        frames = len(grad_TRE)
+        grad_padded, grad_taps = torch.zeros_like(padded_TRE), torch.empty_like(taps_HE)
+        for i, tap in enumerate(taps_HE):
+            grad_padded[i : i + frames].addcmul_(grad_TRE, tap)
+            grad_taps[i] = (grad_TRE * padded_TRE[i : i + frames]).sum((0, 1))
+        return grad_padded, grad_taps, grad_TRE.sum((0, 1))
+
+
+class _InBlocks(torch.autograd.Function):
+    """`mamba_rows`, block by block. Keeps its inputs only."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        conv: torch.Tensor | None,
+        h: torch.Tensor | None,
+        *weights: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        ctx.save_for_backward(x, conv, h, *weights)
+        ctx.set_materialize_grads(False)
+        device = x.device.type
+        ctx.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        # Detached: autocast keeps its casts of parameters, and one made here, without a graph, would be found by others.
+        w = Weights(*(part.detach() for part in weights))
+        outputs: list[torch.Tensor] = []
+        for rows in row_blocks(x.shape[1], len(x), w.A_KE):
+            y_TRE, *state = _mix(_block((x, conv, h), rows), w)
+            found = [F.linear(y_TRE, w.out_proj).transpose(0, 1), *state]
+            if not outputs:
+                outputs = [
+                    torch.empty_like(x, dtype=found[0].dtype),
+                    *(part.new_empty(len(x), *part.shape[1:]) for part in state),
+                ]
+            for whole, part in zip(outputs, found, strict=True):
+                whole[rows] = part
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        inputs, needed = ctx.saved_tensors, ctx.needs_input_grad
+        x, w = inputs[0], Weights(*_leaves(inputs[3:], needed[3:]))
+        totals = [
+            torch.zeros_like(part) if need else None
+            for part, need in zip(inputs, needed, strict=True)
+        ]
+        blocks = row_blocks(x.shape[1], len(x), w.A_KE)
+        room_TRKE = w.A_KE.new_empty(
+            x.shape[1],
+            blocks[0].stop,
+            *w.A_KE.shape,
+            dtype=torch.promote_types(w.A_KE.dtype, torch.float32),
+        )
+        for rows in blocks:
+            leaves = _leaves(_block(inputs[:3], rows), needed)
+            sinks = [*_block(totals[:3], rows), *totals[3:]]
+            grad_y, *grad_state = _block(grads, rows)
+            with torch.autocast(*ctx.autocast):
+                with torch.enable_grad():
+                    y_TRE, *state = _mix(leaves, w, room_TRKE[:, : rows.stop - rows.start])
+                grad_y_TRE = None
+                if (
+                    grad_y is not None
+                ):  # back through the last projection by hand: its output need not be made again
+                    grad_y = grad_y.transpose(0, 1).flatten(0, 1)
+                    grad_y_TRE = (grad_y @ w.out_proj.detach()).view_as(y_TRE)
+                    if sinks[-1] is not None:
+                        sinks[-1] += grad_y.T @ y_TRE.detach().flatten(0, 1)
+            pairs = zip((y_TRE, *state), (grad_y_TRE, *grad_state), strict=True)
+            reached = [
+                (output, grad)
+                for output, grad in pairs
+                if grad is not None and output.requires_grad
+            ]
+            if reached:
+                wanted = [
+                    leaf for leaf in (*leaves, *w[:-1]) if leaf is not None and leaf.requires_grad
+                ]
+                outputs, grad_outputs = zip(*reached, strict=True)
+                found = torch.autograd.grad(outputs, wanted, grad_outputs, materialize_grads=True)
+                for sink, grad in zip(
+                    [sink for sink in sinks[:-1] if sink is not None], found, strict=True
+                ):
+                    sink += grad
+        return tuple(totals)
+
+
+def _block(parts: Iterable[torch.Tensor | None], rows: slice) -> list[Any]:
+    return [None if part is None else part[rows] for part in parts]
+
+
+def _leaves(parts: Iterable[torch.Tensor | None], needed: Iterable[bool]) -> list[Any]:
+    return [
+        None if part is None else part.detach().requires_grad_(need)
+        for part, need in zip(parts, needed, strict=False)
+    ]

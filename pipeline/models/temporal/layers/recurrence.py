@@ -1,8 +1,9 @@
-"""The element-wise linear recurrence h_t = a_t h_{t-1} + b_t, time first.
+"""Two primitives of recurrent modules, time first: the element-wise linear recurrence
+h_t = a_t h_{t-1} + b_t, and a short causal depthwise convolution with its past as state.
 
-One fused multiply-add per frame, each over a contiguous slab, is limited by memory alone. Of the
-ways without a loop, doubling passes over everything log T times, and cumulative sums in log space
-lose digits where the decay is strong.
+The recurrence takes one fused multiply-add per frame. Each runs over a contiguous slab and is
+limited by memory alone. Of the ways without a loop, doubling passes over everything log T times,
+and cumulative sums in log space lose digits where the decay is strong.
 """
 
 from __future__ import annotations
@@ -48,3 +49,21 @@ class _LinearRecurrence(torch.autograd.Function):
         torch.mul(grad_b[0], before, out=grad_a[0])
         torch.mul(grad_b[1:], h[:-1], out=grad_a[1:])
         return grad_a, grad_b, grad_b[0] * a[0]
+
+
+def causal_conv(
+    x_TRE: torch.Tensor, history_RHE: torch.Tensor, weight_E1W: torch.Tensor, bias_E: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y_t = bias + sum over the W taps, the last at x_t, and the H = W - 1 inputs that the next
+    frame needs.
+
+    `weight_E1W` and `bias_E` are those of a depthwise torch.nn.Conv1d. Tap by tap: no axis is
+    moved.
+    """
+    frames = len(x_TRE)
+    padded = torch.cat([history_RHE.transpose(0, 1).to(x_TRE.dtype), x_TRE])
+    y_TRE = bias_E
+    for i, tap_E in enumerate(weight_E1W.squeeze(1).unbind(-1)):
+        y_TRE = torch.addcmul(y_TRE, tap_E, padded[i : i + frames])
+    # A copy even where the transpose is contiguous already: a view would keep the window alive.
+    return y_TRE, padded[frames:].transpose(0, 1).clone(memory_format=torch.contiguous_format)

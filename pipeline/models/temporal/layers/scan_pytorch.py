@@ -1,4 +1,4 @@
-"""The selective scan in plain PyTorch: the recurrence of `_selective_scan` and its gradients, in
+"""The selective scan in plain PyTorch: the recurrence of `selective_scan` and its gradients, in
 blocks of rows.
 
 Time is the first axis and E the last: one frame of all rows is one contiguous slab, and every
