@@ -119,17 +119,17 @@ def test_scan_equals_its_definition(block, monkeypatch):
 
 
 @pytest.mark.parametrize("with_state", [True, False])
-@pytest.mark.parametrize("with_room", [True, False])
+@pytest.mark.parametrize("with_states", [True, False])
 @pytest.mark.parametrize("frames", [1, 3])
 @pytest.mark.parametrize("block", [1, 2 * 3 * 2 * 2, 2**20])
-def test_scan_gradients(with_state, with_room, frames, block, monkeypatch):
+def test_scan_gradients(with_state, with_states, frames, block, monkeypatch):
     """One row a block, blocks with a ragged last one, one block; h of every frame kept, or made again."""
     monkeypatch.setitem(scan_pytorch.BLOCK_ELEMENTS, "cpu", block)
     inputs = [part.requires_grad_() for part in scan_inputs(frames, 3, 2, 2)]
 
     def run(*parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        room = torch.empty(frames, 3, 2, 2, dtype=torch.float64) if with_room else None
-        return selective_scan(*parts[:5], parts[5] if with_state else None, room)
+        states = torch.empty(frames, 3, 2, 2, dtype=torch.float64) if with_states else None
+        return selective_scan(*parts[:5], parts[5] if with_state else None, states)
 
     assert torch.autograd.gradcheck(run, inputs if with_state else inputs[:5])
 

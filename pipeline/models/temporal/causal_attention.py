@@ -64,7 +64,7 @@ class TimeAttention(nn.Module):
         return self.out_proj((weights_BNHTS @ v).transpose(2, 3).flatten(3)), (k, v)
 
 
-class Block(nn.Module):
+class CausalBlock(nn.Module):
     """x + Dropout(attention(LN x)), then x + MLP(LN x)."""
 
     def __init__(self, width: int, settings: Settings) -> None:
@@ -99,7 +99,7 @@ class Temporal(TemporalModule):
         """Raises BadInput if `settings.heads` does not divide `width`."""
         super().__init__(width, settings)
         check_heads("[temporal] causal_attention", settings.heads, width)
-        self.layers = nn.ModuleList(Block(width, settings) for _ in range(settings.layers))
+        self.layers = nn.ModuleList(CausalBlock(width, settings) for _ in range(settings.layers))
         self.output_norm = nn.LayerNorm(width)
 
     def _run(self, x_BTND: torch.Tensor, state: State | None) -> tuple[torch.Tensor, State]:
@@ -140,5 +140,5 @@ class Temporal(TemporalModule):
 
     def flops(self, frames: int, tokens: int) -> int:
         """Of a window without a past. Scores that the mask hides are counted: they are computed."""
-        products = sum(block.products() for block in cast(Iterable[Block], self.layers))
+        products = sum(block.products() for block in cast(Iterable[CausalBlock], self.layers))
         return frames * tokens * (2 * products + self.settings.layers * 4 * frames * self.width)

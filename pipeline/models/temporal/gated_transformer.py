@@ -49,7 +49,7 @@ def default_heads(width: int) -> int:
     return PUBLISHED_HEADS.get(width) or min(divisors, key=lambda heads: abs(width // heads - 64))
 
 
-class Block(nn.Module):
+class GatedBlock(nn.Module):
     """x + CA(LN x, kv), then x + MLP(LN x), then x + MHSA(LN x)."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
@@ -82,7 +82,7 @@ class Transformer(nn.Module):
 
     def __init__(self, width: int, layers: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(layers))
+        self.layers = nn.ModuleList(GatedBlock(width, heads, mlp_ratio) for _ in range(layers))
         self.output_norm = nn.LayerNorm(width, eps=INNER_EPS)
 
     def queries(self, x: torch.Tensor) -> torch.Tensor:
@@ -103,8 +103,8 @@ class Transformer(nn.Module):
         """Of one frame of N = `tokens`."""
         return sum(block.flops(tokens) for block in self._blocks())
 
-    def _blocks(self) -> list[Block]:
-        return list(cast(Iterable[Block], self.layers))
+    def _blocks(self) -> list[GatedBlock]:
+        return list(cast(Iterable[GatedBlock], self.layers))
 
 
 class Temporal(TemporalModule):

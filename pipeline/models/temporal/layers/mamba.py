@@ -86,9 +86,9 @@ class Mamba(nn.Module):
         after = tuple(part.unflatten(0, streams).to(self.D.dtype) for part in parts)
         return y_RTD.transpose(0, 1).unflatten(1, streams), after
 
-    def _weights(self) -> Weights:
+    def _weights(self) -> MambaWeights:
         assert self.conv1d.bias is not None
-        return Weights(
+        return MambaWeights(
             in_proj=self.in_proj.weight,
             conv=self.conv1d.weight,
             conv_bias=self.conv1d.bias,
@@ -117,7 +117,7 @@ class MambaBlock(nn.Module):
         return self.dropout(y_TBND), state
 
 
-class Weights(NamedTuple):
+class MambaWeights(NamedTuple):
     """Of one layer, as its parameters are, but for A_KE = -exp(A_log)."""
 
     in_proj: torch.Tensor
@@ -131,12 +131,12 @@ class Weights(NamedTuple):
     out_proj: torch.Tensor
 
 
-Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+LayerOutput = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def mamba_rows(
-    x_RTD: torch.Tensor, conv_RHE: torch.Tensor | None, h_RKE: torch.Tensor | None, w: Weights
-) -> Rows:
+    x_RTD: torch.Tensor, conv_RHE: torch.Tensor | None, h_RKE: torch.Tensor | None, w: MambaWeights
+) -> LayerOutput:
     """Output (R, T, D), and the state after it: the last H inputs of the convolution, and h. No
     state given: zeros."""
     rows, frames, _ = x_RTD.shape
@@ -144,10 +144,12 @@ def mamba_rows(
     if fits or torch.compiler.is_compiling() or uses_kernel(x_RTD, h_RKE):
         y_TRE, conv_RHE, h_RKE = _mix((x_RTD, conv_RHE, h_RKE), w)
         return F.linear(y_TRE, w.out_proj).transpose(0, 1), conv_RHE, h_RKE
-    return _InBlocks.apply(x_RTD, conv_RHE, h_RKE, *w)
+    return _MambaInBlocks.apply(x_RTD, conv_RHE, h_RKE, *w)
 
 
-def _mix(inputs: Iterable[Any], w: Weights, room_TRKE: torch.Tensor | None = None) -> Rows:
+def _mix(
+    inputs: Iterable[Any], w: MambaWeights, states_TRKE: torch.Tensor | None = None
+) -> LayerOutput:
     """All but the last projection, time first, and the state. `inputs` are those of
     `mamba_rows`."""
     x_RTD, conv_RHE, h_RKE = inputs
@@ -162,7 +164,7 @@ def _mix(inputs: Iterable[Any], w: Weights, room_TRKE: torch.Tensor | None = Non
     dt_TRr, B_TRK, C_TRK = F.linear(x_TRE, w.x_proj).split([rank, state, state], dim=-1)
     # The bias is added apart: near -7 bfloat16 would round it, and with it dt, by some percent.
     dt_TRE = F.softplus(F.linear(dt_TRr, w.dt_proj) + w.dt_bias)
-    y_TRE, h_RKE = selective_scan(x_TRE, dt_TRE, w.A_KE, B_TRK, C_TRK, h_RKE, room_TRKE)
+    y_TRE, h_RKE = selective_scan(x_TRE, dt_TRE, w.A_KE, B_TRK, C_TRK, h_RKE, states_TRKE)
     y_TRE = torch.addcmul(y_TRE, w.D, x_TRE) * F.silu(gate_TRE)
     # A copy always: a view would keep all of `padded_TRE` alive for as long as the stream.
     conv_RHE = padded_TRE[len(x_TRE) :].transpose(0, 1).clone(memory_format=torch.contiguous_format)
@@ -196,7 +198,7 @@ class _CausalConv(torch.autograd.Function):
         return grad_padded, grad_taps, grad_TRE.sum((0, 1))
 
 
-class _InBlocks(torch.autograd.Function):
+class _MambaInBlocks(torch.autograd.Function):
     """`mamba_rows`, block by block. Keeps its inputs only."""
 
     @staticmethod
@@ -212,7 +214,7 @@ class _InBlocks(torch.autograd.Function):
         device = x.device.type
         ctx.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
         # Detached: autocast keeps its casts of parameters, and one made here, without a graph, would be found by others.
-        w = Weights(*(part.detach() for part in weights))
+        w = MambaWeights(*(part.detach() for part in weights))
         outputs: list[torch.Tensor] = []
         for rows in row_blocks(x.shape[1], len(x), w.A_KE):
             y_TRE, *state = _mix(_block((x, conv, h), rows), w)
@@ -230,13 +232,13 @@ class _InBlocks(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         inputs, needed = ctx.saved_tensors, ctx.needs_input_grad
-        x, w = inputs[0], Weights(*_leaves(inputs[3:], needed[3:]))
+        x, w = inputs[0], MambaWeights(*_leaves(inputs[3:], needed[3:]))
         totals = [
             torch.zeros_like(part) if need else None
             for part, need in zip(inputs, needed, strict=True)
         ]
         blocks = row_blocks(x.shape[1], len(x), w.A_KE)
-        room_TRKE = w.A_KE.new_empty(
+        states_TRKE = w.A_KE.new_empty(
             x.shape[1],
             blocks[0].stop,
             *w.A_KE.shape,
@@ -248,7 +250,7 @@ class _InBlocks(torch.autograd.Function):
             grad_y, *grad_state = _block(grads, rows)
             with torch.autocast(*ctx.autocast):
                 with torch.enable_grad():
-                    y_TRE, *state = _mix(leaves, w, room_TRKE[:, : rows.stop - rows.start])
+                    y_TRE, *state = _mix(leaves, w, states_TRKE[:, : rows.stop - rows.start])
                 grad_y_TRE = None
                 if (
                     grad_y is not None

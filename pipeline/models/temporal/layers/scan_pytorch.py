@@ -52,7 +52,7 @@ class Operands(NamedTuple):
         )
 
 
-class PlainScan(torch.autograd.Function):
+class PytorchScan(torch.autograd.Function):
     """See `selective_scan`."""
 
     @staticmethod
@@ -64,15 +64,15 @@ class PlainScan(torch.autograd.Function):
         B: torch.Tensor,
         C: torch.Tensor,
         state: torch.Tensor | None,
-        room: torch.Tensor | None,
+        states_TRKE: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.save_for_backward(x, dt, A, B, C, state)
-        ctx.room = room
+        ctx.states_TRKE = states_TRKE
         ctx.set_materialize_grads(False)
-        if room is None:
+        if states_TRKE is None:
             scan = _forward_operator if torch.compiler.is_compiling() else scan_forward
             return scan(x, dt, A, B, C, state)
-        y, h = _scan_block(Operands(x, dt, A, B, C, state), room)
+        y, h = _scan_block(Operands(x, dt, A, B, C, state), states_TRKE)
         return y, h.clone()
 
     @staticmethod
@@ -82,11 +82,11 @@ class PlainScan(torch.autograd.Function):
     ) -> tuple[torch.Tensor | None, ...]:
         operands = Operands(*ctx.saved_tensors)
         grad_y = torch.zeros_like(operands.x) if grad_y is None else grad_y
-        if ctx.room is None:
+        if ctx.states_TRKE is None:
             backward = _backward_operator if torch.compiler.is_compiling() else scan_backward
             gradients = backward(*operands, grad_y, grad_last)
         else:
-            gradients = _block_gradients(operands, grad_y, grad_last, ctx.room)
+            gradients = _block_gradients(operands, grad_y, grad_last, ctx.states_TRKE)
         return *gradients[:5], None if operands.state is None else gradients[5], None
 
 
@@ -123,37 +123,39 @@ def scan_backward(
     grad_x, grad_dt, grad_A, grad_B, grad_C, grad_state = gradients
     grad_A.zero_()
     operands, blocks = Operands(x, dt, A, B, C, state), row_blocks(len(x), x.shape[1], A)
-    room = x.new_empty(len(x), blocks[0].stop, *A.shape)
+    states_TRKE = x.new_empty(len(x), blocks[0].stop, *A.shape)
     for rows in blocks:
-        block, h = operands.of_rows(rows), room[:, : rows.stop - rows.start]
+        block, h = operands.of_rows(rows), states_TRKE[:, : rows.stop - rows.start]
         _scan_block(block, h)
-        found = _block_gradients(
+        block_grads = _block_gradients(
             block, grad_y[:, rows], None if grad_last is None else grad_last[rows], h
         )
         grad_x[:, rows], grad_dt[:, rows], grad_B[:, rows], grad_C[:, rows], grad_state[rows] = (
-            *found[:2],
-            *found[3:],
+            *block_grads[:2],
+            *block_grads[3:],
         )
-        grad_A += found[2]
+        grad_A += block_grads[2]
     return gradients
 
 
-def _scan_block(block: Operands, room: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """y and the last h of one block; h of every frame is left in `room`, if there is one."""
+def _scan_block(
+    block: Operands, states_TRKE: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y and the last h of one block; h of every frame is left in `states_TRKE`, if there is one."""
     x, dt, A, B, C, state = block
-    drive, rate = (dt * x).unsqueeze(2), A * LOG2_E
+    dt_x, A_log2e = (dt * x).unsqueeze(2), A * LOG2_E
     y, h = torch.empty_like(x), x.new_empty(x.shape[1], *A.shape)
-    decay, before = torch.empty_like(h), state
+    decay, h_prev = torch.empty_like(h), state
     for t in range(len(x)):
-        if room is not None:
-            h = room[t]
-        if before is None:
-            torch.mul(drive[t], B[t].unsqueeze(2), out=h)
+        if states_TRKE is not None:
+            h = states_TRKE[t]
+        if h_prev is None:
+            torch.mul(dt_x[t], B[t].unsqueeze(2), out=h)
         else:
-            torch.mul(dt[t].unsqueeze(1), rate, out=decay).exp2_()
-            torch.mul(decay, before, out=h).addcmul_(drive[t], B[t].unsqueeze(2))
+            torch.mul(dt[t].unsqueeze(1), A_log2e, out=decay).exp2_()
+            torch.mul(decay, h_prev, out=h).addcmul_(dt_x[t], B[t].unsqueeze(2))
         torch.bmm(C[t].unsqueeze(1), h, out=y[t].unsqueeze(1))
-        before = h
+        h_prev = h
     return y, h
 
 
@@ -163,9 +165,9 @@ def _block_gradients(
     """Gradients of x, dt, A, B, C and state of one block, from h of every frame. exp2 once more is
     cheaper than keeping it."""
     x, dt, A, B, C, state = block
-    drive, rate = (dt * x).unsqueeze(2), A * LOG2_E
-    grad_drive, grad_dt, grad_B, grad_C = (
-        torch.empty_like(drive),
+    dt_x, A_log2e = (dt * x).unsqueeze(2), A * LOG2_E
+    grad_dt_x, grad_dt, grad_B, grad_C = (
+        torch.empty_like(dt_x),
         torch.zeros_like(x),
         torch.empty_like(B),
         torch.empty_like(C),
@@ -181,17 +183,17 @@ def _block_gradients(
         grad_h.addcmul_(grad, C[t].unsqueeze(2))
         # As rows times a transposed matrix: for matrix times a column PyTorch has a slower kernel.
         torch.bmm(grad, h[t].transpose(1, 2), out=grad_C[t].unsqueeze(1))
-        torch.bmm(drive[t], grad_h.transpose(1, 2), out=grad_B[t].unsqueeze(1))
-        torch.bmm(B[t].unsqueeze(1), grad_h, out=grad_drive[t])
-        before = h[t - 1] if t > 0 else state
-        if before is not None:
-            torch.mul(dt[t].unsqueeze(1), rate, out=decay).exp2_()
-            torch.mul(grad_h.mul_(decay), before, out=grad_exponent)  # of dt A
+        torch.bmm(dt_x[t], grad_h.transpose(1, 2), out=grad_B[t].unsqueeze(1))
+        torch.bmm(B[t].unsqueeze(1), grad_h, out=grad_dt_x[t])
+        h_prev = h[t - 1] if t > 0 else state
+        if h_prev is not None:
+            torch.mul(dt[t].unsqueeze(1), A_log2e, out=decay).exp2_()
+            torch.mul(grad_h.mul_(decay), h_prev, out=grad_exponent)  # of dt A
             grad_A.addcmul_(grad_exponent, dt[t].unsqueeze(1))
             torch.sum(grad_exponent.mul_(A), 1, out=grad_dt[t])
-    grad_drive = grad_drive.squeeze(2)
-    grad_dt.addcmul_(grad_drive, x)
-    return [grad_drive.mul_(dt), grad_dt, grad_A.sum(0), grad_B, grad_C, grad_h]
+    grad_dt_x = grad_dt_x.squeeze(2)
+    grad_dt.addcmul_(grad_dt_x, x)
+    return [grad_dt_x.mul_(dt), grad_dt, grad_A.sum(0), grad_B, grad_C, grad_h]
 
 
 # Operators of their own: torch.compile takes them as they are, and does not unroll the loops over blocks and frames.

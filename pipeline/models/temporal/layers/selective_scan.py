@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from pipeline.models.temporal.layers.scan_pytorch import PlainScan, scan_backward
+from pipeline.models.temporal.layers.scan_pytorch import PytorchScan, scan_backward
 
 KERNELS = "mamba_ssm.ops.selective_scan_interface"
 
@@ -27,13 +27,13 @@ def selective_scan(
     B_TRK: torch.Tensor,
     C_TRK: torch.Tensor,
     state_RKE: torch.Tensor | None = None,
-    room_TRKE: torch.Tensor | None = None,
+    states_TRKE: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t and y_t = sum over K of C_t h_t, from h_{-1} =
     `state_RKE` (None: zeros).
 
     Returns y_TRE and the last h_RKE. Runs in at least float32, also under autocast; exact in
-    float64. With `room_TRKE` the plain form leaves h of every frame there for the backward pass,
+    float64. With `states_TRKE` the plain form leaves h of every frame there for the backward pass,
     which else makes it once more, block by block of rows.
     """
     dtype = torch.promote_types(x_TRE.dtype, torch.float32)
@@ -44,7 +44,7 @@ def selective_scan(
         if uses_kernel(x, state_RKE):
             return _kernel_scan(x, dt, A, B, C)
         state = None if state_RKE is None else state_RKE.to(dtype)
-        y_TRE, last_RKE = PlainScan.apply(x, dt, A, B, C, state, room_TRKE)
+        y_TRE, last_RKE = PytorchScan.apply(x, dt, A, B, C, state, states_TRKE)
     return y_TRE, last_RKE
 
 
