@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 
 import typer
 from typer.models import CommandInfo
@@ -17,7 +18,7 @@ from pipeline.cli.options import app, say
 from pipeline.errors import StillframeError
 
 COMMANDS = (
-    "manifest", "extract", "derive", "status", "verify", "diff", "replay", "plan", "train", "sweep", "evaluate",
+    "manifest", "extract", "derive", "status", "verify", "diff", "spot-check", "plan", "train", "sweep", "evaluate",
     "stream", "import-checkpoint", "report", "demo", "list",
 )  # fmt: skip
 """In the order in which --help lists them: that in which they are used, from videos to scores."""
@@ -25,7 +26,7 @@ BENCHES = (
     "extract",
     "read",
     "write",
-    "scale",
+    "startup",
     "codecs",
     "temporal",
     "epoch",
@@ -41,8 +42,16 @@ def _name(command: CommandInfo) -> str:
     return str(command.name or getattr(command.callback, "__name__", ""))
 
 
-app.registered_commands.sort(key=lambda command: COMMANDS.index(_name(command)))
-bench_app.registered_commands.sort(key=lambda command: BENCHES.index(_name(command)))
+def _in_order(registered: list[CommandInfo], names: Sequence[str]) -> list[CommandInfo]:
+    """Visible commands as `names` has them, then the hidden ones: words of earlier versions."""
+    return sorted(
+        registered,
+        key=lambda command: len(names) if command.hidden else names.index(_name(command)),
+    )
+
+
+app.registered_commands = _in_order(app.registered_commands, COMMANDS)
+bench_app.registered_commands = _in_order(bench_app.registered_commands, BENCHES)
 
 
 def main(arguments: list[str] | None = None) -> int:

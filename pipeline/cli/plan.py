@@ -45,10 +45,15 @@ def plan(
         typer.Option("--hours-of-video", min=0.001, help="The same, for a spec with a rate."),
     ] = None,
     ablations: Annotated[int, typer.Option(min=1, help="Runs that will share the cache.")] = 8,
-    probe_s: Annotated[
+    measure_s: Annotated[
         float,
-        typer.Option(min=0, help="Seconds to try this machine for; 0: sizes and operations alone."),
+        typer.Option(
+            min=0, help="Seconds to measure this machine for; 0: sizes and operations alone."
+        ),
     ] = 30,
+    probe_s: Annotated[
+        float | None, typer.Option(min=0, hidden=True, help="--measure-s before 0.5.0.")
+    ] = None,
     decoders: Annotated[int, typer.Option(min=1, help="Processes that decode videos.")] = 1,
     device: Device = None,
     sets: Sets = None,
@@ -88,7 +93,9 @@ def plan(
     where = chosen(torch_device(device))
     module.require(loaded, videos, asked)
     throughput = None
-    if probe_s:
+    if probe_s is not None:
+        measure_s = probe_s
+    if measure_s:
         with console.progress("plan") as update:
             throughput = measure_stages(
                 loaded,
@@ -97,7 +104,7 @@ def plan(
                 out,
                 where,
                 decoders,
-                probe_s,
+                measure_s,
                 lambda what: update(0, 0, what),
             )
     made = module.plan(loaded, videos, frames or PER_TABLE, asked, ablations, throughput, decoders)
@@ -259,7 +266,7 @@ def verdict(made: Plan, out: str) -> list[str]:
         tried = "" if made.speed is None else "; tried with videos of the built-in world, not yours"
         lines += [f"no manifest: an epoch is taken to see every frame once{tried}"]
     if made.speed is None:
-        lines += ["not tried on this machine (--probe-s 0): seconds and rates are left out"]
+        lines += ["not measured on this machine (--measure-s 0): seconds and rates are left out"]
     if training is None:
         return [*lines, "no recipe: what training takes, and whether caching pays, is left out"]
     epochs = made.runs * training.epochs

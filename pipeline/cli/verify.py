@@ -1,4 +1,4 @@
-"""Whether a cache can be trusted, on the command line: status, verify, diff, replay."""
+"""Whether a cache can be trusted, on the command line: status, verify, diff, spot-check."""
 
 from __future__ import annotations
 
@@ -276,8 +276,9 @@ def _show_comparison(found: SpecDiff, spec: str, cache: str) -> None:
             console.show(f"not to be derived: {found.why_not}")
 
 
-@app.command()
-def replay(
+@app.command("replay", hidden=True)  # its name before 0.5.0
+@app.command("spot-check")
+def spot_check(
     cache: CacheFolder,
     fraction: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Of the cached frames.")
@@ -292,14 +293,14 @@ def replay(
 
     Exit code 3 if a token is further off than its codec allows, or a video has changed or is gone.
 
-    Example: stillframe replay caches/demo-0123456789ab --fraction 0.01
+    Example: stillframe spot-check caches/demo-0123456789ab --fraction 0.01
     """
     from pipeline.cache.cache import Cache
     from pipeline.cli import console
-    from pipeline.extract.spot_check import spot_check
+    from pipeline.extract import spot_check as module
 
-    with console.progress("replay") as update:
-        facts = spot_check(
+    with console.progress("spot-check") as update:
+        facts = module.spot_check(
             Cache(cache),
             fraction,
             root,
@@ -310,12 +311,12 @@ def replay(
     if as_json:
         console.show_json(facts)
     else:
-        _show_replay(facts)
+        _show_spot_check(facts)
     if facts["drifted"] or facts["shifted"] or facts["changed"]:
         raise typer.Exit(FINISHED_WITH_FAILURES)
 
 
-def _show_replay(facts: dict[str, Any]) -> None:
+def _show_spot_check(facts: dict[str, Any]) -> None:
     from pipeline.cli import console
 
     console.show(

@@ -27,7 +27,7 @@ MIN_HEAD_FRAMES = 64
 """Frames of a long video that are taken at least."""
 CHECKED_VIDEOS = 4
 """Chosen videos, up to which each is looked into first."""
-SKIP_HINT = "--probe-s 0 plans without looking at any"
+SKIP_HINT = "--measure-s 0 plans without looking at any"
 MISSING_HINT = f"--root says where they are; {SKIP_HINT}"
 HELD_OUT = 2
 """Videos that are also there as evaluation split, which training wants to see."""

@@ -557,7 +557,7 @@ def test_a_repainted_video_and_no_other_has_drifted(material, mine, tmp_path):
     address_video(root / "b/v3.mp4", 1900, LENGTHS["b/v3.mp4"])
     (root / "a/v1.mp4").unlink()
     address_video(root / "b/v4.mp4", 4, 2)
-    result = call("replay", mine.path, "--fraction", "1", "--root", root, "--json")
+    result = call("spot-check", mine.path, "--fraction", "1", "--root", root, "--json")
     assert result.code == 3
     facts = result.json
     assert facts["drifted"] == ["b/v3.mp4"] and {frame["video"] for frame in facts["worst"]} == {
@@ -567,7 +567,7 @@ def test_a_repainted_video_and_no_other_has_drifted(material, mine, tmp_path):
     assert "does not exist" in facts["changed"]["a/v1.mp4"]
     assert "ends before the frame that was cached at 0.200 s" in facts["changed"]["b/v4.mp4"]
     assert facts["arrays"]["layer_5"]["below"] == LENGTHS["b/v3.mp4"] * 9
-    text = call("replay", mine.path, "--fraction", "1", "--root", root).out
+    text = call("spot-check", mine.path, "--fraction", "1", "--root", root).out
     assert "drifted: b/v3.mp4" in text and "2 videos changed or gone" in text
 
 
@@ -621,7 +621,7 @@ def test_the_least_cosine_is_a_bound_that_is_met():
 
 def test_replay_without_the_videos(mine, tmp_path):
     assert_refused(
-        call("replay", mine.path, "--root", tmp_path / "no"),
+        call("spot-check", mine.path, "--root", tmp_path / "no"),
         "is not here; next: say where they are: --root DIR",
     )
 

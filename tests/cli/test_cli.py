@@ -42,7 +42,7 @@ COMMANDS = [
     "status",
     "verify",
     "diff",
-    "replay",
+    "spot-check",
     "train",
     "evaluate",
 ]
@@ -51,7 +51,7 @@ COMMANDS += [
     "demo",
     "list",
     "bench extract",
-    "bench scale",
+    "bench startup",
     "bench temporal",
     "bench codecs",
     "bench read",
@@ -78,7 +78,7 @@ def test_help_lists_every_command():
         r"^  ([a-z-]+)  ", fine("--help").out.partition("Commands:")[2], re.MULTILINE
     )
     assert listed == [
-        "manifest", "extract", "derive", "status", "verify", "diff", "replay", "plan", "train", "sweep", "evaluate",
+        "manifest", "extract", "derive", "status", "verify", "diff", "spot-check", "plan", "train", "sweep", "evaluate",
         "stream", "import-checkpoint", "report", "demo", "list", "bench",
     ]  # fmt: skip
     listed = re.findall(
@@ -88,7 +88,7 @@ def test_help_lists_every_command():
         "extract",
         "read",
         "write",
-        "scale",
+        "startup",
         "codecs",
         "temporal",
         "epoch",
@@ -96,6 +96,16 @@ def test_help_lists_every_command():
         "sweep",
         "report",
     ]
+
+
+def test_words_of_earlier_versions_still_work_and_are_not_listed(place):
+    as_before = fine("replay", place.cache, "--fraction", 1, "--json").json
+    assert as_before == fine("spot-check", place.cache, "--fraction", 1, "--json").json
+    assert "bench startup" in fine("bench", "scale", "--help").out
+    planned = fine("plan", place.spec, place.data, place.recipe, "--probe-s", 0)
+    assert planned == fine("plan", place.spec, place.data, place.recipe, "--measure-s", 0)
+    shown = [fine(*words, "--help").out for words in ([], ["bench"], ["plan"], ["bench", "plan"])]
+    assert not re.search(r"^ +(replay|scale|--probe-s)\b", "\n".join(shown), re.MULTILINE)
 
 
 @pytest.mark.parametrize("group", ["", "bench"])

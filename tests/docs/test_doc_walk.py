@@ -49,7 +49,7 @@ SHORTER = {
         "training.batch_size=4",
     ],
     "sweep": ["--dry-run"],
-    "plan": ["--probe-s", "0.5"],
+    "plan": ["--measure-s", "0.5"],
 }
 """Command -> what is added to it, so that it takes seconds."""
 ELSEWHERE = (

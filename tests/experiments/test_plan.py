@@ -361,7 +361,7 @@ def test_a_trial_at_a_url_leaves_nothing_there(place, tmp_path, monkeypatch):
     monkeypatch.setenv("STILLFRAME_DISK_CACHE", str(tmp_path / "disk"))
     url = f"memory://{tmp_path.name}/caches"
     made = fine(
-        "plan", place.spec, place.data, place.recipe, "--out", url, "--probe-s", 0.2, "--json"
+        "plan", place.spec, place.data, place.recipe, "--out", url, "--measure-s", 0.2, "--json"
     ).json
     assert (
         made["speed"]["read_cold_bytes_per_s"] is None and made["speed"]["read_hot_bytes_per_s"] > 0
@@ -382,7 +382,7 @@ def tried(place, tmp_path_factory):
         place.recipe,
         "--out",
         out,
-        "--probe-s",
+        "--measure-s",
         0.5,
         "--device",
         "cpu",
@@ -408,7 +408,7 @@ def test_plan_as_tables(place, tmp_path):
         place.recipe,
         "--out",
         tmp_path,
-        "--probe-s",
+        "--measure-s",
         0.2,
         "--ablations",
         2,
@@ -426,10 +426,12 @@ def test_plan_as_tables(place, tmp_path):
 
 
 def test_plan_of_hours_in_words(place):
-    shown = fine("plan", place.spec, "--hours-of-video", 2, "--set", "frames.fps=5", "--probe-s", 0)
+    shown = fine(
+        "plan", place.spec, "--hours-of-video", 2, "--set", "frames.fps=5", "--measure-s", 0
+    )
     assert "36,000" in shown.out and "2.00 h" in shown.out
-    assert "no recipe" in shown.out and "--probe-s 0" in shown.out
-    million = fine("plan", place.spec, "--probe-s", 0)
+    assert "no recipe" in shown.out and "--measure-s 0" in shown.out
+    million = fine("plan", place.spec, "--measure-s", 0)
     assert "1,000,000" in million.out
 
 
@@ -442,7 +444,7 @@ def test_plan_says_when_caching_does_not_pay(place, tmp_path):
         tmp_path / "vit.toml",
         place.data,
         tmp_path / "short.toml",
-        "--probe-s",
+        "--measure-s",
         0,
         "--ablations",
     )
@@ -451,22 +453,22 @@ def test_plan_says_when_caching_does_not_pay(place, tmp_path):
 
 
 def test_plan_takes_a_recipe_without_data(place):
-    made = fine("plan", place.spec, place.recipe, "--frames", 400, "--probe-s", 0, "--json").json
+    made = fine("plan", place.spec, place.recipe, "--frames", 400, "--measure-s", 0, "--json").json
     assert (made["recipe"], made["training"]["windows"]) == ("tiny", 100)
 
 
 def test_plan_refuses(place, tmp_path):
     assert_refused(call("plan", tmp_path / "no.toml"), "no.toml")
-    assert_refused(call("plan", place.spec, tmp_path, "--probe-s", 0), "is no manifest")
+    assert_refused(call("plan", place.spec, tmp_path, "--measure-s", 0), "is no manifest")
     assert_refused(
-        call("plan", place.spec, place.data, "demo_gruu", "--probe-s", 0),
+        call("plan", place.spec, place.data, "demo_gruu", "--measure-s", 0),
         "no recipe called 'demo_gruu'",
     )
     assert_refused(
         call("plan", place.spec, place.data, "--frames", 10), "a manifest says how many frames"
     )
     assert_refused(call("plan", place.spec, "--hours-of-video", 1), "a spec with a rate")
-    slow = ("--set", "frames.fps=4", "--probe-s", 0)
+    slow = ("--set", "frames.fps=4", "--measure-s", 0)
     assert_refused(
         call("plan", place.spec, place.data, place.recipe, *slow),
         "windows want 10",
@@ -475,10 +477,10 @@ def test_plan_refuses(place, tmp_path):
     other = tmp_path / "views.toml"
     other.write_text(RECIPE.replace("[training]", 'views = ["flip"]\n[training]'))
     assert_refused(
-        call("plan", place.spec, place.data, other, "--probe-s", 0), "wants the view 'flip'"
+        call("plan", place.spec, place.data, other, "--measure-s", 0), "wants the view 'flip'"
     )
     assert_refused(
-        call("plan", place.spec, place.data, "--root", tmp_path, "--probe-s", 0),
+        call("plan", place.spec, place.data, "--root", tmp_path, "--measure-s", 0),
         "none of the 6 videos",
     )
     assert_refused(
@@ -566,7 +568,7 @@ def test_bench_epoch():
 
 def test_bench_plan(monkeypatch):
     monkeypatch.setattr("pipeline.cli.bench.commands.plan.LEAST_STEPS", 3)
-    shown = fine("bench", "plan", *TINY, "--clips", 2, "--repeats", 1, "--probe-s", 0.5).out
+    shown = fine("bench", "plan", *TINY, "--clips", 2, "--repeats", 1, "--measure-s", 0.5).out
     rows = {
         what: re.search(rf"384 +{what} .* (\d+\.\d+) +(\d+\.\d+) \.\. (\d+\.\d+)", shown)
         for what in WHATS

@@ -48,8 +48,9 @@ def bench_extract(
         )
 
 
-@bench_app.command("scale")
-def bench_scale(
+@bench_app.command("scale", hidden=True)  # its name before 0.5.0
+@bench_app.command("startup")
+def bench_startup(
     hours: Annotated[float, typer.Option(min=0.001, help="Length of the long video.")] = 2.0,
     videos: Annotated[int, typer.Option(min=10, help="Number of short videos.")] = 10_000,
     clips: Annotated[
@@ -60,12 +61,12 @@ def bench_scale(
     """What must not grow: seconds to begin and to resume on many clips, memory over a long video
     and over many.
 
-    Example: stillframe bench scale --hours 0.1 --videos 500 --clips 20000
+    Example: stillframe bench startup --hours 0.1 --videos 500 --clips 20000
     """
     from pipeline.cli import console
-    from pipeline.cli.bench import scale
+    from pipeline.cli.bench import startup
 
-    starts, memory = scale.start_seconds(clips), scale.memory_over(hours, videos)
+    starts, memory = startup.start_seconds(clips), startup.memory_over(hours, videos)
     if as_json:
         console.show_json({"start_s": dict(starts), "memory": memory})
         return

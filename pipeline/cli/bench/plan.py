@@ -41,7 +41,7 @@ def foretold(
     recipe: Recipe,
     sizes: Sequence[int],
     repeats: int,
-    probe_s: float,
+    measure_s: float,
     decoders: int,
     device: torch.device | None,
     tell: Tell,
@@ -64,7 +64,7 @@ def foretold(
                 tell(done, repeats * len(sizes), f"{size} clips of each class")
                 folder = Path(made) / f"{size}-{repeat}"
                 planned = _planned(
-                    spec, recipe, worlds[size], str(folder / "caches"), probe_s, decoders, device
+                    spec, recipe, worlds[size], str(folder / "caches"), measure_s, decoders, device
                 )
                 measured = _measured(spec, recipe, worlds[size], folder, decoders, device)
                 if repeat >= 0:
@@ -77,7 +77,7 @@ def foretold(
     return {
         "device": str(device),
         "processors": os.cpu_count(),
-        "probe_s": probe_s,
+        "probe_s": measure_s,
         "repeats": repeats,
         "sizes": {
             str(size): {
@@ -94,12 +94,12 @@ def _planned(
     recipe: Recipe,
     videos: Manifest,
     out: str,
-    probe_s: float,
+    measure_s: float,
     decoders: int,
     device: torch.device,
 ) -> dict[str, float]:
     throughput = measure_stages(
-        spec, videos, recipe, out, device, decoders, probe_s, lambda _: None
+        spec, videos, recipe, out, device, decoders, measure_s, lambda _: None
     )
     made = plan(spec, videos, None, recipe, 1, throughput, decoders)
     codec, times = made.scale.codecs[spec.codec.name], made.times

@@ -275,7 +275,9 @@ def bench_sweep(
     console.show_table(title, ("case", "one by one, s", "side by side, s", "ratio"), rows)
 
 
-Probe = Annotated[float, typer.Option(min=0.1, help="Seconds of each plan's trial.")]
+MeasureSeconds = Annotated[
+    float, typer.Option(min=0.1, help="Seconds that each plan measures this machine for.")
+]
 
 Decoders = Annotated[int, typer.Option(min=1, help="Processes that decode videos.")]
 
@@ -292,7 +294,10 @@ def bench_plan(
         list[int] | None, typer.Option(min=2, help="Clips of each class; give it for every size.")
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 3,
-    probe_s: Probe = 30,
+    measure_s: MeasureSeconds = 30,
+    probe_s: Annotated[
+        float | None, typer.Option(min=0.1, hidden=True, help="--measure-s before 0.5.0.")
+    ] = None,
     decoders: Decoders = 1,
     device: Device = None,
     sets: Sets = None,
@@ -309,6 +314,8 @@ def bench_plan(
     from pipeline.config.cache_spec import load_spec
     from pipeline.config.recipe import load_recipe
 
+    if probe_s is not None:
+        measure_s = probe_s
     asked, sizes = (
         load_recipe(named_file("recipe", recipe), sets or []),
         sorted(set(clips or (8, 16, 32))),
@@ -319,7 +326,7 @@ def bench_plan(
             asked,
             sizes,
             repeats,
-            probe_s,
+            measure_s,
             decoders,
             torch_device(device),
             update,
@@ -343,7 +350,7 @@ def bench_plan(
         for facts in result["sizes"].values()
         for what in module.FORETOLD
     ]
-    title = f"{result['device']}, {result['processors']} processors; medians of {repeats} rounds, trials of {probe_s:g} s"
+    title = f"{result['device']}, {result['processors']} processors; medians of {repeats} rounds, trials of {measure_s:g} s"
     console.show_table(
         title, ("frames", "", "planned", "measured", "planned / measured", "least .. most"), rows
     )

@@ -33,7 +33,7 @@ SIZE_PX, FPS, SHORT_FRAMES = 64, 30, 8
 PARTS = 10
 """Equal parts of the progress for which the most memory is told."""
 SPEC = {
-    "name": "scale",
+    "name": "startup",
     "encoder": {"name": "address", "layers": [0], "width": 8, "grid": 2, "special_tokens": 0},
     "frames": {"size_px": SIZE_PX},
     "store": {"store_mb": 0.5, "shard_mb": 0.25},
@@ -66,7 +66,7 @@ def start_seconds(clips: int) -> list[tuple[str, float]]:
         (root / listed[0].source).parent.mkdir(parents=True)
         (root / listed[0].source).touch()
         facts = Probe(SIZE_PX, SIZE_PX, 12.0, 0.0, 4.0, 48, "h264")
-        write("scale", Listed(root, listed, facts), root / "data")
+        write("startup", Listed(root, listed, facts), root / "data")
         for what in ("first start", "resume, half done"):
             begin = time.perf_counter()
             manifest = Manifest.load(root / "data")
@@ -113,7 +113,7 @@ def memory_over(hours: float, videos: int) -> list[dict[str, Any]]:
 
 
 def _memory(title: str, videos: Path, clips: list[Clip], root: Path) -> dict[str, Any]:
-    manifest = write("scale", Listed(videos, clips, None), root / "data" / videos.name)
+    manifest = write("startup", Listed(videos, clips, None), root / "data" / videos.name)
     done = [0.0]
 
     def on_progress(state: Progress) -> None:
