@@ -5,16 +5,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, NamedTuple
 
 import google_crc32c
 
-from pipeline.cache.shard import CRC_BYTES, MISSING, Layout
+from pipeline.cache.cache import Cache
+from pipeline.cache.layout import receipt_name, shard_file, store_name
+from pipeline.cache.receipts import Receipt
+from pipeline.cache.shard import CRC_BYTES, MISSING, ShardLayout
 from pipeline.cache.storage.contract import Storage
 from pipeline.cache.store import StoreReader
 from pipeline.errors import BadInput
 
+CHECKERS = 8
+"""Stores that are looked at together."""
+SMALL_BYTES = 4_000_000
+"""Files up to this size are compared with their checksums whenever a cache is used."""
 LINES = 20
 """Groups of damage of which a reader sees every one; of more, like is put with like."""
 
@@ -136,6 +144,41 @@ def check_files(
     return problems | dict.fromkeys(sorted(found.keys() - files.keys()), "not in the receipt")
 
 
+def check_store(cache: Cache, store: int) -> dict[str, str]:
+    """File -> what is wrong with it, for one finished store: its receipt, and the content of every
+    file."""
+    try:
+        files = cache.receipt(store).files
+    except BadInput as error:
+        return {receipt_name(store): error.message}
+    return check_files(cache.storage, store_name(store), files)
+
+
+def require_valid(cache: Cache) -> None:
+    """Refuses a cache of which a file is missing or of the wrong size, or a small one (times,
+    metadata) is damaged.
+
+    The content of the large ones, the tokens, is compared by `stillframe verify` alone. Raises
+    BadInput.
+    """
+
+    def check(receipt: Receipt) -> dict[str, str]:
+        return check_files(cache.storage, store_name(receipt.store), receipt.files, SMALL_BYTES)
+
+    with ThreadPoolExecutor(CHECKERS) as pool:  # many small files, which may be far away
+        checked = zip(cache.receipts, pool.map(check, cache.receipts.values()), strict=True)
+        problems = {store: files for store, files in checked if files}
+    if problems:
+        store, files = next(iter(problems.items()))
+        file, problem = next(iter(files.items()))
+        more = sum(map(len, problems.values())) - 1
+        raise BadInput(
+            f"cache {cache} is damaged: {store_name(store)}/{file}: {problem}"
+            + (f", and {more} more" if more else ""),
+            f"see it all: stillframe verify {cache}; mend it: stillframe verify {cache} --repair",
+        )
+
+
 class BadChunk(NamedTuple):
     """Rows of a token array that cannot be trusted."""
 
@@ -162,7 +205,10 @@ def check_chunks(
     for number, first in enumerate(range(0, rows, layout.shard_frames)):
         if only not in (None, number):
             continue
-        stop, shard = min(first + layout.shard_frames, rows), f"{array}/{layout.shard_name(number)}"
+        stop, shard = (
+            min(first + layout.shard_frames, rows),
+            shard_file(array, number, len(layout.shape)),
+        )
         try:
             index = reader.index(array, number)[: -(-(stop - first) // layout.chunk_frames)]
             spans = [
@@ -184,7 +230,7 @@ def check_chunks(
     return found
 
 
-def _chunk_problem(file: BinaryIO, offset: int, length: int, layout: Layout) -> str:
+def _chunk_problem(file: BinaryIO, offset: int, length: int, layout: ShardLayout) -> str:
     if offset == MISSING:
         return "missing"
     try:

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Self
 
 from pipeline.cache.cache import Cache
+from pipeline.cache.commit import clear_partial
+from pipeline.cache.layout import LEASES, lease_file, store_number
 from pipeline.cache.storage.contract import Storage
 from pipeline.cache.storage.local import PARTIAL
 from pipeline.errors import StillframeError
@@ -94,7 +96,7 @@ class Leases:
 
     def claim(self, name: str) -> bool:
         """Takes a lease if nobody holds it, or if its holder is no more."""
-        if self.storage.create(_file(name), self._text(0)):
+        if self.storage.create(lease_file(name), self._text(0)):
             self.held.add(name)
             return True
         over = f"{name}.over"
@@ -102,7 +104,7 @@ class Leases:
             return False
         # One at a time, and after a second look: by now it may be the lease of somebody who saw the same and was quicker.
         if self._is_void(name):
-            self.storage.remove(_file(name))
+            self.storage.remove(lease_file(name))
         self.release(over)
         return self.claim(name)
 
@@ -115,7 +117,7 @@ class Leases:
             ours = self.holds(name)
             self.held.discard(name)
             if ours:
-                self.storage.remove(_file(name))
+                self.storage.remove(lease_file(name))
 
     @contextmanager
     def alone(self, name: str) -> Iterator[None]:
@@ -141,7 +143,7 @@ class Leases:
 
     def _read(self, name: str) -> bytes | None:
         try:
-            return self.storage.read(_file(name))
+            return self.storage.read(lease_file(name))
         except FileNotFoundError:
             return None
 
@@ -158,17 +160,17 @@ class Leases:
                     suppress(OSError, StillframeError),
                 ):  # not renewed now: the next beat may be
                     if self.holds(name):
-                        self.storage.write(_file(name), self._text(beat))
+                        self.storage.write(lease_file(name), self._text(beat))
 
 
 def holders(storage: Storage) -> dict[str, Holder]:
     """Name of every lease -> who holds it, or held it when it died."""
     found = {}
-    for file in storage.names("leases"):
+    for file in storage.names(LEASES):
         if file.endswith(PARTIAL):  # on its way
             continue
         with suppress(OSError):  # given back at this moment
-            if holder := Holder.read(storage.read(f"leases/{file}")):
+            if holder := Holder.read(storage.read(f"{LEASES}/{file}")):
                 found[file.removesuffix(".json")] = holder
     return found
 
@@ -197,7 +199,7 @@ def claim_units(
                 elif cache.has(store):  # finished between the two looks
                     leases.release(lease_of(store))
                 else:
-                    cache.clear_partial(store)
+                    clear_partial(cache, store)
                     given.add((str(cache), store))
                     mine.append((cache, store))
             if mine:
@@ -212,11 +214,8 @@ def claim_units(
 
 
 def lease_of(store: int) -> str:
-    return f"{store:05d}"
-
-
-def _file(name: str) -> str:
-    return f"leases/{name}.json"
+    """The name of the lease over a store."""
+    return store_number(store)
 
 
 def _machine() -> str:

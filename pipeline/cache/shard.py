@@ -24,6 +24,7 @@ import google_crc32c
 import numpy as np
 from numcodecs.zstd import Zstd
 
+from pipeline.cache.layout import shard_file
 from pipeline.cache.page_cache import FilePart, copy_resident
 from pipeline.errors import BadInput
 
@@ -48,7 +49,7 @@ in small pages and up to twice as slow."""
 
 
 @dataclass(frozen=True)
-class Layout:
+class ShardLayout:
     """What the shards of one array hold."""
 
     shape: tuple[int, ...]
@@ -73,10 +74,6 @@ class Layout:
     def index_bytes(self) -> int:
         return self.chunks * 16 + CRC_BYTES
 
-    def shard_name(self, number: int) -> str:
-        """Of a shard below its array."""
-        return "/".join(["c", str(number), *["0"] * len(self.shape)])
-
 
 def fill_value(dtype: np.dtype[Any]) -> float | int:
     """NaN where there is one, so that what was never written cannot pass for a feature; all bits
@@ -98,7 +95,7 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
 class ShardWriter:
     """Streams the rows of one array into shard files; two threads of its own hash and sync them."""
 
-    def __init__(self, store: Path, name: str, layout: Layout) -> None:
+    def __init__(self, store: Path, name: str, layout: ShardLayout) -> None:
         """Of the array `name` of the store in folder `store`."""
         assert layout.shard_frames % layout.chunk_frames == 0 and layout.checksums
         self.store, self.name, self.layout = store, name, layout
@@ -181,9 +178,8 @@ class ShardWriter:
             self._file = None
 
     def _open_shard(self) -> None:
-        path = (
-            self.store / self.name / self.layout.shard_name(self.rows // self.layout.shard_frames)
-        )
+        number = self.rows // self.layout.shard_frames
+        path = self.store / shard_file(self.name, number, len(self.layout.shape))
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("wb", buffering=0)
         self._hash = hashlib.sha256()
@@ -268,7 +264,7 @@ def _sync_and_close(file: BinaryIO) -> None:
         os.fsync(file.fileno())
 
 
-def read_index(file: BinaryIO, name: str, layout: Layout) -> np.ndarray:
+def read_index(file: BinaryIO, name: str, layout: ShardLayout) -> np.ndarray:
     """(chunks, 2) offset and length of every chunk of an open shard. Raises BadInput if the index
     is not what was written."""
     start = max(0, os.fstat(file.fileno()).st_size - layout.index_bytes)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,49 +24,19 @@ import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
+from pipeline.cache.layout import shard_file
 from pipeline.cache.shard import (
     MISSING,
     VERIFY,
     Compression,
-    Layout,
+    ShardLayout,
     ShardWriter,
     fill_value,
     read_index,
     read_parts,
 )
 from pipeline.cache.storage.contract import Span, Storage
-from pipeline.config.cache_spec import BASE
 from pipeline.errors import BadInput, StillframeError
-
-
-def tokens_by_array(
-    layers: tuple[int, ...], special_tokens: int, patch_tokens: int, views: Iterable[str] = (BASE,)
-) -> dict[str, int]:
-    """Stored name of every token array -> tokens per frame. Encoders without special tokens have no
-    `special`."""
-    named = {"special": special_tokens} if special_tokens else {}
-    named |= {layer_name(layer): patch_tokens for layer in layers}
-    return {in_view(view, name): tokens for view in views for name, tokens in named.items()}
-
-
-def in_view(view: str, name: str) -> str:
-    """Stored name of an array of a view: `flip/layer_11`. Those of the base lie at the top."""
-    return name if view == BASE else f"{view}/{name}"
-
-
-def view_of(name: str) -> str:
-    """The view that a stored array belongs to."""
-    return name.rpartition("/")[0] or BASE
-
-
-def layer_name(layer: int) -> str:
-    """Stored name of a layer's patch tokens."""
-    return f"layer_{layer}"
-
-
-def stored_name(array: str, key: str) -> str:
-    """Name on disk of a codec's array: `layer_11`, or `layer_11_scale` for its sibling `scale`."""
-    return f"{array}_{key}" if key else array
 
 
 class StoreWriter:
@@ -85,7 +55,7 @@ class StoreWriter:
         self.folder = folder
         self.writers = {
             name: ShardWriter(
-                folder, name, Layout(shape, dtype, chunk_frames, shard_frames, compression)
+                folder, name, ShardLayout(shape, dtype, chunk_frames, shard_frames, compression)
             )
             for name, (shape, dtype) in arrays.items()
         }
@@ -229,17 +199,18 @@ class StoreReader:
 
     def shard(self, name: str, number: int) -> str:
         """As a user finds it."""
-        return f"{self}/{name}/{self.layout(name).shard_name(number)}"
+        return f"{self}/{self._shard_file(name, number)}"
 
     def open_shard(self, name: str, number: int, spans: Sequence[Span]) -> BinaryIO:
         """Opened for every read: a cache of terabytes has more shards than a process may hold
         open."""
         try:
-            return self.storage.open(
-                f"{self.name}/{name}/{self.layout(name).shard_name(number)}", spans
-            )
+            return self.storage.open(f"{self.name}/{self._shard_file(name, number)}", spans)
         except OSError as error:
             raise self._unreadable(name, number, error) from error
+
+    def _shard_file(self, name: str, number: int) -> str:
+        return shard_file(name, number, len(self.layout(name).shape))
 
     def _unreadable(self, name: str, number: int, error: OSError) -> BadInput:
         return BadInput(
@@ -254,7 +225,7 @@ class StoreReader:
         with self.open_shard(name, number, [(max(0, size - layout.index_bytes), size)]) as file:
             return read_index(file, self.shard(name, number), layout)
 
-    def layout(self, name: str) -> Layout:
+    def layout(self, name: str) -> ShardLayout:
         """What the shards of a token array hold."""
         if name not in self._layouts:
             self._layouts[name] = _layout_of(self._array(name), f"array '{name}' of store {self}")
@@ -277,7 +248,7 @@ class StoreReader:
         return {}
 
     @cached_property
-    def _layouts(self) -> dict[str, Layout]:
+    def _layouts(self) -> dict[str, ShardLayout]:
         return {}
 
     def _offsets(self, name: str, number: int) -> list[int]:
@@ -299,7 +270,7 @@ class StoreReader:
         return {}
 
 
-def _layout_of(array: Any, where: str) -> Layout:
+def _layout_of(array: Any, where: str) -> ShardLayout:
     codec = array.metadata.codecs[0]
     inner = codec.codecs if isinstance(codec, ShardingCodec) else ()
     if not inner or not all(
@@ -309,7 +280,7 @@ def _layout_of(array: Any, where: str) -> Layout:
         raise BadInput(
             f"{where} has the codecs {names}, wanted a shard of bytes, zstd and crc32c", VERIFY
         )
-    return Layout(
+    return ShardLayout(
         array.shape[1:],
         np.dtype(array.dtype),
         array.chunks[0],
@@ -329,7 +300,7 @@ def _runs(values: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def _stretches(
-    rows: Sequence[int], first: int, stop: int, layout: Layout, offsets: Sequence[int]
+    rows: Sequence[int], first: int, stop: int, layout: ShardLayout, offsets: Sequence[int]
 ) -> Iterator[tuple[int, int, int]]:
     """(place in `rows`, rows, offset in their shard) of each stretch of consecutive rows of one
     chunk."""

@@ -15,14 +15,32 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.cache.cache import CODEC_FILE, HEADER_FILE, Cache
+from pipeline.cache.cache import Cache
 from pipeline.cache.codecs.contract import fitted_to
 from pipeline.cache.corruption import DAMAGE_TITLES, Damage, DamageKind, RowRange, check_chunks
+from pipeline.cache.layout import (
+    CODEC_FILE,
+    HEADER_FILE,
+    LEASES,
+    MANIFEST,
+    RECEIPTS,
+    STORES,
+    TIMES,
+    VIDEO_STARTS,
+    VIDEO_STOPS,
+    ChunkFile,
+    frames_per_shard,
+    metadata_file,
+    receipt_name,
+    shard_file,
+    small_arrays,
+    store_name,
+)
 from pipeline.cache.leases import holders, lease_of
 from pipeline.cache.receipts import Receipt
 from pipeline.cache.storage.local import PARTIAL
-from pipeline.cache.store import in_view
-from pipeline.config.cache_spec import FORMAT_VERSION, fingerprint
+from pipeline.cache.store import StoreReader
+from pipeline.config.cache_spec import BASE, FORMAT_VERSION, fingerprint
 from pipeline.datasets.manifest.manifest import TARGETS, Manifest
 from pipeline.errors import BadInput
 
@@ -77,7 +95,7 @@ def verify_cache(
         except BadInput as error:
             if store in wanted:
                 problem = error.message.removeprefix(
-                    f"{cache}/{cache.receipt_name(store)} "
+                    f"{cache}/{receipt_name(store)} "
                 ).removeprefix("is damaged: ")
                 damage.append(_wrong_receipt(cache, store, problem))
     with _Pool() as pool:
@@ -120,7 +138,7 @@ class _Known:
 
     def store_of(self, found: _Found) -> int | None:
         """The store whose files, all of them, these are."""
-        owner = self.owners.get(found.digests.get("zarr.json", ""))
+        owner = self.owners.get(found.digests.get(metadata_file(""), ""))
         return owner[0] if owner and self.stores[owner[0]] == found.digests else None
 
 
@@ -147,14 +165,14 @@ def _read(
 
     def look(store: int) -> _Found:
         try:
-            return _Found(store, cache.storage.sizes(cache.store_name(store)))
+            return _Found(store, cache.storage.sizes(store_name(store)))
         except OSError as error:
             return _Found(store, {}, errors={"": error.strerror or str(error)})
 
     def digest(task: tuple[_Found, str]) -> int:
         found, file = task
         try:
-            found.digests[file] = cache.storage.digest(f"{cache.store_name(found.store)}/{file}")
+            found.digests[file] = cache.storage.digest(f"{store_name(found.store)}/{file}")
         except OSError as error:
             found.errors[file] = error.strerror or str(error)
         return found.sizes[file]
@@ -185,7 +203,7 @@ def _of_store(cache: Cache, found: _Found, receipt: Receipt, known: _Known) -> l
         return Damage(store, file, kind, problem, rows, _videos_of(receipt, rows))
 
     if not found.sizes:
-        name, error = cache.store_name(store), found.errors.get("")
+        name, error = store_name(store), found.errors.get("")
         return [
             damage(
                 name,
@@ -194,7 +212,7 @@ def _of_store(cache: Cache, found: _Found, receipt: Receipt, known: _Known) -> l
             )
         ]
     if (other := known.store_of(found)) not in (None, store):
-        return [damage(cache.store_name(store), "swapped", f"has the content of store {other}")]
+        return [damage(store_name(store), "swapped", f"has the content of store {other}")]
     problems = []
     for file, (size, sha) in receipt.files.items():
         if file not in found.sizes:
@@ -206,7 +224,7 @@ def _of_store(cache: Cache, found: _Found, receipt: Receipt, known: _Known) -> l
                 known, store, found.sizes[file], size, found.digests.get(file, "")
             )
             problems.append(damage(file, kind, problem))
-    chunks = {f"{name}/{chunk}" for name, chunk in _small_arrays(cache).items()}
+    chunks = set(small_arrays(cache.views).values())
     unlisted = (_own_files(cache, receipt) | chunks & found.sizes.keys()) - receipt.files.keys()
     problems += [
         _wrong_receipt(cache, store, f"it does not list {file}") for file in sorted(unlisted)
@@ -238,7 +256,7 @@ def _wrong_receipt(cache: Cache, store: int, problem: str) -> Damage:
     planned = cache.plan[store]
     return Damage(
         store,
-        cache.receipt_name(store),
+        receipt_name(store),
         "receipt",
         problem,
         ((0, sum(planned.values())),),
@@ -248,40 +266,34 @@ def _wrong_receipt(cache: Cache, store: int, problem: str) -> Damage:
 
 def _own_files(cache: Cache, receipt: Receipt) -> set[str]:
     """The files that a store with that many rows must have."""
-    shards = range(-(-receipt.frames // cache.cache_spec.frames_per_shard(cache.shape)))
-    groups = {in_view(view, "zarr.json") for view in cache.views}
-    files = groups | {f"{name}/zarr.json" for name in (*cache.arrays, *_small_arrays(cache))}
-    return files | {
-        f"{name}/c/{number}" + "/0" * len(shape)
+    shards = range(-(-receipt.frames // frames_per_shard(cache.cache_spec, cache.shape)))
+    groups = {metadata_file("" if view == BASE else view) for view in cache.views}
+    arrays = (*cache.arrays, *small_arrays(cache.views))
+    return (groups | {metadata_file(name) for name in arrays}) | {
+        shard_file(name, number, len(shape))
         for name, (shape, _) in cache.arrays.items()
         for number in shards
     }
 
 
-def _small_arrays(cache: Cache) -> dict[str, str]:
-    """Small array -> its chunk, which is not written where it would hold zeros alone."""
-    of_store = dict.fromkeys(("time_s", "video_start", "video_stop"), "c/0")
-    return of_store | {in_view(view, "affine"): "c/0/0/0" for view in cache.views}
-
-
 def _rows_hit(cache: Cache, receipt: Receipt, file: str) -> tuple[RowRange, ...]:
     """Rows of the store that are read through a file: those of a shard, or all of them."""
-    if not _is_shard(cache, file):
+    chunk = ChunkFile.parse(file)
+    if chunk is None or chunk.array not in cache.arrays:
         return ((0, receipt.frames),)
-    array, _, place = file.partition("/c/")
-    number = int(place.partition("/")[0])
+    number = chunk.indices[0]
     with suppress(BadInput):  # of a shard that can be read, what is damaged is told chunk by chunk
-        if bad := check_chunks(cache.storage, cache.store_name(receipt.store), array, number):
+        if bad := check_chunks(cache.storage, store_name(receipt.store), chunk.array, number):
             return tuple((each.first, each.stop) for each in bad)
-    frames = cache.cache_spec.frames_per_shard(cache.shape)
+    frames = frames_per_shard(cache.cache_spec, cache.shape)
     start = number * frames
     return ((start, min(start + frames, receipt.frames)),)
 
 
 def _is_shard(cache: Cache, file: str) -> bool:
     """Whether it holds rows of a token array, not metadata or a small array."""
-    array, chunks, _ = file.partition("/c/")
-    return bool(chunks) and array in cache.arrays
+    chunk = ChunkFile.parse(file)
+    return chunk is not None and chunk.array in cache.arrays
 
 
 def _videos_of(receipt: Receipt, rows: Sequence[RowRange]) -> tuple[str, ...]:
@@ -296,8 +308,8 @@ def _contradictions(cache: Cache, receipt: Receipt) -> list[str]:
     """What a receipt says otherwise than the store that it vouches for, whose small arrays are
     sound."""
     try:
-        reader = cache.reader(receipt.store)
-        time_s, *bounds = (reader.small(name) for name in ("time_s", "video_start", "video_stop"))
+        reader = StoreReader(cache.storage, store_name(receipt.store))
+        time_s, *bounds = (reader.small(name) for name in (TIMES, VIDEO_STARTS, VIDEO_STOPS))
         shapes = {name: reader.shape(name) for name in cache.arrays}
         attributes = reader.attributes
     except BadInput as error:
@@ -338,9 +350,9 @@ def _of_cache(cache: Cache) -> dict[str, str]:
     problems = {}
     try:
         manifest = cache.manifest
-        origin, targets = manifest.origin, f"manifest/{TARGETS}"
+        origin, targets = manifest.origin, f"{MANIFEST}/{TARGETS}"
         if manifest.digest != cache.header.manifest:
-            problems["manifest"] = (
+            problems[MANIFEST] = (
                 f"it is another manifest: its digest is {manifest.digest}, wanted {cache.header.manifest}"
             )
         elif manifest.has_targets and cache.storage.digest(targets) != origin.targets_sha256:
@@ -350,7 +362,7 @@ def _of_cache(cache: Cache) -> dict[str, str]:
         ]:
             problems[HEADER_FILE] = "its plan is not for the videos of its manifest"
     except BadInput as error:
-        problems["manifest"] = error.message
+        problems[MANIFEST] = error.message
     try:
         _ = cache.codecs  # what a fitted codec has learnt is compared with its checksum on reading
     except BadInput as error:
@@ -375,7 +387,7 @@ def _of_header(cache: Cache) -> str:
 
 def advice(cache: Cache, file: str) -> str:
     """How to mend a file that belongs to no store."""
-    if file.startswith("manifest"):
+    if file.startswith(MANIFEST):
         files = ", ".join(Manifest.FILES)
         return f"copy the manifest that it was extracted from ({files}) into {cache}/manifest, then verify again"
     how = "derive" if cache.header.derived_from else "extract"
@@ -397,10 +409,10 @@ def _orphans(cache: Cache) -> dict[str, str]:
     at_work = {name: holder for name, holder in holders(storage).items() if not holder.is_gone}
     files = {HEADER_FILE, *([CODEC_FILE] if cache.header.codec_sha256 else [])}
     known = {
-        "": files | {"manifest", "stores", "receipts", "leases"},
-        "manifest": set(Manifest.FILES),
-        "stores": {cache.store_name(store).partition("/")[2] for store in cache.plan},
-        "receipts": {cache.receipt_name(store).partition("/")[2] for store in cache.plan},
+        "": files | {MANIFEST, STORES, RECEIPTS, LEASES},
+        MANIFEST: set(Manifest.FILES),
+        STORES: {store_name(store).partition("/")[2] for store in cache.plan},
+        RECEIPTS: {receipt_name(store).partition("/")[2] for store in cache.plan},
     }
     left = {}
     for folder, belonging in known.items():
@@ -414,6 +426,6 @@ def _orphans(cache: Cache) -> dict[str, str]:
             )
             left[f"{folder}/{name}" if folder else name] = why
     for store in cache.missing_stores():
-        if storage.names(cache.store_name(store)) and lease_of(store) not in at_work:
-            left[cache.store_name(store)] = "without a receipt: it counts as not extracted"
+        if storage.names(store_name(store)) and lease_of(store) not in at_work:
+            left[store_name(store)] = "without a receipt: it counts as not extracted"
     return left

@@ -212,30 +212,9 @@ class CacheSpec(Settings):
             self.encoder.settings, self.frames.size_px, device
         )
 
-    def make_codec(self) -> Any:
-        return plugins.load("codec", self.codec.name)(self.codec.settings)
-
     def tokens_per_frame(self, shape: TokenShape) -> int:
         """Of all views."""
         return shape.tokens_per_frame * (1 + len(self.views))
-
-    def bytes_per_frame(self, shape: TokenShape) -> int:
-        return int(self.tokens_per_frame(shape) * self.make_codec().bytes_per_token(shape.width))
-
-    def frames_per_shard(self, shape: TokenShape) -> int:
-        """Whole chunks; a shard holds one array, so its size follows from the widest one (the
-        patches of a layer)."""
-        chunks = max(
-            1, int(self.store.shard_mb * 1e6 / self._layer_bytes(shape)) // self.store.chunk_frames
-        )
-        return chunks * self.store.chunk_frames
-
-    def frames_per_store(self, shape: TokenShape) -> int:
-        return max(1, int(self.store.store_mb * 1e6 / self._layer_bytes(shape)))
-
-    def _layer_bytes(self, shape: TokenShape) -> int:
-        """Of the patches of one frame in one layer."""
-        return shape.patch_tokens * int(self.make_codec().bytes_per_token(shape.width))
 
 
 def fingerprint(

@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pipeline.cache.cache import Cache, unwritable
+from pipeline.cache.cache import Cache
+from pipeline.cache.commit import unwritable
+from pipeline.cache.layout import bytes_per_frame
 from pipeline.cache.page_cache import evict
 from pipeline.cache.storage.local import LocalFolder
 from pipeline.cache.storage.open import open_storage
@@ -128,7 +130,7 @@ def measure_stages(
             * seconds
             / max(alone.decode_s / decoders, alone.encode_s * (1 + len(spec.views)))
         )
-        wanted = max(least, min(frames, MOST_BYTES // spec.bytes_per_frame(spec.token_shape())))
+        wanted = max(least, min(frames, MOST_BYTES // bytes_per_frame(spec, spec.token_shape())))
         some = write_subset(videos, spec, wanted, folder / "more")
         # Where not even a few batches can be had in time, they are smaller; encoders of that kind gain little from large ones.
         store = spec.store.model_copy(

@@ -16,9 +16,14 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from pipeline.cache.codecs.contract import FittedCodec
-from pipeline.cache.shard import ALIGNMENT, CRC_BYTES, Layout
-from pipeline.cache.store import tokens_by_array
+from pipeline.cache.codecs.contract import FittedCodec, make_codec
+from pipeline.cache.layout import (
+    bytes_per_frame,
+    frames_per_shard,
+    frames_per_store,
+    tokens_by_array,
+)
+from pipeline.cache.shard import ALIGNMENT, CRC_BYTES, ShardLayout
 from pipeline.config import plugins
 from pipeline.config.cache_spec import BASE, CacheSpec, Choice
 from pipeline.config.plugins import Settings
@@ -207,8 +212,8 @@ def _expected(
     if videos is not None:
         return extract.make_plan(spec, shape, videos)
     assert frames is not None
-    full, rest = divmod(frames, spec.frames_per_store(shape))
-    return dict(enumerate([{"": spec.frames_per_store(shape)}] * full + [{"": rest}] * (rest > 0)))
+    full, rest = divmod(frames, frames_per_store(spec, shape))
+    return dict(enumerate([{"": frames_per_store(spec, shape)}] * full + [{"": rest}] * (rest > 0)))
 
 
 def _scale(
@@ -231,11 +236,11 @@ def _scale(
             stores = expected if name == spec.codec.name else _again(other, shape, expected)
             _, disk_bytes = _on_disk(other, shape, stores.values())
             codecs[name] = CodecSize(
-                bytes_per_frame=other.bytes_per_frame(shape), disk_bytes=disk_bytes
+                bytes_per_frame=bytes_per_frame(other, shape), disk_bytes=disk_bytes
             )
         except BadInput:
             codecs[name] = None
-    files = CACHE_FILES + isinstance(spec.make_codec(), FittedCodec)
+    files = CACHE_FILES + isinstance(make_codec(spec.codec), FittedCodec)
     files += (
         sum((videos.folder / name).is_file() for name in Manifest.FILES)
         if videos
@@ -269,7 +274,7 @@ def _again(
     if any("" in store for store in expected.values()):
         return _expected(spec, shape, None, sum(sum(store.values()) for store in expected.values()))
     videos = {video_id: frames for store in expected.values() for video_id, frames in store.items()}
-    return fill_stores(videos, spec.frames_per_store(shape))
+    return fill_stores(videos, frames_per_store(spec, shape))
 
 
 def _on_disk(
@@ -280,11 +285,11 @@ def _on_disk(
     views = (BASE, *(view.name for view in spec.views))
     arrays = tokens_by_array(shape.layers, shape.special_tokens, shape.patch_tokens, views)
     entry, shard_frames = (
-        spec.make_codec().layout(shape.width).values(),
-        spec.frames_per_shard(shape),
+        make_codec(spec.codec).layout(shape.width).values(),
+        frames_per_shard(spec, shape),
     )
     layouts = [
-        Layout((tokens, *tail), dtype, spec.store.chunk_frames, shard_frames)
+        ShardLayout((tokens, *tail), dtype, spec.store.chunk_frames, shard_frames)
         for tokens in arrays.values()
         for tail, dtype in entry
     ]
@@ -310,7 +315,7 @@ def _on_disk(
     return files, size
 
 
-def array_bytes(layout: Layout, rows: int) -> int:
+def array_bytes(layout: ShardLayout, rows: int) -> int:
     """The shards of an array of so many rows, before compression. A chunk that is begun is written
     whole."""
     chunk = layout.chunk_frames * layout.row_bytes + CRC_BYTES
@@ -347,7 +352,7 @@ def _training(
         steps_per_epoch=windows / batch,
         epochs=steps_of(recipe.training, windows) * batch / windows,
         step_frames=batch * frames,
-        step_bytes=batch * frames * tokens * spec.make_codec().bytes_per_token(shape.width),
+        step_bytes=batch * frames * tokens * make_codec(spec.codec).bytes_per_token(shape.width),
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 
-from pipeline.cache.cache import pack_learnt
+from pipeline.cache.codec_parameters import pack_learnt
 from pipeline.cache.codecs.contract import FittedCodec
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.datasets.manifest.manifest import Manifest

@@ -23,12 +23,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.cache.cache import HEADER_FILE, Cache, read_learnt, require_same_manifest, unwritable
-from pipeline.cache.codecs.contract import FittedCodec, fitted_to
+from pipeline.cache.cache import Cache, require_same_manifest
+from pipeline.cache.codec_parameters import read_learnt
+from pipeline.cache.codecs.contract import FittedCodec, fitted_to, make_codec
+from pipeline.cache.commit import clear_finished, create_cache, unwritable
+from pipeline.cache.corruption import check_store, require_valid
+from pipeline.cache.layout import (
+    AFFINE,
+    HEADER_FILE,
+    TIMES,
+    frames_per_store,
+    in_view,
+    store_name,
+    stored_name,
+    tokens_by_array,
+)
 from pipeline.cache.leases import Leases, claim_units, lease_of
 from pipeline.cache.storage.contract import Storage
 from pipeline.cache.storage.open import open_storage
-from pipeline.cache.store import StoreReader, in_view, stored_name, tokens_by_array
 from pipeline.config import plugins
 from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, fingerprint
 from pipeline.config.toml_tables import differences, override
@@ -61,7 +73,7 @@ def derive(
         with Leases(storage) as leases:
             cache = derivation.create_or_open(storage, leases)
             derivation.fill(cache, leases, cache.plan, on_frames)
-        cache.clear_partial()
+        clear_finished(cache)
     except OSError as error:
         raise unwritable(storage, error) from error
     return Cache(storage)
@@ -93,7 +105,7 @@ def require_derivable(source: Cache, spec: CacheSpec) -> None:
     _require_layers(source, spec.encoder.settings.layers)
     _require_views(source, spec)
     _require_rate(source, spec.frames.rate)
-    spec.make_codec().layout(source.shape.width)
+    make_codec(spec.codec).layout(source.shape.width)
 
 
 def _require_layers(source: Cache, layers: tuple[int, ...]) -> None:
@@ -143,18 +155,17 @@ class Derivation:
                 f"cache {source} lacks {len(missing)} of {len(source.plan)} stores",
                 "run extract again first",
             )
-        source.require_valid()
+        require_valid(source)
         self.source, self.spec = source, spec
         self.same_codec = spec.codec.table() == source.spec["codec"]
         self.videos = {video.video_id: video for video in source.manifest.videos}
-        self._readers: dict[int, StoreReader] = {}
-        self._small: dict[tuple[int, str], np.ndarray] = {}
+        self._valid_stores: set[int] = set()
         self._rows: dict[str, np.ndarray] = {}
 
     @cached_property
     def digits(self) -> str:
         header = self.source.header
-        of_codec = fitted_to(self.spec.make_codec(), header.manifest)
+        of_codec = fitted_to(make_codec(self.spec.codec), header.manifest)
         return fingerprint(self.spec, header.encoder, header.decoder, of_codec, header.fingerprint)
 
     @property
@@ -176,7 +187,7 @@ class Derivation:
 
     def _create(self, storage: Storage) -> Cache:
         header = self.source.header
-        shape, codec = self.shape, self.spec.make_codec()
+        shape, codec = self.shape, make_codec(self.spec.codec)
         learnt = None
         if isinstance(codec, FittedCodec):
             same = (
@@ -188,11 +199,11 @@ class Derivation:
             "fingerprint": self.digits,
             "spec": self.spec.canonical(),
             "tokens": header.tokens.model_copy(update={"layers": shape.layers}),
-            "plan": fill_stores(self._expected(), self.spec.frames_per_store(shape)),
+            "plan": fill_stores(self._expected(), frames_per_store(self.spec, shape)),
             "derived_from": header.fingerprint,
             "codec_sha256": None,
         }
-        return Cache.create(
+        return create_cache(
             storage, header.model_copy(update=changes), self.source.manifest, learnt
         )
 
@@ -248,10 +259,10 @@ class Derivation:
                 arrays |= {stored_name(name, key): array for key, array in stored.items()}
             builder.append(arrays)
             affines = {
-                view: self._of_frames(source_store, in_view(view, "affine"))[some]
+                view: self._small_array(source_store, in_view(view, AFFINE))[some]
                 for view in cache.views
             }
-            builder.add_frames(video, self._of_frames(source_store, "time_s")[some], affines)
+            builder.add_frames(video, self._small_array(source_store, TIMES)[some], affines)
             yield len(some)
         if failure := self.source.failures.get(video_id):
             builder.fail(video, failure.reason)
@@ -267,7 +278,7 @@ class Derivation:
             rows = np.arange(place.start, place.stop) if place else np.zeros(0, np.int64)
             rate = self.spec.frames.rate
             if place and rate is not None and rate != self.source.fps:
-                time_s = self._of_frames(place.store, "time_s")[rows]
+                time_s = self._small_array(place.store, TIMES)[rows]
                 rows = rows[_sampled(time_s, self.source.fps, rate)]
             self._rows[video_id] = rows
         return self._rows[video_id]
@@ -329,29 +340,31 @@ class Derivation:
         }
 
     def _read(self, store: int, name: str, rows: np.ndarray) -> dict[str, np.ndarray]:
-        return self.source.stored_rows(self._reader(store), name, rows)
+        self._require_valid(store)
+        return self.source.stored_rows(store, name, rows)
 
     def _decode(self, name: str, stored: dict[str, np.ndarray]) -> torch.Tensor:
         return self.source.codecs[name].decode(
             {key: torch.from_numpy(array) for key, array in stored.items()}
         )
 
-    def _of_frames(self, store: int, name: str) -> np.ndarray:
-        if (store, name) not in self._small:
-            self._small[store, name] = self._reader(store).small(name)
-        return self._small[store, name]
+    def _small_array(self, store: int, name: str) -> np.ndarray:
+        """Times or affines of all frames of a store of the source."""
+        self._require_valid(store)
+        return self.source.small_array(store, name)
 
-    def _reader(self, store: int) -> StoreReader:
-        """Compares every file of the store with its checksum first: damage must not be vouched for
-        anew."""
-        if store not in self._readers:
-            for file, problem in self.source.check(store).items():
-                raise BadInput(
-                    f"cache {self.source} is damaged: {self.source.store_name(store)}/{file}: {problem}",
-                    f"see it all: stillframe verify {self.source}",
-                )
-            self._readers[store] = self.source.reader(store)
-        return self._readers[store]
+    def _require_valid(self, store: int) -> None:
+        """Compares every file of a store of the source with its checksum, before its first use:
+        damage must not be vouched for anew."""
+        if store in self._valid_stores:
+            return
+        if problems := check_store(self.source, store):
+            file, problem = next(iter(problems.items()))
+            raise BadInput(
+                f"cache {self.source} is damaged: {store_name(store)}/{file}: {problem}",
+                f"see it all: stillframe verify {self.source}",
+            )
+        self._valid_stores.add(store)
 
 
 def _sampled(time_s: np.ndarray, held: float | None, rate: float) -> np.ndarray:

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 
 from pipeline.cache.cache import Cache, neighbours
-from pipeline.cache.codecs.contract import fitted_to
+from pipeline.cache.codecs.contract import fitted_to, make_codec
+from pipeline.cache.layout import bytes_per_frame
 from pipeline.cache.receipts import Header
 from pipeline.config import plugins
 from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, fingerprint
@@ -57,7 +58,7 @@ def compare_spec(spec: CacheSpec, cache: Cache) -> SpecDiff:
     differ = list(_differ(spec, cache, identity))
     digits = None
     if identity is not None:
-        of_codec = fitted_to(spec.make_codec(), cache.header.manifest)
+        of_codec = fitted_to(make_codec(spec.codec), cache.header.manifest)
         digits = fingerprint(spec, identity, probe.decoder_identity(), of_codec)
     fields = [field for field, _, _ in differ]
     layers, held = set(spec.encoder.settings.layers), set(cache.shape.layers)
@@ -163,7 +164,7 @@ def _cost(spec: CacheSpec, cache: Cache) -> tuple[int | None, int | None]:
     except BadInput:
         return None, None
     try:
-        return frames, frames * spec.bytes_per_frame(spec.token_shape())
+        return frames, frames * bytes_per_frame(spec, spec.token_shape())
     except BadInput:
         return frames, None
 

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 
 from pipeline.cache.cache import Cache
+from pipeline.cache.layout import in_view, layer_name, stored_name, view_of
 from pipeline.cache.leases import Leases, lease_of
 from pipeline.cache.receipts import Content
-from pipeline.cache.store import in_view, layer_name, stored_name, view_of
 from pipeline.config.cache_spec import BASE
 from pipeline.errors import BadVideo, StillframeError
 from pipeline.extract.progress import OnProgress, Progress

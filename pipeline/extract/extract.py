@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
-from pipeline.cache.cache import HEADER_FILE, Cache, require_same_manifest, unwritable
-from pipeline.cache.codecs.contract import FittedCodec, fitted_to
+from pipeline.cache.cache import Cache, require_same_manifest
+from pipeline.cache.codecs.contract import FittedCodec, fitted_to, make_codec
+from pipeline.cache.commit import create_cache, forget_store, unwritable
+from pipeline.cache.layout import HEADER_FILE, bytes_per_frame, frames_per_store
 from pipeline.cache.leases import Leases
 from pipeline.cache.receipts import Header, TokenFacts
 from pipeline.cache.storage.contract import Storage
@@ -88,7 +90,7 @@ def extract_all(
         if redo or cache.missing_stores():
             require_videos(manifest)
         for store in redo:
-            cache.forget(store)
+            forget_store(cache, store)
     places = [cache.storage.address for cache, _ in caches]
     job = extraction_job(places, manifest, None if given is None else str(given), decoders, limits)
     to_fill = [(cache, encoder, reusable_caches(cache)) for cache, encoder in caches]
@@ -193,8 +195,8 @@ def preview(cache_spec: CacheSpec, manifest: Manifest) -> dict[str, Any]:
         "videos": len(manifest.videos),
         "frames": expected,
         "stores": len(plan),
-        "store_bytes": expected * cache_spec.bytes_per_frame(shape),
-        "bytes_per_frame": cache_spec.bytes_per_frame(shape),
+        "store_bytes": expected * bytes_per_frame(cache_spec, shape),
+        "bytes_per_frame": bytes_per_frame(cache_spec, shape),
         "tokens_per_frame": cache_spec.tokens_per_frame(shape),
         "grid": f"{shape.grid_hw[0]}x{shape.grid_hw[1]}",
     }
@@ -209,7 +211,7 @@ def create_or_open(
 ) -> Cache:
     """The cache of a spec in `out`, checked against the manifest; planned, fitted and created if it
     is not there yet."""
-    of_codec = fitted_to(cache_spec.make_codec(), manifest.digest)
+    of_codec = fitted_to(make_codec(cache_spec.codec), manifest.digest)
     digits = fingerprint(cache_spec, encoder.identity, probe.decoder_identity(), of_codec)
     storage = open_storage(out).below(f"{cache_spec.name}-{digits}")
     if storage.exists(HEADER_FILE):
@@ -237,7 +239,7 @@ def _create(
     device: torch.device,
     digits: str,
 ) -> Cache:
-    shape, codec = cache_spec.token_shape(), cache_spec.make_codec()
+    shape, codec = cache_spec.token_shape(), make_codec(cache_spec.codec)
     plan = make_plan(cache_spec, shape, manifest)
     learnt = None
     if isinstance(codec, FittedCodec):
@@ -261,7 +263,7 @@ def _create(
         root=str(manifest.root),
         plan=plan,
     )
-    return Cache.create(storage, header, manifest, learnt)
+    return create_cache(storage, header, manifest, learnt)
 
 
 def require_videos(manifest: Manifest) -> None:
@@ -286,7 +288,7 @@ def make_plan(
         facts = known[video.video_id] if video.video_id in known else _facts(manifest, video)
         # Of one that cannot be opened extraction will say what is wrong with it.
         expected[video.video_id] = 1 if facts is None else probe.expected_frames(facts, rate)
-    return fill_stores(expected, cache_spec.frames_per_store(shape))
+    return fill_stores(expected, frames_per_store(cache_spec, shape))
 
 
 def _facts(manifest: Manifest, video: Video) -> probe.Probe | None:

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import torch
 
-from pipeline.cache.cache import Cache, neighbours, unwritable
+from pipeline.cache.cache import Cache, neighbours
+from pipeline.cache.commit import forget_store, unwritable
+from pipeline.cache.corruption import check_store
+from pipeline.cache.layout import store_name
 from pipeline.cache.leases import Leases
 from pipeline.cache.receipts import Receipt
 from pipeline.cache.storage.local import PARTIAL
@@ -66,8 +69,8 @@ def repair(
     try:
         removed = _clear(found, redo)
         for store in redo:
-            cache.forget(store)
-            cache.storage.remove(cache.store_name(store))
+            forget_store(cache, store)
+            cache.storage.remove(store_name(store))
         if make:
             make()
     except OSError as error:
@@ -162,10 +165,10 @@ def _derivation(cache: Cache, source: Cache, stores: list[int]) -> Derivation:
         )
     wanted = {video for store in stores for video in cache.plan[store]}
     for store, planned in source.plan.items():
-        if not wanted.isdisjoint(planned) and (problems := source.check(store)):
+        if not wanted.isdisjoint(planned) and (problems := check_store(source, store)):
             file, problem = next(iter(problems.items()))
             raise BadInput(
-                f"{source} is damaged itself: {source.store_name(store)}/{file}: {problem}",
+                f"{source} is damaged itself: {store_name(store)}/{file}: {problem}",
                 f"mend it first: stillframe verify {source} --repair",
             )
     return Derivation(source, cache.cache_spec)
@@ -177,9 +180,7 @@ def _clear(found: Verification, redo: list[int]) -> list[str]:
     cache = found.cache
     removed = [name for name in found.orphans if name.endswith(PARTIAL)]
     removed += [
-        f"{cache.store_name(each.store)}/{each.file}"
-        for each in found.damage
-        if each.store not in redo
+        f"{store_name(each.store)}/{each.file}" for each in found.damage if each.store not in redo
     ]
     for name in removed:
         cache.storage.remove(name)

@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from safetensors import numpy as safetensors
 
-from pipeline.cache.cache import Cache, neighbours, read_learnt
+from pipeline.cache.cache import Cache, neighbours
+from pipeline.cache.codec_parameters import read_learnt
+from pipeline.cache.layout import ChunkFile, metadata_file, store_name, stored_name
 from pipeline.cache.receipts import Content, Header, Receipt
-from pipeline.cache.store import stored_name
 from pipeline.errors import StillframeError
 
 Files = dict[str, tuple[int, str]]
@@ -56,7 +57,7 @@ class ReusableCache:
         StillframeError.
         """
         reader, files = self.cache.reader(receipt.store), receipt.files
-        common = [name for name in small if f"{name}/zarr.json" in files]
+        common = [name for name in small if metadata_file(name) in files]
         if receipt.videos != rows or receipt.content != content:
             return None
         if not all(np.array_equal(reader.small(name), small[name]) for name in common):
@@ -67,11 +68,15 @@ class ReusableCache:
             for key in self.cache.codec.layout(self.cache.shape.width)
         ]
         given = {
-            name: {file: files[file] for file in files if file.startswith(f"{name}/c/")}
+            name: {
+                file: files[file]
+                for file in files
+                if (chunk := ChunkFile.parse(file)) and chunk.array == name
+            }
             for name in names
         }
         for file, (_, digest) in (item for of_array in given.values() for item in of_array.items()):
-            source = f"{self.cache.store_name(receipt.store)}/{file}"
+            source = f"{store_name(receipt.store)}/{file}"
             if not self.cache.storage.link(source, staged / file):
                 self._copy(source, files[file][0], staged / file)
             with (staged / file).open("rb") as data:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from pipeline.cache.cache import Cache, Location
+from pipeline.cache.layout import TIMES
 from pipeline.device import chosen
 from pipeline.errors import BadInput, BadVideo
 from pipeline.extract.derive import OnFrames
@@ -142,8 +143,8 @@ def _check_video(
     places: np.ndarray,
 ) -> VideoCheck:
     location = cache.locations[video.video_id]
-    reader, rows = cache.reader(location.store), location.start + places
-    stored_s = reader.small("time_s")[rows]
+    rows = location.start + places
+    stored_s = cache.small_array(location.store, TIMES)[rows]
     squares: dict[str, list[torch.Tensor]] = {view: [] for view in cache.views}
     fresh_s: list[float] = []
     for of_views, time_s in _squares(cache, decoder, device, folder, video, places):
@@ -165,7 +166,7 @@ def _check_video(
             of_batch = rows[number * batch_frames :][: len(batch)]
             for name, encoded_FND in tokens.items():
                 codec, fresh_FND = cache.codecs[name], encoded_FND.double().cpu()
-                stored = cache.stored_rows(reader, name, of_batch)
+                stored = cache.stored_rows(location.store, name, of_batch)
                 stored_FND = codec.decode(
                     {key: torch.from_numpy(array) for key, array in stored.items()}
                 ).double()

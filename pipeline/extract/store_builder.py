@@ -14,9 +14,19 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.cache.cache import Cache
+from pipeline.cache.commit import commit_store
+from pipeline.cache.layout import (
+    AFFINE,
+    TIMES,
+    VIDEO_STARTS,
+    VIDEO_STOPS,
+    frames_per_shard,
+    in_view,
+    store_name,
+)
 from pipeline.cache.receipts import Content, Receipt, VideoFailure
 from pipeline.cache.storage.local import LocalFolder
-from pipeline.cache.store import StoreWriter, in_view
+from pipeline.cache.store import StoreWriter
 from pipeline.errors import StillframeError
 from pipeline.extract.reuse import ReusableCache
 from pipeline.records import Video
@@ -85,12 +95,12 @@ class StoreBuilder:
         staged, writer = self._writer()
         rows = np.array(list(self.rows.values()), np.int64).reshape(-1, 2)
         small = {
-            "time_s": np.concatenate([np.zeros(0), *self._time_s]),
-            "video_start": rows[:, 0],
-            "video_stop": rows[:, 1],
+            TIMES: np.concatenate([np.zeros(0), *self._time_s]),
+            VIDEO_STARTS: rows[:, 0],
+            VIDEO_STOPS: rows[:, 1],
         }
         for view, affine in self._affine.items():
-            small[in_view(view, "affine")] = np.concatenate([np.zeros((0, 2, 3)), *affine])
+            small[in_view(view, AFFINE)] = np.concatenate([np.zeros((0, 2, 3)), *affine])
         if self.reusable:
             given = self._take_over(self.reusable, small)
             if given is None:
@@ -118,7 +128,7 @@ class StoreBuilder:
         # What has been written of a store is cleared away by a worker that takes it over; the rest of it is not the store.
         for file in sorted(receipt.files.keys() - LocalFolder(staged).sizes("").keys()):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{staged}/{file}")
-        self.cache.commit(staged, receipt)
+        commit_store(self.cache, staged, receipt)
         return receipt
 
     def close(self) -> None:
@@ -147,10 +157,10 @@ class StoreBuilder:
     def _writer(self) -> tuple[Path, StoreWriter]:
         if self._written is None:
             cache = self.cache
-            staged = cache.storage.stage(cache.store_name(self.store))
+            staged = cache.storage.stage(store_name(self.store))
             settings, shard_frames = (
                 cache.cache_spec.store,
-                cache.cache_spec.frames_per_shard(cache.shape),
+                frames_per_shard(cache.cache_spec, cache.shape),
             )
             writer = StoreWriter(
                 staged, cache.arrays, settings.chunk_frames, shard_frames, settings.compression

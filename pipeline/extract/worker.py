@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.cache.cache import Cache, unwritable
+from pipeline.cache.cache import Cache
+from pipeline.cache.commit import clear_finished, unwritable
 from pipeline.cache.leases import Leases, claim_units
 from pipeline.device import device_of_worker
 from pipeline.errors import BadInput
@@ -93,7 +94,7 @@ def fill(
                 missing = _missing([Cache(cache.storage) for cache in caches], only)
         for cache in caches:
             if not cache.missing_stores():  # nobody else is at work on it
-                cache.clear_partial()
+                clear_finished(cache)
     except OSError as error:
         raise unwritable(", ".join(missing), error) from error
     return progress

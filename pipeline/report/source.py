@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache.cache import HEADER_FILE, Cache
+from pipeline.cache.cache import Cache
+from pipeline.cache.layout import HEADER_FILE
 from pipeline.cache.storage.open import open_storage
 from pipeline.config.json_files import read_json
 from pipeline.errors import BadInput

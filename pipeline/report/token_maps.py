@@ -12,6 +12,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from pipeline.cache.cache import Cache
+from pipeline.cache.corruption import require_valid
 from pipeline.config.recipe import WindowSettings
 from pipeline.errors import BadInput, StillframeError
 from pipeline.models.temporal.contract import Gate
@@ -70,7 +71,7 @@ def films_of_run(run: Run, checkpoint: str, split: str) -> tuple[list[Film], str
     try:
         cache = cache_of(run)
         model, _ = load_model(run, cache.shape, checkpoint)
-        cache.require_valid()
+        require_valid(cache)
         windows = Windows(
             cache,
             manifest_of(run, cache),
@@ -89,7 +90,7 @@ def films_of_cache(cache: Cache) -> tuple[list[Film], str]:
     """Two seconds of a few clips of the first split; and a sentence on what is missing."""
     settings = WindowSettings(frames=MOMENTS, fps=min(FRAMES_PER_S, cache.fps or FRAMES_PER_S))
     try:
-        cache.require_valid()
+        require_valid(cache)
         split, layers = cache.manifest.splits[0], cache.shape.layers[-1:]
         windows = Windows(cache, cache.manifest, split, settings, layers=layers, allow_missing=True)
     except StillframeError as error:

@@ -18,6 +18,7 @@ import torch
 from safetensors.numpy import save
 
 from pipeline.cache.cache import Cache
+from pipeline.cache.corruption import require_valid
 from pipeline.cache.storage.local import write_atomically
 from pipeline.config import plugins
 from pipeline.config.json_files import read_json, to_json
@@ -105,7 +106,7 @@ def evaluate_together(
         require_wanted(run.recipe, cache)
         require_same_cache(run, cache, manifest)
     require_shared([run.recipe for run in runs])
-    cache.require_valid()
+    require_valid(cache)
     loaded = [load_model(run, cache.shape, checkpoint, device) for run in runs]
     settings, first = runs[0].recipe.windows, loaded[0][1]
     layers = sorted({layer for model, _ in loaded for layer in model.layers})

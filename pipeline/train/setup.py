@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from pipeline.cache.cache import Cache
+from pipeline.cache.corruption import require_valid
 from pipeline.cache.storage.local import write_atomically
 from pipeline.config import plugins
 from pipeline.config.json_files import to_json
@@ -57,7 +58,7 @@ def open_windows(
     for recipe in recipes:
         require_wanted(recipe, cache)
     require_covered(cache, manifest)
-    cache.require_valid()
+    require_valid(cache)
     first, tasks = recipes[0], [make_task(recipe, manifest) for recipe in recipes]
     layers = sorted({layer for recipe in recipes for layer in layers_read(recipe, cache.shape)})
     windows, held_out = (

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.cache.cache import codecs_of, read_learnt
+from pipeline.cache.codec_parameters import codecs_of, read_learnt
+from pipeline.cache.layout import layer_name, tokens_by_array
 from pipeline.cache.storage.open import open_storage
-from pipeline.cache.store import layer_name, tokens_by_array
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec, fingerprint
 from pipeline.config.plugins import Settings
@@ -87,7 +87,7 @@ class Stream:
             self.shape.layers, self.shape.special_tokens, self.shape.patch_tokens
         )
         self.codecs = codecs_of(
-            self.spec.make_codec,
+            self.spec.codec,
             names,
             read_learnt(open_storage(run.path), run.header.cache.codec_sha256),
         )

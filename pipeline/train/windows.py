@@ -27,8 +27,8 @@ import numpy as np
 import torch
 
 from pipeline.cache.cache import Cache, Location
+from pipeline.cache.layout import AFFINE, TIMES, in_view, layer_name, stored_name, tokens_by_array
 from pipeline.cache.shard import aligned_empty
-from pipeline.cache.store import StoreReader, in_view, layer_name, stored_name, tokens_by_array
 from pipeline.config.cache_spec import BASE
 from pipeline.config.recipe import WindowSettings
 from pipeline.datasets.manifest.manifest import Manifest
@@ -118,8 +118,6 @@ class Windows:
         self._targets = None if wanted is None else Targets(manifest, wanted)
         if self._targets:
             self._targets.check([clip for _, clip in clips], split)
-        self._readers: dict[int, StoreReader] = {}
-        self._frame_arrays: dict[tuple[int, str], np.ndarray] = {}
         found = [(place, clip, cache.hole(clip) or self._stretch(clip)) for place, clip in clips]
         self.skipped = {clip.clip_id: hole for _, clip, hole in found if isinstance(hole, str)}
         """clip_id -> why it is left out."""
@@ -227,7 +225,7 @@ class Windows:
             for window, sample in enumerate(samples):
                 stretch = self.clip_rows[sample.clip]
                 stored = in_view(sample.view, name)
-                self._reader(stretch.store).read_into(
+                self.cache.reader(stretch.store).read_into(
                     stored, stretch.first_row + rows[window], arrays[name][window]
                 )
         time_s_BT = np.stack(
@@ -251,7 +249,7 @@ class Windows:
             self.clip_rows[sample.clip],
             self._rows(sample),
         )
-        affine_T23 = self._of_frames(stretch.store, in_view(sample.view, "affine"))[
+        affine_T23 = self.cache.small_array(stretch.store, in_view(sample.view, AFFINE))[
             stretch.first_row + rows
         ]
         # A pure function of seed and sample number, like the order.
@@ -339,18 +337,7 @@ class Windows:
         return ClipRows(location.store, location.start + first, time_s[first:stop])
 
     def _video_times(self, location: Location) -> np.ndarray:
-        return self._of_frames(location.store, "time_s")[location.start : location.stop]
-
-    def _of_frames(self, store: int, name: str) -> np.ndarray:
-        """`time_s` or an `affine` of all frames of a store."""
-        if (store, name) not in self._frame_arrays:
-            self._frame_arrays[store, name] = self._reader(store).small(name)
-        return self._frame_arrays[store, name]
-
-    def _reader(self, store: int) -> StoreReader:
-        if store not in self._readers:
-            self._readers[store] = self.cache.reader(store)
-        return self._readers[store]
+        return self.cache.small_array(location.store, TIMES)[location.start : location.stop]
 
 
 def require_rate(

@@ -16,6 +16,8 @@ import pytest
 
 from pipeline.cache import leases as module
 from pipeline.cache.cache import Cache
+from pipeline.cache.commit import forget_store
+from pipeline.cache.layout import receipt_name
 from pipeline.cache.leases import Holder, Leases, claim_units, holders, lease_of
 from pipeline.cache.storage.local import LocalFolder
 
@@ -154,7 +156,7 @@ def test_claimed_hands_out_what_is_missing_and_free_and_waits_for_the_rest(
     cache = Cache(shutil.copytree(material.cache.path, tmp_path / "cache"))
     stores = list(cache.plan)
     for store in stores[1:]:
-        cache.forget(store)
+        forget_store(cache, store)
     with Leases(cache.storage) as ours, Leases(cache.storage) as theirs:
         assert theirs.claim(lease_of(stores[1]))
         units = [[(cache, ours, store)] for store in stores]
@@ -167,7 +169,7 @@ def test_claimed_hands_out_what_is_missing_and_free_and_waits_for_the_rest(
 
 def test_claimed_ends_when_others_have_done_the_rest(material, tmp_path, quick):
     cache = Cache(shutil.copytree(material.cache.path, tmp_path / "cache"))
-    receipt = cache.path / cache.receipt_name(0)
+    receipt = cache.path / receipt_name(0)
     vouched = receipt.read_bytes()
     receipt.unlink()
     with Leases(cache.storage) as ours, Leases(cache.storage) as theirs:
@@ -181,7 +183,7 @@ def test_claimed_ends_when_others_have_done_the_rest(material, tmp_path, quick):
 
 def test_claimed_can_be_stopped_while_it_waits(material, tmp_path, quick):
     cache = Cache(shutil.copytree(material.cache.path, tmp_path / "cache"))
-    cache.forget(0)
+    forget_store(cache, 0)
     stop = threading.Event()
     with Leases(cache.storage) as ours, Leases(cache.storage) as theirs:
         assert theirs.claim(lease_of(0))

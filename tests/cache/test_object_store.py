@@ -21,6 +21,8 @@ from support.commands import assert_refused, call, fine
 from support.object_store import STALL_S, proxy_of, s3_server
 
 from pipeline.cache.cache import Cache
+from pipeline.cache.corruption import require_valid
+from pipeline.cache.layout import receipt_name, store_name
 from pipeline.cache.storage import disk_cache, retry
 from pipeline.cache.storage.contract import Storage
 from pipeline.cache.storage.disk_cache import DiskCache
@@ -226,7 +228,7 @@ def test_places_know_where_they_are(home):
 
 
 def test_zarr_and_the_direct_reader_see_the_same_store(home, material):
-    name = material.cache.store_name(0)
+    name = store_name(0)
     staged = home.stage(name)
     shutil.copytree(material.cache.path / name, staged, dirs_exist_ok=True)
     home.publish(staged, name)
@@ -301,7 +303,7 @@ def test_a_kill_in_the_middle_of_an_upload_then_a_rerun(bucket, proxy, place, ma
     assert (
         left.has(0)
         and not left.has(1)
-        and left.storage.sizes(left.store_name(1)).keys() < set(material.cache.receipts[1].files)
+        and left.storage.sizes(store_name(1)).keys() < set(material.cache.receipts[1].files)
     )
     assert left.storage.names("leases") != []
     again = extract.extract(material.spec, material.manifest, f"{bucket}/caches")
@@ -317,13 +319,13 @@ def test_verify_finds_damage_in_a_bucket_and_messages_name_its_url(bucket, mater
         f"{bucket}/caches/nothing is not a cache",
         str(cache),
     )
-    flipped, missing = (f"{cache.store_name(store)}/{shard}" for store in (0, 1))
+    flipped, missing = (f"{store_name(store)}/{shard}" for store in (0, 1))
     read(storage, flipped, 0, 8)  # what lies in the disk cache is no proof
     data = bytearray(storage.read(flipped))
     data[100] ^= 1
     storage.write(flipped, bytes(data))
     storage.remove(missing)
-    storage.write(f"{cache.store_name(2)}/stray", b"")
+    storage.write(f"{store_name(2)}/stray", b"")
     result = call("verify", cache, "--json")
     assert result.code == 2 and f"3 stores of {cache} are damaged" in result.err
     assert [(each["store"], each["file"], each["problem"]) for each in result.json["problems"]] == [
@@ -331,7 +333,7 @@ def test_verify_finds_damage_in_a_bucket_and_messages_name_its_url(bucket, mater
         (1, shard, "missing"),
         (2, "stray", "not in the receipt"),
     ]
-    storage.write(cache.receipt_name(0), b"{")
+    storage.write(receipt_name(0), b"{")
     assert_refused(call("status", cache), f"{cache}/receipts/00000.json")
 
 
@@ -566,7 +568,7 @@ def test_extraction_and_reading_come_through_a_bad_network(bucket, proxy, materi
     cache = extract.extract(material.spec, material.manifest, f"{bucket}/caches")
     assert stores(cache) == stores(material.cache)
     assert cache.storage.names("leases") == []
-    cache.require_valid()
+    require_valid(cache)
     for store in cache.plan:
         rows = np.arange(cache.receipts[store].frames)[::-1]
         shape, dtype = cache.arrays["layer_5"]
@@ -627,7 +629,7 @@ def test_what_is_refused_is_asked_once(remote, proxy):
     assert_refused(call("status", remote), f"{remote}/receipts/00000.json")
     assert [seen[0] for seen in proxy.seen if "receipts/00000.json" in seen[1]] == ["GET"]
     with pytest.raises(PermissionError) as caught:
-        remote.storage.read(remote.receipt_name(0))
+        remote.storage.read(receipt_name(0))
     assert caught.value.filename == f"{remote}/receipts/00000.json"
 
 

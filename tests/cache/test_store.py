@@ -18,8 +18,9 @@ from zarr.codecs import GzipCodec
 
 from pipeline.cache import page_cache, shard
 from pipeline.cache.corruption import BadChunk, check_chunks, check_files
+from pipeline.cache.layout import tokens_by_array
 from pipeline.cache.storage.local import LocalFolder
-from pipeline.cache.store import StoreReader, StoreWriter, tokens_by_array
+from pipeline.cache.store import StoreReader, StoreWriter
 from pipeline.errors import BadInput
 
 STORE = "00000.zarr"

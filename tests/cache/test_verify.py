@@ -15,8 +15,9 @@ import torch
 from support.commands import SPEC, assert_refused, call, digest, fine
 from support.material import LENGTHS, address_spec, address_video, write_video
 
-from pipeline.cache.cache import CODEC_FILE, Cache
+from pipeline.cache.cache import Cache
 from pipeline.cache.corruption import Damage, count_damaged_frames, group_damage
+from pipeline.cache.layout import CODEC_FILE, receipt_name, store_name
 from pipeline.cache.leases import Leases
 from pipeline.cache.receipts import Content
 from pipeline.cache.status import reasons, status
@@ -50,7 +51,7 @@ def found(cache: Cache) -> list[tuple[int, str, str]]:
 
 
 def store(cache: Cache, number: int) -> Path:
-    return cache.path / cache.store_name(number)
+    return cache.path / store_name(number)
 
 
 def swap(a: Path, b: Path) -> None:
@@ -113,7 +114,7 @@ def test_swapped_shards_are_named_by_what_they_hold(mine, material):
 
 def test_swapped_stores_are_one_line_each(mine, material):
     swap(store(mine, 0), store(mine, 2))
-    name = mine.store_name
+    name = store_name
     assert found(mine) == [
         (0, name(0), "has the content of store 2"),
         (2, name(2), "has the content of store 0"),
@@ -126,7 +127,7 @@ def test_swapped_stores_are_one_line_each(mine, material):
 
 
 def test_swapped_receipts(mine, material):
-    receipts = [mine.path / mine.receipt_name(number) for number in (0, 1)]
+    receipts = [mine.path / receipt_name(number) for number in (0, 1)]
     swap(*receipts)
     assert [(number, file) for number, file, _ in found(mine)] == [
         (0, "receipts/00000.json"),
@@ -165,7 +166,7 @@ EDITS = {
 
 @pytest.mark.parametrize("how", EDITS)
 def test_an_edited_receipt_is_found(mine, material, how):
-    edit(mine.path / mine.receipt_name(1), EDITS[how])
+    edit(mine.path / receipt_name(1), EDITS[how])
     assert {number for number, _, _ in found(mine)} == {1}
     mend(mine, material)
 
@@ -176,9 +177,9 @@ def test_rows_moved_from_one_video_to_the_next(mine, material):
         table["videos"] |= {first: [start, stop - 1], second: [stop - 1, end]}
 
     number = next(s for s, videos in mine.plan.items() if len(videos) > 1)
-    edit(mine.path / mine.receipt_name(number), move)
+    edit(mine.path / receipt_name(number), move)
     assert found(mine) == [
-        (number, mine.receipt_name(number), "its rows are not those that the store says")
+        (number, receipt_name(number), "its rows are not those that the store says")
     ]
     mend(mine, material)
 
@@ -187,7 +188,7 @@ def test_what_was_left_over_is_named_and_harms_nobody(mine, material):
     (mine.path / "stores/00001.zarr.1-dead.partial").mkdir()
     (mine.path / "receipts/.00001.json.1-dead.partial").write_bytes(b"{")
     (mine.path / "notes.txt").write_text("mine")
-    (mine.path / mine.receipt_name(2)).unlink()
+    (mine.path / receipt_name(2)).unlink()
     result = verify_cache(Cache(mine.storage))
     unfinished, strange = "unfinished, and its writer is gone", "does not belong here"
     assert result.is_valid and result.missing == [2]
@@ -206,10 +207,10 @@ def test_what_was_left_over_is_named_and_harms_nobody(mine, material):
 
 
 def test_what_a_living_worker_writes_is_not_left_over(mine):
-    (mine.path / mine.receipt_name(2)).unlink()
+    (mine.path / receipt_name(2)).unlink()
     with Leases(mine.storage) as leases:
         leases.claim("00002")
-        mine.storage.stage(mine.store_name(2))
+        mine.storage.stage(store_name(2))
         assert verify_cache(Cache(mine.storage)).orphans == {}
 
 
@@ -228,7 +229,7 @@ def test_a_stray_file_is_removed_and_its_store_kept(mine, material):
 
 
 def test_only_damaged_stores_are_made_anew_in_an_unfinished_cache(mine):
-    (mine.path / mine.receipt_name(0)).unlink()
+    (mine.path / receipt_name(0)).unlink()
     flip(store(mine, 1) / SHARD)
     done = repair(verify_cache(Cache(mine.storage)))
     assert done.stores == [1] and done.after.is_valid
@@ -381,7 +382,7 @@ def test_reasons_are_grouped_whatever_their_numbers_and_names():
 
 
 def test_status_counts_what_is_left_and_who_is_at_work(mine):
-    (mine.path / mine.receipt_name(2)).unlink()
+    (mine.path / receipt_name(2)).unlink()
     facts = status(Cache(mine.storage))
     assert (
         facts["frames_left"] == sum(mine.plan[2].values())
@@ -412,7 +413,7 @@ def test_status_counts_what_is_left_and_who_is_at_work(mine):
 def test_speed_is_that_of_the_last_stores_without_the_pause_before(mine):
     for number, finished_s in ((0, 1000.0), (1, 5000.0), (2, 5002.0)):
         edit(
-            mine.path / mine.receipt_name(number),
+            mine.path / receipt_name(number),
             lambda table, at=finished_s: table.update(
                 finished_s=at, seconds={"decode": 1.0, "encode": 1.5, "write": 0.5}
             ),
@@ -436,7 +437,7 @@ def test_a_dead_worker_is_called_gone(mine):
 def test_videos_of_another_length_than_promised(mine):
     video = next(iter(mine.plan[0]))
     content = {video: Content(decoded=LENGTHS[video], header=LENGTHS[video] + 2).model_dump()}
-    edit(mine.path / mine.receipt_name(0), lambda table: table.update(content=content))
+    edit(mine.path / receipt_name(0), lambda table: table.update(content=content))
     assert status(Cache(mine.storage))["other_length"] == {
         video: {"decoded": LENGTHS[video], "header": LENGTHS[video] + 2}
     }

@@ -21,7 +21,9 @@ import torch
 from support.commands import SPEC
 from support.material import address_video
 
-from pipeline.cache.cache import HEADER_FILE, Cache
+from pipeline.cache.cache import Cache
+from pipeline.cache.corruption import check_store
+from pipeline.cache.layout import HEADER_FILE
 from pipeline.config.cache_spec import load_spec
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
@@ -256,7 +258,11 @@ class Site:
             return {}
         assert cache.manifest.digest == cache.header.manifest
         done = cache.plan.keys() - set(cache.missing_stores())
-        return {f"store {store}": wrong for store in sorted(done) if (wrong := cache.check(store))}
+        return {
+            f"store {store}": wrong
+            for store in sorted(done)
+            if (wrong := check_store(cache, store))
+        }
 
     def differences(self, out: Path) -> list[str]:
         """Files that are in one cache only or whose content differs."""

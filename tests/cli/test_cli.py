@@ -26,6 +26,7 @@ from support.material import LENGTHS, address_spec, address_video, write_video
 from support.media import tone
 
 from pipeline.cache.cache import Cache
+from pipeline.cache.layout import receipt_name
 from pipeline.cache.status import status
 from pipeline.config import plugins
 from pipeline.config.shipped import KINDS, shipped
@@ -703,7 +704,7 @@ def test_videos_that_are_moved_away_half_way(place, cache, tmp_path):
     data = Path(shutil.copytree(place.data, tmp_path / "data"))
     origin = json.loads((data / "dataset.json").read_text()) | {"root": str(tmp_path / "videos")}
     (data / "dataset.json").write_text(json.dumps(origin))
-    (cache / Cache(cache).receipt_name(1)).unlink()
+    (cache / receipt_name(1)).unlink()
     before = digest(cache)
     assert_refused(
         call("extract", place.spec, data, "--out", cache.parent),
@@ -872,7 +873,7 @@ def test_odd_names_are_listed_as_they_are(place, tmp_path):
 
 
 def test_holes_are_refused_and_counted(place, cache, tmp_path):
-    (cache / Cache(cache).receipt_name(0)).unlink()
+    (cache / receipt_name(0)).unlink()
     gone = Cache(place.cache).plan[0].keys()
     clips = Cache(cache).manifest.clips
     holes = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from support.paths import ROOT
 
+from pipeline.cache.layout import bytes_per_frame
 from pipeline.config import plugins
 from pipeline.config.cache_spec import fingerprint, load_spec
 from pipeline.records import TokenShape
@@ -27,7 +28,7 @@ def test_every_spec_states_its_cost() -> None:
         header = (SPECS / f"{name}.toml").read_text()
         assert f"stillframe extract cache_specs/{name}.toml DATA --out caches" in header
         assert f"make extract SPEC=cache_specs/{name}.toml DATA=" in header
-        frame_bytes, fps = spec.bytes_per_frame(token_shape), spec.frames.rate or 12
+        frame_bytes, fps = bytes_per_frame(spec, token_shape), spec.frames.rate or 12
         cost = f"{frame_bytes / 1e3:.1f} kB a frame; {frame_bytes * fps * 3600 / 1e9:.3f} GB per hour of video at {fps:g} fps"
         assert cost in header, f"{name}: wanted '{cost}'"
 

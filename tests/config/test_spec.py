@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from support.material import address_spec
 
+from pipeline.cache.layout import bytes_per_frame, frames_per_shard, frames_per_store
 from pipeline.config.cache_spec import fingerprint, load_spec
 from pipeline.config.recipe import load_recipe
 from pipeline.config.shipped import shipped
@@ -196,11 +197,11 @@ def test_derived_values():
     spec = address_spec()
     shape = spec.token_shape()
     assert shape.tokens_per_frame == 2 * 9 + 2
-    assert spec.bytes_per_frame(shape) == 20 * 8 * 2
+    assert bytes_per_frame(spec, shape) == 20 * 8 * 2
     assert (
-        spec.frames_per_shard(shape) == 8
+        frames_per_shard(spec, shape) == 8
     )  # 1200 bytes / (9 tokens * 16 bytes) = 8.3, in whole chunks of 4
-    assert spec.frames_per_store(shape) == 50
+    assert frames_per_store(spec, shape) == 50
 
 
 def test_differences():

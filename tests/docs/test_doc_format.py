@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from support.manual import ROOT, read
 
+from pipeline.cache.layout import frames_per_shard
 from pipeline.cache.leases import EXPIRE_S, RENEW_S, Holder
 from pipeline.cache.receipts import Content, Header, Receipt, TokenFacts, VideoFailure
-from pipeline.cache.shard import Layout
+from pipeline.cache.shard import ShardLayout
 from pipeline.config.cache_spec import FORMAT_VERSION, load_spec
 from pipeline.records import TokenShape
 
@@ -66,8 +67,8 @@ def test_the_worked_example_is_what_a_shard_takes():
     """P = 49, D = 64, float16, 8 frames a chunk, shards of 1 MB."""
     spec = load_spec(ROOT / "cache_specs/demo.toml")
     shape = TokenShape(64, (7, 7), 1, (1,))
-    frames = spec.frames_per_shard(shape)
-    layout = Layout((49, 64), np.dtype(np.float16), spec.store.chunk_frames, frames)
+    frames = frames_per_shard(spec, shape)
+    layout = ShardLayout((49, 64), np.dtype(np.float16), spec.store.chunk_frames, frames)
     assert (frames, layout.row_bytes, layout.chunks, layout.index_bytes) == (152, 6272, 19, 308)
     assert all(
         text in FLOWING

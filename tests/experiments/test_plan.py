@@ -17,6 +17,7 @@ from support.media import encode, grey
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.cache.layout import bytes_per_frame, frames_per_store
 from pipeline.cache.storage.open import open_storage
 from pipeline.cli.bench import epoch as bench_epoch
 from pipeline.config import plugins
@@ -131,7 +132,7 @@ def test_sizes_are_those_of_the_cache_that_is_made(built, tmp_path, changes):
         each.store_bytes for each in receipts
     )  # of which metadata, which is estimated, are a fifth here
     assert scale.codecs[foretold.codec].disk_bytes == pytest.approx(stored, rel=0.02)
-    assert scale.codecs[foretold.codec].bytes_per_frame == spec.bytes_per_frame(cache.shape)
+    assert scale.codecs[foretold.codec].bytes_per_frame == bytes_per_frame(spec, cache.shape)
     assert foretold.speed is foretold.times is foretold.training is None
 
 
@@ -147,7 +148,7 @@ def test_a_clip_of_16_frames_takes_the_published_space(name, mib):
 
 def test_stores_without_a_manifest_are_full():
     spec = vit("S")
-    full = spec.frames_per_store(spec.token_shape())
+    full = frames_per_store(spec, spec.token_shape())
     assert [
         plan(spec, None, frames, None, 1, None, 1).scale.stores for frames in (1, full, full + 1)
     ] == [1, 1, 2]

@@ -16,7 +16,8 @@ import torch
 from support.commands import VIT, assert_refused, call, digest
 from support.material import FPS, LENGTHS, address_spec, address_video
 
-from pipeline.cache.cache import CODEC_FILE, Cache
+from pipeline.cache.cache import Cache
+from pipeline.cache.layout import CODEC_FILE, receipt_name, store_name
 from pipeline.cli.bench import codecs
 from pipeline.config import plugins
 from pipeline.config.cache_spec import load_spec
@@ -257,7 +258,7 @@ def test_instants_that_the_source_lacks_are_refused(material, tmp_path, fps, wan
 def test_an_unfinished_source_is_refused(material, tmp_path):
     shutil.copytree(material.cache.path, tmp_path / material.cache.name)
     source = Cache(tmp_path / material.cache.name)
-    (source.path / source.receipt_name(1)).unlink()
+    (source.path / receipt_name(1)).unlink()
     with pytest.raises(BadInput, match="lacks 1 of 3 stores"):
         derive(source, ["codec.name=int8"], tmp_path / "derived")
 
@@ -266,7 +267,7 @@ def test_damage_is_not_vouched_for_anew(material, tmp_path):
     """One flipped bit of a token, too deep for anything but a checksum to see."""
     shutil.copytree(material.cache.path, tmp_path / material.cache.name)
     source = Cache(tmp_path / material.cache.name)
-    file = (source.path / source.store_name(1)) / "layer_5/c/0/0/0"
+    file = (source.path / store_name(1)) / "layer_5/c/0/0/0"
     data = bytearray(file.read_bytes())
     data[100] ^= 1
     file.write_bytes(data)
@@ -295,7 +296,7 @@ def test_what_was_learnt_does_not_depend_on_workers_or_kills(
 ):
     shutil.copytree(pca_cache.path, tmp_path / pca_cache.name)
     left = Cache(tmp_path / pca_cache.name)
-    (left.path / left.receipt_name(1)).unlink()
+    (left.path / receipt_name(1)).unlink()
     if killed == "before cache.json":
         (left.path / "cache.json").unlink()
         (left.path / CODEC_FILE).write_bytes(b"half of it")

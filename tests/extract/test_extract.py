@@ -21,6 +21,8 @@ from support.commands import SPEC, fine
 from support.material import FPS, LENGTHS, address_spec, address_video, write_video
 
 from pipeline.cache.cache import Cache
+from pipeline.cache.corruption import check_store, require_valid
+from pipeline.cache.layout import receipt_name, store_name
 from pipeline.cache.status import status
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
@@ -47,7 +49,7 @@ def test_every_row_of_every_array_is_the_right_frame(material):
     for source, frames in LENGTHS.items():
         place = cache.locations[source]
         assert place.stop - place.start == frames
-        group = zarr.open_group((cache.path / cache.store_name(place.store)), mode="r")
+        group = zarr.open_group((cache.path / store_name(place.store)), mode="r")
         np.testing.assert_allclose(
             group["time_s"][place.start : place.stop], np.arange(frames) / FPS, atol=1e-4
         )
@@ -66,7 +68,7 @@ def test_every_row_of_every_array_is_the_right_frame(material):
 def test_a_store_names_its_videos_and_their_rows(material):
     cache = material.cache
     for store, videos in cache.plan.items():
-        group = zarr.open_group((cache.path / cache.store_name(store)), mode="r")
+        group = zarr.open_group((cache.path / store_name(store)), mode="r")
         assert (
             group.attrs["videos"] == list(videos)
             and group.attrs["fingerprint"] == cache.fingerprint
@@ -81,7 +83,7 @@ def test_a_store_names_its_videos_and_their_rows(material):
 
 
 def test_stores_have_several_shards_and_chunks(material):
-    group = zarr.open_group((material.cache.path / material.cache.store_name(0)), mode="r")
+    group = zarr.open_group((material.cache.path / store_name(0)), mode="r")
     assert group["layer_5"].shape[0] > group["layer_5"].shards[0] > group["layer_5"].chunks[0] == 4
 
 
@@ -109,8 +111,8 @@ def test_a_finished_cache_is_left_alone(material, tmp_path):
 def test_what_a_kill_leaves_is_redone_to_the_same_bytes(material, tmp_path, left):
     shutil.copytree(material.cache.path, tmp_path / material.cache.name)
     cache = Cache(tmp_path / material.cache.name)
-    (cache.path / cache.receipt_name(1)).unlink()
-    store = cache.path / cache.store_name(1)
+    (cache.path / receipt_name(1)).unlink()
+    store = cache.path / store_name(1)
     if left == "partial folder":
         store.rename(store.with_name(store.name + ".partial"))
     if left == "truncated without receipt":
@@ -274,9 +276,9 @@ def test_a_full_disk_ends_in_one_sentence_and_a_rerun_goes_on(material, tmp_path
 def test_cache_moves_and_still_reads(material, tmp_path):
     shutil.copytree(material.cache.path, tmp_path / "renamed")
     moved = Cache(tmp_path / "renamed")
-    moved.require_valid()
+    require_valid(moved)
     assert status(moved)["splits"] == status(material.cache)["splits"]
-    assert not any(moved.check(store) for store in moved.plan)
+    assert not any(check_store(moved, store) for store in moved.plan)
 
 
 def test_progress_adds_up(material, tmp_path):
@@ -334,11 +336,11 @@ def test_affine_maps_the_source_to_the_square(tmp_path):
 
 
 def test_receipt_is_plain_json_with_checksums(material):
-    receipt = json.loads((material.cache.path / material.cache.receipt_name(0)).read_text())
+    receipt = json.loads((material.cache.path / receipt_name(0)).read_text())
     assert receipt["fingerprint"] == material.cache.fingerprint
     assert set(receipt["seconds"]) == {"decode", "encode", "write"}
     for relative, (size, sha) in receipt["files"].items():
-        data = ((material.cache.path / material.cache.store_name(0)) / relative).read_bytes()
+        data = ((material.cache.path / store_name(0)) / relative).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (size, sha)
 
 

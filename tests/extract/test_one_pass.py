@@ -19,6 +19,9 @@ from support.material import LENGTHS, address_spec, address_video
 from support.views import FLIP, PART, vit_spec
 
 from pipeline.cache.cache import Cache
+from pipeline.cache.commit import forget_store
+from pipeline.cache.corruption import check_store
+from pipeline.cache.layout import receipt_name, store_name
 from pipeline.cache.storage.local import LocalFolder
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.json_files import to_json
@@ -109,7 +112,7 @@ def test_where_one_store_holds_all_every_video_is_decoded_once(material, tmp_pat
 def test_one_that_is_half_done_is_finished_with_the_others(material, vit_cache, tmp_path, decoded):
     shutil.copytree(material.cache.path, tmp_path / material.cache.name)
     half = Cache(tmp_path / material.cache.name)
-    half.forget(1)
+    forget_store(half, 1)
     together = extract.extract_all([vit_spec([0, 2]), material.spec], material.manifest, tmp_path)
     assert stores(together[0]) == stores(vit_cache) and stores(together[1]) == stores(
         material.cache
@@ -208,8 +211,8 @@ def test_what_lies_beside_is_taken_over_and_the_bytes_are_those_of_a_fresh_cache
         assert not fresh.receipts[store].taken_from
         plain = {"finished_s": None, "taken_from": {}, "seconds": {}}
         assert receipt.model_copy(update=plain) == fresh.receipts[store].model_copy(update=plain)
-        for file in (new.path / new.store_name(store)).rglob("c/**/*"):
-            name = file.relative_to(new.path / new.store_name(store)).as_posix()
+        for file in (new.path / store_name(store)).rglob("c/**/*"):
+            name = file.relative_to(new.path / store_name(store)).as_posix()
             token = next(
                 (
                     token
@@ -248,12 +251,12 @@ def test_either_cache_can_be_deleted(material, tmp_path):
         tmp_path, tmp_path / "again", copy_function=os.link, ignore=shutil.ignore_patterns("again")
     )
     shutil.rmtree(old.path)
-    assert not any(new.check(store) for store in new.plan)
+    assert not any(check_store(new, store) for store in new.plan)
     assert stores(new) == stores(material.cache)
     old = Cache(tmp_path / "again" / old.name)
     shutil.rmtree(tmp_path / "again" / new.name)
     shutil.rmtree(new.path)
-    assert not any(old.check(store) for store in old.plan)
+    assert not any(check_store(old, store) for store in old.plan)
 
 
 def test_without_links_the_bytes_are_copied(material, tmp_path, monkeypatch):
@@ -271,7 +274,7 @@ def test_without_links_the_bytes_are_copied(material, tmp_path, monkeypatch):
 
 def test_of_a_cache_that_is_partly_finished_its_stores_are_taken_over(material, tmp_path):
     old = extract.extract(layers_spec(5), material.manifest, tmp_path)
-    old.forget(1)
+    forget_store(old, 1)
     said: list[str] = []
     (new,) = extract.extract_all([layers_spec(2, 5)], material.manifest, tmp_path, say=said.append)
     assert [bool(receipt.taken_from) for receipt in new.receipts.values()] == [
@@ -284,9 +287,7 @@ def test_of_a_cache_that_is_partly_finished_its_stores_are_taken_over(material, 
 @pytest.mark.parametrize("where", ["layer_5/c/0/0/0", "time_s/c/0", "receipt"])
 def test_what_is_damaged_is_not_taken_over(material, tmp_path, where):
     old = extract.extract(layers_spec(5), material.manifest, tmp_path)
-    file = old.path / (
-        old.receipt_name(1) if where == "receipt" else f"{old.store_name(1)}/{where}"
-    )
+    file = old.path / (receipt_name(1) if where == "receipt" else f"{store_name(1)}/{where}")
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 0x40
     file.write_bytes(data[:-9] if where == "receipt" else data)
@@ -305,7 +306,7 @@ def test_what_is_damaged_is_not_taken_over(material, tmp_path, where):
 
 def test_two_workers_may_find_the_same_damage(material, tmp_path):
     old = extract.extract(layers_spec(5), material.manifest, tmp_path)
-    (old.path / old.store_name(1) / "layer_5/c/0/0/0").write_bytes(b"")
+    (old.path / store_name(1) / "layer_5/c/0/0/0").write_bytes(b"")
     with ThreadPoolExecutor(2) as pool:
         both = [
             pool.submit(extract.extract, layers_spec(2, 5), material.manifest, tmp_path)
@@ -321,7 +322,7 @@ def test_two_workers_may_find_the_same_damage(material, tmp_path):
 def test_a_receipt_names_every_device_that_had_a_part(material, tmp_path):
     old = extract.extract(layers_spec(5), material.manifest, tmp_path)
     receipt = old.receipt(0).model_copy(update={"device": "cuda"})
-    old.storage.write(old.receipt_name(0), to_json(receipt))
+    old.storage.write(receipt_name(0), to_json(receipt))
     new = extract.extract(layers_spec(2, 5), material.manifest, tmp_path)
     assert [receipt.device for receipt in new.receipts.values()] == [
         "cpu, cuda",

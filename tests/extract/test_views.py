@@ -18,6 +18,8 @@ from support.material import FPS, address_spec, write_video
 from support.views import FLIP, PART, Wants, blurred, most, noise, resize_then_crop, vit_spec
 
 from pipeline.cache.cache import Cache
+from pipeline.cache.corruption import check_store, require_valid
+from pipeline.cache.layout import receipt_name, store_name
 from pipeline.cache.verify import verify_cache
 from pipeline.config import plugins
 from pipeline.config.cache_spec import BASE, CacheSpec, fingerprint, load_spec
@@ -226,7 +228,7 @@ def test_every_view_saw_its_own_pixels_of_every_frame(quarters):
     _, cache = quarters
     assert list(cache.views) == [BASE, *(view["name"] for view in QUARTERS)] and not cache.failures
     for source, place in cache.locations.items():
-        group = zarr.open_group(cache.path / cache.store_name(place.store), mode="r")
+        group = zarr.open_group(cache.path / store_name(place.store), mode="r")
         for quarter, view in enumerate(QUARTERS):
             for name in ("special", "layer_2", "layer_5"):
                 found = address.read(
@@ -246,7 +248,7 @@ def test_every_view_has_its_affine_and_the_base_keeps_its_own(quarters):
         "lower_left/affine": [[-3, 0, 1.5], [0, 2, -1]],
     }
     for store in cache.plan:
-        group = zarr.open_group(cache.path / cache.store_name(store), mode="r")
+        group = zarr.open_group(cache.path / store_name(store), mode="r")
         for name, affine in expected.items():
             np.testing.assert_allclose(
                 group[name][:], np.broadcast_to(affine, group[name].shape), atol=1e-9
@@ -261,12 +263,12 @@ def flipped_cache(quarters, tmp_path_factory) -> Cache:
 
 def test_damage_in_a_view_is_found_by_name(flipped_cache, tmp_path):
     cache = Cache(shutil.copytree(flipped_cache.path, tmp_path / flipped_cache.name))
-    cache.require_valid()
-    file = cache.path / cache.store_name(0) / "flip/layer_5/c/0/0/0"
+    require_valid(cache)
+    file = cache.path / store_name(0) / "flip/layer_5/c/0/0/0"
     data = bytearray(file.read_bytes())
     data[7] ^= 1
     file.write_bytes(data)
-    assert cache.check(0) == {"flip/layer_5/c/0/0/0": "content differs from its checksum"}
+    assert check_store(cache, 0) == {"flip/layer_5/c/0/0/0": "content differs from its checksum"}
     assert_refused(call("verify", cache.path), "1 stores", out=True)
 
 
@@ -277,14 +279,14 @@ def test_damage_in_a_view_is_found_by_name(flipped_cache, tmp_path):
 def test_a_file_of_a_view_that_a_receipt_leaves_out_is_no_stray(flipped_cache, tmp_path, file):
     """It is needed, so a repair must not remove it."""
     cache = Cache(shutil.copytree(flipped_cache.path, tmp_path / flipped_cache.name))
-    path = cache.path / cache.receipt_name(0)
+    path = cache.path / receipt_name(0)
     table = json.loads(path.read_text())
     del table["files"][file]
     path.write_text(json.dumps(table))
     (damage,) = verify_cache(cache).damage
     assert (damage.kind, damage.file, damage.problem) == (
         "receipt",
-        cache.receipt_name(0),
+        receipt_name(0),
         f"it does not list {file}",
     )
 

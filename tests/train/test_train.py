@@ -19,6 +19,7 @@ from support.material import THREADS, address_spec, write_video
 from support.training import Stop, assert_same, final, recipe, stop_at
 
 from pipeline.cache.cache import Cache
+from pipeline.cache.layout import receipt_name
 from pipeline.config import plugins
 from pipeline.config.recipe import TrainingSettings
 from pipeline.datasets.manifest import manifest
@@ -324,7 +325,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(material, tmp_path):
 def test_allow_missing_counts_what_it_leaves_out(material, tmp_path):
     shutil.copytree(material.cache.path, tmp_path / "cache")
     cache = Cache(tmp_path / "cache")
-    (cache.path / cache.receipt_name(0)).unlink()
+    (cache.path / receipt_name(0)).unlink()
     train_split = [clip for clip in material.manifest.clips if clip.split == "train"]
     skipped = sum(clip.video_id in cache.plan[0] for clip in train_split)
     with pytest.raises(BadInput, match="has holes"):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from support.material import FPS, LENGTHS
 
 from pipeline.cache.cache import Cache
+from pipeline.cache.layout import receipt_name
 from pipeline.config.recipe import WindowSettings
 from pipeline.errors import BadInput
 from pipeline.models.encoders import address
@@ -221,7 +222,7 @@ def test_fewer_layers_read_fewer_arrays(material):
 def test_holes_are_refused_by_name_or_left_out_by_count(material, tmp_path):
     shutil.copytree(material.cache.path, tmp_path / "cache")
     cache = Cache(tmp_path / "cache")
-    (cache.path / cache.receipt_name(0)).unlink()
+    (cache.path / receipt_name(0)).unlink()
     holed = sum(
         clip.video_id in cache.plan[0] and clip.split == "train" for clip in material.manifest.clips
     )

@@ -18,6 +18,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from pipeline.config import plugins
+from pipeline.config.cache_spec import Choice
 from pipeline.config.plugins import Settings
 
 
@@ -69,6 +71,13 @@ class FittedCodec(CodecPlugin):
     @abstractmethod
     def load(self, learnt: Mapping[str, np.ndarray]) -> None:
         """Takes what `fit` gave."""
+
+
+def make_codec(choice: Choice) -> CodecPlugin:
+    """The codec that a spec chooses. A `FittedCodec` cannot encode before it has loaded what was
+    learnt."""
+    codec: CodecPlugin = plugins.load("codec", choice.name)(choice.settings)
+    return codec
 
 
 def fitted_to(codec: CodecPlugin, manifest: str) -> str | None:

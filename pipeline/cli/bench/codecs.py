@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from pipeline.cache.cache import codecs_of
-from pipeline.cache.codecs.contract import CodecPlugin, FittedCodec
+from pipeline.cache.codec_parameters import codecs_of
+from pipeline.cache.codecs.contract import CodecPlugin, FittedCodec, make_codec
+from pipeline.cache.layout import bytes_per_frame
 from pipeline.cli.bench.timing import Tell, frozen, seconds_of, summary
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec, Choice, choice
@@ -96,9 +97,9 @@ def compare(
         speeds = _speeds(tried, arrays, repeats, tell)
     table = {}
     for name, of_array in tried.items():
-        bytes_per_frame = spec.model_copy(update={"codec": codecs[name]}).bytes_per_frame(shape)
+        with_codec = spec.model_copy(update={"codec": codecs[name]})
         settings = codecs[name].settings.model_dump(mode="json")
-        facts = {"settings": settings, "bytes_per_frame": bytes_per_frame}
+        facts = {"settings": settings, "bytes_per_frame": bytes_per_frame(with_codec, shape)}
         table[name] = facts | _closeness(of_array, arrays) | speeds[name]
     reference = table[REFERENCE]
     for facts in table.values():
@@ -166,11 +167,9 @@ def codec_scores(
 
 def _ready(chosen: Choice, fitted_to: Mapping[str, torch.Tensor]) -> dict[str, CodecPlugin]:
     """Token array -> the chosen codec, fitted where it wants to be."""
-    make = partial(plugins.load("codec", chosen.name), chosen.settings)
-    codec = make()
-    return codecs_of(
-        make, fitted_to, fit_codecs(codec, fitted_to) if isinstance(codec, FittedCodec) else None
-    )
+    codec = make_codec(chosen)
+    learnt = fit_codecs(codec, fitted_to) if isinstance(codec, FittedCodec) else None
+    return codecs_of(chosen, fitted_to, learnt)
 
 
 def _closeness(

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from pipeline.cache.cache import Cache
+from pipeline.cache.layout import receipt_name
 from pipeline.cache.leases import Leases, claim_units
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
@@ -207,4 +208,4 @@ def _pretend_done(cache: Cache, stores: list[int]) -> None:
     """Receipts of empty stores: what a resume reads of a finished one is that its receipt is
     there."""
     for store in stores:
-        cache.storage.write(cache.receipt_name(store), b"{}")
+        cache.storage.write(receipt_name(store), b"{}")

@@ -1,0 +1,158 @@
+"""What a cache has on disk, by name and by size: the one file that spells either.
+
+```
+<name>-<12 hex>/
+  cache.json            format version, spec, encoder identity, and the plan: store -> video -> frames
+  codec.safetensors     what a fitted codec has learnt; absent for others
+  manifest/             a copy of the manifest it was extracted from: a cache can be moved alone
+  stores/00017.zarr/    a Zarr v3 group, see below
+  receipts/00017.json   written last: checksums, rows of every video, failures, timings
+  leases/00017.json     only while a worker is at it, see `leases`
+
+stores/00017.zarr/
+  zarr.json             of the group; each array and each view's group has one, too
+  time_s, video_start, video_stop     small arrays of one chunk
+  affine                (frames, 2, 3), source frame to square
+  special, layer_11     token arrays, in shards `layer_11/c/<number>/0/0`; with them what else the
+                        codec needs, such as `layer_11_scale`
+  flip/                 a view: its own affine and token arrays
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from pipeline.cache.codecs.contract import make_codec
+from pipeline.config.cache_spec import BASE, CacheSpec
+from pipeline.records import TokenShape
+
+HEADER_FILE, CODEC_FILE = "cache.json", "codec.safetensors"
+MANIFEST, STORES, RECEIPTS, LEASES = "manifest", "stores", "receipts", "leases"
+"""Folders of a cache."""
+TIMES, VIDEO_STARTS, VIDEO_STOPS = "time_s", "video_start", "video_stop"
+"""Small arrays of a store: presentation times (F,), and the rows [start, stop) of its videos."""
+AFFINE, SPECIAL = "affine", "special"
+ZARR_METADATA = "zarr.json"
+
+
+# Files of a cache
+
+
+def store_number(store: int) -> str:
+    """The number of a store as all file names of it have it; also the name of its lease."""
+    return f"{store:05d}"
+
+
+def store_name(store: int) -> str:
+    """The folder of a store, relative to its cache."""
+    return f"{STORES}/{store_number(store)}.zarr"
+
+
+def receipt_name(store: int) -> str:
+    """The receipt of a store, relative to its cache."""
+    return f"{RECEIPTS}/{store_number(store)}.json"
+
+
+def lease_file(name: str) -> str:
+    """The file of a lease, relative to its cache."""
+    return f"{LEASES}/{name}.json"
+
+
+# Files of a store
+
+
+class ChunkFile(NamedTuple):
+    """A file that holds one chunk, or one shard, of an array."""
+
+    array: str
+    indices: tuple[int, ...]
+    """One for each axis; those of a shard are its number, then zeros."""
+
+    @classmethod
+    def parse(cls, file: str) -> ChunkFile | None:
+        """The chunk that a file of a store holds; None for a file of metadata."""
+        array, separator, indices = file.partition("/c/")
+        return cls(array, tuple(map(int, indices.split("/")))) if separator else None
+
+    def __str__(self) -> str:
+        """The file, relative to its store."""
+        return f"{self.array}/c/{'/'.join(map(str, self.indices))}"
+
+
+def shard_file(array: str, number: int, axes: int) -> str:
+    """The file of a shard, relative to its store; `axes` counts those of a row of the array."""
+    return str(ChunkFile(array, (number, *[0] * axes)))
+
+
+def metadata_file(node: str) -> str:
+    """The metadata of an array or of a view's group, relative to its store; that of the store
+    itself for the node ""."""
+    return f"{node}/{ZARR_METADATA}" if node else ZARR_METADATA
+
+
+def small_arrays(views: Iterable[str]) -> dict[str, str]:
+    """Name of every small array -> the file of its one chunk, relative to the store. Zarr does not
+    write a chunk that would hold zeros alone."""
+    files = {name: str(ChunkFile(name, (0,))) for name in (TIMES, VIDEO_STARTS, VIDEO_STOPS)}
+    affines = [in_view(view, AFFINE) for view in views]
+    return files | {name: str(ChunkFile(name, (0, 0, 0))) for name in affines}
+
+
+# Arrays of a store
+
+
+def tokens_by_array(
+    layers: tuple[int, ...], special_tokens: int, patch_tokens: int, views: Iterable[str] = (BASE,)
+) -> dict[str, int]:
+    """Stored name of every token array -> tokens per frame. Encoders without special tokens have no
+    array `special`."""
+    tokens = {SPECIAL: special_tokens} if special_tokens else {}
+    tokens |= {layer_name(layer): patch_tokens for layer in layers}
+    return {in_view(view, name): count for view in views for name, count in tokens.items()}
+
+
+def in_view(view: str, name: str) -> str:
+    """Stored name of an array of a view: `flip/layer_11`. Those of the base lie at the top."""
+    return name if view == BASE else f"{view}/{name}"
+
+
+def view_of(name: str) -> str:
+    """The view that a stored array belongs to."""
+    return name.rpartition("/")[0] or BASE
+
+
+def layer_name(layer: int) -> str:
+    """Stored name of a layer's patch tokens."""
+    return f"layer_{layer}"
+
+
+def stored_name(array: str, key: str) -> str:
+    """Stored name of a codec's array: `layer_11`, or `layer_11_scale` for its sibling `scale`."""
+    return f"{array}_{key}" if key else array
+
+
+# Sizes
+
+
+def bytes_per_frame(spec: CacheSpec, shape: TokenShape) -> int:
+    """Bytes of one frame in all layers and views, before lossless compression."""
+    return spec.tokens_per_frame(shape) * make_codec(spec.codec).bytes_per_token(shape.width)
+
+
+def frames_per_shard(spec: CacheSpec, shape: TokenShape) -> int:
+    """Frames of one shard, in whole chunks. A shard holds one array, so the number follows from the
+    widest one, which is the patches of a layer."""
+    shard_bytes, chunk_frames = spec.store.shard_mb * 1e6, spec.store.chunk_frames
+    return max(1, int(shard_bytes / _layer_bytes(spec, shape)) // chunk_frames) * chunk_frames
+
+
+def frames_per_store(spec: CacheSpec, shape: TokenShape) -> int:
+    """Frames after which no more videos are put into a store."""
+    return max(1, int(spec.store.store_mb * 1e6 / _layer_bytes(spec, shape)))
+
+
+def _layer_bytes(spec: CacheSpec, shape: TokenShape) -> int:
+    """Bytes of one frame's patches in one layer."""
+    return shape.patch_tokens * make_codec(spec.codec).bytes_per_token(shape.width)
