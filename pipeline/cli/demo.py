@@ -17,8 +17,8 @@ from pipeline.datasets.manifest import manifest
 from pipeline.extract import extract as stage_one
 from pipeline.report.report import report
 from pipeline.train import loop
-from pipeline.train.bootstrap import Interval, difference
-from pipeline.train.evaluate import evaluate
+from pipeline.train.bootstrap import Interval
+from pipeline.train.evaluate import Evaluation, difference, evaluate
 from pipeline.train.run import Run
 from pipeline.train.visualize import draw
 
@@ -40,7 +40,7 @@ def demo(
     say: Callable[[str], None],
     world: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
-) -> tuple[list[dict[str, Any]], Path]:
+) -> tuple[list[Evaluation], Path]:
     """Makes videos, caches their tokens, trains three temporal modules on that one cache, and
     reports.
 
@@ -68,7 +68,7 @@ def demo_tasks(
     say: Callable[[str], None],
     world: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
-) -> dict[str, tuple[list[dict[str, Any]], Interval]]:
+) -> dict[str, tuple[list[Evaluation], Interval]]:
     """`tasks` in the room of the built-in world, all from one cache: each without a temporal module
     and with one.
 
@@ -93,10 +93,10 @@ def demo_tasks(
         sheet = draw(runs[-1], cache, DRAWN)
         say(f"{sheet}: drawn")
         report(runs, out / "report" / task)
-        ahead = difference(results[1], results[0], next(iter(results[0]["forms"])))
+        ahead = difference(results[1], results[0], next(iter(results[0].forms)))
         found[task] = (
             results,
-            ahead if results[0]["metrics"][0]["higher_is_better"] else turned(ahead),
+            ahead if results[0].metrics[0].higher_is_better else turned(ahead),
         )
     return found
 

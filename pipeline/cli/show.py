@@ -2,51 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.cache.cache import Cache
+    from pipeline.train.bootstrap import Interval
+    from pipeline.train.evaluate import Evaluation
 
 
-def show_scores(results: list[dict[str, Any]]) -> None:
+def show_scores(results: Sequence[Evaluation]) -> None:
     """One table for each task: its metrics in every form, and what a trivial answer scores."""
     from pipeline.cli import console
 
-    for task in dict.fromkeys(result["task"] for result in results):
-        of_task = [result for result in results if result["task"] == task]
-        metrics = [(metric["name"], metric["unit"]) for metric in of_task[0]["metrics"]]
+    for task in dict.fromkeys(result.task for result in results):
+        of_task = [result for result in results if result.task == task]
+        metrics = [(metric.name, metric.unit) for metric in of_task[0].metrics]
         rows = [
             (
-                result["run"],
-                result["temporal"],
+                result.run,
+                result.temporal,
                 form,
                 *_score_cells([scores[name] for name, _ in metrics]),
             )
             for result in of_task
-            for form, scores in result["forms"].items()
+            for form, scores in result.forms.items()
         ]
         first = of_task[0]
-        (main, *others) = [f"{first['trivial'][name]:.3f}" for name, _ in metrics]
+        (main, *others) = [f"{first.trivial[name]:.3f}" for name, _ in metrics]
         rows.append(("trivial", "", "", main, "", *others))
         (main, *others) = [f"{name} ({unit})" if unit else name for name, unit in metrics]
-        title = f"{task} on split {first['split']}: {first['clips_scored']} clips"
+        title = f"{task} on split {first.split}: {first.clips_scored} clips"
         console.show_table(title, ("run", "temporal", "form", main, "95 % interval", *others), rows)
     for result in results:
-        if result["clips_skipped"]:
+        if result.clips_skipped:
             console.say(
-                f"{result['run']}: {result['clips_skipped']} clips left out: the cache does not cover them"
+                f"{result.run}: {result.clips_skipped} clips left out: the cache does not cover them"
             )
-        if result["clips_without_truth"]:
+        if result.clips_without_truth:
             console.say(
-                f"{result['run']}: {result['clips_without_truth']} clips left out: they have nothing to score"
+                f"{result.run}: {result.clips_without_truth} clips left out: they have nothing to score"
             )
 
 
-def _score_cells(scores: list[dict[str, float]]) -> list[str]:
+def _score_cells(scores: Sequence[Interval]) -> list[str]:
     """The first score and its interval, then the others."""
     first, *others = scores
-    interval = f"{first['low']:.3f} .. {first['high']:.3f}"
-    return [f"{first['score']:.3f}", interval, *(f"{other['score']:.3f}" for other in others)]
+    interval = f"{first.low:.3f} .. {first.high:.3f}"
+    return [f"{first.score:.3f}", interval, *(f"{other.score:.3f}" for other in others)]
 
 
 def show_status(cache: Cache, as_json: bool) -> None:

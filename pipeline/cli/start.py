@@ -51,16 +51,16 @@ def demo(
         show_scores(results)
     rows = []
     for task, ((without, with_time), ahead) in found.items():
-        metric = with_time["metrics"][0]["name"]
+        metric = with_time.metrics[0].name
         scores = [
-            f"{next(iter(result['forms'].values()))[metric]['score']:.3f}"
+            f"{next(iter(result.forms.values()))[metric].score:.3f}"
             for result in (without, with_time)
         ]
         rows.append(
             (
                 task,
                 metric,
-                f"{with_time['trivial'][metric]:.3f}",
+                f"{with_time.trivial[metric]:.3f}",
                 *scores,
                 f"{ahead.low:+.3f} .. {ahead.high:+.3f}",
             )

@@ -173,7 +173,7 @@ def evaluate(
     cached, scored, chosen = Cache(place), other_manifest(folder), torch_device(device)
     result = module.evaluate(opened, cached, split, checkpoint, scored, chosen, allow_missing)
     if as_json:
-        console.show_json(result)
+        console.show_json(result.model_dump(mode="json"))
     else:
         show_scores([result])
     if draw:

@@ -26,12 +26,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.experiments.seed_variance import TIE, SeedVariance
-from pipeline.train.bootstrap import Interval, MetricFacts
+from pipeline.train.bootstrap import Interval, bootstrap_columns
+from pipeline.train.evaluate import MetricFacts
 
 RESAMPLES = 10_000
 """Of the videos. The least p is 2 / (RESAMPLES + 1), which a hundred comparisons raise to 0.02."""
-BLOCK_NUMBERS = 4_000_000
-"""Resamples times videos that are in memory at once; changes no result."""
 
 
 @dataclass(frozen=True)
@@ -114,22 +113,7 @@ class BootstrapTable:
             [self._by_video(row.clips_SC.mean(0) * row.weight_C) for row in rows], axis=1
         )
         weights_VK = np.stack([self._by_video(row.weight_C) for row in rows], axis=1)
-        rng = np.random.default_rng(0)
-        step = max(1, BLOCK_NUMBERS // self.videos)
-        parts = []
-        for begin in range(0, RESAMPLES, step):
-            count = min(step, RESAMPLES - begin)
-            drawn = (
-                rng.integers(0, self.videos, (count, self.videos))
-                + self.videos * np.arange(count)[:, None]
-            )
-            times = (
-                np.bincount(drawn.ravel(), minlength=drawn.size)
-                .reshape(drawn.shape)
-                .astype(np.float64)
-            )
-            parts.append((times @ sums_VK) / (times @ weights_VK))
-        return np.concatenate(parts)
+        return bootstrap_columns(sums_VK, weights_VK, RESAMPLES, np.random.default_rng(0))
 
     def _by_video(self, values_C: np.ndarray) -> np.ndarray:
         return np.bincount(self.video_C, values_C, self.videos)

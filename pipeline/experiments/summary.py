@@ -18,7 +18,8 @@ from pipeline.errors import BadInput, StillframeError, unknown_name
 from pipeline.experiments.resampling import BootstrapTable, Scored, interval_of, two_sided
 from pipeline.experiments.seed_variance import TIE, SeedVariance, seed_variances
 from pipeline.models.profile import Cost
-from pipeline.train.bootstrap import Interval, MetricFacts, measure
+from pipeline.train.bootstrap import Interval
+from pipeline.train.evaluate import Evaluation, MetricFacts
 
 
 class ReferenceComparison(Settings):
@@ -87,8 +88,7 @@ class Outcome:
 
     member: str
     seed: int
-    evaluation: Mapping[str, Any] | None = None
-    """As `pipeline.train.evaluate.read_evaluation` gives it."""
+    evaluation: Evaluation | None = None
     training_s: float | None = None
     failed: str | None = None
     """Why it was stopped; whatever was scored of it before does not count."""
@@ -105,9 +105,9 @@ class ScoredPoint:
     reference: str | None = None
     """Name of the setting it is compared with; None: the sweep's."""
 
-    def scored(self) -> dict[int, Mapping[str, Any]]:
+    def scored(self) -> dict[int, Evaluation]:
         """seed -> evaluation, in order, of the members that were not stopped."""
-        found = {}
+        found: dict[int, Evaluation] = {}
         for one in sorted(self.outcomes, key=lambda one: one.seed):
             if one.failed is None and one.evaluation is None:
                 raise BadInput(
@@ -142,18 +142,18 @@ def summarise(
     for ours, theirs in reference_of.items():
         for each in scored[ours]:
             _require_same_clips((scored[theirs] or scored[ours])[0], each)
-    metric = MetricFacts(**first["metrics"][0])
+    metric = first.metrics[0]
     tables = _tables(metric, points, scored)
     comparisons = {form: compared(found, reference_of) for form, found in tables.items()}
     pareto = {form: undominated(found, reference_of) for form, found in tables.items()}
 
     return Summary(
         name=name,
-        split=first["split"],
-        task=first["task"],
+        split=first.split,
+        task=first.task,
         metric=metric,
         reference=reference,
-        trivial=first["trivial"][metric.name],
+        trivial=first.trivial[metric.name],
         axes=axes,
         settings=tuple(
             PointSummary(
@@ -201,15 +201,15 @@ def _references(name: str, points: Sequence[ScoredPoint], reference: str) -> dic
 def _tables(
     metric: MetricFacts,
     points: Sequence[ScoredPoint],
-    scored: Mapping[str, Sequence[Mapping[str, Any]]],
+    scored: Mapping[str, Sequence[Evaluation]],
 ) -> dict[str, dict[str, BootstrapTable]]:
     """form -> setting -> the table of all settings that were scored on the same clips."""
     blocks: dict[tuple[str, ...], list[ScoredPoint]] = {}
     for one in points:
         if scored[one.name]:
-            blocks.setdefault(tuple(sorted(scored[one.name][0]["clips"])), []).append(one)
+            blocks.setdefault(tuple(sorted(scored[one.name][0].clips)), []).append(one)
     found: dict[str, dict[str, BootstrapTable]] = {}
-    for form in dict.fromkeys(form for each in chain(*scored.values()) for form in each["forms"]):
+    for form in dict.fromkeys(form for each in chain(*scored.values()) for form in each.forms):
         of_blocks = [
             {one.name: row for one in block if (row := _scored(form, clips, one))}
             for clips, block in blocks.items()
@@ -220,46 +220,44 @@ def _tables(
         found[form] = {}
         for (clips, block), rows in zip(blocks.items(), of_blocks, strict=True):
             if rows:
-                asked = scored[block[0].name][0]["clips"]
-                table = BootstrapTable(
-                    metric, rows, [asked[clip]["video"] for clip in clips], spreads
-                )
+                asked = scored[block[0].name][0].clips
+                table = BootstrapTable(metric, rows, [asked[clip].video for clip in clips], spreads)
                 found[form] |= dict.fromkeys(rows, table)
     return found
 
 
 def _scored(form: str, clips: Sequence[str], point: ScoredPoint) -> Scored | None:
-    found = {seed: each["clips"] for seed, each in point.scored().items() if form in each["forms"]}
+    found = {seed: each.clips for seed, each in point.scored().items() if form in each.forms}
     tables = [[rows[clip] for clip in clips] for rows in found.values()]
     if not tables:
         return None
     return Scored(
         seeds=tuple(found),
-        clips_SC=np.array([[row[form] for row in table] for table in tables], np.float64),
-        weight_C=np.array([row["weight"] for row in tables[0]], np.float64),
+        clips_SC=np.array([[row.scores[form] for row in table] for table in tables], np.float64),
+        weight_C=np.array([row.weight for row in tables[0]], np.float64),
         flops=point.cost.flops,
     )
 
 
-def _require_same_measure(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+def _require_same_measure(first: Evaluation, other: Evaluation) -> None:
     """Refuses scores of something else: another task, split or metric."""
-    theirs = measure(other)
-    for key, wanted in measure(first).items():
+    theirs = other.measure
+    for key, wanted in first.measure.items():
         if theirs[key] != wanted:
             raise BadInput(
-                f"runs {first['run']} and {other['run']} cannot be compared: {key} is {wanted} / {theirs[key]}",
+                f"runs {first.run} and {other.run} cannot be compared: {key} is {wanted} / {theirs[key]}",
                 "summarise settings of one task, evaluated on one split",
             )
 
 
-def _require_same_clips(first: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    ours, theirs = first["clips"], other["clips"]
+def _require_same_clips(first: Evaluation, other: Evaluation) -> None:
+    ours, theirs = first.clips, other.clips
     strange = sorted(ours.keys() ^ theirs.keys()) or [
-        one for one in ours if ours[one]["video"] != theirs[one]["video"]
+        one for one in ours if ours[one].video != theirs[one].video
     ]
     if strange:
         raise BadInput(
-            f"runs {first['run']} and {other['run']} were not scored on the same clips: {len(strange)} differ, "
+            f"runs {first.run} and {other.run} were not scored on the same clips: {len(strange)} differ, "
             f"first {strange[0]}",
             "evaluate both on the same split of one manifest",
         )
@@ -349,10 +347,10 @@ def holm(p: Sequence[float]) -> list[float]:
 
 def _metrics(point: ScoredPoint) -> dict[str, dict[str, float]]:
     """form -> metric -> mean over seeds."""
-    forms = [each["forms"] for each in point.scored().values()]
+    forms = [each.forms for each in point.scored().values()]
     return {
         form: {
-            metric: float(np.mean([each[form][metric]["score"] for each in forms]))
+            metric: float(np.mean([each[form][metric].score for each in forms]))
             for metric in forms[0][form]
         }
         for form in (forms[0] if forms else {})

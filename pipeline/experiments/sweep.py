@@ -106,7 +106,7 @@ class Member:
         if progress is None or scored is None:
             return False
         step, steps = progress
-        return step == steps == scored["checkpoint"]["step"]
+        return step == steps == scored.checkpoint.step
 
 
 class Sweep:

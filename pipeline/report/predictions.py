@@ -3,8 +3,6 @@ are spread."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -15,6 +13,7 @@ from pipeline.errors import BadInput
 from pipeline.experiments.summary import PointSummary
 from pipeline.report.source import ReportData
 from pipeline.report.style import COLOURS, HALF_INCHES, colours_of, legend, panel
+from pipeline.train.evaluate import Evaluation
 from pipeline.train.run import Run
 
 NUMBERS, NAMES = 12, 40
@@ -69,17 +68,17 @@ def confusion(data: ReportData, point: PointSummary) -> Figure:
     return figure
 
 
-def _counts(run: Run, result: dict[str, Any], form: str, labels: tuple[str, ...]) -> np.ndarray:
+def _counts(run: Run, result: Evaluation, form: str, labels: tuple[str, ...]) -> np.ndarray:
     """(K, K) windows: truth down, answer across."""
-    file = run.path / f"answers-{result['split']}.safetensors"
+    file = run.path / f"answers-{result.split}.safetensors"
     try:
         given = load_file(file)[form].argmax(-1)
     except (OSError, SafetensorError, KeyError) as error:
         raise BadInput(
             f"{file} is damaged: {error}",
-            f"stillframe evaluate {run.path} --split {result['split']}",
+            f"stillframe evaluate {run.path} --split {result.split}",
         ) from error
-    truth = [labels.index(clip["label"]) for clip in result["clips"].values()]
+    truth = [labels.index(clip.label) for clip in result.clips.values()]
     counts = np.zeros((len(labels), len(labels)))
     np.add.at(counts, (np.repeat(truth, len(given) // len(truth)), given), 1)
     return counts
@@ -126,7 +125,7 @@ def pairs(data: ReportData, best: PointSummary, reference: PointSummary) -> Figu
 
 def clip_scores(data: ReportData, point: PointSummary) -> np.ndarray:
     """(clips,) mean over seeds."""
-    tables = [data.evaluations[name]["clips"].values() for name in data.scored_runs(point)]
-    rows = [[clip[data.form] for clip in table] for table in tables]
+    tables = [data.evaluations[name].clips.values() for name in data.scored_runs(point)]
+    rows = [[clip.scores[data.form] for clip in table] for table in tables]
     scores: np.ndarray = np.mean(rows, axis=0)
     return scores

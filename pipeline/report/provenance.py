@@ -19,7 +19,9 @@ def runs_provenance(data: ReportData) -> dict[str, Any]:
     headers = {name: run.header.model_dump(mode="json") for name, run in data.runs.items()}
     flat = {name: _flatten(header) for name, header in headers.items()}
     common = common_part(list(flat.values()))
-    checkpoints = {name: result["checkpoint"] for name, result in data.evaluations.items()}
+    checkpoints = {
+        name: result.checkpoint.model_dump(mode="json") for name, result in data.evaluations.items()
+    }
     own = {
         name: {key: value for key, value in keys.items() if key not in common}
         | {"checkpoint": checkpoints[name]}

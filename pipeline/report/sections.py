@@ -160,7 +160,7 @@ def _figures(data: ReportData) -> list[tuple[str, str]]:
     many = [
         (f"{len(points)}", "settings" if len(points) != 1 else "setting"),
         (f"{len(data.runs)}", "runs scored" + (f", {failed} stopped" if failed else "")),
-        (f"{evaluation['clips_scored']:,}", f"clips of {evaluation['videos']:,} videos scored"),
+        (f"{evaluation.clips_scored:,}", f"clips of {evaluation.videos:,} videos scored"),
     ]
     compared = _by_gain(data)
     if data.is_one_question or not compared:

@@ -16,8 +16,7 @@ from pipeline.experiments.summary import Outcome, PointSummary, ScoredPoint, Sum
 from pipeline.experiments.sweep import SUMMARIES, SWEEP_FILE
 from pipeline.models.profile import Cost, cost
 from pipeline.records import TokenShape
-from pipeline.train.bootstrap import Interval, MetricFacts
-from pipeline.train.evaluate import read_evaluation
+from pipeline.train.evaluate import Evaluation, MetricFacts, read_evaluation
 from pipeline.train.run import Run
 
 AGAIN = "run the same sweep again: it goes on where it was"
@@ -35,7 +34,7 @@ class ReportData:
     summary: Summary
     runs: Mapping[str, Run]
     """Name of a run -> the run, those that were scored."""
-    evaluations: Mapping[str, dict[str, Any]]
+    evaluations: Mapping[str, Evaluation]
     has_costs: bool
     """False: of the costs in `summary` only the parameters are known."""
 
@@ -61,7 +60,7 @@ class ReportData:
     def shown(self, point: PointSummary) -> tuple[Run, str]:
         """Its first scored run, and which checkpoint of it was scored."""
         name = self.scored_runs(point)[0]
-        return self.runs[name], self.evaluations[name]["checkpoint"]["which"]
+        return self.runs[name], self.evaluations[name].checkpoint.which
 
     @property
     def references(self) -> list[str]:
@@ -78,8 +77,7 @@ class ReportData:
 
     def trivial(self, point: PointSummary) -> float:
         """What the trivial answer scores on the clips of a scored setting."""
-        trivial: float = self.evaluations[self.scored_runs(point)[0]]["trivial"][self.metric.name]
-        return trivial
+        return self.evaluations[self.scored_runs(point)[0]].trivial[self.metric.name]
 
     def compared(self) -> list[PointSummary]:
         """The best setting, and its reference where it is another: both were scored on the same
@@ -166,22 +164,20 @@ def read_runs(given: Sequence[Run], split: str) -> ReportData:
         points.append(ScoredPoint(title, {"temporal": first.recipe.temporal.name}, known, outcomes))
     still = (point.name for point in points if point.values["temporal"] == "identity")
     reference = next(still, points[0].name)
-    task = next(iter(evaluations.values()))["task"]
+    task = next(iter(evaluations.values())).task
     summary = _as_evaluated(summarise(task, {}, points, reference), evaluations)
     return ReportData(None, summary, runs, evaluations, has_costs=bool(costs))
 
 
-def _as_evaluated(summary: Summary, evaluations: Mapping[str, dict[str, Any]]) -> Summary:
+def _as_evaluated(summary: Summary, evaluations: Mapping[str, Evaluation]) -> Summary:
     """With the interval that `evaluate` gave where a setting is one run: it was resampled less
     often, but people know it."""
 
     def known(point: PointSummary) -> PointSummary:
         if len(point.runs) > 1:
             return point
-        forms = evaluations[point.runs[0]]["forms"]
-        intervals = {
-            form: Interval(**scores[summary.metric.name]) for form, scores in forms.items()
-        }
+        forms = evaluations[point.runs[0]].forms
+        intervals = {form: scores[summary.metric.name] for form, scores in forms.items()}
         return point.model_copy(update={"intervals": intervals})
 
     return summary.model_copy(update={"settings": tuple(map(known, summary.settings))})
@@ -206,7 +202,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
 
 
-def _evaluations(runs: Mapping[str, Run], split: str) -> dict[str, dict[str, Any]]:
+def _evaluations(runs: Mapping[str, Run], split: str) -> dict[str, Evaluation]:
     found = {name: read_evaluation(run.path, split) for name, run in runs.items()}
     missing = [str(runs[name].path) for name, result in found.items() if result is None]
     if missing:

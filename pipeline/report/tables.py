@@ -268,7 +268,7 @@ def runs(data: ReportData) -> Table:
     """A row for each run, those that were stopped included."""
     rows = [_run_row(data, point, name) for point in data.summary.settings for name in point.runs]
     forms = list(
-        dict.fromkeys(form for result in data.evaluations.values() for form in result["forms"])
+        dict.fromkeys(form for result in data.evaluations.values() for form in result.forms)
     )
     columns = [
         Column("run", "run", plain("run")),
@@ -297,18 +297,17 @@ def _run_row(data: ReportData, point: PointSummary, name: str) -> dict[str, Any]
         return row
     result, header = data.evaluations[name], data.runs[name].header
     row |= {
-        "temporal": result["temporal"],
+        "temporal": result.temporal,
         "seed": header.recipe["training"]["seed"],
-        "steps": result["checkpoint"]["step"],
+        "steps": result.checkpoint.step,
     }
     row |= {
         "parameters": sum(header.parameters.values()),
-        "clips": result["clips_scored"],
-        "skipped": result["clips_skipped"],
+        "clips": result.clips_scored,
+        "skipped": result.clips_skipped,
     }
     return row | {
-        f"score {form}": scores[data.metric.name]["score"]
-        for form, scores in result["forms"].items()
+        f"score {form}": scores[data.metric.name].score for form, scores in result.forms.items()
     }
 
 

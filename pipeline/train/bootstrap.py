@@ -1,18 +1,24 @@
-"""Intervals of scores: whole videos are resampled, since clips of one video are not independent
-witnesses."""
+"""Percentile bootstrap over videos: whole videos are drawn again with replacement, since clips of
+one video are not independent witnesses (Efron and Tibshirani, An Introduction to the Bootstrap,
+1993, chapter 13).
+
+Shape letters: V videos, R resamples, K columns, each a quantity that is averaged over the same
+videos.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from pipeline.config.plugins import Settings
-from pipeline.errors import BadInput
 
 RESAMPLES = 2000
+"""Of the interval of one score."""
+BLOCK_NUMBERS = 4_000_000
+"""Most numbers of a block, which is resamples times videos: 32 MB for each of the few arrays of
+that size that are in memory at once."""
 
 
 class Interval(Settings):
@@ -23,20 +29,46 @@ class Interval(Settings):
     high: float
 
 
-class MetricFacts(Settings):
-    name: str
-    higher_is_better: bool
-    perfect: float
-    unit: str
-    worst: float | None = None
-    """None: there is no such end, or it was not written down yet."""
+def bootstrap(
+    sums_V: np.ndarray, weights_V: np.ndarray, resamples: int, rng: np.random.Generator
+) -> np.ndarray:
+    """(R,) weighted means, each over V videos drawn with replacement.
 
-    @property
-    def range(self) -> tuple[float, float]:
-        """Least and greatest score there is."""
-        if self.higher_is_better:
-            return -math.inf if self.worst is None else self.worst, self.perfect
-        return self.perfect, math.inf if self.worst is None else self.worst
+    `sums_V` are every video's scores times their weights, summed, and `weights_V` its weights,
+    summed. Memory does not grow with R, nor does the size of the blocks change a result.
+    """
+    return np.concatenate(
+        [
+            sums_V[drawn_RV].sum(1) / weights_V[drawn_RV].sum(1)
+            for drawn_RV in _drawn_videos(len(sums_V), resamples, rng)
+        ]
+    )
+
+
+def bootstrap_columns(
+    sums_VK: np.ndarray, weights_VK: np.ndarray, resamples: int, rng: np.random.Generator
+) -> np.ndarray:
+    """(R, K) weighted means as `bootstrap` gives them, the same videos drawn for all columns.
+
+    How often each video was drawn is counted, and one matrix product serves all columns: much
+    faster than to gather every column's videos, and equal up to rounding.
+    """
+    blocks = []
+    for drawn_RV in _drawn_videos(len(sums_VK), resamples, rng):
+        rows, videos = drawn_RV.shape
+        drawn_RV += videos * np.arange(rows)[:, None]  # every resample counts in a range of its own
+        times_RV = np.bincount(drawn_RV.ravel(), minlength=rows * videos).reshape(rows, videos)
+        times_RV = times_RV.astype(np.float64)
+        blocks.append((times_RV @ sums_VK) / (times_RV @ weights_VK))
+    return np.concatenate(blocks)
+
+
+def _drawn_videos(videos: int, resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Indices of the videos of all resamples, in blocks (rows, V) of bounded size. The generator is
+    asked for row after row, so that the numbers are those of one call for all."""
+    rows = max(1, BLOCK_NUMBERS // videos)
+    for first in range(0, resamples, rows):
+        yield rng.integers(0, videos, (min(rows, resamples - first), videos))
 
 
 def interval(
@@ -44,41 +76,17 @@ def interval(
 ) -> Interval:
     """Weighted mean over windows and its 95 % percentile interval when whole videos are resampled.
 
-    A window of weight 0 has no say, and its score may be NaN.
+    `scores`, `videos` and `weights` have one entry for each window. A window of weight 0 has no
+    say, and its score may be NaN.
     """
     weights = np.ones(len(scores)) if weights is None else weights
     counted = weights > 0
     scores, weights = scores[counted], weights[counted]
-    _, group = np.unique(np.asarray(videos)[counted], return_inverse=True)
-    sums, counts = np.bincount(group, scores * weights), np.bincount(group, weights)
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(0, len(sums), (RESAMPLES, len(sums)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Interval(score=float(sums.sum() / counts.sum()), low=float(low), high=float(high))
-
-
-def measure(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """What is alike in evaluations whose scores can be compared; a metric's worst score is not
-    written in older ones."""
-    metrics = [
-        {key: fact for key, fact in metric.items() if key != "worst"}
-        for metric in evaluation["metrics"]
-    ]
-    return {"task": evaluation["task"], "split": evaluation["split"], "metrics": metrics}
-
-
-def difference(ours: dict[str, Any], theirs: dict[str, Any], form: str) -> Interval:
-    """First metric of one evaluation minus that of another on the same clips, videos resampled:
-    paired, so that what makes a clip hard for both cancels."""
-    same = ours["clips"].keys() == theirs["clips"].keys() and measure(ours) == measure(theirs)
-    if not same or form not in theirs["forms"] or form not in ours["forms"]:
-        raise BadInput(
-            f"runs {ours['run']} and {theirs['run']} were not scored on the same clips in form '{form}'",
-            "evaluate both on the same split of one manifest",
-        )
-    pairs = [(clip, theirs["clips"][clip_id]) for clip_id, clip in ours["clips"].items()]
-    gain = np.array([clip[form] - other[form] for clip, other in pairs])
-    return interval(
-        gain, [clip["video"] for clip, _ in pairs], np.array([clip["weight"] for clip, _ in pairs])
+    _, video_index = np.unique(np.asarray(videos)[counted], return_inverse=True)
+    sums_V, weights_V = (
+        np.bincount(video_index, scores * weights),
+        np.bincount(video_index, weights),
     )
+    means_R = bootstrap(sums_V, weights_V, RESAMPLES, np.random.default_rng(seed))
+    low, high = np.percentile(means_R, [2.5, 97.5])
+    return Interval(score=float(sums_V.sum() / weights_V.sum()), low=float(low), high=float(high))

@@ -8,13 +8,15 @@ independent witnesses.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import BeforeValidator, PlainSerializer
 from safetensors.numpy import save
 
 from pipeline.cache.cache import Cache
@@ -30,7 +32,7 @@ from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.models.video_model import VideoModel
 from pipeline.records import Batch, OnDevice
-from pipeline.train.bootstrap import Interval, MetricFacts, interval
+from pipeline.train.bootstrap import Interval, interval
 from pipeline.train.compatibility import (
     require_covered,
     require_shared,
@@ -45,12 +47,60 @@ TRIVIAL_WINDOWS = 512
 """Training windows whose truth the trivial answer may look at."""
 
 
+class MetricFacts(Settings):
+    """A metric as an evaluation keeps it, see `pipeline.models.tasks.contract.Metric`."""
+
+    name: str
+    higher_is_better: bool
+    perfect: float
+    unit: str
+    worst: float | None = None
+    """None: there is no such end, or it was not written down yet."""
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Least and greatest score there is."""
+        if self.higher_is_better:
+            return -math.inf if self.worst is None else self.worst, self.perfect
+        return self.perfect, math.inf if self.worst is None else self.worst
+
+
+class ScoredCheckpoint(Settings):
+    """The weights that were scored: `which` of a run's checkpoints, and after how many steps."""
+
+    which: str
+    step: int
+
+
+class ClipScores(NamedTuple):
+    """What one clip scored. On disk `scores` stand beside the other keys, form by form."""
+
+    label: str | None
+    video: str
+    weight: float
+    """Sum of the weights of its windows, above 0."""
+    scores: dict[str, float]
+    """form -> first metric, mean over its windows."""
+
+
+def _nested(row: Any) -> Any:
+    """The keys of a clip on disk, those that are forms put together."""
+    if not isinstance(row, dict):
+        return row
+    facts = {key: value for key, value in row.items() if key in ("label", "video", "weight")}
+    return facts | {"scores": {key: value for key, value in row.items() if key not in facts}}
+
+
+def _flat(clip: ClipScores) -> dict[str, str | float | None]:
+    return {"label": clip.label, "video": clip.video, "weight": clip.weight, **clip.scores}
+
+
 class Evaluation(Settings):
     """evaluation-<split>.json."""
 
     run: str
     split: str
-    checkpoint: dict[str, str | int]
+    checkpoint: ScoredCheckpoint
     cache: CacheFacts
     task: str
     temporal: str
@@ -65,8 +115,15 @@ class Evaluation(Settings):
     videos: int
     forms: dict[str, dict[str, Interval]]
     """form -> metric -> score."""
-    clips: dict[str, dict[str, str | float | None]]
-    """clip -> its label, video and weight, and the first metric in every form."""
+    clips: dict[str, Annotated[ClipScores, BeforeValidator(_nested), PlainSerializer(_flat)]]
+    """clip_id -> its scores, for clips that have something to score."""
+
+    @property
+    def measure(self) -> dict[str, Any]:
+        """What is alike in evaluations whose scores can be compared. A metric's worst score is left
+        out, since older files lack it."""
+        metrics = [metric.model_dump(mode="json", exclude={"worst"}) for metric in self.metrics]
+        return {"task": self.task, "split": self.split, "metrics": metrics}
 
 
 def evaluate(
@@ -77,9 +134,9 @@ def evaluate(
     manifest: Manifest | None = None,
     device: torch.device | None = None,
     allow_missing: bool = False,
-) -> dict[str, Any]:
-    """Scores of every clip of `split`, also written to `evaluation-<split>.json` in the run folder;
-    see `Evaluation`.
+) -> Evaluation:
+    """Scores of every clip of `split`, also written to `evaluation-<split>.json` in the run
+    folder.
 
     The `last` checkpoint is scored by default: `best` was chosen on the evaluation split, which
     flatters it there. The answers themselves go to `answers-<split>.safetensors`, unless the task's
@@ -96,7 +153,7 @@ def evaluate_together(
     manifest: Manifest | None = None,
     device: torch.device | None = None,
     allow_missing: bool = False,
-) -> list[dict[str, Any]]:
+) -> list[Evaluation]:
     """The same for several runs from one read of each batch; their recipes must be alike in
     `train.shared`."""
     device = chosen(device)
@@ -128,7 +185,7 @@ def evaluate_together(
         if table.task.keeps_answers:
             write_atomically(run.path / f"answers-{split}.safetensors", save(table.answers))
         write_atomically(run.path / f"evaluation-{split}.json", to_json(records[-1]))
-    return [record.model_dump(mode="json") for record in records]
+    return records
 
 
 def require_same_cache(run: Run, cache: Cache, manifest: Manifest) -> None:
@@ -219,9 +276,9 @@ class Scores:
         videos = [self.windows.clip(int(clip)).video_id for clip in self.clip]
         return interval(self.values[form, metric], videos, self.weight)
 
-    def of_clips(self, metric: str) -> dict[int, dict[str, str | float | None]]:
-        """clip -> label, video, weight, and per form the mean over its windows, for the clips that
-        have something to score."""
+    def of_clips(self, metric: str) -> dict[int, ClipScores]:
+        """Index of a clip in the windows -> its scores, for the clips that have something to
+        score."""
         weight = np.bincount(self.clip, self.weight, len(self.windows))
         counted = self.weight > 0
         means = {
@@ -230,15 +287,11 @@ class Scores:
             for (form, name), values in self.values.items()
             if name == metric and form != TRIVIAL
         }
-        rows: dict[int, dict[str, str | float | None]] = {}
-        for place in np.flatnonzero(weight).tolist():
-            clip = self.windows.clip(place)
-            rows[place] = {
-                "label": clip.label,
-                "video": clip.video_id,
-                "weight": float(weight[place]),
-            }
-            rows[place] |= {form: float(mean[place]) for form, mean in means.items()}
+        rows = {}
+        for index in np.flatnonzero(weight).tolist():
+            clip = self.windows.clip(index)
+            scores = {form: float(mean[index]) for form, mean in means.items()}
+            rows[index] = ClipScores(clip.label, clip.video_id, float(weight[index]), scores)
         return rows
 
     def record(self, run: Run, checkpoint: str) -> Evaluation:
@@ -249,7 +302,7 @@ class Scores:
         return Evaluation(
             run=run.path.name,
             split=self.windows.split,
-            checkpoint={"which": checkpoint, "step": facts.step},
+            checkpoint=ScoredCheckpoint(which=checkpoint, step=facts.step),
             cache=run.header.cache,
             task=run.recipe.task.name,
             temporal=run.recipe.temporal.name,
@@ -267,11 +320,28 @@ class Scores:
         )
 
 
-def read_evaluation(path: Path, split: str) -> dict[str, Any] | None:
-    """What `evaluate` wrote, or None. Raises BadInput where it is damaged."""
+def read_evaluation(path: Path, split: str) -> Evaluation | None:
+    """What `evaluate` wrote into the run folder `path`, or None. Raises BadInput where it is
+    damaged."""
     file = path / f"evaluation-{split}.json"
     if not file.is_file():
         return None
-    return read_json(Evaluation, file, f"stillframe evaluate {path} --split {split}").model_dump(
-        mode="json"
+    return read_json(Evaluation, file, f"stillframe evaluate {path} --split {split}")
+
+
+def difference(ours: Evaluation, theirs: Evaluation, form: str) -> Interval:
+    """First metric of one evaluation minus that of another on the same clips, videos resampled:
+    paired, so that what makes a clip hard for both cancels. Raises BadInput where clips, metrics or
+    forms differ."""
+    same = ours.clips.keys() == theirs.clips.keys() and ours.measure == theirs.measure
+    if not same or form not in theirs.forms or form not in ours.forms:
+        raise BadInput(
+            f"runs {ours.run} and {theirs.run} were not scored on the same clips in form '{form}'",
+            "evaluate both on the same split of one manifest",
+        )
+    clips = list(ours.clips.values())
+    gain = np.array(
+        [clip.scores[form] - theirs.clips[name].scores[form] for name, clip in ours.clips.items()]
     )
+    weights = np.array([clip.weight for clip in clips])
+    return interval(gain, [clip.video for clip in clips], weights)

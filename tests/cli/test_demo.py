@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import pytest
@@ -44,18 +43,18 @@ def test_three_modules_are_trained_from_one_cache(done):
     out, results, _, said, steps, _ = done
     (cache,) = (out / "caches").iterdir()
     assert status(Cache(cache))["frames"] == 4 * 8 * 12
-    assert [result["temporal"] for result in results] == ["identity", "gru", "gated_mamba_mix"]
-    assert {result["cache"]["name"] for result in results} == {cache.name}
+    assert [result.temporal for result in results] == ["identity", "gru", "gated_mamba_mix"]
+    assert {result.cache.name for result in results} == {cache.name}
     assert (
         len(said) == 5 and {"rendering videos", "extracting tokens", "training demo_gru"} <= steps
     )
     for result in results:
         assert (
-            result["clips_scored"] == 16
-            and result["clips_skipped"] == 0
-            and result["trivial"]["top-1"] == 1 / 8
+            result.clips_scored == 16
+            and result.clips_skipped == 0
+            and result.trivial["top-1"] == 1 / 8
         )
-        assert set(result["forms"]) == {"streaming", "window"}
+        assert set(result.forms) == {"streaming", "window"}
 
 
 def test_the_report_holds_every_score(done):
@@ -65,14 +64,16 @@ def test_the_report_holds_every_score(done):
     rows = list(csv.DictReader((out / "report/scores.csv").read_text().splitlines()))
     assert len(rows) == 6
     for result in results:
-        for form, metrics in result["forms"].items():
+        for form, metrics in result.forms.items():
             values = metrics["top-1"]
-            (row,) = [row for row in rows if (row["setting"], row["form"]) == (result["run"], form)]
+            (row,) = [row for row in rows if (row["setting"], row["form"]) == (result.run, form)]
             assert [float(row[key]) for key in ("score", "low", "high")] == [
-                values[key] for key in ("score", "low", "high")
+                values.score,
+                values.low,
+                values.high,
             ]
-            assert f">{values['low']:.3f} .. {values['high']:.3f}</td>" in text
-            assert f"| {result['run']} |" in (out / "report/report.md").read_text()
+            assert f">{values.low:.3f} .. {values.high:.3f}</td>" in text
+            assert f"| {result.run} |" in (out / "report/report.md").read_text()
     assert 'src="http' not in text
     for name in ("scores", "loss", "validation", "confusion", "tokens"):
         assert (out / f"report/{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -87,7 +88,7 @@ def test_a_second_run_goes_on_from_what_it_finds(done):
     }
     assert len(before) == 6
     again, _ = run()
-    assert json.dumps(again) == json.dumps(results)
+    assert again == results
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -112,11 +113,11 @@ def test_five_tasks_from_one_cache_with_and_without_time(tmp_path):
     assert list(found) == ["classify", "boxes", "points", "depth", "pose"]
     assert len(list((tmp_path / "caches").iterdir())) == 1 and len(said) == 2 + 3 * 5
     for task, (results, ahead) in found.items():
-        assert [result["temporal"] for result in results] == ["identity", "gru"]
-        assert all(result["task"] == task and result["clips_scored"] == 12 for result in results)
-        metric = results[0]["metrics"][0]
-        scores = [result["forms"]["streaming"][metric["name"]]["score"] for result in results]
-        gain = scores[1] - scores[0] if metric["higher_is_better"] else scores[0] - scores[1]
+        assert [result.temporal for result in results] == ["identity", "gru"]
+        assert all(result.task == task and result.clips_scored == 12 for result in results)
+        metric = results[0].metrics[0]
+        scores = [result.forms["streaming"][metric.name].score for result in results]
+        gain = scores[1] - scores[0] if metric.higher_is_better else scores[0] - scores[1]
         assert (
             ahead.score == pytest.approx(gain, abs=1e-9) and ahead.low <= ahead.score <= ahead.high
         )

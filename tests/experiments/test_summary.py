@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -11,8 +13,8 @@ from pipeline.experiments.resampling import two_sided
 from pipeline.experiments.summary import Outcome, ScoredPoint, Summary, holm, summarise
 from pipeline.models.profile import Cost
 from pipeline.train import bootstrap
-from pipeline.train.bootstrap import Interval, MetricFacts, difference, interval
-from pipeline.train.evaluate import Evaluation
+from pipeline.train.bootstrap import Interval, interval
+from pipeline.train.evaluate import Evaluation, MetricFacts, ScoredCheckpoint, difference
 from pipeline.train.run import CacheFacts
 
 FORM = "streaming"
@@ -53,7 +55,7 @@ def evaluation(
     return Evaluation(
         run=run,
         split="val",
-        checkpoint={"which": "last", "step": 10},
+        checkpoint=ScoredCheckpoint(which="last", step=10),
         cache=CacheFacts(name="demo", fingerprint="0" * 12, codec="float16"),
         task=task,
         temporal="gru",
@@ -73,7 +75,7 @@ def evaluation(
             }
             for place, (score, video, weight) in enumerate(rows)
         },
-    ).model_dump(mode="json")
+    )
 
 
 def setting(name, runs, flops=1e9, **keys):
@@ -199,8 +201,11 @@ def test_evaluations_from_before_metrics_had_a_worst_score_are_compared_with_lat
         setting("base", {0: [0, 1]}, ends=(1.0, None)),
         setting("other", {0: [1, 1]}, ends=(1.0, 0.0)),
     )
-    for metric in older.outcomes[0].evaluation["metrics"]:
+    written = older.outcomes[0].evaluation.model_dump(mode="json")
+    for metric in written["metrics"]:
         del metric["worst"]
+    first_outcome = dataclasses.replace(older.outcomes[0], evaluation=Evaluation(**written))
+    older = dataclasses.replace(older, outcomes=(first_outcome,))
     found = rows(older, later)["other"]
     assert found.comparisons[FORM].gain.score == 0.5
     assert difference(later.outcomes[0].evaluation, older.outcomes[0].evaluation, FORM).score == 0.5
@@ -330,12 +335,12 @@ def test_the_order_of_settings_runs_and_clips_changes_nothing():
     for one in settings[::-1]:
         outcomes = []
         for outcome in one.outcomes[::-1]:
-            clips = dict(reversed(outcome.evaluation["clips"].items()))
+            clips = dict(reversed(outcome.evaluation.clips.items()))
             outcomes.append(
                 Outcome(
                     outcome.member,
                     outcome.seed,
-                    outcome.evaluation | {"clips": clips},
+                    outcome.evaluation.model_copy(update={"clips": clips}),
                     training_s=outcome.training_s,
                 )
             )
@@ -380,7 +385,7 @@ def test_blocks_change_no_result(monkeypatch):
     tables, keys = worlds()
     settings = [setting(name, dict(enumerate(each)), **keys) for name, each in tables.items()]
     whole = rows(*settings)
-    monkeypatch.setattr(resampling, "BLOCK_NUMBERS", 30 * 7)
+    monkeypatch.setattr(bootstrap, "BLOCK_NUMBERS", 30 * 7)
     for name, row in rows(*settings).items():
         assert row.intervals[FORM].model_dump() == pytest.approx(
             whole[name].intervals[FORM].model_dump(), rel=1e-12

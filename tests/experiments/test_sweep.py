@@ -207,9 +207,7 @@ def test_members_are_what_they_are_alone_and_are_summed_up(material, two_by_two,
     for one in summary["settings"]:
         for form, scores in one["scores"].items():
             told = [
-                read_evaluation(tmp_path / "sweep/runs" / run, "val")["forms"][form]["top-1"][
-                    "score"
-                ]
+                read_evaluation(tmp_path / "sweep/runs" / run, "val").forms[form]["top-1"].score
                 for run in one["runs"]
             ]
             assert scores == pytest.approx(told)

@@ -470,7 +470,7 @@ def test_training_draws_views_and_evaluation_sees_the_base(quarters, tmp_path):
     assert all(map(torch.equal, mixed, again)) and not all(map(torch.equal, base, mixed))
     facts = evaluate(runs[1], cache)
     seen = [Windows(cache, cache.manifest, "val", run.recipe.windows) for run in runs[:2]]
-    assert facts["clips_scored"] == len(seen[0]) > 0
+    assert facts.clips_scored == len(seen[0]) > 0
     for ours, theirs in zip(*(windows.evaluation(2) for windows in seen), strict=True):
         assert all(np.array_equal(ours.arrays[name], theirs.arrays[name]) for name in theirs.arrays)
 

@@ -16,7 +16,7 @@ from pipeline.datasets.manifest.targets import collate
 from pipeline.errors import BadInput
 from pipeline.models.tasks.classify import FrameLogits, Settings, Task, WindowLogits
 from pipeline.models.tasks.contract import STREAMING, WINDOW, StreamingReadout, TaskPlugin
-from pipeline.train.bootstrap import MetricFacts
+from pipeline.train.evaluate import MetricFacts
 
 NAMES = plugins.names("task")
 LABELS = ("close", "open", "push", "pull", "turn")

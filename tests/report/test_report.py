@@ -29,7 +29,7 @@ from pipeline.report.provenance import common_part
 from pipeline.report.report import report
 from pipeline.report.source import find_source, read_runs, read_sweep
 from pipeline.report.token_maps import principal_colours, walk
-from pipeline.train.bootstrap import difference
+from pipeline.train.evaluate import difference
 from pipeline.train.run import Run
 
 PNG = b"\x89PNG"
@@ -202,7 +202,7 @@ def test_one_run_has_the_interval_that_evaluate_gave(some_runs):
         setting for setting in data.summary.settings if setting.name == "min_gru-lr0.003-s0"
     ]
     evaluation = data.evaluations["min_gru-lr0.003-s0"]
-    assert setting.intervals["window"].model_dump() == evaluation["forms"]["window"]["top-1"]
+    assert setting.intervals["window"] == evaluation.forms["window"]["top-1"]
     gain = difference(evaluation, data.evaluations["identity-lr0.003-s0"], "window").score
     assert setting.comparisons["window"].gain.score == pytest.approx(gain)
 

@@ -227,7 +227,7 @@ def test_evaluation_may_see_longer_windows_than_training(material, tmp_path):
     ]
     assert [one.read([one.sample(0)]).time_s_BT.shape for one in windows] == [(1, 4), (1, 7)]
     run = train(wanted, material.cache, tmp_path / "run")
-    assert evaluate(run, material.cache)["forms"].keys() == {"streaming"}
+    assert evaluate(run, material.cache).forms.keys() == {"streaming"}
     usual = train(recipe(task={"forms": ["streaming"]}), material.cache, tmp_path / "usual")
     ours, theirs = ([line["loss"] for line in read_metrics(one.path)] for one in (run, usual))
     assert ours == theirs

@@ -25,16 +25,16 @@ from pipeline.config.recipe import TrainingSettings
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput, StillframeError
 from pipeline.extract import extract
-from pipeline.train.bootstrap import Interval, difference, interval
-from pipeline.train.evaluate import evaluate
+from pipeline.train.bootstrap import Interval, interval
+from pipeline.train.evaluate import Evaluation, difference, evaluate, read_evaluation
 from pipeline.train.loop import train
 from pipeline.train.run import Run, read_metrics
 from pipeline.train.trainer import learning_rate, steps_of
 
 
-def first(result: dict) -> dict[str, dict[str, float]]:
+def first(result: Evaluation) -> dict[str, Interval]:
     """form -> score of the first metric."""
-    return {form: scores["top-1"] for form, scores in result["forms"].items()}
+    return {form: scores["top-1"] for form, scores in result.forms.items()}
 
 
 @pytest.fixture(scope="module", params=plugins.names("temporal"))
@@ -166,27 +166,30 @@ def test_time_is_learned_by_a_temporal_module_and_not_by_identity(brightening, t
             },
         )
         run = train(wanted, brightening, tmp_path / name)
-        scores[name] = evaluate(run, brightening)["forms"]["streaming"]["top-1"]
-    assert scores["gru"]["score"] >= 0.9 and scores["gru"]["low"] > 0.6
-    assert scores["identity"]["score"] <= 0.75
-    assert scores["identity"]["low"] <= 0.5
+        scores[name] = evaluate(run, brightening).forms["streaming"]["top-1"]
+    assert scores["gru"].score >= 0.9 and scores["gru"].low > 0.6
+    assert scores["identity"].score <= 0.75
+    assert scores["identity"].low <= 0.5
 
 
 def test_evaluation_is_written_and_adds_up(material, tmp_path):
     run = train(recipe(windows={"eval_windows": 3}), material.cache, tmp_path / "run")
     result = evaluate(run, material.cache)
-    assert json.loads((run.path / "evaluation-val.json").read_text()) == result
+    assert json.loads((run.path / "evaluation-val.json").read_text()) == result.model_dump(
+        mode="json"
+    )
+    assert read_evaluation(run.path, "val") == result
     for form, values in first(result).items():
-        scores = [clip[form] for clip in result["clips"].values()]
-        assert values["score"] == pytest.approx(np.mean(scores))
-        assert values["low"] <= values["score"] <= values["high"]
+        scores = [clip.scores[form] for clip in result.clips.values()]
+        assert values.score == pytest.approx(np.mean(scores))
+        assert values.low <= values.score <= values.high
         assert load_file(run.path / "answers-val.safetensors")[form].shape == (
-            3 * result["clips_scored"],
+            3 * result.clips_scored,
             2,
         )
-    assert result["clips_scored"] == len(material.manifest.split("val"))
+    assert result.clips_scored == len(material.manifest.split("val"))
     val = next(line["val"] for line in reversed(read_metrics(run.path)) if "val" in line)
-    assert val == pytest.approx({form: values["score"] for form, values in first(result).items()})
+    assert val == pytest.approx({form: values.score for form, values in first(result).items()})
 
 
 def test_interval_resamples_videos_not_clips():
@@ -217,10 +220,10 @@ def test_difference_is_paired(material, tmp_path):
     assert (same.low, same.score, same.high) == (0, 0, 0)
     for form in ("streaming", "window"):
         gain = difference(one, other, form)
-        assert gain.score == pytest.approx(first(one)[form]["score"] - first(other)[form]["score"])
+        assert gain.score == pytest.approx(first(one)[form].score - first(other)[form].score)
         assert difference(other, one, form).score == -gain.score
     with pytest.raises(BadInput, match="were not scored on the same clips in form 'window'"):
-        difference(one, {**other, "clips": {}}, "window")
+        difference(one, other.model_copy(update={"clips": {}}), "window")
 
 
 def test_interval_covers_at_its_rate():

@@ -157,10 +157,10 @@ def codec_scores(
             )
             run = loop.train(recipe, cache, folder / "runs" / name, device=device)
             result = evaluate.evaluate(run, cache, device=device)
-            first = result["metrics"][0]["name"]
+            first = result.metrics[0].name
             scores[name] = {
-                form: {"metric": first, **of_form[first]}
-                for form, of_form in result["forms"].items()
+                form: {"metric": first, **of_form[first].model_dump()}
+                for form, of_form in result.forms.items()
             }
     return scores
 

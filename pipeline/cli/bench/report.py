@@ -16,6 +16,7 @@ import numpy as np
 from pipeline.cache.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
+from pipeline.config.json_files import to_json
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest import manifest
 from pipeline.experiments.summary import Outcome, ScoredPoint, summarise
@@ -24,7 +25,7 @@ from pipeline.extract import extract
 from pipeline.models.profile import Cost, cost
 from pipeline.report.report import report
 from pipeline.train.bootstrap import interval
-from pipeline.train.evaluate import evaluate
+from pipeline.train.evaluate import Evaluation, evaluate, read_evaluation
 from pipeline.train.loop import train
 from pipeline.train.run import Run
 
@@ -133,9 +134,7 @@ def _small(name: str) -> dict[str, int]:
     return {key: value for key, value in {"layers": 1, "heads": 2}.items() if key in fields}
 
 
-def _copied(
-    run: Run, cache: Cache, path: Path, rate: float, seed: int, level: float
-) -> dict[str, Any]:
+def _copied(run: Run, cache: Cache, path: Path, rate: float, seed: int, level: float) -> Evaluation:
     """A run folder whose weights are those of `run`, and whose curves end, and whose scores are,
     near `level`."""
     rng = np.random.default_rng([seed, int(1e6 * rate), int(1e6 * level)])
@@ -158,14 +157,17 @@ def _copied(
             }
         lines.append(json.dumps(line))
     (path / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    found = json.loads((run.path / "evaluation-val.json").read_text(encoding="utf-8")) | {
-        "run": path.name
-    }
-    videos = [clip["video"] for clip in found["clips"].values()]
-    for form, scores in found["forms"].items():
-        right = rng.random(len(videos)) < level
-        scores["top-1"] = interval(right.astype(float), videos).model_dump()
-        for clip, value in zip(found["clips"].values(), right.astype(float).tolist(), strict=True):
-            clip[form] = value
-    (path / "evaluation-val.json").write_text(json.dumps(found), encoding="utf-8")
-    return found
+    scored = read_evaluation(run.path, "val")
+    assert scored is not None
+    videos = [clip.video for clip in scored.clips.values()]
+    forms, clips = dict(scored.forms), dict(scored.clips)
+    for form in forms:
+        right = (rng.random(len(videos)) < level).astype(float)
+        forms[form] = forms[form] | {"top-1": interval(right, videos)}
+        clips = {
+            name: clip._replace(scores=clip.scores | {form: value})
+            for (name, clip), value in zip(clips.items(), right.tolist(), strict=True)
+        }
+    scored = scored.model_copy(update={"run": path.name, "forms": forms, "clips": clips})
+    (path / "evaluation-val.json").write_bytes(to_json(scored))
+    return scored
