@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -17,9 +17,6 @@ from pipeline.config.plugins import Settings
 from pipeline.config.toml_tables import override, read_table
 from pipeline.errors import BadInput
 from pipeline.records import TokenShape
-
-if TYPE_CHECKING:
-    import torch
 
 FORMAT_VERSION = 2
 """Of caches that are written; all before it can be read."""
@@ -195,22 +192,6 @@ class CacheSpec(Settings):
             "store": self.store.model_dump(mode="json"),
             **views,
         }
-
-    def token_shape(self) -> TokenShape:
-        """Reads the encoder's configuration, not its weights. Raises BadInput that names the
-        encoder."""
-        plugin = plugins.load("encoder", self.encoder.name)
-        try:
-            shape: TokenShape = plugin.shape(self.encoder.settings, self.frames.size_px)
-        except BadInput as error:
-            raise BadInput(f"encoder '{self.encoder.name}': {error.message}", error.hint) from error
-        return shape
-
-    def make_encoder(self, device: torch.device) -> Any:
-        """Reads the encoder's weights. Raises BadInput."""
-        return plugins.load("encoder", self.encoder.name)(
-            self.encoder.settings, self.frames.size_px, device
-        )
 
     def tokens_per_frame(self, shape: TokenShape) -> int:
         """Of all views."""

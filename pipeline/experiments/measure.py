@@ -35,7 +35,7 @@ from pipeline.experiments.subset import SKIP_HINT, median_fps, write_subset, wri
 from pipeline.experiments.uncached import UncachedWindows
 from pipeline.extract import extract
 from pipeline.extract.worker import fill
-from pipeline.models.encoders.contract import EncoderPlugin
+from pipeline.models.encoders.contract import EncoderPlugin, make_encoder, token_shape
 from pipeline.models.profile import synchronize
 from pipeline.models.video_model import layers_read
 from pipeline.records import Frames
@@ -115,7 +115,7 @@ def measure_stages(
     """
     tell("loading the encoder")
     begin = time.perf_counter()
-    encoder = spec.make_encoder(device)
+    encoder = make_encoder(spec, device)
     load_s = time.perf_counter() - begin
     least = 2 * (recipe.windows.frames if recipe else 1)
     with tempfile.TemporaryDirectory() as made, _scratch(out) as place:
@@ -130,7 +130,7 @@ def measure_stages(
             * seconds
             / max(alone.decode_s / decoders, alone.encode_s * (1 + len(spec.views)))
         )
-        wanted = max(least, min(frames, MOST_BYTES // bytes_per_frame(spec, spec.token_shape())))
+        wanted = max(least, min(frames, MOST_BYTES // bytes_per_frame(spec, token_shape(spec))))
         some = write_subset(videos, spec, wanted, folder / "more")
         # Where not even a few batches can be had in time, they are smaller; encoders of that kind gain little from large ones.
         store = spec.store.model_copy(

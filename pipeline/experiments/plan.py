@@ -34,6 +34,7 @@ from pipeline.experiments.measure import Throughput
 from pipeline.extract import extract
 from pipeline.extract.extract import fill_stores
 from pipeline.models import profile
+from pipeline.models.encoders.contract import token_shape
 from pipeline.models.video_model import layers_read
 from pipeline.records import TokenShape
 from pipeline.train.trainer import steps_of
@@ -159,7 +160,7 @@ def plan(
 ) -> Plan:
     """Of `videos`, or of so many `frames` where there is no manifest; seconds only with a `throughput`.
     See `require` for errors."""
-    shape = spec.token_shape()
+    shape = token_shape(spec)
     expected = _expected(spec, shape, videos, frames)
     scale = _scale(spec, shape, videos, expected)
     training = _training(spec, shape, videos, recipe, scale) if recipe else None
@@ -180,7 +181,7 @@ def plan(
 def require(spec: CacheSpec, videos: Manifest | None, recipe: Recipe | None) -> None:
     """Raises BadInput for what a look at the three can tell: layers, rates, labels, splits that are
     not there."""
-    shape = spec.token_shape()
+    shape = token_shape(spec)
     if videos:
         extract.require_videos(videos)
     if recipe is None:

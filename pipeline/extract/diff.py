@@ -21,6 +21,7 @@ from pipeline.config.toml_tables import differences, differing
 from pipeline.errors import BadInput
 from pipeline.extract.derive import require_derivable
 from pipeline.extract.extract import preview
+from pipeline.models.encoders.contract import make_encoder, token_shape
 from pipeline.video import probe
 
 Verdict = Literal["same", "derivable", "new layers", "everything", "not known"]
@@ -87,7 +88,7 @@ def compare_spec(spec: CacheSpec, cache: Cache) -> SpecDiff:
 def _identity(spec: CacheSpec) -> tuple[dict[str, Any] | None, str]:
     """The encoder's identity, or why it cannot be had."""
     try:
-        identity = spec.make_encoder(torch.device("cpu")).identity
+        identity = make_encoder(spec, torch.device("cpu")).identity
     except BadInput as error:
         return None, error.message
     return json.loads(json.dumps(identity)), ""
@@ -164,7 +165,7 @@ def _cost(spec: CacheSpec, cache: Cache) -> tuple[int | None, int | None]:
     except BadInput:
         return None, None
     try:
-        return frames, frames * bytes_per_frame(spec, spec.token_shape())
+        return frames, frames * bytes_per_frame(spec, token_shape(spec))
     except BadInput:
         return frames, None
 

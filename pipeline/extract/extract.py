@@ -26,7 +26,7 @@ from pipeline.extract.launchers.contract import EnginePlugin, run_until_done
 from pipeline.extract.progress import OnProgress, Progress
 from pipeline.extract.reuse import ReusableCache, reusable_caches
 from pipeline.extract.worker import ExtractionJob, fill
-from pipeline.models.encoders.contract import EncoderPlugin
+from pipeline.models.encoders.contract import EncoderPlugin, make_encoder, token_shape
 from pipeline.records import TokenShape, Video
 from pipeline.video import probe
 from pipeline.video.sandbox import DecodeLimits
@@ -181,13 +181,13 @@ def load_encoders(
     cache."""
     if len({str(one.canonical() | {"name": ""}) for one in specs}) < len(specs):
         raise BadInput("two of the specs say the same", "name each cache once")
-    return [(one, one.make_encoder(device)) for one in specs]
+    return [(one, make_encoder(one, device)) for one in specs]
 
 
 def preview(cache_spec: CacheSpec, manifest: Manifest) -> dict[str, Any]:
     """What `extract` would do, as plain data: probes the videos, reads no weights, writes
     nothing."""
-    shape = cache_spec.token_shape()
+    shape = token_shape(cache_spec)
     plan = make_plan(cache_spec, shape, manifest)
     expected = sum(sum(videos.values()) for videos in plan.values())
     return {
@@ -239,7 +239,7 @@ def _create(
     device: torch.device,
     digits: str,
 ) -> Cache:
-    shape, codec = cache_spec.token_shape(), make_codec(cache_spec.codec)
+    shape, codec = token_shape(cache_spec), make_codec(cache_spec.codec)
     plan = make_plan(cache_spec, shape, manifest)
     learnt = None
     if isinstance(codec, FittedCodec):

@@ -25,7 +25,7 @@ from pipeline.extract.encode import CacheTarget, Extraction
 from pipeline.extract.launchers.contract import Job
 from pipeline.extract.progress import OnProgress, Progress
 from pipeline.extract.reuse import ReusableCache, reusable_caches
-from pipeline.models.encoders.contract import EncoderPlugin
+from pipeline.models.encoders.contract import EncoderPlugin, make_encoder
 from pipeline.records import Video
 from pipeline.video import probe
 from pipeline.video.sandbox import DecodeLimits
@@ -133,7 +133,7 @@ def units_of(missing: dict[str, tuple[Cache, list[int]]]) -> list[list[tuple[str
 def load_encoder(cache: Cache, device: torch.device) -> EncoderPlugin:
     """The encoder of a cache, as its spec names it. Raises BadInput where it is not the one that
     the cache was begun with."""
-    encoder: EncoderPlugin = cache.cache_spec.make_encoder(device)
+    encoder = make_encoder(cache.cache_spec, device)
     if encoder.identity != cache.header.encoder:
         raise BadInput(
             f"encoder '{cache.cache_spec.encoder.name}' is not the one that {cache} was begun with: "

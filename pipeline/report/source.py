@@ -14,6 +14,7 @@ from pipeline.config.json_files import read_json
 from pipeline.errors import BadInput
 from pipeline.experiments.summary import Outcome, PointSummary, ScoredPoint, Summary, summarise
 from pipeline.experiments.sweep import SUMMARIES, SWEEP_FILE
+from pipeline.models.encoders.contract import token_shape
 from pipeline.models.profile import Cost, cost
 from pipeline.records import TokenShape
 from pipeline.train.evaluate import Evaluation, MetricFacts, read_evaluation
@@ -258,7 +259,7 @@ def _costs(runs: Mapping[str, Run]) -> dict[str, Cost]:
         if known in found:
             continue
         try:
-            shapes.setdefault(fingerprint, run.spec.token_shape())
+            shapes.setdefault(fingerprint, token_shape(run.spec))
         except (BadInput, OSError):
             return {}
         found[known] = cost(run.recipe, shapes[fingerprint], run.header.labels)

@@ -26,6 +26,7 @@ from pipeline.config.cache_spec import CacheSpec, fingerprint
 from pipeline.config.json_files import to_json
 from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput
+from pipeline.models.encoders.contract import make_encoder, token_shape
 from pipeline.models.tasks.contract import STREAMING, TaskPlugin
 from pipeline.models.video_model import VideoModel
 from pipeline.train.run import RUN_FORMAT, CacheFacts, Run, RunHeader, tool_versions
@@ -64,7 +65,7 @@ def import_checkpoint(
         )
     names = tuple(sorted(labels or ()))
     task: TaskPlugin = plugin(recipe.task.settings, names)
-    shape = source.shape if isinstance(source, Cache) else source.token_shape()
+    shape = source.shape if isinstance(source, Cache) else token_shape(source)
     model = VideoModel(recipe, shape, task)
     fitted = _fit(file, weights, model, task, [list(labels or ()).index(name) for name in names])
     header = _header(recipe, source, model, names)
@@ -182,7 +183,7 @@ def _header(
         facts, spec, encoder = CacheFacts.of(source), source.spec, source.header.encoder
         place = source.storage.address
     else:
-        encoder = source.make_encoder(torch.device("cpu")).identity
+        encoder = make_encoder(source, torch.device("cpu")).identity
         digits = fingerprint(source, encoder, probe.decoder_identity())
         facts = CacheFacts(
             name=f"{source.name}-{digits}", fingerprint=digits, codec=source.codec.name

@@ -23,7 +23,7 @@ from pipeline.config.plugins import Settings
 from pipeline.datasets.manifest.targets import MAPPED, Arrays, collate
 from pipeline.device import chosen
 from pipeline.errors import BadInput
-from pipeline.models.encoders.contract import EncoderPlugin
+from pipeline.models.encoders.contract import make_encoder, token_shape
 from pipeline.models.tasks.contract import STREAMING, Query
 from pipeline.train.run import Run, load_model
 from pipeline.video import decode
@@ -72,7 +72,7 @@ class Stream:
         """
         self.device = chosen(device)
         self.spec = _with_encoder(run, encoder or {})
-        self.encoder: EncoderPlugin = self.spec.make_encoder(self.device)
+        self.encoder = make_encoder(self.spec, self.device)
         # The decoder is left out: a newer libav may follow a stream.
         if fingerprint(self.spec, self.encoder.identity, "") != fingerprint(
             run.spec, run.header.encoder, ""
@@ -82,7 +82,7 @@ class Stream:
                 f"another configuration than in cache {run.header.cache.name}",
                 "name the encoder it was trained on: --set KEY=VALUE, for example --set model=FOLDER",
             )
-        self.shape = self.spec.token_shape()
+        self.shape = token_shape(self.spec)
         names = tokens_by_array(
             self.shape.layers, self.shape.special_tokens, self.shape.patch_tokens
         )

@@ -8,6 +8,7 @@ from support.paths import ROOT
 from pipeline.cache.layout import bytes_per_frame
 from pipeline.config import plugins
 from pipeline.config.cache_spec import fingerprint, load_spec
+from pipeline.models.encoders.contract import token_shape
 from pipeline.records import TokenShape
 
 SPECS = ROOT / "cache_specs"
@@ -22,13 +23,13 @@ SHAPES = {
 def test_every_spec_states_its_cost() -> None:
     """Shapes of models that would have to be fetched are written above, from their published configurations."""
     assert {file.stem for file in SPECS.glob("*.toml")} >= SHAPES.keys()
-    for name, token_shape in SHAPES.items():
+    for name, expected in SHAPES.items():
         spec = load_spec(SPECS / f"{name}.toml")
-        assert spec.encoder.settings.layers == token_shape.layers
+        assert spec.encoder.settings.layers == expected.layers
         header = (SPECS / f"{name}.toml").read_text()
         assert f"stillframe extract cache_specs/{name}.toml DATA --out caches" in header
         assert f"make extract SPEC=cache_specs/{name}.toml DATA=" in header
-        frame_bytes, fps = bytes_per_frame(spec, token_shape), spec.frames.rate or 12
+        frame_bytes, fps = bytes_per_frame(spec, expected), spec.frames.rate or 12
         cost = f"{frame_bytes / 1e3:.1f} kB a frame; {frame_bytes * fps * 3600 / 1e9:.3f} GB per hour of video at {fps:g} fps"
         assert cost in header, f"{name}: wanted '{cost}'"
 
@@ -36,7 +37,7 @@ def test_every_spec_states_its_cost() -> None:
 def test_the_demonstration_needs_nothing_but_its_spec() -> None:
     """Its tokens follow the picture: they vary over it, and a moving object moves them."""
     spec = load_spec(SPECS / "demo.toml")
-    assert spec.token_shape() == SHAPES["demo"]
+    assert token_shape(spec) == SHAPES["demo"]
     encoder = plugins.load("encoder", "transformers")(
         spec.encoder.settings, spec.frames.size_px, torch.device("cpu")
     )

@@ -13,6 +13,7 @@ from pipeline.config.recipe import load_recipe
 from pipeline.config.shipped import shipped
 from pipeline.config.toml_tables import differences, override
 from pipeline.errors import BadInput
+from pipeline.models.encoders.contract import token_shape
 
 SPEC = """
 [encoder]
@@ -141,7 +142,7 @@ def test_what_is_wrong_in_a_plugins_table_names_file_and_plugin(spec_file, recip
     with pytest.raises(
         BadInput, match=r"^encoder 'address': bar codes are read from 16 px up, found size_px = 8$"
     ):
-        load_spec(spec_file, ["frames.size_px=8"]).token_shape()
+        token_shape(load_spec(spec_file, ["frames.size_px=8"]))
     recipe_file.write_text(RECIPE)
     with pytest.raises(BadInput) as caught:
         load_recipe(recipe_file, ["task.headz=8"])
@@ -195,7 +196,7 @@ def test_fingerprint_changes_with_every_meaning_and_with_nothing_else():
 
 def test_derived_values():
     spec = address_spec()
-    shape = spec.token_shape()
+    shape = token_shape(spec)
     assert shape.tokens_per_frame == 2 * 9 + 2
     assert bytes_per_frame(spec, shape) == 20 * 8 * 2
     assert (

@@ -32,6 +32,7 @@ from pipeline.extract import extract
 from pipeline.extract.worker import load_encoder
 from pipeline.models import profile
 from pipeline.models.encoders import transformers
+from pipeline.models.encoders.contract import token_shape
 from pipeline.models.video_model import layers_read
 from pipeline.train.windows import Windows
 from pipeline.video.probe import probe
@@ -148,7 +149,7 @@ def test_a_clip_of_16_frames_takes_the_published_space(name, mib):
 
 def test_stores_without_a_manifest_are_full():
     spec = vit("S")
-    full = frames_per_store(spec, spec.token_shape())
+    full = frames_per_store(spec, token_shape(spec))
     assert [
         plan(spec, None, frames, None, 1, None, 1).scale.stores for frames in (1, full, full + 1)
     ] == [1, 1, 2]
@@ -581,5 +582,5 @@ def test_bench_plan(monkeypatch):
 def test_operations_of_the_parts_are_those_of_costs(place):
     spec, asked = load_spec(place.spec), load_recipe(place.recipe)
     made = plan(spec, None, 100, asked, 1, None, 1).operations
-    parts = profile.flops(asked, spec.token_shape(), ("one", "two"))
+    parts = profile.flops(asked, token_shape(spec), ("one", "two"))
     assert (made.mixer, made.temporal, made.readout) == tuple(parts.values())

@@ -29,6 +29,7 @@ from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput, StillframeError
 from pipeline.extract import extract, store_builder
 from pipeline.models.encoders import address
+from pipeline.models.encoders.contract import token_shape
 from pipeline.video.sandbox import Decoder
 
 
@@ -312,7 +313,7 @@ def test_preview_tells_what_will_be(material):
 
 def test_a_plan_needs_no_video_where_the_manifest_knows_their_headers(built, tmp_path, monkeypatch):
     spec = address_spec(frames={"size_px": 64, "fps": 4})
-    shape = spec.token_shape()
+    shape = token_shape(spec)
     plan = extract.make_plan(spec, shape, built)
     folder = tmp_path / "older"
     shutil.copytree(built.folder, folder)

@@ -31,6 +31,7 @@ from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import chosen
 from pipeline.extract import derive, extract
 from pipeline.extract.calibrate import calibration_tokens, fit_codecs
+from pipeline.models.encoders.contract import make_encoder, token_shape
 from pipeline.train import evaluate, loop
 
 REFERENCE = "float16"
@@ -82,8 +83,8 @@ def compare(
 ) -> dict[str, Any]:
     """The same on `videos`: twice as many frames are sampled, the first half to fit to, the second
     to measure."""
-    encoder = spec.make_encoder(device)
-    shape = spec.token_shape()
+    encoder = make_encoder(spec, device)
+    shape = token_shape(spec)
     tell(0, 1, "encoding frames")
     sampled = calibration_tokens(
         spec, encoder, device, videos, extract.make_plan(spec, shape, videos), 2 * frames

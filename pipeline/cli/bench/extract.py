@@ -17,6 +17,7 @@ from pipeline.datasets.manifest import manifest
 from pipeline.device import chosen
 from pipeline.extract import extract
 from pipeline.extract.worker import ExtractionJob, fill
+from pipeline.models.encoders.contract import make_encoder, token_shape
 
 # The demo's encoder, scaled up until it and not the decoder sets the pace.
 SPEC = {
@@ -46,8 +47,8 @@ def extract_speed(
     alone, and their paired ratio."""
     device = chosen(device)
     spec = plugins.check(CacheSpec, SPEC, "bench")
-    encoder = spec.make_encoder(device)
-    shape = spec.token_shape()
+    encoder = make_encoder(spec, device)
+    shape = token_shape(spec)
     bare, whole = [], []
     with tempfile.TemporaryDirectory() as folder:
         clips = max(1, frames // (8 * 24))

@@ -12,7 +12,10 @@ from typing import Any, ClassVar
 
 import torch
 
+from pipeline.config import plugins
+from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.plugins import Settings
+from pipeline.errors import BadInput
 from pipeline.records import Tokens, TokenShape
 
 
@@ -53,3 +56,19 @@ class EncoderPlugin(ABC):
     def __call__(self, pixels_NCHW: torch.Tensor) -> Tokens:
         """uint8 RGB (N, 3, size_px, size_px) on the encoder's device -> float tokens on the same
         device."""
+
+
+def make_encoder(spec: CacheSpec, device: torch.device) -> EncoderPlugin:
+    """The encoder that a spec names, on `device`; its weights are read. Raises BadInput."""
+    plugin: type[EncoderPlugin] = plugins.load("encoder", spec.encoder.name)
+    return plugin(spec.encoder.settings, spec.frames.size_px, device)
+
+
+def token_shape(spec: CacheSpec) -> TokenShape:
+    """Shape of the tokens of one frame that the encoder of a spec gives. Reads the encoder's
+    configuration, not its weights. Raises BadInput that names the encoder."""
+    plugin: type[EncoderPlugin] = plugins.load("encoder", spec.encoder.name)
+    try:
+        return plugin.shape(spec.encoder.settings, spec.frames.size_px)
+    except BadInput as error:
+        raise BadInput(f"encoder '{spec.encoder.name}': {error.message}", error.hint) from error
