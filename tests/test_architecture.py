@@ -188,12 +188,15 @@ def test_nothing_outside_a_plugin_folder_names_a_plugin():
     assert not wrong
 
 
-@pytest.mark.parametrize(
-    ("package", "owner"), [("rich", "console"), ("zarr", "store"), ("typer", "cli")]
-)
+@pytest.mark.parametrize(("package", "owner"), [("rich", "cli.console"), ("zarr", "cache.store")])
 def test_one_file_alone_imports(package, owner):
     """Measurements also read through zarr itself, as a reference."""
-    assert {user.split(".")[0] for user in users_of(package)} - {"bench"} == {owner}
+    users = {user for user in users_of(package) if not user.startswith("cli.bench.")}
+    assert users == {owner}
+
+
+def test_one_room_alone_knows_the_command_line():
+    assert {room(user) for user in users_of("typer")} == {"cli"}
 
 
 @pytest.mark.parametrize(

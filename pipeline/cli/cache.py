@@ -10,10 +10,14 @@ import typer
 from pipeline.cli.options import (
     FINISHED_WITH_FAILURES,
     AsJson,
+    CachesFolder,
+    Decoders,
     Device,
+    DryRun,
     EngineName,
     EngineSets,
     Logs,
+    Root,
     Sets,
     Workers,
     app,
@@ -94,16 +98,10 @@ def extract(
         ),
     ],
     data: Annotated[Path, typer.Argument(help="Folder with manifest.jsonl.")],
-    out: Annotated[
-        str, typer.Option(help="Folder or URL for caches; each gets a name of its own in it.")
-    ] = "caches",
-    root: Annotated[
-        Path | None, typer.Option(help="Where the videos are, if they were moved.")
-    ] = None,
+    out: CachesFolder = "caches",
+    root: Root = None,
     device: Device = None,
-    decoders: Annotated[
-        int, typer.Option(min=1, help="Processes that decode videos, for each worker.")
-    ] = 1,
+    decoders: Decoders = 1,
     limit: Annotated[
         list[str] | None,
         typer.Option(
@@ -118,9 +116,7 @@ def extract(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Redo the stores that hold a failed video.")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:

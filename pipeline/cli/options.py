@@ -45,6 +45,22 @@ AllowMissing = Annotated[
 SpecName = Annotated[
     str, typer.Option(help="What to cache: a .toml file, or the name of a shipped spec.")
 ]
+SpecName = Annotated[
+    str, typer.Argument(help="What to cache: a .toml file, or the name of a shipped spec.")
+]
+RecipeName = Annotated[
+    str, typer.Argument(help="What to train: a .toml file, or the name of a shipped recipe.")
+]
+CacheFolder = Annotated[str, typer.Argument(help="A cache: its folder or URL.")]
+CachesFolder = Annotated[
+    str, typer.Option(help="Folder or URL for caches; each gets a name of its own in it.")
+]
+Root = Annotated[Path | None, typer.Option(help="Where the videos are, if they were moved.")]
+Decoders = Annotated[
+    int, typer.Option(min=1, help="Processes that decode videos, for each worker.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+
 EngineName = Annotated[
     str | None,
     typer.Option("--engine", help="Who does it: local, slurm or ray. Default: this process."),
