@@ -45,9 +45,6 @@ AllowMissing = Annotated[
 SpecName = Annotated[
     str, typer.Option(help="What to cache: a .toml file, or the name of a shipped spec.")
 ]
-SpecName = Annotated[
-    str, typer.Argument(help="What to cache: a .toml file, or the name of a shipped spec.")
-]
 RecipeName = Annotated[
     str, typer.Argument(help="What to train: a .toml file, or the name of a shipped recipe.")
 ]

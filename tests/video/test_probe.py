@@ -204,7 +204,7 @@ def test_suffixes():
 
 
 def test_probing_needs_no_torch():
-    code = "import sys, pipeline.probe; sys.exit('torch' in sys.modules)"
+    code = "import sys, pipeline.video.probe; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

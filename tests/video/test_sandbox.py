@@ -356,7 +356,7 @@ def test_a_process_that_died_between_videos_is_replaced(long):
 
 
 def test_the_process_starts_without_what_it_does_not_need():
-    code = "import sys, pipeline.decode_worker; print(sorted({'torch', 'pydantic', 'zarr', 'pandas'} & set(sys.modules)))"
+    code = "import sys, pipeline.video.decode_process; print(sorted({'torch', 'pydantic', 'zarr', 'pandas'} & set(sys.modules)))"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
