@@ -143,7 +143,6 @@ def _train(
     from pipeline.cli import console
     from pipeline.experiments import sweep as module
     from pipeline.experiments.sweep_caches import prepare
-    from pipeline.experiments.sweep_spec import grid_points
 
     def bar(what: str) -> AbstractContextManager[Update]:
         return (
@@ -159,7 +158,7 @@ def _train(
         )
     with bar("sweep") as update, _drawing(tensorboard, folder) as draw:
         steps: dict[str, tuple[int, int]] = {}
-        runs = sum(len(point.members) for point in grid_points(spec))
+        runs = sum(len(point.members) for point in spec.grid_points)
 
         def on_progress(state: TrainProgress) -> None:
             steps[state.run] = state.step, state.steps
@@ -243,9 +242,9 @@ def _require_trainable(spec: SweepSpec, given: Cache, folder: Path) -> None:
     caches are made."""
     from pipeline.experiments.sweep import require_trainable
     from pipeline.experiments.sweep_caches import require_rendered
-    from pipeline.experiments.sweep_spec import GIVEN, grid_points
+    from pipeline.experiments.sweep_spec import GIVEN
 
-    for point in grid_points(spec):
+    for point in spec.grid_points:
         if point.cache != GIVEN and spec.caches[point.cache].data:
             require_rendered(point.cache, spec.caches[point.cache], given)
         for name, recipe in point.members.items() if point.cache == GIVEN else ():
@@ -256,9 +255,8 @@ def _show_plan(spec: SweepSpec, as_json: bool) -> None:
     """What would be trained, and which of it from one read."""
     from pipeline.cli import console
     from pipeline.experiments.sweep import groups_of
-    from pipeline.experiments.sweep_spec import grid_points
 
-    points = grid_points(spec)
+    points = spec.grid_points
     group_of = {
         name: number for number, group in enumerate(groups_of(points), start=1) for name in group
     }

@@ -1,14 +1,15 @@
 """Many runs from one cache: those that want the same windows train side by side, each as if it were
 alone.
 
-    sweeps/NAME/sweep.json        what is compared, and on which cache
-    sweeps/NAME/runs/<member>/    a run as `train` makes it; failed.json beside it says why it was stopped
-    sweeps/NAME/leases/           who is at which member, see `pipeline.cache.leases`
-    sweeps/NAME/summary-<task>.json   scores, intervals and costs of all settings, see `pipeline.experiments.summary`
+    sweeps/NAME/sweep.json            what is compared, and on which caches
+    sweeps/NAME/runs/<member>/        a run as `train` makes it; failed.json says why it was stopped
+    sweeps/NAME/leases/               which worker holds which member, see `pipeline.cache.leases`
+    sweeps/NAME/summary-<task>.json   scores, intervals and costs of all points, see
+                                      `pipeline.experiments.summary`
 
-Any number of workers may be at work on a sweep. Each takes members that share windows and that
-nobody else is at, trains them from one read, and scores them from one more. A worker that is lost
-costs what came after the last checkpoints.
+Any number of workers may work on a sweep at once. Each takes members that share windows and that no
+other worker holds, trains them from one read, and scores them from one more. A worker that is lost
+costs what it did since the last checkpoints.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import gc
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +41,6 @@ from pipeline.experiments.sweep_spec import (
     SweepHeader,
     SweepSpec,
     axis_values,
-    grid_points,
     read_header,
 )
 from pipeline.extract.launchers.contract import EnginePlugin, Job, run_until_done
@@ -56,14 +56,15 @@ from pipeline.train.trainer import Diverged, OnProgress, Trainer
 
 SWEEP_FILE = "sweep.json"
 SUMMARIES = "summary-*.json"
-"""One for each task."""
+"""The summaries of a sweep, one for each task."""
 SPLIT = "val"
+"""The split that members are scored on."""
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 """What torch says in a RuntimeError where the CPU, or a library on the GPU, has none left."""
 
 
 class MemberFailure(Settings):
-    """failed.json."""
+    """failed.json: why a member was stopped for good."""
 
     step: int
     reason: str
@@ -71,7 +72,7 @@ class MemberFailure(Settings):
 
 @dataclass(frozen=True)
 class Member:
-    """One run of a sweep."""
+    """One run of a sweep, as it is on disk at this moment."""
 
     name: str
     recipe: Recipe
@@ -82,230 +83,234 @@ class Member:
     def failure(self) -> MemberFailure | None:
         """Why it was stopped, if it was."""
         file = self.path / "failed.json"
-        return (
-            read_json(MemberFailure, file, f"remove {self.path}: it is trained again")
-            if file.is_file()
-            else None
-        )
+        if not file.is_file():
+            return None
+        return read_json(MemberFailure, file, f"remove {self.path}: it is trained again")
 
     @property
     def progress(self) -> tuple[int, int] | None:
-        """Steps done and to do, as its last checkpoint says; None where there is none."""
-        checkpoint = (
-            Run(self.path).checkpoint("last") if (self.path / "run.json").is_file() else None
-        )
+        """Steps done and steps in all, as its last checkpoint says; None where there is none."""
+        if not (self.path / "run.json").is_file():
+            return None
+        checkpoint = Run(self.path).checkpoint("last")
         return (checkpoint.step, checkpoint.steps) if checkpoint else None
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing is left to do: it was stopped for good, or trained to the end and scored
-        there."""
+        """Whether nothing is left to do: it was stopped for good, or it was trained to the end and
+        scored there."""
         if self.failure is not None:
             return True
-        progress, scored = self.progress, read_evaluation(self.path, SPLIT)
-        if progress is None or scored is None:
+        progress, evaluation = self.progress, read_evaluation(self.path, SPLIT)
+        if progress is None or evaluation is None:
             return False
         step, steps = progress
-        return step == steps == scored.checkpoint.step
+        return step == steps == evaluation.checkpoint.step
 
 
 class Sweep:
-    """A sweep on disk."""
+    """A sweep on disk: its header, and the members that follow from it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        header: SweepHeader | None = None,
+        caches: Mapping[str, Cache] | None = None,
+    ) -> None:
+        """Opens the sweep in folder `path`; `header` and `caches` where they are at hand, else they
+        are read. Raises BadInput where there is no sweep."""
         file = path / SWEEP_FILE
-        if not file.is_file():
+        if header is None and not file.is_file():
             raise BadInput(
                 f"{path} is not a sweep: it has no {SWEEP_FILE}",
                 "make one with: stillframe sweep SWEEP CACHE",
             )
-        self.header = read_header(file)
+        self.path = path
+        self.header = header or read_header(file)
+        self._caches = caches
         self._done: set[str] = set()
         self._costs: dict[str, Cost] = {}
 
     @classmethod
-    def create(
-        cls, path: Path, spec: SweepSpec, caches: dict[str, Cache], allow_missing: bool = False
-    ) -> Sweep:
-        """The sweep at `path`; one that is there already gets other members, and keeps those that
-        stay.
-
-        Raises BadInput for any member that cannot be trained, before anything is written.
-        """
+    def planned(cls, path: Path, spec: SweepSpec, caches: Mapping[str, Cache]) -> Sweep:
+        """The sweep that `write_header` will make of folder `path`. One that is there already gets
+        other members, and keeps those that stay."""
         if (path / SWEEP_FILE).is_file():
-            cls(path)  # which refuses what this version cannot read
+            read_header(path / SWEEP_FILE)  # refuses what this version cannot read
         header = SweepHeader(
             format_version=SWEEP_FORMAT,
             sweep=spec,
             caches={name: cache.storage.address for name, cache in caches.items()},
             fingerprints={name: cache.fingerprint for name, cache in caches.items()},
         )
-        points = grid_points(spec)
-        recipes = {
-            name: (recipe, caches[one.cache])
-            for one in points
-            for name, recipe in one.members.items()
-        }
-        for name, (recipe, cache) in recipes.items():
-            require_trainable(recipe, cache, path / "runs" / name)
-        for group in groups_of(points):
-            cache = recipes[group[0]][1]
-            open_windows([recipes[name][0] for name in group], cache, cache.manifest, allow_missing)
-        write_atomically(path / SWEEP_FILE, to_json(header))
-        return cls(path)
+        return cls(path, header, caches)
+
+    def write_header(self) -> None:
+        """Makes the folder a sweep: from now on any worker may open it."""
+        write_atomically(self.path / SWEEP_FILE, to_json(self.header))
 
     @property
     def spec(self) -> SweepSpec:
         return self.header.sweep
 
     @cached_property
-    def points(self) -> list[GridPoint]:
-        return grid_points(self.spec)
-
-    @cached_property
     def members(self) -> list[Member]:
+        """All runs, point by point, and by seed within a point."""
         return [
             Member(name, recipe, point, self.path / "runs" / name)
-            for point in self.points
+            for point in self.spec.grid_points
             for name, recipe in point.members.items()
         ]
 
     @cached_property
-    def caches(self) -> dict[str, Cache]:
-        return {name: Cache(place) for name, place in self.header.caches.items()}
-
     def groups(self) -> list[list[Member]]:
-        """Members that share one read."""
-        by_name = {member.name: member for member in self.members}
-        return [[by_name[name] for name in group] for group in groups_of(self.points)]
+        """Members that share one read of a cache."""
+        member_of = {member.name: member for member in self.members}
+        return [[member_of[name] for name in group] for group in groups_of(self.spec.grid_points)]
+
+    @cached_property
+    def caches(self) -> Mapping[str, Cache]:
+        """Name in the sweep -> the cache."""
+        if self._caches is not None:
+            return self._caches
+        return {name: Cache(address) for name, address in self.header.caches.items()}
+
+    def cache_of(self, member: Member) -> Cache:
+        """The cache that a member is trained on."""
+        return self.caches[member.point.cache]
+
+    def require_trainable(self, allow_missing: bool) -> None:
+        """Refuses, before any training, members whose recipe does not fit their cache, whose run
+        folder is another's, or for which there are no windows."""
+        for member in self.members:
+            require_trainable(member.recipe, self.cache_of(member), member.path)
+        for group in self.groups:
+            cache = self.cache_of(group[0])
+            recipes = [member.recipe for member in group]
+            open_windows(recipes, cache, cache.manifest, allow_missing)
 
     def is_done(self, member: Member) -> bool:
-        """Whether nothing is left to do: asked again and again of all, and once done is done."""
+        """Whether nothing is left to do for a member. A member that is done stays done, so its
+        files are read no more."""
         if member.name not in self._done and member.is_done:
             self._done.add(member.name)
         return member.name in self._done
 
     def left(self) -> list[Member]:
+        """The members that are not done."""
         return [member for member in self.members if not self.is_done(member)]
 
     @property
     def summaries(self) -> dict[str, Summary]:
-        """task -> what the members said when all were done; none before."""
-        found = [
+        """Task -> summary of its members; empty until all members are done."""
+        summaries = [
             read_json(Summary, file, "run the same sweep again")
             for file in sorted(self.path.glob(SUMMARIES))
         ]
-        return {summary.task: summary for summary in found}
+        return {summary.task: summary for summary in summaries}
 
-    def sum_up(self) -> None:
-        """Writes what the members say, for each task: scores of other tasks are in other
-        metrics."""
-        found: dict[str, list[GridPoint]] = {}
-        for point in self.points:
-            found.setdefault(next(iter(point.members.values())).task.name, []).append(point)
+    def write_summaries(self) -> None:
+        """Writes a summary for each task: tasks are scored in metrics of their own."""
+        by_task: dict[str, list[GridPoint]] = {}
+        for point in self.spec.grid_points:
+            by_task.setdefault(_any_recipe(point).task.name, []).append(point)
         axes = {key: axis_values(key, values) for key, values in self.spec.axes.items()}
-        for task, points in found.items():
+        for task, points in by_task.items():
             summary = summarise(
-                self.spec.name,
-                axes,
-                [self._scored_point(one) for one in points],
-                points[0].reference,
+                self.spec.name, axes, list(map(self._scored_point, points)), points[0].reference
             )
             write_atomically(self.path / f"summary-{task}.json", to_json(summary))
 
     def _scored_point(self, point: GridPoint) -> ScoredPoint:
-        cache, outcomes = self.caches[point.cache], []
-        for member in (member for member in self.members if member.point is point):
-            failure, scored = member.failure, read_evaluation(member.path, SPLIT)
-            checkpoint = Run(member.path).checkpoint("last") if scored else None
-            outcomes.append(
-                Outcome(
-                    member=member.name,
-                    seed=member.recipe.training.seed,
-                    evaluation=None if failure else scored,
-                    training_s=checkpoint.seconds if checkpoint else None,
-                    failed=f"{failure.reason}, at step {failure.step}" if failure else None,
-                )
-            )
-        recipe = next(iter(point.members.values()))
-        other = self.spec.caches.get(point.cache)
-        dials = other.data if other else {}
+        outcomes = [_outcome(member) for member in self.members if member.point is point]
+        # The settings that the videos of the point's own cache were rendered with are axes too.
+        derived = self.spec.caches.get(point.cache)
         return ScoredPoint(
             name=point.name,
-            values=point.values | dials,
-            cost=self._cost(recipe, cache),
+            values=point.values | (derived.data if derived else {}),
+            cost=self._cost(_any_recipe(point), self.caches[point.cache]),
             outcomes=tuple(outcomes),
             reference=point.reference,
         )
 
     def _cost(self, recipe: Recipe, cache: Cache) -> Cost:
-        """The same for settings that differ in their training alone."""
+        """What the model costs, measured once for points that differ in their training alone."""
         table = recipe.canonical()
-        key = json.dumps(
-            [
-                table["task"],
-                table["temporal"],
-                table["model"],
-                recipe.windows.frames,
-                str(cache.shape),
-            ]
-        )
+        architecture = [table["task"], table["temporal"], table["model"]]
+        key = json.dumps([*architecture, recipe.windows.frames, str(cache.shape)])
         if key not in self._costs:
             self._costs[key] = cost(recipe, cache.shape, cache.manifest.labels)
         return self._costs[key]
 
 
+def _any_recipe(point: GridPoint) -> Recipe:
+    """The recipe of the first seed: in all but the seed it is that of the others."""
+    return next(iter(point.members.values()))
+
+
+def _outcome(member: Member) -> Outcome:
+    """What became of a member; neither a score nor a failure where it is not done."""
+    failure, evaluation = member.failure, read_evaluation(member.path, SPLIT)
+    checkpoint = Run(member.path).checkpoint("last") if evaluation else None
+    return Outcome(
+        member=member.name,
+        seed=member.recipe.training.seed,
+        evaluation=None if failure else evaluation,
+        training_s=checkpoint.seconds if checkpoint else None,
+        failed=f"{failure.reason}, at step {failure.step}" if failure else None,
+    )
+
+
 def groups_of(points: Sequence[GridPoint]) -> list[list[str]]:
     """Names of the members that share one read: those that want the same windows of the same
     cache."""
-    found: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for point in points:
         for name, recipe in point.members.items():
-            found.setdefault(json.dumps([point.cache, shared(recipe)], sort_keys=True), []).append(
-                name
-            )
-    return list(found.values())
+            windows = json.dumps([point.cache, shared(recipe)], sort_keys=True)
+            groups.setdefault(windows, []).append(name)
+    return list(groups.values())
 
 
 def require_trainable(recipe: Recipe, cache: Cache, path: Path) -> None:
-    """Refuses, before any training, a member whose recipe does not fit its cache, or whose run
-    folder is another's."""
+    """Refuses a recipe that does not fit its cache, and a run folder `path` that was made from
+    something else. Raises BadInput that names the member."""
     manifest = cache.manifest
     require_wanted(recipe, cache)
     require_same(path, recipe, cache, manifest)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"):  # shapes alone: no weights are made
             VideoModel(recipe, cache.shape, make_task(recipe, manifest))
     except BadInput as error:
         raise BadInput(f"member '{recipe.name}': {error.message}", error.hint) from error
 
 
+# Work
+
+
 class SweepJob(Job):
-    """What every worker of a sweep is told."""
+    """What every worker of a sweep is given."""
 
     sweep: str
-    """Its folder."""
+    """Folder of the sweep."""
     workers: int = 1
-    """How many there are: each takes at most its share of a group at a time."""
+    """How many workers there are: each takes at most its share of a group at a time."""
     allow_missing: bool = False
 
     def work(self, index: int) -> None:
-        run_members(
-            Sweep(Path(self.sweep)),
-            device_of_worker(self.device, index),
-            self.workers,
-            self.allow_missing,
-        )
+        device = device_of_worker(self.device, index)
+        run_members(Sweep(Path(self.sweep)), device, self.workers, self.allow_missing)
 
 
 def make_sweep_job(
     out: Path, device: torch.device | None, workers: int, allow_missing: bool
 ) -> SweepJob:
-    """What the `workers` of an engine are told about the sweep in folder `out`."""
-    on = None if device is None else str(device)
+    """The job of the `workers` of an engine at the sweep in folder `out`."""
     return SweepJob(
-        device=on, sweep=str(out.absolute()), workers=workers, allow_missing=allow_missing
+        device=None if device is None else str(device),
+        sweep=str(out.absolute()),
+        workers=workers,
+        allow_missing=allow_missing,
     )
 
 
@@ -321,23 +326,24 @@ def sweep(
     say: Callable[[str], None] = lambda _: None,
     ranks: Ranks = ALONE,
 ) -> Sweep:
-    """Trains and scores what is left of a sweep in folder `out`, and sums it up in
-    `summary-<task>.json`.
+    """Trains and scores what is left of a sweep in folder `out`, and writes its summaries.
 
     `caches`: those that `sweep_caches.prepare` has made, by their names in the sweep. Without an
     `engine` the work is done in this process and the other `ranks`, each a worker like any other;
-    all return when no member is left, and the first one sums up. Raises BadInput for what cannot be
-    trained, before anything is.
+    all return when no member is left, and the first one writes the summaries. Raises BadInput for
+    what cannot be trained, before anything is.
     """
-    made = Sweep.create(out, spec, caches, allow_missing)
+    running = Sweep.planned(out, spec, caches)
+    running.require_trainable(allow_missing)
+    running.write_header()
     if engine is None:
-        run_members(made, ranks.device(device), ranks.size, allow_missing, on_progress, say)
+        run_members(running, ranks.device(device), ranks.size, allow_missing, on_progress, say)
     else:
         job = make_sweep_job(out, device, engine.workers, allow_missing)
-        run_until_done(engine, job, logs, lambda: len(made.left()), "members")
+        run_until_done(engine, job, logs, lambda: len(running.left()), "members")
     if ranks.is_first:
-        made.sum_up()
-    return made
+        running.write_summaries()
+    return running
 
 
 def run_members(
@@ -348,54 +354,57 @@ def run_members(
     on_progress: OnProgress | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Trains and scores the members that nobody else is at, until none is left; waits for those
-    that others are at."""
+    """Trains and scores members until none is left; waits for those that other workers hold."""
     with Leases(open_storage(sweep.path)) as leases:
         for members in claim_members(sweep, leases, workers):
+            cache = sweep.cache_of(members[0])
             try:
-                train_group(
-                    members,
-                    sweep.caches[members[0].point.cache],
-                    device,
-                    allow_missing,
-                    on_progress,
-                    say,
-                )
+                train_group(members, cache, device, allow_missing, on_progress, say)
             finally:
                 for member in members:
                     leases.release(member.name)
 
 
 def claim_members(sweep: Sweep, leases: Leases, workers: int) -> Iterator[list[Member]]:
-    """Members to train side by side: of one group, at most a worker's share of what is left of it.
+    """Members to train side by side: of one group, at most one worker's share of what is left.
 
-    Waits for what others are at; ends when no member is left but such as were handed out here.
+    Waits for what other workers hold; ends when no member is left but those that were handed out
+    here.
     """
-    given: set[str] = set()
+    handed_out: set[str] = set()
     while True:
-        left, took = 0, False
-        for group in sweep.groups():
-            free = [
-                member for member in group if member.name not in given and not sweep.is_done(member)
+        num_left, is_idle = 0, True
+        for group in sweep.groups:
+            open_members = [
+                member
+                for member in group
+                if member.name not in handed_out and not sweep.is_done(member)
             ]
-            mine: list[Member] = []
-            for member in free:
-                if len(mine) < math.ceil(len(free) / workers) and leases.claim(member.name):
-                    mine.append(member)
-            for member in [
-                member for member in mine if sweep.is_done(member)
-            ]:  # finished between the two looks
-                leases.release(member.name)
-                mine.remove(member)
-            given |= {member.name for member in mine}
-            if mine:
-                took = True
-                yield mine
-            left += len(free) - len(mine)
-        if not left:
+            claimed = _claim_share(sweep, leases, open_members, workers)
+            num_left += len(open_members) - len(claimed)
+            if claimed:
+                is_idle = False
+                handed_out |= {member.name for member in claimed}
+                yield claimed
+        if not num_left:
             return
-        if not took:
+        if is_idle:
             time.sleep(LOOK_S)
+
+
+def _claim_share(
+    sweep: Sweep, leases: Leases, members: Sequence[Member], workers: int
+) -> list[Member]:
+    """The members that this worker may train now: those it got the leases of, at most a share."""
+    claimed: list[Member] = []
+    for member in members:
+        if len(claimed) < math.ceil(len(members) / workers) and leases.claim(member.name):
+            claimed.append(member)
+    # Another worker may have finished a member after it was seen here, and before it was claimed.
+    for member in [member for member in claimed if sweep.is_done(member)]:
+        leases.release(member.name)
+        claimed.remove(member)
+    return claimed
 
 
 def train_group(
@@ -406,45 +415,48 @@ def train_group(
     on_progress: OnProgress | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Trains members that share windows side by side, and scores them. Where memory runs out, half
-    of them at a time."""
+    """Trains members that share windows side by side, and scores them; half of them at a time where
+    memory runs out. A member that diverges, or does not fit alone, is stopped for good."""
 
-    def stopped(trainer: Trainer, error: Diverged) -> None:
+    def stop(trainer: Trainer, error: Diverged) -> None:
         record_failure(trainer.run.path, error.step, error.reason)
         say(f"{trainer.run.path.name} is stopped at step {error.step}: {error.reason}")
 
     try:
         recipes = {member.path: member.recipe for member in members}
-        train_together(recipes, cache, None, device, allow_missing, on_progress, stopped)
-        whole = [Run(member.path) for member in members if member.failure is None]
-        if whole:
-            evaluate_together(whole, cache, SPLIT, device=device, allow_missing=allow_missing)
+        train_together(recipes, cache, None, device, allow_missing, on_progress, stop)
+        trained = [Run(member.path) for member in members if member.failure is None]
+        if trained:
+            evaluate_together(trained, cache, SPLIT, device=device, allow_missing=allow_missing)
         return
     except (MemoryError, RuntimeError) as error:
-        if not (
-            isinstance(error, MemoryError | torch.OutOfMemoryError)
-            or any(text in str(error) for text in NO_MEMORY)
-        ):
+        if not is_out_of_memory(error):
             raise
     # Only here are the models gone that the error held; optimisers are part of cycles.
     gc.collect()
     torch.cuda.empty_cache()
     if len(members) == 1:
         progress = members[0].progress
-        record_failure(
-            members[0].path,
-            progress[0] if progress else 0,
-            f"does not fit into the memory of {device}",
-        )
-        say(f"{members[0].name} is stopped: it does not fit into the memory of {device}")
+        reason = f"does not fit into the memory of {device}"
+        record_failure(members[0].path, progress[0] if progress else 0, reason)
+        say(f"{members[0].name} is stopped: it {reason}")
         return
     say(
-        f"{len(members)} members do not fit into the memory of {device} together: half of them at a time"
+        f"{len(members)} members do not fit into the memory of {device} together: "
+        "half of them at a time"
     )
     half = math.ceil(len(members) / 2)
     for part in (members[:half], members[half:]):
         train_group(part, cache, device, allow_missing, on_progress, say)
 
 
+def is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether memory ran out, on the CPU or the GPU: torch has several ways to say so."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return any(text in str(error) for text in NO_MEMORY)
+
+
 def record_failure(path: Path, step: int, reason: str) -> None:
+    """Stops the run in folder `path` for good."""
     write_atomically(path / "failed.json", to_json(MemberFailure(step=step, reason=reason)))

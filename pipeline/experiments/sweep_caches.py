@@ -1,9 +1,10 @@
-"""The caches of a sweep beside the one it is started on: other codecs or rates of the same videos,
-or harder videos."""
+"""The caches that a sweep needs beside the one it is started on: other codecs or rates of the same
+videos, or harder videos."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,13 +15,16 @@ from pipeline.cache.storage.open import open_storage
 from pipeline.config import plugins
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
-from pipeline.experiments.sweep_spec import GIVEN, DerivedCache, SweepSpec, grid_points
+from pipeline.experiments.sweep_spec import GIVEN, DerivedCache, SweepSpec
 from pipeline.extract.derive import derive
 from pipeline.extract.extract import extract
 
 OnStep = Callable[[str, float, float], None]
-"""(what, done, total)"""
-ROOM = "start the sweep on a cache of the built-in world's room: stillframe manifest world --out DIR --set scene=room"
+"""Takes what is being made, how much of it is done, and how much there is in all."""
+RENDERED_HINT = (
+    "start the sweep on a cache of the built-in world's room: "
+    "stillframe manifest world --out DIR --set scene=room"
+)
 
 
 def prepare(
@@ -30,78 +34,69 @@ def prepare(
     device: torch.device | None = None,
     on_step: OnStep = lambda *_: None,
 ) -> dict[str, Cache]:
-    """Every cache that a setting of the sweep is trained on, by its name in the sweep; made where
-    it is missing.
+    """Every cache that a point of the sweep is trained on, by its name in the sweep; `given` is the
+    one that the sweep is started on, and all others are made where they are missing.
 
-    Derived caches and rendered videos lie in `out`, and are kept. Several processes may be at it.
-    Raises BadInput for a cache that cannot be made.
+    Derived caches and rendered videos lie in `out`, and are kept. Several processes may prepare
+    them at once. Raises BadInput for a cache that cannot be made.
     """
-    wanted = dict.fromkeys(point.cache for point in grid_points(spec))
-    for name in wanted:
-        if name != GIVEN and spec.caches[name].data:
+    names = list(dict.fromkeys(point.cache for point in spec.grid_points))
+    to_make = [name for name in names if name != GIVEN]
+    for name in to_make:
+        if spec.caches[name].data:
             require_rendered(name, spec.caches[name], given)
-    others = [name for name in wanted if name != GIVEN]
-    shown = {
-        name: f"{name}, {number} of {len(others)} caches"
-        for number, name in enumerate(others, start=1)
-    }
-
-    def made(name: str) -> Cache:
-        return _made(
-            name,
-            spec.caches[name],
-            given,
-            out,
-            device,
-            lambda what, *share: on_step(f"{what} {shown[name]}", *share),
+    caches = {}
+    for name in names:
+        if name == GIVEN:
+            caches[name] = given
+            continue
+        title = f"{name}, {to_make.index(name) + 1} of {len(to_make)} caches"
+        caches[name] = _make_cache(
+            name, spec.caches[name], given, out, device, partial(_titled_step, on_step, title)
         )
+    return caches
 
-    return {name: given if name == GIVEN else made(name) for name in wanted}
+
+def _titled_step(on_step: OnStep, title: str, step: str, done: float, total: float) -> None:
+    on_step(f"{step} {title}", done, total)
 
 
-def require_rendered(name: str, other: DerivedCache, given: Cache) -> None:
-    """Refuses other data where the videos are a user's own, and settings that the data set refuses,
-    before any is rendered."""
-    dataset = given.manifest.origin.dataset
-    if not plugins.load("dataset", dataset).renders:
+def require_rendered(name: str, derived: DerivedCache, given: Cache) -> None:
+    """Refuses, before any video is rendered, other data where the videos are a user's own, and
+    settings that the data set refuses."""
+    origin = given.manifest.origin
+    if not plugins.load("dataset", origin.dataset).renders:
         raise BadInput(
-            f"cache '{name}' of the sweep wants other videos, and data set '{dataset}' of {given} renders none",
-            ROOM,
+            f"cache '{name}' of the sweep wants other videos, "
+            f"and data set '{origin.dataset}' of {given} renders none",
+            RENDERED_HINT,
         )
     try:
         plugins.settings(
-            "dataset", dataset, given.manifest.origin.settings | other.data, f"data set of {given}"
+            "dataset", origin.dataset, origin.settings | derived.data, f"data set of {given}"
         )
     except BadInput as error:
         raise BadInput(
-            f"cache '{name}' of the sweep wants other videos: {error.message}", ROOM
+            f"cache '{name}' of the sweep wants other videos: {error.message}", RENDERED_HINT
         ) from error
 
 
-def _made(
+def _make_cache(
     name: str,
-    other: DerivedCache,
+    derived: DerivedCache,
     given: Cache,
     out: Path,
     device: torch.device | None,
     on_step: OnStep,
 ) -> Cache:
-    if other.derive:
-        return derive(
-            given,
-            other.derive,
-            out / "caches",
-            lambda done, total: on_step("deriving", done, total),
-        )
+    """Derives one cache from the given one, or renders its videos and extracts them."""
+    if derived.derive:
+        return derive(given, derived.derive, out / "caches", partial(on_step, "deriving"))
     origin = given.manifest.origin
-    settings = origin.settings | other.data
+    settings = origin.settings | derived.data
     with Leases(open_storage(out)) as leases, leases.alone(f"data-{name}"):
         videos = manifest.build(
-            origin.dataset,
-            None,
-            out / "data" / name,
-            settings,
-            lambda done, total: on_step("rendering", done, total),
+            origin.dataset, None, out / "data" / name, settings, partial(on_step, "rendering")
         )
     return extract(
         given.cache_spec,

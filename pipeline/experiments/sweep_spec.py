@@ -30,8 +30,9 @@ import copy
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -47,23 +48,25 @@ from pipeline.config.toml_tables import read_table, set_nested
 from pipeline.errors import BadInput, unknown_name
 
 GIVEN = "given"
-"""The cache that the sweep was started on."""
+"""Name, in a sweep, of the cache that the sweep was started on."""
 CACHE = "cache"
-"""The axis over caches; all others are keys of a recipe."""
+"""The axis over caches; all other axes are keys of a recipe."""
 SEED = "training.seed"
 SWEEP_FORMAT = 1
+"""Version of sweep.json."""
 
 
 class DerivedCache(Settings):
     """A cache that is made for the sweep from the one it is started on."""
 
     derive: tuple[str, ...] = ()
-    """Keys of the spec, as for `stillframe derive --set`."""
+    """Keys of the spec to change, each as for `stillframe derive --set`."""
     data: dict[str, Any] = Field(default_factory=dict)
-    """Settings of the data set, laid over those that the cache's own videos were rendered with."""
+    """Settings of the data set, in the place of those that the cache's own videos were rendered
+    with."""
 
     @model_validator(mode="after")
-    def _one_way(self) -> Self:
+    def _exactly_one_source(self) -> Self:
         if bool(self.derive) == bool(self.data):
             raise ValueError("wanted either derive or data")
         return self
@@ -75,27 +78,27 @@ class SweepSpec(Settings):
     name: PlainName
     """Name of the sweep and of its folder; None: the name of the file."""
     recipe: dict[str, Any]
-    """As a table; a name or a path stands for a shipped recipe or for a .toml file beside this
-    one."""
+    """What every member starts from: a table, the name of a shipped recipe, or the path of a .toml
+    file beside this one."""
     seeds: tuple[Seed, ...] = (0,)
-    """Every setting is trained once with each, as `training.seed`."""
+    """Every point of the grid is trained once with each, as `training.seed`."""
     reference: dict[str, Any] = Field(default_factory=dict)
-    """Axis -> the value that every other setting is compared with. Empty: the first of the first
-    axis."""
+    """Axis -> the value of the point that all others are compared with. Empty: the first value of
+    the first axis."""
     changes: dict[str, Any] = Field(default_factory=dict)
-    """Key of the recipe -> value, for all members."""
+    """Key of the recipe -> the value that all members have."""
     axes: dict[str, list[Any] | Literal["*"]] = Field(default_factory=dict)
     """Key of the recipe, or `cache` -> the values to compare. "*": all plug-ins there are."""
     each: dict[str, Any] = Field(default_factory=dict)
-    """Settings such as layers = 1 of all plug-ins that are named alone, where they have them."""
+    """Settings, such as layers = 1, of all plug-ins that are named alone and have such a setting."""
     settings: tuple[dict[str, Any], ...] = ()
     """More points of the grid, one by one: axis -> value."""
     caches: dict[str, DerivedCache] = Field(default_factory=dict)
-    """Name, as on the axis `cache` -> how that cache is made."""
+    """Name of a cache, as on the axis `cache` -> how that cache is made."""
 
     @field_validator("recipe", mode="before")
     @classmethod
-    def _read(cls, recipe: Any) -> Any:
+    def _read_recipe(cls, recipe: Any) -> Any:
         if not isinstance(recipe, str):
             return recipe
         recipes = shipped("recipe")
@@ -105,14 +108,14 @@ class SweepSpec(Settings):
 
     @field_validator("seeds")
     @classmethod
-    def _seeds_apart(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+    def _distinct_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if not seeds or len(set(seeds)) < len(seeds):
             raise ValueError("wanted at least one seed, each once")
         return seeds
 
     @field_validator("axes", mode="before")
     @classmethod
-    def _some_values(cls, axes: Any) -> Any:
+    def _nonempty_axes(cls, axes: Any) -> Any:
         for key, values in axes.items() if isinstance(axes, dict) else ():
             if values != "*" and not isinstance(values, list):
                 raise ValueError(f"axis '{key}' wants a list of values, found {values!r}")
@@ -123,7 +126,7 @@ class SweepSpec(Settings):
         return axes
 
     @model_validator(mode="after")
-    def _something(self) -> Self:
+    def _nonempty_grid(self) -> Self:
         if not self.axes and not self.settings:
             raise ValueError("nothing to compare: wanted [axes] or [[settings]]")
         if GIVEN in self.caches:
@@ -132,29 +135,41 @@ class SweepSpec(Settings):
             )
         return self
 
+    @cached_property
+    def grid_points(self) -> tuple[GridPoint, ...]:
+        """All points, those of the axes first, made when they are first asked for.
+
+        Raises BadInput for an axis that does not exist, a value that a recipe refuses, two points
+        with the same name, a reference that is no point, and an unknown cache.
+        """
+        return _expand(self)
+
 
 class SweepHeader(Settings):
-    """sweep.json: a sweep that was started, with all that was laid over it."""
+    """sweep.json: a sweep that was started, with every change that was made on its command
+    line."""
 
     format_version: int
     sweep: SweepSpec
     caches: dict[str, str]
-    """Name in the sweep -> where it is."""
+    """Name of a cache in the sweep -> its address."""
     fingerprints: dict[str, str]
+    """Name of a cache in the sweep -> its fingerprint."""
 
 
 @dataclass(frozen=True)
 class GridPoint:
-    """One point of the grid."""
+    """One point of the grid: a choice of values, trained once with every seed."""
 
     name: str
     values: dict[str, Any]
-    """axis -> value."""
+    """Axis -> value."""
     cache: str
+    """Name, in the sweep, of the cache that it is trained on."""
     reference: str
-    """Name of the setting it is compared with; its own where it is a reference."""
+    """Name of the point it is compared with; its own where it is a reference."""
     members: dict[str, Recipe]
-    """Name of the run -> what it trains, one for each seed, in their order."""
+    """Name of a run -> its recipe, one for each seed, in the order of the seeds."""
 
 
 def load_sweep(
@@ -163,23 +178,25 @@ def load_sweep(
     axes: Mapping[str, Any] | None = None,
     seeds: int | None = None,
 ) -> SweepSpec:
-    """A sweep from a file, with more `changes` and `axes` laid over its own, and the seeds 0, 1,
-    ... below `seeds`.
+    """Reads a sweep from a file, with `changes` and `axes` added to its own, and the seeds 0, 1,
+    ... below `seeds` in the place of its own.
 
-    The file is TOML, or the sweep.json of a sweep that was started, which holds all that was laid
-    over it then. Of its [[settings]] those are left out that have another value on a given axis;
-    one that an axis makes too is there once.
+    The file is TOML, or the sweep.json of a sweep that was started, which holds every change that
+    was made to it then. A [[settings]] row is dropped where it has another value on one of the
+    `axes`. Raises BadInput for a file or a table that is no sweep.
     """
-    made = path.suffix == ".json"
-    table = read_header(path).sweep.model_dump(mode="json") if made else read_table(path, "sweep")
-    for key, given in (("changes", changes), ("axes", axes)):
-        if given:
-            table[key] = table.get(key, {}) | dict(given)
-    for key, values in (axes or {}).items():
+    if path.suffix == ".json":
+        table = read_header(path).sweep.model_dump(mode="json")
+    else:
+        table = read_table(path, "sweep")
+    for key, overrides in (("changes", changes), ("axes", axes)):
+        if overrides:
+            table[key] = table.get(key, {}) | dict(overrides)
+    for axis, values in (axes or {}).items():
         table["settings"] = [
-            one
-            for one in table.get("settings", ())
-            if values == "*" or one.get(key) in (None, *values)
+            row
+            for row in table.get("settings", ())
+            if values == "*" or row.get(axis) in (None, *values)
         ]
     if seeds is not None:
         table["seeds"] = list(range(seeds))
@@ -190,93 +207,97 @@ def load_sweep(
 
 
 def read_header(file: Path) -> SweepHeader:
+    """Reads a sweep.json. Raises BadInput where it is damaged or of a later version."""
     hint = "remove it and run the same sweep again: what is trained is kept"
     return read_json(SweepHeader, file, hint, range(1, SWEEP_FORMAT + 1))
 
 
-def grid_points(spec: SweepSpec) -> list[GridPoint]:
-    """All settings, those of the grid first. Raises BadInput: an axis that does not exist, a value
-    that a recipe refuses, two settings that are the same, a reference that is no setting."""
-    start = _base_table(spec)
-    found: dict[str, GridPoint] = {}
-    points = list(_point_values(spec))
-    reference = _reference_values(spec)
-    name_of = {_identity(values): _point_name(values) for values in points}
-    for values in points:
-        name = name_of[_identity(values)]
-        wanted = [_identity(dict(values) | reference), _identity(reference)]
-        compared = next((name_of[key] for key in wanted if key in name_of), None)
-        if compared is None:
-            raise BadInput(
-                f"sweep '{spec.name}': '{name}' is to be compared with '{_point_name(reference)}', which is no setting of it",
-                "change `reference`, or add that setting",
-            )
-        if name in found:
+def axis_values(key: str, values: list[Any] | str) -> list[Any]:
+    """The values of an axis; "*" stands for all plug-ins of that kind."""
+    return list(plugins.names(key) if isinstance(values, str) else values)
+
+
+# From axes to points
+
+
+def _expand(spec: SweepSpec) -> tuple[GridPoint, ...]:
+    """The points of a sweep; `SweepSpec.grid_points` says what is refused."""
+    base_table = copy.deepcopy(spec.recipe)
+    for key, value in spec.changes.items():
+        _apply_value(base_table, key, value, {})
+    values_of_points = list(_point_values(spec))
+    reference_of = _reference_names(spec, values_of_points)
+    points: dict[str, GridPoint] = {}
+    for values, reference in zip(values_of_points, reference_of, strict=True):
+        name = _point_name(values)
+        if name in points:
             raise BadInput(
                 f"sweep '{spec.name}': two settings are called '{name}'", "name each point once"
             )
         cache = values.get(CACHE, GIVEN)
         if cache != GIVEN and cache not in spec.caches:
             raise unknown_name("cache", str(cache), [GIVEN, *spec.caches], f"sweep '{spec.name}'")
-        members = {}
-        for seed in spec.seeds:
-            run = f"{_slug(name)}-seed{seed}"
-            members[run] = _member_recipe(spec, start, values, seed, run)
-        found[name] = GridPoint(name, values, cache, compared, members)
-    if len({run for point in found.values() for run in point.members}) < len(found) * len(
-        spec.seeds
-    ):
+        runs = {seed: f"{_slug(name)}-seed{seed}" for seed in spec.seeds}
+        members = {
+            run: _member_recipe(spec, base_table, values, seed, run) for seed, run in runs.items()
+        }
+        points[name] = GridPoint(name, values, cache, reference, members)
+    folders = {run for point in points.values() for run in point.members}
+    if len(folders) < len(points) * len(spec.seeds):
         raise BadInput(
             f"sweep '{spec.name}': two members would share a folder",
             "use other names or fewer signs in values",
         )
-    return list(found.values())
+    return tuple(points.values())
 
 
-def _base_table(spec: SweepSpec) -> dict[str, Any]:
-    """What every member starts from."""
-    table = copy.deepcopy(spec.recipe)
-    for key, value in spec.changes.items():
-        _apply_value(table, key, value, {})
-    return table
-
-
-def _point_values(spec: SweepSpec) -> Iterator[dict[str, Any]]:
+def _point_values(spec: SweepSpec) -> list[dict[str, Any]]:
+    """Axis -> value of every point."""
     axes = {key: axis_values(key, values) for key, values in spec.axes.items()}
-    grid = (
-        [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
-        if axes
-        else []
-    )
-    yield from grid
-    yield from (
-        dict(values) for values in spec.settings if values not in grid
-    )  # an axis given may make points of them
+    grid = [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
+    if not axes:
+        grid = []  # the product of no axes is one empty point
+    # An axis given on the command line may make a point that the file has as a row.
+    return grid + [dict(values) for values in spec.settings if values not in grid]
+
+
+def _reference_names(spec: SweepSpec, values_of_points: Sequence[dict[str, Any]]) -> list[str]:
+    """The name of every point's reference: the point that is like it but for the values of
+    `reference`, or else the point of these values alone."""
+    reference = _reference_values(spec)
+    name_of = {_canonical(values): _point_name(values) for values in values_of_points}
+    names = []
+    for values in values_of_points:
+        candidates = [_canonical(values | reference), _canonical(reference)]
+        name = next((name_of[key] for key in candidates if key in name_of), None)
+        if name is None:
+            raise BadInput(
+                f"sweep '{spec.name}': '{_point_name(values)}' is to be compared with "
+                f"'{_point_name(reference)}', which is no setting of it",
+                "change `reference`, or add that setting",
+            )
+        names.append(name)
+    return names
 
 
 def _reference_values(spec: SweepSpec) -> dict[str, Any]:
-    """The values that make a setting the one that others are compared with, each with the one that
-    is like it in all else."""
+    """Axis -> value of the points that others are compared with: `reference`, or else the first
+    value of the first axis."""
     if spec.reference:
         return spec.reference
     if not spec.axes:
         return spec.settings[0]
-    key, among = next(iter(spec.axes.items()))
-    return {key: axis_values(key, among)[0]}
-
-
-def axis_values(key: str, values: list[Any] | str) -> list[Any]:
-    """The values of an axis."""
-    return list(plugins.names(key) if isinstance(values, str) else values)
+    key, values = next(iter(spec.axes.items()))
+    return {key: axis_values(key, values)[0]}
 
 
 def _member_recipe(
-    spec: SweepSpec, start: Mapping[str, Any], values: Mapping[str, Any], seed: int, run: str
+    spec: SweepSpec, base_table: Mapping[str, Any], values: Mapping[str, Any], seed: int, run: str
 ) -> Recipe:
-    table = copy.deepcopy(dict(start))
-    for key, value in sorted(
-        values.items(), key=lambda item: item[0].count(".")
-    ):  # a table before what is in it
+    """The recipe of one run. Raises BadInput for a value that it refuses."""
+    table = copy.deepcopy(dict(base_table))
+    # A table comes before what is in it: "temporal" before "temporal.layers".
+    for key, value in sorted(values.items(), key=lambda item: item[0].count(".")):
         if key != CACHE:
             _apply_value(table, key, value, spec.each)
     if SEED not in values:
@@ -285,12 +306,19 @@ def _member_recipe(
     return plugins.check(Recipe, table, f"sweep '{spec.name}', setting '{_point_name(values)}'")
 
 
-def _apply_value(table: dict[str, Any], key: str, value: Any, each: Mapping[str, Any]) -> None:
-    """Lays an axis' value over a recipe. A table is laid key by key; a plug-in's own settings stay
-    if it is the same one."""
+def _apply_value(
+    table: dict[str, Any], key: str, value: Any, plugin_settings: Mapping[str, Any]
+) -> None:
+    """Sets an axis' value in the table of a recipe.
+
+    A table is merged key by key; the settings of another plug-in than the one that is named are
+    dropped first. A plug-in that is named alone gets those of `plugin_settings` that it has.
+    """
     if key in ("temporal", "task") and isinstance(value, str):
         fields = plugins.load(key, value).Settings.model_fields
-        value = {"name": value, **{name: given for name, given in each.items() if name in fields}}
+        value = {"name": value} | {
+            name: setting for name, setting in plugin_settings.items() if name in fields
+        }
     if not isinstance(value, dict):
         set_nested(table, key, value)
         return
@@ -301,27 +329,25 @@ def _apply_value(table: dict[str, Any], key: str, value: Any, each: Mapping[str,
         set_nested(table, f"{key}.{inner}", part)
 
 
-def _identity(values: Mapping[str, Any]) -> str:
+def _canonical(values: Mapping[str, Any]) -> str:
+    """Equal for points of equal values, whatever their order; values may be lists and tables."""
     return json.dumps(values, sort_keys=True)
 
 
 def _point_name(values: Mapping[str, Any]) -> str:
-    """For people: names of plug-ins and caches alone, all else with the last part of its key."""
+    """A point's name for people: "gru, width 8". Plug-ins and caches stand alone, every other value
+    with the last part of its key."""
     parts = []
     for key, value in values.items():
-        last = key.rpartition(".")[2]
         if isinstance(value, dict):
-            shown = [
+            parts += [
                 str(part) if inner == "name" else f"{inner} {_value_text(part)}"
                 for inner, part in value.items()
             ]
-            parts += shown
+        elif key in ("temporal", "task", CACHE):
+            parts.append(_value_text(value))
         else:
-            parts.append(
-                _value_text(value)
-                if key in ("temporal", "task", CACHE)
-                else f"{last} {_value_text(value)}"
-            )
+            parts.append(f"{key.rpartition('.')[2]} {_value_text(value)}")
     return ", ".join(parts)
 
 
@@ -332,4 +358,5 @@ def _value_text(value: Any) -> str:
 
 
 def _slug(name: str) -> str:
+    """A point's name as part of a folder's name."""
     return re.sub(r"[^A-Za-z0-9_.+=-]+", "-", name.replace(", ", "-").replace(" ", "="))

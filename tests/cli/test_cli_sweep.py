@@ -9,7 +9,7 @@ from support.commands import SPEC, assert_refused, call, fine
 
 from pipeline.config.shipped import shipped
 from pipeline.experiments.sweep import SWEEP_FILE, Sweep
-from pipeline.experiments.sweep_spec import grid_points, load_sweep
+from pipeline.experiments.sweep_spec import load_sweep
 from pipeline.report.axis_plots import (
     axes_side_by_side,
     axis_figure,
@@ -46,7 +46,7 @@ data = { frames = 12 }
 
 
 def test_rates_are_compared_over_the_same_seconds():
-    settings = grid_points(load_sweep(shipped("sweep")["frame_rate"]))
+    settings = load_sweep(shipped("sweep")["frame_rate"]).grid_points
     windows = [next(iter(one.members.values())).windows for one in settings]
     assert {(one.frames - 1) / one.fps for one in windows} == {1.5}
     assert sorted({one.fps for one in windows}) == [
@@ -57,7 +57,7 @@ def test_rates_are_compared_over_the_same_seconds():
 
 
 def test_length_is_asked_up_to_hundreds_of_frames():
-    found = {one.name: one for one in grid_points(load_sweep(shipped("sweep")["motion_factors"]))}
+    found = {one.name: one for one in load_sweep(shipped("sweep")["motion_factors"]).grid_points}
     long = {name: one for name, one in found.items() if one.cache == "frames_384"}
     assert len(long) == 16 and len(found) == 60
     for one in long.values():
@@ -73,7 +73,7 @@ def test_length_is_asked_up_to_hundreds_of_frames():
 def test_a_given_axis_chooses_among_settings_too():
     path = shipped("sweep")["motion_factors"]
     spec = load_sweep(path, axes={"cache": ["given", "speed_1"], "temporal": ["identity", "gru"]})
-    assert [one.name for one in grid_points(spec)] == [
+    assert [one.name for one in spec.grid_points] == [
         "given, identity",
         "given, gru",
         "speed_1, identity",
@@ -94,7 +94,7 @@ def test_a_given_axis_chooses_among_settings_too():
         for module in ("identity", "gru")
         for frames in (8, 48)
     ]
-    assert [one.name for one in grid_points(load_sweep(path, axes=lengths))] == names
+    assert [one.name for one in load_sweep(path, axes=lengths).grid_points] == names
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from pipeline.config.cache_spec import load_spec
 from pipeline.config.recipe import load_recipe
 from pipeline.config.shipped import shipped
 from pipeline.config.toml_tables import override
-from pipeline.experiments.sweep_spec import grid_points, load_sweep
+from pipeline.experiments.sweep_spec import load_sweep
 
 PROGRAM = typer.main.get_command(app)
 LINES = [line for page in HANDWRITTEN for line in lines(page)]
@@ -133,7 +133,7 @@ def test_names_and_settings_in_blocks_are_taken(line):
         loaded = load_sweep(
             shipped("sweep")[given["sweep"]], flat(changes), axes, given.get("seeds")
         )
-        assert grid_points(loaded)
+        assert loaded.grid_points
 
 
 def is_name(text: str) -> bool:
@@ -198,7 +198,7 @@ def test_toml_blocks_are_checked_settings(page, tmp_path):
         elif "[task]" in text:
             load_recipe(file)
         else:
-            assert grid_points(load_sweep(file))
+            assert load_sweep(file).grid_points
 
 
 def test_the_recipe_in_the_guide_is_the_shipped_one(tmp_path):

@@ -27,7 +27,7 @@ from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.recipe import Recipe
 from pipeline.config.shipped import KINDS, shipped
-from pipeline.experiments.sweep_spec import SweepSpec, grid_points, load_sweep
+from pipeline.experiments.sweep_spec import SweepSpec, load_sweep
 
 REFERENCE = ROOT / "docs" / "reference"
 SCHEMAS = schemas()
@@ -57,7 +57,7 @@ def check(kind: str, table: dict[str, Any]) -> None:
     """The program's own check of such a file. Raises BadInput."""
     checked = plugins.check(MODELS[kind], {"name": "test"} | table, "test")
     if isinstance(checked, SweepSpec):
-        grid_points(checked)
+        list(checked.grid_points)
 
 
 def changed(kind: str, key: tuple[str, ...], value: Any) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def test_the_example_of_a_sweep_is_one(tmp_path):
     file = tmp_path / "example.toml"
     file.write_text(example[1])
     assert problems("sweep", tomllib.loads(example[1])) == []
-    assert len(grid_points(load_sweep(file))) > 1
+    assert len(load_sweep(file).grid_points) > 1
 
 
 def _sections() -> dict[str, str]:

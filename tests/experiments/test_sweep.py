@@ -23,7 +23,7 @@ from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
 from pipeline.experiments.sweep import Sweep, groups_of, sweep
 from pipeline.experiments.sweep_caches import prepare
-from pipeline.experiments.sweep_spec import SweepSpec, grid_points, load_sweep
+from pipeline.experiments.sweep_spec import SweepSpec, load_sweep
 from pipeline.extract import extract
 from pipeline.models.profile import cost
 from pipeline.train.evaluate import read_evaluation
@@ -54,7 +54,7 @@ def two_by_two(base):
 
 
 def names(spec):
-    return [setting.name for setting in grid_points(spec)]
+    return [setting.name for setting in spec.grid_points]
 
 
 def test_every_combination_is_a_setting_with_every_seed(base):
@@ -63,7 +63,7 @@ def test_every_combination_is_a_setting_with_every_seed(base):
         axes={"temporal": ["identity", "gru"], "windows.train_fraction": [0.5, 1.0]},
         seeds=[0, 1, 2],
     )
-    settings = grid_points(spec)
+    settings = spec.grid_points
     assert [one.name for one in settings] == [
         "identity, train_fraction 0.5",
         "identity, train_fraction 1",
@@ -90,7 +90,7 @@ def test_a_plug_in_keeps_the_recipes_settings_only_if_it_is_the_same(base):
         changes={"temporal": {"name": "min_gru", "layers": 3}},
         axes={"temporal": ["min_gru", {"name": "min_gru", "layers": 1}, "mamba", "gru"]},
     )
-    settings = grid_points(spec)
+    settings = spec.grid_points
     assert [one.name for one in settings] == ["min_gru", "min_gru, layers 1", "mamba", "gru"]
     default = plugins.load("temporal", "mamba").Settings().layers
     layers = [
@@ -110,7 +110,7 @@ def test_settings_of_each_plug_in_are_laid_where_it_has_them(base):
         axes={"temporal": ["identity", "mamba", {"name": "mamba", "state": 8}]},
         each={"layers": 1},
     )
-    recipes = [next(iter(one.members.values())) for one in grid_points(spec)]
+    recipes = [next(iter(one.members.values())) for one in spec.grid_points]
     default = plugins.load("temporal", "mamba").Settings()
     assert [getattr(recipe.temporal.settings, "layers", None) for recipe in recipes] == [
         None,
@@ -124,7 +124,7 @@ def test_settings_one_by_one_join_the_grid(base):
         base, axes={"temporal": ["identity"]}, settings=[{"temporal": "gru", "model.width": 8}]
     )
     assert names(spec) == ["identity", "gru, width 8"]
-    assert [one.reference for one in grid_points(spec)] == ["identity", "identity"]
+    assert [one.reference for one in spec.grid_points] == ["identity", "identity"]
 
 
 def test_what_reads_other_windows_is_another_group(base):
@@ -134,7 +134,7 @@ def test_what_reads_other_windows_is_another_group(base):
         "task.label_smoothing": [0.0, 0.1],
         "model.layers": [[2], [2, 5]],
     }
-    groups = groups_of(grid_points(spec_of(base, axes=axes)))
+    groups = groups_of(spec_of(base, axes=axes).grid_points)
     assert [len(group) for group in groups] == [8, 8]
 
 
@@ -177,17 +177,18 @@ def test_what_reads_other_windows_is_another_group(base):
 )
 def test_wrong_sweeps_are_named(base, table, message):
     with pytest.raises(BadInput, match=message):
-        grid_points(
+        spec = (
             spec_of(base, **table)
             if "recipe" not in table
             else plugins.check(SweepSpec, {"name": "t", **table}, "t")
         )
+        list(spec.grid_points)
 
 
 @pytest.mark.parametrize("name", shipped("sweep"))
 def test_shipped_sweeps_are_whole(name):
     spec = load_sweep(shipped("sweep")[name])
-    settings = grid_points(spec)
+    settings = spec.grid_points
     assert (
         spec.name == name and len(settings) > 1 and all(len(one.members) == 3 for one in settings)
     )
@@ -331,7 +332,7 @@ def test_what_does_not_fit_into_memory_together_is_trained_in_halves(material, b
     """A real limit of the address space, which is lifted once the sweep has said what it does about it."""
     changes = {"model.width": 1000, "training.steps": 1, "task.forms": ["streaming"]}
     spec = spec_of(base, axes={"training.learning_rate": [1e-4, 2e-4, 3e-4, 4e-4]}, changes=changes)
-    recipe = next(iter(grid_points(spec)[0].members.values()))
+    recipe = next(iter(spec.grid_points[0].members.values()))
     weights_bytes = 4 * cost(recipe, material.cache.shape, material.manifest.labels).parameters
     limit = 8 * weights_bytes  # each of four wants weights, gradient and two moments
     called = [*command(spec, material.cache, tmp_path / "sweep", LIMITED), str(limit)]
@@ -450,7 +451,7 @@ def test_derived_caches_are_made_and_compared_on_the_same_clips(material, base, 
     (summary,) = made.summaries.values()
     assert [one.name for one in summary.settings] == ["given", "int8"]
     assert list(summary.settings[1].comparisons) == ["streaming", "window"]
-    assert len(made.groups()) == 2
+    assert len(made.groups) == 2
     again = prepare(spec, material.cache, tmp_path)
     assert again["int8"].path == caches["int8"].path
 
