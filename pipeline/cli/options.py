@@ -45,9 +45,6 @@ AllowMissing = Annotated[
 SpecOption = Annotated[
     str, typer.Option(help="What to cache: a .toml file, or the name of a shipped spec.")
 ]
-<<<<<<< HEAD
-RecipeName = Annotated[
-=======
 SpecArgument = Annotated[
     str, typer.Argument(help="What to cache: a .toml file, or the name of a shipped spec.")
 ]
@@ -55,7 +52,6 @@ RecipeOption = Annotated[
     str, typer.Option(help="What to train: a .toml file, or the name of a shipped recipe.")
 ]
 RecipeArgument = Annotated[
->>>>>>> b18ae53 (Options that specs, recipes and caches are named by are declared once)
     str, typer.Argument(help="What to train: a .toml file, or the name of a shipped recipe.")
 ]
 CacheFolder = Annotated[str, typer.Argument(help="A cache: its folder or URL.")]
