@@ -1,4 +1,4 @@
-"""Settings of a sweep side by side: scores with intervals over seeds and videos, gains over a
+"""The points of a sweep side by side: scores with intervals over seeds and videos, gains over a
 reference, and what they cost.
 
 What makes a score uncertain, and how that is told, stands in `resampling` and `seed_variance`.
@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from pipeline.config.plugins import Settings
 from pipeline.errors import BadInput, StillframeError, unknown_name
-from pipeline.experiments.resampling import BootstrapTable, Scored, interval_of, two_sided
+from pipeline.experiments.resampling import BootstrapTable, PointScores, interval_of, two_sided
 from pipeline.experiments.seed_variance import TIE, SeedVariance, seed_variances
 from pipeline.models.profile import Cost
 from pipeline.train.bootstrap import Interval
@@ -23,16 +22,16 @@ from pipeline.train.evaluate import Evaluation, MetricFacts
 
 
 class ReferenceComparison(Settings):
-    """Against the reference setting, on the same clips."""
+    """A point against its reference, on the same clips and in one form."""
 
     gain: Interval
     """Paired; positive is better, whatever the metric's direction."""
     p: float
-    """Two-sided."""
+    """Two-sided, of the hypothesis that there is no gain."""
     p_adjusted: float
-    """Holm over all settings that are compared in this form."""
+    """Corrected by Holm's method for all points that are compared in this form."""
     wins: int
-    """Clips."""
+    """Clips that the point answers better than its reference, mean over seeds."""
     ties: int
     losses: int
 
@@ -42,27 +41,27 @@ class PointSummary(Settings):
 
     name: str
     values: dict[str, Any]
-    """axis -> value, seeds left out."""
+    """Axis -> value, seeds left out."""
     reference: str
-    """Name of the setting it is compared with; its own for a reference."""
+    """Name of the point it is compared with; its own for a reference."""
     runs: tuple[str, ...]
     """Names of the members, by seed."""
     failed: dict[str, str]
     """Member -> why it was stopped."""
     scores: dict[str, tuple[float, ...]]
-    """form -> score of the first metric of each seed that was scored; no forms where none was."""
+    """Form -> score in the first metric, by seed; no forms where no seed was scored."""
     intervals: dict[str, Interval]
-    """form -> mean and 95 % interval over seeds and videos."""
+    """Form -> mean and 95 % interval over seeds and videos."""
     comparisons: dict[str, ReferenceComparison]
-    """form -> against the reference; empty for the reference itself and where either has no
+    """Form -> against the reference; empty for the reference itself and where either has no
     score."""
     metrics: dict[str, dict[str, float]]
-    """form -> every metric's mean over seeds."""
+    """Form -> metric -> mean over seeds."""
     cost: Cost
     training_s: float | None
-    """Own share of the time, mean over seeds; None where no seed finished."""
+    """Its own share of the training time, mean over seeds; None where no seed finished."""
     pareto: dict[str, bool]
-    """form -> whether no other setting is at least as good and cheaper in FLOPs, or better and as
+    """Form -> whether no other point is at least as good and cheaper in FLOPs, or better and as
     cheap."""
 
 
@@ -73,13 +72,14 @@ class Summary(Settings):
     split: str
     task: str
     metric: MetricFacts
-    """The first, which counts."""
+    """The first metric of the task, which counts."""
     reference: str
-    """Name of a setting."""
+    """Name of the point that others are compared with where they name none themselves."""
     trivial: float
-    """What the trivial answer scores."""
+    """Score of the trivial answer, which does not look at the video."""
     axes: dict[str, list[Any]]
     settings: tuple[PointSummary, ...]
+    """The points, in the order of the sweep."""
 
 
 @dataclass(frozen=True)
@@ -103,49 +103,72 @@ class ScoredPoint:
     cost: Cost
     outcomes: tuple[Outcome, ...]
     reference: str | None = None
-    """Name of the setting it is compared with; None: the sweep's."""
+    """Name of the point it is compared with; None: the sweep's."""
 
-    def scored(self) -> dict[int, Evaluation]:
-        """seed -> evaluation, in order, of the members that were not stopped."""
-        found: dict[int, Evaluation] = {}
-        for one in sorted(self.outcomes, key=lambda one: one.seed):
-            if one.failed is None and one.evaluation is None:
+    @property
+    def by_seed(self) -> list[Outcome]:
+        """The outcomes, by seed."""
+        return sorted(self.outcomes, key=lambda outcome: outcome.seed)
+
+    def evaluations(self) -> dict[int, Evaluation]:
+        """Seed -> evaluation, by seed, of the members that were not stopped. Raises BadInput for a
+        member that was neither scored nor stopped."""
+        evaluations: dict[int, Evaluation] = {}
+        for outcome in self.by_seed:
+            if outcome.failed is not None:
+                continue
+            if outcome.evaluation is None:
                 raise BadInput(
-                    f"member {one.member} was neither scored nor stopped",
+                    f"member {outcome.member} was neither scored nor stopped",
                     "run the sweep again: it goes on",
                 )
-            if one.failed is None and one.evaluation is not None:
-                found[one.seed] = one.evaluation
-        return found
+            evaluations[outcome.seed] = outcome.evaluation
+        return evaluations
 
 
 def summarise(
     name: str, axes: dict[str, list[Any]], points: Sequence[ScoredPoint], reference: str
 ) -> Summary:
-    """The summary of sweep `name`; `reference` names what settings are compared with that name
-    nothing themselves.
+    """The summary of sweep `name`; `reference` is the point that others are compared with where
+    they name none themselves.
 
-    A setting without a scored seed keeps its row, with its failures. Settings that are not compared
-    may have been scored on other clips, as harder videos are. Raises BadInput: no such reference,
-    members that are neither scored nor failed, that were scored in another metric or on other clips
-    than their reference; StillframeError: nothing was scored.
+    A point without a scored seed keeps its row, with its failures. Points that are not compared may
+    have been scored on other clips, as harder videos are. Raises BadInput where the reference is no
+    point, where members are neither scored nor stopped, and where they were scored in another
+    metric or on other clips than their reference; StillframeError where no member was scored.
     """
     reference_of = _references(name, points, reference)
-    scored = {one.name: list(one.scored().values()) for one in points}
-    evaluations = [each for one in [reference, *scored] for each in scored[one]]
-    if not evaluations:
-        reasons = sorted({str(one.failed) for point in points for one in point.outcomes})
-        raise StillframeError(f"no member of sweep '{name}' was scored; why: {'; '.join(reasons)}")
-    first = evaluations[0]
-    for other in evaluations[1:]:
-        _require_same_measure(first, other)
-    for ours, theirs in reference_of.items():
-        for each in scored[ours]:
-            _require_same_clips((scored[theirs] or scored[ours])[0], each)
+    evaluations_of = {point.name: list(point.evaluations().values()) for point in points}
+    first = _first_evaluation(name, points, evaluations_of, reference)
+    _require_comparable(first, evaluations_of, reference_of)
     metric = first.metrics[0]
-    tables = _tables(metric, points, scored)
-    comparisons = {form: compared(found, reference_of) for form, found in tables.items()}
-    pareto = {form: undominated(found, reference_of) for form, found in tables.items()}
+    tables = _tables(metric, points, evaluations_of)
+    comparisons = {form: compared(of_form, reference_of) for form, of_form in tables.items()}
+    pareto = {form: undominated(of_form, reference_of) for form, of_form in tables.items()}
+
+    def summary_of(point: ScoredPoint) -> PointSummary:
+        name = point.name
+        own = {form: of_form[name] for form, of_form in tables.items() if name in of_form}
+        return PointSummary(
+            name=name,
+            values=point.values,
+            reference=reference_of[name],
+            runs=tuple(outcome.member for outcome in point.by_seed),
+            failed={
+                outcome.member: outcome.failed
+                for outcome in point.outcomes
+                if outcome.failed is not None
+            },
+            scores={form: table.scores(name) for form, table in own.items()},
+            intervals={form: table.interval(name) for form, table in own.items()},
+            comparisons={
+                form: of_form[name] for form, of_form in comparisons.items() if name in of_form
+            },
+            metrics=_mean_metrics(evaluations_of[name]),
+            cost=point.cost,
+            training_s=_mean_training_s(point),
+            pareto={form: of_form[name] for form, of_form in pareto.items() if name in of_form},
+        )
 
     return Summary(
         name=name,
@@ -155,212 +178,236 @@ def summarise(
         reference=reference,
         trivial=first.trivial[metric.name],
         axes=axes,
-        settings=tuple(
-            PointSummary(
-                name=point.name,
-                values=point.values,
-                reference=reference_of[point.name],
-                runs=tuple(one.member for one in sorted(point.outcomes, key=lambda one: one.seed)),
-                failed={one.member: one.failed for one in point.outcomes if one.failed is not None},
-                scores={
-                    form: found[point.name].scores(point.name)
-                    for form, found in tables.items()
-                    if point.name in found
-                },
-                intervals={
-                    form: found[point.name].interval(point.name)
-                    for form, found in tables.items()
-                    if point.name in found
-                },
-                comparisons={
-                    form: found[point.name]
-                    for form, found in comparisons.items()
-                    if point.name in found
-                },
-                metrics=_metrics(point),
-                cost=point.cost,
-                training_s=_training_s(point),
-                pareto={
-                    form: found[point.name] for form, found in pareto.items() if point.name in found
-                },
-            )
-            for point in points
-        ),
+        settings=tuple(map(summary_of, points)),
     )
 
 
-def _references(name: str, points: Sequence[ScoredPoint], reference: str) -> dict[str, str]:
-    """Setting -> the one it is compared with."""
-    found = {one.name: one.reference or reference for one in points}
-    for wanted in [reference, *found.values()]:
-        if wanted not in found:
-            raise unknown_name("setting", wanted, list(found), f"reference of sweep '{name}'")
-    return found
+# What may be compared
 
 
-def _tables(
-    metric: MetricFacts,
+def _references(sweep: str, points: Sequence[ScoredPoint], reference: str) -> dict[str, str]:
+    """Point -> the one it is compared with. Raises BadInput for a reference that is no point."""
+    reference_of = {point.name: point.reference or reference for point in points}
+    for name in [reference, *reference_of.values()]:
+        if name not in reference_of:
+            raise unknown_name("setting", name, list(reference_of), f"reference of sweep '{sweep}'")
+    return reference_of
+
+
+def _first_evaluation(
+    sweep: str,
     points: Sequence[ScoredPoint],
-    scored: Mapping[str, Sequence[Evaluation]],
-) -> dict[str, dict[str, BootstrapTable]]:
-    """form -> setting -> the table of all settings that were scored on the same clips."""
-    blocks: dict[tuple[str, ...], list[ScoredPoint]] = {}
-    for one in points:
-        if scored[one.name]:
-            blocks.setdefault(tuple(sorted(scored[one.name][0].clips)), []).append(one)
-    found: dict[str, dict[str, BootstrapTable]] = {}
-    for form in dict.fromkeys(form for each in chain(*scored.values()) for form in each.forms):
-        of_blocks = [
-            {one.name: row for one in block if (row := _scored(form, clips, one))}
-            for clips, block in blocks.items()
-        ]
-        spreads = seed_variances(
-            {name: row.by_seed for rows in of_blocks for name, row in rows.items()}
-        )
-        found[form] = {}
-        for (clips, block), rows in zip(blocks.items(), of_blocks, strict=True):
-            if rows:
-                asked = scored[block[0].name][0].clips
-                table = BootstrapTable(metric, rows, [asked[clip].video for clip in clips], spreads)
-                found[form] |= dict.fromkeys(rows, table)
-    return found
+    evaluations_of: Mapping[str, Sequence[Evaluation]],
+    reference: str,
+) -> Evaluation:
+    """The first evaluation of the reference, or else of the first point that has one."""
+    for name in [reference, *evaluations_of]:
+        if evaluations_of[name]:
+            return evaluations_of[name][0]
+    reasons = sorted({str(outcome.failed) for point in points for outcome in point.outcomes})
+    raise StillframeError(f"no member of sweep '{sweep}' was scored; why: {'; '.join(reasons)}")
 
 
-def _scored(form: str, clips: Sequence[str], point: ScoredPoint) -> Scored | None:
-    found = {seed: each.clips for seed, each in point.scored().items() if form in each.forms}
-    tables = [[rows[clip] for clip in clips] for rows in found.values()]
-    if not tables:
-        return None
-    return Scored(
-        seeds=tuple(found),
-        clips_SC=np.array([[row.scores[form] for row in table] for table in tables], np.float64),
-        weight_C=np.array([row.weight for row in tables[0]], np.float64),
-        flops=point.cost.flops,
-    )
+def _require_comparable(
+    first: Evaluation,
+    evaluations_of: Mapping[str, Sequence[Evaluation]],
+    reference_of: Mapping[str, str],
+) -> None:
+    """Refuses evaluations in another metric than the first, and those of a point on other clips
+    than those of its reference."""
+    for evaluations in evaluations_of.values():
+        for evaluation in evaluations:
+            _require_same_measure(first, evaluation)
+    for name, reference in reference_of.items():
+        for evaluation in evaluations_of[name]:
+            _require_same_clips((evaluations_of[reference] or evaluations_of[name])[0], evaluation)
 
 
 def _require_same_measure(first: Evaluation, other: Evaluation) -> None:
-    """Refuses scores of something else: another task, split or metric."""
-    theirs = other.measure
-    for key, wanted in first.measure.items():
-        if theirs[key] != wanted:
+    """Refuses scores of another task or split, or in another metric."""
+    for key, ours in first.measure.items():
+        theirs = other.measure[key]
+        if theirs != ours:
             raise BadInput(
-                f"runs {first.run} and {other.run} cannot be compared: {key} is {wanted} / {theirs[key]}",
+                f"runs {first.run} and {other.run} cannot be compared: {key} is {ours} / {theirs}",
                 "summarise settings of one task, evaluated on one split",
             )
 
 
 def _require_same_clips(first: Evaluation, other: Evaluation) -> None:
     ours, theirs = first.clips, other.clips
-    strange = sorted(ours.keys() ^ theirs.keys()) or [
-        one for one in ours if ours[one].video != theirs[one].video
+    differing = sorted(ours.keys() ^ theirs.keys()) or [
+        clip for clip in ours if ours[clip].video != theirs[clip].video
     ]
-    if strange:
+    if differing:
         raise BadInput(
-            f"runs {first.run} and {other.run} were not scored on the same clips: {len(strange)} differ, "
-            f"first {strange[0]}",
+            f"runs {first.run} and {other.run} were not scored on the same clips: "
+            f"{len(differing)} differ, first {differing[0]}",
             "evaluate both on the same split of one manifest",
         )
+
+
+# Tables of scores
+
+
+def _tables(
+    metric: MetricFacts,
+    points: Sequence[ScoredPoint],
+    evaluations_of: Mapping[str, Sequence[Evaluation]],
+) -> dict[str, dict[str, BootstrapTable]]:
+    """Form -> point -> the table of all points that were scored in this form on the same clips."""
+    by_clips: dict[tuple[str, ...], list[ScoredPoint]] = {}
+    for point in points:
+        if evaluations_of[point.name]:
+            clips = tuple(sorted(evaluations_of[point.name][0].clips))
+            by_clips.setdefault(clips, []).append(point)
+    every_evaluation = [one for evaluations in evaluations_of.values() for one in evaluations]
+    forms = dict.fromkeys(form for evaluation in every_evaluation for form in evaluation.forms)
+    return {form: _tables_of_form(metric, form, by_clips) for form in forms}
+
+
+def _tables_of_form(
+    metric: MetricFacts, form: str, by_clips: Mapping[tuple[str, ...], Sequence[ScoredPoint]]
+) -> dict[str, BootstrapTable]:
+    """Point -> the table of all points with its clips. What seeds do is known from all points
+    together, whatever clips they were scored on."""
+    rows_of = {
+        clips: {
+            point.name: scores for point in group if (scores := _point_scores(form, clips, point))
+        }
+        for clips, group in by_clips.items()
+    }
+    variances = seed_variances(
+        {name: scores.by_seed for rows in rows_of.values() for name, scores in rows.items()}
+    )
+    table_of: dict[str, BootstrapTable] = {}
+    for clips, rows in rows_of.items():
+        if rows:
+            facts = next(iter(by_clips[clips][0].evaluations().values())).clips
+            videos = [facts[clip].video for clip in clips]
+            table_of |= dict.fromkeys(rows, BootstrapTable(metric, rows, videos, variances))
+    return table_of
+
+
+def _point_scores(form: str, clips: Sequence[str], point: ScoredPoint) -> PointScores | None:
+    """A point's scores in one form; None where no seed was scored in it."""
+    clips_by_seed = {
+        seed: evaluation.clips
+        for seed, evaluation in point.evaluations().items()
+        if form in evaluation.forms
+    }
+    rows = [[facts[clip] for clip in clips] for facts in clips_by_seed.values()]
+    if not rows:
+        return None
+    return PointScores(
+        seeds=tuple(clips_by_seed),
+        clips_SC=np.array([[clip.scores[form] for clip in row] for row in rows], np.float64),
+        weight_C=np.array([clip.weight for clip in rows[0]], np.float64),
+        flops=point.cost.flops,
+    )
+
+
+def _mean_metrics(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, float]]:
+    """Form -> metric -> mean over seeds."""
+    forms = evaluations[0].forms if evaluations else {}
+    return {
+        form: {
+            metric: float(np.mean([one.forms[form][metric].score for one in evaluations]))
+            for metric in metrics
+        }
+        for form, metrics in forms.items()
+    }
+
+
+def _mean_training_s(point: ScoredPoint) -> float | None:
+    seconds = [
+        outcome.training_s
+        for outcome in point.outcomes
+        if outcome.failed is None and outcome.training_s is not None
+    ]
+    return float(np.mean(seconds)) if seconds else None
+
+
+# Comparisons
 
 
 def compared(
     tables: Mapping[str, BootstrapTable], reference_of: Mapping[str, str]
 ) -> dict[str, ReferenceComparison]:
-    """Setting -> what it gains over its reference; none for a reference itself, or where that has
-    no score."""
+    """Point -> its gain over its reference, for all points of one form; without the references
+    themselves, and without points whose reference has no score."""
     pairs = {
         name: reference_of[name]
         for name in tables
         if reference_of[name] != name and reference_of[name] in tables
     }
-    spreads = _paired_spreads(tables, pairs)
+    variances = _paired_variances(tables, pairs)
     gains = {
-        name: tables[name].gain(name, theirs, spreads.get(name)) for name, theirs in pairs.items()
+        name: tables[name].gain(name, reference, variances.get(name))
+        for name, reference in pairs.items()
     }
-    p = [two_sided(resampled, tables[name].videos) for name, (_, resampled) in gains.items()]
-    found = {}
-    for (name, theirs), plain, adjusted in zip(pairs.items(), p, holm(p), strict=True):
-        better_C = tables[name].against(name, theirs)
+    p_values = [two_sided(gain_R, tables[name].videos) for name, (_, gain_R) in gains.items()]
+    comparisons = {}
+    for (name, reference), p, p_adjusted in zip(
+        pairs.items(), p_values, holm(p_values), strict=True
+    ):
+        better_C = tables[name].against(name, reference)
         wins, losses = int((better_C >= TIE).sum()), int((better_C <= -TIE).sum())
         least, greatest = tables[name].range
-        found[name] = ReferenceComparison(
+        comparisons[name] = ReferenceComparison(
             gain=interval_of(*gains[name], (least - greatest, greatest - least)),
-            p=plain,
-            p_adjusted=adjusted,
+            p=p,
+            p_adjusted=p_adjusted,
             wins=wins,
             ties=len(better_C) - wins - losses,
             losses=losses,
         )
-    return found
+    return comparisons
 
 
-def _paired_spreads(
+def _paired_variances(
     tables: Mapping[str, BootstrapTable], pairs: Mapping[str, str]
 ) -> dict[str, SeedVariance]:
-    """Of the gains of those settings that have the seeds of their reference; all over one reference
-    are taken together."""
-    found: dict[str, SeedVariance] = {}
+    """Point -> variance of its gain over seeds, for the points that have the seeds of their
+    reference. Gains over one reference know it together."""
+    variances: dict[str, SeedVariance] = {}
     for reference in dict.fromkeys(pairs.values()):
         theirs = tables[reference].rows[reference].by_seed
-        ours = {
-            name: tables[name].rows[name].by_seed
-            for name, other in pairs.items()
-            if other == reference
-        }
-        same = {name: of for name, of in ours.items() if of.keys() == theirs.keys()}
-        found |= seed_variances(
-            {name: {seed: of[seed] - theirs[seed] for seed in of} for name, of in same.items()}
-        )
-    return found
+        gains = {}
+        for name in (name for name, other in pairs.items() if other == reference):
+            ours = tables[name].rows[name].by_seed
+            if ours.keys() == theirs.keys():
+                gains[name] = {seed: ours[seed] - theirs[seed] for seed in ours}
+        variances |= seed_variances(gains)
+    return variances
 
 
 def undominated(
     tables: Mapping[str, BootstrapTable], reference_of: Mapping[str, str]
 ) -> dict[str, bool]:
-    """Setting -> whether no other with the same reference is at least as good and as cheap, and one
-    of the two strictly."""
-    found: dict[str, bool] = {}
+    """Point -> whether no other with the same reference is at least as good and as cheap, and
+    better or cheaper."""
+    on_front: dict[str, bool] = {}
     for reference in dict.fromkeys(reference_of[name] for name in tables):
         names = [name for name in tables if reference_of[name] == reference]
         rows = [tables[name].rows[name] for name in names]
-        score = np.array(
+        score_K = np.array(
             [tables[name].sign * row.means.mean() for name, row in zip(names, rows, strict=True)]
         )
-        flops = np.array([row.flops for row in rows])
-        as_good, as_cheap = score >= score[:, None], flops <= flops[:, None]
-        strictly = (score > score[:, None]) | (flops < flops[:, None])
-        beaten = np.any(as_good & as_cheap & strictly, axis=1)
-        found |= {name: not lost for name, lost in zip(names, beaten, strict=True)}
-    return found
+        flops_K = np.array([row.flops for row in rows])
+        as_good, as_cheap = score_K >= score_K[:, None], flops_K <= flops_K[:, None]
+        strictly = (score_K > score_K[:, None]) | (flops_K < flops_K[:, None])
+        dominated_K = np.any(as_good & as_cheap & strictly, axis=1)
+        on_front |= {name: not lost for name, lost in zip(names, dominated_K, strict=True)}
+    return on_front
 
 
-def holm(p: Sequence[float]) -> list[float]:
-    """p corrected for how many there are: the chance of even one false finding stays below the
-    level (Holm, 1979)."""
-    values = np.asarray(p, np.float64)
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values corrected for how many there are, so that the chance of even one false finding stays
+    below the level (Holm, Scandinavian Journal of Statistics 6, 1979)."""
+    values = np.asarray(p_values, np.float64)
     order = np.argsort(values, kind="stable")
     raised = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
     adjusted = np.empty_like(values)
     adjusted[order] = np.minimum(raised, 1)
-    return [float(one) for one in adjusted]
-
-
-def _metrics(point: ScoredPoint) -> dict[str, dict[str, float]]:
-    """form -> metric -> mean over seeds."""
-    forms = [each.forms for each in point.scored().values()]
-    return {
-        form: {
-            metric: float(np.mean([each[form][metric].score for each in forms]))
-            for metric in forms[0][form]
-        }
-        for form in (forms[0] if forms else {})
-    }
-
-
-def _training_s(point: ScoredPoint) -> float | None:
-    seconds = [
-        one.training_s
-        for one in point.outcomes
-        if one.failed is None and one.training_s is not None
-    ]
-    return float(np.mean(seconds)) if seconds else None
+    return adjusted.tolist()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.experiments.seed_variance import (
-    FEWEST,
+    MIN_POINTS,
     SeedVariance,
     moderated,
     seed_variances,
@@ -77,7 +77,7 @@ def test_variances_of_0_are_moderated_and_tell_nothing_of_the_prior():
     assert nothing.tolist() == [0] * 5
 
 
-@pytest.mark.parametrize("settings", [1, 2, FEWEST - 1])
+@pytest.mark.parametrize("settings", [1, 2, MIN_POINTS - 1])
 @pytest.mark.parametrize("seeds", [2, 3])
 def test_few_settings_have_the_interval_of_student(settings, seeds):
     table_KS = np.random.default_rng(settings).normal(size=(settings, seeds))
