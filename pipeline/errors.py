@@ -30,6 +30,11 @@ class StillframeError(Exception):
         self.message = message
         self.hint = hint
 
+    @property
+    def with_hint(self) -> str:
+        """The message, and the hint in brackets if there is one, for lists of what failed."""
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
 
 class BadInput(StillframeError):
     """The user's file, path, key, value or cache cannot be used as it is."""

@@ -34,16 +34,7 @@ LONG = (
     "page",
     "distributed",
 )
-LONG += (
-    "object_store",
-    "report",
-    "sweep",
-    "sweep_launchers",
-    "temporal",
-    "train",
-    "world",
-    "doc_walk",
-)
+LONG += ("object_store", "report", "sweep", "sweep_launchers", "temporal", "train", "world")
 """Files that take twenty seconds and more. They come first: no worker is left with one when the others are done."""
 
 

@@ -42,16 +42,10 @@ AllowMissing = Annotated[
     bool, typer.Option(help="Leave out clips that the cache does not cover, and say how many.")
 ]
 
-SpecOption = Annotated[
+SpecName = Annotated[
     str, typer.Option(help="What to cache: a .toml file, or the name of a shipped spec.")
 ]
-SpecArgument = Annotated[
-    str, typer.Argument(help="What to cache: a .toml file, or the name of a shipped spec.")
-]
-RecipeOption = Annotated[
-    str, typer.Option(help="What to train: a .toml file, or the name of a shipped recipe.")
-]
-RecipeArgument = Annotated[
+RecipeName = Annotated[
     str, typer.Argument(help="What to train: a .toml file, or the name of a shipped recipe.")
 ]
 CacheFolder = Annotated[str, typer.Argument(help="A cache: its folder or URL.")]

@@ -14,9 +14,7 @@ from pipeline.cli.options import (
     FINISHED_WITH_FAILURES,
     AllowMissing,
     AsJson,
-    CacheFolder,
     Device,
-    DryRun,
     EngineName,
     EngineSets,
     Logs,
@@ -49,7 +47,7 @@ def sweep(
             help="What to compare: a .toml file, the name of a shipped sweep, or a sweep.json."
         ),
     ],
-    cache: CacheFolder,
+    cache: Annotated[str, typer.Argument(help="A cache: its folder or URL.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder of the sweep. Default: sweeps/<its name>.")
     ] = None,
@@ -76,7 +74,9 @@ def sweep(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Train members again that were stopped.")
     ] = False,
-    dry_run: DryRun = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be trained, and do nothing.")
+    ] = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write TensorBoard events of every run.")
     ] = False,

@@ -10,10 +10,8 @@ import typer
 from pipeline.cli.options import (
     AllowMissing,
     AsJson,
-    CacheFolder,
     Device,
     ManifestFolder,
-    RecipeArgument,
     Sets,
     app,
     named_file,
@@ -29,8 +27,10 @@ if TYPE_CHECKING:
 
 @app.command()
 def train(
-    recipe: RecipeArgument,
-    cache: CacheFolder,
+    recipe: Annotated[
+        str, typer.Argument(help="What to train: a .toml file, or the name of a shipped recipe.")
+    ],
+    cache: Annotated[str, typer.Argument(help="A cache: its folder or URL.")],
     out: Annotated[
         Path | None, typer.Option(help="Run folder. Default: runs/<name of the recipe>.")
     ] = None,
@@ -185,7 +185,16 @@ def evaluate(
                 update(done, total, "clips")
 
             sheet = draw_clips(
-                opened, cached, draw, split, checkpoint, scored, chosen, allow_missing, on_progress
+                opened,
+                cached,
+                draw,
+                split,
+                checkpoint,
+                scored,
+                chosen,
+                allow_missing,
+                on_progress,
+                console.say,
             )
         console.say(f"drawn: {sheet} and the videos in {sheet.with_suffix('')}")
 

@@ -42,7 +42,7 @@ from pipeline.records import Frames
 from pipeline.train import loop
 from pipeline.train.distributed import ALONE
 from pipeline.train.windows import BATCHES_AHEAD, Windows
-from pipeline.video.sandbox import Decoder
+from pipeline.video.reader import FrameReader
 from pipeline.video.transforms import FrameTransforms
 
 Tell = Callable[[str], None]
@@ -204,16 +204,14 @@ def _alone(
 ) -> _Alone:
     blocks: deque[Frames] = deque(maxlen=BLOCKS)
     frames, spent_s = 0, 0.0
-    with Decoder() as decoder:
+    with FrameReader(some.root, device) as reader:
         for turn, video in enumerate((some.videos[0], *some.videos)):
             begin, count = time.perf_counter(), 0
             with suppress(BadVideo):
-                for block in decoder.decode(
-                    some.root / video.source, [spec.frames.rate], video.image_fps
-                ):
+                for block in reader.blocks(video, [spec.frames.rate]):
                     if count == 0:
-                        blocks.append(block.frames)
-                    count += len(block.frames)
+                        blocks.append(block.transforms.frames)
+                    count += len(block.time_s)
             if turn:  # the first one has waited for the process to start
                 frames, spent_s = frames + count, spent_s + time.perf_counter() - begin
             if frames and spent_s > seconds / 2:
@@ -227,7 +225,7 @@ def _alone(
         with torch.inference_mode():
             while (left := size - sum(map(len, squares))) > 0:
                 squares.append(
-                    FrameTransforms(blocks[0], device).of(
+                    FrameTransforms(blocks[0], device).squares(
                         spec.frames, np.arange(len(blocks[0])) < left, None
                     )[0]
                 )

@@ -7,8 +7,10 @@ runs it.
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,15 +20,14 @@ import torch
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.records import Batch
 from pipeline.train.windows import WindowRef, Windows
-from pipeline.video.decode import decode_at
-from pipeline.video.transforms import FrameTransforms
+from pipeline.video.reader import FrameReader
 
 
 class UncachedWindows(Windows):
     """The windows that `Windows` has, in the same order, from the videos; a context manager.
 
     Of the cache it takes only which frames make up a window, and where they show what the truth
-    speaks of. Frames are decoded by `decoders` threads, beside the encoder, which runs without
+    speaks of. Frames are decoded by `decoders` processes, beside the encoder, which runs without
     gradients. Raises what `Windows` raises, and BadVideo.
     """
 
@@ -41,6 +42,11 @@ class UncachedWindows(Windows):
         super().__init__(*args, **settings)
         self.encoder, self.device = encoder, device
         self.pool = ThreadPoolExecutor(decoders, "decode")
+        self.readers: queue.SimpleQueue[FrameReader] = queue.SimpleQueue()
+        self._closing = ExitStack()
+        for _ in range(decoders):
+            reader = FrameReader(self.manifest.root, device)
+            self.readers.put(self._closing.enter_context(reader))
 
     def __enter__(self) -> Self:
         return self
@@ -52,6 +58,7 @@ class UncachedWindows(Windows):
         trace: TracebackType | None,
     ) -> None:
         self.pool.shutdown(cancel_futures=True)
+        self._closing.close()
 
     def read(self, samples: Sequence[WindowRef]) -> Batch:
         """The frames of `samples` as the encoder's squares, with their truth."""
@@ -83,14 +90,13 @@ class UncachedWindows(Windows):
 
     def _squares(self, sample: WindowRef) -> torch.Tensor:
         """(T, 3, size_px, size_px) uint8 of a window."""
-        clip, settings, view = (
-            self.clip(sample.clip),
-            self.cache.cache_spec.frames,
-            self.cache.views[sample.view],
-        )
-        time_s, place = np.unique(self._times(sample), return_inverse=True)
-        parts = [
-            FrameTransforms(frames, self.device).of(settings, np.ones(len(frames), bool), view)[0]
-            for frames in decode_at(self.manifest.root / clip.source, time_s, clip.image_fps)
-        ]
-        return torch.cat(parts)[place]
+        reader = self.readers.get()
+        try:
+            return reader.at_times(
+                self.clip(sample.clip).video,
+                self.cache.cache_spec.frames,
+                self._times(sample),
+                self.cache.views[sample.view],
+            )
+        finally:
+            self.readers.put(reader)

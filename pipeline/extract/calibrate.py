@@ -7,21 +7,20 @@ and what stops in between, has no part in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 
 from pipeline.cache.codec_parameters import pack_learnt
 from pipeline.cache.codecs.contract import FittedCodec
-from pipeline.config.cache_spec import CacheSpec
+from pipeline.config.cache_spec import BASE, CacheSpec
 from pipeline.datasets.manifest.manifest import Manifest
-from pipeline.errors import StillframeError
+from pipeline.errors import BadVideo, StillframeError
 from pipeline.extract.encode import named_tokens
 from pipeline.models.encoders.contract import EncoderPlugin
-from pipeline.records import Frames, Video
-from pipeline.video import decode
-from pipeline.video.transforms import resize_and_crop
+from pipeline.video.reader import FrameReader
+from pipeline.video.sandbox import DecodeLimits
 
 Plan = Mapping[int, Mapping[str, int]]
 """store -> video_id -> expected frames."""
@@ -50,30 +49,38 @@ def calibration_tokens(
     manifest: Manifest,
     plan: Plan,
     wanted: int,
+    limits: DecodeLimits | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, torch.Tensor]:
     """Token array -> float32 tokens (F, N, D) in host memory, of about `wanted` frames of evenly
     spread videos.
 
-    A video that cannot be decoded gives what can be had of it. Raises StillframeError if no frame
-    can be had at all.
+    A video that cannot be decoded gives what can be had of it, and `say` is told the reason. Raises
+    StillframeError if no frame can be had at all, or if the machine is at fault.
     """
     expected = {video_id: count for videos in plan.values() for video_id, count in videos.items()}
     chosen = [manifest.videos[place] for place in evenly_spaced(len(manifest.videos), wanted)]
     of_each = -(-wanted // len(chosen))
-    squares = [
-        square_CHW
-        for video in chosen
-        for square_CHW in _squares(
-            video,
-            manifest,
-            spec,
-            device,
-            evenly_spaced(min(expected[video.video_id], HEAD_FRAMES), of_each),
-        )
-    ]
+    squares: list[torch.Tensor] = []
+    failure = ""
+    with FrameReader(manifest.root, device, limits) as reader:
+        for video in chosen:
+            numbers = evenly_spaced(min(expected[video.video_id], HEAD_FRAMES), of_each)
+            try:
+                for block in reader.numbered(video, spec.frames, numbers, {BASE: None}):
+                    squares += block.views[BASE]
+            except BadVideo as error:
+                failure = error.with_hint
+                say(f"codec '{spec.codec.name}' is fitted without what is left of {failure}")
+            except OSError as error:  # the machine's fault and not the video's
+                raise StillframeError(
+                    f"cannot read {manifest.root / video.source}: {error}",
+                    "mend it and run extract again",
+                ) from error
     if not squares:
         raise StillframeError(
-            f"none of {len(chosen)} sampled videos could be decoded: codec '{spec.codec.name}' has nothing to be fitted to",
+            f"none of {len(chosen)} sampled videos could be decoded, so codec "
+            f"'{spec.codec.name}' has nothing to be fitted to: {failure}",
             "see the reasons: stillframe extract with --set codec.name=float16",
         )
     tokens: dict[str, list[torch.Tensor]] = {}
@@ -83,39 +90,3 @@ def calibration_tokens(
         for name, part in named_tokens(encoded).items():
             tokens.setdefault(name, []).append(part.float().cpu())
     return {name: torch.cat(parts) for name, parts in tokens.items()}
-
-
-def _squares(
-    video: Video, manifest: Manifest, spec: CacheSpec, device: torch.device, places: np.ndarray
-) -> Iterator[torch.Tensor]:
-    """The cached frames of a video at `places`, counted from its first, as model squares (3,
-    size_px, size_px)."""
-    settings, at = spec.frames, 0
-    for block in _decoded(video, manifest, settings.rate):
-        inside = places[(places >= at) & (places < at + len(block))] - at
-        if len(inside):
-            pixels = torch.from_numpy(block.pixels_FHWC[inside]).to(device)
-            yield from resize_and_crop(
-                pixels, settings.size_px, settings.fit, settings.resample, block.pixel_aspect
-            )[0]
-        at += len(block)
-        if at > places[-1]:
-            return
-
-
-def _decoded(video: Video, manifest: Manifest, rate: float | None) -> Iterator[Frames]:
-    """Blocks of a video, up to where it fails: extraction will list it with the reason."""
-    path = manifest.root / video.source
-    blocks = decode.decode(path, rate, video.image_fps)
-    while True:
-        try:
-            block = next(blocks, None)
-        except (OSError, MemoryError) as error:  # the machine's fault and not the video's
-            raise StillframeError(
-                f"cannot read {path}: {error}", "mend it and run extract again"
-            ) from error
-        except Exception:  # a decoder may raise anything on a broken file
-            return
-        if block is None:
-            return
-        yield block

@@ -34,9 +34,9 @@ from pipeline.extract.reuse import ReusableCache
 from pipeline.extract.store_builder import StoreBuilder
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.records import Tokens, Video
-from pipeline.video.decode import FrameBlock, FrameCounts
-from pipeline.video.sandbox import DecodeLimits, Decoder
-from pipeline.video.transforms import FrameTransforms
+from pipeline.video.decode import FrameCounts
+from pipeline.video.reader import FrameReader, ReadBlock
+from pipeline.video.sandbox import DecodeLimits
 
 
 @dataclass
@@ -98,14 +98,15 @@ class Extraction:
                 stack.enter_context(ThreadPoolExecutor(1, name)) for name in ("write", "feed")
             )
             pool = stack.enter_context(ThreadPoolExecutor(self.decoders, "decode"))
-            decoder_pool: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
+            readers: queue.SimpleQueue[FrameReader] = queue.SimpleQueue()
             for _ in range(self.decoders):
-                decoder_pool.put(stack.enter_context(Decoder(self.limits)))
+                reader = FrameReader(self.root, self.device, self.limits)
+                readers.put(stack.enter_context(reader))
             stack.callback(
                 self.stop.set
             )  # comes first on the way out, then the decoders end, then the threads
             writing = writer.submit(self._write, to_write)
-            feeder.submit(self._feed, units, order, pool, decoder_pool)
+            feeder.submit(self._feed, units, order, pool, readers)
             for item in self._encode(order):
                 self._put(to_write, item)
                 if writing.done():
@@ -122,7 +123,7 @@ class Extraction:
         units: Iterable[WorkUnit],
         order: queue.Queue[Any],
         pool: ThreadPoolExecutor,
-        decoder_pool: queue.SimpleQueue[Decoder],
+        readers: queue.SimpleQueue[FrameReader],
     ) -> None:
         """Puts the videos of all units in order, `decoders` of them ahead; then None, or the error
         that ended it."""
@@ -133,7 +134,7 @@ class Extraction:
                     self._put(order, job)
                     if self.stop.is_set():
                         return
-                    pool.submit(self._decode_one, job, decoder_pool)
+                    pool.submit(self._decode_one, job, readers)
         except BaseException as error:  # whatever it is, the calling thread raises it
             end = error
         self._put(order, end)
@@ -147,20 +148,20 @@ class Extraction:
         for video_id in sorted(wanted, key=lambda video_id: self.videos[video_id][0]):
             yield VideoJob(self.videos[video_id][1], wanted[video_id])
 
-    def _decode_one(self, job: VideoJob, decoder_pool: queue.SimpleQueue[Decoder]) -> None:
-        decoder = decoder_pool.get()
+    def _decode_one(self, job: VideoJob, readers: queue.SimpleQueue[FrameReader]) -> None:
+        reader = readers.get()
         rates = list(dict.fromkeys(target.rate for target, _ in job.wanted))
         video, counted, end = job.video, FrameCounts(), VideoResult()
         try:
-            blocks = decoder.decode(self.root / video.source, rates, video.image_fps, counted)
+            blocks = reader.blocks(video, rates, counted)
             while not self.stop.is_set():
                 with self.progress.timed("decode"):
                     block = next(blocks, None)
                 if block is None:
                     break
-                self._put(job.channel, (block, dict(zip(rates, block.kept_RF, strict=True))))
+                self._put(job.channel, block)
         except BadVideo as error:
-            end.failed = f"{error.message} ({error.hint})" if error.hint else error.message
+            end.failed = error.with_hint
             if not self._root_is_there():
                 end.lost = self._lost(video, "the folder of the videos is gone")
         except (
@@ -170,7 +171,7 @@ class Extraction:
         except Exception as error:  # whatever it is, the calling thread raises it
             end.lost = error
         end.content = Content(decoded=counted.decoded, header=counted.header)
-        decoder_pool.put(decoder)
+        readers.put(reader)
         self._put(job.channel, end)
 
     def _root_is_there(self) -> bool:
@@ -192,9 +193,8 @@ class Extraction:
             stores = [self._open_store(target, store) for target, store in job.wanted]
             for open_store in stores:
                 open_store.builder.start_video(job.video)
-            while isinstance(item := self._get(job.channel), tuple):
-                block, kept = item
-                yield from self._resize_for_all(job.video, block, kept, stores)
+            while isinstance(item := self._get(job.channel), ReadBlock):
+                yield from self._resize_for_all(job.video, item, stores)
             if item is None:  # stopped
                 return
             if item.lost:
@@ -217,27 +217,26 @@ class Extraction:
     def _resize_for_all(
         self,
         video: Video,
-        block: FrameBlock,
-        kept: Mapping[float | None, np.ndarray],
+        block: ReadBlock,
         stores: Sequence[OpenStore],
     ) -> Iterator[TokenBatch]:
         """A block for all stores that want frames of it; what is equal for several of them is
         resized once."""
-        squares = FrameTransforms(block.frames, self.device)
         for open_store in stores:
-            settings, mask = open_store.target.cache.cache_spec.frames, kept[open_store.target.rate]
+            settings = open_store.target.cache.cache_spec.frames
+            mask = block.kept[open_store.target.rate]
             if not mask.any():
                 continue
             with self.progress.timed("encode"):
                 seen = {
-                    name: squares.of(settings, mask, view)
+                    name: block.transforms.squares(settings, mask, view)
                     for name, view in open_store.target.cache.views.items()
                 }
                 open_store.pending.append(
                     torch.stack([seen[view][0] for view in open_store.views], dim=1)
                 )
                 affines = {view: affine for view, (_, affine) in seen.items()}
-                open_store.builder.add_frames(video, block.frames.time_s[mask], affines)
+                open_store.builder.add_frames(video, block.time_s[mask], affines)
             while (batch := open_store.batch()) is not None:
                 yield self._tokens(open_store, batch)
 

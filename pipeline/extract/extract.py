@@ -78,7 +78,7 @@ def extract_all(
     """
     given, device = device, chosen(device)
     caches = [
-        (create_or_open(one, manifest, out, encoder, device), encoder)
+        (create_or_open(one, manifest, out, encoder, device, limits, say), encoder)
         for one, encoder in load_encoders(specs, device)
     ]
     for cache, _ in caches:
@@ -208,9 +208,11 @@ def create_or_open(
     out: Path | str,
     encoder: EncoderPlugin,
     device: torch.device,
+    limits: DecodeLimits | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Cache:
     """The cache of a spec in `out`, checked against the manifest; planned, fitted and created if it
-    is not there yet."""
+    is not there yet. `say` is told of videos that its codec could not be fitted to."""
     of_codec = fitted_to(make_codec(cache_spec.codec), manifest.digest)
     digits = fingerprint(cache_spec, encoder.identity, probe.decoder_identity(), of_codec)
     storage = open_storage(out).below(f"{cache_spec.name}-{digits}")
@@ -220,7 +222,7 @@ def create_or_open(
         with Leases(storage) as leases, leases.alone("plan"):
             if storage.exists(HEADER_FILE):  # somebody else was quicker
                 return _same(storage, manifest)
-            return _create(storage, cache_spec, manifest, encoder, device, digits)
+            return _create(storage, cache_spec, manifest, encoder, device, digits, limits, say)
     except OSError as error:
         raise unwritable(storage, error) from error
 
@@ -238,15 +240,17 @@ def _create(
     encoder: EncoderPlugin,
     device: torch.device,
     digits: str,
+    limits: DecodeLimits | None,
+    say: Callable[[str], None],
 ) -> Cache:
     shape, codec = token_shape(cache_spec), make_codec(cache_spec.codec)
     plan = make_plan(cache_spec, shape, manifest)
     learnt = None
     if isinstance(codec, FittedCodec):
-        learnt = fit_codecs(
-            codec,
-            calibration_tokens(cache_spec, encoder, device, manifest, plan, codec.sample_frames),
+        sampled = calibration_tokens(
+            cache_spec, encoder, device, manifest, plan, codec.sample_frames, limits, say
         )
+        learnt = fit_codecs(codec, sampled)
     header = Header(
         format_version=FORMAT_VERSION,
         fingerprint=digits,

@@ -9,7 +9,6 @@ what it said.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,7 @@ from pipeline.extract.encode import named_tokens
 from pipeline.extract.worker import load_encoder
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.records import Video
-from pipeline.video.sandbox import DecodeLimits, Decoder
-from pipeline.video.transforms import FrameTransforms
+from pipeline.video.reader import FrameReader
 
 FRAMES_OF_A_VIDEO = 8
 """Sampled of each video: all before them must be decoded too."""
@@ -83,12 +81,10 @@ def spot_check(
     videos = {video.video_id: video for video in cache.manifest.videos}
     total, done = sum(map(len, sample.values())), 0
     found, changed = [], {}
-    with Decoder(DecodeLimits()) as decoder:
+    with FrameReader(folder, device) as reader:
         for video_id, places in sample.items():
             try:
-                found.append(
-                    _check_video(cache, encoder, decoder, device, folder, videos[video_id], places)
-                )
+                found.append(_check_video(cache, encoder, reader, videos[video_id], places))
             except BadVideo as error:
                 changed[video_id] = error.message
             done += len(places)
@@ -136,9 +132,7 @@ def least_cosine(error: torch.Tensor, tokens: torch.Tensor, rounding: float) -> 
 def _check_video(
     cache: Cache,
     encoder: EncoderPlugin,
-    decoder: Decoder,
-    device: torch.device,
-    folder: Path,
+    reader: FrameReader,
     video: Video,
     places: np.ndarray,
 ) -> VideoCheck:
@@ -147,10 +141,10 @@ def _check_video(
     stored_s = cache.small_array(location.store, TIMES)[rows]
     squares: dict[str, list[torch.Tensor]] = {view: [] for view in cache.views}
     fresh_s: list[float] = []
-    for of_views, time_s in _squares(cache, decoder, device, folder, video, places):
-        for view, squares_FCHW in of_views.items():
+    for block in reader.numbered(video, cache.cache_spec.frames, places, cache.views):
+        for view, squares_FCHW in block.views.items():
             squares[view].append(squares_FCHW)
-        fresh_s += time_s.tolist()
+        fresh_s += block.time_s.tolist()
     if len(fresh_s) < len(places):
         at_s = stored_s[len(fresh_s)]
         raise BadVideo(
@@ -180,34 +174,6 @@ def _check_video(
         for each in (cosine, allowed)
     )
     return VideoCheck(video.video_id, stored_s, np.abs(np.array(fresh_s) - stored_s), *joined)
-
-
-def _squares(
-    cache: Cache,
-    decoder: Decoder,
-    device: torch.device,
-    folder: Path,
-    video: Video,
-    places: np.ndarray,
-) -> Iterator[tuple[dict[str, torch.Tensor], np.ndarray]]:
-    """Squares (f, 3, size_px, size_px) of every view, and times, of the cached frames at `places`;
-    ends at the last of them."""
-    settings, at = cache.cache_spec.frames, 0
-    for block in decoder.decode(folder / video.source, [settings.rate], video.image_fps):
-        kept = np.flatnonzero(block.kept_RF[0])
-        inside = kept[places[(places >= at) & (places < at + len(kept))] - at]
-        if len(inside):
-            mask, seen = (
-                np.isin(np.arange(len(block.frames)), inside),
-                FrameTransforms(block.frames, device),
-            )
-            yield (
-                {name: seen.of(settings, mask, view)[0] for name, view in cache.views.items()},
-                block.frames.time_s[inside],
-            )
-        at += len(kept)
-        if at > places[-1]:
-            return
 
 
 def _cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

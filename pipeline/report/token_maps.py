@@ -22,6 +22,7 @@ from pipeline.report.videos import manifest_of
 from pipeline.train.run import Run, load_model
 from pipeline.train.visualize import evenly_spaced, squares
 from pipeline.train.windows import WindowRef, Windows
+from pipeline.video.reader import FrameReader
 
 CLIPS, MOMENTS = 3, 8
 """Clips that are shown, and how often each is."""
@@ -105,26 +106,29 @@ def _films(windows: Windows, model: VideoModel | None) -> tuple[list[Film], str]
     rows += [_of_maps(*key, [each.maps[key] for each in seen]) for key in seen[0].maps]
     grid_hw = cache.shape.grid_hw
     made, missing = [], ""
-    for index, each in enumerate(seen):
-        clip = windows.clip(each.place)
-        moments = evenly_spaced(len(each.time_s_T), MOMENTS)
-        strips = []
-        try:
-            pixels = squares(cache, windows.manifest.root, clip, each.time_s_T[moments])
-            strips.append(
-                Strip(
-                    "frame",
-                    "as the encoder sees it",
-                    [_frame(one) for one in pixels],
-                    is_grid=False,
+    with FrameReader(windows.manifest.root, torch.device("cpu")) as reader:
+        for index, each in enumerate(seen):
+            clip = windows.clip(each.place)
+            moments = evenly_spaced(len(each.time_s_T), MOMENTS)
+            strips = []
+            try:
+                pixels = squares(reader, cache, clip, each.time_s_T[moments])
+                strips.append(
+                    Strip(
+                        "frame",
+                        "as the encoder sees it",
+                        [_frame(one) for one in pixels],
+                        is_grid=False,
+                    )
                 )
+            except BadInput as error:
+                missing = f"The frames themselves are not shown: {error}."
+            for name, about, colours in rows:
+                tiles = [colours(index)[moment].reshape(*grid_hw, 3) for moment in moments]
+                strips.append(Strip(name, about, tiles, is_grid=True))
+            made.append(
+                Film(clip.clip_id, clip.label or "", each.time_s_T[moments].tolist(), strips)
             )
-        except BadInput as error:
-            missing = f"The frames themselves are not shown: {error}."
-        for name, about, colours in rows:
-            tiles = [colours(index)[moment].reshape(*grid_hw, 3) for moment in moments]
-            strips.append(Strip(name, about, tiles, is_grid=True))
-        made.append(Film(clip.clip_id, clip.label or "", each.time_s_T[moments].tolist(), strips))
     return made, missing
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,18 +43,22 @@ def videos(data: ReportData, out: Path) -> tuple[dict[str, list[DrawnVideo]], st
     """Setting -> clips as the best setting and the reference answer them, written into `out`; and
     why some are missing."""
     made: dict[str, list[DrawnVideo]] = {}
+    failures: list[str] = []
     for point in data.compared():
         try:
-            made[point.name] = _drawn(*data.shown(point), data.summary.split, out)
+            made[point.name] = _drawn(*data.shown(point), data.summary.split, out, failures.append)
         except (StillframeError, NotImplementedError) as error:
             return made, f"Not drawn for {point.name}: {error}."
-    return made, ""
+    return made, f"Not drawn: {'; '.join(dict.fromkeys(failures))}." if failures else ""
 
 
-def _drawn(run: Run, checkpoint: str, split: str, out: Path) -> list[DrawnVideo]:
+def _drawn(
+    run: Run, checkpoint: str, split: str, out: Path, say: Callable[[str], None]
+) -> list[DrawnVideo]:
     made, cache = [], cache_of(run)
+    manifest = manifest_of(run, cache)
     for drawing in drawings(
-        run, cache, CLIPS, split, checkpoint, manifest_of(run, cache), allow_missing=True
+        run, cache, CLIPS, split, checkpoint, manifest, allow_missing=True, say=say
     ):
         frames = [_small(pixels_HWC) for pixels_HWC in drawing.pixels_THWC]
         path = out / run.path.name / file_name(drawing.clip)

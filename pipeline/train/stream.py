@@ -18,16 +18,16 @@ from pipeline.cache.codec_parameters import codecs_of, read_learnt
 from pipeline.cache.layout import layer_name, tokens_by_array
 from pipeline.cache.storage.open import open_storage
 from pipeline.config import plugins
-from pipeline.config.cache_spec import CacheSpec, fingerprint
+from pipeline.config.cache_spec import BASE, CacheSpec, fingerprint
 from pipeline.config.plugins import Settings
 from pipeline.datasets.manifest.targets import MAPPED, Arrays, collate
 from pipeline.device import chosen
 from pipeline.errors import BadInput
 from pipeline.models.encoders.contract import make_encoder, token_shape
 from pipeline.models.tasks.contract import STREAMING, Query
+from pipeline.records import Video
 from pipeline.train.run import Run, load_model
-from pipeline.video import decode
-from pipeline.video.transforms import resize_and_crop
+from pipeline.video.reader import FrameReader
 
 
 class AskedBoxes(Settings):
@@ -101,21 +101,20 @@ class Stream:
         model's answer.
 
         `asked`: what to follow, for tasks that want to be told (see `ASKED`). Raises BadInput where
-        it is missing or wrong, BadVideo where the video ends badly, after the frames before that.
+        it is missing or wrong; BadVideo, after the frames before that, where the video ends badly
+        or its decoder hangs or dies.
         """
-        state, settings = None, self.spec.frames
-        for block in decode.decode(path, self.fps, block_frames=1):
-            pixels = torch.from_numpy(block.pixels_FHWC).to(self.device)
-            square_1CHW, affine_23 = resize_and_crop(
-                pixels, settings.size_px, settings.fit, settings.resample, block.pixel_aspect
-            )
-            with torch.inference_mode():
-                if state is None:
-                    state = self.model.start(1, self._query(asked or {}, affine_23))
-                prediction, state = self.model.step(*self._tokens(square_1CHW), state)
-                answer = self.task.answer(STREAMING, prediction.unsqueeze(1)).cpu().numpy()[0]
-            square_HWC = square_1CHW[0].permute(1, 2, 0).cpu().numpy()
-            yield Seen(float(block.time_s[0]), square_HWC, affine_23, answer)
+        state, video = None, Video(path.name, path.name)
+        with FrameReader(path.parent, self.device) as reader:
+            for frame in reader.one_by_one(video, self.spec.frames, self.fps):
+                square_1CHW = frame.views[BASE]
+                with torch.inference_mode():
+                    if state is None:
+                        state = self.model.start(1, self._query(asked or {}, frame.affine_23))
+                    prediction, state = self.model.step(*self._tokens(square_1CHW), state)
+                    answer = self.task.answer(STREAMING, prediction.unsqueeze(1)).cpu().numpy()[0]
+                square_HWC = square_1CHW[0].permute(1, 2, 0).cpu().numpy()
+                yield Seen(float(frame.time_s[0]), square_HWC, frame.affine_23, answer)
 
     def drawn(self, seen: Seen) -> np.ndarray:
         """The frame with its answer drawn over it, uint8 (H, W, 3)."""

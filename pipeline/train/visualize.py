@@ -17,13 +17,12 @@ from av.video.stream import VideoStream
 from pipeline.cache.cache import Cache
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import chosen
-from pipeline.errors import BadInput, BadVideo
+from pipeline.errors import BadVideo
 from pipeline.records import Clip
 from pipeline.train.evaluate import require_same_cache
 from pipeline.train.run import Run, load_model
 from pipeline.train.windows import WindowRef, Windows
-from pipeline.video import decode
-from pipeline.video.transforms import resize_and_crop
+from pipeline.video.reader import FrameReader
 
 DRAWN_PX = 384
 """Side of the squares that are drawn on, if the encoder saw smaller ones."""
@@ -53,11 +52,14 @@ def draw(
     device: torch.device | None = None,
     allow_missing: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Writes `drawings` as `drawn-<split>/<clip>.mp4` and `drawn-<split>.png` into the run folder;
     returns the sheet's path."""
     clips = []
-    for drawing in drawings(run, cache, count, split, checkpoint, manifest, device, allow_missing):
+    for drawing in drawings(
+        run, cache, count, split, checkpoint, manifest, device, allow_missing, say
+    ):
         with VideoFile(
             run.path / f"drawn-{split}" / file_name(drawing.clip), run.recipe.windows.fps
         ) as file:
@@ -84,11 +86,13 @@ def drawings(
     manifest: Manifest | None = None,
     device: torch.device | None = None,
     allow_missing: bool = False,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Drawing]:
     """The middle window of `count` clips, spread evenly over `split`, with the answer of the task's
     first form.
 
-    The videos are decoded again. Raises BadInput where they are gone.
+    The videos are decoded again, in the sandbox. `say` is told of each that cannot be, with the
+    reason; raises BadVideo where that is so for all of them.
     """
     device = chosen(device)
     manifest = manifest or cache.manifest
@@ -99,12 +103,22 @@ def drawings(
     )
     places = evenly_spaced(len(windows), count)
     form = task.forms[0]
-    for done, place in enumerate(places, start=1):
-        batch, clip = windows.read([WindowRef(place, 0.5)]), windows.clip(place)
-        answer = model.answers(windows.on_device(batch, device), task)[form][0]
-        pixels = squares(cache, manifest.root, clip, batch.time_s_BT[0])
-        drawn = task.draw(pixels, answer, {name: array[0] for name, array in batch.targets.items()})
-        yield Drawing(clip, drawn, done, len(places))
+    failures: dict[str, BadVideo] = {}
+    with FrameReader(manifest.root, torch.device("cpu")) as reader:
+        for done, place in enumerate(places, start=1):
+            batch, clip = windows.read([WindowRef(place, 0.5)]), windows.clip(place)
+            try:
+                pixels_THWC = squares(reader, cache, clip, batch.time_s_BT[0])
+            except BadVideo as error:
+                failures[clip.clip_id] = error
+                continue
+            answer = model.answers(windows.on_device(batch, device), task)[form][0]
+            targets = {name: array[0] for name, array in batch.targets.items()}
+            yield Drawing(clip, task.draw(pixels_THWC, answer, targets), done, len(places))
+    if len(failures) == len(places):
+        raise next(iter(failures.values()))
+    for clip_id, failure in failures.items():
+        say(f"clip {clip_id}: {failure.with_hint}")
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:
@@ -115,41 +129,19 @@ def evenly_spaced(total: int, count: int) -> list[int]:
     return places
 
 
-def squares(cache: Cache, root: Path, clip: Clip, time_s_T: np.ndarray) -> np.ndarray:
+def squares(reader: FrameReader, cache: Cache, clip: Clip, time_s_T: np.ndarray) -> np.ndarray:
     """uint8 (T, H, W, 3): the frames at the given times, as the encoder saw them, but at least
-    `DRAWN_PX` large."""
-    settings, path = cache.spec["frames"], root / clip.source
-    side = max(DRAWN_PX, settings["size_px"])
-    found: dict[float, np.ndarray] = {}
+    `DRAWN_PX` large. Raises BadVideo, with the video's path and the reason."""
+    path, settings = reader.root / clip.source, cache.cache_spec.frames
+    larger = settings.model_copy(update={"size_px": max(DRAWN_PX, settings.size_px)})
     try:
-        for block in decode.decode(path, cache.fps, clip.image_fps):
-            wanted = np.isin(block.time_s, time_s_T)
-            if wanted.any():
-                pixels = torch.from_numpy(block.pixels_FHWC[wanted])
-                square, _ = resize_and_crop(
-                    pixels, side, settings["fit"], settings["resample"], block.pixel_aspect
-                )
-                found |= dict(
-                    zip(
-                        block.time_s[wanted].tolist(),
-                        square.permute(0, 2, 3, 1).numpy(),
-                        strict=True,
-                    )
-                )
-            if len(found) == len(set(time_s_T.tolist())):
-                break
+        squares_TCHW = reader.at_times(clip.video, larger, time_s_T)
     except (OSError, BadVideo) as error:
-        raise BadInput(
+        raise BadVideo(
             f"video {path} cannot be drawn on: {error}",
             "put the videos back where they were at extraction",
         ) from error
-    missing = [time_s for time_s in time_s_T.tolist() if time_s not in found]
-    if missing:
-        raise BadInput(
-            f"video {path} has no frame at {missing[0]:.3f} s any more",
-            "draw over the videos that were extracted",
-        )
-    return np.stack([found[time_s] for time_s in time_s_T.tolist()])
+    return squares_TCHW.permute(0, 2, 3, 1).numpy()
 
 
 class VideoFile:

@@ -72,6 +72,10 @@ class FrameCounts:
     header_s: float | None = None
     """Length by the header, in seconds."""
 
+    def restart(self) -> None:
+        """Forgets what was decoded, as the video is decoded anew."""
+        self.decoded, self.end_s = 0, 0.0
+
     def promise(self, pictures: int | None, length_s: float | None) -> None:
         self.header, self.header_s = pictures, length_s
 
@@ -91,14 +95,6 @@ class FrameBlock:
 
 def _in_memory(shape: tuple[int, ...]) -> np.ndarray:
     return np.empty(shape, np.uint8)
-
-
-def decode(
-    path: Path, fps: float | None, image_fps: float | None = None, block_frames: int = BLOCK_FRAMES
-) -> Iterator[Frames]:
-    """`decode_rates` for one rate."""
-    for block in decode_rates(path, [fps], image_fps, block_frames=block_frames):
-        yield block.frames
 
 
 def decode_rates(
@@ -140,16 +136,22 @@ def decode_rates(
         raise source.failure
 
 
-def decode_at(path: Path, time_s_F: np.ndarray, image_fps: float | None = None) -> list[Frames]:
+def decode_at(
+    path: Path,
+    time_s_F: np.ndarray,
+    image_fps: float | None = None,
+    counted: FrameCounts | None = None,
+) -> list[Frames]:
     """The frames that have the presentation times `time_s_F`, ascending, from the keyframe before
     the first of them on.
 
-    Pixels and times are those of `decode_rates`. Raises BadVideo if they cannot be decoded;
-    OSError, MemoryError as there.
+    Pixels and times are those of `decode_rates`. `counted` is filled, with what the last attempt
+    decoded. Raises BadVideo if they cannot be decoded; OSError, MemoryError as there.
     """
+    counted = counted or FrameCounts()
     # Where a seek does not lead to these very times, as in files that have none, the way from the beginning does.
     for from_s in (float(time_s_F[0]), float(time_s_F[0]) - EARLIER_S, -math.inf):
-        counted = FrameCounts()
+        counted.restart()
         source = (
             _ImageFolder(path, image_fps, counted, from_s)
             if path.is_dir()

@@ -22,14 +22,15 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import BadVideo
-from pipeline.video.decode import BLOCK_BYTES, FrameBlock, FrameCounts, decode_rates
+from pipeline.records import Frames
+from pipeline.video.decode import BLOCK_BYTES, FrameBlock, FrameCounts, decode_at, decode_rates
 
 BLOCKS_AHEAD = 4
 """Blocks handed over and not taken yet."""
@@ -44,6 +45,10 @@ class SharedCount(FrameCounts):
     def __init__(self, memory: mmap.mmap) -> None:
         super().__init__()
         self._memory = np.frombuffer(memory, np.float64)
+        self._write()
+
+    def restart(self) -> None:
+        super().restart()
         self._write()
 
     def promise(self, pictures: int | None, length_s: float | None) -> None:
@@ -179,11 +184,8 @@ def serve(channel: socket.socket, memory: mmap.mmap) -> None:
 
 def _decode_video(request: dict[str, Any], outlet: Outlet, counted: FrameCounts) -> dict[str, Any]:
     """Sends the blocks of one video; the message with which it ends."""
-    path, rates, image_fps = Path(request["path"]), request["rates"], request["image_fps"]
     try:
-        for block in decode_rates(
-            path, rates, image_fps, counted, skip=request["skip"], allocate=outlet.allocate
-        ):
+        for block in _blocks(request, outlet, counted):
             outlet.send(block)
     except BadVideo as error:
         return {"bad": [error.message, error.hint]}
@@ -194,6 +196,29 @@ def _decode_video(request: dict[str, Any], outlet: Outlet, counted: FrameCounts)
     except Exception as error:  # a decoder may raise anything on a broken file
         return {"raised": f"{type(error).__name__}: {error}"}
     return {"done": True}
+
+
+def _blocks(request: dict[str, Any], outlet: Outlet, counted: FrameCounts) -> Iterator[FrameBlock]:
+    """The blocks that a request still lacks, each in the buffer that was allocated last."""
+    path, image_fps, skip = Path(request["path"]), request["image_fps"], request["skip"]
+    if "time_s" not in request:
+        yield from decode_rates(
+            path,
+            request["rates"],
+            image_fps,
+            counted,
+            skip=skip,
+            block_frames=request["block_frames"],
+            allocate=outlet.allocate,
+        )
+        return
+    time_s_F = np.array(request["time_s"][skip:])
+    # All of them are decoded before the first is handed over: a seek may have led too far.
+    for frames in decode_at(path, time_s_F, image_fps, counted) if len(time_s_F) else ():
+        pixels_FHWC = outlet.allocate(frames.pixels_FHWC.shape)
+        pixels_FHWC[:] = frames.pixels_FHWC
+        copied = Frames(pixels_FHWC, frames.time_s, frames.pixel_aspect)
+        yield FrameBlock(copied, np.ones((1, len(frames)), bool))
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -35,7 +35,7 @@ from pipeline.config.plugins import Settings
 from pipeline.errors import BadVideo
 from pipeline.records import Frames
 from pipeline.video import decode_process
-from pipeline.video.decode import FrameBlock, FrameCounts
+from pipeline.video.decode import BLOCK_FRAMES, FrameBlock, FrameCounts
 from pipeline.video.decode_process import COUNT_BYTES, PACKET_BYTES, read_count
 
 TICK_S = 0.2
@@ -52,6 +52,8 @@ ENVIRONMENT = {
 the next."""
 END_S = 10
 """How long a process may take to die."""
+TIMES_AT_ONCE = 1024
+"""Presentation times in one request, which must fit into a packet."""
 ATTEMPTS = {True: 3, False: 2}
 """Killed from outside or not -> deaths over one video after which it is listed."""
 
@@ -111,6 +113,7 @@ class Decoder:
         rates: Sequence[float | None],
         image_fps: float | None = None,
         counted: FrameCounts | None = None,
+        block_frames: int = BLOCK_FRAMES,
     ) -> Iterator[FrameBlock]:
         """Yields what `decode_rates` yields, and raises what it raises; one video at a time.
         `counted` is filled at the end.
@@ -119,15 +122,27 @@ class Decoder:
         referred to. Raises BadVideo also if a limit is exceeded or the process keeps dying over
         this video; OSError if it cannot be started.
         """
+        request = {"rates": list(rates), "block_frames": block_frames}
+        return self._blocks(path, image_fps, request, counted or FrameCounts())
+
+    def decode_at(
+        self, path: Path, time_s_F: np.ndarray, image_fps: float | None = None
+    ) -> Iterator[Frames]:
+        """Yields what the function `decode_at` returns, and raises what it raises, and what
+        `decode` raises."""
+        for first in range(0, len(time_s_F), TIMES_AT_ONCE):
+            request = {"time_s": time_s_F[first : first + TIMES_AT_ONCE].tolist()}
+            for block in self._blocks(path, image_fps, request, FrameCounts()):
+                yield block.frames
+
+    def _blocks(
+        self, path: Path, image_fps: float | None, what: dict[str, Any], counted: FrameCounts
+    ) -> Iterator[FrameBlock]:
+        """Asks for a video, and again for what is still missing where the process dies over it."""
         assert not self._busy, "one video at a time"
         self._busy = True
-        watch = _Watch(path, self.limits, counted or FrameCounts())
-        request: dict[str, Any] = {
-            "path": str(path),
-            "rates": list(rates),
-            "image_fps": image_fps,
-            "skip": 0,
-        }
+        watch = _Watch(path, self.limits, counted)
+        request: dict[str, Any] = what | {"path": str(path), "image_fps": image_fps, "skip": 0}
         try:
             while True:
                 process = self._idle()

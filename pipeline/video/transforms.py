@@ -15,18 +15,18 @@ from pipeline.records import Frames
 
 
 class FrameTransforms:
-    """What encoders see of some frames: what several of them see is made once."""
+    """The squares that encoders see of some frames: one that several of them see is made once."""
 
     def __init__(self, frames: Frames, device: torch.device) -> None:
         self.frames, self.device = frames, device
         self._pixels: dict[bytes, torch.Tensor] = {}
         self._made: dict[tuple[Any, ...], tuple[torch.Tensor, np.ndarray]] = {}
 
-    def of(
+    def squares(
         self, settings: FrameSettings, mask: np.ndarray, view: View | None
     ) -> tuple[torch.Tensor, np.ndarray]:
-        """Squares of the frames of `mask`, and the affine that leads to them; `view` None is the
-        base."""
+        """Squares of the frames of `mask`, uint8 (f, 3, size_px, size_px), and the affine (2, 3)
+        from the source frame to them; `view` None is the base."""
         key = (settings.size_px, settings.fit, settings.resample, mask.tobytes(), view)
         if key not in self._made:
             self._made[key] = self._make(settings, mask, view)
@@ -49,7 +49,7 @@ class FrameTransforms:
                 settings.resample,
                 self.frames.pixel_aspect,
             )
-        squares_FCHW, affine_23 = self.of(settings, mask, None)
+        squares_FCHW, affine_23 = self.squares(settings, mask, None)
         if view.crop is not None:
             squares_FCHW, affine_23 = crop_view(
                 pixels_FHWC, affine_23, view.crop, settings.size_px, settings.resample

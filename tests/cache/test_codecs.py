@@ -13,12 +13,12 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from support import media
 
 from pipeline.cache.codecs.contract import FittedCodec
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.errors import BadInput, StillframeError
-from pipeline.video import decode as video_decode
 from pipeline.video.transforms import resize_and_crop
 
 CODECS = plugins.names("codec")
@@ -304,7 +304,7 @@ def real_tokens() -> dict[str, torch.Tensor]:
     )
     squares = []
     for path in sorted(Path(clips).glob("*.mp4"))[:8]:
-        for block in islice(video_decode.decode(path, 1.0, block_frames=1), 6):
+        for block in islice(media.decode(path, 1.0, block_frames=1), 6):
             square, _ = resize_and_crop(
                 torch.from_numpy(block.pixels_FHWC), 224, "crop", "bicubic", block.pixel_aspect
             )

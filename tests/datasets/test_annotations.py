@@ -17,13 +17,13 @@ import av
 import numpy as np
 import pytest
 from support import media
+from support.media import decode
 
 from pipeline.config import plugins
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput, StillframeError
 from pipeline.records import Clip
-from pipeline.video.decode import decode
 
 GT = os.environ.get("STILLFRAME_GT")
 needs_gt = pytest.mark.skipif(GT is None, reason="STILLFRAME_GT names no folder")

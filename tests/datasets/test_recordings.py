@@ -18,13 +18,13 @@ import av
 import google_crc32c
 import numpy as np
 import pytest
+from support import media
 
 from pipeline.datasets import kubric, nuscenes, sevenscenes
 from pipeline.datasets.formats import kubric_tracks, recordings
 from pipeline.datasets.formats.tfrecord import Example
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
-from pipeline.video import decode
 
 GT = os.environ.get("STILLFRAME_GT")
 needs_gt = pytest.mark.skipif(not GT, reason="STILLFRAME_GT names no folder of real sequences")
@@ -135,7 +135,7 @@ def built(name: str, root: Path, out: Path, **settings: Any) -> manifest.Manifes
 def decoded(found: manifest.Manifest, place: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Pixels and times of a clip's video."""
     clip = found.clips[place]
-    blocks = list(decode.decode(found.root / clip.source, None, clip.image_fps))
+    blocks = list(media.decode(found.root / clip.source, None, clip.image_fps))
     return np.concatenate([block.pixels_FHWC for block in blocks]), np.concatenate(
         [block.time_s for block in blocks]
     )

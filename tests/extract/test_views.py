@@ -13,6 +13,7 @@ import torch
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import media
 from support.commands import SPEC, assert_refused, call, digest
 from support.material import FPS, address_spec, write_video
 from support.views import FLIP, PART, Wants, blurred, most, noise, resize_then_crop, vit_spec
@@ -35,7 +36,6 @@ from pipeline.train.loop import train
 from pipeline.train.run import load_model
 from pipeline.train.stream import Stream
 from pipeline.train.windows import WindowRef, Windows
-from pipeline.video import decode
 from pipeline.video.transforms import crop_view, flip_horizontally, resize_and_crop
 
 CPU = torch.device("cpu")
@@ -310,7 +310,7 @@ def test_tokens_of_the_flip_are_those_of_flipped_squares(material, tmp_path):
         squares = [
             resize_and_crop(torch.from_numpy(block.pixels_FHWC), 32, "crop", "bilinear")[0].flip(-1)
             for video in videos
-            for block in decode.decode(material.root / video, 4)
+            for block in media.decode(material.root / video, 4)
         ]
         for name in ("special", "layer_0", "layer_2"):
             tokens = [encoder(batch) for batch in torch.cat(squares).split(5)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,7 +10,8 @@ import av
 import numpy as np
 
 from pipeline.errors import BadVideo
-from pipeline.video.decode import decode
+from pipeline.records import Frames
+from pipeline.video.decode import BLOCK_FRAMES, decode_rates
 from support.paths import SHARED
 
 SHARED_CLIPS = SHARED / "clips"
@@ -82,6 +83,14 @@ def tone(path: Path, codec: str, seconds: float = 0.5) -> Path:
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+def decode(
+    path: Path, fps: float | None, image_fps: float | None = None, block_frames: int = BLOCK_FRAMES
+) -> Iterator[Frames]:
+    """The frames of a video at one rate, decoded in this process."""
+    for block in decode_rates(path, [fps], image_fps, block_frames=block_frames):
+        yield block.frames
 
 
 def read(

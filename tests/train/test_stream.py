@@ -8,12 +8,13 @@ import av
 import numpy as np
 import pytest
 import torch
+from support.broken_media import hanging_video, impatient, memory_bomb
 from support.commands import assert_refused, call
 from support.material import FPS, address_video
 
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, BadVideo
 from pipeline.train.loop import train
 from pipeline.train.run import load_model
 from pipeline.train.stream import Stream
@@ -80,6 +81,22 @@ def test_frames_are_sampled_at_the_rate_of_the_windows(material, tmp_path):
     stream = Stream(train(slow, material.cache, tmp_path / "run"))
     seen = list(stream.follow(material.root / "a/v0.mp4"))
     np.testing.assert_allclose([frame.time_s for frame in seen], np.arange(0, 31, 2) / FPS)
+
+
+@pytest.mark.parametrize("kind", ["hang", "bomb"])
+def test_a_stream_ends_where_its_decoder_hangs_or_eats_all_memory(run, tmp_path, monkeypatch, kind):
+    """The frames before that are answered, and the video is named with the reason."""
+    if kind == "hang":
+        impatient(monkeypatch)
+        path, reason = hanging_video(tmp_path / "hang.mkv"), "hang.mkv: decoder made no progress"
+    else:
+        impatient(monkeypatch, memory_mb=300)
+        path, reason = memory_bomb(tmp_path / "bomb"), "bomb: decoding needs more than 300 MB"
+        (path / "timestamps.txt").write_text("0.0 0.1 0.2")
+    seen = []
+    with pytest.raises(BadVideo, match=reason):
+        seen.extend(frame.time_s for frame in Stream(run).follow(path))
+    assert seen == pytest.approx([number / FPS for number in range(len(seen))]) and seen
 
 
 def test_the_command_prints_one_line_for_each_frame(material, run, tmp_path):

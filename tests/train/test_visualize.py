@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
+
 import av
 import numpy as np
 import pytest
+import torch
+from support.broken_media import hanging_video, impatient, noise
 from support.commands import assert_refused, call
 from support.material import FPS
 
@@ -12,7 +17,8 @@ from pipeline.config import plugins
 from pipeline.config.recipe import Recipe
 from pipeline.models.encoders import address
 from pipeline.train.loop import train
-from pipeline.train.visualize import DRAWN_PX, VideoFile, contact_sheet, squares
+from pipeline.train.visualize import DRAWN_PX, VideoFile, contact_sheet, drawings, squares
+from pipeline.video.reader import FrameReader
 
 
 def pixels_of(path) -> list[np.ndarray]:
@@ -52,9 +58,9 @@ def test_evaluate_draws_as_many_clips_as_asked(material, run):
 def test_the_frames_drawn_on_are_those_of_the_window(material):
     clip = next(clip for clip in material.manifest.clips if clip.source == "a/v2.mp4")
     time_s = np.array([3, 5, 5, 16]) / FPS
-    for frame, number in zip(
-        squares(material.cache, material.root, clip, time_s), (3, 5, 5, 16), strict=True
-    ):
+    with FrameReader(material.root, torch.device("cpu")) as reader:
+        drawn_on = squares(reader, material.cache, clip, time_s)
+    for frame, number in zip(drawn_on, (3, 5, 5, 16), strict=True):
         painted = address.paint(2, number, DRAWN_PX)
         assert np.abs(frame.astype(int) - painted).mean() < 12
 
@@ -71,6 +77,25 @@ def test_a_video_that_is_gone_is_named(material, run, tmp_path, monkeypatch):
         )
     finally:
         moved.rename(material.root)
+
+
+def test_a_video_that_hangs_costs_its_own_clips(material, run, tmp_path, monkeypatch):
+    """The others are drawn, and it is named with the reason."""
+    impatient(monkeypatch)
+    root = tmp_path / "videos"
+    shutil.copytree(material.root, root)
+    (clip,) = [clip for clip in material.manifest.clips if clip.source == "b/v3.mp4"]
+    hanging_video(root / clip.source, noise(2))
+    manifest = dataclasses.replace(material.manifest, root=root)
+    told: list[str] = []
+    clips = [other.clip_id for other in manifest.clips if other.split == clip.split]
+    drawn = list(drawings(run, material.cache, 6, clip.split, manifest=manifest, say=told.append))
+    assert [drawing.clip.clip_id for drawing in drawn] == [
+        other for other in clips if other != clip.clip_id
+    ]
+    (reason,) = told
+    assert reason.startswith(f"clip {clip.clip_id}: video {root}/b/v3.mp4 cannot be drawn on: ")
+    assert "v3.mp4: decoder made no progress for 1 s" in reason
 
 
 def test_a_video_file_appears_when_it_is_whole(tmp_path):

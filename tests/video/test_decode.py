@@ -15,10 +15,10 @@ import pytest
 from av.codec.context import Flags
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from support.media import SHARED_CLIPS, encode, grey, read
+from support.media import SHARED_CLIPS, decode, encode, grey, read
 
 from pipeline.errors import BadVideo
-from pipeline.video.decode import TOLERANCE_S, decode, decode_at, is_sampled
+from pipeline.video.decode import TOLERANCE_S, decode_at, is_sampled
 from pipeline.video.probe import probe
 
 LEVELS = [20 + 10 * k for k in range(20)]

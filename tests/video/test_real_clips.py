@@ -7,9 +7,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from support.media import SHARED_CLIPS, read
+from support.media import SHARED_CLIPS, decode, read
 
-from pipeline.video.decode import decode
 from pipeline.video.probe import expected_frames, probe
 
 COUNTS = {

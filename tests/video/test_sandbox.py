@@ -7,17 +7,16 @@ import os
 import resource
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.broken_media import hanging_video, images, memory_bomb, noise
 from support.media import encode, grey
 
 from pipeline.errors import BadVideo
@@ -52,18 +51,6 @@ def outcome(blocks: Iterator[FrameBlock]) -> tuple[list[tuple], str]:
     except BadVideo as error:
         return found, error.message
     return found, ""
-
-
-def noise(count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
-    source = np.random.default_rng(0)
-    return [source.integers(0, 256, (height, width, 3), np.uint8) for _ in range(count)]
-
-
-def images(folder: Path, frames: list[np.ndarray]) -> Path:
-    folder.mkdir()
-    for number, frame in enumerate(frames):
-        encode(folder / f"{number}.png", [frame], codec="png", pix_fmt="rgb24")
-    return folder
 
 
 def vfr(folder: Path) -> Path:
@@ -172,8 +159,7 @@ def test_the_count_is_of_the_content_whatever_the_header_says(tmp_path):
 
 def test_a_scan_without_end_is_a_listed_hang(tmp_path):
     """A damaged Matroska file, a terabyte of zeros after its last good frame: libav looks for the next one, byte by byte."""
-    path = encode(tmp_path / "hang.mkv", noise(20), codec="mpeg4", options={"g": "1"})
-    os.truncate(path, 1 << 40)
+    path = hanging_video(tmp_path / "hang.mkv")
     counted = FrameCounts()
     with Decoder(DecodeLimits(stall_s=1)) as decoder:
         found, reason = outcome(decoder.decode(path, [None], None, counted))
@@ -223,14 +209,7 @@ def test_the_reader_may_take_all_the_time_it_wants(tmp_path):
 
 def test_a_memory_bomb_is_listed(tmp_path):
     """A picture whose header promises 16000 x 16000 pixels: 768 MB."""
-    folder = images(tmp_path / "bomb", noise(2))
-    header = b"IHDR" + struct.pack(">IIBBBBB", 16000, 16000, 8, 2, 0, 0, 0)
-    pixels = b"IDAT" + zlib.compress(bytes(48001))
-    parts = [
-        struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part))
-        for part in (header, pixels)
-    ]
-    (folder / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    folder = memory_bomb(tmp_path / "bomb")
     with Decoder(DecodeLimits(memory_mb=300)) as decoder:
         _, reason = outcome(decoder.decode(folder, [None], 5.0))
         assert reason == "bomb: decoding needs more than 300 MB, stopped after 2 frames at 0.4 s"

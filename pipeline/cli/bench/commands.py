@@ -176,10 +176,10 @@ def _show_codecs(result: dict[str, Any]) -> None:
     console.show_table(title, columns, rows)
 
 
-StoreWindows = Annotated[
+Windows = Annotated[
     int, typer.Option(min=1, help="Windows of 16 x 201 x 384 float16 (2.5 MB) in a file.")
 ]
-DiskFolder = Annotated[
+Folder = Annotated[
     Path | None,
     typer.Option(exists=True, file_okay=False, help="On the disk to measure. Default: temporary."),
 ]
@@ -187,9 +187,9 @@ DiskFolder = Annotated[
 
 @bench_app.command("read")
 def bench_read(
-    windows: StoreWindows = 256,
+    windows: Windows = 256,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 7,
-    folder: DiskFolder = None,
+    folder: Folder = None,
     as_json: AsJson = False,
 ) -> None:
     """Random windows out of a store, in memory (hot) and from the disk (cold), against other
@@ -237,9 +237,9 @@ def bench_read(
 
 @bench_app.command("write")
 def bench_write(
-    windows: StoreWindows = 256,
+    windows: Windows = 256,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 7,
-    folder: DiskFolder = None,
+    folder: Folder = None,
     as_json: AsJson = False,
 ) -> None:
     """A store, with all checksums, against plain sequential writing of files of the same size; both

@@ -1,0 +1,147 @@
+"""Videos in, the encoder's squares out: every frame that this project looks at comes through here,
+decoded in the sandbox and resized by `transforms`.
+
+Whoever wants squares says which: blocks at several rates (extraction), frames by number
+(calibration, spot checks), frames by time (windows without a cache, drawings), or one frame after
+the other as soon as it is decoded (streams).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+
+from pipeline.config.cache_spec import BASE, FrameSettings, View
+from pipeline.records import Video
+from pipeline.video.decode import FrameCounts
+from pipeline.video.sandbox import DecodeLimits, Decoder
+from pipeline.video.transforms import FrameTransforms
+
+
+@dataclass(frozen=True)
+class ReadBlock:
+    """Consecutive decoded frames of one size, to be turned into squares by whoever wants them."""
+
+    transforms: FrameTransforms
+    kept: Mapping[float | None, np.ndarray]
+    """Frames per second (None: every frame) -> (F,) bool, which frames that rate keeps."""
+
+    @property
+    def time_s(self) -> np.ndarray:
+        """(F,) presentation times."""
+        return self.transforms.frames.time_s
+
+
+class Squares(NamedTuple):
+    """Consecutive frames as the encoder sees them."""
+
+    time_s: np.ndarray
+    """(F,) presentation times."""
+    views: dict[str, torch.Tensor]
+    """Name of a view -> uint8 (F, 3, size_px, size_px)."""
+    affine_23: np.ndarray
+    """Source frame to the square of the base."""
+
+
+class FrameReader:
+    """Reads the videos below `root`, one at a time, in a decoding process of its own, and makes
+    squares on `device`.
+
+    A context manager, to be used by one thread at a time; `close` may be called by any. All methods
+    raise BadVideo, with the video's name and the reason, where a video cannot be decoded, hangs,
+    kills its decoder or exceeds `limits`, after its good frames have been yielded; OSError for what
+    is no fault of the video.
+    """
+
+    def __init__(
+        self, root: Path, device: torch.device, limits: DecodeLimits | None = None
+    ) -> None:
+        self.root, self.device = root, device
+        self.decoder = Decoder(limits)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the decoding process; a wait for it then ends with OSError."""
+        self.decoder.close()
+
+    def blocks(
+        self, video: Video, rates: Sequence[float | None], counted: FrameCounts | None = None
+    ) -> Iterator[ReadBlock]:
+        """Decodes a video once for several rates. Nothing is resized before it is asked for, so
+        that another thread can do that. `counted` is filled at the end."""
+        path = self.root / video.source
+        for block in self.decoder.decode(path, rates, video.image_fps, counted):
+            kept = dict(zip(rates, block.kept_RF, strict=True))
+            yield ReadBlock(FrameTransforms(block.frames, self.device), kept)
+
+    def numbered(
+        self,
+        video: Video,
+        settings: FrameSettings,
+        numbers: np.ndarray,
+        views: Mapping[str, View | None],
+    ) -> Iterator[Squares]:
+        """The frames `numbers`, ascending, of those that the rate of `settings` keeps, counted from
+        the first; decodes up to the last of them."""
+        first = 0
+        for block in self.blocks(video, [settings.rate]):
+            kept = np.flatnonzero(block.kept[settings.rate])
+            inside = kept[numbers[(numbers >= first) & (numbers < first + len(kept))] - first]
+            if len(inside):
+                mask = np.isin(np.arange(len(block.time_s)), inside)
+                yield _squares(block.transforms, settings, mask, views)
+            first += len(kept)
+            if first > numbers[-1]:
+                return
+
+    def at_times(
+        self, video: Video, settings: FrameSettings, time_s_T: np.ndarray, view: View | None = None
+    ) -> torch.Tensor:
+        """uint8 (T, 3, size_px, size_px): the frames that have these presentation times, in any
+        order and as often as they are named; decodes from the keyframe before the first of them.
+
+        Raises BadVideo also where a time is that of no frame.
+        """
+        time_s, index_T = np.unique(time_s_T, return_inverse=True)
+        parts = []
+        for frames in self.decoder.decode_at(self.root / video.source, time_s, video.image_fps):
+            whole = np.ones(len(frames), bool)
+            parts.append(FrameTransforms(frames, self.device).squares(settings, whole, view)[0])
+        return torch.cat(parts)[index_T]
+
+    def one_by_one(
+        self, video: Video, settings: FrameSettings, fps: float | None
+    ) -> Iterator[Squares]:
+        """Every frame that the rate `fps` keeps, handed over as soon as it is decoded."""
+        path = self.root / video.source
+        for block in self.decoder.decode(path, [fps], video.image_fps, block_frames=1):
+            transforms = FrameTransforms(block.frames, self.device)
+            yield _squares(transforms, settings, np.ones(1, bool), {BASE: None})
+
+
+def _squares(
+    transforms: FrameTransforms,
+    settings: FrameSettings,
+    mask_F: np.ndarray,
+    views: Mapping[str, View | None],
+) -> Squares:
+    seen = {name: transforms.squares(settings, mask_F, view) for name, view in views.items()}
+    squares = {name: squares_FCHW for name, (squares_FCHW, _) in seen.items()}
+    _, affine_23 = transforms.squares(settings, mask_F, None)
+    return Squares(transforms.frames.time_s[mask_F], squares, affine_23)
