@@ -12,7 +12,7 @@ from pipeline.cache.cache import Cache
 from pipeline.cache.status import status
 from pipeline.errors import BadInput
 from pipeline.experiments.summary import PointSummary, Summary
-from pipeline.report import axis_plots, curves, plots, tables, token_maps, videos
+from pipeline.report import axis_plots, plots, tables, token_maps, videos
 from pipeline.report.page import Page, Plot
 from pipeline.report.predictions import answers
 from pipeline.report.provenance import cache_provenance, commands, runs_provenance
@@ -44,7 +44,7 @@ def page_of_data(data: ReportData, out: Path) -> Page:
     page.plots = {
         "scores": _placed(out, {"scores": plots.intervals(data, FULL_INCHES)}),
         "costs": _placed(out, costs),
-        "learning": _placed(out, curves.learning(data)),
+        "learning": _placed(out, plots.learning(data)),
         "axes": _axis_plots(data, out),
         "answers": _placed(out, answers(data)),
     }

@@ -22,9 +22,8 @@ from pipeline.models.temporal.contract import Gate
 from pipeline.models.video_model import VideoModel
 from pipeline.records import TokenShape
 from pipeline.report import style, tables, token_maps
-from pipeline.report.curves import mean_and_band
 from pipeline.report.page import Page, render_page
-from pipeline.report.plots import front_of
+from pipeline.report.plots import front_of, mean_and_band
 from pipeline.report.provenance import common_part
 from pipeline.report.report import report
 from pipeline.report.source import find_source, read_runs, read_sweep
