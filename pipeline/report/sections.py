@@ -1,8 +1,8 @@
-"""What stands on a page: every section for what the source has, and nothing for what it has not."""
+"""What stands on a page: a section for everything that the source has, and none for what it lacks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,21 @@ from pipeline.report.provenance import cache_provenance, commands, runs_provenan
 from pipeline.report.source import ReportData, cache_of
 from pipeline.report.style import FULL_INCHES, HALF_INCHES, save_png, svg
 from pipeline.report.tables import number_text, p_text, scaled_text, seconds_text, signed_text
+from pipeline.train.bootstrap import Interval
 from pipeline.train.run import Run
 
 STRIPS = "tokens"
-"""The PNG file of all tokens over time."""
-CLEAR = 0.05
+"""Name of the PNG file of all tokens over time."""
+SIGNIFICANT_P = 0.05
 """Adjusted p below which a gain is called significant."""
 
 
 def page_of_data(data: ReportData, out: Path) -> Page:
     """The page of runs or a sweep; plots and videos are also written into `out`."""
+    summary = data.summary
     page = Page(
         title=_title(data),
-        kind=f"{'Sweep' if data.path else 'Runs'} · {data.summary.task} on split {data.summary.split}",
+        kind=f"{'Sweep' if data.path else 'Runs'} · {summary.task} on split {summary.split}",
         result=result(data),
         caution=_caution(data),
         figures=_figures(data),
@@ -42,20 +44,19 @@ def page_of_data(data: ReportData, out: Path) -> Page:
     )
     costs = {f"score_over_{name}": figure for name, figure in plots.pareto(data).items()}
     page.plots = {
-        "scores": _placed(out, {"scores": plots.intervals(data, FULL_INCHES)}),
-        "costs": _placed(out, costs),
-        "learning": _placed(out, plots.learning(data)),
+        "scores": _saved(out, {"scores": plots.intervals(data, FULL_INCHES)}),
+        "costs": _saved(out, costs),
+        "learning": _saved(out, plots.learning(data)),
         "axes": _axis_plots(data, out),
-        "answers": _placed(out, answers(data)),
+        "answers": _saved(out, answers(data)),
     }
     (scores,) = page.plots["scores"]
     scores.narrow_svg = svg(plots.intervals(data, HALF_INCHES), scores.title)
-    if len(data.ranked()) > plots.ROWS:
-        scores.caption += (
-            f" The best {plots.ROWS} of {len(data.ranked())} and what they are compared with."
-        )
+    num_ranked = len(data.ranked())
+    if num_ranked > plots.ROWS:
+        scores.caption += f" The best {plots.ROWS} of {num_ranked} and what they are compared with."
     page.videos, page.no_videos = videos.videos(data, out / "videos")
-    page.films, page.no_films = token_maps.films_of_run(*_recurrent(data), data.summary.split)
+    page.films, page.no_films = token_maps.films_of_run(*_remembering_run(data), summary.split)
     try:
         _add_cache(page, cache_of(data.shown(data.ranked()[0])[0]))
     except BadInput as error:
@@ -67,17 +68,17 @@ def page_of_data(data: ReportData, out: Path) -> Page:
 def page_of_cache(cache: Cache, out: Path) -> Page:
     """The page of a cache alone."""
     counts = status(cache)
-    videos = counts["videos"]
+    videos, stores, size = counts["videos"], counts["stores"], counts["store_bytes"]
     page = Page(
         title=cache.name,
         kind="Cache",
-        result=f"{videos['stored']:,} of {videos['planned']:,} videos are stored whole, {counts['frames']:,} frames in "
-        f"{scaled_text(counts['store_bytes'], 'B')}; {videos['failed']:,} failed.",
+        result=f"{videos['stored']:,} of {videos['planned']:,} videos are stored whole, "
+        f"{counts['frames']:,} frames in {scaled_text(size, 'B')}; {videos['failed']:,} failed.",
         figures=(
             (f"{counts['frames']:,}", "frames"),
-            (scaled_text(counts["store_bytes"], "B"), "on disk"),
+            (scaled_text(size, "B"), "on disk"),
             (scaled_text(counts["bytes_per_frame"] or 0, "B"), "per frame"),
-            (f"{counts['stores']['done']} of {counts['stores']['planned']}", "stores finished"),
+            (f"{stores['done']} of {stores['planned']}", "stores finished"),
             (f"{videos['failed']:,}", "videos failed"),
         ),
         commands=[f"stillframe report {cache}"],
@@ -89,54 +90,70 @@ def page_of_cache(cache: Cache, out: Path) -> Page:
     return page
 
 
+# Sentences and numbers
+
+
 def result(data: ReportData) -> str:
-    """The best setting's score with its interval, against the reference and the trivial answer, in
+    """The best point's score with its interval, against the reference and the trivial answer, in
     two or three sentences.
 
-    Where settings have other videos and other references, none is the best: how many are ahead, and
+    Where points have other videos and other references, none is the best: how many are ahead, and
     by how much.
     """
     if not data.is_one_question and _by_gain(data):
         return _result_of_questions(data)
     best, metric = data.ranked()[0], data.metric
     trivial = data.trivial(best)
-    found, alone = best.intervals[data.form], len(data.ranked()) == 1
+    interval, is_alone = best.intervals[data.form], len(data.ranked()) == 1
     unit = f" {metric.unit}" if metric.unit else ""
-    text = f"{best.name} has {'a' if alone else 'the best'} {data.form} {metric.name} of {found.score:.3f}{unit}"
-    text += f" (95 % interval {number_text(found.low)} .. {number_text(found.high)})."
+    text = f"{best.name} has {'a' if is_alone else 'the best'} {data.form} {metric.name} of "
+    text += f"{interval.score:.3f}{unit} (95 % interval {_span(interval, number_text)})."
     if comparison := best.comparisons.get(data.form):
-        gain = comparison.gain
+        gain, p = comparison.gain, comparison.p_adjusted
         text += f" It is ahead of {best.reference} by {signed_text(gain.score)}"
-        text += f" ({signed_text(gain.low)} .. {signed_text(gain.high)}, adjusted p {p_text(comparison.p_adjusted)})"
-        text += "." if comparison.p_adjusted < CLEAR else ", which is not significant."
-    elif not alone:
+        text += f" ({_span(gain, signed_text)}, adjusted p {p_text(p)})"
+        text += "." if p < SIGNIFICANT_P else ", which is not significant."
+    elif not is_alone:
         text += " It is a reference: no other is better."
     sign = 1 if metric.higher_is_better else -1
-    beaten = ", which is better" if sign * (trivial - found.score) > 0 else ""
-    return f"{text} The trivial answer, which does not look at the video, scores {trivial:.3f}{beaten}."
+    beaten = ", which is better" if sign * (trivial - interval.score) > 0 else ""
+    text += " The trivial answer, which does not look at the video, scores "
+    return f"{text}{trivial:.3f}{beaten}."
 
 
 def _result_of_questions(data: ReportData) -> str:
-    scored, compared = data.ranked(), _by_gain(data)
-    gains = [one.comparisons[data.form] for one in compared]
-    ahead, behind = (
-        sum(way * each.gain.score > 0 and each.p_adjusted < CLEAR for each in gains)
-        for way in (1, -1)
+    """How many points are ahead of their own references, and the largest and the least gain."""
+    scored, by_gain = data.ranked(), _by_gain(data)
+    comparisons = [point.comparisons[data.form] for point in by_gain]
+    better, worse = (
+        sum(
+            sign * comparison.gain.score > 0 and comparison.p_adjusted < SIGNIFICANT_P
+            for comparison in comparisons
+        )
+        for sign in (1, -1)
     )
-    text = f"{ahead} of {len(gains)} settings are significantly better than the reference of each, {behind} worse."
-    for which, one in zip(("largest", "least"), (compared[0], compared[-1]), strict=True):
-        gain = one.comparisons[data.form].gain
-        span = f"{signed_text(gain.low)} .. {signed_text(gain.high)}"
-        text += f" The {which} gain is {signed_text(gain.score)} ({span}), of {one.name}."
+    text = f"{better} of {len(comparisons)} settings are significantly better than the reference "
+    text += f"of each, {worse} worse."
+    for which, point in zip(("largest", "least"), (by_gain[0], by_gain[-1]), strict=True):
+        gain = point.comparisons[data.form].gain
+        text += f" The {which} gain is {signed_text(gain.score)} ({_span(gain, signed_text)}), "
+        text += f"of {point.name}."
     sign = 1 if data.metric.higher_is_better else -1
-    beaten = sum(sign * (one.intervals[data.form].score - data.trivial(one)) > 0 for one in scored)
-    return f"{text} {beaten} of {len(scored)} are better than the trivial answer, which does not look at the video."
+    num_better = sum(
+        sign * (point.intervals[data.form].score - data.trivial(point)) > 0 for point in scored
+    )
+    text += f" {num_better} of {len(scored)} are better than the trivial answer, "
+    return f"{text}which does not look at the video."
+
+
+def _span(interval: Interval, show: Callable[[float], str]) -> str:
+    return f"{show(interval.low)} .. {show(interval.high)}"
 
 
 def _by_gain(data: ReportData) -> list[PointSummary]:
-    """The settings that were compared with a reference, by their gain over it, largest first."""
-    compared = [one for one in data.ranked() if data.form in one.comparisons]
-    return sorted(compared, key=lambda one: -one.comparisons[data.form].gain.score)
+    """The points that were compared with a reference, by their gain over it, largest first."""
+    compared = [point for point in data.ranked() if data.form in point.comparisons]
+    return sorted(compared, key=lambda point: -point.comparisons[data.form].gain.score)
 
 
 def _title(data: ReportData) -> str:
@@ -147,66 +164,80 @@ def _title(data: ReportData) -> str:
 
 
 def _caution(data: ReportData) -> str:
-    ranked = len(data.ranked())
-    if ranked < 2 or not data.is_one_question:
+    """A warning where the best of several was chosen on the clips that it is scored on."""
+    num_ranked = len(data.ranked())
+    if num_ranked < 2 or not data.is_one_question:
         return ""
-    return f"The best of {ranked} was chosen on the clips that it is scored on, which flatters it: expect less on new videos."
+    return (
+        f"The best of {num_ranked} was chosen on the clips that it is scored on, "
+        "which flatters it: expect less on new videos."
+    )
 
 
 def _figures(data: ReportData) -> list[tuple[str, str]]:
+    """Key numbers: (number, what it is)."""
     best, form, points = data.ranked()[0], data.form, data.summary.settings
     evaluation = next(iter(data.evaluations.values()))
-    failed = sum(len(point.failed) for point in points)
-    many = [
+    num_failed = sum(len(point.failed) for point in points)
+    counts = [
         (f"{len(points)}", "settings" if len(points) != 1 else "setting"),
-        (f"{len(data.runs)}", "runs scored" + (f", {failed} stopped" if failed else "")),
+        (f"{len(data.runs)}", "runs scored" + (f", {num_failed} stopped" if num_failed else "")),
         (f"{evaluation.clips_scored:,}", f"clips of {evaluation.videos:,} videos scored"),
     ]
-    compared = _by_gain(data)
-    if data.is_one_question or not compared:
-        found = [(f"{best.intervals[form].score:.3f}", f"best {data.metric.name}, {form}")]
+    by_gain = _by_gain(data)
+    if data.is_one_question or not by_gain:
+        figures = [(f"{best.intervals[form].score:.3f}", f"best {data.metric.name}, {form}")]
         if form in best.comparisons:
-            found.append((signed_text(best.comparisons[form].gain.score), f"over {best.reference}"))
-        found += [(f"{data.trivial(best):.3f}", "trivial answer"), *many]
-        found.append((scaled_text(best.cost.parameters), "parameters of the best"))
+            gain = best.comparisons[form].gain
+            figures.append((signed_text(gain.score), f"over {best.reference}"))
+        figures += [(f"{data.trivial(best):.3f}", "trivial answer"), *counts]
+        figures.append((scaled_text(best.cost.parameters), "parameters of the best"))
     else:
-        ends = zip(("largest", "least"), (compared[0], compared[-1]), strict=True)
-        found = [
-            (signed_text(one.comparisons[form].gain.score), f"{which} gain, of {one.name}")
-            for which, one in ends
-        ] + many
-    trained = [
+        ends = zip(("largest", "least"), (by_gain[0], by_gain[-1]), strict=True)
+        figures = [
+            (signed_text(point.comparisons[form].gain.score), f"{which} gain, of {point.name}")
+            for which, point in ends
+        ] + counts
+    training_s = [
         point.training_s * len(point.runs) for point in points if point.training_s is not None
     ]
-    return found + ([(seconds_text(sum(trained)), "training in all")] if trained else [])
+    if training_s:
+        figures.append((seconds_text(sum(training_s)), "training in all"))
+    return figures
 
 
-def _recurrent(data: ReportData) -> tuple[Run, str]:
-    """The best run that remembers something, or else the best, and its checkpoint."""
+def _remembering_run(data: ReportData) -> tuple[Run, str]:
+    """The best run with a temporal module, or else the best run, and its checkpoint: tokens over
+    time are shown with its state and gates."""
     shown = [data.shown(point) for point in data.ranked()]
-    return next((each for each in shown if each[0].recipe.temporal.name != "identity"), shown[0])
+    return next((pair for pair in shown if pair[0].recipe.temporal.name != "identity"), shown[0])
 
 
 def _add_cache(page: Page, cache: Cache) -> None:
+    """What the cache holds, and which videos it lacks."""
     counts, spec, shape = status(cache), cache.spec, cache.shape
     page.coverage, page.failures = tables.coverage(counts), tables.failures(counts)
     encoder, (high, wide) = spec["encoder"], shape.grid_hw
-    made_of = (
-        encoder.get("model")
-        or f"{encoder['name']}, {(encoder.get('config') or {}).get('model_type', 'built in')}"
-    )
+    model_type = (encoder.get("config") or {}).get("model_type", "built in")
     derived = f", derived from {cache.header.derived_from}" if cache.header.derived_from else ""
     rate = "every frame" if cache.fps is None else f"{cache.fps:g} frames a second"
+    size, size_of_frame = (
+        scaled_text(count, "B") for count in (counts["store_bytes"], counts["bytes_per_frame"] or 0)
+    )
+    patches = f"{high} × {wide} patches, {shape.special_tokens} special"
     page.cache = {
         "cache": cache.name,
-        "encoder": made_of,
+        "encoder": encoder.get("model") or f"{encoder['name']}, {model_type}",
         "codec": spec["codec"]["name"] + derived,
-        "tokens of a frame": f"{high} × {wide} patches, {shape.special_tokens} special, {shape.width} wide",
+        "tokens of a frame": f"{patches}, {shape.width} wide",
         "layers": ", ".join(map(str, shape.layers)),
         "frames": f"{counts['frames']:,}, {rate}, {spec['frames']['size_px']} px",
-        "bytes": f"{scaled_text(counts['store_bytes'], 'B')}, {scaled_text(counts['bytes_per_frame'] or 0, 'B')} a frame",
+        "bytes": f"{size}, {size_of_frame} a frame",
         "stores": f"{counts['stores']['done']} of {counts['stores']['planned']} finished",
     }
+
+
+# Plots
 
 
 CAPTIONS: Mapping[str, tuple[str, str]] = {
@@ -254,54 +285,61 @@ CAPTIONS: Mapping[str, tuple[str, str]] = {
 }
 
 
-def _placed(out: Path, figures: Mapping[str, Figure]) -> list[Plot]:
+def _saved(out: Path, figures: Mapping[str, Figure]) -> list[Plot]:
     """Every figure as a PNG file in `out` and as a plot of the page."""
-    placed = []
+    saved = []
     for name, figure in figures.items():
-        axis = name.removeprefix("over_")
         title, caption = CAPTIONS.get(name) or (
-            f"Score over {axis}",
+            f"Score over {name.removeprefix('over_')}",
             "One line for each choice of all else. Bands, where lines are few, are 95 % intervals.",
         )
         save_png(figure, out / f"{name}.png")
-        placed.append(Plot(name, title, caption, svg(figure, title)))
-    return placed
+        saved.append(Plot(name, title, caption, svg(figure, title)))
+    return saved
 
 
 def _axis_plots(data: ReportData, out: Path) -> list[Plot]:
-    """Axes that have the same lines side by side, all others one by one."""
-    found = axis_plots.curves_by_axis(data)
-    comparable_axes = axis_plots.comparable_axes(found)
-    wide = (
-        _placed(out, {"factors": axis_plots.axes_side_by_side(data, comparable_axes, FULL_INCHES)})
-        if comparable_axes
-        else []
+    """Axes that have the same curves side by side, all others one by one."""
+    by_axis = axis_plots.curves_by_axis(data)
+    comparable = axis_plots.comparable_axes(by_axis)
+    others = {axis: curves for axis, curves in by_axis.items() if axis not in comparable}
+    saved = []
+    if comparable:
+        figure = axis_plots.axes_side_by_side(data, comparable, FULL_INCHES)
+        saved = _saved(out, {"factors": figure})
+        narrow = axis_plots.axes_side_by_side(data, comparable, HALF_INCHES)
+        saved[0].narrow_svg = svg(narrow, saved[0].title)
+        saved[0].caption += not_beside(others)
+    return saved + _saved(
+        out,
+        {
+            f"over_{axis}": axis_plots.axis_figure(data, axis, curves)
+            for axis, curves in others.items()
+        },
     )
-    for plot in wide:
-        plot.narrow_svg = svg(
-            axis_plots.axes_side_by_side(data, comparable_axes, HALF_INCHES), plot.title
-        )
-    rest = {
-        f"over_{axis}": axis_plots.axis_figure(data, axis, lines)
-        for axis, lines in found.items()
-        if axis not in comparable_axes
-    }
-    return wide + _placed(out, rest)
+
+
+def not_beside(axes: Iterable[str]) -> str:
+    """A sentence on the axes that do not stand beside those with the same curves; empty if there
+    are none."""
+    names = ", ".join(axes)
+    return f" Other axes have other lines, and stand alone below: {names}." if names else ""
 
 
 def _save_films(page: Page, out: Path) -> None:
+    """All tokens over time as one PNG file."""
     if page.films:
         token_maps.sheet(list(page.films)).save(out / f"{STRIPS}.png")
 
 
 def as_json(page: Page, summary: Summary | None) -> dict[str, Any]:
     """The page's numbers for scripts."""
-    found: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "title": page.title,
         "result": page.result,
         "provenance": page.provenance,
     }
     if summary is not None:
-        found |= summary.model_dump(mode="json", exclude={"name", "settings"})
+        numbers |= summary.model_dump(mode="json", exclude={"name", "settings"})
     shown = [table for table in (page.scores, page.runs, page.coverage, page.failures) if table]
-    return found | {table.name: table.rows for table in shown}
+    return numbers | {table.name: table.rows for table in shown}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 
+import matplotlib
 import pytest
 from support.commands import SPEC, assert_refused, call, fine
 
 from pipeline.config.shipped import shipped
 from pipeline.experiments.sweep import SWEEP_FILE, Sweep
 from pipeline.experiments.sweep_spec import load_sweep
+from pipeline.report import axis_plots
 from pipeline.report.axis_plots import (
     axes_side_by_side,
     axis_figure,
@@ -17,8 +19,9 @@ from pipeline.report.axis_plots import (
     curves_by_axis,
 )
 from pipeline.report.provenance import commands
+from pipeline.report.sections import page_of_data
 from pipeline.report.source import read_sweep
-from pipeline.report.style import FULL_INCHES, HALF_INCHES
+from pipeline.report.style import FULL_INCHES, HALF_INCHES, STYLE
 from pipeline.train.run import Run
 
 FACTORS = """
@@ -215,6 +218,22 @@ def test_factors_stand_side_by_side_with_their_gains(room, width_inches, columns
     assert [over["given, gru"], over["hidden, gru"]] in [
         list(line.get_ydata()) for line in gain.lines
     ]
+
+
+def test_axes_that_do_not_stand_side_by_side_are_named_on_the_page(room, tmp_path, monkeypatch):
+    (data,) = read_sweep(room[0] / "sweep", "val")
+    curves = curves_by_axis(data)
+    names = list(curves["occlusion"])
+    alone = curves | {"speed": {names[0]: curves["occlusion"][names[0]]}}
+    assert list(comparable_axes(alone)) == list(curves)
+    monkeypatch.setattr(axis_plots, "curves_by_axis", lambda data: alone)
+    with matplotlib.rc_context(STYLE):
+        plots = page_of_data(data, tmp_path).plots["axes"]
+    assert [plot.name for plot in plots] == ["factors", "over_speed"]
+    assert "stand alone below: speed." in plots[0].caption
+    monkeypatch.undo()
+    text = (room[0] / "sweep/report/report.html").read_text(encoding="utf-8")
+    assert "stand alone below" not in text
 
 
 def test_of_several_questions_none_is_the_best(room):
