@@ -32,7 +32,7 @@ from pipeline.config.recipe import Recipe, WindowSettings
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadVideo, StillframeError
 from pipeline.experiments.subset import SKIP_HINT, median_fps, write_subset, write_synthetic
-from pipeline.experiments.uncached import UncachedWindows
+from pipeline.experiments.uncached import UncachedReader
 from pipeline.extract import extract
 from pipeline.extract.worker import fill
 from pipeline.models.encoders.contract import EncoderPlugin, make_encoder, token_shape
@@ -41,7 +41,8 @@ from pipeline.models.video_model import layers_read
 from pipeline.records import Frames
 from pipeline.train import loop
 from pipeline.train.distributed import ALONE
-from pipeline.train.windows import BATCHES_AHEAD, Windows
+from pipeline.train.windows.reader import BATCHES_AHEAD
+from pipeline.train.windows.windows import Windows
 from pipeline.video.reader import FrameReader
 from pipeline.video.transforms import FrameTransforms
 
@@ -361,17 +362,8 @@ def _step(
     tasks, windows, held_out = loop.open_windows([asked], cache, cache.manifest, allow_missing=True)
     with ExitStack() as stack:
         if in_loop:
-            of_cache = (
-                cache,
-                cache.manifest,
-                "train",
-                asked.windows,
-                tasks[0],
-                windows.layers,
-                True,
-            )
-            windows = stack.enter_context(
-                UncachedWindows(in_loop.encoder, in_loop.decoders, device, *of_cache)
+            windows.reader = stack.enter_context(
+                UncachedReader(windows, in_loop.encoder, in_loop.decoders, device)
             )
         stack.enter_context(suppress(_Enough))
         trainers = loop.make_trainers({run: asked}, tasks, windows, device)

@@ -38,7 +38,7 @@ from pipeline.models.encoders.contract import token_shape
 from pipeline.models.video_model import layers_read
 from pipeline.records import TokenShape
 from pipeline.train.trainer import steps_of
-from pipeline.train.windows import clips_of, require_rate
+from pipeline.train.windows.index import clips_of, require_rate
 
 TRAINING = 3
 """A training step of what is trained, over its forward pass: backward is two of them."""
@@ -188,9 +188,7 @@ def require(spec: CacheSpec, videos: Manifest | None, recipe: Recipe | None) -> 
         return
     layers_read(recipe, shape)
     clips = clips_of(videos, "train", recipe.windows) if videos else []
-    require_rate(
-        recipe.windows, [clip for _, clip in clips], spec.frames.rate, f"spec '{spec.name}'"
-    )
+    require_rate(recipe.windows, clips, spec.frames.rate, f"spec '{spec.name}'")
     for view in recipe.windows.views:
         if view not in (BASE, *(each.name for each in spec.views)):
             raise BadInput(

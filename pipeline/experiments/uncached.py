@@ -14,38 +14,32 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import torch
 
 from pipeline.models.encoders.contract import EncoderPlugin
-from pipeline.records import Batch
-from pipeline.train.windows import WindowRef, Windows
+from pipeline.train.windows.index import WindowRows
+from pipeline.train.windows.reader import WindowReader
+from pipeline.train.windows.windows import Windows
 from pipeline.video.reader import FrameReader
 
 
-class UncachedWindows(Windows):
-    """The windows that `Windows` has, in the same order, from the videos; a context manager.
+class UncachedReader(WindowReader):
+    """Tokens of the windows that `windows` has, from the videos; a context manager.
 
-    Of the cache it takes only which frames make up a window, and where they show what the truth
-    speaks of. Frames are decoded by `decoders` processes, beside the encoder, which runs without
-    gradients. Raises what `Windows` raises, and BadVideo.
+    Of the cache it takes only which frames make up a window. Frames are decoded by `decoders`
+    processes, beside the encoder, which runs without gradients. Raises BadVideo.
     """
 
     def __init__(
-        self,
-        encoder: EncoderPlugin,
-        decoders: int,
-        device: torch.device,
-        *args: Any,
-        **settings: Any,
+        self, windows: Windows, encoder: EncoderPlugin, decoders: int, device: torch.device
     ) -> None:
-        super().__init__(*args, **settings)
-        self.encoder, self.device = encoder, device
+        super().__init__(windows.cache, windows.reader.layers)
+        self.windows, self.encoder = windows, encoder
         self.pool = ThreadPoolExecutor(decoders, "decode")
         self.readers: queue.SimpleQueue[FrameReader] = queue.SimpleQueue()
         self._closing = ExitStack()
         for _ in range(decoders):
-            reader = FrameReader(self.manifest.root, device)
+            reader = FrameReader(windows.manifest.root, device)
             self.readers.put(self._closing.enter_context(reader))
 
     def __enter__(self) -> Self:
@@ -60,43 +54,36 @@ class UncachedWindows(Windows):
         self.pool.shutdown(cancel_futures=True)
         self._closing.close()
 
-    def read(self, samples: Sequence[WindowRef]) -> Batch:
-        """The frames of `samples` as the encoder's squares, with their truth."""
-        squares = torch.stack(list(self.pool.map(self._squares, samples)))
-        time_s = [self._times(sample) for sample in samples]
-        clips = np.array([sample.clip for sample in samples], np.int64)
-        return Batch({"squares": squares}, np.stack(time_s), clips, self.truth(samples))
+    def read(self, windows: Sequence[WindowRows]) -> dict[str, Any]:
+        """The frames of the windows as the encoder's squares: (B, T, 3, size_px, size_px) uint8."""
+        return {"squares": torch.stack(list(self.pool.map(self._squares, windows)))}
 
-    def tokens(self, batch: Batch, device: torch.device) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def tokens(
+        self, arrays: dict[str, Any], device: torch.device
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """What the encoder makes of the squares: special (B, T, S, D) and patches (B, T, P, D) per
         layer."""
-        squares_BTCHW = batch.arrays["squares"]
-        made = [
-            self.encoder(part)
-            for part in squares_BTCHW.flatten(0, 1).split(self.cache.cache_spec.store.batch_frames)
-        ]
+        squares_BTCHW = arrays["squares"]
+        batch_frames = self.cache.cache_spec.store.batch_frames
+        encoded = [self.encoder(part) for part in squares_BTCHW.flatten(0, 1).split(batch_frames)]
 
         def whole(parts: list[torch.Tensor]) -> torch.Tensor:
             """Put together outside of inference mode, as a tensor that gradients may be traced
             through."""
             return torch.cat(parts).unflatten(0, squares_BTCHW.shape[:2]).to(device)
 
-        patches = [whole([part.patches_NPD[layer] for part in made]) for layer in self.layers]
-        return whole([part.special_NSD for part in made]), patches
+        patches = [whole([part.patches_NPD[layer] for part in encoded]) for layer in self.layers]
+        return whole([part.special_NSD for part in encoded]), patches
 
-    def _times(self, sample: WindowRef) -> np.ndarray:
-        time_s_T: np.ndarray = self.clip_rows[sample.clip].time_s[self._rows(sample)]
-        return time_s_T
-
-    def _squares(self, sample: WindowRef) -> torch.Tensor:
+    def _squares(self, window: WindowRows) -> torch.Tensor:
         """(T, 3, size_px, size_px) uint8 of a window."""
         reader = self.readers.get()
         try:
             return reader.at_times(
-                self.clip(sample.clip).video,
+                self.windows.clip(window.ref.clip).video,
                 self.cache.cache_spec.frames,
-                self._times(sample),
-                self.cache.views[sample.view],
+                window.time_s_T,
+                self.cache.views[window.ref.view],
             )
         finally:
             self.readers.put(reader)

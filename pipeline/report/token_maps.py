@@ -21,7 +21,8 @@ from pipeline.report.source import cache_of
 from pipeline.report.videos import manifest_of
 from pipeline.train.run import Run, load_model
 from pipeline.train.visualize import evenly_spaced, squares
-from pipeline.train.windows import WindowRef, Windows
+from pipeline.train.windows.index import WindowRef
+from pipeline.train.windows.windows import Windows
 from pipeline.video.reader import FrameReader
 
 CLIPS, MOMENTS = 3, 8

@@ -15,7 +15,7 @@ from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.train.distributed import Ranks
 from pipeline.train.run import RUN_FORMAT, CacheFacts, Run
-from pipeline.train.windows import Windows
+from pipeline.train.windows.windows import Windows
 
 
 def shared(recipe: Recipe) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def require_division(settings: TrainingSettings, ranks: Ranks) -> None:
 def require_truth(task: TaskPlugin, windows: Windows) -> None:
     """Refuses a split in which nothing can be scored."""
     if not any(
-        (task.weight(windows.truth([sample])) > 0).any() for sample in windows.evaluation_samples()
+        (task.weight(windows.truth([sample])) > 0).any() for sample in windows.order.evaluation()
     ):
         raise BadInput(
             f"no window of split '{windows.split}' has anything to score: of {', '.join(task.needs)} nothing is valid in any",

@@ -41,7 +41,7 @@ from pipeline.train.compatibility import (
 )
 from pipeline.train.loop import EVAL_BATCH
 from pipeline.train.run import CacheFacts, Run, load_model
-from pipeline.train.windows import Windows
+from pipeline.train.windows.windows import Windows
 
 TRIVIAL_WINDOWS = 512
 """Training windows whose truth the trivial answer may look at."""
@@ -224,7 +224,7 @@ def known_of(
     for run, task in zip(runs, tasks, strict=True):
         if task_key(run) not in known:
             seen = Windows(cache, manifest, where, run.recipe.windows, task, allow_missing=True)
-            samples = islice(seen.evaluation_samples(), TRIVIAL_WINDOWS)
+            samples = islice(seen.order.evaluation(), TRIVIAL_WINDOWS)
             known[task_key(run)] = task.statistics(seen.truth([sample]) for sample in samples)
     return known
 
@@ -309,7 +309,7 @@ class Scores:
             metrics=tuple(MetricFacts(**metric._asdict()) for metric in metrics),
             trivial={metric.name: self.interval(TRIVIAL, metric.name).score for metric in metrics},
             clips_scored=len(clips),
-            clips_skipped=len(self.windows.skipped),
+            clips_skipped=len(self.windows.index.skipped),
             clips_without_truth=len(self.windows) - len(clips),
             videos=len({self.windows.clip(place).video_id for place in clips}),
             forms={

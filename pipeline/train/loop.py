@@ -29,7 +29,7 @@ from pipeline.train.distributed import ALONE, Ranks
 from pipeline.train.run import Run
 from pipeline.train.setup import make_trainers, open_windows
 from pipeline.train.trainer import Diverged, OnProgress, Trainer
-from pipeline.train.windows import Windows
+from pipeline.train.windows.windows import Windows
 
 EVAL_BATCH = 64
 """Windows per batch in evaluation; changes no result."""

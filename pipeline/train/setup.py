@@ -29,7 +29,7 @@ from pipeline.train.compatibility import (
 from pipeline.train.distributed import ALONE, Ranks
 from pipeline.train.run import Run, RunHeader, tool_versions
 from pipeline.train.trainer import Trainer
-from pipeline.train.windows import Windows
+from pipeline.train.windows.windows import Windows
 
 
 def make_trainers(
@@ -97,9 +97,9 @@ def open_or_create(
         parameters=model.parameter_counts(),
         clips={
             "train": len(windows),
-            "padded": windows.padded,
-            "slower": windows.slower,
-            "skipped": len(windows.skipped),
+            "padded": windows.index.padded,
+            "slower": windows.index.slower,
+            "skipped": len(windows.index.skipped),
         },
         versions=tool_versions(),
     )

@@ -21,7 +21,8 @@ from pipeline.errors import BadVideo
 from pipeline.records import Clip
 from pipeline.train.evaluate import require_same_cache
 from pipeline.train.run import Run, load_model
-from pipeline.train.windows import WindowRef, Windows
+from pipeline.train.windows.index import WindowRef
+from pipeline.train.windows.windows import Windows
 from pipeline.video.reader import FrameReader
 
 DRAWN_PX = 384

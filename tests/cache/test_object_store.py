@@ -29,9 +29,10 @@ from pipeline.cache.storage.disk_cache import DiskCache
 from pipeline.cache.storage.local import LocalFolder
 from pipeline.cache.storage.open import open_storage
 from pipeline.cache.store import StoreReader
+from pipeline.config.recipe import WindowSettings
 from pipeline.errors import BadInput, StillframeError
 from pipeline.extract import extract
-from pipeline.train.windows import Windows, WindowSettings
+from pipeline.train.windows.windows import Windows
 
 s3fs = pytest.importorskip("s3fs")
 pytest.importorskip("moto.server")

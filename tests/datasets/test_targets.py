@@ -27,7 +27,8 @@ from pipeline.datasets.manifest.targets import (
 from pipeline.errors import BadInput
 from pipeline.extract import extract
 from pipeline.records import Clip
-from pipeline.train.windows import WindowRef, Windows
+from pipeline.train.windows.index import WindowRef
+from pipeline.train.windows.windows import Windows
 
 CROP = np.array([[2.0, 0.0, -0.5], [0.0, 1.0, 0.0]])
 """A frame twice as wide as high, cropped to the square in its middle: x in [0.25, 0.75] stays."""
@@ -190,7 +191,7 @@ def test_truth_follows_a_clip_that_is_read_backwards(world):
 def test_what_is_drawn_in_training_is_a_function_of_seed_and_sample(world):
     def drawn(seed: int, number: int) -> float:
         made = windows(world, "boxes", seed=seed)
-        return float(made.truth([made.sample(number)])["drawn"][0])
+        return float(made.truth([made.order.sample(number)])["drawn"][0])
 
     assert drawn(0, 5) == drawn(0, 5)
     assert len({drawn(seed, number) for seed in (0, 1) for number in (5, 6, 5 + 8)}) == 6

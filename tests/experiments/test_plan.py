@@ -27,14 +27,14 @@ from pipeline.datasets.manifest import manifest
 from pipeline.experiments import measure
 from pipeline.experiments.plan import break_even, plan
 from pipeline.experiments.subset import MIN_HEAD_FRAMES, write_subset
-from pipeline.experiments.uncached import UncachedWindows
+from pipeline.experiments.uncached import UncachedReader
 from pipeline.extract import extract
 from pipeline.extract.worker import load_encoder
 from pipeline.models import profile
 from pipeline.models.encoders import transformers
 from pipeline.models.encoders.contract import token_shape
 from pipeline.models.video_model import layers_read
-from pipeline.train.windows import Windows
+from pipeline.train.windows.windows import Windows
 from pipeline.video.probe import probe
 
 CPU = torch.device("cpu")
@@ -334,13 +334,13 @@ def test_nothing_stays_of_a_trial(place, tmp_path):
 
 def test_with_a_slow_encoder_a_step_is_tried_with_fewer_windows(vit_cache, tmp_path, monkeypatch):
     sizes = []
-    read = UncachedWindows.read
+    read = UncachedReader.read
 
     def noted(self, samples):
         sizes.append(len(samples))
         return read(self, samples)
 
-    monkeypatch.setattr(UncachedWindows, "read", noted)
+    monkeypatch.setattr(UncachedReader, "read", noted)
     asked, encoder = (
         load_recipe(write(tmp_path / "tiny.toml", RECIPE)),
         load_encoder(vit_cache, CPU),
@@ -509,10 +509,9 @@ def test_both_loops_see_the_same_tokens_and_begin_with_the_same_loss(vit_cache, 
         "wanted": task,
         "layers": layers_read(asked, cache.shape),
     }
-    cached = Windows(cache, videos, "train", **settings)
-    encoder = load_encoder(cache, CPU)
-    samples = [cached.write_subset(number) for number in range(6)]
-    with UncachedWindows(encoder, 2, CPU, cache, videos, "train", **settings) as live:
+    cached, live = (Windows(cache, videos, "train", **settings) for _ in range(2))
+    samples = [cached.order.sample(number) for number in range(6)]
+    with UncachedReader(live, load_encoder(cache, CPU), 2, CPU) as live.reader:
         ours, theirs = cached.read(samples), live.read(samples)
         (special, patches), (special_live, patches_live) = (
             cached.tokens(ours, CPU),

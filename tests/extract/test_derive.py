@@ -30,7 +30,8 @@ from pipeline.records import TokenShape
 from pipeline.train.loop import train
 from pipeline.train.run import load_model
 from pipeline.train.stream import Stream
-from pipeline.train.windows import WindowRef, Windows
+from pipeline.train.windows.index import WindowRef
+from pipeline.train.windows.windows import Windows
 
 ENCODER = {"name": "address", "layers": [2, 5], "width": 8, "grid": 3, "special_tokens": 2}
 CPU = torch.device("cpu")

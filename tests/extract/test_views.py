@@ -35,7 +35,8 @@ from pipeline.train.evaluate import evaluate
 from pipeline.train.loop import train
 from pipeline.train.run import load_model
 from pipeline.train.stream import Stream
-from pipeline.train.windows import WindowRef, Windows
+from pipeline.train.windows.index import WindowRef
+from pipeline.train.windows.windows import Windows
 from pipeline.video.transforms import crop_view, flip_horizontally, resize_and_crop
 
 CPU = torch.device("cpu")
@@ -370,17 +371,17 @@ def test_a_view_is_drawn_as_a_pure_function_of_seed_and_sample(quarters):
         Windows(cache, built, "train", WindowSettings(frames=2, fps=FPS, views=names, seed=seed))
         for seed in (0, 0, 1)
     )
-    drawn = [made.sample(number).view for number in range(600)]
-    assert drawn == [again.sample(number).view for number in range(600)]
-    assert drawn[::-1] == [made.sample(number).view for number in reversed(range(600))]
-    assert drawn != [other.sample(number).view for number in range(600)]
+    drawn = [made.order.sample(number).view for number in range(600)]
+    assert drawn == [again.order.sample(number).view for number in range(600)]
+    assert drawn[::-1] == [made.order.sample(number).view for number in reversed(range(600))]
+    assert drawn != [other.order.sample(number).view for number in range(600)]
     assert all(150 < drawn.count(name) < 250 for name in names)
     base = Windows(cache, built, "train", WindowSettings(frames=2, fps=FPS))
-    assert [base.sample(n)._replace(view="") for n in range(50)] == [
-        made.sample(n)._replace(view="") for n in range(50)
+    assert [base.order.sample(n)._replace(view="") for n in range(50)] == [
+        made.order.sample(n)._replace(view="") for n in range(50)
     ]
-    assert {base.sample(number).view for number in range(50)} == {BASE}
-    assert {sample.view for sample in made.evaluation_samples()} == {BASE}
+    assert {base.order.sample(number).view for number in range(50)} == {BASE}
+    assert {sample.view for sample in made.order.evaluation()} == {BASE}
 
 
 def test_a_batch_holds_every_sample_in_its_own_view(quarters):
@@ -519,6 +520,6 @@ def test_clips_read_backwards_are_so_in_every_view(quarters):
     windows = Windows(
         cache, backwards, "train", WindowSettings(frames=3, fps=FPS, views=("lower_left",))
     )
-    batch = windows.read([windows.sample(0)])
+    batch = windows.read([windows.order.sample(0)])
     found = address.read(windows.tokens(batch, CPU)[1][0])
     assert (np.diff(found.frame[0, :, 0]) == -1).all() and (found.video % 10 == 2).all()

@@ -14,7 +14,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.errors import StillframeError
 from pipeline.train import distributed
 from pipeline.train.loop import train
-from pipeline.train.windows import Windows
+from pipeline.train.windows.windows import Windows
 
 CLEAN = Windows.on_device
 

@@ -18,7 +18,8 @@ from pipeline.errors import BadInput, BadVideo
 from pipeline.train.loop import train
 from pipeline.train.run import load_model
 from pipeline.train.stream import Stream
-from pipeline.train.windows import WindowRef, Windows
+from pipeline.train.windows.index import WindowRef
+from pipeline.train.windows.windows import Windows
 
 
 def recipe(temporal: str, forms: tuple[str, ...] = ("streaming",), **task: object) -> Recipe:
@@ -58,7 +59,7 @@ def test_a_stream_says_what_a_window_says(material, run):
         batch = windows.read([WindowRef(place, 0.0)])
         expected = model(*windows.tokens(batch, torch.device("cpu")))["streaming"][0]
         seen = list(Stream(run).follow(material.root / windows.clip(place).source))
-        assert len(seen) == len(windows.clip_rows[place].time_s)
+        assert len(seen) == len(windows.index.clip_rows[place].time_s)
         for t, frame in enumerate(seen[:4]):
             assert frame.time_s == batch.time_s_BT[0, t]
             np.testing.assert_allclose(frame.answer, expected[t], atol=1e-5)

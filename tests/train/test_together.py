@@ -14,7 +14,8 @@ from pipeline.errors import BadInput
 from pipeline.train.evaluate import evaluate, evaluate_together
 from pipeline.train.loop import train, train_together
 from pipeline.train.run import read_metrics
-from pipeline.train.windows import Windows, share_of_videos
+from pipeline.train.windows.index import share_of_videos
+from pipeline.train.windows.windows import Windows
 
 OTHERS = {
     "gru": {},
@@ -225,7 +226,7 @@ def test_evaluation_may_see_longer_windows_than_training(material, tmp_path):
         Windows(material.cache, material.manifest, split, wanted.windows)
         for split in ("train", "val")
     ]
-    assert [one.read([one.sample(0)]).time_s_BT.shape for one in windows] == [(1, 4), (1, 7)]
+    assert [one.read([one.order.sample(0)]).time_s_BT.shape for one in windows] == [(1, 4), (1, 7)]
     run = train(wanted, material.cache, tmp_path / "run")
     assert evaluate(run, material.cache).forms.keys() == {"streaming"}
     usual = train(recipe(task={"forms": ["streaming"]}), material.cache, tmp_path / "usual")

@@ -17,7 +17,8 @@ from pipeline.cache.layout import receipt_name
 from pipeline.config.recipe import WindowSettings
 from pipeline.errors import BadInput
 from pipeline.models.encoders import address
-from pipeline.train.windows import TIE_S, WindowRef, Windows, nearest_frames, window_times
+from pipeline.train.windows.index import TIE_S, WindowRef, nearest_frames, window_times
+from pipeline.train.windows.windows import Windows
 
 
 class Label:
@@ -148,14 +149,14 @@ def test_a_short_clip_repeats_its_last_frame_and_is_counted(material):
     )
     found = addresses(windows, windows.read([WindowRef(place, 0.7)])).frame[0]
     np.testing.assert_array_equal(found, [0, 1, 2, 3, 4, 4, 4, 4])
-    assert windows.padded == 1
+    assert windows.index.padded == 1
 
 
 def test_every_clip_comes_once_in_every_epoch(material):
     windows = make(
         material, clips=[dataclasses.replace(c, split="train") for c in material.manifest.clips]
     )
-    samples = [windows.sample(number) for number in range(4 * len(windows))]
+    samples = [windows.order.sample(number) for number in range(4 * len(windows))]
     for epoch in range(4):
         clips = [
             sample.clip for sample in samples[epoch * len(windows) : (epoch + 1) * len(windows)]
@@ -188,7 +189,7 @@ def test_ranks_share_the_batch_out(material, world_size):
 
 def test_another_seed_is_another_order(material):
     a, b = (make(material, seed=seed) for seed in (0, 1))
-    assert [a.sample(n) for n in range(20)] != [b.sample(n) for n in range(20)]
+    assert [a.order.sample(n) for n in range(20)] != [b.order.sample(n) for n in range(20)]
 
 
 def test_evaluation_windows_are_spread_evenly(material):
@@ -233,7 +234,7 @@ def test_holes_are_refused_by_name_or_left_out_by_count(material, tmp_path):
     ):
         Windows(cache, material.manifest, "train", settings)
     windows = Windows(cache, material.manifest, "train", settings, allow_missing=True)
-    assert len(windows.skipped) == holed and len(windows) + holed == len(
+    assert len(windows.index.skipped) == holed and len(windows) + holed == len(
         material.manifest.split("train")
     )
 
@@ -267,7 +268,7 @@ def test_a_clip_without_a_cached_frame_is_named(material):
         WindowSettings(frames=2, fps=FPS),
         allow_missing=True,
     )
-    assert list(windows.skipped) == ["gone"]
+    assert list(windows.index.skipped) == ["gone"]
 
 
 def test_videos_slower_than_the_window_are_counted_and_refused_if_all_are(material):

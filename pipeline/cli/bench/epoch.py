@@ -23,46 +23,43 @@ from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest import manifest
 from pipeline.device import chosen
-from pipeline.experiments.uncached import UncachedWindows
+from pipeline.experiments.uncached import UncachedReader
 from pipeline.extract import extract
 from pipeline.extract.worker import load_encoder
 from pipeline.models.profile import synchronize
 from pipeline.models.tasks.contract import TaskPlugin
-from pipeline.records import Batch
 from pipeline.timing import Timed
 from pipeline.train.distributed import ALONE
 from pipeline.train.loop import TrainLoop
 from pipeline.train.run import read_metrics
 from pipeline.train.setup import make_trainers, open_windows
-from pipeline.train.windows import WindowRef, Windows
+from pipeline.train.windows.index import WindowRows
+from pipeline.train.windows.reader import WindowReader
+from pipeline.train.windows.windows import Windows
 
 WAYS = ("cached", "uncached")
 BESIDE = ("read", "decode")
 """Parts that go on in threads of their own."""
 
 
-class _Timed(Windows):
-    """Windows whose reading, and making of tokens, is timed."""
+class _TimedReader(WindowReader):
+    """Another reader whose reading is timed, and which waits until its tokens are made."""
 
-    reading, making = "read", "codec"
-    """Names of the two parts."""
+    def __init__(self, reader: WindowReader, reading: str, making: str) -> None:
+        """`reading` and `making` name the two parts."""
+        super().__init__(reader.cache, reader.layers)
+        self.reader, self.reading, self.making, self.clock = reader, reading, making, Timed()
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self.clock = Timed()
-
-    def read(self, samples: Sequence[WindowRef]) -> Batch:
+    def read(self, windows: Sequence[WindowRows]) -> dict[str, Any]:
         with self.clock.timed(self.reading):
-            return super().read(samples)
+            return self.reader.read(windows)
 
-    def tokens(self, batch: Batch, device: torch.device) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        made = super().tokens(batch, device)
+    def tokens(
+        self, arrays: dict[str, Any], device: torch.device
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        tokens = self.reader.tokens(arrays, device)
         synchronize(device)
-        return made
-
-
-class _TimedUncached(_Timed, UncachedWindows):
-    reading, making = "decode", "encode"
+        return tokens
 
 
 class Epoch(NamedTuple):
@@ -80,17 +77,20 @@ class Epoch(NamedTuple):
 def _train(
     recipes: Sequence[Recipe],
     tasks: Sequence[TaskPlugin],
-    windows: _Timed,
+    windows: Windows,
+    reader: _TimedReader,
     held_out: Windows,
     runs: Path,
     device: torch.device,
 ) -> Epoch:
-    """Trains a new run of each recipe, in a folder in `runs`, side by side on `windows`."""
+    """Trains a new run of each recipe, in a folder in `runs`, side by side on `windows`, which
+    `reader` reads."""
+    windows.reader = reader
     timing = ExitStack()
 
     def begin(*_: object) -> None:
         synchronize(device)
-        timing.enter_context(windows.clock.timed("optimiser"))
+        timing.enter_context(reader.clock.timed("optimiser"))
 
     def end(*_: object) -> None:
         synchronize(device)
@@ -106,8 +106,8 @@ def _train(
     data, tokens, steps = (
         sum(one.progress.seconds[what] for one in trainers) for what in ("data", "tokens", "steps")
     )
-    parts = windows.clock.seconds
-    parts |= {"waiting": data, windows.making: tokens, "model": steps - parts["optimiser"]}
+    parts = reader.clock.seconds
+    parts |= {"waiting": data, reader.making: tokens, "model": steps - parts["optimiser"]}
     losses = [[line["loss"] for line in read_metrics(one.run.path)] for one in trainers]
     return Epoch(data + tokens + steps, trainers[0].step, losses, parts)
 
@@ -217,16 +217,10 @@ def epoch(
         one.model_copy(update={"training": one.training.model_copy(update=schedule)})
         for one in recipes
     ]
-    tasks, opened, held_out = open_windows(recipes, cache, cache.manifest, allow_missing=False)
-    asked: tuple[Any, ...] = (
-        cache,
-        cache.manifest,
-        "train",
-        recipes[0].windows,
-        tasks[0],
-        opened.layers,
-    )
+    tasks, windows, held_out = open_windows(recipes, cache, cache.manifest, allow_missing=False)
     if name == "cached":
-        return _train(recipes, tasks, _Timed(*asked), held_out, runs, device)
-    with _TimedUncached(load_encoder(cache, device), decoders, device, *asked) as windows:
-        return _train(recipes, tasks, windows, held_out, runs, device)
+        cached = _TimedReader(windows.reader, "read", "codec")
+        return _train(recipes, tasks, windows, cached, held_out, runs, device)
+    with UncachedReader(windows, load_encoder(cache, device), decoders, device) as reader:
+        uncached = _TimedReader(reader, "decode", "encode")
+        return _train(recipes, tasks, windows, uncached, held_out, runs, device)

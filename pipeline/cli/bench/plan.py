@@ -29,7 +29,7 @@ from pipeline.device import chosen
 from pipeline.experiments.measure import measure_stages
 from pipeline.experiments.plan import plan
 from pipeline.extract import extract
-from pipeline.train.windows import clips_of
+from pipeline.train.windows.index import clips_of
 
 LEAST_STEPS = 40
 """Of the epochs that are measured: as many of them as that takes."""

@@ -1,0 +1,82 @@
+"""Rows of a cache become tokens: read by threads straight into a batch, decoded on the training
+device."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+
+from pipeline.cache.cache import Cache
+from pipeline.cache.shard import aligned_empty
+from pipeline.cache.layout import SPECIAL, in_view, layer_name, stored_name, tokens_by_array
+from pipeline.train.windows.index import WindowRows
+
+READERS = 2
+"""Threads that read ahead; never processes: a forked reader can inherit locks that nobody will
+release."""
+BATCHES_AHEAD = 3
+Refs = TypeVar("Refs")
+Read = TypeVar("Read")
+
+
+class WindowReader:
+    """Tokens of windows out of a cache: special tokens, and the patches of `layers`."""
+
+    def __init__(self, cache: Cache, layers: Sequence[int]) -> None:
+        self.cache, self.layers = cache, tuple(layers)
+        self._codec_keys = tuple(cache.codec.layout(cache.shape.width))
+        shape = cache.shape
+        tokens = tokens_by_array(self.layers, shape.special_tokens, shape.patch_tokens)
+        self._names = [stored_name(name, key) for name in tokens for key in self._codec_keys]
+
+    def read(self, windows: Sequence[WindowRows]) -> dict[str, Any]:
+        """Stored name -> (B, T, ...), still in the codec's form."""
+        arrays = {}
+        for name in self._names:
+            shape, dtype = self.cache.arrays[name]
+            num_frames = len(windows[0].rows_T)
+            arrays[name] = aligned_empty((len(windows), num_frames, *shape), dtype)
+            for window, into in zip(windows, arrays[name], strict=True):
+                stored = in_view(window.ref.view, name)
+                self.cache.reader(window.store).read_into(stored, window.rows_T, into)
+        return arrays
+
+    def tokens(
+        self, arrays: dict[str, Any], device: torch.device
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """special (B, T, S, D) and patches (B, T, P, D) per layer, decoded on the device after the
+        transfer."""
+        moved = {
+            name: torch.from_numpy(array).to(device, non_blocking=True)
+            for name, array in arrays.items()
+        }
+
+        def decode(name: str) -> torch.Tensor:
+            return self.cache.codecs[name].decode(
+                {key: moved[stored_name(name, key)] for key in self._codec_keys}
+            )
+
+        patches = [decode(layer_name(layer)) for layer in self.layers]
+        if self.cache.shape.special_tokens:
+            return decode(SPECIAL), patches
+        return patches[0][:, :, :0], patches
+
+
+def read_ahead(read: Callable[[Refs], Read], jobs: Iterable[Refs]) -> Iterator[Read]:
+    """`read` of every job, in order, up to `BATCHES_AHEAD` of them ahead of who asks."""
+    with ThreadPoolExecutor(READERS, "read") as pool:
+        waiting: deque[Future[Read]] = deque()
+        try:
+            for job in jobs:
+                waiting.append(pool.submit(read, job))
+                if len(waiting) > BATCHES_AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
