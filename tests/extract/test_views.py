@@ -391,7 +391,7 @@ def test_a_batch_holds_every_sample_in_its_own_view(quarters):
     numbers = range(8)
     batch = dict(windows.train(8, range(1)))[0]
     special, patches = windows.tokens(batch, CPU)
-    for row, sample in enumerate(map(windows.sample, numbers)):
+    for row, sample in enumerate(map(windows.order.sample, numbers)):
         video = 10 * int(windows.clip(sample.clip).video_id[3]) + names.index(sample.view)
         for tokens in (special, *patches):
             found = address.read(tokens[row])

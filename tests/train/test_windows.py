@@ -163,7 +163,7 @@ def test_every_clip_comes_once_in_every_epoch(material):
         ]
         assert sorted(clips) == list(range(len(windows)))
     assert len({tuple(sample.clip for sample in samples[i * 6 : i * 6 + 6]) for i in range(4)}) > 1
-    assert len({sample.place for sample in samples}) == len(samples)
+    assert len({sample.position for sample in samples}) == len(samples)
 
 
 def test_going_on_in_mid_epoch_gives_the_same_batches(material):
@@ -280,4 +280,4 @@ def test_videos_slower_than_the_window_are_counted_and_refused_if_all_are(materi
         dataclasses.replace(clip, split="train", speed=4.0 if i else 0.5)
         for i, clip in enumerate(material.manifest.clips)
     ]
-    assert make(material, clips=clips, fps=12).slower == 1
+    assert make(material, clips=clips, fps=12).index.slower == 1

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import torch
 
 from pipeline.cache.cache import Cache
-from pipeline.cache.shard import aligned_empty
 from pipeline.cache.layout import SPECIAL, in_view, layer_name, stored_name, tokens_by_array
+from pipeline.cache.shard import aligned_empty
 from pipeline.train.windows.index import WindowRows
 
 READERS = 2
