@@ -217,7 +217,7 @@ def test_a_share_counts_for_training_and_not_for_evaluation(material):
     ours, theirs = (
         Windows(material.cache, material.manifest, "val", settings) for settings in (few, whole)
     )
-    assert ours.clips == theirs.clips
+    assert ours.index.clips == theirs.index.clips
 
 
 def test_evaluation_may_see_longer_windows_than_training(material, tmp_path):
