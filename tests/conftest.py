@@ -34,7 +34,16 @@ LONG = (
     "page",
     "distributed",
 )
-LONG += ("object_store", "report", "sweep", "sweep_launchers", "temporal", "train", "world")
+LONG += (
+    "object_store",
+    "report",
+    "sweep",
+    "sweep_launchers",
+    "temporal",
+    "train",
+    "world",
+    "doc_walk",
+)
 """Files that take twenty seconds and more. They come first: no worker is left with one when the others are done."""
 
 

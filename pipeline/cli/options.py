@@ -42,10 +42,16 @@ AllowMissing = Annotated[
     bool, typer.Option(help="Leave out clips that the cache does not cover, and say how many.")
 ]
 
-SpecName = Annotated[
+SpecOption = Annotated[
     str, typer.Option(help="What to cache: a .toml file, or the name of a shipped spec.")
 ]
-RecipeName = Annotated[
+SpecArgument = Annotated[
+    str, typer.Argument(help="What to cache: a .toml file, or the name of a shipped spec.")
+]
+RecipeOption = Annotated[
+    str, typer.Option(help="What to train: a .toml file, or the name of a shipped recipe.")
+]
+RecipeArgument = Annotated[
     str, typer.Argument(help="What to train: a .toml file, or the name of a shipped recipe.")
 ]
 CacheFolder = Annotated[str, typer.Argument(help="A cache: its folder or URL.")]

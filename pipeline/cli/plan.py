@@ -7,22 +7,32 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.options import AsJson, Device, Sets, app, named_file, torch_device
+from pipeline.cli.options import (
+    AsJson,
+    Decoders,
+    Device,
+    Root,
+    Sets,
+    SpecArgument,
+    app,
+    named_file,
+    torch_device,
+)
 from pipeline.errors import BadInput
 
 if TYPE_CHECKING:
+    from pipeline.config.cache_spec import CacheSpec
+    from pipeline.datasets.manifest.manifest import Manifest
     from pipeline.experiments.measure import Throughput
     from pipeline.experiments.plan import Operations, Plan
 
-PER_TABLE = 1_000_000
-"""Frames of a plan without videos."""
+DEFAULT_FRAMES = 1_000_000
+"""Frames of a plan that is told neither videos nor a length: a round number to multiply."""
 
 
 @app.command()
 def plan(
-    spec: Annotated[
-        str, typer.Argument(help="What to cache: a .toml file, or the name of a shipped spec.")
-    ],
+    spec: SpecArgument,
     data: Annotated[
         str | None,
         typer.Argument(help="Folder with manifest.jsonl. Without one: --frames or --hours."),
@@ -34,9 +44,7 @@ def plan(
     out: Annotated[
         str, typer.Option(help="Folder or URL for caches: where writing and reading are tried.")
     ] = "caches",
-    root: Annotated[
-        Path | None, typer.Option(help="Where the videos are, if they were moved.")
-    ] = None,
+    root: Root = None,
     frames: Annotated[
         int | None, typer.Option(min=1, help="Frames to cache, where there is no manifest yet.")
     ] = None,
@@ -54,7 +62,7 @@ def plan(
     probe_s: Annotated[
         float | None, typer.Option(min=0, hidden=True, help="--measure-s before 0.5.0.")
     ] = None,
-    decoders: Annotated[int, typer.Option(min=1, help="Processes that decode videos.")] = 1,
+    decoders: Decoders = 1,
     device: Device = None,
     sets: Sets = None,
     as_json: AsJson = False,
@@ -71,47 +79,57 @@ def plan(
     from pipeline.config.recipe import load_recipe
     from pipeline.datasets.manifest.manifest import Manifest
 
-    loaded = load_spec(named_file("spec", spec), sets or [])
+    loaded_spec = load_spec(named_file("spec", spec), sets or [])
     if data is not None and recipe is None and not Path(data).is_dir():
         data, recipe = None, data  # told apart by what they are
-    asked = load_recipe(named_file("recipe", recipe)) if recipe else None
+    loaded_recipe = load_recipe(named_file("recipe", recipe)) if recipe else None
     videos = Manifest.load(Path(data), root) if data else None
-    if videos and (frames or hours):
-        raise BadInput(
-            "a manifest says how many frames there are", "leave --frames and --hours-of-video out"
-        )
-    if hours is not None:
-        if frames is not None or loaded.frames.rate is None:
-            raise BadInput(
-                "--hours-of-video wants a spec with a rate, and no --frames", "--set frames.fps=12"
-            )
-        frames = round(hours * 3600 * loaded.frames.rate)
+    count = _frame_count(loaded_spec, videos, frames, hours)
     from pipeline.device import chosen
     from pipeline.experiments import plan as module
     from pipeline.experiments.measure import measure_stages
 
-    where = chosen(torch_device(device))
-    module.require(loaded, videos, asked)
+    on_device = chosen(torch_device(device))
+    module.require(loaded_spec, videos, loaded_recipe)
     throughput = None
-    if probe_s is not None:
-        measure_s = probe_s
-    if measure_s:
+    seconds = measure_s if probe_s is None else probe_s
+    if seconds:
         with console.progress("plan") as update:
             throughput = measure_stages(
-                loaded,
+                loaded_spec,
                 videos,
-                asked,
+                loaded_recipe,
                 out,
-                where,
+                on_device,
                 decoders,
-                measure_s,
-                lambda what: update(0, 0, what),
+                seconds,
+                lambda step: update(0, 0, step),
             )
-    made = module.plan(loaded, videos, frames or PER_TABLE, asked, ablations, throughput, decoders)
+    planned = module.plan(
+        loaded_spec, videos, count, loaded_recipe, ablations, throughput, decoders
+    )
     if as_json:
-        console.show_json(made.model_dump(mode="json"))
+        console.show_json(planned.model_dump(mode="json"))
     else:
-        show_plan(made, out)
+        show_plan(planned, out)
+
+
+def _frame_count(
+    spec: CacheSpec, videos: Manifest | None, frames: int | None, hours: float | None
+) -> int:
+    """The number of frames to plan for where no manifest says it: --frames, --hours-of-video at
+    the rate of the spec, or a round number. Raises BadInput where these contradict each other."""
+    if videos and (frames or hours):
+        raise BadInput(
+            "a manifest says how many frames there are", "leave --frames and --hours-of-video out"
+        )
+    if hours is None:
+        return frames or DEFAULT_FRAMES
+    if frames is not None or spec.frames.rate is None:
+        raise BadInput(
+            "--hours-of-video wants a spec with a rate, and no --frames", "--set frames.fps=12"
+        )
+    return round(hours * 3600 * spec.frames.rate)
 
 
 def show_plan(made: Plan, out: str) -> None:

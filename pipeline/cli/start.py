@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import AsJson, SpecName, app, named_file
+from pipeline.cli.options import AsJson, SpecOption, app, named_file
 from pipeline.cli.show import show_scores
 
 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("demo"),
-    spec: SpecName = "demo",
+    spec: SpecOption = "demo",
     tasks: Annotated[
         str | None,
         typer.Option(

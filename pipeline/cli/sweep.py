@@ -14,7 +14,9 @@ from pipeline.cli.options import (
     FINISHED_WITH_FAILURES,
     AllowMissing,
     AsJson,
+    CacheFolder,
     Device,
+    DryRun,
     EngineName,
     EngineSets,
     Logs,
@@ -47,7 +49,7 @@ def sweep(
             help="What to compare: a .toml file, the name of a shipped sweep, or a sweep.json."
         ),
     ],
-    cache: Annotated[str, typer.Argument(help="A cache: its folder or URL.")],
+    cache: CacheFolder,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the sweep. Default: sweeps/<its name>.")
     ] = None,
@@ -74,9 +76,7 @@ def sweep(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Train members again that were stopped.")
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be trained, and do nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write TensorBoard events of every run.")
     ] = False,

@@ -10,8 +10,10 @@ import typer
 from pipeline.cli.options import (
     AllowMissing,
     AsJson,
+    CacheFolder,
     Device,
     ManifestFolder,
+    RecipeArgument,
     Sets,
     app,
     named_file,
@@ -27,10 +29,8 @@ if TYPE_CHECKING:
 
 @app.command()
 def train(
-    recipe: Annotated[
-        str, typer.Argument(help="What to train: a .toml file, or the name of a shipped recipe.")
-    ],
-    cache: Annotated[str, typer.Argument(help="A cache: its folder or URL.")],
+    recipe: RecipeArgument,
+    cache: CacheFolder,
     out: Annotated[
         Path | None, typer.Option(help="Run folder. Default: runs/<name of the recipe>.")
     ] = None,

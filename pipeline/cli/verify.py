@@ -12,7 +12,9 @@ import typer
 from pipeline.cli.options import (
     FINISHED_WITH_FAILURES,
     AsJson,
+    CacheFolder,
     Device,
+    Root,
     Sets,
     app,
     named_file,
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from pipeline.extract.repair import RepairResult
 from pipeline.cli.show import _spans, show_status
 
-CacheFolder = Annotated[str, typer.Argument(metavar="CACHE", help="A cache: its folder or URL.")]
-Root = Annotated[Path | None, typer.Option(help="Where the videos are, if they were moved.")]
 BAR = 40
 """Columns of the longest bar of a histogram."""
 

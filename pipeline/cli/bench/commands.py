@@ -176,10 +176,10 @@ def _show_codecs(result: dict[str, Any]) -> None:
     console.show_table(title, columns, rows)
 
 
-Windows = Annotated[
+StoreWindows = Annotated[
     int, typer.Option(min=1, help="Windows of 16 x 201 x 384 float16 (2.5 MB) in a file.")
 ]
-Folder = Annotated[
+DiskFolder = Annotated[
     Path | None,
     typer.Option(exists=True, file_okay=False, help="On the disk to measure. Default: temporary."),
 ]
@@ -187,9 +187,9 @@ Folder = Annotated[
 
 @bench_app.command("read")
 def bench_read(
-    windows: Windows = 256,
+    windows: StoreWindows = 256,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 7,
-    folder: Folder = None,
+    folder: DiskFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Random windows out of a store, in memory (hot) and from the disk (cold), against other
@@ -237,9 +237,9 @@ def bench_read(
 
 @bench_app.command("write")
 def bench_write(
-    windows: Windows = 256,
+    windows: StoreWindows = 256,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 7,
-    folder: Folder = None,
+    folder: DiskFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """A store, with all checksums, against plain sequential writing of files of the same size; both

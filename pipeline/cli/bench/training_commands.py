@@ -9,7 +9,17 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli.bench.commands import bench_app, bytes_cell
-from pipeline.cli.options import AsJson, Device, Sets, SpecName, named_file, torch_device
+from pipeline.cli.options import (
+    AsJson,
+    Decoders,
+    Device,
+    RecipeArgument,
+    RecipeOption,
+    Sets,
+    SpecOption,
+    named_file,
+    torch_device,
+)
 from pipeline.cli.plan import seconds_text
 
 EPOCH_ROWS = (("an epoch", "median_s"), ("a step", "step_s"))
@@ -236,9 +246,7 @@ def _times(figures: dict[str, Any]) -> tuple[str, ...]:
 @bench_app.command("sweep")
 def bench_sweep(
     cache: Annotated[str, typer.Argument(help="A cache on this machine's disk.")],
-    recipe: Annotated[
-        str, typer.Argument(help="What to train: a .toml file, or the name of a shipped recipe.")
-    ] = "demo_gru",
+    recipe: RecipeArgument = "demo_gru",
     members: Annotated[int, typer.Option(min=2, help="Runs, which differ in their seeds.")] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Steps of each.")] = 50,
     repeats: Annotated[int, typer.Option(min=1, help="Repeats; medians are shown.")] = 5,
@@ -279,17 +287,11 @@ MeasureSeconds = Annotated[
     float, typer.Option(min=0.1, help="Seconds that each plan measures this machine for.")
 ]
 
-Decoders = Annotated[int, typer.Option(min=1, help="Processes that decode videos.")]
-
-RecipeName = Annotated[
-    str, typer.Option(help="What to train: a .toml file, or the name of a shipped recipe.")
-]
-
 
 @bench_app.command("plan")
 def bench_plan(
-    spec: SpecName = "demo",
-    recipe: RecipeName = "demo_gru",
+    spec: SpecOption = "demo",
+    recipe: RecipeOption = "demo_gru",
     clips: Annotated[
         list[int] | None, typer.Option(min=2, help="Clips of each class; give it for every size.")
     ] = None,
@@ -358,8 +360,8 @@ def bench_plan(
 
 @bench_app.command("epoch")
 def bench_epoch(
-    spec: SpecName = "demo",
-    recipe: RecipeName = "demo_gru",
+    spec: SpecOption = "demo",
+    recipe: RecipeOption = "demo_gru",
     clips: Annotated[int, typer.Option(min=2, help="Clips of each class.")] = 16,
     ablations: Annotated[
         int, typer.Option(min=1, help="Runs, each of one epoch and a seed of its own.")
