@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,6 +30,9 @@ from pipeline.cli.show import show_status
 
 if TYPE_CHECKING:
     from pipeline.cache.cache import Cache
+    from pipeline.config.cache_spec import CacheSpec
+    from pipeline.datasets.manifest.manifest import Manifest
+    from pipeline.extract.launchers.contract import EnginePlugin
     from pipeline.extract.progress import Progress
     from pipeline.video.sandbox import DecodeLimits
 
@@ -128,73 +132,99 @@ def extract(
 
     Example: stillframe extract dinov2_small data/mine --out caches
     """
-    from pipeline.cli import console
     from pipeline.config.cache_spec import load_spec
     from pipeline.datasets.manifest.manifest import Manifest
 
-    loaded = [load_spec(named_file("spec", name), sets or []) for name in specs]
-    clips = Manifest.load(data, root)
-    from pipeline.extract import extract as module
-
-    limits, crew = _limits(limit or []), make_engine(engine, workers, engine_sets or [])
+    loaded_specs = [load_spec(named_file("spec", name), sets or []) for name in specs]
+    extraction = Extraction(
+        loaded_specs,
+        Manifest.load(data, root),
+        out,
+        device,
+        decoders,
+        _limits(limit or []),
+        make_engine(engine, workers, engine_sets or []),
+        logs,
+    )
     if dry_run:
-        _show_plans([module.preview(spec, clips) for spec in loaded], as_json)
-        if crew and (
-            script := crew.script(
-                module.extraction_job(
-                    [f"{out}/{spec.name}" for spec in loaded], clips, device, decoders
-                )
-            )
-        ):
-            console.say(script)
+        _show_plans(extraction, as_json)
         return
-    with console.progress(f"extract {', '.join(spec.name for spec in loaded)}") as update:
-
-        def on_progress(state: Progress) -> None:
-            text = f"frames  {state.frames_per_s:.0f} frames/s  {console.bytes_text(state.store_bytes)}"
-            slowest = state.slowest(decoders)
-            update(
-                state.frames,
-                state.frames_planned,
-                f"{text}  ETA {console.duration_text(state.eta_s)}  slowest: {slowest}",
-            )
-
-        on = torch_device(device)
-        caches = module.extract_all(
-            loaded,
-            clips,
-            out,
-            on,
-            decoders,
-            limits,
-            retry_failed,
-            on_progress,
-            crew,
-            logs,
-            console.say,
-        )
-    _show_made(caches, as_json)
+    caches = _fill(extraction, retry_failed)
+    _show_siblings(caches)
+    _show_statuses(caches, as_json)
     if any(cache.failures for cache in caches):
+        from pipeline.cli import console
+
         console.say(
             "to try these again, once they are mended: the same command with --retry-failed"
         )
         raise typer.Exit(FINISHED_WITH_FAILURES)
 
 
-def _show_made(caches: list[Cache], as_json: bool) -> None:
-    """What has been made, and what lies beside it under the same name."""
+@dataclass(frozen=True)
+class Extraction:
+    """What the flags of `extract` ask for."""
+
+    specs: list[CacheSpec]
+    manifest: Manifest
+    out: str
+    device: str | None
+    """As it was typed: a worker of an engine chooses on its own machine."""
+    decoders: int
+    limits: DecodeLimits
+    engine: EnginePlugin | None
+    logs: Path
+
+
+def _fill(extraction: Extraction, retry_failed: bool) -> list[Cache]:
+    """Extracts, with a bar that shows the speed and what sets it."""
+    from pipeline.cli import console
+    from pipeline.extract import extract as module
+
+    names = ", ".join(spec.name for spec in extraction.specs)
+    with console.progress(f"extract {names}") as update:
+
+        def on_progress(state: Progress) -> None:
+            speed, size = (
+                f"{state.frames_per_s:.0f} frames/s",
+                console.bytes_text(state.store_bytes),
+            )
+            eta, slowest = console.duration_text(state.eta_s), state.slowest(extraction.decoders)
+            update(
+                state.frames,
+                state.frames_planned,
+                f"frames  {speed}  {size}  ETA {eta}  slowest: {slowest}",
+            )
+
+        return module.extract_all(
+            extraction.specs,
+            extraction.manifest,
+            extraction.out,
+            torch_device(extraction.device),
+            extraction.decoders,
+            extraction.limits,
+            retry_failed,
+            on_progress,
+            extraction.engine,
+            extraction.logs,
+            console.say,
+        )
+
+
+def _show_siblings(caches: list[Cache]) -> None:
+    """Says which caches lie beside these under the same name of a spec, and how they differ."""
     from pipeline.cli import console
     from pipeline.extract.diff import siblings
 
-    made = {cache.name for cache in caches}
+    names = {cache.name for cache in caches}
     for cache in caches:
         it = "it" if len(caches) == 1 else cache.name
-        for other, changed in siblings(cache).items():
-            if other not in made:
+        for sibling, differences in siblings(cache).items():
+            if sibling not in names:
                 console.say(
-                    f"beside {it} lies {other}, which differs in (this / that): {'; '.join(changed)}"
+                    f"beside {it} lies {sibling}, which differs in (this / that): "
+                    f"{'; '.join(differences)}"
                 )
-    _show_statuses(caches, as_json)
 
 
 def _limits(sets: list[str]) -> DecodeLimits:
@@ -233,23 +263,34 @@ def derive(
         raise typer.Exit(FINISHED_WITH_FAILURES)
 
 
-def _show_plans(plans: list[dict[str, Any]], as_json: bool) -> None:
-    """JSON of one spec is an object, of several a list of them."""
+def _show_plans(extraction: Extraction, as_json: bool) -> None:
+    """What an extraction would make, and the script of its engine. JSON of one spec is an object,
+    of several a list of them."""
     from pipeline.cli import console
+    from pipeline.extract import extract as module
 
+    plans = [module.preview(spec, extraction.manifest) for spec in extraction.specs]
     if as_json:
         console.show_json(plans if len(plans) > 1 else plans[0])
-        return
-    for plan in plans:
+    for plan in [] if as_json else plans:
         if len(plans) > 1:
             console.show(f"{plan['spec']}:")
         size = console.bytes_text(plan["store_bytes"])
         console.show(
-            f"{plan['videos']} videos, about {plan['frames']} frames, {plan['stores']} stores, {size}"
+            f"{plan['videos']} videos, about {plan['frames']} frames, {plan['stores']} stores, "
+            f"{size}"
         )
         console.show(
-            f"{plan['tokens_per_frame']} tokens and {plan['bytes_per_frame']:,} bytes per frame, grid {plan['grid']}"
+            f"{plan['tokens_per_frame']} tokens and {plan['bytes_per_frame']:,} bytes per frame, "
+            f"grid {plan['grid']}"
         )
+    if extraction.engine:
+        caches = [f"{extraction.out}/{spec.name}" for spec in extraction.specs]
+        job = module.extraction_job(
+            caches, extraction.manifest, extraction.device, extraction.decoders
+        )
+        if script := extraction.engine.script(job):
+            console.say(script)
 
 
 def _show_statuses(caches: list[Cache], as_json: bool) -> None:

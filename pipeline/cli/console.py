@@ -82,21 +82,27 @@ def show_line(value: Any) -> None:
     show(json.dumps(value))
 
 
-def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table; numbers stand to the right."""
+def show_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], justify: str = ""
+) -> None:
+    """A table on stdout. `justify` has one letter for each column, l or r; without it, columns that
+    hold nothing but numbers stand to the right."""
     table = Table(
         title=Text(title) if title else None,
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    for place, column in enumerate(columns):
-        numeric = bool(rows) and all(isinstance(row[place], int | float) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for index, column in enumerate(columns):
+        is_right = (
+            justify[index] == "r"
+            if justify
+            else bool(rows) and all(isinstance(row[index], int | float) for row in rows)
+        )
+        table.add_column(column, justify="right" if is_right else "left", overflow="fold")
     for row in rows:
-        table.add_row(
-            *[Text(str(cell)) for cell in row]
-        )  # not markup: a file name may hold brackets
+        # Not markup: a file name may hold brackets.
+        table.add_row(*[Text(str(cell)) for cell in row])
     out.print(table)
 
 
@@ -114,6 +120,24 @@ def duration_text(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def time_text(seconds: float) -> str:
+    """12.3 ms, 4.5 s, 6.7 min or 8.9 h."""
+    if seconds < 1:
+        return f"{1000 * seconds:.1f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+
+
+def flop_text(count: float) -> str:
+    """1.234 GFLOP: floating point operations, four digits."""
+    for unit in ("", "K", "M", "G", "T", "P"):
+        if count < 1000:
+            return f"{count:.4g} {unit}FLOP"
+        count /= 1000
+    return f"{count:.4g} EFLOP"
 
 
 def few_text(names: Sequence[str], most: int = 3) -> str:

@@ -132,11 +132,11 @@ def _frame_count(
     return round(hours * 3600 * spec.frames.rate)
 
 
-def show_plan(made: Plan, out: str) -> None:
+def show_plan(planned: Plan, out: str) -> None:
     """Tables, and what they say in words."""
     from pipeline.cli import console
 
-    scale, operations = made.scale, made.operations
+    scale, operations = planned.scale, planned.operations
     rows = [
         ("frames", f"{scale.frames:,}"),
         ("tokens", f"{scale.tokens:,}"),
@@ -150,56 +150,58 @@ def show_plan(made: Plan, out: str) -> None:
     rows += [
         (
             "operations of the encoder",
-            f"{_ops(operations.encoder_frame)} a frame, {_ops(operations.extraction)} in all",
+            f"{console.flop_text(operations.encoder_frame)} a frame, "
+            f"{console.flop_text(operations.extraction)} in all",
         )
     ]
-    console.show_table("", (f"cache '{made.spec}'", ""), rows)
+    console.show_table("", (f"cache '{planned.spec}'", ""), rows)
     sizes = [
         (
-            f"{name} (the spec's)" if name == made.codec else name,
+            f"{name} (the spec's)" if name == planned.codec else name,
             *(
-                (f"{one.bytes_per_frame:,} B", console.bytes_text(one.disk_bytes))
-                if one
+                (f"{codec.bytes_per_frame:,} B", console.bytes_text(codec.disk_bytes))
+                if codec
                 else ("cannot hold these tokens", "")
             ),
         )
-        for name, one in scale.codecs.items()
+        for name, codec in scale.codecs.items()
     ]
     console.show_table("", ("on disk, before compression", "a frame", "all stores"), sizes)
-    if made.training:
-        _show_training(made)
-    if made.speed:
-        _show_speed(made, made.speed)
-    for line in verdict(made, out):
+    if planned.training:
+        _show_training(planned)
+    if planned.speed:
+        _show_speed(planned, planned.speed)
+    for line in verdict(planned, out):
         console.show(line)
 
 
-def _show_training(made: Plan) -> None:
+def _show_training(planned: Plan) -> None:
     from pipeline.cli import console
 
-    operations, training = made.operations, made.training
+    operations, training = planned.operations, planned.training
     assert training and operations.cached_step and operations.uncached_step
     parts = ", ".join(
-        f"{name} {_ops(getattr(operations, name) or 0)}"
+        f"{name} {console.flop_text(getattr(operations, name) or 0)}"
         for name in ("mixer", "temporal", "readout")
     )
     rows = [
         (
             "an epoch",
-            f"{training.windows:,} windows, {training.steps_per_epoch:,.1f} steps; {training.epochs:,.1f} epochs",
+            f"{training.windows:,} windows, {training.steps_per_epoch:,.1f} steps; "
+            f"{training.epochs:,.1f} epochs",
         ),
         (
             "a step",
             f"{training.step_frames:,} frames, {console.bytes_text(training.step_bytes)} read",
         ),
         ("operations of a window, forward", parts),
-        ("operations of a step, cached", _ops(operations.cached_step)),
+        ("operations of a step, cached", console.flop_text(operations.cached_step)),
         (
             "operations of a step, un-cached",
-            f"{_ops(operations.uncached_step)}, {_ratio(operations)} times as many",
+            f"{console.flop_text(operations.uncached_step)}, {_ratio(operations)} times as many",
         ),
     ]
-    console.show_table("", (f"training '{made.recipe}'", ""), rows)
+    console.show_table("", (f"training '{planned.recipe}'", ""), rows)
 
 
 def _ratio(operations: Operations) -> str:
@@ -207,10 +209,10 @@ def _ratio(operations: Operations) -> str:
     return f"{operations.uncached_step / operations.cached_step:.2f}"
 
 
-def _show_speed(made: Plan, throughput: Throughput) -> None:
+def _show_speed(planned: Plan, throughput: Throughput) -> None:
     from pipeline.cli import console
 
-    times = made.times
+    times = planned.times
     assert times
 
     def rate(count: float) -> str:
@@ -227,7 +229,7 @@ def _show_speed(made: Plan, throughput: Throughput) -> None:
         (
             "extraction, overlapping",
             f"{1 / throughput.frame_s:,.1f} frames/s",
-            f"all: {seconds_text(times.extract_s)}, {times.slowest} sets the pace",
+            f"all: {console.time_text(times.extract_s)}, {times.slowest} sets the pace",
         ),
     ]
     needed = f"needed {rate(times.read_bytes_per_s)}" if times.read_bytes_per_s else ""
@@ -255,13 +257,13 @@ def _show_speed(made: Plan, throughput: Throughput) -> None:
         rows += [
             (
                 "training step, cached",
-                seconds_text(times.cached_step_s),
-                f"an epoch: {seconds_text(times.cached_epoch_s)}",
+                console.time_text(times.cached_step_s),
+                f"an epoch: {console.time_text(times.cached_epoch_s)}",
             ),
             (
                 "training step, un-cached",
-                seconds_text(times.uncached_step_s),
-                f"an epoch: {seconds_text(times.uncached_epoch_s)}",
+                console.time_text(times.uncached_step_s),
+                f"an epoch: {console.time_text(times.uncached_epoch_s)}",
             ),
         ]
     console.show_table(
@@ -275,63 +277,55 @@ def _show_speed(made: Plan, throughput: Throughput) -> None:
     )
 
 
-def verdict(made: Plan, out: str) -> list[str]:
+def verdict(planned: Plan, out: str) -> list[str]:
     """Whether caching pays, in words; and what the plan leaves out."""
     from pipeline.cli import console
 
-    lines, training, times = [], made.training, made.times
-    if made.scale.videos is None:
-        tried = "" if made.speed is None else "; tried with videos of the built-in world, not yours"
+    lines, training, times = [], planned.training, planned.times
+    if planned.scale.videos is None:
+        tried = (
+            "" if planned.speed is None else "; tried with videos of the built-in world, not yours"
+        )
         lines += [f"no manifest: an epoch is taken to see every frame once{tried}"]
-    if made.speed is None:
+    if planned.speed is None:
         lines += ["not measured on this machine (--measure-s 0): seconds and rates are left out"]
     if training is None:
         return [*lines, "no recipe: what training takes, and whether caching pays, is left out"]
-    epochs = made.runs * training.epochs
-    runs = f"{made.runs} {'run' if made.runs == 1 else 'runs'} of {training.epochs:,.1f} epochs"
+    epochs = planned.runs * training.epochs
+    runs = (
+        f"{planned.runs} {'run' if planned.runs == 1 else 'runs'} of {training.epochs:,.1f} epochs"
+    )
     if times is None or times.cached_epoch_s is None or times.uncached_epoch_s is None:
-        after = made.operations.break_even
+        after = planned.operations.break_even
         if after is None:
             return [*lines, "by operations alone, caching never pays: the encoder has none"]
         does = "pays" if epochs > after else "does not pay"
         return [
             *lines,
-            f"by operations alone, caching {does} for {runs}: it does from {after:,.1f} epochs on, over all runs",
+            f"by operations alone, caching {does} for {runs}: it does from {after:,.1f} epochs "
+            "on, over all runs",
         ]
-    cached_s, uncached_s = (
-        times.extract_s + epochs * times.cached_epoch_s,
-        epochs * times.uncached_epoch_s,
+    cached_s = times.extract_s + epochs * times.cached_epoch_s
+    uncached_s = epochs * times.uncached_epoch_s
+    both = (
+        f"{runs} take {console.time_text(cached_s)} with the cache, extraction included, "
+        f"and {console.time_text(uncached_s)} without"
     )
-    both = f"{runs} take {seconds_text(cached_s)} with the cache, extraction included, and {seconds_text(uncached_s)} without"
     gain = f"{times.uncached_epoch_s / times.cached_epoch_s:.2f} times as fast"
     if times.break_even is None:
         return [*lines, f"caching never pays here: {both}; an epoch from the cache is {gain}"]
     does = "pays" if cached_s < uncached_s else "does not pay for this"
-    lines += [
-        f"caching {does}: {both}; it pays from {times.break_even:,.1f} epochs on, counted over all runs"
-    ]
-    more = f"it would be {_ratio(made.operations)} by operations alone; decoding, reading and waiting make the difference"
-    lines += [f"an epoch from the cache is {gain}; {more}"]
-    codec = made.scale.codecs[made.codec]
+    codec = planned.scale.codecs[planned.codec]
     assert codec
     disk = f"the price is {console.bytes_text(codec.disk_bytes)} of disk at {out}"
     if cached_s < uncached_s:
-        disk += f": {console.bytes_text(codec.disk_bytes / ((uncached_s - cached_s) / 3600))} for every hour saved"
-    return [*lines, disk]
-
-
-def _ops(count: float) -> str:
-    for unit in ("", "K", "M", "G", "T", "P"):
-        if count < 1000:
-            return f"{count:.4g} {unit}FLOP"
-        count /= 1000
-    return f"{count:.4g} EFLOP"
-
-
-def seconds_text(seconds: float) -> str:
-    """12.3 ms, 4.5 s, 6.7 min or 8.9 h."""
-    if seconds < 1:
-        return f"{1000 * seconds:.1f} ms"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+        hours_saved = (uncached_s - cached_s) / 3600
+        disk += f": {console.bytes_text(codec.disk_bytes / hours_saved)} for every hour saved"
+    return [
+        *lines,
+        f"caching {does}: {both}; it pays from {times.break_even:,.1f} epochs on, counted over all "
+        "runs",
+        f"an epoch from the cache is {gain}; it would be {_ratio(planned.operations)} by operations "
+        "alone; decoding, reading and waiting make the difference",
+        disk,
+    ]

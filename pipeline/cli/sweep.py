@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from pipeline.cache.cache import Cache
     from pipeline.cli.console import Update
-    from pipeline.experiments.summary import Summary
+    from pipeline.experiments.summary import PointSummary, Summary
     from pipeline.experiments.sweep import Sweep
     from pipeline.experiments.sweep_spec import SweepSpec
     from pipeline.extract.launchers.contract import EnginePlugin
@@ -88,75 +89,92 @@ def sweep(
     Example: stillframe sweep temporal_modules caches/demo-0123456789ab
     """
     from pipeline.cache.cache import Cache
-    from pipeline.cli import console
-    from pipeline.experiments import sweep as module
     from pipeline.train import distributed
 
-    with distributed.init_process_group() as ours:
+    with distributed.init_process_group() as ranks:
         spec = _spec(sweep, sets or [], axes or [], seeds)
-        given, on = Cache(cache), torch_device(device)
-        folder, crew = (
+        request = SweepRequest(
+            spec,
+            Cache(cache),
             out or Path("sweeps") / spec.name,
+            torch_device(device),
+            allow_missing,
             make_engine(engine, workers, engine_sets or []),
+            workers,
+            logs,
+            tensorboard,
+            ranks,
         )
-        if tensorboard and crew:
-            raise BadInput(
-                "--tensorboard draws what this process trains, and an engine's workers do it",
-                "leave one out",
-            )
-        if crew and ours.size > 1:
-            raise BadInput(
-                f"an engine starts workers of its own, and torchrun has started {ours.size}",
-                "leave one out",
-            )
+        _require_one_master(request)
         if dry_run:
-            _require_trainable(spec, given, folder)
-            if ours.is_first:
-                _show_plan(spec, as_json)
-            if crew and (
-                script := crew.script(module.make_sweep_job(folder, on, workers, allow_missing))
-            ):
-                console.say(script)
+            _show_plan(request, as_json)
             return
-        if retry_failed and ours.is_first:
-            for file in folder.glob("runs/*/failed.json"):
+        if retry_failed and ranks.is_first:
+            for file in request.folder.glob("runs/*/failed.json"):
                 file.unlink()
-        ours.barrier()
-        made = _train(spec, given, folder, on, allow_missing, crew, logs, tensorboard, ours)
-    if ours.is_first:
-        _show(made, as_json)
+        ranks.barrier()
+        trained = _train(request)
+    if ranks.is_first:
+        _show(trained, as_json)
 
 
-def _train(
-    spec: SweepSpec,
-    given: Cache,
-    folder: Path,
-    device: torch.device | None,
-    allow_missing: bool,
-    engine: EnginePlugin | None,
-    logs: Path,
-    tensorboard: bool,
-    ranks: Ranks,
-) -> Sweep:
+@dataclass(frozen=True)
+class SweepRequest:
+    """What the flags of `sweep` ask for."""
+
+    spec: SweepSpec
+    cache: Cache
+    folder: Path
+    device: torch.device | None
+    allow_missing: bool
+    engine: EnginePlugin | None
+    workers: int
+    logs: Path
+    tensorboard: bool
+    ranks: Ranks
+
+
+def _require_one_master(request: SweepRequest) -> None:
+    """Raises BadInput where an engine's workers would train beside what this process trains."""
+    if request.engine is None:
+        return
+    if request.tensorboard:
+        raise BadInput(
+            "--tensorboard draws what this process trains, and an engine's workers do it",
+            "leave one out",
+        )
+    if request.ranks.size > 1:
+        raise BadInput(
+            f"an engine starts workers of its own, and torchrun has started {request.ranks.size}",
+            "leave one out",
+        )
+
+
+def _train(request: SweepRequest) -> Sweep:
     """Makes the caches of a sweep and trains its members; the first rank shows how far it is
     itself."""
     from pipeline.cli import console
     from pipeline.experiments import sweep as module
     from pipeline.experiments.sweep_caches import prepare
 
-    def bar(what: str) -> AbstractContextManager[Update]:
+    spec, ranks = request.spec, request.ranks
+
+    def bar(step: str) -> AbstractContextManager[Update]:
         return (
-            console.progress(f"{what} {spec.name}")
+            console.progress(f"{step} {spec.name}")
             if ranks.is_first
             else nullcontext(lambda *_: None)
         )
 
     with bar("prepare") as update:
-        on = ranks.device(device)
         caches = prepare(
-            spec, given, folder, on, lambda what, done, total: update(done, total, what)
+            spec,
+            request.cache,
+            request.folder,
+            ranks.device(request.device),
+            lambda step, done, total: update(done, total, step),
         )
-    with bar("sweep") as update, _drawing(tensorboard, folder) as draw:
+    with bar("sweep") as update, _drawing(request.tensorboard, request.folder) as draw:
         steps: dict[str, tuple[int, int]] = {}
         runs = sum(len(point.members) for point in spec.grid_points)
 
@@ -173,27 +191,27 @@ def _train(
         return module.sweep(
             spec,
             caches,
-            folder,
-            device,
-            allow_missing,
+            request.folder,
+            request.device,
+            request.allow_missing,
             on_progress,
-            engine,
-            logs,
+            request.engine,
+            request.logs,
             console.say,
             ranks,
         )
 
 
-def _show(made: Sweep, as_json: bool) -> None:
+def _show(trained: Sweep, as_json: bool) -> None:
     """The tables and the pages of a finished sweep; exit code 3 where members were stopped."""
     from pipeline.cli import console
     from pipeline.report.report import report
 
-    summaries = made.summaries
-    pages = [str(page) for page in report(made.path, made.path / "report")]
+    summaries = trained.summaries
+    pages = [str(page) for page in report(trained.path, trained.path / "report")]
     if as_json:
-        plain = {task: one.model_dump(mode="json") for task, one in summaries.items()}
-        console.show_json({"sweep": str(made.path), "pages": pages, "summaries": plain})
+        plain = {task: summary.model_dump(mode="json") for task, summary in summaries.items()}
+        console.show_json({"sweep": str(trained.path), "pages": pages, "summaries": plain})
     else:
         for summary in summaries.values():
             _show_summary(summary)
@@ -204,29 +222,32 @@ def _show(made: Sweep, as_json: bool) -> None:
 
 
 @contextmanager
-def _drawing(wanted: bool, folder: Path) -> Iterator[Callable[[TrainProgress], None]]:
-    """Draws the steps of every run for TensorBoard, into its own folder, if that is wanted."""
-    from pipeline.train import tensorboard
+def _drawing(tensorboard: bool, folder: Path) -> Iterator[Callable[[TrainProgress], None]]:
+    """A function that draws the steps of every run for TensorBoard, into the run's own folder; one
+    that does nothing where that is not asked for."""
+    from pipeline.train import tensorboard as module
 
     with ExitStack() as stack:
-        draws: dict[str, tensorboard.LogLine] = {}
+        writers: dict[str, module.LogLine] = {}
 
         def draw(state: TrainProgress) -> None:
-            if state.run not in draws:
-                draws[state.run] = stack.enter_context(
-                    tensorboard.tensorboard(folder / "runs" / state.run)
+            if state.run not in writers:
+                writers[state.run] = stack.enter_context(
+                    module.tensorboard(folder / "runs" / state.run)
                 )
-            draws[state.run](state.metrics)
+            writers[state.run](state.metrics)
 
-        yield draw if wanted else lambda _: None
+        yield draw if tensorboard else lambda _: None
 
 
 def _spec(name: str, sets: list[str], axes: list[str], seeds: int | None) -> SweepSpec:
+    """The sweep of that name or file, with the keys and axes of the command line laid over it.
+    Raises BadInput where an axis is no list."""
     from pipeline.config.toml_tables import assignment
     from pipeline.experiments.sweep_spec import load_sweep
 
-    found = dict(map(assignment, axes))
-    for key, value in found.items():
+    axis_values = dict(map(assignment, axes))
+    for key, value in axis_values.items():
         if value != "*" and not isinstance(value, list):
             example = json.dumps(value.strip("[]") if isinstance(value, str) else value)
             raise BadInput(
@@ -234,10 +255,10 @@ def _spec(name: str, sets: list[str], axes: list[str], seeds: int | None) -> Swe
                 f"for example --axis '{key}=[{example}]'",
             )
     changes = dict(map(assignment, sets))
-    return load_sweep(named_file("sweep", name), changes, found, seeds)
+    return load_sweep(named_file("sweep", name), changes, axis_values, seeds)
 
 
-def _require_trainable(spec: SweepSpec, given: Cache, folder: Path) -> None:
+def _require_trainable(spec: SweepSpec, cache: Cache, folder: Path) -> None:
     """Refuses what the sweep itself would refuse, as far as that can be told before its other
     caches are made."""
     from pipeline.experiments.sweep import require_trainable
@@ -246,13 +267,29 @@ def _require_trainable(spec: SweepSpec, given: Cache, folder: Path) -> None:
 
     for point in spec.grid_points:
         if point.cache != GIVEN and spec.caches[point.cache].data:
-            require_rendered(point.cache, spec.caches[point.cache], given)
+            require_rendered(point.cache, spec.caches[point.cache], cache)
         for name, recipe in point.members.items() if point.cache == GIVEN else ():
-            require_trainable(recipe, given, folder / "runs" / name)
+            require_trainable(recipe, cache, folder / "runs" / name)
 
 
-def _show_plan(spec: SweepSpec, as_json: bool) -> None:
-    """What would be trained, and which of it from one read."""
+def _show_plan(request: SweepRequest, as_json: bool) -> None:
+    """What would be trained, and the script of its engine. Raises BadInput for what cannot be."""
+    from pipeline.cli import console
+    from pipeline.experiments import sweep as module
+
+    _require_trainable(request.spec, request.cache, request.folder)
+    if request.ranks.is_first:
+        _show_members(request.spec, as_json)
+    if request.engine:
+        job = module.make_sweep_job(
+            request.folder, request.device, request.workers, request.allow_missing
+        )
+        if script := request.engine.script(job):
+            console.say(script)
+
+
+def _show_members(spec: SweepSpec, as_json: bool) -> None:
+    """Every member of a sweep, and which of them are trained from one read."""
     from pipeline.cli import console
     from pipeline.experiments.sweep import groups_of
 
@@ -264,27 +301,27 @@ def _show_plan(spec: SweepSpec, as_json: bool) -> None:
         members = [
             {
                 "member": name,
-                "setting": one.name,
-                "cache": one.cache,
+                "setting": point.name,
+                "cache": point.cache,
                 "group": group_of[name],
                 "recipe": recipe.canonical(),
             }
-            for one in points
-            for name, recipe in one.members.items()
+            for point in points
+            for name, recipe in point.members.items()
         ]
         console.show_json({"sweep": spec.name, "members": members})
         return
     rows = [
         (
-            one.name,
-            ", ".join(str(recipe.training.seed) for recipe in one.members.values()),
-            one.cache,
-            one.reference,
+            point.name,
+            ", ".join(str(recipe.training.seed) for recipe in point.members.values()),
+            point.cache,
+            point.reference,
             ", ".join(
-                str(group) for group in dict.fromkeys(group_of[name] for name in one.members)
+                str(group) for group in dict.fromkeys(group_of[name] for name in point.members)
             ),
         )
-        for one in points
+        for point in points
     ]
     title = (
         f"{len(group_of)} members of {spec.name}, trained from {len(set(group_of.values()))} reads"
@@ -296,36 +333,13 @@ def _show_summary(summary: Summary) -> None:
     """What each setting scored in each form, and what it costs."""
     from pipeline.cli import console
 
-    scores, costs, references = [], [], {one.reference for one in summary.settings}
-    for one in summary.settings:
-        for form, found in one.intervals.items():
-            gain = one.comparisons.get(form)
-            shown = (one.name, form, f"{found.score:.3f}", f"{found.low:.3f} .. {found.high:.3f}")
-            if gain:
-                ahead = (
-                    f"{gain.gain.score:+.3f}",
-                    f"{gain.gain.low:+.3f} .. {gain.gain.high:+.3f}",
-                    f"{gain.p_adjusted:.3f}",
-                )
-                scores.append((*shown, *ahead, f"{gain.wins} / {gain.ties} / {gain.losses}"))
-            else:
-                scores.append((*shown, "", "", "", ""))
-        scores += [
-            (member, "", "stopped", why, "", "", "", "") for member, why in one.failed.items()
-        ]
-        costs.append(
-            (
-                one.name,
-                f"{one.cost.parameters:,}",
-                f"{one.cost.flops / 1e9:.3g}",
-                "" if one.training_s is None else f"{one.training_s:.1f}",
-                "" if one.cost.latency_ms is None else f"{one.cost.latency_ms:.2f}",
-                console.bytes_text(one.cost.state_bytes),
-            )
-        )
+    references = {point.reference for point in summary.settings}
     unit = f" ({summary.metric.unit})" if summary.metric.unit else ""
     over = summary.reference if len(references) == 1 else "the reference of each"
-    title = f"{summary.task} on split {summary.split}, gain over {over}, trivial answer {summary.trivial:.3f}"
+    title = (
+        f"{summary.task} on split {summary.split}, gain over {over}, "
+        f"trivial answer {summary.trivial:.3f}"
+    )
     columns = (
         "setting",
         "form",
@@ -336,8 +350,9 @@ def _show_summary(summary: Summary) -> None:
         "p",
         "win / tie / loss",
     )
-    console.show_table(title, columns, scores)
-    columns_of_costs = (
+    scores = [row for point in summary.settings for row in _score_rows(point)]
+    console.show_table(title, columns, scores, justify="llrlrlrl")
+    cost_columns = (
         "setting",
         "parameters",
         "GFLOP of a window",
@@ -345,4 +360,35 @@ def _show_summary(summary: Summary) -> None:
         "ms of a streaming step",
         "state of a stream",
     )
-    console.show_table("", columns_of_costs, costs)
+    costs = [
+        (
+            point.name,
+            f"{point.cost.parameters:,}",
+            f"{point.cost.flops / 1e9:.3g}",
+            "" if point.training_s is None else f"{point.training_s:.1f}",
+            "" if point.cost.latency_ms is None else f"{point.cost.latency_ms:.2f}",
+            console.bytes_text(point.cost.state_bytes),
+        )
+        for point in summary.settings
+    ]
+    console.show_table("", cost_columns, costs, justify="lrrrrr")
+
+
+def _score_rows(point: PointSummary) -> Iterator[tuple[str, ...]]:
+    """A row for each form that a setting is scored in, then one for each member that stopped."""
+    for form, score in point.intervals.items():
+        cells = (point.name, form, f"{score.score:.3f}", f"{score.low:.3f} .. {score.high:.3f}")
+        comparison = point.comparisons.get(form)
+        if comparison is None:
+            yield (*cells, "", "", "", "")
+            continue
+        gain = comparison.gain
+        yield (
+            *cells,
+            f"{gain.score:+.3f}",
+            f"{gain.low:+.3f} .. {gain.high:+.3f}",
+            f"{comparison.p_adjusted:.3f}",
+            f"{comparison.wins} / {comparison.ties} / {comparison.losses}",
+        )
+    for member, reason in point.failed.items():
+        yield (member, "", "stopped", reason, "", "", "", "")

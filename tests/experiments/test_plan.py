@@ -568,7 +568,7 @@ def test_bench_epoch():
 
 
 def test_bench_plan(monkeypatch):
-    monkeypatch.setattr("pipeline.cli.bench.commands.plan.LEAST_STEPS", 3)
+    monkeypatch.setattr("pipeline.cli.bench.plan.LEAST_STEPS", 3)
     shown = fine("bench", "plan", *TINY, "--clips", 2, "--repeats", 1, "--measure-s", 0.5).out
     rows = {
         what: re.search(rf"384 +{what} .* (\d+\.\d+) +(\d+\.\d+) \.\. (\d+\.\d+)", shown)

@@ -17,10 +17,10 @@ app.add_typer(bench_app, name="bench")
 
 
 def bytes_cell(count: int | None) -> str:
-    """Bytes of memory in a column that is aligned to the right."""
+    """An amount of memory, or that it could not be measured on this device."""
     from pipeline.cli import console
 
-    return "not measured" if count is None else f"{console.bytes_text(count):>12}"
+    return "not measured" if count is None else console.bytes_text(count)
 
 
 @bench_app.command("extract")
@@ -44,7 +44,8 @@ def bench_extract(
     else:
         console.show_table(result["title"], ("", "frames/s, median", "min", "max"), result["rows"])
         console.show(
-            f"extraction reaches {result['ratio']:.3f} of the bare encoder (median of {repeats} paired ratios)"
+            f"extraction reaches {result['ratio']:.3f} of the bare encoder "
+            f"(median of {repeats} paired ratios)"
         )
 
 
@@ -116,12 +117,12 @@ def bench_codecs(
     from pipeline.config.cache_spec import load_spec
     from pipeline.config.toml_tables import override
 
-    loaded, where = load_spec(named_file("spec", spec)), torch_device(device)
+    loaded_spec, on_device = load_spec(named_file("spec", spec)), torch_device(device)
     chosen = codecs.choices(override({}, sets or []))
     with console.progress("bench codecs") as update:
-        result = codecs.codec_table(loaded, chosen, frames, repeats, where, update)
+        result = codecs.codec_table(loaded_spec, chosen, frames, repeats, on_device, update)
         if scores:
-            result["scores"] = codecs.codec_scores(loaded, chosen, where, update)
+            result["scores"] = codecs.codec_scores(loaded_spec, chosen, on_device, update)
     if as_json:
         console.show_json(result)
         return
@@ -136,6 +137,7 @@ def bench_codecs(
             f"{codecs.RECIPE} trained through each codec",
             ("codec", "form", "score", "95 % interval"),
             rows,
+            justify="llrl",
         )
 
 
@@ -145,12 +147,12 @@ def _show_codecs(result: dict[str, Any]) -> None:
     rows = [
         (
             name,
-            f"{facts['bytes_per_frame']:11,}",
-            f"{facts['bytes_ratio']:7.3f}",
+            f"{facts['bytes_per_frame']:,}",
+            f"{facts['bytes_ratio']:.3f}",
             *(f"{facts[key]:.6f}" for key in ("cosine_mean", "cosine_p1")),
             f"{facts['relative_error']:.5f}",
             *(
-                f"{facts[way][key]:7.2f}"
+                f"{facts[way][key]:.2f}"
                 for way in ("encode", "decode")
                 for key in ("gb_per_s", "speed_ratio")
             ),
@@ -158,22 +160,23 @@ def _show_codecs(result: dict[str, Any]) -> None:
         for name, facts in result["codecs"].items()
     ]
     title = (
-        f"{result['frames']} frames, {result['tokens_per_frame']} tokens of {result['width']}, {result['device']}, "
+        f"{result['frames']} frames, {result['tokens_per_frame']} tokens of {result['width']}, "
+        f"{result['device']}, "
         f"{result['threads']} threads; GB/s of float32, x: ratios to {result['reference']}"
     )
     columns = (
         "codec",
         "bytes/frame",
-        "      x",
+        "x",
         "cosine",
         "1st perc.",
         "error",
         "enc GB/s",
-        "      x",
+        "x",
         "dec GB/s",
-        "      x",
+        "x",
     )
-    console.show_table(title, columns, rows)
+    console.show_table(title, columns, rows, justify="l" + "r" * (len(columns) - 1))
 
 
 StoreWindows = Annotated[
@@ -208,31 +211,24 @@ def bench_read(
         console.show_json(result)
         return
     shape = " x ".join(map(str, result["window"]["shape"]))
+    size = console.bytes_text(result["file_bytes"])
     console.show(
-        f"{windows} windows of {shape} {result['window']['dtype']}, store of {console.bytes_text(result['file_bytes'])}, "
+        f"{windows} windows of {shape} {result['window']['dtype']}, store of {size}, "
         f"{repeats} rounds\n{result['machine']}"
     )
     hot, cold = result["readers"]["hot"], result["readers"]["cold"]
-    rows = [
-        (
-            name,
-            *(
-                cell
-                for of in (hot, cold)
-                for cell in (
-                    (f"{of[name]['gb_per_s']:6.2f}", f"{of[name]['ratio']:6.3f}")
-                    if name in of
-                    else ("", "")
-                )
-            ),
-        )
-        for name in cold
-    ]
+    rows = [(name, *_speed_cells(hot.get(name)), *_speed_cells(cold[name])) for name in cold]
     references = result["references"]
     columns = ("", "hot GB/s", f"x {references['hot']}", "cold GB/s", f"x {references['cold']}")
-    console.show_table("medians; x: median of the ratios of every round", columns, rows)
+    title = "medians; x: median of the ratios of every round"
+    console.show_table(title, columns, rows, justify="lrrrr")
     for name, command in result["missing"].items():
         console.show(f"{name}: not installed: {command}")
+
+
+def _speed_cells(speed: dict[str, float] | None) -> tuple[str, str]:
+    """GB/s and the ratio to the reference; blanks where a reader was not measured."""
+    return (f"{speed['gb_per_s']:.2f}", f"{speed['ratio']:.3f}") if speed else ("", "")
 
 
 @bench_app.command("write")
@@ -258,13 +254,10 @@ def bench_write(
     console.show(
         f"{console.bytes_text(result['file_bytes'])}, {repeats} rounds\n{result['machine']}"
     )
-    rows = [
-        (way, f"{facts['gb_per_s']:6.2f}", f"{facts['ratio']:6.3f}")
-        for way, facts in result["ways"].items()
-    ]
-    console.show_table(
-        "medians; x: median of the ratios of every round", ("", "GB/s", "x plain"), rows
-    )
+    rows = [(way, *_speed_cells(speed)) for way, speed in result["ways"].items()]
+    title = "medians; x: median of the ratios of every round"
+    console.show_table(title, ("", "GB/s", "x plain"), rows, justify="lrr")
     console.show(
-        f"a store takes {bytes_cell(result['peak_bytes']).strip()} of memory beyond the tokens while it is written"
+        f"a store takes {bytes_cell(result['peak_bytes'])} of memory beyond the tokens while it is "
+        "written"
     )

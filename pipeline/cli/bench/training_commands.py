@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -20,7 +20,6 @@ from pipeline.cli.options import (
     named_file,
     torch_device,
 )
-from pipeline.cli.plan import seconds_text
 
 EPOCH_ROWS = (("an epoch", "median_s"), ("a step", "step_s"))
 
@@ -105,73 +104,66 @@ def bench_temporal(
 
 
 def _circumstances(result: dict[str, Any]) -> str:
+    """Size of the windows, then machine and software, in two lines."""
     size, around = result["size"], result["surroundings"]
     return (
-        f"B={size['batch']} T={size['frames']} N={size['tokens']} D={size['width']}, layers {size['layers']}, "
-        f"{result['repeats']} repeats\n"
-        f"{around['device']}, {around['threads']} threads, torch {around['torch']}, allocator: {around['allocator']}"
+        f"B={size['batch']} T={size['frames']} N={size['tokens']} D={size['width']}, "
+        f"layers {size['layers']}, {result['repeats']} repeats\n"
+        f"{around['device']}, {around['threads']} threads, torch {around['torch']}, "
+        f"allocator: {around['allocator']}"
     )
 
 
 PASS_NAMES = {"forward": "forward", "forward_backward": "fwd+bwd"}
+"""Passes in the data of a benchmark -> how columns call them."""
 
 
 def _show_modules(result: dict[str, Any]) -> None:
-    from pipeline.cli import console
-
+    """Three tables with a row for each temporal module: time, size, streaming."""
     modules, streams = result["modules"], result["streams"]
     rows = [
         (
             name,
             *(
                 cell
-                for each in PASS_NAMES
-                for cell in (*_times(facts[each]), f"{facts[each]['flop_per_s'] / 1e9:9.1f}")
+                for key in PASS_NAMES
+                for cell in (*_time_cells(facts[key]), f"{facts[key]['flop_per_s'] / 1e9:.1f}")
             ),
         )
         for name, facts in modules.items()
     ]
     columns = (
         "module",
-        *(column for name in PASS_NAMES.values() for column in (*_time_columns(name), "  GFLOP/s")),
+        *(column for name in PASS_NAMES.values() for column in (*_time_columns(name), "GFLOP/s")),
     )
-    console.show_table(
-        "time: medians; GFLOP/s by formula, a backward pass counted as two forward", columns, rows
-    )
+    title = "time: medians; GFLOP/s by formula, a backward pass counted as two forward"
+    _show_figures(title, columns, rows)
     rows = [
         (
             name,
-            f"{facts['parameters']:10,}",
-            f"{facts['flops'] / 1e9:9.3f}",
-            f"{facts['flops_measured'] / 1e9:9.3f}",
+            f"{facts['parameters']:,}",
+            f"{facts['flops'] / 1e9:.3f}",
+            f"{facts['flops_measured'] / 1e9:.3f}",
             bytes_cell(facts["state_bytes"]),
-            *(bytes_cell(facts[each]["peak_bytes"]) for each in PASS_NAMES),
+            *(bytes_cell(facts[key]["peak_bytes"]) for key in PASS_NAMES),
         )
         for name, facts in modules.items()
     ]
-    columns = (
-        "module",
-        "parameters",
-        "  formula",
-        " measured",
-        "       state",
-        "peak forward",
-        "peak fwd+bwd",
-    )
-    console.show_table(
-        "size: GFLOP of a window, by formula and measured (products only); peak memory is extra",
-        columns,
-        rows,
-    )
+    peaks = (f"peak {name}" for name in PASS_NAMES.values())
+    title = "size: GFLOP of a window, by formula and measured (products only); peak memory is extra"
+    _show_figures(title, ("module", "parameters", "formula", "measured", "state", *peaks), rows)
     rows = []
     for name, facts in modules.items():
         stream = facts["stream"]
-        ends = (f"{statistics.median(stream[key]) * 1e3:8.3f}" for key in ("first_s", "last_s"))
-        speed, growth = f"{stream['frames_per_s']:9.1f}", f"{stream['last_over_first']:10.3f}"
-        rows.append((name, speed, *ends, growth, f"{stream['grown_bytes']:11}"))
-    columns = ("module", " frames/s", "first ms", " last ms", "last/first", "bytes grown")
-    title = f"stream, N={result['size']['tokens']}; ends of {streams['frames']} frames, N={streams['tokens']}, in turn"
-    console.show_table(title, columns, rows)
+        ends = (f"{statistics.median(stream[key]) * 1e3:.3f}" for key in ("first_s", "last_s"))
+        speed, growth = f"{stream['frames_per_s']:.1f}", f"{stream['last_over_first']:.3f}"
+        rows.append((name, speed, *ends, growth, f"{stream['grown_bytes']}"))
+    columns = ("module", "frames/s", "first ms", "last ms", "last/first", "bytes grown")
+    title = (
+        f"stream, N={result['size']['tokens']}; ends of {streams['frames']} frames, "
+        f"N={streams['tokens']}, in turn"
+    )
+    _show_figures(title, columns, rows)
 
 
 def _show_mamba(result: dict[str, Any]) -> None:
@@ -179,12 +171,14 @@ def _show_mamba(result: dict[str, Any]) -> None:
 
     _show_comparison("one Mamba layer, float32", result, ("stillframe", "transformers"))
     console.show(
-        f"largest difference: outputs {result['output_difference']:.1e}, gradients {result['gradient_difference']:.1e} "
-        "of the largest number in each"
+        f"largest difference: outputs {result['output_difference']:.1e}, "
+        f"gradients {result['gradient_difference']:.1e} of the largest number in each"
     )
 
 
 def _show_kernels(result: dict[str, Any]) -> None:
+    """The repository's kernels beside those of mamba_ssm, and what share of the device's matrix
+    speed each reaches."""
     from pipeline.cli import console
 
     names = [name for name in ("stillframe", "mamba_ssm") if name in result]
@@ -193,14 +187,14 @@ def _show_kernels(result: dict[str, Any]) -> None:
         console.show(f"mamba_ssm cannot be used: {result['missing']}")
     else:
         console.show(f"largest difference: outputs {result['output_difference']:.1e}")
+    peak = result["matrix_peak_flop_per_s"] / 1e12
     for name in names:
         reached = ", ".join(
-            f"{shown} {result[name][each]['flop_per_s'] / 1e12:.1f} TFLOP/s ({result[name][each]['share_of_matrix_peak']:.3f})"
-            for each, shown in PASS_NAMES.items()
+            f"{pass_name} {result[name][key]['flop_per_s'] / 1e12:.1f} TFLOP/s "
+            f"({result[name][key]['share_of_matrix_peak']:.3f})"
+            for key, pass_name in PASS_NAMES.items()
         )
-        console.show(
-            f"{name}: {reached} of a matrix peak of {result['matrix_peak_flop_per_s'] / 1e12:.1f} TFLOP/s, measured"
-        )
+        console.show(f"{name}: {reached} of a matrix peak of {peak:.1f} TFLOP/s, measured")
 
 
 def _show_comparison(title: str, result: dict[str, Any], names: Sequence[str]) -> None:
@@ -209,38 +203,43 @@ def _show_comparison(title: str, result: dict[str, Any], names: Sequence[str]) -
 
     columns = (
         "",
-        *(
-            column
-            for name in PASS_NAMES.values()
-            for column in (*_time_columns(name), "        peak")
-        ),
+        *(column for name in PASS_NAMES.values() for column in (*_time_columns(name), "peak")),
     )
     rows = [
         (
             name,
             *(
                 cell
-                for facts in map(result[name].get, PASS_NAMES)
-                for cell in (*_times(facts), bytes_cell(facts["peak_bytes"]))
+                for figures in map(result[name].get, PASS_NAMES)
+                for cell in (*_time_cells(figures), bytes_cell(figures["peak_bytes"]))
             ),
         )
         for name in names
     ]
-    console.show_table(title, columns, rows)
-    for each, ratio in result.get("ratios", {}).items():
+    _show_figures(title, columns, rows)
+    for key, ratio in result.get("ratios", {}).items():
         peak = "not measured" if ratio["peak"] is None else f"{ratio['peak']:.2f}"
         console.show(
-            f"{names[-1]} / {names[0]}, {PASS_NAMES[each]}: time {ratio['time']:.2f}, peak extra memory {peak}"
+            f"{names[-1]} / {names[0]}, {PASS_NAMES[key]}: time {ratio['time']:.2f}, "
+            f"peak extra memory {peak}"
         )
 
 
-def _time_columns(name: str) -> tuple[str, ...]:
-    return f"{name + ' ms':>10}", "      min", "      max"
+def _show_figures(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table of names and figures."""
+    from pipeline.cli import console
+
+    console.show_table(title, columns, rows, justify="l" + "r" * (len(columns) - 1))
 
 
-def _times(figures: dict[str, Any]) -> tuple[str, ...]:
-    median, low, high = (figures[key] * 1e3 for key in ("median_s", "min_s", "max_s"))
-    return f"{median:10.2f}", f"{low:9.2f}", f"{high:9.2f}"
+def _time_columns(name: str) -> tuple[str, str, str]:
+    return f"{name} ms", "min", "max"
+
+
+def _time_cells(figures: dict[str, Any]) -> tuple[str, str, str]:
+    """Median, least and most milliseconds of one pass."""
+    median, least, most = (figures[key] * 1e3 for key in ("median_s", "min_s", "max_s"))
+    return f"{median:.2f}", f"{least:.2f}", f"{most:.2f}"
 
 
 @bench_app.command("sweep")
@@ -262,10 +261,11 @@ def bench_sweep(
     from pipeline.cli.bench import sweep
     from pipeline.config.recipe import load_recipe
 
-    loaded, on = load_recipe(named_file("recipe", recipe)), torch_device(device)
+    loaded_recipe = load_recipe(named_file("recipe", recipe))
+    on_device = torch_device(device)
     with console.progress("bench sweep") as update:
         result = sweep.sweep_speed(
-            Cache(cache), loaded, members, steps, repeats, on, lambda *state: update(*state)
+            Cache(cache), loaded_recipe, members, steps, repeats, on_device, update
         )
     if as_json:
         console.show_json(result)
@@ -273,14 +273,14 @@ def bench_sweep(
     rows = [
         (
             case,
-            f"{found['alone']['median_s']:.2f}",
-            f"{found['together']['median_s']:.2f}",
-            f"{found['ratio']:.3f}",
+            f"{figures['alone']['median_s']:.2f}",
+            f"{figures['together']['median_s']:.2f}",
+            f"{figures['ratio']:.3f}",
         )
-        for case, found in result["cases"].items()
+        for case, figures in result["cases"].items()
     ]
     title = f"{members} runs of {steps} steps, median of {repeats}"
-    console.show_table(title, ("case", "one by one, s", "side by side, s", "ratio"), rows)
+    _show_figures(title, ("case", "one by one, s", "side by side, s", "ratio"), rows)
 
 
 MeasureSeconds = Annotated[
@@ -316,19 +316,14 @@ def bench_plan(
     from pipeline.config.cache_spec import load_spec
     from pipeline.config.recipe import load_recipe
 
-    if probe_s is not None:
-        measure_s = probe_s
-    asked, sizes = (
-        load_recipe(named_file("recipe", recipe), sets or []),
-        sorted(set(clips or (8, 16, 32))),
-    )
+    seconds = measure_s if probe_s is None else probe_s
     with console.progress("bench plan") as update:
         result = module.foretold(
             load_spec(named_file("spec", spec)),
-            asked,
-            sizes,
+            load_recipe(named_file("recipe", recipe), sets or []),
+            sorted(set(clips or (8, 16, 32))),
             repeats,
-            measure_s,
+            seconds,
             decoders,
             torch_device(device),
             update,
@@ -336,26 +331,27 @@ def bench_plan(
     if as_json:
         console.show_json(result)
         return
-    rows = [
-        (
-            f"{facts['frames']:,}",
-            what.removesuffix("_s").replace("_", " "),
-            *(
-                console.bytes_text(value) if what == "disk_bytes" else seconds_text(value)
-                for value in (
-                    statistics.median(facts[what][key]) for key in ("planned", "measured")
+    rows = []
+    for facts in result["sizes"].values():
+        for key in module.FORETOLD:
+            text = console.bytes_text if key == "disk_bytes" else console.time_text
+            ratios = facts[key]["ratios"]
+            rows.append(
+                (
+                    f"{facts['frames']:,}",
+                    key.removesuffix("_s").replace("_", " "),
+                    text(statistics.median(facts[key]["planned"])),
+                    text(statistics.median(facts[key]["measured"])),
+                    f"{facts[key]['ratio']:.3f}",
+                    f"{min(ratios):.3f} .. {max(ratios):.3f}",
                 )
-            ),
-            f"{facts[what]['ratio']:.3f}",
-            f"{min(facts[what]['ratios']):.3f} .. {max(facts[what]['ratios']):.3f}",
-        )
-        for facts in result["sizes"].values()
-        for what in module.FORETOLD
-    ]
-    title = f"{result['device']}, {result['processors']} processors; medians of {repeats} rounds, trials of {measure_s:g} s"
-    console.show_table(
-        title, ("frames", "", "planned", "measured", "planned / measured", "least .. most"), rows
+            )
+    title = (
+        f"{result['device']}, {result['processors']} processors; medians of {repeats} rounds, "
+        f"each measured for {seconds:g} s"
     )
+    columns = ("frames", "", "planned", "measured", "planned / measured", "least .. most")
+    console.show_table(title, columns, rows, justify="rlrrrl")
 
 
 @bench_app.command("epoch")
@@ -383,11 +379,10 @@ def bench_epoch(
     from pipeline.config.cache_spec import load_spec
     from pipeline.config.recipe import load_recipe
 
-    asked = load_recipe(named_file("recipe", recipe), sets or [])
     with console.progress("bench epoch") as update:
         result = module.epoch_speed(
             load_spec(named_file("spec", spec)),
-            asked,
+            load_recipe(named_file("recipe", recipe), sets or []),
             clips,
             ablations,
             decoders,
@@ -397,33 +392,33 @@ def bench_epoch(
     if as_json:
         console.show_json(result)
         return
-    size, ways = result["size"], module.WAYS
+    _show_epochs(result, ablations)
+    console.show(
+        f"an epoch with the encoder takes {result['ratio']:.2f} times as long "
+        f"(median of {ablations} paired ratios)"
+    )
+    console.show(f"the extraction took {console.time_text(result['extract_s'])}")
+
+
+def _show_epochs(result: dict[str, Any], ablations: int) -> None:
+    """One table: an epoch, a step and its parts, and all runs, for each way of training."""
+    from pipeline.cli import console
+    from pipeline.cli.bench import epoch as module
+
+    def row(name: str, seconds: Iterable[float | None]) -> tuple[str, ...]:
+        return (name, *("" if s is None else console.time_text(s) for s in seconds))
+
+    size, ways, parts = result["size"], module.WAYS, result["parts_of_a_step"]
+    rows = [row(name, (result["epochs"][way][key] for way in ways)) for name, key in EPOCH_ROWS]
+    for part in dict.fromkeys(part for way in ways for part in parts[way]):
+        beside = ", beside the others" if part in module.BESIDE else ""
+        rows.append(row(f"of a step: {part}{beside}", (parts[way].get(part) for way in ways)))
+    runs = f"{ablations} runs of one epoch, extraction included"
+    rows.append(row(runs, (result["runs"][way] for way in ways)))
+    rows.append(row("the same as one sweep, from one read", (result["runs"]["sweep"], None)))
     title = (
-        f"{size['frames']:,} frames, {size['tokens']}, batches of {size['windows']}, {size['steps']} steps an epoch\n"
+        f"{size['frames']:,} frames, {size['tokens']}, batches of {size['windows']}, "
+        f"{size['steps']} steps an epoch\n"
         f"{size['device']}, decoders: {size['decoders']}; medians of {ablations} runs"
     )
-    rows = [
-        (name, *(seconds_text(result["epochs"][way][key]) for way in ways))
-        for name, key in EPOCH_ROWS
-    ]
-    for part in dict.fromkeys(part for way in ways for part in result["parts_of_a_step"][way]):
-        beside = ", beside the others" if part in module.BESIDE else ""
-        seconds = (result["parts_of_a_step"][way].get(part) for way in ways)
-        rows.append(
-            (
-                f"of a step: {part}{beside}",
-                *("" if one is None else seconds_text(one) for one in seconds),
-            )
-        )
-    rows.append(
-        (
-            f"{ablations} runs of one epoch, extraction included",
-            *(seconds_text(result["runs"][way]) for way in ways),
-        )
-    )
-    rows.append(("the same as one sweep, from one read", seconds_text(result["runs"]["sweep"]), ""))
-    console.show_table(title, ("", "from the cache", "with the encoder"), rows)
-    console.show(
-        f"an epoch with the encoder takes {result['ratio']:.2f} times as long (median of {ablations} paired ratios)"
-    )
-    console.show(f"the extraction took {seconds_text(result['extract_s'])}")
+    _show_figures(title, ("", "from the cache", "with the encoder"), rows)
