@@ -1,24 +1,112 @@
-"""What a cache holds and how its extraction is getting on, from its ledger and leases: as plain
-data."""
+"""What a cache holds and how its extraction is getting on, from its receipts and leases."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.leases import holders
-from pipeline.cache.receipts import Receipt
+from pipeline.cache.receipts import Content, Receipt
+from pipeline.config.plugins import Settings
 
-LAST = 16
+RECENT_STORES = 16
 """Stores from which the speed of now is taken."""
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
-def status(cache: Cache) -> dict[str, Any]:
-    """Coverage per split, failures by reason, bytes, speed, and who is at work."""
+class StoreCounts(Settings):
+    """How many stores there are to be, and are."""
+
+    planned: int
+    done: int
+
+
+class VideoCounts(Settings):
+    """How many videos there are to be, and are."""
+
+    planned: int
+    stored: int
+    """Stored whole."""
+    failed: int
+    """Not, or not wholly, stored."""
+
+
+class SplitCoverage(Settings):
+    """What is stored of one split."""
+
+    clips: int
+    covered: int
+    """Clips that can be read whole."""
+    videos: int
+    whole: int
+    """Videos that are stored whole."""
+    expected: int
+    """Frames, by the headers of the files."""
+    frames: int
+    """Frames that are stored."""
+
+
+class FailureGroup(Settings):
+    """Videos that failed for the same reason."""
+
+    reason: str
+    """With "..." for each number that is not the same in all."""
+    videos: list[str]
+
+
+class WorkerStatus(Settings):
+    """Who holds a lease."""
+
+    lease: str
+    pid: int
+    machine: str
+    is_here: bool
+    """Whether it is, or was, a process of this machine."""
+    alive: bool | None
+    """None where that cannot be known from here."""
+
+
+class Status(Settings):
+    """Coverage per split, failures by reason, bytes, speed, and who is at work. As JSON it is what
+    `stillframe status --json` prints."""
+
+    cache: str
+    spec: str
+    fingerprint: str
+    derived_from: str | None
+    codec: str
+    stores: StoreCounts
+    videos: VideoCounts
+    frames: int
+    frames_left: int
+    """Frames expected in the stores that are missing."""
+    store_bytes: int
+    bytes_per_frame: int | None
+    """None where nothing is stored."""
+    seconds: dict[str, float]
+    """Step -> work of it in all stores."""
+    splits: dict[str, SplitCoverage]
+    failures: dict[str, str]
+    """video_id -> reason."""
+    reasons: list[FailureGroup]
+    """Most frequent first."""
+    other_length: dict[str, Content]
+    """video_id -> frames, for videos that hold another number than their header promises."""
+    workers: list[WorkerStatus]
+    frames_per_s: float | None
+    """Of all workers together, over the last stores; None where nobody is at work."""
+    eta_s: float | None
+
+    @property
+    def is_worked_on(self) -> bool:
+        """Whether somebody is, or may be, at work."""
+        return any(worker.alive is not False for worker in self.workers)
+
+
+def status(cache: Cache) -> Status:
+    """Reads all receipts and leases of a cache. Raises BadInput where a receipt is damaged."""
     receipts = cache.receipts
     seconds: Counter[str] = Counter()
     for receipt in receipts.values():
@@ -26,137 +114,131 @@ def status(cache: Cache) -> dict[str, Any]:
     frames = sum(receipt.frames for receipt in receipts.values())
     store_bytes = sum(receipt.store_bytes for receipt in receipts.values())
     workers = _workers(cache)
-    left = sum(count for store in cache.missing_stores() for count in cache.plan[store].values())
-    speed = (
-        _speed(receipts.values())
-        if any(worker["alive"] is not False for worker in workers)
-        else None
+    frames_left = sum(
+        count for store in cache.missing_stores() for count in cache.plan[store].values()
     )
+    is_worked_on = any(worker.alive is not False for worker in workers)
+    frames_per_s = _frames_per_s(receipts.values()) if is_worked_on else None
+    failures = {video_id: failure.reason for video_id, failure in cache.failures.items()}
     sources = {video.video_id: video.source for video in cache.manifest.videos}
-    return {
-        "cache": str(cache),
-        "spec": cache.spec["name"],
-        "fingerprint": cache.fingerprint,
-        "derived_from": cache.header.derived_from,
-        "codec": cache.spec["codec"]["name"],
-        "stores": {"planned": len(cache.plan), "done": len(receipts)},
-        "videos": {
-            "planned": sum(map(len, cache.plan.values())),
-            "stored": len(cache.locations.keys() - cache.failures.keys()),
-            "failed": len(cache.failures),
-        },
-        "frames": frames,
-        "frames_left": left,
-        "store_bytes": store_bytes,
-        "bytes_per_frame": round(store_bytes / frames) if frames else None,
-        "seconds": {step: round(spent, 3) for step, spent in seconds.items()},
-        "splits": _splits(cache),
-        "failures": {video_id: failure.reason for video_id, failure in cache.failures.items()},
-        "reasons": reasons(
-            {video_id: failure.reason for video_id, failure in cache.failures.items()}, sources
+    return Status(
+        cache=str(cache),
+        spec=cache.spec["name"],
+        fingerprint=cache.fingerprint,
+        derived_from=cache.header.derived_from,
+        codec=cache.spec["codec"]["name"],
+        stores=StoreCounts(planned=len(cache.plan), done=len(receipts)),
+        videos=VideoCounts(
+            planned=sum(map(len, cache.plan.values())),
+            stored=len(cache.locations.keys() - cache.failures.keys()),
+            failed=len(cache.failures),
         ),
-        "other_length": {
-            video_id: {"decoded": counted.decoded, "header": counted.header}
-            for video_id, counted in cache.content.items()
-            if counted.header not in (None, counted.decoded)
+        frames=frames,
+        frames_left=frames_left,
+        store_bytes=store_bytes,
+        bytes_per_frame=round(store_bytes / frames) if frames else None,
+        seconds={step: round(spent_s, 3) for step, spent_s in seconds.items()},
+        splits=_splits(cache),
+        failures=failures,
+        reasons=group_failures(failures, sources),
+        other_length={
+            video_id: content
+            for video_id, content in cache.content.items()
+            if content.header not in (None, content.decoded)
         },
-        "workers": workers,
-        "frames_per_s": speed,
-        "eta_s": left / speed if speed else None,
-    }
+        workers=workers,
+        frames_per_s=frames_per_s,
+        eta_s=frames_left / frames_per_s if frames_per_s else None,
+    )
 
 
-def reasons(failures: Mapping[str, str], sources: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Failures with the same reason, whatever their numbers and the names of their files; most
-    frequent first."""
-    alike: dict[str, list[str]] = {}
+def group_failures(failures: Mapping[str, str], sources: Mapping[str, str]) -> list[FailureGroup]:
+    """Failures (video_id -> reason) with the same reason, whatever their numbers and the names of
+    their files; most frequent first."""
+    groups: dict[str, list[str]] = {}
     texts = {}
     for video_id, reason in failures.items():
         texts[video_id] = reason.removeprefix(f"{sources[video_id].rpartition('/')[2]}: ")
-        alike.setdefault(NUMBER.sub("#", texts[video_id]), []).append(video_id)
-    found = [
-        {"reason": _common([texts[video] for video in videos]), "videos": videos}
-        for videos in alike.values()
+        groups.setdefault(NUMBER.sub("#", texts[video_id]), []).append(video_id)
+    named = [
+        FailureGroup(reason=_common_text([texts[video] for video in videos]), videos=videos)
+        for videos in groups.values()
     ]
-    return sorted(found, key=lambda group: -len(group["videos"]))
+    return sorted(named, key=lambda group: -len(group.videos))
 
 
-def _common(texts: list[str]) -> str:
+def _common_text(texts: list[str]) -> str:
     """Texts that differ in numbers alone as one, with "..." for each number that is not the same in
     all."""
     between = NUMBER.split(texts[0])
     numbers = zip(*(NUMBER.findall(text) for text in texts), strict=True)
-    shown = [each[0] if len(set(each)) == 1 else "..." for each in numbers]
+    shown = [column[0] if len(set(column)) == 1 else "..." for column in numbers]
     return "".join(part for pair in zip(between, [*shown, ""], strict=True) for part in pair)
 
 
-def _splits(cache: Cache) -> dict[str, dict[str, int]]:
-    """Of every split: clips, videos and expected frames, and how many of them are covered, whole
-    and stored."""
+def _splits(cache: Cache) -> dict[str, SplitCoverage]:
+    """Coverage of every split."""
     planned = {
         video_id: count for videos in cache.plan.values() for video_id, count in videos.items()
     }
     splits: dict[str, Counter[str]] = {}
-    of_video = {}
+    counts_of_video = {}
     for clip in cache.manifest.clips:
         counts = splits.setdefault(
-            clip.split,
-            Counter(
-                dict.fromkeys(("clips", "covered", "videos", "whole", "expected", "frames"), 0)
-            ),
+            clip.split, Counter(dict.fromkeys(SplitCoverage.model_fields, 0))
         )
         counts["clips"] += 1
         counts["covered"] += cache.hole(clip) is None
-        of_video[clip.video_id] = counts
-    for video_id, counts in of_video.items():
-        place = cache.locations.get(video_id)
+        counts_of_video[clip.video_id] = counts
+    for video_id, counts in counts_of_video.items():
+        location = cache.locations.get(video_id)
         counts["videos"] += 1
-        counts["whole"] += place is not None and video_id not in cache.failures
-        counts["frames"] += place.stop - place.start if place else 0
+        counts["whole"] += location is not None and video_id not in cache.failures
+        counts["frames"] += location.stop - location.start if location else 0
         counts["expected"] += planned[video_id]
-    return {split: dict(counts) for split, counts in splits.items()}
+    return {split: SplitCoverage(**counts) for split, counts in splits.items()}
 
 
-def _speed(receipts: Iterable[Receipt]) -> float | None:
+def _frames_per_s(receipts: Iterable[Receipt]) -> float | None:
     """Frames per second of all workers together, over the last stores that were finished without a
-    pause between them."""
+    pause between them; None where no receipt says when its store was finished."""
     done = sorted(
-        (r for r in receipts if r.finished_s is not None),
-        key=lambda r: r.finished_s or 0.0,
+        (receipt for receipt in receipts if receipt.finished_s is not None),
+        key=_finished_s,
         reverse=True,
     )
     if not done:
         return None
     last = [done[0]]
-    for before in done[1 : LAST + 1]:
+    for earlier in done[1 : RECENT_STORES + 1]:
         # The steps of a store overlap, so it takes no longer than their work: a longer gap was a pause.
-        if _finished(last[-1]) - _finished(before) > 2 * sum(last[-1].seconds.values()):
+        if _finished_s(last[-1]) - _finished_s(earlier) > 2 * sum(last[-1].seconds.values()):
             break
-        last.append(before)
+        last.append(earlier)
     begin = (
-        _finished(last[-1])
+        _finished_s(last[-1])
         if len(last) > 1
-        else _finished(done[0]) - max(done[0].seconds.values(), default=0.0)
+        else _finished_s(done[0]) - max(done[0].seconds.values(), default=0.0)
     )
     counted = last[:-1] or last
-    span_s = _finished(done[0]) - begin
+    span_s = _finished_s(done[0]) - begin
     return sum(receipt.frames for receipt in counted) / span_s if span_s > 0 else None
 
 
-def _finished(receipt: Receipt) -> float:
+def _finished_s(receipt: Receipt) -> float:
     assert receipt.finished_s is not None
     return receipt.finished_s
 
 
-def _workers(cache: Cache) -> list[dict[str, Any]]:
-    """Who holds a lease: `alive` is None where that cannot be known from here."""
+def _workers(cache: Cache) -> list[WorkerStatus]:
+    """Who holds a lease, by the name of the lease."""
     return [
-        {
-            "lease": name,
-            "pid": holder.pid,
-            "machine": holder.machine.partition("-")[0],
-            "is_here": holder.is_here,
-            "alive": not holder.is_gone if holder.is_here else None,
-        }
+        WorkerStatus(
+            lease=name,
+            pid=holder.pid,
+            machine=holder.machine.partition("-")[0],
+            is_here=holder.is_here,
+            alive=not holder.is_gone if holder.is_here else None,
+        )
         for name, holder in sorted(holders(cache.storage).items())
     ]

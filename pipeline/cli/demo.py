@@ -118,7 +118,7 @@ def _extract(
         out / "caches",
         on_progress=lambda state: on_step("extracting tokens", state.frames, state.frames_planned),
     )
-    say(f"{cache}: {status(cache)['frames']} frames")
+    say(f"{cache}: {status(cache).frames} frames")
     return cache
 
 

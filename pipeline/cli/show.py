@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.cache.cache import Cache
+    from pipeline.cache.status import Status
     from pipeline.train.bootstrap import Interval
     from pipeline.train.evaluate import Evaluation
 
@@ -53,75 +54,73 @@ def _score_cells(scores: Sequence[Interval]) -> list[str]:
 
 
 def show_status(cache: Cache, as_json: bool) -> None:
-    from pipeline.cache.status import status as facts_of
+    from pipeline.cache.status import status
     from pipeline.cli import console
 
-    facts = facts_of(cache)
+    state = status(cache)
     if as_json:
-        console.show_json(facts)
+        console.show_json(state.model_dump(mode="json"))
         return
-    stores, videos = facts["stores"], facts["videos"]
-    per_frame = f" ({facts['bytes_per_frame']:,} bytes per frame)" if facts["frames"] else ""
+    stores, videos = state.stores, state.videos
+    per_frame = f" ({state.bytes_per_frame:,} bytes per frame)" if state.frames else ""
     console.show(
-        f"{facts['cache']}: {stores['done']} of {stores['planned']} stores, {facts['frames']} frames, "
-        f"{console.bytes_text(facts['store_bytes'])}{per_frame}, codec {facts['codec']}"
+        f"{state.cache}: {stores.done} of {stores.planned} stores, {state.frames} frames, "
+        f"{console.bytes_text(state.store_bytes)}{per_frame}, codec {state.codec}"
     )
-    console.show(
-        f"videos: {videos['stored']} of {videos['planned']} whole, {videos['failed']} failed"
-    )
-    for split, counts in facts["splits"].items():
+    console.show(f"videos: {videos.stored} of {videos.planned} whole, {videos.failed} failed")
+    for split, counts in state.splits.items():
         console.show(
-            f"split {split}: {counts['covered']} of {counts['clips']} clips, {counts['whole']} of {counts['videos']} videos, "
-            f"{counts['frames']} of about {counts['expected']} frames"
+            f"split {split}: {counts.covered} of {counts.clips} clips, {counts.whole} of {counts.videos} videos, "
+            f"{counts.frames} of about {counts.expected} frames"
         )
-    if facts["seconds"]:
+    if state.seconds:
         console.show(
             "work: "
-            + ", ".join(f"{step} {seconds:.1f} s" for step, seconds in facts["seconds"].items())
+            + ", ".join(f"{step} {seconds:.1f} s" for step, seconds in state.seconds.items())
         )
-    _show_progress(facts)
-    if facts["reasons"]:
+    _show_progress(state)
+    if state.reasons:
         rows = [
-            (len(group["videos"]), console.few_text(group["videos"]), group["reason"])
-            for group in facts["reasons"]
+            (len(group.videos), console.few_text(group.videos), group.reason)
+            for group in state.reasons
         ]
-        console.show_table(f"{videos['failed']} videos failed", ("videos", "which", "reason"), rows)
-    if facts["other_length"]:
-        rows = [
-            (video, each["decoded"], each["header"])
-            for video, each in facts["other_length"].items()
+        console.show_table(f"{videos.failed} videos failed", ("videos", "which", "reason"), rows)
+    if state.other_length:
+        lengths = [
+            (video, content.decoded, content.header)
+            for video, content in state.other_length.items()
         ]
-        console.show(f"{len(rows)} videos hold another number of frames than their header says:")
-        console.show_table("", ("video", "frames", "header"), rows[:10])
-        if len(rows) > 10:
-            console.show(f"and {len(rows) - 10} more, all of them with --json")
+        console.show(f"{len(lengths)} videos hold another number of frames than their header says:")
+        console.show_table("", ("video", "frames", "header"), lengths[:10])
+        if len(lengths) > 10:
+            console.show(f"and {len(lengths) - 10} more, all of them with --json")
 
 
-def _show_progress(facts: dict[str, Any]) -> None:
+def _show_progress(state: Status) -> None:
     """Who is at work, when it will be done, and what to do where nobody is."""
     from pipeline.cli import console
 
-    left = facts["stores"]["planned"] - facts["stores"]["done"]
-    step = "derive" if facts["derived_from"] else "extract"
+    left = state.stores.planned - state.stores.done
+    step = "derive" if state.derived_from else "extract"
     at_work: dict[tuple[Any, ...], list[int]] = {}
-    for worker in facts["workers"]:
-        machine = "this machine" if worker["is_here"] else f"machine {worker['machine']}"
-        state = {True: "at work", False: "gone", None: "at work when it last wrote"}[
-            worker["alive"]
+    for worker in state.workers:
+        machine = "this machine" if worker.is_here else f"machine {worker.machine}"
+        activity = {True: "at work", False: "gone", None: "at work when it last wrote"}[
+            worker.alive
         ]
-        stores = at_work.setdefault((worker["pid"], machine, state), [])
-        stores += [int(worker["lease"])] if worker["lease"].isdigit() else []
-    for (pid, machine, state), stores in at_work.items():
+        stores = at_work.setdefault((worker.pid, machine, activity), [])
+        stores += [int(worker.lease)] if worker.lease.isdigit() else []
+    for (pid, machine, activity), stores in at_work.items():
         on = f"store {_spans(stores)}" if stores else "the plan"
-        console.show(f"process {pid} of {machine}: {on}, {state}")
+        console.show(f"process {pid} of {machine}: {on}, {activity}")
     if not left:
         return
-    if facts["eta_s"] is not None:
-        speed, eta = facts["frames_per_s"], console.duration_text(facts["eta_s"])
-        console.show(f"now: {speed:.1f} frames/s, {facts['frames_left']} frames left, ETA {eta}")
-    elif not any(worker["alive"] is not False for worker in facts["workers"]):
+    if state.eta_s is not None:
+        speed, eta = state.frames_per_s, console.duration_text(state.eta_s)
+        console.show(f"now: {speed:.1f} frames/s, {state.frames_left} frames left, ETA {eta}")
+    elif not state.is_worked_on:
         console.show(
-            f"{left} stores, about {facts['frames_left']} frames, are left and nobody is at work: run {step} again"
+            f"{left} stores, about {state.frames_left} frames, are left and nobody is at work: run {step} again"
         )
 
 

@@ -67,19 +67,19 @@ def page_of_data(data: ReportData, out: Path) -> Page:
 
 def page_of_cache(cache: Cache, out: Path) -> Page:
     """The page of a cache alone."""
-    counts = status(cache)
-    videos, stores, size = counts["videos"], counts["stores"], counts["store_bytes"]
+    state = status(cache)
+    videos, stores, size = state.videos, state.stores, state.store_bytes
     page = Page(
         title=cache.name,
         kind="Cache",
-        result=f"{videos['stored']:,} of {videos['planned']:,} videos are stored whole, "
-        f"{counts['frames']:,} frames in {scaled_text(size, 'B')}; {videos['failed']:,} failed.",
+        result=f"{videos.stored:,} of {videos.planned:,} videos are stored whole, "
+        f"{state.frames:,} frames in {scaled_text(size, 'B')}; {videos.failed:,} failed.",
         figures=(
-            (f"{counts['frames']:,}", "frames"),
+            (f"{state.frames:,}", "frames"),
             (scaled_text(size, "B"), "on disk"),
-            (scaled_text(counts["bytes_per_frame"] or 0, "B"), "per frame"),
-            (f"{stores['done']} of {stores['planned']}", "stores finished"),
-            (f"{videos['failed']:,}", "videos failed"),
+            (scaled_text(state.bytes_per_frame or 0, "B"), "per frame"),
+            (f"{stores.done} of {stores.planned}", "stores finished"),
+            (f"{videos.failed:,}", "videos failed"),
         ),
         commands=[f"stillframe report {cache}"],
         provenance=cache_provenance(cache),
@@ -215,14 +215,14 @@ def _remembering_run(data: ReportData) -> tuple[Run, str]:
 
 def _add_cache(page: Page, cache: Cache) -> None:
     """What the cache holds, and which videos it lacks."""
-    counts, spec, shape = status(cache), cache.spec, cache.shape
-    page.coverage, page.failures = tables.coverage(counts), tables.failures(counts)
+    state, spec, shape = status(cache), cache.spec, cache.shape
+    page.coverage, page.failures = tables.coverage(state.splits), tables.failures(state.reasons)
     encoder, (high, wide) = spec["encoder"], shape.grid_hw
     model_type = (encoder.get("config") or {}).get("model_type", "built in")
     derived = f", derived from {cache.header.derived_from}" if cache.header.derived_from else ""
     rate = "every frame" if cache.fps is None else f"{cache.fps:g} frames a second"
     size, size_of_frame = (
-        scaled_text(count, "B") for count in (counts["store_bytes"], counts["bytes_per_frame"] or 0)
+        scaled_text(count, "B") for count in (state.store_bytes, state.bytes_per_frame or 0)
     )
     patches = f"{high} × {wide} patches, {shape.special_tokens} special"
     page.cache = {
@@ -231,9 +231,9 @@ def _add_cache(page: Page, cache: Cache) -> None:
         "codec": spec["codec"]["name"] + derived,
         "tokens of a frame": f"{patches}, {shape.width} wide",
         "layers": ", ".join(map(str, shape.layers)),
-        "frames": f"{counts['frames']:,}, {rate}, {spec['frames']['size_px']} px",
+        "frames": f"{state.frames:,}, {rate}, {spec['frames']['size_px']} px",
         "bytes": f"{size}, {size_of_frame} a frame",
-        "stores": f"{counts['stores']['done']} of {counts['stores']['planned']} finished",
+        "stores": f"{state.stores.done} of {state.stores.planned} finished",
     }
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from pipeline.cache.status import FailureGroup, SplitCoverage
 from pipeline.experiments.summary import PointSummary
 from pipeline.report.source import ReportData
 from pipeline.train.bootstrap import Interval
@@ -311,9 +312,9 @@ def _run_row(data: ReportData, point: PointSummary, name: str) -> dict[str, Any]
     }
 
 
-def coverage(status: Mapping[str, Any]) -> Table:
+def coverage(splits: Mapping[str, SplitCoverage]) -> Table:
     """Of every split of a cache, from `pipeline.cache.status`."""
-    rows = [{"split": split, **counts} for split, counts in status["splits"].items()]
+    rows = [{"split": split, **counts.model_dump()} for split, counts in splits.items()]
 
     def of(done: str, planned: str) -> Callable[[Row], str]:
         return lambda row: f"{row[done]:,} of {row[planned]:,}"
@@ -332,15 +333,15 @@ def coverage(status: Mapping[str, Any]) -> Table:
     return Table("coverage", columns, rows)
 
 
-def failures(status: Mapping[str, Any]) -> Table:
+def failures(groups: Sequence[FailureGroup]) -> Table:
     """Videos of a cache that are not, or not wholly, stored, by reason."""
     rows = [
         {
-            "count": len(group["videos"]),
-            "reason": group["reason"],
-            "videos": ", ".join(group["videos"]),
+            "count": len(group.videos),
+            "reason": group.reason,
+            "videos": ", ".join(group.videos),
         }
-        for group in status["reasons"]
+        for group in groups
     ]
     columns = [
         Column("videos", "count", plain("count")),

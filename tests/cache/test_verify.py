@@ -20,7 +20,7 @@ from pipeline.cache.corruption import Damage, count_damaged_frames, group_damage
 from pipeline.cache.layout import CODEC_FILE, receipt_name, store_name
 from pipeline.cache.leases import Leases
 from pipeline.cache.receipts import Content
-from pipeline.cache.status import reasons, status
+from pipeline.cache.status import FailureGroup, group_failures, status
 from pipeline.cache.verify import verify_cache
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
@@ -375,9 +375,9 @@ def test_reasons_are_grouped_whatever_their_numbers_and_names():
         "b": "b.mp4: truncated: 4.5 s of 24 fps",
         "c": "c.mp4: is empty (0 bytes)",
     }
-    assert reasons(failures, sources) == [
-        {"reason": "truncated: ... s of 24 fps", "videos": ["a", "b"]},
-        {"reason": "is empty (0 bytes)", "videos": ["c"]},
+    assert group_failures(failures, sources) == [
+        FailureGroup(reason="truncated: ... s of 24 fps", videos=["a", "b"]),
+        FailureGroup(reason="is empty (0 bytes)", videos=["c"]),
     ]
 
 
@@ -385,25 +385,25 @@ def test_status_counts_what_is_left_and_who_is_at_work(mine):
     (mine.path / receipt_name(2)).unlink()
     facts = status(Cache(mine.storage))
     assert (
-        facts["frames_left"] == sum(mine.plan[2].values())
-        and facts["workers"] == []
-        and facts["eta_s"] is None
+        facts.frames_left == sum(mine.plan[2].values())
+        and facts.workers == []
+        and facts.eta_s is None
     )
     assert "nobody is at work: run extract again" in fine("status", mine.path).out
     done = sum(receipt.frames for number, receipt in mine.receipts.items() if number != 2)
-    assert sum(split["frames"] for split in facts["splits"].values()) == done == facts["frames"]
-    assert facts["bytes_per_frame"] == round(facts["store_bytes"] / done)
+    assert sum(split.frames for split in facts.splits.values()) == done == facts.frames
+    assert facts.bytes_per_frame == round(facts.store_bytes / done)
     with Leases(mine.storage) as leases:
         leases.claim("00002")
         facts = status(Cache(mine.storage))
-        (worker,) = facts["workers"]
-        assert (worker["lease"], worker["pid"], worker["alive"], worker["is_here"]) == (
+        (worker,) = facts.workers
+        assert (worker.lease, worker.pid, worker.alive, worker.is_here) == (
             "00002",
             os.getpid(),
             True,
             True,
         )
-        assert facts["eta_s"] == pytest.approx(facts["frames_left"] / facts["frames_per_s"])
+        assert facts.eta_s == pytest.approx(facts.frames_left / facts.frames_per_s)
         assert (
             f"process {os.getpid()} of this machine: store 2, at work\n"
             in fine("status", mine.path).out
@@ -420,7 +420,7 @@ def test_speed_is_that_of_the_last_stores_without_the_pause_before(mine):
         )
     with Leases(mine.storage) as leases:
         leases.claim("00002")
-        assert status(Cache(mine.storage))["frames_per_s"] == mine.receipts[2].frames / 2.0
+        assert status(Cache(mine.storage)).frames_per_s == mine.receipts[2].frames / 2.0
 
 
 def test_a_dead_worker_is_called_gone(mine):
@@ -429,8 +429,8 @@ def test_a_dead_worker_is_called_gone(mine):
         "Leases(open_storage(sys.argv[1])).claim('00001')\nos._exit(0)"
     )
     subprocess.run([sys.executable, "-c", code, str(mine.path)], check=True)
-    (worker,) = status(Cache(mine.storage))["workers"]
-    assert worker["alive"] is False
+    (worker,) = status(Cache(mine.storage)).workers
+    assert worker.alive is False
     assert ", gone\n" in fine("status", mine.path).out
 
 
@@ -438,8 +438,8 @@ def test_videos_of_another_length_than_promised(mine):
     video = next(iter(mine.plan[0]))
     content = {video: Content(decoded=LENGTHS[video], header=LENGTHS[video] + 2).model_dump()}
     edit(mine.path / receipt_name(0), lambda table: table.update(content=content))
-    assert status(Cache(mine.storage))["other_length"] == {
-        video: {"decoded": LENGTHS[video], "header": LENGTHS[video] + 2}
+    assert status(Cache(mine.storage)).other_length == {
+        video: Content(decoded=LENGTHS[video], header=LENGTHS[video] + 2)
     }
     assert (
         "1 videos hold another number of frames than their header says"

@@ -205,13 +205,13 @@ def test_extract_minds_no_damaged_neighbour(place, cache, content):
     (neighbour / "cache.json").write_bytes(content)
     before = digest(cache.parent)
     result = fine("extract", place.spec, place.data, "--out", cache.parent, "--json")
-    assert result.json == status(Cache(cache))
+    assert result.json == status(Cache(cache)).model_dump(mode="json")
     assert digest(cache.parent) == before
 
 
 def test_status(place):
     result = fine("status", place.cache, "--json")
-    assert result.json == status(Cache(place.cache))
+    assert result.json == status(Cache(place.cache)).model_dump(mode="json")
     assert result.json["frames"] == sum(LENGTHS.values())
     assert result.json["stores"] == {"planned": 3, "done": 3}
     splits = {
@@ -926,7 +926,7 @@ def test_a_cache_without_any_store(place, cache, tmp_path):
 def test_a_process_gives_the_same(place):
     done = process("status", place.cache, "--json")
     assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout) == status(Cache(place.cache))
+    assert json.loads(done.stdout) == status(Cache(place.cache)).model_dump(mode="json")
 
 
 def test_a_process_that_is_refused(place):

@@ -42,7 +42,7 @@ def done(tmp_path_factory):
 def test_three_modules_are_trained_from_one_cache(done):
     out, results, _, said, steps, _ = done
     (cache,) = (out / "caches").iterdir()
-    assert status(Cache(cache))["frames"] == 4 * 8 * 12
+    assert status(Cache(cache)).frames == 4 * 8 * 12
     assert [result.temporal for result in results] == ["identity", "gru", "gated_mamba_mix"]
     assert {result.cache.name for result in results} == {cache.name}
     assert (

@@ -174,7 +174,7 @@ def test_videos_that_cannot_be_decoded_are_listed_and_the_rest_is_stored(broken,
         )
         assert set(np.unique(found.video)) <= {int(video_id[3]), address.UNREADABLE}
     facts = status(cache)
-    assert facts["videos"]["planned"] == 5 and facts["videos"]["failed"] == len(cache.failures)
+    assert facts.videos.planned == 5 and facts.videos.failed == len(cache.failures)
     assert extract.extract(address_spec(), broken, tmp_path / "caches").failures == cache.failures
 
 
@@ -185,7 +185,7 @@ def test_failed_videos_are_tried_again_when_asked(broken, tmp_path):
         address_video(broken.root / f"x/v{video}.mp4", video, 24)
     assert extract.extract(address_spec(), broken, tmp_path / "caches").failures == cache.failures
     mended = extract.extract(address_spec(), broken, tmp_path / "caches", retry_failed=True)
-    assert not mended.failures and status(mended)["frames"] == 5 * 24
+    assert not mended.failures and status(mended).frames == 5 * 24
 
 
 def test_videos_that_were_moved_away_are_not_held_against_them(material, tmp_path):
@@ -278,7 +278,7 @@ def test_cache_moves_and_still_reads(material, tmp_path):
     shutil.copytree(material.cache.path, tmp_path / "renamed")
     moved = Cache(tmp_path / "renamed")
     require_valid(moved)
-    assert status(moved)["splits"] == status(material.cache)["splits"]
+    assert status(moved).splits == status(material.cache).splits
     assert not any(check_store(moved, store) for store in moved.plan)
 
 

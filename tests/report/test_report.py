@@ -15,6 +15,7 @@ from support.commands import assert_refused, call, fine
 from support.modules import NAMES, make
 
 from pipeline.cache.cache import Cache
+from pipeline.cache.status import FailureGroup
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe
 from pipeline.experiments.summary import Summary
@@ -275,9 +276,7 @@ def test_the_page_of_a_cache_that_holds_nothing_yet(cache, tmp_path):
 
 
 def test_failures_stand_by_reason():
-    table = tables.failures(
-        {"reasons": [{"reason": "no frame could be decoded", "videos": ["b", "a"]}]}
-    )
+    table = tables.failures([FailureGroup(reason="no frame could be decoded", videos=["b", "a"])])
     assert table.rows == [{"count": 2, "reason": "no frame could be decoded", "videos": "b, a"}]
     assert table.markdown().splitlines()[2] == "| 2 | no frame could be decoded | b, a |"
 
