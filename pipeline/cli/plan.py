@@ -219,8 +219,8 @@ def _show_speed(planned: Plan, throughput: Throughput) -> None:
         return f"{console.bytes_text(count)}/s"
 
     rows = [
-        ("one decoding process alone", f"{1 / throughput.decode_s:,.1f} frames/s", ""),
-        ("encoder alone", f"{1 / throughput.encode_s:,.1f} frames/s", ""),
+        ("decoding, one process", f"{1 / throughput.decode_s:,.1f} frames/s", ""),
+        ("resizing and encoding", f"{1 / throughput.encode_s:,.1f} frames/s", ""),
         (
             "codec, checksums and writing",
             rate(throughput.frame_bytes / throughput.write_s),

@@ -1,23 +1,22 @@
-"""Both stages tried out on this machine for half a minute: real videos, encoder, codec, disk and
-recipe, on a small sample.
+"""Both stages tried on this machine for half a minute: real videos, encoder, codec, disk and recipe,
+on a small subset.
 
-The sample is extracted and trained on by the same code as all of them would be, in a scratch folder
-inside the output's, which is removed afterwards.
+The subset is extracted and trained on by the same code as all videos would be, in a scratch folder
+inside the output's, which is removed afterwards. Seconds of the steps of an extraction are those of
+the receipts that it wrote.
 """
 
 from __future__ import annotations
 
 import os
-import statistics
 import tempfile
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from pipeline.cache.cache import Cache
@@ -30,70 +29,88 @@ from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe, WindowSettings
 from pipeline.datasets.manifest.manifest import Manifest
-from pipeline.errors import BadVideo, StillframeError
+from pipeline.errors import StillframeError
 from pipeline.experiments.subset import SKIP_HINT, median_fps, write_subset, write_synthetic
 from pipeline.experiments.uncached import UncachedReader
 from pipeline.extract import extract
 from pipeline.extract.worker import fill
 from pipeline.models.encoders.contract import EncoderPlugin, make_encoder, token_shape
-from pipeline.models.profile import synchronize
 from pipeline.models.video_model import layers_read
-from pipeline.records import Frames
 from pipeline.train import loop
 from pipeline.train.distributed import ALONE
 from pipeline.train.windows.reader import BATCHES_AHEAD
 from pipeline.train.windows.windows import Windows
-from pipeline.video.reader import FrameReader
-from pipeline.video.transforms import FrameTransforms
 
 Tell = Callable[[str], None]
-"""What is being tried."""
+"""Takes what is being tried, for a progress bar."""
 FIRST_FRAMES = 64
-"""Decoded and encoded first, to know how many can be extracted in time."""
+"""Frames that are extracted first, to know how many can be in the time there is."""
 MOST_BYTES = 2 * 10**9
-"""Of tokens that are written."""
-SHARES = {"alone": 0.15, "extract": 0.35, "train": 0.2, "uncached": 0.2}
-"""Of the time; reading and what comes before and after take the rest."""
-BLOCKS = 8
-"""Of decoded frames, each of another video, that the encoder alone is tried with."""
+"""Bytes of tokens that are written at most."""
+SHARES = {"extract": 0.5, "train": 0.2, "uncached": 0.2}
+"""Shares of the time; reading, and what comes before and after, take the rest."""
 LEAST_STEPS, MOST_STEPS = 4, 100_000
+"""Training steps that are timed at least, and steps that no trial reaches."""
 READ_BATCH = 8
+"""Windows that are read at a time."""
 
 
 class Throughput(Settings):
-    """What was measured. Seconds per frame are per cached frame."""
+    """What was measured on this machine. Seconds per frame are per cached frame."""
 
     videos: int
+    """Videos of the subset."""
     frames: int
-    """Extracted."""
+    """Frames that were extracted."""
     load_s: float
-    """Until the encoder is loaded."""
+    """Time until the encoder was loaded."""
     start_s: float
-    """Of an extraction, before its first frames and after its last: processes start, the last store
-    is synced."""
+    """Time of an extraction before its first frames and after its last: processes start, the last
+    store is synced."""
     frame_s: float
-    """Of an extraction: decoding, encoding and writing overlap."""
+    """Time of an extraction per frame: decoding, encoding and writing overlap."""
     decode_s: float
-    """One decoding process alone."""
+    """Work of a decoding process per frame, waiting left out."""
     encode_s: float
-    """Resizing and encoding alone, in one view."""
+    """Resizing and encoding a frame in one view, waiting left out."""
     write_s: float
-    """Codec, checksums, writing and syncing, while the other steps are at work."""
+    """Codec, checksums, writing and syncing, per frame, waiting left out."""
     frame_bytes: float
-    """On disk, after codec and compression."""
+    """Bytes of a frame on disk, after codec and compression."""
     read_hot_bytes_per_s: float
-    """Windows, from memory."""
+    """Rate at which windows are read from memory."""
     read_cold_bytes_per_s: float | None
-    """From the disk; None where the system cannot forget a file, or the cache is at a URL."""
+    """Rate at which windows are read from the disk; None where the system cannot forget a file, or
+    the cache is at a URL."""
     step_s: float | None = None
     """A training step, its tokens read from memory; None without a recipe."""
     uncached_step_s: float | None = None
-    """The same with the encoder in the loop: decoding, resizing, encoding; None without a
+    """A training step with the encoder in the loop: decoding, resizing, encoding; None without a
     recipe."""
 
 
-class _Enough(Exception):
-    """Training has been looked at for long enough."""
+@dataclass(frozen=True)
+class Extracted:
+    """An extraction that was timed. Seconds are those of `Throughput`."""
+
+    cache: Cache
+    frames: int
+    start_s: float
+    frame_s: float
+    decode_s: float
+    encode_s: float
+    write_s: float
+    frame_bytes: float
+
+
+@dataclass(frozen=True)
+class InLoop:
+    """What training without a cache needs beside it."""
+
+    encoder: EncoderPlugin
+    decoders: int
+    encode_s: float
+    """About how long a frame takes the encoder."""
 
 
 def measure_stages(
@@ -109,264 +126,232 @@ def measure_stages(
     """Tries both stages for about `seconds`; with a slow encoder it takes longer, as some frames
     are needed for a window.
 
-    Without a manifest, videos of the built-in world stand in.
-
-    Raises StillframeError where nothing can be decoded or written, and whatever a real extraction
-    or training would raise.
+    Without a manifest, videos of the built-in world stand in. Raises StillframeError where nothing
+    can be decoded or written, and whatever a real extraction or training would raise.
     """
     tell("loading the encoder")
     begin = time.perf_counter()
     encoder = make_encoder(spec, device)
     load_s = time.perf_counter() - begin
-    least = 2 * (recipe.windows.frames if recipe else 1)
-    with tempfile.TemporaryDirectory() as made, _scratch(out) as place:
-        folder = Path(made)
+    with tempfile.TemporaryDirectory() as scratch, _scratch(out) as caches:
+        folder = Path(scratch)
         videos = videos or write_synthetic(spec, recipe, folder / "world")
-        tell("decoding and encoding")
-        few = write_subset(videos, spec, max(FIRST_FRAMES, least), folder / "first")
-        alone = _alone(spec, few, encoder, device, SHARES["alone"] * seconds)
-        tell("extracting")
-        frames = int(
-            SHARES["extract"]
-            * seconds
-            / max(alone.decode_s / decoders, alone.encode_s * (1 + len(spec.views)))
+        tell("extracting a few frames")
+        least = max(FIRST_FRAMES, 2 * (recipe.windows.frames if recipe else 1))
+        subset = write_subset(videos, spec, least, folder / "first")
+        extracted = timed_extraction(
+            small_batches(spec, least), subset, encoder, f"{caches}/first", device, decoders
         )
-        wanted = max(least, min(frames, MOST_BYTES // bytes_per_frame(spec, token_shape(spec))))
-        some = write_subset(videos, spec, wanted, folder / "more")
-        # Where not even a few batches can be had in time, they are smaller; encoders of that kind gain little from large ones.
-        store = spec.store.model_copy(
-            update={"batch_frames": min(spec.store.batch_frames, max(1, wanted // 4))}
-        )
-        caches = f"{place}/caches"
-        cache, extracted = _extract(
-            spec.model_copy(update={"store": store}), some, encoder, caches, device, decoders
-        )
+        affordable = affordable_frames(spec, extracted, decoders, SHARES["extract"] * seconds)
+        if affordable > least:
+            tell("extracting")
+            subset = write_subset(videos, spec, affordable, folder / "more")
+            extracted = timed_extraction(
+                small_batches(spec, affordable), subset, encoder, f"{caches}/more", device, decoders
+            )
         tell("reading")
-        read = _read(cache, some, recipe)
-        steps = {}
+        cold, hot = read_rates(extracted.cache, subset, recipe)
+        step_s = uncached_step_s = None
         if recipe:
             tell("training")
-            steps["step_s"] = _step(
-                recipe, cache, folder / "run", device, SHARES["train"] * seconds
+            step_s = timed_step(
+                recipe, extracted.cache, folder / "run", device, SHARES["train"] * seconds
             )
             tell("training with the encoder in the loop")
-            steps["uncached_step_s"] = _step(
+            in_loop = InLoop(encoder, decoders, extracted.encode_s)
+            uncached_step_s = timed_step(
                 recipe,
-                cache,
+                extracted.cache,
                 folder / "uncached",
                 device,
                 SHARES["uncached"] * seconds,
-                _InLoop(encoder, decoders, alone.encode_s),
+                in_loop,
             )
-    # A frame is extracted no faster than it is decoded and encoded: what was slower alone was disturbed.
-    decode_s = min(alone.decode_s, extracted["frame_s"] * decoders)
-    encode_s = min(alone.encode_s, extracted["frame_s"] / (1 + len(spec.views)))
-    figures = {
-        "load_s": load_s,
-        "decode_s": decode_s,
-        "encode_s": encode_s,
-        **extracted,
-        **read,
-        **steps,
-    }
-    return Throughput(videos=len(some.videos), **figures)
+    return Throughput(
+        videos=len(subset.videos),
+        frames=extracted.frames,
+        load_s=load_s,
+        start_s=extracted.start_s,
+        frame_s=extracted.frame_s,
+        decode_s=extracted.decode_s,
+        encode_s=extracted.encode_s,
+        write_s=extracted.write_s,
+        frame_bytes=extracted.frame_bytes,
+        read_hot_bytes_per_s=hot,
+        read_cold_bytes_per_s=cold,
+        step_s=step_s,
+        uncached_step_s=uncached_step_s,
+    )
 
 
 @contextmanager
 def _scratch(out: str) -> Iterator[str]:
-    """A place of its own inside `out`, and nothing left of it afterwards, nor of `out` if that was
+    """A place of its own inside `out`. Nothing of it is left afterwards, nor of `out` if that was
     not there."""
     name = f".plan-{os.getpid()}"
-    where = open_storage(out)
-    is_new = isinstance(where, LocalFolder) and not Path(out).exists()
+    storage = open_storage(out)
+    is_new = isinstance(storage, LocalFolder) and not Path(out).exists()
     try:
         yield f"{out.rstrip('/')}/{name}"
     except OSError as error:
-        raise unwritable(where, error) from error
+        raise unwritable(storage, error) from error
     finally:
-        where.remove(name)
+        storage.remove(name)
         if is_new:
-            with suppress(OSError):
+            with suppress(OSError):  # somebody else has put something there
                 Path(out).rmdir()
 
 
-# What is tried
+# Stage one
 
 
-class _Alone(NamedTuple):
-    """Seconds per frame of one decoding process, and of the encoder, each by itself."""
-
-    decode_s: float
-    encode_s: float
-
-
-def _alone(
-    spec: CacheSpec, some: Manifest, encoder: EncoderPlugin, device: torch.device, seconds: float
-) -> _Alone:
-    blocks: deque[Frames] = deque(maxlen=BLOCKS)
-    frames, spent_s = 0, 0.0
-    with FrameReader(some.root, device) as reader:
-        for turn, video in enumerate((some.videos[0], *some.videos)):
-            begin, count = time.perf_counter(), 0
-            with suppress(BadVideo):
-                for block in reader.blocks(video, [spec.frames.rate]):
-                    if count == 0:
-                        blocks.append(block.transforms.frames)
-                    count += len(block.time_s)
-            if turn:  # the first one has waited for the process to start
-                frames, spent_s = frames + count, spent_s + time.perf_counter() - begin
-            if frames and spent_s > seconds / 2:
-                break
-    if not frames:
-        raise StillframeError("none of the sampled videos could be decoded", SKIP_HINT)
-
-    def encode(size: int) -> float:
-        """Seconds of a batch, its frames as they come from several videos."""
-        begin, squares = time.perf_counter(), list[torch.Tensor]()
-        with torch.inference_mode():
-            while (left := size - sum(map(len, squares))) > 0:
-                squares.append(
-                    FrameTransforms(blocks[0], device).squares(
-                        spec.frames, np.arange(len(blocks[0])) < left, None
-                    )[0]
-                )
-                blocks.rotate()
-            encoder(torch.cat(squares))
-        synchronize(device)
-        return time.perf_counter() - begin
-
-    encode(1)  # warms up
-    # Where the encoder is slow, batches are small: they gain it little.
-    size = min(spec.store.batch_frames, max(1, int(seconds / 4 / encode(1))))
-    encode(size)
-    batches = [encode(size)]
-    while sum(batches) < seconds / 4:
-        batches.append(encode(size))
-    return _Alone(spent_s / frames, statistics.median(batches) / size)
+def small_batches(spec: CacheSpec, frames: int) -> CacheSpec:
+    """The spec with batches of which at least four are needed for so many frames: a slow encoder,
+    for which few frames can be tried, gains little from large ones."""
+    batch_frames = min(spec.store.batch_frames, max(1, frames // 4))
+    return spec.model_copy(
+        update={"store": spec.store.model_copy(update={"batch_frames": batch_frames})}
+    )
 
 
-def _extract(
+def affordable_frames(spec: CacheSpec, extracted: Extracted, decoders: int, seconds: float) -> int:
+    """Frames that can be extracted in `seconds`, at the pace of an extraction that was timed."""
+    encode_s = extracted.encode_s * (1 + len(spec.views))
+    frame_s = max(extracted.decode_s / decoders, encode_s, extracted.write_s)
+    return min(int(seconds / frame_s), MOST_BYTES // bytes_per_frame(spec, token_shape(spec)))
+
+
+def timed_extraction(
     spec: CacheSpec,
-    some: Manifest,
+    subset: Manifest,
     encoder: EncoderPlugin,
     out: str,
     device: torch.device,
     decoders: int,
-) -> tuple[Cache, dict[str, Any]]:
-    """The cache of the sample, and figures of its extraction."""
-    noted: list[tuple[float, int]] = []
+) -> Extracted:
+    """Extracts a subset as `extract` does, with an encoder that is loaded already. Raises
+    StillframeError where no video can be decoded."""
+    ends: list[tuple[float, int]] = []
     begin = time.perf_counter()
-    laid_out = extract.create_or_open(spec, some, out, encoder, device)
-    job = extract.extraction_job([laid_out.storage.address], some, str(device), decoders)
-    progress = fill(
-        [(laid_out, encoder, [])],
-        some.videos,
+    made = extract.create_or_open(spec, subset, out, encoder, device)
+    job = extract.extraction_job([made.storage.address], subset, str(device), decoders)
+    fill(
+        [(made, encoder, [])],
+        subset.videos,
         job,
         device,
-        lambda state: noted.append((time.perf_counter(), state.frames)),
+        lambda progress: ends.append((time.perf_counter(), progress.frames)),
     )
-    cache = Cache(laid_out.storage)
     whole_s = time.perf_counter() - begin
-    if not progress.frames:
+    cache = Cache(made.storage)
+    receipts = cache.receipts.values()
+    frames = sum(receipt.frames for receipt in receipts)
+    if not frames:
         raise StillframeError("none of the sampled videos could be decoded", SKIP_HINT)
-    first, last = noted[0], next(pair for pair in noted if pair[1] == progress.frames)
-    frame_s = (
-        (last[0] - first[0]) / (last[1] - first[1]) if last[1] > first[1] else whole_s / last[1]
+    seconds: Counter[str] = Counter()
+    for receipt in receipts:
+        seconds.update(receipt.seconds)
+    # The pace between the first batch and the last: before and after it, work does not overlap.
+    (first_s, first), (last_s, last) = ends[0], next(end for end in ends if end[1] == frames)
+    frame_s = (last_s - first_s) / (last - first) if last > first else whole_s / frames
+    views = 1 + len(spec.views)
+    # What a step was busy for, before the first batch too, may be more than its share of the pace.
+    return Extracted(
+        cache=cache,
+        frames=frames,
+        start_s=max(0.0, whole_s - frames * frame_s),
+        frame_s=frame_s,
+        decode_s=min(seconds["decode"] / frames, frame_s * decoders),
+        encode_s=min(seconds["encode"] / frames, frame_s) / views,
+        write_s=seconds["write"] / frames,
+        frame_bytes=sum(receipt.store_bytes for receipt in receipts) / frames,
     )
-    figures = {
-        "frames": progress.frames,
-        "start_s": max(0.0, whole_s - progress.frames * frame_s),
-        "frame_s": frame_s,
-        "write_s": progress.seconds["write"] / progress.frames,
-        "frame_bytes": progress.store_bytes / progress.frames,
-    }
-    return cache, figures
 
 
-def _read(cache: Cache, some: Manifest, recipe: Recipe | None) -> dict[str, Any]:
-    """Bytes per second of windows, in the order in which evaluation reads them, from the disk and
-    then from memory."""
-    settings = (
-        recipe.windows if recipe else WindowSettings(frames=16, fps=cache.fps or median_fps(some))
-    )
+# Stage two
+
+
+def read_rates(cache: Cache, subset: Manifest, recipe: Recipe | None) -> tuple[float | None, float]:
+    """Bytes per second of windows, in the order in which evaluation reads them: from the disk, if
+    the system can be made to forget them, and from memory."""
+    settings = recipe.windows if recipe else None
+    if settings is None:
+        settings = WindowSettings(frames=16, fps=cache.fps or median_fps(subset))
     layers = layers_read(recipe, cache.shape) if recipe else cache.shape.layers
-    windows = Windows(cache, some, "train", settings, layers=layers, allow_missing=True)
+    windows = Windows(cache, subset, "train", settings, layers=layers, allow_missing=True)
 
-    def once() -> float:
+    def read_all() -> float:
         begin = time.perf_counter()
-        size = sum(
+        num_bytes = sum(
             array.nbytes
             for batch in windows.evaluation(READ_BATCH)
             for array in batch.arrays.values()
         )
-        return size / (time.perf_counter() - begin)
+        return num_bytes / (time.perf_counter() - begin)
 
-    once()  # opens the stores
+    read_all()  # opens the stores
     is_cold = isinstance(cache.storage, LocalFolder) and evict(cache.path)
-    cold, _, hot = once(), once(), once()
-    return {"read_cold_bytes_per_s": cold if is_cold else None, "read_hot_bytes_per_s": hot}
+    cold = read_all()
+    read_all()  # fills the memory
+    return (cold if is_cold else None), read_all()
 
 
-class _InLoop(NamedTuple):
-    """Training without a cache."""
-
-    encoder: EncoderPlugin
-    decoders: int
-    encode_s: float
-    """About, per frame."""
-
-
-def _step(
+def timed_step(
     recipe: Recipe,
     cache: Cache,
     run: Path,
     device: torch.device,
     seconds: float,
-    in_loop: _InLoop | None = None,
+    in_loop: InLoop | None = None,
 ) -> float:
-    """Seconds of a training step. The first ones, whose batches were there before, are left out;
-    nothing is evaluated or saved.
+    """Seconds of a training step, tried for about `seconds`. The first steps, whose batches were
+    read before, are left out; nothing is evaluated or saved.
 
     With the encoder in the loop, where a step takes long, it is tried with fewer windows: it takes
     as long for each.
     """
-    size = batch_size = recipe.training.batch_size
+    batch_size = tried_size = recipe.training.batch_size
     if in_loop:
-        frame_s = seconds / (BATCHES_AHEAD + LEAST_STEPS) / in_loop.encode_s
-        size = min(batch_size, max(1, int(frame_s / recipe.windows.frames)))
-    endless = {
-        "steps": MOST_STEPS,
-        "epochs": None,
-        "evaluate_every": None,
-        "checkpoint_every": MOST_STEPS,
-    }
-    if size < batch_size:
-        endless |= {"batch_size": size, "accumulate": 1}
-    asked = recipe.model_copy(
-        update={
-            "training": recipe.training.model_copy(update=endless),
-            "windows": recipe.windows.model_copy(
-                update={"train_fraction": 1.0}
-            ),  # the sample is small enough
-            "cache": None,
-        }
-    )
-    ended: list[float] = []
-
-    def note(_: object) -> None:
-        ended.append(time.perf_counter())
-        timed = ended[BATCHES_AHEAD:]
-        if len(timed) > LEAST_STEPS and timed[-1] - timed[0] > seconds:
-            raise _Enough
-
-    tasks, windows, held_out = loop.open_windows([asked], cache, cache.manifest, allow_missing=True)
+        frames = seconds / (BATCHES_AHEAD + LEAST_STEPS) / in_loop.encode_s
+        tried_size = min(batch_size, max(1, int(frames / recipe.windows.frames)))
+    tried = _endless(recipe, tried_size)
+    ends: list[float] = []
+    tasks, windows, held_out = loop.open_windows([tried], cache, cache.manifest, allow_missing=True)
     with ExitStack() as stack:
         if in_loop:
             windows.reader = stack.enter_context(
                 UncachedReader(windows, in_loop.encoder, in_loop.decoders, device)
             )
-        stack.enter_context(suppress(_Enough))
-        trainers = loop.make_trainers({run: asked}, tasks, windows, device)
-        loop.TrainLoop(trainers, windows, held_out, device, ALONE, note, None).fit()
-    timed = ended[BATCHES_AHEAD:]
-    return (timed[-1] - timed[0]) / (len(timed) - 1) * batch_size / size
+
+        def note_end(_: object) -> None:
+            ends.append(time.perf_counter())
+            timed = ends[BATCHES_AHEAD:]
+            if len(timed) > LEAST_STEPS and timed[-1] - timed[0] > seconds:
+                training.stop()
+
+        trainers = loop.make_trainers({run: tried}, tasks, windows, device)
+        training = loop.TrainLoop(trainers, windows, held_out, device, ALONE, note_end, None)
+        training.fit()
+    timed = ends[BATCHES_AHEAD:]
+    return (timed[-1] - timed[0]) / (len(timed) - 1) * batch_size / tried_size
+
+
+def _endless(recipe: Recipe, batch_size: int) -> Recipe:
+    """The recipe without evaluations and checkpoints, to be stopped before its end, on any cache
+    and all of its videos, with batches of `batch_size` windows."""
+    changes = {
+        "steps": MOST_STEPS,
+        "epochs": None,
+        "evaluate_every": None,
+        "checkpoint_every": MOST_STEPS,
+    }
+    if batch_size < recipe.training.batch_size:
+        changes |= {"batch_size": batch_size, "accumulate": 1}
+    return recipe.model_copy(
+        update={
+            "training": recipe.training.model_copy(update=changes),
+            # The subset is small enough: a share of it might be no video at all.
+            "windows": recipe.windows.model_copy(update={"train_fraction": 1.0}),
+            "cache": None,
+        }
+    )

@@ -103,6 +103,11 @@ class TrainLoop:
         self.on_progress = on_progress or (lambda _: None)
         self.on_failure = on_failure
         self.settings = trainers[0].settings
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Ends `fit` after the step that it is at; nothing is evaluated or saved for it."""
+        self._is_stopped = True
 
     def fit(self) -> None:
         """Trains all to their last step, evaluating and saving on the way."""
@@ -121,6 +126,8 @@ class TrainLoop:
             self.settings.batch_size, steps, self.ranks.rank, self.ranks.size
         )
         for step in steps:
+            if self._is_stopped:
+                return
             active = [trainer for trainer in self.left if trainer.step == step < trainer.steps]
             if not active:  # those that wanted it have failed
                 continue

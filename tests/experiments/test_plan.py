@@ -32,8 +32,10 @@ from pipeline.extract import extract
 from pipeline.extract.worker import load_encoder
 from pipeline.models import profile
 from pipeline.models.encoders import transformers
-from pipeline.models.encoders.contract import token_shape
+from pipeline.models.encoders.contract import make_encoder, token_shape
 from pipeline.models.video_model import layers_read
+from pipeline.train import loop
+from pipeline.train.distributed import ALONE
 from pipeline.train.windows.windows import Windows
 from pipeline.video.probe import probe
 
@@ -332,6 +334,36 @@ def test_nothing_stays_of_a_trial(place, tmp_path):
     assert all(number > 0 for number in numbers if number != made.start_s) and made.start_s >= 0
 
 
+def test_steps_of_an_extraction_take_what_its_receipts_say(built, tmp_path):
+    spec = address_spec(views=[{"name": "flip", "flip": True}])
+    encoder = make_encoder(spec, CPU)
+    found = measure.timed_extraction(spec, built, encoder, str(tmp_path), CPU, 2)
+    receipts = found.cache.receipts.values()
+    assert found.frames == sum(receipt.frames for receipt in receipts)
+
+    def work_s(step):
+        return sum(receipt.seconds[step] for receipt in receipts) / found.frames
+
+    assert found.write_s == pytest.approx(work_s("write"))
+    assert found.decode_s == pytest.approx(min(work_s("decode"), 2 * found.frame_s))
+    assert 2 * found.encode_s == pytest.approx(min(work_s("encode"), found.frame_s))
+
+
+def test_a_stopped_training_ends_after_its_step_and_saves_nothing(vit_cache, tmp_path):
+    asked, seen = load_recipe(write(tmp_path / "tiny.toml", RECIPE)), []
+    tasks, *windows = loop.open_windows([asked], vit_cache, vit_cache.manifest, True)
+    trainers = loop.make_trainers({tmp_path / "run": asked}, tasks, windows[0], CPU)
+
+    def stop(progress):
+        seen.append(progress.step)
+        training.stop()
+
+    training = loop.TrainLoop(trainers, *windows, CPU, ALONE, stop, None)
+    training.fit()
+    assert seen == [1] and asked.training.steps > 1
+    assert not list((tmp_path / "run").glob("last*"))
+
+
 def test_with_a_slow_encoder_a_step_is_tried_with_fewer_windows(vit_cache, tmp_path, monkeypatch):
     sizes = []
     read = UncachedReader.read
@@ -349,8 +381,8 @@ def test_with_a_slow_encoder_a_step_is_tried_with_fewer_windows(vit_cache, tmp_p
     found = {}
     for name, encode_s in (("fast", 1e-9), ("slow", 1e9)):
         sizes.clear()
-        found[name] = measure._step(
-            asked, vit_cache, tmp_path / name, CPU, 0.1, measure._InLoop(encoder, 1, encode_s)
+        found[name] = measure.timed_step(
+            asked, vit_cache, tmp_path / name, CPU, 0.1, measure.InLoop(encoder, 1, encode_s)
         )
         assert (
             set(sizes) == {batch if name == "fast" else 1}
