@@ -1,5 +1,5 @@
-"""Both stages tried on this machine for half a minute: real videos, encoder, codec, disk and recipe,
-on a small subset.
+"""Both stages tried on this machine for half a minute: real videos, encoder, codec, disk and
+recipe, on a small subset.
 
 The subset is extracted and trained on by the same code as all videos would be, in a scratch folder
 inside the output's, which is removed afterwards. Seconds of the steps of an extraction are those of

@@ -2,8 +2,8 @@
 whether caching pays.
 
 Sizes follow from the headers of the videos, operations from the configuration of the models, and
-seconds from a `trial` of both stages on this machine. Caching costs one extraction and saves the
-encoder in every epoch of every run:
+seconds from `measure`, which tries both stages on this machine. Caching costs one extraction and
+saves the encoder in every epoch of every run:
 
     it pays  <=>  runs * epochs * uncached_epoch_s > extract_s + runs * epochs * cached_epoch_s
 """
@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from pipeline.cache.codecs.contract import FittedCodec, make_codec
 from pipeline.cache.layout import (
@@ -40,30 +40,44 @@ from pipeline.records import TokenShape
 from pipeline.train.trainer import steps_of
 from pipeline.train.windows.index import clips_of, require_rate
 
-TRAINING = 3
-"""A training step of what is trained, over its forward pass: backward is two of them."""
-FRAME_BYTES, VIEW_BYTES, VIDEO_BYTES = 8, 48, 16 + 12
-"""Of a store, beside the tokens: a frame's time and its affine in every view; a video's rows, and
-what is around its name."""
+STEP_PASSES = 3
+"""Forward passes that a training step costs as many operations as: backward is two of them (Kaplan
+et al., Scaling Laws for Neural Language Models, 2020, section 2.1)."""
+FRAME_BYTES, VIEW_BYTES = 8, 48
+"""Bytes of a frame in a store beside its tokens: its time, and its affine in every view."""
+VIDEO_BYTES = 16 + 12
+"""Bytes of a video in a store beside its frames and the letters of its name: its two rows, and what
+stands around the name."""
 ARRAY_BYTES, STORE_BYTES, VIEW_STORE_BYTES = 1050, 2140, 620
-"""Zarr's metadata: of a token array, of everything else in a store, and of a view's group and
-affine."""
+"""Bytes of Zarr's metadata: of a token array, of everything else in a store, and of a view's group
+and affine. They are estimates, since names and shapes change the text a little; beside tokens this
+is nothing. A test holds the sum to 2 per cent of the bytes of a cache that is made."""
 ARRAY_FILES, STORE_FILES, VIEW_FILES = 1, 10, 3
-"""Beside the shards: a token array's metadata; those of the store, its small arrays and its
-receipt; those of a view."""
+"""Files beside the shards: a token array's metadata; a store's own metadata and small arrays, and
+its receipt; metadata and affine of a view. `pipeline.cache.layout` says which."""
 CACHE_FILES = 1
-"""cache.json; those of the manifest, and what a fitted codec has learnt, come on top."""
-LABELS = ("one", "two")
-"""Where no manifest says what there is to tell apart."""
+"""cache.json; the files of the manifest, and what a fitted codec has learnt, come on top."""
+PLACEHOLDER_LABELS = ("one", "two")
+"""Labels where no manifest says what there is to tell apart."""
+
+
+@dataclass(frozen=True)
+class PlannedStore:
+    """A store that extraction would make."""
+
+    frames: int
+    videos: int
+    name_letters: int
+    """Letters of the names of all its videos."""
 
 
 class CodecSize(Settings):
-    """What a codec makes of the tokens, before compression."""
+    """How large a codec makes the tokens, before compression."""
 
     bytes_per_frame: int
-    """Tokens alone."""
+    """Tokens of a frame alone."""
     disk_bytes: int
-    """The stores: tokens, checksums, times, metadata."""
+    """All stores: tokens, checksums, times, metadata."""
 
 
 class Scale(Settings):
@@ -71,62 +85,64 @@ class Scale(Settings):
 
     videos: int | None
     clips: int | None
-    """None without a manifest."""
+    """Both None without a manifest."""
     hours: float | None
-    """Of video; None where headers do not say."""
+    """Hours of video; None where headers do not say."""
     frames: int
-    """That are cached."""
+    """Frames that are cached."""
     tokens: int
     stores: int
     files: int
     codecs: dict[str, CodecSize | None]
-    """None for a codec that cannot hold tokens of this width."""
+    """Codec -> sizes; None for a codec that cannot hold tokens of this width."""
 
 
 class Operations(Settings):
-    """Floating-point operations: 2 for a multiply and add."""
+    """Floating-point operations, 2 for a multiply and add."""
 
     encoder_frame: int
-    """One frame, in one view."""
+    """Operations of the encoder for one frame in one view."""
     extraction: int
-    """All frames, in all views."""
+    """Operations of the encoder for all frames in all views."""
     mixer: int | None = None
-    """Of the forward pass over one window, as are the next two; None without a recipe."""
+    """Operations of the forward pass over one window, as are the next two; None without a
+    recipe."""
     temporal: int | None = None
     readout: int | None = None
     cached_step: int | None = None
-    """A training step: three forward passes over a batch."""
+    """A training step, as three forward passes over a batch."""
     uncached_step: int | None = None
-    """The same, and one pass of the encoder over every frame."""
+    """A training step, and one pass of the encoder over every frame of it."""
     break_even: float | None = None
-    """As that of `Times`, by operations alone: decoding, reading and waiting left out."""
+    """Like `Times.break_even`, by operations alone: decoding, reading and waiting left out."""
 
 
 class Training(Settings):
     """What the recipe asks for."""
 
     windows: int
-    """Of an epoch."""
+    """Windows of an epoch."""
     steps_per_epoch: float
     epochs: float
     step_frames: int
-    """B * T."""
+    """Frames of a step: B windows of T."""
     step_bytes: int
-    """Read from the cache."""
+    """Bytes that a step reads from the cache."""
 
 
 class Times(Settings):
-    """What will be taken on a machine like this one."""
+    """How long it will take on a machine like this one."""
 
     extract_s: float
+    """The whole extraction."""
     slowest: str
     """The step of extraction that sets the pace."""
     write_bytes_per_s: float
-    """What must be written for the others not to wait."""
+    """Rate at which the others need not wait for the writing."""
     fits_memory: bool
     """Whether the cache is read from memory after the first epoch."""
     read_bytes_per_s: float | None = None
-    """What training reads; None without a recipe, as are the next ones."""
+    """Rate at which training reads; None without a recipe, as are the next ones."""
     cached_step_s: float | None = None
     uncached_step_s: float | None = None
     cached_epoch_s: float | None = None
@@ -136,7 +152,7 @@ class Times(Settings):
 
 
 class Plan(Settings):
-    """All of it."""
+    """Everything that can be told before anything runs."""
 
     spec: str
     codec: str
@@ -158,11 +174,10 @@ def plan(
     throughput: Throughput | None,
     decoders: int,
 ) -> Plan:
-    """Of `videos`, or of so many `frames` where there is no manifest; seconds only with a `throughput`.
-    See `require` for errors."""
+    """The plan for `videos`, or for so many `frames` where there is no manifest; with seconds only
+    where there is a `throughput`. `require` says which errors are raised."""
     shape = token_shape(spec)
-    expected = _expected(spec, shape, videos, frames)
-    scale = _scale(spec, shape, videos, expected)
+    scale = _scale(spec, shape, videos, frames)
     training = _training(spec, shape, videos, recipe, scale) if recipe else None
     operations = _operations(spec, shape, videos, recipe, scale, training)
     return Plan(
@@ -179,8 +194,8 @@ def plan(
 
 
 def require(spec: CacheSpec, videos: Manifest | None, recipe: Recipe | None) -> None:
-    """Raises BadInput for what a look at the three can tell: layers, rates, labels, splits that are
-    not there."""
+    """Refuses a spec, a manifest and a recipe that do not go together, as far as can be told before
+    there is a cache: layers, rates, views, labels. Raises BadInput."""
     shape = token_shape(spec)
     if videos:
         extract.require_videos(videos)
@@ -189,72 +204,85 @@ def require(spec: CacheSpec, videos: Manifest | None, recipe: Recipe | None) -> 
     layers_read(recipe, shape)
     clips = clips_of(videos, "train", recipe.windows) if videos else []
     require_rate(recipe.windows, clips, spec.frames.rate, f"spec '{spec.name}'")
-    for view in recipe.windows.views:
-        if view not in (BASE, *(each.name for each in spec.views)):
+    for name in recipe.windows.views:
+        if name not in (BASE, *(view.name for view in spec.views)):
             raise BadInput(
-                f"recipe '{recipe.name}' wants the view '{view}', spec '{spec.name}' has none of that name",
+                f"recipe '{recipe.name}' wants the view '{name}', "
+                f"spec '{spec.name}' has none of that name",
                 "add it to the spec, or leave it out of windows.views",
             )
-    plugins.load("task", recipe.task.name)(
-        recipe.task.settings, videos.labels if videos else LABELS
-    )
+    labels = videos.labels if videos else PLACEHOLDER_LABELS
+    plugins.load("task", recipe.task.name)(recipe.task.settings, labels)
 
 
 # Sizes
 
 
-def _expected(
-    spec: CacheSpec, shape: TokenShape, videos: Manifest | None, frames: int | None
-) -> dict[int, dict[str, int]]:
-    """store -> video_id -> frames; without a manifest, stores that are full, each of one video
-    without a name."""
-    if videos is not None:
-        return extract.make_plan(spec, shape, videos)
-    assert frames is not None
-    full, rest = divmod(frames, frames_per_store(spec, shape))
-    return dict(enumerate([{"": frames_per_store(spec, shape)}] * full + [{"": rest}] * (rest > 0)))
-
-
 def _scale(
-    spec: CacheSpec,
-    shape: TokenShape,
-    videos: Manifest | None,
-    expected: Mapping[int, Mapping[str, int]],
+    spec: CacheSpec, shape: TokenShape, videos: Manifest | None, frames: int | None
 ) -> Scale:
-    frames = sum(sum(store.values()) for store in expected.values())
+    expected = _expected_frames(spec, shape, videos)
+    stores = _planned_stores(spec, shape, expected, frames)
+    num_frames = sum(store.frames for store in stores)
     seconds = None
     if videos is not None:
         lengths = [fact.duration_s for fact in videos.facts.values() if fact and fact.duration_s]
         seconds = sum(lengths) if lengths else None
     elif spec.frames.rate:
-        seconds = frames / spec.frames.rate
+        seconds = num_frames / spec.frames.rate
     codecs: dict[str, CodecSize | None] = {}
     for name in plugins.names("codec"):
         try:
             other = _with_codec(spec, name)
-            stores = expected if name == spec.codec.name else _again(other, shape, expected)
-            _, disk_bytes = _on_disk(other, shape, stores.values())
+            other_stores = _planned_stores(other, shape, expected, frames)
             codecs[name] = CodecSize(
-                bytes_per_frame=bytes_per_frame(other, shape), disk_bytes=disk_bytes
+                bytes_per_frame=bytes_per_frame(other, shape),
+                disk_bytes=_on_disk(other, shape, other_stores)[1],
             )
-        except BadInput:
+        except BadInput:  # tokens of this width do not fit into the codec
             codecs[name] = None
     files = CACHE_FILES + isinstance(make_codec(spec.codec), FittedCodec)
-    files += (
-        sum((videos.folder / name).is_file() for name in Manifest.FILES)
-        if videos
-        else len(Manifest.FILES)
-    )
+    if videos:
+        files += sum((videos.folder / name).is_file() for name in Manifest.FILES)
+    else:
+        files += len(Manifest.FILES)
     return Scale(
         videos=len(videos.videos) if videos else None,
         clips=len(videos.clips) if videos else None,
         hours=None if seconds is None else seconds / 3600,
-        frames=frames,
-        tokens=frames * spec.tokens_per_frame(shape),
-        stores=len(expected),
-        files=_on_disk(spec, shape, expected.values())[0] + files,
+        frames=num_frames,
+        tokens=num_frames * spec.tokens_per_frame(shape),
+        stores=len(stores),
+        files=_on_disk(spec, shape, stores)[0] + files,
         codecs=codecs,
     )
+
+
+def _expected_frames(
+    spec: CacheSpec, shape: TokenShape, videos: Manifest | None
+) -> dict[str, int] | None:
+    """Video -> frames that its header promises; None without a manifest."""
+    if videos is None:
+        return None
+    stores = extract.make_plan(spec, shape, videos).values()
+    return {video_id: frames for store in stores for video_id, frames in store.items()}
+
+
+def _planned_stores(
+    spec: CacheSpec, shape: TokenShape, expected: Mapping[str, int] | None, frames: int | None
+) -> list[PlannedStore]:
+    """The stores of these videos; or, without a manifest, of so many frames: full ones, each as if
+    it held one video."""
+    limit = frames_per_store(spec, shape)
+    if expected is not None:
+        return [
+            PlannedStore(sum(store.values()), len(store), sum(map(len, store)))
+            for store in fill_stores(expected, limit).values()
+        ]
+    assert frames is not None
+    full, rest = divmod(frames, limit)
+    sizes = [limit] * full + [rest] * (rest > 0)
+    return [PlannedStore(size, videos=1, name_letters=0) for size in sizes]
 
 
 def _with_codec(spec: CacheSpec, name: str) -> CacheSpec:
@@ -266,57 +294,38 @@ def _with_codec(spec: CacheSpec, name: str) -> CacheSpec:
     )
 
 
-def _again(
-    spec: CacheSpec, shape: TokenShape, expected: Mapping[int, Mapping[str, int]]
-) -> dict[int, dict[str, int]]:
-    """The same videos in stores as large as another codec makes them."""
-    if any("" in store for store in expected.values()):
-        return _expected(spec, shape, None, sum(sum(store.values()) for store in expected.values()))
-    videos = {video_id: frames for store in expected.values() for video_id, frames in store.items()}
-    return fill_stores(videos, frames_per_store(spec, shape))
-
-
-def _on_disk(
-    spec: CacheSpec, shape: TokenShape, stores: Iterable[Mapping[str, int]]
-) -> tuple[int, int]:
-    """Files and bytes of stores that hold these frames of these videos; receipts are files, but no
-    bytes of a store."""
+def _on_disk(spec: CacheSpec, shape: TokenShape, stores: Iterable[PlannedStore]) -> tuple[int, int]:
+    """Files and bytes of stores. Receipts are files, but no bytes of a store."""
     views = (BASE, *(view.name for view in spec.views))
     arrays = tokens_by_array(shape.layers, shape.special_tokens, shape.patch_tokens, views)
-    entry, shard_frames = (
-        make_codec(spec.codec).layout(shape.width).values(),
-        frames_per_shard(spec, shape),
-    )
+    entries = make_codec(spec.codec).layout(shape.width).values()
+    shard_frames = frames_per_shard(spec, shape)
     layouts = [
         ShardLayout((tokens, *tail), dtype, spec.store.chunk_frames, shard_frames)
         for tokens in arrays.values()
-        for tail, dtype in entry
+        for tail, dtype in entries
     ]
 
-    @cache
+    @cache  # most stores of a plan are full
     def of_frames(frames: int) -> tuple[int, int]:
-        files = STORE_FILES + VIEW_FILES * len(spec.views)
-        files += sum(ARRAY_FILES + math.ceil(frames / shard_frames) for _ in layouts)
-        size = (
-            STORE_BYTES
-            + VIEW_STORE_BYTES * len(spec.views)
-            + frames * (FRAME_BYTES + VIEW_BYTES * len(views))
-        )
+        shards = math.ceil(frames / shard_frames)
+        files = STORE_FILES + VIEW_FILES * len(spec.views) + len(layouts) * (ARRAY_FILES + shards)
+        size = STORE_BYTES + VIEW_STORE_BYTES * len(spec.views)
+        size += frames * (FRAME_BYTES + VIEW_BYTES * len(views))
         return files, size + sum(ARRAY_BYTES + array_bytes(layout, frames) for layout in layouts)
 
     files = size = 0
-    for held in stores:
-        of_store = of_frames(sum(held.values()))
-        files += of_store[0] - (
-            len(held) == 1
-        )  # zarr leaves out zeros, such as the first row of a single video
-        size += of_store[1] + sum(VIDEO_BYTES + len(video_id) for video_id in held)
+    for store in stores:
+        store_files, store_bytes = of_frames(store.frames)
+        # Zarr writes no chunk of zeros, and a single video starts at row 0.
+        files += store_files - (store.videos == 1)
+        size += store_bytes + store.videos * VIDEO_BYTES + store.name_letters
     return files, size
 
 
 def array_bytes(layout: ShardLayout, rows: int) -> int:
-    """The shards of an array of so many rows, before compression. A chunk that is begun is written
-    whole."""
+    """Bytes of the shards of an array of so many rows, before compression. A chunk that is begun is
+    written whole."""
     chunk = layout.chunk_frames * layout.row_bytes + CRC_BYTES
     chunk += -chunk % ALIGNMENT
     return (
@@ -331,8 +340,8 @@ def array_bytes(layout: ShardLayout, rows: int) -> int:
 def _training(
     spec: CacheSpec, shape: TokenShape, videos: Manifest | None, recipe: Recipe, scale: Scale
 ) -> Training:
-    """Without a manifest, an epoch is as many windows as have all cached frames once between their
-    first and last."""
+    """How much the recipe trains. Without a manifest, an epoch is as many windows as have all
+    cached frames once between their first and last."""
     batch, frames = recipe.training.batch_size, recipe.windows.frames
     if videos:
         windows = len(clips_of(videos, "train", recipe.windows))
@@ -372,58 +381,62 @@ def _operations(
     scale: Scale,
     training: Training | None,
 ) -> Operations:
-    encoder = plugins.load("encoder", spec.encoder.name).flops(
-        spec.encoder.settings, spec.frames.size_px
-    )
-    known = {"encoder_frame": encoder, "extraction": encoder * scale.frames * (1 + len(spec.views))}
+    encoder = plugins.load("encoder", spec.encoder.name)
+    encoder_frame = encoder.flops(spec.encoder.settings, spec.frames.size_px)
+    extraction = encoder_frame * scale.frames * (1 + len(spec.views))
     if recipe is None or training is None:
-        return Operations(**known)
-    parts = profile.flops(recipe, shape, videos.labels if videos else LABELS)
-    step, saved = (
-        TRAINING * sum(parts.values()) * recipe.training.batch_size,
-        encoder * training.step_frames,
-    )
-    paid = break_even(known["extraction"], saved * training.steps_per_epoch, 0)
+        return Operations(encoder_frame=encoder_frame, extraction=extraction)
+    parts = profile.flops(recipe, shape, videos.labels if videos else PLACEHOLDER_LABELS)
+    cached_step = STEP_PASSES * sum(parts.values()) * recipe.training.batch_size
+    encoder_step = encoder_frame * training.step_frames
     return Operations(
-        **known, **parts, cached_step=step, uncached_step=step + saved, break_even=paid
+        encoder_frame=encoder_frame,
+        extraction=extraction,
+        **parts,
+        cached_step=cached_step,
+        uncached_step=cached_step + encoder_step,
+        break_even=break_even(extraction, encoder_step * training.steps_per_epoch, 0),
     )
 
 
 def _times(
-    spec: CacheSpec, scale: Scale, training: Training | None, throughput: Throughput, decoders: int
+    spec: CacheSpec,
+    scale: Scale,
+    training: Training | None,
+    throughput: Throughput,
+    decoders: int,
 ) -> Times:
-    alone = {
+    busy_s = {
         "decode": throughput.decode_s / decoders,
         "encode": throughput.encode_s * (1 + len(spec.views)),
         "write": throughput.write_s,
     }
     codec = scale.codecs[spec.codec.name]
     assert codec is not None
-    fits_memory = codec.disk_bytes < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    known: dict[str, Any] = {
-        "extract_s": throughput.load_s
-        + throughput.start_s
-        + scale.frames * max(throughput.frame_s, throughput.write_s),
-        "slowest": max(alone, key=lambda step: alone[step]),
-        "write_bytes_per_s": throughput.frame_bytes / max(alone["decode"], alone["encode"]),
-        "fits_memory": fits_memory,
-    }
-    if training is None or throughput.step_s is None or throughput.uncached_step_s is None:
-        return Times(**known)
-    cached_s = throughput.step_s
-    if not fits_memory and throughput.read_cold_bytes_per_s:
-        cached_s = max(cached_s, training.step_bytes / throughput.read_cold_bytes_per_s)
-    cached_epoch_s, uncached_epoch_s = (
-        each * training.steps_per_epoch for each in (cached_s, throughput.uncached_step_s)
+    frame_s = max(throughput.frame_s, throughput.write_s)
+    times = Times(
+        extract_s=throughput.load_s + throughput.start_s + scale.frames * frame_s,
+        slowest=max(busy_s, key=lambda step: busy_s[step]),
+        write_bytes_per_s=throughput.frame_bytes / max(busy_s["decode"], busy_s["encode"]),
+        fits_memory=codec.disk_bytes < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     )
-    return Times(
-        **known,
-        read_bytes_per_s=training.step_bytes / cached_s,
-        cached_step_s=cached_s,
-        uncached_step_s=throughput.uncached_step_s,
-        cached_epoch_s=cached_epoch_s,
-        uncached_epoch_s=uncached_epoch_s,
-        break_even=break_even(known["extract_s"], uncached_epoch_s, cached_epoch_s),
+    if training is None or throughput.step_s is None or throughput.uncached_step_s is None:
+        return times
+    cached_step_s = throughput.step_s
+    if not times.fits_memory and throughput.read_cold_bytes_per_s:
+        read_s = training.step_bytes / throughput.read_cold_bytes_per_s
+        cached_step_s = max(cached_step_s, read_s)
+    cached_epoch_s = cached_step_s * training.steps_per_epoch
+    uncached_epoch_s = throughput.uncached_step_s * training.steps_per_epoch
+    return times.model_copy(
+        update={
+            "read_bytes_per_s": training.step_bytes / cached_step_s,
+            "cached_step_s": cached_step_s,
+            "uncached_step_s": throughput.uncached_step_s,
+            "cached_epoch_s": cached_epoch_s,
+            "uncached_epoch_s": uncached_epoch_s,
+            "break_even": break_even(times.extract_s, uncached_epoch_s, cached_epoch_s),
+        }
     )
 
 

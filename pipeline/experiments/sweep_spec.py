@@ -12,7 +12,7 @@ temporal = "*"                         # all modules there are
 cache = ["given", "int8"]              # the cache that the sweep is started on, and another
 "windows.train_fraction" = [0.1, 1.0]
 
-[each]                                 # settings of plug-ins that are named alone, if they have them
+[each]                                  # settings of plug-ins named alone, where they have them
 layers = 1
 
 [[settings]]                           # more of them, one by one
@@ -90,7 +90,8 @@ class SweepSpec(Settings):
     axes: dict[str, list[Any] | Literal["*"]] = Field(default_factory=dict)
     """Key of the recipe, or `cache` -> the values to compare. "*": all plug-ins there are."""
     each: dict[str, Any] = Field(default_factory=dict)
-    """Settings, such as layers = 1, of all plug-ins that are named alone and have such a setting."""
+    """Settings, such as layers = 1, of all plug-ins that are named alone and have such a
+    setting."""
     settings: tuple[dict[str, Any], ...] = ()
     """More points of the grid, one by one: axis -> value."""
     caches: dict[str, DerivedCache] = Field(default_factory=dict)

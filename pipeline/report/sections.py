@@ -1,4 +1,5 @@
-"""What stands on a page: a section for everything that the source has, and none for what it lacks."""
+"""What stands on a page: a section for everything that the source has, and none for what it
+lacks."""
 
 from __future__ import annotations
 
