@@ -1,21 +1,21 @@
-"""What a sweep compares: TOML in, and out come the settings of a grid, with a recipe for each seed.
+"""What a sweep compares: a TOML file becomes the points of a grid, with a recipe for each seed.
 
 recipe = "demo_gru"                    # a shipped recipe or a .toml file: what all start from
-seeds = [0, 1, 2]                      # each setting is trained with each
-reference = { temporal = "identity" }  # what a setting is compared with: itself, but for this
+seeds = [0, 1, 2]                      # every point is trained with each
+reference = { temporal = "identity" }  # what a point is compared with: itself, but for this
 
-[changes]                              # laid over the recipe for all members
+[changes]                              # values that all members have
 "training.steps" = 200
 
-[axes]                                 # every combination is a setting
+[axes]                                 # every combination is a point of the grid
 temporal = "*"                         # all modules there are
 cache = ["given", "int8"]              # the cache that the sweep is started on, and another
 "windows.train_fraction" = [0.1, 1.0]
 
-[each]                                  # settings of plug-ins named alone, where they have them
+[each]                                 # settings of plug-ins named alone, where they have them
 layers = 1
 
-[[settings]]                           # more of them, one by one
+[[settings]]                           # more points, one by one
 temporal = { name = "gru", layers = 2 }
 cache = "given"
 "windows.train_fraction" = 1.0
