@@ -1,5 +1,5 @@
-"""A small manifest in the place of a large one: videos spread over it by the frames they give, of
-long ones the beginning."""
+"""A small manifest in the place of a large one: a subset of its videos, chosen by the frames they
+give, and of long ones the beginning."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipeline.video.sandbox import Decoder
 MIN_HEAD_FRAMES = 64
 """Frames of a long video that are taken at least."""
 CHECKED_VIDEOS = 4
-"""Chosen videos, up to which each is looked into first."""
+"""Chosen videos up to which each is opened first: of few, one that cannot be decoded matters."""
 SKIP_HINT = "--measure-s 0 plans without looking at any"
 MISSING_HINT = f"--root says where they are; {SKIP_HINT}"
 HELD_OUT = 2
@@ -42,39 +42,41 @@ class _SubsetDataset(DatasetPlugin):
     def __init__(
         self, root: Path, videos: Manifest, chosen: list[Video], head_s: float | None
     ) -> None:
+        """Puts the `chosen` videos into `root`, each cut after `head_s` where that is given."""
         super().__init__(root, Settings())
         self.all, self.head_s = videos, head_s
-        self.origin: dict[str, str] = {}
+        self.original_clip: dict[str, str] = {}
+        """Clip of this data set -> clip of the manifest."""
         self.linked: dict[str, list[tuple[str, str]]] = {}
+        """Video of the manifest -> (split, file in `root`)."""
         for number, video in enumerate(chosen):
-            for split in ("train", "val")[: 2 if number < HELD_OUT else 1]:
-                source = f"{split}-{number}{Path(video.source).suffix}"
-                if (
-                    name := _head(
-                        videos.root / video.source, root / source, video.image_fps, head_s
-                    )
-                ) is not None:
+            for split in ("train", "val") if number < HELD_OUT else ("train",):
+                link = root / f"{split}-{number}{Path(video.source).suffix}"
+                name = _link_head(videos.root / video.source, link, video.image_fps, head_s)
+                if name is not None:
                     self.linked.setdefault(video.video_id, []).append((split, name))
 
     def clips(self) -> Iterator[Clip]:
-        first: set[str] = set()
+        """The clips that begin within the head of their video; of a video without such a clip the
+        first one, from the start of the video."""
+        with_clip: set[str] = set()
         for clip in self.all.clips:
             if self.head_s is not None and clip.start_s >= self.head_s:
-                if clip.video_id in first:
+                if clip.video_id in with_clip:
                     continue
                 clip = replace(clip, start_s=0.0, stop_s=None)
-            first.add(clip.video_id)
+            with_clip.add(clip.video_id)
             for split, source in self.linked.get(clip.video_id, ()):
                 clip_id = f"{split} {clip.clip_id}"
-                self.origin[clip_id] = clip.clip_id
+                self.original_clip[clip_id] = clip.clip_id
                 yield replace(clip, clip_id=clip_id, video_id=source, source=source, split=split)
 
     def targets(self, clip: Clip) -> dict[str, np.ndarray]:
-        return self.all.targets(self.origin[clip.clip_id])
+        return self.all.targets(self.original_clip[clip.clip_id])
 
 
 def write_synthetic(spec: CacheSpec, recipe: Recipe | None, folder: Path) -> Manifest:
-    """Small videos with every kind of truth."""
+    """Renders small videos with every kind of truth into `folder`, for a plan without videos."""
     fps = math.ceil(max(12, spec.frames.rate or 0, recipe.windows.fps if recipe else 0))
     settings = {"scene": "room", "clips_per_class": 1, "frames": 48, "fps": fps, "size_px": 160}
     return manifest.build("world", None, folder, settings)
@@ -86,51 +88,49 @@ def write_subset(videos: Manifest, spec: CacheSpec, frames: int, folder: Path) -
 
     Raises StillframeError if none of them can be opened.
     """
-    facts = {video.video_id: videos.facts.get(video.video_id) for video in videos.videos}
-    usable = [video for video in videos.videos if facts[video.video_id] is not None] or list(
-        videos.videos
-    )
-    known = [(video, facts[video.video_id]) for video in usable]
-    known.sort(key=lambda pair: pair[1].width * pair[1].height if pair[1] else 0)
-    chosen, head, longest = _spread(known, spec.frames.rate, frames)
-    # Of few, one that cannot be decoded matters, and headers that promise too much are chosen first.
+    facts = videos.facts
+    usable = [video for video in videos.videos if facts.get(video.video_id) is not None]
+    candidates = [(video, facts.get(video.video_id)) for video in usable or videos.videos]
+    candidates.sort(key=lambda pair: pair[1].width * pair[1].height if pair[1] else 0)
+    num_usable = len(candidates)
+    chosen, head, longest = _choose(candidates, spec.frames.rate, frames)
+    # Headers that promise too much are chosen first: what holds nothing is chosen no more.
     while len(chosen) <= CHECKED_VIDEOS and (
-        empty := [video for video in chosen if not _has_pictures(videos.root / video.source, video)]
+        empty := [video for video in chosen if not _has_frames(videos.root / video.source, video)]
     ):
-        known = [pair for pair in known if pair[0] not in empty]
-        if not known:
+        candidates = [pair for pair in candidates if pair[0] not in empty]
+        if not candidates:
             raise StillframeError(
-                f"none of {len(usable)} videos of {videos.folder} can be opened", MISSING_HINT
+                f"none of {num_usable} videos of {videos.folder} can be opened", MISSING_HINT
             )
-        chosen, head, longest = _spread(known, spec.frames.rate, frames)
+        chosen, head, longest = _choose(candidates, spec.frames.rate, frames)
     head_s = head / (spec.frames.rate or median_fps(videos)) if longest > head else None
     root = folder / "videos"
     root.mkdir(parents=True)
-    made = _SubsetDataset(root, videos, chosen, head_s)
-    if not made.linked:
+    dataset = _SubsetDataset(root, videos, chosen, head_s)
+    if not dataset.linked:
         raise StillframeError(
             f"none of {len(chosen)} sampled videos of {videos.folder} can be opened", MISSING_HINT
         )
-    return manifest.write("sample", made, folder)
+    return manifest.write("sample", dataset, folder)
 
 
-def _spread(
-    known: Sequence[tuple[Video, Probe | None]], rate: float | None, frames: int
+def _choose(
+    candidates: Sequence[tuple[Video, Probe | None]], rate: float | None, frames: int
 ) -> tuple[list[Video], int, int]:
-    """Videos whose beginnings give about `frames`, spread by what all give; frames of a beginning,
-    and of the longest one."""
-    gives = np.array([expected_frames(fact, rate) if fact else 1 for _, fact in known])
+    """Videos whose heads give about `frames` frames, at even distances along all frames of the
+    candidates; frames of a head; and frames of the longest candidate."""
+    frames_K = np.array([expected_frames(fact, rate) if fact else 1 for _, fact in candidates])
     head = max(MIN_HEAD_FRAMES, frames // 8)
-    wanted = min(len(known), max(1, round(frames / float(np.minimum(gives, head).mean()))))
-    middles = (np.arange(wanted) + 0.5) / wanted * gives.sum()
-    return (
-        [known[place][0] for place in np.unique(np.searchsorted(gives.cumsum(), middles))],
-        head,
-        int(gives.max()),
-    )
+    mean_head = float(np.minimum(frames_K, head).mean())
+    count = min(len(candidates), max(1, round(frames / mean_head)))
+    places = (np.arange(count) + 0.5) / count * frames_K.sum()
+    indices = np.unique(np.searchsorted(frames_K.cumsum(), places))
+    return [candidates[index][0] for index in indices], head, int(frames_K.max())
 
 
-def _has_pictures(path: Path, video: Video) -> bool:
+def _has_frames(path: Path, video: Video) -> bool:
+    """Whether anything of a video can be decoded."""
     try:
         with Decoder() as decoder:
             return next(decoder.decode(path, [None], video.image_fps), None) is not None
@@ -139,46 +139,45 @@ def _has_pictures(path: Path, video: Video) -> bool:
 
 
 def median_fps(videos: Manifest) -> float:
-    """Frames per second of most of them; 25 where headers do not say."""
+    """Median frame rate of the videos in frames per second; 25 where headers do not say."""
     return statistics.median(
         [fact.fps for fact in videos.facts.values() if fact and fact.fps] or [25.0]
     )
 
 
-def _head(path: Path, link: Path, image_fps: float | None, head_s: float | None) -> str | None:
+def _link_head(path: Path, link: Path, image_fps: float | None, head_s: float | None) -> str | None:
     """Puts a video beside `link`, cut after `head_s` if it is longer. Returns its name, or None if
     it cannot be opened."""
     try:
         if path.is_dir():
-            images, time_s, _ = list_images(path, image_fps)
-            kept = (
-                images
-                if head_s is None
-                else images[: max(2, int(np.searchsorted(time_s - time_s[0], head_s)))]
-            )
-            link.mkdir()
-            for image in kept:
-                (link / image.name).symlink_to(image)
-            if (path / TIMESTAMPS).is_file():
-                (link / TIMESTAMPS).write_text(
-                    "".join(f"{one!r}\n" for one in time_s[: len(kept)].tolist()), encoding="utf-8"
-                )
+            _link_images(path, link, image_fps, head_s)
             return link.name
         if head_s is None or not _cut(path, link.with_suffix(".mkv"), head_s):
             link.symlink_to(path)
             return link.name
         return link.with_suffix(".mkv").name
-    except (
-        BadVideo,
-        OSError,
-        ValueError,
-        av.FFmpegError,
-    ):  # the last two: what cannot be put into a file of another kind
+    # The last two: what cannot be put into a file of another kind.
+    except (BadVideo, OSError, ValueError, av.FFmpegError):
         return None
 
 
+def _link_images(path: Path, link: Path, image_fps: float | None, head_s: float | None) -> None:
+    """Makes `link` a folder of the images of the first `head_s`, two at least, with their times if
+    they have any."""
+    images, time_s, _ = list_images(path, image_fps)
+    if head_s is not None:
+        images = images[: max(2, int(np.searchsorted(time_s - time_s[0], head_s)))]
+    link.mkdir()
+    for image in images:
+        (link / image.name).symlink_to(image)
+    if (path / TIMESTAMPS).is_file():
+        lines = [f"{time!r}\n" for time in time_s[: len(images)].tolist()]
+        (link / TIMESTAMPS).write_text("".join(lines), encoding="utf-8")
+
+
 def _cut(path: Path, out: Path, head_s: float) -> bool:
-    """The packets of the first `head_s` as a file of its own; False if the video is shorter."""
+    """Writes the packets of the first `head_s` as a file of its own; False, and no file, if the
+    video is shorter."""
     container, stream = open_video(path)
     with container, av.open(str(out), "w") as cut:
         copied = cut.add_stream_from_template(stream)
