@@ -15,7 +15,7 @@ PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos lint docs extract train ablate clean
+.PHONY: help setup demo test quick chaos lint docs extract train ablate clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -25,10 +25,11 @@ setup: $(READY) ## make .venv and install stillframe into it
 demo: $(READY) ## built-in videos -> cache -> three temporal modules -> report, in demo/
 	$(STILLFRAME) demo --out demo
 
-# Threads that wait with a short spin, as in the command itself: long spins starve the others on few cores.
-test: lint ## lint, types and all tests, on up to eight cores
-	$(IN_MEMORY) GOMP_SPINCOUNT=10000 $(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist loadfile \
-	  --no-loadscope-reorder -o tmp_path_retention_policy=failed
+test: lint ## lint, types and all tests, on up to eight cores: ten minutes on two
+	$(PYTEST)
+
+quick: $(READY) ## the tests that are not marked slow: three minutes on two cores
+	$(PYTEST) -m "not slow"
 
 chaos: $(READY) ## kill, stop, starve and cut off extractions at hundreds of moments, and print a table
 	GOMP_SPINCOUNT=10000 PYTHONPATH=tests $(VENV)/bin/python -m chaos
@@ -53,6 +54,10 @@ ablate: $(READY) ## sweep over temporal modules: make ablate [CACHE=caches/NAME]
 
 clean: ## remove .venv and the demo
 	rm -rf $(VENV) demo
+
+# Threads that wait with a short spin, as in the command itself: long spins starve the others on few cores.
+PYTEST = $(IN_MEMORY) GOMP_SPINCOUNT=10000 $(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist loadfile \
+  --no-loadscope-reorder -o tmp_path_retention_policy=failed
 
 # Tests wait for the disk at thousands of files, unless 4 GB of memory can be written to and run programs from.
 IN_MEMORY = $(shell ! grep -qs ' /dev/shm .*noexec' /proc/mounts && \

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -22,38 +23,17 @@ if SIDE_BY_SIDE:
 torch.set_num_threads(THREADS)  # also of fixtures that live longer than a test
 
 
-LONG = (
-    "verify",
-    "cli",
-    "damage",
-    "demo",
-    "derive",
-    "launchers",
-    "video_model",
-    "one_pass",
-    "page",
-    "distributed",
-)
-LONG += (
-    "object_store",
-    "report",
-    "sweep",
-    "sweep_launchers",
-    "temporal",
-    "train",
-    "world",
-    "doc_walk",
-)
-"""Files that take twenty seconds and more. They come first: no worker is left with one when the others are done."""
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
+    """Files with the most slow tests come first, so that no worker is left with one when the others
+    are done: workers take whole files."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _frozen():
-    """A million objects of libraries, which no measurement of memory need look through. Benches let go of them at their end."""
+    """A million objects of libraries, which no measurement of memory need look through. Benches let
+    go of them at their end."""
     if not gc.get_freeze_count():
         gc.collect()
         gc.freeze()

@@ -42,6 +42,7 @@ def whole():
     return result.json
 
 
+@pytest.mark.slow
 def test_says_what_was_measured_and_where(whole):
     assert whole["size"] == {"batch": 2, "frames": 3, "tokens": 5, "width": 32, "layers": 1}
     assert whole["streams"] == {"frames": 300, "tokens": 2}
@@ -64,6 +65,7 @@ def test_surroundings(monkeypatch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_module_is_there_and_its_figures_fit_together(whole, name):
     assert list(whole["modules"]) == NAMES
@@ -100,6 +102,7 @@ def check_times(figures, repeats):
     )
 
 
+@pytest.mark.slow
 def test_mamba_is_compared_with_transformers(whole):
     result = whole["mamba"]
     ours, theirs = result["stillframe"], result["transformers"]

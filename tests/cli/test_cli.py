@@ -942,6 +942,7 @@ def test_a_process_without_command_shows_the_help():
     )  # the first line tells how it was called
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_accident():
     reading, writing = os.pipe()
     os.close(reading)
@@ -963,6 +964,7 @@ def interruptible(command: list[str]) -> subprocess.Popen[str]:
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 def test_interrupting_keeps_what_was_finished(place, tmp_path):
     run = tmp_path / "run"
     sets = ["--set", "training.steps=1000000", "--set", "training.checkpoint_every=5"]
@@ -989,6 +991,7 @@ def test_interrupting_keeps_what_was_finished(place, tmp_path):
     assert fine("evaluate", run, "--json").json["checkpoint"]["step"] == last.step
 
 
+@pytest.mark.slow
 def test_interrupting_an_extraction_keeps_finished_stores(place, tmp_path):
     for copy in range(4):
         shutil.copytree(place.videos, tmp_path / "videos" / f"{copy}")

@@ -152,6 +152,7 @@ def room(tmp_path_factory):
     return folder, cache, result.json
 
 
+@pytest.mark.slow
 def test_each_setting_is_told_beside_its_own_reference(room):
     folder, _, told = room
     (summary,) = told["summaries"].values()
@@ -275,6 +276,7 @@ def test_a_page_says_what_it_was_made_by_and_lives_without_its_cache(room, tmp_p
     assert (tmp_path / "over_windows.eval_frames.png").is_file()
 
 
+@pytest.mark.slow
 def test_the_command_of_a_page_makes_the_same_sweep_with_all_that_was_laid_over_it(place, tmp_path):
     """From another folder than it was made in, and on top of it what is asked for now."""
     changes = [

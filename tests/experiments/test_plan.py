@@ -584,6 +584,7 @@ WHATS = ("extract", "disk bytes", "cached epoch", "uncached epoch")
 TINY = ["--spec", "cache_specs/demo.toml", "--set", "training.batch_size=4", "--device", "cpu"]
 
 
+@pytest.mark.slow
 def test_bench_epoch():
     result = fine("bench", "epoch", *TINY, "--clips", 2, "--ablations", 2, "--json").json
     epochs = result["epochs"]
@@ -599,6 +600,7 @@ def test_bench_epoch():
     assert result["size"]["frames"] == 16 * 24
 
 
+@pytest.mark.slow
 def test_bench_plan(monkeypatch):
     monkeypatch.setattr("pipeline.cli.bench.plan.LEAST_STEPS", 3)
     shown = fine("bench", "plan", *TINY, "--clips", 2, "--repeats", 1, "--measure-s", 0.5).out

@@ -272,6 +272,7 @@ def command(spec, cache, out, code=CODE) -> list[str]:
     return [sys.executable, "-c", code, spec.model_dump_json(), str(cache.path), str(out)]
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on(material, two_by_two, tmp_path):
     out = tmp_path / "sweep"
     process = subprocess.Popen(command(two_by_two, material.cache, out))
@@ -284,6 +285,7 @@ def test_a_killed_sweep_goes_on(material, two_by_two, tmp_path):
     assert_as_alone(made, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_sweeps_at_once_share_the_members(material, two_by_two, tmp_path):
     out = tmp_path / "sweep"
     both = [subprocess.Popen(command(two_by_two, material.cache, out)) for _ in range(2)]
@@ -293,6 +295,7 @@ def test_two_sweeps_at_once_share_the_members(material, two_by_two, tmp_path):
     assert_as_alone(made, tmp_path)
 
 
+@pytest.mark.slow
 def test_workers_share_the_members(material, two_by_two, tmp_path, monkeypatch):
     monkeypatch.setenv(
         "OMP_NUM_THREADS", str(THREADS)
@@ -328,6 +331,7 @@ sweep(plugins.check(SweepSpec, json.loads(sys.argv[1]), "test"), {"given": Cache
 """
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_into_memory_together_is_trained_in_halves(material, base, tmp_path):
     """A real limit of the address space, which is lifted once the sweep has said what it does about it."""
     changes = {"model.width": 1000, "training.steps": 1, "task.forms": ["streaming"]}

@@ -71,6 +71,7 @@ def under_way(out: Path) -> dict[str, Holder]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GROUNDS)
 def test_workers_share_a_sweep_and_take_over_from_one_that_is_killed(
     request, material: Material, four, tmp_path, name
@@ -95,6 +96,7 @@ def test_workers_share_a_sweep_and_take_over_from_one_that_is_killed(
     assert_as_alone(made, tmp_path)
 
 
+@pytest.mark.slow
 def test_dry_run_prints_what_would_be_submitted(slurm_user, material: Material, file, tmp_path):
     before = queued()
     arguments = [
@@ -118,6 +120,7 @@ def command(file: Path, cache: Path, out: Path) -> list[object]:
     return ["-m", "pipeline.cli", "sweep", file, cache, "--out", out, "--device", "cpu", "--json"]
 
 
+@pytest.mark.slow
 def test_processes_of_torchrun_share_a_sweep(material: Material, file, tmp_path):
     out = tmp_path / "sweep"
     process = start(2, *command(file, material.cache.path, out))
@@ -137,6 +140,7 @@ def test_processes_of_torchrun_share_a_sweep(material: Material, file, tmp_path)
     assert_as_alone(made, tmp_path)
 
 
+@pytest.mark.slow
 def test_torchrun_and_an_engine_are_refused_once(material: Material, file, tmp_path):
     code, said, errors = ended(
         start(2, *command(file, material.cache.path, tmp_path / "sweep"), "--workers", 2)

@@ -123,6 +123,7 @@ def test_what_a_kill_leaves_is_redone_to_the_same_bytes(material, tmp_path, left
     assert not list((again.path / "stores").glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_sigkill_at_any_moment_then_rerun_gives_the_same_bytes(material, tmp_path):
     spec = tmp_path / "address.toml"
     spec.write_text(SPEC)

@@ -39,7 +39,12 @@ def _package_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
-@pytest.fixture(params=plugins.names("engine"))
+@pytest.fixture(
+    params=[
+        pytest.param(engine, marks=pytest.mark.slow) if engine in GROUNDS else engine
+        for engine in plugins.names("engine")
+    ]
+)
 def name(request: pytest.FixtureRequest) -> str:
     if request.param in GROUNDS:
         request.getfixturevalue(GROUNDS[request.param])
@@ -130,6 +135,7 @@ def test_workers_fill_the_cache_and_end_by_themselves(name, cache, material, tmp
     assert_same_bytes(cache, material)
 
 
+@pytest.mark.slow
 def test_the_work_of_a_killed_worker_is_taken_over(name, cache, material, tmp_path):
     with started(make(name, 1), job_of(cache), tmp_path / "logs") as engine:
         with held_back(cache):
@@ -153,6 +159,7 @@ def test_an_error_of_a_worker_is_told_with_its_last_words(name, tmp_path):
     assert len(logs) == 1 and "is not a cache" in logs[0].read_text()
 
 
+@pytest.mark.slow
 def test_stop_ends_all_workers(name, cache, tmp_path):
     with started(make(name, 2), job_of(cache), tmp_path / "logs") as engine, held_back(cache):
         pids = families(at_work(cache, tmp_path / "logs", 2))
@@ -176,6 +183,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_local_starts_a_killed_worker_again(cache, material, tmp_path):
     with started(make("local", 1), job_of(cache), tmp_path / "logs") as engine:
         with held_back(cache):
@@ -214,6 +222,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 def test_local_workers_die_with_their_parent(cache, tmp_path):
     with held_back(cache):
         parent = subprocess.Popen(
@@ -227,6 +236,7 @@ def test_local_workers_die_with_their_parent(cache, tmp_path):
         until(lambda: not any(map(is_alive, pids)))
 
 
+@pytest.mark.slow
 def test_slurm_cancelled_task_is_told_and_another_takes_over(slurm_user, cache, material, tmp_path):
     with started(make("slurm", 2, cpus_per_task=1), job_of(cache), tmp_path / "logs") as engine:
         with held_back(cache):
@@ -241,6 +251,7 @@ def test_slurm_cancelled_task_is_told_and_another_takes_over(slurm_user, cache, 
     assert_same_bytes(cache, material)
 
 
+@pytest.mark.slow
 def test_slurm_preempted_worker_goes_back_to_the_queue(slurm_user, cache, tmp_path):
     with started(make("slurm", 1), job_of(cache), tmp_path / "logs") as engine, held_back(cache):
         (pid,) = at_work(cache, tmp_path / "logs", 1)
@@ -250,6 +261,7 @@ def test_slurm_preempted_worker_goes_back_to_the_queue(slurm_user, cache, tmp_pa
         assert until(lambda: (now := engine.poll()).waiting and now) == Workers(0, 1, ())
 
 
+@pytest.mark.slow
 def test_slurm_splits_arrays_and_runs_what_the_script_says(slurm_user, cache, material, tmp_path):
     given = {
         "time_min": 7,
@@ -285,6 +297,7 @@ def test_slurm_splits_arrays_and_runs_what_the_script_says(slurm_user, cache, ma
     assert_same_bytes(cache, material)
 
 
+@pytest.mark.slow
 def test_slurm_refusal_is_told(slurm_user, cache, tmp_path):
     before = queued()
     with pytest.raises(
@@ -314,6 +327,7 @@ def test_a_missing_package_is_told(engine, package, monkeypatch, cache, tmp_path
     assert raised.value.hint == f"pip install 'stillframe[{engine}]'"
 
 
+@pytest.mark.slow
 def test_ray_worker_waits_for_a_core(ray_cluster, cache, material, tmp_path):
     with started(make("ray", 3), job_of(cache), tmp_path / "logs") as engine:
         with held_back(cache):

@@ -194,6 +194,7 @@ ADDED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ADDED)
 def test_what_lies_beside_is_taken_over_and_the_bytes_are_those_of_a_fresh_cache(
     built, tmp_path, case

@@ -170,6 +170,7 @@ def test_bad_input_is_refused_with_what_was_found_and_wanted(name):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_a_stream_of_2000_frames_stays_finite_and_takes_no_more_memory(name):
@@ -203,6 +204,7 @@ def test_gradients_of_pieces_equal_those_of_the_window_in_float32(name):
 
 
 # torch.compile itself makes an instance of every autograd.Function it traces, and warns of it.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("name", NAMES)
 def test_compiled_equals_eager_forward_and_backward(name):

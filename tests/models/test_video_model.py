@@ -192,6 +192,7 @@ def test_trains_under_bfloat16_autocast(temporal):
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:.*should not be instantiated:DeprecationWarning"
 )  # torch's own, on tracing a Function
@@ -215,6 +216,7 @@ def test_compiles_into_one_graph(temporal):
         torch.testing.assert_close(b, a, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("temporal", "solved"), [("identity", False), ("gru", True), ("gated_mamba_mix", True)]
 )

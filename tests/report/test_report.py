@@ -149,6 +149,7 @@ def test_every_plot_is_a_file_and_in_the_page(page):
     assert not re.search(r'(?:src|href)="(?!data:|#)', html) and "url(http" not in html
 
 
+@pytest.mark.slow
 def test_the_page_is_the_same_every_time(sweep, page, tmp_path):
     """But for the videos: their encoder runs in threads."""
     first, second = (
@@ -170,6 +171,7 @@ def test_provenance_tells_what_runs_share_and_what_is_their_own(page):
     assert common_part([{"a": 1, "b": 2}, {"a": 1, "b": 3}]) == {"a": 1}
 
 
+@pytest.mark.slow
 def test_the_page_of_a_large_sweep_can_be_measured():
     found = fine("bench", "report", "--runs", "3", "--json").json
     assert found["runs"] == 3 and found["seconds"] > 0 and found["page_bytes"] > 50_000

@@ -159,12 +159,14 @@ def assert_alike(run: Run, other: Run) -> None:
             torch.testing.assert_close(tensor, weights[name], rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*BY_MIXER, *IN_THE_ROOM])
 @pytest.mark.parametrize("parts", [1, 2])
 def test_two_processes_have_the_losses_of_one(whole, two, name, parts):
     assert_alike(Run(two / f"{name}-{parts}"), whole[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IN_THE_ROOM)
 def test_parts_of_unequal_truth_add_up(room, whole, tmp_path, name):
     assert_alike(
@@ -173,12 +175,14 @@ def test_parts_of_unequal_truth_add_up(room, whole, tmp_path, name):
     )
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_under_another_number_of_processes(material, whole, two):
     assert Run(two / "from-two").checkpoint("last").step == 3
     assert_alike(train(wanted(), material.cache, two / "from-two"), whole["mlp"])
     assert_alike(Run(two / "from-one"), whole["mlp"])
 
 
+@pytest.mark.slow
 def test_dropout_takes_other_activations_in_another_layout(material, two, tmp_path):
     changes = {"temporal": {"name": "min_gru", "layers": 1, "dropout": 0.5}}
     lines = read_metrics(train(wanted(**changes), material.cache, tmp_path / "run").path)
@@ -187,6 +191,7 @@ def test_dropout_takes_other_activations_in_another_layout(material, two, tmp_pa
     assert len(lines) == len(others)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("out", "words"),
     [
@@ -208,6 +213,7 @@ def test_what_goes_wrong_in_one_process_all_are_told(two, out, words):
         )
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_divide_leaves_no_run(two):
     assert not (two / "odd").exists() and (two / "from-two").exists()
 
@@ -253,6 +259,7 @@ def train_command(material, tmp_path, **training) -> list[object]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for the processes in /proc")
 def test_a_killed_process_ends_the_training_and_three_go_on(material, tmp_path):
     training = {"steps": 48, "batch_size": 6, "evaluate_every": 24}

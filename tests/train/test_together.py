@@ -63,6 +63,7 @@ def assert_as_alone(run, alone):
     assert run.header.made_from() == alone.header.made_from()
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_are_what_they_are_alone(material, alone, tmp_path):
     for name, run in together(material, tmp_path, list(OTHERS)).items():
         assert_as_alone(run, alone[name])
@@ -168,6 +169,7 @@ def test_truth_depends_on_no_other_setting_than_those_that_are_named(name, chang
     assert watched.seen <= set(plugin.truth_settings) <= set(fields)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixer", ["mlp", "last", "concat"])
 @pytest.mark.parametrize("parts", [2, 4])
 def test_a_batch_in_parts_gives_the_losses_of_the_whole(material, tmp_path, mixer, parts):

@@ -46,6 +46,7 @@ def whole(request, material, tmp_path_factory) -> Run:
     return train(wanted, material.cache, tmp_path_factory.mktemp("whole") / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [3, 5, 11])
 def test_a_stopped_run_ends_with_the_weights_of_an_undisturbed_one(material, whole, tmp_path, step):
     with pytest.raises(Stop):
@@ -150,6 +151,7 @@ def brightening(tmp_path_factory):
     return extract.extract(spec, built, tmp_path_factory.mktemp("ramp_cache"))
 
 
+@pytest.mark.slow
 def test_time_is_learned_by_a_temporal_module_and_not_by_identity(brightening, tmp_path):
     scores = {}
     for name in ("identity", "gru"):
