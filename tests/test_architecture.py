@@ -39,7 +39,23 @@ ROOMS = [
 """Data order, which is tree order: each may import itself and what stands before it."""
 APART = {"train": "extract"}
 """Room -> the room before it that it must do without: training never needs what made the cache."""
-LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 500, 80
+LINES_OF_A_FILE, LINES_OF_A_FUNCTION, LINES_OF_A_ROOM = 500, 80, 10
+FILES_OF_A_ROOM = range(3, 13)
+"""Beside its sub-folders; `__init__` and `__main__` are not counted."""
+EDGES = {
+    "config": "errors records",
+    "video": "config errors records",
+    "datasets": "config errors records video",
+    "models": "config datasets device errors records",
+    "cache": "config datasets errors records",
+    "extract": "cache config datasets device errors models records timing video",
+    "train": "cache config datasets device errors models records timing video",
+    "experiments": "cache config datasets device errors extract models records train video",
+    "report": "cache config datasets errors experiments models records train video",
+    "cli": "cache config datasets device errors experiments extract models records report timing "
+    "train video",
+}
+"""Room -> every room and ground file that something in it imports. A new word here is a decision."""
 
 SOCKETS = [(kind, name) for kind in plugins.FOLDERS for name in plugins.names(kind)]
 SOCKET_FOLDERS = {plugins.module_of(kind).removeprefix("pipeline.") for kind in plugins.FOLDERS}
@@ -51,6 +67,20 @@ CONTRACTS = {
     "temporal": "TemporalModule",
     "task": "TaskPlugin",
 }
+
+CONTRACT_NAMES = {"Settings", *(kind.capitalize() for kind in plugins.FOLDERS)}
+"""Names of classes that `plugins.load` looks for in every plug-in."""
+STILL_TWICE = {
+    "Scene",
+    "Shot",
+    "View",
+    "check",
+    "evenly_spaced",
+    "find_source",
+    "read_json",
+    "run",
+}
+"""Names that are still defined twice. Nothing is added here."""
 
 
 def dotted(kind: str) -> str:
@@ -147,6 +177,65 @@ def test_imports_run_one_way():
             if not allowed or APART.get(here) == there:
                 wrong.append(f"{file.relative_to(ROOT)}:{line} imports pipeline.{target}")
     assert not wrong
+
+
+def test_rooms_know_no_more_rooms_than_is_written_here():
+    edges: dict[str, set[str]] = {}
+    for file, tree in TREES.items():
+        here = room(place(file))
+        there = {room(target) for _, target in ours(tree)} - {here, ""}
+        if here and there:
+            edges.setdefault(here, set()).update(there)
+    assert {here: " ".join(sorted(there)) for here, there in edges.items()} == EDGES
+
+
+def test_a_room_has_three_to_twelve_files():
+    """Folders of plug-ins are lists, as long as there are plug-ins."""
+    counts = {}
+    for folder in {file.parent for file in FILES} - {PACKAGE}:
+        name = ".".join(folder.relative_to(PACKAGE).parts)
+        if name not in SOCKET_FOLDERS:
+            counts[name] = sum(
+                file.stem not in ("__init__", "__main__") for file in folder.glob("*.py")
+            )
+    assert {name: count for name, count in counts.items() if count not in FILES_OF_A_ROOM} == {}
+
+
+def test_a_room_begins_with_a_short_docstring_and_nothing_else():
+    """`pipeline` has its version, which the build reads; `cli` has what the script and typer name."""
+    wrong = []
+    for file, tree in TREES.items():
+        if file.name != "__init__.py" or place(file) == "":
+            continue
+        docstring, *rest = tree.body
+        lines = (ast.get_docstring(tree) or "").splitlines()
+        if place(file) == "cli":
+            names = {name.removeprefix("pipeline.cli.main.") for _, name in imports(tree)}
+            rest = [node for node in rest if not isinstance(node, ast.ImportFrom)]
+            assert names == {"pipeline.cli.main"}
+        if rest or not isinstance(docstring, ast.Expr) or not 1 <= len(lines) <= LINES_OF_A_ROOM:
+            wrong.append(str(file.relative_to(ROOT)))
+    assert wrong == []
+
+
+def is_command(node: ast.AST) -> bool:
+    """Whether typer makes a command of this function; its name is what a person types."""
+    decorators = getattr(node, "decorator_list", [])
+    return any(re.match(r"(bench_)?app\.command\b", ast.unparse(each)) for each in decorators)
+
+
+def test_a_public_name_is_defined_once():
+    """Apart from commands, and from what the contract of a plug-in asks every plug-in to define."""
+    defined: dict[str, list[str]] = {}
+    for file, tree in TREES.items():
+        for node in tree.body:
+            if not isinstance(node, ast.ClassDef | ast.FunctionDef) or node.name.startswith("_"):
+                continue
+            in_plugin = folder_of_plugin(place(file)) and node.name in CONTRACT_NAMES
+            if not in_plugin and not is_command(node):
+                defined.setdefault(node.name, []).append(place(file))
+    twice = {name: files for name, files in defined.items() if len(files) > 1}
+    assert {name: files for name, files in twice.items() if name not in STILL_TWICE} == {}
 
 
 def test_imports_make_no_circle():

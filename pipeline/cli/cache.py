@@ -136,7 +136,7 @@ def extract(
     from pipeline.datasets.manifest.manifest import Manifest
 
     loaded_specs = [load_spec(named_file("spec", name), sets or []) for name in specs]
-    extraction = Extraction(
+    request = ExtractionRequest(
         loaded_specs,
         Manifest.load(data, root),
         out,
@@ -147,9 +147,9 @@ def extract(
         logs,
     )
     if dry_run:
-        _show_plans(extraction, as_json)
+        _show_plans(request, as_json)
         return
-    caches = _fill(extraction, retry_failed)
+    caches = _fill(request, retry_failed)
     _show_siblings(caches)
     _show_statuses(caches, as_json)
     if any(cache.failures for cache in caches):
@@ -162,7 +162,7 @@ def extract(
 
 
 @dataclass(frozen=True)
-class Extraction:
+class ExtractionRequest:
     """What the flags of `extract` ask for."""
 
     specs: list[CacheSpec]
@@ -176,12 +176,12 @@ class Extraction:
     logs: Path
 
 
-def _fill(extraction: Extraction, retry_failed: bool) -> list[Cache]:
+def _fill(request: ExtractionRequest, retry_failed: bool) -> list[Cache]:
     """Extracts, with a bar that shows the speed and what sets it."""
     from pipeline.cli import console
     from pipeline.extract import extract as module
 
-    names = ", ".join(spec.name for spec in extraction.specs)
+    names = ", ".join(spec.name for spec in request.specs)
     with console.progress(f"extract {names}") as update:
 
         def on_progress(state: Progress) -> None:
@@ -189,7 +189,7 @@ def _fill(extraction: Extraction, retry_failed: bool) -> list[Cache]:
                 f"{state.frames_per_s:.0f} frames/s",
                 console.bytes_text(state.store_bytes),
             )
-            eta, slowest = console.duration_text(state.eta_s), state.slowest(extraction.decoders)
+            eta, slowest = console.duration_text(state.eta_s), state.slowest(request.decoders)
             update(
                 state.frames,
                 state.frames_planned,
@@ -197,16 +197,16 @@ def _fill(extraction: Extraction, retry_failed: bool) -> list[Cache]:
             )
 
         return module.extract_all(
-            extraction.specs,
-            extraction.manifest,
-            extraction.out,
-            torch_device(extraction.device),
-            extraction.decoders,
-            extraction.limits,
+            request.specs,
+            request.manifest,
+            request.out,
+            torch_device(request.device),
+            request.decoders,
+            request.limits,
             retry_failed,
             on_progress,
-            extraction.engine,
-            extraction.logs,
+            request.engine,
+            request.logs,
             console.say,
         )
 
@@ -263,13 +263,13 @@ def derive(
         raise typer.Exit(FINISHED_WITH_FAILURES)
 
 
-def _show_plans(extraction: Extraction, as_json: bool) -> None:
+def _show_plans(request: ExtractionRequest, as_json: bool) -> None:
     """What an extraction would make, and the script of its engine. JSON of one spec is an object,
     of several a list of them."""
     from pipeline.cli import console
     from pipeline.extract import extract as module
 
-    plans = [module.preview(spec, extraction.manifest) for spec in extraction.specs]
+    plans = [module.preview(spec, request.manifest) for spec in request.specs]
     if as_json:
         console.show_json(plans if len(plans) > 1 else plans[0])
     for plan in [] if as_json else plans:
@@ -284,12 +284,10 @@ def _show_plans(extraction: Extraction, as_json: bool) -> None:
             f"{plan['tokens_per_frame']} tokens and {plan['bytes_per_frame']:,} bytes per frame, "
             f"grid {plan['grid']}"
         )
-    if extraction.engine:
-        caches = [f"{extraction.out}/{spec.name}" for spec in extraction.specs]
-        job = module.extraction_job(
-            caches, extraction.manifest, extraction.device, extraction.decoders
-        )
-        if script := extraction.engine.script(job):
+    if request.engine:
+        caches = [f"{request.out}/{spec.name}" for spec in request.specs]
+        job = module.extraction_job(caches, request.manifest, request.device, request.decoders)
+        if script := request.engine.script(job):
             console.say(script)
 
 

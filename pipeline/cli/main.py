@@ -14,7 +14,7 @@ from typer.models import CommandInfo
 from pipeline.cli import cache, plan, start, sweep, train, verify  # noqa: F401
 from pipeline.cli.bench import commands, training_commands  # noqa: F401
 from pipeline.cli.bench.commands import bench_app
-from pipeline.cli.options import app, say
+from pipeline.cli.options import app
 from pipeline.errors import StillframeError
 
 COMMANDS = (
@@ -60,22 +60,29 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code = app(arguments, standalone_mode=False)
     except StillframeError as error:
-        say(f"error: {error.message}" + (f"; next: {error.hint}" if error.hint else ""))
+        _say(f"error: {error.message}" + (f"; next: {error.hint}" if error.hint else ""))
         return error.exit_code
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        say(f"error: {what}; next: check the path, its rights and the free space")
+        _say(f"error: {what}; next: check the path, its rights and the free space")
         return 2
     except typer.Exit as stop:
         code = stop.exit_code
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        say(_usage(error.format_message()))
+        _say(_usage(error.format_message()))
         return 2
     if code == INTERRUPTED:
-        say("stopped; what was finished is kept, run the same command again to go on")
+        _say("stopped; what was finished is kept, run the same command again to go on")
     return code if isinstance(code, int) else 0
+
+
+def _say(text: str) -> None:
+    """One line on stderr; rich is imported no sooner than there is something to say."""
+    from pipeline.cli import console
+
+    console.say(text)
 
 
 def _usage(message: str) -> str:

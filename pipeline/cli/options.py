@@ -78,12 +78,6 @@ EngineSets = Annotated[
 Logs = Annotated[Path, typer.Option(help="Folder for the logs of an engine's workers.")]
 
 
-def say(text: str) -> None:
-    from pipeline.cli import console
-
-    console.say(text)
-
-
 def torch_device(name: str | None) -> torch.device | None:
     import torch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -95,15 +96,9 @@ def plan(
     seconds = measure_s if probe_s is None else probe_s
     if seconds:
         with console.progress("plan") as update:
+            on_step = partial(update, 0, 0)  # a step has no length that is known beforehand
             throughput = measure_stages(
-                loaded_spec,
-                videos,
-                loaded_recipe,
-                out,
-                on_device,
-                decoders,
-                seconds,
-                lambda step: update(0, 0, step),
+                loaded_spec, videos, loaded_recipe, out, on_device, decoders, seconds, on_step
             )
     planned = module.plan(
         loaded_spec, videos, count, loaded_recipe, ablations, throughput, decoders

@@ -69,7 +69,7 @@ def test_surroundings(monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_module_is_there_and_its_figures_fit_together(whole, name):
     assert list(whole["modules"]) == NAMES
-    facts, module = whole["modules"][name], temporal.build(name, 32, layers=1)
+    facts, module = whole["modules"][name], temporal.make_module(name, 32, layers=1)
     assert facts["parameters"] == sum(part.numel() for part in module.parameters())
     assert facts["state_bytes"] == module.state_bytes(5)
     assert facts["flops"] == module.flops(3, 5)
@@ -121,7 +121,7 @@ def test_mamba_is_compared_with_transformers(whole):
 
 def test_a_mamba_that_is_not_the_same_shows(monkeypatch):
     """The difference is of what ran, not of the weights alone."""
-    layer = temporal.build("mamba", 16, layers=1).mamba_blocks[0].mamba
+    layer = temporal.make_module("mamba", 16, layers=1).mamba_blocks[0].mamba
     x, grad = torch.randn(2, 4, 3, 16), torch.randn(2, 4, 3, 16)
     forward = type(layer).forward
     monkeypatch.setattr(
@@ -145,7 +145,7 @@ def test_the_published_composition_with_the_same_weights_is_the_same_module():
         )
         return MambaMixer(config, layer_idx=0)
 
-    module = temporal.build("gated_mamba_mix", 32, layers=2).eval()
+    module = temporal.make_module("gated_mamba_mix", 32, layers=2).eval()
     composed = references._composed(module, published).eval()
     x = torch.randn(2, 4, 3, 32)
     assert isinstance(composed.mamba_blocks[1].mamba.mixer, MambaMixer)
@@ -156,7 +156,7 @@ def test_without_mamba_ssm_ours_is_measured_alone(monkeypatch):
     monkeypatch.setitem(sys.modules, "mamba_ssm", None)
     monkeypatch.setattr(references, "PEAK_SIDE", 64)
     x, grad = torch.randn(2, 4, 3, 32), torch.randn(2, 4, 3, 32)
-    module = temporal.build("gated_mamba_mix", 32, layers=1)
+    module = temporal.make_module("gated_mamba_mix", 32, layers=1)
     result = references.against_kernels(module, x, grad, 2, lambda *_: None)
     assert result.keys() == {"stillframe", "missing", "matrix_peak_flop_per_s"}
     assert result["missing"].startswith("ModuleNotFoundError: ")
@@ -175,7 +175,7 @@ def test_without_mamba_ssm_ours_is_measured_alone(monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_formula_counts_the_products_that_run(name):
     """What the counter does not see, convolutions by taps and recurrences, makes the rest."""
-    module = temporal.build(name, 256, layers=1)
+    module = temporal.make_module(name, 256, layers=1)
     measured, formula = temporal.products(module, torch.randn(1, 2, 5, 256)), module.flops(2, 5)
     assert 0.9 * formula <= measured <= formula
     if name in ("causal_attention", "gated_transformer", "gru", "min_gru"):
@@ -184,7 +184,7 @@ def test_the_formula_counts_the_products_that_run(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_any_width_and_depth_will_do(name):
-    module = temporal.build(name, 10, layers=3)
+    module = temporal.make_module(name, 10, layers=3)
     assert getattr(module.settings, "layers", 3) == 3
     assert 10 % (getattr(module.settings, "heads", None) or 1) == 0
     assert module(torch.randn(1, 2, 3, 10))[0].shape == (1, 2, 3, 10)
@@ -252,7 +252,7 @@ class Hoarder(TemporalModule):
 
 
 def test_a_module_that_grows_with_time_shows():
-    found = temporal.stream(Hoarder(4), 3, temporal.Streams(600, 2), CPU)
+    found = temporal.measure_stream(Hoarder(4), 3, temporal.Streams(600, 2), CPU)
     assert found["grown_bytes"] == (600 - 200) * 4 * 2 * 4
     assert found["last_over_first"] > 1.5
 

@@ -11,7 +11,7 @@ from support.commands import assert_refused, call
 from pipeline.cache.corruption import check_chunks
 from pipeline.cache.storage.local import LocalFolder
 from pipeline.cache.store import StoreReader
-from pipeline.cli.bench import read, readers, write
+from pipeline.cli.bench.store import read, readers, write
 from pipeline.errors import StillframeError
 
 OURS = ("numpy", "zarr", "h5py", "safetensors")

@@ -18,7 +18,7 @@ from support.material import FPS, LENGTHS, address_spec, address_video
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.layout import CODEC_FILE, receipt_name, store_name
-from pipeline.cli.bench import codecs
+from pipeline.cli.bench.store import codecs
 from pipeline.config import plugins
 from pipeline.config.cache_spec import load_spec
 from pipeline.config.recipe import Recipe

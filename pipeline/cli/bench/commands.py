@@ -113,7 +113,7 @@ def bench_codecs(
     Example: stillframe bench codecs --set pca.components=16
     """
     from pipeline.cli import console
-    from pipeline.cli.bench import codecs
+    from pipeline.cli.bench.store import codecs
     from pipeline.config.cache_spec import load_spec
     from pipeline.config.toml_tables import override
 
@@ -203,7 +203,7 @@ def bench_read(
     Example: stillframe bench read --folder /mnt/caches
     """
     from pipeline.cli import console
-    from pipeline.cli.bench import read
+    from pipeline.cli.bench.store import read
 
     with console.progress("bench read") as update:
         result = read.read_speed(windows, repeats, folder, update)
@@ -244,7 +244,7 @@ def bench_write(
     Example: stillframe bench write --folder /mnt/caches
     """
     from pipeline.cli import console
-    from pipeline.cli.bench import write
+    from pipeline.cli.bench.store import write
 
     with console.progress("bench write") as update:
         result = write.write_speed(windows, repeats, folder, update)

@@ -97,7 +97,7 @@ def modules(
 ) -> dict[str, Any]:
     """Module -> its figures. `flops` and `flops_measured` are of one window, `flop_per_s` by
     formula of the whole batch."""
-    built = {name: build(name, size.width, size.layers).to(device) for name in names}
+    built = {name: make_module(name, size.width, size.layers).to(device) for name in names}
     x, grad = size.window(device), size.window(device)
     works = {
         name: Workload(module, partial(_outputs, module), x, grad) for name, module in built.items()
@@ -114,7 +114,7 @@ def modules(
             "flops": module.flops(size.frames, size.tokens),
             "flops_measured": products(module, x[:1]),
             "peaks": works[name].peaks(),
-            "stream": stream(module, size.tokens, streams, device),
+            "stream": measure_stream(module, size.tokens, streams, device),
         }
     for name, seconds in in_turn(works, repeats, tell).items():
         flops, peaks = size.batch * facts[name]["flops"], facts[name].pop("peaks")
@@ -131,19 +131,19 @@ def against_published(size: Size, repeats: int, device: torch.device, tell: Tell
     """One Mamba layer against transformers; on CUDA also `gated_mamba_mix` against its composition
     from mamba_ssm."""
     x, grad = size.window(device), size.window(device)
-    mamba: Any = build("mamba", size.width, 1).to(device)
+    mamba: Any = make_module("mamba", size.width, 1).to(device)
     result = {
         "mamba": references.against_transformers(
             mamba.mamba_blocks[0].mamba, x, grad, repeats, tell
         )
     }
     if device.type == "cuda":
-        mix = build("gated_mamba_mix", size.width, size.layers).to(device)
+        mix = make_module("gated_mamba_mix", size.width, size.layers).to(device)
         result["gated_mamba_mix"] = references.against_kernels(mix, x, grad, repeats, tell)
     return result
 
 
-def build(name: str, width: int, layers: int) -> TemporalModule:
+def make_module(name: str, width: int, layers: int) -> TemporalModule:
     """The plug-in with its defaults, `layers` if it has such, and as many of its default heads as
     divide the width."""
     plugin = plugins.load("temporal", name)
@@ -163,7 +163,7 @@ def products(module: TemporalModule, x_BTND: torch.Tensor) -> int:
 
 
 @torch.inference_mode()
-def stream(
+def measure_stream(
     module: TemporalModule, tokens: int, streams: Streams, device: torch.device
 ) -> dict[str, Any]:
     """Frame by frame with the state carried over: frames per second at N = `tokens`, and what does

@@ -22,7 +22,7 @@ import torch
 
 from pipeline.cache.page_cache import evict
 from pipeline.cache.shard import aligned_empty
-from pipeline.cli.bench.readers import IN_ORDER, MEMORY_MAP, READERS, WHOLE, Reader
+from pipeline.cli.bench.store.readers import IN_ORDER, MEMORY_MAP, READERS, WHOLE, Reader
 from pipeline.cli.bench.temporal import surroundings
 from pipeline.cli.bench.timing import Tell, summary
 from pipeline.errors import BadInput, StillframeError

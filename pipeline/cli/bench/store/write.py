@@ -16,8 +16,8 @@ import torch
 
 from pipeline.cache.page_cache import evict
 from pipeline.cli.bench.memory import peak_bytes
-from pipeline.cli.bench.read import WINDOW, random_tokens
-from pipeline.cli.bench.readers import BATCH_FRAMES, shard_frames, write_store
+from pipeline.cli.bench.store.read import WINDOW, random_tokens
+from pipeline.cli.bench.store.readers import BATCH_FRAMES, shard_frames, write_store
 from pipeline.cli.bench.temporal import surroundings
 from pipeline.cli.bench.timing import Tell, summary
 

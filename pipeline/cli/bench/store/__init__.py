@@ -1,0 +1,2 @@
+"""Measurements of tokens on disk: reading a store beside other formats, writing one, and what each
+codec costs and keeps."""
