@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.commit import clear_partial
@@ -175,41 +175,63 @@ def holders(storage: Storage) -> dict[str, Holder]:
     return found
 
 
-def claim_units(
-    units: Sequence[Sequence[tuple[Cache, Leases, int]]], stop: threading.Event
-) -> Iterator[list[tuple[Cache, int]]]:
+class StoreClaim(Protocol):
+    """A store of a cache that a worker would take, and the leases that say who is at it."""
+
+    @property
+    def cache(self) -> Cache: ...
+
+    @property
+    def leases(self) -> Leases: ...
+
+    @property
+    def store(self) -> int: ...
+
+
+class CacheStore(NamedTuple):
+    """The plainest claim."""
+
+    cache: Cache
+    leases: Leases
+    store: int
+
+
+Claim = TypeVar("Claim", bound=StoreClaim)
+
+
+def claim_units(units: Sequence[Sequence[Claim]], stop: threading.Event) -> Iterator[list[Claim]]:
     """Units of work for this worker: of each unit, the stores that are missing and that nobody else
     is at.
 
-    Every store of a unit is (cache, its leases, store). Waits for what others hold, until they have
-    done it or are no more; ends when nothing is missing but what was handed out here, or when
-    `stop` is set.
+    Waits for what others hold, until they have done it or are no more. Ends when nothing is missing
+    but what was handed out here, or when `stop` is set.
     """
-    left = [list(unit) for unit in units]
-    given: set[tuple[str, int]] = set()
-    while left and not stop.is_set():
-        waiting = []
-        for unit in left:
-            mine, others = [], []
-            for cache, leases, store in unit:
-                if (str(cache), store) in given or cache.has(store):
+    open_units = [list(unit) for unit in units]
+    handed_out: set[tuple[str, int]] = set()
+    while open_units and not stop.is_set():
+        held_units = []
+        for unit in open_units:
+            ours, held_by_others = [], []
+            for claim in unit:
+                cache, leases, store = claim.cache, claim.leases, claim.store
+                if (str(cache), store) in handed_out or cache.has(store):
                     continue
                 if not leases.claim(lease_of(store)):
-                    others.append((cache, leases, store))
+                    held_by_others.append(claim)
                 elif cache.has(store):  # finished between the two looks
                     leases.release(lease_of(store))
                 else:
                     clear_partial(cache, store)
-                    given.add((str(cache), store))
-                    mine.append((cache, store))
-            if mine:
-                yield mine
-            if others:
-                waiting.append(others)
+                    handed_out.add((str(cache), store))
+                    ours.append(claim)
+            if ours:
+                yield ours
+            if held_by_others:
+                held_units.append(held_by_others)
             if stop.is_set():
                 return
-        left = waiting
-        if left:
+        open_units = held_units
+        if open_units:
             stop.wait(LOOK_S)
 
 

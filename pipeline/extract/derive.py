@@ -38,7 +38,7 @@ from pipeline.cache.layout import (
     stored_name,
     tokens_by_array,
 )
-from pipeline.cache.leases import Leases, claim_units, lease_of
+from pipeline.cache.leases import CacheStore, Leases, claim_units, lease_of
 from pipeline.cache.storage.contract import Storage
 from pipeline.cache.storage.open import open_storage
 from pipeline.config import plugins
@@ -221,15 +221,13 @@ class Derivation:
             0,
         )
         while missing:
-            for unit in claim_units(
-                [[(cache, leases, store)] for store in missing], threading.Event()
-            ):
-                for _, store in unit:
-                    for frames in self.write(cache, store):
-                        done += frames
-                        if on_frames:
-                            on_frames(done, total)
-                    leases.release(lease_of(store))
+            units = [[CacheStore(cache, leases, store)] for store in missing]
+            for ((_, _, store),) in claim_units(units, threading.Event()):
+                for frames in self.write(cache, store):
+                    done += frames
+                    if on_frames:
+                        on_frames(done, total)
+                leases.release(lease_of(store))
             missing = [store for store in cache.missing_stores() if store in stores]
 
     def write(self, cache: Cache, store: int) -> Iterator[int]:

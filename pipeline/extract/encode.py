@@ -1,5 +1,5 @@
 """Videos in, stores out: decode -> resize and encode -> write, three steps that overlap through
-bounded queues.
+bounded channels.
 
 Processes decode the next videos, the calling thread resizes and encodes, one more thread writes.
 One decode serves several caches: each is a `CacheTarget` with its own encoder, rate and stores. A batch of
@@ -12,13 +12,12 @@ it says nothing about the video.
 from __future__ import annotations
 
 import queue
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from pipeline.cache.leases import Leases, lease_of
 from pipeline.cache.receipts import Content
 from pipeline.config.cache_spec import BASE
 from pipeline.errors import BadVideo, StillframeError
+from pipeline.extract.channel import Channel, Stopped, StopSignal
 from pipeline.extract.progress import OnProgress, Progress
 from pipeline.extract.reuse import ReusableCache
 from pipeline.extract.store_builder import StoreBuilder
@@ -65,12 +65,27 @@ class CacheTarget:
         return self.cache.cache_spec.frames.rate
 
 
-WorkUnit = list[tuple[CacheTarget, int]]
+class TargetStore(NamedTuple):
+    """A store of a target: what a worker claims, and fills."""
+
+    target: CacheTarget
+    store: int
+
+    @property
+    def cache(self) -> Cache:
+        return self.target.cache
+
+    @property
+    def leases(self) -> Leases:
+        return self.target.leases
+
+
+WorkUnit = list[TargetStore]
 """Stores that are filled from one pass over their videos."""
 
 
 class Extraction:
-    """The three steps and the queues between them."""
+    """The three steps and the channels between them."""
 
     def __init__(
         self,
@@ -82,37 +97,35 @@ class Extraction:
         progress: Progress,
         on_progress: OnProgress | None,
     ) -> None:
-        self.videos = {video.video_id: (place, video) for place, video in enumerate(videos)}
+        self.videos = {video.video_id: (index, video) for index, video in enumerate(videos)}
         self.root, self.device, self.decoders, self.limits = root, device, decoders, limits
         self.progress, self.on_progress = progress, on_progress or (lambda _: None)
-        self.stop = threading.Event()
+        self.stop = StopSignal()
         self.open: dict[tuple[str, int], OpenStore] = {}
 
     def run(self, units: Iterable[WorkUnit]) -> None:
         """Fills the stores of `units`, which may be handed out as others give them up. The first
         error of any step ends all."""
-        to_write: queue.Queue[Any] = queue.Queue(maxsize=2)
-        order: queue.Queue[Any] = queue.Queue(maxsize=self.decoders)
+        to_write = Channel[TokenBatch | StoreDone](2, self.stop)
+        jobs = Channel[VideoJob](self.decoders, self.stop)
         with ExitStack() as stack:
             writer, feeder = (
                 stack.enter_context(ThreadPoolExecutor(1, name)) for name in ("write", "feed")
             )
-            pool = stack.enter_context(ThreadPoolExecutor(self.decoders, "decode"))
+            threads = stack.enter_context(ThreadPoolExecutor(self.decoders, "decode"))
             readers: queue.SimpleQueue[FrameReader] = queue.SimpleQueue()
             for _ in range(self.decoders):
                 reader = FrameReader(self.root, self.device, self.limits)
                 readers.put(stack.enter_context(reader))
-            stack.callback(
-                self.stop.set
-            )  # comes first on the way out, then the decoders end, then the threads
+            # Comes first on the way out; then the decoders end, then the threads.
+            stack.callback(self.stop.set)
             writing = writer.submit(self._write, to_write)
-            feeder.submit(self._feed, units, order, pool, readers)
-            for item in self._encode(order):
-                self._put(to_write, item)
-                if writing.done():
-                    break
-                self.on_progress(self.progress)
-            self._put(to_write, None)
+            feeder.submit(self._feed, units, jobs, threads, readers)
+            with suppress(Stopped):  # by the writer, whose error is raised next
+                for item in self._encode(jobs):
+                    to_write.put(item)
+                    self.on_progress(self.progress)
+                to_write.close()
             writing.result()
             self.on_progress(self.progress)
 
@@ -121,58 +134,57 @@ class Extraction:
     def _feed(
         self,
         units: Iterable[WorkUnit],
-        order: queue.Queue[Any],
-        pool: ThreadPoolExecutor,
+        jobs: Channel[VideoJob],
+        threads: ThreadPoolExecutor,
         readers: queue.SimpleQueue[FrameReader],
     ) -> None:
-        """Puts the videos of all units in order, `decoders` of them ahead; then None, or the error
-        that ended it."""
-        end = None
+        """Puts the videos of all units into `jobs`, `decoders` of them ahead, and has each
+        decoded."""
         try:
             for unit in units:
                 for job in self._video_jobs(unit):
-                    self._put(order, job)
-                    if self.stop.is_set():
-                        return
-                    pool.submit(self._decode_one, job, readers)
+                    jobs.put(job)
+                    threads.submit(self._decode_one, job, readers)
         except BaseException as error:  # whatever it is, the calling thread raises it
-            end = error
-        self._put(order, end)
+            jobs.close(error)
+        else:
+            jobs.close()
 
     def _video_jobs(self, unit: WorkUnit) -> Iterator[VideoJob]:
         """Every video of a unit once, in the manifest's order, with the stores that want it."""
-        wanted: dict[str, WorkUnit] = {}
-        for target, store in unit:
-            for video_id in target.cache.plan[store]:
-                wanted.setdefault(video_id, []).append((target, store))
-        for video_id in sorted(wanted, key=lambda video_id: self.videos[video_id][0]):
-            yield VideoJob(self.videos[video_id][1], wanted[video_id])
+        stores: dict[str, WorkUnit] = {}
+        for wanted in unit:
+            for video_id in wanted.cache.plan[wanted.store]:
+                stores.setdefault(video_id, []).append(wanted)
+        for video_id in sorted(stores, key=lambda video_id: self.videos[video_id][0]):
+            yield VideoJob(self.videos[video_id][1], stores[video_id], Channel(1, self.stop))
 
     def _decode_one(self, job: VideoJob, readers: queue.SimpleQueue[FrameReader]) -> None:
         reader = readers.get()
-        rates = list(dict.fromkeys(target.rate for target, _ in job.wanted))
-        video, counted, end = job.video, FrameCounts(), VideoResult()
+        rates = list(dict.fromkeys(target.rate for target, _ in job.stores))
+        video, counted = job.video, FrameCounts()
+        lost: Exception | None = None
         try:
             blocks = reader.blocks(video, rates, counted)
-            while not self.stop.is_set():
+            while True:
                 with self.progress.timed("decode"):
                     block = next(blocks, None)
                 if block is None:
                     break
-                self._put(job.channel, block)
+                job.blocks.put(block)
         except BadVideo as error:
-            end.failed = error.with_hint
+            job.result.failed = error.with_hint
             if not self._root_is_there():
-                end.lost = self._lost(video, "the folder of the videos is gone")
-        except (
-            OSError
-        ) as error:  # the machine's fault and not the video's: nothing is held against it
-            end.lost = self._lost(video, str(error) or type(error).__name__)
+                lost = self._lost(video, "the folder of the videos is gone")
+        except OSError as error:  # the machine's fault: nothing is held against the video
+            lost = self._lost(video, str(error) or type(error).__name__)
+        except Stopped:  # kept by nobody, so that the decoder ends when this thread lets go of it
+            pass
         except Exception as error:  # whatever it is, the calling thread raises it
-            end.lost = error
-        end.content = Content(decoded=counted.decoded, header=counted.header)
+            lost = error
+        job.result.content = Content(decoded=counted.decoded, header=counted.header)
         readers.put(reader)
-        self._put(job.channel, end)
+        job.blocks.close(lost)
 
     def _root_is_there(self) -> bool:
         return self.root.is_dir() and any(self.root.iterdir())
@@ -185,22 +197,16 @@ class Extraction:
 
     # Encode
 
-    def _encode(self, order: queue.Queue[Any]) -> Iterator[TokenBatch | StoreDone]:
+    def _encode(self, jobs: Channel[VideoJob]) -> Iterator[TokenBatch | StoreDone]:
         """Whole batches of every store's frames as tokens, and then that it is done."""
-        while (job := self._get(order)) is not None:
-            if isinstance(job, BaseException):
-                raise job
-            stores = [self._open_store(target, store) for target, store in job.wanted]
+        for job in jobs:
+            stores = [self._open_store(target, store) for target, store in job.stores]
             for open_store in stores:
                 open_store.builder.start_video(job.video)
-            while isinstance(item := self._get(job.channel), ReadBlock):
-                yield from self._resize_for_all(job.video, item, stores)
-            if item is None:  # stopped
-                return
-            if item.lost:
-                raise item.lost
+            for block in job.blocks:
+                yield from self._resize_for_all(job.video, block, stores)
             for open_store in stores:
-                open_store.finish(job.video, item)
+                open_store.finish(job.video, job.result)
                 if open_store.is_full:
                     if (rest := open_store.batch(whole=False)) is not None:
                         yield self._tokens(open_store, rest)
@@ -255,12 +261,12 @@ class Extraction:
 
     # Write
 
-    def _write(self, to_write: queue.Queue[Any]) -> None:
-        """Stores tokens until None comes; an error here stops the other steps."""
+    def _write(self, to_write: Channel[TokenBatch | StoreDone]) -> None:
+        """Stores tokens as they come; an error here stops the other steps."""
         builders: set[StoreBuilder] = set()
         seconds = dict(self.progress.seconds)
         try:
-            while (item := self._get(to_write)) is not None:
+            for item in to_write:
                 if item.builder.given_up:
                     continue
                 builders.add(item.builder)
@@ -296,43 +302,28 @@ class Extraction:
                 self.progress.frames_planned += item.builder.frames
         item.target.leases.release(lease_of(item.builder.store))
 
-    # Queues that a stopped run cannot block on
 
-    def _put(self, channel: queue.Queue[Any], item: Any) -> None:
-        while not self.stop.is_set():
-            try:
-                channel.put(item, timeout=0.2)
-                return
-            except queue.Full:
-                continue
+@dataclass
+class VideoResult:
+    """How the decoding of a video ended."""
 
-    def _get(self, channel: queue.Queue[Any]) -> Any:
-        while not self.stop.is_set():
-            try:
-                return channel.get(timeout=0.2)
-            except queue.Empty:
-                continue
-        return None
+    failed: str | None = None
+    """Why it ended early; None: it was decoded as a whole."""
+    content: Content | None = None
+    """What was counted."""
 
 
 @dataclass
 class VideoJob:
-    """A video on its way: what the decoder gives comes through `channel`, for these stores."""
+    """A video on its way to the stores that want it."""
 
     video: Video
-    wanted: WorkUnit
-    channel: queue.Queue[Any] = field(
-        default_factory=lambda: queue.Queue(maxsize=1)
-    )  # the decoder is ahead by itself
-
-
-@dataclass
-class VideoResult:
-    """How a video ended: as a whole, or `failed` early, or it is `lost` to a fault of the machine."""
-
-    failed: str | None = None
-    lost: Exception | None = None
-    content: Content | None = None
+    stores: WorkUnit
+    blocks: Channel[ReadBlock]
+    """Decoded frames, in order. Closed with an error where the machine is
+    at fault and not the video. It holds one block: the decoder is ahead by itself."""
+    result: VideoResult = field(default_factory=VideoResult)
+    """Filled before `blocks` is closed."""
 
 
 class OpenStore:

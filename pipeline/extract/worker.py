@@ -21,7 +21,7 @@ from pipeline.cache.commit import clear_finished, unwritable
 from pipeline.cache.leases import Leases, claim_units
 from pipeline.device import device_of_worker
 from pipeline.errors import BadInput
-from pipeline.extract.encode import CacheTarget, Extraction
+from pipeline.extract.encode import CacheTarget, Extraction, TargetStore, WorkUnit
 from pipeline.extract.launchers.contract import Job
 from pipeline.extract.progress import OnProgress, Progress
 from pipeline.extract.reuse import ReusableCache, reusable_caches
@@ -63,71 +63,57 @@ def fill(
     `only`: no other stores than these. Returns what was done here.
     """
     caches = [cache for cache, _, _ in to_fill]
-    missing = _missing(caches, only)
     expected = sum(
-        sum(cache.plan[store].values()) for cache in caches for store in missing[str(cache)]
+        sum(cache.plan[store].values()) for cache in caches for store in _missing(cache, only)
     )
     progress = Progress(expected)
     try:
         with ExitStack() as stack:
-            targets = {
-                str(cache): CacheTarget(
-                    cache, encoder, stack.enter_context(Leases(cache.storage)), reusables
-                )
+            targets = [
+                CacheTarget(cache, encoder, stack.enter_context(Leases(cache.storage)), reusables)
                 for cache, encoder, reusables in to_fill
-            }
-            while any(missing.values()):
+            ]
+            # More than once, where another worker took a store over from this one and was lost in
+            # its turn.
+            while units := work_units(targets, only):
                 extraction = Extraction(
                     videos, Path(job.root), device, job.decoders, job.limits, progress, on_progress
                 )
-                units = [
-                    [(targets[name].cache, targets[name].leases, store) for name, store in unit]
-                    for unit in units_of(
-                        {name: (target.cache, missing[name]) for name, target in targets.items()}
-                    )
-                ]
-                given = claim_units(units, extraction.stop)
-                extraction.run(
-                    [(targets[str(cache)], store) for cache, store in unit] for unit in given
-                )
-                # Again, where another worker took a store over from this one and was lost in its turn.
-                missing = _missing([Cache(cache.storage) for cache in caches], only)
+                extraction.run(claim_units(units, extraction.stop))
         for cache in caches:
             if not cache.missing_stores():  # nobody else is at work on it
                 clear_finished(cache)
     except OSError as error:
-        raise unwritable(", ".join(missing), error) from error
+        raise unwritable(", ".join(map(str, caches)), error) from error
     return progress
 
 
-def _missing(caches: Sequence[Cache], only: Collection[int] | None) -> dict[str, list[int]]:
-    return {
-        str(cache): [store for store in cache.missing_stores() if only is None or store in only]
-        for cache in caches
-    }
-
-
-def units_of(missing: dict[str, tuple[Cache, list[int]]]) -> list[list[tuple[str, int]]]:
-    """Stores, grouped so that one decode of each video serves all caches: (cache, store) of every
-    unit.
+def work_units(targets: Sequence[CacheTarget], only: Collection[int] | None) -> list[WorkUnit]:
+    """The missing stores of some caches, grouped so that one decode of each video serves all of
+    them.
 
     Stores of different caches end at different videos. A unit is a store of the cache with the
     fewest of them, and those stores of the others that begin in it: few videos, at the borders, are
-    decoded twice.
+    decoded twice. `only`: no other stores than these.
     """
-    widest = min((cache for cache, _ in missing.values()), key=lambda cache: len(cache.plan))
+    widest = min((target.cache for target in targets), key=lambda cache: len(cache.plan))
     # The stores of a plan hold the videos in the manifest's order, whatever their borders.
-    place = {video_id: number for number, video_id in enumerate(chain(*widest.plan.values()))}
+    index = {video_id: number for number, video_id in enumerate(chain(*widest.plan.values()))}
 
     def start(cache: Cache, store: int) -> int:
-        return place[next(iter(cache.plan[store]))]
+        return index[next(iter(cache.plan[store]))]
 
     bounds = sorted(start(widest, store) for store in widest.plan)
-    units: list[list[tuple[str, int]]] = [[] for _ in bounds]
-    for name, (cache, stores) in missing.items():
-        for store in stores:
-            units[bisect_right(bounds, start(cache, store)) - 1].append((name, store))
+    units: list[WorkUnit] = [[] for _ in bounds]
+    for target in targets:
+        for store in _missing(target.cache, only):
+            unit = units[bisect_right(bounds, start(target.cache, store)) - 1]
+            unit.append(TargetStore(target, store))
     return [unit for unit in units if unit]
+
+
+def _missing(cache: Cache, only: Collection[int] | None) -> list[int]:
+    return [store for store in cache.missing_stores() if only is None or store in only]
 
 
 def load_encoder(cache: Cache, device: torch.device) -> EncoderPlugin:

@@ -18,7 +18,7 @@ from pipeline.cache import leases as module
 from pipeline.cache.cache import Cache
 from pipeline.cache.commit import forget_store
 from pipeline.cache.layout import receipt_name
-from pipeline.cache.leases import Holder, Leases, claim_units, holders, lease_of
+from pipeline.cache.leases import CacheStore, Holder, Leases, claim_units, holders, lease_of
 from pipeline.cache.storage.local import LocalFolder
 
 
@@ -159,11 +159,11 @@ def test_claimed_hands_out_what_is_missing_and_free_and_waits_for_the_rest(
         forget_store(cache, store)
     with Leases(cache.storage) as ours, Leases(cache.storage) as theirs:
         assert theirs.claim(lease_of(stores[1]))
-        units = [[(cache, ours, store)] for store in stores]
+        units = [[CacheStore(cache, ours, store)] for store in stores]
         handed = claim_units(units, threading.Event())
-        assert [next(handed) for _ in stores[2:]] == [[(cache, store)] for store in stores[2:]]
+        assert [next(handed) for _ in stores[2:]] == units[2:]
         theirs.release(lease_of(stores[1]))  # without having done it
-        assert list(handed) == [[(cache, stores[1])]]
+        assert list(handed) == [units[1]]
         assert set(holders(cache.storage)) == {lease_of(store) for store in stores[1:]}
 
 
@@ -176,7 +176,7 @@ def test_claimed_ends_when_others_have_done_the_rest(material, tmp_path, quick):
         assert theirs.claim(lease_of(0))
         done = threading.Timer(0.2, receipt.write_bytes, [vouched])
         done.start()
-        assert list(claim_units([[(cache, ours, 0)]], threading.Event())) == []
+        assert list(claim_units([[CacheStore(cache, ours, 0)]], threading.Event())) == []
         done.join()
         assert theirs.holds(lease_of(0)) and not ours.holds(lease_of(0))
 
@@ -188,5 +188,5 @@ def test_claimed_can_be_stopped_while_it_waits(material, tmp_path, quick):
     with Leases(cache.storage) as ours, Leases(cache.storage) as theirs:
         assert theirs.claim(lease_of(0))
         threading.Timer(0.1, stop.set).start()
-        assert list(claim_units([[(cache, ours, 0)]], stop)) == []
+        assert list(claim_units([[CacheStore(cache, ours, 0)]], stop)) == []
         assert not cache.has(0)

@@ -19,7 +19,7 @@ import torch
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.layout import receipt_name
-from pipeline.cache.leases import Leases, claim_units
+from pipeline.cache.leases import CacheStore, Leases, claim_units
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.datasets.contract import DatasetPlugin
@@ -75,9 +75,8 @@ def start_seconds(clips: int) -> list[tuple[str, float]]:
             cache = extract.create_or_open(spec, manifest, root / "caches", encoder, device)
             missing = cache.missing_stores()
             with Leases(cache.storage) as leases:
-                next(
-                    claim_units([[(cache, leases, store)] for store in missing], threading.Event())
-                )
+                units = [[CacheStore(cache, leases, store)] for store in missing]
+                next(claim_units(units, threading.Event()))
                 rows.append(
                     (
                         f"{what}, {clips:,} clips, {len(cache.plan):,} stores",
