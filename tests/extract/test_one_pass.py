@@ -27,10 +27,11 @@ from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.json_files import to_json
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
-from pipeline.extract import encode, extract
+from pipeline.extract import extract
 from pipeline.extract.derive import derive
 from pipeline.extract.reuse import reusable_caches
 from pipeline.models.encoders import address
+from pipeline.video import sandbox
 
 ENCODER = {"name": "address", "layers": [2, 5], "width": 8, "grid": 3, "special_tokens": 2}
 STORE = {"chunk_frames": 4, "shard_mb": 0.0012, "store_mb": 0.0072, "batch_frames": 7}
@@ -48,13 +49,13 @@ def stores(cache: Cache) -> dict[str, str]:
 def decoded(monkeypatch) -> Counter[str]:
     """Name of a video -> how often it was decoded."""
     counts: Counter[str] = Counter()
-    real = encode.Decoder.decode
+    real = sandbox.Decoder.decode
 
     def counting(self, path, *arguments):
         counts[path.name] += 1
         return real(self, path, *arguments)
 
-    monkeypatch.setattr(encode.Decoder, "decode", counting)
+    monkeypatch.setattr(sandbox.Decoder, "decode", counting)
     return counts
 
 
