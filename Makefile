@@ -71,10 +71,11 @@ need = $(if $($(1)),,echo "make $@: set $(1)=..., see make help" >&2; exit 2;)
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "stillframe needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 2; }
-	@if $(PYTHON) -c 'import torch' 2>/dev/null; then \
+	@test -x $(VENV)/bin/python || if $(PYTHON) -c 'import torch' 2>/dev/null; then \
 	  echo "$(PYTHON) has a torch of its own: sharing it" && $(PYTHON) -m venv --system-site-packages $(VENV); \
 	else \
-	  $(PYTHON) -m venv $(VENV) && $(PIP) $(TORCH); \
+	  $(PYTHON) -m venv $(VENV); \
 	fi
+	@$(VENV)/bin/python -c 'import torch' 2>/dev/null || $(PIP) $(TORCH)
 	$(PIP) -e '.[dev]'
 	@touch $@
