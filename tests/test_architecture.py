@@ -391,7 +391,7 @@ def test_a_plugin_keeps_its_contract(kind, name):
     assert not getattr(plugin, "__abstractmethods__", None)
     assert issubclass(plugin.Settings, plugins.Settings)
     what, settings = plugins.describe(kind, name)
-    assert what.endswith((".", "?", ")", ":")) or len(what) > 30
+    assert what.endswith((".", "?", ")")) and len(what) > 30
     assert all(field in settings for field in plugin.Settings.model_fields)
 
 

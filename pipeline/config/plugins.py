@@ -79,7 +79,7 @@ def load(kind: str, name: str, where: str = "") -> Any:
 
 
 def describe(kind: str, name: str) -> tuple[str, str]:
-    """First sentence of a plug-in's docstring, and its settings with their defaults."""
+    """The first paragraph of a plug-in's docstring in one line, and its settings with their defaults."""
     plugin = load(kind, name)
     module = importlib.import_module(plugin.__module__)
     fields = plugin.Settings.model_fields
@@ -87,7 +87,8 @@ def describe(kind: str, name: str) -> tuple[str, str]:
         f"{key}" if field.is_required() else f"{key}={field.default!r}"
         for key, field in fields.items()
     )
-    return (module.__doc__ or "").strip().split("\n")[0], settings
+    paragraph = (module.__doc__ or "").strip().split("\n\n")[0]
+    return " ".join(paragraph.split()), settings
 
 
 def settings(kind: str, name: str, table: Mapping[str, Any], where: str) -> Any:
