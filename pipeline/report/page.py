@@ -27,12 +27,12 @@ class Plot:
     """A plot in the page."""
 
     name: str
-    """Of its PNG file, without the ending."""
+    """Name of its PNG file, without the ending."""
     title: str
     caption: str
     svg: str
     narrow_svg: str = ""
-    """The same for a phone, where the plot takes the whole width of the page."""
+    """The plot for a phone, where it takes the whole width of the page."""
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Page:
     plots: Mapping[str, Sequence[Plot]] = field(default_factory=dict)
     """Section -> its plots."""
     videos: Mapping[str, Sequence[DrawnVideo]] = field(default_factory=dict)
-    """Setting -> what it answered."""
+    """Point -> clips with its answers drawn in."""
     no_videos: str = ""
     films: Sequence[Film] = ()
     no_films: str = ""

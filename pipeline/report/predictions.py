@@ -1,4 +1,4 @@
-"""What the best setting and the reference answered: confusion matrices, or how the scores of clips
+"""What the best point and its reference answered: confusion matrices, or how the scores of clips
 are spread."""
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ BINS = 30
 
 
 def answers(data: ReportData) -> dict[str, Figure]:
-    """Confusion matrices of the best setting and the reference for a classification, else how clips
-    score in both."""
+    """Name -> figure: confusion matrices of the best point and its reference for a classification,
+    else how clips score in both."""
     shown = data.compared()
     if data.summary.task == "classify":
         names = ["confusion", "confusion_reference"]
@@ -69,10 +69,11 @@ def confusion(data: ReportData, point: PointSummary) -> Figure:
 
 
 def _counts(run: Run, result: Evaluation, form: str, labels: tuple[str, ...]) -> np.ndarray:
-    """(K, K) windows: truth down, answer across."""
+    """(K, K) numbers of windows of K classes: truth down, answer across. Raises BadInput where the
+    answers are damaged."""
     file = run.path / f"answers-{result.split}.safetensors"
     try:
-        given = load_file(file)[form].argmax(-1)
+        class_of_answer = load_file(file)[form].argmax(-1)
     except (OSError, SafetensorError, KeyError) as error:
         raise BadInput(
             f"{file} is damaged: {error}",
@@ -80,7 +81,7 @@ def _counts(run: Run, result: Evaluation, form: str, labels: tuple[str, ...]) ->
         ) from error
     truth = [labels.index(clip.label) for clip in result.clips.values()]
     counts = np.zeros((len(labels), len(labels)))
-    np.add.at(counts, (np.repeat(truth, len(given) // len(truth)), given), 1)
+    np.add.at(counts, (np.repeat(truth, len(class_of_answer) // len(truth)), class_of_answer), 1)
     return counts
 
 
@@ -124,7 +125,7 @@ def pairs(data: ReportData, best: PointSummary, reference: PointSummary) -> Figu
 
 
 def clip_scores(data: ReportData, point: PointSummary) -> np.ndarray:
-    """(clips,) mean over seeds."""
+    """(C,) score of every clip, mean over seeds."""
     tables = [data.evaluations[name].clips.values() for name in data.scored_runs(point)]
     rows = [[clip.scores[data.form] for clip in table] for table in tables]
     scores: np.ndarray = np.mean(rows, axis=0)

@@ -1,4 +1,4 @@
-"""What a page was made from: enough to make it again, and to see in what runs differ."""
+"""What a page was made from: enough to make it again, and to see how its runs differ."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.cache.cache import Cache
+from pipeline.cache.receipts import Receipt
 from pipeline.experiments.sweep import SWEEP_FILE
 from pipeline.experiments.sweep_spec import CACHE, GIVEN
 from pipeline.report.source import ReportData
@@ -14,90 +15,98 @@ from pipeline.train.run import tool_versions
 
 
 def runs_provenance(data: ReportData) -> dict[str, Any]:
-    """Title -> facts: what all runs have in common, what is each one's own, and the sweep as it was
+    """Title -> facts: what all runs have in common, what is each run's own, and the sweep as it was
     given."""
     headers = {name: run.header.model_dump(mode="json") for name, run in data.runs.items()}
     flat = {name: _flatten(header) for name, header in headers.items()}
     common = common_part(list(flat.values()))
-    checkpoints = {
-        name: result.checkpoint.model_dump(mode="json") for name, result in data.evaluations.items()
-    }
     own = {
         name: {key: value for key, value in keys.items() if key not in common}
-        | {"checkpoint": checkpoints[name]}
+        | {"checkpoint": data.evaluations[name].checkpoint.model_dump(mode="json")}
         for name, keys in flat.items()
     }
-    found: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     if data.path is not None:
-        found["The sweep as it was given"] = json.loads(
+        facts["The sweep as it was given"] = json.loads(
             (data.path / SWEEP_FILE).read_text(encoding="utf-8")
         )
     if len(headers) == 1:
-        found["The run: recipe, cache, labels, versions"] = next(iter(headers.values()))
+        facts["The run: recipe, cache, labels, versions"] = next(iter(headers.values()))
     else:
-        found["What all runs have in common: recipe, cache, labels, versions"] = _unflatten(common)
-        found["What is each run's own"] = {name: _unflatten(keys) for name, keys in own.items()}
-    return found | {"This page": tool_versions()}
+        facts["What all runs have in common: recipe, cache, labels, versions"] = _unflatten(common)
+        facts["What is each run's own"] = {name: _unflatten(keys) for name, keys in own.items()}
+    return facts | {"This page": tool_versions()}
 
 
 def cache_provenance(cache: Cache) -> dict[str, Any]:
+    """Title -> facts: the header of a cache, and what wrote it."""
     header = cache.header.model_dump(mode="json", exclude={"plan"})
     receipts = [receipt for _, receipt in sorted(cache.receipts.items())]
-    found: dict[str, Any] = {"The cache: spec, encoder, decoder, fingerprints": header}
+    facts: dict[str, Any] = {"The cache: spec, encoder, decoder, fingerprints": header}
     if receipts:
-        found["Tools and devices that wrote it"] = _written_by(receipts)
-    return found | {"This page": tool_versions()}
+        facts["Tools and devices that wrote it"] = _writers(receipts)
+    return facts | {"This page": tool_versions()}
 
 
-def _written_by(receipts: Sequence[Any]) -> list[dict[str, Any]]:
-    """Device and versions of the stores, each combination once."""
-    made = [{"device": receipt.device, "versions": receipt.versions} for receipt in receipts]
-    return list({json.dumps(each, sort_keys=True): each for each in made}.values())
+def _writers(receipts: Sequence[Receipt]) -> list[dict[str, Any]]:
+    """Device and versions that stores were written with, each combination once."""
+    writers: list[dict[str, Any]] = []
+    for receipt in receipts:
+        writer = {"device": receipt.device, "versions": receipt.versions}
+        if writer not in writers:
+            writers.append(writer)
+    return writers
 
 
 def commands(data: ReportData) -> list[str]:
-    """What makes the page again, the recipes being those below. A sweep is made from its own file:
-    what was laid over it on the command line is in there."""
+    """The commands that make the page again, the recipes being those below. A sweep is made from
+    its own file, which holds what was changed on the command line."""
+    split = data.summary.split
     if data.path is not None:
-        given = [point for point in data.ranked() if point.values.get(CACHE, GIVEN) == GIVEN]
-        cache = data.shown(given[0])[0].header.cache_path if given else None
+        on_given = [point for point in data.ranked() if point.values.get(CACHE, GIVEN) == GIVEN]
+        cache = data.shown(on_given[0])[0].header.cache_path if on_given else None
+        sweep = f"{data.path / SWEEP_FILE} {cache or 'CACHE'}"
         return [
-            f"stillframe sweep {data.path / SWEEP_FILE} {cache or 'CACHE'} --out {data.path}",
-            f"stillframe report {data.path} --split {data.summary.split}",
+            f"stillframe sweep {sweep} --out {data.path}",
+            f"stillframe report {data.path} --split {split}",
         ]
-    runs, split, lines = list(data.runs.values()), data.summary.split, []
-    for run in runs:
-        lines.append(
-            f"stillframe train {run.header.recipe['name']} {run.header.cache_path or 'CACHE'} --out {run.path}"
-        )
+    lines = []
+    for run in data.runs.values():
+        cache, recipe = run.header.cache_path or "CACHE", run.header.recipe["name"]
+        lines.append(f"stillframe train {recipe} {cache} --out {run.path}")
         lines.append(f"stillframe evaluate {run.path} --split {split}")
-    return [*lines, f"stillframe report {' '.join(str(run.path) for run in runs)} --split {split}"]
+    paths = " ".join(str(run.path) for run in data.runs.values())
+    return [*lines, f"stillframe report {paths} --split {split}"]
 
 
 def common_part(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The keys that have the same value in all tables."""
-    first, *others = tables
+    first, *rest = tables
     return {
         key: value
         for key, value in first.items()
-        if all(key in other and other[key] == value for other in others)
+        if all(key in table and table[key] == value for table in rest)
     }
 
 
-def _flatten(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, their keys joined by a NUL, which is in no key."""
+    flat: dict[str, Any] = {}
     for key, value in table.items():
-        inner = isinstance(value, dict) and value
-        found |= _flatten(value, f"{before}{key}\0") if inner else {f"{before}{key}": value}
-    return found
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}\0")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    table: dict[str, Any] = {}
+    """The nested tables that `_flatten` made one of."""
+    nested: dict[str, Any] = {}
     for key, value in flat.items():
         *path, last = key.split("\0")
-        place = table
+        table = nested
         for part in path:
-            place = place.setdefault(part, {})
-        place[last] = value
-    return table
+            table = table.setdefault(part, {})
+        table[last] = value
+    return nested

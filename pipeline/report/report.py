@@ -30,18 +30,21 @@ def report(source: Sequence[Run] | Path | Cache, out: Path, split: str = "val") 
     scored on another split.
     """
     if isinstance(source, Cache):
-        return [_written(partial(page_of_cache, source, out), None, out)]
+        return [_write_page(partial(page_of_cache, source, out), None, out)]
     data_of_tasks = (
         read_sweep(source, split) if isinstance(source, Path) else [read_runs(source, split)]
     )
-    places = [out if len(data_of_tasks) == 1 else out / data.summary.task for data in data_of_tasks]
+    folders = [
+        out if len(data_of_tasks) == 1 else out / data.summary.task for data in data_of_tasks
+    ]
     return [
-        _written(partial(page_of_data, data, place), data.summary, place)
-        for data, place in zip(data_of_tasks, places, strict=True)
+        _write_page(partial(page_of_data, data, folder), data.summary, folder)
+        for data, folder in zip(data_of_tasks, folders, strict=True)
     ]
 
 
-def _written(make: Callable[[], Page], summary: Summary | None, out: Path) -> Path:
+def _write_page(make: Callable[[], Page], summary: Summary | None, out: Path) -> Path:
+    """Makes a page in the page's own style and writes all its files; returns the HTML file."""
     out.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
         page = make()
@@ -58,6 +61,7 @@ def _written(make: Callable[[], Page], summary: Summary | None, out: Path) -> Pa
 
 
 def _markdown(page: Page) -> str:
+    """The sentences, tables and plots of a page."""
     parts = [f"# {page.title}", page.result, page.caution]
     parts += [
         table.markdown()

@@ -36,7 +36,7 @@ SERIES = (
     "#5a5fd0",
     "#b06a9b",
 )
-"""Of settings; those beyond the last are grey."""
+"""Colours of points; points beyond the last are grey."""
 COLOURS = {
     "ink": "#1c2127",
     "muted": "#66707c",
@@ -44,7 +44,7 @@ COLOURS = {
     "rest": "#aab1b9",
     "paper": "#fdfdfc",
     "accent": "#3465c9",
-    **{f"s{place}": colour for place, colour in enumerate(SERIES)},
+    **{f"s{index}": colour for index, colour in enumerate(SERIES)},
 }
 """Name of a CSS variable -> its value on a light page. No two are equal."""
 NAMES = {colour: name for name, colour in COLOURS.items()}
@@ -95,27 +95,29 @@ def panel(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def colours_of(data: ReportData) -> dict[str, str]:
-    """Setting -> its colour in every plot. Where there are more settings than colours, the best and
-    its reference have one."""
-    names = [point.name for point in data.summary.settings]
+    """Point -> its colour in every plot. Where there are more points than colours, the best and
+    their reference have one."""
+    points = data.summary.settings
+    names = [point.name for point in points]
     if len(names) > len(SERIES):
-        referred = data.ranked()[0].reference
-        best = [point.name for point in data.ranked() if point.name != referred]
-        chosen = {*best[: len(SERIES) - 1], referred}
+        ranked = data.ranked()
+        reference = ranked[0].reference
+        best = [point.name for point in ranked if point.name != reference]
+        chosen = {*best[: len(SERIES) - 1], reference}
         names = [name for name in names if name in chosen]
-    found = dict(zip(names, SERIES, strict=False))
-    return {point.name: found.get(point.name, COLOURS["rest"]) for point in data.summary.settings}
+    colour_of = dict(zip(names, SERIES, strict=False))
+    return {point.name: colour_of.get(point.name, COLOURS["rest"]) for point in points}
 
 
 def named(artist: Any, text: str) -> Any:
-    """Shows `text` when a reader points at the artist."""
+    """The artist, which shows `text` when a reader points at it."""
     artist.set_gid(f"tip:{text}")
     return artist
 
 
 def legend(figure: Figure, axes: Axes) -> None:
-    """Below the plot, in as many columns as names allow; the figure becomes higher by what it
-    takes."""
+    """Puts the legend below the plot, in as many columns as names allow; the figure becomes higher
+    by what it takes."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
         labels = shortened(labels, LEGEND_LETTERS)
@@ -143,22 +145,23 @@ def view(values: Sequence[float], intervals: Sequence[Interval]) -> tuple[float,
     """Limits of an axis that shows all values, and their intervals unless these are much wider than
     the values are spread."""
     low, high = min(values), max(values)
-    room = 0.6 * (high - low) or max(each.high - each.low for each in intervals)
-    low = min(low, max(low - room, min(each.low for each in intervals)))
-    high = max(high, min(high + room, max(each.high for each in intervals)))
+    # Values that are all the same have no spread: the intervals alone say what to show.
+    room = 0.6 * (high - low) or max(interval.high - interval.low for interval in intervals)
+    low = min(low, max(low - room, min(interval.low for interval in intervals)))
+    high = max(high, min(high + room, max(interval.high for interval in intervals)))
     margin = 0.04 * (high - low) or 0.5
     return low - margin, high + margin
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """For papers: on white. The layout is settled by this."""
+    """Writes a figure for papers, on white. This settles its layout."""
     figure.savefig(path, dpi=160, facecolor="white", metadata={"Software": None})
     figure.set_layout_engine("none")
 
 
 def svg(figure: Figure, title: str) -> str:
-    """For the page: an inline SVG that scales, without a background; colours are CSS variables, and
-    text is text."""
+    """The figure for the page: an inline SVG that scales, without a background; colours are CSS
+    variables, and text is text."""
     file = io.StringIO()
     figure.savefig(
         file,
@@ -173,7 +176,7 @@ def svg(figure: Figure, title: str) -> str:
     text = re.sub(r'<g id="[a-zA-Z0-9._]*_\d+">', "<g>", text)
     text = re.sub(
         r"#[0-9a-f]{6}",
-        lambda found: f"var(--{NAMES[found[0]]})" if found[0] in NAMES else found[0],
+        lambda match: f"var(--{NAMES[match[0]]})" if match[0] in NAMES else match[0],
         text,
     )
     text = re.sub(rf"'?{FONT}'?[^;\"]*", "var(--sans)", text)

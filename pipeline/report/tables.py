@@ -44,9 +44,9 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[Row]
 
-    def has_numbers(self, place: int) -> bool:
+    def has_numbers(self, index: int) -> bool:
         """Whether the column is sorted by numbers."""
-        return any(row[place].is_number for row in self.cells)
+        return any(row[index].is_number for row in self.cells)
 
     @cached_property
     def cells(self) -> list[list[Cell]]:
@@ -87,6 +87,7 @@ def plain(key: str) -> Callable[[Row], str]:
 
 
 def value_text(value: Any) -> str:
+    """A value of an axis, as short as it can be told."""
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, dict):
@@ -111,7 +112,7 @@ def signed_text(value: float) -> str:
 
 
 def span(low: str, high: str, show: Callable[[float], str] = number_text) -> Callable[[Row], str]:
-    """An interval."""
+    """An interval, from the keys of its ends."""
     return lambda row: f"{show(row[low])} .. {show(row[high])}"
 
 
@@ -133,6 +134,7 @@ def p_text(p: float) -> str:
 
 
 def seconds_text(seconds: float) -> str:
+    """Three digits in the largest unit of which there are at least one and a half."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= 1.5 * size:
             return f"{seconds / size:.3g} {unit}"
@@ -143,14 +145,14 @@ def seconds_text(seconds: float) -> str:
 
 
 def scores(data: ReportData) -> Table:
-    """A row for each setting and form, best first; settings without a score stand last with their
+    """A row for each point and form, best first; points without a score stand last, with their
     reason."""
     ranked = data.ranked()
     unscored = [point for point in data.summary.settings if not point.intervals]
     rows = [_score_row(data, point, form) for point in ranked for form in point.intervals]
-    rows += [_setting_row(data, point) for point in unscored]
+    rows += [_point_row(data, point) for point in unscored]
     metric = data.metric.name
-    others = list(dict.fromkeys(key for row in rows for key in row if key.startswith("metric ")))
+    more_metrics = dict.fromkeys(key for row in rows for key in row if key.startswith("metric "))
     columns = [Column("setting", "setting", plain("setting"))]
     columns += [
         Column(
@@ -192,7 +194,7 @@ def scores(data: ReportData) -> Table:
             lambda row: f"{row['wins']} / {row['ties']} / {row['losses']}",
             "clips",
         ),
-        *(Column(key.removeprefix("metric "), key, number(key)) for key in others),
+        *(Column(key.removeprefix("metric "), key, number(key)) for key in more_metrics),
         Column("seeds", "seeds", plain("seeds")),
         Column("parameters", "parameters", scaled("parameters"), "trained"),
         Column("FLOPs", "flops", scaled("flops"), "of the trained part, one window forward"),
@@ -222,7 +224,7 @@ def scores(data: ReportData) -> Table:
 
 
 def one_reference(data: ReportData) -> str:
-    """What gains are over, in words: settings may have a reference each."""
+    """What gains are over, in words: points may have a reference each."""
     return "its reference" if len(data.references) > 1 else data.summary.reference
 
 
@@ -230,8 +232,8 @@ def _direction(data: ReportData) -> str:
     return "higher is better" if data.metric.higher_is_better else "lower is better"
 
 
-def _setting_row(data: ReportData, point: PointSummary) -> dict[str, Any]:
-    """What holds in every form."""
+def _point_row(data: ReportData, point: PointSummary) -> dict[str, Any]:
+    """What the rows of a point have in common in every form."""
     row: dict[str, Any] = {"setting": point.name} | {
         f"axis {axis}": value for axis, value in point.values.items()
     }
@@ -246,7 +248,7 @@ def _setting_row(data: ReportData, point: PointSummary) -> dict[str, Any]:
 
 
 def _score_row(data: ReportData, point: PointSummary, form: str) -> dict[str, Any]:
-    row = _setting_row(data, point) | {"form": form} | _interval(point.intervals[form])
+    row = _point_row(data, point) | {"form": form} | _interval(point.intervals[form])
     if form in point.comparisons:
         comparison = point.comparisons[form]
         row["reference"] = point.reference
@@ -254,10 +256,11 @@ def _score_row(data: ReportData, point: PointSummary, form: str) -> dict[str, An
         row |= comparison.model_dump(exclude={"gain"})
     if form in point.pareto and data.has_costs:
         row["pareto"] = point.pareto[form]
-    others = {
-        name: value for name, value in point.metrics[form].items() if name != data.metric.name
+    return row | {
+        f"metric {name}": value
+        for name, value in point.metrics[form].items()
+        if name != data.metric.name
     }
-    return row | {f"metric {name}": value for name, value in others.items()}
 
 
 def _interval(interval: Interval, *names: str) -> dict[str, float]:

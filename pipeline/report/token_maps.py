@@ -56,15 +56,15 @@ class Film:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """A window of a clip."""
+class _Window:
+    """The tokens of one window of a clip, and what a run makes of them."""
 
-    place: int
+    clip_index: int
     time_s_T: np.ndarray
     patches_TPD: np.ndarray
-    """Of the last layer, as the cache has them."""
+    """Patch tokens of the last layer, as the cache has them."""
     maps: dict[tuple[str, str], np.ndarray]
-    """(name, what it is) -> (T, P)."""
+    """(name, what it is) -> (T, P) of a run's state and gates; empty without a run."""
 
 
 def films_of_run(run: Run, checkpoint: str, split: str) -> tuple[list[Film], str]:
@@ -101,52 +101,47 @@ def films_of_cache(cache: Cache) -> tuple[list[Film], str]:
 
 
 def _films(windows: Windows, model: VideoModel | None) -> tuple[list[Film], str]:
-    cache = windows.cache
-    seen = [_look(windows, model, place) for place in evenly_spaced(len(windows), CLIPS)]
-    rows = [_of_tokens([each.patches_TPD for each in seen])]
-    rows += [_of_maps(*key, [each.maps[key] for each in seen]) for key in seen[0].maps]
-    grid_hw = cache.shape.grid_hw
-    made, missing = [], ""
+    """A film of each of a few clips, and a sentence on what is missing."""
+    shown = [_look(windows, model, index) for index in evenly_spaced(len(windows), CLIPS)]
+    rows = [_of_tokens([window.patches_TPD for window in shown])]
+    rows += [_of_maps(*key, [window.maps[key] for window in shown]) for key in shown[0].maps]
+    grid_hw = windows.cache.shape.grid_hw
+    films, missing = [], ""
     with FrameReader(windows.manifest.root, torch.device("cpu")) as reader:
-        for index, each in enumerate(seen):
-            clip = windows.clip(each.place)
-            moments = evenly_spaced(len(each.time_s_T), MOMENTS)
+        for index, window in enumerate(shown):
+            clip = windows.clip(window.clip_index)
+            moments = evenly_spaced(len(window.time_s_T), MOMENTS)
+            time_s = window.time_s_T[moments]
             strips = []
             try:
-                pixels = squares(reader, cache, clip, each.time_s_T[moments])
-                strips.append(
-                    Strip(
-                        "frame",
-                        "as the encoder sees it",
-                        [_frame(one) for one in pixels],
-                        is_grid=False,
-                    )
-                )
+                frames = [_frame(pixels) for pixels in squares(reader, windows.cache, clip, time_s)]
+                strips.append(Strip("frame", "as the encoder sees it", frames, is_grid=False))
             except BadInput as error:
                 missing = f"The frames themselves are not shown: {error}."
             for name, about, colours in rows:
                 tiles = [colours(index)[moment].reshape(*grid_hw, 3) for moment in moments]
                 strips.append(Strip(name, about, tiles, is_grid=True))
-            made.append(
-                Film(clip.clip_id, clip.label or "", each.time_s_T[moments].tolist(), strips)
-            )
-    return made, missing
+            films.append(Film(clip.clip_id, clip.label or "", time_s.tolist(), strips))
+    return films, missing
 
 
-def _look(windows: Windows, model: VideoModel | None, place: int) -> _Seen:
-    batch = windows.read([WindowRef(place, 0.5)])
+def _look(windows: Windows, model: VideoModel | None, clip_index: int) -> _Window:
+    """The window in the middle of a clip."""
+    batch = windows.read([WindowRef(clip_index, 0.5)])
     special, patches = windows.tokens(batch, torch.device("cpu"))
-    maps = {} if model is None else walk(model, special, patches)
-    return _Seen(place, batch.time_s_BT[0], patches[-1][0].float().numpy(), maps)
+    maps = {} if model is None else state_and_gates(model, special, patches)
+    return _Window(clip_index, batch.time_s_BT[0], patches[-1][0].float().numpy(), maps)
 
 
 @torch.inference_mode()
-def walk(
+def state_and_gates(
     model: VideoModel, special_1TSD: torch.Tensor, patches_1TPD: list[torch.Tensor]
 ) -> dict[tuple[str, str], np.ndarray]:
-    """One stream, frame by frame: (name, what it is) -> (T, P) of the norm of each patch token's
-    state, and of how far its gates are open, mean over channels and layers; without what the
-    temporal module does not have."""
+    """(Name, what it is) -> (T, P) of one stream that is read frame by frame: the norm of each
+    patch token's state, and how far its gates are open, mean over channels and layers.
+
+    A temporal module without state or gates has no entry for them.
+    """
     temporal, opened = model.temporal, dict[str, list[torch.Tensor]]()
     gates = [part for part in temporal.modules() if isinstance(part, Gate)]
 
@@ -155,7 +150,7 @@ def walk(
 
     hooks = [gate.register_forward_hook(watch) for gate in gates]
     state = temporal.initial_state(1, model.tokens_per_frame)
-    found: dict[tuple[str, str], list[torch.Tensor]] = {}
+    rows_of: dict[tuple[str, str], list[torch.Tensor]] = {}
     try:
         for t in range(special_1TSD.shape[1]):
             tokens_1ND = model.tokens_of(special_1TSD[:, t], [part[:, t] for part in patches_1TPD])
@@ -163,11 +158,11 @@ def walk(
             # Parts of the state that tell tokens apart are (B, N, ...).
             squared = [part[0].flatten(1).square().sum(1) for part in state if part.ndim > 2]
             if squared:
-                found.setdefault(("state", "norm of each token's state"), []).append(
+                rows_of.setdefault(("state", "norm of each token's state"), []).append(
                     torch.stack(squared).sum(0).sqrt()
                 )
             for opens, parts in opened.items():
-                found.setdefault(("gate", f"how far it {opens}"), []).append(
+                rows_of.setdefault(("gate", f"how far it {opens}"), []).append(
                     torch.stack(parts).mean(0)
                 )
             opened.clear()
@@ -175,7 +170,7 @@ def walk(
         for hook in hooks:
             hook.remove()
     patches = patches_1TPD[0].shape[2]
-    return {key: torch.stack(rows)[:, -patches:].float().numpy() for key, rows in found.items()}
+    return {key: torch.stack(rows)[:, -patches:].float().numpy() for key, rows in rows_of.items()}
 
 
 Colours = Callable[[int], np.ndarray]
@@ -205,9 +200,9 @@ def principal_colours(patches: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _of_maps(name: str, about: str, maps: list[np.ndarray]) -> tuple[str, str, Colours]:
-    low, high = np.percentile(np.concatenate([one.ravel() for one in maps]), CLIPPED)
+    low, high = np.percentile(np.concatenate([values_TP.ravel() for values_TP in maps]), CLIPPED)
     palette = colormaps["viridis"]
-    pictures = [palette(_bytes(one, low, high))[..., :3] for one in maps]
+    pictures = [palette(_bytes(values_TP, low, high))[..., :3] for values_TP in maps]
     colours = [(picture * 255).round().astype(np.uint8) for picture in pictures]
     return name, f"{about}, {low:.3g} (dark) to {high:.3g} (bright)", colours.__getitem__
 
@@ -226,14 +221,14 @@ def _frame(pixels_HWC: np.ndarray) -> np.ndarray:
 def sheet(films: list[Film], tile_px: int = 128, gap_px: int = 4) -> Image.Image:
     """All strips of all clips in one picture, for papers."""
     side = tile_px + gap_px
-    rows = [(place, strip) for place, film in enumerate(films) for strip in film.strips]
+    rows = [(number, strip) for number, film in enumerate(films) for strip in film.strips]
     width = max(len(strip.tiles) for _, strip in rows) * side - gap_px
     page = Image.new(
         "RGB", (width, len(rows) * side + 3 * gap_px * (len(films) - 1) - gap_px), "white"
     )
-    for row, (place, strip) in enumerate(rows):
+    for row, (number, strip) in enumerate(rows):
         for column, tile in enumerate(strip.tiles):
             how = Image.Resampling.NEAREST if strip.is_grid else Image.Resampling.LANCZOS
             picture = Image.fromarray(tile).resize((tile_px, tile_px), how)
-            page.paste(picture, (column * side, row * side + 3 * gap_px * place))
+            page.paste(picture, (column * side, row * side + 3 * gap_px * number))
     return page

@@ -40,22 +40,22 @@ def manifest_of(run: Run, cache: Cache) -> Manifest:
 
 
 def videos(data: ReportData, out: Path) -> tuple[dict[str, list[DrawnVideo]], str]:
-    """Setting -> clips as the best setting and the reference answer them, written into `out`; and
-    why some are missing."""
-    made: dict[str, list[DrawnVideo]] = {}
+    """Point -> clips as the best point and its reference answer them, written into `out`; and why
+    some are missing."""
+    drawn: dict[str, list[DrawnVideo]] = {}
     failures: list[str] = []
     for point in data.compared():
         try:
-            made[point.name] = _drawn(*data.shown(point), data.summary.split, out, failures.append)
+            drawn[point.name] = _drawn(*data.shown(point), data.summary.split, out, failures.append)
         except (StillframeError, NotImplementedError) as error:
-            return made, f"Not drawn for {point.name}: {error}."
-    return made, f"Not drawn: {'; '.join(dict.fromkeys(failures))}." if failures else ""
+            return drawn, f"Not drawn for {point.name}: {error}."
+    return drawn, f"Not drawn: {'; '.join(dict.fromkeys(failures))}." if failures else ""
 
 
 def _drawn(
     run: Run, checkpoint: str, split: str, out: Path, say: Callable[[str], None]
 ) -> list[DrawnVideo]:
-    made, cache = [], cache_of(run)
+    drawn, cache = [], cache_of(run)
     manifest = manifest_of(run, cache)
     for drawing in drawings(
         run, cache, CLIPS, split, checkpoint, manifest, allow_missing=True, say=say
@@ -66,8 +66,10 @@ def _drawn(
             for pixels_HWC in frames:
                 file.append(pixels_HWC)
         height, width = frames[0].shape[:2]
-        made.append(DrawnVideo(drawing.clip.clip_id, drawing.clip.label or "", path, width, height))
-    return made
+        drawn.append(
+            DrawnVideo(drawing.clip.clip_id, drawing.clip.label or "", path, width, height)
+        )
+    return drawn
 
 
 def _small(pixels_HWC: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ from pipeline.report.plots import front_of, mean_and_band
 from pipeline.report.provenance import common_part
 from pipeline.report.report import report
 from pipeline.report.source import find_source, read_runs, read_sweep
-from pipeline.report.token_maps import principal_colours, walk
+from pipeline.report.token_maps import principal_colours, state_and_gates
 from pipeline.train.evaluate import difference
 from pipeline.train.run import Run
 
@@ -442,7 +442,9 @@ def model_of(name: str) -> VideoModel:
 def test_states_and_gates_of_every_module_can_be_watched(name):
     model = model_of(name)
     special, patches = torch.randn(1, 5, 1, 16), torch.randn(1, 5, 6, 16)
-    found = {what: values for (what, _), values in walk(model, special, [patches]).items()}
+    found = {
+        what: values for (what, _), values in state_and_gates(model, special, [patches]).items()
+    }
     gates = [part for part in model.temporal.modules() if isinstance(part, Gate)]
     assert ("gate" in found) == bool(gates) == (name in GATED)
     assert ("state" in found) == (name != "identity")
@@ -461,7 +463,9 @@ def test_what_is_watched_is_what_the_module_does():
     model = model_of("gru")
     model.temporal = make("gru", layers=1)
     special, patches = torch.randn(1, 3, 1, 16), torch.randn(1, 3, 6, 16)
-    found = {what: values for (what, _), values in walk(model, special, [patches]).items()}
+    found = {
+        what: values for (what, _), values in state_and_gates(model, special, [patches]).items()
+    }
     (layer,) = model.temporal.layers
     h = torch.zeros(7, 16)
     with torch.no_grad():
