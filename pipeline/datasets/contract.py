@@ -5,16 +5,16 @@ once, then `targets()` for each clip. Coordinates are normalised to [0, 1] in th
 frame (x over its width, y over its height; a pixel's centre lies at (i + 0.5) / size); times are
 seconds of the source.
 
-Truth beyond the label has these names and shapes, F being the target's own frames, whose times
-stand beside it:
+Truth beyond the label has these names and shapes, F being the target's own frames. The times of
+`boxes`, `points`, `depth_m` and `pose` stand beside them as `boxes_time_s` and so on, (F,) float64:
 
-    boxes    (O, F, 4)   float32  xyxy of each object; NaN where it is absent              boxes_time_s    (F,) float64
-    points   (Q, F, 2)   float32  xy of each track; NaN where it is not known              points_time_s   (F,) float64
-    visible  (Q, F)      bool     whether the point is seen; only with points
-    depth_m  (F, H, W)   float16 or float32, distance along the optical axis in metres     depth_m_time_s  (F,) float64
-                         at any resolution over the whole source frame; 0 where unknown
-    pose     (F, 4, 4)   float64  camera to world, in metres; axes x right, y down,        pose_time_s     (F,) float64
-                         z forward; NaN where unknown
+    boxes    (O, F, 4)  float32  xyxy of each object; NaN where it is absent
+    points   (Q, F, 2)  float32  xy of each track; NaN where it is not known
+    visible  (Q, F)     bool     whether the point is seen; only with points, and at their times
+    depth_m  (F, H, W)  float16 or float32, distance along the optical axis in metres at any
+                        resolution over the whole source frame; 0 where unknown
+    pose     (F, 4, 4)  float64  camera to world, in metres; axes x right, y down, z forward; NaN
+                        where unknown
 """
 
 from __future__ import annotations

@@ -4,9 +4,11 @@ boxes are taken.
 Written against the archives of DAVIS 2016 (one object) and DAVIS 2017 (several; trainval and
 test-dev), as they unpack:
 
-    root/JPEGImages/480p/<sequence>/00000.jpg          or Full-Resolution (2017), 1080p (2016)
-    root/Annotations/480p/<sequence>/00000.png         2016: grey, 0 and 255; 2017: a palette, whose index is the object
-    root/ImageSets/2017/{train,val,test-dev}.txt       names of sequences; 2016: ImageSets/480p/*.txt, paths of frames
+    root/JPEGImages/480p/<sequence>/00000.jpg     or Full-Resolution (2017), 1080p (2016)
+    root/Annotations/480p/<sequence>/00000.png    2016: grey, 0 and 255; 2017: a palette, whose
+                                                  index is the object
+    root/ImageSets/2017/{train,val,test-dev}.txt  names of sequences; 2016: ImageSets/480p/*.txt,
+                                                  paths of frames
 
 The masks are read as davis2017-evaluation reads them: 255 is void, unless it is the only value
 beside 0. An object's box is the smallest one around its pixels; where it has none it is absent. The
@@ -128,7 +130,8 @@ class Dataset(DatasetPlugin):
             split_of |= dict.fromkeys(listed, split)
         if not split_of:
             raise BadInput(
-                f"{sets / folder} holds no {', '.join(f'{name}.txt' for name in SPLITS)} with sequences"
+                f"{sets / folder} holds no {', '.join(f'{name}.txt' for name in SPLITS)} with "
+                "sequences"
             )
         unlisted = [sequence for sequence in on_disk if sequence not in split_of]
         if unlisted:

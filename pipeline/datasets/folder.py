@@ -1,8 +1,9 @@
 """Your own labelled videos: one folder per label, or a CSV file.
 
-    root/<label>/**/*.mp4                  the folder is the label; the split is drawn, the same on every machine
-    root/{train,val,test}/<label>/**/*     the first folder is the split
-    root/labels.csv                        columns path, label and, if wanted, split, start_s, stop_s
+    root/<label>/**/*.mp4               the folder is the label; the split is drawn, the same on
+                                        every machine
+    root/{train,val,test}/<label>/**/*  the first folder is the split
+    root/labels.csv                     columns path, label and, if wanted, split, start_s, stop_s
 
 A folder that holds two or more images, and no video, is one video too, `image_fps` images a second.
 A clip's id is its path under the root, suffix and all, so that `a.mp4` and `a.mov` stay two clips.
@@ -117,7 +118,8 @@ class Dataset(DatasetPlugin):
         sources = find_media(self)
         top = {parts[0] for source in sources if len(parts := PurePosixPath(source).parts) > 1}
         splits = top & set(SPLITS)
-        # A label may well be called "train": splits are meant when there are two of them, or nothing else.
+        # A label may well be called "train": splits are meant when there are two of them, or
+        # nothing else.
         has_splits = len(splits) > 1 or (bool(splits) and splits == top)
         if has_splits and splits != top:
             raise BadInput(
@@ -222,7 +224,8 @@ def read_csv(root: Path, name: str) -> Iterator[Row]:
                     raise BadInput(f"{where} repeats line {first_line[row.clip_id]}: {row.clip_id}")
                 if split_of.setdefault(row.source, row.split) != row.split:
                     raise BadInput(
-                        f"{where}: {row.source} is in split '{split_of[row.source]}' further up, '{row.split}' here"
+                        f"{where}: {row.source} is in split '{split_of[row.source]}' further up, "
+                        f"'{row.split}' here"
                     )
                 first_line[row.clip_id] = reader.line_num
                 yield row
@@ -240,7 +243,8 @@ def _check_columns(path: Path, found: Iterable[str]) -> None:
     for column in ("path", "label"):
         if column not in found:
             raise BadInput(
-                f"{path} line 1: column '{column}' is missing; found: {', '.join(found) or 'nothing'}"
+                f"{path} line 1: column '{column}' is missing; found: "
+                f"{', '.join(found) or 'nothing'}"
             )
 
 
@@ -265,7 +269,8 @@ def _row(root: Path, record: Mapping[str | None, str | None], where: str) -> Row
     stop_s = _seconds(cells, "stop_s", where)
     if stop_s is not None and stop_s <= (start_s or 0.0):
         raise BadInput(
-            f"{where}: wanted start_s < stop_s, found {cells.get('start_s') or 0} and {cells['stop_s']}"
+            f"{where}: wanted start_s < stop_s, found {cells.get('start_s') or 0} and "
+            f"{cells['stop_s']}"
         )
     return Row(str(source), cells["label"], cells.get("split"), start_s or 0.0, stop_s)
 

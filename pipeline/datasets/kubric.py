@@ -1,7 +1,7 @@
 """Kubric MOVi-E and MOVi-F: rendered scenes with depth, poses, boxes and point tracks (Greff et
 al., CVPR 2022).
 
-    root/**/dataset_info.json                                    as TensorFlow Datasets writes them (movi_e/256x256/1.0.0)
+    root/**/dataset_info.json  as TensorFlow Datasets writes them (movi_e/256x256/1.0.0)
     root/**/movi_e-{train,validation,test}.tfrecord-00000-of-01024
 
 Read without TensorFlow. One clip `<folder>/<split>/<video_name>` per record, 12 frames per second;
@@ -9,10 +9,12 @@ Read without TensorFlow. One clip `<folder>/<split>/<video_name>` per record, 12
 damaged or cut off file count up to the damage, which is listed, as are files that are missing and
 files that do not hold as many records as dataset_info.json says.
 
-    pose      Blender's camera (y up, looking along -z) turned to x right, y down, z forward
-    depth_m   the record holds the distance from the camera's centre; here it is divided by the length of the pixel's ray
-    boxes     2-D boxes of all instances; NaN in frames where an instance is not seen
-    points    computed here, as records hold none, by the rules of kubric's own challenge: see `_tracks.py`
+    pose     Blender's camera (y up, looking along -z) turned to x right, y down, z forward
+    depth_m  the record holds the distance from the camera's centre; here it is divided by the
+             length of the pixel's ray
+    boxes    2-D boxes of all instances; NaN in frames where an instance is not seen
+    points   computed here, as records hold none, by the rules of kubric's own challenge: see
+             `_tracks.py`
 
 Written against challenges/movi/movi_e.py (version 1.0.0) of github.com/google-research/kubric and
 example_serializer.py of github.com/tensorflow/datasets.
@@ -181,7 +183,8 @@ def boxes(example: Example, frames: int) -> np.ndarray:
         len(frame) and not 0 <= frame.min() <= frame.max() < frames
     ):
         raise BadInput(
-            f"{example.where}: {len(yxyx)} boxes, {len(frame)} frames of them and rows {lengths.tolist()} disagree"
+            f"{example.where}: {len(yxyx)} boxes, {len(frame)} frames of them and rows "
+            f"{lengths.tolist()} disagree"
         )
     xyxy = np.full((len(lengths), frames, 4), np.nan, np.float32)
     xyxy[np.repeat(np.arange(len(lengths)), lengths), frame] = yxyx[:, [1, 0, 3, 2]]

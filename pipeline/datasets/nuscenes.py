@@ -1,8 +1,8 @@
 """nuScenes: front camera of city drives, all frames (about 12 per second) with the camera's pose
 (Caesar et al., CVPR 2020).
 
-    root/v1.0-{trainval,mini,test}/*.json       tables
-    root/{samples,sweeps}/CAM_FRONT/*.jpg       key frames (2 per second), and the frames between them
+    root/v1.0-{trainval,mini,test}/*.json  tables
+    root/{samples,sweeps}/CAM_FRONT/*.jpg  key frames (2 per second), and the frames between them
 
 One clip per scene of about 20 s, with the true times of sample_data.json, which are not even. A
 pose is the calibration of the camera on the car followed by the car's own pose at the camera's
@@ -33,7 +33,8 @@ from pipeline.errors import BadInput, unknown_name
 CHANNEL = "CAM_FRONT"
 Row = dict[str, Any]
 VAL = (
-    "3 12-18 35-36 38-39 92-110 221 268-278 329-332 344-346 519-524 552-565 625-627 629-630 632-638 770-771 775 777-778 "
+    "3 12-18 35-36 38-39 92-110 221 268-278 329-332 344-346 519-524 552-565 625-627 629-630 "
+    "632-638 770-771 775 777-778 "
     "780-784 794-800 802 904-917 919-931 962-963 966-969 971-972 1059-1073"
 )
 """Numbers of the 150 scenes of the official split `val` of v1.0-trainval."""
@@ -76,7 +77,8 @@ class Dataset(RecordingDataset):
             if row["calibrated_sensor_token"] in mounted:
                 if scene_of.get(row["sample_token"]) not in scenes:
                     raise BadInput(
-                        f"{tables / 'sample_data.json'}: row {row['token']} belongs to no sample of a scene"
+                        f"{tables / 'sample_data.json'}: row {row['token']} belongs to no sample "
+                        "of a scene"
                     )
                 frames[scene_of[row["sample_token"]]].append(row)
         wanted = {row["ego_pose_token"] for rows in frames.values() for row in rows}

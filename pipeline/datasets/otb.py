@@ -3,9 +3,10 @@
 Written against OTB-2015, which holds OTB-2013 (cvlab.hanyang.ac.kr/tracker_benchmark), as its
 archives unpack:
 
-    root/<sequence>/img/0001.jpg                       numbered from 1, sometimes from elsewhere
-    root/<sequence>/groundtruth_rect.txt               x,y,w,h of one image per line, split by commas, tabs or blanks
-    root/<sequence>/groundtruth_rect.{1,2}.txt         two objects (Jogging, Skating2)
+    root/<sequence>/img/0001.jpg                numbered from 1, sometimes from elsewhere
+    root/<sequence>/groundtruth_rect.txt        x,y,w,h of one image per line, split by commas, tabs
+                                                or blanks
+    root/<sequence>/groundtruth_rect.{1,2}.txt  two objects (Jogging, Skating2)
 
 x and y are pixels counted from 1, so that a box begins at the pixel edge x - 1. A box without area
 marks an absent object. Line k belongs to the k-th image, except in five sequences of which only a
@@ -122,7 +123,8 @@ class Dataset(DatasetPlugin):
                 )
             absent = np.flatnonzero(~present(own)) + 1
             if len(absent):
-                lost = f"{len(absent)} of {len(own)} boxes have no area inside the frame and count as absent"
+                count = f"{len(absent)} of {len(own)}"
+                lost = f"{count} boxes have no area inside the frame and count as absent"
                 note(self, source, f"{lost}: lines {few(absent.tolist())}")
         return boxes
 

@@ -4,8 +4,11 @@ once a second.
 Written against the files of the 2023 challenge (github.com/google-deepmind/perception_test), as
 they unpack:
 
-    root/**/video_1234.mp4                              train_videos.zip, valid_videos.zip, ...; any folder below the root
-    root/**/{point_tracking_,all_}{train,valid,test}.json             or object_tracking_{valid,test}_subset.json, sample.json
+    root/**/video_1234.mp4                                 train_videos.zip, valid_videos.zip, ...;
+                                                           any folder below the root
+    root/**/{point_tracking_,all_}{train,valid,test}.json  or
+                                                           object_tracking_{valid,test}_subset.json,
+                                                           sample.json
 
 A file maps video ids to their annotations: `metadata` (video_id, split, frame_rate, num_frames,
 resolution), `point_tracking` and `object_tracking`. A track has `frame_ids` and, of these frames,
@@ -100,7 +103,10 @@ class Dataset(DatasetPlugin):
                 )
             missing = [video_id for video_id in found if video_id not in sources]
             if missing:
-                reason = f"{len(missing)} of {len(found)} videos with {self.settings.task} are not there: {few(missing)}"
+                reason = (
+                    f"{len(missing)} of {len(found)} videos with {self.settings.task} are not "
+                    f"there: {few(missing)}"
+                )
                 note(self, path.relative_to(self.root).as_posix(), reason)
         found_ids = [video_id for video_id in split_of if video_id in sources]
         found_ids.sort(key=lambda video_id: list(SPLITS.values()).index(split_of[video_id]))
@@ -198,7 +204,8 @@ class Dataset(DatasetPlugin):
                 note(
                     self,
                     source,
-                    f"{absent} of {len(boxes)} boxes have no area inside the frame and count as absent",
+                    f"{absent} of {len(boxes)} boxes have no area inside the frame and count as "
+                    "absent",
                 )
 
 
@@ -209,7 +216,8 @@ def _read_track(track: object, task: str, where: str) -> Track:
     ).astype(np.int64)
     if len(frame_ids) == 0 or frame_ids[0] < 0 or (np.diff(frame_ids) <= 0).any():
         raise BadInput(
-            f"{where}: frame_ids must be increasing and at least one, found {few(frame_ids.tolist())}"
+            f"{where}: frame_ids must be increasing and at least one, found "
+            f"{few(frame_ids.tolist())}"
         )
     if task == "point_tracking":
         values = numbers(field(track, "points", list, where), (2, None), f"{where} points").T[

@@ -59,7 +59,8 @@ class Settings(plugins.Settings):
         for name, values in (("speeds", self.speeds), ("directions", self.directions)):
             if not values or len(set(values)) < len(values):
                 raise ValueError(
-                    f"{name} must be different from one another and at least one, found {list(values)}"
+                    f"{name} must be different from one another and at least one, found "
+                    f"{list(values)}"
                 )
         if not all(0 < speed < float("inf") for speed in self.speeds):
             raise ValueError(f"speeds must be above 0, found {list(self.speeds)}")
@@ -102,13 +103,15 @@ class Dataset(DatasetPlugin):
         ]:
             fps = facts.pop(source).fps
             self.rejected[source] = (
-                f"too few frames: {fps:g} per second, wanted at least {self.settings.min_fps:g} (min_fps)"
+                f"too few frames: {fps:g} per second, wanted at least {self.settings.min_fps:g} "
+                "(min_fps)"
             )
         stretches = {source: self._stretches(facts[source]) for source in facts}
         for source in [source for source in facts if not stretches[source]]:
             del stretches[source]
             self.rejected[source] = (
-                f"too short: {_length(facts[source])}, wanted at least {self.settings.min_s:g} s (min_s)"
+                f"too short: {_length(facts[source])}, wanted at least {self.settings.min_s:g} s "
+                "(min_s)"
             )
         split = draw_splits(
             dict.fromkeys(stretches, ""), self.settings.val_fraction, self.settings.seed

@@ -1,9 +1,10 @@
 """ScanNet v2: indoor scans with depth and camera poses, from `.sens` files or from folders that
 SensReader exported.
 
-    root/**/scene0000_00/scene0000_00.sens                      as downloaded (scans/, scans_test/)
-    root/**/scene0000_00/{color,depth,pose}/17.{jpg,png,txt}    as SensReader's reader.py exports them; used where both exist
-    root/scannetv2_{train,val,test}.txt                         the official splits: one scan per line
+    root/**/scene0000_00/scene0000_00.sens                    as downloaded (scans/, scans_test/)
+    root/**/scene0000_00/{color,depth,pose}/17.{jpg,png,txt}  as SensReader's reader.py exports
+                                                              them; used where both exist
+    root/scannetv2_{train,val,test}.txt                       the official splits: one scan per line
 
 Depth is in millimetres, 0 where unknown, and seen by a camera of nearly the same view as the colour
 camera; it is taken as it is. A pose is camera to world; where tracking was lost it is -inf and
@@ -116,7 +117,10 @@ class Dataset(RecordingDataset):
             names = [name for name in listed if listed[name] == split]
             missing = [name for name in names if name not in scans]
             if missing:
-                text = f"{len(missing)} of the {len(names)} scans it lists are not there; first {missing[0]}"
+                text = (
+                    f"{len(missing)} of the {len(names)} scans it lists are not there; "
+                    f"first {missing[0]}"
+                )
                 self.rejected[f"scannetv2_{split}.txt"] = text
 
     def _from_sens(self, name: str, split: str, path: Path) -> Recording:

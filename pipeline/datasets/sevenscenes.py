@@ -81,7 +81,10 @@ class Dataset(RecordingDataset):
 
     def _note_missing(self, scene: Path, missing: list[str], total: int) -> None:
         if missing:
-            text = f"{len(missing)} of the {total} sequences that its split files list are not there; first {missing[0]}"
+            text = (
+                f"{len(missing)} of the {total} sequences that its split files list are not there; "
+                f"first {missing[0]}"
+            )
             self.rejected[f"{self.name_of(scene)}: sequences"] = text
 
     def _read(self, folder: Path, split: str, files: dict[str, dict[int, Path]]) -> Recording:

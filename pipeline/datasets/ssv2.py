@@ -4,9 +4,12 @@ happens.
 Written against the release of 20BN (2018) and its re-release by Qualcomm (2022), which differ in
 the names of the annotations:
 
-    root/**/20bn-something-something-v2/<id>.webm                     the videos; any folder below the root will do
-    root/**/something-something-v2-{labels,train,validation,test}.json      20BN
-    root/**/labels/{labels,train,validation,test}.json, test-answers.csv    Qualcomm
+    root/**/20bn-something-something-v2/<id>.webm                 the videos; any folder below the
+                                                                  root will do
+    root/**/something-something-v2-{labels,train,validation,test}.json
+                                                                  20BN
+    root/**/labels/{labels,train,validation,test}.json, test-answers.csv
+                                                                  Qualcomm
 
 An entry names its class in `template`, in which placeholders stand in brackets: "Putting
 [something] into [something]". Without the brackets it is a key of the labels file, and that is the
@@ -65,7 +68,10 @@ class Dataset(DatasetPlugin):
                 if labels_path is None
                 else " or ".join(f"{name}.json" for name in SPLITS)
             )
-            hint = f"put the annotations beside the videos, the names as released, with or without '{PREFIX}'"
+            hint = (
+                "put the annotations beside the videos, the names as released, with or without "
+                f"'{PREFIX}'"
+            )
             raise BadInput(f"{self.root} holds no {lacking} of Something-Something v2", hint)
         labels = read_json(labels_path, dict)
         answers = find_file(self.root, files, [ANSWERS])

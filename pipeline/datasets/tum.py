@@ -1,7 +1,8 @@
 """TUM RGB-D: hand-held and robot sequences with depth and motion-captured camera poses (Sturm et
 al., IROS 2012).
 
-    root/<sequence>/{rgb,depth,groundtruth}.txt     `time file` and `time tx ty tz qx qy qz qw`, times in seconds
+    root/<sequence>/{rgb,depth,groundtruth}.txt  `time file` and `time tx ty tz qx qy qz qw`, times
+                                                 in seconds
     root/<sequence>/{rgb,depth}/<time>.png
 
 The root may also be one sequence. The three are recorded at different times: a colour frame gets

@@ -5,8 +5,11 @@ Written against the Parquet release of the perception data (v2.0.0 and v2.0.1;
 github.com/waymo-research/waymo-open-dataset, src/waymo_open_dataset/v2), of which it reads two
 components, one file per segment:
 
-    root/{training,validation}/camera_image/<segment>.parquet     key.*, [CameraImageComponent].image: JPEG
-    root/{training,validation}/camera_box/<segment>.parquet       key.*, [CameraBoxComponent].box.{center,size}.{x,y}, .type
+    root/{training,validation}/camera_image/<segment>.parquet  key.*, [CameraImageComponent].image:
+                                                               JPEG
+    root/{training,validation}/camera_box/<segment>.parquet    key.*, .type,
+                                                               [CameraBoxComponent].box.*.{x,y} of
+                                                               center and size
 
 No decoder finds a video in a Parquet file. So the images of the chosen camera are copied out once,
 byte for byte, and the clips read those; folders that are there already are not written again:
@@ -137,16 +140,21 @@ class Dataset(DatasetPlugin):
                 ("camera_box", images - boxes, images),
             ):
                 if missing:
-                    reason = f"{len(missing)} of {len(there)} segments are not there: {few(sorted(missing))}"
+                    count = f"{len(missing)} of {len(there)}"
+                    reason = f"{count} segments are not there: {few(sorted(missing))}"
                     note(self, f"{folder}/{part}", reason)
             for segment in sorted(images & boxes):
                 if segment in segments:
                     raise BadInput(
-                        f"{self.official}: segment {segment} is in {segments[segment]} and in {folder}"
+                        f"{self.official}: segment {segment} is in {segments[segment]} and in "
+                        f"{folder}"
                     )
                 segments[segment] = folder
         if not segments and not self.rejected:
-            wanted = f"wanted {' or '.join(SPLITS)} with folders camera_image and camera_box of .parquet files"
+            wanted = (
+                f"wanted {' or '.join(SPLITS)} with folders camera_image and camera_box of "
+                ".parquet files"
+            )
             raise BadInput(
                 f"{self.official} holds no segments of the Waymo Open Dataset v2", wanted
             )

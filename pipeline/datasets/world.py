@@ -94,7 +94,8 @@ class Settings(plugins.Settings):
             found = getattr(self, name)
             if self.scene == "plane" and found != getattr(at_rest, name):
                 raise ValueError(
-                    f"{name} is a setting of scene 'room', found {name} = {found:g} with scene 'plane'"
+                    f"{name} is a setting of scene 'room', found {name} = {found:g} with scene "
+                    "'plane'"
                 )
         return self
 
@@ -177,7 +178,8 @@ class Dataset(DatasetPlugin):
     def _claim_root(self) -> None:
         """Writes `world.json`, or checks that the one there says the same: two worlds never mix in
         one folder."""
-        # The split is a matter of the manifest, not of the pixels; the plane knows nothing of the room.
+        # The split is a matter of the manifest, not of the pixels; the plane knows nothing of the
+        # room.
         left_out = {
             "val_fraction",
             *(("scene", *ROOM_SETTINGS) if self.settings.scene == "plane" else ()),

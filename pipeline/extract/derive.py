@@ -117,7 +117,8 @@ def _require_layers(source: Cache, layers: tuple[int, ...]) -> None:
         )
     if source.shape.special_tokens and layers[-1] != held[-1]:
         raise BadInput(
-            f"cannot derive layers {list(layers)} from {source}: its special tokens are those of layer {held[-1]}, and "
+            f"cannot derive layers {list(layers)} from {source}: its special tokens are those of "
+            f"layer {held[-1]}, and "
             f"the special tokens of layer {layers[-1]} are not stored",
             f"keep layer {held[-1]}, or extract again",
         )
@@ -127,7 +128,8 @@ def _require_views(source: Cache, spec: CacheSpec) -> None:
     missing = [view.name for view in spec.views if source.views.get(view.name) != view]
     if missing:
         raise BadInput(
-            f"cannot derive views {missing} from {source}, which holds {list(source.views)}, or holds them otherwise",
+            f"cannot derive views {missing} from {source}, which holds {list(source.views)}, or "
+            "holds them otherwise",
             "leave them out, or extract again",
         )
 

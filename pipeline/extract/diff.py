@@ -149,7 +149,8 @@ def _derivation(
     if not sets:
         return None, ""
     return (
-        f"stillframe derive {shlex.quote(str(cache))} --out {shlex.quote(str(cache.storage.parent))} {' '.join(sets)}",
+        f"stillframe derive {shlex.quote(str(cache))} --out "
+        f"{shlex.quote(str(cache.storage.parent))} {' '.join(sets)}",
         "",
     )
 

@@ -2,11 +2,11 @@
 bounded channels.
 
 Processes decode the next videos, the calling thread resizes and encodes, one more thread writes.
-One decode serves several caches: each is a `CacheTarget` with its own encoder, rate and stores. A batch of
-frames runs across the borders of videos but never of stores, so the bytes of a store depend on
-nothing but its plan. A video that cannot be decoded is listed with its reason, and what was decoded
-of it before is kept. What is the machine's fault (files that cannot be read) ends the run instead:
-it says nothing about the video.
+One decode serves several caches: each is a `CacheTarget` with its own encoder, rate and stores. A
+batch of frames runs across the borders of videos but never of stores, so the bytes of a store
+depend on nothing but its plan. A video that cannot be decoded is listed with its reason, and what
+was decoded of it before is kept. What is the machine's fault (files that cannot be read) ends the
+run instead: it says nothing about the video.
 """
 
 from __future__ import annotations

@@ -76,59 +76,69 @@ def extract_all(
     workers, whose logs go to `logs`. Raises BadInput where a cache there was made from something
     else, StillframeError where it cannot be written.
     """
-    given, device = device, chosen(device)
+    device_name, device = None if device is None else str(device), chosen(device)
+    encoders = load_encoders(specs, device)
     caches = [
-        (create_or_open(one, manifest, out, encoder, device, limits, say), encoder)
-        for one, encoder in load_encoders(specs, device)
+        create_or_open(spec, manifest, out, encoder, device, limits, say)
+        for spec, encoder in encoders
     ]
-    for cache, _ in caches:
-        redo = (
-            [store for store, receipt in cache.receipts.items() if receipt.failures]
-            if retry_failed
-            else []
-        )
-        if redo or cache.missing_stores():
-            require_videos(manifest)
-        for store in redo:
-            forget_store(cache, store)
-    places = [cache.storage.address for cache, _ in caches]
-    job = extraction_job(places, manifest, None if given is None else str(given), decoders, limits)
-    to_fill = [(cache, encoder, reusable_caches(cache)) for cache, encoder in caches]
-    expected = {
-        str(cache): _announce_reuse(cache, reusables, say) for cache, _, reusables in to_fill
-    }
+    for cache in caches:
+        _prepare_stores(cache, manifest, retry_failed)
+    to_fill = [
+        (cache, encoder, reusable_caches(cache))
+        for cache, (_, encoder) in zip(caches, encoders, strict=True)
+    ]
+    reused = {cache.name: _announce_reuse(cache, others, say) for cache, _, others in to_fill}
+    addresses = [cache.storage.address for cache in caches]
+    job = extraction_job(addresses, manifest, device_name, decoders, limits)
     if engine is None:
         fill(to_fill, manifest.videos, job, device, on_progress)
     else:
-        run_on_launcher([cache for cache, _ in caches], job, engine, logs, on_progress)
-    complete = [Cache(cache.storage) for cache, _ in caches]
+        run_on_launcher(caches, job, engine, logs, on_progress)
+    complete = [Cache(cache.storage) for cache in caches]
     for cache in complete:
-        whole = [store for store in expected[str(cache)] if not cache.receipt(store).taken_from]
-        if whole:
-            say(
-                f"{cache.name}: {len(whole)} stores made whole, since what lies beside is of other frames or damaged: {whole}"
-            )
+        _announce_not_reused(cache, reused[cache.name], say)
     return complete
 
 
+def _prepare_stores(cache: Cache, manifest: Manifest, retry_failed: bool) -> None:
+    """Forgets the stores that hold a failed video, if these are to be redone. Raises BadInput, and
+    forgets nothing, where there is something to do and no video is there."""
+    redo = []
+    if retry_failed:
+        redo = [store for store, receipt in cache.receipts.items() if receipt.failures]
+    if redo or cache.missing_stores():
+        require_videos(manifest)
+    for store in redo:
+        forget_store(cache, store)
+
+
 def _announce_reuse(
-    cache: Cache, reusables: Sequence[ReusableCache], say: Callable[[str], None]
+    cache: Cache, others: Sequence[ReusableCache], say: Callable[[str], None]
 ) -> list[int]:
     """The missing stores of which other caches hold a part, told one cache after the other."""
-    left = cache.missing_stores()
-    given: list[int] = []
-    for reusable in reusables:
-        has = {store: reusable.has(store, cache.plan[store]) for store in left}
-        stores = [store for store in left if has[store]]
-        left = [store for store in left if not has[store]]
-        given += stores
+    missing = cache.missing_stores()
+    reused: list[int] = []
+    for other in others:
+        stores = [store for store in missing if other.has(store, cache.plan[store])]
+        missing = [store for store in missing if store not in stores]
+        reused += stores
         if stores:
-            ours = ", ".join(name for name in cache.token_arrays if name not in reusable.names)
-            theirs = f"{', '.join(reusable.names)} taken over from {reusable.cache.name}"
+            ours = ", ".join(name for name in cache.token_arrays if name not in other.names)
             say(
-                f"{cache.name}: {theirs} in {len(stores)} of {len(cache.plan)} stores; encoding {ours}"
+                f"{cache.name}: {', '.join(other.names)} taken over from {other.cache.name} in "
+                f"{len(stores)} of {len(cache.plan)} stores; encoding {ours}"
             )
-    return given
+    return reused
+
+
+def _announce_not_reused(cache: Cache, reused: list[int], say: Callable[[str], None]) -> None:
+    whole = [store for store in reused if not cache.receipt(store).taken_from]
+    if whole:
+        say(
+            f"{cache.name}: {len(whole)} stores made whole, since what lies beside is of other "
+            f"frames or damaged: {whole}"
+        )
 
 
 def extraction_job(

@@ -59,7 +59,8 @@ def repair(
     Raises BadInput, having changed nothing, where what is needed is not there.
     """
     cache = found.cache
-    for file, problem in found.cache_problems.items():
+    if found.cache_problems:
+        file, problem = next(iter(found.cache_problems.items()))
         raise BadInput(
             f"{cache}/{file} cannot be mended from stores: {problem}", advice(cache, file)
         )
@@ -98,7 +99,8 @@ def find_source(cache: Cache) -> Cache:
         if other.fingerprint == cache.header.derived_from:
             return other
     raise BadInput(
-        f"{cache} was derived from the cache {cache.header.derived_from}, which is not in {cache.storage.parent}",
+        f"{cache} was derived from the cache {cache.header.derived_from}, which is not in "
+        f"{cache.storage.parent}",
         "say where: --source CACHE",
     )
 
@@ -134,7 +136,8 @@ def _maker(
     lost = [name for name in wanted if not (folder / name).exists()]
     if lost:
         raise BadInput(
-            f"{len(lost)} of the {len(wanted)} videos of the damaged stores are not in {folder}, the first is {lost[0]}",
+            f"{len(lost)} of the {len(wanted)} videos of the damaged stores are not in {folder}, "
+            f"the first is {lost[0]}",
             "say where the videos are: --root DIR",
         )
     device = chosen(device)
@@ -160,7 +163,8 @@ def _derivation(cache: Cache, source: Cache, stores: list[int]) -> Derivation:
     """Refuses a source that is another, or damaged where it is needed."""
     if source.fingerprint != cache.header.derived_from:
         raise BadInput(
-            f"{cache} was derived from the cache {cache.header.derived_from}, {source} is {source.fingerprint}",
+            f"{cache} was derived from the cache {cache.header.derived_from}, {source} is "
+            f"{source.fingerprint}",
             "say where that one is: --source CACHE",
         )
     wanted = {video for store in stores for video in cache.plan[store]}

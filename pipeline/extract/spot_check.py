@@ -184,7 +184,8 @@ def _cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def _report(
     cache: Cache, found: list[VideoCheck], changed: dict[str, str], seed: int
 ) -> dict[str, Any]:
-    # How much the codec of its source lost is not in a derived cache, so nothing can be held against it.
+    # How much the codec of its source lost is not in a derived cache, so nothing can be held
+    # against it.
     judged = cache.header.derived_from is None
     arrays, worst, drifted = {}, [], set()
     for name in cache.token_arrays if found else ():

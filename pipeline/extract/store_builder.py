@@ -41,7 +41,7 @@ class StoreBuilder:
     """
 
     def __init__(self, cache: Cache, store: int, reusable: ReusableCache | None = None) -> None:
-        """`reusable`: a cache whose token arrays are linked into this store instead of being appended."""
+        """`reusable`: a cache whose token arrays are linked into this store, and not appended."""
         self.cache, self.store, self.reusable = cache, store, reusable
         self.tokens = [
             name for name in cache.token_arrays if reusable is None or name not in reusable.names
@@ -89,8 +89,8 @@ class StoreBuilder:
     def commit(self, seconds: Mapping[str, float], device: str) -> Receipt | None:
         """Makes the store exist; `seconds` of work it took, and where its tokens were made.
 
-        None, and it does not exist, if what the other cache has is of other frames or damaged. Raises
-        FileNotFoundError where what was written of it has been cleared away.
+        None, and it does not exist, if what the other cache has is of other frames or damaged.
+        Raises FileNotFoundError where what was written of it has been cleared away.
         """
         staged, writer = self._writer()
         rows = np.array(list(self.rows.values()), np.int64).reshape(-1, 2)
@@ -125,9 +125,12 @@ class StoreBuilder:
             if self.reusable
             else {},
         )
-        # What has been written of a store is cleared away by a worker that takes it over; the rest of it is not the store.
-        for file in sorted(receipt.files.keys() - LocalFolder(staged).sizes("").keys()):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{staged}/{file}")
+        # What has been written of a store is cleared away by a worker that takes it over; the rest
+        # of it is not the store.
+        lost = receipt.files.keys() - LocalFolder(staged).sizes("").keys()
+        if lost:
+            first = f"{staged}/{min(lost)}"
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), first)
         commit_store(self.cache, staged, receipt)
         return receipt
 

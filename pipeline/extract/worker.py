@@ -122,13 +122,15 @@ def load_encoder(cache: Cache, device: torch.device) -> EncoderPlugin:
     encoder = make_encoder(cache.cache_spec, device)
     if encoder.identity != cache.header.encoder:
         raise BadInput(
-            f"encoder '{cache.cache_spec.encoder.name}' is not the one that {cache} was begun with: "
+            f"encoder '{cache.cache_spec.encoder.name}' is not the one that {cache} was begun "
+            "with: "
             "weights or configuration differ",
             "give every worker the same files, or extract again",
         )
     if probe.decoder_identity() != cache.header.decoder:
         raise BadInput(
-            f"the decoder here is {probe.decoder_identity()}, {cache} was begun with {cache.header.decoder}",
+            f"the decoder here is {probe.decoder_identity()}, {cache} was begun with "
+            f"{cache.header.decoder}",
             "give every worker the same version of PyAV, or extract again",
         )
     return encoder

@@ -5,10 +5,11 @@ None of their official layouts is a readable video: frames lie inside large file
 or in several folders with times elsewhere. So `clips()` lays every recording out once, as one image
 folder with its true times, and the clip reads that:
 
-    FRAMES_DIR/<clip>/frame_000000.jpg ...   frames in order of time: links to the official files, or, where frames lie inside a
-                                             larger file, their bytes as they stand there; no pixel
-                                             is encoded anew
-    FRAMES_DIR/<clip>/timestamps.txt         seconds since the recording's first frame, one line per frame
+    FRAMES_DIR/<clip>/frame_000000.jpg ...  frames in order of time: links to the official files,
+                                            or, where frames lie inside a larger file, their bytes
+                                            as they stand there; no pixel is encoded anew
+    FRAMES_DIR/<clip>/timestamps.txt        seconds since the recording's first frame, one line per
+                                            frame
 
 FRAMES_DIR is the setting `frames_dir`; nothing else is written, and the official files are never
 touched. Links are relative where FRAMES_DIR lies inside the root. A recording that is laid out
@@ -232,7 +233,8 @@ class RecordingDataset(DatasetPlugin):
             maps = [self._small_depth(depth) for depth in recording.depth if depth is not None]
             if len({depth.shape for depth in maps}) > 1:
                 raise BadInput(
-                    f"{self.where(recording.images[0])}: the depth maps of '{recording.name}' differ in size"
+                    f"{self.where(recording.images[0])}: the depth maps of '{recording.name}' "
+                    "differ in size"
                 )
             arrays |= {"depth_m": np.stack(maps), "depth_m_time_s": time_s[known]}
         return arrays
@@ -324,7 +326,8 @@ def _check_ours(folder: Path) -> None:
     """A folder that holds anything else is the user's own and is never replaced."""
     foreign = sorted(file.name for file in folder.iterdir() if not OURS.fullmatch(file.name))
     if foreign:
-        problem = f"frames cannot be laid out in {folder}: it holds other files ({', '.join(foreign[:3])})"
+        names = ", ".join(foreign[:3])
+        problem = f"frames cannot be laid out in {folder}: it holds other files ({names})"
         raise BadInput(problem, "name another folder: --set frames_dir=FOLDER")
 
 

@@ -1,9 +1,10 @@
 """The manifest: every clip of a data set with its video, split and label, and the truth about it.
 
-    manifest.jsonl   one clip per line, in the data set's order
-    targets.h5       one group per clip that has truth beyond its label, one array per target
-    videos.jsonl     one video per line: what its header says of it, so that nothing is opened twice
-    dataset.json     where the clips and their videos come from, label names, what was rejected, sha256 of the others
+    manifest.jsonl  one clip per line, in the data set's order
+    targets.h5      one group per clip that has truth beyond its label, one array per target
+    videos.jsonl    one video per line: what its header says of it, so that nothing is opened twice
+    dataset.json    where the clips and their videos come from, label names, what was rejected,
+                    sha256 of the others
 
 They are written aside and renamed, manifest.jsonl last. The same data set and settings give the
 same bytes.
@@ -99,7 +100,8 @@ class Manifest:
         origin = _read_origin(folder)
         if hashlib.sha256(text).hexdigest() != origin.manifest_sha256:
             raise BadInput(
-                f"{folder / CLIPS} was edited after it was built: {ORIGIN} has another sha256 for it",
+                f"{folder / CLIPS} was edited after it was built: {ORIGIN} has another sha256 for "
+                "it",
                 REBUILD,
             )
         _check_targets(folder / TARGETS, origin.targets_bytes)
@@ -151,7 +153,8 @@ class Manifest:
         text = _read(self.folder, VIDEOS)
         if hashlib.sha256(text).hexdigest() != self.origin.videos_sha256:
             raise BadInput(
-                f"{self.folder / VIDEOS} was edited after it was built: {ORIGIN} has another sha256 for it",
+                f"{self.folder / VIDEOS} was edited after it was built: {ORIGIN} has another "
+                "sha256 for it",
                 REBUILD,
             )
         records = json.loads(
@@ -184,7 +187,8 @@ class Manifest:
             return {}
         path = self.folder / TARGETS
         try:
-            # Not locked: some network file systems cannot, and a manifest is never written in place.
+            # Not locked: some network file systems cannot, and a manifest is never written in
+            # place.
             with h5py.File(path, "r", locking=False) as file:
                 group = file.get(target_group(clip_id), {})
                 return {name: group[name][()] for name in group if names is None or name in names}
@@ -260,7 +264,8 @@ def check(clips: Iterable[Clip], where: str, unit: str) -> None:
     for number, clip in enumerate(clips, start=1):
         if first.setdefault(clip.clip_id, number) != number:
             raise BadInput(
-                f"{where} {unit} {number}: clip_id '{clip.clip_id}' is taken by {unit} {first[clip.clip_id]}"
+                f"{where} {unit} {number}: clip_id '{clip.clip_id}' is taken by {unit} "
+                f"{first[clip.clip_id]}"
             )
         known = video_clip.setdefault(clip.video_id, clip)
         if known is not clip:
@@ -285,7 +290,8 @@ def check(clips: Iterable[Clip], where: str, unit: str) -> None:
 def _check_same_video(clip: Clip, known: Clip, where: str) -> None:
     if known.split != clip.split:
         raise BadInput(
-            f"{where}: video '{clip.video_id}' is in split '{clip.split}' here and in '{known.split}' before"
+            f"{where}: video '{clip.video_id}' is in split '{clip.split}' here and in "
+            f"'{known.split}' before"
         )
     if known.video != clip.video:
         raise BadInput(
@@ -406,7 +412,8 @@ def _instead_of(folder: Path) -> str:
         return f"there are: {', '.join(near[:5])}"
     files = (file for depth in ("*", "*/*", "*/*/*") for file in folder.glob(depth))
     if any(file.suffix.lower() in MEDIA_SUFFIXES | IMAGE_SUFFIXES for file in files):
-        return f"list the videos in it first: stillframe manifest folder {shlex.quote(str(folder))} --out data"
+        command = f"stillframe manifest folder {shlex.quote(str(folder))} --out data"
+        return f"list the videos in it first: {command}"
     return "make one with: stillframe manifest"
 
 

@@ -3,12 +3,15 @@ mapped into the model's square.
 
 Per window, time first; what does not hold of a frame is zero and its mask False:
 
-    label         ()          int64    place of the clip's label among the manifest's; -1 for none
-    boxes         (T, O, 4)   float32  xyxy in the square, cut at its edges     boxes_valid   (T, O)  present and in the square
-    points        (T, Q, 2)   float32  xy in the square                         points_valid  (T, Q)  known at this time
-                                                                                visible       (T, Q)  seen, and in the square
-    depth_m       (T, H, W)   float32  metres, H = W = `dense_px`; 0 where unknown
-    pose          (T, 4, 4)   float64  camera to world                          pose_valid    (T,)
+    label         ()         int64    index of the clip's label among the manifest's; -1 for none
+    boxes         (T, O, 4)  float32  xyxy in the square, cut at its edges
+    boxes_valid   (T, O)     bool     present and in the square
+    points        (T, Q, 2)  float32  xy in the square
+    points_valid  (T, Q)     bool     known at this time
+    visible       (T, Q)     bool     seen, and in the square
+    depth_m       (T, H, W)  float32  metres, H = W = `dense_px`; 0 where unknown
+    pose          (T, 4, 4)  float64  camera to world
+    pose_valid    (T,)       bool     known at this time
 """
 
 from __future__ import annotations
@@ -71,9 +74,11 @@ class Targets:
             if lacking:
                 what = "a label" if name == "label" else f"the target '{name}'"
                 raise BadInput(
-                    f"the task needs {what}, {len(lacking)} of {len(clips)} clips of split '{split}' have none, "
+                    f"the task needs {what}, {len(lacking)} of {len(clips)} clips of split "
+                    f"'{split}' have none, "
                     f"first {lacking[0]}",
-                    "build the manifest from a data set that knows it (see: stillframe list dataset)",
+                    "build the manifest from a data set that knows it (see: stillframe list "
+                    "dataset)",
                 )
 
     def window(
@@ -143,7 +148,8 @@ class Targets:
         if self._file is None:
             path = self.manifest.folder / TARGETS
             try:
-                # Not locked: some network file systems cannot, and a manifest is never written in place.
+                # Not locked: some network file systems cannot, and a manifest is never written in
+                # place.
                 self._file = h5py.File(path, "r", locking=False)
             except OSError as error:
                 raise BadInput(f"{path} cannot be read: {error}", REBUILD) from error

@@ -122,7 +122,8 @@ def _angles(body: Body, axis: int) -> tuple[np.ndarray, np.ndarray]:
     flat = [axis, 2]
     centre_T2, axes_T23 = body.centre_T3[:, flat], body.axes_T33[:, flat]
     if body.round:
-        # The projected ball is an ellipse: the unit circle under the root of axes axes^T. Tangents of a circle from a point.
+        # The projected ball is an ellipse: the unit circle under the root of axes axes^T. Tangents
+        # of a circle from a point.
         root_T22 = np.linalg.cholesky(axes_T23 @ axes_T23.transpose(0, 2, 1))
         circle_T2 = np.linalg.solve(root_T22, centre_T2[..., None])[..., 0]
         square = (circle_T2**2).sum(-1, keepdims=True)

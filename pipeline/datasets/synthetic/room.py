@@ -180,7 +180,8 @@ class Board:
         self, target: Body, camera_T3: np.ndarray, pace_T: np.ndarray, occlusion: float
     ) -> Body:
         """Half way between the camera and `target`; all in world coordinates."""
-        # A cosine is above cos(pi s) for a share s of its period. The board still covers all when it is a share SLACK away.
+        # A cosine is above cos(pi s) for a share s of its period. The board still covers all when
+        # it is a share SLACK away.
         rest = (np.cos(np.pi * HIDDEN * occlusion) + SLACK) / (1 - SLACK)
         cosine_T = np.cos(2 * np.pi * (self.rate_hz * pace_T + self.phase))
         away_T1 = np.maximum((rest - cosine_T) / (1 + rest), 0)[:, None]
@@ -231,7 +232,8 @@ class Shot:
             return np.random.default_rng((seed, index, *part))
 
         def scenery(*part: int) -> np.random.Generator:
-            # Labels take turns: clips of all labels share a room. The last number keeps these draws apart from those of a clip.
+            # Labels take turns: clips of all labels share a room. The last number keeps these draws
+            # apart from those of a clip.
             return (
                 np.random.default_rng((seed, index // len(LABELS) % dials.rooms, *part, 1))
                 if dials.rooms

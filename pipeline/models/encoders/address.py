@@ -5,8 +5,10 @@ The pixels carry the first half of the address: `paint` draws video and frame nu
 8 x 8 black and white blocks that survive H.264 and resizing. `Encoder` reads it back and adds
 layer, token and kind; `read` turns token values into numbers again.
 
-    bar code   64 bits, row by row, most significant first: 12 video, 20 frame, 32 CRC-32 of those four bytes
-    token      channels 0-5: video, frame // 1024, frame % 1024, layer, token, kind; then the same again up to the width
+    bar code  64 bits, row by row, most significant first: 12 video, 20 frame, 32 CRC-32 of those
+              four bytes
+    token     channels 0-5: video, frame // 1024, frame % 1024, layer, token, kind; then the same
+              again up to the width
 
 Every channel is an integer of at most 2048 in magnitude and therefore exact in float16. Kind is 1
 for a patch and 2 for a special token. A frame whose bar code does not check has video -1.

@@ -227,7 +227,8 @@ def _folder(settings: Any, files: list[str]) -> Path | None:
     if name.startswith((".", "~", "/")) or name.count("/") != 1:
         raise BadInput(
             f"model '{name}' looks like a local folder, and there is none of that name",
-            "relative paths start at the working directory; a hub id looks like facebook/dinov2-small",
+            "relative paths start at the working directory; a hub id looks like "
+            "facebook/dinov2-small",
         )
     try:
         return Path(
@@ -251,8 +252,10 @@ def _folder(settings: Any, files: list[str]) -> Path | None:
         ) from error
     except OSError as error:
         raise BadInput(
-            f"model '{name}' looks like a hub id; it is not in the local cache, and the hub cannot be reached",
-            f"where there is a network (and HF_HUB_OFFLINE is not set): hf download {name}; or give a local folder",
+            f"model '{name}' looks like a hub id; it is not in the local cache, and the hub cannot "
+            "be reached",
+            f"where there is a network (and HF_HUB_OFFLINE is not set): hf download {name}; or "
+            "give a local folder",
         ) from error
 
 
@@ -326,7 +329,8 @@ def _check_config(config: Any) -> None:
     width, heads, channels = config.hidden_size, config.num_attention_heads, config.num_channels
     if width % heads:
         raise BadInput(
-            f"this encoder's hidden_size is {width}, which its num_attention_heads, {heads}, do not divide"
+            f"this encoder's hidden_size is {width}, which its num_attention_heads, {heads}, do "
+            "not divide"
         )
     if channels != 3:
         raise BadInput(
@@ -358,9 +362,11 @@ def _pixels(settings: Any, folder: Path | None) -> dict[str, Any]:
     )
     if not good or min(named["std"]) <= 0:
         raise BadInput(
-            f"model {settings.model} does not say how pixels are normalised: no image_mean and image_std of three numbers, "
+            f"model {settings.model} does not say how pixels are normalised: no image_mean and "
+            "image_std of three numbers, "
             "the latter above 0, in its preprocessor_config.json",
-            "give them in the spec's [encoder] table, for example mean = [0.5, 0.5, 0.5] and std = [0.5, 0.5, 0.5]",
+            "give them in the spec's [encoder] table, for example mean = [0.5, 0.5, 0.5] and std = "
+            "[0.5, 0.5, 0.5]",
         )
     return {"rescale": rescale} | {
         name: [float(value) for value in values] for name, values in named.items()
@@ -409,7 +415,8 @@ def _pretrained(folder: Path, config: Any) -> tuple[Any, str]:
             f"the weights in {folder} cannot be read: {_reason(error)}",
             "fetch or convert them again",
         ) from error
-    # transformers fills what it does not find with random numbers; pooling heads alone may go missing, as no token needs them.
+    # transformers fills what it does not find with random numbers; pooling heads alone may go
+    # missing, as no token needs them.
     missing = sorted(
         key for key in report["missing_keys"] if not key.startswith(("pooler.", "head."))
     )
@@ -449,7 +456,8 @@ def _weight_files(folder: Path) -> list[Path]:
     if list(folder.glob("*.bin")):
         raise BadInput(
             f"{folder} has no model.safetensors, and its pickled weights (.bin) are not read",
-            "where you trust them, load the model with transformers and call save_pretrained, which writes safetensors",
+            "where you trust them, load the model with transformers and call save_pretrained, "
+            "which writes safetensors",
         )
     raise BadInput(f"{folder} has no model.safetensors", "fetch the model's weights again")
 

@@ -42,7 +42,8 @@ class TimeAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.dropout = dropout
-        # No bias: that of the keys would add the same to all scores of a frame, which the softmax does not see.
+        # No bias: that of the keys would add the same to all scores of a frame, which the softmax
+        # does not see.
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out_proj = nn.Linear(width, width)
         self.age_bias = nn.Parameter(torch.zeros(heads, history + 1))

@@ -91,7 +91,8 @@ class TemporalModule(nn.Module, ABC):
         if x_BTND.ndim != 4 or x_BTND.shape[-1] != self.width:
             shape = ", ".join(map(str, x_BTND.shape))
             raise BadInput(
-                f"temporal module '{name}': wanted tokens (B, T, N, D) with D = {self.width}, found ({shape})"
+                f"temporal module '{name}': wanted tokens (B, T, N, D) with D = {self.width}, "
+                f"found ({shape})"
             )
         batch, frames, tokens, _ = x_BTND.shape
         if frames == 0:
@@ -101,9 +102,11 @@ class TemporalModule(nn.Module, ABC):
             wanted = [(batch, *shape) for shape in self.state_shapes(tokens)]
             if found != wanted:
                 raise BadInput(
-                    f"temporal module '{name}': the state does not belong to B = {batch} streams of N = {tokens} tokens: "
+                    f"temporal module '{name}': the state does not belong to B = {batch} streams "
+                    f"of N = {tokens} tokens: "
                     f"{_misfit(found, wanted)}",
-                    "start a new stream with initial_state, or pass the state that the frame before gave back",
+                    "start a new stream with initial_state, or pass the state that the frame "
+                    "before gave back",
                 )
         # A sum is not finite if one of its terms is not: one pass and no mask in memory.
         if not torch.compiler.is_compiling() and not torch.isfinite(
@@ -112,7 +115,8 @@ class TemporalModule(nn.Module, ABC):
             bad = int((~torch.isfinite(x_BTND)).sum())
             if bad:
                 raise BadInput(
-                    f"temporal module '{name}': {bad} of {x_BTND.numel()} numbers in the tokens are not finite",
+                    f"temporal module '{name}': {bad} of {x_BTND.numel()} numbers in the tokens "
+                    "are not finite",
                     "look for damage with stillframe verify CACHE, or lower training.learning_rate",
                 )
 

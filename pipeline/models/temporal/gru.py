@@ -37,7 +37,8 @@ class GruLayer(nn.Module):
         self.out_proj = nn.Linear(width, width)
         for gate in self.hidden_gates.weight.detach().split(width):
             nn.init.orthogonal_(gate)
-        # An update gate that starts near sigmoid(1) = 0.73 remembers a few frames, so that gradients reach back from the start.
+        # An update gate that starts near sigmoid(1) = 0.73 remembers a few frames, so that
+        # gradients reach back from the start.
         nn.init.constant_(self.input_gates.bias.detach()[width : 2 * width], 1.0)
         nn.init.zeros_(self.hidden_gates.bias)
 

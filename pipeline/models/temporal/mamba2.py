@@ -129,7 +129,8 @@ class Temporal(ResidualStack):
         head_dim = settings.head_dim or max(n for n in legal if n <= HEAD_CHANNELS)
         if head_dim not in legal:
             raise BadInput(
-                f"[temporal] mamba2: head_dim must divide the inner width, found {head_dim} channels for {inner}",
+                f"[temporal] mamba2: head_dim must divide the inner width, found {head_dim} "
+                f"channels for {inner}",
                 f"set temporal.head_dim to one of {', '.join(map(str, legal))}, or leave it out",
             )
         make = settings.state, settings.expand, head_dim, settings.conv
@@ -231,7 +232,8 @@ def _decays(
     rate_RHT = (dt_TRH * A_H).permute(1, 2, 0)
     frames = rate_RHT.shape[-1]
     square = torch.ones(frames, frames, dtype=torch.bool, device=rate_RHT.device)
-    # Sums over s < u <= t, not differences of sums from the start: those lose their digits after frames of strong decay.
+    # Sums over s < u <= t, not differences of sums from the start: those lose their digits after
+    # frames of strong decay.
     exponent = (
         rate_RHT.unsqueeze(-1)
         .expand(*rate_RHT.shape, frames)

@@ -47,7 +47,8 @@ class MinGru(Mixer):
         self.let_in = Gate("lets the frame in")
         self.candidate = nn.Linear(width, self.inner)
         self.out_proj = nn.Linear(self.inner, width)
-        # A gate that starts near sigmoid(-1) = 0.27 remembers a few frames, so that gradients reach back from the start.
+        # A gate that starts near sigmoid(-1) = 0.27 remembers a few frames, so that gradients reach
+        # back from the start.
         nn.init.constant_(self.gate.bias, -1.0)
 
     def forward(self, x_TBND: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:

@@ -69,7 +69,8 @@ class RgLru(nn.Module):
         self.input_gate = BlockDiagonal(width, heads)
         self.a_gate = BlockDiagonal(width, heads)
         self.decay = Gate("keeps the state")
-        # Uniform over the area of the ring, as for complex eigenvalues; then the inverse of r = exp(-softplus(Lambda)).
+        # Uniform over the area of the ring, as for complex eigenvalues; then the inverse of r =
+        # exp(-softplus(Lambda)).
         low, high = (radius**2 for radius in RADIUS_RANGE)
         rate = -0.5 * torch.empty(width).uniform_(low, high).log()
         self.a_param = nn.Parameter(rate.expm1().log())
@@ -80,7 +81,8 @@ class RgLru(nn.Module):
         dtype = torch.promote_types(x_TRE.dtype, torch.float32)
         r, i, x = (part.to(dtype) for part in (self.a_gate(x_TRE), self.input_gate(x_TRE), x_TRE))
         log_a = -SHARPNESS * F.softplus(self.a_param) * torch.sigmoid(r)
-        # The smallest normal number keeps the slope of the root finite where a gate is shut so far that a is exactly 1.
+        # The smallest normal number keeps the slope of the root finite where a gate is shut so far
+        # that a is exactly 1.
         scale = torch.sqrt((-torch.expm1(2 * log_a)).clamp(min=torch.finfo(dtype).tiny))
         return linear_recurrence(self.decay(log_a.exp()), scale * torch.sigmoid(i) * x, h_RE)
 

@@ -213,7 +213,8 @@ class _MambaInBlocks(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         device = x.device.type
         ctx.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-        # Detached: autocast keeps its casts of parameters, and one made here, without a graph, would be found by others.
+        # Detached: autocast keeps its casts of parameters, and one made here, without a graph,
+        # would be found by others.
         w = MambaWeights(*(part.detach() for part in weights))
         outputs: list[torch.Tensor] = []
         for rows in row_blocks(x.shape[1], len(x), w.A_KE):

@@ -196,7 +196,8 @@ def _block_gradients(
     return [grad_dt_x.mul_(dt), grad_dt, grad_A.sum(0), grad_B, grad_C, grad_h]
 
 
-# Operators of their own: torch.compile takes them as they are, and does not unroll the loops over blocks and frames.
+# Operators of their own: torch.compile takes them as they are, and does not unroll the loops over
+# blocks and frames.
 _forward_operator = torch.library.custom_op(
     "stillframe::selective_scan", scan_forward, mutates_args=()
 )

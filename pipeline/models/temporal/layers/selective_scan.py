@@ -63,7 +63,8 @@ def _kernel() -> Callable[..., tuple[torch.Tensor, torch.Tensor]] | None:
         return importlib.import_module(KERNELS).selective_scan_fn
     except Exception as error:  # a build for another torch, CUDA or driver fails in many ways
         warnings.warn(
-            f"mamba_ssm cannot be used ({type(error).__name__}: {error}): the selective scan runs in plain PyTorch, slower",
+            f"mamba_ssm cannot be used ({type(error).__name__}: {error}): the selective scan runs "
+            "in plain PyTorch, slower",
             stacklevel=2,
         )
         return None

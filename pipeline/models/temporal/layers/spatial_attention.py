@@ -15,7 +15,8 @@ def check_heads(where: str, heads: int, width: int) -> None:
     if width % heads:
         legal = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0)
         raise BadInput(
-            f"{where}: heads must divide the width of the tokens, found {heads} heads for width {width}",
+            f"{where}: heads must divide the width of the tokens, found {heads} heads for width "
+            f"{width}",
             f"set temporal.heads to one of {legal}, or choose another model.width",
         )
 
