@@ -11,17 +11,21 @@ from dataclasses import dataclass, field
 
 @dataclass(kw_only=True)
 class Timed:
-    """Work whose time is kept by step."""
+    """Base of records of work whose seconds are kept by step. Threads may add to one record."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    """Of each step; of steps that overlap, the work done, waiting left out."""
+    """Step -> seconds. Where steps overlap, the work done in each, waiting left out."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
+        """Adds the time that passes inside to `step`, also where it ends in an error."""
         begin = time.perf_counter()
         try:
             yield
         finally:
-            with self.lock:
-                self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - begin
+            self.add_seconds(step, time.perf_counter() - begin)
+
+    def add_seconds(self, step: str, seconds: float) -> None:
+        with self.lock:
+            self.seconds[step] = self.seconds.get(step, 0.0) + seconds

@@ -20,6 +20,7 @@ from pipeline.train import loop
 from pipeline.train.bootstrap import Interval
 from pipeline.train.evaluate import Evaluation, difference, evaluate
 from pipeline.train.run import Run
+from pipeline.train.setup import RunContext
 from pipeline.train.visualize import draw
 
 RECIPES = ("demo_identity", "demo_gru", "demo_gated_mamba_mix")
@@ -90,7 +91,7 @@ def demo_tasks(
             )
             results.append(evaluate(runs[-1], cache))
             say(f"{runs[-1].path}: trained")
-        sheet = draw(runs[-1], cache, DRAWN)
+        sheet = draw(runs[-1], RunContext.of(cache), DRAWN)
         say(f"{sheet}: drawn")
         report(runs, out / "report" / task)
         ahead = difference(results[1], results[0], next(iter(results[0].forms)))

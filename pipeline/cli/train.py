@@ -159,8 +159,9 @@ def evaluate(
 
     if checkpoint not in ("last", "best"):
         raise unknown_name("checkpoint", checkpoint, ("last", "best"))
-    from pipeline.train import evaluate as module
+    from pipeline.train.evaluate import evaluate_together
     from pipeline.train.run import Run
+    from pipeline.train.setup import RunContext
 
     opened = Run(run)
     place = cache or opened.header.cache_path
@@ -170,8 +171,10 @@ def evaluate(
             "name one with its encoder and layers: --cache CACHE",
         )
     folder = manifest_folder or (Path(path) if (path := opened.header.manifest_path) else None)
-    cached, scored, chosen = Cache(place), other_manifest(folder), torch_device(device)
-    result = module.evaluate(opened, cached, split, checkpoint, scored, chosen, allow_missing)
+    context = RunContext.of(
+        Cache(place), other_manifest(folder), torch_device(device), allow_missing
+    )
+    (result,) = evaluate_together([opened], context, split, checkpoint)
     if as_json:
         console.show_json(result.model_dump(mode="json"))
     else:
@@ -184,18 +187,7 @@ def evaluate(
             def on_progress(done: int, total: int) -> None:
                 update(done, total, "clips")
 
-            sheet = draw_clips(
-                opened,
-                cached,
-                draw,
-                split,
-                checkpoint,
-                scored,
-                chosen,
-                allow_missing,
-                on_progress,
-                console.say,
-            )
+            sheet = draw_clips(opened, context, draw, split, checkpoint, on_progress, console.say)
         console.say(f"drawn: {sheet} and the videos in {sheet.with_suffix('')}")
 
 

@@ -36,8 +36,8 @@ from pipeline.extract import extract
 from pipeline.extract.worker import fill
 from pipeline.models.encoders.contract import EncoderPlugin, make_encoder, token_shape
 from pipeline.models.video_model import layers_read
-from pipeline.train import loop
-from pipeline.train.distributed import ALONE
+from pipeline.train.loop import TrainLoop
+from pipeline.train.setup import RunContext, make_trainers, open_windows
 from pipeline.train.windows.reader import BATCHES_AHEAD
 from pipeline.train.windows.windows import Windows
 
@@ -316,7 +316,8 @@ def timed_step(
         tried_size = min(batch_size, max(1, int(frames / recipe.windows.frames)))
     tried = _endless(recipe, tried_size)
     ends: list[float] = []
-    tasks, windows, held_out = loop.open_windows([tried], cache, cache.manifest, allow_missing=True)
+    context = RunContext.of(cache, device=device, allow_missing=True)
+    tasks, windows, held_out = open_windows([tried], context)
     with ExitStack() as stack:
         if in_loop:
             windows.reader = stack.enter_context(
@@ -329,8 +330,8 @@ def timed_step(
             if len(timed) > LEAST_STEPS and timed[-1] - timed[0] > seconds:
                 training.stop()
 
-        trainers = loop.make_trainers({run: tried}, tasks, windows, device)
-        training = loop.TrainLoop(trainers, windows, held_out, device, ALONE, note_end, None)
+        trainers = make_trainers({run: tried}, tasks, windows, context)
+        training = TrainLoop(trainers, windows, held_out, context, note_end)
         training.fit()
     timed = ends[BATCHES_AHEAD:]
     return (timed[-1] - timed[0]) / (len(timed) - 1) * batch_size / tried_size

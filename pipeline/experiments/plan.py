@@ -35,6 +35,7 @@ from pipeline.extract import extract
 from pipeline.extract.extract import fill_stores
 from pipeline.models import profile
 from pipeline.models.encoders.contract import token_shape
+from pipeline.models.tasks.contract import make_task
 from pipeline.models.video_model import layers_read
 from pipeline.records import TokenShape
 from pipeline.train.trainer import steps_of
@@ -212,7 +213,7 @@ def require(spec: CacheSpec, videos: Manifest | None, recipe: Recipe | None) -> 
                 "add it to the spec, or leave it out of windows.views",
             )
     labels = videos.labels if videos else PLACEHOLDER_LABELS
-    plugins.load("task", recipe.task.name)(recipe.task.settings, labels)
+    make_task(recipe, labels)  # which refuses what does not go together
 
 
 # Sizes

@@ -45,13 +45,14 @@ from pipeline.experiments.sweep_spec import (
 )
 from pipeline.extract.launchers.contract import EnginePlugin, Job, run_until_done
 from pipeline.models.profile import Cost, cost
+from pipeline.models.tasks.contract import make_task
 from pipeline.models.video_model import VideoModel
-from pipeline.train.compatibility import require_same, require_wanted, shared
+from pipeline.train.compatibility import require_same_run, window_needs
 from pipeline.train.distributed import ALONE, Ranks
 from pipeline.train.evaluate import evaluate_together, read_evaluation
 from pipeline.train.loop import train_together
 from pipeline.train.run import Run
-from pipeline.train.setup import make_task, open_windows
+from pipeline.train.setup import RunContext, open_windows
 from pipeline.train.trainer import Diverged, OnProgress, Trainer
 
 SWEEP_FILE = "sweep.json"
@@ -187,7 +188,7 @@ class Sweep:
         for group in self.groups:
             cache = self.cache_of(group[0])
             recipes = [member.recipe for member in group]
-            open_windows(recipes, cache, cache.manifest, allow_missing)
+            open_windows(recipes, RunContext.of(cache, allow_missing=allow_missing))
 
     def is_done(self, member: Member) -> bool:
         """Whether nothing is left to do for a member. A member that is done stays done, so its
@@ -267,7 +268,7 @@ def groups_of(points: Sequence[GridPoint]) -> list[list[str]]:
     groups: dict[str, list[str]] = {}
     for point in points:
         for name, recipe in point.members.items():
-            windows = json.dumps([point.cache, shared(recipe)], sort_keys=True)
+            windows = json.dumps([point.cache, window_needs(recipe)], sort_keys=True)
             groups.setdefault(windows, []).append(name)
     return list(groups.values())
 
@@ -276,11 +277,10 @@ def require_trainable(recipe: Recipe, cache: Cache, path: Path) -> None:
     """Refuses a recipe that does not fit its cache, and a run folder `path` that was made from
     something else. Raises BadInput that names the member."""
     manifest = cache.manifest
-    require_wanted(recipe, cache)
-    require_same(path, recipe, cache, manifest)
+    require_same_run(path, recipe, cache, manifest)
     try:
         with torch.device("meta"):  # shapes alone: no weights are made
-            VideoModel(recipe, cache.shape, make_task(recipe, manifest))
+            VideoModel(recipe, cache.shape, make_task(recipe, manifest.labels))
     except BadInput as error:
         raise BadInput(f"member '{recipe.name}': {error.message}", error.hint) from error
 
@@ -422,12 +422,13 @@ def train_group(
         record_failure(trainer.run.path, error.step, error.reason)
         say(f"{trainer.run.path.name} is stopped at step {error.step}: {error.reason}")
 
+    context = RunContext.of(cache, device=device, allow_missing=allow_missing)
     try:
         recipes = {member.path: member.recipe for member in members}
-        train_together(recipes, cache, None, device, allow_missing, on_progress, stop)
+        train_together(recipes, context, on_progress, stop)
         trained = [Run(member.path) for member in members if member.failure is None]
         if trained:
-            evaluate_together(trained, cache, SPLIT, device=device, allow_missing=allow_missing)
+            evaluate_together(trained, context, SPLIT)
         return
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):

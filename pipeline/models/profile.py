@@ -22,12 +22,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.config import plugins
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.targets import MAPPED, collate
 from pipeline.device import chosen
-from pipeline.models.tasks.contract import STREAMING, Query, TaskPlugin
+from pipeline.models.tasks.contract import STREAMING, Query, TaskPlugin, make_task
 from pipeline.models.video_model import VideoModel
 from pipeline.records import TokenShape
 
@@ -143,5 +142,5 @@ def synchronize(device: torch.device) -> None:
 def _built(
     recipe: Recipe, shape: TokenShape, labels: tuple[str, ...]
 ) -> tuple[VideoModel, TaskPlugin]:
-    task: TaskPlugin = plugins.load("task", recipe.task.name)(recipe.task.settings, labels)
+    task = make_task(recipe, labels)
     return VideoModel(recipe, shape, task), task

@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pipeline.config import plugins
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.targets import Arrays
 from pipeline.errors import BadInput
 from pipeline.models.mixers import layer_mixer
 from pipeline.models.tasks.contract import STREAMING, WINDOW, Query, StreamingReadout, TaskPlugin
-from pipeline.models.temporal.contract import State, TemporalModule
+from pipeline.models.temporal.contract import State, TemporalModule, make_temporal
 from pipeline.records import OnDevice, TokenShape
 
 
@@ -57,9 +56,7 @@ class VideoModel(nn.Module):
         """Whose patches it reads."""
         self.mixer = layer_mixer(model.mixer, shape.width, len(self.layers))
         self.projection = nn.Linear(shape.width, width) if model.width else nn.Identity()
-        self.temporal = plugins.load("temporal", recipe.temporal.name)(
-            width, recipe.temporal.settings
-        )
+        self.temporal = make_temporal(recipe, width)
         self.readouts = nn.ModuleDict(
             {form: task.readout(form, width, recipe.windows.frames) for form in task.forms}
         )

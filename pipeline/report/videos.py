@@ -14,6 +14,7 @@ from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import StillframeError
 from pipeline.report.source import ReportData, cache_of
 from pipeline.train.run import Run
+from pipeline.train.setup import RunContext
 from pipeline.train.visualize import VideoFile, drawings, file_name
 
 CLIPS = 3
@@ -57,9 +58,8 @@ def _drawn(
 ) -> list[DrawnVideo]:
     drawn, cache = [], cache_of(run)
     manifest = manifest_of(run, cache)
-    for drawing in drawings(
-        run, cache, CLIPS, split, checkpoint, manifest, allow_missing=True, say=say
-    ):
+    context = RunContext.of(cache, manifest, allow_missing=True)
+    for drawing in drawings(run, context, CLIPS, split, checkpoint, say):
         frames = [_small(pixels_HWC) for pixels_HWC in drawing.pixels_THWC]
         path = out / run.path.name / file_name(drawing.clip)
         with VideoFile(path, run.recipe.windows.fps, CRF) as file:

@@ -1,4 +1,4 @@
-"""Whether a recipe, a cache, a manifest and a run fit together, asked before any work."""
+"""Whether recipes, a cache, a manifest and runs fit together, asked before any work."""
 
 from __future__ import annotations
 
@@ -7,84 +7,125 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cache.cache import Cache
-from pipeline.config import plugins
+from pipeline.cache.corruption import require_valid
 from pipeline.config.recipe import Recipe, TrainingSettings
 from pipeline.config.toml_tables import differences
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
-from pipeline.models.tasks.contract import TaskPlugin
+from pipeline.models.tasks.contract import TaskPlugin, task_class
 from pipeline.train.distributed import Ranks
 from pipeline.train.run import RUN_FORMAT, CacheFacts, Run
 from pipeline.train.windows.windows import Windows
 
 
-def shared(recipe: Recipe) -> dict[str, Any]:
+def check(
+    recipes: Sequence[Recipe], cache: Cache, manifest: Manifest, runs: Sequence[Run] = ()
+) -> None:
+    """Refuses recipes that cannot be trained or scored on `cache` side by side: such as want other
+    windows or truth than the first, or were written for another cache; videos that are not in the
+    cache; `runs` that were trained on another cache or know other labels; a damaged cache.
+
+    Everything is asked here, once. Raises BadInput.
+    """
+    _require_one_read(recipes)
+    for recipe in recipes:
+        _require_fingerprint(recipe, cache)
+    _require_videos(cache, manifest)
+    for run in runs:
+        _require_trained_on(run, cache, manifest)
+    require_valid(cache)
+
+
+def window_needs(recipe: Recipe) -> dict[str, Any]:
     """What recipes that train side by side have in common: everything that decides which windows
     and truth are read."""
-    task, training = plugins.load("task", recipe.task.name), recipe.training
+    settings, training = recipe.task.settings, recipe.training
+    truth_settings = task_class(recipe).truth_settings
     return {
         "task": {
             "name": recipe.task.name,
-            **{name: getattr(recipe.task.settings, name) for name in task.truth_settings},
+            **{name: getattr(settings, name) for name in truth_settings},
         },
         "windows": recipe.windows.model_dump(mode="json"),
         "training": {"batch_size": training.batch_size, "accumulate": training.accumulate},
     }
 
 
-def require_shared(recipes: Sequence[Recipe]) -> None:
-    """Refuses recipes that want other windows or truth than the first of them."""
+def _require_one_read(recipes: Sequence[Recipe]) -> None:
     first, *others = recipes
     for other in others:
-        if changed := differences(shared(first), shared(other)):
+        if changed := differences(window_needs(first), window_needs(other)):
             raise BadInput(
-                f"recipes '{first.name}' and '{other.name}' cannot share windows: {'; '.join(changed)}"
+                f"recipes '{first.name}' and '{other.name}' cannot share windows: "
+                f"{'; '.join(changed)}"
             )
 
 
-def require_wanted(recipe: Recipe, cache: Cache) -> None:
-    """Refuses a recipe that was written for another cache."""
+def _require_fingerprint(recipe: Recipe, cache: Cache) -> None:
     if recipe.cache and not cache.fingerprint.startswith(recipe.cache):
         raise BadInput(
-            f"recipe '{recipe.name}' wants the cache with fingerprint {recipe.cache}, {cache} has {cache.fingerprint}",
+            f"recipe '{recipe.name}' wants the cache with fingerprint {recipe.cache}, "
+            f"{cache} has {cache.fingerprint}",
             "give the cache it wants, or change `cache` in the recipe",
         )
 
 
-def require_covered(cache: Cache, manifest: Manifest) -> None:
-    """Refuses a manifest of other videos."""
+def _require_videos(cache: Cache, manifest: Manifest) -> None:
     planned = {video_id for videos in cache.plan.values() for video_id in videos}
     strange = [video.video_id for video in manifest.videos if video.video_id not in planned]
     if strange:
         raise BadInput(
-            f"{len(strange)} videos of manifest {manifest.folder} are not in cache {cache}, the first is {strange[0]}",
-            "extract this manifest into another --out, or train with the manifest the cache was made from",
+            f"{len(strange)} videos of manifest {manifest.folder} are not in cache {cache}, "
+            f"the first is {strange[0]}",
+            "extract this manifest into another --out, "
+            "or train with the manifest the cache was made from",
         )
 
 
+def _require_trained_on(run: Run, cache: Cache, manifest: Manifest) -> None:
+    fingerprint = run.header.cache.fingerprint
+    if cache.fingerprint != fingerprint:
+        raise BadInput(
+            f"run {run.path} was trained on the cache with fingerprint {fingerprint}, "
+            f"{cache} has {cache.fingerprint}",
+            f"give the cache {run.header.cache.name}",
+        )
+    if "label" in task_class(run.recipe).needs and manifest.labels != run.header.labels:
+        raise BadInput(
+            f"run {run.path} knows the labels {_first_few(run.header.labels)}; "
+            f"manifest {manifest.folder} has {_first_few(manifest.labels)}",
+            "give the manifest it was trained with: --manifest DIR",
+        )
+
+
+def _first_few(labels: tuple[str, ...]) -> str:
+    return ", ".join(labels[:5]) + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")
+
+
 def require_division(settings: TrainingSettings, ranks: Ranks) -> None:
-    """Refuses a batch that cannot be cut into equal parts, which equal steps of all ranks rest
-    on."""
+    """Refuses a batch that cannot be cut into equal micro batches, which equal steps of all ranks
+    rest on."""
     parts = ranks.size * settings.accumulate
     if settings.batch_size % parts:
         raise BadInput(
-            f"training.batch_size {settings.batch_size} is no multiple of {ranks.size} processes x {settings.accumulate} parts",
+            f"training.batch_size {settings.batch_size} is no multiple of "
+            f"{ranks.size} processes x {settings.accumulate} parts",
             f"make it a multiple of {parts}",
         )
 
 
 def require_truth(task: TaskPlugin, windows: Windows) -> None:
     """Refuses a split in which nothing can be scored."""
-    if not any(
-        (task.weight(windows.truth([sample])) > 0).any() for sample in windows.order.evaluation()
-    ):
+    refs = windows.order.evaluation()
+    if not any((task.weight(windows.truth([ref])) > 0).any() for ref in refs):
         raise BadInput(
-            f"no window of split '{windows.split}' has anything to score: of {', '.join(task.needs)} nothing is valid in any",
+            f"no window of split '{windows.split}' has anything to score: "
+            f"of {', '.join(task.needs)} nothing is valid in any",
             "look at the truth in targets.h5, or choose other windows.fps and windows.frames",
         )
 
 
-def made_from(recipe: Recipe, cache: Cache, manifest: Manifest) -> dict[str, Any]:
+def identity_of(recipe: Recipe, cache: Cache, manifest: Manifest) -> dict[str, Any]:
     """What a run is made from, as its header keeps it."""
     return {
         "format_version": RUN_FORMAT,
@@ -95,12 +136,13 @@ def made_from(recipe: Recipe, cache: Cache, manifest: Manifest) -> dict[str, Any
     }
 
 
-def require_same(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest) -> None:
-    """Refuses a run folder that was made from something else."""
+def require_same_run(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest) -> None:
+    """Refuses a run folder that was made from something else; one that is not there yet is
+    fine."""
     if (path / "run.json").is_file():
-        now = made_from(recipe, cache, manifest)
+        now = identity_of(recipe, cache, manifest)
         now |= {"cache": now["cache"].model_dump(mode="json"), "labels": list(manifest.labels)}
-        if changed := differences(now, Run(path).header.made_from()):
+        if changed := differences(now, Run(path).header.identity()):
             raise BadInput(
                 f"run {path} was made from something else; now / then: {'; '.join(changed)}",
                 "use another --out",

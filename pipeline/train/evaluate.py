@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -20,27 +21,20 @@ from pydantic import BeforeValidator, PlainSerializer
 from safetensors.numpy import save
 
 from pipeline.cache.cache import Cache
-from pipeline.cache.corruption import require_valid
 from pipeline.cache.storage.local import write_atomically
-from pipeline.config import plugins
 from pipeline.config.json_files import read_json, to_json
 from pipeline.config.plugins import Settings
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.datasets.manifest.targets import Arrays, collate
-from pipeline.device import chosen
 from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.models.video_model import VideoModel
 from pipeline.records import Batch, OnDevice
 from pipeline.train.bootstrap import Interval, interval
-from pipeline.train.compatibility import (
-    require_covered,
-    require_shared,
-    require_truth,
-    require_wanted,
-)
+from pipeline.train.compatibility import check, require_truth
 from pipeline.train.loop import EVAL_BATCH
 from pipeline.train.run import CacheFacts, Run, load_model
+from pipeline.train.setup import RunContext
 from pipeline.train.windows.windows import Windows
 
 TRIVIAL_WINDOWS = 512
@@ -142,91 +136,65 @@ def evaluate(
     flatters it there. The answers themselves go to `answers-<split>.safetensors`, unless the task's
     are too large.
     """
-    return evaluate_together([run], cache, split, checkpoint, manifest, device, allow_missing)[0]
+    context = RunContext.of(cache, manifest, device, allow_missing)
+    return evaluate_together([run], context, split, checkpoint)[0]
 
 
 def evaluate_together(
-    runs: Sequence[Run],
-    cache: Cache,
-    split: str = "val",
-    checkpoint: str = "last",
-    manifest: Manifest | None = None,
-    device: torch.device | None = None,
-    allow_missing: bool = False,
+    runs: Sequence[Run], context: RunContext, split: str = "val", checkpoint: str = "last"
 ) -> list[Evaluation]:
-    """The same for several runs from one read of each batch; their recipes must be alike in
-    `train.shared`."""
-    device = chosen(device)
-    manifest = manifest or cache.manifest
-    require_covered(cache, manifest)
-    for run in runs:
-        require_wanted(run.recipe, cache)
-        require_same_cache(run, cache, manifest)
-    require_shared([run.recipe for run in runs])
-    require_valid(cache)
-    loaded = [load_model(run, cache.shape, checkpoint, device) for run in runs]
-    settings, first = runs[0].recipe.windows, loaded[0][1]
+    """Evaluations of several runs from one read of each batch, written as `evaluate` writes them.
+    Their recipes must be alike in `compatibility.window_needs`."""
+    cache, recipe = context.cache, runs[0].recipe
+    check([run.recipe for run in runs], cache, context.manifest, runs)
+    loaded = [load_model(run, cache.shape, checkpoint, context.device) for run in runs]
+    task = loaded[0][1]
     layers = sorted({layer for model, _ in loaded for layer in model.layers})
-    windows = Windows(cache, manifest, split, settings, first, layers, allow_missing=allow_missing)
-    require_truth(first, windows)
-    known = known_of(runs, [task for _, task in loaded], cache, manifest, split)
+    windows = context.windows(split, recipe, task, layers)
+    require_truth(task, windows)
+    statistics = _statistics(runs, [task for _, task in loaded], context, split)
     tables = [
-        Scores(windows, model, task, known[task_key(run)])
+        Scores(windows, model, task, statistics[_task_key(run)])
         for run, (model, task) in zip(runs, loaded, strict=True)
     ]
     for batch in windows.evaluation(EVAL_BATCH):
-        given = windows.on_device(batch, device)
+        device_batch = windows.on_device(batch, context.device)
         for table in tables:
-            table.add(batch, given)
-    records = []
-    for run, table in zip(runs, tables, strict=True):
-        table.finish()
-        records.append(table.record(run, checkpoint))
-        if table.task.keeps_answers:
-            write_atomically(run.path / f"answers-{split}.safetensors", save(table.answers))
-        write_atomically(run.path / f"evaluation-{split}.json", to_json(records[-1]))
-    return records
+            table.add(batch, device_batch)
+    return [_written(run, table, checkpoint) for run, table in zip(runs, tables, strict=True)]
 
 
-def require_same_cache(run: Run, cache: Cache, manifest: Manifest) -> None:
-    """Refuses tokens of another cache, which the run was not trained on, and labels in another
-    order."""
-    wanted = run.header.cache.fingerprint
-    if cache.fingerprint != wanted:
-        raise BadInput(
-            f"run {run.path} was trained on the cache with fingerprint {wanted}, {cache} has {cache.fingerprint}",
-            f"give the cache {run.header.cache.name}",
-        )
-    task: type[TaskPlugin] = plugins.load("task", run.recipe.task.name)
-    if "label" in task.needs and manifest.labels != run.header.labels:
-        raise BadInput(
-            f"run {run.path} knows the labels {_some(run.header.labels)}; "
-            f"manifest {manifest.folder} has {_some(manifest.labels)}",
-            "give the manifest it was trained with: --manifest DIR",
-        )
+def _written(run: Run, table: Scores, checkpoint: str) -> Evaluation:
+    """The evaluation that all batches amount to, written into the run folder."""
+    table.finish()
+    evaluation = table.record(run, checkpoint)
+    split = evaluation.split
+    if table.task.keeps_answers:
+        write_atomically(run.path / f"answers-{split}.safetensors", save(table.answers))
+    write_atomically(run.path / f"evaluation-{split}.json", to_json(evaluation))
+    return evaluation
 
 
-def _some(labels: tuple[str, ...]) -> str:
-    return ", ".join(labels[:5]) + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")
-
-
-def task_key(run: Run) -> str:
+def _task_key(run: Run) -> str:
     """Equal for runs whose trivial answers are."""
     return json.dumps(run.recipe.task.table(), sort_keys=True)
 
 
-def known_of(
-    runs: Sequence[Run], tasks: Sequence[TaskPlugin], cache: Cache, manifest: Manifest, split: str
+def _statistics(
+    runs: Sequence[Run], tasks: Sequence[TaskPlugin], context: RunContext, split: str
 ) -> dict[str, Arrays]:
-    """What the trivial answer of every task may know, by `task_key`: training windows' truth, or
+    """What the trivial answer of every task may know, by `_task_key`: training windows' truth, or
     that of `split` itself where there is no training split."""
-    known, where = dict[str, Arrays](), "train" if "train" in manifest.splits else split
+    statistics = dict[str, Arrays]()
+    where = "train" if "train" in context.manifest.splits else split
+    # A clip that the cache does not cover is none to learn from, whether others may be missing.
+    context = replace(context, allow_missing=True)
     for run, task in zip(runs, tasks, strict=True):
-        if task_key(run) not in known:
-            seen = Windows(cache, manifest, where, run.recipe.windows, task, allow_missing=True)
-            samples = islice(seen.order.evaluation(), TRIVIAL_WINDOWS)
-            known[task_key(run)] = task.statistics(seen.truth([sample]) for sample in samples)
-    return known
+        if _task_key(run) not in statistics:
+            windows = context.windows(where, run.recipe, task, [])
+            refs = islice(windows.order.evaluation(), TRIVIAL_WINDOWS)
+            statistics[_task_key(run)] = task.statistics(windows.truth([ref]) for ref in refs)
+    return statistics
 
 
 TRIVIAL = "trivial"
@@ -237,9 +205,10 @@ class Scores:
     they amount to."""
 
     def __init__(
-        self, windows: Windows, model: VideoModel, task: TaskPlugin, known: Arrays
+        self, windows: Windows, model: VideoModel, task: TaskPlugin, statistics: Arrays
     ) -> None:
-        self.windows, self.model, self.task, self.known = windows, model, task, known
+        """`statistics` is what the trivial answer knows."""
+        self.windows, self.model, self.task, self.statistics = windows, model, task, statistics
         self.values: dict[tuple[str, str], np.ndarray] = {}
         """(form, metric) -> (windows,)."""
         self.weight = np.zeros(0)
@@ -250,13 +219,13 @@ class Scores:
         self._weights: list[np.ndarray] = []
         self._clips: list[np.ndarray] = []
 
-    def add(self, batch: Batch, given: OnDevice) -> None:
+    def add(self, batch: Batch, device_batch: OnDevice) -> None:
         """Scores one batch."""
         self._weights.append(self.task.weight(batch.targets))
         self._clips.append(batch.clip_index)
-        answers = self.model.answers(given, self.task)
+        answers = self.model.answers(device_batch, self.task)
         for form, answer in (
-            answers | {TRIVIAL: self.task.trivial(batch.targets, self.known)}
+            answers | {TRIVIAL: self.task.trivial(batch.targets, self.statistics)}
         ).items():
             for metric, values in self.task.score(answer, batch.targets).items():
                 self._columns.setdefault((form, metric), []).append(values)

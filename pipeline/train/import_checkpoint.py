@@ -21,13 +21,12 @@ import torch
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.storage.local import write_atomically
-from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec, fingerprint
 from pipeline.config.json_files import to_json
 from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput
 from pipeline.models.encoders.contract import make_encoder, token_shape
-from pipeline.models.tasks.contract import STREAMING, TaskPlugin
+from pipeline.models.tasks.contract import STREAMING, TaskPlugin, make_task, task_class
 from pipeline.models.video_model import VideoModel
 from pipeline.train.run import RUN_FORMAT, CacheFacts, Run, RunHeader, tool_versions
 from pipeline.video import probe
@@ -56,15 +55,13 @@ def import_checkpoint(
     if (out / "run.json").exists():
         raise BadInput(f"{out} already holds a run", "use another --out")
     weights = read_weights(file)
-    plugin = plugins.load("task", recipe.task.name)
-    wants_labels = "label" in plugin.needs
-    if wants_labels and not labels:
+    if "label" in task_class(recipe).needs and not labels:
         raise BadInput(
             f"task '{recipe.task.name}' needs the names of the classes in the order of the checkpoint's outputs",
             "give --labels FILE: a JSON object name -> number, such as the data set's own labels file, or one name per line",
         )
     names = tuple(sorted(labels or ()))
-    task: TaskPlugin = plugin(recipe.task.settings, names)
+    task = make_task(recipe, names)
     shape = source.shape if isinstance(source, Cache) else token_shape(source)
     model = VideoModel(recipe, shape, task)
     fitted = _fit(file, weights, model, task, [list(labels or ()).index(name) for name in names])

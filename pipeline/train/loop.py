@@ -8,13 +8,11 @@ whoever trains beside it.
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from pipeline.cache.cache import Cache
@@ -27,7 +25,7 @@ from pipeline.records import Batch, OnDevice
 from pipeline.train.compatibility import require_division
 from pipeline.train.distributed import ALONE, Ranks
 from pipeline.train.run import Run
-from pipeline.train.setup import make_trainers, open_windows
+from pipeline.train.setup import RunContext, make_trainers, open_windows
 from pipeline.train.trainer import Diverged, OnProgress, Trainer
 from pipeline.train.windows.windows import Windows
 
@@ -54,33 +52,26 @@ def train(
     where recipe, cache, manifest and an existing run do not fit together, Diverged where the loss
     is no longer finite.
     """
-    (run,) = train_together(
-        {out: recipe}, cache, manifest, device, allow_missing, on_progress, ranks=ranks
-    )
+    context = RunContext.of(cache, manifest, device, allow_missing, ranks)
+    (run,) = train_together({out: recipe}, context, on_progress)
     return run
 
 
 def train_together(
     recipes: Mapping[Path, Recipe],
-    cache: Cache,
-    manifest: Manifest | None = None,
-    device: torch.device | None = None,
-    allow_missing: bool = False,
+    context: RunContext,
     on_progress: OnProgress | None = None,
     on_failure: OnFailure | None = None,
-    ranks: Ranks = ALONE,
 ) -> list[Run]:
     """Trains several recipes, each into its run folder, from one read of each batch. They must be
-    alike in `shared`.
+    alike in `compatibility.window_needs`.
 
     A run that cannot go on is handed to `on_failure` and left; without that, its error is raised.
     """
-    device = ranks.device(device)
-    manifest = manifest or cache.manifest
-    tasks, windows, held_out = open_windows(list(recipes.values()), cache, manifest, allow_missing)
-    require_division(next(iter(recipes.values())).training, ranks)
-    trainers = make_trainers(recipes, tasks, windows, device, ranks)
-    TrainLoop(trainers, windows, held_out, device, ranks, on_progress, on_failure).fit()
+    tasks, windows, held_out = open_windows(list(recipes.values()), context)
+    require_division(next(iter(recipes.values())).training, context.ranks)
+    trainers = make_trainers(recipes, tasks, windows, context)
+    TrainLoop(trainers, windows, held_out, context, on_progress, on_failure).fit()
     return [trainer.run for trainer in trainers]
 
 
@@ -93,13 +84,15 @@ class TrainLoop:
         trainers: Sequence[Trainer],
         windows: Windows,
         held_out: Windows,
-        device: torch.device,
-        ranks: Ranks,
-        on_progress: OnProgress | None,
-        on_failure: OnFailure | None,
+        context: RunContext,
+        on_progress: OnProgress | None = None,
+        on_failure: OnFailure | None = None,
     ) -> None:
-        self.left = list(trainers)
-        self.windows, self.held_out, self.device, self.ranks = windows, held_out, device, ranks
+        """`windows` are trained on, `held_out` are evaluated on."""
+        self.running = list(trainers)
+        """Those that have not failed."""
+        self.windows, self.held_out = windows, held_out
+        self.device, self.ranks = context.device, context.ranks
         self.on_progress = on_progress or (lambda _: None)
         self.on_failure = on_failure
         self.settings = trainers[0].settings
@@ -111,117 +104,135 @@ class TrainLoop:
 
     def fit(self) -> None:
         """Trains all to their last step, evaluating and saving on the way."""
-        for trainer in self.left:
+        for trainer in self.running:
             trainer.restore()
         # Nobody writes a checkpoint before all have read theirs, and all have read the same.
-        if not self.ranks.all_equal(json.dumps([trainer.step for trainer in self.left])):
-            paths = ", ".join(str(trainer.run.path) for trainer in self.left)
+        if not self.ranks.all_equal(json.dumps([trainer.step for trainer in self.running])):
+            paths = ", ".join(str(trainer.run.path) for trainer in self.running)
             raise BadInput(
                 f"processes of this training see different checkpoints of {paths}",
                 "--out a folder that all share",
             )
-        stretches = {range(trainer.step, trainer.steps) for trainer in self.left}
-        steps = sorted({step for stretch in stretches for step in stretch})
+        to_do = {range(trainer.step, trainer.steps) for trainer in self.running}
+        steps = sorted({step for steps in to_do for step in steps})
         batches = self.windows.train(
             self.settings.batch_size, steps, self.ranks.rank, self.ranks.size
         )
         for step in steps:
             if self._is_stopped:
                 return
-            active = [trainer for trainer in self.left if trainer.step == step < trainer.steps]
-            if not active:  # those that wanted it have failed
+            active = [trainer for trainer in self.running if trainer.step == step < trainer.steps]
+            if not active:  # those that had this step to do have failed
                 continue
             with _timed(active, "data"):
-                found, batch = next(batches)
-                while found < step:
-                    found, batch = next(batches)
+                batch = next(batch for batch_step, batch in batches if batch_step == step)
             self._step(active, batch)
 
     def _step(self, active: list[Trainer], batch: Batch) -> None:
-        parts = batch.micro_batches(self.settings.accumulate)
-        shares = self._shares(active[0].task, parts)
-        whole = (
-            list(self._given(active, parts)) if len(parts) == 1 else None
-        )  # several are there one at a time, decoded twice
-        if len(parts) * self.ranks.size > 1:
-            self._observe(active, whole or self._given(active, parts))
-        for number, (given, share) in enumerate(
-            zip(whole or self._given(active, parts), shares, strict=True)
+        """One step of every active run: gradients, optimiser, and what is due after it."""
+        micro_batches = batch.micro_batches(self.settings.accumulate)
+        loss_weights = self._loss_weights(active[0].task, micro_batches)
+        # A single one stays on the device. Several are there one at a time, to need less memory,
+        # and are decoded twice where batch norms must look at all of them first.
+        kept = None
+        if len(micro_batches) == 1:
+            kept = list(self._device_batches(active, micro_batches))
+        if len(micro_batches) * self.ranks.size > 1:
+            self._set_batch_moments(active, kept or self._device_batches(active, micro_batches))
+        device_batches = kept or self._device_batches(active, micro_batches)
+        for index, (device_batch, loss_weight) in enumerate(
+            zip(device_batches, loss_weights, strict=True)
         ):
-            self._each(active, "steps", lambda trainer: trainer.backward(number, given, share))  # noqa: B023  called at once
-        self._each(active, "steps", Trainer.optimizer_step)
-        self._evaluate(
+            for trainer in active:
+                with trainer.progress.timed("steps"):
+                    trainer.backward(index, device_batch, loss_weight)
+        active = self._each(active, "steps", Trainer.optimizer_step)
+        self._validate(
             [trainer for trainer in active if trainer.is_due(trainer.settings.evaluate_every)]
         )
-        going = [trainer for trainer in active if trainer in self.left]
-        self._each(
-            [trainer for trainer in going if trainer.is_due(trainer.settings.checkpoint_every)],
-            "checkpoints",
-            Trainer.save,
-        )
-        for trainer in going:
+        active = [trainer for trainer in active if trainer in self.running]
+        for trainer in active:
+            if trainer.is_due(trainer.settings.checkpoint_every):
+                with trainer.progress.timed("checkpoints"):
+                    trainer.save()
+        for trainer in active:
             self.on_progress(trainer.progress)
 
-    def _given(self, active: Sequence[Trainer], parts: Sequence[Batch]) -> Iterator[OnDevice]:
-        for part in parts:
-            with _timed(active, "tokens"):
-                given = self.windows.on_device(part, self.device)
-            yield given
-
-    def _each(self, active: list[Trainer], what: str, do: Callable[[Trainer], object]) -> None:
-        """One after the other; who cannot go on leaves `active` and the group."""
-        for trainer in list(active):
+    def _each(
+        self, trainers: Sequence[Trainer], stage: str, action: Callable[[Trainer], object]
+    ) -> list[Trainer]:
+        """Those for which `action` went well. Who cannot go on is no longer running, and is handed
+        to `on_failure`; without that, its error is raised."""
+        survivors = []
+        for trainer in trainers:
             try:
-                with trainer.progress.timed(what):
-                    do(trainer)
+                with trainer.progress.timed(stage):
+                    action(trainer)
             except Diverged as error:
                 trainer.write_metrics()
                 if self.on_failure is None:
                     raise
-                active.remove(trainer)
-                self.left.remove(trainer)
+                self.running.remove(trainer)
                 self.on_failure(trainer, error)
+            else:
+                survivors.append(trainer)
+        return survivors
 
-    def _shares(self, task: TaskPlugin, parts: Sequence[Batch]) -> list[float]:
-        """What each part of this rank counts in the step's loss, which is a mean over all that is
-        valid in the whole batch."""
-        if len(parts) * self.ranks.size == 1:
+    def _device_batches(
+        self, active: Sequence[Trainer], micro_batches: Sequence[Batch]
+    ) -> Iterator[OnDevice]:
+        for micro_batch in micro_batches:
+            with _timed(active, "tokens"):
+                device_batch = self.windows.on_device(micro_batch, self.device)
+            yield device_batch
+
+    def _loss_weights(self, task: TaskPlugin, micro_batches: Sequence[Batch]) -> list[float]:
+        """What each micro batch of this rank counts in the step's loss, which is a mean over all
+        that is valid in the whole batch."""
+        if len(micro_batches) * self.ranks.size == 1:
             return [1.0]
-        terms = torch.tensor([task.terms(part.targets) for part in parts], dtype=torch.float64)
-        total = terms.sum(0, keepdim=True)
+        loss_counts = torch.tensor(
+            [task.terms(micro_batch.targets) for micro_batch in micro_batches], dtype=torch.float64
+        )
+        total = loss_counts.sum(0, keepdim=True)
         self.ranks.all_reduce_sum([total])
-        return (terms / total.clamp(min=1)).tolist()
+        return (loss_counts / total.clamp(min=1)).tolist()
 
-    def _observe(self, active: Sequence[Trainer], parts: Iterable[OnDevice]) -> None:
-        """Moments of the whole batch's tokens, for the models that have batch norms: these see a
-        part as if it were all."""
+    def _set_batch_moments(
+        self, active: Sequence[Trainer], device_batches: Iterable[OnDevice]
+    ) -> None:
+        """Tells the models that have batch norms the moments of the whole batch's tokens, over all
+        micro batches and ranks: a norm sees a part as if it were all."""
         normed = [trainer for trainer in active if trainer.norms]
         layers = sorted({layer for trainer in normed for layer in trainer.model.layers})
         if not layers:
             return
-        sums = {
-            layer: torch.zeros(3, self.windows.cache.shape.width, dtype=torch.float64)
-            for layer in layers
-        }
-        for given in parts:
-            for layer, total in sums.items():
-                x_MD = given.patches[layer].flatten(0, -2).double()
-                total += torch.stack(
+        width = self.windows.cache.shape.width
+        # Rows: the sum of the tokens, that of their squares, and how many they are.
+        sums_3D = {layer: torch.zeros(3, width, dtype=torch.float64) for layer in layers}
+        for device_batch in device_batches:
+            for layer, sums in sums_3D.items():
+                x_MD = device_batch.patches[layer].flatten(0, -2).double()
+                sums += torch.stack(
                     [x_MD.sum(0), x_MD.square().sum(0), torch.full_like(x_MD[0], len(x_MD))]
                 ).cpu()
-        self.ranks.all_reduce_sum(list(sums.values()))
-        moments = {}
-        for layer, (total, squares, counts) in sums.items():
-            mean, count = total / counts, int(counts[0])
-            variance = (squares / counts - mean.square()).clamp(min=0)
-            moments[layer] = Moments(
-                mean.float().to(self.device), variance.float().to(self.device), count
-            )
+        self.ranks.all_reduce_sum(list(sums_3D.values()))
+        moments = {layer: self._moments(*sums) for layer, sums in sums_3D.items()}
         for trainer in normed:
             trainer.set_batch_moments(moments)
 
-    def _evaluate(self, due: list[Trainer]) -> None:
-        """Mean score per form on the evaluation split."""
+    def _moments(
+        self, total_D: torch.Tensor, squares_D: torch.Tensor, count_D: torch.Tensor
+    ) -> Moments:
+        mean_D = total_D / count_D
+        # Rounding may make the variance of equal numbers negative.
+        var_D = (squares_D / count_D - mean_D.square()).clamp(min=0)
+        return Moments(
+            mean_D.float().to(self.device), var_D.float().to(self.device), int(count_D[0])
+        )
+
+    def _validate(self, due: Sequence[Trainer]) -> None:
+        """Scores of the runs that are due on the evaluation split, added up over all ranks."""
         if not due:
             return
         totals = {
@@ -230,44 +241,21 @@ class TrainLoop:
         }
         for batch in self.held_out.evaluation(EVAL_BATCH, self.ranks.rank, self.ranks.size):
             with _timed(due, "evaluation"):
-                given = self.held_out.on_device(batch, self.device)
+                device_batch = self.held_out.on_device(batch, self.device)
             for trainer in due:
                 with trainer.progress.timed("evaluation"):
-                    totals[trainer] += _score_sums(trainer, batch, given)
+                    totals[trainer] += trainer.score_sums(batch, device_batch)
         self.ranks.all_reduce_sum(list(totals.values()))
         self._each(
             due, "evaluation", lambda trainer: trainer.record_validation(*totals[trainer].tolist())
         )
 
 
-def _score_sums(trainer: Trainer, batch: Batch, given: OnDevice) -> torch.Tensor:
-    """Of one batch: the weighted sum of the first metric in every form, then that of the weights.
-    NaN: no answers."""
-    task, metric = trainer.task, trainer.task.metrics[0].name
-    weights = task.weight(batch.targets)
-    try:
-        answers = trainer.model.eval().answers(given, task)
-    except BadInput as error:
-        trainer.pending_error = error
-        return torch.tensor(math.nan, dtype=torch.float64)
-    sums = [
-        weighted_sum(task.score(answer, batch.targets)[metric], weights)
-        for answer in answers.values()
-    ]
-    return torch.tensor([*sums, weights.sum()], dtype=torch.float64)
-
-
-def weighted_sum(values: np.ndarray, weights: np.ndarray) -> float:
-    """Sum of value times weight over windows that count: a value where the weight is 0 may be
-    NaN."""
-    return float((values[weights > 0] * weights[weights > 0]).sum())
-
-
 @contextmanager
-def _timed(trainers: Sequence[Trainer], what: str) -> Iterator[None]:
+def _timed(trainers: Sequence[Trainer], stage: str) -> Iterator[None]:
     """What is done for several runs at once counts in equal shares."""
     begin = time.perf_counter()
     yield
-    share = (time.perf_counter() - begin) / len(trainers)
+    share_s = (time.perf_counter() - begin) / len(trainers)
     for trainer in trainers:
-        trainer.progress.seconds[what] = trainer.progress.seconds.get(what, 0.0) + share
+        trainer.progress.add_seconds(stage, share_s)

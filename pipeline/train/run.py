@@ -28,7 +28,7 @@ from pipeline.config.json_files import read_json, to_json
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput
-from pipeline.models.tasks.contract import TaskPlugin
+from pipeline.models.tasks.contract import TaskPlugin, make_task
 from pipeline.models.video_model import VideoModel
 from pipeline.records import TokenShape
 
@@ -81,7 +81,8 @@ class RunHeader(Settings):
     versions: dict[str, str]
     """Of the tools that made it."""
 
-    def made_from(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
+        """What the run is made from, as plain JSON."""
         return self.model_dump(
             mode="json", include={"format_version", "recipe", "cache", "manifest", "labels"}
         )
@@ -179,9 +180,7 @@ def load_model(
 ) -> tuple[VideoModel, TaskPlugin]:
     """The trained model and its task, in eval mode, for tokens of `shape`."""
     recipe = run.recipe
-    task: TaskPlugin = plugins.load("task", recipe.task.name)(
-        recipe.task.settings, run.header.labels
-    )
+    task = make_task(recipe, run.header.labels)
     model = VideoModel(recipe, shape, task)
     load_weights(model, task, run.tensors(checkpoint))
     return model.to(device).eval(), task.to(device).eval()

@@ -21,11 +21,12 @@ from torch import nn
 
 from pipeline.cache.storage.local import write_atomically
 from pipeline.config.recipe import TrainingSettings
-from pipeline.errors import BadInput, StillframeError
+from pipeline.errors import StillframeError
 from pipeline.models.mixers import Moments, TokenNorm
 from pipeline.models.tasks.contract import TaskPlugin
+from pipeline.models.temporal.contract import NotFinite
 from pipeline.models.video_model import VideoModel, parameter_groups
-from pipeline.records import OnDevice
+from pipeline.records import Batch, OnDevice
 from pipeline.timing import Timed
 from pipeline.train.distributed import Ranks
 from pipeline.train.run import Run, load_weights, read_metrics
@@ -60,8 +61,8 @@ class Diverged(StillframeError):
 
 
 class Trainer:
-    """Everything of a run that changes from step to step is in its model, its task, the optimiser
-    and `step`."""
+    """A run with its model, task and optimiser. Everything of it that changes from step to step is
+    in these three and in `step`."""
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class Trainer:
         device: torch.device,
         ranks: Ranks,
     ) -> None:
-        """`clips` of the training split, which turn epochs into steps."""
+        """`clips`: how many the training split has, which turns epochs into steps."""
         self.run, self.settings, self.model, self.task = run, run.recipe.training, model, task
         self.device, self.ranks = device, ranks
         self.steps = steps_of(self.settings, clips)
@@ -87,8 +88,8 @@ class Trainer:
         self.progress = TrainProgress(run.path.name, self.steps)
         self.norms = [module for module in model.modules() if isinstance(module, TokenNorm)]
         """One for each layer the model reads, if it has any."""
-        self.pending_error: BadInput | None = None
-        """Why this rank has no answers: raised when all ranks know, so that none waits for
+        self.pending_error: NotFinite | None = None
+        """Why this rank has no predictions: raised when all ranks know, so that none waits for
         another."""
         self._losses: dict[str, torch.Tensor] = {}
         self._lines: list[dict[str, Any]] = []
@@ -97,35 +98,35 @@ class Trainer:
 
     # One step
 
-    def backward(self, part: int, given: OnDevice, share: float) -> None:
-        """Adds the gradient of one part of this step's batch, which makes up `share` of what the
-        loss is a mean over.
+    def backward(self, index: int, device_batch: OnDevice, loss_weight: float) -> None:
+        """Adds the gradient of micro batch `index` of this step, whose loss makes up `loss_weight`
+        of the step's.
 
-        Where the temporal module's outputs are no longer finite, `optimizer_step` says so: by then all
-        ranks know.
+        Where tokens in the temporal module are no longer finite, `optimizer_step` says so: by then
+        all ranks know.
         """
-        place = [self.settings.seed, self.step, self.ranks.rank, part]
-        torch.manual_seed(np.random.SeedSequence(place).generate_state(1, np.uint64).item() >> 1)
-        if part == 0:
+        seed = np.random.SeedSequence([self.settings.seed, self.step, self.ranks.rank, index])
+        # Half of it: generators take 63 bits, see `config.plugins.Seed`.
+        torch.manual_seed(seed.generate_state(1, np.uint64).item() >> 1)
+        if index == 0:
             self.optimizer.zero_grad(set_to_none=True)
             self._losses = {}
         self.model.train()
         try:
             with self._autocast():
-                predictions = self.model.predict(given, self.task)
-        except BadInput as error:
+                predictions = self.model.predict(device_batch, self.task)
+        except NotFinite as error:
             self.pending_error = error
-            self._losses = dict.fromkeys(
-                self.task.forms, torch.tensor(math.nan, device=self.device)
-            )
+            nan = torch.tensor(math.nan, device=self.device)
+            self._losses = dict.fromkeys(self.task.forms, nan)
             return
         losses = {
-            form: self.task.loss(form, prediction.float(), given.targets)
+            form: self.task.loss(form, prediction.float(), device_batch.targets)
             for form, prediction in predictions.items()
         }
         for form, loss in losses.items():
-            self._losses[form] = self._losses.get(form, 0.0) + share * loss.detach()
-        (share * torch.stack(list(losses.values())).sum()).backward()
+            self._losses[form] = self._losses.get(form, 0.0) + loss_weight * loss.detach()
+        (loss_weight * torch.stack(list(losses.values())).sum()).backward()
 
     def optimizer_step(self) -> None:
         """Ends the step that `backward` has begun: one step of the optimiser, a line of metrics.
@@ -135,43 +136,51 @@ class Trainer:
             parameter for parameter in self.trained.parameters() if parameter.requires_grad
         ]
         if self.ranks.size > 1:
-            for parameter in parameters:
-                parameter.grad = (
-                    torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                )
-            self.ranks.all_reduce_sum([losses, *(parameter.grad for parameter in parameters)])  # type: ignore[list-item]
-        found = torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
-        *values, norm = torch.cat(
-            [losses, found[None].to(losses)]
-        ).tolist()  # the one wait for the device in a step
+            self.ranks.all_reduce_sum([losses, *map(_gradient, parameters)])
+        total_norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
+        # The one wait for the device in a step.
+        *values, norm = torch.cat([losses, total_norm[None].to(losses)]).tolist()
         loss = sum(values)
         for what, value in (("loss", loss), ("norm of the gradient", norm)):
             if not math.isfinite(value):
                 raise self._diverged(self.step + 1, f"{what} is {value}")
-        rate = learning_rate(self.settings, self.step, self.steps)
+        lr = learning_rate(self.settings, self.step, self.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = lr
         self.optimizer.step()
         self.step += 1
-        by_form = dict(zip(self._losses, values, strict=True))
         line = {
             "step": self.step,
             "loss": loss,
-            "losses": by_form,
-            "learning_rate": rate,
+            "losses": dict(zip(self._losses, values, strict=True)),
+            "learning_rate": lr,
             "gradient_norm": norm,
         }
         self._lines.append(line)
         self.progress.step, self.progress.loss, self.progress.metrics = self.step, loss, line
-        spent = time.perf_counter() - self._begun
-        self.progress.windows_per_s = (
-            (self.step - self._first) * self.settings.batch_size / max(1e-9, spent)
-        )
+        spent_s = time.perf_counter() - self._begun
+        windows = (self.step - self._first) * self.settings.batch_size
+        self.progress.windows_per_s = windows / max(1e-9, spent_s)
 
     def set_batch_moments(self, moments: dict[int, Moments]) -> None:
         """Hands the norms of the mixer what their layers' tokens amount to over the whole batch."""
         for layer, norm in zip(self.model.layers, self.norms, strict=True):
             norm.observe(moments[layer])
+
+    def score_sums(self, batch: Batch, device_batch: OnDevice) -> torch.Tensor:
+        """(forms + 1,) float64: of one batch, the weighted sum of the first metric in every form,
+        then that of the weights. NaN where there are no answers."""
+        metric, weights = self.task.metrics[0].name, self.task.weight(batch.targets)
+        try:
+            answers = self.model.eval().answers(device_batch, self.task)
+        except NotFinite as error:
+            self.pending_error = error
+            return torch.full((len(self.task.forms) + 1,), math.nan, dtype=torch.float64)
+        sums = [
+            weighted_sum(self.task.score(answer, batch.targets)[metric], weights)
+            for answer in answers.values()
+        ]
+        return torch.tensor([*sums, weights.sum()], dtype=torch.float64)
 
     def record_validation(self, *sums: float) -> None:
         """Takes in what the evaluation split adds up to: the scores of every form, times their
@@ -205,10 +214,10 @@ class Trainer:
         )
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        wanted = self.settings.precision == "bfloat16" or (
+        is_bfloat16 = self.settings.precision == "bfloat16" or (
             self.settings.precision == "auto" and self.device.type == "cuda"
         )
-        return torch.autocast(self.device.type, torch.bfloat16) if wanted else nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16) if is_bfloat16 else nullcontext()
 
     # Checkpoints
 
@@ -233,15 +242,15 @@ class Trainer:
             load_weights(self.model, self.task, tensors)
             for name, parameter in self.trained.named_parameters():
                 keys = ("step", "exp_avg", "exp_avg_sq")
-                found = {
+                state = {
                     key: tensors[f"optimizer.{key}.{name}"]
                     for key in keys
                     if f"optimizer.{key}.{name}" in tensors
                 }
-                if found:
+                if state:
                     self.optimizer.state[parameter] = {
                         key: value if key == "step" else value.to(self.device)
-                        for key, value in found.items()
+                        for key, value in state.items()
                     }
             self.step, self.best, self._seconds = (
                 checkpoint.step,
@@ -293,3 +302,17 @@ def learning_rate(settings: TrainingSettings, step: int, steps: int) -> float:
     share = (step - warmup) / max(1, steps - 1 - warmup)
     low, high = settings.min_learning_rate, settings.learning_rate
     return low + (high - low) * (1 + math.cos(math.pi * share)) / 2
+
+
+def weighted_sum(values: np.ndarray, weights: np.ndarray) -> float:
+    """Sum of value times weight over the windows that count: a value whose weight is 0 may be
+    NaN."""
+    return float((values[weights > 0] * weights[weights > 0]).sum())
+
+
+def _gradient(parameter: nn.Parameter) -> torch.Tensor:
+    """The gradient of a parameter: zeros, which are put down, where the loss did not reach it in
+    this rank but may have in another."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad

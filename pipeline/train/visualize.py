@@ -15,14 +15,12 @@ import torch
 from av.video.stream import VideoStream
 
 from pipeline.cache.cache import Cache
-from pipeline.datasets.manifest.manifest import Manifest
-from pipeline.device import chosen
 from pipeline.errors import BadVideo
 from pipeline.records import Clip
-from pipeline.train.evaluate import require_same_cache
+from pipeline.train.compatibility import check
 from pipeline.train.run import Run, load_model
+from pipeline.train.setup import RunContext
 from pipeline.train.windows.index import WindowRef
-from pipeline.train.windows.windows import Windows
 from pipeline.video.reader import FrameReader
 
 DRAWN_PX = 384
@@ -45,22 +43,17 @@ class Drawing(NamedTuple):
 
 def draw(
     run: Run,
-    cache: Cache,
+    context: RunContext,
     count: int,
     split: str = "val",
     checkpoint: str = "last",
-    manifest: Manifest | None = None,
-    device: torch.device | None = None,
-    allow_missing: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Writes `drawings` as `drawn-<split>/<clip>.mp4` and `drawn-<split>.png` into the run folder;
     returns the sheet's path."""
     clips = []
-    for drawing in drawings(
-        run, cache, count, split, checkpoint, manifest, device, allow_missing, say
-    ):
+    for drawing in drawings(run, context, count, split, checkpoint, say):
         with VideoFile(
             run.path / f"drawn-{split}" / file_name(drawing.clip), run.recipe.windows.fps
         ) as file:
@@ -80,13 +73,10 @@ def file_name(clip: Clip) -> str:
 
 def drawings(
     run: Run,
-    cache: Cache,
+    context: RunContext,
     count: int,
     split: str = "val",
     checkpoint: str = "last",
-    manifest: Manifest | None = None,
-    device: torch.device | None = None,
-    allow_missing: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Drawing]:
     """The middle window of `count` clips, spread evenly over `split`, with the answer of the task's
@@ -95,13 +85,10 @@ def drawings(
     The videos are decoded again, in the sandbox. `say` is told of each that cannot be, with the
     reason; raises BadVideo where that is so for all of them.
     """
-    device = chosen(device)
-    manifest = manifest or cache.manifest
-    require_same_cache(run, cache, manifest)
+    cache, manifest, device = context.cache, context.manifest, context.device
+    check([run.recipe], cache, manifest, [run])
     model, task = load_model(run, cache.shape, checkpoint, device)
-    windows = Windows(
-        cache, manifest, split, run.recipe.windows, task, model.layers, allow_missing=allow_missing
-    )
+    windows = context.windows(split, run.recipe, task, model.layers)
     places = evenly_spaced(len(windows), count)
     form = task.forms[0]
     failures: dict[str, BadVideo] = {}

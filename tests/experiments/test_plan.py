@@ -35,7 +35,7 @@ from pipeline.models.encoders import transformers
 from pipeline.models.encoders.contract import make_encoder, token_shape
 from pipeline.models.video_model import layers_read
 from pipeline.train import loop
-from pipeline.train.distributed import ALONE
+from pipeline.train.setup import RunContext
 from pipeline.train.windows.windows import Windows
 from pipeline.video.probe import probe
 
@@ -351,14 +351,15 @@ def test_steps_of_an_extraction_take_what_its_receipts_say(built, tmp_path):
 
 def test_a_stopped_training_ends_after_its_step_and_saves_nothing(vit_cache, tmp_path):
     asked, seen = load_recipe(write(tmp_path / "tiny.toml", RECIPE)), []
-    tasks, *windows = loop.open_windows([asked], vit_cache, vit_cache.manifest, True)
-    trainers = loop.make_trainers({tmp_path / "run": asked}, tasks, windows[0], CPU)
+    context = RunContext.of(vit_cache, device=CPU)
+    tasks, *windows = loop.open_windows([asked], context)
+    trainers = loop.make_trainers({tmp_path / "run": asked}, tasks, windows[0], context)
 
     def stop(progress):
         seen.append(progress.step)
         training.stop()
 
-    training = loop.TrainLoop(trainers, *windows, CPU, ALONE, stop, None)
+    training = loop.TrainLoop(trainers, *windows, context, stop)
     training.fit()
     assert seen == [1] and asked.training.steps > 1
     assert not list((tmp_path / "run").glob("last*"))

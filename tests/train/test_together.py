@@ -12,8 +12,9 @@ from pipeline.config import plugins
 from pipeline.config.recipe import Recipe, WindowSettings
 from pipeline.errors import BadInput
 from pipeline.train.evaluate import evaluate, evaluate_together
-from pipeline.train.loop import train, train_together
+from pipeline.train.loop import TrainLoop, train, train_together
 from pipeline.train.run import read_metrics
+from pipeline.train.setup import RunContext, make_trainers, open_windows
 from pipeline.train.windows.index import share_of_videos
 from pipeline.train.windows.windows import Windows
 
@@ -44,7 +45,9 @@ def changed(one, changes):
 
 def together(material, folder, names, **rest):
     recipes = {folder / name: recipe(**OTHERS[name]) for name in names}
-    return dict(zip(names, train_together(recipes, material.cache, **rest), strict=True))
+    return dict(
+        zip(names, train_together(recipes, RunContext.of(material.cache), **rest), strict=True)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +63,7 @@ def assert_as_alone(run, alone):
     assert_same(final(run), final(alone))
     assert_same(run.tensors("best"), alone.tensors("best"))
     assert read_metrics(run.path) == read_metrics(alone.path)
-    assert run.header.made_from() == alone.header.made_from()
+    assert run.header.identity() == alone.header.identity()
 
 
 @pytest.mark.slow
@@ -91,7 +94,9 @@ def test_a_run_that_cannot_go_on_leaves_the_others_as_they_are(material, alone, 
     }
     failed = []
     runs = train_together(
-        recipes, material.cache, on_failure=lambda trainer, error: failed.append((trainer, error))
+        recipes,
+        RunContext.of(material.cache),
+        on_failure=lambda trainer, error: failed.append((trainer, error)),
     )
     assert_as_alone(runs[0], alone["gru"])
     assert_as_alone(runs[2], alone["seed"])
@@ -100,9 +105,28 @@ def test_a_run_that_cannot_go_on_leaves_the_others_as_they_are(material, alone, 
     assert [line["step"] for line in read_metrics(runs[1].path)] == list(range(1, error.step))
 
 
+def test_a_mistake_of_the_model_is_no_failed_run(material, tmp_path):
+    """Only tokens that are not finite stop a run of several; a wrong width is raised."""
+    recipes, context = {tmp_path / "gru": recipe()}, RunContext.of(material.cache)
+    tasks, windows, held_out = open_windows(list(recipes.values()), context)
+    (trainer,) = make_trainers(recipes, tasks, windows, context)
+    trainer.model.temporal.width += 1
+    failed = []
+    loop = TrainLoop(
+        [trainer],
+        windows,
+        held_out,
+        context,
+        on_failure=lambda trainer, error: failed.append(error),
+    )
+    with pytest.raises(BadInput, match=r"wanted tokens \(B, T, N, D\) with D = 13, found"):
+        loop.fit()
+    assert not failed
+
+
 def test_scores_are_the_same_from_one_read(material, alone):
     expected = [evaluate(run, material.cache) for run in alone.values()]
-    assert evaluate_together(list(alone.values()), material.cache) == expected
+    assert evaluate_together(list(alone.values()), RunContext.of(material.cache)) == expected
 
 
 def test_recipes_that_want_other_windows_are_refused(material, tmp_path):
@@ -114,7 +138,7 @@ def test_recipes_that_want_other_windows_are_refused(material, tmp_path):
         with pytest.raises(BadInput, match=f"cannot share windows: .*{key}: "):
             train_together(
                 {tmp_path / "a": recipe(), tmp_path / "b": changed(recipe(), changes)},
-                material.cache,
+                RunContext.of(material.cache),
             )
     assert not list(tmp_path.iterdir())
 

@@ -17,6 +17,7 @@ from pipeline.config import plugins
 from pipeline.config.recipe import Recipe
 from pipeline.models.encoders import address
 from pipeline.train.loop import train
+from pipeline.train.setup import RunContext
 from pipeline.train.visualize import DRAWN_PX, VideoFile, contact_sheet, drawings, squares
 from pipeline.video.reader import FrameReader
 
@@ -89,7 +90,9 @@ def test_a_video_that_hangs_costs_its_own_clips(material, run, tmp_path, monkeyp
     manifest = dataclasses.replace(material.manifest, root=root)
     told: list[str] = []
     clips = [other.clip_id for other in manifest.clips if other.split == clip.split]
-    drawn = list(drawings(run, material.cache, 6, clip.split, manifest=manifest, say=told.append))
+    drawn = list(
+        drawings(run, RunContext.of(material.cache, manifest), 6, clip.split, say=told.append)
+    )
     assert [drawing.clip.clip_id for drawing in drawn] == [
         other for other in clips if other != clip.clip_id
     ]

@@ -29,10 +29,9 @@ from pipeline.extract.worker import load_encoder
 from pipeline.models.profile import synchronize
 from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.timing import Timed
-from pipeline.train.distributed import ALONE
 from pipeline.train.loop import TrainLoop
 from pipeline.train.run import read_metrics
-from pipeline.train.setup import make_trainers, open_windows
+from pipeline.train.setup import RunContext, make_trainers, open_windows
 from pipeline.train.windows.index import WindowRows
 from pipeline.train.windows.reader import WindowReader
 from pipeline.train.windows.windows import Windows
@@ -81,7 +80,7 @@ def _train(
     reader: _TimedReader,
     held_out: Windows,
     runs: Path,
-    device: torch.device,
+    context: RunContext,
 ) -> Epoch:
     """Trains a new run of each recipe, in a folder in `runs`, side by side on `windows`, which
     `reader` reads."""
@@ -89,20 +88,20 @@ def _train(
     timing = ExitStack()
 
     def begin(*_: object) -> None:
-        synchronize(device)
+        synchronize(context.device)
         timing.enter_context(reader.clock.timed("optimiser"))
 
     def end(*_: object) -> None:
-        synchronize(device)
+        synchronize(context.device)
         timing.close()
 
     trainers = make_trainers(
-        {runs / f"{one.training.seed}": one for one in recipes}, tasks, windows, device
+        {runs / f"{one.training.seed}": one for one in recipes}, tasks, windows, context
     )
     for trainer in trainers:
         trainer.optimizer.register_step_pre_hook(begin)
         trainer.optimizer.register_step_post_hook(end)
-    TrainLoop(trainers, windows, held_out, device, ALONE, None, None).fit()
+    TrainLoop(trainers, windows, held_out, context).fit()
     data, tokens, steps = (
         sum(one.progress.seconds[what] for one in trainers) for what in ("data", "tokens", "steps")
     )
@@ -217,10 +216,11 @@ def epoch(
         one.model_copy(update={"training": one.training.model_copy(update=schedule)})
         for one in recipes
     ]
-    tasks, windows, held_out = open_windows(recipes, cache, cache.manifest, allow_missing=False)
+    context = RunContext.of(cache, device=device)
+    tasks, windows, held_out = open_windows(recipes, context)
     if name == "cached":
         cached = _TimedReader(windows.reader, "read", "codec")
-        return _train(recipes, tasks, windows, cached, held_out, runs, device)
+        return _train(recipes, tasks, windows, cached, held_out, runs, context)
     with UncachedReader(windows, load_encoder(cache, device), decoders, device) as reader:
         uncached = _TimedReader(reader, "decode", "encode")
-        return _train(recipes, tasks, windows, uncached, held_out, runs, device)
+        return _train(recipes, tasks, windows, uncached, held_out, runs, context)

@@ -27,6 +27,7 @@ from pipeline.device import chosen
 from pipeline.errors import BadInput
 from pipeline.train.evaluate import evaluate_together
 from pipeline.train.loop import train_together
+from pipeline.train.setup import RunContext
 from pipeline.train.trainer import TrainProgress
 
 CASES = ("reading", "computing")
@@ -121,8 +122,7 @@ def _seconds(
             if cold:
                 forget()
             again = Cache(cache.storage)
-            evaluate_together(
-                train_together(read, again, device=device, on_progress=after), again, device=device
-            )
+            context = RunContext.of(again, device=device)
+            evaluate_together(train_together(read, context, after), context)
             spent += time.perf_counter() - begin
         return spent

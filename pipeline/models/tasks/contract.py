@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipeline.config import plugins
 from pipeline.config.plugins import Settings
+from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.targets import Arrays
 
 STREAMING, WINDOW = "streaming", "window"
@@ -167,3 +169,15 @@ class TaskPlugin(nn.Module, ABC):
         Any size may come back. `targets` may be empty: then the prediction alone is drawn.
         """
         raise NotImplementedError
+
+
+def task_class(recipe: Recipe) -> type[TaskPlugin]:
+    """The task that a recipe names, which says what truth it needs before it is made."""
+    plugin: type[TaskPlugin] = plugins.load("task", recipe.task.name)
+    return plugin
+
+
+def make_task(recipe: Recipe, labels: tuple[str, ...]) -> TaskPlugin:
+    """The task that a recipe names, with its settings. `labels` are the manifest's label names in
+    order. Raises BadInput where settings and labels do not go together."""
+    return task_class(recipe)(recipe.task.settings, labels)

@@ -14,10 +14,17 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from pipeline.config import plugins
 from pipeline.config.plugins import Settings
+from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput
 
 State = tuple[torch.Tensor, ...]
+
+
+class NotFinite(BadInput):
+    """Tokens are NaN or infinite: a training has diverged, or a cache is damaged. Every other
+    BadInput of a module is a mistake of its caller."""
 
 
 class Gate(nn.Identity):
@@ -51,9 +58,9 @@ class TemporalModule(nn.Module, ABC):
         """Tokens of T >= 1 frames and the state before them (None: the start) -> outputs of that
         shape, and the state after.
 
-        Raises BadInput: another width, no frames, a state of another batch size or token count,
-        tokens that are not finite (the last is left out under torch.compile, where it would split
-        the graph).
+        Raises BadInput: another width, no frames, a state of another batch size or token count;
+        NotFinite: tokens that are NaN or infinite (left out under torch.compile, where it would
+        split the graph).
         """
         self._check(x_BTND, state)
         return self._run(x_BTND, state)
@@ -114,7 +121,7 @@ class TemporalModule(nn.Module, ABC):
         ):
             bad = int((~torch.isfinite(x_BTND)).sum())
             if bad:
-                raise BadInput(
+                raise NotFinite(
                     f"temporal module '{name}': {bad} of {x_BTND.numel()} numbers in the tokens "
                     "are not finite",
                     "look for damage with stillframe verify CACHE, or lower training.learning_rate",
@@ -127,3 +134,12 @@ def _misfit(found: list[tuple[int, ...]], wanted: list[tuple[int, ...]]) -> str:
         return f"found {len(found)} parts, wanted {len(wanted)}"
     place = next(i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b)
     return f"part {place} is {found[place]}, wanted {wanted[place]}"
+
+
+def make_temporal(recipe: Recipe, width: int) -> TemporalModule:
+    """The temporal module that a recipe names, for tokens of `width`. Its weights are drawn from
+    torch's random state. Raises BadInput where the width does not suit it."""
+    module: TemporalModule = plugins.load("temporal", recipe.temporal.name)(
+        width, recipe.temporal.settings
+    )
+    return module
