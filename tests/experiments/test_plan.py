@@ -31,8 +31,8 @@ from pipeline.experiments.uncached import UncachedReader
 from pipeline.extract import extract
 from pipeline.extract.worker import load_encoder
 from pipeline.models import profile
-from pipeline.models.encoders import transformers
 from pipeline.models.encoders.contract import make_encoder, token_shape
+from pipeline.models.encoders.tower.config import CLS_TOKENS
 from pipeline.models.video_model import layers_read
 from pipeline.train import loop
 from pipeline.train.setup import RunContext
@@ -177,7 +177,7 @@ def test_the_encoder_costs_what_is_published_of_16_frames(name, at_224, at_256):
         assert flops * 16 / 1e9 == pytest.approx(wanted, abs=0.5)
 
 
-@pytest.mark.parametrize("model_type", transformers.CLS_TOKENS)
+@pytest.mark.parametrize("model_type", CLS_TOKENS)
 def test_operations_without_weights_are_those_of_the_encoder_at_work(model_type):
     config = {
         "model_type": model_type,

@@ -1,0 +1,1 @@
+"""Vision towers of Hugging Face transformers: their files, their configuration, their weights."""
