@@ -1,5 +1,5 @@
-"""What can be wrong with the stores of a cache, as records, and put together for whoever reads of
-much of it."""
+"""What can be wrong with the stores of a cache: found by comparing files with receipts and chunks
+with checksums, and put together for whoever reads of much of it."""
 
 from __future__ import annotations
 
@@ -56,19 +56,19 @@ class Damage:
     rows: tuple[RowRange, ...]
     """Rows of the store that cannot be trusted."""
     videos: tuple[str, ...]
-    """Whose rows they are."""
+    """ids of the videos that these rows are of."""
 
 
 @dataclass
 class DamageGroup:
-    """Damage of one kind."""
+    """Damage of one kind, in one or more stores."""
 
     stores: list[int]
     kind: DamageKind
     problem: str
     files: list[str]
     frames: int
-    """Rows that are hit."""
+    """Rows that cannot be trusted."""
     videos: list[str]
 
 
@@ -76,24 +76,24 @@ def group_damage(damage: Iterable[Damage]) -> list[DamageGroup]:
     """Damage of the same files with the same problem together; where that leaves many groups, of
     the same kind."""
     files: dict[tuple[int, DamageKind, str], list[Damage]] = {}
-    for each in damage:
-        files.setdefault((each.store, each.kind, each.problem), []).append(each)
-    alike: dict[object, list[list[Damage]]] = {}
-    for (_, kind, problem), of_store in files.items():
-        names = () if kind in ("gone", "receipt") else tuple(each.file for each in of_store)
-        alike.setdefault((kind, problem, names), []).append(of_store)
-    if len(alike) > LINES:
-        alike = {}
-        for (_, kind, _), of_store in files.items():
-            alike.setdefault(kind, []).append(of_store)
-    return [_group(stores) for stores in alike.values()]
+    for item in damage:
+        files.setdefault((item.store, item.kind, item.problem), []).append(item)
+    grouped: dict[object, list[list[Damage]]] = {}
+    for (_, kind, problem), store_damage in files.items():
+        names = () if kind in ("gone", "receipt") else tuple(item.file for item in store_damage)
+        grouped.setdefault((kind, problem, names), []).append(store_damage)
+    if len(grouped) > LINES:
+        grouped = {}
+        for (_, kind, _), store_damage in files.items():
+            grouped.setdefault(kind, []).append(store_damage)
+    return [_group(stores) for stores in grouped.values()]
 
 
 def count_damaged_frames(damage: Iterable[Damage]) -> int:
     """Rows that cannot be trusted, each counted once however many of its arrays are damaged."""
     rows: dict[int, list[RowRange]] = {}
-    for each in damage:
-        rows.setdefault(each.store, []).extend(each.rows)
+    for item in damage:
+        rows.setdefault(item.store, []).extend(item.rows)
     count = 0
     for ranges in rows.values():
         end = 0
@@ -104,18 +104,19 @@ def count_damaged_frames(damage: Iterable[Damage]) -> int:
 
 
 def damaged_videos(damage: Iterable[Damage]) -> list[str]:
-    return list(dict.fromkeys(video for each in damage for video in each.videos))
+    """ids of the videos of which rows cannot be trusted, each once."""
+    return list(dict.fromkeys(video for item in damage for video in item.videos))
 
 
 def _group(stores: Sequence[Sequence[Damage]]) -> DamageGroup:
-    damage = [each for of_store in stores for each in of_store]
+    damage = [item for store_damage in stores for item in store_damage]
     first = damage[0]
-    problems = {each.problem for each in damage}
+    problems = {item.problem for item in damage}
     return DamageGroup(
-        stores=list(dict.fromkeys(each.store for each in damage)),
+        stores=list(dict.fromkeys(item.store for item in damage)),
         kind=first.kind,
         problem=first.problem if len(problems) == 1 else DAMAGE_TITLES[first.kind],
-        files=list(dict.fromkeys(each.file for each in damage)),
+        files=list(dict.fromkeys(item.file for item in damage)),
         frames=count_damaged_frames(damage),
         videos=damaged_videos(damage),
     )
@@ -133,15 +134,15 @@ def check_files(
     The content of files of more than `content_up_to` bytes is not compared.
     """
     problems = {}
-    found = storage.sizes(store)
+    sizes = storage.sizes(store)
     for relative, (size, digest) in files.items():
-        if relative not in found:
+        if relative not in sizes:
             problems[relative] = "missing"
-        elif found[relative] != size:
-            problems[relative] = f"{found[relative]} bytes, receipt says {size}"
+        elif sizes[relative] != size:
+            problems[relative] = f"{sizes[relative]} bytes, receipt says {size}"
         elif size <= content_up_to and storage.digest(f"{store}/{relative}") != digest:
             problems[relative] = "content differs from its checksum"
-    return problems | dict.fromkeys(sorted(found.keys() - files.keys()), "not in the receipt")
+    return problems | dict.fromkeys(sorted(sizes.keys() - files.keys()), "not in the receipt")
 
 
 def check_store(cache: Cache, store: int) -> dict[str, str]:
@@ -193,13 +194,13 @@ class BadChunk(NamedTuple):
 def check_chunks(
     storage: Storage, store: str, array: str, only: int | None = None
 ) -> list[BadChunk]:
-    """What is missing, cut off or other than its checksum says among the rows of a token array;
-    reads all of it.
+    """Chunks of a token array that are missing, cut off or other than their checksums say; reads
+    all of it.
 
     `only`: number of the one shard to check. A shard whose index is lost is lost as a whole. In
     older stores chunks have no checksums: only the index is checked.
     """
-    found: list[BadChunk] = []
+    bad_chunks: list[BadChunk] = []
     reader = StoreReader(storage, store)
     layout, rows = reader.layout(array), reader.shape(array)[0]
     for number, first in enumerate(range(0, rows, layout.shard_frames)):
@@ -220,17 +221,18 @@ def check_chunks(
                     for offset, length in index.tolist()
                 ]
         except BadInput as error:
-            found.append(BadChunk(shard, first, stop, error.message))
+            bad_chunks.append(BadChunk(shard, first, stop, error.message))
             continue
         for begin, problem in zip(range(first, stop, layout.chunk_frames), problems, strict=True):
             if problem:
-                found.append(
+                bad_chunks.append(
                     BadChunk(shard, begin, min(begin + layout.chunk_frames, stop), problem)
                 )
-    return found
+    return bad_chunks
 
 
 def _chunk_problem(file: BinaryIO, offset: int, length: int, layout: ShardLayout) -> str:
+    """What is wrong with the chunk at `offset` of an open shard; "" where it is as written."""
     if offset == MISSING:
         return "missing"
     try:

@@ -2,7 +2,7 @@
 
 ```
 <name>-<12 hex>/
-  cache.json            format version, spec, encoder identity, and the plan: store -> video -> frames
+  cache.json            format version, spec, encoder identity, plan: store -> video -> frames
   codec.safetensors     what a fitted codec has learnt; absent for others
   manifest/             a copy of the manifest it was extracted from: a cache can be moved alone
   stores/00017.zarr/    a Zarr v3 group, see below
@@ -21,7 +21,7 @@ stores/00017.zarr/
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from pipeline.cache.codecs.contract import make_codec
@@ -98,6 +98,16 @@ def small_arrays(views: Iterable[str]) -> dict[str, str]:
     files = {name: str(ChunkFile(name, (0,))) for name in (TIMES, VIDEO_STARTS, VIDEO_STOPS)}
     affines = [in_view(view, AFFINE) for view in views]
     return files | {name: str(ChunkFile(name, (0, 0, 0))) for name in affines}
+
+
+def required_files(arrays: Mapping[str, int], shards: int, views: Collection[str]) -> set[str]:
+    """The files that a store must have, relative to it: all metadata, and the shards of its token
+    arrays. `arrays`: stored name -> axes of a row. Chunks of small arrays may be absent."""
+    groups = {metadata_file("" if view == BASE else view) for view in views}
+    metadata = {metadata_file(name) for name in (*arrays, *small_arrays(views))}
+    return (groups | metadata) | {
+        shard_file(name, number, axes) for name, axes in arrays.items() for number in range(shards)
+    }
 
 
 # Arrays of a store

@@ -40,7 +40,7 @@ class Holder:
     """A process that writes stores."""
 
     worker: str
-    """Another one each time: two extractions in one process are two."""
+    """A random name, new each time: two extractions in one process are two workers."""
     machine: str
     """One boot of one machine, seen from inside one container."""
     pid: int
@@ -49,21 +49,22 @@ class Holder:
 
     @classmethod
     def me(cls) -> Holder:
+        """This process, as a holder that no other is equal to."""
         return cls(secrets.token_hex(8), _machine(), os.getpid(), _started(os.getpid()) or 0)
 
     @property
     def is_gone(self) -> bool:
-        """Whether it is known to be no more: a process of another machine never is."""
+        """Whether the process is known to be no more: of one of another machine it never is."""
         return bool(self.started) and self.is_here and _started(self.pid) != self.started
 
     @property
     def is_here(self) -> bool:
-        """Whether it is, or was, a process of this machine."""
+        """Whether the process is, or was, one of this machine."""
         return self.machine == _machine()
 
     @classmethod
     def read(cls, text: bytes) -> Holder | None:
-        """Who wrote a lease; None where it is torn."""
+        """The holder that wrote a lease; None where the text is torn."""
         try:
             table = json.loads(text)
             return cls(*(table[field.name] for field in fields(cls)))
@@ -72,7 +73,7 @@ class Holder:
 
 
 class Leases:
-    """This worker's leases in one place. Between `with` they are kept alive by a thread; leaving
+    """This worker's leases in one storage. Between `with` they are kept alive by a thread; leaving
     gives all of them back."""
 
     def __init__(self, storage: Storage) -> None:
@@ -102,21 +103,24 @@ class Leases:
         over = f"{name}.over"
         if not self._is_void(name) or not self.claim(over):
             return False
-        # One at a time, and after a second look: by now it may be the lease of somebody who saw the same and was quicker.
+        # One at a time, and after a second look: by now it may be the lease of somebody who saw the
+        # same and was quicker.
         if self._is_void(name):
             self.storage.remove(lease_file(name))
         self.release(over)
         return self.claim(name)
 
     def holds(self, name: str) -> bool:
-        """Whether it is still ours: one that was not renewed in time may have been taken over."""
+        """Whether a lease is still ours: one that was not renewed in time may have been taken
+        over."""
         return name in self.held and Holder.read(self._read(name) or b"") == self.holder
 
     def release(self, name: str) -> None:
+        """Gives a lease back, if it is still ours."""
         with self._lock:
-            ours = self.holds(name)
+            is_ours = self.holds(name)
             self.held.discard(name)
-            if ours:
+            if is_ours:
                 self.storage.remove(lease_file(name))
 
     @contextmanager
@@ -165,14 +169,14 @@ class Leases:
 
 def holders(storage: Storage) -> dict[str, Holder]:
     """Name of every lease -> who holds it, or held it when it died."""
-    found = {}
+    holder_of = {}
     for file in storage.names(LEASES):
         if file.endswith(PARTIAL):  # on its way
             continue
         with suppress(OSError):  # given back at this moment
             if holder := Holder.read(storage.read(f"{LEASES}/{file}")):
-                found[file.removesuffix(".json")] = holder
-    return found
+                holder_of[file.removesuffix(".json")] = holder
+    return holder_of
 
 
 class StoreClaim(Protocol):

@@ -1,4 +1,5 @@
-"""What is in memory already is copied out of maps that stay, without a system call for the bytes.
+"""Bytes of files that are in memory already, copied out of maps that stay, without a system call
+for them: the hot rows of `stillframe bench read`.
 
 Only pages that are in memory are touched: a fault that the disk answers with an error would end the
 process, while a read that fails is one sentence. So the kernel is asked first, and what it does not
@@ -32,14 +33,14 @@ if _mincore is not None:
 
 
 def copy_resident(file: BinaryIO, parts: Sequence[FilePart]) -> bool:
-    """Fills `parts` from memory; False, and nothing is done, if any of their bytes is not in memory
-    or lies past the end."""
+    """Fills `parts` from the page cache; False, and nothing is done, if any of their bytes is not
+    in memory or lies past the end."""
     mapped_B = _mapped(file)
     if mapped_B is None or not parts:
         return False
     start = min(offset for offset, _ in parts)
     stop = max(offset + len(out) for offset, out in parts)
-    if stop > len(mapped_B) or not _in_memory(mapped_B, start, stop):
+    if stop > len(mapped_B) or not _is_resident(mapped_B, start, stop):
         return False
     for offset, out in parts:
         out[:] = mapped_B[offset : offset + len(out)]
@@ -47,14 +48,14 @@ def copy_resident(file: BinaryIO, parts: Sequence[FilePart]) -> bool:
 
 
 def unmap_all() -> None:
-    """Unmaps all, without which no page of a mapped file can be dropped from memory."""
+    """Unmaps all files: no page of a mapped one can be evicted."""
     with _lock:
         _maps.clear()
 
 
 def evict(folder: Path) -> bool:
-    """Files below `folder` out of memory: written back, then forgotten. False where the system
-    cannot."""
+    """Drops the files below `folder` from the page cache, after they are written back. False where
+    the system cannot."""
     unmap_all()
     if not hasattr(os, "posix_fadvise"):
         return False
@@ -89,7 +90,8 @@ def _mapped(file: BinaryIO) -> np.ndarray | None:
         return _maps[key]
 
 
-def _in_memory(mapped_B: np.ndarray, start: int, stop: int) -> bool:
+def _is_resident(mapped_B: np.ndarray, start: int, stop: int) -> bool:
+    """Whether all pages of bytes [start, stop) are in memory now."""
     first = start // mmap.PAGESIZE * mmap.PAGESIZE
     pages = np.empty(-(-(stop - first) // mmap.PAGESIZE), np.uint8)
     assert _mincore is not None

@@ -15,7 +15,7 @@ from pipeline.config.plugins import Settings
 
 
 class TokenFacts(Settings):
-    """A `TokenShape` as JSON."""
+    """The tokens of one frame, as JSON: a `TokenShape`."""
 
     width: int
     grid_hw: tuple[int, int]
@@ -24,7 +24,7 @@ class TokenFacts(Settings):
 
 
 class Header(Settings):
-    """cache.json."""
+    """The content of cache.json: what a cache is to hold."""
 
     format_version: int
     fingerprint: str
@@ -43,7 +43,7 @@ class Header(Settings):
     derived_from: str | None = None
     """Fingerprint of the cache that the tokens come from; None: they come from the videos."""
     codec_sha256: str | None = None
-    """Of codec.safetensors, what a fitted codec has learnt; None: nothing is fitted."""
+    """SHA-256 of codec.safetensors, what a fitted codec has learnt; None: nothing is fitted."""
 
     @field_validator("spec")
     @classmethod
@@ -75,7 +75,7 @@ class Content(Settings):
 
 
 class Receipt(Settings):
-    """receipts/00017.json: vouches for a store."""
+    """The content of receipts/00017.json, which vouches for a store."""
 
     store: int
     fingerprint: str
@@ -84,13 +84,13 @@ class Receipt(Settings):
     """video_id -> rows [start, stop)."""
     failures: dict[str, VideoFailure]
     content: dict[str, Content] = Field(default_factory=dict)
-    """Of every video that was decoded for this store."""
+    """video_id -> its frames, of every video that was decoded for this store."""
     seconds: dict[str, float]
-    """Work of each step."""
+    """Step -> seconds of work."""
     device: str
     """Where the encoder ran: devices differ in the last bits."""
     versions: dict[str, str]
-    """Of the tools that wrote the store."""
+    """Versions of the tools that wrote the store."""
     finished_s: float | None = None
     """When it was vouched for, in seconds since 1970 by the writer's clock. Serves to estimate
     speed and nothing else."""
@@ -102,17 +102,19 @@ class Receipt(Settings):
 
     @model_validator(mode="after")
     def _rows_follow_each_other(self) -> Self:
-        at = 0
+        expected_start = 0
         for video_id, (start, stop) in self.videos.items():
-            if start != at or stop < start:
+            if start != expected_start or stop < start:
                 raise ValueError(
-                    f"rows of video {video_id} are [{start}, {stop}), wanted a start of {at}"
+                    f"rows of video {video_id} are [{start}, {stop}), wanted a start of "
+                    f"{expected_start}"
                 )
-            at = stop
-        if at != self.frames:
-            raise ValueError(f"rows end at {at}, frames are {self.frames}")
+            expected_start = stop
+        if expected_start != self.frames:
+            raise ValueError(f"rows end at {expected_start}, frames are {self.frames}")
         return self
 
     @property
     def store_bytes(self) -> int:
+        """Size of all files of the store."""
         return sum(size for size, _ in self.files.values())

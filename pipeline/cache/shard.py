@@ -50,10 +50,10 @@ in small pages and up to twice as slow."""
 
 @dataclass(frozen=True)
 class ShardLayout:
-    """What the shards of one array hold."""
+    """How the shards of one array are laid out."""
 
     shape: tuple[int, ...]
-    """Of one row."""
+    """Shape of one row."""
     dtype: np.dtype[Any]
     chunk_frames: int
     shard_frames: int
@@ -63,15 +63,17 @@ class ShardLayout:
 
     @cached_property
     def row_bytes(self) -> int:
+        """Bytes of one row."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def chunks(self) -> int:
-        """Of one shard."""
+        """Chunks of one shard."""
         return self.shard_frames // self.chunk_frames
 
     @property
     def index_bytes(self) -> int:
+        """Bytes of the index: offset and length of every chunk, and a CRC-32C."""
         return self.chunks * 16 + CRC_BYTES
 
 
@@ -84,19 +86,19 @@ def fill_value(dtype: np.dtype[Any]) -> float | int:
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-    """As np.empty, on a boundary of a cache line: what numpy allocates lies 16 bytes off, and reads
-    into that are slower."""
+    """An array as np.empty gives, on a boundary of a cache line: what numpy allocates lies 16 bytes
+    off, and reads into that are slower."""
     size = math.prod(shape) * dtype.itemsize
-    room = np.empty(size + ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % ALIGNMENT
-    return room[start : start + size].view(dtype).reshape(shape)
+    buffer = np.empty(size + ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % ALIGNMENT
+    return buffer[start : start + size].view(dtype).reshape(shape)
 
 
 class ShardWriter:
     """Streams the rows of one array into shard files; two threads of its own hash and sync them."""
 
     def __init__(self, store: Path, name: str, layout: ShardLayout) -> None:
-        """Of the array `name` of the store in folder `store`."""
+        """Writes the array `name` of the store in folder `store`."""
         assert layout.shard_frames % layout.chunk_frames == 0 and layout.checksums
         self.store, self.name, self.layout = store, name, layout
         self.rows = 0
@@ -104,7 +106,7 @@ class ShardWriter:
             ThreadPoolExecutor(1, f"{job} {name}") for job in ("hash", "sync")
         )
         self._done: dict[str, tuple[int, Any]] = {}
-        self._held: dict[str, tuple[int, str]] = {}
+        self._adopted: dict[str, tuple[int, str]] = {}
         self._file: BinaryIO | None = None
         self._hash = hashlib.sha256()
         self._hashed: deque[tuple[Future[None], int]] = deque()
@@ -143,16 +145,17 @@ class ShardWriter:
         if parts:
             self._put(parts)
 
-    def hold(self, rows: int, files: Mapping[str, tuple[int, str]]) -> None:
-        """All `rows` lie there already, synced: relative path -> (bytes, sha256)."""
-        self.rows, self._held = rows, dict(files)
+    def adopt(self, rows: int, files: Mapping[str, tuple[int, str]]) -> None:
+        """Takes over all `rows`, which lie there already, synced: relative path -> (bytes,
+        sha256)."""
+        self.rows, self._adopted = rows, dict(files)
 
     def finish(self) -> dict[str, tuple[int, str]]:
         """Fills the last chunk up and closes the last shard. Returns path relative to the store ->
         (bytes, sha256)."""
-        if self._held:
+        if self._adopted:
             self.close()
-            return self._held
+            return self._adopted
         padding, rows = -self.rows % self.layout.chunk_frames, self.rows
         if padding:
             self.append(
@@ -218,7 +221,8 @@ class ShardWriter:
         handle = self._file.fileno()
         _write_all(handle, parts)
         if self._size - self._started >= WRITE_BEHIND and hasattr(os, "posix_fadvise"):
-            # On Linux this starts the writing of what is not on the disk yet, and waits for nothing.
+            # On Linux this starts the writing of what is not on the disk yet, and waits for
+            # nothing.
             os.posix_fadvise(
                 handle, self._started, self._size - self._started, os.POSIX_FADV_DONTNEED
             )
@@ -226,7 +230,7 @@ class ShardWriter:
         self._wait(HASH_BEHIND)
 
     def _wait(self, most: int) -> None:
-        """Until no more than so many bytes are still to be hashed."""
+        """Waits until no more than `most` bytes are still to be hashed."""
         while self._hashed and sum(size for _, size in self._hashed) > most:
             self._hashed.popleft()[0].result()
 

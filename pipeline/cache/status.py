@@ -211,7 +211,8 @@ def _frames_per_s(receipts: Iterable[Receipt]) -> float | None:
         return None
     last = [done[0]]
     for earlier in done[1 : RECENT_STORES + 1]:
-        # The steps of a store overlap, so it takes no longer than their work: a longer gap was a pause.
+        # The steps of a store overlap, so it takes no longer than their work: a longer gap was a
+        # pause.
         if _finished_s(last[-1]) - _finished_s(earlier) > 2 * sum(last[-1].seconds.values()):
             break
         last.append(earlier)

@@ -1,14 +1,9 @@
-"""The only file that knows the layout on disk: write a store, read rows, check it.
+"""Write a store, and read its rows: the only file that reads and writes Zarr.
 
-A cache is `cache.json` (spec, encoder identity, plan), `manifest/` (a copy), `stores/00017.zarr`
-and `receipts/00017.json`. A store is a Zarr v3 group that plain `zarr.open_group` reads; it exists
-for readers only when its receipt exists, and the receipt is written last: everything is written
-aside, synced, renamed, and only then vouched for. So a kill at any byte loses at most the store in
-flight.
-
-Token arrays are sharded; `shard` knows the bytes of a shard file. Uncompressed rows are read
-straight into the batch, compressed ones through zarr-python, which also writes the metadata and the
-small arrays.
+A store is a Zarr v3 group that plain `zarr.open_group` reads (`layout` names what is in it); it
+exists for readers only when its receipt exists (`commit`). Token arrays are sharded; `shard` knows
+the bytes of a shard file. Uncompressed rows are read straight into the batch, compressed ones
+through zarr-python, which also writes the metadata and the small arrays.
 """
 
 from __future__ import annotations
@@ -61,16 +56,16 @@ class StoreWriter:
         }
 
     def append(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """(f, ...) rows of every token array but those that are `held`. They are the writer's now,
-        and must not be changed."""
+        """Adds rows (f, ...) of every token array but those that were adopted. They are the
+        writer's now, and must not be changed."""
         assert arrays.keys() <= self.writers.keys()
         for name, array in arrays.items():
             self.writers[name].append(array)
 
     def adopt_shards(self, name: str, rows: int, files: Mapping[str, tuple[int, str]]) -> None:
-        """The shards of a token array lie in the folder already, synced: relative path -> (bytes,
-        sha256)."""
-        self.writers[name].hold(rows, files)
+        """Takes over all shards of a token array, which lie in the folder already, synced:
+        relative path -> (bytes, sha256)."""
+        self.writers[name].adopt(rows, files)
 
     def close(self) -> None:
         """Gives an unfinished store up; what is written of it stays where it is."""
@@ -128,8 +123,12 @@ class StoreReader:
     """Reads rows of a finished store; safe to share between threads."""
 
     def __init__(self, storage: Storage, name: str) -> None:
-        """Opens the store `name`, such as `stores/00017.zarr`, of a cache that lies in `storage`."""
+        """Opens the store `name`, such as `stores/00017.zarr`, of a cache that lies in
+        `storage`."""
         self.storage, self.name = storage, name
+        self._arrays: dict[str, Any] = {}
+        self._layouts: dict[str, ShardLayout] = {}
+        self._offsets_of_shard: dict[tuple[str, int], list[int]] = {}
         try:
             self.group = zarr.open_group(storage.zarr(name), mode="r")
         except StillframeError:
@@ -142,6 +141,7 @@ class StoreReader:
 
     @cached_property
     def attributes(self) -> dict[str, Any]:
+        """Attributes of the group: fingerprint of the cache, and ids of the videos."""
         return dict(self.group.attrs)
 
     def small(self, name: str) -> np.ndarray:
@@ -149,9 +149,11 @@ class StoreReader:
         return np.asarray(self._array(name)[:])
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of an array, its rows first."""
         return self._array(name).shape
 
     def dtype(self, name: str) -> np.dtype[Any]:
+        """Type of an array as it is stored."""
         return np.dtype(self._array(name).dtype)
 
     def read_general(self, name: str, rows: np.ndarray) -> np.ndarray:
@@ -160,7 +162,7 @@ class StoreReader:
         array = self._array(name)
         out = np.empty((len(rows), *array.shape[1:]), array.dtype)
         frames = array.chunks[0]
-        for first, stop in _runs([row // frames for row in rows.tolist()]):
+        for first, stop in _equal_runs([row // frames for row in rows.tolist()]):
             chunk = int(rows[first]) // frames
             out[first:stop] = np.asarray(array[chunk * frames : (chunk + 1) * frames])[
                 rows[first:stop] - chunk * frames
@@ -180,12 +182,12 @@ class StoreReader:
             return
         target = out.reshape(-1).view(np.uint8)
         numbers = rows.tolist()
-        for first, stop in _runs([row // layout.shard_frames for row in numbers]):
+        for first, stop in _equal_runs([row // layout.shard_frames for row in numbers]):
             number = numbers[first] // layout.shard_frames
             offsets = self._offsets(name, number)
             parts = [
                 (offset, target[at * layout.row_bytes : (at + count) * layout.row_bytes])
-                for at, count, offset in _stretches(numbers, first, stop, layout, offsets)
+                for at, count, offset in _consecutive_rows(numbers, first, stop, layout, offsets)
             ]
             with self.open_shard(
                 name, number, [(offset, offset + len(part)) for offset, part in parts]
@@ -198,12 +200,12 @@ class StoreReader:
                     raise self._unreadable(name, number, error) from error
 
     def shard(self, name: str, number: int) -> str:
-        """As a user finds it."""
+        """The shard as a user finds it, for messages."""
         return f"{self}/{self._shard_file(name, number)}"
 
     def open_shard(self, name: str, number: int, spans: Sequence[Span]) -> BinaryIO:
-        """Opened for every read: a cache of terabytes has more shards than a process may hold
-        open."""
+        """A shard, opened for every read: a cache of terabytes has more of them than a process may
+        hold open. Raises BadInput."""
         try:
             return self.storage.open(f"{self.name}/{self._shard_file(name, number)}", spans)
         except OSError as error:
@@ -226,7 +228,7 @@ class StoreReader:
             return read_index(file, self.shard(name, number), layout)
 
     def layout(self, name: str) -> ShardLayout:
-        """What the shards of a token array hold."""
+        """How the shards of a token array are laid out."""
         if name not in self._layouts:
             self._layouts[name] = _layout_of(self._array(name), f"array '{name}' of store {self}")
         return self._layouts[name]
@@ -237,23 +239,15 @@ class StoreReader:
                 self._arrays[name] = self.group[name]
             except StillframeError:
                 raise
-            except Exception as error:  # as above
+            except Exception as error:  # damaged metadata makes zarr raise errors of many types
                 raise BadInput(
                     f"array '{name}' of store {self} cannot be opened: {error}", VERIFY
                 ) from error
         return self._arrays[name]
 
-    @cached_property
-    def _arrays(self) -> dict[str, Any]:
-        return {}
-
-    @cached_property
-    def _layouts(self) -> dict[str, ShardLayout]:
-        return {}
-
     def _offsets(self, name: str, number: int) -> list[int]:
-        """Where each chunk of a shard begins: its index is read and checked once."""
-        if (name, number) not in self._shards:
+        """Bytes at which the chunks of a shard begin: its index is read and checked once."""
+        if (name, number) not in self._offsets_of_shard:
             rows = self.shape(name)[0] - number * self.layout(name).shard_frames
             offsets = self.index(name, number)[
                 : -(-rows // self.layout(name).chunk_frames), 0
@@ -262,21 +256,19 @@ class StoreReader:
                 raise BadInput(
                     f"shard {self.shard(name, number)} lacks chunk {offsets.index(MISSING)}", VERIFY
                 )
-            self._shards[name, number] = offsets
-        return self._shards[name, number]
-
-    @cached_property
-    def _shards(self) -> dict[tuple[str, int], list[int]]:
-        return {}
+            self._offsets_of_shard[name, number] = offsets
+        return self._offsets_of_shard[name, number]
 
 
 def _layout_of(array: Any, where: str) -> ShardLayout:
+    """The layout that the metadata of a Zarr array describes. Raises BadInput for codecs that
+    `shard` does not know."""
     codec = array.metadata.codecs[0]
     inner = codec.codecs if isinstance(codec, ShardingCodec) else ()
     if not inner or not all(
-        isinstance(each, BytesCodec | ZstdCodec | Crc32cCodec) for each in inner
+        isinstance(codec, BytesCodec | ZstdCodec | Crc32cCodec) for codec in inner
     ):
-        names = ", ".join(str(each.to_dict()["name"]) for each in inner or (codec,))
+        names = ", ".join(str(codec.to_dict()["name"]) for codec in inner or (codec,))
         raise BadInput(
             f"{where} has the codecs {names}, wanted a shard of bytes, zstd and crc32c", VERIFY
         )
@@ -285,28 +277,28 @@ def _layout_of(array: Any, where: str) -> ShardLayout:
         np.dtype(array.dtype),
         array.chunks[0],
         array.shards[0],
-        "zstd" if any(isinstance(each, ZstdCodec) for each in inner) else "none",
-        any(isinstance(each, Crc32cCodec) for each in inner),
+        "zstd" if any(isinstance(codec, ZstdCodec) for codec in inner) else "none",
+        any(isinstance(codec, Crc32cCodec) for codec in inner),
     )
 
 
-def _runs(values: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """(first, stop) of each stretch of equal values."""
+def _equal_runs(values: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(first, stop) of each run of equal values."""
     first = 0
-    for place in range(1, len(values) + 1):
-        if place == len(values) or values[place] != values[first]:
-            yield first, place
-            first = place
+    for index in range(1, len(values) + 1):
+        if index == len(values) or values[index] != values[first]:
+            yield first, index
+            first = index
 
 
-def _stretches(
+def _consecutive_rows(
     rows: Sequence[int], first: int, stop: int, layout: ShardLayout, offsets: Sequence[int]
 ) -> Iterator[tuple[int, int, int]]:
-    """(place in `rows`, rows, offset in their shard) of each stretch of consecutive rows of one
-    chunk."""
+    """(index in `rows`, number of rows, offset in their shard) of each run of consecutive rows of
+    one chunk."""
     frames = layout.chunk_frames
-    for place in range(first + 1, stop + 1):
-        if place == stop or rows[place] != rows[place - 1] + 1 or rows[place] % frames == 0:
+    for index in range(first + 1, stop + 1):
+        if index == stop or rows[index] != rows[index - 1] + 1 or rows[index] % frames == 0:
             chunk, within = divmod(rows[first] % layout.shard_frames, frames)
-            yield first, place - first, offsets[chunk] + within * layout.row_bytes
-            first = place
+            yield first, index - first, offsets[chunk] + within * layout.row_bytes
+            first = index

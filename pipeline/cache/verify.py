@@ -32,7 +32,7 @@ from pipeline.cache.layout import (
     frames_per_shard,
     metadata_file,
     receipt_name,
-    shard_file,
+    required_files,
     small_arrays,
     store_name,
 )
@@ -40,7 +40,7 @@ from pipeline.cache.leases import holders, lease_of
 from pipeline.cache.receipts import Receipt
 from pipeline.cache.storage.local import PARTIAL
 from pipeline.cache.store import StoreReader
-from pipeline.config.cache_spec import BASE, FORMAT_VERSION, fingerprint
+from pipeline.config.cache_spec import FORMAT_VERSION, fingerprint
 from pipeline.datasets.manifest.manifest import TARGETS, Manifest
 from pipeline.errors import BadInput
 
@@ -53,7 +53,7 @@ OnBytes = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found."""
+    """What a check of every byte of a cache, or of some of its stores, has shown."""
 
     cache: Cache
     checked: int
@@ -69,11 +69,12 @@ class Verification:
 
     @property
     def stores(self) -> list[int]:
-        """The damaged ones."""
-        return list(dict.fromkeys(each.store for each in self.damage))
+        """Numbers of the damaged stores."""
+        return list(dict.fromkeys(item.store for item in self.damage))
 
     @property
     def is_valid(self) -> bool:
+        """Whether nothing that is read is damaged; orphans are not read."""
         return not self.damage and not self.cache_problems
 
 
@@ -82,39 +83,39 @@ def verify_cache(
 ) -> Verification:
     """Checks every byte of a cache, or of some of its stores. Changes nothing."""
     missing = cache.missing_stores()
-    of_cache = _of_cache(cache)
-    if HEADER_FILE in of_cache:  # then nothing can be held against it
-        return Verification(cache, 0, missing, of_cache, [], {})
-    done, wanted = cache.plan.keys() - missing, set(cache.plan if stores is None else stores)
-    chosen = [store for store in cache.plan if store in done and store in wanted]
+    cache_problems = _cache_problems(cache)
+    if HEADER_FILE in cache_problems:  # then nothing can be held against it
+        return Verification(cache, 0, missing, cache_problems, [], {})
+    done, requested = cache.plan.keys() - missing, set(cache.plan if stores is None else stores)
+    chosen = [store for store in cache.plan if store in done and store in requested]
     receipts: dict[int, Receipt] = {}
     damage: list[Damage] = []
     for store in done:
         try:
             receipts[store] = cache.receipt(store)
         except BadInput as error:
-            if store in wanted:
+            if store in requested:
                 problem = error.message.removeprefix(
                     f"{cache}/{receipt_name(store)} "
                 ).removeprefix("is damaged: ")
                 damage.append(_wrong_receipt(cache, store, problem))
     with _Pool() as pool:
-        found = _read(
-            cache, [store for store in chosen if store in receipts], receipts, pool, on_bytes
-        )
-    known = _Known(receipts)
-    for one in found:
-        damage += _of_store(cache, one, receipts[one.store], known)
-    damage.sort(key=lambda each: each.store)
-    return Verification(cache, len(chosen), missing, of_cache, damage, _orphans(cache))
+        readable = [store for store in chosen if store in receipts]
+        read_stores = _read(cache, readable, receipts, pool, on_bytes)
+    contents = _ContentIndex(receipts)
+    for store_files in read_stores:
+        damage += _damage_of(cache, store_files, receipts[store_files.store], contents)
+    damage.sort(key=lambda item: item.store)
+    return Verification(cache, len(chosen), missing, cache_problems, damage, _orphans(cache))
 
 
-# What was read
+# Files as they are
 
 
 @dataclass
-class _Found:
-    """A store's folder as it is."""
+class _StoreFiles:
+    """A store's folder as it is: by path relative to it, sizes in bytes, SHA-256, and why a file
+    cannot be read (under "": the folder itself)."""
 
     store: int
     sizes: dict[str, int]
@@ -122,31 +123,31 @@ class _Found:
     errors: dict[str, str] = field(default_factory=dict)
 
 
-class _Known:
+class _ContentIndex:
     """What the receipts vouch for, by content: it tells what a file holds that is not where it
     belongs."""
 
     def __init__(self, receipts: Mapping[int, Receipt]) -> None:
         self.stores = {
-            store: {file: sha for file, (_, sha) in each.files.items()}
-            for store, each in receipts.items()
+            store: {file: sha for file, (_, sha) in receipt.files.items()}
+            for store, receipt in receipts.items()
         }
         self.owners: dict[str, tuple[int, str]] = {}
         for store, files in self.stores.items():
             for file, sha in files.items():
                 self.owners.setdefault(sha, (store, file))
 
-    def store_of(self, found: _Found) -> int | None:
-        """The store whose files, all of them, these are."""
-        owner = self.owners.get(found.digests.get(metadata_file(""), ""))
-        return owner[0] if owner and self.stores[owner[0]] == found.digests else None
+    def store_of(self, files_there: _StoreFiles) -> int | None:
+        """The store that has exactly these files; None where no receipt lists them."""
+        owner = self.owners.get(files_there.digests.get(metadata_file(""), ""))
+        return owner[0] if owner and self.stores[owner[0]] == files_there.digests else None
 
 
 class _Pool(ThreadPoolExecutor):
     """Threads that do not go on with what is waiting when the caller is interrupted."""
 
     def __init__(self) -> None:
-        super().__init__(THREADS, "audit")
+        super().__init__(THREADS, "verify")
 
     def __exit__(self, kind: object, *rest: object) -> None:
         self.shutdown(cancel_futures=kind is not None)
@@ -158,52 +159,56 @@ def _read(
     receipts: Mapping[int, Receipt],
     pool: _Pool,
     on_bytes: OnBytes | None,
-) -> list[_Found]:
+) -> list[_StoreFiles]:
     """Sizes of all files of the stores, and the checksum of each whose size is that of some file of
     the cache."""
     known_bytes = {size for receipt in receipts.values() for size, _ in receipt.files.values()}
 
-    def look(store: int) -> _Found:
+    def list_files(store: int) -> _StoreFiles:
         try:
-            return _Found(store, cache.storage.sizes(store_name(store)))
+            return _StoreFiles(store, cache.storage.sizes(store_name(store)))
         except OSError as error:
-            return _Found(store, {}, errors={"": error.strerror or str(error)})
+            return _StoreFiles(store, {}, errors={"": error.strerror or str(error)})
 
-    def digest(task: tuple[_Found, str]) -> int:
-        found, file = task
+    def digest(task: tuple[_StoreFiles, str]) -> int:
+        files_there, file = task
         try:
-            found.digests[file] = cache.storage.digest(f"{store_name(found.store)}/{file}")
+            files_there.digests[file] = cache.storage.digest(
+                f"{store_name(files_there.store)}/{file}"
+            )
         except OSError as error:
-            found.errors[file] = error.strerror or str(error)
-        return found.sizes[file]
+            files_there.errors[file] = error.strerror or str(error)
+        return files_there.sizes[file]
 
-    all_found = list(pool.map(look, stores))
+    all_files = list(pool.map(list_files, stores))
     tasks = [
-        (found, file)
-        for found in all_found
-        for file, size in found.sizes.items()
+        (files_there, file)
+        for files_there in all_files
+        for file, size in files_there.sizes.items()
         if size in known_bytes
     ]
-    total, done = sum(found.sizes[file] for found, file in tasks), 0
+    total, done = sum(files_there.sizes[file] for files_there, file in tasks), 0
     for size in pool.map(digest, tasks):
         done += size
         if on_bytes:
             on_bytes(done, total)
-    return all_found
+    return all_files
 
 
-# What is wrong
+# Damage of a store
 
 
-def _of_store(cache: Cache, found: _Found, receipt: Receipt, known: _Known) -> list[Damage]:
-    store = found.store
+def _damage_of(
+    cache: Cache, files_there: _StoreFiles, receipt: Receipt, contents: _ContentIndex
+) -> list[Damage]:
+    store = files_there.store
 
     def damage(file: str, kind: DamageKind, problem: str) -> Damage:
         rows = _rows_hit(cache, receipt, file) if kind != "stray" else ()
         return Damage(store, file, kind, problem, rows, _videos_of(receipt, rows))
 
-    if not found.sizes:
-        name, error = store_name(store), found.errors.get("")
+    if not files_there.sizes:
+        name, error = store_name(store), files_there.errors.get("")
         return [
             damage(
                 name,
@@ -211,27 +216,31 @@ def _of_store(cache: Cache, found: _Found, receipt: Receipt, known: _Known) -> l
                 f"cannot be read: {error}" if error else DAMAGE_TITLES["gone"],
             )
         ]
-    if (other := known.store_of(found)) not in (None, store):
+    if (other := contents.store_of(files_there)) not in (None, store):
         return [damage(store_name(store), "swapped", f"has the content of store {other}")]
     problems = []
     for file, (size, sha) in receipt.files.items():
-        if file not in found.sizes:
+        if file not in files_there.sizes:
             problems.append(damage(file, "missing", "missing"))
-        elif file in found.errors:
-            problems.append(damage(file, "unreadable", f"cannot be read: {found.errors[file]}"))
-        elif found.digests.get(file) != sha:
+        elif file in files_there.errors:
+            problems.append(
+                damage(file, "unreadable", f"cannot be read: {files_there.errors[file]}")
+            )
+        elif files_there.digests.get(file) != sha:
             kind, problem = _difference(
-                known, store, found.sizes[file], size, found.digests.get(file, "")
+                contents, store, files_there.sizes[file], size, files_there.digests.get(file, "")
             )
             problems.append(damage(file, kind, problem))
     chunks = set(small_arrays(cache.views).values())
-    unlisted = (_own_files(cache, receipt) | chunks & found.sizes.keys()) - receipt.files.keys()
+    unlisted = (
+        _own_files(cache, receipt) | chunks & files_there.sizes.keys()
+    ) - receipt.files.keys()
     problems += [
         _wrong_receipt(cache, store, f"it does not list {file}") for file in sorted(unlisted)
     ]
-    strays = sorted(found.sizes.keys() - receipt.files.keys() - unlisted)
+    strays = sorted(files_there.sizes.keys() - receipt.files.keys() - unlisted)
     problems += [damage(file, "stray", DAMAGE_TITLES["stray"]) for file in strays]
-    if all(each.kind == "stray" or _is_shard(cache, each.file) for each in problems):
+    if all(item.kind == "stray" or _is_shard(cache, item.file) for item in problems):
         problems += [
             _wrong_receipt(cache, store, problem) for problem in _contradictions(cache, receipt)
         ]
@@ -239,17 +248,17 @@ def _of_store(cache: Cache, found: _Found, receipt: Receipt, known: _Known) -> l
 
 
 def _difference(
-    known: _Known, store: int, found_bytes: int, wanted_bytes: int, sha: str
+    contents: _ContentIndex, store: int, size: int, expected_size: int, sha: str
 ) -> tuple[DamageKind, str]:
-    if found_bytes and sha in known.owners:
-        other, file = known.owners[sha]
+    if size and sha in contents.owners:
+        other, file = contents.owners[sha]
         return "swapped", f"has the content of {file} of " + (
             f"store {other}" if other != store else "the same store"
         )
-    if found_bytes == wanted_bytes:
+    if size == expected_size:
         return "content", DAMAGE_TITLES["content"]
-    how = "empty" if not found_bytes else "truncated" if found_bytes < wanted_bytes else "too long"
-    return "size", f"{how}: {found_bytes} bytes, receipt says {wanted_bytes}"
+    how = "empty" if not size else "truncated" if size < expected_size else "too long"
+    return "size", f"{how}: {size} bytes, receipt says {expected_size}"
 
 
 def _wrong_receipt(cache: Cache, store: int, problem: str) -> Damage:
@@ -267,13 +276,8 @@ def _wrong_receipt(cache: Cache, store: int, problem: str) -> Damage:
 def _own_files(cache: Cache, receipt: Receipt) -> set[str]:
     """The files that a store with that many rows must have."""
     shards = range(-(-receipt.frames // frames_per_shard(cache.cache_spec, cache.shape)))
-    groups = {metadata_file("" if view == BASE else view) for view in cache.views}
-    arrays = (*cache.arrays, *small_arrays(cache.views))
-    return (groups | {metadata_file(name) for name in arrays}) | {
-        shard_file(name, number, len(shape))
-        for name, (shape, _) in cache.arrays.items()
-        for number in shards
-    }
+    arrays = {name: len(shape) for name, (shape, _) in cache.arrays.items()}
+    return required_files(arrays, len(shards), cache.views)
 
 
 def _rows_hit(cache: Cache, receipt: Receipt, file: str) -> tuple[RowRange, ...]:
@@ -284,14 +288,14 @@ def _rows_hit(cache: Cache, receipt: Receipt, file: str) -> tuple[RowRange, ...]
     number = chunk.indices[0]
     with suppress(BadInput):  # of a shard that can be read, what is damaged is told chunk by chunk
         if bad := check_chunks(cache.storage, store_name(receipt.store), chunk.array, number):
-            return tuple((each.first, each.stop) for each in bad)
+            return tuple((chunk.first, chunk.stop) for chunk in bad)
     frames = frames_per_shard(cache.cache_spec, cache.shape)
     start = number * frames
     return ((start, min(start + frames, receipt.frames)),)
 
 
 def _is_shard(cache: Cache, file: str) -> bool:
-    """Whether it holds rows of a token array, not metadata or a small array."""
+    """Whether a file of a store holds rows of a token array, not metadata or a small array."""
     chunk = ChunkFile.parse(file)
     return chunk is not None and chunk.array in cache.arrays
 
@@ -315,8 +319,10 @@ def _contradictions(cache: Cache, receipt: Receipt) -> list[str]:
     except BadInput as error:
         return [f"its store is not as it says: {error.message}"]
     rows = {
-        video_id: tuple(each)
-        for video_id, each in zip(attributes["videos"], np.stack(bounds, 1).tolist(), strict=True)
+        video_id: tuple(bounds_of_video)
+        for video_id, bounds_of_video in zip(
+            attributes["videos"], np.stack(bounds, 1).tolist(), strict=True
+        )
     }
     problems = []
     if attributes["fingerprint"] != cache.fingerprint:
@@ -337,12 +343,13 @@ def _contradictions(cache: Cache, receipt: Receipt) -> list[str]:
     return problems
 
 
-# What belongs to no store
+# The cache itself
 
 
-def _of_cache(cache: Cache) -> dict[str, str]:
+def _cache_problems(cache: Cache) -> dict[str, str]:
+    """File -> what is wrong with it, for files that belong to no store."""
     try:
-        problem = _of_header(cache)
+        problem = _header_problem(cache)
     except BadInput as error:
         problem = error.message
     if problem:
@@ -353,7 +360,8 @@ def _of_cache(cache: Cache) -> dict[str, str]:
         origin, targets = manifest.origin, f"{MANIFEST}/{TARGETS}"
         if manifest.digest != cache.header.manifest:
             problems[MANIFEST] = (
-                f"it is another manifest: its digest is {manifest.digest}, wanted {cache.header.manifest}"
+                f"it is another manifest: its digest is {manifest.digest}, "
+                f"wanted {cache.header.manifest}"
             )
         elif manifest.has_targets and cache.storage.digest(targets) != origin.targets_sha256:
             problems[targets] = DAMAGE_TITLES["content"]
@@ -370,7 +378,7 @@ def _of_cache(cache: Cache) -> dict[str, str]:
     return problems
 
 
-def _of_header(cache: Cache) -> str:
+def _header_problem(cache: Cache) -> str:
     """What is wrong with cache.json: its fingerprint must follow from all that it says."""
     header, spec = cache.header, cache.cache_spec
     _ = cache.arrays  # refuses what no codec can lay out
@@ -389,7 +397,10 @@ def advice(cache: Cache, file: str) -> str:
     """How to mend a file that belongs to no store."""
     if file.startswith(MANIFEST):
         files = ", ".join(Manifest.FILES)
-        return f"copy the manifest that it was extracted from ({files}) into {cache}/manifest, then verify again"
+        return (
+            f"copy the manifest that it was extracted from ({files}) into {cache}/{MANIFEST}, "
+            "then verify again"
+        )
     how = "derive" if cache.header.derived_from else "extract"
     return (
         f"begin the same {how} in another --out, stop it, and copy its {file} into {cache}: "
@@ -405,17 +416,19 @@ def _lease_over(partial: str) -> str:
 
 
 def _orphans(cache: Cache) -> dict[str, str]:
+    """File or folder that nothing reads -> why it is there. What a living worker is writing does
+    not count."""
     storage = cache.storage
     at_work = {name: holder for name, holder in holders(storage).items() if not holder.is_gone}
     files = {HEADER_FILE, *([CODEC_FILE] if cache.header.codec_sha256 else [])}
-    known = {
+    contents = {
         "": files | {MANIFEST, STORES, RECEIPTS, LEASES},
         MANIFEST: set(Manifest.FILES),
         STORES: {store_name(store).partition("/")[2] for store in cache.plan},
         RECEIPTS: {receipt_name(store).partition("/")[2] for store in cache.plan},
     }
-    left = {}
-    for folder, belonging in known.items():
+    orphans = {}
+    for folder, belonging in contents.items():
         for name in storage.names(folder):
             if name in belonging or (name.endswith(PARTIAL) and _lease_over(name) in at_work):
                 continue
@@ -424,8 +437,8 @@ def _orphans(cache: Cache) -> dict[str, str]:
                 if name.endswith(PARTIAL)
                 else "does not belong here"
             )
-            left[f"{folder}/{name}" if folder else name] = why
+            orphans[f"{folder}/{name}" if folder else name] = why
     for store in cache.missing_stores():
         if storage.names(store_name(store)) and lease_of(store) not in at_work:
-            left[store_name(store)] = "without a receipt: it counts as not extracted"
-    return left
+            orphans[store_name(store)] = "without a receipt: it counts as not extracted"
+    return orphans

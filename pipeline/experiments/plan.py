@@ -21,6 +21,9 @@ from pipeline.cache.layout import (
     bytes_per_frame,
     frames_per_shard,
     frames_per_store,
+    required_files,
+    small_arrays,
+    stored_name,
     tokens_by_array,
 )
 from pipeline.cache.shard import ALIGNMENT, CRC_BYTES, ShardLayout
@@ -53,9 +56,6 @@ ARRAY_BYTES, STORE_BYTES, VIEW_STORE_BYTES = 1050, 2140, 620
 """Bytes of Zarr's metadata: of a token array, of everything else in a store, and of a view's group
 and affine. They are estimates, since names and shapes change the text a little; beside tokens this
 is nothing. A test holds the sum to 2 per cent of the bytes of a cache that is made."""
-ARRAY_FILES, STORE_FILES, VIEW_FILES = 1, 10, 3
-"""Files beside the shards: a token array's metadata; a store's own metadata and small arrays, and
-its receipt; metadata and affine of a view. `pipeline.cache.layout` says which."""
 CACHE_FILES = 1
 """cache.json; the files of the manifest, and what a fitted codec has learnt, come on top."""
 PLACEHOLDER_LABELS = ("one", "two")
@@ -299,18 +299,23 @@ def _on_disk(spec: CacheSpec, shape: TokenShape, stores: Iterable[PlannedStore])
     """Files and bytes of stores. Receipts are files, but no bytes of a store."""
     views = (BASE, *(view.name for view in spec.views))
     arrays = tokens_by_array(shape.layers, shape.special_tokens, shape.patch_tokens, views)
-    entries = make_codec(spec.codec).layout(shape.width).values()
+    entries = make_codec(spec.codec).layout(shape.width)
     shard_frames = frames_per_shard(spec, shape)
     layouts = [
         ShardLayout((tokens, *tail), dtype, spec.store.chunk_frames, shard_frames)
         for tokens in arrays.values()
-        for tail, dtype in entries
+        for tail, dtype in entries.values()
     ]
+    axes = {
+        stored_name(name, key): 1 + len(tail)
+        for name in arrays
+        for key, (tail, _) in entries.items()
+    }
 
     @cache  # most stores of a plan are full
     def of_frames(frames: int) -> tuple[int, int]:
         shards = math.ceil(frames / shard_frames)
-        files = STORE_FILES + VIEW_FILES * len(spec.views) + len(layouts) * (ARRAY_FILES + shards)
+        files = len(required_files(axes, shards, views)) + len(small_arrays(views)) + 1  # receipt
         size = STORE_BYTES + VIEW_STORE_BYTES * len(spec.views)
         size += frames * (FRAME_BYTES + VIEW_BYTES * len(views))
         return files, size + sum(ARRAY_BYTES + array_bytes(layout, frames) for layout in layouts)

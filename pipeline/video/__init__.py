@@ -1,10 +1,9 @@
 """A video file, or a folder of images, becomes the encoder's squares.
 
-In: a path, and the times that are wanted. Out: uint8 RGB frames with their presentation times in
-seconds, resized and cropped to the encoder's square, with the affine from source coordinates to the
-square.
+In: a path, and which frames. Out: uint8 RGB squares with their presentation times in seconds, and
+the affine from source coordinates to the square.
 
 Read `probe` (what a file says of itself, nothing decoded), `decode` (frames by time), `rgb` (one
-decoded picture, upright), `transforms` (frame to square), then `sandbox` and `decode_process`: the
-same decoding in a process of its own, under limits.
+decoded picture, upright), `transforms` (frame to square), `sandbox` and `decode_process` (decoding
+in a process of its own, under limits), then `reader`, through which every other room reads videos.
 """

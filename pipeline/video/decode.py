@@ -66,7 +66,7 @@ class FrameCounts:
     decoded: int = 0
     """Pictures in the content, before sampling."""
     end_s: float = 0.0
-    """When the last of them ends."""
+    """Presentation time at which the last of them ends."""
     header: int | None = None
     """Pictures by the header, those that an edit list hides included. None: it does not say."""
     header_s: float | None = None
@@ -77,9 +77,11 @@ class FrameCounts:
         self.decoded, self.end_s = 0, 0.0
 
     def promise(self, pictures: int | None, length_s: float | None) -> None:
+        """Notes what the header says."""
         self.header, self.header_s = pictures, length_s
 
     def picture(self, end_s: float) -> None:
+        """Counts one decoded picture, shown until `end_s`."""
         self.decoded += 1
         self.end_s = end_s
 
@@ -93,7 +95,8 @@ class FrameBlock:
     """bool: which rate keeps which frame."""
 
 
-def _in_memory(shape: tuple[int, ...]) -> np.ndarray:
+def _allocate_private(shape: tuple[int, ...]) -> np.ndarray:
+    """uint8 memory of this process."""
     return np.empty(shape, np.uint8)
 
 
@@ -106,7 +109,7 @@ def decode_rates(
     skip: int = 0,
     block_frames: int = BLOCK_FRAMES,
     block_bytes: int = BLOCK_BYTES,
-    allocate: Allocate = _in_memory,
+    allocate: Allocate = _allocate_private,
 ) -> Iterator[FrameBlock]:
     """Decodes once for several rates: blocks of consecutive frames that at least one of `rates`
     keeps.
@@ -130,7 +133,8 @@ def decode_rates(
         yield from _blocks(kept, block_frames, block_bytes, allocate)
     except av.FFmpegError as error:
         raise BadVideo(
-            f"{path.name}: its frames cannot be deinterlaced or converted to RGB: {reason_of(error, path)}"
+            f"{path.name}: its frames cannot be deinterlaced or converted to RGB: "
+            f"{reason_of(error, path)}"
         ) from error
     if source.failure is not None:
         raise source.failure
@@ -149,7 +153,8 @@ def decode_at(
     decoded. Raises BadVideo if they cannot be decoded; OSError, MemoryError as there.
     """
     counted = counted or FrameCounts()
-    # Where a seek does not lead to these very times, as in files that have none, the way from the beginning does.
+    # Where a seek does not lead to these very times, as in files that have none, the way from the
+    # beginning does.
     for from_s in (float(time_s_F[0]), float(time_s_F[0]) - EARLIER_S, -math.inf):
         counted.restart()
         source = (
@@ -158,11 +163,14 @@ def decode_at(
             else _VideoFile(path, counted, from_s)
         )
         with contextlib.suppress(av.FFmpegError), contextlib.closing(source.pictures()) as pictures:
-            blocks = list(_blocks(_at(pictures, time_s_F), BLOCK_FRAMES, BLOCK_BYTES, _in_memory))
+            blocks = list(
+                _blocks(_at(pictures, time_s_F), BLOCK_FRAMES, BLOCK_BYTES, _allocate_private)
+            )
             if sum(len(block.frames) for block in blocks) == len(time_s_F):
                 return [block.frames for block in blocks]
     raise source.failure or BadVideo(
-        f"{path.name}: frames at {len(time_s_F)} times from {time_s_F[0]:.3f} s on cannot all be found"
+        f"{path.name}: frames at {len(time_s_F)} times from {time_s_F[0]:.3f} s on cannot all be "
+        "found"
     )
 
 
@@ -173,12 +181,13 @@ class _VideoFile:
     failure: BadVideo | None = None
 
     def __init__(self, path: Path, counted: FrameCounts, from_s: float = -math.inf) -> None:
-        """Pictures long before `from_s` are left out."""
+        """Leaves pictures out that are shown long before `from_s`."""
         self.path, self.counted, self.from_s = path, counted, from_s
         self.at_byte = 0
-        """Where the last packet lies."""
+        """Offset in the file of the last packet."""
 
     def pictures(self) -> Generator[Picture, None, None]:
+        """Yields every picture; sets `failure` at the end."""
         container, stream = open_video(self.path)
         with container:
             end_s = header_end_s(container, stream)
@@ -208,7 +217,7 @@ class _VideoFile:
             reason = reason_of(error, self.path, self.at_byte)
             far = f"decoding stopped after {counted.decoded} frames at {counted.end_s:.1f} s"
             self.failure = BadVideo(
-                f"{self.path.name}: {far if counted.decoded else _nothing(stream)}: {reason}"
+                f"{self.path.name}: {far if counted.decoded else _no_frame_text(stream)}: {reason}"
             )
 
     def _timed(
@@ -241,7 +250,8 @@ class _VideoFile:
         assert stream.time_base is not None
         begin_s = self.from_s - LOOK_BACK / (frame_rate(stream) or 25)
         counts_times = container.format.name == "avi"
-        # x264 once erred in 4:4:4. libav mends that by the build, which only the first packet names, and a seek forgets.
+        # x264 once erred in 4:4:4. libav mends that by the build, which only the first packet
+        # names, and a seek forgets.
         needs_first = stream.codec_context.name == "h264" and "444" in (
             stream.codec_context.pix_fmt or ""
         )
@@ -254,14 +264,15 @@ class _VideoFile:
         """Why a video that ended without an error is not complete."""
         counted = self.counted
         if not counted.decoded:
-            return BadVideo(f"{self.path.name}: {_nothing(stream)}")
+            return BadVideo(f"{self.path.name}: {_no_frame_text(stream)}")
         promised_s = header_end_s(container, stream)
         if promised_s is None or container.format.name not in HONEST_HEADERS:
             return None
         allowed_s = max(1.0, 0.05 * (promised_s - first_frame_s(stream)))
         if promised_s - counted.end_s <= allowed_s:
             return None
-        # A duration of the whole container may be that of a sound track that goes on after the pictures.
+        # A duration of the whole container may be that of a sound track that goes on after the
+        # pictures.
         if (
             stream.duration is None
             and promised_s - last_packet_end_s(self.path, all_streams=True) <= allowed_s
@@ -273,7 +284,7 @@ class _VideoFile:
         )
 
 
-def _nothing(stream: VideoStream) -> str:
+def _no_frame_text(stream: VideoStream) -> str:
     return (
         f"header promises {stream.frames} frames, none could be decoded"
         if stream.frames
@@ -290,10 +301,11 @@ class _ImageFolder:
     def __init__(
         self, folder: Path, image_fps: float | None, counted: FrameCounts, from_s: float = -math.inf
     ) -> None:
-        """Images before `from_s` are left out."""
+        """Leaves images out that are shown before `from_s`."""
         self.folder, self.image_fps, self.counted, self.from_s = folder, image_fps, counted, from_s
 
     def pictures(self) -> Generator[Picture, None, None]:
+        """Yields every image as a picture, up to one that cannot be decoded."""
         images, time_s_F, last_s = list_images(self.folder, self.image_fps)
         times_s = time_s_F.tolist()
         self.counted.promise(len(images), last_s - times_s[0])
@@ -310,6 +322,7 @@ class _ImageFolder:
 
 
 def _read_image(image: Path) -> tuple[VideoFrame, float]:
+    """An image decoded, and its pixel aspect. Raises BadVideo."""
     container, stream = open_image(image)
     with container:
         if stream.codec_context.name == "mjpeg":
@@ -339,8 +352,8 @@ def is_sampled(time_s: float, next_s: float, first_s: float, fps: float) -> bool
 def _sampled(
     pictures: Iterator[Picture], rates: Sequence[float | None]
 ) -> Iterator[tuple[Picture, list[bool]]]:
-    """The pictures shown at sampling instants, and at which rates'. Looks one ahead; the last one
-    counts up to its own end."""
+    """The pictures shown at the sampling instants of at least one rate, and (R,) which rates those
+    are. Looks one picture ahead; the last one counts up to its own end."""
 
     def kept(held: Picture, next_s: float) -> list[bool]:
         return [fps is None or is_sampled(held.time_s, next_s, first_s, fps) for fps in rates]
@@ -376,35 +389,35 @@ def _blocks(
 ) -> Iterator[FrameBlock]:
     """Converts kept pictures to upright RGB and gathers those of one size."""
     converter = VideoReformatter()
-    room_FHWC: np.ndarray | None = None
+    buffer_FHWC: np.ndarray | None = None
     times_s: list[float] = []
     masks: list[list[bool]] = []
     aspect = 1.0
 
     def block() -> FrameBlock:
-        """Lets go of the pixels, so that a block handed out is held by its receiver alone."""
-        nonlocal room_FHWC
-        assert room_FHWC is not None
-        frames = Frames(room_FHWC[: len(times_s)], np.array(times_s), aspect)
+        """The block that is gathered, whose pixels are held by its receiver alone from now on."""
+        nonlocal buffer_FHWC
+        assert buffer_FHWC is not None
+        frames = Frames(buffer_FHWC[: len(times_s)], np.array(times_s), aspect)
         gathered = FrameBlock(frames, np.array(masks).T)
-        room_FHWC = None
+        buffer_FHWC = None
         times_s.clear()
         masks.clear()
         return gathered
 
     for picture, kept_R in kept:
         pixels_HWC, pixel_aspect = upright_rgb(picture, converter)
-        if room_FHWC is not None and (
-            pixels_HWC.shape != room_FHWC.shape[1:] or pixel_aspect != aspect
+        if buffer_FHWC is not None and (
+            pixels_HWC.shape != buffer_FHWC.shape[1:] or pixel_aspect != aspect
         ):
             yield block()
-        if room_FHWC is None:
-            room = max(1, min(block_frames, block_bytes // pixels_HWC.nbytes))
-            room_FHWC, aspect = allocate((room, *pixels_HWC.shape)), pixel_aspect
-        room_FHWC[len(times_s)] = pixels_HWC
+        if buffer_FHWC is None:
+            capacity = max(1, min(block_frames, block_bytes // pixels_HWC.nbytes))
+            buffer_FHWC, aspect = allocate((capacity, *pixels_HWC.shape)), pixel_aspect
+        buffer_FHWC[len(times_s)] = pixels_HWC
         times_s.append(picture.time_s)
         masks.append(kept_R)
-        if len(times_s) == len(room_FHWC):
+        if len(times_s) == len(buffer_FHWC):
             yield block()
     if times_s:
         yield block()

@@ -1,5 +1,5 @@
-"""The decoding process that `decoder.py` starts: decodes what it is told, under its limits, and
-hands the blocks over.
+"""The decoding process that `sandbox` starts: decodes the videos it is asked for, under its limits,
+and hands the blocks over.
 
 It speaks JSON in packets of a socketpair. Pixels travel in anonymous shared memory: a buffer's
 descriptor is sent once, and the buffer is filled again when its reader has let go of it. Nothing
@@ -65,7 +65,7 @@ class SharedCount(FrameCounts):
 
 
 def read_count(memory: mmap.mmap) -> FrameCounts:
-    """What a `SharedCount` has written."""
+    """The counts that a `SharedCount` has written."""
     decoded, end_s, header, header_s = np.frombuffer(memory, np.float64).tolist()
     return FrameCounts(
         int(decoded),
@@ -76,25 +76,24 @@ def read_count(memory: mmap.mmap) -> FrameCounts:
 
 
 class Outlet:
-    """The way out for blocks: buffers that are used again, and a limit on how many blocks are under
-    way."""
+    """Hands blocks to the parent: in buffers that are used again, and no more than a few ahead."""
 
     def __init__(self, channel: socket.socket) -> None:
         self.channel = channel
         self.buffers: dict[int, np.ndarray] = {}
         self.free: list[int] = []
-        self.forgotten: list[int] = []
-        self.made = 0
+        self.to_forget: list[int] = []
+        self.buffer_count = 0
         self.unsent: dict[int, tuple[int, int]] = {}
         """Descriptor and size of buffers that the parent does not know yet."""
-        self.filled: int | None = None
+        self.filling: int | None = None
         self.credits = 0
 
     def request(self) -> dict[str, Any] | None:
         """The next video; None once the parent is gone."""
-        if self.filled is not None:  # the last video failed before its last block was complete
-            self.free.append(self.filled)
-            self.filled = None
+        if self.filling is not None:  # the last video failed before its last block was complete
+            self.free.append(self.filling)
+            self.filling = None
         while packet := self.channel.recv(PACKET_BYTES):
             message = json.loads(packet)
             self.free += message["free"]
@@ -109,17 +108,17 @@ class Outlet:
         size = math.prod(shape)
         fitting = [number for number in self.free if self.buffers[number].size >= size]
         if fitting:
-            self.filled = fitting[-1]
-            self.free.remove(self.filled)
+            self.filling = fitting[-1]
+            self.free.remove(self.filling)
         else:
             self._forget_free()
-            self.filled, self.made = self.made, self.made + 1
+            self.filling, self.buffer_count = self.buffer_count, self.buffer_count + 1
             # Untouched pages cost nothing, so a buffer is made to fit any block of ordinary frames.
-            fd, room = os.memfd_create("stillframe-block"), max(size, BLOCK_BYTES)
-            os.ftruncate(fd, room)
-            self.buffers[self.filled] = np.frombuffer(mmap.mmap(fd, room), np.uint8)
-            self.unsent[self.filled] = fd, room
-        return self.buffers[self.filled][:size].reshape(shape)
+            fd, capacity = os.memfd_create("stillframe-block"), max(size, BLOCK_BYTES)
+            os.ftruncate(fd, capacity)
+            self.buffers[self.filling] = np.frombuffer(mmap.mmap(fd, capacity), np.uint8)
+            self.unsent[self.filling] = fd, capacity
+        return self.buffers[self.filling][:size].reshape(shape)
 
     def _forget_free(self) -> None:
         """Gives back the memory of buffers that are too small."""
@@ -128,38 +127,42 @@ class Outlet:
             if number in self.unsent:
                 os.close(self.unsent.pop(number)[0])
             else:
-                self.forgotten.append(number)
+                self.to_forget.append(number)
         self.free = []
 
     def send(self, block: FrameBlock) -> None:
-        assert self.filled is not None
+        """Hands over a block, whose pixels lie in the buffer that was allocated last; waits for the
+        parent where too many are under way."""
+        assert self.filling is not None
         while not self.credits:
             self._take_credits(wait=True)
         self.credits -= 1
         frames = block.frames
         message = {
-            "block": self.filled,
-            "forget": self.forgotten,
+            "block": self.filling,
+            "forget": self.to_forget,
             "shape": frames.pixels_FHWC.shape,
             "time_s": frames.time_s.tolist(),
             "aspect": frames.pixel_aspect,
             "kept": block.kept_RF.tolist(),
         }
-        if self.filled in self.unsent:
-            fd, room = self.unsent.pop(self.filled)
+        if self.filling in self.unsent:
+            fd, capacity = self.unsent.pop(self.filling)
             socket.send_fds(
-                self.channel, [json.dumps(message | {"new_bytes": room}).encode()], [fd]
+                self.channel, [json.dumps(message | {"new_bytes": capacity}).encode()], [fd]
             )
             os.close(fd)
         else:
             self.say(message)
-        self.forgotten, self.filled = [], None
+        self.to_forget, self.filling = [], None
 
     def say(self, message: dict[str, Any]) -> None:
+        """Sends one message as JSON."""
         self.channel.send(json.dumps(message).encode())
 
     def _take_credits(self, wait: bool) -> None:
-        """One packet is leave to send one more block, and tells which buffers are free again."""
+        """Reads what the parent has sent: each packet allows one more block, and names buffers that
+        are free again."""
         flags = 0 if wait else socket.MSG_DONTWAIT
         try:
             while packet := self.channel.recv(PACKET_BYTES, flags):
@@ -178,7 +181,8 @@ def serve(channel: socket.socket, memory: mmap.mmap) -> None:
     outlet.say({"ready": True})
     while (request := outlet.request()) is not None:
         outlet.say(_decode_video(request, outlet, SharedCount(memory)))
-        # PyAV's containers and streams refer to each other: left alone, the decoders of many videos pile up.
+        # PyAV's containers and streams refer to each other: left alone, the decoders of many videos
+        # pile up.
         gc.collect()
 
 
@@ -221,9 +225,12 @@ def _blocks(request: dict[str, Any], outlet: Outlet, counted: FrameCounts) -> It
         yield FrameBlock(copied, np.ones((1, len(frames)), bool))
 
 
-def run(arguments: Sequence[str]) -> None:
+def run_decode_process(arguments: Sequence[str]) -> None:
+    """Limits this process, then serves its parent. `arguments`: descriptors of the channel and of
+    the shared count, and the limit of memory in MiB."""
     channel_fd, count_fd, memory_mb = map(int, arguments)
-    # Also sent when only the thread ends that started this process; `decoder.py` then starts another.
+    # Also sent when only the thread ends that started this process; the sandbox then starts
+    # another.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Private memory: buffers are shared and do not count. A lower limit of the system stays.
@@ -235,4 +242,4 @@ def run(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(sys.argv[1:])
+    run_decode_process(sys.argv[1:])

@@ -22,11 +22,15 @@ from pipeline.errors import BadVideo
 
 # fmt: off
 _VIDEO = {
-    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".h264", ".h265", ".hevc", ".ivf", ".m1v",
-    ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".qt",
-    ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv", ".y4m",
+    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".h264", ".h265",
+    ".hevc", ".ivf", ".m1v", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4",
+    ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv",
+    ".y4m",
 }
-_AUDIO = {".aac", ".ac3", ".aif", ".aiff", ".flac", ".m4a", ".mka", ".mp2", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma"}
+_AUDIO = {
+    ".aac", ".ac3", ".aif", ".aiff", ".flac", ".m4a", ".mka", ".mp2", ".mp3", ".oga", ".ogg",
+    ".opus", ".wav", ".wma",
+}
 # fmt: on
 MEDIA_SUFFIXES = frozenset(_VIDEO | _AUDIO)
 """Lower-case suffixes of video and audio files: audio in a folder of videos is refused with a
@@ -43,7 +47,7 @@ class Probe(NamedTuple):
     """The claims of a video's header, or the facts of an image folder."""
 
     width: int
-    """As stored, before rotation."""
+    """Pixels as stored, before rotation."""
     height: int
     fps: float | None
     """Average frame rate."""
@@ -107,7 +111,8 @@ def _open(source: str | io.BytesIO, path: Path, name: str) -> tuple[InputContain
         raise BadVideo(f"{name}: cannot be opened as media: {reason_of(error, path)}") from error
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream):
-        reason = f"no video stream ({' and '.join(sorted({other.type for other in container.streams})) or 'nothing'} only)"
+        kinds = sorted({stream.type for stream in container.streams})
+        reason = f"no video stream ({' and '.join(kinds) or 'nothing'} only)"
     elif stream.disposition & Disposition.attached_pic:
         reason = "no video stream, its only picture is cover art"
     elif stream.codec_context is None:
@@ -124,7 +129,8 @@ def reason_of(error: av.FFmpegError, path: Path, at_byte: int = 0) -> str:
     if isinstance(error, MemoryError):
         raise MemoryError(error.strerror) from error
     if path.is_file() and not isinstance(error, PermissionError):
-        # To libav, what a disk fails to read is a torn packet, and a torn file an "Input/output error": plain reading tells.
+        # To libav, what a disk fails to read is a torn packet, and a torn file an "Input/output
+        # error": plain reading tells.
         with path.open("rb") as file:
             file.seek(at_byte)
             while file.read(1 << 24) and file.tell() < at_byte + REREAD_BYTES:
@@ -151,12 +157,14 @@ def header_end_s(container: InputContainer, stream: VideoStream) -> float | None
     """Presentation time at which the header says the video ends; None if it does not say."""
     start_s = first_frame_s(stream)
     if container.format.name == "avi" and stream.frames and stream.average_rate:
-        # libav cuts the duration of a truncated AVI down to what is there; the frame count stays as it was written.
+        # libav cuts the duration of a truncated AVI down to what is there; the frame count stays as
+        # it was written.
         return start_s + float(stream.frames / stream.average_rate)
     if stream.duration is not None and stream.time_base is not None:
         return start_s + float(stream.duration * stream.time_base)
     if container.duration is not None:
-        # Of the longest stream. Most writers of Matroska count it from zero, some from the first frame.
+        # Of the longest stream. Most writers of Matroska count it from zero, some from the first
+        # frame.
         whole_s = container.duration / av.time_base
         return whole_s if whole_s > start_s else start_s + whole_s
     return None

@@ -31,7 +31,7 @@ class Picture(NamedTuple):
     time_s: float
     end_s: float
     pixel_aspect: float
-    """As stored, before rotation."""
+    """Width of a stored pixel over its height, before rotation."""
 
 
 def deinterlaced(pictures: Iterator[Picture]) -> Iterator[Picture]:
@@ -43,7 +43,7 @@ def deinterlaced(pictures: Iterator[Picture]) -> Iterator[Picture]:
     for picture in pictures:
         frame = picture.frame
         if graph is not None and layout != (frame.width, frame.height, frame.format.name):
-            yield from _pulled(graph, waiting, None)
+            yield from _filter(graph, waiting, None)
             graph = None
         if graph is None:
             if not frame.interlaced_frame:
@@ -53,9 +53,9 @@ def deinterlaced(pictures: Iterator[Picture]) -> Iterator[Picture]:
         # The filter wants even times; the picture keeps its own.
         frame.pts, frame.time_base = next(ticks), FILTER_TICK
         waiting.append(picture)
-        yield from _pulled(graph, waiting, frame)
+        yield from _filter(graph, waiting, frame)
     if graph is not None:
-        yield from _pulled(graph, waiting, None)
+        yield from _filter(graph, waiting, None)
 
 
 def _bwdif(frame: VideoFrame) -> Graph:
@@ -71,7 +71,7 @@ def _bwdif(frame: VideoFrame) -> Graph:
     return graph
 
 
-def _pulled(graph: Graph, waiting: deque[Picture], frame: VideoFrame | None) -> Iterator[Picture]:
+def _filter(graph: Graph, waiting: deque[Picture], frame: VideoFrame | None) -> Iterator[Picture]:
     """Pushes a frame (None: the end) and takes out what is ready; the filter looks one frame
     ahead."""
     graph.vpush(frame)
@@ -85,7 +85,8 @@ def _pulled(graph: Graph, waiting: deque[Picture], frame: VideoFrame | None) -> 
 
 def upright_rgb(picture: Picture, converter: VideoReformatter) -> tuple[np.ndarray, float]:
     """RGB pixels (H, W, 3) as a viewer shows them, a view of libav's own, and their aspect."""
-    # Without any accuracy flag libswscale runs its fast path; one thread, since a frame is small work.
+    # Without any accuracy flag libswscale runs its fast path; one thread, since a frame is small
+    # work.
     rgb = converter.reformat(
         picture.frame, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1
     )

@@ -1,5 +1,5 @@
-"""`frames.decode_rates` in a process of its own, watched: a decoder that hangs, crashes or eats all
-memory is a listed failure.
+"""`decode_rates` and `decode_at` in a process of their own, watched: a decoder that hangs, crashes
+or eats all memory is a listed failure.
 
 One process decodes many videos, one at a time, and is replaced when it dies. A crash is tried again
 once and a kill from outside twice, from the first frame that has not been handed over: decoding is
@@ -39,10 +39,10 @@ from pipeline.video.decode import BLOCK_FRAMES, FrameBlock, FrameCounts
 from pipeline.video.decode_process import COUNT_BYTES, PACKET_BYTES, read_count
 
 TICK_S = 0.2
-"""Between two looks at a silent process. A wait counts as no more than this, so that a suspended
-program blames no video."""
+"""Seconds between two looks at a silent process. A wait counts as no more than this, so that a
+suspended program blames no video."""
 START_S = 120
-"""A process that has not started by then never will."""
+"""Seconds after which a process that has not started never will."""
 ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
@@ -51,15 +51,15 @@ ENVIRONMENT = {
 """No threads for linear algebra, which take memory; and glibc keeps the memory of one picture for
 the next."""
 END_S = 10
-"""How long a process may take to die."""
+"""Seconds that a process may take to die."""
 TIMES_AT_ONCE = 1024
 """Presentation times in one request, which must fit into a packet."""
 ATTEMPTS = {True: 3, False: 2}
-"""Killed from outside or not -> deaths over one video after which it is listed."""
+"""Whether it was killed from outside -> deaths over one video after which it is listed."""
 
 
 class DecodeLimits(Settings):
-    """When decoding a video is given up."""
+    """Limits at which decoding a video is given up."""
 
     stall_s: float = Field(default=60, gt=0)
     """Seconds of waiting in which no picture was decoded."""
@@ -145,14 +145,14 @@ class Decoder:
         request: dict[str, Any] = what | {"path": str(path), "image_fps": image_fps, "skip": 0}
         try:
             while True:
-                process = self._idle()
+                process = self._ready_process()
                 try:
                     process.ask(request)
                     while (block := watch.next(process)) is not None:
                         request["skip"] += len(block.frames)
                         yield block
                     return
-                except _Died:
+                except _ProcessDied:
                     if self._closed:
                         raise OSError(
                             errno.ECANCELED, "decoding was cancelled", str(path)
@@ -163,7 +163,7 @@ class Decoder:
             if self._process and (self._closed or not self._process.idle):
                 self._process.end()
 
-    def _idle(self) -> _Process:
+    def _ready_process(self) -> _Process:
         """A living process that waits for work."""
         for attempt in (1, 2, 3):
             with self._lock:
@@ -174,16 +174,16 @@ class Decoder:
                 if self._process:
                     self._process.end()
                 self._process = process = _Process(self.limits.memory_mb)
-            with contextlib.suppress(_Died):
+            with contextlib.suppress(_ProcessDied):
                 if process.receive(START_S) is not None:
                     return process
             status = process.end()
             if status >= 0 or attempt == 3:
                 break
-        raise OSError(errno.ECHILD, f"the decoding process did not start: {_how(status)}")
+        raise OSError(errno.ECHILD, f"the decoding process did not start: {_death_text(status)}")
 
 
-class _Died(Exception):
+class _ProcessDied(Exception):
     """The process is gone; all that it sent has been received."""
 
 
@@ -192,11 +192,11 @@ class _Process:
 
     def __init__(self, memory_mb: int) -> None:
         count_fd = os.memfd_create("stillframe-count")
-        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.channel, child_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             os.ftruncate(count_fd, COUNT_BYTES)
             self.count = mmap.mmap(count_fd, COUNT_BYTES)
-            inherited = (theirs.fileno(), count_fd)
+            inherited = (child_channel.fileno(), count_fd)
             self.process = subprocess.Popen(
                 [
                     sys.executable,
@@ -215,7 +215,7 @@ class _Process:
             self.channel.close()
             raise
         finally:
-            theirs.close()
+            child_channel.close()
             os.close(count_fd)
         self.idle, self.gone = True, False
         self.pid = self.process.pid
@@ -228,9 +228,11 @@ class _Process:
 
     @property
     def alive(self) -> bool:
+        """Whether the process runs."""
         return self.process.poll() is None
 
     def ask(self, request: dict[str, Any]) -> None:
+        """Sends the request for one video."""
         self.idle = False
         self.count[:] = bytes(COUNT_BYTES)
         self._say(request)
@@ -254,7 +256,7 @@ class _Process:
             return None  # said once, before what is still to be read
         if not packet:
             self.gone = True
-            raise _Died
+            raise _ProcessDied
         message: dict[str, Any] = json.loads(packet)
         return self._block(message, fds) if "block" in message else message
 
@@ -311,7 +313,7 @@ class _Watch:
                 message = process.receive(TICK_S)
             finally:
                 count = read_count(process.count)
-                self._note(count)
+                self._update_counts(count)
             if isinstance(message, FrameBlock):
                 return message
             if message is not None:
@@ -321,17 +323,17 @@ class _Watch:
             silent_s, seen = (silent_s + waited_s if count.decoded == seen else 0.0), count.decoded
             self.waited_s += waited_s
             if silent_s >= self.limits.stall_s:
-                raise self._given_up(
+                raise self._give_up(
                     f"decoder made no progress for {self.limits.stall_s:g} s",
                     "raise the limit stall_s",
                 )
             if self.waited_s >= self._video_s():
-                raise self._given_up(
+                raise self._give_up(
                     f"decoding took more than {self._video_s():g} s", "raise the limit video_s"
                 )
 
-    def _note(self, count: FrameCounts) -> None:
-        """An attempt that was cut short takes back nothing."""
+    def _update_counts(self, count: FrameCounts) -> None:
+        """Takes over what is counted; an attempt that was cut short takes back nothing."""
         self.counted.decoded = max(self.counted.decoded, count.decoded)
         self.counted.end_s = max(self.counted.end_s, count.end_s)
         if count.header_s is not None or count.header is not None:
@@ -343,7 +345,7 @@ class _Watch:
     def _end(self, process: _Process, message: dict[str, Any]) -> None:
         if "memory" in message:  # the process is not used again: its heap is full
             limit = f"decoding needs more than {self.limits.memory_mb} MB"
-            raise self._given_up(limit, "raise the limit memory_mb")
+            raise self._give_up(limit, "raise the limit memory_mb")
         process.idle = True
         if "bad" in message:
             raise BadVideo(*message["bad"])
@@ -354,22 +356,24 @@ class _Watch:
         assert "done" in message
 
     def died(self, status: int) -> None:
-        """Returns if the video is to be tried again, else raises."""
+        """Counts a death of the process, by its exit status. Raises BadVideo where there were too
+        many over this video."""
         self.deaths.append(status)
         killed = status == -signal.SIGKILL
         if sum((death == -signal.SIGKILL) == killed for death in self.deaths) < ATTEMPTS[killed]:
             return
-        how = " and ".join(dict.fromkeys(map(_how, self.deaths)))
+        how = " and ".join(dict.fromkeys(map(_death_text, self.deaths)))
         hint = "the system may be short of memory: use fewer decoders" if killed else ""
-        raise self._given_up(f"decoder died {len(self.deaths)} times, {how}", hint)
+        raise self._give_up(f"decoder died {len(self.deaths)} times, {how}", hint)
 
-    def _given_up(self, why: str, hint: str) -> BadVideo:
+    def _give_up(self, why: str, hint: str) -> BadVideo:
         counted = self.counted
         return BadVideo(
-            f"{self.path.name}: {why}, stopped after {counted.decoded} frames at {counted.end_s:.1f} s",
+            f"{self.path.name}: {why}, stopped after {counted.decoded} frames at "
+            f"{counted.end_s:.1f} s",
             hint,
         )
 
 
-def _how(status: int) -> str:
+def _death_text(status: int) -> str:
     return f"killed by {signal.Signals(-status).name}" if status < 0 else f"with exit code {status}"

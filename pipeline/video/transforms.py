@@ -1,4 +1,4 @@
-"""Frames -> the encoder's square: resize and crop, with the affine kept that says where each pixel
+"""Frames into the encoder's squares: resize and crop, with the affine that says where each pixel
 comes from."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class FrameTransforms:
     def __init__(self, frames: Frames, device: torch.device) -> None:
         self.frames, self.device = frames, device
         self._pixels: dict[bytes, torch.Tensor] = {}
-        self._made: dict[tuple[Any, ...], tuple[torch.Tensor, np.ndarray]] = {}
+        self._squares: dict[tuple[Any, ...], tuple[torch.Tensor, np.ndarray]] = {}
 
     def squares(
         self, settings: FrameSettings, mask: np.ndarray, view: View | None
@@ -28,9 +28,9 @@ class FrameTransforms:
         """Squares of the frames of `mask`, uint8 (f, 3, size_px, size_px), and the affine (2, 3)
         from the source frame to them; `view` None is the base."""
         key = (settings.size_px, settings.fit, settings.resample, mask.tobytes(), view)
-        if key not in self._made:
-            self._made[key] = self._make(settings, mask, view)
-        return self._made[key]
+        if key not in self._squares:
+            self._squares[key] = self._make(settings, mask, view)
+        return self._squares[key]
 
     def _make(
         self, settings: FrameSettings, mask: np.ndarray, view: View | None
@@ -141,13 +141,13 @@ def crop_view(
 def _crop_view_axis(
     stored_px: int, scale: float, shift: float, start: float, stop: float, size_px: int
 ) -> tuple[slice, int, int, float, float]:
-    """One axis of a part [start, stop) of the square, as `_centre_crop_axis`. Half a part more is read on
-    either side, for the filter."""
-    first_px, last_px = ((place - shift) / scale * stored_px for place in (start, stop))
-    beside_px = (last_px - first_px) / 2
+    """One axis of a part [start, stop) of the square, with what `_centre_crop_axis` returns. Half a
+    part more is read on either side, for the filter."""
+    first_px, last_px = ((position - shift) / scale * stored_px for position in (start, stop))
+    margin_px = (last_px - first_px) / 2
     begin_px, end_px = (
-        max(0, math.floor(first_px - beside_px)),
-        min(stored_px, math.ceil(last_px + beside_px)),
+        max(0, math.floor(first_px - margin_px)),
+        min(stored_px, math.ceil(last_px + margin_px)),
     )
     read_px = end_px - begin_px
     resized_px = max(size_px, round(size_px * read_px / (last_px - first_px)))

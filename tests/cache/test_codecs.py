@@ -26,7 +26,8 @@ EXTREME = 60000.0
 
 
 def codec(name: str, width: int = 64, **settings: object) -> Any:
-    """Ready for tokens of `width`: a codec that fits has seen gaussians with a mean and an outlier channel."""
+    """Ready for tokens of `width`: a codec that fits has seen gaussians with a mean and an outlier
+    channel."""
     made = plugins.load("codec", name)(plugins.settings("codec", name, settings, name))
     if isinstance(made, FittedCodec):
         seen_MD = torch.randn(
@@ -124,7 +125,8 @@ def test_what_is_not_a_number_is_refused(name: str, bad: float) -> None:
 
 
 def test_float16_rounds_to_nearest_with_an_attained_bound() -> None:
-    """Between any two neighbours of the format the worst value is the midpoint, and there error and bound are one."""
+    """Between any two neighbours of the format the worst value is the midpoint, and there error and
+    bound are one."""
     made = codec("float16")
     grid = (
         torch.arange(0x7C00, dtype=torch.int16).view(torch.float16).double()
@@ -241,7 +243,8 @@ def test_int4_packs_two_rotated_values_into_a_byte():
 
 
 def test_int4_holds_outliers_to_their_block():
-    """A channel a hundred times larger than the rest costs the 64 channels around it, and no others."""
+    """A channel a hundred times larger than the rest costs the 64 channels around it, and no
+    others."""
     generator = torch.Generator().manual_seed(0)
     plain = torch.randn(4, 50, 192, generator=generator)
     outlier = plain.clone()
@@ -251,7 +254,8 @@ def test_int4_holds_outliers_to_their_block():
     assert torch.equal(errors[0][..., :64], errors[1][..., :64]) and torch.equal(
         errors[0][..., 128:], errors[1][..., 128:]
     )
-    # Rounded as it is, at the outlier's scale of 100 / 7, every other channel would be lost: an error of 0.8 on average.
+    # Rounded as it is, at the outlier's scale of 100 / 7, every other channel would be lost: an
+    # error of 0.8 on average.
     assert errors[1][..., 64:128].mean() < 0.5
     assert errors[0].mean() < 0.11
 

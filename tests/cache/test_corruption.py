@@ -1,4 +1,5 @@
-"""Damaged caches and runs: every command names the file and the next step, and leaves all as it was."""
+"""Damaged caches and runs: every command names the file and the next step, and leaves all as it
+was."""
 
 from __future__ import annotations
 
@@ -47,7 +48,10 @@ def flip(file: Path) -> str:
 @pytest.mark.parametrize("damage", [unlink, empty, truncate])
 def test_a_damaged_shard_is_refused(place, cache, run, tmp_path, damage):
     problem = damage(cache / "stores/00001.zarr" / SHARD)
-    message = f"cache {cache} is damaged: stores/00001.zarr/{SHARD}: {problem}; next: see it all: stillframe verify {cache}"
+    message = (
+        f"cache {cache} is damaged: stores/00001.zarr/{SHARD}: {problem}; next: see "
+        f"it all: stillframe verify {cache}"
+    )
     before = digest(tmp_path)
     assert_refused(call("train", place.recipe, cache, "--out", tmp_path / "new"), message)
     assert_refused(call("evaluate", run, "--cache", cache), message)
@@ -55,7 +59,8 @@ def test_a_damaged_shard_is_refused(place, cache, run, tmp_path, damage):
 
 
 def problems(cache: Path) -> list[tuple[int, str, str]]:
-    """(store, file, problem) of every line that `verify --json` gives, which must end with exit code 2."""
+    """(store, file, problem) of every line that `verify --json` gives, which must end with exit
+    code 2."""
     result = call("verify", cache, "--json")
     assert_refused(
         result,
@@ -108,10 +113,14 @@ SMALL = ["zarr.json", "layer_5/zarr.json", "time_s/zarr.json", "time_s/c/0", "vi
 
 @pytest.mark.parametrize("file", SMALL)
 def test_one_bit_of_times_or_metadata_is_refused(place, cache, run, tmp_path, file):
-    """These decide which frame is which, so they are compared with their checksums whenever the cache is used."""
+    """These decide which frame is which, so they are compared with their checksums whenever the
+    cache is used."""
     problem = flip(cache / "stores/00001.zarr" / file)
     before = digest(tmp_path)
-    message = f"cache {cache} is damaged: stores/00001.zarr/{file}: {problem}; next: see it all: stillframe verify {cache}"
+    message = (
+        f"cache {cache} is damaged: stores/00001.zarr/{file}: {problem}; next: see "
+        f"it all: stillframe verify {cache}"
+    )
     assert_refused(call("train", place.recipe, cache, "--out", tmp_path / "new"), message)
     assert_refused(call("evaluate", run, "--cache", cache), message)
     assert problems(cache) == [(1, file, problem)]
@@ -171,7 +180,10 @@ def test_a_receipt_that_lacks_a_key(cache):
     del receipt["files"]
     (cache / "receipts/00001.json").write_text(json.dumps(receipt))
     path = cache / "receipts/00001.json"
-    message = f"{path} is damaged: key 'files' is missing; next: only this store is redone by: stillframe verify {cache} --repair"
+    message = (
+        f"{path} is damaged: key 'files' is missing; next: only this store is redone "
+        f"by: stillframe verify {cache} --repair"
+    )
     assert_refused(call("status", cache), message)
 
 
@@ -194,7 +206,10 @@ def test_a_receipt_of_another_cache(place, slow_cache, cache):
     shutil.copy(slow_cache / "receipts/00001.json", cache / "receipts/00001.json")
     theirs, ours = Cache(slow_cache).fingerprint, Cache(cache).fingerprint
     path = cache / "receipts/00001.json"
-    message = f"{path} is damaged: it is for store 1 of the cache {theirs}, wanted store 1 of {ours} and the videos planned"
+    message = (
+        f"{path} is damaged: it is for store 1 of the cache {theirs}, wanted store 1 "
+        f"of {ours} and the videos planned"
+    )
     assert_refused(call("status", cache), message, "; next: only this store is redone by")
     assert problems(cache)[0][:2] == (1, "receipts/00001.json")
     mended(place, cache)
@@ -219,7 +234,10 @@ def test_a_format_from_the_future(cache, run, command):
     ]
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format_version": 9, "new": 1}))
     read = RUN_FORMAT if file.name == "run.json" else FORMAT_VERSION
-    message = f"{file} has format 9, this version of stillframe reads format {read}; next: upgrade stillframe"
+    message = (
+        f"{file} has format 9, this version of stillframe reads format {read}; next: "
+        "upgrade stillframe"
+    )
     assert_refused(call(command, folder), message)
 
 
@@ -289,5 +307,8 @@ def test_without_metrics_the_report_has_no_learning_curve_but_all_scores(
 def test_a_run_of_an_older_format_is_trained_again(run):
     file = run / "run.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format_version": 1}))
-    message = f"{file} has format 1, this version of stillframe reads format {RUN_FORMAT}; next: train again into another --out"
+    message = (
+        f"{file} has format 1, this version of stillframe reads format {RUN_FORMAT}; "
+        "next: train again into another --out"
+    )
     assert_refused(call("evaluate", run), message)

@@ -1,4 +1,5 @@
-"""Caches in an object store: a real S3 server, a network that fails, a disk cache that is bounded, and the same bytes in the end."""
+"""Caches in an object store: a real S3 server, a network that fails, a disk cache that is bounded,
+and the same bytes in the end."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ pytest.importorskip("moto.server")
 
 @pytest.fixture(scope="module")
 def network_to_server():
-    """One proxy before one server for all tests, since every new client of S3 takes a second to set up."""
+    """One proxy before one server for all tests, since every new client of S3 takes a second to set
+    up."""
     with s3_server() as port, proxy_of(port) as proxy, pytest.MonkeyPatch.context() as patch:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "test")
@@ -660,7 +662,8 @@ except BadInput as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.stdout == (
-        "s3://bucket/x cannot be reached: a package for s3:// is not installed; pip install 'stillframe[s3]'\n"
+        "s3://bucket/x cannot be reached: a package for s3:// is not installed; pip "
+        "install 'stillframe[s3]'\n"
     )
 
 

@@ -1,4 +1,5 @@
-"""The store: what plain zarr reads is what was appended, the direct reader equals it, and damage is seen."""
+"""The store: what plain zarr reads is what was appended, the direct reader equals it, and damage is
+seen."""
 
 from __future__ import annotations
 
@@ -127,7 +128,8 @@ def test_store_opens_with_plain_zarr_and_knows_its_videos(tmp_path):
 
 @pytest.mark.parametrize("compression", ["none", "zstd"])
 def test_bytes_of_a_shard(tmp_path, compression):
-    """Each chunk at a multiple of 64, as zarr would encode it, its CRC-32C after it; the index and its own at the end."""
+    """Each chunk at a multiple of 64, as zarr would encode it, its CRC-32C after it; the index and
+    its own at the end."""
     array = values(21, 3, 5)
     write(tmp_path / STORE, {"layer_0": array}, 4, 12, 7, compression)
     data = (tmp_path / STORE / "layer_0/c/1/0/0").read_bytes()
@@ -305,7 +307,8 @@ def test_a_store_of_other_codecs_is_refused(tmp_path):
     )
     with pytest.raises(
         BadInput,
-        match="array 'layer_0' .* has the codecs bytes, gzip, wanted a shard of bytes, zstd and crc32c",
+        match="array 'layer_0' .* has the codecs bytes, gzip, wanted a shard of bytes, "
+        "zstd and crc32c",
     ):
         StoreReader(LocalFolder(tmp_path), STORE).read_into(
             "layer_0", np.array([0]), np.empty((1, 4), "f2")

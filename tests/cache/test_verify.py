@@ -1,4 +1,5 @@
-"""Whether a cache can be trusted: damage named and mended, its state, a spec held against it, its frames encoded again."""
+"""Whether a cache can be trusted: damage named and mended, its state, a spec held against it, its
+frames encoded again."""
 
 from __future__ import annotations
 
@@ -425,7 +426,8 @@ def test_speed_is_that_of_the_last_stores_without_the_pause_before(mine):
 
 def test_a_dead_worker_is_called_gone(mine):
     code = (
-        "import sys, os\nfrom pipeline.cache.leases import Leases\nfrom pipeline.cache.storage.open import open_storage\n"
+        "import sys, os\nfrom pipeline.cache.leases import Leases\nfrom "
+        "pipeline.cache.storage.open import open_storage\n"
         "Leases(open_storage(sys.argv[1])).claim('00001')\nos._exit(0)"
     )
     subprocess.run([sys.executable, "-c", code, str(mine.path)], check=True)

@@ -314,8 +314,8 @@ def test_decoding_that_stops_midway(tmp_path):
     assert which(frames) == list(range(13))
     np.testing.assert_allclose(times_s, np.arange(13) / 10)
     assert (
-        reason
-        == "torn.mp4: decoding stopped after 13 frames at 1.3 s: Invalid data found when processing input"
+        reason == "torn.mp4: decoding stopped after 13 frames at 1.3 s: Invalid data found when "
+        "processing input"
     )
     assert which(read(path, fps=5)[0]) == [0, 2, 4, 6, 8, 10, 12]
 
@@ -323,8 +323,8 @@ def test_decoding_that_stops_midway(tmp_path):
 def test_nothing_can_be_decoded(tmp_path):
     _, _, reason = read(damage(encode(tmp_path / "void.mp4", GREYS, options=INTRA), 0))
     assert (
-        reason
-        == "void.mp4: header promises 20 frames, none could be decoded: Invalid data found when processing input"
+        reason == "void.mp4: header promises 20 frames, none could be decoded: Invalid data "
+        "found when processing input"
     )
 
 
@@ -340,7 +340,8 @@ def test_a_truncated_file_does_not_look_complete(tmp_path, name, codec):
     frames, _, reason = read(path)
     assert len(frames) in (49, 50)
     assert re.search(
-        r"truncated: the header promises 8\.0 s, the content ends after (49|50) frames at (4\.9|5\.0) s",
+        r"truncated: the header promises 8\.0 s, the content ends after (49|50) frames at "
+        r"(4\.9|5\.0) s",
         reason,
     )
 

@@ -1,11 +1,14 @@
-"""Decoded frames against the `ffmpeg` and `ffprobe` programs: count, times, codec, pixel format, turns and every pixel.
+"""Decoded frames against the `ffmpeg` and `ffprobe` programs: count, times, codec, pixel format,
+turns and every pixel.
 
-Pixels are equal, with no tolerance. For that `ffmpeg` is told to convert as the module does: `flags=bicubic` without accuracy
-flags, `bwdif` for frames flagged as interlaced, and for more than 8 bits `in_h_chr_pos=0`: there libswscale 9, which PyAV ships,
-honours that chroma samples lie on the left pixel of two, and programs before ffmpeg 8 must be asked to. At 8 bits both
-take the same path, which repeats chroma. One frame is excepted: the first of an interlaced video has no frame before it, and
-versions of `bwdif` differ in what they take instead. Times are equal within the microsecond that `ffprobe` prints, except where
-a container gives none or one that goes back, which the module replaces.
+Pixels are equal, with no tolerance. For that `ffmpeg` is told to convert as the module does:
+`flags=bicubic` without accuracy flags, `bwdif` for frames flagged as interlaced, and for more than
+8 bits `in_h_chr_pos=0`: there libswscale 9, which PyAV ships, honours that chroma samples lie on
+the left pixel of two, and programs before ffmpeg 8 must be asked to. At 8 bits both take the same
+path, which repeats chroma. One frame is excepted: the first of an interlaced video has no frame
+before it, and versions of `bwdif` differ in what they take instead. Times are equal within the
+microsecond that `ffprobe` prints, except where a container gives none or one that goes back, which
+the module replaces.
 
 `STILLFRAME_CLIPS` names a folder of real clips; `STILLFRAME_ALL_CLIPS=1` takes the long ones too.
 """
@@ -46,7 +49,8 @@ def ffprobe(path: Path, *arguments: str) -> dict[str, Any]:
 def ffmpeg_frames(
     path: Path, stream: int, pix_fmt: str, interlaced: bool, shapes: Iterator[tuple[int, ...]]
 ) -> Iterator[np.ndarray]:
-    """RGB frames as the program writes them, cut to the given shapes; at the end it must have no more."""
+    """RGB frames as the program writes them, cut to the given shapes; at the end it must have no
+    more."""
     siting = "in_h_chr_pos=0:" if "420p1" in pix_fmt else ""
     filters = (
         "bwdif=mode=send_frame:deint=interlaced," * interlaced
@@ -83,7 +87,8 @@ def ffmpeg_frames(
 
 
 def compare(path: Path, whole: bool = True) -> int:
-    """Compares a video, or as much as could be decoded of it, and says how many frames that were."""
+    """Compares a video, or as much as could be decoded of it, and says how many frames that
+    were."""
     container, stream = open_video(path)
     with container:
         index, codec, is_avi = (
@@ -92,7 +97,10 @@ def compare(path: Path, whole: bool = True) -> int:
             container.format.name == "avi",
         )
         first = next(container.decode(stream))
-    entries = "stream=codec_name,sample_aspect_ratio:frame=best_effort_timestamp_time,interlaced_frame,pix_fmt,width,height:packet=dts_time"
+    entries = (
+        "stream=codec_name,sample_aspect_ratio:"
+        "frame=best_effort_timestamp_time,interlaced_frame,pix_fmt,width,height:packet=dts_time"
+    )
     said = ffprobe(
         path,
         "-select_streams",

@@ -1,4 +1,5 @@
-"""The decoding process: the same blocks as in this process, and every way to hang or die listed, survived and cleaned up."""
+"""The decoding process: the same blocks as in this process, and every way to hang or die listed,
+survived and cleaned up."""
 
 from __future__ import annotations
 
@@ -158,14 +159,15 @@ def test_the_count_is_of_the_content_whatever_the_header_says(tmp_path):
 
 
 def test_a_scan_without_end_is_a_listed_hang(tmp_path):
-    """A damaged Matroska file, a terabyte of zeros after its last good frame: libav looks for the next one, byte by byte."""
+    """A damaged Matroska file, a terabyte of zeros after its last good frame: libav looks for the
+    next one, byte by byte."""
     path = hanging_video(tmp_path / "hang.mkv")
     counted = FrameCounts()
     with Decoder(DecodeLimits(stall_s=1)) as decoder:
         found, reason = outcome(decoder.decode(path, [None], None, counted))
         assert (
-            reason
-            == f"hang.mkv: decoder made no progress for 1 s, stopped after {counted.decoded} frames at 2.0 s"
+            reason == "hang.mkv: decoder made no progress for 1 s, stopped after "
+            f"{counted.decoded} frames at 2.0 s"
         )
         assert counted.decoded == 20
         assert len(found) == 2  # of three blocks; the third was not full
@@ -237,7 +239,8 @@ def test_frames_larger_than_a_block_go_one_by_one(decoder, tmp_path):
 
 
 def test_flow_control_bounds_memory(tmp_path):
-    """The process waits for its reader: it decodes no further, and uses the buffers again that the reader has let go of."""
+    """The process waits for its reader: it decodes no further, and uses the buffers again that the
+    reader has let go of."""
     path = encode(tmp_path / "a.mkv", (grey(k % 200, 96, 128) for k in range(800)), codec="mpeg4")
     counted = FrameCounts()
     with Decoder() as decoder:
@@ -335,7 +338,10 @@ def test_a_process_that_died_between_videos_is_replaced(long):
 
 
 def test_the_process_starts_without_what_it_does_not_need():
-    code = "import sys, pipeline.video.decode_process; print(sorted({'torch', 'pydantic', 'zarr', 'pandas'} & set(sys.modules)))"
+    code = (
+        "import sys, pipeline.video.decode_process; print(sorted({'torch', 'pydantic', "
+        "'zarr', 'pandas'} & set(sys.modules)))"
+    )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment

@@ -1,4 +1,5 @@
-"""Resize and crop to the encoder's square: the pixels, and the affine that says where they come from."""
+"""Resize and crop to the encoder's square: the pixels, and the affine that says where they come
+from."""
 
 from __future__ import annotations
 

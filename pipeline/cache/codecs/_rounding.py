@@ -22,14 +22,15 @@ def refuse_beyond(name: str, tokens_FND: torch.Tensor, limit: float, ends_at: fl
     if low > -limit and high < limit:  # false for NaN, which aminmax passes on
         return
     largest = high if high > -low else low
-    found = "NaN" if low != low else f"{largest:g}"
-    others = ", ".join(f"'{other}'" for other in plugins.names("codec") if other != name)
+    largest_text = "NaN" if low != low else f"{largest:g}"
+    alternatives = ", ".join(f"'{codec}'" for codec in plugins.names("codec") if codec != name)
     raise StillframeError(
-        f"codec '{name}' cannot hold these tokens: the largest value is {found}, the format ends at {ends_at:g}",
+        f"codec '{name}' cannot hold these tokens: the largest value is "
+        f"{largest_text}, the format ends at {ends_at:g}",
         "set the encoder's precision to 'bfloat16' or 'float32' if it computes in float16"
         + (
-            f"; for values that are truly this large there are the codecs {others}"
-            if others
+            f"; for values that are truly this large there are the codecs {alternatives}"
+            if alternatives
             else ""
         ),
     )
@@ -43,6 +44,7 @@ def to_int8(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def from_int8(levels: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """int8 (..., D) and scales (...) -> float32 (..., D), undoing `to_int8`."""
     return levels.float() * scale.unsqueeze(-1)
 
 

@@ -47,9 +47,10 @@ class CodecPlugin(ABC):
 
     @abstractmethod
     def max_error(self, tokens_FND: torch.Tensor) -> torch.Tensor:
-        """Bound on |decode(encode(x)) - x|, elementwise."""
+        """Bound on |decode(encode(x)) - x|, elementwise, in the shape of the tokens."""
 
     def bytes_per_token(self, width: int) -> int:
+        """Bytes of one token of `width` in all arrays together."""
         return sum(
             int(np.prod(shape, initial=1)) * dtype.itemsize
             for shape, dtype in self.layout(width).values()
@@ -66,11 +67,11 @@ class FittedCodec(CodecPlugin):
 
     @abstractmethod
     def fit(self, tokens_MD: torch.Tensor) -> dict[str, np.ndarray]:
-        """What is learnt from M tokens of one array. Same input, same bytes."""
+        """Arrays of what is learnt from M tokens of one array. Same input, same bytes."""
 
     @abstractmethod
     def load(self, learnt: Mapping[str, np.ndarray]) -> None:
-        """Takes what `fit` gave."""
+        """Makes the codec ready with what `fit` returned."""
 
 
 def make_codec(choice: Choice) -> CodecPlugin:
@@ -81,6 +82,6 @@ def make_codec(choice: Choice) -> CodecPlugin:
 
 
 def fitted_to(codec: CodecPlugin, manifest: str) -> str | None:
-    """What a fingerprint says of it: the digest of the manifest whose frames it is fitted to; None
+    """The digest of the manifest whose frames a codec is fitted to, as a fingerprint has it; None
     where nothing is fitted."""
     return manifest if isinstance(codec, FittedCodec) else None

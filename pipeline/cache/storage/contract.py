@@ -22,33 +22,34 @@ class Storage(ABC):
 
     @abstractmethod
     def __str__(self) -> str:
-        """As a user writes it on the command line."""
+        """The path or URL as a user writes it on the command line."""
 
     @property
     @abstractmethod
     def address(self) -> str:
-        """The same, wherever one stands."""
+        """The path or URL that is the same from any working folder."""
 
     @property
     def name(self) -> str:
-        """The last part of it."""
+        """The last part of the path or URL."""
         return str(self).rstrip("/").rpartition("/")[2]
 
     @property
     @abstractmethod
     def parent(self) -> Storage:
-        """The folder that this one is in."""
+        """The folder that this storage is in."""
 
     @abstractmethod
     def below(self, name: str) -> Storage:
-        """The folder `name` in this one."""
+        """The folder `name` in this storage, as a storage."""
 
     @abstractmethod
-    def read(self, name: str) -> bytes: ...
+    def read(self, name: str) -> bytes:
+        """The content of a file."""
 
     @abstractmethod
     def write(self, name: str, data: bytes) -> None:
-        """The file is whole or as it was, whatever happens meanwhile."""
+        """Writes a file, which is whole or as it was, whatever happens meanwhile."""
 
     @abstractmethod
     def create(self, name: str, data: bytes) -> bool:
@@ -76,7 +77,8 @@ class Storage(ABC):
 
     @abstractmethod
     def stage(self, name: str) -> Path:
-        """An empty local folder in which the folder `name` can be written before it is adopted."""
+        """An empty local folder in which the folder `name` can be written before it is
+        published."""
 
     @abstractmethod
     def publish(self, staged: Path, name: str) -> None:
@@ -85,7 +87,7 @@ class Storage(ABC):
 
     @abstractmethod
     def link(self, source: str, staged: Path) -> bool:
-        """Puts a file of this place into a staged folder without copying its bytes; False where
+        """Puts a file of this storage into a staged folder without copying its bytes; False where
         that cannot be done."""
 
     @abstractmethod

@@ -1,11 +1,12 @@
-"""What was fetched from remote places, on a local disk, up to a bound.
+"""What was fetched from object stores, on a local disk, up to a bound.
 
 ```
 <folder>/
   lock              held while somebody makes room; says how many bytes are taken
-  files/<key>/      one remote file: `data`, sparse and of its full size, and `blocks`, a byte for each that is there
-                    or one remote folder: `data` is a folder of whole files
-  aside/            what is being made: new entries, stores before their upload, entries on their way out
+  files/<key>/      one remote file: `data`, sparse and of its full size, and `blocks`, a byte for
+                    each that is there; or one remote folder: `data` is a folder of whole files
+  aside/            what is being made: new entries, stores before their upload, entries on their
+                    way out
 ```
 
 Any number of threads and processes use one such folder at once. A key stands for one version of a
@@ -58,7 +59,8 @@ class DiskCache:
     def __init__(self, folder: Path, bound_bytes: int) -> None:
         if bound_bytes < BLOCK_BYTES + 2 * ENTRY_BYTES:
             raise BadInput(
-                f"{BOUND_VARIABLE} allows {bound_bytes:,} bytes, and one block of a file takes {BLOCK_BYTES:,}",
+                f"{BOUND_VARIABLE} allows {bound_bytes:,} bytes, and one block of a file takes "
+                f"{BLOCK_BYTES:,}",
                 f"set {BOUND_VARIABLE} to {_gb(4 * BLOCK_BYTES)} or more",
             )
         self.folder, self.bound_bytes = folder, bound_bytes
@@ -74,18 +76,18 @@ class DiskCache:
         reach = [
             range(start // BLOCK_BYTES, -(-min(stop, size) // BLOCK_BYTES)) for start, stop in spans
         ]
-        wanted = sorted({block for blocks in reach for block in blocks})
+        requested = sorted({block for blocks in reach for block in blocks})
         while True:
             data, marks = self._entry(folder, size)
             file = os.fdopen(data, "rb", buffering=0)
             try:
-                if not _missing(marks, wanted):
+                if not _missing(marks, requested):
                     return file
                 fcntl.flock(marks, fcntl.LOCK_EX)  # who waits here finds what another has fetched
-                missing = _missing(marks, wanted)
+                missing = _missing(marks, requested)
                 if not missing:
                     return file
-                if self._make_room(folder, size, data, missing, wanted):
+                if self._make_room(folder, size, data, missing, requested):
                     self._fill(size, data, marks, missing, fetch)
                     return file
                 file.close()
@@ -145,7 +147,7 @@ class DiskCache:
                 try:
                     handle = os.open(folder, os.O_RDONLY)
                 except FileNotFoundError:
-                    self._lay_out(folder, size)
+                    self._create_entry(folder, size)
                     continue
                 try:
                     marks = os.open("blocks", os.O_RDWR, dir_fd=handle)
@@ -161,7 +163,7 @@ class DiskCache:
                 finally:
                     os.close(handle)
 
-    def _lay_out(self, folder: Path, size: int) -> None:
+    def _create_entry(self, folder: Path, size: int) -> None:
         aside = self._new_aside()
         (aside / "data").touch()
         os.truncate(aside / "data", size)
@@ -198,7 +200,7 @@ class DiskCache:
                 while done < len(piece):
                     done += os.pwrite(data, memoryview(piece)[done:], offset + done)
 
-        fetch([_span(run[0], run[-1], size) for run in _runs(missing)], put)
+        fetch([_span(run[0], run[-1], size) for run in _neighbours(missing)], put)
         with self._writing():
             os.fdatasync(
                 data
@@ -209,13 +211,13 @@ class DiskCache:
     # Room
 
     def _make_room(
-        self, folder: Path, size: int, data: int, missing: Sequence[int], wanted: Sequence[int]
+        self, folder: Path, size: int, data: int, missing: Sequence[int], requested: Sequence[int]
     ) -> bool:
         """Takes the disk space of the missing blocks; False if for that the entry itself had to
         go."""
         need, whole = (
             sum(_taken(block, size) for block in blocks) + ENTRY_BYTES
-            for blocks in (missing, wanted)
+            for blocks in (missing, requested)
         )
         with self._writing(), self._counting() as counter:
             if not self._reserve(counter, need, folder, whole):
@@ -243,24 +245,25 @@ class DiskCache:
         """
         counter.seek(0)
         counted = counter.read()
-        used, ours = int(counted) if counted.isdigit() else self.bound_bytes, 0
+        used, own_bytes = int(counted) if counted.isdigit() else self.bound_bytes, 0
         if used + need > self.bound_bytes:
-            used, ours = self._evict(
+            used, own_bytes = self._evict(
                 min(self.bound_bytes - need, int(FILL * self.bound_bytes)), own
             )
         fits = used + need <= self.bound_bytes
         if not fits:
-            self._require_bound(used - ours + max(need, whole))
+            self._require_bound(used - own_bytes + max(need, whole))
             assert own is not None
             self._throw_out(own)
         counter.truncate(0)
-        counter.write(str(used + need if fits else used - ours).encode())
+        counter.write(str(used + need if fits else used - own_bytes).encode())
         return fits
 
     def _require_bound(self, size: int) -> None:
         if size > self.bound_bytes:
             raise BadInput(
-                f"{BOUND_VARIABLE} allows {_gb(self.bound_bytes)} GB in {self.folder}, and {_gb(size)} GB are needed at once",
+                f"{BOUND_VARIABLE} allows {_gb(self.bound_bytes)} GB in {self.folder}, and "
+                f"{_gb(size)} GB are needed at once",
                 f"set {BOUND_VARIABLE} to {_gb(2 * size)} or more",
             )
 
@@ -271,15 +274,15 @@ class DiskCache:
         for folder in (self.folder / "files").iterdir():
             with suppress(FileNotFoundError):  # going at this moment
                 entries.append(((folder / "blocks").stat().st_mtime_ns, _bytes_of(folder), folder))
-        ours = sum(size for _, size, folder in entries if folder == own)
-        if ours <= ENTRY_BYTES:  # empty yet, and counted with what it needs
-            ours = 0
-        used = sum(size for _, size, folder in entries if folder != own) + ours + ENTRY_BYTES
+        own_bytes = sum(size for _, size, folder in entries if folder == own)
+        if own_bytes <= ENTRY_BYTES:  # empty yet, and counted with what it needs
+            own_bytes = 0
+        used = sum(size for _, size, folder in entries if folder != own) + own_bytes + ENTRY_BYTES
         for _, size, folder in sorted(entries):
             if used > room and folder != own and not _is_held(folder):
                 self._throw_out(folder)
                 used -= size
-        return used, ours
+        return used, own_bytes
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -288,7 +291,8 @@ class DiskCache:
         except OSError as error:
             raise StillframeError(
                 f"the disk cache {self.folder} cannot be written: {error.strerror}",
-                f"free space or fix access there, set {FOLDER_VARIABLE} to another folder, or lower {BOUND_VARIABLE}",
+                f"free space or fix access there, set {FOLDER_VARIABLE} to another folder, or "
+                f"lower {BOUND_VARIABLE}",
             ) from error
 
 
@@ -314,13 +318,13 @@ def _move(aside: Path, folder: Path) -> None:
         shutil.rmtree(aside)
 
 
-def _missing(marks: int, wanted: Sequence[int]) -> list[int]:
+def _missing(marks: int, requested: Sequence[int]) -> list[int]:
     """Which of the blocks are not there."""
-    present = os.pread(marks, wanted[-1] + 1, 0) if wanted else b""
-    return [block for block in wanted if not present[block]]
+    present = os.pread(marks, requested[-1] + 1, 0) if requested else b""
+    return [block for block in requested if not present[block]]
 
 
-def _runs(blocks: Sequence[int]) -> Iterator[Sequence[int]]:
+def _neighbours(blocks: Sequence[int]) -> Iterator[Sequence[int]]:
     """Neighbouring blocks, up to `RUN_BLOCKS` together."""
     first = 0
     for here, (block, after) in enumerate(pairwise([*blocks, -1]), 1):

@@ -1,4 +1,4 @@
-"""A folder of a file system as a place, and how a file is written so that it is whole or as it
+"""A folder of a file system as a storage, and how a file is written so that it is whole or as it
 was."""
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class LocalFolder(Storage):
         write_atomically(self.path / name, data)
 
     def create(self, name: str, data: bytes) -> bool:
-        # A link to a whole file, since a file created by its own name is there before its bytes are.
+        # A link to a whole file, since a file created by its own name is there before its bytes.
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = _aside(path)
@@ -89,7 +89,8 @@ class LocalFolder(Storage):
         path = self.path / name
         with suppress(FileNotFoundError):  # gone already, or another worker is removing it too
             if path.is_dir() and not path.is_symlink():
-                # Renamed first: it is there whole or not at all for whoever is about to rename or read it.
+                # Renamed first: it is there whole or not at all for whoever is about to rename or
+                # read it.
                 gone = _aside(path)
                 path.rename(gone)
                 _remove_tree(gone)
@@ -114,10 +115,10 @@ class LocalFolder(Storage):
         sync(path.parent)
 
     def _is_same(self, staged: Path, name: str) -> bool:
-        ours = LocalFolder(staged)
-        sizes = ours.sizes("")
+        staged_folder = LocalFolder(staged)
+        sizes = staged_folder.sizes("")
         return sizes == self.sizes(name) and all(
-            ours.digest(file) == self.digest(f"{name}/{file}") for file in sizes
+            staged_folder.digest(file) == self.digest(f"{name}/{file}") for file in sizes
         )
 
     def link(self, source: str, staged: Path) -> bool:
@@ -177,7 +178,8 @@ def sync(path: Path) -> None:
 
 
 def renamed(folder: Path, path: Path) -> bool:
-    """False, and nothing is done, if there is another folder with something in it."""
+    """Renames a folder; False, and nothing is done, if there is another one with something in
+    it."""
     try:
         folder.rename(path)
     except OSError as error:
@@ -188,7 +190,7 @@ def renamed(folder: Path, path: Path) -> bool:
 
 
 def _remove_tree(path: Path) -> None:
-    """Others may be removing it too."""
+    """Removes a folder that others may be removing, too."""
     while path.exists():
         with suppress(FileNotFoundError):
             shutil.rmtree(path)
@@ -199,6 +201,6 @@ def _aside(path: Path) -> Path:
 
 
 def _token() -> str:
-    """Another one each time: no two machines, processes or threads that write the same thing touch
-    each other's files."""
+    """A random name, new each time: no two machines, processes or threads that write the same thing
+    touch each other's files."""
     return f"{os.getpid()}-{secrets.token_hex(4)}"

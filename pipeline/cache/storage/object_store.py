@@ -1,4 +1,4 @@
-"""An object store as a place: S3, Google Cloud Storage, or another that fsspec knows.
+"""An object store as a storage: S3, Google Cloud Storage, or another that fsspec knows.
 
 An object appears whole, by one request or by the last one of an upload in parts; there is nothing
 to sync or to rename. What is read often is read from blocks in the local `disk_cache`: once
@@ -42,19 +42,21 @@ _CLAIMING, _CLAIMED = threading.Lock(), set[str]()
 T = TypeVar("T")
 
 
-class Facts(NamedTuple):
+class ObjectFacts(NamedTuple):
+    """What tells one version of an object from another."""
+
     size: int
     version: str
 
 
-class Changed(Exception):
-    """An object is no longer the one that its facts are of."""
+class ObjectChanged(Exception):
+    """An object is no longer the version that was asked for."""
 
 
 class ObjectStorage(Storage):
     """A tree of objects below a URL. Safe to share between threads.
 
-    What was listed or read once is taken to stay, until this place is told or sees otherwise:
+    What was listed or read once is taken to stay, until this storage is told or sees otherwise:
     blocks of two versions of an object never meet in what `open` gives.
     """
 
@@ -63,7 +65,7 @@ class ObjectStorage(Storage):
         self.network = network or Network(url)
         self.disk = disk_cache()
         self.root = self.network.path(self.url)
-        self._facts: dict[str, Facts] = {}
+        self._facts: dict[str, ObjectFacts] = {}
 
     def __str__(self) -> str:
         return self.url
@@ -123,7 +125,7 @@ class ObjectStorage(Storage):
     def digest(self, name: str) -> str:
         def read() -> str:
             digest = hashlib.sha256()
-            for piece in self._stream(name, self._known(name)):
+            for piece in self._stream(name, self._facts_of(name)):
                 digest.update(piece)
             return digest.hexdigest()
 
@@ -132,19 +134,19 @@ class ObjectStorage(Storage):
     # Folders
 
     def names(self, folder: str) -> list[str]:
-        found = self._listed(folder, self.network.fs.ls)
-        return sorted({path.rstrip("/").rpartition("/")[2] for path in found})
+        paths = self._listed(folder, self.network.fs.ls)
+        return sorted({path.rstrip("/").rpartition("/")[2] for path in paths})
 
     def sizes(self, folder: str) -> dict[str, int]:
-        found = {}
+        sizes = {}
         for path, info in self._listed(folder, self.network.fs.find).items():
             if info["type"] == "file" and not path.endswith(
                 "/"
             ):  # such an object is what consoles draw as a folder
                 relative = path.removeprefix(self._path(folder)).lstrip("/")
-                found[relative] = info["size"]
+                sizes[relative] = info["size"]
                 self._facts[_join(folder, relative)] = _facts(info)
-        return dict(sorted(found.items()))
+        return dict(sorted(sizes.items()))
 
     def remove(self, name: str) -> None:
         def remove(below: str) -> None:
@@ -223,7 +225,7 @@ class ObjectStorage(Storage):
 
     def open(self, name: str, spans: Sequence[Span]) -> BinaryIO:
         def read() -> BinaryIO:
-            facts = self._known(name)
+            facts = self._facts_of(name)
 
             def fetch(runs: Sequence[Span], put: Put) -> None:
                 list(
@@ -254,14 +256,14 @@ class ObjectStorage(Storage):
         """Path -> what the store says of it, for all that `listing` finds below a folder."""
         self.network.fs.invalidate_cache()
         try:
-            found = self._call(folder, listing, self._path(folder), detail=True)
+            listed = self._call(folder, listing, self._path(folder), detail=True)
         except FileNotFoundError:
             return {}
-        infos = found.values() if isinstance(found, dict) else found
+        infos = listed.values() if isinstance(listed, dict) else listed
         itself = self._path(folder).strip("/")
         return {info["name"]: info for info in infos if info["name"].strip("/") != itself}
 
-    def _known(self, name: str) -> Facts:
+    def _facts_of(self, name: str) -> ObjectFacts:
         if name not in self._facts:
             info = self._info(name)
             if info["type"] != "file":
@@ -276,18 +278,18 @@ class ObjectStorage(Storage):
         for _ in range(CHANGES):
             try:
                 return read()
-            except Changed:
+            except ObjectChanged:
                 self._facts.pop(name, None)
         raise StillframeError(
             f"{_join(self.url, name)} was rewritten {CHANGES} times while it was read",
             "stop who writes to it, then run again",
         )
 
-    def _require_same(self, name: str, facts: Facts) -> None:
+    def _require_same(self, name: str, facts: ObjectFacts) -> None:
         if _facts(self._info(name)) != facts:
-            raise Changed
+            raise ObjectChanged
 
-    def _get(self, name: str, facts: Facts, start: int, stop: int) -> bytes:
+    def _get(self, name: str, facts: ObjectFacts, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of an object."""
 
         def get() -> bytes:
@@ -304,13 +306,13 @@ class ObjectStorage(Storage):
                 self._require_same(name, facts)
             raise
 
-    def _stream(self, name: str, facts: Facts) -> Iterator[bytes]:
-        """An object from end to end, a few pieces ahead. Raises Changed where it is not the one
-        that the facts are of."""
+    def _stream(self, name: str, facts: ObjectFacts) -> Iterator[bytes]:
+        """An object from end to end, a few pieces ahead. Raises ObjectChanged where it is not the
+        one that the facts are of."""
         if facts.size <= STREAM_BYTES:
             data = self.read(name)
             if len(data) != facts.size:
-                raise Changed
+                raise ObjectChanged
             yield data
             return
         ahead: deque[Future[bytes]] = deque()
@@ -325,7 +327,7 @@ class ObjectStorage(Storage):
 
 
 class _Files(fsspec.AbstractFileSystem):
-    """Files of a remote place for zarr-python, which thus reads through the same blocks, with the
+    """Files of an object store for zarr-python, which thus reads through the same blocks, with the
     same patience."""
 
     cachable = False
@@ -345,9 +347,9 @@ class _Files(fsspec.AbstractFileSystem):
             return os.pread(file.fileno(), stop - first, first)
 
 
-def _facts(info: Mapping[str, Any]) -> Facts:
+def _facts(info: Mapping[str, Any]) -> ObjectFacts:
     version = next((info[key] for key in VERSION if info.get(key)), "")
-    return Facts(
+    return ObjectFacts(
         info["size"], str(version.timestamp() if isinstance(version, datetime) else version)
     )
 

@@ -1,4 +1,4 @@
-"""A path or a URL, as a user writes it, becomes the place that it names."""
+"""A path or a URL, as a user writes it, becomes the storage that it names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.errors import BadInput
 
 
 def open_storage(text: str | Path) -> Storage:
-    """The place that a user names: a path, or a URL such as `s3://bucket/caches`. Raises
+    """The storage that a user names: a path, or a URL such as `s3://bucket/caches`. Raises
     BadInput."""
     from pipeline.cache.storage.local import LocalFolder
 

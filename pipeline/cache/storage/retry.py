@@ -73,7 +73,8 @@ class Network:
         protocol = url.partition("://")[0]
         try:
             self.fs = fsspec.core.url_to_fs(url, **_options(protocol, 1))[0]
-            # A part that fails must not cost the whole file: here the transport tries again by itself.
+            # A part that fails must not cost the whole file: here the transport tries again by
+            # itself.
             self.bulk = fsspec.core.url_to_fs(url, **_options(protocol, PART_TRIES))[0]
         except ImportError as error:
             extra = EXTRAS.get(protocol)
@@ -108,8 +109,10 @@ class Network:
                 _raise_final(error, url)
                 if not left:
                     raise StillframeError(
-                        f"{url}: {_text(error)} ({TRIES} tries in {time.monotonic() - begin:.0f} s)",
-                        "see that the network and the store are well, then run the same command again: it goes on where it was",
+                        f"{url}: {_one_line(error)} ({TRIES} tries in "
+                        f"{time.monotonic() - begin:.0f} s)",
+                        "see that the network and the store are well, then run the same command "
+                        "again: it goes on where it was",
                     ) from error
             time.sleep(wait_s * random.uniform(0.5, 1))
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
@@ -119,11 +122,15 @@ class Network:
 def _options(protocol: str, tries: int) -> dict[str, Any]:
     """`tries`: how often the transport itself sends a request, where it lets itself be told."""
     if EXTRAS.get(protocol) == "s3":
-        given = fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
+        user_config = fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
         retries = {"mode": "standard", "total_max_attempts": tries}
         limits = {"connect_timeout": CONNECT_S, "read_timeout": READ_S, "retries": retries}
         # One request for a whole file: with more at once s3fs asks for its size first.
-        return {"use_listings_cache": False, "max_concurrency": 1, "config_kwargs": given | limits}
+        return {
+            "use_listings_cache": False,
+            "max_concurrency": 1,
+            "config_kwargs": user_config | limits,
+        }
     if EXTRAS.get(protocol) == "gcs":
         from aiohttp import ClientTimeout
 
@@ -136,29 +143,29 @@ def _options(protocol: str, tries: int) -> dict[str, Any]:
 
 def _raise_final(error: Exception, url: str) -> None:
     """Raises the error as a file system would put it, unless another try may help."""
-    code = _code(error)
+    code = _s3_code(error)
     if code in CUT_SHORT:
         return
     if code == "PreconditionFailed":
         raise FileExistsError(errno.EEXIST, "is there already", url) from error
     for kind, number in NAMED.items():
         if isinstance(error, kind):
-            raise OSError(number, _text(error), url) from error
+            raise OSError(number, _one_line(error), url) from error
     if isinstance(error, OSError):
         if error.errno in REFUSED:
-            raise OSError(error.errno, _text(error), url) from error
+            raise OSError(error.errno, _one_line(error), url) from error
         if str(error).startswith("Forbidden"):  # how gcsfs says 403
-            raise PermissionError(errno.EACCES, _text(error), url) from error
+            raise PermissionError(errno.EACCES, _one_line(error), url) from error
         return
     names = {kind.__name__ for kind in type(error).__mro__}
     if any("Credentials" in name for name in names):
-        raise PermissionError(errno.EACCES, _text(error), url) from error
+        raise PermissionError(errno.EACCES, _one_line(error), url) from error
     if "HttpError" in names and not _is_busy(getattr(error, "code", None)):  # of gcsfs
-        raise OSError(errno.EINVAL, _text(error), url) from error
+        raise OSError(errno.EINVAL, _one_line(error), url) from error
     if (
         names & {"BotoCoreError", "ValueError"} and not names & TRANSPORT
     ):  # a name that no bucket can have, for example
-        raise OSError(errno.EINVAL, _text(error), url) from error
+        raise OSError(errno.EINVAL, _one_line(error), url) from error
     if not names & {*TRANSPORT, "HttpError", "ChecksumError"}:
         raise error
 
@@ -167,7 +174,7 @@ def _is_busy(status: object) -> bool:
     return str(status).isdigit() and (int(str(status)) >= 500 or int(str(status)) in (408, 429))
 
 
-def _code(error: BaseException | None) -> str:
+def _s3_code(error: BaseException | None) -> str:
     """What S3 calls the error, if it came from there."""
     while error is not None:
         response = getattr(error, "response", None)
@@ -177,7 +184,8 @@ def _code(error: BaseException | None) -> str:
     return ""
 
 
-def _text(error: Exception) -> str:
-    """In one line: libraries put XML pages and backtraces into their messages."""
+def _one_line(error: Exception) -> str:
+    """What an error says, in one line: libraries put XML pages and backtraces into their
+    messages."""
     said = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(said.split())[:200]
