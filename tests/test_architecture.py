@@ -70,16 +70,7 @@ CONTRACTS = {
 
 CONTRACT_NAMES = {"Settings", *(kind.capitalize() for kind in plugins.FOLDERS)}
 """Names of classes that `plugins.load` looks for in every plug-in."""
-STILL_TWICE = {
-    "Scene",
-    "Shot",
-    "View",
-    "check",
-    "evenly_spaced",
-    "find_source",
-    "read_json",
-    "run",
-}
+STILL_TWICE: set[str] = set()
 """Names that are still defined twice. Nothing is added here."""
 
 

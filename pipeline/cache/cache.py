@@ -94,7 +94,7 @@ class Cache:
     @cached_property
     def cache_spec(self) -> CacheSpec:
         """The spec as it was given, defaults filled in."""
-        return plugins.check(CacheSpec, self.spec, f"{self}/{HEADER_FILE}")
+        return plugins.validate(CacheSpec, self.spec, f"{self}/{HEADER_FILE}")
 
     @property
     def fps(self) -> float | None:
@@ -123,7 +123,7 @@ class Cache:
     def views(self) -> dict[str, View | None]:
         """Name of every view -> what is seen; the base comes first and is None."""
         views = [
-            plugins.check(View, table, f"{self}/{HEADER_FILE}")
+            plugins.validate(View, table, f"{self}/{HEADER_FILE}")
             for table in self.spec.get("views", ())
         ]
         return {BASE: None} | {view.name: view for view in views}

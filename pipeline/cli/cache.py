@@ -232,7 +232,7 @@ def _limits(sets: list[str]) -> DecodeLimits:
     from pipeline.config.toml_tables import override
     from pipeline.video.sandbox import DecodeLimits
 
-    return plugins.check(DecodeLimits, override({}, sets), "--limit")
+    return plugins.validate(DecodeLimits, override({}, sets), "--limit")
 
 
 @app.command()

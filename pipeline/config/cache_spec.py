@@ -228,4 +228,4 @@ def fingerprint(
 
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> CacheSpec:
-    return plugins.check(CacheSpec, override(read_table(path, "spec"), overrides), str(path))
+    return plugins.validate(CacheSpec, override(read_table(path, "spec"), overrides), str(path))

@@ -42,6 +42,6 @@ def parse_json(
         )
         raise BadInput(message, hint if older else "upgrade stillframe")
     try:
-        return plugins.check(model, table, f"{where} is damaged")
+        return plugins.validate(model, table, f"{where} is damaged")
     except BadInput as error:
         raise BadInput(error.message, hint) from error

@@ -93,10 +93,10 @@ def describe(kind: str, name: str) -> tuple[str, str]:
 
 def settings(kind: str, name: str, table: Mapping[str, Any], where: str) -> Any:
     """The checked `Settings` of plug-in `name`, made from a user's table."""
-    return check(load(kind, name, where).Settings, table, where)
+    return validate(load(kind, name, where).Settings, table, where)
 
 
-def check(model: type[Model], table: Mapping[str, Any], where: str) -> Model:
+def validate(model: type[Model], table: Mapping[str, Any], where: str) -> Model:
     """`table` as a `model`, or one `BadInput` that lists every wrong key with the nearest legal
     name."""
     try:

@@ -144,4 +144,4 @@ class Recipe(Settings):
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    return plugins.check(Recipe, override(read_table(path, "recipe"), overrides), str(path))
+    return plugins.validate(Recipe, override(read_table(path, "recipe"), overrides), str(path))

@@ -32,7 +32,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.config import plugins
-from pipeline.datasets.formats.kubric_tracks import Camera, Scene, draw_tracks
+from pipeline.datasets.formats.kubric_tracks import Camera, RenderedScene, draw_tracks
 from pipeline.datasets.formats.recordings import (
     DepthSettings,
     Recording,
@@ -221,9 +221,9 @@ def _distance(example: Example, frames: int) -> np.ndarray:
     return distance
 
 
-def _scene(example: Example, camera: Camera, distance_FHW: np.ndarray) -> Scene:
+def _scene(example: Example, camera: Camera, distance_FHW: np.ndarray) -> RenderedScene:
     frames = len(distance_FHW)
-    return Scene(
+    return RenderedScene(
         camera=camera,
         distance_FHW=distance_FHW,
         segment_FHW=_images(example, "segmentations", frames),

@@ -36,12 +36,12 @@ from pipeline.datasets.formats.annotations import (
     field,
     find_file,
     list_files,
+    load_json,
     normalised_boxes,
     note,
     numbers,
     present,
     probe_all,
-    read_json,
     videos_by_name,
 )
 from pipeline.errors import BadInput
@@ -153,7 +153,7 @@ class Dataset(DatasetPlugin):
     def _read(self, path: Path) -> dict[str, tuple[str, dict[str, Any], list[Track]]]:
         """Video id -> split, metadata and tracks of those videos that have tracks."""
         found, task = {}, self.settings.task
-        for video_id, record in read_json(path, dict).items():
+        for video_id, record in load_json(path, dict).items():
             where = f"{path} {video_id}"
             metadata = field(record, "metadata", dict, where)
             split = field(metadata, "split", str, f"{where} metadata")

@@ -30,9 +30,9 @@ from pipeline.datasets.formats.annotations import (
     field,
     find_file,
     list_files,
+    load_json,
     note,
     probe_all,
-    read_json,
     videos_by_name,
 )
 from pipeline.errors import BadInput
@@ -73,7 +73,7 @@ class Dataset(DatasetPlugin):
                 f"'{PREFIX}'"
             )
             raise BadInput(f"{self.root} holds no {lacking} of Something-Something v2", hint)
-        labels = read_json(labels_path, dict)
+        labels = load_json(labels_path, dict)
         answers = find_file(self.root, files, [ANSWERS])
         split_of: dict[str, str] = {}
         found: list[tuple[str, str]] = []
@@ -123,7 +123,7 @@ class Dataset(DatasetPlugin):
 def _read_templates(path: Path) -> dict[str, str | None]:
     """Id -> class, in the file's order. Raises BadInput with the entry's number."""
     templates: dict[str, str | None] = {}
-    for number, record in enumerate(read_json(path, list), start=1):
+    for number, record in enumerate(load_json(path, list), start=1):
         where = f"{path} entry {number}"
         video_id = field(record, "id", str, where)
         if video_id in templates:
@@ -139,7 +139,7 @@ def _read_answers(path: Path, answers: Path | None) -> dict[str, str | None]:
     entry's or line's number."""
     ids = [
         field(record, "id", str, f"{path} entry {number}")
-        for number, record in enumerate(read_json(path, list), start=1)
+        for number, record in enumerate(load_json(path, list), start=1)
     ]
     class_of: dict[str, str] = {}
     lines = [] if answers is None else answers.read_text(encoding="utf-8-sig").splitlines()

@@ -154,12 +154,12 @@ class Dataset(DatasetPlugin):
     def _label(self, name: str) -> str:
         return self._labels[self._index[name] % len(self._labels)]
 
-    def _shot(self, name: str) -> plane.Shot | room.Shot:
+    def _shot(self, name: str) -> plane.PlaneShot | room.RoomShot:
         settings, index, label = self.settings, self._index[name], self._label(name)
         if settings.scene == "plane":
-            return plane.Shot(settings.seed, index, label)
+            return plane.PlaneShot(settings.seed, index, label)
         dials = room.Dials(**settings.model_dump(include=set(ROOM_SETTINGS)))
-        return room.Shot(settings.seed, index, label, dials, settings.frames / settings.fps)
+        return room.RoomShot(settings.seed, index, label, dials, settings.frames / settings.fps)
 
     def _render(self, name: str) -> None:
         path = self.root / "videos" / f"{name}.mp4"

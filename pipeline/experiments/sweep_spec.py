@@ -204,7 +204,7 @@ def load_sweep(
     recipe = table.get("recipe")
     if isinstance(recipe, str) and recipe.endswith(".toml"):
         table["recipe"] = str(path.parent / recipe)
-    return plugins.check(SweepSpec, table, str(path))
+    return plugins.validate(SweepSpec, table, str(path))
 
 
 def read_header(file: Path) -> SweepHeader:
@@ -304,7 +304,7 @@ def _member_recipe(
     if SEED not in values:
         set_nested(table, SEED, seed)
     table["name"] = run
-    return plugins.check(Recipe, table, f"sweep '{spec.name}', setting '{_point_name(values)}'")
+    return plugins.validate(Recipe, table, f"sweep '{spec.name}', setting '{_point_name(values)}'")
 
 
 def _apply_value(

@@ -29,7 +29,7 @@ HEAD_FRAMES = 1000
 frames."""
 
 
-def evenly_spaced(count: int, wanted: int) -> np.ndarray:
+def middles_of_parts(count: int, wanted: int) -> np.ndarray:
     """Up to `wanted` ascending numbers below `count`: the middles of as many equal parts."""
     wanted = min(count, wanted)
     return (2 * np.arange(wanted) + 1) * count // max(1, 2 * wanted)
@@ -59,13 +59,13 @@ def calibration_tokens(
     StillframeError if no frame can be had at all, or if the machine is at fault.
     """
     expected = {video_id: count for videos in plan.values() for video_id, count in videos.items()}
-    chosen = [manifest.videos[place] for place in evenly_spaced(len(manifest.videos), wanted)]
+    chosen = [manifest.videos[place] for place in middles_of_parts(len(manifest.videos), wanted)]
     of_each = -(-wanted // len(chosen))
     squares: list[torch.Tensor] = []
     failure = ""
     with FrameReader(manifest.root, device, limits) as reader:
         for video in chosen:
-            numbers = evenly_spaced(min(expected[video.video_id], HEAD_FRAMES), of_each)
+            numbers = middles_of_parts(min(expected[video.video_id], HEAD_FRAMES), of_each)
             try:
                 for block in reader.numbered(video, spec.frames, numbers, {BASE: None}):
                     squares += block.views[BASE]

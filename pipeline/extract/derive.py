@@ -45,7 +45,7 @@ from pipeline.config import plugins
 from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, fingerprint
 from pipeline.config.toml_tables import differences, override
 from pipeline.errors import BadInput
-from pipeline.extract.calibrate import evenly_spaced, fit_codecs
+from pipeline.extract.calibrate import fit_codecs, middles_of_parts
 from pipeline.extract.extract import fill_stores
 from pipeline.extract.store_builder import StoreBuilder
 from pipeline.records import TokenShape
@@ -84,7 +84,7 @@ def derived_spec(source: Cache, overrides: Sequence[str]) -> CacheSpec:
     table = copy.deepcopy(source.spec)
     if any(text.partition("=")[0].strip() == "codec.name" for text in overrides):
         table["codec"] = {}  # the settings of another codec are not this one's
-    spec = plugins.check(CacheSpec, override(table, overrides), f"spec derived from {source}")
+    spec = plugins.validate(CacheSpec, override(table, overrides), f"spec derived from {source}")
     if spec.canonical() == source.spec:
         raise BadInput(
             f"nothing to derive: the spec is that of {source}", "for example --set codec.name=int8"
@@ -308,7 +308,7 @@ class Derivation:
         """Token array -> tokens (F, N, D) of evenly spread kept frames, to fit a codec to."""
         places = [(video_id, row) for video_id in self.videos for row in self.rows(video_id)]
         chosen: dict[str, list[int]] = {}
-        for place in evenly_spaced(len(places), codec.sample_frames):
+        for place in middles_of_parts(len(places), codec.sample_frames):
             chosen.setdefault(places[place][0], []).append(places[place][1])
         if not chosen:
             raise BadInput(

@@ -132,7 +132,7 @@ def _derivation(
     wanted = spec.canonical()
     table = wanted | {"encoder": cache.spec["encoder"] | {"layers": wanted["encoder"]["layers"]}}
     try:
-        require_derivable(cache, plugins.check(CacheSpec, table, "spec"))
+        require_derivable(cache, plugins.validate(CacheSpec, table, "spec"))
     except BadInput as error:
         return None, error.message
     changed = {field for field, _, _ in differ}

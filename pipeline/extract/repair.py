@@ -93,7 +93,7 @@ def repair(
     )
 
 
-def find_source(cache: Cache) -> Cache:
+def find_derivation_source(cache: Cache) -> Cache:
     """The cache that one is derived from, if it lies beside it. Raises BadInput."""
     for other in neighbours(cache):
         if other.fingerprint == cache.header.derived_from:
@@ -123,7 +123,7 @@ def _maker(
 ) -> Callable[[], object]:
     """What will write the stores, once they are removed."""
     if cache.header.derived_from:
-        derivation = _derivation(cache, source or find_source(cache), stores)
+        derivation = _derivation(cache, source or find_derivation_source(cache), stores)
 
         def derive() -> None:
             with Leases(cache.storage) as leases:

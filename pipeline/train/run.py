@@ -123,11 +123,11 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        return plugins.check(Recipe, self.header.recipe, str(self.path / "run.json"))
+        return plugins.validate(Recipe, self.header.recipe, str(self.path / "run.json"))
 
     @property
     def spec(self) -> CacheSpec:
-        return plugins.check(CacheSpec, self.header.spec, str(self.path / "run.json"))
+        return plugins.validate(CacheSpec, self.header.spec, str(self.path / "run.json"))
 
     def checkpoint(self, which: str) -> Checkpoint | None:
         """What `last.json` or `best.json` says, or None if there is none yet."""

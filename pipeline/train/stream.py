@@ -160,7 +160,7 @@ class Stream:
                     "leave --query out",
                 )
             return {}
-        checked = plugins.check(
+        checked = plugins.validate(
             ASKED[wanted], asked, f"query of task '{self.task_name}'"
         ).model_dump()[wanted]
         places = np.array(checked, np.float32).reshape(len(checked), 1, -1)
@@ -184,4 +184,4 @@ class Stream:
 def _with_encoder(run: Run, changes: Mapping[str, Any]) -> CacheSpec:
     table = dict(run.header.spec)
     table["encoder"] = table["encoder"] | dict(changes)
-    return plugins.check(CacheSpec, table, str(run.path / "run.json"))
+    return plugins.validate(CacheSpec, table, str(run.path / "run.json"))

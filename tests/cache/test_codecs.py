@@ -302,7 +302,7 @@ def real_tokens() -> dict[str, torch.Tensor]:
         },
         "frames": {"size_px": 224},
     }
-    spec = plugins.check(CacheSpec, table, "test")
+    spec = plugins.validate(CacheSpec, table, "test")
     encoder = plugins.load("encoder", "transformers")(
         spec.encoder.settings, 224, torch.device("cpu")
     )

@@ -18,7 +18,7 @@ import zarr  # noqa: F401
 from pipeline.cache.cache import Cache  # noqa: F401
 from pipeline.cli.main import main
 from pipeline.extract import worker
-from pipeline.extract.launchers.contract import run
+from pipeline.extract.launchers.contract import run_worker
 from pipeline.models.encoders import address  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -45,7 +45,7 @@ def _run(request: dict[str, Any]) -> int:
         code = (
             main(request["command"])
             if "command" in request
-            else run(worker.ExtractionJob.kind(), request["job"], request["index"])
+            else run_worker(worker.ExtractionJob.kind(), request["job"], request["index"])
         )
         sys.stderr.flush()
     except BaseException:

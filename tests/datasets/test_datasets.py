@@ -75,7 +75,7 @@ def test_a_clip_backwards_is_a_clip_of_the_partner_class(label: str) -> None:
     ]
     scene, time_s = plane.draw_scene(3, 5), np.arange(10) / 8
     forwards = plane.attributes(scene, label, time_s)
-    mirrored = plane.Scene(**{**vars(scene), "phase_A": forwards[-1]})
+    mirrored = plane.PlaneScene(**{**vars(scene), "phase_A": forwards[-1]})
     backwards = plane.attributes(mirrored, partner, time_s)[::-1]
     circle = np.abs(forwards - backwards)
     assert np.minimum(circle, 1 - circle).max() < 1e-12

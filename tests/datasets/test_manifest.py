@@ -288,7 +288,9 @@ def test_nothing_usable(tmp_path: Path) -> None:
 )
 def test_clips_that_contradict_each_other(second: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput) as caught:
-        manifest.check([Clip(**LINE), Clip(**{**LINE, "clip_id": "b", **second})], "here", "line")
+        manifest.check_clips(
+            [Clip(**LINE), Clip(**{**LINE, "clip_id": "b", **second})], "here", "line"
+        )
     assert caught.value.message == message
 
 
@@ -296,7 +298,7 @@ def test_a_video_is_one_file() -> None:
     with pytest.raises(
         BadInput, match=r"^here line 2: video 'v' is .*w.mp4.* here and .*v.mp4.* before$"
     ):
-        manifest.check(
+        manifest.check_clips(
             [Clip(**LINE), Clip(**{**LINE, "clip_id": "b", "source": "w.mp4"})], "here", "line"
         )
 

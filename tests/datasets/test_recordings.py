@@ -346,7 +346,7 @@ def test_a_normal_that_turns_away_hides_its_point() -> None:
     shape = (2, 8, 8)
     axis = np.array([[1.0, 0, 0, 0], [0, 1, 0, 0]])  # still, then half a turn about x
     unit = kubric_tracks.UNIT_BOX[:, :3] * [4, 4, 0]
-    scene = kubric_tracks.Scene(
+    scene = kubric_tracks.RenderedScene(
         camera=kubric_tracks.Camera(np.array([moved(0, 0, 5.0)] * 2), 1.0),
         distance_FHW=np.full(shape, 9.0),
         segment_FHW=np.ones(shape, np.uint8),
@@ -370,7 +370,7 @@ def test_a_point_is_covered_by_what_is_nearer_or_of_another_segment() -> None:
     segment[0, :3], segment[0, 3, 3] = 1, 1
     distance[0, 7] = 4.0
     unused = np.zeros((1, 8, 8, 3), np.uint16)
-    scene = kubric_tracks.Scene(
+    scene = kubric_tracks.RenderedScene(
         kubric_tracks.Camera(np.eye(4)[None], 1.0),
         distance,
         segment,

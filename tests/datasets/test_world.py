@@ -17,7 +17,7 @@ from pipeline.config import plugins
 from pipeline.datasets import world
 from pipeline.datasets.synthetic import rays, room
 from pipeline.datasets.synthetic.rays import Body
-from pipeline.datasets.synthetic.room import LABELS, OBJECT_POINTS, Dials, Shot
+from pipeline.datasets.synthetic.room import LABELS, OBJECT_POINTS, Dials, RoomShot
 from pipeline.errors import BadInput
 
 FRAMES, FPS = 24, 12
@@ -37,8 +37,8 @@ DIALS = {
 EVERY_DIAL = pytest.mark.parametrize("dials", DIALS.values(), ids=DIALS)
 
 
-def shot(index: int = 0, dials: Dials = DIALS["rest"], label: str | None = None) -> Shot:
-    return Shot(0, index, label or LABELS[index % len(LABELS)], dials, FRAMES / FPS)
+def shot(index: int = 0, dials: Dials = DIALS["rest"], label: str | None = None) -> RoomShot:
+    return RoomShot(0, index, label or LABELS[index % len(LABELS)], dials, FRAMES / FPS)
 
 
 def dataset(root: Path, **settings: Any) -> world.Dataset:
@@ -396,7 +396,7 @@ def test_videos_show_the_truth_at_their_times(tmp_path: Path) -> None:
         assert targets["visible"].shape == targets["points"].shape[:2]
         assert targets["visible"].dtype == bool and targets["pose"].dtype == np.float64
         assert targets["label"] == index
-        wanted = Shot(0, index, clip.label or "", Dials(occlusion=0.5), 10 / 7)
+        wanted = RoomShot(0, index, clip.label or "", Dials(occlusion=0.5), 10 / 7)
         rendered = wanted.render(targets["pose_time_s"], 64).astype(float)
         error = np.array(
             [[((pixels - other) ** 2).mean() for other in rendered] for _, pixels in decoded]

@@ -55,7 +55,7 @@ def problems(kind: str, table: dict[str, Any]) -> list[str]:
 
 def check(kind: str, table: dict[str, Any]) -> None:
     """The program's own check of such a file. Raises BadInput."""
-    checked = plugins.check(MODELS[kind], {"name": "test"} | table, "test")
+    checked = plugins.validate(MODELS[kind], {"name": "test"} | table, "test")
     if isinstance(checked, SweepSpec):
         list(checked.grid_points)
 

@@ -57,7 +57,7 @@ def vit(name: str, size_px: int = 224) -> CacheSpec:
     config |= {"num_attention_heads": heads, "num_register_tokens": 4, "patch_size": 16}
     layers = [depth // 4 - 1, depth // 2 - 1, 3 * depth // 4 - 1, depth - 1]
     encoder = {"name": "transformers", "layers": layers, "seed": 0, "config": config}
-    return plugins.check(
+    return plugins.validate(
         CacheSpec,
         {"name": "vit", "encoder": encoder, "frames": {"size_px": size_px, "fps": 12}},
         "test",
@@ -72,7 +72,7 @@ def recipe(temporal: str = "identity", **training: object) -> Recipe:
         "windows": {"frames": 16, "fps": 6},
         "training": {"epochs": 10, "batch_size": 8} | training,
     }
-    return plugins.check(Recipe, table, "test")
+    return plugins.validate(Recipe, table, "test")
 
 
 def speed(**changes: float) -> measure.Throughput:

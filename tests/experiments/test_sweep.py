@@ -42,7 +42,7 @@ def base(tmp_path_factory):
 
 
 def spec_of(base, **table) -> SweepSpec:
-    return plugins.check(SweepSpec, {"name": "test", "recipe": str(base), **table}, "test")
+    return plugins.validate(SweepSpec, {"name": "test", "recipe": str(base), **table}, "test")
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_wrong_sweeps_are_named(base, table, message):
         spec = (
             spec_of(base, **table)
             if "recipe" not in table
-            else plugins.check(SweepSpec, {"name": "t", **table}, "t")
+            else plugins.validate(SweepSpec, {"name": "t", **table}, "t")
         )
         list(spec.grid_points)
 
@@ -264,7 +264,7 @@ from pipeline.config import plugins
 from pipeline.cache.cache import Cache
 from pipeline.experiments.sweep_spec import SweepSpec
 from pipeline.experiments.sweep import sweep
-sweep(plugins.check(SweepSpec, json.loads(sys.argv[1]), "test"), {{"given": Cache(Path(sys.argv[2]))}}, Path(sys.argv[3]), say=print)
+sweep(plugins.validate(SweepSpec, json.loads(sys.argv[1]), "test"), {{"given": Cache(Path(sys.argv[2]))}}, Path(sys.argv[3]), say=print)
 """
 
 
@@ -327,7 +327,7 @@ def say(text):
 
 torch.nn.Linear(8, 8)(torch.zeros(4, 8)).sum().backward()  # what torch takes once
 limit(int(sys.argv[4]))
-sweep(plugins.check(SweepSpec, json.loads(sys.argv[1]), "test"), {"given": Cache(Path(sys.argv[2]))}, Path(sys.argv[3]), say=say)
+sweep(plugins.validate(SweepSpec, json.loads(sys.argv[1]), "test"), {"given": Cache(Path(sys.argv[2]))}, Path(sys.argv[3]), say=say)
 """
 
 

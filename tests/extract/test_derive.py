@@ -146,7 +146,7 @@ def test_a_rate_can_be_divided_again(material, tmp_path):
 def test_windows_read_a_derived_cache(material, tmp_path):
     """Frames and times are right, and every value within the codec's bound."""
     derived = derive(material.cache, ["codec.name=int8", "encoder.layers=[5]"], tmp_path)
-    settings = plugins.check(
+    settings = plugins.validate(
         Recipe.model_fields["windows"].annotation, {"frames": 4, "fps": FPS}, "test"
     )
     ours, theirs = (
@@ -283,11 +283,11 @@ def test_damage_is_not_vouched_for_anew(material, tmp_path):
 
 
 def test_spread_takes_the_middles_of_equal_parts():
-    assert calibrate.evenly_spaced(10, 2).tolist() == [2, 7]
-    assert calibrate.evenly_spaced(3, 10).tolist() == [0, 1, 2]
+    assert calibrate.middles_of_parts(10, 2).tolist() == [2, 7]
+    assert calibrate.middles_of_parts(3, 10).tolist() == [0, 1, 2]
     assert (
-        calibrate.evenly_spaced(1, 1).tolist() == [0]
-        and calibrate.evenly_spaced(0, 5).tolist() == []
+        calibrate.middles_of_parts(1, 1).tolist() == [0]
+        and calibrate.middles_of_parts(0, 5).tolist() == []
     )
 
 
@@ -376,7 +376,7 @@ def test_a_run_on_a_fitted_cache_streams_without_it(material, pca_cache, tmp_pat
     shutil.copytree(pca_cache.path, tmp_path / "cache")
     with torch.enable_grad():
         run = train(
-            plugins.check(Recipe, table, "test"), Cache(tmp_path / "cache"), tmp_path / "run"
+            plugins.validate(Recipe, table, "test"), Cache(tmp_path / "cache"), tmp_path / "run"
         )
     model, task = load_model(run, pca_cache.shape)
     windows = Windows(

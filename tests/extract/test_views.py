@@ -61,7 +61,7 @@ def recipe(task: str, views: list[str]) -> Recipe:
         "windows": {"frames": 4, "fps": 5, "views": views},
         "training": {"steps": 3, "batch_size": 4, "warmup_steps": 1},
     }
-    return plugins.check(Recipe, table, "test")
+    return plugins.validate(Recipe, table, "test")
 
 
 # The spec
@@ -71,7 +71,7 @@ def test_a_spec_without_views_says_nothing_of_them_and_keeps_its_fingerprint():
     plain, flipped = address_spec(), address_spec(views=[FLIP])
     assert "views" not in plain.canonical() and plain == address_spec(views=[])
     assert flipped.canonical()["views"] == [{"name": "flip", "flip": True, "crop": None}]
-    assert plugins.check(CacheSpec, flipped.canonical(), "test") == flipped
+    assert plugins.validate(CacheSpec, flipped.canonical(), "test") == flipped
     prints = [
         fingerprint(address_spec(views=views), {}, "d")
         for views in ([], [FLIP], [PART], [FLIP, PART])

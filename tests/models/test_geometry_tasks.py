@@ -18,7 +18,7 @@ from pipeline.models.tasks.parts.rotation import angle, from_six, mean_rotation,
 
 def make(name: str, labels: tuple[str, ...] = (), **keys: object) -> TaskPlugin:
     plugin = plugins.load("task", name)
-    return plugin(plugins.check(plugin.Settings, keys, name), labels)
+    return plugin(plugins.validate(plugin.Settings, keys, name), labels)
 
 
 def depth_task(**keys: object) -> TaskPlugin:

@@ -29,7 +29,7 @@ def make(name: str, **keys: object) -> TaskPlugin:
     table = {
         key: value for key, value in SMALL.items() if key in plugin.Settings.model_fields
     } | keys
-    return plugin(plugins.check(plugin.Settings, table, name), LABELS)
+    return plugin(plugins.validate(plugin.Settings, table, name), LABELS)
 
 
 def window_targets(task: TaskPlugin, seed: int) -> dict[str, np.ndarray]:

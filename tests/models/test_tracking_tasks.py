@@ -34,7 +34,7 @@ OBJECTS = 4
 
 def make(name: str, **keys: object) -> TaskPlugin:
     plugin = plugins.load("task", name)
-    return plugin(plugins.check(plugin.Settings, SIZE | keys, name), ())
+    return plugin(plugins.validate(plugin.Settings, SIZE | keys, name), ())
 
 
 def boxes(seed: int, *shape: int) -> np.ndarray:

@@ -43,7 +43,7 @@ def build(
         "model": model,
         "training": {"steps": 1},
     }
-    recipe = plugins.check(Recipe, table, "test")
+    recipe = plugins.validate(Recipe, table, "test")
     torch.manual_seed(seed)
     return VideoModel(
         recipe, shape, plugins.load("task", "classify")(recipe.task.settings, LABELS)

@@ -431,7 +431,7 @@ def model_of(name: str) -> VideoModel:
         "model": {"mixer": "last"},
         "training": {"steps": 1, "batch_size": 1},
     }
-    recipe = plugins.check(Recipe, table, "test")
+    recipe = plugins.validate(Recipe, table, "test")
     task = plugins.load("task", "classify")(recipe.task.settings, ("a", "b"))
     model = VideoModel(recipe, TokenShape(16, (2, 3), 1, (0,)), task)
     model.temporal = make(name)

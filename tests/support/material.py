@@ -66,7 +66,7 @@ def address_spec(**changes: object) -> CacheSpec:
         "frames": {"size_px": 64},
         "store": {"chunk_frames": 4, "shard_mb": 0.0012, "store_mb": 0.0072, "batch_frames": 7},
     }
-    return plugins.check(CacheSpec, table | changes, "test")
+    return plugins.validate(CacheSpec, table | changes, "test")
 
 
 @dataclass(frozen=True)

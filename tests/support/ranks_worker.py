@@ -47,7 +47,7 @@ def do(job: dict, ours: distributed.Ranks) -> None:
 
     try:
         train(
-            plugins.check(Recipe, job["recipe"], "test"),
+            plugins.validate(Recipe, job["recipe"], "test"),
             Cache(job["cache"]),
             out,
             on_progress=on_progress,

@@ -27,7 +27,7 @@ def recipe(**changes) -> Recipe:
     }
     for key, value in changes.items():
         table[key] = {**table[key], **value} if isinstance(value, dict) else value
-    return plugins.check(Recipe, table, "test")
+    return plugins.validate(Recipe, table, "test")
 
 
 def final(run: Run) -> dict[str, torch.Tensor]:

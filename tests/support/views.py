@@ -32,7 +32,7 @@ def vit_spec(layers: list[int], **changes: object) -> CacheSpec:
         "codec": {"name": "int8"},
         "store": {"chunk_frames": 2, "shard_mb": 0.001, "store_mb": 0.0015, "batch_frames": 5},
     }
-    return plugins.check(CacheSpec, table | changes, "test")
+    return plugins.validate(CacheSpec, table | changes, "test")
 
 
 def noise(height: int, width: int) -> torch.Tensor:

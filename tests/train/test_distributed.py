@@ -51,7 +51,9 @@ def wanted(**changes):
     table = {key: value for key, value in changes.items() if "name" in value}  # replaced as a whole
     windows = {"frames": 4, "fps": 12 if table else FPS}
     merged = {key: value for key, value in changes.items() if key not in table}
-    return plugins.check(type(one), one.canonical() | {"windows": windows} | table | merged, "test")
+    return plugins.validate(
+        type(one), one.canonical() | {"windows": windows} | table | merged, "test"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,7 @@ def room(tmp_path_factory):
         "store": {"chunk_frames": 4, "store_mb": 1, "shard_mb": 1},
     }
     return extract.extract(
-        plugins.check(CacheSpec, table, "test"),
+        plugins.validate(CacheSpec, table, "test"),
         manifest.build("world", None, root / "data", dials),
         root / "caches",
     )

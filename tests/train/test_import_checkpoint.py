@@ -109,7 +109,7 @@ def recipe(task: str, temporal: str = "gated_mamba_mix", **changes: object) -> R
         "windows": {"frames": 4, "fps": 6},
         "training": {"steps": 1},
     }
-    return plugins.check(Recipe, table | changes, "test")
+    return plugins.validate(Recipe, table | changes, "test")
 
 
 @pytest.fixture(scope="module")

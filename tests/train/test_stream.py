@@ -36,7 +36,7 @@ def recipe(temporal: str, forms: tuple[str, ...] = ("streaming",), **task: objec
         "model": {"width": 32},
         "training": {"steps": 3, "batch_size": 4, "warmup_steps": 1},
     }
-    return plugins.check(Recipe, table, "test")
+    return plugins.validate(Recipe, table, "test")
 
 
 @pytest.fixture(scope="module")

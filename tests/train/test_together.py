@@ -40,7 +40,7 @@ def changed(one, changes):
     table |= {
         key: value if "name" in value else table[key] | value for key, value in changes.items()
     }
-    return plugins.check(Recipe, table, "test")
+    return plugins.validate(Recipe, table, "test")
 
 
 def together(material, folder, names, **rest):

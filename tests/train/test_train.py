@@ -68,7 +68,7 @@ def test_a_run_killed_by_the_system_goes_on(material, tmp_path):
         "from pipeline.cache.cache import Cache\n"
         "from pipeline.config.recipe import Recipe\n"
         "from pipeline.train.loop import train\n"
-        "recipe = plugins.check(Recipe, json.loads(sys.argv[1]), 'test')\n"
+        "recipe = plugins.validate(Recipe, json.loads(sys.argv[1]), 'test')\n"
         "train(recipe, Cache(Path(sys.argv[2])), Path(sys.argv[3]))\n"
     )
     arguments = [

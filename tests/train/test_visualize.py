@@ -37,7 +37,7 @@ def run(material, tmp_path_factory):
         "training": {"steps": 2, "batch_size": 4},
     }
     return train(
-        plugins.check(Recipe, table, "test"),
+        plugins.validate(Recipe, table, "test"),
         material.cache,
         tmp_path_factory.mktemp("runs") / "run",
     )

@@ -46,7 +46,7 @@ def extract_speed(
     """Frames per second of extraction (decode, resize, encode, write, commit), of the encoder
     alone, and their paired ratio."""
     device = chosen(device)
-    spec = plugins.check(CacheSpec, SPEC, "bench")
+    spec = plugins.validate(CacheSpec, SPEC, "bench")
     encoder = make_encoder(spec, device)
     shape = token_shape(spec)
     bare, whole = [], []

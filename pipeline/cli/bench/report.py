@@ -87,7 +87,7 @@ def made_up_sweep(folder: Path, runs: int, modules: Sequence[str] = ()) -> Path:
         itertools.product(range(seeds), sorted(RATES, key=_far_from_middle), names), runs
     ):
         if name not in trained:
-            recipe = plugins.check(
+            recipe = plugins.validate(
                 Recipe, RECIPE | {"temporal": {"name": name} | _small(name)}, "bench"
             )
             trained[name] = train(recipe, cache, folder / "trained" / name)
@@ -125,7 +125,7 @@ def _far_from_middle(rate: float) -> float:
 
 def _cache(folder: Path) -> Cache:
     videos = manifest.build("world", None, folder / "world", WORLD)
-    return extract.extract(plugins.check(CacheSpec, SPEC, "bench"), videos, folder / "caches")
+    return extract.extract(plugins.validate(CacheSpec, SPEC, "bench"), videos, folder / "caches")
 
 
 def _small(name: str) -> dict[str, int]:

@@ -59,7 +59,7 @@ class Listed(DatasetPlugin):
 def start_seconds(clips: int) -> list[tuple[str, float]]:
     """Seconds from nothing to the first claimed store, on a manifest of `clips` videos: at first,
     and with half of it done."""
-    spec, device = plugins.check(CacheSpec, SPEC, "bench"), torch.device("cpu")
+    spec, device = plugins.validate(CacheSpec, SPEC, "bench"), torch.device("cpu")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -121,7 +121,7 @@ def _memory(title: str, videos: Path, clips: list[Clip], root: Path) -> dict[str
 
     with _sampled(done) as samples:
         extract.extract(
-            plugins.check(CacheSpec, SPEC, "bench"),
+            plugins.validate(CacheSpec, SPEC, "bench"),
             manifest,
             root / "caches" / videos.name,
             on_progress=on_progress,

@@ -88,7 +88,7 @@ def _members(recipe: Recipe, case: str, count: int, steps: int) -> list[Recipe]:
         "checkpoint_every": steps,
     }
     return [
-        plugins.check(
+        plugins.validate(
             Recipe,
             start | {"name": f"seed{seed}", "training": training | {"seed": seed}},
             recipe.name,

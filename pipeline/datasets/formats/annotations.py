@@ -102,7 +102,7 @@ def videos_by_name(root: Path, files: Iterable[str], suffixes: Collection[str]) 
     return sources
 
 
-def read_json(path: Path, kind: type[T]) -> T:
+def load_json(path: Path, kind: type[T]) -> T:
     """The content of a JSON file. Raises BadInput if it cannot be read, is damaged, or is not of
     this kind or empty."""
     try:

@@ -66,7 +66,7 @@ class Camera:
 
 
 @dataclass(frozen=True)
-class Scene:
+class RenderedScene:
     """What a renderer knows of a clip."""
 
     camera: Camera
@@ -84,7 +84,7 @@ class Scene:
     """Rotation of every object."""
 
 
-def draw_tracks(scene: Scene, count: int, seed: str) -> tuple[np.ndarray, np.ndarray]:
+def draw_tracks(scene: RenderedScene, count: int, seed: str) -> tuple[np.ndarray, np.ndarray]:
     """`count` points, or fewer where the clip offers fewer: places (Q, F, 2) float32, and visible
     (Q, F)."""
     rng = np.random.default_rng(
@@ -121,7 +121,7 @@ def shares(available: np.ndarray, count: int) -> np.ndarray:
 
 
 def _follow(
-    scene: Scene, segment: int, queries_Q3: np.ndarray, smooth_FHW: np.ndarray
+    scene: RenderedScene, segment: int, queries_Q3: np.ndarray, smooth_FHW: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """(Q, F, 2) and (Q, F) of points of one segment, each given as frame, row and column."""
     frame, row, column = queries_Q3.T
@@ -159,7 +159,7 @@ def _follow(
 
 
 def _is_covered(
-    scene: Scene, segment: int, xy_QF2: np.ndarray, distance_QF: np.ndarray
+    scene: RenderedScene, segment: int, xy_QF2: np.ndarray, distance_QF: np.ndarray
 ) -> np.ndarray:
     """(Q, F): out of the frame, behind the camera, or behind what is seen there."""
     frames, height, width = scene.segment_FHW.shape

@@ -107,7 +107,7 @@ class Manifest:
         _check_targets(folder / TARGETS, origin.targets_bytes)
         path = str(folder / CLIPS)
         clips = from_lines(text.decode("ascii", errors="replace").splitlines(), path)
-        check(clips, path, "line")
+        check_clips(clips, path, "line")
         if _labels(clips) != origin.labels:
             raise BadInput(f"{folder / ORIGIN} lists other labels than {CLIPS} holds", REBUILD)
         if root is not None:
@@ -237,7 +237,7 @@ def write(name: str, dataset: DatasetPlugin, out: Path) -> Manifest:
     clips = tuple(dataset.clips())
     if not clips:
         raise _no_clips(name, root, dataset.rejected)
-    check(clips, f"dataset '{name}'", "clip")
+    check_clips(clips, f"dataset '{name}'", "clip")
     text = "".join(map(to_line, clips)).encode("ascii")
     origin = Origin(
         dataset=name,
@@ -252,7 +252,7 @@ def write(name: str, dataset: DatasetPlugin, out: Path) -> Manifest:
     return Manifest(out.resolve(), root.resolve(), clips, origin)
 
 
-def check(clips: Iterable[Clip], where: str, unit: str) -> None:
+def check_clips(clips: Iterable[Clip], where: str, unit: str) -> None:
     """Raises BadInput unless ids are unique, videos agree, sources are relative, and all clips or
     none have labels.
 
@@ -385,7 +385,7 @@ def _read_origin(folder: Path) -> Origin:
         table = json.loads(_read(folder, ORIGIN))
     except ValueError as error:
         raise BadInput(f"{folder / ORIGIN} is not JSON: {error}", REBUILD) from error
-    return plugins.check(Origin, table, str(folder / ORIGIN))
+    return plugins.validate(Origin, table, str(folder / ORIGIN))
 
 
 def _check_targets(path: Path, wanted_bytes: int | None) -> None:

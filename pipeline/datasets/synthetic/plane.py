@@ -59,7 +59,7 @@ RENDERING = 1
 
 
 @dataclass(frozen=True)
-class Scene:
+class PlaneScene:
     """All that is random in one clip: the same draws, in the same order, whatever its class."""
 
     phase_A: np.ndarray
@@ -79,14 +79,14 @@ class Scene:
     """(points, 2) in frame sides."""
 
 
-def draw_scene(seed: int, index: int) -> Scene:
+def draw_scene(seed: int, index: int) -> PlaneScene:
     """The scene of clip `index`; depends on nothing else."""
     rng = np.random.default_rng((seed, index))
     distance, angle = (
         0.75 * np.sqrt(rng.random(OBJECT_POINTS)),
         2 * np.pi * rng.random(OBJECT_POINTS),
     )
-    return Scene(
+    return PlaneScene(
         phase_A=rng.random(len(ATTRIBUTES)),
         rate_hz=rng.uniform(*RATE_RANGE),
         lobes=int(rng.choice([3, 4, 5])),
@@ -99,7 +99,7 @@ def draw_scene(seed: int, index: int) -> Scene:
     )
 
 
-class Shot:
+class PlaneShot:
     """One clip, ready to be rendered."""
 
     def __init__(self, seed: int, index: int, label: str) -> None:
@@ -114,7 +114,7 @@ class Shot:
         return truth(self.scene, attributes(self.scene, self.label, time_s))
 
 
-def attributes(scene: Scene, label: str, time_s: np.ndarray) -> np.ndarray:
+def attributes(scene: PlaneScene, label: str, time_s: np.ndarray) -> np.ndarray:
     """(T, A) phases in [0, 1) at the given times: only the label's attribute moves."""
     attribute, direction = MOTIONS[label]
     velocity_A = direction * scene.rate_hz * (np.array(ATTRIBUTES) == attribute)
@@ -129,7 +129,7 @@ def radius(phase_TA: np.ndarray) -> np.ndarray:
 
 
 def object_axes(
-    scene: Scene, phase_TA: np.ndarray, xy: np.ndarray
+    scene: PlaneScene, phase_TA: np.ndarray, xy: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where places of the frame, (..., 2), lie on the object at each time.
 
@@ -163,7 +163,7 @@ def pixel_centres(size_px: int, dtype: Any = np.float32) -> np.ndarray:
     return np.stack(np.meshgrid(places, places, indexing="xy"), axis=-1)
 
 
-def render(scene: Scene, phase_TA: np.ndarray, size_px: int) -> np.ndarray:
+def render(scene: PlaneScene, phase_TA: np.ndarray, size_px: int) -> np.ndarray:
     """uint8 RGB (T, H, W, 3). Each frame depends on its own phases alone.
 
     The object's paint fades from colour to white around its centre, which shows the angle; it is
@@ -185,7 +185,7 @@ def render(scene: Scene, phase_TA: np.ndarray, size_px: int) -> np.ndarray:
     return (np.clip(background * (1 - cover) + paint * cover, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def truth(scene: Scene, phase_TA: np.ndarray) -> dict[str, np.ndarray]:
+def truth(scene: PlaneScene, phase_TA: np.ndarray) -> dict[str, np.ndarray]:
     """What is true of every frame, exact to rounding.
 
     `boxes` (1, T, 4): xyxy of the outline around the object's centre, cut at the frame's edges. The

@@ -212,7 +212,7 @@ def rotation(axis_3: np.ndarray, angle_T: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class View:
+class CameraView:
     """What is in front of the camera at T times; bodies in the camera's coordinates, the tracked
     objects first."""
 
@@ -221,7 +221,7 @@ class View:
     bodies: list[Body]
 
 
-class Shot:
+class RoomShot:
     """One clip, ready to be rendered. Every part has its own random numbers, so that a dial changes
     only what it is about."""
 
@@ -274,7 +274,7 @@ class Shot:
         self.alike = list(islice(cycle(self.looks), others))
         self.points_QP3 = self._draw_points(rng(6), stop_s)
 
-    def view(self, time_s: np.ndarray) -> View:
+    def view(self, time_s: np.ndarray) -> CameraView:
         """Everything at these times."""
         dials = self.dials
         pace_T = time_s * SPEED_UP**dials.speed
@@ -294,7 +294,7 @@ class Shot:
         ]
         room_T33 = np.tile(np.diag(self.room_skin.half_3), (len(time_s), 1, 1))
         room = Body(False, room_T33, np.tile(self.room_middle_3, (len(time_s), 1)))
-        return View(
+        return CameraView(
             pose_T44,
             room.seen_from(pose_T44),
             [body.seen_from(pose_T44) for body in (*objects, *boards, *others)],

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 
-from pipeline.extract.launchers.contract import run
+from pipeline.extract.launchers.contract import run_worker
 
 
 def _end_with_the_pipe() -> None:
@@ -23,4 +23,4 @@ def _end_with_the_pipe() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_the_pipe, name="leash", daemon=True).start()
-    sys.exit(run(*sys.argv[1:]))
+    sys.exit(run_worker(*sys.argv[1:]))

@@ -118,12 +118,12 @@ def run_until_done(
         engine.stop()
 
 
-def run(kind: str, job: str, index: str) -> int:
+def run_worker(kind: str, job: str, index: str) -> int:
     """A worker as a process of its own: the class of its job and the job as JSON. Returns its exit
     code."""
     module, _, name = kind.partition(":")
     try:
-        made: Job = plugins.check(
+        made: Job = plugins.validate(
             getattr(importlib.import_module(module), name), json.loads(job), "job"
         )
         made.work(int(index))
