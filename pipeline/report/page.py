@@ -66,6 +66,7 @@ class Page:
 
 
 def render_page(page: Page) -> str:
+    """The HTML of a page, with style, script, plots and videos inside."""
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,

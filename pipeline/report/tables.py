@@ -30,6 +30,8 @@ class Column(NamedTuple):
 
 
 class Cell(NamedTuple):
+    """One cell as a reader sees it."""
+
     text: str
     value: str
     """What it is sorted by: a number, or the text itself; empty cells come last."""
@@ -50,9 +52,11 @@ class Table:
 
     @cached_property
     def cells(self) -> list[list[Cell]]:
+        """The cells of every row."""
         return [[_cell(column, row) for column in self.columns] for row in self.rows]
 
     def csv(self) -> str:
+        """All keys and plain values, for scripts."""
         text = io.StringIO()
         keys = list(dict.fromkeys(key for row in self.rows for key in row))
         writer = csv.DictWriter(text, keys, restval="", lineterminator="\n")
@@ -61,6 +65,7 @@ class Table:
         return text.getvalue()
 
     def markdown(self) -> str:
+        """The columns as a reader sees them."""
         lines = [
             [column.title for column in self.columns],
             *([cell.text for cell in row] for row in self.cells),
@@ -96,18 +101,22 @@ def value_text(value: Any) -> str:
 
 
 def number(key: str) -> Callable[[Row], str]:
+    """The value as a number with three decimals."""
     return lambda row: number_text(row[key])
 
 
 def number_text(value: float) -> str:
+    """A number with three decimals."""
     return f"{value:.3f}".replace("-", MINUS)
 
 
 def signed(key: str) -> Callable[[Row], str]:
+    """The value with three decimals and its sign."""
     return lambda row: signed_text(row[key])
 
 
 def signed_text(value: float) -> str:
+    """A number with three decimals and its sign."""
     return f"{value:+.3f}".replace("-", MINUS)
 
 
@@ -117,6 +126,7 @@ def span(low: str, high: str, show: Callable[[float], str] = number_text) -> Cal
 
 
 def scaled(key: str) -> Callable[[Row], str]:
+    """The value with three digits and a prefix."""
     return lambda row: scaled_text(row[key])
 
 
@@ -130,6 +140,7 @@ def scaled_text(value: float, unit: str = "") -> str:
 
 
 def p_text(p: float) -> str:
+    """A p value with three decimals, or four where three would be zero."""
     return f"{p:.3f}" if p >= 0.001 else f"{p:.4f}"
 
 
@@ -151,29 +162,45 @@ def scores(data: ReportData) -> Table:
     unscored = [point for point in data.summary.settings if not point.intervals]
     rows = [_score_row(data, point, form) for point in ranked for form in point.intervals]
     rows += [_point_row(data, point) for point in unscored]
-    metric = data.metric.name
-    more_metrics = dict.fromkeys(key for row in rows for key in row if key.startswith("metric "))
-    columns = [Column("setting", "setting", plain("setting"))]
-    columns += [
+    columns = [
+        Column("setting", "setting", plain("setting")),
+        *_score_columns(data),
+        *_comparison_columns(data),
+        *_metric_columns(rows),
+        Column("seeds", "seeds", plain("seeds")),
+        *_cost_columns(),
+        *(Column(axis, f"axis {axis}", plain(f"axis {axis}")) for axis in data.summary.axes),
+        Column("failed", "failed", plain("failed")),
+    ]
+    return Table(
+        "scores",
+        [column for column in columns if any(row.get(column.key) is not None for row in rows)],
+        rows,
+    )
+
+
+def _score_columns(data: ReportData) -> list[Column]:
+    return [
         Column(
             "form",
             "form",
             plain("form"),
             "streaming answers frame by frame; window sees all frames at once",
         ),
-        Column(metric, "score", number("score"), _direction(data)),
+        Column(data.metric.name, "score", number("score"), _direction(data)),
         Column(
             "95 % interval",
             "low",
             span("low", "high"),
             "over seeds and videos" if data.path else "over videos",
         ),
-        Column(
-            "gain",
-            "gain",
-            signed("gain"),
-            f"over {one_reference(data)}, on the same clips; positive is better",
-        ),
+    ]
+
+
+def _comparison_columns(data: ReportData) -> list[Column]:
+    over = f"over {one_reference(data)}, on the same clips; positive is better"
+    columns = [
+        Column("gain", "gain", signed("gain"), over),
         Column(
             "its interval", "gain_low", span("gain_low", "gain_high", signed_text), "95 %, paired"
         ),
@@ -183,19 +210,27 @@ def scores(data: ReportData) -> Table:
             lambda row: p_text(row["p_adjusted"]),
             "two-sided, Holm-adjusted over all settings",
         ),
-        *(
-            [Column("over", "reference", plain("reference"), "its reference")]
-            if len(data.references) > 1
-            else []
-        ),
+        Column("over", "reference", plain("reference"), "its reference"),
         Column(
             "win / tie / loss",
             "wins",
             lambda row: f"{row['wins']} / {row['ties']} / {row['losses']}",
             "clips",
         ),
-        *(Column(key.removeprefix("metric "), key, number(key)) for key in more_metrics),
-        Column("seeds", "seeds", plain("seeds")),
+    ]
+    if len(data.references) == 1:  # the column of the gain names it
+        columns = [column for column in columns if column.title != "over"]
+    return columns
+
+
+def _metric_columns(rows: Sequence[Row]) -> list[Column]:
+    """The metrics of the task beside the one that counts."""
+    keys = dict.fromkeys(key for row in rows for key in row if key.startswith("metric "))
+    return [Column(key.removeprefix("metric "), key, number(key)) for key in keys]
+
+
+def _cost_columns() -> list[Column]:
+    return [
         Column("parameters", "parameters", scaled("parameters"), "trained"),
         Column("FLOPs", "flops", scaled("flops"), "of the trained part, one window forward"),
         Column(
@@ -213,14 +248,7 @@ def scores(data: ReportData) -> Table:
             lambda row: scaled_text(row["state_bytes"], "B"),
             "of one stream",
         ),
-        *(Column(axis, f"axis {axis}", plain(f"axis {axis}")) for axis in data.summary.axes),
-        Column("failed", "failed", plain("failed")),
     ]
-    return Table(
-        "scores",
-        [column for column in columns if any(row.get(column.key) is not None for row in rows)],
-        rows,
-    )
 
 
 def one_reference(data: ReportData) -> str:
@@ -316,7 +344,7 @@ def _run_row(data: ReportData, point: PointSummary, name: str) -> dict[str, Any]
 
 
 def coverage(splits: Mapping[str, SplitCoverage]) -> Table:
-    """Of every split of a cache, from `pipeline.cache.status`."""
+    """A row for each split of a cache, from `pipeline.cache.status`."""
     rows = [{"split": split, **counts.model_dump()} for split, counts in splits.items()]
 
     def of(done: str, planned: str) -> Callable[[Row], str]:

@@ -28,7 +28,7 @@ from pipeline.video.reader import FrameReader
 CLIPS, MOMENTS = 3, 8
 """Clips that are shown, and how often each is."""
 FRAMES_PER_S = 4.0
-"""Of a cache that is shown without a run."""
+"""Frame rate at which a cache is shown without a run."""
 CLIPPED = (2, 98)
 """Percentiles between which values are spread over the colours."""
 FRAME_PX = 192

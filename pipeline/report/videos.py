@@ -18,7 +18,7 @@ from pipeline.train.setup import RunContext
 from pipeline.train.visualize import VideoFile, drawings, file_name
 
 CLIPS = 3
-"""Of each run."""
+"""Clips that are drawn of each run."""
 HEIGHT_PX = 320
 CRF = 26
 
