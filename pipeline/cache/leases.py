@@ -14,9 +14,10 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self, TypeVar
 
@@ -109,6 +110,16 @@ class Leases:
             self.storage.remove(lease_file(name))
         self.release(over)
         return self.claim(name)
+
+    def claim_unless(self, name: str, is_done: Callable[[], bool]) -> bool:
+        """Takes the lease of work that is still to do. Another worker may have finished it since
+        this one has looked, so `is_done` is asked again once the lease is held."""
+        if not self.claim(name):
+            return False
+        if is_done():
+            self.release(name)
+            return False
+        return True
 
     def holds(self, name: str) -> bool:
         """Whether a lease is still ours: one that was not renewed in time may have been taken
@@ -220,14 +231,12 @@ def claim_units(units: Sequence[Sequence[Claim]], stop: threading.Event) -> Iter
                 cache, leases, store = claim.cache, claim.leases, claim.store
                 if (str(cache), store) in handed_out or cache.has(store):
                     continue
-                if not leases.claim(lease_of(store)):
-                    held_by_others.append(claim)
-                elif cache.has(store):  # finished between the two looks
-                    leases.release(lease_of(store))
-                else:
+                if leases.claim_unless(lease_of(store), partial(cache.has, store)):
                     clear_partial(cache, store)
                     handed_out.add((str(cache), store))
                     ours.append(claim)
+                elif not cache.has(store):
+                    held_by_others.append(claim)
             if ours:
                 yield ours
             if held_by_others:

@@ -20,7 +20,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -396,14 +396,12 @@ def _claim_share(
     sweep: Sweep, leases: Leases, members: Sequence[Member], workers: int
 ) -> list[Member]:
     """The members that this worker may train now: those it got the leases of, at most a share."""
+    share = math.ceil(len(members) / workers)
     claimed: list[Member] = []
     for member in members:
-        if len(claimed) < math.ceil(len(members) / workers) and leases.claim(member.name):
+        is_done = partial(sweep.is_done, member)
+        if len(claimed) < share and leases.claim_unless(member.name, is_done):
             claimed.append(member)
-    # Another worker may have finished a member after it was seen here, and before it was claimed.
-    for member in [member for member in claimed if sweep.is_done(member)]:
-        leases.release(member.name)
-        claimed.remove(member)
     return claimed
 
 

@@ -190,3 +190,11 @@ def test_claimed_can_be_stopped_while_it_waits(material, tmp_path, quick):
         threading.Timer(0.1, stop.set).start()
         assert list(claim_units([[CacheStore(cache, ours, 0)]], stop)) == []
         assert not cache.has(0)
+
+
+def test_work_that_was_finished_meanwhile_is_not_claimed_and_its_lease_is_free(tmp_path):
+    storage = LocalFolder(tmp_path)
+    with Leases(storage) as ours, Leases(storage) as theirs:
+        assert not ours.claim_unless("work", lambda: True)
+        assert theirs.claim_unless("work", lambda: False)
+        assert not ours.claim_unless("work", lambda: False)
