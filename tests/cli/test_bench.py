@@ -11,6 +11,7 @@ import pytest
 import torch
 from support.commands import assert_refused, call
 from support.material import THREADS
+from support.modules import PRODUCTS_ALONE
 from torch import nn
 from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
@@ -177,7 +178,9 @@ def test_the_formula_counts_the_products_that_run(name):
     """What the counter does not see, convolutions by taps and recurrences, makes the rest."""
     module = temporal.make_module(name, 256, layers=1)
     measured, formula = temporal.products(module, torch.randn(1, 2, 5, 256)), module.flops(2, 5)
-    assert 0.9 * formula <= measured <= formula
+    assert measured <= formula
+    if name in PRODUCTS_ALONE:
+        assert 0.9 * formula <= measured
     if name in ("causal_attention", "gated_transformer", "gru", "min_gru"):
         assert measured >= 0.99 * formula
 
