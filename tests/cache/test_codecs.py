@@ -120,8 +120,9 @@ def test_decode_takes_any_leading_axes(name: str) -> None:
 def test_what_is_not_a_number_is_refused(name: str, bad: float) -> None:
     tokens_FND = torch.zeros(2, 3, 8)
     tokens_FND[1, 2, 7] = bad
-    with pytest.raises(StillframeError, match=name):
+    with pytest.raises(StillframeError) as error:
         codec(name, 8).encode(tokens_FND)
+    assert name in error.value.message, "the error must name the codec"
 
 
 def test_float16_rounds_to_nearest_with_an_attained_bound() -> None:
