@@ -48,7 +48,7 @@ def videos(data: ReportData, out: Path) -> tuple[dict[str, list[DrawnVideo]], st
     for point in data.compared():
         try:
             drawn[point.name] = _drawn(*data.shown(point), data.summary.split, out, failures.append)
-        except (StillframeError, NotImplementedError) as error:
+        except StillframeError as error:
             return drawn, f"Not drawn for {point.name}: {error}."
     return drawn, f"Not drawn: {'; '.join(dict.fromkeys(failures))}." if failures else ""
 

@@ -19,7 +19,8 @@ from pipeline.models.tasks.contract import STREAMING, WINDOW, StreamingReadout, 
 from pipeline.train.evaluate import MetricFacts
 
 NAMES = plugins.names("task")
-LABELS = ("close", "open", "push", "pull", "turn")
+LABELS = ("1", "2", "3", "5", "8")
+"""Numbers, so that a task may read them as such."""
 SMALL = {"readout_width": 16, "heads": 2, "hidden": 8, "size_px": 16}
 B, T, N, D = 6, 4, 5, 8
 
@@ -33,7 +34,10 @@ def make(name: str, **keys: object) -> TaskPlugin:
 
 
 def window_targets(task: TaskPlugin, seed: int) -> dict[str, np.ndarray]:
-    """One window's truth as `pipeline.datasets.manifest.targets` samples it, of every kind that the task needs; two objects, three points."""
+    """One window's truth as `pipeline.datasets.manifest.targets` samples it, of every kind that the task needs.
+
+    Two objects, of which one leaves in some windows, and three points.
+    """
     rng = np.random.default_rng(seed)
     corner = np.cumsum(
         np.concatenate([rng.uniform(0.1, 0.3, (1, 2, 2)), rng.uniform(-0.05, 0.05, (T - 1, 2, 2))]),
@@ -44,14 +48,14 @@ def window_targets(task: TaskPlugin, seed: int) -> dict[str, np.ndarray]:
     pose[:, 0, 0] = pose[:, 2, 2] = np.cos(turn)
     pose[:, 0, 2], pose[:, 2, 0] = np.sin(turn), -np.sin(turn)
     pose[:, :3, 3] = np.cumsum(rng.uniform(-0.2, 0.2, (T, 3)), axis=0)
+    here = np.array([[True, seed % 3 == 0 or t < 2] for t in range(T)])
+    boxes = np.concatenate([corner, corner + rng.uniform(0.2, 0.4, (1, 2, 2))], axis=-1)
     side = task.dense_px or 1
     known = {
         "label": {"label": np.array(seed % len(LABELS), np.int64)},
         "boxes": {
-            "boxes": np.concatenate([corner, corner + rng.uniform(0.2, 0.4, (1, 2, 2))], axis=-1)
-            .clip(0, 1)
-            .astype(np.float32),
-            "boxes_valid": np.ones((T, 2), bool),
+            "boxes": np.where(here[..., None], boxes.clip(0, 1), 0).astype(np.float32),
+            "boxes_valid": here,
         },
         "points": {
             "points": rng.uniform(0.1, 0.9, (1, 3, 2)).astype(np.float32)
@@ -106,16 +110,18 @@ def test_what_minimises_the_loss_scores_best(name, form):
     best = task.answer(form, fitted(task, form, targets)).numpy()
     scores = task.score(best, on_host(targets))
     assert list(scores) == [metric.name for metric in task.metrics]
-    assert all(values.shape == (B,) and values.dtype == np.float64 for values in scores.values())
+    assert {(v.shape, v.dtype.name) for v in scores.values()} == {((B,), "float64")}
     trivial = task.trivial(on_host(targets), task.statistics(iter([on_host(targets)])))
     assert trivial.shape == best.shape
-    gain = mean_score(task, best, on_host(targets)) - mean_score(task, trivial, on_host(targets))
-    assert gain > 0 if task.metrics[0].higher_is_better else gain < 0
+    scored, of_trivial = (mean_score(task, answer, on_host(targets)) for answer in (best, trivial))
+    said = f"what minimises the loss has {task.metrics[0].name} {scored}, the trivial answer {of_trivial}"
+    assert (scored > of_trivial) == task.metrics[0].higher_is_better, said
+    assert scored != of_trivial, said
     for metric in task.metrics:
         least, greatest = MetricFacts(**metric._asdict()).range
         for answer in (best, trivial):
             values = task.score(answer, on_host(targets))[metric.name]
-            assert np.all((least <= values) & (values <= greatest))
+            assert np.all((least <= values) & (values <= greatest)), (metric.name, values)
 
 
 @pytest.mark.parametrize(("name", "form"), CASES)
@@ -172,7 +178,10 @@ def test_nothing_valid_counts_nothing_and_costs_nothing(name):
     if task.needs == ("label",):
         pytest.skip("a label is always there")
     targets = {key: torch.zeros_like(target) for key, target in example(task).items()}
-    assert task.weight(on_host(targets)).tolist() == [0] * B
+    weight = task.weight(on_host(targets)).tolist()
+    assert weight == [0] * B, (
+        "targets that are all zero must weigh nothing: see the contract's `weight`"
+    )
     for form in task.forms:
         torch.manual_seed(0)
         readout = task.readout(form, D, T)
@@ -280,3 +289,8 @@ def test_classify_refuses_what_it_cannot_use():
     with pytest.raises(BadInput, match="forms"):
         make("classify", forms=[])
     assert make("classify", forms=["window"]).forms == (WINDOW,)
+
+
+def test_a_task_that_draws_nothing_says_so():
+    with pytest.raises(BadInput, match="task 'classify' does not draw its answers"):
+        TaskPlugin.draw(make("classify"), np.zeros((T, 8, 8, 3), np.uint8), np.zeros(5), {})

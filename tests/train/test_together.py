@@ -183,7 +183,7 @@ def test_truth_depends_on_no_other_setting_than_those_that_are_named(name, chang
     fields = plugin.Settings.model_fields
     required = {"min_m": 0.1, "max_m": 9.0}
     chosen = {key: value for key, value in (required | changes).items() if key in fields}
-    task = plugin(plugin.Settings(**chosen), ("a", "b"))
+    task = plugin(plugin.Settings(**chosen), ("1", "2"))
     task.settings = watched = Watched(task.settings)
     task.prepare(
         {key: array.copy() for key, array in TRUTH.items()},

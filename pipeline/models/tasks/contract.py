@@ -21,6 +21,7 @@ from pipeline.config import plugins
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.targets import Arrays
+from pipeline.errors import BadInput
 
 STREAMING, WINDOW = "streaming", "window"
 Query = dict[str, torch.Tensor]
@@ -99,8 +100,12 @@ class TaskPlugin(nn.Module, ABC):
         return None
 
     def prepare(self, targets: Arrays, rng: np.random.Generator | None) -> Arrays:
-        """One window's targets as the rest of the task wants them, such as objects chosen. `rng` in
-        training, else None."""
+        """One window's targets, without the batch axis, as the rest of the task wants them, such as
+        objects chosen. `rng` in training, else None.
+
+        What comes back is side by side with other windows from then on: shapes differ from window
+        to window only where zeros at the end of an axis mean nothing.
+        """
         return targets
 
     def query(self, targets: dict[str, torch.Tensor]) -> Query:
@@ -142,7 +147,11 @@ class TaskPlugin(nn.Module, ABC):
         `weight`, so that parts merge and intervals can be bootstrapped."""
 
     def weight(self, targets: Arrays) -> np.ndarray:
-        """(B,) float64: what each window counts; 0 where there is nothing to score."""
+        """(B,) float64: what each window counts; 0 where there is nothing to score.
+
+        Targets that are zero throughout say that nothing is known. Where 0 is a value, as in a
+        count, `prepare` gives a mask beside it, which is False where nothing is known.
+        """
         return np.ones(len(next(iter(targets.values()))))
 
     def statistics(self, targets: Iterable[Arrays]) -> Arrays:
@@ -151,7 +160,8 @@ class TaskPlugin(nn.Module, ABC):
 
     @abstractmethod
     def trivial(self, targets: Arrays, statistics: Arrays) -> np.ndarray:
-        """The answer of a baseline that does not look at the video, as `answer` gives it."""
+        """The answer of a baseline that does not look at the video, of the shape that `answer`
+        gives."""
 
     @abstractmethod
     def plain(self, answer: np.ndarray, affine_23: np.ndarray) -> dict[str, Any]:
@@ -166,9 +176,11 @@ class TaskPlugin(nn.Module, ABC):
         """One window's frames, uint8 squares, with prediction and truth drawn over them; arrays
         without the batch axis.
 
-        Any size may come back. `targets` may be empty: then the prediction alone is drawn.
+        Any size may come back. `targets` may be empty: then the prediction alone is drawn. Raises
+        BadInput where the task defines none: its answers are then not drawn.
         """
-        raise NotImplementedError
+        name = type(self).__module__.rsplit(".", 1)[-1]
+        raise BadInput(f"task '{name}' does not draw its answers", f"define `draw` in {name}.py")
 
 
 def task_class(recipe: Recipe) -> type[TaskPlugin]:
