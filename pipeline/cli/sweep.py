@@ -258,18 +258,19 @@ def _spec(name: str, sets: list[str], axes: list[str], seeds: int | None) -> Swe
     return load_sweep(named_file("sweep", name), changes, axis_values, seeds)
 
 
-def _require_trainable(spec: SweepSpec, cache: Cache, folder: Path) -> None:
+def _require_trainable(request: SweepRequest) -> None:
     """Refuses what the sweep itself would refuse, as far as that can be told before its other
     caches are made."""
-    from pipeline.experiments.sweep import require_trainable
+    from pipeline.experiments.sweep import Sweep
     from pipeline.experiments.sweep_caches import require_rendered
     from pipeline.experiments.sweep_spec import GIVEN
 
-    for point in spec.grid_points:
-        if point.cache != GIVEN and spec.caches[point.cache].data:
-            require_rendered(point.cache, spec.caches[point.cache], cache)
-        for name, recipe in point.members.items() if point.cache == GIVEN else ():
-            require_trainable(recipe, cache, folder / "runs" / name)
+    spec = request.spec
+    for name in dict.fromkeys(point.cache for point in spec.grid_points):
+        if name != GIVEN and spec.caches[name].data:
+            require_rendered(name, spec.caches[name], request.cache)
+    sweep = Sweep.planned(request.folder, spec, {GIVEN: request.cache})
+    sweep.require_trainable(request.allow_missing)
 
 
 def _show_plan(request: SweepRequest, as_json: bool) -> None:
@@ -277,7 +278,7 @@ def _show_plan(request: SweepRequest, as_json: bool) -> None:
     from pipeline.cli import console
     from pipeline.experiments import sweep as module
 
-    _require_trainable(request.spec, request.cache, request.folder)
+    _require_trainable(request)
     if request.ranks.is_first:
         _show_members(request.spec, as_json)
     if request.engine:

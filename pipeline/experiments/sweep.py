@@ -182,13 +182,16 @@ class Sweep:
 
     def require_trainable(self, allow_missing: bool) -> None:
         """Refuses, before any training, members whose recipe does not fit their cache, whose run
-        folder is another's, or for which there are no windows."""
+        folder is another's, or for which there are no windows. Members whose cache is not made yet
+        are left out."""
         for member in self.members:
-            require_trainable(member.recipe, self.cache_of(member), member.path)
+            if member.point.cache in self.caches:
+                require_trainable(member.recipe, self.cache_of(member), member.path)
         for group in self.groups:
-            cache = self.cache_of(group[0])
-            recipes = [member.recipe for member in group]
-            open_windows(recipes, RunContext.of(cache, allow_missing=allow_missing))
+            if group[0].point.cache in self.caches:
+                recipes = [member.recipe for member in group]
+                context = RunContext.of(self.cache_of(group[0]), allow_missing=allow_missing)
+                open_windows(recipes, context)
 
     def is_done(self, member: Member) -> bool:
         """Whether nothing is left to do for a member. A member that is done stays done, so its

@@ -125,6 +125,10 @@ def test_a_given_axis_chooses_among_settings_too():
             ["reads layer 7, the cache has 2, 5"],
         ),
         (
+            ["temporal_modules", "--set", "cache=0123456789ab", "--dry-run"],
+            ["wants the cache with fingerprint 0123456789ab"],
+        ),
+        (
             ["motion_factors", "--dry-run"],
             ["data set 'folder'", "renders none", "--set scene=room"],
         ),
