@@ -281,6 +281,7 @@ def undamaged(place, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\n", b"3\n", b'{"step": 1}\n'])
 def test_without_metrics_the_report_has_no_learning_curve_but_all_scores(
     undamaged, run, tmp_path, content

@@ -272,6 +272,7 @@ def test_two_workers_share_a_cache_in_a_bucket(bucket, material):
     assert both[0].result().storage.names("leases") == []
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_of_an_upload_then_a_rerun(bucket, proxy, place, material):
     """The process dies when some objects of its second store are there, and others are not."""
     middle, dead = threading.Event(), threading.Event()
@@ -513,6 +514,7 @@ for _ in range(60):
 """
 
 
+@pytest.mark.slow
 def test_processes_share_the_disk_cache(bucket, disk, blocks, monkeypatch):
     monkeypatch.setenv("STILLFRAME_DISK_CACHE_GB", str(12 * blocks / 1e9))
     for name in "abcd":

@@ -538,6 +538,7 @@ def test_without_weights_the_rest_is_compared(place, material, tmp_path):
 # Replay
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["float16", "int8", "int4", "pca"])
 def test_on_the_same_machine_no_token_has_drifted(material, tmp_path, codec):
     cache = extract.extract(address_spec(codec={"name": codec}), material.manifest, tmp_path)

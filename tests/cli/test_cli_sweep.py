@@ -174,6 +174,7 @@ def test_each_setting_is_told_beside_its_own_reference(room):
     assert "| over |" in text and text.count("hidden, identity") >= 2
 
 
+@pytest.mark.slow
 def test_curves_run_from_the_videos_at_rest_to_the_hard_ones(room):
     folder, _, _ = room
     (data,) = read_sweep(folder / "sweep", "val")
@@ -198,6 +199,7 @@ def test_curves_run_from_the_videos_at_rest_to_the_hard_ones(room):
     assert list(lengths["identity"].get_xdata()) == [2, 6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width_inches", "columns"), [(FULL_INCHES, 3), (HALF_INCHES, 2)])
 def test_factors_stand_side_by_side_with_their_gains(room, width_inches, columns):
     (data,) = read_sweep(room[0] / "sweep", "val")
@@ -225,6 +227,7 @@ def test_factors_stand_side_by_side_with_their_gains(room, width_inches, columns
     ]
 
 
+@pytest.mark.slow
 def test_axes_that_do_not_stand_side_by_side_are_named_on_the_page(room, tmp_path, monkeypatch):
     (data,) = read_sweep(room[0] / "sweep", "val")
     curves = curves_by_axis(data)
@@ -241,6 +244,7 @@ def test_axes_that_do_not_stand_side_by_side_are_named_on_the_page(room, tmp_pat
     assert "stand alone below" not in text
 
 
+@pytest.mark.slow
 def test_of_several_questions_none_is_the_best(room):
     text = (room[0] / "sweep/report/report.md").read_text()
     assert "of 4 settings are significantly better than the reference of each" in text
@@ -265,6 +269,7 @@ def test_a_scene_without_the_dial_is_refused_before_anything_is_rendered(room, t
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.slow
 def test_a_page_says_what_it_was_made_by_and_lives_without_its_cache(room, tmp_path):
     folder, cache, _ = room
     moved = cache.rename(cache.with_name("moved"))

@@ -11,6 +11,8 @@ from pipeline.cache.cache import Cache
 from pipeline.cache.status import status
 from pipeline.cli import demo
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):

@@ -174,6 +174,7 @@ def test_boxes_hold_exactly_the_objects_pixels(x: float, cut_side: int | None) -
         assert cut_side is None or box[cut_side] == (0 if cut_side == 0 else 112)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "label", [label for label in plane.LABELS if plane.MOTIONS[label][0] != "colour"]
 )

@@ -75,6 +75,7 @@ def between_cells(depth_HW: np.ndarray, xy_P2: np.ndarray) -> tuple[np.ndarray, 
 # Geometry
 
 
+@pytest.mark.slow
 @EVERY_DIAL
 def test_depth_and_pose_carry_points_of_the_room_from_frame_to_frame(dials: Dials) -> None:
     carried = possible = 0
@@ -97,6 +98,7 @@ def test_depth_and_pose_carry_points_of_the_room_from_frame_to_frame(dials: Dial
     assert carried > 0.8 * possible > 80
 
 
+@pytest.mark.slow
 @EVERY_DIAL
 def test_visible_says_what_the_depth_map_says(dials: Dials) -> None:
     """A point is seen if the depth map around it holds its own depth, and covered if something nearer is there."""

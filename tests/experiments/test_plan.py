@@ -99,6 +99,7 @@ def speed(**changes: float) -> measure.Throughput:
 # Sizes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -167,6 +168,7 @@ def test_a_codec_that_cannot_hold_the_tokens_is_none(built):
 # Operations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "at_224", "at_256"), [("S", 150, 200), ("B", 574, 754), ("L", 2011, 2636)]
 )
@@ -194,6 +196,7 @@ def test_operations_without_weights_are_those_of_the_encoder_at_work(model_type)
     assert plugin.flops(settings, 64) == counter.get_total_flops() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("temporal", "wanted"),
     [("mamba", 3.40), ("mamba_mix", 2.09), ("gated_mamba_mix", 2.00), ("gated_transformer", 2.15)],
@@ -293,6 +296,7 @@ def test_the_sample_is_spread_by_frames(built, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_video_whose_header_promises_much_and_that_holds_nothing_does_not_stand_for_all(
     built, tmp_path
 ):

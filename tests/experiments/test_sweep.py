@@ -198,6 +198,7 @@ def test_shipped_sweeps_are_whole(name):
 # Training
 
 
+@pytest.mark.slow
 def test_members_are_what_they_are_alone_and_are_summed_up(material, two_by_two, tmp_path):
     made = sweep(two_by_two, {"given": material.cache}, tmp_path / "sweep")
     assert not made.left()
@@ -460,6 +461,7 @@ def test_derived_caches_are_made_and_compared_on_the_same_clips(material, base, 
     assert again["int8"].path == caches["int8"].path
 
 
+@pytest.mark.slow
 def test_harder_videos_are_rendered_cached_and_compared_among_themselves(tmp_path, base):
     from support.material import address_spec
 

@@ -6,6 +6,8 @@ import pytest
 from chaos import scenarios
 from chaos.harness import Server, Site
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def here():
@@ -76,7 +78,6 @@ def test_a_host_that_cannot_be_seen(site, here):
     there.close()
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not scenarios.may_mount(), reason="no rights to mount")
 def test_small_and_read_only_disks(site, here):
     sound(scenarios.on_small_disks(site, here, (40 * 4096,)), 1)

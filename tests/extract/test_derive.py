@@ -163,6 +163,7 @@ def test_windows_read_a_derived_cache(material, tmp_path):
             assert ((left - right).abs() <= derived.codec.max_error(right)).all()
 
 
+@pytest.mark.slow
 def test_sigkill_at_any_moment_then_rerun_gives_the_same_bytes(material, tmp_path):
     whole = derive(material.cache, ["codec.name=int8"], tmp_path / "whole")
     command = [
@@ -447,6 +448,7 @@ def test_bench_codecs_measures_every_codec(tmp_path, monkeypatch):
     assert_refused(call("bench", "codecs", "--set", "int9.x=1"), "no codec called 'int9'")
 
 
+@pytest.mark.slow
 def test_bench_scores_train_through_every_codec(tmp_path):
     (tmp_path / "vit.toml").write_text(VIT.replace("[0, 7]", "[0, 1]"))
     chosen = {

@@ -123,6 +123,7 @@ def test_one_that_is_half_done_is_finished_with_the_others(material, vit_cache, 
     assert not decoded
 
 
+@pytest.mark.slow
 def test_a_kill_of_several_then_a_rerun_gives_the_same_bytes(material, tmp_path):
     (tmp_path / "a.toml").write_text(SPEC)
     (tmp_path / "b.toml").write_text(SPEC.replace("size_px = 64", "size_px = 32\nfps = 5"))
@@ -349,6 +350,7 @@ def test_where_a_video_has_changed_its_store_is_made_whole(tmp_path):
     assert stores(new) == stores(extract.extract(layers_spec(2, 5), built, tmp_path / "fresh"))
 
 
+@pytest.mark.slow
 def test_only_a_cache_of_the_same_tokens_gives_any(material, tmp_path):
     """Others lie in the same folder: another codec, rate, size, encoder, more layers, another view of that name, a derived one."""
     others = [

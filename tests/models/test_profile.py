@@ -86,6 +86,7 @@ def test_operations_by_hand():
     assert flops(tiny(), TINY, KINDS[:3])["readout"] > expected["readout"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", plugins.names("temporal"))
 def test_every_temporal_module(name):
     """Parts add up to the whole, and the model is the one that is trained."""

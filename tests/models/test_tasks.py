@@ -103,6 +103,7 @@ def fitted(task: TaskPlugin, form: str, targets: dict[str, torch.Tensor]) -> tor
 CASES = [(name, form) for name in NAMES for form in make(name).forms]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "form"), CASES)
 def test_what_minimises_the_loss_scores_best(name, form):
     task = make(name)

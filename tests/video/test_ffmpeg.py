@@ -243,6 +243,7 @@ MADE: dict[str, Callable[[Path], Path]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 def test_made_clips(tmp_path, name):
     assert compare(MADE[name](tmp_path)) == (16 if name == "cut by an edit list" else 24)
