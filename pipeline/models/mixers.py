@@ -22,15 +22,16 @@ class Moments:
 
 
 class TokenNorm(nn.BatchNorm1d):
-    """Batch norm of frozen tokens, whose moments are known before a step: then it works in parts as
-    on the whole batch."""
+    """Batch norm of frozen tokens. Their moments over a step's whole batch can be known before the
+    step: then micro batches are normed as the whole batch would be."""
 
-    whole: Moments | None = None
-    """Moments of the step's whole batch, over all parts and ranks; None: those of what comes in."""
+    batch_moments: Moments | None = None
+    """Moments of the step's whole batch, over all micro batches and ranks; None: those of what
+    comes in."""
 
-    def observe(self, whole: Moments) -> None:
-        """What the parts that follow belong to. The running moments take it in, once."""
-        self.whole = whole
+    def set_batch_moments(self, moments: Moments) -> None:
+        """Norms what follows by `moments`, which the running moments take in, once."""
+        self.batch_moments = moments
         assert (
             self.running_mean is not None
             and self.running_var is not None
@@ -39,16 +40,18 @@ class TokenNorm(nn.BatchNorm1d):
         assert self.momentum is not None
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(whole.mean_D, self.momentum)
-            self.running_var.lerp_(
-                whole.var_D * (whole.count / max(1, whole.count - 1)), self.momentum
-            )
+            unbiased = moments.count / max(
+                1, moments.count - 1
+            )  # as torch keeps its running variance
+            self.running_mean.lerp_(moments.mean_D, self.momentum)
+            self.running_var.lerp_(moments.var_D * unbiased, self.momentum)
 
     def forward(self, x_MD: torch.Tensor) -> torch.Tensor:
-        if self.whole is None or not self.training:
+        moments = self.batch_moments
+        if moments is None or not self.training:
             return super().forward(x_MD)
         return F.batch_norm(
-            x_MD, self.whole.mean_D, self.whole.var_D, self.weight, self.bias, eps=self.eps
+            x_MD, moments.mean_D, moments.var_D, self.weight, self.bias, eps=self.eps
         )
 
 
@@ -64,6 +67,7 @@ class MixerLayer(nn.Module):
         )
 
     def forward(self, patches_MD: torch.Tensor) -> torch.Tensor:
+        """(M, D) tokens of one layer, M = B * T * P -> the same shape."""
         return patches_MD + self.mlp(self.bn(patches_MD))
 
 
@@ -76,7 +80,7 @@ class LayerMixer(nn.ModuleList):
 
     def forward(self, patches: Sequence[torch.Tensor]) -> torch.Tensor:
         """L tensors (..., P, D) -> (..., P, D)."""
-        mixed = [layer(one.flatten(0, -2)) for layer, one in zip(self, patches, strict=True)]
+        mixed = [layer(x.flatten(0, -2)) for layer, x in zip(self, patches, strict=True)]
         return torch.stack(mixed).mean(0).view_as(patches[0])
 
 
@@ -84,6 +88,7 @@ class LastLayer(nn.Module):
     """The patches of the last recorded layer as they are."""
 
     def forward(self, patches: Sequence[torch.Tensor]) -> torch.Tensor:
+        """L tensors (..., P, D) -> (..., P, D)."""
         return patches[-1]
 
 
@@ -101,7 +106,7 @@ class ConcatLayers(nn.Module):
 
 
 def layer_mixer(name: str, width: int, layers: int) -> nn.Module:
-    """The mixer that `model.mixer` names, of so many layers."""
+    """The mixer that `model.mixer` names, for `layers` recorded layers of `width`."""
     if name == "mlp":
         return LayerMixer(width, layers)
     return ConcatLayers(width, layers) if name == "concat" else LastLayer()

@@ -31,24 +31,24 @@ from pipeline.models.video_model import VideoModel
 from pipeline.records import TokenShape
 
 WARM_FRAMES, TIMED_FRAMES = 4, 20
-"""Of the stream that tells the latency."""
-TOLD = {"boxes": (0.25, 0.25, 0.75, 0.75), "points": (0.5, 0.5)}
-"""What a task is told to follow, in the source frame."""
+"""Frames of the stream that tells the latency: those that warm up, and those that are timed."""
+PROMPTS = {"boxes": (0.25, 0.25, 0.75, 0.75), "points": (0.5, 0.5)}
+"""Target -> what a task is told to follow, in the source frame."""
 Result = TypeVar("Result")
 
 
 class Cost(Settings):
-    """Of the trained part of the model: mixer, temporal module, readouts."""
+    """What the trained part of a model costs: mixer, temporal module, readouts."""
 
     parameters: int
-    """Trained."""
+    """How many are trained."""
     flops: float
-    """Of the forward pass over one window."""
+    """Operations of the forward pass over one window."""
     latency_ms: float | None
     """Median time of one streaming step, B = 1, after the encoder; None where the streaming form is
     not trained."""
     state_bytes: int
-    """Of one stream: the temporal module's, and what the streaming readout remembers."""
+    """Bytes that one stream remembers: the temporal module's state and the streaming readout's."""
 
 
 def cost(
@@ -58,7 +58,7 @@ def cost(
     torch's random state alone."""
     device = chosen(device)
     with torch.random.fork_rng(devices=[]):
-        model, task = _built(recipe, shape, labels)
+        model, task = _make_model(recipe, shape, labels)
         special_BSD = torch.randn(1, shape.special_tokens, shape.width).to(device)
         patches_BPD = [
             torch.randn(1, shape.patch_tokens, shape.width).to(device) for _ in model.layers
@@ -67,7 +67,9 @@ def cost(
     state_bytes, seconds = model.temporal.state_bytes(model.tokens_per_frame), []
     if STREAMING in model.readouts:
         with torch.inference_mode():
-            state = model.start(1, {name: part.to(device) for name, part in told(task).items()})
+            state = model.start(
+                1, {name: part.to(device) for name, part in example_query(task).items()}
+            )
             for _ in range(WARM_FRAMES + TIMED_FRAMES):
                 step_s, (_, state) = timed(
                     partial(model.step, special_BSD, patches_BPD, state), device
@@ -90,8 +92,8 @@ def flops(recipe: Recipe, shape: TokenShape, labels: tuple[str, ...]) -> dict[st
     and no content.
     """
     with FakeTensorMode():
-        model, task = _built(recipe, shape, labels)
-        frames, query = recipe.windows.frames, told(task)
+        model, task = _make_model(recipe, shape, labels)
+        frames, query = recipe.windows.frames, example_query(task)
         patches = [torch.zeros(1, frames, shape.patch_tokens, shape.width) for _ in model.layers]
         tokens_BTND = torch.zeros(1, frames, model.tokens_per_frame, shape.width)
         y_BTND = torch.zeros(1, frames, model.tokens_per_frame, model.temporal.width)
@@ -104,12 +106,12 @@ def flops(recipe: Recipe, shape: TokenShape, labels: tuple[str, ...]) -> dict[st
         }
 
 
-def told(task: TaskPlugin) -> Query:
+def example_query(task: TaskPlugin) -> Query:
     """One box or point to follow from the first frame on, where the task wants to be told."""
     if task.asks is None:
         return {}
     arrays = {
-        task.asks: np.array([[TOLD[task.asks]]], np.float32),
+        task.asks: np.array([[PROMPTS[task.asks]]], np.float32),
         "visible": np.ones((1, 1), bool),
     }
     truth = MAPPED[task.asks](arrays, np.zeros(1, np.int64), np.ones(1, bool), np.eye(2, 3)[None])
@@ -135,11 +137,12 @@ def timed(call: Callable[[], Result], device: torch.device) -> tuple[float, Resu
 
 
 def synchronize(device: torch.device) -> None:
+    """Waits until `device` is done with what it was given."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
-def _built(
+def _make_model(
     recipe: Recipe, shape: TokenShape, labels: tuple[str, ...]
 ) -> tuple[VideoModel, TaskPlugin]:
     task = make_task(recipe, labels)

@@ -39,10 +39,11 @@ class VideoModel(nn.Module):
         """`shape` is what the cache holds of one frame. Raises BadInput where the width does not
         suit the temporal module."""
         super().__init__()
-        if WINDOW in task.forms and recipe.windows.eval_frames not in (None, recipe.windows.frames):
+        frames, eval_frames = recipe.windows.frames, recipe.windows.eval_frames
+        if WINDOW in task.forms and eval_frames not in (None, frames):
             raise BadInput(
-                f"recipe '{recipe.name}': the form '{WINDOW}' reads {recipe.windows.frames} frames at once, no other number; "
-                f"windows.eval_frames is {recipe.windows.eval_frames}",
+                f"recipe '{recipe.name}': the form '{WINDOW}' reads {frames} frames at once, "
+                f"no other number; windows.eval_frames is {eval_frames}",
                 'leave windows.eval_frames out, or set task.forms = ["streaming"]',
             )
         model = recipe.model
@@ -50,10 +51,10 @@ class VideoModel(nn.Module):
         self.tokens_per_frame = shape.patch_tokens + (
             shape.special_tokens if self.use_special_tokens else 0
         )
-        """N, what the temporal module sees of one frame."""
+        """N, the tokens of one frame that the temporal module sees."""
         width = model.width or shape.width
         self.layers = layers_read(recipe, shape)
-        """Whose patches it reads."""
+        """Recorded layers whose patches it reads, ascending."""
         self.mixer = layer_mixer(model.mixer, shape.width, len(self.layers))
         self.projection = nn.Linear(shape.width, width) if model.width else nn.Identity()
         self.temporal = make_temporal(recipe, width)
@@ -68,23 +69,23 @@ class VideoModel(nn.Module):
         query: Query | None = None,
     ) -> dict[str, torch.Tensor]:
         """The prediction of every form: (B, T, ...) for streaming, (B, ...) for window. `query` is
-        what the task's says."""
+        what the task's `query` gives."""
         y_BTND = self.features(special_BTSD, patches_BTPD)
         return {form: readout(y_BTND, query or {}) for form, readout in self.readouts.items()}
 
-    def predict(self, given: OnDevice, task: TaskPlugin) -> dict[str, torch.Tensor]:
-        """The same for windows as they come from a cache: only the layers it reads are looked
-        at."""
-        patches = [given.patches[layer] for layer in self.layers]
+    def predict(self, device_batch: OnDevice, task: TaskPlugin) -> dict[str, torch.Tensor]:
+        """The prediction of every form for windows as they come from a cache, which may hold more
+        layers than the model reads."""
+        patches = [device_batch.patches[layer] for layer in self.layers]
         predictions: dict[str, torch.Tensor] = self(
-            given.special_BTSD, patches, task.query(given.targets)
+            device_batch.special_BTSD, patches, task.query(device_batch.targets)
         )
         return predictions
 
-    def answers(self, given: OnDevice, task: TaskPlugin) -> Arrays:
-        """Its answers in every form, as the task scores them."""
+    def answers(self, device_batch: OnDevice, task: TaskPlugin) -> Arrays:
+        """form -> predictions as the task scores them, on the CPU."""
         with torch.inference_mode():
-            predictions = self.predict(given, task)
+            predictions = self.predict(device_batch, task)
             return {
                 form: task.answer(form, prediction).cpu().numpy()
                 for form, prediction in predictions.items()
@@ -122,7 +123,8 @@ class VideoModel(nn.Module):
         """The streaming form's readout. Raises BadInput if the recipe did not train it."""
         if STREAMING not in self.readouts:
             raise BadInput(
-                f"this model answers only in the form {', '.join(self.readouts)} and cannot follow a stream",
+                f"this model answers only in the form {', '.join(self.readouts)} "
+                "and cannot follow a stream",
                 'add "streaming" to task.forms in the recipe and train again',
             )
         readout = self.readouts[STREAMING]
@@ -145,32 +147,33 @@ class VideoModel(nn.Module):
         """(..., S, D) and L times (..., P, D) -> (..., N, width): special tokens in front, then the
         mixed patches."""
         dtype = next(self.parameters()).dtype
-        tokens = self.mixer([one.to(dtype) for one in patches])
+        tokens = self.mixer([layer_patches.to(dtype) for layer_patches in patches])
         if self.use_special_tokens:
             tokens = torch.cat([special.to(dtype), tokens], dim=-2)
         return self.projection(tokens)
 
 
 def layers_read(recipe: Recipe, shape: TokenShape) -> tuple[int, ...]:
-    """Which of the cached layers the model looks at. Raises BadInput where one is not there."""
-    wanted = recipe.model.layers
-    if wanted is None:
+    """Which of the cached layers the model reads. Raises BadInput where one is not there."""
+    layers = recipe.model.layers
+    if layers is None:
         return shape.layers[-1:] if recipe.model.mixer == "last" else shape.layers
-    if missing := sorted(set(wanted) - set(shape.layers)):
-        wants, has = (", ".join(map(str, layers)) for layers in (missing, shape.layers))
+    if missing := sorted(set(layers) - set(shape.layers)):
+        wants, has = (", ".join(map(str, names)) for names in (missing, shape.layers))
         raise BadInput(
             f"recipe '{recipe.name}' reads layer {wants}, the cache has {has}",
-            "change model.layers, or add the layer to the spec and extract again: what is there is kept",
+            "change model.layers, or add the layer to the spec and extract again: "
+            "what is there is kept",
         )
-    return wanted
+    return layers
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for the optimiser. Decay is for what multiplies activations: parameters `...weight` of
-    two or more dimensions.
+    """Groups of parameters for the optimiser, with and without weight decay.
 
-    Biases, norms, learned queries and embeddings, and a state space model's A_log and D are left
-    alone.
+    Decay is for what multiplies activations: parameters `...weight` of two or more dimensions.
+    Biases, norms, learned queries and embeddings are left alone, as is common for transformers, and
+    so are a state space model's A_log and D, as in the code of Mamba (arXiv 2312.00752).
     """
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []

@@ -26,7 +26,7 @@ from pipeline.device import chosen, cores
 from pipeline.errors import BadInput, StillframeError
 
 PATIENCE = timedelta(minutes=10)
-"""How long a rank waits for the others: more than any of them reads, evaluates or writes between
+"""How long a rank waits for the others: longer than any of them reads, evaluates or writes between
 two sums."""
 TIME_TO_SPEAK_S = 2.0
 """How long the others stay when a rank fails: `torchrun` ends all as soon as one has ended, and it
@@ -45,10 +45,13 @@ class Ranks:
         """Whether this is the process that writes."""
         return self.rank == 0
 
-    def device(self, wanted: torch.device | None) -> torch.device:
-        """Where this rank computes: `wanted`, or else CUDA where there is one; each on a GPU of its
-        own. Raises BadInput."""
-        device = chosen(wanted)
+    def device(self, requested: torch.device | None) -> torch.device:
+        """Where this rank computes: `requested`, or else CUDA where there is one; each rank of
+        several on a GPU of its own.
+
+        Raises BadInput where one GPU is requested for several ranks, or this one has none.
+        """
+        device = chosen(requested)
         if self.size == 1 or device.type != "cuda":
             return device
         if device.index is not None:
@@ -65,10 +68,8 @@ class Ranks:
         return torch.device("cuda", local)
 
     def all_reduce_sum(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Replaces each tensor by its sum over all ranks, in one go. All must be of one type and on
-        one device.
-
-        Raises StillframeError where a rank is gone.
+        """Replaces each tensor by its sum over all ranks, in one message. All must be of one dtype
+        and on one device. Raises StillframeError where a rank is gone.
         """
         if self.size == 1:
             return
@@ -144,20 +145,20 @@ def _is_first_to_fail(store: distributed.Store) -> bool:
 
 
 def _tell_torchrun(error: BaseException) -> None:
-    """What it ends its own report with, in place of an advice to programmers; see
-    `torch.distributed.elastic`."""
+    """Hands `torchrun` the sentence that its own report ends with, in place of an advice to
+    programmers; see `torch.distributed.elastic`."""
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         message = {"message": f"{error}", "extraInfo": {"timestamp": int(time.time())}}
         Path(file).write_text(json.dumps({"message": message}), encoding="utf-8")
 
 
 def _local_rank() -> int:
-    """Counted on this machine."""
+    """Number of this process among those of this machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def _take_cores() -> None:
-    """A fair share of this machine's, where nobody has chosen: `torchrun` itself gives every
-    process one thread."""
+    """Lets torch use this process's fair share of the machine's cores, where nobody has chosen:
+    `torchrun` itself gives every process one thread."""
     if os.environ.get("OMP_NUM_THREADS") == "1":
         torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

@@ -39,6 +39,8 @@ from pipeline.train.windows.windows import Windows
 
 TRIVIAL_WINDOWS = 512
 """Training windows whose truth the trivial answer may look at."""
+TRIVIAL = "trivial"
+"""Name of the trivial answer among the forms."""
 
 
 class MetricFacts(Settings):
@@ -90,7 +92,7 @@ def _flat(clip: ClipScores) -> dict[str, str | float | None]:
 
 
 class Evaluation(Settings):
-    """evaluation-<split>.json."""
+    """What a run scores on a split: the content of evaluation-<split>.json."""
 
     run: str
     split: str
@@ -187,7 +189,7 @@ def _statistics(
     that of `split` itself where there is no training split."""
     statistics = dict[str, Arrays]()
     where = "train" if "train" in context.manifest.splits else split
-    # A clip that the cache does not cover is none to learn from, whether others may be missing.
+    # Clips that the cache does not cover are no error here: fewer windows do as well.
     context = replace(context, allow_missing=True)
     for run, task in zip(runs, tasks, strict=True):
         if _task_key(run) not in statistics:
@@ -195,9 +197,6 @@ def _statistics(
             refs = islice(windows.order.evaluation(), TRIVIAL_WINDOWS)
             statistics[_task_key(run)] = task.statistics(windows.truth([ref]) for ref in refs)
     return statistics
-
-
-TRIVIAL = "trivial"
 
 
 class Scores:
@@ -210,23 +209,23 @@ class Scores:
         """`statistics` is what the trivial answer knows."""
         self.windows, self.model, self.task, self.statistics = windows, model, task, statistics
         self.values: dict[tuple[str, str], np.ndarray] = {}
-        """(form, metric) -> (windows,)."""
-        self.weight = np.zeros(0)
-        self.clip = np.zeros(0, np.int64)
+        """(form, metric) -> score of every window; the trivial answer is a form, too."""
+        self.weight, self.clip = np.zeros(0), np.zeros(0, np.int64)
+        """What every window counts, and the index of its clip."""
         self.answers: Arrays = {}
+        """form -> answer to every window, where the task keeps them."""
         self._columns: dict[tuple[str, str], list[np.ndarray]] = {}
         self._rows: dict[str, list[np.ndarray]] = {form: [] for form in task.forms}
         self._weights: list[np.ndarray] = []
         self._clips: list[np.ndarray] = []
 
     def add(self, batch: Batch, device_batch: OnDevice) -> None:
-        """Scores one batch."""
+        """Scores one batch, whose tokens are in `device_batch`."""
         self._weights.append(self.task.weight(batch.targets))
         self._clips.append(batch.clip_index)
         answers = self.model.answers(device_batch, self.task)
-        for form, answer in (
-            answers | {TRIVIAL: self.task.trivial(batch.targets, self.statistics)}
-        ).items():
+        trivial = self.task.trivial(batch.targets, self.statistics)
+        for form, answer in (answers | {TRIVIAL: trivial}).items():
             for metric, values in self.task.score(answer, batch.targets).items():
                 self._columns.setdefault((form, metric), []).append(values)
         if self.task.keeps_answers:
@@ -234,7 +233,7 @@ class Scores:
                 self._rows[form] += list(answer)
 
     def finish(self) -> None:
-        """To be called after the last batch."""
+        """Puts together what `add` has collected; to be called once, after the last batch."""
         self.values = {key: np.concatenate(parts) for key, parts in self._columns.items()}
         self.weight, self.clip = np.concatenate(self._weights), np.concatenate(self._clips)
         if self.task.keeps_answers:
@@ -242,6 +241,7 @@ class Scores:
             self.answers = collate([dict(zip(self._rows, row, strict=True)) for row in rows])
 
     def interval(self, form: str, metric: str) -> Interval:
+        """Mean of a metric in one form over all windows, with its interval over videos."""
         videos = [self.windows.clip(int(clip)).video_id for clip in self.clip]
         return interval(self.values[form, metric], videos, self.weight)
 
@@ -264,7 +264,7 @@ class Scores:
         return rows
 
     def record(self, run: Run, checkpoint: str) -> Evaluation:
-        """Everything in the form that is written."""
+        """The evaluation as it is written, of `run` at `checkpoint`."""
         facts, metrics = run.checkpoint(checkpoint), self.task.metrics
         assert facts is not None
         clips = self.of_clips(metrics[0].name)
@@ -280,12 +280,12 @@ class Scores:
             clips_scored=len(clips),
             clips_skipped=len(self.windows.index.skipped),
             clips_without_truth=len(self.windows) - len(clips),
-            videos=len({self.windows.clip(place).video_id for place in clips}),
+            videos=len({scores.video for scores in clips.values()}),
             forms={
                 form: {metric.name: self.interval(form, metric.name) for metric in metrics}
                 for form in self.task.forms
             },
-            clips={self.windows.clip(place).clip_id: row for place, row in clips.items()},
+            clips={self.windows.clip(index).clip_id: scores for index, scores in clips.items()},
         )
 
 

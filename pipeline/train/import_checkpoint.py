@@ -5,7 +5,7 @@ become ours so:
 
     model.encoder.interm_mlps.*     mixer.*
     model.sequential_core.*         temporal.*
-    model.<readout's names>         readouts.streaming.*      (for classification the names stand after `readout.`)
+    model.<readout's names>         readouts.streaming.*   (classification: after `readout.`)
     loss_fn.*                       left out: weights of the loss
 
 The names inside each part are the same on both sides.
@@ -57,8 +57,10 @@ def import_checkpoint(
     weights = read_weights(file)
     if "label" in task_class(recipe).needs and not labels:
         raise BadInput(
-            f"task '{recipe.task.name}' needs the names of the classes in the order of the checkpoint's outputs",
-            "give --labels FILE: a JSON object name -> number, such as the data set's own labels file, or one name per line",
+            f"task '{recipe.task.name}' needs the names of the classes in the order of the "
+            "checkpoint's outputs",
+            "give --labels FILE: a JSON object name -> number, such as the data set's own labels "
+            "file, or one name per line",
         )
     names = tuple(sorted(labels or ()))
     task = make_task(recipe, names)
@@ -125,7 +127,8 @@ def read_labels(file: Path) -> list[str]:
     names = [str(name) for name in table] if isinstance(table, list) else []
     if not names or len(set(names)) != len(names):
         raise BadInput(
-            f"labels {file}: wanted names, each once, found {len(names)} of which {len(set(names))} differ"
+            f"labels {file}: wanted names, each once, found {len(names)} "
+            f"of which {len(set(names))} differ"
         )
     return names
 
@@ -149,20 +152,20 @@ def _fit(
             else readout + name.removeprefix(task.published)
         )
         renamed[ours] = tensor
-    wanted = model.state_dict()
-    renamed = {
-        name: tensor for name, tensor in wanted.items() if name.endswith(BATCHES_SEEN)
-    } | renamed
-    problems = [f"{name} is missing" for name in wanted if name not in renamed]
-    problems += [f"{name} has no place" for name in renamed if name not in wanted]
+    expected = model.state_dict()
+    counters = {name: x for name, x in expected.items() if name.endswith(BATCHES_SEEN)}
+    renamed = counters | renamed
+    problems = [f"{name} is missing" for name in expected if name not in renamed]
+    problems += [f"{name} has no place" for name in renamed if name not in expected]
     problems += [
         f"{name} is {tuple(renamed[name].shape)}, wanted {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
+        for name, tensor in expected.items()
         if name in renamed and renamed[name].shape != tensor.shape
     ]
     if problems:
         raise BadInput(
-            f"checkpoint {file} does not fit the recipe, {len(problems)} of {len(wanted)} tensors: {'; '.join(problems)}",
+            f"checkpoint {file} does not fit the recipe, {len(problems)} of {len(expected)} "
+            f"tensors: {'; '.join(problems)}",
             "choose the recipe of its task and temporal module, with the encoder it was trained on",
         )
     inner = {
@@ -178,14 +181,14 @@ def _header(
 ) -> RunHeader:
     if isinstance(source, Cache):
         facts, spec, encoder = CacheFacts.of(source), source.spec, source.header.encoder
-        place = source.storage.address
+        address = source.storage.address
     else:
         encoder = make_encoder(source, torch.device("cpu")).identity
         digits = fingerprint(source, encoder, probe.decoder_identity())
         facts = CacheFacts(
             name=f"{source.name}-{digits}", fingerprint=digits, codec=source.codec.name
         )
-        spec, place = source.canonical(), None
+        spec, address = source.canonical(), None
     return RunHeader(
         format_version=RUN_FORMAT,
         recipe=recipe.canonical(),
@@ -194,7 +197,7 @@ def _header(
         labels=labels,
         spec=spec,
         encoder=encoder,
-        cache_path=place,
+        cache_path=address,
         manifest_path=None,
         parameters=model.parameter_counts(),
         clips={},

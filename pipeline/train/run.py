@@ -33,8 +33,8 @@ from pipeline.models.video_model import VideoModel
 from pipeline.records import TokenShape
 
 RUN_FORMAT = 3
-"""Of runs that are written; 2 can be read, but not gone on with: one seed drew both weights and
-windows."""
+"""Format of the runs that are written. Format 2 can be read, but not gone on with: there one seed
+drew both weights and windows."""
 
 
 class CacheFacts(Settings):
@@ -44,7 +44,8 @@ class CacheFacts(Settings):
     fingerprint: str
     codec: str
     codec_sha256: str | None = None
-    """Of codec.safetensors, what a fitted codec has learnt; the run has a copy."""
+    """Digest of codec.safetensors, which holds what a fitted codec has learnt; the run has a
+    copy."""
 
     @classmethod
     def of(cls, cache: Cache) -> CacheFacts:
@@ -57,7 +58,8 @@ class CacheFacts(Settings):
 
 
 class RunHeader(Settings):
-    """run.json. The first five say what the run is made from; it goes on only with the same."""
+    """What run.json holds. The first five fields say what the run is made from; it goes on only
+    with the same."""
 
     format_version: int
     recipe: dict[str, Any]
@@ -79,7 +81,7 @@ class RunHeader(Settings):
     """Used for training, how many of these are shorter or slower than their window, and how many
     the cache does not cover."""
     versions: dict[str, str]
-    """Of the tools that made it."""
+    """Tool -> its version when the run was made."""
 
     def identity(self) -> dict[str, Any]:
         """What the run is made from, as plain JSON."""
@@ -89,12 +91,12 @@ class RunHeader(Settings):
 
 
 def tool_versions() -> dict[str, str]:
-    """Of what is installed now."""
+    """Tool -> its version that is installed now."""
     return {tool: version(tool) for tool in ("stillframe", "torch", "numpy")}
 
 
 class Checkpoint(Settings):
-    """last.json or best.json."""
+    """What last.json or best.json holds."""
 
     file: str
     step: int
@@ -102,7 +104,7 @@ class Checkpoint(Settings):
     best: float | None
     """Best score on the way, in the task's first form."""
     seconds: float = 0.0
-    """Spent so far on steps, evaluations and checkpoints, and as this run's share of what it had
+    """Time spent so far on steps, evaluations and checkpoints, and this run's share of what it had
     together with others."""
 
 
@@ -160,7 +162,8 @@ class Run:
         best: float | None,
         seconds: float = 0.0,
     ) -> None:
-        """Tensors first, then the JSON that names them, then older files go."""
+        """Writes a checkpoint: tensors first, then the JSON that names them, then older files go,
+        so that a kill at any moment leaves a whole one."""
         name = f"{which}-{step:06d}.safetensors"
         write_atomically(
             self.path / name,

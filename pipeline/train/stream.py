@@ -31,15 +31,17 @@ from pipeline.video.reader import FrameReader
 
 
 class AskedBoxes(Settings):
-    """What to follow from the first frame on, in the source frame, in [0, 1]."""
+    """Boxes to follow from the first frame on, in the source frame, in [0, 1]."""
 
     boxes: tuple[tuple[float, float, float, float], ...]
-    """xyxy."""
+    """Corners of each: x0, y0, x1, y1."""
 
 
 class AskedPoints(Settings):
+    """Points to follow from the first frame on, in the source frame, in [0, 1]."""
+
     points: tuple[tuple[float, float], ...]
-    """xy."""
+    """x, y of each."""
 
 
 ASKED: dict[str, type[Settings]] = {"boxes": AskedBoxes, "points": AskedPoints}
@@ -78,9 +80,11 @@ class Stream:
             run.spec, run.header.encoder, ""
         ):
             raise BadInput(
-                f"run {run.path} was trained on other tokens: encoder '{self.spec.encoder.name}' has other weights, layers or "
+                f"run {run.path} was trained on other tokens: encoder "
+                f"'{self.spec.encoder.name}' has other weights, layers or "
                 f"another configuration than in cache {run.header.cache.name}",
-                "name the encoder it was trained on: --set KEY=VALUE, for example --set model=FOLDER",
+                "name the encoder it was trained on: --set KEY=VALUE, "
+                "for example --set model=FOLDER",
             )
         self.shape = token_shape(self.spec)
         names = tokens_by_array(
@@ -152,8 +156,8 @@ class Stream:
     def _query(self, asked: Mapping[str, Any], affine_23: np.ndarray) -> Query:
         """What the readout is told at the first frame: what was asked, as truth that holds for that
         frame."""
-        wanted = self.task.asks
-        if wanted is None:
+        name = self.task.asks
+        if name is None:
             if asked:
                 raise BadInput(
                     f"this task follows nothing that could be named, found {', '.join(asked)}",
@@ -161,19 +165,22 @@ class Stream:
                 )
             return {}
         checked = plugins.validate(
-            ASKED[wanted], asked, f"query of task '{self.task_name}'"
-        ).model_dump()[wanted]
-        places = np.array(checked, np.float32).reshape(len(checked), 1, -1)
-        if not len(places):
-            raise BadInput(f"query of task '{self.task_name}': name at least one of {wanted}")
-        given: Arrays = {wanted: places, "visible": np.ones((len(places), 1), bool)}
+            ASKED[name], asked, f"query of task '{self.task_name}'"
+        ).model_dump()[name]
+        # Truth of a window of one frame: (Q, 1, 4) boxes, or (Q, 1, 2) points.
+        xy_Q1C = np.array(checked, np.float32).reshape(len(checked), 1, -1)
+        if not len(xy_Q1C):
+            raise BadInput(f"query of task '{self.task_name}': name at least one of {name}")
+        source: Arrays = {name: xy_Q1C, "visible": np.ones((len(xy_Q1C), 1), bool)}
         first = np.zeros(1, np.int64)
-        truth = MAPPED[wanted](given, first, np.ones(1, bool), affine_23[None])
-        lost = int((~truth[f"{wanted}_valid" if wanted == "boxes" else "visible"]).sum())
+        truth = MAPPED[name](source, first, np.ones(1, bool), affine_23[None])
+        lost = int((~truth[f"{name}_valid" if name == "boxes" else "visible"]).sum())
         if lost:
             raise BadInput(
-                f"query of task '{self.task_name}': {lost} of {len(places)} {wanted} lie outside of what the model sees",
-                "the frame is cropped to a square around its centre (frames.fit in the cache's spec)",
+                f"query of task '{self.task_name}': {lost} of {len(xy_Q1C)} {name} lie outside of "
+                "what the model sees",
+                "the frame is cropped to a square around its centre "
+                "(frames.fit in the cache's spec)",
             )
         targets = collate([self.task.prepare(truth, None)])
         return self.task.query(

@@ -11,15 +11,15 @@ from typing import Any
 from pipeline.errors import BadInput
 
 FLUSH_S = 10
-"""Seconds until what was drawn is on disk."""
+"""Seconds until an event is on disk."""
 
 LogLine = Callable[[dict[str, Any]], None]
-"""Takes one line of metrics.jsonl."""
+"""Takes one line of metrics.jsonl and writes its numbers as events."""
 
 
 @contextmanager
 def tensorboard(folder: Path) -> Iterator[LogLine]:
-    """Draws lines of metrics into event files in `folder`.
+    """Writes lines of metrics as event files in `folder`.
 
     The first line hides what older files there say of its step and later ones: a run that goes on
     from a checkpoint does those steps again. Without a line nothing is written. Raises BadInput
@@ -33,7 +33,7 @@ def tensorboard(folder: Path) -> Iterator[LogLine]:
         ) from error
     writer = None
 
-    def draw(line: dict[str, Any]) -> None:
+    def log_line(line: dict[str, Any]) -> None:
         nonlocal writer
         step = line["step"]
         writer = writer or SummaryWriter(folder, purge_step=step, flush_secs=FLUSH_S)
@@ -41,7 +41,7 @@ def tensorboard(folder: Path) -> Iterator[LogLine]:
             writer.add_scalar(tag, value, step)
 
     try:
-        yield draw
+        yield log_line
     finally:
         if writer:
             writer.close()

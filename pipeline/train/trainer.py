@@ -37,13 +37,20 @@ class TrainProgress(Timed):
     """What the training of a run has done so far; handed to `on_progress` after every step."""
 
     run: str
+    """Name of its folder."""
     steps: int
+    """Optimiser steps of the whole training."""
     step: int = 0
+    """Steps done."""
     loss: float = math.nan
+    """Loss of the last step, the sum over forms."""
     scores: dict[str, float] = field(default_factory=dict)
+    """form -> first metric on the evaluation split, when last scored."""
     metrics: dict[str, Any] = field(default_factory=dict)
     """The step's line of metrics.jsonl."""
     windows_per_s: float = 0.0
+    """Training windows per second of wall time, evaluations and checkpoints included, since this
+    process went on with the run."""
 
 
 OnProgress = Callable[[TrainProgress], None]
@@ -163,9 +170,9 @@ class Trainer:
         self.progress.windows_per_s = windows / max(1e-9, spent_s)
 
     def set_batch_moments(self, moments: dict[int, Moments]) -> None:
-        """Hands the norms of the mixer what their layers' tokens amount to over the whole batch."""
+        """Hands the mixer's norms the moments of their layers' tokens over the whole batch."""
         for layer, norm in zip(self.model.layers, self.norms, strict=True):
-            norm.observe(moments[layer])
+            norm.set_batch_moments(moments[layer])
 
     def score_sums(self, batch: Batch, device_batch: OnDevice) -> torch.Tensor:
         """(forms + 1,) float64: of one batch, the weighted sum of the first metric in every form,
@@ -183,8 +190,8 @@ class Trainer:
         return torch.tensor([*sums, weights.sum()], dtype=torch.float64)
 
     def record_validation(self, *sums: float) -> None:
-        """Takes in what the evaluation split adds up to: the scores of every form, times their
-        weights, and the weights.
+        """Takes in what `score_sums` adds up to over the evaluation split: for every form the sum
+        of scores times weights, then the sum of the weights.
 
         Keeps the weights that are best in the first form. Raises Diverged where there are no
         answers.

@@ -35,10 +35,10 @@ class Drawing(NamedTuple):
     clip: Clip
     pixels_THWC: np.ndarray
     """uint8."""
-    place: int
-    """Of the drawing among all that were asked for, from 1 on."""
+    number: int
+    """Which one this is of all that were asked for, from 1 on."""
     total: int
-    """How many these are."""
+    """How many were asked for."""
 
 
 def draw(
@@ -61,7 +61,7 @@ def draw(
                 file.append(pixels_HWC)
         clips.append(drawing.pixels_THWC)
         if on_progress:
-            on_progress(drawing.place, drawing.total)
+            on_progress(drawing.number, drawing.total)
     sheet = run.path / f"drawn-{split}.png"
     contact_sheet(sheet, clips)
     return sheet
@@ -89,12 +89,12 @@ def drawings(
     check([run.recipe], cache, manifest, [run])
     model, task = load_model(run, cache.shape, checkpoint, device)
     windows = context.windows(split, run.recipe, task, model.layers)
-    places = evenly_spaced(len(windows), count)
+    indices = evenly_spaced(len(windows), count)
     form = task.forms[0]
     failures: dict[str, BadVideo] = {}
     with FrameReader(manifest.root, torch.device("cpu")) as reader:
-        for done, place in enumerate(places, start=1):
-            batch, clip = windows.read([WindowRef(place, 0.5)]), windows.clip(place)
+        for number, index in enumerate(indices, start=1):
+            batch, clip = windows.read([WindowRef(index, 0.5)]), windows.clip(index)
             try:
                 pixels_THWC = squares(reader, cache, clip, batch.time_s_BT[0])
             except BadVideo as error:
@@ -102,19 +102,17 @@ def drawings(
                 continue
             answer = model.answers(windows.on_device(batch, device), task)[form][0]
             targets = {name: array[0] for name, array in batch.targets.items()}
-            yield Drawing(clip, task.draw(pixels_THWC, answer, targets), done, len(places))
-    if len(failures) == len(places):
+            yield Drawing(clip, task.draw(pixels_THWC, answer, targets), number, len(indices))
+    if len(failures) == len(indices):
         raise next(iter(failures.values()))
     for clip_id, failure in failures.items():
         say(f"clip {clip_id}: {failure.with_hint}")
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:
-    """Up to `count` of the places 0 .. total - 1, evenly spread, ends included."""
-    places: list[int] = np.unique(
-        np.linspace(0, total - 1, min(count, total)).round().astype(int)
-    ).tolist()
-    return places
+    """Up to `count` of the indices 0 .. total - 1, evenly spread, ends included."""
+    indices = np.linspace(0, total - 1, min(count, total)).round().astype(int)
+    return list(map(int, np.unique(indices)))
 
 
 def squares(reader: FrameReader, cache: Cache, clip: Clip, time_s_T: np.ndarray) -> np.ndarray:
@@ -181,8 +179,8 @@ def contact_sheet(path: Path, clips: Sequence[np.ndarray]) -> None:
     among them."""
     rows = []
     for pixels_THWC in clips:
-        places = np.unique(np.linspace(0, len(pixels_THWC) - 1, SHEET_FRAMES).round().astype(int))
-        rows.append(np.concatenate(list(pixels_THWC[places]), axis=1))
+        shown = evenly_spaced(len(pixels_THWC), SHEET_FRAMES)
+        rows.append(np.concatenate(list(pixels_THWC[shown]), axis=1))
     width = max(row.shape[1] for row in rows)
     sheet = np.concatenate(
         [

@@ -28,6 +28,7 @@ from pipeline.models.tasks.parts.query_readout import (
 )
 
 SUCCESS_IOU = 0.5
+"""IoU above which a box counts as a success."""
 
 
 class Settings(TrackingSettings):
@@ -182,7 +183,7 @@ class Task(TaskPlugin):
         return self.settings.l1_weight * l1 + self.settings.giou_weight * giou
 
     def terms(self, targets: Arrays) -> float:
-        """Object-frames with truth."""
+        """How many object-frames of the windows have truth."""
         return float(targets["boxes_valid"].sum())
 
     def answer(self, form: str, prediction: torch.Tensor) -> torch.Tensor:
@@ -245,27 +246,29 @@ def scored(targets: Arrays) -> np.ndarray:
 
 
 def to_cxcywh(xyxy: torch.Tensor) -> torch.Tensor:
+    """Corners (..., 4) -> centre and size (..., 4)."""
     low, high = xyxy.chunk(2, dim=-1)
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
 def to_xyxy(cxcywh: torch.Tensor) -> torch.Tensor:
+    """Centre and size (..., 4) -> corners (..., 4)."""
     centre, size = cxcywh.chunk(2, dim=-1)
     return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
 
 
-def iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def iou(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Intersection over union of boxes xyxy (..., 4), in float64; 0 where either has no area."""
-    one, other = one.astype(np.float64), other.astype(np.float64)
 
     def area(
         low_x: np.ndarray, low_y: np.ndarray, high_x: np.ndarray, high_y: np.ndarray
     ) -> np.ndarray:
         return np.maximum(high_x - low_x, 0) * np.maximum(high_y - low_y, 0)
 
-    ones, others = np.moveaxis(one, -1, 0), np.moveaxis(other, -1, 0)
-    common = area(*np.maximum(ones[:2], others[:2]), *np.minimum(ones[2:], others[2:]))
-    union = area(*ones) + area(*others) - common
+    # The coordinate first: low x, low y, high x, high y.
+    p, t = (np.moveaxis(boxes.astype(np.float64), -1, 0) for boxes in (predicted, truth))
+    common = area(*np.maximum(p[:2], t[:2]), *np.minimum(p[2:], t[2:]))
+    union = area(*p) + area(*t) - common
     return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
 
 

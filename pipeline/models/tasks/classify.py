@@ -131,11 +131,11 @@ class Task(TaskPlugin):
         """
         label = targets["label"]
         ranked = np.argsort(-answer, axis=-1, kind="stable")
-        found = {
+        scores = {
             f"top-{top}": (ranked[:, :top] == label[:, None]).any(axis=-1).astype(np.float64)
             for top in (1, TOP)
         }
-        return {metric.name: found[metric.name] for metric in self.metrics}
+        return {metric.name: scores[metric.name] for metric in self.metrics}
 
     def statistics(self, targets: Iterable[Arrays]) -> Arrays:
         """How often each label occurs."""
@@ -165,9 +165,9 @@ class Task(TaskPlugin):
         likeliest = np.argsort(-answer, kind="stable")[:DRAWN]
         truth = int(targets["label"]) if targets else None
         lines = [] if truth is None else [(f"truth: {self.labels[truth]}", PLAIN)]
-        for place in likeliest.tolist():
-            ink = PLAIN if truth is None else RIGHT if place == truth else WRONG
-            lines.append((f"{share[place] / share.sum():.0%} {self.labels[place]}", ink))
+        for label in likeliest.tolist():
+            ink = PLAIN if truth is None else RIGHT if label == truth else WRONG
+            lines.append((f"{share[label] / share.sum():.0%} {self.labels[label]}", ink))
         drawn = []
         for pixels_HWC in pixels_THWC:
             canvas = Canvas(pixels_HWC)

@@ -22,7 +22,7 @@ from pipeline.models.tasks.parts.attention_readout import AttentionReadout, Atte
 from pipeline.models.tasks.parts.canvas import SIDE_PX, Canvas, concat_width
 
 FRAMES_PER_QUERY = 2
-"""Of the window form."""
+"""Frames that one query of the window form answers for."""
 BINS = 10_000
 """Steps of the valid range to which the median of the training truth is known."""
 SCALED = ", median-scaled"
@@ -62,7 +62,8 @@ class Settings(AttentionSettings):
             raise ValueError(f"min_m must be less than max_m, found {self.min_m} and {self.max_m}")
         if self.loss == "log_l1" and self.output != "log_metres":
             raise ValueError(
-                'loss = "log_l1" needs output = "log_metres": raw metres may be negative and have no logarithm'
+                'loss = "log_l1" needs output = "log_metres": '
+                "raw metres may be negative and have no logarithm"
             )
         return self
 
@@ -185,7 +186,7 @@ class Task(TaskPlugin):
         return torch.where(valid, error, 0).sum() / valid.sum().clamp(min=1)
 
     def terms(self, targets: Arrays) -> float:
-        """Valid pixels."""
+        """How many pixels of the windows are valid."""
         return float(self._valid(targets["depth_m"]).sum())
 
     def answer(self, form: str, prediction: torch.Tensor) -> torch.Tensor:
@@ -226,9 +227,9 @@ class Task(TaskPlugin):
         """Always the median depth of the training truth, to half a step of the valid range (0.5 mm
         for ScanNet)."""
         below = statistics["counts"].cumsum()
-        place = int(np.searchsorted(below, below[-1] / 2))
+        step = int(np.searchsorted(below, below[-1] / 2))
         step_m = (self.settings.max_m - self.settings.min_m) / BINS
-        return np.full(targets["depth_m"].shape, self.settings.min_m + (place + 0.5) * step_m)
+        return np.full(targets["depth_m"].shape, self.settings.min_m + (step + 0.5) * step_m)
 
     def plain(self, answer: np.ndarray, affine_23: np.ndarray) -> dict[str, Any]:
         """Nearest, median and farthest depth; the map itself has tens of thousands of numbers."""
@@ -255,33 +256,31 @@ class Task(TaskPlugin):
                 for truth_HW, valid_HW in zip(truth_THW, valid_THW, strict=True)
             ]
         panels["prediction"] = [
-            _enlarged(depth_to_rgb(found_HW, low_m, high_m)) for found_HW in answer
+            _enlarged(depth_to_rgb(depth_HW, low_m, high_m)) for depth_HW in answer
         ]
         rows = zip(*panels.values(), strict=True)
         return np.stack(
             [_with_words(concat_width(row), list(panels), low_m, high_m) for row in rows]
         )
 
-    def _errors(self, truth_THW: np.ndarray, found_THW: np.ndarray) -> list[float]:
+    def _errors(self, truth_THW: np.ndarray, predicted_THW: np.ndarray) -> list[float]:
         """One window's value of every metric; 0 where nothing is valid."""
         valid_THW = self._valid(truth_THW)
         if not valid_THW.any():
             return [0.0] * len(self.metrics)
-        truth_M, found_M = (
-            truth_THW[valid_THW].astype(np.float64),
-            found_THW[valid_THW].astype(np.float64),
-        )
-        median_m = np.median(found_M)
+        truth_M = truth_THW[valid_THW].astype(np.float64)
+        predicted_M = predicted_THW[valid_THW].astype(np.float64)
+        median_m = np.median(predicted_M)
         values = []
         for factor in (1.0, np.median(truth_M) / median_m if median_m > 0 else 1.0):
-            within_M = (found_M * factor).clip(self.settings.min_m, self.settings.max_m)
+            within_M = (predicted_M * factor).clip(self.settings.min_m, self.settings.max_m)
             error_M = np.abs(within_M - truth_M)
             close_M = np.maximum(within_M, truth_M) < 1.25 * np.minimum(within_M, truth_M)
             values += [np.mean(error_M / truth_M), np.mean(close_M), np.sqrt(np.mean(error_M**2))]
         return [float(value) for value in values]
 
     def _valid(self, depth_m: Any) -> Any:
-        """Mask of the depths that count; of an array or a tensor."""
+        """Mask of the depths that count, in metres, for an array or a tensor."""
         return (depth_m >= self.settings.min_m) & (depth_m <= self.settings.max_m)
 
     def _metres(self, raw: torch.Tensor) -> torch.Tensor:
@@ -306,8 +305,8 @@ def _with_words(row_HWC: np.ndarray, names: list[str], low_m: float, high_m: flo
     height, width = row_HWC.shape[:2]
     strip_HW = np.linspace(low_m, high_m, width)[None].repeat(LEGEND_PX, axis=0)
     canvas = Canvas(np.concatenate([row_HWC, depth_to_rgb(strip_HW, low_m, high_m)]))
-    for place, name in enumerate(names):
-        canvas.text(np.array([place / len(names) + 0.01, 0.01]), name)
+    for column, name in enumerate(names):
+        canvas.text(np.array([column / len(names) + 0.01, 0.01]), name)
     for share in np.linspace(0, 0.92, TICKS):
         depth_m = low_m + (high_m - low_m) * share
         canvas.text(

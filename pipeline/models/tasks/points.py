@@ -29,14 +29,15 @@ from pipeline.models.tasks.parts.query_readout import (
 from pipeline.models.tasks.parts.tapvid import FRAME_PX, frames_counted, tapvid
 
 FRAMES_PER_QUERY = 2
-"""Of the window form."""
+"""Frames that one query of the window form answers for."""
 SURE = 10.0
 """Logit of the visibility, and minus that of the uncertainty, in the frame where the point is
 told."""
 SEEN = 0.5
 """An answer above it says that the point is visible."""
 HUBER_PX, UNCERTAIN_PX = 4.0, 6.0
-"""Of the loss, as in TAPIR (arXiv 2306.08637)."""
+"""Error in pixels above which the loss of a place is linear, and above which a place counts as
+uncertain, as in TAPIR (arXiv 2306.08637)."""
 
 
 class Settings(TrackingSettings):
@@ -101,7 +102,9 @@ class StreamingPoints(StreamingReadout, PointQuery):
         batch, frames = x_BTND.shape[:2]
         query_BQD = self.encode(query["point"]).repeat_interleave(frames, dim=0)
         raw = self._read(x_BTND.flatten(0, 1), query_BQD).unflatten(0, (batch, frames))
-        return with_told(raw, query, torch.arange(frames, device=raw.device).expand(batch, -1))
+        return with_query_frame(
+            raw, query, torch.arange(frames, device=raw.device).expand(batch, -1)
+        )
 
     def start(self, query: Query) -> Query:
         """The query, encoded once, and the number of the frame to come."""
@@ -112,7 +115,9 @@ class StreamingPoints(StreamingReadout, PointQuery):
 
     def step(self, x_BND: torch.Tensor, state: Query) -> tuple[torch.Tensor, Query]:
         raw = self._read(x_BND, state["query"]).unsqueeze(1)
-        return with_told(raw, state, state["time"]).squeeze(1), state | {"time": state["time"] + 1}
+        return with_query_frame(raw, state, state["time"]).squeeze(1), state | {
+            "time": state["time"] + 1
+        }
 
     def _read(self, x_BND: torch.Tensor, query_BQD: torch.Tensor) -> torch.Tensor:
         read = self.readout(query_BQD.unsqueeze(2), self.proj_to_readout(x_BND)).squeeze(2)
@@ -161,19 +166,21 @@ class WindowPoints(nn.Module):
             self.readout(self.point_query_encoder(query["point"]), tokens)
         )  # (B, Q, G, 8)
         raw = raw.unflatten(-1, (FRAMES_PER_QUERY, 4)).flatten(2, 3).transpose(1, 2)[:, :frames]
-        return with_told(raw, query, torch.arange(frames, device=raw.device).expand(batch, -1))
+        return with_query_frame(
+            raw, query, torch.arange(frames, device=raw.device).expand(batch, -1)
+        )
 
 
-def with_told(raw_BTQ4: torch.Tensor, query: Query, time_BT: torch.Tensor) -> torch.Tensor:
+def with_query_frame(raw_BTQ4: torch.Tensor, query: Query, time_BT: torch.Tensor) -> torch.Tensor:
     """A head's numbers -> x, y, logits; in the frame where a point is told: its place, +10, -10."""
     predicted = torch.cat([raw_BTQ4[..., :2].sigmoid(), raw_BTQ4[..., 2:]], dim=-1)
     point = query["point"].to(predicted.dtype)
-    told = torch.cat(
+    prompt = torch.cat(
         [point, torch.full_like(point[..., :1], SURE), torch.full_like(point[..., :1], -SURE)],
         dim=-1,
     )
     here = query["frame"].unsqueeze(1) == time_BT.unsqueeze(2)
-    return torch.where(here.unsqueeze(-1), told.unsqueeze(1), predicted)
+    return torch.where(here.unsqueeze(-1), prompt.unsqueeze(1), predicted)
 
 
 class Task(TaskPlugin):
@@ -207,7 +214,7 @@ class Task(TaskPlugin):
         visible = targets["visible"] & valid
         if self.settings.unknown == "occluded":
             valid = np.broadcast_to(valid.any(1, keepdims=True), valid.shape)
-        track, frame = self._told(visible, rng)
+        track, frame = self._query_track_and_frame(visible, rng)
         if not len(track):
             frames = len(visible)
             nowhere = np.zeros((frames, 1), bool)
@@ -225,14 +232,14 @@ class Task(TaskPlugin):
             "query_frame": frame,
         }
 
-    def _told(
+    def _query_track_and_frame(
         self, visible_TQ: np.ndarray, rng: np.random.Generator | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Track and frame of every query."""
         settings = self.settings
         if rng is None and settings.queries == "strided":
-            place, track = np.nonzero(visible_TQ[:: settings.stride])
-            return track, place * settings.stride
+            strided_frame, track = np.nonzero(visible_TQ[:: settings.stride])
+            return track, strided_frame * settings.stride
         track = np.flatnonzero(visible_TQ.any(0))
         if rng is not None and len(track) > settings.points:
             track = np.sort(rng.choice(track, settings.points, replace=False))
@@ -300,7 +307,7 @@ class Task(TaskPlugin):
         )
 
     def terms(self, targets: Arrays) -> float:
-        """Point-frames that count."""
+        """How many point-frames of the windows count."""
         return float(self._counted(targets).sum())
 
     def answer(self, form: str, prediction: torch.Tensor) -> torch.Tensor:
@@ -312,7 +319,7 @@ class Task(TaskPlugin):
 
     def score(self, answer: np.ndarray, targets: Arrays) -> dict[str, np.ndarray]:
         """Average Jaccard, share of visible points within 1 to 16 px of 256, accuracy of
-        visibility; see `_tapvid.tapvid`."""
+        visibility; see `parts.tapvid`."""
         counted = self._counted(targets)
         return tapvid(
             answer[..., :2], answer[..., 2] > SEEN, targets["points"], targets["visible"], counted
@@ -344,12 +351,12 @@ class Task(TaskPlugin):
         hollow where said to be occluded; true ones as crosses, where visible. In "first" a query is
         drawn from its own frame on."""
         visible_TQ = targets.get("visible", np.zeros(answer.shape[:2], bool))
-        told_Q = targets.get("query_frame", np.zeros(answer.shape[1], np.int64))
+        query_frame_Q = targets.get("query_frame", np.zeros(answer.shape[1], np.int64))
         followed_Q = targets["points_valid"].any(0) if targets else np.ones(answer.shape[1], bool)
         frames = []
         for time, pixels in enumerate(pixels_THWC):
             canvas = Canvas(pixels)
-            begun_Q = (told_Q <= time) | (self.settings.queries == "strided")
+            begun_Q = (query_frame_Q <= time) | (self.settings.queries == "strided")
             for number in np.flatnonzero(followed_Q & begun_Q).tolist():
                 x, y, seen = answer[time, number]
                 canvas.point(np.array([x, y]), colour(number), hollow=seen <= SEEN)

@@ -100,13 +100,14 @@ class Task(TaskPlugin):
     def prepare(self, targets: Arrays, rng: np.random.Generator | None) -> Arrays:
         """Motions from poses (T, 4, 4), camera to world; a motion is known where both of its poses
         are."""
-        pose, known = torch.from_numpy(targets["pose"]), targets["pose_valid"]
-        turn, place = pose[:, :3, :3], pose[:, :3, 3]
-        # In float64, and by the transpose: world coordinates may be large, and unknown poses are zeros without an inverse.
+        pose, has_pose = torch.from_numpy(targets["pose"]), targets["pose_valid"]
+        turn, position = pose[:, :3, :3], pose[:, :3, 3]
+        # In float64, since world coordinates may be large, and by the transpose, since unknown
+        # poses are zeros, which have no inverse.
         to_before = turn[:-1].transpose(-1, -2)
-        shift = (to_before @ (place[1:] - place[:-1])[..., None])[..., 0]
+        shift = (to_before @ (position[1:] - position[:-1])[..., None])[..., 0]
         motion = torch.cat([shift, to_six(to_before @ turn[1:])], dim=-1).numpy()
-        valid = np.concatenate([[False], known[1:] & known[:-1]])
+        valid = np.concatenate([[False], has_pose[1:] & has_pose[:-1]])
         first = np.zeros((1, 9))
         motion = np.where(valid[:, None], np.concatenate([first, motion]), 0).astype(np.float32)
         return {"motion": motion, "motion_valid": valid}
@@ -135,7 +136,7 @@ class Task(TaskPlugin):
         return balanced.sum() * valid.any()
 
     def terms(self, targets: Arrays) -> float:
-        """Known steps."""
+        """How many steps of the windows have a known motion."""
         return float(targets["motion_valid"].sum())
 
     def answer(self, form: str, prediction: torch.Tensor) -> torch.Tensor:
@@ -150,9 +151,13 @@ class Task(TaskPlugin):
         over all steps. "..., RMSE": root mean square over a window's steps; over all windows the
         mean of these, weighted by steps.
         """
-        found, truth = (torch.from_numpy(motion).double() for motion in (answer, targets["motion"]))
-        shift_mm = 1000 * torch.linalg.vector_norm(found[..., :3] - truth[..., :3], dim=-1).numpy()
-        turn_deg = torch.rad2deg(angle(from_six(found[..., 3:]), from_six(truth[..., 3:]))).numpy()
+        predicted, truth = (
+            torch.from_numpy(motion).double() for motion in (answer, targets["motion"])
+        )
+        shift_m = torch.linalg.vector_norm(predicted[..., :3] - truth[..., :3], dim=-1)
+        shift_mm = 1000 * shift_m.numpy()
+        turn_rad = angle(from_six(predicted[..., 3:]), from_six(truth[..., 3:]))
+        turn_deg = torch.rad2deg(turn_rad).numpy()
         scores = {}
         for name, error_BT in (("RPE_tr", shift_mm), ("RPE_rot", turn_deg)):
             scores[name] = _mean(error_BT, targets["motion_valid"])
@@ -160,7 +165,7 @@ class Task(TaskPlugin):
         return scores
 
     def weight(self, targets: Arrays) -> np.ndarray:
-        """Steps whose motion is known."""
+        """How many steps of each window have a known motion."""
         return targets["motion_valid"].sum(axis=1).astype(np.float64)
 
     def statistics(self, targets: Iterable[Arrays]) -> Arrays:
@@ -171,10 +176,10 @@ class Task(TaskPlugin):
             torch.zeros(3, 3, dtype=torch.float64),
         )
         for batch in targets:
-            known = torch.from_numpy(batch["motion"][batch["motion_valid"]]).double()
-            count += len(known)
-            shift += known[:, :3].sum(0)
-            turn += from_six(known[:, 3:]).sum(0)
+            motion_M9 = torch.from_numpy(batch["motion"][batch["motion_valid"]]).double()
+            count += len(motion_M9)
+            shift += motion_M9[:, :3].sum(0)
+            turn += from_six(motion_M9[:, 3:]).sum(0)
         return {"count": np.array(count), "shift": shift.numpy(), "turn": turn.numpy()}
 
     def trivial(self, targets: Arrays, statistics: Arrays) -> np.ndarray:
@@ -197,11 +202,11 @@ class Task(TaskPlugin):
         """Every frame beside the paths so far, seen from above; (T, H, W, 3). Steps without truth
         count as none in both."""
         valid = targets["motion_valid"] if targets else np.ones(len(answer), bool)
-        known = [("prediction", answer, PREDICTION)] + (
+        motions = [("prediction", answer, PREDICTION)] + (
             [("truth", targets["motion"], TRUTH)] if targets else []
         )
         paths = [
-            (name, path(np.where(valid[:, None], motion, 0)), ink) for name, motion, ink in known
+            (name, path(np.where(valid[:, None], motion, 0)), ink) for name, motion, ink in motions
         ]
         centre, side_m = _view(np.concatenate([places_S2 for _, places_S2, _ in paths]))
         drawn = []

@@ -36,7 +36,8 @@ class AttentionSettings(plugins.Settings):
     def _equal_heads(self) -> Self:
         if self.readout_width % self.heads:
             raise ValueError(
-                f"heads must divide readout_width, found {self.heads} heads for width {self.readout_width}"
+                f"heads must divide readout_width, "
+                f"found {self.heads} heads for width {self.readout_width}"
             )
         return self
 

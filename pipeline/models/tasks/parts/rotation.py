@@ -35,10 +35,10 @@ def from_six(six: torch.Tensor) -> torch.Tensor:
     return torch.stack([x, y, torch.linalg.cross(x, y)], dim=-1)
 
 
-def angle(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def angle(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Geodesic angle between rotation matrices (..., 3, 3), radians in [0, pi]; exact near both
     ends, where acos is not."""
-    between = one.transpose(-1, -2) @ other
+    between = a.transpose(-1, -2) @ b
     sine = torch.linalg.vector_norm(between - between.transpose(-1, -2), dim=(-2, -1)) / 8**0.5
     cosine = (between.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
     return torch.atan2(sine, cosine)
@@ -55,13 +55,15 @@ def mean_rotation(total: torch.Tensor) -> torch.Tensor:
 
 def _direction(vector: torch.Tensor, instead: torch.Tensor) -> torch.Tensor:
     """`vector` at length one, or `instead` where it has none; both (..., 3)."""
-    known = torch.linalg.vector_norm(vector, dim=-1, keepdim=True) > DEGENERATE
-    # Replaced before the division too: a division by zero makes the gradient NaN even where its result is not taken.
-    vector = torch.where(known, vector, 1)
+    has_direction = torch.linalg.vector_norm(vector, dim=-1, keepdim=True) > DEGENERATE
+    # Replaced before the division too: a division by zero makes the gradient NaN even where its
+    # result is not taken.
+    vector = torch.where(has_direction, vector, 1)
     return torch.where(
-        known, vector / torch.linalg.vector_norm(vector, dim=-1, keepdim=True), instead
+        has_direction, vector / torch.linalg.vector_norm(vector, dim=-1, keepdim=True), instead
     )
 
 
 def _perpendicular(vector: torch.Tensor, axis: torch.Tensor) -> torch.Tensor:
+    """The part of `vector` (..., 3) that is perpendicular to the unit vector `axis` (..., 3)."""
     return vector - (vector * axis).sum(-1, keepdim=True) * axis

@@ -42,11 +42,11 @@ def tapvid(
     squared_px = np.square((xy_BTQ2.astype(np.float64) - truth_BTQ2) * FRAME_PX).sum(-1)
     # Only what is both visible and within can be correct: distances elsewhere may be anything.
     squared_px[~visible] = np.inf
-    found = np.where(said_visible, squared_px, np.inf)
+    predicted_px2 = np.where(said_visible, squared_px, np.inf)
     visible_B, said_B = (np.count_nonzero(mask, axis=(1, 2)) for mask in (visible, said_visible))
     within, jaccard = np.zeros(len(visible)), np.zeros(len(visible))
     for limit_px in WITHIN_PX:
-        true_positives = np.count_nonzero(found < limit_px**2, axis=(1, 2))
+        true_positives = np.count_nonzero(predicted_px2 < limit_px**2, axis=(1, 2))
         jaccard += _share(true_positives, visible_B + said_B - true_positives)
         within += _share(np.count_nonzero(squared_px < limit_px**2, axis=(1, 2)), visible_B)
     right = np.count_nonzero((said_visible == visible) & counted, axis=(1, 2))
