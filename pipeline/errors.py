@@ -17,7 +17,7 @@ EXIT_CODES = {
     3: "Finished, and what failed, is damaged, differs or has drifted is listed.",
     130: "Stopped by Ctrl-C. What was finished is kept; the same command goes on.",
 }
-"""What a command returns to the shell, and what that means."""
+"""Exit code of a command -> what it means."""
 
 
 class StillframeError(Exception):

@@ -1,5 +1,4 @@
-"""What to cache (`CacheSpec`) and what to train (`Recipe`): TOML in, checked, with derived values
-and a content fingerprint."""
+"""What to cache: a TOML file becomes a checked `CacheSpec`, and its meaning a fingerprint."""
 
 from __future__ import annotations
 
@@ -19,12 +18,12 @@ from pipeline.errors import BadInput
 from pipeline.records import TokenShape
 
 FORMAT_VERSION = 2
-"""Of caches that are written; all before it can be read."""
+"""Format of the caches that are written; all formats before it can be read."""
 NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 BASE = "base"
 """The view that every cache has: the square that `frames` describes."""
 ARRAY = re.compile(r"special|layer_|time_s|affine|video_")
-"""How names in a store begin that are no view."""
+"""Beginnings of the names in a store that are no view's."""
 SMALLEST_CROP = 0.1
 """Side of a view's crop, of the square: less would be made of too few pixels."""
 
@@ -194,7 +193,7 @@ class CacheSpec(Settings):
         }
 
     def tokens_per_frame(self, shape: TokenShape) -> int:
-        """Of all views."""
+        """Tokens of one frame in all layers and views together."""
         return shape.tokens_per_frame * (1 + len(self.views))
 
 

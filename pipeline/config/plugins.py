@@ -44,7 +44,7 @@ class Settings(BaseModel):
 
 
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
-"""What every random generator in use takes."""
+"""A seed that every random generator in use takes."""
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -79,7 +79,8 @@ def load(kind: str, name: str, where: str = "") -> Any:
 
 
 def describe(kind: str, name: str) -> tuple[str, str]:
-    """The first paragraph of a plug-in's docstring in one line, and its settings with their defaults."""
+    """The first paragraph of a plug-in's docstring in one line, and its settings with their
+    defaults."""
     plugin = load(kind, name)
     module = importlib.import_module(plugin.__module__)
     fields = plugin.Settings.model_fields

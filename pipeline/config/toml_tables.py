@@ -80,5 +80,5 @@ def differing(
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """The same as `key: ours / theirs`."""
+    """Every leaf in which two plain-JSON tables differ, as `key: ours / theirs`."""
     return [f"{key}: {json.dumps(a)} / {json.dumps(b)}" for key, a, b in differing(ours, theirs)]

@@ -63,8 +63,8 @@ class Dataset(DatasetPlugin):
     Settings = Settings
 
     def clips(self) -> Iterator[Clip]:
-        """In the order of the lists, or by name. Raises BadInput where the layout or a list is not
-        that of DAVIS."""
+        """Clips in the order of the lists, or by name. Raises BadInput where the layout or a list
+        is not that of DAVIS."""
         images = PurePosixPath("JPEGImages") / self.settings.resolution
         masks = PurePosixPath(self.settings.annotations) / self.settings.resolution
         for folder in (images, masks):

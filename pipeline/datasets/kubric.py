@@ -71,7 +71,7 @@ class Dataset(RecordingDataset):
     _records: dict[str, Stretch]
 
     def recordings(self) -> Iterator[Recording]:
-        """In the order of the files. Reads and checks all of them."""
+        """Clips in the order of the files, all of which are read and checked."""
         self._records = {}
         for folder, _, files in self.walk():
             shards = [match for match in map(SHARD.fullmatch, files) if match]

@@ -57,8 +57,8 @@ class Dataset(RecordingDataset):
     Settings = Settings
 
     def recordings(self) -> Iterator[Recording]:
-        """In the order of scene.json. Raises BadInput where tables are missing, damaged or point at
-        rows that are not there."""
+        """Clips in the order of scene.json. Raises BadInput where tables are missing, damaged or
+        point at rows that are not there."""
         tables = self._tables()
         scenes = {row["token"]: row for row in read_rows(tables / "scene.json", "name")}
         scene_of = {

@@ -1,4 +1,4 @@
-"""What a fitted codec learns, from a sample of frames that follows from the spec and the videos
+"""Calibration of a fitted codec, on a sample of frames that follows from the spec and the videos
 alone.
 
 The sample is taken once, when a cache is laid out, before its first store: who writes the stores,

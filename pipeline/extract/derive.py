@@ -56,7 +56,7 @@ DERIVABLE = ("name", "encoder.layers", "views", "frames.fps", "codec.", *STORE)
 """Keys of a spec, or beginnings of keys, that may differ from the source's."""
 
 OnFrames = Callable[[int, int], None]
-"""(frames done, frames to do)"""
+"""Called with (frames done, frames to do)."""
 
 
 def derive(
@@ -148,7 +148,7 @@ def _require_rate(source: Cache, rate: float | None) -> None:
 
 
 class Derivation:
-    """What is read from the source, and what becomes of it."""
+    """The derivation of one cache: which rows of the source are kept, and how they are stored."""
 
     def __init__(self, source: Cache, spec: CacheSpec) -> None:
         missing = source.missing_stores()

@@ -1,5 +1,5 @@
-"""What a spec says otherwise than a cache, and what that would cost: nothing, a derivation, or
-encoding again."""
+"""The difference between a spec and a cache, and its cost: nothing, a derivation, or encoding
+again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Difference = tuple[str, Any, Any]
 
 @dataclass(frozen=True)
 class SpecDiff:
-    """A spec beside a cache."""
+    """The fields in which a spec and a cache differ, and what that costs."""
 
     verdict: Verdict
     """same: it is that cache. derivable: from its tokens. new layers: it lacks no more than those.
@@ -42,15 +42,16 @@ class SpecDiff:
     name: str | None
     """The cache that the spec asks for; None where the weights are not here."""
     command: str | None
-    """Of a derivation."""
+    """The command of a derivation; None where there is none."""
     why_not: str
-    """What stands against a derivation."""
+    """The reason against a derivation; empty where there is none."""
     new_layers: list[int]
     frames: int | None
-    """To be encoded or derived; None where the videos that would tell are not here."""
+    """Number of frames to be encoded or derived; None where the videos that would tell are not
+    here."""
     store_bytes: int | None
     unknown: str
-    """Why the weights could not be compared."""
+    """The reason why the weights could not be compared; empty where they were."""
 
 
 def compare_spec(spec: CacheSpec, cache: Cache) -> SpecDiff:

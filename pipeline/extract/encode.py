@@ -305,12 +305,12 @@ class Extraction:
 
 @dataclass
 class VideoResult:
-    """How the decoding of a video ended."""
+    """The end of the decoding of a video."""
 
     failed: str | None = None
     """Why it ended early; None: it was decoded as a whole."""
     content: Content | None = None
-    """What was counted."""
+    """Counts of the frames that were decoded and of those in the header."""
 
 
 @dataclass
@@ -320,8 +320,8 @@ class VideoJob:
     video: Video
     stores: WorkUnit
     blocks: Channel[ReadBlock]
-    """Decoded frames, in order. Closed with an error where the machine is
-    at fault and not the video. It holds one block: the decoder is ahead by itself."""
+    """Decoded frames, in order. Closed with an error where the machine is at fault and not the
+    video. One block fits: the decoder is ahead by itself."""
     result: VideoResult = field(default_factory=VideoResult)
     """Filled before `blocks` is closed."""
 
@@ -339,7 +339,7 @@ class OpenStore:
             for view in target.cache.views
             if any(view_of(name) == view for name in builder.tokens)
         ]
-        """What must be encoded."""
+        """Views of which at least one token array must be encoded."""
 
     @property
     def is_full(self) -> bool:

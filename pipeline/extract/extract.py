@@ -148,7 +148,7 @@ def extraction_job(
     decoders: int,
     limits: DecodeLimits | None = None,
 ) -> ExtractionJob:
-    """What the workers on these caches are told."""
+    """The job of the workers on these caches, which are laid out already."""
     return ExtractionJob(
         caches=tuple(caches),
         root=str(manifest.root.absolute()),
@@ -306,7 +306,7 @@ def make_plan(
 
 
 def _facts(manifest: Manifest, video: Video) -> probe.Probe | None:
-    """What the video's header says; None if it cannot be opened."""
+    """The header of a video; None if it cannot be opened."""
     try:
         return probe.probe(manifest.root / video.source, video.image_fps)
     except BadVideo:

@@ -1,4 +1,4 @@
-"""How far a job is, and which of its steps sets the pace."""
+"""Progress of an extraction, and which of its steps sets the pace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.timing import Timed
 
 @dataclass
 class Progress(Timed):
-    """What an extraction has done so far; handed to `on_progress` after every batch."""
+    """The work that an extraction has done so far; handed to `on_progress` after every batch."""
 
     frames_planned: int
     """From the headers of the files that are left to do: an estimate."""
@@ -26,7 +26,7 @@ class Progress(Timed):
     )
 
     def add(self, receipt: Receipt) -> None:
-        """A store that somebody else has finished."""
+        """Counts a store that another worker has finished."""
         self.frames += receipt.frames
         self.videos += len(receipt.videos)
         self.stores += 1

@@ -30,19 +30,19 @@ from pipeline.extract.worker import ExtractionJob, fill, load_encoder
 
 @dataclass(frozen=True)
 class RepairResult:
-    """What a repair did."""
+    """The stores that a repair has made anew, and the state of the cache after it."""
 
     stores: list[int]
-    """Made anew."""
+    """Numbers of the stores that were made anew."""
     changed: list[int]
-    """Those of them whose bytes are not what the lost receipt vouched for: another device, other
-    videos."""
+    """Stores made anew whose bytes are not those that the lost receipt vouched for: they come from
+    another device or from other videos."""
     failures: dict[str, str]
-    """Video of them that failed now -> reason."""
+    """Video of these stores that failed now -> reason."""
     removed: list[str]
     """Files and folders that did not belong there."""
     after: Verification
-    """Of the stores that were damaged."""
+    """A verification of the stores that had been damaged."""
 
 
 def repair(
@@ -121,7 +121,8 @@ def _maker(
     decoders: int,
     on_frames: OnFrames | None,
 ) -> Callable[[], object]:
-    """What will write the stores, once they are removed."""
+    """A function that writes the stores, to be called once they are removed. Raises BadInput where
+    the videos, the encoder or the source that it needs are not there."""
     if cache.header.derived_from:
         derivation = _derivation(cache, source or find_derivation_source(cache), stores)
 

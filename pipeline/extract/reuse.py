@@ -1,5 +1,5 @@
-"""What a cache beside this one holds already, so that a layer or a view that is added to a spec
-costs only itself.
+"""Reuse of a cache beside this one, so that a layer or a view that is added to a spec costs only
+itself.
 
 Caches of the same frames through the same encoder have the same bytes in the arrays that both hold.
 Such a cache gives its arrays, store by store, once their checksums and the facts of their frames

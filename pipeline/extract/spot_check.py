@@ -28,14 +28,14 @@ from pipeline.records import Video
 from pipeline.video.reader import FrameReader
 
 FRAMES_OF_A_VIDEO = 8
-"""Sampled of each video: all before them must be decoded too."""
+"""Frames sampled of each video: all before them must be decoded too."""
 ROUNDING = {torch.float32: 2e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Deviation of a token, relative to its length, that another device or another batch may cause in
 the encoder's arithmetic."""
 BINS = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Edges of the histogram, in 1 - cosine."""
 WORST = 5
-"""Frames that are named."""
+"""The number of frames with the least cosine that are named."""
 TIME_S = 1e-6
 """Presentation times that differ by less are the same."""
 
@@ -46,13 +46,13 @@ class VideoCheck:
 
     video_id: str
     time_s: np.ndarray
-    """(F,) as stored."""
+    """Presentation times (F,) as stored."""
     mismatch_s: np.ndarray
-    """(F,) how far the fresh times are from them."""
+    """Distance (F,) of the fresh times from the stored ones."""
     cosine: dict[str, np.ndarray]
-    """Token array -> (F, N)."""
+    """Token array -> cosine (F, N) of stored and fresh tokens."""
     allowed: dict[str, np.ndarray]
-    """Token array -> (F, N) least cosine that codec and rounding allow."""
+    """Token array -> the least cosine (F, N) that codec and rounding allow."""
 
 
 def spot_check(
@@ -119,8 +119,8 @@ def sample_frames(
 
 
 def least_cosine(error: torch.Tensor, tokens: torch.Tensor, rounding: float) -> torch.Tensor:
-    """Of tokens (..., D) and their like that are off by at most `error` (..., D) and a part
-    `rounding` of their length.
+    """The least cosine (...) between tokens (..., D) and tokens that are off by at most `error`
+    (..., D) and a part `rounding` of their length.
 
     An error of length e turns a vector of length x by at most arcsin(e / x).
     """
@@ -177,7 +177,7 @@ def _check_video(
 
 
 def _cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Of vectors along the last axis; two zeros are alike."""
+    """Cosine (...) between vectors (..., D); that of two zeros is 1."""
     return torch.where((a == b).all(-1), 1.0, torch.cosine_similarity(a, b, dim=-1))
 
 

@@ -32,14 +32,14 @@ from pipeline.video.sandbox import DecodeLimits
 
 
 class ExtractionJob(Job):
-    """What every worker of an extraction is told."""
+    """The job of every worker of an extraction."""
 
     caches: tuple[str, ...]
-    """Laid out already. One decode of a video serves all of them."""
+    """Addresses of the caches, which exist already. One decode of a video serves all of them."""
     root: str
-    """Where the videos are."""
+    """Folder of the videos."""
     decoders: int = 1
-    """Processes that decode videos."""
+    """Number of processes that decode videos."""
     limits: DecodeLimits = DecodeLimits()
 
     def work(self, index: int) -> None:

@@ -1,5 +1,5 @@
-"""What data sets share: a listing of the root, tables with clear errors, headers of videos, boxes,
-missing sources.
+"""Helpers that data sets share: a listing of the root, tables with clear errors, headers of videos,
+boxes, missing sources.
 
 A source that is missing or unusable never stops the others. What is left out is summed up by `note`
 under the file that it concerns, with counts and the first few names, so that half a download of 200

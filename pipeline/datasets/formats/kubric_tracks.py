@@ -24,7 +24,7 @@ from pipeline.datasets.formats.recordings import motion
 
 STRIDE = 4
 MAX_SHARE = 0.1
-"""Of a segment's grid points."""
+"""Largest share of a segment's grid points that become tracks."""
 NEARER = 0.99
 ROUGH, ROUGH_SIDES = 0.05, 2
 """A normal that differs by more than this from over so many of its 4 diagonal neighbours is of a
@@ -67,7 +67,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class RenderedScene:
-    """What a renderer knows of a clip."""
+    """The scene of a clip as its renderer knows it."""
 
     camera: Camera
     distance_FHW: np.ndarray

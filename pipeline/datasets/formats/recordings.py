@@ -1,5 +1,4 @@
-"""What the data sets of camera recordings share: their frames as image folders, their depth and
-their poses.
+"""Helpers that data sets of camera recordings share: frames as image folders, depth and poses.
 
 None of their official layouts is a readable video: frames lie inside large files, among depth maps,
 or in several folders with times elsewhere. So `clips()` lays every recording out once, as one image
@@ -40,7 +39,7 @@ from pipeline.records import Clip
 from pipeline.video.probe import TIMESTAMPS, probe
 
 OURS = re.compile(rf"frame_\d{{6,}}\.\w+|{re.escape(TIMESTAMPS)}")
-"""What an image folder laid out by this file holds, and nothing else."""
+"""Names of the files in an image folder that this module has laid out; it holds no others."""
 ORTHONORMAL = 0.05
 """Largest entry of R R^T - I that still passes for a rotation: official files round to a few
 digits."""

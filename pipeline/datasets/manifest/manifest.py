@@ -46,7 +46,7 @@ class Origin(plugins.Settings):
     dataset: str
     settings: dict[str, Any]
     root: str
-    """Of the videos: relative to the manifest's folder if inside it, else absolute."""
+    """Folder of the videos: relative to the manifest's folder if inside it, else absolute."""
     labels: tuple[str, ...]
     rejected: dict[str, str]
     """source -> reason, for media that became no clip."""
@@ -164,7 +164,7 @@ class Manifest:
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
-        """In the order in which the clips name them."""
+        """Videos in the order in which the clips name them."""
         return tuple(dict.fromkeys(clip.split for clip in self.clips))
 
     def split(self, name: str) -> list[int]:

@@ -186,7 +186,7 @@ def render(scene: PlaneScene, phase_TA: np.ndarray, size_px: int) -> np.ndarray:
 
 
 def truth(scene: PlaneScene, phase_TA: np.ndarray) -> dict[str, np.ndarray]:
-    """What is true of every frame, exact to rounding.
+    """The truth of every frame, exact to rounding.
 
     `boxes` (1, T, 4): xyxy of the outline around the object's centre, cut at the frame's edges. The
     centre is always in the frame; what has left at an edge and shows at the opposite one is not

@@ -19,7 +19,7 @@ import numpy as np
 FOCAL = 1.0
 """Focal length in frame sides: a field of view of 53 degrees."""
 ROOM = -1
-"""What `first_hit` calls the room; bodies are numbered from 0."""
+"""The number that `first_hit` gives the room; bodies are numbered from 0."""
 NEAR_M = 0.05
 """What lies nearer, or behind, has no place in the frame."""
 
@@ -35,7 +35,7 @@ class Body:
     centre_T3: np.ndarray
 
     def seen_from(self, pose_T44: np.ndarray) -> Body:
-        """The same body in the coordinates of a camera, given camera to world."""
+        """This body in the coordinates of a camera, given camera to world."""
         to_camera_T33 = pose_T44[:, :3, :3].transpose(0, 2, 1)
         centre_T3 = np.einsum("tij,tj->ti", to_camera_T33, self.centre_T3 - pose_T44[:, :3, 3])
         return Body(self.round, to_camera_T33 @ self.axes_T33, centre_T3)

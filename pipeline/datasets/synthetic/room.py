@@ -108,7 +108,7 @@ def draw_drift(rng: np.random.Generator, dimensions: int) -> Drift:
 
 @dataclass(frozen=True)
 class Look:
-    """What an object and its look-alikes share."""
+    """The looks that an object and its look-alikes share."""
 
     round: bool
     skin: Skin
@@ -134,7 +134,7 @@ class Motion:
     spin_hz: float
     stretch_hz: float
     phase_2: np.ndarray
-    """Of spin and stretch."""
+    """Phases of spin and stretch, in turns."""
 
     def body(self, look: Look, pace_T: np.ndarray, deformation: float) -> Body:
         third = np.arange(3) / 3
@@ -365,7 +365,7 @@ class RoomShot:
         return np.ascontiguousarray(frames_TN3).reshape(len(time_s), size_px, size_px, 3)
 
     def truth(self, time_s: np.ndarray, depth_px: int = DEPTH_PX) -> dict[str, np.ndarray]:
-        """What is true of every frame, exact to rounding.
+        """The truth of every frame, exact to rounding.
 
         `boxes` (O, F, 4): bounds of an object's whole projection, hidden parts included, cut at the
         frame's edges; NaN where all of it is hidden or out of the frame. Neither boards nor

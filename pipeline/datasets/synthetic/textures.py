@@ -135,7 +135,7 @@ def _slope_and_light(
 
 
 def _pick(axis_M: np.ndarray, three: Sequence[np.ndarray]) -> np.ndarray:
-    """Of three arrays (M,), at every place the one that `axis_M` names."""
+    """Picks from three arrays (M,) at every index the value of the one that `axis_M` names."""
     return np.where(axis_M == 0, three[0], np.where(axis_M == 1, three[1], three[2]))
 
 

@@ -30,31 +30,32 @@ DEATHS = 5
 
 
 class Job(Settings, ABC):
-    """What every worker is told: plain data, with what is to be done in the class."""
+    """The job of every worker: plain data, with the work itself in the class."""
 
     device: str | None = None
     """None: the CUDA device of the worker's number where there is any, else the CPU."""
 
     @abstractmethod
     def work(self, index: int) -> None:
-        """What worker `index` does. Returns when nothing is left to do. Raises StillframeError."""
+        """Does the work of worker `index`; returns when nothing is left to do. Raises
+        StillframeError."""
 
     @classmethod
     def kind(cls) -> str:
-        """Where another process finds this class."""
+        """The name by which another process finds this class, as `module:class`."""
         return f"{cls.__module__}:{cls.__qualname__}"
 
 
 @dataclass(frozen=True)
 class Workers:
-    """What an engine's workers are doing."""
+    """The state of an engine's workers."""
 
     running: int
     waiting: int
-    """Asked for, and not begun: for want of a device, or in a queue."""
+    """Workers that have not begun: for want of a device, or in a queue."""
     ended: tuple[str, ...]
-    """Why workers ended otherwise than by having nothing left to do, since the last look: one line
-    each."""
+    """A line for each worker that ended since the last look otherwise than by having nothing left
+    to do."""
 
 
 class EnginePlugin(ABC):
@@ -73,14 +74,14 @@ class EnginePlugin(ABC):
 
     @abstractmethod
     def poll(self) -> Workers:
-        """What they are doing now. Returns at once."""
+        """The state of the workers now. Returns at once."""
 
     @abstractmethod
     def stop(self) -> None:
         """Ends all of them, wherever they are."""
 
     def script(self, job: Job) -> str | None:
-        """What `start` would submit; None where there is nothing to read."""
+        """The script that `start` would submit; None where there is nothing to read."""
         return None
 
 

@@ -98,7 +98,7 @@ class Engine(EnginePlugin):
         return [index for index, ref in refs.items() if ref in done]
 
     def _outcome(self, ref: Any) -> str | None:
-        """How a worker ended; None where nothing was left to do."""
+        """The error that a worker ended with; None where nothing was left to do."""
         try:
             ended: str | None = self._ray.get(ref)
         except self._ray.exceptions.RayError as error:

@@ -40,7 +40,7 @@ ENDED = {
 }
 UNSEEN = "left the queue unseen"
 SLURM_ITSELF = ("srun:", "slurmstepd:")
-"""How lines begin that Slurm adds to the log of a task."""
+"""Beginnings of the lines that Slurm adds to the log of a task."""
 
 
 class Engine(EnginePlugin):

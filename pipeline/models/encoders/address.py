@@ -136,7 +136,7 @@ class Encoder(EncoderPlugin):
 
 
 def _blocks(size_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each row or column of pixels: the block it lies in, and whether it lies well inside."""
+    """The block that each row or column of pixels lies in, and whether it lies well inside."""
     position = (np.arange(size_px) + 0.5) * BLOCKS / size_px
     return position.astype(np.int64), np.abs(position % 1 - 0.5) < 0.3
 

@@ -149,8 +149,8 @@ def _blocks(tower: Any, last: int) -> nn.ModuleList:
 
 
 def _inputs(model_type: str, grid_hw: tuple[int, int], x_NCHW: torch.Tensor) -> dict[str, Any]:
-    """What the tower's forward takes. Position embeddings are interpolated to sizes other than the
-    one trained at."""
+    """Arguments of the tower's forward. Position embeddings are interpolated to sizes other than
+    the one trained at."""
     if (
         model_type == "siglip2_vision_model"
     ):  # takes flat patches (N, P, patch * patch * 3) of any grid
@@ -166,7 +166,7 @@ def _inputs(model_type: str, grid_hw: tuple[int, int], x_NCHW: torch.Tensor) -> 
 
 
 def _pixels(settings: Any, folder: Path | None) -> dict[str, Any]:
-    """How pixels become input: (pixel * rescale - mean) / std."""
+    """Normalisation of pixels to input, (pixel * rescale - mean) / std, as plain JSON."""
     file = folder / "preprocessor_config.json" if folder else None
     table = json_object(file) if file and file.is_file() else {}
     rescale = table.get("rescale_factor", 1 / 255) if table.get("do_rescale", True) else 1.0

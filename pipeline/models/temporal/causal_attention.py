@@ -140,6 +140,7 @@ class Temporal(TemporalModule):
         return ((self.settings.history,), *(cache,) * (2 * self.settings.layers))
 
     def flops(self, frames: int, tokens: int) -> int:
-        """Of a window without a past. Scores that the mask hides are counted: they are computed."""
+        """Operations of a window without a past. Scores that the mask hides are counted: they are
+        computed."""
         products = sum(block.products() for block in cast(Iterable[CausalBlock], self.layers))
         return frames * tokens * (2 * products + self.settings.layers * 4 * frames * self.width)

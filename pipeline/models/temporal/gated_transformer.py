@@ -25,9 +25,9 @@ from pipeline.models.temporal.layers.spatial_attention import (
 )
 
 INNER_EPS = 1e-6
-"""Of every LayerNorm but that of the output, which has torch's default."""
+"""Epsilon of every LayerNorm but that of the output, which has torch's default."""
 PUBLISHED_HEADS = {384: 8, 768: 12, 1024: 16}
-"""Of the widths of ViT-S, B and L."""
+"""Width of ViT-S, B and L -> its attention heads."""
 
 
 class Settings(plugins.Settings):
@@ -73,7 +73,7 @@ class GatedBlock(nn.Module):
         return x_BND + self.sa_attn(self.sa_norm(x_BND))
 
     def flops(self, tokens: int) -> int:
-        """Of one frame of N = `tokens`."""
+        """Operations of one frame of N = `tokens`."""
         return self.ca_attn.flops(tokens) + self.mlp.flops(tokens) + self.sa_attn.flops(tokens)
 
 
@@ -86,7 +86,7 @@ class Transformer(nn.Module):
         self.output_norm = nn.LayerNorm(width, eps=INNER_EPS)
 
     def queries(self, x: torch.Tensor) -> torch.Tensor:
-        """Of the first block, for any number of frames."""
+        """Queries (..., D) of the first block, for any number of frames."""
         return self._blocks()[0].queries(x)
 
     def forward(
@@ -100,7 +100,7 @@ class Transformer(nn.Module):
         return self.output_norm(x_BND)
 
     def flops(self, tokens: int) -> int:
-        """Of one frame of N = `tokens`."""
+        """Operations of one frame of N = `tokens`."""
         return sum(block.flops(tokens) for block in self._blocks())
 
     def _blocks(self) -> list[GatedBlock]:

@@ -55,8 +55,8 @@ UNUSABLE = (
     *(ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError),
     *(SafetensorError, hub_errors.StrictDataclassError),
 )
-"""What transformers raises over a configuration or weights that it cannot use: it checks little
-before it computes."""
+"""Errors that transformers raises over a configuration or weights that it cannot use: it checks
+little before it computes."""
 
 
 def tower_config(settings: Any, folder: Path | None) -> Any:
@@ -143,8 +143,8 @@ def _check_config(config: Any) -> None:
 
 
 def canonical_config(config: Any) -> dict[str, Any]:
-    """What sets this tower apart from its type's defaults, as plain JSON: a newer transformers may
-    add keys without harm."""
+    """Keys that set this tower apart from its type's defaults, as plain JSON: a newer transformers
+    may add keys without harm."""
     defaults = type(config)().to_dict()
     own = {
         key: value

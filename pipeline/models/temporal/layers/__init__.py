@@ -1,2 +1,2 @@
-"""What several temporal modules are built of: stacks, recurrences, the selective scan, attention
+"""Parts of several temporal modules: stacks, recurrences, the selective scan, attention
 within a frame."""

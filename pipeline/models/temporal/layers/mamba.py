@@ -66,8 +66,8 @@ class Mamba(nn.Module):
         )
 
     def flops(self, tokens: int) -> int:
-        """Of one frame. The scan counts 9 for each of E * K: decay, drive, update and read-out; 2 E
-        are for the skip D."""
+        """Operations of one frame of N = `tokens`. The scan counts 9 for each of E * K: decay, dt x
+        B, update and read-out; 2 E are for the skip D."""
         products = sum(
             part.weight.numel()
             for part in (self.in_proj, self.x_proj, self.dt_proj, self.out_proj, self.conv1d)
@@ -118,7 +118,7 @@ class MambaBlock(nn.Module):
 
 
 class MambaWeights(NamedTuple):
-    """Of one layer, as its parameters are, but for A_KE = -exp(A_log)."""
+    """Weights of one layer, shaped as its parameters are, but for A_KE = -exp(A_log).T."""
 
     in_proj: torch.Tensor
     conv: torch.Tensor

@@ -37,7 +37,7 @@ class _LinearRecurrence(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The same recurrence, last frame first: the gradient of h_t, which is that of b_t, takes
+        """Runs the recurrence last frame first: the gradient of h_t, which is that of b_t, takes
         in a_{t+1} times the next."""
         a, h, before = ctx.saved_tensors
         (grad_h,) = grads

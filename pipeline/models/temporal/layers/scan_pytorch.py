@@ -31,7 +31,8 @@ def row_blocks(frames: int, rows: int, A_KE: torch.Tensor) -> list[slice]:
 
 
 class Operands(NamedTuple):
-    """What a scan reads, named as in `selective_scan`."""
+    """Inputs of a scan, named as in `selective_scan`: x and dt (T, R, E), A (K, E), B and C
+    (T, R, K), and the state before the first frame (R, K, E), None for zeros."""
 
     x: torch.Tensor
     dt: torch.Tensor
@@ -53,7 +54,8 @@ class Operands(NamedTuple):
 
 
 class PytorchScan(torch.autograd.Function):
-    """See `selective_scan`."""
+    """The scan with its gradients. `states_TRKE`, if given, is filled with h of every frame and
+    read by the backward pass, which else makes these again, block by block."""
 
     @staticmethod
     def forward(
@@ -162,8 +164,8 @@ def _scan_block(
 def _block_gradients(
     block: Operands, grad_y: torch.Tensor, grad_last: torch.Tensor | None, h: torch.Tensor
 ) -> list[torch.Tensor]:
-    """Gradients of x, dt, A, B, C and state of one block, from h of every frame. exp2 once more is
-    cheaper than keeping it."""
+    """Gradients of x, dt (T, R, E), A (K, E), B, C (T, R, K) and state (R, K, E) of one block, from
+    those of y (T, R, E) and of the last h (R, K, E), and from h (T, R, K, E) of every frame."""
     x, dt, A, B, C, state = block
     dt_x, A_log2e = (dt * x).unsqueeze(2), A * LOG2_E
     grad_dt_x, grad_dt, grad_B, grad_C = (
@@ -187,6 +189,7 @@ def _block_gradients(
         torch.bmm(B[t].unsqueeze(1), grad_h, out=grad_dt_x[t])
         h_prev = h[t - 1] if t > 0 else state
         if h_prev is not None:
+            # One exp2 more is cheaper than keeping the decay of every frame.
             torch.mul(dt[t].unsqueeze(1), A_log2e, out=decay).exp2_()
             torch.mul(grad_h.mul_(decay), h_prev, out=grad_exponent)  # of dt A
             grad_A.addcmul_(grad_exponent, dt[t].unsqueeze(1))

@@ -36,7 +36,7 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def flops(self, tokens: int) -> int:
-        """Of one frame with N = `tokens` queries and as many keys."""
+        """Operations of one frame with N = `tokens` queries and as many keys."""
         return 8 * tokens * self.width**2 + 4 * tokens**2 * self.width
 
     def _attend(
@@ -125,5 +125,5 @@ class SpatialBlock(nn.Module):
         return x_FND + self.drop_path(self.mlp(self.mlp_norm(x_FND)))
 
     def flops(self, tokens: int) -> int:
-        """Of one frame of N = `tokens`."""
+        """Operations of one frame of N = `tokens`."""
         return self.sa_attn.flops(tokens) + self.mlp.flops(tokens)

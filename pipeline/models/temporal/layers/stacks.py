@@ -26,11 +26,11 @@ class Mixer(nn.Module, ABC):
 
     @abstractmethod
     def state_shapes(self, tokens: int) -> tuple[tuple[int, ...], ...]:
-        """As in the contract."""
+        """Shape of each part of one stream's state for frames of N = `tokens`, without B."""
 
     @abstractmethod
     def flops(self, frames: int, tokens: int) -> int:
-        """As in the contract."""
+        """Operations of one window, counted as the contract of a temporal module says."""
 
 
 class ResidualLayer(nn.Module):
