@@ -1,4 +1,4 @@
-"""The nouns that travel between the stages. Arrays carry their time and check themselves.
+"""Records that travel between the rooms. Arrays carry their times, and check themselves.
 
 Shape letters, the same in every file: B batch, T frames of a window, F frames of a video or store,
 L recorded layers, P patch tokens, S special tokens, N = S + P, D width, H and W pixels, C channels.
@@ -136,18 +136,19 @@ class Batch:
     """B windows of T frames, still in the codec's form: decoding happens on the training device."""
 
     arrays: dict[str, Any]
-    """Stored name (`special`, `layer_11`, and a codec's siblings) -> (B, T, ...)."""
+    """Stored name (`special`, `layer_11`, and a codec's siblings) -> array (B, T, ...)."""
     time_s_BT: np.ndarray
     """Presentation time in the source of every frame, float64."""
     clip_index: np.ndarray
-    """(B,) position of each window's clip in the list that the windows were made from."""
+    """(B,) index of each window's clip in the windows that the batch is from."""
     targets: dict[str, Any] = field(default_factory=dict)
+    """Name of a target -> array (B, ...), as the task has prepared it."""
 
     def __len__(self) -> int:
         return len(self.clip_index)
 
     def micro_batches(self, count: int) -> list[Batch]:
-        """The same windows in `count` parts of equal size; views, no copies."""
+        """The windows of this batch in `count` batches of equal size, which share its memory."""
         size = len(self) // count
         cuts = [slice(first, first + size) for first in range(0, size * count, size)]
         return [

@@ -1,4 +1,5 @@
-"""Depth and pose: published values and sizes, metrics by hand and by `evo`, masks, trivial answers, drawings; classification's extras."""
+"""Depth and pose: published values and sizes, metrics by hand and by `evo`, masks, trivial answers,
+drawings; classification's extras."""
 
 from __future__ import annotations
 
@@ -98,7 +99,8 @@ def test_pose_projects_only_another_width():
 @pytest.mark.parametrize("frames", [1, 2, 5, 6])
 @torch.no_grad()
 def test_every_query_answers_for_its_block_of_the_window(frames):
-    """The pixel's place in its block comes from the last layer's bias, the number of the block from the query."""
+    """The pixel's place in its block comes from the last layer's bias, the number of the block from
+    the query."""
     readout = depth_task(size_px=6).readout(WINDOW, 8, frames).eval()
     attention = readout.readout.readout
     for parameter in (

@@ -1,4 +1,5 @@
-"""Box and point tracking: the published readouts, losses and scores by hand, what masks hide, what is drawn."""
+"""Box and point tracking: the published readouts, losses and scores by hand, what masks hide, what
+is drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The whole trained part: mixing of layers, order of tokens, stream = window, optimiser groups, learning what needs memory."""
+"""The whole trained part: mixing of layers, order of tokens, stream = window, optimiser groups,
+learning what needs memory."""
 
 from __future__ import annotations
 
@@ -198,7 +199,8 @@ def test_trains_under_bfloat16_autocast(temporal):
 )  # torch's own, on tracing a Function
 @pytest.mark.parametrize("temporal", plugins.names("temporal"))
 def test_compiles_into_one_graph(temporal):
-    """Traced as a whole, forward and backward, without a break; run by the plain back end, which needs no C++ compiler."""
+    """Traced as a whole, forward and backward, without a break; run by the plain back end, which
+    needs no C++ compiler."""
     torch.compiler.reset()
     model = build(temporal, frames=2)
     special, patches = inputs(frames=2)
@@ -221,7 +223,8 @@ def test_compiles_into_one_graph(temporal):
     ("temporal", "solved"), [("identity", False), ("gru", True), ("gated_mamba_mix", True)]
 )
 def test_only_a_module_with_memory_tells_what_came_first(temporal, solved):
-    """Frame 0 shows class k, all later frames show noise; the last frame's streaming logits are asked for k."""
+    """Frame 0 shows class k, all later frames show noise; the last frame's streaming logits are
+    asked for k."""
     model = build(
         temporal,
         task={"forms": ["streaming"], "supervise": "last"},

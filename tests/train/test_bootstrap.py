@@ -1,4 +1,5 @@
-"""Videos drawn with replacement: the numbers of one draw for all, in memory that does not grow with videos or resamples."""
+"""Videos drawn with replacement: the numbers of one draw for all, in memory that does not grow with
+videos or resamples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Several processes, started by torchrun: the losses of one, whatever the layout; whoever fails or stops, nobody waits for ever."""
+"""Several processes, started by torchrun: the losses of one, whatever the layout; whoever fails or
+stops, nobody waits for ever."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Released checkpoints become runs: files laid out as the released ones, made of the golden weights, for all five tasks."""
+"""Released checkpoints become runs: files laid out as the released ones, made of the golden
+weights, for all five tasks."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ ENCODER = {
         "image_size": 64,
     },
 }
-"""Four layers of 16 patches, CLS and four registers, 32 wide: what the golden files were made with."""
+"""Four layers of 16 patches, CLS and four registers, 32 wide: what the golden files were made
+with."""
 TEMPORAL = {
     "gated_mamba_mix": {"layers": 2, "heads": 4},
     "gated_transformer": {"layers": 2, "heads": 4},
@@ -157,7 +159,8 @@ def test_every_weight_lands_in_its_place(cache, tmp_path, task, temporal):
 
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "classify"])
 def test_an_imported_run_is_scored_and_followed(cache, tmp_path, task):
-    """The world knows boxes, points, depth and poses; its labels are not those of the checkpoint."""
+    """The world knows boxes, points, depth and poses; its labels are not those of the
+    checkpoint."""
     file = lightning(tmp_path / "released.ckpt", state_dict(task, "gated_mamba_mix"))
     recipe_file = tmp_path / "recipe.toml"
     recipe_file.write_text(_toml(recipe(task).canonical()))

@@ -1,4 +1,5 @@
-"""Runs side by side: each is bit for bit what it would be alone, whoever stops, fails or joins beside it."""
+"""Runs side by side: each is bit for bit what it would be alone, whoever stops, fails or joins
+beside it."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ OTHERS = {
 
 
 def changed(one, changes):
-    """`one` with other tables: unlike `recipe`, a table is replaced as a whole where it names a plug-in."""
+    """`one` with other tables: unlike `recipe`, a table is replaced as a whole where it names a
+    plug-in."""
     table = one.canonical()
     table |= {
         key: value if "name" in value else table[key] | value for key, value in changes.items()

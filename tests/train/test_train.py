@@ -1,4 +1,5 @@
-"""Stage two: a killed run ends as an undisturbed one, identity cannot tell what only time tells, wrong input is named."""
+"""Stage two: a killed run ends as an undisturbed one, identity cannot tell what only time tells,
+wrong input is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Windows: the frames in a batch are the frames that were asked for, in an order that is a pure function of seed and step."""
+"""Windows: the frames in a batch are the frames that were asked for, in an order that is a pure
+function of seed and step."""
 
 from __future__ import annotations
 
@@ -71,7 +72,8 @@ def test_nearest_is_the_nearest(gaps, wanted):
     st.integers(1, 3),
 )
 def test_a_window_half_way_between_frames_skips_and_repeats_none(rate, length, frames, stride):
-    """Evenly timed frames, a window at a whole stride in the middle of the clip: rows advance by that stride, always."""
+    """Evenly timed frames, a window at a whole stride in the middle of the clip: rows advance by
+    that stride, always."""
     time_s = np.arange(length) / rate
     room_s = time_s[-1] - (frames - 1) * stride / rate
     if room_s >= 0:
