@@ -40,7 +40,7 @@ from pipeline.records import Clip, TokenShape
 
 @dataclass(frozen=True)
 class Location:
-    """Where the frames of one video lie: rows [start, stop) of a store."""
+    """The frames of one video in a cache: rows [start, stop) of a store."""
 
     store: int
     start: int

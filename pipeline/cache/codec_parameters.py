@@ -1,4 +1,4 @@
-"""What the fitted codec of a cache has learnt: packed into one file, read back checked, and given
+"""Parameters that a fitted codec has learnt are packed into one file, read back checked, and given
 to the codec of every token array.
 
 A run keeps a copy of the file, so that a stream goes through the codec that training saw.
@@ -29,7 +29,8 @@ def pack_learnt(learnt: Mapping[str, Mapping[str, np.ndarray]]) -> bytes:
 
 
 def read_learnt(storage: Storage, sha256: str | None) -> bytes | None:
-    """What the codec of the cache or run in `storage` has learnt; None where nothing was fitted.
+    """The file of parameters that the codec of the cache or run in `storage` has learnt; None where
+    nothing was fitted.
 
     `sha256` is the checksum that `cache.json` or `run.json` names. Raises BadInput where the file
     cannot be read or differs from it.

@@ -1,4 +1,4 @@
-"""How a cache comes to be and changes: created, a store committed or forgotten, leftovers cleared.
+"""Changes of a cache: it is created, stores are committed or forgotten, leftovers are cleared.
 
 Whoever writes a store does so aside, syncs it, renames it, and vouches for it last, by its receipt.
 So a kill at any byte loses at most the store in flight.

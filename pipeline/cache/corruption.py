@@ -1,5 +1,5 @@
-"""What can be wrong with the stores of a cache: found by comparing files with receipts and chunks
-with checksums, and put together for whoever reads of much of it."""
+"""Damage of a cache's stores is found by comparing files with receipts and chunks with checksums,
+and grouped where there is much of it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ RowRange = tuple[int, int]
 
 @dataclass(frozen=True)
 class Damage:
-    """What is wrong with one file of a store, or with its receipt."""
+    """Damage of one file of a store, or of its receipt."""
 
     store: int
     file: str
@@ -232,7 +232,7 @@ def check_chunks(
 
 
 def _chunk_problem(file: BinaryIO, offset: int, length: int, layout: ShardLayout) -> str:
-    """What is wrong with the chunk at `offset` of an open shard; "" where it is as written."""
+    """The problem of the chunk at `offset` of an open shard; "" where it is as written."""
     if offset == MISSING:
         return "missing"
     try:

@@ -1,4 +1,4 @@
-"""What a cache has on disk, by name and by size: the one file that spells either.
+"""Names and sizes of all that a cache has on disk: no other file spells them.
 
 ```
 <name>-<12 hex>/

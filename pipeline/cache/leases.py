@@ -1,4 +1,4 @@
-"""What the workers of one cache tell each other: who is at work on which store.
+"""Leases, by which the workers of one cache tell each other who is at work on which store.
 
 A lease is a file that is created only if it is not there, and rewritten every few seconds while its
 holder lives. One that does not change for a while is void, as is at once that of a process of this
@@ -50,7 +50,7 @@ class Holder:
 
     @classmethod
     def me(cls) -> Holder:
-        """This process, as a holder that no other is equal to."""
+        """The holder that stands for this process; no other is equal to it."""
         return cls(secrets.token_hex(8), _machine(), os.getpid(), _started(os.getpid()) or 0)
 
     @property
@@ -74,8 +74,8 @@ class Holder:
 
 
 class Leases:
-    """This worker's leases in one storage. Between `with` they are kept alive by a thread; leaving
-    gives all of them back."""
+    """The leases of this worker in one storage. Between `with` they are kept alive by a thread;
+    leaving gives all of them back."""
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage

@@ -1,4 +1,4 @@
-"""What a cache writes down about itself, as checked records: `cache.json` (the plan) and the
+"""Checked records of what a cache writes down about itself: `cache.json` (the plan) and the
 receipt of every store.
 
 Nothing read from disk is trusted: a file that is no JSON, or lacks a key, or holds another type is
@@ -37,7 +37,7 @@ class Header(Settings):
     manifest: str
     """Digest of the manifest it is extracted from."""
     root: str
-    """Where the videos were when extraction began; they may be gone."""
+    """Folder of the videos when extraction began; they may be gone."""
     plan: dict[int, dict[str, int]]
     """store -> video_id -> frames expected from the header of its file."""
     derived_from: str | None = None
@@ -66,7 +66,7 @@ class VideoFailure(Settings):
 
 
 class Content(Settings):
-    """How many frames a video has."""
+    """Numbers of frames of a video."""
 
     decoded: int
     """Frames that came out of the decoder, whether they are cached or not."""
@@ -88,7 +88,7 @@ class Receipt(Settings):
     seconds: dict[str, float]
     """Step -> seconds of work."""
     device: str
-    """Where the encoder ran: devices differ in the last bits."""
+    """Device on which the encoder ran: devices differ in the last bits."""
     versions: dict[str, str]
     """Versions of the tools that wrote the store."""
     finished_s: float | None = None

@@ -50,7 +50,7 @@ in small pages and up to twice as slow."""
 
 @dataclass(frozen=True)
 class ShardLayout:
-    """How the shards of one array are laid out."""
+    """Layout of the shards of one array."""
 
     shape: tuple[int, ...]
     """Shape of one row."""
@@ -190,8 +190,8 @@ class ShardWriter:
         self._size = self._started = self._crc = 0
 
     def _piece(self, rows: np.ndarray) -> Iterator[np.ndarray]:
-        """What the file gets for rows of one chunk; after the last of them its checksum, and zeros
-        up to the next boundary."""
+        """Yields the bytes that the file gets for rows of one chunk; after the last of them its
+        checksum, and zeros up to the next boundary."""
         first, frames = self.rows % self.layout.chunk_frames, self.layout.chunk_frames
         last = first + len(rows) == frames
         chunk = self.rows % self.layout.shard_frames // frames

@@ -1,4 +1,5 @@
-"""What a cache holds and how its extraction is getting on, from its receipts and leases."""
+"""Status of a cache: what it holds, and how its extraction is getting on, from its receipts and
+leases."""
 
 from __future__ import annotations
 
@@ -17,14 +18,14 @@ NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 class StoreCounts(Settings):
-    """How many stores there are to be, and are."""
+    """Numbers of stores."""
 
     planned: int
     done: int
 
 
 class VideoCounts(Settings):
-    """How many videos there are to be, and are."""
+    """Numbers of videos."""
 
     planned: int
     stored: int
@@ -34,7 +35,7 @@ class VideoCounts(Settings):
 
 
 class SplitCoverage(Settings):
-    """What is stored of one split."""
+    """Coverage of one split."""
 
     clips: int
     covered: int
@@ -52,7 +53,7 @@ class FailureGroup(Settings):
     """Videos that failed for the same reason."""
 
     reason: str
-    """With "..." for each number that is not the same in all."""
+    """The common reason, with "..." for each number that is not the same in all."""
     videos: list[str]
 
 
@@ -96,8 +97,9 @@ class Status(Settings):
     """video_id -> frames, for videos that hold another number than their header promises."""
     workers: list[WorkerStatus]
     frames_per_s: float | None
-    """Of all workers together, over the last stores; None where nobody is at work."""
+    """Speed of all workers together, over the last stores; None where nobody is at work."""
     eta_s: float | None
+    """Seconds until no frame is left, at this speed."""
 
     @property
     def is_worked_on(self) -> bool:

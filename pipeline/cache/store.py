@@ -228,7 +228,7 @@ class StoreReader:
             return read_index(file, self.shard(name, number), layout)
 
     def layout(self, name: str) -> ShardLayout:
-        """How the shards of a token array are laid out."""
+        """Layout of the shards of a token array."""
         if name not in self._layouts:
             self._layouts[name] = _layout_of(self._array(name), f"array '{name}' of store {self}")
         return self._layouts[name]

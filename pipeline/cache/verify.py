@@ -1,4 +1,4 @@
-"""What is damaged in a cache: every file is compared with its checksum, and what is wrong is named
+"""Verification of a cache: every file is compared with its checksum, and what is wrong is named
 with the frames it hits.
 
 A store is damaged where its files differ from its receipt, or its receipt from what the store says
@@ -53,7 +53,7 @@ OnBytes = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Verification:
-    """What a check of every byte of a cache, or of some of its stores, has shown."""
+    """Result of checking every byte of a cache, or of some of its stores."""
 
     cache: Cache
     checked: int
@@ -124,8 +124,8 @@ class _StoreFiles:
 
 
 class _ContentIndex:
-    """What the receipts vouch for, by content: it tells what a file holds that is not where it
-    belongs."""
+    """Index of all files that the receipts vouch for, by content: it tells what a file holds that
+    is not where it belongs."""
 
     def __init__(self, receipts: Mapping[int, Receipt]) -> None:
         self.stores = {
@@ -309,7 +309,7 @@ def _videos_of(receipt: Receipt, rows: Sequence[RowRange]) -> tuple[str, ...]:
 
 
 def _contradictions(cache: Cache, receipt: Receipt) -> list[str]:
-    """What a receipt says otherwise than the store that it vouches for, whose small arrays are
+    """Contradictions of a receipt and the store that it vouches for, whose small arrays are
     sound."""
     try:
         reader = StoreReader(cache.storage, store_name(receipt.store))
@@ -379,7 +379,8 @@ def _cache_problems(cache: Cache) -> dict[str, str]:
 
 
 def _header_problem(cache: Cache) -> str:
-    """What is wrong with cache.json: its fingerprint must follow from all that it says."""
+    """The problem of cache.json, "" if there is none: its fingerprint must follow from all that it
+    says."""
     header, spec = cache.header, cache.cache_spec
     _ = cache.arrays  # refuses what no codec can lay out
     if header.format_version != FORMAT_VERSION or spec.canonical() != header.spec:
@@ -394,7 +395,7 @@ def _header_problem(cache: Cache) -> str:
 
 
 def advice(cache: Cache, file: str) -> str:
-    """How to mend a file that belongs to no store."""
+    """The hint on how to mend a file that belongs to no store."""
     if file.startswith(MANIFEST):
         files = ", ".join(Manifest.FILES)
         return (

@@ -60,8 +60,8 @@ Allocate = Callable[[tuple[int, ...]], np.ndarray]
 
 @dataclass
 class FrameCounts:
-    """What a video holds and what its header promises: filled while it is decoded, and true however
-    that ends."""
+    """Counts of what a video holds and of what its header promises, filled while it is decoded, and
+    true however that ends."""
 
     decoded: int = 0
     """Pictures in the content, before sampling."""

@@ -1,4 +1,5 @@
-"""What a video says of itself: opened and read without decoding, or refused with the true reason.
+"""Headers of videos and image folders, read without decoding; what cannot be read is refused with
+the true reason.
 
 A header is a claim. Plans are made from it (`expected_frames`); what is really there is known only
 once it is decoded.
@@ -38,7 +39,7 @@ reason, not passed over."""
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 REREAD_BYTES = 256 << 20
-"""How much of a file is read again to find out whether the disk is to blame."""
+"""Bytes of a file that are read again to find out whether the disk is to blame."""
 TIMESTAMPS = "timestamps.txt"
 """In an image folder: one time in seconds per line, one line per image."""
 
@@ -124,8 +125,8 @@ def _open(source: str | io.BytesIO, path: Path, name: str) -> tuple[InputContain
 
 
 def reason_of(error: av.FFmpegError, path: Path, at_byte: int = 0) -> str:
-    """What libav found wrong with `path` at about a byte. Raises MemoryError or OSError if the
-    machine is at fault."""
+    """The reason that libav gives for an error with `path` at about a byte. Raises MemoryError or
+    OSError if the machine is at fault."""
     if isinstance(error, MemoryError):
         raise MemoryError(error.strerror) from error
     if path.is_file() and not isinstance(error, PermissionError):
@@ -229,7 +230,7 @@ def _probe_folder(folder: Path, image_fps: float | None) -> Probe:
 
 
 def expected_frames(probe: Probe, fps: float | None) -> int:
-    """How many frames the header promises at `fps` frames per second (None: every frame). An
+    """Frames that the header promises at `fps` frames per second (None: every frame). An
     estimate, at least 1."""
     counts = []
     if probe.frames_from_header is not None:

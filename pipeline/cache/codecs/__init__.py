@@ -1,4 +1,4 @@
-"""How tokens become bytes: every file here is a codec, found by its name.
+"""Codecs, which turn tokens into bytes: every file here is a codec, found by its name.
 
 Read `contract` first.
 """

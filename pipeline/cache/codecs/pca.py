@@ -28,7 +28,7 @@ class Codec(FittedCodec):
     follow the batch's shape."""
 
     class Settings(plugins.Settings):
-        """How many numbers are kept of a token."""
+        """Numbers that are kept of a token."""
 
         components: int = Field(default=128, ge=1)
         """Components that are kept; of narrower tokens, all."""
@@ -82,8 +82,8 @@ class Codec(FittedCodec):
         return coefficients @ basis_DK.T + mean_D
 
     def max_error(self, tokens_FND: torch.Tensor) -> torch.Tensor:
-        """What the projection loses of each value, the rounding of the coefficients, and that of
-        decoding in float32."""
+        """The sum of what the projection loses of each value, the rounding of the coefficients, and
+        that of decoding in float32."""
         mean_D, basis_DK = (part.double() for part in self._on(tokens_FND.device))
         coefficients = self._project(tokens_FND)
         lost = (tokens_FND.detach().double() - mean_D - coefficients @ basis_DK.T).abs()

@@ -96,7 +96,7 @@ class Storage(ABC):
 
     @abstractmethod
     def zarr(self, name: str) -> Any:
-        """What `zarr.open_group` takes for the group `name`."""
+        """The argument with which `zarr.open_group` opens the group `name`."""
 
     @abstractmethod
     def open(self, name: str, spans: Sequence[Span]) -> BinaryIO:

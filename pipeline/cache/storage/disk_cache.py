@@ -1,4 +1,4 @@
-"""What was fetched from object stores, on a local disk, up to a bound.
+"""Cache, on a local disk and up to a bound, of what was fetched from object stores.
 
 ```
 <folder>/
@@ -40,11 +40,12 @@ BLOCK_BYTES = 1 << 20
 """A block is fetched whole. Windows lie anywhere: larger blocks would bring more of what was not
 asked for."""
 RUN_BLOCKS = 16
-"""Up to so many neighbouring blocks are fetched by one request."""
+"""Neighbouring blocks that one request fetches, at most."""
 FILL = 0.9
-"""How full the folder is left when room was made: making room looks at every entry."""
+"""Share of the bound up to which the folder is full after room was made: making room looks at every
+entry."""
 PAGE_BYTES, ENTRY_BYTES = 4096, 16384
-"""What a file system rounds to, and what an entry takes beside its data."""
+"""Bytes that a file system rounds to, and that an entry takes beside its data."""
 STRAY_S = 60.0
 """Seconds after which something aside that nobody holds was left by a kill."""
 
@@ -339,7 +340,7 @@ def _span(first: int, last: int, size: int) -> Span:
 
 
 def _taken(block: int, size: int) -> int:
-    """What a block takes on the disk."""
+    """Bytes that a block takes on the disk."""
     start, stop = _span(block, block, size)
     return -(-(stop - start) // PAGE_BYTES) * PAGE_BYTES
 

@@ -31,9 +31,9 @@ from pipeline.errors import StillframeError
 STREAM_BYTES = 8 << 20
 """A file that is read from end to end is fetched in pieces of this size, a few ahead."""
 CHANGES = 5
-"""How often a file may change while it is read."""
+"""Times that a file may change while it is read."""
 VERSION = ("ETag", "etag", "generation", "mtime", "created", "last_modified", "LastModified")
-"""What stores say of an object that differs when it is rewritten; the first that is there
+"""Facts of an object that differ when it is rewritten, as stores name them; the first that is there
 counts."""
 
 _CLAIMING, _CLAIMED = threading.Lock(), set[str]()
@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 
 class ObjectFacts(NamedTuple):
-    """What tells one version of an object from another."""
+    """Size and version of an object: those of a rewritten one differ."""
 
     size: int
     version: str
@@ -274,7 +274,8 @@ class ObjectStorage(Storage):
         return self._facts[name]
 
     def _unchanged(self, name: str, read: Callable[[], T]) -> T:
-        """What `read` makes of an object or folder; again, where that was rewritten meanwhile."""
+        """Returns what `read` makes of an object or folder, and reads again where that was
+        rewritten meanwhile."""
         for _ in range(CHANGES):
             try:
                 return read()

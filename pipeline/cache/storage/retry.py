@@ -51,7 +51,7 @@ REFUSED = {
     errno.ENOSPC,
 }
 CUT_SHORT = {"BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch"}
-"""What S3 calls a request that it refuses because it did not arrive as it was sent."""
+"""Codes by which S3 refuses a request because it did not arrive as it was sent."""
 TRANSPORT = {
     "ClientError",
     "ConnectionError",
@@ -97,7 +97,7 @@ class Network:
         return str(self.fs._strip_protocol(url))
 
     def call(self, url: str, request: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-        """What a request for `url` returns.
+        """Makes a request for `url` and returns its result.
 
         Raises OSError where another try cannot help, StillframeError where none of `TRIES` did.
         """
@@ -175,7 +175,7 @@ def _is_busy(status: object) -> bool:
 
 
 def _s3_code(error: BaseException | None) -> str:
-    """What S3 calls the error, if it came from there."""
+    """The code that S3 gives an error, "" if it did not come from there."""
     while error is not None:
         response = getattr(error, "response", None)
         if isinstance(response, dict):
@@ -185,7 +185,7 @@ def _s3_code(error: BaseException | None) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    """What an error says, in one line: libraries put XML pages and backtraces into their
+    """The text of an error in one line: libraries put XML pages and backtraces into their
     messages."""
     said = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(said.split())[:200]
