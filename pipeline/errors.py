@@ -51,7 +51,7 @@ def unknown_name(what: str, name: str, known: Iterable[str], where: str = "") ->
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else ""
-    place = f"{where}: " if where else ""
+    prefix = f"{where}: " if where else ""
     return BadInput(
-        f"{place}no {what} called '{name}'; there are: {', '.join(known) or 'none'}", hint
+        f"{prefix}no {what} called '{name}'; there are: {', '.join(known) or 'none'}", hint
     )

@@ -220,8 +220,8 @@ def fingerprint(
         "identity": identity,
     }
     meaning |= {"decoder": decoder, "format_version": FORMAT_VERSION}
-    given = {"fitted_to": fitted_to, "derived_from": derived_from}
-    meaning |= {name: value for name, value in given.items() if value is not None}
+    origins = {"fitted_to": fitted_to, "derived_from": derived_from}
+    meaning |= {name: value for name, value in origins.items() if value is not None}
     text = json.dumps(meaning, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -34,11 +34,11 @@ def parse_json(
             raise ValueError(f"wanted an object, found {str(table)[:40]}")
     except ValueError as error:
         raise BadInput(f"{where} is damaged: {error}", hint) from error
-    found = table.get("format_version")
-    if versions is not None and found is not None and found not in versions:
-        older = isinstance(found, int) and found < versions[0]
+    version = table.get("format_version")
+    if versions is not None and version is not None and version not in versions:
+        older = isinstance(version, int) and version < versions[0]
         message = (
-            f"{where} has format {found}, this version of stillframe reads format {versions[-1]}"
+            f"{where} has format {version}, this version of stillframe reads format {versions[-1]}"
         )
         raise BadInput(message, hint if older else "upgrade stillframe")
     try:

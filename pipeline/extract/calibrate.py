@@ -29,10 +29,10 @@ HEAD_FRAMES = 1000
 frames."""
 
 
-def middles_of_parts(count: int, wanted: int) -> np.ndarray:
-    """Up to `wanted` ascending numbers below `count`: the middles of as many equal parts."""
-    wanted = min(count, wanted)
-    return (2 * np.arange(wanted) + 1) * count // max(1, 2 * wanted)
+def middles_of_parts(count: int, parts: int) -> np.ndarray:
+    """The middles of `parts` equal parts of range(count), ascending; at most `count` of them."""
+    parts = min(count, parts)
+    return (2 * np.arange(parts) + 1) * count // max(1, 2 * parts)
 
 
 def fit_codecs(codec: FittedCodec, tokens: Mapping[str, torch.Tensor]) -> bytes:
@@ -48,19 +48,21 @@ def calibration_tokens(
     device: torch.device,
     manifest: Manifest,
     plan: Plan,
-    wanted: int,
+    num_frames: int,
     limits: DecodeLimits | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, torch.Tensor]:
-    """Token array -> float32 tokens (F, N, D) in host memory, of about `wanted` frames of evenly
+    """Token array -> float32 tokens (F, N, D) in host memory, of about `num_frames` frames of evenly
     spread videos.
 
     A video that cannot be decoded gives what can be had of it, and `say` is told the reason. Raises
     StillframeError if no frame can be had at all, or if the machine is at fault.
     """
     expected = {video_id: count for videos in plan.values() for video_id, count in videos.items()}
-    chosen = [manifest.videos[place] for place in middles_of_parts(len(manifest.videos), wanted)]
-    of_each = -(-wanted // len(chosen))
+    chosen = [
+        manifest.videos[index] for index in middles_of_parts(len(manifest.videos), num_frames)
+    ]
+    of_each = -(-num_frames // len(chosen))
     squares: list[torch.Tensor] = []
     failure = ""
     with FrameReader(manifest.root, device, limits) as reader:

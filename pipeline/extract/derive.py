@@ -274,11 +274,11 @@ class Derivation:
     def rows(self, video_id: str) -> np.ndarray:
         """Rows of the video's kept frames in its store of the source."""
         if video_id not in self._rows:
-            place = self.source.locations.get(video_id)
-            rows = np.arange(place.start, place.stop) if place else np.zeros(0, np.int64)
+            location = self.source.locations.get(video_id)
+            rows = np.arange(location.start, location.stop) if location else np.zeros(0, np.int64)
             rate = self.spec.frames.rate
-            if place and rate is not None and rate != self.source.fps:
-                time_s = self._small_array(place.store, TIMES)[rows]
+            if location and rate is not None and rate != self.source.fps:
+                time_s = self._small_array(location.store, TIMES)[rows]
                 rows = rows[_sampled(time_s, self.source.fps, rate)]
             self._rows[video_id] = rows
         return self._rows[video_id]
@@ -295,21 +295,22 @@ class Derivation:
             return planned
         expected = {}
         for video_id, count in planned.items():
-            place, kept = self.source.locations.get(video_id), len(self.rows(video_id))
+            location, kept = self.source.locations.get(video_id), len(self.rows(video_id))
             whole = video_id not in self.source.failures
             expected[video_id] = (
                 kept
-                if whole or not place
-                else max(1, -(-count * kept // (place.stop - place.start)))
+                if whole or not location
+                else max(1, -(-count * kept // (location.stop - location.start)))
             )
         return {video_id: max(1, count) for video_id, count in expected.items()}
 
     def _sample(self, codec: FittedCodec) -> dict[str, torch.Tensor]:
         """Token array -> tokens (F, N, D) of evenly spread kept frames, to fit a codec to."""
-        places = [(video_id, row) for video_id in self.videos for row in self.rows(video_id)]
+        candidates = [(video_id, row) for video_id in self.videos for row in self.rows(video_id)]
         chosen: dict[str, list[int]] = {}
-        for place in middles_of_parts(len(places), codec.sample_frames):
-            chosen.setdefault(places[place][0], []).append(places[place][1])
+        for index in middles_of_parts(len(candidates), codec.sample_frames):
+            video_id, row = candidates[index]
+            chosen.setdefault(video_id, []).append(row)
         if not chosen:
             raise BadInput(
                 f"cache {self.source} holds no frame to fit a codec to", "see: stillframe status"

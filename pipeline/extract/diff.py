@@ -130,15 +130,17 @@ def _derivation(
     ]
     if strange:
         return None, f"its tokens come from another {strange[0].partition('.')[0]}"
-    wanted = spec.canonical()
-    table = wanted | {"encoder": cache.spec["encoder"] | {"layers": wanted["encoder"]["layers"]}}
+    canonical = spec.canonical()
+    table = canonical | {
+        "encoder": cache.spec["encoder"] | {"layers": canonical["encoder"]["layers"]}
+    }
     try:
         require_derivable(cache, plugins.validate(CacheSpec, table, "spec"))
     except BadInput as error:
         return None, error.message
     changed = {field for field, _, _ in differ}
     if "codec.name" in changed:  # the settings of another codec are all said anew
-        changed |= {f"codec.{key}" for key in wanted["codec"]}
+        changed |= {f"codec.{key}" for key in canonical["codec"]}
     sets = []
     for field in sorted(changed - {"derived_from", "format_version"}):
         value: Any = table
@@ -182,7 +184,7 @@ def siblings(cache: Cache) -> dict[str, list[str]]:
         )
 
     others = neighbours(cache, f"{cache.spec['name']}-")
-    found = {
+    differing_fields = {
         other.name: differences(meaning(cache.header), meaning(other.header)) for other in others
     }
-    return {name: differ for name, differ in found.items() if differ}
+    return {name: differ for name, differ in differing_fields.items() if differ}

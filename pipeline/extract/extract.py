@@ -189,9 +189,9 @@ def load_encoders(
 ) -> list[tuple[CacheSpec, EncoderPlugin]]:
     """Every spec with its encoder on `device`. Raises BadInput where two specs ask for the same
     cache."""
-    if len({str(one.canonical() | {"name": ""}) for one in specs}) < len(specs):
+    if len({str(spec.canonical() | {"name": ""}) for spec in specs}) < len(specs):
         raise BadInput("two of the specs say the same", "name each cache once")
-    return [(one, make_encoder(one, device)) for one in specs]
+    return [(spec, make_encoder(spec, device)) for spec in specs]
 
 
 def preview(cache_spec: CacheSpec, manifest: Manifest) -> dict[str, Any]:
@@ -296,10 +296,14 @@ def make_plan(
     """store -> video_id -> expected frames. Videos in manifest order fill a store up to its size;
     none is split."""
     require_videos(manifest)
-    rate, known = cache_spec.frames.rate, manifest.facts
+    rate, facts_by_video = cache_spec.frames.rate, manifest.facts
     expected = {}
     for video in manifest.videos:
-        facts = known[video.video_id] if video.video_id in known else _facts(manifest, video)
+        facts = (
+            facts_by_video[video.video_id]
+            if video.video_id in facts_by_video
+            else _facts(manifest, video)
+        )
         # Of one that cannot be opened extraction will say what is wrong with it.
         expected[video.video_id] = 1 if facts is None else probe.expected_frames(facts, rate)
     return fill_stores(expected, frames_per_store(cache_spec, shape))

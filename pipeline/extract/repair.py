@@ -46,7 +46,7 @@ class RepairResult:
 
 
 def repair(
-    found: Verification,
+    verification: Verification,
     root: Path | None = None,
     source: Cache | None = None,
     device: torch.device | None = None,
@@ -58,17 +58,19 @@ def repair(
     `root`: where the videos are now; `source`: of a derived cache, the one that it comes from.
     Raises BadInput, having changed nothing, where what is needed is not there.
     """
-    cache = found.cache
-    if found.cache_problems:
-        file, problem = next(iter(found.cache_problems.items()))
+    cache = verification.cache
+    if verification.cache_problems:
+        file, problem = next(iter(verification.cache_problems.items()))
         raise BadInput(
             f"{cache}/{file} cannot be mended from stores: {problem}", advice(cache, file)
         )
-    redo = list(dict.fromkeys(each.store for each in found.damage if each.kind != "stray"))
+    redo = list(
+        dict.fromkeys(damage.store for damage in verification.damage if damage.kind != "stray")
+    )
     before = {store: receipt for store in redo if (receipt := _readable(cache, store))}
     make = _maker(cache, redo, root, source, device, decoders, on_frames) if redo else None
     try:
-        removed = _clear(found, redo)
+        removed = _clear(verification, redo)
         for store in redo:
             forget_store(cache, store)
             cache.storage.remove(store_name(store))
@@ -89,7 +91,7 @@ def repair(
             for video, failure in receipt.failures.items()
         },
         removed=removed,
-        after=verify_cache(repaired, found.stores),
+        after=verify_cache(repaired, verification.stores),
     )
 
 
@@ -133,11 +135,11 @@ def _maker(
         return derive
     folder = root or Path(cache.header.root)
     sources = {video.video_id: video.source for video in cache.manifest.videos}
-    wanted = [sources[video] for store in stores for video in cache.plan[store]]
-    lost = [name for name in wanted if not (folder / name).exists()]
+    needed = [sources[video] for store in stores for video in cache.plan[store]]
+    lost = [name for name in needed if not (folder / name).exists()]
     if lost:
         raise BadInput(
-            f"{len(lost)} of the {len(wanted)} videos of the damaged stores are not in {folder}, "
+            f"{len(lost)} of the {len(needed)} videos of the damaged stores are not in {folder}, "
             f"the first is {lost[0]}",
             "say where the videos are: --root DIR",
         )
@@ -168,9 +170,9 @@ def _derivation(cache: Cache, source: Cache, stores: list[int]) -> Derivation:
             f"{source.fingerprint}",
             "say where that one is: --source CACHE",
         )
-    wanted = {video for store in stores for video in cache.plan[store]}
+    needed = {video for store in stores for video in cache.plan[store]}
     for store, planned in source.plan.items():
-        if not wanted.isdisjoint(planned) and (problems := check_store(source, store)):
+        if not needed.isdisjoint(planned) and (problems := check_store(source, store)):
             file, problem = next(iter(problems.items()))
             raise BadInput(
                 f"{source} is damaged itself: {store_name(store)}/{file}: {problem}",
@@ -179,13 +181,15 @@ def _derivation(cache: Cache, source: Cache, stores: list[int]) -> Derivation:
     return Derivation(source, cache.cache_spec)
 
 
-def _clear(found: Verification, redo: list[int]) -> list[str]:
+def _clear(verification: Verification, redo: list[int]) -> list[str]:
     """Removes what a kill left over, and files that no receipt knows in stores that are otherwise
     sound."""
-    cache = found.cache
-    removed = [name for name in found.orphans if name.endswith(PARTIAL)]
+    cache = verification.cache
+    removed = [name for name in verification.orphans if name.endswith(PARTIAL)]
     removed += [
-        f"{store_name(each.store)}/{each.file}" for each in found.damage if each.store not in redo
+        f"{store_name(damage.store)}/{damage.file}"
+        for damage in verification.damage
+        if damage.store not in redo
     ]
     for name in removed:
         cache.storage.remove(name)

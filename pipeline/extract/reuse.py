@@ -67,7 +67,7 @@ class ReusableCache:
             for name in self.names
             for key in self.cache.codec.layout(self.cache.shape.width)
         ]
-        given = {
+        linked = {
             name: {
                 file: files[file]
                 for file in files
@@ -75,14 +75,16 @@ class ReusableCache:
             }
             for name in names
         }
-        for file, (_, digest) in (item for of_array in given.values() for item in of_array.items()):
+        for file, (_, digest) in (
+            item for of_array in linked.values() for item in of_array.items()
+        ):
             source = f"{store_name(receipt.store)}/{file}"
             if not self.cache.storage.link(source, staged / file):
                 self._copy(source, files[file][0], staged / file)
             with (staged / file).open("rb") as data:
                 if hashlib.file_digest(data, "sha256").hexdigest() != digest:
                     return None
-        return given
+        return linked
 
     def _copy(self, source: str, size: int, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -95,12 +97,12 @@ class ReusableCache:
 def reusable_caches(cache: Cache) -> list[ReusableCache]:
     """Caches in the same folder whose layers and views are some of this one's, and all else is the
     same; the largest first."""
-    found = []
+    reusables = []
     for other in neighbours(cache):
         with suppress(StillframeError):  # of one whose tokens cannot be decoded nothing is taken
             if names := _common(cache, other):
-                found.append(ReusableCache(other, names))
-    return sorted(found, key=lambda reusable: -len(reusable.names))
+                reusables.append(ReusableCache(other, names))
+    return sorted(reusables, key=lambda reusable: -len(reusable.names))
 
 
 def _common(ours: Cache, theirs: Cache) -> tuple[str, ...]:

@@ -80,17 +80,17 @@ def spot_check(
     encoder = load_encoder(cache, device)
     videos = {video.video_id: video for video in cache.manifest.videos}
     total, done = sum(map(len, sample.values())), 0
-    found, changed = [], {}
+    checks, changed = [], {}
     with FrameReader(folder, device) as reader:
-        for video_id, places in sample.items():
+        for video_id, numbers in sample.items():
             try:
-                found.append(_check_video(cache, encoder, reader, videos[video_id], places))
+                checks.append(_check_video(cache, encoder, reader, videos[video_id], numbers))
             except BadVideo as error:
                 changed[video_id] = error.message
-            done += len(places)
+            done += len(numbers)
             if on_frames:
                 on_frames(done, total)
-    return _report(cache, found, changed, seed) | {
+    return _report(cache, checks, changed, seed) | {
         "frames_sampled": total,
         "videos_sampled": len(sample),
     }
@@ -99,22 +99,22 @@ def spot_check(
 def sample_frames(
     locations: dict[str, Location], fraction: float, seed: int
 ) -> dict[str, np.ndarray]:
-    """video_id -> ascending places of its sampled frames, counted from its first: few videos, some
+    """video_id -> ascending numbers of its sampled frames, counted from its first: few videos, some
     frames of each."""
     rng = np.random.default_rng(seed)
-    lengths = {video_id: place.stop - place.start for video_id, place in locations.items()}
-    wanted, of_each = int(np.ceil(fraction * sum(lengths.values()))), FRAMES_OF_A_VIDEO
-    while sum(min(of_each, length) for length in lengths.values()) < wanted:
+    lengths = {video_id: location.stop - location.start for video_id, location in locations.items()}
+    frames_left, of_each = int(np.ceil(fraction * sum(lengths.values()))), FRAMES_OF_A_VIDEO
+    while sum(min(of_each, length) for length in lengths.values()) < frames_left:
         of_each *= 2
     sample: dict[str, np.ndarray] = {}
     names = list(lengths)
     for number in rng.permutation(len(names)):
-        count = min(of_each, lengths[names[number]], wanted)
+        count = min(of_each, lengths[names[number]], frames_left)
         if count:
             sample[names[number]] = np.sort(
                 rng.choice(lengths[names[number]], count, replace=False)
             )
-            wanted -= count
+            frames_left -= count
     return sample
 
 
@@ -134,18 +134,18 @@ def _check_video(
     encoder: EncoderPlugin,
     reader: FrameReader,
     video: Video,
-    places: np.ndarray,
+    numbers: np.ndarray,
 ) -> VideoCheck:
     location = cache.locations[video.video_id]
-    rows = location.start + places
+    rows = location.start + numbers
     stored_s = cache.small_array(location.store, TIMES)[rows]
     squares: dict[str, list[torch.Tensor]] = {view: [] for view in cache.views}
     fresh_s: list[float] = []
-    for block in reader.numbered(video, cache.cache_spec.frames, places, cache.views):
+    for block in reader.numbered(video, cache.cache_spec.frames, numbers, cache.views):
         for view, squares_FCHW in block.views.items():
             squares[view].append(squares_FCHW)
         fresh_s += block.time_s.tolist()
-    if len(fresh_s) < len(places):
+    if len(fresh_s) < len(numbers):
         at_s = stored_s[len(fresh_s)]
         raise BadVideo(
             f"{video.source}: its content ends before the frame that was cached at {at_s:.3f} s"
@@ -182,15 +182,15 @@ def _cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _report(
-    cache: Cache, found: list[VideoCheck], changed: dict[str, str], seed: int
+    cache: Cache, checks: list[VideoCheck], changed: dict[str, str], seed: int
 ) -> dict[str, Any]:
     # How much the codec of its source lost is not in a derived cache, so nothing can be held
     # against it.
     judged = cache.header.derived_from is None
     arrays, worst, drifted = {}, [], set()
-    for name in cache.token_arrays if found else ():
-        cosine = np.concatenate([each.cosine[name].ravel() for each in found])
-        allowed = np.concatenate([each.allowed[name].ravel() for each in found])
+    for name in cache.token_arrays if checks else ():
+        cosine = np.concatenate([check.cosine[name].ravel() for check in checks])
+        allowed = np.concatenate([check.allowed[name].ravel() for check in checks])
         below = cosine < allowed
         arrays[name] = {
             "tokens": len(cosine),
@@ -203,17 +203,17 @@ def _report(
                 np.searchsorted(BINS, 1 - cosine, side="right"), minlength=len(BINS) + 1
             ).tolist(),
         }
-    for each in found:
-        for frame, time_s in enumerate(each.time_s.tolist()):
-            name = min(each.cosine, key=lambda name: each.cosine[name][frame].min())
+    for check in checks:
+        for frame, time_s in enumerate(check.time_s.tolist()):
+            name = min(check.cosine, key=lambda name: check.cosine[name][frame].min())
             is_below = judged and any(
-                (each.cosine[a][frame] < each.allowed[a][frame]).any() for a in each.cosine
+                (check.cosine[a][frame] < check.allowed[a][frame]).any() for a in check.cosine
             )
-            drifted |= {each.video_id} if is_below else set()
-            least = float(each.cosine[name][frame].min())
+            drifted |= {check.video_id} if is_below else set()
+            least = float(check.cosine[name][frame].min())
             worst.append(
                 {
-                    "video": each.video_id,
+                    "video": check.video_id,
                     "time_s": time_s,
                     "array": name,
                     "cosine": least,
@@ -228,7 +228,7 @@ def _report(
         "bins": list(BINS),
         "worst": sorted(worst, key=lambda frame: frame["cosine"])[:WORST],
         "drifted": sorted(drifted),
-        "mismatch_s": max((float(each.mismatch_s.max()) for each in found), default=0.0),
-        "shifted": [each.video_id for each in found if each.mismatch_s.max() > TIME_S],
+        "mismatch_s": max((float(check.mismatch_s.max()) for check in checks), default=0.0),
+        "shifted": [check.video_id for check in checks if check.mismatch_s.max() > TIME_S],
         "changed": changed,
     }

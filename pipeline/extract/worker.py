@@ -44,7 +44,7 @@ class ExtractionJob(Job):
 
     def work(self, index: int) -> None:
         device = device_of_worker(self.device, index)
-        caches = [Cache(place) for place in self.caches]
+        caches = [Cache(address) for address in self.caches]
         targets = [(cache, load_encoder(cache, device), reusable_caches(cache)) for cache in caches]
         fill(targets, caches[0].manifest.videos, self, device)
 
