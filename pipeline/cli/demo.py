@@ -81,7 +81,7 @@ def demo_tasks(
     videos = _render(out / "room", ROOM | dict(world or {}), on_step)
     say(f"{out / 'room'}: {len(videos.clips)} clips of a room")
     cache = _extract(cache_spec, videos, out, on_step, say)
-    found = {}
+    of_tasks = {}
     for task in tasks:
         results, runs = [], []
         for changes in (["temporal={name='identity'}"], []):
@@ -94,12 +94,10 @@ def demo_tasks(
         sheet = draw(runs[-1], RunContext.of(cache), DRAWN)
         say(f"{sheet}: drawn")
         report(runs, out / "report" / task)
-        ahead = difference(results[1], results[0], next(iter(results[0].forms)))
-        found[task] = (
-            results,
-            ahead if results[0].metrics[0].higher_is_better else turned(ahead),
-        )
-    return found
+        gain = difference(results[1], results[0], next(iter(results[0].forms)))
+        better_up = results[0].metrics[0].higher_is_better
+        of_tasks[task] = (results, gain if better_up else negated(gain))
+    return of_tasks
 
 
 def _render(out: Path, world: Mapping[str, Any], on_step: OnStep) -> manifest.Manifest:
@@ -132,6 +130,6 @@ def _train(recipe: Recipe, cache: Cache, out: Path, on_step: OnStep) -> Run:
     )
 
 
-def turned(gain: Interval) -> Interval:
+def negated(gain: Interval) -> Interval:
     """The interval of the negative."""
     return Interval(score=-gain.score, low=-gain.high, high=-gain.low)

@@ -18,8 +18,8 @@ from pipeline.cli.options import app
 from pipeline.errors import StillframeError
 
 COMMANDS = (
-    "manifest", "extract", "derive", "status", "verify", "diff", "spot-check", "plan", "train", "sweep", "evaluate",
-    "stream", "import-checkpoint", "report", "demo", "list",
+    "manifest", "extract", "derive", "status", "verify", "diff", "spot-check", "plan",
+    "train", "sweep", "evaluate", "stream", "import-checkpoint", "report", "demo", "list",
 )  # fmt: skip
 """In the order in which --help lists them: that in which they are used, from videos to scores."""
 BENCHES = (
@@ -97,7 +97,8 @@ def _usage(message: str) -> str:
 
 def entry() -> None:
     """The console script."""
-    # Compute threads that spin for long while they wait steal the cores from the threads that read, decode and write; threads
-    # that sleep at once take longer to wake than many an operation lasts. This many turns of GNU OpenMP are some microseconds.
+    # Compute threads that spin for long while they wait steal the cores from the threads that
+    # read, decode and write; threads that sleep at once take longer to wake than many an operation
+    # lasts. This many turns of GNU OpenMP are some microseconds.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     sys.exit(main())

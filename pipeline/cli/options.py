@@ -20,7 +20,8 @@ FINISHED_WITH_FAILURES = 3
 
 app = typer.Typer(
     name="stillframe",
-    help="A frozen image model, a token cache and a small recurrent temporal module make a video model.",
+    help="A frozen image model, a token cache and a small recurrent temporal module make a video "
+    "model.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -79,15 +80,17 @@ Logs = Annotated[Path, typer.Option(help="Folder for the logs of an engine's wor
 
 
 def torch_device(name: str | None) -> torch.device | None:
+    """The device of that name, None where none was named. Raises BadInput where it does not exist
+    or cannot compute."""
     import torch
 
     if name is None:
         return None
-    known = "cpu, cuda or cuda:1"
+    names = "cpu, cuda or cuda:1"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise BadInput(f"no device called '{name}'", known) from error
+        raise BadInput(f"no device called '{name}'", names) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BadInput(
             f"device '{name}' asks for CUDA, which this machine or this torch does not have",
@@ -97,12 +100,13 @@ def torch_device(name: str | None) -> torch.device | None:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise BadInput(
-            f"device '{name}' cannot be used: {str(error).splitlines()[0]}", known
+            f"device '{name}' cannot be used: {str(error).splitlines()[0]}", names
         ) from error
     return device
 
 
 def other_manifest(folder: Path | None) -> Manifest | None:
+    """The manifest in a folder that --manifest names."""
     from pipeline.datasets.manifest.manifest import Manifest
 
     return None if folder is None else Manifest.load(folder)
@@ -123,7 +127,8 @@ def named_file(kind: str, name: str) -> Path:
 
 
 def make_engine(name: str | None, workers: int, sets: list[str]) -> EnginePlugin | None:
-    """More than one worker are processes of this machine unless an engine is named."""
+    """The engine of that name with its settings, None where this process does the work. More than
+    one worker are processes of this machine unless an engine is named."""
     from pipeline.config import plugins
     from pipeline.config.toml_tables import override
 
@@ -135,7 +140,7 @@ def make_engine(name: str | None, workers: int, sets: list[str]) -> EnginePlugin
         return None
     name = name or "local"
     plugin = plugins.load("engine", name)
-    made: EnginePlugin = plugin(
+    engine: EnginePlugin = plugin(
         plugins.settings("engine", name, override({}, sets), f"engine '{name}'"), workers
     )
-    return made
+    return engine

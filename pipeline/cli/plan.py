@@ -320,7 +320,7 @@ def verdict(planned: Plan, out: str) -> list[str]:
         *lines,
         f"caching {does}: {both}; it pays from {times.break_even:,.1f} epochs on, counted over all "
         "runs",
-        f"an epoch from the cache is {gain}; it would be {_ratio(planned.operations)} by operations "
-        "alone; decoding, reading and waiting make the difference",
+        f"an epoch from the cache is {gain}; it would be {_ratio(planned.operations)} by "
+        "operations alone; decoding, reading and waiting make the difference",
         disk,
     ]

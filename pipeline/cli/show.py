@@ -30,30 +30,34 @@ def show_scores(results: Sequence[Evaluation]) -> None:
             for form, scores in result.forms.items()
         ]
         first = of_task[0]
-        (main, *others) = [f"{first.trivial[name]:.3f}" for name, _ in metrics]
-        rows.append(("trivial", "", "", main, "", *others))
-        (main, *others) = [f"{name} ({unit})" if unit else name for name, unit in metrics]
+        (main, *rest) = [f"{first.trivial[name]:.3f}" for name, _ in metrics]
+        rows.append(("trivial", "", "", main, "", *rest))
+        (main, *rest) = [f"{name} ({unit})" if unit else name for name, unit in metrics]
         title = f"{task} on split {first.split}: {first.clips_scored} clips"
-        console.show_table(title, ("run", "temporal", "form", main, "95 % interval", *others), rows)
+        columns = ("run", "temporal", "form", main, "95 % interval", *rest)
+        console.show_table(title, columns, rows, justify="lllrl" + "r" * len(rest))
     for result in results:
         if result.clips_skipped:
             console.say(
-                f"{result.run}: {result.clips_skipped} clips left out: the cache does not cover them"
+                f"{result.run}: {result.clips_skipped} clips left out: "
+                "the cache does not cover them"
             )
         if result.clips_without_truth:
             console.say(
-                f"{result.run}: {result.clips_without_truth} clips left out: they have nothing to score"
+                f"{result.run}: {result.clips_without_truth} clips left out: "
+                "they have nothing to score"
             )
 
 
 def _score_cells(scores: Sequence[Interval]) -> list[str]:
     """The first score and its interval, then the others."""
-    first, *others = scores
+    first, *rest = scores
     interval = f"{first.low:.3f} .. {first.high:.3f}"
-    return [f"{first.score:.3f}", interval, *(f"{other.score:.3f}" for other in others)]
+    return [f"{first.score:.3f}", interval, *(f"{score.score:.3f}" for score in rest)]
 
 
 def show_status(cache: Cache, as_json: bool) -> None:
+    """How far a cache is: stores, videos, splits, who is at work, and which videos failed why."""
     from pipeline.cache.status import status
     from pipeline.cli import console
 
@@ -70,14 +74,13 @@ def show_status(cache: Cache, as_json: bool) -> None:
     console.show(f"videos: {videos.stored} of {videos.planned} whole, {videos.failed} failed")
     for split, counts in state.splits.items():
         console.show(
-            f"split {split}: {counts.covered} of {counts.clips} clips, {counts.whole} of {counts.videos} videos, "
+            f"split {split}: {counts.covered} of {counts.clips} clips, "
+            f"{counts.whole} of {counts.videos} videos, "
             f"{counts.frames} of about {counts.expected} frames"
         )
     if state.seconds:
-        console.show(
-            "work: "
-            + ", ".join(f"{step} {seconds:.1f} s" for step, seconds in state.seconds.items())
-        )
+        steps = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in state.seconds.items())
+        console.show(f"work: {steps}")
     _show_progress(state)
     if state.reasons:
         rows = [
@@ -111,7 +114,7 @@ def _show_progress(state: Status) -> None:
         stores = at_work.setdefault((worker.pid, machine, activity), [])
         stores += [int(worker.lease)] if worker.lease.isdigit() else []
     for (pid, machine, activity), stores in at_work.items():
-        on = f"store {_spans(stores)}" if stores else "the plan"
+        on = f"store {spans_text(stores)}" if stores else "the plan"
         console.show(f"process {pid} of {machine}: {on}, {activity}")
     if not left:
         return
@@ -120,12 +123,13 @@ def _show_progress(state: Status) -> None:
         console.show(f"now: {speed:.1f} frames/s, {state.frames_left} frames left, ETA {eta}")
     elif not state.is_worked_on:
         console.show(
-            f"{left} stores, about {state.frames_left} frames, are left and nobody is at work: run {step} again"
+            f"{left} stores, about {state.frames_left} frames, are left and nobody is at work: "
+            f"run {step} again"
         )
 
 
-def _spans(numbers: list[int]) -> str:
-    """1, 4..9"""
+def spans_text(numbers: list[int]) -> str:
+    """1, 4..9: ascending numbers, neighbours as one span, eight spans at most."""
     spans: list[list[int]] = []
     for number in sorted(numbers):
         if spans and spans[-1][1] == number - 1:

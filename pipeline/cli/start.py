@@ -39,18 +39,18 @@ def demo(
         show_scores(results)
         console.show(f"report: {page}")
         return
-    wanted = module.TASKS if tasks == "all" else tuple(tasks.split(","))
-    for name in wanted:
+    names = module.TASKS if tasks == "all" else tuple(tasks.split(","))
+    for name in names:
         if name not in module.TASKS:
             raise unknown_name("task of the demo", name, (*module.TASKS, "all"))
     with console.progress("demo") as update:
-        found = module.demo_tasks(
-            out, file, wanted, lambda step, done, total: update(done, total, step), console.say
+        of_tasks = module.demo_tasks(
+            out, file, names, lambda step, done, total: update(done, total, step), console.say
         )
-    for results, _ in found.values():
+    for results, _ in of_tasks.values():
         show_scores(results)
     rows = []
-    for task, ((without, with_time), ahead) in found.items():
+    for task, ((without, with_time), gain) in of_tasks.items():
         metric = with_time.metrics[0].name
         scores = [
             f"{next(iter(result.forms.values()))[metric].score:.3f}"
@@ -62,13 +62,12 @@ def demo(
                 metric,
                 f"{with_time.trivial[metric]:.3f}",
                 *scores,
-                f"{ahead.low:+.3f} .. {ahead.high:+.3f}",
+                f"{gain.low:+.3f} .. {gain.high:+.3f}",
             )
         )
     title = "better with time by (95 % interval, paired, videos resampled)"
-    console.show_table(
-        title, ("task", "metric", "trivial", "identity", "temporal module", "better by"), rows
-    )
+    columns = ("task", "metric", "trivial", "identity", "temporal module", "better by")
+    console.show_table(title, columns, rows, justify="llrrrl")
 
 
 @app.command("list")

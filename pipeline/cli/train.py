@@ -60,16 +60,15 @@ def train(
 
     seconds = dict[str, float]()
     with ExitStack() as stack:
-        ours = stack.enter_context(distributed.init_process_group())
-        loaded, opened, other = (
-            load_recipe(named_file("recipe", recipe), sets or []),
-            Cache(cache),
-            other_manifest(manifest_folder),
-        )
-        folder = out or Path("runs") / loaded.name
-        draw = stack.enter_context(event_writer(folder)) if tensorboard and ours.is_first else None
+        ranks = stack.enter_context(distributed.init_process_group())
+        loaded_recipe = load_recipe(named_file("recipe", recipe), sets or [])
+        opened_cache, manifest = Cache(cache), other_manifest(manifest_folder)
+        folder = out or Path("runs") / loaded_recipe.name
+        draw = stack.enter_context(event_writer(folder)) if tensorboard and ranks.is_first else None
         update = (
-            stack.enter_context(console.progress(f"train {loaded.name}")) if ours.is_first else None
+            stack.enter_context(console.progress(f"train {loaded_recipe.name}"))
+            if ranks.is_first
+            else None
         )
 
         def on_progress(state: TrainProgress) -> None:
@@ -85,9 +84,16 @@ def train(
                 draw(state.metrics)
 
         run = module.train(
-            loaded, opened, folder, other, torch_device(device), allow_missing, on_progress, ours
+            loaded_recipe,
+            opened_cache,
+            folder,
+            manifest,
+            torch_device(device),
+            allow_missing,
+            on_progress,
+            ranks,
         )
-    if ours.is_first:
+    if ranks.is_first:
         _show_run(run, seconds, as_json)
 
 
@@ -101,8 +107,8 @@ def _show_run(run: Run, seconds: dict[str, float], as_json: bool) -> None:
         "padded": "are shorter than a window: their last frame repeats",
         "slower": "have fewer frames per second than a window: their frames repeat",
     }
-    for what, note in notes.items():
-        if count := run.header.clips[what]:
+    for kind, note in notes.items():
+        if count := run.header.clips[kind]:
             console.say(f"{count} clips of split 'train' {note}")
     last = run.checkpoint("last")
     assert last is not None
@@ -120,8 +126,9 @@ def _show_run(run: Run, seconds: dict[str, float], as_json: bool) -> None:
         console.show_json(facts)
     else:
         text = ", ".join(f"{form} {score:.3f}" for form, score in scores.items())
+        parameters = sum(run.header.parameters.values())
         console.show(
-            f"{run.path}: {last.step} steps, {sum(run.header.parameters.values()):,} trained parameters, val {text}"
+            f"{run.path}: {last.step} steps, {parameters:,} trained parameters, val {text}"
         )
         if seconds:
             shares = ", ".join(
@@ -164,15 +171,15 @@ def evaluate(
     from pipeline.train.setup import RunContext
 
     opened = Run(run)
-    place = cache or opened.header.cache_path
-    if place is None:
+    cache_path = cache or opened.header.cache_path
+    if cache_path is None:
         raise BadInput(
             f"run {run} was imported without a cache",
             "name one with its encoder and layers: --cache CACHE",
         )
     folder = manifest_folder or (Path(path) if (path := opened.header.manifest_path) else None)
     context = RunContext.of(
-        Cache(place), other_manifest(folder), torch_device(device), allow_missing
+        Cache(cache_path), other_manifest(folder), torch_device(device), allow_missing
     )
     (result,) = evaluate_together([opened], context, split, checkpoint)
     if as_json:

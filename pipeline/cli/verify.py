@@ -16,6 +16,7 @@ from pipeline.cli.options import (
     Device,
     Root,
     Sets,
+    SpecArgument,
     app,
     named_file,
     torch_device,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from pipeline.cache.verify import Verification
     from pipeline.extract.diff import SpecDiff
     from pipeline.extract.repair import RepairResult
-from pipeline.cli.show import _spans, show_status
+from pipeline.cli.show import show_status, spans_text
 
 BAR = 40
 """Columns of the longest bar of a histogram."""
@@ -48,7 +49,7 @@ def status(cache: CacheFolder, as_json: AsJson = False) -> None:
 @app.command()
 def verify(
     cache: CacheFolder,
-    mend: Annotated[
+    repair: Annotated[
         bool,
         typer.Option(
             "--repair", help="Remove the damaged stores, and make these and no others anew."
@@ -79,36 +80,36 @@ def verify(
             eta = console.duration_text((total - done) / max(1.0, speed))
             update(done / 1e6, total / 1e6, f"MB  {console.bytes_text(speed)}/s  ETA {eta}")
 
-        found = verify_cache(opened, on_bytes=on_bytes)
-    facts = _audit_facts(found)
-    mended = None
+        verification = verify_cache(opened, on_bytes=on_bytes)
+    facts = _verification_facts(verification)
+    repaired = None
     if not as_json:
-        _show_audit(found)
-    if mend and (not found.is_valid or found.orphans):
-        mended = _repair(found, root, Cache(source) if source else None, device)
+        _show_verification(verification)
+    if repair and (not verification.is_valid or verification.orphans):
+        repaired = _repair(verification, root, Cache(source) if source else None, device)
         facts["repair"] = {
-            "stores": mended.stores,
-            "changed": mended.changed,
-            "failures": mended.failures,
-            "removed": mended.removed,
-            "sound": mended.after.is_valid,
+            "stores": repaired.stores,
+            "changed": repaired.changed,
+            "failures": repaired.failures,
+            "removed": repaired.removed,
+            "sound": repaired.after.is_valid,
         }
     if as_json:
         console.show_json(facts)
-    elif mended:
-        _show_mended(mended)
-    _end_of_verify(found, mended)
+    elif repaired:
+        _show_repair(repaired)
+    _end_of_verify(verification, repaired)
 
 
 def _repair(
-    found: Verification, root: Path | None, source: Cache | None, device: str | None
+    verification: Verification, root: Path | None, source: Cache | None, device: str | None
 ) -> RepairResult:
     from pipeline.cli import console
     from pipeline.extract.repair import repair
 
     with console.progress("repair") as update:
         return repair(
-            found,
+            verification,
             root,
             source,
             torch_device(device),
@@ -116,105 +117,108 @@ def _repair(
         )
 
 
-def _audit_facts(found: Verification) -> dict[str, Any]:
-    cache = found.cache
+def _verification_facts(verification: Verification) -> dict[str, Any]:
+    cache = verification.cache
     return {
         "cache": str(cache),
-        "stores_checked": found.checked,
-        "stores_missing": found.missing,
+        "stores_checked": verification.checked,
+        "stores_missing": verification.missing,
         "problems": [
             {
-                "store": each.store,
-                "file": each.file,
-                "kind": each.kind,
-                "problem": each.problem,
-                "rows": each.rows,
-                "videos": each.videos,
+                "store": damage.store,
+                "file": damage.file,
+                "kind": damage.kind,
+                "problem": damage.problem,
+                "rows": damage.rows,
+                "videos": damage.videos,
             }
-            for each in found.damage
+            for damage in verification.damage
         ],
-        "of_cache": found.cache_problems,
-        "left_over": found.orphans,
+        "of_cache": verification.cache_problems,
+        "left_over": verification.orphans,
     }
 
 
-def _show_audit(found: Verification) -> None:
+def _show_verification(verification: Verification) -> None:
     from pipeline.cache.corruption import group_damage
     from pipeline.cli import console
 
-    cache = found.cache
-    if found.damage:
-        console.show(f"{len(found.stores)} of {found.checked} stores damaged")
-    for group in group_damage(found.damage):
+    cache = verification.cache
+    if verification.damage:
+        console.show(f"{len(verification.stores)} of {verification.checked} stores damaged")
+    for group in group_damage(verification.damage):
         files = "" if group.kind == "gone" else f"{console.few_text(group.files)}: "
-        console.show(f"store {_spans(group.stores)}: {files}{group.problem}")
+        console.show(f"store {spans_text(group.stores)}: {files}{group.problem}")
         if group.frames:
             console.show(f"    {group.frames} frames of {console.few_text(group.videos)}")
-    if found.cache_problems:
+    if verification.cache_problems:
         console.show_table(
-            "damaged, and of no store", ("file", "problem"), list(found.cache_problems.items())
+            "damaged, and of no store",
+            ("file", "problem"),
+            list(verification.cache_problems.items()),
         )
-    if found.is_valid:
-        console.show(f"{cache}: {found.checked} stores, every checksum holds")
-    if found.orphans:
+    if verification.is_valid:
+        console.show(f"{cache}: {verification.checked} stores, every checksum holds")
+    if verification.orphans:
         console.show_table(
-            "left over, read by nobody", ("what", "why"), list(found.orphans.items())
+            "left over, read by nobody", ("what", "why"), list(verification.orphans.items())
         )
-    if found.missing:
+    if verification.missing:
         step = (
             "derived yet: run derive" if cache.header.derived_from else "extracted yet: run extract"
         )
-        console.show(f"{len(found.missing)} of {len(cache.plan)} stores are not {step} again")
+        console.show(
+            f"{len(verification.missing)} of {len(cache.plan)} stores are not {step} again"
+        )
 
 
-def _show_mended(mended: RepairResult) -> None:
+def _show_repair(repaired: RepairResult) -> None:
     from pipeline.cli import console
 
-    if mended.stores:
-        console.show(f"made anew: store {_spans(mended.stores)}")
-    for store in mended.changed:
+    if repaired.stores:
+        console.show(f"made anew: store {spans_text(repaired.stores)}")
+    for store in repaired.changed:
         console.show(
-            f"store {store} is sound, but not what its receipt vouched for before: it was made on another device, "
-            "with other tools or from other videos"
+            f"store {store} is sound, but not what its receipt vouched for before: it was made on "
+            "another device, with other tools or from other videos"
         )
-    if mended.removed:
-        console.show(f"removed: {console.few_text(mended.removed)}")
-    if mended.failures:
+    if repaired.removed:
+        console.show(f"removed: {console.few_text(repaired.removed)}")
+    if repaired.failures:
         console.show_table(
-            f"{len(mended.failures)} videos failed",
+            f"{len(repaired.failures)} videos failed",
             ("video", "reason"),
-            list(mended.failures.items()),
+            list(repaired.failures.items()),
         )
 
 
-def _end_of_verify(found: Verification, mended: RepairResult | None) -> None:
+def _end_of_verify(verification: Verification, repaired: RepairResult | None) -> None:
     """Exit code 0 for a sound cache, 2 for a damaged one; 3 where a store that was made anew lists
     failed videos."""
     from pipeline.cache.corruption import count_damaged_frames, damaged_videos
     from pipeline.cache.verify import advice
 
-    left = mended.after if mended else found
+    left = repaired.after if repaired else verification
     cache = left.cache
     if left.damage:
         raise BadInput(
-            f"{len(left.stores)} stores of {cache} are damaged: {count_damaged_frames(left.damage)} frames of "
+            f"{len(left.stores)} stores of {cache} are damaged: "
+            f"{count_damaged_frames(left.damage)} frames of "
             f"{len(damaged_videos(left.damage))} videos cannot be trusted",
             f"only these stores are redone by: stillframe verify {cache} --repair",
         )
-    for file, problem in found.cache_problems.items():
-        where = (
-            "" if problem.startswith(f"{cache}/") else f"{cache}/{file}: "
-        )  # whoever reads a file names it
+    if verification.cache_problems:
+        file, problem = next(iter(verification.cache_problems.items()))
+        # A problem that came up while a file was read begins with its path.
+        where = "" if problem.startswith(f"{cache}/") else f"{cache}/{file}: "
         raise BadInput(f"{where}{problem}", advice(cache, file))
-    if mended and mended.failures:
+    if repaired and repaired.failures:
         raise typer.Exit(FINISHED_WITH_FAILURES)
 
 
 @app.command()
 def diff(
-    spec: Annotated[
-        str, typer.Argument(help="What to cache: a .toml file, or the name of a shipped spec.")
-    ],
+    spec: SpecArgument,
     cache: CacheFolder,
     sets: Sets = None,
     as_json: AsJson = False,
@@ -233,47 +237,55 @@ def diff(
     from pipeline.config.cache_spec import load_spec
     from pipeline.extract.diff import compare_spec
 
-    found = compare_spec(load_spec(named_file("spec", spec), sets or []), Cache(cache))
+    difference = compare_spec(load_spec(named_file("spec", spec), sets or []), Cache(cache))
     if as_json:
-        console.show_json(dataclasses.asdict(found))
+        console.show_json(dataclasses.asdict(difference))
     else:
-        _show_comparison(found, spec, cache)
-    if found.verdict != "same":
+        _show_difference(difference, spec, cache)
+    if difference.verdict != "same":
         raise typer.Exit(FINISHED_WITH_FAILURES)
 
 
-def _show_comparison(found: SpecDiff, spec: str, cache: str) -> None:
+def _show_difference(difference: SpecDiff, spec: str, cache: str) -> None:
     import json
 
     from pipeline.cli import console
 
-    if found.differ:
+    if difference.differ:
         rows = [
-            (field, json.dumps(ours), json.dumps(theirs)) for field, ours, theirs in found.differ
+            (field, json.dumps(ours), json.dumps(theirs))
+            for field, ours, theirs in difference.differ
         ]
         console.show_table("", ("field", "spec", "cache"), rows)
-    if found.unknown:
-        console.show(f"weights not compared: {found.unknown}")
-    name = found.name or "a new cache"
+    if difference.unknown:
+        console.show(f"weights not compared: {difference.unknown}")
+    name = difference.name or "a new cache"
     frames = (
-        "its frames cannot be counted here" if found.frames is None else f"{found.frames} frames"
+        "its frames cannot be counted here"
+        if difference.frames is None
+        else f"{difference.frames} frames"
     )
-    size = f", {console.bytes_text(found.store_bytes)}" if found.store_bytes is not None else ""
-    if found.verdict == "same":
+    size = (
+        f", {console.bytes_text(difference.store_bytes)}"
+        if difference.store_bytes is not None
+        else ""
+    )
+    if difference.verdict == "same":
         console.show(f"{spec} asks for {cache}: nothing would be computed")
-    elif found.verdict == "not known":
+    elif difference.verdict == "not known":
         console.show(f"nothing else differs: if the weights are the same, {spec} asks for {cache}")
-    elif found.verdict == "derivable":
+    elif difference.verdict == "derivable":
         console.show(
-            f"no frame need be encoded again ({frames}{size}); with the rounding of the tokens here: {found.command}"
+            f"no frame need be encoded again ({frames}{size}); with the rounding of the tokens "
+            f"here: {difference.command}"
         )
         console.show(f"extract would encode them all, into {name}")
     else:
         console.show(f"extract would encode everything ({frames}{size}) into {name}")
-        if found.verdict == "new layers":
-            console.show(f"new in it: layers {found.new_layers}; the others are here")
-        elif found.why_not:
-            console.show(f"not to be derived: {found.why_not}")
+        if difference.verdict == "new layers":
+            console.show(f"new in it: layers {difference.new_layers}; the others are here")
+        elif difference.why_not:
+            console.show(f"not to be derived: {difference.why_not}")
 
 
 @app.command("replay", hidden=True)  # its name before 0.5.0
@@ -320,19 +332,20 @@ def _show_spot_check(facts: dict[str, Any]) -> None:
     from pipeline.cli import console
 
     console.show(
-        f"{facts['cache']}: {facts['frames_sampled']} frames of {facts['videos_sampled']} videos encoded again"
+        f"{facts['cache']}: {facts['frames_sampled']} frames of {facts['videos_sampled']} videos "
+        "encoded again"
     )
     for name, array in facts["arrays"].items():
         console.show()
-        low, median = (
-            f"min {array['min']:.7f}  1 % {array['percentile_1']:.7f}",
-            f"median {array['median']:.7f}",
+        console.show(
+            f"{name}: cosine of {array['tokens']} tokens  min {array['min']:.7f}  "
+            f"1 % {array['percentile_1']:.7f}  median {array['median']:.7f}"
         )
-        console.show(f"{name}: cosine of {array['tokens']} tokens  {low}  {median}")
         _show_histogram(array["histogram"], facts["bins"])
         if array["below"]:
             console.show(
-                f"  {array['below']} tokens are further off than the codec allows (down to {array['allowed']:.7f})"
+                f"  {array['below']} tokens are further off than the codec allows "
+                f"(down to {array['allowed']:.7f})"
             )
     if facts["worst"]:
         rows = [
@@ -341,15 +354,17 @@ def _show_spot_check(facts: dict[str, Any]) -> None:
                 f"{frame['time_s']:.3f}",
                 frame["array"],
                 f"{frame['cosine']:.7f}",
-                "drifted" * frame["drifted"],
+                "drifted" if frame["drifted"] else "",
             )
             for frame in facts["worst"]
         ]
-        console.show_table("worst frames", ("video", "time, s", "array", "cosine", ""), rows)
+        columns = ("video", "time, s", "array", "cosine", "")
+        console.show_table("worst frames", columns, rows, justify="lrlrl")
         console.show(f"times of frames differ by {facts['mismatch_s']:.6f} s at most")
     if not facts["judged"]:
         console.show(
-            "derived cache: what the codec of its source lost is not known here, so no token is called drifted"
+            "derived cache: what the codec of its source lost is not known here, so no token is "
+            "called drifted"
         )
     if facts["changed"]:
         console.show_table(
@@ -373,8 +388,9 @@ def _show_histogram(counts: list[int], edges: list[float]) -> None:
         *(f"{a} .. {b}" for a, b in pairwise(texts)),
         f"{texts[-1]} and more",
     ]
-    filled = [place for place, count in enumerate(counts) if count]
+    filled = [index for index, count in enumerate(counts) if count]
     console.show("  1 - cosine")
-    for place in range(filled[0], filled[-1] + 1):
-        bar = "█" * max(counts[place] > 0, round(BAR * counts[place] / max(counts)))
-        console.show(f"  {names[place]:<14} {bar} {counts[place]}")
+    for index in range(filled[0], filled[-1] + 1):
+        # A bin that is not empty shows at least one block.
+        blocks = max(int(counts[index] > 0), round(BAR * counts[index] / max(counts)))
+        console.show(f"  {names[index]:<14} {'█' * blocks} {counts[index]}")

@@ -69,7 +69,8 @@ def extract_speed(
     del bare[0], whole[0]  # the first round warms caches and allocators up
     ratios = [b / a for a, b in zip(bare, whole, strict=True)]
     return {
-        "title": f"{frames} frames, {spec.frames.size_px} px, {shape.tokens_per_frame} tokens of {shape.width}, {device}",
+        "title": f"{frames} frames, {spec.frames.size_px} px, "
+        f"{shape.tokens_per_frame} tokens of {shape.width}, {device}",
         "rows": [
             _row("encoder alone, frames in memory", bare),
             _row("extraction, video files to stores", whole),

@@ -40,9 +40,8 @@ def bench_report(
     if as_json:
         console.show_json(result)
     else:
-        console.show(
-            f"the page of {runs} runs: {result['seconds']:.1f} s, {result['page_bytes'] / 1e6:.2f} MB"
-        )
+        size = f"{result['page_bytes'] / 1e6:.2f} MB"
+        console.show(f"the page of {runs} runs: {result['seconds']:.1f} s, {size}")
 
 
 @bench_app.command("temporal")
