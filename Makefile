@@ -76,6 +76,6 @@ $(READY): pyproject.toml
 	else \
 	  $(PYTHON) -m venv $(VENV); \
 	fi
-	@$(VENV)/bin/python -c 'import torch' 2>/dev/null || $(PIP) $(TORCH)
+	@$(VENV)/bin/python -c 'import torch' 2>/dev/null || { echo "installing $(TORCH) into $(VENV): minutes, without a word" && $(PIP) $(TORCH); }
 	$(PIP) -e '.[dev]'
 	@touch $@

@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        _say(_usage(error.format_message()))
+        _say(_usage(error.format_message(), getattr(error, "ctx", None)))
         return 2
     if code == INTERRUPTED:
         _say("stopped; what was finished is kept, run the same command again to go on")
@@ -85,14 +85,13 @@ def _say(text: str) -> None:
     console.say(text)
 
 
-def _usage(message: str) -> str:
-    """typer's own words on a missing argument or an unknown option; the help itself where no
-    command was given."""
-    return (
-        message
-        if message.startswith("Usage:")
-        else f"error: {message.rstrip('.')}; next: stillframe --help"
-    )
+def _usage(message: str, context: typer.Context | None) -> str:
+    """typer's own words on a missing argument or an unknown option, with the help to read next;
+    the help itself where no command was given."""
+    if message.startswith("Usage:"):
+        return message
+    command = context.command_path.removeprefix(context.find_root().command_path) if context else ""
+    return f"error: {message.rstrip('.')}; next: stillframe{command} --help"
 
 
 def entry() -> None:

@@ -36,7 +36,9 @@ def plan(
     spec: SpecArgument,
     data: Annotated[
         str | None,
-        typer.Argument(help="Folder with manifest.jsonl. Without one: --frames or --hours."),
+        typer.Argument(
+            help="Folder with manifest.jsonl. Without one: --frames or --hours-of-video."
+        ),
     ] = None,
     recipe: Annotated[
         str | None,

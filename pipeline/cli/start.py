@@ -86,7 +86,7 @@ def list_plugins(
     """
     from pipeline.cli import console
     from pipeline.config import plugins
-    from pipeline.config.shipped import KINDS, shipped
+    from pipeline.config.shipped import KINDS, first_sentence, shipped
     from pipeline.errors import unknown_name
 
     kinds = [*plugins.FOLDERS, *KINDS]
@@ -95,7 +95,9 @@ def list_plugins(
     rows = []
     for shown in kinds if kind is None else [kind]:
         if shown in KINDS:
-            rows += [(shown, name, "", "") for name in shipped(shown)]
+            rows += [
+                (shown, name, first_sentence(path), "") for name, path in shipped(shown).items()
+            ]
         else:
             rows += [(shown, name, *plugins.describe(shown, name)) for name in plugins.names(shown)]
     if as_json:

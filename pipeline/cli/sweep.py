@@ -324,8 +324,10 @@ def _show_members(spec: SweepSpec, as_json: bool) -> None:
         )
         for point in points
     ]
+    reads = len(set(group_of.values()))
     title = (
-        f"{len(group_of)} members of {spec.name}, trained from {len(set(group_of.values()))} reads"
+        f"{len(group_of)} members of {spec.name}, trained from {reads} "
+        f"read{'s' if reads != 1 else ''}"
     )
     console.show_table(title, ("setting", "seeds", "cache", "compared with", "group"), rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 KINDS = ("spec", "recipe", "sweep")
@@ -15,3 +16,10 @@ def shipped(kind: str) -> dict[str, Path]:
     """
     folder = (Path(__file__).parent / f"{kind}s").resolve()
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def first_sentence(path: Path) -> str:
+    """The first sentence of the comment that a TOML file begins with: what the file is for."""
+    lines = path.read_text(encoding="utf-8").split("\n#\n")[0].splitlines()
+    text = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
+    return re.split(r"(?<=[.?]) (?=[A-Z])", text)[0]

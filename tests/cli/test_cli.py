@@ -146,6 +146,18 @@ def test_manifest(place, built, tmp_path):
     assert facts["digest"] == built.digest
 
 
+@pytest.mark.parametrize(
+    ("arguments", "help_of"),
+    [
+        (["extract", "--fps", "8"], " extract"),
+        (["bench", "read", "--fps"], " bench read"),
+        (["x"], ""),
+    ],
+)
+def test_a_wrong_option_points_to_the_help_of_its_command(arguments, help_of):
+    assert_refused(call(*arguments), "No such ", f"next: stillframe{help_of} --help")
+
+
 def test_extract_dry_run_says_what_would_be_and_does_nothing(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = digest(place.folder)
@@ -369,6 +381,7 @@ def test_list():
         *wanted,
         *((kind, name) for kind in KINDS for name in shipped(kind)),
     ]
+    assert all(row["what"] for row in rows)
     assert fine("list", "codec", "--json").json == [row for row in rows if row["kind"] == "codec"]
     text = fine("list").out
     assert all(re.search(rf"^ *{kind} +{name}\b", text, re.MULTILINE) for kind, name in wanted)

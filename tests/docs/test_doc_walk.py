@@ -95,7 +95,8 @@ def desk(tmp_path_factory) -> Path:
     ]
     (folder / "my_videos/labels.csv").write_text("\n".join(["path,label", *rows]) + "\n")
     shutil.copy(folder / "my_videos/opening/clip_0.mp4", folder / "clip.mp4")
-    (folder / "dinov2_small.toml").write_text(SPEC)
+    for spec in ("dinov2_small.toml", "my_vit.toml"):
+        (folder / spec).write_text(SPEC)
     return folder
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from pipeline.cli.reference.markdown import NOTE, anchor, paragraphs, table, typ
 from pipeline.cli.reference.schema import VALUES, Schema, first_paragraph, schemas, settings_schema
 from pipeline.config import plugins
 from pipeline.config.plugins import PACKAGE
-from pipeline.config.shipped import shipped
+from pipeline.config.shipped import first_sentence, shipped
 from pipeline.experiments.sweep_spec import SweepSpec
 
 ROOMS_BEGIN, ROOMS_END = "<!-- rooms:begin -->", "<!-- rooms:end -->"
@@ -119,7 +118,7 @@ def sweep_page() -> str:
 def _file_page(kind: str, title: str, use: str, example: str) -> str:
     """What one kind of TOML file may hold: first what is shipped and an example, then every key."""
     schema = schemas()[kind]
-    files = [(f"`{name}`", _first_comment(path)) for name, path in shipped(kind).items()]
+    files = [(f"`{name}`", first_sentence(path)) for name, path in shipped(kind).items()]
     top: Schema = {"properties": {}, "required": schema["required"]}
     tables = []
     for key, value in schema["properties"].items():
@@ -218,10 +217,3 @@ def _schema_default(value: Schema, required: bool) -> str:
     if required:
         return "required"
     return f"`{json.dumps(value['default'], ensure_ascii=False)}`" if "default" in value else ""
-
-
-def _first_comment(path: Path) -> str:
-    """The first sentence of the comment that a TOML file begins with."""
-    lines = path.read_text(encoding="utf-8").split("\n#\n")[0].splitlines()
-    text = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
-    return re.split(r"(?<=[.?]) (?=[A-Z])", text)[0]
