@@ -51,11 +51,12 @@ EDGES = {
     "extract": "cache config datasets device errors models records timing video",
     "train": "cache config datasets device errors models records timing video",
     "experiments": "cache config datasets device errors extract models records train video",
-    "report": "cache config datasets errors experiments models records train video",
+    "report": "cache config datasets errors experiments models records train",
     "cli": "cache config datasets device errors experiments extract models records report timing "
     "train video",
 }
-"""Room -> every room and ground file that something in it imports. A new word here is a decision."""
+"""Room -> every room and ground file that something in it imports, 67 in all. A new word here is a
+decision."""
 
 SOCKETS = [(kind, name) for kind in plugins.FOLDERS for name in plugins.names(kind)]
 SOCKET_FOLDERS = {plugins.module_of(kind).removeprefix("pipeline.") for kind in plugins.FOLDERS}

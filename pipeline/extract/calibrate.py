@@ -52,8 +52,8 @@ def calibration_tokens(
     limits: DecodeLimits | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, torch.Tensor]:
-    """Token array -> float32 tokens (F, N, D) in host memory, of about `num_frames` frames of evenly
-    spread videos.
+    """Token array -> float32 tokens (F, N, D) in host memory, of about `num_frames` frames of
+    evenly spread videos.
 
     A video that cannot be decoded gives what can be had of it, and `say` is told the reason. Raises
     StillframeError if no frame can be had at all, or if the machine is at fault.

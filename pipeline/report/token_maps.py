@@ -20,10 +20,9 @@ from pipeline.models.video_model import VideoModel
 from pipeline.report.source import cache_of
 from pipeline.report.videos import manifest_of
 from pipeline.train.run import Run, load_model
-from pipeline.train.visualize import evenly_spaced, squares
+from pipeline.train.visualize import drawing_reader, evenly_spaced, squares
 from pipeline.train.windows.index import WindowRef
 from pipeline.train.windows.windows import Windows
-from pipeline.video.reader import FrameReader
 
 CLIPS, MOMENTS = 3, 8
 """Clips that are shown, and how often each is."""
@@ -107,7 +106,7 @@ def _films(windows: Windows, model: VideoModel | None) -> tuple[list[Film], str]
     rows += [_of_maps(*key, [window.maps[key] for window in shown]) for key in shown[0].maps]
     grid_hw = windows.cache.shape.grid_hw
     films, missing = [], ""
-    with FrameReader(windows.manifest.root, torch.device("cpu")) as reader:
+    with drawing_reader(windows.manifest.root) as reader:
         for index, window in enumerate(shown):
             clip = windows.clip(window.clip_index)
             moments = evenly_spaced(len(window.time_s_T), MOMENTS)

@@ -92,7 +92,7 @@ def drawings(
     indices = evenly_spaced(len(windows), count)
     form = task.forms[0]
     failures: dict[str, BadVideo] = {}
-    with FrameReader(manifest.root, torch.device("cpu")) as reader:
+    with drawing_reader(manifest.root) as reader:
         for number, index in enumerate(indices, start=1):
             batch, clip = windows.read([WindowRef(index, 0.5)]), windows.clip(index)
             try:
@@ -113,6 +113,11 @@ def evenly_spaced(total: int, count: int) -> list[int]:
     """Up to `count` of the indices 0 .. total - 1, evenly spread, ends included."""
     indices = np.linspace(0, total - 1, min(count, total)).round().astype(int)
     return list(map(int, np.unique(indices)))
+
+
+def drawing_reader(root: Path) -> FrameReader:
+    """Reads the frames of videos below `root` to be drawn on: on the CPU, whatever trains."""
+    return FrameReader(root, torch.device("cpu"))
 
 
 def squares(reader: FrameReader, cache: Cache, clip: Clip, time_s_T: np.ndarray) -> np.ndarray:

@@ -39,7 +39,8 @@ class CodecPlugin(ABC):
     @abstractmethod
     def encode(self, tokens_FND: torch.Tensor) -> dict[str, np.ndarray]:
         """Float tokens on any device -> arrays in host memory. Raises StillframeError, which names
-        the codec, where a value is not finite or cannot be held; `_rounding.refuse_beyond` does so."""
+        the codec, where a value is not finite or cannot be held; `_rounding.refuse_beyond`
+        does so."""
 
     @abstractmethod
     def decode(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
