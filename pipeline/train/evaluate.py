@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -147,23 +148,62 @@ def evaluate_together(
 ) -> list[Evaluation]:
     """Evaluations of several runs from one read of each batch, written as `evaluate` writes them.
     Their recipes must be alike in `compatibility.window_needs`."""
-    cache, recipe = context.cache, runs[0].recipe
-    check([run.recipe for run in runs], cache, context.manifest, runs)
-    loaded = [load_model(run, cache.shape, checkpoint, context.device) for run in runs]
-    task = loaded[0][1]
-    layers = sorted({layer for model, _ in loaded for layer in model.layers})
-    windows = context.windows(split, recipe, task, layers)
-    require_truth(task, windows)
-    statistics = _statistics(runs, [task for _, task in loaded], context, split)
-    tables = [
-        Scores(windows, model, task, statistics[_task_key(run)])
-        for run, (model, task) in zip(runs, loaded, strict=True)
-    ]
-    for batch in windows.evaluation(EVAL_BATCH):
-        device_batch = windows.on_device(batch, context.device)
-        for table in tables:
-            table.add(batch, device_batch)
-    return [_written(run, table, checkpoint) for run, table in zip(runs, tables, strict=True)]
+    return Scoring(tuple(runs), context, split, checkpoint).evaluations()
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Trained runs, opened to be scored side by side on the windows of one split. What scoring
+    needs is made once, when it is first asked for."""
+
+    runs: tuple[Run, ...]
+    context: RunContext
+    split: str
+    checkpoint: str
+
+    def evaluations(self) -> list[Evaluation]:
+        """Scores all runs from one read of each batch, and writes what came out into their
+        folders. Raises BadInput where runs, cache and manifest do not fit together."""
+        context = self.context
+        check([run.recipe for run in self.runs], context.cache, context.manifest, self.runs)
+        require_truth(self.loaded[0][1], self.windows)
+        tables = [
+            Scores(self.windows, model, task, statistics)
+            for (model, task), statistics in zip(self.loaded, self.statistics, strict=True)
+        ]
+        for batch in self.windows.evaluation(EVAL_BATCH):
+            device_batch = self.windows.on_device(batch, context.device)
+            for table in tables:
+                table.add(batch, device_batch)
+        pairs = zip(self.runs, tables, strict=True)
+        return [_written(run, table, self.checkpoint) for run, table in pairs]
+
+    @cached_property
+    def loaded(self) -> list[tuple[VideoModel, TaskPlugin]]:
+        """The model and the task of every run, with the weights of the checkpoint."""
+        shape, device = self.context.cache.shape, self.context.device
+        return [load_model(run, shape, self.checkpoint, device) for run in self.runs]
+
+    @cached_property
+    def windows(self) -> Windows:
+        """The windows of the split, with all layers that any of the models reads."""
+        layers = sorted({layer for model, _ in self.loaded for layer in model.layers})
+        return self.context.windows(self.split, self.runs[0].recipe, self.loaded[0][1], layers)
+
+    @cached_property
+    def statistics(self) -> list[Arrays]:
+        """What the trivial answer to every run's task may know: truth of training windows, or of
+        the split itself where there is no training split. Read once for tasks that are equal."""
+        where = "train" if "train" in self.context.manifest.splits else self.split
+        # Clips that the cache does not cover are no error here: fewer windows do as well.
+        context = replace(self.context, allow_missing=True)
+        by_task = dict[str, Arrays]()
+        for run, (_, task) in zip(self.runs, self.loaded, strict=True):
+            if _task_key(run) not in by_task:
+                windows = context.windows(where, run.recipe, task, [])
+                refs = islice(windows.order.evaluation(), TRIVIAL_WINDOWS)
+                by_task[_task_key(run)] = task.statistics(windows.truth([ref]) for ref in refs)
+        return [by_task[_task_key(run)] for run in self.runs]
 
 
 def _written(run: Run, table: Scores, checkpoint: str) -> Evaluation:
@@ -180,23 +220,6 @@ def _written(run: Run, table: Scores, checkpoint: str) -> Evaluation:
 def _task_key(run: Run) -> str:
     """Equal for runs whose trivial answers are."""
     return json.dumps(run.recipe.task.table(), sort_keys=True)
-
-
-def _statistics(
-    runs: Sequence[Run], tasks: Sequence[TaskPlugin], context: RunContext, split: str
-) -> dict[str, Arrays]:
-    """What the trivial answer of every task may know, by `_task_key`: training windows' truth, or
-    that of `split` itself where there is no training split."""
-    statistics = dict[str, Arrays]()
-    where = "train" if "train" in context.manifest.splits else split
-    # Clips that the cache does not cover are no error here: fewer windows do as well.
-    context = replace(context, allow_missing=True)
-    for run, task in zip(runs, tasks, strict=True):
-        if _task_key(run) not in statistics:
-            windows = context.windows(where, run.recipe, task, [])
-            refs = islice(windows.order.evaluation(), TRIVIAL_WINDOWS)
-            statistics[_task_key(run)] = task.statistics(windows.truth([ref]) for ref in refs)
-    return statistics
 
 
 class Scores:
