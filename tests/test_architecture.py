@@ -71,15 +71,13 @@ CONTRACTS = {
 
 CONTRACT_NAMES = {"Settings", *(kind.capitalize() for kind in plugins.FOLDERS)}
 """Names of classes that `plugins.load` looks for in every plug-in."""
-STILL_TWICE: set[str] = set()
-"""Names that are still defined twice. Nothing is added here."""
 
 
 def dotted(kind: str) -> str:
     return plugins.module_of(kind).removeprefix("pipeline.")
 
 
-def place(file: Path) -> str:
+def module_name(file: Path) -> str:
     """`pipeline/encoders/address.py` -> `encoders.address`; a package is its folder's name, the root is empty."""
     parts = file.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -104,7 +102,7 @@ def is_module(name: str) -> bool:
 
 
 def ours(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """The imports of this project, named as `place` names them."""
+    """The imports of this project, named as `module_name` names them."""
     for line, name in imports(tree):
         if name.split(".")[0] == "pipeline":
             yield line, name.removeprefix("pipeline").removeprefix(".")
@@ -112,7 +110,7 @@ def ours(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 def users_of(package: str) -> set[str]:
     return {
-        place(file)
+        module_name(file)
         for file, tree in TREES.items()
         if package in {name.split(".")[0] for _, name in imports(tree)}
     }
@@ -153,7 +151,7 @@ def room(module: str) -> str:
 
 
 def test_every_file_is_in_a_room_or_on_the_ground():
-    assert {room(place(file)) for file in FILES} - {""} == {*GROUND, *ROOMS}
+    assert {room(module_name(file)) for file in FILES} - {""} == {*GROUND, *ROOMS}
     assert {room(folder) for folder in SOCKET_FOLDERS} <= set(ROOMS)
 
 
@@ -161,7 +159,7 @@ def test_imports_run_one_way():
     order = [*GROUND, *ROOMS]
     wrong = []
     for file, tree in TREES.items():
-        here = room(place(file))
+        here = room(module_name(file))
         for line, target in ours(tree):
             there = room(target)
             inside = there == here and here not in GROUND
@@ -174,7 +172,7 @@ def test_imports_run_one_way():
 def test_rooms_know_no_more_rooms_than_is_written_here():
     edges: dict[str, set[str]] = {}
     for file, tree in TREES.items():
-        here = room(place(file))
+        here = room(module_name(file))
         there = {room(target) for _, target in ours(tree)} - {here, ""}
         if here and there:
             edges.setdefault(here, set()).update(there)
@@ -197,11 +195,11 @@ def test_a_room_begins_with_a_short_docstring_and_nothing_else():
     """`pipeline` has its version, which the build reads; `cli` has what the script and typer name."""
     wrong = []
     for file, tree in TREES.items():
-        if file.name != "__init__.py" or place(file) == "":
+        if file.name != "__init__.py" or module_name(file) == "":
             continue
         docstring, *rest = tree.body
         lines = (ast.get_docstring(tree) or "").splitlines()
-        if place(file) == "cli":
+        if module_name(file) == "cli":
             names = {name.removeprefix("pipeline.cli.main.") for _, name in imports(tree)}
             rest = [node for node in rest if not isinstance(node, ast.ImportFrom)]
             assert names == {"pipeline.cli.main"}
@@ -223,16 +221,16 @@ def test_a_public_name_is_defined_once():
         for node in tree.body:
             if not isinstance(node, ast.ClassDef | ast.FunctionDef) or node.name.startswith("_"):
                 continue
-            in_plugin = folder_of_plugin(place(file)) and node.name in CONTRACT_NAMES
+            in_plugin = folder_of_plugin(module_name(file)) and node.name in CONTRACT_NAMES
             if not in_plugin and not is_command(node):
-                defined.setdefault(node.name, []).append(place(file))
+                defined.setdefault(node.name, []).append(module_name(file))
     twice = {name: files for name, files in defined.items() if len(files) > 1}
-    assert {name: files for name, files in twice.items() if name not in STILL_TWICE} == {}
+    assert twice == {}
 
 
 def test_imports_make_no_circle():
     graph = {
-        place(file): {target for _, target in ours(tree) if target != place(file)}
+        module_name(file): {target for _, target in ours(tree) if target != module_name(file)}
         for file, tree in TREES.items()
     }
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
@@ -244,7 +242,7 @@ def test_a_plugin_imports_its_contract_and_helpers_and_no_other_plugin():
     allowed = {("datasets.playback", "datasets.folder")}
     wrong = []
     for file, tree in TREES.items():
-        here = place(file)
+        here = module_name(file)
         socket = folder_of_plugin(here)
         if socket is None:
             continue
@@ -264,7 +262,8 @@ def test_nothing_outside_a_plugin_folder_names_a_plugin():
         f"{file.relative_to(ROOT)}:{line} imports pipeline.{target}"
         for file, tree in TREES.items()
         for line, target in ours(tree)
-        if target in plugin_modules and folder_of_plugin(place(file)) != folder_of_plugin(target)
+        if target in plugin_modules
+        and folder_of_plugin(module_name(file)) != folder_of_plugin(target)
     ]
     assert not wrong
 
@@ -336,7 +335,7 @@ def test_every_file_says_what_it_is():
 
 
 def test_importing_everything_prints_nothing_and_writes_nothing(tmp_path):
-    modules = [f"pipeline.{place(file)}".rstrip(".") for file in FILES]
+    modules = [f"pipeline.{module_name(file)}".rstrip(".") for file in FILES]
     code = f"import importlib, sys\nsys.path.insert(0, {str(ROOT)!r})\nfor name in {modules!r}: importlib.import_module(name)"
     done = python(code, tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -83,16 +83,42 @@ def show_line(value: Any) -> None:
 
 
 def show_table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], justify: str = ""
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    justify: str = "",
+    keys: int = 1,
+    cut: int = 0,
 ) -> None:
     """A table on stdout. `justify` has one letter for each column, l or r; without it, columns that
-    hold nothing but numbers stand to the right."""
-    table = Table(
-        title=Text(title) if title else None,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
+    hold nothing but numbers stand to the right.
+
+    Cells are folded where the screen is too narrow. A table with a `cut` is shown as two instead,
+    with the columns before it and with those from it on, each beginning with the first `keys`
+    columns: a figure on two lines cannot be read.
+    """
+    if title:
+        out.print(Text(title))  # apart from the table, or a narrow one would fold it
+    parts: list[Sequence[int]] = [range(len(columns))]
+    if cut and _least_width(columns, rows) > out.width:
+        parts = [range(cut), (*range(keys), *range(cut, len(columns)))]
+    for part in parts:
+        cells = [[row[index] for index in part] for row in rows]
+        letters = "".join(justify[index] for index in part) if justify else ""
+        out.print(_table([columns[index] for index in part], cells, letters))
+
+
+def _least_width(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> int:
+    """The width in characters of a table whose cells are whole, with headings folded at blanks."""
+    gap = 3
+    return sum(
+        gap + max(map(len, [*column.split(), *(str(row[index]) for row in rows)]), default=0)
+        for index, column in enumerate(columns)
     )
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[object]], justify: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         is_right = (
             justify[index] == "r"
@@ -103,7 +129,7 @@ def show_table(
     for row in rows:
         # Not markup: a file name may hold brackets.
         table.add_row(*[Text(str(cell)) for cell in row])
-    out.print(table)
+    return table
 
 
 def bytes_text(count: float) -> str:

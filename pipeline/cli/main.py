@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 ok, 1 failed, 2 bad input, 3 finished with
     failures listed."""
     try:
-        code = app(arguments, standalone_mode=False)
+        code = app(arguments, prog_name="stillframe", standalone_mode=False)
     except StillframeError as error:
         _say(f"error: {error.message}" + (f"; next: {error.hint}" if error.hint else ""))
         return error.exit_code

@@ -354,7 +354,7 @@ def _show_summary(summary: Summary) -> None:
         "win / tie / loss",
     )
     scores = [row for point in summary.settings for row in _score_rows(point)]
-    console.show_table(title, columns, scores, justify="llrlrlrl")
+    console.show_table(title, columns, scores, justify="llrlrlrl", keys=2, cut=4)
     cost_columns = (
         "setting",
         "parameters",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import re
@@ -21,6 +22,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from support.commands import Result, assert_refused, call, digest, fine, process
 from support.material import LENGTHS, address_spec, address_video, write_video
 from support.media import tone
@@ -28,6 +30,7 @@ from support.media import tone
 from pipeline.cache.cache import Cache
 from pipeline.cache.layout import receipt_name
 from pipeline.cache.status import status
+from pipeline.cli import console
 from pipeline.config import plugins
 from pipeline.config.shipped import KINDS, shipped
 from pipeline.datasets.manifest import manifest
@@ -97,6 +100,21 @@ def test_help_lists_every_command():
         "sweep",
         "report",
     ]
+
+
+@pytest.mark.parametrize(("width", "parts"), [(100, 1), (60, 2)])
+def test_no_figure_is_broken_where_a_table_has_no_room(width, parts, monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(file=shown, width=width))
+    columns = ("setting", "form", "score", "95 % interval", "gain", "95 % interval")
+    row = ("gated_mamba_mix", "streaming", "0.125", "0.000 .. 0.375", "+0.250", "-0.125 .. +0.625")
+    console.show_table("scores", columns, [row], justify="llrlrl", keys=2, cut=4)
+    lines = shown.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    named = [line.split() for line in lines if "gated_mamba_mix" in line]
+    assert len(named) == parts
+    figures = " ".join(word for words in named for word in words)
+    assert all(cell in figures for cell in row)
 
 
 def test_words_of_earlier_versions_still_work_and_are_not_listed(place):

@@ -176,7 +176,7 @@ def _show_codecs(result: dict[str, Any]) -> None:
         "dec GB/s",
         "x",
     )
-    console.show_table(title, columns, rows, justify="l" + "r" * (len(columns) - 1))
+    console.show_table(title, columns, rows, justify="l" + "r" * (len(columns) - 1), cut=6)
 
 
 StoreWindows = Annotated[

@@ -136,7 +136,7 @@ def _show_modules(result: dict[str, Any]) -> None:
         *(column for name in PASS_NAMES.values() for column in (*_time_columns(name), "GFLOP/s")),
     )
     title = "time: medians; GFLOP/s by formula, a backward pass counted as two forward"
-    _show_figures(title, columns, rows)
+    _show_figures(title, columns, rows, cut=5)
     rows = [
         (
             name,
@@ -215,7 +215,7 @@ def _show_comparison(title: str, result: dict[str, Any], names: Sequence[str]) -
         )
         for name in names
     ]
-    _show_figures(title, columns, rows)
+    _show_figures(title, columns, rows, cut=5)
     for key, ratio in result.get("ratios", {}).items():
         peak = "not measured" if ratio["peak"] is None else f"{ratio['peak']:.2f}"
         console.show(
@@ -224,11 +224,13 @@ def _show_comparison(title: str, result: dict[str, Any], names: Sequence[str]) -
         )
 
 
-def _show_figures(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table of names and figures."""
+def _show_figures(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], cut: int = 0
+) -> None:
+    """A table of names and figures, cut as in `show_table`."""
     from pipeline.cli import console
 
-    console.show_table(title, columns, rows, justify="l" + "r" * (len(columns) - 1))
+    console.show_table(title, columns, rows, "l" + "r" * (len(columns) - 1), cut=cut)
 
 
 def _time_columns(name: str) -> tuple[str, str, str]:
