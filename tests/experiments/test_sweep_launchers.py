@@ -110,7 +110,7 @@ def test_dry_run_prints_what_would_be_submitted(slurm_user, material: Material, 
         "--dry-run",
     ]
     told = call(*arguments, "--engine", "slurm", "--engine-set", "time_min=7")
-    assert told.code == 0 and "4 members of four, trained from 1 reads" in told.out
+    assert told.code == 0 and "4 members of four, trained from 1 read" in told.out
     assert re.findall(r"--array=(\S+)", told.err) == ["0-1%2"] and "#SBATCH --time=7\n" in told.err
     assert not (tmp_path / "sweep").exists() and queued() <= before
     assert fine(*arguments, "--engine", "local").out == told.out
