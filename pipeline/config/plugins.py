@@ -123,13 +123,13 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
         return f"unknown key '{'.'.join(path)}' ({meant})"
     if problem["type"] == "missing":
         return f"key '{'.'.join(path)}' is missing"
-    found = (
+    input_text = (
         ""
         if problem["type"] in ("value_error", "assertion_error") and not path
         else f", found {problem['input']!r}"
     )
     message = problem["msg"].removeprefix("Value error, ")
-    return f"key '{'.'.join(path)}': {message}{found}" if path else message
+    return f"key '{'.'.join(path)}': {message}{input_text}" if path else message
 
 
 def _fields(model: type[BaseModel], path: list[str]) -> list[str]:

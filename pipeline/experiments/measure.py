@@ -233,17 +233,17 @@ def timed_extraction(
     StillframeError where no video can be decoded."""
     ends: list[tuple[float, int]] = []
     begin = time.perf_counter()
-    made = extract.create_or_open(spec, subset, out, encoder, device)
-    job = extract.extraction_job([made.storage.address], subset, str(device), decoders)
+    new_cache = extract.create_or_open(spec, subset, out, encoder, device)
+    job = extract.extraction_job([new_cache.storage.address], subset, str(device), decoders)
     fill(
-        [(made, encoder, [])],
+        [(new_cache, encoder, [])],
         subset.videos,
         job,
         device,
         lambda progress: ends.append((time.perf_counter(), progress.frames)),
     )
     whole_s = time.perf_counter() - begin
-    cache = Cache(made.storage)
+    cache = Cache(new_cache.storage)
     receipts = cache.receipts.values()
     frames = sum(receipt.frames for receipt in receipts)
     if not frames:

@@ -261,7 +261,9 @@ def _tables(
         if evaluations_of[point.name]:
             clips = tuple(sorted(evaluations_of[point.name][0].clips))
             by_clips.setdefault(clips, []).append(point)
-    every_evaluation = [one for evaluations in evaluations_of.values() for one in evaluations]
+    every_evaluation = [
+        evaluation for evaluations in evaluations_of.values() for evaluation in evaluations
+    ]
     forms = dict.fromkeys(form for evaluation in every_evaluation for form in evaluation.forms)
     return {form: _tables_of_form(metric, form, by_clips) for form in forms}
 
@@ -312,7 +314,9 @@ def _mean_metrics(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, floa
     forms = evaluations[0].forms if evaluations else {}
     return {
         form: {
-            metric: float(np.mean([one.forms[form][metric].score for one in evaluations]))
+            metric: float(
+                np.mean([evaluation.forms[form][metric].score for evaluation in evaluations])
+            )
             for metric in metrics
         }
         for form, metrics in forms.items()

@@ -29,13 +29,13 @@ RENDERED_HINT = (
 
 def prepare(
     spec: SweepSpec,
-    given: Cache,
+    source: Cache,
     out: Path,
     device: torch.device | None = None,
     on_step: OnStep = lambda *_: None,
 ) -> dict[str, Cache]:
-    """Every cache that a point of the sweep is trained on, by its name in the sweep; `given` is the
-    one that the sweep is started on, and all others are made where they are missing.
+    """Every cache that a point of the sweep is trained on, by its name in the sweep; `source` is
+    the one that the sweep is started on, and all others are made where they are missing.
 
     Derived caches and rendered videos lie in `out`, and are kept. Several processes may prepare
     them at once. Raises BadInput for a cache that cannot be made.
@@ -44,15 +44,15 @@ def prepare(
     to_make = [name for name in names if name != GIVEN]
     for name in to_make:
         if spec.caches[name].data:
-            require_rendered(name, spec.caches[name], given)
+            require_rendered(name, spec.caches[name], source)
     caches = {}
     for name in names:
         if name == GIVEN:
-            caches[name] = given
+            caches[name] = source
             continue
         title = f"{name}, {to_make.index(name) + 1} of {len(to_make)} caches"
         caches[name] = _make_cache(
-            name, spec.caches[name], given, out, device, partial(_titled_step, on_step, title)
+            name, spec.caches[name], source, out, device, partial(_titled_step, on_step, title)
         )
     return caches
 
@@ -61,19 +61,19 @@ def _titled_step(on_step: OnStep, title: str, step: str, done: float, total: flo
     on_step(f"{step} {title}", done, total)
 
 
-def require_rendered(name: str, derived: DerivedCache, given: Cache) -> None:
+def require_rendered(name: str, derived: DerivedCache, source: Cache) -> None:
     """Refuses, before any video is rendered, other data where the videos are a user's own, and
     settings that the data set refuses."""
-    origin = given.manifest.origin
+    origin = source.manifest.origin
     if not plugins.load("dataset", origin.dataset).renders:
         raise BadInput(
             f"cache '{name}' of the sweep wants other videos, "
-            f"and data set '{origin.dataset}' of {given} renders none",
+            f"and data set '{origin.dataset}' of {source} renders none",
             RENDERED_HINT,
         )
     try:
         plugins.settings(
-            "dataset", origin.dataset, origin.settings | derived.data, f"data set of {given}"
+            "dataset", origin.dataset, origin.settings | derived.data, f"data set of {source}"
         )
     except BadInput as error:
         raise BadInput(
@@ -84,22 +84,22 @@ def require_rendered(name: str, derived: DerivedCache, given: Cache) -> None:
 def _make_cache(
     name: str,
     derived: DerivedCache,
-    given: Cache,
+    source: Cache,
     out: Path,
     device: torch.device | None,
     on_step: OnStep,
 ) -> Cache:
-    """Derives one cache from the given one, or renders its videos and extracts them."""
+    """Derives one cache from the source, or renders its videos and extracts them."""
     if derived.derive:
-        return derive(given, derived.derive, out / "caches", partial(on_step, "deriving"))
-    origin = given.manifest.origin
+        return derive(source, derived.derive, out / "caches", partial(on_step, "deriving"))
+    origin = source.manifest.origin
     settings = origin.settings | derived.data
     with Leases(open_storage(out)) as leases, leases.alone(f"data-{name}"):
         videos = manifest.build(
             origin.dataset, None, out / "data" / name, settings, partial(on_step, "rendering")
         )
     return extract(
-        given.cache_spec,
+        source.cache_spec,
         videos,
         out / "caches" / name,
         device,

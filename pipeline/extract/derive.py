@@ -140,9 +140,9 @@ def _require_rate(source: Cache, rate: float | None) -> None:
     if held is None or rate == held:
         return
     if rate is None or abs(held / rate - round(held / rate)) > 1e-9 or rate > held:
-        wanted = "every frame" if rate is None else f"{rate:g} frames per second"
+        rate_text = "every frame" if rate is None else f"{rate:g} frames per second"
         raise BadInput(
-            f"cannot derive {wanted} from {source}, which holds {held:g}",
+            f"cannot derive {rate_text} from {source}, which holds {held:g}",
             f"choose {held:g} divided by a whole number",
         )
 

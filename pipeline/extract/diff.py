@@ -105,9 +105,9 @@ def _differ(spec: CacheSpec, cache: Cache, identity: dict[str, Any] | None) -> I
             {
                 "name": table["encoder"]["name"],
                 "layers": table["encoder"]["layers"],
-                "identity": known,
+                "identity": encoder_identity,
             }
-            for table, known in ((ours, identity), (theirs, header.encoder))
+            for table, encoder_identity in ((ours, identity), (theirs, header.encoder))
         )
     ours |= {"decoder": probe.decoder_identity(), "format_version": FORMAT_VERSION}
     theirs |= {
@@ -183,8 +183,9 @@ def siblings(cache: Cache) -> dict[str, list[str]]:
             mode="json", include={"spec", "encoder", "decoder", "derived_from"}
         )
 
-    others = neighbours(cache, f"{cache.spec['name']}-")
+    neighbour_caches = neighbours(cache, f"{cache.spec['name']}-")
     differing_fields = {
-        other.name: differences(meaning(cache.header), meaning(other.header)) for other in others
+        neighbour.name: differences(meaning(cache.header), meaning(neighbour.header))
+        for neighbour in neighbour_caches
     }
     return {name: differ for name, differ in differing_fields.items() if differ}

@@ -153,9 +153,9 @@ class Extraction:
     def _video_jobs(self, unit: WorkUnit) -> Iterator[VideoJob]:
         """Every video of a unit once, in the manifest's order, with the stores that want it."""
         stores: dict[str, WorkUnit] = {}
-        for wanted in unit:
-            for video_id in wanted.cache.plan[wanted.store]:
-                stores.setdefault(video_id, []).append(wanted)
+        for target in unit:
+            for video_id in target.cache.plan[target.store]:
+                stores.setdefault(video_id, []).append(target)
         for video_id in sorted(stores, key=lambda video_id: self.videos[video_id][0]):
             yield VideoJob(self.videos[video_id][1], stores[video_id], Channel(1, self.stop))
 

@@ -88,7 +88,7 @@ def extract_all(
         (cache, encoder, reusable_caches(cache))
         for cache, (_, encoder) in zip(caches, encoders, strict=True)
     ]
-    reused = {cache.name: _announce_reuse(cache, others, say) for cache, _, others in to_fill}
+    reused = {cache.name: _announce_reuse(cache, sources, say) for cache, _, sources in to_fill}
     addresses = [cache.storage.address for cache in caches]
     job = extraction_job(addresses, manifest, device_name, decoders, limits)
     if engine is None:
@@ -114,19 +114,19 @@ def _prepare_stores(cache: Cache, manifest: Manifest, retry_failed: bool) -> Non
 
 
 def _announce_reuse(
-    cache: Cache, others: Sequence[ReusableCache], say: Callable[[str], None]
+    cache: Cache, sources: Sequence[ReusableCache], say: Callable[[str], None]
 ) -> list[int]:
     """The missing stores of which other caches hold a part, told one cache after the other."""
     missing = cache.missing_stores()
     reused: list[int] = []
-    for other in others:
-        stores = [store for store in missing if other.has(store, cache.plan[store])]
+    for source in sources:
+        stores = [store for store in missing if source.has(store, cache.plan[store])]
         missing = [store for store in missing if store not in stores]
         reused += stores
         if stores:
-            ours = ", ".join(name for name in cache.token_arrays if name not in other.names)
+            ours = ", ".join(name for name in cache.token_arrays if name not in source.names)
             say(
-                f"{cache.name}: {', '.join(other.names)} taken over from {other.cache.name} in "
+                f"{cache.name}: {', '.join(source.names)} taken over from {source.cache.name} in "
                 f"{len(stores)} of {len(cache.plan)} stores; encoding {ours}"
             )
     return reused

@@ -170,8 +170,8 @@ def _check_video(
                     least_cosine(error_FND, fresh_FND, ROUNDING[encoded_FND.dtype])
                 )
     joined = (
-        {name: torch.cat(parts).numpy() for name, parts in each.items()}
-        for each in (cosine, allowed)
+        {name: torch.cat(parts).numpy() for name, parts in batches_of.items()}
+        for batches_of in (cosine, allowed)
     )
     return VideoCheck(video.video_id, stored_s, np.abs(np.array(fresh_s) - stored_s), *joined)
 

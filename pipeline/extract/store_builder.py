@@ -102,11 +102,11 @@ class StoreBuilder:
         for view, affine in self._affine.items():
             small[in_view(view, AFFINE)] = np.concatenate([np.zeros((0, 2, 3)), *affine])
         if self.reusable:
-            given = self._take_over(self.reusable, small)
-            if given is None:
+            source_receipt = self._take_over(self.reusable, small)
+            if source_receipt is None:
                 self.close()
                 return None
-            device = ", ".join(sorted({device, *given.device.split(", ")}))
+            device = ", ".join(sorted({device, *source_receipt.device.split(", ")}))
         receipt = Receipt(
             store=self.store,
             fingerprint=self.cache.fingerprint,
@@ -150,9 +150,9 @@ class StoreBuilder:
             OSError, StillframeError
         ):  # whatever is wrong with its store, this one can be made whole
             receipt = reusable.cache.receipt(self.store)
-            given = reusable.link_into(receipt, self.rows, self.content, small, staged)
-            if given is not None:
-                for name, files in given.items():
+            linked_files = reusable.link_into(receipt, self.rows, self.content, small, staged)
+            if linked_files is not None:
+                for name, files in linked_files.items():
                     writer.adopt_shards(name, self.frames, files)
                 return receipt
         return None

@@ -198,7 +198,7 @@ def axis_figure(data: ReportData, axis: str, curves: Curves) -> Figure:
     figure, axes = panel(HALF_INCHES, 3.7)
     colours = _curve_colours(data, curves)
     for name, curve in curves.items():
-        x = [place for place, _ in curve]
+        x = [position for position, _ in curve]
         intervals = [point.intervals[data.form] for _, point in curve]
         (line,) = axes.plot(
             x,
@@ -210,7 +210,10 @@ def axis_figure(data: ReportData, axis: str, curves: Curves) -> Figure:
         )
         named(line, name or axis)
         if len(curves) <= MAX_INTERVAL_CURVES:
-            low, high = [one.low for one in intervals], [one.high for one in intervals]
+            low, high = (
+                [interval.low for interval in intervals],
+                [interval.high for interval in intervals],
+            )
             axes.fill_between(x, low, high, color=colours[name], alpha=0.13, linewidth=0)
     trivial = _draw_trivial(data, axes, curves)
     _place_ticks(axes, curves)

@@ -240,13 +240,13 @@ def front_of(costs: Sequence[float], scores: Sequence[float], higher_is_better: 
 
 
 def score_view(
-    points: Sequence[PointSummary], forms: Sequence[str], *others: float
+    points: Sequence[PointSummary], forms: Sequence[str], *scores: float
 ) -> tuple[float, float]:
-    """Limits of an axis of scores that shows the points and `others`."""
+    """Limits of an axis of scores that shows the points and `scores` beside them."""
     intervals = [
         point.intervals[form] for point in points for form in forms if form in point.intervals
     ]
-    return view([*others, *(interval.score for interval in intervals)], intervals)
+    return view([*scores, *(interval.score for interval in intervals)], intervals)
 
 
 def _number_ticks(axes: Axes) -> None:

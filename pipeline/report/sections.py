@@ -303,19 +303,19 @@ def _axis_plots(data: ReportData, out: Path) -> list[Plot]:
     """Axes that have the same curves side by side, all others one by one."""
     by_axis = axis_plots.curves_by_axis(data)
     comparable = axis_plots.comparable_axes(by_axis)
-    others = {axis: curves for axis, curves in by_axis.items() if axis not in comparable}
+    single_axes = {axis: curves for axis, curves in by_axis.items() if axis not in comparable}
     saved = []
     if comparable:
         figure = axis_plots.axes_side_by_side(data, comparable, FULL_INCHES)
         saved = _saved(out, {"factors": figure})
         narrow = axis_plots.axes_side_by_side(data, comparable, HALF_INCHES)
         saved[0].narrow_svg = svg(narrow, saved[0].title)
-        saved[0].caption += not_beside(others)
+        saved[0].caption += not_beside(single_axes)
     return saved + _saved(
         out,
         {
             f"over_{axis}": axis_plots.axis_figure(data, axis, curves)
-            for axis, curves in others.items()
+            for axis, curves in single_axes.items()
         },
     )
 

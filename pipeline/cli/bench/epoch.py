@@ -96,18 +96,19 @@ def _train(
         timing.close()
 
     trainers = make_trainers(
-        {runs / f"{one.training.seed}": one for one in recipes}, tasks, windows, context
+        {runs / f"{recipe.training.seed}": recipe for recipe in recipes}, tasks, windows, context
     )
     for trainer in trainers:
         trainer.optimizer.register_step_pre_hook(begin)
         trainer.optimizer.register_step_post_hook(end)
     TrainLoop(trainers, windows, held_out, context).fit()
     data, tokens, steps = (
-        sum(one.progress.seconds[what] for one in trainers) for what in ("data", "tokens", "steps")
+        sum(trainer.progress.seconds[what] for trainer in trainers)
+        for what in ("data", "tokens", "steps")
     )
     parts = reader.clock.seconds
     parts |= {"waiting": data, reader.making: tokens, "model": steps - parts["optimiser"]}
-    losses = [[line["loss"] for line in read_metrics(one.run.path)] for one in trainers]
+    losses = [[line["loss"] for line in read_metrics(trainer.run.path)] for trainer in trainers]
     return Epoch(data + tokens + steps, trainers[0].step, losses, parts)
 
 
@@ -126,8 +127,8 @@ def epoch_speed(
     Then an epoch of all of them side by side, as a sweep trains them.
     """
     device = chosen(device)
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         tell(0, ablations, "rendering videos")
         videos = manifest.build(
             "world", None, folder / "world", {"clips_per_class": clips_per_class}
@@ -157,19 +158,19 @@ def epoch_speed(
         },
         "extract_s": extract_s,
         "epochs": {
-            name: summary([e.seconds for e in each])
-            | {"step_s": statistics.median(e.seconds for e in each) / steps}
-            for name, each in (("cached", cached), ("uncached", uncached))
+            name: summary([e.seconds for e in of_way])
+            | {"step_s": statistics.median(e.seconds for e in of_way) / steps}
+            for name, of_way in (("cached", cached), ("uncached", uncached))
         },
         "ratio": statistics.median(
             b.seconds / a.seconds for a, b in zip(cached, uncached, strict=True)
         ),
         "parts_of_a_step": {
             name: {
-                part: statistics.median(e.parts[part] for e in each) / steps
-                for part in each[0].parts
+                part: statistics.median(e.parts[part] for e in of_way) / steps
+                for part in of_way[0].parts
             }
-            for name, each in (("cached", cached), ("uncached", uncached))
+            for name, of_way in (("cached", cached), ("uncached", uncached))
         },
         "sweep_s": sweep.seconds,
         "runs": {
@@ -213,8 +214,8 @@ def epoch(
     `uncached`."""
     schedule = {"steps": None, "epochs": epochs, "evaluate_every": None, "checkpoint_every": 10**9}
     recipes = [
-        one.model_copy(update={"training": one.training.model_copy(update=schedule)})
-        for one in recipes
+        recipe.model_copy(update={"training": recipe.training.model_copy(update=schedule)})
+        for recipe in recipes
     ]
     context = RunContext.of(cache, device=device)
     tasks, windows, held_out = open_windows(recipes, context)

@@ -52,10 +52,10 @@ def live_bytes(device: torch.device) -> int:
         for part in gc.get_objects()
         if type(part) in (torch.Tensor, torch.nn.Parameter)
     ]
-    found: dict[int, int] = {}
+    bytes_at: dict[int, int] = {}
     for storage in storages:
         with suppress(
             RuntimeError
         ):  # a tensor that stands for one in a compiler, or one on its way out, has no memory
-            found[storage.data_ptr()] = storage.nbytes()
-    return sum(found.values())
+            bytes_at[storage.data_ptr()] = storage.nbytes()
+    return sum(bytes_at.values())

@@ -49,12 +49,12 @@ def foretold(
     """Clips per class -> what -> planned and measured in every round, and the median of their
     ratios."""
     device, done = chosen(device), 0
-    with tempfile.TemporaryDirectory() as made:
+    with tempfile.TemporaryDirectory() as scratch:
         worlds = {}
         for size in sizes:
             tell(0, 1, f"rendering {size} clips of each class")
             worlds[size] = manifest.build(
-                "world", None, Path(made) / f"world{size}", {"clips_per_class": size}
+                "world", None, Path(scratch) / f"world{size}", {"clips_per_class": size}
             )
         rounds: dict[int, list[tuple[dict[str, float], dict[str, float]]]] = {
             size: [] for size in sizes
@@ -62,7 +62,7 @@ def foretold(
         for repeat in range(-1, repeats):  # the first round warms up, on the smallest size
             for size in sizes if repeat >= 0 else sizes[:1]:
                 tell(done, repeats * len(sizes), f"{size} clips of each class")
-                folder = Path(made) / f"{size}-{repeat}"
+                folder = Path(scratch) / f"{size}-{repeat}"
                 planned = _planned(
                     spec, recipe, worlds[size], str(folder / "caches"), measure_s, decoders, device
                 )
@@ -101,8 +101,8 @@ def _planned(
     throughput = measure_stages(
         spec, videos, recipe, out, device, decoders, measure_s, lambda _: None
     )
-    made = plan(spec, videos, None, recipe, 1, throughput, decoders)
-    codec, times = made.scale.codecs[spec.codec.name], made.times
+    prediction = plan(spec, videos, None, recipe, 1, throughput, decoders)
+    codec, times = prediction.scale.codecs[spec.codec.name], prediction.times
     assert codec and times and times.cached_epoch_s and times.uncached_epoch_s
     return {
         "extract_s": times.extract_s,

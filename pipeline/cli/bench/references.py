@@ -61,15 +61,15 @@ def _plain_path(mixer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     if hasattr(mixer, "slow_forward"):  # older transformers name the path
         return mixer.slow_forward
     forward = inspect.unwrap(type(mixer).forward)
-    known = forward.__globals__
+    module_globals = forward.__globals__
     plain = {
-        name: inspect.unwrap(known[name])
+        name: inspect.unwrap(module_globals[name])
         for name in forward.__code__.co_names
-        if inspect.isfunction(known.get(name))
+        if inspect.isfunction(module_globals.get(name))
     }
     plain["mamba_inner_fn"] = lambda *_, **__: None  # no fused path
     return types.FunctionType(
-        forward.__code__, known | plain, argdefs=forward.__defaults__
+        forward.__code__, module_globals | plain, argdefs=forward.__defaults__
     ).__get__(mixer)
 
 
@@ -94,8 +94,8 @@ def _figures(works: dict[str, Workload], repeats: int, tell: Tell) -> dict[str, 
     seconds = in_turn(works, repeats, tell)
     return {
         name: {
-            each: summary(seconds[name][each]) | {"peak_bytes": peaks[name][each]}
-            for each in PASSES
+            pass_name: summary(seconds[name][pass_name]) | {"peak_bytes": peaks[name][pass_name]}
+            for pass_name in PASSES
         }
         for name in works
     }
@@ -105,10 +105,10 @@ def _ratios(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
     """Pass -> time and peak of theirs over ours. Times as the median over repeats of pairs measured
     in turn."""
     ratios = {}
-    for each in PASSES:
-        pairs = zip(theirs[each]["s"], ours[each]["s"], strict=True)
-        peak, our_peak = theirs[each]["peak_bytes"], ours[each]["peak_bytes"]
-        ratios[each] = {
+    for pass_name in PASSES:
+        pairs = zip(theirs[pass_name]["s"], ours[pass_name]["s"], strict=True)
+        peak, our_peak = theirs[pass_name]["peak_bytes"], ours[pass_name]["peak_bytes"]
+        ratios[pass_name] = {
             "time": statistics.median(a / b for a, b in pairs),
             "peak": peak / our_peak if peak is not None and our_peak else None,
         }
@@ -154,9 +154,9 @@ def against_kernels(
     flops = len(x_BTND) * module.flops(*x_BTND.shape[1:3])
     result = _figures(works, repeats, tell)
     for figures in result.values():
-        for each, share in PASSES.items():
-            reached = share * flops / figures[each]["median_s"]
-            figures[each] |= {"flop_per_s": reached, "share_of_matrix_peak": reached / peak}
+        for pass_name, share in PASSES.items():
+            reached = share * flops / figures[pass_name]["median_s"]
+            figures[pass_name] |= {"flop_per_s": reached, "share_of_matrix_peak": reached / peak}
     if "mamba_ssm" in works:
         result["ratios"] = _ratios(result["mamba_ssm"], result["stillframe"])
         ours, theirs = (work.forward() for work in works.values())

@@ -94,8 +94,8 @@ def made_up_sweep(folder: Path, runs: int, modules: Sequence[str] = ()) -> Path:
             costs[name] = cost(recipe, cache.shape, cache.manifest.labels)
         member = f"{name}-lr{rate:g}-s{seed}"
         level = 0.2 + 0.7 * names.index(name) / len(names) - 0.05 * _far_from_middle(rate)
-        found = _copied(trained[name], cache, sweep / "runs" / member, rate, seed, level)
-        outcomes.setdefault((name, rate), []).append(Outcome(member, seed, found, training_s=60.0))
+        run = _copied(trained[name], cache, sweep / "runs" / member, rate, seed, level)
+        outcomes.setdefault((name, rate), []).append(Outcome(member, seed, run, training_s=60.0))
     name, rate = list(outcomes)[-1]
     last = outcomes[name, rate][-1]
     outcomes[name, rate][-1] = Outcome(last.member, last.seed, failed="loss is nan at step 120")

@@ -101,8 +101,8 @@ def _seconds(
     recipes: Sequence[Recipe], cache: Cache, shared: bool, cold: bool, device: torch.device
 ) -> float:
     """Of training and scoring all of them anew. `cold`: no store stays in memory."""
-    with tempfile.TemporaryDirectory() as made:
-        runs = {Path(made) / recipe.name: recipe for recipe in recipes}
+    with tempfile.TemporaryDirectory() as scratch:
+        runs = {Path(scratch) / recipe.name: recipe for recipe in recipes}
         reads = [runs] if shared else [{path: recipe} for path, recipe in runs.items()]
         spent = 0.0
 

@@ -118,11 +118,11 @@ def modules(
         }
     for name, seconds in in_turn(works, repeats, tell).items():
         flops, peaks = size.batch * facts[name]["flops"], facts[name].pop("peaks")
-        for each, share in PASSES.items():
-            found = summary(seconds[each])
-            facts[name][each] = found | {
-                "flop_per_s": share * flops / found["median_s"],
-                "peak_bytes": peaks[each],
+        for pass_name, share in PASSES.items():
+            timing = summary(seconds[pass_name])
+            facts[name][pass_name] = timing | {
+                "flop_per_s": share * flops / timing["median_s"],
+                "peak_bytes": peaks[pass_name],
             }
     return facts
 
@@ -174,7 +174,7 @@ def measure_stream(
     """
     module.eval()
     speed = [_Stream(module, tokens, device) for _ in range(2)]  # the first warms up
-    seconds = [[each.step() for _ in range(SPEED_FRAMES)] for each in speed]
+    seconds = [[stream.step() for _ in range(SPEED_FRAMES)] for stream in speed]
     young = _Stream(copy.deepcopy(module), streams.tokens, device)
     old = _Stream(module, streams.tokens, device)
     for _ in range(ENDS):

@@ -59,13 +59,13 @@ def in_turn(
     """Name -> pass -> seconds of each repeat. All take turns in every repeat, so that what disturbs
     disturbs all."""
     seconds: dict[str, dict[str, list[float]]] = {
-        name: {each: [] for each in PASSES} for name in works
+        name: {pass_name: [] for pass_name in PASSES} for name in works
     }
     for repeat in range(repeats):
         for i, (name, work) in enumerate(works.items()):
             tell(repeat * len(works) + i, repeats * len(works), f"time of {name}")
-            for each in PASSES:
-                seconds[name][each].append(seconds_of(getattr(work, each), work.x.device))
+            for pass_name in PASSES:
+                seconds[name][pass_name].append(seconds_of(getattr(work, pass_name), work.x.device))
     return seconds
 
 

@@ -45,7 +45,9 @@ def _command(name: str, command: Any) -> list[str]:
     """Usage, what it does, an example, and what it takes."""
     callback = inspect.unwrap(command.callback)
     hints = get_type_hints(callback, include_extras=True)
-    defaults = {key: one.default for key, one in inspect.signature(callback).parameters.items()}
+    defaults = {
+        key: parameter.default for key, parameter in inspect.signature(callback).parameters.items()
+    }
     usage, rows = [name], []
     for parameter in command.params:
         if parameter.hidden or parameter.name not in hints:  # --help is no part of the callback

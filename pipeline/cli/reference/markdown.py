@@ -41,8 +41,8 @@ def type_text(schema: Mapping[str, Any]) -> str:
 
 def bounds(schema: Mapping[str, Any]) -> str:
     """Where a number may lie; a bound that only says what 64 bits hold is left out."""
-    given = {key: schema[key] for key in BOUNDS if schema.get(key) is not None}
-    parts = [f"{BOUNDS[key]} {number:.10g}" for key, number in given.items() if number < 2**62]
+    limits = {key: schema[key] for key in BOUNDS if schema.get(key) is not None}
+    parts = [f"{BOUNDS[key]} {number:.10g}" for key, number in limits.items() if number < 2**62]
     return f" {', '.join(parts)}" if parts else ""
 
 

@@ -64,7 +64,7 @@ the next step.
 
 def files(root: Path) -> dict[Path, str]:
     """Every generated file of the checkout at `root`, and its whole text."""
-    made = {
+    pages = {
         "cli.md": commands_page(),
         "spec.md": spec_page(),
         "recipe.md": recipe_page(),
@@ -73,8 +73,8 @@ def files(root: Path) -> dict[Path, str]:
         "exit_codes.md": exit_codes_page(),
     }
     for kind, schema in schemas().items():
-        made[f"schema/{kind}.schema.json"] = json.dumps(schema, indent=1) + "\n"
-    generated = {root / "docs" / "reference" / name: text for name, text in made.items()}
+        pages[f"schema/{kind}.schema.json"] = json.dumps(schema, indent=1) + "\n"
+    generated = {root / "docs" / "reference" / name: text for name, text in pages.items()}
     readme = root / "README.md"
     return generated | {readme: with_rooms(readme.read_text(encoding="utf-8"))}
 
@@ -177,9 +177,9 @@ def sizes() -> str:
     rows = []
     for name in plugins.names("temporal"):
         plugin = plugins.load("temporal", name)
-        given = {"layers": LAYERS} if "layers" in plugin.Settings.model_fields else {}
+        settings = {"layers": LAYERS} if "layers" in plugin.Settings.model_fields else {}
         with torch.device("meta"):
-            module = plugin(WIDTH, plugin.Settings(**given))
+            module = plugin(WIDTH, plugin.Settings(**settings))
             state_mb = module.state_bytes(TOKENS) / 1e6
         parameters_m = sum(part.numel() for part in module.parameters()) / 1e6
         operations_g = module.flops(FRAMES, TOKENS) / 1e9

@@ -51,16 +51,16 @@ def schemas() -> dict[str, Schema]:
 
 
 def spec_schema() -> Schema:
-    return _document(CacheSpec, "Cache spec", PLUGIN_TABLES["spec"], given={"codec", "name"})
+    return _document(CacheSpec, "Cache spec", PLUGIN_TABLES["spec"], defaulted={"codec", "name"})
 
 
 def recipe_schema() -> Schema:
-    return _document(Recipe, "Recipe", PLUGIN_TABLES["recipe"], given={"name"})
+    return _document(Recipe, "Recipe", PLUGIN_TABLES["recipe"], defaulted={"name"})
 
 
 def sweep_schema() -> Schema:
     """A sweep writes keys of a recipe with dots, each with a value or, on an axis, with many."""
-    schema = _document(SweepSpec, "Sweep", (), given={"name"})
+    schema = _document(SweepSpec, "Sweep", (), defaulted={"name"})
     keys = _recipe_keys()
     inner = {"type": "object", "not": {"required": ["name"]}}
     for kind in PLUGIN_TABLES["recipe"]:
@@ -97,8 +97,8 @@ def sweep_schema() -> Schema:
         "additionalProperties": False,
     }
     settings = (settings_schema(kind, name) for kind, name in _every(PLUGIN_TABLES["recipe"]))
-    known = sorted({key for table in settings for key in table["properties"]})
-    properties["each"]["propertyNames"] = {"enum": known}
+    setting_names = sorted({key for table in settings for key in table["properties"]})
+    properties["each"]["propertyNames"] = {"enum": setting_names}
     return schema
 
 
@@ -167,16 +167,17 @@ def table_schema(model: type[BaseModel]) -> Schema:
 
 
 def _document(
-    model: type[BaseModel], title: str, kinds: Iterable[str], given: Iterable[str]
+    model: type[BaseModel], title: str, kinds: Iterable[str], defaulted: Iterable[str]
 ) -> Schema:
-    """A whole file. What is `given` where the file says nothing is not required of it."""
+    """The schema of a whole file. Keys in `defaulted` are filled in where the file lacks them,
+    so that they are not required."""
     schema = table_schema(model)
     definitions = schema.pop("$defs", {})
     definitions.pop("Choice", None)
     for kind in kinds:
         definitions |= plugin_definitions(kind)
         schema["properties"][kind] = {"$ref": f"#/$defs/{kind}"}
-    schema["required"] = [key for key in schema["required"] if key not in given]
+    schema["required"] = [key for key in schema["required"] if key not in defaulted]
     return {"$schema": DRAFT, "title": title, **schema, "$defs": definitions}
 
 

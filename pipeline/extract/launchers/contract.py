@@ -124,10 +124,10 @@ def run_worker(kind: str, job: str, index: str) -> int:
     code."""
     module, _, name = kind.partition(":")
     try:
-        made: Job = plugins.validate(
+        worker_job: Job = plugins.validate(
             getattr(importlib.import_module(module), name), json.loads(job), "job"
         )
-        made.work(int(index))
+        worker_job.work(int(index))
     except StillframeError as error:
         sys.stderr.write(f"{error.message} ({error.hint})\n")
         return error.exit_code

@@ -211,8 +211,8 @@ def _speeds(
         codec: {"encode": [], "decode": []} for codec in tried
     }
     for repeat in range(repeats + 1):
-        for place, (codec, codecs) in enumerate(tried.items()):
-            tell(repeat * len(tried) + place, (repeats + 1) * len(tried), f"time of {codec}")
+        for index, (codec, codecs) in enumerate(tried.items()):
+            tell(repeat * len(tried) + index, (repeats + 1) * len(tried), f"time of {codec}")
             stored = _encode(codecs[name], tokens_FND, device)
             seconds[codec]["encode"].append(
                 seconds_of(partial(codecs[name].encode, tokens_FND), device)

@@ -60,17 +60,17 @@ def read_speed(windows: int, repeats: int, folder: Path | None, tell: Tell) -> d
     tokens_FND = random_tokens(
         (windows + 1) * WINDOW[0] - 1
     )  # so that every first frame within a window has its windows
-    with tempfile.TemporaryDirectory(dir=folder) as made:
-        places = {reader.files: Path(made) / reader.files for reader in readers}
-        for done, (files, path) in enumerate(places.items()):
-            tell(done, len(places), f"writing {files}")
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        folders = {reader.files: Path(scratch) / reader.files for reader in readers}
+        for done, (files, path) in enumerate(folders.items()):
+            tell(done, len(folders), f"writing {files}")
             path.mkdir()
             next(reader for reader in readers if reader.files == files).write(
                 path, tokens_FND, WINDOW[0]
             )
             evict(path)
-        seconds = _in_turn(readers, places, tokens_FND, windows, repeats, tell)
-        shard_bytes = sum(_sizes(_shards(places["store"])))
+        seconds = _in_turn(readers, folders, tokens_FND, windows, repeats, tell)
+        shard_bytes = sum(_sizes(_shards(folders["store"])))
     window_bytes = int(np.prod(WINDOW)) * DTYPE.itemsize
     return {
         "window": {"shape": WINDOW, "dtype": str(DTYPE), "bytes": window_bytes},
@@ -93,7 +93,7 @@ def read_speed(windows: int, repeats: int, folder: Path | None, tell: Tell) -> d
 
 def _in_turn(
     readers: Sequence[Reader],
-    places: dict[str, Path],
+    folders: dict[str, Path],
     tokens_FND: np.ndarray,
     windows: int,
     repeats: int,
@@ -105,16 +105,16 @@ def _in_turn(
     seconds: dict[str, dict[str, list[float]]] = {"hot": {}, "cold": {}}
     for repeat in range(repeats + 1):
         order = rng.permutation(windows) * WINDOW[0]
-        for place in rng.permutation(len(readers)).tolist():
-            reader = readers[place]
-            tell(repeat * len(readers) + place, (repeats + 1) * len(readers), reader.name)
+        for index in rng.permutation(len(readers)).tolist():
+            reader = readers[index]
+            tell(repeat * len(readers) + index, (repeats + 1) * len(readers), reader.name)
             # Windows begin anywhere, except where windows are what was written.
             starts = order if reader.name in (IN_ORDER, WHOLE) else order + rng.integers(WINDOW[0])
             starts = np.sort(starts) if reader.name == IN_ORDER else starts
-            taken = _round(reader, places[reader.files], starts.tolist(), batch, tokens_FND)
-            for state, each in taken.items():
-                seconds[state].setdefault(reader.name, []).append(each)
-        seconds["cold"].setdefault(SEQUENTIAL, []).append(_sequential(places["store"]))
+            taken = _round(reader, folders[reader.files], starts.tolist(), batch, tokens_FND)
+            for state, elapsed_s in taken.items():
+                seconds[state].setdefault(reader.name, []).append(elapsed_s)
+        seconds["cold"].setdefault(SEQUENTIAL, []).append(_sequential(folders["store"]))
     shown = [*(reader.name for reader in readers), SEQUENTIAL]
     return {
         state: {name: of[name][1:] for name in shown if name in of} for state, of in seconds.items()
@@ -131,11 +131,11 @@ def _round(
     with reader.open(path, WINDOW[0]) as read:
         for state in ("cold", "hot", "hot"):
             begin = time.perf_counter()
-            for place, start in enumerate(starts):
-                read(start, batch[place % BATCH])
+            for index, start in enumerate(starts):
+                read(start, batch[index % BATCH])
             taken[state] = time.perf_counter() - begin
-    for place, start in list(enumerate(starts))[-BATCH:]:
-        if not np.array_equal(batch[place % BATCH], tokens_FND[start : start + WINDOW[0]]):
+    for index, start in list(enumerate(starts))[-BATCH:]:
+        if not np.array_equal(batch[index % BATCH], tokens_FND[start : start + WINDOW[0]]):
             raise StillframeError(
                 f"{reader.name} read other tokens than were written",
                 "its speed means nothing; report it",
@@ -175,7 +175,8 @@ def _figures(
     in the same rounds."""
     read_bytes = {name: shard_bytes if name == SEQUENTIAL else window_bytes for name in seconds}
     rates = {
-        name: [read_bytes[name] / 1e9 / each for each in taken] for name, taken in seconds.items()
+        name: [read_bytes[name] / 1e9 / elapsed_s for elapsed_s in taken]
+        for name, taken in seconds.items()
     }
     return {
         name: summary(taken)

@@ -89,8 +89,8 @@ def _zarrs(folder: Path, frames: int) -> Iterator[Read]:
 def _tensorstore(folder: Path, _: int) -> Iterator[Read]:
     import tensorstore
 
-    place = {"driver": "file", "path": str(folder / STORE / ARRAY)}
-    array = tensorstore.open({"driver": "zarr3", "kvstore": place}, open=True, read=True).result()
+    kvstore = {"driver": "file", "path": str(folder / STORE / ARRAY)}
+    array = tensorstore.open({"driver": "zarr3", "kvstore": kvstore}, open=True, read=True).result()
 
     def read(first: int, out: np.ndarray) -> None:
         out[:] = array[first : first + len(out)].read().result()
@@ -184,8 +184,8 @@ def _write_litdata(folder: Path, tokens_FND: np.ndarray, frames: int) -> None:
     from litdata.streaming.writer import BinaryWriter
 
     writer = BinaryWriter(str(folder), chunk_bytes="64MB")
-    for place, first in enumerate(range(0, len(tokens_FND) - frames + 1, frames)):
-        writer[place] = tokens_FND[first : first + frames]
+    for index, first in enumerate(range(0, len(tokens_FND) - frames + 1, frames)):
+        writer[index] = tokens_FND[first : first + frames]
     writer.done()
     writer.merge()
 

@@ -31,11 +31,11 @@ def write_speed(windows: int, repeats: int, folder: Path | None, tell: Tell) -> 
     tokens_FND = random_tokens(windows * WINDOW[0])
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     cpu = torch.device("cpu")
-    with tempfile.TemporaryDirectory(dir=folder) as made:
-        path = Path(made) / "written"
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        path = Path(scratch) / "written"
         for repeat in range(repeats + 1):
-            for place, way in enumerate(WAYS if repeat % 2 else reversed(WAYS)):
-                tell(repeat * len(WAYS) + place, (repeats + 1) * len(WAYS), way)
+            for index, way in enumerate(WAYS if repeat % 2 else reversed(WAYS)):
+                tell(repeat * len(WAYS) + index, (repeats + 1) * len(WAYS), way)
                 path.mkdir()
                 begin = time.perf_counter()
                 write_store(path, tokens_FND) if way == "stillframe" else _write_plain(
@@ -47,7 +47,7 @@ def write_speed(windows: int, repeats: int, folder: Path | None, tell: Tell) -> 
         path.mkdir()
         peak = peak_bytes(lambda: write_store(path, tokens_FND), cpu)
     rates = {
-        way: [tokens_FND.nbytes / 1e9 / each for each in taken[1:]]
+        way: [tokens_FND.nbytes / 1e9 / elapsed_s for elapsed_s in taken[1:]]
         for way, taken in seconds.items()
     }  # the first warms up
     return {
