@@ -1,4 +1,4 @@
-"""What a user writes down, as checked settings.
+"""Files that a user writes become checked settings.
 
 In: TOML files and `--set` on the command line. Out: a `CacheSpec` (what to cache), a `Recipe` (what
 to train), plug-ins loaded by name, and JSON files read as checked records.

@@ -1,4 +1,5 @@
-"""What to cache: a TOML file becomes a checked `CacheSpec`, and its meaning a fingerprint."""
+"""A TOML file that says what to cache becomes a checked `CacheSpec`, and its meaning a
+fingerprint."""
 
 from __future__ import annotations
 
@@ -65,15 +66,15 @@ def choice(kind: str, table: Any) -> Choice:
 
 
 class FrameSettings(Settings):
-    """Which frames are cached, and how a frame becomes a square."""
+    """These settings choose the frames that are cached, and how a frame becomes a square."""
 
     fps: float | Literal["all"] = "all"
     """Frames per second of presentation time; a frame is never stored twice. "all": every frame."""
     size_px: int = Field(ge=1, le=4096)
     """Side of the square the encoder sees."""
     fit: Literal["crop", "squash"] = "crop"
-    """How a frame becomes a square. crop: short side to size_px, then the centre; squash: both
-    sides to size_px."""
+    """The way a frame becomes a square. crop: the short side is resized to size_px, and the centre
+    is cut out; squash: both sides are resized to size_px."""
     resample: Literal["bilinear", "bicubic"] = "bicubic"
     """Kernel that frames are resized with, always antialiased."""
 
@@ -129,8 +130,8 @@ class View(Settings):
 
 
 class StoreSettings(Settings):
-    """How frames are laid out on disk. One store is written by one worker and lost as a whole by a
-    kill."""
+    """These settings lay frames out on disk. One store is written by one worker and lost as a whole
+    by a kill."""
 
     chunk_frames: int = Field(default=8, ge=1, le=4096)
     """Frames per Zarr chunk, the unit of compression and of general reads."""
@@ -148,7 +149,7 @@ class StoreSettings(Settings):
 
 
 class CacheSpec(Settings):
-    """What to cache. Two specs that differ in one field give two caches."""
+    """A spec says what to cache. Two specs that differ in one field give two caches."""
 
     name: PlainName
     """Name that the cache's folder begins with, in lower-case letters, digits and underscores;

@@ -1,4 +1,4 @@
-"""What to train: a TOML file becomes a checked `Recipe`."""
+"""A TOML file that says what to train becomes a checked `Recipe`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class WindowSettings(Settings):
-    """What one training example holds."""
+    """These settings say what one training example holds."""
 
     frames: int = Field(default=16, ge=1)
     """T, the frames of a window."""
@@ -48,10 +48,10 @@ class WindowSettings(Settings):
 
 
 class ModelSettings(Settings):
-    """What lies between the cached tokens and the temporal module."""
+    """These settings describe what lies between the cached tokens and the temporal module."""
 
     mixer: Literal["mlp", "last", "concat"] = "mlp"
-    """How the recorded layers become one. mlp: BatchNorm and MLP per layer, residual, mean over
+    """The way the recorded layers become one. mlp: BatchNorm and MLP per layer, residual, mean over
     layers (the paper); last: the last recorded layer as it is; concat: all recorded layers side by
     side, and one linear layer back to the width."""
     width: int | None = Field(default=None, ge=1)
@@ -59,8 +59,8 @@ class ModelSettings(Settings):
     tokens: Literal["all", "patches"] = "all"
     """Tokens that the model sees. all: special tokens and patches; patches: patches alone."""
     layers: tuple[int, ...] | None = None
-    """Which recorded layers the mixer reads, ascending; None: all that the cache has, or the last
-    one for mixer "last"."""
+    """The recorded layers that the mixer reads, ascending; None: all that the cache has, or the
+    last one for mixer "last"."""
 
     @field_validator("layers")
     @classmethod
@@ -77,7 +77,7 @@ class ModelSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """How it is trained: AdamW, linear warm-up, cosine decay."""
+    """These settings say how a model is trained: with AdamW, linear warm-up and cosine decay."""
 
     steps: int | None = Field(default=None, ge=1)
     """Optimiser steps; exactly one of steps and epochs is given."""
@@ -118,7 +118,7 @@ class TrainingSettings(Settings):
 
 
 class Recipe(Settings):
-    """What to train on a cache."""
+    """A recipe says what to train on a cache."""
 
     name: str
     """Name of the run; None: the name of the file."""

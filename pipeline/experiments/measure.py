@@ -56,7 +56,7 @@ READ_BATCH = 8
 
 
 class Throughput(Settings):
-    """What was measured on this machine. Seconds per frame are per cached frame."""
+    """Speeds that were measured on this machine. Seconds per frame are per cached frame."""
 
     videos: int
     """Videos of the subset."""
@@ -105,7 +105,7 @@ class Extracted:
 
 @dataclass(frozen=True)
 class InLoop:
-    """What training without a cache needs beside it."""
+    """The encoder and the decoders that training without a cache needs."""
 
     encoder: EncoderPlugin
     decoders: int

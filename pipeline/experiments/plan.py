@@ -1,5 +1,5 @@
-"""What a cache and a training from it will take, before anything runs: bytes, operations, time, and
-whether caching pays.
+"""A plan says, before anything runs, what a cache and a training from it will take: bytes,
+operations, time, and whether caching pays.
 
 Sizes follow from the headers of the videos, operations from the configuration of the models, and
 seconds from `measure`, which tries both stages on this machine. Caching costs one extraction and
@@ -73,7 +73,7 @@ class PlannedStore:
 
 
 class CodecSize(Settings):
-    """How large a codec makes the tokens, before compression."""
+    """The size of the tokens in one codec, before compression."""
 
     bytes_per_frame: int
     """Tokens of a frame alone."""
@@ -82,7 +82,7 @@ class CodecSize(Settings):
 
 
 class Scale(Settings):
-    """How much there is."""
+    """The amount of data that a spec and its videos come to."""
 
     videos: int | None
     clips: int | None
@@ -119,7 +119,7 @@ class Operations(Settings):
 
 
 class Training(Settings):
-    """What the recipe asks for."""
+    """The amount of training that the recipe asks for."""
 
     windows: int
     """Windows of an epoch."""
@@ -132,7 +132,7 @@ class Training(Settings):
 
 
 class Times(Settings):
-    """How long it will take on a machine like this one."""
+    """The time that each stage will take on a machine like this one."""
 
     extract_s: float
     """The whole extraction."""
@@ -346,8 +346,8 @@ def array_bytes(layout: ShardLayout, rows: int) -> int:
 def _training(
     spec: CacheSpec, shape: TokenShape, videos: Manifest | None, recipe: Recipe, scale: Scale
 ) -> Training:
-    """How much the recipe trains. Without a manifest, an epoch is as many windows as have all
-    cached frames once between their first and last."""
+    """The amount of training that the recipe asks for. Without a manifest, an epoch is as many
+    windows as have all cached frames once between their first and last."""
     batch, frames = recipe.training.batch_size, recipe.windows.frames
     if videos:
         windows = len(clips_of(videos, "train", recipe.windows))

@@ -32,8 +32,8 @@ from pipeline.train.bootstrap import Interval, bootstrap_columns
 from pipeline.train.evaluate import MetricFacts
 
 RESAMPLES = 10_000
-"""How often videos are drawn. The least p is 2 / (RESAMPLES + 1), which a hundred comparisons raise
-to 0.02."""
+"""Number of times that videos are drawn. The least p is 2 / (RESAMPLES + 1), which a hundred
+comparisons raise to 0.02."""
 
 
 @dataclass(frozen=True)

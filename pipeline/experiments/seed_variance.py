@@ -1,5 +1,5 @@
-"""What other seeds would have scored: how far the mean over a point's seeds may be from the mean
-over all seeds there are.
+"""The variance over seeds says what other seeds would have scored: how far the mean over a point's
+seeds may be from the mean over all seeds there are.
 
 Two or three scores of one point know their own spread badly; those of all points of a sweep know it
 better. The score of a point with a seed is taken as the sum of three parts: the point's mean, what

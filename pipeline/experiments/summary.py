@@ -84,7 +84,7 @@ class Summary(Settings):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one member: it was scored, or it was stopped."""
+    """The end of one member of a sweep: it was scored, or it was stopped."""
 
     member: str
     seed: int

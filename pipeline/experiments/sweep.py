@@ -61,7 +61,7 @@ SUMMARIES = "summary-*.json"
 SPLIT = "val"
 """The split that members are scored on."""
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
-"""What torch says in a RuntimeError where the CPU, or a library on the GPU, has none left."""
+"""The words of torch in a RuntimeError where the CPU, or a library on the GPU, has none left."""
 
 
 class MemberFailure(Settings):
@@ -238,7 +238,7 @@ class Sweep:
         )
 
     def _cost(self, recipe: Recipe, cache: Cache) -> Cost:
-        """What the model costs, measured once for points that differ in their training alone."""
+        """The cost of the model, measured once for points that differ in their training alone."""
         table = recipe.canonical()
         architecture = [table["task"], table["temporal"], table["model"]]
         key = json.dumps([*architecture, recipe.windows.frames, str(cache.shape)])
@@ -253,7 +253,7 @@ def _any_recipe(point: GridPoint) -> Recipe:
 
 
 def _outcome(member: Member) -> Outcome:
-    """What became of a member; neither a score nor a failure where it is not done."""
+    """The outcome of a member; neither a score nor a failure where it is not done."""
     failure, evaluation = member.failure, read_evaluation(member.path, SPLIT)
     checkpoint = Run(member.path).checkpoint("last") if evaluation else None
     return Outcome(
@@ -292,12 +292,12 @@ def require_trainable(recipe: Recipe, cache: Cache, path: Path) -> None:
 
 
 class SweepJob(Job):
-    """What every worker of a sweep is given."""
+    """The job that every worker of a sweep is given."""
 
     sweep: str
     """Folder of the sweep."""
     workers: int = 1
-    """How many workers there are: each takes at most its share of a group at a time."""
+    """Number of workers: each takes at most its share of a group at a time."""
     allow_missing: bool = False
 
     def work(self, index: int) -> None:

@@ -1,4 +1,4 @@
-"""What a sweep compares: a TOML file becomes the points of a grid, with a recipe for each seed.
+"""A TOML file that says what to compare becomes the points of a grid, with a recipe for each seed.
 
 recipe = "demo_gru"                    # a shipped recipe or a .toml file: what all start from
 seeds = [0, 1, 2]                      # every point is trained with each
@@ -73,13 +73,13 @@ class DerivedCache(Settings):
 
 
 class SweepSpec(Settings):
-    """What to compare."""
+    """A sweep spec says which trainings to compare."""
 
     name: PlainName
     """Name of the sweep and of its folder; None: the name of the file."""
     recipe: dict[str, Any]
-    """What every member starts from: a table, the name of a shipped recipe, or the path of a .toml
-    file beside this one."""
+    """The recipe that every member starts from: a table, the name of a shipped recipe, or the path
+    of a .toml file beside this one."""
     seeds: tuple[Seed, ...] = (0,)
     """Every point of the grid is trained once with each, as `training.seed`."""
     reference: dict[str, Any] = Field(default_factory=dict)

@@ -61,8 +61,8 @@ class UncachedReader(WindowReader):
     def tokens(
         self, arrays: dict[str, Any], device: torch.device
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """What the encoder makes of the squares: special (B, T, S, D) and patches (B, T, P, D) per
-        layer."""
+        """The tokens that the encoder makes of the squares: special (B, T, S, D) and patches
+        (B, T, P, D) per layer."""
         squares_BTCHW = arrays["squares"]
         batch_frames = self.cache.cache_spec.store.batch_frames
         encoded = [self.encoder(part) for part in squares_BTCHW.flatten(0, 1).split(batch_frames)]

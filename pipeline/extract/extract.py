@@ -195,8 +195,8 @@ def load_encoders(
 
 
 def preview(cache_spec: CacheSpec, manifest: Manifest) -> dict[str, Any]:
-    """What `extract` would do, as plain data: probes the videos, reads no weights, writes
-    nothing."""
+    """Tells what `extract` would do, as plain data. It probes the videos, reads no weights and
+    writes nothing."""
     shape = token_shape(cache_spec)
     plan = make_plan(cache_spec, shape, manifest)
     expected = sum(sum(videos.values()) for videos in plan.values())

@@ -55,7 +55,8 @@ CurvePoint = tuple[float, PointSummary]
 Curves = dict[str, list[CurvePoint]]
 """Name of a curve -> its points along the axis, at least two at different places."""
 CurveKey = tuple[tuple[str, Any], ...]
-"""What all points of a curve have in common: (key, value) of all but the axis, by key."""
+"""The values that all points of a curve have in common: (key, value) of all but the axis, by
+key."""
 
 
 # Which curves there are
@@ -302,7 +303,8 @@ def _points_of(curves_of_axes: Iterable[Curves]) -> list[PointSummary]:
 
 
 def _reference_name(by_axis: Mapping[str, Curves]) -> str:
-    """What gains are over: the curve that all others have for a reference, or else each its own."""
+    """The words for what gains are over: the curve that all others have for a reference, or else
+    each its own."""
     curves = next(iter(by_axis.values()))
     names = [
         name

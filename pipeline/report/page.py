@@ -37,11 +37,11 @@ class Plot:
 
 @dataclass
 class Page:
-    """What the template shows; what is empty is left out."""
+    """The content that the template shows; fields that are empty are left out."""
 
     title: str
     kind: str
-    """What the page is about in a word or two: "sweep", "runs", "cache"."""
+    """The subject of the page in a word or two: "sweep", "runs", "cache"."""
     result: str
     """One sentence."""
     caution: str = ""

@@ -113,8 +113,8 @@ def _draw_interval_legend(
     forms: Sequence[str],
     trivial: set[float],
 ) -> None:
-    """What the signs mean; and upright lines at the score of the reference, if there is one, and at
-    the trivial answer, if it is the same for all."""
+    """Draws the legend of the signs, and upright lines at the score of the reference, if there is
+    one, and at the trivial answer, if it is the same for all."""
     muted = COLOURS["muted"]
     for index, form in enumerate(forms if len(forms) > 1 else []):
         face = muted if index == 0 else COLOURS["paper"]

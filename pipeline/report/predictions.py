@@ -1,5 +1,5 @@
-"""What the best point and its reference answered: confusion matrices, or how the scores of clips
-are spread."""
+"""The answers of the best point and its reference are drawn: confusion matrices, or how the scores
+of clips are spread."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _counts(run: Run, result: Evaluation, form: str, labels: tuple[str, ...]) ->
 
 
 def histogram(data: ReportData, shown: list[PointSummary]) -> Figure:
-    """How many clips score how much, on the mean over seeds."""
+    """A histogram of the scores of clips, each the mean over seeds."""
     figure, axes = panel(HALF_INCHES, 3.7)
     colours = colours_of(data)
     scores = {point.name: clip_scores(data, point) for point in shown}

@@ -1,4 +1,5 @@
-"""What a page was made from: enough to make it again, and to see how its runs differ."""
+"""The facts about what a page was made from: enough to make it again, and to see how its runs
+differ."""
 
 from __future__ import annotations
 

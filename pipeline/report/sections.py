@@ -1,5 +1,5 @@
-"""What stands on a page: a section for everything that the source has, and none for what it
-lacks."""
+"""The sections of a page are put together: a section for everything that the source has, and none
+for what it lacks."""
 
 from __future__ import annotations
 
@@ -123,7 +123,8 @@ def result(data: ReportData) -> str:
 
 
 def _result_of_questions(data: ReportData) -> str:
-    """How many points are ahead of their own references, and the largest and the least gain."""
+    """Says how many points are ahead of their own references, and the largest and the least
+    gain."""
     scored, by_gain = data.ranked(), _by_gain(data)
     comparisons = [point.comparisons[data.form] for point in by_gain]
     better, worse = (
@@ -215,7 +216,7 @@ def _remembering_run(data: ReportData) -> tuple[Run, str]:
 
 
 def _add_cache(page: Page, cache: Cache) -> None:
-    """What the cache holds, and which videos it lacks."""
+    """Adds what the cache holds, and which videos it lacks."""
     state, spec, shape = status(cache), cache.spec, cache.shape
     page.coverage, page.failures = tables.coverage(state.splits), tables.failures(state.reasons)
     encoder, (high, wide) = spec["encoder"], shape.grid_hw

@@ -1,4 +1,4 @@
-"""What a page is made of: runs, a sweep or a cache, told apart by what is in the folders."""
+"""A page is made of runs, a sweep or a cache, which are told apart by what is in the folders."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""How plots look: one palette for paper and screen, and a figure as SVG whose colours follow the
-page.
+"""The style of plots: one palette for paper and screen, and a figure as SVG whose colours follow
+the page.
 
 A plot is drawn once, in the colours of a light page. In the page every colour becomes a CSS
 variable of the same name, which page.css defines for light and dark; the PNG file keeps the colours

@@ -34,7 +34,7 @@ class Cell(NamedTuple):
 
     text: str
     value: str
-    """What it is sorted by: a number, or the text itself; empty cells come last."""
+    """The key that the cell is sorted by: a number, or the text itself; empty cells come last."""
     is_number: bool
 
 
@@ -252,7 +252,7 @@ def _cost_columns() -> list[Column]:
 
 
 def one_reference(data: ReportData) -> str:
-    """What gains are over, in words: points may have a reference each."""
+    """The words for what gains are over: points may have a reference each."""
     return "its reference" if len(data.references) > 1 else data.summary.reference
 
 
@@ -261,7 +261,7 @@ def _direction(data: ReportData) -> str:
 
 
 def _point_row(data: ReportData, point: PointSummary) -> dict[str, Any]:
-    """What the rows of a point have in common in every form."""
+    """The cells that the rows of a point have in common in every form."""
     row: dict[str, Any] = {"setting": point.name} | {
         f"axis {axis}": value for axis, value in point.values.items()
     }

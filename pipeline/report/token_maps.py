@@ -1,4 +1,4 @@
-"""What tokens say over time, patch by patch: their main components as colours, and a run's state
+"""Tokens are drawn over time, patch by patch: their main components as colours, and a run's state
 and gates as maps."""
 
 from __future__ import annotations

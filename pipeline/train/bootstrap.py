@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.config.plugins import Settings
 
 RESAMPLES = 2000
-"""Of the interval of one score."""
+"""Number of resamples behind the interval of one score."""
 BLOCK_NUMBERS = 4_000_000
 """Most numbers of a block, which is resamples times videos: 32 MB for each of the few arrays of
 that size that are in memory at once."""

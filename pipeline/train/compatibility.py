@@ -37,8 +37,8 @@ def check(
 
 
 def window_needs(recipe: Recipe) -> dict[str, Any]:
-    """What recipes that train side by side have in common: everything that decides which windows
-    and truth are read."""
+    """The part of a recipe that is equal in all that train side by side: everything that decides
+    which windows and truth are read."""
     settings, training = recipe.task.settings, recipe.training
     truth_settings = task_class(recipe).truth_settings
     return {
@@ -126,7 +126,7 @@ def require_truth(task: TaskPlugin, windows: Windows) -> None:
 
 
 def identity_of(recipe: Recipe, cache: Cache, manifest: Manifest) -> dict[str, Any]:
-    """What a run is made from, as its header keeps it."""
+    """Everything that a run is made from, as its header keeps it."""
     return {
         "format_version": RUN_FORMAT,
         "recipe": recipe.canonical(),

@@ -26,11 +26,11 @@ from pipeline.device import chosen, cores
 from pipeline.errors import BadInput, StillframeError
 
 PATIENCE = timedelta(minutes=10)
-"""How long a rank waits for the others: longer than any of them reads, evaluates or writes between
+"""Time that a rank waits for the others: longer than any of them reads, evaluates or writes between
 two sums."""
 TIME_TO_SPEAK_S = 2.0
-"""How long the others stay when a rank fails: `torchrun` ends all as soon as one has ended, and it
-has something to say."""
+"""Time that the other ranks stay when one fails: `torchrun` ends all as soon as one has ended, and
+the failed rank has something to say."""
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class ScoredCheckpoint(Settings):
 
 
 class ClipScores(NamedTuple):
-    """What one clip scored. On disk `scores` stand beside the other keys, form by form."""
+    """The scores of one clip. On disk `scores` stand beside the other keys, form by form."""
 
     label: str | None
     video: str
@@ -93,7 +93,7 @@ def _flat(clip: ClipScores) -> dict[str, str | float | None]:
 
 
 class Evaluation(Settings):
-    """What a run scores on a split: the content of evaluation-<split>.json."""
+    """The scores of a run on a split: the content of evaluation-<split>.json."""
 
     run: str
     split: str
@@ -117,8 +117,8 @@ class Evaluation(Settings):
 
     @property
     def measure(self) -> dict[str, Any]:
-        """What is alike in evaluations whose scores can be compared. A metric's worst score is left
-        out, since older files lack it."""
+        """The facts that are equal in evaluations whose scores can be compared. A metric's worst
+        score is left out, since older files lack it."""
         metrics = [metric.model_dump(mode="json", exclude={"worst"}) for metric in self.metrics]
         return {"task": self.task, "split": self.split, "metrics": metrics}
 
@@ -192,8 +192,9 @@ class Scoring:
 
     @cached_property
     def statistics(self) -> list[Arrays]:
-        """What the trivial answer to every run's task may know: truth of training windows, or of
-        the split itself where there is no training split. Read once for tasks that are equal."""
+        """The facts that the trivial answer to every run's task may know: truth of training
+        windows, or of the split itself where there is no training split. Read once for tasks that
+        are equal."""
         where = "train" if "train" in self.context.manifest.splits else self.split
         # Clips that the cache does not cover are no error here: fewer windows do as well.
         context = replace(self.context, allow_missing=True)
@@ -234,7 +235,7 @@ class Scores:
         self.values: dict[tuple[str, str], np.ndarray] = {}
         """(form, metric) -> score of every window; the trivial answer is a form, too."""
         self.weight, self.clip = np.zeros(0), np.zeros(0, np.int64)
-        """What every window counts, and the index of its clip."""
+        """The weight of every window, and the index of its clip."""
         self.answers: Arrays = {}
         """form -> answer to every window, where the task keeps them."""
         self._columns: dict[tuple[str, str], list[np.ndarray]] = {}
@@ -313,8 +314,8 @@ class Scores:
 
 
 def read_evaluation(path: Path, split: str) -> Evaluation | None:
-    """What `evaluate` wrote into the run folder `path`, or None. Raises BadInput where it is
-    damaged."""
+    """The evaluation that `evaluate` wrote into the run folder `path`, or None. Raises BadInput
+    where it is damaged."""
     file = path / f"evaluation-{split}.json"
     if not file.is_file():
         return None

@@ -187,7 +187,7 @@ class TrainLoop:
             yield device_batch
 
     def _loss_weights(self, task: TaskPlugin, micro_batches: Sequence[Batch]) -> list[float]:
-        """What each micro batch of this rank counts in the step's loss, which is a mean over all
+        """The weight of each micro batch of this rank in the step's loss, which is a mean over all
         that is valid in the whole batch."""
         if len(micro_batches) * self.ranks.size == 1:
             return [1.0]
@@ -253,7 +253,8 @@ class TrainLoop:
 
 @contextmanager
 def _timed(trainers: Sequence[Trainer], stage: str) -> Iterator[None]:
-    """What is done for several runs at once counts in equal shares."""
+    """Times a stage. Time that is spent for several runs at once counts for each in equal
+    shares."""
     begin = time.perf_counter()
     yield
     share_s = (time.perf_counter() - begin) / len(trainers)

@@ -38,7 +38,7 @@ drew both weights and windows."""
 
 
 class CacheFacts(Settings):
-    """Which cache a run was trained on."""
+    """The facts about the cache that a run was trained on."""
 
     name: str
     fingerprint: str
@@ -58,8 +58,8 @@ class CacheFacts(Settings):
 
 
 class RunHeader(Settings):
-    """What run.json holds. The first five fields say what the run is made from; it goes on only
-    with the same."""
+    """The content of run.json. The first five fields say what the run is made from; it goes on only
+    where they are the same."""
 
     format_version: int
     recipe: dict[str, Any]
@@ -68,8 +68,8 @@ class RunHeader(Settings):
     """Digest; None for an imported run, which knows no manifest."""
     labels: tuple[str, ...]
     spec: dict[str, Any]
-    """What the cache held, and the encoder's identity: needed to encode frames that are in no
-    cache."""
+    """The spec of the cache; with `encoder`, the encoder's identity, it is needed to encode frames
+    that are in no cache."""
     encoder: dict[str, Any]
     cache_path: str | None
     """Where the cache was at training; None if there was none."""
@@ -84,7 +84,7 @@ class RunHeader(Settings):
     """Tool -> its version when the run was made."""
 
     def identity(self) -> dict[str, Any]:
-        """What the run is made from, as plain JSON."""
+        """Everything that the run is made from, as plain JSON."""
         return self.model_dump(
             mode="json", include={"format_version", "recipe", "cache", "manifest", "labels"}
         )
@@ -96,7 +96,7 @@ def tool_versions() -> dict[str, str]:
 
 
 class Checkpoint(Settings):
-    """What last.json or best.json holds."""
+    """The content of last.json or best.json."""
 
     file: str
     step: int
@@ -132,7 +132,7 @@ class Run:
         return plugins.validate(CacheSpec, self.header.spec, str(self.path / "run.json"))
 
     def checkpoint(self, which: str) -> Checkpoint | None:
-        """What `last.json` or `best.json` says, or None if there is none yet."""
+        """The content of `last.json` or `best.json`, or None if there is none yet."""
         file = self.path / f"{which}.json"
         return (
             read_json(Checkpoint, file, "train again into another --out")

@@ -27,7 +27,7 @@ from pipeline.train.windows.windows import Windows
 
 @dataclass(frozen=True)
 class RunContext:
-    """What runs are trained and scored on, and where."""
+    """The data that runs are trained and scored on, and the device that does it."""
 
     cache: Cache
     manifest: Manifest

@@ -127,7 +127,7 @@ class Stream:
 
     @property
     def state_bytes(self) -> int:
-        """What is remembered between two frames, beside the query."""
+        """Bytes that are remembered between two frames, beside the query."""
         return self.model.temporal.state_bytes(self.model.tokens_per_frame)
 
     def _tokens(self, square_1CHW: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -154,7 +154,7 @@ class Stream:
         ]
 
     def _query(self, asked: Mapping[str, Any], affine_23: np.ndarray) -> Query:
-        """What the readout is told at the first frame: what was asked, as truth that holds for that
+        """The query that the readout gets at the first frame: `asked`, as truth that holds for that
         frame."""
         name = self.task.asks
         if name is None:

@@ -34,7 +34,7 @@ from pipeline.train.run import Run, load_weights, read_metrics
 
 @dataclass
 class TrainProgress(Timed):
-    """What the training of a run has done so far; handed to `on_progress` after every step."""
+    """The state of the training of a run so far; it is handed to `on_progress` after every step."""
 
     run: str
     """Name of its folder."""

@@ -36,9 +36,9 @@ class Drawing(NamedTuple):
     pixels_THWC: np.ndarray
     """uint8."""
     number: int
-    """Which one this is of all that were asked for, from 1 on."""
+    """Number of this drawing among all that were asked for, from 1 on."""
     total: int
-    """How many were asked for."""
+    """Number of drawings that were asked for."""
 
 
 def draw(

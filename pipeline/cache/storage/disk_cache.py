@@ -320,7 +320,7 @@ def _move(aside: Path, folder: Path) -> None:
 
 
 def _missing(marks: int, requested: Sequence[int]) -> list[int]:
-    """Which of the blocks are not there."""
+    """The requested blocks that `marks` says are not there."""
     present = os.pread(marks, requested[-1] + 1, 0) if requested else b""
     return [block for block in requested if not present[block]]
 

@@ -59,8 +59,8 @@ def bench_startup(
     ] = 200_000,
     as_json: AsJson = False,
 ) -> None:
-    """What must not grow: seconds to begin and to resume on many clips, memory over a long video
-    and over many.
+    """Measures what must not grow: seconds to begin and to resume on many clips, memory over a long
+    video and over many.
 
     Example: stillframe bench startup --hours 0.1 --videos 500 --clips 20000
     """

@@ -65,10 +65,10 @@ class Epoch(NamedTuple):
     """One epoch of runs that train side by side."""
 
     seconds: float
-    """Of all of them."""
+    """Seconds that the epoch of all runs takes."""
     steps: int
     losses: list[list[float]]
-    """Of every step of each."""
+    """Run by run, the loss of every step."""
     parts: dict[str, float]
     """Seconds; `read` and `decode` go on beside the others, and are no part of the sum."""
 
@@ -189,7 +189,7 @@ def _in_turn(
     device: torch.device,
     tell: Tell,
 ) -> list[list[Epoch]]:
-    """Of each of `WAYS`, an epoch of every recipe alone."""
+    """For each of `WAYS`, an epoch of every recipe alone."""
     epochs: dict[str, list[Epoch]] = {name: [] for name in WAYS}
     for number in range(-1, len(recipes)):  # the first round warms up
         for name in WAYS if number % 2 else WAYS[::-1]:

@@ -1,8 +1,8 @@
-"""What the planner says against what then happens: extraction, bytes on disk, and an epoch with and
-without the cache.
+"""The figures of a plan are compared with what then happens: extraction, bytes on disk, and an
+epoch with and without the cache.
 
-On the built-in world in several sizes, which take turns in every round; a plan and what it
-foretells follow each other at once.
+This is done on the built-in world in several sizes, which take turns in every round; a plan and
+what it foretells follow each other at once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pipeline.extract import extract
 from pipeline.train.windows.index import clips_of
 
 LEAST_STEPS = 40
-"""Of the epochs that are measured: as many of them as that takes."""
+"""Least number of steps that are measured: so many epochs are trained as that takes."""
 FORETOLD = ("extract_s", "disk_bytes", "cached_epoch_s", "uncached_epoch_s")
 
 

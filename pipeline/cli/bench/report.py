@@ -1,4 +1,4 @@
-"""How long the page of a large sweep takes, and how large it is."""
+"""The page of a large sweep is measured: the time that it takes to make, and its size."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ RECIPE = {
 }
 RATES = (1e-3, 3e-3, 1e-2)
 STEPS, EVALUATE_EVERY = 600, 50
-"""Of the curves that are made up."""
+"""Length of the curves that are made up, and the steps between two of their evaluations."""
 REFERENCE = "identity, learning_rate 0.003"
 
 

@@ -1,5 +1,5 @@
-"""What grows with the data and must not: time to begin and resume on very many clips, memory over
-long and many videos."""
+"""Time and memory that must not grow with the data are measured: time to begin and resume on very
+many clips, memory over long and many videos."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def _members(recipe: Recipe, case: str, count: int, steps: int) -> list[Recipe]:
 def _seconds(
     recipes: Sequence[Recipe], cache: Cache, shared: bool, cold: bool, device: torch.device
 ) -> float:
-    """Of training and scoring all of them anew. `cold`: no store stays in memory."""
+    """Seconds of training and scoring all recipes anew. `cold`: no store stays in memory."""
     with tempfile.TemporaryDirectory() as scratch:
         runs = {Path(scratch) / recipe.name: recipe for recipe in recipes}
         reads = [runs] if shared else [{path: recipe} for path, recipe in runs.items()]

@@ -28,7 +28,7 @@ from pipeline.models.temporal.contract import TemporalModule
 ENDS = 100
 """Frames at the start and at the end of a stream that are compared."""
 SPEED_FRAMES = 32
-"""Of the stream that tells the speed at the full number of tokens."""
+"""Length of the stream that tells the speed at the full number of tokens."""
 ALLOCATORS = {"GLIBC_TUNABLES", "LD_PRELOAD", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}
 """Environment variables, besides MALLOC_..., that choose or tune an allocator."""
 
@@ -209,7 +209,7 @@ class _Stream:
 
 
 def surroundings(device: torch.device) -> dict[str, Any]:
-    """What the figures depend on besides the code."""
+    """The facts that the figures depend on besides the code."""
     cuda = device.type == "cuda"
     chosen = [
         f"{key}={value}"

@@ -1,4 +1,4 @@
-"""What is timed: a forward pass, and a forward and backward pass, of several modules in turn."""
+"""A forward pass, and a forward and backward pass, of several modules are timed in turn."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def in_turn(
 
 @contextmanager
 def frozen() -> Iterator[None]:
-    """What is here already is not looked through before every measurement: of all libraries
-    together, that takes long."""
+    """Objects that are here already are not searched for garbage before every measurement: with
+    those of all libraries that takes long."""
     gc.collect()
     gc.freeze()
     try:

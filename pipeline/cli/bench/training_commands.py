@@ -306,7 +306,8 @@ def bench_plan(
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """What `plan` foretells against what then happens, on the built-in world in several sizes.
+    """Compares what `plan` foretells with what then happens, on the built-in world in several
+    sizes.
 
     --set overrides keys of the recipe.
 

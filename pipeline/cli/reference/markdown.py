@@ -65,5 +65,5 @@ def paragraphs(text: str | None) -> list[str]:
 
 
 def anchor(heading: str) -> str:
-    """How a heading is linked to."""
+    """The anchor that links to a heading."""
     return re.sub(r"[^a-z0-9 _-]", "", heading.lower()).replace(" ", "-")

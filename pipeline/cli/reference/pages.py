@@ -51,7 +51,8 @@ TITLES = {
     "task": "Tasks",
 }
 WIDTH, TOKENS, FRAMES, LAYERS = 1024, 201, 16, 4
-"""What DINOv3 ViT-L/16 gives at 224 px, a window, and the depth of a module, as in the paper."""
+"""Width and tokens of DINOv3 ViT-L/16 at 224 px, frames of a window, and depth of a module, as in
+the paper."""
 SIZES = f"""Sizes for D = {WIDTH} channels and N = {TOKENS} tokens, which DINOv3 ViT-L/16 gives
 at 224 px, with {LAYERS} layers and all else as by default: trained parameters, operations of the
 forward pass over a window of {FRAMES} frames (2 for a multiply and add), and the state of one
@@ -116,7 +117,8 @@ def sweep_page() -> str:
 
 
 def _file_page(kind: str, title: str, use: str, example: str) -> str:
-    """What one kind of TOML file may hold: first what is shipped and an example, then every key."""
+    """The page about one kind of TOML file: first what is shipped and an example, then every
+    key."""
     schema = schemas()[kind]
     files = [(f"`{name}`", first_sentence(path)) for name, path in shipped(kind).items()]
     top: Schema = {"properties": {}, "required": schema["required"]}
@@ -137,7 +139,7 @@ def _file_page(kind: str, title: str, use: str, example: str) -> str:
 
 
 def _inner_table(key: str, value: Schema) -> tuple[str, str]:
-    """How the table under `key` is headed in TOML, and its definition's name; a value has none."""
+    """The heading in TOML of the table under `key`, and its definition's name; a value has none."""
     for heading, inner in (
         (f"[{key}]", value),
         (f"[[{key}]]", value.get("items", {})),
@@ -173,7 +175,7 @@ def plugins_page() -> str:
 
 
 def sizes() -> str:
-    """What every temporal module costs; computed without memory for the weights."""
+    """A table of what every temporal module costs; computed without memory for the weights."""
     rows = []
     for name in plugins.names("temporal"):
         plugin = plugins.load("temporal", name)
@@ -189,7 +191,7 @@ def sizes() -> str:
 
 
 def exit_codes_page() -> str:
-    """What a command returns to the shell, and which error gives which code."""
+    """The page that says what a command returns to the shell, and which error gives which code."""
     codes = [(f"`{code}`", meaning) for code, meaning in errors.EXIT_CODES.items()]
     classes = [
         (f"`{error.__name__}`", f"`{error.exit_code}`", " ".join(paragraphs(error.__doc__)))

@@ -149,7 +149,7 @@ def plugin_definitions(kind: str) -> dict[str, Schema]:
 
 
 def settings_schema(kind: str, name: str) -> Schema:
-    """What may stand beside `name = "..."` in the table of one plug-in."""
+    """The schema of what may stand beside `name = "..."` in the table of one plug-in."""
     return {"properties": {}} | table_schema(plugins.load(kind, name).Settings)
 
 

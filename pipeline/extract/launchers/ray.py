@@ -29,7 +29,7 @@ class Engine(EnginePlugin):
     end with this process."""
 
     class Settings(plugins.Settings):
-        """What a worker asks of the cluster."""
+        """These settings say what a worker asks of the cluster."""
 
         address: str | None = None
         """Address of a running cluster, such as "auto"; not given: that of RAY_ADDRESS, or else one

@@ -48,7 +48,7 @@ class Engine(EnginePlugin):
     submitit hands over."""
 
     class Settings(plugins.Settings):
-        """What is not given is left to the cluster."""
+        """A setting that is not given is left to the cluster."""
 
         partition: str | None = None
         """Partition that the tasks run in."""

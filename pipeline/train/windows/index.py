@@ -1,4 +1,4 @@
-"""Which clips of a split have windows, and which rows of the cache each window is.
+"""The index says which clips of a split have windows, and which rows of the cache each window is.
 
 A window's frames are asked for in seconds and the nearest cached frame of the clip is taken, so
 that variable frame rate, rounding of timestamps and a cache of a higher rate all read right. What
@@ -95,13 +95,14 @@ class WindowIndex:
 
     @cached_property
     def padded(self) -> int:
-        """How many clips are shorter than their window, so that their last frame is repeated."""
+        """The number of clips that are shorter than their window, so that their last frame is
+        repeated."""
         return sum(self._spare_s(index) < 0 for index in range(len(self)))
 
     @cached_property
     def slower(self) -> int:
-        """How many clips have fewer frames per second than their window asks for, so that frames
-        are repeated."""
+        """The number of clips with fewer frames per second than their window asks for, so that
+        frames are repeated."""
         return sum(self._is_slower(index) for index in range(len(self)))
 
     def _spare_s(self, index: int) -> float:

@@ -1,4 +1,4 @@
-"""Which window is read when.
+"""The order decides which window is read when.
 
 The order is a pure function of (seed, step, rank, world size), and its seed is `windows.seed`,
 whatever draws the weights. Sample number g of the endless training stream is the clip at index

@@ -1,5 +1,5 @@
-"""What every codec costs and keeps: bytes, closeness to the encoder's float32 tokens, speed, and
-the score of a trained run.
+"""Every codec is measured by what it costs and keeps: bytes, closeness to the encoder's float32
+tokens, speed, and the score of a trained run.
 
 Closeness is measured on frames other than those that a fitted codec was fitted to. Speeds count
 float32 bytes on the encoder's side, and codecs take turns in every repeat.
@@ -81,8 +81,8 @@ def compare(
     device: torch.device,
     tell: Tell,
 ) -> dict[str, Any]:
-    """The same on `videos`: twice as many frames are sampled, the first half to fit to, the second
-    to measure."""
+    """Every codec on tokens of `frames` frames of `videos`: twice as many are sampled, the first
+    half to fit to, the second to measure."""
     encoder = make_encoder(spec, device)
     shape = token_shape(spec)
     tell(0, 1, "encoding frames")

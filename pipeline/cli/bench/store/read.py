@@ -33,8 +33,8 @@ DTYPE = np.dtype("float16")
 BATCH = 8
 SEQUENTIAL = "dd"
 REFERENCES = {"hot": MEMORY_MAP, "cold": SEQUENTIAL}
-"""What speeds are divided by: the copy from a memory map, and sequential reading of the store's
-shards."""
+"""The readers whose speeds all others are divided by: the copy from a memory map, and sequential
+reading of the store's shards."""
 
 
 def random_tokens(frames: int, seed: int = 0) -> np.ndarray:

@@ -28,7 +28,7 @@ class Reader:
 
     name: str
     package: str
-    """What must be installed for it."""
+    """The package that must be installed for this reader."""
     files: str
     """Readers of the same files have the same name here."""
     write: Callable[[Path, np.ndarray, int], None]

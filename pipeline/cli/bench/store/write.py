@@ -69,7 +69,8 @@ def write_speed(windows: int, repeats: int, folder: Path | None, tell: Tell) -> 
 
 
 def _write_plain(folder: Path, tokens_FND: np.ndarray) -> None:
-    """The same batches into files of as many frames, each synced."""
+    """Writes the batches that a store is written in into plain files of as many frames as a shard,
+    each synced."""
     step = shard_frames(tokens_FND)
     for first in range(0, len(tokens_FND), step):
         shard = tokens_FND[first : first + step]
