@@ -148,26 +148,28 @@ class Dataset(DatasetPlugin):
         """Boxes (O, F, 4) and their times (F,). Raises BadVideo where the masks cannot be those of
         the images."""
         frames, time_s, _ = list_images(self.root / images, self.settings.image_fps)
-        place = {frame.stem: number for number, frame in enumerate(frames)}
+        frame_number = {frame.stem: number for number, frame in enumerate(frames)}
         paths = sorted((self.root / masks).glob("*.png"))
-        strange = [path.name for path in paths if path.stem not in place]
+        strange = [path.name for path in paths if path.stem not in frame_number]
         if strange:
             raise BadVideo(f"{len(strange)} of {len(paths)} masks have no image: {few(strange)}")
         if len(paths) != len(frames) and not (is_test and paths):
             raise BadVideo(f"{len(paths)} masks for {len(frames)} images")
         with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 8)) as pool:
-            found = list(pool.map(lambda path: _boxes_of(path, probed.width, probed.height), paths))
-        objects = sorted(set().union(*found))
+            boxes_of_frame = list(
+                pool.map(lambda path: _boxes_of(path, probed.width, probed.height), paths)
+            )
+        objects = sorted(set().union(*boxes_of_frame))
         if objects != [VOID]:
             objects = [number for number in objects if number != VOID]
         if not objects:
             raise BadVideo(f"no object in {len(paths)} masks")
         nowhere = np.full(4, np.nan)
         boxes_OF4 = np.array(
-            [[boxes.get(number, nowhere) for boxes in found] for number in objects]
+            [[boxes.get(number, nowhere) for boxes in boxes_of_frame] for number in objects]
         )
         return normalised_boxes(boxes_OF4, probed.width, probed.height), time_s[
-            [place[path.stem] for path in paths]
+            [frame_number[path.stem] for path in paths]
         ]
 
 

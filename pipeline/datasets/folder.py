@@ -156,10 +156,10 @@ def find_media(dataset: DatasetPlugin) -> list[str]:
     for path, folders, names in os.walk(root, onerror=unreadable, followlinks=True):
         folder = Path(path)
         here = folder.relative_to(root).as_posix()
-        known = first_path.setdefault(folder.resolve(), here)
-        if known != here:
+        first = first_path.setdefault(folder.resolve(), here)
+        if first != here:
             dataset.rejected[here] = (
-                f"the same folder as {'the root' if known == '.' else known}, which is read already"
+                f"the same folder as {'the root' if first == '.' else first}, which is read already"
             )
             folders.clear()
             continue
@@ -235,16 +235,16 @@ def read_csv(root: Path, name: str) -> Iterator[Row]:
         raise BadInput(f"{path} has no rows below its header")
 
 
-def _check_columns(path: Path, found: Iterable[str]) -> None:
-    found = list(found)
-    for column in found:
+def _check_columns(path: Path, columns: Iterable[str]) -> None:
+    columns = list(columns)
+    for column in columns:
         if column not in COLUMNS:
             raise unknown_name("column", column, COLUMNS, f"{path} line 1")
     for column in ("path", "label"):
-        if column not in found:
+        if column not in columns:
             raise BadInput(
                 f"{path} line 1: column '{column}' is missing; found: "
-                f"{', '.join(found) or 'nothing'}"
+                f"{', '.join(columns) or 'nothing'}"
             )
 
 

@@ -86,19 +86,19 @@ class Dataset(RecordingDataset):
             if times.is_file()
             else np.arange(numbers.max(initial=-1) + 1) / FPS
         )
-        known = read_numbers(poses, 12).reshape(-1, 3, 4) if poses.is_file() else None
+        pose_F34 = read_numbers(poses, 12).reshape(-1, 3, 4) if poses.is_file() else None
         if len(numbers) and numbers[-1] >= len(time_s):
             raise BadInput(
                 f"{times} holds {len(time_s)} times, and there is a frame {images[-1].name}"
             )
-        wanted = len(time_s) if known is None else max(len(time_s), len(known))
-        gaps = sorted(set(range(wanted)) - set(numbers.tolist()))
+        frames = len(time_s) if pose_F34 is None else max(len(time_s), len(pose_F34))
+        gaps = sorted(set(range(frames)) - set(numbers.tolist()))
         if gaps:
-            text = f"{len(gaps)} of {wanted} frames have no image in {camera}; first {gaps[0]:06d}"
+            text = f"{len(gaps)} of {frames} frames have no image in {camera}; first {gaps[0]:06d}"
             self.rejected[f"{name}: {camera}"] = text
         split = (
             "test"
-            if known is None
+            if pose_F34 is None
             else "val"
             if folder.name in self.settings.val_sequences
             else "train"
@@ -108,27 +108,27 @@ class Dataset(RecordingDataset):
             split,
             images,
             time_s[numbers],
-            None if known is None else self._poses(folder, camera, known, numbers),
+            None if pose_F34 is None else self._poses(folder, camera, pose_F34, numbers),
         )
 
     def _camera(self, folder: Path, cameras: set[str]) -> str:
-        wanted = (
+        candidates = (
             ("image_2", *LEFT_GREY) if self.settings.camera == "colour" else (self.settings.camera,)
         )
-        found = [name for name in wanted if name in cameras]
-        if not found:
+        present = [name for name in candidates if name in cameras]
+        if not present:
             raise BadInput(
-                f"{folder} has no {' or '.join(wanted)}, only {', '.join(sorted(cameras))}"
+                f"{folder} has no {' or '.join(candidates)}, only {', '.join(sorted(cameras))}"
             )
-        return found[0]
+        return present[0]
 
     def _poses(
-        self, folder: Path, camera: str, known: np.ndarray, numbers: np.ndarray
+        self, folder: Path, camera: str, pose_F34: np.ndarray, numbers: np.ndarray
     ) -> np.ndarray:
         """(F, 4, 4) of the camera that is read; NaN beyond the last row."""
         rows = np.full((len(numbers), 3, 4), np.nan)
-        inside = numbers < len(known)
-        rows[inside] = known[numbers[inside]]
+        inside = numbers < len(pose_F34)
+        rows[inside] = pose_F34[numbers[inside]]
         pose = rigid(rows)
         if camera not in LEFT_GREY:
             pose[:, :3, 3] -= pose[:, :3, :3] @ left_grey_to(

@@ -81,11 +81,11 @@ class Dataset(RecordingDataset):
                         "of a scene"
                     )
                 frames[scene_of[row["sample_token"]]].append(row)
-        wanted = {row["ego_pose_token"] for rows in frames.values() for row in rows}
+        pose_tokens = {row["ego_pose_token"] for rows in frames.values() for row in rows}
         ego = {
             row["token"]: row
             for row in read_rows(tables / "ego_pose.json", *MOTION)
-            if row["token"] in wanted
+            if row["token"] in pose_tokens
         }
         for token, scene in scenes.items():
             recording = self._scene(
@@ -95,20 +95,20 @@ class Dataset(RecordingDataset):
                 yield recording
 
     def _tables(self) -> Path:
-        found = sorted(path.name for path in self.official.glob("v1.0-*") if path.is_dir())
-        version = self.settings.version or (found[0] if len(found) == 1 else None)
+        versions = sorted(path.name for path in self.official.glob("v1.0-*") if path.is_dir())
+        version = self.settings.version or (versions[0] if len(versions) == 1 else None)
         if version is None:
             there = (
-                f"{len(found)} versions ({', '.join(found)})"
-                if found
+                f"{len(versions)} versions ({', '.join(versions)})"
+                if versions
                 else "no tables (v1.0-trainval or the like)"
             )
             raise BadInput(
                 f"{self.official} holds {there}",
-                "name one: --set version=v1.0-mini" if found else "",
+                "name one: --set version=v1.0-mini" if versions else "",
             )
-        if version not in found:
-            raise unknown_name("version", version, found, str(self.official))
+        if version not in versions:
+            raise unknown_name("version", version, versions, str(self.official))
         return self.official / version
 
     def _scene(
@@ -166,24 +166,24 @@ def read_rows(path: Path, *columns: str) -> Iterator[Row]:
     Raises BadInput if the table is missing, damaged or cut off, or if a row lacks its token or one
     of `columns`.
     """
-    decoder, text, place = json.JSONDecoder(), "", 0
+    decoder, text, offset = json.JSONDecoder(), "", 0
     try:
         with path.open(encoding="utf-8") as file:
             if file.read(1) != "[":
                 raise BadInput(f"{path} is no table: wanted a JSON list")
             while True:
-                place = SEPARATORS.match(text, place).end()  # type: ignore[union-attr]  # it matches nothing, too
-                if text.startswith("]", place):
+                offset = SEPARATORS.match(text, offset).end()  # type: ignore[union-attr]  # it matches nothing, too
+                if text.startswith("]", offset):
                     return
                 try:
-                    row, place = decoder.raw_decode(text, place)
+                    row, offset = decoder.raw_decode(text, offset)
                 except ValueError as error:
                     more = file.read(1 << 20)
                     if not more:
                         raise BadInput(
                             f"{path} is damaged or cut off: {error}", "download it again"
                         ) from error
-                    text, place = text[place:] + more, 0
+                    text, offset = text[offset:] + more, 0
                     continue
                 lacking = [column for column in ("token", *columns) if column not in row]
                 if lacking:

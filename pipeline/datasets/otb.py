@@ -110,11 +110,11 @@ class Dataset(DatasetPlugin):
         table."""
         frames = min(max(map(len, tables.values())), images)
         boxes = np.full((len(tables), frames, 4), np.nan, np.float32)
-        for place, (source, xywh) in enumerate(tables.items()):
+        for row, (source, xywh) in enumerate(tables.items()):
             corner = xywh[:, :2] - 1
             xyxy = np.concatenate([corner, corner + xywh[:, 2:]], axis=1)
             own = normalised_boxes(xyxy, probed.width, probed.height)[:frames]
-            boxes[place, : len(own)] = own
+            boxes[row, : len(own)] = own
             if len(xywh) != images:
                 note(
                     self,

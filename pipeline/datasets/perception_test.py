@@ -89,8 +89,8 @@ class Dataset(DatasetPlugin):
         metadata: dict[str, Any] = {}
         self._tracks: dict[str, list[Track]] = {}
         for path in self._annotation_files(files):
-            found = self._read(path)
-            for video_id, (split, facts, tracks) in found.items():
+            videos = self._read(path)
+            for video_id, (split, facts, tracks) in videos.items():
                 if video_id in split_of:
                     raise BadInput(
                         f"{path}: video {video_id} is in another annotation file too",
@@ -101,10 +101,10 @@ class Dataset(DatasetPlugin):
                     facts,
                     tracks,
                 )
-            missing = [video_id for video_id in found if video_id not in sources]
+            missing = [video_id for video_id in videos if video_id not in sources]
             if missing:
                 reason = (
-                    f"{len(missing)} of {len(found)} videos with {self.settings.task} are not "
+                    f"{len(missing)} of {len(videos)} videos with {self.settings.task} are not "
                     f"there: {few(missing)}"
                 )
                 note(self, path.relative_to(self.root).as_posix(), reason)
@@ -127,8 +127,8 @@ class Dataset(DatasetPlugin):
         values = np.full(
             (len(tracks), len(frame_ids), tracks[0].values.shape[1]), np.nan, np.float32
         )
-        for place, track in enumerate(tracks):
-            values[place, np.searchsorted(frame_ids, track.frame_ids)] = track.values
+        for row, track in enumerate(tracks):
+            values[row, np.searchsorted(frame_ids, track.frame_ids)] = track.values
         if self.settings.task == "object_tracking":
             return {"boxes": normalised_boxes(values, 1, 1), "boxes_time_s": time_s}
         return {"points": values, "visible": present(values), "points_time_s": time_s}
@@ -138,21 +138,25 @@ class Dataset(DatasetPlugin):
         if named:
             return named
         task = self.settings.task
-        wanted = {
+        names_of_split = {
             split: [f"{task}_{split}.json", f"{task}_{split}_subset.json", f"all_{split}.json"]
             for split in SPLITS
         }
-        found = [path for names in wanted.values() if (path := find_file(self.root, files, names))]
-        sample = None if found else find_file(self.root, files, ["sample.json"])
-        if sample is None and not found:
-            looked = ", ".join(name for names in wanted.values() for name in names)
+        paths = [
+            path
+            for names in names_of_split.values()
+            if (path := find_file(self.root, files, names))
+        ]
+        sample = None if paths else find_file(self.root, files, ["sample.json"])
+        if sample is None and not paths:
+            looked = ", ".join(name for names in names_of_split.values() for name in names)
             hint = f"looked for {looked} and sample.json; name others in annotations"
             raise BadInput(f"{self.root} holds no annotations of the Perception Test", hint)
-        return [sample] if sample else found
+        return [sample] if sample else paths
 
     def _read(self, path: Path) -> dict[str, tuple[str, dict[str, Any], list[Track]]]:
         """Video id -> split, metadata and tracks of those videos that have tracks."""
-        found, task = {}, self.settings.task
+        videos, task = {}, self.settings.task
         for video_id, record in load_json(path, dict).items():
             where = f"{path} {video_id}"
             metadata = field(record, "metadata", dict, where)
@@ -168,10 +172,10 @@ class Dataset(DatasetPlugin):
                     _read_track(track, task, f"{where} {task} {number}")
                     for number, track in enumerate(tracks)
                 ]
-                found[video_id] = (SPLITS[split], metadata, read)
-        if not found:
+                videos[video_id] = (SPLITS[split], metadata, read)
+        if not videos:
             raise BadInput(f"{path} holds no {task} for any video", "choose another task or file")
-        return found
+        return videos
 
     def _fits(self, source: str, probed: Probe, metadata: dict[str, Any]) -> bool:
         """Whether the video is the one that was annotated; if not, it is noted why."""

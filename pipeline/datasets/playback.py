@@ -144,7 +144,7 @@ class Dataset(DatasetPlugin):
         numbers = (
             range(count)
             if count <= limit
-            else [int((place + 0.5) * count / limit) for place in range(limit)]
+            else [int((part + 0.5) * count / limit) for part in range(limit)]
         )
         begin_s = max(facts.start_s, 0.0)
         return [

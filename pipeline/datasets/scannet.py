@@ -60,18 +60,18 @@ class Dataset(RecordingDataset):
         listed = self._read_splits()
         self._note_missing(scans, listed)
         for name in sorted(scans):
-            place = scans[name]
+            path = scans[name]
             split = (
-                listed.get(name) if listed else "test" if "scans_test" in place.parts else "train"
+                listed.get(name) if listed else "test" if "scans_test" in path.parts else "train"
             )
             if split is None:
                 self.rejected[name] = "none of scannetv2_{train,val,test}.txt lists it"
                 continue
             try:
                 yield (
-                    self._from_sens(name, split, place)
-                    if place.suffix == ".sens"
-                    else self._from_export(name, split, place)
+                    self._from_sens(name, split, path)
+                    if path.suffix == ".sens"
+                    else self._from_export(name, split, path)
                 )
             except BadInput as error:
                 self.rejected[name] = error.message
@@ -93,14 +93,14 @@ class Dataset(RecordingDataset):
             if "color" in folders:
                 exported[folder.name].append(folder)
                 folders.clear()
-        found = packed | exported
-        for name, places in found.items():
-            if len(places) > 1:
+        paths_of_scan = packed | exported
+        for name, paths in paths_of_scan.items():
+            if len(paths) > 1:
                 raise BadInput(
-                    f"scan '{name}' is there {len(places)} times: {places[0]} and {places[1]}",
+                    f"scan '{name}' is there {len(paths)} times: {paths[0]} and {paths[1]}",
                     "keep one of them",
                 )
-        return {name: places[0] for name, places in found.items()}
+        return {name: paths[0] for name, paths in paths_of_scan.items()}
 
     def _read_splits(self) -> dict[str, str]:
         """Scan -> split; empty without split files."""

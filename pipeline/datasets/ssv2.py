@@ -76,7 +76,7 @@ class Dataset(DatasetPlugin):
         labels = load_json(labels_path, dict)
         answers = find_file(self.root, files, [ANSWERS])
         split_of: dict[str, str] = {}
-        found: list[tuple[str, str]] = []
+        entries: list[tuple[str, str]] = []
         for name, path in tables.items():
             templates = _read_templates(path) if name != "test" else _read_answers(path, answers)
             for video_id in templates:
@@ -84,9 +84,9 @@ class Dataset(DatasetPlugin):
                     raise BadInput(
                         f"{path}: video {video_id} is in split '{split_of[video_id]}' too"
                     )
-            found += self._usable(path, templates, labels, sources)
-        facts = probe_all(self, [sources[video_id] for video_id, _ in found])
-        for video_id, label in found:
+            entries += self._usable(path, templates, labels, sources)
+        facts = probe_all(self, [sources[video_id] for video_id, _ in entries])
+        for video_id, label in entries:
             if sources[video_id] in facts:
                 yield Clip(video_id, video_id, sources[video_id], split_of[video_id], label=label)
 
@@ -103,7 +103,7 @@ class Dataset(DatasetPlugin):
         """(id, label) of the entries that have a known label and a video; the others are noted
         under their file."""
         labelled = {video_id: label for video_id, label in templates.items() if label is not None}
-        known = [(video_id, label) for video_id, label in labelled.items() if label in labels]
+        entries = [(video_id, label) for video_id, label in labelled.items() if label in labels]
         problems = {
             f"have no label in {ANSWERS}": [
                 video_id for video_id in templates if video_id not in labelled
@@ -111,13 +111,13 @@ class Dataset(DatasetPlugin):
             "have no class in the labels file": [
                 f"{key} '{label}'" for key, label in labelled.items() if label not in labels
             ],
-            "are not there": [video_id for video_id, _ in known if video_id not in sources],
+            "are not there": [video_id for video_id, _ in entries if video_id not in sources],
         }
         for problem, names in problems.items():
             if names:
                 reason = f"{len(names)} of {len(templates)} videos {problem}: {few(names)}"
                 note(self, path.relative_to(self.root).as_posix(), reason)
-        return [(video_id, label) for video_id, label in known if video_id in sources]
+        return [(video_id, label) for video_id, label in entries if video_id in sources]
 
 
 def _read_templates(path: Path) -> dict[str, str | None]:

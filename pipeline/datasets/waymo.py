@@ -151,12 +151,12 @@ class Dataset(DatasetPlugin):
                     )
                 segments[segment] = folder
         if not segments and not self.rejected:
-            wanted = (
+            layout = (
                 f"wanted {' or '.join(SPLITS)} with folders camera_image and camera_box of "
                 ".parquet files"
             )
             raise BadInput(
-                f"{self.official} holds no segments of the Waymo Open Dataset v2", wanted
+                f"{self.official} holds no segments of the Waymo Open Dataset v2", layout
             )
         return segments
 
@@ -241,11 +241,11 @@ class Dataset(DatasetPlugin):
         own = (table[CAMERA] == CAMERAS[camera]) & np.isin(table[TYPE], kinds)
         time, objects, cx, cy, w, h = (table[name][own] for name in (TIME, OBJECT, *BOX))
         micros = np.array(sorted(int(path.stem) for path in (self.root / source).glob("*.jpg")))
-        ids, place = np.unique(objects.astype(str), return_inverse=True)
+        ids, row = np.unique(objects.astype(str), return_inverse=True)
         frame = np.searchsorted(micros, time).clip(max=len(micros) - 1)
         if strange := int((micros[frame] != time).sum()):
             raise BadVideo(f"{strange} of {len(time)} boxes are at times without an image")
-        if len(np.unique(place * len(micros) + frame)) < len(frame):
+        if len(np.unique(row * len(micros) + frame)) < len(frame):
             raise BadVideo("an object has two boxes in one frame")
         probed = self.probed[source]
         xyxy = np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], axis=1)
@@ -253,7 +253,7 @@ class Dataset(DatasetPlugin):
         lost = int((~present(boxes)).sum())
         boxes[_share_of_square(xyxy, probed.width, probed.height) < self.settings.min_area] = np.nan
         boxes_OF4 = np.full((len(ids), len(micros), 4), np.nan, np.float32)
-        boxes_OF4[place, frame] = boxes
+        boxes_OF4[row, frame] = boxes
         return boxes_OF4[present(boxes_OF4).any(1)], micros, lost
 
 

@@ -91,10 +91,10 @@ class Settings(plugins.Settings):
     def _of_the_room(self) -> Self:
         at_rest = room.Dials()
         for name in ROOM_SETTINGS:
-            found = getattr(self, name)
-            if self.scene == "plane" and found != getattr(at_rest, name):
+            value = getattr(self, name)
+            if self.scene == "plane" and value != getattr(at_rest, name):
                 raise ValueError(
-                    f"{name} is a setting of scene 'room', found {name} = {found:g} with scene "
+                    f"{name} is a setting of scene 'room', found {name} = {value:g} with scene "
                     "'plane'"
                 )
         return self
@@ -188,9 +188,9 @@ class Dataset(DatasetPlugin):
         table = {"rendering": rendering, **self.settings.model_dump(mode="json", exclude=left_out)}
         path = self.root / "world.json"
         if path.exists():
-            found = _read_table(path)
-            if found != table:
-                changed = "; ".join(differences(table, found))
+            table_there = _read_table(path)
+            if table_there != table:
+                changed = "; ".join(differences(table, table_there))
                 raise BadInput(
                     f"{self.root} already holds another world (wanted / found): {changed}",
                     "render into another folder, or delete this one first",

@@ -283,13 +283,11 @@ def test_occlusion_hides_more_and_more() -> None:
 def test_look_alikes_look_alike() -> None:
     one = shot(0, Dials(objects=3, distractors=1.0))
     assert len(one.view(TIME_S).bodies) == 3 + 4
-    assert one.alike == [*one.looks, one.looks[0]]
-    assert [len(shot(0, Dials(distractors=amount)).others) for amount in (0, 0.25, 0.5, 0.6)] == [
-        0,
-        1,
-        2,
-        2,
+    assert one.distractor_looks == [*one.looks, one.looks[0]]
+    counts = [
+        len(shot(0, Dials(distractors=amount)).distractor_motions) for amount in (0, 0.25, 0.5, 0.6)
     ]
+    assert counts == [0, 1, 2, 2]
 
 
 # The class

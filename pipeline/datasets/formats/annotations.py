@@ -34,8 +34,8 @@ JSON_NAMES = {
 
 def note(dataset: DatasetPlugin, source: str, reason: str) -> None:
     """Adds a reason to those that `source` has in `dataset.rejected`."""
-    known = dataset.rejected.get(source)
-    dataset.rejected[source] = f"{known}; {reason}" if known else reason
+    earlier = dataset.rejected.get(source)
+    dataset.rejected[source] = f"{earlier}; {reason}" if earlier else reason
 
 
 def few(names: Collection[object]) -> str:
@@ -78,13 +78,14 @@ def find_file(root: Path, files: Iterable[str], names: Sequence[str]) -> Path | 
         name = file.rpartition("/")[2]
         if name in by_name:
             by_name[name].append(file)
-    found = next((places for places in by_name.values() if places), [])
-    if len(found) > 1:
+    same_name = next((paths for paths in by_name.values() if paths), [])
+    if len(same_name) > 1:
         raise BadInput(
-            f"{root} holds {found[0].rpartition('/')[2]} {len(found)} times: {few(found)}",
+            f"{root} holds {same_name[0].rpartition('/')[2]} {len(same_name)} times: "
+            f"{few(same_name)}",
             "keep one of them",
         )
-    return root / found[0] if found else None
+    return root / same_name[0] if same_name else None
 
 
 def videos_by_name(root: Path, files: Iterable[str], suffixes: Collection[str]) -> dict[str, str]:
@@ -93,10 +94,10 @@ def videos_by_name(root: Path, files: Iterable[str], suffixes: Collection[str]) 
     for file in files:
         path = PurePosixPath(file)
         if path.suffix.lower() in suffixes:
-            known = sources.setdefault(path.stem, file)
-            if known != file:
+            first = sources.setdefault(path.stem, file)
+            if first != file:
                 raise BadInput(
-                    f"{root} holds video {path.stem} twice: {known} and {file}",
+                    f"{root} holds video {path.stem} twice: {first} and {file}",
                     "keep one copy of the videos",
                 )
     return sources
@@ -138,18 +139,18 @@ def field(record: object, key: str, kind: type[T], where: str) -> T:
 
 def numbers(value: object, shape: tuple[int | None, ...], where: str) -> np.ndarray:
     """A nested list as float64 of this shape (None: any length). Raises BadInput."""
-    wanted = " x ".join("n" if size is None else str(size) for size in shape)
+    dims = " x ".join("n" if size is None else str(size) for size in shape)
     try:
         array = np.array(value, np.float64)
     except (TypeError, ValueError) as error:
-        raise BadInput(f"{where}: wanted {wanted} numbers, found {str(value)[:40]}") from error
+        raise BadInput(f"{where}: wanted {dims} numbers, found {str(value)[:40]}") from error
     if array.size == 0 and None in shape:
         return np.empty([size or 0 for size in shape])
     if array.ndim != len(shape) or any(
         want not in (None, size) for want, size in zip(shape, array.shape, strict=True)
     ):
         raise BadInput(
-            f"{where}: wanted {wanted} numbers, found {' x '.join(map(str, array.shape)) or 'one'}"
+            f"{where}: wanted {dims} numbers, found {' x '.join(map(str, array.shape)) or 'one'}"
         )
     return array
 

@@ -112,9 +112,9 @@ def shares(available: np.ndarray, count: int) -> np.ndarray:
     left, at most a tenth of it."""
     drawn = np.zeros(len(available), np.int64)
     left = count
-    for place, segment in enumerate(np.argsort(available, kind="stable")):
+    for rank, segment in enumerate(np.argsort(available, kind="stable")):
         drawn[segment] = min(
-            round(left / (len(available) - place)), round(available[segment] * MAX_SHARE)
+            round(left / (len(available) - rank)), round(available[segment] * MAX_SHARE)
         )
         left -= drawn[segment]
     return drawn
@@ -136,11 +136,11 @@ def _follow(
         )
         world_QF3 = np.repeat(fixed[:, None], frames, axis=1)
     else:
-        place = np.concatenate(
+        in_box_Q4 = np.concatenate(
             [scene.in_box_FHW3[frame, row, column] / UINT16 - 0.5, np.ones((len(frame), 1))], axis=1
         )
         world_QF3 = np.einsum(
-            "qi,fij->qfj", place, np.linalg.pinv(UNIT_BOX) @ scene.corners_OF83[segment - 1]
+            "qi,fij->qfj", in_box_Q4, np.linalg.pinv(UNIT_BOX) @ scene.corners_OF83[segment - 1]
         )
     xy = scene.camera.project(world_QF3, width / height)
     distance = np.linalg.norm(world_QF3 - centre_F3, axis=-1)
@@ -169,13 +169,13 @@ def _is_covered(
     )
     seen, same = np.zeros(distance_QF.shape), np.zeros(distance_QF.shape, bool)
     for right, down in itertools.product((0, 1), repeat=2):
-        place = (
+        pixel = (
             np.arange(frames),
             (corner[..., 1] + down).clip(0, height - 1),
             (corner[..., 0] + right).clip(0, width - 1),
         )
-        seen = np.maximum(seen, scene.distance_FHW[place])
-        same |= scene.segment_FHW[place] == segment
+        seen = np.maximum(seen, scene.distance_FHW[pixel])
+        same |= scene.segment_FHW[pixel] == segment
     return outside | (seen < NEARER * distance_QF) | ~same
 
 

@@ -128,16 +128,16 @@ class RecordingDataset(DatasetPlugin):
             raise BadInput(
                 f"frames_dir must not be the root or hold it, found {self.settings.frames_dir}"
             )
-        found = [
+        recordings = [
             part
             for recording in self.recordings()
             for part in split_off(recording, self.settings.val_last)
         ]
-        for done, recording in enumerate(found, start=1):
+        for done, recording in enumerate(recordings, start=1):
             if self._is_good(recording):
                 self._recordings[recording.name] = recording
                 yield Clip(recording.name, recording.name, recording.name, recording.split)
-            self.on_progress(done, len(found))
+            self.on_progress(done, len(recordings))
 
     def walk(self) -> Iterator[tuple[Path, list[str], list[str]]]:
         """(folder, names of its folders, names of its files) of the root and all below it, in
@@ -148,11 +148,11 @@ class RecordingDataset(DatasetPlugin):
         """
         seen: set[Path] = set()
         for path, folders, files in os.walk(self.official, followlinks=True):
-            place = Path(path).resolve()
-            if place in seen or place == self.root:
+            folder = Path(path).resolve()
+            if folder in seen or folder == self.root:
                 folders.clear()
                 continue
-            seen.add(place)
+            seen.add(folder)
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             yield Path(path), folders, sorted(name for name in files if not name.startswith("."))
 
@@ -227,15 +227,15 @@ class RecordingDataset(DatasetPlugin):
         arrays: dict[str, np.ndarray] = {}
         if recording.pose is not None:
             arrays |= {"pose": recording.pose, "pose_time_s": time_s}
-        known = [place for place, depth in enumerate(recording.depth) if depth is not None]
-        if known:
+        frames = [frame for frame, depth in enumerate(recording.depth) if depth is not None]
+        if frames:
             maps = [self._small_depth(depth) for depth in recording.depth if depth is not None]
             if len({depth.shape for depth in maps}) > 1:
                 raise BadInput(
                     f"{self.where(recording.images[0])}: the depth maps of '{recording.name}' "
                     "differ in size"
                 )
-            arrays |= {"depth_m": np.stack(maps), "depth_m_time_s": time_s[known]}
+            arrays |= {"depth_m": np.stack(maps), "depth_m_time_s": time_s[frames]}
         return arrays
 
     def _small_depth(self, depth: Image) -> np.ndarray:
@@ -268,8 +268,8 @@ def lay_out(folder: Path, recording: Recording, official: Path) -> None:
     """Makes `folder` the image folder of a recording. Raises BadInput if it may not be written or
     holds other files."""
     named = {
-        f"frame_{place:06d}{image.suffix.lower()}": image
-        for place, image in enumerate(recording.images)
+        f"frame_{number:06d}{image.suffix.lower()}": image
+        for number, image in enumerate(recording.images)
     }
     inside = folder.is_relative_to(official)
     links = {

@@ -77,8 +77,10 @@ def read_sens(path: Path) -> Sens:
             RAW_USHORT,
             ZLIB_USHORT,
         ):
-            found = f"compression {compression_colour} of colour and {compression_depth} of depth"
-            raise BadInput(f"{path}: {found} cannot be read, wanted 1 or 2 and 0 or 1")
+            compression = (
+                f"compression {compression_colour} of colour and {compression_depth} of depth"
+            )
+            raise BadInput(f"{path}: {compression} cannot be read, wanted 1 or 2 and 0 or 1")
         *_, width, height = _read(file, path, "<4I")
         (shift,) = _read(file, path, "<f")
         (frames,) = _read(file, path, "<Q")

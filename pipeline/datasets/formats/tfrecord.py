@@ -117,35 +117,35 @@ class Example:
         return values
 
 
-def _varint(data: bytes, place: int) -> tuple[int, int]:
+def _varint(data: bytes, offset: int) -> tuple[int, int]:
     """(value, place after it)."""
     value = shift = 0
     while True:
-        byte = data[place]
-        place += 1
+        byte = data[offset]
+        offset += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value, place
+            return value, offset
         shift += 7
         if shift > 63:
-            raise ValueError(f"a number without end at byte {place}")
+            raise ValueError(f"a number without end at byte {offset}")
 
 
 def _messages(data: bytes, span: Span) -> Iterator[tuple[int, Span]]:
     """(field number, span of its content); of a plain number, the bytes that hold it."""
-    place, stop = span
-    while place < stop:
-        key, place = _varint(data, place)
+    offset, stop = span
+    while offset < stop:
+        key, offset = _varint(data, offset)
         wire = key & 7
         if wire == 2:
-            length, place = _varint(data, place)
+            length, offset = _varint(data, offset)
         elif wire == 0:
-            length = _varint(data, place)[1] - place
+            length = _varint(data, offset)[1] - offset
         elif wire in (1, 5):
             length = 8 if wire == 1 else 4
         else:
-            raise ValueError(f"wire type {wire} at byte {place}")
-        if place + length > stop:
-            raise ValueError(f"a field at byte {place} reaches past the end")
-        yield key >> 3, (place, place + length)
-        place += length
+            raise ValueError(f"wire type {wire} at byte {offset}")
+        if offset + length > stop:
+            raise ValueError(f"a field at byte {offset} reaches past the end")
+        yield key >> 3, (offset, offset + length)
+        offset += length

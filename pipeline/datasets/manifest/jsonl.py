@@ -82,6 +82,6 @@ def _explain(error: ValidationError, where: str) -> BadInput:
         return unknown_name("key", key, ClipLine.model_fields, where)
     if problem["type"] == "missing":
         return BadInput(f"{where}: key '{key}' is missing", REBUILD)
-    wanted = TYPE_NAMES.get(problem["type"], "float")
+    type_name = TYPE_NAMES.get(problem["type"], "float")
     value = json.dumps(problem["input"])
-    return BadInput(f"{where}: {key} must be a {wanted}, found {value}", REBUILD)
+    return BadInput(f"{where}: {key} must be a {type_name}, found {value}", REBUILD)

@@ -171,7 +171,7 @@ class Manifest:
         """Places in `clips` of one split. Raises BadInput if there is no such split."""
         if name not in self.splits:
             raise unknown_name("split", name, self.splits, str(self.folder))
-        return [place for place, clip in enumerate(self.clips) if clip.split == name]
+        return [number for number, clip in enumerate(self.clips) if clip.split == name]
 
     @property
     def has_targets(self) -> bool:
@@ -267,9 +267,9 @@ def check_clips(clips: Iterable[Clip], where: str, unit: str) -> None:
                 f"{where} {unit} {number}: clip_id '{clip.clip_id}' is taken by {unit} "
                 f"{first[clip.clip_id]}"
             )
-        known = video_clip.setdefault(clip.video_id, clip)
-        if known is not clip:
-            _check_same_video(clip, known, f"{where} {unit} {number}")
+        first_clip = video_clip.setdefault(clip.video_id, clip)
+        if first_clip is not clip:
+            _check_same_video(clip, first_clip, f"{where} {unit} {number}")
         elif clip.source.startswith("/") or ".." in clip.source.split("/"):
             raise BadInput(
                 f"{where} {unit} {number}: source must lie under the root, found '{clip.source}'"
@@ -287,15 +287,15 @@ def check_clips(clips: Iterable[Clip], where: str, unit: str) -> None:
         raise BadInput(f"{where} holds no clips", REBUILD)
 
 
-def _check_same_video(clip: Clip, known: Clip, where: str) -> None:
-    if known.split != clip.split:
+def _check_same_video(clip: Clip, first_clip: Clip, where: str) -> None:
+    if first_clip.split != clip.split:
         raise BadInput(
             f"{where}: video '{clip.video_id}' is in split '{clip.split}' here and in "
-            f"'{known.split}' before"
+            f"'{first_clip.split}' before"
         )
-    if known.video != clip.video:
+    if first_clip.video != clip.video:
         raise BadInput(
-            f"{where}: video '{clip.video_id}' is {clip.video} here and {known.video} before"
+            f"{where}: video '{clip.video_id}' is {clip.video} here and {first_clip.video} before"
         )
 
 
@@ -335,12 +335,12 @@ def _facts(dataset: DatasetPlugin, clips: Iterable[Clip]) -> Iterator[str]:
 
     def facts(video: Video) -> dict[str, Any]:
         try:
-            found = dataset.probed.get(video.source) or probe(
+            probed = dataset.probed.get(video.source) or probe(
                 dataset.root / video.source, video.image_fps
             )
         except BadVideo:  # extraction will say what is wrong with it
             return {}
-        return found._asdict()
+        return probed._asdict()
 
     videos = {clip.video_id: clip.video for clip in clips}
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
@@ -391,12 +391,13 @@ def _read_origin(folder: Path) -> Origin:
 def _check_targets(path: Path, wanted_bytes: int | None) -> None:
     found_bytes = path.stat().st_size if path.is_file() else None
     if found_bytes != wanted_bytes:
-        found, wanted = (
+        now, as_built = (
             "no such file" if size is None else f"{size} bytes"
             for size in (found_bytes, wanted_bytes)
         )
         raise BadInput(
-            f"{path} was changed after it was built: found {found}, {ORIGIN} says {wanted}", REBUILD
+            f"{path} was changed after it was built: found {now}, {ORIGIN} says {as_built}",
+            REBUILD,
         )
 
 
@@ -404,9 +405,9 @@ def _instead_of(folder: Path) -> str:
     """The hint where `folder` cannot be read as a manifest."""
     if any((folder / name).exists() for name in (CLIPS, ORIGIN)):
         return REBUILD
-    place = folder if folder.is_dir() else folder.parent
+    parent = folder if folder.is_dir() else folder.parent
     near = sorted(
-        str(file.parent) for pattern in (ORIGIN, f"*/{ORIGIN}") for file in place.glob(pattern)
+        str(file.parent) for pattern in (ORIGIN, f"*/{ORIGIN}") for file in parent.glob(pattern)
     )
     if near:
         return f"there are: {', '.join(near[:5])}"
@@ -419,10 +420,10 @@ def _instead_of(folder: Path) -> str:
 
 def _check_writable(folder: Path) -> None:
     """Raises BadInput if `folder` is a file or lies below one."""
-    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not place.is_dir():
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
         raise BadInput(
-            f"{folder} cannot be made: {place} is a file, not a folder", "name another folder"
+            f"{folder} cannot be made: {nearest} is a file, not a folder", "name another folder"
         )
 
 

@@ -102,8 +102,8 @@ class Targets:
                 )
             else:
                 arrays = self._small(clip.clip_id)
-                rows, found = nearest_truth(arrays[f"{name}_time_s"], time_s_T, step_s)
-                sampled |= MAPPED[name](arrays, rows, found, affine_T23)
+                rows, has_truth_T = nearest_truth(arrays[f"{name}_time_s"], time_s_T, step_s)
+                sampled |= MAPPED[name](arrays, rows, has_truth_T, affine_T23)
         return self.wanted.prepare(sampled, rng)
 
     def _depth(
@@ -111,10 +111,10 @@ class Targets:
     ) -> np.ndarray:
         with self._lock:
             group = self._group(clip.clip_id)
-            rows, found = nearest_truth(group["depth_m_time_s"][()], time_s_T, step_s)
+            rows, has_truth_T = nearest_truth(group["depth_m_time_s"][()], time_s_T, step_s)
             order, back = np.unique(rows, return_inverse=True)
             depth = group["depth_m"][order][back]
-        return map_depth(depth, found, affine_T23, side)
+        return map_depth(depth, has_truth_T, affine_T23, side)
 
     def _read_small(self, clip_id: str) -> Arrays:
         names = [
@@ -159,8 +159,8 @@ class Targets:
 def nearest_truth(
     time_s_F: np.ndarray, wanted_s_T: np.ndarray, step_s: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, found), (T,) each: the truth nearest in time to every frame, and whether it is near
-    enough to speak of it.
+    """(rows, has_truth_T), (T,) each: the truth nearest in time to every frame, and whether it is
+    near enough to speak of it.
 
     Near enough is half a step of the window or half a step of the truth, whichever is less: sparse
     truth is not smeared over frames that nobody annotated.
@@ -190,14 +190,17 @@ def unmap_xy(xy: np.ndarray, affine_23: np.ndarray) -> np.ndarray:
 
 
 def map_boxes(
-    arrays: Mapping[str, np.ndarray], rows: np.ndarray, found: np.ndarray, affine_T23: np.ndarray
+    arrays: Mapping[str, np.ndarray],
+    rows: np.ndarray,
+    has_truth_T: np.ndarray,
+    affine_T23: np.ndarray,
 ) -> Arrays:
     boxes_TO4 = arrays["boxes"][:, rows].transpose(1, 0, 2).astype(np.float64)
     corners = map_xy(boxes_TO4.reshape(*boxes_TO4.shape[:2], 2, 2), affine_T23).clip(0, 1)
     boxes_TO4 = np.concatenate([corners.min(2), corners.max(2)], axis=-1)
     with np.errstate(invalid="ignore"):
         inside = (boxes_TO4[..., 2:] > boxes_TO4[..., :2]).all(-1)
-    valid = np.isfinite(boxes_TO4).all(-1) & inside & found[:, None]
+    valid = np.isfinite(boxes_TO4).all(-1) & inside & has_truth_T[:, None]
     return {
         "boxes": np.where(valid[..., None], boxes_TO4, 0).astype(np.float32),
         "boxes_valid": valid,
@@ -205,10 +208,13 @@ def map_boxes(
 
 
 def map_points(
-    arrays: Mapping[str, np.ndarray], rows: np.ndarray, found: np.ndarray, affine_T23: np.ndarray
+    arrays: Mapping[str, np.ndarray],
+    rows: np.ndarray,
+    has_truth_T: np.ndarray,
+    affine_T23: np.ndarray,
 ) -> Arrays:
     points_TQ2 = map_xy(arrays["points"][:, rows].transpose(1, 0, 2).astype(np.float64), affine_T23)
-    valid = np.isfinite(points_TQ2).all(-1) & found[:, None]
+    valid = np.isfinite(points_TQ2).all(-1) & has_truth_T[:, None]
     points_TQ2 = np.where(valid[..., None], points_TQ2, 0)
     inside = ((points_TQ2 >= 0) & (points_TQ2 <= 1)).all(-1)
     visible = arrays["visible"][:, rows].T & valid & inside
@@ -218,16 +224,16 @@ def map_points(
 def map_pose(
     arrays: Mapping[str, np.ndarray],
     rows: np.ndarray,
-    found: np.ndarray,
+    has_truth_T: np.ndarray,
     affine_T23: np.ndarray,  # noqa: ARG001
 ) -> Arrays:
     pose_T44 = arrays["pose"][rows].astype(np.float64)
-    valid = np.isfinite(pose_T44).all((1, 2)) & found
+    valid = np.isfinite(pose_T44).all((1, 2)) & has_truth_T
     return {"pose": np.where(valid[:, None, None], pose_T44, 0), "pose_valid": valid}
 
 
 def map_depth(
-    depth_THW: np.ndarray, found: np.ndarray, affine_T23: np.ndarray, side: int
+    depth_THW: np.ndarray, has_truth_T: np.ndarray, affine_T23: np.ndarray, side: int
 ) -> np.ndarray:
     """Depth of the source at the centres of the square's `side` x `side` cells, by the nearest
     source pixel; 0 outside of it.
@@ -240,20 +246,20 @@ def map_depth(
     centre = (np.arange(side) + 0.5) / side
     scale, shift = affine_T23[:, [0, 1], [0, 1]], affine_T23[:, :, 2]
     source = (centre[None, :, None] - shift[:, None, :]) / scale[:, None, :]  # (T, side, xy)
-    place = np.floor(source * [width, height] + TIE_PX).astype(np.int64)
-    inside = (place >= 0) & (place < [width, height])
-    place = place.clip(0, np.array([width, height]) - 1)
+    pixel = np.floor(source * [width, height] + TIE_PX).astype(np.int64)
+    inside = (pixel >= 0) & (pixel < [width, height])
+    pixel = pixel.clip(0, np.array([width, height]) - 1)
     depth = depth_THW[
-        np.arange(frames)[:, None, None], place[:, :, None, 1], place[:, None, :, 0]
+        np.arange(frames)[:, None, None], pixel[:, :, None, 1], pixel[:, None, :, 0]
     ].astype(np.float32)
-    known = (
+    valid = (
         inside[:, :, None, 1]
         & inside[:, None, :, 0]
-        & found[:, None, None]
+        & has_truth_T[:, None, None]
         & np.isfinite(depth)
         & (depth > 0)
     )
-    return np.where(known, depth, np.float32(0))
+    return np.where(valid, depth, np.float32(0))
 
 
 MAPPED = {"boxes": map_boxes, "points": map_points, "pose": map_pose}
@@ -271,6 +277,6 @@ def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
         return np.stack(arrays)
     largest = np.max([array.shape for array in arrays], axis=0)
     out = np.zeros((len(arrays), *largest), arrays[0].dtype)
-    for place, array in enumerate(arrays):
-        out[place][tuple(slice(size) for size in array.shape)] = array
+    for window, array in enumerate(arrays):
+        out[window][tuple(slice(size) for size in array.shape)] = array
     return out

@@ -79,10 +79,10 @@ def rays(xy_N2: np.ndarray) -> np.ndarray:
     )
 
 
-def project(place: np.ndarray) -> np.ndarray:
+def project(xyz: np.ndarray) -> np.ndarray:
     """Places (..., 3) -> xy in the frame, (..., 2); NaN where nearer than NEAR_M or behind."""
-    depth = np.where(place[..., 2:] > NEAR_M, place[..., 2:], np.nan)
-    xy: np.ndarray = place[..., :2] / depth * FOCAL + 0.5
+    depth = np.where(xyz[..., 2:] > NEAR_M, xyz[..., 2:], np.nan)
+    xy: np.ndarray = xyz[..., :2] / depth * FOCAL + 0.5
     return xy
 
 

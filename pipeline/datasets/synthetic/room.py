@@ -259,7 +259,7 @@ class RoomShot:
             ROOM_TINT,
             one_pattern=False,
         )
-        numbers, others = range(dials.objects), round(LOOK_ALIKES * dials.distractors)
+        numbers, distractors = range(dials.objects), round(LOOK_ALIKES * dials.distractors)
         self.looks = [draw_look(scenery(2, number)) for number in numbers]
         self.motions = [
             draw_motion(rng(3, number), number / dials.objects, 1 / dials.objects)
@@ -270,8 +270,10 @@ class RoomShot:
             draw_board(rng(4, number), look, dials.deformation)
             for number, look in enumerate(covered)
         ]
-        self.others = [draw_motion(rng(5, number), 0.0, 1.0) for number in range(others)]
-        self.alike = list(islice(cycle(self.looks), others))
+        self.distractor_motions = [
+            draw_motion(rng(5, number), 0.0, 1.0) for number in range(distractors)
+        ]
+        self.distractor_looks = list(islice(cycle(self.looks), distractors))
         self.points_QP3 = self._draw_points(rng(6), stop_s)
 
     def view(self, time_s: np.ndarray) -> CameraView:
@@ -288,16 +290,16 @@ class RoomShot:
             board.body(target, pose_T44[:, :3, 3], pace_T, dials.occlusion)
             for board, target in pairs
         ]
-        others = [
+        distractors = [
             motion.body(look, pace_T, dials.deformation)
-            for look, motion in zip(self.alike, self.others, strict=True)
+            for look, motion in zip(self.distractor_looks, self.distractor_motions, strict=True)
         ]
         room_T33 = np.tile(np.diag(self.room_skin.half_3), (len(time_s), 1, 1))
         room = Body(False, room_T33, np.tile(self.room_middle_3, (len(time_s), 1)))
         return CameraView(
             pose_T44,
             room.seen_from(pose_T44),
-            [body.seen_from(pose_T44) for body in (*objects, *boards, *others)],
+            [body.seen_from(pose_T44) for body in (*objects, *boards, *distractors)],
         )
 
     def _pose(self, pace_T: np.ndarray) -> np.ndarray:
@@ -352,7 +354,7 @@ class RoomShot:
         looks = (
             [look.skin for look in self.looks],
             [board.skin for board in self.boards],
-            [look.skin for look in self.alike],
+            [look.skin for look in self.distractor_looks],
         )
         skins = [skin for group in looks for skin in group] + [self.room_skin]
         colour_3TN = np.empty((3, *depth_TN.shape), np.float32)

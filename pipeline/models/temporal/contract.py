@@ -105,13 +105,13 @@ class TemporalModule(nn.Module, ABC):
         if frames == 0:
             raise BadInput(f"temporal module '{name}': wanted at least 1 frame, found T = 0")
         if state is not None:
-            found = [tuple(part.shape) for part in state]
-            wanted = [(batch, *shape) for shape in self.state_shapes(tokens)]
-            if found != wanted:
+            shapes = [tuple(part.shape) for part in state]
+            expected = [(batch, *shape) for shape in self.state_shapes(tokens)]
+            if shapes != expected:
                 raise BadInput(
                     f"temporal module '{name}': the state does not belong to B = {batch} streams "
                     f"of N = {tokens} tokens: "
-                    f"{_misfit(found, wanted)}",
+                    f"{_misfit(shapes, expected)}",
                     "start a new stream with initial_state, or pass the state that the frame "
                     "before gave back",
                 )
@@ -128,12 +128,12 @@ class TemporalModule(nn.Module, ABC):
                 )
 
 
-def _misfit(found: list[tuple[int, ...]], wanted: list[tuple[int, ...]]) -> str:
+def _misfit(shapes: list[tuple[int, ...]], expected: list[tuple[int, ...]]) -> str:
     """The first difference, in one phrase."""
-    if len(found) != len(wanted):
-        return f"found {len(found)} parts, wanted {len(wanted)}"
-    place = next(i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b)
-    return f"part {place} is {found[place]}, wanted {wanted[place]}"
+    if len(shapes) != len(expected):
+        return f"found {len(shapes)} parts, wanted {len(expected)}"
+    part = next(i for i, (a, b) in enumerate(zip(shapes, expected, strict=True)) if a != b)
+    return f"part {part} is {shapes[part]}, wanted {expected[part]}"
 
 
 def make_temporal(recipe: Recipe, width: int) -> TemporalModule:

@@ -93,9 +93,9 @@ class Transformer(nn.Module):
         self, x_BND: torch.Tensor, q_BND: torch.Tensor, kv_BND: torch.Tensor
     ) -> torch.Tensor:
         """`q_BND` is `queries(x_BND)`."""
-        first, *others = self._blocks()
+        first, *later_blocks = self._blocks()
         x_BND = first(x_BND, q_BND, kv_BND)
-        for block in others:
+        for block in later_blocks:
             x_BND = block(x_BND, block.queries(x_BND), kv_BND)
         return self.output_norm(x_BND)
 

@@ -305,9 +305,9 @@ def _gradients(
     # From the state before the window, and to the state after it.
     asked = grad_y * start
     grad_cum += (asked * _by_head((C @ state).transpose(0, 1), heads)).sum(-1)
-    told = _by_head((B @ grad_last).transpose(0, 1), heads) * end
-    grad_drive += told
-    leaving = (told * drive).sum(-1)
+    grad_written = _by_head((B @ grad_last).transpose(0, 1), heads) * end
+    grad_drive += grad_written
+    leaving = (grad_written * drive).sum(-1)
     grad_cum -= leaving
     passed_back = grad_last.unflatten(-1, (heads, -1)) * since_start[:, None, :, -1:]
     grad_cum[..., -1] += leaving.sum(-1) + (passed_back * state.unflatten(-1, (heads, -1))).sum(

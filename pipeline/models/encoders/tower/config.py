@@ -87,10 +87,10 @@ def _config_from_table(table: dict[str, Any]) -> Any:
     model_type = str(table.get("model_type"))
     if model_type not in CLS_TOKENS:
         raise unknown_name("vision tower", model_type, CLS_TOKENS, "config.model_type")
-    known = transformers.AutoConfig.for_model(model_type).to_dict().keys() - NOT_TOKENS
+    keys = transformers.AutoConfig.for_model(model_type).to_dict().keys() - NOT_TOKENS
     for key in table:
-        if key not in known:
-            raise unknown_name("key", key, known, f"config of {model_type}")
+        if key not in keys:
+            raise unknown_name("key", key, keys, f"config of {model_type}")
     try:
         return transformers.AutoConfig.for_model(**table)
     except UNUSABLE as error:

@@ -219,13 +219,13 @@ class _MambaInBlocks(torch.autograd.Function):
         outputs: list[torch.Tensor] = []
         for rows in row_blocks(x.shape[1], len(x), w.A_KE):
             y_TRE, *state = _mix(_block((x, conv, h), rows), w)
-            found = [F.linear(y_TRE, w.out_proj).transpose(0, 1), *state]
+            parts = [F.linear(y_TRE, w.out_proj).transpose(0, 1), *state]
             if not outputs:
                 outputs = [
-                    torch.empty_like(x, dtype=found[0].dtype),
+                    torch.empty_like(x, dtype=parts[0].dtype),
                     *(part.new_empty(len(x), *part.shape[1:]) for part in state),
                 ]
-            for whole, part in zip(outputs, found, strict=True):
+            for whole, part in zip(outputs, parts, strict=True):
                 whole[rows] = part
         return tuple(outputs)
 
@@ -267,13 +267,15 @@ class _MambaInBlocks(torch.autograd.Function):
                 if grad is not None and output.requires_grad
             ]
             if reached:
-                wanted = [
+                needing_grad = [
                     leaf for leaf in (*leaves, *w[:-1]) if leaf is not None and leaf.requires_grad
                 ]
                 outputs, grad_outputs = zip(*reached, strict=True)
-                found = torch.autograd.grad(outputs, wanted, grad_outputs, materialize_grads=True)
+                leaf_grads = torch.autograd.grad(
+                    outputs, needing_grad, grad_outputs, materialize_grads=True
+                )
                 for sink, grad in zip(
-                    [sink for sink in sinks[:-1] if sink is not None], found, strict=True
+                    [sink for sink in sinks[:-1] if sink is not None], leaf_grads, strict=True
                 ):
                     sink += grad
         return tuple(totals)
