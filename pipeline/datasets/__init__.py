@@ -1,4 +1,4 @@
-"""Which clips there are, and what is true of each.
+"""Data sets say which clips there are, and what is true of each.
 
 In: a data set as its users have it on disk, or nothing (the built-in world is rendered). Out: a
 manifest: one line for each clip, and truth with times of its own in `targets.h5`.

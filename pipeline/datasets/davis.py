@@ -41,7 +41,7 @@ VOID = 255
 
 
 class Settings(plugins.Settings):
-    """Which of the folders are read."""
+    """These settings say which of the folders are read."""
 
     resolution: str = "480p"
     """Folder of the images and masks."""

@@ -34,7 +34,7 @@ COLUMNS = ("path", "label", "split", "start_s", "stop_s")
 
 
 class Settings(plugins.Settings):
-    """How labels and splits are read."""
+    """These settings say how labels and splits are read."""
 
     csv: str | None = None
     """Path of a CSV file, relative to the root; None: the folders are the labels."""

@@ -40,7 +40,8 @@ LEFT_GREY = ("image_0", "image_l")
 
 
 class Settings(FramesSettings):
-    """Which camera is read, which sequences are held out, and where frames are laid out."""
+    """These settings say which camera is read, which sequences are held out and where frames are
+    laid out."""
 
     camera: Literal["colour", "image_0", "image_1", "image_2", "image_3"] = "colour"
     """Folder of the frames in the official layout; colour: image_2, or image_0 of a sequence that

@@ -45,7 +45,7 @@ SEPARATORS = re.compile(r"[\s,]*")
 
 
 class Settings(FramesSettings):
-    """Which version is read, and where frames are laid out."""
+    """These settings say which version is read and where frames are laid out."""
 
     version: str | None = None
     """Folder of the tables, such as v1.0-mini; None: the only one there is."""

@@ -43,7 +43,7 @@ same."""
 
 
 class Settings(plugins.Settings):
-    """What OTB leaves open."""
+    """These settings fix what OTB leaves open: frame rate and split."""
 
     image_fps: float = Field(default=30.0, gt=0, le=1000)
     """Frame rate of the image folders."""

@@ -56,10 +56,10 @@ version of it."""
 
 
 class Settings(plugins.Settings):
-    """What is read."""
+    """These settings say which truth is read, and from which files."""
 
     task: Literal["point_tracking", "object_tracking"] = "point_tracking"
-    """Which truth; videos without it are no clips."""
+    """Task whose truth is read; videos without it are no clips."""
     annotations: tuple[str, ...] = ()
     """Annotation files, relative to the root. None named: for each split, the first that is there
     of those of the task, of its subset for the challenge and of all tasks; where there are none at

@@ -27,15 +27,15 @@ from pipeline.video.probe import Probe
 
 
 class Settings(plugins.Settings):
-    """How videos are cut, and how the stretches are read."""
+    """These settings say how videos are cut, and how the stretches are read."""
 
     speeds: tuple[float, ...] = (1.0, 4.0)
     """Seconds of the video that pass in one second of a window."""
     directions: tuple[Literal["forward", "reverse"], ...] = ("forward", "reverse")
     """In which direction of time a window reads the video."""
     label: Literal["speed", "direction", "both"] = "speed"
-    """What is to be told: `x2`, `reverse` or `reverse x2`. What is not to be told varies all the
-    same."""
+    """The label of a clip names the speed (`x2`), the direction (`reverse`) or both
+    (`reverse x2`). The one that it does not name varies all the same."""
     stretch_s: float = Field(default=8.0, gt=0)
     """Length of a stretch. The longer it is, the more windows can be drawn from it."""
     min_s: float = Field(default=2.5, gt=0)

@@ -61,7 +61,7 @@ INTERVAL_MICROS = 100_000
 
 
 class Settings(plugins.Settings):
-    """Which boxes count, and where the images go."""
+    """These settings say which boxes count and where the images go."""
 
     camera: Literal["FRONT", "FRONT_LEFT", "FRONT_RIGHT", "SIDE_LEFT", "SIDE_RIGHT"] = "FRONT"
     """Camera whose images and boxes are read."""

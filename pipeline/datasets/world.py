@@ -45,7 +45,7 @@ Dial = Annotated[float, Field(ge=0, le=1)]
 
 
 class Settings(plugins.Settings):
-    """What to render."""
+    """These settings say what is rendered: how many clips, how long, and how hard to follow."""
 
     clips_per_class: int = Field(default=50, ge=1)
     """Clips of each class, of which the plane has 8 and the room 6; every clip is a video of its
@@ -61,7 +61,7 @@ class Settings(plugins.Settings):
     seed: plugins.Seed = 0
     """Draws every scene."""
     scene: Literal["plane", "room"] = "plane"
-    """What the videos show; all settings below are of the room."""
+    """The scene that the videos show; all settings below are of the room."""
     objects: int = Field(default=2, ge=1, le=4)
     """Tracked objects; each is a ball or a box with a texture of its own."""
     rooms: int = Field(default=0, ge=0)
@@ -76,8 +76,8 @@ class Settings(plugins.Settings):
     """Objects change shape smoothly: each axis breathes, a third of a period apart; at 1.0 between
     2 / 3 and 3 / 2 of its length."""
     viewpoint: Dial = 0.0
-    """How far the camera drifts beside the motion that is its class: along each axis within 3 cm at
-    0 and 40 cm at 1.0, to the sides and up and down within 1.5 degrees at 0 and 15 degrees at 1.0,
+    """Drift of the camera beside the motion that is its class: along each axis within 3 cm at 0 and
+    40 cm at 1.0, to the sides and up and down within 1.5 degrees at 0 and 15 degrees at 1.0,
     rolling half as much."""
     speed: Dial = 0.0
     """Everything moves 3 ** speed times as fast, camera, objects and boards: three times at 1.0,

@@ -1,5 +1,5 @@
-"""What a setting costs beside its score: trained parameters, operations, streaming latency and
-state.
+"""A setting costs, beside its score, trained parameters, operations, streaming latency and state:
+they are counted and measured here.
 
 Operations are those of one window (B = 1) in the forward pass, 2 for a multiply and add. Mixer,
 projection and readouts: matrix products, convolutions and attention, as torch counts them. Temporal
@@ -38,10 +38,10 @@ Result = TypeVar("Result")
 
 
 class Cost(Settings):
-    """What the trained part of a model costs: mixer, temporal module, readouts."""
+    """The cost of the trained part of a model: mixer, temporal module, readouts."""
 
     parameters: int
-    """How many are trained."""
+    """Number of trained parameters."""
     flops: float
     """Operations of the forward pass over one window."""
     latency_ms: float | None
@@ -54,8 +54,8 @@ class Cost(Settings):
 def cost(
     recipe: Recipe, shape: TokenShape, labels: tuple[str, ...], device: torch.device | None = None
 ) -> Cost:
-    """What `recipe` costs on frames of `shape`, with the latency on `device` in float32. Leaves
-    torch's random state alone."""
+    """Returns what `recipe` costs on frames of `shape`, with the latency on `device` in float32.
+    Leaves torch's random state alone."""
     device = chosen(device)
     with torch.random.fork_rng(devices=[]):
         model, task = _make_model(recipe, shape, labels)

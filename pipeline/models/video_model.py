@@ -23,15 +23,15 @@ from pipeline.records import OnDevice, TokenShape
 
 
 class StreamState(NamedTuple):
-    """What a stream remembers between two frames."""
+    """The state that a stream remembers between two frames."""
 
     temporal: State
     readout: Query
 
 
 class VideoModel(nn.Module):
-    """What a recipe trains on a cache. Initial weights depend on the recipe and on torch's random
-    state alone."""
+    """The model that a recipe trains on a cache. Its initial weights depend on the recipe and on
+    torch's random state alone."""
 
     temporal: TemporalModule
 
@@ -154,7 +154,8 @@ class VideoModel(nn.Module):
 
 
 def layers_read(recipe: Recipe, shape: TokenShape) -> tuple[int, ...]:
-    """Which of the cached layers the model reads. Raises BadInput where one is not there."""
+    """Returns those of the cached layers that the model reads. Raises BadInput where one is not
+    there."""
     layers = recipe.model.layers
     if layers is None:
         return shape.layers[-1:] if recipe.model.mixer == "last" else shape.layers

@@ -108,8 +108,8 @@ def draw_tracks(scene: RenderedScene, count: int, seed: str) -> tuple[np.ndarray
 
 
 def shares(available: np.ndarray, count: int) -> np.ndarray:
-    """How many of `count` points each segment gets: the rarest first, an equal part of what is
-    left, at most a tenth of it."""
+    """Divides `count` points among the segments, the rarest first: each gets an equal part of what
+    is left, and at most a tenth of its own points."""
     drawn = np.zeros(len(available), np.int64)
     left = count
     for rank, segment in enumerate(np.argsort(available, kind="stable")):

@@ -21,7 +21,7 @@ FOCAL = 1.0
 ROOM = -1
 """The number that `first_hit` gives the room; bodies are numbered from 0."""
 NEAR_M = 0.05
-"""What lies nearer, or behind, has no place in the frame."""
+"""A point that is nearer than this, or behind the camera, has no place in the frame."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ def project(xyz: np.ndarray) -> np.ndarray:
 def first_hit(
     room: Body, bodies: Sequence[Body], ray_3N: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What rays (3, N) or (T, 3, N) from the camera meet first: depth (T, N), and which (T, N):
-    ROOM or a body's number."""
+    """Casts rays (3, N) or (T, 3, N) from the camera. Returns the depth (T, N) at which each first
+    meets something, and what it meets (T, N): ROOM or the number of a body."""
     _, depth_TN = room.cut(ray_3N)
     which_TN = np.full(depth_TN.shape, ROOM, np.int8)
     for number, body in enumerate(bodies):

@@ -51,13 +51,13 @@ DRIFT_M, DRIFT_RAD = (0.03, 0.4), (np.radians(1.5), np.radians(15.0))
 """Greatest drift of the camera along and around each axis, at viewpoint 0 and 1."""
 DRIFT_HZ = (0.08, 0.3)
 SPEED_UP, STRETCH, HIDDEN, LOOK_ALIKES = 3.0, 1.5, 0.75, 4
-"""What 1.0 means on the dials speed, deformation, occlusion and distractors, as the data set's
-settings say."""
+"""These are the values that 1.0 stands for on the dials speed, deformation, occlusion and
+distractors, as the settings of the data set say."""
 BEHIND_M = 1.5
 """From the origin back to the wall behind the camera."""
 SLACK = 0.095
-"""How far a board may be away and still cover a ball: aside by 0.23 of the board's half side, see
-`Board.body`."""
+"""A board that is away by this share still covers a ball: it is then aside by 0.23 of its half
+side, see `Board.body`."""
 OBJECT_DRIFT_M = np.array([0.55, 0.3, 0.3])
 OBJECT_POINTS, ROOM_POINTS = 6, 16
 """Tracks on each object, and on the room."""
@@ -70,7 +70,7 @@ BLOCK = 8
 RENDERING = 1
 """Raised when the same settings would give other pixels."""
 OBJECT_TINT, ROOM_TINT = 0.35, 0.08
-"""How far mean colours may lie from grey. Walls are near it, so that their brightness tells of the
+"""Mean colours may lie this far from grey. Walls are near it, so that their brightness tells of the
 lamp's distance."""
 LIGHT = np.array([-0.5, -0.75, -0.45]) / np.linalg.norm([-0.5, -0.75, -0.45])
 """Towards the light: from the upper left, behind the camera."""
@@ -78,7 +78,8 @@ LIGHT = np.array([-0.5, -0.75, -0.45]) / np.linalg.norm([-0.5, -0.75, -0.45])
 
 @dataclass(frozen=True)
 class Dials:
-    """How many objects, and how hard they are to follow; see the settings of the data set."""
+    """The dials set how many objects there are and how hard they are to follow; see the settings of
+    the data set."""
 
     objects: int = 2
     rooms: int = 0
@@ -125,8 +126,8 @@ def draw_look(rng: np.random.Generator) -> Look:
 
 @dataclass(frozen=True)
 class Motion:
-    """How an object moves: around `middle_3`, spinning about `axis_3` and, if asked to,
-    breathing."""
+    """The motion of an object: it drifts around `middle_3`, spins about `axis_3` and, if asked to,
+    breathes."""
 
     middle_3: np.ndarray
     drift: Drift
@@ -213,8 +214,8 @@ def rotation(axis_3: np.ndarray, angle_T: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class CameraView:
-    """What is in front of the camera at T times; bodies in the camera's coordinates, the tracked
-    objects first."""
+    """The room and the bodies in front of the camera at T times, in the camera's coordinates; the
+    tracked objects come first."""
 
     pose_T44: np.ndarray
     room: Body

@@ -21,8 +21,8 @@ PATTERNS, LEVELS, TEXELS = 15, 4, 256
 
 @dataclass(frozen=True)
 class Skin:
-    """How the six faces of a body look; face 2 a + b is the one at which own axis a is least (b =
-    0) or greatest (b = 1)."""
+    """The texture and colours of the six faces of a body; face 2 a + b is the one at which own
+    axis a is least (b = 0) or greatest (b = 1)."""
 
     half_3: np.ndarray
     """Half axes of the body at rest, in metres: they measure the texture, which a stretch then

@@ -73,7 +73,7 @@ class Encoder(EncoderPlugin):
     layer."""
 
     class Settings(EncoderSettings):
-        """How many tokens of what width."""
+        """These settings say how many tokens there are, and how wide they are."""
 
         width: int = Field(default=8, ge=CHANNELS)
         """D, the channels of a token."""

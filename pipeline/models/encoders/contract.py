@@ -20,7 +20,7 @@ from pipeline.records import Tokens, TokenShape
 
 
 class EncoderSettings(Settings):
-    """What every encoder's table holds."""
+    """The table of every encoder holds these settings."""
 
     layers: tuple[int, ...]
     """0-based block outputs to record, ascending."""

@@ -37,7 +37,7 @@ class Encoder(EncoderPlugin):
     """The tower in evaluation mode on one device; not to be called from two threads at once."""
 
     class Settings(EncoderSettings):
-        """Which tower: exactly one of `model` and `config`."""
+        """These settings say which tower is run: exactly one of `model` and `config` is set."""
 
         model: str | None = None
         """Hub id, or a local folder with config.json and safetensors."""

@@ -183,7 +183,7 @@ class Task(TaskPlugin):
         return self.settings.l1_weight * l1 + self.settings.giou_weight * giou
 
     def terms(self, targets: Arrays) -> float:
-        """How many object-frames of the windows have truth."""
+        """Counts the object-frames of the windows that have truth."""
         return float(targets["boxes_valid"].sum())
 
     def answer(self, form: str, prediction: torch.Tensor) -> torch.Tensor:

@@ -138,7 +138,7 @@ class Task(TaskPlugin):
         return {metric.name: scores[metric.name] for metric in self.metrics}
 
     def statistics(self, targets: Iterable[Arrays]) -> Arrays:
-        """How often each label occurs."""
+        """Counts how often each label occurs."""
         counts = np.zeros(len(self.labels))
         for batch in targets:
             counts += np.bincount(batch["label"], minlength=len(counts))

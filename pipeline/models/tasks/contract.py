@@ -25,14 +25,15 @@ from pipeline.errors import BadInput
 
 STREAMING, WINDOW = "streaming", "window"
 Query = dict[str, torch.Tensor]
-"""What the model is told beside the tokens: name -> (B, ...). Empty for most tasks."""
+"""A query is what the model is told beside the tokens: name -> (B, ...). It is empty for most
+tasks."""
 
 
 class Metric(NamedTuple):
     name: str
     higher_is_better: bool
     perfect: float
-    """What a perfect prediction scores; none scores better."""
+    """The score of a perfect prediction; none scores better."""
     unit: str = ""
     worst: float | None = None
     """No prediction scores worse; None: there is no such end."""
@@ -50,7 +51,7 @@ class StreamingReadout(nn.Module, ABC):
         return torch.stack(predictions, dim=1)
 
     def start(self, query: Query) -> Query:
-        """What the readout remembers before the first frame: the query, unless it says
+        """Returns what the readout remembers before the first frame: the query, unless it says
         otherwise."""
         return query
 
@@ -80,8 +81,8 @@ class TaskPlugin(nn.Module, ABC):
     mirrorable: ClassVar[bool] = True
     """Whether its truth, mapped by the affine, holds of a mirrored view."""
     published: ClassVar[str] = ""
-    """What the published checkpoints (arXiv 2605.19137) put before the names of the streaming
-    readout's parameters."""
+    """Prefix that the published checkpoints (arXiv 2605.19137) put before the names of the
+    streaming readout's parameters."""
 
     def __init__(self, settings: Any, labels: tuple[str, ...]) -> None:
         """`labels` are the manifest's label names in order; empty where it has none."""
@@ -92,7 +93,7 @@ class TaskPlugin(nn.Module, ABC):
     @property
     @abstractmethod
     def forms(self) -> tuple[str, ...]:
-        """Which of `streaming` and `window` this run trains."""
+        """The forms of the readout, `streaming`, `window` or both, that this run trains."""
 
     @property
     def dense_px(self) -> int | None:
@@ -109,7 +110,7 @@ class TaskPlugin(nn.Module, ABC):
         return targets
 
     def query(self, targets: dict[str, torch.Tensor]) -> Query:
-        """What the model is told, taken from a batch's targets."""
+        """Takes from the targets of a batch what the model is told."""
         return {}
 
     def reorder(
@@ -133,8 +134,8 @@ class TaskPlugin(nn.Module, ABC):
         """Scalar; finite, also where nothing in the batch is valid."""
 
     def terms(self, targets: Arrays) -> float:
-        """How many terms the loss over these windows is a mean of, so that the losses of parts of a
-        batch add up to its own."""
+        """Counts the terms that the loss over these windows is a mean of, so that the losses of
+        parts of a batch add up to the loss of the batch."""
         return float(len(next(iter(targets.values()))))
 
     @abstractmethod
@@ -155,7 +156,7 @@ class TaskPlugin(nn.Module, ABC):
         return np.ones(len(next(iter(targets.values()))))
 
     def statistics(self, targets: Iterable[Arrays]) -> Arrays:
-        """What the trivial answer knows of the training targets."""
+        """Gathers what the trivial answer knows of the training targets."""
         return {}
 
     @abstractmethod

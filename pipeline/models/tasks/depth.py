@@ -45,8 +45,8 @@ class Settings(AttentionSettings):
     max_m: float = Field(default=10.0, gt=0)
     """Farthest depth that counts."""
     output: Literal["metres", "log_metres"] = "metres"
-    """What the readout's raw numbers are. "metres": as published, with no activation; a prediction
-    may be negative."""
+    """Meaning of the raw numbers of the readout. "metres": as published, with no activation; a
+    prediction may be negative."""
     loss: Literal["l1", "l2", "log_l1"] = "l2"
     """Error of a pixel: |d - d'|, its square, or |log d - log d'|, which needs output =
     "log_metres". Neither the paper nor the code of the protocol it follows (4DS, arXiv 2412.15212)
@@ -186,7 +186,7 @@ class Task(TaskPlugin):
         return torch.where(valid, error, 0).sum() / valid.sum().clamp(min=1)
 
     def terms(self, targets: Arrays) -> float:
-        """How many pixels of the windows are valid."""
+        """Counts the valid pixels of the windows."""
         return float(self._valid(targets["depth_m"]).sum())
 
     def answer(self, form: str, prediction: torch.Tensor) -> torch.Tensor:
@@ -214,7 +214,7 @@ class Task(TaskPlugin):
         return self._valid(depth_m).reshape(len(depth_m), -1).any(axis=1).astype(np.float64)
 
     def statistics(self, targets: Iterable[Arrays]) -> Arrays:
-        """How many valid pixels lie in each step of the valid range."""
+        """Counts the valid pixels in each step of the valid range."""
         counts = np.zeros(BINS)
         for batch in targets:
             depth_m = batch["depth_m"]

@@ -56,8 +56,8 @@ class Settings(TrackingSettings):
     query that does not say its time; "random": any in which it is visible, as Kubric's own point
     tracking data are made."""
     unknown: Literal["ignored", "occluded"] = "ignored"
-    """What it means that a track has no place in a frame in which another has: nothing, or that it
-    is not visible, as Perception Test's own score has it."""
+    """Meaning of a track without a place in a frame in which another track has one: nothing, or
+    that the point is not visible, as Perception Test's own score has it."""
     visible_if: Literal["visible", "visible and certain"] = "visible"
     """When a point is said to be visible: sigmoid(visibility) > 0.5, as the paper's code has it, or
     sigmoid(visibility) * sigmoid(-uncertainty) > 0.5, as in TAPIR."""
@@ -307,7 +307,7 @@ class Task(TaskPlugin):
         )
 
     def terms(self, targets: Arrays) -> float:
-        """How many point-frames of the windows count."""
+        """Counts the point-frames of the windows that enter the loss."""
         return float(self._counted(targets).sum())
 
     def answer(self, form: str, prediction: torch.Tensor) -> torch.Tensor:

@@ -37,7 +37,7 @@ class Settings(plugins.Settings):
     matrices. The paper does not say. "l2": the translation error is then what the first metric
     measures."""
     balance: Literal["learned", "fixed"] = "learned"
-    """How the two errors are weighed. "learned": by one log variance s each, exp(-s) error + s
+    """Weighing of the two errors. "learned": by one log variance s each, exp(-s) error + s
     (Kendall and Cipolla 2017, "Geometric Loss Functions for Camera Pose Regression"), as in the
     paper."""
     translation_weight: float = Field(default=1.0, gt=0)
@@ -136,7 +136,7 @@ class Task(TaskPlugin):
         return balanced.sum() * valid.any()
 
     def terms(self, targets: Arrays) -> float:
-        """How many steps of the windows have a known motion."""
+        """Counts the steps of the windows that have a known motion."""
         return float(targets["motion_valid"].sum())
 
     def answer(self, form: str, prediction: torch.Tensor) -> torch.Tensor:
@@ -165,7 +165,7 @@ class Task(TaskPlugin):
         return scores
 
     def weight(self, targets: Arrays) -> np.ndarray:
-        """How many steps of each window have a known motion."""
+        """Counts the steps of each window that have a known motion."""
         return targets["motion_valid"].sum(axis=1).astype(np.float64)
 
     def statistics(self, targets: Iterable[Arrays]) -> Arrays:
@@ -227,7 +227,7 @@ class Task(TaskPlugin):
         return np.stack(drawn)
 
     def _words(self, answer: np.ndarray, targets: Arrays) -> str:
-        """How far one step of the answer goes, and how far it is off."""
+        """Says how far one step of the answer goes, and how far it is off."""
         gone = f"step {1000 * np.linalg.norm(answer[:3]):.0f} mm"
         if not targets:
             return gone

@@ -227,8 +227,8 @@ def _flat(x_RHTP: torch.Tensor) -> torch.Tensor:
 def _decays(
     dt_TRH: torch.Tensor, A_H: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What is left at t of the state before, (R, H, T), at t of frame s, (R, H, T, S), and at the
-    last t of s, (R, H, S)."""
+    """Returns the shares that are left by decay: of the state before at t, (R, H, T), of frame s at
+    t, (R, H, T, S), and of frame s at the last t, (R, H, S)."""
     rate_RHT = (dt_TRH * A_H).permute(1, 2, 0)
     frames = rate_RHT.shape[-1]
     square = torch.ones(frames, frames, dtype=torch.bool, device=rate_RHT.device)
@@ -245,7 +245,7 @@ def _decays(
 
 
 class _Block(NamedTuple):
-    """What one block of rows is made from, rows first, with its decays."""
+    """The inputs of one block of rows, rows first, with their decays."""
 
     x_RHTP: torch.Tensor
     dt_RHT: torch.Tensor

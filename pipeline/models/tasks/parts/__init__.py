@@ -1,2 +1,2 @@
-"""What several tasks are built of: readouts by attention and by query, rotations, TAP-Vid metrics,
-a canvas to draw on."""
+"""Several tasks are built of these parts: readouts by attention and by query, rotations, TAP-Vid
+metrics, a canvas to draw on."""

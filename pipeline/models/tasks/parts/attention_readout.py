@@ -14,7 +14,8 @@ from pipeline.config import plugins
 
 
 class AttentionSettings(plugins.Settings):
-    """What every task with attention readouts lets a recipe choose; a task adds its defaults."""
+    """These settings are what every task with attention readouts lets a recipe choose; a task adds
+    its defaults."""
 
     forms: tuple[Literal["streaming", "window"], ...] = Field(
         default=("streaming", "window"), min_length=1

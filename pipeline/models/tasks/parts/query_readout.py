@@ -18,7 +18,7 @@ BASES = 16
 
 
 class TrackingSettings(AttentionSettings):
-    """What both kinds of tracking readout let a recipe choose."""
+    """These settings are what both kinds of tracking readout let a recipe choose."""
 
     readout_width: int = Field(default=256, ge=2)
     """Width of queries, keys and values; the paper has 1024."""
