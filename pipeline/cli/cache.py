@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -271,18 +271,18 @@ def _show_plans(request: ExtractionRequest, as_json: bool) -> None:
 
     plans = [module.preview(spec, request.manifest) for spec in request.specs]
     if as_json:
-        console.show_json(plans if len(plans) > 1 else plans[0])
+        facts = [asdict(plan) for plan in plans]
+        console.show_json(facts if len(facts) > 1 else facts[0])
     for plan in [] if as_json else plans:
         if len(plans) > 1:
-            console.show(f"{plan['spec']}:")
-        size = console.bytes_text(plan["store_bytes"])
+            console.show(f"{plan.spec}:")
+        size = console.bytes_text(plan.store_bytes)
         console.show(
-            f"{plan['videos']} videos, about {plan['frames']} frames, {plan['stores']} stores, "
-            f"{size}"
+            f"{plan.videos} videos, about {plan.frames} frames, {plan.stores} stores, {size}"
         )
         console.show(
-            f"{plan['tokens_per_frame']} tokens and {plan['bytes_per_frame']:,} bytes per frame, "
-            f"grid {plan['grid']}"
+            f"{plan.tokens_per_frame} tokens and {plan.bytes_per_frame:,} bytes per frame, "
+            f"grid {plan.grid}"
         )
     if request.engine:
         caches = [f"{request.out}/{spec.name}" for spec in request.specs]

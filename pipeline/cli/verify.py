@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.cache.verify import Verification
     from pipeline.extract.diff import SpecDiff
     from pipeline.extract.repair import RepairResult
+    from pipeline.extract.spot_check import SpotCheck
 from pipeline.cli.show import show_status, spans_text
 
 BAR = 40
@@ -312,7 +314,7 @@ def spot_check(
     from pipeline.extract import spot_check as module
 
     with console.progress("spot-check") as update:
-        facts = module.spot_check(
+        outcome = module.spot_check(
             Cache(cache),
             fraction,
             root,
@@ -321,61 +323,61 @@ def spot_check(
             lambda done, total: update(done, total, "frames"),
         )
     if as_json:
-        console.show_json(facts)
+        console.show_json(asdict(outcome))
     else:
-        _show_spot_check(facts)
-    if facts["drifted"] or facts["shifted"] or facts["changed"]:
+        _show_spot_check(outcome)
+    if not outcome.is_sound:
         raise typer.Exit(FINISHED_WITH_FAILURES)
 
 
-def _show_spot_check(facts: dict[str, Any]) -> None:
+def _show_spot_check(outcome: SpotCheck) -> None:
     from pipeline.cli import console
 
     console.show(
-        f"{facts['cache']}: {facts['frames_sampled']} frames of {facts['videos_sampled']} videos "
+        f"{outcome.cache}: {outcome.frames_sampled} frames of {outcome.videos_sampled} videos "
         "encoded again"
     )
-    for name, array in facts["arrays"].items():
+    for name, array in outcome.arrays.items():
         console.show()
         console.show(
-            f"{name}: cosine of {array['tokens']} tokens  min {array['min']:.7f}  "
-            f"1 % {array['percentile_1']:.7f}  median {array['median']:.7f}"
+            f"{name}: cosine of {array.tokens} tokens  min {array.min:.7f}  "
+            f"1 % {array.percentile_1:.7f}  median {array.median:.7f}"
         )
-        _show_histogram(array["histogram"], facts["bins"])
-        if array["below"]:
+        _show_histogram(array.histogram, outcome.bins)
+        if array.below:
             console.show(
-                f"  {array['below']} tokens are further off than the codec allows "
-                f"(down to {array['allowed']:.7f})"
+                f"  {array.below} tokens are further off than the codec allows "
+                f"(down to {array.allowed:.7f})"
             )
-    if facts["worst"]:
+    if outcome.worst:
         rows = [
             (
-                frame["video"],
-                f"{frame['time_s']:.3f}",
-                frame["array"],
-                f"{frame['cosine']:.7f}",
-                "drifted" if frame["drifted"] else "",
+                frame.video,
+                f"{frame.time_s:.3f}",
+                frame.array,
+                f"{frame.cosine:.7f}",
+                "drifted" if frame.drifted else "",
             )
-            for frame in facts["worst"]
+            for frame in outcome.worst
         ]
         columns = ("video", "time, s", "array", "cosine", "")
         console.show_table("worst frames", columns, rows, justify="lrlrl")
-        console.show(f"times of frames differ by {facts['mismatch_s']:.6f} s at most")
-    if not facts["judged"]:
+        console.show(f"times of frames differ by {outcome.mismatch_s:.6f} s at most")
+    if not outcome.judged:
         console.show(
             "derived cache: what the codec of its source lost is not known here, so no token is "
             "called drifted"
         )
-    if facts["changed"]:
+    if outcome.changed:
         console.show_table(
-            f"{len(facts['changed'])} videos changed or gone",
+            f"{len(outcome.changed)} videos changed or gone",
             ("video", "how"),
-            list(facts["changed"].items()),
+            list(outcome.changed.items()),
         )
-    if facts["shifted"]:
-        console.show(f"other times than cached: {console.few_text(facts['shifted'])}")
-    if facts["drifted"]:
-        console.show(f"drifted: {console.few_text(facts['drifted'])}")
+    if outcome.shifted:
+        console.show(f"other times than cached: {console.few_text(outcome.shifted)}")
+    if outcome.drifted:
+        console.show(f"drifted: {console.few_text(outcome.drifted)}")
 
 
 def _show_histogram(counts: list[int], edges: list[float]) -> None:

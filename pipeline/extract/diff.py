@@ -164,7 +164,7 @@ def _cost(spec: CacheSpec, cache: Cache) -> tuple[int | None, int | None]:
     try:
         if spec.frames.rate != cache.fps:
             planned = preview(spec, cache.manifest)
-            return planned["frames"], planned["store_bytes"]
+            return planned.frames, planned.store_bytes
         frames = sum(sum(videos.values()) for videos in cache.plan.values())
     except BadInput:
         return None, None

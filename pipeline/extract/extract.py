@@ -4,8 +4,8 @@ stopped."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -194,22 +194,37 @@ def load_encoders(
     return [(spec, make_encoder(spec, device)) for spec in specs]
 
 
-def preview(cache_spec: CacheSpec, manifest: Manifest) -> dict[str, Any]:
-    """Tells what `extract` would do, as plain data. It probes the videos, reads no weights and
-    writes nothing."""
+@dataclass(frozen=True)
+class Preview:
+    """The size of a cache before it is made. As JSON it is what `extract --dry-run --json`
+    prints."""
+
+    spec: str
+    videos: int
+    frames: int
+    stores: int
+    store_bytes: int
+    bytes_per_frame: int
+    tokens_per_frame: int
+    grid: str
+    """Rows and columns of patch tokens: `16x16`."""
+
+
+def preview(cache_spec: CacheSpec, manifest: Manifest) -> Preview:
+    """Tells what `extract` would do. It probes the videos, reads no weights and writes nothing."""
     shape = token_shape(cache_spec)
     plan = make_plan(cache_spec, shape, manifest)
     expected = sum(sum(videos.values()) for videos in plan.values())
-    return {
-        "spec": cache_spec.name,
-        "videos": len(manifest.videos),
-        "frames": expected,
-        "stores": len(plan),
-        "store_bytes": expected * bytes_per_frame(cache_spec, shape),
-        "bytes_per_frame": bytes_per_frame(cache_spec, shape),
-        "tokens_per_frame": cache_spec.tokens_per_frame(shape),
-        "grid": f"{shape.grid_hw[0]}x{shape.grid_hw[1]}",
-    }
+    return Preview(
+        spec=cache_spec.name,
+        videos=len(manifest.videos),
+        frames=expected,
+        stores=len(plan),
+        store_bytes=expected * bytes_per_frame(cache_spec, shape),
+        bytes_per_frame=bytes_per_frame(cache_spec, shape),
+        tokens_per_frame=cache_spec.tokens_per_frame(shape),
+        grid=f"{shape.grid_hw[0]}x{shape.grid_hw[1]}",
+    )
 
 
 def create_or_open(

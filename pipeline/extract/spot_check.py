@@ -9,9 +9,9 @@ what it said.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -55,6 +55,63 @@ class VideoCheck:
     """Token array -> the least cosine (F, N) that codec and rounding allow."""
 
 
+@dataclass(frozen=True)
+class ArrayAgreement:
+    """How near the stored tokens of one array are to fresh ones, over all frames of the sample."""
+
+    tokens: int
+    min: float
+    """The least cosine of a token; `percentile_1` and `median` are cosines, too."""
+    percentile_1: float
+    median: float
+    allowed: float | None
+    """The least cosine that codec and rounding allow any token; None: the cache is not judged."""
+    below: int | None
+    """The number of tokens that are further off than they are allowed."""
+    histogram: list[int]
+    """The number of tokens in every bin of 1 - cosine."""
+
+
+@dataclass(frozen=True)
+class FrameAgreement:
+    """The token of a frame that is furthest from its fresh one."""
+
+    video: str
+    time_s: float
+    array: str
+    cosine: float
+    drifted: bool
+
+
+@dataclass(frozen=True)
+class SpotCheck:
+    """The outcome of a spot check. As JSON it is what `stillframe spot-check --json` prints."""
+
+    cache: str
+    seed: int
+    judged: bool
+    """Whether tokens can be called drifted: in a derived cache they cannot."""
+    arrays: dict[str, ArrayAgreement]
+    bins: list[float]
+    """Edges of the histograms, in 1 - cosine."""
+    worst: list[FrameAgreement]
+    """The frames with the least cosines, the least first."""
+    drifted: list[str]
+    """Videos with a token that is further off than it is allowed."""
+    mismatch_s: float
+    """The largest distance of a fresh presentation time from the stored one."""
+    shifted: list[str]
+    """Videos with frames at other times than stored."""
+    changed: dict[str, str]
+    """Videos that are gone or can no longer be read as they were cached -> the reason."""
+    frames_sampled: int
+    videos_sampled: int
+
+    @property
+    def is_sound(self) -> bool:
+        return not (self.drifted or self.shifted or self.changed)
+
+
 def spot_check(
     cache: Cache,
     fraction: float,
@@ -62,9 +119,8 @@ def spot_check(
     device: torch.device | None = None,
     seed: int = 0,
     on_frames: OnFrames | None = None,
-) -> dict[str, Any]:
-    """Encodes about `fraction` of the cached frames again; the sample follows from `seed`. Returns
-    plain data.
+) -> SpotCheck:
+    """Encodes about `fraction` of the cached frames again; the sample follows from `seed`.
 
     `root`: where the videos are now. Raises BadInput where nothing is stored, or the encoder is not
     the cache's.
@@ -90,10 +146,7 @@ def spot_check(
             done += len(numbers)
             if on_frames:
                 on_frames(done, total)
-    return _report(cache, checks, changed, seed) | {
-        "frames_sampled": total,
-        "videos_sampled": len(sample),
-    }
+    return _summarise(cache, checks, changed, seed, sample)
 
 
 def sample_frames(
@@ -181,54 +234,54 @@ def _cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.where((a == b).all(-1), 1.0, torch.cosine_similarity(a, b, dim=-1))
 
 
-def _report(
-    cache: Cache, checks: list[VideoCheck], changed: dict[str, str], seed: int
-) -> dict[str, Any]:
+def _summarise(
+    cache: Cache,
+    checks: list[VideoCheck],
+    changed: dict[str, str],
+    seed: int,
+    sample: dict[str, np.ndarray],
+) -> SpotCheck:
     # How much the codec of its source lost is not in a derived cache, so nothing can be held
     # against it.
     judged = cache.header.derived_from is None
-    arrays, worst, drifted = {}, [], set()
-    for name in cache.token_arrays if checks else ():
-        cosine = np.concatenate([check.cosine[name].ravel() for check in checks])
-        allowed = np.concatenate([check.allowed[name].ravel() for check in checks])
-        below = cosine < allowed
-        arrays[name] = {
-            "tokens": len(cosine),
-            "min": float(cosine.min()),
-            "percentile_1": float(np.percentile(cosine, 1)),
-            "median": float(np.median(cosine)),
-            "allowed": float(allowed.min()) if judged else None,
-            "below": int(below.sum()) if judged else None,
-            "histogram": np.bincount(
-                np.searchsorted(BINS, 1 - cosine, side="right"), minlength=len(BINS) + 1
-            ).tolist(),
-        }
-    for check in checks:
-        for frame, time_s in enumerate(check.time_s.tolist()):
-            name = min(check.cosine, key=lambda name: check.cosine[name][frame].min())
-            is_below = judged and any(
-                (check.cosine[a][frame] < check.allowed[a][frame]).any() for a in check.cosine
-            )
-            drifted |= {check.video_id} if is_below else set()
-            least = float(check.cosine[name][frame].min())
-            worst.append(
-                {
-                    "video": check.video_id,
-                    "time_s": time_s,
-                    "array": name,
-                    "cosine": least,
-                    "drifted": is_below,
-                }
-            )
-    return {
-        "cache": str(cache),
-        "seed": seed,
-        "judged": judged,
-        "arrays": arrays,
-        "bins": list(BINS),
-        "worst": sorted(worst, key=lambda frame: frame["cosine"])[:WORST],
-        "drifted": sorted(drifted),
-        "mismatch_s": max((float(check.mismatch_s.max()) for check in checks), default=0.0),
-        "shifted": [check.video_id for check in checks if check.mismatch_s.max() > TIME_S],
-        "changed": changed,
-    }
+    frames = [frame for check in checks for frame in _frames(check, judged)]
+    return SpotCheck(
+        cache=str(cache),
+        seed=seed,
+        judged=judged,
+        arrays={name: _array(checks, name, judged) for name in cache.token_arrays if checks},
+        bins=list(BINS),
+        worst=sorted(frames, key=lambda frame: frame.cosine)[:WORST],
+        drifted=sorted({frame.video for frame in frames if frame.drifted}),
+        mismatch_s=max((float(check.mismatch_s.max()) for check in checks), default=0.0),
+        shifted=[check.video_id for check in checks if check.mismatch_s.max() > TIME_S],
+        changed=changed,
+        frames_sampled=sum(map(len, sample.values())),
+        videos_sampled=len(sample),
+    )
+
+
+def _array(checks: list[VideoCheck], name: str, judged: bool) -> ArrayAgreement:
+    cosine = np.concatenate([check.cosine[name].ravel() for check in checks])
+    allowed = np.concatenate([check.allowed[name].ravel() for check in checks])
+    bin_of = np.searchsorted(BINS, 1 - cosine, side="right")
+    return ArrayAgreement(
+        tokens=len(cosine),
+        min=float(cosine.min()),
+        percentile_1=float(np.percentile(cosine, 1)),
+        median=float(np.median(cosine)),
+        allowed=float(allowed.min()) if judged else None,
+        below=int((cosine < allowed).sum()) if judged else None,
+        histogram=np.bincount(bin_of, minlength=len(BINS) + 1).tolist(),
+    )
+
+
+def _frames(check: VideoCheck, judged: bool) -> Iterator[FrameAgreement]:
+    for frame, time_s in enumerate(check.time_s.tolist()):
+        least = {name: float(cosine[frame].min()) for name, cosine in check.cosine.items()}
+        name = min(least, key=lambda array: least[array])
+        drifted = judged and any(
+            bool((cosine[frame] < check.allowed[array][frame]).any())
+            for array, cosine in check.cosine.items()
+        )
+        yield FrameAgreement(check.video_id, time_s, name, least[name], drifted)

@@ -542,17 +542,13 @@ def test_without_weights_the_rest_is_compared(place, material, tmp_path):
 @pytest.mark.parametrize("codec", ["float16", "int8", "int4", "pca"])
 def test_on_the_same_machine_no_token_has_drifted(material, tmp_path, codec):
     cache = extract.extract(address_spec(codec={"name": codec}), material.manifest, tmp_path)
-    facts = spot_check(cache, 1.0)
-    assert (
-        facts["frames_sampled"] == 125 and facts["videos_sampled"] == 6 and facts["mismatch_s"] == 0
-    )
-    assert not facts["drifted"] and not facts["changed"]
-    assert [array["tokens"] for array in facts["arrays"].values()] == [250, 125 * 9, 125 * 9]
-    assert all(array["below"] == 0 for array in facts["arrays"].values())
+    outcome = spot_check(cache, 1.0)
+    assert outcome.frames_sampled == 125 and outcome.videos_sampled == 6 and outcome.mismatch_s == 0
+    assert not outcome.drifted and not outcome.changed
+    assert [array.tokens for array in outcome.arrays.values()] == [250, 125 * 9, 125 * 9]
+    assert all(array.below == 0 for array in outcome.arrays.values())
     if codec == "float16":
-        assert all(
-            array["min"] == pytest.approx(1, abs=1e-12) for array in facts["arrays"].values()
-        )
+        assert all(array.min == pytest.approx(1, abs=1e-12) for array in outcome.arrays.values())
 
 
 def test_a_repainted_video_and_no_other_has_drifted(material, mine, tmp_path):
@@ -580,18 +576,18 @@ def test_shifted_times_are_found(material, mine, tmp_path):
     root = tmp_path / "videos"
     shutil.copytree(material.root, root)
     write_video(root / "b/v3.mp4", [paint(3, frame, 64) for frame in range(24)], fps=5)
-    facts = spot_check(mine, 1.0, root)
+    outcome = spot_check(mine, 1.0, root)
     assert (
-        facts["shifted"] == ["b/v3.mp4"]
-        and facts["mismatch_s"] == pytest.approx(2.3)
-        and not facts["drifted"]
+        outcome.shifted == ["b/v3.mp4"]
+        and outcome.mismatch_s == pytest.approx(2.3)
+        and not outcome.drifted
     )
 
 
 def test_a_derived_cache_is_not_judged(mine, tmp_path):
     derived = derive(derive(mine, ["codec.name=int4"], tmp_path), ["codec.name=float16"], tmp_path)
-    facts = spot_check(derived, 0.5)
-    assert not facts["judged"] and not facts["drifted"] and facts["arrays"]["layer_2"]["min"] < 1
+    outcome = spot_check(derived, 0.5)
+    assert not outcome.judged and not outcome.drifted and outcome.arrays["layer_2"].min < 1
 
 
 def test_the_sample_follows_from_the_seed_and_takes_few_videos(material):

@@ -1050,6 +1050,6 @@ def test_interrupting_an_extraction_keeps_finished_stores(place, tmp_path):
 def test_extracting_through_the_api_or_by_command_is_one(place, tmp_path):
     built = manifest.build("folder", place.videos, tmp_path / "data", {"val_fraction": 0.3})
     assert (
-        extract.preview(address_spec(), built)
+        dataclasses.asdict(extract.preview(address_spec(), built))
         == fine("extract", place.spec, place.data, "--dry-run", "--json").json
     )

@@ -307,9 +307,9 @@ def test_fps_keeps_the_frame_shown_at_each_tick(videos, built, tmp_path):
 
 def test_preview_tells_what_will_be(material):
     plan = extract.preview(material.spec, material.manifest)
-    assert plan["videos"] == len(LENGTHS) and plan["frames"] == sum(LENGTHS.values())
-    assert plan["stores"] == len(material.cache.plan)
-    assert plan["bytes_per_frame"] == (2 * 9 + 2) * 8 * 2
+    assert plan.videos == len(LENGTHS) and plan.frames == sum(LENGTHS.values())
+    assert plan.stores == len(material.cache.plan)
+    assert plan.bytes_per_frame == (2 * 9 + 2) * 8 * 2
 
 
 def test_a_plan_needs_no_video_where_the_manifest_knows_their_headers(built, tmp_path, monkeypatch):

@@ -107,8 +107,8 @@ def test_views_cost_bytes_and_leave_the_plan_alone(material):
     plain = extract.preview(material.spec, material.manifest)
     more = extract.preview(address_spec(views=[FLIP, PART]), material.manifest)
     for key in ("store_bytes", "bytes_per_frame", "tokens_per_frame"):
-        assert more[key] == 3 * plain[key]
-    assert (more["stores"], more["frames"]) == (plain["stores"], plain["frames"])
+        assert getattr(more, key) == 3 * getattr(plain, key)
+    assert (more.stores, more.frames) == (plain.stores, plain.frames)
 
 
 def test_views_are_read_from_toml(tmp_path):
