@@ -6,6 +6,7 @@ So a kill at any byte loses at most the store in flight.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
 from pathlib import Path
@@ -25,6 +26,7 @@ from pipeline.cache.layout import (
 from pipeline.cache.receipts import Header, Receipt
 from pipeline.cache.storage.contract import Storage
 from pipeline.cache.storage.local import PARTIAL, sync
+from pipeline.cache.storage.own_folders import REPLACE_LINK
 from pipeline.config.json_files import to_json
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import StillframeError
@@ -72,7 +74,8 @@ def forget_store(cache: Cache, store: int) -> None:
 def clear_finished(cache: Cache) -> None:
     """Removes the leases and partial files of a finished cache, at which nobody works any more."""
     for name in cache.storage.names(LEASES):
-        cache.storage.remove(f"{LEASES}/{name}")
+        if name.endswith((".json", PARTIAL)):
+            cache.storage.remove(f"{LEASES}/{name}")
     for folder in (STORES, RECEIPTS, ""):
         _clear_partial(cache, folder, "")
 
@@ -94,5 +97,7 @@ def unwritable(what: object, error: OSError) -> StillframeError:
     """The error for a cache that cannot be written."""
     return StillframeError(
         f"cannot write {error.filename or what}: {error.strerror or error}",
-        "finished stores are kept: free space or fix access, then rerun",
+        REPLACE_LINK
+        if error.errno == errno.ELOOP
+        else "finished stores are kept: free space or fix access, then rerun",
     )

@@ -8,16 +8,21 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
-from contextlib import suppress
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.cache.storage.contract import Span, Storage
+from pipeline.cache.storage.own_folders import REPLACE_LINK, own_folder
 from pipeline.errors import StillframeError
 
 PARTIAL = ".partial"
 """End of the name of what is not finished."""
+NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+"""What a file system says that has no hard links."""
 
 
 class LocalFolder(Storage):
@@ -44,27 +49,34 @@ class LocalFolder(Storage):
         return (self.path / name).read_bytes()
 
     def write(self, name: str, data: bytes) -> None:
-        write_atomically(self.path / name, data)
+        try:
+            with self._own_folder(name, create=True) as (folder, file):
+                _write(folder, file, data)
+        except OSError as error:
+            raise _unwritable(self.path / name, error) from error
 
     def create(self, name: str, data: bytes) -> bool:
         # A link to a whole file, since a file created by its own name is there before its bytes.
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = _aside(path)
-        try:
-            aside.write_bytes(data)
+        with self._own_folder(name, create=True) as (folder, file):
+            aside = _aside(file)
             try:
-                os.link(aside, path)
-            except PermissionError:  # a file system without hard links
-                with path.open("xb") as file:
-                    file.write(data)
-        except (
-            FileExistsError,
-            FileNotFoundError,
-        ):  # the second: whoever has the name cleared up beside it
-            return False
-        finally:
-            aside.unlink(missing_ok=True)
+                with _new_file(folder, aside) as whole:
+                    whole.write(data)
+                try:
+                    os.link(aside, file, src_dir_fd=folder, dst_dir_fd=folder)
+                except OSError as error:
+                    if error.errno not in NO_HARD_LINKS:
+                        raise
+                    with _new_file(folder, file) as plain:
+                        plain.write(data)
+            except (
+                FileExistsError,
+                FileNotFoundError,
+            ):  # the second: whoever has the name cleared up beside it
+                return False
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(aside, dir_fd=folder)
         return True
 
     def exists(self, name: str) -> bool:
@@ -86,33 +98,34 @@ class LocalFolder(Storage):
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def remove(self, name: str) -> None:
-        path = self.path / name
-        with suppress(FileNotFoundError):  # gone already, or another worker is removing it too
-            if path.is_dir() and not path.is_symlink():
+        # Not there: gone already, or another worker is removing it too.
+        with suppress(FileNotFoundError), self._own_folder(name) as (folder, last):
+            if _is_folder(folder, last):
                 # Renamed first: it is there whole or not at all for whoever is about to rename or
                 # read it.
-                gone = _aside(path)
-                path.rename(gone)
-                _remove_tree(gone)
+                gone = _aside(last)
+                os.rename(last, gone, src_dir_fd=folder, dst_dir_fd=folder)
+                _remove_tree(folder, gone)
             else:
-                path.unlink()
+                os.unlink(last, dir_fd=folder)
 
     def stage(self, name: str) -> Path:
-        staged = self.path / f"{name}.{_token()}{PARTIAL}"
-        make_folder(staged.parent)
-        staged.mkdir()
-        return staged
+        staged = f"{name}.{_token()}{PARTIAL}"
+        with self._own_folder(staged, create=True) as (folder, last):
+            os.mkdir(last, dir_fd=folder)
+        return self.path / staged
 
     def publish(self, staged: Path, name: str) -> None:
-        path = self.path / name
-        for folder in [*(inner for inner in staged.rglob("*") if inner.is_dir()), staged]:
-            sync(folder)
-        while not renamed(staged, path):
-            if self._is_same(staged, name):  # another worker may be about to vouch for it
-                _remove_tree(staged)
-                break
-            self.remove(name)
-        sync(path.parent)
+        for inner in [*(inner for inner in staged.rglob("*") if inner.is_dir()), staged]:
+            sync(inner)
+        with self._own_folder(name) as (folder, last):
+            while not renamed(staged.name, last, folder):
+                # Another worker may be about to vouch for the same.
+                if _is_folder(folder, last) and self._is_same(staged, name):
+                    _remove_tree(folder, staged.name)
+                    break
+                self.remove(name)
+            os.fsync(folder)
 
     def _is_same(self, staged: Path, name: str) -> bool:
         staged_folder = LocalFolder(staged)
@@ -129,6 +142,13 @@ class LocalFolder(Storage):
             return False
         return True
 
+    @contextmanager
+    def _own_folder(self, name: str, *, create: bool = False) -> Iterator[tuple[int, str]]:
+        if create:
+            make_folder(self.path)
+        with own_folder(self.path, name, create=create) as (folder, last):
+            yield folder, last
+
     def local(self, folder: str) -> Path:
         return self.path / folder
 
@@ -140,23 +160,23 @@ class LocalFolder(Storage):
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Aside, sync, rename, sync the folder: the file is whole or as it was. Raises
-    StillframeError."""
-    aside = _aside(path)
+    """Aside, sync, rename, sync the folder: the file is whole or as it was. A link of that name is
+    replaced, not followed. Raises StillframeError."""
     try:
         make_folder(path.parent)
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-        sync(path.parent)
+        with own_folder(path.parent, path.name) as (folder, file):
+            _write(folder, file, data)
     except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise StillframeError(
-            f"cannot write {path}: {error.strerror}",
-            "nothing before it is lost; free space or fix access, rerun",
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> StillframeError:
+    return StillframeError(
+        f"cannot write {path}: {error.strerror}",
+        REPLACE_LINK
+        if error.errno == errno.ELOOP
+        else "nothing before it is lost; free space or fix access, rerun",
+    )
 
 
 def make_folder(path: Path) -> None:
@@ -177,27 +197,56 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def renamed(folder: Path, path: Path) -> bool:
-    """Renames a folder; False, and nothing is done, if there is another one with something in
-    it."""
+def renamed(name: str | Path, new: str | Path, folder: int | None = None) -> bool:
+    """Renames a folder; False, and nothing is done, if there is another one with something in it,
+    or a file or a link. `folder`: descriptor of the folder that both names are in."""
     try:
-        folder.rename(path)
+        os.rename(name, new, src_dir_fd=folder, dst_dir_fd=folder)
     except OSError as error:
-        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
             raise
         return False
     return True
 
 
-def _remove_tree(path: Path) -> None:
-    """Removes a folder that others may be removing, too."""
-    while path.exists():
+# Names in an open folder, none of which is followed if it is a link
+
+
+def _write(folder: int, name: str, data: bytes) -> None:
+    aside = _aside(name)
+    try:
+        with _new_file(folder, aside) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except OSError:
         with suppress(FileNotFoundError):
-            shutil.rmtree(path)
+            os.unlink(aside, dir_fd=folder)
+        raise
+    os.fsync(folder)
 
 
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{_token()}{PARTIAL}")
+def _new_file(folder: int, name: str) -> BinaryIO:
+    return os.fdopen(os.open(name, NEW_FILE, 0o666, dir_fd=folder), "wb")
+
+
+def _is_folder(folder: int, name: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _remove_tree(folder: int, name: str) -> None:
+    """Removes a folder that others may be removing, too."""
+    while _is_folder(folder, name):
+        with suppress(FileNotFoundError):
+            shutil.rmtree(name, dir_fd=folder)
+
+
+def _aside(name: str) -> str:
+    return f".{name}.{_token()}{PARTIAL}"
 
 
 def _token() -> str:
