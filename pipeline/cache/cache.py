@@ -30,12 +30,18 @@ from pipeline.cache.storage.local import write_atomically
 from pipeline.cache.storage.open import open_storage
 from pipeline.cache.store import StoreReader
 from pipeline.config import plugins
-from pipeline.config.cache_spec import BASE, FORMAT_VERSION, CacheSpec, Choice, View
+from pipeline.config.cache_spec import BASE, FORMAT_VERSION, CacheSpec, Choice, View, with_implied
 from pipeline.config.json_files import parse_json
 from pipeline.config.plugins import Model
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput, StillframeError
 from pipeline.records import Clip, TokenShape
+
+UNVOUCHED = {
+    1: "its chunks have no checksums, and neither have cache.json and the receipts",
+    2: "cache.json and the receipts have no checksums, nor is every chunk known to be in its place",
+}
+"""Older format -> what its caches cannot vouch for."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +88,25 @@ class Cache:
         return self.storage.name
 
     @property
+    def unvouched(self) -> str:
+        """What a cache of an older format cannot vouch for, in a sentence; "" for today's."""
+        if self.header.format_version == FORMAT_VERSION:
+            return ""
+        return (
+            f"{self} has format {self.header.format_version}: "
+            f"{UNVOUCHED[self.header.format_version]}. stillframe verify compares every file; "
+            f"stillframe derive makes a cache of format {FORMAT_VERSION} from it"
+        )
+
+    @property
     def fingerprint(self) -> str:
         """12 hex digits over all that its tokens depend on."""
         return self.header.fingerprint
 
-    @property
+    @cached_property
     def spec(self) -> dict[str, Any]:
         """The spec as plain JSON. Unlike `cache_spec` it needs no plug-in that can check it."""
-        return self.header.spec
+        return with_implied(self.header.spec, self.header.format_version)
 
     @cached_property
     def cache_spec(self) -> CacheSpec:

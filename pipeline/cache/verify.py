@@ -40,7 +40,7 @@ from pipeline.cache.leases import holders, lease_of
 from pipeline.cache.receipts import Receipt
 from pipeline.cache.storage.local import PARTIAL
 from pipeline.cache.store import StoreReader
-from pipeline.config.cache_spec import FORMAT_VERSION, fingerprint
+from pipeline.config.cache_spec import fingerprint_of
 from pipeline.datasets.manifest.manifest import TARGETS, Manifest
 from pipeline.errors import BadInput
 
@@ -381,12 +381,17 @@ def _cache_problems(cache: Cache) -> dict[str, str]:
 def _header_problem(cache: Cache) -> str:
     """The problem of cache.json, "" if there is none: its fingerprint must follow from all that it
     says."""
-    header, spec = cache.header, cache.cache_spec
-    _ = cache.arrays  # refuses what no codec can lay out
-    if header.format_version != FORMAT_VERSION or spec.canonical() != header.spec:
-        return ""  # written by a version that counted other things in
+    header = cache.header
+    _ = cache.cache_spec, cache.arrays  # refuses what no plug-in understands or can lay out
     of_codec = fitted_to(cache.codec, header.manifest)
-    follows = fingerprint(spec, header.encoder, header.decoder, of_codec, header.derived_from)
+    follows = fingerprint_of(
+        header.spec,
+        header.encoder,
+        header.decoder,
+        header.format_version,
+        of_codec,
+        header.derived_from,
+    )
     return (
         ""
         if follows == header.fingerprint

@@ -82,6 +82,8 @@ def show_status(cache: Cache, as_json: bool) -> None:
         steps = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in state.seconds.items())
         console.show(f"work: {steps}")
     _show_progress(state)
+    if cache.unvouched:
+        console.say(cache.unvouched)
     if state.reasons:
         rows = [
             (len(group.videos), console.few_text(group.videos), group.reason)

@@ -64,6 +64,8 @@ def train(
         loaded_recipe = load_recipe(named_file("recipe", recipe), sets or [])
         opened_cache, manifest = Cache(cache), other_manifest(manifest_folder)
         folder = out or Path("runs") / loaded_recipe.name
+        if opened_cache.unvouched and ranks.is_first:
+            console.say(opened_cache.unvouched)
         draw = stack.enter_context(event_writer(folder)) if tensorboard and ranks.is_first else None
         update = (
             stack.enter_context(console.progress(f"train {loaded_recipe.name}"))
@@ -181,6 +183,8 @@ def evaluate(
     context = RunContext.of(
         Cache(cache_path), other_manifest(folder), torch_device(device), allow_missing
     )
+    if context.cache.unvouched:
+        console.say(context.cache.unvouched)
     (result,) = evaluate_together([opened], context, split, checkpoint)
     if as_json:
         console.show_json(result.model_dump(mode="json"))

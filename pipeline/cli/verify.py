@@ -161,6 +161,8 @@ def _show_verification(verification: Verification) -> None:
         )
     if verification.is_valid:
         console.show(f"{cache}: {verification.checked} stores, every checksum holds")
+    if cache.unvouched:
+        console.say(cache.unvouched)
     if verification.orphans:
         console.show_table(
             "left over, read by nobody", ("what", "why"), list(verification.orphans.items())

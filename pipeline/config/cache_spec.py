@@ -3,6 +3,7 @@ fingerprint."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -14,12 +15,15 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipeline.config import plugins
 from pipeline.config.plugins import Settings
-from pipeline.config.toml_tables import override, read_table
+from pipeline.config.toml_tables import override, read_table, set_nested
 from pipeline.errors import BadInput
 from pipeline.records import TokenShape
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Format of the caches that are written; all formats before it can be read."""
+IMPLIED: dict[str, Any] = {}
+"""Key of a spec that format 3 added, such as `frames.fit` -> its value for caches of older formats,
+whose specs do not have the key. No default is needed here."""
 NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 BASE = "base"
 """The view that every cache has: the square that `frames` describes."""
@@ -205,26 +209,51 @@ def fingerprint(
     fitted_to: str | None = None,
     derived_from: str | None = None,
 ) -> str:
-    """12 hex digits over meaning: encoder weights and configuration, every other field of the spec,
-    decoder, format version.
+    """The fingerprint of a spec's cache in the format that is written, see `fingerprint_of`."""
+    return fingerprint_of(
+        spec.canonical(), identity, decoder, FORMAT_VERSION, fitted_to, derived_from
+    )
+
+
+def fingerprint_of(
+    canonical: dict[str, Any],
+    identity: dict[str, Any],
+    decoder: str,
+    format_version: int,
+    fitted_to: str | None = None,
+    derived_from: str | None = None,
+) -> str:
+    """12 hex digits over meaning: encoder weights and configuration, every other field of the
+    canonical spec, decoder, format version.
 
     `fitted_to`: digest of the manifest that the codec is fitted to, if it is. `derived_from`:
     fingerprint of the cache that the tokens come from, if not from videos. Where the encoder came
     from (a path or a hub id) is left out, as `identity` says what it is: moving things changes
-    nothing.
+    nothing. An older cache gives its own format and its spec as it was written: keys that were
+    added to specs since then change nothing.
     """
-    meaning = spec.canonical()
-    del meaning["name"]
+    meaning = {key: value for key, value in canonical.items() if key != "name"}
     meaning["encoder"] = {
-        "name": spec.encoder.name,
-        "layers": list(spec.encoder.settings.layers),
+        "name": canonical["encoder"]["name"],
+        "layers": canonical["encoder"]["layers"],
         "identity": identity,
     }
-    meaning |= {"decoder": decoder, "format_version": FORMAT_VERSION}
+    meaning |= {"decoder": decoder, "format_version": format_version}
     origins = {"fitted_to": fitted_to, "derived_from": derived_from}
     meaning |= {name: value for name, value in origins.items() if value is not None}
     text = json.dumps(meaning, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def with_implied(canonical: dict[str, Any], format_version: int) -> dict[str, Any]:
+    """The canonical spec of a cache with the keys that its format did not have yet."""
+    if format_version == FORMAT_VERSION or not IMPLIED:
+        return canonical
+    table = copy.deepcopy(canonical)
+    for key, value in IMPLIED.items():
+        section, _, last = key.rpartition(".")
+        set_nested(table, key, table.get(section, {}).get(last, value))
+    return table
 
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> CacheSpec:

@@ -80,12 +80,14 @@ def derive(
 
 
 def derived_spec(source: Cache, overrides: Sequence[str]) -> CacheSpec:
-    """The source's spec under `overrides`, checked: it differs, and only in what can be derived."""
+    """The source's spec under `overrides`, checked: it differs, and only in what can be derived.
+    From a cache of an older format the same spec can be derived, which gives it in this format."""
     table = copy.deepcopy(source.spec)
     if any(text.partition("=")[0].strip() == "codec.name" for text in overrides):
         table["codec"] = {}  # the settings of another codec are not this one's
     spec = plugins.validate(CacheSpec, override(table, overrides), f"spec derived from {source}")
-    if spec.canonical() == source.spec:
+    is_older = source.header.format_version < FORMAT_VERSION
+    if spec.canonical() == source.cache_spec.canonical() and not is_older:
         raise BadInput(
             f"nothing to derive: the spec is that of {source}", "for example --set codec.name=int8"
         )
@@ -95,7 +97,7 @@ def derived_spec(source: Cache, overrides: Sequence[str]) -> CacheSpec:
 
 def require_derivable(source: Cache, spec: CacheSpec) -> None:
     """Refuses a spec that differs from the source's in what its tokens cannot give."""
-    changed = differences(source.spec, spec.canonical())
+    changed = differences(source.cache_spec.canonical(), spec.canonical())
     wrong = [line for line in changed if not line.partition(":")[0].startswith(DERIVABLE)]
     if wrong:
         raise BadInput(

@@ -99,7 +99,7 @@ def _differ(spec: CacheSpec, cache: Cache, identity: dict[str, Any] | None) -> I
     """Where both identities are known they alone are compared: from where an encoder was loaded
     says nothing."""
     header = cache.header
-    ours, theirs = spec.canonical(), dict(header.spec)
+    ours, theirs = spec.canonical(), cache.cache_spec.canonical()
     if identity is not None:
         ours["encoder"], theirs["encoder"] = (
             {
@@ -149,13 +149,10 @@ def _derivation(
         if value is not None:
             text = value if isinstance(value, str) else json.dumps(value)
             sets.append(f"--set {shlex.quote(f'{field}={text}')}")
-    if not sets:
+    if not sets and cache.header.format_version == FORMAT_VERSION:
         return None, ""
-    return (
-        f"stillframe derive {shlex.quote(str(cache))} --out "
-        f"{shlex.quote(str(cache.storage.parent))} {' '.join(sets)}",
-        "",
-    )
+    words = ["stillframe derive", shlex.quote(str(cache)), "--out"]
+    return " ".join([*words, shlex.quote(str(cache.storage.parent)), *sets]), ""
 
 
 def _cost(spec: CacheSpec, cache: Cache) -> tuple[int | None, int | None]:
