@@ -297,7 +297,7 @@ def _show_statuses(caches: list[Cache], as_json: bool) -> None:
     from pipeline.cli import console
 
     if as_json and len(caches) > 1:
-        console.show_json([status(cache).model_dump(mode="json") for cache in caches])
+        console.show_json([status(cache).model_dump() for cache in caches])
         return
     for cache in caches:
         show_status(cache, as_json)

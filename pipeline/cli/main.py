@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 import typer
 from typer.models import CommandInfo
@@ -100,4 +101,8 @@ def entry() -> None:
     # read, decode and write; threads that sleep at once take longer to wake than many an operation
     # lasts. This many turns of GNU OpenMP are some microseconds.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # A letter that the terminal's encoding lacks, or a byte of a file name that is no letter, is
+    # spelled out, as Python does on stderr by itself.
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(main())

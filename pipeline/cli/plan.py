@@ -106,7 +106,7 @@ def plan(
         loaded_spec, videos, count, loaded_recipe, ablations, throughput, decoders
     )
     if as_json:
-        console.show_json(planned.model_dump(mode="json"))
+        console.show_json(planned.model_dump())
     else:
         show_plan(planned, out)
 

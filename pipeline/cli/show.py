@@ -63,7 +63,7 @@ def show_status(cache: Cache, as_json: bool) -> None:
 
     state = status(cache)
     if as_json:
-        console.show_json(state.model_dump(mode="json"))
+        console.show_json(state.model_dump())
         return
     stores, videos = state.stores, state.videos
     per_frame = f" ({state.bytes_per_frame:,} bytes per frame)" if state.frames else ""

@@ -210,7 +210,7 @@ def _show(trained: Sweep, as_json: bool) -> None:
     summaries = trained.summaries
     pages = [str(page) for page in report(trained.path, trained.path / "report")]
     if as_json:
-        plain = {task: summary.model_dump(mode="json") for task, summary in summaries.items()}
+        plain = {task: summary.model_dump() for task, summary in summaries.items()}
         console.show_json({"sweep": str(trained.path), "pages": pages, "summaries": plain})
     else:
         for summary in summaries.values():

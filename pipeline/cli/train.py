@@ -187,7 +187,7 @@ def evaluate(
         console.say(context.cache.unvouched)
     (result,) = evaluate_together([opened], context, split, checkpoint)
     if as_json:
-        console.show_json(result.model_dump(mode="json"))
+        console.show_json(result.model_dump())
     else:
         show_scores([result])
     if draw:

@@ -11,7 +11,14 @@ from pipeline.errors import BadInput
 
 
 def to_json(record: Settings) -> bytes:
-    return (record.model_dump_json(indent=1) + "\n").encode()
+    """A record as UTF-8 JSON of one key a line.
+
+    Python holds a byte of a file name that is no UTF-8 as a lone surrogate. It is written as JSON
+    escapes it (\\udce9), which `parse_json` reads back; pydantic's own writer would put other
+    letters in its place.
+    """
+    text = json.dumps(record.model_dump(), indent=1, ensure_ascii=False)
+    return (text + "\n").encode("utf-8", errors="backslashreplace")
 
 
 def read_json(model: type[Model], path: Path, hint: str, versions: range | None = None) -> Model:

@@ -50,14 +50,16 @@ def _write_page(make: Callable[[], Page], summary: Summary | None, out: Path) ->
         page = make()
     for table in (page.scores, page.runs, page.coverage, page.failures):
         if table and table.rows:
-            (out / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8")
-    (out / "report.json").write_text(
-        json.dumps(as_json(page, summary), indent=1) + "\n", encoding="utf-8"
-    )
-    (out / "report.md").write_text(_markdown(page), encoding="utf-8")
-    file = out / "report.html"
-    write_atomically(file, render_page(page).encode())
-    return file
+            _write_text(out / f"{table.name}.csv", table.csv())
+    _write_text(out / "report.json", json.dumps(as_json(page, summary), indent=1) + "\n")
+    _write_text(out / "report.md", _markdown(page))
+    return _write_text(out / "report.html", render_page(page))
+
+
+def _write_text(path: Path, text: str) -> Path:
+    """Writes UTF-8, in which bytes of file names that are no UTF-8 are spelled out (`\\udce9`)."""
+    write_atomically(path, text.encode("utf-8", errors="backslashreplace"))
+    return path
 
 
 def _markdown(page: Page) -> str:

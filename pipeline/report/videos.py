@@ -15,7 +15,7 @@ from pipeline.errors import StillframeError
 from pipeline.report.source import ReportData, cache_of
 from pipeline.train.run import Run
 from pipeline.train.setup import RunContext
-from pipeline.train.visualize import VideoFile, drawings, file_name
+from pipeline.train.visualize import drawings, file_name, write_video
 
 CLIPS = 3
 """Clips that are drawn of each run."""
@@ -60,15 +60,16 @@ def _drawn(
     manifest = manifest_of(run, cache)
     context = RunContext.of(cache, manifest, allow_missing=True)
     for drawing in drawings(run, context, CLIPS, split, checkpoint, say):
-        frames = [_small(pixels_HWC) for pixels_HWC in drawing.pixels_THWC]
-        path = out / run.path.name / file_name(drawing.clip)
-        with VideoFile(path, run.recipe.windows.fps, CRF) as file:
-            for pixels_HWC in frames:
-                file.append(pixels_HWC)
-        height, width = frames[0].shape[:2]
-        drawn.append(
-            DrawnVideo(drawing.clip.clip_id, drawing.clip.label or "", path, width, height)
-        )
+        clip = drawing.clip
+        frames_THWC = np.stack([_small(pixels_HWC) for pixels_HWC in drawing.pixels_THWC])
+        path = out / run.path.name / file_name(clip.clip_id, ".mp4")
+        try:
+            write_video(path, frames_THWC, run.recipe.windows.fps, CRF)
+        except StillframeError as error:
+            say(f"clip {clip.clip_id}: {error.with_hint}")
+            continue
+        height, width = frames_THWC.shape[1:3]
+        drawn.append(DrawnVideo(clip.clip_id, clip.label or "", path, width, height))
     return drawn
 
 

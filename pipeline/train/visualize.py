@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -13,9 +17,10 @@ import av
 import numpy as np
 import torch
 from av.video.stream import VideoStream
+from PIL import Image
 
 from pipeline.cache.cache import Cache
-from pipeline.errors import BadVideo
+from pipeline.errors import BadVideo, StillframeError
 from pipeline.records import Clip
 from pipeline.train.compatibility import check
 from pipeline.train.run import Run, load_model
@@ -27,6 +32,9 @@ DRAWN_PX = 384
 """Side of the squares that are drawn on, if the encoder saw smaller ones."""
 SHEET_FRAMES = 4
 """Frames of a clip in a contact sheet."""
+NAME_BYTES = 100
+"""Bytes of a clip's id in a file name. File systems take 255 in all, encrypted ones 143, and the
+name has a hash, a suffix and, while it is written, an ending."""
 
 
 class Drawing(NamedTuple):
@@ -51,14 +59,14 @@ def draw(
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Writes `drawings` as `drawn-<split>/<clip>.mp4` and `drawn-<split>.png` into the run folder;
-    returns the sheet's path."""
+    returns the sheet's path. `say` is told of each video that could not be written."""
     clips = []
     for drawing in drawings(run, context, count, split, checkpoint, say):
-        with VideoFile(
-            run.path / f"drawn-{split}" / file_name(drawing.clip), run.recipe.windows.fps
-        ) as file:
-            for pixels_HWC in drawing.pixels_THWC:
-                file.append(pixels_HWC)
+        path = run.path / f"drawn-{split}" / file_name(drawing.clip.clip_id, ".mp4")
+        try:
+            write_video(path, drawing.pixels_THWC, run.recipe.windows.fps)
+        except StillframeError as error:
+            say(f"clip {drawing.clip.clip_id}: {error.with_hint}")
         clips.append(drawing.pixels_THWC)
         if on_progress:
             on_progress(drawing.number, drawing.total)
@@ -67,8 +75,23 @@ def draw(
     return sheet
 
 
-def file_name(clip: Clip) -> str:
-    return f"{quote(clip.clip_id, safe=' #@+')}.mp4"
+def file_name(clip_id: str, suffix: str) -> str:
+    """A file name of its own for a clip: its id, in which every letter that a file system may
+    refuse is written as in an address (`%2F`). A longer id than `NAME_BYTES` is cut, and ends in a
+    hash of all of it.
+    """
+    is_utf8 = sys.getfilesystemencoding() == "utf-8"
+    parts = [
+        letter
+        if not letter.isascii() and letter.isprintable() and is_utf8
+        else quote(letter, safe=" #@+", errors="surrogateescape")
+        for letter in clip_id
+    ]
+    ends = list(accumulate(len(part.encode()) for part in parts))
+    if ends[-1] > NAME_BYTES:
+        digest = hashlib.sha256(clip_id.encode(errors="surrogateescape")).hexdigest()[:12]
+        return f"{''.join(parts[: bisect_right(ends, NAME_BYTES)])}~{digest}{suffix}"
+    return f"{''.join(parts)}{suffix}"
 
 
 def drawings(
@@ -135,6 +158,18 @@ def squares(reader: FrameReader, cache: Cache, clip: Clip, time_s_T: np.ndarray)
     return squares_TCHW.permute(0, 2, 3, 1).numpy()
 
 
+def write_video(path: Path, pixels_THWC: np.ndarray, fps: float, crf: int = 18) -> None:
+    """Writes uint8 RGB frames as a `VideoFile`. Raises StillframeError, which names the file."""
+    try:
+        with VideoFile(path, fps, crf) as file:
+            for pixels_HWC in pixels_THWC:
+                file.append(pixels_HWC)
+    except (OSError, av.FFmpegError) as error:
+        raise StillframeError(
+            f"{path} cannot be written: {error.strerror}", "free space or fix access"
+        ) from error
+
+
 class VideoFile:
     """An H.264 .mp4, written frame by frame; it appears under its name when it is whole."""
 
@@ -194,11 +229,4 @@ def contact_sheet(path: Path, clips: Sequence[np.ndarray]) -> None:
         ]
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(path, "w", format="image2") as file:
-        stream = file.add_stream("png", rate=1)
-        stream.height, stream.width = sheet.shape[:2]
-        stream.pix_fmt = "rgb24"
-        file.mux(
-            stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(sheet), format="rgb24"))
-        )
-        file.mux(stream.encode(None))
+    Image.fromarray(sheet).save(path)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import plugins
+from pipeline.config.json_files import to_json
 from pipeline.device import cores
 from pipeline.extract.launchers import _die_with_parent
 from pipeline.extract.launchers.contract import EnginePlugin, Job, Workers, last_line
@@ -55,7 +56,7 @@ class Engine(EnginePlugin):
             self._end(self._processes.popitem()[1])
 
     def _start(self, index: int) -> subprocess.Popen[bytes]:
-        worker = [self._job.kind(), self._job.model_dump_json(), str(index)]
+        worker = [self._job.kind(), to_json(self._job).decode(), str(index)]
         command = [sys.executable, "-m", _die_with_parent.__name__, *worker]
         with self._log(index).open("ab") as log:
             return subprocess.Popen(

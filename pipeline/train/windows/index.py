@@ -233,7 +233,9 @@ def share_of_videos(clips: Sequence[Clip], fraction: float, seed: int) -> set[st
         by_label.setdefault(label_of[video_id], []).append(video_id)
     kept: set[str] = set()
     for label, videos in by_label.items():
-        order = np.random.default_rng([seed, *label.encode()]).permutation(len(videos))
+        order = np.random.default_rng([seed, *label.encode(errors="surrogateescape")]).permutation(
+            len(videos)
+        )
         # 1e-9: 0.07 of 100 videos is 7, though 0.07 * 100 is a little more in floating point.
         kept |= {videos[index] for index in order[: math.ceil(fraction * len(videos) - 1e-9)]}
     return kept
