@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +41,8 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".t
 
 REREAD_BYTES = 256 << 20
 """Bytes of a file that are read again to find out whether the disk is to blame."""
+LFS_POINTER = b"version https://git-lfs"
+"""Begins the text that stands for a large file in a checkout until Git LFS fetches the file."""
 TIMESTAMPS = "timestamps.txt"
 """In an image folder: one time in seconds per line, one line per image."""
 
@@ -102,7 +105,10 @@ def _check_file(path: Path, name: str) -> None:
             if path.is_symlink()
             else "does not exist"
         )
-        raise BadVideo(f"{name}: {problem} in {path.parent}")
+        raise BadVideo(f"{name}: {problem} in {path.parent.absolute()}")
+    with suppress(OSError), path.open("rb") as file:  # what cannot be read is told when it is read
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise BadVideo(f"{name}: is a Git LFS pointer in place of the file; run: git lfs pull")
 
 
 def _open(source: str | io.BytesIO, path: Path, name: str) -> tuple[InputContainer, VideoStream]:

@@ -98,6 +98,13 @@ def test_files_that_are_no_videos(tmp_path):
         refusal(tmp_path / "text.mp4")
         == "text.mp4: cannot be opened as media: Invalid data found when processing input"
     )
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 346345912\n"
+    for name in ("lfs.mp4", "images/1.png", "images/2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(pointer)
+    told = "is a Git LFS pointer in place of the file; run: git lfs pull"
+    assert refusal(tmp_path / "lfs.mp4") == f"lfs.mp4: {told}"
+    assert refusal(tmp_path / "images", 10) == f"images/1.png: {told}"
     sound = tone(tmp_path / "tone.wav", "pcm_s16le")
     assert refusal(sound) == "tone.wav: no video stream (audio only)"
 
