@@ -27,6 +27,8 @@ from av.video.stream import VideoStream
 
 from pipeline.errors import BadVideo
 from pipeline.records import Frames
+from pipeline.video.containers.pixel_aspect import PixelAspects
+from pipeline.video.containers.track_header import read_track_header
 from pipeline.video.probe import (
     first_frame_s,
     frame_rate,
@@ -37,7 +39,7 @@ from pipeline.video.probe import (
     open_video,
     reason_of,
 )
-from pipeline.video.rgb import Picture, deinterlaced, upright_rgb
+from pipeline.video.rgb import Picture, cropped, deinterlaced, upright_rgb
 
 TOLERANCE_S = 1e-3
 """Matroska and FLV round times to 1 ms: a frame this late still counts as shown at a sampling
@@ -194,14 +196,15 @@ class _VideoFile:
             self.counted.promise(
                 stream.frames or None, None if end_s is None else end_s - first_frame_s(stream)
             )
-            yield from deinterlaced(self._decoded(container, stream))
+            header = read_track_header(self.path, container, stream)
+            self.aspects = PixelAspects(stream, header)
+            yield from cropped(deinterlaced(self._decoded(container, stream)), header.crop)
             if self.failure is None:
                 self.failure = self._shortfall(container, stream)
 
     def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[Picture]:
         assert stream.time_base is not None
         interval_s = 1 / (frame_rate(stream) or 25)
-        aspect = float(stream.sample_aspect_ratio or 1)
         counted, previous_s = self.counted, -math.inf
         try:
             for frame, time_s in self._timed(container, stream):
@@ -212,7 +215,7 @@ class _VideoFile:
                 )
                 counted.picture(end_s)
                 previous_s = time_s
-                yield Picture(frame, time_s, end_s, aspect)
+                yield Picture(frame, time_s, end_s, self.aspects.of(frame))
         except av.FFmpegError as error:
             reason = reason_of(error, self.path, self.at_byte)
             far = f"decoding stopped after {counted.decoded} frames at {counted.end_s:.1f} s"
@@ -236,7 +239,7 @@ class _VideoFile:
             self.at_byte = packet.pos or self.at_byte
             if is_avi and packet.dts is not None:
                 decode_times.append(packet.dts)
-            for frame in packet.decode():
+            for frame in self.aspects.decode(packet):
                 time = (decode_times.popleft() if decode_times else None) if is_avi else frame.pts
                 time_s = None if time is None else float(time * stream.time_base)
                 if must_begin_s < math.inf and (time_s is None or time_s >= must_begin_s):

@@ -17,10 +17,12 @@ from typing import NamedTuple
 import av
 import numpy as np
 from av.container import InputContainer
-from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from pipeline.errors import BadVideo
+from pipeline.video.containers.choice import COVER, choose_video
+from pipeline.video.containers.track_header import read_track_header
+from pipeline.video.rgb import cropped_size
 
 # fmt: off
 _VIDEO = {
@@ -43,6 +45,8 @@ REREAD_BYTES = 256 << 20
 """Bytes of a file that are read again to find out whether the disk is to blame."""
 LFS_POINTER = b"version https://git-lfs"
 """Begins the text that stands for a large file in a checkout until Git LFS fetches the file."""
+LOOK_TIMEOUT_S = 10.0
+"""For one read of a file that is looked at for covers."""
 TIMESTAMPS = "timestamps.txt"
 """In an image folder: one time in seconds per line, one line per image."""
 
@@ -51,7 +55,7 @@ class Probe(NamedTuple):
     """The claims of a video's header, or the facts of an image folder."""
 
     width: int
-    """Pixels as stored, before rotation."""
+    """Pixels of what is shown, before rotation."""
     height: int
     fps: float | None
     """Average frame rate."""
@@ -72,8 +76,7 @@ def decoder_identity() -> str:
 
 
 def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
-    """A media file and its best video stream, as libav ranks them (resolution first, cover art
-    last).
+    """A media file and the stream that is its video, by the rule of `containers.choice`.
 
     Raises BadVideo if there is nothing to decode. The caller closes the container.
     """
@@ -112,20 +115,25 @@ def _check_file(path: Path, name: str) -> None:
 
 
 def _open(source: str | io.BytesIO, path: Path, name: str) -> tuple[InputContainer, VideoStream]:
+    def open_again() -> InputContainer:
+        again = io.BytesIO(source.getvalue()) if isinstance(source, io.BytesIO) else source
+        return av.open(again, "r", metadata_errors="replace", timeout=LOOK_TIMEOUT_S)
+
     try:
         container = av.open(source, "r", metadata_errors="replace")
     except av.FFmpegError as error:
         raise BadVideo(f"{name}: cannot be opened as media: {reason_of(error, path)}") from error
-    stream = container.streams.best("video")
-    if not isinstance(stream, VideoStream):
+    stream = choose_video(container, open_again)
+    if stream is not None:
+        return container, stream
+    streams = container.streams.video
+    if not streams:
         kinds = sorted({stream.type for stream in container.streams})
         reason = f"no video stream ({' and '.join(kinds) or 'nothing'} only)"
-    elif stream.disposition & Disposition.attached_pic:
+    elif all(stream.disposition & COVER for stream in streams):
         reason = "no video stream, its only picture is cover art"
-    elif stream.codec_context is None:
-        reason = "no decoder for its video codec"
     else:
-        return container, stream
+        reason = "no decoder for its video codec"
     container.close()
     raise BadVideo(f"{name}: {reason}")
 
@@ -209,9 +217,13 @@ def _probe_file(path: Path) -> Probe:
         start_s, end_s = first_frame_s(stream), header_end_s(container, stream)
         if end_s is None:
             end_s = last_packet_end_s(path, all_streams=False)
+        crop = read_track_header(path, container, stream).crop
+        size = (context.width, context.height)
+        if context.format is not None:
+            size = cropped_size(*size, context.format, crop) or size
         return Probe(
-            width=context.width,
-            height=context.height,
+            width=size[0],
+            height=size[1],
             fps=frame_rate(stream),
             start_s=start_s,
             duration_s=end_s - start_s if end_s > start_s else None,

@@ -1,9 +1,10 @@
-"""Decoded pictures, before they are frames: deinterlaced, then upright RGB.
+"""Decoded pictures, before they are frames: deinterlaced, cropped, then upright RGB.
 
 8-bit RGB by libswscale with the stream's own matrix and range, the pixels that `ffmpeg -pix_fmt
 rgb24` writes; an untagged stream is taken as BT.601. Alpha is dropped: the stored colour counts.
-Frames flagged as interlaced are deinterlaced at the frame rate (bwdif). The display matrix of a
-video (turns and mirrors) or EXIF orientation of a JPEG (turns) is applied.
+Frames flagged as interlaced are deinterlaced at the frame rate (bwdif). What the container crops is
+cut off as `ffmpeg` does it, which is by whole samples of colour. The display matrix of a video
+(turns and mirrors) or EXIF orientation of a JPEG (turns) is applied.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ from typing import Any, NamedTuple, cast
 import av
 import numpy as np
 from av.filter import Graph
+from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
+
+from pipeline.video.containers.track_header import Crop
 
 FILTER_TICK = Fraction(1, 1000)
 
@@ -58,16 +62,56 @@ def deinterlaced(pictures: Iterator[Picture]) -> Iterator[Picture]:
         yield from _filter(graph, waiting, None)
 
 
+def cropped(pictures: Iterator[Picture], crop: Crop | None) -> Iterator[Picture]:
+    """The part of each picture that is shown. Pictures from which it would leave nothing, as they
+    have another size than the header says, are passed on as they are."""
+    if crop is None:
+        yield from pictures
+        return
+    graph, layout = None, None
+    for picture in pictures:
+        frame = picture.frame
+        if cropped_size(frame.width, frame.height, frame.format, crop) is None:
+            yield picture
+            continue
+        if graph is None or layout != (frame.width, frame.height, frame.format.name):
+            graph, layout = _crop_graph(frame, crop), (frame.width, frame.height, frame.format.name)
+        frame.pts, frame.time_base = 0, FILTER_TICK
+        yield from _filter(graph, deque([picture]), frame)
+
+
+def cropped_size(
+    width: int, height: int, layout: VideoFormat, crop: Crop | None
+) -> tuple[int, int] | None:
+    """Width and height that `cropped` leaves, whole samples of colour; None if that is nothing."""
+    if crop is None:
+        return width, height
+    # Luma samples to a sample of colour, along either axis.
+    across, down = 16 // layout.chroma_width(16), 16 // layout.chroma_height(16)
+    width, height = width - crop.left - crop.right, height - crop.top - crop.bottom
+    width, height = width - width % across, height - height % down
+    return (width, height) if width > 0 and height > 0 else None
+
+
+def _crop_graph(frame: VideoFrame, crop: Crop) -> Graph:
+    left, right, top, bottom = crop
+    return _graph(frame, "crop", f"iw-{left + right}:ih-{top + bottom}:{left}:{top}")
+
+
 def _bwdif(frame: VideoFrame) -> Graph:
     """A filter graph that deinterlaces frames like this one; frames that are not flagged pass
     through it unchanged."""
+    return _graph(frame, "bwdif", "mode=send_frame:deint=interlaced")
+
+
+def _graph(frame: VideoFrame, name: str, settings: str) -> Graph:
+    """A graph of one filter, for frames like this one."""
     graph = Graph()
     graph.threads = 1
     source = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=FILTER_TICK
     )
-    deinterlace = graph.add("bwdif", "mode=send_frame:deint=interlaced")
-    graph.link_nodes(source, deinterlace, graph.add("buffersink")).configure()
+    graph.link_nodes(source, graph.add(name, settings), graph.add("buffersink")).configure()
     return graph
 
 
