@@ -3,18 +3,14 @@ and grouped where there is much of it."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import BinaryIO, Literal, NamedTuple
-
-import google_crc32c
+from typing import Literal, NamedTuple
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.layout import receipt_name, shard_file, store_name
 from pipeline.cache.receipts import Receipt
-from pipeline.cache.shard import CRC_BYTES, MISSING, ShardLayout
 from pipeline.cache.storage.contract import Storage
 from pipeline.cache.store import StoreReader
 from pipeline.errors import BadInput
@@ -211,15 +207,8 @@ def check_chunks(
             shard_file(array, number, len(layout.shape)),
         )
         try:
-            index = reader.index(array, number)[: -(-(stop - first) // layout.chunk_frames)]
-            spans = [
-                (offset, offset + length) for offset, length in index.tolist() if offset != MISSING
-            ]
-            with reader.open_shard(array, number, spans) as file:
-                problems = [
-                    _chunk_problem(file, offset, length, layout)
-                    for offset, length in index.tolist()
-                ]
+            chunks = range(-(-(stop - first) // layout.chunk_frames))
+            problems = reader.chunk_problems(array, number, chunks)
         except BadInput as error:
             bad_chunks.append(BadChunk(shard, first, stop, error.message))
             continue
@@ -229,20 +218,3 @@ def check_chunks(
                     BadChunk(shard, begin, min(begin + layout.chunk_frames, stop), problem)
                 )
     return bad_chunks
-
-
-def _chunk_problem(file: BinaryIO, offset: int, length: int, layout: ShardLayout) -> str:
-    """The problem of the chunk at `offset` of an open shard; "" where it is as written."""
-    if offset == MISSING:
-        return "missing"
-    try:
-        data = os.pread(file.fileno(), length, offset)
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    if len(data) != length:
-        return f"{len(data)} bytes, index says {length}"
-    if layout.checksums and google_crc32c.value(data[:-CRC_BYTES]) != int.from_bytes(
-        data[-CRC_BYTES:], "little"
-    ):
-        return "content differs from its checksum"
-    return ""

@@ -34,6 +34,9 @@ MANIFEST, STORES, RECEIPTS, LEASES = "manifest", "stores", "receipts", "leases"
 TIMES, VIDEO_STARTS, VIDEO_STOPS = "time_s", "video_start", "video_stop"
 """Small arrays of a store: presentation times (F,), and the rows [start, stop) of its videos."""
 AFFINE, SPECIAL = "affine", "special"
+VIDEO_IDS, FINGERPRINT, CHUNK_CHECKSUMS = "videos", "fingerprint", "chunk_crc32c"
+"""Attributes of a store's group: ids of its videos, the cache that it belongs to, and for every
+token array the CRC-32C of each of its chunks in their order, 8 hexadecimal digits each."""
 ZARR_METADATA = "zarr.json"
 
 

@@ -35,16 +35,24 @@ if _mincore is not None:
 def copy_resident(file: BinaryIO, parts: Sequence[FilePart]) -> bool:
     """Fills `parts` from the page cache; False, and nothing is done, if any of their bytes is not
     in memory or lies past the end."""
-    mapped_B = _mapped(file)
-    if mapped_B is None or not parts:
+    if not parts:
         return False
     start = min(offset for offset, _ in parts)
-    stop = max(offset + len(out) for offset, out in parts)
-    if stop > len(mapped_B) or not _is_resident(mapped_B, start, stop):
+    resident_B = resident(file, start, max(offset + len(out) for offset, out in parts))
+    if resident_B is None:
         return False
     for offset, out in parts:
-        out[:] = mapped_B[offset : offset + len(out)]
+        out[:] = resident_B[offset - start : offset - start + len(out)]
     return True
+
+
+def resident(file: BinaryIO, start: int, stop: int) -> np.ndarray | None:
+    """Bytes [start, stop) of a file where they lie in the page cache; None if any of them is not in
+    memory or lies past the end."""
+    mapped_B = _mapped(file)
+    if mapped_B is None or stop > len(mapped_B) or not _is_resident(mapped_B, start, stop):
+        return None
+    return mapped_B[start:stop]
 
 
 def unmap_all() -> None:

@@ -45,6 +45,12 @@ class Header(Settings):
     codec_sha256: str | None = None
     """SHA-256 of codec.safetensors, what a fitted codec has learnt; None: nothing is fitted."""
 
+    @property
+    def has_checksums(self) -> bool:
+        """Whether the format is one in which this file, the receipts and the place of every chunk
+        are under checksums."""
+        return self.format_version >= 3
+
     @field_validator("spec")
     @classmethod
     def _whole(cls, spec: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ import numpy as np
 from numcodecs.zstd import Zstd
 
 from pipeline.cache.layout import shard_file
-from pipeline.cache.page_cache import FilePart, copy_resident
+from pipeline.cache.page_cache import FilePart, copy_resident, resident
 from pipeline.errors import BadInput
 
 Compression = Literal["none", "zstd"]
@@ -102,6 +102,8 @@ class ShardWriter:
         assert layout.shard_frames % layout.chunk_frames == 0 and layout.checksums
         self.store, self.name, self.layout = store, name, layout
         self.rows = 0
+        self.checksums: list[int] = []
+        """CRC-32C of every chunk so far."""
         self._hashing, self._syncing = (
             ThreadPoolExecutor(1, f"{job} {name}") for job in ("hash", "sync")
         )
@@ -147,8 +149,16 @@ class ShardWriter:
 
     def adopt(self, rows: int, files: Mapping[str, tuple[int, str]]) -> None:
         """Takes over all `rows`, which lie there already, synced: relative path -> (bytes,
-        sha256)."""
+        sha256). The files must be as written: the checksums of their chunks are believed."""
         self.rows, self._adopted = rows, dict(files)
+        chunks = -(-rows // self.layout.chunk_frames)
+        for number in range(-(-rows // self.layout.shard_frames)):
+            path = self.store / shard_file(self.name, number, len(self.layout.shape))
+            with path.open("rb", buffering=0) as file:
+                index = read_index(file, str(path), self.layout)
+                for end in index[: chunks - len(self.checksums)].sum(1).tolist():
+                    crc = os.pread(file.fileno(), CRC_BYTES, end - CRC_BYTES)
+                    self.checksums.append(int.from_bytes(crc, "little"))
 
     def finish(self) -> dict[str, tuple[int, str]]:
         """Fills the last chunk up and closes the last shard. Returns path relative to the store ->
@@ -207,6 +217,7 @@ class ShardWriter:
             yield data
         if last:
             self._index[chunk, 1] = self._size + CRC_BYTES - self._index[chunk, 0]
+            self.checksums.append(self._crc)
             tail = self._crc.to_bytes(CRC_BYTES, "little")
             tail += bytes(-(self._size + CRC_BYTES) % ALIGNMENT)
             self._size, self._crc = self._size + len(tail), 0
@@ -277,7 +288,22 @@ def read_index(file: BinaryIO, name: str, layout: ShardLayout) -> np.ndarray:
         data[-4:], "little"
     ):
         raise BadInput(f"shard {name} is damaged: its index does not match its checksum", VERIFY)
-    return np.frombuffer(data[:-CRC_BYTES], "<u8").reshape(-1, 2)
+    index = np.frombuffer(data[:-CRC_BYTES], "<u8").reshape(-1, 2)
+    offset_C, length_C = index[index[:, 0] != MISSING].T
+    if (offset_C > start).any() or (length_C > start - offset_C).any():
+        raise BadInput(f"shard {name} is damaged: its index names bytes outside of it", VERIFY)
+    return index
+
+
+def chunk_checksum(file: BinaryIO, start: int, length: int) -> tuple[int, int]:
+    """CRC-32C of the content of the chunk at `start` of an open shard, and the one that was written
+    after it; `length` counts both. Raises EOFError, OSError."""
+    chunk_B = resident(file, start, start + length)
+    if chunk_B is None:
+        chunk_B = np.empty(length, np.uint8)
+        read_parts(file, [(start, chunk_B)])
+    content = google_crc32c.value(chunk_B[:-CRC_BYTES])
+    return content, int.from_bytes(chunk_B[-CRC_BYTES:].tobytes(), "little")
 
 
 def read_parts(file: BinaryIO, parts: Sequence[FilePart]) -> None:

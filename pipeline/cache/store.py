@@ -19,19 +19,23 @@ import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
-from pipeline.cache.layout import shard_file
+from pipeline.cache.layout import CHUNK_CHECKSUMS, shard_file
 from pipeline.cache.shard import (
     MISSING,
     VERIFY,
     Compression,
     ShardLayout,
     ShardWriter,
+    chunk_checksum,
     fill_value,
     read_index,
     read_parts,
 )
 from pipeline.cache.storage.contract import Span, Storage
 from pipeline.errors import BadInput, StillframeError
+
+CONTENT = "content differs from its checksum"
+"""What is said of a file or a chunk that is not what was written."""
 
 
 class StoreWriter:
@@ -73,15 +77,26 @@ class StoreWriter:
             writer.close()
 
     def finish(
-        self, small: Mapping[str, np.ndarray], attributes: Mapping[str, Any]
+        self,
+        small: Mapping[str, np.ndarray],
+        attributes: Mapping[str, Any],
+        *,
+        lists_checksums: bool = True,
     ) -> dict[str, tuple[int, str]]:
         """Writes the small arrays and all metadata, and syncs every file. Returns relative path ->
-        (bytes, sha256)."""
+        (bytes, sha256). `lists_checksums`: whether the attributes tell the checksum of every chunk,
+        as they do since format 3."""
         assert len({writer.rows for writer in self.writers.values()}) == 1
         files: dict[str, tuple[int, str]] = {}
-        group = zarr.create_group(self.folder, zarr_format=3, attributes=dict(attributes))
-        for name, writer in self.writers.items():
+        for writer in self.writers.values():
             files |= writer.finish()
+        checksums = {
+            name: np.array(writer.checksums, ">u4").tobytes().hex()
+            for name, writer in self.writers.items()
+        }
+        listed = {CHUNK_CHECKSUMS: checksums} if lists_checksums else {}
+        group = zarr.create_group(self.folder, zarr_format=3, attributes={**attributes, **listed})
+        for name, writer in self.writers.items():
             layout = writer.layout
             group.create_array(
                 name,
@@ -128,7 +143,9 @@ class StoreReader:
         self.storage, self.name = storage, name
         self._arrays: dict[str, Any] = {}
         self._layouts: dict[str, ShardLayout] = {}
-        self._offsets_of_shard: dict[tuple[str, int], list[int]] = {}
+        self._chunks_of_shard: dict[tuple[str, int], np.ndarray] = {}
+        self._checksums: dict[str, np.ndarray | None] = {}
+        self._vouched: dict[str, bytearray] = {}
         try:
             self.group = zarr.open_group(storage.zarr(name), mode="r")
         except StillframeError:
@@ -177,17 +194,22 @@ class StoreReader:
             and out.dtype == layout.dtype
             and out.flags.c_contiguous
         )
-        if layout.compression != "none":
-            out[:] = self.read_general(name, rows)
-            return
         target = out.reshape(-1).view(np.uint8)
         numbers = rows.tolist()
         for first, stop in _equal_runs([row // layout.shard_frames for row in numbers]):
             number = numbers[first] // layout.shard_frames
-            offsets = self._offsets(name, number)
+            runs = list(_consecutive_rows(numbers, first, stop, layout))
+            self._vouch(name, number, [chunk for _, _, chunk, _ in runs])
+            if layout.compression != "none":
+                out[first:stop] = self.read_general(name, rows[first:stop])
+                continue
+            begins = self._chunks(name, number)[[chunk for _, _, chunk, _ in runs], 0].tolist()
             parts = [
-                (offset, target[at * layout.row_bytes : (at + count) * layout.row_bytes])
-                for at, count, offset in _consecutive_rows(numbers, first, stop, layout, offsets)
+                (
+                    begin + within * layout.row_bytes,
+                    target[at * layout.row_bytes : (at + count) * layout.row_bytes],
+                )
+                for begin, (at, count, _, within) in zip(begins, runs, strict=True)
             ]
             with self.open_shard(
                 name, number, [(offset, offset + len(part)) for offset, part in parts]
@@ -198,6 +220,80 @@ class StoreReader:
                     raise BadInput(f"shard {self.shard(name, number)} {error}", VERIFY) from error
                 except OSError as error:
                     raise self._unreadable(name, number, error) from error
+
+    def _vouch(self, name: str, number: int, chunks: Sequence[int]) -> None:
+        """Compares chunks of a shard with what the store vouches for, each at its first read in
+        this process. Raises BadInput."""
+        layout, first = self.layout(name), number * self.layout(name).chunks
+        if name not in self._vouched:
+            self._vouched[name] = bytearray(-(-self.shape(name)[0] // layout.chunk_frames))
+        vouched = self._vouched[name]
+        new = [chunk for chunk in chunks if not vouched[first + chunk]]
+        if not new:
+            return
+        for chunk, problem in zip(new, self.chunk_problems(name, number, new), strict=True):
+            if problem and self._forget(name, number):
+                (problem,) = self.chunk_problems(name, number, [chunk])
+            if problem:
+                rows = (first + chunk) * layout.chunk_frames
+                raise BadInput(
+                    f"shard {self.shard(name, number)} is damaged: rows [{rows}, "
+                    f"{rows + layout.chunk_frames}) of the store: {problem}",
+                    f"see it all: stillframe verify {self.storage}; "
+                    f"mend it: stillframe verify {self.storage} --repair",
+                )
+            vouched[first + chunk] = True
+
+    def chunk_problems(self, name: str, number: int, chunks: Sequence[int]) -> list[str]:
+        """What is wrong with each of some chunks of a shard, "" where it is as written: its content
+        is compared with the checksum that the store lists for its place, or with its own in stores
+        that list none. Nothing is compared in the oldest, whose chunks have no checksums. Raises
+        BadInput where the shard cannot be opened or its index is damaged."""
+        places = self._chunks(name, number)[list(chunks)].tolist()
+        first, listed = number * self.layout(name).chunks, self._listed_checksums(name)
+        wanted = [None if listed is None else int(listed[first + chunk]) for chunk in chunks]
+        spans = [(start, start + length) for start, length in places if start != MISSING]
+        with self.open_shard(name, number, spans) as file:
+            return [
+                self._chunk_problem(name, file, start, length, checksum)
+                for (start, length), checksum in zip(places, wanted, strict=True)
+            ]
+
+    def _chunk_problem(
+        self, name: str, file: BinaryIO, start: int, length: int, wanted: int | None
+    ) -> str:
+        if start == MISSING:
+            return "missing"
+        if not self.layout(name).checksums:
+            return ""
+        try:
+            content, own = chunk_checksum(file, start, length)
+        except EOFError as error:
+            return str(error)
+        except OSError as error:
+            return f"cannot be read: {error.strerror}"
+        return "" if content == own and wanted in (None, content) else CONTENT
+
+    def _listed_checksums(self, name: str) -> np.ndarray | None:
+        """CRC-32C of every chunk of a token array, as the store's attributes have them; None in
+        older stores. Raises BadInput where there are not as many as chunks."""
+        if name not in self._checksums:
+            listed = self.attributes.get(CHUNK_CHECKSUMS)
+            if listed is None:
+                self._checksums[name] = None
+                return None
+            chunks = -(-self.shape(name)[0] // self.layout(name).chunk_frames)
+            try:
+                numbers = np.frombuffer(bytes.fromhex(listed[name]), ">u4")
+            except (KeyError, TypeError, ValueError):
+                numbers = np.zeros(0, ">u4")
+            if len(numbers) != chunks:
+                raise BadInput(
+                    f"store {self} does not list the checksums of the {chunks} chunks of '{name}'",
+                    VERIFY,
+                )
+            self._checksums[name] = numbers
+        return self._checksums[name]
 
     def shard(self, name: str, number: int) -> str:
         """The shard as a user finds it, for messages."""
@@ -213,6 +309,11 @@ class StoreReader:
 
     def _shard_file(self, name: str, number: int) -> str:
         return shard_file(name, number, len(self.layout(name).shape))
+
+    def _forget(self, name: str, number: int) -> bool:
+        """Whether a shard is far away and was kept here: it is fetched anew, since what is wrong
+        may be so in the copy alone."""
+        return self.storage.forget(f"{self.name}/{self._shard_file(name, number)}")
 
     def _unreadable(self, name: str, number: int, error: OSError) -> BadInput:
         return BadInput(
@@ -245,19 +346,20 @@ class StoreReader:
                 ) from error
         return self._arrays[name]
 
-    def _offsets(self, name: str, number: int) -> list[int]:
-        """Bytes at which the chunks of a shard begin: its index is read and checked once."""
-        if (name, number) not in self._offsets_of_shard:
+    def _chunks(self, name: str, number: int) -> np.ndarray:
+        """(chunks, 2) offset and length of the chunks of a shard that hold rows: its index is read
+        and checked once."""
+        if (name, number) not in self._chunks_of_shard:
             rows = self.shape(name)[0] - number * self.layout(name).shard_frames
-            offsets = self.index(name, number)[
-                : -(-rows // self.layout(name).chunk_frames), 0
-            ].tolist()
-            if MISSING in offsets:
-                raise BadInput(
-                    f"shard {self.shard(name, number)} lacks chunk {offsets.index(MISSING)}", VERIFY
-                )
-            self._offsets_of_shard[name, number] = offsets
-        return self._offsets_of_shard[name, number]
+            try:
+                index = self.index(name, number)
+            except BadInput:
+                if not self._forget(name, number):
+                    raise
+                index = self.index(name, number)
+            chunks = -(-rows // self.layout(name).chunk_frames)
+            self._chunks_of_shard[name, number] = index[:chunks]
+        return self._chunks_of_shard[name, number]
 
 
 def _layout_of(array: Any, where: str) -> ShardLayout:
@@ -292,13 +394,13 @@ def _equal_runs(values: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def _consecutive_rows(
-    rows: Sequence[int], first: int, stop: int, layout: ShardLayout, offsets: Sequence[int]
-) -> Iterator[tuple[int, int, int]]:
-    """(index in `rows`, number of rows, offset in their shard) of each run of consecutive rows of
-    one chunk."""
+    rows: Sequence[int], first: int, stop: int, layout: ShardLayout
+) -> Iterator[tuple[int, int, int, int]]:
+    """(index in `rows`, number of rows, chunk of their shard, first row in that chunk) of each run
+    of consecutive rows of one chunk."""
     frames = layout.chunk_frames
     for index in range(first + 1, stop + 1):
         if index == stop or rows[index] != rows[index - 1] + 1 or rows[index] % frames == 0:
             chunk, within = divmod(rows[first] % layout.shard_frames, frames)
-            yield first, index - first, offsets[chunk] + within * layout.row_bytes
+            yield first, index - first, chunk, within
             first = index

@@ -17,7 +17,9 @@ from pipeline.cache.cache import Cache
 from pipeline.cache.commit import commit_store
 from pipeline.cache.layout import (
     AFFINE,
+    FINGERPRINT,
     TIMES,
+    VIDEO_IDS,
     VIDEO_STARTS,
     VIDEO_STOPS,
     frames_per_shard,
@@ -119,7 +121,9 @@ class StoreBuilder:
             versions={tool: version(tool) for tool in TOOLS},
             finished_s=round(time.time(), 3),
             files=writer.finish(
-                small, {"videos": list(self.rows), "fingerprint": self.cache.fingerprint}
+                small,
+                {VIDEO_IDS: list(self.rows), FINGERPRINT: self.cache.fingerprint},
+                lists_checksums=self.cache.header.has_checksums,
             ),
             taken_from=dict.fromkeys(self.reusable.names, self.reusable.cache.fingerprint)
             if self.reusable

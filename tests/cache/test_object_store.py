@@ -414,6 +414,30 @@ def test_what_was_fetched_costs_no_request(bucket, proxy, blocks):
     assert [seen[0] for seen in proxy.seen] == ["HEAD"]
 
 
+@pytest.mark.parametrize("at", [3, -3], ids=["chunk", "index"])
+def test_a_damaged_block_of_the_disk_cache_is_fetched_anew(bucket, disk, material, at):
+    """The object is sound; if it were not, the second try would fail as the first did."""
+    name, rows = store_name(0), np.arange(4)
+    home = open_storage(f"{bucket}/home")
+    staged = home.stage(name)
+    shutil.copytree(material.cache.path / name, staged, dirs_exist_ok=True)
+    home.publish(staged, name)
+    local = material.cache.reader(0)
+    out = np.empty((4, *local.shape("layer_5")[1:]), local.dtype("layer_5"))
+    StoreReader(home, name).read_into("layer_5", rows, out)
+    shard = (material.cache.path / name / "layer_5/c/0/0/0").read_bytes()
+    (kept,) = (file for file in disk.rglob("data") if file.read_bytes() == shard)
+    data = bytearray(shard)
+    data[at] ^= 1
+    kept.write_bytes(data)
+    out[:] = 0
+    StoreReader(home, name).read_into("layer_5", rows, out)
+    np.testing.assert_array_equal(out, local.read_general("layer_5", rows))
+    home.write(f"{name}/layer_5/c/0/0/0", bytes(data))
+    with pytest.raises(BadInput, match="layer_5/c/0/0/0 is damaged"):
+        StoreReader(home, name).read_into("layer_5", rows, out)
+
+
 def test_threads_that_want_the_same_block_fetch_it_once(bucket, proxy, blocks):
     data = random.Random(0).randbytes(8 * blocks)
     storage = open_storage(bucket)

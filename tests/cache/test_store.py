@@ -257,12 +257,70 @@ def test_one_flipped_bit_is_named_by_its_rows_and_refused_by_zarr(
             group["layer_0"][first:stop]
         with pytest.raises(ValueError, match="checksum"):
             reader.read_general("layer_0", np.arange(first, stop))
+        for row in range(first, stop):
+            with pytest.raises(BadInput, match=f"layer_0/c/{shard}/0/0.* (damaged|cannot be)"):
+                reader.read_into("layer_0", np.array([row]), np.empty((1, 4, 6), "f2"))
     sound = np.setdiff1d(
         np.arange(frames), np.concatenate([np.arange(*each[1:3]) for each in bad] or [[]])
     )
-    np.testing.assert_array_equal(
-        reader.read_general("layer_0", sound), values(frames, 4, 6)[sound]
+    out = np.empty((len(sound), 4, 6), "f2")
+    reader.read_into("layer_0", sound, out)
+    for read in (out, reader.read_general("layer_0", sound)):
+        np.testing.assert_array_equal(read, values(frames, 4, 6)[sound])
+
+
+def chunk_bytes(reader: StoreReader, array: str, shard: int, chunk: int) -> slice:
+    """Where a chunk lies in its shard, checksum included."""
+    start, length = reader.index(array, shard)[chunk].tolist()
+    return slice(start, start + length)
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+@pytest.mark.parametrize("how", ["within a shard", "of another shard", "of another array"])
+def test_a_chunk_in_the_place_of_another_is_refused_with_its_own_checksum(
+    tmp_path, how, compression
+):
+    """Bytes and checksum of a chunk fit each other wherever they are copied to."""
+    # Noise cannot be packed, so that all chunks have the same length.
+    tokens = np.random.default_rng(0).integers(0, 2**16, (2, 24, 4, 6)).astype("u2")
+    write(tmp_path / STORE, {"a": tokens[0], "b": tokens[1]}, 4, 12, 30, compression)
+    reader = StoreReader(LocalFolder(tmp_path), STORE)
+    array, shard, chunk = {
+        "within a shard": ("a", 0, 2),
+        "of another shard": ("a", 1, 0),
+        "of another array": ("b", 0, 1),
+    }[how]
+    source, target = (
+        (tmp_path / STORE / name / f"c/{number}/0/0", chunk_bytes(reader, name, number, at))
+        for name, number, at in (("a", 0, 1), (array, shard, chunk))
     )
+    copied, data = source[0].read_bytes()[source[1]], bytearray(target[0].read_bytes())
+    assert len(copied) == target[1].stop - target[1].start
+    data[target[1]] = copied
+    target[0].write_bytes(data)
+    first = shard * 12 + chunk * 4
+    assert check_chunks(LocalFolder(tmp_path), STORE, array) == [
+        BadChunk(f"{array}/c/{shard}/0/0", first, first + 4, "content differs from its checksum")
+    ]
+    reader, rows = StoreReader(LocalFolder(tmp_path), STORE), np.arange(first, first + 4)
+    with pytest.raises(BadInput, match=rf"{array}/c/{shard}/0/0 is damaged: rows \[{first}, "):
+        reader.read_into(array, rows, np.empty((4, 4, 6), "u2"))
+    np.testing.assert_array_equal(reader.read_general(array, rows), tokens[0, 4:8])
+
+
+def test_damage_after_the_first_read_is_not_looked_for_again(tmp_path):
+    """What a chunk's first read in a process has vouched for is read at the speed of the disk."""
+    write(tmp_path / STORE, {"layer_0": values(24, 4, 6)}, 4, 12, 30)
+    reader, out = StoreReader(LocalFolder(tmp_path), STORE), np.empty((1, 4, 6), "f2")
+    reader.read_into("layer_0", np.array([0]), out)
+    path = tmp_path / STORE / "layer_0/c/0/0/0"
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1
+    data[256] ^= 1  # of the rows 4 to 7
+    path.write_bytes(data)
+    reader.read_into("layer_0", np.array([0]), out)
+    with pytest.raises(BadInput, match=r"rows \[4, 8\) of the store"):
+        reader.read_into("layer_0", np.array([4]), out)
 
 
 def test_a_lost_and_an_emptied_shard_are_named_by_their_rows(tmp_path):
@@ -294,10 +352,11 @@ def test_a_chunk_that_zarr_left_out_is_refused_and_named(tmp_path):
     assert check_chunks(LocalFolder(tmp_path), STORE, "layer_0") == [
         BadChunk("layer_0/c/0/0", 4, 8, "missing")
     ]
-    with pytest.raises(BadInput, match="layer_0/c/0/0 lacks chunk 1"):
-        StoreReader(LocalFolder(tmp_path), STORE).read_into(
-            "layer_0", np.array([0]), np.empty((1, 4), "f2")
-        )
+    reader, row = StoreReader(LocalFolder(tmp_path), STORE), np.empty((1, 4), "f2")
+    with pytest.raises(BadInput, match=r"layer_0/c/0/0 is damaged: rows \[4, 8\) .*: missing"):
+        reader.read_into("layer_0", np.array([5]), row)
+    reader.read_into("layer_0", np.array([8]), row)
+    np.testing.assert_array_equal(row, array[8:9])
 
 
 def test_a_store_of_other_codecs_is_refused(tmp_path):
@@ -322,7 +381,7 @@ def test_a_shard_that_is_cut_while_it_is_read(tmp_path, maps):
     reader.read_into("layer_0", np.array([23]), np.empty((1, 64, 64), "float16"))
     shard = tmp_path / STORE / "layer_0/c/0/0/0"
     shard.write_bytes(shard.read_bytes()[:100_001])
-    with pytest.raises(BadInput, match=r"layer_0/c/0/0/0 ends before byte \d+"), reads(maps):
+    with pytest.raises(BadInput, match=r"layer_0/c/0/0/0 .*ends before byte \d+"), reads(maps):
         reader.read_into("layer_0", np.arange(24), np.empty((24, 64, 64), "float16"))
 
 

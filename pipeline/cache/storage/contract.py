@@ -99,6 +99,11 @@ class Storage(ABC):
         """The argument with which `zarr.open_group` opens the group `name`."""
 
     @abstractmethod
+    def forget(self, name: str) -> bool:
+        """Drops what is kept here of a file that is far away, so that it is fetched anew; False
+        where nothing is kept."""
+
+    @abstractmethod
     def open(self, name: str, spans: Sequence[Span]) -> BinaryIO:
         """A local file, unbuffered, that holds at least these bytes of the file `name`, each at its
         own offset."""

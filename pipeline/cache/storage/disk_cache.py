@@ -116,6 +116,11 @@ class DiskCache:
         os.utime(folder / "blocks")
         return folder / "data"
 
+    def drop(self, key: str) -> None:
+        """Throws a file out, if it is there: its blocks are fetched anew."""
+        with self._writing():
+            self._throw_out(self._folder(key))
+
     def aside(self) -> Path:
         """An empty folder of this process, until it is discarded. Clears what killed processes
         left."""

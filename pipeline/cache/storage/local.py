@@ -155,6 +155,9 @@ class LocalFolder(Storage):
     def zarr(self, name: str) -> Path:
         return self.path / name
 
+    def forget(self, name: str) -> bool:
+        return False
+
     def open(self, name: str, spans: Sequence[Span]) -> BinaryIO:
         return (self.path / name).open("rb", buffering=0)
 

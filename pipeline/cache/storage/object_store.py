@@ -235,9 +235,16 @@ class ObjectStorage(Storage):
                 )
                 self._require_same(name, facts)
 
-            return self.disk.open(f"{_join(self.url, name)} {facts}", facts.size, spans, fetch)
+            return self.disk.open(self._disk_key(name, facts), facts.size, spans, fetch)
 
         return self._unchanged(name, read)
+
+    def forget(self, name: str) -> bool:
+        self.disk.drop(self._disk_key(name, self._facts_of(name)))
+        return True
+
+    def _disk_key(self, name: str, facts: ObjectFacts) -> str:
+        return f"{_join(self.url, name)} {facts}"
 
     # Requests
 
