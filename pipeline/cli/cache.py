@@ -31,7 +31,7 @@ from pipeline.cli.show import show_status
 if TYPE_CHECKING:
     from pipeline.cache.cache import Cache
     from pipeline.config.cache_spec import CacheSpec
-    from pipeline.datasets.manifest.manifest import Manifest
+    from pipeline.datasets.manifest.manifest import Manifest, Origin
     from pipeline.extract.launchers.contract import EnginePlugin
     from pipeline.extract.progress import Progress
     from pipeline.video.sandbox import DecodeLimits
@@ -75,7 +75,8 @@ def manifest(
             "videos": len(built.videos),
             "labels": list(built.labels),
         }
-        console.show_json(facts | {"rejected": built.rejected, "digest": built.digest})
+        left_out = built.origin.model_dump(include={"left_out", "ignored"})
+        console.show_json(facts | {"rejected": built.rejected, **left_out, "digest": built.digest})
     else:
         splits = ", ".join(f"{split} {count}" for split, count in counts.items())
         labels = f", {len(built.labels)} labels" if built.labels else ""
@@ -88,8 +89,26 @@ def manifest(
                 ("file", "reason"),
                 list(built.rejected.items()),
             )
+    if text := _left_out_text(built.origin):
+        console.say(text)
     if built.rejected:
         raise typer.Exit(FINISHED_WITH_FAILURES)
+
+
+def _left_out_text(origin: Origin) -> str:
+    """What of the folder is none of the clips and no rejected file either, by kind; empty if there
+    is nothing."""
+    from pipeline.datasets.formats.folders import MIXED_SIZES
+
+    parts = [
+        f"{kind} {found.count} (first {found.first})" for kind, found in origin.left_out.items()
+    ]
+    if origin.ignored:
+        parts.append(f"other files {origin.ignored}")
+    if not parts:
+        return ""
+    hint = "; next: if they are a video all the same, name their folder in a CSV file"
+    return f"left out: {', '.join(parts)}{hint if MIXED_SIZES in origin.left_out else ''}"
 
 
 @app.command()

@@ -53,9 +53,16 @@ class DatasetPlugin(ABC):
         `clips()`."""
         self.probed: dict[str, Probe] = {}
         """source -> what the header of a video says, for those that `clips()` looked at."""
+        self.left_out: dict[str, list[str]] = {}
+        """Kind -> paths under `root` that are none of the user's own or, like thumbnails, no
+        videos, and were passed over without being listed one by one; filled by `clips()`."""
         self.ignored = 0
         """Files under `root` that make no video (other suffixes, single images); counted by
         `clips()`."""
+
+    def leave_out(self, kind: str, path: str) -> None:
+        """Adds a path to those of a kind in `left_out`."""
+        self.left_out.setdefault(kind, []).append(path)
 
     @abstractmethod
     def clips(self) -> Iterator[Clip]:

@@ -5,7 +5,8 @@
     root/{train,val,test}/<label>/**/*  the first folder is the split
     root/labels.csv                     columns path, label and, if wanted, split, start_s, stop_s
 
-A folder that holds two or more images, and no video, is one video too, `image_fps` images a second.
+A folder that holds two or more images of one size, and no video, is one video too, `image_fps`
+images a second. Hidden files, thumbnails and folders of the system are passed over.
 A clip's id is its path under the root, suffix and all, so that `a.mp4` and `a.mov` stay two clips.
 """
 
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -25,9 +25,10 @@ from pydantic import Field
 from pipeline.config import plugins
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.formats.annotations import probe_all
+from pipeline.datasets.formats.folders import find_media
 from pipeline.errors import BadInput, unknown_name
 from pipeline.records import Clip
-from pipeline.video.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES, Probe
+from pipeline.video.probe import Probe
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "label", "split", "start_s", "stop_s")
@@ -135,51 +136,6 @@ class Dataset(DatasetPlugin):
             else:
                 self.rejected[source] = "lies in no label folder"
         return rows
-
-
-def find_media(dataset: DatasetPlugin) -> list[str]:
-    """Videos and image folders under the root, as sorted sources; files that are neither are
-    counted in `dataset.ignored`.
-
-    Links are followed; names that begin with a dot are passed over. A folder that cannot be read,
-    or that a link leads to for the second time, goes to `dataset.rejected` with its reason. Raises
-    BadInput if there is no media at all.
-    """
-    root, sources, ignored = dataset.root, list[str](), 0
-    first_path: dict[Path, str] = {}
-
-    def unreadable(error: OSError) -> None:
-        dataset.rejected[Path(error.filename).relative_to(root).as_posix()] = (
-            f"cannot be read: {error.strerror}"
-        )
-
-    for path, folders, names in os.walk(root, onerror=unreadable, followlinks=True):
-        folder = Path(path)
-        here = folder.relative_to(root).as_posix()
-        first = first_path.setdefault(folder.resolve(), here)
-        if first != here:
-            dataset.rejected[here] = (
-                f"the same folder as {'the root' if first == '.' else first}, which is read already"
-            )
-            folders.clear()
-            continue
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files = [folder / name for name in names if not name.startswith(".")]
-        videos = [file for file in files if file.suffix.lower() in MEDIA_SUFFIXES]
-        images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-        used = len(videos)
-        if not videos and len(images) > 1 and folder != root:
-            videos, used = [folder], len(images)
-        sources += [video.relative_to(root).as_posix() for video in videos]
-        ignored += len(files) - used
-    if not sources and not dataset.rejected:
-        looked = " ".join(sorted(MEDIA_SUFFIXES))
-        raise BadInput(
-            f"no media found in {root} ({ignored} other files)",
-            f"looked for {looked} and for folders of images",
-        )
-    dataset.ignored = ignored
-    return sorted(sources)
 
 
 def draw_splits(label_of: Mapping[str, str], val_fraction: float, seed: int) -> dict[str, str]:

@@ -35,7 +35,6 @@ from pipeline.datasets.formats.annotations import (
     few,
     field,
     find_file,
-    list_files,
     load_json,
     normalised_boxes,
     note,
@@ -44,6 +43,7 @@ from pipeline.datasets.formats.annotations import (
     probe_all,
     videos_by_name,
 )
+from pipeline.datasets.formats.folders import list_files
 from pipeline.errors import BadInput
 from pipeline.records import Clip
 from pipeline.video.probe import Probe
@@ -83,7 +83,7 @@ class Dataset(DatasetPlugin):
     def clips(self) -> Iterator[Clip]:
         """Train, val, test, each in the order of its file. Raises BadInput where annotations are
         damaged or disagree."""
-        files = list_files(self.root)
+        files = list_files(self)
         sources = videos_by_name(self.root, files, (".mp4",))
         split_of: dict[str, str] = {}
         metadata: dict[str, Any] = {}

@@ -20,8 +20,9 @@ from pydantic import Field, model_validator
 
 from pipeline.config import plugins
 from pipeline.datasets.contract import DatasetPlugin
-from pipeline.datasets.folder import draw_splits, find_media
+from pipeline.datasets.folder import draw_splits
 from pipeline.datasets.formats.annotations import probe_all
+from pipeline.datasets.formats.folders import find_media
 from pipeline.records import Clip
 from pipeline.video.probe import Probe
 

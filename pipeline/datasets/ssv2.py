@@ -29,12 +29,12 @@ from pipeline.datasets.formats.annotations import (
     few,
     field,
     find_file,
-    list_files,
     load_json,
     note,
     probe_all,
     videos_by_name,
 )
+from pipeline.datasets.formats.folders import list_files
 from pipeline.errors import BadInput
 from pipeline.records import Clip
 
@@ -58,7 +58,7 @@ class Dataset(DatasetPlugin):
     def clips(self) -> Iterator[Clip]:
         """Train, val, test, each in the order of its file. Raises BadInput where annotations are
         damaged or disagree."""
-        files = list_files(self.root)
+        files = list_files(self)
         sources = videos_by_name(self.root, files, SUFFIXES)
         labels_path = self._find(files, "labels")
         tables = {name: path for name in SPLITS if (path := self._find(files, name))}

@@ -159,6 +159,8 @@ def test_manifest(place, built, tmp_path):
         "videos": 6,
         "labels": ["a", "b"],
         "rejected": {},
+        "left_out": {},
+        "ignored": 0,
         "digest": hashlib.sha256((tmp_path / "data/manifest.jsonl").read_bytes()).hexdigest(),
     }
     assert facts["digest"] == built.digest
@@ -462,7 +464,7 @@ $ manifest folder {spec}
 $ manifest folder
     dataset 'folder' reads videos of yours and was given no folder; next:
 $ manifest folder {data}
-    no media found in {data} (3 other files); next: looked for
+    no media found in {data} (other files: 3); next: looked for
     .mp4
 $ extract {spec} {data} --root {folder}/vidoes
     {folder}/vidoes does not exist; next: did you mean {videos}?

@@ -15,6 +15,7 @@ from support.paths import SHARED
 
 from pipeline.config import plugins
 from pipeline.datasets import folder, playback, world
+from pipeline.datasets.formats.folders import find_media
 from pipeline.datasets.synthetic import plane
 from pipeline.errors import BadInput
 from pipeline.records import Clip
@@ -384,7 +385,7 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "root" / "cats" / "loop").symlink_to(tmp_path / "root")
     (tmp_path / "root" / "kittens").symlink_to("cats")
     data = dataset(folder, tmp_path / "root")
-    assert folder.find_media(data) == ["cats/far/a.mp4"]
+    assert find_media(data) == ["cats/far/a.mp4"]
     assert data.rejected == {
         "cats/loop": "the same folder as the root, which is read already",
         "kittens": "the same folder as cats, which is read already",
@@ -468,7 +469,7 @@ def test_nothing_to_read(tmp_path: Path) -> None:
     for module in (folder, playback):
         with pytest.raises(BadInput) as caught:
             list(dataset(module, tmp_path).clips())
-        assert caught.value.message == f"no media found in {tmp_path} (1 other files)"
+        assert caught.value.message == f"no media found in {tmp_path} (other files: 1)"
         assert caught.value.hint.startswith("looked for ")
         assert ".mp4" in caught.value.hint
 

@@ -1,5 +1,5 @@
-"""Helpers that data sets share: a listing of the root, tables with clear errors, headers of videos,
-boxes, missing sources.
+"""Helpers that data sets share: tables with clear errors, headers of videos, boxes, and sources
+that are missing.
 
 A source that is missing or unusable never stops the others. What is left out is summed up by `note`
 under the file that it concerns, with counts and the first few names, so that half a download of 200
@@ -42,32 +42,6 @@ def few(names: Collection[object]) -> str:
     """The first three names, and how many more there are."""
     first = ", ".join(str(name) for name in list(names)[:3])
     return f"{first} and {len(names) - 3} more" if len(names) > 3 else first
-
-
-def list_files(root: Path) -> list[str]:
-    """Every file below the root, sorted, as a path with forward slashes; links are followed, hidden
-    names passed over.
-
-    Raises BadInput at a folder that cannot be read.
-    """
-
-    def unreadable(error: OSError) -> None:
-        raise BadInput(
-            f"{error.filename} cannot be read: {error.strerror}",
-            "fix access, or name a folder without it",
-        )
-
-    files, seen = [], set[str]()
-    for path, folders, names in os.walk(root, onerror=unreadable, followlinks=True):
-        real = os.path.realpath(path)
-        if real in seen:  # a link back up
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        here = Path(path).relative_to(root)
-        files += [(here / name).as_posix() for name in names if not name.startswith(".")]
-    return sorted(files)
 
 
 def find_file(root: Path, files: Iterable[str], names: Sequence[str]) -> Path | None:

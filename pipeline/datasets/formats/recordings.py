@@ -34,6 +34,7 @@ from pydantic import Field
 
 from pipeline.config import plugins
 from pipeline.datasets.contract import DatasetPlugin
+from pipeline.datasets.formats.folders import walk
 from pipeline.errors import BadInput, BadVideo
 from pipeline.records import Clip
 from pipeline.video.probe import TIMESTAMPS, probe
@@ -141,20 +142,12 @@ class RecordingDataset(DatasetPlugin):
 
     def walk(self) -> Iterator[tuple[Path, list[str], list[str]]]:
         """(folder, names of its folders, names of its files) of the root and all below it, in
-        order; links are followed.
-
-        Passed over: names that begin with a dot, and the folder of frames. Taking names out of the
-        list of folders leaves them unvisited.
-        """
-        seen: set[Path] = set()
-        for path, folders, files in os.walk(self.official, followlinks=True):
-            folder = Path(path).resolve()
-            if folder in seen or folder == self.root:
+        order, without the folder of frames; see `folders.walk`."""
+        for folder, folders, files in walk(self.official, self.leave_out):
+            if folder.resolve() == self.root:
                 folders.clear()
                 continue
-            seen.add(folder)
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            yield Path(path), folders, sorted(name for name in files if not name.startswith("."))
+            yield folder, folders, files
 
     def name_of(self, folder: Path) -> str:
         """Path of a folder under the root; of the root itself, its name."""

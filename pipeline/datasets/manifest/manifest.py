@@ -29,6 +29,7 @@ from urllib.parse import quote
 
 import h5py
 import numpy as np
+from pydantic import Field
 
 from pipeline.config import plugins
 from pipeline.datasets.contract import DatasetPlugin
@@ -38,6 +39,14 @@ from pipeline.records import Clip, Video
 from pipeline.video.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES, Probe, probe
 
 CLIPS, TARGETS, VIDEOS, ORIGIN = "manifest.jsonl", "targets.h5", "videos.jsonl", "dataset.json"
+
+
+class LeftOut(plugins.Settings):
+    """What of one kind was passed over."""
+
+    count: int
+    first: str
+    """Path under the root."""
 
 
 class Origin(plugins.Settings):
@@ -50,6 +59,8 @@ class Origin(plugins.Settings):
     labels: tuple[str, ...]
     rejected: dict[str, str]
     """source -> reason, for media that became no clip."""
+    left_out: dict[str, LeftOut] = Field(default_factory=dict)
+    """Kind -> files and folders that are none of the user's own, or no videos, like thumbnails."""
     ignored: int
     """Number of files in the data set that are no media."""
     manifest_sha256: str
@@ -245,6 +256,10 @@ def write(name: str, dataset: DatasetPlugin, out: Path) -> Manifest:
         root=_portable(root.resolve(), out.resolve()),
         labels=_labels(clips),
         rejected=dict(sorted(dataset.rejected.items())),
+        left_out={
+            kind: LeftOut(count=len(paths), first=min(paths))
+            for kind, paths in sorted(dataset.left_out.items())
+        },
         ignored=dataset.ignored,
         manifest_sha256=hashlib.sha256(text).hexdigest(),
     )
