@@ -1,23 +1,20 @@
 """A frozen vision tower of Hugging Face transformers: from the hub, from a local folder, or with
 seeded random weights.
 
-Any checkpoint of the families in `tower.config.CLS_TOKENS` serves, alone or inside a two-tower
-model, of which only the vision half is read. Weights come from safetensors; nothing is unpickled
-and no code is fetched. Every recorded block output passes through the tower's own final norm, which
-for the last block gives the model's own last hidden state (CLIP's excepted: its model norms CLS
-alone). Blocks above the last recorded layer are dropped, so special tokens are those of the last
-*recorded* layer.
+Any checkpoint of a type in `tower.model_types.MODEL_TYPES` serves, alone or inside a two-tower
+model, of which only the vision half is read. Weights come from safetensors inside the model's own
+folder; nothing is unpickled and no code is fetched. Every recorded block output passes through the
+tower's own final norm, if it has one, which for the last block gives the model's own last hidden
+state (CLIP and its kin excepted: their models norm CLS alone). Blocks above the last recorded layer
+are dropped, so special tokens are those of the last *recorded* layer.
 """
 
 from __future__ import annotations
 
-import math
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-import transformers
 from pydantic import model_validator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,12 +22,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.config.plugins import Seed
 from pipeline.errors import BadInput
 from pipeline.models.encoders.contract import EncoderPlugin, EncoderSettings
-from pipeline.models.encoders.tower.config import canonical_config, tower_config, tower_shape
-from pipeline.models.encoders.tower.files import JSON_FILES, WEIGHT_FILES, json_object, model_folder
-from pipeline.models.encoders.tower.weights import pretrained_tower, random_tower
+from pipeline.models.encoders.tower.config import (
+    canonical_config,
+    reason,
+    tower_config,
+    tower_shape,
+)
+from pipeline.models.encoders.tower.files import JSON_FILES, WEIGHT_FILES, model_folder
+from pipeline.models.encoders.tower.model_types import MODEL_TYPES
+from pipeline.models.encoders.tower.pixels import normalisation
+from pipeline.models.encoders.tower.weights import empty_tower, pretrained_tower, random_tower
 from pipeline.records import Tokens, TokenShape
-
-FINAL_NORMS = ("layernorm", "post_layernorm", "norm")
 
 
 class Encoder(EncoderPlugin):
@@ -48,7 +50,8 @@ class Encoder(EncoderPlugin):
         seed: Seed | None = None
         """Draws the random weights."""
         mean: tuple[float, float, float] | None = None
-        """RGB mean in [0, 1]; None: the model's preprocessor_config.json, or 0.5 with `config`."""
+        """RGB mean in [0, 1]; None: the model's own (of the image_processor in
+        processor_config.json, else of preprocessor_config.json), or 0.5 with `config`."""
         std: tuple[float, float, float] | None = None
         """RGB standard deviation in [0, 1]; goes with `mean`."""
         precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -78,23 +81,16 @@ class Encoder(EncoderPlugin):
     def flops(cls, settings: Any, size_px: int) -> int:
         config = tower_config(settings, model_folder(settings, JSON_FILES))
         shape = tower_shape(config, settings.layers, size_px)
-        with (
-            torch.device("meta"),
-            torch.inference_mode(),
-            FlopCounterMode(display=False) as counter,
-        ):  # shapes, no numbers
-            tower = transformers.AutoModel.from_config(config, attn_implementation="sdpa")
-            _blocks(tower, shape.layers[-1])
-            tower.eval()(
-                **_inputs(config.model_type, shape.grid_hw, torch.empty(1, 3, size_px, size_px))
-            )
+        with FlopCounterMode(display=False) as counter:
+            _rehearse(config, shape, size_px)
         return counter.get_total_flops()
 
     def __init__(self, settings: Any, size_px: int, device: torch.device) -> None:
         folder = model_folder(settings, JSON_FILES + WEIGHT_FILES)
         config = tower_config(settings, folder)
         self._shape = tower_shape(config, settings.layers, size_px)
-        pixels = _pixels(settings, folder)
+        pixels = normalisation(settings, folder)
+        _rehearse(config, self._shape, size_px)
         tower, weights = (
             pretrained_tower(folder, config) if folder else random_tower(config, settings.seed)
         )
@@ -104,12 +100,12 @@ class Encoder(EncoderPlugin):
             blocks[layer].register_forward_hook(partial(self._keep, layer))
         self._outputs: dict[int, torch.Tensor] = {}
         self._dtype = getattr(torch, settings.precision)
-        for (
-            parameter
-        ) in tower.parameters():  # parameters alone: DINOv3's rotary frequencies stay in float32
+        # Parameters alone: DINOv3's rotary frequencies stay in float32.
+        for parameter in tower.parameters():
             parameter.data = parameter.data.to(self._dtype)
         self._tower = tower.eval().requires_grad_(False).to(device)
-        self._norm = next(getattr(tower, name) for name in FINAL_NORMS if hasattr(tower, name))
+        self._type = MODEL_TYPES[config.model_type]
+        self._norm = getattr(tower, self._type.norm) if self._type.norm else nn.Identity()
 
         mean, std = (
             torch.tensor(pixels[name], dtype=torch.float64).view(3, 1, 1)
@@ -128,7 +124,7 @@ class Encoder(EncoderPlugin):
     def __call__(self, pixels_NCHW: torch.Tensor) -> Tokens:
         """Tokens are in the chosen precision."""
         x_NCHW = torch.addcmul(self._offset, pixels_NCHW, self._scale).to(self._dtype)
-        self._tower(**_inputs(self._tower.config.model_type, self._shape.grid_hw, x_NCHW))
+        self._tower(**self._type.arguments(x_NCHW, self._shape.grid_hw))
         specials = self._shape.special_tokens
         normed = {layer: self._norm(self._outputs.pop(layer)) for layer in self._shape.layers}
         patches = {layer: tokens_NND[:, specials:] for layer, tokens_NND in normed.items()}
@@ -136,6 +132,20 @@ class Encoder(EncoderPlugin):
 
     def _keep(self, layer: int, _block: nn.Module, _args: Any, output: Any) -> None:
         self._outputs[layer] = output[0] if isinstance(output, tuple) else output
+
+
+def _rehearse(config: Any, shape: TokenShape, size_px: int) -> None:
+    """Takes one frame through the tower up to the last recorded layer, with shapes and without
+    numbers. Raises BadInput where the tower cannot do it: what is wrong with a configuration often
+    shows at the first frame alone."""
+    try:
+        with torch.device("meta"), torch.inference_mode():
+            tower = empty_tower(config)
+            _blocks(tower, shape.layers[-1])
+            x_NCHW = torch.empty(1, 3, size_px, size_px)
+            tower.eval()(**MODEL_TYPES[config.model_type].arguments(x_NCHW, shape.grid_hw))
+    except Exception as error:  # transformers fails in any way over what it did not foresee
+        raise BadInput(f"config of {config.model_type}: {reason(error)}") from error
 
 
 def _blocks(tower: Any, last: int) -> nn.ModuleList:
@@ -146,56 +156,3 @@ def _blocks(tower: Any, last: int) -> nn.ModuleList:
     )
     del blocks[last + 1 :]
     return blocks
-
-
-def _inputs(model_type: str, grid_hw: tuple[int, int], x_NCHW: torch.Tensor) -> dict[str, Any]:
-    """Arguments of the tower's forward. Position embeddings are interpolated to sizes other than
-    the one trained at."""
-    if (
-        model_type == "siglip2_vision_model"
-    ):  # takes flat patches (N, P, patch * patch * 3) of any grid
-        blocks = x_NCHW.unflatten(3, (grid_hw[1], -1)).unflatten(2, (grid_hw[0], -1))
-        return {
-            "pixel_values": blocks.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2),
-            "pixel_attention_mask": None,
-            "spatial_shapes": torch.tensor(grid_hw, device="cpu").expand(len(x_NCHW), 2),
-        }
-    if model_type.startswith("dino"):  # these interpolate, or rotate, unasked
-        return {"pixel_values": x_NCHW}
-    return {"pixel_values": x_NCHW, "interpolate_pos_encoding": True}
-
-
-def _pixels(settings: Any, folder: Path | None) -> dict[str, Any]:
-    """Normalisation of pixels to input, (pixel * rescale - mean) / std, as plain JSON."""
-    file = folder / "preprocessor_config.json" if folder else None
-    table = json_object(file) if file and file.is_file() else {}
-    rescale = table.get("rescale_factor", 1 / 255) if table.get("do_rescale", True) else 1.0
-    if not _are_numbers([rescale]):
-        raise BadInput(f"{file}: rescale_factor must be a number, found {rescale!r}")
-    if settings.mean is not None:
-        return {"rescale": rescale, "mean": list(settings.mean), "std": list(settings.std)}
-    if folder is None:
-        return {"rescale": rescale, "mean": [0.5] * 3, "std": [0.5] * 3}
-    if not table.get("do_normalize", True):
-        return {"rescale": rescale, "mean": [0.0] * 3, "std": [1.0] * 3}
-    named: dict[str, Any] = {"mean": table.get("image_mean"), "std": table.get("image_std")}
-    good = all(
-        isinstance(values, list) and len(values) == 3 and _are_numbers(values)
-        for values in named.values()
-    )
-    if not good or min(named["std"]) <= 0:
-        raise BadInput(
-            f"model {settings.model} does not say how pixels are normalised: no image_mean and "
-            "image_std of three numbers, "
-            "the latter above 0, in its preprocessor_config.json",
-            "give them in the spec's [encoder] table, for example mean = [0.5, 0.5, 0.5] and std = "
-            "[0.5, 0.5, 0.5]",
-        )
-    return {"rescale": rescale} | {
-        name: [float(value) for value in values] for name, values in named.items()
-    }
-
-
-def _are_numbers(values: list[Any]) -> bool:
-    """Whether all are finite; JSON's true and false are no numbers."""
-    return all(type(value) in (int, float) and math.isfinite(value) for value in values)

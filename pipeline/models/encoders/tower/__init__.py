@@ -1,1 +1,1 @@
-"""Vision towers of Hugging Face transformers: their files, their configuration, their weights."""
+"""Vision towers of Hugging Face transformers: types, files, configuration, pixels, weights."""

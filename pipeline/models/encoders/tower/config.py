@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import transformers
-from huggingface_hub import errors as hub_errors
-from safetensors import SafetensorError
 from transformers.activations import ACT2FN
 
 from pipeline.errors import BadInput, unknown_name
 from pipeline.models.encoders.tower.files import json_object
+from pipeline.models.encoders.tower.model_types import MODEL_TYPES
 from pipeline.records import TokenShape
-
-CLS_TOKENS = {
-    "clip_vision_model": 1,
-    "dinov2": 1,
-    "dinov2_with_registers": 1,
-    "dinov3_vit": 1,
-    "ijepa": 0,
-    "siglip2_vision_model": 0,
-    "siglip_vision_model": 0,
-    "vit": 1,
-    "vit_msn": 1,
-}
-"""Model type -> leading CLS tokens; registers follow them where the configuration counts any, then
-the patches."""
 
 NOT_TOKENS = {
     *(
@@ -51,12 +37,11 @@ NOT_TOKENS = {
     ),
 }
 """Configuration keys that do not reach the tokens."""
-UNUSABLE = (
-    *(ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError),
-    *(SafetensorError, hub_errors.StrictDataclassError),
-)
-"""Errors that transformers raises over a configuration or weights that it cannot use: it checks
-little before it computes."""
+MOST = {"hidden_size": 2**16, "num_hidden_layers": 2**10, "patch_size": 2**10}
+"""Configuration keys and the largest values that are read: far above any model there is, and small
+enough that a tower without numbers is made of them in a moment."""
+QUANTISED = ("quantization_config", "compression_config")
+"""Configuration keys that say that the weights are quantised."""
 
 
 def tower_config(settings: Any, folder: Path | None) -> Any:
@@ -68,32 +53,53 @@ def tower_config(settings: Any, folder: Path | None) -> Any:
             f"model {settings.model} has no config.json",
             "wanted a model saved by transformers' save_pretrained",
         )
-    json_object(folder / "config.json")
+    _refuse_quantised(settings.model, json_object(folder / "config.json"))
     try:
         config = transformers.AutoConfig.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
-    except UNUSABLE as error:
+    except (
+        Exception
+    ) as error:  # transformers checks little before it computes, and fails in any way
         raise BadInput(
             f"model {settings.model}: its config.json cannot be used: {reason(error)}"
         ) from error
     config = getattr(config, "vision_config", config)
-    if config.model_type not in CLS_TOKENS:
-        raise unknown_name("vision tower", config.model_type, CLS_TOKENS, f"model {settings.model}")
+    model_type = getattr(config, "model_type", None)
+    if model_type not in MODEL_TYPES:
+        raise unknown_name("vision tower", str(model_type), MODEL_TYPES, f"model {settings.model}")
     return config
+
+
+def _refuse_quantised(model: str, table: dict[str, Any]) -> None:
+    """Raises BadInput where a configuration, or that of its vision tower, tells of quantised
+    weights."""
+    vision = table.get("vision_config")
+    for part in (table, vision if isinstance(vision, dict) else {}):
+        for key in QUANTISED:
+            if not part.get(key):
+                continue
+            method = part[key].get("quant_method") if isinstance(part[key], dict) else None
+            by = f" by {textwrap.shorten(str(method), 40)}" if method else ""
+            raise BadInput(
+                f"model {model} is quantised{by} ({key} in its config.json): quantised weights are "
+                "not read",
+                'use the model as it was before; precision = "bfloat16" halves its memory',
+            )
 
 
 def _config_from_table(table: dict[str, Any]) -> Any:
     model_type = str(table.get("model_type"))
-    if model_type not in CLS_TOKENS:
-        raise unknown_name("vision tower", model_type, CLS_TOKENS, "config.model_type")
-    keys = transformers.AutoConfig.for_model(model_type).to_dict().keys() - NOT_TOKENS
+    if model_type not in MODEL_TYPES:
+        raise unknown_name("vision tower", model_type, MODEL_TYPES, "config.model_type")
+    unread = NOT_TOKENS | MODEL_TYPES[model_type].unread
+    keys = transformers.AutoConfig.for_model(model_type).to_dict().keys() - unread
     for key in table:
         if key not in keys:
             raise unknown_name("key", key, keys, f"config of {model_type}")
     try:
         return transformers.AutoConfig.for_model(**table)
-    except UNUSABLE as error:
+    except Exception as error:  # see above
         raise BadInput(f"config of {model_type}: {reason(error)}") from error
 
 
@@ -115,7 +121,9 @@ def tower_shape(config: Any, layers: tuple[int, ...], size_px: int) -> TokenShap
             f"size_px = {size_px} is not a whole number of this encoder's patches of {patch_px} px",
             f"near: {', '.join(legal)}",
         )
-    specials = CLS_TOKENS[config.model_type] + getattr(config, "num_register_tokens", 0)
+    model_type = MODEL_TYPES[config.model_type]
+    model_type.positions(config, size_px)
+    specials = model_type.special_tokens(config)
     return TokenShape(config.hidden_size, (side, side), specials, tuple(layers))
 
 
@@ -123,10 +131,13 @@ def _check_config(config: Any) -> None:
     """Refuses what transformers would trip over only later: in its constructors, or at the first
     frame."""
     for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size"):
-        value = getattr(config, key)
-        if not isinstance(value, int) or value < 1:
+        value, most = getattr(config, key), MOST.get(key, math.inf)
+        if type(value) is not int or value < 1:
             raise BadInput(f"this encoder's {key} is {value}; wanted one whole number of 1 or more")
-    width, heads, channels = config.hidden_size, config.num_attention_heads, config.num_channels
+        if value > most:
+            raise BadInput(f"this encoder's {key} is {value}, more than the {most} that are read")
+    width, heads = config.hidden_size, config.num_attention_heads
+    channels = getattr(config, "num_channels", 3)
     if width % heads:
         raise BadInput(
             f"this encoder's hidden_size is {width}, which its num_attention_heads, {heads}, do "
@@ -146,10 +157,11 @@ def canonical_config(config: Any) -> dict[str, Any]:
     """Keys that set this tower apart from its type's defaults, as plain JSON: a newer transformers
     may add keys without harm."""
     defaults = type(config)().to_dict()
+    unread = NOT_TOKENS | MODEL_TYPES[config.model_type].unread
     own = {
         key: value
         for key, value in config.to_dict().items()
-        if key not in NOT_TOKENS and value != defaults.get(key)
+        if key not in unread and value != defaults.get(key)
     }
     canonical: dict[str, Any] = json.loads(json.dumps({**own, "model_type": config.model_type}))
     return canonical

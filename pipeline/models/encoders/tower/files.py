@@ -1,4 +1,5 @@
-"""Where the files of a model are: in a local folder, or in the hub's cache."""
+"""Where the files of a model are, in a local folder or in the hub's cache, and which of them may be
+opened: JSON and safetensors, inside the folder."""
 
 from __future__ import annotations
 
@@ -13,8 +14,12 @@ from huggingface_hub import errors as hub_errors
 
 from pipeline.errors import BadInput
 
-JSON_FILES = ["config.json", "preprocessor_config.json"]
+JSON_FILES = ["config.json", "preprocessor_config.json", "processor_config.json"]
 WEIGHT_FILES = ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
+MAX_JSON_BYTES = 2**26
+"""Largest JSON file that is parsed; the index of the largest models is some megabytes."""
+LFS_POINTER = b"version https://git-lfs"
+"""How the small text begins that Git leaves in the place of a large file until LFS fetches it."""
 
 
 def model_folder(settings: Any, files: list[str]) -> Path | None:
@@ -67,12 +72,17 @@ def model_folder(settings: Any, files: list[str]) -> Path | None:
 
 
 def json_object(file: Path) -> dict[str, Any]:
-    """A JSON object. Raises BadInput where the file holds none."""
+    """The JSON object in a regular file. Raises BadInput where the file holds none."""
     try:
+        if not file.is_file():
+            raise BadInput(f"{file} is not a regular file", "fetch it again")
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise BadInput(f"{file} is larger than {MAX_JSON_BYTES >> 20} MB", "fetch it again")
+        refuse_pointer(file)
         table = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"{file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{file} is not valid JSON: {error}", "fetch it again") from error
     if not isinstance(table, dict):
         raise BadInput(
@@ -82,30 +92,81 @@ def json_object(file: Path) -> dict[str, Any]:
     return table
 
 
+def refuse_pointer(file: Path) -> None:
+    """Raises BadInput where `file` is what Git LFS leaves in the place of a file that it has not
+    fetched."""
+    with file.open("rb") as stream:
+        start = stream.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
+        raise BadInput(
+            f"{file} is a Git LFS pointer: the file itself was not fetched",
+            f"git lfs pull, in {file.parent}",
+        )
+
+
 def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model, all of them regular files of its folder. Raises BadInput
+    where there are none, where one is missing, or where one lies elsewhere: an index comes with the
+    model, and what it names is not trusted."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
-        return [single]
-    if index.is_file():
-        names = json_object(index).get("weight_map")
-        if not (
-            isinstance(names, dict)
-            and names
-            and all(isinstance(name, str) for name in names.values())
-        ):
-            raise BadInput(f"{index} has no weight_map from weights to files", "fetch it again")
-        files = [folder / name for name in sorted({*names.values()})]
-        gone = [file.name for file in files if not file.is_file()]
-        if gone:
-            raise BadInput(
-                f"{folder} lacks {len(gone)} of {len(files)} weight files, the first is {gone[0]}",
-                "fetch it again",
-            )
-        return files
-    if list(folder.glob("*.bin")):
+        files = [single]
+    elif index.is_file():
+        files = _indexed_files(index)
+    elif list(folder.glob("*.bin")):
         raise BadInput(
             f"{folder} has no model.safetensors, and its pickled weights (.bin) are not read",
             "where you trust them, load the model with transformers and call save_pretrained, "
             "which writes safetensors",
         )
-    raise BadInput(f"{folder} has no model.safetensors", "fetch the model's weights again")
+    else:
+        raise BadInput(f"{folder} has no model.safetensors", "fetch the model's weights again")
+    for file in files:
+        _refuse_link_out(file)
+        refuse_pointer(file)
+    return files
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    """The files that an index names, each of them there."""
+    names = json_object(index).get("weight_map")
+    if not (
+        isinstance(names, dict) and names and all(isinstance(name, str) for name in names.values())
+    ):
+        raise BadInput(f"{index} has no weight_map from weights to files", "fetch it again")
+    distinct = sorted({*names.values()})
+    for name in distinct:
+        if Path(name).name != name or "\\" in name or "\0" in name:
+            raise BadInput(
+                f"{index} names {name!r}, which is not the name of a file in its own folder",
+                "fetch the model again, from a source that you trust",
+            )
+        if not name.endswith(".safetensors"):
+            raise BadInput(
+                f"{index} names {name!r}, and only safetensors are read: other weights are "
+                "pickled, and could run code",
+                "where you trust them, load the model with transformers and call save_pretrained, "
+                "which writes safetensors",
+            )
+    files = [index.parent / name for name in distinct]
+    gone = [file.name for file in files if not os.path.isfile(file)]  # noqa: PTH113 - Path's raises for long names
+    if gone:
+        raise BadInput(
+            f"{index.parent} lacks {len(gone)} of {len(files)} weight files, the first is "
+            f"{gone[0]}",
+            "fetch it again",
+        )
+    return files
+
+
+def _refuse_link_out(file: Path) -> None:
+    """Raises BadInput where `file` is a link that leads out of its folder, to anything but the
+    blobs of a hub cache: there, links from a snapshot to the blobs beside it are the rule."""
+    target = file.resolve()
+    if target.is_relative_to(file.parent.resolve()):
+        return
+    if target.parent.name == "blobs" and target.parent.parent.name.startswith("models--"):
+        return
+    raise BadInput(
+        f"{file} is a link to {target}, outside of the model's folder", "copy the file in its place"
+    )

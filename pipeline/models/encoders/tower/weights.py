@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,43 +11,36 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from pipeline.errors import BadInput
-from pipeline.models.encoders.tower.config import UNUSABLE, reason
-from pipeline.models.encoders.tower.files import weight_files
+from pipeline.models.encoders.tower.config import reason
+from pipeline.models.encoders.tower.files import json_object, weight_files
+from pipeline.models.encoders.tower.model_types import MODEL_TYPES
+
+NUMBERS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Number formats of weights that are not quantised."""
+SPARE = ("pooler.", "head.", "embeddings.mask_token")
+"""How the names of parameters begin that no token needs: they may be missing from a file."""
+
+
+def empty_tower(config: Any) -> Any:
+    """The tower that a configuration describes, with the numbers that its constructor gives it."""
+    return _model_class(config)._from_config(_as_made(config), attn_implementation="sdpa")
 
 
 def pretrained_tower(folder: Path, config: Any) -> tuple[Any, str]:
     """The tower with the folder's weights, in float32, and the sha256 of its weight files (one
     file: what sha256sum says)."""
     files = weight_files(folder)
-    try:
-        with _quiet():
-            tower, report = transformers.AutoModel.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.float32,
-                attn_implementation="sdpa",
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-    except UNUSABLE as error:
-        raise BadInput(
-            f"the weights in {folder} cannot be read: {reason(error)}",
-            "fetch or convert them again",
-        ) from error
-    # transformers fills what it does not find with random numbers; pooling heads alone may go
-    # missing, as no token needs them.
-    missing = sorted(
-        key for key in report["missing_keys"] if not key.startswith(("pooler.", "head."))
-    )
-    if missing:
-        raise BadInput(
-            f"{folder} lacks {len(missing)} weights of the tower, the first is {missing[0]}",
-            "fetch it again",
-        )
+    weights = _read_weights(folder, files)
+    tower, report = _with_weights(folder, config, weights)
+    if report["missing_keys"]:
+        inner = _inner_tower(weights, tower)
+        if inner:
+            tower, report = _with_weights(folder, config, inner)
+    _refuse_incomplete(folder, config, report)
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -60,15 +54,133 @@ def random_tower(config: Any, seed: int) -> tuple[Any, str]:
     left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        try:
-            tower = transformers.AutoModel.from_config(config, attn_implementation="sdpa")
-        except UNUSABLE as error:
-            raise BadInput(f"config of {config.model_type}: {reason(error)}") from error
+        tower = empty_tower(config)
     digest = hashlib.sha256()
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.contiguous().numpy().tobytes())
     return tower, digest.hexdigest()
+
+
+def _with_weights(
+    folder: Path, config: Any, weights: dict[str, torch.Tensor]
+) -> tuple[Any, dict[str, Any]]:
+    """The tower with `weights`, and what transformers reports of them."""
+    try:
+        with _quiet():
+            # The weights are handed over, so that transformers opens no file of the folder.
+            tower, report = _model_class(config).from_pretrained(
+                None,
+                config=_as_made(config),
+                state_dict=dict(weights),
+                dtype=torch.float32,
+                attn_implementation="sdpa",
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except Exception as error:  # transformers fails in any way over what it did not foresee
+        raise BadInput(
+            f"the weights in {folder} cannot be read: {reason(error)}",
+            "fetch or convert them again",
+        ) from error
+    return tower, report
+
+
+def _inner_tower(weights: dict[str, torch.Tensor], tower: Any) -> dict[str, torch.Tensor]:
+    """The weights of a tower inside a larger model, by the tower's own names: those whose names
+    begin as that of its patch embedding does. Empty where there is no such name, or more than
+    one."""
+    patch_embedding = next(
+        name for name in tower.state_dict() if "patch" in name and name.endswith("weight")
+    )
+    starts = [
+        name.removesuffix(patch_embedding)
+        for name in weights
+        if name.endswith("." + patch_embedding)
+    ]
+    if len(starts) != 1:
+        return {}
+    start = starts[0]
+    return {
+        name.removeprefix(start): tensor
+        for name, tensor in weights.items()
+        if name.startswith(start)
+    }
+
+
+def _model_class(config: Any) -> Any:
+    return getattr(transformers, MODEL_TYPES[config.model_type].model_class)
+
+
+def _as_made(config: Any) -> Any:
+    """The configuration that the tower is made with: as it was read, but with what its type fixes,
+    and a square image's size as one number, which is all that some types understand."""
+    config = copy.deepcopy(config)
+    for key, value in MODEL_TYPES[config.model_type].fixed:
+        setattr(config, key, value)
+    size = getattr(config, "image_size", None)
+    if isinstance(size, list | tuple) and len({*size}) == 1:
+        config.image_size = size[0]
+    # Would replace modules by fused ones, whose numbers differ.
+    config.fusion_config = None
+    return config
+
+
+def _read_weights(folder: Path, files: list[Path]) -> dict[str, torch.Tensor]:
+    """name -> tensor of all files. Raises BadInput where one is no safetensors file, or holds
+    quantised weights."""
+    weights: dict[str, torch.Tensor] = {}
+    for file in files:
+        try:
+            weights |= load_file(file)
+        except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+            raise BadInput(
+                f"the weights in {file} cannot be read: {reason(error)}",
+                "fetch or convert them again",
+            ) from error
+    quantised = [
+        f"{name} ({str(tensor.dtype).removeprefix('torch.')})"
+        for name, tensor in sorted(weights.items())
+        if name.endswith(("weight", "bias")) and tensor.dtype not in NUMBERS
+    ]
+    if quantised:
+        raise BadInput(
+            f"{folder} holds {len(quantised)} quantised weights, the first is {quantised[0]}: "
+            "quantised weights are not read",
+            'use the model as it was before; precision = "bfloat16" halves its memory',
+        )
+    return weights
+
+
+def _refuse_incomplete(folder: Path, config: Any, report: dict[str, Any]) -> None:
+    """Raises BadInput where the files did not give the tower every weight that tokens need, in its
+    shape: transformers fills such weights with random numbers."""
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith(SPARE))
+    whole = json_object(folder / "config.json").get("model_type")
+    if missing and whole != config.model_type:
+        raise BadInput(
+            f"{folder} is a whole {whole} model, and its weights lack {len(missing)} of those of "
+            f"its vision tower ({config.model_type}), the first is {missing[0]}",
+            "fetch it again; or load it with transformers, and call save_pretrained of its vision "
+            "tower, which then is a model of its own",
+        )
+    if missing:
+        raise BadInput(
+            f"{folder} lacks {len(missing)} weights of the tower, the first is {missing[0]}",
+            "fetch it again",
+        )
+    mismatched = sorted(
+        (str(name), tuple(found), tuple(wanted))
+        for name, found, wanted in report["mismatched_keys"]
+        if not str(name).startswith(SPARE)
+    )
+    if mismatched:
+        name, found, wanted = mismatched[0]
+        raise BadInput(
+            f"{folder}: {len(mismatched)} weights do not fit its config.json, the first is {name}, "
+            f"of shape {found} where {wanted} is wanted",
+            "fetch both again",
+        )
 
 
 @contextmanager
