@@ -217,14 +217,23 @@ def stream(
         Path | None,
         typer.Option(metavar="FILE.mp4", help="Also write a video with the answers drawn."),
     ] = None,
+    start_s: Annotated[
+        float,
+        typer.Option(
+            "--from",
+            metavar="SECONDS",
+            min=0,
+            help="Begin with the frame on screen so long after the first one.",
+        ),
+    ] = 0.0,
     device: Device = None,
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the encoder's table."),
     ] = None,
 ) -> None:
-    """Follow one video frame by frame, as a camera would deliver it: one JSON line per frame on
-    stdout.
+    """Follow one video frame by frame, as a camera would deliver it: one JSON line per answer on
+    stdout, at the rate of the run's windows.
 
     Example: stillframe stream runs/demo_gru clip.mp4
     """
@@ -241,7 +250,7 @@ def stream(
     follower = module.Stream(Run(run), torch_device(device), override({}, sets or []))
     count, begin = 0, time.perf_counter()
     with VideoFile(draw, follower.fps) if draw else nullcontext() as drawing:
-        for seen in follower.follow(video, asked):
+        for seen in follower.follow(video, asked, start_s):
             count += 1
             console.show_line(
                 {
@@ -253,7 +262,7 @@ def stream(
                 drawing.append(follower.drawn(seen))
     rate = count / (time.perf_counter() - begin)
     console.say(
-        f"{count} frames, {rate:.1f} a second, {console.bytes_text(follower.state_bytes)} of state"
+        f"{count} answers, {rate:.1f} a second, {console.bytes_text(follower.state_bytes)} of state"
     )
 
 

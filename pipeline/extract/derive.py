@@ -49,7 +49,7 @@ from pipeline.extract.calibrate import fit_codecs, middles_of_parts
 from pipeline.extract.extract import fill_stores
 from pipeline.extract.store_builder import StoreBuilder
 from pipeline.records import TokenShape
-from pipeline.video.decode import is_sampled
+from pipeline.video.sampling import are_sampled
 
 STORE = ("store.chunk_frames", "store.shard_mb", "store.store_mb", "store.compression")
 DERIVABLE = ("name", "encoder.layers", "views", "frames.fps", "codec.", *STORE)
@@ -374,11 +374,4 @@ def _sampled(time_s: np.ndarray, held: float | None, rate: float) -> np.ndarray:
     """(F,) bool: which frames of a video, cached at `held` frames per second, are shown at the
     instants of `rate`."""
     step_s = 1 / held if held else float(np.median(np.diff(time_s))) if len(time_s) > 1 else 1.0
-    ends_s = [*time_s[1:].tolist(), float(time_s[-1]) + step_s]
-    first_s = float(time_s[0])
-    return np.array(
-        [
-            is_sampled(shown, until, first_s, rate)
-            for shown, until in zip(time_s.tolist(), ends_s, strict=True)
-        ]
-    )
+    return are_sampled(time_s, float(time_s[-1]) + step_s, rate)

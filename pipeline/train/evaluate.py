@@ -137,7 +137,8 @@ def evaluate(
 
     The `last` checkpoint is scored by default: `best` was chosen on the evaluation split, which
     flatters it there. The answers themselves go to `answers-<split>.safetensors`, unless the task's
-    are too large.
+    are too large, with the times (windows, T) of the frames that they are about, in seconds after
+    the first frame of the video.
     """
     context = RunContext.of(cache, manifest, device, allow_missing)
     return evaluate_together([run], context, split, checkpoint)[0]
@@ -237,9 +238,11 @@ class Scores:
         self.weight, self.clip = np.zeros(0), np.zeros(0, np.int64)
         """The weight of every window, and the index of its clip."""
         self.answers: Arrays = {}
-        """form -> answer to every window, where the task keeps them."""
+        """form -> answer to every window, where the task keeps them; and `time_s`, (windows, T),
+        when its frames appear, in seconds after the first frame of their video."""
         self._columns: dict[tuple[str, str], list[np.ndarray]] = {}
         self._rows: dict[str, list[np.ndarray]] = {form: [] for form in task.forms}
+        self._times_s: list[np.ndarray] = []
         self._weights: list[np.ndarray] = []
         self._clips: list[np.ndarray] = []
 
@@ -253,6 +256,8 @@ class Scores:
             for metric, values in self.task.score(answer, batch.targets).items():
                 self._columns.setdefault((form, metric), []).append(values)
         if self.task.keeps_answers:
+            first_s_B = [self.windows.index.clip_rows[clip].first_s for clip in batch.clip_index]
+            self._times_s += list(batch.time_s_BT - np.array(first_s_B)[:, None])
             for form, answer in answers.items():
                 self._rows[form] += list(answer)
 
@@ -263,6 +268,7 @@ class Scores:
         if self.task.keeps_answers:
             rows = zip(*self._rows.values(), strict=True)
             self.answers = collate([dict(zip(self._rows, row, strict=True)) for row in rows])
+            self.answers["time_s"] = np.stack(self._times_s)
 
     def interval(self, form: str, metric: str) -> Interval:
         """Mean of a metric in one form over all windows, with its interval over videos."""

@@ -1,7 +1,8 @@
-"""A trained run on a video as it comes: decode -> encode -> one step of the model, frame by frame.
+"""A trained run on a video as it comes: decode -> encode -> a step of the model at every instant.
 
-Tokens pass through the codec of the run's cache, so that a stream sees what training saw, and time
-and memory per frame do not depend on how many frames have gone by.
+Frames are those that a window over the run's cache has, see `pipeline.video.sampling`; tokens pass
+through the codec of that cache, so that a stream sees what training saw. Time and memory per frame
+do not depend on how many frames have gone by.
 """
 
 from __future__ import annotations
@@ -100,25 +101,36 @@ class Stream:
         self.fps: float = run.recipe.windows.fps
         _ = self.model.streaming  # without this form a run is refused now, not at the first frame
 
-    def follow(self, path: Path, asked: Mapping[str, Any] | None = None) -> Iterator[Seen]:
-        """Every frame of the video at `path`, sampled at the rate of the run's windows, with the
-        model's answer.
+    def follow(
+        self, path: Path, asked: Mapping[str, Any] | None = None, start_s: float = 0.0
+    ) -> Iterator[Seen]:
+        """The model's answers about the video at `path`, one at every instant of the rate of the
+        run's windows, each about the frame that is on screen then among those that the run's cache
+        keeps. A frame that stays on screen is encoded once and answered again.
 
-        `asked`: what to follow, for tasks that want to be told (see `ASKED`). Raises BadInput where
-        it is missing or wrong; BadVideo, after the frames before that, where the video ends badly
-        or its decoder hangs or dies.
+        The stream begins with the frame on screen `start_s` seconds after the first one: with the
+        first frame of a window, its answers are those of the window. `asked`: what to follow, for
+        tasks that want to be told (see `ASKED`). Raises BadInput where it is missing or wrong, or
+        the video is over before `start_s`; BadVideo, after the frames before that, where the video
+        ends badly or its decoder hangs or dies.
         """
         state, video = None, Video(path.name, path.name)
         with FrameReader(path.parent, self.device) as reader:
-            for frame in reader.one_by_one(video, self.spec.frames, self.fps):
+            frames = reader.on_screen(video, self.spec.frames, self.fps, start_s)
+            for frame, instants in frames:
                 square_1CHW = frame.views[BASE]
                 with torch.inference_mode():
-                    if state is None:
-                        state = self.model.start(1, self._query(asked or {}, frame.affine_23))
-                    prediction, state = self.model.step(*self._tokens(square_1CHW), state)
-                    answer = self.task.answer(STREAMING, prediction.unsqueeze(1)).cpu().numpy()[0]
+                    tokens = self._tokens(square_1CHW)
                 square_HWC = square_1CHW[0].permute(1, 2, 0).cpu().numpy()
-                yield Seen(float(frame.time_s[0]), square_HWC, frame.affine_23, answer)
+                for _ in range(instants):
+                    with torch.inference_mode():
+                        if state is None:
+                            state = self.model.start(1, self._query(asked or {}, frame.affine_23))
+                        prediction, state = self.model.step(*tokens, state)
+                        answer = self.task.answer(STREAMING, prediction.unsqueeze(1))
+                    yield Seen(
+                        float(frame.time_s[0]), square_HWC, frame.affine_23, answer.cpu().numpy()[0]
+                    )
 
     def drawn(self, seen: Seen) -> np.ndarray:
         """The frame with its answer drawn over it, uint8 (H, W, 3)."""

@@ -40,10 +40,8 @@ from pipeline.video.probe import (
     reason_of,
 )
 from pipeline.video.rgb import Picture, cropped, deinterlaced, upright_rgb
+from pipeline.video.sampling import first_instant
 
-TOLERANCE_S = 1e-3
-"""Matroska and FLV round times to 1 ms: a frame this late still counts as shown at a sampling
-instant."""
 HONEST_HEADERS = {"avi", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"}
 """Containers whose header was written with the file; for others libav estimates the duration from
 what is there."""
@@ -340,37 +338,31 @@ def _read_image(image: Path) -> tuple[VideoFrame, float]:
     raise BadVideo(f"{image.parent.name}/{image.name}: cannot be decoded: {reason}")
 
 
-def is_sampled(time_s: float, next_s: float, first_s: float, fps: float) -> bool:
-    """Whether a frame shown during [time_s, next_s) is on screen at one of the instants first_s + k
-    / fps, k = 0, 1, ...
-
-    That is so if more instants come before the next frame than before this one.
-    """
-    before, before_next = (
-        math.ceil((time - TOLERANCE_S - first_s) * fps) for time in (time_s, next_s)
-    )
-    return before_next > before
-
-
 def _sampled(
     pictures: Iterator[Picture], rates: Sequence[float | None]
 ) -> Iterator[tuple[Picture, list[bool]]]:
-    """The pictures shown at the sampling instants of at least one rate, and (R,) which rates those
-    are. Looks one picture ahead; the last one counts up to its own end."""
-
-    def kept(held: Picture, next_s: float) -> list[bool]:
-        return [fps is None or is_sampled(held.time_s, next_s, first_s, fps) for fps in rates]
-
+    """The pictures on screen at the sampling instants of at least one rate, and (R,) which rates
+    those are. Looks one picture ahead; the last one counts up to its own end."""
     held = next(pictures, None)
     if held is None:
         return
-    first_s = held.time_s
-    for picture in pictures:
-        if any(kept_R := kept(held, picture.time_s)):
+    first_s, passed_R = held.time_s, [0] * len(rates)
+
+    def instants_before(next_s: float, time_s: float) -> list[int]:
+        """(R,) instants before the picture at `next_s`, which follows one at `time_s`."""
+        return [
+            passed + 1 if fps is None else first_instant(next_s, time_s, first_s, fps)
+            for fps, passed in zip(rates, passed_R, strict=True)
+        ]
+
+    for picture in itertools.chain(pictures, [None]):
+        next_s = held.end_s if picture is None else picture.time_s
+        before_R = instants_before(next_s, held.time_s)
+        kept_R = [before > passed for before, passed in zip(before_R, passed_R, strict=True)]
+        if any(kept_R):
             yield held, kept_R
-        held = picture
-    if any(kept_R := kept(held, held.end_s)):
-        yield held, kept_R
+        if picture is not None:
+            held, passed_R = picture, before_R
 
 
 def _at(pictures: Iterator[Picture], time_s_F: np.ndarray) -> Iterator[tuple[Picture, list[bool]]]:

@@ -3,7 +3,7 @@ decoded in the sandbox and resized by `transforms`.
 
 Whoever wants squares says which: blocks at several rates (extraction), frames by number
 (calibration, spot checks), frames by time (windows without a cache, drawings), or one frame after
-the other as soon as it is decoded (streams).
+the other as it comes on screen (streams).
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import numpy as np
 import torch
 
 from pipeline.config.cache_spec import BASE, FrameSettings, View
+from pipeline.errors import BadInput, BadVideo
 from pipeline.records import Video
 from pipeline.video.decode import FrameCounts
+from pipeline.video.sampling import StreamClock
 from pipeline.video.sandbox import DecodeLimits, Decoder
 from pipeline.video.transforms import FrameTransforms
 
@@ -119,14 +121,37 @@ class FrameReader:
             parts.append(FrameTransforms(frames, self.device).squares(settings, whole, view)[0])
         return torch.cat(parts)[index_T]
 
-    def one_by_one(
-        self, video: Video, settings: FrameSettings, fps: float | None
-    ) -> Iterator[Squares]:
-        """Every frame that the rate `fps` keeps, handed over as soon as it is decoded."""
-        path = self.root / video.source
-        for block in self.decoder.decode(path, [fps], video.image_fps, block_frames=1):
-            transforms = FrameTransforms(block.frames, self.device)
-            yield _squares(transforms, settings, np.ones(1, bool), {BASE: None})
+    def on_screen(
+        self, video: Video, settings: FrameSettings, fps: float, start_s: float = 0.0
+    ) -> Iterator[tuple[Squares, int]]:
+        """What a stream of `fps` instants per second sees: of the frames that `settings` caches,
+        those that are on screen at an instant, and at how many each is, as soon as the next frame
+        is decoded. The first instant is that of the frame on screen `start_s` seconds after the
+        first one, see `StreamClock`.
+
+        Raises BadInput where the video is over by then.
+        """
+        clock, counted = StreamClock(fps, settings.rate, start_s), FrameCounts()
+        path, failure, held = self.root / video.source, None, None
+        blocks = self.decoder.decode(path, [settings.rate], video.image_fps, counted, 1)
+        try:
+            for block in blocks:
+                if (count := clock.frame(float(block.frames.time_s[0]))) and held is not None:
+                    yield _squares(held, settings, np.ones(1, bool), {BASE: None}), count
+                held = FrameTransforms(block.frames, self.device)
+        except BadVideo as error:
+            failure = error
+        if held is not None and (count := clock.end(counted.end_s)):
+            # Where decoding broke off, nobody knows what would have come on screen next, and when.
+            count = 1 if failure else count
+            yield _squares(held, settings, np.ones(1, bool), {BASE: None}), count
+        if failure:
+            raise failure
+        if not clock.has_begun:
+            raise BadInput(
+                f"{video.source} ends before {start_s:g} s, where the stream is to begin",
+                "let it begin earlier",
+            )
 
 
 def _squares(

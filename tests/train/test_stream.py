@@ -105,7 +105,7 @@ def test_the_command_prints_one_line_for_each_frame(material, run, tmp_path):
         "stream", run.path, material.root / "a/v1.mp4", "--draw", tmp_path / "drawn/v1.mp4"
     )
     lines = [json.loads(line) for line in result.out.splitlines()]
-    assert result.code == 0 and len(lines) == 8 and "8 frames, " in result.err
+    assert result.code == 0 and len(lines) == 8 and "8 answers, " in result.err
     assert [line["time_s"] for line in lines] == pytest.approx(list(np.arange(8) / FPS))
     assert all(line["label"] in ("a", "b") and 0.5 <= line["probability"] <= 1 for line in lines)
     with av.open(tmp_path / "drawn/v1.mp4") as file:

@@ -4,13 +4,12 @@ function of seed and step."""
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from support.material import FPS, LENGTHS
 
 from pipeline.cache.cache import Cache
@@ -18,7 +17,7 @@ from pipeline.cache.layout import receipt_name
 from pipeline.config.recipe import WindowSettings
 from pipeline.errors import BadInput
 from pipeline.models.encoders import address
-from pipeline.train.windows.index import TIE_S, WindowRef, nearest_frames, window_times
+from pipeline.train.windows.index import WindowRef
 from pipeline.train.windows.windows import Windows
 
 
@@ -50,40 +49,6 @@ def addresses(windows: Windows, batch) -> address.Address:
     """What the first patch of layer 5 says of every frame, (B, T)."""
     _, patches = windows.tokens(batch, torch.device("cpu"))
     return address.read(patches[-1][:, :, 0])
-
-
-@given(
-    gaps=st.lists(st.floats(0.01, 1.0), min_size=1, max_size=30),
-    wanted=st.lists(st.floats(-1, 20), min_size=1, max_size=10),
-)
-def test_nearest_is_the_nearest(gaps, wanted):
-    time_s = np.cumsum(gaps)
-    found = nearest_frames(time_s, np.array(wanted))
-    distance = np.abs(time_s[None] - np.array(wanted)[:, None])
-    np.testing.assert_allclose(
-        distance[np.arange(len(wanted)), found], distance.min(1), rtol=0, atol=1.1 * TIE_S
-    )
-
-
-@given(
-    st.sampled_from([5, 6, 10, 12, 24, 25, 30]),
-    st.integers(8, 120),
-    st.integers(2, 16),
-    st.integers(1, 3),
-)
-def test_a_window_half_way_between_frames_skips_and_repeats_none(rate, length, frames, stride):
-    """Evenly timed frames, a window at a whole stride in the middle of the clip: rows advance by
-    that stride, always."""
-    time_s = np.arange(length) / rate
-    room_s = time_s[-1] - (frames - 1) * stride / rate
-    if room_s >= 0:
-        rows = nearest_frames(time_s, window_times(0.5 * room_s, frames, rate / stride, 1.0, False))
-        assert np.diff(rows).tolist() == [stride] * (frames - 1)
-
-
-def test_window_times():
-    np.testing.assert_allclose(window_times(2.0, 4, 8.0, 2.0, False), [2.0, 2.25, 2.5, 2.75])
-    np.testing.assert_allclose(window_times(2.0, 4, 8.0, 0.5, True), [2.1875, 2.125, 2.0625, 2.0])
 
 
 def test_every_array_of_every_window_holds_its_own_frames(material):
@@ -152,6 +117,34 @@ def test_a_short_clip_repeats_its_last_frame_and_is_counted(material):
     found = addresses(windows, windows.read([WindowRef(place, 0.7)])).frame[0]
     np.testing.assert_array_equal(found, [0, 1, 2, 3, 4, 4, 4, 4])
     assert windows.index.padded == 1
+
+
+def test_a_reversed_clip_is_the_forward_one_read_backwards(material):
+    """Where it is shorter than its window, the frame that is read last is repeated, not the first,
+    by which alone a model could tell the direction."""
+    clips = [
+        dataclasses.replace(clip, split="train", reverse=reverse)
+        for clip in material.manifest.clips
+        for reverse in (False, True)
+    ]
+    windows = make(material, clips=clips, frames=8, fps=5)
+    for forward in range(0, len(windows), 2):
+        length_s = LENGTHS[windows.clip(forward).video_id] / FPS
+        inside = min(8, math.ceil(length_s * 5))
+        for position in (0.0, 0.3, 1.0):
+            refs = [WindowRef(forward + backwards, position) for backwards in (0, 1)]
+            ahead, back = addresses(windows, windows.read(refs)).frame
+            assert back[:inside].tolist() == ahead[:inside][::-1].tolist()
+            assert (back[inside:] == ahead[0]).all()
+
+
+def test_every_start_of_a_window_is_as_likely(material):
+    """All starts from which a window lies in its clip, the first and the last among them."""
+    windows = make(material, frames=6)
+    starts = [windows.index.locate(WindowRef(0, (n + 0.5) / 1000)).rows_T[0] for n in range(1000)]
+    frames = len(windows.index.clip_rows[0].time_s)
+    counts = np.bincount(np.array(starts) - min(starts))
+    assert len(counts) == frames - 5 and np.ptp(counts) < 0.1 * counts.mean() + 2
 
 
 def test_every_clip_comes_once_in_every_epoch(material):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import tracemalloc
 import weakref
@@ -13,13 +12,12 @@ import av
 import numpy as np
 import pytest
 from av.codec.context import Flags
-from hypothesis import assume, given
-from hypothesis import strategies as st
 from support.media import SHARED_CLIPS, decode, encode, grey, read
 
 from pipeline.errors import BadVideo
-from pipeline.video.decode import TOLERANCE_S, decode_at, is_sampled
+from pipeline.video.decode import decode_at
 from pipeline.video.probe import probe
+from pipeline.video.sampling import TOLERANCE_S
 
 LEVELS = [20 + 10 * k for k in range(20)]
 GREYS = [grey(level) for level in LEVELS]
@@ -40,21 +38,6 @@ def reference_sampling(times_s: list[float], end_s: float, fps: float) -> list[i
         kept.add(max(i for i, time_s in enumerate(times_s) if time_s <= instant_s))
         k += 1
     return sorted(kept)
-
-
-@given(
-    st.lists(st.integers(2, 400), min_size=1, max_size=40),
-    st.floats(0.3, 130),
-    st.floats(0, 1000),
-)
-def test_sampling_law(gaps_ms, fps, first_s):
-    times_s = [first_s + ms / 1000 for ms in np.cumsum([0, *gaps_ms]).tolist()]
-    offsets = [(time_s - TOLERANCE_S - first_s) * fps for time_s in times_s[1:]]
-    assume(all(abs(offset - round(offset)) > 1e-6 for offset in offsets))
-    kept = [
-        i for i, pair in enumerate(itertools.pairwise(times_s)) if is_sampled(*pair, first_s, fps)
-    ]
-    assert kept == reference_sampling(times_s[:-1], times_s[-1], fps)
 
 
 def test_every_frame_with_its_own_time_through_a_gap(tmp_path):

@@ -87,11 +87,15 @@ def test_a_time_of_no_frame_is_named(reader):
         reader.at_times(Video("a", "a.mp4"), SETTINGS, np.array([0.05, 0.1]))
 
 
-def test_frames_come_one_by_one(reader, root):
-    frames = list(reader.one_by_one(Video("a", "a.mp4"), SETTINGS, 5))
+def test_frames_come_as_they_are_on_screen(reader, root):
+    """a.mp4 has 10 frames a second, 5 of them are kept, and each stays for 2.5 of 12.5 instants."""
+    frames, counts = zip(*reader.on_screen(Video("a", "a.mp4"), SETTINGS, 12.5), strict=True)
     time_s, squares = expected(root / "a.mp4", 5)
     assert [frame.time_s.tolist() for frame in frames] == [[time] for time in time_s]
     assert torch.equal(torch.cat([frame.views[BASE] for frame in frames]), squares)
+    assert counts[:4] == (3, 2, 3, 2)
+    slow = [frame.time_s[0] for frame, _ in reader.on_screen(Video("a", "a.mp4"), SETTINGS, 2, 0.7)]
+    np.testing.assert_allclose(slow[:3], [0.6, 1.0, 1.6])
 
 
 def test_frames_by_time_survive_a_decoder_that_is_killed(root):
@@ -115,7 +119,7 @@ TAKE: dict[str, Callable[[FrameReader, Video], object]] = {
         reader.numbered(video, SETTINGS, np.array([0, 900]), {BASE: None})
     ),
     "at_times": lambda reader, video: reader.at_times(video, SETTINGS, np.array([0.0, 90.0])),
-    "one_by_one": lambda reader, video: list(reader.one_by_one(video, SETTINGS, None)),
+    "on_screen": lambda reader, video: list(reader.on_screen(video, SETTINGS, 10)),
 }
 
 
@@ -132,4 +136,4 @@ def test_a_video_that_hangs_or_eats_all_memory_is_named_and_the_next_is_read(tmp
         ):
             with pytest.raises(BadVideo, match=reason):
                 TAKE[how](reader, Video("x", source, 10.0 if source == "bomb" else None))
-        assert len(list(reader.one_by_one(Video("a", "a.mp4"), SETTINGS, 5))) == 31
+        assert len(list(reader.on_screen(Video("a", "a.mp4"), SETTINGS, 5))) == 31

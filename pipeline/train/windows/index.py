@@ -1,9 +1,11 @@
 """The index says which clips of a split have windows, and which rows of the cache each window is.
 
-A window's frames are asked for in seconds and the nearest cached frame of the clip is taken, so
-that variable frame rate, rounding of timestamps and a cache of a higher rate all read right. What
-lies past the end of a short clip repeats its last frame (as the paper does); the times in the
-batch, and the truth, are always those of the frames that were read.
+A window has instants, and at each it takes the cached frame that is on screen then, as extraction
+and streams do (`pipeline.video.sampling`): a frame that stays on screen is taken again. Its first
+instant is one for which the cache kept a frame, so that windows at the cache's own rate take every
+frame once. What lies past the end of a short clip repeats its last frame (as the paper does), or
+its first where it is read backwards; the times in the batch, and the truth, are always those of the
+frames that were read.
 """
 
 from __future__ import annotations
@@ -23,10 +25,13 @@ from pipeline.config.recipe import WindowSettings
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
 from pipeline.records import Clip
-
-TIE_S = 1e-6
-"""Distances this close count as equal: a window in the middle of a clip often falls half way
-between frames, and rounding must not decide frame by frame which neighbour is taken."""
+from pipeline.video.sampling import (
+    first_instant,
+    frame_on_screen,
+    frames_on_screen,
+    sampled_for_s,
+    shown_from_s,
+)
 
 
 class WindowRef(NamedTuple):
@@ -44,11 +49,27 @@ class WindowRef(NamedTuple):
 
 @dataclass(frozen=True)
 class ClipRows:
-    """One clip as rows of a store: consecutive cached frames, and the times of these in seconds."""
+    """One clip as rows of a store: consecutive cached frames (F)."""
 
     store: int
     first_row: int
     time_s: np.ndarray
+    """(F,) presentation times in seconds. The first frame is on screen where the clip starts."""
+    sampled_for_s: np.ndarray
+    """(F,) the instants for which the cache kept them, in seconds."""
+    end_s: float
+    """Where the clip ends: no instant lies there or later."""
+    first_s: float
+    """Presentation time of the first frame of its video."""
+
+    @property
+    def gone_s(self) -> float:
+        """The first instant at which the last frame is no longer on screen."""
+        return shown_from_s(self.end_s, float(self.time_s[-1]))
+
+    def instants(self, start_s: float, fps: float) -> int:
+        """The number of instants start_s + k / fps that lie in the clip; at least one."""
+        return max(1, first_instant(self.end_s, float(self.time_s[-1]), start_s, fps))
 
 
 @dataclass(frozen=True)
@@ -85,19 +106,31 @@ class WindowIndex:
 
     def locate(self, ref: WindowRef) -> WindowRows:
         """The rows and times of one window."""
-        clip, clip_rows = self.clips[ref.clip], self.clip_rows[ref.clip]
-        start_s = float(clip_rows.time_s[0]) + ref.position * max(0.0, self._spare_s(ref.clip))
-        asked_s = window_times(start_s, self.num_frames, self.fps, clip.speed, clip.reverse)
-        frames_T = nearest_frames(clip_rows.time_s, asked_s)
-        return WindowRows(
-            ref, clip_rows.store, clip_rows.first_row + frames_T, clip_rows.time_s[frames_T]
-        )
+        clip, rows = self.clips[ref.clip], self.clip_rows[ref.clip]
+        fps, start_s = self.fps / clip.speed, self._start_s(ref)
+        frames_T = frames_on_screen(rows.time_s, start_s, fps, self.num_frames)
+        if clip.reverse:
+            # The frame that is read last, the earliest, stands for what lies past the end.
+            read_T = frames_T[: rows.instants(start_s, fps)][::-1]
+            frames_T = np.pad(read_T, (0, self.num_frames - len(read_T)), mode="edge")
+        return WindowRows(ref, rows.store, rows.first_row + frames_T, rows.time_s[frames_T])
+
+    def _start_s(self, ref: WindowRef) -> float:
+        """The first instant of a window: that of the cached frame which is on screen at its
+        position. Position 1 is the last from which all instants lie in the clip."""
+        rows = self.clip_rows[ref.clip]
+        window_s = (self.num_frames - 1) * self.clips[ref.clip].speed / self.fps
+        starts_s_F, too_late_s = rows.sampled_for_s, rows.gone_s - window_s
+        spare_s = max(0.0, too_late_s - float(starts_s_F[0]))
+        frame = frame_on_screen(starts_s_F, float(starts_s_F[0]) + ref.position * spare_s)
+        latest = int(np.searchsorted(starts_s_F, too_late_s)) - 1
+        return float(starts_s_F[max(0, min(frame, latest))])
 
     @cached_property
     def padded(self) -> int:
         """The number of clips that are shorter than their window, so that their last frame is
         repeated."""
-        return sum(self._spare_s(index) < 0 for index in range(len(self)))
+        return sum(self._is_padded(index) for index in range(len(self)))
 
     @cached_property
     def slower(self) -> int:
@@ -105,36 +138,15 @@ class WindowIndex:
         frames are repeated."""
         return sum(self._is_slower(index) for index in range(len(self)))
 
-    def _spare_s(self, index: int) -> float:
-        """By how many seconds the clip is longer than a window; negative if it is shorter."""
-        time_s = self.clip_rows[index].time_s
-        window_s = (self.num_frames - 1) * self.clips[index].speed / self.fps
-        return float(time_s[-1] - time_s[0]) - window_s
+    def _is_padded(self, index: int) -> bool:
+        rows, fps = self.clip_rows[index], self.fps / self.clips[index].speed
+        return rows.instants(float(rows.sampled_for_s[0]), fps) < self.num_frames
 
     def _is_slower(self, index: int) -> bool:
         time_s = self.clip_rows[index].time_s
         step_s = self.clips[index].speed / self.fps
         # Half a step more than asked for is rounding of timestamps, and no lower rate.
         return len(time_s) > 1 and float(np.median(np.diff(time_s))) > 1.5 * step_s
-
-
-def window_times(
-    start_s: float, frames: int, fps: float, speed: float, reverse: bool
-) -> np.ndarray:
-    """(T,) source times of a window whose earliest frame is at `start_s`, in the order they are
-    read."""
-    time_s = start_s + np.arange(frames) * (speed / fps)
-    return time_s[::-1] if reverse else time_s
-
-
-def nearest_frames(time_s: np.ndarray, asked_s: np.ndarray) -> np.ndarray:
-    """Index into ascending `time_s` of the frame nearest to each asked time; the earlier one of two
-    equally near."""
-    if len(time_s) == 1:
-        return np.zeros(len(asked_s), np.int64)
-    after = np.clip(np.searchsorted(time_s, asked_s), 1, len(time_s) - 1)
-    before = after - 1
-    return np.where(asked_s - time_s[before] <= time_s[after] - asked_s + TIE_S, before, after)
 
 
 def index_windows(
@@ -191,13 +203,33 @@ def clip_rows_of(cache: Cache, clip: Clip) -> ClipRows | str:
     """Where the frames of a covered clip lie, or why there are none."""
     location = cache.locations[clip.video_id]
     time_s = cache.small_array(location.store, TIMES)[location.start : location.stop]
-    first = int(np.searchsorted(time_s, clip.start_s))
-    stop = len(time_s) if clip.stop_s is None else int(np.searchsorted(time_s, clip.stop_s))
-    if stop <= first:
+    sampled_for_s_F = sampled_for_s(time_s, cache.fps)
+    end_s = float(sampled_for_s_F[-1]) + _frame_length_s(time_s, cache.fps)
+    first = frame_on_screen(time_s, clip.start_s)
+    stop = len(time_s)
+    if clip.stop_s is not None:
+        stop, end_s = int(np.searchsorted(time_s, clip.stop_s)), min(end_s, clip.stop_s)
+    if stop <= first or clip.start_s >= end_s:
         end = "its end" if clip.stop_s is None else f"{clip.stop_s:g}"
         cached = f"its video is cached from {time_s[0]:.3f} to {time_s[-1]:.3f} s"
         return f"no cached frame in [{clip.start_s:g}, {end}) s; {cached}"
-    return ClipRows(location.store, location.start + first, time_s[first:stop])
+    inside = slice(first, stop)
+    return ClipRows(
+        location.store,
+        location.start + first,
+        time_s[inside],
+        sampled_for_s_F[inside],
+        end_s,
+        float(time_s[0]),
+    )
+
+
+def _frame_length_s(time_s: np.ndarray, fps: float | None) -> float:
+    """Seconds that the last cached frame of a video stays on screen: a step of the cache's rate,
+    or, where it has every frame, as long as most of them do. A single frame stays for a second."""
+    if fps is not None:
+        return 1 / fps
+    return float(np.median(np.diff(time_s))) if len(time_s) > 1 else 1.0
 
 
 def require_rate(

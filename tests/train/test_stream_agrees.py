@@ -1,0 +1,209 @@
+"""A stream's answers are those of a window over the cache at the same instants: at any rates, through
+gaps, at variable rates, and where the video is slower than the windows."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from support.broken_media import noise
+from support.media import SHARED_CLIPS, encode
+from support.training import recipe
+
+from pipeline.cache.cache import Cache
+from pipeline.config import plugins
+from pipeline.config.cache_spec import CacheSpec
+from pipeline.config.recipe import WindowSettings
+from pipeline.datasets.manifest import manifest
+from pipeline.errors import BadInput
+from pipeline.extract import extract
+from pipeline.records import Clip
+from pipeline.train.evaluate import evaluate
+from pipeline.train.loop import train
+from pipeline.train.run import Run, load_model
+from pipeline.train.stream import Seen, Stream
+from pipeline.train.windows.index import WindowRef
+from pipeline.train.windows.windows import Windows
+
+CPU = torch.device("cpu")
+FRAMES = 24
+"""T of the windows that streams are compared with."""
+GAP_S = 1.5
+UNEVEN_S = np.cumsum([0, *np.random.default_rng(0).integers(20, 250, 30)]) / 1000
+TIMES_S = {
+    "ntsc": np.arange(60) / (30 / 1.001),
+    "28": np.arange(50) / 28,
+    "25": np.arange(45) / 25,
+    "gap": np.concatenate([np.arange(20), np.arange(20, 40) + 12 * GAP_S]) / 12,
+    "uneven": UNEVEN_S,
+    "slow": np.arange(10) / 3,
+}
+"""Video -> when its frames appear, in seconds. MP4 keeps these times to 1 / 30,000 s, Matroska to
+1 / 1000 s."""
+CLIPS = {
+    "sam2_cups.mp4": "29.97",
+    "kinetics_arm_wrestling.mp4": "28",
+    "chaplin.mp4": "25",
+    "corner/corner_phone_rot180_vfr.mp4": "variable",
+    "ntu_two_person_1080p.mp4": "a gap",
+}
+
+
+def tiny_spec(fps: float | str, **frames: object) -> CacheSpec:
+    """A random encoder of one layer that sees 32 pixels."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    config = {"model_type": "vit", "num_hidden_layers": 1, "patch_size": 16, "image_size": 32}
+    table = {
+        "name": "tiny",
+        "encoder": {"name": "transformers", "layers": [0], "seed": 0, "config": config | sizes},
+        "frames": {"size_px": 32, "fps": fps, **frames},
+        "codec": {"name": "float16"},
+    }
+    table["encoder"] |= {"mean": [0.5] * 3, "std": [0.5] * 3}
+    return plugins.validate(CacheSpec, table, "test")
+
+
+def cache_of(root: Path, spec: CacheSpec, out: Path) -> Cache:
+    built = manifest.build("folder", root, out / "data", {"val_fraction": 0.3})
+    return extract.extract(spec, built, out / "caches")
+
+
+def run_on(cache: Cache, fps: float, out: Path, temporal: str = "gru", **changes: object) -> Run:
+    """A model that has seen one batch, and whose answers are far from even."""
+    small = {"layers": 1, "heads": 2, "state": 3, "history": 8}
+    fields = plugins.load("temporal", temporal).Settings.model_fields
+    table = {
+        "task": {"forms": ("streaming",)},
+        "temporal": {"name": temporal, **{k: v for k, v in small.items() if k in fields}},
+        "windows": {"frames": 8, "fps": fps, **changes},
+        "training": {"steps": 1, "warmup_steps": 1, "batch_size": 2},
+    }
+    return train(recipe(**table), cache, out)
+
+
+@torch.no_grad()
+def window_answers(run: Run, cache: Cache, clip: Clip) -> tuple[np.ndarray, np.ndarray]:
+    """(T,) times and (T, K) answers of the first window of a clip over the cache."""
+    model, task = load_model(run, cache.shape)
+    one = dataclasses.replace(
+        cache.manifest, clips=(dataclasses.replace(clip, split="val"), *cache.manifest.clips)
+    )
+    settings = WindowSettings(frames=FRAMES, fps=run.recipe.windows.fps)
+    windows = Windows(cache, one, "val", settings, task, model.layers)
+    batch = windows.read([WindowRef(0, 0.0)])
+    return batch.time_s_BT[0], model(*windows.tokens(batch, CPU))["streaming"][0].numpy()
+
+
+def assert_same(seen: list[Seen], time_s_T: np.ndarray, answers: np.ndarray) -> None:
+    """Over the instants of both: a window goes on with the last frame when the video is over."""
+    count = min(len(seen), len(time_s_T))
+    assert count >= 6
+    np.testing.assert_array_equal([frame.time_s for frame in seen[:count]], time_s_T[:count])
+    for frame, answer in zip(seen[:count], answers[:count], strict=True):
+        np.testing.assert_allclose(frame.answer, answer, atol=1e-5)
+    assert len(set(time_s_T[count:])) <= 1
+    assert np.ptp([frame.answer for frame in seen], axis=0).min() > 1e-3
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """The videos of TIMES_S, two labels."""
+    folder = tmp_path_factory.mktemp("videos")
+    for name, times_s in TIMES_S.items():
+        for label, suffix, ticks in (("a", "mp4", 30_000), ("b", "mkv", 1000)):
+            (folder / label).mkdir(exist_ok=True)
+            path = folder / label / f"{name}.{suffix}"
+            encode(path, noise(len(times_s)), times_s=times_s.tolist(), ticks_per_s=ticks)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def caches(root, tmp_path_factory) -> dict[float | str, Cache]:
+    """Of every frame, and of 12 frames a second."""
+    return {
+        fps: cache_of(root, tiny_spec(fps), tmp_path_factory.mktemp("cache")) for fps in ("all", 12)
+    }
+
+
+@pytest.mark.parametrize(
+    ("cached", "fps", "temporal", "videos"),
+    [
+        ("all", 6, "gru", ["a/ntsc.mp4", "b/uneven.mkv", "b/gap.mkv"]),
+        ("all", 12, "gated_mamba_mix", ["b/ntsc.mkv", "a/28.mp4", "a/25.mp4", "a/uneven.mp4"]),
+        (12, 5, "gru", ["a/ntsc.mp4", "b/28.mkv", "a/gap.mp4", "b/uneven.mkv"]),
+        (12, 12, "gru", ["a/gap.mp4", "b/uneven.mkv"]),
+        ("all", 4, "gru", ["a/slow.mp4"]),
+    ],
+)
+def test_a_stream_sees_what_a_window_sees(caches, root, tmp_path, cached, fps, temporal, videos):
+    cache = caches[cached]
+    run = run_on(cache, fps, tmp_path / "run", temporal)
+    clips = {clip.source: clip for clip in cache.manifest.clips}
+    for source in videos:
+        seen = list(Stream(run).follow(root / source))
+        assert_same(seen, *window_answers(run, cache, clips[source]))
+
+
+def test_a_frame_that_stays_on_screen_is_answered_again(caches, root, tmp_path):
+    """Through a gap, and at the end, which counts to the end of the last frame."""
+    run = run_on(caches["all"], 4, tmp_path / "run")
+    seen = [frame.time_s for frame in Stream(run).follow(root / "a/gap.mp4")]
+    stays = [time_s for time_s in seen if time_s == pytest.approx(19 / 12, abs=1e-3)]
+    assert len(stays) == GAP_S * 4 and len(seen) == np.ceil((40 / 12 + GAP_S) * 4)
+    slow = [frame.time_s for frame in Stream(run).follow(root / "a/slow.mp4")]
+    np.testing.assert_allclose(slow, np.floor(np.arange(13) / 4 * 3 + 1e-3) / 3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("source", "start_s"), [("a/ntsc.mp4", 1.05), ("b/uneven.mkv", 0.7)])
+def test_a_clip_that_starts_between_frames(caches, root, tmp_path, source, start_s):
+    """The window and the stream begin with the frame that is on screen then."""
+    cache = caches["all"]
+    run = run_on(cache, 12, tmp_path / "run")
+    (clip,) = (clip for clip in cache.manifest.clips if clip.source == source)
+    times_s, answers = window_answers(run, cache, dataclasses.replace(clip, start_s=start_s))
+    on_screen = max(time_s for time_s in TIMES_S[Path(source).stem] if time_s <= start_s)
+    assert times_s[0] == pytest.approx(on_screen, abs=1e-3)
+    assert_same(list(Stream(run).follow(root / source, start_s=start_s)), times_s, answers)
+
+
+def test_evaluation_and_stream_agree_from_the_same_first_frame(caches, root, tmp_path):
+    """answers-val.safetensors says when the frames of its windows appear."""
+    cache = caches[12]
+    run = run_on(cache, 5, tmp_path / "run", eval_windows=2)
+    evaluate(run, cache)
+    kept = load_file(run.path / "answers-val.safetensors")
+    clips = [clip for clip in cache.manifest.clips if clip.split == "val"]
+    assert kept["time_s"].shape == (2 * len(clips), 8) and len(clips) >= 3
+    for window in range(1, len(kept["time_s"]), 2):
+        time_s_T = kept["time_s"][window]
+        frames = Stream(run).follow(root / clips[window // 2].source, start_s=float(time_s_T[0]))
+        seen = list(islice(frames, 8))
+        assert [frame.time_s for frame in seen] == time_s_T.tolist()
+        np.testing.assert_allclose(seen[-1].answer, kept["streaming"][window], atol=1e-5)
+
+
+def test_a_stream_that_begins_after_the_end_is_refused(caches, root, tmp_path):
+    run = run_on(caches["all"], 4, tmp_path / "run")
+    with pytest.raises(BadInput, match="slow.mp4 ends before 90 s, where the stream is to begin"):
+        list(Stream(run).follow(root / "a/slow.mp4", start_s=90))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED_CLIPS.is_dir(), reason="no real clips")
+@pytest.mark.parametrize(("cached", "fps"), [("all", 6), ("all", 12), (12, 5), (12, 12)])
+def test_real_clips(tmp_path, cached, fps):
+    root = tmp_path / "clips"
+    for label, source in enumerate(CLIPS):
+        path = root / "ab"[label % 2] / Path(source).name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(SHARED_CLIPS / source)
+    cache = cache_of(root, tiny_spec(cached), tmp_path)
+    run = run_on(cache, fps, tmp_path / "run")
+    for clip in cache.manifest.clips:
+        seen = list(islice(Stream(run).follow(root / clip.source), FRAMES))
+        assert_same(seen, *window_answers(run, cache, clip))
