@@ -1,8 +1,8 @@
 """Video -> Frames: decode and sample by presentation time. Pixels are those of `rgb`.
 
-Times are the container's presentation times. A missing or non-increasing one becomes the previous
-time plus 1 / rate. AVI has no presentation times: there the k-th frame shown takes the k-th decode
-time, which is k / rate unless frames were dropped.
+Times are the container's presentation times, those that are missing or wrong mended by
+`presentation_times`. AVI has none: there the k-th frame shown takes the k-th decode time of the
+packets that gave a frame.
 
 Decoding runs in one thread: on a damaged stream, what libav conceals depends on the number of its
 threads.
@@ -29,7 +29,14 @@ from pipeline.errors import BadVideo
 from pipeline.records import Frames
 from pipeline.video.containers.pixel_aspect import PixelAspects
 from pipeline.video.containers.track_header import read_track_header
+from pipeline.video.presentation_times import (
+    LOOK_AHEAD,
+    Stamp,
+    in_order_shown,
+    presentation_times,
+)
 from pipeline.video.probe import (
+    clock_runs_forward,
     first_frame_s,
     frame_rate,
     header_end_s,
@@ -49,6 +56,10 @@ what is there."""
 BLOCK_FRAMES, BLOCK_BYTES = 8, 32 << 20
 """Frames that travel together: few, and few bytes of them, so that a 4K video stays within
 memory."""
+JOINABLE = {"mpegts", "mpeg"}
+"""Containers that may be joined end to end, each part with a clock of its own."""
+LOOK_AHEAD_BYTES = 256 << 20
+"""Decoded frames that are held back to judge a time, at 3 bytes a pixel."""
 
 EARLIER_S = 5.0
 """In a transport stream a seek can lead too far by a group of pictures or two."""
@@ -185,6 +196,8 @@ class _VideoFile:
         self.path, self.counted, self.from_s = path, counted, from_s
         self.at_byte = 0
         """Offset in the file of the last packet."""
+        self.stopped: str | None = None
+        """Why decoding stopped before the end."""
 
     def pictures(self) -> Generator[Picture, None, None]:
         """Yields every picture; sets `failure` at the end."""
@@ -203,47 +216,54 @@ class _VideoFile:
     def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[Picture]:
         assert stream.time_base is not None
         interval_s = 1 / (frame_rate(stream) or 25)
-        counted, previous_s = self.counted, -math.inf
-        try:
-            for frame, time_s in self._timed(container, stream):
-                if time_s is None or time_s <= previous_s:
-                    time_s = previous_s + interval_s if counted.decoded else 0.0
-                end_s = time_s + (
-                    float(frame.duration * stream.time_base) if frame.duration else interval_s
-                )
-                counted.picture(end_s)
-                previous_s = time_s
-                yield Picture(frame, time_s, end_s, self.aspects.of(frame))
-        except av.FFmpegError as error:
-            reason = reason_of(error, self.path, self.at_byte)
+        counted = self.counted
+        stamped = self._stamped(container, stream)
+        if container.format.name == "avi":
+            stamped = in_order_shown(stamped)
+        for (frame, aspect), time_s in presentation_times(stamped, interval_s, _look_ahead(stream)):
+            end_s = time_s + (
+                float(frame.duration * stream.time_base) if frame.duration else interval_s
+            )
+            counted.picture(end_s)
+            yield Picture(frame, time_s, end_s, aspect)
+        if self.stopped is not None:
             far = f"decoding stopped after {counted.decoded} frames at {counted.end_s:.1f} s"
             self.failure = BadVideo(
-                f"{self.path.name}: {far if counted.decoded else _no_frame_text(stream)}: {reason}"
+                f"{self.path.name}: {far if counted.decoded else _no_frame_text(stream)}: "
+                f"{self.stopped}"
             )
 
-    def _timed(
+    def _stamped(
         self, container: InputContainer, stream: VideoStream
-    ) -> Iterator[tuple[VideoFrame, float | None]]:
-        """Decoded frames with the times that the container gives them; none where a seek went too
-        far."""
+    ) -> Iterator[tuple[tuple[VideoFrame, float], Stamp]]:
+        """Decoded frames with their pixel aspect and the times that the container gives them, up to
+        an error, whose reason `stopped` then tells; none where a seek went too far."""
         assert stream.time_base is not None
         stream.codec_context.thread_count = 1
         is_avi, must_begin_s = (
             container.format.name == "avi",
             self.from_s if self._seek(container, stream) else math.inf,
         )
-        decode_times: deque[int] = deque()
-        for packet in container.demux(stream):
-            self.at_byte = packet.pos or self.at_byte
-            if is_avi and packet.dts is not None:
-                decode_times.append(packet.dts)
-            for frame in self.aspects.decode(packet):
-                time = (decode_times.popleft() if decode_times else None) if is_avi else frame.pts
-                time_s = None if time is None else float(time * stream.time_base)
-                if must_begin_s < math.inf and (time_s is None or time_s >= must_begin_s):
-                    return
-                must_begin_s = math.inf
-                yield frame, time_s
+        decoded: int | None = None
+        try:
+            for packet in container.demux(stream):
+                self.at_byte = packet.pos or self.at_byte
+                decoded = decoded if packet.dts is None else packet.dts
+                if is_avi:
+                    # So the frame comes with the decode time of its own packet; what libav makes up
+                    # as a presentation time is not worth having.
+                    packet.pts = packet.dts
+                for frame in self.aspects.decode(packet):
+                    shown_s, decoded_s = (
+                        None if ticks is None else float(ticks * stream.time_base)
+                        for ticks in (frame.pts, None if is_avi else decoded)
+                    )
+                    if must_begin_s < math.inf and (shown_s is None or shown_s >= must_begin_s):
+                        return
+                    must_begin_s = math.inf
+                    yield (frame, self.aspects.of(frame)), Stamp(shown_s, decoded_s)
+        except av.FFmpegError as error:
+            self.stopped = reason_of(error, self.path, self.at_byte)
 
     def _seek(self, container: InputContainer, stream: VideoStream) -> bool:
         """Goes to the last keyframe from which `from_s` can be had, with what deinterlacing looks
@@ -257,6 +277,9 @@ class _VideoFile:
             stream.codec_context.pix_fmt or ""
         )
         if begin_s <= first_frame_s(stream) or counts_times or needs_first:
+            return False
+        # Where the clock was set back, a time stands for two frames, and a seek finds either.
+        if container.format.name in JOINABLE and not clock_runs_forward(self.path):
             return False
         container.seek(math.floor(begin_s / stream.time_base), stream=stream)
         return True
@@ -283,6 +306,12 @@ class _VideoFile:
             f"{self.path.name}: truncated: the header promises {promised_s:.1f} s, "
             f"the content ends after {counted.decoded} frames at {counted.end_s:.1f} s"
         )
+
+
+def _look_ahead(stream: VideoStream) -> int:
+    """Frames that may be held back to judge a time; fewer of large ones, for the sake of memory."""
+    frame_bytes = 3 * stream.codec_context.width * stream.codec_context.height
+    return max(2, min(LOOK_AHEAD, LOOK_AHEAD_BYTES // max(1, frame_bytes)))
 
 
 def _no_frame_text(stream: VideoStream) -> str:

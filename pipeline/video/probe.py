@@ -11,6 +11,7 @@ import io
 import math
 import re
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -199,6 +200,27 @@ def last_packet_end_s(path: Path, all_streams: bool) -> float:
         except av.FFmpegError:
             pass  # What can be read counts.
     return end_s
+
+
+def clock_runs_forward(path: Path) -> bool:
+    """Whether the decode times of the video stream never fall. Reads the whole file, once in a
+    process, but decodes nothing."""
+    facts = path.stat()
+    return _clock_runs_forward(path, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _clock_runs_forward(path: Path, size: int, mtime_ns: int) -> bool:  # noqa: ARG001
+    container, video = open_video(path)
+    latest = None
+    with container, suppress(av.FFmpegError):
+        for packet in container.demux(video):
+            if packet.dts is None:
+                continue
+            if latest is not None and packet.dts < latest:
+                return False
+            latest = packet.dts
+    return True
 
 
 def probe(path: Path, image_fps: float | None = None) -> Probe:
