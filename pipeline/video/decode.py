@@ -28,6 +28,7 @@ from av.video.stream import VideoStream
 from pipeline.errors import BadVideo
 from pipeline.records import Frames
 from pipeline.video.containers.pixel_aspect import PixelAspects
+from pipeline.video.containers.shortfall import missing_end
 from pipeline.video.containers.track_header import read_track_header
 from pipeline.video.presentation_times import (
     LOOK_AHEAD,
@@ -40,7 +41,6 @@ from pipeline.video.probe import (
     first_frame_s,
     frame_rate,
     header_end_s,
-    last_packet_end_s,
     list_images,
     open_image,
     open_video,
@@ -48,10 +48,6 @@ from pipeline.video.probe import (
 )
 from pipeline.video.rgb import Picture, cropped, deinterlaced, upright_rgb
 from pipeline.video.sampling import first_instant
-
-HONEST_HEADERS = {"avi", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"}
-"""Containers whose header was written with the file; for others libav estimates the duration from
-what is there."""
 
 BLOCK_FRAMES, BLOCK_BYTES = 8, 32 << 20
 """Frames that travel together: few, and few bytes of them, so that a 4K video stays within
@@ -134,8 +130,8 @@ def decode_rates(
     frames are left out. `counted` is filled.
 
     Raises BadVideo, after all good frames have been yielded, if the video cannot be opened, if
-    decoding stops with an error, or if the content ends more than 1 s and more than 5 % before the
-    end that its header promises. Raises OSError or MemoryError for what is no fault of the video.
+    decoding stops with an error, or if the end of the content is missing (`missing_end`). Raises
+    OSError or MemoryError for what is no fault of the video.
     """
     counted = counted or FrameCounts()
     source = _ImageFolder(path, image_fps, counted) if path.is_dir() else _VideoFile(path, counted)
@@ -289,21 +285,11 @@ class _VideoFile:
         counted = self.counted
         if not counted.decoded:
             return BadVideo(f"{self.path.name}: {_no_frame_text(stream)}")
-        promised_s = header_end_s(container, stream)
-        if promised_s is None or container.format.name not in HONEST_HEADERS:
-            return None
-        allowed_s = max(1.0, 0.05 * (promised_s - first_frame_s(stream)))
-        if promised_s - counted.end_s <= allowed_s:
-            return None
-        # A duration of the whole container may be that of a sound track that goes on after the
-        # pictures.
-        if (
-            stream.duration is None
-            and promised_s - last_packet_end_s(self.path, all_streams=True) <= allowed_s
-        ):
+        reason = missing_end(self.path, container, stream, counted.end_s)
+        if reason is None:
             return None
         return BadVideo(
-            f"{self.path.name}: truncated: the header promises {promised_s:.1f} s, "
+            f"{self.path.name}: truncated: {reason}, "
             f"the content ends after {counted.decoded} frames at {counted.end_s:.1f} s"
         )
 

@@ -46,6 +46,8 @@ REREAD_BYTES = 256 << 20
 """Bytes of a file that are read again to find out whether the disk is to blame."""
 LFS_POINTER = b"version https://git-lfs"
 """Begins the text that stands for a large file in a checkout until Git LFS fetches the file."""
+AVI_FRAME_BYTES = 8
+"""Of an empty frame, as it stands for one that was dropped."""
 LOOK_TIMEOUT_S = 10.0
 """For one read of a file that is looked at for covers."""
 TIMESTAMPS = "timestamps.txt"
@@ -173,6 +175,8 @@ def header_end_s(container: InputContainer, stream: VideoStream) -> float | None
     """Presentation time at which the header says the video ends; None if it does not say."""
     start_s = first_frame_s(stream)
     if container.format.name == "avi" and stream.frames and stream.average_rate:
+        if stream.frames > container.size // AVI_FRAME_BYTES:
+            return None  # a recording that was not finished, whose header was left open
         # libav cuts the duration of a truncated AVI down to what is there; the frame count stays as
         # it was written.
         return start_s + float(stream.frames / stream.average_rate)
@@ -186,14 +190,17 @@ def header_end_s(container: InputContainer, stream: VideoStream) -> float | None
     return None
 
 
-def last_packet_end_s(path: Path, all_streams: bool) -> float:
-    """When the last packet of the video stream, or of any stream, ends. Reads the whole file but
-    decodes nothing."""
+def last_packet_end_s(path: Path, *, of_video: bool) -> float:
+    """When the last packet of the video stream, or of all other streams, ends; 0 if there is none.
+    Reads the whole file but decodes nothing."""
     container, video = open_video(path)
     end_s = 0.0
     with container:
         try:
-            for packet in container.demux() if all_streams else container.demux(video):
+            streams = [
+                stream for stream in container.streams if (stream.index == video.index) == of_video
+            ]
+            for packet in container.demux(streams) if streams else ():
                 time = packet.dts if packet.pts is None else packet.pts
                 if time is not None:
                     end_s = max(end_s, float((time + (packet.duration or 0)) * packet.time_base))
@@ -238,7 +245,7 @@ def _probe_file(path: Path) -> Probe:
         context = stream.codec_context
         start_s, end_s = first_frame_s(stream), header_end_s(container, stream)
         if end_s is None:
-            end_s = last_packet_end_s(path, all_streams=False)
+            end_s = last_packet_end_s(path, of_video=True)
         crop = read_track_header(path, container, stream).crop
         size = (context.width, context.height)
         if context.format is not None:

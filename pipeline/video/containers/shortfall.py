@@ -1,0 +1,66 @@
+"""Whether pictures are missing at the end of a video that was read to its end without an error."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from pipeline.video.containers.torn_end import torn_end
+from pipeline.video.probe import first_frame_s, frame_rate, header_end_s, last_packet_end_s
+
+MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+HONEST_HEADERS = {"avi", "flv", "matroska,webm", MP4, "mxf"}
+"""Containers whose header was written with the file; for others libav estimates the duration from
+what is there."""
+ROUNDED_FRAMES = 0.5
+"""A content that ends this many frames before its header says is whole, as durations are rounded: a
+cut took what stands behind the pictures, such as an index."""
+
+
+def missing_end(
+    path: Path, container: InputContainer, stream: VideoStream, end_s: float
+) -> str | None:
+    """Why a video whose pictures end at `end_s` is not whole; None where nothing speaks against it.
+
+    That is so if the header promises more than 1 s and more than 5 % more, or if the bytes show
+    that the end of the file is missing, unless all is there that the header promises. May read the
+    whole file, but decodes nothing.
+    """
+    whole_s, own_s = None, None
+    if container.format.name in HONEST_HEADERS:
+        whole_s, own_s = header_end_s(container, stream), _own_end_s(container, stream)
+    promised_s = whole_s if own_s is None else own_s
+    if promised_s is None:
+        return torn_end(path, stream)
+
+    def is_there(allowed_s: float) -> bool:
+        """Whether the content goes on until the promised end, but for so much. What is said of the
+        whole file may be said of sound or subtitles, which go on after the pictures."""
+        return promised_s - end_s <= allowed_s or (
+            own_s is None and promised_s - last_packet_end_s(path, of_video=False) <= allowed_s
+        )
+
+    if not is_there(max(1.0, 0.05 * (promised_s - first_frame_s(stream)))):
+        return f"the header promises {promised_s:.1f} s"
+    torn = torn_end(path, stream)
+    if torn is None or container.format.name == MP4:  # which speaks of pictures, not of the file
+        return torn
+    return None if is_there(ROUNDED_FRAMES / (frame_rate(stream) or 25)) else torn
+
+
+def _own_end_s(container: InputContainer, stream: VideoStream) -> float | None:
+    """When the pictures end according to what the header says of them alone; None where it speaks
+    of the whole file only."""
+    if container.format.name != "matroska,webm":
+        return header_end_s(container, stream) if stream.frames else None
+    # Most writers of Matroska leave the length of each track behind, as a tag.
+    for key, text in stream.metadata.items():
+        found = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d*)?)", text)
+        if found and key.partition("-")[0] == "DURATION":
+            hours, minutes, seconds = map(float, found.groups())
+            end_s, whole_s = 3600 * hours + 60 * minutes + seconds, header_end_s(container, stream)
+            return end_s if whole_s is None else min(end_s, whole_s)
+    return None
