@@ -303,7 +303,7 @@ def import_checkpoint(
     from pipeline.config.cache_spec import load_spec
     from pipeline.config.recipe import load_recipe
     from pipeline.config.shipped import shipped
-    from pipeline.train import import_checkpoint
+    from pipeline.train.published import import_checkpoint
 
     is_spec = source.endswith(".toml") or source in shipped("spec")
     read = load_spec(named_file("spec", source)) if is_spec else Cache(source)
@@ -314,6 +314,7 @@ def import_checkpoint(
         read,
         out or Path("runs") / file.stem,
         names,
+        console.say,
     )
     if as_json:
         console.show_json(

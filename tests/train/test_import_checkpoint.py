@@ -4,6 +4,7 @@ weights, for all five tasks."""
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,8 @@ from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
 from pipeline.extract import extract
 from pipeline.train.evaluate import evaluate
-from pipeline.train.import_checkpoint import import_checkpoint, read_labels, read_weights
-from pipeline.train.run import load_model
+from pipeline.train.published.import_checkpoint import import_checkpoint, read_labels, read_weights
+from pipeline.train.run import Run, load_model
 from pipeline.train.stream import Stream
 
 CLASSES = ("turn", "close", "open", "push", "pull", "lift", "drop")
@@ -262,27 +263,78 @@ def test_all_that_does_not_fit_is_listed(cache, tmp_path):
     )  # output_norm is in both
 
 
-class Evil:
-    def __reduce__(self):
-        return (print, ("executed",))
-
-
-def test_nothing_in_a_file_is_executed(tmp_path, capsys):
-    torch.save(
-        {"state_dict": {"model.x": torch.zeros(1)}, "hyper_parameters": Evil()},
-        tmp_path / "evil.ckpt",
-    )
-    with pytest.raises(BadInput, match="cannot be read as plain tensors"):
-        read_weights(tmp_path / "evil.ckpt")
-    assert "executed" not in capsys.readouterr().out
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
     (tmp_path / "text.ckpt").write_text("no checkpoint")
-    with pytest.raises(BadInput, match="cannot be read as plain tensors"):
-        read_weights(tmp_path / "text.ckpt")
+    (tmp_path / "zip.ckpt").write_bytes(b"PK\x03\x04" + bytes(100))
+    (tmp_path / "empty.ckpt").write_bytes(b"")
+    (tmp_path / "folder.ckpt").mkdir()
+    os.mkfifo(tmp_path / "fifo.ckpt")
+    for name in ("text", "zip", "empty", "folder", "fifo"):
+        with pytest.raises(BadInput, match="cannot be read as plain tensors") as error:
+            read_weights(tmp_path / f"{name}.ckpt")
+        assert "\n" not in error.value.message and "weights_only" not in error.value.message
     with pytest.raises(BadInput, match="No such file"):
         read_weights(tmp_path / "gone.ckpt")
     torch.save([1, 2], tmp_path / "list.ckpt")
     with pytest.raises(BadInput, match="holds no state dict of tensors"):
         read_weights(tmp_path / "list.ckpt")
+
+
+def test_a_checkpoint_with_the_frozen_encoder_and_without_constants_is_read(cache, tmp_path):
+    """As the loader of the paper's code takes them; what was left out and filled in is said."""
+    state = state_dict("boxes", "gated_mamba_mix")
+    exact = import_checkpoint(
+        lightning(tmp_path / "exact.ckpt", dict(state)), recipe("boxes"), cache, tmp_path / "exact"
+    )
+    del state["model.bbox_query_encoder.fourier_enc.freqs"]
+    for name in [name for name in state if name.endswith("num_batches_tracked")]:
+        del state[name]
+    state["model.encoder.backbone.cls_token"] = torch.full((1, 1, 32), torch.nan)
+    state["model.encoder.backbone.blocks.0.norm1.weight"] = torch.zeros(32)
+    recipe_file = tmp_path / "recipe.toml"
+    recipe_file.write_text(_toml(recipe("boxes").canonical()))
+    file = lightning(tmp_path / "whole.ckpt", state)
+    result = call("import-checkpoint", file, recipe_file, cache.path, "--out", tmp_path / "run")
+    assert result.code == 0, result.err
+    assert "left out: 2 tensors of the frozen encoder (encoder.backbone.cls_token" in result.err
+    assert "filled in: readouts.streaming.bbox_query_encoder.fourier_enc.freqs" in result.err
+    ours, theirs = (
+        load_model(run, cache.shape)[0].state_dict() for run in (Run(tmp_path / "run"), exact)
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs if "tracked" not in name)
+
+
+def test_a_checkpoint_without_running_statistics_is_refused(cache, tmp_path):
+    """Mean 0 and variance 1 in their place would answer, and wrongly."""
+    state = state_dict("pose", "mamba")
+    for name in [name for name in state if "running_" in name]:
+        del state[name]
+    file = lightning(tmp_path / "a.ckpt", state)
+    with pytest.raises(BadInput, match="lacks 8 running statistics of batch norms") as error:
+        import_checkpoint(file, recipe("pose", "mamba"), cache, tmp_path / "run")
+    assert "the first is mixer.0.bn.running_mean" in error.value.message
+    assert "state_dict()" in error.value.hint and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_weights_that_are_no_numbers_are_refused_by_name(cache, tmp_path, value):
+    state = state_dict("pose", "mamba")
+    name = "running_var" if value == -1 else "mlp.0.weight"
+    state[f"model.encoder.interm_mlps.1.{name.replace('running', 'bn.running')}"].view(-1)[3] = (
+        value
+    )
+    file = lightning(tmp_path / "a.ckpt", state)
+    with pytest.raises(BadInput, match=rf"1 of \d+ tensors hold NaN, .*: mixer\.1\..*{name}$"):
+        import_checkpoint(file, recipe("pose", "mamba"), cache, tmp_path / "run")
+
+
+def test_whole_numbers_are_no_weights(cache, tmp_path):
+    """Quantised weights that would be read as numbers."""
+    state = state_dict("pose", "mamba")
+    state["model.pose_head.1.weight"] = state["model.pose_head.1.weight"].to(torch.int8)
+    file = lightning(tmp_path / "a.ckpt", state)
+    with pytest.raises(BadInput, match=r"pose_head\.1\.weight holds int8, wanted numbers"):
+        import_checkpoint(file, recipe("pose", "mamba"), cache, tmp_path / "run")
 
 
 def test_labels_are_asked_for_and_checked(cache, tmp_path):
