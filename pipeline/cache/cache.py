@@ -20,6 +20,7 @@ from pipeline.cache.layout import (
     MANIFEST,
     RECEIPTS,
     receipt_name,
+    small_shape,
     store_name,
     stored_name,
     tokens_by_array,
@@ -157,7 +158,7 @@ class Cache:
         """Name of a token array (`special`, `flip/layer_11`) -> the codec of its values: all views
         of a layer have the same."""
         base = {name.rpartition("/")[2]: None for name in self.token_arrays}
-        codecs = codecs_of(self._codec_choice, base, self._learnt())
+        codecs = codecs_of(self._codec_choice, base, self._learnt(), self.shape.width)
         return {name: codecs[name.rpartition("/")[2]] for name in self.token_arrays}
 
     @cached_property
@@ -219,6 +220,13 @@ class Cache:
                 "planned for it",
                 redo,
             )
+        unknown = (receipt.failures.keys() | receipt.content.keys()) - receipt.videos.keys()
+        if unknown:
+            raise BadInput(
+                f"{path} is damaged: it speaks of the video {min(unknown)}, which is not in its "
+                "store",
+                redo,
+            )
         return receipt
 
     @cached_property
@@ -275,7 +283,9 @@ class Cache:
     def small_array(self, store: int, name: str) -> np.ndarray:
         """Times, affines or bounds of all frames of a store, read once. Not to be changed."""
         if (store, name) not in self._small_arrays:
-            self._small_arrays[store, name] = self.reader(store).small(name)
+            receipt = self.receipts[store]
+            shape = small_shape(name, receipt.frames, len(receipt.videos))
+            self._small_arrays[store, name] = self.reader(store).small(name, shape)
         return self._small_arrays[store, name]
 
     def stored_rows(self, store: int, name: str, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -320,7 +330,7 @@ def neighbours(cache: Cache, prefix: str = "") -> Iterator[Cache]:
     concern it."""
     for storage in _caches_in(cache.storage.parent):
         if storage.name != cache.name and storage.name.startswith(prefix):
-            with suppress(StillframeError):
+            with suppress(StillframeError, OSError):
                 yield Cache(storage)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from pipeline.cache.cache import Cache
-from pipeline.cache.layout import receipt_name, shard_file, store_name
+from pipeline.cache.layout import HEADER_FILE, receipt_name, shard_file, store_name
 from pipeline.cache.receipts import Receipt
 from pipeline.cache.storage.contract import Storage
 from pipeline.cache.store import StoreReader
@@ -174,6 +174,30 @@ def require_valid(cache: Cache) -> None:
             + (f", and {more} more" if more else ""),
             f"see it all: stillframe verify {cache}; mend it: stillframe verify {cache} --repair",
         )
+    _require_claims(cache)
+
+
+def _require_claims(cache: Cache) -> None:
+    """Compares what cache.json claims of a frame with the first store, whose files are those of its
+    receipt: models are made for these numbers before a token is read. Raises BadInput."""
+    for store, receipt in cache.receipts.items():
+        if not receipt.frames:
+            continue
+        reader = cache.reader(store)
+        for name, (shape, dtype) in cache.arrays.items():
+            layout = reader.layout(name)
+            held = sum(
+                size for file, (size, _) in receipt.files.items() if file.startswith(f"{name}/c/")
+            )
+            is_whole = layout.compression == "zstd" or receipt.frames * layout.row_bytes <= held
+            if (layout.shape, layout.dtype) != (shape, dtype) or not is_whole:
+                raise BadInput(
+                    f"{cache}/{HEADER_FILE} is damaged: it says that array '{name}' holds {dtype} "
+                    f"{shape} of a frame, {reader} has {layout.dtype} {layout.shape} and "
+                    f"{held:,} bytes for {receipt.frames} frames",
+                    f"see it all: stillframe verify {cache}",
+                )
+        return
 
 
 class BadChunk(NamedTuple):

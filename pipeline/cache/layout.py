@@ -103,6 +103,13 @@ def small_arrays(views: Iterable[str]) -> dict[str, str]:
     return files | {name: str(ChunkFile(name, (0, 0, 0))) for name in affines}
 
 
+def small_shape(name: str, frames: int, videos: int) -> tuple[int, ...]:
+    """The shape of a small array of a store with so many frames and videos."""
+    if name == TIMES:
+        return (frames,)
+    return (videos,) if name in (VIDEO_STARTS, VIDEO_STOPS) else (frames, 2, 3)
+
+
 def required_files(arrays: Mapping[str, int], shards: int, views: Collection[str]) -> set[str]:
     """The files that a store must have, relative to it: all metadata, and the shards of its token
     arrays. `arrays`: stored name -> axes of a row. Chunks of small arrays may be absent."""

@@ -26,6 +26,7 @@ from pipeline.cache.commit import clear_partial
 from pipeline.cache.layout import LEASES, lease_file, store_number
 from pipeline.cache.storage.contract import Storage
 from pipeline.cache.storage.local import PARTIAL
+from pipeline.config.json_files import json_value
 from pipeline.errors import StillframeError
 
 RENEW_S = 5.0
@@ -67,10 +68,11 @@ class Holder:
     def read(cls, text: bytes) -> Holder | None:
         """The holder that wrote a lease; None where the text is torn."""
         try:
-            table = json.loads(text)
-            return cls(*(table[field.name] for field in fields(cls)))
+            table = json_value(text)
+            values = [table[field.name] for field in fields(cls)]
         except (ValueError, KeyError, TypeError):
             return None
+        return cls(*values) if list(map(type, values)) == [str, str, int, int] else None
 
 
 class Leases:

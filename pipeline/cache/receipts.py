@@ -7,20 +7,44 @@ refused by name.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipeline.config.plugins import Settings
+
+MOST_LAYERS, MOST_SIDE, MOST_TOKENS = 1024, 4096, 1 << 20
+"""Layers, patches on a side of the square, and special tokens or numbers of one token, that a cache
+may claim: far more than any image model has, and few enough to be looked at one by one."""
+TIME_BYTES = 8
+"""Bytes that every frame takes in `time_s` alone, which is never compressed."""
+
+
+def _inside(path: str) -> str:
+    if path.startswith("/") or "\0" in path or not {"", ".", ".."}.isdisjoint(path.split("/")):
+        raise ValueError("wanted a path inside the store")
+    return path
+
+
+Number = Annotated[int, Field(ge=0, lt=2**48)]
+Side = Annotated[int, Field(ge=1, le=MOST_SIDE)]
+FilePath = Annotated[str, AfterValidator(_inside)]
 
 
 class TokenFacts(Settings):
     """The tokens of one frame, as JSON: a `TokenShape`."""
 
-    width: int
-    grid_hw: tuple[int, int]
-    special_tokens: int
-    layers: tuple[int, ...]
+    width: Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+    grid_hw: tuple[Side, Side]
+    special_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)]
+    layers: Annotated[tuple[Number, ...], Field(min_length=1, max_length=MOST_LAYERS)]
+
+    @field_validator("layers")
+    @classmethod
+    def _each_once(cls, layers: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(layers)) < len(layers):
+            raise ValueError("wanted each layer once")
+        return layers
 
 
 class Header(Settings):
@@ -38,7 +62,7 @@ class Header(Settings):
     """Digest of the manifest it is extracted from."""
     root: str
     """Folder of the videos when extraction began; they may be gone."""
-    plan: dict[int, dict[str, int]]
+    plan: dict[Number, dict[str, Number]]
     """store -> video_id -> frames expected from the header of its file."""
     derived_from: str | None = None
     """Fingerprint of the cache that the tokens come from; None: they come from the videos."""
@@ -57,8 +81,17 @@ class Header(Settings):
         missing = [
             key for key in ("name", "encoder", "frames", "codec", "store") if not spec.get(key)
         ]
-        if missing or "fps" not in spec["frames"] or "name" not in spec["codec"]:
-            raise ValueError(f"lacks {', '.join(missing) or 'frames.fps or codec.name'}")
+        if missing:
+            raise ValueError(f"lacks {', '.join(missing)}")
+        tables = [spec[key] for key in ("encoder", "frames", "codec", "store")]
+        views = spec.get("views", [])
+        if not all(isinstance(table, dict) for table in tables) or not isinstance(views, list):
+            raise ValueError("wanted encoder, frames, codec and store as tables, views as a list")
+        if not all(isinstance(table.get("name"), str) for table in (spec, tables[0], tables[2])):
+            raise ValueError("wanted a name for itself, the encoder and the codec")
+        fps = spec["frames"].get("fps")
+        if fps != "all" and not (type(fps) in (int, float) and 0 < fps <= 1000):
+            raise ValueError(f"wanted frames.fps in (0, 1000] or 'all', found {str(fps)[:40]}")
         return spec
 
 
@@ -83,10 +116,10 @@ class Content(Settings):
 class Receipt(Settings):
     """The content of receipts/00017.json, which vouches for a store."""
 
-    store: int
+    store: Number
     fingerprint: str
-    frames: int
-    videos: dict[str, tuple[int, int]]
+    frames: Number
+    videos: dict[str, tuple[Number, Number]]
     """video_id -> rows [start, stop)."""
     failures: dict[str, VideoFailure]
     content: dict[str, Content] = Field(default_factory=dict)
@@ -100,7 +133,7 @@ class Receipt(Settings):
     finished_s: float | None = None
     """When it was vouched for, in seconds since 1970 by the writer's clock. Serves to estimate
     speed and nothing else."""
-    files: dict[str, tuple[int, str]]
+    files: dict[FilePath, tuple[Number, str]]
     """Path in the store -> bytes, sha256."""
     taken_from: dict[str, str] = Field(default_factory=dict)
     """Token array -> fingerprint of the cache that it was taken over from; all others were encoded
@@ -118,6 +151,8 @@ class Receipt(Settings):
             expected_start = stop
         if expected_start != self.frames:
             raise ValueError(f"rows end at {expected_start}, frames are {self.frames}")
+        if self.frames * TIME_BYTES > self.store_bytes:
+            raise ValueError(f"{self.frames} frames do not fit into {self.store_bytes} bytes")
         return self
 
     @property

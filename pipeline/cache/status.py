@@ -160,7 +160,7 @@ def group_failures(failures: Mapping[str, str], sources: Mapping[str, str]) -> l
     groups: dict[str, list[str]] = {}
     texts = {}
     for video_id, reason in failures.items():
-        texts[video_id] = reason.removeprefix(f"{sources[video_id].rpartition('/')[2]}: ")
+        texts[video_id] = reason.removeprefix(f"{sources.get(video_id, '').rpartition('/')[2]}: ")
         groups.setdefault(NUMBER.sub("#", texts[video_id]), []).append(video_id)
     named = [
         FailureGroup(reason=_common_text([texts[video] for video in videos]), videos=videos)
@@ -197,7 +197,7 @@ def _splits(cache: Cache) -> dict[str, SplitCoverage]:
         counts["videos"] += 1
         counts["whole"] += location is not None and video_id not in cache.failures
         counts["frames"] += location.stop - location.start if location else 0
-        counts["expected"] += planned[video_id]
+        counts["expected"] += planned.get(video_id, 0)
     return {split: SplitCoverage(**counts) for split, counts in splits.items()}
 
 

@@ -161,9 +161,25 @@ class StoreReader:
         """Attributes of the group: fingerprint of the cache, and ids of the videos."""
         return dict(self.group.attrs)
 
-    def small(self, name: str) -> np.ndarray:
-        """A whole small array, such as `time_s`."""
-        return np.asarray(self._array(name)[:])
+    def small(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """A whole small array, such as `time_s`, which must have this shape, in one chunk: what its
+        metadata says takes no memory before it is compared. Raises BadInput."""
+        array = self._array(name)
+        chunk = tuple(max(1, length) for length in shape)
+        if (array.shape, array.chunks) != (shape, chunk) or np.dtype(array.dtype).kind not in "fi":
+            raise BadInput(
+                f"array '{name}' of store {self} holds {array.dtype} {array.shape} in chunks of "
+                f"{array.chunks}, wanted numbers {shape} in one chunk",
+                VERIFY,
+            )
+        try:
+            return np.asarray(array[:])
+        except StillframeError:
+            raise
+        except Exception as error:  # a damaged chunk makes zarr raise errors of many types
+            raise BadInput(
+                f"array '{name}' of store {self} cannot be read: {error}", VERIFY
+            ) from error
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of an array, its rows first."""
@@ -189,11 +205,13 @@ class StoreReader:
     def read_into(self, name: str, rows: np.ndarray, out: np.ndarray) -> None:
         """Rows of a token array straight into `out` (len(rows), ...), which must be contiguous."""
         layout = self.layout(name)
-        assert (
-            out.shape == (len(rows), *layout.shape)
-            and out.dtype == layout.dtype
-            and out.flags.c_contiguous
-        )
+        assert len(out) == len(rows) and out.flags.c_contiguous
+        if (out.shape[1:], out.dtype) != (layout.shape, layout.dtype):
+            raise BadInput(
+                f"array '{name}' of store {self} holds {layout.dtype} {layout.shape} for a frame, "
+                f"the cache says {out.dtype} {out.shape[1:]}",
+                VERIFY,
+            )
         target = out.reshape(-1).view(np.uint8)
         numbers = rows.tolist()
         for first, stop in _equal_runs([row // layout.shard_frames for row in numbers]):

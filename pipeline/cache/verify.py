@@ -34,6 +34,7 @@ from pipeline.cache.layout import (
     receipt_name,
     required_files,
     small_arrays,
+    small_shape,
     store_name,
 )
 from pipeline.cache.leases import holders, lease_of
@@ -313,21 +314,22 @@ def _contradictions(cache: Cache, receipt: Receipt) -> list[str]:
     sound."""
     try:
         reader = StoreReader(cache.storage, store_name(receipt.store))
-        time_s, *bounds = (reader.small(name) for name in (TIMES, VIDEO_STARTS, VIDEO_STOPS))
+        time_s, *bounds = (
+            reader.small(name, small_shape(name, receipt.frames, len(receipt.videos)))
+            for name in (TIMES, VIDEO_STARTS, VIDEO_STOPS)
+        )
         shapes = {name: reader.shape(name) for name in cache.arrays}
         attributes = reader.attributes
     except BadInput as error:
         return [f"its store is not as it says: {error.message}"]
-    rows = {
-        video_id: tuple(bounds_of_video)
-        for video_id, bounds_of_video in zip(
-            attributes["videos"], np.stack(bounds, 1).tolist(), strict=True
-        )
-    }
+    bounds_of_video = zip(list(receipt.videos), np.stack(bounds, 1).tolist(), strict=True)
+    rows = {video_id: tuple(pair) for video_id, pair in bounds_of_video}
     problems = []
-    if attributes["fingerprint"] != cache.fingerprint:
+    if attributes.get("videos") != list(receipt.videos):
+        problems.append("its videos are not those that the store says")
+    if attributes.get("fingerprint") != cache.fingerprint:
         problems.append(
-            f"its store is of the cache {attributes['fingerprint']}, wanted {cache.fingerprint}"
+            f"its store is of the cache {attributes.get('fingerprint')}, wanted {cache.fingerprint}"
         )
     if rows != receipt.videos or len(time_s) != receipt.frames:
         problems.append("its rows are not those that the store says")

@@ -4,6 +4,7 @@ that --help is quick."""
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -35,6 +36,9 @@ BENCHES = (
     "sweep",
     "report",
 )
+EXHAUSTED = re.compile(r"can't start new thread|(can't|cannot|not enough|out of) .*memory", re.I)
+"""What torch and Python say, in errors of no type of their own, where memory or threads ran out."""
+LESS = "next: ask for less at once (smaller windows, batches, widths), or give it more memory"
 INTERRUPTED = 130
 """What typer makes of Ctrl-C."""
 
@@ -67,6 +71,12 @@ def main(arguments: list[str] | None = None) -> int:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         _say(f"error: {what}; next: check the path, its rights and the free space")
         return 2
+    except (MemoryError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        if not isinstance(error, MemoryError) and not EXHAUSTED.search(text):
+            raise
+        _say(f"error: this machine has not enough for it: {text[:200] or 'no memory left'}; {LESS}")
+        return 1
     except typer.Exit as stop:
         code = stop.exit_code
     except Exception as error:

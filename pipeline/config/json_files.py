@@ -4,10 +4,38 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import plugins
 from pipeline.config.plugins import Model, Settings
+from pipeline.config.regular_files import read_regular
 from pipeline.errors import BadInput
+
+MOST_NESTED = 64
+"""Objects and lists inside each other. Nothing that is written here comes near; parsers, checks and
+printing of what is nested by the thousand run out of stack."""
+
+
+def json_value(data: bytes | str) -> Any:
+    """The value of a JSON text in UTF-8. Raises ValueError for whatever is wrong with it, nesting
+    deeper than `MOST_NESTED` included."""
+    text = data.decode("utf-8") if isinstance(data, bytes) else data
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"it is nested more than {MOST_NESTED} deep") from None
+    level, depth = [value], 1
+    while level := [
+        inner
+        for outer in level
+        if isinstance(outer, dict | list)
+        for inner in (outer.values() if isinstance(outer, dict) else outer)
+        if isinstance(inner, dict | list)
+    ]:
+        depth += 1
+        if depth > MOST_NESTED:
+            raise ValueError(f"it is nested more than {MOST_NESTED} deep")
+    return value
 
 
 def to_json(record: Settings) -> bytes:
@@ -24,7 +52,7 @@ def to_json(record: Settings) -> bytes:
 def read_json(model: type[Model], path: Path, hint: str, versions: range | None = None) -> Model:
     """A JSON file as a checked `model`, see `parse_json`."""
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}", hint) from error
     return parse_json(model, data, str(path), hint, versions)
@@ -36,7 +64,7 @@ def parse_json(
     """JSON as a checked `model`, its format_version among `versions` if these are given. Raises
     BadInput with `hint`."""
     try:
-        table = json.loads(data.decode("utf-8"))
+        table = json_value(data)
         if not isinstance(table, dict):
             raise ValueError(f"wanted an object, found {str(table)[:40]}")
     except ValueError as error:

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import numpy as safetensors
 
 from pipeline.cache.cache import Cache, neighbours
 from pipeline.cache.codec_parameters import read_learnt
-from pipeline.cache.layout import ChunkFile, metadata_file, store_name, stored_name
+from pipeline.cache.layout import CODEC_FILE, ChunkFile, metadata_file, store_name, stored_name
 from pipeline.cache.receipts import Content, Header, Receipt
+from pipeline.config.tensor_files import load_arrays
 from pipeline.errors import StillframeError
 
 Files = dict[str, tuple[int, str]]
@@ -60,7 +60,9 @@ class ReusableCache:
         common = [name for name in small if metadata_file(name) in files]
         if receipt.videos != rows or receipt.content != content:
             return None
-        if not all(np.array_equal(reader.small(name), small[name]) for name in common):
+        if not all(
+            np.array_equal(reader.small(name, small[name].shape), small[name]) for name in common
+        ):
             return None
         names = [
             stored_name(name, key)
@@ -142,6 +144,6 @@ def _learnt(cache: Cache) -> dict[str, dict[str, bytes]]:
     """Token array of the base -> what its codec has learnt; empty where nothing is fitted."""
     data = read_learnt(cache.storage, cache.header.codec_sha256)
     tables: dict[str, dict[str, bytes]] = {}
-    for name, array in (safetensors.load(data) if data else {}).items():
+    for name, array in (load_arrays(data, CODEC_FILE, "") if data else {}).items():
         tables.setdefault(name.partition(".")[0], {})[name] = array.tobytes()
     return tables

@@ -6,9 +6,8 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
+from pipeline.config.tensor_files import load_tensors
 from pipeline.errors import BadInput
 from pipeline.experiments.summary import PointSummary
 from pipeline.report.source import ReportData
@@ -72,14 +71,19 @@ def _counts(run: Run, result: Evaluation, form: str, labels: tuple[str, ...]) ->
     """(K, K) numbers of windows of K classes: truth down, answer across. Raises BadInput where the
     answers are damaged."""
     file = run.path / f"answers-{result.split}.safetensors"
-    try:
-        class_of_answer = load_file(file)[form].argmax(-1)
-    except (OSError, SafetensorError, KeyError) as error:
-        raise BadInput(
-            f"{file} is damaged: {error}",
-            f"stillframe evaluate {run.path} --split {result.split}",
-        ) from error
-    truth = [labels.index(clip.label) for clip in result.clips.values()]
+    again = f"stillframe evaluate {run.path} --split {result.split}"
+    answers = load_tensors(file, "the file of answers", again).get(form)
+    truth = [labels.index(clip.label) for clip in result.clips.values() if clip.label in labels]
+    if (
+        answers is None
+        or answers.ndim != 2
+        or answers.shape[1] != len(labels)
+        or not truth
+        or len(truth) != len(result.clips)
+        or len(answers) % len(truth)
+    ):
+        raise BadInput(f"{file} does not hold the answers for the clips of the evaluation", again)
+    class_of_answer = answers.argmax(-1).numpy()
     counts = np.zeros((len(labels), len(labels)))
     np.add.at(counts, (np.repeat(truth, len(class_of_answer) // len(truth)), class_of_answer), 1)
     return counts

@@ -10,23 +10,24 @@ one.
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from pydantic import Field
+from safetensors.torch import save
 from torch import nn
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.storage.local import write_atomically
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
-from pipeline.config.json_files import read_json, to_json
+from pipeline.config.json_files import json_value, read_json, to_json
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
+from pipeline.config.regular_files import read_regular
+from pipeline.config.tensor_files import load_tensors
 from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import TaskPlugin, make_task
 from pipeline.models.video_model import VideoModel
@@ -98,9 +99,9 @@ def tool_versions() -> dict[str, str]:
 class Checkpoint(Settings):
     """The content of last.json or best.json."""
 
-    file: str
-    step: int
-    steps: int
+    file: Annotated[str, Field(pattern=r"^(last|best)-[0-9]+\.safetensors$")]
+    step: Annotated[int, Field(ge=0)]
+    steps: Annotated[int, Field(ge=0)]
     best: float | None
     """Best score on the way, in the task's first form."""
     seconds: float = 0.0
@@ -145,13 +146,9 @@ class Run:
         checkpoint = self.checkpoint(which)
         if checkpoint is None:
             raise BadInput(f"run {self.path} has no {which} checkpoint yet", "train it first")
-        file = self.path / checkpoint.file
-        try:
-            return load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise BadInput(
-                f"checkpoint {file} is damaged: {error}", "train again into another --out"
-            ) from error
+        return load_tensors(
+            self.path / checkpoint.file, "checkpoint", "train again into another --out"
+        )
 
     def save(
         self,
@@ -208,10 +205,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     short."""
     file = path / "metrics.jsonl"
     records = []
-    for line in file.read_bytes().splitlines() if file.is_file() else []:
+    for line in read_regular(file).splitlines() if file.is_file() else []:
         try:
-            record = json.loads(line)
-            record["step"], record["loss"]
+            record = json_value(line)
+            float(record["step"]), float(record["loss"])
         except (ValueError, KeyError, TypeError):
             break
         records.append(record)

@@ -95,6 +95,7 @@ class Stream:
             self.spec.codec,
             names,
             read_learnt(open_storage(run.path), run.header.cache.codec_sha256),
+            self.shape.width,
         )
         self.model, self.task = load_model(run, self.shape, device=self.device)
         self.task_name = run.recipe.task.name

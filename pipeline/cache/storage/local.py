@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from pipeline.cache.storage.contract import Span, Storage
 from pipeline.cache.storage.own_folders import REPLACE_LINK, own_folder
+from pipeline.config.regular_files import open_regular, read_regular
 from pipeline.errors import StillframeError
 
 PARTIAL = ".partial"
@@ -46,7 +47,7 @@ class LocalFolder(Storage):
         return LocalFolder(self.path / name)
 
     def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
+        return read_regular(self.path / name)
 
     def write(self, name: str, data: bytes) -> None:
         try:
@@ -94,8 +95,8 @@ class LocalFolder(Storage):
         return {path.relative_to(base).as_posix(): path.stat().st_size for path in sorted(files)}
 
     def digest(self, name: str) -> str:
-        with (self.path / name).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with open_regular(self.path / name) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
     def remove(self, name: str) -> None:
         # Not there: gone already, or another worker is removing it too.
@@ -137,7 +138,10 @@ class LocalFolder(Storage):
     def link(self, source: str, staged: Path) -> bool:
         try:
             staged.parent.mkdir(parents=True, exist_ok=True)
-            os.link(self.path / source, staged)
+            os.link(self.path / source, staged, follow_symlinks=False)
+            if staged.is_symlink():  # it would lead out of the cache that it becomes a part of
+                staged.unlink()
+                return False
         except OSError:
             return False
         return True
@@ -159,7 +163,7 @@ class LocalFolder(Storage):
         return False
 
     def open(self, name: str, spans: Sequence[Span]) -> BinaryIO:
-        return (self.path / name).open("rb", buffering=0)
+        return open_regular(self.path / name, 0)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -8,7 +8,6 @@ under the file that it concerns, with counts and the first few names, so that ha
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from pipeline.config.json_files import json_value
+from pipeline.config.regular_files import read_regular
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.errors import BadInput, BadVideo
 from pipeline.video.probe import Probe, probe
@@ -81,7 +82,7 @@ def load_json(path: Path, kind: type[T]) -> T:
     """The content of a JSON file. Raises BadInput if it cannot be read, is damaged, or is not of
     this kind or empty."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json_value(read_regular(path, 4 << 30))
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:

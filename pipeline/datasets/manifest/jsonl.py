@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pydantic import ConfigDict, ValidationError
 
+from pipeline.config.json_files import json_value
 from pipeline.config.plugins import Settings
 from pipeline.errors import BadInput, unknown_name
 from pipeline.records import Clip
@@ -60,7 +61,7 @@ def _from_line(line: str, where: str) -> Clip:
     """The clip of a line through Python's own JSON parser, which takes the lone surrogates that
     stand for bytes of file names that are no UTF-8. Raises BadInput in this project's words."""
     try:
-        table = json.loads(line)
+        table = json_value(line)
     except ValueError as error:
         raise BadInput(f"{where} is not JSON: {error}", REBUILD) from error
     if not isinstance(table, dict):

@@ -23,8 +23,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 from urllib.parse import quote
 
 import h5py
@@ -32,6 +33,8 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.config import plugins
+from pipeline.config.json_files import json_value
+from pipeline.config.regular_files import read_regular
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.manifest.jsonl import REBUILD, from_lines, to_line
 from pipeline.errors import BadInput, BadVideo, StillframeError, unknown_name
@@ -39,6 +42,9 @@ from pipeline.records import Clip, Video
 from pipeline.video.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES, Probe, probe
 
 CLIPS, TARGETS, VIDEOS, ORIGIN = "manifest.jsonl", "targets.h5", "videos.jsonl", "dataset.json"
+PROBE_TYPES = get_type_hints(Probe)
+MOST_BYTES = 4 << 30
+"""Bytes of a file of a manifest that is read as a whole: more than ten million clips take."""
 
 
 class LeftOut(plugins.Settings):
@@ -168,10 +174,12 @@ class Manifest:
                 "sha256 for it",
                 REBUILD,
             )
-        records = json.loads(
-            b"[%b]" % text.strip().replace(b"\n", b",")
-        )  # at once, as there may be very many
-        return {record.pop("video_id"): Probe(**record) if record else None for record in records}
+        # At once, as there may be very many.
+        try:
+            records = json_value(b"[%b]" % text.strip().replace(b"\n", b","))
+            return {record.pop("video_id"): _probe_of(record) for record in records}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"{self.folder / VIDEOS} is damaged: {error}", REBUILD) from error
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
@@ -387,7 +395,7 @@ def _portable(root: Path, out: Path) -> str:
 
 def _read(folder: Path, name: str) -> bytes:
     try:
-        return (folder / name).read_bytes()
+        return read_regular(folder / name, MOST_BYTES)
     except OSError as error:
         raise BadInput(
             f"{folder} is no manifest: {name} cannot be read ({error.strerror})",
@@ -395,9 +403,24 @@ def _read(folder: Path, name: str) -> bytes:
         ) from error
 
 
+def _probe_of(record: dict[str, Any]) -> Probe | None:
+    """What a line of videos.jsonl says of a header. Raises ValueError or TypeError."""
+    if not record:
+        return None
+    probed = Probe(**record)
+    for name, value in record.items():
+        number = float(value) if type(value) in (int, float) else 0.0
+        known = PROBE_TYPES[name]
+        if not isfinite(number) or not (isinstance(value, known) or isinstance(number, known)):
+            raise ValueError(f"found {name} {str(value)[:40]}")
+    return probed
+
+
 def _read_origin(folder: Path) -> Origin:
     try:
-        table = json.loads(_read(folder, ORIGIN))
+        table = json_value(_read(folder, ORIGIN))
+        if not isinstance(table, dict):
+            raise ValueError(f"wanted an object, found {str(table)[:40]}")
     except ValueError as error:
         raise BadInput(f"{folder / ORIGIN} is not JSON: {error}", REBUILD) from error
     return plugins.validate(Origin, table, str(folder / ORIGIN))

@@ -170,7 +170,8 @@ def _ready(chosen: Choice, fitted_to: Mapping[str, torch.Tensor]) -> dict[str, C
     """Token array -> the chosen codec, fitted where it wants to be."""
     codec = make_codec(chosen)
     learnt = fit_codecs(codec, fitted_to) if isinstance(codec, FittedCodec) else None
-    return codecs_of(chosen, fitted_to, learnt)
+    width = next(iter(fitted_to.values())).shape[-1]
+    return codecs_of(chosen, fitted_to, learnt, width)
 
 
 def _closeness(
