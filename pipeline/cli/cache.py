@@ -75,7 +75,7 @@ def manifest(
             "videos": len(built.videos),
             "labels": list(built.labels),
         }
-        left_out = built.origin.model_dump(include={"left_out", "ignored"})
+        left_out = built.origin.model_dump(include={"notes", "left_out", "ignored"})
         console.show_json(facts | {"rejected": built.rejected, **left_out, "digest": built.digest})
     else:
         splits = ", ".join(f"{split} {count}" for split, count in counts.items())
@@ -89,6 +89,8 @@ def manifest(
                 ("file", "reason"),
                 list(built.rejected.items()),
             )
+    for source, note in built.origin.notes.items():
+        console.say(f"note: {source}: {note}")
     if text := _left_out_text(built.origin):
         console.say(text)
     if built.rejected:

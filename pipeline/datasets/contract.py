@@ -51,6 +51,9 @@ class DatasetPlugin(ABC):
         self.rejected: dict[str, str] = {}
         """source -> reason, for media found under `root` that cannot become a clip; filled by
         `clips()`."""
+        self.notes: dict[str, str] = {}
+        """source -> remark on a clip, or on a file that lists clips, that is used all the same;
+        filled by `clips()`."""
         self.probed: dict[str, Probe] = {}
         """source -> what the header of a video says, for those that `clips()` looked at."""
         self.left_out: dict[str, list[str]] = {}

@@ -12,33 +12,31 @@ A clip's id is its path under the root, suffix and all, so that `a.mp4` and `a.m
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from pathlib import PurePosixPath
 
 from pydantic import Field
 
 from pipeline.config import plugins
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.formats.annotations import probe_all
+from pipeline.datasets.formats.clip_list import SPLITS, Row, read_csv
 from pipeline.datasets.formats.folders import find_media
-from pipeline.errors import BadInput, unknown_name
+from pipeline.errors import BadInput
 from pipeline.records import Clip
 from pipeline.video.probe import Probe
-
-SPLITS = ("train", "val", "test")
-COLUMNS = ("path", "label", "split", "start_s", "stop_s")
 
 
 class Settings(plugins.Settings):
     """These settings say how labels and splits are read."""
 
     csv: str | None = None
-    """Path of a CSV file, relative to the root; None: the folders are the labels."""
+    """Path of a CSV file, relative to the root or the working folder; None: the folders are the
+    labels."""
     val_fraction: float = Field(default=0.2, ge=0, lt=1)
     """Share of each label's videos that goes to `val`, where neither folders nor CSV file name the
     splits."""
@@ -46,24 +44,6 @@ class Settings(plugins.Settings):
     """Draws the split."""
     image_fps: float = Field(default=25.0, gt=0, le=1000)
     """Frame rate of image folders."""
-
-
-class Row(NamedTuple):
-    """A clip to be; `split` is None where it is still to be drawn."""
-
-    source: str
-    label: str
-    split: str | None = None
-    start_s: float = 0.0
-    stop_s: float | None = None
-
-    @property
-    def clip_id(self) -> str:
-        if (self.start_s, self.stop_s) == (0.0, None):
-            return self.source
-        return (
-            f"{self.source}@{self.start_s!r}-{'end' if self.stop_s is None else repr(self.stop_s)}"
-        )
 
 
 class Dataset(DatasetPlugin):
@@ -75,9 +55,7 @@ class Dataset(DatasetPlugin):
         """Sorted by path, or in the order of the CSV file. Raises BadInput where folders or CSV
         file are unclear."""
         rows = (
-            list(read_csv(self.root, self.settings.csv))
-            if self.settings.csv
-            else self._from_folders()
+            list(read_csv(self, self.settings.csv)) if self.settings.csv else self._from_folders()
         )
         facts = probe_all(
             self, list(dict.fromkeys(row.source for row in rows)), self.settings.image_fps
@@ -135,6 +113,13 @@ class Dataset(DatasetPlugin):
                 rows.append(Row(source, folders[has_splits], folders[0] if has_splits else None))
             else:
                 self.rejected[source] = "lies in no label folder"
+        if sources and not rows:
+            raise BadInput(
+                f"{self.root} has videos, such as {sources[0]}, and no folders that are labels",
+                "put the videos of each label into a folder, list them in a CSV file with the "
+                "columns path,label (--set csv=FILE), or use them without labels: "
+                f"stillframe manifest playback {shlex.quote(str(self.root))}",
+            )
         return rows
 
 
@@ -158,87 +143,3 @@ def draw_splits(label_of: Mapping[str, str], val_fraction: float, seed: int) -> 
 
 def _lot(seed: int, source: str) -> bytes:
     return hashlib.sha256(f"{seed} {source}".encode(errors="surrogateescape")).digest()
-
-
-def read_csv(root: Path, name: str) -> Iterator[Row]:
-    """The rows of a CSV file in its order. Raises BadInput with the line's number."""
-    path = root / name
-    if not path.is_file():
-        raise BadInput(
-            f"csv {path} does not exist", "the path is relative to the root of the data set"
-        )
-    first_line: dict[str, int] = {}
-    split_of: dict[str, str | None] = {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            _check_columns(path, reader.fieldnames or [])
-            for record in reader:
-                where = f"{path} line {reader.line_num}"
-                row = _row(root, record, where)
-                if row.clip_id in first_line:
-                    raise BadInput(f"{where} repeats line {first_line[row.clip_id]}: {row.clip_id}")
-                if split_of.setdefault(row.source, row.split) != row.split:
-                    raise BadInput(
-                        f"{where}: {row.source} is in split '{split_of[row.source]}' further up, "
-                        f"'{row.split}' here"
-                    )
-                first_line[row.clip_id] = reader.line_num
-                yield row
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} is not a CSV file in UTF-8: {error}") from error
-    if not first_line:
-        raise BadInput(f"{path} has no rows below its header")
-
-
-def _check_columns(path: Path, columns: Iterable[str]) -> None:
-    columns = list(columns)
-    for column in columns:
-        if column not in COLUMNS:
-            raise unknown_name("column", column, COLUMNS, f"{path} line 1")
-    for column in ("path", "label"):
-        if column not in columns:
-            raise BadInput(
-                f"{path} line 1: column '{column}' is missing; found: "
-                f"{', '.join(columns) or 'nothing'}"
-            )
-
-
-def _row(root: Path, record: Mapping[str | None, str | None], where: str) -> Row:
-    """One checked line."""
-    if None in record or None in record.values():
-        raise BadInput(
-            f"{where}: {'more' if None in record else 'fewer'} cells than the header has columns"
-        )
-    cells = {str(column): str(cell).strip() for column, cell in record.items()}
-    for column in ("path", "label", "split"):
-        if cells.get(column) == "":
-            raise BadInput(f"{where}: {column} is empty")
-    source = PurePosixPath(cells["path"])
-    if source.is_absolute() or ".." in source.parts:
-        raise BadInput(f"{where}: path must lie under {root}, found {cells['path']}")
-    if cells.get("split") not in (None, *SPLITS):
-        raise unknown_name("split", cells["split"], SPLITS, where)
-    if not (root / source).exists():
-        raise BadInput(f"{where}: {root / source} does not exist", f"paths are relative to {root}")
-    start_s = _seconds(cells, "start_s", where)
-    stop_s = _seconds(cells, "stop_s", where)
-    if stop_s is not None and stop_s <= (start_s or 0.0):
-        raise BadInput(
-            f"{where}: wanted start_s < stop_s, found {cells.get('start_s') or 0} and "
-            f"{cells['stop_s']}"
-        )
-    return Row(str(source), cells["label"], cells.get("split"), start_s or 0.0, stop_s)
-
-
-def _seconds(cells: Mapping[str, str], column: str, where: str) -> float | None:
-    text = cells.get(column, "")
-    if not text:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise BadInput(f"{where}: {column} must be seconds, 0 or more, found '{text}'")
-    return value

@@ -159,6 +159,7 @@ def test_manifest(place, built, tmp_path):
         "videos": 6,
         "labels": ["a", "b"],
         "rejected": {},
+        "notes": {},
         "left_out": {},
         "ignored": 0,
         "digest": hashlib.sha256((tmp_path / "data/manifest.jsonl").read_bytes()).hexdigest(),

@@ -507,8 +507,15 @@ def test_csv_names_labels_splits_and_stretches(tmp_path: Path) -> None:
             "path,lable\na.mp4,x\n",
             "{csv} line 1: no column called 'lable'; there are: label, path, split, start_s, stop_s",
         ),
-        ("path\na.mp4\n", "{csv} line 1: column 'label' is missing; found: path"),
-        ("", "{csv} line 1: column 'path' is missing; found: nothing"),
+        (
+            "path,split\na.mp4,val\n",
+            "{csv} line 1: column 'label' is missing; found: path, split (split by commas)",
+        ),
+        (
+            "abc.mp4 0\n",
+            "{csv} line 1: columns 'path' and 'label' are missing; found: abc.mp4 0 (in one piece)",
+        ),
+        ("", "{csv} line 1: columns 'path' and 'label' are missing; found: nothing"),
         ("path,label\n", "{csv} has no rows below its header"),
         ("path,label\na.mp4,x\nb.mp4\n", "{csv} line 3: fewer cells than the header has columns"),
         ("path,label\na.mp4,x,y\n", "{csv} line 2: more cells than the header has columns"),
@@ -574,7 +581,10 @@ def test_stretches_outside_their_video_are_rejected(tmp_path: Path) -> None:
 def test_csv_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(BadInput) as caught:
         list(dataset(folder, tmp_path, csv="labels.csv").clips())
-    assert caught.value.message == f"csv {tmp_path / 'labels.csv'} does not exist"
+    assert caught.value.message == "csv labels.csv does not exist"
+    assert caught.value.hint == (
+        f"looked for {tmp_path / 'labels.csv'} and {Path.cwd() / 'labels.csv'}"
+    )
 
 
 # Playback

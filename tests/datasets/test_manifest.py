@@ -111,6 +111,7 @@ def test_what_a_manifest_says(small: Path) -> None:
         "root": ".",
         "labels": list(plane.LABELS),
         "rejected": {},
+        "notes": {},
         "left_out": {},
         "ignored": 0,
         "manifest_sha256": clips,

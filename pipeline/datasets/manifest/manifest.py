@@ -65,6 +65,8 @@ class Origin(plugins.Settings):
     labels: tuple[str, ...]
     rejected: dict[str, str]
     """source -> reason, for media that became no clip."""
+    notes: dict[str, str] = Field(default_factory=dict)
+    """source -> remark on media that became clips all the same."""
     left_out: dict[str, LeftOut] = Field(default_factory=dict)
     """Kind -> files and folders that are none of the user's own, or no videos, like thumbnails."""
     ignored: int
@@ -264,6 +266,7 @@ def write(name: str, dataset: DatasetPlugin, out: Path) -> Manifest:
         root=_portable(root.resolve(), out.resolve()),
         labels=_labels(clips),
         rejected=dict(sorted(dataset.rejected.items())),
+        notes=dict(sorted(dataset.notes.items())),
         left_out={
             kind: LeftOut(count=len(paths), first=min(paths))
             for kind, paths in sorted(dataset.left_out.items())
