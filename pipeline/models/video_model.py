@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -18,7 +19,7 @@ from pipeline.datasets.manifest.targets import Arrays
 from pipeline.errors import BadInput
 from pipeline.models.mixers import layer_mixer
 from pipeline.models.tasks.contract import STREAMING, WINDOW, Query, StreamingReadout, TaskPlugin
-from pipeline.models.temporal.contract import State, TemporalModule, make_temporal
+from pipeline.models.temporal.contract import NotFinite, State, TemporalModule, make_temporal
 from pipeline.records import OnDevice, TokenShape
 
 
@@ -83,11 +84,12 @@ class VideoModel(nn.Module):
         return predictions
 
     def answers(self, device_batch: OnDevice, task: TaskPlugin) -> Arrays:
-        """form -> predictions as the task scores them, on the CPU."""
+        """form -> predictions as the task scores them, on the CPU. Raises NotFinite where one holds
+        NaN: it is no answer, and is neither scored nor drawn."""
         with torch.inference_mode():
             predictions = self.predict(device_batch, task)
             return {
-                form: task.answer(form, prediction).cpu().numpy()
+                form: array_of_answer(form, task.answer(form, prediction))
                 for form, prediction in predictions.items()
             }
 
@@ -151,6 +153,19 @@ class VideoModel(nn.Module):
         if self.use_special_tokens:
             tokens = torch.cat([special.to(dtype), tokens], dim=-2)
         return self.projection(tokens)
+
+
+def array_of_answer(form: str, answer: torch.Tensor) -> np.ndarray:
+    """An answer of any shape as an array. Raises NotFinite where it holds NaN."""
+    array = answer.cpu().numpy()
+    lost = int(np.isnan(array).sum())
+    if lost:
+        raise NotFinite(
+            f"{lost} of {array.size} numbers of the model's answers in form '{form}' are NaN",
+            "its training has diverged, or its weights are damaged: take another checkpoint, or "
+            "train again with a lower training.learning_rate",
+        )
+    return array
 
 
 def layers_read(recipe: Recipe, shape: TokenShape) -> tuple[int, ...]:

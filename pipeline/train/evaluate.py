@@ -29,6 +29,7 @@ from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.datasets.manifest.targets import Arrays, collate
 from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import TaskPlugin
+from pipeline.models.temporal.contract import NotFinite
 from pipeline.models.video_model import VideoModel
 from pipeline.records import Batch, OnDevice
 from pipeline.train.bootstrap import Interval, interval
@@ -254,6 +255,7 @@ class Scores:
         trivial = self.task.trivial(batch.targets, self.statistics)
         for form, answer in (answers | {TRIVIAL: trivial}).items():
             for metric, values in self.task.score(answer, batch.targets).items():
+                _require_finite(form, metric, values[self._weights[-1] > 0])
                 self._columns.setdefault((form, metric), []).append(values)
         if self.task.keeps_answers:
             first_s_B = [self.windows.index.clip_rows[clip].first_s for clip in batch.clip_index]
@@ -316,6 +318,17 @@ class Scores:
                 for form in self.task.forms
             },
             clips={self.windows.clip(index).clip_id: scores for index, scores in clips.items()},
+        )
+
+
+def _require_finite(form: str, metric: str, values: np.ndarray) -> None:
+    """Raises NotFinite where a score is NaN or infinite: no mean over windows would be one."""
+    lost = int((~np.isfinite(values)).sum())
+    if lost:
+        raise NotFinite(
+            f"{metric} in form '{form}' is not finite for {lost} of {len(values)} windows",
+            "the training has diverged: take another checkpoint, or train again with a lower "
+            "training.learning_rate",
         )
 
 

@@ -26,6 +26,7 @@ from pipeline.device import chosen
 from pipeline.errors import BadInput
 from pipeline.models.encoders.contract import make_encoder, token_shape
 from pipeline.models.tasks.contract import STREAMING, Query
+from pipeline.models.video_model import array_of_answer
 from pipeline.records import Video
 from pipeline.train.run import Run, load_model
 from pipeline.video.reader import FrameReader
@@ -112,8 +113,8 @@ class Stream:
         The stream begins with the frame on screen `start_s` seconds after the first one: with the
         first frame of a window, its answers are those of the window. `asked`: what to follow, for
         tasks that want to be told (see `ASKED`). Raises BadInput where it is missing or wrong, or
-        the video is over before `start_s`; BadVideo, after the frames before that, where the video
-        ends badly or its decoder hangs or dies.
+        the video is over before `start_s`; NotFinite where an answer holds NaN; BadVideo, after the
+        frames before that, where the video ends badly or its decoder hangs or dies.
         """
         state, video = None, Video(path.name, path.name)
         with FrameReader(path.parent, self.device) as reader:
@@ -129,9 +130,8 @@ class Stream:
                             state = self.model.start(1, self._query(asked or {}, frame.affine_23))
                         prediction, state = self.model.step(*tokens, state)
                         answer = self.task.answer(STREAMING, prediction.unsqueeze(1))
-                    yield Seen(
-                        float(frame.time_s[0]), square_HWC, frame.affine_23, answer.cpu().numpy()[0]
-                    )
+                    array = array_of_answer(STREAMING, answer)[0]
+                    yield Seen(float(frame.time_s[0]), square_HWC, frame.affine_23, array)
 
     def drawn(self, seen: Seen) -> np.ndarray:
         """The frame with its answer drawn over it, uint8 (H, W, 3)."""

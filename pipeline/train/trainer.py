@@ -197,7 +197,7 @@ class Trainer:
         answers.
         """
         *scores, weight = sums
-        if math.isnan(weight):
+        if not all(map(math.isfinite, sums)):
             raise self._diverged(self.step, "the model's answers are not finite")
         values = {form: score / weight for form, score in zip(self.task.forms, scores, strict=True)}
         self._lines[-1]["val"] = self.progress.scores = values

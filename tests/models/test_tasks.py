@@ -125,6 +125,58 @@ def test_what_minimises_the_loss_scores_best(name, form):
             assert np.all((least <= values) & (values <= greatest)), (metric.name, values)
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_answer_that_is_no_number_is_never_right(name, wrong):
+    """It has the worst score there is; an error, which has no worst, is no number itself."""
+    task = make(name)
+    targets = on_host(example(task))
+    answer = task.trivial(targets, task.statistics(iter([targets]))).astype(np.float64)
+    whole = task.score(answer, targets)
+    answer[1] = wrong
+    for metric in task.metrics:
+        values = task.score(answer, targets)[metric.name]
+        assert np.array_equal(np.delete(values, 1), np.delete(whole[metric.name], 1))
+        if metric.worst is None and name != "depth":
+            assert not np.isfinite(values[1]), metric
+        elif metric.worst is not None and (name != "depth" or np.isnan(wrong)):
+            assert values[1] == metric.worst, metric
+        elif np.isnan(wrong):
+            assert np.isnan(values[1]), metric
+        else:  # depths are brought into the valid range, from infinity too
+            assert np.isfinite(values[1]), metric
+
+
+def test_one_number_that_is_none_spoils_no_more_than_its_answer():
+    """A box, a point or a rotation; the first label is not named where no label is."""
+    task = make("pose")
+    targets = on_host(example(task))
+    still = np.tile(np.eye(3)[:, :2].T.ravel(), (B, T, 1))
+    targets["motion"] = np.concatenate([np.zeros((B, T, 3)), still], axis=-1).astype(np.float32)
+    answer = targets["motion"].copy()
+    answer[0, 1, 3:] = np.nan
+    answer[1, 1, 5] = np.nan
+    answer[2, 2, 0] = np.nan
+    scores = task.score(answer, targets)
+    assert np.isnan(scores["RPE_rot"]).tolist() == [True, True, False, False, False, False]
+    assert np.isnan(scores["RPE_tr"]).tolist() == [False, False, True, False, False, False]
+
+    task = make("classify")
+    logits, labels = np.zeros((4, len(LABELS))), {"label": np.array([0, 0, 1, 1])}
+    logits[:, 1] = 1
+    logits[0], logits[2, 0] = np.nan, np.nan
+    assert task.score(logits, labels)["top-1"].tolist() == [0, 0, 0, 1]
+
+    task = make("points")
+    targets = on_host(example(task))
+    answer = np.concatenate([targets["points"], targets["visible"][..., None]], -1)
+    assert (task.score(answer, targets)["OA"] == 1).all()
+    time, query = np.argwhere(task._counted(targets)[0])[0]
+    answer[0, time, query, 2] = np.nan
+    scores = task.score(answer, targets)
+    assert (scores["OA"] < 1).tolist() == [True] + [False] * (B - 1)
+
+
 @pytest.mark.parametrize(("name", "form"), CASES)
 def test_scores_of_parts_are_the_scores_of_the_whole(name, form):
     task = make(name)

@@ -16,6 +16,7 @@ import time
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from support.commands import assert_refused, call
 from support.material import THREADS, address_spec, write_video
 from support.training import Stop, assert_same, final, recipe, stop_at
 
@@ -326,6 +327,22 @@ def test_a_loss_that_is_not_finite_stops_the_run(material, tmp_path):
         StillframeError, match=r"not finite, at step \d+ of run .*; the last checkpoint is kept"
     ):
         train(wanted, material.cache, tmp_path / "run")
+
+
+def test_answers_that_are_no_numbers_are_refused_and_not_scored(material, tmp_path):
+    """A readout whose weights are NaN would else name the first label for every clip."""
+    run = train(recipe(training={"steps": 1}), material.cache, tmp_path / "run")
+    tensors = run.tensors("last")
+    for name in tensors:
+        if name.startswith("model.readouts.") and name.endswith("classifier.bias"):
+            tensors[name][:] = math.nan
+    run.save("last", tensors, step=1, steps=1, best=None)
+    result = call("evaluate", run.path)
+    assert_refused(result, "numbers of the model's answers in form 'streaming' are NaN")
+    assert not (run.path / "evaluation-val.json").exists()
+    clip = material.manifest.clips[0]
+    result = call("stream", run.path, material.manifest.root / clip.source)
+    assert_refused(result, "in form 'streaming' are NaN")
 
 
 def test_allow_missing_counts_what_it_leaves_out(material, tmp_path):

@@ -192,8 +192,8 @@ class Task(TaskPlugin):
 
     def score(self, answer: np.ndarray, targets: Arrays) -> dict[str, np.ndarray]:
         """mIoU: mean intersection over union of all object-frames with truth after the first frame;
-        success_0.5: the share of them where it is above 0.5. A box without area, or with corners
-        swapped, has IoU 0."""
+        success_0.5: the share of them where it is above 0.5. A box without area, with corners
+        swapped, or with one that is no finite number, has IoU 0."""
         counted = scored(targets)
         overlap = np.where(counted, iou(answer, targets["boxes"]), 0)
         count = np.maximum(1, counted.sum((1, 2)))
@@ -258,13 +258,15 @@ def to_xyxy(cxcywh: torch.Tensor) -> torch.Tensor:
 
 
 def iou(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes xyxy (..., 4), in float64; 0 where either has no area."""
+    """Intersection over union of boxes xyxy (..., 4), in float64; 0 where either has no area, or
+    the prediction is not finite."""
 
     def area(
         low_x: np.ndarray, low_y: np.ndarray, high_x: np.ndarray, high_y: np.ndarray
     ) -> np.ndarray:
         return np.maximum(high_x - low_x, 0) * np.maximum(high_y - low_y, 0)
 
+    predicted = np.where(np.isfinite(predicted).all(-1, keepdims=True), predicted, 0)
     # The coordinate first: low x, low y, high x, high y.
     p, t = (np.moveaxis(boxes.astype(np.float64), -1, 0) for boxes in (predicted, truth))
     common = area(*np.maximum(p[:2], t[:2]), *np.minimum(p[2:], t[2:]))

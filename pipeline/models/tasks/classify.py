@@ -127,14 +127,12 @@ class Task(TaskPlugin):
         """1 where the label's logit is the largest (top-1) or among the five largest (top-5), else
         0.
 
-        Of equal logits the first counts.
+        Of equal logits the first counts. Logits that are not all finite name no label.
         """
-        label = targets["label"]
+        label, named = targets["label"], np.isfinite(answer).all(axis=-1)
         ranked = np.argsort(-answer, axis=-1, kind="stable")
-        scores = {
-            f"top-{top}": (ranked[:, :top] == label[:, None]).any(axis=-1).astype(np.float64)
-            for top in (1, TOP)
-        }
+        hits = {top: (ranked[:, :top] == label[:, None]).any(axis=-1) for top in (1, TOP)}
+        scores = {f"top-{top}": (hit & named).astype(np.float64) for top, hit in hits.items()}
         return {metric.name: scores[metric.name] for metric in self.metrics}
 
     def statistics(self, targets: Iterable[Arrays]) -> Arrays:

@@ -145,7 +145,11 @@ class TaskPlugin(nn.Module, ABC):
     @abstractmethod
     def score(self, answer: np.ndarray, targets: Arrays) -> dict[str, np.ndarray]:
         """metric -> one value per window, (B,) float64. A metric is their mean weighted by
-        `weight`, so that parts merge and intervals can be bootstrapped."""
+        `weight`, so that parts merge and intervals can be bootstrapped.
+
+        An answer that is NaN is never right: a metric with a worst score takes it for wrong, and
+        an error, which has no worst, is NaN itself.
+        """
 
     def weight(self, targets: Arrays) -> np.ndarray:
         """(B,) float64: what each window counts; 0 where there is nothing to score.

@@ -199,7 +199,8 @@ class Task(TaskPlugin):
 
         Predictions are brought into the valid range first, so that one that is not positive counts
         as the nearest depth. Median-scaled: before that, multiplied by median(d) / median(d') of
-        the window; left as they are where the median prediction is not positive.
+        the window; left as they are where the median prediction is not positive and finite. One
+        that is NaN makes AbsRel and RMSE of its window NaN, and is not within 1.25.
         """
         rows = [self._errors(*window) for window in zip(targets["depth_m"], answer, strict=True)]
         return {
@@ -272,7 +273,8 @@ class Task(TaskPlugin):
         predicted_M = predicted_THW[valid_THW].astype(np.float64)
         median_m = np.median(predicted_M)
         values = []
-        for factor in (1.0, np.median(truth_M) / median_m if median_m > 0 else 1.0):
+        scalable = 0 < median_m < np.inf
+        for factor in (1.0, np.median(truth_M) / median_m if scalable else 1.0):
             within_M = (predicted_M * factor).clip(self.settings.min_m, self.settings.max_m)
             error_M = np.abs(within_M - truth_M)
             close_M = np.maximum(within_M, truth_M) < 1.25 * np.minimum(within_M, truth_M)

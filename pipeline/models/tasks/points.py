@@ -319,10 +319,13 @@ class Task(TaskPlugin):
 
     def score(self, answer: np.ndarray, targets: Arrays) -> dict[str, np.ndarray]:
         """Average Jaccard, share of visible points within 1 to 16 px of 256, accuracy of
-        visibility; see `parts.tapvid`."""
-        counted = self._counted(targets)
+        visibility; see `parts.tapvid`. An answer that is not finite is wrong: far from any place,
+        and visible where the point is not."""
+        known = np.isfinite(answer).all(axis=-1)
+        xy = np.where(known[..., None], answer[..., :2], np.inf)
+        said_visible = np.where(known, answer[..., 2] > SEEN, ~targets["visible"])
         return tapvid(
-            answer[..., :2], answer[..., 2] > SEEN, targets["points"], targets["visible"], counted
+            xy, said_visible, targets["points"], targets["visible"], self._counted(targets)
         )
 
     def weight(self, targets: Arrays) -> np.ndarray:

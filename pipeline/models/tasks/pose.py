@@ -149,7 +149,8 @@ class Task(TaskPlugin):
 
         "RPE_tr" and "RPE_rot": mean over a window's steps, so that over all windows it is the mean
         over all steps. "..., RMSE": root mean square over a window's steps; over all windows the
-        mean of these, weighted by steps.
+        mean of these, weighted by steps. A step whose translation or rotation is NaN makes
+        the error of it NaN in its window.
         """
         predicted, truth = (
             torch.from_numpy(motion).double() for motion in (answer, targets["motion"])

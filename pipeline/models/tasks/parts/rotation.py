@@ -20,7 +20,7 @@ def from_six(six: torch.Tensor) -> torch.Tensor:
     """(..., 6), any numbers -> rotation matrices (..., 3, 3), by Gram-Schmidt.
 
     Where the numbers name no direction the nearest axis stands in and passes no gradient: six zeros
-    are the identity.
+    are the identity. Where one of them is NaN or infinite there is no rotation, and all is NaN.
     """
     first, second = six.unflatten(-1, (2, 3)).unbind(-2)
     x = _direction(
@@ -54,8 +54,9 @@ def mean_rotation(total: torch.Tensor) -> torch.Tensor:
 
 
 def _direction(vector: torch.Tensor, instead: torch.Tensor) -> torch.Tensor:
-    """`vector` at length one, or `instead` where it has none; both (..., 3)."""
-    has_direction = torch.linalg.vector_norm(vector, dim=-1, keepdim=True) > DEGENERATE
+    """`vector` at length one, or `instead` where it has none; both (..., 3). NaN stays NaN: it is
+    no length below any."""
+    has_direction = ~(torch.linalg.vector_norm(vector, dim=-1, keepdim=True) <= DEGENERATE)
     # Replaced before the division too: a division by zero makes the gradient NaN even where its
     # result is not taken.
     vector = torch.where(has_direction, vector, 1)
