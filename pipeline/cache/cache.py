@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.cache.codec_parameters import codecs_of, read_learnt
 from pipeline.cache.codecs.contract import CodecPlugin, make_codec
 from pipeline.cache.layout import (
+    CHUNK_CHECKSUMS,
     CODEC_FILE,
     HEADER_FILE,
     MANIFEST,
@@ -25,16 +26,16 @@ from pipeline.cache.layout import (
     stored_name,
     tokens_by_array,
 )
-from pipeline.cache.receipts import Content, Header, Receipt, VideoFailure
+from pipeline.cache.receipts import Content, Header, Receipt, VideoFailure, header_digest
 from pipeline.cache.storage.contract import Storage
-from pipeline.cache.storage.local import write_atomically
+from pipeline.cache.storage.local import LocalFolder, write_atomically
 from pipeline.cache.storage.open import open_storage
-from pipeline.cache.store import StoreReader
+from pipeline.cache.store import CONTENT, StoreReader
 from pipeline.config import plugins
 from pipeline.config.cache_spec import BASE, FORMAT_VERSION, CacheSpec, Choice, View, with_implied
 from pipeline.config.json_files import parse_json
 from pipeline.config.plugins import Model
-from pipeline.datasets.manifest.manifest import Manifest
+from pipeline.datasets.manifest.manifest import TARGETS, Manifest
 from pipeline.errors import BadInput, StillframeError
 from pipeline.records import Clip, TokenShape
 
@@ -70,6 +71,7 @@ class Cache:
             "its stores are not touched"
         )
         self.header = self._json(Header, HEADER_FILE, again, range(1, FORMAT_VERSION + 1))
+        self._require_checksum(self.header, HEADER_FILE, again)
         self._readers: dict[int, StoreReader] = {}
         self._small_arrays: dict[tuple[int, str], np.ndarray] = {}
 
@@ -134,8 +136,40 @@ class Cache:
     @cached_property
     def manifest(self) -> Manifest:
         """The copy that lies in the cache; its root is where the videos were at extraction, and may
-        be gone."""
-        return replace(Manifest.load(self.storage.local(MANIFEST)), root=Path(self.header.root))
+        be gone. Raises BadInput where it is not what was copied; the content of targets.h5, which
+        may be large, is compared when it is first read."""
+        copy = LocalFolder(self.storage.local(MANIFEST))
+        for name, problem in self.manifest_problems(copy, content_of_targets=False).items():
+            raise BadInput(f"{self}/{name} is damaged: {problem}", manifest_advice(self))
+        manifest = replace(Manifest.load(copy.path), root=Path(self.header.root))
+        if manifest.digest != self.header.manifest:
+            raise BadInput(
+                f"{self}/{MANIFEST} is another manifest: its digest is {manifest.digest}, "
+                f"wanted {self.header.manifest}",
+                manifest_advice(self),
+            )
+        return manifest
+
+    def manifest_problems(
+        self, copy: Storage, *, content_of_targets: bool = True
+    ) -> dict[str, str]:
+        """File of the manifest's `copy` -> what is wrong with it, as far as cache.json vouches for
+        the file."""
+        problems, sizes = {}, copy.sizes("")
+        for name, (size, sha256) in self.header.manifest_files.items():
+            file = f"{MANIFEST}/{name}"
+            if name not in sizes:
+                problems[file] = "missing"
+            elif sizes[name] != size:
+                problems[file] = f"{sizes[name]} bytes, {HEADER_FILE} says {size}"
+            elif (content_of_targets or name != TARGETS) and copy.digest(name) != sha256:
+                problems[file] = CONTENT
+        return problems
+
+    @cached_property
+    def header_sha256(self) -> str:
+        """What every receipt must say of cache.json, see `header_digest`."""
+        return header_digest(self.storage.read(HEADER_FILE))
 
     @cached_property
     def views(self) -> dict[str, View | None]:
@@ -212,6 +246,7 @@ class Cache:
         path = f"{self}/{receipt_name(store)}"
         redo = f"only this store is redone by: stillframe verify {self} --repair"
         receipt = self._json(Receipt, receipt_name(store), redo)
+        self._require_checksum(receipt, receipt_name(store), redo)
         expected = (self.fingerprint, store, list(self.plan[store]))
         if (receipt.fingerprint, receipt.store, list(receipt.videos)) != expected:
             raise BadInput(
@@ -225,6 +260,11 @@ class Cache:
             raise BadInput(
                 f"{path} is damaged: it speaks of the video {min(unknown)}, which is not in its "
                 "store",
+                redo,
+            )
+        if self.header.has_checksums and receipt.header_sha256 != self.header_sha256:
+            raise BadInput(
+                f"{path} is damaged: its store was written for another {HEADER_FILE} than there is",
                 redo,
             )
         return receipt
@@ -277,7 +317,13 @@ class Cache:
     def reader(self, store: int) -> StoreReader:
         """The reader of a finished store, opened once."""
         if store not in self._readers:
-            self._readers[store] = StoreReader(self.storage, store_name(store))
+            reader = StoreReader(self.storage, store_name(store))
+            if self.header.has_checksums and CHUNK_CHECKSUMS not in reader.attributes:
+                raise BadInput(
+                    f"store {reader} is damaged: it lists no checksums of its chunks",
+                    f"only this store is redone by: stillframe verify {self} --repair",
+                )
+            self._readers[store] = reader
         return self._readers[store]
 
     def small_array(self, store: int, name: str) -> np.ndarray:
@@ -297,6 +343,10 @@ class Cache:
             reader.read_into(stored_name(name, key), rows, stored[key])
         return stored
 
+    def _require_checksum(self, record: Header | Receipt, name: str, hint: str) -> None:
+        if self.header.has_checksums and record.checksum is None:
+            raise BadInput(f"{self}/{name} is damaged: key 'checksum' is missing", hint)
+
     def _json(
         self, model: type[Model], name: str, hint: str, versions: range | None = None
     ) -> Model:
@@ -306,6 +356,15 @@ class Cache:
         except OSError as error:
             raise BadInput(f"{where} cannot be read: {error.strerror}", hint) from error
         return parse_json(model, data, where, hint, versions)
+
+
+def manifest_advice(cache: Cache) -> str:
+    """How to mend the copy of the manifest."""
+    files = ", ".join(Manifest.FILES)
+    return (
+        f"copy the manifest that it was extracted from ({files}) into {cache}/{MANIFEST}, "
+        f"then run: stillframe verify {cache}"
+    )
 
 
 def require_same_manifest(cache: Cache, manifest: Manifest) -> None:

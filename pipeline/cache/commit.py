@@ -25,9 +25,9 @@ from pipeline.cache.layout import (
 )
 from pipeline.cache.receipts import Header, Receipt
 from pipeline.cache.storage.contract import Storage
-from pipeline.cache.storage.local import PARTIAL, sync
+from pipeline.cache.storage.local import PARTIAL, LocalFolder, sync
 from pipeline.cache.storage.own_folders import REPLACE_LINK
-from pipeline.config.json_files import to_json
+from pipeline.config.json_files import sealed_json
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import StillframeError
 
@@ -48,12 +48,19 @@ def create_cache(
             ):
                 shutil.copyfileobj(source, copy)
             sync(staged / name)
+    header = header.model_copy(update={"manifest_files": _checksums(staged)})
     storage.publish(staged, MANIFEST)
     if learnt is not None:
         storage.write(CODEC_FILE, learnt)
         header = header.model_copy(update={"codec_sha256": hashlib.sha256(learnt).hexdigest()})
-    storage.write(HEADER_FILE, to_json(header))
+    storage.write(HEADER_FILE, sealed_json(header))
     return Cache(storage)
+
+
+def _checksums(folder: Path) -> dict[str, tuple[int, str]]:
+    """File of a folder -> bytes, sha256."""
+    files = LocalFolder(folder)
+    return {name: (size, files.digest(name)) for name, size in files.sizes("").items()}
 
 
 def commit_store(cache: Cache, staged: Path, receipt: Receipt) -> None:
@@ -63,7 +70,9 @@ def commit_store(cache: Cache, staged: Path, receipt: Receipt) -> None:
         shutil.rmtree(staged, ignore_errors=True)
         return
     cache.storage.publish(staged, store_name(receipt.store))
-    cache.storage.write(receipt_name(receipt.store), to_json(receipt))
+    if cache.header.has_checksums:
+        receipt = receipt.model_copy(update={"header_sha256": cache.header_sha256})
+    cache.storage.write(receipt_name(receipt.store), sealed_json(receipt))
 
 
 def forget_store(cache: Cache, store: int) -> None:

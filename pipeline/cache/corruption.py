@@ -3,24 +3,39 @@ and grouped where there is much of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from pipeline.cache.cache import Cache
-from pipeline.cache.layout import HEADER_FILE, receipt_name, shard_file, store_name
+from pipeline.cache.layout import (
+    HEADER_FILE,
+    VIDEO_STARTS,
+    VIDEO_STOPS,
+    ChunkFile,
+    receipt_name,
+    shard_file,
+    small_arrays,
+    store_name,
+)
 from pipeline.cache.receipts import Receipt
 from pipeline.cache.storage.contract import Storage
-from pipeline.cache.store import StoreReader
+from pipeline.cache.store import CONTENT, StoreReader
 from pipeline.errors import BadInput
 
 CHECKERS = 8
 """Stores that are looked at together."""
 SMALL_BYTES = 4_000_000
-"""Files up to this size are compared with their checksums whenever a cache is used."""
+"""Shards of up to this size are compared with their checksums whenever a cache is used, as all
+other files are."""
 LINES = 20
 """Groups of damage of which a reader sees every one; of more, like is put with like."""
+OTHER_BORDERS = "its rows are not those that the store says"
+"""What is said of a receipt."""
 
 DamageKind = Literal[
     "receipt", "gone", "missing", "size", "content", "swapped", "unreadable", "stray"
@@ -30,7 +45,7 @@ DAMAGE_TITLES: dict[DamageKind, str] = {
     "gone": "folder is missing",
     "missing": "missing",
     "size": "other size than the receipt says",
-    "content": "content differs from its checksum",
+    "content": CONTENT,
     "swapped": "has the content of something else",
     "unreadable": "cannot be read",
     "stray": "not in the receipt",
@@ -122,12 +137,12 @@ def check_files(
     storage: Storage,
     store: str,
     files: Mapping[str, tuple[int, str]],
-    content_up_to: float = float("inf"),
+    only_sizes: Collection[str] = (),
 ) -> dict[str, str]:
     """Relative path -> what is wrong with it: missing, of another size, of other content, or not in
     the receipt.
 
-    The content of files of more than `content_up_to` bytes is not compared.
+    `only_sizes`: files whose content is not compared.
     """
     problems = {}
     sizes = storage.sizes(store)
@@ -136,8 +151,8 @@ def check_files(
             problems[relative] = "missing"
         elif sizes[relative] != size:
             problems[relative] = f"{sizes[relative]} bytes, receipt says {size}"
-        elif size <= content_up_to and storage.digest(f"{store}/{relative}") != digest:
-            problems[relative] = "content differs from its checksum"
+        elif relative not in only_sizes and storage.digest(f"{store}/{relative}") != digest:
+            problems[relative] = CONTENT
     return problems | dict.fromkeys(sorted(sizes.keys() - files.keys()), "not in the receipt")
 
 
@@ -145,33 +160,58 @@ def check_store(cache: Cache, store: int) -> dict[str, str]:
     """File -> what is wrong with it, for one finished store: its receipt, and the content of every
     file."""
     try:
-        files = cache.receipt(store).files
+        receipt = cache.receipt(store)
     except BadInput as error:
         return {receipt_name(store): error.message}
-    return check_files(cache.storage, store_name(store), files)
+    if has_other_borders(receipt):
+        return {receipt_name(store): OTHER_BORDERS}
+    return check_files(cache.storage, store_name(store), receipt.files)
+
+
+def has_other_borders(receipt: Receipt) -> bool:
+    """Whether the rows of videos in a receipt are other than those that its store holds. Nothing is
+    read: what the store must hold follows from the rows, and so does its checksum."""
+    rows_V2 = np.array(list(receipt.videos.values()), "<i8").reshape(-1, 2)
+    files = small_arrays(())
+    for name, rows_V in ((VIDEO_STARTS, rows_V2[:, 0]), (VIDEO_STOPS, rows_V2[:, 1])):
+        data = rows_V.tobytes()
+        wanted = len(data), hashlib.sha256(data).hexdigest()
+        # Zarr writes no chunk that would hold zeros alone.
+        if receipt.files.get(files[name]) != (wanted if rows_V.any() else None):
+            return True
+    return False
 
 
 def require_valid(cache: Cache) -> None:
-    """Refuses a cache of which a file is missing or of the wrong size, or a small one (times,
-    metadata) is damaged.
+    """Refuses a cache of which a file is missing or of the wrong size, or one that holds no tokens
+    (times, rows of videos, metadata) is damaged, or a receipt has other rows than its store.
 
-    The content of the large ones, the tokens, is compared by `stillframe verify` alone. Raises
+    The tokens in larger files are compared chunk by chunk, when they are first read. Raises
     BadInput.
     """
 
     def check(receipt: Receipt) -> dict[str, str]:
-        return check_files(cache.storage, store_name(receipt.store), receipt.files, SMALL_BYTES)
+        if has_other_borders(receipt):
+            return {receipt_name(receipt.store): OTHER_BORDERS}
+        large = {
+            file
+            for file, (size, _) in receipt.files.items()
+            if size > SMALL_BYTES
+            and (chunk := ChunkFile.parse(file))
+            and chunk.array in cache.arrays
+        }
+        store = store_name(receipt.store)
+        problems = check_files(cache.storage, store, receipt.files, large)
+        return {f"{store}/{file}": problem for file, problem in problems.items()}
 
     with ThreadPoolExecutor(CHECKERS) as pool:  # many small files, which may be far away
         checked = zip(cache.receipts, pool.map(check, cache.receipts.values()), strict=True)
         problems = {store: files for store, files in checked if files}
     if problems:
-        store, files = next(iter(problems.items()))
-        file, problem = next(iter(files.items()))
+        file, problem = next(iter(next(iter(problems.values())).items()))
         more = sum(map(len, problems.values())) - 1
         raise BadInput(
-            f"cache {cache} is damaged: {store_name(store)}/{file}: {problem}"
-            + (f", and {more} more" if more else ""),
+            f"cache {cache} is damaged: {file}: {problem}" + (f", and {more} more" if more else ""),
             f"see it all: stillframe verify {cache}; mend it: stillframe verify {cache} --repair",
         )
     _require_claims(cache)

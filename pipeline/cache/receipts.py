@@ -7,6 +7,8 @@ refused by name.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -68,6 +70,10 @@ class Header(Settings):
     """Fingerprint of the cache that the tokens come from; None: they come from the videos."""
     codec_sha256: str | None = None
     """SHA-256 of codec.safetensors, what a fitted codec has learnt; None: nothing is fitted."""
+    manifest_files: dict[str, tuple[int, str]] = Field(default_factory=dict)
+    """File of the manifest's copy -> bytes, sha256. Older caches have none."""
+    checksum: str | None = None
+    """SHA-256 of this file, see `sealed_json`. None: of a format without it."""
 
     @property
     def has_checksums(self) -> bool:
@@ -93,6 +99,16 @@ class Header(Settings):
         if fps != "all" and not (type(fps) in (int, float) and 0 < fps <= 1000):
             raise ValueError(f"wanted frames.fps in (0, 1000] or 'all', found {str(fps)[:40]}")
         return spec
+
+
+def header_digest(data: bytes) -> str:
+    """SHA-256 over the canonical JSON of cache.json but for `root`, `manifest_files` and
+    `checksum`: where the videos and their manifest came from may be said anew, while all that
+    tokens depend on may not."""
+    moved = {"root", "manifest_files", "checksum"}
+    kept = {key: value for key, value in json.loads(data).items() if key not in moved}
+    text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class VideoFailure(Settings):
@@ -138,6 +154,10 @@ class Receipt(Settings):
     taken_from: dict[str, str] = Field(default_factory=dict)
     """Token array -> fingerprint of the cache that it was taken over from; all others were encoded
     for this store."""
+    header_sha256: str | None = None
+    """What the store was written for, see `header_digest`. None: of a format without it."""
+    checksum: str | None = None
+    """SHA-256 of this file, see `sealed_json`. None: of a format without it."""
 
     @model_validator(mode="after")
     def _rows_follow_each_other(self) -> Self:

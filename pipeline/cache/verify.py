@@ -15,17 +15,26 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.cache.cache import Cache
+from pipeline.cache.cache import Cache, manifest_advice
 from pipeline.cache.codecs.contract import fitted_to
-from pipeline.cache.corruption import DAMAGE_TITLES, Damage, DamageKind, RowRange, check_chunks
+from pipeline.cache.corruption import (
+    DAMAGE_TITLES,
+    OTHER_BORDERS,
+    Damage,
+    DamageKind,
+    RowRange,
+    check_chunks,
+)
 from pipeline.cache.layout import (
     CODEC_FILE,
+    FINGERPRINT,
     HEADER_FILE,
     LEASES,
     MANIFEST,
     RECEIPTS,
     STORES,
     TIMES,
+    VIDEO_IDS,
     VIDEO_STARTS,
     VIDEO_STOPS,
     ChunkFile,
@@ -325,14 +334,14 @@ def _contradictions(cache: Cache, receipt: Receipt) -> list[str]:
     bounds_of_video = zip(list(receipt.videos), np.stack(bounds, 1).tolist(), strict=True)
     rows = {video_id: tuple(pair) for video_id, pair in bounds_of_video}
     problems = []
-    if attributes.get("videos") != list(receipt.videos):
+    if attributes.get(VIDEO_IDS) != list(receipt.videos):
         problems.append("its videos are not those that the store says")
-    if attributes.get("fingerprint") != cache.fingerprint:
+    if attributes.get(FINGERPRINT) != cache.fingerprint:
         problems.append(
-            f"its store is of the cache {attributes.get('fingerprint')}, wanted {cache.fingerprint}"
+            f"its store is of the cache {attributes.get(FINGERPRINT)}, wanted {cache.fingerprint}"
         )
     if rows != receipt.videos or len(time_s) != receipt.frames:
-        problems.append("its rows are not those that the store says")
+        problems.append(OTHER_BORDERS)
     if shapes != {name: (receipt.frames, *shape) for name, (shape, _) in cache.arrays.items()}:
         problems.append("the arrays of its store are not those of the cache")
     for video_id, failure in receipt.failures.items():
@@ -356,23 +365,20 @@ def _cache_problems(cache: Cache) -> dict[str, str]:
         problem = error.message
     if problem:
         return {HEADER_FILE: problem}
-    problems = {}
+    problems = cache.manifest_problems(cache.storage.below(MANIFEST))
     try:
         manifest = cache.manifest
         origin, targets = manifest.origin, f"{MANIFEST}/{TARGETS}"
-        if manifest.digest != cache.header.manifest:
-            problems[MANIFEST] = (
-                f"it is another manifest: its digest is {manifest.digest}, "
-                f"wanted {cache.header.manifest}"
-            )
-        elif manifest.has_targets and cache.storage.digest(targets) != origin.targets_sha256:
+        _ = manifest.facts  # compares videos.jsonl with its checksum
+        if manifest.has_targets and cache.storage.digest(targets) != origin.targets_sha256:
             problems[targets] = DAMAGE_TITLES["content"]
         elif [video.video_id for video in manifest.videos] != [
             video for videos in cache.plan.values() for video in videos
         ]:
             problems[HEADER_FILE] = "its plan is not for the videos of its manifest"
     except BadInput as error:
-        problems[MANIFEST] = error.message
+        if not problems:
+            problems[MANIFEST] = error.message
     try:
         _ = cache.codecs  # what a fitted codec has learnt is compared with its checksum on reading
     except BadInput as error:
@@ -404,11 +410,7 @@ def _header_problem(cache: Cache) -> str:
 def advice(cache: Cache, file: str) -> str:
     """The hint on how to mend a file that belongs to no store."""
     if file.startswith(MANIFEST):
-        files = ", ".join(Manifest.FILES)
-        return (
-            f"copy the manifest that it was extracted from ({files}) into {cache}/{MANIFEST}, "
-            "then verify again"
-        )
+        return manifest_advice(cache)
     how = "derive" if cache.header.derived_from else "extract"
     return (
         f"begin the same {how} in another --out, stop it, and copy its {file} into {cache}: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,10 @@ def json_value(data: bytes | str) -> Any:
     return value
 
 
+CHECKSUM, NO_CHECKSUM = "checksum", "0" * 64
+"""The key of a file's own checksum, and what stands there while it is computed."""
+
+
 def to_json(record: Settings) -> bytes:
     """A record as UTF-8 JSON of one key a line.
 
@@ -47,6 +52,24 @@ def to_json(record: Settings) -> bytes:
     """
     text = json.dumps(record.model_dump(), indent=1, ensure_ascii=False)
     return (text + "\n").encode("utf-8", errors="backslashreplace")
+
+
+def sealed_json(record: Settings) -> bytes:
+    """A record as `to_json` writes it, with its own checksum in its field `checksum`, which must be
+    the last one: the SHA-256 of these bytes as they are with 64 zeros in its place."""
+    return sealed(to_json(record.model_copy(update={CHECKSUM: NO_CHECKSUM})))
+
+
+def sealed(data: bytes) -> bytes:
+    """JSON whose last 64 zeros in a row have become the SHA-256 of it."""
+    begin, _, end = data.rpartition(NO_CHECKSUM.encode())
+    return begin + hashlib.sha256(data).hexdigest().encode() + end
+
+
+def _is_as_sealed(data: bytes, checksum: object) -> bool:
+    begin, found, end = data.rpartition(str(checksum).encode(errors="replace"))
+    unsealed = begin + NO_CHECKSUM.encode() + end
+    return bool(found) and hashlib.sha256(unsealed).hexdigest() == checksum
 
 
 def read_json(model: type[Model], path: Path, hint: str, versions: range | None = None) -> Model:
@@ -61,8 +84,8 @@ def read_json(model: type[Model], path: Path, hint: str, versions: range | None 
 def parse_json(
     model: type[Model], data: bytes, where: str, hint: str, versions: range | None = None
 ) -> Model:
-    """JSON as a checked `model`, its format_version among `versions` if these are given. Raises
-    BadInput with `hint`."""
+    """JSON as a checked `model`, its format_version among `versions` if these are given, and as it
+    was written if it has a checksum of its own. Raises BadInput with `hint`."""
     try:
         table = json_value(data)
         if not isinstance(table, dict):
@@ -76,6 +99,8 @@ def parse_json(
             f"{where} has format {version}, this version of stillframe reads format {versions[-1]}"
         )
         raise BadInput(message, hint if older else "upgrade stillframe")
+    if table.get(CHECKSUM) is not None and not _is_as_sealed(data, table[CHECKSUM]):
+        raise BadInput(f"{where} is damaged: its content differs from its checksum", hint)
     try:
         return plugins.validate(model, table, f"{where} is damaged")
     except BadInput as error:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support.commands import Result, assert_refused, call, digest, fine
+from support.forgery import edit
 
 from pipeline.cache.cache import Cache
 from pipeline.config.cache_spec import FORMAT_VERSION
@@ -176,9 +177,7 @@ def test_damaged_json_is_named_and_left_alone(place, cache, run, tmp_path, file,
 
 
 def test_a_receipt_that_lacks_a_key(cache):
-    receipt = json.loads((cache / "receipts/00001.json").read_text())
-    del receipt["files"]
-    (cache / "receipts/00001.json").write_text(json.dumps(receipt))
+    edit(cache / "receipts/00001.json", lambda table: table.pop("files"))
     path = cache / "receipts/00001.json"
     message = (
         f"{path} is damaged: key 'files' is missing; next: only this store is redone "

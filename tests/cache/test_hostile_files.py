@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 from support.commands import assert_refused, call, fine
+from support.forgery import edit
 
 from pipeline.cache.cache import Cache, neighbours
 from pipeline.cache.codec_parameters import codecs_of
@@ -56,12 +57,6 @@ def mine(place, tmp_path) -> Path:
     """A copy of a finished cache."""
     shutil.copytree(place.cache, tmp_path / place.cache.name)
     return tmp_path / place.cache.name
-
-
-def edit(file: Path, change) -> None:
-    table = json.loads(file.read_text())
-    change(table)
-    file.write_text(json.dumps(table))
 
 
 def one_line(result) -> None:

@@ -3,7 +3,6 @@ frames encoded again."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from support.commands import SPEC, assert_refused, call, digest, fine
+from support.forgery import edit
 from support.material import LENGTHS, address_spec, address_video, write_video
 
 from pipeline.cache.cache import Cache
@@ -66,12 +66,6 @@ def flip(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-
-
-def edit(file: Path, change) -> None:
-    table = json.loads(file.read_text())
-    change(table)
-    file.write_text(json.dumps(table))
 
 
 def mend(cache: Cache, material) -> None:

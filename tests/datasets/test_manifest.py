@@ -158,7 +158,7 @@ def test_targets_of_ids_with_slashes_stay_apart(tmp_path: Path) -> None:
         ignored=0,
         manifest_sha256="",
     )
-    manifest._write(tmp_path, nested, clips, origin, b"")
+    origin = manifest._write(tmp_path, nested, clips, origin, b"")
     for clip in clips:
         found = Manifest(tmp_path, tmp_path, clips, origin).targets(clip.clip_id)
         assert {name: array.tolist() for name, array in found.items()} == (
@@ -450,6 +450,10 @@ def test_damaged_manifests(small: Path, tmp_path: Path) -> None:
         f"{folder / 'targets.h5'} was changed after it was built: found 1000 bytes, dataset.json says no such file"
     )
     write(folder, [LINE], targets_sha256="0", targets_bytes=1000)
+    with pytest.raises(BadInput, match=r"targets\.h5 is damaged: its content differs from its"):
+        Manifest.load(folder).targets("a")
+    cut = hashlib.sha256((folder / "targets.h5").read_bytes()).hexdigest()
+    write(folder, [LINE], targets_sha256=cut, targets_bytes=1000)
     with pytest.raises(BadInput, match=r"targets\.h5 cannot be read: "):
         Manifest.load(folder).targets("a")
     (folder / "targets.h5").unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -221,7 +222,9 @@ def test_missing_truth_is_counted_and_named(world, material):
 
 def test_a_damaged_targets_file_is_named(world, tmp_path):
     built, _ = world
-    moved = replace(built, folder=tmp_path)
     (tmp_path / "targets.h5").write_bytes(b"no hdf5")
+    sha256 = hashlib.sha256(b"no hdf5").hexdigest()
+    origin = built.origin.model_copy(update={"targets_sha256": sha256})
+    moved = replace(built, folder=tmp_path, origin=origin)
     with pytest.raises(BadInput, match=r"targets.h5 cannot be read: .*signature"):
         Targets(moved, Wants("boxes")).check([Clip("a", "a", "a.mp4", "val")], "val")

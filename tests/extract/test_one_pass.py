@@ -24,7 +24,7 @@ from pipeline.cache.corruption import check_store
 from pipeline.cache.layout import receipt_name, store_name
 from pipeline.cache.storage.local import LocalFolder
 from pipeline.config.cache_spec import CacheSpec
-from pipeline.config.json_files import to_json
+from pipeline.config.json_files import sealed_json
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
 from pipeline.extract import extract
@@ -325,7 +325,7 @@ def test_two_workers_may_find_the_same_damage(material, tmp_path):
 def test_a_receipt_names_every_device_that_had_a_part(material, tmp_path):
     old = extract.extract(layers_spec(5), material.manifest, tmp_path)
     receipt = old.receipt(0).model_copy(update={"device": "cuda"})
-    old.storage.write(receipt_name(0), to_json(receipt))
+    old.storage.write(receipt_name(0), sealed_json(receipt))
     new = extract.extract(layers_spec(2, 5), material.manifest, tmp_path)
     assert [receipt.device for receipt in new.receipts.values()] == [
         "cpu, cuda",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import media
 from support.commands import SPEC, assert_refused, call, digest
+from support.forgery import edit
 from support.material import FPS, address_spec, write_video
 from support.views import FLIP, PART, Wants, blurred, most, noise, resize_then_crop, vit_spec
 
@@ -280,10 +280,7 @@ def test_damage_in_a_view_is_found_by_name(flipped_cache, tmp_path):
 def test_a_file_of_a_view_that_a_receipt_leaves_out_is_no_stray(flipped_cache, tmp_path, file):
     """It is needed, so a repair must not remove it."""
     cache = Cache(shutil.copytree(flipped_cache.path, tmp_path / flipped_cache.name))
-    path = cache.path / receipt_name(0)
-    table = json.loads(path.read_text())
-    del table["files"][file]
-    path.write_text(json.dumps(table))
+    edit(cache.path / receipt_name(0), lambda table: table["files"].pop(file))
     (damage,) = verify_cache(cache).damage
     assert (damage.kind, damage.file, damage.problem) == (
         "receipt",

@@ -240,7 +240,10 @@ class ObjectStorage(Storage):
         return self._unchanged(name, read)
 
     def forget(self, name: str) -> bool:
-        self.disk.drop(self._disk_key(name, self._facts_of(name)))
+        try:
+            self.disk.drop(self._disk_key(name, self._facts_of(name)))
+        except FileNotFoundError:
+            return False
         return True
 
     def _disk_key(self, name: str, facts: ObjectFacts) -> str:

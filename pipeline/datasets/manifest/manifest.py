@@ -26,7 +26,6 @@ from functools import cached_property
 from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
-from urllib.parse import quote
 
 import h5py
 import numpy as np
@@ -37,6 +36,11 @@ from pipeline.config.json_files import json_value
 from pipeline.config.regular_files import read_regular
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.manifest.jsonl import REBUILD, from_lines, to_line
+from pipeline.datasets.manifest.targets_file import (
+    require_as_built,
+    target_group,
+    write_targets,
+)
 from pipeline.errors import BadInput, BadVideo, StillframeError, unknown_name
 from pipeline.records import Clip, Video
 from pipeline.video.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES, Probe, probe
@@ -199,6 +203,18 @@ class Manifest:
         """Whether any clip has truth beyond its label."""
         return (self.folder / TARGETS).is_file()
 
+    def open_targets(self) -> h5py.File:
+        """targets.h5, whose content is compared with its checksum when it is first opened. Raises
+        BadInput where it is not what was built, OSError."""
+        _ = self._targets_as_built
+        # Not locked: some network file systems cannot, and a manifest is never written in place.
+        return h5py.File(self.folder / TARGETS, "r", locking=False)
+
+    @cached_property
+    def _targets_as_built(self) -> None:
+        sizes = self.origin.targets_bytes or 0, self.origin.targets_sha256
+        require_as_built(self.folder / TARGETS, *sizes)
+
     def targets(self, clip_id: str, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
         """The clip's targets, or those of them in `names`; empty if it has none. Safe in threads.
 
@@ -208,9 +224,7 @@ class Manifest:
             return {}
         path = self.folder / TARGETS
         try:
-            # Not locked: some network file systems cannot, and a manifest is never written in
-            # place.
-            with h5py.File(path, "r", locking=False) as file:
+            with self.open_targets() as file:
                 group = file.get(target_group(clip_id), {})
                 return {name: group[name][()] for name in group if names is None or name in names}
         except OSError as error:
@@ -335,7 +349,7 @@ def _write(
     """All files aside, then the renames. Returns `origin` with what it says of the others."""
     out.mkdir(parents=True, exist_ok=True)
     aside = {name: out / f".{name}.partial" for name in Manifest.FILES}
-    has_targets = _write_targets(aside[TARGETS], ((clip, dataset.targets(clip)) for clip in clips))
+    has_targets = write_targets(aside[TARGETS], ((clip, dataset.targets(clip)) for clip in clips))
     if has_targets:
         with aside[TARGETS].open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -372,24 +386,6 @@ def _facts(dataset: DatasetPlugin, clips: Iterable[Clip]) -> Iterator[str]:
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
         for video_id, record in zip(videos, pool.map(facts, videos.values()), strict=True):
             yield json.dumps({"video_id": video_id, **record}) + "\n"
-
-
-def _write_targets(path: Path, targets: Iterator[tuple[Clip, dict[str, np.ndarray]]]) -> bool:
-    """Whether any clip had targets."""
-    with h5py.File(path, "w") as file:
-        for clip, arrays in targets:
-            for name in sorted(arrays):
-                array = np.asarray(arrays[name])
-                packing = {"compression": "gzip", "shuffle": True} if array.nbytes > 4096 else {}
-                file.create_dataset(
-                    f"{target_group(clip.clip_id)}/{name}", data=array, track_times=False, **packing
-                )
-        return len(file) > 0
-
-
-def target_group(clip_id: str) -> str:
-    """HDF5 reads '/' as a path."""
-    return quote(clip_id, safe=" #@", errors="surrogateescape").replace(".", "%2E")
 
 
 def _portable(root: Path, out: Path) -> str:

@@ -16,7 +16,8 @@ Per window, time first; what does not hold of a frame is zero and its mask False
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from threading import Lock
 from typing import ClassVar, Protocol
@@ -24,7 +25,8 @@ from typing import ClassVar, Protocol
 import h5py
 import numpy as np
 
-from pipeline.datasets.manifest.manifest import REBUILD, TARGETS, Manifest, target_group
+from pipeline.datasets.manifest.manifest import REBUILD, TARGETS, Manifest
+from pipeline.datasets.manifest.targets_file import target_group
 from pipeline.errors import BadInput
 from pipeline.records import Clip
 
@@ -109,8 +111,8 @@ class Targets:
     def _depth(
         self, clip: Clip, time_s_T: np.ndarray, affine_T23: np.ndarray, step_s: float, side: int
     ) -> np.ndarray:
-        with self._lock:
-            group = self._group(clip.clip_id)
+        with self._reading() as file:
+            group = file[target_group(clip.clip_id)]
             rows, has_truth_T = nearest_truth(group["depth_m_time_s"][()], time_s_T, step_s)
             order, back = np.unique(rows, return_inverse=True)
             depth = group["depth_m"][order][back]
@@ -123,8 +125,8 @@ class Targets:
             if name not in ("label", "depth_m")
             for part in STORED[name]
         ]
-        with self._lock:
-            group = self._group(clip_id)
+        with self._reading() as file:
+            group = file[target_group(clip_id)]
             return {
                 key: group[key][()]
                 for name in names
@@ -137,23 +139,21 @@ class Targets:
             return clip.label is not None
         if not self.manifest.has_targets:
             return False
-        with self._lock:
-            group = self._open().get(target_group(clip.clip_id), {})
+        with self._reading() as file:
+            group = file.get(target_group(clip.clip_id), {})
             return all(part in group for part in STORED[name])
 
-    def _group(self, clip_id: str) -> h5py.Group:
-        return self._open()[target_group(clip_id)]
-
-    def _open(self) -> h5py.File:
-        if self._file is None:
-            path = self.manifest.folder / TARGETS
+    @contextmanager
+    def _reading(self) -> Iterator[h5py.File]:
+        """targets.h5, for one thread at a time. Raises BadInput where it cannot be read."""
+        with self._lock:
             try:
-                # Not locked: some network file systems cannot, and a manifest is never written in
-                # place.
-                self._file = h5py.File(path, "r", locking=False)
+                if self._file is None:
+                    self._file = self.manifest.open_targets()
+                yield self._file
             except OSError as error:
+                path = self.manifest.folder / TARGETS
                 raise BadInput(f"{path} cannot be read: {error}", REBUILD) from error
-        return self._file
 
 
 def nearest_truth(
