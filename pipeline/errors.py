@@ -8,6 +8,7 @@ Code at the border (a user's file, key, path or cache) raises one of these; code
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 EXIT_CODES = {
@@ -18,6 +19,12 @@ EXIT_CODES = {
     130: "Stopped by Ctrl-C. What was finished is kept; the same command goes on.",
 }
 """Exit code of a command -> what it means."""
+
+UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Controls but for tabs and ends of lines, what turns the direction of writing, and lone
+surrogates, which stand for bytes of file names that are no UTF-8."""
 
 
 class StillframeError(Exception):
@@ -55,3 +62,15 @@ def unknown_name(what: str, name: str, known: Iterable[str], where: str = "") ->
     return BadInput(
         f"{prefix}no {what} called '{name}'; there are: {', '.join(known) or 'none'}", hint
     )
+
+
+def printable(text: str) -> str:
+    """Text of which a terminal shows every character and obeys none: file names, labels and what
+    caches and runs say may hold escape sequences, which clear the screen, set its title or lie
+    about what stands there. These characters are spelled out, as in `\\x1b`."""
+    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def in_one_line(text: str) -> str:
+    """Printable text, in which the ends of lines are spelled out too."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
+from zarr.storage import MemoryStore
 
 from pipeline.cache.layout import CHUNK_CHECKSUMS, shard_file
 from pipeline.cache.shard import (
@@ -95,7 +96,11 @@ class StoreWriter:
             for name, writer in self.writers.items()
         }
         listed = {CHUNK_CHECKSUMS: checksums} if lists_checksums else {}
-        group = zarr.create_group(self.folder, zarr_format=3, attributes={**attributes, **listed})
+        # Into memory: zarr writes files by hard links, which some file systems do not have.
+        written: dict[str, Any] = {}
+        group = zarr.create_group(
+            MemoryStore(written), zarr_format=3, attributes={**attributes, **listed}
+        )
         for name, writer in self.writers.items():
             layout = writer.layout
             group.create_array(
@@ -122,15 +127,15 @@ class StoreWriter:
             )
             if array.size:
                 stored[:] = array
-        for path in sorted(self.folder.rglob("*")):
-            relative = path.relative_to(self.folder).as_posix()
-            if path.is_file() and relative not in files:
-                with path.open("rb") as file:
-                    files[relative] = (
-                        path.stat().st_size,
-                        hashlib.file_digest(file, "sha256").hexdigest(),
-                    )
-                    os.fsync(file.fileno())
+        for relative, buffer in sorted(written.items()):
+            data = buffer.to_bytes()
+            path = self.folder / relative
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            files[relative] = len(data), hashlib.sha256(data).hexdigest()
         return dict(sorted(files.items()))
 
 

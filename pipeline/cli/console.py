@@ -19,6 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.errors import in_one_line, printable
+
 LOG_EVERY_S = 30.0
 """Seconds between progress lines where stderr is not a terminal."""
 
@@ -43,10 +45,10 @@ def progress(title: str) -> Iterator[Update]:
         TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=talk, transient=True) as bars:
-        task = bars.add_task(title, total=None, note="")
+        task = bars.add_task(in_one_line(title), total=None, note="")
 
         def update(done: float, total: float, note: str) -> None:
-            bars.update(task, completed=done, total=total, note=note)
+            bars.update(task, completed=done, total=total, note=in_one_line(note))
 
         yield update
 
@@ -65,12 +67,12 @@ def _logged(title: str) -> Update:
 
 def say(text: str) -> None:
     """One line of talk."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def show(text: str = "") -> None:
     """One line of result."""
-    print(text, flush=True)
+    print(printable(text), flush=True)
 
 
 def show_json(value: Any) -> None:
@@ -98,7 +100,7 @@ def show_table(
     columns: a figure on two lines cannot be read.
     """
     if title:
-        out.print(Text(title))  # apart from the table, or a narrow one would fold it
+        out.print(Text(printable(title)))  # apart from the table, or a narrow one would fold it
     parts: list[Sequence[int]] = [range(len(columns))]
     if cut and _least_width(columns, rows) > out.width:
         parts = [range(cut), (*range(keys), *range(cut, len(columns)))]
@@ -125,10 +127,12 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[object]], justify: st
             if justify
             else bool(rows) and all(isinstance(row[index], int | float) for row in rows)
         )
-        table.add_column(column, justify="right" if is_right else "left", overflow="fold")
+        table.add_column(
+            in_one_line(column), justify="right" if is_right else "left", overflow="fold"
+        )
     for row in rows:
         # Not markup: a file name may hold brackets.
-        table.add_row(*[Text(str(cell)) for cell in row])
+        table.add_row(*[Text(in_one_line(str(cell))) for cell in row])
     return table
 
 

@@ -17,7 +17,7 @@ from pipeline.cli import cache, plan, start, sweep, train, verify  # noqa: F401
 from pipeline.cli.bench import commands, training_commands  # noqa: F401
 from pipeline.cli.bench.commands import bench_app
 from pipeline.cli.options import app
-from pipeline.errors import StillframeError
+from pipeline.errors import StillframeError, in_one_line
 
 COMMANDS = (
     "manifest", "extract", "derive", "status", "verify", "diff", "spot-check", "plan",
@@ -65,11 +65,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code = app(arguments, prog_name="stillframe", standalone_mode=False)
     except StillframeError as error:
-        _say(f"error: {error.message}" + (f"; next: {error.hint}" if error.hint else ""))
+        next_step = f"; next: {error.hint}" if error.hint else ""
+        _say(in_one_line(f"error: {error.message}{next_step}"))
         return error.exit_code
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        _say(f"error: {what}; next: check the path, its rights and the free space")
+        _say(in_one_line(f"error: {what}; next: check the path, its rights and the free space"))
         return 2
     except (MemoryError, RuntimeError) as error:
         text = " ".join(str(error).split())

@@ -173,7 +173,7 @@ def evaluate(
     from pipeline.train.setup import RunContext
 
     opened = Run(run)
-    cache_path = cache or opened.header.cache_path
+    cache_path = cache or opened.cache_path
     if cache_path is None:
         raise BadInput(
             f"run {run} was imported without a cache",

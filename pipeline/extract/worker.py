@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Collection, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from itertools import chain
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from pipeline.extract.encode import CacheTarget, Extraction, TargetStore, WorkUn
 from pipeline.extract.launchers.contract import Job
 from pipeline.extract.progress import OnProgress, Progress
 from pipeline.extract.reuse import ReusableCache, reusable_caches
-from pipeline.models.encoders.contract import EncoderPlugin, make_encoder
+from pipeline.models.encoders.contract import EncoderPlugin, make_encoder, without_network
 from pipeline.records import Video
 from pipeline.video import probe
 from pipeline.video.sandbox import DecodeLimits
@@ -45,7 +45,10 @@ class ExtractionJob(Job):
     def work(self, index: int) -> None:
         device = device_of_worker(self.device, index)
         caches = [Cache(address) for address in self.caches]
-        targets = [(cache, load_encoder(cache, device), reusable_caches(cache)) for cache in caches]
+        targets = [
+            (cache, load_encoder(cache, device, is_users_spec=True), reusable_caches(cache))
+            for cache in caches
+        ]
         fill(targets, caches[0].manifest.videos, self, device)
 
 
@@ -116,10 +119,14 @@ def _missing(cache: Cache, only: Collection[int] | None) -> list[int]:
     return [store for store in cache.missing_stores() if only is None or store in only]
 
 
-def load_encoder(cache: Cache, device: torch.device) -> EncoderPlugin:
-    """The encoder of a cache, as its spec names it. Raises BadInput where it is not the one that
-    the cache was begun with."""
-    encoder = make_encoder(cache.cache_spec, device)
+def load_encoder(
+    cache: Cache, device: torch.device, *, is_users_spec: bool = False
+) -> EncoderPlugin:
+    """The encoder of a cache, as its spec names it. It is fetched from the hub only if that is the
+    spec that the user gave. Raises BadInput where it is not the encoder that the cache was begun
+    with."""
+    with nullcontext() if is_users_spec else without_network():
+        encoder = make_encoder(cache.cache_spec, device)
     if encoder.identity != cache.header.encoder:
         raise BadInput(
             f"encoder '{cache.cache_spec.encoder.name}' is not the one that {cache} was begun "

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 import matplotlib
 
@@ -17,6 +18,7 @@ from pipeline.report.page import Page, render_page
 from pipeline.report.sections import STRIPS, as_json, page_of_cache, page_of_data
 from pipeline.report.source import read_runs, read_sweep
 from pipeline.report.style import STYLE
+from pipeline.report.tables import in_markdown
 from pipeline.train.run import Run
 
 
@@ -64,14 +66,17 @@ def _write_text(path: Path, text: str) -> Path:
 
 def _markdown(page: Page) -> str:
     """The sentences, tables and plots of a page."""
-    parts = [f"# {page.title}", page.result, page.caution]
+    sentences = [in_markdown(text or "") for text in (page.result, page.caution)]
+    parts = [f"# {in_markdown(page.title)}", *sentences]
     parts += [
         table.markdown()
         for table in (page.scores, page.coverage, page.failures)
         if table and table.rows
     ]
     parts += [
-        f"![{plot.title}]({plot.name}.png)" for plots in page.plots.values() for plot in plots
+        f"![{in_markdown(plot.title)}]({quote(plot.name)}.png)"
+        for plots in page.plots.values()
+        for plot in plots
     ]
     parts += [f"![Tokens over time]({STRIPS}.png)"] if page.films else []
     return "\n\n".join(part for part in parts if part) + "\n"

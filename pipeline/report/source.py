@@ -14,7 +14,7 @@ from pipeline.config.json_files import read_json
 from pipeline.errors import BadInput
 from pipeline.experiments.summary import Outcome, PointSummary, ScoredPoint, Summary, summarise
 from pipeline.experiments.sweep import SUMMARIES, SWEEP_FILE
-from pipeline.models.encoders.contract import token_shape
+from pipeline.models.encoders.contract import token_shape, without_network
 from pipeline.models.profile import Cost, cost
 from pipeline.records import TokenShape
 from pipeline.train.evaluate import Evaluation, MetricFacts, read_evaluation
@@ -197,9 +197,9 @@ def _with_evaluated_intervals(summary: Summary, evaluations: Mapping[str, Evalua
 def cache_of(run: Run) -> Cache:
     """The cache that the run was trained on. Raises BadInput where it is not at hand."""
     header = run.header
-    if header.cache_path is None:
+    if run.cache_path is None:
         raise BadInput(f"run {run.path.name} was imported and knows no cache")
-    cache = Cache(header.cache_path)
+    cache = Cache(run.cache_path)
     if cache.fingerprint != header.cache.fingerprint:
         raise BadInput(
             f"{cache} is another cache now: its fingerprint is not {header.cache.fingerprint}"
@@ -270,7 +270,8 @@ def _costs(runs: Mapping[str, Run]) -> dict[str, Cost]:
         if architecture in costs:
             continue
         try:
-            shapes.setdefault(fingerprint, token_shape(run.spec))
+            with without_network():
+                shapes.setdefault(fingerprint, token_shape(run.spec))
         except (BadInput, OSError):
             return {}
         costs[architecture] = cost(run.recipe, shapes[fingerprint], run.header.labels)

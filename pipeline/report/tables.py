@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from pipeline.cache.status import FailureGroup, SplitCoverage
+from pipeline.errors import printable
 from pipeline.experiments.summary import PointSummary
 from pipeline.report.source import ReportData
 from pipeline.train.bootstrap import Interval
 
 Row = Mapping[str, Any]
 """Key -> plain value; None where there is none."""
+FORMULA = ("=", "+", "-", "@", "\t")
+"""How a text begins that a spreadsheet computes."""
+MARKS = re.compile(r"[\\\[\]|]")
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -61,7 +67,7 @@ class Table:
         keys = list(dict.fromkeys(key for row in self.rows for key in row))
         writer = csv.DictWriter(text, keys, restval="", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.rows)
+        writer.writerows({key: inert(row[key]) for key in row} for row in self.rows)
         return text.getvalue()
 
     def markdown(self) -> str:
@@ -70,10 +76,23 @@ class Table:
             [column.title for column in self.columns],
             *([cell.text for cell in row] for row in self.cells),
         ]
-        head, *body = [
-            "| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines
-        ]
+        head, *body = ["| " + " | ".join(map(in_markdown, line)) + " |" for line in lines]
         return "\n".join([head, "|" + "---|" * len(self.columns), *body])
+
+
+def inert(value: Any) -> Any:
+    """A value of a CSV file. A text that a spreadsheet would take for a formula gets an apostrophe
+    in front, by which it is text."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def in_markdown(text: str) -> str:
+    """Text of others inside Markdown: no HTML, no link, no image and no cell of a table begins in
+    it."""
+    return MARKS.sub(r"\\\g<0>", html.escape(" ".join(text.split()), quote=False))
 
 
 def _cell(column: Column, row: Row) -> Cell:

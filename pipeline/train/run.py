@@ -125,6 +125,20 @@ class Run:
         )
 
     @property
+    def cache_path(self) -> str | None:
+        """The folder in which the cache was at training; None if there was no cache. A run may come
+        from a stranger, so nothing is asked over a network because a run says so: raises BadInput
+        for a URL."""
+        path = self.header.cache_path
+        if path is not None and "://" in path:
+            raise BadInput(
+                f"run {self.path} says that its cache is at a URL, which is opened only if you "
+                "name it yourself",
+                "if you know it: --cache URL, see cache_path in run.json",
+            )
+        return path
+
+    @property
     def recipe(self) -> Recipe:
         return plugins.validate(Recipe, self.header.recipe, str(self.path / "run.json"))
 

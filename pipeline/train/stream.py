@@ -8,6 +8,7 @@ do not depend on how many frames have gone by.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from pipeline.config.plugins import Settings
 from pipeline.datasets.manifest.targets import MAPPED, Arrays, collate
 from pipeline.device import chosen
 from pipeline.errors import BadInput
-from pipeline.models.encoders.contract import make_encoder, token_shape
+from pipeline.models.encoders.contract import make_encoder, token_shape, without_network
 from pipeline.models.tasks.contract import STREAMING, Query
 from pipeline.models.video_model import array_of_answer
 from pipeline.records import Video
@@ -76,7 +77,9 @@ class Stream:
         """
         self.device = chosen(device)
         self.spec = _with_encoder(run, encoder or {})
-        self.encoder = make_encoder(self.spec, self.device)
+        with nullcontext() if encoder else without_network():  # the user has named it, or the run
+            self.encoder = make_encoder(self.spec, self.device)
+            self.shape = token_shape(self.spec)
         # The decoder is left out: a newer libav may follow a stream.
         if fingerprint(self.spec, self.encoder.identity, "") != fingerprint(
             run.spec, run.header.encoder, ""
@@ -88,7 +91,6 @@ class Stream:
                 "name the encoder it was trained on: --set KEY=VALUE, "
                 "for example --set model=FOLDER",
             )
-        self.shape = token_shape(self.spec)
         names = tokens_by_array(
             self.shape.layers, self.shape.special_tokens, self.shape.patch_tokens
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -187,3 +188,16 @@ def test_a_folder_that_becomes_a_link_meanwhile_is_still_the_one_that_was_opened
         os.close(os.open(name, os.O_WRONLY | os.O_CREAT, dir_fd=folder))
     assert (storage.path / "moved/file").exists()
     assert digest(home) == before
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_hard_links(place, tmp_path, monkeypatch, error):
+    """Leases were taken without links, and then zarr's own writer failed."""
+
+    def refuse(source: object, *_: object, **__: object) -> None:
+        raise OSError(error, os.strerror(error), str(source))
+
+    monkeypatch.setattr(os, "link", refuse)
+    fine("extract", place.spec, place.data, "--out", tmp_path)
+    assert digest(tmp_path / place.cache.name / "stores") == digest(place.cache / "stores")
+    assert call("verify", tmp_path / place.cache.name).code == 0

@@ -49,6 +49,7 @@ PAGE_BYTES, ENTRY_BYTES = 4096, 16384
 STRAY_S = 60.0
 """Seconds after which something aside that nobody holds was left by a kill."""
 
+FOLDER_MODE, FILE_MODE = 0o700, 0o600
 Put = Callable[[int, bytes], None]
 Fetch = Callable[[Sequence[Span], Put], None]
 """Puts the bytes of every span, each at its offset."""
@@ -67,8 +68,10 @@ class DiskCache:
         self.folder, self.bound_bytes = folder, bound_bytes
         self._held: dict[Path, int] = {}
         with self._writing():
-            for part in ("files", "aside"):
-                (folder / part).mkdir(parents=True, exist_ok=True)
+            # What is fetched with this user's keys is for this user.
+            for path in (folder, folder / "files", folder / "aside"):
+                path.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
+            (folder / "lock").touch(FILE_MODE)
 
     def open(self, key: str, size: int, spans: Sequence[Span], fetch: Fetch) -> BinaryIO:
         """A file of `size` bytes that holds at least these spans, as far as it reaches; missing
@@ -171,8 +174,9 @@ class DiskCache:
 
     def _create_entry(self, folder: Path, size: int) -> None:
         aside = self._new_aside()
-        (aside / "data").touch()
+        (aside / "data").touch(FILE_MODE)
         os.truncate(aside / "data", size)
+        (aside / "blocks").touch(FILE_MODE)
         (aside / "blocks").write_bytes(bytes(-(-size // BLOCK_BYTES)))
         _move(aside, folder)
 
@@ -180,8 +184,8 @@ class DiskCache:
         self._require_bound(size + ENTRY_BYTES)
         aside = self.aside()
         try:
-            (aside / "data").mkdir()
-            (aside / "blocks").touch()
+            (aside / "data").mkdir(FOLDER_MODE)
+            (aside / "blocks").touch(FILE_MODE)
             fill(aside / "data")
             with self._writing(), self._counting() as counter:
                 self._reserve(counter, size + ENTRY_BYTES)

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 import fsspec
 
 from pipeline.cache.storage.contract import Span, Storage
-from pipeline.cache.storage.disk_cache import Put, disk_cache
+from pipeline.cache.storage.disk_cache import FILE_MODE, Put, disk_cache
 from pipeline.cache.storage.retry import AT_ONCE, PART_BYTES, Network
 from pipeline.errors import StillframeError
 
@@ -208,6 +208,7 @@ class ObjectStorage(Storage):
 
             def fill(target: Path) -> None:
                 for name, facts in files.items():
+                    (target / name).touch(FILE_MODE)
                     with (target / name).open("wb") as file:
                         file.writelines(self._stream(_join(folder, name), facts))
                         file.flush()

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from pipeline.config import plugins
 from pipeline.config.plugins import Settings
-from pipeline.errors import BadInput, StillframeError
+from pipeline.errors import BadInput, StillframeError, in_one_line
 
 POLL_S = 1.0
 """Seconds between two looks at the workers."""
@@ -129,7 +129,7 @@ def run_worker(kind: str, job: str, index: str) -> int:
         )
         worker_job.work(int(index))
     except StillframeError as error:
-        sys.stderr.write(f"{error.message} ({error.hint})\n")
+        sys.stderr.write(in_one_line(f"{error.message} ({error.hint})") + "\n")
         return error.exit_code
     return 0
 

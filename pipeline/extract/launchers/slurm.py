@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -25,6 +25,10 @@ from pipeline.extract.launchers.contract import (
     require_package,
 )
 
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,:@%+=/-]+$")]
+"""A name of the cluster: it becomes part of a line of the batch script, and must not begin
+another."""
+Line = Annotated[str, Field(pattern=r"^[^\r\n]+$")]
 PROGRAMS = ("sbatch", "srun", "squeue", "scancel", "scontrol")
 WAITING = {"PENDING", "CONFIGURING"}
 ENDED = {
@@ -50,7 +54,7 @@ class Engine(EnginePlugin):
     class Settings(plugins.Settings):
         """A setting that is not given is left to the cluster."""
 
-        partition: str | None = None
+        partition: Word | None = None
         """Partition that the tasks run in."""
         time_min: int = Field(default=240, ge=1)
         """Time limit of a worker, in minutes."""
@@ -60,13 +64,13 @@ class Engine(EnginePlugin):
         """Cores of a worker, and its threads."""
         mem_gb: float | None = Field(default=None, gt=0)
         """Memory of a worker, in gigabytes."""
-        account: str | None = None
+        account: Word | None = None
         """Account that the time is charged to."""
-        qos: str | None = None
+        qos: Word | None = None
         """Quality of service that Slurm is asked for."""
         array_parallelism: int = Field(default=256, ge=1)
         """Tasks of one array that may run at the same time."""
-        setup: tuple[str, ...] = ()
+        setup: tuple[Line, ...] = ()
         """Shell lines that come before the worker, such as `module load cuda`."""
 
     def __init__(self, settings: Any, workers: int) -> None:

@@ -8,6 +8,9 @@ row. The same frame gives the same tokens at any place in a batch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +20,20 @@ from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.plugins import Settings
 from pipeline.errors import BadInput
 from pipeline.records import Tokens, TokenShape
+
+MAY_FETCH = ContextVar("may_fetch", default=True)
+"""Whether files of a model may be fetched from the hub."""
+
+
+@contextmanager
+def without_network() -> Iterator[None]:
+    """Within it, a model of the hub is looked for on this machine alone: what a cache or a run
+    names, and no user on the command line, sends no request."""
+    token = MAY_FETCH.set(False)
+    try:
+        yield
+    finally:
+        MAY_FETCH.reset(token)
 
 
 class EncoderSettings(Settings):

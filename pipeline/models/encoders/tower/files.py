@@ -13,6 +13,7 @@ import huggingface_hub
 from huggingface_hub import errors as hub_errors
 
 from pipeline.errors import BadInput
+from pipeline.models.encoders.contract import MAY_FETCH
 
 JSON_FILES = ["config.json", "preprocessor_config.json", "processor_config.json"]
 WEIGHT_FILES = ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
@@ -45,7 +46,10 @@ def model_folder(settings: Any, files: list[str]) -> Path | None:
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                name, revision=settings.revision, allow_patterns=files
+                name,
+                revision=settings.revision,
+                allow_patterns=files,
+                local_files_only=not MAY_FETCH.get(),
             )
         )
     except hub_errors.GatedRepoError as error:
@@ -63,6 +67,12 @@ def model_folder(settings: Any, files: list[str]) -> Path | None:
             f"model '{name}'{at} is neither a folder here nor on the hub", "check the spelling"
         ) from error
     except OSError as error:
+        if not MAY_FETCH.get():
+            raise BadInput(
+                f"model '{name}', which the cache or run names, is not on this machine, and is not "
+                "fetched for that",
+                f"if you trust it: hf download {name}",
+            ) from error
         raise BadInput(
             f"model '{name}' looks like a hub id; it is not in the local cache, and the hub cannot "
             "be reached",
