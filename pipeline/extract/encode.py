@@ -206,7 +206,7 @@ class Extraction:
             for block in job.blocks:
                 yield from self._resize_for_all(job.video, block, stores)
             for open_store in stores:
-                open_store.finish(job.video, job.result)
+                self.progress.learn(*open_store.finish(job.video, job.result))
                 if open_store.is_full:
                     if (rest := open_store.batch(whole=False)) is not None:
                         yield self._tokens(open_store, rest)
@@ -355,12 +355,16 @@ class OpenStore:
         self.pending = [ready[size:]]
         return ready[:size]
 
-    def finish(self, video: Video, result: VideoResult) -> None:
+    def finish(self, video: Video, result: VideoResult) -> tuple[int, int]:
+        """Notes how a video ended; returns how many frames of it were planned and how many there
+        are."""
         self.left -= 1
         if result.content:
             self.builder.content[video.video_id] = result.content
         if result.failed:
             self.builder.fail(video, result.failed)
+        start, stop = self.builder.rows[video.video_id]
+        return self.target.cache.plan[self.builder.store][video.video_id], stop - start
 
 
 @dataclass

@@ -176,7 +176,7 @@ def run_on_launcher(
         for cache in caches:
             for store in missing[str(cache)] - set(cache.missing_stores()):
                 missing[str(cache)].discard(store)
-                progress.add(cache.receipt(store))
+                progress.add(cache.receipt(store), sum(cache.plan[store].values()))
         if on_progress:
             on_progress(progress)
         return sum(map(len, missing.values()))

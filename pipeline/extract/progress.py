@@ -15,7 +15,8 @@ class Progress(Timed):
     """The work that an extraction has done so far; handed to `on_progress` after every batch."""
 
     frames_planned: int
-    """From the headers of the files that are left to do: an estimate."""
+    """From the headers of the files that are left to do, and of those that are done as many as they
+    held: an estimate."""
     frames: int = 0
     store_bytes: int = 0
     stores: int = 0
@@ -25,14 +26,19 @@ class Progress(Timed):
         default_factory=lambda: dict.fromkeys(("decode", "encode", "write"), 0.0), kw_only=True
     )
 
-    def add(self, receipt: Receipt) -> None:
-        """Counts a store that another worker has finished."""
+    def add(self, receipt: Receipt, planned: int) -> None:
+        """Counts a store of so many planned frames that another worker has finished."""
+        self.learn(planned, receipt.frames)
         self.frames += receipt.frames
         self.videos += len(receipt.videos)
         self.stores += 1
         self.store_bytes += receipt.store_bytes
         for step, spent in receipt.seconds.items():
             self.seconds[step] = self.seconds.get(step, 0.0) + spent
+
+    def learn(self, planned: int, held: int) -> None:
+        """Puts the frames that were there in the place of those that were planned."""
+        self.frames_planned += held - planned
 
     @property
     def frames_per_s(self) -> float:

@@ -41,6 +41,7 @@ from pipeline.video.probe import (
     first_frame_s,
     frame_rate,
     header_end_s,
+    header_frames,
     list_images,
     open_image,
     open_video,
@@ -201,7 +202,8 @@ class _VideoFile:
         with container:
             end_s = header_end_s(container, stream)
             self.counted.promise(
-                stream.frames or None, None if end_s is None else end_s - first_frame_s(stream)
+                header_frames(container, stream),
+                None if end_s is None else end_s - first_frame_s(stream),
             )
             header = read_track_header(self.path, container, stream)
             self.aspects = PixelAspects(stream, header)

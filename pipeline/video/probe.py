@@ -1,8 +1,8 @@
 """Headers of videos and image folders, read without decoding; what cannot be read is refused with
 the true reason.
 
-A header is a claim. Plans are made from it (`expected_frames`); what is really there is known only
-once it is decoded.
+A header is a claim. Plans are made from it (`expected_frames`), where it is in proportion to the
+file (`containers.recount`); what is really there is known only once it is decoded.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from av.video.stream import VideoStream
 
 from pipeline.errors import BadVideo
 from pipeline.video.containers.choice import COVER, choose_video
+from pipeline.video.containers.recount import Claims, bytes_to_count, recounted
 from pipeline.video.containers.track_header import read_track_header
 from pipeline.video.rgb import cropped_size
 
@@ -46,8 +47,8 @@ REREAD_BYTES = 256 << 20
 """Bytes of a file that are read again to find out whether the disk is to blame."""
 LFS_POINTER = b"version https://git-lfs"
 """Begins the text that stands for a large file in a checkout until Git LFS fetches the file."""
-AVI_FRAME_BYTES = 8
-"""Of an empty frame, as it stands for one that was dropped."""
+LEAST_BYTES = 2
+"""Of a frame: an index tells of one in as few."""
 LOOK_TIMEOUT_S = 10.0
 """For one read of a file that is looked at for covers."""
 TIMESTAMPS = "timestamps.txt"
@@ -171,12 +172,18 @@ def first_frame_s(stream: VideoStream) -> float:
     )
 
 
+def header_frames(container: InputContainer, stream: VideoStream) -> int | None:
+    """Frames that the header counts; None if it does not say, or was left open by a recording that
+    was not finished."""
+    return stream.frames if 0 < stream.frames <= container.size // LEAST_BYTES else None
+
+
 def header_end_s(container: InputContainer, stream: VideoStream) -> float | None:
     """Presentation time at which the header says the video ends; None if it does not say."""
     start_s = first_frame_s(stream)
     if container.format.name == "avi" and stream.frames and stream.average_rate:
-        if stream.frames > container.size // AVI_FRAME_BYTES:
-            return None  # a recording that was not finished, whose header was left open
+        if header_frames(container, stream) is None:
+            return None
         # libav cuts the duration of a truncated AVI down to what is there; the frame count stays as
         # it was written.
         return start_s + float(stream.frames / stream.average_rate)
@@ -246,6 +253,13 @@ def _probe_file(path: Path) -> Probe:
         start_s, end_s = first_frame_s(stream), header_end_s(container, stream)
         if end_s is None:
             end_s = last_packet_end_s(path, of_video=True)
+        claims = Claims(
+            header_frames(container, stream),
+            end_s - start_s if end_s > start_s else None,
+            frame_rate(stream),
+        )
+        if limit_bytes := bytes_to_count(claims, container):
+            claims = recounted(claims, container, stream, limit_bytes)
         crop = read_track_header(path, container, stream).crop
         size = (context.width, context.height)
         if context.format is not None:
@@ -253,10 +267,10 @@ def _probe_file(path: Path) -> Probe:
         return Probe(
             width=size[0],
             height=size[1],
-            fps=frame_rate(stream),
+            fps=claims.fps,
             start_s=start_s,
-            duration_s=end_s - start_s if end_s > start_s else None,
-            frames_from_header=stream.frames or None,
+            duration_s=claims.length_s,
+            frames_from_header=claims.frames,
             codec=context.name,
         )
 

@@ -19,6 +19,7 @@ import torch
 import zarr
 from support.commands import SPEC, fine
 from support.material import FPS, LENGTHS, address_spec, address_video, write_video
+from support.media import encode
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.corruption import check_store, require_valid
@@ -293,6 +294,38 @@ def test_progress_adds_up(material, tmp_path):
     )
     assert seen[-1] == (sum(LENGTHS.values()), len(material.cache.plan), len(LENGTHS))
     assert seen == sorted(seen)
+
+
+def test_a_header_that_promises_too_much_does_not_set_the_pace(tmp_path):
+    """A clock that jumps by a day within a second of video: neither the plan nor what is left to do
+    are made of it, and when a video is done its own frames count."""
+    folder = tmp_path / "videos" / "label"
+    folder.mkdir(parents=True)
+    levels = [np.full((64, 64, 3), 9 * k, np.uint8) for k in range(25)]
+    for name, starts_s in (("a.ts", (0, 80_000)), ("b.ts", (80_000, 0)), ("c.ts", (0,))):
+        parts = [
+            encode(
+                tmp_path / f"{start_s}.ts",
+                levels,
+                codec="mpeg2video",
+                rate=25,
+                container_options={"output_ts_offset": str(start_s)},
+            ).read_bytes()
+            for start_s in starts_s
+        ]
+        (folder / name).write_bytes(b"".join(parts))
+    built = manifest.build("folder", folder.parent, tmp_path / "data", {})
+    seen = []
+    cache = extract.extract(
+        address_spec(frames={"size_px": 64, "fps": "all"}),
+        built,
+        tmp_path,
+        on_progress=lambda state: seen.append((state.frames, state.frames_planned)),
+    )
+    assert sum(sum(videos.values()) for videos in cache.plan.values()) <= 4 * 125
+    stored = sum(place.stop - place.start for place in cache.locations.values())
+    assert 120 <= stored <= 125
+    assert seen[-1] == (stored, stored)
 
 
 def test_fps_keeps_the_frame_shown_at_each_tick(videos, built, tmp_path):
