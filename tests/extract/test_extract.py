@@ -364,7 +364,7 @@ def test_affine_maps_the_source_to_the_square(tmp_path):
     write_video(tmp_path / "videos/x/wide.mp4", frames)
     built = manifest.build("folder", tmp_path / "videos", tmp_path / "data", {"val_fraction": 0})
     cache = extract.extract(address_spec(), built, tmp_path / "caches")
-    affine = cache.reader(0).small("affine")
+    affine = cache.small_array(0, "affine")
     np.testing.assert_allclose(
         affine, np.broadcast_to([[1.5, 0, -0.25], [0, 1, 0]], (3, 2, 3)), atol=1e-9
     )
