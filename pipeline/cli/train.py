@@ -242,12 +242,16 @@ def stream(
 
     from pipeline.cli import console
     from pipeline.config.toml_tables import override
+    from pipeline.models.tasks.parts import fonts
     from pipeline.train import stream as module
     from pipeline.train.run import Run
     from pipeline.train.visualize import VideoFile
 
     asked = _query(query)
-    follower = module.Stream(Run(run), torch_device(device), override({}, sets or []))
+    opened = Run(run)
+    follower = module.Stream(opened, torch_device(device), override({}, sets or []))
+    if draw and (missing := fonts.note(opened.header.labels)):
+        console.say(missing)
     count, begin = 0, time.perf_counter()
     with VideoFile(draw, follower.fps) if draw else nullcontext() as drawing:
         for seen in follower.follow(video, asked, start_s):
@@ -372,5 +376,5 @@ def report(
     from pipeline.report import report as module
     from pipeline.report.source import find_source
 
-    for page in module.report(find_source(source), out, split):
+    for page in module.report(find_source(source), out, split, console.say):
         console.show(str(page))

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from pipeline.config.tensor_files import load_tensors
 from pipeline.errors import BadInput
 from pipeline.experiments.summary import PointSummary
+from pipeline.models.tasks.parts.fonts import readable
 from pipeline.report.source import ReportData
 from pipeline.report.style import COLOURS, HALF_INCHES, colours_of, legend, panel
 from pipeline.train.evaluate import Evaluation
@@ -54,16 +55,16 @@ def confusion(data: ReportData, point: PointSummary) -> Figure:
                     column, row, f"{share:.2f}", ha="center", va="center", fontsize=8, color=ink
                 )
     if len(labels) <= NAMES:
-        size = 8.5 if len(labels) <= NUMBERS else 6
-        axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=size)
-        axes.set_yticks(range(len(labels)), labels, fontsize=size)
+        names, size = list(map(readable, labels)), 8.5 if len(labels) <= NUMBERS else 6
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
+        axes.set_yticks(range(len(names)), names, fontsize=size)
     else:
         axes.set(xticks=[], yticks=[])
     axes.grid(visible=False)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.set(title=f"{point.name}, {data.form}", xlabel="answer", ylabel="truth")
+    axes.set(title=f"{readable(point.name)}, {data.form}", xlabel="answer", ylabel="truth")
     return figure
 
 
@@ -123,7 +124,7 @@ def pairs(data: ReportData, best: PointSummary, reference: PointSummary) -> Figu
         alpha=max(0.15, min(0.7, 60 / len(x))),
         markeredgewidth=0,
     )
-    names = (f"{point.name}, {data.metric.name} of a clip" for point in (reference, best))
+    names = (f"{readable(point.name)}, {data.metric.name} of a clip" for point in (reference, best))
     axes.set(**dict(zip(("xlabel", "ylabel"), names, strict=True)))
     return figure
 

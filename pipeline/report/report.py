@@ -4,6 +4,7 @@ CSV and JSON files."""
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,22 +15,28 @@ import matplotlib
 from pipeline.cache.cache import Cache
 from pipeline.cache.storage.local import write_atomically
 from pipeline.experiments.summary import Summary
+from pipeline.models.tasks.parts import fonts
 from pipeline.report.page import Page, render_page
 from pipeline.report.sections import STRIPS, as_json, page_of_cache, page_of_data
-from pipeline.report.source import read_runs, read_sweep
+from pipeline.report.source import ReportData, read_runs, read_sweep
 from pipeline.report.style import STYLE
 from pipeline.report.tables import in_markdown
 from pipeline.train.run import Run
 
 
-def report(source: Sequence[Run] | Path | Cache, out: Path, split: str = "val") -> list[Path]:
+def report(
+    source: Sequence[Run] | Path | Cache,
+    out: Path,
+    split: str = "val",
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Path]:
     """Writes `report.html`, `report.md`, `report.json`, tables as CSV and plots as PNG into `out`;
     returns the pages' paths.
 
     `source`: evaluated runs of one task, the folder of a finished sweep, or a cache. A sweep of
-    several tasks gets a page, and a folder in `out`, for each. Raises BadInput for runs that have
-    not been evaluated on `split`, runs of several tasks, and a sweep that is not finished or was
-    scored on another split.
+    several tasks gets a page, and a folder in `out`, for each. `say` is told of letters of labels
+    and runs that no font has. Raises BadInput for runs that have not been evaluated on `split`,
+    runs of several tasks, and a sweep that is not finished or was scored on another split.
     """
     if isinstance(source, Cache):
         return [_write_page(partial(page_of_cache, source, out), None, out)]
@@ -39,16 +46,31 @@ def report(source: Sequence[Run] | Path | Cache, out: Path, split: str = "val") 
     folders = [
         out if len(data_of_tasks) == 1 else out / data.summary.task for data in data_of_tasks
     ]
+    words = [word for data in data_of_tasks for word in _words(data)]
+    if missing := fonts.note(words):
+        say(missing)
     return [
-        _write_page(partial(page_of_data, data, folder), data.summary, folder)
+        _write_page(partial(page_of_data, data, folder), data.summary, folder, words)
         for data, folder in zip(data_of_tasks, folders, strict=True)
     ]
 
 
-def _write_page(make: Callable[[], Page], summary: Summary | None, out: Path) -> Path:
-    """Makes a page in the page's own style and writes all its files; returns the HTML file."""
+def _words(data: ReportData) -> list[str]:
+    """Names of points and labels, which plots show."""
+    labels = {label for run in data.runs.values() for label in run.header.labels}
+    return [point.name for point in data.summary.settings] + sorted(labels)
+
+
+def _write_page(
+    make: Callable[[], Page], summary: Summary | None, out: Path, words: Sequence[str] = ()
+) -> Path:
+    """Makes a page in the page's own style, with fonts for `words`, and writes all its files;
+    returns the HTML file."""
     out.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE):
+    style = STYLE | {"font.family": fonts.families(words)}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        # Said once already, and without lines of source code.
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font")
         page = make()
     for table in (page.scores, page.runs, page.coverage, page.failures):
         if table and table.rows:

@@ -19,6 +19,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipeline.models.tasks.parts.fonts import readable
 from pipeline.report.source import ReportData
 from pipeline.train.bootstrap import Interval
 
@@ -185,8 +186,8 @@ def svg(figure: Figure, title: str) -> str:
 
 
 def shortened(names: Sequence[str], most: int) -> list[str]:
-    """Names shortened in the middle, so that none takes more than `most` letters."""
+    """Readable names, shortened in the middle so that none takes more than `most` letters."""
     return [
         name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most - most // 2) :]}"
-        for name in names
+        for name in map(readable, names)
     ]

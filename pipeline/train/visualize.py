@@ -21,6 +21,7 @@ from PIL import Image
 
 from pipeline.cache.cache import Cache
 from pipeline.errors import BadVideo, StillframeError
+from pipeline.models.tasks.parts import fonts
 from pipeline.records import Clip
 from pipeline.train.compatibility import check
 from pipeline.train.run import Run, load_model
@@ -59,8 +60,11 @@ def draw(
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Writes `drawings` as `drawn-<split>/<clip>.mp4` and `drawn-<split>.png` into the run folder;
-    returns the sheet's path. `say` is told of each video that could not be written."""
+    returns the sheet's path. `say` is told of each video that could not be written, and of letters
+    of labels that no font has."""
     clips = []
+    if missing := fonts.note(context.manifest.labels):
+        say(missing)
     for drawing in drawings(run, context, count, split, checkpoint, say):
         path = run.path / f"drawn-{split}" / file_name(drawing.clip.clip_id, ".mp4")
         try:

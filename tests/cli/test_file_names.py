@@ -24,7 +24,7 @@ NAMES = (
     "Очень длинное название видео про то как кошка играет с новой игрушкой.mp4".encode(),
     b"x" * 246 + b".mp4",
 )
-LABELS = (b"plain", "grüßen".encode())
+LABELS = (b"\xe9t\xe9", "grüßen \U000e0fff".encode())  # the last letter is in no font
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +58,16 @@ def test_every_video_is_cached_under_its_own_name(step):
 
 def test_a_run_is_scored_drawn_and_reported(step):
     scored = call("evaluate", step / "run", "--split", "train", "--draw", "99", "--json")
+    assert scored.err.startswith("no font of this machine has ") and scored.err.count("\n") == 2
     assert scored.code == 0 and os.fsdecode(NAMES[0]) in "".join(scored.json["clips"]), scored
     drawn = sorted(path.name for path in (step / "run/drawn-train").iterdir())
     assert len(drawn) == len(scored.json["clips"])
     assert any("猫が新しい" in name for name in drawn)
     fine("evaluate", step / "run")
-    fine("report", step / "run", "--out", step / "report")
+    reported = call("report", step / "run", "--out", step / "report")
+    assert reported.code == 0, reported
+    assert reported.err.startswith("no font of this machine has \U000e0fff: drawn as boxes; ")
+    assert reported.err.count("\n") == 1  # and no warnings with lines of source code
     assert (step / "report/report.html").read_bytes().decode("utf-8").count("data:video/mp4") >= 2
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from pipeline.models.tasks.parts.fonts import font_runs, readable
 
 SIDE_PX = 384
 """Smaller frames are enlarged to this."""
@@ -92,9 +94,17 @@ class Canvas:
     def text(
         self, xy: np.ndarray | tuple[float, float], words: str, ink: Colour = (255, 255, 255)
     ) -> None:
-        """Words whose upper left corner is at the place."""
-        font = ImageFont.load_default(6 * self.line_px + 2)
-        self._draw.text(self._px(xy), words, fill=ink, font=font, stroke_width=2, stroke_fill=RIM)
+        """Words in any script, on one line, whose upper left corner is at the place."""
+        # The mark says that a line begins at the left, also where its first letters are Arabic.
+        line = " ".join(readable(words).split())
+        pieces = font_runs(line if line.isascii() else f"\u200e{line}", 6 * self.line_px + 1)
+        x, y = self._px(xy)
+        rim = max(1, self.line_px // 2)
+        ascent = max((font.getmetrics()[0] for font, _ in pieces), default=0)
+        for font, piece in pieces:
+            place = (x, y + ascent)
+            self._draw.text(place, piece, ink, font, "ls", stroke_width=rim, stroke_fill=RIM)
+            x += round(font.getlength(piece))
 
     def _px(self, xy: np.ndarray | tuple[float, float]) -> tuple[int, int]:
         """The pixel at a place; at most one side away from the frame, so that a wild prediction
