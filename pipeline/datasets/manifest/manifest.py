@@ -35,10 +35,10 @@ from pipeline.config import plugins
 from pipeline.config.json_files import json_value
 from pipeline.config.regular_files import read_regular
 from pipeline.datasets.contract import DatasetPlugin
+from pipeline.datasets.manifest.clip_targets import ClipTargets
 from pipeline.datasets.manifest.jsonl import REBUILD, from_lines, to_line
 from pipeline.datasets.manifest.targets_file import (
     require_as_built,
-    target_group,
     write_targets,
 )
 from pipeline.errors import BadInput, BadVideo, StillframeError, unknown_name
@@ -225,8 +225,9 @@ class Manifest:
         path = self.folder / TARGETS
         try:
             with self.open_targets() as file:
-                group = file.get(target_group(clip_id), {})
-                return {name: group[name][()] for name in group if names is None or name in names}
+                stored = ClipTargets(file, clip_id)
+                wanted = [name for name in stored.names if names is None or name in names]
+                return {name: stored.read(name) for name in wanted}
         except OSError as error:
             raise BadInput(f"{path} cannot be read: {error}", REBUILD) from error
 

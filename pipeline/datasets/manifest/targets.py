@@ -25,8 +25,8 @@ from typing import ClassVar, Protocol
 import h5py
 import numpy as np
 
+from pipeline.datasets.manifest.clip_targets import ClipTargets
 from pipeline.datasets.manifest.manifest import REBUILD, TARGETS, Manifest
-from pipeline.datasets.manifest.targets_file import target_group
 from pipeline.errors import BadInput
 from pipeline.records import Clip
 
@@ -112,10 +112,10 @@ class Targets:
         self, clip: Clip, time_s_T: np.ndarray, affine_T23: np.ndarray, step_s: float, side: int
     ) -> np.ndarray:
         with self._reading() as file:
-            group = file[target_group(clip.clip_id)]
-            rows, has_truth_T = nearest_truth(group["depth_m_time_s"][()], time_s_T, step_s)
+            stored = ClipTargets(file, clip.clip_id)
+            rows, has_truth_T = nearest_truth(stored.read("depth_m_time_s"), time_s_T, step_s)
             order, back = np.unique(rows, return_inverse=True)
-            depth = group["depth_m"][order][back]
+            depth = stored.read("depth_m", order)[back]
         return map_depth(depth, has_truth_T, affine_T23, side)
 
     def _read_small(self, clip_id: str) -> Arrays:
@@ -126,12 +126,12 @@ class Targets:
             for part in STORED[name]
         ]
         with self._reading() as file:
-            group = file[target_group(clip_id)]
+            stored = ClipTargets(file, clip_id)
             return {
-                key: group[key][()]
+                key: stored.read(key)
                 for name in names
                 for key in (name, f"{name}_time_s")
-                if key in group
+                if key in stored
             }
 
     def _has(self, clip: Clip, name: str) -> bool:
@@ -140,8 +140,8 @@ class Targets:
         if not self.manifest.has_targets:
             return False
         with self._reading() as file:
-            group = file.get(target_group(clip.clip_id), {})
-            return all(part in group for part in STORED[name])
+            stored = ClipTargets(file, clip.clip_id)
+            return all(part in stored for part in STORED[name])
 
     @contextmanager
     def _reading(self) -> Iterator[h5py.File]:

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import h5py
 import numpy as np
 
+from pipeline.config.regular_files import open_regular
 from pipeline.datasets.manifest.jsonl import REBUILD
 from pipeline.errors import BadInput
 from pipeline.records import Clip
@@ -41,8 +42,8 @@ def require_as_built(path: Path, size: int, sha256: str | None) -> None:
     OSError."""
     if size > HASHED_BYTES:
         return
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+    with open_regular(path) as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:  # type: ignore[arg-type]
             raise BadInput(f"{path} is damaged: its content differs from its checksum", REBUILD)
 
 

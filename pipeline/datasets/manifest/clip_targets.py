@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from pipeline.datasets.manifest.jsonl import REBUILD
+from pipeline.datasets.manifest.targets_file import target_group
 from pipeline.errors import BadInput
 
 SHAPES: dict[str, tuple[str | int, ...]] = {
@@ -32,38 +33,35 @@ LAYOUTS = {h5py.h5d.COMPACT, h5py.h5d.CONTIGUOUS, h5py.h5d.CHUNKED}
 MOST_PACKED = 1032
 """Bytes that deflate makes of one, at most."""
 MOST_ARRAYS = 64
+LIBRARY = (OSError, RuntimeError, KeyError, ValueError, TypeError, IndexError, AttributeError)
+"""What h5py raises for a damaged file."""
 
 
-class TruthArrays:
+class ClipTargets:
     """The arrays of one clip. `file` is not to be used by another thread meanwhile."""
 
-    def __init__(self, file: h5py.File, group: str, clip_id: str) -> None:
-        """`group` is the name of the clip's group; without it there are no arrays. Raises
-        BadInput."""
+    def __init__(self, file: h5py.File, clip_id: str) -> None:
+        """Without a group of the clip there are no arrays. Raises BadInput."""
         self.where = f"{file.filename}: clip '{clip_id}'"
-        self._file_bytes = os.stat(file.filename).st_size  # noqa: PTH116
+        self._file_bytes = os.fstat(file.id.get_vfd_handle()).st_size
         self._group: Any = {}
+        name, problem = target_group(clip_id), ""
         try:
-            if group in file:
-                if not isinstance(file.get(group, getlink=True), h5py.HardLink):
-                    raise self._refused("is a link")
-                self._group = file[group]
+            if _link_type(file, name) is not None:
+                self._group = file[name] if _is_own(file, name) else None
                 if not isinstance(self._group, h5py.Group) or len(self._group) > MOST_ARRAYS:
-                    raise self._refused(f"is no group of at most {MOST_ARRAYS} arrays")
+                    problem = f"is no group of at most {MOST_ARRAYS} arrays in this file"
         except LIBRARY as error:
-            raise self._refused(f"cannot be read: {error}") from error
+            problem = f"cannot be read: {error}"
+        if problem:
+            raise self._refused(problem)
 
     @property
     def names(self) -> list[str]:
         return list(self._group)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._group
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of an array that has passed all checks. Raises BadInput."""
-        shape: tuple[int, ...] = self._checked(name).shape
-        return shape
+        return bool(self._group) and _link_type(self._group, name) is not None
 
     def read(self, name: str, rows: Any = ()) -> np.ndarray:
         """An array, or some rows of it. Raises BadInput."""
@@ -75,18 +73,13 @@ class TruthArrays:
 
     def _checked(self, name: str) -> h5py.Dataset:
         try:
-            array = self._group[name] if self._is_own(name) else None
+            array = self._group[name] if _is_own(self._group, name) else None
             problem = self._problem(name, array)
         except LIBRARY as error:
             problem = f"cannot be read: {error}"
         if problem:
             raise self._refused(f"array '{name}' {problem}")
         return array
-
-    def _is_own(self, name: str) -> bool:
-        return name in self._group and isinstance(
-            self._group.get(name, getlink=True), h5py.HardLink
-        )
 
     def _problem(self, name: str, array: object) -> str:
         """What is wrong with an array, "" if nothing is."""
@@ -115,7 +108,7 @@ class TruthArrays:
             return f"has the shape {array.shape}, wanted {axes}"
         if name in SHAPES:
             times = f"{TIMES_OF.get(name, name)}_time_s"
-            time_s = self._group[times] if self._is_own(times) else None
+            time_s = self._group[times] if _is_own(self._group, times) else None
             frames = array.shape[axes.index("F")]
             if not isinstance(time_s, h5py.Dataset) or time_s.shape != (frames,):
                 return f"has {frames} frames, and '{times}' not as many times"
@@ -125,5 +118,12 @@ class TruthArrays:
         return BadInput(f"{self.where} {problem}", REBUILD)
 
 
-LIBRARY = (OSError, RuntimeError, KeyError, ValueError, TypeError, IndexError, AttributeError)
-"""What h5py raises for a damaged file."""
+def _link_type(group: Any, name: str) -> int | None:
+    """The type of a link in a group; None if there is none. Nothing is followed."""
+    links = group.id.links
+    return links.get_info(name.encode()).type if links.exists(name.encode()) else None
+
+
+def _is_own(group: Any, name: str) -> bool:
+    """Whether a name in a group stands for something in the same file, and not for a path."""
+    return _link_type(group, name) == h5py.h5l.TYPE_HARD
