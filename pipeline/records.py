@@ -26,6 +26,18 @@ class Video(NamedTuple):
     """Frame rate of an image folder; None for a video file, which knows its own times."""
 
 
+class Stride(NamedTuple):
+    """Every n-th frame of a video is kept, whenever it is shown: n is the video's own rate over
+    `fps`, rounded to a whole number, halves to the even one, and at least 1."""
+
+    fps: float
+
+
+Rate = float | Stride | None
+"""Which frames of a video are kept: those on screen at so many instants per second, or every n-th
+one, or (None) all."""
+
+
 @dataclass(frozen=True)
 class Clip:
     """A labelled stretch [start_s, stop_s) of a video, and how to read it."""

@@ -17,7 +17,7 @@ from pipeline.config import plugins
 from pipeline.config.plugins import Settings
 from pipeline.config.toml_tables import override, read_table, set_nested
 from pipeline.errors import BadInput
-from pipeline.records import TokenShape
+from pipeline.records import Rate, Stride, TokenShape
 
 FORMAT_VERSION = 3
 """Format of the caches that are written; all formats before it can be read."""
@@ -74,13 +74,22 @@ class FrameSettings(Settings):
 
     fps: float | Literal["all"] = "all"
     """Frames per second of presentation time; a frame is never stored twice. "all": every frame."""
+    sampling: Literal["time", "stride"] = "time"
+    """The way a rate is kept. time: the frames on screen every 1 / fps seconds; stride: every n-th
+    frame, n being the video's own rate over fps, rounded (the released code of the paper)."""
     size_px: int = Field(ge=1, le=4096)
     """Side of the square the encoder sees."""
     fit: Literal["crop", "squash"] = "crop"
     """The way a frame becomes a square. crop: the short side is resized to size_px, and the centre
     is cut out; squash: both sides are resized to size_px."""
     resample: Literal["bilinear", "bicubic"] = "bicubic"
-    """Kernel that frames are resized with, always antialiased."""
+    """Kernel that frames are resized with."""
+    antialias: bool = True
+    """Widen the kernel where a frame is made smaller, so that all of its pixels count; false: the
+    released code of the paper."""
+    pixel_aspect: bool = True
+    """Honour the shape of pixels that are not square; false: take them as square (the released code
+    of the paper)."""
 
     @field_validator("fps")
     @classmethod
@@ -89,10 +98,21 @@ class FrameSettings(Settings):
             raise ValueError('wanted a number in (0, 1000] or "all"')
         return fps
 
+    @model_validator(mode="after")
+    def _stride_of_a_rate(self) -> Self:
+        if self.sampling == "stride" and self.fps == "all":
+            raise ValueError('sampling "stride" wants fps, a number of frames per second')
+        return self
+
     @property
     def rate(self) -> float | None:
         """Frames per second, or None for every frame."""
         return None if self.fps == "all" else float(self.fps)
+
+    @property
+    def kept(self) -> Rate:
+        """Which frames of a video are kept."""
+        return self.rate if self.rate is None or self.sampling == "time" else Stride(self.rate)
 
 
 class View(Settings):

@@ -19,7 +19,7 @@ from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadVideo, StillframeError
-from pipeline.records import Clip, Video
+from pipeline.records import Clip, Rate, Video
 from pipeline.video.probe import TIMESTAMPS, Probe, expected_frames, list_images, open_video
 from pipeline.video.sandbox import Decoder
 
@@ -93,7 +93,7 @@ def write_subset(videos: Manifest, spec: CacheSpec, frames: int, folder: Path) -
     candidates = [(video, facts.get(video.video_id)) for video in usable or videos.videos]
     candidates.sort(key=lambda pair: pair[1].width * pair[1].height if pair[1] else 0)
     num_usable = len(candidates)
-    chosen, head, longest = _choose(candidates, spec.frames.rate, frames)
+    chosen, head, longest = _choose(candidates, spec.frames.kept, frames)
     # Headers that promise too much are chosen first: what holds nothing is chosen no more.
     while len(chosen) <= CHECKED_VIDEOS and (
         empty := [video for video in chosen if not _has_frames(videos.root / video.source, video)]
@@ -103,7 +103,7 @@ def write_subset(videos: Manifest, spec: CacheSpec, frames: int, folder: Path) -
             raise StillframeError(
                 f"none of {num_usable} videos of {videos.folder} can be opened", MISSING_HINT
             )
-        chosen, head, longest = _choose(candidates, spec.frames.rate, frames)
+        chosen, head, longest = _choose(candidates, spec.frames.kept, frames)
     head_s = head / (spec.frames.rate or median_fps(videos)) if longest > head else None
     root = folder / "videos"
     root.mkdir(parents=True)
@@ -116,7 +116,7 @@ def write_subset(videos: Manifest, spec: CacheSpec, frames: int, folder: Path) -
 
 
 def _choose(
-    candidates: Sequence[tuple[Video, Probe | None]], rate: float | None, frames: int
+    candidates: Sequence[tuple[Video, Probe | None]], rate: Rate, frames: int
 ) -> tuple[list[Video], int, int]:
     """Videos whose heads give about `frames` frames, at even distances along all frames of the
     candidates; frames of a head; and frames of the longest candidate."""

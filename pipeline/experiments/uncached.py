@@ -49,7 +49,7 @@ class UncachedReader(WindowReader):
         self._closing.close()
 
     def read(self, windows: Sequence[WindowRows]) -> dict[str, Any]:
-        """The frames of the windows as the encoder's squares: (B, T, 3, size_px, size_px) uint8."""
+        """The frames of the windows as the encoder's squares: (B, T, 3, size_px, size_px)."""
         return {"squares": torch.stack(list(self.pool.map(self._squares, windows)))}
 
     def tokens(
@@ -70,7 +70,7 @@ class UncachedReader(WindowReader):
         return whole([part.special_NSD for part in encoded]), patches
 
     def _squares(self, window: WindowRows) -> torch.Tensor:
-        """(T, 3, size_px, size_px) uint8 of a window."""
+        """(T, 3, size_px, size_px) of a window."""
         reader = self.readers.get()
         try:
             return reader.at_times(

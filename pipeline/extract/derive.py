@@ -48,7 +48,7 @@ from pipeline.errors import BadInput
 from pipeline.extract.calibrate import fit_codecs, middles_of_parts
 from pipeline.extract.extract import fill_stores
 from pipeline.extract.store_builder import StoreBuilder
-from pipeline.records import TokenShape
+from pipeline.records import Stride, TokenShape
 from pipeline.video.sampling import are_sampled
 
 STORE = ("store.chunk_frames", "store.shard_mb", "store.store_mb", "store.compression")
@@ -141,6 +141,12 @@ def _require_rate(source: Cache, rate: float | None) -> None:
     held = source.fps
     if held is None or rate == held:
         return
+    if isinstance(source.cache_spec.frames.kept, Stride):
+        raise BadInput(
+            f"cannot derive another frame rate from {source}, which keeps every n-th frame, a "
+            "number that depends on the rate of each video",
+            "extract again with the frames.fps that is wanted",
+        )
     if rate is None or abs(held / rate - round(held / rate)) > 1e-9 or rate > held:
         rate_text = "every frame" if rate is None else f"{rate:g} frames per second"
         raise BadInput(

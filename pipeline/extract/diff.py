@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +15,6 @@ import torch
 from pipeline.cache.cache import Cache, neighbours
 from pipeline.cache.codecs.contract import fitted_to, make_codec
 from pipeline.cache.layout import bytes_per_frame
-from pipeline.cache.receipts import Header
 from pipeline.config import plugins
 from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, fingerprint
 from pipeline.config.toml_tables import differences, differing
@@ -159,7 +159,7 @@ def _cost(spec: CacheSpec, cache: Cache) -> tuple[int | None, int | None]:
     """Frames and bytes of the cache that the spec asks for, over the same videos; None where what
     would tell is not here."""
     try:
-        if spec.frames.rate != cache.fps:
+        if spec.frames.kept != cache.cache_spec.frames.kept:
             planned = preview(spec, cache.manifest)
             return planned.frames, planned.store_bytes
         frames = sum(sum(videos.values()) for videos in cache.plan.values())
@@ -175,14 +175,15 @@ def siblings(cache: Cache) -> dict[str, list[str]]:
     """Names of caches of the same spec name beside this one -> in what they differ, as `field: this
     / that`."""
 
-    def meaning(header: Header) -> dict[str, Any]:
-        return header.model_dump(
-            mode="json", include={"spec", "encoder", "decoder", "derived_from"}
+    def meaning(sibling: Cache) -> dict[str, Any]:
+        """Everything that is compared, the keys among it that the cache's format did not have."""
+        facts = sibling.header.model_dump(
+            mode="json", include={"encoder", "decoder", "derived_from"}
         )
+        return facts | {"spec": sibling.cache_spec.canonical()}
 
-    neighbour_caches = neighbours(cache, f"{cache.spec['name']}-")
-    differing_fields = {
-        neighbour.name: differences(meaning(cache.header), meaning(neighbour.header))
-        for neighbour in neighbour_caches
-    }
+    differing_fields = {}
+    for neighbour in neighbours(cache, f"{cache.spec['name']}-"):
+        with suppress(BadInput):  # its spec is none that this version knows
+            differing_fields[neighbour.name] = differences(meaning(cache), meaning(neighbour))
     return {name: differ for name, differ in differing_fields.items() if differ}

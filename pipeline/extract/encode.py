@@ -33,7 +33,7 @@ from pipeline.extract.progress import OnProgress, Progress
 from pipeline.extract.reuse import ReusableCache
 from pipeline.extract.store_builder import StoreBuilder
 from pipeline.models.encoders.contract import EncoderPlugin
-from pipeline.records import Tokens, Video
+from pipeline.records import Rate, Tokens, Video
 from pipeline.video.decode import FrameCounts
 from pipeline.video.reader import FrameReader, ReadBlock
 from pipeline.video.sandbox import DecodeLimits
@@ -60,9 +60,9 @@ class CacheTarget:
         return StoreBuilder(self.cache, store, next(reusable, None))
 
     @property
-    def rate(self) -> float | None:
-        """Frames per second that are kept."""
-        return self.cache.cache_spec.frames.rate
+    def rate(self) -> Rate:
+        """Which frames of a video are kept."""
+        return self.cache.cache_spec.frames.kept
 
 
 class TargetStore(NamedTuple):

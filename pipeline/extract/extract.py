@@ -311,7 +311,7 @@ def make_plan(
     """store -> video_id -> expected frames. Videos in manifest order fill a store up to its size;
     none is split."""
     require_videos(manifest)
-    rate, facts_by_video = cache_spec.frames.rate, manifest.facts
+    rate, facts_by_video = cache_spec.frames.kept, manifest.facts
     expected = {}
     for video in manifest.videos:
         facts = (

@@ -13,6 +13,7 @@ from pipeline.cache.cache import Cache
 from pipeline.cache.status import status
 from pipeline.errors import BadInput
 from pipeline.experiments.summary import PointSummary, Summary
+from pipeline.records import Stride
 from pipeline.report import axis_plots, plots, tables, token_maps, videos
 from pipeline.report.page import Page, Plot
 from pipeline.report.predictions import answers
@@ -222,7 +223,9 @@ def _add_cache(page: Page, cache: Cache) -> None:
     encoder, (high, wide) = spec["encoder"], shape.grid_hw
     model_type = (encoder.get("config") or {}).get("model_type", "built in")
     derived = f", derived from {cache.header.derived_from}" if cache.header.derived_from else ""
+    by_stride = isinstance(cache.cache_spec.frames.kept, Stride)
     rate = "every frame" if cache.fps is None else f"{cache.fps:g} frames a second"
+    rate += " by a stride" if by_stride else ""
     size, size_of_frame = (
         scaled_text(count, "B") for count in (state.store_bytes, state.bytes_per_frame or 0)
     )

@@ -56,7 +56,7 @@ class Seen:
 
     time_s: float
     pixels_HWC: np.ndarray
-    """uint8, the square that the encoder saw."""
+    """uint8, the square that the encoder saw, rounded to whole levels."""
     affine_23: np.ndarray
     """Source frame to square."""
     answer: np.ndarray
@@ -125,7 +125,7 @@ class Stream:
                 square_1CHW = frame.views[BASE]
                 with torch.inference_mode():
                     tokens = self._tokens(square_1CHW)
-                square_HWC = square_1CHW[0].permute(1, 2, 0).cpu().numpy()
+                square_HWC = square_1CHW[0].float().round().byte().permute(1, 2, 0).cpu().numpy()
                 for _ in range(instants):
                     with torch.inference_mode():
                         if state is None:

@@ -151,7 +151,9 @@ def squares(reader: FrameReader, cache: Cache, clip: Clip, time_s_T: np.ndarray)
     """uint8 (T, H, W, 3): the frames at the given times, as the encoder saw them, but at least
     `DRAWN_PX` large. Raises BadVideo, with the video's path and the reason."""
     path, settings = reader.root / clip.source, cache.cache_spec.frames
-    larger = settings.model_copy(update={"size_px": max(DRAWN_PX, settings.size_px)})
+    # Drawn for people: the same part of the frame, antialiased and in whole levels.
+    to_draw = {"size_px": max(DRAWN_PX, settings.size_px), "antialias": True}
+    larger = settings.model_copy(update=to_draw)
     try:
         squares_TCHW = reader.at_times(clip.video, larger, time_s_T)
     except (OSError, BadVideo) as error:

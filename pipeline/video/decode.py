@@ -26,7 +26,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from pipeline.errors import BadVideo
-from pipeline.records import Frames
+from pipeline.records import Frames, Rate
 from pipeline.video.containers.pixel_aspect import PixelAspects
 from pipeline.video.containers.shortfall import missing_end
 from pipeline.video.containers.track_header import read_track_header
@@ -48,7 +48,7 @@ from pipeline.video.probe import (
     reason_of,
 )
 from pipeline.video.rgb import Picture, cropped, deinterlaced, upright_rgb
-from pipeline.video.sampling import first_instant
+from pipeline.video.sampling import Sampler
 
 BLOCK_FRAMES, BLOCK_BYTES = 8, 32 << 20
 """Frames that travel together: few, and few bytes of them, so that a 4K video stays within
@@ -110,7 +110,7 @@ def _allocate_private(shape: tuple[int, ...]) -> np.ndarray:
 
 def decode_rates(
     path: Path,
-    rates: Sequence[float | None],
+    rates: Sequence[Rate],
     image_fps: float | None = None,
     counted: FrameCounts | None = None,
     *,
@@ -123,8 +123,8 @@ def decode_rates(
     keeps.
 
     With t0 the first frame's time, a rate keeps the frames shown at t0 + k / rate, k = 0, 1, ...,
-    until the video ends, each of them once and with its own presentation time. The rate None keeps
-    every frame. `path` is a file, or a folder of images.
+    until the video ends, each of them once and with its own presentation time; a `Stride` keeps
+    every n-th frame, and None every one. `path` is a file, or a folder of images.
 
     A block holds up to `block_frames` frames and `block_bytes`, but at least one frame; a change of
     size starts a new one. Its memory is what `allocate` gives for its shape. The first `skip` kept
@@ -136,7 +136,7 @@ def decode_rates(
     """
     counted = counted or FrameCounts()
     source = _ImageFolder(path, image_fps, counted) if path.is_dir() else _VideoFile(path, counted)
-    kept = itertools.islice(_sampled(source.pictures(), rates), skip, None)
+    kept = itertools.islice(_sampled(source, rates), skip, None)
     try:
         yield from _blocks(kept, block_frames, block_bytes, allocate)
     except av.FFmpegError as error:
@@ -195,11 +195,14 @@ class _VideoFile:
         """Offset in the file of the last packet."""
         self.stopped: str | None = None
         """Why decoding stopped before the end."""
+        self.fps: float | None = None
+        """Average frames per second, once `pictures` has begun; None: nobody says."""
 
     def pictures(self) -> Generator[Picture, None, None]:
         """Yields every picture; sets `failure` at the end."""
         container, stream = open_video(self.path)
         with container:
+            self.fps = frame_rate(stream)
             end_s = header_end_s(container, stream)
             self.counted.promise(
                 header_frames(container, stream),
@@ -321,11 +324,14 @@ class _ImageFolder:
     ) -> None:
         """Leaves images out that are shown before `from_s`."""
         self.folder, self.image_fps, self.counted, self.from_s = folder, image_fps, counted, from_s
+        self.fps: float | None = None
+        """Average frames per second, once `pictures` has begun."""
 
     def pictures(self) -> Generator[Picture, None, None]:
         """Yields every image as a picture, up to one that cannot be decoded."""
         images, time_s_F, last_s = list_images(self.folder, self.image_fps)
         times_s = time_s_F.tolist()
+        self.fps = len(images) / (last_s - times_s[0])
         self.counted.promise(len(images), last_s - times_s[0])
         for image, time_s, end_s in zip(images, times_s, [*times_s[1:], last_s], strict=True):
             if time_s < self.from_s:
@@ -356,30 +362,21 @@ def _read_image(image: Path) -> tuple[VideoFrame, float]:
 
 
 def _sampled(
-    pictures: Iterator[Picture], rates: Sequence[float | None]
+    source: _VideoFile | _ImageFolder, rates: Sequence[Rate]
 ) -> Iterator[tuple[Picture, list[bool]]]:
-    """The pictures on screen at the sampling instants of at least one rate, and (R,) which rates
-    those are. Looks one picture ahead; the last one counts up to its own end."""
+    """The pictures that at least one rate keeps, and (R,) which rates those are. Looks one picture
+    ahead; the last one counts up to its own end."""
+    pictures = source.pictures()
     held = next(pictures, None)
     if held is None:
         return
-    first_s, passed_R = held.time_s, [0] * len(rates)
-
-    def instants_before(next_s: float, time_s: float) -> list[int]:
-        """(R,) instants before the picture at `next_s`, which follows one at `time_s`."""
-        return [
-            passed + 1 if fps is None else first_instant(next_s, time_s, first_s, fps)
-            for fps, passed in zip(rates, passed_R, strict=True)
-        ]
-
+    samplers = [Sampler(rate, held.time_s, source.fps) for rate in rates]
     for picture in itertools.chain(pictures, [None]):
         next_s = held.end_s if picture is None else picture.time_s
-        before_R = instants_before(next_s, held.time_s)
-        kept_R = [before > passed for before, passed in zip(before_R, passed_R, strict=True)]
+        kept_R = [sampler.keeps(held.time_s, next_s) for sampler in samplers]
         if any(kept_R):
             yield held, kept_R
-        if picture is not None:
-            held, passed_R = picture, before_R
+        held = picture or held
 
 
 def _at(pictures: Iterator[Picture], time_s_F: np.ndarray) -> Iterator[tuple[Picture, list[bool]]]:

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import BadVideo
-from pipeline.records import Frames
+from pipeline.records import Frames, Stride
 from pipeline.video.decode import BLOCK_BYTES, FrameBlock, FrameCounts, decode_at, decode_rates
 
 BLOCKS_AHEAD = 4
@@ -208,7 +208,7 @@ def _blocks(request: dict[str, Any], outlet: Outlet, counted: FrameCounts) -> It
     if "time_s" not in request:
         yield from decode_rates(
             path,
-            request["rates"],
+            [Stride(*rate) if isinstance(rate, list) else rate for rate in request["rates"]],
             image_fps,
             counted,
             skip=skip,

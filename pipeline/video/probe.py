@@ -21,10 +21,12 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from pipeline.errors import BadVideo
+from pipeline.records import Rate, Stride
 from pipeline.video.containers.choice import COVER, choose_video
 from pipeline.video.containers.recount import Claims, bytes_to_count, recounted
 from pipeline.video.containers.track_header import read_track_header
 from pipeline.video.rgb import cropped_size
+from pipeline.video.sampling import frames_apart
 
 # fmt: off
 _VIDEO = {
@@ -290,16 +292,17 @@ def _probe_folder(folder: Path, image_fps: float | None) -> Probe:
         )
 
 
-def expected_frames(probe: Probe, fps: float | None) -> int:
-    """Frames that the header promises at `fps` frames per second (None: every frame). An
-    estimate, at least 1."""
+def expected_frames(probe: Probe, rate: Rate) -> int:
+    """Frames that the header promises and `rate` keeps. An estimate, at least 1."""
     counts = []
     if probe.frames_from_header is not None:
         counts.append(probe.frames_from_header)
     if probe.duration_s is not None and probe.fps is not None:
         counts.append(round(probe.duration_s * probe.fps))
-    if probe.duration_s is not None and fps is not None:
-        counts.append(math.ceil(probe.duration_s * fps - 1e-3))
+    if isinstance(rate, Stride):
+        return max(1, math.ceil(min(counts, default=1) / frames_apart(rate, probe.fps)))
+    if probe.duration_s is not None and rate is not None:
+        counts.append(math.ceil(probe.duration_s * rate - 1e-3))
     return max(1, min(counts, default=1))
 
 

@@ -18,7 +18,7 @@ import torch
 
 from pipeline.config.cache_spec import BASE, FrameSettings, View
 from pipeline.errors import BadInput, BadVideo
-from pipeline.records import Video
+from pipeline.records import Rate, Video
 from pipeline.video.decode import FrameCounts
 from pipeline.video.sampling import StreamClock
 from pipeline.video.sandbox import DecodeLimits, Decoder
@@ -30,8 +30,8 @@ class ReadBlock:
     """Consecutive decoded frames of one size, to be turned into squares by whoever wants them."""
 
     transforms: FrameTransforms
-    kept: Mapping[float | None, np.ndarray]
-    """Frames per second (None: every frame) -> (F,) bool, which frames that rate keeps."""
+    kept: Mapping[Rate, np.ndarray]
+    """Rate -> (F,) bool, which frames it keeps."""
 
     @property
     def time_s(self) -> np.ndarray:
@@ -45,7 +45,7 @@ class Squares(NamedTuple):
     time_s: np.ndarray
     """(F,) presentation times."""
     views: dict[str, torch.Tensor]
-    """Name of a view -> uint8 (F, 3, size_px, size_px)."""
+    """Name of a view -> levels (F, 3, size_px, size_px), see `FrameTransforms.squares`."""
     affine_23: np.ndarray
     """Source frame to the square of the base."""
 
@@ -77,7 +77,7 @@ class FrameReader:
         self.decoder.close()
 
     def blocks(
-        self, video: Video, rates: Sequence[float | None], counted: FrameCounts | None = None
+        self, video: Video, rates: Sequence[Rate], counted: FrameCounts | None = None
     ) -> Iterator[ReadBlock]:
         """Decodes a video once for several rates. Nothing is resized before it is asked for, so
         that another thread can do that. `counted` is filled at the end."""
@@ -96,8 +96,8 @@ class FrameReader:
         """The frames `numbers`, ascending, of those that the rate of `settings` keeps, counted from
         the first; decodes up to the last of them."""
         first = 0
-        for block in self.blocks(video, [settings.rate]):
-            kept = np.flatnonzero(block.kept[settings.rate])
+        for block in self.blocks(video, [settings.kept]):
+            kept = np.flatnonzero(block.kept[settings.kept])
             inside = kept[numbers[(numbers >= first) & (numbers < first + len(kept))] - first]
             if len(inside):
                 mask = np.isin(np.arange(len(block.time_s)), inside)
@@ -109,7 +109,7 @@ class FrameReader:
     def at_times(
         self, video: Video, settings: FrameSettings, time_s_T: np.ndarray, view: View | None = None
     ) -> torch.Tensor:
-        """uint8 (T, 3, size_px, size_px): the frames that have these presentation times, in any
+        """Levels (T, 3, size_px, size_px): the frames that have these presentation times, in any
         order and as often as they are named; decodes from the keyframe before the first of them.
 
         Raises BadVideo also where a time is that of no frame.
@@ -131,9 +131,9 @@ class FrameReader:
 
         Raises BadInput where the video is over by then.
         """
-        clock, counted = StreamClock(fps, settings.rate, start_s), FrameCounts()
+        clock, counted = StreamClock(fps, settings.kept, start_s), FrameCounts()
         path, failure, held = self.root / video.source, None, None
-        blocks = self.decoder.decode(path, [settings.rate], video.image_fps, counted, 1)
+        blocks = self.decoder.decode(path, [settings.kept], video.image_fps, counted, 1)
         try:
             for block in blocks:
                 if (count := clock.frame(float(block.frames.time_s[0]))) and held is not None:

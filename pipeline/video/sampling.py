@@ -1,19 +1,21 @@
 """One rule says which frame stands for an instant: the one on screen then, which is the last frame
 whose time is not after it.
 
-Extraction keeps the frames that are on screen at the instants of its rate. A window takes those of
-the cached frames that are on screen at its own instants. A stream does both, frame by frame: it
-keeps what the cache keeps, and answers at the instants of the windows. All of them count instants
-with `first_instant`, so that they agree to the frame at any rates, through gaps and at variable
-rates.
+Extraction keeps the frames that are on screen at the instants of its rate (or every n-th frame, or
+all of them). A window takes those of the cached frames that are on screen at its own instants. A
+stream does both, frame by frame: it keeps what the cache keeps, and answers at the instants of the
+windows. All of them count instants with `first_instant`, so that they agree to the frame at any
+rates, through gaps and at variable rates.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+
+from pipeline.records import Rate, Stride
 
 TOLERANCE_S = 1e-3
 """Matroska and FLV round times to 1 ms: a frame this late still counts as shown at an instant, but
@@ -68,14 +70,62 @@ def are_sampled(time_s_F: np.ndarray, end_s: float, fps: float) -> np.ndarray:
     return np.diff(first_instants(times_s, float(times_s[0]), fps)) > 0
 
 
-def sampled_for_s(time_s_F: np.ndarray, fps: float | None) -> np.ndarray:
-    """(F,) seconds: the instant for which a cache of `fps` frames per second kept each of a video's
-    frames, all of whose cached frames these are; of a cache of every frame (None), their own
-    times."""
-    if fps is None:
-        return time_s_F
-    first_s = float(time_s_F[0])
-    return first_s + first_instants(time_s_F, first_s, fps) / fps
+def frames_apart(stride: Stride, native_fps: float | None) -> int:
+    """n, where every n-th frame of a video of `native_fps` frames per second is kept; 1 where
+    nobody knows the video's rate."""
+    return max(1, round((native_fps or stride.fps) / stride.fps))
+
+
+class Sampler:
+    """Decides, frame by frame, which frames of a video a rate keeps."""
+
+    def __init__(self, rate: Rate, first_s: float, native_fps: float | None) -> None:
+        """`first_s` is when the video's first frame appears, `native_fps` its own rate."""
+        self.rate, self.first_s = rate, first_s
+        self._passed = 0
+        """Instants, or frames, before the next frame."""
+        self._apart = frames_apart(rate, native_fps) if isinstance(rate, Stride) else 1
+
+    def keeps(self, time_s: float, next_s: float) -> bool:
+        """Whether the next frame is kept, which is on screen from `time_s` to `next_s`."""
+        passed = self._passed
+        if self.rate is None or isinstance(self.rate, Stride):
+            self._passed += 1
+            return passed % self._apart == 0
+        self._passed = first_instant(next_s, time_s, self.first_s, self.rate)
+        return self._passed > passed
+
+
+def counted_s(first_s: float, number: Times, stride: Stride) -> Times:
+    """The time by which the frame is picked that has this number among those that a stride kept:
+    they count as evenly `stride.fps` a second, as in the released code of the paper."""
+    time_s: Times = first_s + number / stride.fps
+    return time_s
+
+
+def clock_s(time_s_F: np.ndarray, rate: Rate) -> np.ndarray:
+    """(F,) seconds: the times by which windows pick a video's cached frames, all of which are
+    given: their presentation times; of a stride those of `counted_s`."""
+    if isinstance(rate, Stride):
+        return counted_s(float(time_s_F[0]), np.arange(len(time_s_F), dtype=float), rate)
+    return time_s_F
+
+
+def sampled_for_s(clock_s_F: np.ndarray, rate: Rate) -> np.ndarray:
+    """(F,) seconds: the instants for which a cache kept a video's frames, all of whose times by
+    `clock_s` are given. Those of a rate in frames per second are multiples of a step; otherwise
+    they are the frames' own."""
+    if rate is None or isinstance(rate, Stride):
+        return clock_s_F
+    first_s = float(clock_s_F[0])
+    return first_s + first_instants(clock_s_F, first_s, rate) / rate
+
+
+class _Moment(NamedTuple):
+    """When something happens in a stream: presentation time, and time by the clock of windows."""
+
+    time_s: float
+    clock_s: float
 
 
 class StreamClock:
@@ -87,11 +137,16 @@ class StreamClock:
     instants are 1 / fps apart.
     """
 
-    def __init__(self, fps: float, cached_fps: float | None, start_s: float = 0.0) -> None:
-        self.fps, self.cached_fps, self.start_s = fps, cached_fps, start_s
-        self._first_s = self._time_s = self._previous_s = math.nan
+    def __init__(self, fps: float, cached: Rate, start_s: float = 0.0) -> None:
+        self.fps, self.cached, self.start_s = fps, cached, start_s
+        self._first_s = math.nan
+        self._last: _Moment | None = None
+        """Where the last frame appears."""
+        self._previous: _Moment | None = None
+        """Where the one before it appears; the first frame follows itself."""
+        self._frames = 0
         self._begin_s: float | None = None
-        """The first instant, once it is known."""
+        """The first instant, by the clock of windows, once it is known."""
         self._answered = 0
         """Instants before the first one of the last frame."""
 
@@ -103,26 +158,38 @@ class StreamClock:
     def frame(self, time_s: float) -> int:
         """The next frame appears at `time_s`: at how many instants that before it was on screen; 0
         where there was none."""
-        if math.isnan(self._time_s):
-            self._first_s = self._previous_s = self._time_s = time_s
-            return 0
         count = self.end(time_s)
-        self._previous_s, self._time_s = self._time_s, time_s
+        if self._last is None:
+            self._first_s = time_s
+        appears = self._moment(time_s)
+        self._previous, self._last = self._last or appears, appears
+        self._frames += 1
         return count
 
     def end(self, end_s: float) -> int:
-        """At how many instants the last frame is on screen, which stays until `end_s`."""
+        """At how many instants the last frame is on screen, which stays until `end_s`; 0 where
+        there was none."""
+        if self._last is None:
+            return 0
+        last, end = self._last, self._moment(end_s)
         if self._begin_s is None:
-            if shown_from_s(end_s, self._time_s) <= self._first_s + self.start_s:
+            if shown_from_s(end_s, last.time_s) <= self._first_s + self.start_s:
                 return 0
-            self._begin_s = self._sampled_for_s()
-        before = max(first_instant(end_s, self._time_s, self._begin_s, self.fps), 0)
+            self._begin_s = self._sampled_for_s(last)
+        before = max(first_instant(end.clock_s, last.clock_s, self._begin_s, self.fps), 0)
         count, self._answered = before - self._answered, before
         return count
 
-    def _sampled_for_s(self) -> float:
+    def _moment(self, time_s: float) -> _Moment:
+        """The moment at which the next frame appears, or the video ends."""
+        if isinstance(self.cached, Stride):
+            return _Moment(time_s, counted_s(self._first_s, self._frames, self.cached))
+        return _Moment(time_s, time_s)
+
+    def _sampled_for_s(self, last: _Moment) -> float:
         """`sampled_for_s` of the last frame."""
-        if self.cached_fps is None:
-            return self._time_s
-        number = first_instant(self._time_s, self._previous_s, self._first_s, self.cached_fps)
-        return self._first_s + number / self.cached_fps
+        if self.cached is None or isinstance(self.cached, Stride):
+            return last.clock_s
+        assert self._previous is not None
+        number = first_instant(last.clock_s, self._previous.clock_s, self._first_s, self.cached)
+        return self._first_s + number / self.cached

@@ -32,7 +32,7 @@ from pydantic import Field
 
 from pipeline.config.plugins import Settings
 from pipeline.errors import BadVideo
-from pipeline.records import Frames
+from pipeline.records import Frames, Rate
 from pipeline.video import decode_process
 from pipeline.video.decode import BLOCK_FRAMES, FrameBlock, FrameCounts
 from pipeline.video.decode_process import COUNT_BYTES, PACKET_BYTES, read_count
@@ -104,7 +104,7 @@ class Decoder:
     def decode(
         self,
         path: Path,
-        rates: Sequence[float | None],
+        rates: Sequence[Rate],
         image_fps: float | None = None,
         counted: FrameCounts | None = None,
         block_frames: int = BLOCK_FRAMES,

@@ -13,6 +13,10 @@ import torch.nn.functional as F
 from pipeline.config.cache_spec import FrameSettings, View
 from pipeline.records import Frames
 
+LONGEST, LONGEST_PUBLISHED = 2, 16
+"""Long side over short side up to which all of a frame is resized: antialiased, and without that,
+where the released code of the paper, which resizes all of it, is to be met to the pixel."""
+
 
 class FrameTransforms:
     """The squares that encoders see of some frames: one that several of them see is made once."""
@@ -25,9 +29,13 @@ class FrameTransforms:
     def squares(
         self, settings: FrameSettings, mask: np.ndarray, view: View | None
     ) -> tuple[torch.Tensor, np.ndarray]:
-        """Squares of the frames of `mask`, uint8 (f, 3, size_px, size_px), and the affine (2, 3)
-        from the source frame to them; `view` None is the base."""
-        key = (settings.size_px, settings.fit, settings.resample, mask.tobytes(), view)
+        """Squares of the frames of `mask`, levels (f, 3, size_px, size_px), uint8, or float32
+        where they are not antialiased, and the affine (2, 3) from the source frame to them; `view`
+        None is the base."""
+        key = (
+            *(settings.size_px, settings.fit, settings.resample),
+            *(settings.antialias, settings.pixel_aspect, mask.tobytes(), view),
+        )
         if key not in self._squares:
             self._squares[key] = self._make(settings, mask, view)
         return self._squares[key]
@@ -47,12 +55,18 @@ class FrameTransforms:
                 settings.size_px,
                 settings.fit,
                 settings.resample,
-                self.frames.pixel_aspect,
+                self.frames.pixel_aspect if settings.pixel_aspect else 1.0,
+                settings.antialias,
             )
         squares_FCHW, affine_23 = self.squares(settings, mask, None)
         if view.crop is not None:
             squares_FCHW, affine_23 = crop_view(
-                pixels_FHWC, affine_23, view.crop, settings.size_px, settings.resample
+                pixels_FHWC,
+                affine_23,
+                view.crop,
+                settings.size_px,
+                settings.resample,
+                settings.antialias,
             )
         return (
             flip_horizontally(squares_FCHW, affine_23) if view.flip else (squares_FCHW, affine_23)
@@ -65,46 +79,55 @@ def resize_and_crop(
     fit: Literal["crop", "squash"],
     resample: Literal["bilinear", "bicubic"],
     pixel_aspect: float = 1.0,
+    antialias: bool = True,
 ) -> tuple[torch.Tensor, np.ndarray]:
-    """uint8 (F, H, W, 3) -> uint8 (F, 3, size_px, size_px) on the same device, antialiased, and the
-    affine (2, 3).
+    """uint8 (F, H, W, 3) -> levels (F, 3, size_px, size_px) on the same device, and the affine (2,
+    3). Levels are uint8; without `antialias`, which is the way of the released code of the paper,
+    they are float32 from 0 to 255, not rounded.
 
     crop: the frame, as shown with its pixel aspect, is resized until its short side is `size_px`,
-    its long side rounded to whole pixels, and the centre is cut out. Of a frame longer than 2:1
-    only the central 2:1 is resized, which bounds memory and moves the result by half a pixel at
-    most. squash: both sides are resized to `size_px`.
+    its long side rounded to whole pixels, and the centre is cut out. Of a frame longer than
+    `LONGEST` only the central part of that shape is resized, which bounds memory and moves the
+    result by half a pixel at most. squash: both sides are resized to `size_px`.
 
     The affine maps (x, y, 1), normalised to [0, 1] in the source frame, to (x, y) normalised to [0,
-    1] in the square. It is that of the pixels, roundings included. The CPU resizes in uint8 and
-    rounds between the axes, other devices in float32: they differ by a level or so, by more only
-    where enlarging overshoots.
+    1] in the square. It is that of the pixels, roundings included. The CPU resizes antialiased in
+    uint8 and rounds between the axes, other devices in float32: they differ by a level or so, by
+    more only where enlarging overshoots.
     """
     _, height, width, _ = pixels_FHWC.shape
     if fit == "squash":
-        return _resize(pixels_FHWC, (size_px, size_px), resample).contiguous(), np.eye(2, 3)
+        squares = _resize(pixels_FHWC, (size_px, size_px), resample, antialias)
+        return squares.contiguous(), np.eye(2, 3)
     shown_hw = (float(height), width * pixel_aspect)
     rows, resized_h, top, scale_y, shift_y = _centre_crop_axis(
-        height, shown_hw[0] / min(shown_hw), size_px
+        height, shown_hw[0], min(shown_hw), size_px, antialias
     )
     columns, resized_w, left, scale_x, shift_x = _centre_crop_axis(
-        width, shown_hw[1] / min(shown_hw), size_px
+        width, shown_hw[1], min(shown_hw), size_px, antialias
     )
-    resized = _resize(pixels_FHWC[:, rows, columns], (resized_h, resized_w), resample)
+    resized = _resize(pixels_FHWC[:, rows, columns], (resized_h, resized_w), resample, antialias)
     square = resized[:, :, top : top + size_px, left : left + size_px].contiguous()
     return square, np.array([[scale_x, 0, shift_x], [0, scale_y, shift_y]])
 
 
 def _centre_crop_axis(
-    stored_px: int, aspect: float, size_px: int
+    stored_px: int, shown_px: float, short_px: float, size_px: int, antialias: bool
 ) -> tuple[slice, int, int, float, float]:
     """One axis of the crop: source pixels to read, their number after resizing, where the square
     begins, and scale and shift.
 
-    `aspect` is the shown length of this axis over that of the short one, at least 1.
+    `shown_px` is the length of this axis in square pixels, `short_px` that of the shorter one.
     """
-    read_px = stored_px if aspect <= 2 else math.ceil(stored_px * 2 / aspect)
+    aspect, longest = shown_px / short_px, LONGEST if antialias else LONGEST_PUBLISHED
+    read_px = stored_px if aspect <= longest else math.ceil(stored_px * longest / aspect)
     begin_px = (stored_px - read_px) // 2
-    resized_px = max(size_px, round(size_px * aspect * read_px / stored_px))
+    # The last bit decides where halves go: each way multiplies in its own order, old caches and the
+    # released code in theirs.
+    resized = size_px * aspect * read_px / stored_px
+    if not antialias:
+        resized = shown_px * (size_px / short_px) * (read_px / stored_px)
+    resized_px = max(size_px, round(resized))
     crop_px = (resized_px - size_px) // 2
     scale = stored_px / read_px * resized_px / size_px
     shift = -(begin_px / read_px * resized_px + crop_px) / size_px
@@ -117,6 +140,7 @@ def crop_view(
     crop: tuple[float, float, float, float],
     size_px: int,
     resample: Literal["bilinear", "bicubic"],
+    antialias: bool = True,
 ) -> tuple[torch.Tensor, np.ndarray]:
     """The part `crop` (x0, y0, x1, y1 in [0, 1]) of the square that `affine_23` leads to, as a
     square of `size_px` of its own.
@@ -133,7 +157,7 @@ def crop_view(
     columns, resized_w, left, scale_x, shift_x = _crop_view_axis(
         width, affine_23[0, 0], affine_23[0, 2], x0, x1, size_px
     )
-    resized = _resize(pixels_FHWC[:, rows, columns], (resized_h, resized_w), resample)
+    resized = _resize(pixels_FHWC[:, rows, columns], (resized_h, resized_w), resample, antialias)
     part = resized[:, :, top : top + size_px, left : left + size_px].contiguous()
     return part, np.array([[scale_x, 0, shift_x], [0, scale_y, shift_y]])
 
@@ -172,11 +196,14 @@ def flip_horizontally(
     )
 
 
-def _resize(pixels_FHWC: torch.Tensor, size_hw: tuple[int, int], resample: str) -> torch.Tensor:
-    """(F, H, W, 3) -> (F, 3, *size_hw), uint8. The permuted view is channels-last, on which torch's
-    uint8 kernel is fast."""
+def _resize(
+    pixels_FHWC: torch.Tensor, size_hw: tuple[int, int], resample: str, antialias: bool
+) -> torch.Tensor:
+    """(F, H, W, 3) -> (F, 3, *size_hw), uint8, or float32 without `antialias`. The permuted view is
+    channels-last, on which torch's uint8 kernel is fast."""
     pixels_FCHW = pixels_FHWC.permute(0, 3, 1, 2)
-    if pixels_FCHW.device.type == "cpu":
+    if pixels_FCHW.device.type == "cpu" and antialias:
         return F.interpolate(pixels_FCHW, size_hw, mode=resample, antialias=True)
-    resized = F.interpolate(pixels_FCHW.float(), size_hw, mode=resample, antialias=True)
-    return resized.round_().clamp_(0, 255).to(torch.uint8)
+    resized = F.interpolate(pixels_FCHW.float(), size_hw, mode=resample, antialias=antialias)
+    resized = resized.clamp_(0, 255)
+    return resized.round_().to(torch.uint8) if antialias else resized

@@ -62,6 +62,7 @@ def test_list_names_the_specs():
         "demo",
         "dinov2_small",
         "dinov3_vitl16",
+        "dinov3_vitl16_published",
         "siglip2_base",
     ]
 

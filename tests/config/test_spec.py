@@ -49,7 +49,15 @@ def recipe_file(tmp_path) -> Path:
 def test_defaults_are_filled_in_and_the_file_names_the_spec(spec_file):
     table = load_spec(spec_file).canonical()
     assert table["name"] == "mine" and table["codec"] == {"name": "float16"}
-    assert table["frames"] == {"fps": "all", "size_px": 64, "fit": "crop", "resample": "bicubic"}
+    assert table["frames"] == {
+        "fps": "all",
+        "sampling": "time",
+        "size_px": 64,
+        "fit": "crop",
+        "resample": "bicubic",
+        "antialias": True,
+        "pixel_aspect": True,
+    }
 
 
 @pytest.mark.parametrize(

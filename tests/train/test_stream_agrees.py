@@ -102,7 +102,7 @@ def window_answers(run: Run, cache: Cache, clip: Clip) -> tuple[np.ndarray, np.n
 def assert_same(seen: list[Seen], time_s_T: np.ndarray, answers: np.ndarray) -> None:
     """Over the instants of both: a window goes on with the last frame when the video is over."""
     count = min(len(seen), len(time_s_T))
-    assert count >= 6
+    assert count >= 5
     np.testing.assert_array_equal([frame.time_s for frame in seen[:count]], time_s_T[:count])
     for frame, answer in zip(seen[:count], answers[:count], strict=True):
         np.testing.assert_allclose(frame.answer, answer, atol=1e-5)
@@ -124,9 +124,11 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def caches(root, tmp_path_factory) -> dict[float | str, Cache]:
-    """Of every frame, and of 12 frames a second."""
+    """Of every frame, of 12 frames a second, and of every n-th frame."""
+    specs = {fps: tiny_spec(fps) for fps in ("all", 12)}
+    specs["stride"] = tiny_spec(12, sampling="stride", antialias=False, pixel_aspect=False)
     return {
-        fps: cache_of(root, tiny_spec(fps), tmp_path_factory.mktemp("cache")) for fps in ("all", 12)
+        name: cache_of(root, spec, tmp_path_factory.mktemp("cache")) for name, spec in specs.items()
     }
 
 
@@ -137,6 +139,8 @@ def caches(root, tmp_path_factory) -> dict[float | str, Cache]:
         ("all", 12, "gated_mamba_mix", ["b/ntsc.mkv", "a/28.mp4", "a/25.mp4", "a/uneven.mp4"]),
         (12, 5, "gru", ["a/ntsc.mp4", "b/28.mkv", "a/gap.mp4", "b/uneven.mkv"]),
         (12, 12, "gru", ["a/gap.mp4", "b/uneven.mkv"]),
+        ("stride", 12, "gru", ["a/28.mp4", "b/uneven.mkv"]),
+        ("stride", 5, "gru", ["a/ntsc.mp4", "a/slow.mp4"]),
         ("all", 4, "gru", ["a/slow.mp4"]),
     ],
 )
@@ -157,6 +161,17 @@ def test_a_frame_that_stays_on_screen_is_answered_again(caches, root, tmp_path):
     assert len(stays) == GAP_S * 4 and len(seen) == np.ceil((40 / 12 + GAP_S) * 4)
     slow = [frame.time_s for frame in Stream(run).follow(root / "a/slow.mp4")]
     np.testing.assert_allclose(slow, np.floor(np.arange(13) / 4 * 3 + 1e-3) / 3, atol=1e-3)
+
+
+def test_windows_at_the_rate_of_a_stride_take_every_cached_frame_once(caches):
+    """Whatever the frames' times are."""
+    cache = caches["stride"]
+    windows = Windows(cache, cache.manifest, "train", WindowSettings(frames=6, fps=12))
+    for clip, rows in enumerate(windows.index.clip_rows):
+        for position in (0.0, 0.37, 1.0):
+            taken = windows.index.locate(WindowRef(clip, position)).rows_T
+            assert np.diff(taken).tolist() == [1] * 5
+        assert taken[-1] == rows.first_row + len(rows.time_s) - 1
 
 
 @pytest.mark.parametrize(("source", "start_s"), [("a/ntsc.mp4", 1.05), ("b/uneven.mkv", 0.7)])

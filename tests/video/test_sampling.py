@@ -8,10 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.records import Stride
 from pipeline.video.sampling import (
     TOLERANCE_S,
+    Sampler,
     StreamClock,
     are_sampled,
+    clock_s,
     first_instant,
     frame_on_screen,
     frames_on_screen,
@@ -62,22 +65,30 @@ def test_extraction_keeps_what_is_on_screen_at_its_instants(gaps_ms, fps, first_
     )
 
 
-@given(GAPS_MS, st.none() | RATES, RATES, st.floats(0, 1000), st.floats(0, 5), st.floats(0, 1))
+@given(
+    GAPS_MS,
+    st.none() | RATES | RATES.map(Stride),
+    RATES,
+    st.floats(0, 1000),
+    st.floats(0, 5),
+    st.floats(0, 1),
+)
 def test_a_stream_answers_about_the_frames_that_a_window_reads(
-    gaps_ms, cached_fps, fps, first_s, end_ms, position
+    gaps_ms, cached, fps, first_s, end_ms, position
 ):
     """From any frame on, at any rates, on any grid of times."""
     times_s = times(gaps_ms, first_s)
-    end_s = times_s[-1] + end_ms / 1000 + 1e-3
-    if cached_fps is not None:
-        times_s = times_s[are_sampled(times_s, end_s, cached_fps)]
+    ends_s = [*times_s[1:].tolist(), times_s[-1] + end_ms / 1000 + 1e-3]
+    sampler = Sampler(cached, float(times_s[0]), 25)
+    times_s = times_s[[*map(sampler.keeps, times_s.tolist(), ends_s)]]
     first = int(position * (len(times_s) - 1))
-    clock = StreamClock(fps, cached_fps, float(times_s[first] - times_s[0]))
-    counts = [*map(clock.frame, times_s.tolist()), clock.end(end_s)]
+    clock = StreamClock(fps, cached, float(times_s[first] - times_s[0]))
+    counts = [*map(clock.frame, times_s.tolist()), clock.end(ends_s[-1])]
     streamed = np.repeat(np.arange(-1, len(times_s)), counts)
     assert clock.has_begun and counts[0] == 0
-    start_s = float(sampled_for_s(times_s, cached_fps)[first])
-    read = first + frames_on_screen(times_s[first:], start_s, fps, len(streamed))
+    picked_by_s = clock_s(times_s, cached)
+    start_s = float(sampled_for_s(picked_by_s, cached)[first])
+    read = first + frames_on_screen(picked_by_s[first:], start_s, fps, len(streamed))
     assert streamed.tolist() == read.tolist()
 
 

@@ -71,8 +71,8 @@ class EncoderPlugin(ABC):
 
     @abstractmethod
     def __call__(self, pixels_NCHW: torch.Tensor) -> Tokens:
-        """uint8 RGB (N, 3, size_px, size_px) on the encoder's device -> float tokens on the same
-        device."""
+        """RGB levels from 0 to 255 (N, 3, size_px, size_px), uint8, or float32 where frames are not
+        antialiased, on the encoder's device -> float tokens on the same device."""
 
 
 def make_encoder(spec: CacheSpec, device: torch.device) -> EncoderPlugin:

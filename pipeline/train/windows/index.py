@@ -24,8 +24,10 @@ from pipeline.config.cache_spec import BASE
 from pipeline.config.recipe import WindowSettings
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
-from pipeline.records import Clip
+from pipeline.records import Clip, Stride
 from pipeline.video.sampling import (
+    clock_s,
+    counted_s,
     first_instant,
     frame_on_screen,
     frames_on_screen,
@@ -55,21 +57,23 @@ class ClipRows:
     first_row: int
     time_s: np.ndarray
     """(F,) presentation times in seconds. The first frame is on screen where the clip starts."""
+    clock_s: np.ndarray
+    """(F,) the times by which windows pick them, see `pipeline.video.sampling.clock_s`."""
     sampled_for_s: np.ndarray
-    """(F,) the instants for which the cache kept them, in seconds."""
+    """(F,) the instants for which the cache kept them, by that clock."""
     end_s: float
-    """Where the clip ends: no instant lies there or later."""
+    """Where the clip ends, by that clock: no instant lies there or later."""
     first_s: float
     """Presentation time of the first frame of its video."""
 
     @property
     def gone_s(self) -> float:
         """The first instant at which the last frame is no longer on screen."""
-        return shown_from_s(self.end_s, float(self.time_s[-1]))
+        return shown_from_s(self.end_s, float(self.clock_s[-1]))
 
     def instants(self, start_s: float, fps: float) -> int:
         """The number of instants start_s + k / fps that lie in the clip; at least one."""
-        return max(1, first_instant(self.end_s, float(self.time_s[-1]), start_s, fps))
+        return max(1, first_instant(self.end_s, float(self.clock_s[-1]), start_s, fps))
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class WindowIndex:
         """The rows and times of one window."""
         clip, rows = self.clips[ref.clip], self.clip_rows[ref.clip]
         fps, start_s = self.fps / clip.speed, self._start_s(ref)
-        frames_T = frames_on_screen(rows.time_s, start_s, fps, self.num_frames)
+        frames_T = frames_on_screen(rows.clock_s, start_s, fps, self.num_frames)
         if clip.reverse:
             # The frame that is read last, the earliest, stands for what lies past the end.
             read_T = frames_T[: rows.instants(start_s, fps)][::-1]
@@ -143,10 +147,10 @@ class WindowIndex:
         return rows.instants(float(rows.sampled_for_s[0]), fps) < self.num_frames
 
     def _is_slower(self, index: int) -> bool:
-        time_s = self.clip_rows[index].time_s
+        clock_s = self.clip_rows[index].clock_s
         step_s = self.clips[index].speed / self.fps
         # Half a step more than asked for is rounding of timestamps, and no lower rate.
-        return len(time_s) > 1 and float(np.median(np.diff(time_s))) > 1.5 * step_s
+        return len(clock_s) > 1 and float(np.median(np.diff(clock_s))) > 1.5 * step_s
 
 
 def index_windows(
@@ -203,22 +207,28 @@ def clip_rows_of(cache: Cache, clip: Clip) -> ClipRows | str:
     """Where the frames of a covered clip lie, or why there are none."""
     location = cache.locations[clip.video_id]
     time_s = cache.small_array(location.store, TIMES)[location.start : location.stop]
-    sampled_for_s_F = sampled_for_s(time_s, cache.fps)
-    end_s = float(sampled_for_s_F[-1]) + _frame_length_s(time_s, cache.fps)
-    first = frame_on_screen(time_s, clip.start_s)
-    stop = len(time_s)
+    rate = cache.cache_spec.frames.kept
+    clock_s_F = clock_s(time_s, rate)
+    sampled_for_s_F = sampled_for_s(clock_s_F, rate)
+    length_s = _frame_length_s(time_s, cache.fps)
+    end_s = float(sampled_for_s_F[-1]) + length_s
+    first, stop = frame_on_screen(time_s, clip.start_s), len(time_s)
     if clip.stop_s is not None:
-        stop, end_s = int(np.searchsorted(time_s, clip.stop_s)), min(end_s, clip.stop_s)
-    if stop <= first or clip.start_s >= end_s:
+        stop = int(np.searchsorted(time_s, clip.stop_s))
+        stop_s = clip.stop_s
+        if isinstance(rate, Stride):
+            stop_s = counted_s(float(time_s[0]), float(stop), rate)
+        end_s = min(end_s, stop_s)
+    if stop <= first or clip.start_s >= time_s[-1] + length_s:
         end = "its end" if clip.stop_s is None else f"{clip.stop_s:g}"
         cached = f"its video is cached from {time_s[0]:.3f} to {time_s[-1]:.3f} s"
         return f"no cached frame in [{clip.start_s:g}, {end}) s; {cached}"
-    inside = slice(first, stop)
     return ClipRows(
         location.store,
         location.start + first,
-        time_s[inside],
-        sampled_for_s_F[inside],
+        time_s[first:stop],
+        clock_s_F[first:stop],
+        sampled_for_s_F[first:stop],
         end_s,
         float(time_s[0]),
     )
