@@ -250,7 +250,7 @@ def stream(
     asked = _query(query)
     opened = Run(run)
     follower = module.Stream(opened, torch_device(device), override({}, sets or []))
-    if draw and (missing := fonts.note(opened.header.labels)):
+    if draw and (missing := fonts.missing_letters(opened.header.labels)):
         console.say(missing)
     count, begin = 0, time.perf_counter()
     with VideoFile(draw, follower.fps) if draw else nullcontext() as drawing:

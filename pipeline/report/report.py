@@ -47,7 +47,7 @@ def report(
         out if len(data_of_tasks) == 1 else out / data.summary.task for data in data_of_tasks
     ]
     words = [word for data in data_of_tasks for word in _words(data)]
-    if missing := fonts.note(words):
+    if missing := fonts.missing_letters(words):
         say(missing)
     return [
         _write_page(partial(page_of_data, data, folder), data.summary, folder, words)

@@ -63,7 +63,7 @@ def draw(
     returns the sheet's path. `say` is told of each video that could not be written, and of letters
     of labels that no font has."""
     clips = []
-    if missing := fonts.note(context.manifest.labels):
+    if missing := fonts.missing_letters(context.manifest.labels):
         say(missing)
     for drawing in drawings(run, context, count, split, checkpoint, say):
         path = run.path / f"drawn-{split}" / file_name(drawing.clip.clip_id, ".mp4")

@@ -35,7 +35,7 @@ def test_letters_of_other_alphabets_are_drawn_and_told_apart(letters):
         assert (picture != 127).any() and (picture != box).any()
     for first, second in combinations(pictures, 2):
         assert (first != second).any()
-    assert fonts.note([letters]) == ""
+    assert fonts.missing_letters([letters]) == ""
 
 
 def test_words_run_from_the_left_in_their_own_order():
@@ -51,11 +51,11 @@ def test_words_run_from_the_left_in_their_own_order():
 
 
 def test_letters_that_no_font_has_are_named_once():
-    assert fonts.note(["café", "\u200eКошка\n"]) == ""
-    words = fonts.note([f"a{NOBODYS}", NOBODYS, "b"])
+    assert fonts.missing_letters(["café", "\u200eКошка\n"]) == ""
+    words = fonts.missing_letters([f"a{NOBODYS}", NOBODYS, "b"])
     assert words.startswith(f"no font of this machine has {NOBODYS}: drawn as boxes; next: install")
     many = "".join(chr(0xE0F00 + number) for number in range(40))
-    assert fonts.note([many]).count(" ...") == 1
+    assert fonts.missing_letters([many]).count(" ...") == 1
     assert fonts.families(["café", NOBODYS]) == ["DejaVu Sans"]
 
 
@@ -95,7 +95,7 @@ def drawn(words):
 
 first, second = sys.argv[1]
 print(json.dumps([
-    fonts.font_of(first).name, fonts.note([first, second]), fonts.families([first, "é"]),
+    fonts.font_of(first).name, fonts.missing_letters([first, second]), fonts.families([first, "é"]),
     bool((drawn(f"é{first}") != drawn(f"é{second}")).any()),
 ]))
 """

@@ -2,7 +2,7 @@
 
 DejaVu Sans, which comes with matplotlib, has Latin, Greek, Cyrillic, Arabic, Hebrew and more. What
 it lacks, such as Chinese, Japanese or Devanagari, is taken from the fonts of the system. A letter
-that no font has is drawn as an empty box, and `note` says so.
+that no font has is drawn as an empty box, and `missing_letters` says so.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def readable(words: str) -> str:
 
 def font_runs(words: str, size_px: int) -> list[tuple[ImageFont.FreeTypeFont, str]]:
     """Readable words cut into pieces, each with a font that has its letters."""
-    paths = []
+    paths: list[Path] = []
     for letter in words:
         is_drawn = unicodedata.category(letter) not in INVISIBLE
         paths.append(font_of(letter) or DEFAULT if is_drawn else paths[-1] if paths else DEFAULT)
@@ -57,7 +57,7 @@ def families(texts: Iterable[str]) -> list[str]:
     return ["DejaVu Sans", *(FT2Font(str(path)).family_name for path in sorted(paths))]
 
 
-def note(texts: Iterable[str]) -> str:
+def missing_letters(texts: Iterable[str]) -> str:
     """A sentence on the letters that no font has; empty if there are none."""
     letters = sorted(set(readable("".join(texts))))
     missing = [
