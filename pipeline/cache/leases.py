@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple, Protocol, Self, TypeVar
 
 from pipeline.cache.cache import Cache
@@ -26,6 +25,7 @@ from pipeline.cache.commit import clear_partial
 from pipeline.cache.layout import LEASES, lease_file, store_number
 from pipeline.cache.storage.contract import Storage
 from pipeline.cache.storage.local import PARTIAL
+from pipeline.cache.storage.processes import machine, started
 from pipeline.config.json_files import json_value
 from pipeline.errors import StillframeError
 
@@ -52,17 +52,17 @@ class Holder:
     @classmethod
     def me(cls) -> Holder:
         """The holder that stands for this process; no other is equal to it."""
-        return cls(secrets.token_hex(8), _machine(), os.getpid(), _started(os.getpid()) or 0)
+        return cls(secrets.token_hex(8), machine(), os.getpid(), started(os.getpid()) or 0)
 
     @property
     def is_gone(self) -> bool:
         """Whether the process is known to be no more: of one of another machine it never is."""
-        return bool(self.started) and self.is_here and _started(self.pid) != self.started
+        return bool(self.started) and self.is_here and started(self.pid) != self.started
 
     @property
     def is_here(self) -> bool:
         """Whether the process is, or was, one of this machine."""
-        return self.machine == _machine()
+        return self.machine == machine()
 
     @classmethod
     def read(cls, text: bytes) -> Holder | None:
@@ -253,20 +253,3 @@ def claim_units(units: Sequence[Sequence[Claim]], stop: threading.Event) -> Iter
 def lease_of(store: int) -> str:
     """The name of the lease over a store."""
     return store_number(store)
-
-
-def _machine() -> str:
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    try:
-        return f"{boot.read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:  # no Linux
-        return f"{os.uname().nodename} {os.uname().sysname}"
-
-
-def _started(pid: int) -> int | None:
-    """When a process of this machine began, in clock ticks; None if there is none."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else int(fields[19])

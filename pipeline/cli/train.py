@@ -55,6 +55,7 @@ def train(
     from pipeline.config.recipe import load_recipe
     from pipeline.train import distributed
     from pipeline.train import loop as module
+    from pipeline.train.run import Run
     from pipeline.train.tensorboard import tensorboard as event_writer
     from pipeline.train.trainer import TrainProgress
 
@@ -64,8 +65,11 @@ def train(
         loaded_recipe = load_recipe(named_file("recipe", recipe), sets or [])
         opened_cache, manifest = Cache(cache), other_manifest(manifest_folder)
         folder = out or Path("runs") / loaded_recipe.name
-        if opened_cache.unvouched and ranks.is_first:
-            console.say(opened_cache.unvouched)
+        if ranks.is_first:
+            is_resumed = (folder / "run.json").is_file()
+            for text in (opened_cache.unvouched, is_resumed and Run(folder).unvouched("last")):
+                if text:
+                    console.say(text)
         draw = stack.enter_context(event_writer(folder)) if tensorboard and ranks.is_first else None
         update = (
             stack.enter_context(console.progress(f"train {loaded_recipe.name}"))
@@ -173,6 +177,8 @@ def evaluate(
     from pipeline.train.setup import RunContext
 
     opened = Run(run)
+    if text := opened.unvouched(checkpoint):
+        console.say(text)
     cache_path = cache or opened.cache_path
     if cache_path is None:
         raise BadInput(
@@ -249,6 +255,8 @@ def stream(
 
     asked = _query(query)
     opened = Run(run)
+    if text := opened.unvouched("last"):
+        console.say(text)
     follower = module.Stream(opened, torch_device(device), override({}, sets or []))
     if draw and (missing := fonts.missing_letters(opened.header.labels)):
         console.say(missing)

@@ -41,6 +41,7 @@ def json_value(data: bytes | str) -> Any:
 
 CHECKSUM, NO_CHECKSUM = "checksum", "0" * 64
 """The key of a file's own checksum, and what stands there while it is computed."""
+OTHER_CONTENT = "its content differs from its checksum"
 
 
 def to_json(record: Settings) -> bytes:
@@ -100,7 +101,7 @@ def parse_json(
         )
         raise BadInput(message, hint if older else "upgrade stillframe")
     if table.get(CHECKSUM) is not None and not _is_as_sealed(data, table[CHECKSUM]):
-        raise BadInput(f"{where} is damaged: its content differs from its checksum", hint)
+        raise BadInput(f"{where} is damaged: {OTHER_CONTENT}", hint)
     try:
         return plugins.validate(model, table, f"{where} is damaged")
     except BadInput as error:

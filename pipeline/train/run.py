@@ -10,12 +10,13 @@ one.
 
 from __future__ import annotations
 
+import hashlib
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors.torch import save
 from torch import nn
 
@@ -23,7 +24,7 @@ from pipeline.cache.cache import Cache
 from pipeline.cache.storage.local import write_atomically
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
-from pipeline.config.json_files import json_value, read_json, to_json
+from pipeline.config.json_files import OTHER_CONTENT, json_value, read_json, sealed_json
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
 from pipeline.config.regular_files import read_regular
@@ -83,6 +84,8 @@ class RunHeader(Settings):
     the cache does not cover."""
     versions: dict[str, str]
     """Tool -> its version when the run was made."""
+    checksum: str | None = None
+    """SHA-256 of this file, see `sealed_json`. None: written by a version before 0.5.0."""
 
     def identity(self) -> dict[str, Any]:
         """Everything that the run is made from, as plain JSON."""
@@ -107,6 +110,16 @@ class Checkpoint(Settings):
     seconds: float = 0.0
     """Time spent so far on steps, evaluations and checkpoints, and this run's share of what it had
     together with others."""
+    sha256: str | None = None
+    """Of the file. None: written by a version before 0.5.0."""
+    checksum: str | None = None
+    """SHA-256 of this JSON, see `sealed_json`."""
+
+    @model_validator(mode="after")
+    def _is_on_the_way(self) -> Self:
+        if self.step > self.steps:
+            raise ValueError(f"step is {self.step}, of {self.steps}")
+        return self
 
 
 class Run:
@@ -160,8 +173,24 @@ class Run:
         checkpoint = self.checkpoint(which)
         if checkpoint is None:
             raise BadInput(f"run {self.path} has no {which} checkpoint yet", "train it first")
-        return load_tensors(
-            self.path / checkpoint.file, "checkpoint", "train again into another --out"
+        file = self.path / checkpoint.file
+        again = "train again into another --out"
+        tensors = load_tensors(file, "checkpoint", again)
+        if checkpoint.sha256 is not None:
+            with file.open("rb") as data:
+                sha256 = hashlib.file_digest(data, "sha256").hexdigest()
+            if sha256 != checkpoint.sha256:
+                raise BadInput(f"checkpoint {file} is damaged: {OTHER_CONTENT}", again)
+        return tensors
+
+    def unvouched(self, which: str) -> str:
+        """What a run of an older version cannot vouch for, in a sentence; "" for today's."""
+        checkpoint = self.checkpoint(which)
+        if checkpoint is None or checkpoint.sha256 is not None:
+            return ""
+        return (
+            f"run {self.path} was written before 0.5.0: its {which} checkpoint has no checksum, "
+            "and a changed weight would not be noticed"
         )
 
     def save(
@@ -176,14 +205,17 @@ class Run:
         """Writes a checkpoint: tensors first, then the JSON that names them, then older files go,
         so that a kill at any moment leaves a whole one."""
         name = f"{which}-{step:06d}.safetensors"
-        write_atomically(
-            self.path / name,
-            save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}),
+        data = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+        write_atomically(self.path / name, data)
+        checkpoint = Checkpoint(
+            file=name,
+            step=step,
+            steps=steps,
+            best=best,
+            seconds=seconds,
+            sha256=hashlib.sha256(data).hexdigest(),
         )
-        write_atomically(
-            self.path / f"{which}.json",
-            to_json(Checkpoint(file=name, step=step, steps=steps, best=best, seconds=seconds)),
-        )
+        write_atomically(self.path / f"{which}.json", sealed_json(checkpoint))
         for old in self.path.glob(f"{which}-*.safetensors"):
             if old.name != name:
                 old.unlink()

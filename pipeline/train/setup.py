@@ -12,7 +12,7 @@ import torch
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.storage.local import write_atomically
-from pipeline.config.json_files import to_json
+from pipeline.config.json_files import sealed_json
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
@@ -127,7 +127,7 @@ def open_or_create(path: Path, header: RunHeader, recipe: Recipe, context: RunCo
     if ranks.is_first and not (path / "run.json").is_file():
         path.mkdir(parents=True, exist_ok=True)
         context.cache.copy_learnt(path)
-        write_atomically(path / "run.json", to_json(header))
+        write_atomically(path / "run.json", sealed_json(header))
     ranks.barrier()
     if not ranks.all_equal(str((path / "run.json").is_file())):
         raise BadInput(

@@ -21,7 +21,7 @@ from torch import nn
 
 from pipeline.cache.storage.local import write_atomically
 from pipeline.config.recipe import TrainingSettings
-from pipeline.errors import StillframeError
+from pipeline.errors import BadInput, StillframeError
 from pipeline.models.mixers import Moments, TokenNorm
 from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.models.temporal.contract import NotFinite
@@ -245,6 +245,12 @@ class Trainer:
         after it."""
         checkpoint = self.run.checkpoint("last")
         if checkpoint:
+            if checkpoint.steps != self.steps:
+                raise BadInput(
+                    f"{self.run.path}/last.json is damaged: it says {checkpoint.steps} steps, the "
+                    f"run has {self.steps}",
+                    "train again into another --out",
+                )
             tensors = self.run.tensors("last")
             load_weights(self.model, self.task, tensors)
             for name, parameter in self.trained.named_parameters():

@@ -3,6 +3,7 @@ was."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -17,7 +18,9 @@ from support.forgery import edit
 
 from pipeline.cache.cache import Cache
 from pipeline.config.cache_spec import FORMAT_VERSION
-from pipeline.train.run import RUN_FORMAT
+from pipeline.config.json_files import parse_json
+from pipeline.errors import BadInput
+from pipeline.train.run import RUN_FORMAT, Checkpoint, RunHeader
 
 SHARD = "layer_5/c/0/0/0"
 
@@ -240,22 +243,70 @@ def test_a_format_from_the_future(cache, run, command):
     assert_refused(call(command, folder), message)
 
 
-@pytest.mark.parametrize("damage", [unlink, empty, truncate])
+@pytest.mark.parametrize("damage", [unlink, empty, truncate, flip])
 def test_a_damaged_checkpoint(place, run, damage):
     damage(run / "last-000003.safetensors")
     before = digest(run)
     message = f"checkpoint {run}/last-000003.safetensors is damaged: "
     assert_refused(call("evaluate", run), message, "; next: ")
     assert_refused(call("train", place.recipe, place.cache, "--out", run), message, "; next: ")
+    assert_refused(call("stream", run, place.videos / "a/v0.mp4"), message, "; next: ")
     assert digest(run) == before
     fine("evaluate", run, "--checkpoint", "best")
 
 
 def test_a_checkpoint_of_another_model(run):
-    save_file({"model.mixer.weight": torch.zeros(3)}, run / "last-000003.safetensors")
+    file = run / "last-000003.safetensors"
+    save_file({"model.mixer.weight": torch.zeros(3)}, file)
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    edit(run / "last.json", lambda table: table.update(sha256=sha256))
     assert_refused(
         call("evaluate", run), "checkpoint does not fit the model: ", "; next: train again"
     )
+
+
+def test_a_damaged_best_checkpoint_is_refused_where_it_is_asked_for(run):
+    (best,) = run.glob("best-*.safetensors")
+    flip(best)
+    message = f"checkpoint {best} is damaged: its content differs from its checksum"
+    assert_refused(call("evaluate", run, "--checkpoint", "best"), message)
+    fine("evaluate", run)
+
+
+@pytest.mark.parametrize("name", ["run.json", "last.json", "best.json"])
+def test_any_flipped_bit_of_the_json_of_a_run_is_named(run, name):
+    file = run / name
+    sound = file.read_bytes()
+    model = RunHeader if name == "run.json" else Checkpoint
+    for at in range(0, 8 * len(sound), 1 if len(sound) < 1000 else 11):
+        data = bytearray(sound)
+        data[at // 8] ^= 1 << at % 8
+        with pytest.raises(BadInput, match=re.escape(str(file))):
+            parse_json(model, bytes(data), str(file), "", range(2, RUN_FORMAT + 1))
+
+
+def test_a_checkpoint_of_other_steps_than_the_run_has_is_not_gone_on_with(place, run):
+    edit(run / "last.json", lambda table: table.update(step=10**6, steps=10**6))
+    message = f"{run}/last.json is damaged: it says 1000000 steps, the run has 3"
+    assert_refused(call("train", place.recipe, place.cache, "--out", run), message)
+    edit(run / "last.json", lambda table: table.update(step=10**7))
+    assert_refused(call("evaluate", run), f"{run}/last.json is damaged: step is 10000000, of 10000")
+
+
+def test_a_run_of_before_there_were_checksums_opens_and_is_said_to_have_none(place, run):
+    for name in ("run.json", "last.json", "best.json"):
+        table = json.loads((run / name).read_text())
+        for key in ("checksum", "sha256"):
+            table.pop(key, None)
+        (run / name).write_text(json.dumps(table))
+    said = f"run {run} was written before 0.5.0: its last checkpoint has no checksum"
+    for arguments in (
+        ["evaluate", run],
+        ["stream", run, place.videos / "a/v0.mp4"],
+        ["train", place.recipe, place.cache, "--out", run],
+    ):
+        result = call(*arguments)
+        assert result.code == 0 and said in result.err, result
 
 
 def test_a_run_without_checkpoint(run):
@@ -306,7 +357,7 @@ def test_without_metrics_the_report_has_no_learning_curve_but_all_scores(
 
 def test_a_run_of_an_older_format_is_trained_again(run):
     file = run / "run.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"format_version": 1}))
+    edit(file, lambda table: table.update(format_version=1))
     message = (
         f"{file} has format 1, this version of stillframe reads format {RUN_FORMAT}; "
         "next: train again into another --out"

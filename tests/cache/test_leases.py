@@ -42,7 +42,7 @@ def leave(storage: LocalFolder, name: str, holder: Holder) -> None:
 def dead() -> Holder:
     """A process of this machine that is no more."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    holder = replace(Holder.me(), worker="x", pid=process.pid, started=module._started(process.pid))
+    holder = replace(Holder.me(), worker="x", pid=process.pid, started=module.started(process.pid))
     assert not holder.is_gone
     process.communicate(b"\n")
     return holder

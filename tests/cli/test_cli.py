@@ -24,6 +24,7 @@ import pytest
 import torch
 from rich.console import Console
 from support.commands import Result, assert_refused, call, digest, fine, process
+from support.forgery import edit
 from support.material import LENGTHS, address_spec, address_video, write_video
 from support.media import tone
 
@@ -365,9 +366,7 @@ def test_evaluate(place, run):
 
 
 def test_evaluate_finds_a_cache_that_was_moved(place, run, cache):
-    header = json.loads((run / "run.json").read_text())
-    header["cache_path"] = str(cache.parent / "gone")
-    (run / "run.json").write_text(json.dumps(header))
+    edit(run / "run.json", lambda header: header.update(cache_path=str(cache.parent / "gone")))
     assert_refused(call("evaluate", run), f"{cache.parent}/gone is not a cache", "; next: ")
     assert (
         fine("evaluate", run, "--cache", cache, "--json").json["forms"]

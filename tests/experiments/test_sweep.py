@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+from support.forgery import edit
 from support.material import THREADS
 from support.paths import ROOT
 from support.sweeps import BASE, assert_as_alone
@@ -408,10 +409,10 @@ def test_a_run_folder_of_another_format_or_recipe_is_named_before_any_training(
     ):
         sweep(changed, {"given": material.cache}, tmp_path / "a")
     header = tmp_path / "a/runs/identity-seed0/run.json"
-    header.write_text(header.read_text().replace('"format_version": 3', '"format_version": 99'))
+    edit(header, lambda table: table.update(format_version=99))
     with pytest.raises(BadInput, match=r"identity-seed0/run.json.*99"):
         sweep(spec, {"given": material.cache}, tmp_path / "a")
-    header.write_text(header.read_text().replace('"format_version": 99', '"format_version": 2'))
+    edit(header, lambda table: table.update(format_version=2))
     with pytest.raises(
         BadInput,
         match=r"runs/identity-seed0 was made from something else; now / then: format_version: 3 / 2",

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from support.commands import assert_refused, call, fine
+from support.forgery import edit
 from support.modules import NAMES, make
 
 from pipeline.cache.cache import Cache
@@ -218,10 +219,7 @@ def test_a_run_alone_needs_no_reference(some_runs, tmp_path):
 
 def test_without_its_cache_a_page_says_so(some_runs, tmp_path):
     copy = Path(shutil.copytree(some_runs[2].path, tmp_path / "run"))
-    header = json.loads((copy / "run.json").read_text(encoding="utf-8"))
-    (copy / "run.json").write_text(
-        json.dumps(header | {"cache_path": str(tmp_path / "gone")}), encoding="utf-8"
-    )
+    edit(copy / "run.json", lambda header: header.update(cache_path=str(tmp_path / "gone")))
     (page,) = report([Run(copy)], tmp_path / "out")
     assert "The cache cannot be reached:" in plain_text(
         page

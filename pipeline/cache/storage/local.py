@@ -6,9 +6,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,11 +18,16 @@ from typing import BinaryIO
 
 from pipeline.cache.storage.contract import Span, Storage
 from pipeline.cache.storage.own_folders import REPLACE_LINK, own_folder
+from pipeline.cache.storage.processes import is_running, machine_tag
 from pipeline.config.regular_files import open_regular, read_regular
 from pipeline.errors import StillframeError
 
 PARTIAL = ".partial"
 """End of the name of what is not finished."""
+ASIDE = re.compile(r"\..+\.([0-9]{1,10})-([0-9a-f]{8})(?:[0-9a-f]{8})?\.partial")
+"""A file that is being written: by which process, and of which machine, which versions before 0.5.0
+left out."""
+ABANDONED_S = 3600.0
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 """What a file system says that has no hard links."""
@@ -168,10 +175,12 @@ class LocalFolder(Storage):
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Aside, sync, rename, sync the folder: the file is whole or as it was. A link of that name is
-    replaced, not followed. Raises StillframeError."""
+    replaced, not followed. What killed processes left aside in that folder is removed. Raises
+    StillframeError."""
     try:
         make_folder(path.parent)
         with own_folder(path.parent, path.name) as (folder, file):
+            _clear_asides(folder)
             _write(folder, file, data)
     except OSError as error:
         raise _unwritable(path, error) from error
@@ -252,6 +261,24 @@ def _remove_tree(folder: int, name: str) -> None:
             shutil.rmtree(name, dir_fd=folder)
 
 
+def _clear_asides(folder: int) -> None:
+    """Removes files that processes which are no more were writing: those of this machine at once,
+    of which it cannot be asked once nothing has changed for an hour."""
+    for name in os.listdir(folder):
+        if found := ASIDE.fullmatch(name):
+            pid, tag = found.groups()
+            with suppress(FileNotFoundError):
+                facts = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                is_here = tag == machine_tag()
+                is_gone = (
+                    not is_running(int(pid))
+                    if is_here
+                    else time.time() - facts.st_mtime > ABANDONED_S
+                )
+                if stat.S_ISREG(facts.st_mode) and is_gone:
+                    os.unlink(name, dir_fd=folder)
+
+
 def _aside(name: str) -> str:
     return f".{name}.{_token()}{PARTIAL}"
 
@@ -259,4 +286,4 @@ def _aside(name: str) -> str:
 def _token() -> str:
     """A random name, new each time: no two machines, processes or threads that write the same thing
     touch each other's files."""
-    return f"{os.getpid()}-{secrets.token_hex(4)}"
+    return f"{os.getpid()}-{machine_tag()}{secrets.token_hex(4)}"

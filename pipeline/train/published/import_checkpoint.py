@@ -25,7 +25,7 @@ import torch
 from pipeline.cache.cache import Cache
 from pipeline.cache.storage.local import write_atomically
 from pipeline.config.cache_spec import CacheSpec, fingerprint
-from pipeline.config.json_files import to_json
+from pipeline.config.json_files import sealed_json
 from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput
 from pipeline.models.encoders.contract import make_encoder, token_shape
@@ -88,7 +88,7 @@ def import_checkpoint(
     out.mkdir(parents=True, exist_ok=True)
     if isinstance(source, Cache):
         source.copy_learnt(out)
-    write_atomically(out / "run.json", to_json(header))
+    write_atomically(out / "run.json", sealed_json(header))
     run = Run(out)
     loss_weights = {f"task.{name}": tensor for name, tensor in task.state_dict().items()}
     run.save(
