@@ -189,6 +189,9 @@ def header_end_s(container: InputContainer, stream: VideoStream) -> float | None
         # libav cuts the duration of a truncated AVI down to what is there; the frame count stays as
         # it was written.
         return start_s + float(stream.frames / stream.average_rate)
+    if container.format.name == "matroska,webm" and (tagged_s := tagged_end_s(stream)) is not None:
+        whole_s = container.duration and container.duration / av.time_base
+        return min(tagged_s, whole_s) if whole_s and whole_s > start_s else tagged_s
     if stream.duration is not None and stream.time_base is not None:
         return start_s + float(stream.duration * stream.time_base)
     if container.duration is not None:
@@ -199,12 +202,28 @@ def header_end_s(container: InputContainer, stream: VideoStream) -> float | None
     return None
 
 
-def last_packet_end_s(path: Path, *, of_video: bool) -> float:
+def tagged_end_s(stream: VideoStream) -> float | None:
+    """When the pictures end according to the tag that most writers of Matroska leave behind for
+    each track; None if there is none."""
+    names = {key.partition("-")[0]: text for key, text in stream.metadata.items()}
+    found = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d*)?)", names.get("DURATION", ""))
+    if not found:
+        return None
+    hours, minutes, seconds = map(float, found.groups())
+    tagged_s = 3600 * hours + 60 * minutes + seconds
+    # mkvmerge, which signs its statistics, counts from the first frame; others from zero.
+    return tagged_s + first_frame_s(stream) * ("_STATISTICS_WRITING_APP" in names)
+
+
+def last_packet_end_s(path: Path, *, of_video: bool, from_s: float = 0.0) -> float:
     """When the last packet of the video stream, or of all other streams, ends; 0 if there is none.
-    Reads the whole file but decodes nothing."""
+    Reads the whole file, of Matroska what lies after `from_s`, but decodes nothing."""
     container, video = open_video(path)
     end_s = 0.0
     with container:
+        if from_s > 0 and container.format.name == "matroska,webm":
+            with suppress(av.FFmpegError):
+                container.seek(int(from_s * av.time_base))
         try:
             streams = [
                 stream for stream in container.streams if (stream.index == video.index) == of_video

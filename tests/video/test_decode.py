@@ -346,7 +346,7 @@ def test_a_longer_sound_track_is_no_truncation(tmp_path):
             if k < 20:
                 container.mux(video.encode(av.VideoFrame.from_ndarray(GREYS[k], format="rgb24")))
         container.mux(video.encode())
-    assert probe(path).duration_s == pytest.approx(8)
+    assert probe(path).duration_s == pytest.approx(2)
     frames, _, reason = read(path)
     assert which(frames) == list(range(20))
     assert reason == ""

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -53,6 +54,30 @@ def test_duration_is_read_from_the_packets_if_the_header_has_none(tmp_path):
     assert facts.duration_s == pytest.approx(2.0, abs=2e-3)
     assert facts.frames_from_header is None
     assert expected_frames(facts, None) == 24
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_the_length_of_a_track_of_matroska_counts_from_its_first_frame_or_from_zero(
+    tmp_path, signed
+):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=12)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        if signed:
+            stream.metadata["_STATISTICS_WRITING_APP"] = "mkvmerge"
+        for number, pixels in enumerate(GREYS):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = 5 * 12 + number, Fraction(1, 12)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    data = path.read_bytes()
+    assert data.count(b"00:00:07.0") == 1
+    if signed:
+        path.write_bytes(data.replace(b"00:00:07.0", b"00:00:02.0"))
+    facts = probe(path)
+    assert facts.start_s == 5
+    assert facts.duration_s == pytest.approx(2.0, abs=0.01)
 
 
 def test_a_truncated_avi_still_promises_what_its_header_says(tmp_path):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from pipeline.video.containers.torn_end import torn_end
-from pipeline.video.probe import first_frame_s, frame_rate, header_end_s, last_packet_end_s
+from pipeline.video.probe import (
+    first_frame_s,
+    frame_rate,
+    header_end_s,
+    last_packet_end_s,
+    tagged_end_s,
+)
 
 MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
 HONEST_HEADERS = {"avi", "flv", "matroska,webm", MP4, "mxf"}
@@ -29,40 +34,34 @@ def missing_end(
     that the end of the file is missing, unless all is there that the header promises. May read the
     whole file, but decodes nothing.
     """
-    whole_s, own_s = None, None
-    if container.format.name in HONEST_HEADERS:
-        whole_s, own_s = header_end_s(container, stream), _own_end_s(container, stream)
-    promised_s = whole_s if own_s is None else own_s
+    is_honest = container.format.name in HONEST_HEADERS
+    promised_s = header_end_s(container, stream) if is_honest else None
+    is_own = _speaks_of_pictures(container, stream)
+    torn = torn_end(path, stream)
     if promised_s is None:
-        return torn_end(path, stream)
+        return torn
 
     def is_there(allowed_s: float) -> bool:
         """Whether the content goes on until the promised end, but for so much. What is said of the
         whole file may be said of sound or subtitles, which go on after the pictures."""
         return promised_s - end_s <= allowed_s or (
-            own_s is None and promised_s - last_packet_end_s(path, of_video=False) <= allowed_s
+            not is_own
+            and promised_s - last_packet_end_s(path, of_video=False, from_s=end_s) <= allowed_s
         )
 
     allowed_s = max(1.0, 0.05 * (promised_s - first_frame_s(stream)))
-    # A stray time within the content is what a header may have been written from.
-    if not is_there(allowed_s) and promised_s - last_packet_end_s(path, of_video=True) > allowed_s:
+    # The header of a whole file may have been written from a stray time within the content.
+    if not is_there(allowed_s) and (
+        torn is not None or promised_s - last_packet_end_s(path, of_video=True) > allowed_s
+    ):
         return f"the header promises {promised_s:.1f} s"
-    torn = torn_end(path, stream)
     if torn is None or container.format.name == MP4:  # which speaks of pictures, not of the file
         return torn
     return None if is_there(ROUNDED_FRAMES / (frame_rate(stream) or 25)) else torn
 
 
-def _own_end_s(container: InputContainer, stream: VideoStream) -> float | None:
-    """When the pictures end according to what the header says of them alone; None where it speaks
-    of the whole file only."""
-    if container.format.name != "matroska,webm":
-        return header_end_s(container, stream) if stream.frames else None
-    # Most writers of Matroska leave the length of each track behind, as a tag.
-    for key, text in stream.metadata.items():
-        found = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d*)?)", text)
-        if found and key.partition("-")[0] == "DURATION":
-            hours, minutes, seconds = map(float, found.groups())
-            end_s, whole_s = 3600 * hours + 60 * minutes + seconds, header_end_s(container, stream)
-            return end_s if whole_s is None else min(end_s, whole_s)
-    return None
+def _speaks_of_pictures(container: InputContainer, stream: VideoStream) -> bool:
+    """Whether the header says of the pictures alone when they end, and not of the whole file."""
+    if container.format.name == "matroska,webm":
+        return tagged_end_s(stream) is not None
+    return bool(stream.frames)
