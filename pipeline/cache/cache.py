@@ -291,6 +291,15 @@ class Cache:
         return {
             video_id: failure
             for receipt in self.receipts.values()
+            for video_id, failure in receipt.incomplete.items()
+        }
+
+    @cached_property
+    def broken_off(self) -> dict[str, VideoFailure]:
+        """video_id -> why its decoding failed, or ended before the end."""
+        return {
+            video_id: failure
+            for receipt in self.receipts.values()
             for video_id, failure in receipt.failures.items()
         }
 
@@ -305,12 +314,22 @@ class Cache:
 
     def hole(self, clip: Clip) -> str | None:
         """Why the clip cannot be read whole; None when it can."""
-        failure = self.failures.get(clip.video_id)
         if clip.video_id not in self.locations:
+            failure = self.failures.get(clip.video_id)
             return failure.reason if failure else "not extracted yet"
+        failure = self.broken_off.get(clip.video_id)
         if failure and (clip.stop_s is None or clip.stop_s > failure.stored_until_s):
             return failure.reason
-        return None
+        content = self.content.get(clip.video_id)
+        if content is None:
+            return None
+        inside = [
+            stretch
+            for stretch in content.left_out
+            if stretch.time_s[1] > clip.start_s
+            and (clip.stop_s is None or stretch.time_s[0] < clip.stop_s)
+        ]
+        return content.model_copy(update={"damaged": tuple(inside)}).damage_text or None
 
     # Reading stores
 

@@ -120,6 +120,22 @@ class VideoFailure(Settings):
     """Presentation time up to which the video is covered; 0 if nothing is."""
 
 
+class DamagedStretch(Settings):
+    """Consecutive frames of a video that are damaged for one reason, or a picture that is missing
+    for it."""
+
+    frames: tuple[int, int] | None
+    """Decoded frames [start, stop), counted from 0 in the order in which they are shown. None: a
+    picture that the file should give and does not."""
+    time_s: tuple[float, float]
+    """When the first of them is shown and when the last of them ends, in seconds of the file's own
+    clock."""
+    left_out: int
+    """Frames that would be in this store and are not. 0 where they are kept, or where the rate
+    keeps none of them."""
+    reason: str
+
+
 class Content(Settings):
     """Numbers of frames of a video."""
 
@@ -127,6 +143,25 @@ class Content(Settings):
     """Frames that came out of the decoder, whether they are cached or not."""
     header: int | None
     """Frames that its header promises; None: it does not say."""
+    damaged: tuple[DamagedStretch, ...] = ()
+    """Its frames that are damaged or missing, in the order in which they are shown."""
+
+    @property
+    def left_out(self) -> list[DamagedStretch]:
+        """Stretches of which frames are left out."""
+        return [stretch for stretch in self.damaged if stretch.left_out]
+
+    @property
+    def damage_text(self) -> str:
+        """What is left out and why, in a few words; "" where nothing is."""
+        if not self.left_out:
+            return ""
+        count, first = sum(stretch.left_out for stretch in self.left_out), self.left_out[0]
+        frames = "frame is" if count == 1 else "frames are"
+        return (
+            f"{count} {frames} left out as damaged or missing, from {first.time_s[0]:.3f} s on: "
+            f"{first.reason}"
+        )
 
 
 class Receipt(Settings):
@@ -174,6 +209,25 @@ class Receipt(Settings):
         if self.frames * TIME_BYTES > self.store_bytes:
             raise ValueError(f"{self.frames} frames do not fit into {self.store_bytes} bytes")
         return self
+
+    @property
+    def incomplete(self) -> dict[str, VideoFailure]:
+        """video_id -> why it is not, or not wholly, in the store: what ended its decoding, and what
+        is left out as damaged."""
+        found = dict(self.failures)
+        for video_id, content in self.content.items():
+            if text := content.damage_text:
+                start, stop = self.videos.get(video_id, (0, 0))
+                failure = found.get(video_id)
+                reason = f"{failure.reason}; {text}" if failure else text
+                found[video_id] = VideoFailure(
+                    reason=reason,
+                    frames_stored=stop - start,
+                    stored_until_s=failure.stored_until_s
+                    if failure
+                    else content.left_out[0].time_s[0],
+                )
+        return found
 
     @property
     def store_bytes(self) -> int:

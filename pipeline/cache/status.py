@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.leases import holders
-from pipeline.cache.receipts import Content, Receipt
+from pipeline.cache.receipts import Content, DamagedStretch, Receipt
 from pipeline.config.plugins import Settings
 
 RECENT_STORES = 16
@@ -95,6 +95,8 @@ class Status(Settings):
     """Most frequent first."""
     other_length: dict[str, Content]
     """video_id -> frames, for videos that hold another number than their header promises."""
+    damaged: dict[str, tuple[DamagedStretch, ...]]
+    """video_id -> its frames that are damaged or missing, left out or kept."""
     workers: list[WorkerStatus]
     frames_per_s: float | None
     """Speed of all workers together, over the last stores; None where nobody is at work."""
@@ -147,6 +149,11 @@ def status(cache: Cache) -> Status:
             video_id: content
             for video_id, content in cache.content.items()
             if content.header not in (None, content.decoded)
+        },
+        damaged={
+            video_id: content.damaged
+            for video_id, content in cache.content.items()
+            if content.damaged
         },
         workers=workers,
         frames_per_s=frames_per_s,

@@ -90,6 +90,11 @@ def show_status(cache: Cache, as_json: bool) -> None:
             for group in state.reasons
         ]
         console.show_table(f"{videos.failed} videos failed", ("videos", "which", "reason"), rows)
+    if others := len(state.damaged.keys() - state.failures.keys()):
+        console.show(
+            f"{others} videos have damaged frames that are kept, or that the rate does not ask "
+            "for: --json says which"
+        )
     if state.other_length:
         lengths = [
             (video, content.decoded, content.header)

@@ -272,6 +272,8 @@ def stream(
             )
             if drawing:
                 drawing.append(follower.drawn(seen))
+    if follower.damage:
+        console.say(follower.damage)
     rate = count / (time.perf_counter() - begin)
     console.say(
         f"{count} answers, {rate:.1f} a second, {console.bytes_text(follower.state_bytes)} of state"

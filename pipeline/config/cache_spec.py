@@ -21,7 +21,7 @@ from pipeline.records import Rate, Stride, TokenShape
 
 FORMAT_VERSION = 3
 """Format of the caches that are written; all formats before it can be read."""
-IMPLIED: dict[str, Any] = {}
+IMPLIED: dict[str, Any] = {"frames.damaged": "keep"}
 """Key of a spec that format 3 added, such as `frames.fit` -> its value for caches of older formats,
 whose specs do not have the key. No default is needed here."""
 NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
@@ -90,6 +90,10 @@ class FrameSettings(Settings):
     pixel_aspect: bool = True
     """Honour the shape of pixels that are not square; false: take them as square (the released code
     of the paper)."""
+    damaged: Literal["list", "keep"] = "list"
+    """What becomes of frames that are damaged, or rest on damage. list: they are left out, and
+    their video is listed with which they are and why; keep: they are cached as the decoder shows
+    them, and the receipt says which they are."""
 
     @field_validator("fps")
     @classmethod

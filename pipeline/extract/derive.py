@@ -39,6 +39,7 @@ from pipeline.cache.layout import (
     tokens_by_array,
 )
 from pipeline.cache.leases import CacheStore, Leases, claim_units, lease_of
+from pipeline.cache.receipts import Content
 from pipeline.cache.storage.contract import Storage
 from pipeline.cache.storage.open import open_storage
 from pipeline.config import plugins
@@ -49,7 +50,7 @@ from pipeline.extract.calibrate import fit_codecs, middles_of_parts
 from pipeline.extract.extract import fill_stores
 from pipeline.extract.store_builder import StoreBuilder
 from pipeline.records import Stride, TokenShape
-from pipeline.video.sampling import are_sampled
+from pipeline.video.sampling import first_instants
 
 STORE = ("store.chunk_frames", "store.shard_mb", "store.store_mb", "store.compression")
 DERIVABLE = ("name", "encoder.layers", "views", "frames.fps", "codec.", *STORE)
@@ -171,6 +172,7 @@ class Derivation:
         self.videos = {video.video_id: video for video in source.manifest.videos}
         self._valid_stores: set[int] = set()
         self._rows: dict[str, np.ndarray] = {}
+        self._content = dict(source.content)
 
     @cached_property
     def digits(self) -> str:
@@ -272,10 +274,10 @@ class Derivation:
             }
             builder.add_frames(video, self._small_array(source_store, TIMES)[some], affines)
             yield len(some)
-        if failure := self.source.failures.get(video_id):
+        if failure := self.source.broken_off.get(video_id):
             builder.fail(video, failure.reason)
-        if counted := self.source.content.get(video_id):
-            builder.content[video_id] = counted
+        if content := self._content.get(video_id):
+            builder.content[video_id] = content
 
     # Which frames
 
@@ -287,7 +289,11 @@ class Derivation:
             rate = self.spec.frames.rate
             if location and rate is not None and rate != self.source.fps:
                 time_s = self._small_array(location.store, TIMES)[rows]
-                rows = rows[_sampled(time_s, self.source.fps, rate)]
+                kept, content = _sampled(
+                    time_s, self.source.content.get(video_id), self.source.fps, rate
+                )
+                rows = rows[kept]
+                self._content |= {video_id: content} if content else {}
             self._rows[video_id] = rows
         return self._rows[video_id]
 
@@ -376,8 +382,26 @@ class Derivation:
         self._valid_stores.add(store)
 
 
-def _sampled(time_s: np.ndarray, held: float | None, rate: float) -> np.ndarray:
+def _sampled(
+    time_s: np.ndarray, content: Content | None, held: float | None, rate: float
+) -> tuple[np.ndarray, Content | None]:
     """(F,) bool: which frames of a video, cached at `held` frames per second, are shown at the
-    instants of `rate`."""
+    instants of `rate`; and its content, with what is left out at this rate. While a stretch is on
+    screen that the source leaves out, no frame before it is."""
     step_s = 1 / held if held else float(np.median(np.diff(time_s))) if len(time_s) > 1 else 1.0
-    return are_sampled(time_s, float(time_s[-1]) + step_s, rate)
+    missing_s = [stretch.time_s[0] for stretch in content.left_out] if content else []
+    shown_s = np.concatenate([time_s, missing_s])
+    order = np.argsort(shown_s, kind="stable")
+    instants = np.zeros(len(shown_s), np.int64)
+    ends_s = np.append(shown_s[order], shown_s.max() + step_s)
+    instants[order] = np.diff(first_instants(ends_s, float(ends_s[0]), rate))
+    if content is not None:
+        counts = iter(instants[len(time_s) :].tolist())
+        damaged = tuple(
+            stretch.model_copy(update={"left_out": min(stretch.left_out, next(counts))})
+            if stretch.left_out
+            else stretch
+            for stretch in content.damaged
+        )
+        content = content.model_copy(update={"damaged": damaged})
+    return instants[: len(time_s)] > 0, content

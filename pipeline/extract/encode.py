@@ -25,7 +25,6 @@ import torch
 from pipeline.cache.cache import Cache
 from pipeline.cache.layout import in_view, layer_name, stored_name, view_of
 from pipeline.cache.leases import Leases, lease_of
-from pipeline.cache.receipts import Content
 from pipeline.config.cache_spec import BASE
 from pipeline.errors import BadVideo, StillframeError
 from pipeline.extract.channel import Channel, Stopped, StopSignal
@@ -34,7 +33,7 @@ from pipeline.extract.reuse import ReusableCache
 from pipeline.extract.store_builder import StoreBuilder
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.records import Rate, Tokens, Video
-from pipeline.video.decode import FrameCounts
+from pipeline.video.frame_counts import FrameCounts
 from pipeline.video.reader import FrameReader, ReadBlock
 from pipeline.video.sandbox import DecodeLimits
 
@@ -182,7 +181,7 @@ class Extraction:
             pass
         except Exception as error:  # whatever it is, the calling thread raises it
             lost = error
-        job.result.content = Content(decoded=counted.decoded, header=counted.header)
+        job.result.counted = counted
         readers.put(reader)
         job.blocks.close(lost)
 
@@ -230,7 +229,10 @@ class Extraction:
         resized once."""
         for open_store in stores:
             settings = open_store.target.cache.cache_spec.frames
-            mask = block.kept[open_store.target.rate]
+            mask = block.wanted(settings)
+            left_out = block.kept[open_store.target.rate] & ~mask
+            if left_out.any():
+                open_store.builder.leave_out(video, block.time_s[left_out])
             if not mask.any():
                 continue
             with self.progress.timed("encode"):
@@ -309,8 +311,8 @@ class VideoResult:
 
     failed: str | None = None
     """Why it ended early; None: it was decoded as a whole."""
-    content: Content | None = None
-    """Counts of the frames that were decoded and of those in the header."""
+    counted: FrameCounts | None = None
+    """Counts of the frames that were decoded and of those in the header, and which are damaged."""
 
 
 @dataclass
@@ -359,8 +361,8 @@ class OpenStore:
         """Notes how a video ended; returns how many frames of it were planned and how many there
         are."""
         self.left -= 1
-        if result.content:
-            self.builder.content[video.video_id] = result.content
+        if result.counted:
+            self.builder.count(video, result.counted)
         if result.failed:
             self.builder.fail(video, result.failed)
         start, stop = self.builder.rows[video.video_id]

@@ -106,7 +106,7 @@ def _prepare_stores(cache: Cache, manifest: Manifest, retry_failed: bool) -> Non
     forgets nothing, where there is something to do and no video is there."""
     redo = []
     if retry_failed:
-        redo = [store for store, receipt in cache.receipts.items() if receipt.failures]
+        redo = [store for store, receipt in cache.receipts.items() if receipt.incomplete]
     if redo or cache.missing_stores():
         require_videos(manifest)
     for store in redo:

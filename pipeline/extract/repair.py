@@ -88,7 +88,7 @@ def repair(
         failures={
             video: failure.reason
             for receipt in receipts.values()
-            for video, failure in receipt.failures.items()
+            for video, failure in receipt.incomplete.items()
         },
         removed=removed,
         after=verify_cache(repaired, verification.stores),

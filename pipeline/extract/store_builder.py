@@ -26,12 +26,14 @@ from pipeline.cache.layout import (
     in_view,
     store_name,
 )
-from pipeline.cache.receipts import Content, Receipt, VideoFailure
+from pipeline.cache.receipts import Content, DamagedStretch, Receipt, VideoFailure
 from pipeline.cache.storage.local import LocalFolder
 from pipeline.cache.store import StoreWriter
 from pipeline.errors import StillframeError
 from pipeline.extract.reuse import ReusableCache
 from pipeline.records import Video
+from pipeline.video.frame_counts import FrameCounts
+from pipeline.video.sampling import first_instants
 
 TOOLS = ("stillframe", "torch", "transformers", "zarr", "numpy", "av")
 
@@ -54,6 +56,9 @@ class StoreBuilder:
         self.failures: dict[str, VideoFailure] = {}
         self.content: dict[str, Content] = {}
         self._time_s: list[np.ndarray] = []
+        self._left_out_s: dict[str, list[float]] = {}
+        self._first_s: dict[str, float] = {}
+        """When the first frame of a video that its rate keeps is shown, left out or not."""
         self._affine: dict[str, list[np.ndarray]] = {view: [] for view in cache.views}
         self.given_up = False
         self._written: tuple[Path, StoreWriter] | None = None
@@ -68,11 +73,51 @@ class StoreBuilder:
         self, video: Video, time_s: np.ndarray, affines: Mapping[str, np.ndarray]
     ) -> None:
         """The next frames (f,) of a video, and for every view their affine (2, 3) or (f, 2, 3)."""
+        self._first_s.setdefault(video.video_id, float(time_s[0]))
         self._time_s.append(time_s)
         for view, affine in affines.items():
             self._affine[view].append(np.broadcast_to(affine, (len(time_s), 2, 3)))
         self.frames += len(time_s)
         self.rows[video.video_id] = (self.rows[video.video_id][0], self.frames)
+
+    def leave_out(self, video: Video, time_s: np.ndarray) -> None:
+        """The frames (f,) of a video that would come next, had they not been damaged."""
+        first_s = self._first_s.setdefault(video.video_id, float(time_s[0]))
+        self._first_s[video.video_id] = min(first_s, float(time_s[0]))
+        self._left_out_s.setdefault(video.video_id, []).extend(time_s.tolist())
+
+    def count(self, video: Video, counted: FrameCounts) -> None:
+        """How many frames the video has, and which of them are damaged or missing."""
+        settings = self.cache.cache_spec.frames
+        first_s = self._first_s.get(video.video_id, 0.0)
+        times_s = np.array(self._left_out_s.pop(video.video_id, []))
+        stretches = [
+            DamagedStretch(
+                frames=(found.start, found.stop),
+                time_s=(found.start_s, found.stop_s),
+                left_out=int(np.sum((times_s >= found.start_s) & (times_s < found.stop_s))),
+                reason=found.reason,
+            )
+            for found in counted.damaged
+        ]
+        for lost in counted.lost:
+            span_s = np.array([lost.time_s, lost.end_s])
+            is_missed = settings.rate is None or np.ptp(
+                first_instants(span_s, first_s, settings.rate)
+            )
+            stretches.append(
+                DamagedStretch(
+                    frames=None,
+                    time_s=(lost.time_s, lost.end_s),
+                    left_out=int(bool(is_missed) and settings.damaged == "list"),
+                    reason=lost.reason,
+                )
+            )
+        self.content[video.video_id] = Content(
+            decoded=counted.decoded,
+            header=counted.header,
+            damaged=tuple(sorted(stretches, key=lambda stretch: stretch.time_s)),
+        )
 
     def fail(self, video: Video, reason: str) -> None:
         """Why the video is not wholly in the store."""

@@ -30,6 +30,7 @@ from pipeline.models.tasks.contract import STREAMING, Query
 from pipeline.models.video_model import array_of_answer
 from pipeline.records import Video
 from pipeline.train.run import Run, load_model
+from pipeline.video.frame_counts import FrameCounts
 from pipeline.video.reader import FrameReader
 
 
@@ -103,6 +104,8 @@ class Stream:
         self.model, self.task = load_model(run, self.shape, device=self.device)
         self.task_name = run.recipe.task.name
         self.fps: float = run.recipe.windows.fps
+        self.damage = ""
+        """What is damaged in the video that was followed last, in a sentence; "" if nothing is."""
         _ = self.model.streaming  # without this form a run is refused now, not at the first frame
 
     def follow(
@@ -110,7 +113,8 @@ class Stream:
     ) -> Iterator[Seen]:
         """The model's answers about the video at `path`, one at every instant of the rate of the
         run's windows, each about the frame that is on screen then among those that the run's cache
-        keeps. A frame that stays on screen is encoded once and answered again.
+        keeps. A frame that stays on screen is encoded once and answered again. There is no answer
+        while a damaged frame is on screen that the cache leaves out; `damage` then says so.
 
         The stream begins with the frame on screen `start_s` seconds after the first one: with the
         first frame of a window, its answers are those of the window. `asked`: what to follow, for
@@ -118,9 +122,9 @@ class Stream:
         the video is over before `start_s`; NotFinite where an answer holds NaN; BadVideo, after the
         frames before that, where the video ends badly or its decoder hangs or dies.
         """
-        state, video = None, Video(path.name, path.name)
+        state, video, counted = None, Video(path.name, path.name), FrameCounts()
         with FrameReader(path.parent, self.device) as reader:
-            frames = reader.on_screen(video, self.spec.frames, self.fps, start_s)
+            frames = reader.on_screen(video, self.spec.frames, self.fps, start_s, counted)
             for frame, instants in frames:
                 square_1CHW = frame.views[BASE]
                 with torch.inference_mode():
@@ -134,6 +138,7 @@ class Stream:
                         answer = self.task.answer(STREAMING, prediction.unsqueeze(1))
                     array = array_of_answer(STREAMING, answer)[0]
                     yield Seen(float(frame.time_s[0]), square_HWC, frame.affine_23, array)
+        self.damage = counted.damage_text(is_kept=self.spec.frames.damaged == "keep")
 
     def drawn(self, seen: Seen) -> np.ndarray:
         """The frame with its answer drawn over it, uint8 (H, W, 3)."""

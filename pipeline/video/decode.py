@@ -4,8 +4,8 @@ Times are the container's presentation times, those that are missing or wrong me
 `presentation_times`. AVI has none: there the k-th frame shown takes the k-th decode time of the
 packets that gave a frame.
 
-Decoding runs in one thread: on a damaged stream, what libav conceals depends on the number of its
-threads.
+Decoding goes on after damage (`damage` says which frames it reaches), and runs in one thread: what
+libav conceals depends on the number of its threads.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from pipeline.records import Frames, Rate
 from pipeline.video.containers.pixel_aspect import PixelAspects
 from pipeline.video.containers.shortfall import missing_end
 from pipeline.video.containers.track_header import read_track_header
+from pipeline.video.damage import CheckedDecoder, CheckedFrame, LostPicture
+from pipeline.video.frame_counts import FrameCounts
 from pipeline.video.presentation_times import (
     LOOK_AHEAD,
     Stamp,
@@ -46,6 +48,7 @@ from pipeline.video.probe import (
     open_image,
     open_video,
     reason_of,
+    require_readable,
 )
 from pipeline.video.rgb import Picture, cropped, deinterlaced, upright_rgb
 from pipeline.video.sampling import Sampler
@@ -66,34 +69,6 @@ LOOK_BACK = 3
 Allocate = Callable[[tuple[int, ...]], np.ndarray]
 
 
-@dataclass
-class FrameCounts:
-    """Counts of what a video holds and of what its header promises, filled while it is decoded, and
-    true however that ends."""
-
-    decoded: int = 0
-    """Pictures in the content, before sampling."""
-    end_s: float = 0.0
-    """Presentation time at which the last of them ends."""
-    header: int | None = None
-    """Pictures by the header, those that an edit list hides included. None: it does not say."""
-    header_s: float | None = None
-    """Length by the header, in seconds."""
-
-    def restart(self) -> None:
-        """Forgets what was decoded, as the video is decoded anew."""
-        self.decoded, self.end_s = 0, 0.0
-
-    def promise(self, pictures: int | None, length_s: float | None) -> None:
-        """Notes what the header says."""
-        self.header, self.header_s = pictures, length_s
-
-    def picture(self, end_s: float) -> None:
-        """Counts one decoded picture, shown until `end_s`."""
-        self.decoded += 1
-        self.end_s = end_s
-
-
 @dataclass(frozen=True)
 class FrameBlock:
     """Consecutive frames of one size that at least one of R rates keeps."""
@@ -101,6 +76,8 @@ class FrameBlock:
     frames: Frames
     kept_RF: np.ndarray
     """bool: which rate keeps which frame."""
+    damaged_F: np.ndarray
+    """bool: which frames are damaged."""
 
 
 def _allocate_private(shape: tuple[int, ...]) -> np.ndarray:
@@ -130,9 +107,10 @@ def decode_rates(
     size starts a new one. Its memory is what `allocate` gives for its shape. The first `skip` kept
     frames are left out. `counted` is filled.
 
-    Raises BadVideo, after all good frames have been yielded, if the video cannot be opened, if
-    decoding stops with an error, or if the end of the content is missing (`missing_end`). Raises
-    OSError or MemoryError for what is no fault of the video.
+    Damaged frames are among them, and marked. Raises BadVideo, after all frames have been yielded,
+    if the video cannot be opened, if no frame can be decoded, if reading stops with an error, or if
+    the end of the content is missing (`missing_end`). Raises OSError or MemoryError for what is no
+    fault of the video.
     """
     counted = counted or FrameCounts()
     source = _ImageFolder(path, image_fps, counted) if path.is_dir() else _VideoFile(path, counted)
@@ -158,7 +136,8 @@ def decode_at(
     the first of them on.
 
     Pixels and times are those of `decode_rates`. `counted` is filled, with what the last attempt
-    decoded. Raises BadVideo if they cannot be decoded; OSError, MemoryError as there.
+    decoded, and which of it is damaged. Raises BadVideo if they cannot be decoded; OSError,
+    MemoryError as there.
     """
     counted = counted or FrameCounts()
     # Where a seek does not lead to these very times, as in files that have none, the way from the
@@ -191,10 +170,6 @@ class _VideoFile:
     def __init__(self, path: Path, counted: FrameCounts, from_s: float = -math.inf) -> None:
         """Leaves pictures out that are shown long before `from_s`."""
         self.path, self.counted, self.from_s = path, counted, from_s
-        self.at_byte = 0
-        """Offset in the file of the last packet."""
-        self.stopped: str | None = None
-        """Why decoding stopped before the end."""
         self.fps: float | None = None
         """Average frames per second, once `pictures` has begun; None: nobody says."""
 
@@ -209,62 +184,74 @@ class _VideoFile:
                 None if end_s is None else end_s - first_frame_s(stream),
             )
             header = read_track_header(self.path, container, stream)
-            self.aspects = PixelAspects(stream, header)
-            yield from cropped(deinterlaced(self._decoded(container, stream)), header.crop)
+            aspects = PixelAspects(stream, header)
+            pictures = _damage_noted(self._decoded(container, stream, aspects), self.counted)
+            yield from cropped(deinterlaced(pictures), header.crop)
             if self.failure is None:
                 self.failure = self._shortfall(container, stream)
 
-    def _decoded(self, container: InputContainer, stream: VideoStream) -> Iterator[Picture]:
+    def _decoded(
+        self, container: InputContainer, stream: VideoStream, aspects: PixelAspects
+    ) -> Iterator[Picture]:
         assert stream.time_base is not None
         interval_s = 1 / (frame_rate(stream) or 25)
-        counted = self.counted
-        stamped = self._stamped(container, stream)
+        counted, checked = self.counted, CheckedDecoder(container, stream, self.path)
+        stamped = self._stamped(container, stream, checked)
         if container.format.name == "avi":
             stamped = in_order_shown(stamped)
-        for (frame, aspect), time_s in presentation_times(stamped, interval_s, _look_ahead(stream)):
+        for decoded, time_s in presentation_times(stamped, interval_s, _look_ahead(stream)):
+            frame = decoded.frame
             end_s = time_s + (
                 float(frame.duration * stream.time_base) if frame.duration else interval_s
             )
+            self._note_lost(checked, stream, interval_s)
             counted.picture(end_s)
-            yield Picture(frame, time_s, end_s, aspect)
-        if self.stopped is not None:
+            yield Picture(frame, time_s, end_s, aspects.of(decoded.said_aspect), decoded.damage)
+        self._note_lost(checked, stream, interval_s)
+        if checked.damaged_at is not None:
+            require_readable(self.path, checked.damaged_at)
+        error = checked.failure
+        if error is None and checked.lost and not counted.decoded:
+            error = checked.lost[0].error
+        if error is not None:
+            reason = reason_of(error, self.path, checked.at_byte)
+            if isinstance(error, PermissionError):  # the file itself is open
+                reason = "is encrypted"
             far = f"decoding stopped after {counted.decoded} frames at {counted.end_s:.1f} s"
             self.failure = BadVideo(
-                f"{self.path.name}: {far if counted.decoded else _no_frame_text(stream)}: "
-                f"{self.stopped}"
+                f"{self.path.name}: {far if counted.decoded else _no_frame_text(stream)}: {reason}"
             )
 
-    def _stamped(
-        self, container: InputContainer, stream: VideoStream
-    ) -> Iterator[tuple[tuple[VideoFrame, float], Stamp]]:
-        """Decoded frames with their pixel aspect and the times that the container gives them, up to
-        an error, whose reason `stopped` then tells; none where a seek went too far."""
+    def _note_lost(self, checked: CheckedDecoder, stream: VideoStream, interval_s: float) -> None:
+        """Notes what was lost since the last time; without a time of its own it is where the last
+        picture ends."""
         assert stream.time_base is not None
-        stream.codec_context.thread_count = 1
+        for packet in checked.lost[len(self.counted.lost) :]:
+            ticks = packet.note.dts if packet.note.pts is None else packet.note.pts
+            time_s = self.counted.end_s if ticks is None else float(ticks * stream.time_base)
+            length_s = float((packet.note.duration or 0) * stream.time_base) or interval_s
+            self.counted.lost.append(LostPicture(time_s, time_s + length_s, packet.reason))
+
+    def _stamped(
+        self, container: InputContainer, stream: VideoStream, checked: CheckedDecoder
+    ) -> Iterator[tuple[CheckedFrame, Stamp]]:
+        """Decoded frames with the times that the container gives them; none where a seek went too
+        far."""
+        assert stream.time_base is not None
         is_avi, must_begin_s = (
             container.format.name == "avi",
             self.from_s if self._seek(container, stream) else math.inf,
         )
-        decoded: int | None = None
-        try:
-            for packet in container.demux(stream):
-                self.at_byte = packet.pos or self.at_byte
-                decoded = decoded if packet.dts is None else packet.dts
-                if is_avi:
-                    # So the frame comes with the decode time of its own packet; what libav makes up
-                    # as a presentation time is not worth having.
-                    packet.pts = packet.dts
-                for frame in self.aspects.decode(packet):
-                    shown_s, decoded_s = (
-                        None if ticks is None else float(ticks * stream.time_base)
-                        for ticks in (frame.pts, None if is_avi else decoded)
-                    )
-                    if must_begin_s < math.inf and (shown_s is None or shown_s >= must_begin_s):
-                        return
-                    must_begin_s = math.inf
-                    yield (frame, self.aspects.of(frame)), Stamp(shown_s, decoded_s)
-        except av.FFmpegError as error:
-            self.stopped = reason_of(error, self.path, self.at_byte)
+        for decoded in checked.frames():
+            # What libav makes up as a presentation time in AVI is not worth having.
+            ticks = (decoded.dts, None) if is_avi else (decoded.frame.pts, decoded.read_dts)
+            shown_s, decoded_s = (
+                None if tick is None else float(tick * stream.time_base) for tick in ticks
+            )
+            if must_begin_s < math.inf and (shown_s is None or shown_s >= must_begin_s):
+                return
+            must_begin_s = math.inf
+            yield decoded, Stamp(shown_s, decoded_s)
 
     def _seek(self, container: InputContainer, stream: VideoStream) -> bool:
         """Goes to the last keyframe from which `from_s` can be had, with what deinterlacing looks
@@ -305,6 +292,28 @@ def _look_ahead(stream: VideoStream) -> int:
     return max(2, min(LOOK_AHEAD, LOOK_AHEAD_BYTES // max(1, frame_bytes)))
 
 
+def _damage_noted(pictures: Iterator[Picture], counted: FrameCounts) -> Iterator[Picture]:
+    """Notes which pictures are damaged. Deinterlacing looks at both neighbours of a picture, so
+    their damage is its own."""
+    before: str | None = None
+    picture = next(pictures, None)
+    for number in itertools.count():
+        if picture is None:
+            return
+        damage, following = picture.damage, None
+        if picture.frame.interlaced_frame:
+            following = next(pictures, None)
+            damage = damage or before or (following.damage if following else None)
+        before = picture.damage
+        picture = picture._replace(damage=damage)
+        if counted.damaged and counted.damaged[-1].stop == number:  # on screen until this one is
+            counted.damaged[-1] = counted.damaged[-1]._replace(stop_s=picture.time_s)
+        if damage is not None:
+            counted.damage(number, picture)
+        yield picture
+        picture = following or next(pictures, None)
+
+
 def _no_frame_text(stream: VideoStream) -> str:
     return (
         f"header promises {stream.frames} frames, none could be decoded"
@@ -314,8 +323,7 @@ def _no_frame_text(stream: VideoStream) -> str:
 
 
 class _ImageFolder:
-    """The images of a folder as pictures; afterwards `failure` tells which one could not be
-    decoded."""
+    """The images of a folder as pictures; afterwards `failure` tells why there is none."""
 
     failure: BadVideo | None = None
 
@@ -328,35 +336,43 @@ class _ImageFolder:
         """Average frames per second, once `pictures` has begun."""
 
     def pictures(self) -> Generator[Picture, None, None]:
-        """Yields every image as a picture, up to one that cannot be decoded."""
+        """Yields every image that can be decoded as a picture."""
         images, time_s_F, last_s = list_images(self.folder, self.image_fps)
         times_s = time_s_F.tolist()
         self.fps = len(images) / (last_s - times_s[0])
         self.counted.promise(len(images), last_s - times_s[0])
+        unread: BadVideo | None = None
         for image, time_s, end_s in zip(images, times_s, [*times_s[1:], last_s], strict=True):
             if time_s < self.from_s:
                 continue
             try:
-                frame, aspect = _read_image(image)
+                frame, aspect, damage = _read_image(image)
             except BadVideo as error:
-                self.failure = error
-                return
+                unread = unread or error
+                self.counted.lost.append(LostPicture(time_s, end_s, error.message))
+                continue
             self.counted.picture(end_s)
-            yield Picture(frame, time_s, end_s, aspect)
+            picture = Picture(frame, time_s, end_s, aspect, damage)
+            if damage is not None:
+                self.counted.damage(self.counted.decoded - 1, picture)
+            yield picture
+        if not self.counted.decoded:
+            self.failure = unread
 
 
-def _read_image(image: Path) -> tuple[VideoFrame, float]:
-    """An image decoded, and its pixel aspect. Raises BadVideo."""
+def _read_image(image: Path) -> tuple[VideoFrame, float, str | None]:
+    """An image decoded, its pixel aspect, and what speaks against it. Raises BadVideo where there
+    is no picture in it."""
     container, stream = open_image(image)
     with container:
-        if stream.codec_context.name == "mjpeg":
-            # Otherwise a truncated JPEG passes with its lower part grey.
-            stream.codec_context.options = {"err_detect": "explode"}
+        checked = CheckedDecoder(container, stream, image)
+        aspect = float(stream.sample_aspect_ratio or 1)
+        for decoded in checked.frames():
+            damage = decoded.damage and f"{image.name}: {decoded.damage}"
+            return decoded.frame, aspect, damage
         reason = "it holds no picture"
-        try:
-            for frame in container.decode(stream):
-                return frame, float(stream.sample_aspect_ratio or 1)
-        except av.FFmpegError as error:
+        error = checked.failure or (checked.lost[0].error if checked.lost else None)
+        if error is not None:
             reason = reason_of(error, image)
     raise BadVideo(f"{image.parent.name}/{image.name}: cannot be decoded: {reason}")
 
@@ -401,6 +417,7 @@ def _blocks(
     buffer_FHWC: np.ndarray | None = None
     times_s: list[float] = []
     masks: list[list[bool]] = []
+    damaged: list[bool] = []
     aspect = 1.0
 
     def block() -> FrameBlock:
@@ -408,10 +425,10 @@ def _blocks(
         nonlocal buffer_FHWC
         assert buffer_FHWC is not None
         frames = Frames(buffer_FHWC[: len(times_s)], np.array(times_s), aspect)
-        gathered = FrameBlock(frames, np.array(masks).T)
+        gathered = FrameBlock(frames, np.array(masks).T, np.array(damaged))
         buffer_FHWC = None
-        times_s.clear()
-        masks.clear()
+        for gathering in (times_s, masks, damaged):
+            gathering.clear()
         return gathered
 
     for picture, kept_R in kept:
@@ -426,6 +443,7 @@ def _blocks(
         buffer_FHWC[len(times_s)] = pixels_HWC
         times_s.append(picture.time_s)
         masks.append(kept_R)
+        damaged.append(picture.damage is not None)
         if len(times_s) == len(buffer_FHWC):
             yield block()
     if times_s:

@@ -4,7 +4,8 @@ and hands the blocks over.
 It speaks JSON in packets of a socketpair. Pixels travel in anonymous shared memory: a buffer's
 descriptor is sent once, and the buffer is filled again when its reader has let go of it. Nothing
 has a name, so no kill leaves anything behind. What has been counted lies in shared memory too,
-where it can be read at any moment, after a crash as well.
+where it can be read at any moment, after a crash as well; what is damaged is told before each
+block.
 
 It never runs ahead by more than `BLOCKS_AHEAD` blocks, and ends with its parent.
 """
@@ -30,11 +31,15 @@ import numpy as np
 
 from pipeline.errors import BadVideo
 from pipeline.records import Frames, Stride
-from pipeline.video.decode import BLOCK_BYTES, FrameBlock, FrameCounts, decode_at, decode_rates
+from pipeline.video.damage import DamagedFrames
+from pipeline.video.decode import BLOCK_BYTES, FrameBlock, decode_at, decode_rates
+from pipeline.video.frame_counts import FrameCounts
 
 BLOCKS_AHEAD = 4
 """Blocks handed over and not taken yet."""
 PACKET_BYTES = 1 << 16
+ENTRIES_AT_ONCE = 128
+"""Stretches of damaged frames in one packet."""
 COUNT_BYTES = 4 * 8
 PR_SET_PDEATHSIG = 1
 
@@ -88,6 +93,8 @@ class Outlet:
         """Descriptor and size of buffers that the parent does not know yet."""
         self.filling: int | None = None
         self.credits = 0
+        self.told: tuple[list[DamagedFrames], int] = ([], 0)
+        """Stretches of damaged frames, and number of lost pictures, that the parent knows."""
 
     def request(self) -> dict[str, Any] | None:
         """The next video; None once the parent is gone."""
@@ -98,7 +105,7 @@ class Outlet:
             message = json.loads(packet)
             self.free += message["free"]
             if "path" in message:
-                self.credits = BLOCKS_AHEAD
+                self.credits, self.told = BLOCKS_AHEAD, ([], 0)
                 return dict(message)
         return None
 
@@ -145,6 +152,7 @@ class Outlet:
             "time_s": frames.time_s.tolist(),
             "aspect": frames.pixel_aspect,
             "kept": block.kept_RF.tolist(),
+            "damaged": block.damaged_F.tolist(),
         }
         if self.filling in self.unsent:
             fd, capacity = self.unsent.pop(self.filling)
@@ -155,6 +163,18 @@ class Outlet:
         else:
             self.say(message)
         self.to_forget, self.filling = [], None
+
+    def tell_damage(self, counted: FrameCounts) -> None:
+        """Sends what the parent does not know yet of damaged frames and lost pictures."""
+        (damaged, lost), known = self.told, len(self.told[0])
+        if damaged and counted.damaged[known - 1 : known] != damaged[-1:]:
+            known -= 1  # the last stretch has grown
+        for first in range(known, len(counted.damaged), ENTRIES_AT_ONCE):
+            entries = counted.damaged[first : first + ENTRIES_AT_ONCE]
+            self.say({"damaged_from": first, "entries": entries})
+        for first in range(lost, len(counted.lost), ENTRIES_AT_ONCE):
+            self.say({"lost_from": first, "entries": counted.lost[first : first + ENTRIES_AT_ONCE]})
+        self.told = list(counted.damaged), len(counted.lost)
 
     def say(self, message: dict[str, Any]) -> None:
         """Sends one message as JSON."""
@@ -190,8 +210,10 @@ def _decode_video(request: dict[str, Any], outlet: Outlet, counted: FrameCounts)
     """Sends the blocks of one video; the message with which it ends."""
     try:
         for block in _blocks(request, outlet, counted):
+            outlet.tell_damage(counted)
             outlet.send(block)
     except BadVideo as error:
+        outlet.tell_damage(counted)
         return {"bad": [error.message, error.hint]}
     except MemoryError:
         return {"memory": True}
@@ -199,6 +221,7 @@ def _decode_video(request: dict[str, Any], outlet: Outlet, counted: FrameCounts)
         return {"os": [error.errno, error.strerror or str(error), error.filename]}
     except Exception as error:  # a decoder may raise anything on a broken file
         return {"raised": f"{type(error).__name__}: {error}"}
+    outlet.tell_damage(counted)
     return {"done": True}
 
 
@@ -222,7 +245,8 @@ def _blocks(request: dict[str, Any], outlet: Outlet, counted: FrameCounts) -> It
         pixels_FHWC = outlet.allocate(frames.pixels_FHWC.shape)
         pixels_FHWC[:] = frames.pixels_FHWC
         copied = Frames(pixels_FHWC, frames.time_s, frames.pixel_aspect)
-        yield FrameBlock(copied, np.ones((1, len(frames)), bool))
+        are_damaged = [counted.is_damaged(time_s) for time_s in frames.time_s]
+        yield FrameBlock(copied, np.ones((1, len(frames)), bool), np.array(are_damaged))
 
 
 def run_decode_process(arguments: Sequence[str]) -> None:

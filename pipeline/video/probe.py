@@ -90,7 +90,11 @@ def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
     if path.stat().st_size == 0:
         raise BadVideo(f"{path.name}: is empty (0 bytes)")
     # An absolute path, since libav would take the beginning of "a:b.mp4" for a protocol.
-    return _open(str(path.absolute()), path, path.name)
+    container, stream = _open(str(path.absolute()), path, path.name)
+    if read_track_header(path, container, stream).is_encrypted:
+        container.close()
+        raise BadVideo(f"{path.name}: is encrypted")
+    return container, stream
 
 
 def open_image(path: Path) -> tuple[InputContainer, VideoStream]:
@@ -150,13 +154,17 @@ def reason_of(error: av.FFmpegError, path: Path, at_byte: int = 0) -> str:
     if isinstance(error, MemoryError):
         raise MemoryError(error.strerror) from error
     if path.is_file() and not isinstance(error, PermissionError):
-        # To libav, what a disk fails to read is a torn packet, and a torn file an "Input/output
-        # error": plain reading tells.
-        with path.open("rb") as file:
-            file.seek(at_byte)
-            while file.read(1 << 24) and file.tell() < at_byte + REREAD_BYTES:
-                pass
+        require_readable(path, at_byte)
     return str(error.strerror)
+
+
+def require_readable(path: Path, at_byte: int) -> None:
+    """Reads a file again from about a byte on. Raises OSError where the disk fails: to libav, what
+    it fails to read is a torn packet, and a torn file an "Input/output error"."""
+    with path.open("rb") as file:
+        file.seek(at_byte)
+        while file.read(1 << 24) and file.tell() < at_byte + REREAD_BYTES:
+            pass
 
 
 def frame_rate(stream: VideoStream) -> float | None:

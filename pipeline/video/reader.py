@@ -19,7 +19,7 @@ import torch
 from pipeline.config.cache_spec import BASE, FrameSettings, View
 from pipeline.errors import BadInput, BadVideo
 from pipeline.records import Rate, Video
-from pipeline.video.decode import FrameCounts
+from pipeline.video.frame_counts import FrameCounts
 from pipeline.video.sampling import StreamClock
 from pipeline.video.sandbox import DecodeLimits, Decoder
 from pipeline.video.transforms import FrameTransforms
@@ -32,6 +32,13 @@ class ReadBlock:
     transforms: FrameTransforms
     kept: Mapping[Rate, np.ndarray]
     """Rate -> (F,) bool, which frames it keeps."""
+    damaged_F: np.ndarray
+    """bool: which frames are damaged."""
+
+    def wanted(self, settings: FrameSettings) -> np.ndarray:
+        """(F,) bool: which frames a cache of these settings holds."""
+        kept: np.ndarray = self.kept[settings.kept]
+        return kept if settings.damaged == "keep" else kept & ~self.damaged_F
 
     @property
     def time_s(self) -> np.ndarray:
@@ -84,7 +91,7 @@ class FrameReader:
         path = self.root / video.source
         for block in self.decoder.decode(path, rates, video.image_fps, counted):
             kept = dict(zip(rates, block.kept_RF, strict=True))
-            yield ReadBlock(FrameTransforms(block.frames, self.device), kept)
+            yield ReadBlock(FrameTransforms(block.frames, self.device), kept, block.damaged_F)
 
     def numbered(
         self,
@@ -93,11 +100,11 @@ class FrameReader:
         numbers: np.ndarray,
         views: Mapping[str, View | None],
     ) -> Iterator[Squares]:
-        """The frames `numbers`, ascending, of those that the rate of `settings` keeps, counted from
-        the first; decodes up to the last of them."""
+        """The frames `numbers`, ascending, of those that a cache of these settings holds, counted
+        from the first; decodes up to the last of them."""
         first = 0
         for block in self.blocks(video, [settings.kept]):
-            kept = np.flatnonzero(block.kept[settings.kept])
+            kept = np.flatnonzero(block.wanted(settings))
             inside = kept[numbers[(numbers >= first) & (numbers < first + len(kept))] - first]
             if len(inside):
                 mask = np.isin(np.arange(len(block.time_s)), inside)
@@ -112,33 +119,49 @@ class FrameReader:
         """Levels (T, 3, size_px, size_px): the frames that have these presentation times, in any
         order and as often as they are named; decodes from the keyframe before the first of them.
 
-        Raises BadVideo also where a time is that of no frame.
+        Raises BadVideo also where a time is that of no frame, or of a damaged one that a cache of
+        these settings would leave out.
         """
         time_s, index_T = np.unique(time_s_T, return_inverse=True)
         parts = []
-        for frames in self.decoder.decode_at(self.root / video.source, time_s, video.image_fps):
+        path = self.root / video.source
+        counted = FrameCounts()
+        for frames in self.decoder.decode_at(path, time_s, video.image_fps, counted):
+            damaged_s = [asked_s for asked_s in frames.time_s if counted.is_damaged(asked_s)]
+            if settings.damaged == "list" and damaged_s:
+                raise BadVideo(
+                    f"{path.name}: its frame at {damaged_s[0]:.3f} s is damaged, and left out",
+                    'to have such frames: frames.damaged = "keep"',
+                )
             whole = np.ones(len(frames), bool)
             parts.append(FrameTransforms(frames, self.device).squares(settings, whole, view)[0])
         return torch.cat(parts)[index_T]
 
     def on_screen(
-        self, video: Video, settings: FrameSettings, fps: float, start_s: float = 0.0
+        self,
+        video: Video,
+        settings: FrameSettings,
+        fps: float,
+        start_s: float = 0.0,
+        counted: FrameCounts | None = None,
     ) -> Iterator[tuple[Squares, int]]:
         """What a stream of `fps` instants per second sees: of the frames that `settings` caches,
         those that are on screen at an instant, and at how many each is, as soon as the next frame
         is decoded. The first instant is that of the frame on screen `start_s` seconds after the
-        first one, see `StreamClock`.
+        first one, see `StreamClock`. At instants at which a damaged frame is on screen that
+        `settings` leaves out, nothing is seen. `counted` is filled.
 
         Raises BadInput where the video is over by then.
         """
-        clock, counted = StreamClock(fps, settings.kept, start_s), FrameCounts()
+        clock, counted = StreamClock(fps, settings.kept, start_s), counted or FrameCounts()
         path, failure, held = self.root / video.source, None, None
         blocks = self.decoder.decode(path, [settings.kept], video.image_fps, counted, 1)
         try:
             for block in blocks:
                 if (count := clock.frame(float(block.frames.time_s[0]))) and held is not None:
                     yield _squares(held, settings, np.ones(1, bool), {BASE: None}), count
-                held = FrameTransforms(block.frames, self.device)
+                is_seen = settings.damaged == "keep" or not block.damaged_F.any()
+                held = FrameTransforms(block.frames, self.device) if is_seen else None
         except BadVideo as error:
             failure = error
         if held is not None and (count := clock.end(counted.end_s)):

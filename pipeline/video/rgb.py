@@ -36,6 +36,8 @@ class Picture(NamedTuple):
     end_s: float
     pixel_aspect: float
     """Width of a stored pixel over its height, before rotation."""
+    damage: str | None = None
+    """Why it is not the picture that was encoded; None: nothing speaks against it."""
 
 
 def deinterlaced(pictures: Iterator[Picture]) -> Iterator[Picture]:

@@ -34,8 +34,10 @@ from pipeline.config.plugins import Settings
 from pipeline.errors import BadVideo
 from pipeline.records import Frames, Rate
 from pipeline.video import decode_process
-from pipeline.video.decode import BLOCK_FRAMES, FrameBlock, FrameCounts
+from pipeline.video.damage import DamagedFrames, LostPicture
+from pipeline.video.decode import BLOCK_FRAMES, FrameBlock
 from pipeline.video.decode_process import COUNT_BYTES, PACKET_BYTES, read_count
+from pipeline.video.frame_counts import FrameCounts
 
 TICK_S = 0.2
 """Seconds between two looks at a silent process. A wait counts as no more than this, so that a
@@ -120,13 +122,17 @@ class Decoder:
         return self._blocks(path, image_fps, request, counted or FrameCounts())
 
     def decode_at(
-        self, path: Path, time_s_F: np.ndarray, image_fps: float | None = None
+        self,
+        path: Path,
+        time_s_F: np.ndarray,
+        image_fps: float | None = None,
+        counted: FrameCounts | None = None,
     ) -> Iterator[Frames]:
         """Yields what the function `decode_at` returns, and raises what it raises, and what
-        `decode` raises."""
+        `decode` raises. `counted` is filled before the frames are handed over."""
         for first in range(0, len(time_s_F), TIMES_AT_ONCE):
             request = {"time_s": time_s_F[first : first + TIMES_AT_ONCE].tolist()}
-            for block in self._blocks(path, image_fps, request, FrameCounts()):
+            for block in self._blocks(path, image_fps, request, counted or FrameCounts()):
                 yield block.frames
 
     def _blocks(
@@ -272,7 +278,7 @@ class _Process:
         frames = Frames(
             pixels.reshape(message["shape"]), np.array(message["time_s"]), message["aspect"]
         )
-        return FrameBlock(frames, np.array(message["kept"]))
+        return FrameBlock(frames, np.array(message["kept"]), np.array(message["damaged"]))
 
     def end(self) -> int:
         """Ends the process; its exit status, negative for a signal. Idempotent."""
@@ -310,6 +316,9 @@ class _Watch:
                 self._update_counts(count)
             if isinstance(message, FrameBlock):
                 return message
+            if message is not None and "entries" in message:
+                self._update_damage(message)
+                continue
             if message is not None:
                 self._end(process, message)
                 return None
@@ -332,6 +341,15 @@ class _Watch:
         self.counted.end_s = max(self.counted.end_s, count.end_s)
         if count.header_s is not None or count.header is not None:
             self.counted.promise(count.header, count.header_s)
+
+    def _update_damage(self, message: dict[str, Any]) -> None:
+        """Takes over what is damaged; an attempt that begins anew tells all of it again."""
+        if "lost_from" in message:
+            lost = [LostPicture(*entry) for entry in message["entries"]]
+            self.counted.lost[message["lost_from"] :] = lost
+        else:
+            damaged = [DamagedFrames(*entry) for entry in message["entries"]]
+            self.counted.damaged[message["damaged_from"] :] = damaged
 
     def _video_s(self) -> float:
         return self.limits.video_s or max(600.0, 20 * (self.counted.header_s or 0))

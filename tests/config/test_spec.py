@@ -57,6 +57,7 @@ def test_defaults_are_filled_in_and_the_file_names_the_spec(spec_file):
         "resample": "bicubic",
         "antialias": True,
         "pixel_aspect": True,
+        "damaged": "list",
     }
 
 

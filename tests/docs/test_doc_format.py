@@ -13,7 +13,14 @@ from support.manual import ROOT, read
 
 from pipeline.cache.layout import frames_per_shard
 from pipeline.cache.leases import EXPIRE_S, RENEW_S, Holder
-from pipeline.cache.receipts import Content, Header, Receipt, TokenFacts, VideoFailure
+from pipeline.cache.receipts import (
+    Content,
+    DamagedStretch,
+    Header,
+    Receipt,
+    TokenFacts,
+    VideoFailure,
+)
 from pipeline.cache.shard import ShardLayout
 from pipeline.config.cache_spec import FORMAT_VERSION, load_spec
 from pipeline.records import TokenShape
@@ -23,7 +30,7 @@ FLOWING = " ".join(PAGE.split())
 """The same, whatever its line breaks."""
 RECORDS = {
     record.__name__: record
-    for record in (Header, TokenFacts, Receipt, VideoFailure, Content, Holder)
+    for record in (Header, TokenFacts, Receipt, VideoFailure, Content, DamagedStretch, Holder)
 }
 BLOCK = re.compile(r"<!-- fields:(\w+) -->\n(.*?)<!-- fields:end -->", re.DOTALL)
 ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \|", re.MULTILINE)
@@ -35,7 +42,8 @@ def in_words(kind: Any) -> str:
     if NoneType in get_args(kind):
         return f"{in_words(inner[0])} or null"
     if get_origin(kind) is tuple:
-        return "two integers" if len(inner) == 2 and Ellipsis not in inner else "integers"
+        items = f"{in_words(inner[0])}s"
+        return f"two {items}" if len(inner) == 2 and Ellipsis not in inner else items
     if get_origin(kind) is dict or (isinstance(kind, type) and hasattr(kind, "model_fields")):
         return "object"
     return {int: "integer", str: "string", float: "number"}[kind]

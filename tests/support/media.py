@@ -85,6 +85,12 @@ def tone(path: Path, codec: str, seconds: float = 0.5) -> Path:
     return path
 
 
+def packet_spans(path: Path) -> list[tuple[int, int]]:
+    """Offset and size in the file of every packet of its first video track."""
+    with av.open(str(path)) as container:
+        return [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+
+
 def decode(
     path: Path, fps: float | None, image_fps: float | None = None, block_frames: int = BLOCK_FRAMES
 ) -> Iterator[Frames]:

@@ -29,7 +29,8 @@ from av.codec.context import Flags
 from support.media import SHARED_CLIPS, encode
 
 from pipeline.errors import BadVideo
-from pipeline.video.decode import FrameCounts, decode_rates
+from pipeline.video.decode import decode_rates
+from pipeline.video.frame_counts import FrameCounts
 from pipeline.video.probe import open_video
 
 pytestmark = pytest.mark.skipif(

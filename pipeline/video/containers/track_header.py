@@ -1,5 +1,6 @@
-"""What the header of a track says of its pictures' shape, read from the file's own bytes: MP4 and
-QuickTime (`clap`, `pasp`), Matroska and WebM (PixelCrop, DisplayUnit).
+"""What the header of a track says of its pictures, read from the file's own bytes: of their shape
+in MP4 and QuickTime (`clap`, `pasp`), Matroska and WebM (PixelCrop, DisplayUnit), and whether they
+are encrypted, in these and in ASF (WMV).
 
 libavformat knows these numbers and hands most of them to programs written in C alone. Only headers
 are read, a few hundred bytes at known places; what is malformed says nothing.
@@ -8,6 +9,7 @@ are read, a few hundred bytes at known places; what is malformed says nothing.
 from __future__ import annotations
 
 import struct
+import uuid
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -26,8 +28,16 @@ VISUAL_ENTRY_BYTES = 8 + 78
 SEGMENT, TRACKS, TRACK_ENTRY, VIDEO = 0x18538067, 0x1654AE6B, 0xAE, 0xE0
 TRACK_TYPE, CODEC_ID, IS_VIDEO = 0x83, 0x86, 1
 PIXEL_WIDTH, PIXEL_HEIGHT, DISPLAY_UNIT = 0xB0, 0xBA, 0x54B2
+CONTENT_ENCODINGS, CONTENT_ENCODING, CONTENT_ENCRYPTION = 0x6D80, 0x6240, 0x5035
 CROP_BOTTOM, CROP_TOP, CROP_LEFT, CROP_RIGHT = 0x54AA, 0x54BB, 0x54CC, 0x54DD
 UNKNOWN_UNIT = 4
+
+ASF_HEADER_BYTES = 1 << 16
+ASF_ENCRYPTION = (
+    uuid.UUID("2211b3fb-bd23-11d2-b4b7-00a0c955fc6e").bytes_le,
+    uuid.UUID("298ae614-2622-4c17-b935-dae07ee9289c").bytes_le,
+)
+"""Objects of the header that an encrypted file has."""
 
 
 class Crop(NamedTuple):
@@ -45,6 +55,8 @@ class TrackHeader(NamedTuple):
     crop: Crop | None = None
     states_aspect: bool = False
     """Whether it gives the shape of a pixel, which then counts for every picture of the track."""
+    is_encrypted: bool = False
+    """Whether its pictures, or some of them, are encrypted."""
 
 
 def read_track_header(path: Path, container: InputContainer, stream: VideoStream) -> TrackHeader:
@@ -56,6 +68,9 @@ def read_track_header(path: Path, container: InputContainer, stream: VideoStream
                 return _read_mp4(file, stream.id)
             if "matroska" in names:
                 return _read_matroska(file, container, stream)
+            if "asf" in names:
+                begin = file.read(ASF_HEADER_BYTES)
+                return TrackHeader(is_encrypted=any(guid in begin for guid in ASF_ENCRYPTION))
         except (ValueError, struct.error):
             pass  # torn or malformed
     return TrackHeader()
@@ -118,11 +133,13 @@ def _track_id(file: BinaryIO, start: int, end: int) -> int:
 
 
 def _sample_entries(file: BinaryIO, start: int, end: int) -> TrackHeader:
-    """The last `clap` and `pasp` of a track's sample entries."""
+    """The last `clap` and `pasp` of a track's sample entries, and whether one is encrypted."""
     for kind in (b"mdia", b"minf", b"stbl", b"stsd"):
         start, end = _box(file, kind, start, end)
     header = TrackHeader()
-    for _, first, last in _boxes(file, start + 8, end):
+    for entry, first, last in _boxes(file, start + 8, end):
+        if entry == b"encv":
+            header = header._replace(is_encrypted=True)
         file.seek(first + 24)
         width, height = struct.unpack(">HH", _exactly(file, 4))
         for kind, inner, inner_end in _boxes(file, first - 8 + VISUAL_ENTRY_BYTES, last):
@@ -185,6 +202,7 @@ def _read_matroska(file: BinaryIO, container: InputContainer, stream: VideoStrea
         return TrackHeader(
             _valid_crop(sides, video.get(PIXEL_WIDTH, 0), video.get(PIXEL_HEIGHT, 0)),
             bool(video) and video.get(DISPLAY_UNIT, 0) < UNKNOWN_UNIT,
+            CONTENT_ENCRYPTION in video,
         )
     return TrackHeader()
 
@@ -198,6 +216,11 @@ def _video_entry(file: BinaryIO, start: int, end: int) -> dict[int, int] | None:
             track_type = _unsigned(file, first, last)
         elif kind == CODEC_ID:
             has_codec = True
+        elif kind == CONTENT_ENCODINGS:
+            for encoding, encoding_first, encoding_last in _elements(file, first, last):
+                if encoding == CONTENT_ENCODING:
+                    inside = _elements(file, encoding_first, encoding_last)
+                    numbers |= {kind: 1 for kind, *_ in inside if kind == CONTENT_ENCRYPTION}
         elif kind == VIDEO:
             for inner, inner_first, inner_last in _elements(file, first, last):
                 if inner_last - inner_first <= 8:
