@@ -53,6 +53,7 @@ CONTAINERS: dict[str, dict] = {
         "container_options": {"strict": "-1"},
     },
     "a.rm": {"codec": "rv10"},
+    "a.mjpeg": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
 }
 
 
@@ -243,6 +244,17 @@ def test_subtitles_and_chapters_that_go_on(tmp_path, suffix, codec):
     subprocess.run([*command, "-c:v", "copy", "-c:s", codec, path], check=True)
     frames, _, reason = read(path)
     assert (len(frames), reason) == (30, "")
+
+
+def test_a_length_of_the_whole_file_that_is_out_of_proportion_is_no_promise(tmp_path):
+    path = made(tmp_path / "a.mkv")
+    data = path.read_bytes().replace(b"DURATION", b"DURATIUN")
+    place = data.index(bytes.fromhex("448988")) + 3
+    path.write_bytes(data[:place] + struct.pack(">d", 1e12) + data[place + 8 :])
+    frames, _, reason = read(path)
+    assert (len(frames), reason) == (30, "")
+    path.write_bytes(path.read_bytes()[: len(data) // 2])
+    assert "a.mkv: truncated: the header promises 1000000000.0 s" in read(path)[2]
 
 
 def test_a_header_of_millions_of_frames_in_an_avi_is_no_promise(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from pipeline.video.containers.recount import FAR
 from pipeline.video.containers.torn_end import torn_end
 from pipeline.video.probe import (
     first_frame_s,
@@ -50,14 +51,22 @@ def missing_end(
         )
 
     allowed_s = max(1.0, 0.05 * (promised_s - first_frame_s(stream)))
-    # The header of a whole file may have been written from a stray time within the content.
     if not is_there(allowed_s) and (
-        torn is not None or promised_s - last_packet_end_s(path, of_video=True) > allowed_s
+        torn is not None or not _lies(path, promised_s, allowed_s, is_own)
     ):
         return f"the header promises {promised_s:.1f} s"
     if torn is None or container.format.name == MP4:  # which speaks of pictures, not of the file
         return torn
     return None if is_there(ROUNDED_FRAMES / (frame_rate(stream) or 25)) else torn
+
+
+def _lies(path: Path, promised_s: float, allowed_s: float, is_own: bool) -> bool:
+    """Whether the header of a file whose bytes are all there was written from a stray time within
+    its content, or promises, of the whole file, what is out of proportion."""
+    end_s = last_packet_end_s(path, of_video=True)
+    if promised_s - end_s <= allowed_s:
+        return True
+    return not is_own and promised_s > FAR * max(end_s, last_packet_end_s(path, of_video=False))
 
 
 def _speaks_of_pictures(container: InputContainer, stream: VideoStream) -> bool:

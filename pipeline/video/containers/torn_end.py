@@ -3,8 +3,8 @@
 Containers differ in what they say. Matroska, AVI, MP4, ASF (WMV), FLV, MXF and RealMedia give sizes
 that reach beyond the end of a file that was cut. IVF counts its frames, Ogg and GIF mark their end.
 The packets of transport and program streams, and the frames of Y4M and DV, have known lengths: a
-cut inside one is seen, and one between two of them leaves no trace. NUT and bare streams (`.h264`,
-`.mjpeg`) say nothing.
+cut inside one is seen, and one between two of them leaves no trace, as with bare JPEGs (`.mjpeg`).
+NUT and other bare streams (`.h264`) say nothing.
 
 Only headers are read, or the last megabyte. Whatever is malformed says nothing.
 """
@@ -21,6 +21,8 @@ from av.video.stream import VideoStream
 
 TAIL_BYTES = 1 << 20
 """Read where headers lie all over a file: several packets or pages long."""
+PICTURE_BYTES = 16 << 20
+"""Of a JPEG: read to find where the last one begins."""
 MOST_HEADERS = 2_000_000
 """A file with more of them says nothing."""
 SLACK_BYTES = 16
@@ -227,6 +229,13 @@ def _ogg(file: BinaryIO, size: int, _: VideoStream) -> str | None:
     return None if is_last else "no page says that its streams end there"
 
 
+def _motion_jpeg(file: BinaryIO, size: int, _: VideoStream) -> str | None:
+    """Bare pictures, each between two marks that stand nowhere within it but around a preview."""
+    start = max(0, size - PICTURE_BYTES)
+    tail = _exactly(file, start, size - start)
+    return INSIDE.format("picture") if tail.rfind(b"\xff\xd8") > tail.rfind(b"\xff\xd9") else None
+
+
 def _gif(file: BinaryIO, size: int, _: VideoStream) -> str | None:
     """Blocks, each of sub-blocks of up to 255 bytes, up to the trailer."""
 
@@ -337,6 +346,7 @@ _BY_FORMAT: dict[str, Callable[[BinaryIO, int, VideoStream], str | None]] = {
     "ivf": _ivf,
     "ogg": _ogg,
     "gif": _gif,
+    "mjpeg": _motion_jpeg,
     "mpegts": _transport_stream,
     "mpeg": _program_stream,
     "yuv4mpegpipe": _y4m,
