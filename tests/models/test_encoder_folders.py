@@ -357,6 +357,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda vit: change(vit / "config.json", num_hidden_layers=10**9),
         "num_hidden_layers is 1000000000, more than",
     ),
+    "many layers of another tower": (
+        lambda vit: change(vit / "config.json", text_config={"a": {"num_hidden_layers": 10**9}}),
+        "num_hidden_layers is 1000000000, more than",
+    ),
+    "layers of a type that lists them": (
+        lambda vit: change(vit / "config.json", model_type="beit", num_hidden_layers=10**9),
+        "num_hidden_layers is 1000000000, more than",
+    ),
     "negative": (
         lambda vit: change(vit / "config.json", intermediate_size=-3),
         "config of vit: ",

@@ -350,6 +350,8 @@ def test_labels_are_asked_for_and_checked(cache, tmp_path):
         ('{"a": 0, "b": 2}', "wanted the numbers 0 to 1"),
         ("a\na\n", "2 of which 1 differ"),
         ("[]", "found 0"),
+        ('{"a": [], "b": 1}', "a value that is no number"),
+        ('{"a": "x"}', "a value that is no number"),
     ):
         (tmp_path / "bad").write_text(text)
         with pytest.raises(BadInput, match=problem):

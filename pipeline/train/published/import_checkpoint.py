@@ -15,7 +15,6 @@ is filled in where its value is known (`DEFINED`); running statistics of a batch
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,8 +24,9 @@ import torch
 from pipeline.cache.cache import Cache
 from pipeline.cache.storage.local import write_atomically
 from pipeline.config.cache_spec import CacheSpec, fingerprint
-from pipeline.config.json_files import sealed_json
+from pipeline.config.json_files import json_value, sealed_json
 from pipeline.config.recipe import Recipe
+from pipeline.config.regular_files import read_regular
 from pipeline.errors import BadInput
 from pipeline.models.encoders.contract import make_encoder, token_shape
 from pipeline.models.tasks.contract import STREAMING, TaskPlugin, make_task, task_class
@@ -47,6 +47,7 @@ DEFINED = {
 """How the names end of what a file may lack: the model made of the recipe has the right value."""
 STATISTICS = ("running_mean", "running_var")
 """How the names of a batch norm's running statistics end."""
+MOST_LABEL_BYTES = 2**24
 LISTED = 8
 """Names in a message about weights that are no finite numbers."""
 
@@ -162,17 +163,22 @@ def read_labels(file: Path) -> list[str]:
     """Class names in the order of their numbers: a JSON object name -> number, a JSON list, or one
     name per line."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_regular(file, MOST_LABEL_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(
             f"labels {file} cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from error
     try:
-        table = json.loads(text)
+        table = json_value(text)
     except ValueError:
         table = [line.strip() for line in text.splitlines() if line.strip()]
     if isinstance(table, dict):
-        numbers = sorted((int(number), name) for name, number in table.items())
+        try:
+            numbers = sorted((int(number), name) for name, number in table.items())
+        except (TypeError, ValueError):
+            raise BadInput(
+                f"labels {file}: wanted an object name -> number, found a value that is no number"
+            ) from None
         if [number for number, _ in numbers] != list(range(len(numbers))):
             raise BadInput(f"labels {file}: wanted the numbers 0 to {len(numbers) - 1}, each once")
         table = [name for _, name in numbers]

@@ -16,6 +16,7 @@ from typing import IO, Any, Self
 
 import torch
 
+from pipeline.config.regular_files import open_regular
 from pipeline.train.published.pickled import (
     DTYPES,
     MOST_BYTES,
@@ -40,9 +41,7 @@ class TorchFile:
     """What was saved, as inert values; tensors are `StoredTensor`."""
 
     def __init__(self, path: Path) -> None:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is not a regular file")  # to open one may wait for ever
-        self._file: IO[bytes] = path.open("rb")
+        self._file: IO[bytes] = open_regular(path)
         try:
             self._size = path.stat().st_size
             self._read = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -53,14 +52,16 @@ def tower_config(settings: Any, folder: Path | None) -> Any:
             f"model {settings.model} has no config.json",
             "wanted a model saved by transformers' save_pretrained",
         )
-    _refuse_quantised(settings.model, json_object(folder / "config.json"))
+    table = json_object(folder / "config.json")
+    vision = table.get("vision_config")
+    for part in (table, vision if isinstance(vision, dict) else {}):
+        _refuse_quantised(settings.model, part)
+    _refuse_huge(table)
     try:
         config = transformers.AutoConfig.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
-    except (
-        Exception
-    ) as error:  # transformers checks little before it computes, and fails in any way
+    except Exception as error:  # transformers fails in any way over what it did not foresee
         raise BadInput(
             f"model {settings.model}: its config.json cannot be used: {reason(error)}"
         ) from error
@@ -72,19 +73,29 @@ def tower_config(settings: Any, folder: Path | None) -> Any:
 
 
 def _refuse_quantised(model: str, table: dict[str, Any]) -> None:
-    """Raises BadInput where a configuration, or that of its vision tower, tells of quantised
-    weights."""
-    vision = table.get("vision_config")
-    for part in (table, vision if isinstance(vision, dict) else {}):
-        for key in QUANTISED:
-            if not part.get(key):
-                continue
-            method = part[key].get("quant_method") if isinstance(part[key], dict) else None
-            by = f" by {textwrap.shorten(str(method), 40)}" if method else ""
+    """Raises BadInput where a configuration tells of quantised weights."""
+    for key in QUANTISED:
+        if not table.get(key):
+            continue
+        method = table[key].get("quant_method") if isinstance(table[key], dict) else None
+        by = f" by {textwrap.shorten(str(method), 40)}" if method else ""
+        raise BadInput(
+            f"model {model} is quantised{by} ({key} in its config.json): quantised weights are "
+            "not read",
+            'use the model as it was before; precision = "bfloat16" halves its memory',
+        )
+
+
+def _refuse_huge(table: dict[str, Any]) -> None:
+    """Raises BadInput where a number, at any depth, is far above that of any model: transformers
+    makes lists as long as such a number when it reads a configuration."""
+    for value in table.values():
+        if isinstance(value, dict):
+            _refuse_huge(value)
+    for key, most in MOST.items():
+        if isinstance(table.get(key), int) and table[key] > most:
             raise BadInput(
-                f"model {model} is quantised{by} ({key} in its config.json): quantised weights are "
-                "not read",
-                'use the model as it was before; precision = "bfloat16" halves its memory',
+                f"this encoder's {key} is {table[key]}, more than the {most} that are read"
             )
 
 
@@ -97,6 +108,7 @@ def _config_from_table(table: dict[str, Any]) -> Any:
     for key in table:
         if key not in keys:
             raise unknown_name("key", key, keys, f"config of {model_type}")
+    _refuse_huge(table)
     try:
         return transformers.AutoConfig.for_model(**table)
     except Exception as error:  # see above
@@ -131,11 +143,9 @@ def _check_config(config: Any) -> None:
     """Refuses what transformers would trip over only later: in its constructors, or at the first
     frame."""
     for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size"):
-        value, most = getattr(config, key), MOST.get(key, math.inf)
+        value = getattr(config, key)
         if type(value) is not int or value < 1:
             raise BadInput(f"this encoder's {key} is {value}; wanted one whole number of 1 or more")
-        if value > most:
-            raise BadInput(f"this encoder's {key} is {value}, more than the {most} that are read")
     width, heads = config.hidden_size, config.num_attention_heads
     channels = getattr(config, "num_channels", 3)
     if width % heads:

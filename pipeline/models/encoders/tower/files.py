@@ -3,7 +3,6 @@ opened: JSON and safetensors, inside the folder."""
 
 from __future__ import annotations
 
-import json
 import os
 import textwrap
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub import errors as hub_errors
 
+from pipeline.config.json_files import json_value
+from pipeline.config.regular_files import open_regular, read_regular
 from pipeline.errors import BadInput
 from pipeline.models.encoders.contract import MAY_FETCH
 
@@ -84,15 +85,13 @@ def model_folder(settings: Any, files: list[str]) -> Path | None:
 def json_object(file: Path) -> dict[str, Any]:
     """The JSON object in a regular file. Raises BadInput where the file holds none."""
     try:
-        if not file.is_file():
-            raise BadInput(f"{file} is not a regular file", "fetch it again")
-        if file.stat().st_size > MAX_JSON_BYTES:
-            raise BadInput(f"{file} is larger than {MAX_JSON_BYTES >> 20} MB", "fetch it again")
-        refuse_pointer(file)
-        table = json.loads(file.read_text(encoding="utf-8"))
+        data = read_regular(file, MAX_JSON_BYTES)
     except OSError as error:
         raise BadInput(f"{file} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    _refuse_pointer(file, data)
+    try:
+        table = json_value(data)
+    except ValueError as error:
         raise BadInput(f"{file} is not valid JSON: {error}", "fetch it again") from error
     if not isinstance(table, dict):
         raise BadInput(
@@ -102,12 +101,10 @@ def json_object(file: Path) -> dict[str, Any]:
     return table
 
 
-def refuse_pointer(file: Path) -> None:
-    """Raises BadInput where `file` is what Git LFS leaves in the place of a file that it has not
-    fetched."""
-    with file.open("rb") as stream:
-        start = stream.read(len(LFS_POINTER))
-    if start == LFS_POINTER:
+def _refuse_pointer(file: Path, start: bytes) -> None:
+    """Raises BadInput where `file`, which begins with `start`, is what Git LFS leaves in the place
+    of a file that it has not fetched."""
+    if start.startswith(LFS_POINTER):
         raise BadInput(
             f"{file} is a Git LFS pointer: the file itself was not fetched",
             f"git lfs pull, in {file.parent}",
@@ -133,7 +130,8 @@ def weight_files(folder: Path) -> list[Path]:
         raise BadInput(f"{folder} has no model.safetensors", "fetch the model's weights again")
     for file in files:
         _refuse_link_out(file)
-        refuse_pointer(file)
+        with open_regular(file) as stream:
+            _refuse_pointer(file, stream.read(len(LFS_POINTER)))
     return files
 
 
