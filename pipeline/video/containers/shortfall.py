@@ -18,6 +18,8 @@ from pipeline.video.probe import (
 )
 
 MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+SPEAKS_OF_MEDIA = {MP4, "flv"}
+"""Containers in which nothing stands behind the media: what is torn there is missing."""
 HONEST_HEADERS = {"avi", "flv", "matroska,webm", MP4, "mxf"}
 """Containers whose header was written with the file; for others libav estimates the duration from
 what is there."""
@@ -55,7 +57,7 @@ def missing_end(
         torn is not None or not _lies(path, promised_s, allowed_s, is_own)
     ):
         return f"the header promises {promised_s:.1f} s"
-    if torn is None or container.format.name == MP4:  # which speaks of pictures, not of the file
+    if torn is None or container.format.name in SPEAKS_OF_MEDIA:
         return torn
     return None if is_there(ROUNDED_FRAMES / (frame_rate(stream) or 25)) else torn
 

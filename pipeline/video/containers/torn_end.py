@@ -346,6 +346,7 @@ _BY_FORMAT: dict[str, Callable[[BinaryIO, int, VideoStream], str | None]] = {
     "ivf": _ivf,
     "ogg": _ogg,
     "gif": _gif,
+    "jpeg_pipe": _motion_jpeg,
     "mjpeg": _motion_jpeg,
     "mpegts": _transport_stream,
     "mpeg": _program_stream,
