@@ -8,12 +8,19 @@ All ranges are half-open: [start, stop).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
     import torch
+
+
+Clock = Literal["first_frame", "file"]
+"""What second 0 of a clip and of its truth is: its video's first frame, as players count, or that
+of the clock of the video file."""
+SAME_S = 1e-6
+"""Seconds written in decimals differ from those of a file, which counts in ticks, by less."""
 
 
 class Video(NamedTuple):
@@ -55,6 +62,8 @@ class Clip:
     speed: float = 1.0
     """Seconds of source time that pass in one second of window time."""
     image_fps: float | None = None
+    clock: Clock = "first_frame"
+    """What `start_s`, `stop_s` and the times of the clip's truth count from."""
 
     def __post_init__(self) -> None:
         if not self.clip_id or not self.video_id or not self.source or not self.split:
@@ -67,6 +76,23 @@ class Clip:
     @property
     def video(self) -> Video:
         return Video(self.video_id, self.source, self.image_fps)
+
+    def zero_s(self, first_s: float) -> float:
+        """Presentation time that is second 0 of this clip, where the first frame of its video has
+        the presentation time `first_s`."""
+        return first_s if self.clock == "first_frame" else 0.0
+
+    def stretch_s(self, first_s: float) -> tuple[float, float | None]:
+        """[start, stop) of the clip as presentation times; None: up to the end of the video.
+
+        `first_s` is that of the first frame. A clip that starts at 0 starts with it, also where the
+        file's clock begins below 0.
+        """
+        zero_s = self.zero_s(first_s)
+        start_s = zero_s + self.start_s if self.start_s else min(zero_s, first_s)
+        if self.clock == "file" or self.stop_s is None:
+            return start_s, self.stop_s
+        return start_s, zero_s + self.stop_s - SAME_S
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pipeline.cache.layout import (
     HEADER_FILE,
     MANIFEST,
     RECEIPTS,
+    TIMES,
     receipt_name,
     small_shape,
     store_name,
@@ -318,7 +319,8 @@ class Cache:
             failure = self.failures.get(clip.video_id)
             return failure.reason if failure else "not extracted yet"
         failure = self.broken_off.get(clip.video_id)
-        if failure and (clip.stop_s is None or clip.stop_s > failure.stored_until_s):
+        start_s, stop_s = clip.stretch_s(self.first_s(clip.video_id))
+        if failure and (stop_s is None or stop_s > failure.stored_until_s):
             return failure.reason
         content = self.content.get(clip.video_id)
         if content is None:
@@ -326,10 +328,18 @@ class Cache:
         inside = [
             stretch
             for stretch in content.left_out
-            if stretch.time_s[1] > clip.start_s
-            and (clip.stop_s is None or stretch.time_s[0] < clip.stop_s)
+            if stretch.time_s[1] > start_s and (stop_s is None or stretch.time_s[0] < stop_s)
         ]
         return content.model_copy(update={"damaged": tuple(inside)}).damage_text or None
+
+    def first_s(self, video_id: str) -> float:
+        """Presentation time of the first frame of a video that has frames here. Receipts of older
+        formats do not say; there it is that of the first one cached."""
+        content = self.content.get(video_id)
+        if content is not None and content.first_s is not None:
+            return content.first_s
+        location = self.locations[video_id]
+        return float(self.small_array(location.store, TIMES)[location.start])
 
     # Reading stores
 

@@ -3,7 +3,8 @@
 A dataset reads its official layout as users have it on disk. The manifest step calls `clips()`
 once, then `targets()` for each clip. Coordinates are normalised to [0, 1] in the upright source
 frame (x over its width, y over its height; a pixel's centre lies at (i + 0.5) / size); times are
-seconds of the source.
+seconds after the first frame of the source is shown, or, where `clock` says so, seconds of the
+clock of its file.
 
 Truth beyond the label has these names and shapes, F being the target's own frames. The times of
 `boxes`, `points`, `depth_m` and `pose` stand beside them as `boxes_time_s` and so on, (F,) float64:
@@ -27,7 +28,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline.config.plugins import Settings
-from pipeline.records import Clip
+from pipeline.records import Clip, Clock
 from pipeline.video.probe import Probe
 
 
@@ -39,6 +40,9 @@ class DatasetPlugin(ABC):
     """True: the dataset makes its own videos under `root`. False: `root` is the user's folder,
     whose files are only read; frames that make no video as they lie there are laid out in a folder
     of their own, the setting `frames_dir`."""
+
+    clock: Clock = "first_frame"
+    """What seconds count from, in clips and truth alike."""
 
     def __init__(
         self, root: Path, settings: Any, on_progress: Callable[[int, int], None] | None = None

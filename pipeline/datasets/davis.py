@@ -168,9 +168,9 @@ class Dataset(DatasetPlugin):
         boxes_OF4 = np.array(
             [[boxes.get(number, nowhere) for boxes in boxes_of_frame] for number in objects]
         )
-        return normalised_boxes(boxes_OF4, probed.width, probed.height), time_s[
-            [frame_number[path.stem] for path in paths]
-        ]
+        masked = [frame_number[path.stem] for path in paths]
+        boxes_OF4 = normalised_boxes(boxes_OF4, probed.width, probed.height)
+        return boxes_OF4, time_s[masked] - time_s[0]
 
 
 def _boxes_of(path: Path, width: int, height: int) -> dict[int, np.ndarray]:

@@ -3,7 +3,8 @@
     root/<label>/**/*.mp4               the folder is the label; the split is drawn, the same on
                                         every machine
     root/{train,val,test}/<label>/**/*  the first folder is the split
-    root/labels.csv                     columns path, label and, if wanted, split, start_s, stop_s
+    root/labels.csv                     columns path, label and, if wanted, split, start_s, stop_s,
+                                        in seconds after the first frame of the video
 
 A folder that holds two or more images of one size, and no video, is one video too, `image_fps`
 images a second. Hidden files, thumbnails and folders of the system are passed over.
@@ -83,15 +84,15 @@ class Dataset(DatasetPlugin):
     def _is_inside(self, row: Row, facts: Probe) -> bool:
         """Whether the row's stretch holds any of the video; if not, it is rejected under the id of
         its clip."""
-        end_s = None if facts.duration_s is None else facts.start_s + facts.duration_s
-        past_end = end_s is not None and row.start_s >= end_s
-        if past_end or (row.stop_s is not None and row.stop_s <= facts.start_s):
-            until = "" if end_s is None else f" to {end_s:.2f} s"
-            self.rejected[row.clip_id] = (
-                f"holds nothing of the video, which runs from {facts.start_s:.2f} s{until}"
-            )
-            return False
-        return True
+        length_s = facts.duration_s
+        if length_s is None or row.start_s < length_s:
+            return True
+        file_s = f"{facts.start_s:.2f} s to {facts.start_s + length_s:.2f} s"
+        self.rejected[row.clip_id] = (
+            f"holds nothing of the video: it starts {row.start_s:.2f} s after the first frame, and "
+            f"the video is {length_s:.2f} s long (from {file_s} on the clock of the file)"
+        )
+        return False
 
     def _from_folders(self) -> list[Row]:
         sources = find_media(self)

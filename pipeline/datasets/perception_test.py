@@ -123,7 +123,7 @@ class Dataset(DatasetPlugin):
         """Points and visibility, or boxes, at the frames that are annotated in any track."""
         tracks, probed = self._tracks[clip.clip_id], self.probed[clip.source]
         frame_ids = np.unique(np.concatenate([track.frame_ids for track in tracks]))
-        time_s = probed.start_s + frame_ids / (probed.fps or np.nan)
+        time_s = frame_ids / (probed.fps or np.nan)
         values = np.full(
             (len(tracks), len(frame_ids), tracks[0].values.shape[1]), np.nan, np.float32
         )

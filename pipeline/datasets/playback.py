@@ -147,11 +147,7 @@ class Dataset(DatasetPlugin):
             if count <= limit
             else [int((part + 0.5) * count / limit) for part in range(limit)]
         )
-        begin_s = max(facts.start_s, 0.0)
-        return [
-            (number, begin_s + number * length_s, begin_s + (number + 1) * length_s)
-            for number in numbers
-        ]
+        return [(number, number * length_s, (number + 1) * length_s) for number in numbers]
 
 
 def _length(facts: Probe) -> str:

@@ -44,7 +44,7 @@ class _SubsetDataset(DatasetPlugin):
     ) -> None:
         """Puts the `chosen` videos into `root`, each cut after `head_s` where that is given."""
         super().__init__(root, Settings())
-        self.all, self.head_s = videos, head_s
+        self.all, self.head_s, self.clock = videos, head_s, videos.origin.clock
         self.original_clip: dict[str, str] = {}
         """Clip of this data set -> clip of the manifest."""
         self.linked: dict[str, list[tuple[str, str]]] = {}

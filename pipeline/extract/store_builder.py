@@ -116,6 +116,7 @@ class StoreBuilder:
         self.content[video.video_id] = Content(
             decoded=counted.decoded,
             header=counted.header,
+            first_s=counted.first_s,
             damaged=tuple(sorted(stretches, key=lambda stretch: stretch.time_s)),
         )
 

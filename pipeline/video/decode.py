@@ -205,7 +205,7 @@ class _VideoFile:
                 float(frame.duration * stream.time_base) if frame.duration else interval_s
             )
             self._note_lost(checked, stream, interval_s)
-            counted.picture(end_s)
+            counted.picture(time_s, end_s)
             yield Picture(frame, time_s, end_s, aspects.of(decoded.said_aspect), decoded.damage)
         self._note_lost(checked, stream, interval_s)
         if checked.damaged_at is not None:
@@ -351,7 +351,7 @@ class _ImageFolder:
                 unread = unread or error
                 self.counted.lost.append(LostPicture(time_s, end_s, error.message))
                 continue
-            self.counted.picture(end_s)
+            self.counted.picture(time_s, end_s)
             picture = Picture(frame, time_s, end_s, aspect, damage)
             if damage is not None:
                 self.counted.damage(self.counted.decoded - 1, picture)

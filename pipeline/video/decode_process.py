@@ -40,7 +40,7 @@ BLOCKS_AHEAD = 4
 PACKET_BYTES = 1 << 16
 ENTRIES_AT_ONCE = 128
 """Stretches of damaged frames in one packet."""
-COUNT_BYTES = 4 * 8
+COUNT_BYTES = 5 * 8
 PR_SET_PDEATHSIG = 1
 
 
@@ -60,23 +60,25 @@ class SharedCount(FrameCounts):
         super().promise(pictures, length_s)
         self._write()
 
-    def picture(self, end_s: float) -> None:
-        super().picture(end_s)
+    def picture(self, time_s: float, end_s: float) -> None:
+        super().picture(time_s, end_s)
         self._write()
 
     def _write(self) -> None:
-        promised = [math.nan if value is None else value for value in (self.header, self.header_s)]
-        self._memory[:] = [self.decoded, self.end_s, *promised]
+        known = (self.first_s, self.header, self.header_s)
+        self._memory[:] = [
+            self.decoded,
+            self.end_s,
+            *[math.nan if value is None else value for value in known],
+        ]
 
 
 def read_count(memory: mmap.mmap) -> FrameCounts:
     """The counts that a `SharedCount` has written."""
-    decoded, end_s, header, header_s = np.frombuffer(memory, np.float64).tolist()
+    decoded, end_s, *known = np.frombuffer(memory, np.float64).tolist()
+    first_s, header, header_s = [None if math.isnan(value) else value for value in known]
     return FrameCounts(
-        int(decoded),
-        end_s,
-        None if math.isnan(header) else int(header),
-        None if math.isnan(header_s) else header_s,
+        int(decoded), end_s, first_s, None if header is None else int(header), header_s
     )
 
 

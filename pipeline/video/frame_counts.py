@@ -18,6 +18,8 @@ class FrameCounts:
     """Pictures in the content, before sampling."""
     end_s: float = 0.0
     """Presentation time at which the last of them ends."""
+    first_s: float | None = None
+    """Presentation time of the first of them; None before it is there."""
     header: int | None = None
     """Pictures by the header, those that an edit list hides included. None: it does not say."""
     header_s: float | None = None
@@ -29,7 +31,7 @@ class FrameCounts:
 
     def restart(self) -> None:
         """Forgets what was decoded, as the video is decoded anew."""
-        self.decoded, self.end_s = 0, 0.0
+        self.decoded, self.end_s, self.first_s = 0, 0.0, None
         self.damaged.clear()
         self.lost.clear()
 
@@ -37,8 +39,10 @@ class FrameCounts:
         """Notes what the header says."""
         self.header, self.header_s = pictures, length_s
 
-    def picture(self, end_s: float) -> None:
-        """Counts one decoded picture, shown until `end_s`."""
+    def picture(self, time_s: float, end_s: float) -> None:
+        """Counts one decoded picture, shown from `time_s` until `end_s`."""
+        if not self.decoded:
+            self.first_s = time_s
         self.decoded += 1
         self.end_s = end_s
 

@@ -149,17 +149,24 @@ class FrameReader:
         those that are on screen at an instant, and at how many each is, as soon as the next frame
         is decoded. The first instant is that of the frame on screen `start_s` seconds after the
         first one, see `StreamClock`. At instants at which a damaged frame is on screen that
-        `settings` leaves out, nothing is seen. `counted` is filled.
+        `settings` leaves out, nothing is seen. Times count from the first frame. `counted` is
+        filled.
 
         Raises BadInput where the video is over by then.
         """
         clock, counted = StreamClock(fps, settings.kept, start_s), counted or FrameCounts()
         path, failure, held = self.root / video.source, None, None
+
+        def seen(frame: FrameTransforms) -> Squares:
+            assert counted.first_s is not None
+            squares = _squares(frame, settings, np.ones(1, bool), {BASE: None})
+            return squares._replace(time_s=squares.time_s - counted.first_s)
+
         blocks = self.decoder.decode(path, [settings.kept], video.image_fps, counted, 1)
         try:
             for block in blocks:
                 if (count := clock.frame(float(block.frames.time_s[0]))) and held is not None:
-                    yield _squares(held, settings, np.ones(1, bool), {BASE: None}), count
+                    yield seen(held), count
                 is_seen = settings.damaged == "keep" or not block.damaged_F.any()
                 held = FrameTransforms(block.frames, self.device) if is_seen else None
         except BadVideo as error:
@@ -167,7 +174,7 @@ class FrameReader:
         if held is not None and (count := clock.end(counted.end_s)):
             # Where decoding broke off, nobody knows what would have come on screen next, and when.
             count = 1 if failure else count
-            yield _squares(held, settings, np.ones(1, bool), {BASE: None}), count
+            yield seen(held), count
         if failure:
             raise failure
         if not clock.has_begun:

@@ -337,8 +337,10 @@ class _Watch:
 
     def _update_counts(self, count: FrameCounts) -> None:
         """Takes over what is counted; an attempt that was cut short takes back nothing."""
-        self.counted.decoded = max(self.counted.decoded, count.decoded)
-        self.counted.end_s = max(self.counted.end_s, count.end_s)
+        if count.decoded > self.counted.decoded:
+            self.counted.decoded, self.counted.end_s = count.decoded, count.end_s
+        if self.counted.first_s is None:
+            self.counted.first_s = count.first_s
         if count.header_s is not None or count.header is not None:
             self.counted.promise(count.header, count.header_s)
 

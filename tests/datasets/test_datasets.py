@@ -562,19 +562,22 @@ def test_stretches_outside_their_video_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text(
         "path,label,start_s,stop_s\n"
         "a.mp4,x,0.25,9\na.mp4,x,0.5,\na.mp4,x,7,8\n"
-        "late,x,0,5\nlate,x,4,5.1\nlate,x,6.4,\nlate,x,6.5,7\n"
+        "late,x,0,5\nlate,x,1.4,\nlate,x,1.5,7\nlate,x,6.4,\n"
     )  # fmt: skip
     data = dataset(folder, tmp_path, csv="labels.csv")
-    assert ids(list(data.clips())) == ["a.mp4@0.25-9.0", "late@4.0-5.1", "late@6.4-end"]
-    a, late = (
-        f"holds nothing of the video, which runs from {span} s"
-        for span in ("0.00 s to 0.50", "5.00 s to 6.50")
-    )
+    assert ids(list(data.clips())) == ["a.mp4@0.25-9.0", "late@0.0-5.0", "late@1.4-end"]
+
+    def reason(start: str, length: str, span: str) -> str:
+        return (
+            f"holds nothing of the video: it starts {start} s after the first frame, and the video "
+            f"is {length} s long (from {span} s on the clock of the file)"
+        )
+
     assert data.rejected == {
-        "a.mp4@0.5-end": a,
-        "a.mp4@7.0-8.0": a,
-        "late@0.0-5.0": late,
-        "late@6.5-7.0": late,
+        "a.mp4@0.5-end": reason("0.50", "0.50", "0.00 s to 0.50"),
+        "a.mp4@7.0-8.0": reason("7.00", "0.50", "0.00 s to 0.50"),
+        "late@1.5-7.0": reason("1.50", "1.50", "5.00 s to 6.50"),
+        "late@6.4-end": reason("6.40", "1.50", "5.00 s to 6.50"),
     }
 
 
@@ -661,12 +664,12 @@ def test_playback_caps_long_videos_evenly(tmp_path: Path) -> None:
     assert {clip.label for clip in clips} == {"forward", "reverse"}
 
 
-def test_playback_starts_where_the_video_does() -> None:
+def test_playback_counts_from_the_first_frame() -> None:
     if not SHARED_CLIPS.is_dir():
         pytest.skip("real clips are not here")
     data = dataset(playback, SHARED_CLIPS / "corner", stretch_s=4, min_s=4, min_fps=0)
     starts = {clip.start_s for clip in data.clips() if clip.source == "corner_first_pts_5s.mp4"}
-    assert starts == {5.0, 9.0}
+    assert starts == {0.0, 4.0}
     assert "corner_audio_only.mp3" in data.rejected or data.ignored
     assert "too short" in data.rejected["corner_3_frames.mp4"]
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,7 @@ def test_what_a_manifest_says(small: Path) -> None:
         "targets_sha256": targets,
         "targets_bytes": (small / "targets.h5").stat().st_size,
         "videos_sha256": hashlib.sha256((small / "videos.jsonl").read_bytes()).hexdigest(),
+        "clock": "first_frame",
     }
     assert loaded.facts == {video.video_id: probe(small / video.source) for video in loaded.videos}
 
@@ -178,8 +180,12 @@ def test_every_field_of_a_clip_survives(tmp_path: Path) -> None:
         '{"clip_id": "a", "video_id": "v", "source": "sub/v.mp4", "start_s": 0.1, "stop_s": null, "split": "train", '
         '"label": "x", "reverse": true, "speed": 2.5}'
     )
-    loaded = Manifest.load(write(tmp_path, lines, labels=["caf\u00e9 \udce9", "x"]))
+    said = {"labels": ["caf\u00e9 \udce9", "x"]}
+    loaded = Manifest.load(write(tmp_path, lines, **said, clock="first_frame"))
     assert list(loaded.clips) == clips
+    # A manifest that does not say counts by the file, as all did once.
+    old = Manifest.load(write(tmp_path, lines, **said))
+    assert list(old.clips) == [replace(clip, clock="file") for clip in clips]
     assert loaded.videos == (Video("v", "sub/v.mp4"), Video("images", "images", 23.976))
     assert not loaded.has_targets
     assert loaded.targets("a") == {}
@@ -433,7 +439,7 @@ def test_damaged_manifests(small: Path, tmp_path: Path) -> None:
     )
     folder = write(tmp_path / "key", [LINE], digest="0")
     assert load_error(folder).message.startswith(
-        f"{folder / 'dataset.json'}: unknown key 'digest' (legal keys: dataset, "
+        f"{folder / 'dataset.json'}: unknown key 'digest' (legal keys: clock, dataset, "
     )
     folder = write(tmp_path / "type", [LINE], ignored="many")
     assert load_error(folder).message.startswith(f"{folder / 'dataset.json'}: key 'ignored': ")

@@ -443,7 +443,8 @@ def test_decoding_stops_at_the_end_of_the_window(tmp_path, monkeypatch):
     _, times_s, _ = read(path)
     seen = []
     monkeypatch.setattr(
-        "pipeline.video.decode.FrameCounts.picture", lambda self, end_s: seen.append(end_s)
+        "pipeline.video.decode.FrameCounts.picture",
+        lambda self, time_s, end_s: seen.append(end_s),
     )
     decode_at(path, times_s[34:38])
     assert (

@@ -149,7 +149,7 @@ def test_blocks_are_bounded_in_bytes_and_can_be_skipped_to(tmp_path):
 def test_the_count_is_of_the_content_whatever_the_header_says(tmp_path):
     counted = FrameCounts()
     list(decode_rates(encode(tmp_path / "a.mp4", noise(30)), [1.0], counted=counted))
-    assert counted == FrameCounts(decoded=30, end_s=3.0, header=30, header_s=3.0)
+    assert counted == FrameCounts(decoded=30, end_s=3.0, first_s=0.0, header=30, header_s=3.0)
     path, counted = garbage(tmp_path), FrameCounts()
     list(decode_rates(path, [1.0], counted=counted))
     assert 0 < counted.decoded < counted.header == 30

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, ValidationError
 from pipeline.config.json_files import json_value
 from pipeline.config.plugins import Settings
 from pipeline.errors import BadInput, unknown_name
-from pipeline.records import Clip
+from pipeline.records import Clip, Clock
 
 REBUILD = "build it again with: stillframe manifest"
 TYPE_NAMES = {"string_type": "str", "bool_type": "bool"}
@@ -45,19 +45,19 @@ def to_line(clip: Clip) -> str:
     return json.dumps(values, separators=(", ", ": ")) + "\n"
 
 
-def from_lines(lines: Sequence[str], where: str) -> tuple[Clip, ...]:
-    """The clips of all lines of manifest.jsonl. Raises BadInput that names the line, counted from
-    1."""
+def from_lines(lines: Sequence[str], where: str, clock: Clock = "first_frame") -> tuple[Clip, ...]:
+    """The clips of all lines of manifest.jsonl, whose seconds count by `clock`. Raises BadInput
+    that names the line, counted from 1."""
     clips = []
     for number, line in enumerate(lines, 1):
         try:
-            clips.append(Clip(**vars(ClipLine.model_validate_json(line))))
+            clips.append(Clip(**vars(ClipLine.model_validate_json(line)), clock=clock))
         except ValueError:
-            clips.append(_from_line(line, f"{where} line {number}"))
+            clips.append(_from_line(line, f"{where} line {number}", clock))
     return tuple(clips)
 
 
-def _from_line(line: str, where: str) -> Clip:
+def _from_line(line: str, where: str, clock: Clock) -> Clip:
     """The clip of a line through Python's own JSON parser, which takes the lone surrogates that
     stand for bytes of file names that are no UTF-8. Raises BadInput in this project's words."""
     try:
@@ -67,7 +67,7 @@ def _from_line(line: str, where: str) -> Clip:
     if not isinstance(table, dict):
         raise BadInput(f"{where}: wanted a JSON object, found {line[:40]}", REBUILD)
     try:
-        return Clip(**vars(ClipLine.model_validate(table)))
+        return Clip(**vars(ClipLine.model_validate(table)), clock=clock)
     except ValidationError as error:
         raise _explain(error, where) from error
     except ValueError as error:  # of Clip itself

@@ -21,7 +21,7 @@ import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
@@ -42,7 +42,7 @@ from pipeline.datasets.manifest.targets_file import (
     write_targets,
 )
 from pipeline.errors import BadInput, BadVideo, StillframeError, unknown_name
-from pipeline.records import Clip, Video
+from pipeline.records import Clip, Clock, Video
 from pipeline.video.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES, Probe, probe
 
 CLIPS, TARGETS, VIDEOS, ORIGIN = "manifest.jsonl", "targets.h5", "videos.jsonl", "dataset.json"
@@ -81,6 +81,8 @@ class Origin(plugins.Settings):
     """Both None: no clip has truth beyond its label, and there is no targets.h5."""
     videos_sha256: str | None = None
     """None: built before there was a videos.jsonl."""
+    clock: Clock = "file"
+    """What seconds count from, in clips and truth. Manifests that lack it count by the file."""
 
 
 @contextmanager
@@ -129,7 +131,7 @@ class Manifest:
             )
         _check_targets(folder / TARGETS, origin.targets_bytes)
         path = str(folder / CLIPS)
-        clips = from_lines(text.decode("ascii", errors="replace").splitlines(), path)
+        clips = from_lines(text.decode("ascii", errors="replace").splitlines(), path, origin.clock)
         check_clips(clips, path, "line")
         if _labels(clips) != origin.labels:
             raise BadInput(f"{folder / ORIGIN} lists other labels than {CLIPS} holds", REBUILD)
@@ -270,7 +272,7 @@ def build(
 def write(name: str, dataset: DatasetPlugin, out: Path) -> Manifest:
     """The manifest of a data set called `name` in folder `out`; see `build` for what it raises."""
     root = dataset.root
-    clips = tuple(dataset.clips())
+    clips = tuple(replace(clip, clock=dataset.clock) for clip in dataset.clips())
     if not clips:
         raise _no_clips(name, root, dataset.rejected)
     check_clips(clips, f"dataset '{name}'", "clip")
@@ -288,6 +290,7 @@ def write(name: str, dataset: DatasetPlugin, out: Path) -> Manifest:
         },
         ignored=dataset.ignored,
         manifest_sha256=hashlib.sha256(text).hexdigest(),
+        clock=dataset.clock,
     )
     origin = _write(out, dataset, clips, origin, text)
     return Manifest(out.resolve(), root.resolve(), clips, origin)

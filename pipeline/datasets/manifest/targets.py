@@ -91,8 +91,8 @@ class Targets:
         step_s: float,
         rng: np.random.Generator | None,
     ) -> Arrays:
-        """The targets of one window whose frames lie `step_s` apart; `rng` (training) may thin them
-        out."""
+        """The targets of one window whose frames lie `step_s` apart, at times that count from the
+        clip's second 0; `rng` (training) may thin them out."""
         sampled: Arrays = {}
         for name in self.wanted.needs:
             if name == "label":

@@ -65,6 +65,8 @@ class ClipRows:
     """Where the clip ends, by that clock: no instant lies there or later."""
     first_s: float
     """Presentation time of the first frame of its video."""
+    zero_s: float
+    """Presentation time that is second 0 of the clip's truth."""
 
     @property
     def gone_s(self) -> float:
@@ -212,17 +214,16 @@ def clip_rows_of(cache: Cache, clip: Clip) -> ClipRows | str:
     sampled_for_s_F = sampled_for_s(clock_s_F, rate)
     length_s = _frame_length_s(time_s, cache.fps)
     end_s = float(sampled_for_s_F[-1]) + length_s
-    first, stop = frame_on_screen(time_s, clip.start_s), len(time_s)
-    if clip.stop_s is not None:
-        stop = int(np.searchsorted(time_s, clip.stop_s))
-        stop_s = clip.stop_s
+    first_s = cache.first_s(clip.video_id)
+    start_s, stop_s = clip.stretch_s(first_s)
+    first, stop = frame_on_screen(time_s, start_s), len(time_s)
+    if stop_s is not None:
+        stop = int(np.searchsorted(time_s, stop_s))
         if isinstance(rate, Stride):
             stop_s = counted_s(float(time_s[0]), float(stop), rate)
         end_s = min(end_s, stop_s)
-    if stop <= first or clip.start_s >= time_s[-1] + length_s:
-        end = "its end" if clip.stop_s is None else f"{clip.stop_s:g}"
-        cached = f"its video is cached from {time_s[0]:.3f} to {time_s[-1]:.3f} s"
-        return f"no cached frame in [{clip.start_s:g}, {end}) s; {cached}"
+    if stop <= first or start_s >= time_s[-1] + length_s:
+        return _nothing_in(clip, first_s, time_s)
     return ClipRows(
         location.store,
         location.start + first,
@@ -230,7 +231,24 @@ def clip_rows_of(cache: Cache, clip: Clip) -> ClipRows | str:
         clock_s_F[first:stop],
         sampled_for_s_F[first:stop],
         end_s,
-        float(time_s[0]),
+        first_s,
+        clip.zero_s(first_s),
+    )
+
+
+def _nothing_in(clip: Clip, first_s: float, time_s_F: np.ndarray) -> str:
+    """What is said of a clip that holds none of the cached frames of its video, which have the
+    presentation times `time_s_F`."""
+    until = "its end" if clip.stop_s is None else f"{clip.stop_s:g}"
+    asked = f"no cached frame in [{clip.start_s:g}, {until}) s"
+    cached = f"its video is cached from {time_s_F[0]:.3f} to {time_s_F[-1]:.3f} s"
+    if clip.clock == "file":
+        return f"{asked}; {cached}"
+    after_s = time_s_F - first_s
+    return (
+        f"{asked} after the first frame; its video is cached from {after_s[0]:.3f} to "
+        f"{after_s[-1]:.3f} s after it ({time_s_F[0]:.3f} to {time_s_F[-1]:.3f} s on the clock of "
+        "the file)"
     )
 
 
