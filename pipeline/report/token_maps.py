@@ -51,6 +51,7 @@ class Film:
     clip: str
     label: str
     time_s: list[float]
+    """When its moments are, in seconds after the first frame of the video."""
     strips: list[Strip]
 
 
@@ -120,7 +121,8 @@ def _films(windows: Windows, model: VideoModel | None) -> tuple[list[Film], str]
             for name, about, colours in rows:
                 tiles = [colours(index)[moment].reshape(*grid_hw, 3) for moment in moments]
                 strips.append(Strip(name, about, tiles, is_grid=True))
-            films.append(Film(clip.clip_id, clip.label or "", time_s.tolist(), strips))
+            after_s = time_s - windows.index.clip_rows[window.clip_index].first_s
+            films.append(Film(clip.clip_id, clip.label or "", after_s.tolist(), strips))
     return films, missing
 
 
