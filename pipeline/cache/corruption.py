@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from pipeline.cache.cache import Cache
+from pipeline.cache.codecs.contract import fitted_to
 from pipeline.cache.layout import (
     HEADER_FILE,
     VIDEO_STARTS,
@@ -25,6 +26,7 @@ from pipeline.cache.layout import (
 from pipeline.cache.receipts import Receipt
 from pipeline.cache.storage.contract import Storage
 from pipeline.cache.store import CONTENT, StoreReader
+from pipeline.config.cache_spec import fingerprint_of
 from pipeline.errors import BadInput
 
 CHECKERS = 8
@@ -182,6 +184,27 @@ def has_other_borders(receipt: Receipt) -> bool:
     return False
 
 
+def header_problem(cache: Cache) -> str:
+    """The problem of cache.json, "" if there is none: its fingerprint must follow from all that it
+    says."""
+    header = cache.header
+    _ = cache.cache_spec, cache.arrays  # refuses what no plug-in understands or can lay out
+    of_codec = fitted_to(cache.codec, header.manifest)
+    follows = fingerprint_of(
+        header.spec,
+        header.encoder,
+        header.decoder,
+        header.format_version,
+        of_codec,
+        header.derived_from,
+    )
+    return (
+        ""
+        if follows == header.fingerprint
+        else f"it says fingerprint {header.fingerprint}, but what it says gives {follows}"
+    )
+
+
 def require_valid(cache: Cache) -> None:
     """Refuses a cache of which a file is missing or of the wrong size, or one that holds no tokens
     (times, rows of videos, metadata) is damaged, or a receipt has other rows than its store.
@@ -189,6 +212,12 @@ def require_valid(cache: Cache) -> None:
     The tokens in larger files are compared chunk by chunk, when they are first read. Raises
     BadInput.
     """
+
+    if problem := header_problem(cache):
+        raise BadInput(
+            f"{cache}/{HEADER_FILE} is damaged: {problem}",
+            f"see how to mend it: stillframe verify {cache}",
+        )
 
     def check(receipt: Receipt) -> dict[str, str]:
         if has_other_borders(receipt):

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline.cache.cache import Cache, manifest_advice
-from pipeline.cache.codecs.contract import fitted_to
 from pipeline.cache.corruption import (
     DAMAGE_TITLES,
     OTHER_BORDERS,
@@ -24,6 +23,7 @@ from pipeline.cache.corruption import (
     DamageKind,
     RowRange,
     check_chunks,
+    header_problem,
 )
 from pipeline.cache.layout import (
     CODEC_FILE,
@@ -50,7 +50,6 @@ from pipeline.cache.leases import holders, lease_of
 from pipeline.cache.receipts import Receipt
 from pipeline.cache.storage.local import PARTIAL
 from pipeline.cache.store import StoreReader
-from pipeline.config.cache_spec import fingerprint_of
 from pipeline.datasets.manifest.manifest import TARGETS, Manifest
 from pipeline.errors import BadInput
 
@@ -360,7 +359,7 @@ def _contradictions(cache: Cache, receipt: Receipt) -> list[str]:
 def _cache_problems(cache: Cache) -> dict[str, str]:
     """File -> what is wrong with it, for files that belong to no store."""
     try:
-        problem = _header_problem(cache)
+        problem = header_problem(cache)
     except BadInput as error:
         problem = error.message
     if problem:
@@ -384,27 +383,6 @@ def _cache_problems(cache: Cache) -> dict[str, str]:
     except BadInput as error:
         problems[CODEC_FILE] = error.message
     return problems
-
-
-def _header_problem(cache: Cache) -> str:
-    """The problem of cache.json, "" if there is none: its fingerprint must follow from all that it
-    says."""
-    header = cache.header
-    _ = cache.cache_spec, cache.arrays  # refuses what no plug-in understands or can lay out
-    of_codec = fitted_to(cache.codec, header.manifest)
-    follows = fingerprint_of(
-        header.spec,
-        header.encoder,
-        header.decoder,
-        header.format_version,
-        of_codec,
-        header.derived_from,
-    )
-    return (
-        ""
-        if follows == header.fingerprint
-        else f"it says fingerprint {header.fingerprint}, but what it says gives {follows}"
-    )
 
 
 def advice(cache: Cache, file: str) -> str:

@@ -15,6 +15,7 @@ import torch
 from support.commands import SPEC, assert_refused, call, digest, fine
 from support.forgery import edit
 from support.material import LENGTHS, address_spec, address_video, write_video
+from support.training import recipe
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.corruption import Damage, count_damaged_frames, group_damage
@@ -30,6 +31,7 @@ from pipeline.extract.derive import derive
 from pipeline.extract.repair import repair
 from pipeline.extract.spot_check import ROUNDING, least_cosine, sample_frames, spot_check
 from pipeline.models.encoders.address import paint
+from pipeline.train import loop
 
 SHARD = "layer_5/c/0/0/0"
 
@@ -621,7 +623,7 @@ def test_replay_without_the_videos(mine, tmp_path):
 
 
 def test_truth_beyond_labels_is_compared_byte_by_byte(material, tmp_path):
-    """Here and only here: elsewhere the size of targets.h5 is trusted."""
+    """By `verify`, and before anything of targets.h5 is read."""
     built = manifest.build(
         "world",
         None,
@@ -634,3 +636,9 @@ def test_truth_beyond_labels_is_compared_byte_by_byte(material, tmp_path):
     assert verify_cache(Cache(cache.storage)).cache_problems == {
         "manifest/targets.h5": "content differs from its checksum"
     }
+    damaged, problem = Cache(cache.storage), r"targets.h5 is damaged: its content differs from its"
+    with pytest.raises(BadInput, match=problem):
+        damaged.manifest.targets(built.clips[0].clip_id)
+    wanted = recipe(task={"name": "boxes", "readout_width": 8}, windows={"frames": 2, "fps": 6})
+    with pytest.raises(BadInput, match=problem):
+        loop.train(wanted, damaged, tmp_path / "run")
