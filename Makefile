@@ -15,7 +15,7 @@ PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick chaos lint docs extract train ablate clean
+.PHONY: help setup demo test quick chaos fuzz lint docs extract train ablate clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -33,6 +33,9 @@ quick: $(READY) ## the tests that are not marked slow: three minutes on two core
 
 chaos: $(READY) ## kill, stop, starve and cut off extractions at hundreds of moments, and print a table
 	GOMP_SPINCOUNT=10000 PYTHONPATH=tests $(VENV)/bin/python -m chaos
+
+fuzz: $(READY) ## damage and forge every file of the formats for SECONDS (default 600), or once with SEED
+	GOMP_SPINCOUNT=10000 PYTHONPATH=tests $(VENV)/bin/python -m fuzz $(or $(SECONDS),600) $(SEED)
 
 lint: $(READY) ## ruff and mypy
 	$(VENV)/bin/ruff check .
