@@ -22,7 +22,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -117,7 +117,13 @@ class Dataset(RecordingDataset):
         by_time: dict[int, Row] = {}
         missing, repeated = [], []
         for row in rows:
-            path = self.official / row["filename"]
+            file = PurePosixPath(str(row["filename"]))
+            if file.is_absolute() or ".." in file.parts:
+                raise BadInput(
+                    f"scene {name}: image '{file}' does not lie below {self.official}",
+                    "download the tables again",
+                )
+            path = self.official / file
             if not path.is_file():
                 missing.append(path)
             elif row["timestamp"] in by_time:

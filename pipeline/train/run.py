@@ -11,6 +11,7 @@ one.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -37,6 +38,11 @@ from pipeline.records import TokenShape
 RUN_FORMAT = 3
 """Format of the runs that are written. Format 2 can be read, but not gone on with: there one seed
 drew both weights and windows."""
+
+
+LARGE = 16_384
+"""Numbers of a recipe above which a model is compared with its checkpoint before memory is taken
+for it: a run may come from a stranger."""
 
 
 class CacheFacts(Settings):
@@ -225,11 +231,33 @@ def load_model(
     run: Run, shape: TokenShape, checkpoint: str = "last", device: torch.device | None = None
 ) -> tuple[VideoModel, TaskPlugin]:
     """The trained model and its task, in eval mode, for tokens of `shape`."""
-    recipe = run.recipe
+    recipe, tensors = run.recipe, run.tensors(checkpoint)
+    sizes = [recipe.model.width, recipe.task.table(), recipe.temporal.table(), shape.width]
+    if max(_whole_numbers(sizes)) > LARGE:
+        with torch.device("meta"):  # which has shapes and takes no memory
+            task = make_task(recipe, run.header.labels)
+            parts = nn.ModuleDict({"model": VideoModel(recipe, shape, task), "task": task})
+        for name, wanted in parts.state_dict().items():
+            if name not in tensors or tensors[name].shape != wanted.shape:
+                raise BadInput(
+                    f"checkpoint does not fit the model: {name} should be {tuple(wanted.shape)}",
+                    "train again",
+                )
     task = make_task(recipe, run.header.labels)
     model = VideoModel(recipe, shape, task)
-    load_weights(model, task, run.tensors(checkpoint))
+    load_weights(model, task, tensors)
     return model.to(device).eval(), task.to(device).eval()
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    """All whole numbers in nested tables, and 0."""
+    yield 0
+    inner = value.values() if isinstance(value, dict) else value
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for each in inner:
+            yield from _whole_numbers(each)
 
 
 def load_weights(model: VideoModel, task: TaskPlugin, tensors: dict[str, torch.Tensor]) -> None:

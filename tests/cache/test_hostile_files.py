@@ -211,6 +211,14 @@ def test_a_named_pipe_and_nested_json_in_a_run(run, name):
     assert_refused(call("evaluate", run))
 
 
+def test_a_run_that_claims_a_model_that_no_memory_holds(run):
+    def widen(table) -> None:
+        table["recipe"]["model"]["width"] = 10**6
+
+    edit(run / "run.json", widen)
+    assert_refused(call("evaluate", run), "checkpoint does not fit the model")
+
+
 @pytest.mark.parametrize("name", ["../../../etc/passwd", "/etc/passwd", "run.json", "last-1\n"])
 def test_a_checkpoint_is_a_file_of_the_run(run, name):
     edit(run / "last.json", lambda table: table.update(file=name))

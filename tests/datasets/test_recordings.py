@@ -1187,3 +1187,16 @@ def test_the_end_of_a_lone_recording_may_be_held_out(tmp_path: Path) -> None:
     )
     held_out = recordings.Recording("a", "val", images, np.arange(10) / 10)
     assert recordings.split_off(held_out, 0.5) == [held_out]
+
+
+@pytest.mark.parametrize("name", ["../../outside.jpg", "/etc/hostname"])
+def test_nuscenes_images_lie_below_the_folder(tmp_path: Path, name: str) -> None:
+    """They become links, which led to any picture that there is."""
+    root = nuscenes_root(tmp_path / "data")
+    table = root / "v1.0-mini/sample_data.json"
+    rows = json.loads(table.read_text())
+    for row in rows:
+        row["filename"] = name
+    table.write_text(json.dumps(rows))
+    with pytest.raises(BadInput, match="does not lie below"):
+        built("nuscenes", root, tmp_path / "out")
