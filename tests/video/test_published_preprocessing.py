@@ -25,8 +25,11 @@ from pipeline.video.transforms import FrameTransforms, resize_and_crop
 CPU = torch.device("cpu")
 PUBLISHED = load_spec(shipped("spec")["dinov3_vitl16_published"])
 VIT = SHARED / "weights" / "vit_tiny_patch16_224"
-CLIPS = ["sam2_cups.mp4", "kinetics_arm_wrestling.mp4", "sleap_dance.mp4"]
-"""720p, anamorphic, and portrait."""
+CLIPS = [
+    "kinetics_arm_wrestling.mp4",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("sam2_cups.mp4", "sleap_dance.mp4")),
+]
+"""Anamorphic; 720p, and portrait."""
 
 
 def released_squares(pixels_FHWC: np.ndarray, size_px: int = 224) -> torch.Tensor:
