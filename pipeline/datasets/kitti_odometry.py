@@ -32,7 +32,7 @@ from pipeline.datasets.formats.recordings import (
     read_numbers,
     rigid,
 )
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, unknown_name
 from pipeline.video.probe import IMAGE_SUFFIXES
 
 FPS = 10
@@ -47,7 +47,8 @@ class Settings(FramesSettings):
     """Folder of the frames in the official layout; colour: image_2, or image_0 of a sequence that
     has no image_2."""
     val_sequences: tuple[str, ...] = ("09", "10")
-    """Sequences that are `val`, by the field's habit; all others with poses are `train`."""
+    """Sequences that are `val`, by the field's habit; all others with poses are `train`. Those of
+    the default may be missing, those that are named here must be there."""
 
 
 class Dataset(RecordingDataset):
@@ -56,7 +57,8 @@ class Dataset(RecordingDataset):
     Settings = Settings
 
     def recordings(self) -> Iterator[Recording]:
-        """Sorted by path."""
+        """Sorted by path. Raises BadInput if `val_sequences` names one that is not there."""
+        found: list[tuple[Path, set[str], Path]] = []
         for folder, folders, files in self.walk():
             cameras = {name for name in folders if name.startswith("image_")}
             if not cameras:
@@ -67,6 +69,13 @@ class Dataset(RecordingDataset):
                 if "poses.txt" in files
                 else folder.parent.parent / "poses" / f"{folder.name}.txt"
             )
+            found.append((folder, cameras, poses))
+        names = {folder.name for folder, _, _ in found}
+        if "val_sequences" in self.settings.model_fields_set:
+            for name in self.settings.val_sequences:
+                if name not in names:
+                    raise unknown_name("sequence", name, names, "val_sequences")
+        for folder, cameras, poses in found:
             try:
                 yield self._read(folder, cameras, poses)
             except BadInput as error:

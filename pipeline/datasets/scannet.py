@@ -9,7 +9,7 @@ SensReader exported.
 Depth is in millimetres, 0 where unknown, and seen by a camera of nearly the same view as the colour
 camera; it is taken as it is. A pose is camera to world; where tracking was lost it is -inf and
 becomes NaN. Exported frames have no times: frame k is shown at k / 30 s, so frames left out by
-`--frame_skip` leave gaps. A `.sens` file whose times are all 0 is read alike.
+`--frame_skip` leave gaps. A `.sens` file is read alike where any of its times is missing or stray.
 
 A scan that no split file lists is rejected. Without split files, scans under scans_test are `test`
 and all others `train`.
@@ -40,6 +40,8 @@ from pipeline.errors import BadInput
 
 FPS = 30
 MM_PER_M = 1000
+LONGEST_STEP = 1000
+"""Steps between time stamps that are this many times the usual one are no pause of the camera."""
 SPLITS = ("train", "val", "test")
 
 
@@ -126,8 +128,24 @@ class Dataset(RecordingDataset):
     def _from_sens(self, name: str, split: str, path: Path) -> Recording:
         sens = read_sens(path)
         self._sens[path] = sens
-        time_s = sens.time_us / 1e6 if sens.time_us.any() else np.arange(len(sens.colour)) / FPS
+        time_s = self._times(name, sens.time_us)
         return Recording(name, split, sens.colour, time_s, rigid(sens.camera_to_world), sens.depth)
+
+    def _times(self, name: str, time_us: np.ndarray) -> np.ndarray:
+        """(F,) seconds of the frames of a .sens file: its time stamps if all of them can be times,
+        else k / FPS, with a note unless it has none at all."""
+        frames, stamped, step_us = len(time_us), np.count_nonzero(time_us), np.diff(time_us)
+        usual_us = np.median(step_us) if frames > 1 else 0.0
+        stray = (step_us <= 0) | (step_us > LONGEST_STEP * usual_us)
+        if stamped and not stray.any():
+            return time_us / 1e6
+        if stamped:
+            self.notes[name] = (
+                f"{frames - stamped} of {frames} frames have no time stamp"
+                if stamped < frames - 1
+                else f"the time stamp of frame {int(stray.argmax()) + 1} does not follow the others"
+            ) + f": frame k is taken at k / {FPS} s"
+        return np.arange(frames) / FPS
 
     def _from_export(self, name: str, split: str, folder: Path) -> Recording:
         colour, depth, poses = (

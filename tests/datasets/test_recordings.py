@@ -19,6 +19,8 @@ import google_crc32c
 import numpy as np
 import pytest
 from support import media
+from support.commands import call
+from support.paths import SHARED
 
 from pipeline.datasets import kubric, nuscenes, sevenscenes
 from pipeline.datasets.formats import kubric_tracks, recordings
@@ -525,11 +527,10 @@ def depth_map(number: int, height: int = 24, width: int = 32) -> np.ndarray:
 
 
 def sens(times_us: list[int], cut: int = 0, depth_compression: int = 1) -> bytes:
-    """Three frames; tracking is lost in the second."""
+    """A frame for each time; tracking is lost in the second."""
     head = struct.pack("<IQ", 4, 6) + b"sensor" + np.zeros((4, 4, 4), "<f4").tobytes()
-    head += struct.pack("<2i4If", 1, depth_compression, 32, 24, 32, 24, 1000.0) + struct.pack(
-        "<Q", 3
-    )
+    head += struct.pack("<2i4If", 1, depth_compression, 32, 24, 32, 24, 1000.0)
+    head += struct.pack("<Q", len(times_us))
     for number, time_us in enumerate(times_us):
         colour, depth = png(picture(number)), depth_map(number).astype("<u2").tobytes()
         depth = zlib.compress(depth) if depth_compression == 1 else depth
@@ -597,14 +598,63 @@ def test_scannet_lists_what_is_cut_off_or_of_another_kind(tmp_path: Path) -> Non
     write(tmp_path / "data" / "c.sens", b"\x05\x00\x00\x00" + whole[4:])
     write(tmp_path / "data" / "d.sens", sens([0, 0, 0], depth_compression=2))
     write(tmp_path / "data" / "e.sens", whole)
-    write(tmp_path / "data" / "f.sens", sens([9, 9, 9]))
     found = built("scannet", tmp_path / "data", tmp_path / "out")
     assert [clip.clip_id for clip in found.clips] == ["e"]
     assert "cut off: holds 2 of 3 frames" in found.rejected["a"]
     assert "cut off in its header" in found.rejected["b"]
     assert "found version 5" in found.rejected["c"]
     assert "compression 1 of colour and 2 of depth" in found.rejected["d"]
-    assert found.rejected["f"] == "its times are not finite and strictly increasing"
+
+
+STEPS_US = [33_333 * number + 1 for number in range(8)]
+AT_K = ": frame k is taken at k / 30 s"
+
+
+@pytest.mark.parametrize(
+    ("times_us", "said"),
+    [
+        (STEPS_US, None),
+        ([0] * 8, None),
+        ([0] * 5 + [1_394_820_000] + [0] * 2, "7 of 8 frames have no time stamp"),
+        (
+            [*STEPS_US[:5], 0, *STEPS_US[6:]],
+            "the time stamp of frame 5 does not follow the others",
+        ),
+        (
+            [*STEPS_US[:7], 1_394_820_000_000],
+            "the time stamp of frame 7 does not follow the others",
+        ),
+        ([*STEPS_US[:7], 2**64 - 1], "the time stamp of frame 7 does not follow the others"),
+        ([0, *[time_us + 10**12 for time_us in STEPS_US[1:]]], "the time stamp of frame 1"),
+        ([9] * 8, "the time stamp of frame 1 does not follow the others"),
+        ([7], None),
+    ],
+)
+def test_a_stray_time_stamp_costs_no_scan(
+    tmp_path: Path, times_us: list[int], said: str | None
+) -> None:
+    write(tmp_path / "data" / "scene0001_00.sens", sens(times_us))
+    found = built("scannet", tmp_path / "data", tmp_path / "out")
+    assert [clip.clip_id for clip in found.clips] == ["scene0001_00"]
+    laid_out = tmp_path / "data" / "stillframe_frames" / "scene0001_00" / "timestamps.txt"
+    time_s = np.array(laid_out.read_text().split(), float)
+    if times_us == STEPS_US:
+        assert np.allclose(time_s, np.arange(8) * 0.033333, atol=1e-9)
+    else:
+        assert np.array_equal(time_s, np.arange(len(times_us)) / 30)
+    assert (found.origin.notes != {}) == (said is not None)
+    assert found.origin.notes.get("scene0001_00", "").startswith(said or "")
+    assert said is None or found.origin.notes["scene0001_00"].endswith(AT_K)
+
+
+def test_scans_with_stray_stamps_are_used(tmp_path: Path) -> None:
+    scans = SHARED / "found" / "inputs_public" / "scannet"
+    if not scans.is_dir():
+        pytest.skip("the scans are not here")
+    result = call("manifest", "scannet", scans, "--out", tmp_path / "out", "--set",
+                  f"frames_dir={tmp_path / 'frames'}")  # fmt: skip
+    assert result.code == 0 and "2 clips of 2 videos" in result.out, result
+    assert result.err.count("note: scene000") == 2
 
 
 def test_scannet_export_with_splits_gaps_and_damage(tmp_path: Path) -> None:
@@ -987,6 +1037,16 @@ def test_kitti_cameras_poses_and_splits(tmp_path: Path) -> None:
     ]
     assert np.array_equal(decoded(grey)[0], [picture(number) for number in range(4)])
     assert "has no image_0, only image_2" in grey.rejected["sequences/11"]
+
+
+def test_kitti_refuses_names_that_are_not_there(tmp_path: Path) -> None:
+    """The default names official sequences, of which users may have others."""
+    root = tmp_path / "data"
+    kitti(root, "00", ("image_0",))
+    kitti(root, "01", ("image_0",))
+    assert built("kitti_odometry", root, tmp_path / "out").splits == ("train",)
+    with pytest.raises(BadInput, match=r"val_sequences: no sequence called '9'; there are: 00, 01"):
+        built("kitti_odometry", root, tmp_path / "out", val_sequences=["00", "9"])
 
 
 def test_kitti_lists_gaps_and_short_tables(tmp_path: Path) -> None:

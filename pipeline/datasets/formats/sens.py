@@ -40,7 +40,7 @@ class Sens:
     camera_to_world: np.ndarray
     """(F, 4, 4) float64 as stored: not finite where tracking was lost."""
     time_us: np.ndarray
-    """(F,) of the colour frames; all 0 in scans that were recorded without times."""
+    """(F,) float64, of the colour frames; 0 where none was recorded, and at times a stray one."""
     depth_hw: tuple[int, int]
     depth_shift: float
     depth_compression: int
@@ -101,7 +101,7 @@ def read_sens(path: Path) -> Sens:
         colour,
         depth,
         matrices,
-        np.array(times, np.int64),
+        np.array(times, np.float64),
         (height, width),
         shift,
         compression_depth,
