@@ -232,6 +232,12 @@ def stream(
             help="Begin with the frame on screen so long after the first one.",
         ),
     ] = 0.0,
+    image_fps: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, max=1000, help="Frame rate of a folder of images. Default: as in training."
+        ),
+    ] = None,
     device: Device = None,
     sets: Annotated[
         list[str] | None,
@@ -255,6 +261,7 @@ def stream(
 
     asked = _query(query)
     opened = Run(run)
+    rate = _rate_of_images(video, opened) if image_fps is None else image_fps
     if text := opened.unvouched("last"):
         console.say(text)
     follower = module.Stream(opened, torch_device(device), override({}, sets or []))
@@ -262,7 +269,7 @@ def stream(
         console.say(missing)
     count, begin = 0, time.perf_counter()
     with VideoFile(draw, follower.fps) if draw else nullcontext() as drawing:
-        for seen in follower.follow(video, asked, start_s):
+        for seen in follower.follow(video, asked, start_s, rate):
             count += 1
             console.show_line(
                 {
@@ -274,10 +281,32 @@ def stream(
                 drawing.append(follower.drawn(seen))
     if follower.damage:
         console.say(follower.damage)
-    rate = count / (time.perf_counter() - begin)
-    console.say(
-        f"{count} answers, {rate:.1f} a second, {console.bytes_text(follower.state_bytes)} of state"
-    )
+    speed = count / (time.perf_counter() - begin)
+    size = console.bytes_text(follower.state_bytes)
+    console.say(f"{count} answers, {speed:.1f} a second, {size} of state")
+
+
+def _rate_of_images(video: Path, run: Run) -> float | None:
+    """The frame rate for a folder of images that nobody gave one: that of the run's own data set,
+    which is said. None for what knows its own times. Raises BadInput if there is no such path, or
+    no rate is known."""
+    from pipeline.cli import console
+    from pipeline.train.stream import trained_image_fps
+    from pipeline.video.probe import TIMESTAMPS
+
+    if not video.exists():
+        raise BadInput(f"video {video} does not exist", f"looked for {video.absolute()}")
+    if not video.is_dir() or (video / TIMESTAMPS).is_file():
+        return None
+    rate = trained_image_fps(run)
+    if rate is None:
+        raise BadInput(
+            f"{video}: its images have no times",
+            "give their frame rate, for example --image-fps 25, or one time in seconds per line "
+            f"in {video / TIMESTAMPS}",
+        )
+    console.say(f"{video}: {rate:g} images a second, as in training; --image-fps sets another")
+    return rate
 
 
 @app.command("import-checkpoint")

@@ -7,6 +7,7 @@ do not depend on how many frames have gone by.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ import numpy as np
 import torch
 
 from pipeline.cache.codec_parameters import codecs_of, read_learnt
-from pipeline.cache.layout import layer_name, tokens_by_array
+from pipeline.cache.layout import MANIFEST, layer_name, tokens_by_array
 from pipeline.cache.storage.open import open_storage
 from pipeline.config import plugins
 from pipeline.config.cache_spec import BASE, CacheSpec, fingerprint
 from pipeline.config.plugins import Settings
+from pipeline.datasets.manifest.manifest import read_origin
 from pipeline.datasets.manifest.targets import MAPPED, Arrays, collate
 from pipeline.device import chosen
 from pipeline.errors import BadInput
@@ -32,6 +34,23 @@ from pipeline.records import Video
 from pipeline.train.run import Run, load_model
 from pipeline.video.frame_counts import FrameCounts
 from pipeline.video.reader import FrameReader
+
+
+def trained_image_fps(run: Run) -> float | None:
+    """The frame rate of folders of images in the data set that a run was trained on; None where its
+    manifest is no longer there, or has no such setting."""
+    header = run.header
+    if header.manifest_path is not None:
+        folder = Path(header.manifest_path)
+    elif header.cache_path is not None and "://" not in header.cache_path:
+        folder = Path(header.cache_path, MANIFEST)
+    else:
+        return None
+    try:
+        rate = read_origin(folder).settings.get("image_fps")
+    except BadInput:
+        return None
+    return float(rate) if isinstance(rate, int | float) and 0 < rate < math.inf else None
 
 
 class AskedBoxes(Settings):
@@ -109,7 +128,11 @@ class Stream:
         _ = self.model.streaming  # without this form a run is refused now, not at the first frame
 
     def follow(
-        self, path: Path, asked: Mapping[str, Any] | None = None, start_s: float = 0.0
+        self,
+        path: Path,
+        asked: Mapping[str, Any] | None = None,
+        start_s: float = 0.0,
+        image_fps: float | None = None,
     ) -> Iterator[Seen]:
         """The model's answers about the video at `path`, one at every instant of the rate of the
         run's windows, each about the frame that is on screen then among those that the run's cache
@@ -118,11 +141,13 @@ class Stream:
 
         The stream begins with the frame on screen `start_s` seconds after the first one: with the
         first frame of a window, its answers are those of the window. `asked`: what to follow, for
-        tasks that want to be told (see `ASKED`). Raises BadInput where it is missing or wrong, or
+        tasks that want to be told (see `ASKED`). `image_fps`: frame rate of a folder of images that
+        has no times. Raises BadInput where it is missing or wrong, or
         the video is over before `start_s`; NotFinite where an answer holds NaN; BadVideo, after the
         frames before that, where the video ends badly or its decoder hangs or dies.
         """
-        state, video, counted = None, Video(path.name, path.name), FrameCounts()
+        state, counted = None, FrameCounts()
+        video = Video(path.name, path.name, image_fps)
         with FrameReader(path.parent, self.device) as reader:
             frames = reader.on_screen(video, self.spec.frames, self.fps, start_s, counted)
             for frame, instants in frames:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from support.commands import call
 from support.manual import README, ROOT, Line, blocks, lines
 from support.material import write_video
@@ -95,6 +96,9 @@ def desk(tmp_path_factory) -> Path:
     ]
     (folder / "my_videos/labels.csv").write_text("\n".join(["path,label", *rows]) + "\n")
     shutil.copy(folder / "my_videos/opening/clip_0.mp4", folder / "clip.mp4")
+    (folder / "frames").mkdir()
+    for number, pixels in enumerate(moving(1, 0)):
+        Image.fromarray(pixels).save(folder / f"frames/{number:03d}.png")
     for spec in ("dinov2_small.toml", "my_vit.toml"):
         (folder / spec).write_text(SPEC)
     return folder

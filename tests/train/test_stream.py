@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.broken_media import hanging_video, impatient, memory_bomb
 from support.commands import assert_refused, call
 from support.material import FPS, address_video
@@ -15,9 +18,10 @@ from support.material import FPS, address_video
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput, BadVideo
+from pipeline.models.encoders import address
 from pipeline.train.loop import train
-from pipeline.train.run import load_model
-from pipeline.train.stream import Stream
+from pipeline.train.run import Run, load_model
+from pipeline.train.stream import Stream, trained_image_fps
 from pipeline.train.windows.index import WindowRef
 from pipeline.train.windows.windows import Windows
 
@@ -133,3 +137,39 @@ def test_bad_input_is_named(material, run, tmp_path):
     window_only = train(recipe("gru", ("window",)), material.cache, tmp_path / "window")
     with pytest.raises(BadInput, match="only in the form window"):
         Stream(window_only)
+
+
+def test_a_folder_of_images_is_followed_at_the_rate_that_is_given(run, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(8):
+        Image.fromarray(address.paint(0, number, 64)).save(images / f"{number}.png")
+
+    def times(*options: object) -> list[float]:
+        result = call("stream", run.path, images, *options)
+        assert result.code == 0, result
+        return [json.loads(line)["time_s"] for line in result.out.splitlines()]
+
+    assert times("--image-fps", FPS) == [number / FPS for number in range(8)]
+    assert len(times("--image-fps", 5)) == 16  # every image is on screen twice as long
+    (images / "timestamps.txt").write_text("".join(f"{number / FPS}\n" for number in range(8)))
+    assert times() == [number / FPS for number in range(8)]
+
+
+def test_a_folder_of_images_has_the_rate_of_the_data_set_or_says_how_to_give_one(run, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(10):
+        Image.fromarray(address.paint(0, number, 64)).save(images / f"{number}.png")
+    result = call("stream", run.path, images)  # the data set says 25 a second
+    assert result.code == 0 and json.loads(result.out.splitlines()[1])["time_s"] == 0.08
+    told = f"{images}: 25 images a second, as in training; --image-fps sets another\n"
+    assert result.err.startswith(told)
+    copy = Path(shutil.copytree(run.path, tmp_path / "run"))
+    header = json.loads((copy / "run.json").read_text())
+    gone = header | {"cache_path": str(tmp_path / "gone"), "manifest_path": None}
+    (copy / "run.json").write_text(json.dumps(gone | {"checksum": None}))
+    assert trained_image_fps(Run(copy)) is None
+    assert_refused(call("stream", copy, images), "images have no times", "--image-fps 25")
+    nope = call("stream", run.path, "nope.mp4")
+    assert_refused(nope, "video nope.mp4 does not exist; next: looked for /")

@@ -122,7 +122,7 @@ class Manifest:
         """
         folder = folder.resolve()
         text = _read(folder, CLIPS)
-        origin = _read_origin(folder)
+        origin = read_origin(folder)
         if hashlib.sha256(text).hexdigest() != origin.manifest_sha256:
             raise BadInput(
                 f"{folder / CLIPS} was edited after it was built: {ORIGIN} has another sha256 for "
@@ -419,7 +419,8 @@ def _probe_of(record: dict[str, Any]) -> Probe | None:
     return probed
 
 
-def _read_origin(folder: Path) -> Origin:
+def read_origin(folder: Path) -> Origin:
+    """dataset.json of a manifest, alone. Raises BadInput if it is missing or damaged."""
     try:
         table = json_value(_read(folder, ORIGIN))
         if not isinstance(table, dict):
