@@ -142,9 +142,9 @@ class Stream:
         The stream begins with the frame on screen `start_s` seconds after the first one: with the
         first frame of a window, its answers are those of the window. `asked`: what to follow, for
         tasks that want to be told (see `ASKED`). `image_fps`: frame rate of a folder of images that
-        has no times. Raises BadInput where it is missing or wrong, or
-        the video is over before `start_s`; NotFinite where an answer holds NaN; BadVideo, after the
-        frames before that, where the video ends badly or its decoder hangs or dies.
+        has no times. Raises BadInput where what is asked is missing or wrong, or the video is over
+        before `start_s`; NotFinite where an answer holds NaN; BadVideo, after the frames before
+        that, where the video ends badly or its decoder hangs or dies.
         """
         state, counted = None, FrameCounts()
         video = Video(path.name, path.name, image_fps)
