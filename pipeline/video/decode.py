@@ -180,7 +180,7 @@ class _VideoFile:
             self.fps = frame_rate(stream)
             end_s = header_end_s(container, stream)
             self.counted.promise(
-                header_frames(container, stream),
+                header_frames(stream),
                 None if end_s is None else end_s - first_frame_s(stream),
             )
             header = read_track_header(self.path, container, stream)
@@ -315,9 +315,10 @@ def _damage_noted(pictures: Iterator[Picture], counted: FrameCounts) -> Iterator
 
 
 def _no_frame_text(stream: VideoStream) -> str:
+    promised = header_frames(stream)
     return (
-        f"header promises {stream.frames} frames, none could be decoded"
-        if stream.frames
+        f"header promises {promised} frames, none could be decoded"
+        if promised
         else "no frame could be decoded"
     )
 

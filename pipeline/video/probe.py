@@ -182,9 +182,11 @@ def first_frame_s(stream: VideoStream) -> float:
     )
 
 
-def header_frames(container: InputContainer, stream: VideoStream) -> int | None:
+def header_frames(stream: VideoStream) -> int | None:
     """Frames that the header counts; None if it does not say, or was left open by a recording that
     was not finished."""
+    container = stream.container
+    assert isinstance(container, InputContainer)
     return stream.frames if 0 < stream.frames <= container.size // LEAST_BYTES else None
 
 
@@ -192,7 +194,7 @@ def header_end_s(container: InputContainer, stream: VideoStream) -> float | None
     """Presentation time at which the header says the video ends; None if it does not say."""
     start_s = first_frame_s(stream)
     if container.format.name == "avi" and stream.frames and stream.average_rate:
-        if header_frames(container, stream) is None:
+        if header_frames(stream) is None:
             return None
         # libav cuts the duration of a truncated AVI down to what is there; the frame count stays as
         # it was written.
@@ -283,7 +285,7 @@ def _probe_file(path: Path) -> Probe:
         if end_s is None:
             end_s = last_packet_end_s(path, of_video=True)
         claims = Claims(
-            header_frames(container, stream),
+            header_frames(stream),
             end_s - start_s if end_s > start_s else None,
             frame_rate(stream),
         )

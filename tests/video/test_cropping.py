@@ -16,8 +16,10 @@ from support.cropped_media import add_clap, add_pixel_crop, add_to_sample_entry
 from support.media import decode, encode, read
 from support.paths import SHARED
 
+from pipeline.video.containers import track_header
+from pipeline.video.containers.track_header import TrackHeader, read_track_header
 from pipeline.video.decode import decode_at
-from pipeline.video.probe import probe
+from pipeline.video.probe import open_video, probe
 
 HEIGHT, WIDTH = 72, 96
 NOISE = [np.random.default_rng(k).integers(0, 256, (72, 96, 3), np.uint8) for k in range(4)]
@@ -169,6 +171,20 @@ def test_a_crop_that_makes_no_sense_is_ignored(tmp_path, numbers):
 def test_torn_boxes_say_nothing(tmp_path, box):
     path = add_to_sample_entry(encode(tmp_path / "a.mp4", NOISE), box)
     assert shown(path).shape == (4, HEIGHT, WIDTH, 3)
+
+
+def test_a_header_that_does_not_end_is_given_up(tmp_path, monkeypatch):
+    """A thousand tracks of a thousand boxes each, as nobody but an attacker writes them."""
+    path = encode(tmp_path / "a.mp4", NOISE)
+    junk = struct.pack(">I4s", 8, b"free") * 1000
+    track = struct.pack(">I4s", 8 + len(junk), b"trak") + junk
+    moov = struct.pack(">I4s", 8 + 200 * len(track), b"moov") + track * 200
+    hostile = tmp_path / "hostile.mp4"
+    hostile.write_bytes(moov + path.read_bytes())
+    monkeypatch.setattr(track_header._HeaderReader, "reads_left", 5000)
+    container, stream = open_video(path)
+    with container:
+        assert read_track_header(hostile, container, stream) == TrackHeader()
 
 
 def test_pictures_of_another_size_than_the_header_says_are_cropped_if_anything_is_left(tmp_path):

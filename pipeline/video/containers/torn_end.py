@@ -11,6 +11,7 @@ Only headers are read, or the last megabyte. Whatever is malformed says nothing.
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 from collections.abc import Callable
@@ -242,13 +243,16 @@ def _gif(file: BinaryIO, size: int, _: VideoStream) -> str | None:
     def table(packed: int) -> int:
         return 3 << (packed & 7) + 1 if packed & 0x80 else 0
 
+    blocks = itertools.count()
+
     def sub_blocks(place: int) -> int:
-        while True:
+        while next(blocks) < MOST_HEADERS:
             file.seek(place)
             length = file.read(1)[0]
             place += 1 + length
             if not length:
                 return place
+        raise ValueError("too many blocks")
 
     def after(place: int) -> int:
         file.seek(place)

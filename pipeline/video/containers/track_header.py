@@ -8,19 +8,20 @@ are read, a few hundred bytes at known places; what is malformed says nothing.
 
 from __future__ import annotations
 
+import io
 import struct
 import uuid
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-MOST_ELEMENTS = 100_000
-"""Boxes or elements that are looked at in one file; one with more says nothing."""
+MOST_READS = 200_000
+"""Of one file, a header of a box or element each; one that needs more says nothing."""
 VISUAL_ENTRY_BYTES = 8 + 78
 """Header and fixed fields of a visual sample entry, before its own boxes (ISO/IEC 14496-12)."""
 
@@ -62,7 +63,7 @@ class TrackHeader(NamedTuple):
 def read_track_header(path: Path, container: InputContainer, stream: VideoStream) -> TrackHeader:
     """The header of the track that is `stream` of the file `path`, opened as `container`."""
     names = container.format.name.split(",")
-    with path.open("rb") as file:
+    with _HeaderReader(path.open("rb", buffering=0)) as file:
         try:
             if "mp4" in names:
                 return _read_mp4(file, stream.id)
@@ -76,17 +77,24 @@ def read_track_header(path: Path, container: InputContainer, stream: VideoStream
     return TrackHeader()
 
 
-def _exactly(file: BinaryIO, count: int) -> bytes:
-    data = file.read(count)
-    if len(data) < count:
-        raise ValueError("the file ends within its header")
-    return data
+class _HeaderReader(io.BufferedReader):
+    """Reads headers here and there in a file, and so many of them at most."""
+
+    reads_left = MOST_READS
+
+    def exactly(self, count: int) -> bytes:
+        """Raises ValueError where the file ends, or where this has gone on for long enough."""
+        data = self.read(count)
+        self.reads_left -= 1
+        if len(data) < count or not self.reads_left:
+            raise ValueError("the file ends within its header, or its header does not end")
+        return data
 
 
 # MP4 and QuickTime
 
 
-def _read_mp4(file: BinaryIO, track_id: int) -> TrackHeader:
+def _read_mp4(file: _HeaderReader, track_id: int) -> TrackHeader:
     end = file.seek(0, 2)
     for kind, start, stop in _boxes(file, 0, end):
         if kind == b"moov":
@@ -96,16 +104,14 @@ def _read_mp4(file: BinaryIO, track_id: int) -> TrackHeader:
     return TrackHeader()
 
 
-def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+def _boxes(file: _HeaderReader, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """Kind, and first and last byte of the content, of each box within [start, end)."""
-    for _ in range(MOST_ELEMENTS):
-        if start + 8 > end:
-            return
+    while start + 8 <= end:
         file.seek(start)
-        size, kind = struct.unpack(">I4s", _exactly(file, 8))
+        size, kind = struct.unpack(">I4s", file.exactly(8))
         head = 8
         if size == 1:
-            size, head = struct.unpack(">Q", _exactly(file, 8))[0], 16
+            size, head = struct.unpack(">Q", file.exactly(8))[0], 16
         stop = end if size == 0 else min(start + size, end)
         if stop < start + head:
             return
@@ -113,7 +119,7 @@ def _boxes(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, int, i
         start = stop
 
 
-def _box(file: BinaryIO, kind: bytes, start: int, end: int) -> tuple[int, int]:
+def _box(file: _HeaderReader, kind: bytes, start: int, end: int) -> tuple[int, int]:
     """Where the content of the first box of a kind lies. Raises ValueError if there is none."""
     for found, first, last in _boxes(file, start, end):
         if found == kind:
@@ -121,18 +127,18 @@ def _box(file: BinaryIO, kind: bytes, start: int, end: int) -> tuple[int, int]:
     raise ValueError("not there")
 
 
-def _track_id(file: BinaryIO, start: int, end: int) -> int:
+def _track_id(file: _HeaderReader, start: int, end: int) -> int:
     try:
         start, _ = _box(file, b"tkhd", start, end)
     except ValueError:
         return -1
     file.seek(start)
-    version = _exactly(file, 4)[0]
+    version = file.exactly(4)[0]
     file.seek(start + (20 if version == 1 else 12))
-    return int.from_bytes(_exactly(file, 4), "big")
+    return int.from_bytes(file.exactly(4), "big")
 
 
-def _sample_entries(file: BinaryIO, start: int, end: int) -> TrackHeader:
+def _sample_entries(file: _HeaderReader, start: int, end: int) -> TrackHeader:
     """The last `clap` and `pasp` of a track's sample entries, and whether one is encrypted."""
     for kind in (b"mdia", b"minf", b"stbl", b"stsd"):
         start, end = _box(file, kind, start, end)
@@ -141,15 +147,15 @@ def _sample_entries(file: BinaryIO, start: int, end: int) -> TrackHeader:
         if entry == b"encv":
             header = header._replace(is_encrypted=True)
         file.seek(first + 24)
-        width, height = struct.unpack(">HH", _exactly(file, 4))
+        width, height = struct.unpack(">HH", file.exactly(4))
         for kind, inner, inner_end in _boxes(file, first - 8 + VISUAL_ENTRY_BYTES, last):
             if kind == b"clap" and inner_end - inner >= 32:
                 file.seek(inner)
-                numbers = struct.unpack(">4I4i", _exactly(file, 32))
+                numbers = struct.unpack(">4I4i", file.exactly(32))
                 header = header._replace(crop=_clean_aperture(numbers, width, height))
             elif kind == b"pasp" and inner_end - inner >= 8:
                 file.seek(inner)
-                header = header._replace(states_aspect=all(struct.unpack(">II", _exactly(file, 8))))
+                header = header._replace(states_aspect=all(struct.unpack(">II", file.exactly(8))))
     return header
 
 
@@ -179,7 +185,9 @@ def _valid_crop(sides: Sequence[Fraction | int], width: int, height: int) -> Cro
 # Matroska and WebM
 
 
-def _read_matroska(file: BinaryIO, container: InputContainer, stream: VideoStream) -> TrackHeader:
+def _read_matroska(
+    file: _HeaderReader, container: InputContainer, stream: VideoStream
+) -> TrackHeader:
     """libavformat makes a stream of every track in their order, and of attached pictures after
     them."""
     number = [
@@ -207,7 +215,7 @@ def _read_matroska(file: BinaryIO, container: InputContainer, stream: VideoStrea
     return TrackHeader()
 
 
-def _video_entry(file: BinaryIO, start: int, end: int) -> dict[int, int] | None:
+def _video_entry(file: _HeaderReader, start: int, end: int) -> dict[int, int] | None:
     """The numbers of a video track; None for a track of another kind."""
     numbers: dict[int, int] = {}
     track_type, has_codec = 0, False
@@ -228,11 +236,9 @@ def _video_entry(file: BinaryIO, start: int, end: int) -> dict[int, int] | None:
     return numbers if track_type == IS_VIDEO and has_codec else None
 
 
-def _elements(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+def _elements(file: _HeaderReader, start: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Number, and first and last byte of the content, of each EBML element within [start, end)."""
-    for _ in range(MOST_ELEMENTS):
-        if start + 2 > end:
-            return
+    while start + 2 <= end:
         file.seek(start)
         kind, _ = _variable_integer(file, keep_marker=True)
         size, is_unknown = _variable_integer(file, keep_marker=False)
@@ -242,7 +248,7 @@ def _elements(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, 
         start = stop
 
 
-def _element(file: BinaryIO, kind: int, start: int, end: int) -> tuple[int, int]:
+def _element(file: _HeaderReader, kind: int, start: int, end: int) -> tuple[int, int]:
     """Where the content of the first element of a kind lies. Raises ValueError if there is none."""
     for found, first, last in _elements(file, start, end):
         if found == kind:
@@ -250,18 +256,20 @@ def _element(file: BinaryIO, kind: int, start: int, end: int) -> tuple[int, int]
     raise ValueError("not there")
 
 
-def _variable_integer(file: BinaryIO, *, keep_marker: bool) -> tuple[int, bool]:
+def _variable_integer(file: _HeaderReader, *, keep_marker: bool) -> tuple[int, bool]:
     """An integer whose leading zeros say how many bytes it has, and whether it is all ones: a size
     that is not known."""
-    first = _exactly(file, 1)[0]
+    first = file.exactly(1)[0]
     count = 9 - first.bit_length()
     if count > 8:
         raise ValueError("no EBML element")
-    value = int.from_bytes(bytes([first]) + _exactly(file, count - 1), "big")
+    value = int.from_bytes(bytes([first]) + file.exactly(count - 1), "big")
     payload = value & ((1 << 7 * count) - 1)
     return value if keep_marker else payload, payload == (1 << 7 * count) - 1
 
 
-def _unsigned(file: BinaryIO, start: int, end: int) -> int:
+def _unsigned(file: _HeaderReader, start: int, end: int) -> int:
+    if end - start > 8:
+        raise ValueError("no number")
     file.seek(start)
-    return int.from_bytes(_exactly(file, end - start), "big")
+    return int.from_bytes(file.exactly(end - start), "big")
