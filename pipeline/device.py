@@ -1,8 +1,12 @@
-"""Where tensors live unless somebody says otherwise, and how many cores there are to compute on."""
+"""Where tensors live unless somebody says otherwise, and how many cores and how much memory there
+are to compute with."""
 
 from __future__ import annotations
 
 import os
+import re
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,3 +33,69 @@ def device_of_worker(name: str | None, index: int) -> torch.device:
     if name is None and torch.cuda.is_available():
         return torch.device("cuda", index % torch.cuda.device_count())
     return chosen(None if name is None else torch.device(name))
+
+
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+CGROUP_FILES = {
+    2: ("memory.max", "memory.current", "inactive_file"),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""Version -> files of a control group that say how much memory it may have and has, and the line of
+its `memory.stat` with what it gives back when it is asked to."""
+NO_MEMORY = re.compile(r"can't start new thread|(can't|cannot|not enough|out of) .*memory", re.I)
+"""What torch and Python say, in errors of no type of their own, where memory or threads ran out."""
+
+
+def free_memory_bytes() -> int | None:
+    """Memory that this process can still take before the system kills something: what is available
+    on the machine, or left to its control groups (those of a container or a Slurm job), whichever
+    is least. None where the system does not say."""
+    free = []
+    with suppress(OSError, ValueError, StopIteration):
+        lines = (PROC / "meminfo").read_text().splitlines()
+        line = next(line for line in lines if line.startswith("MemAvailable:"))
+        free.append(int(line.split()[1]) * 1024)  # what the kernel calls kB
+    for folder, version in _control_groups():
+        limit, used, given_back = CGROUP_FILES[version]
+        with suppress(OSError, ValueError):  # no limit is the word "max"
+            left = int((folder / limit).read_text()) - int((folder / used).read_text())
+            stat = (folder / "memory.stat").read_text().split()
+            free.append(left + int(stat[stat.index(given_back) + 1]))
+    return max(0, min(free)) if free else None
+
+
+def _control_groups() -> list[tuple[Path, int]]:
+    """Folders of the control groups that limit the memory of this process, and their version: its
+    own and all above it."""
+    groups = []
+    with suppress(OSError, ValueError):
+        for line in (PROC / "self" / "cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            version = 2 if not controllers else 1
+            if version == 1 and "memory" not in controllers.split(","):
+                continue
+            top = CGROUPS / "memory" if version == 1 else CGROUPS
+            own = top / path.lstrip("/")
+            groups += [
+                (folder, version)
+                for folder in (own, *own.parents)
+                if top in (folder, *folder.parents)
+            ]
+    return groups
+
+
+def out_of_memory_kills() -> int | None:
+    """How many processes the system has killed for want of memory since it started; None where it
+    does not say."""
+    with suppress(OSError, ValueError):
+        words = (PROC / "vmstat").read_text().split()
+        return int(words[words.index("oom_kill") + 1])
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the CPU or the GPU, or threads did: there are several ways to say
+    so."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)) is not None
+    )

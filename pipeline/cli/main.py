@@ -4,7 +4,6 @@ that --help is quick."""
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -17,6 +16,7 @@ from pipeline.cli import cache, plan, start, sweep, train, verify  # noqa: F401
 from pipeline.cli.bench import commands, training_commands  # noqa: F401
 from pipeline.cli.bench.commands import bench_app
 from pipeline.cli.options import app
+from pipeline.device import is_out_of_memory
 from pipeline.errors import StillframeError, in_one_line
 
 COMMANDS = (
@@ -36,9 +36,10 @@ BENCHES = (
     "sweep",
     "report",
 )
-EXHAUSTED = re.compile(r"can't start new thread|(can't|cannot|not enough|out of) .*memory", re.I)
-"""What torch and Python say, in errors of no type of their own, where memory or threads ran out."""
-LESS = "next: ask for less at once (smaller windows, batches, widths), or give it more memory"
+LESS = (
+    "next: ask for less at once (training: a higher training.accumulate, lower windows.frames or "
+    "model.width; extraction: a lower store.batch_frames), or give it more memory"
+)
 INTERRUPTED = 130
 """What typer makes of Ctrl-C."""
 
@@ -73,10 +74,10 @@ def main(arguments: list[str] | None = None) -> int:
         _say(in_one_line(f"error: {what}; next: check the path, its rights and the free space"))
         return 2
     except (MemoryError, RuntimeError) as error:
-        text = " ".join(str(error).split())
-        if not isinstance(error, MemoryError) and not EXHAUSTED.search(text):
+        if not is_out_of_memory(error):
             raise
-        _say(f"error: this machine has not enough for it: {text[:200] or 'no memory left'}; {LESS}")
+        text = " ".join(str(error).split())[:200]
+        _say(f"error: this machine has not enough for it: {text or 'no memory left'}; {LESS}")
         return 1
     except typer.Exit as stop:
         code = stop.exit_code

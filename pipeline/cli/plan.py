@@ -191,6 +191,7 @@ def _show_training(planned: Plan) -> None:
             "a step",
             f"{training.step_frames:,} frames, {console.bytes_text(training.step_bytes)} read",
         ),
+        ("memory at its peak, on a CPU", console.bytes_text(training.memory_bytes)),
         ("operations of a window, forward", parts),
         ("operations of a step, cached", console.flop_text(operations.cached_step)),
         (
@@ -288,6 +289,8 @@ def verdict(planned: Plan, out: str) -> list[str]:
         lines += ["not measured on this machine (--measure-s 0): seconds and rates are left out"]
     if training is None:
         return [*lines, "no recipe: what training takes, and whether caching pays, is left out"]
+    if training.memory_warning:
+        lines += [training.memory_warning]
     epochs = planned.runs * training.epochs
     runs = (
         f"{planned.runs} {'run' if planned.runs == 1 else 'runs'} of {training.epochs:,.1f} epochs"

@@ -98,6 +98,7 @@ def train(
             allow_missing,
             on_progress,
             ranks,
+            console.say,
         )
     if ranks.is_first:
         _show_run(run, seconds, as_json)

@@ -32,17 +32,20 @@ from pipeline.config.cache_spec import BASE, CacheSpec, Choice
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.manifest import Manifest
+from pipeline.device import free_memory_bytes
 from pipeline.errors import BadInput
 from pipeline.experiments.measure import Throughput
 from pipeline.extract import extract
 from pipeline.extract.extract import fill_stores
 from pipeline.models import profile
 from pipeline.models.encoders.contract import token_shape
+from pipeline.models.step_memory import EVAL_BATCH, TrainingMemory
 from pipeline.models.tasks.contract import make_task
 from pipeline.models.video_model import layers_read
 from pipeline.records import TokenShape
 from pipeline.train.trainer import steps_of
 from pipeline.train.windows.index import clips_of, require_rate
+from pipeline.train.windows.reader import BATCHES_IN_MEMORY
 
 STEP_PASSES = 3
 """Forward passes that a training step costs as many operations as: backward is two of them (Kaplan
@@ -129,6 +132,11 @@ class Training(Settings):
     """Frames of a step: B windows of T."""
     step_bytes: int
     """Bytes that a step reads from the cache."""
+    memory_bytes: int
+    """Memory that training takes at its peak on a CPU in float32, beside what the program takes by
+    itself."""
+    memory_warning: str | None
+    """How to take less, where less than that is free on this machine."""
 
 
 class Times(Settings):
@@ -361,12 +369,25 @@ def _training(
             ),
         )
     tokens = len(layers_read(recipe, shape)) * shape.patch_tokens + shape.special_tokens
+    token_bytes = make_codec(spec.codec).bytes_per_token(shape.width)
+    memory = TrainingMemory(
+        [recipe],
+        shape,
+        videos.labels if videos else PLACEHOLDER_LABELS,
+        token_bytes,
+        BATCHES_IN_MEMORY,
+        EVAL_BATCH,
+    )
+    peak_bytes, free_bytes = memory.peak_bytes(), free_memory_bytes()
+    too_much = peak_bytes > (free_bytes or math.inf)
     return Training(
         windows=windows,
         steps_per_epoch=windows / batch,
         epochs=steps_of(recipe.training, windows) * batch / windows,
         step_frames=batch * frames,
-        step_bytes=batch * frames * tokens * make_codec(spec.codec).bytes_per_token(shape.width),
+        step_bytes=batch * frames * tokens * token_bytes,
+        memory_bytes=peak_bytes,
+        memory_warning=memory.warning(peak_bytes, free_bytes or 0) if too_much else None,
     )
 
 

@@ -32,7 +32,7 @@ from pipeline.cache.storage.open import open_storage
 from pipeline.config.json_files import read_json, to_json
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
-from pipeline.device import device_of_worker
+from pipeline.device import device_of_worker, is_out_of_memory
 from pipeline.errors import BadInput
 from pipeline.experiments.summary import Outcome, ScoredPoint, Summary, summarise
 from pipeline.experiments.sweep_spec import (
@@ -60,8 +60,6 @@ SUMMARIES = "summary-*.json"
 """The summaries of a sweep, one for each task."""
 SPLIT = "val"
 """The split that members are scored on."""
-NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
-"""The words of torch in a RuntimeError where the CPU, or a library on the GPU, has none left."""
 
 
 class MemberFailure(Settings):
@@ -426,7 +424,7 @@ def train_group(
     context = RunContext.of(cache, device=device, allow_missing=allow_missing)
     try:
         recipes = {member.path: member.recipe for member in members}
-        train_together(recipes, context, on_progress, stop)
+        train_together(recipes, context, on_progress, stop, say)
         trained = [Run(member.path) for member in members if member.failure is None]
         if trained:
             evaluate_together(trained, context, SPLIT)
@@ -450,13 +448,6 @@ def train_group(
     half = math.ceil(len(members) / 2)
     for part in (members[:half], members[half:]):
         train_group(part, cache, device, allow_missing, on_progress, say)
-
-
-def is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
-    """Whether memory ran out, on the CPU or the GPU: torch has several ways to say so."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return any(text in str(error) for text in NO_MEMORY)
 
 
 def record_failure(path: Path, step: int, reason: str) -> None:

@@ -28,13 +28,13 @@ from pipeline.config.plugins import Settings
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.datasets.manifest.targets import Arrays, collate
 from pipeline.errors import BadInput
+from pipeline.models.step_memory import evaluation_batch
 from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.models.temporal.contract import NotFinite
 from pipeline.models.video_model import VideoModel
 from pipeline.records import Batch, OnDevice
 from pipeline.train.bootstrap import Interval, interval
 from pipeline.train.compatibility import check, require_truth
-from pipeline.train.loop import EVAL_BATCH
 from pipeline.train.run import CacheFacts, Run, load_model
 from pipeline.train.setup import RunContext
 from pipeline.train.windows.windows import Windows
@@ -173,7 +173,9 @@ class Scoring:
             Scores(self.windows, model, task, statistics)
             for (model, task), statistics in zip(self.loaded, self.statistics, strict=True)
         ]
-        for batch in self.windows.evaluation(EVAL_BATCH):
+        settings = [run.recipe.training for run in self.runs]
+        size = min(evaluation_batch(each.batch_size // each.accumulate) for each in settings)
+        for batch in self.windows.evaluation(size):
             device_batch = self.windows.on_device(batch, context.device)
             for table in tables:
                 table.add(batch, device_batch)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -18,21 +18,22 @@ import torch
 from pipeline.cache.cache import Cache
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.manifest import Manifest
+from pipeline.device import free_memory_bytes
 from pipeline.errors import BadInput
 from pipeline.models.mixers import Moments
+from pipeline.models.step_memory import evaluation_batch
 from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.records import Batch, OnDevice
 from pipeline.train.compatibility import require_division
 from pipeline.train.distributed import ALONE, Ranks
 from pipeline.train.run import Run
-from pipeline.train.setup import RunContext, make_trainers, open_windows
+from pipeline.train.setup import RunContext, make_trainers, open_windows, training_memory
 from pipeline.train.trainer import Diverged, OnProgress, Trainer
 from pipeline.train.windows.windows import Windows
 
-EVAL_BATCH = 64
-"""Windows per batch in evaluation; changes no result."""
-
 OnFailure = Callable[[Trainer, Diverged], object]
+Say = Callable[[str], object]
+"""Takes a line for the person who waits."""
 
 
 def train(
@@ -44,6 +45,7 @@ def train(
     allow_missing: bool = False,
     on_progress: OnProgress | None = None,
     ranks: Ranks = ALONE,
+    say: Say = lambda _: None,
 ) -> Run:
     """Trains `recipe` on `cache` into the run folder `out`, going on from its last checkpoint if
     there is one.
@@ -53,7 +55,7 @@ def train(
     is no longer finite.
     """
     context = RunContext.of(cache, manifest, device, allow_missing, ranks)
-    (run,) = train_together({out: recipe}, context, on_progress)
+    (run,) = train_together({out: recipe}, context, on_progress, say=say)
     return run
 
 
@@ -62,17 +64,39 @@ def train_together(
     context: RunContext,
     on_progress: OnProgress | None = None,
     on_failure: OnFailure | None = None,
+    say: Say = lambda _: None,
 ) -> list[Run]:
     """Trains several recipes, each into its run folder, from one read of each batch. They must be
     alike in `compatibility.window_needs`.
 
     A run that cannot go on is handed to `on_failure` and left; without that, its error is raised.
+    `say` is told before it begins where memory may not do, and where the last training of a run was
+    killed. Raises MemoryError, before it begins, where several recipes take more than is free.
     """
     tasks, windows, held_out = open_windows(list(recipes.values()), context)
     require_division(next(iter(recipes.values())).training, context.ranks)
     trainers = make_trainers(recipes, tasks, windows, context)
-    TrainLoop(trainers, windows, held_out, context, on_progress, on_failure).fit()
+    with ExitStack() as stack:
+        if context.ranks.is_first:
+            peak_bytes = _memory(list(recipes.values()), context, say)
+            for trainer in trainers:
+                stack.enter_context(trainer.run.in_training(peak_bytes, say))
+        TrainLoop(trainers, windows, held_out, context, on_progress, on_failure).fit()
     return [trainer.run for trainer in trainers]
+
+
+def _memory(recipes: Sequence[Recipe], context: RunContext, say: Say) -> int | None:
+    """Bytes that training takes at its peak; says so where less is free. None where there is plenty
+    of it, or nobody knows."""
+    free, memory = free_memory_bytes(), training_memory(recipes, context)
+    if context.device.type != "cpu" or free is None or memory.is_plenty(free):
+        return None
+    peak_bytes = memory.peak_bytes()
+    if peak_bytes > free:
+        if len(recipes) > 1:
+            raise MemoryError
+        say(memory.warning(peak_bytes, free))
+    return peak_bytes
 
 
 class TrainLoop:
@@ -239,7 +263,8 @@ class TrainLoop:
             trainer: torch.zeros(len(trainer.task.forms) + 1, dtype=torch.float64)
             for trainer in due
         }
-        for batch in self.held_out.evaluation(EVAL_BATCH, self.ranks.rank, self.ranks.size):
+        size = evaluation_batch(self.settings.batch_size // self.settings.accumulate)
+        for batch in self.held_out.evaluation(size, self.ranks.rank, self.ranks.size):
             with _timed(due, "evaluation"):
                 device_batch = self.held_out.on_device(batch, self.device)
             for trainer in due:

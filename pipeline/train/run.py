@@ -2,6 +2,7 @@
 
     run.json               recipe, cache spec and fingerprint, labels, versions
     metrics.jsonl          one line per step
+    training.json          only while a process trains it
     last.json, best.json   each names a safetensors file with weights, and optimiser state in `last`
 
 The JSON of a checkpoint is replaced last and atomically, so a kill at any moment leaves a whole
@@ -11,7 +12,10 @@ one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -25,12 +29,14 @@ from pipeline.cache.cache import Cache
 from pipeline.cache.storage.local import write_atomically
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
-from pipeline.config.json_files import OTHER_CONTENT, json_value, read_json, sealed_json
+from pipeline.config.json_files import OTHER_CONTENT, json_value, read_json, sealed_json, to_json
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
 from pipeline.config.regular_files import read_regular
 from pipeline.config.tensor_files import load_tensors
+from pipeline.device import out_of_memory_kills
 from pipeline.errors import BadInput
+from pipeline.models.step_memory import gigabytes
 from pipeline.models.tasks.contract import TaskPlugin, make_task
 from pipeline.models.video_model import VideoModel
 from pipeline.records import TokenShape
@@ -126,6 +132,18 @@ class Checkpoint(Settings):
         if self.step > self.steps:
             raise ValueError(f"step is {self.step}, of {self.steps}")
         return self
+
+
+class InTraining(Settings):
+    """The content of training.json, which is there while a process trains the run: where that was
+    killed, the next one finds it."""
+
+    host: str
+    pid: int
+    peak_bytes: int | None
+    """Memory that training takes at its peak; None where there was plenty."""
+    out_of_memory_kills: int | None
+    """Processes that the host had killed for want of memory before, since it started."""
 
 
 class Run:
@@ -225,6 +243,62 @@ class Run:
         for old in self.path.glob(f"{which}-*.safetensors"):
             if old.name != name:
                 old.unlink()
+
+    @contextmanager
+    def in_training(self, peak_bytes: int | None, say: Callable[[str], object]) -> Iterator[None]:
+        """While this process trains the run, a file says so, which a kill leaves behind. `say` is
+        told where the last training was killed, and whether for want of memory, as far as the
+        system tells.
+
+        `peak_bytes`: memory that training takes at its peak, if it is known.
+        """
+        file = self.path / "training.json"
+        now = InTraining(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            peak_bytes=peak_bytes,
+            out_of_memory_kills=out_of_memory_kills(),
+        )
+        if file.is_file():
+            with suppress(BadInput):
+                self._say_killed(read_json(InTraining, file, ""), now, say)
+        write_atomically(file, to_json(now))
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+
+    def _say_killed(
+        self, before: InTraining, now: InTraining, say: Callable[[str], object]
+    ) -> None:
+        if before.host == now.host and _is_alive(before.pid):
+            return  # another process trains it at this moment
+        checkpoint = self.checkpoint("last")
+        step = checkpoint.step if checkpoint else 0
+        kills = [each.out_of_memory_kills for each in (before, now)]
+        by_memory = before.host == now.host and None not in kills and kills[0] != kills[1]
+        cause = (
+            f"for want of memory: {before.host} has killed a process for that since it began"
+            if by_memory
+            else f"on {before.host}, for want of memory perhaps"
+        )
+        need = f"; it takes about {gigabytes(now.peak_bytes)}" if now.peak_bytes else ""
+        say(
+            f"the last training of {self.path} was killed {cause}{need}; it goes on from step "
+            f"{step}; where it is killed again: raise training.accumulate, or lower windows.frames "
+            "or model.width"
+        )
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process of this host is there."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is there, and somebody else's
+        return True
+    return True
 
 
 def load_model(

@@ -16,12 +16,14 @@ from pipeline.config.json_files import sealed_json
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
+from pipeline.models.step_memory import TrainingMemory
 from pipeline.models.tasks.contract import TaskPlugin, make_task
 from pipeline.models.video_model import VideoModel, layers_read
 from pipeline.train.compatibility import check, identity_of, require_same_run, require_truth
 from pipeline.train.distributed import ALONE, Ranks
 from pipeline.train.run import Run, RunHeader, tool_versions
 from pipeline.train.trainer import Trainer
+from pipeline.train.windows.reader import BATCHES_IN_MEMORY
 from pipeline.train.windows.windows import Windows
 
 
@@ -136,3 +138,16 @@ def open_or_create(path: Path, header: RunHeader, recipe: Recipe, context: RunCo
         )
     require_same_run(path, recipe, context.cache, context.manifest)
     return Run(path)
+
+
+def training_memory(recipes: Sequence[Recipe], context: RunContext) -> TrainingMemory:
+    """The memory that training `recipes` side by side takes, where there are no GPUs."""
+    cache, manifest = context.cache, context.manifest
+    return TrainingMemory(
+        recipes,
+        cache.shape,
+        manifest.labels,
+        cache.codec.bytes_per_token(cache.shape.width),
+        BATCHES_IN_MEMORY,
+        len(manifest.split("val")) * recipes[0].windows.eval_windows,
+    )

@@ -32,7 +32,7 @@ from pipeline.extract import extract
 from pipeline.extract.worker import load_encoder
 from pipeline.models import profile
 from pipeline.models.encoders.contract import make_encoder, token_shape
-from pipeline.models.encoders.tower.config import CLS_TOKENS
+from pipeline.models.encoders.tower.model_types import MODEL_TYPES
 from pipeline.models.video_model import layers_read
 from pipeline.train import loop
 from pipeline.train.setup import RunContext
@@ -179,7 +179,7 @@ def test_the_encoder_costs_what_is_published_of_16_frames(name, at_224, at_256):
         assert flops * 16 / 1e9 == pytest.approx(wanted, abs=0.5)
 
 
-@pytest.mark.parametrize("model_type", CLS_TOKENS)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_operations_without_weights_are_those_of_the_encoder_at_work(model_type):
     config = {
         "model_type": model_type,
@@ -187,7 +187,7 @@ def test_operations_without_weights_are_those_of_the_encoder_at_work(model_type)
         "num_hidden_layers": 3,
         "num_attention_heads": 2,
         "patch_size": 16,
-    }
+    } | ({} if model_type == "siglip2_vision_model" else {"image_size": 64})
     plugin = plugins.load("encoder", "transformers")
     settings = plugin.Settings(layers=(0, 1), seed=0, config=config)
     encoder = plugin(settings, 64, CPU)

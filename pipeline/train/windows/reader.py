@@ -19,6 +19,8 @@ READERS = 2
 """Threads that read ahead; never processes: a forked reader can inherit locks that nobody will
 release."""
 BATCHES_AHEAD = 3
+BATCHES_IN_MEMORY = BATCHES_AHEAD + 2
+"""With the one that is handed over next, and the one in use."""
 Refs = TypeVar("Refs")
 Read = TypeVar("Read")
 

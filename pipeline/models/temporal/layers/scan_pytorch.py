@@ -13,6 +13,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+from torch._subclasses.fake_tensor import is_fake
 from torch.autograd.function import once_differentiable
 
 BLOCK_ELEMENTS = {"cpu": 6 * 2**20, "cuda": 2**28}
@@ -24,10 +25,12 @@ and as exact."""
 
 
 def row_blocks(frames: int, rows: int, A_KE: torch.Tensor) -> list[slice]:
-    """Ranges of rows whose states at all frames fit one block; of one row at least."""
+    """Ranges of rows whose states at all frames fit one block; of one row at least. The first two
+    of them where tensors are fake: all others would take the same memory and operations."""
     budget = BLOCK_ELEMENTS.get(A_KE.device.type, BLOCK_ELEMENTS["cuda"])
     block = max(1, budget // (frames * A_KE.numel()))
-    return [slice(start, min(start + block, rows)) for start in range(0, rows, block)]
+    stop = 2 * block if is_fake(A_KE) else rows
+    return [slice(start, min(start + block, rows)) for start in range(0, min(stop, rows), block)]
 
 
 class Operands(NamedTuple):
