@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
-from zarr.storage import MemoryStore
+from zarr.storage import LocalStore, MemoryStore
 
 from pipeline.cache.layout import CHUNK_CHECKSUMS, shard_file
 from pipeline.cache.shard import (
@@ -33,6 +33,7 @@ from pipeline.cache.shard import (
     read_parts,
 )
 from pipeline.cache.storage.contract import Span, Storage
+from pipeline.config.regular_files import open_regular
 from pipeline.errors import BadInput, StillframeError
 
 CONTENT = "content differs from its checksum"
@@ -139,6 +140,19 @@ class StoreWriter:
         return dict(sorted(files.items()))
 
 
+class RegularFiles(LocalStore):
+    """A folder for zarr in which nothing but regular files is opened: at a named pipe, zarr would
+    wait for ever."""
+
+    async def get(
+        self, key: str, prototype: Any = None, byte_range: Any = None
+    ) -> zarr.core.buffer.Buffer | None:
+        path = self.root / key
+        if path.exists() and not path.is_dir():
+            open_regular(path).close()
+        return await super().get(key, prototype, byte_range)
+
+
 class StoreReader:
     """Reads rows of a finished store; safe to share between threads."""
 
@@ -152,7 +166,9 @@ class StoreReader:
         self._checksums: dict[str, np.ndarray | None] = {}
         self._vouched: dict[str, bytearray] = {}
         try:
-            self.group = zarr.open_group(storage.zarr(name), mode="r")
+            place = storage.zarr(name)
+            place = RegularFiles(place, read_only=True) if isinstance(place, Path) else place
+            self.group = zarr.open_group(place, mode="r")
         except StillframeError:
             raise
         except Exception as error:  # damaged metadata makes zarr raise errors of many types

@@ -145,7 +145,14 @@ class Sweep:
         return cls(path, header, caches)
 
     def write_header(self) -> None:
-        """Makes the folder a sweep: from now on any worker may open it."""
+        """Makes the folder a sweep: from now on any worker may open it. Raises BadInput where the
+        folder of runs, or of one of them, is a link, which may lead anywhere."""
+        for folder in (self.path / "runs", *(member.path for member in self.members)):
+            if folder.is_symlink():
+                raise BadInput(
+                    f"{folder} is a symbolic link, and a sweep is trained in its own folder alone",
+                    "put a real folder in place of the link",
+                )
         write_atomically(self.path / SWEEP_FILE, to_json(self.header))
 
     @property

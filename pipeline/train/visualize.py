@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,8 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from pipeline.cache.cache import Cache
-from pipeline.errors import BadVideo, StillframeError
+from pipeline.cache.storage.local import write_atomically
+from pipeline.errors import BadInput, BadVideo, StillframeError
 from pipeline.models.tasks.parts import fonts
 from pipeline.records import Clip
 from pipeline.train.compatibility import check
@@ -62,11 +64,16 @@ def draw(
     """Writes `drawings` as `drawn-<split>/<clip>.mp4` and `drawn-<split>.png` into the run folder;
     returns the sheet's path. `say` is told of each video that could not be written, and of letters
     of labels that no font has."""
-    clips = []
+    clips, folder = [], run.path / f"drawn-{split}"
+    if folder.is_symlink():
+        raise BadInput(
+            f"{folder} is a symbolic link, and a run is drawn in its own folder alone",
+            "put a real folder in place of the link",
+        )
     if missing := fonts.missing_letters(context.manifest.labels):
         say(missing)
     for drawing in drawings(run, context, count, split, checkpoint, say):
-        path = run.path / f"drawn-{split}" / file_name(drawing.clip.clip_id, ".mp4")
+        path = folder / file_name(drawing.clip.clip_id, ".mp4")
         try:
             write_video(path, drawing.pixels_THWC, run.recipe.windows.fps)
         except StillframeError as error:
@@ -188,6 +195,7 @@ class VideoFile:
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._aside.unlink(missing_ok=True)  # a link of that name would be written through
         self._file = av.open(self._aside, "w", format="mp4")
         return self
 
@@ -234,5 +242,6 @@ def contact_sheet(path: Path, clips: Sequence[np.ndarray]) -> None:
             for row in rows
         ]
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet).save(path)
+    data = io.BytesIO()
+    Image.fromarray(sheet).save(data, format="PNG")
+    write_atomically(path, data.getvalue())

@@ -95,6 +95,14 @@ def test_a_bad_neighbour_does_not_stop_a_sound_cache(place, mine):
     assert call("extract", place.spec, place.data, "--out", mine.parent).code == 0
 
 
+def test_a_neighbour_that_could_be_reused_and_is_full_of_pipes(place, mine):
+    for file in ("zarr.json", "time_s/zarr.json", "affine/c/0/0/0", "special/c/0/0/0"):
+        (mine / store_name(0) / file).unlink()
+        os.mkfifo(mine / store_name(0) / file)
+    wider = ("--set", "encoder.layers=[1,2,5]")
+    assert call("extract", place.spec, place.data, "--out", mine.parent, *wider).code == 0
+
+
 def refused(place, mine, tmp_path, *parts) -> None:
     assert_refused(call("train", place.recipe, mine, "--out", tmp_path / "run"), *parts)
     one_line(call("verify", mine))
@@ -228,6 +236,19 @@ def test_a_checkpoint_is_a_file_of_the_run(run, name):
 def test_metrics_that_are_nonsense_are_passed_over(place, run):
     (run / "metrics.jsonl").write_text(f'{{"step": "x", "loss": []}}\n{DEEP}\n')
     assert call("train", place.recipe, place.cache, "--out", run).code == 0
+
+
+@pytest.mark.parametrize("name", ["drawn-val", "drawn-val.png", "drawn-val/.a_v0.mp4.partial"])
+def test_a_run_is_drawn_through_no_link(run, tmp_path, name):
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis.tex").write_text("precious")
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).symlink_to(home if name == "drawn-val" else home / "thesis.tex")
+    result = call("evaluate", run, "--draw", 9)
+    assert [path.name for path in home.iterdir()] == ["thesis.tex"]
+    assert (home / "thesis.tex").read_text() == "precious"
+    assert result.code == (2 if name == "drawn-val" else 0)
 
 
 # The ground

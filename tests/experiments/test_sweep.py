@@ -531,3 +531,15 @@ def test_make_ablate_finds_the_cache_of_the_demo_among_others(material, base, tm
         else ("temporal_modules", str(material.cache.path.absolute()))
     )
     assert said.stdout.split() == ["sweep", *wanted] and said.stderr == ""
+
+
+@pytest.mark.parametrize("link", ["runs", "runs/t"])
+def test_a_sweep_is_trained_through_no_link(two_by_two, material, tmp_path, link):
+    """Runs of a folder that somebody else made could lie anywhere."""
+    made = Sweep.planned(tmp_path / "sweep", two_by_two, {"given": material.cache})
+    link = link.replace("t", made.members[0].name)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "sweep" / link).parent.mkdir(parents=True)
+    (tmp_path / "sweep" / link).symlink_to(tmp_path / "home")
+    with pytest.raises(BadInput, match="is a symbolic link, and a sweep is trained in its own"):
+        made.write_header()

@@ -67,9 +67,10 @@ class Site:
         (cache / "leases/00099.json").write_text(
             json.dumps({"worker": "w", "machine": "m", "pid": 1, "started": 1, "beat": 0})
         )
-        cache.rename(folder / "cache")
+        self.cache = cache.rename(folder / cache.name)
+        self.given = (cache.name, "boxes", "classify")
         for task in ("boxes", "classify"):
-            fine("train", folder / f"{task}.toml", folder / "cache", "--out", folder / task)
+            fine("train", folder / f"{task}.toml", self.cache, "--out", folder / task)
         fine("evaluate", folder / "classify")
 
     def _add_boxes(self) -> None:
@@ -86,7 +87,7 @@ class Site:
 
     def copied(self, folder: Path) -> Attempt:
         shutil.rmtree(folder, ignore_errors=True)
-        for name in ("cache", "boxes", "classify"):
+        for name in self.given:
             shutil.copytree(self.folder / name, folder / "given" / name)
         (folder / "home/sub").mkdir(parents=True)
         (folder / "home/thesis.tex").write_text("the secret of the thesis")
@@ -97,7 +98,7 @@ class Site:
     def targets(self) -> list[list[str]]:
         """All files and folders of a cache and two runs, relative to what was given; those of one kind together."""
         kinds: dict[str, list[str]] = {}
-        for name in ("cache", "boxes", "classify"):
+        for name in self.given:
             for path in sorted((self.folder / name).rglob("*")):
                 target = path.relative_to(self.folder).as_posix()
                 kinds.setdefault(re.sub(r"[0-9/]+", "#", target), []).append(target)
@@ -124,7 +125,7 @@ class Attempt:
 
     def _fit(self) -> None:
         """Makes every checksum fit again, from the inside out."""
-        cache = self.given / "cache"
+        cache = self.given / self.site.cache.name
         with suppress(Exception):
             files = {"manifest_sha256": "manifest.jsonl", "targets_sha256": "targets.h5"}
             files["videos_sha256"] = "videos.jsonl"
@@ -172,7 +173,7 @@ class Attempt:
         """The commands that read what was damaged; of the slower ones, one."""
         root, site = target.partition("/")[0], self.site
         path = self.given / root
-        if root == "cache":
+        if root == site.cache.name:
             yield "status", path
             yield "verify", path
             slower = [
@@ -181,14 +182,15 @@ class Attempt:
                 ("evaluate", self.given / "boxes", "--cache", path),
                 ("verify", path, "--repair", "--root", site.videos),
                 ("diff", site.spec, path),
+                ("extract", site.spec, site.data, "--out", self.given),
                 ("derive", path, "--out", self.folder / "derived", "--set", "codec.name=int8"),
                 ("report", path, "--out", self.folder / "page"),
             ]
         else:
             slower = [
-                ("evaluate", path, "--cache", site.folder / "cache"),
+                ("evaluate", path, "--cache", site.cache),
                 ("evaluate", path, "--checkpoint", "best"),
-                ("train", site.folder / f"{root}.toml", site.folder / "cache", "--out", path),
+                ("train", site.folder / f"{root}.toml", site.cache, "--out", path),
                 ("stream", path, site.videos / "a/v1.mp4"),
                 ("report", path, "--out", self.folder / "page"),
             ]

@@ -353,6 +353,8 @@ def _write(
     """All files aside, then the renames. Returns `origin` with what it says of the others."""
     out.mkdir(parents=True, exist_ok=True)
     aside = {name: out / f".{name}.partial" for name in Manifest.FILES}
+    for path in aside.values():
+        path.unlink(missing_ok=True)  # a link of that name would be written through
     has_targets = write_targets(aside[TARGETS], ((clip, dataset.targets(clip)) for clip in clips))
     if has_targets:
         with aside[TARGETS].open("rb") as file:
