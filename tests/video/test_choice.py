@@ -74,10 +74,8 @@ def test_one_picture_beside_many_is_a_cover_whatever_its_flags(tmp_path, tracks,
     for place in (0, 1):
         order = [tracks["video"]]
         order.insert(place, tracks["still" if suffix == "ts" else "cover"])
-        for number, flags in enumerate(
-            [("default", "0"), ("0", "default"), ("default", "default"), ("0", "0")]
-        ):
-            path = joined(tmp_path / f"{place}{number}.{suffix}", order, list(flags))
+        for flags in (["default", "0"], ["0", "default"]):
+            path = joined(tmp_path / f"{place}{flags[0]}.{suffix}", order, flags)
             assert taken(path) == 1 - place, flags
             assert sum(len(block) for block in decode(path, None)) == 8
 
