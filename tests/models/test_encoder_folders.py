@@ -314,7 +314,7 @@ def test_a_name_that_no_file_can_have_is_refused(shards: Path) -> None:
 
 
 def test_links_out_of_the_folder_are_refused_and_those_of_a_hub_cache_are_followed(
-    shards: Path, whole: Path, tmp_path: Path
+    shards: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = patches(make(shards))
     shard = first_shard(shards)
@@ -335,6 +335,11 @@ def test_links_out_of_the_folder_are_refused_and_those_of_a_hub_cache_are_follow
         shutil.copy(file, blobs / f"blob{number}")
         (snapshot / file.name).symlink_to(f"../../blobs/blob{number}")
     assert torch.equal(patches(make(snapshot)), patches(make(whole)))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(snapshot.name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert torch.equal(patches(make(Path("a/vit"))), patches(make(whole)))
 
 
 def test_a_fifo_is_no_file(vit: Path) -> None:

@@ -304,6 +304,16 @@ def test_a_checkpoint_with_the_frozen_encoder_and_without_constants_is_read(cach
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs if "tracked" not in name)
 
 
+def test_weights_that_share_their_numbers_in_the_file_become_weights_of_their_own(cache, tmp_path):
+    state = state_dict("pose", "mamba")
+    one, other = (f"model.encoder.interm_mlps.{layer}.mlp.0.weight" for layer in (0, 1))
+    state[other] = state[one]
+    file = lightning(tmp_path / "a.ckpt", state)
+    run = import_checkpoint(file, recipe("pose", "mamba"), cache, tmp_path / "run")
+    mixer = load_model(run, cache.shape)[0].mixer.state_dict()
+    assert torch.equal(mixer["0.mlp.0.weight"], mixer["1.mlp.0.weight"])
+
+
 def test_a_checkpoint_without_running_statistics_is_refused(cache, tmp_path):
     """Mean 0 and variance 1 in their place would answer, and wrongly."""
     state = state_dict("pose", "mamba")
