@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import socket
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.commands import assert_refused, call
+from support.forgery import edit
 
 from pipeline.cache.storage.disk_cache import DiskCache
 from pipeline.cache.storage.local import LocalFolder
@@ -95,9 +95,7 @@ def test_a_run_makes_no_request(place, tmp_path, server, url, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     run = tmp_path / "run"
     shutil.copytree(place.run, run)
-    table = json.loads((run / "run.json").read_text())
-    table["cache_path"] = url.format(port)
-    (run / "run.json").write_text(json.dumps(table))
+    edit(run / "run.json", lambda table: table.update(cache_path=url.format(port)))
     assert_refused(call("evaluate", run), "is opened only if you name it yourself", "--cache URL")
     if url.startswith("http"):
         assert call("report", run, "--out", tmp_path / "page").code == 0
@@ -123,9 +121,7 @@ def test_a_model_that_a_run_names_is_not_fetched(place, tmp_path, server, monkey
         model_folder(settings.settings, ["config.json"])
     run = tmp_path / "run"
     shutil.copytree(place.run, run)
-    table = json.loads((run / "run.json").read_text())
-    with_hub_encoder(table)
-    (run / "run.json").write_text(json.dumps(table))
+    edit(run / "run.json", with_hub_encoder)
     with pytest.raises(BadInput, match="which the cache or run names, is not on this machine"):
         Stream(Run(run), torch.device("cpu"))
     assert not came(server)

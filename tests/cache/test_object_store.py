@@ -360,7 +360,8 @@ def test_training_and_scoring_from_a_bucket_equal_those_from_the_disk(remote, pl
     run = tmp_path / "run"
     fine("train", place.recipe, remote, "--out", run)
     assert json.loads((run / "run.json").read_text())["cache_path"] == str(remote)
-    ours, theirs = (fine("evaluate", folder, "--json").json for folder in (run, place.run))
+    ours = fine("evaluate", run, "--cache", remote, "--json").json
+    theirs = fine("evaluate", place.run, "--json").json
     assert ours["forms"] == theirs["forms"] and ours["clips_scored"] > 0
     (here,), (there,) = (list(folder.glob("last-*.safetensors")) for folder in (run, place.run))
     assert here.read_bytes() == there.read_bytes()

@@ -291,7 +291,8 @@ def _content(folder: Path) -> Iterator[tuple[str, str]]:
         if path.is_file():
             data = path.read_bytes()
             if path.parent.name == "receipts" and path.suffix == ".json":
-                data = json.dumps(json.loads(data) | {"seconds": None, "finished_s": None}).encode()
+                clocked = {"seconds": None, "finished_s": None, "checksum": None}
+                data = json.dumps(json.loads(data) | clocked).encode()
             yield path.relative_to(folder).as_posix(), hashlib.sha256(data).hexdigest()
 
 
