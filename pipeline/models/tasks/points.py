@@ -321,9 +321,9 @@ class Task(TaskPlugin):
         """Average Jaccard, share of visible points within 1 to 16 px of 256, accuracy of
         visibility; see `parts.tapvid`. An answer that is not finite is wrong: far from any place,
         and visible where the point is not."""
-        known = np.isfinite(answer).all(axis=-1)
-        xy = np.where(known[..., None], answer[..., :2], np.inf)
-        said_visible = np.where(known, answer[..., 2] > SEEN, ~targets["visible"])
+        finite = np.isfinite(answer).all(axis=-1)
+        xy = np.where(finite[..., None], answer[..., :2], np.inf)
+        said_visible = np.where(finite, answer[..., 2] > SEEN, ~targets["visible"])
         return tapvid(
             xy, said_visible, targets["points"], targets["visible"], self._counted(targets)
         )

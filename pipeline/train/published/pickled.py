@@ -227,7 +227,7 @@ class _Machine:
             stack.append(Symbol(f"{module}.{attribute}"))
         elif name in ("REDUCE", "NEWOBJ"):
             arguments, maker = stack.pop(), stack.pop()
-            stack.append(_made(maker, arguments))
+            stack.append(_call_result(maker, arguments))
         elif name == "NEWOBJ_EX":
             stack[-3:] = [OPAQUE]
         elif name == "BUILD":
@@ -250,14 +250,14 @@ class _Machine:
         if identity[5:] not in ((), (None,)):
             return OPAQUE  # a view of another storage, which torch has not written for years
         kind, key, count = identity[1], identity[2], identity[4]
-        known = isinstance(kind, Symbol) and kind.name in STORAGES
-        if not known or not isinstance(key, str) or type(count) is not int:
+        is_storage = isinstance(kind, Symbol) and kind.name in STORAGES
+        if not is_storage or not isinstance(key, str) or type(count) is not int:
             return OPAQUE
         storage = TensorStorage(key, STORAGES[kind.name], count)
         return self.storages.setdefault(key, storage)
 
 
-def _made(maker: Any, arguments: Any) -> Any:
+def _call_result(maker: Any, arguments: Any) -> Any:
     """What a call makes, where it is one of the forms of torch; nothing is called."""
     name = maker.name if isinstance(maker, Symbol) else None
     if not isinstance(arguments, tuple):
@@ -281,7 +281,7 @@ def _made(maker: Any, arguments: Any) -> Any:
         return arguments[0]
     if name in SUBCLASSES and len(arguments) >= 3 and isinstance(arguments[0], Symbol):
         inner = arguments[0]
-        return OPAQUE if inner.name in SUBCLASSES else _made(inner, arguments[2])
+        return OPAQUE if inner.name in SUBCLASSES else _call_result(inner, arguments[2])
     return OPAQUE
 
 

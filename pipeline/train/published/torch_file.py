@@ -141,18 +141,18 @@ class _Legacy:
         read_pickle(file)  # of the machine that wrote it
         self.content, storages = read_pickle(file)
         keys, _ = read_pickle(file)
-        self._places: dict[str, int] = {}
+        self._offsets: dict[str, int] = {}
         for key in keys:
             storage = storages[key]
             count = int.from_bytes(file.read(8), "little", signed=True)
-            self._places[key] = file.tell()
+            self._offsets[key] = file.tell()
             end = file.tell() + storage.count * (storage.dtype or torch.uint8).itemsize
             if count != storage.count or count < 0 or end > size:
                 raise ValueError("it was cut short or changed")
             file.seek(end)
 
     def storage(self, key: str, size_bytes: int) -> bytes:
-        self._file.seek(self._places[key])
+        self._file.seek(self._offsets[key])
         return self._file.read(size_bytes)
 
 

@@ -49,15 +49,15 @@ def _image_processor(folder: Path) -> tuple[Path | None, dict[str, Any]]:
     """The table of the image processor, and its file: the part of `processor_config.json` where
     that has one, as transformers 5 writes it, else `preprocessor_config.json`; empty where there
     is neither."""
-    both = folder / "processor_config.json"
-    if both.exists():
-        table = json_object(both).get("image_processor")
+    combined = folder / "processor_config.json"
+    if combined.exists():
+        table = json_object(combined).get("image_processor")
         if isinstance(table, dict):
-            return both, table
+            return combined, table
         if table is not None:
-            raise BadInput(f"{both}: image_processor must be an object", "fetch it again")
-    alone = folder / "preprocessor_config.json"
-    return (alone, json_object(alone)) if alone.exists() else (None, {})
+            raise BadInput(f"{combined}: image_processor must be an object", "fetch it again")
+    separate = folder / "preprocessor_config.json"
+    return (separate, json_object(separate)) if separate.exists() else (None, {})
 
 
 def _are_numbers(values: list[Any]) -> bool:

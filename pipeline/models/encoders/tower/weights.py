@@ -27,7 +27,7 @@ SPARE = ("pooler.", "head.", "embeddings.mask_token")
 
 def empty_tower(config: Any) -> Any:
     """The tower that a configuration describes, with the numbers that its constructor gives it."""
-    return _model_class(config)._from_config(_as_made(config), attn_implementation="sdpa")
+    return _model_class(config)._from_config(_build_config(config), attn_implementation="sdpa")
 
 
 def pretrained_tower(folder: Path, config: Any) -> tuple[Any, str]:
@@ -36,10 +36,8 @@ def pretrained_tower(folder: Path, config: Any) -> tuple[Any, str]:
     files = weight_files(folder)
     weights = _read_weights(folder, files)
     tower, report = _with_weights(folder, config, weights)
-    if report["missing_keys"]:
-        inner = _inner_tower(weights, tower)
-        if inner:
-            tower, report = _with_weights(folder, config, inner)
+    if _missing(report) and (inner := _inner_tower(weights, tower)):
+        tower, report = _with_weights(folder, config, inner)
     _refuse_incomplete(folder, config, report)
     digest = hashlib.sha256()
     for file in files:
@@ -71,7 +69,7 @@ def _with_weights(
             # The weights are handed over, so that transformers opens no file of the folder.
             tower, report = _model_class(config).from_pretrained(
                 None,
-                config=_as_made(config),
+                config=_build_config(config),
                 state_dict=dict(weights),
                 dtype=torch.float32,
                 attn_implementation="sdpa",
@@ -84,6 +82,11 @@ def _with_weights(
             "fetch or convert them again",
         ) from error
     return tower, report
+
+
+def _missing(report: dict[str, Any]) -> list[str]:
+    """The tower's weights that the files did not have, without those that no token needs."""
+    return sorted(name for name in report["missing_keys"] if not name.startswith(SPARE))
 
 
 def _inner_tower(weights: dict[str, torch.Tensor], tower: Any) -> dict[str, torch.Tensor]:
@@ -112,7 +115,7 @@ def _model_class(config: Any) -> Any:
     return getattr(transformers, MODEL_TYPES[config.model_type].model_class)
 
 
-def _as_made(config: Any) -> Any:
+def _build_config(config: Any) -> Any:
     """The configuration that the tower is made with: as it was read, but with what its type fixes,
     and a square image's size as one number, which is all that some types understand."""
     config = copy.deepcopy(config)
@@ -155,12 +158,12 @@ def _read_weights(folder: Path, files: list[Path]) -> dict[str, torch.Tensor]:
 def _refuse_incomplete(folder: Path, config: Any, report: dict[str, Any]) -> None:
     """Raises BadInput where the files did not give the tower every weight that tokens need, in its
     shape: transformers fills such weights with random numbers."""
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith(SPARE))
-    whole = json_object(folder / "config.json").get("model_type")
-    if missing and whole != config.model_type:
+    missing = _missing(report)
+    whole_type = json_object(folder / "config.json").get("model_type")
+    if missing and whole_type != config.model_type:
         raise BadInput(
-            f"{folder} is a whole {whole} model, and its weights lack {len(missing)} of those of "
-            f"its vision tower ({config.model_type}), the first is {missing[0]}",
+            f"{folder} is a whole {whole_type} model, and its weights lack {len(missing)} of those "
+            f"of its vision tower ({config.model_type}), the first is {missing[0]}",
             "fetch it again; or load it with transformers, and call save_pretrained of its vision "
             "tower, which then is a model of its own",
         )
@@ -170,15 +173,15 @@ def _refuse_incomplete(folder: Path, config: Any, report: dict[str, Any]) -> Non
             "fetch it again",
         )
     mismatched = sorted(
-        (str(name), tuple(found), tuple(wanted))
-        for name, found, wanted in report["mismatched_keys"]
+        (str(name), tuple(shape), tuple(tower_shape))
+        for name, shape, tower_shape in report["mismatched_keys"]
         if not str(name).startswith(SPARE)
     )
     if mismatched:
-        name, found, wanted = mismatched[0]
+        name, shape, tower_shape = mismatched[0]
         raise BadInput(
             f"{folder}: {len(mismatched)} weights do not fit its config.json, the first is {name}, "
-            f"of shape {found} where {wanted} is wanted",
+            f"of shape {shape} where {tower_shape} is wanted",
             "fetch both again",
         )
 
