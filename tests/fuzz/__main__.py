@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from support.commands import digest
 from support.material import LENGTHS, address_video
 
 from fuzz.site import Site, attempt
@@ -39,6 +40,9 @@ def main(seconds: float, seed: int | None) -> int:
             except Exception:
                 failed += 1
                 say(f"SEED={now}\n{traceback.format_exc()}")
+        if digest(site.folder) != site.before:
+            failed += 1
+            say("files beside what was damaged were changed")
     counts = ", ".join(f"{count} ended with {code}" for code, count in sorted(codes.items()))
     say(f"{attempts} attempts, {failed} failed; of the commands {counts}")
     return 1 if failed else 0

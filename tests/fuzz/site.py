@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import signal
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,12 +17,15 @@ from typing import Any
 import numpy as np
 from support.commands import SPEC, Result, call, digest, fine
 from support.forgery import edit
+from support.paths import GOLDEN
 
 from fuzz.damage import RAW, change, forge, other_thing
 from pipeline.cache.receipts import header_digest
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.datasets.manifest.targets_file import write_targets
 
+OLDER = (1, 2)
+"""Older formats, whose caches have fewer checksums."""
 WAIT_S = 60
 """Seconds after which a command counts as hanging."""
 RECIPE = """
@@ -68,10 +72,17 @@ class Site:
             json.dumps({"worker": "w", "machine": "m", "pid": 1, "started": 1, "beat": 0})
         )
         self.cache = cache.rename(folder / cache.name)
-        self.given = (cache.name, "boxes", "classify")
+        self.caches = (cache.name, *(f"format_{number}" for number in OLDER))
+        for number, name in zip(OLDER, self.caches[1:], strict=True):
+            with zipfile.ZipFile(GOLDEN / f"cache_of_{name}.zip") as packed:
+                packed.extractall(folder / "older" / str(number))
+            (older,) = (folder / "older" / str(number)).iterdir()
+            older.rename(folder / name)
+        self.given = (*self.caches, "boxes", "classify")
         for task in ("boxes", "classify"):
             fine("train", folder / f"{task}.toml", self.cache, "--out", folder / task)
         fine("evaluate", folder / "classify")
+        self.before = digest(folder)
 
     def _add_boxes(self) -> None:
         """Truth for every clip, since data sets that bring some are larger."""
@@ -101,7 +112,8 @@ class Site:
         for name in self.given:
             for path in sorted((self.folder / name).rglob("*")):
                 target = path.relative_to(self.folder).as_posix()
-                kinds.setdefault(re.sub(r"[0-9/]+", "#", target), []).append(target)
+                kind = "cache/" * (name in self.caches) + target.partition("/")[2]
+                kinds.setdefault(re.sub(r"[0-9/]+", "#", kind), []).append(target)
         return list(kinds.values())
 
 
@@ -125,7 +137,20 @@ class Attempt:
 
     def _fit(self) -> None:
         """Makes every checksum fit again, from the inside out."""
-        cache = self.given / self.site.cache.name
+        for name in self.site.caches:
+            self._fit_cache(self.given / name)
+        for name in ("boxes", "classify"):
+            with suppress(Exception):
+                for which in ("last", "best"):
+                    file = self.given / name / f"{which}.json"
+                    weights = self.given / name / json.loads(file.read_text())["file"]
+                    new = {"sha256": sha256(weights)}
+                    edit(file, lambda table, new=new: table.update(new))
+            with suppress(Exception):
+                for file in (self.given / name).glob("*.json"):
+                    edit(file, lambda table: None)
+
+    def _fit_cache(self, cache: Path) -> None:
         with suppress(Exception):
             files = {"manifest_sha256": "manifest.jsonl", "targets_sha256": "targets.h5"}
             files["videos_sha256"] = "videos.jsonl"
@@ -144,36 +169,29 @@ class Attempt:
                 "manifest": hashlib.sha256(both.encode()).hexdigest(),
                 "codec_sha256": sha256(cache / "codec.safetensors"),
             }
-            edit(cache / "cache.json", lambda header: header.update(facts))
+            edit(
+                cache / "cache.json",
+                lambda header: header.update({key: facts[key] for key in facts if key in header}),
+            )
         for receipt in sorted((cache / "receipts").glob("*.json")):
             with suppress(Exception):
                 store = cache / "stores" / f"{receipt.stem}.zarr"
                 header = header_digest((cache / "cache.json").read_bytes())
 
                 def fit(table: dict[str, Any], store: Path = store, header: str = header) -> None:
-                    table["header_sha256"] = header
+                    table |= {"header_sha256": header} if "header_sha256" in table else {}
                     for name in table["files"]:
                         table["files"][name] = [
                             (store / name).stat().st_size, sha256(store / name)
                         ]  # fmt: skip
 
                 edit(receipt, fit)
-        for name in ("boxes", "classify"):
-            with suppress(Exception):
-                for which in ("last", "best"):
-                    file = self.given / name / f"{which}.json"
-                    weights = self.given / name / json.loads(file.read_text())["file"]
-                    new = {"sha256": sha256(weights)}
-                    edit(file, lambda table, new=new: table.update(new))
-            with suppress(Exception):
-                for file in (self.given / name).glob("*.json"):
-                    edit(file, lambda table: None)
 
     def commands(self, target: str, number: int) -> Iterator[Sequence[object]]:
         """The commands that read what was damaged; of the slower ones, one."""
         root, site = target.partition("/")[0], self.site
         path = self.given / root
-        if root == site.cache.name:
+        if root in site.caches:
             yield "status", path
             yield "verify", path
             slower = [
@@ -183,6 +201,7 @@ class Attempt:
                 ("verify", path, "--repair", "--root", site.videos),
                 ("diff", site.spec, path),
                 ("extract", site.spec, site.data, "--out", self.given),
+                ("evaluate", self.given / "classify", "--cache", path),
                 ("derive", path, "--out", self.folder / "derived", "--set", "codec.name=int8"),
                 ("report", path, "--out", self.folder / "page"),
             ]
