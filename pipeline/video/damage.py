@@ -98,8 +98,6 @@ class CheckedFrame(NamedTuple):
     frame: VideoFrame
     dts: int | None
     """Decode time of the packet that it is from."""
-    read_dts: int | None
-    """Decode time of the last packet that was read when it came out."""
     damage: str | None
     """What speaks against it; None: nothing does."""
     said_aspect: Fraction | None
@@ -137,7 +135,6 @@ class CheckedDecoder:
         self.damaged_at: int | None = None
         """Offset in the file of the first damage."""
         self._last = PacketNote(-1, Packet())
-        self._read_dts: int | None = None
         self._blames: list[Blame] = []
         """One for each packet at which damage was noticed, in the order of decoding."""
         self._keys: list[tuple[int, int | None]] = []
@@ -151,7 +148,6 @@ class CheckedDecoder:
             self.at_byte = packet.pos or self.at_byte
             self._last = note = PacketNote(self._last.number + 1, packet)
             packet.opaque = note
-            self._read_dts = self._read_dts if packet.dts is None else packet.dts
             if packet.is_corrupt:
                 self._blame_incomplete(note.number)
             yield from self._checked(self._decoded(packet, note))
@@ -223,7 +219,7 @@ class CheckedDecoder:
             if not isinstance(note, PacketNote):  # some decoders lose it
                 note = self._last
             damage = self._damage(frame, note.number)
-            yield CheckedFrame(frame, note.dts, self._read_dts, damage, note.said_aspect)
+            yield CheckedFrame(frame, note.dts, damage, note.said_aspect)
 
     def _damage(self, frame: VideoFrame, number: int) -> str | None:
         """What speaks against the frame that was made from a packet, or against what it rests

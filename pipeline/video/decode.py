@@ -244,7 +244,7 @@ class _VideoFile:
         )
         for decoded in checked.frames():
             # What libav makes up as a presentation time in AVI is not worth having.
-            ticks = (decoded.dts, None) if is_avi else (decoded.frame.pts, decoded.read_dts)
+            ticks = (decoded.dts, None) if is_avi else (decoded.frame.pts, decoded.dts)
             shown_s, decoded_s = (
                 None if tick is None else float(tick * stream.time_base) for tick in ticks
             )

@@ -50,7 +50,13 @@ class Stamp(NamedTuple):
     shown_s: float | None
     """Presentation time. None: the file has none."""
     decoded_s: float | None = None
-    """Decode time of the packet that was read last when the frame came out. None: not known."""
+    """Decode time of the packet that the frame is from. None: not known."""
+
+    def lead_s(self) -> float:
+        """By how much the frame is shown after it is decoded; NaN if that is not known."""
+        if self.shown_s is None or self.decoded_s is None:
+            return math.nan
+        return self.shown_s - self.decoded_s
 
 
 def presentation_times(
@@ -146,7 +152,7 @@ class _Clock:
         elif self._is_stray(time_s, stamp, later):
             return self._substitute_s(later)
         if stamp.decoded_s is not None:
-            self._lead_s = max(self._lead_s, stamp.shown_s - stamp.decoded_s)
+            self._lead_s = max(self._lead_s, stamp.lead_s())
         return time_s
 
     def _on_s(self, shown_s: float) -> float:
@@ -169,8 +175,10 @@ class _Clock:
         return not (len(steps_s) == 2 and 0 < steps_s[0] <= LEAP * steps_s[1])
 
     def _leaps(self, time_s: float) -> bool:
-        usual_s = median(self._steps_s) if self._steps_s else self._interval_s
-        return time_s - self._previous_s > LEAP * usual_s
+        return time_s - self._previous_s > LEAP * self._usual_step_s()
+
+    def _usual_step_s(self) -> float:
+        return median(self._steps_s) if self._steps_s else self._interval_s
 
     def _is_stray(self, time_s: float, stamp: Stamp, later: _Later[Frame]) -> bool:
         """Whether a time after the previous one is contradicted by times that follow or, where too
@@ -183,20 +191,23 @@ class _Clock:
         if rise_past > 1 + rise_through:
             return True
         if self._previous_s == -math.inf:
-            return rise_past > 0 and later_s[place] - time_s > LONE_S
+            return rise_past > 0 and self._is_stray_first(stamp, later_s[place] - time_s)
         leaps = self._leaps(time_s)
         if leaps and not rise_through and any(self._previous_s < at_s < time_s for at_s in later_s):
             return True
         if len(later_s) == later.limit or not leaps:
             return False
-        assert stamp.shown_s is not None
         step_s = time_s - self._previous_s
-        runs_ahead = (
-            stamp.decoded_s is not None
-            and math.isfinite(self._lead_s)
-            and stamp.shown_s - stamp.decoded_s > self._lead_s + step_s / 2
-        )
-        return runs_ahead or (not later_s and step_s > LONE_S)
+        if not later_s and step_s > LONE_S:
+            return True
+        # Where frames are reordered, the decode times of the last ones lie before a gap anyway.
+        is_in_order = -math.inf < self._lead_s < self._usual_step_s()
+        return is_in_order and stamp.lead_s() > self._lead_s + step_s / 2
+
+    def _is_stray_first(self, stamp: Stamp, step_s: float) -> bool:
+        """Whether the very first time is stray, which is by `step_s` earlier than the next good
+        one: no frame is shown long before it is decoded."""
+        return step_s > LONE_S or -stamp.lead_s() > step_s / 2
 
     def _set_back_step_s(self, shown_s: float, later: _Later[Frame]) -> float | None:
         """The step by which times go on from one that lies too early, evenly and for longer than
@@ -214,16 +225,17 @@ class _Clock:
         later_s = self._later_s(later, later.limit)
         rise, place = _longest_rise(later_s, self._previous_s)
         is_first = self._previous_s == -math.inf
+        # Headers say the average interval, which a single stray time spoils.
+        usual_s = self._usual_step_s()
+        interval_s = usual_s if self._interval_s > LEAP * usual_s else self._interval_s
         if not rise:
-            return 0.0 if is_first else self._previous_s + self._interval_s
+            return 0.0 if is_first else self._previous_s + interval_s
         if is_first:
-            return later_s[place] - (place + 1) * self._interval_s
+            return later_s[place] - (place + 1) * interval_s
         even_s = (later_s[place] - self._previous_s) / (place + 2)
         # Where frames are missing between the two, an interval is nearer the truth than an even
         # share; where it is that share but for rounding, it is kept as it is.
-        time_s = self._previous_s + (
-            self._interval_s if self._interval_s <= even_s * (1 + EVEN) else even_s
-        )
+        time_s = self._previous_s + (interval_s if interval_s <= even_s * (1 + EVEN) else even_s)
         return max(time_s, math.nextafter(self._previous_s, math.inf))
 
 

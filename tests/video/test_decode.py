@@ -66,6 +66,13 @@ def test_sampling_at_the_native_rate_keeps_all_in_spite_of_rounded_times(tmp_pat
     assert which(read(path, fps=60)[0]) == list(range(20))
 
 
+def test_frames_a_millisecond_apart_are_sampled_from_the_first(tmp_path):
+    path = encode(tmp_path / "fast.mp4", GREYS * 5, rate=1000, options={"bf": "0"})
+    for fps, step in ((100, 10), (500, 2), (1000, 1)):
+        _, times_s, _ = read(path, fps=fps)
+        np.testing.assert_allclose(times_s, np.arange(0, 100, step) / 1000, atol=1e-6)
+
+
 def test_avi_takes_decode_times(tmp_path):
     for b_frames in "02":
         options = {"bf": b_frames, "qmin": "1", "qmax": "2"}

@@ -150,7 +150,7 @@ def test_a_substitute_goes_at_most_half_the_way_to_the_next_good_time(interval_s
 
 
 def test_the_last_time_is_judged_by_its_decode_time():
-    decoded_s = [time_s - 3 * STEP_S for time_s in EVEN]
+    decoded_s = [time_s - 0.005 for time_s in EVEN]
     for run in (1, 2, 5):
         damage = {k: EVEN[k] + 316 for k in range(120 - run, 120)}
         np.testing.assert_allclose(judged(changed(EVEN, damage), decoded_s), EVEN, atol=1e-9)
@@ -158,6 +158,27 @@ def test_the_last_time_is_judged_by_its_decode_time():
     late_s = [*EVEN, EVEN[-1] + 316]
     assert judged(late_s, [*decoded_s, decoded_s[-1] + 316]) == late_s
     assert judged(late_s) == late_s
+    assert judged([*EVEN, EVEN[-1] + 7200])[-1] == pytest.approx(120 * STEP_S)
+
+
+def test_the_first_time_is_judged_by_its_decode_time():
+    decoded_s = [time_s - 2 * STEP_S for time_s in EVEN]
+    times_s = judged(changed(EVEN, {0: -316.0}), decoded_s)
+    np.testing.assert_allclose(times_s, EVEN, atol=1e-9)
+    # A gap after the first frame.
+    gap_s = [0.0, *[time_s + 30 for time_s in EVEN]]
+    assert judged(gap_s, [-0.04, -0.0, *gap_s[1:-1]]) == gap_s
+    assert judged(changed(EVEN, {0: -7200.0}))[0] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.ts", "a.mkv"])
+@pytest.mark.parametrize("late", [1, 2, 4, 39])
+def test_a_gap_before_the_last_frames_where_frames_are_reordered(tmp_path, name, late):
+    """The decode times of the last packets come before the gap."""
+    good_s = [k * STEP_S + (30 if k >= 40 - late else 0) for k in range(40)]
+    path = encode(tmp_path / name, numbered(40), times_s=good_s, rate=25, options={"bf": "2"})
+    _, times_s, _ = read(path)
+    np.testing.assert_allclose(times_s - times_s[0], good_s, atol=1e-3)
 
 
 def test_first_frames_without_a_time_come_before_the_first_that_has_one():
