@@ -43,9 +43,9 @@ def first_instant(time_s: float, previous_s: float, start_s: float, fps: float) 
 
 
 def first_instants(time_s_F: np.ndarray, start_s: float, fps: float) -> np.ndarray:
-    """(F,) int64: `first_instant` of consecutive frames with ascending times. The first frame is on
-    screen from its own time on."""
-    previous_s_F = np.concatenate([time_s_F[:1], time_s_F[:-1]])
+    """(F,) int64: `first_instant` of consecutive frames with ascending times. What came before the
+    first one, if anything did, came at `start_s`."""
+    previous_s_F = np.concatenate([np.minimum(time_s_F[:1], start_s), time_s_F[:-1]])
     instants_F: np.ndarray = np.ceil((shown_from_s(time_s_F, previous_s_F) - start_s) * fps)
     return instants_F.astype(np.int64)
 
@@ -111,13 +111,12 @@ def clock_s(time_s_F: np.ndarray, rate: Rate) -> np.ndarray:
     return time_s_F
 
 
-def sampled_for_s(clock_s_F: np.ndarray, rate: Rate) -> np.ndarray:
+def sampled_for_s(clock_s_F: np.ndarray, rate: Rate, first_s: float) -> np.ndarray:
     """(F,) seconds: the instants for which a cache kept a video's frames, all of whose times by
-    `clock_s` are given. Those of a rate in frames per second are multiples of a step; otherwise
-    they are the frames' own."""
+    `clock_s` are given. Those of a rate in frames per second are multiples of a step after
+    `first_s`, when the video's first frame appears; otherwise they are the frames' own."""
     if rate is None or isinstance(rate, Stride):
         return clock_s_F
-    first_s = float(clock_s_F[0])
     return first_s + first_instants(clock_s_F, first_s, rate) / rate
 
 

@@ -87,7 +87,7 @@ def test_a_stream_answers_about_the_frames_that_a_window_reads(
     streamed = np.repeat(np.arange(-1, len(times_s)), counts)
     assert clock.has_begun and counts[0] == 0
     picked_by_s = clock_s(times_s, cached)
-    start_s = float(sampled_for_s(picked_by_s, cached)[first])
+    start_s = float(sampled_for_s(picked_by_s, cached, float(times_s[0]))[first])
     read = first + frames_on_screen(picked_by_s[first:], start_s, fps, len(streamed))
     assert streamed.tolist() == read.tolist()
 
@@ -97,7 +97,7 @@ def test_windows_at_the_rate_of_the_cache_take_every_cached_frame_once():
     times_s = np.arange(600) / (30 / 1.001)
     cached_s = times_s[are_sampled(times_s, times_s[-1] + 1 / 30, 5)]
     assert np.ptp(np.diff(cached_s)) > 0.03
-    for first, start_s in enumerate(sampled_for_s(cached_s, 5)[:-8]):
+    for first, start_s in enumerate(sampled_for_s(cached_s, 5, 0.0)[:-8]):
         rows = frames_on_screen(cached_s, start_s, 5, 8)
         assert rows.tolist() == list(range(first, first + 8))
 
@@ -108,6 +108,12 @@ def test_a_thousand_frames_a_second(fps, stride):
     times_s = 7 + np.arange(1000) / 1000
     kept = np.flatnonzero(are_sampled(times_s, 8.0, fps))
     assert kept.tolist() == list(range(0, 1000, stride))
+
+
+def test_instants_of_a_cache_count_from_the_first_frame_though_it_was_left_out():
+    """As a stream counts them, for which the frame that was left out came before."""
+    kept_s = np.array([0.2005, 0.4003, 0.6])
+    np.testing.assert_allclose(sampled_for_s(kept_s, 5, 0.0), [0.2, 0.4, 0.6])
 
 
 def test_a_frame_stays_on_screen_until_the_next():

@@ -211,10 +211,10 @@ def clip_rows_of(cache: Cache, clip: Clip) -> ClipRows | str:
     time_s = cache.small_array(location.store, TIMES)[location.start : location.stop]
     rate = cache.cache_spec.frames.kept
     clock_s_F = clock_s(time_s, rate)
-    sampled_for_s_F = sampled_for_s(clock_s_F, rate)
+    first_s = cache.first_s(clip.video_id)
+    sampled_for_s_F = sampled_for_s(clock_s_F, rate, first_s)
     length_s = _frame_length_s(time_s, cache.fps)
     end_s = float(sampled_for_s_F[-1]) + length_s
-    first_s = cache.first_s(clip.video_id)
     start_s, stop_s = clip.stretch_s(first_s)
     first, stop = frame_on_screen(time_s, start_s), len(time_s)
     if stop_s is not None:
