@@ -146,6 +146,8 @@ class Stream:
         before `start_s`; NotFinite where an answer holds NaN; BadVideo, after the frames before
         that, where the video ends badly or its decoder hangs or dies.
         """
+        if not start_s >= 0:
+            raise BadInput(f"a stream begins at 0 s or later, found {start_s:g}", "--from SECONDS")
         state, counted = None, FrameCounts()
         video = Video(path.name, path.name, image_fps)
         with FrameReader(path.parent, self.device) as reader:

@@ -183,6 +183,8 @@ def test_a_frame_that_stays_on_screen_is_answered_again(caches, runs, root):
     np.testing.assert_allclose([frame.time_s for frame in slow], wanted, atol=1e-3)
     with pytest.raises(BadInput, match="slow.mp4 ends before 90 s, where the stream is to begin"):
         list(Stream(run).follow(root / clip.source, start_s=90))
+    with pytest.raises(BadInput, match="a stream begins at 0 s or later, found nan"):
+        list(Stream(run).follow(root / clip.source, start_s=float("nan")))
 
 
 def test_windows_at_the_rate_of_a_stride_take_every_cached_frame_once(caches):
