@@ -19,10 +19,10 @@ printing of what is nested by the thousand run out of stack."""
 
 def json_value(data: bytes | str) -> Any:
     """The value of a JSON text in UTF-8. Raises ValueError for whatever is wrong with it, nesting
-    deeper than `MOST_NESTED` included."""
+    deeper than `MOST_NESTED` and whole numbers of more than 64 bits included."""
     text = data.decode("utf-8") if isinstance(data, bytes) else data
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_int=_whole_number)
     except RecursionError:
         raise ValueError(f"it is nested more than {MOST_NESTED} deep") from None
     level, depth = [value], 1
@@ -37,6 +37,13 @@ def json_value(data: bytes | str) -> Any:
         if depth > MOST_NESTED:
             raise ValueError(f"it is nested more than {MOST_NESTED} deep")
     return value
+
+
+def _whole_number(digits: str) -> int:
+    number = int(digits)
+    if not -(2**63) <= number < 2**64:  # no array holds it, and not every float
+        raise ValueError(f"{digits[:24]}... is a whole number of more than 64 bits")
+    return number
 
 
 CHECKSUM, NO_CHECKSUM = "checksum", "0" * 64

@@ -277,6 +277,27 @@ def test_what_is_no_regular_file(tmp_path):
         read_regular(tmp_path / "file", 4)
 
 
+@pytest.mark.parametrize("text", ["9" * 20, "-9223372036854775809", f"[1, {10**400}]", "1" * 5000])
+def test_whole_numbers_that_nothing_holds(text):
+    with pytest.raises(ValueError):
+        json_value(text)
+    assert json_value("[18446744073709551615, -9223372036854775808, 0]") == [2**64 - 1, -(2**63), 0]
+
+
+@pytest.mark.parametrize("value", [1e300, 10**18, "x", None, [], -1e13])
+def test_claims_about_a_video_that_no_video_makes(place, mine, tmp_path, value):
+    file = mine / "manifest/videos.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[0]["width"] = value
+    data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    file.write_bytes(data)
+    sha256 = hashlib.sha256(data).hexdigest()
+    edit(file.with_name("dataset.json"), lambda table: table.update(videos_sha256=sha256))
+    one_line(call("verify", mine))
+    result = call("extract", place.spec, mine / "manifest", "--out", tmp_path / "again")
+    assert_refused(result, "videos.jsonl is damaged: found width")
+
+
 def test_nested_json_up_to_a_bound():
     nested = json.loads("[" * MOST_NESTED + "]" * MOST_NESTED)
     assert json_value(json.dumps(nested)) == nested

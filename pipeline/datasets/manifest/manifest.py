@@ -23,7 +23,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
@@ -47,6 +46,8 @@ from pipeline.video.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES, Probe, probe
 
 CLIPS, TARGETS, VIDEOS, ORIGIN = "manifest.jsonl", "targets.h5", "videos.jsonl", "dataset.json"
 PROBE_TYPES = get_type_hints(Probe)
+MOST_OF_A_VIDEO = 1e12
+"""Frames, seconds, pixels of a side or frames per second that no video has."""
 MOST_BYTES = 4 << 30
 """Bytes of a file of a manifest that is read as a whole: more than ten million clips take."""
 
@@ -416,7 +417,8 @@ def _probe_of(record: dict[str, Any]) -> Probe | None:
     for name, value in record.items():
         number = float(value) if type(value) in (int, float) else 0.0
         known = PROBE_TYPES[name]
-        if not isfinite(number) or not (isinstance(value, known) or isinstance(number, known)):
+        is_sane = abs(number) < MOST_OF_A_VIDEO  # not so for NaN
+        if not is_sane or not (isinstance(value, known) or isinstance(number, known)):
             raise ValueError(f"found {name} {str(value)[:40]}")
     return probed
 
