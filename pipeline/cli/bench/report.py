@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.cache.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
-from pipeline.config.json_files import to_json
+from pipeline.config.json_files import sealed_json, to_json
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest import manifest
 from pipeline.experiments.summary import Outcome, ScoredPoint, summarise
@@ -143,9 +143,10 @@ def _copied(run: Run, cache: Cache, path: Path, rate: float, seed: int, level: f
     path.mkdir(parents=True)
     for file in [*run.path.glob("*.safetensors"), run.path / "last.json"]:
         os.link(file, path / file.name)
-    header = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
-    header["recipe"]["training"] |= {"learning_rate": rate, "seed": seed}
-    (path / "run.json").write_text(json.dumps(header), encoding="utf-8")
+    recipe = dict(run.header.recipe)
+    recipe["training"] = recipe["training"] | {"learning_rate": rate, "seed": seed}
+    header = run.header.model_copy(update={"recipe": recipe})
+    (path / "run.json").write_bytes(sealed_json(header))
     lines = []
     for step in range(1, STEPS + 1):
         share = 1 - np.exp(-4 * step / STEPS)
