@@ -487,3 +487,28 @@ def test_tokens_of_beit_pass_its_norm_where_it_has_one(norm: bool, tmp_path: Pat
             own = model((pixels / 255 - mean) / std).last_hidden_state
         tokens = make(folder, 96)(pixels)
         torch.testing.assert_close(tokens.patches_NPD[1], own[:, 1:], rtol=1e-4, atol=1e-5)
+
+
+HEADED = {
+    "BeitForMaskedImageModeling": "beit",
+    "Data2VecVisionForImageClassification": "data2vec-vision",
+    "DeiTForImageClassificationWithTeacher": "deit",
+    "MetaClip2VisionModelWithProjection": "metaclip_2_vision_model",
+    "ViTMAEForPreTraining": "vit_mae",
+}
+
+
+@pytest.mark.parametrize("name", HEADED)
+def test_of_a_model_with_a_head_the_tower_is_read(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(HEADED[name], **SIZES)
+    model = getattr(transformers, name)._from_config(config)
+    model.save_pretrained(tmp_path)
+    normal = {"image_mean": MEAN, "image_std": STD}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(normal))
+    tower = make(tmp_path)._tower.state_dict()
+    own = model.state_dict()
+    for key, tensor in tower.items():
+        if not key.startswith(("pooler.", "embeddings.mask_token")):
+            (match,) = [x for x in own if x == key or x.endswith("." + key)][:1]
+            assert torch.equal(own[match], tensor), key
