@@ -53,6 +53,11 @@ class BadVideo(BadInput):
     """One video cannot be opened or decoded; long jobs list it with its reason and go on."""
 
 
+def count_text(count: int, noun: str) -> str:
+    """A number and what it counts: 1 file, 2 files."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def unknown_name(what: str, name: str, known: Iterable[str], where: str = "") -> BadInput:
     """The error for a name that does not exist: says which do, and the nearest one."""
     known = sorted(known)

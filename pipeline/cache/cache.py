@@ -37,7 +37,7 @@ from pipeline.config.cache_spec import BASE, FORMAT_VERSION, CacheSpec, Choice, 
 from pipeline.config.json_files import parse_json
 from pipeline.config.plugins import Model
 from pipeline.datasets.manifest.manifest import TARGETS, Manifest
-from pipeline.errors import BadInput, StillframeError
+from pipeline.errors import BadInput, StillframeError, count_text
 from pipeline.records import Clip, TokenShape
 
 UNVOUCHED = {
@@ -405,7 +405,7 @@ def require_same_manifest(cache: Cache, manifest: Manifest) -> None:
         before, now = ({video.video_id for video in m.videos} for m in (cache.manifest, manifest))
         raise BadInput(
             f"manifest {manifest.folder} changed after {cache} was extracted from it: "
-            f"{len(now - before)} videos added, {len(before - now)} removed, "
+            f"{count_text(len(now - before), 'video')} added, {len(before - now)} removed, "
             f"{len(now & before)} kept, "
             f"{len(manifest.clips)} clips now, {len(cache.manifest.clips)} then",
             "extract it into another --out; or, if only clips or labels changed, train with "

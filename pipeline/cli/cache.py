@@ -27,6 +27,7 @@ from pipeline.cli.options import (
     torch_device,
 )
 from pipeline.cli.show import show_status
+from pipeline.errors import count_text
 
 if TYPE_CHECKING:
     from pipeline.cache.cache import Cache
@@ -79,13 +80,12 @@ def manifest(
         console.show_json(facts | {"rejected": built.rejected, **left_out, "digest": built.digest})
     else:
         splits = ", ".join(f"{split} {count}" for split, count in counts.items())
-        labels = f", {len(built.labels)} labels" if built.labels else ""
-        console.show(
-            f"{out}: {len(built.clips)} clips of {len(built.videos)} videos ({splits}){labels}"
-        )
+        labels = f", {count_text(len(built.labels), 'label')}" if built.labels else ""
+        clips, videos = count_text(len(built.clips), "clip"), count_text(len(built.videos), "video")
+        console.show(f"{out}: {clips} of {videos} ({splits}){labels}")
         if built.rejected:
             console.show_table(
-                f"{len(built.rejected)} files rejected",
+                f"{count_text(len(built.rejected), 'file')} rejected",
                 ("file", "reason"),
                 list(built.rejected.items()),
             )
@@ -299,7 +299,8 @@ def _show_plans(request: ExtractionRequest, as_json: bool) -> None:
             console.show(f"{plan.spec}:")
         size = console.bytes_text(plan.store_bytes)
         console.show(
-            f"{plan.videos} videos, about {plan.frames} frames, {plan.stores} stores, {size}"
+            f"{count_text(plan.videos, 'video')}, about {count_text(plan.frames, 'frame')}, "
+            f"{count_text(plan.stores, 'store')}, {size}"
         )
         console.show(
             f"{plan.tokens_per_frame} tokens and {plan.bytes_per_frame:,} bytes per frame, "

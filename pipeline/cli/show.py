@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import count_text
+
 if TYPE_CHECKING:
     from pipeline.cache.cache import Cache
     from pipeline.cache.status import Status
@@ -33,18 +35,18 @@ def show_scores(results: Sequence[Evaluation]) -> None:
         (main, *rest) = [f"{first.trivial[name]:.3f}" for name, _ in metrics]
         rows.append(("trivial", "", "", main, "", *rest))
         (main, *rest) = [f"{name} ({unit})" if unit else name for name, unit in metrics]
-        title = f"{task} on split {first.split}: {first.clips_scored} clips"
+        title = f"{task} on split {first.split}: {count_text(first.clips_scored, 'clip')}"
         columns = ("run", "temporal", "form", main, "95 % interval", *rest)
         console.show_table(title, columns, rows, justify="lllrl" + "r" * len(rest))
     for result in results:
         if result.clips_skipped:
             console.say(
-                f"{result.run}: {result.clips_skipped} clips left out: "
+                f"{result.run}: {count_text(result.clips_skipped, 'clip')} left out: "
                 "the cache does not cover them"
             )
         if result.clips_without_truth:
             console.say(
-                f"{result.run}: {result.clips_without_truth} clips left out: "
+                f"{result.run}: {count_text(result.clips_without_truth, 'clip')} left out: "
                 "they have nothing to score"
             )
 
@@ -89,7 +91,8 @@ def show_status(cache: Cache, as_json: bool) -> None:
             (len(group.videos), console.few_text(group.videos), group.reason)
             for group in state.reasons
         ]
-        console.show_table(f"{videos.failed} videos failed", ("videos", "which", "reason"), rows)
+        title = f"{count_text(videos.failed, 'video')} failed"
+        console.show_table(title, ("videos", "which", "reason"), rows)
     if others := len(state.damaged.keys() - state.failures.keys()):
         console.show(
             f"{others} videos have damaged frames that are kept, or that the rate does not ask "
@@ -100,7 +103,8 @@ def show_status(cache: Cache, as_json: bool) -> None:
             (video, content.decoded, content.header)
             for video, content in state.other_length.items()
         ]
-        console.show(f"{len(lengths)} videos hold another number of frames than their header says:")
+        where = count_text(len(lengths), "video")
+        console.show(f"another number of frames than the header says, in {where}:")
         console.show_table("", ("video", "frames", "header"), lengths[:10])
         if len(lengths) > 10:
             console.show(f"and {len(lengths) - 10} more, all of them with --json")

@@ -21,7 +21,7 @@ from pipeline.cli.options import (
     torch_device,
 )
 from pipeline.cli.show import show_scores
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, count_text
 
 if TYPE_CHECKING:
     from pipeline.train.run import Run
@@ -135,7 +135,8 @@ def _show_run(run: Run, seconds: dict[str, float], as_json: bool) -> None:
         text = ", ".join(f"{form} {score:.3f}" for form, score in scores.items())
         parameters = sum(run.header.parameters.values())
         console.show(
-            f"{run.path}: {last.step} steps, {parameters:,} trained parameters, val {text}"
+            f"{run.path}: {count_text(last.step, 'step')}, {parameters:,} trained parameters, "
+            f"val {text}"
         )
         if seconds:
             shares = ", ".join(
@@ -284,7 +285,7 @@ def stream(
         console.say(follower.damage)
     speed = count / (time.perf_counter() - begin)
     size = console.bytes_text(follower.state_bytes)
-    console.say(f"{count} answers, {speed:.1f} a second, {size} of state")
+    console.say(f"{count_text(count, 'answer')}, {speed:.1f} a second, {size} of state")
 
 
 def _rate_of_images(video: Path, run: Run) -> float | None:

@@ -22,7 +22,7 @@ from pipeline.cli.options import (
     named_file,
     torch_device,
 )
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, count_text
 
 if TYPE_CHECKING:
     from pipeline.cache.cache import Cache
@@ -160,7 +160,7 @@ def _show_verification(verification: Verification) -> None:
             list(verification.cache_problems.items()),
         )
     if verification.is_valid:
-        console.show(f"{cache}: {verification.checked} stores, every checksum holds")
+        console.show(f"{cache}: {count_text(verification.checked, 'store')}, every checksum holds")
     if cache.unvouched:
         console.say(cache.unvouched)
     if verification.orphans:
@@ -190,7 +190,7 @@ def _show_repair(repaired: RepairResult) -> None:
         console.show(f"removed: {console.few_text(repaired.removed)}")
     if repaired.failures:
         console.show_table(
-            f"{len(repaired.failures)} videos failed",
+            f"{count_text(len(repaired.failures), 'video')} failed",
             ("video", "reason"),
             list(repaired.failures.items()),
         )
@@ -206,9 +206,9 @@ def _end_of_verify(verification: Verification, repaired: RepairResult | None) ->
     cache = left.cache
     if left.damage:
         raise BadInput(
-            f"{len(left.stores)} stores of {cache} are damaged: "
-            f"{count_damaged_frames(left.damage)} frames of "
-            f"{len(damaged_videos(left.damage))} videos cannot be trusted",
+            f"{cache} is damaged in {count_text(len(left.stores), 'store')}: "
+            f"{count_text(count_damaged_frames(left.damage), 'frame')} of "
+            f"{count_text(len(damaged_videos(left.damage)), 'video')} cannot be trusted",
             f"only these stores are redone by: stillframe verify {cache} --repair",
         )
     if verification.cache_problems:
@@ -265,7 +265,7 @@ def _show_difference(difference: SpecDiff, spec: str, cache: str) -> None:
         console.show(f"weights not compared: {difference.unknown}")
     name = difference.name or "a new cache"
     frames = (
-        "its frames cannot be counted here"
+        "its frames cannot be count_text here"
         if difference.frames is None
         else f"{difference.frames} frames"
     )

@@ -20,7 +20,7 @@ from pipeline.cache.storage.open import open_storage
 from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, fingerprint
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import chosen
-from pipeline.errors import BadInput, BadVideo
+from pipeline.errors import BadInput, BadVideo, count_text
 from pipeline.extract.calibrate import calibration_tokens, fit_codecs
 from pipeline.extract.launchers.contract import EnginePlugin, run_until_done
 from pipeline.extract.progress import OnProgress, Progress
@@ -136,8 +136,8 @@ def _announce_not_reused(cache: Cache, reused: list[int], say: Callable[[str], N
     whole = [store for store in reused if not cache.receipt(store).taken_from]
     if whole:
         say(
-            f"{cache.name}: {len(whole)} stores made whole, since what lies beside is of other "
-            f"frames or damaged: {whole}"
+            f"{cache.name}: {count_text(len(whole), 'store')} made whole, since what lies "
+            f"beside is of other frames or damaged: {whole}"
         )
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.status import status
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, count_text
 from pipeline.experiments.summary import PointSummary, Summary
 from pipeline.records import Stride
 from pipeline.report import axis_plots, plots, tables, token_maps, videos
@@ -184,8 +184,16 @@ def _figures(data: ReportData) -> list[tuple[str, str]]:
     num_failed = sum(len(point.failed) for point in points)
     counts = [
         (f"{len(points)}", "settings" if len(points) != 1 else "setting"),
-        (f"{len(data.runs)}", "runs scored" + (f", {num_failed} stopped" if num_failed else "")),
-        (f"{evaluation.clips_scored:,}", f"clips of {evaluation.videos:,} videos scored"),
+        (
+            f"{len(data.runs)}",
+            f"{'run' if len(data.runs) == 1 else 'runs'} scored"
+            + (f", {num_failed} stopped" if num_failed else ""),
+        ),
+        (
+            f"{evaluation.clips_scored:,}",
+            f"{'clip' if evaluation.clips_scored == 1 else 'clips'} of "
+            f"{count_text(evaluation.videos, 'video')} scored",
+        ),
     ]
     by_gain = _by_gain(data)
     if data.is_one_question or not by_gain:

@@ -11,7 +11,7 @@ from pipeline.cache.corruption import require_valid
 from pipeline.config.recipe import Recipe, TrainingSettings
 from pipeline.config.toml_tables import differences
 from pipeline.datasets.manifest.manifest import Manifest
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, count_text
 from pipeline.models.tasks.contract import TaskPlugin, task_class
 from pipeline.train.distributed import Ranks
 from pipeline.train.run import RUN_FORMAT, CacheFacts, Run
@@ -75,8 +75,8 @@ def _require_videos(cache: Cache, manifest: Manifest) -> None:
     strange = [video.video_id for video in manifest.videos if video.video_id not in planned]
     if strange:
         raise BadInput(
-            f"{len(strange)} videos of manifest {manifest.folder} are not in cache {cache}, "
-            f"the first is {strange[0]}",
+            f"cache {cache} lacks {count_text(len(strange), 'video')} of manifest "
+            f"{manifest.folder}, the first is {strange[0]}",
             "extract this manifest into another --out, "
             "or train with the manifest the cache was made from",
         )

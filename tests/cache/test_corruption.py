@@ -92,7 +92,7 @@ def test_verify_names_store_and_file_and_mends_it(place, cache, damage):
     frames = 4 if damage is flip else 8  # a chunk, or the whole shard
     assert_refused(
         result,
-        f"1 stores of {cache} are damaged: {frames} frames of 1 videos cannot be trusted; next: ",
+        f"{cache} is damaged in 1 store: {frames} frames of 1 video cannot be trusted; next: ",
         out=True,
     )
     assert re.search(
@@ -174,7 +174,7 @@ def test_damaged_json_is_named_and_left_alone(place, cache, run, tmp_path, file,
             "verify"
         )  # in a table, with all other damage
         result = call(*arguments)
-        assert_refused(result, "are damaged" if listed else path, "; next: ", out=listed)
+        assert_refused(result, "is damaged in" if listed else path, "; next: ", out=listed)
         assert not listed or "receipts/00001.json" in result.out
         assert digest(tmp_path) == before
 

@@ -332,7 +332,7 @@ def test_verify_finds_damage_in_a_bucket_and_messages_name_its_url(bucket, mater
     storage.remove(missing)
     storage.write(f"{store_name(2)}/stray", b"")
     result = call("verify", cache, "--json")
-    assert result.code == 2 and f"3 stores of {cache} are damaged" in result.err
+    assert result.code == 2 and f"{cache} is damaged in 3 stores" in result.err
     assert [(each["store"], each["file"], each["problem"]) for each in result.json["problems"]] == [
         (0, shard, "content differs from its checksum"),
         (1, shard, "missing"),

@@ -440,7 +440,7 @@ def test_videos_of_another_length_than_promised(mine):
         video: Content(decoded=LENGTHS[video], header=LENGTHS[video] + 2)
     }
     assert (
-        "1 videos hold another number of frames than their header says"
+        "another number of frames than the header says, in 1 video:"
         in fine("status", mine.path).out
     )
 

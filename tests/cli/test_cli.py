@@ -36,6 +36,7 @@ from pipeline.config import plugins
 from pipeline.config.shipped import KINDS, shipped
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
+from pipeline.errors import count_text
 from pipeline.extract import extract
 from pipeline.models.encoders.address import paint
 from pipeline.train.run import Run
@@ -701,14 +702,14 @@ def test_a_manifest_rebuilt_with_other_videos(place, cache, tmp_path):
     before = digest(cache)
     assert_refused(
         call("extract", place.spec, tmp_path / "data", "--out", cache.parent),
-        f"manifest {tmp_path}/data changed after {cache} was extracted from it: 1 videos added, 1 removed, 5 kept",
+        f"manifest {tmp_path}/data changed after {cache} was extracted from it: 1 video added, 1 removed, 5 kept",
         "; next: extract it into another --out",
     )
     assert_refused(
         call(
             "train", place.recipe, cache, "--manifest", tmp_path / "data", "--out", tmp_path / "run"
         ),
-        f"1 videos of manifest {tmp_path}/data are not in cache {cache}, the first is a/v7.mp4; next: ",
+        f"cache {cache} lacks 1 video of manifest {tmp_path}/data, the first is a/v7.mp4; next: ",
     )
     assert digest(cache) == before and not (tmp_path / "run").exists()
 
@@ -941,8 +942,9 @@ def test_holes_are_refused_and_counted(place, cache, tmp_path):
         "--allow-missing",
     )
     result = call("evaluate", run, "--allow-missing")
-    assert result.code == 0 and f"{2 - holes['val']} clips" in result.out
-    assert result.err == f"run: {holes['val']} clips left out: the cache does not cover them\n"
+    assert result.code == 0 and count_text(2 - holes["val"], "clip") in result.out
+    left_out = count_text(holes["val"], "clip")
+    assert result.err == f"run: {left_out} left out: the cache does not cover them\n"
 
 
 def test_a_cache_without_any_store(place, cache, tmp_path):

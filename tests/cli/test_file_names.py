@@ -86,6 +86,7 @@ def test_a_rejected_name_that_is_no_utf8_is_printed(step, tmp_path):
     (folder / os.fsdecode(b"bad \xe9.mp4")).write_bytes(b"no media" * 20)
     result = process("manifest", "folder", folder.parent, "--out", tmp_path / "data")
     assert result.returncode == 3 and "a/bad \\udce9.mp4" in result.stdout, result
+    assert "1 clip of 1 video (train 1), 1 label\n1 file rejected\n" in result.stdout
 
 
 class Named(Settings):

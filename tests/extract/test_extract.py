@@ -240,7 +240,7 @@ def test_a_manifest_that_changed_is_refused_and_nothing_is_lost(material, tmp_pa
     other = manifest.build("folder", root, tmp_path / "data", {"val_fraction": 0.3})
     before = digest(material.cache)
     with pytest.raises(
-        BadInput, match=r"changed after .* 1 videos added, 1 removed, 5 kept, 6 clips now, 6 then"
+        BadInput, match=r"changed after .* 1 video added, 1 removed, 5 kept, 6 clips now, 6 then"
     ):
         extract.extract(material.spec, other, tmp_path)
     assert digest(Cache(tmp_path / material.cache.name)) == before

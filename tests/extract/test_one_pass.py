@@ -301,7 +301,7 @@ def test_what_is_damaged_is_not_taken_over(material, tmp_path, where):
     ]
     assert (
         said[1]
-        == f"{new.name}: 1 stores made whole, since what lies beside is of other frames or damaged: [1]"
+        == f"{new.name}: 1 store made whole, since what lies beside is of other frames or damaged: [1]"
     )
     assert stores(new) == stores(material.cache)
     assert not list((new.path / "stores").glob("*.partial"))

@@ -270,7 +270,7 @@ def test_damage_in_a_view_is_found_by_name(flipped_cache, tmp_path):
     data[7] ^= 1
     file.write_bytes(data)
     assert check_store(cache, 0) == {"flip/layer_5/c/0/0/0": "content differs from its checksum"}
-    assert_refused(call("verify", cache.path), "1 stores", out=True)
+    assert_refused(call("verify", cache.path), "in 1 store: ", out=True)
 
 
 @pytest.mark.parametrize(

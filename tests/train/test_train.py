@@ -288,7 +288,7 @@ def test_a_manifest_of_other_videos_is_refused(material, tmp_path):
     )
     other = dataclasses.replace(material.manifest, clips=clips)
     with pytest.raises(
-        BadInput, match=r"6 videos of manifest .* are not in cache .*, the first is new/a/v0.mp4"
+        BadInput, match=r"cache .* lacks 6 videos of manifest .*, the first is new/a/v0.mp4"
     ):
         train(recipe(), material.cache, tmp_path / "run", manifest=other)
 
