@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +30,8 @@ from pipeline.video.containers.transport_stream import is_torn
 
 PREDICTED = {PictureType.P, PictureType.B, PictureType.S, PictureType.SP, PictureType.BI}
 """Kinds of pictures that rest on others."""
+TELLING = ("Frame num gap",)
+"""Beginnings of lines that tell of missing pictures and that libav takes for details at times."""
 HARMLESS = (
     "mmco: unref short failure",
     "number of reference frames",
@@ -44,6 +45,7 @@ HARMLESS = (
 about what accompanies pictures."""
 NOTHING_INSIDE = {"no frame!"}
 """All that the H.264 decoder says of a packet without a picture, as of a message alone."""
+INCOMPLETE = "the file lacks bytes of it"
 WITHOUT_KEY = "there is no key frame before it"
 REASON_LETTERS = 120
 DRAIN_ATTEMPTS = 64
@@ -84,6 +86,8 @@ class Blame(NamedTuple):
 class PacketNote:
     """Travels with a packet, through the decoder, to the picture that is made from it."""
 
+    __slots__ = ("dts", "duration", "number", "pts", "said_aspect")
+
     def __init__(self, number: int, packet: Packet) -> None:
         self.number = number
         """In the order of decoding, from 0."""
@@ -108,7 +112,8 @@ class LostPacket(NamedTuple):
     """A packet that should give a picture and did not."""
 
     note: PacketNote
-    error: av.FFmpegError
+    error: av.FFmpegError | None
+    """What the decoder answered; None: it complained and gave nothing."""
     reason: str
 
 
@@ -132,6 +137,8 @@ class CheckedDecoder:
         self.failure: av.FFmpegError | None = None
         """Why reading packets ended before the end of the file."""
         self.lost: list[LostPacket] = []
+        self._doubted: dict[int, LostPacket] = {}
+        """Number of a packet that the decoder complained of -> what it is if no picture comes."""
         self.damaged_at: int | None = None
         """Offset in the file of the first damage."""
         self._last = PacketNote(-1, Packet())
@@ -141,6 +148,9 @@ class CheckedDecoder:
         """Number of the packet, and presentation time, of every sound key picture."""
         self._begun = False
         av.logging.set_skip_repeated(False)
+        # libav does not mark the first packet of a transport stream.
+        if self.is_transport_stream and is_torn(path, stream.id, first_only=True):
+            self._blame(0, None, INCOMPLETE)
 
     def frames(self) -> Iterator[CheckedFrame]:
         """All frames, in the order in which they are shown."""
@@ -154,19 +164,22 @@ class CheckedDecoder:
         for _ in range(DRAIN_ATTEMPTS):
             frames = self._drained()
             if frames is None:
-                return
+                break
             yield from self._checked(frames)
+        self.lost += self._doubted.values()
 
     def _packets(self) -> Iterator[Packet]:
         """Packets that hold anything: those that announce an end, and empty ones, by which some
         files say that a picture is shown for longer, would only confuse the decoder."""
         packets = self.container.demux(self.stream)
         while True:
-            with _listening() as complaints:
+            with _Listening() as complaints:
                 try:
                     packet = next(packets, None)
                 except av.FFmpegError as error:
                     self.failure = error
+                    return
+                except IndexError:  # PyAV, at the end, of a stream that appeared on the way
                     return
             if packet is None:
                 return
@@ -181,7 +194,7 @@ class CheckedDecoder:
     def _decoded(self, packet: Packet, note: PacketNote) -> list[VideoFrame]:
         frames: list[VideoFrame] = []
         refused: av.FFmpegError | None = None
-        with _listening() as complaints:
+        with _Listening() as complaints:
             try:
                 frames = packet.decode()
             except av.FFmpegError as error:
@@ -195,13 +208,18 @@ class CheckedDecoder:
                 return frames
             said = said or [str(refused.strerror)]
             self.lost.append(LostPacket(note, refused, said[0]))
+        elif not all(text.startswith(TELLING) for text in said):
+            self._doubted[note.number] = LostPacket(note, None, said[0])
         for text in said:
-            self._blame(note.number, note.pts, text)
+            pts = note.pts
+            if packet.is_keyframe and pts is not None and text.startswith(TELLING):
+                pts -= 1  # what is missing is before a key picture, which does not need it
+            self._blame(note.number, pts, text)
         return frames
 
     def _drained(self) -> list[VideoFrame] | None:
         """What the decoder still holds; None where it says that this is all."""
-        with _listening() as complaints:
+        with _Listening() as complaints:
             try:
                 frames = self.stream.codec_context.decode(None)
             except av.EOFError:
@@ -218,6 +236,7 @@ class CheckedDecoder:
             note = frame.opaque
             if not isinstance(note, PacketNote):  # some decoders lose it
                 note = self._last
+            self._doubted.pop(note.number, None)
             damage = self._damage(frame, note.number)
             yield CheckedFrame(frame, note.dts, damage, note.said_aspect)
 
@@ -230,7 +249,7 @@ class CheckedDecoder:
             self._blame(number, frame.pts, "the decoder marks it as corrupt")
         if not self._begun:
             self._blame(number, frame.pts, WITHOUT_KEY)
-        since, key_pts = number, None
+        since, key_pts = number, frame.pts if is_key else None
         if not self.stands_alone and not is_key:
             keys_before = bisect_right(self._keys, number, key=_first)
             since, key_pts = self._keys[keys_before - 1] if keys_before else (0, None)
@@ -262,7 +281,7 @@ class CheckedDecoder:
         if self.is_transport_stream and not self._is_torn:
             return
         for blamed in range(number, number + 1 + self.is_transport_stream):
-            self._blame(blamed, None, "the file lacks bytes of it")
+            self._blame(blamed, None, INCOMPLETE)
 
     @cached_property
     def _is_torn(self) -> bool:
@@ -273,14 +292,20 @@ def _first(item: tuple[Any, ...]) -> Any:
     return item[0]
 
 
-@contextmanager
-def _listening() -> Iterator[list[tuple[str, str]]]:
-    """What libav complains of at its level ERROR meanwhile: name of a component, and a line."""
-    complaints: list[tuple[str, str]] = []
-    av.logging.set_level(av.logging.ERROR)
-    try:
-        with av.logging.Capture() as logged:
-            yield complaints
-    finally:
+class _Listening:
+    """What libav complains of meanwhile: names of components, and lines, complete when it ends.
+    Made for every packet, hence no generator."""
+
+    def __enter__(self) -> list[tuple[str, str]]:
+        self._complaints: list[tuple[str, str]] = []
+        self._capture = av.logging.Capture()
+        av.logging.set_level(av.logging.DEBUG)
+        self._logged = self._capture.__enter__()
+        return self._complaints
+
+    def __exit__(self, *error: object) -> None:
+        self._capture.__exit__(*error)
         av.logging.set_level(None)
-        complaints += [(component, text.strip()) for _, component, text in logged]
+        for level, component, text in self._logged:
+            if level <= av.logging.ERROR or text.startswith(TELLING):
+                self._complaints.append((component, text.strip()))

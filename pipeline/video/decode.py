@@ -211,8 +211,8 @@ class _VideoFile:
         if checked.damaged_at is not None:
             require_readable(self.path, checked.damaged_at)
         error = checked.failure
-        if error is None and checked.lost and not counted.decoded:
-            error = checked.lost[0].error
+        if not counted.decoded:
+            error = error or next((lost.error for lost in checked.lost if lost.error), None)
         if error is not None:
             reason = reason_of(error, self.path, checked.at_byte)
             if isinstance(error, PermissionError):  # the file itself is open
@@ -372,7 +372,7 @@ def _read_image(image: Path) -> tuple[VideoFrame, float, str | None]:
             damage = decoded.damage and f"{image.name}: {decoded.damage}"
             return decoded.frame, aspect, damage
         reason = "it holds no picture"
-        error = checked.failure or (checked.lost[0].error if checked.lost else None)
+        error = checked.failure or next((lost.error for lost in checked.lost), None)
         if error is not None:
             reason = reason_of(error, image)
     raise BadVideo(f"{image.parent.name}/{image.name}: cannot be decoded: {reason}")

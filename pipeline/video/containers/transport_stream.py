@@ -18,8 +18,9 @@ STEPS = (188, 192, 204)
 READ_PACKETS = 1 << 16
 
 
-def is_torn(path: Path, pid: int) -> bool:
-    """Whether packets of the stream `pid` are missing or damaged anywhere but at a join."""
+def is_torn(path: Path, pid: int, *, first_only: bool = False) -> bool:
+    """Whether packets of the stream `pid` are missing or damaged anywhere but at a join; with
+    `first_only`, whether some of its first picture are."""
     with path.open("rb") as file:
         begin = file.read(STEPS[-1] * 8)
         found = _layout(begin)
@@ -32,9 +33,9 @@ def is_torn(path: Path, pid: int) -> bool:
             whole = (len(data) - PACKET_BYTES) // step + 1
             data = data.ljust(whole * step, b"\0")
             packets = np.frombuffer(data, np.uint8, whole * step).reshape(whole, step)
-            torn, counter = _torn(packets, pid, counter)
-            if torn:
-                return True
+            torn, counter = _torn(packets, pid, counter, first_only)
+            if torn or first_only:
+                return torn
     return False
 
 
@@ -48,13 +49,16 @@ def _layout(begin: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _torn(packets_NB: np.ndarray, pid: int, counter: int) -> tuple[bool, int]:
+def _torn(packets_NB: np.ndarray, pid: int, counter: int, first_only: bool) -> tuple[bool, int]:
     """Whether anything is missing in N packets that follow one with this counter (-1: none), and
     the last counter."""
-    if (packets_NB[:, 0] != SYNC).any():
-        return True, counter
     head = packets_NB[:, :6].astype(np.int64)
     head = head[((head[:, 1] & 0x1F) << 8 | head[:, 2]) == pid]
+    begins = np.cumsum(head[:, 1] & 0x40 > 0)
+    if first_only:
+        head = head[: np.searchsorted(begins, 2) + 1]
+    elif (packets_NB[:, 0] != SYNC).any():
+        return True, counter
     if not len(head):
         return False, counter
     has_payload, has_adaptation = head[:, 3] & 0x10 > 0, head[:, 3] & 0x20 > 0
