@@ -57,8 +57,6 @@ class StoreBuilder:
         self.content: dict[str, Content] = {}
         self._time_s: list[np.ndarray] = []
         self._left_out_s: dict[str, list[float]] = {}
-        self._first_s: dict[str, float] = {}
-        """When the first frame of a video that its rate keeps is shown, left out or not."""
         self._affine: dict[str, list[np.ndarray]] = {view: [] for view in cache.views}
         self.given_up = False
         self._written: tuple[Path, StoreWriter] | None = None
@@ -73,7 +71,6 @@ class StoreBuilder:
         self, video: Video, time_s: np.ndarray, affines: Mapping[str, np.ndarray]
     ) -> None:
         """The next frames (f,) of a video, and for every view their affine (2, 3) or (f, 2, 3)."""
-        self._first_s.setdefault(video.video_id, float(time_s[0]))
         self._time_s.append(time_s)
         for view, affine in affines.items():
             self._affine[view].append(np.broadcast_to(affine, (len(time_s), 2, 3)))
@@ -82,14 +79,12 @@ class StoreBuilder:
 
     def leave_out(self, video: Video, time_s: np.ndarray) -> None:
         """The frames (f,) of a video that would come next, had they not been damaged."""
-        first_s = self._first_s.setdefault(video.video_id, float(time_s[0]))
-        self._first_s[video.video_id] = min(first_s, float(time_s[0]))
         self._left_out_s.setdefault(video.video_id, []).extend(time_s.tolist())
 
     def count(self, video: Video, counted: FrameCounts) -> None:
         """How many frames the video has, and which of them are damaged or missing."""
         settings = self.cache.cache_spec.frames
-        first_s = self._first_s.get(video.video_id, 0.0)
+        first_s = counted.first_s or 0.0
         times_s = np.array(self._left_out_s.pop(video.video_id, []))
         stretches = [
             DamagedStretch(

@@ -304,7 +304,7 @@ class _Listening:
         return self._complaints
 
     def __exit__(self, *error: object) -> None:
-        self._capture.__exit__(*error)
+        self._capture.__exit__(None, None, None)
         av.logging.set_level(None)
         for level, component, text in self._logged:
             if level <= av.logging.ERROR or text.startswith(TELLING):

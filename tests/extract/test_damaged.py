@@ -1,0 +1,167 @@
+"""Damaged frames in a cache: left out and listed, or kept and marked; clips that hold one are
+holes, all others are read as ever."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from support.commands import fine
+from support.material import address_spec
+from support.media import packet_spans
+
+from pipeline.cache.cache import Cache
+from pipeline.cache.status import status
+from pipeline.cache.verify import verify_cache
+from pipeline.config.cache_spec import CacheSpec
+from pipeline.datasets.manifest import manifest
+from pipeline.datasets.manifest.manifest import Manifest
+from pipeline.extract.derive import derive
+from pipeline.extract.extract import extract, extract_all
+from pipeline.models.encoders import address
+
+FRAMES, RATE, GROUP = 40, 10, 10
+
+
+def address_video(path: Path, video: int) -> Path:
+    """Frames that tell their address, in groups of 10 that begin with a key frame."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        options = {"crf": "12", "g": str(GROUP), "bf": "0", "x264-params": "scenecut=0"}
+        stream = container.add_stream("libx264", rate=RATE, options=options)
+        stream.height = stream.width = 64
+        stream.pix_fmt = "yuv420p"
+        for number in range(FRAMES):
+            pixels = address.paint(video, number, 64)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def tear(path: Path, number: int) -> None:
+    """Overwrites the packet of a frame, which is refused then."""
+    data = bytearray(path.read_bytes())
+    position, size = packet_spans(path)[number]
+    data[position : position + size] = b"\xff" * size
+    path.write_bytes(data)
+
+
+@pytest.fixture(scope="module")
+def torn(tmp_path_factory) -> Manifest:
+    """Two videos, of which the second lacks frame 14, on which frames 15 to 19 rest."""
+    folder = tmp_path_factory.mktemp("torn")
+    for video in range(2):
+        address_video(folder / "videos/x" / f"v{video}.mp4", video)
+    tear(folder / "videos/x/v1.mp4", 14)
+    return manifest.build("folder", folder / "videos", folder / "data", {"val_fraction": 0.5})
+
+
+def spec(fps: float | str, damaged: str = "list") -> CacheSpec:
+    return address_spec(frames={"size_px": 64, "fps": fps, "damaged": damaged})
+
+
+def frames_of(cache: Cache, video_id: str) -> list[int]:
+    """The numbers of the cached frames, as their tokens tell them."""
+    place = cache.locations[video_id]
+    rows = np.arange(place.start, place.stop)
+    found = address.read(cache.reader(place.store).read_general("layer_5", rows))
+    return found.frame[:, 0].tolist()
+
+
+@pytest.fixture(scope="module")
+def caches(torn, tmp_path_factory) -> list[Cache]:
+    """One decode serves both policies, and a lower rate."""
+    specs = [spec("all"), spec("all", "keep"), spec(2)]
+    return extract_all(specs, torn, tmp_path_factory.mktemp("caches"))
+
+
+@pytest.fixture
+def listed(caches) -> Cache:
+    return caches[0]
+
+
+@pytest.fixture
+def kept(caches) -> Cache:
+    return caches[1]
+
+
+def test_damaged_frames_are_left_out_and_listed(listed):
+    left = [*range(14), *range(20, FRAMES)]
+    assert frames_of(listed, "x/v0.mp4") == list(range(FRAMES))
+    assert frames_of(listed, "x/v1.mp4") == left
+    content = listed.content["x/v1.mp4"]
+    assert (content.decoded, content.header) == (FRAMES - 1, FRAMES)
+    lost, damaged = content.damaged
+    assert (lost.frames, lost.left_out) == (None, 1)
+    assert lost.time_s == pytest.approx((1.4, 1.5))
+    assert (damaged.frames, damaged.left_out) == ((14, 19), 5)
+    assert damaged.time_s == pytest.approx((1.5, 2.0))
+    assert content.decoded - damaged.left_out == len(left)
+    failure = listed.failures["x/v1.mp4"]
+    assert failure.reason.startswith(
+        "6 frames are left out as damaged or missing, from 1.400 s on: "
+    )
+    assert failure.frames_stored == len(left) and not listed.broken_off
+    facts = status(listed)
+    assert (facts.videos.stored, facts.videos.failed) == (1, 1)
+    assert facts.damaged == {"x/v1.mp4": content.damaged}
+    assert verify_cache(listed).is_valid
+
+
+def test_a_clip_is_a_hole_only_if_a_frame_of_it_is_left_out(listed):
+    (clip,) = [clip for clip in listed.manifest.clips if clip.video_id == "x/v1.mp4"]
+
+    def hole(start_s: float, stop_s: float | None) -> str | None:
+        return listed.hole(dataclasses.replace(clip, start_s=start_s, stop_s=stop_s))
+
+    assert hole(0.0, 1.4) is None and hole(2.0, None) is None and hole(2.0, 3.0) is None
+    assert (hole(0.0, 1.5) or "").startswith("1 frame is left out as damaged or missing, from 1.4")
+    assert (hole(1.7, 1.8) or "").startswith("5 frames are left out")
+    assert hole(0.0, None) == listed.failures["x/v1.mp4"].reason
+
+
+def test_kept_frames_are_marked_and_the_video_is_whole(kept):
+    assert not kept.failures and all(kept.hole(clip) is None for clip in kept.manifest.clips)
+    place = kept.locations["x/v1.mp4"]
+    assert place.stop - place.start == FRAMES - 1
+    stretches = kept.content["x/v1.mp4"].damaged
+    assert [(stretch.frames, stretch.left_out) for stretch in stretches] == [
+        (None, 0),
+        ((14, 19), 0),
+    ]
+    assert status(kept).damaged.keys() == {"x/v1.mp4"}
+
+
+def test_damage_that_no_rate_asks_for_leaves_nothing_out(caches, listed, tmp_path):
+    """At one frame a second frames 0, 10, 20 and 30 are kept; at two, 15 too, which is damaged."""
+    one = derive(listed, ["frames.fps=1"], str(tmp_path))
+    assert not one.failures and frames_of(one, "x/v1.mp4") == [0, 10, 20, 30]
+    two = caches[2]
+    assert frames_of(two, "x/v1.mp4") == [0, 5, 10, 20, 25, 30, 35]
+    assert [stretch.left_out for stretch in two.content["x/v1.mp4"].damaged] == [0, 1]
+    derived = derive(listed, ["frames.fps=2"], str(tmp_path))
+    assert frames_of(derived, "x/v1.mp4") == frames_of(two, "x/v1.mp4")
+    assert derived.content == two.content and derived.failures == two.failures
+
+
+def test_a_mended_video_is_tried_again(torn, tmp_path):
+    root = tmp_path / "videos"
+    for video in range(2):
+        address_video(root / "x" / f"v{video}.mp4", video)
+    built = manifest.build("folder", root, tmp_path / "data", {"val_fraction": 0.5})
+    sound = (root / "x/v1.mp4").read_bytes()
+    tear(root / "x/v1.mp4", 14)
+    assert extract(spec("all"), built, tmp_path / "caches").failures
+    (root / "x/v1.mp4").write_bytes(sound)
+    mended = extract(spec("all"), built, tmp_path / "caches", retry_failed=True)
+    assert not mended.failures and frames_of(mended, "x/v1.mp4") == list(range(FRAMES))
+
+
+def test_the_commands_say_what_is_left_out(listed, kept):
+    said = " ".join(fine("status", listed.path).out.split())
+    assert "1 videos failed" in said
+    assert "6 frames are left out as damaged or missing, from 1.400 s on" in said
+    assert "1 videos have damaged frames that are kept" in fine("status", kept.path).out
