@@ -95,8 +95,8 @@ def show_status(cache: Cache, as_json: bool) -> None:
         console.show_table(title, ("videos", "which", "reason"), rows)
     if others := len(state.damaged.keys() - state.failures.keys()):
         console.show(
-            f"{others} videos have damaged frames that are kept, or that the rate does not ask "
-            "for: --json says which"
+            "damaged frames that are kept, or that the rate does not ask for, in "
+            f"{count_text(others, 'video')}: --json says which"
         )
     if state.other_length:
         lengths = [

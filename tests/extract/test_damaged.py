@@ -162,6 +162,6 @@ def test_a_mended_video_is_tried_again(torn, tmp_path):
 
 def test_the_commands_say_what_is_left_out(listed, kept):
     said = " ".join(fine("status", listed.path).out.split())
-    assert "1 videos failed" in said
+    assert "1 video failed" in said
     assert "6 frames are left out as damaged or missing, from 1.400 s on" in said
-    assert "1 videos have damaged frames that are kept" in fine("status", kept.path).out
+    assert "damaged frames that are kept" in fine("status", kept.path).out
