@@ -296,17 +296,15 @@ def test_random_weights_follow_their_seed() -> None:
     assert half.identity == first.identity
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", TOWERS)
-def test_half_precision_stays_near(name: str, precision: str, folders: dict[str, Path]) -> None:
-    pixels_NCHW = frames(2, 48)
-    exact = make(48, model=str(folders[name]), layers=[3])(pixels_NCHW).patches_NPD[3]
-    half = make(48, model=str(folders[name]), layers=[3], precision=precision)(
-        pixels_NCHW
-    ).patches_NPD[3]
-    assert half.dtype == getattr(torch, precision)
-    error = (half.float() - exact).norm() / exact.norm()
-    assert 0 < error < (0.03 if precision == "bfloat16" else 0.004)
+def test_half_precision_stays_near(name: str, folders: dict[str, Path]) -> None:
+    pixels_NCHW, table = frames(2, 48), {"model": str(folders[name]), "layers": [3]}
+    exact = make(48, **table)(pixels_NCHW).patches_NPD[3]
+    for precision, most in (("bfloat16", 0.03), ("float16", 0.004)):
+        half = make(48, **table, precision=precision)(pixels_NCHW).patches_NPD[3]
+        assert half.dtype == getattr(torch, precision)
+        error = (half.float() - exact).norm() / exact.norm()
+        assert 0 < error < most, precision
 
 
 TEXT = {
