@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, PlainSerializer, model_validator
 from safetensors.numpy import save
 
 from pipeline.cache.cache import Cache
@@ -115,6 +115,16 @@ class Evaluation(Settings):
     """form -> metric -> score."""
     clips: dict[str, Annotated[ClipScores, BeforeValidator(_nested), PlainSerializer(_flat)]]
     """clip_id -> its scores, for clips that have something to score."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        names = {metric.name for metric in self.metrics}
+        tables = [self.trivial, *self.forms.values()]
+        if not names or not all(names <= table.keys() for table in tables):
+            raise ValueError(f"wanted the metrics {sorted(names)} of every form and of the trivial")
+        if not all(self.forms.keys() <= clip.scores.keys() for clip in self.clips.values()):
+            raise ValueError(f"wanted a score of every clip in the forms {sorted(self.forms)}")
+        return self
 
     @property
     def measure(self) -> dict[str, Any]:

@@ -356,8 +356,21 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for line in read_regular(file).splitlines() if file.is_file() else []:
         try:
             record = json_value(line)
-            float(record["step"]), float(record["loss"])
-        except (ValueError, KeyError, TypeError):
+        except ValueError:
+            break
+        if not isinstance(record, dict) or not _are_metrics(record):
             break
         records.append(record)
     return records
+
+
+def _are_metrics(record: dict[str, Any]) -> bool:
+    """Whether a line has a step and a loss, and nothing but numbers, alone or by form."""
+    values = [
+        value
+        for each in record.values()
+        for value in (each.values() if isinstance(each, dict) else (each,))
+    ]
+    return {"step", "loss"} <= record.keys() and all(
+        type(value) in (int, float) for value in values
+    )

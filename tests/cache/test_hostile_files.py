@@ -233,9 +233,29 @@ def test_a_checkpoint_is_a_file_of_the_run(run, name):
     assert_refused(call("evaluate", run), "key 'file'")
 
 
-def test_metrics_that_are_nonsense_are_passed_over(place, run):
-    (run / "metrics.jsonl").write_text(f'{{"step": "x", "loss": []}}\n{DEEP}\n')
+@pytest.mark.parametrize(
+    "line",
+    ['{"step": "x", "loss": []}', DEEP, '{"step": 3, "loss": 1.0, "val": {"window": {}}}', "[]"],
+    ids=["types", "deep", "scores", "list"],
+)
+def test_metrics_that_are_nonsense_are_passed_over(place, run, line):
+    (run / "metrics.jsonl").write_text(f"{line}\n")
     assert call("train", place.recipe, place.cache, "--out", run).code == 0
+
+
+@pytest.mark.parametrize("part", ["forms", "trivial", "metrics", "clips"])
+def test_an_evaluation_whose_parts_do_not_belong_together(run, tmp_path, part):
+    def take(table) -> None:
+        if part == "forms":
+            table["forms"]["window"].pop("top-1")
+        elif part == "clips":
+            next(iter(table["clips"].values())).pop("window")
+        else:
+            table[part] = type(table[part])()
+
+    edit(run / "evaluation-val.json", take)
+    result = call("report", run, "--out", tmp_path / "page")
+    assert_refused(result, "evaluation-val.json is damaged", "; next: stillframe evaluate")
 
 
 @pytest.mark.parametrize("name", ["drawn-val", "drawn-val.png", "drawn-val/.a_v0.mp4.partial"])
