@@ -238,11 +238,12 @@ class StoreReader:
         for first, stop in _equal_runs([row // layout.shard_frames for row in numbers]):
             number = numbers[first] // layout.shard_frames
             runs = list(_consecutive_rows(numbers, first, stop, layout))
-            self._vouch(name, number, [chunk for _, _, chunk, _ in runs])
+            chunks = [chunk for _, _, chunk, _ in runs]
+            self._vouch(name, number, chunks)
             if layout.compression != "none":
                 out[first:stop] = self.read_general(name, rows[first:stop])
                 continue
-            begins = self._chunks(name, number)[[chunk for _, _, chunk, _ in runs], 0].tolist()
+            begins = self._chunks(name, number)[chunks, 0].tolist()
             parts = [
                 (
                     begin + within * layout.row_bytes,

@@ -29,7 +29,9 @@ KINDS = {
 def open_regular(path: Path | str, buffering: int = -1) -> BinaryIO:
     """A regular file, open for reading bytes. Raises OSError, with the kind of what is there in
     `strerror`; never waits for anybody to write."""
-    _require_regular(Path(path).stat(), path)  # first, since a device may act when it is opened
+    # First, since a device may act when it is opened. Not by way of `Path`, which costs as much
+    # again: every read of a window opens a shard.
+    _require_regular(os.stat(path), path)  # noqa: PTH116
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         _require_regular(os.fstat(handle), path)

@@ -170,7 +170,7 @@ class LocalFolder(Storage):
         return False
 
     def open(self, name: str, spans: Sequence[Span]) -> BinaryIO:
-        return open_regular(self.path / name, 0)
+        return open_regular(f"{self.path}/{name}", 0)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
