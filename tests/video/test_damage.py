@@ -11,16 +11,21 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from av.codec.context import Flags
 from support.media import SHARED_CLIPS, encode, packet_spans
 from support.paths import SHARED
 
+from pipeline.config.cache_spec import FrameSettings
 from pipeline.errors import BadVideo
+from pipeline.records import Video
 from pipeline.video.containers.track_header import ASF_ENCRYPTION
 from pipeline.video.containers.transport_stream import PACKET_BYTES, is_torn
 from pipeline.video.damage import WITHOUT_KEY
 from pipeline.video.decode import decode_at, decode_rates
 from pipeline.video.frame_counts import FrameCounts
+from pipeline.video.reader import FrameReader
+from pipeline.video.sandbox import Decoder
 
 LENGTH, RATE = 48, 25
 
@@ -533,3 +538,38 @@ def test_no_picture_of_a_sound_real_clip_is_called_damaged():
         seen = Seen(path)
         assert sum(seen.damaged) == DAMAGED_CLIPS.get(path.name, 0), path.name
         assert len(seen.counted.lost) == (path.name == "corner_corrupt_28of50.mp4"), path.name
+
+
+def test_what_is_damaged_comes_through_the_sandbox(tmp_path):
+    path = encode(tmp_path / "a.mp4", PICTURES, rate=RATE, options=GROUPS)
+    for number in (13, 30):
+        blank(path, number)
+    seen, counted, marks = Seen(path), FrameCounts(), []
+    with Decoder() as decoder:
+        for block in decoder.decode(path, [None], None, counted):
+            marks += block.damaged_F.tolist()
+        assert marks == seen.damaged and counted == seen.counted and counted.damaged
+        times_s = np.array(seen.times_s[20:28])
+        counted = FrameCounts()
+        assert sum(len(frames) for frames in decoder.decode_at(path, times_s, None, counted)) == 8
+        assert [counted.is_damaged(time_s) for time_s in times_s] == seen.damaged[20:28]
+
+
+def test_frames_by_time_that_are_damaged_are_refused_or_kept(tmp_path):
+    path = encode(tmp_path / "a.mp4", PICTURES, rate=RATE, options=GROUPS)
+    seen = Seen(blank(path, 13))
+    settings, video = FrameSettings(size_px=32), Video("a", "a.mp4")
+    keep = settings.model_copy(update={"damaged": "keep"})
+    times_s = np.array(seen.times_s[20:22])
+    with FrameReader(tmp_path, torch.device("cpu")) as reader:
+        with pytest.raises(BadVideo, match=r"^a\.mp4: its frame at 0\.800 s is damaged, and left"):
+            reader.at_times(video, settings, times_s)
+        assert len(reader.at_times(video, keep, times_s)) == 2
+        counted = FrameCounts()
+        instants = [
+            count for _, count in reader.on_screen(video, settings, float(RATE), counted=counted)
+        ]
+        assert sum(instants) == LENGTH - sum(seen.damaged)
+        assert counted.damage_text(is_kept=False).startswith(
+            f"{sum(seen.damaged)} of {LENGTH} decoded frames are damaged and left out, 0 are missing"
+        )
