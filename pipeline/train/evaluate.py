@@ -119,8 +119,8 @@ class Evaluation(Settings):
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
         names = {metric.name for metric in self.metrics}
-        tables = [self.trivial, *self.forms.values()]
-        if not names or not all(names <= table.keys() for table in tables):
+        tables = [self.trivial.keys(), *(table.keys() for table in self.forms.values())]
+        if not names or not all(names <= keys for keys in tables):
             raise ValueError(f"wanted the metrics {sorted(names)} of every form and of the trivial")
         if not all(self.forms.keys() <= clip.scores.keys() for clip in self.clips.values()):
             raise ValueError(f"wanted a score of every clip in the forms {sorted(self.forms)}")
