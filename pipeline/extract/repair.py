@@ -16,7 +16,7 @@ import torch
 from pipeline.cache.cache import Cache, neighbours
 from pipeline.cache.commit import forget_store, unwritable
 from pipeline.cache.corruption import check_store
-from pipeline.cache.layout import store_name
+from pipeline.cache.layout import lease_file, store_name
 from pipeline.cache.leases import Leases
 from pipeline.cache.receipts import Receipt
 from pipeline.cache.storage.local import PARTIAL
@@ -70,6 +70,9 @@ def repair(
     before = {store: receipt for store in redo if (receipt := _readable(cache, store))}
     make = _maker(cache, redo, root, source, device, decoders, on_frames) if redo else None
     try:
+        if redo:  # whoever makes them anew takes leases: where that cannot be, nothing is removed
+            cache.storage.create(lease_file("repair"), b"{}")
+            cache.storage.remove(lease_file("repair"))
         removed = _clear(verification, redo)
         for store in redo:
             forget_store(cache, store)
