@@ -144,7 +144,9 @@ def test_targets_come_back_as_they_were(small: Path) -> None:
 def test_targets_of_ids_with_slashes_stay_apart(tmp_path: Path) -> None:
     class Nested(world.Dataset):
         def targets(self, clip: Clip) -> dict[str, np.ndarray]:
-            return {} if clip.clip_id == "a/b" else {"boxes": np.array([len(clip.clip_id)])}
+            if clip.clip_id == "a/b":
+                return {}
+            return {"boxes": np.full((1, 1, 4), len(clip.clip_id)), "boxes_time_s": np.zeros(1)}
 
     nested = Nested(tmp_path, world.Settings())
     clips = tuple(
@@ -164,7 +166,9 @@ def test_targets_of_ids_with_slashes_stay_apart(tmp_path: Path) -> None:
     for clip in clips:
         found = Manifest(tmp_path, tmp_path, clips, origin).targets(clip.clip_id)
         assert {name: array.tolist() for name, array in found.items()} == (
-            {} if clip.clip_id == "a/b" else {"boxes": [len(clip.clip_id)]}
+            {}
+            if clip.clip_id == "a/b"
+            else {"boxes": [[[len(clip.clip_id)] * 4]], "boxes_time_s": [0]}
         )
     with h5py.File(tmp_path / "targets.h5") as file:
         assert len(file) == 4
