@@ -232,6 +232,48 @@ def test_nothing_passes_after_a_packet_that_is_missing(tmp_path, codec):
     assert not any(seen.damaged[: keys[1] - 3]) and not any(seen.damaged[keys[2] + 3 :])
 
 
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+def test_the_packet_at_which_a_container_loses_its_way_is_damaged(tmp_path, codec):
+    """Its end, and what follows, is taken from where it does not belong, and the decoders of VP8
+    and VP9 do not notice."""
+    options = {"g": "12", "deadline": "realtime", "cpu-used": "8", "auto-alt-ref": "0"}
+    path = encode(tmp_path / "a.webm", PICTURES, codec=codec, rate=RATE, options=options)
+    sound, data = Seen(path), path.read_bytes()
+    position, size = packet_spans(path)[16]
+    path.write_bytes(data[: position + size // 2] + data[position + size + 40 :])
+    seen = Seen(path)
+    assert seen.passed_wrongly(sound) == 0
+    assert seen.damaged[:16] == [False] * 16 and seen.damaged[16]
+
+
+def test_a_decoder_that_takes_a_picture_for_a_key_picture_after_damage(tmp_path):
+    """Of a torn AV1 key picture it makes up others, and calls some of them key pictures. Where the
+    file flags those, its word counts, up to the next one."""
+    path = encode(
+        tmp_path / "a.mkv",
+        PICTURES[:36],
+        codec="libsvtav1",
+        rate=RATE,
+        options={"g": "12", "preset": "12"},
+    )
+    sound, data = Seen(path), path.read_bytes()
+    right = {pixels.tobytes() for pixels in sound.pixels}
+    position, _ = packet_spans(path)[12]
+    for byte in range(48, 54):
+        broken = bytearray(data)
+        broken[position + byte] ^= 0x10
+        path.write_bytes(broken)
+        seen = Seen(path)
+        noticed_s = min((lost.time_s for lost in seen.counted.lost), default=1e9)
+        passed = [
+            time_s
+            for pixels, time_s, damaged in zip(seen.pixels, seen.times_s, seen.damaged, strict=True)
+            if not damaged and time_s > noticed_s and pixels.tobytes() not in right
+        ]
+        assert not passed
+        assert not any(seen.damaged[-12:])
+
+
 def key_packets(path: Path) -> list[bool]:
     with av.open(str(path)) as container:
         return [packet.is_keyframe for packet in container.demux(video=0) if packet.size]
