@@ -36,7 +36,7 @@ from pipeline.config import plugins
 from pipeline.config.cache_spec import BASE, FORMAT_VERSION, CacheSpec, Choice, View, with_implied
 from pipeline.config.json_files import parse_json
 from pipeline.config.plugins import Model
-from pipeline.datasets.manifest.manifest import TARGETS, Manifest
+from pipeline.datasets.manifest.manifest import TARGETS, Manifest, read_origin
 from pipeline.errors import BadInput, StillframeError, count_text
 from pipeline.records import Clip, TokenShape
 
@@ -410,6 +410,14 @@ def require_same_manifest(cache: Cache, manifest: Manifest) -> None:
             f"{len(manifest.clips)} clips now, {len(cache.manifest.clips)} then",
             "extract it into another --out; or, if only clips or labels changed, train with "
             "--manifest on the cache as it is",
+        )
+    # The digest is that of clips and truth, which may have the same seconds by another clock.
+    cached = read_origin(cache.storage.local(MANIFEST)).clock
+    if manifest.has_seconds and manifest.origin.clock != cached:
+        raise BadInput(
+            f"manifest {manifest.folder} counts seconds by the clock '{manifest.origin.clock}', "
+            f"the copy in {cache} by '{cached}'",
+            "train with --manifest on the cache as it is, or extract it into another --out",
         )
 
 
