@@ -412,8 +412,11 @@ def require_same_manifest(cache: Cache, manifest: Manifest) -> None:
             "--manifest on the cache as it is",
         )
     # The digest is that of clips and truth, which may have the same seconds by another clock.
+    has_seconds = manifest.has_targets or any(
+        clip.start_s or clip.stop_s is not None for clip in manifest.clips
+    )
     cached = read_origin(cache.storage.local(MANIFEST)).clock
-    if manifest.has_seconds and manifest.origin.clock != cached:
+    if has_seconds and manifest.origin.clock != cached:
         raise BadInput(
             f"manifest {manifest.folder} counts seconds by the clock '{manifest.origin.clock}', "
             f"the copy in {cache} by '{cached}'",

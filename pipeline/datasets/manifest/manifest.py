@@ -150,14 +150,6 @@ class Manifest:
         )
 
     @property
-    def has_seconds(self) -> bool:
-        """Whether clips begin or end in mid-video or have truth at times, so that their clock
-        matters."""
-        return self.has_targets or any(
-            clip.start_s or clip.stop_s is not None for clip in self.clips
-        )
-
-    @property
     def labels(self) -> tuple[str, ...]:
         """Label names, sorted; a clip's label number is its place here. Empty where clips have no
         labels."""
