@@ -152,12 +152,14 @@ class CheckedDecoder:
         self._flags_keys = True
         """Whether the file has flagged all key pictures so far."""
         av.logging.set_skip_repeated(False)
-        # libav does not mark the first packet of a transport stream.
-        if self.is_transport_stream and is_torn(path, stream.id, first_only=True):
-            self._blame(0, None, INCOMPLETE)
 
-    def frames(self) -> Iterator[CheckedFrame]:
-        """All frames, in the order in which they are shown."""
+    def frames(self, *, from_start: bool = True) -> Iterator[CheckedFrame]:
+        """All frames, in the order in which they are shown; `from_start`: of the whole file, and
+        not from where a seek led."""
+        # libav does not mark the first packet of a transport stream.
+        is_from_first = from_start and self.is_transport_stream
+        if is_from_first and is_torn(self.path, self.stream.id, first_only=True):
+            self._blame(0, None, INCOMPLETE)
         for packet in self._packets():
             self.at_byte = packet.pos or self.at_byte
             self._last = note = PacketNote(self._last.number + 1, packet)

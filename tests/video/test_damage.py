@@ -384,6 +384,24 @@ def test_recordings_that_are_joined_are_whole(tmp_path):
     assert Seen(path).passed_wrongly(sound) == 0
 
 
+def test_a_recording_that_begins_torn_is_sound_later_also_after_a_seek(tmp_path):
+    path = transport_stream(tmp_path)
+    pid, data = pid_of(path), path.read_bytes()
+    packets = [data[at : at + PACKET_BYTES] for at in range(0, len(data), PACKET_BYTES)]
+    of_video = [
+        at
+        for at, packet in enumerate(packets)
+        if int.from_bytes(packet[1:3], "big") & 0x1FFF == pid
+    ]
+    path.write_bytes(b"".join(packets[: of_video[1]] + packets[of_video[1] + 1 :]))
+    seen = Seen(path)
+    assert seen.damaged[0] and not any(seen.damaged[12:])
+    for first in (13, 25, 37):  # soon after a key frame, to which a seek leads
+        counted, times_s = FrameCounts(), np.array(seen.times_s[first : first + 3])
+        (frames,) = decode_at(path, times_s, None, counted)
+        assert [counted.is_damaged(time_s) for time_s in frames.time_s] == [False] * 3
+
+
 def test_m2ts_is_read_by_its_own_steps(tmp_path):
     plain = transport_stream(tmp_path)
     data = plain.read_bytes()
@@ -419,6 +437,28 @@ def test_a_torn_image_of_a_folder_is_alone(tmp_path):
     assert (stretch.start, stretch.stop, stretch.start_s) == (2, 3, 0.2)
     assert stretch.reason == "2.jpg: overread 8"
     assert lost.time_s == 0.4 and "images/4.jpg" in lost.reason
+
+
+def test_seconds_of_a_folder_count_from_its_first_image_also_where_that_is_lost(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(12):
+        encode(
+            folder / f"{number}.jpg", [PICTURES[number]], codec="mjpeg", pix_fmt="yuvj420p", rate=1
+        )
+    (folder / "0.jpg").write_bytes(b"no image")
+    counted, settings = FrameCounts(), FrameSettings(size_px=32, fps=5)
+    video = Video("a", "images", image_fps=10)
+    blocks = list(decode_rates(folder, [settings.kept], 10, counted))
+    times_s = np.concatenate([block.frames.time_s for block in blocks])
+    assert counted.first_s == 0.0
+    assert times_s == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    with FrameReader(tmp_path, torch.device("cpu")) as reader:
+        seen = [
+            (float(squares.time_s[0]), count)
+            for squares, count in reader.on_screen(video, settings, 5.0)
+        ]
+    assert seen == [(pytest.approx(time_s), 1) for time_s in times_s]
 
 
 # Encryption
@@ -615,3 +655,12 @@ def test_frames_by_time_that_are_damaged_are_refused_or_kept(tmp_path):
         assert counted.damage_text(is_kept=False).startswith(
             f"{sum(seen.damaged)} of {LENGTH} decoded frames are damaged and left out, 0 are missing"
         )
+
+
+def test_a_stream_that_begins_in_damage_is_not_over(tmp_path):
+    path = encode(tmp_path / "a.mp4", PICTURES[:12], rate=RATE, options=GROUPS)
+    seen = Seen(blank(path, 0))
+    assert all(seen.damaged) and not seen.reason
+    with FrameReader(tmp_path, torch.device("cpu")) as reader:
+        video, settings = Video("a", "a.mp4"), FrameSettings(size_px=32)
+        assert list(reader.on_screen(video, settings, float(RATE), seen.times_s[-1])) == []
