@@ -60,6 +60,8 @@ ARRAY_BYTES, STORE_BYTES, VIEW_STORE_BYTES = 1050, 2140, 620
 """Bytes of Zarr's metadata: of a token array, of everything else in a store, and of a view's group
 and affine. They are estimates, since names and shapes change the text a little; beside tokens this
 is nothing. A test holds the sum to 2 per cent of the bytes of a cache that is made."""
+CHECKSUM_DIGITS = 2 * CRC_BYTES
+"""Bytes of a chunk's checksum where its store lists it, in hexadecimal digits."""
 CACHE_FILES = 1
 """cache.json; the files of the manifest, and what a fitted codec has learnt, come on top."""
 PLACEHOLDER_LABELS = ("one", "two")
@@ -327,7 +329,10 @@ def _on_disk(spec: CacheSpec, shape: TokenShape, stores: Iterable[PlannedStore])
         files = len(required_files(axes, shards, views)) + len(small_arrays(views)) + 1  # receipt
         size = STORE_BYTES + VIEW_STORE_BYTES * len(spec.views)
         size += frames * (FRAME_BYTES + VIEW_BYTES * len(views))
-        return files, size + sum(ARRAY_BYTES + array_bytes(layout, frames) for layout in layouts)
+        for layout in layouts:
+            chunks = math.ceil(frames / layout.chunk_frames)
+            size += ARRAY_BYTES + CHECKSUM_DIGITS * chunks + array_bytes(layout, frames)
+        return files, size
 
     files = size = 0
     for store in stores:
