@@ -34,6 +34,7 @@ from pipeline.video.damage import CheckedDecoder, CheckedFrame, LostPicture
 from pipeline.video.frame_counts import FrameCounts
 from pipeline.video.presentation_times import (
     LOOK_AHEAD,
+    REORDERED,
     Stamp,
     in_order_shown,
     presentation_times,
@@ -172,6 +173,8 @@ class _VideoFile:
         self.path, self.counted, self.from_s = path, counted, from_s
         self.fps: float | None = None
         """Average frames per second, once `pictures` has begun; None: nobody says."""
+        self.lost_packets = 0
+        """Packets whose pictures are lost that are noted already."""
 
     def pictures(self) -> Generator[Picture, None, None]:
         """Yields every picture; sets `failure` at the end."""
@@ -230,7 +233,8 @@ class _VideoFile:
         picture ends. A video begins with its first packet, also where that one is lost; only what
         is cut from a broadcast may begin with pictures that nobody can show."""
         assert stream.time_base is not None
-        for packet in checked.lost[len(self.counted.lost) :]:
+        noted, self.lost_packets = self.lost_packets, len(checked.lost)
+        for packet in checked.lost[noted:]:
             ticks = packet.note.dts if packet.note.pts is None else packet.note.pts
             time_s = self.counted.end_s if ticks is None else float(ticks * stream.time_base)
             length_s = float((packet.note.duration or 0) * stream.time_base) or interval_s
@@ -299,8 +303,9 @@ def _look_ahead(stream: VideoStream) -> int:
 
 def _damage_noted(pictures: Iterator[Picture], counted: FrameCounts) -> Iterator[Picture]:
     """Notes which pictures are damaged. Deinterlacing looks at both neighbours of a picture, so
-    their damage is its own."""
+    their damage is its own. Pictures that vanish near damage, without a word, are noted as lost."""
     before: str | None = None
+    shown: Picture | None = None
     picture = next(pictures, None)
     for number in itertools.count():
         if picture is None:
@@ -313,10 +318,28 @@ def _damage_noted(pictures: Iterator[Picture], counted: FrameCounts) -> Iterator
         picture = picture._replace(damage=damage)
         if counted.damaged and counted.damaged[-1].stop == number:  # on screen until this one is
             counted.damaged[-1] = counted.damaged[-1]._replace(stop_s=picture.time_s)
+        near = counted.damaged[-1:] if damage is None else ()
+        reason = damage or next((it.reason for it in near if number - it.stop < REORDERED), None)
+        if reason is not None and shown is not None:
+            counted.lost += _vanished(shown, picture, counted.lost, reason)
         if damage is not None:
             counted.damage(number, picture)
         yield picture
-        picture = following or next(pictures, None)
+        shown, picture = picture, following or next(pictures, None)
+
+
+def _vanished(
+    before: Picture, picture: Picture, lost: Sequence[LostPicture], reason: str
+) -> list[LostPicture]:
+    """What should have been shown between two pictures, near damage, up to what is noted as lost
+    already; nothing where that is no more than rounding."""
+    until_s = min(
+        (each.time_s for each in lost if before.end_s < each.end_s <= picture.time_s),
+        default=picture.time_s,
+    )
+    if until_s - before.end_s < (before.end_s - before.time_s) / 2:
+        return []
+    return [LostPicture(before.end_s, until_s, reason)]
 
 
 def _no_frame_text(stream: VideoStream) -> str:

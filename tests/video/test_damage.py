@@ -3,6 +3,7 @@ pictures of the sound file, and with PyAV's own going on."""
 
 from __future__ import annotations
 
+import math
 import random
 import uuid
 from collections.abc import Callable
@@ -230,6 +231,31 @@ def test_nothing_passes_after_a_packet_that_is_missing(tmp_path, codec):
     lost = LENGTH - 1 - len(seen.pixels)
     assert any(seen.damaged) or len(seen.counted.lost) == lost > 0
     assert not any(seen.damaged[: keys[1] - 3]) and not any(seen.damaged[keys[2] + 3 :])
+
+
+def test_pictures_that_vanish_near_damage_are_lost(tmp_path):
+    """A container that loses its way in the middle gives nothing for packets with B pictures, and
+    says nothing of them. Those that vanish before the first damage that is noticed cannot be told
+    from a gap in the recording."""
+    options = {"x265-params": "log-level=none:keyint=12:bframes=3"}
+    path = encode(tmp_path / "a.mkv", PICTURES, codec="libx265", rate=RATE, options=options)
+    sound, data = Seen(path), path.read_bytes()
+    vanished = 0
+    for place in range(12, 36):
+        position, size = packet_spans(path)[place]
+        torn = path.with_name(f"{place}.mkv")
+        torn.write_bytes(
+            data[: position + size // 2] + bytes(300) + data[position + size // 2 + 300 :]
+        )
+        seen = Seen(torn)
+        told = [(found.start_s, found.stop_s) for found in seen.counted.damaged]
+        told += [(lost.time_s, lost.end_s) for lost in seen.counted.lost]
+        gone = [time_s for time_s in sound.times_s if time_s not in seen.times_s]
+        first_s = min(told)[0] if told else math.inf
+        for time_s in [time_s for time_s in gone if first_s <= time_s < seen.times_s[-1]]:
+            vanished += 1
+            assert any(start_s - 1e-3 <= time_s < stop_s for start_s, stop_s in told), place
+    assert vanished > 50
 
 
 @pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
