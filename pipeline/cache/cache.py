@@ -3,6 +3,7 @@ and the rows of every video. This file reads; `commit` writes, and `layout` name
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -27,7 +28,14 @@ from pipeline.cache.layout import (
     stored_name,
     tokens_by_array,
 )
-from pipeline.cache.receipts import Content, Header, Receipt, VideoFailure, header_digest
+from pipeline.cache.receipts import (
+    Content,
+    DamagedStretch,
+    Header,
+    Receipt,
+    VideoFailure,
+    header_digest,
+)
 from pipeline.cache.storage.contract import Storage
 from pipeline.cache.storage.local import LocalFolder, write_atomically
 from pipeline.cache.storage.open import open_storage
@@ -36,7 +44,7 @@ from pipeline.config import plugins
 from pipeline.config.cache_spec import BASE, FORMAT_VERSION, CacheSpec, Choice, View, with_implied
 from pipeline.config.json_files import parse_json
 from pipeline.config.plugins import Model
-from pipeline.datasets.manifest.manifest import TARGETS, Manifest
+from pipeline.datasets.manifest.manifest import TARGETS, Manifest, read_origin
 from pipeline.errors import BadInput, StillframeError, count_text
 from pipeline.records import Clip, TokenShape
 
@@ -328,9 +336,21 @@ class Cache:
         inside = [
             stretch
             for stretch in content.left_out
-            if stretch.time_s[1] > start_s and (stop_s is None or stretch.time_s[0] < stop_s)
+            if self._is_over_s(clip.video_id, stretch) > start_s
+            and (stop_s is None or stretch.time_s[0] < stop_s)
         ]
         return content.model_copy(update={"damaged": tuple(inside)}).damage_text or None
+
+    def _is_over_s(self, video_id: str, stretch: DamagedStretch) -> float:
+        """When something else is on screen than the last frame that is left out of a stretch: at
+        the cache's rate it stays until the next cached one. For a picture that is missing the frame
+        before it stands."""
+        if stretch.frames is None:
+            return stretch.time_s[1]
+        location = self.locations[video_id]
+        time_s = self.small_array(location.store, TIMES)[location.start : location.stop]
+        place = np.searchsorted(time_s, stretch.time_s[1])
+        return float(time_s[place]) if place < len(time_s) else math.inf
 
     def first_s(self, video_id: str) -> float:
         """Presentation time of the first frame of a video that has frames here. Receipts of older
@@ -410,6 +430,17 @@ def require_same_manifest(cache: Cache, manifest: Manifest) -> None:
             f"{len(manifest.clips)} clips now, {len(cache.manifest.clips)} then",
             "extract it into another --out; or, if only clips or labels changed, train with "
             "--manifest on the cache as it is",
+        )
+    # The digest is that of clips and truth, which may have the same seconds by another clock.
+    has_seconds = manifest.has_targets or any(
+        clip.start_s or clip.stop_s is not None for clip in manifest.clips
+    )
+    cached = read_origin(cache.storage.local(MANIFEST)).clock
+    if has_seconds and manifest.origin.clock != cached:
+        raise BadInput(
+            f"manifest {manifest.folder} counts seconds by the clock '{manifest.origin.clock}', "
+            f"the copy in {cache} by '{cached}'",
+            "train with --manifest on the cache as it is, or extract it into another --out",
         )
 
 

@@ -144,8 +144,8 @@ class Content(Settings):
     header: int | None
     """Frames that its header promises; None: it does not say."""
     first_s: float | None = None
-    """Presentation time of the first one that came out of the decoder. None: nothing did, or the
-    receipt is of a format below 3."""
+    """Presentation time of the first one that came out of the decoder, or of the first image or
+    packet where that one is missing. None: there is none, or the receipt is of a format below 3."""
     damaged: tuple[DamagedStretch, ...] = ()
     """Its frames that are damaged or missing, in the order in which they are shown."""
 

@@ -65,6 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     failures listed."""
     try:
         code = app(arguments, prog_name="stillframe", standalone_mode=False)
+    except typer.Exit as stop:  # a RuntimeError, too
+        code = stop.exit_code
     except StillframeError as error:
         next_step = f"; next: {error.hint}" if error.hint else ""
         _say(in_one_line(f"error: {error.message}{next_step}"))
@@ -79,8 +81,6 @@ def main(arguments: list[str] | None = None) -> int:
         text = " ".join(str(error).split())[:200]
         _say(f"error: this machine has not enough for it: {text or 'no memory left'}; {LESS}")
         return 1
-    except typer.Exit as stop:
-        code = stop.exit_code
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise

@@ -181,6 +181,7 @@ def _show_training(planned: Plan) -> None:
         f"{name} {console.flop_text(getattr(operations, name) or 0)}"
         for name in ("mixer", "temporal", "readout")
     )
+    memory_bytes = training.memory_bytes
     rows = [
         (
             "an epoch",
@@ -191,7 +192,10 @@ def _show_training(planned: Plan) -> None:
             "a step",
             f"{training.step_frames:,} frames, {console.bytes_text(training.step_bytes)} read",
         ),
-        ("memory at its peak, on a CPU", console.bytes_text(training.memory_bytes)),
+        (
+            "memory at its peak, on a CPU",
+            "unknown" if memory_bytes is None else console.bytes_text(memory_bytes),
+        ),
         ("operations of a window, forward", parts),
         ("operations of a step, cached", console.flop_text(operations.cached_step)),
         (

@@ -21,10 +21,12 @@ from pipeline.cli.options import (
     EngineName,
     EngineSets,
     Logs,
+    ManifestFolder,
     Workers,
     app,
     make_engine,
     named_file,
+    other_manifest,
     torch_device,
 )
 from pipeline.errors import BadInput
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
     from pipeline.cache.cache import Cache
     from pipeline.cli.console import Update
+    from pipeline.datasets.manifest.manifest import Manifest
     from pipeline.experiments.summary import PointSummary, Summary
     from pipeline.experiments.sweep import Sweep
     from pipeline.experiments.sweep_spec import SweepSpec
@@ -68,6 +71,7 @@ def sweep(
         int | None,
         typer.Option(min=1, help="Train every setting with the seeds 0, 1, ... below this."),
     ] = None,
+    manifest_folder: ManifestFolder = None,
     allow_missing: AllowMissing = False,
     device: Device = None,
     engine: EngineName = None,
@@ -93,10 +97,12 @@ def sweep(
 
     with distributed.init_process_group() as ranks:
         spec = _spec(sweep, sets or [], axes or [], seeds)
+        folder = out or Path("sweeps") / spec.name
         request = SweepRequest(
             spec,
             Cache(cache),
-            out or Path("sweeps") / spec.name,
+            other_manifest(manifest_folder or _kept_manifest(folder, sweep)),
+            folder,
             torch_device(device),
             allow_missing,
             make_engine(engine, workers, engine_sets or []),
@@ -124,6 +130,8 @@ class SweepRequest:
 
     spec: SweepSpec
     cache: Cache
+    manifest: Manifest | None
+    """Other clips or labels over the videos of the cache."""
     folder: Path
     device: torch.device | None
     allow_missing: bool
@@ -155,9 +163,11 @@ def _train(request: SweepRequest) -> Sweep:
     itself."""
     from pipeline.cli import console
     from pipeline.experiments import sweep as module
-    from pipeline.experiments.sweep_caches import prepare
+    from pipeline.experiments.sweep_caches import prepare, require_same_videos
 
     spec, ranks = request.spec, request.ranks
+    if request.manifest is not None:
+        require_same_videos(spec, request.manifest.folder)  # before any video is rendered
 
     def bar(step: str) -> AbstractContextManager[Update]:
         return (
@@ -199,6 +209,7 @@ def _train(request: SweepRequest) -> Sweep:
             request.logs,
             console.say,
             ranks,
+            request.manifest,
         )
 
 
@@ -258,6 +269,17 @@ def _spec(name: str, sets: list[str], axes: list[str], seeds: int | None) -> Swe
     return load_sweep(named_file("sweep", name), changes, axis_values, seeds)
 
 
+def _kept_manifest(folder: Path, name: str) -> Path | None:
+    """The manifest that a sweep was started with and is not named again: that of the sweep in
+    `folder`, which goes on, or else that of the sweep.json that `name` may be."""
+    from pipeline.experiments.sweep import SWEEP_FILE
+    from pipeline.experiments.sweep_spec import read_header
+
+    files = [folder / SWEEP_FILE, *([Path(name)] if name.endswith(".json") else [])]
+    kept = (read_header(file).manifest for file in files if file.is_file())
+    return next((Path(path) for path in kept if path is not None), None)
+
+
 def _require_trainable(request: SweepRequest) -> None:
     """Refuses what the sweep itself would refuse, as far as that can be told before its other
     caches are made."""
@@ -269,7 +291,7 @@ def _require_trainable(request: SweepRequest) -> None:
     for name in dict.fromkeys(point.cache for point in spec.grid_points):
         if name != GIVEN and spec.caches[name].data:
             require_rendered(name, spec.caches[name], request.cache)
-    sweep = Sweep.planned(request.folder, spec, {GIVEN: request.cache})
+    sweep = Sweep.planned(request.folder, spec, {GIVEN: request.cache}, request.manifest)
     sweep.require_trainable(request.allow_missing)
 
 

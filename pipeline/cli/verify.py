@@ -265,7 +265,7 @@ def _show_difference(difference: SpecDiff, spec: str, cache: str) -> None:
         console.show(f"weights not compared: {difference.unknown}")
     name = difference.name or "a new cache"
     frames = (
-        "its frames cannot be count_text here"
+        "its frames cannot be counted here"
         if difference.frames is None
         else f"{difference.frames} frames"
     )

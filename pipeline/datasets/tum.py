@@ -6,9 +6,10 @@ al., IROS 2012).
     root/<sequence>/{rgb,depth}/<time>.png
 
 The root may also be one sequence. The three are recorded at different times: a colour frame gets
-the depth map and the pose nearest to it in time if that is at most 0.02 s away, the tool's own
-limit (associate.py). Depth is registered to the colour image, 5000 units per metre, 0 where
-unknown. A pose is that of the colour camera, camera to world.
+the depth map nearest to it in time if that is at most 0.02 s away, the tool's own limit
+(associate.py), and the pose at its own time, interpolated between a pose before and one after that
+are both so near; where only one is, as at the ends, that one. Depth is registered to the colour
+image, 5000 units per metre, 0 where unknown. A pose is that of the colour camera, camera to world.
 
 There is no official split of the sequences with truth: those in the setting `val_sequences` are
 `val`, those whose name ends in `_validation`, which come without truth, are `test`, and all others
@@ -30,10 +31,10 @@ from pipeline.datasets.formats.recordings import (
     Image,
     Recording,
     RecordingDataset,
-    motion,
     read_depth16,
     read_numbers,
 )
+from pipeline.datasets.formats.trajectory import nearest, poses_at
 from pipeline.errors import BadInput, unknown_name
 
 UNITS_PER_M = 5000
@@ -75,7 +76,7 @@ class Dataset(RecordingDataset):
     def _read(self, name: str, folder: Path) -> Recording:
         time_s, images = self._listed(name, folder, "rgb")
         depth_time_s, depth_files = self._listed(name, folder, "depth")
-        rows = nearest(depth_time_s, time_s)
+        rows = nearest(depth_time_s, time_s, MAX_GAP_S)
         split = "test" if folder.name.endswith("_validation") else "train"
         return Recording(
             name=name,
@@ -92,13 +93,7 @@ class Dataset(RecordingDataset):
             return None
         table = read_numbers(path, 8)
         table = table[np.argsort(table[:, 0], kind="stable")]
-        poses = motion(table[:, 1:4], table[:, [7, 4, 5, 6]])
-        rows = nearest(table[:, 0], time_s)
-        return (
-            np.where((rows >= 0)[:, None, None], poses[rows], np.nan)
-            if len(poses)
-            else np.full((len(time_s), 4, 4), np.nan)
-        )
+        return poses_at(time_s, table[:, 0], table[:, 1:4], table[:, [7, 4, 5, 6]], MAX_GAP_S)
 
     def _listed(self, name: str, folder: Path, kind: str) -> tuple[np.ndarray, list[Path]]:
         """Times in order and files of rgb.txt or depth.txt; lines whose file is missing, or whose
@@ -132,16 +127,3 @@ class Dataset(RecordingDataset):
         )
         times = sorted(files)
         return np.array(times), [files[time_s] for time_s in times]
-
-
-def nearest(known_s: np.ndarray, wanted_s: np.ndarray) -> np.ndarray:
-    """(F,) place in sorted `known_s` of the time nearest to each wanted one; -1 where it is further
-    than 0.02 s away."""
-    if not len(known_s):
-        return np.full(len(wanted_s), -1)
-    after = np.searchsorted(known_s, wanted_s).clip(0, len(known_s) - 1)
-    before = (after - 1).clip(0)
-    rows = np.where(
-        np.abs(wanted_s - known_s[before]) <= np.abs(known_s[after] - wanted_s), before, after
-    )
-    return np.where(np.abs(known_s[rows] - wanted_s) <= MAX_GAP_S, rows, -1)

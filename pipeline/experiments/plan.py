@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
@@ -39,7 +40,7 @@ from pipeline.extract import extract
 from pipeline.extract.extract import fill_stores
 from pipeline.models import profile
 from pipeline.models.encoders.contract import token_shape
-from pipeline.models.step_memory import EVAL_BATCH, TrainingMemory
+from pipeline.models.step_memory import EVAL_BATCH, NotCounted, TrainingMemory
 from pipeline.models.tasks.contract import make_task
 from pipeline.models.video_model import layers_read
 from pipeline.records import TokenShape
@@ -134,9 +135,9 @@ class Training(Settings):
     """Frames of a step: B windows of T."""
     step_bytes: int
     """Bytes that a step reads from the cache."""
-    memory_bytes: int
+    memory_bytes: int | None
     """Memory that training takes at its peak on a CPU in float32, beside what the program takes by
-    itself."""
+    itself; None where a plug-in's model cannot be counted."""
     memory_warning: str | None
     """How to take less, where less than that is free on this machine."""
 
@@ -383,8 +384,11 @@ def _training(
         BATCHES_IN_MEMORY,
         EVAL_BATCH,
     )
-    peak_bytes, free_bytes = memory.peak_bytes(), free_memory_bytes()
-    too_much = peak_bytes > (free_bytes or math.inf)
+    peak_bytes, warning, free_bytes = None, None, free_memory_bytes()
+    with suppress(NotCounted):
+        peak_bytes = memory.peak_bytes()
+        if free_bytes is not None and peak_bytes > free_bytes:
+            warning = memory.warning(peak_bytes, free_bytes)
     return Training(
         windows=windows,
         steps_per_epoch=windows / batch,
@@ -392,7 +396,7 @@ def _training(
         step_frames=batch * frames,
         step_bytes=batch * frames * tokens * token_bytes,
         memory_bytes=peak_bytes,
-        memory_warning=memory.warning(peak_bytes, free_bytes or 0) if too_much else None,
+        memory_warning=warning,
     )
 
 

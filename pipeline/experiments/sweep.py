@@ -1,7 +1,7 @@
 """Many runs from one cache: those that want the same windows train side by side, each as if it were
 alone.
 
-    sweeps/NAME/sweep.json            what is compared, and on which caches
+    sweeps/NAME/sweep.json            what is compared, on which caches and which manifest
     sweeps/NAME/runs/<member>/        a run as `train` makes it; failed.json says why it was stopped
     sweeps/NAME/leases/               which worker holds which member, see `pipeline.cache.leases`
     sweeps/NAME/summary-<task>.json   scores, intervals and costs of all points, see
@@ -32,9 +32,11 @@ from pipeline.cache.storage.open import open_storage
 from pipeline.config.json_files import read_json, to_json
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
+from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import device_of_worker, is_out_of_memory
 from pipeline.errors import BadInput
 from pipeline.experiments.summary import Outcome, ScoredPoint, Summary, summarise
+from pipeline.experiments.sweep_caches import require_same_videos
 from pipeline.experiments.sweep_spec import (
     SWEEP_FORMAT,
     GridPoint,
@@ -115,9 +117,10 @@ class Sweep:
         path: Path,
         header: SweepHeader | None = None,
         caches: Mapping[str, Cache] | None = None,
+        manifest: Manifest | None = None,
     ) -> None:
-        """Opens the sweep in folder `path`; `header` and `caches` where they are at hand, else they
-        are read. Raises BadInput where there is no sweep."""
+        """Opens the sweep in folder `path`; `header`, `caches` and `manifest` where they are at
+        hand, else they are read. Raises BadInput where there is no sweep."""
         file = path / SWEEP_FILE
         if header is None and not file.is_file():
             raise BadInput(
@@ -126,14 +129,26 @@ class Sweep:
             )
         self.path = path
         self.header = header or read_header(file)
-        self._caches = caches
+        self._caches, self._manifest = caches, manifest
         self._done: set[str] = set()
         self._costs: dict[str, Cost] = {}
 
     @classmethod
-    def planned(cls, path: Path, spec: SweepSpec, caches: Mapping[str, Cache]) -> Sweep:
+    def planned(
+        cls,
+        path: Path,
+        spec: SweepSpec,
+        caches: Mapping[str, Cache],
+        manifest: Manifest | None = None,
+    ) -> Sweep:
         """The sweep that `write_header` will make of folder `path`. One that is there already gets
-        other members, and keeps those that stay."""
+        other members, and keeps those that stay.
+
+        `manifest`: other clips or labels over the videos of all caches; None: each cache's own.
+        Raises BadInput where the sweep needs caches of other videos.
+        """
+        if manifest is not None:
+            require_same_videos(spec, manifest.folder)
         if (path / SWEEP_FILE).is_file():
             read_header(path / SWEEP_FILE)  # refuses what this version cannot read
         header = SweepHeader(
@@ -141,8 +156,9 @@ class Sweep:
             sweep=spec,
             caches={name: cache.storage.address for name, cache in caches.items()},
             fingerprints={name: cache.fingerprint for name, cache in caches.items()},
+            manifest=None if manifest is None else str(manifest.folder.absolute()),
         )
-        return cls(path, header, caches)
+        return cls(path, header, caches, manifest)
 
     def write_header(self) -> None:
         """Makes the folder a sweep: from now on any worker may open it. Raises BadInput where the
@@ -185,18 +201,34 @@ class Sweep:
         """The cache that a member is trained on."""
         return self.caches[member.point.cache]
 
+    @cached_property
+    def manifest(self) -> Manifest | None:
+        """The manifest that takes the place of the caches' own, if one does. Raises BadInput where
+        it is no longer there."""
+        if self._manifest is not None or self.header.manifest is None:
+            return self._manifest
+        return Manifest.load(Path(self.header.manifest))
+
+    def context_of(
+        self, members: Sequence[Member], device: torch.device | None, allow_missing: bool
+    ) -> RunContext:
+        """What members that share one read are trained and scored on."""
+        cache = self.cache_of(members[0])
+        return RunContext.of(cache, self.manifest, device, allow_missing)
+
     def require_trainable(self, allow_missing: bool) -> None:
         """Refuses, before any training, members whose recipe does not fit their cache, whose run
         folder is another's, or for which there are no windows. Members whose cache is not made yet
         are left out."""
         for member in self.members:
             if member.point.cache in self.caches:
-                require_trainable(member.recipe, self.cache_of(member), member.path)
+                cache = self.cache_of(member)
+                manifest = self.manifest or cache.manifest
+                require_trainable(member.recipe, cache, manifest, member.path)
         for group in self.groups:
             if group[0].point.cache in self.caches:
                 recipes = [member.recipe for member in group]
-                context = RunContext.of(self.cache_of(group[0]), allow_missing=allow_missing)
-                open_windows(recipes, context)
+                open_windows(recipes, self.context_of(group, None, allow_missing))
 
     def is_done(self, member: Member) -> bool:
         """Whether nothing is left to do for a member. A member that is done stays done, so its
@@ -248,7 +280,8 @@ class Sweep:
         architecture = [table["task"], table["temporal"], table["model"]]
         key = json.dumps([*architecture, recipe.windows.frames, str(cache.shape)])
         if key not in self._costs:
-            self._costs[key] = cost(recipe, cache.shape, cache.manifest.labels)
+            manifest = self.manifest or cache.manifest
+            self._costs[key] = cost(recipe, cache.shape, manifest.labels)
         return self._costs[key]
 
 
@@ -281,10 +314,9 @@ def groups_of(points: Sequence[GridPoint]) -> list[list[str]]:
     return list(groups.values())
 
 
-def require_trainable(recipe: Recipe, cache: Cache, path: Path) -> None:
-    """Refuses a recipe that does not fit its cache, and a run folder `path` that was made from
-    something else. Raises BadInput that names the member."""
-    manifest = cache.manifest
+def require_trainable(recipe: Recipe, cache: Cache, manifest: Manifest, path: Path) -> None:
+    """Refuses a recipe that does not fit its cache and manifest, and a run folder `path` that was
+    made from something else. Raises BadInput that names the member."""
     require_same_run(path, recipe, cache, manifest)
     try:
         with torch.device("meta"):  # shapes alone: no weights are made
@@ -333,15 +365,17 @@ def sweep(
     logs: Path = Path("logs"),
     say: Callable[[str], None] = lambda _: None,
     ranks: Ranks = ALONE,
+    manifest: Manifest | None = None,
 ) -> Sweep:
     """Trains and scores what is left of a sweep in folder `out`, and writes its summaries.
 
-    `caches`: those that `sweep_caches.prepare` has made, by their names in the sweep. Without an
+    `caches`: those that `sweep_caches.prepare` has made, by their names in the sweep. `manifest`:
+    other clips or labels over the videos of all of them; None: each cache's own. Without an
     `engine` the work is done in this process and the other `ranks`, each a worker like any other;
     all return when no member is left, and the first one writes the summaries. Raises BadInput for
     what cannot be trained, before anything is.
     """
-    running = Sweep.planned(out, spec, caches)
+    running = Sweep.planned(out, spec, caches, manifest)
     running.require_trainable(allow_missing)
     running.write_header()
     if engine is None:
@@ -365,9 +399,9 @@ def run_members(
     """Trains and scores members until none is left; waits for those that other workers hold."""
     with Leases(open_storage(sweep.path)) as leases:
         for members in claim_members(sweep, leases, workers):
-            cache = sweep.cache_of(members[0])
+            context = sweep.context_of(members, device, allow_missing)
             try:
-                train_group(members, cache, device, allow_missing, on_progress, say)
+                train_group(members, context, on_progress, say)
             finally:
                 for member in members:
                     leases.release(member.name)
@@ -415,9 +449,7 @@ def _claim_share(
 
 def train_group(
     members: Sequence[Member],
-    cache: Cache,
-    device: torch.device,
-    allow_missing: bool = False,
+    context: RunContext,
     on_progress: OnProgress | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> None:
@@ -428,7 +460,7 @@ def train_group(
         record_failure(trainer.run.path, error.step, error.reason)
         say(f"{trainer.run.path.name} is stopped at step {error.step}: {error.reason}")
 
-    context = RunContext.of(cache, device=device, allow_missing=allow_missing)
+    device = context.device
     try:
         recipes = {member.path: member.recipe for member in members}
         train_together(recipes, context, on_progress, stop, say)
@@ -454,7 +486,7 @@ def train_group(
     )
     half = math.ceil(len(members) / 2)
     for part in (members[:half], members[half:]):
-        train_group(part, cache, device, allow_missing, on_progress, say)
+        train_group(part, context, on_progress, say)
 
 
 def record_failure(path: Path, step: int, reason: str) -> None:

@@ -81,6 +81,18 @@ def require_rendered(name: str, derived: DerivedCache, source: Cache) -> None:
         ) from error
 
 
+def require_same_videos(spec: SweepSpec, manifest_folder: Path) -> None:
+    """Refuses to lay the clips of one manifest over the caches of a sweep where one of them is of
+    other videos: they have the same names, and the labels would be those of others."""
+    for name in dict.fromkeys(point.cache for point in spec.grid_points):
+        if name != GIVEN and spec.caches[name].data:
+            raise BadInput(
+                f"cache '{name}' of sweep '{spec.name}' is of other videos, "
+                f"which manifest {manifest_folder} knows nothing of",
+                "leave --manifest out, or compare what needs no other videos",
+            )
+
+
 def _make_cache(
     name: str,
     derived: DerivedCache,

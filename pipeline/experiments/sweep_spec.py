@@ -52,7 +52,7 @@ GIVEN = "given"
 CACHE = "cache"
 """The axis over caches; all other axes are keys of a recipe."""
 SEED = "training.seed"
-SWEEP_FORMAT = 1
+SWEEP_FORMAT = 2
 """Version of sweep.json."""
 
 
@@ -156,6 +156,8 @@ class SweepHeader(Settings):
     """Name of a cache in the sweep -> its address."""
     fingerprints: dict[str, str]
     """Name of a cache in the sweep -> its fingerprint."""
+    manifest: str | None = None
+    """Folder of the manifest that takes the place of the caches' own; new in format 2."""
 
 
 @dataclass(frozen=True)

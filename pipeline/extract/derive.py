@@ -394,7 +394,10 @@ def _sampled(
     order = np.argsort(shown_s, kind="stable")
     instants = np.zeros(len(shown_s), np.int64)
     ends_s = np.append(shown_s[order], shown_s.max() + step_s)
-    instants[order] = np.diff(first_instants(ends_s, float(ends_s[0]), rate))
+    first_s = content.first_s if content else None
+    instants[order] = np.diff(
+        first_instants(ends_s, float(ends_s[0]) if first_s is None else first_s, rate)
+    )
     if content is not None:
         counts = iter(instants[len(time_s) :].tolist())
         damaged = tuple(

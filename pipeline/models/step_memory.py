@@ -48,6 +48,10 @@ MASKED = (
 """What reads or writes under a mask: how much that is, only the numbers themselves would say."""
 
 
+class NotCounted(Exception):
+    """What a step takes is not known: a plug-in of it cannot run on tensors without content."""
+
+
 class StepMemory(Settings):
     """Bytes that training one run takes in float32, beside the tokens of its batches."""
 
@@ -143,7 +147,7 @@ class TrainingMemory:
         """The most that is taken at any moment, in steps of `accumulate` parts where it is given.
 
         Windows are taken to hold as many objects as their task takes. Takes about a second a
-        recipe, and leaves torch's random state alone.
+        recipe, and leaves torch's random state alone. Raises NotCounted.
         """
         windows, training = self.recipes[0].windows, self.recipes[0].training
         micro_batch = training.batch_size // (accumulate or training.accumulate)
@@ -212,27 +216,38 @@ def step_memory(
     evaluation_windows: int,
 ) -> StepMemory:
     """The memory of a step of `recipe` on micro batches of so many `windows` on frames of `shape`,
-    and of its evaluation on batches of `evaluation_windows`."""
+    and of its evaluation on batches of `evaluation_windows`. Raises NotCounted."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return _counted(recipe, shape, labels, windows, evaluation_windows)
+    except Exception as error:  # plug-ins do what they like, which fails in many ways
+        raise NotCounted(str(error)) from error
+
+
+def _counted(
+    recipe: Recipe,
+    shape: TokenShape,
+    labels: tuple[str, ...],
+    windows: int,
+    evaluation_windows: int,
+) -> StepMemory:
     frames, eval_frames = recipe.windows.frames, recipe.windows.eval_frames
-    with torch.random.fork_rng(devices=[]):
+    task = make_task(recipe, labels)
+    truth, eval_truth = (example_truth(task, count) for count in (frames, eval_frames or frames))
+    with FakeTensorMode(), _LiveBytes() as live:
         task = make_task(recipe, labels)
-        truth, eval_truth = (
-            example_truth(task, count) for count in (frames, eval_frames or frames)
-        )
-        with FakeTensorMode(), _LiveBytes() as live:
-            task = make_task(recipe, labels)
-            model = VideoModel(recipe, shape, task)
-            trained = nn.ModuleDict({"model": model, "task": task})
-            optimizer = torch.optim.AdamW(parameter_groups(trained, 0.0))
-            for parameter in trained.parameters():
-                parameter.grad = torch.zeros_like(parameter)
-            optimizer.step()
-            weights = live.now
-            gradients = sum(parameter.nbytes for parameter in trained.parameters())
-            batch = _batch(model, shape, truth, frames, windows)
-            activations = _training_peak(live, model, task, batch)
-            batch = _batch(model, shape, eval_truth, eval_frames or frames, evaluation_windows)
-            evaluation = _evaluation_peak(live, model, task, batch)
+        model = VideoModel(recipe, shape, task)
+        trained = nn.ModuleDict({"model": model, "task": task})
+        optimizer = torch.optim.AdamW(parameter_groups(trained, 0.0))
+        for parameter in trained.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        weights = live.now
+        gradients = sum(parameter.nbytes for parameter in trained.parameters())
+        batch = _batch(model, shape, truth, frames, windows)
+        activations = _training_peak(live, model, task, batch)
+        batch = _batch(model, shape, eval_truth, eval_frames or frames, evaluation_windows)
+        evaluation = _evaluation_peak(live, model, task, batch)
     return StepMemory(
         weights=weights,
         activations=activations,

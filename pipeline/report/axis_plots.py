@@ -218,7 +218,8 @@ def axis_figure(data: ReportData, axis: str, curves: Curves) -> Figure:
             axes.fill_between(x, low, high, color=colours[name], alpha=0.13, linewidth=0)
     trivial = _draw_trivial(data, axes, curves)
     _place_ticks(axes, curves)
-    axes.set_ylim(score_view(_points_of([curves]), [data.form], *trivial))
+    if len(curves) <= MAX_INTERVAL_CURVES:
+        axes.set_ylim(score_view(_points_of([curves]), [data.form], *trivial))
     axes.set(xlabel=axis, ylabel=f"{score_label(data)}, {data.form}")
     legend(figure, axes)
     return figure
@@ -257,7 +258,7 @@ def axes_side_by_side(
             _draw_panel(data, axes, curves, of_gains=True)
             axes.axhline(0, color=COLOURS["muted"], linewidth=1, linestyle="--")
             ends = [0, *(end for gain in gains for end in (gain.low, gain.high))]
-            axes.set(xlim=upper.get_xlim(), ylim=view(ends, gains))
+            axes.set(xlim=upper.get_xlim(), ylim=view(ends))
             upper.tick_params(labelbottom=False)
         for axes, label in zip((upper, *lower), labels, strict=False):
             axes.tick_params(labelleft=column == 0)

@@ -242,11 +242,14 @@ def front_of(costs: Sequence[float], scores: Sequence[float], higher_is_better: 
 def score_view(
     points: Sequence[PointSummary], forms: Sequence[str], *scores: float
 ) -> tuple[float, float]:
-    """Limits of an axis of scores that shows the points and `scores` beside them."""
+    """Limits of an axis of scores that shows the points with their whole intervals, and `scores`
+    beside them: a bar whose end is cut off hides how little is known."""
     intervals = [
         point.intervals[form] for point in points for form in forms if form in point.intervals
     ]
-    return view([*scores, *(interval.score for interval in intervals)], intervals)
+    # A percentile interval need not hold its own score.
+    ends = (end for each in intervals for end in (each.low, each.score, each.high))
+    return view([*scores, *ends])
 
 
 def _number_ticks(axes: Axes) -> None:

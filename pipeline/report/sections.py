@@ -256,7 +256,7 @@ def _add_cache(page: Page, cache: Cache) -> None:
 CAPTIONS: Mapping[str, tuple[str, str]] = {
     "scores": (
         "Scores and their intervals",
-        "Bars are 95 % intervals, cut at the border; point at a dot for its numbers.",
+        "Bars are 95 % intervals; point at a dot for its numbers.",
     ),
     "score_over_FLOPs": (
         "Score over computation",

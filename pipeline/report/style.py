@@ -21,7 +21,6 @@ from matplotlib.figure import Figure
 
 from pipeline.models.tasks.parts.fonts import readable
 from pipeline.report.source import ReportData
-from pipeline.train.bootstrap import Interval
 
 SERIES = (
     "#3465c8",
@@ -142,14 +141,9 @@ def legend(figure: Figure, axes: Axes) -> None:
         )
 
 
-def view(values: Sequence[float], intervals: Sequence[Interval]) -> tuple[float, float]:
-    """Limits of an axis that shows all values, and their intervals unless these are much wider than
-    the values are spread."""
+def view(values: Sequence[float]) -> tuple[float, float]:
+    """Limits of an axis that shows all values, with a margin on both sides."""
     low, high = min(values), max(values)
-    # Values that are all the same have no spread: the intervals alone say what to show.
-    room = 0.6 * (high - low) or max(interval.high - interval.low for interval in intervals)
-    low = min(low, max(low - room, min(interval.low for interval in intervals)))
-    high = max(high, min(high + room, max(interval.high for interval in intervals)))
     margin = 0.04 * (high - low) or 0.5
     return low - margin, high + margin
 

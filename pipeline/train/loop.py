@@ -21,7 +21,7 @@ from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import free_memory_bytes
 from pipeline.errors import BadInput
 from pipeline.models.mixers import Moments
-from pipeline.models.step_memory import evaluation_batch
+from pipeline.models.step_memory import NotCounted, evaluation_batch
 from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.records import Batch, OnDevice
 from pipeline.train.compatibility import require_division
@@ -91,11 +91,14 @@ def _memory(recipes: Sequence[Recipe], context: RunContext, say: Say) -> int | N
     free, memory = free_memory_bytes(), training_memory(recipes, context)
     if context.device.type != "cpu" or free is None or memory.is_plenty(free):
         return None
-    peak_bytes = memory.peak_bytes()
-    if peak_bytes > free:
-        if len(recipes) > 1:
-            raise MemoryError
-        say(memory.warning(peak_bytes, free))
+    try:
+        peak_bytes = memory.peak_bytes()
+        if peak_bytes > free:
+            if len(recipes) > 1:
+                raise MemoryError
+            say(memory.warning(peak_bytes, free))
+    except NotCounted:
+        return None
     return peak_bytes
 
 

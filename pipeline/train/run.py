@@ -27,6 +27,7 @@ from torch import nn
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.storage.local import write_atomically
+from pipeline.cache.storage.processes import is_running
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.json_files import OTHER_CONTENT, json_value, read_json, sealed_json, to_json
@@ -271,12 +272,14 @@ class Run:
     def _say_killed(
         self, before: InTraining, now: InTraining, say: Callable[[str], object]
     ) -> None:
-        if before.host == now.host and _is_alive(before.pid):
+        is_here = before.host == now.host
+        # In a container that was started again, this process may have the number of the last one.
+        if is_here and before.pid != now.pid and is_running(before.pid):
             return  # another process trains it at this moment
         checkpoint = self.checkpoint("last")
         step = checkpoint.step if checkpoint else 0
         kills = [each.out_of_memory_kills for each in (before, now)]
-        by_memory = before.host == now.host and None not in kills and kills[0] != kills[1]
+        by_memory = is_here and None not in kills and kills[0] != kills[1]
         cause = (
             f"for want of memory: {before.host} has killed a process for that since it began"
             if by_memory
@@ -288,17 +291,6 @@ class Run:
             f"{step}; where it is killed again: raise training.accumulate, or lower windows.frames "
             "or model.width"
         )
-
-
-def _is_alive(pid: int) -> bool:
-    """Whether a process of this host is there."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is there, and somebody else's
-        return True
-    return True
 
 
 def load_model(

@@ -247,8 +247,9 @@ class Trainer:
         if checkpoint:
             if checkpoint.steps != self.steps:
                 raise BadInput(
-                    f"{self.run.path}/last.json is damaged: it says {checkpoint.steps} steps, the "
-                    f"run has {self.steps}",
+                    f"{self.run.path}/last.json says {checkpoint.steps} steps, the run has "
+                    f"{self.steps}: the file is damaged, or the cache covers other clips than when "
+                    "training began",
                     "train again into another --out",
                 )
             tensors = self.run.tensors("last")

@@ -86,12 +86,14 @@ class Blame(NamedTuple):
 class PacketNote:
     """Travels with a packet, through the decoder, to the picture that is made from it."""
 
-    __slots__ = ("dts", "duration", "number", "pts", "said_aspect")
+    __slots__ = ("dts", "duration", "is_key", "number", "pts", "said_aspect")
 
     def __init__(self, number: int, packet: Packet) -> None:
         self.number = number
         """In the order of decoding, from 0."""
         self.dts, self.pts, self.duration = packet.dts, packet.pts, packet.duration
+        self.is_key = packet.is_keyframe
+        """Whether the file says that its picture rests on no other."""
         self.said_aspect: Fraction | None = None
         """Shape of a pixel, as the decoder says it when it has read the packet."""
 
@@ -147,13 +149,17 @@ class CheckedDecoder:
         self._keys: list[tuple[int, int | None]] = []
         """Number of the packet, and presentation time, of every sound key picture."""
         self._begun = False
+        self._flags_keys = True
+        """Whether the file has flagged all key pictures so far."""
         av.logging.set_skip_repeated(False)
-        # libav does not mark the first packet of a transport stream.
-        if self.is_transport_stream and is_torn(path, stream.id, first_only=True):
-            self._blame(0, None, INCOMPLETE)
 
-    def frames(self) -> Iterator[CheckedFrame]:
-        """All frames, in the order in which they are shown."""
+    def frames(self, *, from_start: bool = True) -> Iterator[CheckedFrame]:
+        """All frames, in the order in which they are shown; `from_start`: of the whole file, and
+        not from where a seek led."""
+        # libav does not mark the first packet of a transport stream.
+        is_from_first = from_start and self.is_transport_stream
+        if is_from_first and is_torn(self.path, self.stream.id, first_only=True):
+            self._blame(0, None, INCOMPLETE)
         for packet in self._packets():
             self.at_byte = packet.pos or self.at_byte
             self._last = note = PacketNote(self._last.number + 1, packet)
@@ -170,26 +176,34 @@ class CheckedDecoder:
 
     def _packets(self) -> Iterator[Packet]:
         """Packets that hold anything: those that announce an end, and empty ones, by which some
-        files say that a picture is shown for longer, would only confuse the decoder."""
+        files say that a picture is shown for longer, would only confuse the decoder.
+
+        Each is held back until the next one is read: where a container finds no header at the end
+        of a packet, it is that packet that lacks bytes, or has too many.
+        """
         packets = self.container.demux(self.stream)
+        held: Packet | None = None
         while True:
+            packet = None
             with _Listening() as complaints:
                 try:
                     packet = next(packets, None)
                 except av.FFmpegError as error:
                     self.failure = error
-                    return
                 except IndexError:  # PyAV, at the end, of a stream that appeared on the way
-                    return
-            if packet is None:
-                return
+                    pass
+            last_read = self._last.number + (held is not None)
             # The first ones are of the header.
-            if self._last.number >= 0:
+            if last_read >= 0:
                 for component, text in complaints:
                     if component == self.container.format.name:
-                        self._blame(self._last.number + 1, None, text)
-            if packet.size:
-                yield packet
+                        self._blame(last_read, None, text)
+                        self._blame(last_read + 1, None, text)
+            if held is not None:
+                yield held
+            if packet is None:
+                return
+            held = packet if packet.size else None
 
     def _decoded(self, packet: Packet, note: PacketNote) -> list[VideoFrame]:
         frames: list[VideoFrame] = []
@@ -237,13 +251,18 @@ class CheckedDecoder:
             if not isinstance(note, PacketNote):  # some decoders lose it
                 note = self._last
             self._doubted.pop(note.number, None)
-            damage = self._damage(frame, note.number)
+            damage = self._damage(frame, note)
             yield CheckedFrame(frame, note.dts, damage, note.said_aspect)
 
-    def _damage(self, frame: VideoFrame, number: int) -> str | None:
+    def _damage(self, frame: VideoFrame, note: PacketNote) -> str | None:
         """What speaks against the frame that was made from a packet, or against what it rests
         on."""
+        number = note.number
         is_key = frame.key_frame and frame.pict_type not in PREDICTED
+        if is_key and not note.is_key and not self._blames:
+            self._flags_keys = False
+        # After damage, a decoder may take for a key picture what is none.
+        is_key &= note.is_key or not self._flags_keys
         self._begun |= frame.key_frame or frame.pict_type not in PREDICTED
         if frame.is_corrupt:
             self._blame(number, frame.pts, "the decoder marks it as corrupt")

@@ -34,6 +34,7 @@ from pipeline.video.damage import CheckedDecoder, CheckedFrame, LostPicture
 from pipeline.video.frame_counts import FrameCounts
 from pipeline.video.presentation_times import (
     LOOK_AHEAD,
+    REORDERED,
     Stamp,
     in_order_shown,
     presentation_times,
@@ -114,7 +115,7 @@ def decode_rates(
     """
     counted = counted or FrameCounts()
     source = _ImageFolder(path, image_fps, counted) if path.is_dir() else _VideoFile(path, counted)
-    kept = itertools.islice(_sampled(source, rates), skip, None)
+    kept = itertools.islice(_sampled(source, rates, counted), skip, None)
     try:
         yield from _blocks(kept, block_frames, block_bytes, allocate)
     except av.FFmpegError as error:
@@ -172,6 +173,8 @@ class _VideoFile:
         self.path, self.counted, self.from_s = path, counted, from_s
         self.fps: float | None = None
         """Average frames per second, once `pictures` has begun; None: nobody says."""
+        self.lost_packets = 0
+        """Packets whose pictures are lost that are noted already."""
 
     def pictures(self) -> Generator[Picture, None, None]:
         """Yields every picture; sets `failure` at the end."""
@@ -205,6 +208,9 @@ class _VideoFile:
                 float(frame.duration * stream.time_base) if frame.duration else interval_s
             )
             self._note_lost(checked, stream, interval_s)
+            if not counted.decoded and counted.first_s is not None:  # nothing was on screen so far
+                last = counted.lost[-1]
+                counted.lost[-1] = last._replace(end_s=max(last.end_s, time_s))
             counted.picture(time_s, end_s)
             yield Picture(frame, time_s, end_s, aspects.of(decoded.said_aspect), decoded.damage)
         self._note_lost(checked, stream, interval_s)
@@ -224,12 +230,17 @@ class _VideoFile:
 
     def _note_lost(self, checked: CheckedDecoder, stream: VideoStream, interval_s: float) -> None:
         """Notes what was lost since the last time; without a time of its own it is where the last
-        picture ends."""
+        picture ends. A video begins with its first packet, also where that one is lost; only what
+        is cut from a broadcast may begin with pictures that nobody can show."""
         assert stream.time_base is not None
-        for packet in checked.lost[len(self.counted.lost) :]:
+        noted, self.lost_packets = self.lost_packets, len(checked.lost)
+        for packet in checked.lost[noted:]:
             ticks = packet.note.dts if packet.note.pts is None else packet.note.pts
             time_s = self.counted.end_s if ticks is None else float(ticks * stream.time_base)
             length_s = float((packet.note.duration or 0) * stream.time_base) or interval_s
+            is_first = packet.note.number == 0 and checked.container.format.name not in JOINABLE
+            if is_first and time_s >= first_frame_s(stream) and not self.counted.decoded:
+                self.counted.first_s = time_s
             self.counted.lost.append(LostPicture(time_s, time_s + length_s, packet.reason))
 
     def _stamped(
@@ -238,11 +249,9 @@ class _VideoFile:
         """Decoded frames with the times that the container gives them; none where a seek went too
         far."""
         assert stream.time_base is not None
-        is_avi, must_begin_s = (
-            container.format.name == "avi",
-            self.from_s if self._seek(container, stream) else math.inf,
-        )
-        for decoded in checked.frames():
+        is_avi, was_sought = container.format.name == "avi", self._seek(container, stream)
+        must_begin_s = self.from_s if was_sought else math.inf
+        for decoded in checked.frames(from_start=not was_sought):
             # What libav makes up as a presentation time in AVI is not worth having.
             ticks = (decoded.dts, None) if is_avi else (decoded.frame.pts, decoded.dts)
             shown_s, decoded_s = (
@@ -294,8 +303,9 @@ def _look_ahead(stream: VideoStream) -> int:
 
 def _damage_noted(pictures: Iterator[Picture], counted: FrameCounts) -> Iterator[Picture]:
     """Notes which pictures are damaged. Deinterlacing looks at both neighbours of a picture, so
-    their damage is its own."""
+    their damage is its own. Pictures that vanish near damage, without a word, are noted as lost."""
     before: str | None = None
+    shown: Picture | None = None
     picture = next(pictures, None)
     for number in itertools.count():
         if picture is None:
@@ -308,10 +318,28 @@ def _damage_noted(pictures: Iterator[Picture], counted: FrameCounts) -> Iterator
         picture = picture._replace(damage=damage)
         if counted.damaged and counted.damaged[-1].stop == number:  # on screen until this one is
             counted.damaged[-1] = counted.damaged[-1]._replace(stop_s=picture.time_s)
+        near = counted.damaged[-1:] if damage is None else ()
+        reason = damage or next((it.reason for it in near if number - it.stop < REORDERED), None)
+        if reason is not None and shown is not None:
+            counted.lost += _vanished(shown, picture, counted.lost, reason)
         if damage is not None:
             counted.damage(number, picture)
         yield picture
-        picture = following or next(pictures, None)
+        shown, picture = picture, following or next(pictures, None)
+
+
+def _vanished(
+    before: Picture, picture: Picture, lost: Sequence[LostPicture], reason: str
+) -> list[LostPicture]:
+    """What should have been shown between two pictures, near damage, up to what is noted as lost
+    already; nothing where that is no more than rounding."""
+    until_s = min(
+        (each.time_s for each in lost if before.end_s < each.end_s <= picture.time_s),
+        default=picture.time_s,
+    )
+    if until_s - before.end_s < (before.end_s - before.time_s) / 2:
+        return []
+    return [LostPicture(before.end_s, until_s, reason)]
 
 
 def _no_frame_text(stream: VideoStream) -> str:
@@ -352,6 +380,8 @@ class _ImageFolder:
                 unread = unread or error
                 self.counted.lost.append(LostPicture(time_s, end_s, error.message))
                 continue
+            if not self.counted.decoded:  # an image that is lost has its time, too
+                self.counted.first_s = times_s[0]
             self.counted.picture(time_s, end_s)
             picture = Picture(frame, time_s, end_s, aspect, damage)
             if damage is not None:
@@ -379,7 +409,7 @@ def _read_image(image: Path) -> tuple[VideoFrame, float, str | None]:
 
 
 def _sampled(
-    source: _VideoFile | _ImageFolder, rates: Sequence[Rate]
+    source: _VideoFile | _ImageFolder, rates: Sequence[Rate], counted: FrameCounts
 ) -> Iterator[tuple[Picture, list[bool]]]:
     """The pictures that at least one rate keeps, and (R,) which rates those are. Looks one picture
     ahead; the last one counts up to its own end."""
@@ -387,7 +417,8 @@ def _sampled(
     held = next(pictures, None)
     if held is None:
         return
-    samplers = [Sampler(rate, held.time_s, source.fps) for rate in rates]
+    assert counted.first_s is not None
+    samplers = [Sampler(rate, counted.first_s, held.time_s, source.fps) for rate in rates]
     for picture in itertools.chain(pictures, [None]):
         next_s = held.end_s if picture is None else picture.time_s
         kept_R = [sampler.keeps(held.time_s, next_s) for sampler in samplers]

@@ -19,7 +19,8 @@ class FrameCounts:
     end_s: float = 0.0
     """Presentation time at which the last of them ends."""
     first_s: float | None = None
-    """Presentation time of the first of them; None before it is there."""
+    """Presentation time of the first of them, or of the first image or packet where that one is
+    lost; None before one is there."""
     header: int | None = None
     """Pictures by the header, those that an edit list hides included. None: it does not say."""
     header_s: float | None = None
@@ -42,7 +43,7 @@ class FrameCounts:
     def picture(self, time_s: float, end_s: float) -> None:
         """Counts one decoded picture, shown from `time_s` until `end_s`."""
         if not self.decoded:
-            self.first_s = time_s
+            self.first_s = time_s if self.first_s is None else min(self.first_s, time_s)
         self.decoded += 1
         self.end_s = end_s
 

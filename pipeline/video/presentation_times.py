@@ -6,7 +6,8 @@ before and after it and against the decode times, so that a bad one changes its 
 
 - A time to which later times do not hold, though it leaps away from those before it, is stray. The
   frame gets a time between its good neighbours.
-- A leap to which later times hold is a gap in the recording, and stays.
+- A leap to which later times hold is a gap in the recording, and stays. One of more than a day is
+  another clock, such as one that wraps: all later times are moved back by as much.
 - A time that does not come after the previous one is not believed. The frame gets a time between
   its neighbours, unless later times go on from there: then the file's clock was set back, and all
   of them are moved on by as much.
@@ -40,6 +41,8 @@ STRAY_RISES = 3
 clock that was set back."""
 LONE_S = 3600.0
 """So far from all others, the very first or last time is stray: no other one can tell."""
+ANOTHER_CLOCK_S = 86400.0
+"""No gap in a recording is as long."""
 EVEN = 1e-3
 """Steps that differ by this share of their length are equal but for rounding."""
 
@@ -126,8 +129,9 @@ class _Clock:
         self._interval_s = interval_s
         self._previous_s = -math.inf
         self._steps_s: deque[float] = deque(maxlen=USUAL_STEPS)
-        self._set_back_s = 0.0
-        """By how much the file's clock was set back."""
+        self._offset_s = 0.0
+        """By how much times are moved on where the file's clock was set back; below 0 where it
+        leapt to another."""
         self._lead_s = -math.inf
         """How far a time that was believed lay after its decode time, at most."""
 
@@ -148,16 +152,20 @@ class _Clock:
             if step_s is None:
                 return self._substitute_s(later)
             time_s = self._previous_s + min(step_s, self._interval_s)
-            self._set_back_s = time_s - stamp.shown_s
+            self._offset_s = time_s - stamp.shown_s
         elif self._is_stray(time_s, stamp, later):
             return self._substitute_s(later)
+        elif time_s - self._previous_s > ANOTHER_CLOCK_S and self._previous_s > -math.inf:
+            time_s = self._previous_s + self._usual_step_s()
+            self._offset_s = time_s - stamp.shown_s
         if stamp.decoded_s is not None:
             self._lead_s = max(self._lead_s, stamp.lead_s())
         return time_s
 
     def _on_s(self, shown_s: float) -> float:
-        """A time of the file, moved on while its clock is set back."""
-        return shown_s if shown_s > self._previous_s else shown_s + self._set_back_s
+        """A time of the file, moved on while its clock is set back, or back where it is another."""
+        is_own = shown_s > self._previous_s and self._offset_s >= 0
+        return shown_s if is_own else shown_s + self._offset_s
 
     def _later_s(self, later: _Later[Frame], count: int) -> list[float]:
         return [self._on_s(shown_s) for shown_s in later.times_s(count)]

@@ -165,13 +165,16 @@ class FrameReader:
         blocks = self.decoder.decode(path, [settings.kept], video.image_fps, counted, 1)
         try:
             for block in blocks:
-                if (count := clock.frame(float(block.frames.time_s[0]))) and held is not None:
+                assert counted.first_s is not None
+                count = clock.frame(float(block.frames.time_s[0]), counted.first_s)
+                if count and held is not None:
                     yield seen(held), count
                 is_seen = settings.damaged == "keep" or not block.damaged_F.any()
                 held = FrameTransforms(block.frames, self.device) if is_seen else None
         except BadVideo as error:
             failure = error
-        if held is not None and (count := clock.end(counted.end_s)):
+        count = clock.end(counted.end_s)
+        if count and held is not None:
             # Where decoding broke off, nobody knows what would have come on screen next, and when.
             count = 1 if failure else count
             yield seen(held), count

@@ -79,11 +79,16 @@ def frames_apart(stride: Stride, native_fps: float | None) -> int:
 class Sampler:
     """Decides, frame by frame, which frames of a video a rate keeps."""
 
-    def __init__(self, rate: Rate, first_s: float, native_fps: float | None) -> None:
-        """`first_s` is when the video's first frame appears, `native_fps` its own rate."""
+    def __init__(
+        self, rate: Rate, first_s: float, begin_s: float, native_fps: float | None
+    ) -> None:
+        """`first_s` is when the video's first frame appears, `begin_s` when the first one does that
+        is asked about, `native_fps` its own rate."""
         self.rate, self.first_s = rate, first_s
         self._passed = 0
         """Instants, or frames, before the next frame."""
+        if rate is not None and not isinstance(rate, Stride):
+            self._passed = first_instant(begin_s, first_s, first_s, rate)
         self._apart = frames_apart(rate, native_fps) if isinstance(rate, Stride) else 1
 
     def keeps(self, time_s: float, next_s: float) -> bool:
@@ -139,10 +144,11 @@ class StreamClock:
     def __init__(self, fps: float, cached: Rate, start_s: float = 0.0) -> None:
         self.fps, self.cached, self.start_s = fps, cached, start_s
         self._first_s = math.nan
+        """When the video's first frame appears."""
         self._last: _Moment | None = None
         """Where the last frame appears."""
         self._previous: _Moment | None = None
-        """Where the one before it appears; the first frame follows itself."""
+        """Where the one before it appears; before the first one, the video begins."""
         self._frames = 0
         self._begin_s: float | None = None
         """The first instant, by the clock of windows, once it is known."""
@@ -154,14 +160,12 @@ class StreamClock:
         """Whether an instant has been counted."""
         return self._begin_s is not None
 
-    def frame(self, time_s: float) -> int:
-        """The next frame appears at `time_s`: at how many instants that before it was on screen; 0
-        where there was none."""
-        count = self.end(time_s)
-        if self._last is None:
-            self._first_s = time_s
+    def frame(self, time_s: float, first_s: float) -> int:
+        """The next frame appears at `time_s`, in a video whose first frame appears at `first_s`: at
+        how many instants that before it was on screen; 0 where there was none."""
+        count, self._first_s = self.end(time_s), first_s
         appears = self._moment(time_s)
-        self._previous, self._last = self._last or appears, appears
+        self._previous, self._last = self._last or self._moment(first_s), appears
         self._frames += 1
         return count
 

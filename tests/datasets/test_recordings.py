@@ -25,6 +25,7 @@ from support.paths import SHARED
 from pipeline.datasets import kubric, nuscenes, sevenscenes
 from pipeline.datasets.formats import kubric_tracks, recordings
 from pipeline.datasets.formats.tfrecord import Example
+from pipeline.datasets.formats.trajectory import poses_at, slerp
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
 
@@ -927,7 +928,7 @@ def tum(folder: Path) -> None:
     write(folder / "groundtruth.txt", "# truth\n" + "\n".join(poses) + "\n")
 
 
-def test_tum_associates_the_nearest(tmp_path: Path) -> None:
+def test_tum_associates_depth_and_poses_by_time(tmp_path: Path) -> None:
     root = tmp_path / "data"
     tum(root / "rgbd_dataset_freiburg1_xyz")
     tum(root / "rgbd_dataset_freiburg1_validation")
@@ -947,7 +948,8 @@ def test_tum_associates_the_nearest(tmp_path: Path) -> None:
         truth["depth_m"],
         np.stack([5 * depth_map(0) / 5000, 5 * depth_map(1) / 5000]).astype(np.float16),
     )
-    assert truth["pose"][:3, 0, 3].tolist() == [1, 4, 7]
+    # At a pose, a third of the way between two, and behind the last one.
+    assert np.allclose(truth["pose"][:3, 0, 3], [1, 4.33, 7], atol=1e-5)
     assert np.isnan(truth["pose"][3]).all()
     assert np.allclose(truth["pose"][1][:3, :3], [[0, 0, 1], [0, 1, 0], [-1, 0, 0]], atol=1e-6)
     assert "pose" not in found.targets("rgbd_dataset_freiburg1_validation")
@@ -959,6 +961,68 @@ def test_tum_associates_the_nearest(tmp_path: Path) -> None:
     assert built("tum", root, tmp_path / "out", val_sequences=[name]).splits == ("test", "val")
     with pytest.raises(BadInput, match="val_sequences: no sequence called 'fr1'"):
         built("tum", root, tmp_path / "out", val_sequences=["fr1"])
+
+
+def rodrigues(axis: np.ndarray, angle: float) -> np.ndarray:
+    """(3, 3) rotation by an angle about a unit axis, as a matrix and by no quaternion."""
+    x, y, z = axis
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+
+
+def test_tum_poses_are_those_at_the_times_of_the_frames(tmp_path: Path) -> None:
+    """A camera that moves and turns evenly: what its pose is at any time is known."""
+    folder = tmp_path / "data" / "turning"
+    tum(folder)
+    axis, start_s = np.array([2.0, -3.0, 6.0]) / 7, 99.896
+    speed, turn = np.array([0.8, -0.3, 0.1]), 1.5
+
+    def angle_at(time_s: float) -> float:
+        return 3.0 + turn * (time_s - start_s)  # the real part changes its sign on the way
+
+    lines = []
+    for k in range(30):
+        time_s = start_s + 0.01 * k + 0.003 * (k % 2)  # unevenly, and not at the frames' times
+        if 100.05 < time_s < 100.095:
+            continue  # a gap about the frame at 100.0712 s
+        wxyz = np.array([np.cos(angle_at(time_s) / 2), *np.sin(angle_at(time_s) / 2) * axis])
+        wxyz *= (-1) ** (k // 2) * (1 + k % 3)  # the same rotation, with either sign and any length
+        numbers = [*(speed * (time_s - start_s)), *wxyz[1:], wxyz[0]]
+        lines.append(f"{time_s:.4f} " + " ".join(f"{number:.9f}" for number in numbers))
+    write(folder / "groundtruth.txt", "\n".join(lines) + "\n")
+    pose = built("tum", folder, tmp_path / "out").targets("turning")["pose"]
+    for frame, time_s in ((0, 100.0), (1, 100.0333), (3, 100.1)):
+        assert np.allclose(pose[frame, :3, 3], speed * (time_s - start_s), atol=1e-6)
+        assert np.allclose(pose[frame, :3, :3], rodrigues(axis, angle_at(time_s)), atol=1e-6)
+        assert pose[frame, 3].tolist() == [0, 0, 0, 1]
+    assert np.isnan(pose[2]).all()  # in the gap, 0.0222 s and 0.0248 s from the poses beside it
+
+
+def test_poses_beside_gaps_at_ends_and_where_tracking_was_lost() -> None:
+    known_s = np.array([1.0, 1.01, 1.01, 1.05, 1.06, 1.07])
+    place = np.array([[0.0], [1], [1], [5], [np.nan], [7]]) * np.ones(3)
+    wxyz = np.tile([1.0, 0, 0, 0], (6, 1))
+
+    def x_at(*time_s: float) -> list[float]:
+        return poses_at(np.array(time_s), known_s, place, wxyz, 0.02)[:, 0, 3].tolist()
+
+    assert np.allclose(x_at(1.0, 1.0025, 1.01), [0, 0.25, 1])
+    assert x_at(0.979, 0.99, 1.08, 1.1)[1:3] == [0, 7]  # before the first and behind the last
+    assert np.isnan(x_at(0.979, 1.1)).all()
+    assert x_at(1.022, 1.044) == [1, 5]  # neighbours that are too far apart: the nearer one
+    assert x_at(1.052) == [5] and np.isnan(x_at(1.058)).all() and x_at(1.068) == [7]
+    assert np.isnan(poses_at(np.array([1.0]), known_s[:0], place[:0], wxyz[:0], 0.02)).all()
+    one = poses_at(np.array([0.995, 1.0, 1.005]), known_s[:1], place[:1], wxyz[:1], 0.02)
+    assert one[:, 0, 3].tolist() == [0, 0, 0]
+
+
+def test_rotations_are_interpolated_at_constant_speed() -> None:
+    axis, share = np.array([1.0, 2.0, -2.0]) / 3, np.array([[0.0], [0.3], [0.5], [1.0]])
+    for angle in (0.0, 1e-9, 0.4, 3.1):
+        second = np.array([np.cos(angle / 2), *np.sin(angle / 2) * axis])
+        between = slerp(np.tile([1.0, 0, 0, 0], (4, 1)), np.tile(-second, (4, 1)), share)
+        wanted = [rodrigues(axis, part * angle) for part in share[:, 0]]
+        assert np.allclose(recordings.motion(np.zeros((4, 3)), between)[:, :3, :3], wanted)
 
 
 def test_tum_lists_missing_files_and_malformed_lines(tmp_path: Path) -> None:

@@ -425,7 +425,7 @@ def test_a_run_folder_of_another_format_or_recipe_is_named_before_any_training(
     [
         (
             '{"format_version": 99}',
-            r"sweep.json has format 99, this version of stillframe reads format 1",
+            r"sweep.json has format 99, this version of stillframe reads format 2",
         ),
         ("{", "is damaged"),
     ],

@@ -147,6 +147,37 @@ def test_damage_that_no_rate_asks_for_leaves_nothing_out(caches, listed, tmp_pat
     assert derived.content == two.content and derived.failures == two.failures
 
 
+def test_a_frame_that_is_left_out_is_on_screen_until_the_next_cached_one(listed, tmp_path):
+    """Frames 0, 9, 18 and 27 are kept; a window from 2.2 s on would have frame 9 for frame 18."""
+    cache = derive(listed, ["frames.fps=1.1111"], str(tmp_path))
+    assert frames_of(cache, "x/v1.mp4") == [0, 9, 27, 36]
+    (clip,) = [clip for clip in cache.manifest.clips if clip.video_id == "x/v1.mp4"]
+    holes = [
+        cache.hole(dataclasses.replace(clip, start_s=start_s, stop_s=start_s + 0.4)) is not None
+        for start_s in (0.9, 1.6, 2.2, 2.7)
+    ]
+    assert holes == [False, True, True, False]
+
+
+def test_a_video_whose_first_key_frame_is_torn_begins_there_all_the_same(tmp_path):
+    """Its first group cannot be shown; seconds count as if it could, at any rate."""
+    videos = tmp_path / "videos"
+    for video in range(2):
+        address_video(videos / "x" / f"v{video}.mp4", video)
+    tear(videos / "x/v1.mp4", 0)
+    built = manifest.build("folder", videos, tmp_path / "data", {"val_fraction": 0.5})
+    every, two = extract_all([spec("all"), spec(2)], built, tmp_path / "caches")
+    derived = derive(every, ["frames.fps=2"], str(tmp_path))
+    assert frames_of(two, "x/v1.mp4") == frames_of(derived, "x/v1.mp4") == [*range(10, FRAMES, 5)]
+    assert every.first_s("x/v1.mp4") == two.first_s("x/v1.mp4") == 0.0
+    (clip,) = [clip for clip in every.manifest.clips if clip.video_id == "x/v1.mp4"]
+    for cache in (every, two, derived):
+        stretches_s = [(0.0, None), (0.5, 1.5), (1.0, 2.0)]
+        clips = [dataclasses.replace(clip, start_s=a, stop_s=b) for a, b in stretches_s]
+        holes = [cache.hole(clip) is not None for clip in clips]
+        assert holes == [True, True, False]
+
+
 def test_a_mended_video_is_tried_again(torn, tmp_path):
     root = tmp_path / "videos"
     for video in range(2):

@@ -221,8 +221,9 @@ def test_holes_stay_holes_with_their_reasons(holed, tmp_path):
         video: failure.reason for video, failure in holed.failures.items()
     }
     failure, before = slower.failures["x/v1.mkv"], holed.failures["x/v1.mkv"]
-    assert failure.frames_stored == -(-before.frames_stored // 2)
-    assert 0 <= before.stored_until_s - failure.stored_until_s <= 1 / 5
+    # Of 16 decoded frames number 14 is left out, which is one of those that the slower cache takes.
+    assert (before.frames_stored, failure.frames_stored) == (15, 7)
+    assert 0 <= before.stored_until_s - failure.stored_until_s <= 2 / 5
 
 
 @pytest.mark.parametrize(

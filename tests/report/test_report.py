@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,14 @@ from pipeline.experiments.summary import Summary
 from pipeline.models.temporal.contract import Gate
 from pipeline.models.video_model import VideoModel
 from pipeline.records import TokenShape
-from pipeline.report import style, tables, token_maps
+from pipeline.report import axis_plots, plots, style, tables, token_maps
 from pipeline.report.page import Page, render_page
 from pipeline.report.plots import front_of, mean_and_band
 from pipeline.report.provenance import common_part
 from pipeline.report.report import report
 from pipeline.report.source import find_source, read_runs, read_sweep
 from pipeline.report.token_maps import principal_colours, state_and_gates
+from pipeline.train.bootstrap import Interval
 from pipeline.train.evaluate import difference
 from pipeline.train.run import Run
 
@@ -385,12 +387,49 @@ def test_curves_are_averaged_where_all_have_values():
     assert mean.tolist() == [2, 3, 4] and low.tolist() == [1, 2, 3] and high.tolist() == [3, 4, 5]
 
 
-def test_an_axis_shows_all_values_and_cuts_wild_intervals():
-    class Wide:
-        low, high = -10.0, 10.0
+def test_every_plot_of_scores_holds_whole_intervals(sweep):
+    (data,) = read_sweep(sweep, "val")
+    settings = [
+        point.model_copy(
+            update={
+                "intervals": {
+                    form: found.model_copy(update={"low": found.score - 7, "high": found.score + 9})
+                    for form, found in point.intervals.items()
+                },
+                "comparisons": {
+                    form: found.model_copy(
+                        update={"gain": Interval(score=found.gain.score, low=-5.0, high=6.0)}
+                    )
+                    for form, found in point.comparisons.items()
+                },
+            }
+        )
+        for point in data.summary.settings
+    ]
+    wide = replace(data, summary=data.summary.model_copy(update={"settings": tuple(settings)}))
+    scores = [found.score for point in wide.ranked() for found in point.intervals.values()]
+    by_axis = axis_plots.curves_by_axis(wide)
+    (across,) = plots.intervals(wide, style.FULL_INCHES).axes
+    low, high = across.get_xlim()
+    assert low < min(scores) - 7 and high > max(scores) + 9
+    assert high - low < 1.1 * (max(scores) - min(scores) + 16)
+    upright = [
+        *plots.pareto(wide).values(),
+        *(axis_plots.axis_figure(wide, axis, curves) for axis, curves in by_axis.items()),
+        axis_plots.axes_side_by_side(wide, by_axis, style.FULL_INCHES),
+    ]
+    assert len(upright) >= 4
+    for axes in (axes for figure in upright for axes in figure.axes):
+        low, high = axes.get_ylim()
+        bars = [line.get_ydata() for line in axes.lines]
+        bars += [path.vertices[:, 1] for band in axes.collections for path in band.get_paths()]
+        drawn = np.concatenate(bars)
+        assert np.ptp(drawn) > 10 and low < drawn.min() and drawn.max() < high
 
-    low, high = style.view([0.2, 0.6], [Wide, Wide])
-    assert low < 0.2 - 0.2 and high > 0.6 + 0.2 and high - low < 1.1
+
+def test_an_axis_of_equal_scores_has_room_on_both_sides():
+    assert style.view([0.5, 0.5]) == (0, 1)
+    assert style.view([0.369, 0.474, 0.581]) == pytest.approx((0.36052, 0.58948))
 
 
 def test_colours_of_tokens_are_fixed_by_a_rule():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -70,6 +71,10 @@ def encode(
             container.mux(stream.encode(frame))
         assert stream is not None
         container.mux(stream.encode())
+    if codec == "libsvtav1":
+        # It makes this thread a real-time one, for good: encoders whose threads wait for each other
+        # by spinning would then hold all cores, and never end.
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return path
 
 

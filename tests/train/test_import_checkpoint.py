@@ -362,6 +362,7 @@ def test_labels_are_asked_for_and_checked(cache, tmp_path):
         ("[]", "found 0"),
         ('{"a": [], "b": 1}', "a value that is no number"),
         ('{"a": "x"}', "a value that is no number"),
+        ('{"a": 1e999}', "a value that is no number"),
     ):
         (tmp_path / "bad").write_text(text)
         with pytest.raises(BadInput, match=problem):

@@ -17,7 +17,13 @@ from support.paths import ROOT
 from support.training import recipe
 
 from pipeline import device
-from pipeline.models.step_memory import TrainingMemory, evaluation_batch, step_memory
+from pipeline.models.step_memory import (
+    NotCounted,
+    TrainingMemory,
+    evaluation_batch,
+    step_memory,
+)
+from pipeline.models.temporal import gru
 from pipeline.records import TokenShape
 from pipeline.train import loop
 from pipeline.train.setup import RunContext, training_memory
@@ -140,6 +146,25 @@ def test_nothing_is_counted_where_there_is_plenty(material):
     assert needs.is_plenty(10**12) and not needs.is_plenty(10**6)
 
 
+def test_a_model_that_cannot_run_on_fake_tensors_trains_without_an_estimate(
+    material, tmp_path, monkeypatch
+):
+    run_gru = gru.Temporal._run
+
+    def by_numbers(self, x_BTND, state):
+        assert len(x_BTND.detach().numpy().tolist()) == len(x_BTND)
+        return run_gru(self, x_BTND, state)
+
+    monkeypatch.setattr(gru.Temporal, "_run", by_numbers)
+    monkeypatch.setattr(loop, "free_memory_bytes", lambda: 10**5)
+    with pytest.raises(NotCounted):
+        memory().peak_bytes()
+    told, wanted = [], recipe(training={"steps": 1, "evaluate_every": None})
+    runs = {tmp_path / "a": wanted, tmp_path / "b": wanted}
+    loop.train_together(runs, RunContext.of(material.cache), say=told.append)
+    assert (tmp_path / "b" / "last.json").exists() and not told
+
+
 def test_a_killed_training_is_told_at_the_next_start(material, tmp_path):
     out, told = tmp_path / "run", []
     code = MEASURE.replace("print(", "#")
@@ -173,7 +198,10 @@ def test_a_killed_training_is_told_at_the_next_start(material, tmp_path):
     before = first | {"out_of_memory_kills": (first["out_of_memory_kills"] or 0) - 1}
     (out / "training.json").write_text(json.dumps(before))
     assert "was killed for want of memory" in start()
-    (out / "training.json").write_text(json.dumps(first | {"pid": os.getpid()}))
+    for pid in (os.getpid(), 2**40):  # another process had this one's number; none has that
+        (out / "training.json").write_text(json.dumps(first | {"pid": pid}))
+        assert "was killed on" in start()
+    (out / "training.json").write_text(json.dumps(first | {"pid": os.getppid()}))
     assert start() == ""  # somebody is at it
     (out / "training.json").write_text("{")
     assert start() == ""

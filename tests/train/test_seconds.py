@@ -20,6 +20,7 @@ from pipeline.config.recipe import WindowSettings
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
+from pipeline.errors import BadInput
 from pipeline.extract.extract import extract
 from pipeline.records import Clip
 from pipeline.train.windows.index import ClipRows, WindowRef, clip_rows_of
@@ -196,3 +197,13 @@ def test_files_that_were_found(tmp_path):
         assert clips[f"v/start.ts@{span}"] == clips[f"v/base.mp4@{span}"]
     assert clips["v/base.mp4@2.0-3.0"] == list(range(50, 75))
     assert len(clips["v/halfneg.ts"]) == 100
+
+
+def test_a_cache_is_not_gone_on_with_under_another_clock(cache, root):
+    """Clips and their digest are the same, and would be other frames."""
+    same = Manifest.load(cache.path / "manifest", root)
+    assert extract(address_spec(), same, cache.path.parent).path == cache.path
+    older = dataclasses.replace(same, origin=same.origin.model_copy(update={"clock": "file"}))
+    assert older.digest == same.digest
+    with pytest.raises(BadInput, match="by the clock 'file', the copy in .* by 'first_frame'"):
+        extract(address_spec(), older, cache.path.parent)

@@ -3,6 +3,7 @@ pictures of the sound file, and with PyAV's own going on."""
 
 from __future__ import annotations
 
+import math
 import random
 import uuid
 from collections.abc import Callable
@@ -232,6 +233,73 @@ def test_nothing_passes_after_a_packet_that_is_missing(tmp_path, codec):
     assert not any(seen.damaged[: keys[1] - 3]) and not any(seen.damaged[keys[2] + 3 :])
 
 
+def test_pictures_that_vanish_near_damage_are_lost(tmp_path):
+    """A container that loses its way in the middle gives nothing for packets with B pictures, and
+    says nothing of them. Those that vanish before the first damage that is noticed cannot be told
+    from a gap in the recording."""
+    options = {"x265-params": "log-level=none:keyint=12:bframes=3"}
+    path = encode(tmp_path / "a.mkv", PICTURES, codec="libx265", rate=RATE, options=options)
+    sound, data = Seen(path), path.read_bytes()
+    vanished = 0
+    for place in range(12, 36):
+        position, size = packet_spans(path)[place]
+        torn = path.with_name(f"{place}.mkv")
+        torn.write_bytes(
+            data[: position + size // 2] + bytes(300) + data[position + size // 2 + 300 :]
+        )
+        seen = Seen(torn)
+        told = [(found.start_s, found.stop_s) for found in seen.counted.damaged]
+        told += [(lost.time_s, lost.end_s) for lost in seen.counted.lost]
+        gone = [time_s for time_s in sound.times_s if time_s not in seen.times_s]
+        first_s = min(told)[0] if told else math.inf
+        for time_s in [time_s for time_s in gone if first_s <= time_s < seen.times_s[-1]]:
+            vanished += 1
+            assert any(start_s - 1e-3 <= time_s < stop_s for start_s, stop_s in told), place
+    assert vanished > 50
+
+
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+def test_the_packet_at_which_a_container_loses_its_way_is_damaged(tmp_path, codec):
+    """Its end, and what follows, is taken from where it does not belong, and the decoders of VP8
+    and VP9 do not notice."""
+    options = {"g": "12", "deadline": "realtime", "cpu-used": "8", "auto-alt-ref": "0"}
+    path = encode(tmp_path / "a.webm", PICTURES, codec=codec, rate=RATE, options=options)
+    sound, data = Seen(path), path.read_bytes()
+    position, size = packet_spans(path)[16]
+    path.write_bytes(data[: position + size // 2] + data[position + size + 40 :])
+    seen = Seen(path)
+    assert seen.passed_wrongly(sound) == 0
+    assert seen.damaged[:16] == [False] * 16 and seen.damaged[16]
+
+
+def test_a_decoder_that_takes_a_picture_for_a_key_picture_after_damage(tmp_path):
+    """Of a torn AV1 key picture it makes up others, and calls some of them key pictures. Where the
+    file flags those, its word counts, up to the next one."""
+    path = encode(
+        tmp_path / "a.mkv",
+        PICTURES[:36],
+        codec="libsvtav1",
+        rate=RATE,
+        options={"g": "12", "preset": "12"},
+    )
+    sound, data = Seen(path), path.read_bytes()
+    right = {pixels.tobytes() for pixels in sound.pixels}
+    position, _ = packet_spans(path)[12]
+    for byte in range(48, 54):
+        broken = bytearray(data)
+        broken[position + byte] ^= 0x10
+        path.write_bytes(broken)
+        seen = Seen(path)
+        noticed_s = min((lost.time_s for lost in seen.counted.lost), default=1e9)
+        passed = [
+            time_s
+            for pixels, time_s, damaged in zip(seen.pixels, seen.times_s, seen.damaged, strict=True)
+            if not damaged and time_s > noticed_s and pixels.tobytes() not in right
+        ]
+        assert not passed
+        assert not any(seen.damaged[-12:])
+
+
 def key_packets(path: Path) -> list[bool]:
     with av.open(str(path)) as container:
         return [packet.is_keyframe for packet in container.demux(video=0) if packet.size]
@@ -342,6 +410,24 @@ def test_recordings_that_are_joined_are_whole(tmp_path):
     assert Seen(path).passed_wrongly(sound) == 0
 
 
+def test_a_recording_that_begins_torn_is_sound_later_also_after_a_seek(tmp_path):
+    path = transport_stream(tmp_path)
+    pid, data = pid_of(path), path.read_bytes()
+    packets = [data[at : at + PACKET_BYTES] for at in range(0, len(data), PACKET_BYTES)]
+    of_video = [
+        at
+        for at, packet in enumerate(packets)
+        if int.from_bytes(packet[1:3], "big") & 0x1FFF == pid
+    ]
+    path.write_bytes(b"".join(packets[: of_video[1]] + packets[of_video[1] + 1 :]))
+    seen = Seen(path)
+    assert seen.damaged[0] and not any(seen.damaged[12:])
+    for first in (13, 25, 37):  # soon after a key frame, to which a seek leads
+        counted, times_s = FrameCounts(), np.array(seen.times_s[first : first + 3])
+        (frames,) = decode_at(path, times_s, None, counted)
+        assert [counted.is_damaged(time_s) for time_s in frames.time_s] == [False] * 3
+
+
 def test_m2ts_is_read_by_its_own_steps(tmp_path):
     plain = transport_stream(tmp_path)
     data = plain.read_bytes()
@@ -377,6 +463,28 @@ def test_a_torn_image_of_a_folder_is_alone(tmp_path):
     assert (stretch.start, stretch.stop, stretch.start_s) == (2, 3, 0.2)
     assert stretch.reason == "2.jpg: overread 8"
     assert lost.time_s == 0.4 and "images/4.jpg" in lost.reason
+
+
+def test_seconds_of_a_folder_count_from_its_first_image_also_where_that_is_lost(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(12):
+        encode(
+            folder / f"{number}.jpg", [PICTURES[number]], codec="mjpeg", pix_fmt="yuvj420p", rate=1
+        )
+    (folder / "0.jpg").write_bytes(b"no image")
+    counted, settings = FrameCounts(), FrameSettings(size_px=32, fps=5)
+    video = Video("a", "images", image_fps=10)
+    blocks = list(decode_rates(folder, [settings.kept], 10, counted))
+    times_s = np.concatenate([block.frames.time_s for block in blocks])
+    assert counted.first_s == 0.0
+    assert times_s == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    with FrameReader(tmp_path, torch.device("cpu")) as reader:
+        seen = [
+            (float(squares.time_s[0]), count)
+            for squares, count in reader.on_screen(video, settings, 5.0)
+        ]
+    assert seen == [(pytest.approx(time_s), 1) for time_s in times_s]
 
 
 # Encryption
@@ -573,3 +681,12 @@ def test_frames_by_time_that_are_damaged_are_refused_or_kept(tmp_path):
         assert counted.damage_text(is_kept=False).startswith(
             f"{sum(seen.damaged)} of {LENGTH} decoded frames are damaged and left out, 0 are missing"
         )
+
+
+def test_a_stream_that_begins_in_damage_is_not_over(tmp_path):
+    path = encode(tmp_path / "a.mp4", PICTURES[:12], rate=RATE, options=GROUPS)
+    seen = Seen(blank(path, 0))
+    assert all(seen.damaged) and not seen.reason
+    with FrameReader(tmp_path, torch.device("cpu")) as reader:
+        video, settings = Video("a", "a.mp4"), FrameSettings(size_px=32)
+        assert list(reader.on_screen(video, settings, float(RATE), seen.times_s[-1])) == []

@@ -420,3 +420,14 @@ def test_times_of_files_that_were_found(name):
     _, times_s, _ = read(FOUND / name)
     for place, time_s in SAID[name].items():
         assert times_s[place] == pytest.approx(time_s, abs=1e-3), place
+
+
+def test_a_leap_of_more_than_a_day_is_another_clock():
+    """Such as one that wraps: no gap in a recording is as long."""
+    shown_s = [*(k / 25 for k in range(10)), *(2147483.648 + k / 25 for k in range(10, 30))]
+    frames = ((k, Stamp(time_s)) for k, time_s in enumerate(shown_s))
+    times_s = [time_s for _, time_s in presentation_times(frames, 1 / 25)]
+    assert times_s == pytest.approx([k / 25 for k in range(30)], abs=1e-6)
+    gap = [*(k / 25 for k in range(10)), *(3600 + k / 25 for k in range(10, 30))]
+    frames = ((k, Stamp(time_s)) for k, time_s in enumerate(gap))
+    assert [time_s for _, time_s in presentation_times(frames, 1 / 25)] == gap

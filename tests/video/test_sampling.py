@@ -79,11 +79,12 @@ def test_a_stream_answers_about_the_frames_that_a_window_reads(
     """From any frame on, at any rates, on any grid of times."""
     times_s = times(gaps_ms, first_s)
     ends_s = [*times_s[1:].tolist(), times_s[-1] + end_ms / 1000 + 1e-3]
-    sampler = Sampler(cached, float(times_s[0]), 25)
+    begin_s = float(times_s[0])
+    sampler = Sampler(cached, begin_s, begin_s, 25)
     times_s = times_s[[*map(sampler.keeps, times_s.tolist(), ends_s)]]
     first = int(position * (len(times_s) - 1))
     clock = StreamClock(fps, cached, float(times_s[first] - times_s[0]))
-    counts = [*map(clock.frame, times_s.tolist()), clock.end(ends_s[-1])]
+    counts = [*(clock.frame(time_s, begin_s) for time_s in times_s.tolist()), clock.end(ends_s[-1])]
     streamed = np.repeat(np.arange(-1, len(times_s)), counts)
     assert clock.has_begun and counts[0] == 0
     picked_by_s = clock_s(times_s, cached)
@@ -124,7 +125,7 @@ def test_a_frame_stays_on_screen_until_the_next():
 
 def test_a_stream_begins_where_it_is_told_to():
     clock = StreamClock(4, None, 1.2)
-    assert [clock.frame(time_s) for time_s in (5.0, 5.5, 6.0, 6.5)] == [0, 0, 0, 2]
+    assert [clock.frame(time_s, 5.0) for time_s in (5.0, 5.5, 6.0, 6.5)] == [0, 0, 0, 2]
     assert clock.end(7.0) == 2
     late = StreamClock(4, None, 3)
-    assert late.frame(5.0) == late.end(7.0) == 0 and not late.has_begun
+    assert late.frame(5.0, 5.0) == late.end(7.0) == 0 and not late.has_begun

@@ -175,7 +175,7 @@ def read_labels(file: Path) -> list[str]:
     if isinstance(table, dict):
         try:
             numbers = sorted((int(number), name) for name, number in table.items())
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):  # the last: infinity
             raise BadInput(
                 f"labels {file}: wanted an object name -> number, found a value that is no number"
             ) from None

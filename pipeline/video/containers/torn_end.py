@@ -20,6 +20,8 @@ from typing import BinaryIO
 
 from av.video.stream import VideoStream
 
+from pipeline.video.containers.transport_stream import STEPS, SYNC
+
 TAIL_BYTES = 1 << 20
 """Read where headers lie all over a file: several packets or pages long."""
 PICTURE_BYTES = 16 << 20
@@ -271,14 +273,11 @@ def _gif(file: BinaryIO, size: int, _: VideoStream) -> str | None:
 
 # Containers whose packets or frames have known lengths
 
-SYNC = 0x47
-TS_STEPS = (188, 192, 204)
-
 
 def _transport_stream(file: BinaryIO, size: int, _: VideoStream) -> str | None:
     """Packets of 188 bytes, maybe with a time before (M2TS) or a checksum after each."""
     tail = _exactly(file, max(0, size - 64 * 204), min(size, 64 * 204))
-    for step in TS_STEPS:
+    for step in STEPS:
         for offset in range(step):
             marks = tail[offset::step]
             if len(marks) >= 8 and set(marks[:-1]) == {SYNC}:
