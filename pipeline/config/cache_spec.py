@@ -271,7 +271,7 @@ def fingerprint_of(
 
 def with_implied(canonical: dict[str, Any], format_version: int) -> dict[str, Any]:
     """The canonical spec of a cache with the keys that its format did not have yet."""
-    if format_version == FORMAT_VERSION or not IMPLIED:
+    if format_version == FORMAT_VERSION:
         return canonical
     table = copy.deepcopy(canonical)
     for key, value in IMPLIED.items():

@@ -182,11 +182,12 @@ class TrainingMemory:
     def warning(self, peak_bytes: int, free_bytes: int) -> str:
         """What to say where training takes more than is free: how much, and the setting that mends
         it."""
-        batch_size = self.recipes[0].training.batch_size
+        training = self.recipes[0].training
+        batch_size, micro_batch = training.batch_size, training.batch_size // training.accumulate
         parts = [part for part in range(1, batch_size + 1) if batch_size % part == 0]
         finest = self.peak_bytes(accumulate=batch_size)
         # Memory is a constant, and a share for every window that a step holds at once.
-        slope = (self.peak_bytes(accumulate=1) - finest) / max(1, batch_size - 1)
+        slope = (peak_bytes - finest) / max(1, micro_batch - 1)
         least = {part: round(finest + slope * (batch_size // part - 1)) for part in parts}
         fitting = next((part for part in parts if least[part] < free_bytes), batch_size)
         too_much = ", which is too much still: lower windows.frames or model.width"

@@ -39,14 +39,13 @@ from pipeline.video.reader import FrameReader
 def trained_image_fps(run: Run) -> float | None:
     """The frame rate of folders of images in the data set that a run was trained on; None where its
     manifest is no longer there, or has no such setting."""
-    header = run.header
-    if header.manifest_path is not None:
-        folder = Path(header.manifest_path)
-    elif header.cache_path is not None and "://" not in header.cache_path:
-        folder = Path(header.cache_path, MANIFEST)
-    else:
-        return None
     try:
+        if run.header.manifest_path is not None:
+            folder = Path(run.header.manifest_path)
+        elif run.cache_path is not None:
+            folder = Path(run.cache_path, MANIFEST)
+        else:
+            return None
         rate = read_origin(folder).settings.get("image_fps")
     except BadInput:
         return None

@@ -29,7 +29,6 @@ from pipeline.errors import BadVideo
 from pipeline.records import Frames, Rate
 from pipeline.video.containers.pixel_aspect import PixelAspects
 from pipeline.video.containers.shortfall import missing_end
-from pipeline.video.containers.track_header import read_track_header
 from pipeline.video.damage import CheckedDecoder, CheckedFrame, LostPicture
 from pipeline.video.frame_counts import FrameCounts
 from pipeline.video.presentation_times import (
@@ -47,7 +46,7 @@ from pipeline.video.probe import (
     header_frames,
     list_images,
     open_image,
-    open_video,
+    open_video_track,
     reason_of,
     require_readable,
 )
@@ -178,7 +177,7 @@ class _VideoFile:
 
     def pictures(self) -> Generator[Picture, None, None]:
         """Yields every picture; sets `failure` at the end."""
-        container, stream = open_video(self.path)
+        container, stream, header = open_video_track(self.path)
         with container:
             self.fps = frame_rate(stream)
             end_s = header_end_s(container, stream)
@@ -186,7 +185,6 @@ class _VideoFile:
                 header_frames(stream),
                 None if end_s is None else end_s - first_frame_s(stream),
             )
-            header = read_track_header(self.path, container, stream)
             aspects = PixelAspects(stream, header)
             pictures = _damage_noted(self._decoded(container, stream, aspects), self.counted)
             yield from cropped(deinterlaced(pictures), header.crop)

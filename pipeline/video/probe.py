@@ -24,7 +24,7 @@ from pipeline.errors import BadVideo
 from pipeline.records import Rate, Stride
 from pipeline.video.containers.choice import COVER, choose_video
 from pipeline.video.containers.recount import Claims, bytes_to_count, recounted
-from pipeline.video.containers.track_header import read_track_header
+from pipeline.video.containers.track_header import TrackHeader, read_track_header
 from pipeline.video.rgb import cropped_size
 from pipeline.video.sampling import frames_apart
 
@@ -86,15 +86,22 @@ def open_video(path: Path) -> tuple[InputContainer, VideoStream]:
 
     Raises BadVideo if there is nothing to decode. The caller closes the container.
     """
+    container, stream, _ = open_video_track(path)
+    return container, stream
+
+
+def open_video_track(path: Path) -> tuple[InputContainer, VideoStream, TrackHeader]:
+    """What `open_video` gives, and what the header of its track says beyond that."""
     _check_file(path, path.name)
     if path.stat().st_size == 0:
         raise BadVideo(f"{path.name}: is empty (0 bytes)")
     # An absolute path, since libav would take the beginning of "a:b.mp4" for a protocol.
     container, stream = _open(str(path.absolute()), path, path.name)
-    if read_track_header(path, container, stream).is_encrypted:
+    header = read_track_header(path, container, stream)
+    if header.is_encrypted:
         container.close()
         raise BadVideo(f"{path.name}: is encrypted")
-    return container, stream
+    return container, stream, header
 
 
 def open_image(path: Path) -> tuple[InputContainer, VideoStream]:
@@ -278,7 +285,7 @@ def probe(path: Path, image_fps: float | None = None) -> Probe:
 
 
 def _probe_file(path: Path) -> Probe:
-    container, stream = open_video(path)
+    container, stream, header = open_video_track(path)
     with container:
         context = stream.codec_context
         start_s, end_s = first_frame_s(stream), header_end_s(container, stream)
@@ -291,10 +298,9 @@ def _probe_file(path: Path) -> Probe:
         )
         if limit_bytes := bytes_to_count(claims, container):
             claims = recounted(claims, container, stream, limit_bytes)
-        crop = read_track_header(path, container, stream).crop
         size = (context.width, context.height)
         if context.format is not None:
-            size = cropped_size(*size, context.format, crop) or size
+            size = cropped_size(*size, context.format, header.crop) or size
         return Probe(
             width=size[0],
             height=size[1],

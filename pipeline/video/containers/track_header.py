@@ -11,14 +11,16 @@ from __future__ import annotations
 import io
 import struct
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
+
+Kind = TypeVar("Kind", bytes, int)
 
 MOST_READS = 200_000
 """Of one file, a header of a box or element each; one that needs more says nothing."""
@@ -119,9 +121,9 @@ def _boxes(file: _HeaderReader, start: int, end: int) -> Iterator[tuple[bytes, i
         start = stop
 
 
-def _box(file: _HeaderReader, kind: bytes, start: int, end: int) -> tuple[int, int]:
-    """Where the content of the first box of a kind lies. Raises ValueError if there is none."""
-    for found, first, last in _boxes(file, start, end):
+def _first_of(kind: Kind, parts: Iterable[tuple[Kind, int, int]]) -> tuple[int, int]:
+    """Where the content of the first part of a kind lies. Raises ValueError if there is none."""
+    for found, first, last in parts:
         if found == kind:
             return first, last
     raise ValueError("not there")
@@ -129,7 +131,7 @@ def _box(file: _HeaderReader, kind: bytes, start: int, end: int) -> tuple[int, i
 
 def _track_id(file: _HeaderReader, start: int, end: int) -> int:
     try:
-        start, _ = _box(file, b"tkhd", start, end)
+        start, _ = _first_of(b"tkhd", _boxes(file, start, end))
     except ValueError:
         return -1
     file.seek(start)
@@ -141,7 +143,7 @@ def _track_id(file: _HeaderReader, start: int, end: int) -> int:
 def _sample_entries(file: _HeaderReader, start: int, end: int) -> TrackHeader:
     """The last `clap` and `pasp` of a track's sample entries, and whether one is encrypted."""
     for kind in (b"mdia", b"minf", b"stbl", b"stsd"):
-        start, end = _box(file, kind, start, end)
+        start, end = _first_of(kind, _boxes(file, start, end))
     header = TrackHeader()
     for entry, first, last in _boxes(file, start + 8, end):
         if entry == b"encv":
@@ -199,7 +201,7 @@ def _read_matroska(
     for segment, start, stop in _elements(file, 0, end):
         if segment != SEGMENT:
             continue
-        tracks_start, tracks_stop = _element(file, TRACKS, start, stop)
+        tracks_start, tracks_stop = _first_of(TRACKS, _elements(file, start, stop))
         entries = [
             entry
             for kind, first, last in _elements(file, tracks_start, tracks_stop)
@@ -246,14 +248,6 @@ def _elements(file: _HeaderReader, start: int, end: int) -> Iterator[tuple[int, 
         stop = end if is_unknown else min(first + size, end)
         yield kind, first, stop
         start = stop
-
-
-def _element(file: _HeaderReader, kind: int, start: int, end: int) -> tuple[int, int]:
-    """Where the content of the first element of a kind lies. Raises ValueError if there is none."""
-    for found, first, last in _elements(file, start, end):
-        if found == kind:
-            return first, last
-    raise ValueError("not there")
 
 
 def _variable_integer(file: _HeaderReader, *, keep_marker: bool) -> tuple[int, bool]:
