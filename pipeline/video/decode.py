@@ -316,8 +316,9 @@ def _damage_noted(pictures: Iterator[Picture], counted: FrameCounts) -> Iterator
         picture = picture._replace(damage=damage)
         if counted.damaged and counted.damaged[-1].stop == number:  # on screen until this one is
             counted.damaged[-1] = counted.damaged[-1]._replace(stop_s=picture.time_s)
-        near = counted.damaged[-1:] if damage is None else ()
-        reason = damage or next((it.reason for it in near if number - it.stop < REORDERED), None)
+        reason = damage
+        if counted.damaged and number - counted.damaged[-1].stop < REORDERED:
+            reason = damage or counted.damaged[-1].reason
         if reason is not None and shown is not None:
             counted.lost += _vanished(shown, picture, counted.lost, reason)
         if damage is not None:
@@ -331,11 +332,11 @@ def _vanished(
 ) -> list[LostPicture]:
     """What should have been shown between two pictures, near damage, up to what is noted as lost
     already; nothing where that is no more than rounding."""
-    until_s = min(
-        (each.time_s for each in lost if before.end_s < each.end_s <= picture.time_s),
-        default=picture.time_s,
-    )
-    if until_s - before.end_s < (before.end_s - before.time_s) / 2:
+    rounding_s, until_s = (before.end_s - before.time_s) / 2, picture.time_s
+    if until_s - before.end_s >= rounding_s:  # rarely: only then are all of `lost` looked through
+        noted_s = [it.time_s for it in lost if before.end_s < it.end_s <= picture.time_s]
+        until_s = min([until_s, *noted_s])
+    if until_s - before.end_s < rounding_s:
         return []
     return [LostPicture(before.end_s, until_s, reason)]
 
