@@ -1,2 +1,2 @@
-"""Several tasks are built of these parts: readouts by attention and by query, rotations, TAP-Vid
-metrics, a canvas to draw on."""
+"""Several tasks are built of these parts: readouts by attention and by query, likeness of tokens,
+rotations, TAP-Vid metrics, a canvas to draw on."""
