@@ -64,10 +64,15 @@ class Clip:
     image_fps: float | None = None
     clock: Clock = "first_frame"
     """What `start_s`, `stop_s` and the times of the clip's truth count from."""
+    group: str | None = None
+    """What the clip was cut or recorded from: a source video, a person, a place. All clips of a
+    group belong into one split; None: the clip's video is all that is known."""
 
     def __post_init__(self) -> None:
         if not self.clip_id or not self.video_id or not self.source or not self.split:
             raise ValueError("clip_id, video_id, source and split must not be empty")
+        if self.group == "":
+            raise ValueError("group must not be empty: leave it out")
         if not self.start_s >= 0 or (self.stop_s is not None and not self.stop_s > self.start_s):
             raise ValueError(f"wanted 0 <= start_s < stop_s, found [{self.start_s}, {self.stop_s})")
         if not self.speed > 0:

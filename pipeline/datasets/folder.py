@@ -13,36 +13,33 @@ A clip's id is its path under the root, suffix and all, so that `a.mp4` and `a.m
 
 from __future__ import annotations
 
-import hashlib
 import shlex
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from pydantic import Field
 
-from pipeline.config import plugins
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.formats.annotations import probe_all
 from pipeline.datasets.formats.clip_list import SPLITS, Row, read_csv
 from pipeline.datasets.formats.folders import find_media
+from pipeline.datasets.formats.known_groups import with_known_groups
+from pipeline.datasets.formats.splits import SplitSettings, split_clips
 from pipeline.errors import BadInput
 from pipeline.records import Clip
 from pipeline.video.probe import Probe
 
+DRAWN = 0.2
+"""Share of each label's groups that goes to `val`, where neither folders, CSV file nor settings
+name the splits."""
 
-class Settings(plugins.Settings):
+
+class Settings(SplitSettings):
     """These settings say how labels and splits are read."""
 
     csv: str | None = None
     """Path of a CSV file, relative to the root or the working folder; None: the folders are the
     labels."""
-    val_fraction: float = Field(default=0.2, ge=0, lt=1)
-    """Share of each label's videos that goes to `val`, where neither folders nor CSV file name the
-    splits."""
-    seed: plugins.Seed = 0
-    """Draws the split."""
     image_fps: float = Field(default=25.0, gt=0, le=1000)
     """Frame rate of image folders."""
 
@@ -64,22 +61,24 @@ class Dataset(DatasetPlugin):
         rows = [
             row for row in rows if row.source in facts and self._is_inside(row, facts[row.source])
         ]
-        drawn = draw_splits(
-            {row.source: row.label for row in rows}, self.settings.val_fraction, self.settings.seed
+        clips = [self._clip(row) for row in rows]
+        has_splits = any(row.split for row in rows)
+        clips = clips if self.settings.group else with_known_groups(clips, self.notes)
+        drawn = None if has_splits else DRAWN
+        yield from split_clips(clips, self.settings, self.notes, self.root, drawn)
+
+    def _clip(self, row: Row) -> Clip:
+        image_fps = self.settings.image_fps if (self.root / row.source).is_dir() else None
+        return Clip(
+            row.clip_id,
+            row.source,
+            row.source,
+            row.split or "train",
+            row.start_s,
+            row.stop_s,
+            row.label,
+            image_fps=image_fps,
         )
-        for row in rows:
-            image_fps = self.settings.image_fps if (self.root / row.source).is_dir() else None
-            split = row.split or drawn[row.source]
-            yield Clip(
-                row.clip_id,
-                row.source,
-                row.source,
-                split,
-                row.start_s,
-                row.stop_s,
-                row.label,
-                image_fps=image_fps,
-            )
 
     def _is_inside(self, row: Row, facts: Probe) -> bool:
         """Whether the row's stretch holds any of the video; if not, it is rejected under the id of
@@ -122,25 +121,3 @@ class Dataset(DatasetPlugin):
                 f"stillframe manifest playback {shlex.quote(str(self.root))}",
             )
         return rows
-
-
-def draw_splits(label_of: Mapping[str, str], val_fraction: float, seed: int) -> dict[str, str]:
-    """source -> `train` or `val`: of each label, the share `val_fraction` whose hashes come first.
-
-    A label with two or more videos has at least one in each split. A new video moves at most its
-    own label's border.
-    """
-    by_label: dict[str, list[str]] = defaultdict(list)
-    for source, label in label_of.items():
-        by_label[label].append(source)
-    split = dict.fromkeys(label_of, "train")
-    for sources in by_label.values():
-        held_out = (
-            min(max(round(len(sources) * val_fraction), 1), len(sources) - 1) if val_fraction else 0
-        )
-        split |= dict.fromkeys(sorted(sources, key=partial(_lot, seed))[:held_out], "val")
-    return split
-
-
-def _lot(seed: int, source: str) -> bytes:
-    return hashlib.sha256(f"{seed} {source}".encode(errors="surrogateescape")).digest()

@@ -14,20 +14,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.config import plugins
 from pipeline.datasets.contract import DatasetPlugin
-from pipeline.datasets.folder import draw_splits
 from pipeline.datasets.formats.annotations import probe_all
 from pipeline.datasets.formats.folders import find_media
+from pipeline.datasets.formats.known_groups import with_known_groups
+from pipeline.datasets.formats.splits import SplitSettings, split_clips
 from pipeline.records import Clip
 from pipeline.video.probe import Probe
 
+DRAWN = 0.2
+"""Share of the videos that goes to `val`, where no setting says otherwise."""
 
-class Settings(plugins.Settings):
+
+class Settings(SplitSettings):
     """These settings say how videos are cut, and how the stretches are read."""
 
     speeds: tuple[float, ...] = (1.0, 4.0)
@@ -48,10 +52,6 @@ class Settings(plugins.Settings):
     the speed away too."""
     max_stretches: int = Field(default=16, ge=1)
     """Stretches of a video at most; where there are more, these are spread evenly."""
-    val_fraction: float = Field(default=0.2, ge=0, lt=1)
-    """Share of the videos that goes to `val`: at least one, if there are two."""
-    seed: plugins.Seed = 0
-    """Draws the split."""
     image_fps: float = Field(default=25.0, gt=0, le=1000)
     """Frame rate of image folders."""
 
@@ -114,26 +114,31 @@ class Dataset(DatasetPlugin):
                 f"too short: {_length(facts[source])}, wanted at least {self.settings.min_s:g} s "
                 "(min_s)"
             )
-        split = draw_splits(
-            dict.fromkeys(stretches, ""), self.settings.val_fraction, self.settings.seed
-        )
-        for source in stretches:
-            image_fps = self.settings.image_fps if (self.root / source).is_dir() else None
-            for number, start_s, stop_s in stretches[source]:
-                for direction in self.settings.directions:
-                    for speed in self.settings.speeds:
-                        yield Clip(
-                            clip_id=f"{source}#{number:03d} {direction} x{speed:g}",
-                            video_id=source,
-                            source=source,
-                            split=split[source],
-                            start_s=start_s,
-                            stop_s=stop_s,
-                            label=self.settings.name(direction, speed),
-                            reverse=direction == "reverse",
-                            speed=speed,
-                            image_fps=image_fps,
-                        )
+        # A stretch gives every label, so videos are drawn without regard to labels.
+        videos = [Clip(source, source, source, "train") for source in stretches]
+        if not self.settings.group:
+            videos = with_known_groups(videos, self.notes)
+        for video in split_clips(videos, self.settings, self.notes, self.root, DRAWN):
+            yield from self._clips_of(video, stretches[video.source])
+
+    def _clips_of(
+        self, video: Clip, stretches: list[tuple[int, float, float | None]]
+    ) -> Iterator[Clip]:
+        """The clips of a video's stretches, in its split and group."""
+        image_fps = self.settings.image_fps if (self.root / video.source).is_dir() else None
+        for number, start_s, stop_s in stretches:
+            for direction in self.settings.directions:
+                for speed in self.settings.speeds:
+                    yield replace(
+                        video,
+                        clip_id=f"{video.source}#{number:03d} {direction} x{speed:g}",
+                        start_s=start_s,
+                        stop_s=stop_s,
+                        label=self.settings.name(direction, speed),
+                        reverse=direction == "reverse",
+                        speed=speed,
+                        image_fps=image_fps,
+                    )
 
     def _stretches(self, facts: Probe) -> list[tuple[int, float, float | None]]:
         """(number in the video, start_s, stop_s) of the stretches that are used."""

@@ -16,6 +16,7 @@ from support.paths import SHARED
 from pipeline.config import plugins
 from pipeline.datasets import folder, playback, world
 from pipeline.datasets.formats.folders import find_media
+from pipeline.datasets.formats.splits import SplitSettings, split_clips
 from pipeline.datasets.synthetic import plane
 from pipeline.errors import BadInput
 from pipeline.records import Clip
@@ -436,7 +437,9 @@ def test_a_label_may_be_called_train(tmp_path: Path) -> None:
 
 def test_split_law() -> None:
     def draw(label_of: dict[str, str], fraction: float = 0.2, seed: int = 0) -> dict[str, str]:
-        return folder.draw_splits(label_of, fraction, seed)
+        clips = [Clip(name, name, name, "train", label=label) for name, label in label_of.items()]
+        drawn = split_clips(clips, SplitSettings(seed=seed), {}, Path(), drawn=fraction)
+        return {clip.clip_id: clip.split for clip in drawn}
 
     label_of = {
         f"{label}/{number}.mp4": label

@@ -364,7 +364,7 @@ def test_an_edited_manifest_is_refused(small: Path, tmp_path: Path) -> None:
     [
         ("", "is not JSON: Expecting value: line 1 column 1 (char 0)"),
         ("[1]", ": wanted a JSON object, found [1]"),
-        ({**LINE, "lable": "x"}, ": no key called 'lable'; there are: clip_id, image_fps, label, reverse, source, speed, "
+        ({**LINE, "lable": "x"}, ": no key called 'lable'; there are: clip_id, group, image_fps, label, reverse, source, speed, "
          "split, start_s, stop_s, video_id"),
         ({key: LINE[key] for key in LINE if key != "split"}, ": key 'split' is missing"),
         ({**LINE, "start_s": "0"}, ': start_s must be a float, found "0"'),

@@ -39,10 +39,10 @@ def note(dataset: DatasetPlugin, source: str, reason: str) -> None:
     dataset.rejected[source] = f"{earlier}; {reason}" if earlier else reason
 
 
-def few(names: Collection[object]) -> str:
-    """The first three names, and how many more there are."""
-    first = ", ".join(str(name) for name in list(names)[:3])
-    return f"{first} and {len(names) - 3} more" if len(names) > 3 else first
+def few(names: Collection[object], shown: int = 3) -> str:
+    """The first names, and how many more there are."""
+    first = ", ".join(str(name) for name in list(names)[:shown])
+    return f"{first} and {len(names) - shown} more" if len(names) > shown else first
 
 
 def find_file(root: Path, files: Iterable[str], names: Sequence[str]) -> Path | None:

@@ -33,6 +33,7 @@ class ClipLine(Settings):
     reverse: bool = False
     speed: float = 1.0
     image_fps: float | None = None
+    group: str | None = None
 
 
 def to_line(clip: Clip) -> str:
