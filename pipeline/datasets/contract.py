@@ -50,6 +50,8 @@ class DatasetPlugin(ABC):
         """`root` holds the videos; every `Clip.source` is relative to it. `on_progress(done,
         total)` may be called."""
         self.root = root
+        self.given_root = root
+        """The folder that the user named; `root` may be moved to a folder of frames."""
         self.settings = settings
         self.on_progress = on_progress or (lambda *_: None)
         self.rejected: dict[str, str] = {}

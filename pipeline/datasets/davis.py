@@ -26,10 +26,10 @@ import av
 import numpy as np
 from pydantic import Field
 
-from pipeline.config import plugins
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.formats.annotations import few, normalised_boxes, note, probe_all
-from pipeline.errors import BadInput, BadVideo, unknown_name
+from pipeline.datasets.formats.splits import SplitSettings, split_dataset
+from pipeline.errors import BadInput, BadVideo
 from pipeline.records import Clip
 from pipeline.video.probe import Probe, list_images, open_image
 
@@ -40,7 +40,7 @@ SETS = ("2017", "2016", "480p")
 VOID = 255
 
 
-class Settings(plugins.Settings):
+class Settings(SplitSettings):
     """These settings say which of the folders are read."""
 
     resolution: str = "480p"
@@ -48,10 +48,7 @@ class Settings(plugins.Settings):
     annotations: str = "Annotations"
     """Folder of the masks: `Annotations_unsupervised` for those of the 2019 challenge."""
     sets: str | None = None
-    """Folder in `ImageSets`; None: 2017, 2016 or 480p, the first that is there. Without any,
-    `val_sequences` counts."""
-    val_sequences: tuple[str, ...] = ()
-    """Where there is no `ImageSets`: these are `val`, all others `train`. None named: every
+    """Folder in `ImageSets`; None: 2017, 2016 or 480p, the first that is there. Without any, every
     sequence is `val`."""
     image_fps: float = Field(default=24.0, gt=0, le=1000)
     """Frame rate of the image folders."""
@@ -81,17 +78,22 @@ class Dataset(DatasetPlugin):
             self.settings.image_fps,
         )
         self._boxes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        for done, (source, probed) in enumerate(facts.items(), start=1):
-            name = PurePosixPath(source).name
+        names = {PurePosixPath(source).name: source for source in facts}
+        sequences = [
+            Clip(name, name, source, split_of[name], image_fps=self.settings.image_fps)
+            for name, source in names.items()
+        ]
+        for done, clip in enumerate(split_dataset(self, sequences), start=1):
+            name, source = clip.clip_id, clip.source
             self.on_progress(done, len(facts))
             try:
                 self._boxes[name] = self._read_boxes(
-                    source, f"{masks}/{name}", probed, split_of[name] == "test"
+                    source, f"{masks}/{name}", facts[source], split_of[name] == "test"
                 )
             except BadVideo as error:
                 note(self, f"{masks}/{name}", error.message)
                 continue
-            yield Clip(name, name, source, split_of[name], image_fps=self.settings.image_fps)
+            yield clip
 
     def targets(self, clip: Clip) -> dict[str, np.ndarray]:
         """Boxes of every frame that has a mask."""
@@ -104,12 +106,7 @@ class Dataset(DatasetPlugin):
         sets = self.root / "ImageSets"
         folder = self.settings.sets or next((name for name in SETS if (sets / name).is_dir()), None)
         if folder is None:
-            held_out = self.settings.val_sequences or on_disk
-            if unknown := sorted(set(held_out) - set(on_disk)):
-                raise unknown_name(
-                    "sequence", unknown[0], on_disk, "dataset 'davis', val_sequences"
-                )
-            return {name: "val" if name in held_out else "train" for name in on_disk}
+            return dict.fromkeys(on_disk, "val")
         split_of: dict[str, str] = {}
         for name, split in SPLITS.items():
             path = sets / folder / f"{name}.txt"

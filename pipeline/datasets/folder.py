@@ -24,7 +24,7 @@ from pipeline.datasets.formats.annotations import probe_all
 from pipeline.datasets.formats.clip_list import SPLITS, Row, read_csv
 from pipeline.datasets.formats.folders import find_media
 from pipeline.datasets.formats.known_groups import with_known_groups
-from pipeline.datasets.formats.splits import SplitSettings, split_clips
+from pipeline.datasets.formats.splits import SplitSettings, split_dataset
 from pipeline.errors import BadInput
 from pipeline.records import Clip
 from pipeline.video.probe import Probe
@@ -65,7 +65,7 @@ class Dataset(DatasetPlugin):
         has_splits = any(row.split for row in rows)
         clips = clips if self.settings.group else with_known_groups(clips, self.notes)
         drawn = None if has_splits else DRAWN
-        yield from split_clips(clips, self.settings, self.notes, self.root, drawn)
+        yield from split_dataset(self, clips, drawn)
 
     def _clip(self, row: Row) -> Clip:
         image_fps = self.settings.image_fps if (self.root / row.source).is_dir() else None

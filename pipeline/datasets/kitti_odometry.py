@@ -11,7 +11,7 @@ times.txt:
 
 Axes are x right, y down, z forward. Poses are moved from the grey left camera to the one that is
 read, by calib.txt. There is no depth. Frame k takes row k of times and poses; sequences without
-poses (11 to 21, whose truth is hidden) are `test`.
+poses (11 to 21, whose truth is hidden) are `test`, 09 and 10 are `val`, all others `train`.
 
 How frames are laid out is said in `_rgbd.py`. Written against the development kit of the odometry
 benchmark (readme.txt).
@@ -32,11 +32,13 @@ from pipeline.datasets.formats.recordings import (
     read_numbers,
     rigid,
 )
-from pipeline.errors import BadInput, unknown_name
+from pipeline.errors import BadInput
 from pipeline.video.probe import IMAGE_SUFFIXES
 
 FPS = 10
 LEFT_GREY = ("image_0", "image_l")
+VAL = ("09", "10")
+"""Sequences that are `val` by the field's habit."""
 
 
 class Settings(FramesSettings):
@@ -46,9 +48,6 @@ class Settings(FramesSettings):
     camera: Literal["colour", "image_0", "image_1", "image_2", "image_3"] = "colour"
     """Folder of the frames in the official layout; colour: image_2, or image_0 of a sequence that
     has no image_2."""
-    val_sequences: tuple[str, ...] = ("09", "10")
-    """Sequences that are `val`, by the field's habit; all others with poses are `train`. Those of
-    the default may be missing, those that are named here must be there."""
 
 
 class Dataset(RecordingDataset):
@@ -57,7 +56,7 @@ class Dataset(RecordingDataset):
     Settings = Settings
 
     def recordings(self) -> Iterator[Recording]:
-        """Sorted by path. Raises BadInput if `val_sequences` names one that is not there."""
+        """Sorted by path."""
         found: list[tuple[Path, set[str], Path]] = []
         for folder, folders, files in self.walk():
             cameras = {name for name in folders if name.startswith("image_")}
@@ -70,11 +69,6 @@ class Dataset(RecordingDataset):
                 else folder.parent.parent / "poses" / f"{folder.name}.txt"
             )
             found.append((folder, cameras, poses))
-        names = {folder.name for folder, _, _ in found}
-        if "val_sequences" in self.settings.model_fields_set:
-            for name in self.settings.val_sequences:
-                if name not in names:
-                    raise unknown_name("sequence", name, names, "val_sequences")
         for folder, cameras, poses in found:
             try:
                 yield self._read(folder, cameras, poses)
@@ -106,13 +100,7 @@ class Dataset(RecordingDataset):
         if gaps:
             text = f"{len(gaps)} of {frames} frames have no image in {camera}; first {gaps[0]:06d}"
             self.rejected[f"{name}: {camera}"] = text
-        split = (
-            "test"
-            if pose_F34 is None
-            else "val"
-            if folder.name in self.settings.val_sequences
-            else "train"
-        )
+        split = "test" if pose_F34 is None else "val" if folder.name in VAL else "train"
         return Recording(
             name,
             split,

@@ -61,7 +61,7 @@ class Settings(DepthSettings):
     """Points that are tracked per clip, on objects before background; 0: none, which is much
     faster."""
     seed: plugins.Seed = 0
-    """Draws the points."""
+    """Draws the points, and the splits where they are drawn."""
 
 
 class Dataset(RecordingDataset):

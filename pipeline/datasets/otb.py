@@ -24,9 +24,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline.config import plugins
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.formats.annotations import few, normalised_boxes, note, present, probe_all
+from pipeline.datasets.formats.splits import SplitSettings, split_dataset
 from pipeline.errors import BadInput
 from pipeline.records import Clip
 from pipeline.video.probe import Probe
@@ -42,13 +42,13 @@ PARTS = {
 same."""
 
 
-class Settings(plugins.Settings):
+class Settings(SplitSettings):
     """These settings fix what OTB leaves open: frame rate and split."""
 
     image_fps: float = Field(default=30.0, gt=0, le=1000)
     """Frame rate of the image folders."""
     split: Literal["train", "val", "test"] = "val"
-    """Split of all sequences."""
+    """Split of all sequences, where no other setting names it."""
 
 
 class Dataset(DatasetPlugin):
@@ -58,6 +58,9 @@ class Dataset(DatasetPlugin):
 
     def clips(self) -> Iterator[Clip]:
         """Sorted by sequence. Raises BadInput if there are no sequences."""
+        yield from split_dataset(self, self._sequences())
+
+    def _sequences(self) -> Iterator[Clip]:
         names = sorted(path.parent.name for path in self.root.glob("*/img") if path.is_dir())
         if not names:
             raise BadInput(

@@ -29,7 +29,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from pipeline.config import plugins
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.formats.annotations import (
     few,
@@ -44,6 +43,7 @@ from pipeline.datasets.formats.annotations import (
     videos_by_name,
 )
 from pipeline.datasets.formats.folders import list_files
+from pipeline.datasets.formats.splits import SplitSettings, split_dataset
 from pipeline.errors import BadInput
 from pipeline.records import Clip
 from pipeline.video.probe import Probe
@@ -55,7 +55,7 @@ RATE_TOLERANCE = 0.02
 version of it."""
 
 
-class Settings(plugins.Settings):
+class Settings(SplitSettings):
     """These settings say which truth is read, and from which files."""
 
     task: Literal["point_tracking", "object_tracking"] = "point_tracking"
@@ -83,6 +83,9 @@ class Dataset(DatasetPlugin):
     def clips(self) -> Iterator[Clip]:
         """Train, val, test, each in the order of its file. Raises BadInput where annotations are
         damaged or disagree."""
+        yield from split_dataset(self, self._official_clips())
+
+    def _official_clips(self) -> Iterator[Clip]:
         files = list_files(self)
         sources = videos_by_name(self.root, files, (".mp4",))
         split_of: dict[str, str] = {}

@@ -23,7 +23,7 @@ from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.formats.annotations import probe_all
 from pipeline.datasets.formats.folders import find_media
 from pipeline.datasets.formats.known_groups import with_known_groups
-from pipeline.datasets.formats.splits import SplitSettings, split_clips
+from pipeline.datasets.formats.splits import SplitSettings, split_dataset
 from pipeline.records import Clip
 from pipeline.video.probe import Probe
 
@@ -118,7 +118,7 @@ class Dataset(DatasetPlugin):
         videos = [Clip(source, source, source, "train") for source in stretches]
         if not self.settings.group:
             videos = with_known_groups(videos, self.notes)
-        for video in split_clips(videos, self.settings, self.notes, self.root, DRAWN):
+        for video in split_dataset(self, videos, DRAWN):
             yield from self._clips_of(video, stretches[video.source])
 
     def _clips_of(

@@ -11,8 +11,8 @@ camera; it is taken as it is. A pose is camera to world; where tracking was lost
 becomes NaN. Exported frames have no times: frame k is shown at k / 30 s, so frames left out by
 `--frame_skip` leave gaps. A `.sens` file is read alike where any of its times is missing or stray.
 
-A scan that no split file lists is rejected. Without split files, scans under scans_test are `test`
-and all others `train`.
+Scans of one place are a group. A scan that no split file lists is rejected. Without split files,
+scans under scans_test are `test` and all others `train`.
 
 How frames are laid out is said in `_rgbd.py`. Written against SensReader of
 github.com/ScanNet/ScanNet (.sens version 4).
@@ -20,6 +20,7 @@ github.com/ScanNet/ScanNet (.sens version 4).
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,7 +130,8 @@ class Dataset(RecordingDataset):
         sens = read_sens(path)
         self._sens[path] = sens
         time_s = self._times(name, sens.time_us)
-        return Recording(name, split, sens.colour, time_s, rigid(sens.camera_to_world), sens.depth)
+        pose = rigid(sens.camera_to_world)
+        return Recording(name, split, sens.colour, time_s, pose, sens.depth, place_of(name))
 
     def _times(self, name: str, time_us: np.ndarray) -> np.ndarray:
         """(F,) seconds of the frames of a .sens file: its time stamps if all of them can be times,
@@ -162,7 +164,14 @@ class Dataset(RecordingDataset):
             time_s=np.array(numbers) / FPS,
             pose=read_poses(poses.get(number) for number in numbers),
             depth=[depth.get(number) for number in numbers],
+            group=place_of(name),
         )
+
+
+def place_of(scan: str) -> str | None:
+    """`scene0000` of `scene0000_01`, its second scan; None for other names."""
+    match = re.fullmatch(r"(scene\d{4})_\d\d", scan)
+    return match and match[1]
 
 
 def frames_by_number(folder: Path) -> dict[int, Path]:

@@ -23,7 +23,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import plugins
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.formats.annotations import (
     few,
@@ -35,6 +34,7 @@ from pipeline.datasets.formats.annotations import (
     videos_by_name,
 )
 from pipeline.datasets.formats.folders import list_files
+from pipeline.datasets.formats.splits import SplitSettings, split_dataset
 from pipeline.errors import BadInput
 from pipeline.records import Clip
 
@@ -46,8 +46,8 @@ SUFFIXES = (".webm", ".mp4")
 """The official videos are .webm; many keep them as .mp4."""
 
 
-class Settings(plugins.Settings):
-    """Nothing to set."""
+class Settings(SplitSettings):
+    """These settings say which videos are held out, where not the official ones."""
 
 
 class Dataset(DatasetPlugin):
@@ -86,9 +86,12 @@ class Dataset(DatasetPlugin):
                     )
             entries += self._usable(path, templates, labels, sources)
         facts = probe_all(self, [sources[video_id] for video_id, _ in entries])
-        for video_id, label in entries:
-            if sources[video_id] in facts:
-                yield Clip(video_id, video_id, sources[video_id], split_of[video_id], label=label)
+        clips = [
+            Clip(video_id, video_id, sources[video_id], split_of[video_id], label=label)
+            for video_id, label in entries
+            if sources[video_id] in facts
+        ]
+        yield from split_dataset(self, clips)
 
     def _find(self, files: list[str], name: str) -> Path | None:
         return find_file(self.root, files, [f"{PREFIX}{name}.json", f"{name}.json"])

@@ -35,7 +35,7 @@ from pipeline.datasets.formats.recordings import (
     read_numbers,
 )
 from pipeline.datasets.formats.trajectory import nearest, poses_at
-from pipeline.errors import BadInput, unknown_name
+from pipeline.errors import BadInput
 
 UNITS_PER_M = 5000
 MAX_GAP_S = 0.02
@@ -44,9 +44,6 @@ MAX_GAP_S = 0.02
 class Settings(DepthSettings):
     """Where frames are laid out, how finely depth is kept, and which sequences are held out."""
 
-    val_sequences: tuple[str, ...] = ()
-    """Folder names of sequences that are `val`."""
-
 
 class Dataset(RecordingDataset):
     """One clip per sequence."""
@@ -54,13 +51,8 @@ class Dataset(RecordingDataset):
     Settings = Settings
 
     def recordings(self) -> Iterator[Recording]:
-        """Sorted by path. Raises BadInput if `val_sequences` names one that is not there."""
+        """Sorted by path."""
         folders = [folder for folder, _, files in self.walk() if "rgb.txt" in files]
-        for name in self.settings.val_sequences:
-            if name not in {folder.name for folder in folders}:
-                raise unknown_name(
-                    "sequence", name, {folder.name for folder in folders}, "val_sequences"
-                )
         for folder in folders:
             name = self.name_of(folder)
             try:
@@ -80,7 +72,7 @@ class Dataset(RecordingDataset):
         split = "test" if folder.name.endswith("_validation") else "train"
         return Recording(
             name=name,
-            split="val" if folder.name in self.settings.val_sequences else split,
+            split=split,
             images=images,
             time_s=time_s,
             pose=self._poses(folder, time_s),

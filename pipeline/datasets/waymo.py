@@ -35,7 +35,6 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline.config import plugins
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.formats.annotations import (
     DAMAGED,
@@ -45,6 +44,7 @@ from pipeline.datasets.formats.annotations import (
     present,
     probe_all,
 )
+from pipeline.datasets.formats.splits import SplitSettings, split_dataset
 from pipeline.errors import BadInput, BadVideo, StillframeError
 from pipeline.records import Clip
 from pipeline.video.probe import TIMESTAMPS
@@ -60,7 +60,7 @@ TYPE = "[CameraBoxComponent].type"
 INTERVAL_MICROS = 100_000
 
 
-class Settings(plugins.Settings):
+class Settings(SplitSettings):
     """These settings say which boxes count and where the images go."""
 
     camera: Literal["FRONT", "FRONT_LEFT", "FRONT_RIGHT", "SIDE_LEFT", "SIDE_RIGHT"] = "FRONT"
@@ -88,11 +88,14 @@ class Dataset(DatasetPlugin):
         self, root: Path, settings: Any, on_progress: Callable[[int, int], None] | None = None
     ) -> None:
         super().__init__((root / settings.frames_dir).resolve(), settings, on_progress)
-        self.official = root
+        self.official = self.given_root = root
 
     def clips(self) -> Iterator[Clip]:
         """Train, then val, by segment. Copies the images that are not there yet. Raises BadInput if
         there are no segments."""
+        yield from split_dataset(self, self._official_clips())
+
+    def _official_clips(self) -> Iterator[Clip]:
         self._parquet = _load_parquet()
         segments = self._segments()
         sources: dict[str, tuple[str, str]] = {}

@@ -724,6 +724,18 @@ def test_davis_without_lists_holds_out_what_is_named(davis: Path, tmp_path: Path
     )
 
 
+def test_davis_lists_give_way_to_names_and_shares(davis: Path, tmp_path: Path) -> None:
+    own = {clip.clip_id: clip.split for clip in build("davis", davis, tmp_path / "a").clips}
+    assert own["bear"] == "train"
+    built = build("davis", davis, tmp_path / "b", val_sequences="bear")
+    assert {clip.clip_id: clip.split for clip in built.clips} == {
+        name: split if split == "test" else "val" if name == "bear" else "train"
+        for name, split in own.items()
+    }
+    drawn = build("davis", davis, tmp_path / "c", val_fraction=0.5)
+    assert sorted(clip.split for clip in drawn.clips) == ["test", "train", "val"]
+
+
 def test_davis_says_which_sequences_cannot_be_used(davis: Path, tmp_path: Path) -> None:
     nothing = rectangle(0, 0, 0, 1, 1)
     davis_sequence(davis, "short", [rectangle(1, 1, 2, 3, 4)], frames=3)

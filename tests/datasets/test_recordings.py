@@ -677,6 +677,11 @@ def test_scannet_export_with_splits_gaps_and_damage(tmp_path: Path) -> None:
         ("scene0000_00", "train"),
         ("scene0000_01", "val"),
     ]
+    assert {clip.group for clip in found.clips} == {"scene0000"}
+    assert found.origin.notes["groups"] == (
+        "1 of 1 lie in more than one split, which flatters scores: 'scene0000' in train "
+        "(scene0000_00) and val (scene0000_01)"
+    )
     pixels, time_s = decoded(found)
     assert np.array_equal(pixels, [picture(number) for number in (0, 2, 10)])
     assert np.array_equal(time_s, np.array([0, 2, 10]) / 30)
@@ -1111,6 +1116,15 @@ def test_kitti_refuses_names_that_are_not_there(tmp_path: Path) -> None:
     assert built("kitti_odometry", root, tmp_path / "out").splits == ("train",)
     with pytest.raises(BadInput, match=r"val_sequences: no sequence called '9'; there are: 00, 01"):
         built("kitti_odometry", root, tmp_path / "out", val_sequences=["00", "9"])
+    last = built("kitti_odometry", root, tmp_path / "out", val_sequences="01", val_last=0.5)
+    assert [(clip.clip_id, clip.split) for clip in last.clips] == [
+        ("sequences/00_first", "train"),
+        ("sequences/00_last", "val"),
+        ("sequences/01", "val"),
+    ]
+    write(root / "poses" / "01.txt", "no numbers")
+    with pytest.raises(BadInput, match=r"val_sequences: '01' cannot be used: .*01.txt line 1"):
+        built("kitti_odometry", root, tmp_path / "out", val_sequences="01")
 
 
 def test_kitti_lists_gaps_and_short_tables(tmp_path: Path) -> None:

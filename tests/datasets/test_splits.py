@@ -219,6 +219,14 @@ def test_groups_by_pattern_and_straddling_ones_are_told() -> None:
     assert splits["s1/a.mp4"] == splits["s1/b.mp4"] != splits["s2/a.mp4"]
 
 
+def test_every_data_set_of_users_takes_splits() -> None:
+    readers = [
+        name for name in plugins.names("dataset") if not plugins.load("dataset", name).renders
+    ]
+    for name in readers:
+        assert issubclass(plugins.load("dataset", name).Settings, SplitSettings), name
+
+
 @pytest.mark.parametrize(
     ("name", "group"),
     [

@@ -24,7 +24,7 @@ import re
 import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -32,9 +32,9 @@ import av
 import numpy as np
 from pydantic import Field
 
-from pipeline.config import plugins
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.formats.folders import walk
+from pipeline.datasets.formats.splits import SplitSettings, split_dataset
 from pipeline.errors import BadInput, BadVideo
 from pipeline.records import Clip
 from pipeline.video.probe import TIMESTAMPS, probe
@@ -46,7 +46,7 @@ ORTHONORMAL = 0.05
 digits."""
 
 
-class FramesSettings(plugins.Settings):
+class FramesSettings(SplitSettings):
     """Where frames are laid out."""
 
     frames_dir: str = "stillframe_frames"
@@ -98,6 +98,8 @@ class Recording:
     """(F, 4, 4) camera to world; NaN where unknown."""
     depth: Sequence[Image | None] = ()
     """The depth map of every frame, None where it has none; empty: the data set has none."""
+    group: str | None = None
+    """As in `Clip`."""
 
 
 class RecordingDataset(DatasetPlugin):
@@ -131,14 +133,23 @@ class RecordingDataset(DatasetPlugin):
             )
         recordings = [
             part
-            for recording in self.recordings()
+            for recording in self._split(list(self.recordings()))
             for part in split_off(recording, self.settings.val_last)
         ]
         for done, recording in enumerate(recordings, start=1):
             if self._is_good(recording):
                 self._recordings[recording.name] = recording
-                yield Clip(recording.name, recording.name, recording.name, recording.split)
+                yield _clip(recording)
             self.on_progress(done, len(recordings))
+
+    def _split(self, recordings: list[Recording]) -> list[Recording]:
+        """The recordings in the splits that the settings ask for."""
+        placed = {clip.clip_id: clip for clip in split_dataset(self, map(_clip, recordings))}
+        return [
+            replace(recording, split=clip.split, group=clip.group)
+            for recording in recordings
+            if (clip := placed.get(recording.name))
+        ]
 
     def walk(self) -> Iterator[tuple[Path, list[str], list[str]]]:
         """(folder, names of its folders, names of its files) of the root and all below it, in
@@ -235,6 +246,11 @@ class RecordingDataset(DatasetPlugin):
         return nearest_pixels(self.metres(depth), self.settings.depth_px).astype(np.float16)
 
 
+def _clip(recording: Recording) -> Clip:
+    name = recording.name
+    return Clip(name, name, name, recording.split, group=recording.group)
+
+
 def split_off(recording: Recording, share: float) -> list[Recording]:
     """A recording of `train` as its beginning and, in `val`, its end; others, and those too short
     to be split, as they are."""
@@ -252,6 +268,7 @@ def split_off(recording: Recording, share: float) -> list[Recording]:
             recording.time_s[rows],
             pose,
             recording.depth[rows],
+            recording.group,
         )
 
     return [part(slice(cut), "first", "train"), part(slice(cut, None), "last", "val")]

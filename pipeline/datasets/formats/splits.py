@@ -20,11 +20,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from pipeline.config import plugins
+from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.formats.annotations import few
 from pipeline.datasets.formats.split_draw import draw_units, lacking
 from pipeline.errors import BadInput, count_text
@@ -127,19 +129,30 @@ def split_clips(
     notes: dict[str, str],
     root: Path,
     drawn: float | None = None,
+    unusable: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Clip]:
     """The clips with the groups and splits that the settings ask for, in the same order; those that
     lists leave out are missing.
 
-    `notes` is told what a user should know; `root` is where list files are looked for first.
+    `notes` is told what a user should know; `root` is where list files are looked for first;
+    `unusable` says why some sources are no clips, in case that one of them is named.
     `drawn`: the clips' own splits mean nothing, and without settings this share becomes `val`.
     Raises BadInput: a name that no clip has, a list that cannot be used.
     """
     grouped = with_groups(clips, settings.group, notes)
     if settings.asked or drawn is not None:
-        grouped = _split(grouped, settings, notes, root, drawn)
+        grouped = _split(_Index(grouped, unusable), settings, notes, root, drawn)
     note_straddling(grouped, notes)
     return grouped
+
+
+def split_dataset(
+    dataset: DatasetPlugin, clips: Iterable[Clip], drawn: float | None = None
+) -> list[Clip]:
+    """`split_clips` of a data set whose settings are `SplitSettings`."""
+    return split_clips(
+        clips, dataset.settings, dataset.notes, dataset.given_root, drawn, dataset.rejected
+    )
 
 
 def with_groups(clips: Iterable[Clip], pattern: str | None, notes: dict[str, str]) -> list[Clip]:
@@ -172,13 +185,13 @@ def _match(pattern: str, path: str) -> str | None:
 
 
 def _split(
-    clips: list[Clip],
+    index: _Index,
     settings: SplitSettings,
     notes: dict[str, str],
     root: Path,
     drawn: float | None,
 ) -> list[Clip]:
-    index = _Index(clips)
+    clips = index.clips
     fixed = _listed(index, settings.split_lists, notes, root) | _named(index, settings)
     own = {clip.video_id: clip.split if drawn is None else "train" for clip in clips}
     split = dict(fixed)
@@ -200,6 +213,8 @@ def _split(
     shares = {"val": val or 0.0, "test": settings.test_fraction or 0.0}
     shares = {name: share for name, share in shares.items() if share}
     pool = [clip for clip in clips if split.get(clip.video_id) == "train"]
+    if not pool and settings.val_fraction:
+        raise BadInput("val_fraction: there is nothing to draw from: no video is left for train")
     split |= _drawn(pool, shares, settings.seed, notes)
     return [replace(clip, split=split[clip.video_id]) for clip in clips if clip.video_id in split]
 
@@ -331,7 +346,8 @@ def read_lines(path: Path) -> list[str]:
 class _Index:
     """Finds videos by what users and lists call them."""
 
-    def __init__(self, clips: Sequence[Clip]) -> None:
+    def __init__(self, clips: list[Clip], unusable: Mapping[str, str]) -> None:
+        self.clips, self.unusable = clips, unusable
         self.videos = list(dict.fromkeys(clip.video_id for clip in clips))
         self._exact: dict[str, dict[str, None]] = defaultdict(dict)
         """Whole names: ids, paths and groups; a group is more than one video."""
@@ -380,6 +396,9 @@ class _Index:
 
     def _unknown(self, name: str, key: str) -> BadInput:
         """The error for a name that no video has: says what they are called, as short as can be."""
+        for source, reason in self.unusable.items():
+            if name in _tails(source) + _tails(_without_suffix(source)):
+                return BadInput(f"{key}: '{name}' cannot be used: {reason}")
         names = []
         for video in self.videos:
             tail = _tails(_without_suffix(video))[-1]
