@@ -25,8 +25,20 @@ class WindowSettings(Settings):
     eval_frames: int | None = Field(default=None, ge=1)
     """T of every split but the training split, for tasks that answer frame by frame alone; None:
     the same."""
-    fps: float = Field(gt=0)
-    """Frames per second of window time; at most what the cache holds."""
+    fps: float | None = Field(default=None, gt=0)
+    """Frames per second of window time; at most what the cache holds. Left out where `span` is
+    "clip"."""
+    span: Literal["rate", "clip"] = "rate"
+    """Time that a window covers. rate: `frames` at `fps`; clip: the whole clip, however long, so
+    that its length is no cue: it is cut into as many equal parts as there are frames, and each
+    gives one."""
+    shuffle: bool = False
+    """A control for what time is worth: the frames of every window come in an order drawn at
+    random, in training and evaluation. For truth that holds of a whole clip, as a label does."""
+    still: float | None = Field(default=None, ge=0, le=1)
+    """A control for what time is worth: of every window one frame alone is shown, as often as it
+    has frames; 0 is the first, 0.5 the middle and 1 the last one. For truth that holds of a whole
+    clip, as a label does."""
     eval_windows: int = Field(default=1, ge=1)
     """Windows per clip in evaluation, spread evenly; training draws one at random in every
     epoch."""
@@ -45,6 +57,24 @@ class WindowSettings(Settings):
         if not views or len(set(views)) < len(views):
             raise ValueError("wanted at least one view, each once")
         return views
+
+    @model_validator(mode="after")
+    def _one_span_and_one_control(self) -> Self:
+        if (self.fps is None) != (self.span == "clip"):
+            raise ValueError('wanted either fps, or span = "clip"')
+        if self.shuffle and self.still is not None:
+            raise ValueError("wanted either shuffle or still: one frame has no order")
+        return self
+
+    @property
+    def unlike_a_stream(self) -> str | None:
+        """The setting by which windows are what no stream can be, if there is one: a stream does
+        not know when its clip ends, and shows every frame once, in order."""
+        if self.span == "clip":
+            return 'span = "clip"'
+        if self.shuffle:
+            return "shuffle = true"
+        return None if self.still is None else f"still = {self.still:g}"
 
 
 class ModelSettings(Settings):

@@ -77,7 +77,7 @@ class _SubsetDataset(DatasetPlugin):
 
 def write_synthetic(spec: CacheSpec, recipe: Recipe | None, folder: Path) -> Manifest:
     """Renders small videos with every kind of truth into `folder`, for a plan without videos."""
-    fps = math.ceil(max(12, spec.frames.rate or 0, recipe.windows.fps if recipe else 0))
+    fps = math.ceil(max(12, spec.frames.rate or 0, (recipe and recipe.windows.fps) or 0))
     settings = {"scene": "room", "clips_per_class": 1, "frames": 48, "fps": fps, "size_px": 160}
     return manifest.build("world", None, folder, settings)
 

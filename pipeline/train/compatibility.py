@@ -142,7 +142,11 @@ def require_same_run(path: Path, recipe: Recipe, cache: Cache, manifest: Manifes
     if (path / "run.json").is_file():
         now = identity_of(recipe, cache, manifest)
         now |= {"cache": now["cache"].model_dump(mode="json"), "labels": list(manifest.labels)}
-        if changed := differences(now, Run(path).header.identity()):
+        run = Run(path)
+        # The recipe as it is read today: one that was written before a setting came has no such
+        # key, and means its default.
+        then = run.header.identity() | {"recipe": run.recipe.canonical()}
+        if changed := differences(now, then):
             raise BadInput(
                 f"run {path} was made from something else; now / then: {'; '.join(changed)}",
                 "use another --out",

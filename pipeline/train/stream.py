@@ -92,8 +92,15 @@ class Stream:
         weights are now.
 
         Raises BadInput: an encoder that is not the one the run was trained on, a run without the
-        streaming form.
+        streaming form, or of windows that no stream can be.
         """
+        windows = run.recipe.windows
+        if windows.fps is None or windows.unlike_a_stream:
+            raise BadInput(
+                f"run {run.path} cannot follow a stream: it was trained with "
+                f"windows.{windows.unlike_a_stream}",
+                "train a run with windows.fps, without controls",
+            )
         self.device = chosen(device)
         self.spec = _with_encoder(run, encoder or {})
         with nullcontext() if encoder else without_network():  # the user has named it, or the run
@@ -121,7 +128,7 @@ class Stream:
         )
         self.model, self.task = load_model(run, self.shape, device=self.device)
         self.task_name = run.recipe.task.name
-        self.fps: float = run.recipe.windows.fps
+        self.fps = windows.fps
         self.damage = ""
         """What is damaged in the video that was followed last, in a sentence; "" if nothing is."""
         _ = self.model.streaming  # without this form a run is refused now, not at the first frame

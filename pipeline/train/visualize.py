@@ -22,6 +22,7 @@ from PIL import Image
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.storage.local import write_atomically
+from pipeline.config.recipe import WindowSettings
 from pipeline.errors import BadInput, BadVideo, StillframeError
 from pipeline.models.tasks.parts import fonts
 from pipeline.records import Clip
@@ -31,6 +32,8 @@ from pipeline.train.setup import RunContext
 from pipeline.train.windows.index import WindowRef
 from pipeline.video.reader import FrameReader
 
+WHOLE_CLIP_FPS = 5.0
+"""Frames per second of a drawing whose window is a whole clip."""
 DRAWN_PX = 384
 """Side of the squares that are drawn on, if the encoder saw smaller ones."""
 SHEET_FRAMES = 4
@@ -75,7 +78,7 @@ def draw(
     for drawing in drawings(run, context, count, split, checkpoint, say):
         path = folder / file_name(drawing.clip.clip_id, ".mp4")
         try:
-            write_video(path, drawing.pixels_THWC, run.recipe.windows.fps)
+            write_video(path, drawing.pixels_THWC, drawn_fps(run.recipe.windows))
         except StillframeError as error:
             say(f"clip {drawing.clip.clip_id}: {error.with_hint}")
         clips.append(drawing.pixels_THWC)
@@ -84,6 +87,12 @@ def draw(
     sheet = run.path / f"drawn-{split}.png"
     contact_sheet(sheet, clips)
     return sheet
+
+
+def drawn_fps(windows: WindowSettings) -> float:
+    """Frames per second at which a drawn window is played: those of window time, or a slow pace
+    where a window is a whole clip, however long."""
+    return windows.fps or WHOLE_CLIP_FPS
 
 
 def file_name(clip_id: str, suffix: str) -> str:

@@ -135,7 +135,7 @@ MISTAKES = [
     ("recipe", ("training", "step"), 3, "'step' was unexpected"),
     ("recipe", ("training", "steps"), 2.5, "2.5 is not of type 'integer'"),
     ("recipe", ("training", "betas"), [0.9, "a"], "'a' is not of type 'number'"),
-    ("recipe", ("windows",), {"frames": 4}, "'fps' is a required property"),
+    ("recipe", ("windows", "span"), "video", "'video' is not one of"),
     ("recipe", ("model", "mixer"), "mean", "'mean' is not one of"),
     ("recipe", ("temporal", "name"), "grue", "'grue' is not one of"),
     ("recipe", ("temporal", "heads"), 2, "'heads' was unexpected"),

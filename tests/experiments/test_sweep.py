@@ -137,6 +137,12 @@ def test_what_reads_other_windows_is_another_group(base):
     }
     groups = groups_of(spec_of(base, axes=axes).grid_points)
     assert [len(group) for group in groups] == [8, 8]
+    shuffled = {"temporal": ["identity", "gru"], "windows.shuffle": [False, True]}
+    groups = groups_of(spec_of(base, axes=shuffled).grid_points)
+    assert groups == [
+        [f"{name}-shuffle={switch}-seed0" for name in ("identity", "gru")]
+        for switch in (False, True)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from pipeline.train.bootstrap import Interval, interval
 from pipeline.train.evaluate import Evaluation, difference, evaluate, read_evaluation
 from pipeline.train.loop import train
 from pipeline.train.run import Run, read_metrics
+from pipeline.train.stream import Stream
 from pipeline.train.trainer import learning_rate, steps_of
 
 
@@ -264,6 +265,31 @@ def test_another_recipe_in_the_same_folder_is_refused(material, tmp_path):
         match=r"was made from something else; now / then: recipe.training.learning_rate: 0.1 / 0.0003",
     ):
         train(recipe(training={"learning_rate": 0.1}), material.cache, tmp_path / "run")
+
+
+def test_a_run_from_before_a_setting_goes_on_and_means_its_default(material, tmp_path):
+    with pytest.raises(Stop):
+        train(recipe(), material.cache, tmp_path / "old", on_progress=stop_at(7))
+    header = json.loads((tmp_path / "old/run.json").read_text())
+    for key in ("span", "shuffle", "still"):
+        del header["recipe"]["windows"][key]
+    (tmp_path / "old/run.json").write_text(json.dumps(header | {"checksum": None}))
+    assert train(recipe(), material.cache, tmp_path / "old").checkpoint("last").step == 12
+    with pytest.raises(BadInput, match="now / then: recipe.windows.shuffle: true / false"):
+        train(recipe(windows={"shuffle": True}), material.cache, tmp_path / "old")
+
+
+def test_a_run_on_shuffled_frames_is_stopped_and_goes_on_and_follows_no_stream(material, tmp_path):
+    shuffled = recipe(windows={"shuffle": True})
+    whole = train(shuffled, material.cache, tmp_path / "whole")
+    with pytest.raises(Stop):
+        train(shuffled, material.cache, tmp_path / "stopped", on_progress=stop_at(5))
+    again = train(shuffled, material.cache, tmp_path / "stopped")
+    assert_same(final(whole), final(again))
+    assert read_metrics(whole.path) == read_metrics(again.path)
+    assert evaluate(whole, material.cache).forms == evaluate(again, material.cache).forms
+    with pytest.raises(BadInput, match="cannot follow a stream: it was .* windows.shuffle = true"):
+        Stream(whole)
 
 
 def test_a_cache_of_another_fingerprint_is_refused(material, tmp_path):

@@ -45,6 +45,11 @@ def make(material, split="train", clips=None, seed=0, **settings) -> Windows:
     )
 
 
+def in_val(material, split="val"):
+    """All clips, in one split."""
+    return [dataclasses.replace(clip, split=split) for clip in material.manifest.clips]
+
+
 def addresses(windows: Windows, batch) -> address.Address:
     """What the first patch of layer 5 says of every frame, (B, T)."""
     _, patches = windows.tokens(batch, torch.device("cpu"))
@@ -161,8 +166,9 @@ def test_every_clip_comes_once_in_every_epoch(material):
     assert len({sample.position for sample in samples}) == len(samples)
 
 
-def test_going_on_in_mid_epoch_gives_the_same_batches(material):
-    windows = make(material)
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_going_on_in_mid_epoch_gives_the_same_batches(material, shuffle):
+    windows = make(material, shuffle=shuffle)
     whole = dict(windows.train(3, range(9)))
     rest = dict(windows.train(3, range(5, 9)))
     assert list(rest) == [5, 6, 7, 8]
@@ -172,14 +178,17 @@ def test_going_on_in_mid_epoch_gives_the_same_batches(material):
             np.testing.assert_array_equal(array, whole[step].arrays[name])
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_share_the_batch_out(material, world_size):
-    windows = make(material)
+def test_ranks_share_the_batch_out(material, world_size, shuffle):
+    windows = make(material, shuffle=shuffle)
     whole = dict(windows.train(6, range(3)))
     parts = [dict(windows.train(6, range(3), rank, world_size)) for rank in range(world_size)]
     for step, batch in whole.items():
         together = np.stack([part[step].clip_index for part in parts], axis=1).ravel()
         np.testing.assert_array_equal(together, batch.clip_index)
+        times_BT = np.stack([part[step].time_s_BT for part in parts], axis=1).reshape(6, -1)
+        np.testing.assert_array_equal(times_BT, batch.time_s_BT)
 
 
 def test_another_seed_is_another_order(material):
@@ -213,6 +222,105 @@ def test_fewer_layers_read_fewer_arrays(material):
     )
     batch = next(iter(windows.evaluation(1)))
     assert set(batch.arrays) == {"special", "layer_5"}
+
+
+def test_a_window_of_a_whole_clip_has_one_frame_of_each_of_its_equal_parts(material):
+    """Whatever the clip's length: 40 frames give every 5th, 17 about every 2nd, 8 all of them, and 5
+    are too few."""
+    windows = make(material, split="val", clips=in_val(material), frames=8, fps=None, span="clip")
+    frames = {}
+    for batch in windows.evaluation(2):
+        for index, found in zip(batch.clip_index, addresses(windows, batch).frame, strict=True):
+            frames[windows.clip(int(index)).video_id] = found.tolist()
+    assert frames["b/v5.mp4"] == [2, 7, 12, 17, 22, 27, 32, 37]
+    assert frames["a/v2.mp4"] == [1, 3, 5, 7, 9, 11, 13, 15]
+    assert frames["a/v1.mp4"] == list(range(8))
+    assert frames["b/v4.mp4"] == [0, 0, 1, 1, 2, 3, 3, 4]
+    assert windows.index.padded == 1 and windows.index.slower == 0
+
+
+def test_training_windows_of_a_whole_clip_move_within_its_parts(material):
+    windows = make(material, clips=in_val(material, "train"), frames=8, fps=None, span="clip")
+    seen = {}
+    for _, batch in windows.train(3, range(60)):
+        for index, found in zip(batch.clip_index, addresses(windows, batch).frame, strict=True):
+            seen.setdefault(windows.clip(int(index)).video_id, set()).add(tuple(found.tolist()))
+    assert seen["b/v5.mp4"] == {tuple(range(first, 40, 5)) for first in range(5)}
+    assert seen["a/v1.mp4"] == {tuple(range(8))}
+    no_repeat = [video for video in LENGTHS if LENGTHS[video] >= 8]
+    assert all(len(set(window)) == 8 for video in no_repeat for window in seen[video])
+
+
+def test_a_window_is_a_rate_or_a_whole_clip(material):
+    for settings in ({"fps": None}, {"fps": 5, "span": "clip"}):
+        with pytest.raises(ValueError, match='wanted either fps, or span = "clip"'):
+            make(material, **settings)
+    clips = [dataclasses.replace(clip, split="train") for clip in material.manifest.clips]
+    clips[0] = dataclasses.replace(clips[0], speed=4.0)
+    with pytest.raises(BadInput, match="at speeds of 1 and 4, which windows of whole clips do not"):
+        make(material, clips=clips, fps=None, span="clip")
+
+
+def test_shuffled_frames_are_those_of_the_window_in_an_order_of_their_own(material):
+    """Drawn anew for every sample and the same each time it is read; in evaluation it depends on no
+    other clip. Tokens, times and rows move together."""
+    plain, mixed = (make(material, frames=6, shuffle=shuffle) for shuffle in (False, True))
+    orders = set()
+    for (_, before), (_, after), (_, again) in zip(
+        *(windows.train(2, range(12)) for windows in (plain, mixed, mixed)), strict=True
+    ):
+        ahead, found = addresses(plain, before).frame, addresses(mixed, after).frame
+        np.testing.assert_array_equal(np.sort(found), ahead)
+        np.testing.assert_array_equal(found, addresses(mixed, again).frame)
+        np.testing.assert_allclose(after.time_s_BT, found / FPS, atol=1e-4)
+        np.testing.assert_array_equal(before.targets["label"], after.targets["label"])
+        orders |= {tuple(np.argsort(row)) for row in found.tolist()}
+    assert len(orders) > 20
+
+    def in_evaluation(windows):
+        return {
+            windows.clip(int(index)).clip_id: tuple(row)
+            for batch in windows.evaluation(2)
+            for index, row in zip(
+                batch.clip_index, addresses(windows, batch).frame.tolist(), strict=True
+            )
+        }
+
+    whole = in_evaluation(mixed)
+    fewer = [clip for clip in material.manifest.clips if clip.split == "train"][1:]
+    assert (
+        in_evaluation(make(material, clips=fewer, frames=6, shuffle=True)).items() < whole.items()
+    )
+    assert in_evaluation(make(material, frames=6, shuffle=True, seed=1)) != whole
+    assert len({tuple(np.argsort(row)) for row in whole.values()}) > 1
+
+
+@pytest.mark.parametrize(("still", "kept"), [(0.0, 0), (0.5, 2), (1.0, 5)])
+def test_a_still_window_shows_one_of_its_frames_at_every_instant(material, still, kept):
+    plain, frozen = (make(material, frames=6, still=value) for value in (None, still))
+    for before, after in zip(plain.evaluation(2), frozen.evaluation(2), strict=True):
+        alone = addresses(plain, before).frame[:, kept : kept + 1]
+        np.testing.assert_array_equal(addresses(frozen, after).frame, np.repeat(alone, 6, axis=1))
+        np.testing.assert_allclose(after.time_s_BT, np.repeat(alone, 6, axis=1) / FPS, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"), [({"shuffle": True}, "shuffle"), ({"still": 0.5}, "still")]
+)
+def test_controls_are_refused_where_truth_is_about_single_frames(material, settings, key):
+    class Boxes(Label):
+        needs = ("label", "boxes")
+
+    with pytest.raises(BadInput, match=f"windows.{key} is .* the truth 'boxes' is about single"):
+        Windows(
+            material.cache,
+            material.manifest,
+            "train",
+            WindowSettings(frames=2, fps=FPS, **settings),
+            Boxes(),
+        )
+    with pytest.raises(ValueError, match="either shuffle or still"):
+        WindowSettings(frames=2, fps=FPS, shuffle=True, still=0.0)
 
 
 def test_holes_are_refused_by_name_or_left_out_by_count(material, tmp_path):

@@ -98,10 +98,10 @@ class WindowIndex:
         clip_rows: Sequence[ClipRows],
         skipped: Mapping[str, str],
         num_frames: int,
-        fps: float,
+        fps: float | None,
     ) -> None:
         """`clips` and `clip_rows` belong together one by one. Windows have `num_frames` frames (T)
-        at `fps` frames per second of window time."""
+        at `fps` frames per second of window time; None: spread evenly over their clip."""
         self.clips, self.clip_rows = tuple(clips), tuple(clip_rows)
         self.skipped = dict(skipped)
         """clip_id -> why it is left out."""
@@ -113,7 +113,7 @@ class WindowIndex:
     def locate(self, ref: WindowRef) -> WindowRows:
         """The rows and times of one window."""
         clip, rows = self.clips[ref.clip], self.clip_rows[ref.clip]
-        fps, start_s = self.fps / clip.speed, self._start_s(ref)
+        fps, start_s = self.rate(ref.clip), self._start_s(ref)
         frames_T = frames_on_screen(rows.clock_s, start_s, fps, self.num_frames)
         if clip.reverse:
             # The frame that is read last, the earliest, stands for what lies past the end.
@@ -121,11 +121,18 @@ class WindowIndex:
             frames_T = np.pad(read_T, (0, self.num_frames - len(read_T)), mode="edge")
         return WindowRows(ref, rows.store, rows.first_row + frames_T, rows.time_s[frames_T])
 
+    def rate(self, index: int) -> float:
+        """Instants per second of the video in the windows of one clip."""
+        if self.fps is not None:
+            return self.fps / self.clips[index].speed
+        rows = self.clip_rows[index]
+        return self.num_frames / (rows.end_s - float(rows.sampled_for_s[0]))
+
     def _start_s(self, ref: WindowRef) -> float:
         """The first instant of a window: that of the cached frame which is on screen at its
         position. Position 1 is the last from which all instants lie in the clip."""
         rows = self.clip_rows[ref.clip]
-        window_s = (self.num_frames - 1) * self.clips[ref.clip].speed / self.fps
+        window_s = (self.num_frames - 1) / self.rate(ref.clip)
         starts_s_F, too_late_s = rows.sampled_for_s, rows.gone_s - window_s
         spare_s = max(0.0, too_late_s - float(starts_s_F[0]))
         frame = frame_on_screen(starts_s_F, float(starts_s_F[0]) + ref.position * spare_s)
@@ -145,14 +152,17 @@ class WindowIndex:
         return sum(self._is_slower(index) for index in range(len(self)))
 
     def _is_padded(self, index: int) -> bool:
-        rows, fps = self.clip_rows[index], self.fps / self.clips[index].speed
-        return rows.instants(float(rows.sampled_for_s[0]), fps) < self.num_frames
+        rows = self.clip_rows[index]
+        if self.fps is None:
+            return len(rows.time_s) < self.num_frames
+        return rows.instants(float(rows.sampled_for_s[0]), self.rate(index)) < self.num_frames
 
     def _is_slower(self, index: int) -> bool:
         clock_s = self.clip_rows[index].clock_s
-        step_s = self.clips[index].speed / self.fps
+        if self.fps is None or len(clock_s) < 2:
+            return False
         # Half a step more than asked for is rounding of timestamps, and no lower rate.
-        return len(clock_s) > 1 and float(np.median(np.diff(clock_s))) > 1.5 * step_s
+        return float(np.median(np.diff(clock_s))) > 1.5 / self.rate(index)
 
 
 def index_windows(
@@ -196,7 +206,7 @@ def index_windows(
     num_frames = settings.frames if split == "train" else settings.eval_frames or settings.frames
     used_clips, clip_rows = zip(*covered, strict=True)
     index = WindowIndex(used_clips, clip_rows, skipped, num_frames, settings.fps)
-    if index.slower == len(index):
+    if settings.fps is not None and index.slower == len(index):
         raise BadInput(
             f"windows want {settings.fps:g} frames per second, "
             f"every video of split '{split}' has fewer in {cache}",
@@ -264,7 +274,16 @@ def require_rate(
     settings: WindowSettings, clips: Sequence[Clip], fps: float | None, where: str
 ) -> None:
     """Refuses windows of a higher rate than the `fps` frames per second that `where` holds (None:
-    every frame)."""
+    every frame), and windows of whole clips where clips differ in speed."""
+    if settings.fps is None:
+        speeds = sorted({clip.speed for clip in clips})
+        if len(speeds) > 1:
+            found = " and ".join(f"{speed:g}" for speed in speeds)
+            raise BadInput(
+                f"clips are played at speeds of {found}, which windows of whole clips do not show",
+                'set windows.fps, and leave windows.span = "clip" out',
+            )
+        return
     asked_fps = settings.fps / min((clip.speed for clip in clips), default=1.0)
     if fps is not None and asked_fps > fps * (1 + 1e-6):
         raise BadInput(

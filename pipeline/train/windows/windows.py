@@ -16,6 +16,7 @@ from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.datasets.manifest.targets import Arrays, Targets, Wanted, collate
 from pipeline.errors import BadInput, unknown_name
 from pipeline.records import Batch, Clip, OnDevice
+from pipeline.train.windows.controls import as_shown, require_truth_of_clips
 from pipeline.train.windows.index import (
     WindowRef,
     WindowRows,
@@ -50,6 +51,7 @@ class Windows:
         self.cache, self.manifest, self.split, self.settings = cache, manifest, split, settings
         clips = clips_of(manifest, split, settings)
         require_rate(settings, clips, cache.fps, f"cache {cache}")
+        require_truth_of_clips(settings, wanted)
         self._targets = None if wanted is None else Targets(manifest, wanted)
         if self._targets:
             self._targets.check(clips, split)
@@ -97,7 +99,7 @@ class Windows:
 
     def read(self, refs: Sequence[WindowRef]) -> Batch:
         """The windows `refs`, with their truth."""
-        windows = [self.index.locate(ref) for ref in refs]
+        windows = [self.locate(ref) for ref in refs]
         time_s_BT = np.stack([window.time_s_T for window in windows])
         clip_index = np.array([ref.clip for ref in refs], np.int64)
         return Batch(self.reader.read(windows), time_s_BT, clip_index, self._truth(windows))
@@ -105,7 +107,11 @@ class Windows:
     def truth(self, refs: Sequence[WindowRef]) -> Arrays:
         """The targets of `refs` alone, without their tokens; see
         `pipeline.datasets.manifest.targets`."""
-        return self._truth([self.index.locate(ref) for ref in refs])
+        return self._truth([self.locate(ref) for ref in refs])
+
+    def locate(self, ref: WindowRef) -> WindowRows:
+        """The rows and times of one window, as the model sees it."""
+        return as_shown(self.index.locate(ref), self.clip(ref.clip), self.settings)
 
     def _truth(self, windows: Sequence[WindowRows]) -> Arrays:
         if self._targets is None:
@@ -118,7 +124,7 @@ class Windows:
         rng = None
         if ref.number is not None:  # a pure function of seed and sample number, like the order
             rng = np.random.default_rng([self.settings.seed, ref.number])
-        step_s = clip.speed / self.settings.fps
+        step_s = 1 / self.index.rate(ref.clip)
         time_s_T = window.time_s_T - self.index.clip_rows[ref.clip].zero_s
         return targets.window(clip, time_s_T, affines_F23[window.rows_T], step_s, rng)
 
