@@ -1,10 +1,14 @@
-"""Your own labelled videos: one folder per label, or a CSV file.
+"""Your own labelled videos: one folder per label, a CSV file, or lists of a published data set.
 
     root/<label>/**/*.mp4               the folder is the label; the split is drawn, the same on
                                         every machine
     root/{train,val,test}/<label>/**/*  the first folder is the split
     root/labels.csv                     columns path, label and, if wanted, split, start_s, stop_s,
                                         in seconds after the first frame of the video
+
+`lists` are read as they were released: split files of UCF101 and HMDB51; Kinetics, ActivityNet,
+Moments in Time, Jester, Something-Something and Diving48 in CSV or JSON; mmaction's `path class`
+and `path frames class`; tables with a column of paths and one of classes.
 
 A folder that holds two or more images of one size, and no video, is one video too, `image_fps`
 images a second. Hidden files, thumbnails and folders of the system are passed over.
@@ -24,7 +28,14 @@ from pipeline.datasets.formats.annotations import probe_all
 from pipeline.datasets.formats.clip_list import SPLITS, Row, read_csv
 from pipeline.datasets.formats.folders import find_media
 from pipeline.datasets.formats.known_groups import with_known_groups
-from pipeline.datasets.formats.splits import SplitSettings, split_dataset
+from pipeline.datasets.formats.splits import (
+    SPLITS_NOTE,
+    Names,
+    SplitSettings,
+    add_note,
+    split_clips,
+)
+from pipeline.datasets.lists.action_lists import fitting, read_lists
 from pipeline.errors import BadInput
 from pipeline.records import Clip
 from pipeline.video.probe import Probe
@@ -40,6 +51,15 @@ class Settings(SplitSettings):
     csv: str | None = None
     """Path of a CSV file, relative to the root or the working folder; None: the folders are the
     labels."""
+    lists: Names = ()
+    """Lists of a published data set, or folders that hold them, relative to the root or the working
+    folder. Their names, or their lines, say which split they are."""
+    classes: str | None = None
+    """File that names the classes of lists which number them. None: one among `lists`, or else the
+    folders, where these agree with the numbers."""
+    fold: int | None = Field(default=None, ge=1)
+    """Which of several official divisions into train and test the lists are of (UCF101 and HMDB51
+    have 1, 2 and 3). None: the first that is there."""
     image_fps: float = Field(default=25.0, gt=0, le=1000)
     """Frame rate of image folders."""
 
@@ -52,20 +72,37 @@ class Dataset(DatasetPlugin):
     def clips(self) -> Iterator[Clip]:
         """Sorted by path, or in the order of the CSV file. Raises BadInput where folders or CSV
         file are unclear."""
-        rows = (
-            list(read_csv(self, self.settings.csv)) if self.settings.csv else self._from_folders()
-        )
+        rows = self._rows()
         facts = probe_all(
             self, list(dict.fromkeys(row.source for row in rows)), self.settings.image_fps
         )
         rows = [
-            row for row in rows if row.source in facts and self._is_inside(row, facts[row.source])
+            row for row in fitting(self, rows, facts) if self._is_inside(row, facts[row.source])
         ]
         clips = [self._clip(row) for row in rows]
-        has_splits = any(row.split for row in rows)
         clips = clips if self.settings.group else with_known_groups(clips, self.notes)
-        drawn = None if has_splits else DRAWN
-        yield from split_dataset(self, clips, drawn)
+        splits = {row.split for row in rows}
+        settings, drawn = self.settings, DRAWN if splits == {None} else None
+        if self.settings.lists and splits == {"train", "test"} and "val" not in settings.asked:
+            settings = settings.model_copy(update={"val_fraction": DRAWN})
+            add_note(
+                self.notes,
+                SPLITS_NOTE,
+                f"the lists have train and test: val is {DRAWN:g} of the groups of train "
+                "(--set val_fraction=0 leaves them)",
+            )
+        yield from split_clips(clips, settings, self.notes, self.given_root, drawn, self.rejected)
+
+    def _rows(self) -> list[Row]:
+        """The clips to be: of lists, of the CSV file or of the folders."""
+        settings = self.settings
+        if settings.csv and settings.lists:
+            raise BadInput("csv and lists both say which clips there are: give one of them")
+        if settings.csv:
+            return list(read_csv(self, settings.csv))
+        if settings.lists:
+            return read_lists(self, settings.lists, settings.classes, settings.fold)
+        return self._from_folders()
 
     def _clip(self, row: Row) -> Clip:
         image_fps = self.settings.image_fps if (self.root / row.source).is_dir() else None
@@ -78,6 +115,7 @@ class Dataset(DatasetPlugin):
             row.stop_s,
             row.label,
             image_fps=image_fps,
+            group=row.group,
         )
 
     def _is_inside(self, row: Row, facts: Probe) -> bool:

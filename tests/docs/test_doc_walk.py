@@ -65,8 +65,9 @@ ELSEWHERE = (
     "world",
     "room",
     "motion_factors",
+    " lists=",
 )
-"""Lines that need a cluster, an object store, a released file, or what another page makes. They have tests of their own."""
+"""Lines that need a cluster, an object store, a released file, a published data set, or what another page makes. They have tests of their own."""
 
 
 def moving(sign: int, number: int) -> list[np.ndarray]:

@@ -25,6 +25,7 @@ from pipeline.errors import BadInput, unknown_name
 SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "label", "split", "start_s", "stop_s")
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+PUBLISHED = "lists of published data sets are read by --set lists=FILE"
 AS_UTF8 = "save it as 'CSV UTF-8'"
 THOUSANDS = re.compile(r"\d{1,3}(,\d{3})+")
 """A number that is one thousand or one and a bit, depending on the country."""
@@ -38,6 +39,12 @@ class Row(NamedTuple):
     split: str | None = None
     start_s: float = 0.0
     stop_s: float | None = None
+    group: str | None = None
+    """The recording that the clip was cut from, where that is known."""
+    images: int | None = None
+    """Images that the folder of frames should have."""
+    stretch_frames: tuple[int, int] | None = None
+    """Stretch in frames of the video, [first, end); seconds are known once it is looked at."""
 
     @property
     def clip_id(self) -> str:
@@ -95,7 +102,7 @@ def _find_csv(dataset: DatasetPlugin, name: str) -> Path:
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, str], str]]:
     """(number, column -> cell, separator) of every line below the header that holds anything."""
     try:
-        text = _decoded(path.read_bytes())
+        text = decoded(path.read_bytes())
         first = text.splitlines()[0] if text else ""
         declared = re.fullmatch(r"sep=([,;\t|])", first)  # a line for Excel
         header = text.splitlines()[1:2] if declared else [first]
@@ -118,7 +125,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, str], str]]:
         raise BadInput(f"{path} is not a CSV file in UTF-8: {error}", AS_UTF8) from error
 
 
-def _decoded(data: bytes) -> str:
+def decoded(data: bytes) -> str:
     """The text of a file. Bytes that are no UTF-8 become lone surrogates, as in file names."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16")
@@ -149,11 +156,12 @@ def _check_columns(where: str, columns: Sequence[str], separator: str) -> None:
     if not {"path", "label"} & set(columns):
         raise BadInput(
             f"{where}: columns 'path' and 'label' are missing; found: {found}",
-            "the first line names the columns, for example: path,label",
+            f"the first line names the columns, for example: path,label; {PUBLISHED}",
         )
     for column in columns:
         if column not in COLUMNS:
-            raise unknown_name("column", column, COLUMNS, where)
+            error = unknown_name("column", column, COLUMNS, where)
+            raise BadInput(error.message, f"{error.hint} {PUBLISHED}".strip())
         if columns.count(column) > 1:
             raise BadInput(f"{where}: column '{column}' is there {columns.count(column)} times")
     for column in ("path", "label"):

@@ -18,9 +18,10 @@ KNOWN = {
     "NTU RGB+D": re.compile(r"S\d{3}C\d{3}(P\d{3})R\d{3}A\d{3}(?:_rgb)?"),
     "KTH": re.compile(r"(person\d\d)_[a-z]+_d\d(?:_uncomp)?"),
     "Kinetics": re.compile(r"([\w-]{11})_\d{6}_\d{6}"),
+    "Diving48": re.compile(r"([\w-]{11})_\d{5}"),
 }
 """Data set -> the whole name of a video without suffix, with the part that names its group: the
-video that clips were cut from (UCF, HMDB51, Kinetics), or the person (NTU RGB+D, KTH)."""
+video that clips were cut from (UCF, HMDB51, Kinetics, Diving48), or the person (NTU RGB+D, KTH)."""
 
 
 def known_group(source: str) -> tuple[str, str] | None:
