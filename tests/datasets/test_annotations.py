@@ -808,7 +808,7 @@ def test_otb_reads_commas_tabs_blanks_and_two_objects(tmp_path: Path) -> None:
     expected = [[[0, 0, 1, 1], share(0, 0, 4, 8)], [share(4, 5, 11.5, 13), [NAN] * 4]]
     np.testing.assert_array_equal(joggers["boxes"], np.array(expected, np.float32))
     lost = "1 of 2 boxes have no area inside the frame and count as absent: lines 2"
-    assert built.rejected == {"Jogging/groundtruth_rect.2.txt": lost}
+    assert (built.rejected, built.origin.notes) == ({}, {"Jogging/groundtruth_rect.2.txt": lost})
 
 
 def test_otb_covers_what_has_both_an_image_and_a_box(tmp_path: Path) -> None:
@@ -825,10 +825,11 @@ def test_otb_covers_what_has_both_an_image_and_a_box(tmp_path: Path) -> None:
         "Short": 2,
     }
     assert {clip.split for clip in built.clips} == {"train"}
-    assert built.rejected == {
+    assert built.rejected == {}
+    assert built.origin.notes == {
         "Human4/groundtruth_rect.1.txt": "is empty",
-        "Long/groundtruth_rect.txt": "5 boxes for 3 images: only what has both is used",
-        "Short/groundtruth_rect.txt": "2 boxes for 5 images: only what has both is used",
+        "Long/groundtruth_rect.txt": "5 boxes for 3 images, only what has both is used",
+        "Short/groundtruth_rect.txt": "2 boxes for 5 images, only what has both is used",
     }
 
 
@@ -845,7 +846,7 @@ def test_otb_knows_the_annotated_part_of_david(tmp_path: Path) -> None:
     assert (len(time_s), time_s[0], time_s[-1]) == (471, 299 / 30, 769 / 30)
 
 
-def test_otb_refuses_damaged_lines_and_names_what_cannot_be_used(tmp_path: Path) -> None:
+def test_otb_leaves_out_a_damaged_sequence_and_names_what_cannot_be_used(tmp_path: Path) -> None:
     root = tmp_path / "OTB"
     otb_sequence(root, "Bare", 2)
     otb_sequence(root, "Gone", 2, one="0,0,0,0\n" * 2)
@@ -859,13 +860,13 @@ def test_otb_refuses_damaged_lines_and_names_what_cannot_be_used(tmp_path: Path)
     assert built.rejected == {
         "Bare/img": "has no groundtruth_rect*.txt with boxes",
         "Gone/img": "shows no object",
-        "Gone/groundtruth_rect.txt": lost,
     }
+    assert built.origin.notes == {"Gone/groundtruth_rect.txt": lost}
     otb_sequence(root, "Torn", 2, one="1,1,9,9\n1,1,9")
-    path = root / "Torn" / "groundtruth_rect.txt"
-    assert (
-        refused("otb", root, tmp_path / "out")
-        == f"{path} line 2: wanted x, y, width and height, found '1,1,9'"
+    built = build("otb", root, tmp_path / "out")
+    assert [clip.clip_id for clip in built.clips] == ["Good"]
+    assert built.rejected["Torn/img"] == (
+        "groundtruth_rect.txt line 2: wanted 4 columns (x,y,w,h), found 3 in '1,1,9'"
     )
     assert refused("otb", root / "Torn" / "img", tmp_path / "out").endswith(
         "img holds no OTB sequences"
@@ -900,8 +901,8 @@ def test_real_davis_masks_give_a_box_in_every_sequence(tmp_path: Path) -> None:
 def test_real_otb_sequences_read_as_published(tmp_path: Path) -> None:
     built = build("otb", Path(str(GT)) / "otb", tmp_path)
     assert [clip.clip_id for clip in built.clips] == ["Car4", "jogging"]
-    assert built.rejected == {
-        "Car4/groundtruth_rect.txt": "659 boxes for 300 images: only what has both is used"
+    assert built.origin.notes == {
+        "Car4/groundtruth_rect.txt": "659 boxes for 300 images, only what has both is used"
     }
     car, joggers = built.targets("Car4")["boxes"], built.targets("jogging")["boxes"]
     assert (car.shape, joggers.shape) == ((1, 300, 4), (2, 307, 4))

@@ -1,0 +1,62 @@
+"""Videos or image folders with boxes in text files: any tracking data set of that shape, the
+published ones by preset.
+
+    root/<sequence>/img/0001.jpg           image folders or videos, where the setting `frames` says
+    root/<sequence>/groundtruth.txt        a line for each frame, or with the number of its frame,
+                                           where `truth` says; what stands in it is `columns`
+
+`--set preset=lasot` takes the settings of a published data set, each of which may be replaced by
+another `--set`. A sequence is one clip, with the boxes of all of its objects. Its split is that of
+the folder `{split}`, else of the data set's official list, else `train`, and the settings of splits
+count before these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import model_validator
+
+from pipeline.datasets.shapes.box_lists import OFFICIAL_TEST, SPANS, Span
+from pipeline.datasets.shapes.box_presets import PRESETS
+from pipeline.datasets.shapes.box_sequences import BoxDataset
+from pipeline.datasets.shapes.box_settings import BoxSettings
+from pipeline.errors import unknown_name
+
+
+class Settings(BoxSettings):
+    """Which data set it is, or where its files are and what stands in them."""
+
+    preset: str | None = None
+    """Published data set whose settings are taken where nothing else is said: got10k, lasot, mot,
+    mot15, nfs30, nfs240, otb, tlp, trackingnet, uav123 or vot."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, table: Any) -> Any:
+        name = table.get("preset") if isinstance(table, Mapping) else None
+        if not isinstance(name, str):
+            return table
+        if name not in PRESETS:
+            raise unknown_name("preset", name, PRESETS, "dataset 'boxes_text'")
+        replaced = {"fps_file": None} if "image_fps" in table else {}
+        return PRESETS[name] | replaced | table
+
+
+class Dataset(BoxDataset):
+    """One clip per sequence."""
+
+    Settings = Settings
+
+    def split_of(self, sequence: str, fields: Mapping[str, str]) -> str:
+        """The official list counts where there is one."""
+        official = OFFICIAL_TEST.get(self.settings.preset or "")
+        if official is not None:
+            return "test" if sequence in official else "train"
+        return super().split_of(sequence, fields)
+
+    @property
+    def known_spans(self) -> Mapping[str, Span]:
+        """Those of the preset."""
+        return SPANS.get(self.settings.preset or "", {})
