@@ -7,8 +7,8 @@ published ones by preset.
 
 `--set preset=lasot` takes the settings of a published data set, each of which may be replaced by
 another `--set`. A sequence is one clip, with the boxes of all of its objects. Its split is that of
-the folder `{split}`, else of the data set's official list, else `train`, and the settings of splits
-count before these.
+the data set's official list or of the folder `{split}`; of data without either, a fifth is drawn
+for `val`. The settings of splits count before these.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import model_validator
 
-from pipeline.datasets.shapes.box_lists import OFFICIAL_TEST, SPANS, Span
+from pipeline.datasets.shapes.box_lists import GROUPS, OFFICIAL_TEST, SPANS, Span
 from pipeline.datasets.shapes.box_presets import PRESETS
 from pipeline.datasets.shapes.box_sequences import BoxDataset
 from pipeline.datasets.shapes.box_settings import BoxSettings
@@ -49,12 +49,18 @@ class Dataset(BoxDataset):
 
     Settings = Settings
 
-    def split_of(self, sequence: str, fields: Mapping[str, str]) -> str:
+    def own_split(self, sequence: str, fields: Mapping[str, str]) -> str | None:
         """The official list counts where there is one."""
         official = OFFICIAL_TEST.get(self.settings.preset or "")
         if official is not None:
             return "test" if sequence in official else "train"
-        return super().split_of(sequence, fields)
+        return super().own_split(sequence, fields)
+
+    def group_of(self, sequence: str, video: str) -> str | None:
+        """What is known of the preset counts first."""
+        pattern = GROUPS.get(self.settings.preset or "")
+        match = pattern.fullmatch(sequence) if pattern else None
+        return match[1] if match else super().group_of(sequence, video)
 
     @property
     def known_spans(self) -> Mapping[str, Span]:

@@ -22,14 +22,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.config import plugins
+from pipeline.datasets.formats.splits import SplitSettings
 from pipeline.datasets.shapes.box_lists import SPANS, Span
 from pipeline.datasets.shapes.box_presets import PRESETS
 from pipeline.datasets.shapes.box_sequences import BoxDataset
 from pipeline.datasets.shapes.box_settings import BoxSettings
 
 
-class Settings(plugins.Settings):
+class Settings(SplitSettings):
     """These settings fix what OTB leaves open: frame rate and split."""
 
     image_fps: float = Field(default=30.0, gt=0, le=1000)
@@ -54,7 +54,7 @@ class Dataset(BoxDataset):
         """The sequences of which a part is annotated."""
         return SPANS["otb"]
 
-    def split_of(self, sequence: str, fields: Mapping[str, str]) -> str:
+    def own_split(self, sequence: str, fields: Mapping[str, str]) -> str | None:
         """The same for all."""
         split: str = self.settings.split
         return split

@@ -141,6 +141,8 @@ def test_uav123_parts_are_spans_of_one_video(tmp_path: Path) -> None:
     assert [clip.clip_id for clip in built.clips] == ["car1_s", "truck4_1", "truck4_2"]
     part = built.clips[2]
     assert (part.video_id, part.source) == ("truck4", "data_seq/UAV123/truck4")
+    assert {clip.split for clip in built.clips[1:]} in ({"train"}, {"val"})
+    assert [clip.group for clip in built.clips] == [None, "truck4", "truck4"]
     assert (part.start_s, part.stop_s) == (576 / 30, 1261 / 30)
     time_s = built.targets("truck4_2")["boxes_time_s"]
     assert (len(time_s), time_s[0], time_s[-1]) == (685, 576 / 30, 1260 / 30)
@@ -319,6 +321,28 @@ def test_real_otb_by_preset_and_by_settings_is_what_otb_reads(tmp_path: Path) ->
 # Own layouts
 
 
+def test_splits_are_drawn_named_or_listed_and_never_divide_a_group(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for number in range(10):
+        images(root / f"s{number}" / "img", 1)
+        text(root / f"s{number}" / "groundtruth.txt", "8,6,16,12")
+    drawn = splits(build(root, tmp_path / "drawn"))
+    assert sorted(drawn.values()) == ["train"] * 8 + ["val"] * 2
+    text(root / "val.txt", "s1", "s2")
+    listed = splits(build(root, tmp_path / "listed", split_lists={"val": "val.txt"}))
+    named = splits(build(root, tmp_path / "named", val_sequences=["s1", "s2"]))
+    expected = {f"s{number}": "val" if number in (1, 2) else "train" for number in range(10)}
+    assert listed == named == expected
+    mot = tmp_path / "MOT17"
+    for name in ("MOT17-02-DPM", "MOT17-02-SDP", "MOT17-04-DPM", "MOT17-04-SDP"):
+        images(mot / "train" / name / "img1", 1)
+        text(mot / "train" / name / "gt" / "gt.txt", "1,1,9,7,16,12,1,1,1")
+    built = build(mot, tmp_path / "mot", preset="mot", val_fraction=0.5)
+    of_group = {(clip.group, clip.split) for clip in built.clips}
+    assert sorted(group for group, _ in of_group) == ["MOT17-02", "MOT17-04"]
+    assert sorted(split for _, split in of_group) == ["train", "val"]
+
+
 def test_videos_take_their_own_times(tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
@@ -411,6 +435,7 @@ def test_patterns_find_fields_any_folders_and_nothing_of_the_system(tmp_path: Pa
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"val_sequences": "b"}, "no sequence called 'b'"),
         ({"preset": "lasott"}, "no preset called 'lasott'"),
         ({"columns": "x,y,w"}, "wanted one box among the columns"),
         ({"columns": "x,y,w,h,x1,y1,x2,y2"}, "wanted one box among the columns"),

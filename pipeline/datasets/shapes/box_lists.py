@@ -4,6 +4,7 @@ part of a video a sequence is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 Span = tuple[str, int, int]
@@ -57,6 +58,14 @@ def _uav123_parts() -> dict[str, Span]:
 
 OFFICIAL_TEST: Mapping[str, frozenset[str]] = {"lasot": _lasot_test()}
 """Preset -> the sequences that are its test set; all others are `train`."""
+
+GROUPS: Mapping[str, re.Pattern[str]] = {
+    "mot": re.compile(r"(MOT17-\d\d)-(?:DPM|FRCNN|SDP)"),
+    "trackingnet": re.compile(r"(.{11})_\d+"),
+}
+"""Preset -> the whole name of a sequence, with the part that several have in common: MOT17 has
+every video three times, for three detectors, and TrackingNet cut several sequences from one YouTube
+video."""
 
 SPANS: Mapping[str, Mapping[str, Span]] = {
     # got-10k/toolkit otb.py: the sequences of which only a part is annotated.

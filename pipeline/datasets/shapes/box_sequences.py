@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.formats.annotations import few, normalised_boxes, note, present, probe_all
+from pipeline.datasets.formats.splits import SPLITS, split_clips
 from pipeline.datasets.shapes.box_columns import (
     Columns,
     Condition,
@@ -31,7 +32,8 @@ from pipeline.errors import BadInput, BadVideo
 from pipeline.records import Clip
 from pipeline.video.probe import MEDIA_SUFFIXES, Probe, list_images, open_video
 
-SPLIT_WORDS = ("train", "val", "test")
+DRAWN = 0.2
+"""Share of the sequences that goes to `val`, where neither the data set nor a setting says it."""
 
 
 @dataclass
@@ -96,21 +98,30 @@ class BoxDataset(DatasetPlugin):
             self.layout.header_lines,
             [Condition.parse(text, "keep") for text in self.layout.keep],
         )
+        clips = []
         for sequence in sequences:
             probed = self.probed.get(sequence.source)
             clip = probed and self._clip(sequence, probed)
             if clip:
-                yield clip
+                clips.append(clip)
+        is_split = any(self.own_split(each.name, each.fields) for each in sequences)
+        drawn = None if is_split else DRAWN
+        yield from split_clips(clips, self.settings, self.notes, self.root, drawn)
 
     def targets(self, clip: Clip) -> dict[str, np.ndarray]:
         """Boxes of every annotated frame."""
         boxes, time_s = self._truth[clip.clip_id]
         return {"boxes": boxes, "boxes_time_s": time_s}
 
-    def split_of(self, sequence: str, fields: Mapping[str, str]) -> str:
-        """The split of a sequence: that of the field `{split}`, else `train`."""
+    def own_split(self, sequence: str, fields: Mapping[str, str]) -> str | None:
+        """The split that the data set itself gives to a sequence: that of the field `{split}`, None
+        where there is none."""
         named = fields.get("split", "").lower()
-        return next((word for word in SPLIT_WORDS if named.startswith(word)), "train")
+        return next((split for split in SPLITS if named.startswith(split)), None)
+
+    def group_of(self, sequence: str, video: str) -> str | None:
+        """The group of a sequence: its video, where it is a part of one."""
+        return video if sequence != video else None
 
     # What there is
 
@@ -202,7 +213,7 @@ class BoxDataset(DatasetPlugin):
 
     def _clip(self, sequence: _Sequence, probed: Probe) -> Clip | None:
         """The clip of a sequence; None, with a note, where its truth cannot be used."""
-        split = self.split_of(sequence.name, sequence.fields)
+        split = self.own_split(sequence.name, sequence.fields) or SPLITS[0]
         if split == "test" and not sequence.files:
             self._remark(sequence.source, "is of a test set, whose boxes are not published")
             return None
@@ -228,6 +239,7 @@ class BoxDataset(DatasetPlugin):
             float(frames.time_s[start]),
             stop_s,
             image_fps=sequence.fps if is_folder else None,
+            group=self.group_of(sequence.name, sequence.video),
         )
 
     def _timeline(self, sequence: _Sequence) -> _Timeline:

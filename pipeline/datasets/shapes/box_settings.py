@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.config import plugins
+from pipeline.datasets.formats.splits import Names, SplitSettings
 from pipeline.datasets.shapes.box_columns import Columns, Condition
 from pipeline.datasets.shapes.patterns import check_pattern, fields_of
 from pipeline.errors import BadInput
 
 
-class BoxSettings(plugins.Settings):
+class BoxSettings(SplitSettings):
     """Where frames and truth are, and what stands in a line of the truth."""
 
     frames: str = "{sequence}/img"
@@ -44,10 +44,10 @@ class BoxSettings(plugins.Settings):
     rows_per_frame: int = Field(default=1, ge=1)
     """Lines for each frame, of which the first counts, as where the truth has more frames per
     second than the images."""
-    keep: tuple[str, ...] = ()
+    keep: Names = ()
     """Conditions on columns, such as lost=0 or visibility>0.1; where a line does not fulfil all of
     them, its object is absent."""
-    absent_files: tuple[str, ...] = ()
+    absent_files: Names = ()
     """Patterns of files with one number for each line of the truth, each with the condition under
     which the object is absent: {sequence}/full_occlusion.txt=1."""
     image_fps: float = Field(default=30.0, gt=0, le=1000)
@@ -65,7 +65,7 @@ class BoxSettings(plugins.Settings):
 
     @field_validator("frames", "truth", "only")
     @classmethod
-    def _is_pattern(cls, value: str | None, info: Any) -> str | None:
+    def _is_path_pattern(cls, value: str | None, info: Any) -> str | None:
         return value if value is None else check_pattern(value, info.field_name)
 
     @field_validator("frames")
