@@ -35,7 +35,7 @@ class Settings(SplitSettings):
     image_fps: float = Field(default=30.0, gt=0, le=1000)
     """Frame rate of the image folders."""
     split: Literal["train", "val", "test"] = "val"
-    """Split of all sequences, where nothing else says it."""
+    """Split of all sequences, where no other setting names it."""
 
 
 class Dataset(BoxDataset):

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.formats.annotations import few, normalised_boxes, note, present, probe_all
-from pipeline.datasets.formats.splits import SPLITS, split_clips
+from pipeline.datasets.formats.splits import SPLITS, split_dataset
 from pipeline.datasets.shapes.box_columns import (
     Columns,
     Condition,
@@ -106,7 +106,7 @@ class BoxDataset(DatasetPlugin):
                 clips.append(clip)
         is_split = any(self.own_split(each.name, each.fields) for each in sequences)
         drawn = None if is_split else DRAWN
-        yield from split_clips(clips, self.settings, self.notes, self.root, drawn)
+        yield from split_dataset(self, clips, drawn)
 
     def targets(self, clip: Clip) -> dict[str, np.ndarray]:
         """Boxes of every annotated frame."""
