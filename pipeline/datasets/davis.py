@@ -1,5 +1,5 @@
-"""DAVIS: videos at 24 frames per second with a mask of every object in every frame, from which the
-boxes are taken.
+"""DAVIS: videos at 24 frames per second with a mask of every object in every frame, from which
+boxes and, if asked for, points are taken.
 
 Written against the archives of DAVIS 2016 (one object) and DAVIS 2017 (several; trainval and
 test-dev), as they unpack:
@@ -12,32 +12,30 @@ test-dev), as they unpack:
 
 The masks are read as davis2017-evaluation reads them: 255 is void, unless it is the only value
 beside 0. An object's box is the smallest one around its pixels; where it has none it is absent. The
-test sets have a mask of the first frame alone.
+truth has the times of the frames with masks: all of them, but in the test sets, which have a mask
+of the first frame alone. YouTube-VOS and data sets like it are read by `vos`.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-import av
 import numpy as np
 from pydantic import Field
 
 from pipeline.datasets.contract import DatasetPlugin
-from pipeline.datasets.formats.annotations import few, normalised_boxes, note, probe_all
-from pipeline.datasets.formats.splits import SplitSettings, split_dataset
+from pipeline.datasets.formats.annotations import few, note, probe_all
+from pipeline.datasets.formats.splits import SplitSettings, add_note, split_dataset
+from pipeline.datasets.masks.mask_points import PointKinds
+from pipeline.datasets.masks.mask_truth import MaskTruth, read_truth
 from pipeline.errors import BadInput, BadVideo
 from pipeline.records import Clip
-from pipeline.video.probe import Probe, list_images, open_image
 
 SPLITS = {"train": "train", "val": "val", "test-dev": "test", "test-challenge": "test"}
 """Name of the list -> split."""
 SETS = ("2017", "2016", "480p")
 """Folders of lists, the first that is there counts."""
-VOID = 255
 
 
 class Settings(SplitSettings):
@@ -52,6 +50,10 @@ class Settings(SplitSettings):
     sequence is `val`."""
     image_fps: float = Field(default=24.0, gt=0, le=1000)
     """Frame rate of the image folders."""
+    points: PointKinds = ()
+    """Points of each mask that become tracks: `centroid`, `inside` (the same, kept inside of the
+    object) or `extremes` (its topmost, rightmost, lowest and leftmost pixels). They follow the
+    outline and are no points of the surface."""
 
 
 class Dataset(DatasetPlugin):
@@ -77,7 +79,7 @@ class Dataset(DatasetPlugin):
             [f"{images}/{name}" for name in split_of if name in on_disk],
             self.settings.image_fps,
         )
-        self._boxes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._truth: dict[str, MaskTruth] = {}
         names = {PurePosixPath(source).name: source for source in facts}
         sequences = [
             Clip(name, name, source, split_of[name], image_fps=self.settings.image_fps)
@@ -87,18 +89,25 @@ class Dataset(DatasetPlugin):
             name, source = clip.clip_id, clip.source
             self.on_progress(done, len(facts))
             try:
-                self._boxes[name] = self._read_boxes(
-                    source, f"{masks}/{name}", facts[source], split_of[name] == "test"
+                truth = read_truth(
+                    self.root / source,
+                    self.root / masks / name,
+                    self.settings.image_fps,
+                    facts[source],
+                    self.settings.points,
                 )
             except BadVideo as error:
                 note(self, f"{masks}/{name}", error.message)
                 continue
+            if truth.masks < truth.frames and split_of[name] != "test":
+                text = f"{truth.masks} of {truth.frames} frames have masks"
+                add_note(self.notes, f"{masks}/{name}", text)
+            self._truth[name] = truth
             yield clip
 
     def targets(self, clip: Clip) -> dict[str, np.ndarray]:
-        """Boxes of every frame that has a mask."""
-        boxes, time_s = self._boxes[clip.clip_id]
-        return {"boxes": boxes, "boxes_time_s": time_s}
+        """Boxes, and points where they are asked for, of every frame that has a mask."""
+        return self._truth[clip.clip_id].targets
 
     def _splits(self, on_disk: list[str]) -> dict[str, str]:
         """Sequence -> split. Sequences that are in no list, or in one and not there, are noted
@@ -138,71 +147,6 @@ class Dataset(DatasetPlugin):
                 f"{len(unlisted)} of {len(on_disk)} sequences are in no list: {few(unlisted)}",
             )
         return split_of
-
-    def _read_boxes(
-        self, images: str, masks: str, probed: Probe, is_test: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes (O, F, 4) and their times (F,). Raises BadVideo where the masks cannot be those of
-        the images."""
-        frames, time_s, _ = list_images(self.root / images, self.settings.image_fps)
-        frame_number = {frame.stem: number for number, frame in enumerate(frames)}
-        paths = sorted((self.root / masks).glob("*.png"))
-        strange = [path.name for path in paths if path.stem not in frame_number]
-        if strange:
-            raise BadVideo(f"{len(strange)} of {len(paths)} masks have no image: {few(strange)}")
-        if len(paths) != len(frames) and not (is_test and paths):
-            raise BadVideo(f"{len(paths)} masks for {len(frames)} images")
-        with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 8)) as pool:
-            boxes_of_frame = list(
-                pool.map(lambda path: _boxes_of(path, probed.width, probed.height), paths)
-            )
-        objects = sorted(set().union(*boxes_of_frame))
-        if objects != [VOID]:
-            objects = [number for number in objects if number != VOID]
-        if not objects:
-            raise BadVideo(f"no object in {len(paths)} masks")
-        nowhere = np.full(4, np.nan)
-        boxes_OF4 = np.array(
-            [[boxes.get(number, nowhere) for boxes in boxes_of_frame] for number in objects]
-        )
-        masked = [frame_number[path.stem] for path in paths]
-        boxes_OF4 = normalised_boxes(boxes_OF4, probed.width, probed.height)
-        return boxes_OF4, time_s[masked] - time_s[0]
-
-
-def _boxes_of(path: Path, width: int, height: int) -> dict[int, np.ndarray]:
-    """Object -> xyxy in pixel edges. Raises BadVideo."""
-    mask = _read_mask(path)
-    if mask.shape != (height, width):
-        raise BadVideo(
-            f"{path.name} is {mask.shape[1]}x{mask.shape[0]}, the images are {width}x{height}"
-        )
-    boxes = {}
-    for number in np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[1:]) + 1:
-        own = mask == number
-        rows, columns = np.flatnonzero(own.any(1)), np.flatnonzero(own.any(0))
-        boxes[int(number)] = np.array(
-            [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float64
-        )
-    return boxes
-
-
-def _read_mask(path: Path) -> np.ndarray:
-    """uint8 (H, W): palette indices or grey levels, as they are stored. Raises BadVideo."""
-    container, stream = open_image(path)
-    with container:
-        try:
-            frame = next(container.decode(stream), None)
-        except av.FFmpegError as error:
-            raise BadVideo(f"{path.name} cannot be decoded: {error.strerror}") from error
-        if frame is None:
-            raise BadVideo(f"{path.name} holds no picture")
-        if frame.format.name not in ("pal8", "gray"):
-            raise BadVideo(
-                f"{path.name} is a {frame.format.name} image, wanted a palette or 8-bit grey"
-            )
-        content = frame.to_ndarray()
-        return content[0] if isinstance(content, tuple) else content
 
 
 def _read_list(path: Path) -> list[str]:

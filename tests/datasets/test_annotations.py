@@ -749,7 +749,9 @@ def test_davis_says_which_sequences_cannot_be_used(davis: Path, tmp_path: Path) 
     listed = ["dogs-jump", "short", "blank", "damaged", "other", "extra", "gone"]
     (davis / "ImageSets" / "2017" / "val.txt").write_text("\n".join(listed))
     built = build("davis", davis, tmp_path / "out")
-    assert [clip.clip_id for clip in built.clips] == ["bear", "dogs-jump", "aerobatics"]
+    assert [clip.clip_id for clip in built.clips] == ["bear", "dogs-jump", "short", "aerobatics"]
+    assert built.origin.notes["Annotations/480p/short"] == "1 of 3 frames have masks"
+    assert built.targets("short")["boxes_time_s"].tolist() == [0]
     damaged = built.rejected.pop("Annotations/480p/damaged")
     assert (
         damaged.startswith("00001.png cannot be decoded") or damaged == "00001.png holds no picture"
@@ -757,7 +759,6 @@ def test_davis_says_which_sequences_cannot_be_used(davis: Path, tmp_path: Path) 
     assert built.rejected == {
         "ImageSets/2017/val.txt": "1 of 7 are not there: gone",
         "ImageSets/2017": "1 of 9 sequences are in no list: astray",
-        "Annotations/480p/short": "1 masks for 3 images",
         "Annotations/480p/blank": "no object in 2 masks",
         "Annotations/480p/other": "00000.png is 32x24, the images are 64x48",
         "Annotations/480p/extra": "1 of 2 masks have no image: 00001.png",

@@ -66,6 +66,8 @@ ELSEWHERE = (
     "room",
     "motion_factors",
     " lists=",
+    "manifest vos",
+    "manifest davis",
 )
 """Lines that need a cluster, an object store, a released file, a published data set, or what another page makes. They have tests of their own."""
 
