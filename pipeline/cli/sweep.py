@@ -45,6 +45,15 @@ if TYPE_CHECKING:
     from pipeline.train.trainer import TrainProgress
 
 
+ScoredSplit = Annotated[
+    str | None,
+    typer.Option(
+        help="Split that members are scored on once they are trained. Default: val, or that of a "
+        "sweep that goes on."
+    ),
+]
+
+
 @app.command()
 def sweep(
     sweep: Annotated[
@@ -72,6 +81,7 @@ def sweep(
         typer.Option(min=1, help="Train every setting with the seeds 0, 1, ... below this."),
     ] = None,
     manifest_folder: ManifestFolder = None,
+    split: ScoredSplit = None,
     allow_missing: AllowMissing = False,
     device: Device = None,
     engine: EngineName = None,
@@ -98,10 +108,12 @@ def sweep(
     with distributed.init_process_group() as ranks:
         spec = _spec(sweep, sets or [], axes or [], seeds)
         folder = out or Path("sweeps") / spec.name
+        kept_manifest, kept_split = _kept(folder, sweep)
         request = SweepRequest(
             spec,
             Cache(cache),
-            other_manifest(manifest_folder or _kept_manifest(folder, sweep)),
+            other_manifest(manifest_folder or kept_manifest),
+            split or kept_split,
             folder,
             torch_device(device),
             allow_missing,
@@ -132,6 +144,7 @@ class SweepRequest:
     cache: Cache
     manifest: Manifest | None
     """Other clips or labels over the videos of the cache."""
+    split: str
     folder: Path
     device: torch.device | None
     allow_missing: bool
@@ -210,6 +223,7 @@ def _train(request: SweepRequest) -> Sweep:
             console.say,
             ranks,
             request.manifest,
+            request.split,
         )
 
 
@@ -219,7 +233,7 @@ def _show(trained: Sweep, as_json: bool) -> None:
     from pipeline.report.report import report
 
     summaries = trained.summaries
-    pages = [str(page) for page in report(trained.path, trained.path / "report")]
+    pages = [str(page) for page in report(trained.path, trained.path / "report", trained.split)]
     if as_json:
         plain = {task: summary.model_dump() for task, summary in summaries.items()}
         console.show_json({"sweep": str(trained.path), "pages": pages, "summaries": plain})
@@ -269,15 +283,16 @@ def _spec(name: str, sets: list[str], axes: list[str], seeds: int | None) -> Swe
     return load_sweep(named_file("sweep", name), changes, axis_values, seeds)
 
 
-def _kept_manifest(folder: Path, name: str) -> Path | None:
-    """The manifest that a sweep was started with and is not named again: that of the sweep in
-    `folder`, which goes on, or else that of the sweep.json that `name` may be."""
+def _kept(folder: Path, name: str) -> tuple[Path | None, str]:
+    """Manifest and split that a sweep was started with, and that need not be named again: those of
+    the sweep in `folder`, which goes on, or else of the sweep.json that `name` may be."""
     from pipeline.experiments.sweep import SWEEP_FILE
     from pipeline.experiments.sweep_spec import read_header
 
     files = [folder / SWEEP_FILE, *([Path(name)] if name.endswith(".json") else [])]
-    kept = (read_header(file).manifest for file in files if file.is_file())
-    return next((Path(path) for path in kept if path is not None), None)
+    headers = [read_header(file) for file in files if file.is_file()]
+    manifest = next((Path(header.manifest) for header in headers if header.manifest), None)
+    return manifest, headers[0].split if headers else "val"
 
 
 def _require_trainable(request: SweepRequest) -> None:
@@ -291,7 +306,8 @@ def _require_trainable(request: SweepRequest) -> None:
     for name in dict.fromkeys(point.cache for point in spec.grid_points):
         if name != GIVEN and spec.caches[name].data:
             require_rendered(name, spec.caches[name], request.cache)
-    sweep = Sweep.planned(request.folder, spec, {GIVEN: request.cache}, request.manifest)
+    caches = {GIVEN: request.cache}
+    sweep = Sweep.planned(request.folder, spec, caches, request.manifest, request.split)
     sweep.require_trainable(request.allow_missing)
 
 
@@ -377,6 +393,9 @@ def _show_summary(summary: Summary) -> None:
     )
     scores = [row for point in summary.settings for row in _score_rows(point)]
     console.show_table(title, columns, scores, justify="llrlrlrl", keys=2, cut=4)
+    controlled = [row for point in summary.settings for row in _control_rows(point)]
+    if controlled:
+        _show_controls(controlled)
     cost_columns = (
         "setting",
         "parameters",
@@ -397,6 +416,33 @@ def _show_summary(summary: Summary) -> None:
         for point in summary.settings
     ]
     console.show_table("", cost_columns, costs, justify="lrrrrr")
+
+
+def _show_controls(rows: list[tuple[str, ...]]) -> None:
+    """What each setting gains over the controls, which see less than there is."""
+    from pipeline.cli import console
+
+    title = "the least gain over a control; beaten are those over which its interval is above 0"
+    columns = ("setting", "form", "beaten", "least gain", "95 % interval", "p", "over")
+    console.show_table(title, columns, rows, justify="lllrlrl", keys=2, cut=6)
+
+
+def _control_rows(point: PointSummary) -> Iterator[tuple[str, ...]]:
+    """A row for each form in which a setting is compared with controls."""
+    from pipeline.experiments.summary import least_gain
+
+    for form, over in point.controls.items():
+        name, least = least_gain(over)
+        beaten = sum(each.gain.low > 0 for each in over.values())
+        yield (
+            point.name,
+            form,
+            f"{beaten} of {len(over)}",
+            f"{least.gain.score:+.3f}",
+            f"{least.gain.low:+.3f} .. {least.gain.high:+.3f}",
+            f"{least.p_adjusted:.3f}",
+            name,
+        )
 
 
 def _score_rows(point: PointSummary) -> Iterator[tuple[str, ...]]:

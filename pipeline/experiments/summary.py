@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from pipeline.config.plugins import Settings
 from pipeline.errors import BadInput, StillframeError, unknown_name
@@ -36,6 +37,11 @@ class ReferenceComparison(Settings):
     losses: int
 
 
+def least_gain(controls: Mapping[str, ReferenceComparison]) -> tuple[str, ReferenceComparison]:
+    """The control over which a point gains least, and the comparison with it."""
+    return min(controls.items(), key=lambda item: item[1].gain.score)
+
+
 class PointSummary(Settings):
     """One point of the grid with all its seeds."""
 
@@ -55,6 +61,8 @@ class PointSummary(Settings):
     comparisons: dict[str, ReferenceComparison]
     """Form -> against the reference; empty for the reference itself and where either has no
     score."""
+    controls: dict[str, dict[str, ReferenceComparison]] = Field(default_factory=dict)
+    """Form -> control -> against it; empty for controls themselves."""
     metrics: dict[str, dict[str, float]]
     """Form -> metric -> mean over seeds."""
     cost: Cost
@@ -104,6 +112,8 @@ class ScoredPoint:
     outcomes: tuple[Outcome, ...]
     reference: str | None = None
     """Name of the point it is compared with; None: the sweep's."""
+    is_control: bool = False
+    """Whether it sees less than there is, so that all others are compared with it too."""
 
     @property
     def by_seed(self) -> list[Outcome]:
@@ -144,6 +154,8 @@ def summarise(
     metric = first.metrics[0]
     tables = _tables(metric, points, evaluations_of)
     comparisons = {form: compared(of_form, reference_of) for form, of_form in tables.items()}
+    controls = [point.name for point in points if point.is_control]
+    controlled = {form: against_controls(of_form, controls) for form, of_form in tables.items()}
     pareto = {form: undominated(of_form, reference_of) for form, of_form in tables.items()}
 
     def summary_of(point: ScoredPoint) -> PointSummary:
@@ -163,6 +175,9 @@ def summarise(
             intervals={form: table.interval(name) for form, table in own.items()},
             comparisons={
                 form: of_form[name] for form, of_form in comparisons.items() if name in of_form
+            },
+            controls={
+                form: of_form[name] for form, of_form in controlled.items() if name in of_form
             },
             metrics=_mean_metrics(evaluations_of[name]),
             cost=point.cost,
@@ -367,6 +382,23 @@ def compared(
             losses=losses,
         )
     return comparisons
+
+
+def against_controls(
+    tables: Mapping[str, BootstrapTable], controls: Sequence[str]
+) -> dict[str, dict[str, ReferenceComparison]]:
+    """Point -> control -> its gain over it, for the points of one form that are no controls and
+    were scored on the control's clips. Each control is a family of comparisons: who claims to be
+    above all of them must be above each, and needs no correction for their number."""
+    found: dict[str, dict[str, ReferenceComparison]] = {}
+    for control in (name for name in controls if name in tables):
+        others = [
+            name for name, table in tables.items() if name not in controls and control in table.rows
+        ]
+        of_control = {name: tables[name] for name in (control, *others)}
+        for name, comparison in compared(of_control, dict.fromkeys(of_control, control)).items():
+            found.setdefault(name, {})[control] = comparison
+    return found
 
 
 def _paired_variances(

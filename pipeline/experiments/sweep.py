@@ -49,7 +49,7 @@ from pipeline.extract.launchers.contract import EnginePlugin, Job, run_until_don
 from pipeline.models.profile import Cost, cost
 from pipeline.models.tasks.contract import make_task
 from pipeline.models.video_model import VideoModel
-from pipeline.train.compatibility import require_same_run, window_needs
+from pipeline.train.compatibility import require_same_run, require_truth, window_needs
 from pipeline.train.distributed import ALONE, Ranks
 from pipeline.train.evaluate import evaluate_together, read_evaluation
 from pipeline.train.loop import train_together
@@ -60,8 +60,6 @@ from pipeline.train.trainer import Diverged, OnProgress, Trainer
 SWEEP_FILE = "sweep.json"
 SUMMARIES = "summary-*.json"
 """The summaries of a sweep, one for each task."""
-SPLIT = "val"
-"""The split that members are scored on."""
 
 
 class MemberFailure(Settings):
@@ -96,13 +94,12 @@ class Member:
         checkpoint = Run(self.path).checkpoint("last")
         return (checkpoint.step, checkpoint.steps) if checkpoint else None
 
-    @property
-    def is_done(self) -> bool:
+    def is_done(self, split: str) -> bool:
         """Whether nothing is left to do: it was stopped for good, or it was trained to the end and
-        scored there."""
+        scored there on `split`."""
         if self.failure is not None:
             return True
-        progress, evaluation = self.progress, read_evaluation(self.path, SPLIT)
+        progress, evaluation = self.progress, read_evaluation(self.path, split)
         if progress is None or evaluation is None:
             return False
         step, steps = progress
@@ -140,9 +137,10 @@ class Sweep:
         spec: SweepSpec,
         caches: Mapping[str, Cache],
         manifest: Manifest | None = None,
+        split: str = "val",
     ) -> Sweep:
-        """The sweep that `write_header` will make of folder `path`. One that is there already gets
-        other members, and keeps those that stay.
+        """The sweep that `write_header` will make of folder `path`, scored on `split`. One that is
+        there already gets other members, and keeps those that stay.
 
         `manifest`: other clips or labels over the videos of all caches; None: each cache's own.
         Raises BadInput where the sweep needs caches of other videos.
@@ -157,6 +155,7 @@ class Sweep:
             caches={name: cache.storage.address for name, cache in caches.items()},
             fingerprints={name: cache.fingerprint for name, cache in caches.items()},
             manifest=None if manifest is None else str(manifest.folder.absolute()),
+            split=split,
         )
         return cls(path, header, caches, manifest)
 
@@ -174,6 +173,10 @@ class Sweep:
     @property
     def spec(self) -> SweepSpec:
         return self.header.sweep
+
+    @property
+    def split(self) -> str:
+        return self.header.split
 
     @cached_property
     def members(self) -> list[Member]:
@@ -228,12 +231,14 @@ class Sweep:
         for group in self.groups:
             if group[0].point.cache in self.caches:
                 recipes = [member.recipe for member in group]
-                open_windows(recipes, self.context_of(group, None, allow_missing))
+                context = self.context_of(group, None, allow_missing)
+                tasks, _, _ = open_windows(recipes, context)
+                require_truth(tasks[0], context.windows(self.split, recipes[0], tasks[0], []))
 
     def is_done(self, member: Member) -> bool:
         """Whether nothing is left to do for a member. A member that is done stays done, so its
         files are read no more."""
-        if member.name not in self._done and member.is_done:
+        if member.name not in self._done and member.is_done(self.split):
             self._done.add(member.name)
         return member.name in self._done
 
@@ -263,15 +268,16 @@ class Sweep:
             write_atomically(self.path / f"summary-{task}.json", to_json(summary))
 
     def _scored_point(self, point: GridPoint) -> ScoredPoint:
-        outcomes = [_outcome(member) for member in self.members if member.point is point]
+        members = [member for member in self.members if member.point is point]
         # The settings that the videos of the point's own cache were rendered with are axes too.
         derived = self.spec.caches.get(point.cache)
         return ScoredPoint(
             name=point.name,
             values=point.values | (derived.data if derived else {}),
             cost=self._cost(_any_recipe(point), self.caches[point.cache]),
-            outcomes=tuple(outcomes),
+            outcomes=tuple(_outcome(member, self.split) for member in members),
             reference=point.reference,
+            is_control=point.is_control,
         )
 
     def _cost(self, recipe: Recipe, cache: Cache) -> Cost:
@@ -290,9 +296,9 @@ def _any_recipe(point: GridPoint) -> Recipe:
     return next(iter(point.members.values()))
 
 
-def _outcome(member: Member) -> Outcome:
+def _outcome(member: Member, split: str) -> Outcome:
     """The outcome of a member; neither a score nor a failure where it is not done."""
-    failure, evaluation = member.failure, read_evaluation(member.path, SPLIT)
+    failure, evaluation = member.failure, read_evaluation(member.path, split)
     checkpoint = Run(member.path).checkpoint("last") if evaluation else None
     return Outcome(
         member=member.name,
@@ -366,16 +372,18 @@ def sweep(
     say: Callable[[str], None] = lambda _: None,
     ranks: Ranks = ALONE,
     manifest: Manifest | None = None,
+    split: str = "val",
 ) -> Sweep:
     """Trains and scores what is left of a sweep in folder `out`, and writes its summaries.
 
     `caches`: those that `sweep_caches.prepare` has made, by their names in the sweep. `manifest`:
-    other clips or labels over the videos of all of them; None: each cache's own. Without an
+    other clips or labels over the videos of all of them; None: each cache's own. `split` is the one
+    that members are scored on; while they train, it is always `val`. Without an
     `engine` the work is done in this process and the other `ranks`, each a worker like any other;
     all return when no member is left, and the first one writes the summaries. Raises BadInput for
     what cannot be trained, before anything is.
     """
-    running = Sweep.planned(out, spec, caches, manifest)
+    running = Sweep.planned(out, spec, caches, manifest, split)
     running.require_trainable(allow_missing)
     running.write_header()
     if engine is None:
@@ -401,7 +409,7 @@ def run_members(
         for members in claim_members(sweep, leases, workers):
             context = sweep.context_of(members, device, allow_missing)
             try:
-                train_group(members, context, on_progress, say)
+                train_group(members, context, sweep.split, on_progress, say)
             finally:
                 for member in members:
                     leases.release(member.name)
@@ -450,11 +458,12 @@ def _claim_share(
 def train_group(
     members: Sequence[Member],
     context: RunContext,
+    split: str,
     on_progress: OnProgress | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Trains members that share windows side by side, and scores them; half of them at a time where
-    memory runs out. A member that diverges, or does not fit alone, is stopped for good."""
+    """Trains members that share windows side by side, and scores them on `split`; half of them at a
+    time where memory runs out. A member that diverges, or does not fit alone, is stopped."""
 
     def stop(trainer: Trainer, error: Diverged) -> None:
         record_failure(trainer.run.path, error.step, error.reason)
@@ -466,7 +475,7 @@ def train_group(
         train_together(recipes, context, on_progress, stop, say)
         trained = [Run(member.path) for member in members if member.failure is None]
         if trained:
-            evaluate_together(trained, context, SPLIT)
+            evaluate_together(trained, context, split)
         return
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -480,13 +489,10 @@ def train_group(
         record_failure(members[0].path, progress[0] if progress else 0, reason)
         say(f"{members[0].name} is stopped: it {reason}")
         return
-    say(
-        f"{len(members)} members do not fit into the memory of {device} together: "
-        "half of them at a time"
-    )
+    say(f"{len(members)} members do not fit into the memory of {device}: half at a time")
     half = math.ceil(len(members) / 2)
     for part in (members[:half], members[half:]):
-        train_group(part, context, on_progress, say)
+        train_group(part, context, split, on_progress, say)
 
 
 def record_failure(path: Path, step: int, reason: str) -> None:

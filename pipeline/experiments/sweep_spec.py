@@ -85,6 +85,9 @@ class SweepSpec(Settings):
     reference: dict[str, Any] = Field(default_factory=dict)
     """Axis -> the value of the point that all others are compared with. Empty: the first value of
     the first axis."""
+    controls: tuple[str, ...] = ()
+    """Names of points, such as "gru, shuffle True", that see less than there is. All others are
+    compared with each of them too: a gain that holds over all is due to what none of them sees."""
     changes: dict[str, Any] = Field(default_factory=dict)
     """Key of the recipe -> the value that all members have."""
     axes: dict[str, list[Any] | Literal["*"]] = Field(default_factory=dict)
@@ -158,6 +161,8 @@ class SweepHeader(Settings):
     """Name of a cache in the sweep -> its fingerprint."""
     manifest: str | None = None
     """Folder of the manifest that takes the place of the caches' own; new in format 2."""
+    split: str = "val"
+    """The split that members are scored on; new in format 2."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,7 @@ class GridPoint:
     """Name, in the sweep, of the cache that it is trained on."""
     reference: str
     """Name of the point it is compared with; its own where it is a reference."""
+    is_control: bool
     members: dict[str, Recipe]
     """Name of a run -> its recipe, one for each seed, in the order of the seeds."""
 
@@ -244,7 +250,10 @@ def _expand(spec: SweepSpec) -> tuple[GridPoint, ...]:
         members = {
             run: _member_recipe(spec, base_table, values, seed, run) for seed, run in runs.items()
         }
-        points[name] = GridPoint(name, values, cache, reference, members)
+        is_control = name in spec.controls
+        points[name] = GridPoint(name, values, cache, reference, is_control, members)
+    if strange := [name for name in spec.controls if name not in points]:
+        raise unknown_name("control", strange[0], list(points), f"sweep '{spec.name}'")
     folders = {run for point in points.values() for run in point.members}
     if len(folders) < len(points) * len(spec.seeds):
         raise BadInput(

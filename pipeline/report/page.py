@@ -48,6 +48,7 @@ class Page:
     figures: Sequence[tuple[str, str]] = ()
     """Key numbers: (number, what it is)."""
     scores: Table | None = None
+    controls: Table | None = None
     runs: Table | None = None
     plots: Mapping[str, Sequence[Plot]] = field(default_factory=dict)
     """Section -> its plots."""

@@ -72,7 +72,7 @@ def _write_page(
         # Said once already, and without lines of source code.
         warnings.filterwarnings("ignore", r"Glyph .* missing from font")
         page = make()
-    for table in (page.scores, page.runs, page.coverage, page.failures):
+    for table in (page.scores, page.controls, page.runs, page.coverage, page.failures):
         if table and table.rows:
             _write_text(out / f"{table.name}.csv", table.csv())
     _write_text(out / "report.json", json.dumps(as_json(page, summary), indent=1) + "\n")
@@ -92,7 +92,7 @@ def _markdown(page: Page) -> str:
     parts = [f"# {in_markdown(page.title)}", *sentences]
     parts += [
         table.markdown()
-        for table in (page.scores, page.coverage, page.failures)
+        for table in (page.scores, page.controls, page.coverage, page.failures)
         if table and table.rows
     ]
     parts += [

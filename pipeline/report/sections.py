@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from pipeline.cache.cache import Cache
 from pipeline.cache.status import status
 from pipeline.errors import BadInput, count_text
-from pipeline.experiments.summary import PointSummary, Summary
+from pipeline.experiments.summary import PointSummary, Summary, least_gain
 from pipeline.records import Stride
 from pipeline.report import axis_plots, plots, tables, token_maps, videos
 from pipeline.report.page import Page, Plot
@@ -40,6 +40,7 @@ def page_of_data(data: ReportData, out: Path) -> Page:
         caution=_caution(data),
         figures=_figures(data),
         scores=tables.scores(data),
+        controls=tables.controls(data),
         runs=tables.runs(data),
         commands=commands(data),
         provenance=runs_provenance(data),
@@ -117,10 +118,23 @@ def result(data: ReportData) -> str:
         text += "." if p < SIGNIFICANT_P else ", which is not significant."
     elif not is_alone:
         text += " It is a reference: no other is better."
+    text += _over_controls(best, data.form)
     sign = 1 if metric.higher_is_better else -1
     beaten = ", which is better" if sign * (trivial - interval.score) > 0 else ""
     text += " The trivial answer, which does not look at the video, scores "
     return f"{text}{trivial:.3f}{beaten}."
+
+
+def _over_controls(point: PointSummary, form: str) -> str:
+    """A sentence on the control over which a point gains least; empty where there are none."""
+    over = point.controls.get(form)
+    if not over:
+        return ""
+    name, least = least_gain(over)
+    text = f" Over each of {count_text(len(over), 'control')}, which see less than there is, it "
+    text += f"gains {signed_text(least.gain.score)} or more"
+    text += f" ({_span(least.gain, signed_text)}, adjusted p {p_text(least.p_adjusted)}"
+    return f"{text}, over {name})."
 
 
 def _result_of_questions(data: ReportData) -> str:
@@ -354,5 +368,6 @@ def as_json(page: Page, summary: Summary | None) -> dict[str, Any]:
     }
     if summary is not None:
         numbers |= summary.model_dump(mode="json", exclude={"name", "settings"})
-    shown = [table for table in (page.scores, page.runs, page.coverage, page.failures) if table]
+    tables_of_page = page.scores, page.controls, page.runs, page.coverage, page.failures
+    shown = [table for table in tables_of_page if table]
     return numbers | {table.name: table.rows for table in shown}

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pipeline.cache.status import FailureGroup, SplitCoverage
 from pipeline.errors import printable
-from pipeline.experiments.summary import PointSummary
+from pipeline.experiments.summary import PointSummary, ReferenceComparison, least_gain
 from pipeline.report.source import ReportData
 from pipeline.train.bootstrap import Interval
 
@@ -308,6 +308,53 @@ def _score_row(data: ReportData, point: PointSummary, form: str) -> dict[str, An
         for name, value in point.metrics[form].items()
         if name != data.metric.name
     }
+
+
+def controls(data: ReportData) -> Table:
+    """A row for each point and form that is compared with controls, the largest of the least gains
+    first: what holds over each control is due to what none of them sees."""
+    rows = [
+        _control_row(point, form, over)
+        for point in data.ranked()
+        for form, over in point.controls.items()
+    ]
+    rows.sort(key=lambda row: -row["gain"])
+    columns = [
+        Column("setting", "setting", plain("setting")),
+        Column("form", "form", plain("form")),
+        Column(
+            "controls beaten",
+            "beaten",
+            lambda row: f"{row['beaten']} of {row['controls']}",
+            "those over which the whole interval of the gain is above 0",
+        ),
+        Column("least gain", "gain", signed("gain"), "on the same clips; positive is better"),
+        Column(
+            "its interval", "gain_low", span("gain_low", "gain_high", signed_text), "95 %, paired"
+        ),
+        Column("over", "over", plain("over"), "the control over which the gain is least"),
+        Column(
+            "adjusted p",
+            "p_adjusted",
+            lambda row: p_text(row["p_adjusted"]),
+            "two-sided, Holm-adjusted over all settings that are compared with this control",
+        ),
+    ]
+    return Table("controls", columns, rows)
+
+
+def _control_row(
+    point: PointSummary, form: str, over: Mapping[str, ReferenceComparison]
+) -> dict[str, Any]:
+    hardest, least = least_gain(over)
+    row: dict[str, Any] = {"setting": point.name, "form": form, "controls": len(over)}
+    row |= {"beaten": sum(each.gain.low > 0 for each in over.values()), "over": hardest}
+    row |= _interval(least.gain, "gain", "gain_low", "gain_high")
+    row |= least.model_dump(exclude={"gain"})
+    for name, each in over.items():
+        ends = f"gain over {name}", f"low over {name}", f"high over {name}"
+        row |= _interval(each.gain, *ends)
+    return row
 
 
 def _interval(interval: Interval, *names: str) -> dict[str, float]:

@@ -10,7 +10,14 @@ import pytest
 from pipeline.errors import BadInput, StillframeError
 from pipeline.experiments import resampling
 from pipeline.experiments.resampling import two_sided
-from pipeline.experiments.summary import Outcome, ScoredPoint, Summary, holm, summarise
+from pipeline.experiments.summary import (
+    Outcome,
+    ScoredPoint,
+    Summary,
+    holm,
+    least_gain,
+    summarise,
+)
 from pipeline.models.profile import Cost
 from pipeline.train import bootstrap
 from pipeline.train.bootstrap import Interval, interval
@@ -123,6 +130,39 @@ def test_one_seed_is_what_evaluate_says(monkeypatch):
     assert found["other"].comparisons[FORM].gain.model_dump() == pytest.approx(
         expected.model_dump(), rel=1e-9
     )
+
+
+def test_every_other_setting_is_compared_with_each_control():
+    """As with a reference of that name, each control a family of its own."""
+    clips = [f"video {clip // 2}" for clip in range(80)]
+    base, mixed, still, one, two = (
+        setting(name, {seed: table(80, 10 * place + seed) + shift for seed in (0, 1)}, videos=clips)
+        for place, (name, shift) in enumerate(
+            [("base", 0), ("mixed", 0.4), ("still", 0.1), ("one", 1), ("two", 0.5)]
+        )
+    )
+    controls = [dataclasses.replace(point, is_control=True) for point in (mixed, still)]
+    found = rows(base, *controls, one, two)
+    assert {name: list(row.controls.get(FORM, ())) for name, row in found.items()} == {
+        "base": ["mixed", "still"],
+        "mixed": [],
+        "still": [],
+        "one": ["mixed", "still"],
+        "two": ["mixed", "still"],
+    }
+    for control in ("mixed", "still"):
+        plain = [base, {"mixed": mixed, "still": still}[control], one, two]
+        expected = rows(*plain, reference=control)
+        for name in ("base", "one", "two"):
+            ours, theirs = found[name].controls[FORM][control], expected[name].comparisons[FORM]
+            # Resamples are the same; what seeds do is known from more points here.
+            assert ours.gain.score == pytest.approx(theirs.gain.score)
+            assert (ours.wins, ours.losses) == (theirs.wins, theirs.losses)
+    name, least = least_gain(found["one"].controls[FORM])
+    assert name == "mixed" and least.gain.score == pytest.approx(
+        np.mean([table(80, 30 + seed) + 1 - table(80, 10 + seed) - 0.4 for seed in (0, 1)])
+    )
+    assert rows(base, one)["one"].controls == {}
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from support.forgery import edit
 from support.material import THREADS
 from support.paths import ROOT
 from support.sweeps import BASE, assert_as_alone
+from support.training import assert_same
 
 from pipeline.cache.cache import Cache
 from pipeline.config import plugins
@@ -24,9 +26,10 @@ from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
 from pipeline.experiments.sweep import Sweep, groups_of, sweep
 from pipeline.experiments.sweep_caches import prepare
-from pipeline.experiments.sweep_spec import SweepSpec, load_sweep
+from pipeline.experiments.sweep_spec import GIVEN, SweepSpec, load_sweep
 from pipeline.extract import extract
 from pipeline.models.profile import cost
+from pipeline.report.report import report
 from pipeline.train.evaluate import read_evaluation
 from pipeline.train.loop import train
 from pipeline.train.run import Run
@@ -178,6 +181,10 @@ def test_what_reads_other_windows_is_another_group(base):
             "int9",
         ),
         ({"axes": {"temporal": ["gru"]}, "seeds": [0, 0]}, "wanted at least one seed, each once"),
+        (
+            {"axes": {"temporal": ["gru", "mamba"]}, "controls": ["mamb"]},
+            "no control called 'mamb'; there are: gru, mamba",
+        ),
         ({"axes": {"temporal": ["gru"]}, "caches": {"x": {}}}, "wanted either derive or data"),
         ({"axes": {"temporal": ["gru"]}, "recipe": "demo_grue"}, "demo_grue"),
     ],
@@ -240,6 +247,41 @@ def test_a_finished_sweep_is_left_alone_and_takes_more_members(
         "gru",
         "min_gru",
     ]
+
+
+def test_what_is_trained_is_scored_on_another_split_without_training(material, base, tmp_path):
+    """With a control, which the summary compares the other with."""
+    clips = [
+        dataclasses.replace(clip, split="test" if number % 3 == 2 else clip.split)
+        for number, clip in enumerate(material.manifest.clips)
+    ]
+    manifest = dataclasses.replace(material.manifest, clips=tuple(clips))
+    spec = spec_of(
+        base,
+        axes={"temporal": ["identity"]},
+        settings=[{"temporal": "identity", "windows.shuffle": True}],
+        controls=["identity, shuffle True"],
+        changes={"training.steps": 3},
+    )
+    caches = {GIVEN: material.cache}
+    made = sweep(spec, caches, tmp_path, manifest=manifest)
+    trained = {member.name: Run(member.path).tensors("last") for member in made.members}
+    assert made.summaries["classify"].split == "val" and Sweep(tmp_path).split == "val"
+    steps = []
+    again = sweep(spec, caches, tmp_path, manifest=manifest, split="test", on_progress=steps.append)
+    assert not steps and Sweep(tmp_path).split == again.summaries["classify"].split == "test"
+    in_test = {clip.clip_id for clip in clips if clip.split == "test"}
+    for member in again.members:
+        assert read_evaluation(member.path, "test").clips.keys() == in_test
+        assert read_evaluation(member.path, "val") is not None
+        assert_same(trained[member.name], Run(member.path).tensors("last"))
+    plain, control = again.summaries["classify"].settings
+    assert list(plain.controls["streaming"]) == [control.name] and control.controls == {}
+    (page,) = report(tmp_path, tmp_path / "report", "test")
+    assert "The least gain over a control" in page.read_text(encoding="utf-8")
+    with pytest.raises(BadInput, match="no split called 'tset'; there are: "):
+        sweep(spec, caches, tmp_path, manifest=manifest, split="tset")
+    assert Sweep(tmp_path).split == "test"
 
 
 def test_a_diverging_member_is_stopped_and_told(material, base, tmp_path):
