@@ -32,7 +32,8 @@ from pipeline.errors import count_text
 if TYPE_CHECKING:
     from pipeline.cache.cache import Cache
     from pipeline.config.cache_spec import CacheSpec
-    from pipeline.datasets.manifest.manifest import Manifest, Origin
+    from pipeline.datasets.manifest.manifest import Manifest
+    from pipeline.datasets.manifest.origin import Origin
     from pipeline.extract.launchers.contract import EnginePlugin
     from pipeline.extract.progress import Progress
     from pipeline.video.sandbox import DecodeLimits

@@ -20,6 +20,7 @@ from support.material import LENGTHS
 from pipeline.datasets import world
 from pipeline.datasets.formats import annotations
 from pipeline.datasets.manifest import manifest
+from pipeline.datasets.manifest.checks import check_clips
 from pipeline.datasets.manifest.jsonl import from_lines, to_line
 from pipeline.datasets.manifest.manifest import Manifest, build
 from pipeline.datasets.synthetic import plane
@@ -300,9 +301,7 @@ def test_nothing_usable(tmp_path: Path) -> None:
 )
 def test_clips_that_contradict_each_other(second: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput) as caught:
-        manifest.check_clips(
-            [Clip(**LINE), Clip(**{**LINE, "clip_id": "b", **second})], "here", "line"
-        )
+        check_clips([Clip(**LINE), Clip(**{**LINE, "clip_id": "b", **second})], "here", "line")
     assert caught.value.message == message
 
 
@@ -310,7 +309,7 @@ def test_a_video_is_one_file() -> None:
     with pytest.raises(
         BadInput, match=r"^here line 2: video 'v' is .*w.mp4.* here and .*v.mp4.* before$"
     ):
-        manifest.check_clips(
+        check_clips(
             [Clip(**LINE), Clip(**{**LINE, "clip_id": "b", "source": "w.mp4"})], "here", "line"
         )
 

@@ -35,6 +35,21 @@ def draw_units(
     return split
 
 
+def fold_units(
+    labels: Mapping[str, Collection[str]], fold: int, folds: int, seed: int
+) -> dict[str, str]:
+    """Unit -> `val` for those of one fold, counted from 1, of `folds`; else `train`. Every unit is
+    in one fold, and each label's are spread over as many folds as it has units.
+
+    Units that are added may change every fold.
+    """
+    strata = [sorted(units, key=lambda unit: _lot(seed, unit)) for units in _strata(labels)]
+    strata.sort(key=lambda units: min(units))
+    in_turn = [unit for units in strata for unit in units]
+    held_out = set(in_turn[fold - 1 :: folds])
+    return {unit: "val" if unit in held_out else REST for unit in labels}
+
+
 def lacking(
     labels: Mapping[str, Collection[str]], split: Mapping[str, str], wanted: Collection[str]
 ) -> dict[str, list[str]]:

@@ -28,7 +28,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pipeline.config import plugins
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.formats.annotations import few
-from pipeline.datasets.formats.split_draw import draw_units, lacking
+from pipeline.datasets.formats.split_draw import REST, draw_units, fold_units, lacking
 from pipeline.errors import BadInput, count_text
 from pipeline.records import Clip
 from pipeline.video.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES
@@ -78,6 +78,9 @@ class SplitSettings(plugins.Settings):
     two. None: the data set's own splits; your own videos that have none: 0.2."""
     test_fraction: float | None = Field(default=None, ge=0, lt=1)
     """Share that is drawn for `test` in the same way."""
+    fold: str | None = None
+    """K/N, as 2/5: the groups are drawn into N parts, and the K-th is `val`, so that N manifests
+    cross-validate."""
     split_lists: SplitLists = SplitLists()
     """Files that list the clips of each split."""
     group: str | None = None
@@ -95,32 +98,43 @@ class SplitSettings(plugins.Settings):
             raise ValueError(f"is no regular expression: {error}") from error
         return text
 
+    @field_validator("fold")
+    @classmethod
+    def _is_fold(cls, text: str | None) -> str | None:
+        match = re.fullmatch(r"(\d+)/(\d+)", text or "1/2")
+        if match is None or not 1 <= int(match[1]) <= int(match[2]) or int(match[2]) < 2:
+            raise ValueError("wanted K/N, as 2/5, with K from 1 to N")
+        return text
+
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        ways = {
-            "val": (self.val_sequences, self.split_lists.val, self.val_fraction),
-            "test": (self.test_sequences, self.split_lists.test, self.test_fraction),
-        }
-        for split, (named, listed, share) in ways.items():
-            if share is not None and (named or listed):
-                other = f"{split}_sequences" if named else f"split_lists.{split}"
-                raise ValueError(f"{other} and {split}_fraction both say what is {split}: give one")
+        for split, keys in self.ways.items():
+            drawn = [key for key in keys if key in ("fold", f"{split}_fraction")]
+            if drawn and len(keys) > 1:
+                raise ValueError(f"{' and '.join(keys[-2:])} both say what is {split}: give one")
         if (self.val_fraction or 0) + (self.test_fraction or 0) >= 1:
             raise ValueError("val_fraction and test_fraction leave nothing for train")
         return self
 
     @property
-    def asked(self) -> dict[str, str]:
-        """Splits that the settings speak of -> the first key that does."""
-        keys = {"train": self.split_lists.train and "split_lists.train"}
-        for split in ("val", "test"):
-            values = {
-                f"{split}_sequences": getattr(self, f"{split}_sequences"),
-                f"split_lists.{split}": getattr(self.split_lists, split),
-                f"{split}_fraction": getattr(self, f"{split}_fraction") is not None,
-            }
-            keys[split] = next((key for key, value in values.items() if value), "")
-        return {split: key for split, key in keys.items() if key}
+    def ways(self) -> dict[str, list[str]]:
+        """Splits that the settings speak of -> the keys that do."""
+        given = {
+            "split_lists.train": self.split_lists.train,
+            "val_sequences": self.val_sequences,
+            "split_lists.val": self.split_lists.val,
+            "val_fraction": self.val_fraction is not None,
+            "fold": self.fold,
+            "test_sequences": self.test_sequences,
+            "split_lists.test": self.split_lists.test,
+            "test_fraction": self.test_fraction is not None,
+        }
+        ways: dict[str, list[str]] = {}
+        for key, value in given.items():
+            if value:
+                split = next((name for name in SPLITS if name in key), "val")
+                ways.setdefault(split, []).append(key)
+        return ways
 
 
 def split_clips(
@@ -140,7 +154,7 @@ def split_clips(
     Raises BadInput: a name that no clip has, a list that cannot be used.
     """
     grouped = with_groups(clips, settings.group, notes)
-    if settings.asked or drawn is not None:
+    if settings.ways or drawn is not None:
         grouped = _split(_Index(grouped, unusable), settings, notes, root, drawn)
     note_straddling(grouped, notes)
     return grouped
@@ -196,34 +210,34 @@ def _split(
     own = {clip.video_id: clip.split if drawn is None else "train" for clip in clips}
     split = dict(fixed)
     for video in own.keys() - fixed.keys():
-        if own[video] not in settings.asked or own[video] == "test":
+        if own[video] not in settings.ways or own[video] == "test":
             split[video] = own[video]
-        elif "train" not in settings.asked:
+        elif "train" not in settings.ways:
             split[video] = "train"
     left_out = [video for video in own if video not in split]
     if left_out:
         text = f"{len(left_out)} of {count_text(len(own), 'video')} are in no list and left out"
         add_note(notes, SPLITS_NOTE, f"{text}: {few(left_out)}")
     aside = [video for video in own if video not in fixed and own[video] == "val"]
-    if aside and "val" in settings.asked and "train" in own.values():
-        add_note(
-            notes, SPLITS_NOTE, f"the data set's own val is laid aside for {settings.asked['val']}"
-        )
-    val = drawn if "val" not in settings.asked else settings.val_fraction
-    shares = {"val": val or 0.0, "test": settings.test_fraction or 0.0}
-    shares = {name: share for name, share in shares.items() if share}
+    if aside and "val" in settings.ways and "train" in own.values():
+        text = f"the data set's own val is laid aside for {settings.ways['val'][0]}"
+        add_note(notes, SPLITS_NOTE, text)
     pool = [clip for clip in clips if split.get(clip.video_id) == "train"]
-    if not pool and settings.val_fraction:
-        raise BadInput("val_fraction: there is nothing to draw from: no video is left for train")
-    split |= _drawn(pool, shares, settings.seed, notes)
+    if not pool and (settings.val_fraction or settings.fold):
+        key = settings.ways["val"][0]
+        raise BadInput(f"{key}: there is nothing to draw from: no video is left for train")
+    split |= _drawn(pool, settings, drawn, notes)
     return [replace(clip, split=split[clip.video_id]) for clip in clips if clip.video_id in split]
 
 
 def _drawn(
-    clips: Sequence[Clip], share: Mapping[str, float], seed: int, notes: dict[str, str]
+    clips: Sequence[Clip], settings: SplitSettings, default: float | None, notes: dict[str, str]
 ) -> dict[str, str]:
-    """video -> the split that is drawn for it; those that stay `train` may be missing."""
-    if not share or not clips:
+    """video -> the split that is drawn for it; empty where nothing is to be drawn."""
+    val = default if "val" not in settings.ways else settings.val_fraction
+    shares = {"val": val or 0.0, "test": settings.test_fraction or 0.0}
+    shares = {split: share for split, share in shares.items() if share}
+    if not clips or not (shares or settings.fold):
         return {}
     unit_of = units_of(clips)
     labels: dict[str, set[str]] = defaultdict(set)
@@ -231,8 +245,15 @@ def _drawn(
     for clip in clips:
         labels[unit_of[clip.video_id]].add(clip.label or "")
         videos[clip.label or ""].add(clip.video_id)
-    drawn = draw_units(labels, share, seed)
-    for split, lacks in lacking(labels, drawn, share).items():
+    drawn = draw_units(labels, shares, settings.seed)
+    if settings.fold:
+        fold, folds = map(int, settings.fold.split("/"))
+        rest = {unit: own for unit, own in labels.items() if drawn[unit] == REST}
+        if len(rest) < folds:
+            raise BadInput(f"fold: {len(rest)} groups or videos do not make {folds} parts")
+        drawn |= fold_units(rest, fold, folds, settings.seed)
+    wanted = {"val": "", **shares} if settings.fold else shares
+    for split, lacks in lacking(labels, drawn, wanted).items():
         # That one video cannot be in two splits goes without saying.
         if lacks := [label for label in lacks if len(videos[label]) > 1]:
             which = f"{len(lacks)} of {count_text(len(videos), 'label')} ({few(lacks)}): the"

@@ -12,7 +12,6 @@ same bytes.
 
 from __future__ import annotations
 
-import difflib
 import gc
 import hashlib
 import json
@@ -28,20 +27,21 @@ from typing import Any, ClassVar, get_type_hints
 
 import h5py
 import numpy as np
-from pydantic import Field
 
 from pipeline.config import plugins
 from pipeline.config.json_files import json_value
 from pipeline.config.regular_files import read_regular
 from pipeline.datasets.contract import DatasetPlugin
+from pipeline.datasets.manifest.checks import check_clips, check_root, check_writable
 from pipeline.datasets.manifest.clip_targets import ClipTargets
 from pipeline.datasets.manifest.jsonl import REBUILD, from_lines, to_line
+from pipeline.datasets.manifest.origin import Edit, LeftOut, Origin
 from pipeline.datasets.manifest.targets_file import (
     require_as_built,
     write_targets,
 )
 from pipeline.errors import BadInput, BadVideo, StillframeError, unknown_name
-from pipeline.records import Clip, Clock, Video
+from pipeline.records import Clip, Video
 from pipeline.video.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES, Probe, probe
 
 CLIPS, TARGETS, VIDEOS, ORIGIN = "manifest.jsonl", "targets.h5", "videos.jsonl", "dataset.json"
@@ -50,40 +50,6 @@ MOST_OF_A_VIDEO = 1e12
 """Frames, seconds, pixels of a side or frames per second that no video has."""
 MOST_BYTES = 4 << 30
 """Bytes of a file of a manifest that is read as a whole: more than ten million clips take."""
-
-
-class LeftOut(plugins.Settings):
-    """What of one kind was passed over."""
-
-    count: int
-    first: str
-    """Path under the root."""
-
-
-class Origin(plugins.Settings):
-    """dataset.json."""
-
-    dataset: str
-    settings: dict[str, Any]
-    root: str
-    """Folder of the videos: relative to the manifest's folder if inside it, else absolute."""
-    labels: tuple[str, ...]
-    rejected: dict[str, str]
-    """source -> reason, for media that became no clip."""
-    notes: dict[str, str] = Field(default_factory=dict)
-    """source -> remark on media that became clips all the same."""
-    left_out: dict[str, LeftOut] = Field(default_factory=dict)
-    """Kind -> files and folders that are none of the user's own, or no videos, like thumbnails."""
-    ignored: int
-    """Number of files in the data set that are no media."""
-    manifest_sha256: str
-    targets_sha256: str | None = None
-    targets_bytes: int | None = None
-    """Both None: no clip has truth beyond its label, and there is no targets.h5."""
-    videos_sha256: str | None = None
-    """None: built before there was a videos.jsonl."""
-    clock: Clock = "file"
-    """What seconds count from, in clips and truth. Manifests that lack it count by the file."""
 
 
 @contextmanager
@@ -137,7 +103,7 @@ class Manifest:
         if _labels(clips) != origin.labels:
             raise BadInput(f"{folder / ORIGIN} lists other labels than {CLIPS} holds", REBUILD)
         if root is not None:
-            _check_root(root)
+            check_root(root)
         return cls(folder, (root or folder / origin.root).resolve(), clips, origin)
 
     @property
@@ -206,6 +172,18 @@ class Manifest:
         """Whether any clip has truth beyond its label."""
         return (self.folder / TARGETS).is_file()
 
+    def target_names(self) -> list[list[str]]:
+        """Names of the truth of every clip beyond its label. Raises BadInput if targets.h5 cannot
+        be read."""
+        if not self.has_targets:
+            return [[] for _ in self.clips]
+        try:
+            with self.open_targets() as file:
+                return [ClipTargets(file, clip.clip_id).names for clip in self.clips]
+        except OSError as error:
+            path = self.folder / TARGETS
+            raise BadInput(f"{path} cannot be read: {error}", REBUILD) from error
+
     def open_targets(self) -> h5py.File:
         """targets.h5, whose content is compared with its checksum when it is first opened. Raises
         BadInput where it is not what was built, OSError."""
@@ -259,19 +237,24 @@ def build(
             )
         root = out
     elif not plugin.renders:
-        _check_root(root)
+        check_root(root)
     dataset: DatasetPlugin = plugin(root, settings, on_progress)
+    return write(name, dataset, out)
+
+
+def write(name: str, dataset: DatasetPlugin, out: Path, edit: Edit | None = None) -> Manifest:
+    """The manifest of a data set called `name` in folder `out`; `edit` says how it was made from
+    other manifests. See `build` for what it raises."""
     try:
-        _check_writable(out)
-        _check_writable(root)
-        return write(name, dataset, out)
+        check_writable(out)
+        check_writable(dataset.given_root)
+        return _written(name, dataset, out, edit)
     except OSError as error:
         problem = f"cannot read or write {error.filename or out}: {error.strerror or error}"
         raise StillframeError(problem, "free space or fix access, then run it again") from error
 
 
-def write(name: str, dataset: DatasetPlugin, out: Path) -> Manifest:
-    """The manifest of a data set called `name` in folder `out`; see `build` for what it raises."""
+def _written(name: str, dataset: DatasetPlugin, out: Path, edit: Edit | None) -> Manifest:
     root = dataset.root
     clips = tuple(replace(clip, clock=dataset.clock) for clip in dataset.clips())
     if not clips:
@@ -281,7 +264,7 @@ def write(name: str, dataset: DatasetPlugin, out: Path) -> Manifest:
     origin = Origin(
         dataset=name,
         settings=dataset.settings.model_dump(mode="json"),
-        root=_portable(root.resolve(), out.resolve()),
+        root=portable(root.resolve(), out.resolve()),
         labels=_labels(clips),
         rejected=dict(sorted(dataset.rejected.items())),
         notes=dict(sorted(dataset.notes.items())),
@@ -292,56 +275,10 @@ def write(name: str, dataset: DatasetPlugin, out: Path) -> Manifest:
         ignored=dataset.ignored,
         manifest_sha256=hashlib.sha256(text).hexdigest(),
         clock=dataset.clock,
+        edit=edit,
     )
     origin = _write(out, dataset, clips, origin, text)
     return Manifest(out.resolve(), root.resolve(), clips, origin)
-
-
-def check_clips(clips: Iterable[Clip], where: str, unit: str) -> None:
-    """Raises BadInput unless ids are unique, videos agree, sources are relative, and all clips or
-    none have labels.
-
-    An error names the clip as `where unit number`, counted from 1.
-    """
-    first: dict[str, int] = {}
-    video_clip: dict[str, Clip] = {}
-    labelled = unlabelled = 0
-    for number, clip in enumerate(clips, start=1):
-        if first.setdefault(clip.clip_id, number) != number:
-            raise BadInput(
-                f"{where} {unit} {number}: clip_id '{clip.clip_id}' is taken by {unit} "
-                f"{first[clip.clip_id]}"
-            )
-        first_clip = video_clip.setdefault(clip.video_id, clip)
-        if first_clip is not clip:
-            _check_same_video(clip, first_clip, f"{where} {unit} {number}")
-        elif clip.source.startswith("/") or ".." in clip.source.split("/"):
-            raise BadInput(
-                f"{where} {unit} {number}: source must lie under the root, found '{clip.source}'"
-            )
-        if clip.label is None:
-            unlabelled = unlabelled or number
-        else:
-            labelled = labelled or number
-        if labelled and unlabelled:
-            raise BadInput(
-                f"{where}: {unit} {labelled} has a label and {unit} {unlabelled} has none",
-                "label all clips or none",
-            )
-    if not first:
-        raise BadInput(f"{where} holds no clips", REBUILD)
-
-
-def _check_same_video(clip: Clip, first_clip: Clip, where: str) -> None:
-    if first_clip.split != clip.split:
-        raise BadInput(
-            f"{where}: video '{clip.video_id}' is in split '{clip.split}' here and in "
-            f"'{first_clip.split}' before"
-        )
-    if first_clip.video != clip.video:
-        raise BadInput(
-            f"{where}: video '{clip.video_id}' is {clip.video} here and {first_clip.video} before"
-        )
 
 
 def _labels(clips: Iterable[Clip]) -> tuple[str, ...]:
@@ -366,7 +303,7 @@ def _write(
     facts = "".join(_facts(dataset, clips)).encode("ascii")
     aside[VIDEOS].write_bytes(facts)
     origin = origin.model_copy(update={"videos_sha256": hashlib.sha256(facts).hexdigest()})
-    aside[ORIGIN].write_text(json.dumps(origin.model_dump(), indent=2) + "\n", encoding="ascii")
+    aside[ORIGIN].write_text(origin.to_json(), encoding="ascii")
     aside[CLIPS].write_bytes(text)
     if not has_targets:
         aside.pop(TARGETS).unlink()
@@ -395,7 +332,8 @@ def _facts(dataset: DatasetPlugin, clips: Iterable[Clip]) -> Iterator[str]:
             yield json.dumps({"video_id": video_id, **record}) + "\n"
 
 
-def _portable(root: Path, out: Path) -> str:
+def portable(root: Path, out: Path) -> str:
+    """A folder as dataset.json names it: relative to the manifest's if inside it, else absolute."""
     return root.relative_to(out).as_posix() if root.is_relative_to(out) else str(root)
 
 
@@ -462,31 +400,6 @@ def _instead_of(folder: Path) -> str:
         command = f"stillframe manifest folder {shlex.quote(str(folder))} --out data"
         return f"list the videos in it first: {command}"
     return "make one with: stillframe manifest"
-
-
-def _check_writable(folder: Path) -> None:
-    """Raises BadInput if `folder` is a file or lies below one."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise BadInput(
-            f"{folder} cannot be made: {nearest} is a file, not a folder", "name another folder"
-        )
-
-
-def _check_root(root: Path) -> None:
-    if root.is_dir():
-        return
-    problem = "is a file, not a folder" if root.exists() else "does not exist"
-    siblings = (
-        [path.name for path in root.parent.iterdir() if path.is_dir()]
-        if root.parent.is_dir()
-        else []
-    )
-    near = difflib.get_close_matches(root.name, sorted(siblings), n=1, cutoff=0.5)
-    raise BadInput(
-        f"folder of videos {root} {problem}",
-        f"did you mean {root.parent / near[0]}?" if near else "",
-    )
 
 
 def _no_clips(name: str, root: Path, rejected: dict[str, str]) -> BadInput:

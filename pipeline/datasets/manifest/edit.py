@@ -1,0 +1,196 @@
+"""Manifests made from a manifest: clips selected, or split anew.
+
+Sources stay as they are. Truth and what is known of the videos are copied, so that no video is
+opened and none need be there. Equal sources and options give equal bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydantic import ConfigDict
+
+from pipeline.config import plugins
+from pipeline.datasets.contract import DatasetPlugin
+from pipeline.datasets.formats.known_groups import with_known_groups
+from pipeline.datasets.formats.splits import SplitSettings, split_clips
+from pipeline.datasets.manifest.manifest import Manifest, portable, write
+from pipeline.datasets.manifest.origin import Edit, EditedFrom
+from pipeline.errors import BadInput, unknown_name
+from pipeline.records import Clip
+
+
+class Taken(NamedTuple):
+    """A clip of a new manifest, with what it was in its source."""
+
+    clip: Clip
+    source: Manifest
+    original: Clip
+
+
+class EditedSettings(plugins.Settings):
+    """The settings of the data set that a source was built from, as they stand there."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class EditedClips(DatasetPlugin):
+    """Clips of other manifests as a data set, so that they are checked and written as any other."""
+
+    Settings = EditedSettings
+
+    def __init__(
+        self, root: Path, settings: EditedSettings, taken: Sequence[Taken], notes: dict[str, str]
+    ) -> None:
+        super().__init__(root, settings)
+        self.notes = notes
+        self._taken = {part.clip.clip_id: part for part in taken}
+        self._in_order = [part.clip for part in taken]
+        if taken:
+            self.clock = taken[0].source.origin.clock
+        for part in taken:
+            if facts := part.source.facts.get(part.original.video_id):
+                self.probed[part.clip.source] = facts
+
+    def clips(self) -> list[Clip]:  # type: ignore[override]
+        """In the order in which they were taken."""
+        return self._in_order
+
+    def targets(self, clip: Clip) -> dict[str, np.ndarray]:
+        """The truth that the clip has in its source."""
+        part = self._taken[clip.clip_id]
+        return part.source.targets(part.original.clip_id)
+
+
+def select(
+    source: Manifest,
+    out: Path,
+    *,
+    splits: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    clips: Sequence[str] = (),
+    targets: Sequence[str] = (),
+    first: int | None = None,
+) -> Manifest:
+    """A manifest of those clips that are in one of the `splits`, have one of the `labels` and all
+    of the `targets`, and whose id or video's id matches one of the patterns `clips`, with * and ?;
+    of these, the `first` of each label and split. What is not given chooses nothing.
+
+    Raises BadInput: a split, label, pattern or target that no clip has, no clip left.
+    """
+    for what, names, known in (
+        ("split", splits, source.splits),
+        ("label", labels, source.labels),
+    ):
+        for name in names:
+            if name not in known:
+                raise unknown_name(what, name, known, str(source.folder))
+    for pattern in clips:
+        if not any(_matches(clip, pattern) for clip in source.clips):
+            raise BadInput(
+                f"{source.folder}: no clip matches '{pattern}'; the first is called "
+                f"{source.clips[0].clip_id}",
+                "* stands for any letters, as in --clip 'dog*'",
+            )
+    truth = source.target_names() if targets else [[] for _ in source.clips]
+    for name in targets:
+        known = set().union(*truth)
+        if name not in known:
+            known = {name for name in known if not name.endswith("_time_s")}
+            raise unknown_name("truth", name, known, str(source.folder))
+    chosen, counts = list[Clip](), Counter[tuple[str, str | None]]()
+    for clip, names in zip(source.clips, truth, strict=True):
+        if (
+            (splits and clip.split not in splits)
+            or (labels and clip.label not in labels)
+            or (clips and not any(_matches(clip, pattern) for pattern in clips))
+            or not set(targets) <= set(names)
+        ):
+            continue
+        counts[clip.split, clip.label] += 1
+        if first is None or counts[clip.split, clip.label] <= first:
+            chosen.append(clip)
+    if not chosen:
+        raise BadInput(f"{source.folder}: none of its {len(source.clips)} clips has all of this")
+    options = {
+        "splits": splits,
+        "labels": labels,
+        "clips": clips,
+        "targets": targets,
+        "first": first,
+    }
+    return write_edit("select", options, source, chosen, out, {})
+
+
+def _matches(clip: Clip, pattern: str) -> bool:
+    return fnmatchcase(clip.clip_id, pattern) or fnmatchcase(clip.video_id, pattern)
+
+
+def resplit(
+    source: Manifest, out: Path, settings: SplitSettings, *, with_test: bool = False
+) -> Manifest:
+    """A manifest of the same clips in the splits and groups that the settings ask for, list files
+    being looked for in the folder of the videos first.
+
+    Clips of `test` stay there; `with_test`: they are drawn and named as all others. Clips without a
+    group get the one that their names tell. Raises BadInput as `split_clips` does, and where the
+    settings ask for nothing.
+    """
+    if not settings.ways and settings.group is None:
+        raise BadInput(
+            "nothing says how to split",
+            "for example --set val_fraction=0.2, --set val_sequences=NAME or --fold 1/5",
+        )
+    notes: dict[str, str] = {}
+    clips: Sequence[Clip] = source.clips
+    if with_test:
+        clips = [replace(clip, split="train") if clip.split == "test" else clip for clip in clips]
+    if settings.group is None:
+        clips = with_known_groups(clips, notes)
+    clips = split_clips(clips, settings, notes, source.root)
+    options = settings.model_dump(mode="json", exclude_defaults=True) | {"with_test": with_test}
+    return write_edit("split", options, source, clips, out, notes)
+
+
+def write_edit(
+    command: str,
+    options: dict[str, Any],
+    source: Manifest,
+    clips: Collection[Clip],
+    out: Path,
+    notes: dict[str, str],
+) -> Manifest:
+    """The manifest of `clips`, which are those of the source or say other things of them. Raises
+    BadInput if `out` is the source, and what `manifest.write` does."""
+    of_id = {clip.clip_id: clip for clip in source.clips}
+    taken = [Taken(clip, source, of_id[clip.clip_id]) for clip in clips]
+    settings = EditedSettings.model_validate(source.origin.settings)
+    dataset = EditedClips(source.root, settings, taken, notes)
+    edit = edit_of(command, options, [source], out)
+    return write(source.origin.dataset, dataset, out, edit)
+
+
+def edit_of(command: str, options: dict[str, Any], sources: Sequence[Manifest], out: Path) -> Edit:
+    """What dataset.json says of an edit. Raises BadInput if `out` is one of the sources."""
+    for source in sources:
+        if source.folder == out.resolve():
+            raise BadInput(f"{out} is the manifest that is edited", "name a new folder: --out")
+    return Edit(
+        command=command,
+        options={key: value for key, value in options.items() if value not in ((), None, False)},
+        sources=tuple(
+            EditedFrom(
+                folder=portable(source.folder, out.resolve()),
+                dataset=source.origin.dataset,
+                digest=source.digest,
+                edit=source.origin.edit,
+            )
+            for source in sources
+        ),
+    )
