@@ -211,7 +211,9 @@ def test_a_room_begins_with_a_short_docstring_and_nothing_else():
 def is_command(node: ast.AST) -> bool:
     """Whether typer makes a command of this function; its name is what a person types."""
     decorators = getattr(node, "decorator_list", [])
-    return any(re.match(r"(bench_)?app\.command\b", ast.unparse(each)) for each in decorators)
+    return any(
+        re.match(r"((bench|manifest)_)?app\.command\b", ast.unparse(each)) for each in decorators
+    )
 
 
 def test_a_public_name_is_defined_once():

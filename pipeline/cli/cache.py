@@ -23,6 +23,7 @@ from pipeline.cli.options import (
     Workers,
     app,
     make_engine,
+    manifest_app,
     named_file,
     torch_device,
 )
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from pipeline.video.sandbox import DecodeLimits
 
 
-@app.command()
+@manifest_app.callback(invoke_without_command=True)
 def manifest(
     dataset: Annotated[
         str, typer.Argument(help="world, folder, playback, ... (see: stillframe list dataset)")
@@ -69,6 +70,14 @@ def manifest(
             override({}, sets or []),
             lambda done, total: update(done, total, "videos"),
         )
+    show_manifest(built, out, as_json)
+
+
+def show_manifest(built: Manifest, out: Path, as_json: bool) -> None:
+    """What a manifest holds that was written into `out`, and what it does not. Ends the command
+    with code 3 where videos were rejected."""
+    from pipeline.cli import console
+
     counts = {split: len(built.split(split)) for split in built.splits}
     if as_json:
         facts = {

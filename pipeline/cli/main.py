@@ -12,18 +12,13 @@ import typer
 from typer.models import CommandInfo
 
 # Importing a file of commands registers them.
-from pipeline.cli import cache, plan, start, sweep, train, verify  # noqa: F401
+from pipeline.cli import cache, edit, plan, start, sweep, train, verify  # noqa: F401
 from pipeline.cli.bench import commands, training_commands  # noqa: F401
 from pipeline.cli.bench.commands import bench_app
 from pipeline.cli.options import app
 from pipeline.device import is_out_of_memory
 from pipeline.errors import StillframeError, in_one_line
 
-COMMANDS = (
-    "manifest", "extract", "derive", "status", "verify", "diff", "spot-check", "plan",
-    "train", "sweep", "evaluate", "stream", "import-checkpoint", "report", "demo", "list",
-)  # fmt: skip
-"""In the order in which --help lists them: that in which they are used, from videos to scores."""
 BENCHES = (
     "extract",
     "read",
@@ -56,7 +51,6 @@ def _in_order(registered: list[CommandInfo], names: Sequence[str]) -> list[Comma
     )
 
 
-app.registered_commands = _in_order(app.registered_commands, COMMANDS)
 bench_app.registered_commands = _in_order(bench_app.registered_commands, BENCHES)
 
 

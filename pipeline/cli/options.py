@@ -4,9 +4,10 @@ thing."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from pipeline.errors import BadInput
 
@@ -18,8 +19,54 @@ if TYPE_CHECKING:
 
 FINISHED_WITH_FAILURES = 3
 
+COMMANDS = (
+    "manifest", "extract", "derive", "status", "verify", "diff", "spot-check", "plan",
+    "train", "sweep", "evaluate", "stream", "import-checkpoint", "report", "demo", "list",
+)  # fmt: skip
+"""In the order in which --help lists them: that in which they are used, from videos to scores."""
+
+
+class InOrder(TyperGroup):
+    """The commands in the order of `COMMANDS`, then the others: groups, words of earlier
+    versions."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names as --help lists them."""
+        others = [name for name in super().list_commands(ctx) if name not in COMMANDS]
+        return [*COMMANDS, *others]
+
+
+class CommandOrGroup(TyperGroup):
+    """A command with arguments and options of its own, which is a group where the first argument
+    is the name of one of its commands."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Arguments and options of the command itself may come in any order, which those of a
+        group may not; what comes after the name of a command of the group is left to it."""
+        if args and args[0] in self.commands:
+            ctx.invoked_subcommand, ctx.args = args[0], args[1:]
+            return ctx.args
+        ctx.allow_interspersed_args, ctx.allow_extra_args = True, False
+        return super(TyperGroup, self).parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> object:
+        """The command itself, or else one of the group."""
+        if ctx.invoked_subcommand is None:
+            return super(TyperGroup, self).invoke(ctx)
+        command = self.commands[ctx.invoked_subcommand]
+        # Beside this one and not below it, whose arguments would stand in its usage.
+        name = f"{ctx.info_name} {ctx.invoked_subcommand}"
+        with command.make_context(name, ctx.args, parent=ctx.parent) as inner:
+            return command.invoke(inner)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Without the COMMAND that a group asks for."""
+        return super(TyperGroup, self).collect_usage_pieces(ctx)
+
+
 app = typer.Typer(
     name="stillframe",
+    cls=InOrder,
     help="A frozen image model, a token cache and a small recurrent temporal module make a video "
     "model.",
     no_args_is_help=True,
@@ -27,6 +74,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+manifest_app = typer.Typer(cls=CommandOrGroup, rich_markup_mode=None)
+app.add_typer(manifest_app, name="manifest")
 
 Sets = Annotated[
     list[str] | None,

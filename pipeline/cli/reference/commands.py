@@ -11,6 +11,7 @@ import typer
 from typer.models import ArgumentInfo
 
 from pipeline.cli.main import app
+from pipeline.cli.options import CommandOrGroup
 from pipeline.cli.reference.markdown import NOTE, anchor, bounds, paragraphs, table
 
 SAME = """`stillframe COMMAND --help` says the same. What a command returns to the shell is in
@@ -35,10 +36,10 @@ def _commands(prefix: str, group: Any) -> Iterable[tuple[str, Any]]:
         command = group.commands[name]
         if command.hidden:
             continue
+        if not hasattr(command, "commands") or isinstance(command, CommandOrGroup):
+            yield f"{prefix} {name}", command
         if hasattr(command, "commands"):
             yield from _commands(f"{prefix} {name}", command)
-        else:
-            yield f"{prefix} {name}", command
 
 
 def _command(name: str, command: Any) -> list[str]:

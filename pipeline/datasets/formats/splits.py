@@ -78,7 +78,7 @@ class SplitSettings(plugins.Settings):
     two. None: the data set's own splits; your own videos that have none: 0.2."""
     test_fraction: float | None = Field(default=None, ge=0, lt=1)
     """Share that is drawn for `test` in the same way."""
-    fold: str | None = None
+    val_fold: str | None = None
     """K/N, as 2/5: the groups are drawn into N parts, and the K-th is `val`, so that N manifests
     cross-validate."""
     split_lists: SplitLists = SplitLists()
@@ -98,7 +98,7 @@ class SplitSettings(plugins.Settings):
             raise ValueError(f"is no regular expression: {error}") from error
         return text
 
-    @field_validator("fold")
+    @field_validator("val_fold")
     @classmethod
     def _is_fold(cls, text: str | None) -> str | None:
         match = re.fullmatch(r"(\d+)/(\d+)", text or "1/2")
@@ -108,8 +108,8 @@ class SplitSettings(plugins.Settings):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        for split, keys in self.ways.items():
-            drawn = [key for key in keys if key in ("fold", f"{split}_fraction")]
+        for split, keys in self.asked.items():
+            drawn = [key for key in keys if key in ("val_fold", f"{split}_fraction")]
             if drawn and len(keys) > 1:
                 raise ValueError(f"{' and '.join(keys[-2:])} both say what is {split}: give one")
         if (self.val_fraction or 0) + (self.test_fraction or 0) >= 1:
@@ -117,24 +117,24 @@ class SplitSettings(plugins.Settings):
         return self
 
     @property
-    def ways(self) -> dict[str, list[str]]:
+    def asked(self) -> dict[str, list[str]]:
         """Splits that the settings speak of -> the keys that do."""
         given = {
             "split_lists.train": self.split_lists.train,
             "val_sequences": self.val_sequences,
             "split_lists.val": self.split_lists.val,
             "val_fraction": self.val_fraction is not None,
-            "fold": self.fold,
+            "val_fold": self.val_fold,
             "test_sequences": self.test_sequences,
             "split_lists.test": self.split_lists.test,
             "test_fraction": self.test_fraction is not None,
         }
-        ways: dict[str, list[str]] = {}
+        asked: dict[str, list[str]] = {}
         for key, value in given.items():
             if value:
                 split = next((name for name in SPLITS if name in key), "val")
-                ways.setdefault(split, []).append(key)
-        return ways
+                asked.setdefault(split, []).append(key)
+        return asked
 
 
 def split_clips(
@@ -154,7 +154,7 @@ def split_clips(
     Raises BadInput: a name that no clip has, a list that cannot be used.
     """
     grouped = with_groups(clips, settings.group, notes)
-    if settings.ways or drawn is not None:
+    if settings.asked or drawn is not None:
         grouped = _split(_Index(grouped, unusable), settings, notes, root, drawn)
     note_straddling(grouped, notes)
     return grouped
@@ -210,21 +210,21 @@ def _split(
     own = {clip.video_id: clip.split if drawn is None else "train" for clip in clips}
     split = dict(fixed)
     for video in own.keys() - fixed.keys():
-        if own[video] not in settings.ways or own[video] == "test":
+        if own[video] not in settings.asked or own[video] == "test":
             split[video] = own[video]
-        elif "train" not in settings.ways:
+        elif "train" not in settings.asked:
             split[video] = "train"
     left_out = [video for video in own if video not in split]
     if left_out:
         text = f"{len(left_out)} of {count_text(len(own), 'video')} are in no list and left out"
         add_note(notes, SPLITS_NOTE, f"{text}: {few(left_out)}")
     aside = [video for video in own if video not in fixed and own[video] == "val"]
-    if aside and "val" in settings.ways and "train" in own.values():
-        text = f"the data set's own val is laid aside for {settings.ways['val'][0]}"
+    if aside and "val" in settings.asked and "train" in own.values():
+        text = f"the data set's own val is laid aside for {settings.asked['val'][0]}"
         add_note(notes, SPLITS_NOTE, text)
     pool = [clip for clip in clips if split.get(clip.video_id) == "train"]
-    if not pool and (settings.val_fraction or settings.fold):
-        key = settings.ways["val"][0]
+    if not pool and (settings.val_fraction or settings.val_fold):
+        key = settings.asked["val"][0]
         raise BadInput(f"{key}: there is nothing to draw from: no video is left for train")
     split |= _drawn(pool, settings, drawn, notes)
     return [replace(clip, split=split[clip.video_id]) for clip in clips if clip.video_id in split]
@@ -234,10 +234,10 @@ def _drawn(
     clips: Sequence[Clip], settings: SplitSettings, default: float | None, notes: dict[str, str]
 ) -> dict[str, str]:
     """video -> the split that is drawn for it; empty where nothing is to be drawn."""
-    val = default if "val" not in settings.ways else settings.val_fraction
+    val = default if "val" not in settings.asked else settings.val_fraction
     shares = {"val": val or 0.0, "test": settings.test_fraction or 0.0}
     shares = {split: share for split, share in shares.items() if share}
-    if not clips or not (shares or settings.fold):
+    if not clips or not (shares or settings.val_fold):
         return {}
     unit_of = units_of(clips)
     labels: dict[str, set[str]] = defaultdict(set)
@@ -246,13 +246,13 @@ def _drawn(
         labels[unit_of[clip.video_id]].add(clip.label or "")
         videos[clip.label or ""].add(clip.video_id)
     drawn = draw_units(labels, shares, settings.seed)
-    if settings.fold:
-        fold, folds = map(int, settings.fold.split("/"))
+    if settings.val_fold:
+        fold, folds = map(int, settings.val_fold.split("/"))
         rest = {unit: own for unit, own in labels.items() if drawn[unit] == REST}
         if len(rest) < folds:
-            raise BadInput(f"fold: {len(rest)} groups or videos do not make {folds} parts")
+            raise BadInput(f"val_fold: {len(rest)} groups or videos do not make {folds} parts")
         drawn |= fold_units(rest, fold, folds, settings.seed)
-    wanted = {"val": "", **shares} if settings.fold else shares
+    wanted = {"val": "", **shares} if settings.val_fold else shares
     for split, lacks in lacking(labels, drawn, wanted).items():
         # That one video cannot be in two splits goes without saying.
         if lacks := [label for label in lacks if len(videos[label]) > 1]:

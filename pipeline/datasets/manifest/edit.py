@@ -7,7 +7,7 @@ opened and none need be there. Equal sources and options give equal bytes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -58,9 +58,9 @@ class EditedClips(DatasetPlugin):
             if facts := part.source.facts.get(part.original.video_id):
                 self.probed[part.clip.source] = facts
 
-    def clips(self) -> list[Clip]:  # type: ignore[override]
+    def clips(self) -> Iterator[Clip]:
         """In the order in which they were taken."""
-        return self._in_order
+        yield from self._in_order
 
     def targets(self, clip: Clip) -> dict[str, np.ndarray]:
         """The truth that the clip has in its source."""
@@ -84,13 +84,11 @@ def select(
 
     Raises BadInput: a split, label, pattern or target that no clip has, no clip left.
     """
-    for what, names, known in (
-        ("split", splits, source.splits),
-        ("label", labels, source.labels),
-    ):
+    wanted = {"split": (splits, source.splits), "label": (labels, source.labels)}
+    for what, (names, there) in wanted.items():
         for name in names:
-            if name not in known:
-                raise unknown_name(what, name, known, str(source.folder))
+            if name not in there:
+                raise unknown_name(what, name, there, str(source.folder))
     for pattern in clips:
         if not any(_matches(clip, pattern) for clip in source.clips):
             raise BadInput(
@@ -105,12 +103,12 @@ def select(
             known = {name for name in known if not name.endswith("_time_s")}
             raise unknown_name("truth", name, known, str(source.folder))
     chosen, counts = list[Clip](), Counter[tuple[str, str | None]]()
-    for clip, names in zip(source.clips, truth, strict=True):
+    for clip, own in zip(source.clips, truth, strict=True):
         if (
             (splits and clip.split not in splits)
             or (labels and clip.label not in labels)
             or (clips and not any(_matches(clip, pattern) for pattern in clips))
-            or not set(targets) <= set(names)
+            or not set(targets) <= set(own)
         ):
             continue
         counts[clip.split, clip.label] += 1
@@ -142,7 +140,7 @@ def resplit(
     group get the one that their names tell. Raises BadInput as `split_clips` does, and where the
     settings ask for nothing.
     """
-    if not settings.ways and settings.group is None:
+    if not settings.asked and settings.group is None:
         raise BadInput(
             "nothing says how to split",
             "for example --set val_fraction=0.2, --set val_sequences=NAME or --fold 1/5",
@@ -189,7 +187,7 @@ def edit_of(command: str, options: dict[str, Any], sources: Sequence[Manifest], 
                 folder=portable(source.folder, out.resolve()),
                 dataset=source.origin.dataset,
                 digest=source.digest,
-                edit=source.origin.edit,
+                made_by=source.origin.made_by,
             )
             for source in sources
         ),

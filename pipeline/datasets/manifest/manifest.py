@@ -275,7 +275,7 @@ def _written(name: str, dataset: DatasetPlugin, out: Path, edit: Edit | None) ->
         ignored=dataset.ignored,
         manifest_sha256=hashlib.sha256(text).hexdigest(),
         clock=dataset.clock,
-        edit=edit,
+        made_by=edit,
     )
     origin = _write(out, dataset, clips, origin, text)
     return Manifest(out.resolve(), root.resolve(), clips, origin)

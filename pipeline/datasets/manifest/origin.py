@@ -26,7 +26,7 @@ class EditedFrom(plugins.Settings):
     """Relative to the new manifest's folder if inside it, else absolute."""
     dataset: str
     digest: str
-    edit: Edit | None = None
+    made_by: Edit | None = None
     """How it was made from others itself."""
 
 
@@ -63,10 +63,10 @@ class Origin(plugins.Settings):
     """None: built before there was a videos.jsonl."""
     clock: Clock = "file"
     """What seconds count from, in clips and truth. Manifests that lack it count by the file."""
-    edit: Edit | None = None
+    made_by: Edit | None = None
     """None: the manifest was built from a data set, and not made from other manifests."""
 
     def to_json(self) -> str:
         """The text of dataset.json."""
-        table = self.model_dump(exclude=None if self.edit else {"edit"})
+        table = self.model_dump(exclude=None if self.made_by else {"made_by"})
         return json.dumps(table, indent=2) + "\n"
