@@ -22,7 +22,11 @@ from pipeline.datasets.shapes.box_lists import GROUPS, OFFICIAL_TEST, SPANS, Spa
 from pipeline.datasets.shapes.box_presets import PRESETS
 from pipeline.datasets.shapes.box_sequences import BoxDataset
 from pipeline.datasets.shapes.box_settings import BoxSettings
-from pipeline.errors import unknown_name
+from pipeline.datasets.shapes.patterns import find
+from pipeline.errors import BadInput, unknown_name
+
+LOOKED_AT = 3
+"""Sequences that a guess at the preset looks at."""
 
 
 class Settings(BoxSettings):
@@ -39,7 +43,7 @@ class Settings(BoxSettings):
         if not isinstance(name, str):
             return table
         if name not in PRESETS:
-            raise unknown_name("preset", name, PRESETS, "dataset 'boxes_text'")
+            raise unknown_name("preset", name, PRESETS, "")
         replaced = {"fps_file": None} if "image_fps" in table else {}
         return PRESETS[name] | replaced | table
 
@@ -61,6 +65,23 @@ class Dataset(BoxDataset):
         pattern = GROUPS.get(self.settings.preset or "")
         match = pattern.fullmatch(sequence) if pattern else None
         return match[1] if match else super().group_of(sequence, video)
+
+    def nothing_found(self) -> BadInput:
+        """Names the presets whose files are there."""
+        there = [
+            name
+            for name, preset in PRESETS.items()
+            if name != self.settings.preset and self._has(preset["frames"], preset["truth"])
+        ]
+        error = super().nothing_found()
+        if there:
+            said = " or ".join(f"--set preset={name}" for name in there)
+            return BadInput(error.message, f"its files lie as those of {said}")
+        return error
+
+    def _has(self, frames: str, truth: str) -> bool:
+        places = [place for place in find(self.root, frames) if place.path.is_dir()]
+        return any(find(self.root, truth, place.fields) for place in places[:LOOKED_AT])
 
     @property
     def known_spans(self) -> Mapping[str, Span]:

@@ -27,6 +27,7 @@ from pipeline.datasets.shapes.box_lists import SPANS, Span
 from pipeline.datasets.shapes.box_presets import PRESETS
 from pipeline.datasets.shapes.box_sequences import BoxDataset
 from pipeline.datasets.shapes.box_settings import BoxSettings
+from pipeline.errors import BadInput
 
 
 class Settings(SplitSettings):
@@ -42,7 +43,6 @@ class Dataset(BoxDataset):
     """One clip per sequence, with the boxes of its one or two objects."""
 
     Settings = Settings
-    nothing_found = "holds no OTB sequences"
 
     @property
     def layout(self) -> BoxSettings:
@@ -53,6 +53,12 @@ class Dataset(BoxDataset):
     def known_spans(self) -> Mapping[str, Span]:
         """The sequences of which a part is annotated."""
         return SPANS["otb"]
+
+    def nothing_found(self) -> BadInput:
+        """As it always was."""
+        return BadInput(
+            f"{self.root} holds no OTB sequences", "wanted folders <sequence>/img of images"
+        )
 
     def own_split(self, sequence: str, fields: Mapping[str, str]) -> str | None:
         """The same for all."""

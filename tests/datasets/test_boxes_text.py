@@ -463,6 +463,15 @@ def test_a_wrong_setting_is_one_line(
     assert "\n" not in caught.value.message
 
 
+def test_a_preset_is_guessed_from_where_files_lie(tmp_path: Path) -> None:
+    images(tmp_path / "cat" / "cat-1" / "img", 1)
+    text(tmp_path / "cat" / "cat-1" / "groundtruth.txt", "8,6,16,12")
+    with pytest.raises(BadInput) as caught:
+        manifest.build("boxes_text", tmp_path, tmp_path / "out", {})
+    assert caught.value.message.endswith("holds no sequences at {sequence}/img")
+    assert caught.value.hint == "its files lie as those of --set preset=lasot"
+
+
 def test_one_odd_file_drops_its_sequence_and_no_other(tmp_path: Path) -> None:
     root = tmp_path / "root"
     for name in ("good", "word", "flags", "bytes", "none", "double"):

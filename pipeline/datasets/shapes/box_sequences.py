@@ -63,8 +63,6 @@ class _Timeline:
 class BoxDataset(DatasetPlugin):
     """One clip per sequence. A plug-in defines `Settings`, below `BoxSettings`."""
 
-    nothing_found = "holds no sequences"
-
     @property
     def layout(self) -> BoxSettings:
         """Where the files are, and what stands in them."""
@@ -80,11 +78,7 @@ class BoxDataset(DatasetPlugin):
         """Sorted by sequence. Raises BadInput if there are no frames where the settings say."""
         sequences = self._sequences()
         if not sequences:
-            raise BadInput(
-                f"{self.root} {self.nothing_found}",
-                f"looked for image folders and videos at {self.layout.frames}: name another "
-                "pattern with --set frames=...",
-            )
+            raise self.nothing_found()
         by_fps: dict[float, list[str]] = defaultdict(list)
         for sequence in sequences:
             if sequence.source not in by_fps[sequence.fps]:
@@ -122,6 +116,13 @@ class BoxDataset(DatasetPlugin):
     def group_of(self, sequence: str, video: str) -> str | None:
         """The group of a sequence: its video, where it is a part of one."""
         return video if sequence != video else None
+
+    def nothing_found(self) -> BadInput:
+        """The error where there are no frames."""
+        return BadInput(
+            f"{self.root} holds no sequences at {self.layout.frames}",
+            "wanted image folders or videos there: name another pattern with --set frames=...",
+        )
 
     # What there is
 
