@@ -24,6 +24,7 @@ from pipeline.datasets.shapes.box_sequences import BoxDataset
 from pipeline.datasets.shapes.box_settings import BoxSettings
 from pipeline.datasets.shapes.patterns import find
 from pipeline.errors import BadInput, unknown_name
+from pipeline.video.probe import IMAGE_SUFFIXES
 
 LOOKED_AT = 3
 """Sequences that a guess at the preset looks at."""
@@ -80,8 +81,13 @@ class Dataset(BoxDataset):
         return error
 
     def _has(self, frames: str, truth: str) -> bool:
-        places = [place for place in find(self.root, frames) if place.path.is_dir()]
-        return any(find(self.root, truth, place.fields) for place in places[:LOOKED_AT])
+        """Whether one of the first folders holds images, and has a truth."""
+        places = [place for place in find(self.root, frames) if place.path.is_dir()][:LOOKED_AT]
+        return any(
+            any(file.suffix.lower() in IMAGE_SUFFIXES for file in place.path.iterdir())
+            and find(self.root, truth, place.fields)
+            for place in places
+        )
 
     @property
     def known_spans(self) -> Mapping[str, Span]:
