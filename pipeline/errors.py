@@ -12,10 +12,11 @@ import re
 from collections.abc import Iterable
 
 EXIT_CODES = {
-    0: "Done.",
+    0: "Done. Notes may have been printed: they change no exit code.",
     1: "Failed, for example on a full disk. What was finished is kept.",
     2: "Bad input: a file, path, key, value or cache cannot be used as it is.",
-    3: "Finished, and what failed, is damaged, differs or has drifted is listed.",
+    3: "Finished, and what failed, is damaged, differs or has drifted is listed: media that should "
+    "be clips, frames that should be cached.",
     130: "Stopped by Ctrl-C. What was finished is kept; the same command goes on.",
 }
 """Exit code of a command -> what it means."""

@@ -27,7 +27,7 @@ from pipeline.cli.options import (
     named_file,
     torch_device,
 )
-from pipeline.cli.show import show_status
+from pipeline.cli.show import show_notes, show_status
 from pipeline.errors import count_text
 
 if TYPE_CHECKING:
@@ -54,7 +54,11 @@ def manifest(
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the clips of a data set, with labels, splits and truth.
+    """List the clips of a data set, with labels, splits and truth. Nothing is written where the
+    videos are.
+
+    Exit code 3 if media that should be a clip became none; remarks on clips that are used all the
+    same are notes, and change no exit code.
 
     Example: stillframe manifest folder my_videos --out data/mine
     """
@@ -93,14 +97,15 @@ def show_manifest(built: Manifest, out: Path, as_json: bool) -> None:
         labels = f", {count_text(len(built.labels), 'label')}" if built.labels else ""
         clips, videos = count_text(len(built.clips), "clip"), count_text(len(built.videos), "video")
         console.show(f"{out}: {clips} of {videos} ({splits}){labels}")
+        if "frames_dir" in built.origin.settings:
+            console.show(f"frames are laid out in {built.root}")
         if built.rejected:
             console.show_table(
                 f"{count_text(len(built.rejected), 'file')} rejected",
                 ("file", "reason"),
                 list(built.rejected.items()),
             )
-    for source, note in built.origin.notes.items():
-        console.say(f"note: {source}: {note}")
+        show_notes(built.origin.notes)
     if text := _left_out_text(built.origin):
         console.say(text)
     if built.rejected:

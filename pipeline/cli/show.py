@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import count_text
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from pipeline.cache.status import Status
     from pipeline.train.bootstrap import Interval
     from pipeline.train.evaluate import Evaluation
+
+EXAMPLES = re.compile(r"; first |: ")
+"""What stands between a remark of a data set and its examples."""
 
 
 def show_scores(results: Sequence[Evaluation]) -> None:
@@ -56,6 +60,23 @@ def _score_cells(scores: Sequence[Interval]) -> list[str]:
     first, *rest = scores
     interval = f"{first.low:.3f} .. {first.high:.3f}"
     return [f"{first.score:.3f}", interval, *(f"{score.score:.3f}" for score in rest)]
+
+
+def show_notes(notes: Mapping[str, str]) -> None:
+    """The notes of a manifest (source -> remark), those that differ in names and numbers alone as
+    one, with their count."""
+    from pipeline.cache.status import group_failures
+    from pipeline.cli import console
+
+    kinds = {source: EXAMPLES.split(remark)[0] for source, remark in notes.items()}
+    rows = []
+    for group in group_failures(kinds, {}):
+        is_one = len(group.videos) == 1
+        remark = notes[group.videos[0]] if is_one else group.reason
+        rows.append((len(group.videos), console.few_text(group.videos, 2), remark))
+    if rows:
+        title = count_text(len(notes), "note")
+        console.show_table(title, ("notes", "on", "remark"), rows)
 
 
 def show_status(cache: Cache, as_json: bool) -> None:

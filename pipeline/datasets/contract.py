@@ -37,9 +37,9 @@ class DatasetPlugin(ABC):
 
     Settings: ClassVar[type[Settings]]
     renders: ClassVar[bool] = False
-    """True: the dataset makes its own videos under `root`. False: `root` is the user's folder,
-    whose files are only read; frames that make no video as they lie there are laid out in a folder
-    of their own, the setting `frames_dir`."""
+    """True: the dataset makes its own videos under `root`. False: `root` is the user's folder, in
+    which nothing is written; frames that make no video as they lie there are laid out beside the
+    manifest, see `write_beside`."""
 
     clock: Clock = "first_frame"
     """What seconds count from, in clips and truth alike."""
@@ -55,11 +55,10 @@ class DatasetPlugin(ABC):
         self.settings = settings
         self.on_progress = on_progress or (lambda *_: None)
         self.rejected: dict[str, str] = {}
-        """source -> reason, for media found under `root` that cannot become a clip; filled by
-        `clips()`."""
+        """source -> reason, for media found under `root` that should be a clip and cannot; filled
+        by `reject`, in `clips()`."""
         self.notes: dict[str, str] = {}
-        """source -> remark on a clip, or on a file that lists clips, that is used all the same;
-        filled by `clips()`."""
+        """source -> remark that asks nobody to mend anything; filled by `note`, in `clips()`."""
         self.probed: dict[str, Probe] = {}
         """source -> what the header of a video says, for those that `clips()` looked at."""
         self.left_out: dict[str, list[str]] = {}
@@ -68,6 +67,23 @@ class DatasetPlugin(ABC):
         self.ignored = 0
         """Files under `root` that make no video (other suffixes, single images); counted by
         `clips()`."""
+
+    def reject(self, source: str, reason: str) -> None:
+        """Says why media found under `root` became no clip though they should have: they are
+        damaged, or do not go together. The command ends with exit code 3."""
+        earlier = self.rejected.get(source)
+        self.rejected[source] = f"{earlier}; {reason}" if earlier else reason
+
+    def note(self, source: str, remark: str) -> None:
+        """Says what is worth knowing of clips that are used all the same, or of what was never
+        meant to be one: a list names videos that are not there, a list or a setting leaves some
+        out. Examples come after "; first " or ": ", so that remarks of a kind can be counted."""
+        earlier = self.notes.get(source)
+        self.notes[source] = f"{earlier}; {remark}" if earlier else remark
+
+    def write_beside(self, manifest_folder: Path) -> None:  # noqa: B027  most write nothing
+        """Told before `clips()` where the manifest goes: what a dataset has to write, it writes
+        there, and never under a `root` that is the user's."""
 
     def leave_out(self, kind: str, path: str) -> None:
         """Adds a path to those of a kind in `left_out`."""

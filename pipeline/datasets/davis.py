@@ -25,7 +25,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.datasets.contract import DatasetPlugin
-from pipeline.datasets.formats.annotations import few, note, probe_all
+from pipeline.datasets.formats.annotations import few, probe_all
 from pipeline.datasets.formats.splits import SplitSettings, add_note, split_dataset
 from pipeline.datasets.masks.mask_points import PointKinds
 from pipeline.datasets.masks.mask_truth import MaskTruth, read_truth
@@ -97,7 +97,7 @@ class Dataset(DatasetPlugin):
                     self.settings.points,
                 )
             except BadVideo as error:
-                note(self, f"{masks}/{name}", error.message)
+                self.reject(f"{masks}/{name}", error.message)
                 continue
             if truth.masks < truth.frames and split_of[name] != "test":
                 text = f"{truth.masks} of {truth.frames} frames have masks"
@@ -128,8 +128,7 @@ class Dataset(DatasetPlugin):
             missing = [sequence for sequence in listed if sequence not in on_disk]
             # The test archives are downloads of their own: none of them there is no fault.
             if missing and not (split == "test" and len(missing) == len(listed)):
-                note(
-                    self,
+                self.note(
                     f"ImageSets/{folder}/{name}.txt",
                     f"{len(missing)} of {len(listed)} are not there: {few(missing)}",
                 )
@@ -141,8 +140,7 @@ class Dataset(DatasetPlugin):
             )
         unlisted = [sequence for sequence in on_disk if sequence not in split_of]
         if unlisted:
-            note(
-                self,
+            self.note(
                 f"ImageSets/{folder}",
                 f"{len(unlisted)} of {len(on_disk)} sequences are in no list: {few(unlisted)}",
             )

@@ -99,7 +99,7 @@ class Dataset(RecordingDataset):
         gaps = sorted(set(range(frames)) - set(numbers.tolist()))
         if gaps:
             text = f"{len(gaps)} of {frames} frames have no image in {camera}; first {gaps[0]:06d}"
-            self.rejected[f"{name}: {camera}"] = text
+            self.note(f"{name}: {camera}", text)
         split = "test" if pose_F34 is None else "val" if folder.name in VAL else "train"
         return Recording(
             name,

@@ -113,9 +113,8 @@ class Dataset(RecordingDataset):
             missing = sorted(set(range(count)) - numbers)
             if missing:
                 first = f"{name}-{missing[0]:05d}-of-{count:05d}"
-                self.rejected[f"{self.where(folder / name)}: files"] = (
-                    f"{len(missing)} of {count} are missing; first {first}"
-                )
+                remark = f"{len(missing)} of {count} are missing; first {first}"
+                self.note(f"{self.where(folder / name)}: files", remark)
 
     def _read(
         self, folder: Path, match: re.Match[str], promised: int | None
@@ -152,8 +151,10 @@ class Dataset(RecordingDataset):
             )
         else:
             if promised is not None and whole != promised:
-                self.rejected[self.where(path)] = (
-                    f"holds {whole} records, dataset_info.json says {promised}"
+                tell = self.reject if whole < promised else self.note
+                tell(
+                    self.where(path),
+                    f"holds {whole} records, dataset_info.json says {promised}",
                 )
 
 

@@ -132,10 +132,10 @@ class Dataset(RecordingDataset):
                 by_time[row["timestamp"]] = row
         if not by_time:
             few = f"; first {self.where(missing[0])}" if missing else ""
-            self.rejected[name] = f"none of its {len(rows)} {CHANNEL} images is there{few}"
+            self.note(name, f"none of its {len(rows)} {CHANNEL} images is there{few}")
             return None
-        self.note(name, "images", missing, len(rows), f"{CHANNEL} images are not there")
-        self.note(
+        self.note_images(name, "images", missing, len(rows), f"{CHANNEL} images are not there")
+        self.note_images(
             name, "times", repeated, len(rows), f"{CHANNEL} images repeat a time and are left out"
         )
         rows = [by_time[time] for time in sorted(by_time)]

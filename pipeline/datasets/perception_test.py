@@ -36,7 +36,6 @@ from pipeline.datasets.formats.annotations import (
     find_file,
     load_json,
     normalised_boxes,
-    note,
     numbers,
     present,
     probe_all,
@@ -110,7 +109,7 @@ class Dataset(DatasetPlugin):
                     f"{len(missing)} of {len(videos)} videos with {self.settings.task} are not "
                     f"there: {few(missing)}"
                 )
-                note(self, path.relative_to(self.root).as_posix(), reason)
+                self.note(path.relative_to(self.root).as_posix(), reason)
         found_ids = [video_id for video_id in split_of if video_id in sources]
         found_ids.sort(key=lambda video_id: list(SPLITS.values()).index(split_of[video_id]))
         probe_all(self, [sources[video_id] for video_id in found_ids])
@@ -181,19 +180,17 @@ class Dataset(DatasetPlugin):
         return videos
 
     def _fits(self, source: str, probed: Probe, metadata: dict[str, Any]) -> bool:
-        """Whether the video is the one that was annotated; if not, it is noted why."""
+        """Whether the video is the one that was annotated; if not, it is rejected."""
         fps = field(metadata, "frame_rate", float, f"metadata of {source}")
         frames = field(metadata, "num_frames", int, f"metadata of {source}")
         if probed.fps is None or abs(probed.fps / fps - 1) > RATE_TOLERANCE:
-            note(
-                self,
+            self.reject(
                 source,
                 f"has {probed.fps or 0:g} frames per second, its annotations are for {fps:g}",
             )
             return False
         if probed.frames_from_header is not None and abs(probed.frames_from_header - frames) > 1:
-            note(
-                self,
+            self.reject(
                 source,
                 f"has {probed.frames_from_header} frames, its annotations are for {frames}",
             )
@@ -208,8 +205,7 @@ class Dataset(DatasetPlugin):
             )
             absent = int((~present(boxes)).sum())
             if absent:
-                note(
-                    self,
+                self.note(
                     source,
                     f"{absent} of {len(boxes)} boxes have no area inside the frame and count as "
                     "absent",

@@ -103,17 +103,16 @@ class Dataset(DatasetPlugin):
             source for source in facts if (facts[source].fps or math.inf) < self.settings.min_fps
         ]:
             fps = facts.pop(source).fps
-            self.rejected[source] = (
-                f"too few frames: {fps:g} per second, wanted at least {self.settings.min_fps:g} "
-                "(min_fps)"
-            )
+            wanted = f"wanted at least {self.settings.min_fps:g} (min_fps)"
+            self.note(source, f"too few frames ({fps:g} per second), {wanted}")
         stretches = {source: self._stretches(facts[source]) for source in facts}
         for source in [source for source in facts if not stretches[source]]:
             del stretches[source]
-            self.rejected[source] = (
-                f"too short: {_length(facts[source])}, wanted at least {self.settings.min_s:g} s "
-                "(min_s)"
-            )
+            wanted = f"wanted at least {self.settings.min_s:g} s (min_s)"
+            if facts[source].duration_s is None:
+                self.reject(source, f"length unknown, {wanted}")
+            else:
+                self.note(source, f"too short ({facts[source].duration_s:.2f} s), {wanted}")
         # A stretch gives every label, so videos are drawn without regard to labels.
         videos = [Clip(source, source, source, "train") for source in stretches]
         if not self.settings.group:
@@ -153,7 +152,3 @@ class Dataset(DatasetPlugin):
             else [int((part + 0.5) * count / limit) for part in range(limit)]
         )
         return [(number, number * length_s, (number + 1) * length_s) for number in numbers]
-
-
-def _length(facts: Probe) -> str:
-    return "length unknown" if facts.duration_s is None else f"{facts.duration_s:.2f} s"

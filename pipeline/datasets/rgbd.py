@@ -171,9 +171,7 @@ class Dataset(RecordingDataset):
 
     def _find(self, pattern: str, fields: dict[str, str] | None = None) -> list[Found]:
         found = find(self.official, pattern, fields)
-        if self.root == self.official:
-            return found
-        return [place for place in found if not place.path.is_relative_to(self.root)]
+        return [place for place in found if not self.is_laid_out(place.path)]
 
     def _read(self, name: str, fields: dict[str, str], frames: dict[str, Found]) -> Recording:
         names = sorted(frames, key=_order)
@@ -241,7 +239,7 @@ class Dataset(RecordingDataset):
             return [of_time[known_s[row]] if row >= 0 else None for row in rows]
         by_frame = {_order(text): path for text, path in maps.items()}
         lost = [path for key, path in by_frame.items() if key not in set(map(_order, names))]
-        self.note(name, "images", lost, len(maps), "depth maps have no image")
+        self.note_images(name, "images", lost, len(maps), "depth maps have no image")
         return [by_frame.get(_order(text)) for text in names]
 
     def _poses(

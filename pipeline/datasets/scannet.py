@@ -11,8 +11,8 @@ camera; it is taken as it is. A pose is camera to world; where tracking was lost
 becomes NaN. Exported frames have no times: frame k is shown at k / 30 s, so frames left out by
 `--frame_skip` leave gaps. A `.sens` file is read alike where any of its times is missing or stray.
 
-Scans of one place are a group. A scan that no split file lists is rejected. Without split files,
-scans under scans_test are `test` and all others `train`.
+Scans of one place are a group. A scan that no split file lists is left out, with a note. Without
+split files, scans under scans_test are `test` and all others `train`.
 
 How frames are laid out is said in `_rgbd.py`. Written against SensReader of
 github.com/ScanNet/ScanNet (.sens version 4).
@@ -68,7 +68,7 @@ class Dataset(RecordingDataset):
                 listed.get(name) if listed else "test" if "scans_test" in path.parts else "train"
             )
             if split is None:
-                self.rejected[name] = "none of scannetv2_{train,val,test}.txt lists it"
+                self.note(name, "none of scannetv2_{train,val,test}.txt lists it")
                 continue
             try:
                 yield (
@@ -124,7 +124,7 @@ class Dataset(RecordingDataset):
                     f"{len(missing)} of the {len(names)} scans it lists are not there; "
                     f"first {missing[0]}"
                 )
-                self.rejected[f"scannetv2_{split}.txt"] = text
+                self.note(f"scannetv2_{split}.txt", text)
 
     def _from_sens(self, name: str, split: str, path: Path) -> Recording:
         sens = read_sens(path)
@@ -142,11 +142,12 @@ class Dataset(RecordingDataset):
         if stamped and not stray.any():
             return time_us / 1e6
         if stamped:
-            self.notes[name] = (
+            problem = (
                 f"{frames - stamped} of {frames} frames have no time stamp"
                 if stamped < frames - 1
                 else f"the time stamp of frame {int(stray.argmax()) + 1} does not follow the others"
-            ) + f": frame k is taken at k / {FPS} s"
+            )
+            self.note(name, f"{problem}: frame k is taken at k / {FPS} s")
         return np.arange(frames) / FPS
 
     def _from_export(self, name: str, split: str, folder: Path) -> Recording:
@@ -155,7 +156,8 @@ class Dataset(RecordingDataset):
         )
         lost = sorted((depth.keys() | poses.keys()) - colour.keys())
         places = [depth.get(number) or poses[number] for number in lost]
-        self.note(name, "color", places, len(colour) + len(lost), "frames have no colour image")
+        frames = len(colour) + len(lost)
+        self.note_images(name, "color", places, frames, "frames have no colour image")
         numbers = sorted(colour)
         return Recording(
             name=name,

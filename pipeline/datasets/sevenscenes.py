@@ -85,13 +85,14 @@ class Dataset(RecordingDataset):
                 f"{len(missing)} of the {total} sequences that its split files list are not there; "
                 f"first {missing[0]}"
             )
-            self.rejected[f"{self.name_of(scene)}: sequences"] = text
+            self.note(f"{self.name_of(scene)}: sequences", text)
 
     def _read(self, folder: Path, split: str, files: dict[str, dict[int, Path]]) -> Recording:
         name, numbers = self.name_of(folder), sorted(files["color"])
         lost = sorted((files["depth"].keys() | files["pose"].keys()) - files["color"].keys())
         places = [files["depth"].get(number) or files["pose"][number] for number in lost]
-        self.note(name, "color", places, len(lost) + len(numbers), "frames have no colour image")
+        frames = len(lost) + len(numbers)
+        self.note_images(name, "color", places, frames, "frames have no colour image")
         return Recording(
             name=name,
             split=split,

@@ -29,7 +29,6 @@ from pipeline.datasets.formats.annotations import (
     field,
     find_file,
     load_json,
-    note,
     probe_all,
     videos_by_name,
 )
@@ -103,23 +102,21 @@ class Dataset(DatasetPlugin):
         labels: dict[str, Any],
         sources: dict[str, str],
     ) -> list[tuple[str, str]]:
-        """(id, label) of the entries that have a known label and a video; the others are noted
+        """(id, label) of the entries that have a known label and a video; the others are told
         under their file."""
         labelled = {video_id: label for video_id, label in templates.items() if label is not None}
         entries = [(video_id, label) for video_id, label in labelled.items() if label in labels]
-        problems = {
-            f"have no label in {ANSWERS}": [
-                video_id for video_id in templates if video_id not in labelled
-            ],
-            "have no class in the labels file": [
-                f"{key} '{label}'" for key, label in labelled.items() if label not in labels
-            ],
-            "are not there": [video_id for video_id, _ in entries if video_id not in sources],
-        }
-        for problem, names in problems.items():
+        unlabelled = [video_id for video_id in templates if video_id not in labelled]
+        strange = [f"{key} '{label}'" for key, label in labelled.items() if label not in labels]
+        missing = [video_id for video_id, _ in entries if video_id not in sources]
+        for tell, problem, names in (
+            (self.note, f"have no label in {ANSWERS}", unlabelled),
+            (self.reject, "have no class in the labels file", strange),
+            (self.note, "are not there", missing),
+        ):
             if names:
-                reason = f"{len(names)} of {len(templates)} videos {problem}: {few(names)}"
-                note(self, path.relative_to(self.root).as_posix(), reason)
+                text = f"{len(names)} of {len(templates)} videos {problem}: {few(names)}"
+                tell(path.relative_to(self.root).as_posix(), text)
         return [(video_id, label) for video_id, label in entries if video_id in sources]
 
 

@@ -113,8 +113,8 @@ class Dataset(RecordingDataset):
                 repeated.append(file)
             else:
                 files[time_s] = file
-        self.note(name, f"{kind}.txt", missing, len(lines), "files are missing")
-        self.note(
+        self.note_images(name, f"{kind}.txt", missing, len(lines), "files are missing")
+        self.note_images(
             name, f"{kind}.txt again", repeated, len(lines), "files repeat a time and are left out"
         )
         times = sorted(files)

@@ -29,7 +29,7 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.datasets.contract import DatasetPlugin
-from pipeline.datasets.formats.annotations import few, note, probe_all
+from pipeline.datasets.formats.annotations import few, probe_all
 from pipeline.datasets.formats.folders import walk
 from pipeline.datasets.formats.splits import (
     SPLITS_NOTE,
@@ -103,7 +103,7 @@ class Dataset(DatasetPlugin):
                     self.settings.points,
                 )
             except BadVideo as error:
-                note(self, masks, error.message)
+                self.reject(masks, error.message)
                 continue
             self._truth[self._name(sequence)] = truth
             split = sequence.split or "train"

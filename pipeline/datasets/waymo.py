@@ -16,8 +16,8 @@ byte for byte, and the clips read those; folders that are there already are not 
 
     FRAMES_DIR/training/<segment>/FRONT/<frame_timestamp_micros>.jpg, timestamps.txt
 
-FRAMES_DIR is the setting `frames_dir`; the release itself is only read. Times are those of the
-release, in seconds from the segment's first frame.
+FRAMES_DIR is the setting `frames_dir`, a folder beside the manifest; the release itself is only
+read. Times are those of the release, in seconds from the segment's first frame.
 
 The defaults follow the protocol of 4DS (arXiv 2412.15212) as rebuilt in arXiv 2512.01342, A.4: the
 front camera, and no boxes below 0.5 % of the central square. Its windows of 16 frames, and the
@@ -40,10 +40,10 @@ from pipeline.datasets.formats.annotations import (
     DAMAGED,
     few,
     normalised_boxes,
-    note,
     present,
     probe_all,
 )
+from pipeline.datasets.formats.recordings import FRAMES_DIR
 from pipeline.datasets.formats.splits import SplitSettings, split_dataset
 from pipeline.errors import BadInput, BadVideo, StillframeError
 from pipeline.records import Clip
@@ -74,9 +74,9 @@ class Settings(SplitSettings):
     min_area: float = Field(default=0.005, ge=0, lt=1)
     """A box counts as absent where its part inside the central square covers less than this share
     of it; 0 keeps every box."""
-    frames_dir: str = "stillframe_frames"
-    """Folder for the images, relative to the root or absolute; name one where the root is
-    read-only."""
+    frames_dir: str = FRAMES_DIR
+    """Folder for the images, relative to that of the manifest or absolute; several manifests of one
+    release may share one."""
 
 
 class Dataset(DatasetPlugin):
@@ -87,8 +87,12 @@ class Dataset(DatasetPlugin):
     def __init__(
         self, root: Path, settings: Any, on_progress: Callable[[int, int], None] | None = None
     ) -> None:
-        super().__init__((root / settings.frames_dir).resolve(), settings, on_progress)
-        self.official = self.given_root = root
+        super().__init__(root, settings, on_progress)
+        self.official = root
+
+    def write_beside(self, manifest_folder: Path) -> None:
+        """Images go into the folder `frames_dir` of that of the manifest."""
+        self.root = (manifest_folder / self.settings.frames_dir).resolve()
 
     def clips(self) -> Iterator[Clip]:
         """Train, then val, by segment. Copies the images that are not there yet. Raises BadInput if
@@ -105,7 +109,7 @@ class Dataset(DatasetPlugin):
                 self._copy_images(folder, segment, self.root / source)
                 sources[source] = (folder, segment)
             except BadVideo as error:
-                note(self, f"{folder}/camera_image/{segment}.parquet", error.message)
+                self.reject(f"{folder}/camera_image/{segment}.parquet", error.message)
             self.on_progress(done, len(segments))
         for source in probe_all(self, list(sources)):
             folder, segment = sources[source]
@@ -113,18 +117,17 @@ class Dataset(DatasetPlugin):
             try:
                 boxes, _, lost = self._boxes(source)
             except BadVideo as error:
-                note(self, boxes_source, error.message)
+                self.reject(boxes_source, error.message)
                 continue
             if lost:
-                note(
-                    self,
+                self.note(
                     boxes_source,
                     f"{lost} boxes have no area inside the frame and count as absent",
                 )
             if len(boxes):
                 yield Clip(segment, segment, source, SPLITS[folder])
             else:
-                note(self, boxes_source, "no box of the chosen camera, types and size")
+                self.note(boxes_source, "no box of the chosen camera, types and size")
 
     def targets(self, clip: Clip) -> dict[str, np.ndarray]:
         """Boxes, in every frame, of the objects that are seen at least once; objects by id."""
@@ -138,14 +141,14 @@ class Dataset(DatasetPlugin):
         for folder in SPLITS:
             parts = [self.official / folder / part for part in ("camera_image", "camera_box")]
             images, boxes = ({path.stem for path in part.glob("*.parquet")} for part in parts)
-            for part, missing, there in (
-                ("camera_image", boxes - images, boxes),
-                ("camera_box", images - boxes, images),
+            for tell, part, missing, there in (
+                (self.note, "camera_image", boxes - images, boxes),
+                (self.reject, "camera_box", images - boxes, images),
             ):
                 if missing:
                     count = f"{len(missing)} of {len(there)}"
                     reason = f"{count} segments are not there: {few(sorted(missing))}"
-                    note(self, f"{folder}/{part}", reason)
+                    tell(f"{folder}/{part}", reason)
             for segment in sorted(images & boxes):
                 if segment in segments:
                     raise BadInput(
@@ -153,7 +156,7 @@ class Dataset(DatasetPlugin):
                         f"{folder}"
                     )
                 segments[segment] = folder
-        if not segments and not self.rejected:
+        if not segments and not self.rejected and not self.notes:
             layout = (
                 f"wanted {' or '.join(SPLITS)} with folders camera_image and camera_box of "
                 ".parquet files"
@@ -182,10 +185,10 @@ class Dataset(DatasetPlugin):
             )
         uneven = int((np.abs(gaps - INTERVAL_MICROS) > INTERVAL_MICROS / 2).sum())
         if uneven:
-            reason = (
+            remark = (
                 f"{uneven} of {len(gaps)} intervals are not 0.1 s; used with the times as they are"
             )
-            note(self, path.relative_to(self.official).as_posix(), reason)
+            self.note(path.relative_to(self.official).as_posix(), remark)
         times = "".join(f"{time_s!r}\n" for time_s in _seconds(micros).tolist())
         if target.is_dir():
             if (

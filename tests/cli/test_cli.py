@@ -563,7 +563,7 @@ $ train {recipe} {slow}
     windows want 10 frames per second, cache {slow} holds 4; next: set windows.fps to at most 4, or extract with
 $ manifest playback {videos}
     none of 6 videos in {videos} can be used
-    a/v0.mp4: too few frames: 10 per second, wanted at least
+    a/v0.mp4: too few frames (10 per second), wanted at least
     (min_fps)
 # Places that cannot be written
 $ manifest folder {videos} --out {spec}
@@ -792,6 +792,22 @@ def test_rejected_files_are_listed_with_exit_code_3(poor, tmp_path):
     assert (result.code, result.err) == (3, "")
     assert result.json["videos"] == 3 and result.json["rejected"].keys() == REJECTED.keys()
     assert len(Manifest.load(tmp_path / "data").clips) == 3
+
+
+def test_notes_are_counted_by_kind_and_change_no_exit_code(tmp_path):
+    for number in range(4):
+        address_video(tmp_path / f"videos/v{number}.mp4", number, 20 if number == 3 else 4 + number)
+    settings = ("--set", "min_s=1", "--set", "min_fps=1", "--set", "val_fraction=0")
+    command = ("manifest", "playback", tmp_path / "videos", "--out", tmp_path / "data", *settings)
+    result = call(*command)
+    assert (result.code, result.err) == (0, "")
+    assert "\n3 notes\n" in result.out and "rejected" not in result.out
+    row = r" 3 +v0.mp4, v1.mp4 and 1 more +too short \(\.\.\. s\), wanted at least 1 s \(min_s\)"
+    assert re.search(row, result.out), result.out
+    result = call(*command, "--json")
+    assert (result.code, result.json["rejected"]) == (0, {})
+    assert result.json["notes"]["v1.mp4"] == "too short (0.50 s), wanted at least 1 s (min_s)"
+    assert result.json["notes"].keys() == {"v0.mp4", "v1.mp4", "v2.mp4"}
 
 
 def test_nothing_but_rejected_files(poor, tmp_path):

@@ -182,7 +182,10 @@ def test_ssv2_reads_the_first_release_and_says_what_has_no_label(
     built = build("ssv2", ssv2, tmp_path / "out")
     assert [clip.split for clip in built.clips] == ["train", "train", "val"]
     reason = "1 of 1 videos have no label in test-answers.csv: 90000"
-    assert built.rejected == {"something-something-v2-test.json": reason}
+    assert (built.rejected, built.origin.notes) == (
+        {},
+        {"something-something-v2-test.json": reason},
+    )
 
 
 def test_ssv2_counts_what_is_missing_damaged_or_of_no_class(ssv2: Path, tmp_path: Path) -> None:
@@ -194,9 +197,10 @@ def test_ssv2_counts_what_is_missing_damaged_or_of_no_class(ssv2: Path, tmp_path
     assert [clip.clip_id for clip in built.clips] == ["42326", "90000"]
     assert built.rejected == {
         "20bn-something-something-v2/74225.webm": "is empty (0 bytes)",
-        "labels/train.json": "1 of 7 videos have no class in the labels file: 78687 'Eating something'; "
-        "5 of 7 videos are not there: 0, 1, 2 and 2 more",
+        "labels/train.json": "1 of 7 videos have no class in the labels file: 78687 'Eating something'",
     }
+    missing = "5 of 7 videos are not there: 0, 1, 2 and 2 more"
+    assert built.origin.notes == {"labels/train.json": missing}
 
 
 @pytest.mark.parametrize(
@@ -338,9 +342,8 @@ def test_perception_test_reads_points(perception: Path, tmp_path: Path) -> None:
         Clip("video_1", "video_1", "videos/video_1.mp4", "train"),
         Clip("video_2", "video_2", "videos/video_2.mp4", "val"),
     )
-    assert built.rejected == {
-        "all_train.json": "1 of 2 videos with point_tracking are not there: video_9"
-    }
+    missing = "1 of 2 videos with point_tracking are not there: video_9"
+    assert (built.rejected, built.origin.notes) == ({}, {"all_train.json": missing})
     targets = built.targets("video_2")
     assert set(targets) == {"points", "visible", "points_time_s"}
     np.testing.assert_allclose(targets["points_time_s"], [0, 0.1, 0.2, 0.4], atol=1e-12)
@@ -358,7 +361,7 @@ def test_perception_test_reads_boxes_and_cuts_them_at_the_frame(
 ) -> None:
     built = build("perception_test", perception, tmp_path / "out", task="object_tracking")
     lost = "2 of 5 boxes have no area inside the frame and count as absent"
-    assert built.rejected["videos/video_2.mp4"] == lost
+    assert (built.rejected, built.origin.notes["videos/video_2.mp4"]) == ({}, lost)
     targets = built.targets("video_2")
     np.testing.assert_allclose(targets["boxes_time_s"], [0, 0.3, 0.5], atol=1e-12)
     nowhere = [NAN] * 4
@@ -506,10 +509,12 @@ def waymo(tmp_path: Path) -> Path:
 
 
 def test_waymo_copies_the_images_unchanged_and_reads_boxes(waymo: Path, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in [waymo, *waymo.rglob("*")]}
     built = build("waymo", waymo, tmp_path / "out")
+    assert {path: path.stat().st_mtime_ns for path in [waymo, *waymo.rglob("*")]} == before
     source = f"training/{SEGMENT}/FRONT"
     assert built.clips == (Clip(SEGMENT, SEGMENT, source, "train"),)
-    assert built.root == (waymo / "stillframe_frames").resolve()
+    assert built.root == (tmp_path / "out" / "stillframe_frames").resolve()
     folder = built.root / source
     files = [f"{START_MICROS + 100_000 * frame}.jpg" for frame in range(4)]
     assert sorted(path.name for path in folder.iterdir()) == [*files, "timestamps.txt"]
@@ -526,7 +531,8 @@ def test_waymo_copies_the_images_unchanged_and_reads_boxes(waymo: Path, tmp_path
     walker = [share(20, 10, 40, 50, **size), nowhere, nowhere, nowhere]
     np.testing.assert_array_equal(targets["boxes"], np.array([car, walker], np.float32))
     box_file = f"training/camera_box/{SEGMENT}.parquet"
-    assert built.rejected == {box_file: "1 boxes have no area inside the frame and count as absent"}
+    lost = "1 boxes have no area inside the frame and count as absent"
+    assert (built.rejected, built.origin.notes) == ({}, {box_file: lost})
 
 
 def test_waymo_settings_choose_camera_types_and_size(waymo: Path, tmp_path: Path) -> None:
@@ -559,10 +565,12 @@ def test_waymo_writes_images_once(waymo: Path, tmp_path: Path) -> None:
     first = build("waymo", waymo, tmp_path / "a")
     image = first.root / first.clips[0].source / f"{START_MICROS}.jpg"
     before = image.stat().st_mtime_ns
-    assert build("waymo", waymo, tmp_path / "b").digest == first.digest
+    assert build("waymo", waymo, tmp_path / "a").digest == first.digest
+    shared = str(tmp_path / "a" / "stillframe_frames")
+    assert build("waymo", waymo, tmp_path / "b", frames_dir=shared).digest == first.digest
     assert image.stat().st_mtime_ns == before
     (image.parent / "timestamps.txt").write_text("0.0\n")
-    assert "holds other images than this: delete it" in refused("waymo", waymo, tmp_path / "c")
+    assert "holds other images than this: delete it" in refused("waymo", waymo, tmp_path / "a")
 
 
 def test_waymo_says_what_is_missing_or_damaged(waymo: Path, tmp_path: Path) -> None:
@@ -575,8 +583,9 @@ def test_waymo_says_what_is_missing_or_damaged(waymo: Path, tmp_path: Path) -> N
         path = waymo / "validation" / "camera_box" / f"{number}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes((waymo / "training" / "camera_box" / f"{SEGMENT}.parquet").read_bytes())
-    rejected = build("waymo", waymo, tmp_path / "out").rejected
-    assert rejected["validation/camera_image"] == "1 of 3 segments are not there: 7"
+    built = build("waymo", waymo, tmp_path / "out")
+    rejected = built.rejected
+    assert built.origin.notes["validation/camera_image"] == "1 of 3 segments are not there: 7"
     assert rejected["validation/camera_box"] == "2 of 4 segments are not there: 2, 3"
     assert rejected["validation/camera_image/0.parquet"].startswith("cannot be read: ")
     assert (
@@ -608,7 +617,7 @@ def test_waymo_keeps_irregular_times_and_says_so(waymo: Path, tmp_path: Path) ->
     parquet(waymo / image_file, [key(frame, FRONT) | image for frame in (0, 1, 2, 3, 7)])
     built = build("waymo", waymo, tmp_path / "out")
     assert (
-        built.rejected[image_file]
+        built.origin.notes[image_file]
         == "1 of 4 intervals are not 0.1 s; used with the times as they are"
     )
     assert built.targets(SEGMENT)["boxes_time_s"].tolist() == [0, 0.1, 0.2, 0.3, 0.7]
@@ -756,9 +765,12 @@ def test_davis_says_which_sequences_cannot_be_used(davis: Path, tmp_path: Path) 
     assert (
         damaged.startswith("00001.png cannot be decoded") or damaged == "00001.png holds no picture"
     )
-    assert built.rejected == {
+    assert built.origin.notes == {
         "ImageSets/2017/val.txt": "1 of 7 are not there: gone",
         "ImageSets/2017": "1 of 9 sequences are in no list: astray",
+        "Annotations/480p/short": "1 of 3 frames have masks",
+    }
+    assert built.rejected == {
         "Annotations/480p/blank": "no object in 2 masks",
         "Annotations/480p/other": "00000.png is 32x24, the images are 64x48",
         "Annotations/480p/extra": "1 of 2 masks have no image: 00001.png",

@@ -11,6 +11,7 @@ from support.commands import assert_refused, call
 from support.media import encode, grey
 
 from pipeline.datasets import folder
+from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
 from pipeline.records import Clip
 
@@ -111,10 +112,12 @@ def test_what_is_there_twice_is_said(root, tmp_path, monkeypatch):
     table = "path,label\nall/a.mp4,x\n"
     (root / "all/labels.csv").write_text(table)
     result = call("manifest", "folder", root, "--out", "data", "--set", "csv=videos/all/labels.csv")
-    assert result.code == 0 and result.err == (
-        f"note: videos/all/labels.csv: 1 of its paths lead to two files; {root}/all/a.mp4 is used, "
-        f"not {root}/all/all/a.mp4\n"
-    )
+    assert (result.code, result.err) == (0, "")
+    assert "\n1 note\n" in result.out
+    assert Manifest.load(tmp_path / "data").origin.notes == {
+        "videos/all/labels.csv": f"1 of its paths lead to two files; {root}/all/a.mp4 is used, "
+        f"not {root}/all/all/a.mp4"
+    }
     for path in (root / "labels.csv", tmp_path / "labels.csv"):
         path.write_text(table)
     result = call("manifest", "folder", root, "--out", "data", "--set", "csv=labels.csv", "--json")

@@ -604,7 +604,8 @@ def test_playback_reads_every_stretch_in_every_way(tmp_path: Path) -> None:
         playback, tmp_path, stretch_s=2, min_s=1.5, min_fps=10, speeds=(1, 2), label="both", seed=3
     )
     clips = list(data.clips())
-    assert data.rejected == {"short.mp4": "too short: 0.60 s, wanted at least 1.5 s (min_s)"}
+    too_short = {"short.mp4": "too short (0.60 s), wanted at least 1.5 s (min_s)"}
+    assert (data.rejected, data.notes) == ({}, too_short)
     labels = ["forward x1", "forward x2", "reverse x1", "reverse x2"]
     stretches = [("deep/long.mp4", 0.0, 2.0), ("deep/long.mp4", 2.0, 4.0), ("just.mp4", 0.0, None)]
     assert [(clip.source, clip.start_s, clip.stop_s, clip.label) for clip in clips] == [
@@ -626,8 +627,9 @@ def test_playback_leaves_out_videos_whose_frames_would_repeat(tmp_path: Path) ->
         ("12.mp4", "x1"),
         ("12.mp4", "x4"),
     }
-    assert data.rejected == {
-        "10.mp4": "too few frames: 10 per second, wanted at least 11.9 (min_fps)"
+    assert data.rejected == {}
+    assert data.notes == {
+        "10.mp4": "too few frames (10 per second), wanted at least 11.9 (min_fps)"
     }
 
 
@@ -674,7 +676,7 @@ def test_playback_counts_from_the_first_frame() -> None:
     starts = {clip.start_s for clip in data.clips() if clip.source == "corner_first_pts_5s.mp4"}
     assert starts == {0.0, 4.0}
     assert "corner_audio_only.mp3" in data.rejected or data.ignored
-    assert "too short" in data.rejected["corner_3_frames.mp4"]
+    assert "too short" in data.notes["corner_3_frames.mp4"]
 
 
 @pytest.mark.parametrize(

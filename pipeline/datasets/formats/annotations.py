@@ -1,9 +1,9 @@
 """Helpers that data sets share: tables with clear errors, headers of videos, boxes, and sources
 that are missing.
 
-A source that is missing or unusable never stops the others. What is left out is summed up by `note`
-under the file that it concerns, with counts and the first few names, so that half a download of 200
-000 videos is one line and not 100 000.
+A source that is missing or unusable never stops the others. What is left out is summed up under the
+file that it concerns, with counts and the first few names, so that half a download of 200 000
+videos is one line and not 100 000.
 """
 
 from __future__ import annotations
@@ -31,12 +31,6 @@ JSON_NAMES = {
     int: "a whole number",
     float: "a number",
 }
-
-
-def note(dataset: DatasetPlugin, source: str, reason: str) -> None:
-    """Adds a reason to those that `source` has in `dataset.rejected`."""
-    earlier = dataset.rejected.get(source)
-    dataset.rejected[source] = f"{earlier}; {reason}" if earlier else reason
 
 
 def few(names: Collection[object], shown: int = 3) -> str:
@@ -148,9 +142,8 @@ def probe_all(
             zip(sources, pool.map(look, sources), strict=True), start=1
         ):
             if isinstance(result, BadVideo):
-                note(
-                    dataset, source, result.message.removeprefix(f"{PurePosixPath(source).name}: ")
-                )
+                name = PurePosixPath(source).name
+                dataset.reject(source, result.message.removeprefix(f"{name}: "))
             else:
                 facts[source] = result
             dataset.on_progress(done, len(sources))

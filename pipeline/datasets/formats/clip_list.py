@@ -60,7 +60,7 @@ def read_csv(dataset: DatasetPlugin, name: str) -> Iterator[Row]:
 
     `name`, and the paths in it, are relative to the root or to the working folder, the paths also
     to the folder of the file: where they are found, they are used. What is found in two of these is
-    taken from the first, and `dataset.notes` says so. Raises BadInput with the line's number.
+    taken from the first, and a note says so. Raises BadInput with the line's number.
     """
     path = _find_csv(dataset, name)
     sources = _Sources(dataset.root, path.parent)

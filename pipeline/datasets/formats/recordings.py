@@ -10,9 +10,10 @@ folder with its true times, and the clip reads that:
     FRAMES_DIR/<clip>/timestamps.txt        seconds since the recording's first frame, one line per
                                             frame
 
-FRAMES_DIR is the setting `frames_dir`; nothing else is written, and the official files are never
-touched. Links are relative where FRAMES_DIR lies inside the root. A recording that is laid out
-already, with the same frames and times, is left alone; a new one is written aside and renamed.
+FRAMES_DIR is the setting `frames_dir`, a folder beside the manifest; nothing else is written, and
+the official files are never touched. Links are relative where FRAMES_DIR lies inside the root. A
+recording that is laid out already, with the same frames and times, is left alone; a new one is
+written aside and renamed.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from pipeline.errors import BadInput, BadVideo
 from pipeline.records import Clip
 from pipeline.video.probe import TIMESTAMPS, probe
 
+FRAMES_DIR = "stillframe_frames"
 OURS = re.compile(rf"frame_\d{{6,}}\.\w+|{re.escape(TIMESTAMPS)}")
 """Names of the files in an image folder that this module has laid out; it holds no others."""
 ORTHONORMAL = 0.05
@@ -49,9 +51,9 @@ digits."""
 class FramesSettings(SplitSettings):
     """Where frames are laid out."""
 
-    frames_dir: str = "stillframe_frames"
-    """Folder for the frames, relative to the root or absolute; name one where the root is
-    read-only."""
+    frames_dir: str = FRAMES_DIR
+    """Folder for the frames, relative to that of the manifest or absolute; several manifests of one
+    data set may share one."""
     val_last: float = Field(default=0.0, ge=0, lt=1)
     """Share at the end of every `train` recording that becomes a `val` recording of its own, for
     where there is but one."""
@@ -111,10 +113,13 @@ class RecordingDataset(DatasetPlugin):
     ) -> None:
         super().__init__(root, settings, on_progress)
         self.official = root.resolve()
-        """The user's folder; `root` is from here on the folder of frames, which the sources are
-        relative to."""
-        self.root = (self.official / settings.frames_dir).resolve()
+        """The user's folder; `root` is from `write_beside` on the folder of frames, which the
+        sources are relative to."""
         self._recordings: dict[str, Recording] = {}
+
+    def write_beside(self, manifest_folder: Path) -> None:
+        """Frames go into the folder `frames_dir` of that of the manifest."""
+        self.root = (manifest_folder / self.settings.frames_dir).resolve()
 
     @abstractmethod
     def recordings(self) -> Iterator[Recording]:
@@ -153,12 +158,18 @@ class RecordingDataset(DatasetPlugin):
 
     def walk(self) -> Iterator[tuple[Path, list[str], list[str]]]:
         """(folder, names of its folders, names of its files) of the root and all below it, in
-        order, without the folder of frames; see `folders.walk`."""
+        order, without folders of frames, of which earlier versions put one there; see
+        `folders.walk`."""
         for folder, folders, files in walk(self.official, self.leave_out):
-            if folder.resolve() == self.root:
+            if self.is_laid_out(folder):
                 folders.clear()
                 continue
             yield folder, folders, files
+
+    def is_laid_out(self, path: Path) -> bool:
+        """Whether a path under the root is, or lies in, a folder of frames."""
+        is_ours = self.root != self.official and path.is_relative_to(self.root)
+        return is_ours or FRAMES_DIR in path.relative_to(self.official).parts
 
     def name_of(self, folder: Path) -> str:
         """Path of a folder under the root; of the root itself, its name."""
@@ -195,23 +206,24 @@ class RecordingDataset(DatasetPlugin):
                 for image, depth in zip(recording.images, recording.depth, strict=True)
                 if depth is None
             ]
-            self.note(name, "depth", without, frames, "frames have no depth")
+            self.note_images(name, "depth", without, frames, "frames have no depth")
         if recording.pose is not None:
             lost = [
                 image
                 for image, pose in zip(recording.images, recording.pose, strict=True)
                 if np.isnan(pose).any()
             ]
-            self.note(name, "pose", lost, frames, "frames have no finite pose, kept as NaN")
+            lacking = "frames have no finite pose, kept as NaN"
+            self.note_images(name, "pose", lost, frames, lacking)
         return True
 
-    def note(self, name: str, what: str, images: Sequence[Image], total: int, reason: str) -> None:
-        """Lists what a clip lacks, though it is a clip, among the rejected: count and first
-        place."""
+    def note_images(
+        self, name: str, what: str, images: Sequence[Image], total: int, lacking: str
+    ) -> None:
+        """Notes what a clip lacks, though it is a clip: how many of its images, and the first."""
         if images:
-            self.rejected[f"{name}: {what}"] = (
-                f"{len(images)} of {total} {reason}; first {self.where(images[0])}"
-            )
+            remark = f"{len(images)} of {total} {lacking}; first {self.where(images[0])}"
+            self.note(f"{name}: {what}", remark)
 
     def where(self, image: Image) -> str:
         """A file's path for the user, relative to the root if inside it."""

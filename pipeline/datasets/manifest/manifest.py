@@ -255,10 +255,11 @@ def write(name: str, dataset: DatasetPlugin, out: Path, edit: Edit | None = None
 
 
 def _written(name: str, dataset: DatasetPlugin, out: Path, edit: Edit | None) -> Manifest:
+    dataset.write_beside(out)
     root = dataset.root
     clips = tuple(replace(clip, clock=dataset.clock) for clip in dataset.clips())
     if not clips:
-        raise _no_clips(name, root, dataset.rejected)
+        raise _no_clips(name, root, dataset.rejected | dataset.notes)
     check_clips(clips, f"dataset '{name}'", "clip")
     text = "".join(map(to_line, clips)).encode("ascii")
     origin = Origin(

@@ -48,9 +48,9 @@ class Origin(plugins.Settings):
     """Folder of the videos: relative to the manifest's folder if inside it, else absolute."""
     labels: tuple[str, ...]
     rejected: dict[str, str]
-    """source -> reason, for media that became no clip."""
+    """source -> reason, for media that should be a clip and became none."""
     notes: dict[str, str] = Field(default_factory=dict)
-    """source -> remark on media that became clips all the same."""
+    """source -> remark that asks nobody to mend anything."""
     left_out: dict[str, LeftOut] = Field(default_factory=dict)
     """Kind -> files and folders that are none of the user's own, or no videos, like thumbnails."""
     ignored: int

@@ -16,7 +16,7 @@ import av
 import numpy as np
 
 from pipeline.datasets.contract import DatasetPlugin
-from pipeline.datasets.formats.annotations import few, normalised_boxes, note, present, probe_all
+from pipeline.datasets.formats.annotations import few, normalised_boxes, present, probe_all
 from pipeline.datasets.formats.splits import SPLITS, split_dataset
 from pipeline.datasets.shapes.box_columns import (
     Columns,
@@ -150,7 +150,7 @@ class BoxDataset(DatasetPlugin):
             for sequence in [each for each in here if each.files] or here[:1]:
                 if sequence.name in found:
                     first = found[sequence.name].source
-                    note(self, source, f"there is a sequence '{sequence.name}' at {first}")
+                    self.reject(source, f"there is a sequence '{sequence.name}' at {first}")
                 else:
                     found[sequence.name] = sequence
         self._note_truth_without_frames(found)
@@ -194,9 +194,9 @@ class BoxDataset(DatasetPlugin):
             missing = sorted(wanted - found.keys())
             if missing:
                 text = f"{len(missing)} of the {len(wanted)} it lists are not there: {few(missing)}"
-                self._remark(file.relative_to(self.root).as_posix(), text)
+                self.note(file.relative_to(self.root).as_posix(), text)
         if not names:
-            self._remark(self.layout.only, "is not there, all sequences are used")
+            self.note(self.layout.only, "is not there, all sequences are used")
         return listed
 
     def _fps(self, fields: Mapping[str, str]) -> float:
@@ -213,17 +213,17 @@ class BoxDataset(DatasetPlugin):
     # Truth of one sequence
 
     def _clip(self, sequence: _Sequence, probed: Probe) -> Clip | None:
-        """The clip of a sequence; None, with a note, where its truth cannot be used."""
+        """The clip of a sequence; None, and rejected, where its truth cannot be used."""
         split = self.own_split(sequence.name, sequence.fields) or SPLITS[0]
         if split == "test" and not sequence.files:
-            self._remark(sequence.source, "is of a test set, whose boxes are not published")
+            self.note(sequence.source, "is of a test set, whose boxes are not published")
             return None
         try:
             frames = self._timeline(sequence)
             own = _annotated(sequence, len(frames.time_s))
             boxes, rows = self._boxes(sequence, probed, frames, own, split)
         except (BadInput, BadVideo) as error:
-            note(self, sequence.source, error.message)
+            self.reject(sequence.source, error.message)
             return None
         self._truth[sequence.name] = boxes, frames.time_s[rows]
         is_first_alone = split == "test" and len(rows) == 1
@@ -268,7 +268,7 @@ class BoxDataset(DatasetPlugin):
             except BadInput as error:
                 raise BadInput(f"{path.name} {error.message}") from error
             if not len(rows.line):
-                self._remark(source, "is empty")
+                self.note(source, "is empty")
                 continue
             at = self._frames_of(rows, frames, own, source, split)
             xyxy = self._normalised(rows.xyxy, probed)
@@ -308,7 +308,7 @@ class BoxDataset(DatasetPlugin):
             given = -(-count // step)
             if given != len(own) and not (split == "test" and given == 1):
                 text = f"{count} boxes for {len(own)} images, only what has both is used"
-                self._remark(source, text)
+                self.note(source, text)
         elif self.layout.frame_numbers == "names":
             place = {name: frame for frame, name in enumerate(frames.numbers or ())}
             number = np.array([place.get(name, own.start - 1) for name in rows.frame.tolist()])
@@ -320,7 +320,7 @@ class BoxDataset(DatasetPlugin):
         if rows.frame is not None and not is_there.all():
             lost = rows.line[~is_there]
             text = f"{len(lost)} of {count} boxes are of frames that are not there: lines "
-            self._remark(source, text + few(lost.tolist()))
+            self.note(source, text + few(lost.tolist()))
         return np.where(is_there & (number % step == 0), at, -1)
 
     def _flagged(self, sequence: _Sequence, count: int) -> np.ndarray:
@@ -347,11 +347,7 @@ class BoxDataset(DatasetPlugin):
         if len(odd):
             count = f"{len(odd)} of {np.count_nonzero(at >= 0)}"
             lost = f"{count} boxes have no area inside the frame and count as absent"
-            self._remark(source, f"{lost}: lines {few(odd.tolist())}")
-
-    def _remark(self, source: str, text: str) -> None:
-        earlier = self.notes.get(source)
-        self.notes[source] = f"{earlier}; {text}" if earlier else text
+            self.note(source, f"{lost}: lines {few(odd.tolist())}")
 
 
 def _by_object(
