@@ -96,3 +96,50 @@ def split(
     settings = plugins.validate(SplitSettings, table, "manifest split")
     built = edit.resplit(Manifest.load(data, root), out, settings, with_test=with_test)
     show_manifest(built, out, as_json)
+
+
+@manifest_app.command()
+def relabel(
+    data: Data,
+    csv: Annotated[Path, typer.Argument(metavar="CSV", help="Columns path or clip_id, and label.")],
+    out: New,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a manifest of the same clips with labels, and splits and groups, from a CSV file.
+
+    Its first line names the columns: path (all clips of a video) or clip_id, label and, if wanted,
+    split and group. Clips that it does not name stay as they are.
+
+    Example: stillframe manifest relabel data/mine labels.csv --out data/relabelled
+    """
+    from pipeline.datasets.manifest import edit
+    from pipeline.datasets.manifest.manifest import Manifest
+
+    show_manifest(edit.relabel(Manifest.load(data, root), csv, out), out, as_json)
+
+
+@manifest_app.command()
+def join(
+    data: Annotated[
+        list[Path],
+        typer.Argument(metavar="DATA...", help="Folders with manifest.jsonl, two or more."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the new manifest; the others stay.")],
+    labels: Annotated[
+        bool, typer.Option(help="Keep labels, which all have or none; else leave them out.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Make one manifest of several, also of different data sets in different folders.
+
+    Splits, groups and truth are kept. Videos that have one name are told apart by the name of
+    their data set.
+
+    Example: stillframe manifest join data/davis data/otb --out data/tracking
+    """
+    from pipeline.datasets.manifest.join import join as join_manifests
+    from pipeline.datasets.manifest.manifest import Manifest
+
+    built = join_manifests([Manifest.load(folder) for folder in data], out, labels=labels)
+    show_manifest(built, out, as_json)

@@ -4,7 +4,7 @@
                                         every machine
     root/{train,val,test}/<label>/**/*  the first folder is the split
     root/labels.csv                     columns path, label and, if wanted, split, start_s, stop_s,
-                                        in seconds after the first frame of the video
+                                        in seconds after the first frame of the video, and group
 
 `lists` are read as they were released: split files of UCF101 and HMDB51; Kinetics, ActivityNet,
 Moments in Time, Jester, Something-Something and Diving48 in CSV or JSON; mmaction's `path class`
@@ -80,9 +80,12 @@ class Dataset(DatasetPlugin):
             row for row in fitting(self, rows, facts) if self._is_inside(row, facts[row.source])
         ]
         clips = [self._clip(row) for row in rows]
-        clips = clips if self.settings.group else with_known_groups(clips, self.notes)
         splits = {row.split for row in rows}
         settings, drawn = self.settings, DRAWN if splits == {None} else None
+        if settings.csv and any(row.group for row in rows):  # group is a column, and no pattern
+            settings = settings.model_copy(update={"group": None})
+        if settings.group is None:
+            clips = with_known_groups(clips, self.notes)
         if self.settings.lists and splits == {"train", "test"} and "val" not in settings.asked:
             settings = settings.model_copy(update={"val_fraction": DRAWN})
             add_note(
@@ -99,7 +102,7 @@ class Dataset(DatasetPlugin):
         if settings.csv and settings.lists:
             raise BadInput("csv and lists both say which clips there are: give one of them")
         if settings.csv:
-            return list(read_csv(self, settings.csv))
+            return list(read_csv(self, settings.csv, settings.group))
         if settings.lists:
             return read_lists(self, settings.lists, settings.classes, settings.fold)
         return self._from_folders()

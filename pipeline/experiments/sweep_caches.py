@@ -65,6 +65,12 @@ def require_rendered(name: str, derived: DerivedCache, source: Cache) -> None:
     """Refuses, before any video is rendered, other data where the videos are a user's own, and
     settings that the data set refuses."""
     origin = source.manifest.origin
+    if origin.made_by is not None:
+        raise BadInput(
+            f"cache '{name}' of the sweep wants other videos, and the manifest of {source} was "
+            f"made by 'stillframe manifest {origin.made_by.command}', which is not done again",
+            RENDERED_HINT,
+        )
     if not plugins.load("dataset", origin.dataset).renders:
         raise BadInput(
             f"cache '{name}' of the sweep wants other videos, "

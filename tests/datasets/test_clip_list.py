@@ -135,7 +135,7 @@ def test_what_is_there_twice_is_said(root, tmp_path, monkeypatch):
         ),
         (
             "path;label;lenght\na.mp4;x;1\n",
-            ("no column called 'lenght'; there are: label, path",),
+            ("no column called 'lenght'; there are: group, label, path",),
         ),
         (
             "path;class\na.mp4;x\n",

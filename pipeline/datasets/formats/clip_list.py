@@ -1,5 +1,5 @@
-"""A CSV file that lists clips, one a line: columns path, label and, if wanted, split, start_s and
-stop_s.
+"""A CSV file that lists clips, one a line: columns path, label and, if wanted, split, start_s,
+stop_s and group.
 
 It is read as spreadsheets of any country write it: split by commas, semicolons, tabs or bars; in
 UTF-8, with or without a byte order mark, or in UTF-16; seconds with a decimal point or comma; with
@@ -14,7 +14,7 @@ import io
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from pipeline.datasets.contract import DatasetPlugin
 from pipeline.errors import BadInput, unknown_name
 
 SPLITS = ("train", "val", "test")
-COLUMNS = ("path", "label", "split", "start_s", "stop_s")
+COLUMNS = ("path", "label", "split", "start_s", "stop_s", "group")
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 PUBLISHED = "lists of published data sets are read by --set lists=FILE"
 AS_UTF8 = "save it as 'CSV UTF-8'"
@@ -55,8 +55,9 @@ class Row(NamedTuple):
         )
 
 
-def read_csv(dataset: DatasetPlugin, name: str) -> Iterator[Row]:
-    """The rows of a CSV file in its order.
+def read_csv(dataset: DatasetPlugin, name: str, group: str | None = None) -> Iterator[Row]:
+    """The rows of a CSV file in its order. Groups are those of the column called `group` or, where
+    that is None, "group"; without such a column there are none.
 
     `name`, and the paths in it, are relative to the root or to the working folder, the paths also
     to the folder of the file: where they are found, they are used. What is found in two of these is
@@ -66,9 +67,10 @@ def read_csv(dataset: DatasetPlugin, name: str) -> Iterator[Row]:
     sources = _Sources(dataset.root, path.parent)
     first_line: dict[str, int] = {}
     split_of: dict[str, str | None] = {}
-    for line, cells, separator in _lines(path):
+    column = group or "group"
+    for line, cells, separator in csv_lines(path, (*COLUMNS, column), _check_columns):
         where = f"{path} line {line}"
-        row = _row(sources, cells, separator, where)
+        row = _row(sources, cells, separator, where)._replace(group=cells.get(column) or None)
         if row.clip_id in first_line:
             raise BadInput(f"{where} repeats line {first_line[row.clip_id]}: {row.clip_id}")
         if split_of.setdefault(row.source, row.split) != row.split:
@@ -99,16 +101,25 @@ def _find_csv(dataset: DatasetPlugin, name: str) -> Path:
     return found[0]
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, str], str]]:
-    """(number, column -> cell, separator) of every line below the header that holds anything."""
+Check = Callable[[str, Sequence[str], Sequence[str], str], None]
+"""Called with (place of the header, its columns, those that are known, what splits them)."""
+
+
+def csv_lines(
+    path: Path, known: Sequence[str], check: Check
+) -> Iterator[tuple[int, dict[str, str], str]]:
+    """(number, column -> cell, separator) of every line below the header that holds anything.
+
+    Raises BadInput where the file is no CSV file, and what `check` raises.
+    """
     try:
         text = decoded(path.read_bytes())
         first = text.splitlines()[0] if text else ""
         declared = re.fullmatch(r"sep=([,;\t|])", first)  # a line for Excel
         header = text.splitlines()[1:2] if declared else [first]
-        separator = declared[1] if declared else _separator(first)
+        separator = declared[1] if declared else _separator(first, known)
         columns = _cells(next(csv.reader(header, delimiter=separator), []))
-        _check_columns(f"{path} line {2 if declared else 1}", columns, separator)
+        check(f"{path} line {2 if declared else 1}", columns, known, separator)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         for record in reader:
             cells = _cells(record)
@@ -132,12 +143,12 @@ def decoded(data: bytes) -> str:
     return data.decode("utf-8-sig", errors="surrogateescape")
 
 
-def _separator(header: str) -> str:
+def _separator(header: str, known: Sequence[str]) -> str:
     """What splits a header into the most columns that are known, or else the most at all."""
 
     def columns(separator: str) -> tuple[int, int]:
         cells = next(csv.reader([header], delimiter=separator), [])
-        return len({cell.strip() for cell in cells} & set(COLUMNS)), len(cells)
+        return len({cell.strip() for cell in cells} & set(known)), len(cells)
 
     return max(SEPARATORS, key=columns)
 
@@ -150,17 +161,24 @@ def _cells(record: Sequence[str]) -> list[str]:
     return cells
 
 
-def _check_columns(where: str, columns: Sequence[str], separator: str) -> None:
+def found_columns(columns: Sequence[str], separator: str) -> str:
+    """The columns of a header, and what splits them, as errors say it."""
     split = f" (split by {SEPARATORS[separator]})" if len(columns) > 1 else " (in one piece)"
-    found = f"{', '.join(columns)}{split}" if columns else "nothing"
+    return f"{', '.join(columns)}{split}" if columns else "nothing"
+
+
+def _check_columns(
+    where: str, columns: Sequence[str], known: Sequence[str], separator: str
+) -> None:
+    found = found_columns(columns, separator)
     if not {"path", "label"} & set(columns):
         raise BadInput(
             f"{where}: columns 'path' and 'label' are missing; found: {found}",
             f"the first line names the columns, for example: path,label; {PUBLISHED}",
         )
     for column in columns:
-        if column not in COLUMNS:
-            error = unknown_name("column", column, COLUMNS, where)
+        if column not in known:
+            error = unknown_name("column", column, dict.fromkeys(known), where)
             raise BadInput(error.message, f"{error.hint} {PUBLISHED}".strip())
         if columns.count(column) > 1:
             raise BadInput(f"{where}: column '{column}' is there {columns.count(column)} times")

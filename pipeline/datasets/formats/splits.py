@@ -85,7 +85,8 @@ class SplitSettings(plugins.Settings):
     """Files that list the clips of each split."""
     group: str | None = None
     """Regular expression: what its first group, or else all of it, finds in a clip's path is the
-    clip's group, which draws never divide. None: the data set's own groups, or each video."""
+    clip's group, which draws never divide; or a column of the CSV file. None: the data set's own
+    groups, or each video."""
     seed: plugins.Seed = 0
     """Draws the splits."""
 

@@ -1,4 +1,4 @@
-"""Manifests made from a manifest: clips selected, or split anew.
+"""Manifests made from a manifest: clips selected, labelled anew or split anew.
 
 Sources stay as they are. Truth and what is known of the videos are copied, so that no video is
 opened and none need be there. Equal sources and options give equal bytes.
@@ -6,6 +6,7 @@ opened and none need be there. Equal sources and options give equal bytes.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
@@ -18,12 +19,17 @@ from pydantic import ConfigDict
 
 from pipeline.config import plugins
 from pipeline.datasets.contract import DatasetPlugin
+from pipeline.datasets.formats.annotations import few
+from pipeline.datasets.formats.clip_list import SPLITS, csv_lines, found_columns
 from pipeline.datasets.formats.known_groups import with_known_groups
-from pipeline.datasets.formats.splits import SplitSettings, split_clips
+from pipeline.datasets.formats.splits import SplitSettings, note_straddling, split_clips
 from pipeline.datasets.manifest.manifest import Manifest, portable, write
 from pipeline.datasets.manifest.origin import Edit, EditedFrom
 from pipeline.errors import BadInput, unknown_name
 from pipeline.records import Clip
+
+RELABELLED = ("clip_id", "path", "label", "split", "group")
+"""Columns of a CSV file of new labels."""
 
 
 class Taken(NamedTuple):
@@ -154,6 +160,78 @@ def resplit(
     clips = split_clips(clips, settings, notes, source.root)
     options = settings.model_dump(mode="json", exclude_defaults=True) | {"with_test": with_test}
     return write_edit("split", options, source, clips, out, notes)
+
+
+def relabel(source: Manifest, csv: Path, out: Path) -> Manifest:
+    """A manifest of the same clips with what a CSV file says of them: its first line names the
+    columns clip_id or path, label and, if wanted, split and group. A path means all clips of a
+    video. Clips that it does not name stay as they are.
+
+    Raises BadInput, naming the line, and where no clip is named.
+    """
+    of_id = {clip.clip_id: [clip.clip_id] for clip in source.clips}
+    of_path: dict[str, list[str]] = {}
+    for clip in source.clips:
+        of_path.setdefault(clip.source, []).append(clip.clip_id)
+        if clip.video_id != clip.source:
+            of_path.setdefault(clip.video_id, []).append(clip.clip_id)
+    changed: dict[str, Clip] = {clip.clip_id: clip for clip in source.clips}
+    line_of: dict[str, int] = {}
+    missing: list[str] = []
+    for line, cells, _ in csv_lines(csv, RELABELLED, _check_relabelled):
+        where = f"{csv} line {line}"
+        name = cells.get("clip_id") or cells.get("path") or ""
+        found = (of_id if "clip_id" in cells else of_path).get(name, [])
+        if not found:
+            missing.append(name)
+        for column in ("label", "split"):
+            if cells.get(column) == "":
+                raise BadInput(f"{where}: {column} is empty")
+        if cells.get("split", SPLITS[0]) not in SPLITS:
+            raise unknown_name("split", cells["split"], SPLITS, where)
+        for clip_id in found:
+            if clip_id in line_of:
+                raise BadInput(f"{where} repeats line {line_of[clip_id]}: {name}")
+            line_of[clip_id] = line
+            clip = changed[clip_id]
+            changed[clip_id] = replace(
+                clip,
+                label=cells["label"],
+                split=cells.get("split", clip.split),
+                group=cells.get("group") or clip.group,
+            )
+    if not line_of:
+        raise BadInput(
+            f"{csv} names none of the clips of {source.folder}, such as {source.clips[0].clip_id}",
+            f"its first are {few(missing)}" if missing else "write one clip a line",
+        )
+    notes: dict[str, str] = {}
+    if missing:
+        notes[str(csv)] = f"{len(missing)} of its clips are not in the manifest: {few(missing)}"
+    if len(line_of) < len(source.clips):
+        others = [clip.clip_id for clip in source.clips if clip.clip_id not in line_of]
+        text = (
+            f"{len(others)} of {len(source.clips)} clips are not in {csv} and stay: {few(others)}"
+        )
+        notes["labels"] = text
+    note_straddling(changed.values(), notes)
+    sums = {"csv": str(csv), "sha256": hashlib.sha256(csv.read_bytes()).hexdigest()}
+    return write_edit("relabel", sums, source, changed.values(), out, notes)
+
+
+def _check_relabelled(
+    where: str, columns: Sequence[str], known: Sequence[str], separator: str
+) -> None:
+    found = found_columns(columns, separator)
+    for column in columns:
+        if column not in known:
+            raise unknown_name("column", column, known, where)
+    names = {"clip_id", "path"} & set(columns)
+    if len(names) != 1 or "label" not in columns:
+        raise BadInput(
+            f"{where}: wanted the columns clip_id or path, and label; found: {found}",
+            "the first line names the columns, for example: path,label",
+        )
 
 
 def write_edit(
