@@ -508,7 +508,8 @@ def test_csv_names_labels_splits_and_stretches(tmp_path: Path) -> None:
     [
         (
             "path,lable\na.mp4,x\n",
-            "{csv} line 1: no column called 'lable'; there are: label, path, split, start_s, stop_s",
+            "{csv} line 1: no column called 'lable'; "
+            "there are: group, label, path, split, start_s, stop_s",
         ),
         (
             "path,split\na.mp4,val\n",
