@@ -1,4 +1,4 @@
-"""The planner on the command line."""
+"""What is known before anything is trained: the planner, and what a cache is worth by itself."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli.options import (
+    AllowMissing,
     AsJson,
     Decoders,
     Device,
+    ManifestFolder,
+    RecipeArgument,
     Root,
     Sets,
     SpecArgument,
     app,
     named_file,
+    other_manifest,
     torch_device,
 )
+from pipeline.cli.show import show_baselines
 from pipeline.errors import BadInput
 
 if TYPE_CHECKING:
@@ -109,6 +114,44 @@ def plan(
         console.show_json(planned.model_dump())
     else:
         show_plan(planned, out)
+
+
+@app.command()
+def baselines(
+    recipe: RecipeArgument,
+    caches: Annotated[
+        list[str], typer.Argument(help="Caches to put side by side: their folders or URLs.")
+    ],
+    split: Annotated[str, typer.Option(help="Split to score.")] = "val",
+    manifest_folder: ManifestFolder = None,
+    allow_missing: AllowMissing = False,
+    device: Device = None,
+    sets: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score what needs no training, layer by layer: the trivial answer to a recipe's task, and
+    trackers that follow the tokens most alike. Writes nothing.
+
+    Example: stillframe baselines demo_boxes caches/demo-0123456789ab
+    """
+    from pipeline.cache.cache import Cache
+    from pipeline.cli import console
+    from pipeline.config.recipe import load_recipe
+    from pipeline.experiments.baselines import evaluate_baselines
+    from pipeline.train.setup import RunContext
+
+    loaded = load_recipe(named_file("recipe", recipe), sets or [])
+    manifest, chosen_device = other_manifest(manifest_folder), torch_device(device)
+    results = []
+    for name in caches:
+        context = RunContext.of(Cache(name), manifest, chosen_device, allow_missing)
+        if context.cache.unvouched:
+            console.say(context.cache.unvouched)
+        results.append(evaluate_baselines(loaded, context, split))
+    if as_json:
+        console.show_json([result.model_dump() for result in results])
+    else:
+        show_baselines(results)
 
 
 def _frame_count(

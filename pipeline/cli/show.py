@@ -11,6 +11,7 @@ from pipeline.errors import count_text
 if TYPE_CHECKING:
     from pipeline.cache.cache import Cache
     from pipeline.cache.status import Status
+    from pipeline.experiments.baselines import BaselineEvaluation
     from pipeline.train.bootstrap import Interval
     from pipeline.train.evaluate import Evaluation
 
@@ -19,7 +20,8 @@ EXAMPLES = re.compile(r"; first |: ")
 
 
 def show_scores(results: Sequence[Evaluation]) -> None:
-    """One table for each task: its metrics in every form, and what a trivial answer scores."""
+    """One table for each task: its metrics in every form, and what answers score that need no
+    training. Below it, how far each run is ahead of the best of them."""
     from pipeline.cli import console
 
     for task in dict.fromkeys(result.task for result in results):
@@ -36,12 +38,21 @@ def show_scores(results: Sequence[Evaluation]) -> None:
             for form, scores in result.forms.items()
         ]
         first = of_task[0]
-        (main, *rest) = [f"{first.trivial[name]:.3f}" for name, _ in metrics]
-        rows.append(("trivial", "", "", main, "", *rest))
+        baselines = {
+            name: scores for result in of_task for name, scores in result.baselines.items()
+        }
+        for name, scores in baselines.items():
+            cells = _score_cells([scores.metrics[metric] for metric, _ in metrics])
+            rows.append((name, "", "", *cells))
+        if not baselines:  # of an earlier version
+            (main, *rest) = [f"{first.trivial[name]:.3f}" for name, _ in metrics]
+            rows.append(("trivial", "", "", main, "", *rest))
         (main, *rest) = [f"{name} ({unit})" if unit else name for name, unit in metrics]
         title = f"{task} on split {first.split}: {count_text(first.clips_scored, 'clip')}"
         columns = ("run", "temporal", "form", main, "95 % interval", *rest)
         console.show_table(title, columns, rows, justify="lllrl" + "r" * len(rest))
+        for result in of_task:
+            _show_gains(result)
     for result in results:
         if result.clips_skipped:
             console.say(
@@ -53,6 +64,21 @@ def show_scores(results: Sequence[Evaluation]) -> None:
                 f"{result.run}: {count_text(result.clips_without_truth, 'clip')} left out: "
                 "they have nothing to score"
             )
+
+
+def _show_gains(result: Evaluation) -> None:
+    """A line for each form of a run whose task has more than the trivial answer to be better
+    than."""
+    from pipeline.cli import console
+
+    best = result.best_baseline
+    if best is None or result.baselines[best].layer is None:
+        return
+    for form, gain in result.baselines[best].run_gains.items():
+        console.show(
+            f"{result.run}, {form}: {gain.score:+.3f} ({gain.low:+.3f} .. {gain.high:+.3f}) "
+            f"over {best}, which learns nothing"
+        )
 
 
 def _score_cells(scores: Sequence[Interval]) -> list[str]:
@@ -77,6 +103,43 @@ def show_notes(notes: Mapping[str, str]) -> None:
     if rows:
         title = count_text(len(notes), "note")
         console.show_table(title, ("notes", "on", "remark"), rows)
+
+
+def show_baselines(results: Sequence[BaselineEvaluation]) -> None:
+    """One table of what needs no training over several caches, the trivial answer first in
+    each."""
+    from pipeline.cli import console
+
+    first = results[0]
+    (main, *rest) = [
+        f"{metric.name} ({metric.unit})" if metric.unit else metric.name for metric in first.metrics
+    ]
+    rows = []
+    for result in results:
+        for name, scores in result.baselines.items():
+            score, *others = [scores.metrics[metric.name] for metric in result.metrics]
+            gain = scores.over_trivial
+            rows.append(
+                (
+                    result.cache.name,
+                    name,
+                    f"{score.score:.3f}",
+                    f"{score.low:.3f} .. {score.high:.3f}",
+                    f"{gain.score:+.3f}" if gain else "",
+                    f"{gain.low:+.3f} .. {gain.high:+.3f}" if gain else "",
+                    *(f"{other.score:.3f}" for other in others),
+                )
+            )
+    columns = ("cache", "answer", main, "95 % interval", "over trivial", "95 % interval", *rest)
+    clips, videos = count_text(first.clips_scored, "clip"), count_text(first.videos, "video")
+    title = f"{first.task} on split {first.split}, without training: {clips} of {videos}"
+    console.show_table(title, columns, rows, justify="llrlrl" + "r" * len(rest), keys=2, cut=4)
+    for result in results:
+        if result.clips_skipped:
+            console.say(
+                f"{result.cache.name}: {count_text(result.clips_skipped, 'clip')} left out: "
+                "the cache does not cover them"
+            )
 
 
 def show_status(cache: Cache, as_json: bool) -> None:

@@ -18,13 +18,14 @@ from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from pydantic import BeforeValidator, PlainSerializer, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from safetensors.numpy import save
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.storage.local import write_atomically
 from pipeline.config.json_files import read_json, to_json
 from pipeline.config.plugins import Settings
+from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.datasets.manifest.targets import Arrays, collate
 from pipeline.errors import BadInput
@@ -42,7 +43,7 @@ from pipeline.train.windows.windows import Windows
 TRIVIAL_WINDOWS = 512
 """Training windows whose truth the trivial answer may look at."""
 TRIVIAL = "trivial"
-"""Name of the trivial answer among the forms."""
+"""Name of the trivial answer among the forms and the baselines."""
 
 
 class MetricFacts(Settings):
@@ -93,6 +94,21 @@ def _flat(clip: ClipScores) -> dict[str, str | float | None]:
     return {"label": clip.label, "video": clip.video, "weight": clip.weight, **clip.scores}
 
 
+class BaselineScores(Settings):
+    """The scores of an answer that needs no training. Gains are paired, and positive is better,
+    whatever the metric's direction."""
+
+    layer: int | None
+    """The recorded layer whose tokens it looks at; None: it looks at none."""
+    metrics: dict[str, Interval]
+    over_trivial: Interval | None = None
+    """Its gain over the trivial answer in the first metric; None for that one itself."""
+    run_gains: dict[str, Interval] = Field(default_factory=dict)
+    """form -> gain of the run over it in the first metric."""
+    clips: dict[str, float]
+    """clip_id -> first metric, mean over its windows."""
+
+
 class Evaluation(Settings):
     """The scores of a run on a split: the content of evaluation-<split>.json."""
 
@@ -115,6 +131,9 @@ class Evaluation(Settings):
     """form -> metric -> score."""
     clips: dict[str, Annotated[ClipScores, BeforeValidator(_nested), PlainSerializer(_flat)]]
     """clip_id -> its scores, for clips that have something to score."""
+    baselines: dict[str, BaselineScores] = Field(default_factory=dict)
+    """Name -> answers that need no training: the trivial one, and those from the tokens of every
+    layer that the run reads. Empty in older files."""
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
@@ -125,6 +144,18 @@ class Evaluation(Settings):
         if not all(self.forms.keys() <= clip.scores.keys() for clip in self.clips.values()):
             raise ValueError(f"wanted a score of every clip in the forms {sorted(self.forms)}")
         return self
+
+    @property
+    def best_baseline(self) -> str | None:
+        """Name of the answer without training that is best in the first metric; None in older
+        files."""
+        metric = self.metrics[0]
+        sign = 1 if metric.higher_is_better else -1
+        scores = {
+            name: sign * baseline.metrics[metric.name].score
+            for name, baseline in self.baselines.items()
+        }
+        return max(scores, key=lambda name: scores[name], default=None)
 
     @property
     def measure(self) -> dict[str, Any]:
@@ -176,19 +207,23 @@ class Scoring:
     def evaluations(self) -> list[Evaluation]:
         """Scores all runs from one read of each batch, and writes what came out into their
         folders. Raises BadInput where runs, cache and manifest do not fit together."""
-        context = self.context
+        context, keys = self.context, list(map(_task_key, self.runs))
         check([run.recipe for run in self.runs], context.cache, context.manifest, self.runs)
         require_truth(self.loaded[0][1], self.windows)
-        tables = [
-            Scores(self.windows, model, task, statistics)
-            for (model, task), statistics in zip(self.loaded, self.statistics, strict=True)
-        ]
+        tables = [Scores(self.windows, task, model.layers) for model, task in self.loaded]
         settings = [run.recipe.training for run in self.runs]
         size = min(evaluation_batch(each.batch_size // each.accumulate) for each in settings)
+        tasks = {key: task for key, (_, task) in zip(keys, self.loaded, strict=True)}
         for batch in self.windows.evaluation(size):
             device_batch = self.windows.on_device(batch, context.device)
-            for table in tables:
-                table.add(batch, device_batch)
+            untrained = {
+                key: untrained_answers(
+                    task, self.statistics[key], self.windows, batch, device_batch
+                )
+                for key, task in tasks.items()
+            }
+            for table, key, (model, task) in zip(tables, keys, self.loaded, strict=True):
+                table.add(batch, model.answers(device_batch, task), untrained[key])
         pairs = zip(self.runs, tables, strict=True)
         return [_written(run, table, self.checkpoint) for run, table in pairs]
 
@@ -205,20 +240,43 @@ class Scoring:
         return self.context.windows(self.split, self.runs[0].recipe, self.loaded[0][1], layers)
 
     @cached_property
-    def statistics(self) -> list[Arrays]:
-        """The facts that the trivial answer to every run's task may know: truth of training
-        windows, or of the split itself where there is no training split. Read once for tasks that
-        are equal."""
-        where = "train" if "train" in self.context.manifest.splits else self.split
-        # Clips that the cache does not cover are no error here: fewer windows do as well.
-        context = replace(self.context, allow_missing=True)
+    def statistics(self) -> dict[str, Arrays]:
+        """What the trivial answer to every run's task may know, read once for tasks that are
+        equal."""
         by_task = dict[str, Arrays]()
         for run, (_, task) in zip(self.runs, self.loaded, strict=True):
             if _task_key(run) not in by_task:
-                windows = context.windows(where, run.recipe, task, [])
-                refs = islice(windows.order.evaluation(), TRIVIAL_WINDOWS)
-                by_task[_task_key(run)] = task.statistics(windows.truth([ref]) for ref in refs)
-        return [by_task[_task_key(run)] for run in self.runs]
+                statistics = trivial_statistics(task, run.recipe, self.context, self.split)
+                by_task[_task_key(run)] = statistics
+        return by_task
+
+
+def trivial_statistics(task: TaskPlugin, recipe: Recipe, context: RunContext, split: str) -> Arrays:
+    """The facts that the trivial answer may know: truth of training windows, or of the split itself
+    where there is no training split."""
+    where = "train" if "train" in context.manifest.splits else split
+    # Clips that the cache does not cover are no error here: fewer windows do as well.
+    windows = replace(context, allow_missing=True).windows(where, recipe, task, [])
+    refs = islice(windows.order.evaluation(), TRIVIAL_WINDOWS)
+    return task.statistics(windows.truth([ref]) for ref in refs)
+
+
+def untrained_answers(
+    task: TaskPlugin, statistics: Arrays, windows: Windows, batch: Batch, device_batch: OnDevice
+) -> dict[str, dict[int | None, np.ndarray]]:
+    """Name of a baseline -> layer -> its answers to a batch, for all layers that are read; the
+    trivial one, first, has no layer."""
+    answers: dict[str, dict[int | None, np.ndarray]] = {
+        TRIVIAL: {None: task.trivial(batch.targets, statistics)}
+    }
+    query, grid_hw = task.query(device_batch.targets), windows.cache.shape.grid_hw
+    with torch.inference_mode():
+        for name, baseline in task.baselines.items():
+            answers[name] = {
+                layer: baseline(patches.unflatten(2, grid_hw), query).cpu().numpy()
+                for layer, patches in device_batch.patches.items()
+            }
+    return answers
 
 
 def _written(run: Run, table: Scores, checkpoint: str) -> Evaluation:
@@ -233,21 +291,26 @@ def _written(run: Run, table: Scores, checkpoint: str) -> Evaluation:
 
 
 def _task_key(run: Run) -> str:
-    """Equal for runs whose trivial answers are."""
+    """Equal for runs whose answers without training are."""
     return json.dumps(run.recipe.task.table(), sort_keys=True)
 
 
-class Scores:
-    """Scores of a run, and of the trivial answer, for every evaluation window in order, and what
-    they amount to."""
+def metric_facts(task: TaskPlugin) -> tuple[MetricFacts, ...]:
+    """The metrics of a task as an evaluation keeps them."""
+    return tuple(MetricFacts(**metric._asdict()) for metric in task.metrics)
 
-    def __init__(
-        self, windows: Windows, model: VideoModel, task: TaskPlugin, statistics: Arrays
-    ) -> None:
-        """`statistics` is what the trivial answer knows."""
-        self.windows, self.model, self.task, self.statistics = windows, model, task, statistics
+
+class Scores:
+    """Scores of answers to every evaluation window in order, those of a run and those that need no
+    training, and what they amount to."""
+
+    def __init__(self, windows: Windows, task: TaskPlugin, layers: Sequence[int]) -> None:
+        """`layers` are those whose baselines are kept."""
+        self.windows, self.task, self.layers = windows, task, (None, *layers)
         self.values: dict[tuple[str, str], np.ndarray] = {}
-        """(form, metric) -> score of every window; the trivial answer is a form, too."""
+        """(form, metric) -> score of every window; a baseline is a form, too."""
+        self.layer_of: dict[str, int | None] = {}
+        """Name of a baseline, with its layer in it -> the layer."""
         self.weight, self.clip = np.zeros(0), np.zeros(0, np.int64)
         """The weight of every window, and the index of its clip."""
         self.answers: Arrays = {}
@@ -259,46 +322,64 @@ class Scores:
         self._weights: list[np.ndarray] = []
         self._clips: list[np.ndarray] = []
 
-    def add(self, batch: Batch, device_batch: OnDevice) -> None:
-        """Scores one batch, whose tokens are in `device_batch`."""
+    def add(
+        self, batch: Batch, answers: Arrays, untrained: dict[str, dict[int | None, np.ndarray]]
+    ) -> None:
+        """Scores the answers of a run to one batch, by form, and those of `untrained_answers`."""
         self._weights.append(self.task.weight(batch.targets))
         self._clips.append(batch.clip_index)
-        answers = self.model.answers(device_batch, self.task)
-        trivial = self.task.trivial(batch.targets, self.statistics)
-        for form, answer in (answers | {TRIVIAL: trivial}).items():
-            for metric, values in self.task.score(answer, batch.targets).items():
-                _require_finite(form, metric, values[self._weights[-1] > 0])
-                self._columns.setdefault((form, metric), []).append(values)
-        if self.task.keeps_answers:
+        for form, answer in answers.items():
+            self._score(form, answer, batch)
+        for name, by_layer in untrained.items():
+            for layer in by_layer.keys() & set(self.layers):
+                baseline = name if layer is None else f"{name}, layer {layer}"
+                self.layer_of[baseline] = layer
+                self._score(baseline, by_layer[layer], batch)
+        if self.task.keeps_answers and answers:
             first_s_B = [self.windows.index.clip_rows[clip].first_s for clip in batch.clip_index]
             self._times_s += list(batch.time_s_BT - np.array(first_s_B)[:, None])
             for form, answer in answers.items():
                 self._rows[form] += list(answer)
 
+    def _score(self, form: str, answer: np.ndarray, batch: Batch) -> None:
+        for metric, values in self.task.score(answer, batch.targets).items():
+            _require_finite(form, metric, values[self._weights[-1] > 0])
+            self._columns.setdefault((form, metric), []).append(values)
+
     def finish(self) -> None:
         """Puts together what `add` has collected; to be called once, after the last batch."""
         self.values = {key: np.concatenate(parts) for key, parts in self._columns.items()}
         self.weight, self.clip = np.concatenate(self._weights), np.concatenate(self._clips)
-        if self.task.keeps_answers:
+        if self._times_s:
             rows = zip(*self._rows.values(), strict=True)
             self.answers = collate([dict(zip(self._rows, row, strict=True)) for row in rows])
             self.answers["time_s"] = np.stack(self._times_s)
 
     def interval(self, form: str, metric: str) -> Interval:
         """Mean of a metric in one form over all windows, with its interval over videos."""
-        videos = [self.windows.clip(int(clip)).video_id for clip in self.clip]
-        return interval(self.values[form, metric], videos, self.weight)
+        return interval(self.values[form, metric], self._videos, self.weight)
+
+    def gain(self, form: str, baseline: str) -> Interval:
+        """How much better the first metric is in one form than in another, videos resampled;
+        positive is better."""
+        metric = self.task.metrics[0]
+        better = self.values[form, metric.name] - self.values[baseline, metric.name]
+        return interval(better if metric.higher_is_better else -better, self._videos, self.weight)
+
+    @cached_property
+    def _videos(self) -> list[str]:
+        return [self.windows.clip(int(clip)).video_id for clip in self.clip]
 
     def of_clips(self, metric: str) -> dict[int, ClipScores]:
         """Index of a clip in the windows -> its scores, for the clips that have something to
-        score."""
+        score; baselines are among the forms."""
         weight = np.bincount(self.clip, self.weight, len(self.windows))
         counted = self.weight > 0
         means = {
             form: np.bincount(self.clip[counted], (values * self.weight)[counted], len(weight))
             / np.maximum(weight, 1e-300)
             for (form, name), values in self.values.items()
-            if name == metric and form != TRIVIAL
+            if name == metric
         }
         rows = {}
         for index in np.flatnonzero(weight).tolist():
@@ -307,11 +388,36 @@ class Scores:
             rows[index] = ClipScores(clip.label, clip.video_id, float(weight[index]), scores)
         return rows
 
+    def baselines(self, clips: dict[int, ClipScores]) -> dict[str, BaselineScores]:
+        """Name -> the scores of a baseline, the trivial one first, then layer by layer. `clips` is
+        what `of_clips` gives."""
+        forms = [
+            form for form in self.task.forms if (form, self.task.metrics[0].name) in self.values
+        ]
+
+        def scores(name: str, layer: int | None) -> BaselineScores:
+            return BaselineScores(
+                layer=layer,
+                metrics={
+                    metric.name: self.interval(name, metric.name) for metric in self.task.metrics
+                },
+                over_trivial=None if name == TRIVIAL else self.gain(name, TRIVIAL),
+                run_gains={form: self.gain(form, name) for form in forms},
+                clips={
+                    self.windows.clip(index).clip_id: of_clip.scores[name]
+                    for index, of_clip in clips.items()
+                },
+            )
+
+        ordered = sorted(self.layer_of.items(), key=lambda pair: -1 if pair[1] is None else pair[1])
+        return {name: scores(name, layer) for name, layer in ordered}
+
     def record(self, run: Run, checkpoint: str) -> Evaluation:
         """The evaluation as it is written, of `run` at `checkpoint`."""
         facts, metrics = run.checkpoint(checkpoint), self.task.metrics
         assert facts is not None
         clips = self.of_clips(metrics[0].name)
+        baselines = self.baselines(clips)
         return Evaluation(
             run=run.path.name,
             split=self.windows.split,
@@ -319,8 +425,8 @@ class Scores:
             cache=run.header.cache,
             task=run.recipe.task.name,
             temporal=run.recipe.temporal.name,
-            metrics=tuple(MetricFacts(**metric._asdict()) for metric in metrics),
-            trivial={metric.name: self.interval(TRIVIAL, metric.name).score for metric in metrics},
+            metrics=metric_facts(self.task),
+            trivial={name: score.score for name, score in baselines[TRIVIAL].metrics.items()},
             clips_scored=len(clips),
             clips_skipped=len(self.windows.index.skipped),
             clips_without_truth=len(self.windows) - len(clips),
@@ -329,7 +435,13 @@ class Scores:
                 form: {metric.name: self.interval(form, metric.name) for metric in metrics}
                 for form in self.task.forms
             },
-            clips={self.windows.clip(index).clip_id: scores for index, scores in clips.items()},
+            clips={
+                self.windows.clip(index).clip_id: scores._replace(
+                    scores={form: scores.scores[form] for form in self.task.forms}
+                )
+                for index, scores in clips.items()
+            },
+            baselines=baselines,
         )
 
 

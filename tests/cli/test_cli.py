@@ -63,7 +63,15 @@ COMMANDS += [
     "bench read",
     "bench write",
 ]
-COMMANDS += ["plan", "sweep", "bench plan", "bench epoch", "bench report", "bench sweep"]
+COMMANDS += [
+    "plan",
+    "sweep",
+    "baselines",
+    "bench plan",
+    "bench epoch",
+    "bench report",
+    "bench sweep",
+]
 
 
 # Help
@@ -84,8 +92,8 @@ def test_help_lists_every_command():
         r"^  ([a-z-]+)  ", fine("--help").out.partition("Commands:")[2], re.MULTILINE
     )
     assert listed == [
-        "manifest", "extract", "derive", "status", "verify", "diff", "spot-check", "plan", "train", "sweep", "evaluate",
-        "stream", "import-checkpoint", "report", "demo", "list", "bench",
+        "manifest", "extract", "derive", "status", "verify", "diff", "spot-check", "plan", "baselines", "train", "sweep",
+        "evaluate", "stream", "import-checkpoint", "report", "demo", "list", "bench",
     ]  # fmt: skip
     listed = re.findall(
         r"^  ([a-z]+)  ", fine("bench", "--help").out.partition("Commands:")[2], re.MULTILINE
@@ -351,7 +359,7 @@ def test_evaluate(place, run):
         assert values["score"] == np.mean([clip[form] for clip in facts["clips"].values()])
     text = fine("evaluate", run).out
     assert text.startswith("classify on split val: 2 clips")
-    assert re.search(r"^ *trivial +0.500 *$", text, re.MULTILINE)
+    assert re.search(r"^ *trivial +0.500 +0.000 .. 1.000 *$", text, re.MULTILINE)
     for form, values in scores.items():
         assert re.search(
             rf"run +identity +{form} +{values['score']:.3f} +{values['low']:.3f} \.\. {values['high']:.3f}",
@@ -364,6 +372,18 @@ def test_evaluate(place, run):
         == 4
     )
     assert (run / "evaluation-train.json").is_file()
+
+
+def test_baselines_need_no_run(place, run, cache):
+    """The trivial answer is scored on the windows that a run of the recipe is scored on, for all caches that are named."""
+    found = fine("baselines", place.recipe, cache, "--json").json
+    facts = json.loads((run / "evaluation-val.json").read_text())
+    assert [(one["cache"]["name"], one["clips_scored"]) for one in found] == [(cache.name, 2)]
+    of_run = facts["baselines"]["trivial"]
+    assert found[0]["baselines"] == {"trivial": of_run | {"run_gains": {}}}
+    text = fine("baselines", place.recipe, cache, cache).out
+    assert text.startswith("classify on split val, without training: 2 clips of 2 videos")
+    assert len(re.findall(rf"^ *{cache.name} +trivial +0.500 ", text, re.MULTILINE)) == 2
 
 
 def test_evaluate_finds_a_cache_that_was_moved(place, run, cache):

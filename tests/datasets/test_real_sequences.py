@@ -143,6 +143,8 @@ def test_boxes_on_davis(tmp_path: Path) -> None:
             iou(boxes_F4[at], boxes_F4[at + step]) for at in starts for step in range(1, FRAMES)
         ]
     assert found["trivial"]["mIoU"] == pytest.approx(np.nanmean(overlaps), abs=0.02)
+    # A real encoder's tokens are worth something before anything is trained.
+    assert found["baselines"]["likeness, layer 11"]["over_trivial"]["score"] > 0.02
 
 
 def test_depth_of_a_room(room: Cached, tmp_path: Path) -> None:

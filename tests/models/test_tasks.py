@@ -125,6 +125,21 @@ def test_what_minimises_the_loss_scores_best(name, form):
             assert np.all((least <= values) & (values <= greatest)), (metric.name, values)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_baseline_answers_as_the_task_does_from_tokens_and_query_alone(name):
+    task = make(name)
+    targets, generator = example(task), torch.Generator().manual_seed(0)
+    truth = on_host(targets)
+    trivial = task.trivial(truth, task.statistics(iter([truth])))
+    for key, baseline in task.baselines.items():
+        assert key.isidentifier() and key != "trivial", "it is a word, shown beside the trivial one"
+        tokens = torch.randn(B, T, 3, 4, D, generator=generator)
+        answer = baseline(tokens, task.query(targets)).numpy()
+        assert answer.shape == trivial.shape and np.isfinite(answer).all()
+        for metric, values in task.score(answer, truth).items():
+            assert np.isfinite(values[task.weight(truth) > 0]).all(), metric
+
+
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", NAMES)
 def test_an_answer_that_is_no_number_is_never_right(name, wrong):

@@ -7,6 +7,7 @@ at once, from the tokens of all frames.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,14 @@ from pydantic import Field
 from torch import nn
 
 from pipeline.datasets.manifest.targets import Arrays, unmap_xy
-from pipeline.models.tasks.contract import WINDOW, Metric, Query, StreamingReadout, TaskPlugin
+from pipeline.models.tasks.contract import (
+    WINDOW,
+    Baseline,
+    Metric,
+    Query,
+    StreamingReadout,
+    TaskPlugin,
+)
 from pipeline.models.tasks.parts.canvas import Canvas, colour
 from pipeline.models.tasks.parts.query_readout import (
     FourierFeatures,
@@ -26,6 +34,7 @@ from pipeline.models.tasks.parts.query_readout import (
     feature_mlp,
     token_projection,
 )
+from pipeline.models.tasks.parts.trackers import follow_boxes
 
 SUCCESS_IOU = 0.5
 """IoU above which a box counts as a success."""
@@ -210,6 +219,11 @@ class Task(TaskPlugin):
     def trivial(self, targets: Arrays, statistics: Arrays) -> np.ndarray:
         """The first frame's boxes, standing still."""
         return np.broadcast_to(targets["boxes"][:, :1], targets["boxes"].shape).copy()
+
+    @property
+    def baselines(self) -> Mapping[str, Baseline]:
+        """likeness: the first frame's boxes, moved to where tokens are like those under them."""
+        return {"likeness": lambda tokens, query: follow_boxes(tokens, to_xyxy(query["box"]))}
 
     def plain(self, answer: np.ndarray, affine_23: np.ndarray) -> dict[str, Any]:
         """boxes: xyxy of every object, in the source frame."""

@@ -10,7 +10,7 @@ boxes, (B, T, Q, ...) points, (B, T, H, W) depth.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -27,6 +27,9 @@ STREAMING, WINDOW = "streaming", "window"
 Query = dict[str, torch.Tensor]
 """A query is what the model is told beside the tokens: name -> (B, ...). It is empty for most
 tasks."""
+Baseline = Callable[[torch.Tensor, Query], torch.Tensor]
+"""A baseline looks at tokens and learns nothing: patch tokens (B, T, h, w, D) of one layer, in rows
+and columns of the patch grid, and the query -> what `TaskPlugin.answer` gives."""
 
 
 class Metric(NamedTuple):
@@ -167,6 +170,12 @@ class TaskPlugin(nn.Module, ABC):
     def trivial(self, targets: Arrays, statistics: Arrays) -> np.ndarray:
         """The answer of a baseline that does not look at the video, of the shape that `answer`
         gives."""
+
+    @property
+    def baselines(self) -> Mapping[str, Baseline]:
+        """Answers from tokens alone, by name: what the cache is worth before anything is trained.
+        Their constants are chosen once, on other data."""
+        return {}
 
     @abstractmethod
     def plain(self, answer: np.ndarray, affine_23: np.ndarray) -> dict[str, Any]:

@@ -7,6 +7,7 @@ frames, once for every two of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +17,14 @@ from pydantic import Field
 from torch import nn
 
 from pipeline.datasets.manifest.targets import Arrays, unmap_xy
-from pipeline.models.tasks.contract import WINDOW, Metric, Query, StreamingReadout, TaskPlugin
+from pipeline.models.tasks.contract import (
+    WINDOW,
+    Baseline,
+    Metric,
+    Query,
+    StreamingReadout,
+    TaskPlugin,
+)
 from pipeline.models.tasks.parts.canvas import Canvas, colour
 from pipeline.models.tasks.parts.query_readout import (
     FourierFeatures,
@@ -27,6 +35,7 @@ from pipeline.models.tasks.parts.query_readout import (
     token_projection,
 )
 from pipeline.models.tasks.parts.tapvid import FRAME_PX, frames_counted, tapvid
+from pipeline.models.tasks.parts.trackers import follow_points
 
 FRAMES_PER_QUERY = 2
 """Frames that one query of the window form answers for."""
@@ -343,6 +352,14 @@ class Task(TaskPlugin):
         return np.concatenate([point_B1Q2, visible_B1Q1], axis=-1).repeat(
             targets["points"].shape[1], axis=1
         )
+
+    @property
+    def baselines(self) -> Mapping[str, Baseline]:
+        """likeness: each point goes where tokens are like the one at its told place, and is visible
+        where one is."""
+        return {
+            "likeness": lambda tokens, query: follow_points(tokens, query["point"], query["frame"])
+        }
 
     def plain(self, answer: np.ndarray, affine_23: np.ndarray) -> dict[str, Any]:
         """points: x, y in the source frame, and whether each is said to be visible."""
