@@ -7,5 +7,4 @@ Every file here is a data set, found by its name; `contract` says what one must 
 is the simplest. Then read `manifest/` (clips and truth on disk, and truth as a window sees it);
 `formats/` reads what several data sets share, `lists/` published lists of clips, `masks/` masks,
 `shapes/` what settings describe, and `synthetic/` renders the built-in world.
-.
 """
