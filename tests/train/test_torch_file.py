@@ -21,9 +21,10 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.config.pickles import OPAQUE
 from pipeline.errors import BadInput
 from pipeline.train.published.import_checkpoint import read_weights
-from pipeline.train.published.pickled import OPAQUE, read_pickle
+from pipeline.train.published.pickled import read_torch_pickle
 from pipeline.train.published.torch_file import TorchFile
 
 
@@ -93,7 +94,7 @@ def test_tensors_are_those_that_were_saved(zipped: bool, protocol: int, tmp_path
 @pytest.mark.parametrize("protocol", [0, 1, 2, 4, 5])
 def test_what_is_no_tensor_is_passed_over(kind: str, protocol: int) -> None:
     value = {"before": 1, "it": HARMLESS[kind], "z": 2}
-    read, _ = read_pickle(io.BytesIO(pickle.dumps(value, protocol)))
+    read, _ = read_torch_pickle(io.BytesIO(pickle.dumps(value, protocol)))
     assert read["before"] == 1 and read["z"] == 2
 
 

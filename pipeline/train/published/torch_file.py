@@ -16,14 +16,13 @@ from typing import IO, Any, Self
 
 import torch
 
+from pipeline.config.pickles import MOST_BYTES, Symbol
 from pipeline.config.regular_files import open_regular
 from pipeline.train.published.pickled import (
     DTYPES,
-    MOST_BYTES,
     StoredTensor,
-    Symbol,
     TensorStorage,
-    read_pickle,
+    read_torch_pickle,
 )
 
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -114,7 +113,7 @@ class _Archive:
         order = self._root + "byteorder"
         if order in self._zip.namelist() and self._bytes(order, 64) != sys.byteorder.encode():
             raise ValueError("it was written on a machine of another byte order")
-        self.content, _ = read_pickle(io.BytesIO(self._bytes(names[0], MOST_BYTES)))
+        self.content, _ = read_torch_pickle(io.BytesIO(self._bytes(names[0], MOST_BYTES)))
 
     def storage(self, key: str, size_bytes: int) -> bytes:
         data = self._bytes(f"{self._root}data/{key}", size_bytes)
@@ -135,12 +134,12 @@ class _Legacy:
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         self._file = file
-        magic, _ = read_pickle(file)
-        if magic != LEGACY_MAGIC or read_pickle(file)[0] != LEGACY_PROTOCOL:
+        magic, _ = read_torch_pickle(file)
+        if magic != LEGACY_MAGIC or read_torch_pickle(file)[0] != LEGACY_PROTOCOL:
             raise ValueError("it was not written by torch.save")
-        read_pickle(file)  # of the machine that wrote it
-        self.content, storages = read_pickle(file)
-        keys, _ = read_pickle(file)
+        read_torch_pickle(file)  # of the machine that wrote it
+        self.content, storages = read_torch_pickle(file)
+        keys, _ = read_torch_pickle(file)
         self._offsets: dict[str, int] = {}
         for key in keys:
             storage = storages[key]
