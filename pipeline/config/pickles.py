@@ -24,7 +24,7 @@ MOST_BYTES = 2**26
 """Most bytes of a pickle that are read, long bytes apart."""
 MOST_INSTRUCTIONS = 5_000_000
 """Most instructions that are followed, some twenty seconds of them."""
-LONG_BYTES = 2**16
+LONG_BYTES = 2**9
 """Bytes longer than this are described and not read."""
 
 
@@ -51,6 +51,7 @@ class Span:
     length: int
 
 
+OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 LITERALS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 BYTES = {"SHORT_BINBYTES": 1, "BINBYTES": 4, "BINBYTES8": 8, "BYTEARRAY8": 8}
 """Instructions that push bytes -> bytes of the number that says how many."""
@@ -120,7 +121,7 @@ def _instructions(stream: _Bounded) -> Iterator[tuple[str, Any]]:
     """Name and argument of one instruction after the other. Raises ValueError."""
     while True:
         code = stream.read(1)
-        opcode = pickletools.code2op.get(code.decode("latin-1"))
+        opcode = OPCODES.get(code.decode("latin-1"))
         if opcode is None:
             raise ValueError("the pickle has an instruction that is not known, or no end")
         if opcode.name in BYTES:

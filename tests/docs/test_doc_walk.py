@@ -68,6 +68,7 @@ ELSEWHERE = (
     " lists=",
     "manifest vos",
     "manifest davis",
+    "manifest tapvid",
 )
 """Lines that need a cluster, an object store, a released file, a published data set, or what another page makes. They have tests of their own."""
 

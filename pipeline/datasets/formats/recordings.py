@@ -75,11 +75,17 @@ class Stretch:
     offset: int
     length: int
     suffix: str
+    head: bytes = b""
+    """What makes an image of bytes that are none by themselves."""
+
+    @property
+    def size(self) -> int:
+        return len(self.head) + self.length
 
     def read_bytes(self) -> bytes:
         with self.path.open("rb") as file:
             file.seek(self.offset)
-            return file.read(self.length)
+            return self.head + file.read(self.length)
 
 
 Image = Path | Stretch
@@ -338,7 +344,7 @@ def _is_laid_out(folder: Path, named: dict[str, Image], links: dict[str, str], t
     return all(
         (folder / name).is_symlink() and str((folder / name).readlink()) == links[name]
         if isinstance(image, Path)
-        else (folder / name).stat().st_size == image.length
+        else (folder / name).stat().st_size == image.size
         for name, image in named.items()
     )
 

@@ -7,7 +7,8 @@ Per window, time first; what does not hold of a frame is zero and its mask False
     boxes         (T, O, 4)  float32  xyxy in the square, cut at its edges
     boxes_valid   (T, O)     bool     present and in the square
     points        (T, Q, 2)  float32  xy in the square
-    points_valid  (T, Q)     bool     known at this time
+    points_valid  (T, Q)     bool     known at this time; in evaluation, of frames that repeat past
+                                      the end of a short clip, the first alone
     visible       (T, Q)     bool     seen, and in the square
     depth_m       (T, H, W)  float32  metres, H = W = `dense_px`; 0 where unknown
     pose          (T, 4, 4)  float64  camera to world
@@ -105,6 +106,9 @@ class Targets:
             else:
                 arrays = self._small(clip.clip_id)
                 rows, has_truth_T = nearest_truth(arrays[f"{name}_time_s"], time_s_T, step_s)
+                if name == "points" and rng is None:
+                    # A frame that stands for what lies past the end of a short clip is scored once.
+                    has_truth_T[1:] &= np.diff(time_s_T) != 0
                 sampled |= MAPPED[name](arrays, rows, has_truth_T, affine_T23)
         return self.wanted.prepare(sampled, rng)
 
