@@ -45,6 +45,9 @@ class WindowSettings(Settings):
     views: tuple[str, ...] = (BASE,)
     """Views of the cache that training draws from, one for each window; evaluation sees the
     base."""
+    both_directions: bool = False
+    """Training reads half of the windows backwards in time: more data for truth that holds in every
+    frame alone, as boxes, points and depth do, and labels and motion do not."""
     train_fraction: float = Field(default=1.0, gt=0, le=1)
     """Share of the training videos that are used, of every label alike; a smaller share is part of
     every larger one."""

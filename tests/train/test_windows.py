@@ -143,6 +143,42 @@ def test_a_reversed_clip_is_the_forward_one_read_backwards(material):
             assert (back[inside:] == ahead[0]).all()
 
 
+def test_training_reads_half_of_the_windows_backwards_if_asked_to(material):
+    """They are the same windows otherwise; evaluation reads forwards."""
+    both, ahead = (
+        Windows(
+            material.cache,
+            material.manifest,
+            "train",
+            WindowSettings(frames=4, fps=FPS, both_directions=both_directions),
+        )
+        for both_directions in (True, False)
+    )
+    refs = [both.order.sample(number) for number in range(400)]
+    assert [ref._replace(backwards=False) for ref in refs] == [
+        ahead.order.sample(number) for number in range(400)
+    ]
+    assert 150 < sum(ref.backwards for ref in refs) < 250
+    for ref in refs[:10]:
+        rows_T = ahead.index.locate(ref._replace(backwards=False)).rows_T
+        read_T = both.index.locate(ref).rows_T
+        inside = np.unique(rows_T)  # a short clip repeats the frame that is read last
+        expected = inside[::-1] if ref.backwards else inside
+        assert read_T[: len(inside)].tolist() == expected.tolist()
+    assert list(both.order.evaluation()) == list(ahead.order.evaluation())
+
+
+def test_both_directions_are_refused_where_truth_is_of_one(material):
+    with pytest.raises(BadInput, match="windows.both_directions is .* the truth 'label' is of one"):
+        Windows(
+            material.cache,
+            material.manifest,
+            "train",
+            WindowSettings(frames=2, fps=FPS, both_directions=True),
+            Label(),
+        )
+
+
 def test_every_start_of_a_window_is_as_likely(material):
     """All starts from which a window lies in its clip, the first and the last among them."""
     windows = make(material, frames=6)

@@ -26,11 +26,11 @@ from pipeline.models.tasks.contract import (
     TaskPlugin,
 )
 from pipeline.models.tasks.parts.canvas import Canvas, colour
+from pipeline.models.tasks.parts.followers import FollowedBoxes, FollowingSettings
 from pipeline.models.tasks.parts.query_readout import (
     FourierFeatures,
     Head,
     QueryDecoder,
-    TrackingSettings,
     feature_mlp,
     token_projection,
 )
@@ -40,7 +40,7 @@ SUCCESS_IOU = 0.5
 """IoU above which a box counts as a success."""
 
 
-class Settings(TrackingSettings):
+class Settings(FollowingSettings):
     heads: int = Field(default=4, ge=1)
     """Attention heads of the readout, which must divide readout_width; the paper has 4."""
     objects: int = Field(default=25, ge=1)
@@ -164,6 +164,8 @@ class Task(TaskPlugin):
 
     def readout(self, form: str, width: int, frames: int) -> nn.Module:
         settings = self.settings
+        if settings.start != "absolute":
+            return FollowedBoxes(width, settings)
         size = {
             "readout_width": settings.readout_width,
             "heads": settings.heads,

@@ -26,11 +26,11 @@ from pipeline.models.tasks.contract import (
     TaskPlugin,
 )
 from pipeline.models.tasks.parts.canvas import Canvas, colour
+from pipeline.models.tasks.parts.followers import SURE, FollowedPoints, FollowingSettings
 from pipeline.models.tasks.parts.query_readout import (
     FourierFeatures,
     Head,
     QueryDecoder,
-    TrackingSettings,
     feature_mlp,
     token_projection,
 )
@@ -39,9 +39,6 @@ from pipeline.models.tasks.parts.trackers import follow_points
 
 FRAMES_PER_QUERY = 2
 """Frames that one query of the window form answers for."""
-SURE = 10.0
-"""Logit of the visibility, and minus that of the uncertainty, in the frame where the point is
-told."""
 SEEN = 0.5
 """An answer above it says that the point is visible."""
 HUBER_PX, UNCERTAIN_PX = 4.0, 6.0
@@ -49,7 +46,7 @@ HUBER_PX, UNCERTAIN_PX = 4.0, 6.0
 uncertain, as in TAPIR (arXiv 2306.08637)."""
 
 
-class Settings(TrackingSettings):
+class Settings(FollowingSettings):
     heads: int = Field(default=8, ge=1)
     """Attention heads of the readout, which must divide readout_width; the paper has 8."""
     queries: Literal["first", "strided"] = "first"
@@ -266,6 +263,8 @@ class Task(TaskPlugin):
 
     def readout(self, form: str, width: int, frames: int) -> nn.Module:
         settings = self.settings
+        if settings.start != "absolute":
+            return FollowedPoints(width, settings)
         size = {
             "readout_width": settings.readout_width,
             "heads": settings.heads,

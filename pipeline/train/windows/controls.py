@@ -17,6 +17,8 @@ from pipeline.errors import BadInput
 from pipeline.records import Clip
 from pipeline.train.windows.index import WindowRows
 
+DIRECTED = ("label", "pose")
+"""Truth that may be another one of frames that are read backwards."""
 SHUFFLED = 1
 """Tells the draws of an order from those of the truth, which has the same seed and number."""
 
@@ -43,10 +45,18 @@ def _rng(window: WindowRows, clip: Clip, seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, place, *clip.clip_id.encode(errors="surrogateescape")])
 
 
-def require_truth_of_clips(settings: WindowSettings, wanted: Wanted | None) -> None:
+def require_fitting_truth(settings: WindowSettings, wanted: Wanted | None) -> None:
     """Refuses controls where truth is about single frames: its frames would be others than those
-    that the model follows."""
-    of_frames = [name for name in (wanted.needs if wanted else ()) if name != "label"]
+    that the model follows. Refuses both directions where truth is of one."""
+    needs = wanted.needs if wanted else ()
+    directed = [name for name in needs if name in DIRECTED]
+    if directed and settings.both_directions:
+        raise BadInput(
+            "windows.both_directions is for truth that holds in every frame alone, and the truth "
+            f"'{directed[0]}' is of one direction of time",
+            "leave windows.both_directions out",
+        )
+    of_frames = [name for name in needs if name != "label"]
     if of_frames and (settings.shuffle or settings.still is not None):
         control = "shuffle" if settings.shuffle else "still"
         raise BadInput(

@@ -47,6 +47,8 @@ class WindowRef(NamedTuple):
     """Number of the sample in the training stream; None in evaluation, where nothing is drawn at
     random."""
     view: str = BASE
+    backwards: bool = False
+    """Whether it is read against the direction of its clip."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class WindowIndex:
         clip, rows = self.clips[ref.clip], self.clip_rows[ref.clip]
         fps, start_s = self.rate(ref.clip), self._start_s(ref)
         frames_T = frames_on_screen(rows.clock_s, start_s, fps, self.num_frames)
-        if clip.reverse:
+        if clip.reverse != ref.backwards:
             # The frame that is read last, the earliest, stands for what lies past the end.
             read_T = frames_T[: rows.instants(start_s, fps)][::-1]
             frames_T = np.pad(read_T, (0, self.num_frames - len(read_T)), mode="edge")

@@ -4,7 +4,7 @@ The order is a pure function of (seed, step, rank, world size), and its seed is 
 whatever draws the weights. Sample number g of the endless training stream is the clip at index
 g mod n of the permutation of epoch g div n, and a batch is the next B samples. So no clip is
 dropped, every rank has the same number of steps, and going on in mid-epoch needs one integer. In
-which of the cache's views a sample is seen is drawn alike.
+which of the cache's views a sample is seen, and in which direction it is read, is drawn alike.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ class SampleOrder:
     def sample(self, number: int) -> WindowRef:
         """Sample `number` of the endless training stream."""
         epoch, index = divmod(number, self.clips)
-        order, positions, view_shares = _epoch(self.settings.seed, epoch, self.clips)
+        order, positions, view_shares, directions = _epoch(self.settings.seed, epoch, self.clips)
         clip, views = int(order[index]), self.settings.views
         view = views[int(view_shares[clip] * len(views))]
-        return WindowRef(clip, float(positions[clip]), number, view)
+        backwards = self.settings.both_directions and bool(directions[clip] < 0.5)
+        return WindowRef(clip, float(positions[clip]), number, view, backwards)
 
     def batch(self, step: int, batch_size: int, rank: int, world_size: int) -> list[WindowRef]:
         """This rank's part of the batch of a training step. `world_size` divides `batch_size`."""
@@ -50,8 +51,8 @@ class SampleOrder:
 
 
 @lru_cache(maxsize=8)
-def _epoch(seed: int, epoch: int, clips: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Order of the clips in an epoch; clip by clip, where in it its window lies, in [0, 1), and
-    where among the views the one it is seen in, in [0, 1)."""
+def _epoch(seed: int, epoch: int, clips: int) -> tuple[np.ndarray, ...]:
+    """Order of the clips in an epoch; clip by clip, where in it its window lies, in [0, 1), where
+    among the views the one it is seen in, in [0, 1), and a number in [0, 1) for the direction."""
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64)))
-    return rng.permutation(clips), rng.random(clips), rng.random(clips)
+    return rng.permutation(clips), *(rng.random(clips) for _ in range(3))

@@ -16,7 +16,7 @@ from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.datasets.manifest.targets import Arrays, Targets, Wanted, collate
 from pipeline.errors import BadInput, unknown_name
 from pipeline.records import Batch, Clip, OnDevice
-from pipeline.train.windows.controls import as_shown, require_truth_of_clips
+from pipeline.train.windows.controls import as_shown, require_fitting_truth
 from pipeline.train.windows.index import (
     WindowRef,
     WindowRows,
@@ -51,7 +51,7 @@ class Windows:
         self.cache, self.manifest, self.split, self.settings = cache, manifest, split, settings
         clips = clips_of(manifest, split, settings)
         require_rate(settings, clips, cache.fps, f"cache {cache}")
-        require_truth_of_clips(settings, wanted)
+        require_fitting_truth(settings, wanted)
         self._targets = None if wanted is None else Targets(manifest, wanted)
         if self._targets:
             self._targets.check(clips, split)

@@ -1,0 +1,205 @@
+"""A search around the last place of an object: which of what is there looks like it, whatever it is
+and wherever it was.
+
+Around a place lies a grid of samples, as large as the place and one patch of the encoder more on
+every side. They belong to the object as far as those samples of another frame do that they look
+like, of which there are as many around the place, and as many all over the square: a softmax over
+cosines carries a place on, as masks are propagated in arXiv 2006.14613. What is learnt sees these
+maps alone, neither tokens nor places in the frame, so that it holds of objects and places that no
+training video shows.
+
+Shape letters: B batch, O objects or points, P = SIDE * SIDE samples, h = w patches along a side,
+K width of the keys. Places are cxcywh (B, O, 4) in the square; shifts and halves (B, O, 2) too.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pipeline.models.tasks.contract import Query
+
+SIDE = 7
+"""Samples along each axis."""
+SHARPNESS = 20.0
+"""Factor of the cosines in the softmax, before training."""
+GAIN = 1.5
+"""Steps of a place for one step of the centroid of its map, before training. Above 1: what lies
+around an object belongs to it a little, and holds the centroid back."""
+MAPS = 5
+"""Maps that the network sees."""
+
+
+def patch_grid(x_BND: torch.Tensor) -> torch.Tensor:
+    """The patches of one frame's tokens, (B, h, h, D): the last tokens that make a square, behind
+    the special ones."""
+    side = math.isqrt(x_BND.shape[1])
+    return x_BND[:, x_BND.shape[1] - side**2 :].unflatten(1, (side, side))
+
+
+def sides(place_BO4: torch.Tensor, patch: float) -> torch.Tensor:
+    """(B, O, 2): width and height of a place, at least those of a patch, whose side is `patch`: a
+    point is as large as that."""
+    return place_BO4[..., 2:].clamp(min=patch)
+
+
+def half_sides(place_BO4: torch.Tensor, patch: float) -> torch.Tensor:
+    """(B, O, 2): half the width and height of the search, the unit in which followers step."""
+    return sides(place_BO4, patch) / 2 + patch
+
+
+class Findings(NamedTuple):
+    """The findings of a search around the last place."""
+
+    numbers: torch.Tensor
+    """(B, O, outputs): what the network says; zeros before training."""
+    shift_BO2: torch.Tensor | None
+    """The way of the object as its map's centroid has it, which needs no training; if asked for."""
+    first: torch.Tensor
+    """(B, O, 2 P, K): the samples of the frame in which the object was told, to be remembered."""
+
+
+class Search(nn.Module):
+    """Looks around the last places of objects, and remembers what lay around the told ones and
+    around the last ones. In float32, also under autocast."""
+
+    grid_P2: torch.Tensor
+    """Places of the samples around a place, in units of the search's half sides."""
+    cells_P2: torch.Tensor
+    """Centres of the SIDE x SIDE cells of the square."""
+
+    def __init__(self, width: int, *, keys: int, hidden: int, outputs: int, shifts: bool) -> None:
+        """`keys` is K; `hidden` that of the network that gives `outputs` numbers; `shifts` asks for
+        the shift as well."""
+        super().__init__()
+        self.keys = keys
+        self.norm = nn.LayerNorm(width)
+        self.key = nn.Linear(width, keys, bias=False)
+        # Cosines of keys then come near those of the tokens from the start.
+        nn.init.orthogonal_(self.key.weight)
+        self.log_sharpness = nn.Parameter(torch.tensor(math.log(SHARPNESS)))
+        self.gain = nn.Parameter(torch.tensor(GAIN)) if shifts else None
+        self.network = nn.Sequential(
+            nn.Linear(MAPS * SIDE**2 + 2, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            zero_linear(hidden, outputs),
+        )
+        at = torch.linspace(-1, 1, SIDE)
+        y, x = torch.meshgrid(at, at, indexing="ij")
+        self.register_buffer("grid_P2", torch.stack([x, y], -1).flatten(0, 1), persistent=False)
+        self.register_buffer("cells_P2", self.grid_P2 * (SIDE - 1) / SIDE / 2 + 0.5, False)
+
+    def start(self, told_BO4: torch.Tensor) -> Query:
+        """What is remembered before the first frame."""
+        nothing = told_BO4.new_zeros(*told_BO4.shape[:2], 2 * SIDE**2, self.keys)
+        return {"told": told_BO4, "first": nothing, "last": nothing}
+
+    def keys_of(self, x_BND: torch.Tensor) -> torch.Tensor:
+        """Tokens of one frame -> keys of length 1, (B, K, h, h)."""
+        with torch.autocast(x_BND.device.type, enabled=False):
+            patches_BhhD = patch_grid(x_BND).to(self.key.weight.dtype)
+            keys = F.normalize(self.key(self.norm(patches_BhhD)), dim=-1)
+        return keys.permute(0, 3, 1, 2)
+
+    def find(
+        self,
+        keys_BKhh: torch.Tensor,
+        place_BO4: torch.Tensor,
+        memory: Query,
+        begins_BO: torch.Tensor,
+    ) -> Findings:
+        """Searches around `place_BO4`. Objects that begin (bool) are told in this very frame."""
+        with torch.autocast(keys_BKhh.device.type, enabled=False):
+            return self._find(keys_BKhh, place_BO4, memory, begins_BO[..., None, None])
+
+    def _find(
+        self,
+        keys_BKhh: torch.Tensor,
+        place_BO4: torch.Tensor,
+        memory: Query,
+        begins_BO11: torch.Tensor,
+    ) -> Findings:
+        patch = 1 / keys_BKhh.shape[-1]
+        samples = self.samples(keys_BKhh, place_BO4)
+        first = torch.where(begins_BO11, samples, memory["first"])
+        last = torch.where(begins_BO11, samples, memory["last"])
+        now, around_last = samples[:, :, : SIDE**2], last[:, :, : SIDE**2]
+        told_share, share = self._shares(memory["told"], patch), self._shares(place_BO4, patch)
+        seen = self._carried(now, first, told_share)
+        before = self._carried(around_last, first, told_share)
+        half_BO12 = half_sides(place_BO4, patch).unsqueeze(2)
+        at_BOP2 = self.grid_P2 * half_BO12
+        in_square = ((place_BO4[:, :, None, :2] + at_BOP2 - 0.5).abs() < 0.5).all(-1)
+        numbers = self.network(
+            torch.cat(
+                [
+                    seen,
+                    before,
+                    self._carried(now, last, share),
+                    share[..., : SIDE**2],
+                    in_square.to(seen.dtype),
+                    sides(place_BO4, patch) / (2 * half_BO12.squeeze(2)),
+                ],
+                dim=-1,
+            )
+        )
+        if self.gain is None:
+            return Findings(numbers, None, first)
+        near = (-0.5 * (at_BOP2 / (half_BO12 - patch / 2)).square().sum(-1)).exp()
+
+        def centroid(map_BOP: torch.Tensor) -> torch.Tensor:
+            weight = (map_BOP * near).unsqueeze(-1)
+            return (weight * at_BOP2).sum(2) / weight.sum(2).clamp(min=1e-6)
+
+        return Findings(numbers, self.gain * (centroid(seen) - centroid(before)), first)
+
+    def samples(self, keys_BKhh: torch.Tensor, place_BO4: torch.Tensor) -> torch.Tensor:
+        """Keys around places, then at the cells of the square, (B, O, 2 P, K). What lies outside
+        the square is its edge."""
+        with torch.autocast(keys_BKhh.device.type, enabled=False):
+            half_BO12 = half_sides(place_BO4, 1 / keys_BKhh.shape[-1]).unsqueeze(2)
+            around_BOP2 = place_BO4[:, :, None, :2] + self.grid_P2 * half_BO12
+            at = torch.cat([around_BOP2, self.cells_P2.expand_as(around_BOP2)], dim=2)
+            read_BKOP = F.grid_sample(
+                keys_BKhh,
+                2 * at.to(keys_BKhh.dtype) - 1,
+                padding_mode="border",
+                align_corners=False,
+            )
+        return read_BKOP.permute(0, 2, 3, 1)
+
+    def _shares(self, place_BO4: torch.Tensor, patch: float) -> torch.Tensor:
+        """(B, O, 2 P): the share of what is around each of the samples that the place covers, of a
+        patch or of a cell of the square."""
+        around_BOP2 = self.grid_P2 * half_sides(place_BO4, patch).unsqueeze(2)
+        cells_BOP2 = self.cells_P2 - place_BO4[:, :, None, :2]
+        edge_BO12 = sides(place_BO4, patch).unsqueeze(2) / 2
+
+        def covered(at_BOP2: torch.Tensor, side: float) -> torch.Tensor:
+            high = torch.minimum(at_BOP2 + side / 2, edge_BO12)
+            low = torch.maximum(at_BOP2 - side / 2, -edge_BO12)
+            return ((high - low).clamp(min=0) / side).prod(-1)
+
+        return torch.cat([covered(around_BOP2, patch), covered(cells_BOP2, 1 / SIDE)], dim=-1)
+
+    def _carried(
+        self, now_BOPK: torch.Tensor, then: torch.Tensor, share: torch.Tensor
+    ) -> torch.Tensor:
+        """(B, O, P): shares (B, O, 2 P) of the samples `then` (B, O, 2 P, K), carried on to those
+        that look like them."""
+        alike = self.log_sharpness.exp() * now_BOPK @ then.transpose(-1, -2)
+        return (alike.softmax(-1) @ share.unsqueeze(-1)).squeeze(-1)
+
+
+def zero_linear(width: int, outputs: int) -> nn.Linear:
+    """A linear layer that says 0 before training."""
+    layer = nn.Linear(width, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
