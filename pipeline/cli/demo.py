@@ -132,4 +132,6 @@ def _train(recipe: Recipe, cache: Cache, out: Path, on_step: OnStep) -> Run:
 
 def negated(gain: Interval) -> Interval:
     """The interval of the negative."""
+    if gain.low is None or gain.high is None:
+        return Interval(score=-gain.score, low=None, high=None)
     return Interval(score=-gain.score, low=-gain.high, high=-gain.low)

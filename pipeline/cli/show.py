@@ -84,8 +84,7 @@ def _show_gains(result: Evaluation) -> None:
 def _score_cells(scores: Sequence[Interval]) -> list[str]:
     """The first score and its interval, then the others."""
     first, *rest = scores
-    interval = f"{first.low:.3f} .. {first.high:.3f}"
-    return [f"{first.score:.3f}", interval, *(f"{score.score:.3f}" for score in rest)]
+    return [f"{first.score:.3f}", first.span(), *(f"{score.score:.3f}" for score in rest)]
 
 
 def show_notes(notes: Mapping[str, str]) -> None:

@@ -62,7 +62,7 @@ def demo(
                 metric,
                 f"{with_time.trivial[metric]:.3f}",
                 *scores,
-                f"{gain.low:+.3f} .. {gain.high:+.3f}",
+                gain.span("{:+.3f}".format),
             )
         )
     title = "better with time by (95 % interval, paired, videos resampled)"

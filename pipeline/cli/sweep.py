@@ -433,13 +433,13 @@ def _control_rows(point: PointSummary) -> Iterator[tuple[str, ...]]:
 
     for form, over in point.controls.items():
         name, least = least_gain(over)
-        beaten = sum(each.gain.low > 0 for each in over.values())
+        beaten = sum(each.gain.ends[0] > 0 for each in over.values())
         yield (
             point.name,
             form,
             f"{beaten} of {len(over)}",
             f"{least.gain.score:+.3f}",
-            f"{least.gain.low:+.3f} .. {least.gain.high:+.3f}",
+            least.gain.span("{:+.3f}".format),
             f"{least.p_adjusted:.3f}",
             name,
         )
@@ -448,7 +448,7 @@ def _control_rows(point: PointSummary) -> Iterator[tuple[str, ...]]:
 def _score_rows(point: PointSummary) -> Iterator[tuple[str, ...]]:
     """A row for each form that a setting is scored in, then one for each member that stopped."""
     for form, score in point.intervals.items():
-        cells = (point.name, form, f"{score.score:.3f}", f"{score.low:.3f} .. {score.high:.3f}")
+        cells = (point.name, form, f"{score.score:.3f}", score.span())
         comparison = point.comparisons.get(form)
         if comparison is None:
             yield (*cells, "", "", "", "")
@@ -457,7 +457,7 @@ def _score_rows(point: PointSummary) -> Iterator[tuple[str, ...]]:
         yield (
             *cells,
             f"{gain.score:+.3f}",
-            f"{gain.low:+.3f} .. {gain.high:+.3f}",
+            gain.span("{:+.3f}".format),
             f"{comparison.p_adjusted:.3f}",
             f"{comparison.wins} / {comparison.ties} / {comparison.losses}",
         )

@@ -14,7 +14,7 @@ in 100; resampling seeds and videos (the pigeonhole bootstrap, Owen, Annals of A
 2007) does so about 78 times. No interval goes beyond the scores that its metric can give.
 
 With one seed each it is an interval over videos only: it says nothing of what another seed would
-give. With fewer than some twenty videos it is too narrow, and with one it has no width; p is
+give. With fewer than some twenty videos it is too narrow, and with one there is none; p is
 therefore never below 2^(1 - videos).
 
 Shape letters: S seeds of a point, C clips, V videos, K points, R resamples.
@@ -27,8 +27,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.experiments.seed_variance import TIE, SeedVariance
-from pipeline.train.bootstrap import Interval, bootstrap_columns
+from pipeline.experiments.seed_variance import SeedVariance
+from pipeline.train.bootstrap import TIE, Interval, bootstrap_columns
 from pipeline.train.evaluate import MetricFacts
 
 RESAMPLES = 10_000
@@ -90,7 +90,8 @@ class BootstrapTable:
         """A point's mean score and its 95 % interval over seeds and videos."""
         videos_R = self.resampled_RK[:, self.column[name]]
         seeds_R = self.variances[name].draws(RESAMPLES)
-        return interval_of(self.rows[name].means.mean(), videos_R + seeds_R, self.range)
+        score, values_R = self.rows[name].means.mean(), videos_R + seeds_R
+        return interval_of(score, values_R, self.range, self.videos)
 
     def gain(
         self, name: str, reference: str, paired: SeedVariance | None
@@ -139,8 +140,16 @@ def two_sided(gain_R: np.ndarray, videos: int) -> float:
     return float(min(1.0, max(2 * (rarer + 1) / (len(gain_R) + 1), 2.0 ** (1 - videos))))
 
 
-def interval_of(score: float, values_R: np.ndarray, within: tuple[float, float]) -> Interval:
+def interval_of(
+    score: float,
+    values_R: np.ndarray,
+    within: tuple[float, float],
+    videos: int,
+    even: float = 0.0,
+) -> Interval:
     """A score with the 95 % percentile interval of its resampled values, cut to what is possible
-    (`within`)."""
+    (`within`). There is none with one video, nor where no value is as far as `even` from 0."""
+    if videos == 1 or (np.abs(values_R) < even).all():
+        return Interval(score=float(score), low=None, high=None)
     low, high = np.clip(np.percentile(values_R, [2.5, 97.5]), *within)
     return Interval(score=float(score), low=float(low), high=float(high))

@@ -33,11 +33,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pipeline.train.bootstrap import TIE
+
 MIN_POINTS = 4
 """Points with the same seeds that know more together than each alone; below this it is Student's t
 of each."""
-TIE = 1e-9
-"""Scores that differ by less are even."""
 
 
 @dataclass(frozen=True)

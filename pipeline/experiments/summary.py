@@ -16,9 +16,9 @@ from pydantic import Field
 from pipeline.config.plugins import Settings
 from pipeline.errors import BadInput, StillframeError, unknown_name
 from pipeline.experiments.resampling import BootstrapTable, PointScores, interval_of, two_sided
-from pipeline.experiments.seed_variance import TIE, SeedVariance, seed_variances
+from pipeline.experiments.seed_variance import SeedVariance, seed_variances
 from pipeline.models.profile import Cost
-from pipeline.train.bootstrap import Interval
+from pipeline.train.bootstrap import TIE, Interval
 from pipeline.train.evaluate import Evaluation, MetricFacts
 
 
@@ -374,7 +374,9 @@ def compared(
         wins, losses = int((better_C >= TIE).sum()), int((better_C <= -TIE).sum())
         least, greatest = tables[name].range
         comparisons[name] = ReferenceComparison(
-            gain=interval_of(*gains[name], (least - greatest, greatest - least)),
+            gain=interval_of(
+                *gains[name], (least - greatest, greatest - least), tables[name].videos, TIE
+            ),
             p=p,
             p_adjusted=p_adjusted,
             wins=wins,

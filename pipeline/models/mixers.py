@@ -92,6 +92,21 @@ class LastLayer(nn.Module):
         return patches[-1]
 
 
+class NormedLayer(nn.Module):
+    """The patches of the last recorded layer, each channel with mean 0 and variance 1 over all
+    B * T * P tokens. In a frozen encoder a few channels may be many times larger than the others,
+    and what tells tokens apart is drowned until a readout has learned to leave them out."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.bn = TokenNorm(width)
+
+    def forward(self, patches: Sequence[torch.Tensor]) -> torch.Tensor:
+        """L tensors (..., P, D) -> (..., P, D)."""
+        normed: torch.Tensor = self.bn(patches[-1].flatten(0, -2))
+        return normed.view_as(patches[-1])
+
+
 class ConcatLayers(nn.Module):
     """The patches of all layers side by side, and one linear layer back to the width."""
 
@@ -109,4 +124,6 @@ def layer_mixer(name: str, width: int, layers: int) -> nn.Module:
     """The mixer that `model.mixer` names, for `layers` recorded layers of `width`."""
     if name == "mlp":
         return LayerMixer(width, layers)
+    if name == "norm":
+        return NormedLayer(width)
     return ConcatLayers(width, layers) if name == "concat" else LastLayer()

@@ -173,7 +173,7 @@ def layers_read(recipe: Recipe, shape: TokenShape) -> tuple[int, ...]:
     there."""
     layers = recipe.model.layers
     if layers is None:
-        return shape.layers[-1:] if recipe.model.mixer == "last" else shape.layers
+        return shape.layers[-1:] if recipe.model.reads_one_layer else shape.layers
     if missing := sorted(set(layers) - set(shape.layers)):
         wants, has = (", ".join(map(str, names)) for names in (missing, shape.layers))
         raise BadInput(

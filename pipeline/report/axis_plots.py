@@ -211,10 +211,7 @@ def axis_figure(data: ReportData, axis: str, curves: Curves) -> Figure:
         )
         named(line, name or axis)
         if len(curves) <= MAX_INTERVAL_CURVES:
-            low, high = (
-                [interval.low for interval in intervals],
-                [interval.high for interval in intervals],
-            )
+            low, high = zip(*(interval.ends for interval in intervals), strict=True)
             axes.fill_between(x, low, high, color=colours[name], alpha=0.13, linewidth=0)
     trivial = _draw_trivial(data, axes, curves)
     _place_ticks(axes, curves)
@@ -257,7 +254,7 @@ def axes_side_by_side(
         for axes in lower:
             _draw_panel(data, axes, curves, of_gains=True)
             axes.axhline(0, color=COLOURS["muted"], linewidth=1, linestyle="--")
-            ends = [0, *(end for gain in gains for end in (gain.low, gain.high))]
+            ends = [0, *(end for gain in gains for end in gain.ends)]
             axes.set(xlim=upper.get_xlim(), ylim=view(ends))
             upper.tick_params(labelbottom=False)
         for axes, label in zip((upper, *lower), labels, strict=False):
@@ -280,11 +277,10 @@ def _draw_panel(data: ReportData, axes: Axes, curves: Curves, of_gains: bool) ->
             if interval is None:
                 continue
             drawn.append((x, interval.score))
-            axes.plot([x, x], [interval.low, interval.high], linewidth=3.2, alpha=0.3, **style)
+            axes.plot([x, x], interval.ends, linewidth=3.2, alpha=0.3, **style)
             (dot,) = axes.plot(x, interval.score, "o", markersize=4.5, **style)
             text = signed_text if of_gains else "{:.3f}".format
-            span = f"{text(interval.low)} .. {text(interval.high)}"
-            named(dot, f"{point.name}: {text(interval.score)} ({span})")
+            named(dot, f"{point.name}: {text(interval.score)} ({interval.span(text)})")
         if drawn:
             axes.plot(*zip(*drawn, strict=True), label=name, **style)
     if not of_gains:

@@ -92,7 +92,7 @@ def _draw_intervals(
             continue
         interval = point.intervals[form]
         y = row + OFFSET * (2 * index - len(forms) + 1)
-        axes.plot([interval.low, interval.high], [y, y], color=colour, linewidth=4, alpha=0.3)
+        axes.plot(interval.ends, [y, y], color=colour, linewidth=4, alpha=0.3)
         (dot,) = axes.plot(
             interval.score,
             y,
@@ -102,8 +102,7 @@ def _draw_intervals(
             markerfacecolor=colour if index == 0 else COLOURS["paper"],
             markeredgewidth=1.5,
         )
-        span = f"{interval.low:.3f} .. {interval.high:.3f}"
-        named(dot, f"{point.name}, {form}: {interval.score:.3f} ({span})")
+        named(dot, f"{point.name}, {form}: {interval.score:.3f} ({interval.span()})")
 
 
 def _draw_interval_legend(
@@ -175,8 +174,7 @@ def _over_cost(
         axes.set_xscale("log")
     for index, (point, price) in enumerate(points):
         colour, interval = colours[point.name], point.intervals[data.form]
-        ends = [interval.low, interval.high]
-        axes.plot([price, price], ends, color=colour, linewidth=1.2, alpha=0.45)
+        axes.plot([price, price], interval.ends, color=colour, linewidth=1.2, alpha=0.45)
         (dot,) = axes.plot(
             price,
             interval.score,
@@ -248,7 +246,7 @@ def score_view(
         point.intervals[form] for point in points for form in forms if form in point.intervals
     ]
     # A percentile interval need not hold its own score.
-    ends = (end for each in intervals for end in (each.low, each.score, each.high))
+    ends = (end for each in intervals for end in (*each.ends, each.score))
     return view([*scores, *ends])
 
 

@@ -164,7 +164,7 @@ def _result_of_questions(data: ReportData) -> str:
 
 
 def _span(interval: Interval, show: Callable[[float], str]) -> str:
-    return f"{show(interval.low)} .. {show(interval.high)}"
+    return interval.span(show)
 
 
 def _by_gain(data: ReportData) -> list[PointSummary]:

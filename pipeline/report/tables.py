@@ -15,7 +15,7 @@ from pipeline.cache.status import FailureGroup, SplitCoverage
 from pipeline.errors import printable
 from pipeline.experiments.summary import PointSummary, ReferenceComparison, least_gain
 from pipeline.report.source import ReportData
-from pipeline.train.bootstrap import Interval
+from pipeline.train.bootstrap import NO_INTERVAL, Interval
 
 Row = Mapping[str, Any]
 """Key -> plain value; None where there is none."""
@@ -33,6 +33,8 @@ class Column(NamedTuple):
     """The value that it is sorted by."""
     show: Callable[[Row], str]
     about: str = ""
+    unknown: str = ""
+    """Shown where a row has the key, and no value for it."""
 
 
 class Cell(NamedTuple):
@@ -98,7 +100,8 @@ def in_markdown(text: str) -> str:
 def _cell(column: Column, row: Row) -> Cell:
     value = row.get(column.key)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    text = "" if value is None else column.show(row)
+    unknown = column.unknown if column.key in row else ""
+    text = unknown if value is None else column.show(row)
     return Cell(text, repr(value) if is_number else text, is_number)
 
 
@@ -193,9 +196,15 @@ def scores(data: ReportData) -> Table:
     ]
     return Table(
         "scores",
-        [column for column in columns if any(row.get(column.key) is not None for row in rows)],
+        [column for column in columns if _is_told(column, rows)],
         rows,
     )
+
+
+def _is_told(column: Column, rows: Sequence[Row]) -> bool:
+    """Whether a column has anything to show."""
+    told = (row for row in rows if column.key in row)
+    return any(row[column.key] is not None or column.unknown for row in told)
 
 
 def _score_columns(data: ReportData) -> list[Column]:
@@ -212,6 +221,7 @@ def _score_columns(data: ReportData) -> list[Column]:
             "low",
             span("low", "high"),
             "over seeds and videos" if data.path else "over videos",
+            NO_INTERVAL,
         ),
     ]
 
@@ -221,7 +231,11 @@ def _comparison_columns(data: ReportData) -> list[Column]:
     columns = [
         Column("gain", "gain", signed("gain"), over),
         Column(
-            "its interval", "gain_low", span("gain_low", "gain_high", signed_text), "95 %, paired"
+            "its interval",
+            "gain_low",
+            span("gain_low", "gain_high", signed_text),
+            "95 %, paired; a dash: one video, or all clips are even",
+            NO_INTERVAL,
         ),
         Column(
             "adjusted p",
@@ -330,7 +344,11 @@ def controls(data: ReportData) -> Table:
         ),
         Column("least gain", "gain", signed("gain"), "on the same clips; positive is better"),
         Column(
-            "its interval", "gain_low", span("gain_low", "gain_high", signed_text), "95 %, paired"
+            "its interval",
+            "gain_low",
+            span("gain_low", "gain_high", signed_text),
+            "95 %, paired; a dash: one video, or all clips are even",
+            NO_INTERVAL,
         ),
         Column("over", "over", plain("over"), "the control over which the gain is least"),
         Column(
@@ -348,7 +366,7 @@ def _control_row(
 ) -> dict[str, Any]:
     hardest, least = least_gain(over)
     row: dict[str, Any] = {"setting": point.name, "form": form, "controls": len(over)}
-    row |= {"beaten": sum(each.gain.low > 0 for each in over.values()), "over": hardest}
+    row |= {"beaten": sum(each.gain.ends[0] > 0 for each in over.values()), "over": hardest}
     row |= _interval(least.gain, "gain", "gain_low", "gain_high")
     row |= least.model_dump(exclude={"gain"})
     for name, each in over.items():
@@ -357,7 +375,7 @@ def _control_row(
     return row
 
 
-def _interval(interval: Interval, *names: str) -> dict[str, float]:
+def _interval(interval: Interval, *names: str) -> dict[str, float | None]:
     names = names or ("score", "low", "high")
     return dict(zip(names, (interval.score, interval.low, interval.high), strict=True))
 
@@ -384,7 +402,7 @@ def runs(data: ReportData) -> Table:
     ]
     return Table(
         "runs",
-        [column for column in columns if any(row.get(column.key) is not None for row in rows)],
+        [column for column in columns if _is_told(column, rows)],
         rows,
     )
 

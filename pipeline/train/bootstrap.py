@@ -8,7 +8,7 @@ videos.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -21,12 +21,33 @@ BLOCK_NUMBERS = 4_000_000
 that size that are in memory at once."""
 
 
+TIE = 1e-9
+"""Scores that differ by less are even."""
+NO_INTERVAL = "\N{EN DASH}"
+"""Stands where an interval would, and nothing is known of one."""
+
+
 class Interval(Settings):
     """A mean score and its 95 % interval."""
 
     score: float
-    low: float
-    high: float
+    low: float | None
+    """None, as is `high`, where nothing tells how uncertain the score is: there is one video, or
+    all clips of two runs are even."""
+    high: float | None
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Both ends, which are the score itself where they are not known."""
+        if self.low is None or self.high is None:
+            return self.score, self.score
+        return self.low, self.high
+
+    def span(self, show: Callable[[float], str] = "{:.3f}".format) -> str:
+        """Both ends for a reader, or a dash where they are not known."""
+        if self.low is None or self.high is None:
+            return NO_INTERVAL
+        return f"{show(self.low)} .. {show(self.high)}"
 
 
 def bootstrap(
@@ -77,7 +98,7 @@ def interval(
     """Weighted mean over windows and its 95 % percentile interval when whole videos are resampled.
 
     `scores`, `videos` and `weights` have one entry for each window. A window of weight 0 has no
-    say, and its score may be NaN.
+    say, and its score may be NaN. With one video, nothing is known of others: the ends are None.
     """
     weights = np.ones(len(scores)) if weights is None else weights
     counted = weights > 0
@@ -87,6 +108,9 @@ def interval(
         np.bincount(video_index, scores * weights),
         np.bincount(video_index, weights),
     )
+    score = float(sums_V.sum() / weights_V.sum())
+    if len(sums_V) == 1:
+        return Interval(score=score, low=None, high=None)
     means_R = bootstrap(sums_V, weights_V, RESAMPLES, np.random.default_rng(seed))
     low, high = np.percentile(means_R, [2.5, 97.5])
-    return Interval(score=float(sums_V.sum() / weights_V.sum()), low=float(low), high=float(high))
+    return Interval(score=score, low=float(low), high=float(high))

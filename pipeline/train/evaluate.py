@@ -34,7 +34,7 @@ from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.models.temporal.contract import NotFinite
 from pipeline.models.video_model import VideoModel
 from pipeline.records import Batch, OnDevice
-from pipeline.train.bootstrap import Interval, interval
+from pipeline.train.bootstrap import TIE, Interval, interval
 from pipeline.train.compatibility import check, require_truth
 from pipeline.train.run import CacheFacts, Run, load_model
 from pipeline.train.setup import RunContext
@@ -467,8 +467,8 @@ def read_evaluation(path: Path, split: str) -> Evaluation | None:
 
 def difference(ours: Evaluation, theirs: Evaluation, form: str) -> Interval:
     """First metric of one evaluation minus that of another on the same clips, videos resampled:
-    paired, so that what makes a clip hard for both cancels. Raises BadInput where clips, metrics or
-    forms differ."""
+    paired, so that what makes a clip hard for both cancels. Where all clips are even there is no
+    interval. Raises BadInput where clips, metrics or forms differ."""
     same = ours.clips.keys() == theirs.clips.keys() and ours.measure == theirs.measure
     if not same or form not in theirs.forms or form not in ours.forms:
         raise BadInput(
@@ -480,4 +480,7 @@ def difference(ours: Evaluation, theirs: Evaluation, form: str) -> Interval:
         [clip.scores[form] - theirs.clips[name].scores[form] for name, clip in ours.clips.items()]
     )
     weights = np.array([clip.weight for clip in clips])
-    return interval(gain, [clip.video for clip in clips], weights)
+    found = interval(gain, [clip.video for clip in clips], weights)
+    if (np.abs(gain) < TIE).all():
+        return found.model_copy(update={"low": None, "high": None})
+    return found

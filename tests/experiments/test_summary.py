@@ -556,10 +556,20 @@ def test_what_cannot_be_summarised():
 
 
 def test_one_video_shows_nothing():
-    """Its interval has no width, and no p is below 1."""
+    """There is no interval, and no p is below 1."""
     found = rows(
         setting("base", {0: [0, 1]}, videos=["a", "a"]),
         setting("other", {0: [1, 1]}, videos=["a", "a"]),
     )["other"]
-    assert found.intervals[FORM] == Interval(score=1, low=1, high=1)
-    assert (found.comparisons[FORM].gain.score, found.comparisons[FORM].p) == (0.5, 1)
+    assert found.intervals[FORM] == Interval(score=1, low=None, high=None)
+    assert found.comparisons[FORM].gain == Interval(score=0.5, low=None, high=None)
+    assert found.comparisons[FORM].p == 1
+    assert found.comparisons[FORM].gain.span() == "\N{EN DASH}"
+
+
+def test_where_all_clips_are_even_a_gain_has_no_interval():
+    found = rows(setting("base", {0: [0, 1, 1]}), setting("other", {0: [0, 1, 1]}))["other"]
+    comparison = found.comparisons[FORM]
+    assert comparison.gain == Interval(score=0, low=None, high=None)
+    assert (comparison.wins, comparison.ties, comparison.losses, comparison.p) == (0, 3, 0, 1)
+    assert found.intervals[FORM].low is not None

@@ -15,7 +15,7 @@ from pipeline.config import plugins
 from pipeline.config.recipe import Recipe, load_recipe
 from pipeline.config.shipped import shipped
 from pipeline.errors import BadInput
-from pipeline.models.mixers import LayerMixer
+from pipeline.models.mixers import LayerMixer, layer_mixer
 from pipeline.models.video_model import VideoModel, parameter_groups
 from pipeline.records import TokenShape
 
@@ -87,6 +87,26 @@ def test_mixer_normalises_over_all_tokens_of_the_batch_in_training():
 
 
 @torch.no_grad()
+def test_the_normed_layer_has_channels_of_one_size_in_training_and_afterwards():
+    torch.manual_seed(0)
+    size_D = torch.tensor([1.0, 100.0, 0.01, 1.0])
+    patches = [torch.randn(3, 4, 5, 4), 7 + size_D * torch.randn(3, 4, 5, 4)]
+    mixer = layer_mixer("norm", 4, 2).train()
+    rows_MD = mixer(patches).reshape(-1, 4)
+    torch.testing.assert_close(rows_MD.mean(0), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        rows_MD.var(0, unbiased=False)[[0, 1, 3]], torch.ones(3), atol=1e-4, rtol=0
+    )
+    expected = (patches[1].reshape(-1, 4) - patches[1].reshape(-1, 4).mean(0))[:, 1]
+    expected = expected / expected.square().mean().sqrt()
+    torch.testing.assert_close(rows_MD[:, 1], expected, atol=1e-4, rtol=0)
+    for _ in range(100):
+        mixer(patches)
+    alone = mixer.eval()([part[:1] for part in patches])  # by the running moments of all
+    torch.testing.assert_close(alone[0, :, :, 1].flatten(), rows_MD[:20, 1], atol=0.02, rtol=0)
+
+
+@torch.no_grad()
 def test_tokens_are_the_specials_and_then_the_patches():
     special, patches = inputs()
     everything = build("identity", mixer="last").features(special, patches)
@@ -109,7 +129,14 @@ def test_projection_sets_the_width():
 
 @pytest.mark.parametrize("temporal", plugins.names("temporal"))
 @pytest.mark.parametrize(
-    "keys", [{}, {"width": 6, "tokens": "patches"}, {"mixer": "last"}, {"mixer": "concat"}]
+    "keys",
+    [
+        {},
+        {"width": 6, "tokens": "patches"},
+        {"mixer": "last"},
+        {"mixer": "norm"},
+        {"mixer": "concat"},
+    ],
 )
 @torch.no_grad()
 def test_a_stream_gives_what_the_window_gives(temporal, keys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import shutil
@@ -29,6 +30,7 @@ from pipeline.report.page import Page, render_page
 from pipeline.report.plots import front_of, mean_and_band
 from pipeline.report.provenance import common_part
 from pipeline.report.report import report
+from pipeline.report.sections import result
 from pipeline.report.source import find_source, read_runs, read_sweep
 from pipeline.report.token_maps import principal_colours, state_and_gates
 from pipeline.train.bootstrap import Interval
@@ -385,6 +387,41 @@ def test_curves_are_averaged_where_all_have_values():
     steps, mean, low, high = mean_and_band(curves)
     assert steps.tolist() == [2, 3, 4]
     assert mean.tolist() == [2, 3, 4] and low.tolist() == [1, 2, 3] and high.tolist() == [3, 4, 5]
+
+
+def test_a_dash_stands_where_an_interval_is_not_known(sweep):
+    """In tables; a script finds nothing, and plots have no bar."""
+    (data,) = read_sweep(sweep, "val")
+    unknown = {"low": None, "high": None}
+    points = [
+        point.model_copy(
+            update={
+                "intervals": {
+                    form: found.model_copy(update=unknown)
+                    for form, found in point.intervals.items()
+                },
+                "comparisons": {
+                    form: found.model_copy(update={"gain": found.gain.model_copy(update=unknown)})
+                    for form, found in point.comparisons.items()
+                },
+            }
+        )
+        for point in data.summary.settings
+    ]
+    one = replace(data, summary=data.summary.model_copy(update={"settings": tuple(points)}))
+    table = tables.scores(one)
+    titles = [column.title for column in table.columns]
+    for row, cells in zip(table.rows, table.cells, strict=True):
+        texts = dict(zip(titles, (cell.text for cell in cells), strict=True))
+        if "form" in row:
+            assert texts["95 % interval"] == "\N{EN DASH}"
+            assert texts["its interval"] == ("\N{EN DASH}" if "gain" in row else "")
+    (first, *_) = csv.DictReader(io.StringIO(table.csv()))
+    assert (first["low"], first["high"]) == ("", "") and float(first["score"]) > 0
+    assert "(95 % interval \N{EN DASH})" in result(one)
+    low, high = plots.intervals(one, 9).axes[0].get_xlim()
+    scores = [found.score for point in one.ranked() for found in point.intervals.values()]
+    assert low < min(scores) and max(scores) < high
 
 
 def test_every_plot_of_scores_holds_whole_intervals(sweep):

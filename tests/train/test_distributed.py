@@ -43,7 +43,9 @@ IN_THE_ROOM = {
     "depth": {"task": {"name": "depth", **SMALL, "size_px": 16, "patch_px": 8}},
     "pose": {"task": {"name": "pose", "readout_width": 16, "hidden": 8}},
 }
-BY_MIXER = {mixer: {"model": {"mixer": mixer, "width": 12}} for mixer in ("mlp", "last", "concat")}
+BY_MIXER = {
+    mixer: {"model": {"mixer": mixer, "width": 12}} for mixer in ("mlp", "last", "norm", "concat")
+}
 
 
 def wanted(**changes):

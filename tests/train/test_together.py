@@ -196,7 +196,7 @@ def test_truth_depends_on_no_other_setting_than_those_that_are_named(name, chang
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mixer", ["mlp", "last", "concat"])
+@pytest.mark.parametrize("mixer", ["mlp", "last", "norm", "concat"])
 @pytest.mark.parametrize("parts", [2, 4])
 def test_a_batch_in_parts_gives_the_losses_of_the_whole(material, tmp_path, mixer, parts):
     changes = {"model": {"mixer": mixer}}

@@ -205,6 +205,8 @@ def test_interval_resamples_videos_not_clips():
     assert (grouped.low, grouped.high) == (0, 1)
     assert 0 < alone.low < 0.5 < alone.high < 1
     assert interval(np.ones(5), list("abcde")) == Interval(score=1, low=1, high=1)
+    one_video = interval(scores, list("aaaaaaaa"))
+    assert one_video == Interval(score=0.5, low=None, high=None) and one_video.ends == (0.5, 0.5)
 
 
 def test_interval_weighs_windows():
@@ -222,7 +224,7 @@ def test_difference_is_paired(material, tmp_path):
         for seed in (0, 1)
     )
     same = difference(one, one, "streaming")
-    assert (same.low, same.score, same.high) == (0, 0, 0)
+    assert (same.low, same.score, same.high) == (None, 0, None)  # all clips are even
     for form in ("streaming", "window"):
         gain = difference(one, other, form)
         assert gain.score == pytest.approx(first(one)[form].score - first(other)[form].score)

@@ -147,6 +147,15 @@ class Task(TaskPlugin):
         labels are balanced."""
         return np.tile(statistics["counts"], (len(targets["label"]), 1))
 
+    def trivial_loss(self, statistics: Arrays) -> float:
+        """In every form the entropy of the labels, smoothed as in the loss: ln K where the K labels
+        are balanced."""
+        share_K = statistics["counts"] / statistics["counts"].sum()
+        smoothing = self.settings.label_smoothing
+        share_K = (1 - smoothing) * share_K + smoothing / len(share_K)
+        share_K = share_K[share_K > 0]
+        return len(self.forms) * -float((share_K * np.log(share_K)).sum())
+
     def plain(self, answer: np.ndarray, affine_23: np.ndarray) -> dict[str, Any]:
         """The likeliest label and its probability."""
         share = np.exp(answer - answer.max())

@@ -166,6 +166,11 @@ class TaskPlugin(nn.Module, ABC):
         """Gathers what the trivial answer knows of the training targets."""
         return {}
 
+    def trivial_loss(self, statistics: Arrays) -> float | None:
+        """The training loss, summed over forms, of the best answer that does not look at the video;
+        None where nobody knows it."""
+        return None
+
     @abstractmethod
     def trivial(self, targets: Arrays, statistics: Arrays) -> np.ndarray:
         """The answer of a baseline that does not look at the video, of the shape that `answer`
