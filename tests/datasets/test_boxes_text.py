@@ -463,6 +463,47 @@ def test_a_wrong_setting_is_one_line(
     assert "\n" not in caught.value.message
 
 
+def test_odd_lines_and_folders_are_said(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for split, name in (("train", "a"), ("dev", "b")):
+        images(root / split / name, 2)
+        lines = ("1,7,8,6,16,12", "", "2,7,8,6,16,12", "2,7,9,6,16,12", "9,7,9,6,16,12")
+        text(root / "anno" / f"{name}.txt", "\ufeff# frame,id,box", *lines, "", "")
+        text(root / split / f"{name}.ini", "rate=fast")
+    images(root / "anno" / "empty", 0)
+    built = build(
+        root,
+        tmp_path / "out",
+        frames="{split}/{sequence}",
+        truth="anno/{sequence}.txt",
+        columns="frame,id,x,y,w,h",
+        fps_file="{split}/{sequence}.ini:rate",
+        image_fps=12,
+    )
+    assert splits(built) == {"a": "train", "b": "train"}
+    equal(boxes(built, "a"), [[[8, 6, 24, 18], [9, 6, 25, 18]]])
+    odd = (
+        "1 of 4 boxes are of frames that are not there: lines 6; "
+        "1 lines repeat a frame of their object, the last counts"
+    )
+    assert (built.rejected, built.origin.notes) == (
+        {},
+        {
+            "anno/a.txt": odd,
+            "anno/b.txt": odd,
+            "{split}/{sequence}": "1 of 2 sequences lie in no folder of a split and are train: b",
+            "{split}/{sequence}.ini:rate": "2 of its files say no rate that is taken, so it is 12: "
+            "dev/b.ini, train/a.ini",
+        },
+    )
+    # A line that is missing would move every later box to the frame before its own.
+    text(root / "anno" / "a.txt", "8,6,16,12", "", "8,6,16,12")
+    own = {"frames": "{split}/{sequence}", "truth": "anno/{sequence}.txt"}
+    text(root / "anno" / "b.txt", "8,6,16,12", "8,6,16,12")
+    built = build(root, tmp_path / "gap", **own)
+    assert built.rejected == {"train/a": "a.txt line 2: is empty, and every line is a frame"}
+
+
 def test_a_preset_is_guessed_from_where_files_lie(tmp_path: Path) -> None:
     images(tmp_path / "cat" / "cat-1" / "img", 1)
     text(tmp_path / "cat" / "cat-1" / "groundtruth.txt", "8,6,16,12")

@@ -161,11 +161,16 @@ class RowReader:
             text = read_regular(path, MOST_BYTES).decode("utf-8-sig", errors="replace")
         except OSError as error:
             raise BadInput(f"cannot be read: {error.strerror}") from error
-        lines, boxes, frames, objects, kept = [], [], [], [], []
-        for number, line in enumerate(text.splitlines(), start=1):
+        lines: list[int] = []
+        boxes, frames, objects, kept = [], [], [], []
+        for number, line in enumerate(text.rstrip().splitlines(), start=1):
             line = line.strip()
-            if number <= self.header_lines or not line or line.startswith("#"):
+            if number <= self.header_lines or line.startswith("#"):
                 continue
+            if not line:
+                if "frame" in self.at or not lines:
+                    continue
+                raise BadInput(f"line {number}: is empty, and every line is a frame")
             words = self._words(line)
             lines.append(number)
             boxes.append(self._box(words, number, line))

@@ -30,7 +30,7 @@ from pipeline.datasets.shapes.box_settings import BoxSettings
 from pipeline.datasets.shapes.patterns import FIELD, find
 from pipeline.errors import BadInput, BadVideo
 from pipeline.records import Clip
-from pipeline.video.probe import MEDIA_SUFFIXES, Probe, list_images, open_video
+from pipeline.video.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES, Probe, list_images, open_video
 
 DRAWN = 0.2
 """Share of the sequences that goes to `val`, where neither the data set nor a setting says it."""
@@ -79,12 +79,11 @@ class BoxDataset(DatasetPlugin):
         sequences = self._sequences()
         if not sequences:
             raise self.nothing_found()
-        by_fps: dict[float, list[str]] = defaultdict(list)
+        by_fps: dict[float, dict[str, None]] = defaultdict(dict)
         for sequence in sequences:
-            if sequence.source not in by_fps[sequence.fps]:
-                by_fps[sequence.fps].append(sequence.source)
+            by_fps[sequence.fps][sequence.source] = None
         for fps, sources in by_fps.items():
-            probe_all(self, sources, fps)
+            probe_all(self, list(sources), fps)
         self._truth: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._rows = RowReader(
             Columns.parse(self.layout.columns, "columns"),
@@ -98,8 +97,11 @@ class BoxDataset(DatasetPlugin):
             clip = probed and self._clip(sequence, probed)
             if clip:
                 clips.append(clip)
-        is_split = any(self.own_split(each.name, each.fields) for each in sequences)
-        drawn = None if is_split else DRAWN
+        lost = [each.name for each in sequences if not self.own_split(each.name, each.fields)]
+        drawn = DRAWN if len(lost) == len(sequences) else None
+        if lost and drawn is None:
+            text = f"{len(lost)} of {len(sequences)} sequences lie in no folder of a split and are"
+            self.note(self.layout.frames, f"{text} train: {few(lost)}")
         yield from split_dataset(self, clips, drawn)
 
     def targets(self, clip: Clip) -> dict[str, np.ndarray]:
@@ -134,7 +136,9 @@ class BoxDataset(DatasetPlugin):
             if name.lower() != video.lower():
                 parts_of[video.lower()].append(name)
         own_span = {name.lower(): span for name, span in spans.items()}
+        is_open = re.search(r"[{*]", self.layout.frames.rpartition("/")[2])
         found: dict[str, _Sequence] = {}
+        self._without_rate: list[str] = []
         for place in find(self.root, self.layout.frames):
             if not (place.path.is_dir() or place.path.suffix.lower() in MEDIA_SUFFIXES):
                 continue
@@ -146,14 +150,23 @@ class BoxDataset(DatasetPlugin):
                 span = own_span.get(name.lower())
                 fps = self._fps(fields)
                 here.append(_Sequence(name, video, source, fields, fps, span, files))
+            annotated = [each for each in here if each.files]
+            if not annotated and is_open and place.path.is_dir() and not _holds_images(place.path):
+                continue  # some other folder that the pattern fits, such as that of the truth
             # A video of which nothing is annotated is told of once, under its own name.
-            for sequence in [each for each in here if each.files] or here[:1]:
+            for sequence in annotated or here[:1]:
                 if sequence.name in found:
                     first = found[sequence.name].source
                     self.reject(source, f"there is a sequence '{sequence.name}' at {first}")
                 else:
                     found[sequence.name] = sequence
         self._note_truth_without_frames(found)
+        if self._without_rate:
+            text = f"{len(self._without_rate)} of its files say no rate that is taken, so it is "
+            self.note(
+                f"{self.layout.fps_file}",
+                f"{text}{self.layout.image_fps:g}: {few(self._without_rate)}",
+            )
         return [found[name] for name in self._listed(found)]
 
     def _note_truth_without_frames(self, found: Mapping[str, _Sequence]) -> None:
@@ -208,6 +221,7 @@ class BoxDataset(DatasetPlugin):
                 values = [match[1] for line in _lines(file.path) if (match := said.match(line))]
                 if values and 0 < float(values[0]) <= 1000:
                     return float(values[0])
+                self._without_rate.append(file.path.relative_to(self.root).as_posix())
         return fps
 
     # Truth of one sequence
@@ -274,7 +288,13 @@ class BoxDataset(DatasetPlugin):
             xyxy = self._normalised(rows.xyxy, probed)
             self._note_absent(source, rows, xyxy, absent, at)
             xyxy[absent] = np.nan
-            tracks += _by_object(xyxy, at, rows.objects)
+            own_tracks = _by_object(xyxy, at, rows.objects)
+            again = sum(
+                np.count_nonzero(row >= 0) - len(set(row[row >= 0])) for _, row in own_tracks
+            )
+            if again:
+                self.note(source, f"{again} lines repeat a frame of their object, the last counts")
+            tracks += own_tracks
         used = np.unique(np.concatenate([at for _, at in tracks] or [np.empty(0, np.int64)]))
         used = used[used >= 0]
         if not len(used):
@@ -375,6 +395,10 @@ def _annotated(sequence: _Sequence, frames: int) -> range:
     raise BadInput(
         f"{sequence.name} is frames {first} to {last} of {video}, which has {frames} here"
     )
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(file.suffix.lower() in IMAGE_SUFFIXES for file in folder.iterdir())
 
 
 def _lines(path: Path) -> list[str]:
