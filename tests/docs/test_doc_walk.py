@@ -69,6 +69,7 @@ ELSEWHERE = (
     "manifest vos",
     "manifest davis",
     "manifest tapvid",
+    "manifest boxes_text",
 )
 """Lines that need a cluster, an object store, a released file, a published data set, or what another page makes. They have tests of their own."""
 
