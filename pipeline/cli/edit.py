@@ -28,7 +28,7 @@ def select(
         list[str] | None,
         typer.Option(
             metavar="PATTERN",
-            help="Clips whose id or video matches, with * and ?; may be given many times.",
+            help="Clips whose id, file or video matches, with * and ?; may be given many times.",
         ),
     ] = None,
     has: Annotated[

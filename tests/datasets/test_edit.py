@@ -104,7 +104,7 @@ def test_wrong_edits(world: Manifest, tmp_path: Path) -> None:
     assert "no clip matches 'x*'; the first is called " in refused(clips=["x*"])
     label = world.labels[0]
     clip = next(clip for clip in world.clips if clip.label != label)
-    assert "has all of this" in refused(labels=[label], clips=[clip.clip_id])
+    assert "and all of them by none: label " in refused(labels=[label], clips=[clip.clip_id])
     with pytest.raises(BadInput, match="nothing says how to split"):
         split_as(world, tmp_path / "out")
     with pytest.raises(BadInput, match="val_fold: 16 groups or videos do not make 25 parts"):

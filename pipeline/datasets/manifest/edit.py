@@ -85,8 +85,9 @@ def select(
     first: int | None = None,
 ) -> Manifest:
     """A manifest of those clips that are in one of the `splits`, have one of the `labels` and all
-    of the `targets`, and whose id or video's id matches one of the patterns `clips`, with * and ?;
-    of these, the `first` of each label and split. What is not given chooses nothing.
+    of the `targets`, and whose id, last part of it or video's id matches one of the patterns
+    `clips`, with * and ?; of these, the `first` of each label and split. What is not given asks for
+    nothing.
 
     Raises BadInput: a split, label, pattern or target that no clip has, no clip left.
     """
@@ -121,7 +122,20 @@ def select(
         if first is None or counts[clip.split, clip.label] <= first:
             chosen.append(clip)
     if not chosen:
-        raise BadInput(f"{source.folder}: none of its {len(source.clips)} clips has all of this")
+        asked = [
+            f"{name} {', '.join(values)}"
+            for name, values in (
+                ("split", splits),
+                ("label", labels),
+                ("clip", clips),
+                ("has", targets),
+            )
+            if values
+        ]
+        raise BadInput(
+            f"{source.folder}: each of these is met by some clip, and all of them by none: "
+            f"{'; '.join(asked)}"
+        )
     options = {
         "splits": splits,
         "labels": labels,
@@ -133,7 +147,8 @@ def select(
 
 
 def _matches(clip: Clip, pattern: str) -> bool:
-    return fnmatchcase(clip.clip_id, pattern) or fnmatchcase(clip.video_id, pattern)
+    names = (clip.clip_id, clip.video_id, clip.clip_id.rpartition("/")[2])
+    return any(fnmatchcase(name, pattern) for name in names)
 
 
 def resplit(
