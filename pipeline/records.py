@@ -34,15 +34,25 @@ class Video(NamedTuple):
 
 
 class Stride(NamedTuple):
-    """Every n-th frame of a video is kept, whenever it is shown: n is the video's own rate over
-    `fps`, rounded to a whole number, halves to the even one, and at least 1."""
+    """Every n-th frame of a video is kept, whenever it is shown."""
 
-    fps: float
+    fps: float | None = None
+    """n is the video's own rate over this one, rounded to a whole number, halves to the even one,
+    and at least 1; the frames then count as evenly this many a second. None: n is `every`."""
+    every: int = 1
 
 
 Rate = float | Stride | None
 """Which frames of a video are kept: those on screen at so many instants per second, or every n-th
 one, or (None) all."""
+
+
+class Step(NamedTuple):
+    """From one frame of a window to the next."""
+
+    size: float
+    in_rows: bool = False
+    """Whether `size` counts cached frames; otherwise it is in seconds of the video."""
 
 
 @dataclass(frozen=True)

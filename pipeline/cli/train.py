@@ -270,7 +270,7 @@ def stream(
     if draw and (missing := fonts.missing_letters(opened.header.labels)):
         console.say(missing)
     count, begin = 0, time.perf_counter()
-    with VideoFile(draw, follower.fps) if draw else nullcontext() as drawing:
+    with VideoFile(draw, follower.fps_of(video, rate)) if draw else nullcontext() as drawing:
         for seen in follower.follow(video, asked, start_s, rate):
             count += 1
             console.show_line(

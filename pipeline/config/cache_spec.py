@@ -73,7 +73,11 @@ class FrameSettings(Settings):
     """These settings choose the frames that are cached, and how a frame becomes a square."""
 
     fps: float | Literal["all"] = "all"
-    """Frames per second of presentation time; a frame is never stored twice. "all": every frame."""
+    """Frames per second of presentation time; a frame is never stored twice. "all": every frame, or
+    every n-th, see every."""
+    every: int = Field(default=1, ge=1)
+    """n, where every n-th frame is kept, whenever it is shown: steps are as even as those of the
+    video. Instead of fps."""
     sampling: Literal["time", "stride"] = "time"
     """The way a rate is kept. time: the frames on screen every 1 / fps seconds; stride: every n-th
     frame, n being the video's own rate over fps, rounded (the released code of the paper)."""
@@ -103,20 +107,31 @@ class FrameSettings(Settings):
         return fps
 
     @model_validator(mode="after")
-    def _stride_of_a_rate(self) -> Self:
+    def _one_stride(self) -> Self:
+        if self.every > 1 and self.fps != "all":
+            raise ValueError(
+                f"every = {self.every} counts frames of the video, fps = {self.fps:g} seconds: "
+                'wanted one of them (fps = "all" where every is given)'
+            )
         if self.sampling == "stride" and self.fps == "all":
             raise ValueError('sampling "stride" wants fps, a number of frames per second')
         return self
 
     @property
     def rate(self) -> float | None:
-        """Frames per second, or None for every frame."""
+        """Frames per second, or None for every frame, or every n-th."""
         return None if self.fps == "all" else float(self.fps)
 
     @property
     def kept(self) -> Rate:
         """Which frames of a video are kept."""
+        if self.every > 1:
+            return Stride(every=self.every)
         return self.rate if self.rate is None or self.sampling == "time" else Stride(self.rate)
+
+    def canonical(self) -> dict[str, Any]:
+        """As plain JSON, defaults filled in; `every` if it is not 1."""
+        return self.model_dump(mode="json", exclude={"every"} if self.every == 1 else None)
 
 
 class View(Settings):
@@ -215,7 +230,7 @@ class CacheSpec(Settings):
         return {
             "name": self.name,
             "encoder": self.encoder.table(),
-            "frames": self.frames.model_dump(mode="json"),
+            "frames": self.frames.canonical(),
             "codec": self.codec.table(),
             "store": self.store.model_dump(mode="json"),
             **views,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,9 +12,7 @@ from pipeline.config import plugins
 from pipeline.config.cache_spec import BASE, Choice, choice
 from pipeline.config.plugins import Seed, Settings
 from pipeline.config.toml_tables import override, read_table
-
-if TYPE_CHECKING:
-    pass
+from pipeline.records import Step
 
 
 class WindowSettings(Settings):
@@ -26,12 +24,14 @@ class WindowSettings(Settings):
     """T of every split but the training split, for tasks that answer frame by frame alone; None:
     the same."""
     fps: float | None = Field(default=None, gt=0)
-    """Frames per second of window time; at most what the cache holds. Left out where `span` is
-    "clip"."""
+    """Frames per second of window time; at most what the cache holds. Exactly one of fps, every and
+    `span = "clip"` is given."""
+    every: int | None = Field(default=None, ge=1)
+    """k, where windows take every k-th cached frame, whenever it is shown."""
     span: Literal["rate", "clip"] = "rate"
-    """Time that a window covers. rate: `frames` at `fps`; clip: the whole clip, however long, so
-    that its length is no cue: it is cut into as many equal parts as there are frames, and each
-    gives one."""
+    """Time that a window covers. rate: `frames` at `fps`, or every k-th; clip: the whole clip,
+    however long, so that its length is no cue: it is cut into as many equal parts as there are
+    frames, and each gives one."""
     shuffle: bool = False
     """A control for what time is worth: the frames of every window come in an order drawn at
     random, in training and evaluation. For truth that holds of a whole clip, as a label does."""
@@ -54,6 +54,13 @@ class WindowSettings(Settings):
     seed: Seed = 0
     """Draws the order of the windows, their places and views, and which videos a share has."""
 
+    def step(self, speed: float = 1.0) -> Step | None:
+        """From one frame of a window to the next, in a clip that is played `speed` times as fast;
+        None where that depends on how long the clip is."""
+        if self.every is not None:
+            return Step(self.every * speed, in_rows=True)
+        return None if self.fps is None else Step(speed / self.fps)
+
     @field_validator("views")
     @classmethod
     def _some(cls, views: tuple[str, ...]) -> tuple[str, ...]:
@@ -63,8 +70,8 @@ class WindowSettings(Settings):
 
     @model_validator(mode="after")
     def _one_span_and_one_control(self) -> Self:
-        if (self.fps is None) != (self.span == "clip"):
-            raise ValueError('wanted either fps, or span = "clip"')
+        if (self.fps is not None) + (self.every is not None) + (self.span == "clip") != 1:
+            raise ValueError('wanted exactly one of fps, every and span = "clip"')
         if self.shuffle and self.still is not None:
             raise ValueError("wanted either shuffle or still: one frame has no order")
         return self

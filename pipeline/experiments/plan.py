@@ -403,11 +403,13 @@ def _training(
 def _spacing(spec: CacheSpec, recipe: Recipe, scale: Scale) -> float:
     """Cached frames from one frame of a window to the next; 1 where nothing is known of the
     videos."""
-    windows = recipe.windows
-    if windows.fps is None:  # whole clips
-        return max(1.0, scale.frames / ((scale.clips or scale.frames) * windows.frames))
-    rate = spec.frames.rate or (scale.frames / (3600 * scale.hours) if scale.hours else windows.fps)
-    return max(1.0, rate / windows.fps)
+    step = recipe.windows.step()
+    if step is None:  # whole clips
+        return max(1.0, scale.frames / ((scale.clips or scale.frames) * recipe.windows.frames))
+    if step.in_rows:
+        return step.size
+    rate = spec.frames.rate or (scale.frames / (3600 * scale.hours) if scale.hours else 0.0)
+    return max(1.0, rate * step.size)
 
 
 def _operations(

@@ -104,7 +104,8 @@ def write_subset(videos: Manifest, spec: CacheSpec, frames: int, folder: Path) -
                 f"none of {num_usable} videos of {videos.folder} can be opened", MISSING_HINT
             )
         chosen, head, longest = _choose(candidates, spec.frames.kept, frames)
-    head_s = head / (spec.frames.rate or median_fps(videos)) if longest > head else None
+    fps = spec.frames.rate or median_fps(videos) / spec.frames.every
+    head_s = head / fps if longest > head else None
     root = folder / "videos"
     root.mkdir(parents=True)
     dataset = _SubsetDataset(root, videos, chosen, head_s)

@@ -43,7 +43,7 @@ from pipeline.cache.receipts import Content
 from pipeline.cache.storage.contract import Storage
 from pipeline.cache.storage.open import open_storage
 from pipeline.config import plugins
-from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, fingerprint
+from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, FrameSettings, fingerprint
 from pipeline.config.toml_tables import differences, override
 from pipeline.errors import BadInput
 from pipeline.extract.calibrate import fit_codecs, middles_of_parts
@@ -53,7 +53,8 @@ from pipeline.records import Stride, TokenShape
 from pipeline.video.sampling import first_instants
 
 STORE = ("store.chunk_frames", "store.shard_mb", "store.store_mb", "store.compression")
-DERIVABLE = ("name", "encoder.layers", "views", "frames.fps", "codec.", *STORE)
+RATES = ("frames.fps", "frames.every")
+DERIVABLE = ("name", "encoder.layers", "views", *RATES, "codec.", *STORE)
 """Keys of a spec, or beginnings of keys, that may differ from the source's."""
 
 OnFrames = Callable[[int, int], None]
@@ -107,7 +108,7 @@ def require_derivable(source: Cache, spec: CacheSpec) -> None:
         )
     _require_layers(source, spec.encoder.settings.layers)
     _require_views(source, spec)
-    _require_rate(source, spec.frames.rate)
+    _require_rate(source, spec.frames)
     make_codec(spec.codec).layout(source.shape.width)
 
 
@@ -137,12 +138,26 @@ def _require_views(source: Cache, spec: CacheSpec) -> None:
         )
 
 
-def _require_rate(source: Cache, rate: float | None) -> None:
-    """A lower rate can be derived if its instants are among the source's."""
-    held = source.fps
-    if held is None or rate == held:
+def _require_rate(source: Cache, wanted: FrameSettings) -> None:
+    """A lower rate can be derived if its instants are among the source's, a stride if its frames
+    are."""
+    frames, rate, held = source.cache_spec.frames, wanted.rate, source.fps
+    if wanted.kept == frames.kept:
         return
-    if isinstance(source.cache_spec.frames.kept, Stride):
+    if wanted.every > 1 or frames.every > 1:
+        if held is not None or rate is not None or wanted.every % frames.every:
+            holds = f"{held:g} frames per second" if held else f"every {frames.every}. frame"
+            asked = f"{rate:g} frames per second" if rate else f"every {wanted.every}. frame"
+            raise BadInput(
+                f"cannot derive {asked} from {source}, which holds {holds}",
+                f"choose {held:g} divided by a whole number"
+                if held
+                else f"choose frames.every as a multiple of {frames.every}",
+            )
+        return
+    if held is None:
+        return
+    if isinstance(frames.kept, Stride):
         raise BadInput(
             f"cannot derive another frame rate from {source}, which keeps every n-th frame, a "
             "number that depends on the rate of each video",
@@ -286,12 +301,14 @@ class Derivation:
         if video_id not in self._rows:
             location = self.source.locations.get(video_id)
             rows = np.arange(location.start, location.stop) if location else np.zeros(0, np.int64)
-            rate = self.spec.frames.rate
-            if location and rate is not None and rate != self.source.fps:
-                time_s = self._small_array(location.store, TIMES)[rows]
-                kept, content = _sampled(
-                    time_s, self.source.content.get(video_id), self.source.fps, rate
-                )
+            frames, held = self.spec.frames, self.source.cache_spec.frames
+            if location and frames.kept != held.kept:
+                content = self.source.content.get(video_id)
+                if frames.rate is None:
+                    kept, content = _every(len(rows), content, held.every, frames.every)
+                else:
+                    time_s = self._small_array(location.store, TIMES)[rows]
+                    kept, content = _sampled(time_s, content, held.rate, frames.rate)
                 rows = rows[kept]
                 self._content |= {video_id: content} if content else {}
             self._rows[video_id] = rows
@@ -305,7 +322,7 @@ class Derivation:
             for videos in self.source.plan.values()
             for video_id, count in videos.items()
         }
-        if self.spec.frames.rate == self.source.fps:
+        if self.spec.frames.kept == self.source.cache_spec.frames.kept:
             return planned
         expected = {}
         for video_id, count in planned.items():
@@ -380,6 +397,33 @@ class Derivation:
                 f"see it all: stillframe verify {self.source}",
             )
         self._valid_stores.add(store)
+
+
+def _every(
+    count: int, content: Content | None, held: int, every: int
+) -> tuple[np.ndarray, Content | None]:
+    """(F,) bool: which frames of a video, of which `count` are cached and were every `held`-th, are
+    every `every`-th; and its content, with what is left out of these. Frames that were left out
+    count."""
+    stretches = content.damaged if content else ()
+    out = [stretch.frames for stretch in stretches if stretch.left_out and stretch.frames]
+    numbers = held * np.arange(count + sum(_multiples(held, *frames) for frames in out))
+    for start, stop in out:
+        numbers = numbers[(numbers < start) | (numbers >= stop)]
+    if content is not None:
+        damaged = tuple(
+            stretch.model_copy(update={"left_out": _multiples(every, *stretch.frames)})
+            if stretch.left_out and stretch.frames
+            else stretch
+            for stretch in content.damaged
+        )
+        content = content.model_copy(update={"damaged": damaged})
+    return numbers[:count] % every == 0, content
+
+
+def _multiples(every: int, start: int, stop: int) -> int:
+    """The number of multiples of `every` in [start, stop)."""
+    return -(-stop // every) - -(-start // every)
 
 
 def _sampled(

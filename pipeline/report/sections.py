@@ -245,9 +245,11 @@ def _add_cache(page: Page, cache: Cache) -> None:
     encoder, (high, wide) = spec["encoder"], shape.grid_hw
     model_type = (encoder.get("config") or {}).get("model_type", "built in")
     derived = f", derived from {cache.header.derived_from}" if cache.header.derived_from else ""
-    by_stride = isinstance(cache.cache_spec.frames.kept, Stride)
-    rate = "every frame" if cache.fps is None else f"{cache.fps:g} frames a second"
-    rate += " by a stride" if by_stride else ""
+    frames = cache.cache_spec.frames
+    rate = "every frame" if frames.every == 1 else f"every {frames.every}. frame"
+    if frames.rate is not None:
+        by_stride = " by a stride" if isinstance(frames.kept, Stride) else ""
+        rate = f"{frames.rate:g} frames a second{by_stride}"
     size, size_of_frame = (
         scaled_text(count, "B") for count in (state.store_bytes, state.bytes_per_frame or 0)
     )

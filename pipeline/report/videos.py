@@ -15,7 +15,7 @@ from pipeline.errors import StillframeError
 from pipeline.report.source import ReportData, cache_of
 from pipeline.train.run import Run
 from pipeline.train.setup import RunContext
-from pipeline.train.visualize import drawings, drawn_fps, file_name, write_video
+from pipeline.train.visualize import drawings, file_name, write_video
 
 CLIPS = 3
 """Clips that are drawn of each run."""
@@ -64,7 +64,7 @@ def _drawn(
         frames_THWC = np.stack([_small(pixels_HWC) for pixels_HWC in drawing.pixels_THWC])
         path = out / run.path.name / file_name(clip.clip_id, ".mp4")
         try:
-            write_video(path, frames_THWC, drawn_fps(run.recipe.windows), CRF)
+            write_video(path, frames_THWC, drawing.fps, CRF)
         except StillframeError as error:
             say(f"clip {clip.clip_id}: {error.with_hint}")
             continue

@@ -33,7 +33,10 @@ from pipeline.models.video_model import array_of_answer
 from pipeline.records import Video
 from pipeline.train.run import Run, load_model
 from pipeline.video.frame_counts import FrameCounts
+from pipeline.video.probe import probe
 from pipeline.video.reader import FrameReader
+
+UNKNOWN_FPS = 25.0
 
 
 def trained_image_fps(run: Run) -> float | None:
@@ -94,12 +97,12 @@ class Stream:
         Raises BadInput: an encoder that is not the one the run was trained on, a run without the
         streaming form, or of windows that no stream can be.
         """
-        windows = run.recipe.windows
-        if windows.fps is None or windows.unlike_a_stream:
+        windows, step = run.recipe.windows, run.recipe.windows.step()
+        if step is None or windows.unlike_a_stream:
             raise BadInput(
                 f"run {run.path} cannot follow a stream: it was trained with "
                 f"windows.{windows.unlike_a_stream}",
-                "train a run with windows.fps, without controls",
+                "train a run with windows.fps or windows.every, without controls",
             )
         self.device = chosen(device)
         self.spec = _with_encoder(run, encoder or {})
@@ -128,7 +131,7 @@ class Stream:
         )
         self.model, self.task = load_model(run, self.shape, device=self.device)
         self.task_name = run.recipe.task.name
-        self.fps = windows.fps
+        self.step = step
         self.damage = ""
         """What is damaged in the video that was followed last, in a sentence; "" if nothing is."""
         _ = self.model.streaming  # without this form a run is refused now, not at the first frame
@@ -157,7 +160,7 @@ class Stream:
         state, counted = None, FrameCounts()
         video = Video(path.name, path.name, image_fps)
         with FrameReader(path.parent, self.device) as reader:
-            frames = reader.on_screen(video, self.spec.frames, self.fps, start_s, counted)
+            frames = reader.on_screen(video, self.spec.frames, self.step, start_s, counted)
             for frame, instants in frames:
                 square_1CHW = frame.views[BASE]
                 with torch.inference_mode():
@@ -172,6 +175,15 @@ class Stream:
                     array = array_of_answer(STREAMING, answer)[0]
                     yield Seen(float(frame.time_s[0]), square_HWC, frame.affine_23, array)
         self.damage = counted.damage_text(is_kept=self.spec.frames.damaged == "keep")
+
+    def fps_of(self, path: Path, image_fps: float | None = None) -> float:
+        """Answers per second about the video at `path`, as its header has it where the run counts
+        frames; 25 frames a second where nobody knows."""
+        if not self.step.in_rows:
+            return 1 / self.step.size
+        frames = self.spec.frames
+        fps = frames.rate or (probe(path, image_fps).fps or UNKNOWN_FPS) / frames.every
+        return fps / self.step.size
 
     def drawn(self, seen: Seen) -> np.ndarray:
         """The frame with its answer drawn over it, uint8 (H, W, 3)."""

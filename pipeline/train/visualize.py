@@ -22,7 +22,6 @@ from PIL import Image
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.storage.local import write_atomically
-from pipeline.config.recipe import WindowSettings
 from pipeline.errors import BadInput, BadVideo, StillframeError
 from pipeline.models.tasks.parts import fonts
 from pipeline.records import Clip
@@ -49,6 +48,8 @@ class Drawing(NamedTuple):
     clip: Clip
     pixels_THWC: np.ndarray
     """uint8."""
+    fps: float
+    """Frames per second of window time."""
     number: int
     """Number of this drawing among all that were asked for, from 1 on."""
     total: int
@@ -78,7 +79,7 @@ def draw(
     for drawing in drawings(run, context, count, split, checkpoint, say):
         path = folder / file_name(drawing.clip.clip_id, ".mp4")
         try:
-            write_video(path, drawing.pixels_THWC, drawn_fps(run.recipe.windows))
+            write_video(path, drawing.pixels_THWC, drawing.fps)
         except StillframeError as error:
             say(f"clip {drawing.clip.clip_id}: {error.with_hint}")
         clips.append(drawing.pixels_THWC)
@@ -87,12 +88,6 @@ def draw(
     sheet = run.path / f"drawn-{split}.png"
     contact_sheet(sheet, clips)
     return sheet
-
-
-def drawn_fps(windows: WindowSettings) -> float:
-    """Frames per second at which a drawn window is played: those of window time, or a slow pace
-    where a window is a whole clip, however long."""
-    return windows.fps or WHOLE_CLIP_FPS
 
 
 def file_name(clip_id: str, suffix: str) -> str:
@@ -145,7 +140,10 @@ def drawings(
                 continue
             answer = model.answers(windows.on_device(batch, device), task)[form][0]
             targets = {name: array[0] for name, array in batch.targets.items()}
-            yield Drawing(clip, task.draw(pixels_THWC, answer, targets), number, len(indices))
+            drawn_THWC = task.draw(pixels_THWC, answer, targets)
+            step_s = windows.index.clip_rows[index].step_s
+            fps = WHOLE_CLIP_FPS if run.recipe.windows.step() is None else clip.speed / step_s
+            yield Drawing(clip, drawn_THWC, fps, number, len(indices))
     if len(failures) == len(indices):
         raise next(iter(failures.values()))
     for clip_id, failure in failures.items():

@@ -18,7 +18,7 @@ import torch
 
 from pipeline.config.cache_spec import BASE, FrameSettings, View
 from pipeline.errors import BadInput, BadVideo
-from pipeline.records import Rate, Video
+from pipeline.records import Rate, Step, Video
 from pipeline.video.frame_counts import FrameCounts
 from pipeline.video.sampling import StreamClock
 from pipeline.video.sandbox import DecodeLimits, Decoder
@@ -141,20 +141,20 @@ class FrameReader:
         self,
         video: Video,
         settings: FrameSettings,
-        fps: float,
+        step: Step,
         start_s: float = 0.0,
         counted: FrameCounts | None = None,
     ) -> Iterator[tuple[Squares, int]]:
-        """What a stream of `fps` instants per second sees: of the frames that `settings` caches,
-        those that are on screen at an instant, and at how many each is, as soon as the next frame
-        is decoded. The first instant is that of the frame on screen `start_s` seconds after the
-        first one, see `StreamClock`. At instants at which a damaged frame is on screen that
+        """What a stream sees whose instants are a `step` apart: of the frames that `settings`
+        caches, those that are on screen at an instant, and at how many each is, as soon as the next
+        frame is decoded. The first instant is that of the frame on screen `start_s` seconds after
+        the first one, see `StreamClock`. At instants at which a damaged frame is on screen that
         `settings` leaves out, nothing is seen. Times count from the first frame. `counted` is
         filled.
 
         Raises BadInput where the video is over by then.
         """
-        clock, counted = StreamClock(fps, settings.kept, start_s), counted or FrameCounts()
+        clock, counted = StreamClock(step, settings.kept, start_s), counted or FrameCounts()
         path, failure, held = self.root / video.source, None, None
 
         def seen(frame: FrameTransforms) -> Squares:

@@ -14,6 +14,7 @@ from pipeline.config.shipped import shipped
 from pipeline.config.toml_tables import differences, override
 from pipeline.errors import BadInput
 from pipeline.models.encoders.contract import token_shape
+from pipeline.records import Stride
 
 SPEC = """
 [encoder]
@@ -59,6 +60,16 @@ def test_defaults_are_filled_in_and_the_file_names_the_spec(spec_file):
         "pixel_aspect": True,
         "damaged": "list",
     }
+
+
+def test_every_nth_frame_is_a_key_of_those_specs_alone_that_have_it(spec_file):
+    """Fingerprints of caches that were made before it are those they had."""
+    assert load_spec(spec_file, ["frames.every=1"]) == load_spec(spec_file)
+    nth = load_spec(spec_file, ["frames.every=3"])
+    assert nth.canonical()["frames"]["every"] == 3
+    assert nth.frames.rate is None and nth.frames.kept == Stride(every=3)
+    with pytest.raises(BadInput, match="every = 3 counts frames of the video, fps = 12 seconds"):
+        load_spec(spec_file, ["frames.every=3", "frames.fps=12"])
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,17 @@ def test_damage_that_no_rate_asks_for_leaves_nothing_out(caches, listed, tmp_pat
     assert derived.content == two.content and derived.failures == two.failures
 
 
+@pytest.mark.parametrize(("every", "left_out"), [(5, 1), (10, 0)])
+def test_frames_that_are_left_out_count_where_every_nth_is_kept(listed, tmp_path, every, left_out):
+    """Of the decoded frames 14 to 18, which are damaged, every 5th is 15, and every 10th none."""
+    derived = derive(listed, [f"frames.every={every}"], str(tmp_path / "derived"))
+    wanted = address_spec(frames={"size_px": 64, "every": every})
+    (extracted,) = extract_all([wanted], listed.manifest, tmp_path / "extracted")
+    assert frames_of(derived, "x/v1.mp4") == frames_of(extracted, "x/v1.mp4")
+    assert derived.content == extracted.content
+    assert [stretch.left_out for stretch in derived.content["x/v1.mp4"].damaged][1] == left_out
+
+
 def test_a_frame_that_is_left_out_is_on_screen_until_the_next_cached_one(listed, tmp_path):
     """Frames 0, 9, 18 and 27 are kept; a window from 2.2 s on would have frame 9 for frame 18."""
     cache = derive(listed, ["frames.fps=1.1111"], str(tmp_path))

@@ -132,6 +132,25 @@ def test_a_lower_rate_keeps_the_frames_that_extraction_keeps(material, tmp_path,
     assert values(derived) == values(extracted)
 
 
+@pytest.mark.parametrize(("first", "then"), [(3, None), (2, 6)])
+def test_every_nth_frame_is_that_of_extraction(material, tmp_path, first, then):
+    derived = derive(material.cache, [f"frames.every={first}"], tmp_path / "derived")
+    if then:
+        derived = derive(derived, [f"frames.every={then}"], tmp_path / "again")
+    every = then or first
+    wanted = address_spec(frames={"size_px": 64, "every": every})
+    extracted = extract.extract(wanted, material.manifest, tmp_path / "extracted")
+    assert derived.plan == extracted.plan
+    assert values(derived) == values(extracted)
+    assert sum(receipt.frames for receipt in extracted.receipts.values()) == sum(
+        -(-frames // every) for frames in LENGTHS.values()
+    )
+    with pytest.raises(BadInput, match=rf"cannot derive .* which holds every {every}. frame"):
+        derive(derived, ["frames.every=7"], tmp_path)
+    with pytest.raises(BadInput, match=rf"cannot derive 1 frames per second .* every {every}. fra"):
+        derive(derived, ["frames.every=1", "frames.fps=1"], tmp_path)
+
+
 def test_a_rate_can_be_divided_again(material, tmp_path):
     """From 10 frames a second to 4 to 2: the same as from 10 to 2."""
     four = derive(material.cache, ["frames.fps=4"], tmp_path)

@@ -31,6 +31,7 @@ START_S = {"base.mp4": 0.0, "late.ts": 1.48, "wraps.ts": -2.0, "below.ts": -6.0}
 """Video -> about where the clock of its file begins."""
 WRAP_S = 2**33 / 90_000
 FRAMES, RATE = 100, 25
+WINDOWS = WindowSettings(frames=1, fps=10)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def cache(root, tmp_path_factory) -> Cache:
 
 
 def rows_of(cache: Cache, clip: Clip) -> ClipRows:
-    rows = clip_rows_of(cache, clip)
+    rows = clip_rows_of(cache, clip, WINDOWS, 1)
     assert isinstance(rows, ClipRows), rows
     return rows
 
@@ -111,7 +112,7 @@ def test_manifests_that_do_not_say_count_by_the_file(cache):
 
 def test_a_stretch_outside_is_refused_in_both_clocks(cache, root, tmp_path):
     gone = Clip("gone", "late.ts", "late.ts", "train", 5.0, 6.0, "x")
-    said = clip_rows_of(cache, gone)
+    said = clip_rows_of(cache, gone, WINDOWS, 1)
     first_s = cache.first_s("late.ts")
     assert said == (
         "no cached frame in [5, 6) s after the first frame; its video is cached from 0.000 to 3.960 "

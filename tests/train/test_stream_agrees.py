@@ -71,19 +71,26 @@ def tiny_spec(fps: float | str, **frames: object) -> CacheSpec:
     return plugins.validate(CacheSpec, table, "test")
 
 
+def by(pace: float | str) -> dict[str, float | int]:
+    """The settings of windows of so many frames per second, or of every k-th cached frame."""
+    return {"every": int(pace.split()[1])} if isinstance(pace, str) else {"fps": pace}
+
+
 def cache_of(root: Path, spec: CacheSpec, out: Path) -> Cache:
     built = manifest.build("folder", root, out / "data", {"val_fraction": 0.3})
     return extract.extract(spec, built, out / "caches")
 
 
-def run_on(cache: Cache, fps: float, out: Path, temporal: str = "gru", **changes: object) -> Run:
+def run_on(
+    cache: Cache, pace: float | str, out: Path, temporal: str = "gru", **changes: object
+) -> Run:
     """A model that has seen one batch, and whose answers are far from even."""
     small = {"layers": 1, "heads": 2, "state": 3, "history": 8}
     fields = plugins.load("temporal", temporal).Settings.model_fields
     table = {
         "task": {"forms": ("streaming",)},
         "temporal": {"name": temporal, **{k: v for k, v in small.items() if k in fields}},
-        "windows": {"frames": 8, "fps": fps, **changes},
+        "windows": {"frames": 8, **by(pace), **changes},
         "training": {"steps": 1, "warmup_steps": 1, "batch_size": 2},
     }
     return train(recipe(**table), cache, out)
@@ -96,7 +103,8 @@ def window_answers(run: Run, cache: Cache, clip: Clip) -> tuple[np.ndarray, np.n
     one = dataclasses.replace(
         cache.manifest, clips=(dataclasses.replace(clip, split="val"), *cache.manifest.clips)
     )
-    settings = WindowSettings(frames=FRAMES, fps=run.recipe.windows.fps)
+    pace = run.recipe.windows
+    settings = WindowSettings(frames=FRAMES, fps=pace.fps, every=pace.every)
     windows = Windows(cache, one, "val", settings, task, model.layers)
     batch = windows.read([WindowRef(0, 0.0)])
     return batch.time_s_BT[0], model(*windows.tokens(batch, CPU))["streaming"][0].numpy()
@@ -131,8 +139,10 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def caches(root, tmp_path_factory) -> dict[float | str, Cache]:
-    """Of every frame, of 12 frames a second, and of every n-th frame."""
+    """Of every frame, of 12 frames a second, and of every n-th frame, where n is given or that of a
+    rate."""
     specs = {fps: tiny_spec(fps) for fps in ("all", 12)}
+    specs["every 2"] = tiny_spec("all", every=2)
     specs["stride"] = tiny_spec(12, sampling="stride", antialias=False, pixel_aspect=False)
     return {
         name: cache_of(root, spec, tmp_path_factory.mktemp("cache")) for name, spec in specs.items()
@@ -144,9 +154,9 @@ def runs(caches, tmp_path_factory):
     """A run of a cache at a rate, trained when it is first asked for."""
 
     @lru_cache
-    def run(cached: float | str, fps: float, temporal: str = "gru") -> Run:
+    def run(cached: float | str, pace: float | str, temporal: str = "gru") -> Run:
         out = tmp_path_factory.mktemp("run") / "run"
-        return run_on(caches[cached], fps, out, temporal, eval_windows=2)
+        return run_on(caches[cached], pace, out, temporal, eval_windows=2)
 
     return run
 
@@ -158,7 +168,10 @@ def runs(caches, tmp_path_factory):
         ("all", 12, "gated_mamba_mix", ["b/ntsc.mkv", "a/28.mp4", "a/25.mp4"]),
         (12, 5, "gru", ["a/ntsc.mp4", "a/gap.mp4", "b/uneven.mkv"]),
         (12, 12, "gru", ["a/gap.mp4", "b/uneven.mkv"]),
+        (12, "every 2", "gru", ["a/25.mp4", "b/gap.mkv"]),
         ("stride", 5, "gru", ["a/28.mp4", "b/uneven.mkv"]),
+        ("every 2", 6, "gru", ["a/28.mp4", "b/uneven.mkv", "a/gap.mp4"]),
+        ("every 2", "every 3", "gru", ["a/ntsc.mp4", "b/uneven.mkv"]),
     ],
 )
 def test_a_stream_sees_what_a_window_sees(caches, runs, root, cached, fps, temporal, videos):

@@ -1,16 +1,16 @@
 """The index says which clips of a split have windows, and which rows of the cache each window is.
 
-A window has instants, and at each it takes the cached frame that is on screen then, as extraction
-and streams do (`pipeline.video.sampling`): a frame that stays on screen is taken again. Its first
-instant is one for which the cache kept a frame, so that windows at the cache's own rate take every
-frame once. What lies past the end of a short clip repeats its last frame (as the paper does), or
-its first where it is read backwards; the times in the batch, and the truth, are always those of the
-frames that were read.
+A window begins when a cached frame appears, and takes the cached frame that is on screen at each of
+its instants, as extraction and streams do (`pipeline.video.sampling`): every k-th one where its
+rate allows it, while a frame that stays on screen is taken again. What lies past the end of a short
+clip repeats its last frame (as the paper does), or its first where it is read backwards; the times
+in the batch, and the truth, are always those of the frames that were read.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,15 +24,13 @@ from pipeline.config.cache_spec import BASE
 from pipeline.config.recipe import WindowSettings
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
-from pipeline.records import Clip, Stride
+from pipeline.records import Clip, Step
 from pipeline.video.sampling import (
-    clock_s,
-    counted_s,
-    first_instant,
+    TOLERANCE_S,
+    clock_of,
+    counting,
     frame_on_screen,
-    frames_on_screen,
-    sampled_for_s,
-    shown_from_s,
+    frames_taken,
 )
 
 
@@ -59,25 +57,41 @@ class ClipRows:
     first_row: int
     time_s: np.ndarray
     """(F,) presentation times in seconds. The first frame is on screen where the clip starts."""
-    clock_s: np.ndarray
-    """(F,) the times by which windows pick them, see `pipeline.video.sampling.clock_s`."""
-    sampled_for_s: np.ndarray
-    """(F,) the instants for which the cache kept them, by that clock."""
-    end_s: float
-    """Where the clip ends, by that clock: no instant lies there or later."""
+    clock_E: np.ndarray
+    """(F + 1,) the times by which windows pick them, see `pipeline.video.sampling.clock_of`, and
+    when the clip ends by that clock: no instant lies there or later."""
+    step: Step
+    """From one frame of a window to the next."""
     first_s: float
     """Presentation time of the first frame of its video."""
     zero_s: float
     """Presentation time that is second 0 of the clip's truth."""
 
-    @property
-    def gone_s(self) -> float:
-        """The first instant at which the last frame is no longer on screen."""
-        return shown_from_s(self.end_s, float(self.clock_s[-1]))
+    def __len__(self) -> int:
+        return len(self.time_s)
 
-    def instants(self, start_s: float, fps: float) -> int:
-        """The number of instants start_s + k / fps that lie in the clip; at least one."""
-        return max(1, first_instant(self.end_s, float(self.clock_s[-1]), start_s, fps))
+    @cached_property
+    def step_s(self) -> float:
+        """Seconds of the video from one frame of a window to the next, as a rule."""
+        if not self.step.in_rows:
+            return self.step.size
+        return self.step.size * _row_s(self.time_s)
+
+    def taken(self, first: int, num_frames: int) -> list[int]:
+        """The frames of a window that begins with frame `first`; F stands for those that lie past
+        the end."""
+        return frames_taken(self.clock_E, first, self.step, num_frames)
+
+    def last_start(self, num_frames: int) -> int:
+        """The last frame that a window can begin with and end in the clip; 0 if there is none."""
+        window = (num_frames - 1) * self.step.size
+        guess = max(0, bisect_right(self.clock_E, self.clock_E[-1] - window) - 1)
+        guess = min(guess, len(self) - 1)
+        while guess and self.taken(guess, num_frames)[-1] == len(self):
+            guess -= 1
+        while guess + 1 < len(self) and self.taken(guess + 1, num_frames)[-1] < len(self):
+            guess += 1
+        return guess
 
 
 @dataclass(frozen=True)
@@ -100,14 +114,15 @@ class WindowIndex:
         clip_rows: Sequence[ClipRows],
         skipped: Mapping[str, str],
         num_frames: int,
-        fps: float | None,
+        settings: WindowSettings,
     ) -> None:
-        """`clips` and `clip_rows` belong together one by one. Windows have `num_frames` frames (T)
-        at `fps` frames per second of window time; None: spread evenly over their clip."""
+        """`clips` and `clip_rows` belong together one by one. Windows have `num_frames` frames
+        (T)."""
         self.clips, self.clip_rows = tuple(clips), tuple(clip_rows)
         self.skipped = dict(skipped)
         """clip_id -> why it is left out."""
-        self.num_frames, self.fps = num_frames, fps
+        self.num_frames, self.settings = num_frames, settings
+        self._last_starts: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -115,31 +130,24 @@ class WindowIndex:
     def locate(self, ref: WindowRef) -> WindowRows:
         """The rows and times of one window."""
         clip, rows = self.clips[ref.clip], self.clip_rows[ref.clip]
-        fps, start_s = self.rate(ref.clip), self._start_s(ref)
-        frames_T = frames_on_screen(rows.clock_s, start_s, fps, self.num_frames)
+        taken_T = np.array(rows.taken(self._start(ref), self.num_frames))
+        frames_T = np.minimum(taken_T, len(rows) - 1)
         if clip.reverse != ref.backwards:
             # The frame that is read last, the earliest, stands for what lies past the end.
-            read_T = frames_T[: rows.instants(start_s, fps)][::-1]
+            read_T = taken_T[taken_T < len(rows)][::-1]
             frames_T = np.pad(read_T, (0, self.num_frames - len(read_T)), mode="edge")
         return WindowRows(ref, rows.store, rows.first_row + frames_T, rows.time_s[frames_T])
 
-    def rate(self, index: int) -> float:
-        """Instants per second of the video in the windows of one clip."""
-        if self.fps is not None:
-            return self.fps / self.clips[index].speed
-        rows = self.clip_rows[index]
-        return self.num_frames / (rows.end_s - float(rows.sampled_for_s[0]))
-
-    def _start_s(self, ref: WindowRef) -> float:
-        """The first instant of a window: that of the cached frame which is on screen at its
-        position. Position 1 is the last from which all instants lie in the clip."""
+    def _start(self, ref: WindowRef) -> int:
+        """The first frame of a window: the one on screen at its position. Position 1 is the last
+        with which all of the window lies in the clip."""
         rows = self.clip_rows[ref.clip]
-        window_s = (self.num_frames - 1) / self.rate(ref.clip)
-        starts_s_F, too_late_s = rows.sampled_for_s, rows.gone_s - window_s
-        spare_s = max(0.0, too_late_s - float(starts_s_F[0]))
-        frame = frame_on_screen(starts_s_F, float(starts_s_F[0]) + ref.position * spare_s)
-        latest = int(np.searchsorted(starts_s_F, too_late_s)) - 1
-        return float(starts_s_F[max(0, min(frame, latest))])
+        if ref.clip not in self._last_starts:
+            self._last_starts[ref.clip] = rows.last_start(self.num_frames)
+        last = self._last_starts[ref.clip]
+        begin, end = float(rows.clock_E[0]), float(rows.clock_E[last + 1])
+        frame = bisect_right(rows.clock_E, begin + ref.position * (end - begin)) - 1
+        return min(frame, last)
 
     @cached_property
     def padded(self) -> int:
@@ -155,16 +163,17 @@ class WindowIndex:
 
     def _is_padded(self, index: int) -> bool:
         rows = self.clip_rows[index]
-        if self.fps is None:
-            return len(rows.time_s) < self.num_frames
-        return rows.instants(float(rows.sampled_for_s[0]), self.rate(index)) < self.num_frames
+        if self.settings.span == "clip":
+            return len(rows) < self.num_frames
+        return rows.taken(0, self.num_frames)[-1] == len(rows)
 
     def _is_slower(self, index: int) -> bool:
-        clock_s = self.clip_rows[index].clock_s
-        if self.fps is None or len(clock_s) < 2:
+        rows = self.clip_rows[index]
+        if self.settings.span == "clip" or len(rows) < 2:
             return False
         # Half a step more than asked for is rounding of timestamps, and no lower rate.
-        return float(np.median(np.diff(clock_s))) > 1.5 / self.rate(index)
+        most = 1.5 * rows.step.size + TOLERANCE_S
+        return float(np.median(np.diff(rows.clock_E[:-1]))) > most
 
 
 def index_windows(
@@ -181,7 +190,10 @@ def index_windows(
     out and lists them in `skipped`; no clip that is left; clips that all have a lower rate than the
     windows ask for.
     """
-    rows_or_reason = [cache.hole(clip) or clip_rows_of(cache, clip) for clip in clips]
+    num_frames = settings.frames if split == "train" else settings.eval_frames or settings.frames
+    rows_or_reason = [
+        cache.hole(clip) or clip_rows_of(cache, clip, settings, num_frames) for clip in clips
+    ]
     skipped = {
         clip.clip_id: reason
         for clip, reason in zip(clips, rows_or_reason, strict=True)
@@ -205,9 +217,8 @@ def index_windows(
             f"split '{split}' of {manifest.folder} has no clip that {cache} covers",
             "extract its videos first",
         )
-    num_frames = settings.frames if split == "train" else settings.eval_frames or settings.frames
     used_clips, clip_rows = zip(*covered, strict=True)
-    index = WindowIndex(used_clips, clip_rows, skipped, num_frames, settings.fps)
+    index = WindowIndex(used_clips, clip_rows, skipped, num_frames, settings)
     if settings.fps is not None and index.slower == len(index):
         raise BadInput(
             f"windows want {settings.fps:g} frames per second, "
@@ -217,32 +228,34 @@ def index_windows(
     return index
 
 
-def clip_rows_of(cache: Cache, clip: Clip) -> ClipRows | str:
-    """Where the frames of a covered clip lie, or why there are none."""
+def clip_rows_of(
+    cache: Cache, clip: Clip, settings: WindowSettings, num_frames: int
+) -> ClipRows | str:
+    """Where the frames of a covered clip lie, for windows of `num_frames`, or why there are
+    none."""
     location = cache.locations[clip.video_id]
     time_s = cache.small_array(location.store, TIMES)[location.start : location.stop]
-    rate = cache.cache_spec.frames.kept
-    clock_s_F = clock_s(time_s, rate)
     first_s = cache.first_s(clip.video_id)
-    sampled_for_s_F = sampled_for_s(clock_s_F, rate, first_s)
-    length_s = _frame_length_s(time_s, cache.fps)
-    end_s = float(sampled_for_s_F[-1]) + length_s
+    length_s = 1 / cache.fps if cache.fps else _row_s(time_s)
+    end_s = float(time_s[-1]) + length_s
     start_s, stop_s = clip.stretch_s(first_s)
     first, stop = frame_on_screen(time_s, start_s), len(time_s)
     if stop_s is not None:
         stop = int(np.searchsorted(time_s, stop_s))
-        if isinstance(rate, Stride):
-            stop_s = counted_s(float(time_s[0]), float(stop), rate)
         end_s = min(end_s, stop_s)
     if stop <= first or start_s >= time_s[-1] + length_s:
         return _nothing_in(clip, first_s, time_s)
+    step = settings.step(clip.speed)
+    # Of a whole clip the parts are equally long, whatever the cache counts.
+    count = counting(cache.cache_spec.frames.kept, step) if step else None
+    step = step or Step((end_s - float(time_s[first])) / num_frames)
+    clock_E = clock_of(np.append(time_s[:stop], end_s), count)
     return ClipRows(
         location.store,
         location.start + first,
         time_s[first:stop],
-        clock_s_F[first:stop],
-        sampled_for_s_F[first:stop],
-        end_s,
+        clock_E[first:],
+        step,
         first_s,
         clip.zero_s(first_s),
     )
@@ -264,11 +277,9 @@ def _nothing_in(clip: Clip, first_s: float, time_s_F: np.ndarray) -> str:
     )
 
 
-def _frame_length_s(time_s: np.ndarray, fps: float | None) -> float:
-    """Seconds that the last cached frame of a video stays on screen: a step of the cache's rate,
-    or, where it has every frame, as long as most of them do. A single frame stays for a second."""
-    if fps is not None:
-        return 1 / fps
+def _row_s(time_s: np.ndarray) -> float:
+    """Seconds that most cached frames stay on screen, and the last one is taken to where the cache
+    has no rate. A single frame stays for a second."""
     return float(np.median(np.diff(time_s))) if len(time_s) > 1 else 1.0
 
 
@@ -277,7 +288,7 @@ def require_rate(
 ) -> None:
     """Refuses windows of a higher rate than the `fps` frames per second that `where` holds (None:
     every frame), and windows of whole clips where clips differ in speed."""
-    if settings.fps is None:
+    if settings.span == "clip":
         speeds = sorted({clip.speed for clip in clips})
         if len(speeds) > 1:
             found = " and ".join(f"{speed:g}" for speed in speeds)
@@ -286,7 +297,17 @@ def require_rate(
                 'set windows.fps, and leave windows.span = "clip" out',
             )
         return
-    asked_fps = settings.fps / min((clip.speed for clip in clips), default=1.0)
+    slowest = min((clip.speed for clip in clips), default=1.0)
+    if settings.every is not None:
+        if settings.every * slowest < 1:
+            raise BadInput(
+                f"windows.every = {settings.every} is {settings.every * slowest:g} cached frames "
+                f"a step for clips that are played at {slowest:g} times their speed",
+                f"set windows.every to at least {math.ceil(1 / slowest)}",
+            )
+        return
+    assert settings.fps is not None
+    asked_fps = settings.fps / slowest
     if fps is not None and asked_fps > fps * (1 + 1e-6):
         raise BadInput(
             f"windows want {asked_fps:g} frames per second, {where} holds {fps:g}",

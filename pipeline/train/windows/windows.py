@@ -124,9 +124,9 @@ class Windows:
         rng = None
         if ref.number is not None:  # a pure function of seed and sample number, like the order
             rng = np.random.default_rng([self.settings.seed, ref.number])
-        step_s = 1 / self.index.rate(ref.clip)
-        time_s_T = window.time_s_T - self.index.clip_rows[ref.clip].zero_s
-        return targets.window(clip, time_s_T, affines_F23[window.rows_T], step_s, rng)
+        rows = self.index.clip_rows[ref.clip]
+        time_s_T, affines_T23 = window.time_s_T - rows.zero_s, affines_F23[window.rows_T]
+        return targets.window(clip, time_s_T, affines_T23, rows.step_s, rng)
 
     def tokens(self, batch: Batch, device: torch.device) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """special (B, T, S, D), and patches (B, T, P, D) of every layer that is read."""
