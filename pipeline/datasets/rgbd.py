@@ -14,7 +14,7 @@ shorter arc, between two that are both at most `max_gap_s` away.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -143,8 +143,9 @@ class Dataset(RecordingDataset):
             )
         recordings = []
         names = [dict(fields).get("sequence", self.official.name) for fields in sequences]
+        count = Counter(names)
         for name, (fields, frames) in zip(names, sequences.items(), strict=True):
-            if names.count(name) > 1:  # the same name in several scenes
+            if count[name] > 1:  # the same name in several scenes
                 name = "/".join(text for _, text in fields if text)
             try:
                 recordings.append(self._read(name, dict(fields), frames))
@@ -238,7 +239,8 @@ class Dataset(RecordingDataset):
             rows = nearest(known_s * self.settings.time_s, time_s, self.settings.max_gap_s)
             return [of_time[known_s[row]] if row >= 0 else None for row in rows]
         by_frame = {_order(text): path for text, path in maps.items()}
-        lost = [path for key, path in by_frame.items() if key not in set(map(_order, names))]
+        of_images = set(map(_order, names))
+        lost = [path for key, path in by_frame.items() if key not in of_images]
         self.note_images(name, "images", lost, len(maps), "depth maps have no image")
         return [by_frame.get(_order(text)) for text in names]
 
