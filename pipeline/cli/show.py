@@ -23,6 +23,7 @@ def show_scores(results: Sequence[Evaluation]) -> None:
     """One table for each task: its metrics in every form, and what answers score that need no
     training. Below it, how far each run is ahead of the best of them."""
     from pipeline.cli import console
+    from pipeline.train.run import UNDER_TRAINED
 
     for task in dict.fromkeys(result.task for result in results):
         of_task = [result for result in results if result.task == task]
@@ -54,6 +55,11 @@ def show_scores(results: Sequence[Evaluation]) -> None:
         for result in of_task:
             _show_gains(result)
     for result in results:
+        if result.loss_fall is not None and result.loss_fall < UNDER_TRAINED:
+            console.say(
+                f"{result.run}: under-trained: its training loss has hardly moved, by "
+                f"{result.loss_fall:.0%}"
+            )
         if result.clips_skipped:
             console.say(
                 f"{result.run}: {count_text(result.clips_skipped, 'clip')} left out: "

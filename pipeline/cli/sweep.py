@@ -401,6 +401,7 @@ def _show_summary(summary: Summary) -> None:
         "parameters",
         "GFLOP of a window",
         "training s",
+        "loss fell by",
         "ms of a streaming step",
         "state of a stream",
     )
@@ -410,12 +411,27 @@ def _show_summary(summary: Summary) -> None:
             f"{point.cost.parameters:,}",
             f"{point.cost.flops / 1e9:.3g}",
             "" if point.training_s is None else f"{point.training_s:.1f}",
+            _fall_text(point),
             "" if point.cost.latency_ms is None else f"{point.cost.latency_ms:.2f}",
             console.bytes_text(point.cost.state_bytes),
         )
         for point in summary.settings
     ]
-    console.show_table("", cost_columns, costs, justify="lrrrrr")
+    console.show_table("", cost_columns, costs, justify="lrrrrrr")
+    if slow := [member for point in summary.settings for member in point.under_trained]:
+        console.say(
+            f"under-trained, since their loss has hardly moved: {console.few_text(slow)}; their "
+            "scores say little, unless what they see says nothing"
+        )
+
+
+def _fall_text(point: PointSummary) -> str:
+    """The share by which the training loss fell, mean over seeds, and whether it hardly moved with
+    any of them."""
+    falls = list(point.loss_falls.values())
+    if not falls:
+        return ""
+    return f"{sum(falls) / len(falls):.0%}" + (" (under-trained)" if point.under_trained else "")
 
 
 def _show_controls(rows: list[tuple[str, ...]]) -> None:

@@ -20,6 +20,7 @@ from pipeline.experiments.seed_variance import SeedVariance, seed_variances
 from pipeline.models.profile import Cost
 from pipeline.train.bootstrap import TIE, Interval
 from pipeline.train.evaluate import Evaluation, MetricFacts
+from pipeline.train.run import UNDER_TRAINED
 
 
 class ReferenceComparison(Settings):
@@ -54,6 +55,8 @@ class PointSummary(Settings):
     """Names of the members, by seed."""
     failed: dict[str, str]
     """Member -> why it was stopped."""
+    loss_falls: dict[str, float] = Field(default_factory=dict)
+    """Member -> share by which its training loss had fallen, see `pipeline.train.run.loss_fall`."""
     scores: dict[str, tuple[float, ...]]
     """Form -> score in the first metric, by seed; no forms where no seed was scored."""
     intervals: dict[str, Interval]
@@ -71,6 +74,11 @@ class PointSummary(Settings):
     pareto: dict[str, bool]
     """Form -> whether no other point is at least as good and cheaper in FLOPs, or better and as
     cheap."""
+
+    @property
+    def under_trained(self) -> list[str]:
+        """The members whose training loss has hardly moved."""
+        return [member for member, fall in self.loss_falls.items() if fall < UNDER_TRAINED]
 
 
 class Summary(Settings):
@@ -170,6 +178,11 @@ def summarise(
                 outcome.member: outcome.failed
                 for outcome in point.outcomes
                 if outcome.failed is not None
+            },
+            loss_falls={
+                outcome.member: outcome.evaluation.loss_fall
+                for outcome in point.by_seed
+                if outcome.evaluation is not None and outcome.evaluation.loss_fall is not None
             },
             scores={form: table.scores(name) for form, table in own.items()},
             intervals={form: table.interval(name) for form, table in own.items()},

@@ -26,6 +26,8 @@ from pipeline.train.run import Run
 
 STRIPS = "tokens"
 """Name of the PNG file of all tokens over time."""
+NAMED = 3
+"""Settings that a warning names."""
 SIGNIFICANT_P = 0.05
 """Adjusted p below which a gain is called significant."""
 
@@ -181,14 +183,21 @@ def _title(data: ReportData) -> str:
 
 
 def _caution(data: ReportData) -> str:
-    """A warning where the best of several was chosen on the clips that it is scored on."""
-    num_ranked = len(data.ranked())
-    if num_ranked < 2 or not data.is_one_question:
-        return ""
-    return (
-        f"The best of {num_ranked} was chosen on the clips that it is scored on, "
-        "which flatters it: expect less on new videos."
-    )
+    """A warning where the best of several was chosen on the clips that it is scored on, and one
+    where losses have hardly moved."""
+    num_ranked, warnings = len(data.ranked()), []
+    if num_ranked > 1 and data.is_one_question:
+        warnings.append(
+            f"The best of {num_ranked} was chosen on the clips that it is scored on, "
+            "which flatters it: expect less on new videos."
+        )
+    if slow := [point.name for point in data.summary.settings if point.under_trained]:
+        which = "; ".join(slow[:NAMED]) + (f" and {len(slow) - NAMED} more" * (len(slow) > NAMED))
+        warnings.append(
+            f"Under-trained: the training loss of {which} has hardly moved, so the score says "
+            "little, unless what is seen says nothing."
+        )
+    return " ".join(warnings)
 
 
 def _figures(data: ReportData) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ from pipeline.errors import printable
 from pipeline.experiments.summary import PointSummary, ReferenceComparison, least_gain
 from pipeline.report.source import ReportData
 from pipeline.train.bootstrap import NO_INTERVAL, Interval
+from pipeline.train.run import UNDER_TRAINED
 
 Row = Mapping[str, Any]
 """Key -> plain value; None where there is none."""
@@ -159,6 +160,11 @@ def scaled_text(value: float, unit: str = "") -> str:
     while abs(value) >= 999.5 and prefix != "T":
         value, prefix = value / 1000, next(prefixes)
     return f"{value:.3g} {prefix}{unit}".strip()
+
+
+def fall_text(fall: float) -> str:
+    """The share by which a training loss fell, and what it says where that is little."""
+    return f"{fall:.0%}".replace("-", MINUS) + (", under-trained" if fall < UNDER_TRAINED else "")
 
 
 def p_text(p: float) -> str:
@@ -395,6 +401,13 @@ def runs(data: ReportData) -> Table:
         ),
         Column("seed", "seed", plain("seed")),
         Column("steps", "steps", lambda row: f"{row['steps']:,}"),
+        Column(
+            "loss fell by",
+            "loss_fall",
+            lambda row: fall_text(row["loss_fall"]),
+            "the training loss, as a share of that of the answer that does not look, or else of "
+            "the first steps",
+        ),
         Column("parameters", "parameters", scaled("parameters"), "trained"),
         Column("clips", "clips", plain("clips"), "scored"),
         Column("skipped", "skipped", plain("skipped"), "clips that the cache does not cover"),
@@ -416,6 +429,7 @@ def _run_row(data: ReportData, point: PointSummary, name: str) -> dict[str, Any]
         "temporal": result.temporal,
         "seed": header.recipe["training"]["seed"],
         "steps": result.checkpoint.step,
+        "loss_fall": result.loss_fall,
     }
     row |= {
         "parameters": sum(header.parameters.values()),

@@ -36,7 +36,7 @@ from pipeline.models.video_model import VideoModel
 from pipeline.records import Batch, OnDevice
 from pipeline.train.bootstrap import TIE, Interval, interval
 from pipeline.train.compatibility import check, require_truth
-from pipeline.train.run import CacheFacts, Run, load_model
+from pipeline.train.run import CacheFacts, Run, load_model, loss_fall
 from pipeline.train.setup import RunContext
 from pipeline.train.windows.windows import Windows
 
@@ -131,6 +131,8 @@ class Evaluation(Settings):
     """form -> metric -> score."""
     clips: dict[str, Annotated[ClipScores, BeforeValidator(_nested), PlainSerializer(_flat)]]
     """clip_id -> its scores, for clips that have something to score."""
+    loss_fall: float | None = None
+    """Share by which the training loss had fallen, see `run.loss_fall`; None in older files."""
     baselines: dict[str, BaselineScores] = Field(default_factory=dict)
     """Name -> answers that need no training: the trivial one, and those from the tokens of every
     layer that the run reads. Empty in older files."""
@@ -224,8 +226,10 @@ class Scoring:
             }
             for table, key, (model, task) in zip(tables, keys, self.loaded, strict=True):
                 table.add(batch, model.answers(device_batch, task), untrained[key])
-        pairs = zip(self.runs, tables, strict=True)
-        return [_written(run, table, self.checkpoint) for run, table in pairs]
+        return [
+            _written(run, table, self.checkpoint, self.statistics[key])
+            for run, table, key in zip(self.runs, tables, keys, strict=True)
+        ]
 
     @cached_property
     def loaded(self) -> list[tuple[VideoModel, TaskPlugin]]:
@@ -279,10 +283,10 @@ def untrained_answers(
     return answers
 
 
-def _written(run: Run, table: Scores, checkpoint: str) -> Evaluation:
+def _written(run: Run, table: Scores, checkpoint: str, statistics: Arrays) -> Evaluation:
     """The evaluation that all batches amount to, written into the run folder."""
     table.finish()
-    evaluation = table.record(run, checkpoint)
+    evaluation = table.record(run, checkpoint, table.task.trivial_loss(statistics))
     split = evaluation.split
     if table.task.keeps_answers:
         write_atomically(run.path / f"answers-{split}.safetensors", save(table.answers))
@@ -412,7 +416,7 @@ class Scores:
         ordered = sorted(self.layer_of.items(), key=lambda pair: -1 if pair[1] is None else pair[1])
         return {name: scores(name, layer) for name, layer in ordered}
 
-    def record(self, run: Run, checkpoint: str) -> Evaluation:
+    def record(self, run: Run, checkpoint: str, trivial_loss: float | None) -> Evaluation:
         """The evaluation as it is written, of `run` at `checkpoint`."""
         facts, metrics = run.checkpoint(checkpoint), self.task.metrics
         assert facts is not None
@@ -441,6 +445,7 @@ class Scores:
                 )
                 for index, scores in clips.items()
             },
+            loss_fall=loss_fall(run.path, facts.step, trivial_loss),
             baselines=baselines,
         )
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any, Self
 
 import torch
@@ -47,6 +48,11 @@ RUN_FORMAT = 3
 drew both weights and windows."""
 
 
+UNDER_TRAINED = 0.1
+"""A training loss that has fallen by a smaller share has hardly moved: the run is under-trained, or
+what it sees says nothing of the truth."""
+FIRST_STEPS = 5
+"""Steps whose mean loss is that of a model that has learned nothing."""
 LARGE = 16_384
 """Numbers of a recipe above which a model is compared with its checkpoint before memory is taken
 for it: a run may come from a stranger."""
@@ -338,6 +344,20 @@ def load_weights(model: VideoModel, task: TaskPlugin, tensors: dict[str, torch.T
         raise BadInput(
             f"checkpoint does not fit the model: {' '.join(str(error).split())}", "train again"
         ) from error
+
+
+def loss_fall(path: Path, step: int, trivial_loss: float | None) -> float | None:
+    """How far the training loss of the run in folder `path` had fallen after `step` steps, as a
+    share of the loss of the best answer that does not look at the video; where nobody knows that
+    one, of the loss of the first steps. The loss is a mean over the last tenth of the steps.
+
+    None where no step is known, or where the loss is no positive number to begin with.
+    """
+    losses = [line["loss"] for line in read_metrics(path) if line["step"] <= step]
+    if not losses:
+        return None
+    start = fmean(losses[:FIRST_STEPS]) if trivial_loss is None else trivial_loss
+    return 1 - fmean(losses[-max(1, len(losses) // 10) :]) / start if start > 0 else None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -25,12 +25,11 @@ from pipeline.experiments.summary import Summary
 from pipeline.models.temporal.contract import Gate
 from pipeline.models.video_model import VideoModel
 from pipeline.records import TokenShape
-from pipeline.report import axis_plots, plots, style, tables, token_maps
+from pipeline.report import axis_plots, plots, sections, style, tables, token_maps
 from pipeline.report.page import Page, render_page
 from pipeline.report.plots import front_of, mean_and_band
 from pipeline.report.provenance import common_part
 from pipeline.report.report import report
-from pipeline.report.sections import result
 from pipeline.report.source import find_source, read_runs, read_sweep
 from pipeline.report.token_maps import principal_colours, state_and_gates
 from pipeline.train.bootstrap import Interval
@@ -389,6 +388,33 @@ def test_curves_are_averaged_where_all_have_values():
     assert mean.tolist() == [2, 3, 4] and low.tolist() == [1, 2, 3] and high.tolist() == [3, 4, 5]
 
 
+def test_a_page_says_which_runs_are_under_trained(sweep):
+    (data,) = read_sweep(sweep, "val")
+    settings = [one.model_copy(update={"loss_falls": {}}) for one in data.summary.settings]
+    data = replace(data, summary=data.summary.model_copy(update={"settings": tuple(settings)}))
+    assert "Under-trained" not in sections._caution(data)
+    point = data.ranked()[-1]
+    falls = dict(zip(data.scored_runs(point), (0.03, 0.62), strict=False))
+    points = [
+        one.model_copy(update={"loss_falls": falls}) if one is point else one
+        for one in data.summary.settings
+    ]
+    evaluations = {
+        name: result.model_copy(update={"loss_fall": falls.get(name)})
+        for name, result in data.evaluations.items()
+    }
+    summary = data.summary.model_copy(update={"settings": tuple(points)})
+    slow = replace(data, summary=summary, evaluations=evaluations)
+    assert f"Under-trained: the training loss of {point.name} has hardly" in sections._caution(slow)
+    table = tables.runs(slow)
+    column = [column.title for column in table.columns].index("loss fell by")
+    texts = {
+        row["run"]: cells[column].text for row, cells in zip(table.rows, table.cells, strict=True)
+    }
+    assert [texts[name] for name in falls] == ["3%, under-trained", "62%"][: len(falls)]
+    assert {text for name, text in texts.items() if name not in falls} == {""}
+
+
 def test_a_dash_stands_where_an_interval_is_not_known(sweep):
     """In tables; a script finds nothing, and plots have no bar."""
     (data,) = read_sweep(sweep, "val")
@@ -418,7 +444,7 @@ def test_a_dash_stands_where_an_interval_is_not_known(sweep):
             assert texts["its interval"] == ("\N{EN DASH}" if "gain" in row else "")
     (first, *_) = csv.DictReader(io.StringIO(table.csv()))
     assert (first["low"], first["high"]) == ("", "") and float(first["score"]) > 0
-    assert "(95 % interval \N{EN DASH})" in result(one)
+    assert "(95 % interval \N{EN DASH})" in sections.result(one)
     low, high = plots.intervals(one, 9).axes[0].get_xlim()
     scores = [found.score for point in one.ranked() for found in point.intervals.values()]
     assert low < min(scores) and max(scores) < high

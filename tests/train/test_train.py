@@ -22,6 +22,7 @@ from support.training import Stop, assert_same, final, recipe, stop_at
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.layout import receipt_name
+from pipeline.cli.show import show_scores
 from pipeline.config import plugins
 from pipeline.config.recipe import TrainingSettings
 from pipeline.datasets.manifest import manifest
@@ -30,7 +31,7 @@ from pipeline.extract import extract
 from pipeline.train.bootstrap import Interval, interval
 from pipeline.train.evaluate import Evaluation, difference, evaluate, read_evaluation
 from pipeline.train.loop import train
-from pipeline.train.run import Run, read_metrics
+from pipeline.train.run import UNDER_TRAINED, Run, loss_fall, read_metrics
 from pipeline.train.stream import Stream
 from pipeline.train.trainer import learning_rate, steps_of
 
@@ -195,6 +196,35 @@ def test_evaluation_is_written_and_adds_up(material, tmp_path):
     assert result.clips_scored == len(material.manifest.split("val"))
     val = next(line["val"] for line in reversed(read_metrics(run.path)) if "val" in line)
     assert val == pytest.approx({form: values.score for form, values in first(result).items()})
+
+
+def test_the_fall_of_a_loss_is_a_share_of_the_trivial_one_or_of_the_first(tmp_path):
+    losses = [1.5, 1.4, 1.3, 1.2, 1.1, *np.linspace(1, 0.5, 15)]
+    lines = [{"step": step, "loss": loss} for step, loss in enumerate(losses, start=1)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    end = (losses[-1] + losses[-2]) / 2
+    assert loss_fall(tmp_path, 20, 2.0) == pytest.approx(1 - end / 2)
+    assert loss_fall(tmp_path, 20, None) == pytest.approx(1 - end / 1.3)
+    assert loss_fall(tmp_path, 10, 2.0) == pytest.approx(1 - losses[9] / 2)
+    assert loss_fall(tmp_path, 20, 0.0) is None and loss_fall(tmp_path / "none", 20, 1.0) is None
+
+
+def test_a_run_whose_loss_has_hardly_moved_is_called_under_trained(material, tmp_path, capsys):
+    """A rate so low that nothing is learned, beside one that is not."""
+    falls = {}
+    for name, rate in (("slow", 1e-12), ("quick", 1e-2)):
+        training = {"learning_rate": rate, "min_learning_rate": 0.0, "steps": 30}
+        run = train(recipe(training=training), material.cache, tmp_path / name)
+        result = evaluate(run, material.cache)
+        falls[name] = result.loss_fall
+        losses = [line["loss"] for line in read_metrics(run.path)]
+        labels = [clip.label for clip in material.manifest.clips if clip.split == "train"]
+        share = np.unique(labels, return_counts=True)[1] / len(labels)
+        trivial = -2 * (share * np.log(share)).sum()  # two forms
+        assert result.loss_fall == pytest.approx(1 - np.mean(losses[-3:]) / trivial)
+        show_scores([result])
+        assert ("under-trained" in capsys.readouterr().err) == (name == "slow")
+    assert falls["slow"] < UNDER_TRAINED < falls["quick"]
 
 
 def test_interval_resamples_videos_not_clips():
