@@ -221,15 +221,13 @@ def _fill(request: ExtractionRequest, retry_failed: bool) -> list[Cache]:
     with console.progress(f"extract {names}") as update:
 
         def on_progress(state: Progress) -> None:
-            speed, size = (
-                f"{state.frames_per_s:.0f} frames/s",
-                console.bytes_text(state.store_bytes),
-            )
+            size, open_size = map(console.bytes_text, (state.store_bytes, state.in_flight_bytes))
             eta, slowest = console.duration_text(state.eta_s), state.slowest(request.decoders)
             update(
                 state.frames,
                 state.frames_planned,
-                f"frames  {speed}  {size}  ETA {eta}  slowest: {slowest}",
+                f"frames  ETA {eta}  {state.frames_per_s:.0f} frames/s  slowest: {slowest}  "
+                f"{size} whole, {open_size} in flight",
             )
 
         return module.extract_all(

@@ -7,6 +7,7 @@ then. Results go to stdout.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from pipeline.errors import in_one_line, printable
@@ -24,8 +25,14 @@ from pipeline.errors import in_one_line, printable
 LOG_EVERY_S = 30.0
 """Seconds between progress lines where stderr is not a terminal."""
 
+LEAST_BAR = 10
+"""Characters of a line of progress that are left for the spinner, the bar and blanks."""
+LOG_COLUMNS = 140
+"""Width of tables in characters where stdout is no terminal and COLUMNS says nothing."""
+
 talk = Console(stderr=True, highlight=False)
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+is_told_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+out = Console(highlight=False, width=None if is_told_width else LOG_COLUMNS)
 
 Update = Callable[[float, float, str], None]
 """(done, total, what to say beside the bar)"""
@@ -37,20 +44,33 @@ def progress(title: str) -> Iterator[Update]:
     if not talk.is_terminal:
         yield _logged(title)
         return
+    title = in_one_line(title)
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+        # What the others leave: on a narrow screen the bar shrinks, and no number does.
+        BarColumn(bar_width=None, table_column=Column(ratio=1, max_width=40)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True)),
     )
-    with Progress(*columns, console=talk, transient=True) as bars:
-        task = bars.add_task(in_one_line(title), total=None, note="")
+    with Progress(*columns, console=talk, transient=True, expand=True) as bars:
+        task = bars.add_task(title, total=None, note="")
 
         def update(done: float, total: float, note: str) -> None:
-            bars.update(task, completed=done, total=total, note=in_one_line(note))
+            beside = f"{title} {done:g}/{total:g}"
+            shown = _whole_parts(in_one_line(note), talk.width - len(beside) - LEAST_BAR)
+            bars.update(task, completed=done, total=total, note=shown)
 
         yield update
+
+
+def _whole_parts(note: str, width: int) -> str:
+    """As many of a note's parts, which stand two blanks apart, as have room in `width`
+    characters."""
+    parts = note.split("  ")
+    while len(parts) > 1 and len("  ".join(parts)) > width:
+        parts.pop()
+    return "  ".join(parts)
 
 
 def _logged(title: str) -> Update:

@@ -104,7 +104,11 @@ RecipeOption = Annotated[
     str, typer.Option(help="What to train: a .toml file, or the name of a shipped recipe.")
 ]
 RecipeArgument = Annotated[
-    str, typer.Argument(help="What to train: a .toml file, or the name of a shipped recipe.")
+    str,
+    typer.Argument(
+        help="What to train: a .toml file, the name of a shipped recipe, or a run (its folder or "
+        "run.json) with all that it was made with."
+    ),
 ]
 CacheFolder = Annotated[str, typer.Argument(help="A cache: its folder or URL.")]
 CachesFolder = Annotated[

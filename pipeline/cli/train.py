@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,7 @@ from pipeline.errors import BadInput, count_text
 
 if TYPE_CHECKING:
     from pipeline.train.run import Run
+    from pipeline.train.setup import RunContext
 
 
 @app.command()
@@ -56,6 +58,7 @@ def train(
     from pipeline.train import distributed
     from pipeline.train import loop as module
     from pipeline.train.run import Run
+    from pipeline.train.setup import RunContext
     from pipeline.train.tensorboard import tensorboard as event_writer
     from pipeline.train.trainer import TrainProgress
 
@@ -80,12 +83,10 @@ def train(
         def on_progress(state: TrainProgress) -> None:
             seconds.update(state.seconds)
             scores = "".join(f"  {form} {score:.3f}" for form, score in state.scores.items())
+            eta, speed = console.duration_text(state.eta_s), f"{state.windows_per_s:.0f} windows/s"
             if update:
-                update(
-                    state.step,
-                    state.steps,
-                    f"steps  loss {state.loss:.4f}  {state.windows_per_s:.0f} windows/s{scores}",
-                )
+                note = f"steps  loss {state.loss:.4f}  ETA {eta}  {speed}{scores}"
+                update(state.step, state.steps, note)
             if draw:
                 draw(state.metrics)
 
@@ -101,12 +102,14 @@ def train(
             console.say,
         )
     if ranks.is_first:
-        _show_run(run, seconds, as_json)
+        context = RunContext.of(opened_cache, manifest, torch_device(device), allow_missing)
+        _show_run(run, context, seconds, as_json)
 
 
-def _show_run(run: Run, seconds: dict[str, float], as_json: bool) -> None:
-    """What a training has come to."""
+def _show_run(run: Run, context: RunContext, seconds: dict[str, float], as_json: bool) -> None:
+    """What a training has come to, beside the trivial answer to the same clips."""
     from pipeline.cli import console
+    from pipeline.train.evaluate import Scoring
     from pipeline.train.run import read_metrics
 
     notes = {
@@ -122,27 +125,37 @@ def _show_run(run: Run, seconds: dict[str, float], as_json: bool) -> None:
     scores: dict[str, float] = next(
         (line["val"] for line in reversed(read_metrics(run.path)) if "val" in line), {}
     )
+    scoring = Scoring((run,), context, "val", "last")
+    metric = scoring.loaded[0][1].metrics[0]
     facts = {
         "run": str(run.path),
         "steps": last.step,
         "parameters": run.header.parameters,
+        "metric": metric.name,
         "val": scores,
+        "trivial": scoring.trivial_score(),
         "seconds": seconds,
     }
     if as_json:
         console.show_json(facts)
     else:
-        text = ", ".join(f"{form} {score:.3f}" for form, score in scores.items())
         parameters = sum(run.header.parameters.values())
         console.show(
-            f"{run.path}: {count_text(last.step, 'step')}, {parameters:,} trained parameters, "
-            f"val {text}"
+            f"{run.path}: {count_text(last.step, 'step')}, {parameters:,} trained parameters"
         )
         if seconds:
             shares = ", ".join(
                 f"{step} {spent / sum(seconds.values()):.1%}" for step, spent in seconds.items()
             )
             console.show(f"time: {shares}")
+        name = f"{metric.name} ({metric.unit})" if metric.unit else metric.name
+        better = "higher" if metric.higher_is_better else "lower"
+        console.show(
+            f"val {name}, {better} is better: "
+            + ", ".join(f"{form} {score:.3f}" for form, score in scores.items())
+            + f"; trivial answer {facts['trivial']:.3f}"
+        )
+        console.show(f"next: stillframe evaluate {shlex.quote(str(run.path))}")
 
 
 @app.command()

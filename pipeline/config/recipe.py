@@ -10,9 +10,15 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.config import plugins
 from pipeline.config.cache_spec import BASE, Choice, choice
+from pipeline.config.json_files import json_value
 from pipeline.config.plugins import Seed, Settings
+from pipeline.config.regular_files import read_regular
 from pipeline.config.toml_tables import override, read_table
+from pipeline.errors import BadInput
 from pipeline.records import Step
+
+RUN_FILE = "run.json"
+"""The file of a run that holds what it was made from."""
 
 
 class WindowSettings(Settings):
@@ -189,4 +195,24 @@ class Recipe(Settings):
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    return plugins.validate(Recipe, override(read_table(path, "recipe"), overrides), str(path))
+    """The recipe in a .toml file, or the one that a run was made from: its folder, or its
+    `run.json`. Raises BadInput for anything else, and for a key or value that no recipe has."""
+    file = path / RUN_FILE if (path / RUN_FILE).is_file() else path
+    table = _recipe_of_run(file) if file.suffix == ".json" else read_table(file, "recipe")
+    return plugins.validate(Recipe, override(table, overrides), str(file))
+
+
+def _recipe_of_run(file: Path) -> dict[str, Any]:
+    """The recipe in a run.json, with every setting that its run was made with."""
+    try:
+        header = json_value(read_regular(file))
+    except OSError as error:
+        raise BadInput(f"recipe {file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise BadInput(f"recipe {file} is damaged: {error}") from error
+    table = header.get("recipe") if isinstance(header, dict) else None
+    if not isinstance(table, dict):
+        raise BadInput(
+            f"recipe {file} holds no recipe", f"name a .toml file, or the {RUN_FILE} of a run"
+        )
+    return table

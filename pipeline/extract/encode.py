@@ -265,33 +265,39 @@ class Extraction:
 
     def _write(self, to_write: Channel[TokenBatch | StoreDone]) -> None:
         """Stores tokens as they come; an error here stops the other steps."""
-        builders: set[StoreBuilder] = set()
+        in_flight: dict[StoreBuilder, int] = {}  # builder -> bytes
         seconds = dict(self.progress.seconds)
         try:
             for item in to_write:
                 if item.builder.given_up:
                     continue
-                builders.add(item.builder)
+                in_flight.setdefault(item.builder, 0)
                 if isinstance(item, TokenBatch):
-                    self._append(item)
+                    in_flight[item.builder] += self._append(item)
                 else:
                     now = dict(self.progress.seconds)
                     self._commit(item, {step: now[step] - seconds[step] for step in now})
                     seconds = now
-                    builders.discard(item.builder)
+                    del in_flight[item.builder]
+                self.progress.in_flight_bytes = sum(
+                    count for builder, count in in_flight.items() if not builder.given_up
+                )
         except BaseException:
             self.stop.set()
             raise
         finally:
-            for builder in builders:
+            for builder in in_flight:
                 builder.close()
 
-    def _append(self, item: TokenBatch) -> None:
+    def _append(self, item: TokenBatch) -> int:
+        """Returns how many bytes that are, before lossless compression."""
         if item.done:
             with self.progress.timed("encode"):  # waiting for the GPU is encoding
                 item.done.synchronize()
         with self.progress.timed("write"), _unless_taken_over(item):
-            item.builder.append(_arrays(item.tokens, item.builder))
+            arrays = _arrays(item.tokens, item.builder)
+            item.builder.append(arrays)
+        return sum(array.nbytes for array in arrays.values())
 
     def _commit(self, item: StoreDone, seconds: Mapping[str, float]) -> None:
         with self.progress.timed("write"), _unless_taken_over(item):

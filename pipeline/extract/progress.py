@@ -19,6 +19,9 @@ class Progress(Timed):
     held: an estimate."""
     frames: int = 0
     store_bytes: int = 0
+    """Of whole stores."""
+    in_flight_bytes: int = 0
+    """Written into stores that are not whole yet, before lossless compression."""
     stores: int = 0
     videos: int = 0
     started: float = field(default_factory=time.perf_counter)

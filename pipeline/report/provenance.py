@@ -4,15 +4,17 @@ differ."""
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.receipts import Receipt
+from pipeline.config.recipe import RUN_FILE
 from pipeline.experiments.sweep import SWEEP_FILE
 from pipeline.experiments.sweep_spec import CACHE, GIVEN
 from pipeline.report.source import ReportData
-from pipeline.train.run import tool_versions
+from pipeline.train.run import Run, tool_versions
 
 
 def runs_provenance(data: ReportData) -> dict[str, Any]:
@@ -60,24 +62,41 @@ def _writers(receipts: Sequence[Receipt]) -> list[dict[str, Any]]:
 
 
 def commands(data: ReportData) -> list[str]:
-    """The commands that make the page again, the recipes being those below. A sweep is made from
-    its own file, which holds what was changed on the command line."""
+    """The commands that make the page again. A run is made from its run.json, and a sweep from its
+    own file: they hold what was changed on the command line."""
     split = data.summary.split
     if data.path is not None:
         on_given = [point for point in data.ranked() if point.values.get(CACHE, GIVEN) == GIVEN]
         cache = data.shown(on_given[0])[0].header.cache_path if on_given else None
-        sweep = f"{data.path / SWEEP_FILE} {cache or 'CACHE'}"
+        words = [data.path / SWEEP_FILE, cache or "CACHE", "--out", data.path]
         return [
-            f"stillframe sweep {sweep} --out {data.path}",
-            f"stillframe report {data.path} --split {split}",
+            _command("sweep", *words),
+            _command("report", data.path, "--split", split),
         ]
     lines = []
-    for run in data.runs.values():
-        cache, recipe = run.header.cache_path or "CACHE", run.header.recipe["name"]
-        lines.append(f"stillframe train {recipe} {cache} --out {run.path}")
-        lines.append(f"stillframe evaluate {run.path} --split {split}")
-    paths = " ".join(str(run.path) for run in data.runs.values())
-    return [*lines, f"stillframe report {paths} --split {split}"]
+    for name, run in data.runs.items():
+        lines.append(_command("train", run.path / RUN_FILE, *_trained_on(run), "--out", run.path))
+        which = data.evaluations[name].checkpoint.which
+        chosen = ["--checkpoint", which] if which != "last" else []
+        lines.append(_command("evaluate", run.path, "--split", split, *chosen, *_leave_out(run)))
+    paths = [run.path for run in data.runs.values()]
+    return [*lines, _command("report", *paths, "--split", split)]
+
+
+def _command(*words: object) -> str:
+    return shlex.join(["stillframe", *map(str, words)])
+
+
+def _trained_on(run: Run) -> list[str]:
+    """The cache that a run was trained on, and what else `train` has to be told about clips."""
+    manifest = run.header.manifest_path
+    others = ["--manifest", manifest] if manifest else []
+    return [run.header.cache_path or "CACHE", *others, *_leave_out(run)]
+
+
+def _leave_out(run: Run) -> list[str]:
+    """The flag without which a cache with holes is refused, where the run's had some."""
+    return ["--allow-missing"] if run.header.clips.get("skipped") else []
 
 
 def common_part(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -34,14 +34,15 @@ def report(
     returns the pages' paths.
 
     `source`: evaluated runs of one task, the folder of a finished sweep, or a cache. A sweep of
-    several tasks gets a page, and a folder in `out`, for each. `say` is told of letters of labels
-    and runs that no font has. Raises BadInput for runs that have not been evaluated on `split`,
-    runs of several tasks, and a sweep that is not finished or was scored on another split.
+    several tasks gets a page, and a folder in `out`, for each. `say` is told of runs that
+    have not been evaluated on `split`, which are left out, and of letters of labels and runs that
+    no font has. Raises BadInput where no run has been evaluated, for runs of several tasks, and for
+    a sweep that is not finished or was scored on another split.
     """
     if isinstance(source, Cache):
         return [_write_page(partial(page_of_cache, source, out), None, out)]
     data_of_tasks = (
-        read_sweep(source, split) if isinstance(source, Path) else [read_runs(source, split)]
+        read_sweep(source, split) if isinstance(source, Path) else [read_runs(source, split, say)]
     )
     folders = [
         out if len(data_of_tasks) == 1 else out / data.summary.task for data in data_of_tasks

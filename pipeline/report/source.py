@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,19 +138,29 @@ def _of_summary(path: Path, summary: Summary, split: str) -> ReportData:
         )
     scored = [name for point in summary.settings for name in point.runs if name not in point.failed]
     runs = {name: Run(path / "runs" / name) for name in scored}
-    return ReportData(path, summary, runs, _evaluations(runs, split), has_costs=True)
+    evaluations, unscored = _evaluations(runs, split)
+    if unscored:
+        raise _not_evaluated(unscored, split)
+    return ReportData(path, summary, runs, evaluations, has_costs=True)
 
 
-def read_runs(runs_from_anywhere: Sequence[Run], split: str) -> ReportData:
-    """The data of evaluated runs. The reference is a run without a temporal module if there is one,
-    else the first run.
+def read_runs(
+    runs_from_anywhere: Sequence[Run], split: str, say: Callable[[str], object] = lambda _: None
+) -> ReportData:
+    """The data of those runs that were scored on `split`; `say` is told which were not. The
+    reference is a run without a temporal module if there is one, else the first run.
 
-    Raises BadInput for runs that were not scored on `split`, or not on the same clips of one task.
+    Raises BadInput where none was scored on `split`, or not all on the same clips of one task.
     """
-    runs = dict(zip(_names(runs_from_anywhere), runs_from_anywhere, strict=True))
-    evaluations = _evaluations(runs, split)
-    if not runs:
+    if not runs_from_anywhere:
         raise BadInput("a page of no runs", "name at least one run folder")
+    named = dict(zip(_names(runs_from_anywhere), runs_from_anywhere, strict=True))
+    evaluations, unscored = _evaluations(named, split)
+    if not evaluations:
+        raise _not_evaluated(unscored, split)
+    for run in unscored:
+        say(f"left out: {_not_evaluated([run], split).with_hint}")
+    runs = {name: named[name] for name in evaluations}
     costs = _costs(runs)
     points = []
     for names in _by_recipe(runs):
@@ -213,23 +223,19 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
 
 
-def _evaluations(runs: Mapping[str, Run], split: str) -> dict[str, Evaluation]:
-    """Name of a run -> its evaluation on `split`. Raises BadInput where one has none."""
-    evaluations: dict[str, Evaluation] = {}
-    missing: list[str] = []
-    for name, run in runs.items():
-        evaluation = read_evaluation(run.path, split)
-        if evaluation is None:
-            missing.append(str(run.path))
-        else:
-            evaluations[name] = evaluation
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise BadInput(
-            f"not evaluated on split '{split}': {', '.join(missing[:3])}{more}",
-            f"stillframe evaluate {missing[0]} --split {split}",
-        )
-    return evaluations
+def _evaluations(runs: Mapping[str, Run], split: str) -> tuple[dict[str, Evaluation], list[Run]]:
+    """Name of a run -> its evaluation on `split`; and the runs that have none."""
+    found = {name: read_evaluation(run.path, split) for name, run in runs.items()}
+    evaluations = {name: each for name, each in found.items() if each is not None}
+    return evaluations, [run for name, run in runs.items() if name not in evaluations]
+
+
+def _not_evaluated(runs: Sequence[Run], split: str) -> BadInput:
+    more = f" and {len(runs) - 3} more" if len(runs) > 3 else ""
+    return BadInput(
+        f"not evaluated on split '{split}': {', '.join(str(run.path) for run in runs[:3])}{more}",
+        f"stillframe evaluate {runs[0].path} --split {split}",
+    )
 
 
 def _by_recipe(runs: Mapping[str, Run]) -> list[list[str]]:

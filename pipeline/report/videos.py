@@ -56,13 +56,13 @@ def videos(data: ReportData, out: Path) -> tuple[dict[str, list[DrawnVideo]], st
 def _drawn(
     run: Run, checkpoint: str, split: str, out: Path, say: Callable[[str], None]
 ) -> list[DrawnVideo]:
-    drawn, cache = [], cache_of(run)
+    drawn, cache, taken = [], cache_of(run), set[str]()
     manifest = manifest_of(run, cache)
     context = RunContext.of(cache, manifest, allow_missing=True)
     for drawing in drawings(run, context, CLIPS, split, checkpoint, say):
         clip = drawing.clip
         frames_THWC = np.stack([_small(pixels_HWC) for pixels_HWC in drawing.pixels_THWC])
-        path = out / run.path.name / file_name(clip.clip_id, ".mp4")
+        path = out / run.path.name / file_name(clip.clip_id, ".mp4", taken)
         try:
             write_video(path, frames_THWC, drawing.fps, CRF)
         except StillframeError as error:

@@ -38,6 +38,7 @@ from pipeline.train.bootstrap import TIE, Interval, interval
 from pipeline.train.compatibility import check, require_truth
 from pipeline.train.run import CacheFacts, Run, load_model, loss_fall
 from pipeline.train.setup import RunContext
+from pipeline.train.trainer import weighted_sum
 from pipeline.train.windows.windows import Windows
 
 TRIVIAL_WINDOWS = 512
@@ -230,6 +231,18 @@ class Scoring:
             _written(run, table, self.checkpoint, self.statistics[key])
             for run, table, key in zip(self.runs, tables, keys, strict=True)
         ]
+
+    def trivial_score(self) -> float:
+        """The first metric of the trivial answer to the first run's task. It takes truth alone, so
+        no tokens are read."""
+        (_, task), statistics = self.loaded[0], self.statistics[_task_key(self.runs[0])]
+        total = weight = 0.0
+        for ref in self.windows.order.evaluation():
+            truth = self.windows.truth([ref])
+            scores = task.score(task.trivial(truth, statistics), truth)[task.metrics[0].name]
+            weights = task.weight(truth)
+            total, weight = total + weighted_sum(scores, weights), weight + float(weights.sum())
+        return total / weight
 
     @cached_property
     def loaded(self) -> list[tuple[VideoModel, TaskPlugin]]:

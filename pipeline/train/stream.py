@@ -29,6 +29,7 @@ from pipeline.device import chosen
 from pipeline.errors import BadInput
 from pipeline.models.encoders.contract import make_encoder, token_shape, without_network
 from pipeline.models.tasks.contract import STREAMING, Query
+from pipeline.models.tasks.parts.canvas import with_caption
 from pipeline.models.video_model import array_of_answer
 from pipeline.records import Video
 from pipeline.train.run import Run, load_model
@@ -186,9 +187,9 @@ class Stream:
         return fps / self.step.size
 
     def drawn(self, seen: Seen) -> np.ndarray:
-        """The frame with its answer drawn over it, uint8 (H, W, 3)."""
+        """The frame with its answer drawn over it, and its time below, uint8 (H, W, 3)."""
         pixels: np.ndarray = self.task.draw(seen.pixels_HWC[None], seen.answer, {})[0]
-        return pixels
+        return with_caption(pixels, f"{seen.time_s:.2f} s")
 
     @property
     def state_bytes(self) -> int:

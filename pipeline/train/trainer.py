@@ -51,6 +51,13 @@ class TrainProgress(Timed):
     windows_per_s: float = 0.0
     """Training windows per second of wall time, evaluations and checkpoints included, since this
     process went on with the run."""
+    steps_per_s: float = 0.0
+    """Optimiser steps per second of the same time."""
+
+    @property
+    def eta_s(self) -> float:
+        """Seconds to the last step at this pace."""
+        return (self.steps - self.step) / max(1e-9, self.steps_per_s)
 
 
 OnProgress = Callable[[TrainProgress], None]
@@ -166,8 +173,8 @@ class Trainer:
         self._lines.append(line)
         self.progress.step, self.progress.loss, self.progress.metrics = self.step, loss, line
         spent_s = time.perf_counter() - self._begun
-        windows = (self.step - self._first) * self.settings.batch_size
-        self.progress.windows_per_s = windows / max(1e-9, spent_s)
+        self.progress.steps_per_s = (self.step - self._first) / max(1e-9, spent_s)
+        self.progress.windows_per_s = self.progress.steps_per_s * self.settings.batch_size
 
     def set_batch_moments(self, moments: dict[int, Moments]) -> None:
         """Hands the mixer's norms the moments of their layers' tokens over the whole batch."""

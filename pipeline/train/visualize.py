@@ -24,6 +24,7 @@ from pipeline.cache.cache import Cache
 from pipeline.cache.storage.local import write_atomically
 from pipeline.errors import BadInput, BadVideo, StillframeError
 from pipeline.models.tasks.parts import fonts
+from pipeline.models.tasks.parts.canvas import with_caption
 from pipeline.records import Clip
 from pipeline.train.compatibility import check
 from pipeline.train.run import Run, load_model
@@ -37,6 +38,8 @@ DRAWN_PX = 384
 """Side of the squares that are drawn on, if the encoder saw smaller ones."""
 SHEET_FRAMES = 4
 """Frames of a clip in a contact sheet."""
+SHEET_PX = 1600
+"""Width of a contact sheet at most, so that a screen shows all of it."""
 NAME_BYTES = 100
 """Bytes of a clip's id in a file name. File systems take 255 in all, encrypted ones 143, and the
 name has a hash, a suffix and, while it is written, an ending."""
@@ -68,7 +71,7 @@ def draw(
     """Writes `drawings` as `drawn-<split>/<clip>.mp4` and `drawn-<split>.png` into the run folder;
     returns the sheet's path. `say` is told of each video that could not be written, and of letters
     of labels that no font has."""
-    clips, folder = [], run.path / f"drawn-{split}"
+    clips, folder, taken = [], run.path / f"drawn-{split}", set[str]()
     if folder.is_symlink():
         raise BadInput(
             f"{folder} is a symbolic link, and a run is drawn in its own folder alone",
@@ -77,7 +80,7 @@ def draw(
     if missing := fonts.missing_letters(context.manifest.labels):
         say(missing)
     for drawing in drawings(run, context, count, split, checkpoint, say):
-        path = folder / file_name(drawing.clip.clip_id, ".mp4")
+        path = folder / file_name(drawing.clip.clip_id, ".mp4", taken)
         try:
             write_video(path, drawing.pixels_THWC, drawing.fps)
         except StillframeError as error:
@@ -90,23 +93,27 @@ def draw(
     return sheet
 
 
-def file_name(clip_id: str, suffix: str) -> str:
-    """A file name of its own for a clip: its id, in which every letter that a file system may
-    refuse is written as in an address (`%2F`). A longer id than `NAME_BYTES` is cut, and ends in a
-    hash of all of it.
+def file_name(clip_id: str, suffix: str, taken: set[str]) -> str:
+    """A file name for a clip that is none of `taken`, to which it is added: its id with `__` for
+    every `/`, and letters that a file system may refuse written as in an address (`%0A`). An id
+    that ends in the suffix gets no second one. A longer id than `NAME_BYTES` is cut, and it, or one
+    whose name is taken, ends in a hash of all of it.
     """
     is_utf8 = sys.getfilesystemencoding() == "utf-8"
+    shown = clip_id[: -len(suffix)] if suffix and clip_id.lower().endswith(suffix) else clip_id
     parts = [
         letter
         if not letter.isascii() and letter.isprintable() and is_utf8
         else quote(letter, safe=" #@+", errors="surrogateescape")
-        for letter in clip_id
+        for letter in shown.replace("/", "__")
     ]
     ends = list(accumulate(len(part.encode()) for part in parts))
-    if ends[-1] > NAME_BYTES:
+    whole = "".join(parts)
+    if (ends and ends[-1] > NAME_BYTES) or f"{whole}{suffix}" in taken:
         digest = hashlib.sha256(clip_id.encode(errors="surrogateescape")).hexdigest()[:12]
-        return f"{''.join(parts[: bisect_right(ends, NAME_BYTES)])}~{digest}{suffix}"
-    return f"{''.join(parts)}{suffix}"
+        whole = f"{''.join(parts[: bisect_right(ends, NAME_BYTES)])}~{digest}"
+    taken.add(f"{whole}{suffix}")
+    return f"{whole}{suffix}"
 
 
 def drawings(
@@ -143,7 +150,10 @@ def drawings(
             drawn_THWC = task.draw(pixels_THWC, answer, targets)
             step_s = windows.index.clip_rows[index].step_s
             fps = WHOLE_CLIP_FPS if run.recipe.windows.step() is None else clip.speed / step_s
-            yield Drawing(clip, drawn_THWC, fps, number, len(indices))
+            after_s_T = batch.time_s_BT[0] - windows.index.clip_rows[index].first_s
+            captions = [f"{time_s:.2f} s   {clip.clip_id}" for time_s in after_s_T]
+            captioned = [with_caption(*pair) for pair in zip(drawn_THWC, captions, strict=True)]
+            yield Drawing(clip, np.stack(captioned), fps, number, len(indices))
     if len(failures) == len(indices):
         raise next(iter(failures.values()))
     for clip_id, failure in failures.items():
@@ -241,7 +251,7 @@ def contact_sheet(path: Path, clips: Sequence[np.ndarray]) -> None:
     rows = []
     for pixels_THWC in clips:
         shown = evenly_spaced(len(pixels_THWC), SHEET_FRAMES)
-        rows.append(np.concatenate(list(pixels_THWC[shown]), axis=1))
+        rows.append(_narrow(np.concatenate(list(pixels_THWC[shown]), axis=1)))
     width = max(row.shape[1] for row in rows)
     sheet = np.concatenate(
         [
@@ -252,3 +262,12 @@ def contact_sheet(path: Path, clips: Sequence[np.ndarray]) -> None:
     data = io.BytesIO()
     Image.fromarray(sheet).save(data, format="PNG")
     write_atomically(path, data.getvalue())
+
+
+def _narrow(pixels_HWC: np.ndarray) -> np.ndarray:
+    """The picture, made smaller where it is wider than `SHEET_PX`."""
+    height, width = pixels_HWC.shape[:2]
+    if width <= SHEET_PX:
+        return pixels_HWC
+    size = SHEET_PX, round(height * SHEET_PX / width)
+    return np.array(Image.fromarray(pixels_HWC).resize(size, Image.Resampling.LANCZOS))

@@ -293,8 +293,13 @@ def test_train(place, tmp_path):
     text = fine("train", place.recipe, place.cache, "--out", tmp_path / "run").out
     total = f"{sum(facts['parameters'].values()):,}"
     scores = f"streaming {facts['val']['streaming']:.3f}, window {facts['val']['window']:.3f}"
-    assert text == f"{tmp_path}/run: 3 steps, {total} trained parameters, val {scores}\n"
+    assert text == (
+        f"{tmp_path}/run: 3 steps, {total} trained parameters\n"
+        f"val top-1, higher is better: {scores}; trivial answer {facts['trivial']:.3f}\n"
+        f"next: stillframe evaluate {tmp_path}/run\n"
+    )
     assert digest(tmp_path / "run") == before
+    assert facts["trivial"] == call("evaluate", tmp_path / "run", "--json").json["trivial"]["top-1"]
 
 
 def test_train_takes_shipped_recipes_by_name_and_overrides(place, tmp_path, monkeypatch):

@@ -104,14 +104,24 @@ def test_records_keep_every_name_through_json():
 
 
 def test_a_name_is_kept_where_it_can_be_and_cut_with_a_hash_where_it_is_too_long():
-    assert file_name("a/b 1.mp4", ".mp4") == "a%2Fb 1.mp4.mp4"
-    assert file_name("直剪/é\udce9\n\u202e", ".mp4") == "直剪%2Fé%E9%0A%E2%80%AE.mp4"
+    assert file_name("a/b 1.mp4", ".mp4", set()) == "a__b 1.mp4"
+    assert file_name("直剪/é\udce9\n\u202e", ".mp4", set()) == "直剪__é%E9%0A%E2%80%AE.mp4"
     long_id = "п" * (NAME_BYTES // 2)
-    assert file_name(long_id, "") == long_id
-    names = {file_name(f"{long_id}{letter}", ".mp4") for letter in "пав\udce9"}
+    assert file_name(long_id, "", set()) == long_id
+    names = {file_name(f"{long_id}{letter}", ".mp4", set()) for letter in "пав\udce9"}
     assert len(names) == 4
     for name in names:
         assert len(name.encode()) <= NAME_BYTES + 17
         assert re.fullmatch(r"п+~[0-9a-f]{12}\.mp4", name)
-    assert file_name("/" * 99, "").startswith("%2F" * (NAME_BYTES // 3) + "~")
-    assert file_name(unicodedata.normalize("NFD", "é"), "") != file_name("é", "")
+    assert file_name("\n" * 99, "", set()).startswith("%0A" * (NAME_BYTES // 3) + "~")
+    assert file_name(unicodedata.normalize("NFD", "é"), "", set()) != file_name("é", "", set())
+
+
+def test_clips_whose_names_would_be_the_same_get_names_of_their_own():
+    taken = set[str]()
+    names = [
+        file_name(clip_id, ".mp4", taken) for clip_id in ("a/b", "a__b", "a/b.mp4", "a__b.MP4")
+    ]
+    assert names[0] == "a__b.mp4" and len(taken) == 4
+    for name in names[1:]:
+        assert re.fullmatch(r"a__b~[0-9a-f]{12}\.mp4", name)

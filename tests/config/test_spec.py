@@ -145,6 +145,22 @@ def test_a_folder_is_no_spec(spec_file):
     assert caught.value.hint == f"in {spec_file.parent} there are: mine.toml"
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is damaged: "),
+        ("[1]", "holds no recipe"),
+        ('{"recipe": 3}', "holds no recipe"),
+        ('{"recipe": {"name": "x"}}', "task"),
+    ],
+)
+def test_a_run_json_that_holds_no_recipe_is_refused(tmp_path, text, message):
+    (tmp_path / "run.json").write_text(text)
+    for path in (tmp_path, tmp_path / "run.json"):
+        with pytest.raises(BadInput, match=message):
+            load_recipe(path)
+
+
 def test_what_is_wrong_in_a_plugins_table_names_file_and_plugin(spec_file, recipe_file):
     spec_file.write_text(SPEC)
     with pytest.raises(BadInput) as caught:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from support.modules import NAMES, make
 from pipeline.cache.cache import Cache
 from pipeline.cache.status import FailureGroup
 from pipeline.config import plugins
-from pipeline.config.recipe import Recipe
+from pipeline.config.recipe import Recipe, load_recipe
 from pipeline.experiments.summary import Summary
 from pipeline.models.temporal.contract import Gate
 from pipeline.models.video_model import VideoModel
@@ -28,7 +29,7 @@ from pipeline.records import TokenShape
 from pipeline.report import axis_plots, plots, sections, style, tables, token_maps
 from pipeline.report.page import Page, render_page
 from pipeline.report.plots import front_of, mean_and_band
-from pipeline.report.provenance import common_part
+from pipeline.report.provenance import commands, common_part
 from pipeline.report.report import report
 from pipeline.report.source import find_source, read_runs, read_sweep
 from pipeline.report.token_maps import principal_colours, state_and_gates
@@ -218,6 +219,33 @@ def test_a_run_alone_needs_no_reference(some_runs, tmp_path):
     (row, _) = rows_of(tmp_path / "scores.csv")
     assert "gain" not in row and not (tmp_path / "score_over_FLOPs.png").exists()
     assert "gru-lr0.003-s0 has a streaming top-1 of" in plain_text(page)
+
+
+def test_runs_that_are_not_scored_are_left_out_and_named(some_runs, tmp_path):
+    unscored = shutil.copytree(some_runs[0].path, tmp_path / "stopped")
+    (unscored / "evaluation-val.json").unlink()
+    said: list[str] = []
+    data = read_runs([*some_runs[2:], Run(unscored)], "val", said.append)
+    assert list(data.runs) == ["identity-lr0.003-s0", "min_gru-lr0.003-s0"]
+    assert said == [
+        f"left out: not evaluated on split 'val': {unscored} "
+        f"(stillframe evaluate {unscored} --split val)"
+    ]
+
+
+def test_the_commands_of_a_page_make_its_runs_again(some_runs, tmp_path):
+    (run,) = some_runs[:1]
+    train, evaluate, again = commands(read_runs([run], "val"))
+    cache = run.header.cache_path
+    assert train == f"stillframe train {run.path}/run.json {cache} --out {run.path}"
+    assert evaluate == f"stillframe evaluate {run.path} --split val"
+    assert again == f"stillframe report {run.path} --split val"
+    # As printed, it is the same run, whatever was set on the command line.
+    result = fine(*shlex.split(train)[1:], "--json")
+    assert result.json["steps"] == run.checkpoint("last").step
+    assert load_recipe(run.path) == load_recipe(run.path / "run.json") == run.recipe
+    changed = load_recipe(run.path, ["training.learning_rate=0.5"])
+    assert changed.training.learning_rate == 0.5 and changed.temporal == run.recipe.temporal
 
 
 def test_without_its_cache_a_page_says_so(some_runs, tmp_path):

@@ -18,7 +18,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.models.encoders import address
 from pipeline.train.loop import train
 from pipeline.train.setup import RunContext
-from pipeline.train.visualize import DRAWN_PX, VideoFile, contact_sheet, drawings, squares
+from pipeline.train.visualize import DRAWN_PX, SHEET_PX, VideoFile, contact_sheet, drawings, squares
 from pipeline.video.reader import FrameReader
 
 
@@ -115,6 +115,12 @@ def test_a_video_file_appears_when_it_is_whole(tmp_path):
         file.append(frames[0])
         raise RuntimeError("stop")
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_contact_sheet_is_no_wider_than_a_screen(tmp_path):
+    contact_sheet(tmp_path / "sheet.png", [np.full((4, 384, 1184, 3), 90, np.uint8)])
+    (sheet,) = pixels_of(tmp_path / "sheet.png")
+    assert sheet.shape == (round(384 * SHEET_PX / (4 * 1184)) + 4, SHEET_PX, 3)
 
 
 def test_a_contact_sheet_has_a_row_for_each_clip(tmp_path):

@@ -289,7 +289,7 @@ def test_training_windows_of_a_whole_clip_move_within_its_parts(material):
 
 def test_a_window_is_a_rate_or_a_whole_clip(material):
     for settings in ({"fps": None}, {"fps": 5, "span": "clip"}):
-        with pytest.raises(ValueError, match='wanted exactly one of fps, every and span'):
+        with pytest.raises(ValueError, match="wanted exactly one of fps, every and span"):
             make(material, **settings)
     clips = [dataclasses.replace(clip, split="train") for clip in material.manifest.clips]
     clips[0] = dataclasses.replace(clips[0], speed=4.0)

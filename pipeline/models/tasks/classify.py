@@ -166,14 +166,15 @@ class Task(TaskPlugin):
         }
 
     def draw(self, pixels_THWC: np.ndarray, answer: np.ndarray, targets: Arrays) -> np.ndarray:
-        """Every frame under its label and the likeliest labels of the answer, green where right;
-        (T, H, W, 3)."""
+        """Every frame under its label and the likeliest labels of the answer, of which the first is
+        what it says: green where right, red where wrong; (T, H, W, 3)."""
         share = np.exp(answer - answer.max(), dtype=np.float64)
         likeliest = np.argsort(-answer, kind="stable")[:DRAWN]
         truth = int(targets["label"]) if targets else None
         lines = [] if truth is None else [(f"truth: {self.labels[truth]}", PLAIN)]
         for label in likeliest.tolist():
-            ink = PLAIN if truth is None else RIGHT if label == truth else WRONG
+            is_said = truth is not None and label == likeliest[0]
+            ink = (RIGHT if label == truth else WRONG) if is_said else PLAIN
             lines.append((f"{share[label] / share.sum():.0%} {self.labels[label]}", ink))
         drawn = []
         for pixels_HWC in pixels_THWC:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.models.tasks.parts.fonts import font_runs, readable
 
@@ -28,6 +28,8 @@ COLOURS = (
 )
 RIM = (15, 15, 15)
 GAP_PX = 4
+CAPTION_PX = 24
+"""Height of the strip below a frame that says which it is."""
 
 Colour = tuple[int, int, int]
 
@@ -95,11 +97,10 @@ class Canvas:
         self, xy: np.ndarray | tuple[float, float], words: str, ink: Colour = (255, 255, 255)
     ) -> None:
         """Words in any script, on one line, whose upper left corner is at the place."""
-        # The mark says that a line begins at the left, also where its first letters are Arabic.
-        line = " ".join(readable(words).split())
-        pieces = font_runs(line if line.isascii() else f"\u200e{line}", 6 * self.line_px + 1)
+        pieces = _line(words, 6 * self.line_px + 1)
         x, y = self._px(xy)
-        rim = max(1, self.line_px // 2)
+        # Thin, or the rims of neighbouring letters meet and fill what is between them.
+        rim = 1
         ascent = max((font.getmetrics()[0] for font, _ in pieces), default=0)
         for font, piece in pieces:
             place = (x, y + ascent)
@@ -148,3 +149,21 @@ def concat_width(panels: Sequence[np.ndarray]) -> np.ndarray:
             )
         row += [np.full((height, GAP_PX, 3), RIM, np.uint8), panel]
     return np.concatenate(row[1:], axis=1)
+
+
+def with_caption(pixels_HWC: np.ndarray, words: str) -> np.ndarray:
+    """uint8 (H + CAPTION_PX, W, 3): the picture over a dark strip with one line of words, cut where
+    they are wider."""
+    image = Image.new("RGB", (pixels_HWC.shape[1], CAPTION_PX), RIM)
+    draw, x = ImageDraw.Draw(image), CAPTION_PX // 4
+    for font, piece in _line(words, CAPTION_PX * 2 // 3):
+        draw.text((x, CAPTION_PX * 3 // 4), piece, (255, 255, 255), font, "ls")
+        x += round(font.getlength(piece))
+    return np.concatenate([pixels_HWC, np.array(image)])
+
+
+def _line(words: str, size_px: int) -> list[tuple[ImageFont.FreeTypeFont, str]]:
+    """Words on one line, as pieces with a font each."""
+    line = " ".join(readable(words).split())
+    # The mark says that a line begins at the left, also where its first letters are Arabic.
+    return font_runs(line if line.isascii() else f"\u200e{line}", size_px)
