@@ -152,6 +152,8 @@ class Dataset(DatasetPlugin):
             images, masks = self._images(folder), folder / self.settings.annotations
             listed = self._listed(folder)
             names = sorted(path.name for path in masks.iterdir() if path.is_dir())
+            if names and all(next((masks / name).iterdir(), masks).is_dir() for name in names):
+                raise self._no_sequences(f"folders in {masks / names[0]} where masks should be")
             without = [name for name in names if not (images / name).is_dir()]
             if without:
                 where = masks.relative_to(self.root).as_posix()
@@ -164,13 +166,19 @@ class Dataset(DatasetPlugin):
                 if name not in without
             ]
         if not sequences:
-            images, masks = self.settings.images, self.settings.annotations
-            raise BadInput(
-                f"{self.root} holds no folder {images} with a folder {masks} beside it",
-                f"wanted {images}/<video>/*.jpg and {masks}/<video>/*.png; DAVIS is read by: "
-                "stillframe manifest davis",
+            raise self._no_sequences(
+                f"no folder {self.settings.images} with a folder "
+                f"{self.settings.annotations} beside it"
             )
         return sequences
+
+    def _no_sequences(self, found: str) -> BadInput:
+        images, masks = self.settings.images, self.settings.annotations
+        return BadInput(
+            f"{self.root} holds {found}",
+            f"wanted {images}/<video>/*.jpg and {masks}/<video>/*.png; DAVIS is read by: "
+            "stillframe manifest davis",
+        )
 
     def _folders(self) -> Iterator[Path]:
         """Folders that hold masks of videos, in order."""

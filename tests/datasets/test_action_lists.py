@@ -365,6 +365,28 @@ def test_a_folder_in_the_list_must_agree_where_names_repeat(tmp_path: Path, vide
     assert dataset.notes["lists"] == "in other folders than the lists say: 1 video (elsewhere/2)"
 
 
+def test_tables_of_any_header_and_lines_of_any_length_are_read(tmp_path: Path, video: Path) -> None:
+    videos(tmp_path / "v", video, ["train/Archery/a.avi", "val/Archery/b.avi", "val/Diving/c.avi"])
+    lists = tmp_path / "lists"
+    write(lists / "train.csv", "clip_name,clip_path,label", "a,/train/Archery/a.avi,Archery")
+    rows = ["b,/val/Archery/b.avi,Archery", "c,/val/Diving/c.avi,Diving"]
+    write(lists / "val.csv", "clip_name,clip_path,label", *rows)
+    clips, dataset = read(tmp_path / "v", lists)
+    assert told(clips) == {
+        ("train/Archery/a.avi", "Archery", "train"),
+        ("val/Archery/b.avi", "Archery", "val"),
+        ("val/Diving/c.avi", "Diving", "val"),
+    }
+    assert dataset.notes == {}
+    for line in ("1 " * 100_000 + "x", "a." * 100_000, "x" * 200_000 + ".mp4 1"):
+        path = write(tmp_path / "long.txt", "a.avi 1", line)
+        with pytest.raises(BadInput, match="line 2 has over 8192 characters"):
+            read(tmp_path / "v", path)
+    path = write(tmp_path / "numbers.txt", "1 " * 4000 + "2")
+    with pytest.raises(BadInput, match="has 4000 numbers, which are several classes"):
+        read(tmp_path / "v", path)
+
+
 def test_the_csv_setting_names_the_way_out(tmp_path: Path, video: Path) -> None:
     videos(tmp_path / "v", video, ["a.mp4"])
     header = "label,youtube_id,time_start,time_end,split"

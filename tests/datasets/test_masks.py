@@ -139,6 +139,10 @@ def test_what_is_missing_or_damaged_is_named(youtube: Path, tmp_path: Path) -> N
     (tmp_path / "none").mkdir()
     result = call("manifest", "vos", tmp_path / "none", "--out", tmp_path / "x")
     assert_refused(result, "holds no folder JPEGImages with a folder Annotations beside it")
+    for folder in ("JPEGImages", "Annotations"):
+        (tmp_path / "davis" / folder / "480p/bear").mkdir(parents=True)
+    result = call("manifest", "vos", tmp_path / "davis", "--out", tmp_path / "x")
+    assert_refused(result, "where masks should be", "stillframe manifest davis")
 
 
 def test_points_follow_the_mask_by_one_rule() -> None:

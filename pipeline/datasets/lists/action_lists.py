@@ -46,6 +46,8 @@ from pipeline.video.probe import Probe
 SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".json", ".lst", ".list"})
 """Of lists; in a folder of lists, other files are passed over."""
 MOST_BYTES = 4 << 30
+MOST_LINE = 8192
+"""Characters."""
 LOOKED_AT = 50
 """Lines of a file by which it is told whether it is a list at all."""
 
@@ -188,7 +190,10 @@ def _lines(path: Path) -> list[tuple[int, str]]:
         text = decoded(read_regular(path, MOST_BYTES))
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} cannot be read: {error}") from error
-    lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
+    long = next((number for number, line in lines if len(line) > MOST_LINE), None)
+    if long is not None:
+        raise BadInput(f"{path} line {long} has over {MOST_LINE} characters: no list of clips has")
     return [(number, line) for number, line in lines if line]
 
 

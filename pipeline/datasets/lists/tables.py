@@ -52,18 +52,23 @@ def is_table(columns: Sequence[str]) -> bool:
 
 def read_csv_list(path: Path, lines: Sequence[tuple[int, str]], separator: str) -> list[Entry]:
     """The clips of a CSV file with a header. Raises BadInput, naming the line."""
-    columns = [
-        cell.strip().lower() for cell in next(csv.reader([lines[0][1]], delimiter=separator))
-    ]
+    rows = [(number, _cells(text, separator, f"{path} line {number}")) for number, text in lines]
+    columns = [cell.lower() for cell in rows[0][1]]
     entries = []
-    for number, text in lines[1:]:
+    for number, cells in rows[1:]:
         where = f"{path} line {number}"
-        cells = [cell.strip() for cell in next(csv.reader([text], delimiter=separator))]
         if len(cells) > len(columns):
             raise BadInput(f"{where} has {len(cells)} cells, the header has {len(columns)} columns")
         record = dict(zip(columns, cells, strict=False))
         entries.append(_from_record(number, record, where))
     return entries
+
+
+def _cells(text: str, separator: str, where: str) -> list[str]:
+    try:
+        return [cell.strip() for cell in next(csv.reader([text], delimiter=separator), [])]
+    except csv.Error as error:
+        raise BadInput(f"{where} is no line of a CSV file: {error}") from error
 
 
 def read_json_list(path: Path, content: Any) -> list[Entry]:

@@ -21,11 +21,15 @@ from typing import NamedTuple
 
 from pipeline.datasets.lists.entries import Entry, has_media_suffix
 from pipeline.errors import BadInput
+from pipeline.video.probe import MEDIA_SUFFIXES
 
 HMDB = re.compile(r"(?P<label>.+)_test_split[1-9]")
 HMDB_SPLITS = {"1": "train", "2": "test", "0": None}
-NUMBERED = re.compile(r"(?P<path>\S.*?)(?P<numbers>(?:[ \t,]+-?\d+)+)")
-NAMED = re.compile(r"(?P<path>\S.*?\.\w{2,5})[ \t,]+(?P<label>[^\s\d,][^,]*?)(?:,\d+)*")
+SUFFIX = re.compile(
+    rf"(?:{'|'.join(map(re.escape, sorted(MEDIA_SUFFIXES)))})(?=[ \t,])", re.IGNORECASE
+)
+WORD = re.compile(r"[^ \t,]+")
+NUMBER = re.compile(r"-?\d{1,9}")
 MANY_LABELS = "stillframe reads one class for each clip: keep one in each line"
 
 
@@ -72,11 +76,13 @@ def _line(number: int, text: str, where: str) -> Line:
     if separator:
         name = label.strip().strip('"') or None  # test lists have the id alone
         return Line("id;class", Entry(number, path.strip(), name))
-    if (found := NAMED.fullmatch(text)) and has_media_suffix(found["path"]):
-        return Line("path,class", Entry(number, found["path"], found["label"]))
-    if found := NUMBERED.fullmatch(text):
-        numbers = tuple(map(int, re.findall(r"-?\d+", found["numbers"])))
-        if len(numbers) > 2 or (len(numbers) == 2 and has_media_suffix(found["path"])):
+    if suffix := SUFFIX.search(text):
+        name = text[suffix.end() :].lstrip(" \t,").partition(",")[0].strip()
+        if name and not NUMBER.match(name):
+            return Line("path,class", Entry(number, text[: suffix.end()], name))
+    path, numbers = _trailing_numbers(text)
+    if numbers:
+        if len(numbers) > 2 or (len(numbers) == 2 and has_media_suffix(path)):
             raise BadInput(
                 f"{where}: '{text[:60]}' has {len(numbers)} numbers, which are several classes",
                 MANY_LABELS,
@@ -84,10 +90,20 @@ def _line(number: int, text: str, where: str) -> Line:
         frames = numbers[0] if len(numbers) == 2 else None
         kind = "path class" if frames is None else "path frames class"
         number_of_class = numbers[-1] if numbers[-1] >= 0 else None
-        entry = Entry(number, found["path"], number=number_of_class, frames=frames)
+        entry = Entry(number, path, number=number_of_class, frames=frames)
         return Line(kind, entry, numbers)
     folder = PurePosixPath(text.replace("\\", "/")).parent.name
     return Line("a path alone", Entry(number, text, folder or None))
+
+
+def _trailing_numbers(text: str) -> tuple[str, tuple[int, ...]]:
+    """What stands before the numbers at the end of a line, and these; at least one word is left."""
+    words = list(WORD.finditer(text))
+    first = len(words)
+    while first > 1 and NUMBER.fullmatch(words[first - 1][0]):
+        first -= 1
+    numbers = tuple(int(word[0]) for word in words[first:])
+    return (text[: words[first - 1].end()] if words else text), numbers
 
 
 def _hmdb(path: Path, lines: Sequence[tuple[int, str]], label: str) -> Iterator[Entry]:
