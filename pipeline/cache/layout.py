@@ -170,7 +170,8 @@ def frames_per_shard(spec: CacheSpec, shape: TokenShape) -> int:
 
 def frames_per_store(spec: CacheSpec, shape: TokenShape) -> int:
     """Frames after which no more videos are put into a store."""
-    return max(1, int(spec.store.store_mb * 1e6 / _layer_bytes(spec, shape)))
+    frames = max(1, int(spec.store.store_mb * 1e6 / _layer_bytes(spec, shape)))
+    return min(frames, spec.store.store_frames or frames)
 
 
 def _layer_bytes(spec: CacheSpec, shape: TokenShape) -> int:

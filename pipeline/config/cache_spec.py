@@ -183,12 +183,20 @@ class StoreSettings(Settings):
     store_mb: float = Field(default=512, gt=0, le=10_000_000)
     """Size of a store for each recorded layer of the base: which videos a store holds does not
     depend on how many layers and views there are, so that one can be added later."""
+    store_frames: int | None = Field(default=None, ge=1)
+    """Frames of a store at most, to the next whole video, however small they are: what a stop can
+    lose. None: store_mb alone counts."""
     compression: Literal["none", "zstd"] = "none"
     """Lossless packing of every chunk. none: windows are read at the speed of the disk; zstd:
     smaller where bytes repeat, slower."""
     batch_frames: int = Field(default=32, ge=1, le=4096)
     """Frames per call of the encoder. Fixed by the spec, so that a store has the same bytes whoever
     writes it."""
+
+    def canonical(self) -> dict[str, Any]:
+        """As plain JSON, defaults filled in; `store_frames` if there is one."""
+        table = self.model_dump(mode="json")
+        return {key: value for key, value in table.items() if value is not None}
 
 
 class CacheSpec(Settings):
@@ -232,7 +240,7 @@ class CacheSpec(Settings):
             "encoder": self.encoder.table(),
             "frames": self.frames.canonical(),
             "codec": self.codec.table(),
-            "store": self.store.model_dump(mode="json"),
+            "store": self.store.canonical(),
             **views,
         }
 

@@ -52,7 +52,13 @@ from pipeline.extract.store_builder import StoreBuilder
 from pipeline.records import Stride, TokenShape
 from pipeline.video.sampling import first_instants
 
-STORE = ("store.chunk_frames", "store.shard_mb", "store.store_mb", "store.compression")
+STORE = (
+    "store.chunk_frames",
+    "store.shard_mb",
+    "store.store_mb",
+    "store.store_frames",
+    "store.compression",
+)
 RATES = ("frames.fps", "frames.every")
 DERIVABLE = ("name", "encoder.layers", "views", *RATES, "codec.", *STORE)
 """Keys of a spec, or beginnings of keys, that may differ from the source's."""

@@ -233,8 +233,7 @@ class Scoring:
         ]
 
     def trivial_score(self) -> float:
-        """The first metric of the trivial answer to the first run's task. It takes truth alone, so
-        no tokens are read."""
+        """First metric of the trivial answer to the first run's task. No tokens are read for it."""
         (_, task), statistics = self.loaded[0], self.statistics[_task_key(self.runs[0])]
         total = weight = 0.0
         for ref in self.windows.order.evaluation():
@@ -408,9 +407,8 @@ class Scores:
     def baselines(self, clips: dict[int, ClipScores]) -> dict[str, BaselineScores]:
         """Name -> the scores of a baseline, the trivial one first, then layer by layer. `clips` is
         what `of_clips` gives."""
-        forms = [
-            form for form in self.task.forms if (form, self.task.metrics[0].name) in self.values
-        ]
+        main = self.task.metrics[0].name
+        forms = [form for form in self.task.forms if (form, main) in self.values]
 
         def scores(name: str, layer: int | None) -> BaselineScores:
             return BaselineScores(
@@ -493,12 +491,9 @@ def difference(ours: Evaluation, theirs: Evaluation, form: str) -> Interval:
             f"runs {ours.run} and {theirs.run} were not scored on the same clips in form '{form}'",
             "evaluate both on the same split of one manifest",
         )
-    clips = list(ours.clips.values())
-    gain = np.array(
-        [clip.scores[form] - theirs.clips[name].scores[form] for name, clip in ours.clips.items()]
-    )
-    weights = np.array([clip.weight for clip in clips])
-    found = interval(gain, [clip.video for clip in clips], weights)
-    if (np.abs(gain) < TIE).all():
-        return found.model_copy(update={"low": None, "high": None})
-    return found
+    clips = ours.clips.items()
+    gain = np.array([clip.scores[form] - theirs.clips[name].scores[form] for name, clip in clips])
+    weights = np.array([clip.weight for _, clip in clips])
+    found = interval(gain, [clip.video for _, clip in clips], weights)
+    is_even = (np.abs(gain) < TIE).all()
+    return found.model_copy(update={"low": None, "high": None}) if is_even else found

@@ -84,6 +84,9 @@ class Seen:
     """Source frame to square."""
     answer: np.ndarray
     """As the task's `answer` gives it for a window of this one frame, without the batch axis."""
+    told: Arrays
+    """What is followed from this frame on, as truth of a window of this one frame; empty but for
+    the first frame of tasks that are told."""
 
 
 class Stream:
@@ -168,13 +171,16 @@ class Stream:
                     tokens = self._tokens(square_1CHW)
                 square_HWC = square_1CHW[0].float().round().byte().permute(1, 2, 0).cpu().numpy()
                 for _ in range(instants):
+                    told: Arrays = {}
                     with torch.inference_mode():
                         if state is None:
-                            state = self.model.start(1, self._query(asked or {}, frame.affine_23))
+                            told = self._told(asked or {}, frame.affine_23)
+                            state = self.model.start(1, self._query(told))
                         prediction, state = self.model.step(*tokens, state)
                         answer = self.task.answer(STREAMING, prediction.unsqueeze(1))
                     array = array_of_answer(STREAMING, answer)[0]
-                    yield Seen(float(frame.time_s[0]), square_HWC, frame.affine_23, array)
+                    time_s = float(frame.time_s[0])
+                    yield Seen(time_s, square_HWC, frame.affine_23, array, told)
         self.damage = counted.damage_text(is_kept=self.spec.frames.damaged == "keep")
 
     def fps_of(self, path: Path, image_fps: float | None = None) -> float:
@@ -188,7 +194,7 @@ class Stream:
 
     def drawn(self, seen: Seen) -> np.ndarray:
         """The frame with its answer drawn over it, and its time below, uint8 (H, W, 3)."""
-        pixels: np.ndarray = self.task.draw(seen.pixels_HWC[None], seen.answer, {})[0]
+        pixels: np.ndarray = self.task.draw(seen.pixels_HWC[None], seen.answer, seen.told)[0]
         return with_caption(pixels, f"{seen.time_s:.2f} s")
 
     @property
@@ -219,9 +225,9 @@ class Stream:
             stored(layer_name(layer), tokens.patches_NPD[layer]) for layer in self.model.layers
         ]
 
-    def _query(self, asked: Mapping[str, Any], affine_23: np.ndarray) -> Query:
-        """The query that the readout gets at the first frame: `asked`, as truth that holds for that
-        frame."""
+    def _told(self, asked: Mapping[str, Any], affine_23: np.ndarray) -> Arrays:
+        """What is asked at the first frame, as truth of a window of that frame; empty for tasks
+        that are told nothing."""
         name = self.task.asks
         if name is None:
             if asked:
@@ -248,7 +254,13 @@ class Stream:
                 "the frame is cropped to a square around its centre "
                 "(frames.fit in the cache's spec)",
             )
-        targets = collate([self.task.prepare(truth, None)])
+        return self.task.prepare(truth, None)
+
+    def _query(self, told: Arrays) -> Query:
+        """The query that the readout gets at the first frame."""
+        if not told:
+            return {}
+        targets = collate([told])
         return self.task.query(
             {name: torch.from_numpy(array).to(self.device) for name, array in targets.items()}
         )

@@ -239,6 +239,11 @@ def test_derived_values():
         frames_per_shard(spec, shape) == 8
     )  # 1200 bytes / (9 tokens * 16 bytes) = 8.3, in whole chunks of 4
     assert frames_per_store(spec, shape) == 50
+    capped = spec.model_copy(update={"store": spec.store.model_copy(update={"store_frames": 20})})
+    assert frames_per_store(capped, shape) == 20
+    # A spec that has no such key is what it was before there was one.
+    assert "store_frames" not in spec.canonical()["store"]
+    assert capped.canonical()["store"] == spec.canonical()["store"] | {"store_frames": 20}
 
 
 def test_differences():

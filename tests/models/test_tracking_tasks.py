@@ -22,7 +22,7 @@ from pipeline.models.tasks.boxes import (
     to_xyxy,
 )
 from pipeline.models.tasks.contract import STREAMING, WINDOW, TaskPlugin
-from pipeline.models.tasks.parts.canvas import SIDE_PX, Canvas, colour, concat_width
+from pipeline.models.tasks.parts.canvas import SIDE_PX, WHITE, Canvas, colour, concat_width
 from pipeline.models.tasks.parts.query_readout import DecoderLayer, FourierFeatures
 from pipeline.models.tasks.parts.tapvid import FRAME_PX, frames_counted, tapvid
 from pipeline.models.tasks.points import StreamingPoints, WindowPoints
@@ -662,15 +662,15 @@ def test_boxes_are_drawn_where_they_are():
         assert all(shows(pixels, 0.2, y, colour(0)) for y in (0.32, 0.5, 0.78))
         assert shows(pixels, 0.7, 0.15, colour(1)) and not shows(pixels, 0.4, 0.55, colour(0))
     # The dashed truth, corners included, and in the second frame of one object alone.
-    assert shows(drawn[0], 0.25, 0.85, colour(0)) and shows(drawn[0], 0.95, 0.25, colour(1))
-    assert not shows(drawn[1], 0.95, 0.25, colour(1))
+    assert shows(drawn[0], 0.25, 0.85, WHITE) and shows(drawn[0], 0.95, 0.25, WHITE)
+    assert not shows(drawn[1], 0.95, 0.25, WHITE)
     side = [
-        (drawn[0, int(y * SIDE_PX), int(0.65 * SIDE_PX)] == colour(0)).all()
+        (drawn[0, int(y * SIDE_PX), int(0.65 * SIDE_PX)] == WHITE).all()
         for y in np.linspace(0.4, 0.84, 150)
     ]
     assert 0.3 < np.mean(side) < 0.7
     alone = make("boxes").draw(GREY[:1], answer[:1], {})
-    assert shows(alone[0], 0.7, 0.15, colour(1)) and not shows(alone[0], 0.95, 0.25, colour(1))
+    assert shows(alone[0], 0.7, 0.15, colour(1)) and not shows(alone[0], 0.95, 0.25, WHITE)
 
 
 def test_points_are_drawn_where_they_are():

@@ -25,7 +25,7 @@ from pipeline.models.tasks.contract import (
     StreamingReadout,
     TaskPlugin,
 )
-from pipeline.models.tasks.parts.canvas import Canvas, colour
+from pipeline.models.tasks.parts.canvas import WHITE, Canvas, colour
 from pipeline.models.tasks.parts.followers import FollowedBoxes, FollowingSettings
 from pipeline.models.tasks.parts.query_readout import (
     FourierFeatures,
@@ -233,8 +233,8 @@ class Task(TaskPlugin):
         return {"boxes": corners_O22.reshape(-1, 4).round(5).tolist()}
 
     def draw(self, pixels_THWC: np.ndarray, answer: np.ndarray, targets: Arrays) -> np.ndarray:
-        """Frames enlarged to at least 384 px: predicted boxes solid, true ones dashed, one colour
-        per object, and its IoU."""
+        """Frames enlarged to at least 384 px: predicted boxes solid, in one colour per object, and
+        its IoU; true ones dashed and white. In the first frame they are what the task is told."""
         valid_TO = targets.get("boxes_valid", np.zeros(answer.shape[:2], bool))
         truth_TO4 = targets.get("boxes", np.zeros_like(answer))
         overlap_TO = iou(answer, truth_TO4)
@@ -246,10 +246,12 @@ class Task(TaskPlugin):
                 canvas.box(answer[time, number], colour(number))
                 if valid_TO[time, number]:
                     truth = truth_TO4[time, number]
-                    canvas.box(truth, colour(number), dashed=True)
-                    canvas.text(truth[:2], f"IoU {overlap_TO[time, number]:.2f}", colour(number))
-            if targets:
-                canvas.text((0.02, 0.93), "solid: prediction, dashed: truth")
+                    canvas.box(truth, WHITE, dashed=True)
+                    words = f"IoU {overlap_TO[time, number]:.2f}" if time else "told"
+                    canvas.text(truth[:2], words, colour(number))
+            if valid_TO[time].any():
+                dashed = "truth" if time else "told"
+                canvas.text((0.02, 0.93), f"solid: prediction, dashed: {dashed}")
             frames.append(canvas.pixels)
         return np.stack(frames)
 

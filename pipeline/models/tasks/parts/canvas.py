@@ -27,6 +27,7 @@ COLOURS = (
     (255, 150, 230),
 )
 RIM = (15, 15, 15)
+WHITE = (255, 255, 255)
 GAP_PX = 4
 CAPTION_PX = 24
 """Height of the strip below a frame that says which it is."""
@@ -93,9 +94,7 @@ class Canvas:
             [(x - arm, y - arm, x + arm, y + arm), (x - arm, y + arm, x + arm, y - arm)], ink
         )
 
-    def text(
-        self, xy: np.ndarray | tuple[float, float], words: str, ink: Colour = (255, 255, 255)
-    ) -> None:
+    def text(self, xy: np.ndarray | tuple[float, float], words: str, ink: Colour = WHITE) -> None:
         """Words in any script, on one line, whose upper left corner is at the place."""
         pieces = _line(words, 6 * self.line_px + 1)
         x, y = self._px(xy)
@@ -157,7 +156,7 @@ def with_caption(pixels_HWC: np.ndarray, words: str) -> np.ndarray:
     image = Image.new("RGB", (pixels_HWC.shape[1], CAPTION_PX), RIM)
     draw, x = ImageDraw.Draw(image), CAPTION_PX // 4
     for font, piece in _line(words, CAPTION_PX * 2 // 3):
-        draw.text((x, CAPTION_PX * 3 // 4), piece, (255, 255, 255), font, "ls")
+        draw.text((x, CAPTION_PX * 3 // 4), piece, WHITE, font, "ls")
         x += round(font.getlength(piece))
     return np.concatenate([pixels_HWC, np.array(image)])
 
