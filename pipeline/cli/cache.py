@@ -60,6 +60,9 @@ def manifest(
     Exit code 3 if media that should be a clip became none; remarks on clips that are used all the
     same are notes, and change no exit code.
 
+    What is listed is edited by the commands below: join, select, relabel and split make a manifest
+    of others. Any first word that is none of them is a data set.
+
     Example: stillframe manifest folder my_videos --out data/mine
     """
     from pipeline.cli import console

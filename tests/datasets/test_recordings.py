@@ -684,7 +684,7 @@ def test_scannet_export_with_splits_gaps_and_damage(tmp_path: Path) -> None:
     ]
     assert {clip.group for clip in found.clips} == {"scene0000"}
     assert found.origin.notes["groups"] == (
-        "1 of 1 lie in more than one split, which flatters scores: 'scene0000' in train "
+        "1 of 1 group lie in more than one split, which flatters scores: 'scene0000' in train "
         "(scene0000_00) and val (scene0000_01)"
     )
     pixels, time_s = decoded(found)

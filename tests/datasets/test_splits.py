@@ -212,7 +212,7 @@ def test_groups_by_pattern_and_straddling_ones_are_told() -> None:
     splits, notes = split_of(clips, group=r"(s\d)/", val_sequences="s1/a")
     assert splits["s1/a.mp4"] == "val"
     assert notes["groups"] == (
-        r"'(s\d)/' finds nothing in 1 path, each a group of its own: other.mp4; 1 of 2 lie in more "
+        r"'(s\d)/' finds nothing in 1 path, each a group of its own: other.mp4; 1 of 2 groups lie in more "
         "than one split, which flatters scores: 's1' in val (s1/a.mp4) and train (s1/b.mp4)"
     )
     splits, _ = split_of(clips[:3], group=r"s\d", val_fraction=0.5)

@@ -296,8 +296,8 @@ def note_straddling(clips: Iterable[Clip], notes: dict[str, str]) -> None:
         add_note(
             notes,
             GROUPS_NOTE,
-            f"{len(straddling)} of {len(places)} lie in more than one split, which flatters "
-            f"scores: '{first}' in {where}",
+            f"{len(straddling)} of {count_text(len(places), 'group')} lie in more than one split, "
+            f"which flatters scores: '{first}' in {where}",
         )
 
 
