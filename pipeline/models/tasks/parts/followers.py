@@ -116,7 +116,6 @@ class Follower(nn.Module):
                 keys=min(width, settings.readout_width),
                 hidden=settings.hidden,
                 outputs=outputs,
-                shifts=settings.start == "likeness",
             )
         )
 
@@ -145,11 +144,15 @@ class Follower(nn.Module):
                 memory |= {"look": torch.where(begins_BO.unsqueeze(-1), new, memory["look"])}
             numbers.append(self.attention(x_BND, place, memory.get("look")))
         if self.search is not None:
-            found = self.search.find(self.search.keys_of(x_BND), place, memory, begins_BO)
-            numbers.append(found.numbers)
-            memory |= {"first": found.first}
-            if found.shift_BO2 is not None:
-                shift_BO2 = found.shift_BO2
+            keys, around = self.search.keys_of(x_BND), place
+            if self.settings.start == "likeness":
+                likely = self.search.drift(keys, memory, begins_BO)
+                memory |= {"likely": likely.detach()}
+                shift_BO2 = likely[..., :2] - place[..., :2]
+                around = torch.cat([likely[..., :2].detach(), place[..., 2:]], dim=-1)
+            said, first = self.search.find(keys, around, place, memory, begins_BO)
+            numbers.append(said)
+            memory |= {"first": first}
         return torch.stack(numbers).sum(0), shift_BO2, memory
 
     def remember(self, x_BND: torch.Tensor, place_BO4: torch.Tensor, memory: Query) -> Query:

@@ -15,21 +15,16 @@ K width of the keys. Places are cxcywh (B, O, 4) in the square; shifts and halve
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from pipeline.models.tasks.contract import Query
+from pipeline.models.tasks.parts.trackers import LEAST_VOTE, REACH, SHARPNESS, SHIFTS
 
 SIDE = 7
 """Samples along each axis."""
-SHARPNESS = 20.0
-"""Factor of the cosines in the softmax, before training."""
-GAIN = 1.5
-"""Steps of a place for one step of the centroid of its map, before training. Above 1: what lies
-around an object belongs to it a little, and holds the centroid back."""
 MAPS = 5
 """Maps that the network sees."""
 
@@ -52,17 +47,6 @@ def half_sides(place_BO4: torch.Tensor, patch: float) -> torch.Tensor:
     return sides(place_BO4, patch) / 2 + patch
 
 
-class Findings(NamedTuple):
-    """The findings of a search around the last place."""
-
-    numbers: torch.Tensor
-    """(B, O, outputs): what the network says; zeros before training."""
-    shift_BO2: torch.Tensor | None
-    """The way of the object as its map's centroid has it, which needs no training; if asked for."""
-    first: torch.Tensor
-    """(B, O, 2 P, K): the samples of the frame in which the object was told, to be remembered."""
-
-
 class Search(nn.Module):
     """Looks around the last places of objects, and remembers what lay around the told ones and
     around the last ones. In float32, also under autocast."""
@@ -72,9 +56,8 @@ class Search(nn.Module):
     cells_P2: torch.Tensor
     """Centres of the SIDE x SIDE cells of the square."""
 
-    def __init__(self, width: int, *, keys: int, hidden: int, outputs: int, shifts: bool) -> None:
-        """`keys` is K; `hidden` that of the network that gives `outputs` numbers; `shifts` asks for
-        the shift as well."""
+    def __init__(self, width: int, *, keys: int, hidden: int, outputs: int) -> None:
+        """`keys` is K; `hidden` that of the network that gives `outputs` numbers."""
         super().__init__()
         self.keys = keys
         self.norm = nn.LayerNorm(width)
@@ -82,7 +65,6 @@ class Search(nn.Module):
         # Cosines of keys then come near those of the tokens from the start.
         nn.init.orthogonal_(self.key.weight)
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(SHARPNESS)))
-        self.gain = nn.Parameter(torch.tensor(GAIN)) if shifts else None
         self.network = nn.Sequential(
             nn.Linear(MAPS * SIDE**2 + 2, hidden),
             nn.GELU(),
@@ -98,7 +80,7 @@ class Search(nn.Module):
     def start(self, told_BO4: torch.Tensor) -> Query:
         """What is remembered before the first frame."""
         nothing = told_BO4.new_zeros(*told_BO4.shape[:2], 2 * SIDE**2, self.keys)
-        return {"told": told_BO4, "first": nothing, "last": nothing}
+        return {"told": told_BO4, "likely": told_BO4, "first": nothing, "last": nothing}
 
     def keys_of(self, x_BND: torch.Tensor) -> torch.Tensor:
         """Tokens of one frame -> keys of length 1, (B, K, h, h)."""
@@ -110,54 +92,69 @@ class Search(nn.Module):
     def find(
         self,
         keys_BKhh: torch.Tensor,
-        place_BO4: torch.Tensor,
+        around_BO4: torch.Tensor,
+        last_BO4: torch.Tensor,
         memory: Query,
         begins_BO: torch.Tensor,
-    ) -> Findings:
-        """Searches around `place_BO4`. Objects that begin (bool) are told in this very frame."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the network says of what is around places, (B, O, outputs), zeros before training,
+        and the samples (B, O, 2 P, K) of the frame in which each object was told, to be remembered.
+
+        `last_BO4` are the places in the frame before; objects that begin (bool) are told in this
+        very frame.
+        """
         with torch.autocast(keys_BKhh.device.type, enabled=False):
-            return self._find(keys_BKhh, place_BO4, memory, begins_BO[..., None, None])
+            patch = 1 / keys_BKhh.shape[-1]
+            samples = self.samples(keys_BKhh, around_BO4)
+            first, last = _known(samples, memory, begins_BO)
+            now, around_last = samples[:, :, : SIDE**2], last[:, :, : SIDE**2]
+            told_share = self._shares(memory["told"], patch)
+            share = self._shares(last_BO4, patch)
+            half_BO2 = half_sides(around_BO4, patch)
+            at_BOP2 = around_BO4[:, :, None, :2] + self.grid_P2 * half_BO2.unsqueeze(2)
+            views = [
+                self._carried(now, first, told_share),
+                self._carried(around_last, first, told_share),
+                self._carried(now, last, share),
+                share[..., : SIDE**2],
+                ((at_BOP2 - 0.5).abs() < 0.5).all(-1).to(now.dtype),
+                sides(around_BO4, patch) / (2 * half_BO2),
+            ]
+            return self.network(torch.cat(views, dim=-1)), first
 
-    def _find(
-        self,
-        keys_BKhh: torch.Tensor,
-        place_BO4: torch.Tensor,
-        memory: Query,
-        begins_BO11: torch.Tensor,
-    ) -> Findings:
-        patch = 1 / keys_BKhh.shape[-1]
-        samples = self.samples(keys_BKhh, place_BO4)
-        first = torch.where(begins_BO11, samples, memory["first"])
-        last = torch.where(begins_BO11, samples, memory["last"])
-        now, around_last = samples[:, :, : SIDE**2], last[:, :, : SIDE**2]
-        told_share, share = self._shares(memory["told"], patch), self._shares(place_BO4, patch)
-        seen = self._carried(now, first, told_share)
-        before = self._carried(around_last, first, told_share)
-        half_BO12 = half_sides(place_BO4, patch).unsqueeze(2)
-        at_BOP2 = self.grid_P2 * half_BO12
-        in_square = ((place_BO4[:, :, None, :2] + at_BOP2 - 0.5).abs() < 0.5).all(-1)
-        numbers = self.network(
-            torch.cat(
-                [
-                    seen,
-                    before,
-                    self._carried(now, last, share),
-                    share[..., : SIDE**2],
-                    in_square.to(seen.dtype),
-                    sides(place_BO4, patch) / (2 * half_BO12.squeeze(2)),
-                ],
-                dim=-1,
+    def drift(
+        self, keys_BKhh: torch.Tensor, memory: Query, begins_BO: torch.Tensor
+    ) -> torch.Tensor:
+        """Where the told places have gone by likeness alone, (B, O, 4), from `memory["likely"]` in
+        the frame before: as `trackers.follow_boxes`, on the cells of the square."""
+        with torch.autocast(keys_BKhh.device.type, enabled=False):
+            told, likely = memory["told"], memory["likely"]
+            patch = 1 / keys_BKhh.shape[-1]
+            samples = self.samples(keys_BKhh, told)
+            now = samples[:, :, SIDE**2 :]
+            first, last = (kept[:, :, SIDE**2 :] for kept in _known(samples, memory, begins_BO))
+            told_mask, mask = (
+                self._shares(place, patch)[..., SIDE**2 :] for place in (told, likely)
             )
-        )
-        if self.gain is None:
-            return Findings(numbers, None, first)
-        near = (-0.5 * (at_BOP2 / (half_BO12 - patch / 2)).square().sum(-1)).exp()
+            far_PP = torch.cdist(self.cells_P2, self.cells_P2).square() / (2 * REACH**2)
+            own = self._carried(first, first, told_mask, far_PP)
+            votes = self._carried(now, first, told_mask, far_PP)
+            votes = (votes + self._carried(now, last, mask, far_PP)) / 2
+            sigma_BO2 = sides(told, patch) / 2 + patch / 2
+            beside = self._beside(own, told[..., :2], sigma_BO2)
+            xy_BO2 = likely[..., :2]
+            for _ in range(SHIFTS):
+                xy_BO2 = xy_BO2 + self._beside(votes, xy_BO2, sigma_BO2) - beside
+            return torch.cat([xy_BO2, told[..., 2:]], dim=-1)
 
-        def centroid(map_BOP: torch.Tensor) -> torch.Tensor:
-            weight = (map_BOP * near).unsqueeze(-1)
-            return (weight * at_BOP2).sum(2) / weight.sum(2).clamp(min=1e-6)
-
-        return Findings(numbers, self.gain * (centroid(seen) - centroid(before)), first)
+    def _beside(
+        self, mask_BOP: torch.Tensor, xy_BO2: torch.Tensor, sigma_BO2: torch.Tensor
+    ) -> torch.Tensor:
+        """(B, O, 2): centroid of a mask on the cells as seen from a place, in a Gaussian window
+        around it."""
+        away_BOP2 = (self.cells_P2 - xy_BO2.unsqueeze(2)) / sigma_BO2.unsqueeze(2)
+        share_BOP = ((mask_BOP + LEAST_VOTE).log() - away_BOP2.square().sum(-1) / 2).softmax(-1)
+        return share_BOP @ self.cells_P2 - xy_BO2
 
     def samples(self, keys_BKhh: torch.Tensor, place_BO4: torch.Tensor) -> torch.Tensor:
         """Keys around places, then at the cells of the square, (B, O, 2 P, K). What lies outside
@@ -189,12 +186,27 @@ class Search(nn.Module):
         return torch.cat([covered(around_BOP2, patch), covered(cells_BOP2, 1 / SIDE)], dim=-1)
 
     def _carried(
-        self, now_BOPK: torch.Tensor, then: torch.Tensor, share: torch.Tensor
+        self,
+        now: torch.Tensor,
+        then: torch.Tensor,
+        share: torch.Tensor,
+        far: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(B, O, P): shares (B, O, 2 P) of the samples `then` (B, O, 2 P, K), carried on to those
-        that look like them."""
-        alike = self.log_sharpness.exp() * now_BOPK @ then.transpose(-1, -2)
+        """Shares of the samples `then`, carried on to those of `now` that look like them; less to
+        those that are `far`."""
+        alike = self.log_sharpness.exp() * now @ then.transpose(-1, -2)
+        if far is not None:
+            alike = alike - far
         return (alike.softmax(-1) @ share.unsqueeze(-1)).squeeze(-1)
+
+
+def _known(
+    samples: torch.Tensor, memory: Query, begins_BO: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The samples of the frame in which each object was told, and of the frame before this one."""
+    begins = begins_BO[..., None, None]
+    first, last = (torch.where(begins, samples, memory[name]) for name in ("first", "last"))
+    return first, last
 
 
 def zero_linear(width: int, outputs: int) -> nn.Linear:
