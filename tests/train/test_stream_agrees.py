@@ -71,9 +71,11 @@ def tiny_spec(fps: float | str, **frames: object) -> CacheSpec:
     return plugins.validate(CacheSpec, table, "test")
 
 
-def by(pace: float | str) -> dict[str, float | int]:
+def by(pace: float | str) -> dict[str, float | None]:
     """The settings of windows of so many frames per second, or of every k-th cached frame."""
-    return {"every": int(pace.split()[1])} if isinstance(pace, str) else {"fps": pace}
+    if isinstance(pace, str):
+        return {"every": int(pace.split()[1]), "fps": None}
+    return {"fps": pace}
 
 
 def cache_of(root: Path, spec: CacheSpec, out: Path) -> Cache:
