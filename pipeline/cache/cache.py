@@ -44,7 +44,7 @@ from pipeline.config import plugins
 from pipeline.config.cache_spec import BASE, FORMAT_VERSION, CacheSpec, Choice, View, with_implied
 from pipeline.config.json_files import parse_json
 from pipeline.config.plugins import Model
-from pipeline.datasets.manifest.manifest import TARGETS, Manifest, read_origin
+from pipeline.datasets.manifest.manifest import TARGETS, VIDEOS, Manifest, read_origin
 from pipeline.errors import BadInput, StillframeError, count_text
 from pipeline.records import Clip, TokenShape
 
@@ -158,6 +158,13 @@ class Cache:
                 manifest_advice(self),
             )
         return manifest
+
+    def has_videos_of(self, other: Cache) -> bool:
+        """Whether both are over one manifest of the same videos: those of equal names and labels
+        have the same digest, and other headers."""
+        files = [cache.header.manifest_files.get(VIDEOS) for cache in (self, other)]
+        same_headers = None in files or files[0] == files[1]
+        return same_headers and self.header.manifest == other.header.manifest
 
     def manifest_problems(
         self, copy: Storage, *, content_of_targets: bool = True
@@ -423,13 +430,19 @@ def require_same_manifest(cache: Cache, manifest: Manifest) -> None:
     """
     if cache.header.manifest != manifest.digest:
         before, now = ({video.video_id for video in m.videos} for m in (cache.manifest, manifest))
+        other_out = (
+            "extract it into another --out; or, if only clips or labels changed, train with "
+            "--manifest on the cache as it is"
+        )
         raise BadInput(
             f"manifest {manifest.folder} changed after {cache} was extracted from it: "
             f"{count_text(len(now - before), 'video')} added, {len(before - now)} removed, "
             f"{len(now & before)} kept, "
             f"{len(manifest.clips)} clips now, {len(cache.manifest.clips)} then",
-            "extract it into another --out; or, if only clips or labels changed, train with "
-            "--manifest on the cache as it is",
+            f"nothing is to be extracted: the commands that read the cache take --manifest "
+            f"{manifest.folder}"
+            if now <= before
+            else other_out,
         )
     # The digest is that of clips and truth, which may have the same seconds by another clock.
     has_seconds = manifest.has_targets or any(

@@ -1,4 +1,5 @@
-"""Changes of a cache: it is created, stores are committed or forgotten, leftovers are cleared.
+"""Changes of a cache: it gets a place, is created, stores are committed or forgotten, leftovers are
+cleared.
 
 Whoever writes a store does so aside, syncs it, renames it, and vouches for it last, by its receipt.
 So a kill at any byte loses at most the store in flight.
@@ -8,10 +9,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.cache.cache import Cache
+from pipeline.cache.cache import Cache, require_same_manifest
 from pipeline.cache.layout import (
     CODEC_FILE,
     HEADER_FILE,
@@ -28,8 +31,74 @@ from pipeline.cache.storage.contract import Storage
 from pipeline.cache.storage.local import PARTIAL, LocalFolder, sync
 from pipeline.cache.storage.own_folders import REPLACE_LINK
 from pipeline.config.json_files import sealed_json
-from pipeline.datasets.manifest.manifest import Manifest
-from pipeline.errors import StillframeError
+from pipeline.datasets.manifest.manifest import Manifest, read_origin
+from pipeline.errors import BadInput, StillframeError
+
+LONGEST_DATA_NAME = 40
+"""Characters of a data set's name in that of a cache."""
+
+
+def cache_names(spec_name: str, digits: str, data_name: str, manifest: Manifest) -> list[str]:
+    """The names that the cache of a spec over a manifest may have in a folder, first choice first.
+
+    The fingerprint `digits` knows no videos, so caches of several data sets have the same: the
+    first to come is called by the spec alone, others have the name of their data set in it, and,
+    where even that is the same, 8 digits of their manifest.
+    """
+    data = re.sub(r"[^A-Za-z0-9_.-]+", "_", data_name)[:LONGEST_DATA_NAME] or "data"
+    middles = ("", f"{data}-", f"{data}-{manifest.digest[:8]}-")
+    return [f"{spec_name}-{middle}{digits}" for middle in middles]
+
+
+def data_name_of(cache: Cache) -> str:
+    """The name of the data set in that of a cache; where it has none, that of the kind of data."""
+    middle = cache.name.removeprefix(cache.spec["name"]).removesuffix(cache.fingerprint)
+    return middle.strip("-") or cache.manifest.origin.dataset
+
+
+def find_place(out: Storage, names: Sequence[str], manifest: Manifest) -> Storage:
+    """The folder of the cache over `manifest` among `names` in `out`, or, where there is none yet,
+    the first of them that is free.
+
+    Raises BadInput where one of them is of the same videos in another state: what changed is told,
+    and nothing is encoded again unasked.
+    """
+    free, others = [], []
+    for storage in map(out.below, names):
+        if not storage.exists(HEADER_FILE):
+            free.append(storage)
+            continue
+        cache = Cache(storage)
+        # Videos of the same names and labels have the same digest.
+        if cache.header.manifest == manifest.digest and _has_videos_of(cache, manifest):
+            require_same_manifest(cache, manifest)
+            return storage
+        others.append(cache)
+    for cache in others:
+        if _has_videos_of(cache, manifest):
+            require_same_manifest(cache, manifest)
+    if not free:
+        raise BadInput(
+            f"{', '.join(map(str, others))} are all of other videos than {manifest.folder}",
+            "extract it into another --out, or give its folder a name of its own",
+        )
+    return free[0]
+
+
+def _has_videos_of(cache: Cache, manifest: Manifest) -> bool:
+    """Whether a cache is of some of the videos of a manifest: they have the same id, and their
+    headers say the same, as far as it was written down."""
+    origin = read_origin(cache.storage.local(MANIFEST))
+    if cache.header.manifest == manifest.digest and (
+        origin.videos_sha256 == manifest.origin.videos_sha256
+    ):
+        return True
+    ours, theirs = manifest.facts, cache.manifest.facts
+    planned = {video_id for videos in cache.plan.values() for video_id in videos}
+    common = [video.video_id for video in manifest.videos if video.video_id in planned]
+    if not ours or not theirs:
+        return bool(common)
+    return any(ours.get(video_id) == theirs.get(video_id) is not None for video_id in common)
 
 
 def create_cache(

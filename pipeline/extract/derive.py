@@ -23,10 +23,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.cache.cache import Cache, require_same_manifest
+from pipeline.cache.cache import Cache
 from pipeline.cache.codec_parameters import read_learnt
 from pipeline.cache.codecs.contract import FittedCodec, fitted_to, make_codec
-from pipeline.cache.commit import clear_finished, create_cache, unwritable
+from pipeline.cache.commit import (
+    cache_names,
+    clear_finished,
+    create_cache,
+    data_name_of,
+    find_place,
+    unwritable,
+)
 from pipeline.cache.corruption import check_store, require_valid
 from pipeline.cache.layout import (
     AFFINE,
@@ -76,15 +83,16 @@ def derive(
     Raises BadInput: a source that is unfinished or damaged, and what cannot be derived from it.
     """
     derivation = Derivation(source, derived_spec(source, overrides))
-    storage = open_storage(out).below(derivation.name)
+    place = folder = open_storage(out)
     try:
-        with Leases(storage) as leases:
-            cache = derivation.create_or_open(storage, leases)
+        cache = derivation.create_or_open(folder)
+        place = cache.storage
+        with Leases(place) as leases:
             derivation.fill(cache, leases, cache.plan, on_frames)
         clear_finished(cache)
     except OSError as error:
-        raise unwritable(storage, error) from error
-    return Cache(storage)
+        raise unwritable(place, error) from error
+    return Cache(place)
 
 
 def derived_spec(source: Cache, overrides: Sequence[str]) -> CacheSpec:
@@ -202,21 +210,21 @@ class Derivation:
         return fingerprint(self.spec, header.encoder, header.decoder, of_codec, header.fingerprint)
 
     @property
-    def name(self) -> str:
-        return f"{self.spec.name}-{self.digits}"
-
-    @property
     def shape(self) -> TokenShape:
         return replace(self.source.shape, layers=tuple(self.spec.encoder.settings.layers))
 
-    def create_or_open(self, storage: Storage, leases: Leases) -> Cache:
-        """The derived cache; planned, fitted and created if it is not there yet."""
-        with leases.alone("plan"):
-            if not storage.exists(HEADER_FILE):
-                return self._create(storage)
-        cache = Cache(storage)
-        require_same_manifest(cache, self.source.manifest)
-        return cache
+    def create_or_open(self, folder: Storage) -> Cache:
+        """The derived cache in `folder`; planned, fitted and created if it is not there yet."""
+        manifest = self.source.manifest
+        names = cache_names(self.spec.name, self.digits, data_name_of(self.source), manifest)
+        while True:
+            storage = find_place(folder, names, manifest)
+            if storage.exists(HEADER_FILE):
+                return Cache(storage)
+            with Leases(storage) as leases, leases.alone("plan"):
+                if not storage.exists(HEADER_FILE):
+                    return self._create(storage)
+            # Somebody was quicker, with this manifest or with another one.
 
     def _create(self, storage: Storage) -> Cache:
         header = self.source.header

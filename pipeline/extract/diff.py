@@ -172,8 +172,8 @@ def _cost(spec: CacheSpec, cache: Cache) -> tuple[int | None, int | None]:
 
 
 def siblings(cache: Cache) -> dict[str, list[str]]:
-    """Names of caches of the same spec name beside this one -> in what they differ, as `field: this
-    / that`."""
+    """Names of caches of the same spec name and manifest beside this one -> in what they differ, as
+    `field: this / that`."""
 
     def meaning(sibling: Cache) -> dict[str, Any]:
         """Everything that is compared, the keys among it that the cache's format did not have."""
@@ -184,6 +184,8 @@ def siblings(cache: Cache) -> dict[str, list[str]]:
 
     differing_fields = {}
     for neighbour in neighbours(cache, f"{cache.spec['name']}-"):
+        if not neighbour.has_videos_of(cache):
+            continue
         with suppress(BadInput):  # its spec is none that this version knows
             differing_fields[neighbour.name] = differences(meaning(cache), meaning(neighbour))
     return {name: differ for name, differ in differing_fields.items() if differ}

@@ -9,9 +9,15 @@ from pathlib import Path
 
 import torch
 
-from pipeline.cache.cache import Cache, require_same_manifest
+from pipeline.cache.cache import Cache
 from pipeline.cache.codecs.contract import FittedCodec, fitted_to, make_codec
-from pipeline.cache.commit import create_cache, forget_store, unwritable
+from pipeline.cache.commit import (
+    cache_names,
+    create_cache,
+    find_place,
+    forget_store,
+    unwritable,
+)
 from pipeline.cache.layout import HEADER_FILE, bytes_per_frame, frames_per_store
 from pipeline.cache.leases import Leases
 from pipeline.cache.receipts import Header, TokenFacts
@@ -236,26 +242,27 @@ def create_or_open(
     limits: DecodeLimits | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Cache:
-    """The cache of a spec in `out`, checked against the manifest; planned, fitted and created if it
-    is not there yet. `say` is told of videos that its codec could not be fitted to."""
+    """The cache of a spec over a manifest in `out`; planned, fitted and created if it is not there
+    yet. `say` is told of videos that its codec could not be fitted to, and where the cache lies if
+    its place was taken by another data set. Raises BadInput where the manifest has changed."""
     of_codec = fitted_to(make_codec(cache_spec.codec), manifest.digest)
     digits = fingerprint(cache_spec, encoder.identity, probe.decoder_identity(), of_codec)
-    storage = open_storage(out).below(f"{cache_spec.name}-{digits}")
-    if storage.exists(HEADER_FILE):
-        return _same(storage, manifest)
-    try:
-        with Leases(storage) as leases, leases.alone("plan"):
-            if storage.exists(HEADER_FILE):  # somebody else was quicker
-                return _same(storage, manifest)
-            return _create(storage, cache_spec, manifest, encoder, device, digits, limits, say)
-    except OSError as error:
-        raise unwritable(storage, error) from error
-
-
-def _same(storage: Storage, manifest: Manifest) -> Cache:
-    cache = Cache(storage)
-    require_same_manifest(cache, manifest)
-    return cache
+    folder = open_storage(out)
+    names = cache_names(cache_spec.name, digits, manifest.folder.name, manifest)
+    while True:
+        storage = find_place(folder, names, manifest)
+        if storage.exists(HEADER_FILE):
+            return Cache(storage)
+        try:
+            with Leases(storage) as leases, leases.alone("plan"):
+                if not storage.exists(HEADER_FILE):
+                    if storage.name != names[0]:
+                        say(f"{folder.below(names[0])} is of other videos; these go to {storage}")
+                    create = (storage, cache_spec, manifest, encoder, device, digits, limits, say)
+                    return _create(*create)
+        except OSError as error:
+            raise unwritable(storage, error) from error
+        # Somebody was quicker, with this manifest or with another one.
 
 
 def _create(

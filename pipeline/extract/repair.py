@@ -101,7 +101,8 @@ def repair(
 def find_derivation_source(cache: Cache) -> Cache:
     """The cache that one is derived from, if it lies beside it. Raises BadInput."""
     for other in neighbours(cache):
-        if other.fingerprint == cache.header.derived_from:
+        is_source = other.fingerprint == cache.header.derived_from
+        if is_source and other.has_videos_of(cache):
             return other
     raise BadInput(
         f"{cache} was derived from the cache {cache.header.derived_from}, which is not in "
@@ -172,6 +173,11 @@ def _derivation(cache: Cache, source: Cache, stores: list[int]) -> Derivation:
             f"{cache} was derived from the cache {cache.header.derived_from}, {source} is "
             f"{source.fingerprint}",
             "say where that one is: --source CACHE",
+        )
+    if not source.has_videos_of(cache):
+        raise BadInput(
+            f"{source} is of other videos than {cache}, or of other clips of them",
+            "say where the one is that it was derived from: --source CACHE",
         )
     needed = {video for store in stores for video in cache.plan[store]}
     for store, planned in source.plan.items():

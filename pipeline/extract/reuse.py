@@ -113,6 +113,7 @@ def _common(ours: Cache, theirs: Cache) -> tuple[str, ...]:
     layers, their_layers = ours.shape.layers, theirs.shape.layers
     if (
         _meaning(ours.header) != _meaning(theirs.header)
+        or not ours.has_videos_of(theirs)
         or ours.fingerprint == theirs.fingerprint
         or not set(their_layers) <= set(layers)
         or not all(view in ours.views.items() for view in theirs.views.items())

@@ -74,11 +74,13 @@ def _require_videos(cache: Cache, manifest: Manifest) -> None:
     planned = {video_id for videos in cache.plan.values() for video_id in videos}
     strange = [video.video_id for video in manifest.videos if video.video_id not in planned]
     if strange:
+        total = len(manifest.videos)
+        has = f"it has {total - len(strange)} of {total}"
         raise BadInput(
             f"cache {cache} lacks {count_text(len(strange), 'video')} of manifest "
-            f"{manifest.folder}, the first is {strange[0]}",
-            "extract this manifest into another --out, "
-            "or train with the manifest the cache was made from",
+            f"{manifest.folder}, the first is {strange[0]}; {has}",
+            "extract this manifest too, or make one of the videos that the cache has: "
+            "stillframe manifest select",
         )
 
 

@@ -29,6 +29,8 @@ from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput, StillframeError
 from pipeline.extract import extract, store_builder
+from pipeline.extract.derive import derive
+from pipeline.extract.repair import find_derivation_source
 from pipeline.models.encoders import address
 from pipeline.models.encoders.contract import token_shape
 from pipeline.video.sandbox import Decoder
@@ -244,6 +246,84 @@ def test_a_manifest_that_changed_is_refused_and_nothing_is_lost(material, tmp_pa
     ):
         extract.extract(material.spec, other, tmp_path)
     assert digest(Cache(tmp_path / material.cache.name)) == before
+
+
+def other_data(folder: Path, first: int, count: int = 3) -> Manifest:
+    """A manifest `folder/mine` of videos that are called like those of every other call."""
+    for number in range(count):
+        address_video(folder / f"videos/a/v{number}.mp4", first + number, 3 + first + number)
+    table = {"val_fraction": 0.4}
+    return manifest.build("folder", folder / "videos", folder / "mine", table)
+
+
+def test_data_sets_of_one_spec_share_a_folder(material, tmp_path):
+    """The first to come has the name of the spec alone; the same command finds its own cache, also
+    where the others are gone."""
+    name, digits = material.cache.name.rsplit("-", 1)
+    shutil.copytree(material.cache.path, tmp_path / material.cache.name)
+    data = [other_data(tmp_path / "one", 1), other_data(tmp_path / "two", 8)]
+    said: list[str] = []
+    caches = [
+        extract.extract_all([material.spec], each, tmp_path, say=said.append)[0] for each in data
+    ]
+    assert [cache.name for cache in caches] == [
+        f"{name}-mine-{digits}",
+        f"{name}-mine-{data[1].digest[:8]}-{digits}",
+    ]
+    assert {cache.fingerprint for cache in caches} == {digits}
+    taken = f"{tmp_path / material.cache.name} is of other videos; these go to "
+    assert said == [f"{taken}{cache}" for cache in caches]
+    for cache, each in zip(caches, data, strict=True):
+        alone = extract.extract(material.spec, each, tmp_path / f"alone-{cache.name}")
+        assert digest(cache) == digest(alone)
+    before = digest(caches[1])
+    shutil.rmtree(tmp_path / material.cache.name)
+    said.clear()
+    again = extract.extract_all([material.spec], data[1], tmp_path, say=said.append)[0]
+    assert (again.name, digest(again), said) == (caches[1].name, before, [])
+    assert extract.extract(material.spec, material.manifest, tmp_path).name == material.cache.name
+    # Derived caches, which know no videos either, go by the same rule.
+    derived = [derive(each, ["codec.name=int8"], tmp_path / "int8") for each in caches]
+    assert len({cache.name for cache in derived}) == 2
+    assert derived[1].name.startswith(f"{name}-mine-{data[1].digest[:8]}-")
+    assert [cache.manifest.digest for cache in derived] == [each.digest for each in data]
+    assert [find_derivation_source(Cache(shutil.copytree(each.path, tmp_path / each.name))).name
+            for each in derived] == [cache.name for cache in caches]  # fmt: skip
+
+
+def test_one_data_set_in_another_state_is_no_other_data_set(material, tmp_path):
+    """Videos that are there already are not encoded again unasked, whatever the folder is called."""
+    one = other_data(tmp_path / "one", 1)
+    extract.extract(material.spec, one, tmp_path / "caches")
+    more = other_data(tmp_path / "one", 1, count=4)
+    with pytest.raises(BadInput, match="1 video added, 0 removed, 3 kept") as caught:
+        extract.extract(material.spec, more, tmp_path / "caches")
+    assert caught.value.hint.startswith("extract it into another --out")
+    table = {"val_fraction": 0.0}
+    relabelled = manifest.build("folder", tmp_path / "one/videos", tmp_path / "other", table)
+    (tmp_path / "one/videos/a/v3.mp4").unlink()
+    part = manifest.build("folder", tmp_path / "one/videos", tmp_path / "part", table)
+    assert len(relabelled.videos) == 4
+    with pytest.raises(BadInput, match="0 videos added, 0 removed, 3 kept") as caught:
+        extract.extract(material.spec, part, tmp_path / "caches")
+    wanted = f"nothing is to be extracted: the commands that read the cache take --manifest {part.folder}"
+    assert caught.value.hint == wanted
+    assert len(list((tmp_path / "caches").iterdir())) == 1
+
+
+def test_two_data_sets_that_begin_at_once_get_a_place_each(material, tmp_path):
+    data = [other_data(tmp_path / "one", 1), other_data(tmp_path / "two", 8)]
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [
+            pool.submit(extract.extract, material.spec, each, tmp_path / "caches")
+            for each in data * 2
+        ]
+    caches = [job.result() for job in jobs]
+    assert [cache.manifest.digest for cache in caches] == [each.digest for each in data * 2]
+    assert [cache.name for cache in caches[:2]] == [cache.name for cache in caches[2:]]
+    assert len({cache.name for cache in caches}) == 2
+    for cache, each in zip(caches, data, strict=False):
+        assert digest(cache) == digest(extract.extract(material.spec, each, tmp_path / cache.name))
 
 
 def test_two_extractions_into_one_cache_share_the_work(material, tmp_path):
