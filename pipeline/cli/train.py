@@ -120,6 +120,8 @@ def _show_run(run: Run, context: RunContext, seconds: dict[str, float], as_json:
     for kind, note in notes.items():
         if count := run.header.clips[kind]:
             console.say(f"{count} clips of split 'train' {note}")
+    if windows := run.header.clips.get("windows"):
+        console.say(f"clips count by length: {windows:,} windows in an epoch of split 'train'")
     last = run.checkpoint("last")
     assert last is not None
     scores: dict[str, float] = next(

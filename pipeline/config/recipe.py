@@ -45,9 +45,12 @@ class WindowSettings(Settings):
     """A control for what time is worth: of every window one frame alone is shown, as often as it
     has frames; 0 is the first, 0.5 the middle and 1 the last one. For truth that holds of a whole
     clip, as a label does."""
+    per_clip: Literal["one", "length"] = "one"
+    """Windows that a clip has in an epoch. one: one, however long the clip is; length: as many as
+    it holds end to end, rounded and at least one, so that clips count by their length; each lies at
+    random in a part of the clip of its own."""
     eval_windows: int = Field(default=1, ge=1)
-    """Windows per clip in evaluation, spread evenly; training draws one at random in every
-    epoch."""
+    """Windows in evaluation for each that a clip has in an epoch, spread evenly over the clip."""
     views: tuple[str, ...] = (BASE,)
     """Views of the cache that training draws from, one for each window; evaluation sees the
     base."""
@@ -78,6 +81,8 @@ class WindowSettings(Settings):
     def _one_span_and_one_control(self) -> Self:
         if (self.fps is not None) + (self.every is not None) + (self.span == "clip") != 1:
             raise ValueError('wanted exactly one of fps, every and span = "clip"')
+        if self.span == "clip" and self.per_clip == "length":
+            raise ValueError('a window of span = "clip" is all of its clip: leave per_clip out')
         if self.shuffle and self.still is not None:
             raise ValueError("wanted either shuffle or still: one frame has no order")
         return self

@@ -45,7 +45,7 @@ from pipeline.models.tasks.contract import make_task
 from pipeline.models.video_model import layers_read
 from pipeline.records import TokenShape
 from pipeline.train.trainer import steps_of
-from pipeline.train.windows.index import clips_of, require_rate
+from pipeline.train.windows.index import clips_of, expected_windows, require_rate
 from pipeline.train.windows.reader import BATCHES_IN_MEMORY
 
 STEP_PASSES = 3
@@ -364,7 +364,7 @@ def _training(
     windows as have all cached frames once between their first and last."""
     batch, frames = recipe.training.batch_size, recipe.windows.frames
     if videos:
-        windows = len(clips_of(videos, "train", recipe.windows))
+        windows = expected_windows(videos, recipe.windows, spec)
     else:
         windows = max(
             1,

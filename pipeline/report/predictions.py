@@ -75,18 +75,19 @@ def _counts(run: Run, result: Evaluation, form: str, labels: tuple[str, ...]) ->
     again = f"stillframe evaluate {run.path} --split {result.split}"
     answers = load_tensors(file, "the file of answers", again).get(form)
     truth = [labels.index(clip.label) for clip in result.clips.values() if clip.label in labels]
+    windows = [round(clip.weight) for clip in result.clips.values()]  # each weighs 1
     if (
         answers is None
         or answers.ndim != 2
         or answers.shape[1] != len(labels)
         or not truth
         or len(truth) != len(result.clips)
-        or len(answers) % len(truth)
+        or len(answers) != sum(windows)
     ):
         raise BadInput(f"{file} does not hold the answers for the clips of the evaluation", again)
     class_of_answer = answers.argmax(-1).numpy()
     counts = np.zeros((len(labels), len(labels)))
-    np.add.at(counts, (np.repeat(truth, len(class_of_answer) // len(truth)), class_of_answer), 1)
+    np.add.at(counts, (np.repeat(truth, windows), class_of_answer), 1)
     return counts
 
 

@@ -100,7 +100,7 @@ class RunHeader(Settings):
     """Trained parameters of each part."""
     clips: dict[str, int]
     """Used for training, how many of these are shorter or slower than their window, and how many
-    the cache does not cover."""
+    the cache does not cover; where clips count by length, also the windows of an epoch."""
     versions: dict[str, str]
     """Tool -> its version when the run was made."""
     checksum: str | None = None

@@ -16,7 +16,7 @@ from pipeline.config.json_files import sealed_json
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
-from pipeline.models.step_memory import TrainingMemory
+from pipeline.models.step_memory import EVAL_BATCH, TrainingMemory
 from pipeline.models.tasks.contract import TaskPlugin, make_task
 from pipeline.models.video_model import VideoModel, layers_read
 from pipeline.train.compatibility import check, identity_of, require_same_run, require_truth
@@ -93,7 +93,8 @@ def make_trainers(
         model = VideoModel(recipe, context.cache.shape, task).to(context.device)
         run = open_or_create(path, _header(recipe, model, windows, context), recipe, context)
         task = task.to(context.device)
-        trainers.append(Trainer(run, model, task, len(windows), context.device, context.ranks))
+        count = windows.order.windows
+        trainers.append(Trainer(run, model, task, count, context.device, context.ranks))
     return trainers
 
 
@@ -112,6 +113,7 @@ def _header(recipe: Recipe, model: VideoModel, windows: Windows, context: RunCon
             "padded": windows.index.padded,
             "slower": windows.index.slower,
             "skipped": len(windows.index.skipped),
+            **({} if windows.order.counts is None else {"windows": windows.order.windows}),
         },
         versions=tool_versions(),
     )
@@ -149,5 +151,7 @@ def training_memory(recipes: Sequence[Recipe], context: RunContext) -> TrainingM
         manifest.labels,
         cache.codec.bytes_per_token(cache.shape.width),
         BATCHES_IN_MEMORY,
-        len(manifest.split("val")) * recipes[0].windows.eval_windows,
+        len(manifest.split("val")) * recipes[0].windows.eval_windows
+        if recipes[0].windows.per_clip == "one"
+        else EVAL_BATCH,
     )

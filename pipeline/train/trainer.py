@@ -83,14 +83,14 @@ class Trainer:
         run: Run,
         model: VideoModel,
         task: TaskPlugin,
-        clips: int,
+        windows: int,
         device: torch.device,
         ranks: Ranks,
     ) -> None:
-        """`clips`: how many the training split has, which turns epochs into steps."""
+        """`windows`: how many an epoch has, which turns epochs into steps."""
         self.run, self.settings, self.model, self.task = run, run.recipe.training, model, task
         self.device, self.ranks = device, ranks
-        self.steps = steps_of(self.settings, clips)
+        self.steps = steps_of(self.settings, windows)
         self.trained = nn.ModuleDict({"model": model, "task": task})
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.trained, self.settings.weight_decay),
@@ -307,12 +307,12 @@ class Trainer:
             self.run.save(which, tensors, self.step, self.steps, self.best, seconds)
 
 
-def steps_of(settings: TrainingSettings, clips: int) -> int:
-    """Steps of a run; epochs are converted here and nowhere else."""
+def steps_of(settings: TrainingSettings, windows: int) -> int:
+    """Steps of a run; epochs, of so many windows, are converted here and nowhere else."""
     if settings.steps is not None:
         return settings.steps
     assert settings.epochs is not None
-    return max(1, math.ceil(settings.epochs * clips / settings.batch_size))
+    return max(1, math.ceil(settings.epochs * windows / settings.batch_size))
 
 
 def learning_rate(settings: TrainingSettings, step: int, steps: int) -> float:

@@ -28,12 +28,15 @@ from pipeline.config.recipe import TrainingSettings
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput, StillframeError
 from pipeline.extract import extract
+from pipeline.report.predictions import answers
+from pipeline.report.source import read_runs
 from pipeline.train.bootstrap import Interval, interval
 from pipeline.train.evaluate import Evaluation, difference, evaluate, read_evaluation
 from pipeline.train.loop import train
 from pipeline.train.run import UNDER_TRAINED, Run, loss_fall, read_metrics
 from pipeline.train.stream import Stream
 from pipeline.train.trainer import learning_rate, steps_of
+from pipeline.train.windows.windows import Windows
 
 
 def first(result: Evaluation) -> dict[str, Interval]:
@@ -322,6 +325,37 @@ def test_a_run_on_shuffled_frames_is_stopped_and_goes_on_and_follows_no_stream(m
     assert evaluate(whole, material.cache).forms == evaluate(again, material.cache).forms
     with pytest.raises(BadInput, match="cannot follow a stream: it was .* windows.shuffle = true"):
         Stream(whole)
+
+
+def test_clips_that_count_by_length_are_trained_and_scored_by_it(material, tmp_path):
+    """An epoch is all windows of all clips, a stopped run goes on, and scores weigh clips by their
+    windows, as the page's confusion matrix does."""
+    settings = recipe(windows={"per_clip": "length", "eval_windows": 2})
+    training = settings.training.model_copy(update={"steps": None, "epochs": 1.5})
+    settings = settings.model_copy(update={"training": training})
+    manifest = material.manifest
+    whole = train(settings, material.cache, tmp_path / "whole")
+    windows = Windows(material.cache, manifest, "train", settings.windows).order.windows
+    assert whole.header.clips["windows"] == windows > 2 * whole.header.clips["train"]
+    steps = math.ceil(1.5 * windows / 4)
+    assert whole.checkpoint("last").step == steps
+    with pytest.raises(Stop):
+        train(settings, material.cache, tmp_path / "cut", on_progress=stop_at(steps // 2))
+    assert_same(final(train(settings, material.cache, tmp_path / "cut")), final(whole))
+    result = evaluate(whole, material.cache)
+    held_out = Windows(material.cache, manifest, "val", settings.windows)
+    weights = {
+        clip.clip_id: 2 * n
+        for clip, n in zip(held_out.index.clips, held_out.order.counts, strict=True)
+    }
+    assert {name: clip.weight for name, clip in result.clips.items()} == weights
+    mean = np.average(
+        [clip.scores["window"] for clip in result.clips.values()], weights=list(weights.values())
+    )
+    assert result.forms["window"]["top-1"].score == pytest.approx(mean)
+    (figure,) = answers(read_runs([whole], "val")).values()
+    shares = figure.axes[0].images[0].get_array()[..., 3]  # of answers to each label, as ink
+    assert shares.shape == (2, 2) and np.isfinite(shares).all()
 
 
 def test_a_cache_of_another_fingerprint_is_refused(material, tmp_path):

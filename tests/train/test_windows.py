@@ -17,7 +17,7 @@ from pipeline.cache.layout import receipt_name
 from pipeline.config.recipe import WindowSettings
 from pipeline.errors import BadInput
 from pipeline.models.encoders import address
-from pipeline.train.windows.index import WindowRef
+from pipeline.train.windows.index import WindowRef, expected_windows
 from pipeline.train.windows.windows import Windows
 
 
@@ -243,6 +243,87 @@ def test_evaluation_windows_are_spread_evenly(material):
         last = LENGTHS[windows.clip(place).video_id] - 1
         np.testing.assert_array_equal(frames[place, 0], np.arange(4))
         np.testing.assert_array_equal(frames[place, 2], np.arange(last - 3, last + 1))
+
+
+def by_length(material, **settings):
+    """Windows of 4 frames over all clips, of which those of 15, 25 and 9 frames hold 4, 6 and 2."""
+    clips = [dataclasses.replace(clip, split="train") for clip in material.manifest.clips]
+    return make(material, clips=clips, per_clip="length", **settings)
+
+
+def test_clips_count_by_length_if_asked_to(material):
+    windows = by_length(material)
+    lengths = [LENGTHS[clip.video_id] for clip in windows.index.clips]
+    counts = [max(1, math.floor(length / 4 + 0.5)) for length in lengths]
+    assert windows.order.counts.tolist() == counts and len(set(counts)) > 3
+    total = windows.order.windows
+    assert total == sum(counts)
+    for epoch in range(3):
+        refs = [
+            windows.order.sample(number) for number in range(epoch * total, (epoch + 1) * total)
+        ]
+        for clip, count in enumerate(counts):
+            positions = sorted(ref.position for ref in refs if ref.clip == clip)
+            assert [math.floor(position * count) for position in positions] == list(range(count))
+    # Every rank's share of every step, and a start in mid-epoch, are the same stream of numbers.
+    stream = [windows.order.sample(number) for number in range(24)]
+    shares = [windows.order.batch(step, 6, rank, 2) for step in range(4) for rank in range(2)]
+    assert sorted(ref.number for share in shares for ref in share) == list(range(24))
+    assert all(ref == stream[ref.number] for share in shares for ref in share)
+
+
+def test_evaluation_windows_count_by_length_too(material):
+    windows = by_length(material, eval_windows=2)
+    refs = list(windows.order.evaluation())
+    counts = (2 * windows.order.counts).tolist()
+    assert [ref.clip for ref in refs] == np.repeat(range(len(windows)), counts).tolist()
+    first = [ref.position for ref in refs if ref.clip == 0]
+    np.testing.assert_allclose(first, np.linspace(0, 1, counts[0]))
+    shares = [list(windows.order.evaluation(rank, 3)) for rank in range(3)]
+    assert sorted(ref for share in shares for ref in share) == sorted(refs)
+    # What the trivial answer knows is of all clips, not of the first few long ones.
+    some = list(windows.order.some_of_evaluation(len(windows)))
+    assert len(some) <= len(windows) and some[0] == refs[0]
+    assert len({ref.clip for ref in some}) > len(windows) // 2
+    assert list(windows.order.some_of_evaluation(10**6)) == refs
+    assert (
+        list(make(material).order.some_of_evaluation(2))
+        == list(make(material).order.evaluation())[:2]
+    )
+
+
+def test_one_window_a_clip_is_what_it_was(material):
+    """The default draws as it always did: the numbers are those of version 0.4."""
+    order = make(material, seed=3, train_fraction=1.0).order
+    n = order.clips
+    rng = np.random.Generator(np.random.Philox(key=np.array([3, 1], np.uint64)))
+    clips, positions = rng.permutation(n), rng.random(n)
+    found = [order.sample(number) for number in range(n, 2 * n)]
+    assert [(ref.clip, ref.position) for ref in found] == [(int(c), positions[c]) for c in clips]
+    assert order.counts is None and order.windows == n
+
+
+def test_headers_tell_how_many_windows_an_epoch_has(material):
+    """What `plan` says before anything is cached is what training has."""
+    for speed in (1.0, 2.0):
+        clips = [
+            dataclasses.replace(
+                clip, split="train", speed=speed, start_s=0.2 if number == 1 else 0.0
+            )
+            for number, clip in enumerate(material.manifest.clips)
+        ]
+        manifest = dataclasses.replace(material.manifest, clips=tuple(clips))
+        settings = WindowSettings(frames=3, fps=5, per_clip="length")
+        windows = Windows(material.cache, manifest, "train", settings)
+        assert expected_windows(manifest, settings, material.spec) == windows.order.windows
+        assert expected_windows(manifest, WindowSettings(frames=3, fps=5), material.spec) == len(
+            clips
+        )
+
+
+def test_a_whole_clip_is_one_window():
+    with pytest.raises(ValueError, match="leave per_clip out"):
+        WindowSettings(span="clip", per_clip="length")
 
 
 def test_labels_travel_with_their_clips(material):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -20,7 +20,7 @@ import numpy as np
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.layout import TIMES
-from pipeline.config.cache_spec import BASE
+from pipeline.config.cache_spec import BASE, CacheSpec
 from pipeline.config.recipe import WindowSettings
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
@@ -160,6 +160,11 @@ class WindowIndex:
         """The number of clips with fewer frames per second than their window asks for, so that
         frames are repeated."""
         return sum(self._is_slower(index) for index in range(len(self)))
+
+    def instants(self) -> Iterator[int]:
+        """Instants of every clip, a step of its windows apart."""
+        for rows in self.clip_rows:
+            yield _instants(float(rows.clock_E[-1] - rows.clock_E[0]), rows.step)
 
     def _is_padded(self, index: int) -> bool:
         rows = self.clip_rows[index]
@@ -323,6 +328,39 @@ def clips_of(manifest: Manifest, split: str, settings: WindowSettings) -> list[C
         return clips
     kept = share_of_videos(clips, settings.train_fraction, settings.seed)
     return [clip for clip in clips if clip.video_id in kept]
+
+
+def windows_in(instants: int, frames: int) -> int:
+    """Windows of so many frames that so many instants of a clip hold end to end, rounded, halves
+    up, and at least one."""
+    return max(1, (2 * instants + frames) // (2 * frames))
+
+
+def _instants(length: float, step: Step) -> int:
+    """Instants in a clip of that length, in seconds or in cached frames, as the step is."""
+    return math.ceil(length / step.size - 1e-6)
+
+
+def expected_windows(manifest: Manifest, settings: WindowSettings, spec: CacheSpec) -> int:
+    """Windows of an epoch over a cache of `spec`, as far as the headers of the videos tell; a clip
+    whose length they do not tell has one."""
+    clips = clips_of(manifest, "train", settings)
+    if settings.per_clip == "one":
+        return len(clips)
+    windows = 0
+    for clip in clips:
+        facts, stop_s = manifest.facts.get(clip.video_id), clip.stop_s
+        step = settings.step(clip.speed)
+        assert step is not None
+        if facts is not None and facts.duration_s is not None:
+            end_s = facts.duration_s + (facts.start_s if clip.clock == "file" else 0.0)
+            stop_s = end_s if stop_s is None else min(stop_s, end_s)
+        length = 0.0 if stop_s is None else max(0.0, stop_s - clip.start_s)
+        if step.in_rows:
+            every_frame = 0.0 if facts is None else (facts.fps or 0.0) / spec.frames.every
+            length *= spec.frames.rate or every_frame
+        windows += windows_in(_instants(length, step), settings.frames)
+    return windows
 
 
 def share_of_videos(clips: Sequence[Clip], fraction: float, seed: int) -> set[str]:

@@ -23,6 +23,7 @@ from pipeline.train.windows.index import (
     clips_of,
     index_windows,
     require_rate,
+    windows_in,
 )
 from pipeline.train.windows.order import SampleOrder
 from pipeline.train.windows.reader import WindowReader, read_ahead
@@ -56,7 +57,11 @@ class Windows:
         if self._targets:
             self._targets.check(clips, split)
         self.index = index_windows(cache, manifest, split, clips, settings, allow_missing)
-        self.order = SampleOrder(len(self.index), settings)
+        counts = None
+        if settings.per_clip == "length":
+            frames = self.index.num_frames
+            counts = np.array([windows_in(each, frames) for each in self.index.instants()])
+        self.order = SampleOrder(len(self.index), settings, counts)
         self.reader = WindowReader(cache, cache.shape.layers if layers is None else layers)
         """Where tokens come from. Another reader may take its place, such as one that encodes the
         videos anew."""
