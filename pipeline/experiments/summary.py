@@ -273,6 +273,15 @@ def _require_same_clips(first: Evaluation, other: Evaluation) -> None:
             f"{len(differing)} differ, first {differing[0]}",
             "evaluate both on the same split of one manifest",
         )
+    # One manifest may ask something else of the clips of another one, as speed and direction do.
+    relabelled = [clip for clip in ours if ours[clip].label != theirs[clip].label]
+    if relabelled:
+        clip = relabelled[0]
+        raise BadInput(
+            f"runs {first.run} and {other.run} were scored on other labels: {len(relabelled)} "
+            f"clips differ, first {clip}: '{ours[clip].label}' / '{theirs[clip].label}'",
+            "make a page for each manifest",
+        )
 
 
 # Tables of scores

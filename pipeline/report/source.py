@@ -239,8 +239,8 @@ def _not_evaluated(runs: Sequence[Run], split: str) -> BadInput:
 
 
 def _by_recipe(runs: Mapping[str, Run]) -> list[list[str]]:
-    """Names of runs that differ in nothing but name and seed, by seed. A second run with the same
-    seed is a point of its own: it is no second witness."""
+    """Names of runs of one manifest that differ in nothing but name and seed, by seed. A second run
+    with the same seed is a point of its own: it is no second witness."""
     groups: list[tuple[dict[str, Any], dict[int, str]]] = []
     for name, run in runs.items():
         recipe, seed = run.header.recipe, run.recipe.training.seed
@@ -248,6 +248,7 @@ def _by_recipe(runs: Mapping[str, Run]) -> list[list[str]]:
             "name": None,
             "training": {key: value for key, value in recipe["training"].items() if key != "seed"},
             "fingerprint": run.header.cache.fingerprint,
+            "manifest": run.header.manifest,
         }
         names_by_seed = next(
             (names for other, names in groups if other == common and seed not in names), None

@@ -1,8 +1,6 @@
-"""A run and a split -> scores with 95 % intervals, streaming and window-wide, written into the run
-folder.
+"""A run and a split -> scores with 95 % intervals, streaming and window-wide, into its folder.
 
-The interval is a percentile bootstrap over *videos*, not clips: clips of one video are not
-independent witnesses.
+The interval is a percentile bootstrap over *videos*: clips of one are not independent witnesses.
 """
 
 from __future__ import annotations
@@ -386,8 +384,7 @@ class Scores:
         return [self.windows.clip(int(clip)).video_id for clip in self.clip]
 
     def of_clips(self, metric: str) -> dict[int, ClipScores]:
-        """Index of a clip in the windows -> its scores, for the clips that have something to
-        score; baselines are among the forms."""
+        """Index of a clip that has something to score -> its scores, and those of baselines."""
         weight = np.bincount(self.clip, self.weight, len(self.windows))
         counted = self.weight > 0
         means = {

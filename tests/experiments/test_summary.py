@@ -38,6 +38,7 @@ def evaluation(
     forms=(FORM,),
     task="classify",
     ends=(1e6, None),
+    label=None,
 ):
     """As `evaluate` writes it: clip c scores `scores_C[c]` in every form; a second metric is half of that."""
     scores_C = np.asarray(scores_C, float)
@@ -75,7 +76,7 @@ def evaluation(
         forms=dict.fromkeys(forms, found),
         clips={
             f"clip {place:04d}": {
-                "label": None,
+                "label": label,
                 "video": video,
                 "weight": weight,
                 **dict.fromkeys(forms, score),
@@ -547,6 +548,11 @@ def test_what_cannot_be_summarised():
         rows(base, setting("other", {0: [1, 0, 1]}))
     with pytest.raises(BadInput, match="the same clips: 2 differ, first clip 0000"):
         rows(base, setting("other", {0: [1, 0]}, videos=["a", "b"]))
+    speed, way = (setting(name, {0: [1, 0]}, label=name) for name in ("x1", "forward"))
+    with pytest.raises(
+        BadInput, match="other labels: 2 clips differ, first clip 0000: 'x1' / 'for"
+    ):
+        rows(speed, way, reference="x1")
     with pytest.raises(
         BadInput, match="runs base 0 and other 0 cannot be compared: task is classify / depth"
     ):
