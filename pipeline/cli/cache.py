@@ -84,6 +84,7 @@ def show_manifest(built: Manifest, out: Path, as_json: bool) -> None:
     """What a manifest holds that was written into `out`, and what it does not. Ends the command
     with code 3 where videos were rejected."""
     from pipeline.cli import console
+    from pipeline.video.even_rates import rates_of, rates_text
 
     counts = {split: len(built.split(split)) for split in built.splits}
     if as_json:
@@ -109,6 +110,8 @@ def show_manifest(built: Manifest, out: Path, as_json: bool) -> None:
                 list(built.rejected.items()),
             )
         show_notes(built.origin.notes)
+        if text := rates_text(rates_of(fact.fps for fact in built.facts.values() if fact)):
+            console.show(text)
     if text := _left_out_text(built.origin):
         console.say(text)
     if built.rejected:
@@ -307,6 +310,9 @@ def _show_plans(request: ExtractionRequest, as_json: bool) -> None:
     from pipeline.extract import extract as module
 
     plans = [module.preview(spec, request.manifest) for spec in request.specs]
+    for spec in request.specs:
+        if text := module.uneven_frames_text(spec, request.manifest):
+            console.say(text if len(plans) == 1 else f"{spec.name}: {text}")
     if as_json:
         facts = [asdict(plan) for plan in plans]
         console.show_json(facts if len(facts) > 1 else facts[0])

@@ -334,6 +334,8 @@ def verdict(planned: Plan, out: str) -> list[str]:
         lines += [f"no manifest: an epoch is taken to see every frame once{tried}"]
     if planned.speed is None:
         lines += ["not measured on this machine (--measure-s 0): seconds and rates are left out"]
+    if planned.uneven:
+        lines += [planned.uneven]
     if training is None:
         return [*lines, "no recipe: what training takes, and whether caching pays, is left out"]
     if training.memory_warning:

@@ -99,6 +99,10 @@ class FrameSettings(Settings):
     their video is listed with which they are and why; keep: they are cached as the decoder shows
     them, and the receipt says which they are."""
 
+    uneven: Literal["warn", "refuse"] = "warn"
+    """What extraction and plan do where the rate of a video is no whole multiple of fps, so that
+    its steps differ in length. It is no part of what a cache is made from."""
+
     @field_validator("fps")
     @classmethod
     def _positive(cls, fps: float | str) -> float | str:
@@ -130,8 +134,9 @@ class FrameSettings(Settings):
         return self.rate if self.rate is None or self.sampling == "time" else Stride(self.rate)
 
     def canonical(self) -> dict[str, Any]:
-        """As plain JSON, defaults filled in; `every` if it is not 1."""
-        return self.model_dump(mode="json", exclude={"every"} if self.every == 1 else None)
+        """As plain JSON, defaults filled in; `every` if it is not 1, and `uneven` never."""
+        left_out = {"uneven"} if self.every > 1 else {"uneven", "every"}
+        return self.model_dump(mode="json", exclude=left_out)
 
 
 class View(Settings):

@@ -34,6 +34,8 @@ class WindowSettings(Settings):
     `span = "clip"` is given."""
     every: int | None = Field(default=None, ge=1)
     """k, where windows take every k-th cached frame, whenever it is shown."""
+    uneven: Literal["warn", "refuse"] = "warn"
+    """What training does where windows repeat a frame, or have steps that differ in length."""
     span: Literal["rate", "clip"] = "rate"
     """Time that a window covers. rate: `frames` at `fps`, or every k-th; clip: the whole clip,
     however long, so that its length is no cue: it is cut into as many equal parts as there are

@@ -175,6 +175,8 @@ class Plan(Settings):
     training: Training | None
     speed: Throughput | None
     times: Times | None
+    uneven: str | None = None
+    """Which rates would step evenly over the videos, where the spec's does not."""
 
 
 def plan(
@@ -201,6 +203,7 @@ def plan(
         operations=operations,
         training=training,
         speed=throughput,
+        uneven=extract.uneven_frames_text(spec, videos) or None if videos else None,
         times=_times(spec, scale, training, throughput, decoders) if throughput else None,
     )
 

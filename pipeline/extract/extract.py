@@ -35,6 +35,7 @@ from pipeline.extract.worker import ExtractionJob, fill
 from pipeline.models.encoders.contract import EncoderPlugin, make_encoder, token_shape
 from pipeline.records import TokenShape, Video
 from pipeline.video import probe
+from pipeline.video.even_rates import rates_of, uneven_text
 from pipeline.video.sandbox import DecodeLimits
 
 
@@ -83,6 +84,9 @@ def extract_all(
     else, StillframeError where it cannot be written.
     """
     device_name, device = None if device is None else str(device), chosen(device)
+    for spec in specs:
+        if text := uneven_frames_text(spec, manifest):
+            say(text if len(specs) == 1 else f"{spec.name}: {text}")
     encoders = load_encoders(specs, device)
     caches = [
         create_or_open(spec, manifest, out, encoder, device, limits, say)
@@ -105,6 +109,19 @@ def extract_all(
     for cache in complete:
         _announce_not_reused(cache, reused[cache.name], say)
     return complete
+
+
+def uneven_frames_text(spec: CacheSpec, manifest: Manifest) -> str:
+    """Which rates would step evenly over the videos of a manifest, by their headers, where that of
+    the spec does not; "" where it does. Raises BadInput where the spec refuses it."""
+    frames = spec.frames
+    if not isinstance(frames.kept, float):  # every frame, or every n-th
+        return ""
+    rates = rates_of(fact.fps for fact in manifest.facts.values() if fact)
+    text = uneven_text(rates, frames.kept)
+    if text and frames.uneven == "refuse":
+        raise BadInput(text, 'choose such frames.fps, or frames.every, or frames.uneven = "warn"')
+    return text
 
 
 def _prepare_stores(cache: Cache, manifest: Manifest, retry_failed: bool) -> None:

@@ -29,6 +29,7 @@ from pipeline.train.distributed import ALONE, Ranks
 from pipeline.train.run import Run
 from pipeline.train.setup import RunContext, make_trainers, open_windows, training_memory
 from pipeline.train.trainer import Diverged, OnProgress, Trainer
+from pipeline.train.windows.evenness import uneven_windows_text
 from pipeline.train.windows.windows import Windows
 
 OnFailure = Callable[[Trainer, Diverged], object]
@@ -75,9 +76,12 @@ def train_together(
     """
     tasks, windows, held_out = open_windows(list(recipes.values()), context)
     require_division(next(iter(recipes.values())).training, context.ranks)
+    uneven = uneven_windows_text(windows)
     trainers = make_trainers(recipes, tasks, windows, context)
     with ExitStack() as stack:
         if context.ranks.is_first:
+            if uneven:
+                say(uneven)
             peak_bytes = _memory(list(recipes.values()), context, say)
             for trainer in trainers:
                 stack.enter_context(trainer.run.in_training(peak_bytes, say))

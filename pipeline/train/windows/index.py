@@ -138,13 +138,16 @@ class WindowIndex:
             frames_T = np.pad(read_T, (0, self.num_frames - len(read_T)), mode="edge")
         return WindowRows(ref, rows.store, rows.first_row + frames_T, rows.time_s[frames_T])
 
+    def last_start(self, index: int) -> int:
+        """The last frame that a window of a clip can begin with."""
+        if index not in self._last_starts:
+            self._last_starts[index] = self.clip_rows[index].last_start(self.num_frames)
+        return self._last_starts[index]
+
     def _start(self, ref: WindowRef) -> int:
         """The first frame of a window: the one on screen at its position. Position 1 is the last
         with which all of the window lies in the clip."""
-        rows = self.clip_rows[ref.clip]
-        if ref.clip not in self._last_starts:
-            self._last_starts[ref.clip] = rows.last_start(self.num_frames)
-        last = self._last_starts[ref.clip]
+        rows, last = self.clip_rows[ref.clip], self.last_start(ref.clip)
         begin, end = float(rows.clock_E[0]), float(rows.clock_E[last + 1])
         frame = bisect_right(rows.clock_E, begin + ref.position * (end - begin)) - 1
         return min(frame, last)
@@ -159,7 +162,7 @@ class WindowIndex:
     def slower(self) -> int:
         """The number of clips with fewer frames per second than their window asks for, so that
         frames are repeated."""
-        return sum(self._is_slower(index) for index in range(len(self)))
+        return sum(self.is_slower(index) for index in range(len(self)))
 
     def instants(self) -> Iterator[int]:
         """Instants of every clip, a step of its windows apart."""
@@ -172,7 +175,8 @@ class WindowIndex:
             return len(rows) < self.num_frames
         return rows.taken(0, self.num_frames)[-1] == len(rows)
 
-    def _is_slower(self, index: int) -> bool:
+    def is_slower(self, index: int) -> bool:
+        """Whether a clip has fewer frames per second than its window asks for."""
         rows = self.clip_rows[index]
         if self.settings.span == "clip" or len(rows) < 2:
             return False
