@@ -77,13 +77,19 @@ def _show_gains(result: Evaluation) -> None:
     than."""
     from pipeline.cli import console
 
-    best = result.best_baseline
+    metric = result.metrics[0]
+    sign = 1 if metric.higher_is_better else -1
+    scores = {
+        name: sign * baseline.metrics[metric.name].score
+        for name, baseline in result.baselines.items()
+    }
+    best = max(scores, key=lambda name: scores[name], default=None)
     if best is None or result.baselines[best].layer is None:
         return
     for form, gain in result.baselines[best].run_gains.items():
         console.show(
-            f"{result.run}, {form}: {gain.score:+.3f} ({gain.low:+.3f} .. {gain.high:+.3f}) "
-            f"over {best}, which learns nothing"
+            f"{result.run}, {form}: {gain.score:+.3f} ({gain.span('{:+.3f}'.format)}) over {best}, "
+            "which learns nothing"
         )
 
 
@@ -129,9 +135,9 @@ def show_baselines(results: Sequence[BaselineEvaluation]) -> None:
                     result.cache.name,
                     name,
                     f"{score.score:.3f}",
-                    f"{score.low:.3f} .. {score.high:.3f}",
+                    score.span(),
                     f"{gain.score:+.3f}" if gain else "",
-                    f"{gain.low:+.3f} .. {gain.high:+.3f}" if gain else "",
+                    gain.span("{:+.3f}".format) if gain else "",
                     *(f"{other.score:.3f}" for other in others),
                 )
             )

@@ -381,6 +381,16 @@ def _show_summary(summary: Summary) -> None:
         f"{summary.task} on split {summary.split}, gain over {over}, "
         f"trivial answer {summary.trivial:.3f}"
     )
+    sign = 1 if summary.metric.higher_is_better else -1
+    trackers = {
+        name: baseline.interval.score
+        for point in summary.settings
+        for name, baseline in point.baselines.items()
+        if baseline.layer is not None
+    }
+    if trackers:
+        best = max(trackers, key=lambda name: sign * trackers[name])
+        title += f", without training at best {trackers[best]:.3f} ({best})"
     columns = (
         "setting",
         "form",

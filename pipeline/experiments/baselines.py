@@ -1,15 +1,24 @@
 """What a cache is worth to a task before anything is trained on it: the scores of the task's
-baselines, layer by layer, beside the trivial answer."""
+baselines, layer by layer, beside the trivial answer; and how far the points of a sweep are ahead of
+them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
+from pipeline.experiments.resampling import BootstrapTable, PointScores, interval_of
+from pipeline.experiments.seed_variance import SeedVariance
 from pipeline.models.step_memory import evaluation_batch
 from pipeline.models.tasks.contract import make_task
+from pipeline.train.bootstrap import TIE, Interval
 from pipeline.train.compatibility import check, require_truth
 from pipeline.train.evaluate import (
     BaselineScores,
+    Evaluation,
     MetricFacts,
     Scores,
     metric_facts,
@@ -18,6 +27,22 @@ from pipeline.train.evaluate import (
 )
 from pipeline.train.run import CacheFacts
 from pipeline.train.setup import RunContext
+
+NO_SEEDS = SeedVariance(common=0.0, common_freedom=1, own=0.0, own_freedom=1)
+"""What is not trained has no seeds that could have been others."""
+
+
+class BaselineSummary(Settings):
+    """An answer without training, beside a point of a sweep that was scored on the same clips."""
+
+    layer: int | None
+    """The recorded layer whose tokens it looks at; None: it looks at none."""
+    interval: Interval
+    """First metric, with its interval over videos."""
+    metrics: dict[str, float]
+    gains: dict[str, Interval]
+    """Form -> paired gain of the point over it, over seeds and videos; positive is better, whatever
+    the metric's direction."""
 
 
 class BaselineEvaluation(Settings):
@@ -63,3 +88,45 @@ def evaluate_baselines(
         videos=len({scores.video for scores in clips.values()}),
         baselines=table.baselines(clips),
     )
+
+
+def baseline_rows(evaluation: Evaluation, clips: Sequence[str]) -> dict[str, PointScores]:
+    """Name of a row -> scores of each answer without training in an evaluation, on `clips` in
+    order; the row belongs into a table of points that were scored on them."""
+    weight_C = np.array([evaluation.clips[clip].weight for clip in clips], np.float64)
+    return {
+        _row_name(evaluation, name): PointScores(
+            seeds=(0,),
+            clips_SC=np.array([[baseline.clips[clip] for clip in clips]], np.float64),
+            weight_C=weight_C,
+            flops=0.0,
+        )
+        for name, baseline in evaluation.baselines.items()
+    }
+
+
+def summarise_baselines(
+    point: str, evaluation: Evaluation, tables: Mapping[str, BootstrapTable]
+) -> dict[str, BaselineSummary]:
+    """Name -> the answers without training beside a point, from one of its evaluations and form ->
+    the table that holds the point and the rows of `baseline_rows`."""
+    summaries = {}
+    for name, baseline in evaluation.baselines.items():
+        row = _row_name(evaluation, name)
+        gains = {}
+        for form, table in tables.items():
+            least, greatest = table.range
+            gain, within = table.gain(point, row, None), (least - greatest, greatest - least)
+            gains[form] = interval_of(*gain, within, table.videos, TIE)
+        summaries[name] = BaselineSummary(
+            layer=baseline.layer,
+            interval=next(iter(tables.values())).interval(row),
+            metrics={metric: scores.score for metric, scores in baseline.metrics.items()},
+            gains=gains,
+        )
+    return summaries
+
+
+def _row_name(evaluation: Evaluation, name: str) -> str:
+    """Equal for evaluations over the same cache."""
+    return f"{name} of cache {evaluation.cache.fingerprint}"

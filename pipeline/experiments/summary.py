@@ -15,6 +15,12 @@ from pydantic import Field
 
 from pipeline.config.plugins import Settings
 from pipeline.errors import BadInput, StillframeError, unknown_name
+from pipeline.experiments.baselines import (
+    NO_SEEDS,
+    BaselineSummary,
+    baseline_rows,
+    summarise_baselines,
+)
 from pipeline.experiments.resampling import BootstrapTable, PointScores, interval_of, two_sided
 from pipeline.experiments.seed_variance import SeedVariance, seed_variances
 from pipeline.models.profile import Cost
@@ -66,6 +72,8 @@ class PointSummary(Settings):
     score."""
     controls: dict[str, dict[str, ReferenceComparison]] = Field(default_factory=dict)
     """Form -> control -> against it; empty for controls themselves."""
+    baselines: dict[str, BaselineSummary] = Field(default_factory=dict)
+    """Name -> answers without training on the same clips; empty where no seed was scored."""
     metrics: dict[str, dict[str, float]]
     """Form -> metric -> mean over seeds."""
     cost: Cost
@@ -169,6 +177,7 @@ def summarise(
     def summary_of(point: ScoredPoint) -> PointSummary:
         name = point.name
         own = {form: of_form[name] for form, of_form in tables.items() if name in of_form}
+        scored = evaluations_of[name]
         return PointSummary(
             name=name,
             values=point.values,
@@ -192,7 +201,8 @@ def summarise(
             controls={
                 form: of_form[name] for form, of_form in controlled.items() if name in of_form
             },
-            metrics=_mean_metrics(evaluations_of[name]),
+            baselines=summarise_baselines(name, scored[0], own) if scored else {},
+            metrics=_mean_metrics(scored),
             cost=point.cost,
             training_s=_mean_training_s(point),
             pareto={form: of_form[name] for form, of_form in pareto.items() if name in of_form},
@@ -322,9 +332,14 @@ def _tables_of_form(
     table_of: dict[str, BootstrapTable] = {}
     for clips, rows in rows_of.items():
         if rows:
-            facts = next(iter(by_clips[clips][0].evaluations().values())).clips
-            videos = [facts[clip].video for clip in clips]
-            table_of |= dict.fromkeys(rows, BootstrapTable(metric, rows, videos, variances))
+            evaluations = [next(iter(point.evaluations().values())) for point in by_clips[clips]]
+            videos = [evaluations[0].clips[clip].video for clip in clips]
+            untrained: dict[str, PointScores] = {}
+            for evaluation in evaluations:
+                untrained |= baseline_rows(evaluation, clips)
+            every_variance = {**variances, **dict.fromkeys(untrained, NO_SEEDS)}
+            table = BootstrapTable(metric, rows | untrained, videos, every_variance)
+            table_of |= dict.fromkeys(rows, table)
     return table_of
 
 

@@ -49,6 +49,7 @@ class Page:
     """Key numbers: (number, what it is)."""
     scores: Table | None = None
     controls: Table | None = None
+    baselines: Table | None = None
     runs: Table | None = None
     plots: Mapping[str, Sequence[Plot]] = field(default_factory=dict)
     """Section -> its plots."""
@@ -64,6 +65,12 @@ class Page:
     failures: Table | None = None
     commands: Sequence[str] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tables(self) -> list[Table]:
+        """The tables that the page has, in order."""
+        named = self.scores, self.controls, self.baselines, self.runs, self.coverage, self.failures
+        return [table for table in named if table]
 
 
 def render_page(page: Page) -> str:

@@ -66,18 +66,31 @@ def intervals(data: ReportData, width_inches: float) -> Figure:
         _draw_intervals(data, axes, row, point, forms)
     trivial = {data.trivial(point) for point in shown}
     _draw_interval_legend(data, axes, shown, forms, trivial)
+    trackers = _trackers(data, shown)
+    for name, score in trackers.items() if len(trackers) == 1 else ():
+        axes.axvline(score, color=COLOURS["muted"], linewidth=1, linestyle="-.", label=name)
     axes.set_yticks(
         range(len(shown)),
         shortened([point.name for point in shown], int(4 * width_inches)),
         color=COLOURS["ink"],
     )
     axes.set_ylim(len(shown) - 0.5, -0.5)
-    axes.set_xlim(score_view(shown, forms, *trivial))
+    axes.set_xlim(score_view(shown, forms, *trivial, *trackers.values()))
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(score_label(data))
     legend(figure, axes)
     return figure
+
+
+def _trackers(data: ReportData, shown: Sequence[PointSummary]) -> dict[str, float]:
+    """Name -> score of the best answer from tokens alone beside each point; several names or none
+    where points have others."""
+    return {
+        name: point.baselines[name].interval.score
+        for point in shown
+        if (name := data.tracker(point)) is not None
+    }
 
 
 def _draw_intervals(

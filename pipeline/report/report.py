@@ -73,8 +73,8 @@ def _write_page(
         # Said once already, and without lines of source code.
         warnings.filterwarnings("ignore", r"Glyph .* missing from font")
         page = make()
-    for table in (page.scores, page.controls, page.runs, page.coverage, page.failures):
-        if table and table.rows:
+    for table in page.tables:
+        if table.rows:
             _write_text(out / f"{table.name}.csv", table.csv())
     _write_text(out / "report.json", json.dumps(as_json(page, summary), indent=1) + "\n")
     _write_text(out / "report.md", _markdown(page))
@@ -91,11 +91,7 @@ def _markdown(page: Page) -> str:
     """The sentences, tables and plots of a page."""
     sentences = [in_markdown(text or "") for text in (page.result, page.caution)]
     parts = [f"# {in_markdown(page.title)}", *sentences]
-    parts += [
-        table.markdown()
-        for table in (page.scores, page.controls, page.coverage, page.failures)
-        if table and table.rows
-    ]
+    parts += [table.markdown() for table in page.tables if table.rows and table is not page.runs]
     parts += [
         f"![{in_markdown(plot.title)}]({quote(plot.name)}.png)"
         for plots in page.plots.values()

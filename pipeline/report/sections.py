@@ -43,6 +43,7 @@ def page_of_data(data: ReportData, out: Path) -> Page:
         figures=_figures(data),
         scores=tables.scores(data),
         controls=tables.controls(data),
+        baselines=tables.baselines(data),
         runs=tables.runs(data),
         commands=commands(data),
         provenance=runs_provenance(data),
@@ -124,7 +125,20 @@ def result(data: ReportData) -> str:
     sign = 1 if metric.higher_is_better else -1
     beaten = ", which is better" if sign * (trivial - interval.score) > 0 else ""
     text += " The trivial answer, which does not look at the video, scores "
-    return f"{text}{trivial:.3f}{beaten}."
+    text += f"{trivial:.3f}{beaten}."
+    return text + _over_tracker(data, best)
+
+
+def _over_tracker(data: ReportData, point: PointSummary) -> str:
+    """A sentence on the best answer from tokens alone; empty where the task has none."""
+    name = data.tracker(point)
+    if name is None:
+        return ""
+    tracker = point.baselines[name]
+    gain, score = tracker.gains[data.form], tracker.interval
+    text = f" The best answer from tokens alone, without training ({name}), scores "
+    text += f"{score.score:.3f} ({_span(score, number_text)}): {point.name} gains "
+    return f"{text}{signed_text(gain.score)} over it ({_span(gain, signed_text)})."
 
 
 def _over_controls(point: PointSummary, form: str) -> str:
@@ -224,7 +238,10 @@ def _figures(data: ReportData) -> list[tuple[str, str]]:
         if form in best.comparisons:
             gain = best.comparisons[form].gain
             figures.append((signed_text(gain.score), f"over {best.reference}"))
-        figures += [(f"{data.trivial(best):.3f}", "trivial answer"), *counts]
+        figures.append((f"{data.trivial(best):.3f}", "trivial answer"))
+        if tracker := data.tracker(best):
+            figures.append((f"{best.baselines[tracker].interval.score:.3f}", tracker))
+        figures += counts
         figures.append((scaled_text(best.cost.parameters), "parameters of the best"))
     else:
         ends = zip(("largest", "least"), (by_gain[0], by_gain[-1]), strict=True)
@@ -379,6 +396,4 @@ def as_json(page: Page, summary: Summary | None) -> dict[str, Any]:
     }
     if summary is not None:
         numbers |= summary.model_dump(mode="json", exclude={"name", "settings"})
-    tables_of_page = page.scores, page.controls, page.runs, page.coverage, page.failures
-    shown = [table for table in tables_of_page if table]
-    return numbers | {table.name: table.rows for table in shown}
+    return numbers | {table.name: table.rows for table in page.tables}

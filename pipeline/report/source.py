@@ -80,6 +80,18 @@ class ReportData:
         """Score of the trivial answer on the clips of a scored point."""
         return self.evaluations[self.scored_runs(point)[0]].trivial[self.metric.name]
 
+    def baseline(self, point: PointSummary) -> str | None:
+        """Name of the best answer without training on the clips of a point; None where the files
+        are of an earlier version."""
+        sign = 1 if self.metric.higher_is_better else -1
+        scores = {name: sign * each.interval.score for name, each in point.baselines.items()}
+        return max(scores, key=lambda name: scores[name], default=None)
+
+    def tracker(self, point: PointSummary) -> str | None:
+        """Name of the best of those that look at tokens; None where the task has none."""
+        looking = {name: each for name, each in point.baselines.items() if each.layer is not None}
+        return self.baseline(point.model_copy(update={"baselines": looking}))
+
     def compared(self) -> list[PointSummary]:
         """The best point, and its reference where that is another: both were scored on the same
         clips."""
@@ -197,9 +209,15 @@ def _with_evaluated_intervals(summary: Summary, evaluations: Mapping[str, Evalua
     def evaluated(point: PointSummary) -> PointSummary:
         if len(point.runs) > 1:
             return point
-        forms = evaluations[point.runs[0]].forms
-        intervals = {form: scores[summary.metric.name] for form, scores in forms.items()}
-        return point.model_copy(update={"intervals": intervals})
+        evaluation, metric = evaluations[point.runs[0]], summary.metric.name
+        intervals = {form: scores[metric] for form, scores in evaluation.forms.items()}
+        baselines = {
+            name: point.baselines[name].model_copy(
+                update={"interval": scores.metrics[metric], "gains": scores.run_gains}
+            )
+            for name, scores in evaluation.baselines.items()
+        }
+        return point.model_copy(update={"intervals": intervals, "baselines": baselines})
 
     return summary.model_copy(update={"settings": tuple(map(evaluated, summary.settings))})
 

@@ -194,6 +194,7 @@ def scores(data: ReportData) -> Table:
         Column("setting", "setting", plain("setting")),
         *_score_columns(data),
         *_comparison_columns(data),
+        *_gain_columns("over no training", "untrained", "over the best such answer", "its 95 %"),
         *_metric_columns(rows),
         Column("seeds", "seeds", plain("seeds")),
         *_cost_columns(),
@@ -235,20 +236,8 @@ def _score_columns(data: ReportData) -> list[Column]:
 def _comparison_columns(data: ReportData) -> list[Column]:
     over = f"over {one_reference(data)}, on the same clips; positive is better"
     columns = [
-        Column("gain", "gain", signed("gain"), over),
-        Column(
-            "its interval",
-            "gain_low",
-            span("gain_low", "gain_high", signed_text),
-            "95 %, paired; a dash: one video, or all clips are even",
-            NO_INTERVAL,
-        ),
-        Column(
-            "adjusted p",
-            "p_adjusted",
-            lambda row: p_text(row["p_adjusted"]),
-            "two-sided, Holm-adjusted over all settings",
-        ),
+        *_gain_columns("gain", "gain", over),
+        _p_column("two-sided, Holm-adjusted over all settings"),
         Column("over", "reference", plain("reference"), "its reference"),
         Column(
             "win / tie / loss",
@@ -260,6 +249,18 @@ def _comparison_columns(data: ReportData) -> list[Column]:
     if len(data.references) == 1:  # the column of the gain names it
         columns = [column for column in columns if column.title != "over"]
     return columns
+
+
+def _gain_columns(title: str, key: str, about: str, interval: str = "its interval") -> list[Column]:
+    """A gain and its interval, which the row has under `key` with `_low` and `_high`."""
+    told = "95 %, paired; a dash: one video, or all clips are even"
+    ends = span(f"{key}_low", f"{key}_high", signed_text)
+    both = Column(interval, f"{key}_low", ends, told, NO_INTERVAL)
+    return [Column(title, key, signed(key), about), both]
+
+
+def _p_column(about: str) -> Column:
+    return Column("adjusted p", "p_adjusted", lambda row: p_text(row["p_adjusted"]), about)
 
 
 def _metric_columns(rows: Sequence[Row]) -> list[Column]:
@@ -321,13 +322,41 @@ def _score_row(data: ReportData, point: PointSummary, form: str) -> dict[str, An
         row["reference"] = point.reference
         row |= _interval(comparison.gain, "gain", "gain_low", "gain_high")
         row |= comparison.model_dump(exclude={"gain"})
+    if (best := data.baseline(point)) is not None:
+        row["best_untrained"] = best
+        gain = point.baselines[best].gains[form]
+        row |= _interval(gain, "untrained", "untrained_low", "untrained_high")
     if form in point.pareto and data.has_costs:
         row["pareto"] = point.pareto[form]
-    return row | {
-        f"metric {name}": value
-        for name, value in point.metrics[form].items()
-        if name != data.metric.name
-    }
+    return row | _other_metrics(data, point.metrics[form])
+
+
+def _other_metrics(data: ReportData, metrics: Mapping[str, float]) -> dict[str, float | None]:
+    return {f"metric {key}": value for key, value in metrics.items() if key != data.metric.name}
+
+
+def baselines(data: ReportData) -> Table:
+    """A row for each answer that needs no training, best first, and the gain over it of the best
+    setting that was scored on the same clips of its cache."""
+    rows: dict[tuple[str, str, float], Row] = {}
+    for point in data.ranked():
+        cache = data.evaluations[data.scored_runs(point)[0]].cache.name
+        for name, each in point.baselines.items():
+            row: dict[str, Any] = {"answer": name, "cache": cache, "best": point.name}
+            row |= _interval(each.interval) | _other_metrics(data, each.metrics)
+            row |= _interval(each.gains[data.form], "gain", "gain_low", "gain_high")
+            rows.setdefault((cache, name, each.interval.score), row)
+    sign = -1 if data.metric.higher_is_better else 1
+    ordered = sorted(rows.values(), key=lambda row: sign * row["score"])
+    columns = [
+        Column("answer", "answer", plain("answer"), "learns nothing; trivial looks at nothing"),
+        Column(data.metric.name, "score", number("score"), _direction(data)),
+        Column("95 % interval", "low", span("low", "high"), "over videos", NO_INTERVAL),
+        *_metric_columns(ordered),
+        *_gain_columns("gain of the best", "gain", f"{data.form}; positive is better"),
+        Column("best setting", "best", plain("best")),
+    ]
+    return Table("baselines", columns, ordered)
 
 
 def controls(data: ReportData) -> Table:
@@ -348,21 +377,9 @@ def controls(data: ReportData) -> Table:
             lambda row: f"{row['beaten']} of {row['controls']}",
             "those over which the whole interval of the gain is above 0",
         ),
-        Column("least gain", "gain", signed("gain"), "on the same clips; positive is better"),
-        Column(
-            "its interval",
-            "gain_low",
-            span("gain_low", "gain_high", signed_text),
-            "95 %, paired; a dash: one video, or all clips are even",
-            NO_INTERVAL,
-        ),
+        *_gain_columns("least gain", "gain", "on the same clips; positive is better"),
         Column("over", "over", plain("over"), "the control over which the gain is least"),
-        Column(
-            "adjusted p",
-            "p_adjusted",
-            lambda row: p_text(row["p_adjusted"]),
-            "two-sided, Holm-adjusted over all settings that are compared with this control",
-        ),
+        _p_column("two-sided, Holm-adjusted over all that are compared with this control"),
     ]
     return Table("controls", columns, rows)
 
@@ -389,9 +406,7 @@ def _interval(interval: Interval, *names: str) -> dict[str, float | None]:
 def runs(data: ReportData) -> Table:
     """A row for each run, those that were stopped included."""
     rows = [_run_row(data, point, name) for point in data.summary.settings for name in point.runs]
-    forms = list(
-        dict.fromkeys(form for result in data.evaluations.values() for form in result.forms)
-    )
+    forms = dict.fromkeys(form for each in data.evaluations.values() for form in each.forms)
     columns = [
         Column("run", "run", plain("run")),
         Column("temporal", "temporal", plain("temporal")),

@@ -146,18 +146,6 @@ class Evaluation(Settings):
         return self
 
     @property
-    def best_baseline(self) -> str | None:
-        """Name of the answer without training that is best in the first metric; None in older
-        files."""
-        metric = self.metrics[0]
-        sign = 1 if metric.higher_is_better else -1
-        scores = {
-            name: sign * baseline.metrics[metric.name].score
-            for name, baseline in self.baselines.items()
-        }
-        return max(scores, key=lambda name: scores[name], default=None)
-
-    @property
     def measure(self) -> dict[str, Any]:
         """The facts that are equal in evaluations whose scores can be compared. A metric's worst
         score is left out, since older files lack it."""
