@@ -93,7 +93,9 @@ def process(*arguments: object, **options: Any) -> subprocess.CompletedProcess[s
 
 def fine(*arguments: object) -> Result:
     result = call(*arguments)
-    assert (result.code, result.err) == (0, ""), result
+    # A run of a few steps, as tests have them, is under-trained, and `evaluate` says so.
+    said = [line for line in result.err.splitlines() if ": under-trained: " not in line]
+    assert (result.code, said) == (0, []), result
     return result
 
 
