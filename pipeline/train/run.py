@@ -51,6 +51,8 @@ drew both weights and windows."""
 UNDER_TRAINED = 0.1
 """A training loss that has fallen by a smaller share has hardly moved: the run is under-trained, or
 what it sees says nothing of the truth."""
+MIN_STEPS = 20
+"""Steps from which it is asked whether a loss has moved."""
 FIRST_STEPS = 5
 """Steps whose mean loss is that of a model that has learned nothing."""
 LARGE = 16_384
@@ -351,10 +353,11 @@ def loss_fall(path: Path, step: int, trivial_loss: float | None) -> float | None
     share of the loss of the best answer that does not look at the video; where nobody knows that
     one, of the loss of the first steps. The loss is a mean over the last tenth of the steps.
 
-    None where no step is known, or where the loss is no positive number to begin with.
+    None after fewer than `MIN_STEPS` steps, which nobody takes for a training, and where the loss
+    is no positive number to begin with.
     """
     losses = [line["loss"] for line in read_metrics(path) if line["step"] <= step]
-    if not losses:
+    if len(losses) < MIN_STEPS:
         return None
     start = fmean(losses[:FIRST_STEPS]) if trivial_loss is None else trivial_loss
     return 1 - fmean(losses[-max(1, len(losses) // 10) :]) / start if start > 0 else None

@@ -208,7 +208,7 @@ def test_the_fall_of_a_loss_is_a_share_of_the_trivial_one_or_of_the_first(tmp_pa
     end = (losses[-1] + losses[-2]) / 2
     assert loss_fall(tmp_path, 20, 2.0) == pytest.approx(1 - end / 2)
     assert loss_fall(tmp_path, 20, None) == pytest.approx(1 - end / 1.3)
-    assert loss_fall(tmp_path, 10, 2.0) == pytest.approx(1 - losses[9] / 2)
+    assert loss_fall(tmp_path, 19, 2.0) is None  # too few steps to tell
     assert loss_fall(tmp_path, 20, 0.0) is None and loss_fall(tmp_path / "none", 20, 1.0) is None
 
 
