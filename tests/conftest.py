@@ -11,6 +11,7 @@ import pytest
 import torch
 from support.material import LENGTHS, SIDE_BY_SIDE, THREADS, Material, address_spec, address_video
 
+from pipeline.cli import console
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.extract import extract
@@ -20,6 +21,7 @@ pytest_plugins = ["support.commands", "support.pages", "support.ray_cluster", "s
 
 if SIDE_BY_SIDE:
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+console.out.width = console.LOG_COLUMNS  # whatever COLUMNS says where tests are run
 torch.set_num_threads(THREADS)  # also of fixtures that live longer than a test
 
 
@@ -41,7 +43,10 @@ def _frozen():
 
 @pytest.fixture(autouse=True)
 def _threads():
-    torch.set_num_threads(THREADS)
+    console.out.width = console.LOG_COLUMNS  # whatever COLUMNS says where tests are run
+
+
+torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="session")

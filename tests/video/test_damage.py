@@ -19,7 +19,7 @@ from support.paths import SHARED
 
 from pipeline.config.cache_spec import FrameSettings
 from pipeline.errors import BadVideo
-from pipeline.records import Video
+from pipeline.records import Step, Video
 from pipeline.video.containers.track_header import ASF_ENCRYPTION
 from pipeline.video.containers.transport_stream import PACKET_BYTES, is_torn
 from pipeline.video.damage import WITHOUT_KEY
@@ -482,7 +482,7 @@ def test_seconds_of_a_folder_count_from_its_first_image_also_where_that_is_lost(
     with FrameReader(tmp_path, torch.device("cpu")) as reader:
         seen = [
             (float(squares.time_s[0]), count)
-            for squares, count in reader.on_screen(video, settings, 5.0)
+            for squares, count in reader.on_screen(video, settings, Step(0.2))
         ]
     assert seen == [(pytest.approx(time_s), 1) for time_s in times_s]
 
@@ -675,7 +675,7 @@ def test_frames_by_time_that_are_damaged_are_refused_or_kept(tmp_path):
         assert len(reader.at_times(video, keep, times_s)) == 2
         counted = FrameCounts()
         instants = [
-            count for _, count in reader.on_screen(video, settings, float(RATE), counted=counted)
+            count for _, count in reader.on_screen(video, settings, Step(1 / RATE), counted=counted)
         ]
         assert sum(instants) == LENGTH - sum(seen.damaged)
         assert counted.damage_text(is_kept=False).startswith(
@@ -689,4 +689,4 @@ def test_a_stream_that_begins_in_damage_is_not_over(tmp_path):
     assert all(seen.damaged) and not seen.reason
     with FrameReader(tmp_path, torch.device("cpu")) as reader:
         video, settings = Video("a", "a.mp4"), FrameSettings(size_px=32)
-        assert list(reader.on_screen(video, settings, float(RATE), seen.times_s[-1])) == []
+        assert list(reader.on_screen(video, settings, Step(1 / RATE), seen.times_s[-1])) == []

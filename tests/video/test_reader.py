@@ -16,7 +16,7 @@ from support.media import encode
 
 from pipeline.config.cache_spec import BASE, FrameSettings, View
 from pipeline.errors import BadVideo
-from pipeline.records import Video
+from pipeline.records import Step, Video
 from pipeline.video import sandbox
 from pipeline.video.decode import decode_rates
 from pipeline.video.reader import FrameReader
@@ -89,12 +89,17 @@ def test_a_time_of_no_frame_is_named(reader):
 
 def test_frames_come_as_they_are_on_screen(reader, root):
     """a.mp4 has 10 frames a second, 5 of them are kept, and each stays for 2.5 of 12.5 instants."""
-    frames, counts = zip(*reader.on_screen(Video("a", "a.mp4"), SETTINGS, 12.5), strict=True)
+    frames, counts = zip(
+        *reader.on_screen(Video("a", "a.mp4"), SETTINGS, Step(1 / 12.5)), strict=True
+    )
     time_s, squares = expected(root / "a.mp4", 5)
     assert [frame.time_s.tolist() for frame in frames] == [[time] for time in time_s]
     assert torch.equal(torch.cat([frame.views[BASE] for frame in frames]), squares)
     assert counts[:4] == (3, 2, 3, 2)
-    slow = [frame.time_s[0] for frame, _ in reader.on_screen(Video("a", "a.mp4"), SETTINGS, 2, 0.7)]
+    slow = [
+        frame.time_s[0]
+        for frame, _ in reader.on_screen(Video("a", "a.mp4"), SETTINGS, Step(0.5), 0.7)
+    ]
     np.testing.assert_allclose(slow[:3], [0.6, 1.0, 1.6])
 
 
@@ -119,7 +124,7 @@ TAKE: dict[str, Callable[[FrameReader, Video], object]] = {
         reader.numbered(video, SETTINGS, np.array([0, 900]), {BASE: None})
     ),
     "at_times": lambda reader, video: reader.at_times(video, SETTINGS, np.array([0.0, 90.0])),
-    "on_screen": lambda reader, video: list(reader.on_screen(video, SETTINGS, 10)),
+    "on_screen": lambda reader, video: list(reader.on_screen(video, SETTINGS, Step(0.1))),
 }
 
 
@@ -136,4 +141,4 @@ def test_a_video_that_hangs_or_eats_all_memory_is_named_and_the_next_is_read(tmp
         ):
             with pytest.raises(BadVideo, match=reason):
                 TAKE[how](reader, Video("x", source, 10.0 if source == "bomb" else None))
-        assert len(list(reader.on_screen(Video("a", "a.mp4"), SETTINGS, 5))) == 31
+        assert len(list(reader.on_screen(Video("a", "a.mp4"), SETTINGS, Step(0.2)))) == 31
