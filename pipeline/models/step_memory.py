@@ -303,7 +303,7 @@ def example_truth(task: TaskPlugin, frames: int) -> Arrays:
     }
     rows, all_T = np.zeros(frames, np.int64), np.ones(frames, bool)
     identity_T23 = np.tile(np.eye(2, 3), (frames, 1, 1))
-    truth: Arrays = {}
+    truth: Arrays = {"time_s": np.arange(frames, dtype=np.float64)} if "pose" in task.needs else {}
     for name in task.needs:
         if name == "label":
             truth["label"] = np.array(0)

@@ -14,7 +14,13 @@ from support.paths import GOLDEN
 from pipeline.config import plugins
 from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import STREAMING, WINDOW, TaskPlugin
-from pipeline.models.tasks.parts.rotation import angle, from_six, mean_rotation, to_six
+from pipeline.models.tasks.parts.rotation import (
+    angle,
+    from_six,
+    mean_rotation,
+    part_of_turn,
+    to_six,
+)
 
 
 def make(name: str, labels: tuple[str, ...] = (), **keys: object) -> TaskPlugin:
@@ -337,8 +343,61 @@ def motions(
 ) -> dict[str, np.ndarray]:
     """Prepared targets of one window, as a batch of one."""
     valid = np.ones(len(pose), bool) if valid is None else valid
-    prepared = task.prepare({"pose": pose, "pose_valid": valid}, None)
+    time_s = np.arange(len(pose)) / 5
+    prepared = task.prepare({"pose": pose, "pose_valid": valid, "time_s": time_s}, None)
     return {name: array[None] for name, array in prepared.items()}
+
+
+def steady(time_s: np.ndarray) -> np.ndarray:
+    """Poses (T, 4, 4) of a camera that goes along a circle, 2 m and half a radian a second."""
+    pose = np.tile(np.eye(4), (len(time_s), 1, 1))
+    angle_T = 0.5 * time_s
+    pose[:, 0, 0], pose[:, 0, 2] = np.cos(angle_T), np.sin(angle_T)
+    pose[:, 2, 0], pose[:, 2, 2] = -np.sin(angle_T), np.cos(angle_T)
+    pose[:, 0, 3], pose[:, 2, 3] = 4 * (1 - np.cos(angle_T)), 4 * np.sin(angle_T)
+    return pose
+
+
+def test_a_motion_of_so_many_seconds_is_the_same_over_short_and_long_steps():
+    """On even steps of that length it is that of a step, to the digits of float32."""
+    even_s, uneven_s = np.arange(6) / 10, np.array([0, 0.1, 0.1, 0.3, 0.4, 0.6])
+    known = np.ones(6, bool)
+    task = make("pose", per_s=0.1)
+    even = {"pose": steady(even_s), "pose_valid": known, "time_s": even_s}
+    of_steps = make("pose").prepare(even, None)
+    scaled = task.prepare(even, None)
+    np.testing.assert_allclose(scaled["motion"], of_steps["motion"], atol=2e-7)
+    uneven = task.prepare({"pose": steady(uneven_s), "pose_valid": known, "time_s": uneven_s}, None)
+    # The frame that comes twice has no motion.
+    assert uneven["motion_valid"].tolist() == [False, True, False, True, True, True]
+    np.testing.assert_allclose(uneven["step_s"], [0, 0.1, 0, 0.2, 0.1, 0.2], atol=1e-7)
+    moved = uneven["motion"][uneven["motion_valid"]]
+    # Turned alike; a longer arc is cut a little shorter by its chord.
+    np.testing.assert_allclose(moved[:, 3:], np.tile(scaled["motion"][1, 3:], (4, 1)), atol=1e-6)
+    np.testing.assert_allclose(moved[:, 2], 0.2, rtol=2e-3)
+    batch = {name: array[None] for name, array in uneven.items()}
+    right = task.score(batch["motion"], batch)
+    assert right["RPE_tr"][0] == 0 and right["RPE_rot"][0] == pytest.approx(0, abs=1e-5)
+    # An answer that stands still is off by what the camera goes: 0.2, 0.4, 0.2 and 0.4 m.
+    still = np.zeros_like(batch["motion"])
+    assert task.score(still, batch)["RPE_tr"][0] == pytest.approx(300, rel=2e-3)
+    assert task.plain(uneven["motion"][1:2], np.zeros((2, 3)))["per_s"] == 0.1
+    assert task.draw(np.zeros((6, 32, 32, 3), np.uint8), uneven["motion"], uneven).shape[0] == 6
+
+
+def test_a_turn_is_a_part_of_itself_and_its_parts_make_it():
+    turn = rotations(50, 3.0, 3).double()
+    share = torch.rand(50, dtype=torch.float64)
+    whole = part_of_turn(turn, torch.ones(50, dtype=torch.float64))
+    torch.testing.assert_close(whole, turn)
+    parts = part_of_turn(turn, share) @ part_of_turn(turn, 1 - share)
+    torch.testing.assert_close(parts, turn)
+    torch.testing.assert_close(
+        angle(torch.eye(3).double(), part_of_turn(turn, share)),
+        share * angle(torch.eye(3).double(), turn),
+    )
+    still = torch.eye(3).double()
+    assert torch.equal(part_of_turn(still, torch.tensor(0.3).double()), still)
 
 
 def test_a_motion_is_the_pose_of_a_camera_in_the_frame_of_the_one_before():

@@ -13,6 +13,7 @@ Per window, time first; what does not hold of a frame is zero and its mask False
     depth_m       (T, H, W)  float32  metres, H = W = `dense_px`; 0 where unknown
     pose          (T, 4, 4)  float64  camera to world
     pose_valid    (T,)       bool     known at this time
+    time_s        (T,)       float64  beside poses: when the frames are shown
 """
 
 from __future__ import annotations
@@ -110,6 +111,8 @@ class Targets:
                     # A frame that stands for what lies past the end of a short clip is scored once.
                     has_truth_T[1:] &= np.diff(time_s_T) != 0
                 sampled |= MAPPED[name](arrays, rows, has_truth_T, affine_T23)
+                if name == "pose":  # a motion is over the time between two of them
+                    sampled["time_s"] = time_s_T
         return self.wanted.prepare(sampled, rng)
 
     def _depth(

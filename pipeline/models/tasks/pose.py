@@ -20,7 +20,13 @@ from pipeline.config import plugins
 from pipeline.datasets.manifest.targets import Arrays
 from pipeline.models.tasks.contract import STREAMING, Metric, Query, StreamingReadout, TaskPlugin
 from pipeline.models.tasks.parts.canvas import Canvas, colour, concat_width
-from pipeline.models.tasks.parts.rotation import angle, from_six, mean_rotation, to_six
+from pipeline.models.tasks.parts.rotation import (
+    angle,
+    from_six,
+    mean_rotation,
+    part_of_turn,
+    to_six,
+)
 
 TRUTH, PREDICTION = colour(0), colour(1)
 PANEL_PX, PAPER = 384, 40
@@ -44,6 +50,11 @@ class Settings(plugins.Settings):
     """Weight of the translation error; where the balance is learned, the one it starts from."""
     rotation_weight: float = Field(default=1.0, gt=0)
     """Weight of the rotation error, likewise."""
+    per_s: float | None = Field(default=None, gt=0)
+    """Seconds that a predicted motion is of, so that steps of different lengths ask for the same: a
+    true motion is scaled to so long, as if it were steady, and answers are scaled back to the steps
+    of the window before they are scored. None: a motion is that of a step (the paper), which is the
+    same where steps are even and of this length."""
 
 
 class FrameMotion(StreamingReadout):
@@ -75,10 +86,12 @@ class FrameMotion(StreamingReadout):
 
 class Task(TaskPlugin):
     """targets["motion"]: (B, T, 9) float32, the truth in the form of a prediction;
-    targets["motion_valid"]: (B, T)."""
+    targets["motion_valid"]: (B, T). With `per_s` also targets["step_s"]: (B, T) float32, the
+    seconds from the frame before."""
 
     Settings = Settings
     needs = ("pose",)
+    truth_settings = ("per_s",)
     mirrorable = False  # the camera of a mirror image moves otherwise
     metrics = (
         Metric("RPE_tr", higher_is_better=False, perfect=0.0, unit="mm"),
@@ -109,8 +122,15 @@ class Task(TaskPlugin):
         motion = torch.cat([shift, to_six(to_before @ turn[1:])], dim=-1).numpy()
         valid = np.concatenate([[False], has_pose[1:] & has_pose[:-1]])
         first = np.zeros((1, 9))
-        motion = np.where(valid[:, None], np.concatenate([first, motion]), 0).astype(np.float32)
-        return {"motion": motion, "motion_valid": valid}
+        motion = np.concatenate([first, motion])
+        if self.settings.per_s is None:
+            known = np.where(valid[:, None], motion, 0).astype(np.float32)
+            return {"motion": known, "motion_valid": valid}
+        step_s = np.abs(np.diff(targets["time_s"], prepend=targets["time_s"][:1]))
+        valid &= step_s > 0  # a frame that comes twice says nothing of how fast the camera moves
+        share = self.settings.per_s / np.where(valid, step_s, 1)
+        known = np.where(valid[:, None], in_other_time(motion, share), 0).astype(np.float32)
+        return {"motion": known, "motion_valid": valid, "step_s": step_s.astype(np.float32)}
 
     def readout(self, form: str, width: int, frames: int) -> nn.Module:
         return FrameMotion(width, self.settings.readout_width, self.settings.hidden)
@@ -153,7 +173,8 @@ class Task(TaskPlugin):
         the error of it NaN in its window.
         """
         predicted, truth = (
-            torch.from_numpy(motion).double() for motion in (answer, targets["motion"])
+            torch.from_numpy(self._of_steps(motion, targets)).double()
+            for motion in (answer, targets["motion"])
         )
         shift_m = torch.linalg.vector_norm(predicted[..., :3] - truth[..., :3], dim=-1)
         shift_mm = 1000 * shift_m.numpy()
@@ -164,6 +185,12 @@ class Task(TaskPlugin):
             scores[name] = _mean(error_BT, targets["motion_valid"])
             scores[f"{name}, RMSE"] = np.sqrt(_mean(error_BT**2, targets["motion_valid"]))
         return scores
+
+    def _of_steps(self, motion: np.ndarray, targets: Arrays) -> np.ndarray:
+        """Motions (..., 9) of `per_s` seconds each as those of the window's own steps."""
+        if self.settings.per_s is None or not targets:
+            return motion
+        return in_other_time(motion, targets["step_s"] / self.settings.per_s)
 
     def weight(self, targets: Arrays) -> np.ndarray:
         """Counts the steps of each window that have a known motion."""
@@ -192,19 +219,21 @@ class Task(TaskPlugin):
 
     def plain(self, answer: np.ndarray, affine_23: np.ndarray) -> dict[str, Any]:
         """Shift (x, y, z), and the rows of the rotation matrix, from the camera of the frame before
-        to this one's."""
+        to this one's; with `per_s`, those of so many seconds, which stand beside them."""
         turn = from_six(torch.from_numpy(answer[0, 3:]).double())
+        of_s = {} if self.settings.per_s is None else {"per_s": self.settings.per_s}
         return {
             "shift_m": answer[0, :3].astype(np.float64).round(4).tolist(),
             "rotation": turn.numpy().round(6).tolist(),
+            **of_s,
         }
 
     def draw(self, pixels_THWC: np.ndarray, answer: np.ndarray, targets: Arrays) -> np.ndarray:
         """Every frame beside the paths so far, seen from above; (T, H, W, 3). Steps without truth
         count as none in both."""
         valid = targets["motion_valid"] if targets else np.ones(len(answer), bool)
-        motions = [("prediction", answer, PREDICTION)] + (
-            [("truth", targets["motion"], TRUTH)] if targets else []
+        motions = [("prediction", self._of_steps(answer, targets), PREDICTION)] + (
+            [("truth", self._of_steps(targets["motion"], targets), TRUTH)] if targets else []
         )
         paths = [
             (name, path(np.where(valid[:, None], motion, 0)), ink) for name, motion, ink in motions
@@ -229,7 +258,7 @@ class Task(TaskPlugin):
 
     def _words(self, answer: np.ndarray, targets: Arrays) -> str:
         """Says how far one step of the answer goes, and how far it is off."""
-        gone = f"step {1000 * np.linalg.norm(answer[:3]):.0f} mm"
+        gone = f"step {1000 * np.linalg.norm(self._of_steps(answer, targets)[:3]):.0f} mm"
         if not targets:
             return gone
         if not targets["motion_valid"]:
@@ -238,6 +267,15 @@ class Task(TaskPlugin):
             answer[None, None], {name: array[None, None] for name, array in targets.items()}
         )
         return f"{gone}, off by {scores['RPE_tr'][0]:.0f} mm, {scores['RPE_rot'][0]:.1f} deg"
+
+
+def in_other_time(motion: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Steady motions (..., 9) in `share` (...,) times the time, float64."""
+    share = np.asarray(share, np.float64)
+    turn = from_six(torch.from_numpy(motion[..., 3:]).double())
+    turned = to_six(part_of_turn(turn, torch.from_numpy(share)))
+    shift = motion[..., :3].astype(np.float64) * share[..., None]
+    return np.concatenate([shift, turned.numpy()], axis=-1)
 
 
 def path(motion_T9: np.ndarray) -> np.ndarray:

@@ -44,6 +44,23 @@ def angle(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.atan2(sine, cosine)
 
 
+def part_of_turn(rotation: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """Rotation matrices (..., 3, 3) about the same axes, by `share` (...,) times their angles: what
+    a steady turn makes of them in another time. The angles must be below half a circle; at half a
+    circle, where the axis has two directions, they are left as they are."""
+    skew = (rotation - rotation.transpose(-1, -2)) / 2
+    axis_sine = torch.stack([skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]], dim=-1)
+    sine = torch.linalg.vector_norm(axis_sine, dim=-1)
+    cosine = (rotation.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
+    angle_rad = torch.atan2(sine, cosine)
+    has_axis = sine > 1e-12
+    unit = skew / torch.where(has_axis, sine, 1)[..., None, None]
+    part = (share * angle_rad)[..., None, None]
+    eye = torch.eye(3, dtype=rotation.dtype, device=rotation.device)
+    turned = eye + part.sin() * unit + (1 - part.cos()) * (unit @ unit)
+    return torch.where(has_axis[..., None, None], turned, rotation)
+
+
 def mean_rotation(total: torch.Tensor) -> torch.Tensor:
     """The rotation nearest to a sum of rotation matrices, (3, 3): their chordal mean. The identity
     for a sum of none."""
