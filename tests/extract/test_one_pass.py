@@ -226,7 +226,8 @@ def test_what_lies_beside_is_taken_over_and_the_bytes_are_those_of_a_fresh_cache
             )
             assert not file.is_file() or (file.stat().st_nlink == 2) == (token in names), file
     encoded = ", ".join(name for name in new.token_arrays if name not in names)
-    (line,) = said
+    *uneven_rates, line = said
+    assert all("would be even" in text for text in uneven_rates)
     assert (
         line.startswith(f"{new.name}: ")
         and f" taken over from {old.name} in {len(new.plan)} of {len(new.plan)}" in line
