@@ -295,6 +295,8 @@ def test_the_command_of_a_page_makes_the_same_sweep_with_all_that_was_laid_over_
         "training.evaluate_every=2",
         "--set",
         "training.warmup_steps=0",
+        "--set",
+        "windows.fps=5",  # of the 10 of the videos: even, of which nothing is said
     ]
     axes = ["--axis", 'temporal=["identity", "gru"]', "--axis", "model.width=[8, 12]"]
     made = tmp_path / "made"

@@ -393,10 +393,7 @@ def test_what_does_not_fit_into_memory_together_is_trained_in_halves(material, b
     alone = os.environ | {"MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(called, capture_output=True, text=True, check=False, env=alone)
     assert done.returncode == 0, done.stderr
-    assert (
-        done.stdout
-        == "4 members do not fit into the memory of cpu together: half of them at a time\n"
-    )
+    assert done.stdout == "4 members do not fit into the memory of cpu: half at a time\n"
     made = Sweep(tmp_path / "sweep")
     assert not made.left() and not any(member.failure for member in made.members)
     assert all(Run(member.path).checkpoint("last").step == 1 for member in made.members)
