@@ -308,9 +308,16 @@ def load_model(
     recipe, tensors = run.recipe, run.tensors(checkpoint)
     sizes = [recipe.model.width, recipe.task.table(), recipe.temporal.table(), shape.width]
     if max(_whole_numbers(sizes)) > LARGE:
-        with torch.device("meta"):  # which has shapes and takes no memory
-            task = make_task(recipe, run.header.labels)
-            parts = nn.ModuleDict({"model": VideoModel(recipe, shape, task), "task": task})
+        try:
+            with torch.device("meta"):  # which has shapes and takes no memory
+                task = make_task(recipe, run.header.labels)
+                parts = nn.ModuleDict({"model": VideoModel(recipe, shape, task), "task": task})
+        except (TypeError, RuntimeError) as error:  # sizes that are no size of any tensor
+            raise BadInput(
+                f"run {run.path} says that its model has {max(_whole_numbers(sizes)):,} of "
+                "something, which no tensor has",
+                "its run.json is damaged: train again",
+            ) from error
         for name, wanted in parts.state_dict().items():
             if name not in tensors or tensors[name].shape != wanted.shape:
                 raise BadInput(

@@ -219,12 +219,16 @@ def test_a_named_pipe_and_nested_json_in_a_run(run, name):
     assert_refused(call("evaluate", run))
 
 
-def test_a_run_that_claims_a_model_that_no_memory_holds(run):
+@pytest.mark.parametrize(
+    ("width", "message"),
+    [(10**6, "checkpoint does not fit the model"), (2**63, "which no tensor has")],
+)
+def test_a_run_that_claims_a_model_that_no_memory_holds(run, width, message):
     def widen(table) -> None:
-        table["recipe"]["model"]["width"] = 10**6
+        table["recipe"]["model"]["width"] = width
 
     edit(run / "run.json", widen)
-    assert_refused(call("evaluate", run), "checkpoint does not fit the model")
+    assert_refused(call("evaluate", run), message)
 
 
 @pytest.mark.parametrize("name", ["../../../etc/passwd", "/etc/passwd", "run.json", "last-1\n"])
