@@ -73,6 +73,8 @@ ELSEWHERE = (
     "manifest davis",
     "manifest tapvid",
     "manifest boxes_text",
+    "baselines",
+    "--split test",
 )
 """Lines that need a cluster, an object store, a released file, a published data set, or what another page makes. They have tests of their own."""
 
