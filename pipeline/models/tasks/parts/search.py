@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.models.tasks.contract import Query
-from pipeline.models.tasks.parts.trackers import LEAST_VOTE, REACH, SHARPNESS, SHIFTS
+from pipeline.models.tasks.parts.trackers import SHARPNESS, beside, far_apart, settled
 
 SIDE = 7
 """Samples along each axis."""
@@ -136,25 +136,14 @@ class Search(nn.Module):
             told_mask, mask = (
                 self._shares(place, patch)[..., SIDE**2 :] for place in (told, likely)
             )
-            far_PP = torch.cdist(self.cells_P2, self.cells_P2).square() / (2 * REACH**2)
+            far_PP = far_apart((SIDE, SIDE), now.device)
             own = self._carried(first, first, told_mask, far_PP)
             votes = self._carried(now, first, told_mask, far_PP)
             votes = (votes + self._carried(now, last, mask, far_PP)) / 2
             sigma_BO2 = sides(told, patch) / 2 + patch / 2
-            beside = self._beside(own, told[..., :2], sigma_BO2)
-            xy_BO2 = likely[..., :2]
-            for _ in range(SHIFTS):
-                xy_BO2 = xy_BO2 + self._beside(votes, xy_BO2, sigma_BO2) - beside
+            told_beside = beside(own, told[..., :2], sigma_BO2, (SIDE, SIDE))
+            xy_BO2 = settled(votes, likely[..., :2], sigma_BO2, told_beside, (SIDE, SIDE))
             return torch.cat([xy_BO2, told[..., 2:]], dim=-1)
-
-    def _beside(
-        self, mask_BOP: torch.Tensor, xy_BO2: torch.Tensor, sigma_BO2: torch.Tensor
-    ) -> torch.Tensor:
-        """(B, O, 2): centroid of a mask on the cells as seen from a place, in a Gaussian window
-        around it."""
-        away_BOP2 = (self.cells_P2 - xy_BO2.unsqueeze(2)) / sigma_BO2.unsqueeze(2)
-        share_BOP = ((mask_BOP + LEAST_VOTE).log() - away_BOP2.square().sum(-1) / 2).softmax(-1)
-        return share_BOP @ self.cells_P2 - xy_BO2
 
     def samples(self, keys_BKhh: torch.Tensor, place_BO4: torch.Tensor) -> torch.Tensor:
         """Keys around places, then at the cells of the square, (B, O, 2 P, K). What lies outside

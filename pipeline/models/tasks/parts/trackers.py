@@ -51,7 +51,7 @@ def follow_boxes(tokens_BThwD: torch.Tensor, box_BO4: torch.Tensor) -> torch.Ten
     and half a patch as its standard deviation; the size of a box stays.
     """
     grid_hw = tokens_BThwD.shape[2], tokens_BThwD.shape[3]
-    far_PP = _far(grid_hw, tokens_BThwD.device)
+    far_PP = far_apart(grid_hw, tokens_BThwD.device)
     low_BO2, high_BO2 = box_BO4.float().chunk(2, dim=-1)
     place_BO2, half_BO2 = (low_BO2 + high_BO2) / 2, (high_BO2 - low_BO2) / 2
     sigma_BO2 = half_BO2.clamp(min=0) + _patch_size(tokens_BThwD) / 2
@@ -63,13 +63,13 @@ def follow_boxes(tokens_BThwD: torch.Tensor, box_BO4: torch.Tensor) -> torch.Ten
     first_BPD = before_BPD = directions(tokens_BThwD[:, 0].flatten(1, 2))
     told_mask = mask = mask_at(place_BO2)
     own_mask = _votes(first_BPD, first_BPD, told_mask, far_PP)
-    beside_BO2 = _beside(own_mask, place_BO2, sigma_BO2, grid_hw)
+    beside_BO2 = beside(own_mask, place_BO2, sigma_BO2, grid_hw)
     places = [place_BO2]
     for frame_BhwD in tokens_BThwD.unbind(1)[1:]:
         now_BPD = directions(frame_BhwD.flatten(1, 2))
         votes = _votes(now_BPD, first_BPD, told_mask, far_PP)
         votes = (votes + _votes(now_BPD, before_BPD, mask, far_PP)) / 2
-        place_BO2 = _settled(votes, place_BO2, sigma_BO2, beside_BO2, grid_hw)
+        place_BO2 = settled(votes, place_BO2, sigma_BO2, beside_BO2, grid_hw)
         before_BPD, mask = now_BPD, mask_at(place_BO2)
         places.append(place_BO2)
     place_BTO2, half_B1O2 = torch.stack(places, dim=1), half_BO2.unsqueeze(1)
@@ -87,7 +87,7 @@ def follow_points(
     token at its place is clearly more like the told one than the frame's tokens are on average.
     """
     grid_hw = tokens_BThwD.shape[2], tokens_BThwD.shape[3]
-    far_PP = _far(grid_hw, tokens_BThwD.device)
+    far_PP = far_apart(grid_hw, tokens_BThwD.device)
     told_BO2 = point_BO2.float()
     sigma_BO2 = _patch_size(tokens_BThwD).expand_as(told_BO2)
     told_mask = _bilinear(told_BO2, grid_hw)
@@ -102,7 +102,7 @@ def follow_points(
     for source_BhwD, is_told in sources:
         source_BPD = source_BhwD.flatten(1, 2)
         own_mask = _votes(source_BPD, source_BPD, told_mask, far_PP)
-        beside_BO2 = beside_BO2 + is_told * _beside(own_mask, told_BO2, sigma_BO2, grid_hw)
+        beside_BO2 = beside_BO2 + is_told * beside(own_mask, told_BO2, sigma_BO2, grid_hw)
         look_BOD = look_BOD + is_told * directions(sampled(source_BhwD, told_BO2))
     place_BO2, answers = told_BO2, []
     for time, frame_BhwD in enumerate(tokens_BThwD.unbind(1)):
@@ -111,7 +111,7 @@ def follow_points(
         for source_BhwD, is_told in sources:
             now_BPD, source_BPD = now_BhwD.flatten(1, 2), source_BhwD.flatten(1, 2)
             votes = votes + is_told * _votes(now_BPD, source_BPD, told_mask, far_PP)
-        place_BO2 = _settled(votes, place_BO2, sigma_BO2, beside_BO2, grid_hw)
+        place_BO2 = settled(votes, place_BO2, sigma_BO2, beside_BO2, grid_hw)
         is_here = (frame_BO == time).unsqueeze(-1)
         place_BO2 = torch.where(is_here, told_BO2, place_BO2)
         here_BO = (directions(sampled(now_BhwD, place_BO2)) * look_BOD).sum(-1)
@@ -121,7 +121,7 @@ def follow_points(
     return torch.stack(answers, dim=1)
 
 
-def _far(grid_hw: tuple[int, int], device: torch.device) -> torch.Tensor:
+def far_apart(grid_hw: tuple[int, int], device: torch.device) -> torch.Tensor:
     """(P, P): what is taken from the logits for the way between two patches."""
     centres_P2 = patch_centres(grid_hw, device).flatten(0, 1)
     return torch.cdist(centres_P2, centres_P2).square() / (2 * REACH**2)
@@ -149,7 +149,7 @@ def _votes(
     return mask_BOP @ logits_BPP.softmax(-1).transpose(1, 2)
 
 
-def _beside(
+def beside(
     mask_BOP: torch.Tensor, xy_BO2: torch.Tensor, sigma_BO2: torch.Tensor, grid_hw: tuple[int, int]
 ) -> torch.Tensor:
     """(B, O, 2): centroid of a mask as seen from a place, in a Gaussian window around it."""
@@ -157,7 +157,7 @@ def _beside(
     return centroid(logits_BOhw + near(xy_BO2, sigma_BO2, grid_hw)) - xy_BO2
 
 
-def _settled(
+def settled(
     mask_BOP: torch.Tensor,
     xy_BO2: torch.Tensor,
     sigma_BO2: torch.Tensor,
@@ -166,5 +166,5 @@ def _settled(
 ) -> torch.Tensor:
     """The place near `xy_BO2` beside which the mask has its centroid at `beside_BO2`."""
     for _ in range(SHIFTS):
-        xy_BO2 = xy_BO2 + _beside(mask_BOP, xy_BO2, sigma_BO2, grid_hw) - beside_BO2
+        xy_BO2 = xy_BO2 + beside(mask_BOP, xy_BO2, sigma_BO2, grid_hw) - beside_BO2
     return xy_BO2
