@@ -26,7 +26,7 @@ from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.targets import MAPPED, collate
 from pipeline.device import chosen
-from pipeline.models.tasks.contract import STREAMING, Query, TaskPlugin, make_task
+from pipeline.models.tasks.contract import PATCHES, STREAMING, Query, TaskPlugin, make_task
 from pipeline.models.video_model import VideoModel
 from pipeline.records import TokenShape
 
@@ -97,11 +97,12 @@ def flops(recipe: Recipe, shape: TokenShape, labels: tuple[str, ...]) -> dict[st
         patches = [torch.zeros(1, frames, shape.patch_tokens, shape.width) for _ in model.layers]
         tokens_BTND = torch.zeros(1, frames, model.tokens_per_frame, shape.width)
         y_BTND = torch.zeros(1, frames, model.tokens_per_frame, model.temporal.width)
+        told = query | ({PATCHES: patches[-1]} if task.sees_patches else {})
         return {
             "mixer": counted(lambda: (model.mixer(patches), model.projection(tokens_BTND))),
             "temporal": model.temporal.flops(frames, model.tokens_per_frame),
             "readout": counted(
-                lambda: [readout(y_BTND, query) for readout in model.readouts.values()]
+                lambda: [readout(y_BTND, told) for readout in model.readouts.values()]
             ),
         }
 

@@ -18,7 +18,14 @@ from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.targets import Arrays
 from pipeline.errors import BadInput
 from pipeline.models.mixers import layer_mixer
-from pipeline.models.tasks.contract import STREAMING, WINDOW, Query, StreamingReadout, TaskPlugin
+from pipeline.models.tasks.contract import (
+    PATCHES,
+    STREAMING,
+    WINDOW,
+    Query,
+    StreamingReadout,
+    TaskPlugin,
+)
 from pipeline.models.temporal.contract import NotFinite, State, TemporalModule, make_temporal
 from pipeline.records import OnDevice, TokenShape
 
@@ -59,8 +66,9 @@ class VideoModel(nn.Module):
         self.mixer = layer_mixer(model.mixer, shape.width, len(self.layers))
         self.projection = nn.Linear(shape.width, width) if model.width else nn.Identity()
         self.temporal = make_temporal(recipe, width)
+        self.sees_patches = task.sees_patches
         self.readouts = nn.ModuleDict(
-            {form: task.readout(form, width, recipe.windows.frames) for form in task.forms}
+            {form: task.readout(form, width, recipe.windows.frames, shape) for form in task.forms}
         )
 
     def forward(
@@ -72,7 +80,8 @@ class VideoModel(nn.Module):
         """The prediction of every form: (B, T, ...) for streaming, (B, ...) for window. `query` is
         what the task's `query` gives."""
         y_BTND = self.features(special_BTSD, patches_BTPD)
-        return {form: readout(y_BTND, query or {}) for form, readout in self.readouts.items()}
+        told = (query or {}) | self._seen(patches_BTPD)
+        return {form: readout(y_BTND, told) for form, readout in self.readouts.items()}
 
     def predict(self, device_batch: OnDevice, task: TaskPlugin) -> dict[str, torch.Tensor]:
         """The prediction of every form for windows as they come from a cache, which may hold more
@@ -117,8 +126,14 @@ class VideoModel(nn.Module):
         y_BND, temporal = self.temporal.step(
             self.tokens_of(special_BSD, patches_BPD), state.temporal
         )
-        prediction, readout = self.streaming.step(y_BND, state.readout)
-        return prediction, StreamState(temporal, readout)
+        seen = self._seen(patches_BPD)
+        prediction, readout = self.streaming.step(y_BND, state.readout | seen)
+        kept = {name: part for name, part in readout.items() if name not in seen}
+        return prediction, StreamState(temporal, kept)
+
+    def _seen(self, patches: Sequence[torch.Tensor]) -> Query:
+        """The frames' own patches, for readouts that see them."""
+        return {PATCHES: patches[-1]} if self.sees_patches else {}
 
     @property
     def streaming(self) -> StreamingReadout:

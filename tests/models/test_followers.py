@@ -9,9 +9,11 @@ import torch
 from pipeline.config import plugins
 from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import STREAMING, WINDOW, Query, StreamingReadout, TaskPlugin
+from pipeline.records import TokenShape
 
 B, T, OBJECTS, SIDE, D = 2, 4, 3, 6, 16
 SPECIAL = 2
+SHAPE = TokenShape(D, (SIDE, SIDE), SPECIAL, (1,))
 WAYS = [
     {"start": "still", "reads": "tokens"},
     {"start": "still", "reads": "tokens", "look": "told"},
@@ -31,7 +33,7 @@ def make(name: str, **settings: object) -> TaskPlugin:
 def readout_of(name: str, *, trained: bool, **settings: object) -> StreamingReadout:
     """A readout as training finds it, or one with weights that say something."""
     torch.manual_seed(0)
-    readout = make(name, **settings).readout(STREAMING, D, T)
+    readout = make(name, **settings).readout(STREAMING, D, T, SHAPE)
     assert isinstance(readout, StreamingReadout)
     if trained:
         for parameter in readout.parameters():
@@ -155,7 +157,7 @@ def test_followers_learn_to_go_and_no_gradient_flows_through_the_last_place(name
     for key, parameter in readout.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), key
         assert parameter.grad.abs().max() > 0 or "told" in key, key
-    assert type(task.readout(WINDOW, D, T)) is type(readout)
+    assert type(task.readout(WINDOW, D, T, SHAPE)) is type(readout)
 
 
 @pytest.mark.parametrize("way", WAYS)

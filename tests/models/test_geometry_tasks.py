@@ -21,6 +21,9 @@ from pipeline.models.tasks.parts.rotation import (
     part_of_turn,
     to_six,
 )
+from pipeline.records import TokenShape
+
+SHAPE = TokenShape(8, (2, 3), 1, (1,))
 
 
 def make(name: str, labels: tuple[str, ...] = (), **keys: object) -> TaskPlugin:
@@ -60,7 +63,7 @@ def test_depth_readout_reproduces_the_published_one():
         size_px=int(sizes["size_px"]),
     )
     readout = task.readout(
-        STREAMING, arrays["in/tokens_BTND"].shape[-1], int(sizes["frames"])
+        STREAMING, arrays["in/tokens_BTND"].shape[-1], int(sizes["frames"]), SHAPE
     ).eval()
     readout.load_state_dict(weights)
     depth_BTHW = task.answer(STREAMING, readout(arrays["in/tokens_BTND"], {}))
@@ -73,7 +76,7 @@ def test_pose_readout_reproduces_the_published_one():
     arrays, weights, sizes = golden("pose")
     task = make("pose", readout_width=int(sizes["width"]), hidden=int(sizes["hidden"]))
     readout = task.readout(
-        STREAMING, arrays["in/tokens_BTND"].shape[-1], int(sizes["frames"])
+        STREAMING, arrays["in/tokens_BTND"].shape[-1], int(sizes["frames"]), SHAPE
     ).eval()
     readout.load_state_dict(weights)
     motion_BT9 = task.answer(STREAMING, readout(arrays["in/tokens_BTND"], {}))
@@ -86,16 +89,17 @@ def test_pose_readout_reproduces_the_published_one():
 )
 def test_readouts_have_the_sizes_of_the_paper(name, form, millions):
     with torch.device("meta"):
-        readout = make(name).readout(form, 1024, 16)
+        readout = make(name).readout(form, 1024, 16, SHAPE)
     assert round(parameters(readout) / 1e6, 2) == millions
 
 
 def test_pose_projects_only_another_width():
     task = make("pose", readout_width=8, hidden=4)
     assert not any(
-        name.startswith("proj_to_readout") for name in task.readout(STREAMING, 8, 2).state_dict()
+        name.startswith("proj_to_readout")
+        for name in task.readout(STREAMING, 8, 2, SHAPE).state_dict()
     )
-    assert "proj_to_readout.weight" in task.readout(STREAMING, 6, 2).state_dict()
+    assert "proj_to_readout.weight" in task.readout(STREAMING, 6, 2, SHAPE).state_dict()
     assert task.forms == (STREAMING,)
 
 
@@ -107,7 +111,7 @@ def test_pose_projects_only_another_width():
 def test_every_query_answers_for_its_block_of_the_window(frames):
     """The pixel's place in its block comes from the last layer's bias, the number of the block from
     the query."""
-    readout = depth_task(size_px=6).readout(WINDOW, 8, frames).eval()
+    readout = depth_task(size_px=6).readout(WINDOW, 8, frames, SHAPE).eval()
     attention = readout.readout.readout
     for parameter in (
         attention.out_proj.weight,

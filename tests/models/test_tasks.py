@@ -16,6 +16,7 @@ from pipeline.datasets.manifest.targets import collate
 from pipeline.errors import BadInput
 from pipeline.models.tasks.classify import FrameLogits, Settings, Task, WindowLogits
 from pipeline.models.tasks.contract import STREAMING, WINDOW, StreamingReadout, TaskPlugin
+from pipeline.records import TokenShape
 from pipeline.train.evaluate import MetricFacts
 
 NAMES = plugins.names("task")
@@ -23,6 +24,7 @@ LABELS = ("1", "2", "3", "5", "8")
 """Numbers, so that a task may read them as such."""
 SMALL = {"readout_width": 16, "heads": 2, "hidden": 8, "size_px": 16}
 B, T, N, D = 6, 4, 5, 8
+SHAPE = TokenShape(width=6, grid_hw=(2, 2), special_tokens=1, layers=(1,))
 
 
 def make(name: str, **keys: object) -> TaskPlugin:
@@ -90,7 +92,7 @@ def mean_score(task: TaskPlugin, answer: np.ndarray, targets: dict[str, np.ndarr
 def fitted(task: TaskPlugin, form: str, targets: dict[str, torch.Tensor]) -> torch.Tensor:
     """A prediction that minimises the loss itself, without any model."""
     torch.manual_seed(0)
-    shape = task.readout(form, D, T)(torch.randn(B, T, N, D), task.query(targets)).shape
+    shape = task.readout(form, D, T, SHAPE)(torch.randn(B, T, N, D), task.query(targets)).shape
     prediction = torch.zeros(shape).normal_(0, 0.1).requires_grad_()
     optimizer = torch.optim.Adam([prediction], lr=0.05)
     for _ in range(400):
@@ -197,7 +199,7 @@ def test_scores_of_parts_are_the_scores_of_the_whole(name, form):
     task = make(name)
     targets = example(task)
     torch.manual_seed(0)
-    prediction = task.readout(form, D, T)(torch.randn(B, T, N, D), task.query(targets))
+    prediction = task.readout(form, D, T, SHAPE)(torch.randn(B, T, N, D), task.query(targets))
     answer = task.answer(form, prediction).detach().numpy()
     whole, weight = task.score(answer, on_host(targets)), task.weight(on_host(targets))
     for part in (slice(0, 2), slice(2, B)):
@@ -211,7 +213,7 @@ def test_scores_of_parts_are_the_scores_of_the_whole(name, form):
 def test_loss_reaches_every_parameter_of_the_readout(name, form):
     task = make(name)
     torch.manual_seed(0)
-    readout = task.readout(form, D, T)
+    readout = task.readout(form, D, T, SHAPE)
     targets = example(task)
     x = torch.randn(B, T, N, D, requires_grad=True)
     prediction = readout(x, task.query(targets))
@@ -231,7 +233,7 @@ def test_loss_reaches_every_parameter_of_the_readout(name, form):
 def test_streaming_readout_agrees_frame_by_frame(name):
     task = make(name)
     torch.manual_seed(0)
-    readout = task.readout(STREAMING, D, T).eval()
+    readout = task.readout(STREAMING, D, T, SHAPE).eval()
     assert isinstance(readout, StreamingReadout)
     x, query = torch.randn(B, T, N, D), task.query(example(task))
     whole, state = readout(x, query), readout.start(query)
@@ -252,7 +254,7 @@ def test_nothing_valid_counts_nothing_and_costs_nothing(name):
     )
     for form in task.forms:
         torch.manual_seed(0)
-        readout = task.readout(form, D, T)
+        readout = task.readout(form, D, T, SHAPE)
         prediction = readout(torch.randn(B, T, N, D), task.query(targets))
         loss = task.loss(form, prediction, targets)
         assert torch.isfinite(loss)
@@ -291,7 +293,7 @@ def test_temporal_embedding_is_resized_linearly():
 def test_window_readout_knows_the_order_of_frames_and_streaming_does_not():
     torch.manual_seed(0)
     task, x = make("classify"), torch.randn(B, T, N, D)
-    window, streaming = (task.readout(form, D, T).eval() for form in (WINDOW, STREAMING))
+    window, streaming = (task.readout(form, D, T, SHAPE).eval() for form in (WINDOW, STREAMING))
     window.temporal_posenc.normal_()
     assert (window(x, {}) - window(x.flip(1), {})).abs().max() > 1e-3
     torch.testing.assert_close(

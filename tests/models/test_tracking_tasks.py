@@ -26,11 +26,13 @@ from pipeline.models.tasks.parts.canvas import SIDE_PX, WHITE, Canvas, colour, c
 from pipeline.models.tasks.parts.query_readout import DecoderLayer, FourierFeatures
 from pipeline.models.tasks.parts.tapvid import FRAME_PX, frames_counted, tapvid
 from pipeline.models.tasks.points import StreamingPoints, WindowPoints
+from pipeline.records import TokenShape
 
 PAPER = {"readout_width": 1024, "hidden": 512}
 SIZE = {"readout_width": 16, "heads": 2, "hidden": 8}
 B, T, N, D, Q = 3, 5, 7, 8, 6
 OBJECTS = 4
+SHAPE = TokenShape(D, (2, 3), 1, (1,))
 
 
 def make(name: str, **keys: object) -> TaskPlugin:
@@ -178,7 +180,7 @@ def test_fourier_features_by_hand():
 )
 def test_sizes_are_those_of_the_paper(name, form, heads, millions):
     with torch.device("meta"):
-        readout = make(name, **PAPER, heads=heads).readout(form, 1024, 16)
+        readout = make(name, **PAPER, heads=heads).readout(form, 1024, 16, SHAPE)
     assert round(sum(parameter.numel() for parameter in readout.parameters()) / 1e6, 2) == millions
     assert not any(key.startswith("proj_to_readout") for key in readout.state_dict())
 
@@ -244,7 +246,7 @@ def test_window_heads_number_frames_in_order():
 @torch.no_grad()
 def test_what_is_told_is_said_again_in_its_frame_alone(form):
     torch.manual_seed(0)
-    readout = make("points").readout(form, D, T)
+    readout = make("points").readout(form, D, T, SHAPE)
     query = {
         "point": torch.rand(2, 4, 2),
         "frame": torch.tensor([[0, 2, T - 1, 2], [1, -1, T, 99]]),
@@ -267,7 +269,7 @@ def test_places_stay_exact_under_autocast():
     for name in ("boxes", "points"):
         task = make(name)
         for form in task.forms:
-            readout = task.readout(form, D, T)
+            readout = task.readout(form, D, T, SHAPE)
             with torch.autocast("cpu", torch.bfloat16):
                 found = readout(x, task.query(targets))
             assert found.dtype == torch.float32
@@ -484,7 +486,7 @@ def test_what_lies_under_a_mask_changes_nothing(name):
     torch.manual_seed(0)
     for form in task.forms:
         prediction = (
-            task.readout(form, D, T)(torch.randn(B, T, N, D), task.query(tensors(targets)))
+            task.readout(form, D, T, SHAPE)(torch.randn(B, T, N, D), task.query(tensors(targets)))
             .detach()
             .requires_grad_()
         )

@@ -16,6 +16,7 @@ from pipeline.config.recipe import Recipe, load_recipe
 from pipeline.config.shipped import shipped
 from pipeline.errors import BadInput
 from pipeline.models.mixers import LayerMixer, layer_mixer
+from pipeline.models.tasks.contract import PATCHES, Query, StreamingReadout
 from pipeline.models.video_model import VideoModel, parameter_groups
 from pipeline.records import TokenShape
 
@@ -334,3 +335,25 @@ def test_recipes_of_the_paper_have_its_sizes(name, readout):
         (0.9, 0.999),
         1e-4,
     )
+
+
+class OwnPatches(StreamingReadout):
+    """Gives back what it sees of a frame: its first patch."""
+
+    def step(self, x_BND: torch.Tensor, state: Query) -> tuple[torch.Tensor, Query]:
+        return state[PATCHES][:, 0], state
+
+
+@torch.no_grad()
+def test_a_readout_may_see_the_cached_patches_of_the_last_layer_in_windows_and_streams():
+    model = build(width=4, tokens="all")
+    model.readouts["streaming"], model.sees_patches = OwnPatches(), True
+    special_BTSD, patches = inputs()
+    seen_BTD = model(special_BTSD, patches)["streaming"]
+    assert torch.equal(seen_BTD, patches[-1][:, :, 0])
+    state = model.start(B)
+    for time in range(T):
+        frame = [patches_BTPD[:, time] for patches_BTPD in patches]
+        seen_BD, state = model.step(special_BTSD[:, time], frame, state)
+        assert torch.equal(seen_BD, seen_BTD[:, time])
+        assert PATCHES not in state.readout

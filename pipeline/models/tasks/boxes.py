@@ -35,6 +35,7 @@ from pipeline.models.tasks.parts.query_readout import (
     token_projection,
 )
 from pipeline.models.tasks.parts.trackers import follow_boxes
+from pipeline.records import TokenShape
 
 SUCCESS_IOU = 0.5
 """IoU above which a box counts as a success."""
@@ -162,7 +163,7 @@ class Task(TaskPlugin):
         """box (B, O, 4): cxcywh in the first frame."""
         return {"box": to_cxcywh(targets["boxes"][:, 0])}
 
-    def readout(self, form: str, width: int, frames: int) -> nn.Module:
+    def readout(self, form: str, width: int, frames: int, shape: TokenShape) -> nn.Module:
         settings = self.settings
         if settings.start != "absolute":
             return FollowedBoxes(width, settings)

@@ -28,6 +28,7 @@ from pipeline.models.tasks.contract import (
 )
 from pipeline.models.tasks.parts.attention_readout import AttentionReadout, AttentionSettings
 from pipeline.models.tasks.parts.canvas import Canvas
+from pipeline.records import TokenShape
 
 TOP = 5
 """Labels that count as named in the second metric."""
@@ -94,7 +95,7 @@ class Task(TaskPlugin):
         forms: tuple[str, ...] = self.settings.forms
         return forms
 
-    def readout(self, form: str, width: int, frames: int) -> nn.Module:
+    def readout(self, form: str, width: int, frames: int, shape: TokenShape) -> nn.Module:
         size = {"readout_width": self.settings.readout_width, "heads": self.settings.heads}
         if form == WINDOW:
             return WindowLogits(width, len(self.labels), frames=frames, **size)

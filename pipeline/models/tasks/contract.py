@@ -22,11 +22,14 @@ from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.targets import Arrays
 from pipeline.errors import BadInput
+from pipeline.records import TokenShape
 
 STREAMING, WINDOW = "streaming", "window"
+PATCHES = "patches"
+"""Name in the query of the frames' own patch tokens, for tasks that see them."""
 Query = dict[str, torch.Tensor]
-"""A query is what the model is told beside the tokens: name -> (B, ...). It is empty for most
-tasks."""
+"""A query is what the readout is told beside the temporal outputs: name -> (B, ...). It is empty
+for most tasks."""
 Baseline = Callable[[torch.Tensor, Query], torch.Tensor]
 """A baseline looks at tokens and learns nothing: patch tokens (B, T, h, w, D) of one layer, in rows
 and columns of the patch grid, and the query -> what `TaskPlugin.answer` gives."""
@@ -47,8 +50,11 @@ class StreamingReadout(nn.Module, ABC):
 
     def forward(self, x_BTND: torch.Tensor, query: Query) -> torch.Tensor:
         """Tokens of T frames, the first of a stream -> predictions (B, T, ...)."""
-        state, predictions = self.start(query), []
-        for x_BND in x_BTND.unbind(1):
+        told = {name: tensor for name, tensor in query.items() if name != PATCHES}
+        state, predictions = self.start(told), []
+        for time, x_BND in enumerate(x_BTND.unbind(1)):
+            if PATCHES in query:
+                state = state | {PATCHES: query[PATCHES][:, time]}
             prediction, state = self.step(x_BND, state)
             predictions.append(prediction)
         return torch.stack(predictions, dim=1)
@@ -60,7 +66,8 @@ class StreamingReadout(nn.Module, ABC):
 
     @abstractmethod
     def step(self, x_BND: torch.Tensor, state: Query) -> tuple[torch.Tensor, Query]:
-        """One frame's tokens -> its prediction (B, ...), and what to remember for the next."""
+        """One frame's tokens -> its prediction (B, ...), and what to remember for the next. Where
+        the task sees patches, `state` holds those of this frame too, (B, P, D of the encoder)."""
 
 
 class TaskPlugin(nn.Module, ABC):
@@ -81,6 +88,10 @@ class TaskPlugin(nn.Module, ABC):
     asks: ClassVar[str | None] = None
     """The target that the query is taken from, which a user must name to follow a video; None where
     there is no query."""
+    sees_patches: bool = False
+    """Whether the query holds, beside what `query` gives, the cached patch tokens of the frames
+    themselves, as they left the codec: `PATCHES`, of the last layer that the model reads,
+    (B, T, P, D of the encoder) for a window."""
     mirrorable: ClassVar[bool] = True
     """Whether its truth, mapped by the affine, holds of a mirrored view."""
     published: ClassVar[str] = ""
@@ -126,9 +137,10 @@ class TaskPlugin(nn.Module, ABC):
         return weights
 
     @abstractmethod
-    def readout(self, form: str, width: int, frames: int) -> nn.Module:
-        """Module of one form, called with tokens (B, T, N, D) and a query. A `StreamingReadout`
-        gives (B, T, ...); the window form gives what the task likes, (B, ...)."""
+    def readout(self, form: str, width: int, frames: int, shape: TokenShape) -> nn.Module:
+        """Module of one form, called with temporal outputs (B, T, N, `width`) and a query; `shape`
+        is what the cache holds of one frame. A `StreamingReadout` gives (B, T, ...); the window
+        form gives what the task likes, (B, ...)."""
 
     @abstractmethod
     def loss(

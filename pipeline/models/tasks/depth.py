@@ -20,6 +20,7 @@ from pipeline.datasets.manifest.targets import Arrays
 from pipeline.models.tasks.contract import WINDOW, Metric, Query, StreamingReadout, TaskPlugin
 from pipeline.models.tasks.parts.attention_readout import AttentionReadout, AttentionSettings
 from pipeline.models.tasks.parts.canvas import SIDE_PX, Canvas, concat_width
+from pipeline.records import TokenShape
 
 FRAMES_PER_QUERY = 2
 """Frames that one query of the window form answers for."""
@@ -165,7 +166,7 @@ class Task(TaskPlugin):
         size_px: int = self.settings.size_px
         return size_px
 
-    def readout(self, form: str, width: int, frames: int) -> nn.Module:
+    def readout(self, form: str, width: int, frames: int, shape: TokenShape) -> nn.Module:
         if form == WINDOW:
             return WindowDepth(PatchReadout(width, frames, FRAMES_PER_QUERY, self.settings))
         return FrameDepth(PatchReadout(width, 1, 1, self.settings))

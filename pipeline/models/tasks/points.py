@@ -36,6 +36,7 @@ from pipeline.models.tasks.parts.query_readout import (
 )
 from pipeline.models.tasks.parts.tapvid import FRAME_PX, frames_counted, tapvid
 from pipeline.models.tasks.parts.trackers import follow_points
+from pipeline.records import TokenShape
 
 FRAMES_PER_QUERY = 2
 """Frames that one query of the window form answers for."""
@@ -261,7 +262,7 @@ class Task(TaskPlugin):
         point = targets["points"].gather(1, frame[:, None, :, None].expand(-1, 1, -1, 2)).squeeze(1)
         return {"point": point, "frame": frame}
 
-    def readout(self, form: str, width: int, frames: int) -> nn.Module:
+    def readout(self, form: str, width: int, frames: int, shape: TokenShape) -> nn.Module:
         settings = self.settings
         if settings.start != "absolute":
             return FollowedPoints(width, settings)

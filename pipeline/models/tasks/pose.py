@@ -27,6 +27,7 @@ from pipeline.models.tasks.parts.rotation import (
     part_of_turn,
     to_six,
 )
+from pipeline.records import TokenShape
 
 TRUTH, PREDICTION = colour(0), colour(1)
 PANEL_PX, PAPER = 384, 40
@@ -132,7 +133,7 @@ class Task(TaskPlugin):
         known = np.where(valid[:, None], in_other_time(motion, share), 0).astype(np.float32)
         return {"motion": known, "motion_valid": valid, "step_s": step_s.astype(np.float32)}
 
-    def readout(self, form: str, width: int, frames: int) -> nn.Module:
+    def readout(self, form: str, width: int, frames: int, shape: TokenShape) -> nn.Module:
         return FrameMotion(width, self.settings.readout_width, self.settings.hidden)
 
     def loss(
