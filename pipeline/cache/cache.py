@@ -457,6 +457,17 @@ def require_same_manifest(cache: Cache, manifest: Manifest) -> None:
         )
 
 
+def require_planned(cache: Cache, manifest: Manifest) -> None:
+    """Refuses a manifest with videos that were never planned for the cache. Raises BadInput."""
+    planned = {video_id for videos in cache.plan.values() for video_id in videos}
+    manifest.require_videos_in(
+        planned,
+        f"cache {cache}",
+        "extract this manifest too, or make one of the videos that the cache has: "
+        "stillframe manifest select",
+    )
+
+
 def neighbours(cache: Cache, prefix: str = "") -> Iterator[Cache]:
     """The caches beside one that can be opened, by name; what is wrong with the others does not
     concern it."""

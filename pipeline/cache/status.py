@@ -7,10 +7,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from pipeline.cache.cache import Cache
+from pipeline.cache.cache import Cache, require_planned
 from pipeline.cache.leases import holders
 from pipeline.cache.receipts import Content, DamagedStretch, Receipt
 from pipeline.config.plugins import Settings
+from pipeline.datasets.manifest.manifest import Manifest
+from pipeline.records import Clip
 
 RECENT_STORES = 16
 """Stores from which the speed of now is taken."""
@@ -34,12 +36,21 @@ class VideoCounts(Settings):
     """Not, or not wholly, stored."""
 
 
+class Hole(Settings):
+    """A clip that cannot be read whole."""
+
+    clip: str
+    reason: str
+
+
 class SplitCoverage(Settings):
     """Coverage of one split."""
 
     clips: int
     covered: int
     """Clips that can be read whole."""
+    first_hole: Hole | None
+    """The first of the others; None where there are none."""
     videos: int
     whole: int
     """Videos that are stored whole."""
@@ -74,6 +85,8 @@ class Status(Settings):
     `stillframe status --json` prints."""
 
     cache: str
+    manifest: str | None
+    """Folder of the manifest whose clips `splits` counts; None: the one that was extracted."""
     spec: str
     fingerprint: str
     derived_from: str | None
@@ -109,8 +122,12 @@ class Status(Settings):
         return any(worker.alive is not False for worker in self.workers)
 
 
-def status(cache: Cache) -> Status:
-    """Reads all receipts and leases of a cache. Raises BadInput where a receipt is damaged."""
+def status(cache: Cache, manifest: Manifest | None = None) -> Status:
+    """Reads all receipts and leases of a cache; `manifest` is one over its videos, whose clips are
+    counted in place of its own. Raises BadInput where a receipt is damaged, or the manifest has
+    other videos."""
+    if manifest is not None:
+        require_planned(cache, manifest)
     receipts = cache.receipts
     seconds: Counter[str] = Counter()
     for receipt in receipts.values():
@@ -127,6 +144,7 @@ def status(cache: Cache) -> Status:
     sources = {video.video_id: video.source for video in cache.manifest.videos}
     return Status(
         cache=str(cache),
+        manifest=None if manifest is None else str(manifest.folder),
         spec=cache.spec["name"],
         fingerprint=cache.fingerprint,
         derived_from=cache.header.derived_from,
@@ -142,7 +160,7 @@ def status(cache: Cache) -> Status:
         store_bytes=store_bytes,
         bytes_per_frame=round(store_bytes / frames) if frames else None,
         seconds={step: round(spent_s, 3) for step, spent_s in seconds.items()},
-        splits=_splits(cache),
+        splits=_splits(cache, manifest or cache.manifest),
         failures=failures,
         reasons=group_failures(failures, sources),
         other_length={
@@ -185,27 +203,29 @@ def _common_text(texts: list[str]) -> str:
     return "".join(part for pair in zip(between, [*shown, ""], strict=True) for part in pair)
 
 
-def _splits(cache: Cache) -> dict[str, SplitCoverage]:
-    """Coverage of every split."""
+def _splits(cache: Cache, manifest: Manifest) -> dict[str, SplitCoverage]:
+    """Coverage of every split of a manifest. A video with clips in two splits counts in both."""
     planned = {
         video_id: count for videos in cache.plan.values() for video_id, count in videos.items()
     }
-    splits: dict[str, Counter[str]] = {}
-    counts_of_video = {}
-    for clip in cache.manifest.clips:
-        counts = splits.setdefault(
-            clip.split, Counter(dict.fromkeys(SplitCoverage.model_fields, 0))
+    splits: dict[str, list[Clip]] = {}
+    for clip in manifest.clips:
+        splits.setdefault(clip.split, []).append(clip)
+    coverages = {}
+    for split, clips in splits.items():
+        holes = [Hole(clip=clip.clip_id, reason=why) for clip in clips if (why := cache.hole(clip))]
+        videos = {clip.video_id for clip in clips}
+        stored = [cache.locations[video] for video in videos if video in cache.locations]
+        coverages[split] = SplitCoverage(
+            clips=len(clips),
+            covered=len(clips) - len(holes),
+            first_hole=holes[0] if holes else None,
+            videos=len(videos),
+            whole=len((videos & cache.locations.keys()) - cache.failures.keys()),
+            expected=sum(planned.get(video, 0) for video in videos),
+            frames=sum(location.stop - location.start for location in stored),
         )
-        counts["clips"] += 1
-        counts["covered"] += cache.hole(clip) is None
-        counts_of_video[clip.video_id] = counts
-    for video_id, counts in counts_of_video.items():
-        location = cache.locations.get(video_id)
-        counts["videos"] += 1
-        counts["whole"] += location is not None and video_id not in cache.failures
-        counts["frames"] += location.stop - location.start if location else 0
-        counts["expected"] += planned.get(video_id, 0)
-    return {split: SplitCoverage(**counts) for split, counts in splits.items()}
+    return coverages
 
 
 def _frames_per_s(receipts: Iterable[Receipt]) -> float | None:

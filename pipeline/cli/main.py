@@ -6,7 +6,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from io import TextIOWrapper
+from pathlib import Path
 
 import typer
 from typer.models import CommandInfo
@@ -17,7 +19,7 @@ from pipeline.cli.bench import commands, training_commands  # noqa: F401
 from pipeline.cli.bench.commands import bench_app
 from pipeline.cli.options import app
 from pipeline.device import is_out_of_memory
-from pipeline.errors import StillframeError, in_one_line
+from pipeline.errors import StillframeError, count_text, in_one_line
 
 BENCHES = (
     "extract",
@@ -35,6 +37,8 @@ LESS = (
     "next: ask for less at once (training: a higher training.accumulate, lower windows.frames or "
     "model.width; extraction: a lower store.batch_frames), or give it more memory"
 )
+EXTRA = "Got unexpected extra argument"
+"""How typer begins where a command has more arguments than it takes."""
 INTERRUPTED = 130
 """What typer makes of Ctrl-C."""
 
@@ -78,7 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        _say(_usage(error.format_message(), getattr(error, "ctx", None)))
+        words = sys.argv[1:] if arguments is None else arguments
+        _say(_usage(error.format_message(), getattr(error, "ctx", None), words))
         return 2
     if code == INTERRUPTED:
         _say("stopped; what was finished is kept, run the same command again to go on")
@@ -92,13 +97,34 @@ def _say(text: str) -> None:
     console.say(text)
 
 
-def _usage(message: str, context: typer.Context | None) -> str:
+def _usage(message: str, context: typer.Context | None, words: Sequence[str]) -> str:
     """typer's own words on a missing argument or an unknown option, with the help to read next;
     the help itself where no command was given."""
     if message.startswith("Usage:"):
         return message
     command = context.command_path.removeprefix(context.find_root().command_path) if context else ""
+    if message.startswith(EXTRA) and len(caches := _caches_among(words)) > 1:
+        return (
+            f"error: stillframe{command} reads one cache, and {len(caches)} are given: "
+            f"{'; '.join(caches)}; next: write the folder of the one that is meant"
+        )
     return f"error: {message.rstrip('.')}; next: stillframe{command} --help"
+
+
+def _caches_among(words: Sequence[str]) -> list[str]:
+    """The caches among the words of a command, each with what tells it from the others: a pattern
+    such as caches/NAME-* matches those of every data set in a folder."""
+    from pipeline.cache.cache import Cache
+    from pipeline.cache.layout import HEADER_FILE
+
+    texts = []
+    for word in words:
+        if (Path(word) / HEADER_FILE).is_file():
+            with suppress(StillframeError, OSError):
+                header = Cache(word).header
+                videos = count_text(sum(map(len, header.plan.values())), "video")
+                texts.append(f"{word} ({videos} of {header.root})")
+    return texts
 
 
 def entry() -> None:

@@ -28,6 +28,7 @@ from pipeline.errors import BadInput
 
 if TYPE_CHECKING:
     from pipeline.config.cache_spec import CacheSpec
+    from pipeline.config.recipe import Recipe
     from pipeline.datasets.manifest.manifest import Manifest
     from pipeline.experiments.measure import Throughput
     from pipeline.experiments.plan import Operations, Plan
@@ -53,6 +54,7 @@ def plan(
         str, typer.Option(help="Folder or URL for caches: where writing and reading are tried.")
     ] = "caches",
     root: Root = None,
+    manifest_folder: ManifestFolder = None,
     frames: Annotated[
         int | None, typer.Option(min=1, help="Frames to cache, where there is no manifest yet.")
     ] = None,
@@ -78,7 +80,8 @@ def plan(
     """What a cache and a training from it will take, and whether caching pays. Writes nothing that
     stays.
 
-    --set overrides keys of the spec.
+    --set overrides keys of the spec. With --manifest the cache is that of DATA, and windows, epochs
+    and memory are those of a training on other clips from it.
 
     Example: stillframe plan dinov2_small data/mine demo_gru --ablations 12
     """
@@ -92,23 +95,23 @@ def plan(
         data, recipe = None, data  # told apart by what they are
     loaded_recipe = load_recipe(named_file("recipe", recipe)) if recipe else None
     videos = Manifest.load(Path(data), root) if data else None
+    clips = _clips_to_train_on(videos, loaded_recipe, manifest_folder)
     count = _frame_count(loaded_spec, videos, frames, hours)
     from pipeline.device import chosen
     from pipeline.experiments import plan as module
     from pipeline.experiments.measure import measure_stages
 
     on_device = chosen(torch_device(device))
-    module.require(loaded_spec, videos, loaded_recipe)
-    throughput = None
-    seconds = measure_s if probe_s is None else probe_s
-    if seconds:
+    module.require(loaded_spec, videos, loaded_recipe, clips)
+    throughput, tried = None, clips or videos
+    if seconds := measure_s if probe_s is None else probe_s:
         with console.progress("plan") as update:
             on_step = partial(update, 0, 0)  # a step has no length that is known beforehand
             throughput = measure_stages(
-                loaded_spec, videos, loaded_recipe, out, on_device, decoders, seconds, on_step
+                loaded_spec, tried, loaded_recipe, out, on_device, decoders, seconds, on_step
             )
     planned = module.plan(
-        loaded_spec, videos, count, loaded_recipe, ablations, throughput, decoders
+        loaded_spec, videos, count, loaded_recipe, ablations, throughput, decoders, clips
     )
     if as_json:
         console.show_json(planned.model_dump())
@@ -152,6 +155,29 @@ def baselines(
         console.show_json([result.model_dump() for result in results])
     else:
         show_baselines(results)
+
+
+def _clips_to_train_on(
+    videos: Manifest | None, recipe: Recipe | None, folder: Path | None
+) -> Manifest | None:
+    """The manifest that --manifest names. Raises BadInput where there is nothing to train, or
+    nothing that is cached for it."""
+    if folder is None:
+        return None
+    if videos is None or recipe is None:
+        raise BadInput(
+            "--manifest names the clips that a recipe trains on, from a cache of other clips: it "
+            "wants both",
+            "stillframe plan SPEC DATA RECIPE --manifest DIR, or DIR as DATA",
+        )
+    clips = other_manifest(folder)
+    assert clips is not None
+    clips.require_videos_in(
+        {video.video_id for video in videos.videos},
+        f"manifest {videos.folder}",
+        "give as DATA what is or will be cached, or leave --manifest out and give its folder",
+    )
+    return clips
 
 
 def _frame_count(
@@ -246,6 +272,8 @@ def _show_training(planned: Plan) -> None:
             f"{console.flop_text(operations.uncached_step)}, {_ratio(operations)} times as many",
         ),
     ]
+    if planned.manifest:
+        console.show(f"trained on the clips of manifest {planned.manifest}:")
     console.show_table("", (f"training '{planned.recipe}'", ""), rows)
 
 

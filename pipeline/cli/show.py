@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from pipeline.errors import count_text
 if TYPE_CHECKING:
     from pipeline.cache.cache import Cache
     from pipeline.cache.status import Status
+    from pipeline.datasets.manifest.manifest import Manifest
     from pipeline.experiments.baselines import BaselineEvaluation
     from pipeline.train.bootstrap import Interval
     from pipeline.train.evaluate import Evaluation
@@ -153,12 +155,13 @@ def show_baselines(results: Sequence[BaselineEvaluation]) -> None:
             )
 
 
-def show_status(cache: Cache, as_json: bool) -> None:
-    """How far a cache is: stores, videos, splits, who is at work, and which videos failed why."""
+def show_status(cache: Cache, as_json: bool, manifest: Manifest | None = None) -> None:
+    """How far a cache is: stores, videos, splits, who is at work, and which videos failed why. The
+    splits are those of `manifest`, if one is given, and what to do with it is said."""
     from pipeline.cache.status import status
     from pipeline.cli import console
 
-    state = status(cache)
+    state = status(cache, manifest)
     if as_json:
         console.show_json(state.model_dump())
         return
@@ -169,12 +172,18 @@ def show_status(cache: Cache, as_json: bool) -> None:
         f"{console.bytes_text(state.store_bytes)}{per_frame}, codec {state.codec}"
     )
     console.show(f"videos: {videos.stored} of {videos.planned} whole, {videos.failed} failed")
+    if state.manifest:
+        console.show(f"clips of manifest {state.manifest}:")
     for split, counts in state.splits.items():
         console.show(
             f"split {split}: {counts.covered} of {counts.clips} clips, "
             f"{counts.whole} of {counts.videos} videos, "
             f"{counts.frames} of about {counts.expected} frames"
         )
+        if hole := counts.first_hole:
+            console.show(
+                f"split {split}, first clip that is not covered: {hole.clip}: {hole.reason}"
+            )
     if state.seconds:
         steps = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in state.seconds.items())
         console.show(f"work: {steps}")
@@ -193,6 +202,15 @@ def show_status(cache: Cache, as_json: bool) -> None:
             "damaged frames that are kept, or that the rate does not ask for, in "
             f"{count_text(others, 'video')}: --json says which"
         )
+    _show_lengths(state)
+    if state.manifest:
+        _show_next(state)
+
+
+def _show_lengths(state: Status) -> None:
+    """Videos that hold another number of frames than their header promises."""
+    from pipeline.cli import console
+
     if state.other_length:
         lengths = [
             (video, content.decoded, content.header)
@@ -203,6 +221,20 @@ def show_status(cache: Cache, as_json: bool) -> None:
         console.show_table("", ("video", "frames", "header"), lengths[:10])
         if len(lengths) > 10:
             console.show(f"and {len(lengths) - 10} more, all of them with --json")
+
+
+def _show_next(state: Status) -> None:
+    """The command that trains with the manifest that was asked for; nothing while clips of it wait
+    for an extraction, of which is told already."""
+    from pipeline.cli import console
+
+    assert state.manifest is not None
+    holes = sum(counts.clips - counts.covered for counts in state.splits.values())
+    if holes and state.stores.done < state.stores.planned:
+        return
+    command = ["stillframe", "train", "RECIPE", state.cache, "--manifest", state.manifest]
+    left_out = f"{count_text(holes, 'clip')} would be left out; " if holes else ""
+    console.show(f"{left_out}next: {shlex.join(command + ['--allow-missing'] * bool(holes))}")
 
 
 def _show_progress(state: Status) -> None:

@@ -15,11 +15,13 @@ from pipeline.cli.options import (
     AsJson,
     CacheFolder,
     Device,
+    ManifestFolder,
     Root,
     Sets,
     SpecArgument,
     app,
     named_file,
+    other_manifest,
     torch_device,
 )
 from pipeline.errors import BadInput, count_text
@@ -37,15 +39,19 @@ BAR = 40
 
 
 @app.command()
-def status(cache: CacheFolder, as_json: AsJson = False) -> None:
+def status(
+    cache: CacheFolder, manifest_folder: ManifestFolder = None, as_json: AsJson = False
+) -> None:
     """What a cache holds: coverage per split, failures by reason, bytes, speed, and who is at work
     on it.
+
+    With --manifest, how much of that manifest the cache covers.
 
     Example: stillframe status caches/demo-0123456789ab
     """
     from pipeline.cache.cache import Cache
 
-    show_status(Cache(cache), as_json)
+    show_status(Cache(cache), as_json, other_manifest(manifest_folder))
 
 
 @app.command()

@@ -169,6 +169,8 @@ class Plan(Settings):
     spec: str
     codec: str
     recipe: str | None
+    manifest: str | None
+    """Folder of the manifest that is trained on, where it is not the one that is cached."""
     runs: int
     scale: Scale
     operations: Operations
@@ -187,17 +189,21 @@ def plan(
     runs: int,
     throughput: Throughput | None,
     decoders: int,
+    clips: Manifest | None = None,
 ) -> Plan:
     """The plan for `videos`, or for so many `frames` where there is no manifest; with seconds only
-    where there is a `throughput`. `require` says which errors are raised."""
+    where there is a `throughput`. `clips` is another manifest over these videos, which is trained
+    on. `require` says which errors are raised."""
     shape = token_shape(spec)
     scale = _scale(spec, shape, videos, frames)
-    training = _training(spec, shape, videos, recipe, scale) if recipe else None
-    operations = _operations(spec, shape, videos, recipe, scale, training)
+    trained = clips or videos
+    training = _training(spec, shape, trained, recipe, scale) if recipe else None
+    operations = _operations(spec, shape, trained, recipe, scale, training)
     return Plan(
         spec=spec.name,
         codec=spec.codec.name,
         recipe=recipe.name if recipe else None,
+        manifest=None if clips is None else str(clips.folder),
         runs=runs,
         scale=scale,
         operations=operations,
@@ -208,17 +214,20 @@ def plan(
     )
 
 
-def require(spec: CacheSpec, videos: Manifest | None, recipe: Recipe | None) -> None:
-    """Refuses a spec, a manifest and a recipe that do not go together, as far as can be told before
-    there is a cache: layers, rates, views, labels. Raises BadInput."""
+def require(
+    spec: CacheSpec, videos: Manifest | None, recipe: Recipe | None, clips: Manifest | None = None
+) -> None:
+    """Refuses a spec, manifests and a recipe that do not go together, as far as can be told before
+    there is a cache: layers, rates, views, labels. `clips` is as in `plan`. Raises BadInput."""
     shape = token_shape(spec)
     if videos:
         extract.require_videos(videos)
     if recipe is None:
         return
     layers_read(recipe, shape)
-    clips = clips_of(videos, "train", recipe.windows) if videos else []
-    require_rate(recipe.windows, clips, spec.frames.rate, f"spec '{spec.name}'")
+    trained = clips or videos
+    used = clips_of(trained, "train", recipe.windows) if trained else []
+    require_rate(recipe.windows, used, spec.frames.rate, f"spec '{spec.name}'")
     for name in recipe.windows.views:
         if name not in (BASE, *(view.name for view in spec.views)):
             raise BadInput(
@@ -226,7 +235,7 @@ def require(spec: CacheSpec, videos: Manifest | None, recipe: Recipe | None) -> 
                 f"spec '{spec.name}' has none of that name",
                 "add it to the spec, or leave it out of windows.views",
             )
-    labels = videos.labels if videos else PLACEHOLDER_LABELS
+    labels = trained.labels if trained else PLACEHOLDER_LABELS
     make_task(recipe, labels)  # which refuses what does not go together
 
 

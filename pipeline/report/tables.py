@@ -458,7 +458,8 @@ def _run_row(data: ReportData, point: PointSummary, name: str) -> dict[str, Any]
 
 def coverage(splits: Mapping[str, SplitCoverage]) -> Table:
     """A row for each split of a cache, from `pipeline.cache.status`."""
-    rows = [{"split": split, **counts.model_dump()} for split, counts in splits.items()]
+    facts = {split: counts.model_dump(exclude={"first_hole"}) for split, counts in splits.items()}
+    rows = [{"split": split, **counts} for split, counts in facts.items()]
 
     def of(done: str, planned: str) -> Callable[[Row], str]:
         return lambda row: f"{row[done]:,} of {row[planned]:,}"

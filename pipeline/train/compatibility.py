@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache.cache import Cache
+from pipeline.cache.cache import Cache, require_planned
 from pipeline.cache.corruption import require_valid
 from pipeline.config.recipe import Recipe, TrainingSettings
 from pipeline.config.toml_tables import differences
 from pipeline.datasets.manifest.manifest import Manifest
-from pipeline.errors import BadInput, count_text
+from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import TaskPlugin, task_class
 from pipeline.train.distributed import Ranks
 from pipeline.train.run import RUN_FORMAT, CacheFacts, Run
@@ -30,7 +30,7 @@ def check(
     _require_one_read(recipes)
     for recipe in recipes:
         _require_fingerprint(recipe, cache)
-    _require_videos(cache, manifest)
+    require_planned(cache, manifest)
     for run in runs:
         _require_trained_on(run, cache, manifest)
     require_valid(cache)
@@ -67,20 +67,6 @@ def _require_fingerprint(recipe: Recipe, cache: Cache) -> None:
             f"recipe '{recipe.name}' wants the cache with fingerprint {recipe.cache}, "
             f"{cache} has {cache.fingerprint}",
             "give the cache it wants, or change `cache` in the recipe",
-        )
-
-
-def _require_videos(cache: Cache, manifest: Manifest) -> None:
-    planned = {video_id for videos in cache.plan.values() for video_id in videos}
-    strange = [video.video_id for video in manifest.videos if video.video_id not in planned]
-    if strange:
-        total = len(manifest.videos)
-        has = f"it has {total - len(strange)} of {total}"
-        raise BadInput(
-            f"cache {cache} lacks {count_text(len(strange), 'video')} of manifest "
-            f"{manifest.folder}, the first is {strange[0]}; {has}",
-            "extract this manifest too, or make one of the videos that the cache has: "
-            "stillframe manifest select",
         )
 
 

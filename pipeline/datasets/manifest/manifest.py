@@ -40,7 +40,7 @@ from pipeline.datasets.manifest.targets_file import (
     require_as_built,
     write_targets,
 )
-from pipeline.errors import BadInput, BadVideo, StillframeError, unknown_name
+from pipeline.errors import BadInput, BadVideo, StillframeError, count_text, unknown_name
 from pipeline.records import Clip, Video
 from pipeline.video.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES, Probe, probe
 
@@ -166,6 +166,18 @@ class Manifest:
         if name not in self.splits:
             raise unknown_name("split", name, self.splits, str(self.folder))
         return [number for number, clip in enumerate(self.clips) if clip.split == name]
+
+    def require_videos_in(self, known: Collection[str], where: str, hint: str) -> None:
+        """Refuses a manifest with videos that are not among the `known` ids, those that `where`
+        has. Raises BadInput."""
+        strange = [video.video_id for video in self.videos if video.video_id not in known]
+        if strange:
+            total = len(self.videos)
+            raise BadInput(
+                f"{where} lacks {count_text(len(strange), 'video')} of manifest {self.folder}, "
+                f"the first is {strange[0]}; it has {total - len(strange)} of {total}",
+                hint,
+            )
 
     @property
     def has_targets(self) -> bool:
