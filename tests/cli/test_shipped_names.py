@@ -63,6 +63,7 @@ def test_list_names_the_specs():
         "dinov2_small",
         "dinov3_vitl16",
         "dinov3_vitl16_published",
+        "rvm_small",
         "siglip2_base",
     ]
 

@@ -17,6 +17,7 @@ SHAPES = {
     "dinov2_small": TokenShape(384, (16, 16), 1, (2, 5, 8, 11)),
     "dinov3_vitl16": TokenShape(1024, (14, 14), 5, (5, 11, 17, 23)),
     "dinov3_vitl16_published": TokenShape(1024, (14, 14), 5, (5, 11, 17, 23)),
+    "rvm_small": TokenShape(384, (16, 16), 1, (11,)),
     "siglip2_base": TokenShape(768, (14, 14), 0, (2, 5, 8, 11)),
 }
 

@@ -89,3 +89,26 @@ def token_shape(spec: CacheSpec) -> TokenShape:
         return plugin.shape(spec.encoder.settings, spec.frames.size_px)
     except BadInput as error:
         raise BadInput(f"encoder '{spec.encoder.name}': {error.message}", error.hint) from error
+
+
+def grid_of_patches(
+    layers: tuple[int, ...], depth: int, patch_px: int, size_px: int
+) -> tuple[int, int]:
+    """Rows and columns of the patches of a square frame, for a tower of `depth` blocks. Raises
+    BadInput for layers that it lacks or that do not ascend, and for a size that its patches do not
+    fit."""
+    if not layers or list(layers) != sorted({*layers}):
+        raise BadInput(f"layers must be ascending and different, found {list(layers)}")
+    for layer in layers:
+        if not 0 <= layer < depth:
+            raise BadInput(
+                f"layer {layer} is not there: this encoder has {depth} blocks, 0..{depth - 1}"
+            )
+    side, rest = divmod(size_px, patch_px)
+    if rest or not side:
+        legal = [str(count * patch_px) for count in (side, side + 1) if count]
+        raise BadInput(
+            f"size_px = {size_px} is not a whole number of this encoder's patches of {patch_px} px",
+            f"near: {', '.join(legal)}",
+        )
+    return side, side

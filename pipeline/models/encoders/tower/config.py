@@ -11,6 +11,7 @@ import transformers
 from transformers.activations import ACT2FN
 
 from pipeline.errors import BadInput, unknown_name
+from pipeline.models.encoders.contract import grid_of_patches
 from pipeline.models.encoders.tower.files import json_object
 from pipeline.models.encoders.tower.model_types import MODEL_TYPES
 from pipeline.records import TokenShape
@@ -119,24 +120,11 @@ def tower_shape(config: Any, layers: tuple[int, ...], size_px: int) -> TokenShap
     """Checks the configuration, and layers and size against it."""
     _check_config(config)
     depth, patch_px = config.num_hidden_layers, config.patch_size
-    if not layers or list(layers) != sorted({*layers}):
-        raise BadInput(f"layers must be ascending and different, found {list(layers)}")
-    for layer in layers:
-        if not 0 <= layer < depth:
-            raise BadInput(
-                f"layer {layer} is not there: this encoder has {depth} blocks, 0..{depth - 1}"
-            )
-    side, rest = divmod(size_px, patch_px)
-    if rest or not side:
-        legal = [str(count * patch_px) for count in (side, side + 1) if count]
-        raise BadInput(
-            f"size_px = {size_px} is not a whole number of this encoder's patches of {patch_px} px",
-            f"near: {', '.join(legal)}",
-        )
+    grid_hw = grid_of_patches(layers, depth, patch_px, size_px)
     model_type = MODEL_TYPES[config.model_type]
     model_type.positions(config, size_px)
     specials = model_type.special_tokens(config)
-    return TokenShape(config.hidden_size, (side, side), specials, tuple(layers))
+    return TokenShape(config.hidden_size, grid_hw, specials, tuple(layers))
 
 
 def _check_config(config: Any) -> None:

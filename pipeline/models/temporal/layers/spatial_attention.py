@@ -3,11 +3,16 @@ names are as published."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from pipeline.errors import BadInput
+
+Gelu = Literal["none", "tanh"]
+"""GELU as it is, or approximated by a tanh, which is what flax calls GELU."""
 
 
 def check_heads(where: str, heads: int, width: int) -> None:
@@ -79,14 +84,15 @@ class CrossAttention(Attention):
 class Mlp(nn.Module):
     """Linear, GELU, linear, with dropout after each."""
 
-    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+    def __init__(self, width: int, hidden: int, dropout: float, gelu: Gelu = "none") -> None:
         super().__init__()
+        self.gelu = gelu
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
+        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x), approximate=self.gelu))))
 
     def flops(self, tokens: int) -> int:
         return 2 * tokens * (self.fc1.weight.numel() + self.fc2.weight.numel())
@@ -111,13 +117,20 @@ class SpatialBlock(nn.Module):
     """x + MHSA(LN x), then x + MLP(LN x)."""
 
     def __init__(
-        self, width: int, heads: int, mlp_ratio: float, dropout: float, drop_path: float
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        eps: float = 1e-5,
+        gelu: Gelu = "none",
     ) -> None:
         super().__init__()
-        self.sa_norm = nn.LayerNorm(width)
+        self.sa_norm = nn.LayerNorm(width, eps)
         self.sa_attn = SelfAttention(width, heads, dropout)
-        self.mlp_norm = nn.LayerNorm(width)
-        self.mlp = Mlp(width, int(width * mlp_ratio), dropout)
+        self.mlp_norm = nn.LayerNorm(width, eps)
+        self.mlp = Mlp(width, hidden, dropout, gelu)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x_FND: torch.Tensor) -> torch.Tensor:

@@ -167,9 +167,8 @@ def spatial_blocks(where: str, width: int, settings: MambaMixSettings) -> list[S
     """One per layer. Raises BadInput, which begins with `where`, if `settings.heads` does not
     divide `width`."""
     check_heads(where, settings.heads, width)
+    hidden = int(width * settings.mlp_ratio)
     return [
-        SpatialBlock(
-            width, settings.heads, settings.mlp_ratio, settings.dropout, settings.drop_path
-        )
+        SpatialBlock(width, settings.heads, hidden, settings.dropout, settings.drop_path)
         for _ in range(settings.layers)
     ]
