@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,6 +37,10 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="Run folder. Default: runs/<name of the recipe>.")
     ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Begin with the weights of this run: init.run."),
+    ] = None,
     manifest_folder: ManifestFolder = None,
     allow_missing: AllowMissing = False,
     tensorboard: Annotated[
@@ -65,7 +70,8 @@ def train(
     seconds = dict[str, float]()
     with ExitStack() as stack:
         ranks = stack.enter_context(distributed.init_process_group())
-        loaded_recipe = load_recipe(named_file("recipe", recipe), sets or [])
+        begin_with = [f"init.run={json.dumps(str(init))}"] if init else []
+        loaded_recipe = load_recipe(named_file("recipe", recipe), [*(sets or []), *begin_with])
         opened_cache, manifest = Cache(cache), other_manifest(manifest_folder)
         folder = out or Path("runs") / loaded_recipe.name
         if ranks.is_first:
@@ -363,7 +369,7 @@ def import_checkpoint(
     from pipeline.config.cache_spec import load_spec
     from pipeline.config.recipe import load_recipe
     from pipeline.config.shipped import shipped
-    from pipeline.train.published import import_checkpoint
+    from pipeline.train.weights import import_checkpoint
 
     is_spec = source.endswith(".toml") or source in shipped("spec")
     read = load_spec(named_file("spec", source)) if is_spec else Cache(source)
@@ -390,8 +396,6 @@ def import_checkpoint(
 
 
 def _query(text: str | None) -> dict[str, Any]:
-    import json
-
     if text is None:
         return {}
     try:

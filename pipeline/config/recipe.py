@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -19,6 +19,9 @@ from pipeline.records import Step
 
 RUN_FILE = "run.json"
 """The file of a run that holds what it was made from."""
+Part = Literal["mixer", "projection", "temporal"]
+"""A part of the model whose weights do not depend on the task."""
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 class WindowSettings(Settings):
@@ -133,6 +136,37 @@ class ModelSettings(Settings):
     def reads_one_layer(self) -> bool:
         return self.mixer in ("last", "norm")
 
+    def layers_of(self, recorded: tuple[int, ...]) -> tuple[int, ...]:
+        """The layers that the mixer reads where those in `recorded`, ascending, are there."""
+        if self.layers is not None:
+            return self.layers
+        return recorded[-1:] if self.reads_one_layer else recorded
+
+
+class InitSettings(Settings):
+    """These settings say which weights of another run a training begins with. Without this table
+    all weights are drawn."""
+
+    run: str = Field(min_length=1)
+    """Folder of the run whose weights are taken over."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Checkpoint of that run."""
+    parts: tuple[Part, ...] | None = None
+    """Parts that are taken over; None: all that the recipe has weights for. Readouts are always
+    drawn."""
+    learning_rate_factor: float = Field(default=1.0, gt=0)
+    """Factor of the learning rate for the parts that are taken over."""
+    frozen: bool = False
+    """Do not train the parts that are taken over: they stay as they are, batch norms included."""
+
+    @model_validator(mode="after")
+    def _some_parts_and_one_pace(self) -> Self:
+        if self.parts is not None and (not self.parts or len(set(self.parts)) < len(self.parts)):
+            raise ValueError("parts: wanted at least one part, each once")
+        if self.frozen and self.learning_rate_factor != 1:
+            raise ValueError("frozen parts are not trained: leave learning_rate_factor out")
+        return self
+
 
 class TrainingSettings(Settings):
     """These settings say how a model is trained: with AdamW, linear warm-up and cosine decay."""
@@ -187,6 +221,8 @@ class Recipe(Settings):
     windows: WindowSettings
     model: ModelSettings = ModelSettings()
     training: TrainingSettings
+    init: InitSettings | None = None
+    """None: all weights are drawn."""
 
     @model_validator(mode="before")
     @classmethod
@@ -196,8 +232,9 @@ class Recipe(Settings):
         }
 
     def canonical(self) -> dict[str, Any]:
-        """The whole recipe as plain JSON, defaults filled in."""
-        table = self.model_dump(mode="json", exclude={"task", "temporal"})
+        """The whole recipe as plain JSON, defaults filled in; `init` if there is one."""
+        left_out = {"task", "temporal", *(() if self.init else ("init",))}
+        table = self.model_dump(mode="json", exclude=left_out)
         return table | {"task": self.task.table(), "temporal": self.temporal.table()}
 
 

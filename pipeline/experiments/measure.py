@@ -354,5 +354,7 @@ def _endless(recipe: Recipe, batch_size: int) -> Recipe:
             # The subset is small enough: a share of it might be no video at all.
             "windows": recipe.windows.model_copy(update={"train_fraction": 1.0}),
             "cache": None,
+            # Drawn weights need no run, and take as long; frozen parts would take less.
+            "init": None,
         }
     )

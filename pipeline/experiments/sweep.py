@@ -47,9 +47,7 @@ from pipeline.experiments.sweep_spec import (
 )
 from pipeline.extract.launchers.contract import EnginePlugin, Job, run_until_done
 from pipeline.models.profile import Cost, cost
-from pipeline.models.tasks.contract import make_task
-from pipeline.models.video_model import VideoModel
-from pipeline.train.compatibility import require_same_run, require_truth, window_needs
+from pipeline.train.compatibility import require_trainable, require_truth, window_needs
 from pipeline.train.distributed import ALONE, Ranks
 from pipeline.train.evaluate import evaluate_together, read_evaluation
 from pipeline.train.loop import train_together
@@ -318,17 +316,6 @@ def groups_of(points: Sequence[GridPoint]) -> list[list[str]]:
             windows = json.dumps([point.cache, window_needs(recipe)], sort_keys=True)
             groups.setdefault(windows, []).append(name)
     return list(groups.values())
-
-
-def require_trainable(recipe: Recipe, cache: Cache, manifest: Manifest, path: Path) -> None:
-    """Refuses a recipe that does not fit its cache and manifest, and a run folder `path` that was
-    made from something else. Raises BadInput that names the member."""
-    require_same_run(path, recipe, cache, manifest)
-    try:
-        with torch.device("meta"):  # shapes alone: no weights are made
-            VideoModel(recipe, cache.shape, make_task(recipe, manifest.labels))
-    except BadInput as error:
-        raise BadInput(f"member '{recipe.name}': {error.message}", error.hint) from error
 
 
 # Work

@@ -240,11 +240,12 @@ def _counted(
         model = VideoModel(recipe, shape, task)
         trained = nn.ModuleDict({"model": model, "task": task})
         optimizer = torch.optim.AdamW(parameter_groups(trained, 0.0))
-        for parameter in trained.parameters():
+        learning = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+        for parameter in learning:
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
         weights = live.now
-        gradients = sum(parameter.nbytes for parameter in trained.parameters())
+        gradients = sum(parameter.nbytes for parameter in learning)
         batch = _batch(model, shape, truth, frames, windows)
         activations = _training_peak(live, model, task, batch)
         batch = _batch(model, shape, eval_truth, eval_frames or frames, evaluation_windows)

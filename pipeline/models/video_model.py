@@ -7,14 +7,15 @@ recorded layer, ascending.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import nn
 
-from pipeline.config.recipe import Recipe
+from pipeline.config.recipe import PARTS, Part, Recipe
 from pipeline.datasets.manifest.targets import Arrays
 from pipeline.errors import BadInput
 from pipeline.models.mixers import layer_mixer
@@ -70,6 +71,27 @@ class VideoModel(nn.Module):
         self.readouts = nn.ModuleDict(
             {form: task.readout(form, width, recipe.windows.frames, shape) for form in task.forms}
         )
+        self.taken_over = _parts_taken_over(recipe, self)
+        """Parts whose weights come from another run."""
+        self._frozen: list[nn.Module] = []
+        if recipe.init is not None and recipe.init.frozen:
+            self._frozen = [self.part(name) for name in self.taken_over]
+        for part in self._frozen:
+            part.requires_grad_(False)
+
+    def part(self, name: Part) -> nn.Module:
+        """One of the parts that do not depend on the task."""
+        module = getattr(self, name)
+        assert isinstance(module, nn.Module)
+        return module
+
+    def train(self, mode: bool = True) -> Self:
+        """Frozen parts stay in evaluation mode: what they do is what they have learnt, with no
+        dropout, and with the statistics that their batch norms have."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
 
     def forward(
         self,
@@ -149,14 +171,15 @@ class VideoModel(nn.Module):
         return readout
 
     def parameter_counts(self) -> dict[str, int]:
-        """Trained parameters of each part; the projection counts with the mixer."""
+        """Trained parameters of each part, frozen ones left out; the projection counts with the
+        mixer."""
         parts = {
             "mixer": (self.mixer, self.projection),
             "temporal": (self.temporal,),
             "readout": (self.readouts,),
         }
         return {
-            name: sum(p.numel() for part in modules for p in part.parameters())
+            name: sum(p.numel() for part in modules for p in part.parameters() if p.requires_grad)
             for name, modules in parts.items()
         }
 
@@ -186,9 +209,7 @@ def array_of_answer(form: str, answer: torch.Tensor) -> np.ndarray:
 def layers_read(recipe: Recipe, shape: TokenShape) -> tuple[int, ...]:
     """Returns those of the cached layers that the model reads. Raises BadInput where one is not
     there."""
-    layers = recipe.model.layers
-    if layers is None:
-        return shape.layers[-1:] if recipe.model.reads_one_layer else shape.layers
+    layers = recipe.model.layers_of(shape.layers)
     if missing := sorted(set(layers) - set(shape.layers)):
         wants, has = (", ".join(map(str, names)) for names in (missing, shape.layers))
         raise BadInput(
@@ -199,18 +220,45 @@ def layers_read(recipe: Recipe, shape: TokenShape) -> tuple[int, ...]:
     return layers
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups of parameters for the optimiser, with and without weight decay.
+def _parts_taken_over(recipe: Recipe, model: VideoModel) -> tuple[Part, ...]:
+    """The parts of a model that go on from another run. Raises BadInput for one without weights."""
+    if recipe.init is None:
+        return ()
+    have_weights = tuple(name for name in PARTS if model.part(name).state_dict())
+    parts = recipe.init.parts or have_weights
+    without = {
+        "mixer": f'model.mixer = "{recipe.model.mixer}"',
+        "projection": "model.width unset",
+        "temporal": f'temporal.name = "{recipe.temporal.name}"',
+    }
+    for name in parts:
+        if name not in have_weights:
+            raise BadInput(
+                f"recipe '{recipe.name}': init.parts names the {name}, which has no weights with "
+                f"{without[name]}",
+                f"leave '{name}' out of init.parts",
+            )
+    return parts
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, factors: Mapping[str, float] = MappingProxyType({})
+) -> list[dict[str, Any]]:
+    """Groups of trained parameters for the optimiser: with and without weight decay, and each of
+    these again for every other factor of the learning rate, which `factors` has by the beginning of
+    parameters' names. A group says its own as `factor`.
 
     Decay is for what multiplies activations: parameters `...weight` of two or more dimensions.
     Biases, norms, learned queries and embeddings are left alone, as is common for transformers, and
     so are a state space model's A_log and D, as in the code of Mamba (arXiv 2312.00752).
     """
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
     for name, parameter in model.named_parameters():
-        (decayed if parameter.ndim > 1 and name.endswith("weight") else free).append(parameter)
+        if parameter.requires_grad:
+            is_decayed = parameter.ndim > 1 and name.endswith("weight")
+            factor = next((f for begin, f in factors.items() if name.startswith(begin)), 1.0)
+            groups.setdefault((is_decayed, factor), []).append(parameter)
     return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": free, "weight_decay": 0.0},
+        {"params": params, "weight_decay": weight_decay * is_decayed, "factor": factor}
+        for (is_decayed, factor), params in groups.items()
     ]

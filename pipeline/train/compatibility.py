@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline.cache.cache import Cache, require_planned
 from pipeline.cache.corruption import require_valid
 from pipeline.config.recipe import Recipe, TrainingSettings
 from pipeline.config.toml_tables import differences
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
-from pipeline.models.tasks.contract import TaskPlugin, task_class
+from pipeline.models.tasks.contract import TaskPlugin, make_task, task_class
+from pipeline.models.video_model import VideoModel
 from pipeline.train.distributed import Ranks
-from pipeline.train.run import RUN_FORMAT, CacheFacts, Run
+from pipeline.train.run import RUN_FORMAT, CacheFacts, InitFacts, Run
+from pipeline.train.weights.initial import initial_weights
 from pipeline.train.windows.windows import Windows
 
 
@@ -113,29 +117,53 @@ def require_truth(task: TaskPlugin, windows: Windows) -> None:
         )
 
 
-def identity_of(recipe: Recipe, cache: Cache, manifest: Manifest) -> dict[str, Any]:
-    """Everything that a run is made from, as its header keeps it."""
+def identity_of(
+    recipe: Recipe, cache: Cache, manifest: Manifest, init: InitFacts | None = None
+) -> dict[str, Any]:
+    """Everything that a run is made from, as its header keeps it. `init` says which weights it
+    begins with."""
     return {
         "format_version": RUN_FORMAT,
         "recipe": recipe.canonical(),
         "cache": CacheFacts.of(cache),
         "manifest": manifest.digest,
         "labels": manifest.labels,
+        "init": init,
     }
 
 
-def require_same_run(path: Path, recipe: Recipe, cache: Cache, manifest: Manifest) -> None:
-    """Refuses a run folder that was made from something else; one that is not there yet is
-    fine."""
+def require_same_run(
+    path: Path, recipe: Recipe, cache: Cache, manifest: Manifest, init: InitFacts | None = None
+) -> None:
+    """Refuses a run folder that was made from something else, other initial weights included; one
+    that is not there yet is fine."""
     if (path / "run.json").is_file():
-        now = identity_of(recipe, cache, manifest)
+        now = identity_of(recipe, cache, manifest, init)
         now |= {"cache": now["cache"].model_dump(mode="json"), "labels": list(manifest.labels)}
         run = Run(path)
         # The recipe as it is read today: one that was written before a setting came has no such
         # key, and means its default.
         then = run.header.identity() | {"recipe": run.recipe.canonical()}
+        del now["init"]
+        now["init_sha256"] = init and init.sha256
+        # Where weights came from says nothing once their digest is known.
+        for table in (now, then):
+            table["recipe"].get("init", {}).pop("run", None)
         if changed := differences(now, then):
             raise BadInput(
                 f"run {path} was made from something else; now / then: {'; '.join(changed)}",
                 "use another --out",
             )
+
+
+def require_trainable(recipe: Recipe, cache: Cache, manifest: Manifest, path: Path) -> None:
+    """Refuses the recipe of a sweep's member that does not fit its cache and manifest, or whose
+    initial weights do not fit it, and a run folder `path` that was made from something else."""
+    try:
+        with torch.device("meta"):  # shapes alone: no weights are made
+            VideoModel(recipe, cache.shape, make_task(recipe, manifest.labels))
+    except BadInput as error:
+        raise BadInput(f"member '{recipe.name}': {error.message}", error.hint) from error
+    initial = initial_weights(recipe, cache, manifest, path)
+    facts = None if initial is None else initial.facts
+    require_same_run(path, recipe, cache, manifest, facts)

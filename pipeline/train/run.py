@@ -80,9 +80,25 @@ class CacheFacts(Settings):
         )
 
 
+class InitFacts(Settings):
+    """The weights of another run that a run began with."""
+
+    run: str
+    """Folder in which that run was."""
+    checkpoint: str
+    step: int
+    """Steps that the checkpoint has."""
+    parts: tuple[str, ...]
+    """Parts of the model that were taken over."""
+    sha256: str
+    """Over the tensors that were taken over, see `weights.initial`."""
+    init: InitFacts | None = None
+    """The weights that that run began with itself."""
+
+
 class RunHeader(Settings):
-    """The content of run.json. The first five fields say what the run is made from; it goes on only
-    where they are the same."""
+    """The content of run.json. The first five fields, and the digest of the weights that the run
+    began with, say what it is made from; it goes on only where they are the same."""
 
     format_version: int
     recipe: dict[str, Any]
@@ -105,14 +121,17 @@ class RunHeader(Settings):
     the cache does not cover; where clips count by length, also the windows of an epoch."""
     versions: dict[str, str]
     """Tool -> its version when the run was made."""
+    init: InitFacts | None = None
+    """None: all weights were drawn."""
     checksum: str | None = None
     """SHA-256 of this file, see `sealed_json`. None: written by a version before 0.5.0."""
 
     def identity(self) -> dict[str, Any]:
         """Everything that the run is made from, as plain JSON."""
-        return self.model_dump(
+        table = self.model_dump(
             mode="json", include={"format_version", "recipe", "cache", "manifest", "labels"}
         )
+        return table | {"init_sha256": self.init and self.init.sha256}
 
 
 def tool_versions() -> dict[str, str]:

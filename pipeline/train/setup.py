@@ -21,8 +21,9 @@ from pipeline.models.tasks.contract import TaskPlugin, make_task
 from pipeline.models.video_model import VideoModel, layers_read
 from pipeline.train.compatibility import check, identity_of, require_same_run, require_truth
 from pipeline.train.distributed import ALONE, Ranks
-from pipeline.train.run import Run, RunHeader, tool_versions
+from pipeline.train.run import InitFacts, Run, RunHeader, tool_versions
 from pipeline.train.trainer import Trainer
+from pipeline.train.weights.initial import initial_weights
 from pipeline.train.windows.reader import BATCHES_IN_MEMORY
 from pipeline.train.windows.windows import Windows
 
@@ -89,20 +90,31 @@ def make_trainers(
     those of the recipes, in order."""
     trainers = []
     for (path, recipe), task in zip(recipes.items(), tasks, strict=True):
+        initial = initial_weights(recipe, context.cache, context.manifest, path)
         torch.manual_seed(recipe.training.seed)
-        model = VideoModel(recipe, context.cache.shape, task).to(context.device)
-        run = open_or_create(path, _header(recipe, model, windows, context), recipe, context)
-        task = task.to(context.device)
+        model = VideoModel(recipe, context.cache.shape, task)
+        facts = None
+        if initial is not None:
+            facts = initial.facts
+            initial.load_into(model)
+        model, task = model.to(context.device), task.to(context.device)
+        run = open_or_create(path, _header(recipe, model, windows, context, facts), recipe, context)
         count = windows.order.windows
         trainers.append(Trainer(run, model, task, count, context.device, context.ranks))
     return trainers
 
 
-def _header(recipe: Recipe, model: VideoModel, windows: Windows, context: RunContext) -> RunHeader:
+def _header(
+    recipe: Recipe,
+    model: VideoModel,
+    windows: Windows,
+    context: RunContext,
+    init: InitFacts | None,
+) -> RunHeader:
     cache, manifest = context.cache, context.manifest
     is_caches_own = manifest.folder == cache.manifest.folder
     return RunHeader(
-        **identity_of(recipe, cache, manifest),
+        **identity_of(recipe, cache, manifest, init),
         spec=cache.spec,
         encoder=cache.header.encoder,
         cache_path=cache.storage.address,
@@ -138,7 +150,7 @@ def open_or_create(path: Path, header: RunHeader, recipe: Recipe, context: RunCo
             f"not all processes of this training see run {path}",
             "--out a folder that all machines share",
         )
-    require_same_run(path, recipe, context.cache, context.manifest)
+    require_same_run(path, recipe, context.cache, context.manifest, header.init)
     return Run(path)
 
 

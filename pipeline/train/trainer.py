@@ -92,16 +92,22 @@ class Trainer:
         self.device, self.ranks = device, ranks
         self.steps = steps_of(self.settings, windows)
         self.trained = nn.ModuleDict({"model": model, "task": task})
+        init = run.recipe.init
+        factors = {f"model.{part}.": init.learning_rate_factor for part in model.taken_over if init}
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.trained, self.settings.weight_decay),
+            parameter_groups(self.trained, self.settings.weight_decay, factors),
             lr=self.settings.learning_rate,
             betas=self.settings.betas,
         )
         self.step = 0
         self.best: float | None = None
         self.progress = TrainProgress(run.path.name, self.steps)
-        self.norms = [module for module in model.modules() if isinstance(module, TokenNorm)]
-        """One for each layer the model reads, if it has any."""
+        self.norms = [
+            module
+            for module in model.modules()
+            if isinstance(module, TokenNorm) and module.weight.requires_grad
+        ]
+        """One for each layer the model reads, if it has any and they are not frozen."""
         self.pending_error: NotFinite | None = None
         """Why this rank has no predictions: raised when all ranks know, so that none waits for
         another."""
@@ -160,7 +166,7 @@ class Trainer:
                 raise self._diverged(self.step + 1, f"{what} is {value}")
         lr = learning_rate(self.settings, self.step, self.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["factor"]
         self.optimizer.step()
         self.step += 1
         line = {

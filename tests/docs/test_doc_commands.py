@@ -192,6 +192,8 @@ def test_toml_blocks_are_checked_settings(page, tmp_path):
         file = tmp_path / f"block_{number}.toml"
         if text.startswith("[[views]]"):
             text = read(ROOT / "cache_specs/demo.toml") + text
+        if text.startswith("[init]"):
+            text = read(shipped("recipe")["demo_gru"]) + text
         file.write_text(text, encoding="utf-8")
         if "[frames]" in text:
             load_spec(file)

@@ -26,7 +26,7 @@ def recipe(**changes) -> Recipe:
         },
     }
     for key, value in changes.items():
-        table[key] = {**table[key], **value} if isinstance(value, dict) else value
+        table[key] = {**table.get(key, {}), **value} if isinstance(value, dict) else value
     return plugins.validate(Recipe, table, "test")
 
 

@@ -23,9 +23,9 @@ from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
 from pipeline.extract import extract
 from pipeline.train.evaluate import evaluate
-from pipeline.train.published.import_checkpoint import import_checkpoint, read_labels, read_weights
 from pipeline.train.run import Run, load_model
 from pipeline.train.stream import Stream
+from pipeline.train.weights.import_checkpoint import import_checkpoint, read_labels, read_weights
 
 CLASSES = ("turn", "close", "open", "push", "pull", "lift", "drop")
 """In the order of the checkpoint's outputs, which is not the alphabet's."""

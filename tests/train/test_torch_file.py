@@ -23,9 +23,9 @@ import torch
 
 from pipeline.config.pickles import OPAQUE
 from pipeline.errors import BadInput
-from pipeline.train.published.import_checkpoint import read_weights
-from pipeline.train.published.pickled import read_torch_pickle
-from pipeline.train.published.torch_file import TorchFile
+from pipeline.train.weights.import_checkpoint import read_weights
+from pipeline.train.weights.pickled import read_torch_pickle
+from pipeline.train.weights.torch_file import TorchFile
 
 
 class Config(dict):

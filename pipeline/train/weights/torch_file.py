@@ -18,7 +18,7 @@ import torch
 
 from pipeline.config.pickles import MOST_BYTES, Symbol
 from pipeline.config.regular_files import open_regular
-from pipeline.train.published.pickled import (
+from pipeline.train.weights.pickled import (
     DTYPES,
     StoredTensor,
     TensorStorage,

@@ -31,9 +31,9 @@ from pipeline.errors import BadInput
 from pipeline.models.encoders.contract import make_encoder, token_shape
 from pipeline.models.tasks.contract import STREAMING, TaskPlugin, make_task, task_class
 from pipeline.models.video_model import VideoModel
-from pipeline.train.published.pickled import StoredTensor
-from pipeline.train.published.torch_file import TorchFile
 from pipeline.train.run import RUN_FORMAT, CacheFacts, Run, RunHeader, tool_versions
+from pipeline.train.weights.pickled import StoredTensor
+from pipeline.train.weights.torch_file import TorchFile
 from pipeline.video import probe
 
 PARTS = {"encoder.interm_mlps.": "mixer.", "sequential_core.": "temporal."}
