@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,11 @@ from pipeline.models.video_model import VideoModel
 from pipeline.train.distributed import Ranks
 from pipeline.train.run import RUN_FORMAT, CacheFacts, InitFacts, Run
 from pipeline.train.weights.initial import initial_weights
+from pipeline.train.windows.order import SampleOrder
 from pipeline.train.windows.windows import Windows
+
+MORE_WINDOWS = (2, 4, 8)
+"""How many times as many windows of a clip are tried, where none that is asked for has truth."""
 
 
 def check(
@@ -107,14 +112,27 @@ def require_division(settings: TrainingSettings, ranks: Ranks) -> None:
 
 
 def require_truth(task: TaskPlugin, windows: Windows) -> None:
-    """Refuses a split in which nothing can be scored."""
-    refs = windows.order.evaluation()
-    if not any((task.weight(windows.truth([ref])) > 0).any() for ref in refs):
-        raise BadInput(
-            f"no window of split '{windows.split}' has anything to score: "
-            f"of {', '.join(task.needs)} nothing is valid in any",
-            "look at the truth in targets.h5, or choose other windows.fps and windows.frames",
-        )
+    """Refuses a split in which nothing can be scored; says where more windows of a clip would have
+    something, as where an object enters late."""
+
+    def scores(order: SampleOrder) -> bool:
+        return any((task.weight(windows.truth([ref])) > 0).any() for ref in order.evaluation())
+
+    if scores(windows.order):
+        return
+    hint = "look at the truth in targets.h5, or choose other windows.fps and windows.frames"
+    for factor in MORE_WINDOWS:
+        count = factor * windows.settings.eval_windows
+        settings = windows.settings.model_copy(update={"eval_windows": count})
+        if scores(replace(windows.order, settings=settings)):
+            hint = f"windows.eval_windows={count} looks at more places of a clip, where some have"
+            break
+    told = ", or not when a window tells what to follow" if task.asks else ""
+    raise BadInput(
+        f"no window of split '{windows.split}' has anything to score: "
+        f"of {', '.join(task.needs)} nothing is valid in any{told}",
+        hint,
+    )
 
 
 def identity_of(
