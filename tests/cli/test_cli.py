@@ -559,7 +559,7 @@ $ train {recipe} {cache} --set training.epochs=1
 $ extract {spec} {data} --set encoder.width.x=8
     encoder.width.x: 'width' is a value, not a table
 $ extract {spec} {data} --set encoder=8
-    [encoder] must be a table with a name, found 8; next: names: address, transformers
+    [encoder] must be a table with a name, found 8; next: names: address, rvm, transformers
 $ extract {spec} {data} --set frames.fps
     --set wants key=value, found 'frames.fps'; next: for example --set frames.fps=8
 $ train {recipe} {cache} --set =8
