@@ -15,12 +15,11 @@ import os
 import zipfile
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Literal, NamedTuple, Self, cast
+from typing import IO, Any, Literal, NamedTuple, cast
 
 import numpy as np
 
-from pipeline.config.regular_files import open_regular
+from pipeline.config.regular_files import OpenedFile, open_regular
 from pipeline.errors import BadInput
 
 MAGIC = b"\x93NUMPY\x01\x00"
@@ -61,7 +60,7 @@ class _Bounded:
         return getattr(self._file, name)
 
 
-class NpzFile:
+class NpzFile(OpenedFile):
     """An open archive. `shapes` is known at once, and numbers are read array by array.
 
     Raises BadInput, which names the file and has `hint`, for a file that cannot be read, is no such
@@ -92,17 +91,6 @@ class NpzFile:
             self._file.close()
             raise
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
 
     def array(self, name: str) -> np.ndarray:
         """One array as float32, all of whose numbers are finite."""

@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO, Self
 
 MOST_BYTES = 1 << 30
 """Bytes of a file that is read as a whole."""
@@ -24,6 +24,18 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+
+class OpenedFile:
+    """A reader that keeps one file open: a context manager, which closes the file at its end."""
+
+    _file: IO[bytes]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
 def open_regular(path: Path | str, buffering: int = -1) -> BinaryIO:

@@ -13,13 +13,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from pipeline.config.pickles import OPAQUE, PickleMachine, Span, Symbol, read_pickle
-from pipeline.config.regular_files import open_regular
+from pipeline.config.regular_files import OpenedFile, open_regular
 
 MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 EMPTY_ARRAYS = {f"{module}._reconstruct" for module in MODULES}
@@ -76,7 +75,7 @@ class _ArrayMachine(PickleMachine):
             made.is_plain = all(part is None for part in state[2:5])
 
 
-class PickledArrays:
+class PickledArrays(OpenedFile):
     """An open pickle. Raises OSError where it cannot be read, and ValueError, IndexError, KeyError
     and others where it is none, or is damaged."""
 
@@ -92,17 +91,6 @@ class PickledArrays:
         except BaseException:
             self._file.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
 
     def dtype(self, stored: StoredArray) -> np.dtype[Any]:
         """The data type of an array; that of objects is "O". Raises ValueError where it is none of

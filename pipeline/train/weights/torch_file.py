@@ -11,13 +11,12 @@ import math
 import sys
 import zipfile
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import torch
 
 from pipeline.config.pickles import MOST_BYTES, Symbol
-from pipeline.config.regular_files import open_regular
+from pipeline.config.regular_files import OpenedFile, open_regular
 from pipeline.train.weights.pickled import (
     DTYPES,
     StoredTensor,
@@ -29,7 +28,7 @@ LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 """The first two pickles of a file in the older format."""
 
 
-class TorchFile:
+class TorchFile(OpenedFile):
     """An open file of `torch.save`.
 
     Raises OSError where it cannot be read, and ValueError, IndexError, KeyError, zipfile.BadZipFile
@@ -52,17 +51,6 @@ class TorchFile:
         except BaseException:
             self._file.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
 
     def tensor(self, stored: StoredTensor) -> torch.Tensor:
         """A copy of a tensor of `content`. Raises ValueError where its description does not hold
