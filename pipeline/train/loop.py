@@ -77,7 +77,7 @@ def train_together(
     tasks, windows, held_out = open_windows(list(recipes.values()), context)
     require_division(next(iter(recipes.values())).training, context.ranks)
     uneven = uneven_windows_text(windows)
-    trainers = make_trainers(recipes, tasks, windows, context)
+    trainers = make_trainers(recipes, tasks, windows, context, say)
     with ExitStack() as stack:
         if context.ranks.is_first:
             if uneven:

@@ -1,6 +1,7 @@
 """A run on disk: what was trained, from what, and its checkpoints.
 
     run.json               recipe, cache spec and fingerprint, labels, versions
+    videos.json            keys of the videos that its weights were trained on
     metrics.jsonl          one line per step
     training.json          only while a process trains it
     last.json, best.json   each names a safetensors file with weights, and optimiser state in `last`
@@ -123,6 +124,9 @@ class RunHeader(Settings):
     """Tool -> its version when the run was made."""
     init: InitFacts | None = None
     """None: all weights were drawn."""
+    videos_sha256: str | None = None
+    """SHA-256 of videos.json, see `weights.seen_videos`. None: there is no such file, in an
+    imported run, or one that a version before 0.5.0 wrote."""
     checksum: str | None = None
     """SHA-256 of this file, see `sealed_json`. None: written by a version before 0.5.0."""
 

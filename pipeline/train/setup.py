@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -12,7 +14,7 @@ import torch
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.storage.local import write_atomically
-from pipeline.config.json_files import sealed_json
+from pipeline.config.json_files import sealed_json, to_json
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
@@ -24,6 +26,7 @@ from pipeline.train.distributed import ALONE, Ranks
 from pipeline.train.run import InitFacts, Run, RunHeader, tool_versions
 from pipeline.train.trainer import Trainer
 from pipeline.train.weights.initial import initial_weights
+from pipeline.train.weights.seen_videos import VIDEOS_FILE, SeenVideos
 from pipeline.train.windows.reader import BATCHES_IN_MEMORY
 from pipeline.train.windows.windows import Windows
 
@@ -85,22 +88,29 @@ def make_trainers(
     tasks: Sequence[TaskPlugin],
     windows: Windows,
     context: RunContext,
+    say: Callable[[str], object] = lambda _: None,
 ) -> list[Trainer]:
     """A trainer for each recipe, whose run is in its folder, which is made or opened. `tasks` are
-    those of the recipes, in order."""
-    trainers = []
+    those of the recipes, in order. `say` is told what is not known of initial weights."""
+    trainers, notes = [], dict[str, None]()
     for (path, recipe), task in zip(recipes.items(), tasks, strict=True):
         initial = initial_weights(recipe, context.cache, context.manifest, path)
         torch.manual_seed(recipe.training.seed)
         model = VideoModel(recipe, context.cache.shape, task)
-        facts = None
+        facts = before = None
         if initial is not None:
-            facts = initial.facts
+            facts, before = initial.facts, initial.seen
             initial.load_into(model)
+        if before is not None and before.note:
+            notes[before.note] = None
         model, task = model.to(context.device), task.to(context.device)
-        run = open_or_create(path, _header(recipe, model, windows, context, facts), recipe, context)
+        header = _header(recipe, model, windows, context, facts)
+        seen = partial(SeenVideos.of, context.manifest, windows.index.clips, before)
+        run = open_or_create(path, header, recipe, context, seen)
         count = windows.order.windows
         trainers.append(Trainer(run, model, task, count, context.device, context.ranks))
+    for note in notes if context.ranks.is_first else ():
+        say(note)
     return trainers
 
 
@@ -131,9 +141,16 @@ def _header(
     )
 
 
-def open_or_create(path: Path, header: RunHeader, recipe: Recipe, context: RunContext) -> Run:
+def open_or_create(
+    path: Path,
+    header: RunHeader,
+    recipe: Recipe,
+    context: RunContext,
+    seen: Callable[[], SeenVideos],
+) -> Run:
     """The run at `path`, checked against recipe, cache and manifest; the first rank creates it with
-    `header` if it is not there yet. Raises BadInput where ranks disagree on any of it."""
+    `header`, and with the videos that it will have `seen`, if it is not there yet. Raises BadInput
+    where ranks disagree on any of it."""
     ranks = context.ranks
     if not ranks.all_equal(json.dumps([header.identity(), header.clips])):
         raise BadInput(
@@ -143,7 +160,11 @@ def open_or_create(path: Path, header: RunHeader, recipe: Recipe, context: RunCo
     if ranks.is_first and not (path / "run.json").is_file():
         path.mkdir(parents=True, exist_ok=True)
         context.cache.copy_learnt(path)
-        write_atomically(path / "run.json", sealed_json(header))
+        videos = to_json(seen())
+        write_atomically(path / VIDEOS_FILE, videos)
+        sha256 = hashlib.sha256(videos).hexdigest()
+        whole = header.model_copy(update={"videos_sha256": sha256})
+        write_atomically(path / "run.json", sealed_json(whole))
     ranks.barrier()
     if not ranks.all_equal(str((path / "run.json").is_file())):
         raise BadInput(

@@ -40,6 +40,7 @@ from pipeline.datasets.manifest.targets_file import (
     require_as_built,
     write_targets,
 )
+from pipeline.datasets.manifest.video_keys import video_keys
 from pipeline.errors import BadInput, BadVideo, StillframeError, count_text, unknown_name
 from pipeline.records import Clip, Video
 from pipeline.video.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES, Probe, probe
@@ -155,6 +156,14 @@ class Manifest:
             return {record.pop("video_id"): _probe_of(record) for record in records}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{self.folder / VIDEOS} is damaged: {error}", REBUILD) from error
+
+    @cached_property
+    def video_keys(self) -> np.ndarray:
+        """(videos, 2) uint64: what tells each of `videos` from others, see `video_keys`."""
+        name, seed = self.origin.dataset, None
+        if name in plugins.names("dataset") and plugins.load("dataset", name).renders:
+            seed = self.origin.settings.get("seed")
+        return video_keys(self.videos, self.facts, self.root, seed)
 
     @cached_property
     def splits(self) -> tuple[str, ...]:

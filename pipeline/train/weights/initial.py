@@ -28,6 +28,7 @@ from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import make_task
 from pipeline.models.video_model import VideoModel, layers_read
 from pipeline.train.run import CacheFacts, InitFacts, Run
+from pipeline.train.weights.seen_videos import SeenVideos
 
 LISTED = 4
 """Differences of two runs that a message lists."""
@@ -41,6 +42,8 @@ class InitialWeights:
     tensors: dict[str, torch.Tensor]
     """Name in the model -> weights. Empty for a run that has a checkpoint of its own, and whose
     source is gone."""
+    seen: SeenVideos | None
+    """The videos that they were trained on; None for such a run, which has it written down."""
 
     def load_into(self, model: VideoModel) -> None:
         """Puts them in the place of those that were drawn."""
@@ -54,17 +57,19 @@ def initial_weights(
     where all are drawn.
 
     A run that has a checkpoint of its own goes on without its source. Raises BadInput: no such run
-    or checkpoint, a run over other tokens or with other parts, tensors that do not fit or are not
-    finite, a part without weights.
+    or checkpoint, a run over other tokens or with other parts, or that has seen a video which the
+    manifest holds out, tensors that do not fit or are not finite, a part without weights.
     """
     if recipe.init is None:
         return None
     if facts := _of_a_run_without_its_source(recipe.init, path):
-        return InitialWeights(facts, {})
+        return InitialWeights(facts, {}, None)
     source = Run(Path(recipe.init.run))
     with torch.device("meta"):  # shapes alone: no weights are made
         model = VideoModel(recipe, cache.shape, make_task(recipe, manifest.labels))
     _require_same_meaning(recipe, cache, source, model.taken_over)
+    seen = SeenVideos.read(source)
+    seen.require_unseen(manifest, source)
     tensors = _fitting(source, recipe.init, model)
     checkpoint = source.checkpoint(recipe.init.checkpoint)
     assert checkpoint is not None
@@ -76,7 +81,7 @@ def initial_weights(
         sha256=_digest(tensors),
         init=source.header.init,
     )
-    return InitialWeights(facts, tensors)
+    return InitialWeights(facts, tensors, seen)
 
 
 def _of_a_run_without_its_source(init: InitSettings, path: Path) -> InitFacts | None:
