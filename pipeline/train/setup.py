@@ -97,6 +97,8 @@ def make_trainers(
         initial = initial_weights(recipe, context.cache, context.manifest, path)
         torch.manual_seed(recipe.training.seed)
         model = VideoModel(recipe, context.cache.shape, task)
+        if "temporal" not in model.taken_over and not (path / "last.json").is_file():
+            model.temporal.load_released()
         facts = before = None
         if initial is not None:
             facts, before = initial.facts, initial.seen

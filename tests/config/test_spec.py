@@ -78,7 +78,10 @@ def test_every_nth_frame_is_a_key_of_those_specs_alone_that_have_it(spec_file):
         ("frames.fsp=3", "unknown key 'frames.fsp' (did you mean 'frames.fps'?)"),
         ("frame.fps=3", "unknown key 'frame' (did you mean 'frames'?)"),
         ("encoder.widht=8", "unknown key 'widht' (did you mean 'width'?)"),
-        ("encoder.name=adress", "no encoder called 'adress'; there are: address, rvm, transformers"),
+        (
+            "encoder.name=adress",
+            "no encoder called 'adress'; there are: address, rvm, transformers",
+        ),
         ("codec.name=float17", "no codec called 'float17'"),
         ("frames.size_px=big", "key 'frames.size_px'"),
         ("frames.fps=0", 'wanted a number in (0, 1000] or "all"'),

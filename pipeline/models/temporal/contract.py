@@ -79,6 +79,10 @@ class TemporalModule(nn.Module, ABC):
         """Floating-point operations of one window's forward pass: 2 for a multiply and add, matrix
         products, convolutions and recurrences; norms and element-wise activations are left out."""
 
+    def load_released(self) -> None:
+        """Takes in the released weights that the settings name, if they name any; called once,
+        before the first step of a training, after which checkpoints hold them. Raises BadInput."""
+
     def initial_state(self, batch: int, tokens: int) -> State:
         """The state before the first frame: zeros, on the module's device, in its dtype."""
         like = next(self.parameters())

@@ -4,21 +4,27 @@ published).
 Per frame x with the state s before it: u = sigmoid(W_ux x + W_us s), r = sigmoid(W_rx x + W_rs s),
 h = transformer of x that reads r * LN(s), s <- (1 - u) s + u h; the output is LN(s). Frames go one
 after the other, also in training.
+
+With `weights` it is the core of RVM as it was released, pre-trained on video: the output is s
+itself, LN(s) has a scale alone, GELU is approximated by a tanh.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from pipeline.config import plugins
+from pipeline.errors import BadInput
+from pipeline.models.rvm_weights import core_sizes, core_weights, weights_path, weights_sha256
 from pipeline.models.temporal.contract import Gate, State, TemporalModule
 from pipeline.models.temporal.layers.spatial_attention import (
     CrossAttention,
+    Gelu,
     Mlp,
     SelfAttention,
     check_heads,
@@ -26,8 +32,36 @@ from pipeline.models.temporal.layers.spatial_attention import (
 
 INNER_EPS = 1e-6
 """Epsilon of every LayerNorm but that of the output, which has torch's default."""
+RELEASED_STATE_EPS = 1e-4
+"""Epsilon of the LayerNorm of the state in the released core."""
 PUBLISHED_HEADS = {384: 8, 768: 12, 1024: 16}
 """Width of ViT-S, B and L -> its attention heads."""
+
+
+class ReleasedCore(plugins.Settings):
+    """What a file of released weights says of its core."""
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    """Digest of the file."""
+    width: int = Field(ge=1)
+    """D, the channels of a token."""
+    layers: int = Field(ge=1)
+    """Blocks of the transformer."""
+    heads: int = Field(ge=1)
+    """Attention heads."""
+    hidden: int = Field(ge=1)
+    """Hidden width of the MLP."""
+
+    @classmethod
+    def of(cls, weights: str) -> Self:
+        """Reads the headers and the digest of a file, and no numbers. Raises BadInput."""
+        path = weights_path(weights)
+        return cls(**core_sizes(path)._asdict(), sha256=weights_sha256(path))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The sizes as the settings of a module say them."""
+        return {"layers": self.layers, "heads": self.heads, "mlp_ratio": self.hidden / self.width}
 
 
 class Settings(plugins.Settings):
@@ -40,6 +74,40 @@ class Settings(plugins.Settings):
     else heads as near to 64 channels wide as can be."""
     mlp_ratio: float = Field(default=4, gt=0)
     """Hidden width of the MLP over the width."""
+    weights: str | None = None
+    """Path of a released .npz file of RVM, with whose core a training begins; the file says layers,
+    heads and mlp_ratio. None: weights are drawn."""
+    tune: bool = False
+    """Train the released weights on; false: they stay as they are."""
+    released: ReleasedCore | None = None
+    """Digest and sizes of `weights`, filled in when a recipe is read. A run keeps them, and needs
+    the file no more."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_weights(cls, table: Any) -> Any:
+        if not isinstance(table, dict) or table.get("released") is not None:
+            return table
+        if not isinstance(weights := table.get("weights"), str):
+            return table
+        released = ReleasedCore.of(weights)
+        return released.settings | table | {"released": released}
+
+    @model_validator(mode="after")
+    def _sizes_are_those_of_the_weights(self) -> Self:
+        if (self.weights is None) != (self.released is None):
+            raise ValueError("released goes with weights")
+        if self.released is None:
+            if self.tune:
+                raise ValueError("tune goes with weights")
+            return self
+        for name, wanted in self.released.settings.items():
+            if getattr(self, name) != wanted:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, and {wanted:g} in {self.weights}: leave it "
+                    "out"
+                )
+        return self
 
 
 def default_heads(width: int) -> int:
@@ -52,12 +120,12 @@ def default_heads(width: int) -> int:
 class GatedBlock(nn.Module):
     """x + CA(LN x, kv), then x + MLP(LN x), then x + MHSA(LN x)."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, gelu: Gelu) -> None:
         super().__init__()
         self.ca_norm = nn.LayerNorm(width, eps=INNER_EPS)
         self.ca_attn = CrossAttention(width, heads, dropout=0)
         self.mlp_norm = nn.LayerNorm(width, eps=INNER_EPS)
-        self.mlp = Mlp(width, int(width * mlp_ratio), dropout=0)
+        self.mlp = Mlp(width, hidden, dropout=0, gelu=gelu)
         self.sa_norm = nn.LayerNorm(width, eps=INNER_EPS)
         self.sa_attn = SelfAttention(width, heads, dropout=0)
 
@@ -80,9 +148,9 @@ class GatedBlock(nn.Module):
 class Transformer(nn.Module):
     """Blocks and a LayerNorm. All blocks read the same keys and values."""
 
-    def __init__(self, width: int, layers: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(self, width: int, layers: int, heads: int, hidden: int, gelu: Gelu) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(GatedBlock(width, heads, mlp_ratio) for _ in range(layers))
+        self.layers = nn.ModuleList(GatedBlock(width, heads, hidden, gelu) for _ in range(layers))
         self.output_norm = nn.LayerNorm(width, eps=INNER_EPS)
 
     def queries(self, x: torch.Tensor) -> torch.Tensor:
@@ -113,17 +181,47 @@ class Temporal(TemporalModule):
     Settings = Settings
 
     def __init__(self, width: int, settings: Any) -> None:
-        """Raises BadInput if `settings.heads` does not divide `width`."""
+        """Raises BadInput if `settings.heads` does not divide `width`, or if released weights are
+        of another one."""
         super().__init__(width, settings)
+        released: ReleasedCore | None = settings.released
+        if released and released.width != width:
+            raise BadInput(
+                f"[temporal] gated_transformer: the weights {settings.weights} are for tokens of "
+                f"width {released.width}, found {width}",
+                "take a cache of the encoder in the same file, and leave model.width out",
+            )
         heads = settings.heads or default_heads(width)
         check_heads("[temporal] gated_transformer", heads, width)
+        hidden = released.hidden if released else int(width * settings.mlp_ratio)
         self.input_update, self.input_reset, self.state_update, self.state_reset = (
             nn.Linear(width, width, bias=False) for _ in range(4)
         )
         self.update = Gate("lets the frame in")
-        self.state_layer_norm = nn.LayerNorm(width, eps=INNER_EPS)
-        self.transformer = Transformer(width, settings.layers, heads, settings.mlp_ratio)
-        self.output_norm = nn.LayerNorm(width)
+        self.state_layer_norm = (
+            nn.LayerNorm(width, RELEASED_STATE_EPS, bias=False)
+            if released
+            else nn.LayerNorm(width, INNER_EPS)
+        )
+        gelu: Gelu = "tanh" if released else "none"
+        self.transformer = Transformer(width, settings.layers, heads, hidden, gelu)
+        self.output_norm = nn.Identity() if released else nn.LayerNorm(width)
+        if released and not settings.tune:
+            self.requires_grad_(False)
+
+    def load_released(self) -> None:
+        released: ReleasedCore | None = self.settings.released
+        if released is None:
+            return
+        path = weights_path(self.settings.weights)
+        if weights_sha256(path) != released.sha256:
+            raise BadInput(
+                f"weights of RVM {path} are not those that the recipe was written for: their "
+                f"sha256 is {weights_sha256(path)}, wanted {released.sha256}",
+                "give temporal.weights the file of that digest, or leave temporal.released out of "
+                "the recipe",
+            )
+        self.load_state_dict(core_weights(path))
 
     def _run(self, x_BTND: torch.Tensor, state: State | None) -> tuple[torch.Tensor, State]:
         batch, _, tokens, _ = x_BTND.shape
