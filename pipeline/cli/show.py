@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pipeline.datasets.manifest.manifest import Manifest
     from pipeline.experiments.baselines import BaselineEvaluation
     from pipeline.train.bootstrap import Interval
-    from pipeline.train.evaluate import Evaluation
+    from pipeline.train.evaluate import Evaluation, MetricFacts
 
 EXAMPLES = re.compile(r"; first |: ")
 """What stands between a remark of a data set and its examples."""
@@ -29,7 +29,7 @@ def show_scores(results: Sequence[Evaluation]) -> None:
 
     for task in dict.fromkeys(result.task for result in results):
         of_task = [result for result in results if result.task == task]
-        metrics = [(metric.name, metric.unit) for metric in of_task[0].metrics]
+        metrics = [(metric.name, metric.unit) for metric in of_task[0].metrics if not metric.at]
         rows = [
             (
                 result.run,
@@ -54,6 +54,15 @@ def show_scores(results: Sequence[Evaluation]) -> None:
         title = f"{task} on split {first.split}: {count_text(first.clips_scored, 'clip')}"
         columns = ("run", "temporal", "form", main, "95 % interval", *rest)
         console.show_table(title, columns, rows, justify="lllrl" + "r" * len(rest))
+        _show_places(
+            first.metrics,
+            {
+                f"{result.run}, {form}" if len(result.forms) > 1 else result.run: scores
+                for result in of_task
+                for form, scores in result.forms.items()
+            }
+            | {name: scores.metrics for name, scores in baselines.items()},
+        )
         for result in of_task:
             _show_gains(result)
     for result in results:
@@ -72,6 +81,27 @@ def show_scores(results: Sequence[Evaluation]) -> None:
                 f"{result.run}: {count_text(result.clips_without_truth, 'clip')} left out: "
                 "they have nothing to score"
             )
+
+
+def _show_places(
+    metrics: Sequence[MetricFacts], scores: Mapping[str, Mapping[str, Interval]]
+) -> None:
+    """Metrics that are measured in several places of an axis, such as the skill of a forecast over
+    its horizons: a table for each, with a row for each of `scores`."""
+    from pipeline.cli import console
+
+    places: dict[str, dict[str, str]] = {}
+    for metric in metrics:
+        if metric.at:
+            places.setdefault(metric.name.removesuffix(f", {metric.at}"), {})[metric.at] = (
+                metric.name
+            )
+    for base, names in places.items():
+        rows = [
+            (answer, *(f"{of_answer[name].score:.3f}" for name in names.values()))
+            for answer, of_answer in scores.items()
+        ]
+        console.show_table(base, ("answer", *names), rows, justify="l" + "r" * len(names))
 
 
 def _show_gains(result: Evaluation) -> None:
@@ -124,13 +154,14 @@ def show_baselines(results: Sequence[BaselineEvaluation]) -> None:
     from pipeline.cli import console
 
     first = results[0]
+    metrics = [metric for metric in first.metrics if not metric.at]
     (main, *rest) = [
-        f"{metric.name} ({metric.unit})" if metric.unit else metric.name for metric in first.metrics
+        f"{metric.name} ({metric.unit})" if metric.unit else metric.name for metric in metrics
     ]
     rows = []
     for result in results:
         for name, scores in result.baselines.items():
-            score, *others = [scores.metrics[metric.name] for metric in result.metrics]
+            score, *others = [scores.metrics[metric.name] for metric in metrics]
             gain = scores.over_trivial
             rows.append(
                 (
@@ -147,6 +178,9 @@ def show_baselines(results: Sequence[BaselineEvaluation]) -> None:
     clips, videos = count_text(first.clips_scored, "clip"), count_text(first.videos, "video")
     title = f"{first.task} on split {first.split}, without training: {clips} of {videos}"
     console.show_table(title, columns, rows, justify="llrlrl" + "r" * len(rest), keys=2, cut=4)
+    for result in results:
+        named = {name: scores.metrics for name, scores in result.baselines.items()}
+        _show_places(first.metrics, named)
     for result in results:
         if result.clips_skipped:
             console.say(

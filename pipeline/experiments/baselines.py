@@ -10,10 +10,12 @@ import numpy as np
 
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
+from pipeline.datasets.manifest.targets import TOKENS
 from pipeline.experiments.resampling import BootstrapTable, PointScores, interval_of
 from pipeline.experiments.seed_variance import SeedVariance
 from pipeline.models.step_memory import evaluation_batch
-from pipeline.models.tasks.contract import make_task
+from pipeline.models.tasks.contract import TaskPlugin, make_task
+from pipeline.models.video_model import with_truth
 from pipeline.train.bootstrap import TIE, Interval
 from pipeline.train.compatibility import check, require_truth
 from pipeline.train.evaluate import (
@@ -22,11 +24,11 @@ from pipeline.train.evaluate import (
     MetricFacts,
     Scores,
     metric_facts,
-    trivial_statistics,
     untrained_answers,
 )
 from pipeline.train.run import CacheFacts
-from pipeline.train.setup import RunContext
+from pipeline.train.setup import RunContext, trivial_statistics
+from pipeline.train.windows.windows import Windows
 
 NO_SEEDS = SeedVariance(common=0.0, common_freedom=1, own=0.0, own_freedom=1)
 """What is not trained has no seeds that could have been others."""
@@ -66,18 +68,18 @@ def evaluate_baselines(
     """Scores of the answers that need no training, on the windows on which a run of the recipe
     would be scored, for every layer of the cache. Nothing is written. Raises BadInput where recipe,
     cache and manifest do not fit together."""
-    cache, manifest, training = context.cache, context.manifest, recipe.training
+    cache, manifest = context.cache, context.manifest
     check([recipe], cache, manifest)
-    task = make_task(recipe, manifest.labels)
-    windows = context.windows(split, recipe, task, cache.shape.layers)
-    require_truth(task, windows)
-    statistics = trivial_statistics(task, recipe, context, split)
-    table = Scores(windows, task, cache.shape.layers)
-    for batch in windows.evaluation(evaluation_batch(training.batch_size // training.accumulate)):
-        device_batch = windows.on_device(batch, context.device)
-        table.add(batch, {}, untrained_answers(task, statistics, windows, batch, device_batch))
-    table.finish()
-    clips = table.of_clips(task.metrics[0].name)
+    task, all_layers = make_task(recipe, manifest.labels), cache.shape.layers
+    baselines: dict[str, BaselineScores] = {}
+    # Where tokens are the truth, every layer has its own.
+    for layers in [(layer,) for layer in all_layers] if TOKENS in task.needs else [all_layers]:
+        windows = context.windows(split, recipe, task, layers)
+        task.require_windows(recipe.windows, windows.step_s)
+        require_truth(task, windows)
+        table = _untrained_scores(task, recipe, context, windows, layers)
+        clips = table.of_clips(task.metrics[0].name)
+        baselines |= table.baselines(clips)
     return BaselineEvaluation(
         cache=CacheFacts.of(cache),
         split=split,
@@ -86,8 +88,23 @@ def evaluate_baselines(
         clips_scored=len(clips),
         clips_skipped=len(windows.index.skipped),
         videos=len({scores.video for scores in clips.values()}),
-        baselines=table.baselines(clips),
+        baselines=baselines,
     )
+
+
+def _untrained_scores(
+    task: TaskPlugin, recipe: Recipe, context: RunContext, windows: Windows, layers: Sequence[int]
+) -> Scores:
+    """The scores of all answers without training on `windows`, which hold `layers`."""
+    statistics = trivial_statistics(task, recipe, context, windows.split, layers)
+    table, training, shape = Scores(windows, task, layers), recipe.training, windows.cache.shape
+    for batch in windows.evaluation(evaluation_batch(training.batch_size // training.accumulate)):
+        device_batch = windows.on_device(batch, context.device)
+        whole = with_truth(batch, device_batch, task, layers[-1])
+        answers = untrained_answers(task, statistics, shape.grid_hw, whole, device_batch, layers)
+        table.add(whole, {}, answers)
+    table.finish()
+    return table
 
 
 def baseline_rows(evaluation: Evaluation, clips: Sequence[str]) -> dict[str, PointScores]:

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
-from pipeline.datasets.manifest.targets import MAPPED, Arrays, collate
+from pipeline.datasets.manifest.targets import MAPPED, TOKENS, Arrays, collate
 from pipeline.models.tasks.contract import TaskPlugin, make_task
 from pipeline.models.video_model import VideoModel, layers_read, parameter_groups
 from pipeline.records import OnDevice, TokenShape
@@ -38,6 +38,8 @@ OVERHEAD = 1.15
 over the shipped recipes."""
 STARTED_BYTES = 110 * 10**6
 """What the first step brings in: libraries, threads, and what these keep."""
+SECONDS = 4.0
+"""Length of a window whose times are not known yet."""
 EXAMPLES = 64
 """Objects and points of a window whose truth is not known yet: more than a task takes of them."""
 MASKED = (
@@ -263,7 +265,7 @@ def _training_peak(live: _LiveBytes, model: VideoModel, task: TaskPlugin, batch:
     before = live.peak_from_now()
     predictions = model.train().predict(batch, task)
     losses = [
-        task.loss(form, prediction.float(), batch.targets)
+        task.loss(form, prediction.float(), model.truth(batch, task))
         for form, prediction in predictions.items()
     ]
     torch.stack(losses).sum().backward()
@@ -308,6 +310,8 @@ def example_truth(task: TaskPlugin, frames: int) -> Arrays:
     for name in task.needs:
         if name == "label":
             truth["label"] = np.array(0)
+        elif name == TOKENS:
+            truth["seen_s"] = np.arange(frames) * SECONDS / max(1, frames - 1)
         elif name == "depth_m":
             side = task.dense_px or 1
             truth["depth_m"] = np.ones((frames, side, side), np.float32)

@@ -8,6 +8,7 @@ recorded layer, ascending.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from pipeline.config.recipe import PARTS, Part, Recipe
-from pipeline.datasets.manifest.targets import Arrays
+from pipeline.datasets.manifest.targets import TOKENS, Arrays
 from pipeline.errors import BadInput
 from pipeline.models.mixers import layer_mixer
 from pipeline.models.tasks.contract import (
@@ -28,7 +29,7 @@ from pipeline.models.tasks.contract import (
     TaskPlugin,
 )
 from pipeline.models.temporal.contract import NotFinite, State, TemporalModule, make_temporal
-from pipeline.records import OnDevice, TokenShape
+from pipeline.records import Batch, OnDevice, TokenShape
 
 
 class StreamState(NamedTuple):
@@ -109,10 +110,16 @@ class VideoModel(nn.Module):
         """The prediction of every form for windows as they come from a cache, which may hold more
         layers than the model reads."""
         patches = [device_batch.patches[layer] for layer in self.layers]
-        predictions: dict[str, torch.Tensor] = self(
-            device_batch.special_BTSD, patches, task.query(device_batch.targets)
-        )
+        query = task.query(self.truth(device_batch, task))
+        predictions: dict[str, torch.Tensor] = self(device_batch.special_BTSD, patches, query)
         return predictions
+
+    def truth(self, device_batch: OnDevice, task: TaskPlugin) -> dict[str, torch.Tensor]:
+        """The targets of windows; where tokens are the truth, those of the last layer that is
+        read."""
+        if TOKENS not in task.needs:
+            return device_batch.targets
+        return device_batch.targets | {TOKENS: device_batch.patches[self.layers[-1]].float()}
 
     def answers(self, device_batch: OnDevice, task: TaskPlugin) -> Arrays:
         """form -> predictions as the task scores them, on the CPU. Raises NotFinite where one holds
@@ -191,6 +198,15 @@ class VideoModel(nn.Module):
         if self.use_special_tokens:
             tokens = torch.cat([special.to(dtype), tokens], dim=-2)
         return self.projection(tokens)
+
+
+def with_truth(batch: Batch, device_batch: OnDevice, task: TaskPlugin, layer: int) -> Batch:
+    """The batch with its whole truth on the CPU, as the task scores by it; where tokens are the
+    truth, those of `layer`."""
+    if TOKENS not in task.needs:
+        return batch
+    tokens = device_batch.patches[layer].float().cpu().numpy()
+    return replace(batch, targets=batch.targets | {TOKENS: tokens})
 
 
 def array_of_answer(form: str, answer: torch.Tensor) -> np.ndarray:

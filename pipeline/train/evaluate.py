@@ -5,10 +5,9 @@ The interval is a percentile bootstrap over *videos*: clips of one are not indep
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
@@ -22,24 +21,21 @@ from pipeline.cache.cache import Cache
 from pipeline.cache.storage.local import write_atomically
 from pipeline.config.json_files import read_json, to_json
 from pipeline.config.plugins import Settings
-from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.manifest import Manifest
-from pipeline.datasets.manifest.targets import Arrays, collate
+from pipeline.datasets.manifest.targets import TOKENS, Arrays, collate
 from pipeline.errors import BadInput
 from pipeline.models.step_memory import evaluation_batch
 from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.models.temporal.contract import NotFinite
-from pipeline.models.video_model import VideoModel
+from pipeline.models.video_model import VideoModel, with_truth
 from pipeline.records import Batch, OnDevice
 from pipeline.train.bootstrap import TIE, Interval, interval
 from pipeline.train.compatibility import check, require_truth
 from pipeline.train.run import CacheFacts, Run, load_model, loss_fall
-from pipeline.train.setup import RunContext
+from pipeline.train.setup import RunContext, task_key, trivial_statistics
 from pipeline.train.trainer import weighted_sum
 from pipeline.train.windows.windows import Windows
 
-TRIVIAL_WINDOWS = 512
-"""Training windows whose truth the trivial answer may look at."""
 TRIVIAL = "trivial"
 """Name of the trivial answer among the forms and the baselines."""
 
@@ -53,6 +49,7 @@ class MetricFacts(Settings):
     unit: str
     worst: float | None = None
     """None: there is no such end, or it was not written down yet."""
+    at: str = ""
 
     @property
     def range(self) -> tuple[float, float]:
@@ -147,9 +144,11 @@ class Evaluation(Settings):
 
     @property
     def measure(self) -> dict[str, Any]:
-        """The facts that are equal in evaluations whose scores can be compared. A metric's worst
-        score is left out, since older files lack it."""
-        metrics = [metric.model_dump(mode="json", exclude={"worst"}) for metric in self.metrics]
+        """The facts that are equal in evaluations whose scores can be compared. What older
+        files lack is left out."""
+        metrics = [
+            metric.model_dump(mode="json", exclude={"worst", "at"}) for metric in self.metrics
+        ]
         return {"task": self.task, "split": self.split, "metrics": metrics}
 
 
@@ -195,23 +194,32 @@ class Scoring:
     def evaluations(self) -> list[Evaluation]:
         """Scores all runs from one read of each batch, and writes what came out into their
         folders. Raises BadInput where runs, cache and manifest do not fit together."""
-        context, keys = self.context, list(map(_task_key, self.runs))
+        context, keys = self.context, self._task_keys
         check([run.recipe for run in self.runs], context.cache, context.manifest, self.runs)
         require_truth(self.loaded[0][1], self.windows)
         tables = [Scores(self.windows, task, model.layers) for model, task in self.loaded]
         settings = [run.recipe.training for run in self.runs]
         size = min(evaluation_batch(each.batch_size // each.accumulate) for each in settings)
-        tasks = {key: task for key, (_, task) in zip(keys, self.loaded, strict=True)}
+        tasks = dict(zip(keys, self.loaded, strict=True))
         for batch in self.windows.evaluation(size):
             device_batch = self.windows.on_device(batch, context.device)
+            whole = {
+                key: with_truth(batch, device_batch, task, model.layers[-1])
+                for key, (model, task) in tasks.items()
+            }
             untrained = {
                 key: untrained_answers(
-                    task, self.statistics[key], self.windows, batch, device_batch
+                    task,
+                    self.statistics[key],
+                    self.context.cache.shape.grid_hw,
+                    whole[key],
+                    device_batch,
+                    model.layers,
                 )
-                for key, task in tasks.items()
+                for key, (model, task) in tasks.items()
             }
             for table, key, (model, task) in zip(tables, keys, self.loaded, strict=True):
-                table.add(batch, model.answers(device_batch, task), untrained[key])
+                table.add(whole[key], model.answers(device_batch, task), untrained[key])
         return [
             _written(run, table, self.checkpoint, self.statistics[key])
             for run, table, key in zip(self.runs, tables, keys, strict=True)
@@ -219,7 +227,7 @@ class Scoring:
 
     def trivial_score(self) -> float:
         """First metric of the trivial answer to the first run's task. No tokens are read for it."""
-        (_, task), statistics = self.loaded[0], self.statistics[_task_key(self.runs[0])]
+        (_, task), statistics = self.loaded[0], self.statistics[self._task_keys[0]]
         total = weight = 0.0
         for ref in self.windows.order.evaluation():
             truth = self.windows.truth([ref])
@@ -245,38 +253,44 @@ class Scoring:
         """What the trivial answer to every run's task may know, read once for tasks that are
         equal."""
         by_task = dict[str, Arrays]()
-        for run, (_, task) in zip(self.runs, self.loaded, strict=True):
-            if _task_key(run) not in by_task:
-                statistics = trivial_statistics(task, run.recipe, self.context, self.split)
-                by_task[_task_key(run)] = statistics
+        for key, run, (model, task) in zip(self._task_keys, self.runs, self.loaded, strict=True):
+            if key not in by_task:
+                by_task[key] = trivial_statistics(
+                    task, run.recipe, self.context, self.split, model.layers
+                )
         return by_task
 
-
-def trivial_statistics(task: TaskPlugin, recipe: Recipe, context: RunContext, split: str) -> Arrays:
-    """The facts that the trivial answer may know: truth of training windows, or of the split itself
-    where there is no training split."""
-    where = "train" if "train" in context.manifest.splits else split
-    # Clips that the cache does not cover are no error here: fewer windows do as well.
-    windows = replace(context, allow_missing=True).windows(where, recipe, task, [])
-    refs = windows.order.some_of_evaluation(TRIVIAL_WINDOWS)
-    return task.statistics(windows.truth([ref]) for ref in refs)
+    @cached_property
+    def _task_keys(self) -> list[str]:
+        """Of every run; equal for runs whose answers without training are."""
+        return [
+            task_key(run.recipe, task, model.layers)
+            for run, (model, task) in zip(self.runs, self.loaded, strict=True)
+        ]
 
 
 def untrained_answers(
-    task: TaskPlugin, statistics: Arrays, windows: Windows, batch: Batch, device_batch: OnDevice
+    task: TaskPlugin,
+    statistics: Arrays,
+    grid_hw: tuple[int, int],
+    batch: Batch,
+    device_batch: OnDevice,
+    layers: Sequence[int],
 ) -> dict[str, dict[int | None, np.ndarray]]:
-    """Name of a baseline -> layer -> its answers to a batch, for all layers that are read; the
-    trivial one, first, has no layer."""
+    """Name of a baseline -> layer -> its answers to a batch, for all layers that are there; the
+    trivial one, first, has no layer. `batch` has its whole truth, which is of the last of `layers`
+    where it is tokens; then baselines look at that one alone."""
     answers: dict[str, dict[int | None, np.ndarray]] = {
         TRIVIAL: {None: task.trivial(batch.targets, statistics)}
     }
-    query, grid_hw = task.query(device_batch.targets), windows.cache.shape.grid_hw
+    query = task.query(device_batch.targets)
+    looked_at = layers[-1:] if TOKENS in task.needs else tuple(device_batch.patches)
     with torch.inference_mode():
         for name, baseline in task.baselines.items():
-            answers[name] = {
-                layer: baseline(patches.unflatten(2, grid_hw), query).cpu().numpy()
-                for layer, patches in device_batch.patches.items()
-            }
+            for layer in looked_at:
+                tokens_BThwD = device_batch.patches[layer].unflatten(2, grid_hw)
+                answer = baseline(tokens_BThwD, query, statistics)
+                answers.setdefault(name, {})[layer] = answer.cpu().numpy()
     return answers
 
 
@@ -289,11 +303,6 @@ def _written(run: Run, table: Scores, checkpoint: str, statistics: Arrays) -> Ev
         write_atomically(run.path / f"answers-{split}.safetensors", save(table.answers))
     write_atomically(run.path / f"evaluation-{split}.json", to_json(evaluation))
     return evaluation
-
-
-def _task_key(run: Run) -> str:
-    """Equal for runs whose answers without training are."""
-    return json.dumps(run.recipe.task.table(), sort_keys=True)
 
 
 def metric_facts(task: TaskPlugin) -> tuple[MetricFacts, ...]:
@@ -313,7 +322,9 @@ class Scores:
         self.layer_of: dict[str, int | None] = {}
         """Name of a baseline, with its layer in it -> the layer."""
         self.weight, self.clip = np.zeros(0), np.zeros(0, np.int64)
-        """The weight of every window, and the index of its clip."""
+        """The weight of every window in the first metric, and the index of its clip."""
+        self.weights: dict[str, np.ndarray] = {}
+        """metric -> the weight of every window."""
         self.answers: Arrays = {}
         """form -> answer to every window, where the task keeps them; and `time_s`, (windows, T),
         when its frames appear, in seconds after the first frame of their video."""
@@ -321,13 +332,17 @@ class Scores:
         self._rows: dict[str, list[np.ndarray]] = {form: [] for form in task.forms}
         self._times_s: list[np.ndarray] = []
         self._weights: list[np.ndarray] = []
+        self._metric_weights: dict[str, list[np.ndarray]] = {}
         self._clips: list[np.ndarray] = []
 
     def add(
         self, batch: Batch, answers: Arrays, untrained: dict[str, dict[int | None, np.ndarray]]
     ) -> None:
         """Scores the answers of a run to one batch, by form, and those of `untrained_answers`."""
-        self._weights.append(self.task.weight(batch.targets))
+        weights = self.task.metric_weights(batch.targets)
+        self._weights.append(weights[self.task.metrics[0].name])
+        for metric, weight in weights.items():
+            self._metric_weights.setdefault(metric, []).append(weight)
         self._clips.append(batch.clip_index)
         for form, answer in answers.items():
             self._score(form, answer, batch)
@@ -344,13 +359,14 @@ class Scores:
 
     def _score(self, form: str, answer: np.ndarray, batch: Batch) -> None:
         for metric, values in self.task.score(answer, batch.targets).items():
-            _require_finite(form, metric, values[self._weights[-1] > 0])
+            _require_finite(form, metric, values[self._metric_weights[metric][-1] > 0])
             self._columns.setdefault((form, metric), []).append(values)
 
     def finish(self) -> None:
         """Puts together what `add` has collected; to be called once, after the last batch."""
         self.values = {key: np.concatenate(parts) for key, parts in self._columns.items()}
         self.weight, self.clip = np.concatenate(self._weights), np.concatenate(self._clips)
+        self.weights = {key: np.concatenate(parts) for key, parts in self._metric_weights.items()}
         if self._times_s:
             rows = zip(*self._rows.values(), strict=True)
             self.answers = collate([dict(zip(self._rows, row, strict=True)) for row in rows])
@@ -358,7 +374,7 @@ class Scores:
 
     def interval(self, form: str, metric: str) -> Interval:
         """Mean of a metric in one form over all windows, with its interval over videos."""
-        return interval(self.values[form, metric], self._videos, self.weight)
+        return interval(self.values[form, metric], self._videos, self.weights[metric])
 
     def gain(self, form: str, baseline: str) -> Interval:
         """How much better the first metric is in one form than in another, videos resampled;

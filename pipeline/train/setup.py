@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -17,6 +17,7 @@ from pipeline.cache.storage.local import write_atomically
 from pipeline.config.json_files import sealed_json, to_json
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.manifest import Manifest
+from pipeline.datasets.manifest.targets import TOKENS, Arrays
 from pipeline.errors import BadInput
 from pipeline.models.step_memory import EVAL_BATCH, TrainingMemory
 from pipeline.models.tasks.contract import TaskPlugin, make_task
@@ -29,6 +30,11 @@ from pipeline.train.weights.initial import initial_weights
 from pipeline.train.weights.seen_videos import VIDEOS_FILE, SeenVideos
 from pipeline.train.windows.reader import BATCHES_IN_MEMORY
 from pipeline.train.windows.windows import Windows
+
+TRIVIAL_WINDOWS = 512
+"""Training windows whose truth the trivial answer may look at."""
+TOKEN_WINDOWS = 128
+"""The same, where truth is tokens, which are large."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ def open_windows(
     windows, held_out = (
         context.windows(split, recipes[0], tasks[0], layers) for split in ("train", "val")
     )
+    tasks[0].require_windows(recipes[0].windows, windows.step_s)
     windows.require_views(recipes[0].task.name, tasks[0].mirrorable)
     require_truth(tasks[0], held_out)
     return tasks, windows, held_out
@@ -92,13 +99,18 @@ def make_trainers(
 ) -> list[Trainer]:
     """A trainer for each recipe, whose run is in its folder, which is made or opened. `tasks` are
     those of the recipes, in order. `say` is told what is not known of initial weights."""
-    trainers, notes = [], dict[str, None]()
+    trainers, notes, known = [], dict[str, None](), dict[str, Arrays]()
     for (path, recipe), task in zip(recipes.items(), tasks, strict=True):
         initial = initial_weights(recipe, context.cache, context.manifest, path)
         torch.manual_seed(recipe.training.seed)
         model = VideoModel(recipe, context.cache.shape, task)
         if "temporal" not in model.taken_over and not (path / "last.json").is_file():
             model.temporal.load_released()
+        if TOKENS in task.needs:
+            key = task_key(recipe, task, model.layers)
+            if key not in known:
+                known[key] = trivial_statistics(task, recipe, context, "train", model.layers)
+            task.fit(known[key])
         facts = before = None
         if initial is not None:
             facts, before = initial.facts, initial.seen
@@ -114,6 +126,27 @@ def make_trainers(
     for note in notes if context.ranks.is_first else ():
         say(note)
     return trainers
+
+
+def task_key(recipe: Recipe, task: TaskPlugin, layers: Sequence[int]) -> str:
+    """Equal for runs whose answers without training are; `layers` are those that the model
+    reads."""
+    truth_layer = layers[-1] if TOKENS in task.needs else None
+    return json.dumps([recipe.task.table(), truth_layer], sort_keys=True)
+
+
+def trivial_statistics(
+    task: TaskPlugin, recipe: Recipe, context: RunContext, split: str, layers: Sequence[int]
+) -> Arrays:
+    """The facts that the trivial answer may know: truth of training windows, or of the split itself
+    where there is no training split. `layers` are those that the model reads."""
+    where = "train" if "train" in context.manifest.splits else split
+    is_tokens = TOKENS in task.needs
+    # Clips that the cache does not cover are no error here: fewer windows do as well.
+    read = layers[-1:] if is_tokens else ()
+    windows = replace(context, allow_missing=True).windows(where, recipe, task, read)
+    refs = windows.order.some_of_evaluation(TOKEN_WINDOWS if is_tokens else TRIVIAL_WINDOWS)
+    return task.statistics(windows.truth([ref]) for ref in refs)
 
 
 def _header(

@@ -25,7 +25,7 @@ from pipeline.errors import BadInput, StillframeError
 from pipeline.models.mixers import Moments, TokenNorm
 from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.models.temporal.contract import NotFinite
-from pipeline.models.video_model import VideoModel, parameter_groups
+from pipeline.models.video_model import VideoModel, parameter_groups, with_truth
 from pipeline.records import Batch, OnDevice
 from pipeline.timing import Timed
 from pipeline.train.distributed import Ranks
@@ -140,8 +140,9 @@ class Trainer:
             nan = torch.tensor(math.nan, device=self.device)
             self._losses = dict.fromkeys(self.task.forms, nan)
             return
+        truth = self.model.truth(device_batch, self.task)
         losses = {
-            form: self.task.loss(form, prediction.float(), device_batch.targets)
+            form: self.task.loss(form, prediction.float(), truth)
             for form, prediction in predictions.items()
         }
         for form, loss in losses.items():
@@ -190,14 +191,15 @@ class Trainer:
     def score_sums(self, batch: Batch, device_batch: OnDevice) -> torch.Tensor:
         """(forms + 1,) float64: of one batch, the weighted sum of the first metric in every form,
         then that of the weights. NaN where there are no answers."""
-        metric, weights = self.task.metrics[0].name, self.task.weight(batch.targets)
+        targets = with_truth(batch, device_batch, self.task, self.model.layers[-1]).targets
+        metric, weights = self.task.metrics[0].name, self.task.weight(targets)
         try:
             answers = self.model.eval().answers(device_batch, self.task)
         except NotFinite as error:
             self.pending_error = error
             return torch.full((len(self.task.forms) + 1,), math.nan, dtype=torch.float64)
         sums = [
-            weighted_sum(self.task.score(answer, batch.targets)[metric], weights)
+            weighted_sum(self.task.score(answer, targets)[metric], weights)
             for answer in answers.values()
         ]
         return torch.tensor([*sums, weights.sum()], dtype=torch.float64)

@@ -12,17 +12,30 @@ from safetensors.torch import load_file
 from support.paths import GOLDEN
 
 from pipeline.config import plugins
-from pipeline.datasets.manifest.targets import collate
+from pipeline.datasets.manifest.targets import TOKENS, collate
 from pipeline.errors import BadInput
 from pipeline.models.tasks.classify import FrameLogits, Settings, Task, WindowLogits
-from pipeline.models.tasks.contract import STREAMING, WINDOW, StreamingReadout, TaskPlugin
+from pipeline.models.tasks.contract import (
+    PATCHES,
+    STREAMING,
+    WINDOW,
+    Query,
+    StreamingReadout,
+    TaskPlugin,
+)
 from pipeline.records import TokenShape
 from pipeline.train.evaluate import MetricFacts
 
 NAMES = plugins.names("task")
 LABELS = ("1", "2", "3", "5", "8")
 """Numbers, so that a task may read them as such."""
-SMALL = {"readout_width": 16, "heads": 2, "hidden": 8, "size_px": 16}
+SMALL = {
+    "readout_width": 16,
+    "heads": 2,
+    "hidden": 8,
+    "size_px": 16,
+    "horizons_s": (0.5,),
+}
 B, T, N, D = 6, 4, 5, 8
 SHAPE = TokenShape(width=6, grid_hw=(2, 2), special_tokens=1, layers=(1,))
 
@@ -67,6 +80,7 @@ def window_targets(task: TaskPlugin, seed: int) -> dict[str, np.ndarray]:
         },
         "depth_m": {"depth_m": rng.uniform(0.5, 5, (T, side, side)).astype(np.float32)},
         "pose": {"pose": pose, "pose_valid": np.ones(T, bool)},
+        "tokens": {"seen_s": 0.25 * np.arange(T)},
     }
     return {key: array for name in task.needs for key, array in known[name].items()}
 
@@ -74,7 +88,17 @@ def window_targets(task: TaskPlugin, seed: int) -> dict[str, np.ndarray]:
 def example(task: TaskPlugin) -> dict[str, torch.Tensor]:
     """Targets of B windows, as a batch holds them in evaluation."""
     prepared = collate([task.prepare(window_targets(task, seed), None) for seed in range(B)])
-    return {name: torch.from_numpy(array) for name, array in prepared.items()}
+    targets = {name: torch.from_numpy(array) for name, array in prepared.items()}
+    if TOKENS in task.needs:  # which the cache adds
+        generator = torch.Generator().manual_seed(0)
+        targets[TOKENS] = torch.randn(B, T, SHAPE.patch_tokens, SHAPE.width, generator=generator)
+    return targets
+
+
+def told(task: TaskPlugin, targets: dict[str, torch.Tensor]) -> Query:
+    """What a readout is told of a window."""
+    seen = {PATCHES: targets[TOKENS]} if task.sees_patches else {}
+    return task.query(targets) | seen
 
 
 def on_host(targets: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
@@ -92,7 +116,7 @@ def mean_score(task: TaskPlugin, answer: np.ndarray, targets: dict[str, np.ndarr
 def fitted(task: TaskPlugin, form: str, targets: dict[str, torch.Tensor]) -> torch.Tensor:
     """A prediction that minimises the loss itself, without any model."""
     torch.manual_seed(0)
-    shape = task.readout(form, D, T, SHAPE)(torch.randn(B, T, N, D), task.query(targets)).shape
+    shape = task.readout(form, D, T, SHAPE)(torch.randn(B, T, N, D), told(task, targets)).shape
     prediction = torch.zeros(shape).normal_(0, 0.1).requires_grad_()
     optimizer = torch.optim.Adam([prediction], lr=0.05)
     for _ in range(400):
@@ -132,11 +156,14 @@ def test_a_baseline_answers_as_the_task_does_from_tokens_and_query_alone(name):
     task = make(name)
     targets, generator = example(task), torch.Generator().manual_seed(0)
     truth = on_host(targets)
-    trivial = task.trivial(truth, task.statistics(iter([truth])))
+    statistics = task.statistics(iter([truth]))
+    trivial = task.trivial(truth, statistics)
     for key, baseline in task.baselines.items():
         assert key.isidentifier() and key != "trivial", "it is a word, shown beside the trivial one"
         tokens = torch.randn(B, T, 3, 4, D, generator=generator)
-        answer = baseline(tokens, task.query(targets)).numpy()
+        if TOKENS in task.needs:
+            tokens = targets[TOKENS].unflatten(2, (2, 2))
+        answer = baseline(tokens, task.query(targets), statistics).numpy()
         assert answer.shape == trivial.shape and np.isfinite(answer).all()
         for metric, values in task.score(answer, truth).items():
             assert np.isfinite(values[task.weight(truth) > 0]).all(), metric
@@ -199,7 +226,7 @@ def test_scores_of_parts_are_the_scores_of_the_whole(name, form):
     task = make(name)
     targets = example(task)
     torch.manual_seed(0)
-    prediction = task.readout(form, D, T, SHAPE)(torch.randn(B, T, N, D), task.query(targets))
+    prediction = task.readout(form, D, T, SHAPE)(torch.randn(B, T, N, D), told(task, targets))
     answer = task.answer(form, prediction).detach().numpy()
     whole, weight = task.score(answer, on_host(targets)), task.weight(on_host(targets))
     for part in (slice(0, 2), slice(2, B)):
@@ -214,12 +241,15 @@ def test_loss_reaches_every_parameter_of_the_readout(name, form):
     task = make(name)
     torch.manual_seed(0)
     readout = task.readout(form, D, T, SHAPE)
+    for parameter in readout.parameters():
+        if not parameter.any():  # a last layer may be zero before training
+            torch.nn.init.normal_(parameter, std=0.1)
     targets = example(task)
     x = torch.randn(B, T, N, D, requires_grad=True)
-    prediction = readout(x, task.query(targets))
-    assert prediction.shape[: 2 if form == STREAMING else 1] == (
-        (B, T) if form == STREAMING else (B,)
-    )
+    prediction = readout(x, told(task, targets))
+    assert len(prediction) == B
+    if form == STREAMING and TOKENS not in task.needs:  # which are asked for by pairs of frames
+        assert prediction.shape[1] == T
     loss = task.loss(form, prediction, targets)
     assert loss.shape == () and torch.isfinite(loss)
     loss.backward()
@@ -235,10 +265,13 @@ def test_streaming_readout_agrees_frame_by_frame(name):
     torch.manual_seed(0)
     readout = task.readout(STREAMING, D, T, SHAPE).eval()
     assert isinstance(readout, StreamingReadout)
-    x, query = torch.randn(B, T, N, D), task.query(example(task))
-    whole, state = readout(x, query), readout.start(query)
+    x, targets = torch.randn(B, T, N, D), example(task)
+    query = {} if TOKENS in task.needs else task.query(targets)
+    seen = {PATCHES: targets[TOKENS]} if task.sees_patches else {}
+    whole, state = readout(x, query | seen), readout.start(query)
     for t in range(T):
-        prediction, state = readout.step(x[:, t], state)
+        seen_now = {name: patches[:, t] for name, patches in seen.items()}
+        prediction, state = readout.step(x[:, t], state | seen_now)
         torch.testing.assert_close(prediction, whole[:, t], atol=1e-5, rtol=0)
 
 
@@ -255,7 +288,7 @@ def test_nothing_valid_counts_nothing_and_costs_nothing(name):
     for form in task.forms:
         torch.manual_seed(0)
         readout = task.readout(form, D, T, SHAPE)
-        prediction = readout(torch.randn(B, T, N, D), task.query(targets))
+        prediction = readout(torch.randn(B, T, N, D), told(task, targets))
         loss = task.loss(form, prediction, targets)
         assert torch.isfinite(loss)
         loss.backward()

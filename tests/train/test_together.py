@@ -155,6 +155,7 @@ TRUTH = {
     "pose": np.tile(np.eye(4), (4, 1, 1)),
     "pose_valid": np.ones(4, bool),
     "label": np.array(0),
+    "seen_s": 0.5 * np.arange(4),
 }
 UNUSUAL = {
     "size_px": 32,

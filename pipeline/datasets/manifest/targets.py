@@ -14,6 +14,11 @@ Per window, time first; what does not hold of a frame is zero and its mask False
     pose          (T, 4, 4)  float64  camera to world
     pose_valid    (T,)       bool     known at this time
     time_s        (T,)       float64  beside poses: when the frames are shown
+    tokens        (T, P, D)  float32  the cached patches of the frames themselves, as they left the
+                                      codec; they come from the cache, after `prepare`
+    seen_s        (T,)       float64  beside tokens: seconds of window time at which the model sees
+                                      the frames, from the first one on; never descending, and equal
+                                      where a frame repeats
 """
 
 from __future__ import annotations
@@ -37,6 +42,8 @@ CLIPS_IN_MEMORY = 1024
 """Clips whose boxes, points and poses are kept once read; depth is read frame by frame."""
 TIE_PX = 1e-6
 """Places this close to the border of a pixel are on it."""
+TOKENS = "tokens"
+"""The truth that every cache holds of itself."""
 STORED = {
     "boxes": ("boxes",),
     "points": ("points", "visible"),
@@ -99,6 +106,8 @@ class Targets:
         for name in self.wanted.needs:
             if name == "label":
                 sampled["label"] = np.array(self.number.get(clip.label or "", -1), np.int64)
+            elif name == TOKENS:
+                sampled["seen_s"] = seen_s(time_s_T, clip.speed)
             elif name == "depth_m":
                 assert self.wanted.dense_px is not None
                 sampled["depth_m"] = self._depth(
@@ -129,7 +138,7 @@ class Targets:
         names = [
             part
             for name in self.wanted.needs
-            if name not in ("label", "depth_m")
+            if name not in ("label", "depth_m", TOKENS)
             for part in STORED[name]
         ]
         with self._reading() as file:
@@ -144,6 +153,8 @@ class Targets:
     def _has(self, clip: Clip, name: str) -> bool:
         if name == "label":
             return clip.label is not None
+        if name == TOKENS:
+            return True
         if not self.manifest.has_targets:
             return False
         with self._reading() as file:
@@ -161,6 +172,16 @@ class Targets:
             except OSError as error:
                 path = self.manifest.folder / TARGETS
                 raise BadInput(f"{path} cannot be read: {error}", REBUILD) from error
+
+
+def seen_s(time_s_T: np.ndarray, speed: float) -> np.ndarray:
+    """(T,) seconds of window time at which a model sees frames of the source times `time_s_T`, in a
+    clip that is played `speed` times as fast: from 0 on, also of frames that are read backwards.
+    Shuffled frames are seen at the times of the frames in order."""
+    steps_s = np.diff(time_s_T)
+    in_order_T = time_s_T if (steps_s >= 0).all() or (steps_s <= 0).all() else np.sort(time_s_T)
+    seconds_T: np.ndarray = np.abs(in_order_T - in_order_T[0]) / speed
+    return seconds_T
 
 
 def nearest_truth(

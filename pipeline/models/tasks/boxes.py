@@ -226,7 +226,7 @@ class Task(TaskPlugin):
     @property
     def baselines(self) -> Mapping[str, Baseline]:
         """likeness: the first frame's boxes, moved to where tokens are like those under them."""
-        return {"likeness": lambda tokens, query: follow_boxes(tokens, to_xyxy(query["box"]))}
+        return {"likeness": lambda tokens, query, _: follow_boxes(tokens, to_xyxy(query["box"]))}
 
     def plain(self, answer: np.ndarray, affine_23: np.ndarray) -> dict[str, Any]:
         """boxes: xyxy of every object, in the source frame."""

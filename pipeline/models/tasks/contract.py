@@ -19,7 +19,7 @@ from torch import nn
 
 from pipeline.config import plugins
 from pipeline.config.plugins import Settings
-from pipeline.config.recipe import Recipe
+from pipeline.config.recipe import Recipe, WindowSettings
 from pipeline.datasets.manifest.targets import Arrays
 from pipeline.errors import BadInput
 from pipeline.records import TokenShape
@@ -30,9 +30,10 @@ PATCHES = "patches"
 Query = dict[str, torch.Tensor]
 """A query is what the readout is told beside the temporal outputs: name -> (B, ...). It is empty
 for most tasks."""
-Baseline = Callable[[torch.Tensor, Query], torch.Tensor]
+Baseline = Callable[[torch.Tensor, Query, Arrays], torch.Tensor]
 """A baseline looks at tokens and learns nothing: patch tokens (B, T, h, w, D) of one layer, in rows
-and columns of the patch grid, and the query -> what `TaskPlugin.answer` gives."""
+and columns of the patch grid, the query, and what `TaskPlugin.statistics` has gathered -> what
+`TaskPlugin.answer` gives."""
 
 
 class Metric(NamedTuple):
@@ -43,6 +44,9 @@ class Metric(NamedTuple):
     unit: str = ""
     worst: float | None = None
     """No prediction scores worse; None: there is no such end."""
+    at: str = ""
+    """The place on an axis where it is measured, such as a horizon, with which its name then ends,
+    behind a comma; "" for one number about all of it."""
 
 
 class StreamingReadout(nn.Module, ABC):
@@ -77,7 +81,8 @@ class TaskPlugin(nn.Module, ABC):
     Settings: ClassVar[type[Settings]]
     needs: ClassVar[tuple[str, ...]]
     """Names of the targets it reads (`datasets/manifest/targets`): `label` is from the manifest,
-    all others from targets.h5."""
+    `tokens` are those of the cache, in the last layer that the model reads, and all others are from
+    targets.h5."""
     metrics: tuple[Metric, ...]
     """The first decides which checkpoint is best and is shown first."""
     keeps_answers: ClassVar[bool] = True
@@ -113,6 +118,10 @@ class TaskPlugin(nn.Module, ABC):
     def dense_px(self) -> int | None:
         """Side of dense targets in the square, for tasks that need such."""
         return None
+
+    def require_windows(self, windows: WindowSettings, step_s: float | None) -> None:
+        """Raises BadInput where windows cannot hold what the task asks for. `step_s`: seconds of
+        window time from one frame to the next, None where they depend on the video."""
 
     def prepare(self, targets: Arrays, rng: np.random.Generator | None) -> Arrays:
         """One window's targets, without the batch axis, as the rest of the task wants them, such as
@@ -174,9 +183,18 @@ class TaskPlugin(nn.Module, ABC):
         """
         return np.ones(len(next(iter(targets.values()))))
 
+    def metric_weights(self, targets: Arrays) -> dict[str, np.ndarray]:
+        """metric -> what each window counts in it; (B,) float64."""
+        return dict.fromkeys((metric.name for metric in self.metrics), self.weight(targets))
+
     def statistics(self, targets: Iterable[Arrays]) -> Arrays:
         """Gathers what the trivial answer knows of the training targets."""
         return {}
+
+    def fit(self, statistics: Arrays) -> None:
+        """Takes in, before training, what `statistics` has gathered of the training truth, for a
+        loss that is measured by it. It is kept with the weights of the readout. Called only where
+        the truth is tokens."""
 
     def trivial_loss(self, statistics: Arrays) -> float | None:
         """The training loss, summed over forms, of the best answer that does not look at the video;

@@ -358,7 +358,9 @@ class Task(TaskPlugin):
         """likeness: each point goes where tokens are like the one at its told place, and is visible
         where one is."""
         return {
-            "likeness": lambda tokens, query: follow_points(tokens, query["point"], query["frame"])
+            "likeness": lambda tokens, query, _: follow_points(
+                tokens, query["point"], query["frame"]
+            )
         }
 
     def plain(self, answer: np.ndarray, affine_23: np.ndarray) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.config.recipe import WindowSettings
-from pipeline.datasets.manifest.targets import Wanted
+from pipeline.datasets.manifest.targets import TOKENS, Wanted
 from pipeline.errors import BadInput
 from pipeline.records import Clip
 from pipeline.train.windows.index import WindowRows
@@ -56,7 +56,7 @@ def require_fitting_truth(settings: WindowSettings, wanted: Wanted | None) -> No
             f"'{directed[0]}' is of one direction of time",
             "leave windows.both_directions out",
         )
-    of_frames = [name for name in needs if name != "label"]
+    of_frames = [name for name in needs if name not in ("label", TOKENS)]
     if of_frames and (settings.shuffle or settings.still is not None):
         control = "shuffle" if settings.shuffle else "still"
         raise BadInput(

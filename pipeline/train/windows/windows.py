@@ -13,7 +13,7 @@ from pipeline.cache.cache import Cache
 from pipeline.cache.layout import AFFINE, in_view
 from pipeline.config.recipe import WindowSettings
 from pipeline.datasets.manifest.manifest import Manifest
-from pipeline.datasets.manifest.targets import Arrays, Targets, Wanted, collate
+from pipeline.datasets.manifest.targets import TOKENS, Arrays, Targets, Wanted, collate
 from pipeline.errors import BadInput, unknown_name
 from pipeline.records import Batch, Clip, OnDevice
 from pipeline.train.windows.controls import as_shown, require_fitting_truth
@@ -110,9 +110,23 @@ class Windows:
         return Batch(self.reader.read(windows), time_s_BT, clip_index, self._truth(windows))
 
     def truth(self, refs: Sequence[WindowRef]) -> Arrays:
-        """The targets of `refs` alone, without their tokens; see
-        `pipeline.datasets.manifest.targets`."""
-        return self._truth([self.locate(ref) for ref in refs])
+        """The targets of `refs` alone; see `pipeline.datasets.manifest.targets`. Tokens are read
+        only where they are the truth: those of the last layer."""
+        windows = [self.locate(ref) for ref in refs]
+        targets = self._truth(windows)
+        if self._targets is None or TOKENS not in self._targets.wanted.needs:
+            return targets
+        _, patches = self.reader.tokens(self.reader.read(windows), torch.device("cpu"))
+        return targets | {TOKENS: patches[-1].float().numpy()}
+
+    @property
+    def step_s(self) -> float | None:
+        """Seconds of window time from one frame to the next; None where they depend on the
+        video."""
+        step = self.settings.step()
+        if step is None or not step.in_rows:
+            return step and step.size
+        return None if self.cache.fps is None else step.size / self.cache.fps
 
     def locate(self, ref: WindowRef) -> WindowRows:
         """The rows and times of one window, as the model sees it."""
