@@ -8,7 +8,14 @@ import torch
 
 from pipeline.config import plugins
 from pipeline.errors import BadInput
-from pipeline.models.tasks.contract import STREAMING, WINDOW, Query, StreamingReadout, TaskPlugin
+from pipeline.models.tasks.contract import (
+    PATCHES,
+    STREAMING,
+    WINDOW,
+    Query,
+    StreamingReadout,
+    TaskPlugin,
+)
 from pipeline.records import TokenShape
 
 B, T, OBJECTS, SIDE, D = 2, 4, 3, 6, 16
@@ -30,10 +37,13 @@ def make(name: str, **settings: object) -> TaskPlugin:
     return plugin(plugins.validate(plugin.Settings, size | settings, name), ())
 
 
-def readout_of(name: str, *, trained: bool, **settings: object) -> StreamingReadout:
+def readout_of(
+    name: str, *, trained: bool, grid_hw: tuple[int, int] = (SIDE, SIDE), **settings: object
+) -> StreamingReadout:
     """A readout as training finds it, or one with weights that say something."""
     torch.manual_seed(0)
-    readout = make(name, **settings).readout(STREAMING, D, T, SHAPE)
+    shape = TokenShape(D, grid_hw, SPECIAL, (0,))
+    readout = make(name, **settings).readout(STREAMING, D, T, shape)
     assert isinstance(readout, StreamingReadout)
     if trained:
         for parameter in readout.parameters():
@@ -51,6 +61,11 @@ def query_of(name: str) -> Query:
             )
         }
     return {"point": centre, "frame": torch.tensor([[0, 1, 2], [2, 0, 0]])}
+
+
+def seeing(query: Query, x_BTND: torch.Tensor, way: dict, patches: int = SIDE**2) -> Query:
+    """The query, with what a readout that begins at a tracker sees beside the temporal outputs."""
+    return query | ({PATCHES: x_BTND[:, :, -patches:]} if way["start"] == "likeness" else {})
 
 
 def told_places(name: str, query: Query) -> torch.Tensor:
@@ -74,10 +89,12 @@ def moving_tokens(step: int, frames: int = T, side: int = 8) -> torch.Tensor:
 def test_a_stream_of_followed_places_is_the_window_frame_by_frame(name, way):
     readout, query = readout_of(name, trained=True, **way), query_of(name)
     x = torch.randn(B, T, SPECIAL + SIDE**2, D)
-    whole, state = readout(x, query), readout.start(query)
+    seen = seeing(query, x, way)
+    whole, state = readout(x, seen), readout.start(query)
     shapes = {key: value.shape for key, value in state.items()}
     for time in range(T):
-        prediction, state = readout.step(x[:, time], state)
+        now = {PATCHES: seen[PATCHES][:, time]} if PATCHES in seen else {}
+        prediction, state = readout.step(x[:, time], state | now)
         torch.testing.assert_close(prediction, whole[:, time], atol=1e-6, rtol=0)
         assert {key: value.shape for key, value in state.items()} == shapes
     assert whole.shape == (B, T, OBJECTS, 4) and whole.isfinite().all()
@@ -87,12 +104,13 @@ def test_a_stream_of_followed_places_is_the_window_frame_by_frame(name, way):
 @pytest.mark.parametrize(("name", "way"), CASES)
 @torch.no_grad()
 def test_training_begins_at_a_place_that_stands_still_or_goes_where_its_look_goes(name, way):
-    readout = readout_of(name, trained=False, **way)
+    readout = readout_of(name, trained=False, grid_hw=(8, 8), **way)
     centre = torch.tensor([[[2.5 / 8, 0.5]]])
     query = {"box": torch.cat([centre, torch.tensor([[[3 / 8, 2 / 8]]])], -1)}
     if name == "points":
         query = {"point": centre, "frame": torch.zeros(1, 1, dtype=torch.int64)}
-    found = readout(moving_tokens(step=1), query)[0, :, 0]
+    x = moving_tokens(step=1)
+    found = readout(x, seeing(query, x, way, 8 * 8))[0, :, 0]
     moved = found[:, :2] - centre[0, 0]
     if way["start"] == "still":
         assert moved.abs().max() == 0
@@ -109,12 +127,13 @@ def test_training_begins_at_a_place_that_stands_still_or_goes_where_its_look_goe
 def test_what_is_told_is_the_answer_and_each_object_is_alone(name, way):
     readout, query = readout_of(name, trained=True, **way), query_of(name)
     x = torch.randn(B, T, SIDE**2, D)
-    found = readout(x, query)
+    found = readout(x, seeing(query, x, way))
     told, width = told_places(name, query), told_places(name, query).shape[-1]
     frames = query.get("frame", torch.zeros(B, OBJECTS, dtype=torch.int64))
     for b, o in [(b, o) for b in range(B) for o in range(OBJECTS)]:
         assert torch.equal(found[b, frames[b, o], o, :width], told[b, o])
-    alone = readout(x, {key: value[:, 1:2] for key, value in query.items()})
+    one = {key: value[:, 1:2] for key, value in query.items()}
+    alone = readout(x, seeing(one, x, way))
     # The attention's features of a place magnify a rounding error some thousandfold per frame.
     within = 1e-5 if way["reads"] == "likeness" else 0.05
     torch.testing.assert_close(found[:, :, 1:2], alone, atol=within, rtol=0)
@@ -125,7 +144,7 @@ def test_what_is_told_is_the_answer_and_each_object_is_alone(name, way):
 def test_likeness_knows_neither_where_it_is_nor_the_special_tokens(name):
     """Tokens and places that are moved together by a cell of the search, here two patches, give
     answers moved by as much."""
-    readout = readout_of(name, trained=True, start="still", reads="likeness")
+    readout = readout_of(name, trained=True, grid_hw=(14, 14), start="still", reads="likeness")
     for parameter in readout.parameters():
         parameter.data *= 0.4
     torch.manual_seed(3)
@@ -151,7 +170,7 @@ def test_likeness_knows_neither_where_it_is_nor_the_special_tokens(name):
 def test_followers_learn_to_go_and_no_gradient_flows_through_the_last_place(name, way):
     task, readout = make(name, **way), readout_of(name, trained=True, **way)
     x = torch.randn(B, T, SIDE**2, D, requires_grad=True)
-    found = readout(x, query_of(name))
+    found = readout(x, seeing(query_of(name), x.detach(), way))
     found.square().sum().backward()
     assert x.grad is not None and x.grad.isfinite().all()
     for key, parameter in readout.named_parameters():
@@ -166,7 +185,8 @@ def test_followed_places_stay_exact_under_autocast(way):
     for name in ("boxes", "points"):
         readout, query = readout_of(name, trained=False, **way), query_of(name)
         with torch.autocast("cpu", torch.bfloat16):
-            found = readout(torch.randn(B, T, SIDE**2, D), query)
+            x = torch.randn(B, T, SIDE**2, D)
+            found = readout(x, seeing(query, x, way))
         assert found.dtype == torch.float32
         assert torch.equal(found[0, 0, 0, :2], told_places(name, query)[0, 0, :2])
 

@@ -34,6 +34,7 @@ from pipeline.models.tasks.parts.query_readout import (
     feature_mlp,
     token_projection,
 )
+from pipeline.models.tasks.parts.tracked import TrackedBoxes
 from pipeline.models.tasks.parts.trackers import follow_boxes
 from pipeline.records import TokenShape
 
@@ -137,6 +138,11 @@ class Task(TaskPlugin):
         Metric("success_0.5", higher_is_better=True, perfect=1.0, worst=0.0),
     )
 
+    def __init__(self, settings: Any, labels: tuple[str, ...]) -> None:
+        super().__init__(settings, labels)
+        # A tracker follows cached tokens.
+        self.sees_patches = settings.start == "likeness"
+
     @property
     def forms(self) -> tuple[str, ...]:
         forms: tuple[str, ...] = self.settings.forms
@@ -165,8 +171,10 @@ class Task(TaskPlugin):
 
     def readout(self, form: str, width: int, frames: int, shape: TokenShape) -> nn.Module:
         settings = self.settings
-        if settings.start != "absolute":
-            return FollowedBoxes(width, settings)
+        if settings.start == "likeness":
+            return TrackedBoxes(width, settings, shape)
+        if settings.start == "still":
+            return FollowedBoxes(width, settings, shape)
         size = {
             "readout_width": settings.readout_width,
             "heads": settings.heads,

@@ -35,6 +35,7 @@ from pipeline.models.tasks.parts.query_readout import (
     token_projection,
 )
 from pipeline.models.tasks.parts.tapvid import FRAME_PX, frames_counted, tapvid
+from pipeline.models.tasks.parts.tracked import TrackedPoints
 from pipeline.models.tasks.parts.trackers import follow_points
 from pipeline.records import TokenShape
 
@@ -209,6 +210,11 @@ class Task(TaskPlugin):
         Metric("OA", higher_is_better=True, perfect=1.0, worst=0.0),
     )
 
+    def __init__(self, settings: Any, labels: tuple[str, ...]) -> None:
+        super().__init__(settings, labels)
+        # A tracker follows cached tokens.
+        self.sees_patches = settings.start == "likeness"
+
     @property
     def forms(self) -> tuple[str, ...]:
         forms: tuple[str, ...] = self.settings.forms
@@ -264,8 +270,10 @@ class Task(TaskPlugin):
 
     def readout(self, form: str, width: int, frames: int, shape: TokenShape) -> nn.Module:
         settings = self.settings
-        if settings.start != "absolute":
-            return FollowedPoints(width, settings)
+        if settings.start == "likeness":
+            return TrackedPoints(width, settings, shape)
+        if settings.start == "still":
+            return FollowedPoints(width, settings, shape)
         size = {
             "readout_width": settings.readout_width,
             "heads": settings.heads,

@@ -1,16 +1,15 @@
 """Readouts that follow a place: every frame's answer is a step away from the last one, and training
 begins at an answer that needs none.
 
-Before training a place stands still, or goes as its likeness goes; see `search`. Where a place is
-told, it is the answer itself; before that it stands still.
+Before training a place stands still. Where a place is told, it is the answer itself; before that it
+stands still too. Readouts that begin at a tracker are in `tracked`.
 
-Shape letters: B batch, O objects or points, N tokens of a frame, D their width, R the readout's,
-h = w patches along a side. Places are cxcywh in the square.
+Shape letters: B batch, O objects or points, N tokens of a frame, D their width, R the readout's.
+Places are cxcywh in the square.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Literal, Self
 
 import torch
@@ -27,6 +26,8 @@ from pipeline.models.tasks.parts.query_readout import (
     token_projection,
 )
 from pipeline.models.tasks.parts.search import Search, half_sides, patch_grid, zero_linear
+from pipeline.models.tasks.parts.trackers import patch_size
+from pipeline.records import TokenShape
 
 LOOK_KEPT = 0.9
 """Share of the look of an object that an update keeps."""
@@ -47,14 +48,16 @@ class FollowingSettings(TrackingSettings):
 
     start: Literal["absolute", "still", "likeness"] = "absolute"
     """Where training begins. absolute: nowhere, every frame's place is said anew, as in the paper;
-    still: at a place that stands still, answers are steps away from the last one; likeness: at a
-    place that goes where the tokens look like those of the told one. With much less data than the
+    still: at a place that stands still, answers are steps away from the last one; likeness: at the
+    tracker that learns nothing and follows the cached tokens (the baseline `likeness`), answers are
+    steps away from its places, and for boxes how much they grew. With much less data than the
     paper's, absolute stays below a place that stands still."""
     reads: Literal["tokens", "likeness", "both"] = "tokens"
     """What an answer is made of. tokens: attention over all tokens of the frame, as in the paper;
-    likeness: maps around the last place of how alike the tokens are to those of the told and the
-    last one, and nothing of what they are or where, so that it holds of other objects; both: their
-    sum. likeness and both want a start other than absolute, a start likeness wants them."""
+    likeness: how alike the tokens around the last place are to those of the told and the last one,
+    as maps (start still) or as the outline of what the tracker carried (start likeness), and
+    nothing of what they are or where, so that it holds of other objects; both: their sum. likeness
+    and both want a start other than absolute, a start likeness wants them."""
     look: Literal["none", "told", "updated"] = "none"
     """What the attention is told of the object beside its place: nothing, as in the paper; the
     tokens under the told place, averaged; or these, moved a tenth towards the tokens under every
@@ -100,12 +103,13 @@ class PlaceAttention(nn.Module):
 
 
 class Follower(nn.Module):
-    """Says numbers about each object and the way it goes without training; remembers what lay
-    around its places."""
+    """Says numbers about each object; remembers what lay around its places."""
 
-    def __init__(self, width: int, settings: FollowingSettings, outputs: int) -> None:
+    def __init__(
+        self, width: int, settings: FollowingSettings, shape: TokenShape, outputs: int
+    ) -> None:
         super().__init__()
-        self.width, self.settings = width, settings
+        self.width, self.settings, self.grid_hw = width, settings, shape.grid_hw
         reads = settings.reads
         self.attention = None if reads == "likeness" else PlaceAttention(width, settings, outputs)
         self.search = (
@@ -113,6 +117,7 @@ class Follower(nn.Module):
             if reads == "tokens"
             else Search(
                 width,
+                shape.grid_hw,
                 keys=min(width, settings.readout_width),
                 hidden=settings.hidden,
                 outputs=outputs,
@@ -133,51 +138,53 @@ class Follower(nn.Module):
         x_BND: torch.Tensor,
         memory: Query,
         begins_BO: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, Query]:
-        """Tokens of one frame -> numbers (B, O, outputs), the shift (B, O, 2) without training, and
-        the memory as it is where objects begin (bool), told in this very frame."""
+    ) -> tuple[torch.Tensor, Query]:
+        """Tokens of one frame -> numbers (B, O, outputs), of which the first two are a step in
+        halves of the search's sides, and the memory as it is where objects begin (bool), told in
+        this very frame."""
         place, numbers = memory["place"], []
-        shift_BO2 = torch.zeros_like(place[..., :2])
         if self.attention is not None:
             if "look" in memory:
-                new = looks(x_BND, place)
+                new = looks(x_BND, place, self.grid_hw)
                 memory |= {"look": torch.where(begins_BO.unsqueeze(-1), new, memory["look"])}
             numbers.append(self.attention(x_BND, place, memory.get("look")))
         if self.search is not None:
-            keys, around = self.search.keys_of(x_BND), place
-            if self.settings.start == "likeness":
-                likely = self.search.drift(keys, memory, begins_BO)
-                memory |= {"likely": likely.detach()}
-                shift_BO2 = likely[..., :2] - place[..., :2]
-                around = torch.cat([likely[..., :2].detach(), place[..., 2:]], dim=-1)
-            said, first = self.search.find(keys, around, place, memory, begins_BO)
+            said, first = self.search.find(self.search.key_maps(x_BND), place, memory, begins_BO)
             numbers.append(said)
             memory |= {"first": first}
-        return torch.stack(numbers).sum(0), shift_BO2, memory
+        return torch.stack(numbers).sum(0), memory
+
+    def moved(self, place_BO4: torch.Tensor, step_BO2: torch.Tensor) -> torch.Tensor:
+        """The centres (B, O, 2) of places after a step."""
+        patch_2 = patch_size(self.grid_hw, place_BO4.device)
+        return place_BO4[..., :2] + step_BO2 * half_sides(place_BO4, patch_2)
 
     def remember(self, x_BND: torch.Tensor, place_BO4: torch.Tensor, memory: Query) -> Query:
         """The memory after a frame whose answer was `place_BO4`."""
         memory |= {"place": place_BO4}
         if self.search is not None:
-            memory |= {"last": self.search.samples(self.search.keys_of(x_BND), place_BO4)}
+            memory |= {"last": self.search.samples(self.search.key_maps(x_BND), place_BO4)}
         if self.settings.look == "updated":
-            kept = LOOK_KEPT * memory["look"]
-            memory |= {"look": kept + (1 - LOOK_KEPT) * looks(x_BND, place_BO4)}
+            memory |= {"look": updated_look(memory["look"], x_BND, place_BO4, self.grid_hw)}
         return memory
 
 
-def looks(x_BND: torch.Tensor, place_BO4: torch.Tensor) -> torch.Tensor:
+def looks(x_BND: torch.Tensor, place_BO4: torch.Tensor, grid_hw: tuple[int, int]) -> torch.Tensor:
     """The tokens under every place, averaged: (B, O, D)."""
-    patches_BhhD = patch_grid(x_BND)
     centre, size = place_BO4.chunk(2, dim=-1)
     corners_BO4 = torch.cat([centre - size / 2, centre + size / 2], dim=-1)
-    side = patches_BhhD.shape[1]
-    return pooled(patches_BhhD, box_weights(corners_BO4, (side, side))).to(x_BND.dtype)
+    weights_BOhw = box_weights(corners_BO4, grid_hw)
+    return pooled(patch_grid(x_BND, grid_hw), weights_BOhw).to(x_BND.dtype)
 
 
-def half_sides_of(x_BND: torch.Tensor, place_BO4: torch.Tensor) -> torch.Tensor:
-    """(B, O, 2): the unit in which followers step, half of the width and height of the search."""
-    return half_sides(place_BO4, 1 / math.isqrt(x_BND.shape[1]))
+def updated_look(
+    look_BOD: torch.Tensor,
+    x_BND: torch.Tensor,
+    place_BO4: torch.Tensor,
+    grid_hw: tuple[int, int],
+) -> torch.Tensor:
+    """The look of objects, moved towards the tokens under an answer."""
+    return LOOK_KEPT * look_BOD + (1 - LOOK_KEPT) * looks(x_BND, place_BO4, grid_hw)
 
 
 class FollowedBoxes(StreamingReadout):
@@ -186,9 +193,9 @@ class FollowedBoxes(StreamingReadout):
     No gradient flows from one frame's box into the next one's.
     """
 
-    def __init__(self, width: int, settings: FollowingSettings) -> None:
+    def __init__(self, width: int, settings: FollowingSettings, shape: TokenShape) -> None:
         super().__init__()
-        self.follower = Follower(width, settings, outputs=4)
+        self.follower = Follower(width, settings, shape, outputs=4)
 
     def start(self, query: Query) -> Query:
         """The memory of the follower, and whether the first frame is past."""
@@ -199,13 +206,12 @@ class FollowedBoxes(StreamingReadout):
 
     def step(self, x_BND: torch.Tensor, state: Query) -> tuple[torch.Tensor, Query]:
         last_BO4, begins_BO = state["place"], ~state["begun"]
-        numbers_BO4, shift_BO2, state = self.follower(x_BND, state, begins_BO)
-        centre, size = last_BO4.chunk(2, dim=-1)
+        numbers_BO4, state = self.follower(x_BND, state, begins_BO)
         step, growth = numbers_BO4.chunk(2, dim=-1)
-        centre = centre + shift_BO2 + step * half_sides_of(x_BND, last_BO4)
         growth = (GROWTH * growth).clamp(-FASTEST_GROWTH, FASTEST_GROWTH)
-        size = (size * growth.exp()).clamp(min=SMALLEST)
-        box_BO4 = torch.where(begins_BO.unsqueeze(-1), last_BO4, torch.cat([centre, size], dim=-1))
+        size = (last_BO4[..., 2:] * growth.exp()).clamp(min=SMALLEST)
+        moved_BO4 = torch.cat([self.follower.moved(last_BO4, step), size], dim=-1)
+        box_BO4 = torch.where(begins_BO.unsqueeze(-1), last_BO4, moved_BO4)
         state = self.follower.remember(x_BND, box_BO4.detach(), state)
         return box_BO4, state | {"begun": torch.ones_like(begins_BO)}
 
@@ -218,9 +224,9 @@ class FollowedPoints(StreamingReadout):
     frame's place into the next one's.
     """
 
-    def __init__(self, width: int, settings: FollowingSettings) -> None:
+    def __init__(self, width: int, settings: FollowingSettings, shape: TokenShape) -> None:
         super().__init__()
-        self.follower = Follower(width, settings, outputs=4)
+        self.follower = Follower(width, settings, shape, outputs=4)
 
     def start(self, query: Query) -> Query:
         """The memory of the follower, when the points are told, and the number of the frame to
@@ -233,15 +239,17 @@ class FollowedPoints(StreamingReadout):
 
     def step(self, x_BND: torch.Tensor, state: Query) -> tuple[torch.Tensor, Query]:
         last_BQ4, frame, time = state["place"], state["frame"], state["time"]
-        numbers_BQ4, shift_BQ2, state = self.follower(x_BND, state, frame == time)
+        numbers_BQ4, state = self.follower(x_BND, state, frame == time)
         step, logits = numbers_BQ4.chunk(2, dim=-1)
-        moved = last_BQ4[..., :2] + shift_BQ2 + step * half_sides_of(x_BND, last_BQ4)
-        xy_BQ2 = torch.where((frame < time).unsqueeze(-1), moved, last_BQ4[..., :2])
-        logits = torch.where(
-            (frame == time).unsqueeze(-1),
-            logits.new_tensor([SURE, -SURE]),
-            logits + logits.new_tensor([VISIBLE, 0.0]),
-        )
+        moved_BQ2 = self.follower.moved(last_BQ4, step)
+        xy_BQ2 = torch.where((frame < time).unsqueeze(-1), moved_BQ2, last_BQ4[..., :2])
         place_BQ4 = torch.cat([xy_BQ2.detach(), last_BQ4[..., 2:]], dim=-1)
         state = self.follower.remember(x_BND, place_BQ4, state)
-        return torch.cat([xy_BQ2, logits], dim=-1), state | {"time": time + 1}
+        answer = torch.cat([xy_BQ2, point_logits(logits, frame == time)], dim=-1)
+        return answer, state | {"time": time + 1}
+
+
+def point_logits(logits_BQ2: torch.Tensor, is_told_BQ: torch.Tensor) -> torch.Tensor:
+    """Logits of visibility and uncertainty: visible before training, surely so where told."""
+    told, start = logits_BQ2.new_tensor([SURE, -SURE]), logits_BQ2.new_tensor([VISIBLE, 0.0])
+    return torch.where(is_told_BQ.unsqueeze(-1), told, logits_BQ2 + start)

@@ -20,12 +20,12 @@ letters as in `likeness`, and T frames of a window, P = h * w patches.
 from __future__ import annotations
 
 import torch
+from torch._subclasses.fake_tensor import is_fake
 
 from pipeline.models.tasks.parts.likeness import (
     box_weights,
     centroid,
     directions,
-    likeness,
     near,
     patch_centres,
     sampled,
@@ -42,6 +42,13 @@ SEEN = 0.1
 visible: no cosine, as those of one encoder are all higher than those of another."""
 LEAST_VOTE = 1e-6
 """Share that every token has of what is followed, so that a place is known where none is alike."""
+LEAST_SPREAD = 1e-6
+"""Distance of a frame's average token from a look, below which all of them have that look."""
+
+
+Memory = dict[str, torch.Tensor]
+"""What a tracker knows when the next frame comes, name -> (B, ...): of the same shapes in every
+frame."""
 
 
 def follow_boxes(tokens_BThwD: torch.Tensor, box_BO4: torch.Tensor) -> torch.Tensor:
@@ -53,27 +60,56 @@ def follow_boxes(tokens_BThwD: torch.Tensor, box_BO4: torch.Tensor) -> torch.Ten
     grid_hw = tokens_BThwD.shape[2], tokens_BThwD.shape[3]
     far_PP = far_apart(grid_hw, tokens_BThwD.device)
     low_BO2, high_BO2 = box_BO4.float().chunk(2, dim=-1)
-    place_BO2, half_BO2 = (low_BO2 + high_BO2) / 2, (high_BO2 - low_BO2) / 2
-    sigma_BO2 = half_BO2.clamp(min=0) + _patch_size(tokens_BThwD) / 2
-
-    def mask_at(place_BO2: torch.Tensor) -> torch.Tensor:
-        box = torch.cat([place_BO2 - half_BO2, place_BO2 + half_BO2], dim=-1)
-        return box_weights(box, grid_hw).flatten(2)
-
-    first_BPD = before_BPD = directions(tokens_BThwD[:, 0].flatten(1, 2))
-    told_mask = mask = mask_at(place_BO2)
-    own_mask = _votes(first_BPD, first_BPD, told_mask, far_PP)
-    beside_BO2 = beside(own_mask, place_BO2, sigma_BO2, grid_hw)
-    places = [place_BO2]
-    for frame_BhwD in tokens_BThwD.unbind(1)[1:]:
-        now_BPD = directions(frame_BhwD.flatten(1, 2))
-        votes = _votes(now_BPD, first_BPD, told_mask, far_PP)
-        votes = (votes + _votes(now_BPD, before_BPD, mask, far_PP)) / 2
-        place_BO2 = settled(votes, place_BO2, sigma_BO2, beside_BO2, grid_hw)
-        before_BPD, mask = now_BPD, mask_at(place_BO2)
-        places.append(place_BO2)
+    half_BO2 = (high_BO2 - low_BO2) / 2
+    first_BPD, *later = (directions(frame.flatten(1, 2)) for frame in tokens_BThwD.unbind(1))
+    memory, _ = tell_boxes(first_BPD, (low_BO2 + high_BO2) / 2, half_BO2, far_PP, grid_hw)
+    places = [memory["place"]]
+    for now_BPD in later:
+        memory, _ = next_boxes(now_BPD, memory, far_PP, grid_hw)
+        places.append(memory["place"])
     place_BTO2, half_B1O2 = torch.stack(places, dim=1), half_BO2.unsqueeze(1)
     return torch.cat([place_BTO2 - half_B1O2, place_BTO2 + half_B1O2], dim=-1)
+
+
+def tell_boxes(
+    now_BPD: torch.Tensor,
+    place_BO2: torch.Tensor,
+    half_BO2: torch.Tensor,
+    far_PP: torch.Tensor,
+    grid_hw: tuple[int, int],
+) -> tuple[Memory, torch.Tensor]:
+    """The memory after the frame in which boxes are told, by their centres and half their sides,
+    and how its tokens, of which `now_BPD` are the directions, asked one another, (B, P, P)."""
+    asks_BPP = asked(now_BPD, now_BPD, far_PP)
+    own_BOP = carried(box_mask(place_BO2, half_BO2, grid_hw), asks_BPP)
+    memory = {
+        "first": now_BPD,
+        "last": now_BPD,
+        "told": place_BO2,
+        "place": place_BO2,
+        "half": half_BO2,
+        "beside": beside(own_BOP, place_BO2, box_window(half_BO2, grid_hw), grid_hw),
+    }
+    return memory, asks_BPP
+
+
+def next_boxes(
+    now_BPD: torch.Tensor, memory: Memory, far_PP: torch.Tensor, grid_hw: tuple[int, int]
+) -> tuple[Memory, tuple[torch.Tensor, torch.Tensor]]:
+    """The memory after one frame more, and how its tokens asked those of the told frame and of the
+    one before, (B, P, P) each."""
+    half_BO2 = memory["half"]
+    asks = asked(now_BPD, memory["first"], far_PP), asked(now_BPD, memory["last"], far_PP)
+    masks = (box_mask(memory[name], half_BO2, grid_hw) for name in ("told", "place"))
+    of_told, of_last = (carried(mask, asks_BPP) for mask, asks_BPP in zip(masks, asks, strict=True))
+    place_BO2 = settled(
+        (of_told + of_last) / 2,
+        memory["place"],
+        box_window(half_BO2, grid_hw),
+        memory["beside"],
+        grid_hw,
+    )
+    return memory | {"last": now_BPD, "place": place_BO2}, asks
 
 
 def follow_points(
@@ -88,65 +124,157 @@ def follow_points(
     """
     grid_hw = tokens_BThwD.shape[2], tokens_BThwD.shape[3]
     far_PP = far_apart(grid_hw, tokens_BThwD.device)
-    told_BO2 = point_BO2.float()
-    sigma_BO2 = _patch_size(tokens_BThwD).expand_as(told_BO2)
-    told_mask = _bilinear(told_BO2, grid_hw)
-    sources = [
-        (directions(tokens_BThwD[:, index]), (frame_BO == index).unsqueeze(-1))
-        for index in frame_BO.unique().tolist()
-    ]
-    beside_BO2 = torch.zeros_like(told_BO2)
-    look_BOD = tokens_BThwD.new_zeros(
-        (*frame_BO.shape, tokens_BThwD.shape[-1]), dtype=torch.float32
-    )
-    for source_BhwD, is_told in sources:
-        source_BPD = source_BhwD.flatten(1, 2)
-        own_mask = _votes(source_BPD, source_BPD, told_mask, far_PP)
-        beside_BO2 = beside_BO2 + is_told * beside(own_mask, told_BO2, sigma_BO2, grid_hw)
-        look_BOD = look_BOD + is_told * directions(sampled(source_BhwD, told_BO2))
-    place_BO2, answers = told_BO2, []
-    for time, frame_BhwD in enumerate(tokens_BThwD.unbind(1)):
-        now_BhwD = directions(frame_BhwD)
-        votes = torch.zeros_like(told_mask)
-        for source_BhwD, is_told in sources:
-            now_BPD, source_BPD = now_BhwD.flatten(1, 2), source_BhwD.flatten(1, 2)
-            votes = votes + is_told * _votes(now_BPD, source_BPD, told_mask, far_PP)
-        place_BO2 = settled(votes, place_BO2, sigma_BO2, beside_BO2, grid_hw)
+    memory = start_points(point_BO2.float(), frame_BO, tuple(tokens_BThwD.shape[2:]))
+    frames = [directions(frame.flatten(1, 2)) for frame in tokens_BThwD.unbind(1)]
+    for time, now_BPD in enumerate(frames):
+        memory, _ = tell_points(now_BPD, frame_BO == time, memory, far_PP, grid_hw)
+    answers = []
+    for time, now_BPD in enumerate(frames):
+        memory, _ = next_points(now_BPD, memory, far_PP, grid_hw)
         is_here = (frame_BO == time).unsqueeze(-1)
-        place_BO2 = torch.where(is_here, told_BO2, place_BO2)
-        here_BO = (directions(sampled(now_BhwD, place_BO2)) * look_BOD).sum(-1)
-        average_BO = likeness(now_BhwD, look_BOD).mean((-2, -1))
-        seen_BO1 = (here_BO > average_BO + SEEN * (1 - average_BO)).unsqueeze(-1) | is_here
-        answers.append(torch.cat([place_BO2, seen_BO1.float()], dim=-1))
+        memory |= {"place": torch.where(is_here, memory["told"], memory["place"])}
+        seen = (alike(now_BPD, memory, grid_hw) > SEEN).unsqueeze(-1) | is_here
+        answers.append(torch.cat([memory["place"], seen.float()], dim=-1))
     return torch.stack(answers, dim=1)
 
 
-def far_apart(grid_hw: tuple[int, int], device: torch.device) -> torch.Tensor:
+def start_points(
+    point_BO2: torch.Tensor, frame_BO: torch.Tensor, shape_hwD: tuple[int, ...]
+) -> Memory:
+    """The memory before the first frame, with room for the tokens of S frames in which points are
+    told, by `frame_BO`."""
+    # Of fake tensors, which are made to count operations, nobody knows how many are alike.
+    times_S = frame_BO.flatten()[:1] if is_fake(frame_BO) else frame_BO.unique()
+    high, wide, width = shape_hwD
+    return {
+        "sources": point_BO2.new_zeros(len(point_BO2), len(times_S), high * wide, width),
+        "told_in": (frame_BO.unsqueeze(-1) == times_S).to(point_BO2.dtype),
+        "told": point_BO2,
+        "place": point_BO2,
+        "beside": torch.zeros_like(point_BO2),
+        "look": point_BO2.new_zeros(*point_BO2.shape[:2], width),
+    }
+
+
+def tell_points(
+    now_BPD: torch.Tensor,
+    is_here_BO: torch.Tensor,
+    memory: Memory,
+    far_PP: torch.Tensor,
+    grid_hw: tuple[int, int],
+) -> tuple[Memory, torch.Tensor]:
+    """The memory after a frame in which some points are told (bool), and how its tokens asked one
+    another, (B, P, P)."""
+    told_BO2, here_BO1 = memory["told"], is_here_BO.unsqueeze(-1)
+    asks_BPP = asked(now_BPD, now_BPD, far_PP)
+    own_BOP = carried(point_mask(told_BO2, grid_hw), asks_BPP)
+    beside_BO2 = beside(own_BOP, told_BO2, point_window(told_BO2, grid_hw), grid_hw)
+    look_BOD = directions(sampled(now_BPD.unflatten(1, grid_hw), told_BO2))
+    return memory | {
+        "sources": with_source(memory["sources"], now_BPD, is_here_BO, memory),
+        "beside": torch.where(here_BO1, beside_BO2, memory["beside"]),
+        "look": torch.where(here_BO1, look_BOD, memory["look"]),
+    }, asks_BPP
+
+
+def next_points(
+    now_BPD: torch.Tensor, memory: Memory, far_PP: torch.Tensor, grid_hw: tuple[int, int]
+) -> tuple[Memory, torch.Tensor]:
+    """The memory after one frame more, and how its tokens asked those of the S frames in which
+    points are told, (B, P, S * P)."""
+    told_BO2 = memory["told"]
+    asks = asked_of_sources(now_BPD, memory["sources"], far_PP)
+    votes_BOP = carried(told_masks(memory, grid_hw), asks)
+    window_BO2 = point_window(told_BO2, grid_hw)
+    place_BO2 = settled(votes_BOP, memory["place"], window_BO2, memory["beside"], grid_hw)
+    return memory | {"place": place_BO2}, asks
+
+
+def with_source(
+    sources_BSPK: torch.Tensor, now_BPK: torch.Tensor, is_here_BO: torch.Tensor, memory: Memory
+) -> torch.Tensor:
+    """The tokens of the S frames, with those of one in which points are told (bool)."""
+    is_source_BS = (memory["told_in"].bool() & is_here_BO.unsqueeze(-1)).any(1)
+    return torch.where(is_source_BS[..., None, None], now_BPK.unsqueeze(1), sources_BSPK)
+
+
+def asked_of_sources(
+    now_BPK: torch.Tensor,
+    sources_BSPK: torch.Tensor,
+    far_PP: torch.Tensor,
+    sharpness: float | torch.Tensor = SHARPNESS,
+) -> torch.Tensor:
+    """(B, P, S * P): as `asked`, each of S frames by itself."""
+    asks_BSPP = asked(now_BPK.unsqueeze(1), sources_BSPK, far_PP, sharpness)
+    return asks_BSPP.transpose(1, 2).flatten(2)
+
+
+def told_masks(memory: Memory, grid_hw: tuple[int, int]) -> torch.Tensor:
+    """(B, O, S * P): the mask of every point in the frame in which it is told, 0 in others."""
+    mask_BOP = point_mask(memory["told"], grid_hw)
+    return (memory["told_in"].unsqueeze(-1) * mask_BOP.unsqueeze(2)).flatten(2)
+
+
+def alike(now_BPD: torch.Tensor, memory: Memory, grid_hw: tuple[int, int]) -> torch.Tensor:
+    """(B, O): how far the look of a point's place is from that of the average token, 0, to that of
+    the told place, 1."""
+    here_BOD = directions(sampled(now_BPD.unflatten(1, grid_hw), memory["place"]))
+    here_BO = (here_BOD * memory["look"]).sum(-1)
+    average_BO = (memory["look"] @ now_BPD.mean(1).unsqueeze(-1)).squeeze(-1)
+    return (here_BO - average_BO) / (1 - average_BO).clamp(min=LEAST_SPREAD)
+
+
+def far_apart(grid_hw: tuple[int, int], device: torch.device | None = None) -> torch.Tensor:
     """(P, P): what is taken from the logits for the way between two patches."""
     centres_P2 = patch_centres(grid_hw, device).flatten(0, 1)
     return torch.cdist(centres_P2, centres_P2).square() / (2 * REACH**2)
 
 
-def _patch_size(tokens_BThwD: torch.Tensor) -> torch.Tensor:
+def patch_size(grid_hw: tuple[int, int], device: torch.device | None = None) -> torch.Tensor:
     """(2,): width and height of a patch."""
-    high, wide = tokens_BThwD.shape[2:4]
-    return torch.tensor([1 / wide, 1 / high], device=tokens_BThwD.device)
+    high, wide = grid_hw
+    return torch.tensor([1 / wide, 1 / high], device=device)
 
 
-def _bilinear(xy_BO2: torch.Tensor, grid_hw: tuple[int, int]) -> torch.Tensor:
+def box_window(half_BO2: torch.Tensor, grid_hw: tuple[int, int]) -> torch.Tensor:
+    """(B, O, 2): standard deviations of the window around a box."""
+    return half_BO2.clamp(min=0) + patch_size(grid_hw, half_BO2.device) / 2
+
+
+def point_window(xy_BO2: torch.Tensor, grid_hw: tuple[int, int]) -> torch.Tensor:
+    """(B, O, 2): standard deviations of the window around a point."""
+    return patch_size(grid_hw, xy_BO2.device).expand_as(xy_BO2)
+
+
+def box_mask(
+    place_BO2: torch.Tensor, half_BO2: torch.Tensor, grid_hw: tuple[int, int]
+) -> torch.Tensor:
+    """(B, O, P): the share of every patch in a box."""
+    box_BO4 = torch.cat([place_BO2 - half_BO2, place_BO2 + half_BO2], dim=-1)
+    return box_weights(box_BO4, grid_hw).flatten(2)
+
+
+def point_mask(xy_BO2: torch.Tensor, grid_hw: tuple[int, int]) -> torch.Tensor:
     """(B, O, P): weights by which `sampled` reads the patches."""
     patches = grid_hw[0] * grid_hw[1]
     one_of_each = torch.eye(patches, device=xy_BO2.device).unflatten(0, grid_hw)
     return sampled(one_of_each.expand(len(xy_BO2), -1, -1, -1), xy_BO2)
 
 
-def _votes(
-    now_BPD: torch.Tensor, then_BPD: torch.Tensor, mask_BOP: torch.Tensor, far_PP: torch.Tensor
+def asked(
+    now_BPD: torch.Tensor,
+    then_BPD: torch.Tensor,
+    far_PP: torch.Tensor,
+    sharpness: float | torch.Tensor = SHARPNESS,
 ) -> torch.Tensor:
-    """(B, O, P): the mask of the frame `then` as the tokens of the frame `now` take it over; both
-    are directions."""
-    logits_BPP = SHARPNESS * now_BPD @ then_BPD.transpose(1, 2) - far_PP
-    return mask_BOP @ logits_BPP.softmax(-1).transpose(1, 2)
+    """(B, P, P): what every token of the frame `now` takes over from each of the frame `then`, in
+    shares that sum to 1; both are directions."""
+    return (sharpness * now_BPD @ then_BPD.transpose(-1, -2) - far_PP).softmax(-1)
+
+
+def carried(mask_BOP: torch.Tensor, asks_BPP: torch.Tensor) -> torch.Tensor:
+    """(B, O, P): the mask of one frame as the tokens of another one take it over."""
+    return mask_BOP @ asks_BPP.transpose(1, 2)
 
 
 def beside(
