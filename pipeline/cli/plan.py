@@ -180,6 +180,44 @@ def _clips_to_train_on(
     return clips
 
 
+@app.command()
+def predictability(
+    cache: Annotated[str, typer.Argument(help="Cache: its folder or URL.")],
+    split: Annotated[str, typer.Option(help="Split to look at.")] = "val",
+    ahead: Annotated[
+        list[float] | None, typer.Option(help="Seconds ahead, ascending; may be given again.")
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames per second, by default those of the cache.")
+    ] = None,
+    windows: Annotated[int, typer.Option(min=1, help="Windows of each clip.")] = 1,
+    manifest_folder: ManifestFolder = None,
+    allow_missing: AllowMissing = False,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell how predictable videos are in the encoder of a cache, without any training: what
+    forecasts that learn little score above a copy of the present tokens, for every layer and
+    horizon. Writes nothing.
+
+    Example: stillframe predictability caches/demo-0123456789ab --ahead 0.5 --ahead 1
+    """
+    from pipeline.cache.cache import Cache
+    from pipeline.cli import console
+    from pipeline.experiments import predictability as module
+    from pipeline.train.setup import RunContext
+
+    manifest, chosen_device = other_manifest(manifest_folder), torch_device(device)
+    context = RunContext.of(Cache(cache), manifest, chosen_device, allow_missing)
+    if context.cache.unvouched:
+        console.say(context.cache.unvouched)
+    found = module.predictability(context, split, ahead or (), fps, windows)
+    if as_json:
+        console.show_json(found.model_dump())
+    else:
+        show_baselines([found])
+
+
 def _frame_count(
     spec: CacheSpec, videos: Manifest | None, frames: int | None, hours: float | None
 ) -> int:

@@ -115,16 +115,29 @@ def require_truth(task: TaskPlugin, windows: Windows) -> None:
     """Refuses a split in which nothing can be scored; says where more windows of a clip would have
     something, as where an object enters late."""
 
-    def scores(order: SampleOrder) -> bool:
-        return any((task.weight(windows.truth([ref])) > 0).any() for ref in order.evaluation())
+    def unscored(order: SampleOrder) -> list[str]:
+        names = [metric.name for metric in task.metrics]
+        for ref in order.evaluation():
+            weights = task.metric_weights(windows.truth([ref]))
+            names = [name for name in names if not (weights[name] > 0).any()]
+            if not names:
+                break
+        return names
 
-    if scores(windows.order):
+    names = unscored(windows.order)
+    if not names:
         return
+    if len(names) < len(task.metrics):
+        raise BadInput(
+            f"no window of split '{windows.split}' has anything to score in '{names[0]}'",
+            "its clips are too short for it, or its videos stand still: choose other settings of "
+            "the task",
+        )
     hint = "look at the truth in targets.h5, or choose other windows.fps and windows.frames"
     for factor in MORE_WINDOWS:
         count = factor * windows.settings.eval_windows
         settings = windows.settings.model_copy(update={"eval_windows": count})
-        if scores(replace(windows.order, settings=settings)):
+        if not unscored(replace(windows.order, settings=settings)):
             hint = f"windows.eval_windows={count} looks at more places of a clip, where some have"
             break
     told = ", or not when a window tells what to follow" if task.asks else ""

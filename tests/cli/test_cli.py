@@ -67,6 +67,7 @@ COMMANDS += [
     "plan",
     "sweep",
     "baselines",
+    "predictability",
     "bench plan",
     "bench epoch",
     "bench report",
@@ -92,7 +93,7 @@ def test_help_lists_every_command():
         r"^  ([a-z-]+)  ", fine("--help").out.partition("Commands:")[2], re.MULTILINE
     )
     assert listed == [
-        "manifest", "extract", "derive", "status", "verify", "diff", "spot-check", "plan", "baselines", "train", "sweep",
+        "manifest", "extract", "derive", "status", "verify", "diff", "spot-check", "plan", "baselines", "predictability", "train", "sweep",
         "evaluate", "stream", "import-checkpoint", "report", "demo", "list", "bench",
     ]  # fmt: skip
     listed = re.findall(
@@ -289,6 +290,7 @@ def test_train(place, tmp_path):
         "last.json",
         "metrics.jsonl",
         "run.json",
+        "videos.json",
     ]
     assert sorted(digest(tmp_path / "run")) == files
     before = digest(tmp_path / "run")

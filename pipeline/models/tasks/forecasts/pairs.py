@@ -96,13 +96,15 @@ def _pairs(
 def told(z_BTPD: torch.Tensor, from_BM: torch.Tensor, to_BM: torch.Tensor) -> torch.Tensor:
     """(B, M) bool: whether the tokens of a pair belong together: no camera cut lies between its
     frames, and the later one is no copy of the frame before it. `z_BTPD` are normalised tokens."""
-    steps_BT = torch.zeros(z_BTPD.shape[:2], device=z_BTPD.device)
+    steps_BTP = torch.zeros(z_BTPD.shape[:3], device=z_BTPD.device)
     for time in range(1, z_BTPD.shape[1]):  # one by one, so that no copy of all tokens is made
-        steps_BT[:, time] = (z_BTPD[:, time] - z_BTPD[:, time - 1]).square().mean((1, 2))
+        steps_BTP[:, time] = (z_BTPD[:, time] - z_BTPD[:, time - 1]).square().mean(-1)
+    # Of half of the patches: a large object alone is no cut.
+    steps_BT = steps_BTP.median(-1).values
     unrelated_B1 = 2 * z_BTPD.var(dim=(1, 2), unbiased=False).mean(-1, keepdim=True)
-    moved = torch.where(steps_BT > 0, steps_BT, torch.nan)
-    usual_B1 = moved.nanmedian(1, keepdim=True).values.nan_to_num()
+    usual_B1 = steps_BT[:, 1:].median(1, keepdim=True).values
     is_cut_BT = (steps_BT > CUT_STEPS * usual_B1) & (steps_BT > CUT_SHARE * unrelated_B1)
+    moved_BT = steps_BTP.any(-1)
     scene_BT = is_cut_BT.cumsum(1)
     one_scene_BM = scene_BT.gather(1, from_BM) == scene_BT.gather(1, to_BM)
-    return one_scene_BM & (steps_BT.gather(1, to_BM) > 0)
+    return one_scene_BM & moved_BT.gather(1, to_BM)
