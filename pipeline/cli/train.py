@@ -23,11 +23,14 @@ from pipeline.cli.options import (
     torch_device,
 )
 from pipeline.cli.show import show_scores
-from pipeline.errors import BadInput, count_text
+from pipeline.errors import BadInput, StillframeError, count_text
 
 if TYPE_CHECKING:
     from pipeline.train.run import Run
     from pipeline.train.setup import RunContext
+
+CAUSAL_WINDOWS = 4
+"""Windows of which it is asked whether a model looks into their future."""
 
 
 @app.command()
@@ -182,6 +185,13 @@ def evaluate(
             min=0, metavar="N", help="Also draw the answers over N clips, as .mp4 and a sheet."
         ),
     ] = 0,
+    check_causal: Annotated[
+        bool,
+        typer.Option(
+            "--check-causal",
+            help="Also replace the frames after each one: nothing said up to it may change.",
+        ),
+    ] = False,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -219,6 +229,9 @@ def evaluate(
         console.show_json(result.model_dump())
     else:
         show_scores([result])
+    if check_causal:
+        found = _causality(opened, context, split, checkpoint)
+        (console.say if as_json else console.show)(found)
     if draw:
         from pipeline.train.visualize import draw as draw_clips
 
@@ -229,6 +242,29 @@ def evaluate(
 
             sheet = draw_clips(opened, context, draw, split, checkpoint, on_progress, console.say)
         console.say(f"drawn: {sheet} and the videos in {sheet.with_suffix('')}")
+
+
+def _causality(run: Run, context: RunContext, split: str, checkpoint: str) -> str:
+    """What is to be said of a run that does not look into the future, on a few windows of a split.
+    Raises StillframeError where it does."""
+    from pipeline.models.causality import first_leak
+    from pipeline.train.run import load_model
+
+    model, task = load_model(run, context.cache.shape, checkpoint, context.device)
+    windows = context.windows(split, run.recipe, task, model.layers)
+    batch = next(windows.evaluation(CAUSAL_WINDOWS))
+    leak = first_leak(model, task, windows.on_device(batch, context.device))
+    if leak is not None:
+        raise StillframeError(
+            f"run {run.path} looks into the future: {leak.what} of frame {leak.frame} change "
+            f"where frames after {leak.known} are replaced",
+            "mend the temporal module or the readout that the recipe names",
+        )
+    frames = batch.time_s_BT.shape[1]
+    return (
+        f"causal: in {count_text(len(batch), 'window')} nothing that is said of a frame changes, "
+        f"in any bit, where those after it are replaced, after each of {frames - 1} frames"
+    )
 
 
 @app.command()

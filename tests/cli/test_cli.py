@@ -383,6 +383,11 @@ def test_evaluate(place, run):
     assert (run / "evaluation-train.json").is_file()
 
 
+def test_evaluate_asks_a_run_whether_it_is_causal(run, cache):
+    said = fine("evaluate", run, "--cache", cache, "--check-causal").out
+    assert "causal: in 2 windows nothing that is said of a frame changes" in said
+
+
 def test_baselines_need_no_run(place, run, cache):
     """The trivial answer is scored on the windows that a run of the recipe is scored on, for all caches that are named."""
     found = fine("baselines", place.recipe, cache, "--json").json
