@@ -20,7 +20,7 @@ import torch
 from pipeline.config.npz_files import NpzFile, sha256_of, short
 from pipeline.errors import BadInput, count_text
 
-HINT = "fetch it again: docs/guide/rvm.md says from where"
+HINT = "docs/guide/rvm.md says where to fetch it"
 ENCODER, CORE = ("cls_token", "tokenizer/", "encoder/"), ("rnn_core/",)
 """How the names of a part begin."""
 RECONSTRUCTION = ("mask_token", "decoder_embedder/", "delta_embedder/", "decoder/", "detokenizer/")

@@ -193,7 +193,7 @@ def test_toml_blocks_are_checked_settings(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights").mkdir()
     rvm.write(tmp_path / "weights/rvm_small.npz")
-    saved = re.search(r"Save this as `(\w+\.toml)`", read(page))
+    saved = re.search(r"Save this as\s`(\w+\.toml)`", read(page))
     for number, text in enumerate(blocks(page, "toml")):
         file = tmp_path / (saved[1] if saved and "[task]" in text else f"block_{number}.toml")
         if text.startswith("[[views]]"):

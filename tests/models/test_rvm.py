@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import struct
 import zipfile
@@ -17,6 +18,7 @@ from support import rvm
 from pipeline.config import plugins
 from pipeline.errors import BadInput
 from pipeline.models.encoders.contract import EncoderPlugin
+from pipeline.models.rvm_weights import encoder_sizes, encoder_weights
 
 CPU = torch.device("cpu")
 SIZE_PX = 256
@@ -217,9 +219,47 @@ def test_archives_made_to_do_harm_are_refused(tmp_path, name):
 
 
 def test_an_archive_that_would_unpack_to_much_more_is_refused_unread(tmp_path):
+    """Deflated zeros, also where a hole makes the file long; and one entry that is listed many times."""
     path, zeros = tmp_path / "x.npz", _npy(_header(f"({2**22},)"), bytes(2**24))
     _raw(path, {"x.npy": zeros}, zipfile.ZIP_DEFLATED)
     assert "unpack to more than 8 times" in refusal(path)
+    data = path.read_bytes()
+    with path.open("wb") as file:
+        file.seek(2**33)
+        file.write(data)
+    assert "unpack to more than 8 times" in refusal(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("0.npy", zeros[: 2**20])
+        for number in range(1, 40):
+            info = copy.copy(archive.filelist[0])
+            info.filename = f"{number}.npy"
+            archive.filelist.append(info)
+            archive.NameToInfo[info.filename] = info
+    assert "is no .npz archive of weights" in refusal(path)
+
+
+def test_damaged_bytes_are_refused_or_change_nothing_that_is_read(tmp_path):
+    small = rvm.random_weights(
+        4, layers=1, heads=1, hidden=3, patch_px=1, core_layers=1, core_heads=1, core_hidden=3
+    )
+    data, path = rvm.write(tmp_path / "whole.npz", small).read_bytes(), tmp_path / "x.npz"
+    wanted = encoder_weights(tmp_path / "whole.npz", ("norm.weight",))["norm.weight"]
+    generator = np.random.default_rng(0)
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(data)
+        for place in generator.integers(len(data), size=generator.integers(1, 6)):
+            damaged[place] = generator.integers(256)
+        path.write_bytes(damaged)
+        try:
+            encoder_sizes(path)
+            found = encoder_weights(path, ("norm.weight",))["norm.weight"]
+        except BadInput as error:
+            refused += 1
+            assert "\n" not in error.message
+        else:
+            assert torch.equal(found, wanted)
+    assert refused > 75
 
 
 def test_a_directory_that_is_too_long_is_not_read(tmp_path):
