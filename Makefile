@@ -15,7 +15,7 @@ PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick chaos fuzz lint docs extract train ablate clean
+.PHONY: help setup demo test quick chaos fuzz lint docs extract train pretrain ablate clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -50,6 +50,9 @@ extract: $(READY) ## stage one: make extract SPEC=cache_specs/dinov2_small.toml 
 
 train: $(READY) ## stage two: make train RECIPE=demo_gru CACHE=caches/NAME
 	@$(call need,RECIPE) $(call need,CACHE) $(STILLFRAME) train $(RECIPE) $(CACHE)
+
+pretrain: $(READY) ## pre-train without labels: make pretrain CACHE=caches/NAME [RECIPE=pretrain_forecast]
+	@$(call need,CACHE) $(STILLFRAME) train $(or $(RECIPE),pretrain_forecast) $(CACHE)
 
 ablate: $(READY) ## sweep over temporal modules: make ablate [CACHE=caches/NAME] [SWEEP=temporal_modules]; without CACHE the demo's
 	@$(if $(CACHE),,test -f $(DEMO_RUN) || $(STILLFRAME) demo --out demo)

@@ -32,6 +32,7 @@ WAYS = {
     "boxes": [{}, {"start": "still"}, {"start": "likeness", "reads": "both", "look": "updated"}],
     "points": [{}, {"start": "still"}, {"start": "likeness", "reads": "both", "look": "updated"}],
     "forecast": [{}, {"head": "mlp"}, {"target": "raw", "residual": False}],
+    "contrast": [{}],
 }
 CASES = [(task, way) for task in plugins.names("task") for way in WAYS.get(task, [{}])]
 

@@ -265,3 +265,52 @@ def test_velocity_is_in_the_state_or_nowhere(temporal, least, most):
     weights = task.metric_weights(targets)["skill"]
     skill = (task.score(answer, targets)["skill"] * weights).sum() / weights.sum()
     assert least < skill <= most, skill
+
+
+def contrast(**settings: object) -> TaskPlugin:
+    plugin = plugins.load("task", "contrast")
+    table = SIZE | {"horizons_s": [0.5]} | settings
+    return plugin(plugins.validate(plugin.Settings, table, "test"), ())
+
+
+def test_a_frame_is_found_by_what_is_most_like_it():
+    task = contrast()
+    torch.manual_seed(0)
+    tokens = torch.randn(3, 8, 6, 8)
+    tokens[2, 5] = tokens[2, 4]  # frame 5 is a copy, and nobody's future
+    targets = window(task, tokens)
+    right = tokens.numpy()[np.arange(3)[:, None], targets["to"]]
+    scores = task.score(right, targets)
+    assert all((of_metric == 1).all() for of_metric in scores.values())
+    wrong = tokens.numpy()[np.arange(3)[:, None], (targets["to"] + 1) % 8]
+    assert task.score(wrong, targets)["found"][:2].tolist() == [0, 0]
+    weights = task.metric_weights(targets)
+    assert weights["found"][:2].tolist() == [8, 8] and weights["found"][2] < 8
+    np.testing.assert_allclose(
+        weights["found"], weights["found, next frame"] + weights["found, 0.5 s"]
+    )
+
+
+def test_the_loss_of_contrast_by_hand():
+    """Two places, one pair: cosines with the right one, with both places of the right frame but
+    itself, and with the place at the present and at eight times of the window."""
+    task = contrast(temperature=0.5)
+    task.readout(STREAMING, 4, 8, SHAPE)
+    torch.manual_seed(0)
+    z = torch.nn.functional.layer_norm(torch.randn(1, 8, 2, 8), (8,))
+    unit = torch.nn.functional.normalize(z, dim=-1)
+    said = torch.nn.functional.normalize(torch.randn(2, 8), dim=-1)
+    pair = {
+        "from": torch.tensor([[2]]),
+        "to": torch.tensor([[4]]),
+        "paired": torch.tensor([[True]]),
+    }
+    losses = []
+    for place in (0, 1):
+        wrong = [unit[0, 4, 1 - place], unit[0, 2, place]]
+        wrong += [unit[0, time, place] for time in range(8) if time != 4]
+        logits = torch.stack([unit[0, 4, place], *wrong]) @ said[place] / 0.5
+        losses.append(-logits.log_softmax(0)[0])
+    prediction = said.view(1, 1, 2, 8)  # in units of the present token, whose mean is 0
+    loss = task.loss(STREAMING, prediction, pair | {TOKENS: z})
+    torch.testing.assert_close(loss, torch.stack(losses).mean(), atol=1e-5, rtol=0)
