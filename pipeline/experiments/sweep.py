@@ -281,7 +281,7 @@ class Sweep:
     def _cost(self, recipe: Recipe, cache: Cache) -> Cost:
         """The cost of the model, measured once for points that differ in their training alone."""
         table = recipe.canonical()
-        architecture = [table["task"], table["temporal"], table["model"]]
+        architecture = [table["task"], table["temporal"], table["model"], table.get("init")]
         key = json.dumps([*architecture, recipe.windows.frames, str(cache.shape)])
         if key not in self._costs:
             manifest = self.manifest or cache.manifest

@@ -51,6 +51,9 @@ GIVEN = "given"
 """Name, in a sweep, of the cache that the sweep was started on."""
 CACHE = "cache"
 """The axis over caches; all other axes are keys of a recipe."""
+INIT, DRAWN = "init", "none"
+"""The axis over initial weights, and its value for those that are drawn; others are a run's folder,
+or a table."""
 SEED = "training.seed"
 SWEEP_FORMAT = 2
 """Version of sweep.json."""
@@ -91,7 +94,8 @@ class SweepSpec(Settings):
     changes: dict[str, Any] = Field(default_factory=dict)
     """Key of the recipe -> the value that all members have."""
     axes: dict[str, list[Any] | Literal["*"]] = Field(default_factory=dict)
-    """Key of the recipe, or `cache` -> the values to compare. "*": all plug-ins there are."""
+    """Key of the recipe, or `cache` -> the values to compare. "*": all plug-ins there are. Values
+    of `init` are "none", the folder of a run, or a table."""
     each: dict[str, Any] = Field(default_factory=dict)
     """Settings, such as layers = 1, of all plug-ins that are named alone and have such a
     setting."""
@@ -325,7 +329,13 @@ def _apply_value(
 
     A table is merged key by key; the settings of another plug-in than the one that is named are
     dropped first. A plug-in that is named alone gets those of `plugin_settings` that it has.
+    Initial weights are never merged: a value of `init` is all there is.
     """
+    if key == INIT:
+        table.pop(INIT, None)
+        if value != DRAWN:
+            table[INIT] = value if isinstance(value, dict) else {"run": value}
+        return
     if key in ("temporal", "task") and isinstance(value, str):
         fields = plugins.load(key, value).Settings.model_fields
         value = {"name": value} | {
@@ -351,7 +361,9 @@ def _point_name(values: Mapping[str, Any]) -> str:
     with the last part of its key."""
     parts = []
     for key, value in values.items():
-        if isinstance(value, dict):
+        if key == INIT:
+            parts.append(f"{INIT} {init_name(value)}")
+        elif isinstance(value, dict):
             parts += [
                 str(part) if inner == "name" else f"{inner} {_value_text(part)}"
                 for inner, part in value.items()
@@ -361,6 +373,14 @@ def _point_name(values: Mapping[str, Any]) -> str:
         else:
             parts.append(f"{key.rpartition('.')[2]} {_value_text(value)}")
     return ", ".join(parts)
+
+
+def init_name(value: Any) -> str:
+    """A value of the axis `init` for people: "none", "runs/a" or "runs/a, frozen True"."""
+    if not isinstance(value, dict):
+        return str(value)
+    others = [f"{key} {_value_text(part)}" for key, part in value.items() if key != "run"]
+    return ", ".join([str(value.get("run")), *others])
 
 
 def _value_text(value: Any) -> str:

@@ -21,7 +21,7 @@ from matplotlib.transforms import ScaledTranslation
 from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput
 from pipeline.experiments.summary import PointSummary
-from pipeline.experiments.sweep_spec import CACHE, GIVEN
+from pipeline.experiments.sweep_spec import CACHE, GIVEN, INIT, init_name
 from pipeline.report.plots import score_label, score_view
 from pipeline.report.source import ReportData, cache_of
 from pipeline.report.style import (
@@ -128,7 +128,9 @@ def _flat_values(point: PointSummary, rendered: Mapping[str, Any]) -> dict[str, 
     """
     flat: dict[str, Any] = {}
     for key, value in {**point.values, **rendered}.items():
-        if isinstance(value, dict):
+        if key == INIT:
+            flat[key] = init_name(value)
+        elif isinstance(value, dict):
             flat |= {f"{key}.{inner}": part for inner, part in value.items()}
         else:
             flat[key] = value

@@ -151,6 +151,7 @@ MISTAKES = [
     ("sweep", ("changes", "training.steps"), "many", "'many' is not of type 'integer'"),
     ("sweep", ("changes", "training"), {"step": 3}, "'step' was unexpected"),
     ("sweep", ("reference",), {"temporal": "grue"}, "'grue' is not valid"),
+    ("sweep", ("axes", "init"), ["none", {"froze": True}], "is not valid under any"),
     ("sweep", ("settings",), [{"temporal": {"name": "gru", "layer": 2}}], "is not valid"),
     ("sweep", ("caches", "small"), {"codec": "int8"}, "'codec' was unexpected"),
 ]

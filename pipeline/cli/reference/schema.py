@@ -18,13 +18,14 @@ from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.recipe import Recipe
 from pipeline.config.shipped import shipped
-from pipeline.experiments.sweep_spec import SweepSpec
+from pipeline.experiments.sweep_spec import INIT, SweepSpec
 
 Schema = dict[str, Any]
 DRAFT = "http://json-schema.org/draft-07/schema#"
 PLUGIN_TABLES = {"spec": ("encoder", "codec"), "recipe": ("task", "temporal")}
 """The tables that name a plug-in, which are called like its kind."""
 
+INITS = '"none" draws all weights; the folder of a run takes them over; a table says how.'
 CACHES = 'Name of a cache: "given" is the one that the sweep is started on, others are in [caches].'
 VALUES = "values"
 """The definition of what a sweep sets: keys of a recipe, each with one value."""
@@ -192,6 +193,9 @@ def _recipe_keys() -> dict[str, Schema]:
                 key: part for key, part in recipe["$defs"][reference].items() if key != "required"
             }
             keys[name] = table
+            if name == INIT:  # all there is of it, or a short form
+                text = {"type": "string", "description": INITS}
+                keys[name] = {"description": INITS, "anyOf": [text, recipe["$defs"][reference]]}
             keys |= {f"{name}.{key}": part for key, part in table["properties"].items()}
     return keys
 

@@ -101,8 +101,13 @@ def _require_same_meaning(
     layers = source.recipe.model.layers_of(source.spec.encoder.settings.layers)
     here = _meaning(recipe, layers_read(recipe, cache.shape), CacheFacts.of(cache), parts)
     there = _meaning(source.recipe, layers, source.header.cache, parts)
-    here |= _of_encoder(cache.spec, cache.header.encoder)
-    there |= _of_encoder(source.header.spec, source.header.encoder)
+    here["encoder"] = {"name": cache.spec["encoder"]["name"], **cache.header.encoder}
+    there["encoder"] = {"name": source.spec.encoder.name, **source.header.encoder}
+    for plugin in ("encoder", "temporal"):
+        if plugin in here and here[plugin]["name"] != there[plugin]["name"]:  # which says all
+            here[plugin], there[plugin] = (
+                {"name": table[plugin]["name"]} for table in (here, there)
+            )
     changed = differences(here, there)
     if changed:
         more = f" and {len(changed) - LISTED} more" if len(changed) > LISTED else ""
@@ -133,12 +138,6 @@ def _meaning(
     if "temporal" in parts:
         table["temporal"] = recipe.temporal.table()
     return table
-
-
-def _of_encoder(spec: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
-    """An encoder as `differences` names it: by what it is, or, where it is a different kind, by its
-    name alone."""
-    return {f"encoder {spec['encoder']['name']}": identity}
 
 
 def _fitting(source: Run, init: InitSettings, model: VideoModel) -> dict[str, torch.Tensor]:
