@@ -60,7 +60,7 @@ def test_before_training_the_answers_are_the_trackers(name, grid_hw, way):
     task, query = make(name, **way), told(name)
     readout, patches = readout_of(task, grid_hw), moving(grid_hw)
     x = torch.randn(B, T, 1 + patches.shape[2], WIDTH)
-    tracker = task.baselines["likeness"](patches.unflatten(2, grid_hw), query)
+    tracker = task.baselines["likeness"](patches.unflatten(2, grid_hw), query, {})
     window = readout(x, query | {PATCHES: patches})
     state, stream = readout.start(query), []
     for time in range(T):
@@ -96,7 +96,7 @@ def test_a_model_that_is_about_to_be_trained_scores_as_the_tracker(name, tempora
     )
     layers = [moving(grid_hw), moving(grid_hw)]
     said = model(torch.randn(B, T, 1, D), layers, query)
-    tracker = task.baselines["likeness"](layers[-1].unflatten(2, grid_hw), query)
+    tracker = task.baselines["likeness"](layers[-1].unflatten(2, grid_hw), query, {})
     answer = task.answer(STREAMING, said[STREAMING])
     torch.testing.assert_close(answer[:, -1, :, :2], tracker[:, -1, :, :2], atol=1e-5, rtol=0)
     # Training reaches the temporal module as soon as the answers depend on it.
