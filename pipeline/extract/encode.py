@@ -137,13 +137,14 @@ class Extraction:
         threads: ThreadPoolExecutor,
         readers: queue.SimpleQueue[FrameReader],
     ) -> None:
-        """Puts the videos of all units into `jobs`, `decoders` of them ahead, and has each
-        decoded."""
+        """Has the videos of all units decoded, and puts them into `jobs`, `decoders` of them
+        ahead."""
         try:
             for unit in units:
                 for job in self._video_jobs(unit):
-                    jobs.put(job)
+                    # First, since it may fail: whoever takes a job waits until it was decoded.
                     threads.submit(self._decode_one, job, readers)
+                    jobs.put(job)
         except BaseException as error:  # whatever it is, the calling thread raises it
             jobs.close(error)
         else:
@@ -186,7 +187,9 @@ class Extraction:
         job.blocks.close(lost)
 
     def _root_is_there(self) -> bool:
-        return self.root.is_dir() and any(self.root.iterdir())
+        with suppress(OSError):  # as where the disk of the videos was taken away
+            return self.root.is_dir() and any(self.root.iterdir())
+        return False
 
     def _lost(self, video: Video, reason: str) -> StillframeError:
         return StillframeError(

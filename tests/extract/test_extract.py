@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -219,6 +220,23 @@ def test_what_is_the_machines_fault_ends_the_run_and_is_no_failure_of_a_video(
     assert digest(extract.extract(material.spec, material.manifest, tmp_path)) == digest(
         material.cache
     )
+
+
+def test_a_machine_that_starts_no_more_threads_ends_the_run(material, tmp_path, monkeypatch):
+    """And nobody waits for the video that no thread decodes."""
+    start = threading.Thread.start
+
+    def refusing(thread: threading.Thread) -> None:
+        if thread.name.startswith("decode"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refusing)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        extract.extract(material.spec, material.manifest, tmp_path)
+    monkeypatch.undo()
+    again = extract.extract(material.spec, material.manifest, tmp_path)
+    assert digest(again) == digest(material.cache)
 
 
 def test_tokens_that_a_codec_cannot_hold_are_named_by_place(material, tmp_path, monkeypatch):
