@@ -15,6 +15,7 @@ from pipeline.cache.cache import Cache
 from pipeline.cache.corruption import require_valid
 from pipeline.config.recipe import WindowSettings
 from pipeline.errors import BadInput, StillframeError
+from pipeline.models.tasks.parts.token_colours import CLIPPED, in_bytes, principal_colours
 from pipeline.models.temporal.contract import Gate
 from pipeline.models.video_model import VideoModel
 from pipeline.report.source import cache_of
@@ -28,8 +29,6 @@ CLIPS, MOMENTS = 3, 8
 """Clips that are shown, and how often each is."""
 FRAMES_PER_S = 4.0
 """Frame rate at which a cache is shown without a run."""
-CLIPPED = (2, 98)
-"""Percentiles between which values are spread over the colours."""
 FRAME_PX = 192
 
 
@@ -183,34 +182,12 @@ def _of_tokens(patches: list[np.ndarray]) -> tuple[str, str, Colours]:
     return "tokens", "three main components as red, green and blue", colours.__getitem__
 
 
-def principal_colours(patches: list[np.ndarray]) -> list[np.ndarray]:
-    """Tokens of several clips, (T, P, D) each -> uint8 (T, P, 3): their first three principal
-    components, the same for all.
-
-    A component points where its largest entry is positive, so that colours do not flip from one
-    page to the next.
-    """
-    flat = np.concatenate([part.reshape(-1, part.shape[-1]) for part in patches]).astype(np.float64)
-    mean = flat.mean(0)
-    _, vectors = np.linalg.eigh((flat - mean).T @ (flat - mean))
-    components = vectors[:, ::-1][:, :3].T
-    largest = np.take_along_axis(components, np.abs(components).argmax(1)[:, None], axis=1)
-    components = components * np.sign(largest)
-    low, high = np.percentile((flat - mean) @ components.T, CLIPPED, axis=0)
-    return [_bytes((part - mean) @ components.T, low, high) for part in patches]
-
-
 def _of_maps(name: str, about: str, maps: list[np.ndarray]) -> tuple[str, str, Colours]:
     low, high = np.percentile(np.concatenate([values_TP.ravel() for values_TP in maps]), CLIPPED)
     palette = colormaps["viridis"]
-    pictures = [palette(_bytes(values_TP, low, high))[..., :3] for values_TP in maps]
+    pictures = [palette(in_bytes(values_TP, low, high))[..., :3] for values_TP in maps]
     colours = [(picture * 255).round().astype(np.uint8) for picture in pictures]
     return name, f"{about}, {low:.3g} (dark) to {high:.3g} (bright)", colours.__getitem__
-
-
-def _bytes(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    share = (values - low) / np.maximum(high - low, 1e-12)
-    return (share.clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def _frame(pixels_HWC: np.ndarray) -> np.ndarray:

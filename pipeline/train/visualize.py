@@ -25,6 +25,7 @@ from pipeline.cache.storage.local import write_atomically
 from pipeline.errors import BadInput, BadVideo, StillframeError
 from pipeline.models.tasks.parts import fonts
 from pipeline.models.tasks.parts.canvas import with_caption
+from pipeline.models.video_model import with_truth
 from pipeline.records import Clip
 from pipeline.train.compatibility import check
 from pipeline.train.run import Run, load_model
@@ -145,8 +146,10 @@ def drawings(
             except BadVideo as error:
                 failures[clip.clip_id] = error
                 continue
-            answer = model.answers(windows.on_device(batch, device), task)[form][0]
-            targets = {name: array[0] for name, array in batch.targets.items()}
+            device_batch = windows.on_device(batch, device)
+            answer = model.answers(device_batch, task)[form][0]
+            whole = with_truth(batch, device_batch, task, model.layers[-1])
+            targets = {name: array[0] for name, array in whole.targets.items()}
             drawn_THWC = task.draw(pixels_THWC, answer, targets)
             step_s = windows.index.clip_rows[index].step_s
             fps = WHOLE_CLIP_FPS if run.recipe.windows.step() is None else clip.speed / step_s

@@ -314,3 +314,21 @@ def test_the_loss_of_contrast_by_hand():
     prediction = said.view(1, 1, 2, 8)  # in units of the present token, whose mean is 0
     loss = task.loss(STREAMING, prediction, pair | {TOKENS: z})
     torch.testing.assert_close(loss, torch.stack(losses).mean(), atol=1e-5, rtol=0)
+
+
+def test_tokens_that_were_told_are_drawn_beside_those_that_came():
+    """In the colours that both share: a right forecast looks like the truth, black is told of nothing."""
+    task = make(horizons_s=[0.5])
+    torch.manual_seed(0)
+    tokens = torch.randn(1, 8, 4, 8)
+    targets = {name: array[0] for name, array in window(task, tokens).items()}
+    right = tokens.numpy()[0, targets["to"]]
+    pixels = np.full((8, 112, 112, 3), 90, np.uint8)
+    drawn = task.draw(pixels, right, targets)
+    assert drawn.dtype == np.uint8 and drawn.shape[0] == 8 and drawn.shape[1] == 384
+    truth, said = drawn[:, 200:, 388 + 20 : 772], drawn[:, 200:, 776 + 20 :]
+    told_of = sorted(set(targets["to"][targets["paired"]].tolist()))
+    assert all(np.array_equal(truth[time], said[time]) for time in told_of)
+    assert said[0].max() == 0 and truth[0].max() > 0
+    alone = task.draw(pixels[:1], tokens[:, :2].numpy(), {})
+    assert alone.shape[:2] == (1, 384) and alone.shape[2] > 1000

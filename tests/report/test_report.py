@@ -23,6 +23,7 @@ from pipeline.cache.status import FailureGroup
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe, load_recipe
 from pipeline.experiments.summary import Summary
+from pipeline.models.tasks.parts.token_colours import principal_colours
 from pipeline.models.temporal.contract import Gate
 from pipeline.models.video_model import VideoModel
 from pipeline.records import TokenShape
@@ -32,7 +33,7 @@ from pipeline.report.plots import front_of, mean_and_band
 from pipeline.report.provenance import commands, common_part
 from pipeline.report.report import report
 from pipeline.report.source import find_source, read_runs, read_sweep
-from pipeline.report.token_maps import principal_colours, state_and_gates
+from pipeline.report.token_maps import state_and_gates
 from pipeline.train.bootstrap import Interval
 from pipeline.train.evaluate import difference
 from pipeline.train.run import Run

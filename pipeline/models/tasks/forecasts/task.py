@@ -3,7 +3,8 @@ readout, and the answers that learn little."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -27,6 +28,8 @@ from pipeline.models.tasks.forecasts.errors import (
 from pipeline.models.tasks.forecasts.heads import taken
 from pipeline.models.tasks.forecasts.pairs import drawn_pairs, scored_pairs, step_of
 from pipeline.models.tasks.forecasts.readout import SPACES, ForecastReadout
+from pipeline.models.tasks.parts.canvas import SIDE_PX, Canvas, concat_width
+from pipeline.models.tasks.parts.token_colours import principal_colours
 from pipeline.records import TokenShape
 
 PAIRS_EACH = 4
@@ -176,6 +179,49 @@ class TellingTask(TaskPlugin):
             ),
             "mean": lambda tokens, query, _: mean_so_far(_patches(tokens), query["from"]),
         }
+
+    def draw(self, pixels_THWC: np.ndarray, answer: np.ndarray, targets: Arrays) -> np.ndarray:
+        """frame | its tokens | what was told of them before, each with three main components of
+        the tokens as red, green and blue; (T, H, W, 3). Of what was told for a frame, that from the
+        longest time before is drawn, which is written on it; nothing, where nothing was told. In a
+        stream the tokens of now stand beside those told for all horizons."""
+        if targets:
+            return np.stack(list(self._told_and_true(pixels_THWC, answer, targets)))
+        colours_TKPC = np.stack(principal_colours(list(answer)))
+        words = ["tokens now", *(f"told for {ahead_s:g} s" for ahead_s in self.settings.horizons_s)]
+        return np.stack(
+            [
+                _in_a_row(pixels_HWC, list(zip(words, colours_KPC, strict=True)))
+                for pixels_HWC, colours_KPC in zip(pixels_THWC, colours_TKPC, strict=True)
+            ]
+        )
+
+    def _told_and_true(
+        self, pixels_THWC: np.ndarray, answer: np.ndarray, targets: Arrays
+    ) -> Iterator[np.ndarray]:
+        true_TPC, told_MPC = principal_colours([targets[TOKENS], answer])
+        for time, pixels_HWC in enumerate(pixels_THWC):
+            pairs = np.flatnonzero(targets["paired"] & (targets["to"] == time))
+            panels = [("tokens", true_TPC[time])]
+            if len(pairs):
+                pair = pairs[targets["ahead_s"][pairs].argmax()]
+                panels.append((f"told {targets['ahead_s'][pair]:.2f} s before", told_MPC[pair]))
+            else:
+                panels.append(("nothing told", np.zeros_like(true_TPC[time])))
+            yield _in_a_row(pixels_HWC, panels)
+
+
+def _in_a_row(pixels_HWC: np.ndarray, panels: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
+    """A frame, and beside it patches (P, 3) uint8 in their places, with a word on each."""
+    row = [Canvas(pixels_HWC).pixels]
+    for words, colours_PC in panels:
+        side = math.isqrt(len(colours_PC))
+        rows = -(-SIDE_PX // side)
+        large = colours_PC.reshape(side, side, 3).repeat(rows, 0).repeat(rows, 1)
+        canvas = Canvas(large)
+        canvas.text((0.02, 0.02), words)
+        row.append(canvas.pixels)
+    return concat_width(row)
 
 
 def _patches(tokens_BThwD: torch.Tensor) -> torch.Tensor:
