@@ -266,6 +266,12 @@ def _require_same_measure(first: Evaluation, other: Evaluation) -> None:
     for key, ours in first.measure.items():
         theirs = other.measure[key]
         if theirs != ours:
+            if key == "metrics":  # those of either alone are enough to say
+                ours, theirs = ([each["name"] for each in table] for table in (ours, theirs))
+                ours, theirs = (
+                    ", ".join(name for name in these if name not in those) or "the same names"
+                    for these, those in ((ours, theirs), (theirs, ours))
+                )
             raise BadInput(
                 f"runs {first.run} and {other.run} cannot be compared: {key} is {ours} / {theirs}",
                 "summarise settings of one task, evaluated on one split",

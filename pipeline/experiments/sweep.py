@@ -230,8 +230,9 @@ class Sweep:
             if group[0].point.cache in self.caches:
                 recipes = [member.recipe for member in group]
                 context = self.context_of(group, None, allow_missing)
-                tasks, _, _ = open_windows(recipes, context)
-                require_truth(tasks[0], context.windows(self.split, recipes[0], tasks[0], []))
+                tasks, windows, _ = open_windows(recipes, context)
+                layers = windows.reader.layers
+                require_truth(tasks[0], context.windows(self.split, recipes[0], tasks[0], layers))
 
     def is_done(self, member: Member) -> bool:
         """Whether nothing is left to do for a member. A member that is done stays done, so its

@@ -55,6 +55,8 @@ INIT, DRAWN = "init", "none"
 """The axis over initial weights, and its value for those that are drawn; others are a run's folder,
 or a table."""
 SEED = "training.seed"
+OF_SEED = "{seed}"
+"""Stands for the member's own seed in the folder of the run that it begins with."""
 SWEEP_FORMAT = 2
 """Version of sweep.json."""
 
@@ -318,6 +320,8 @@ def _member_recipe(
             _apply_value(table, key, value, spec.each)
     if SEED not in values:
         set_nested(table, SEED, seed)
+    if INIT in table and isinstance(table[INIT].get("run"), str):
+        table[INIT]["run"] = table[INIT]["run"].replace(OF_SEED, str(seed))
     table["name"] = run
     return plugins.validate(Recipe, table, f"sweep '{spec.name}', setting '{_point_name(values)}'")
 
@@ -376,11 +380,14 @@ def _point_name(values: Mapping[str, Any]) -> str:
 
 
 def init_name(value: Any) -> str:
-    """A value of the axis `init` for people: "none", "runs/a" or "runs/a, frozen True"."""
-    if not isinstance(value, dict):
-        return str(value)
-    others = [f"{key} {_value_text(part)}" for key, part in value.items() if key != "run"]
-    return ", ".join([str(value.get("run")), *others])
+    """A value of the axis `init` for people: "none", "runs/a" or "runs/a, frozen True". Of runs
+    that differ from seed to seed the name stands alone, without the folder."""
+    table = value if isinstance(value, dict) else {"run": value}
+    run, ending = str(table.get("run")), f"-seed{OF_SEED}"
+    if run.endswith(ending):
+        run = Path(run).name.removesuffix(ending)
+    others = [f"{key} {_value_text(part)}" for key, part in table.items() if key != "run"]
+    return ", ".join([run, *others])
 
 
 def _value_text(value: Any) -> str:

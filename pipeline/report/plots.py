@@ -23,6 +23,7 @@ from pipeline.report.style import (
     view,
 )
 from pipeline.report.tables import scaled_text
+from pipeline.train.evaluate import MetricFacts
 from pipeline.train.run import read_metrics
 
 ROWS = 30
@@ -43,6 +44,10 @@ CURVE_STEPS = 120
 """Steps at which several curves are averaged."""
 SMOOTHED_PARTS = 40
 """Parts of a run: the loss is averaged over the steps of each."""
+PLACED = 6
+"""Points in a plot over places."""
+DASHES = ("-", "--", ":", "-.")
+"""Lines of the first answers without training in such a plot; more are not drawn."""
 THIN_FROM = 20
 """Points of the grid from which learning curves are thin."""
 
@@ -280,6 +285,51 @@ def score_label(data: ReportData) -> str:
     metric = data.metric
     unit = f" ({metric.unit})" if metric.unit else ""
     return f"{metric.name}{unit}" + ("" if metric.higher_is_better else ", lower is better")
+
+
+# Places
+
+
+def over_places(data: ReportData) -> dict[str, Figure]:
+    """The metrics that are measured in several places of an axis, such as the skill of a forecast
+    over its horizons: one plot for each, `places_<metric>`, of the best points and of the best
+    answers without training; nothing where there are none."""
+    best = data.ranked()[:PLACED]
+    facts = data.evaluations[data.scored_runs(best[0])[0]].metrics
+    bases: dict[str, list[MetricFacts]] = {}
+    for metric in facts:
+        if metric.at:
+            bases.setdefault(metric.name.removesuffix(f", {metric.at}"), []).append(metric)
+    return {
+        f"places_{base.replace(' ', '_')}": _over_places(data, best, base, metrics)
+        for base, metrics in bases.items()
+    }
+
+
+def _over_places(
+    data: ReportData, points: Sequence[PointSummary], base: str, metrics: Sequence[MetricFacts]
+) -> Figure:
+    figure, axes = panel(HALF_INCHES, 3.7)
+    colours, places = colours_of(data), list(range(len(metrics)))
+    for point in points:
+        scores = [data.evaluations[name].forms[data.form] for name in data.scored_runs(point)]
+        ends = np.array([[each[metric.name].ends for metric in metrics] for each in scores])
+        means = np.array([[each[metric.name].score for metric in metrics] for each in scores])
+        colour = colours[point.name]
+        (line,) = axes.plot(places, means.mean(0), color=colour, marker="o", label=point.name)
+        named(line, point.name)
+        axes.fill_between(places, *ends.mean(0).T, color=colour, alpha=0.15, linewidth=0)
+    lowest = min(0.0, axes.get_ylim()[0])
+    baselines = data.evaluations[data.scored_runs(points[0])[0]].baselines
+    for dashes, (name, each) in zip(DASHES, baselines.items(), strict=False):
+        values = [each.metrics[metric.name].score for metric in metrics]
+        if max(values) >= lowest:  # one that is far below would leave no room for the others
+            axes.plot(places, values, color=COLOURS["rest"], linestyle=dashes, label=name)
+    axes.set_ylim(bottom=lowest - 0.05)
+    axes.set_xticks(places, [metric.at for metric in metrics])
+    axes.set(ylabel=f"{base}, {data.form}")
+    legend(figure, axes)
+    return figure
 
 
 # Learning

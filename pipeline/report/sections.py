@@ -52,6 +52,7 @@ def page_of_data(data: ReportData, out: Path) -> Page:
     page.plots = {
         "scores": _saved(out, {"scores": plots.intervals(data, FULL_INCHES)}),
         "costs": _saved(out, costs),
+        "places": _saved(out, plots.over_places(data)),
         "learning": _saved(out, plots.learning(data)),
         "axes": _axis_plots(data, out),
         "answers": _saved(out, answers(data)),
@@ -344,13 +345,23 @@ def _saved(out: Path, figures: Mapping[str, Figure]) -> list[Plot]:
     """Every figure as a PNG file in `out` and as a plot of the page."""
     saved = []
     for name, figure in figures.items():
-        title, caption = CAPTIONS.get(name) or (
-            f"Score over {name.removeprefix('over_')}",
-            "One line for each choice of all else. Bands, where lines are few, are 95 % intervals.",
-        )
+        title, caption = CAPTIONS.get(name) or _other_caption(name)
         save_png(figure, out / f"{name}.png")
         saved.append(Plot(name, title, caption, svg(figure, title)))
     return saved
+
+
+def _other_caption(name: str) -> tuple[str, str]:
+    """Title and caption of a plot that is named after what it is over."""
+    if name.startswith("places_"):
+        return (
+            name.removeprefix("places_").replace("_", " ").capitalize(),
+            "Bands are 95 % intervals; grey lines are answers that need no training.",
+        )
+    return (
+        f"Score over {name.removeprefix('over_')}",
+        "One line for each choice of all else. Bands, where lines are few, are 95 % intervals.",
+    )
 
 
 def _axis_plots(data: ReportData, out: Path) -> list[Plot]:

@@ -55,6 +55,19 @@ def test_values_are_none_a_run_or_a_table():
     assert len(groups_of(points)) == 1  # one read of the cache for all
 
 
+def test_every_seed_may_go_on_from_a_run_of_its_own():
+    """The name of the run stands for it in tables, without its folder and seed."""
+    other = "sweeps/pretraining/runs/shuffle=False-seed{seed}"
+    spec = spec_of(seeds=[0, 7], axes={"init": ["none", other, {"run": other, "frozen": True}]})
+    names = ["init none", "init shuffle=False", "init shuffle=False, frozen True"]
+    assert [point.name for point in spec.grid_points] == names
+    members = dict(spec.grid_points[2].members)
+    assert [recipe.init.run for recipe in members.values()] == [
+        f"sweeps/pretraining/runs/shuffle=False-seed{seed}" for seed in (0, 7)
+    ]
+    assert list(members) == [f"init=shuffle=False-frozen=True-seed{seed}" for seed in (0, 7)]
+
+
 def test_the_command_line_gives_the_axis(tmp_path):
     (tmp_path / "s.toml").write_text('recipe = "demo_gru"\n[axes]\ntemporal = ["gru"]\n')
     spec = load_sweep(tmp_path / "s.toml", axes={"init": ["none", {"run": "runs/a"}]})

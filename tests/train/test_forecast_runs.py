@@ -16,6 +16,7 @@ from pipeline.errors import BadInput
 from pipeline.experiments.predictability import predictability
 from pipeline.extract.extract import extract
 from pipeline.models.tasks.contract import make_task
+from pipeline.report.report import report
 from pipeline.train.evaluate import evaluate, evaluate_together
 from pipeline.train.loop import train, train_together
 from pipeline.train.setup import RunContext
@@ -30,6 +31,7 @@ def recipe(**changes: object) -> Recipe:
         "training.steps": 2,
         "training.batch_size": 4,
         "windows.frames": 9,
+        "windows.fps": 12,
         "task.horizons_s": [0.25, 0.5],
         "task.pairs": 2,
         "task.places": 3,
@@ -159,3 +161,11 @@ def test_horizons_that_no_clip_holds_are_refused_before_training(plane, tmp_path
     with pytest.raises(BadInput, match=r"anything to score in 'skill, 1\.5 s'"):
         train(recipe(**long), plane, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_page_draws_the_skill_over_its_horizons(runs, plane, tmp_path):
+    evaluate(runs[0], plane)
+    report([runs[0]], tmp_path)
+    plots = {file.stem for file in tmp_path.glob("places_*.png")}
+    assert plots == {"places_skill", "places_cosine_skill", "places_raw_skill"}
+    assert "Raw skill" in (tmp_path / "report.md").read_text()
