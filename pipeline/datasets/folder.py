@@ -3,6 +3,7 @@
     root/<label>/**/*.mp4               the folder is the label; the split is drawn, the same on
                                         every machine
     root/{train,val,test}/<label>/**/*  the first folder is the split
+    root/**/*                           with `labelled = false`: clips without labels
     root/labels.csv                     columns path, label and, if wanted, split, start_s, stop_s,
                                         in seconds after the first frame of the video, and group
 
@@ -60,6 +61,9 @@ class Settings(SplitSettings):
     fold: int | None = Field(default=None, ge=1)
     """Which of several official divisions into train and test the lists are of (UCF101 and HMDB51
     have 1, 2 and 3). None: the first that is there."""
+    labelled: bool = True
+    """Whether folders are labels. false: every video is a clip without a label, wherever it lies,
+    as for pre-training."""
     image_fps: float = Field(default=25.0, gt=0, le=1000)
     """Frame rate of image folders."""
 
@@ -150,7 +154,9 @@ class Dataset(DatasetPlugin):
         rows = []
         for source in sources:
             folders = PurePosixPath(source).parts[:-1]
-            if len(folders) > has_splits:
+            if not self.settings.labelled:
+                rows.append(Row(source, None, folders[0] if has_splits and folders else None))
+            elif len(folders) > has_splits:
                 rows.append(Row(source, folders[has_splits], folders[0] if has_splits else None))
             else:
                 self.rejected[source] = "lies in no label folder"
@@ -158,7 +164,7 @@ class Dataset(DatasetPlugin):
             raise BadInput(
                 f"{self.root} has videos, such as {sources[0]}, and no folders that are labels",
                 "put the videos of each label into a folder, list them in a CSV file with the "
-                "columns path,label (--set csv=FILE), or use them without labels: "
-                f"stillframe manifest playback {shlex.quote(str(self.root))}",
+                "columns path,label (--set csv=FILE), or use them without labels: --set "
+                f"labelled=false, or stillframe manifest playback {shlex.quote(str(self.root))}",
             )
         return rows

@@ -7,7 +7,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from support.commands import assert_refused, call
+from support.commands import assert_refused, call, fine
 from support.media import encode, grey
 
 from pipeline.datasets import folder
@@ -164,3 +164,15 @@ def test_videos_without_labels_are_told_what_to_do(root, tmp_path):
         "--set csv=FILE",
         f"stillframe manifest playback {root}/all",
     )
+
+
+def test_videos_without_labels_are_clips_where_that_is_asked_for(root, tmp_path):
+    """Wherever they lie, and told apart by their path."""
+    out = tmp_path / "data"
+    fine("manifest", "folder", root / "all", "--out", out, "--set", "labelled=false")
+    manifest = Manifest.load(out)
+    assert manifest.labels == () and {clip.label for clip in manifest.clips} == {None}
+    assert [clip.clip_id for clip in manifest.clips] == sorted(
+        file.relative_to(root / "all").as_posix() for file in (root / "all").rglob("*.mp4")
+    )
+    assert set(manifest.splits) <= {"train", "val"}

@@ -35,7 +35,8 @@ class Row(NamedTuple):
     """A clip to be; `split` is None where it is still to be drawn."""
 
     source: str
-    label: str
+    label: str | None
+    """None for clips without labels, as for pre-training."""
     split: str | None = None
     start_s: float = 0.0
     stop_s: float | None = None
