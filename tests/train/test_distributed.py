@@ -42,10 +42,34 @@ IN_THE_ROOM = {
     "points": {"task": {"name": "points", **SMALL, "hidden": 8, "points": 6}},
     "depth": {"task": {"name": "depth", **SMALL, "size_px": 16, "patch_px": 8}},
     "pose": {"task": {"name": "pose", "readout_width": 16, "hidden": 8}},
+    "boxes-still": {
+        "task": {
+            "name": "boxes",
+            **SMALL,
+            "hidden": 8,
+            "start": "still",
+            "reads": "both",
+            "look": "updated",
+        }
+    },
+    "points-likeness": {
+        "task": {
+            "name": "points",
+            **SMALL,
+            "hidden": 8,
+            "start": "likeness",
+            "reads": "likeness",
+        }
+    },
 }
 BY_MIXER = {
     mixer: {"model": {"mixer": mixer, "width": 12}} for mixer in ("mlp", "last", "norm", "concat")
 }
+CONTROLS = {
+    "shuffle": {"windows": {"frames": 4, "fps": FPS, "shuffle": True}},
+    "still": {"windows": {"frames": 4, "fps": FPS, "still": 0.5}},
+}
+"""Windows that see less, by a draw or a choice that all processes share."""
 
 
 def wanted(**changes):
@@ -99,7 +123,7 @@ def whole(material, room, tmp_path_factory):
         name: train(
             wanted(**changes), room if name in IN_THE_ROOM else material.cache, folder / name
         )
-        for name, changes in (BY_MIXER | IN_THE_ROOM).items()
+        for name, changes in (BY_MIXER | CONTROLS | IN_THE_ROOM).items()
     }
 
 
@@ -132,7 +156,7 @@ def two(material, room, whole, tmp_path_factory):
     add({}, material.cache, "from-two", stop=5)
     add({}, material.cache, "from-one")
     add({"temporal": {"name": "min_gru", "layers": 1, "dropout": 0.5}}, material.cache, "dropout")
-    for name, changes in (BY_MIXER | IN_THE_ROOM).items():
+    for name, changes in (BY_MIXER | CONTROLS | IN_THE_ROOM).items():
         for parts in (1, 2):
             cache = room if name in IN_THE_ROOM else material.cache
             add(changes | {"training": {"accumulate": parts}}, cache, f"{name}-{parts}")
@@ -165,7 +189,7 @@ def assert_alike(run: Run, other: Run) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*BY_MIXER, *IN_THE_ROOM])
+@pytest.mark.parametrize("name", [*BY_MIXER, *CONTROLS, *IN_THE_ROOM])
 @pytest.mark.parametrize("parts", [1, 2])
 def test_two_processes_have_the_losses_of_one(whole, two, name, parts):
     assert_alike(Run(two / f"{name}-{parts}"), whole[name])
