@@ -28,6 +28,7 @@ BENCHES = (
     "startup",
     "codecs",
     "temporal",
+    "forecast",
     "epoch",
     "plan",
     "sweep",

@@ -310,3 +310,15 @@ def test_wrong_input():
     )
     assert_refused(call("bench", "temporal", "--module", "gru", "--stream-frames", "10"), "300")
     assert_refused(call("bench", "temporal", "--batch", "0"), "--batch")
+
+
+def test_steps_of_forecasts_stand_beside_one_of_a_classification():
+    small = ["--set", "training.batch_size=2", "--set", "model.width=8", "--grid", "2"]
+    result = call("bench", "forecast", *small, "--width", "8", "--repeats", "1", "--json")
+    assert result.code == 0, result
+    steps = result.json["steps"]
+    assert list(steps)[:3] == ["classify", "as in the recipe", "head mlp"] and len(steps) == 8
+    assert steps["classify"]["ratio"] == 1
+    assert all(step["median_s"] > 0 and len(step["s"]) == 1 for step in steps.values())
+    shown = call("bench", "forecast", *small, "--width", "8", "--repeats", "1").out.splitlines()
+    assert shown[0] == "a step of 2 windows, medians of 1" and max(map(len, shown)) <= 80

@@ -106,6 +106,7 @@ def test_help_lists_every_command():
         "startup",
         "codecs",
         "temporal",
+        "forecast",
         "epoch",
         "plan",
         "sweep",

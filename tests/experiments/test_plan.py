@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.cache.layout import bytes_per_frame, frames_per_store
 from pipeline.cache.storage.open import open_storage
-from pipeline.cli.bench import epoch as bench_epoch
+from pipeline.cli.bench.training import epoch as bench_epoch
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec, load_spec
 from pipeline.config.recipe import Recipe, load_recipe

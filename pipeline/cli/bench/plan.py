@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from pipeline.cache.cache import Cache
-from pipeline.cli.bench.epoch import epoch
 from pipeline.cli.bench.timing import Tell
+from pipeline.cli.bench.training.epoch import epoch
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest import manifest

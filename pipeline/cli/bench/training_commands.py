@@ -259,7 +259,7 @@ def bench_sweep(
     """
     from pipeline.cache.cache import Cache
     from pipeline.cli import console
-    from pipeline.cli.bench import sweep
+    from pipeline.cli.bench.training import sweep
     from pipeline.config.recipe import load_recipe
 
     loaded_recipe = load_recipe(named_file("recipe", recipe))
@@ -377,7 +377,7 @@ def bench_epoch(
     Example: stillframe bench epoch --ablations 8 --decoders 2
     """
     from pipeline.cli import console
-    from pipeline.cli.bench import epoch as module
+    from pipeline.cli.bench.training import epoch as module
     from pipeline.config.cache_spec import load_spec
     from pipeline.config.recipe import load_recipe
 
@@ -405,7 +405,7 @@ def bench_epoch(
 def _show_epochs(result: dict[str, Any], ablations: int) -> None:
     """One table: an epoch, a step and its parts, and all runs, for each way of training."""
     from pipeline.cli import console
-    from pipeline.cli.bench import epoch as module
+    from pipeline.cli.bench.training import epoch as module
 
     def row(name: str, seconds: Iterable[float | None]) -> tuple[str, ...]:
         return (name, *("" if s is None else console.time_text(s) for s in seconds))
@@ -424,3 +424,47 @@ def _show_epochs(result: dict[str, Any], ablations: int) -> None:
         f"{size['device']}, decoders: {size['decoders']}; medians of {ablations} runs"
     )
     _show_figures(title, ("", "from the cache", "with the encoder"), rows)
+
+
+@bench_app.command("forecast")
+def bench_forecast(
+    recipe: RecipeOption = "demo_forecast",
+    grid: Annotated[int, typer.Option(min=1, help="Patches along a side.")] = 7,
+    width: Annotated[int, typer.Option(min=1, help="Width of a cached token.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Repeats; medians are shown.")] = 5,
+    device: Device = None,
+    sets: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """A training step of forecasts against one of a classification with the same temporal module
+    and windows, by the head and by how much it is asked; tokens are random numbers.
+
+    Example: stillframe bench forecast --repeats 5
+    """
+    from pipeline.cli import console
+    from pipeline.cli.bench.training import forecast
+    from pipeline.config.recipe import load_recipe
+    from pipeline.records import TokenShape
+
+    loaded = load_recipe(named_file("recipe", recipe), sets or [])
+    shape = TokenShape(width, (grid, grid), 1, (1,))
+    with console.progress("bench forecast") as update:
+        result = forecast.measure(loaded, shape, repeats, torch_device(device), update)
+    if as_json:
+        console.show_json(result)
+        return
+    steps = result["steps"]
+    reference = steps[forecast.REFERENCE]["peak_bytes"]
+    rows = [
+        (
+            name,
+            f"{1000 * step['median_s']:.0f} ms",
+            f"{step['ratio']:.2f}",
+            bytes_cell(step["peak_bytes"]),
+            f"{step['peak_bytes'] / reference:.2f}" if reference and step["peak_bytes"] else "",
+        )
+        for name, step in steps.items()
+    ]
+    title = f"a step of {result['batch']} windows, medians of {repeats}"
+    columns = ("step", "time", "ratio", "peak memory", "ratio")
+    console.show_table(title, columns, rows, justify="lrrrr")

@@ -118,19 +118,22 @@ class ForecastHead(nn.Module):
     ) -> torch.Tensor:
         """What outputs `from_BM` say of places `place_BMQ` (int64; None: all P, in order),
         `ahead_s_BM` seconds later."""
+        special = x_BTNW.shape[2] - self.patches
+        if self.memory == "state" or not self.attends:  # of the frames that tell alone
+            x_BTNW = taken(x_BTNW, from_BM)
+            frame_BM = torch.arange(from_BM.shape[1], device=from_BM.device).expand_as(from_BM)
+        else:
+            frame_BM = from_BM
         keys_BTNR = self.tokens(x_BTNW)
-        special = keys_BTNR.shape[2] - self.patches
         placed = keys_BTNR[:, :, special:] + self.place
-        asked_BMQR = taken(placed, from_BM, place_BMQ)
-        query_BMQR = asked_BMQR + self._time(ahead_s_BM).unsqueeze(2)
+        keys_BTNR = torch.cat([keys_BTNR[:, :, :special], placed], dim=2)
+        query_BMQR = taken(placed, frame_BM, place_BMQ) + self._time(ahead_s_BM).unsqueeze(2)
         groups_GQR, keys_GNR, seen = query_BMQR.flatten(0, 1), None, None
-        if self.attends:
-            keys_BTNR = torch.cat([keys_BTNR[:, :, :special], placed], dim=2)
-            if self.memory == "state":
-                keys_GNR = taken(keys_BTNR, from_BM).flatten(0, 1)
-            else:
-                groups_GQR = query_BMQR.flatten(1, 2)
-                keys_GNR, seen = self._past(keys_BTNR, from_BM, query_BMQR.shape[2])
+        if self.attends and self.memory == "state":
+            keys_GNR = keys_BTNR.flatten(0, 1)
+        elif self.attends:
+            groups_GQR = query_BMQR.flatten(1, 2)
+            keys_GNR, seen = self._past(keys_BTNR, from_BM, query_BMQR.shape[2])
         for block in self.blocks:
             groups_GQR = block(groups_GQR, keys_GNR, seen)
         said: torch.Tensor = self.out(self.norm(groups_GQR))

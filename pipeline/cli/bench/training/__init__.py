@@ -1,0 +1,1 @@
+"""Measurements of whole trainings: epochs, sweeps, and the steps of forecasts."""
