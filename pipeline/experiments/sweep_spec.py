@@ -338,7 +338,7 @@ def _apply_value(
     if key == INIT:
         table.pop(INIT, None)
         if value != DRAWN:
-            table[INIT] = value if isinstance(value, dict) else {"run": value}
+            table[INIT] = dict(value) if isinstance(value, dict) else {"run": value}
         return
     if key in ("temporal", "task") and isinstance(value, str):
         fields = plugins.load(key, value).Settings.model_fields

@@ -449,7 +449,7 @@ def bench_forecast(
     loaded = load_recipe(named_file("recipe", recipe), sets or [])
     shape = TokenShape(width, (grid, grid), 1, (1,))
     with console.progress("bench forecast") as update:
-        result = forecast.measure(loaded, shape, repeats, torch_device(device), update)
+        result = forecast.forecast_steps(loaded, shape, repeats, torch_device(device), update)
     if as_json:
         console.show_json(result)
         return

@@ -40,7 +40,7 @@ def variants(recipe: Recipe) -> dict[str, dict[str, Any]]:
     }
 
 
-def measure(
+def forecast_steps(
     recipe: Recipe, shape: TokenShape, repeats: int, device: torch.device | None, tell: Tell
 ) -> dict[str, Any]:
     """Name of a step -> median seconds, peak bytes, and both as ratios to those of `REFERENCE`,
