@@ -13,6 +13,7 @@ from pipeline.experiments.sweep_spec import GIVEN, SweepSpec, load_sweep
 from pipeline.report.report import report
 from pipeline.report.source import read_sweep
 from pipeline.train.loop import train
+from pipeline.train.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +112,13 @@ def test_a_page_has_a_curve_over_labels_for_each_of_them(material, source, tmp_p
         reference={"init": "none"},
         changes=SHORT,
     )
-    sweep(spec, {GIVEN: material.cache}, tmp_path / "sweep")
+    made = sweep(spec, {GIVEN: material.cache}, tmp_path / "sweep")
     (page,) = report(tmp_path / "sweep", tmp_path / "report")
     html = page.read_text()
     assert f"init {source}, frozen True, train_fraction 1" in html
     assert "learning_rate_factor" in html  # the recipe of what each began with
+    began = [Run(member.path).header.init for member in made.members]
+    assert all(init is None or init.sha256 in html for init in began) and began[-1] is not None
     assert "init_sha256" not in html and f"{source}" in html
     values = {
         point.name: point.values for point in read_sweep(tmp_path / "sweep", "val")[0].ranked()

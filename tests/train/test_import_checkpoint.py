@@ -23,6 +23,7 @@ from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
 from pipeline.extract import extract
 from pipeline.train.evaluate import evaluate
+from pipeline.train.loop import train
 from pipeline.train.run import Run, load_model
 from pipeline.train.stream import Stream
 from pipeline.train.weights.import_checkpoint import import_checkpoint, read_labels, read_weights
@@ -123,6 +124,26 @@ def cache(tmp_path_factory) -> Cache:
         encoder=ENCODER, frames={"size_px": 64, "fps": 12.0}, store={"shard_mb": 1, "store_mb": 4}
     )
     return extract.extract(spec, built, tmp_path_factory.mktemp("cache"))
+
+
+def test_a_released_checkpoint_begins_a_training_of_another_task(cache, tmp_path):
+    file = lightning(tmp_path / "released.ckpt", state_dict("classify", "mamba"))
+    released = import_checkpoint(
+        file, recipe("classify", "mamba"), cache, tmp_path / "released", CLASSES
+    )
+    wanted = recipe(
+        "pose",
+        "mamba",
+        training={"steps": 1, "batch_size": 2},
+        init={"run": str(released.path), "frozen": True},
+    )
+    said = []
+    run = train(wanted, cache, tmp_path / "run", say=said.append)
+    for part, weights in (("mixer", golden("layer_mixer")), ("temporal", golden("mamba"))):
+        for name, tensor in weights.items():
+            assert torch.equal(run.tensors("last")[f"model.{part}.{name}"], tensor), name
+    assert run.header.init.parts == ("mixer", "temporal") and run.header.init.step == 0
+    assert any("it is not known which videos" in line for line in said)
 
 
 @pytest.mark.parametrize("temporal", TEMPORAL)

@@ -45,7 +45,9 @@ def is_statistic(name: str) -> bool:
 def test_frozen_parts_stay_bit_by_bit_and_keep_the_statistics_of_their_batch_norms(
     source, material, tmp_path
 ):
-    run = train(from_run(source, {"frozen": True}), material.cache, tmp_path / "run")
+    """Also where norms are told the moments of batches that come in parts."""
+    wanted = from_run(source, {"frozen": True}, training={"accumulate": 2})
+    run = train(wanted, material.cache, tmp_path / "run")
     taken = weights(final(source), "mixer", "projection", "temporal")
     assert len(taken) > 20 and any(map(is_statistic, taken))
     assert_same(weights(final(run), "mixer", "projection", "temporal"), taken)

@@ -93,6 +93,21 @@ def test_weights_gradients_and_moments_are_four_times_the_parameters():
     assert counted.checkpoint == pytest.approx(counted.weights * 3 / 4, rel=0.01)
 
 
+def test_frozen_parts_take_no_gradients_moments_or_activations():
+    parts = {"model": {"width": None}, "temporal": {"name": "gru"}}
+    trained, frozen = (
+        step_memory(recipe(**parts, **init), SHAPE, ("a", "b"), 4, 1)
+        for init in ({}, {"init": {"run": "elsewhere", "frozen": True}})
+    )
+    width = SHAPE.width
+    norms = 2 * 4 * width  # of the batch norm, and two of the GRU, which has one more below
+    count = 4 * width**2 + 3 * width + 7 * width**2 + 7 * width + norms - 2 * width
+    saved = trained.weights - frozen.weights
+    assert saved == pytest.approx(3 * 4 * count, rel=0.02)
+    assert frozen.activations < trained.activations / 2
+    assert frozen.checkpoint == pytest.approx(trained.checkpoint - 2 * 4 * count, rel=0.02)
+
+
 def test_activations_are_proportional_to_the_windows_of_a_micro_batch():
     one, two, four = (
         step_memory(recipe(), SHAPE, ("a", "b"), windows, 1).activations for windows in (1, 2, 4)

@@ -292,6 +292,12 @@ def test_evaluation_windows_count_by_length_too(material):
     )
 
 
+@pytest.mark.parametrize("fraction", [1e-300, 1e-10, 1e-9, 1e-3])
+def test_the_least_share_has_a_video_of_every_label(material, fraction):
+    clips = make(material, train_fraction=fraction).index.clips
+    assert sorted(clip.label for clip in clips) == ["a", "b"]
+
+
 def test_one_window_a_clip_is_what_it_was(material):
     """The default draws as it always did: the numbers are those of version 0.4."""
     order = make(material, seed=3, train_fraction=1.0).order

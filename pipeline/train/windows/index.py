@@ -381,5 +381,6 @@ def share_of_videos(clips: Sequence[Clip], fraction: float, seed: int) -> set[st
             len(videos)
         )
         # 1e-9: 0.07 of 100 videos is 7, though 0.07 * 100 is a little more in floating point.
-        kept |= {videos[index] for index in order[: math.ceil(fraction * len(videos) - 1e-9)]}
+        count = max(1, math.ceil(fraction * len(videos) - 1e-9))
+        kept |= {videos[index] for index in order[:count]}
     return kept
