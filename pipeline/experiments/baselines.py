@@ -4,6 +4,8 @@ them."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -145,5 +147,8 @@ def summarise_baselines(
 
 
 def _row_name(evaluation: Evaluation, name: str) -> str:
-    """Equal for evaluations over the same cache."""
-    return f"{name} of cache {evaluation.cache.fingerprint}"
+    """Equal for answers that score the same on every clip: the same answer over the same cache
+    scores otherwise where windows do."""
+    scores = [evaluation.baselines[name].clips, [c.weight for c in evaluation.clips.values()]]
+    digest = hashlib.sha256(json.dumps(scores, sort_keys=True).encode()).hexdigest()
+    return f"{name} {digest}"

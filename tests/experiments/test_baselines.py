@@ -107,6 +107,24 @@ def test_gains_over_what_needs_no_training_are_paired_and_positive_where_better(
         assert gain.ends[0] < paired.ends[0] + 0.01 and gain.ends[1] > paired.ends[1] - 0.01
 
 
+def test_an_answer_that_scores_otherwise_in_other_windows_stands_beside_the_points_of_these():
+    """As where points differ in the order or the rate of their frames, on the same clips of one cache."""
+    points = []
+    for name, tracked_C in (("ordered", TRACKED_C), ("shuffled", TRACKED_C / 2)):
+        found = evaluation(name, LEARNT_SC[0], higher=True, has_baselines=True)
+        found = found.model_copy(
+            update={"baselines": found.baselines | {"likeness, layer 8": baseline(tracked_C, 8)}}
+        )
+        cost = Cost(parameters=7, flops=1e9, latency_ms=None, state_bytes=4)
+        points.append(ScoredPoint(name, {"order": name}, cost, (Outcome(name, 0, found),)))
+    summary = summarise("sweep", {"order": []}, points, "ordered")
+    for point, tracked_C in zip(summary.settings, (TRACKED_C, TRACKED_C / 2), strict=True):
+        scores = point.baselines["likeness, layer 8"]
+        assert scores.interval.score == pytest.approx(mean(tracked_C))
+        gain = scores.gains[FORM].score
+        assert gain == pytest.approx(mean(LEARNT_SC[0]) - mean(tracked_C))
+
+
 def test_baselines_change_nothing_else_and_may_be_missing():
     """As in summaries of evaluations that an earlier version wrote."""
     newer, older = (data_of(has_baselines=has).summary for has in (True, False))
