@@ -18,19 +18,24 @@ from pipeline.train.loop import train
 from pipeline.train.run import Run, read_metrics
 from pipeline.train.weights.initial import initial_weights
 
-STEPS = {"steps": 6, "checkpoint_every": 2, "evaluate_every": 3}
+STEPS = {"steps": 4, "checkpoint_every": 2, "evaluate_every": 4}
+ONE = {"steps": 1, "evaluate_every": 1}
+STREAMING = {"forms": ["streaming"]}
 
 
 @pytest.fixture(scope="module")
 def source(material, tmp_path_factory) -> Run:
     """A run of another task setting and other windows, with batch norms in its mixer."""
-    wanted = recipe(training=STEPS, windows={"frames": 3, "seed": 5}, task={"readout_width": 8})
+    wanted = recipe(
+        training=STEPS, windows={"frames": 3, "seed": 5}, task={"readout_width": 8, **STREAMING}
+    )
     return train(wanted, material.cache, tmp_path_factory.mktemp("source") / "pretrained")
 
 
 def from_run(source: Run, init: dict | None = None, **changes):
     training = {**STEPS, **changes.pop("training", {})}
-    return recipe(training=training, init={"run": str(source.path)} | (init or {}), **changes)
+    begin = {"run": str(source.path)} | (init or {})
+    return recipe(training=training, init=begin, **{"task": STREAMING, **changes})
 
 
 def weights(tensors: dict[str, torch.Tensor], *parts: str) -> dict[str, torch.Tensor]:
@@ -67,7 +72,7 @@ def test_statistics_of_pretraining_do_not_leak_into_a_task(source, material, tmp
     """Those of a tuned run are those of a run from scratch on the same windows, bit by bit: tokens
     are frozen, so they are a function of the windows alone."""
     tuned = train(from_run(source), material.cache, tmp_path / "tuned")
-    scratch = train(recipe(training=STEPS), material.cache, tmp_path / "scratch")
+    scratch = train(recipe(training=STEPS, task=STREAMING), material.cache, tmp_path / "scratch")
     statistics = {name for name in final(tuned) if is_statistic(name)}
     assert len(statistics) == 3 * 2
     for name in statistics:
@@ -78,7 +83,9 @@ def test_statistics_of_pretraining_do_not_leak_into_a_task(source, material, tmp
 
 def test_what_is_not_taken_over_is_drawn_as_from_scratch(source, material, tmp_path):
     still = {"learning_rate": 1e-300, "min_learning_rate": 0, "steps": 1, "weight_decay": 0}
-    scratch = final(train(recipe(training=STEPS | still), material.cache, tmp_path / "scratch"))
+    scratch = final(
+        train(recipe(training=STEPS | still, task=STREAMING), material.cache, tmp_path / "scratch")
+    )
     tuned = final(
         train(
             from_run(source, {"parts": ["temporal"]}, training=still),
@@ -134,7 +141,10 @@ def test_a_factor_leaves_other_parts_at_the_learning_rate(source, material, tmp_
     }
 
 
-@pytest.mark.parametrize("init", [{"frozen": True}, {"learning_rate_factor": 0.3}])
+@pytest.mark.parametrize(
+    "init",
+    [{"frozen": True}, pytest.param({"learning_rate_factor": 0.3}, marks=pytest.mark.slow)],
+)
 def test_a_stopped_run_ends_as_an_undisturbed_one_and_needs_its_source_no_more(
     source, material, tmp_path, init
 ):
@@ -157,9 +167,9 @@ def test_a_stopped_run_ends_as_an_undisturbed_one_and_needs_its_source_no_more(
 
 def test_a_run_says_what_it_began_with_and_goes_on_with_the_same_alone(source, material, tmp_path):
     moved = Run(shutil.copytree(source.path, tmp_path / "source"))
-    run = train(from_run(moved), material.cache, tmp_path / "run")
+    run = train(from_run(moved, training=ONE), material.cache, tmp_path / "run")
     facts = run.header.init
-    assert (facts.run, facts.checkpoint, facts.step) == (str(moved.path), "last", 6)
+    assert (facts.run, facts.checkpoint, facts.step) == (str(moved.path), "last", 4)
     assert facts.parts == ("mixer", "projection", "temporal") and facts.init is None
     again = initial_weights(from_run(source), material.cache, material.manifest, tmp_path / "x")
     assert again.facts.sha256 == facts.sha256 != "0" * 64  # of the weights, wherever they lie
@@ -170,20 +180,20 @@ def test_a_run_says_what_it_began_with_and_goes_on_with_the_same_alone(source, m
         tmp_path / "x",
     )
     assert best.facts.sha256 != facts.sha256
-    chained = train(from_run(run), material.cache, tmp_path / "chained")
+    chained = train(from_run(run, training=ONE), material.cache, tmp_path / "chained")
     assert chained.header.init.init == facts
     tensors = moved.tensors("last")
     tensors["model.temporal.output_norm.bias"] += 1e-3
-    moved.save("last", tensors, 6, 6, None)
+    moved.save("last", tensors, 4, 4, None)
     with pytest.raises(BadInput, match=r"was made from something else; .*init_sha256: \"[0-9a-f]"):
-        train(from_run(moved), material.cache, tmp_path / "run")
+        train(from_run(moved, training=ONE), material.cache, tmp_path / "run")
 
 
 def test_a_moved_source_with_the_same_weights_is_the_same(source, material, tmp_path):
-    wanted = from_run(source)
+    wanted = from_run(source, training=ONE)
     run = train(wanted, material.cache, tmp_path / "run")
     moved = Run(shutil.copytree(source.path, tmp_path / "moved"))
-    assert train(from_run(moved), material.cache, run.path).header == run.header
+    assert train(from_run(moved, training=ONE), material.cache, run.path).header == run.header
 
 
 REFUSED = {
@@ -239,15 +249,15 @@ def test_a_part_without_weights_is_refused(source, material, tmp_path, init, mod
 
 
 def test_parts_that_are_not_named_are_those_with_weights(material, tmp_path):
-    plain = recipe(training=STEPS, model={"mixer": "last", "width": None})
+    plain = recipe(training=ONE, task=STREAMING, model={"mixer": "last", "width": None})
     run = train(plain, material.cache, tmp_path / "source")
-    wanted = from_run(run, model={"mixer": "last", "width": None})
+    wanted = from_run(run, training=ONE, model={"mixer": "last", "width": None})
     assert train(wanted, material.cache, tmp_path / "run").header.init.parts == ("temporal",)
 
 
 def test_other_differences_do_not_matter(source, material, tmp_path):
     """Another mixer, where it is not taken over; other windows and readouts never do."""
-    wanted = from_run(source, {"parts": ["temporal"]}, model={"mixer": "concat"})
+    wanted = from_run(source, {"parts": ["temporal"]}, training=ONE, model={"mixer": "concat"})
     train(wanted, material.cache, tmp_path / "run")
 
 
@@ -267,7 +277,7 @@ def test_an_encoder_of_other_weights_and_a_fitted_codec_are_refused(source, mate
     with pytest.raises(BadInput, match=r'here / there: fitted codec: "pca [0-9a-f]{64}" / null'):
         train(from_run(source), fitted, tmp_path / "run")
     rounded = derived(material, tmp_path, codec={"name": "int8"})
-    assert train(from_run(source), rounded, tmp_path / "run").header.init is not None
+    assert train(from_run(source, training=ONE), rounded, tmp_path / "run").header.init is not None
 
 
 def test_what_is_no_run_or_has_no_checkpoint_is_named(source, material, tmp_path):
@@ -304,7 +314,7 @@ def test_a_run_of_a_stranger_is_compared_with_what_is_wanted(
     forged = Run(shutil.copytree(source.path, tmp_path / "forged"))
     tensors = forged.tensors("last")
     change(tensors)
-    forged.save("last", tensors, 6, 6, None)
+    forged.save("last", tensors, 4, 4, None)
     with pytest.raises(BadInput, match=text):
         train(from_run(forged), material.cache, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -312,7 +322,7 @@ def test_a_run_of_a_stranger_is_compared_with_what_is_wanted(
 
 def test_the_command_line_names_a_run(source, material, tmp_path):
     table = tmp_path / "mine.toml"
-    canonical = recipe(training=STEPS).canonical()
+    canonical = recipe(training=STEPS, task=STREAMING).canonical()
     lines = [
         'task = {name = "classify", readout_width = 16, heads = 2}',
         'temporal = {name = "gru"}',
