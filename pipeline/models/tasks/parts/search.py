@@ -46,26 +46,7 @@ def half_sides(place_BO4: torch.Tensor, patch_2: torch.Tensor) -> torch.Tensor:
     return sides(place_BO4, patch_2) / 2 + patch_2
 
 
-class Keys(nn.Module):
-    """Directions in which tokens are compared, and how sharply. In float32, also under autocast."""
-
-    def __init__(self, width: int, keys: int) -> None:
-        """`keys` is K."""
-        super().__init__()
-        self.keys = keys
-        self.norm = nn.LayerNorm(width)
-        self.key = nn.Linear(width, keys, bias=False)
-        # Cosines of keys then come near those of the tokens from the start.
-        nn.init.orthogonal_(self.key.weight)
-        self.log_sharpness = nn.Parameter(torch.tensor(math.log(SHARPNESS)))
-
-    def keys_of(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens (..., width) -> keys of length 1, (..., K)."""
-        with torch.autocast(tokens.device.type, enabled=False):
-            return F.normalize(self.key(self.norm(tokens.to(self.key.weight.dtype))), dim=-1)
-
-
-class Search(Keys):
+class Search(nn.Module):
     """Looks around the last places of objects, and remembers what lay around the told ones and
     around the last ones. In float32, also under autocast."""
 
@@ -80,8 +61,13 @@ class Search(Keys):
         self, width: int, grid_hw: tuple[int, int], *, keys: int, hidden: int, outputs: int
     ) -> None:
         """`keys` is K; `hidden` that of the network that gives `outputs` numbers."""
-        super().__init__(width, keys)
-        self.grid_hw = grid_hw
+        super().__init__()
+        self.grid_hw, self.keys = grid_hw, keys
+        self.norm = nn.LayerNorm(width)
+        self.key = nn.Linear(width, keys, bias=False)
+        # Cosines of keys then come near those of the tokens from the start.
+        nn.init.orthogonal_(self.key.weight)
+        self.log_sharpness = nn.Parameter(torch.tensor(math.log(SHARPNESS)))
         self.network = nn.Sequential(
             nn.Linear(MAPS * SIDE**2 + 2, hidden),
             nn.GELU(),
@@ -101,8 +87,11 @@ class Search(Keys):
         return {"told": told_BO4, "first": nothing, "last": nothing}
 
     def key_maps(self, x_BND: torch.Tensor) -> torch.Tensor:
-        """Tokens of one frame -> keys of its patches, (B, K, h, w)."""
-        return self.keys_of(patch_grid(x_BND, self.grid_hw)).permute(0, 3, 1, 2)
+        """Tokens of one frame -> keys of its patches, each of length 1, (B, K, h, w)."""
+        with torch.autocast(x_BND.device.type, enabled=False):
+            patches_BhwD = patch_grid(x_BND, self.grid_hw).to(self.key.weight.dtype)
+            keys_BhwK = F.normalize(self.key(self.norm(patches_BhwD)), dim=-1)
+        return keys_BhwK.permute(0, 3, 1, 2)
 
     def find(
         self,

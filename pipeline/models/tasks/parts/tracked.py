@@ -11,7 +11,8 @@ right or wrong, changes what it does next.
 
 Shape letters: B batch, O objects or points, N tokens of a frame, P = h * w patches, the last P of
 the N; Q tokens that are asked, which are those of one frame or of several; D width of the cached
-tokens, K that of keys. The axis of size 2 is x, y.
+tokens, K that of the temporal outputs, whose directions are called keys. The axis of size 2 is x,
+y.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pipeline.models.tasks.parts.followers import (
     updated_look,
 )
 from pipeline.models.tasks.parts.likeness import directions, near, patch_centres
-from pipeline.models.tasks.parts.search import Keys, zero_linear
+from pipeline.models.tasks.parts.search import zero_linear
 from pipeline.models.tasks.parts.trackers import (
     LEAST_VOTE,
     alike,
@@ -175,7 +176,6 @@ class Tracked(StreamingReadout):
         others as for `OutlineReader`."""
         super().__init__()
         self.shape, self.width, self.settings = shape, width, settings
-        self.keys = Keys(width, min(width, settings.readout_width))
         self.reader = OutlineReader(2 * outlines, known, hidden=settings.hidden, outputs=outputs)
         self.attention = PlaceAttention(width, settings, 4) if settings.reads == "both" else None
         self.register_buffer("far_PP", far_apart(shape.grid_hw), persistent=False)
@@ -183,19 +183,15 @@ class Tracked(StreamingReadout):
     def step(self, x_BND: torch.Tensor, state: Query) -> tuple[torch.Tensor, Query]:
         with torch.autocast(x_BND.device.type, enabled=False):
             x_BND, now_BPD = x_BND.to(self.far_PP.dtype), directions(state[PATCHES])
-            keys_BPK = self.keys.keys_of(x_BND[:, x_BND.shape[1] - self.shape.patch_tokens :])
+            keys_BPK = directions(x_BND[:, x_BND.shape[1] - self.shape.patch_tokens :])
             memory = {name: part for name, part in state.items() if name != PATCHES}
             return self.follow(now_BPD, keys_BPK, x_BND, memory)
-
-    def asked(self, now_BPK: torch.Tensor, then_BPK: torch.Tensor) -> torch.Tensor:
-        """As `trackers.asked`, among keys."""
-        return asked(now_BPK, then_BPK, self.far_PP, self.keys.log_sharpness.exp())
 
     @abstractmethod
     def follow(
         self, now_BPD: torch.Tensor, keys_BPK: torch.Tensor, x_BND: torch.Tensor, memory: Query
     ) -> tuple[torch.Tensor, Query]:
-        """As `step`, with the directions of the cached tokens and keys of the temporal outputs."""
+        """As `step`, with the directions of the cached patches and those of the temporal outputs."""
 
     def attended(
         self, x_BND: torch.Tensor, place_BO4: torch.Tensor, begins_BO: torch.Tensor, memory: Query
@@ -244,7 +240,7 @@ class TrackedBoxes(Tracked):
         centre, size = query["box"].float().chunk(2, dim=-1)
         batch, objects = centre.shape[:2]
         blank_BPD = centre.new_zeros(batch, self.shape.patch_tokens, self.shape.width)
-        blank_BPK = centre.new_zeros(batch, self.shape.patch_tokens, self.keys.keys)
+        blank_BPK = centre.new_zeros(batch, self.shape.patch_tokens, self.width)
         return {
             "first": blank_BPD,
             "last": blank_BPD,
@@ -268,7 +264,7 @@ class TrackedBoxes(Tracked):
         told, asks_own = tell_boxes(now_BPD, told_BO2, half_BO2, self.far_PP, grid_hw)
         own = [
             outline(told_mask, asks, told_BO2, told_BO2, window_BO2, grid_hw).flat
-            for asks in (asks_own, self.asked(keys_BPK, keys_BPK))
+            for asks in (asks_own, asked(keys_BPK, keys_BPK, self.far_PP))
         ]
         told |= {"first_keys": keys_BPK, "last_keys": keys_BPK, "own": torch.stack(own, dim=2)}
         memory = memory | {name: where(begins_B, part, memory[name]) for name, part in told.items()}
@@ -276,7 +272,9 @@ class TrackedBoxes(Tracked):
         last_mask = box_mask(last_BO2, half_BO2, grid_hw)
         memory, asks_cached = next_boxes(now_BPD, memory, self.far_PP, grid_hw)
         place_BO2 = where(begins_B, told_BO2, memory["place"])
-        asks_keys = [self.asked(keys_BPK, memory[name]) for name in ("first_keys", "last_keys")]
+        asks_keys = [
+            asked(keys_BPK, memory[name], self.far_PP) for name in ("first_keys", "last_keys")
+        ]
         outlines = [
             outline(mask, asks, came_from, place_BO2, window_BO2, grid_hw).beyond(own)
             for own, both in zip(memory["own"].unbind(2), (asks_cached, asks_keys), strict=True)
@@ -315,7 +313,7 @@ class TrackedPoints(Tracked):
         own, when they are told, and the number of the frame to come."""
         point, frame = query["point"].float(), query["frame"]
         memory = start_points(point, frame, (*self.shape.grid_hw, self.shape.width))
-        sources_BSPK = memory["sources"].new_zeros(*memory["sources"].shape[:3], self.keys.keys)
+        sources_BSPK = memory["sources"].new_zeros(*memory["sources"].shape[:3], self.width)
         return (
             memory
             | {
@@ -337,7 +335,7 @@ class TrackedPoints(Tracked):
         own_mask = point_mask(told_BQ2, grid_hw)
         own = [
             outline(own_mask, asks, told_BQ2, told_BQ2, window_BQ2, grid_hw).flat
-            for asks in (asks_own, self.asked(keys_BPK, keys_BPK))
+            for asks in (asks_own, asked(keys_BPK, keys_BPK, self.far_PP))
         ]
         memory |= {
             "own": where(is_here, torch.stack(own, dim=2), memory["own"]),
@@ -345,8 +343,7 @@ class TrackedPoints(Tracked):
         }
         memory, asks_cached = next_points(now_BPD, memory, self.far_PP, grid_hw)
         memory["place"] = place_BQ2 = where(frame < time, memory["place"], told_BQ2)
-        sharpness = self.keys.log_sharpness.exp()
-        asks_keys = asked_of_sources(keys_BPK, memory["key_sources"], self.far_PP, sharpness)
+        asks_keys = asked_of_sources(keys_BPK, memory["key_sources"], self.far_PP)
         masks_BQP = told_masks(memory, grid_hw)
         outlines = [
             outline(masks_BQP, asks, told_BQ2, place_BQ2, window_BQ2, grid_hw).beyond(own)

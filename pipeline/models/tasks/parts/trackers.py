@@ -199,13 +199,10 @@ def with_source(
 
 
 def asked_of_sources(
-    now_BPK: torch.Tensor,
-    sources_BSPK: torch.Tensor,
-    far_PP: torch.Tensor,
-    sharpness: float | torch.Tensor = SHARPNESS,
+    now_BPK: torch.Tensor, sources_BSPK: torch.Tensor, far_PP: torch.Tensor
 ) -> torch.Tensor:
     """(B, P, S * P): as `asked`, each of S frames by itself."""
-    asks_BSPP = asked(now_BPK.unsqueeze(1), sources_BSPK, far_PP, sharpness)
+    asks_BSPP = asked(now_BPK.unsqueeze(1), sources_BSPK, far_PP)
     return asks_BSPP.transpose(1, 2).flatten(2)
 
 
@@ -261,15 +258,10 @@ def point_mask(xy_BO2: torch.Tensor, grid_hw: tuple[int, int]) -> torch.Tensor:
     return sampled(one_of_each.expand(len(xy_BO2), -1, -1, -1), xy_BO2)
 
 
-def asked(
-    now_BPD: torch.Tensor,
-    then_BPD: torch.Tensor,
-    far_PP: torch.Tensor,
-    sharpness: float | torch.Tensor = SHARPNESS,
-) -> torch.Tensor:
+def asked(now_BPD: torch.Tensor, then_BPD: torch.Tensor, far_PP: torch.Tensor) -> torch.Tensor:
     """(B, P, P): what every token of the frame `now` takes over from each of the frame `then`, in
     shares that sum to 1; both are directions."""
-    return (sharpness * now_BPD @ then_BPD.transpose(-1, -2) - far_PP).softmax(-1)
+    return (SHARPNESS * now_BPD @ then_BPD.transpose(-1, -2) - far_PP).softmax(-1)
 
 
 def carried(mask_BOP: torch.Tensor, asks_BPP: torch.Tensor) -> torch.Tensor:
