@@ -191,7 +191,7 @@ class Tracked(StreamingReadout):
     def follow(
         self, now_BPD: torch.Tensor, keys_BPK: torch.Tensor, x_BND: torch.Tensor, memory: Query
     ) -> tuple[torch.Tensor, Query]:
-        """As `step`, with the directions of the cached patches and those of the temporal outputs."""
+        """As `step`, with the directions of the cached patches and of the temporal outputs."""
 
     def attended(
         self, x_BND: torch.Tensor, place_BO4: torch.Tensor, begins_BO: torch.Tensor, memory: Query
