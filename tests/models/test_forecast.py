@@ -319,14 +319,16 @@ def test_the_loss_of_contrast_by_hand():
 def test_tokens_that_were_told_are_drawn_beside_those_that_came():
     """In the colours that both share: a right forecast looks like the truth, black is told of nothing."""
     task = make(horizons_s=[0.5])
+    task.readout(STREAMING, 4, 8, SHAPE)
     torch.manual_seed(0)
-    tokens = torch.randn(1, 8, 4, 8)
+    tokens = torch.randn(1, 8, 6, 8)
     targets = {name: array[0] for name, array in window(task, tokens).items()}
     right = tokens.numpy()[0, targets["to"]]
     pixels = np.full((8, 112, 112, 3), 90, np.uint8)
     drawn = task.draw(pixels, right, targets)
     assert drawn.dtype == np.uint8 and drawn.shape[0] == 8 and drawn.shape[1] == 384
-    truth, said = drawn[:, 200:, 388 + 20 : 772], drawn[:, 200:, 776 + 20 :]
+    # A grid of 2 by 3 patches is half as wide again as the frame; words stand in its upper part.
+    truth, said = drawn[:, 200:, 388 : 388 + 576], drawn[:, 200:, 388 + 580 :]
     told_of = sorted(set(targets["to"][targets["paired"]].tolist()))
     assert all(np.array_equal(truth[time], said[time]) for time in told_of)
     assert said[0].max() == 0 and truth[0].max() > 0

@@ -69,6 +69,7 @@ class ForecastReadout(StreamingReadout):
 
     def __init__(self, width: int, shape: TokenShape, settings: ForecastSettings) -> None:
         super().__init__()
+        self.grid_hw = shape.grid_hw
         self.head = ForecastHead(width, shape.grid_hw, settings, shape.width)
         self.space, self.residual = settings.target, settings.residual
         self.register_buffer("ahead_s_K", torch.tensor(settings.horizons_s), persistent=False)

@@ -191,7 +191,7 @@ class TellingTask(TaskPlugin):
         words = ["tokens now", *(f"told for {ahead_s:g} s" for ahead_s in self.settings.horizons_s)]
         return np.stack(
             [
-                _in_a_row(pixels_HWC, list(zip(words, colours_KPC, strict=True)))
+                self._in_a_row(pixels_HWC, list(zip(words, colours_KPC, strict=True)))
                 for pixels_HWC, colours_KPC in zip(pixels_THWC, colours_TKPC, strict=True)
             ]
         )
@@ -208,20 +208,20 @@ class TellingTask(TaskPlugin):
                 panels.append((f"told {targets['ahead_s'][pair]:.2f} s before", told_MPC[pair]))
             else:
                 panels.append(("nothing told", np.zeros_like(true_TPC[time])))
-            yield _in_a_row(pixels_HWC, panels)
+            yield self._in_a_row(pixels_HWC, panels)
 
-
-def _in_a_row(pixels_HWC: np.ndarray, panels: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
-    """A frame, and beside it patches (P, 3) uint8 in their places, with a word on each."""
-    row = [Canvas(pixels_HWC).pixels]
-    for words, colours_PC in panels:
-        side = math.isqrt(len(colours_PC))
-        rows = -(-SIDE_PX // side)
-        large = colours_PC.reshape(side, side, 3).repeat(rows, 0).repeat(rows, 1)
-        canvas = Canvas(large)
-        canvas.text((0.02, 0.02), words)
-        row.append(canvas.pixels)
-    return concat_width(row)
+    def _in_a_row(
+        self, pixels_HWC: np.ndarray, panels: Sequence[tuple[str, np.ndarray]]
+    ) -> np.ndarray:
+        """A frame, and beside it patches (P, 3) uint8 in their places, with a word on each."""
+        row, (readout,) = [Canvas(pixels_HWC).pixels], self._made
+        for words, colours_PC in panels:
+            grid_hw3 = colours_PC.reshape(*readout.grid_hw, 3)
+            scale = math.ceil(SIDE_PX / min(readout.grid_hw))
+            canvas = Canvas(grid_hw3.repeat(scale, 0).repeat(scale, 1))
+            canvas.text((0.02, 0.02), words)
+            row.append(canvas.pixels)
+        return concat_width(row)
 
 
 def _patches(tokens_BThwD: torch.Tensor) -> torch.Tensor:
