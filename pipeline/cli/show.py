@@ -93,9 +93,7 @@ def _show_places(
     places: dict[str, dict[str, str]] = {}
     for metric in metrics:
         if metric.at:
-            places.setdefault(metric.name.removesuffix(f", {metric.at}"), {})[metric.at] = (
-                metric.name
-            )
+            places.setdefault(metric.base, {})[metric.at] = metric.name
     for base, names in places.items():
         rows = [
             (answer, *(f"{of_answer[name].score:.3f}" for name in names.values()))

@@ -299,7 +299,7 @@ def over_places(data: ReportData) -> dict[str, Figure]:
     bases: dict[str, list[MetricFacts]] = {}
     for metric in facts:
         if metric.at:
-            bases.setdefault(metric.name.removesuffix(f", {metric.at}"), []).append(metric)
+            bases.setdefault(metric.base, []).append(metric)
     return {
         f"places_{base.replace(' ', '_')}": _over_places(data, best, base, metrics)
         for base, metrics in bases.items()

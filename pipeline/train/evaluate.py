@@ -52,6 +52,11 @@ class MetricFacts(Settings):
     at: str = ""
 
     @property
+    def base(self) -> str:
+        """Name without the place where it is measured."""
+        return self.name.removesuffix(f", {self.at}")
+
+    @property
     def range(self) -> tuple[float, float]:
         """Least and greatest score there is."""
         if self.higher_is_better:
@@ -146,9 +151,8 @@ class Evaluation(Settings):
     def measure(self) -> dict[str, Any]:
         """The facts that are equal in evaluations whose scores can be compared. What older
         files lack is left out."""
-        metrics = [
-            metric.model_dump(mode="json", exclude={"worst", "at"}) for metric in self.metrics
-        ]
+        newer = {"worst", "at"}
+        metrics = [metric.model_dump(mode="json", exclude=newer) for metric in self.metrics]
         return {"task": self.task, "split": self.split, "metrics": metrics}
 
 
@@ -194,7 +198,7 @@ class Scoring:
     def evaluations(self) -> list[Evaluation]:
         """Scores all runs from one read of each batch, and writes what came out into their
         folders. Raises BadInput where runs, cache and manifest do not fit together."""
-        context, keys = self.context, self._task_keys
+        context, keys, grid_hw = self.context, self._task_keys, self.context.cache.shape.grid_hw
         check([run.recipe for run in self.runs], context.cache, context.manifest, self.runs)
         require_truth(self.loaded[0][1], self.windows)
         tables = [Scores(self.windows, task, model.layers) for model, task in self.loaded]
@@ -209,12 +213,7 @@ class Scoring:
             }
             untrained = {
                 key: untrained_answers(
-                    task,
-                    self.statistics[key],
-                    self.context.cache.shape.grid_hw,
-                    whole[key],
-                    device_batch,
-                    model.layers,
+                    task, self.statistics[key], grid_hw, whole[key], device_batch, model.layers
                 )
                 for key, (model, task) in tasks.items()
             }
@@ -262,7 +261,8 @@ class Scoring:
 
     @cached_property
     def _task_keys(self) -> list[str]:
-        """Of every run; equal for runs whose answers without training are."""
+        """A key for every run, in their order: two runs have the same one where their answers
+        without training are the same."""
         return [
             task_key(run.recipe, task, model.layers)
             for run, (model, task) in zip(self.runs, self.loaded, strict=True)
