@@ -104,9 +104,11 @@ def make_trainers(
         initial = initial_weights(recipe, context.cache, context.manifest, path)
         torch.manual_seed(recipe.training.seed)
         model = VideoModel(recipe, context.cache.shape, task)
-        if "temporal" not in model.taken_over and not (path / "last.json").is_file():
+        # What a run goes on from holds its weights, and all that its loss is measured by.
+        begins = not (path / "last.json").is_file()
+        if begins and "temporal" not in model.taken_over:
             model.temporal.load_released()
-        if TOKENS in task.needs:
+        if begins and TOKENS in task.needs:
             key = task_key(recipe, task, model.layers)
             if key not in known:
                 known[key] = trivial_statistics(task, recipe, context, "train", model.layers)

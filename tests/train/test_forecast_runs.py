@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.training import assert_same, final
+from support.training import Stop, assert_same, final, stop_at
 
 from pipeline.cache.cache import Cache
 from pipeline.config.cache_spec import load_spec
@@ -17,6 +17,7 @@ from pipeline.experiments.predictability import predictability
 from pipeline.extract.extract import extract
 from pipeline.models.tasks.contract import make_task
 from pipeline.report.report import report
+from pipeline.train import setup
 from pipeline.train.evaluate import evaluate, evaluate_together
 from pipeline.train.loop import train, train_together
 from pipeline.train.setup import RunContext
@@ -127,6 +128,18 @@ def test_parts_of_a_batch_add_up_to_its_loss(plane, tmp_path):
     assert_close = np.testing.assert_allclose
     for one, other in zip(final(whole).values(), final(parts).values(), strict=True):
         assert_close(one.numpy(), other.numpy(), atol=2e-5)
+
+
+def test_a_run_that_goes_on_has_what_its_loss_is_measured_by(plane, tmp_path, monkeypatch):
+    """From its checkpoint: training videos are not looked at again for it."""
+    settings = {"training.steps": 3, "training.checkpoint_every": 1}
+    undisturbed = train(recipe(**settings), plane, tmp_path / "whole")
+    with pytest.raises(Stop):
+        train(recipe(**settings), plane, tmp_path / "stopped", on_progress=stop_at(2))
+    monkeypatch.setattr(setup, "trivial_statistics", None)
+    resumed = train(recipe(**settings), plane, tmp_path / "stopped")
+    assert_same(final(resumed), final(undisturbed))
+    assert final(resumed)["model.readouts.streaming.change_K"].min() > 0
 
 
 def test_a_stream_tells_how_far_tokens_will_go(runs, plane):
