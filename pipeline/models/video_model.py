@@ -203,10 +203,10 @@ class VideoModel(nn.Module):
 def with_truth(batch: Batch, device_batch: OnDevice, task: TaskPlugin, layer: int) -> Batch:
     """The batch with its whole truth on the CPU, as the task scores by it; where tokens are the
     truth, those of `layer`."""
-    if TOKENS not in task.needs:
-        return batch
-    tokens = device_batch.patches[layer].float().cpu().numpy()
-    return replace(batch, targets=batch.targets | {TOKENS: tokens})
+    targets = batch.targets
+    if TOKENS in task.needs:
+        targets = targets | {TOKENS: device_batch.patches[layer].float().cpu().numpy()}
+    return replace(batch, targets=task.for_scoring(targets))
 
 
 def array_of_answer(form: str, answer: torch.Tensor) -> np.ndarray:

@@ -110,6 +110,19 @@ def test_skills_by_hand():
     )
 
 
+def test_the_errors_of_copies_are_found_once_for_all_answers():
+    """With twice the errors of copies, every answer is half as far from them."""
+    task = make(horizons_s=[0.5])
+    torch.manual_seed(0)
+    targets = task.for_scoring(window(task, torch.randn(2, 8, 6, 8)))
+    answer = np.random.default_rng(0).normal(size=(2, 8, 6, 8)).astype(np.float32)
+    scores, twice = (
+        task.score(answer, targets | {"copies": factor * targets["copies"]}) for factor in (1, 2)
+    )
+    for name in ("skill", "cosine skill", "raw skill, 0.5 s"):
+        np.testing.assert_allclose(1 - twice[name], (1 - scores[name]) / 2, rtol=1e-12)
+
+
 def test_baselines_by_hand():
     """Tokens that go on by the same amount are extrapolated without error; the mean so far and the
     damped ones are what they are called."""

@@ -237,6 +237,25 @@ def test_scores_of_parts_are_the_scores_of_the_whole(name, form):
 
 
 @pytest.mark.parametrize(("name", "form"), CASES)
+def test_what_is_found_once_for_all_answers_changes_no_score(name, form):
+    task = make(name)
+    targets = example(task)
+    torch.manual_seed(0)
+    prediction = task.readout(form, D, T, SHAPE)(torch.randn(B, T, N, D), told(task, targets))
+    answer, known = task.answer(form, prediction).detach().numpy(), on_host(targets)
+    once = task.for_scoring(known)
+    assert known.keys() <= once.keys() and task.for_scoring(once) is once
+    assert {len(array) for array in once.values()} == {B}, "windows come first in all of it"
+    for ours, theirs in (
+        (task.score(answer, once), task.score(answer, known)),
+        (task.metric_weights(once), task.metric_weights(known)),
+        ({"weight": task.weight(once)}, {"weight": task.weight(known)}),
+    ):
+        assert list(ours) == list(theirs)
+        assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
 def test_loss_reaches_every_parameter_of_the_readout(name, form):
     task = make(name)
     torch.manual_seed(0)

@@ -166,6 +166,12 @@ class TaskPlugin(nn.Module, ABC):
     def answer(self, form: str, prediction: torch.Tensor) -> torch.Tensor:
         """The prediction that is scored: (B, ...), in one form for both."""
 
+    def for_scoring(self, targets: Arrays) -> Arrays:
+        """The targets of a batch, and beside them what takes long to find and is the same whatever
+        the answer is, so that it is found once for all answers to the batch. `score` and the
+        weights are the same without it."""
+        return targets
+
     @abstractmethod
     def score(self, answer: np.ndarray, targets: Arrays) -> dict[str, np.ndarray]:
         """metric -> one value per window, (B,) float64. A metric is their mean weighted by

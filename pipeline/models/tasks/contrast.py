@@ -85,7 +85,8 @@ class Task(TellingTask):
 
     def score(self, answer: np.ndarray, targets: Arrays) -> dict[str, np.ndarray]:
         """1 where the right frame is found, as a mean over the pairs of every window."""
-        counted_BM = _counted(targets)
+        targets = self.for_scoring(targets)
+        counted_BM = targets["counted"]
         found = self._sums(np.where(counted_BM, _found(answer, targets), 0), targets)
         return {
             name: np.divide(found[name], pairs, out=np.zeros(len(answer)), where=pairs > 0)
@@ -94,7 +95,8 @@ class Task(TellingTask):
 
     def metric_weights(self, targets: Arrays) -> dict[str, np.ndarray]:
         """The pairs of every window that belong together."""
-        return self._sums(_counted(targets), targets)
+        targets = self.for_scoring(targets)
+        return self._sums(targets["counted"], targets)
 
     def weight(self, targets: Arrays) -> np.ndarray:
         return self.metric_weights(targets)[FOUND]
@@ -112,21 +114,13 @@ def _direction(told_BMQD: torch.Tensor, present_BMQD: torch.Tensor) -> torch.Ten
     return F.normalize((told_BMQD - mean) / deviation, dim=-1)
 
 
-def _counted(targets: Arrays) -> np.ndarray:
-    """(B, M) bool: the pairs that belong together."""
-    z_BTPD = normalised(torch.from_numpy(targets[TOKENS]))
-    frames = (torch.from_numpy(targets[name]) for name in ("from", "to"))
-    counted_BM: np.ndarray = targets["paired"] & told(z_BTPD, *frames).numpy()
-    return counted_BM
-
-
 def _found(answer: np.ndarray, targets: Arrays) -> np.ndarray:
     """(B, M) bool: whether the told tokens are most like those of the right frame, of all but the
     present one and copies of the right one."""
     tokens_BTPD = torch.from_numpy(targets[TOKENS])
     from_BM, to_BM = (torch.from_numpy(targets[name]) for name in ("from", "to"))
     told_BMPD = _direction(torch.from_numpy(answer), taken(tokens_BTPD, from_BM))
-    z_BTPD = F.normalize(normalised(tokens_BTPD), dim=-1)
+    z_BTPD = F.normalize(torch.from_numpy(targets["z"]), dim=-1)
     right_BMPD = taken(z_BTPD, to_BM)
     best_BM = torch.full(from_BM.shape, -torch.inf, dtype=told_BMPD.dtype)
     for time, z_BPD in enumerate(z_BTPD.unbind(1)):

@@ -22,9 +22,9 @@ from pipeline.models.tasks.forecasts.errors import (
     BY_HORIZON,
     KINDS,
     STILL,
-    copied,
     errors,
     normalised,
+    with_copies,
 )
 from pipeline.models.tasks.forecasts.heads import taken
 from pipeline.models.tasks.forecasts.pairs import told
@@ -91,6 +91,7 @@ class Task(TellingTask):
 
     def score(self, answer: np.ndarray, targets: Arrays) -> dict[str, np.ndarray]:
         """name -> 1 - error / error of copying, of every window; 0 where nothing changes."""
+        targets = self.for_scoring(targets)
         made = errors(torch.from_numpy(answer), targets)
         of_copies, by_metric = self.metric_weights(targets), self._by_metric(made, targets)
         nothing = np.ones(len(answer))
@@ -103,17 +104,21 @@ class Task(TellingTask):
     def metric_weights(self, targets: Arrays) -> dict[str, np.ndarray]:
         """The errors of copying, by which skills are weighted: their mean is then the skill of all
         windows together."""
-        of_copies = self._by_metric(errors(copied(targets), targets), targets)
+        targets = self.for_scoring(targets)
+        of_copies = self._by_metric(targets["copies"], targets)
         return of_copies | {STILL_ERROR: of_copies[self.metrics[0].name]}
 
     def weight(self, targets: Arrays) -> np.ndarray:
         return self.metric_weights(targets)[self.metrics[0].name]
 
-    def _by_metric(self, errors_BM: np.ndarray, targets: Arrays) -> dict[str, np.ndarray]:
+    def for_scoring(self, targets: Arrays) -> Arrays:
+        return targets if "copies" in targets else with_copies(super().for_scoring(targets))
+
+    def _by_metric(self, errors_BEM: np.ndarray, targets: Arrays) -> dict[str, np.ndarray]:
         """(B,) errors of every metric's pairs together, of all kinds of `errors`."""
-        by_kind = dict(zip(KINDS, errors_BM, strict=False))
+        by_kind = {kind: errors_BEM[:, place] for place, kind in enumerate(KINDS)}
         sums = {f"{kind}skill": of_kind.sum(1) for kind, of_kind in by_kind.items()}
-        sums[STILL_ERROR] = errors_BM[STILL].sum(1)
+        sums[STILL_ERROR] = errors_BEM[:, STILL].sum(1)
         for kind in BY_HORIZON:
             sums |= self.by_horizon(f"{kind}skill", by_kind[kind], targets)
         return sums

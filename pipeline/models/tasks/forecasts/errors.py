@@ -40,33 +40,57 @@ def spread(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, (var + EPS).sqrt()
 
 
-def errors(forecast_BMPD: torch.Tensor, targets: Arrays) -> np.ndarray:
-    """(KINDS + 1, B, M) float64: the errors of forecast tokens; 0 for pairs that are none.
+def with_normalised(targets: Arrays) -> Arrays:
+    """The targets, and what the scores of all answers need of them alone: `z` (B, T, P, D), their
+    tokens normalised, and `counted` (B, M) bool, the pairs that belong together."""
+    z_BTPD = normalised(torch.from_numpy(targets[TOKENS]))
+    frames = (torch.from_numpy(targets[name]) for name in ("from", "to"))
+    counted_BM = targets["paired"] & told(z_BTPD, *frames).numpy()
+    return targets | {"z": z_BTPD.numpy(), "counted": counted_BM}
 
-    A forecast is normalised by the mean and the deviation of the present token in its place: as it
-    was made, and not stretched to the length of a token, which one that is unsure of what comes
-    does not have.
+
+def with_copies(targets: Arrays) -> Arrays:
+    """What `with_normalised` gives, and beside it of the present tokens `mean` and `deviation`
+    (B, M, P, 1), of the places of every pair `by_change` (B, M, P), from those that change most to
+    those that change least, and the errors of `copies` (B, KINDS + 1, M) float64."""
+    z_BTPD = torch.from_numpy(targets["z"])
+    present, future = (taken(z_BTPD, torch.from_numpy(targets[name])) for name in ("from", "to"))
+    change_BMP = (future - present).square().mean(-1)
+    copies_BMPD = copied(targets)
+    mean, deviation = spread(copies_BMPD)
+    known = targets | {
+        "mean": mean.numpy(),
+        "deviation": deviation.numpy(),
+        "by_change": change_BMP.argsort(-1, descending=True).numpy(),
+    }
+    return known | {"copies": errors(copies_BMPD, known)}
+
+
+def errors(forecast_BMPD: torch.Tensor, targets: Arrays) -> np.ndarray:
+    """(B, KINDS + 1, M) float64: the errors of forecast tokens; 0 for pairs that are none.
+
+    The targets are those of `with_copies`. A forecast is normalised by the mean and the deviation
+    of the present token in its place: as it was made, and not stretched to the length of a token,
+    which one that is unsure of what comes does not have.
     """
-    tokens_BTPD = torch.from_numpy(targets[TOKENS])
-    from_BM, to_BM = (torch.from_numpy(targets[name]) for name in ("from", "to"))
-    z_BTPD = normalised(tokens_BTPD)
-    present, future = taken(tokens_BTPD, from_BM), taken(tokens_BTPD, to_BM)
-    z_present, z_future = taken(z_BTPD, from_BM), taken(z_BTPD, to_BM)
-    mean, deviation = spread(present)
+    to_BM = torch.from_numpy(targets["to"])
+    future, z_future = (taken(torch.from_numpy(targets[name]), to_BM) for name in (TOKENS, "z"))
+    mean, deviation = (torch.from_numpy(targets[name]) for name in ("mean", "deviation"))
     z_forecast = (forecast_BMPD - mean) / deviation
     square_BMP = (z_forecast - z_future).square().mean(-1)
-    change_BMP = (z_future - z_present).square().mean(-1)
-    by_change = change_BMP.argsort(-1, descending=True)
-    quarter = max(1, change_BMP.shape[-1] // 4)
+    apart_BMP = (1 - F.cosine_similarity(z_forecast, z_future, dim=-1)).clamp(min=0)
+    raw_BM = (forecast_BMPD - future).square().mean((-2, -1))
+    by_change = torch.from_numpy(targets["by_change"])
+    quarter = max(1, by_change.shape[-1] // 4)
     kinds = [
         square_BMP.mean(-1),
-        (1 - F.cosine_similarity(z_forecast, z_future, dim=-1)).clamp(min=0).mean(-1),
-        (forecast_BMPD - future).square().mean((-2, -1)),
+        apart_BMP.mean(-1),
+        raw_BM,
         square_BMP.gather(-1, by_change[..., :quarter]).mean(-1),
         square_BMP.gather(-1, by_change[..., -quarter:]).mean(-1),
     ]
-    counted_BM = torch.from_numpy(targets["paired"]) & told(z_BTPD, from_BM, to_BM)
-    return torch.where(counted_BM, torch.stack(kinds).double(), 0).numpy()
+    counted_B1M = torch.from_numpy(targets["counted"]).unsqueeze(1)
+    return torch.where(counted_B1M, torch.stack(kinds, dim=1).double(), 0).numpy()
 
 
 def copied(targets: Arrays) -> torch.Tensor:

@@ -24,6 +24,7 @@ from pipeline.models.tasks.forecasts.errors import (
     mean_so_far,
     normalised,
     spread,
+    with_normalised,
 )
 from pipeline.models.tasks.forecasts.heads import taken
 from pipeline.models.tasks.forecasts.pairs import drawn_pairs, scored_pairs, step_of
@@ -147,6 +148,10 @@ class TellingTask(TaskPlugin):
 
     def answer(self, form: str, prediction: torch.Tensor) -> torch.Tensor:
         return prediction.float()
+
+    def for_scoring(self, targets: Arrays) -> Arrays:
+        """What `forecasts.errors.with_normalised` gives."""
+        return targets if "counted" in targets else with_normalised(targets)
 
     def statistics(self, targets: Iterable[Arrays]) -> Arrays:
         return gathered(targets, len(self.horizons))
