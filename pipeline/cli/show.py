@@ -47,13 +47,19 @@ def show_scores(results: Sequence[Evaluation]) -> None:
         for name, scores in baselines.items():
             cells = _score_cells([scores.metrics[metric] for metric, _ in metrics])
             rows.append((name, "", "", *cells))
+        ceilings = {name: scores for result in of_task for name, scores in result.ceilings.items()}
+        for name, ceiling in ceilings.items():
+            cells = _score_cells([ceiling[metric] for metric, _ in metrics])
+            rows.append((name, "", "", *cells))
         if not baselines:  # of an earlier version
             (main, *rest) = [f"{first.trivial[name]:.3f}" for name, _ in metrics]
             rows.append(("trivial", "", "", main, "", *rest))
         (main, *rest) = [f"{name} ({unit})" if unit else name for name, unit in metrics]
         title = f"{task} on split {first.split}: {count_text(first.clips_scored, 'clip')}"
         columns = ("run", "temporal", "form", main, "95 % interval", *rest)
-        console.show_table(title, columns, rows, justify="lllrl" + "r" * len(rest))
+        keys = 3 if any(len(result.forms) > 1 for result in of_task) else 1
+        letters = "lllrl" + "r" * len(rest)
+        console.show_table(title, columns, rows, justify=letters, keys=keys, cut=5)
         _show_places(
             first.metrics,
             {
@@ -61,7 +67,8 @@ def show_scores(results: Sequence[Evaluation]) -> None:
                 for result in of_task
                 for form, scores in result.forms.items()
             }
-            | {name: scores.metrics for name, scores in baselines.items()},
+            | {name: scores.metrics for name, scores in baselines.items()}
+            | ceilings,
         )
         for result in of_task:
             _show_gains(result)
@@ -156,29 +163,31 @@ def show_baselines(results: Sequence[BaselineEvaluation]) -> None:
     (main, *rest) = [
         f"{metric.name} ({metric.unit})" if metric.unit else metric.name for metric in metrics
     ]
+    name_of_main = metrics[0].name
+    # A skill is a gain as it is: over a trivial answer that scores 0.
+    has_gains = any(
+        scores.over_trivial and scores.over_trivial.score != scores.metrics[name_of_main].score
+        for result in results
+        for scores in result.baselines.values()
+    )
     rows = []
     for result in results:
-        for name, scores in result.baselines.items():
-            score, *others = [scores.metrics[metric.name] for metric in metrics]
-            gain = scores.over_trivial
-            rows.append(
-                (
-                    result.cache.name,
-                    name,
-                    f"{score.score:.3f}",
-                    score.span(),
-                    f"{gain.score:+.3f}" if gain else "",
-                    gain.span("{:+.3f}".format) if gain else "",
-                    *(f"{other.score:.3f}" for other in others),
-                )
-            )
-    columns = ("cache", "answer", main, "95 % interval", "over trivial", "95 % interval", *rest)
+        answers = {name: scores.metrics for name, scores in result.baselines.items()}
+        for name, of_answer in (answers | result.ceilings).items():
+            score, span, *others = _score_cells([of_answer[metric.name] for metric in metrics])
+            baseline = result.baselines.get(name)
+            gain = baseline.over_trivial if baseline else None
+            gains = (f"{gain.score:+.3f}", gain.span("{:+.3f}".format)) if gain else ("", "")
+            rows.append((result.cache.name, name, score, span, *gains[: 2 * has_gains], *others))
+    gain_columns = ("over trivial", "95 % interval")[: 2 * has_gains]
+    columns = ("cache", "answer", main, "95 % interval", *gain_columns, *rest)
     clips, videos = count_text(first.clips_scored, "clip"), count_text(first.videos, "video")
     title = f"{first.task} on split {first.split}, without training: {clips} of {videos}"
-    console.show_table(title, columns, rows, justify="llrlrl" + "r" * len(rest), keys=2, cut=4)
+    letters = "llrl" + "rl"[: 2 * has_gains] + "r" * len(rest)
+    console.show_table(title, columns, rows, justify=letters, keys=2, cut=4)
     for result in results:
         named = {name: scores.metrics for name, scores in result.baselines.items()}
-        _show_places(first.metrics, named)
+        _show_places(first.metrics, named | result.ceilings)
     for result in results:
         if result.clips_skipped:
             console.say(

@@ -17,16 +17,16 @@ from pipeline.experiments.resampling import BootstrapTable, PointScores, interva
 from pipeline.experiments.seed_variance import SeedVariance
 from pipeline.models.step_memory import evaluation_batch
 from pipeline.models.tasks.contract import TaskPlugin, make_task
-from pipeline.models.video_model import with_truth
+from pipeline.models.video_model import untrained_answers, with_truth
 from pipeline.train.bootstrap import TIE, Interval
 from pipeline.train.compatibility import check, require_truth
 from pipeline.train.evaluate import (
     BaselineScores,
+    Ceilings,
     Evaluation,
     MetricFacts,
     Scores,
     metric_facts,
-    untrained_answers,
 )
 from pipeline.train.run import CacheFacts
 from pipeline.train.setup import RunContext, trivial_statistics
@@ -62,6 +62,7 @@ class BaselineEvaluation(Settings):
     videos: int
     baselines: dict[str, BaselineScores]
     """Name -> scores: the trivial answer first, then layer by layer."""
+    ceilings: Ceilings
 
 
 def evaluate_baselines(
@@ -74,6 +75,7 @@ def evaluate_baselines(
     check([recipe], cache, manifest)
     task, all_layers = make_task(recipe, manifest.labels), cache.shape.layers
     baselines: dict[str, BaselineScores] = {}
+    ceilings: Ceilings = {}
     # Where tokens are the truth, every layer has its own.
     for layers in [(layer,) for layer in all_layers] if TOKENS in task.needs else [all_layers]:
         windows = context.windows(split, recipe, task, layers)
@@ -82,6 +84,7 @@ def evaluate_baselines(
         table = _untrained_scores(task, recipe, context, windows, layers)
         clips = table.of_clips(task.metrics[0].name)
         baselines |= table.baselines(clips)
+        ceilings |= table.ceilings()
     return BaselineEvaluation(
         cache=CacheFacts.of(cache),
         split=split,
@@ -91,6 +94,7 @@ def evaluate_baselines(
         clips_skipped=len(windows.index.skipped),
         videos=len({scores.video for scores in clips.values()}),
         baselines=baselines,
+        ceilings=ceilings,
     )
 
 

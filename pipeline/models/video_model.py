@@ -31,6 +31,9 @@ from pipeline.models.tasks.contract import (
 from pipeline.models.temporal.contract import NotFinite, State, TemporalModule, make_temporal
 from pipeline.records import Batch, OnDevice, TokenShape
 
+TRIVIAL = "trivial"
+"""Name of the trivial answer among those that need no training."""
+
 
 class StreamState(NamedTuple):
     """The state that a stream remembers between two frames."""
@@ -207,6 +210,31 @@ def with_truth(batch: Batch, device_batch: OnDevice, task: TaskPlugin, layer: in
     if TOKENS in task.needs:
         targets = targets | {TOKENS: device_batch.patches[layer].float().cpu().numpy()}
     return replace(batch, targets=task.for_scoring(targets))
+
+
+def untrained_answers(
+    task: TaskPlugin,
+    statistics: Arrays,
+    grid_hw: tuple[int, int],
+    batch: Batch,
+    device_batch: OnDevice,
+    layers: Sequence[int],
+) -> dict[str, dict[int | None, np.ndarray]]:
+    """Name of a baseline -> layer -> its answers to a batch, for all layers that are there; the
+    trivial one, first, has no layer. `batch` has its whole truth, which is of the last of `layers`
+    where it is tokens; then baselines look at that one alone."""
+    answers: dict[str, dict[int | None, np.ndarray]] = {
+        TRIVIAL: {None: task.trivial(batch.targets, statistics)}
+    }
+    query = task.query(device_batch.targets)
+    looked_at = layers[-1:] if TOKENS in task.needs else tuple(device_batch.patches)
+    with torch.inference_mode():
+        for name, baseline in task.baselines.items():
+            for layer in looked_at:
+                tokens_BThwD = device_batch.patches[layer].unflatten(2, grid_hw)
+                answer = baseline(tokens_BThwD, query, statistics)
+                answers.setdefault(name, {})[layer] = answer.cpu().numpy()
+    return answers
 
 
 def array_of_answer(form: str, answer: torch.Tensor) -> np.ndarray:

@@ -27,8 +27,8 @@ from pipeline.errors import BadInput
 from pipeline.models.step_memory import evaluation_batch
 from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.models.temporal.contract import NotFinite
-from pipeline.models.video_model import VideoModel, with_truth
-from pipeline.records import Batch, OnDevice
+from pipeline.models.video_model import TRIVIAL, VideoModel, untrained_answers, with_truth
+from pipeline.records import Batch
 from pipeline.train.bootstrap import TIE, Interval, interval
 from pipeline.train.compatibility import check, require_truth
 from pipeline.train.run import CacheFacts, Run, load_model, loss_fall
@@ -36,8 +36,8 @@ from pipeline.train.setup import RunContext, task_key, trivial_statistics
 from pipeline.train.trainer import weighted_sum
 from pipeline.train.windows.windows import Windows
 
-TRIVIAL = "trivial"
-"""Name of the trivial answer among the forms and the baselines."""
+CEILING = "ceiling"
+"""Name, among the forms, of the best scores that the codec leaves within reach."""
 
 
 class MetricFacts(Settings):
@@ -109,6 +109,12 @@ class BaselineScores(Settings):
     """clip_id -> first metric, mean over its windows."""
 
 
+Ceilings = dict[str, dict[str, Interval]]
+"""`ceiling, layer 11` -> metric -> the best score that the codec's rounding leaves within reach,
+where the tokens of that layer are the truth. Empty where no codec has rounded it, and in older
+files."""
+
+
 class Evaluation(Settings):
     """The scores of a run on a split: the content of evaluation-<split>.json."""
 
@@ -136,6 +142,7 @@ class Evaluation(Settings):
     baselines: dict[str, BaselineScores] = Field(default_factory=dict)
     """Name -> answers that need no training: the trivial one, and those from the tokens of every
     layer that the run reads. Empty in older files."""
+    ceilings: Ceilings = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
@@ -269,31 +276,6 @@ class Scoring:
         ]
 
 
-def untrained_answers(
-    task: TaskPlugin,
-    statistics: Arrays,
-    grid_hw: tuple[int, int],
-    batch: Batch,
-    device_batch: OnDevice,
-    layers: Sequence[int],
-) -> dict[str, dict[int | None, np.ndarray]]:
-    """Name of a baseline -> layer -> its answers to a batch, for all layers that are there; the
-    trivial one, first, has no layer. `batch` has its whole truth, which is of the last of `layers`
-    where it is tokens; then baselines look at that one alone."""
-    answers: dict[str, dict[int | None, np.ndarray]] = {
-        TRIVIAL: {None: task.trivial(batch.targets, statistics)}
-    }
-    query = task.query(device_batch.targets)
-    looked_at = layers[-1:] if TOKENS in task.needs else tuple(device_batch.patches)
-    with torch.inference_mode():
-        for name, baseline in task.baselines.items():
-            for layer in looked_at:
-                tokens_BThwD = device_batch.patches[layer].unflatten(2, grid_hw)
-                answer = baseline(tokens_BThwD, query, statistics)
-                answers.setdefault(name, {})[layer] = answer.cpu().numpy()
-    return answers
-
-
 def _written(run: Run, table: Scores, checkpoint: str, statistics: Arrays) -> Evaluation:
     """The evaluation that all batches amount to, written into the run folder."""
     table.finish()
@@ -317,6 +299,8 @@ class Scores:
     def __init__(self, windows: Windows, task: TaskPlugin, layers: Sequence[int]) -> None:
         """`layers` are those whose baselines are kept."""
         self.windows, self.task, self.layers = windows, task, (None, *layers)
+        self.truth_layer = layers[-1]
+        """The layer whose tokens are the truth, if tokens are."""
         self.values: dict[tuple[str, str], np.ndarray] = {}
         """(form, metric) -> score of every window; a baseline is a form, too."""
         self.layer_of: dict[str, int | None] = {}
@@ -351,6 +335,10 @@ class Scores:
                 baseline = name if layer is None else f"{name}, layer {layer}"
                 self.layer_of[baseline] = layer
                 self._score(baseline, by_layer[layer], batch)
+        if TOKENS in self.task.needs:
+            noise_BTP = self.windows.noise(batch, self.truth_layer)
+            for metric, values in self.task.ceiling(noise_BTP, batch.targets).items():
+                self._columns.setdefault((CEILING, metric), []).append(values)
         if self.task.keeps_answers and answers:
             first_s_B = [self.windows.index.clip_rows[clip].first_s for clip in batch.clip_index]
             self._times_s += list(batch.time_s_BT - np.array(first_s_B)[:, None])
@@ -427,6 +415,13 @@ class Scores:
         ordered = sorted(self.layer_of.items(), key=lambda pair: -1 if pair[1] is None else pair[1])
         return {name: scores(name, layer) for name, layer in ordered}
 
+    def ceilings(self) -> Ceilings:
+        """The best scores that the codec leaves within reach, if truth has been through it."""
+        scores = {
+            metric: self.interval(form, metric) for form, metric in self.values if form == CEILING
+        }
+        return {f"{CEILING}, layer {self.truth_layer}": scores} if scores else {}
+
     def record(self, run: Run, checkpoint: str, trivial_loss: float | None) -> Evaluation:
         """The evaluation as it is written, of `run` at `checkpoint`."""
         facts, metrics = run.checkpoint(checkpoint), self.task.metrics
@@ -458,6 +453,7 @@ class Scores:
             },
             loss_fall=loss_fall(run.path, facts.step, trivial_loss),
             baselines=baselines,
+            ceilings=self.ceilings(),
         )
 
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.cache.codecs.contract import FittedCodec
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe, WindowSettings
 from pipeline.datasets.manifest.targets import TOKENS, collate, seen_s
 from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import PATCHES, STREAMING, TaskPlugin
-from pipeline.models.tasks.forecasts.errors import between, gathered
+from pipeline.models.tasks.forecasts.errors import between, gathered, normalised, spread
 from pipeline.models.tasks.forecasts.pairs import drawn_pairs, future_of, scored_pairs, told
 from pipeline.models.video_model import VideoModel
 from pipeline.records import OnDevice, TokenShape
@@ -121,6 +122,45 @@ def test_the_errors_of_copies_are_found_once_for_all_answers():
     )
     for name in ("skill", "cosine skill", "raw skill, 0.5 s"):
         np.testing.assert_allclose(1 - twice[name], (1 - scores[name]) / 2, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("codec", "settings"),
+    [*((name, {}) for name in plugins.names("codec")), ("pca", {"components": 16})],
+)
+def test_a_ceiling_is_what_one_scores_who_cannot_foresee_the_rounding(codec, settings):
+    """What comes is known as it was before it was rounded; what `pca` cuts off is in no target."""
+    made = plugins.load("codec", codec)(plugins.settings("codec", codec, settings, "test"))
+    generator = torch.Generator().manual_seed(0)
+    true = 3 + torch.randn(4, 1, 20, 64, generator=generator)
+    true = true + 0.3 * torch.randn(4, 8, 20, 64, generator=generator).cumsum(1)
+    if isinstance(made, FittedCodec):
+        learnt = made.fit(true.flatten(0, 2))
+        made.load(learnt)
+        mean, basis = (torch.from_numpy(learnt[name]) for name in ("mean", "basis"))
+        true = (true - mean) @ basis @ basis.T + mean
+    arrays = {
+        key: torch.from_numpy(array).unflatten(0, (4, 8))
+        for key, array in made.encode(true.flatten(0, 1)).items()
+    }
+    task, batch = make(horizons_s=[0.5]), np.arange(4)[:, None]
+    targets = task.for_scoring(window(task, made.decode(arrays).float()))
+    now, comes = (
+        torch.from_numpy(targets[TOKENS])[batch, targets["from"]],
+        true[batch, targets["to"]],
+    )
+    mean, deviation = spread(now)
+    told_normed = task.score((mean + deviation * normalised(comes)).numpy(), targets)
+    told_raw = task.score(comes.numpy(), targets)
+    ceiling = task.ceiling(made.noise(arrays).numpy(), targets)
+    assert ceiling.keys() == told_raw.keys()
+    for name, weight in task.metric_weights(targets).items():
+        scores = told_raw if name.startswith("raw") else told_normed
+        score, highest = (np.average(each[name], weights=weight) for each in (scores, ceiling))
+        lost, expected = (each if name == "still error" else 1 - each for each in (score, highest))
+        if expected > 1e-5 or not name.startswith("cosine"):  # float32 has no smaller angles
+            # Of 16 components more is normalised away, in share, than of 64 values.
+            assert 0 < lost == pytest.approx(expected, rel=0.2 if settings else 0.1), name
 
 
 def test_baselines_by_hand():

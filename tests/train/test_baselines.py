@@ -50,6 +50,7 @@ def test_a_run_is_scored_beside_the_baselines_of_the_layers_that_it_reads(evalua
     assert list(both.baselines) == ["trivial", *(f"likeness, layer {layer}" for layer in LAYERS)]
     assert list(last.baselines) == ["trivial", "likeness, layer 1"]
     assert [scores.layer for scores in both.baselines.values()] == [None, *LAYERS]
+    assert both.ceilings == {}, "no codec has rounded boxes"
     first = both.metrics[0].name
     for result in (both, last):
         trivial = result.baselines["trivial"]

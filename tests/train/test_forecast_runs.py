@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from support.training import Stop, assert_same, final, stop_at
 
 from pipeline.cache.cache import Cache
@@ -13,9 +14,12 @@ from pipeline.config.shipped import shipped
 from pipeline.datasets.manifest.manifest import build
 from pipeline.datasets.manifest.targets import TOKENS
 from pipeline.errors import BadInput
+from pipeline.experiments.baselines import evaluate_baselines
 from pipeline.experiments.predictability import predictability
+from pipeline.extract.derive import derive
 from pipeline.extract.extract import extract
 from pipeline.models.tasks.contract import make_task
+from pipeline.models.tasks.forecasts.errors import normalised
 from pipeline.report.report import report
 from pipeline.train import setup
 from pipeline.train.evaluate import evaluate, evaluate_together
@@ -80,6 +84,10 @@ def test_side_by_side_each_forecasts_its_own_layer_as_alone(runs, plane, tmp_pat
             *(f"{name}, layer {layer}" for name in ("damped", "linear", "mean")),
         }
         assert result.trivial["skill"] == 0 and result.trivial["skill, 0.5 s"] == 0
+        (ceiling,) = result.ceilings.values()
+        assert list(result.ceilings) == [f"ceiling, layer {layer}"]
+        assert ceiling.keys() == result.trivial.keys()
+        assert result.forms["streaming"]["skill"].score < ceiling["skill"].score < 1
         assert (
             result.baselines[f"damped, layer {layer}"]
             == result_alone.baselines[f"damped, layer {layer}"]
@@ -109,6 +117,38 @@ def test_a_skill_is_the_sum_of_errors_over_that_of_copies(runs, plane, label):
             copied += ((z[t] - z[t + ahead]) ** 2).mean()
     score = result.baselines["mean, layer 1"].clips[clips[index].clip_id]
     assert score == pytest.approx(1 - made / copied, abs=1e-4)
+
+
+def test_the_ceiling_of_a_cache_is_what_the_tokens_before_its_codec_score(plane, tmp_path):
+    """Those of the same videos in a finer codec."""
+    coarse = derive(plane, ["codec.name=int4"], tmp_path)
+    wanted = recipe()
+    task, scores, weights = make_task(wanted, ()), [], []
+    fine_windows, windows = (
+        Windows(cache, plane.manifest, "val", wanted.windows, task, [1])
+        for cache in (plane, coarse)
+    )
+    for ref in windows.order.evaluation():
+        targets = task.for_scoring(windows.truth([ref]))
+        batch = np.arange(1)[:, None]
+        true = torch.from_numpy(fine_windows.truth([ref])[TOKENS][batch, targets["to"]])
+        mean, deviation = (torch.from_numpy(targets[name]) for name in ("mean", "deviation"))
+        scores.append(task.score((mean + deviation * normalised(true)).numpy(), targets))
+        weights.append(task.metric_weights(targets))
+    ceiling = evaluate_baselines(wanted, RunContext.of(coarse)).ceilings["ceiling, layer 1"]
+    finer = evaluate_baselines(wanted, RunContext.of(plane)).ceilings["ceiling, layer 1"]
+    for name in (
+        "skill",
+        "cosine skill",
+        "moving skill",
+        "skill, next frame",
+        "cosine skill, 0.5 s",
+    ):
+        reached = np.average(
+            [score[name][0] for score in scores], weights=[weight[name][0] for weight in weights]
+        )
+        assert 1 - reached == pytest.approx(1 - ceiling[name].score, rel=0.1), name
+        assert ceiling[name].score < 0.99 < 0.99999 < finer[name].score < 1
 
 
 def test_truth_without_a_batch_has_the_tokens_of_the_last_layer(plane, runs):
@@ -161,6 +201,7 @@ def test_predictability_is_told_of_every_layer_at_the_horizons_that_clips_hold(p
     ]
     names = [f"{name}, layer {layer}" for layer in LAYERS for name in ("damped", "linear", "mean")]
     assert list(found.baselines) == ["trivial", *names]
+    assert list(found.ceilings) == [f"ceiling, layer {layer}" for layer in LAYERS]
     assert {
         each.score for each in found.baselines["trivial"].metrics.values() if each.score <= 0
     } == {0}

@@ -1,5 +1,5 @@
-"""Shared by codecs: refusing what a format cannot hold, and rounding tokens to integers under one
-scale each."""
+"""Shared by codecs: refusing what a format cannot hold, rounding tokens to integers under one scale
+each, and how far rounding goes."""
 
 from __future__ import annotations
 
@@ -34,6 +34,15 @@ def refuse_beyond(name: str, tokens_FND: torch.Tensor, limit: float, ends_at: fl
             else ""
         ),
     )
+
+
+def half_step(values: torch.Tensor, digits: int, least: int) -> torch.Tensor:
+    """float32: half the spacing, around each value, of a binary format that holds so many
+    significant digits, and fewer of values below 2^`least`: 2^(e - digits) in the binade
+    [2^e, 2^(e+1))."""
+    _, exponent = torch.frexp(values.float())  # frexp's mantissa lies in [0.5, 1)
+    ones = torch.ones_like(exponent, dtype=torch.float32)
+    return torch.ldexp(ones, exponent.sub(1).clamp(min=least) - digits)
 
 
 def to_int8(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.cache.codecs._rounding import refuse_beyond
+from pipeline.cache.codecs._rounding import half_step, refuse_beyond
 from pipeline.cache.codecs.contract import CodecPlugin
 from pipeline.config import plugins
 
@@ -42,7 +42,4 @@ class Codec(CodecPlugin):
     def max_error(self, tokens_FND: torch.Tensor) -> torch.Tensor:
         """Half the spacing of bfloat16 around each value: 2^(e-8) in the binade [2^e, 2^(e+1)),
         2^-134 among the subnormals."""
-        _, exponent = torch.frexp(tokens_FND.detach().float())
-        return torch.ldexp(
-            torch.ones_like(exponent, dtype=torch.float32), exponent.sub(1).clamp(min=-126) - 8
-        )
+        return half_step(tokens_FND.detach(), digits=8, least=-126)

@@ -50,6 +50,16 @@ class CodecPlugin(ABC):
     def max_error(self, tokens_FND: torch.Tensor) -> torch.Tensor:
         """Bound on |decode(encode(x)) - x|, elementwise, in the shape of the tokens."""
 
+    def noise(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The mean square of the rounding that is in each stored token, as it is expected from what
+        is stored: arrays as `decode` takes them -> (...), without the width.
+
+        What a codec cuts off before it rounds is no part of it: no decoded token has that. By
+        default every error up to `max_error` is as likely.
+        """
+        half_step = self.max_error(self.decode(arrays))
+        return half_step.square().mean(-1) / 3
+
     def bytes_per_token(self, width: int) -> int:
         """Bytes of one token of `width` in all arrays together."""
         return sum(

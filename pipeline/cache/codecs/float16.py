@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.cache.codecs._rounding import refuse_beyond
+from pipeline.cache.codecs._rounding import half_step, refuse_beyond
 from pipeline.cache.codecs.contract import CodecPlugin
 from pipeline.config import plugins
 
@@ -37,7 +37,4 @@ class Codec(CodecPlugin):
     def max_error(self, tokens_FND: torch.Tensor) -> torch.Tensor:
         """Half the spacing of float16 around each value: 2^(e-11) in the binade [2^e, 2^(e+1)),
         2^-25 among the subnormals."""
-        _, exponent = torch.frexp(tokens_FND.detach().float())  # frexp's mantissa lies in [0.5, 1)
-        return torch.ldexp(
-            torch.ones_like(exponent, dtype=torch.float32), exponent.sub(1).clamp(min=-14) - 11
-        )
+        return half_step(tokens_FND.detach(), digits=11, least=-14)

@@ -69,6 +69,13 @@ class Codec(CodecPlugin):
         bound_FNG = scale_FNG.float() * (0.505 * block)
         return bound_FNG.repeat_interleave(block, dim=-1)
 
+    def noise(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
+        """A twelfth of the square of a step in each of a block's rotated values, all of which add
+        up in one."""
+        step_G = arrays["scale"].view(torch.bfloat16).float()
+        block = 2 * arrays[""].shape[-1] // step_G.shape[-1]
+        return step_G.square().mean(-1) * (block / 12)
+
 
 def _block(width: int) -> int:
     """The largest power of two, up to 64, that divides `width`."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from pipeline.cache.codecs._rounding import from_int8, int8_error, refuse_beyond, to_int8
+from pipeline.cache.codecs._rounding import from_int8, half_step, int8_error, refuse_beyond, to_int8
 from pipeline.cache.codecs.contract import FittedCodec
 from pipeline.config import plugins
 
@@ -76,10 +76,8 @@ class Codec(FittedCodec):
         return {"": coefficients.half().cpu().numpy()}
 
     def decode(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
-        stored = arrays[""]
-        coefficients = from_int8(stored, arrays["scale"]) if "scale" in arrays else stored.float()
-        mean_D, basis_DK = self._on(stored.device)
-        return coefficients @ basis_DK.T + mean_D
+        mean_D, basis_DK = self._on(arrays[""].device)
+        return self._coefficients(arrays) @ basis_DK.T + mean_D
 
     def max_error(self, tokens_FND: torch.Tensor) -> torch.Tensor:
         """The sum of what the projection loses of each value, the rounding of the coefficients, and
@@ -87,12 +85,26 @@ class Codec(FittedCodec):
         mean_D, basis_DK = (part.double() for part in self._on(tokens_FND.device))
         coefficients = self._project(tokens_FND)
         lost = (tokens_FND.detach().double() - mean_D - coefficients @ basis_DK.T).abs()
-        if self.settings.coefficients == "int8":
-            rounding = int8_error(coefficients).double()
-        else:
-            rounding = coefficients.abs() * 2.0**-11 + 2.0**-25
-        reach = basis_DK.abs().T
+        reach, rounding = basis_DK.abs().T, self._rounding(coefficients).double()
         return lost + rounding @ reach + (coefficients.abs() @ reach + mean_D.abs()) * 2.0**-18
+
+    def noise(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
+        """That of the rounded coefficients, which the orthonormal basis leaves as large."""
+        rounding = self._rounding(self._coefficients(arrays))
+        width = len(self._host[0])
+        return rounding.square().sum(-1) / (3 * width)
+
+    def _coefficients(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Stored ones, in float32."""
+        if self.settings.coefficients == "int8":
+            return from_int8(arrays[""], arrays["scale"])
+        return arrays[""].float()
+
+    def _rounding(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """Bound on the rounding of coefficients."""
+        if self.settings.coefficients == "int8":
+            return int8_error(coefficients)
+        return half_step(coefficients, digits=11, least=-14)
 
     def _project(self, tokens_FND: torch.Tensor) -> torch.Tensor:
         mean_D, basis_DK = (part.double() for part in self._on(tokens_FND.device))

@@ -181,6 +181,12 @@ class TaskPlugin(nn.Module, ABC):
         an error, which has no worst, is NaN itself.
         """
 
+    def ceiling(self, noise: np.ndarray, targets: Arrays) -> dict[str, np.ndarray]:
+        """metric -> the best score of every window that is within reach where the truth is tokens,
+        as `score` gives it. `noise` (B, T, P) is the mean square of the codec's rounding that is to
+        be expected in each of them, which nobody can foresee. Empty where nobody knows it."""
+        return {}
+
     def weight(self, targets: Arrays) -> np.ndarray:
         """(B,) float64: what each window counts; 0 where there is nothing to score.
 

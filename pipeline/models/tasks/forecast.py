@@ -24,6 +24,7 @@ from pipeline.models.tasks.forecasts.errors import (
     STILL,
     errors,
     normalised,
+    of_rounding,
     with_copies,
 )
 from pipeline.models.tasks.forecasts.heads import taken
@@ -92,9 +93,17 @@ class Task(TellingTask):
     def score(self, answer: np.ndarray, targets: Arrays) -> dict[str, np.ndarray]:
         """name -> 1 - error / error of copying, of every window; 0 where nothing changes."""
         targets = self.for_scoring(targets)
-        made = errors(torch.from_numpy(answer), targets)
-        of_copies, by_metric = self.metric_weights(targets), self._by_metric(made, targets)
-        nothing = np.ones(len(answer))
+        return self._skills(errors(torch.from_numpy(answer), targets), targets)
+
+    def ceiling(self, noise: np.ndarray, targets: Arrays) -> dict[str, np.ndarray]:
+        """What a forecast scores that says what comes as it was before the codec rounded it."""
+        targets = self.for_scoring(targets)
+        return self._skills(of_rounding(torch.from_numpy(noise), targets), targets)
+
+    def _skills(self, errors_BEM: np.ndarray, targets: Arrays) -> dict[str, np.ndarray]:
+        """The scores of every window, of all kinds of `errors`."""
+        of_copies, by_metric = self.metric_weights(targets), self._by_metric(errors_BEM, targets)
+        nothing = np.ones(len(errors_BEM))
         shares = {
             name: np.divide(by_metric[name], error, out=nothing.copy(), where=error > 0)
             for name, error in of_copies.items()

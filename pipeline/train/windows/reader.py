@@ -67,6 +67,13 @@ class WindowReader:
             return decode(SPECIAL), patches
         return patches[0][:, :, :0], patches
 
+    def noise(self, arrays: dict[str, Any], layer: int) -> torch.Tensor:
+        """(B, T, P): the mean square of rounding that is expected in the patches of a layer, see
+        `CodecPlugin.noise`."""
+        name = layer_name(layer)
+        stored = {key: torch.from_numpy(arrays[stored_name(name, key)]) for key in self._codec_keys}
+        return self.cache.codecs[name].noise(stored)
+
 
 def read_ahead(read: Callable[[Refs], Read], jobs: Iterable[Refs]) -> Iterator[Read]:
     """`read` of every job, in order, up to `BATCHES_AHEAD` of them ahead of who asks."""

@@ -151,6 +151,12 @@ class Windows:
         """special (B, T, S, D), and patches (B, T, P, D) of every layer that is read."""
         return self.reader.tokens(batch.arrays, device)
 
+    def noise(self, batch: Batch, layer: int) -> np.ndarray:
+        """(B, T, P) float32: how much the codec is expected to have rounded each patch of a layer,
+        in the mean square over its values."""
+        noise_BTP: np.ndarray = self.reader.noise(batch.arrays, layer).float().numpy()
+        return noise_BTP
+
     def on_device(self, batch: Batch, device: torch.device) -> OnDevice:
         """The tokens decoded on the device after the transfer, and the truth beside them."""
         special_BTSD, patches = self.tokens(batch, device)

@@ -80,6 +80,28 @@ def errors(forecast_BMPD: torch.Tensor, targets: Arrays) -> np.ndarray:
     square_BMP = (z_forecast - z_future).square().mean(-1)
     apart_BMP = (1 - F.cosine_similarity(z_forecast, z_future, dim=-1)).clamp(min=0)
     raw_BM = (forecast_BMPD - future).square().mean((-2, -1))
+    return _by_kind(square_BMP, apart_BMP, raw_BM, targets)
+
+
+def of_rounding(noise_BTP: torch.Tensor, targets: Arrays) -> np.ndarray:
+    """What `errors` is expected to give for tokens as they were before a codec rounded them by so
+    much in the mean square.
+
+    Two of a token's D directions are normalised away, its mean and its length; and a small angle
+    makes 1 minus its cosine half of its square.
+    """
+    to_BM, tokens_BTPD = torch.from_numpy(targets["to"]), torch.from_numpy(targets[TOKENS])
+    future, noise_BMP = taken(tokens_BTPD, to_BM), taken(noise_BTP, to_BM)
+    _, deviation = spread(future)
+    square_BMP = noise_BMP / deviation.squeeze(-1).square() * (1 - 2 / future.shape[-1])
+    return _by_kind(square_BMP, square_BMP / 2, noise_BMP.mean(-1), targets)
+
+
+def _by_kind(
+    square_BMP: torch.Tensor, apart_BMP: torch.Tensor, raw_BM: torch.Tensor, targets: Arrays
+) -> np.ndarray:
+    """All kinds of errors, of the mean square of normalised tokens, 1 minus their cosine, and the
+    mean square of tokens as they are."""
     by_change = torch.from_numpy(targets["by_change"])
     quarter = max(1, by_change.shape[-1] // 4)
     kinds = [
