@@ -225,6 +225,13 @@ def evaluate(
     if context.cache.unvouched:
         console.say(context.cache.unvouched)
     (result,) = evaluate_together([opened], context, split, checkpoint)
+    if result.videos_seen:
+        init = opened.header.init
+        began_with = f", or by {init.run}, with which it began" if init else ""
+        console.say(
+            f"{result.videos_seen} of {count_text(result.videos, 'video')} were seen in training "
+            f"by {run}{began_with}: these scores do not tell what it is worth on others"
+        )
     if as_json:
         console.show_json(result.model_dump())
     else:

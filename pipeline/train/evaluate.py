@@ -34,6 +34,7 @@ from pipeline.train.compatibility import check, require_truth
 from pipeline.train.run import CacheFacts, Run, load_model, loss_fall
 from pipeline.train.setup import RunContext, task_key, trivial_statistics
 from pipeline.train.trainer import weighted_sum
+from pipeline.train.weights.seen_videos import videos_seen
 from pipeline.train.windows.windows import Windows
 
 CEILING = "ceiling"
@@ -143,6 +144,9 @@ class Evaluation(Settings):
     """Name -> answers that need no training: the trivial one, and those from the tokens of every
     layer that the run reads. Empty in older files."""
     ceilings: Ceilings = Field(default_factory=dict)
+    videos_seen: int | None = None
+    """Those of `videos` that the run, or one that it began with, was trained on; None where that is
+    not known, and in older files."""
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
@@ -427,7 +431,7 @@ class Scores:
         facts, metrics = run.checkpoint(checkpoint), self.task.metrics
         assert facts is not None
         clips = self.of_clips(metrics[0].name)
-        baselines = self.baselines(clips)
+        baselines, videos = self.baselines(clips), {scores.video for scores in clips.values()}
         return Evaluation(
             run=run.path.name,
             split=self.windows.split,
@@ -440,7 +444,7 @@ class Scores:
             clips_scored=len(clips),
             clips_skipped=len(self.windows.index.skipped),
             clips_without_truth=len(self.windows) - len(clips),
-            videos=len({scores.video for scores in clips.values()}),
+            videos=len(videos),
             forms={
                 form: {metric.name: self.interval(form, metric.name) for metric in metrics}
                 for form in self.task.forms
@@ -454,6 +458,7 @@ class Scores:
             loss_fall=loss_fall(run.path, facts.step, trivial_loss),
             baselines=baselines,
             ceilings=self.ceilings(),
+            videos_seen=videos_seen(run, self.windows.manifest, videos),
         )
 
 

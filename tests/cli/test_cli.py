@@ -375,12 +375,9 @@ def test_evaluate(place, run):
             rf"run +identity +{form} +{values['score']:.3f} +{values['low']:.3f} \.\. {values['high']:.3f}",
             text,
         )
-    assert (
-        fine("evaluate", run, "--split", "train", "--checkpoint", "best", "--json").json[
-            "clips_scored"
-        ]
-        == 4
-    )
+    on_train = call("evaluate", run, "--split", "train", "--checkpoint", "best", "--json")
+    assert on_train.code == 0 and on_train.json["clips_scored"] == 4
+    assert on_train.err.startswith(f"4 of 4 videos were seen in training by {run}: ")
     assert (run / "evaluation-train.json").is_file()
 
 

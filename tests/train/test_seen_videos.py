@@ -22,6 +22,7 @@ from pipeline.datasets.manifest.manifest import Manifest, build
 from pipeline.datasets.manifest.video_keys import video_keys
 from pipeline.errors import BadInput
 from pipeline.records import Video
+from pipeline.train.evaluate import evaluate
 from pipeline.train.loop import train
 from pipeline.train.run import Run
 from pipeline.train.weights.seen_videos import SeenVideos
@@ -114,6 +115,37 @@ def test_a_run_that_does_not_know_its_videos_is_said_not_refused(
     train(wanted(second), material.cache, tmp_path / "third", turned, say=said.append)
     assert len(said) == 2 and said[0] == said[1]
     assert said[0].startswith(f"{old.path}: it is not known which videos")
+
+
+def test_scores_on_videos_that_were_trained_on_are_said_and_counted(
+    source, material, turned, tmp_path
+):
+    own = {clip.video_id for clip in material.manifest.clips if clip.split == "train"}
+    on_train = evaluate(source, material.cache, "train")
+    assert on_train.videos_seen == on_train.videos == len(own)
+    assert evaluate(source, material.cache).videos_seen == 0
+    (video_id,) = set(held_out(turned)) - set(held_out(material.manifest))
+    others = edit.select(
+        material.manifest,
+        tmp_path / "others",
+        clips=[clip.clip_id for clip in material.manifest.clips if clip.video_id != video_id],
+    )
+    second = train(wanted(source), material.cache, tmp_path / "second", others)
+    count = len(held_out(turned))
+    for run, by in (
+        (source, f"by {source.path}:"),
+        (second, f"by {second.path}, or by {source.path}, with which it began:"),
+    ):
+        for more in ((), ("--json",)):
+            done = call("evaluate", run.path, "--manifest", turned.folder, *more)
+            line = f"1 of {count} videos were seen in training {by} these scores do not tell"
+            assert done.code == 0 and line in " ".join(done.err.split())
+        assert json.loads(done.out)["videos_seen"] == 1 < count
+    quiet = call("evaluate", source.path)
+    assert quiet.code == 0 and "seen in training" not in quiet.err
+    lost = Run(shutil.copytree(source.path, tmp_path / "lost"))
+    (lost.path / "videos.json").unlink()
+    assert evaluate(lost, material.cache, "train").videos_seen is None
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Annotated, Self
 
 import numpy as np
@@ -78,15 +78,18 @@ class SeenVideos(Settings):
         """All keys, uint64."""
         return np.frombuffer(base64.b64decode(self.keys), "<u8")
 
+    def among(self, manifest: Manifest) -> list[str]:
+        """ids of the videos of a manifest that are known to have been seen, in its order."""
+        rows, _ = np.isin(manifest.video_keys, self.array).nonzero()
+        return [manifest.videos[row].video_id for row in np.unique(rows)]
+
     def require_unseen(self, manifest: Manifest, source: Run) -> None:
         """Refuses weights of run `source`, which has seen these, where one of them is a video that
         the manifest holds out."""
         held_out = {
             clip.video_id: clip.split for clip in reversed(manifest.clips) if clip.split != TRAIN
         }
-        rows, _ = np.isin(manifest.video_keys, self.array).nonzero()
-        known = [manifest.videos[row].video_id for row in np.unique(rows)]
-        seen = [video_id for video_id in known if video_id in held_out]
+        seen = [video_id for video_id in self.among(manifest) if video_id in held_out]
         if seen:
             raise BadInput(
                 f"run {source.path}, or one that it began with, was trained on "
@@ -105,3 +108,14 @@ class SeenVideos(Settings):
             "on (the run was imported, or made before 0.5.0), so nothing tells whether one is held "
             "out now"
         )
+
+
+def videos_seen(run: Run, manifest: Manifest, video_ids: Collection[str]) -> int | None:
+    """How many of some videos of a manifest a run, or one that it began with, was trained on; None
+    where nothing tells, also where the file is missing or damaged."""
+    try:
+        seen = SeenVideos.read(run)
+    except BadInput:
+        return None
+    count = len(set(video_ids).intersection(seen.among(manifest)))
+    return None if seen.unknown and not count else count
