@@ -1,5 +1,5 @@
-"""The whole path on the built-in world, as two readable lists of steps: one task by three modules,
-and five tasks by two."""
+"""The whole path on the built-in world, as readable lists of steps: one task by three modules, few
+labels with a pre-training and without, and five tasks by two modules."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pipeline.config.recipe import Recipe, load_recipe
 from pipeline.config.shipped import shipped
 from pipeline.datasets.manifest import manifest
 from pipeline.extract import extract as stage_one
+from pipeline.models.tasks.contract import STREAMING
 from pipeline.report.report import report
 from pipeline.train import loop
 from pipeline.train.bootstrap import Interval
@@ -29,6 +30,8 @@ ROOM = {"scene": "room", "rooms": 1, "clips_per_class": 60, "val_fraction": 0.2}
 """One room for all clips: what a little data and an encoder of random weights can learn."""
 DRAWN = 3
 """Clips drawn for each task."""
+FROM_SCRATCH, PRETRAINED = "few_labels", "few_labels_pretrained"
+"""Runs that are trained on few of the labels."""
 
 OnStep = Callable[[str, float, float], None]
 """(what, done, total)"""
@@ -59,6 +62,36 @@ def demo(
         results.append(evaluate(runs[-1], cache))
         say(f"{runs[-1].path}: trained")
     return results, report(runs, out / "report")[0]
+
+
+def demo_few_labels(
+    out: Path,
+    spec: Path,
+    on_step: OnStep,
+    say: Callable[[str], None],
+    world: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+) -> tuple[list[Evaluation], Interval]:
+    """Few labels of the clips that `demo` has cached: pre-trains a temporal module on all training
+    clips without their labels, then trains with a share of the labels, from scratch and from there.
+
+    Goes on from what it finds in `out`. Returns the evaluations of the forecasts, from scratch and
+    pre-trained, and by how much the last is better than the one before, with its 95 % interval.
+    """
+    videos = _render(out / "world", world or {}, on_step)
+    cache = _extract(load_spec(spec), videos, out, on_step, lambda _: None)
+    source = out / "runs" / "demo_forecast"
+    trained = {}
+    for run, name, changes in (
+        (source, "demo_forecast", []),
+        (out / "runs" / FROM_SCRATCH, "demo_few_labels", []),
+        (out / "runs" / PRETRAINED, "demo_few_labels", [f"init.run={source}"]),
+    ):
+        recipe = load_recipe(shipped("recipe")[name], [*changes, *overrides])
+        trained[run] = _train(recipe, cache, run, on_step)
+        say(f"{run}: trained")
+    results = [evaluate(run, cache) for run in trained.values()]
+    return results, difference(results[2], results[1], STREAMING)
 
 
 def demo_tasks(

@@ -22,7 +22,8 @@ def demo(
         ),
     ] = None,
 ) -> None:
-    """The whole path on the built-in world: videos, cache, temporal modules, scores, report.
+    """The whole path on the built-in world: videos, cache, temporal modules, scores, report; and
+    what a pre-training without labels is worth where labels are few.
 
     Example: stillframe demo --out demo
     """
@@ -33,11 +34,17 @@ def demo(
     file = named_file("spec", spec)
     if tasks is None:
         with console.progress("demo") as update:
-            results, page = module.demo(
-                out, file, lambda step, done, total: update(done, total, step), console.say
-            )
+            steps = (out, file, lambda step, done, total: update(done, total, step), console.say)
+            results, page = module.demo(*steps)
+            few, gain = module.demo_few_labels(*steps)
         show_scores(results)
         console.show(f"report: {page}")
+        show_scores(few)
+        _, scratch, pretrained = few
+        console.show(
+            f"pre-training without labels: {pretrained.run} scores {gain.score:+.3f} "
+            f"({gain.span('{:+.3f}'.format)}) over {scratch.run}"
+        )
         return
     names = module.TASKS if tasks == "all" else tuple(tasks.split(","))
     for name in names:

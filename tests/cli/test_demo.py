@@ -10,8 +10,16 @@ import pytest
 from pipeline.cache.cache import Cache
 from pipeline.cache.status import status
 from pipeline.cli import demo
+from pipeline.train.run import Run
 
 pytestmark = pytest.mark.slow
+WORLD = {"clips_per_class": 4, "frames": 12, "val_fraction": 0.5}
+OVERRIDES = [
+    "training.steps=6",
+    "training.evaluate_every=3",
+    "training.batch_size=8",
+    "windows.frames=4",
+]
 
 
 @pytest.fixture(scope="module")
@@ -19,13 +27,6 @@ def done(tmp_path_factory):
     """The demo, small: few clips and few steps."""
     out = tmp_path_factory.mktemp("demo")
     said, steps = [], set()
-    world = {"clips_per_class": 4, "frames": 12, "val_fraction": 0.5}
-    overrides = [
-        "training.steps=6",
-        "training.evaluate_every=3",
-        "training.batch_size=8",
-        "windows.frames=4",
-    ]
 
     def run():
         return demo.demo(
@@ -33,8 +34,8 @@ def done(tmp_path_factory):
             Path("cache_specs/demo.toml"),
             lambda what, *_: steps.add(what),
             said.append,
-            world,
-            overrides,
+            WORLD,
+            OVERRIDES,
         )
 
     results, page = run()
@@ -92,6 +93,27 @@ def test_a_second_run_goes_on_from_what_it_finds(done):
     again, _ = run()
     assert again == results
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_few_labels_from_scratch_and_from_a_pretraining(done):
+    out = done[0]
+    results, gain = demo.demo_few_labels(
+        out,
+        Path("cache_specs/demo.toml"),
+        lambda *_: None,
+        lambda _: None,
+        WORLD,
+        [*OVERRIDES, "windows.train_fraction=0.5"],
+    )
+    assert [(result.run, result.task) for result in results] == [
+        ("demo_forecast", "forecast"),
+        ("few_labels", "classify"),
+        ("few_labels_pretrained", "classify"),
+    ]
+    scores = [result.forms["streaming"]["top-1"].score for result in results[1:]]
+    assert gain.score == pytest.approx(scores[1] - scores[0], abs=1e-9)
+    scratch, pretrained = (Run(out / "runs" / result.run) for result in results[1:])
+    assert scratch.header.init is None and pretrained.header.init.run.endswith("demo_forecast")
 
 
 def test_five_tasks_from_one_cache_with_and_without_time(tmp_path):
