@@ -301,7 +301,7 @@ def test_demo_recipes_build_for_a_small_encoder(path):
         "points": (3, 4),
         "depth": (56, 56),
         "pose": (9,),
-        "forecast": (3, 49, 96),
+        "forecast": (2, 49, 96),
     }[recipe.task.name]
     assert predictions["streaming"].shape == (1, frames, *per_frame)
     assert "window" not in predictions or predictions["window"].shape == (1, 3)
