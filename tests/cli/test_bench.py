@@ -332,7 +332,7 @@ def test_steps_of_forecasts_stand_beside_one_of_a_classification():
     result = call("bench", "forecast", *small, "--width", "8", "--repeats", "1", "--json")
     assert result.code == 0, result
     steps = result.json["steps"]
-    assert list(steps)[:3] == ["classify", "as in the recipe", "head mlp"] and len(steps) == 8
+    assert list(steps)[:3] == ["classify", "as in the recipe", "head attention"] and len(steps) == 8
     assert steps["classify"]["ratio"] == 1
     assert all(step["median_s"] > 0 and len(step["s"]) == 1 for step in steps.values())
     shown = call("bench", "forecast", *small, "--width", "8", "--repeats", "1").out.splitlines()

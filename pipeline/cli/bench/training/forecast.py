@@ -29,9 +29,10 @@ LABELS = tuple("abcdefgh")
 def variants(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Name -> keys of the task that differ from those of the recipe."""
     settings = recipe.task.settings
+    other_head = "attention" if settings.head == "mlp" else "mlp"
     return {
         "as in the recipe": {},
-        "head mlp": {"head": "mlp"},
+        f"head {other_head}": {"head": other_head},
         "all places": {"places": 10**6},
         "twice the places": {"places": 2 * settings.places},
         "twice the pairs": {"pairs": 2 * settings.pairs},
