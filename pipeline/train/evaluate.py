@@ -351,7 +351,7 @@ class Scores:
 
     def _score(self, form: str, answer: np.ndarray, batch: Batch) -> None:
         for metric, values in self.task.score(answer, batch.targets).items():
-            _require_finite(form, metric, values[self._metric_weights[metric][-1] > 0])
+            require_finite(form, metric, values[self._metric_weights[metric][-1] > 0])
             self._columns.setdefault((form, metric), []).append(values)
 
     def finish(self) -> None:
@@ -462,7 +462,7 @@ class Scores:
         )
 
 
-def _require_finite(form: str, metric: str, values: np.ndarray) -> None:
+def require_finite(form: str, metric: str, values: np.ndarray) -> None:
     """Raises NotFinite where a score is NaN or infinite: no mean over windows would be one."""
     lost = int((~np.isfinite(values)).sum())
     if lost:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,9 @@ class Seen:
     told: Arrays
     """What is followed from this frame on, as truth of a window of this one frame; empty but for
     the first frame of tasks that are told."""
+    ahead: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Seconds, in letters -> the answer that is told for so long after this frame, as `answer`;
+    empty where nobody forecasts, see `ahead.stream`."""
 
 
 class Stream:
@@ -135,6 +138,8 @@ class Stream:
         )
         self.model, self.task = load_model(run, self.shape, device=self.device)
         self.task_name = run.recipe.task.name
+        self.layers = self.model.layers
+        """Layers whose patches are taken from the encoder."""
         self.step = step
         self.damage = ""
         """What is damaged in the video that was followed last, in a sentence; "" if nothing is."""
@@ -168,19 +173,19 @@ class Stream:
             for frame, instants in frames:
                 square_1CHW = frame.views[BASE]
                 with torch.inference_mode():
-                    tokens = self._tokens(square_1CHW)
+                    special_1SD, patches = self._tokens(square_1CHW)
                 square_HWC = square_1CHW[0].float().round().byte().permute(1, 2, 0).cpu().numpy()
                 for _ in range(instants):
                     told: Arrays = {}
                     with torch.inference_mode():
                         if state is None:
                             told = self._told(asked or {}, frame.affine_23)
-                            state = self.model.start(1, self._query(told))
-                        prediction, state = self.model.step(*tokens, state)
-                        answer = self.task.answer(STREAMING, prediction.unsqueeze(1))
-                    array = array_of_answer(STREAMING, answer)[0]
+                            state = self._start(self._query(told))
+                        prediction, ahead, state = self._step(special_1SD, patches, state)
+                        array, *later = map(self._answer, (prediction, *ahead.values()))
                     time_s = float(frame.time_s[0])
-                    yield Seen(time_s, square_HWC, frame.affine_23, array, told)
+                    told_ahead = dict(zip(ahead, later, strict=True))
+                    yield Seen(time_s, square_HWC, frame.affine_23, array, told, told_ahead)
         self.damage = counted.damage_text(is_kept=self.spec.frames.damaged == "keep")
 
     def fps_of(self, path: Path, image_fps: float | None = None) -> float:
@@ -192,6 +197,10 @@ class Stream:
         fps = frames.rate or (probe(path, image_fps).fps or UNKNOWN_FPS) / frames.every
         return fps / self.step.size
 
+    def plain(self, answer: np.ndarray, seen: Seen) -> dict[str, Any]:
+        """An answer of a frame as plain data, in coordinates of the source."""
+        return self.task.plain(answer, seen.affine_23)
+
     def drawn(self, seen: Seen) -> np.ndarray:
         """The frame with its answer drawn over it, and its time below, uint8 (H, W, 3)."""
         pixels: np.ndarray = self.task.draw(seen.pixels_HWC[None], seen.answer, seen.told)[0]
@@ -202,9 +211,26 @@ class Stream:
         """Bytes that are remembered between two frames, beside the query."""
         return self.model.temporal.state_bytes(self.model.tokens_per_frame)
 
-    def _tokens(self, square_1CHW: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """special (1, S, D) and patches (1, P, D) per layer that the model reads, after a trip
-        through the codec."""
+    def _start(self, query: Query) -> Any:
+        """The state before the first frame."""
+        return self.model.start(1, query)
+
+    def _step(
+        self, special_1SD: torch.Tensor, patches: Mapping[int, torch.Tensor], state: Any
+    ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor], Any]:
+        """One frame: the prediction for it, those that are told ahead (see `Seen.ahead`), and the
+        state after it."""
+        read = [patches[layer] for layer in self.model.layers]
+        prediction, state = self.model.step(special_1SD, read, state)
+        return prediction, {}, state
+
+    def _answer(self, prediction: torch.Tensor) -> np.ndarray:
+        answer = self.task.answer(STREAMING, prediction.unsqueeze(1))
+        array: np.ndarray = array_of_answer(STREAMING, answer)[0]
+        return array
+
+    def _tokens(self, square_1CHW: torch.Tensor) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        """special (1, S, D) and layer -> patches (1, P, D), after a trip through the codec."""
         tokens = self.encoder(square_1CHW)
 
         def stored(name: str, part: torch.Tensor) -> torch.Tensor:
@@ -221,9 +247,9 @@ class Stream:
             if self.shape.special_tokens
             else tokens.special_NSD
         )
-        return special, [
-            stored(layer_name(layer), tokens.patches_NPD[layer]) for layer in self.model.layers
-        ]
+        return special, {
+            layer: stored(layer_name(layer), tokens.patches_NPD[layer]) for layer in self.layers
+        }
 
     def _told(self, asked: Mapping[str, Any], affine_23: np.ndarray) -> Arrays:
         """What is asked at the first frame, as truth of a window of that frame; empty for tasks

@@ -132,6 +132,7 @@ class Task(TaskPlugin):
     Settings = Settings
     needs = ("boxes",)
     truth_settings = ("objects",)
+    by_frame = ("boxes_valid",)
     asks = "boxes"
     metrics = (
         Metric("mIoU", higher_is_better=True, perfect=1.0, worst=0.0),

@@ -97,6 +97,14 @@ class TaskPlugin(nn.Module, ABC):
     """Whether the query holds, beside what `query` gives, the cached patch tokens of the frames
     themselves, as they left the codec: `PATCHES`, of the last layer that the model reads,
     (B, T, P, D of the encoder) for a window."""
+    by_frame: ClassVar[tuple[str, ...] | None] = None
+    """What lets answers about some frames of a window be scored alone, as those told ahead are:
+    names of the targets (B, T, ...) whose zeros in a frame say that nothing is known of it; ()
+    where the truth is of the whole clip, and so of each of its frames; None: no answer is about a
+    single frame."""
+    tells_tokens: ClassVar[bool] = False
+    """Whether its streaming readout tells patch tokens of later frames, which other models can read
+    in the place of those that will come: a `forecasts.readout.ForecastReadout`."""
     mirrorable: ClassVar[bool] = True
     """Whether its truth, mapped by the affine, holds of a mirrored view."""
     published: ClassVar[str] = ""
@@ -198,6 +206,27 @@ class TaskPlugin(nn.Module, ABC):
     def metric_weights(self, targets: Arrays) -> dict[str, np.ndarray]:
         """metric -> what each window counts in it; (B,) float64."""
         return dict.fromkeys((metric.name for metric in self.metrics), self.weight(targets))
+
+    def of_frames(self, targets: Arrays, from_BT: np.ndarray) -> Arrays:
+        """Targets that know of those frames alone that were told ahead, for `score` and its
+        weights: `from_BT` (B, T) is the frame after which each was told, -1 where none was. For
+        tasks that have said `by_frame`."""
+        assert self.by_frame is not None
+        is_told_BT = from_BT >= 0
+        known = {}
+        for name in self.by_frame:
+            axes = targets[name].ndim - is_told_BT.ndim
+            known[name] = targets[name] * is_told_BT.reshape(*is_told_BT.shape, *[1] * axes)
+        return targets | known
+
+    def look_ahead(self, ahead_s: Sequence[float]) -> None:
+        """From now on a stream is told what comes in so many seconds, in the place of what the
+        settings ask for. Raises BadInput where a task tells nothing ahead."""
+        name = type(self).__module__.rsplit(".", 1)[-1]
+        raise BadInput(
+            f"task '{name}' tells nothing ahead by itself",
+            "name a run that forecasts the tokens it reads: --forecaster RUN",
+        )
 
     def statistics(self, targets: Iterable[Arrays]) -> Arrays:
         """Gathers what the trivial answer knows of the training targets."""

@@ -145,6 +145,7 @@ class Task(TaskPlugin):
     Settings = Settings
     needs = ("depth_m",)
     truth_settings = ("size_px",)
+    by_frame = ("depth_m",)
     metrics = tuple(
         metric
         for suffix in ("", SCALED)

@@ -50,6 +50,7 @@ class Task(TellingTask):
     """The loss is the error of the tokens that are told, the score their skill over a copy."""
 
     Settings = Settings
+    tells_tokens = True
 
     def __init__(self, settings: Any, labels: tuple[str, ...]) -> None:
         super().__init__(settings, labels)

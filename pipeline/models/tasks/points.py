@@ -203,6 +203,7 @@ class Task(TaskPlugin):
     Settings = Settings
     needs = ("points",)
     truth_settings = ("points", "queries", "stride", "train_queries", "unknown")
+    by_frame = ("points_valid",)
     asks = "points"
     metrics = (
         Metric("AJ", higher_is_better=True, perfect=1.0, worst=0.0),
@@ -350,6 +351,13 @@ class Task(TaskPlugin):
         in a frame that counts."""
         seen = self._counted(targets) & targets["visible"]
         return np.any(seen, axis=(1, 2)).astype(np.float64)
+
+    def of_frames(self, targets: Arrays, from_BT: np.ndarray) -> Arrays:
+        """A point counts from the frame on in which it is told: before that nobody can know of
+        it."""
+        known = super().of_frames(targets, from_BT)
+        is_known_BTQ = targets["query_frame"][:, None] <= from_BT[..., None]
+        return known | {"points_valid": known["points_valid"] & is_known_BTQ}
 
     def trivial(self, targets: Arrays, statistics: Arrays) -> np.ndarray:
         """The told place in every frame, always visible."""

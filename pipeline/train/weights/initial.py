@@ -78,7 +78,7 @@ def initial_weights(
         checkpoint=recipe.init.checkpoint,
         step=checkpoint.step,
         parts=model.taken_over,
-        sha256=_digest(tensors),
+        sha256=digest_of(tensors),
         init=source.header.init,
     )
     return InitialWeights(facts, tensors, seen)
@@ -185,7 +185,7 @@ def _wanted(model: VideoModel, with_statistics: bool) -> dict[str, torch.Tensor]
     return wanted
 
 
-def _digest(tensors: dict[str, torch.Tensor]) -> str:
+def digest_of(tensors: dict[str, torch.Tensor]) -> str:
     """SHA-256 over name, shape, kind and bytes of the tensors, one after the other."""
     digest = hashlib.sha256()
     for name, tensor in tensors.items():

@@ -45,17 +45,32 @@ def future_of(seen_s_T: np.ndarray, ahead_s: float) -> tuple[np.ndarray, np.ndar
     return to_T, near & is_new & (seen_s_T[to_T] > seen_s_T)
 
 
+def scored_futures(seen_s_T: np.ndarray, ahead_s: float) -> tuple[np.ndarray, np.ndarray]:
+    """As `future_of`, of the frames behind the first quarter of the window alone: before that a
+    state knows little yet."""
+    to_T, has_T = future_of(seen_s_T, ahead_s)
+    has_T[: len(has_T) // 4] = False
+    return to_T, has_T
+
+
+def told_from(seen_s_T: np.ndarray, ahead_s: float) -> np.ndarray:
+    """(T,) int64: the frame that tells of every frame, `ahead_s` seconds before it, as
+    `scored_futures` pairs them; -1 where none does. Where two tell of one, the later one counts."""
+    to_T, has_T = scored_futures(seen_s_T, ahead_s)
+    from_T, frames = np.full(len(seen_s_T), -1, np.int64), np.flatnonzero(has_T)
+    from_T[to_T[frames]] = frames
+    return from_T
+
+
 def scored_pairs(seen_s_T: np.ndarray, ahead_s_K: Sequence[float], each: int) -> Arrays:
-    """`each` pairs of every one of the K horizons, spread evenly over the frames that have a
-    future, behind the first quarter of the window, where a state knows little yet.
+    """`each` pairs of every one of the K horizons, spread evenly over `scored_futures`.
 
     `horizon` (M,) int64 is the place of a pair's horizon in `ahead_s_K`, of which 0 is the next
     frame; beside it `from` and `to` (M,) int64, `ahead_s` (M,) float32, and `paired` (M,) bool.
     """
     parts = []
     for number, ahead_s in enumerate(ahead_s_K):
-        to_T, has_T = future_of(seen_s_T, ahead_s or step_of(seen_s_T))
-        has_T[: len(has_T) // 4] = False
+        to_T, has_T = scored_futures(seen_s_T, ahead_s or step_of(seen_s_T))
         frames = np.flatnonzero(has_T)
         chosen = np.unique(np.linspace(0, len(frames) - 1, each).round().astype(np.int64))
         from_M = frames[chosen] if len(frames) else np.zeros(0, np.int64)

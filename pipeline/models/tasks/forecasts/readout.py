@@ -57,9 +57,10 @@ class ForecastSettings(HeadSettings):
 
 class ForecastReadout(StreamingReadout):
     """Tokens as they will leave the codec: (B, M, Q, D) for the pairs of a query; without pairs, as
-    in a stream, (B, T, K + 1, P, D): the present ones, then those of all `horizons_s`."""
+    in a stream, (B, T, K + 1, P, D): the present ones, then those of all `ahead_s_K`."""
 
     ahead_s_K: torch.Tensor
+    """Seconds ahead that a stream is told: `horizons_s`, until others are asked for."""
     channel_mean: torch.Tensor
     channel_std: torch.Tensor
     change_K: torch.Tensor

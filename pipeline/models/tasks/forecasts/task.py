@@ -54,6 +54,8 @@ class TellingTask(TaskPlugin):
     def __init__(self, settings: Any, labels: tuple[str, ...]) -> None:
         super().__init__(settings, labels)
         self.horizons = (NEXT, *(f"{ahead_s:g} s" for ahead_s in settings.horizons_s))
+        self.told_s: tuple[float, ...] = settings.horizons_s
+        """Seconds ahead that a stream is told."""
         # No part of the task's own weights: the model has it, and moves it between devices.
         self._made: tuple[ForecastReadout, ...] = ()
 
@@ -119,6 +121,11 @@ class TellingTask(TaskPlugin):
         self._made = (ForecastReadout(width, shape, self.settings),)
         return self._made[0]
 
+    def look_ahead(self, ahead_s: Sequence[float]) -> None:
+        (readout,) = self._made
+        self.told_s = tuple(ahead_s)
+        readout.ahead_s_K = torch.tensor(self.told_s, device=readout.ahead_s_K.device)
+
     def by_horizon(
         self, name: str, values_BM: np.ndarray, targets: Arrays
     ) -> dict[str, np.ndarray]:
@@ -168,7 +175,7 @@ class TellingTask(TaskPlugin):
         _, deviation = spread(now)
         changes = {
             f"{ahead_s:g}": round(((later - now) / deviation).square().mean().sqrt().item(), 4)
-            for ahead_s, later in zip(self.settings.horizons_s, ahead, strict=True)
+            for ahead_s, later in zip(self.told_s, ahead, strict=True)
         }
         return {"changes": changes}
 
@@ -193,7 +200,7 @@ class TellingTask(TaskPlugin):
         if targets:
             return np.stack(list(self._told_and_true(pixels_THWC, answer, targets)))
         colours_TKPC = np.stack(principal_colours(list(answer)))
-        words = ["tokens now", *(f"told for {ahead_s:g} s" for ahead_s in self.settings.horizons_s)]
+        words = ["tokens now", *(f"told for {ahead_s:g} s" for ahead_s in self.told_s)]
         return np.stack(
             [
                 self._in_a_row(pixels_HWC, list(zip(words, colours_KPC, strict=True)))
