@@ -94,6 +94,20 @@ AllowMissing = Annotated[
     bool, typer.Option(help="Leave out clips that the cache does not cover, and say how many.")
 ]
 
+Forecaster = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="RUN", help="A run that forecasts tokens: what RUN will say of later frames."
+    ),
+]
+Ahead = Annotated[
+    list[float] | None,
+    typer.Option(
+        metavar="SECONDS",
+        help="How far ahead; may be given many times. Default: the horizons of the forecaster.",
+    ),
+]
+
 SpecOption = Annotated[
     str, typer.Option(help="What to cache: a .toml file, or the name of a shipped spec.")
 ]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pipeline.cache.status import Status
     from pipeline.datasets.manifest.manifest import Manifest
     from pipeline.experiments.baselines import BaselineEvaluation
+    from pipeline.train.ahead.scores import AheadEvaluation
     from pipeline.train.bootstrap import Interval
     from pipeline.train.evaluate import Evaluation, MetricFacts
 
@@ -88,6 +89,41 @@ def show_scores(results: Sequence[Evaluation]) -> None:
                 f"{result.run}: {count_text(result.clips_without_truth, 'clip')} left out: "
                 "they have nothing to score"
             )
+
+
+def show_ahead(result: AheadEvaluation) -> None:
+    """One table of what a run says of frames to come, horizon by horizon, in the first metric of
+    its task."""
+    from pipeline.cli import console
+
+    metric = result.metrics[0]
+    name = f"{metric.name} ({metric.unit})" if metric.unit else metric.name
+    better = "higher" if metric.higher_is_better else "lower"
+    signed, answers = "{:+.3f}".format, ("oracle", "forecast", "copy", "trivial")
+    rows = []
+    for at in result.horizons:
+        gain = at.gains["copy"]
+        scores = [f"{at.answers[answer][metric.name].score:.3f}" for answer in answers]
+        rows.append((f"{at.ahead_s:.3g} s", *scores, signed(gain.score), gain.span(signed)))
+    console.show_table(
+        f"{result.task} told ahead on split {result.split}: {name}, {better} is better, "
+        f"{count_text(result.clips, 'clip')}",
+        ("ahead", *answers, "gain", "95 % interval"),
+        rows,
+        justify="l" + "r" * len(answers) + "rl",
+    )
+    for at in result.horizons:
+        over, now = at.gains["now"], at.answers["now"][metric.name].score
+        console.show(
+            f"{at.ahead_s:.3g} s: {signed(over.score)} ({over.span(signed)}) over the answer of "
+            f"now, {now:.3f}"
+        )
+    console.say(
+        f"gain: by forecasts of {result.forecaster.run} over a copy of the present tokens; --json "
+        "has all intervals"
+    )
+    for note in result.notes:
+        console.say(note)
 
 
 def _show_places(

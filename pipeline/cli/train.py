@@ -1,19 +1,22 @@
-"""Stage two on the command line: train, evaluate, stream, import-checkpoint, report."""
+"""Stage two on the command line: train, evaluate, stream, report."""
 
 from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.cli.options import (
+    Ahead,
     AllowMissing,
     AsJson,
     CacheFolder,
     Device,
+    Forecaster,
     ManifestFolder,
     RecipeArgument,
     Sets,
@@ -22,13 +25,17 @@ from pipeline.cli.options import (
     other_manifest,
     torch_device,
 )
-from pipeline.cli.show import show_scores
+from pipeline.cli.show import show_ahead, show_scores
 from pipeline.errors import BadInput, StillframeError, count_text
 
 if TYPE_CHECKING:
+    import torch
+
     from pipeline.train.run import Run
     from pipeline.train.setup import RunContext
+    from pipeline.train.stream import Stream
 
+NAME_ONE = "name a run that forecasts the tokens it reads: --forecaster RUN"
 CAUSAL_WINDOWS = 4
 """Windows of which it is asked whether a model looks into their future."""
 
@@ -192,10 +199,13 @@ def evaluate(
             help="Also replace the frames after each one: nothing said up to it may change.",
         ),
     ] = False,
+    forecaster: Forecaster = None,
+    ahead: Ahead = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a run on a split, streaming and window-wide, with 95 % intervals.
+    """Score a run on a split, streaming and window-wide, with 95 % intervals; with --forecaster
+    instead what it says of frames to come.
 
     Example: stillframe evaluate runs/demo_gru
     """
@@ -205,11 +215,17 @@ def evaluate(
 
     if checkpoint not in ("last", "best"):
         raise unknown_name("checkpoint", checkpoint, ("last", "best"))
-    from pipeline.train.evaluate import evaluate_together
+    if ahead and forecaster is None:
+        raise BadInput("--ahead is for answers told ahead, and nobody forecasts", NAME_ONE)
+    if draw and forecaster is not None:
+        raise BadInput(
+            "--draw draws the answers to the frames that are there, not those told ahead",
+            "leave it out; stillframe stream RUN VIDEO --forecaster RUN --draw FILE.mp4 draws them",
+        )
     from pipeline.train.run import Run
     from pipeline.train.setup import RunContext
 
-    opened = Run(run)
+    opened, told_by = Run(run), None if forecaster is None else Run(forecaster)
     if text := opened.unvouched(checkpoint):
         console.say(text)
     cache_path = cache or opened.cache_path
@@ -224,20 +240,9 @@ def evaluate(
     )
     if context.cache.unvouched:
         console.say(context.cache.unvouched)
-    (result,) = evaluate_together([opened], context, split, checkpoint)
-    if result.videos_seen:
-        init = opened.header.init
-        began_with = f", or by {init.run}, with which it began" if init else ""
-        console.say(
-            f"{result.videos_seen} of {count_text(result.videos, 'video')} were seen in training "
-            f"by {run}{began_with}: these scores do not tell what it is worth on others"
-        )
-    if as_json:
-        console.show_json(result.model_dump())
-    else:
-        show_scores([result])
+    _score(opened, told_by, ahead or (), context, split, checkpoint, as_json)
     if check_causal:
-        found = _causality(opened, context, split, checkpoint)
+        found = _causality(opened, context, split, checkpoint, told_by)
         (console.say if as_json else console.show)(found)
     if draw:
         from pipeline.train.visualize import draw as draw_clips
@@ -251,16 +256,53 @@ def evaluate(
         console.say(f"drawn: {sheet} and the videos in {sheet.with_suffix('')}")
 
 
-def _causality(run: Run, context: RunContext, split: str, checkpoint: str) -> str:
-    """What is to be said of a run that does not look into the future, on a few windows of a split.
-    Raises StillframeError where it does."""
+def _score(
+    run: Run,
+    forecaster: Run | None,
+    ahead_s: Sequence[float],
+    context: RunContext,
+    split: str,
+    checkpoint: str,
+    as_json: bool,
+) -> None:
+    """Scores a run, or what it says ahead after a forecaster, and shows what came out."""
+    from pipeline.cli import console
+    from pipeline.train.ahead.scores import evaluate_ahead
+    from pipeline.train.evaluate import evaluate_together
+
+    if forecaster is not None:
+        told = evaluate_ahead(run, forecaster, context, ahead_s, split, checkpoint)
+        console.show_json(told.model_dump()) if as_json else show_ahead(told)
+        return
+    (result,) = evaluate_together([run], context, split, checkpoint)
+    if result.videos_seen:
+        init = run.header.init
+        began_with = f", or by {init.run}, with which it began" if init else ""
+        console.say(
+            f"{result.videos_seen} of {count_text(result.videos, 'video')} were seen in training "
+            f"by {run.path}{began_with}: these scores do not tell what it is worth on others"
+        )
+    console.show_json(result.model_dump()) if as_json else show_scores([result])
+
+
+def _causality(
+    run: Run, context: RunContext, split: str, checkpoint: str, forecaster: Run | None
+) -> str:
+    """What is to be said of a run that does not look into the future, nor does what it says ahead
+    after a forecaster, on a few windows of a split. Raises StillframeError where it does."""
+    from pipeline.models.ahead import ReadAhead
     from pipeline.models.causality import first_leak
     from pipeline.train.run import load_model
 
     model, task = load_model(run, context.cache.shape, checkpoint, context.device)
-    windows = context.windows(split, run.recipe, task, model.layers)
+    layers, both = set(model.layers), None
+    if forecaster is not None:
+        tells, _ = load_model(forecaster, context.cache.shape, device=context.device)
+        both = ReadAhead(model, tells)
+        layers |= {*tells.layers}
+    windows = context.windows(split, run.recipe, task, sorted(layers))
     batch = next(windows.evaluation(CAUSAL_WINDOWS))
-    leak = first_leak(model, task, windows.on_device(batch, context.device))
+    leak = first_leak(model, task, windows.on_device(batch, context.device), both)
     if leak is not None:
         raise StillframeError(
             f"run {run.path} looks into the future: {leak.what} of frame {leak.frame} change "
@@ -304,6 +346,8 @@ def stream(
             min=0.001, max=1000, help="Frame rate of a folder of images. Default: as in training."
         ),
     ] = None,
+    forecaster: Forecaster = None,
+    ahead: Ahead = None,
     device: Device = None,
     sets: Annotated[
         list[str] | None,
@@ -311,7 +355,7 @@ def stream(
     ] = None,
 ) -> None:
     """Follow one video frame by frame, as a camera would deliver it: one JSON line per answer on
-    stdout, at the rate of the run's windows.
+    stdout, at the rate of the run's windows; with --forecaster also what the answers will be.
 
     Example: stillframe stream runs/demo_gru clip.mp4
     """
@@ -321,7 +365,6 @@ def stream(
     from pipeline.cli import console
     from pipeline.config.toml_tables import override
     from pipeline.models.tasks.parts import fonts
-    from pipeline.train import stream as module
     from pipeline.train.run import Run
     from pipeline.train.visualize import VideoFile
 
@@ -330,19 +373,17 @@ def stream(
     rate = _rate_of_images(video, opened) if image_fps is None else image_fps
     if text := opened.unvouched("last"):
         console.say(text)
-    follower = module.Stream(opened, torch_device(device), override({}, sets or []))
+    keys = override({}, sets or [])
+    follower = _follower(opened, forecaster, ahead or (), torch_device(device), keys)
     if draw and (missing := fonts.missing_letters(opened.header.labels)):
         console.say(missing)
     count, begin = 0, time.perf_counter()
     with VideoFile(draw, follower.fps_of(video, rate)) if draw else nullcontext() as drawing:
         for seen in follower.follow(video, asked, start_s, rate):
             count += 1
-            console.show_line(
-                {
-                    "time_s": round(seen.time_s, 6),
-                    **follower.task.plain(seen.answer, seen.affine_23),
-                }
-            )
+            line = {"time_s": round(seen.time_s, 6), **follower.plain(seen.answer, seen)}
+            told = {at: follower.plain(answer, seen) for at, answer in seen.ahead.items()}
+            console.show_line(line | ({"ahead": told} if told else {}))
             if drawing:
                 drawing.append(follower.drawn(seen))
     if follower.damage:
@@ -350,6 +391,31 @@ def stream(
     speed = count / (time.perf_counter() - begin)
     size = console.bytes_text(follower.state_bytes)
     console.say(f"{count_text(count, 'answer')}, {speed:.1f} a second, {size} of state")
+
+
+def _follower(
+    run: Run,
+    forecaster: Path | None,
+    ahead_s: Sequence[float],
+    device: torch.device | None,
+    encoder: Mapping[str, Any],
+) -> Stream:
+    """The stream of a run: of what it says ahead, too, where a forecaster is named."""
+    from pipeline.cli import console
+    from pipeline.train.ahead.pair import horizons_of
+    from pipeline.train.ahead.stream import StreamAhead
+    from pipeline.train.run import Run
+    from pipeline.train.stream import Stream
+
+    if forecaster is not None:
+        both = StreamAhead(run, Run(forecaster), ahead_s, device, encoder)
+        if both.note:
+            console.say(both.note)
+        return both
+    alone = Stream(run, device, encoder)
+    if ahead_s:
+        alone.task.look_ahead(horizons_of(ahead_s, None))
+    return alone
 
 
 def _rate_of_images(video: Path, run: Run) -> float | None:
@@ -373,69 +439,6 @@ def _rate_of_images(video: Path, run: Run) -> float | None:
         )
     console.say(f"{video}: {rate:g} images a second, as in training; --image-fps sets another")
     return rate
-
-
-@app.command("import-checkpoint")
-def import_checkpoint(
-    file: Annotated[Path, typer.Argument(help="A released Lightning .ckpt.")],
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            help="What it was trained as: a .toml file, or the name of a shipped recipe."
-        ),
-    ],
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="A cache; or the spec of the tokens it reads, a .toml file or a shipped name."
-        ),
-    ],
-    out: Annotated[
-        Path | None, typer.Option(help="Run folder. Default: runs/<name of the file>.")
-    ] = None,
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            help="Class names in the order of its outputs: JSON name -> number, or one per line."
-        ),
-    ] = None,
-    sets: Sets = None,
-    as_json: AsJson = False,
-) -> None:
-    """Turn a released checkpoint of the paper into a run for evaluate and stream.
-
-    Example: stillframe import-checkpoint gmm.ckpt ssv2
-    caches/dinov3_vitl16-0123456789ab --labels labels.json
-    """
-    from pipeline.cache.cache import Cache
-    from pipeline.cli import console
-    from pipeline.config.cache_spec import load_spec
-    from pipeline.config.recipe import load_recipe
-    from pipeline.config.shipped import shipped
-    from pipeline.train.weights import import_checkpoint
-
-    is_spec = source.endswith(".toml") or source in shipped("spec")
-    read = load_spec(named_file("spec", source)) if is_spec else Cache(source)
-    names = import_checkpoint.read_labels(labels) if labels else None
-    run = import_checkpoint.import_checkpoint(
-        file,
-        load_recipe(named_file("recipe", recipe), sets or []),
-        read,
-        out or Path("runs") / file.stem,
-        names,
-        console.say,
-    )
-    if as_json:
-        console.show_json(
-            {
-                "run": str(run.path),
-                "parameters": run.header.parameters,
-                "labels": len(run.header.labels),
-            }
-        )
-    else:
-        parts = ", ".join(f"{name} {count:,}" for name, count in run.header.parameters.items())
-        console.show(f"{run.path}: parameters of {parts}")
 
 
 def _query(text: str | None) -> dict[str, Any]:
