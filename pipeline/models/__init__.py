@@ -4,6 +4,6 @@ In: frames (encoders) or recorded tokens (all else), as tensors; nothing here kn
 files of videos. Out: tokens, and a task's predictions, over whole windows or frame by frame.
 
 Read `video_model` (mixer, projection, temporal module, readouts), `mixers`, then the contracts of
-`encoders/`, `temporal/` and `tasks/`, whose files are plug-ins. `profile` counts parameters and
-operations and times a streaming step.
+`encoders/`, `temporal/` and `tasks/`, whose files are plug-ins. `ahead` lets one model read what
+another forecasts; `profile` counts parameters and operations and times a streaming step.
 """

@@ -5,6 +5,6 @@ stream of predictions.
 
 Read `windows` (cache and truth become batches), `compatibility` and `setup`, `trainer` (one run),
 `loop` (runs side by side on one read), `run` (the folder), `evaluate` with `bootstrap`; then
-`stream` and `visualize`. `distributed` counts processes, `tensorboard` is what it says, and
-`weights` brings in those of other runs and of the paper.
+`stream`, `visualize`, and `ahead` (one run reads what another forecasts). `distributed` counts
+processes, `tensorboard` is what it says, and `weights` brings in those of other runs.
 """

@@ -23,7 +23,7 @@ from pipeline.extract.extract import extract
 from pipeline.models.ahead import FORECAST, NOW, ORACLE, ReadAhead, answers_ahead
 from pipeline.models.tasks.forecasts.pairs import told_from
 from pipeline.train.ahead.pair import horizons_of, require_pair
-from pipeline.train.ahead.scores import evaluate_ahead
+from pipeline.train.ahead.scores import evaluate_ahead, frames_told
 from pipeline.train.ahead.stream import StreamAhead
 from pipeline.train.evaluate import evaluate
 from pipeline.train.loop import train
@@ -216,6 +216,15 @@ def test_frames_past_the_end_of_a_clip_are_not_scored(runs, room, tmp_path):
     result = evaluate_ahead(long, runs["moves"], context, (0.5,))
     # Three frames after those behind the first quarter of 18, which is 4 of them.
     assert result.horizons[0].frames == result.clips * len(range(4 + 3, 13))
+
+
+def test_nothing_is_told_across_a_camera_cut():
+    generator = torch.Generator().manual_seed(0)
+    scenes = torch.randn(2, 6, 32, generator=generator)
+    drift = 0.05 * torch.randn(12, 6, 32, generator=generator).cumsum(0)
+    patches_BTPD = (scenes[[0] * 7 + [1] * 5] + drift)[None]
+    (from_BT,) = frames_told(np.arange(12)[None] / FPS, (0.5,), patches_BTPD)
+    assert from_BT[0].tolist() == [-1] * 6 + [3, -1, -1, -1, 7, 8]
 
 
 def test_runs_that_do_not_go_together_are_refused(runs, room, tmp_path):

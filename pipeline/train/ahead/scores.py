@@ -128,7 +128,7 @@ def evaluate_ahead(
     for batch in windows.evaluation(evaluation_batch(training.batch_size // training.accumulate)):
         device_batch = windows.on_device(batch, device)
         seen_s_BT = _seen_s(windows, batch)
-        from_KBT = _told_from(seen_s_BT, ahead_s, device_batch.patches[both.layer])
+        from_KBT = frames_told(seen_s_BT, ahead_s, device_batch.patches[both.layer])
         answers = answers_ahead(both, task, device_batch, seen_s_BT, from_KBT)
         trivial = task.trivial(batch.targets, statistics)
         if not task.by_frame:
@@ -162,7 +162,7 @@ def _seen_s(windows: Windows, batch: Batch) -> np.ndarray:
     return np.stack([seen_s(*pair) for pair in zip(batch.time_s_BT, speeds, strict=True)])
 
 
-def _told_from(
+def frames_told(
     seen_s_BT: np.ndarray, ahead_s: Sequence[float], patches_BTPD: torch.Tensor
 ) -> np.ndarray:
     """(K, B, T) int64: the frame after which each frame is told at each horizon; -1: none, or one

@@ -53,8 +53,9 @@ class StreamAhead(Stream):
         start_s: float = 0.0,
         image_fps: float | None = None,
     ) -> Iterator[Seen]:
-        """As `Stream.follow`, with answers told ahead beside each. A forecast is of whole steps of
-        the stream, those nearest to what was asked for."""
+        """As `Stream.follow`, with answers told ahead beside each. Forecasts are of whole steps of
+        the stream, up to those nearest to what was asked for: when the next frames will really be
+        shown, a stream does not know."""
         step_s = 1 / self.fps_of(path, image_fps)
         ahead_s = horizons_of(self.asked_s, step_s)
         self._steps = {f"{each_s:.3g}": round(each_s / step_s) for each_s in ahead_s}
