@@ -43,7 +43,6 @@ SMALL = {
     "task.heads": 2,
     "model.width": 8,
 }
-FOLLOW = {"task.start": "likeness", "task.reads": "likeness"}
 DEPTH = {"task.size_px": 14, "task.patch_px": 7}
 FORECAST_SETS = {"task.horizons_s": [0.5, 1.0], "task.pairs": 2, "task.places": 3}
 
@@ -66,12 +65,11 @@ def room(tmp_path_factory) -> Cache:
 
 @pytest.fixture(scope="module")
 def runs(room, tmp_path_factory) -> dict[str, Run]:
-    """Readers of three tasks, one of them twice, a forecaster of a step or two, and one before its first step."""
+    """Readers of three tasks, a forecaster of a step or two, and one before its first step."""
     folder = tmp_path_factory.mktemp("runs")
     recipes = {
         "depth": recipe("demo_depth", **DEPTH),
         "boxes": recipe("demo_boxes"),
-        "followed": recipe("demo_boxes", **FOLLOW),
         "classify": recipe("demo_classify"),
         "forecast": recipe("demo_forecast", **FORECAST_SETS),
     }
@@ -289,7 +287,7 @@ def test_horizons_are_whole_steps_that_differ_and_fit(runs):
     )
 
 
-@pytest.mark.parametrize("name", ["depth", "followed", "classify"])
+@pytest.mark.parametrize("name", ["depth", "boxes", "classify"])
 def test_a_stream_tells_ahead_what_is_scored(runs, room, name):
     """The first window of a video, and the stream of it: now, and half a second ahead."""
     run, forecaster = runs[name], runs["moves"]
@@ -302,7 +300,7 @@ def test_a_stream_tells_ahead_what_is_scored(runs, room, name):
     device_batch = windows.on_device(batch, CPU)
     told = answers_ahead(ReadAhead(model, tells), task, device_batch, seen_s_BT, from_KBT)
     asked = {}
-    if name == "followed":
+    if name == "boxes":
         boxes_O4 = batch.targets["boxes"][0, 0]
         asked = {"boxes": boxes_O4.tolist()}
     stream = StreamAhead(run, forecaster, (0.5, 1 / 6), CPU)
