@@ -239,7 +239,9 @@ def test_runs_that_do_not_go_together_are_refused(runs, room, tmp_path):
     window = made("demo_classify", **{"task.forms": ["window"]})
     with pytest.raises(BadInput, match="answers only in the form window, and not frame by frame"):
         require_pair(window, forecast)
-    whole = made("demo_forecast", **FORECAST_SETS, **{"task.memory": "all", "task.head": "attention"})
+    whole = made(
+        "demo_forecast", **FORECAST_SETS, **{"task.memory": "all", "task.head": "attention"}
+    )
     with pytest.raises(BadInput, match="answers only in the form window.*") as refused:
         require_pair(depth, whole)
     assert 'task.memory = "state"' in refused.value.hint
