@@ -39,10 +39,15 @@ def demo(
             few, gain = module.demo_few_labels(*steps)
         show_scores(results)
         console.show(f"report: {page}")
-        show_scores(few)
-        _, scratch, pretrained = few
+        forecast, scratch, pretrained = few
+        skill = forecast.forms["streaming"]["skill"]
+        show_scores([scratch, pretrained])
         console.show(
-            f"pre-training without labels: {pretrained.run} scores {gain.score:+.3f} "
+            f"{forecast.run}, without labels: skill {skill.score:.3f} ({skill.span()}) over a copy "
+            "of the present tokens"
+        )
+        console.show(
+            f"{pretrained.run}, which goes on from there: {gain.score:+.3f} "
             f"({gain.span('{:+.3f}'.format)}) over {scratch.run}"
         )
         return
