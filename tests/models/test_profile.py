@@ -102,16 +102,19 @@ def test_every_temporal_module(name):
     assert found.latency_ms is not None and found.latency_ms > 0
 
 
-@pytest.mark.parametrize("name", ["boxes", "points", "depth", "pose"])
+@pytest.mark.parametrize("name", ["boxes", "boxes, absolute", "points", "depth", "pose"])
 def test_every_task(name):
-    """A stream of boxes remembers one box, a stream of points the place, its frame, the time and the query made of it."""
-    wanted = recipe(f"demo_{name}")
+    """A stream of boxes that begins at the tracker remembers patches and keys of two frames, four places, an outline and whether it has begun; one that says them anew a box; a stream of points the place, its frame, the time and the query made of it."""
+    task, *start = name.split(", ")
+    anew = ["task.start=absolute", "task.reads=tokens"] if start else []
+    wanted = recipe(f"demo_{task}", *anew)
     found, parts = cost(wanted, TINY, (), CPU), flops(wanted, TINY, ())
     module = plugins.load("temporal", wanted.temporal.name)(
         wanted.model.width or 8, wanted.temporal.settings
     )
     remembered = {
-        "boxes": 4 * 4,
+        "boxes": 4 * (2 * 6 * (8 + wanted.model.width) + 4 * 2 + 2 * 2 * 6) + 1,
+        "boxes, absolute": 4 * 4,
         "points": 2 * 4 + 8 + 8 + 4 * getattr(wanted.task.settings, "readout_width", 0),
     }
     assert found.state_bytes - module.state_bytes(7) == remembered.get(name, 0)
