@@ -1082,11 +1082,16 @@ def test_interrupting_an_extraction_keeps_finished_stores(place, tmp_path):
     fine("manifest", "folder", tmp_path / "videos", "--out", tmp_path / "data")
     arguments = ["extract", str(place.spec), str(tmp_path / "data"), "--out"]
     command = [sys.executable, "-m", "pipeline.cli", *arguments, str(tmp_path / "stopped")]
-    extraction = interruptible(command)
-    while extraction.poll() is None and not list(tmp_path.glob("stopped/*/receipts/*.json")):
-        time.sleep(0.002)
-    extraction.send_signal(signal.SIGINT)
-    out, err = extraction.communicate()
+    for _ in range(5):
+        extraction = interruptible(command)
+        while extraction.poll() is None and not list(tmp_path.glob("stopped/*/receipts/*.json")):
+            time.sleep(0.002)
+        extraction.send_signal(signal.SIGINT)
+        out, err = extraction.communicate()
+        if "Exception ignored in: <finalize" not in err:
+            break
+        # Python loses a KeyboardInterrupt that is raised while it cleans up an object.
+        shutil.rmtree(tmp_path / "stopped")
     assert (extraction.returncode, out, err) == (130, "", STOPPED)
     (cache,) = (tmp_path / "stopped").iterdir()
     done = {
