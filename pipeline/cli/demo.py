@@ -3,6 +3,7 @@ labels with a pre-training and without, and five tasks by two modules."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -44,12 +45,13 @@ def demo(
     say: Callable[[str], None],
     world: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
-) -> tuple[list[Evaluation], Path]:
+) -> tuple[list[Evaluation], Path, Cache]:
     """Makes videos, caches their tokens, trains three temporal modules on that one cache, and
     reports.
 
     Every step goes on from what it finds in `out`. `world` are settings of the data set,
-    `overrides` are keys of the recipes. Returns the evaluations and the path of the page.
+    `overrides` are keys of the recipes. Returns the evaluations, the path of the page and the
+    cache.
     """
     cache_spec = load_spec(spec)
     videos = _render(out / "world", world or {}, on_step)
@@ -61,36 +63,31 @@ def demo(
         runs.append(_train(recipe, cache, out / "runs" / name, on_step))
         results.append(evaluate(runs[-1], cache))
         say(f"{runs[-1].path}: trained")
-    return results, report(runs, out / "report")[0]
+    return results, report(runs, out / "report")[0], cache
 
 
 def demo_few_labels(
     out: Path,
-    spec: Path,
+    cache: Cache,
     on_step: OnStep,
     say: Callable[[str], None],
-    world: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
 ) -> tuple[list[Evaluation], Interval]:
-    """Few labels of the clips that `demo` has cached: pre-trains a temporal module on all training
-    clips without their labels, then trains with a share of the labels, from scratch and from there.
+    """Few labels of the clips in a cache: pre-trains a temporal module on all training clips
+    without their labels, then trains with a share of the labels, from scratch and from there.
 
     Goes on from what it finds in `out`. Returns the evaluations of the forecasts, from scratch and
     pre-trained, and by how much the last is better than the one before, with its 95 % interval.
     """
-    videos = _render(out / "world", world or {}, on_step)
-    cache = _extract(load_spec(spec), videos, out, on_step, lambda _: None)
-    source = out / "runs" / "demo_forecast"
-    trained = {}
+    source, results = out / "runs" / "demo_forecast", []
     for run, name, changes in (
         (source, "demo_forecast", []),
         (out / "runs" / FROM_SCRATCH, "demo_few_labels", []),
-        (out / "runs" / PRETRAINED, "demo_few_labels", [f"init.run={source}"]),
+        (out / "runs" / PRETRAINED, "demo_few_labels", [f"init.run={json.dumps(str(source))}"]),
     ):
         recipe = load_recipe(shipped("recipe")[name], [*changes, *overrides])
-        trained[run] = _train(recipe, cache, run, on_step)
+        results.append(evaluate(_train(recipe, cache, run, on_step), cache))
         say(f"{run}: trained")
-    results = [evaluate(run, cache) for run in trained.values()]
     return results, difference(results[2], results[1], STREAMING)
 
 

@@ -34,9 +34,12 @@ def demo(
     file = named_file("spec", spec)
     if tasks is None:
         with console.progress("demo") as update:
-            steps = (out, file, lambda step, done, total: update(done, total, step), console.say)
-            results, page = module.demo(*steps)
-            few, gain = module.demo_few_labels(*steps)
+
+            def on_step(step: str, done: float, total: float) -> None:
+                update(done, total, step)
+
+            results, page, cache = module.demo(out, file, on_step, console.say)
+            few, gain = module.demo_few_labels(out, cache, on_step, console.say)
         show_scores(results)
         console.show(f"report: {page}")
         forecast, scratch, pretrained = few

@@ -38,7 +38,7 @@ def done(tmp_path_factory):
             OVERRIDES,
         )
 
-    results, page = run()
+    results, page, _ = run()
     return out, results, page, said, steps, run
 
 
@@ -90,19 +90,19 @@ def test_a_second_run_goes_on_from_what_it_finds(done):
         if path.name.startswith(("last", "best"))
     }
     assert len(before) == 6
-    again, _ = run()
+    again, *_ = run()
     assert again == results
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_few_labels_from_scratch_and_from_a_pretraining(done):
     out = done[0]
+    (cache,) = (out / "caches").iterdir()
     results, gain = demo.demo_few_labels(
         out,
-        Path("cache_specs/demo.toml"),
+        Cache(cache),
         lambda *_: None,
         lambda _: None,
-        WORLD,
         [*OVERRIDES, "windows.train_fraction=0.5"],
     )
     assert [(result.run, result.task) for result in results] == [

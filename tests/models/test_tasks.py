@@ -221,16 +221,21 @@ def test_one_number_that_is_none_spoils_no_more_than_its_answer():
     assert (scores["OA"] < 1).tolist() == [True] + [False] * (B - 1)
 
 
-@pytest.mark.parametrize(("name", "form"), CASES)
-def test_scores_of_parts_are_the_scores_of_the_whole(name, form):
+def untrained(name, form):
+    """A task, the answer of its readout before training, and the truth, on the host."""
     task = make(name)
     targets = example(task)
     torch.manual_seed(0)
     prediction = task.readout(form, D, T, SHAPE)(torch.randn(B, T, N, D), told(task, targets))
-    answer = task.answer(form, prediction).detach().numpy()
-    whole, weight = task.score(answer, on_host(targets)), task.weight(on_host(targets))
+    return task, task.answer(form, prediction).detach().numpy(), on_host(targets)
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_scores_of_parts_are_the_scores_of_the_whole(name, form):
+    task, answer, known = untrained(name, form)
+    whole, weight = task.score(answer, known), task.weight(known)
     for part in (slice(0, 2), slice(2, B)):
-        some = {key: value[part] for key, value in on_host(targets).items()}
+        some = {key: value[part] for key, value in known.items()}
         assert np.array_equal(task.weight(some), weight[part])
         for metric, values in task.score(answer[part], some).items():
             np.testing.assert_allclose(values, whole[metric][part], rtol=1e-12)
@@ -238,11 +243,7 @@ def test_scores_of_parts_are_the_scores_of_the_whole(name, form):
 
 @pytest.mark.parametrize(("name", "form"), CASES)
 def test_what_is_found_once_for_all_answers_changes_no_score(name, form):
-    task = make(name)
-    targets = example(task)
-    torch.manual_seed(0)
-    prediction = task.readout(form, D, T, SHAPE)(torch.randn(B, T, N, D), told(task, targets))
-    answer, known = task.answer(form, prediction).detach().numpy(), on_host(targets)
+    task, answer, known = untrained(name, form)
     once = task.for_scoring(known)
     assert known.keys() <= once.keys() and task.for_scoring(once) is once
     assert {len(array) for array in once.values()} == {B}, "windows come first in all of it"

@@ -70,8 +70,8 @@ class Codec(CodecPlugin):
         return bound_FNG.repeat_interleave(block, dim=-1)
 
     def noise(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
-        """A twelfth of the square of a step in each of a block's rotated values, all of which add
-        up in one."""
+        """The mean square of the rounding in each token, as it is expected: a twelfth of the square
+        of a step for each of a block's rotated values, all of which add up in one."""
         step_G = arrays["scale"].view(torch.bfloat16).float()
         block = 2 * arrays[""].shape[-1] // step_G.shape[-1]
         return step_G.square().mean(-1) * (block / 12)

@@ -89,19 +89,20 @@ class Codec(FittedCodec):
         return lost + rounding @ reach + (coefficients.abs() @ reach + mean_D.abs()) * 2.0**-18
 
     def noise(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
-        """That of the rounded coefficients, which the orthonormal basis leaves as large."""
+        """The mean square of the rounding in each token, as it is expected: that of its
+        coefficients, spread over its width, since an orthonormal basis keeps squares."""
         rounding = self._rounding(self._coefficients(arrays))
         width = len(self._host[0])
         return rounding.square().sum(-1) / (3 * width)
 
     def _coefficients(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Stored ones, in float32."""
+        """The coefficients that `arrays` hold, as they were stored, in float32."""
         if self.settings.coefficients == "int8":
             return from_int8(arrays[""], arrays["scale"])
         return arrays[""].float()
 
     def _rounding(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """Bound on the rounding of coefficients."""
+        """The most that storing each of the coefficients changes it, as large as it can be."""
         if self.settings.coefficients == "int8":
             return int8_error(coefficients)
         return half_step(coefficients, digits=11, least=-14)

@@ -11,6 +11,7 @@ from pipeline.config.toml_tables import differences
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import STREAMING, make_task, task_class
+from pipeline.models.tasks.forecasts.pairs import most_steps_ahead
 from pipeline.train.run import Run
 from pipeline.train.weights.seen_videos import SeenVideos
 
@@ -141,7 +142,7 @@ def horizons_of(
                 f"{one_s:g} s and {other_s:g} s ahead are the same frame of {rate}",
                 "leave one of them out",
             )
-    most = None if frames is None else frames - frames // 4 - 1
+    most = None if frames is None else most_steps_ahead(frames)
     if most is not None and steps[-1] > most:
         raise BadInput(
             f"windows of {frames} frames, {step_s:.3g} s apart, are too short for what comes in "

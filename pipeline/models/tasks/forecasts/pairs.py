@@ -45,6 +45,12 @@ def future_of(seen_s_T: np.ndarray, ahead_s: float) -> tuple[np.ndarray, np.ndar
     return to_T, near & is_new & (seen_s_T[to_T] > seen_s_T)
 
 
+def most_steps_ahead(frames: int) -> int:
+    """The most frames that lie between one that tells and one that is told in a window of so many:
+    nothing is scored that its first quarter tells, where a state knows little yet."""
+    return frames - frames // 4 - 1
+
+
 def scored_futures(seen_s_T: np.ndarray, ahead_s: float) -> tuple[np.ndarray, np.ndarray]:
     """As `future_of`, of the frames behind the first quarter of the window alone: before that a
     state knows little yet."""

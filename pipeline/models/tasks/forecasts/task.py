@@ -27,7 +27,12 @@ from pipeline.models.tasks.forecasts.errors import (
     with_normalised,
 )
 from pipeline.models.tasks.forecasts.heads import taken
-from pipeline.models.tasks.forecasts.pairs import drawn_pairs, scored_pairs, step_of
+from pipeline.models.tasks.forecasts.pairs import (
+    drawn_pairs,
+    most_steps_ahead,
+    scored_pairs,
+    step_of,
+)
 from pipeline.models.tasks.forecasts.readout import SPACES, ForecastReadout
 from pipeline.models.tasks.parts.canvas import SIDE_PX, Canvas, concat_width
 from pipeline.models.tasks.parts.token_colours import principal_colours
@@ -84,8 +89,8 @@ class TellingTask(TaskPlugin):
                     f"{1 / step_s:g} frames per second",
                     "raise windows.fps, or leave one out of task.horizons_s",
                 )
-        if steps[-1] + frames // 4 >= frames:
-            needed = next(n for n in range(1, 10**9) if steps[-1] + n // 4 < n)
+        if steps[-1] > most_steps_ahead(frames):
+            needed = next(n for n in range(1, 10**9) if steps[-1] <= most_steps_ahead(n))
             raise BadInput(
                 f"windows of {frames} frames, {step_s:.3g} s apart, are too short for a forecast "
                 f"{self.horizons[-1]} ahead",
