@@ -1048,6 +1048,22 @@ def interruptible(command: list[str]) -> subprocess.Popen[str]:
         signal.signal(signal.SIGINT, before)
 
 
+def interrupted(command: list[str], folder: Path, begun: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command that gets a Ctrl-C as soon as a file that `begun`
+    matches is in its `folder`. Python loses a KeyboardInterrupt that is raised while it cleans up an
+    object: then all is done again."""
+    for _ in range(5):
+        process = interruptible(command)
+        while process.poll() is None and not list(folder.glob(begun)):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+        if "Exception ignored in: <finalize" not in err:
+            break
+        shutil.rmtree(folder)
+    return process.returncode, out, err
+
+
 @pytest.mark.slow
 def test_interrupting_keeps_what_was_finished(place, tmp_path):
     run = tmp_path / "run"
@@ -1063,13 +1079,7 @@ def test_interrupting_keeps_what_was_finished(place, tmp_path):
         str(run),
         *sets,
     ]
-    training = interruptible(command)
-    while training.poll() is None and not (run / "last.json").exists():
-        time.sleep(0.01)
-    training.send_signal(signal.SIGINT)
-    out, err = training.communicate()
-    assert (training.returncode, out) == (130, "")
-    assert err == STOPPED
+    assert interrupted(command, run, "last.json") == (130, "", STOPPED)
     last = Run(run).checkpoint("last")
     assert last is not None and last.step % 5 == 0 and Run(run).tensors("last")
     assert fine("evaluate", run, "--json").json["checkpoint"]["step"] == last.step
@@ -1082,17 +1092,8 @@ def test_interrupting_an_extraction_keeps_finished_stores(place, tmp_path):
     fine("manifest", "folder", tmp_path / "videos", "--out", tmp_path / "data")
     arguments = ["extract", str(place.spec), str(tmp_path / "data"), "--out"]
     command = [sys.executable, "-m", "pipeline.cli", *arguments, str(tmp_path / "stopped")]
-    for _ in range(5):
-        extraction = interruptible(command)
-        while extraction.poll() is None and not list(tmp_path.glob("stopped/*/receipts/*.json")):
-            time.sleep(0.002)
-        extraction.send_signal(signal.SIGINT)
-        out, err = extraction.communicate()
-        if "Exception ignored in: <finalize" not in err:
-            break
-        # Python loses a KeyboardInterrupt that is raised while it cleans up an object.
-        shutil.rmtree(tmp_path / "stopped")
-    assert (extraction.returncode, out, err) == (130, "", STOPPED)
+    stopped = interrupted(command, tmp_path / "stopped", "*/receipts/*.json")
+    assert stopped == (130, "", STOPPED)
     (cache,) = (tmp_path / "stopped").iterdir()
     done = {
         path: (path.stat().st_ino, path.stat().st_mtime_ns)
