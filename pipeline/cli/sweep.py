@@ -66,6 +66,10 @@ def sweep(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the sweep. Default: sweeps/<its name>.")
     ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="The recipe of all members, in the place of the sweep's own."),
+    ] = None,
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A key of the recipe, for all members."),
@@ -106,7 +110,7 @@ def sweep(
     from pipeline.train import distributed
 
     with distributed.init_process_group() as ranks:
-        spec = _spec(sweep, sets or [], axes or [], seeds)
+        spec = _spec(sweep, recipe, sets or [], axes or [], seeds)
         folder = out or Path("sweeps") / spec.name
         kept_manifest, kept_split = _kept(folder, sweep)
         request = SweepRequest(
@@ -265,9 +269,11 @@ def _drawing(tensorboard: bool, folder: Path) -> Iterator[Callable[[TrainProgres
         yield draw if tensorboard else lambda _: None
 
 
-def _spec(name: str, sets: list[str], axes: list[str], seeds: int | None) -> SweepSpec:
-    """The sweep of that name or file, with the keys and axes of the command line laid over it.
-    Raises BadInput where an axis is no list."""
+def _spec(
+    name: str, recipe: str | None, sets: list[str], axes: list[str], seeds: int | None
+) -> SweepSpec:
+    """The sweep of that name or file, with the recipe, keys and axes of the command line laid over
+    it. Raises BadInput where an axis is no list."""
     from pipeline.config.toml_tables import assignment
     from pipeline.experiments.sweep_spec import load_sweep
 
@@ -280,7 +286,8 @@ def _spec(name: str, sets: list[str], axes: list[str], seeds: int | None) -> Swe
                 f"for example --axis '{key}=[{example}]'",
             )
     changes = dict(map(assignment, sets))
-    return load_sweep(named_file("sweep", name), changes, axis_values, seeds)
+    other_recipe = named_file("recipe", recipe) if recipe is not None else None
+    return load_sweep(named_file("sweep", name), changes, axis_values, seeds, other_recipe)
 
 
 def _kept(folder: Path, name: str) -> tuple[Path | None, str]:

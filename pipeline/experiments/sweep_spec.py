@@ -192,9 +192,10 @@ def load_sweep(
     changes: Mapping[str, Any] | None = None,
     axes: Mapping[str, Any] | None = None,
     seeds: int | None = None,
+    recipe: Path | None = None,
 ) -> SweepSpec:
     """Reads a sweep from a file, with `changes` and `axes` added to its own, and the seeds 0, 1,
-    ... below `seeds` in the place of its own.
+    ... below `seeds`, and the file `recipe`, in the place of its own.
 
     The file is TOML, or the sweep.json of a sweep that was started, which holds every change that
     was made to it then. A [[settings]] row is dropped where it has another value on one of the
@@ -215,9 +216,11 @@ def load_sweep(
         ]
     if seeds is not None:
         table["seeds"] = list(range(seeds))
-    recipe = table.get("recipe")
-    if isinstance(recipe, str) and recipe.endswith(".toml"):
-        table["recipe"] = str(path.parent / recipe)
+    own = table.get("recipe")
+    if isinstance(own, str) and own.endswith(".toml"):
+        table["recipe"] = str(path.parent / own)
+    if recipe is not None:
+        table["recipe"] = read_table(recipe, "recipe")
     return plugins.validate(SweepSpec, table, str(path))
 
 

@@ -100,6 +100,19 @@ def test_a_given_axis_chooses_among_settings_too():
     assert [one.name for one in load_sweep(path, axes=lengths).grid_points] == names
 
 
+def test_another_recipe_takes_the_place_of_the_sweeps_own():
+    own, other = (
+        load_sweep(shipped("sweep")["label_efficiency"], recipe=recipe).grid_points
+        for recipe in (None, shipped("recipe")["demo_depth"])
+    )
+    assert [one.name for one in own] == [one.name for one in other]
+    tasks = [
+        {member.task.name for one in points for member in one.members.values()}
+        for points in (own, other)
+    ]
+    assert tasks == [{"classify"}, {"depth"}]
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
