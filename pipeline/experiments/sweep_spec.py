@@ -97,7 +97,8 @@ class SweepSpec(Settings):
     """Key of the recipe -> the value that all members have."""
     axes: dict[str, list[Any] | Literal["*"]] = Field(default_factory=dict)
     """Key of the recipe, or `cache` -> the values to compare. "*": all plug-ins there are. Values
-    of `init` are "none", the folder of a run, or a table."""
+    of `init` are "none", the folder of a run, or a table, whose `name` is what tables and pictures
+    call it."""
     each: dict[str, Any] = Field(default_factory=dict)
     """Settings, such as layers = 1, of all plug-ins that are named alone and have such a
     setting."""
@@ -340,8 +341,10 @@ def _apply_value(
     """
     if key == INIT:
         table.pop(INIT, None)
-        if value != DRAWN:
-            table[INIT] = dict(value) if isinstance(value, dict) else {"run": value}
+        if isinstance(value, dict):
+            table[INIT] = {part: setting for part, setting in value.items() if part != "name"}
+        elif value != DRAWN:
+            table[INIT] = {"run": value}
         return
     if key in ("temporal", "task") and isinstance(value, str):
         fields = plugins.load(key, value).Settings.model_fields
@@ -368,7 +371,9 @@ def _point_name(values: Mapping[str, Any]) -> str:
     with the last part of its key."""
     parts = []
     for key, value in values.items():
-        if key == INIT:
+        if key == INIT and isinstance(value, dict) and "name" in value:
+            parts.append(init_name(value))
+        elif key == INIT:
             parts.append(f"{INIT} {init_name(value)}")
         elif isinstance(value, dict):
             parts += [
@@ -383,9 +388,12 @@ def _point_name(values: Mapping[str, Any]) -> str:
 
 
 def init_name(value: Any) -> str:
-    """A value of the axis `init` for people: "none", "runs/a" or "runs/a, frozen True". Of runs
-    that differ from seed to seed the name stands alone, without the folder."""
+    """A value of the axis `init` for people: its own `name`, or else "none", "runs/a" or "runs/a,
+    frozen True". Of runs that differ from seed to seed the name stands alone, without the
+    folder."""
     table = value if isinstance(value, dict) else {"run": value}
+    if "name" in table:
+        return str(table["name"])
     run, ending = str(table.get("run")), f"-seed{OF_SEED}"
     if run.endswith(ending):
         run = Path(run).name.removesuffix(ending)

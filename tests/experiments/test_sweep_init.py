@@ -9,7 +9,7 @@ from pipeline.config import plugins
 from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput
 from pipeline.experiments.sweep import Sweep, groups_of, sweep
-from pipeline.experiments.sweep_spec import GIVEN, SweepSpec, load_sweep
+from pipeline.experiments.sweep_spec import GIVEN, SweepSpec, init_name, load_sweep
 from pipeline.report.report import report
 from pipeline.report.source import read_sweep
 from pipeline.train.loop import train
@@ -54,6 +54,14 @@ def test_values_are_none_a_run_or_a_table():
     assert inits[0] is None and inits[1].run == "runs/a" and not inits[1].frozen
     assert inits[2].frozen and inits[3].parts == ("temporal",)
     assert len(groups_of(points)) == 1  # one read of the cache for all
+
+
+def test_a_table_may_have_a_name_for_people():
+    named = {"name": "pre-trained", "run": "runs/a", "frozen": True}
+    (point,) = spec_of(axes={"init": [named]}).grid_points
+    assert (point.name, init_name(named)) == ("pre-trained", "pre-trained")
+    ((member, recipe),) = point.members.items()
+    assert member == "pre-trained-seed0" and recipe.init.run == "runs/a" and recipe.init.frozen
 
 
 def test_every_seed_may_go_on_from_a_run_of_its_own():
