@@ -195,7 +195,10 @@ def _recipe_keys() -> dict[str, Schema]:
             keys[name] = table
             if name == INIT:  # all there is of it, or a short form
                 text = {"type": "string", "description": INITS}
-                keys[name] = {"description": INITS, "anyOf": [text, recipe["$defs"][reference]]}
+                called = {"name": {"type": "string", "description": "What tables call it."}}
+                whole = recipe["$defs"][reference]
+                whole = whole | {"properties": called | whole["properties"]}
+                keys[name] = {"description": INITS, "anyOf": [text, whole]}
             keys |= {f"{name}.{key}": part for key, part in table["properties"].items()}
     return keys
 
