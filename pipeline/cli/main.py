@@ -3,8 +3,10 @@ that --help is quick."""
 
 from __future__ import annotations
 
+import _thread
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from io import TextIOWrapper
@@ -138,4 +140,14 @@ def entry() -> None:
     # spelled out, as Python does on stderr by itself.
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    sys.unraisablehook = _keep_interrupts
     sys.exit(main())
+
+
+def _keep_interrupts(unraisable: sys.UnraisableHookArgs) -> None:
+    """Python drops what is raised while it cleans up an object, a Ctrl-C too, which then comes
+    again a moment later."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        threading.Timer(0.01, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(unraisable)

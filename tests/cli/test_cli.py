@@ -1050,18 +1050,35 @@ def interruptible(command: list[str]) -> subprocess.Popen[str]:
 
 def interrupted(command: list[str], folder: Path, begun: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a command that gets a Ctrl-C as soon as a file that `begun`
-    matches is in its `folder`. Python loses a KeyboardInterrupt that is raised while it cleans up an
-    object: then all is done again."""
-    for _ in range(5):
-        process = interruptible(command)
-        while process.poll() is None and not list(folder.glob(begun)):
-            time.sleep(0.002)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate()
-        if "Exception ignored in: <finalize" not in err:
-            break
-        shutil.rmtree(folder)
+    matches is in its `folder`."""
+    process = interruptible(command)
+    while process.poll() is None and not list(folder.glob(begun)):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
     return process.returncode, out, err
+
+
+LOSES_AN_INTERRUPT = """
+import signal, sys, time, weakref
+import pipeline.cli.main as cli
+class Thing: pass
+def command(*_, **__):
+    thing = Thing()
+    weakref.finalize(thing, signal.raise_signal, signal.SIGINT)
+    del thing  # Python ignores what is raised here
+    time.sleep(60)
+cli.app = command
+try:
+    cli.entry()
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
+def test_an_interrupt_that_comes_while_an_object_is_cleaned_up_is_not_lost():
+    process = interruptible([sys.executable, "-c", LOSES_AN_INTERRUPT])
+    assert process.communicate() == ("stopped\n", "")
 
 
 @pytest.mark.slow
