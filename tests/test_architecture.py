@@ -63,6 +63,7 @@ SOCKET_FOLDERS = {plugins.module_of(kind).removeprefix("pipeline.") for kind in 
 CONTRACTS = {
     "dataset": "DatasetPlugin",
     "encoder": "EncoderPlugin",
+    "text": "TextPlugin",
     "codec": "CodecPlugin",
     "engine": "EnginePlugin",
     "temporal": "TemporalModule",

@@ -24,6 +24,7 @@ PACKAGE = Path(pipeline.__path__[0])
 FOLDERS = {
     "dataset": "datasets",
     "encoder": "models/encoders",
+    "text": "models/text",
     "codec": "cache/codecs",
     "engine": "extract/launchers",
     "temporal": "models/temporal",
@@ -64,8 +65,8 @@ def module_of(kind: str) -> str:
 
 
 def load(kind: str, name: str, where: str = "") -> Any:
-    """The class that plug-in `name` defines: `Dataset`, `Encoder`, `Codec`, `Engine`, `Temporal` or
-    `Task`."""
+    """The class that plug-in `name` defines: `Dataset`, `Encoder`, `Text`, `Codec`, `Engine`,
+    `Temporal` or `Task`."""
     if name not in names(kind):
         raise unknown_name(kind, name, names(kind), where)
     try:

@@ -45,6 +45,7 @@ of its kind, with its settings beside `name`; data sets and launchers take their
 TITLES = {
     "dataset": "Data sets",
     "encoder": "Encoders",
+    "text": "Text towers",
     "codec": "Codecs",
     "engine": "Launchers",
     "temporal": "Temporal modules",

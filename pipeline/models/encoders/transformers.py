@@ -114,7 +114,7 @@ class Encoder(EncoderPlugin):
         self._scale = (pixels["rescale"] / std).to(device, torch.float32)
         self._offset = (-mean / std).to(device, torch.float32)
         self.identity = {
-            "config": canonical_config(config),
+            "config": canonical_config(config, self._type.unread),
             "weights": weights,
             "pixels": pixels,
             "precision": settings.precision,

@@ -48,29 +48,32 @@ def tower_config(settings: Any, folder: Path | None) -> Any:
     """The transformers configuration of the vision tower."""
     if folder is None:
         return _config_from_table(settings.config)
-    if not (folder / "config.json").is_file():
-        raise BadInput(
-            f"model {settings.model} has no config.json",
-            "wanted a model saved by transformers' save_pretrained",
-        )
-    table = json_object(folder / "config.json")
-    vision = table.get("vision_config")
-    for part in (table, vision if isinstance(vision, dict) else {}):
-        _refuse_quantised(settings.model, part)
-    _refuse_huge(table)
-    try:
-        config = transformers.AutoConfig.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
-    except Exception as error:  # transformers fails in any way over what it did not foresee
-        raise BadInput(
-            f"model {settings.model}: its config.json cannot be used: {reason(error)}"
-        ) from error
+    config = model_config(settings.model, folder)
     config = getattr(config, "vision_config", config)
     model_type = getattr(config, "model_type", None)
     if model_type not in MODEL_TYPES:
         raise unknown_name("vision tower", str(model_type), MODEL_TYPES, f"model {settings.model}")
     return config
+
+
+def model_config(model: str, folder: Path) -> Any:
+    """The transformers configuration of the whole model in a folder, which users know as `model`.
+    Raises BadInput where there is none, or none that is read."""
+    if not (folder / "config.json").is_file():
+        raise BadInput(
+            f"model {model} has no config.json",
+            "wanted a model saved by transformers' save_pretrained",
+        )
+    table = json_object(folder / "config.json")
+    for part in (table, table.get("vision_config"), table.get("text_config")):
+        _refuse_quantised(model, part if isinstance(part, dict) else {})
+    _refuse_huge(table)
+    try:
+        return transformers.AutoConfig.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # transformers fails in any way over what it did not foresee
+        raise BadInput(f"model {model}: its config.json cannot be used: {reason(error)}") from error
 
 
 def _refuse_quantised(model: str, table: dict[str, Any]) -> None:
@@ -151,11 +154,11 @@ def _check_config(config: Any) -> None:
         )
 
 
-def canonical_config(config: Any) -> dict[str, Any]:
-    """Keys that set this tower apart from its type's defaults, as plain JSON: a newer transformers
-    may add keys without harm."""
+def canonical_config(config: Any, unread: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Keys that set this tower apart from its type's defaults, but for those that are `unread`, as
+    plain JSON: a newer transformers may add keys without harm."""
     defaults = type(config)().to_dict()
-    unread = NOT_TOKENS | MODEL_TYPES[config.model_type].unread
+    unread = unread | NOT_TOKENS
     own = {
         key: value
         for key, value in config.to_dict().items()

@@ -34,17 +34,24 @@ def pretrained_tower(folder: Path, config: Any) -> tuple[Any, str]:
     """The tower with the folder's weights, in float32, and the sha256 of its weight files (one
     file: what sha256sum says)."""
     files = weight_files(folder)
-    weights = _read_weights(folder, files)
-    tower, report = _with_weights(folder, config, weights)
+    weights = tensors_of(folder, files)
+    model_class, build = _model_class(config), _build_config(config)
+    tower, report = with_weights(folder, model_class, build, weights)
     if _missing(report) and (inner := _inner_tower(weights, tower)):
-        tower, report = _with_weights(folder, config, inner)
+        tower, report = with_weights(folder, model_class, build, inner)
     _refuse_incomplete(folder, config, report)
+    refuse_mismatched(folder, report)
+    return tower, weights_digest(files)
+
+
+def weights_digest(files: list[Path]) -> str:
+    """SHA-256 of weight files, one after the other."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
             while chunk := stream.read(2**22):
                 digest.update(chunk)
-    return tower, digest.hexdigest()
+    return digest.hexdigest()
 
 
 def random_tower(config: Any, seed: int) -> tuple[Any, str]:
@@ -60,19 +67,24 @@ def random_tower(config: Any, seed: int) -> tuple[Any, str]:
     return tower, digest.hexdigest()
 
 
-def _with_weights(
-    folder: Path, config: Any, weights: dict[str, torch.Tensor]
+def with_weights(
+    folder: Path,
+    model_class: Any,
+    config: Any,
+    weights: dict[str, torch.Tensor],
+    attention: str = "sdpa",
 ) -> tuple[Any, dict[str, Any]]:
-    """The tower with `weights`, and what transformers reports of them."""
+    """A model of a class of transformers with `weights`, which are those of a folder, in float32,
+    and what transformers reports of them. Raises BadInput where it cannot be made."""
     try:
-        with _quiet():
+        with quiet():
             # The weights are handed over, so that transformers opens no file of the folder.
-            tower, report = _model_class(config).from_pretrained(
+            tower, report = model_class.from_pretrained(
                 None,
-                config=_build_config(config),
+                config=config,
                 state_dict=dict(weights),
                 dtype=torch.float32,
-                attn_implementation="sdpa",
+                attn_implementation=attention,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
@@ -129,7 +141,7 @@ def _build_config(config: Any) -> Any:
     return config
 
 
-def _read_weights(folder: Path, files: list[Path]) -> dict[str, torch.Tensor]:
+def tensors_of(folder: Path, files: list[Path]) -> dict[str, torch.Tensor]:
     """name -> tensor of all files. Raises BadInput where one is no safetensors file, or holds
     quantised weights."""
     weights: dict[str, torch.Tensor] = {}
@@ -172,6 +184,10 @@ def _refuse_incomplete(folder: Path, config: Any, report: dict[str, Any]) -> Non
             f"{folder} lacks {len(missing)} weights of the tower, the first is {missing[0]}",
             "fetch it again",
         )
+
+
+def refuse_mismatched(folder: Path, report: dict[str, Any]) -> None:
+    """Raises BadInput where weights have other shapes than their model."""
     mismatched = sorted(
         (str(name), tuple(shape), tuple(tower_shape))
         for name, shape, tower_shape in report["mismatched_keys"]
@@ -187,7 +203,7 @@ def _refuse_incomplete(folder: Path, config: Any, report: dict[str, Any]) -> Non
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' loading report and progress bars; what they were set to comes back."""
     log = transformers.utils.logging
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()

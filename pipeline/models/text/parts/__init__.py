@@ -1,0 +1,1 @@
+"""What text towers share: tokenisers, the halves of image-text models, and their image heads."""

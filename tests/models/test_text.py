@@ -1,0 +1,287 @@
+"""Text towers against transformers' own models, processors and pooling."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from support.image_text import (
+    FAMILIES,
+    LONGEST,
+    TEXT,
+    bert_tokenizer,
+    roberta_tokenizer,
+    save_image_text,
+    whole_model,
+)
+from torch.nn import functional
+
+from pipeline.config.cache_spec import choice
+from pipeline.errors import BadInput
+from pipeline.models.text.contract import TextPlugin, make_text
+
+TEXTS = ["A dog jumps over the red fence", "cat", "a Cat!"]
+SENTENCE = {
+    "albert": bert_tokenizer,
+    "bert": bert_tokenizer,
+    "camembert": roberta_tokenizer,
+    "distilbert": bert_tokenizer,
+    "electra": bert_tokenizer,
+    "modernbert": bert_tokenizer,
+    "mpnet": roberta_tokenizer,
+    "roberta": roberta_tokenizer,
+    "xlm-roberta": roberta_tokenizer,
+}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(_threads: None) -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One whole image-text model per family. Read only."""
+    root = tmp_path_factory.mktemp("image_text")
+    return {family: save_image_text(family, root / family) for family in FAMILIES}
+
+
+def tower(name: str, **table: Any) -> TextPlugin:
+    return make_text(choice("text", {"name": name, **table}), CPU)
+
+
+def refusal(name: str, **table: Any) -> BadInput:
+    with pytest.raises(BadInput) as caught:
+        tower(name, **table)
+    assert "\n" not in caught.value.message
+    return caught.value
+
+
+def own_inputs(family: str, folder: Path, texts: list[str]) -> Any:
+    """What the model's own tokeniser makes of texts, called as its documentation says; SigLIP 2 reads lower-case ones."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    padding = "max_length" if family.startswith("siglip") else True
+    shown = [text.lower() for text in texts] if family.startswith("siglip") else texts
+    return tokenizer(
+        shown, padding=padding, truncation=True, max_length=LONGEST, return_tensors="pt"
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_texts_are_embedded_as_the_whole_model_does(family: str, folders: dict[str, Path]) -> None:
+    folder = folders[family]
+    inputs, model = own_inputs(family, folder, TEXTS), whole_model(folder)
+    with torch.no_grad():
+        own = model.get_text_features(**inputs)
+    made = tower("image_text", model=str(folder))
+    said = made(TEXTS)
+    expected_ND = functional.normalize(own.pooler_output, dim=-1)
+    assert said.pooled_ND.shape == (3, made.width) and said.pooled_ND.dtype == torch.float32
+    torch.testing.assert_close(said.pooled_ND, expected_ND, rtol=0, atol=1e-6)
+    torch.testing.assert_close(said.tokens_NLD, own.last_hidden_state, rtol=0, atol=1e-5)
+    assert said.tokens_NLD.shape == (3, inputs["input_ids"].shape[1], made.token_width)
+    assert made.logits is not None
+    own_bias = model.logit_bias.item() if hasattr(model, "logit_bias") else 0.0
+    assert made.logits == pytest.approx((model.logit_scale.exp().item(), own_bias))
+    # Texts that differ are told apart, also far below the tolerance above.
+    assert (expected_ND @ expected_ND.T)[~torch.eye(3, dtype=torch.bool)].max() < 0.9999
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_text_has_one_embedding_and_padding_is_masked(
+    family: str, folders: dict[str, Path]
+) -> None:
+    made = tower("image_text", model=str(folders[family]))
+    together, alone = made(TEXTS), made(TEXTS[1:2])
+    torch.testing.assert_close(together.pooled_ND[1:2], alone.pooled_ND, rtol=0, atol=1e-6)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folders[family])
+    shown = [text.lower() for text in TEXTS] if family.startswith("siglip") else TEXTS
+    lengths = [min(len(ids), LONGEST) for ids in tokenizer(shown)["input_ids"]]
+    assert together.mask_NL.sum(1).tolist() == lengths
+    assert together.mask_NL[1, : lengths[1]].all()
+    full = LONGEST if family.startswith("siglip") else max(lengths)
+    assert together.mask_NL.shape == (3, full)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_processor_of_transformers_makes_the_same_tokens(
+    family: str, folders: dict[str, Path]
+) -> None:
+    """Lower-case texts for Gemma's tokeniser, which forgets that it is to make them so."""
+    kinds = {
+        "clip": transformers.CLIPProcessor,
+        "metaclip_2": transformers.CLIPProcessor,
+        "siglip": transformers.SiglipProcessor,
+        "siglip2": transformers.Siglip2Processor,
+    }
+    images = (
+        transformers.SiglipImageProcessor()
+        if family.startswith("siglip")
+        else transformers.CLIPImageProcessor()
+    )
+    if family == "siglip2":
+        images = transformers.Siglip2ImageProcessor()
+    own_tokenizer = transformers.AutoTokenizer.from_pretrained(folders[family])
+    processor = kinds[family](image_processor=images, tokenizer=own_tokenizer)
+    texts = [text.lower() for text in TEXTS] if family == "siglip" else TEXTS
+    padding = (
+        {} if family == "siglip2" else {"padding": "max_length" if family == "siglip" else True}
+    )
+    own = processor(text=texts, max_length=LONGEST, truncation=True, return_tensors="pt", **padding)
+    made: Any = tower("image_text", model=str(folders[family]))
+    read, _, _ = made._tokenizer(TEXTS)
+    assert read.keys() == own.keys()
+    assert all(torch.equal(read[name], own[name]) for name in read)
+
+
+def test_long_texts_are_cut_and_counted(folders: dict[str, Path]) -> None:
+    for family, folder in folders.items():
+        made = tower("image_text", model=str(folder))
+        long = "a dog jumps over the fence and " * 3
+        said = made([long, "cat", f"{long} runs on"])
+        assert made.most_tokens == LONGEST
+        assert (said.cut, said.tokens_NLD.shape[1]) == (2, LONGEST), family
+        torch.testing.assert_close(said.pooled_ND[0], said.pooled_ND[2], rtol=0, atol=1e-6)
+
+
+def test_empty_texts_are_refused(folders: dict[str, Path]) -> None:
+    made = tower("image_text", model=str(folders["clip"]))
+    with pytest.raises(BadInput, match="^text 2 of 3 is empty$"):
+        made(["cat", " \t", "dog"])
+    with pytest.raises(BadInput, match="no text to embed"):
+        made([])
+
+
+def test_the_template_is_what_is_read(folders: dict[str, Path]) -> None:
+    folder = str(folders["clip"])
+    framed = tower("image_text", model=folder, template="a photo of {}")
+    plain = tower("image_text", model=folder)
+    assert torch.equal(framed(["cat {x}"]).pooled_ND, plain(["a photo of cat {x}"]).pooled_ND)
+    for wrong in ("a photo", "{} and {}"):
+        with pytest.raises(BadInput, match="wanted {} once"):
+            tower("image_text", model=folder, template=wrong)
+
+
+def test_the_identity_changes_when_embeddings_would(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    first = tower("image_text", model=str(folders["clip"])).identity
+    assert json.loads(json.dumps(first)) == first
+    again = save_image_text("clip", tmp_path / "again")
+    assert tower("image_text", model=str(again)).identity == first
+    other = tower("image_text", model=str(save_image_text("clip", tmp_path / "other", seed=1)))
+    assert {key for key in first if other.identity[key] != first[key]} == {"weights"}
+    assert tower("image_text", model=str(again), template="{}!").identity != first
+    file = again / "tokenizer.json"
+    table = json.loads(file.read_text())
+    table["model"]["merges"] = []
+    file.write_text(json.dumps(table))
+    retold = tower("image_text", model=str(again)).identity
+    assert {key for key in first if retold[key] != first[key]} == {"tokenizer"}
+
+
+def test_gradients_and_the_global_generator_are_left_alone(folders: dict[str, Path]) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    said = tower("image_text", model=str(folders["siglip"]))(["cat"])
+    assert torch.equal(torch.rand(1), expected)
+    assert not said.pooled_ND.requires_grad
+
+
+def test_siglips_own_tokeniser_is_not_replaced_by_another(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Without the package that it needs, transformers reads tokenizer.json, which keeps case and punctuation."""
+    folder = shutil.copytree(folders["siglip"], tmp_path / "siglip")
+    file = folder / "tokenizer_config.json"
+    file.write_text(file.read_text().replace('"GemmaTokenizer"', '"SiglipTokenizer"'))
+    error = refusal("image_text", model=str(folder))
+    assert error.hint == "pip install sentencepiece protobuf"
+
+
+def test_folders_that_cannot_be_read_are_named(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = save_image_text("clip", tmp_path / "broken")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: x for name, x in weights.items() if name != "text_projection.weight"}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    error = refusal("image_text", model=str(folder))
+    assert "lacks 1 weights" in error.message and "text_projection.weight" in error.message
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    assert "has no tokeniser" in refusal("image_text", model=str(folder)).message
+    vision = whole_model(folders["siglip"]).vision_model
+    vision.save_pretrained(tmp_path / "vision")
+    alone = refusal("image_text", model=str(tmp_path / "vision"))
+    assert "has no text half: its type is siglip_vision_model" in alone.message
+    assert "there is none of that name" in refusal("image_text", model="./nowhere").message
+
+
+def sentence_folder(family: str, folder: Path, **more: Any) -> Path:
+    tokenizer = SENTENCE[family]()
+    sizes = {"albert": {"embedding_size": 16}, "electra": {"embedding_size": 16}}.get(family, {})
+    if family == "distilbert":
+        sizes = {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4}
+    positions = LONGEST + (tokenizer.pad_token_id + 1 if family in OFFSET else 0)
+    ids = {"pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)}
+    config = transformers.AutoConfig.for_model(
+        family, **TEXT | ids | {"max_position_embeddings": positions} | sizes | more
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModel.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+OFFSET = ("camembert", "mpnet", "roberta", "xlm-roberta")
+
+
+@pytest.mark.parametrize("family", SENTENCE)
+def test_a_sentence_is_the_mean_of_its_tokens(family: str, tmp_path: Path) -> None:
+    folder = sentence_folder(family, tmp_path)
+    made = tower("sentence", model=str(folder))
+    assert (made.most_tokens, made.logits) == (LONGEST, None)
+    said = made(TEXTS)
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    for number, text in enumerate(TEXTS):  # one by one: nothing is padded
+        inputs = tokenizer(text, truncation=True, max_length=LONGEST, return_tensors="pt")
+        with torch.no_grad():
+            tokens_LD = model(**inputs).last_hidden_state[0]
+        expected_D = functional.normalize(tokens_LD.mean(0), dim=0)
+        torch.testing.assert_close(said.pooled_ND[number], expected_D, rtol=0, atol=2e-6)
+        mask_L = said.mask_NL[number]
+        torch.testing.assert_close(said.tokens_NLD[number][mask_L], tokens_LD, rtol=0, atol=2e-5)
+    assert made(["dog " * 99, "cat"]).cut == 1
+
+
+def test_what_pools_or_reads_otherwise_is_refused(tmp_path: Path) -> None:
+    folder = sentence_folder("bert", tmp_path / "bert")
+    (folder / "1_Pooling").mkdir()
+    pooling = folder / "1_Pooling" / "config.json"
+    pooling.write_text(json.dumps({"pooling_mode_cls_token": True, "word_embedding_dimension": 32}))
+    assert (
+        "pools tokens by pooling_mode_cls_token" in refusal("sentence", model=str(folder)).message
+    )
+    pooling.write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 6}))
+    made = tower("sentence", model=str(folder))
+    assert (made.most_tokens, made(["a dog jumps over the fence"]).cut) == (6, 1)
+    decoder = sentence_folder("bert", tmp_path / "decoder", is_decoder=True)
+    assert "is a decoder" in refusal("sentence", model=str(decoder)).message
+
+
+def test_a_tower_of_another_kind_is_named(folders: dict[str, Path]) -> None:
+    error = refusal("sentence", model=str(folders["clip"]))
+    assert "no sentence encoder called 'clip'" in error.message
