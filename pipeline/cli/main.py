@@ -16,7 +16,7 @@ import typer
 from typer.models import CommandInfo
 
 # Importing a file of commands registers them.
-from pipeline.cli import cache, edit, plan, start, sweep, train, verify  # noqa: F401
+from pipeline.cli import cache, plan, search, start, sweep, train, verify  # noqa: F401
 from pipeline.cli.bench import commands, training_commands  # noqa: F401
 from pipeline.cli.bench.commands import bench_app
 from pipeline.cli.options import app
@@ -35,6 +35,7 @@ BENCHES = (
     "plan",
     "sweep",
     "report",
+    "search",
 )
 LESS = (
     "next: ask for less at once (training: a higher training.accumulate, lower windows.frames or "

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from PIL import Image
 
@@ -75,8 +75,16 @@ class Page:
 
 def render_page(page: Page) -> str:
     """The HTML of a page, with style, script, plots and videos inside."""
+    script = (HERE / "page.js").read_text(encoding="utf-8")
+    return page_template(HERE / "page.html").render(
+        page=page, script=Markup(script), trusted=Markup
+    )
+
+
+def page_template(file: Path) -> Template:
+    """A template whose pages have the style of all pages and escape what they are given."""
     environment = Environment(
-        loader=FileSystemLoader(HERE),
+        loader=FileSystemLoader(file.parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -87,9 +95,8 @@ def render_page(page: Page) -> str:
         "tile": _tile,
         "json": lambda value: json.dumps(value, indent=1),
     }
-    template = environment.get_template("page.html")
-    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    return template.render(page=page, style=Markup(style), script=Markup(script), trusted=Markup)
+    environment.globals["style"] = Markup((HERE / "page.css").read_text(encoding="utf-8"))
+    return environment.get_template(file.name)
 
 
 def _video(video: DrawnVideo) -> str:

@@ -72,6 +72,8 @@ COMMANDS += [
     "bench epoch",
     "bench report",
     "bench sweep",
+    "bench search",
+    "search",
 ]
 
 
@@ -93,8 +95,8 @@ def test_help_lists_every_command():
         r"^  ([a-z-]+)  ", fine("--help").out.partition("Commands:")[2], re.MULTILINE
     )
     assert listed == [
-        "manifest", "extract", "derive", "status", "verify", "diff", "spot-check", "plan", "baselines", "predictability", "train", "sweep",
-        "evaluate", "stream", "import-checkpoint", "report", "demo", "list", "bench",
+        "manifest", "extract", "derive", "status", "verify", "diff", "spot-check", "plan", "baselines", "predictability", "search",
+        "train", "sweep", "evaluate", "stream", "import-checkpoint", "report", "demo", "list", "bench",
     ]  # fmt: skip
     listed = re.findall(
         r"^  ([a-z]+)  ", fine("bench", "--help").out.partition("Commands:")[2], re.MULTILINE
@@ -111,6 +113,7 @@ def test_help_lists_every_command():
         "plan",
         "sweep",
         "report",
+        "search",
     ]
 
 

@@ -186,6 +186,17 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise _unwritable(path, error) from error
 
 
+@contextmanager
+def written_whole(base: Path, name: str) -> Iterator[BinaryIO]:
+    """A file to write to, as large as it may be, which takes the name below `base` once all is
+    written and synced; until then that name is as it was. Folders are made, and none is followed if
+    it is a link. What killed processes left aside there is removed. Raises OSError."""
+    with own_folder(base, name, create=True) as (folder, file):
+        _clear_asides(folder)
+        with _whole(folder, file) as stream:
+            yield stream
+
+
 def _unwritable(path: Path, error: OSError) -> StillframeError:
     return StillframeError(
         f"cannot write {path}: {error.strerror}",
@@ -229,14 +240,20 @@ def renamed(name: str | Path, new: str | Path, folder: int | None = None) -> boo
 
 
 def _write(folder: int, name: str, data: bytes) -> None:
+    with _whole(folder, name) as file:
+        file.write(data)
+
+
+@contextmanager
+def _whole(folder: int, name: str) -> Iterator[BinaryIO]:
     aside = _aside(name)
     try:
         with _new_file(folder, aside) as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, name, src_dir_fd=folder, dst_dir_fd=folder)
-    except OSError:
+    except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(aside, dir_fd=folder)
         raise

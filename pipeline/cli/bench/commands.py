@@ -261,3 +261,38 @@ def bench_write(
         f"a store takes {bytes_cell(result['peak_bytes'])} of memory beyond the tokens while it is "
         "written"
     )
+
+
+@bench_app.command("search")
+def bench_search(
+    frames: Annotated[int, typer.Option(min=1, help="Frames of all videos.")] = 1_000_000,
+    width: Annotated[int, typer.Option(min=1, help="Numbers of an embedding.")] = 512,
+    queries: Annotated[int, typer.Option(min=1, help="Queries at once.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 7,
+    folder: DiskFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """A search of a warm index of many frames, against a plain product of matrices of all frames in
+    memory.
+
+    Example: stillframe bench search --frames 1000000 --width 512
+    """
+    from pipeline.cli import console
+    from pipeline.cli.bench import search
+
+    with console.progress("bench search") as update:
+        result = search.search_speed(frames, width, queries, repeats, folder, update)
+    if as_json:
+        console.show_json(result)
+        return
+    size = console.bytes_text(result["index_bytes"])
+    console.show(
+        f"{frames:,} frames of {width} numbers, index of {size}, queries at once: {queries}, "
+        f"{repeats} rounds\n{result['machine']}, {result['threads']} threads"
+    )
+    rows = [
+        (way, console.time_text(facts["median_s"]), f"{facts['ratio']:.2f}")
+        for way, facts in result["ways"].items()
+    ]
+    title = f"medians; x: median of the ratios of every round to: {result['reference']}"
+    console.show_table(title, ("", "time", "x"), rows, justify="lrr")

@@ -30,6 +30,7 @@ ROOMS = (
     "train",
     "experiments",
     "report",
+    "search",
     "cli",
 )
 """In data order, which is the order of imports."""

@@ -4,7 +4,7 @@ made with: they are compared with embeddings of texts, and no pixel is decoded f
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,6 +39,22 @@ def text_model_of(cache: Cache, model: str | None) -> SimpleNamespace:
     return SimpleNamespace(model=named, revision=None if model else table.get("revision"))
 
 
+@contextmanager
+def looking_for(model: str | None) -> Iterator[None]:
+    """Within it, the image-text model of a cache is looked for: only one that a user named is
+    fetched, and where one is not found that none named, it is said how to name it."""
+    try:
+        with nullcontext() if model else without_network():
+            yield
+    except BadInput as error:
+        if model:
+            raise
+        named = "--model FOLDER, where it was moved"
+        raise BadInput(
+            error.message, f"{error.hint}; or {named}" if error.hint else named
+        ) from error
+
+
 def require_same_model(cache: Cache, weights: str, model: str) -> None:
     """Refuses a model that a cache was not made with: `weights` is the sha256 of its weight files.
     Widths may agree where meanings do not. Raises BadInput."""
@@ -55,7 +71,7 @@ def image_head_of(cache: Cache, model: str | None, device: torch.device) -> Imag
     """The image head of the model that a cache was made with, on `device`. Only a model that a user
     named is fetched. Raises BadInput where the cache lacks the tokens that it reads."""
     named = text_model_of(cache, model)
-    with nullcontext() if model else without_network():
+    with looking_for(model):
         folder = model_folder(named, JSON_FILES + WEIGHT_FILES)
     assert isinstance(folder, Path)
     head = ImageHead(named.model, folder, device)

@@ -1,0 +1,130 @@
+"""Moments of videos by words, on the command line: search."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli.options import AsJson, CacheFolder, Device, Root, app, torch_device
+from pipeline.device import chosen
+from pipeline.errors import BadInput, count_text
+
+if TYPE_CHECKING:
+    from pipeline.cache.cache import Cache
+    from pipeline.search.index import FrameIndex
+    from pipeline.search.moments import ExampleFrame, Moment, Query
+
+
+@app.command()
+def search(
+    cache: CacheFolder,
+    query: Annotated[
+        list[str] | None, typer.Argument(help="What to look for, in words; as many as wanted.")
+    ] = None,
+    like: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="VIDEO@SECONDS",
+            help="Look for what is on screen there; may be given many times.",
+        ),
+    ] = None,
+    negative: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="What is not wanted; may be given many times."),
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0.001, help="How long a moment is: scores are means over it.")
+    ] = 4.0,
+    top: Annotated[int, typer.Option(min=1, help="Moments to show for each query.")] = 10,
+    page: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.html", help="Also write a page, with a picture of each."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Where the model is now that the cache was made with, if it was moved."),
+    ] = None,
+    root: Root = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """The best moments of all videos of a cache for some words, or for an example.
+
+    The cache is one of an image-text model, such as CLIP or SigLIP 2, with its last layer. No
+    video is decoded for it.
+
+    Example: stillframe search caches/siglip2_base-* "a dog jumps over a fence"
+    """
+    from pipeline.cache.cache import Cache
+    from pipeline.cli import console
+    from pipeline.search.moments import best_moments, example_of
+
+    if not query and not like:
+        raise BadInput(
+            "there is nothing to look for", 'give words, as "a dog jumps", or --like VIDEO@SECONDS'
+        )
+    opened, unwanted = Cache(cache), negative or []
+    examples = [example_of(opened, text) for text in like or []]
+    index, queries = _asked(opened, query or [], examples, unwanted, model, device)
+    names = [one.name for one in queries]
+    found = dict(zip(names, best_moments(index, queries, seconds, top), strict=True))
+    if as_json:
+        tables = {name: [asdict(moment) for moment in found[name]] for name in found}
+        console.show_json([{"query": name, "moments": tables[name]} for name in tables])
+    else:
+        for name, moments in found.items():
+            _show(name, moments)
+    if page is not None:
+        from pipeline.search.page import write_page
+
+        facts = (
+            f"{count_text(len(index), 'frame')} of {count_text(len(index.videos), 'video')}; "
+            f"moments of {seconds:g} s"
+        )
+        less = f"; less what is like: {'; '.join(unwanted)}" if unwanted else ""
+        write_page(page, opened, found, root, facts + less, console.say)
+        (console.say if as_json else console.show)(f"page: {page}")
+
+
+def _asked(
+    cache: Cache,
+    texts: list[str],
+    examples: list[ExampleFrame],
+    unwanted: list[str],
+    model: str | None,
+    device: str | None,
+) -> tuple[FrameIndex, list[Query]]:
+    """The index of a cache, and queries of texts and of examples. What is wrong with the words is
+    said before an index is made."""
+    from pipeline.cli import console
+    from pipeline.search.index import open_index
+    from pipeline.search.moments import query_like, text_queries, text_tower_of
+
+    where = chosen(torch_device(device))
+    queries: list[Query] = []
+    tower = text_tower_of(cache, model, where) if texts or unwanted else None
+    if tower is not None and texts:
+        queries, cut = text_queries(tower, texts, unwanted)
+        if cut:
+            console.say(
+                f"{count_text(cut, 'text')} longer than {tower.most_tokens} tokens: the end was "
+                "left out"
+            )
+    with console.progress("index") as update:
+        index = open_index(
+            cache, model, where, lambda done, total: update(done, total, "frames"), console.say
+        )
+    return index, queries + [query_like(index, one, tower, unwanted) for one in examples]
+
+
+def _show(name: str, moments: list[Moment]) -> None:
+    from pipeline.cli import console
+
+    rows = [
+        (f"{moment.score:.3f}", moment.video, f"{moment.start_s:.1f}", f"{moment.stop_s:.1f}")
+        for moment in moments
+    ]
+    console.show_table(name, ("score", "video", "from s", "to s"), rows, justify="rlrr")
