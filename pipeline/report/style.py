@@ -180,8 +180,17 @@ def svg(figure: Figure, title: str) -> str:
 
 
 def shortened(names: Sequence[str], most: int) -> list[str]:
-    """Readable names, shortened in the middle so that none takes more than `most` letters."""
+    """Readable names of at most `most` letters. Where one is longer, all lose the parts between
+    commas that all have, and those that are still too long are cut in the middle."""
+    texts = [readable(name) for name in names]
+    parts_of = [parts for text in texts if len(parts := text.split(", ")) > 1]
+    if len(parts_of) > 1 and max(map(len, texts)) > most:
+        common = set(parts_of[0]).intersection(*parts_of)
+        texts = [
+            ", ".join(part for part in text.split(", ") if part not in common) or text
+            for text in texts
+        ]
     return [
-        name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most - most // 2) :]}"
-        for name in map(readable, names)
+        text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most - most // 2) :]}"
+        for text in texts
     ]

@@ -389,6 +389,23 @@ def test_how_numbers_are_written():
     )
 
 
+def test_long_names_lose_first_what_all_have():
+    names = [
+        f"{arm}, steps 400, fraction {share}" for arm in ("tuned", "frozen") for share in (1, 3)
+    ]
+    assert style.shortened(names, 40) == names
+    short = ["tuned, fraction 1", "tuned, fraction 3", "frozen, fraction 1", "frozen, fraction 3"]
+    assert style.shortened(names, 20) == short
+    assert style.shortened([*names, "trivial answer"], 20) == [*short, "trivial answer"]
+    assert style.shortened(names, 10) == [
+        "tune…ion 1",
+        "tune…ion 3",
+        "froz…ion 1",
+        "froz…ion 3",
+    ]
+    assert style.shortened(["steps 400, fraction 1"], 10) == ["step…ion 1"]
+
+
 def test_the_front_is_what_nothing_beats():
     rng = np.random.default_rng(0)
     costs, scores = rng.integers(1, 9, 40).astype(float), rng.integers(1, 9, 40).astype(float)
