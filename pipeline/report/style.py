@@ -83,7 +83,8 @@ STYLE: Any = {
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
 }
-LEGEND_LETTERS, LETTERS_PER_INCH, LINE_INCHES = 28, 13, 0.19
+LETTERS_PER_INCH, KEY_LETTERS, LINE_INCHES = 13, 6, 0.19
+"""Letters of a legend in an inch, those that its sign takes, and the height of a line."""
 HALF_INCHES, FULL_INCHES = 5.4, 11.0
 """Widths of plots: two of them side by side, or one alone. Text has its natural size at these."""
 
@@ -120,14 +121,9 @@ def legend(figure: Figure, axes: Axes) -> None:
     by what it takes."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
-        labels = shortened(labels, LEGEND_LETTERS)
-        columns = max(
-            1,
-            min(
-                len(labels),
-                int(figure.get_figwidth() * LETTERS_PER_INCH) // (max(map(len, labels)) + 6),
-            ),
-        )
+        across = int(figure.get_figwidth() * LETTERS_PER_INCH)
+        labels = shortened(labels, across - KEY_LETTERS)
+        columns = max(1, min(len(labels), across // (max(map(len, labels)) + KEY_LETTERS)))
         figure.set_figheight(
             figure.get_figheight() + LINE_INCHES * math.ceil(len(labels) / columns)
         )
