@@ -207,6 +207,45 @@ def test_siglips_own_tokeniser_is_not_replaced_by_another(
     assert error.hint == "pip install sentencepiece protobuf"
 
 
+def test_a_vocabulary_in_files_of_earlier_years_is_read(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(folders["clip"], tmp_path / "clip")
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    own, earlier = (tower("image_text", model=str(one)) for one in (folders["clip"], folder))
+    assert torch.equal(own(TEXTS).pooled_ND, earlier(TEXTS).pooled_ND)
+    (folder / "merges.txt").unlink()
+    assert "has no tokeniser" in refusal("image_text", model=str(folder)).message
+
+
+def test_a_tokeniser_of_another_model_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders["siglip"], tmp_path / "siglip")
+    shutil.copy(folders["metaclip_2"] / "tokenizer.json", folder)
+    shutil.copy(folders["metaclip_2"] / "tokenizer_config.json", folder)
+    made = tower("image_text", model=str(folder))
+    with pytest.raises(BadInput, match="has more tokens than the"):
+        made(["a fence"])
+
+
+def test_a_tokeniser_cannot_bring_code(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders["clip"], tmp_path / "clip")
+    (folder / "ours.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Ours: pass\n")
+    for name in ("tokenizer_config.json", "config.json"):
+        table = json.loads((folder / name).read_text(), parse_int=float)
+        table["auto_map"] = {"AutoTokenizer": ["ours.Ours", None], "AutoConfig": "ours.Ours"}
+        table.pop("tokenizer_class", None)
+        (folder / name).write_text(json.dumps(table))
+    try:
+        tower("image_text", model=str(folder))
+    except BadInput as error:
+        assert "\n" not in error.message
+    assert not (tmp_path / "ran").exists()
+
+
 def test_folders_that_cannot_be_read_are_named(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = save_image_text("clip", tmp_path / "broken")
     weights = load_file(folder / "model.safetensors")
@@ -214,8 +253,7 @@ def test_folders_that_cannot_be_read_are_named(folders: dict[str, Path], tmp_pat
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     error = refusal("image_text", model=str(folder))
     assert "lacks 1 weights" in error.message and "text_projection.weight" in error.message
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).unlink()
+    (folder / "tokenizer.json").unlink()  # tokenizer_config.json stays: it knows no words
     assert "has no tokeniser" in refusal("image_text", model=str(folder)).message
     vision = whole_model(folders["siglip"]).vision_model
     vision.save_pretrained(tmp_path / "vision")

@@ -46,6 +46,7 @@ class Text(TextPlugin):
             settings.model,
             folder,
             text.max_position_embeddings,
+            text.vocab_size,
             TWO_TOWERS[config.model_type].padding,
         )
         model = half_of_model(folder, config, TEXT)

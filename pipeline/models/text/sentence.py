@@ -79,7 +79,7 @@ class Text(TextPlugin):
             )
         _require_mean(settings.model, folder)
         most = _most_tokens(config, folder)
-        self._tokenizer = TextTokenizer(settings.model, folder, most, "longest")
+        self._tokenizer = TextTokenizer(settings.model, folder, most, config.vocab_size, "longest")
         self._model = _encoder(folder, config).to(device)
         self._device, self._template = device, settings.template
         self.most_tokens = self._tokenizer.most_tokens

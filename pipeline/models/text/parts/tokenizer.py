@@ -20,11 +20,20 @@ from pipeline.models.encoders.tower.files import MAX_JSON_BYTES
 from pipeline.models.encoders.tower.weights import quiet
 from pipeline.models.text.contract import PLACE, TextEmbeddings
 
-TOKENIZER_FILES = [
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"),
+VOCABULARIES = [
+    ("tokenizer.json",),
+    ("vocab.json", "merges.txt"),
+    ("vocab.txt",),
+    ("spiece.model",),
+    ("sentencepiece.bpe.model",),
 ]
-"""Files that say how texts are cut into tokens; a model has some of them."""
+"""Files that say which tokens there are; a model has one of these. Without them transformers makes
+a tokeniser that knows no words."""
+TOKENIZER_FILES = [
+    *(name for names in VOCABULARIES for name in names),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+]
+"""All files that say how texts are cut into tokens; a model has some of them."""
 BATCH_TEXTS = 64
 SIGLIP = "SiglipTokenizer"
 """The class that leaves punctuation out, which its file tokenizer.json need not do."""
@@ -37,15 +46,19 @@ tokens (N, L, D)."""
 
 
 class TextTokenizer:
-    """The tokeniser of a model that users know as `model`. Raises BadInput where its folder has
-    none that can be read."""
+    """The tokeniser of a model that users know as `model`, whose tower reads up to `most_tokens`
+    tokens of a text and knows `vocabulary` of them. Raises BadInput where its folder has none that
+    can be read."""
 
-    def __init__(self, model: str, folder: Path, most_tokens: int, padding: Padding) -> None:
+    def __init__(
+        self, model: str, folder: Path, most_tokens: int, vocabulary: int, padding: Padding
+    ) -> None:
         self.files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
-        if not self.files:
+        there = {file.name for file in self.files}
+        if not any(there.issuperset(names) for names in VOCABULARIES):
             raise BadInput(
                 f"model {model} has no tokeniser: its folder has neither tokenizer.json nor "
-                "another file of one",
+                "another vocabulary",
                 f"fetch all of its files: hf download {model}",
             )
         is_siglip = self._is_siglip(folder / "tokenizer_config.json")
@@ -72,7 +85,7 @@ class TextTokenizer:
                 "wanted a pad_token in its tokenizer_config.json",
             )
         self.most_tokens = min(most_tokens, self._tokenizer.model_max_length)
-        self._padding = padding
+        self._model, self._padding, self._vocabulary = model, padding, vocabulary
         # Gemma's tokeniser keeps this key of SigLIP 2's file and does not act on it; those that do
         # give the same for lower-case texts.
         self._lower = self._tokenizer.init_kwargs.get("do_lower_case") is True
@@ -105,6 +118,13 @@ class TextTokenizer:
             return_attention_mask=True,
             return_tensors="pt",
         )
+        highest = int(inputs["input_ids"].max())
+        if highest >= self._vocabulary:
+            raise BadInput(
+                f"model {self._model}: its tokeniser has more tokens than the {self._vocabulary} "
+                f"of its text tower: the {highest}th is in these texts",
+                "fetch all of its files again: they are of different models",
+            )
         # What the model reads is for its tokeniser to say: SigLIP is trained to read padding.
         read = {name: inputs[name] for name in self._tokenizer.model_input_names if name in inputs}
         return read, inputs["attention_mask"].bool(), cut
