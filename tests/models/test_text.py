@@ -231,6 +231,13 @@ def test_a_tokeniser_of_another_model_is_refused(folders: dict[str, Path], tmp_p
         made(["a fence"])
 
 
+def test_a_tokeniser_of_gigabytes_is_not_read(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders["clip"], tmp_path / "clip")
+    with (folder / "special_tokens_map.json").open("wb") as file:
+        file.truncate(2**31)  # without blocks on the disk
+    assert "more than the 268,435,456" in refusal("image_text", model=str(folder)).message
+
+
 def test_a_tokeniser_cannot_bring_code(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(folders["clip"], tmp_path / "clip")
     (folder / "ours.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Ours: pass\n")

@@ -16,7 +16,6 @@ from torch.nn import functional
 from pipeline.config.regular_files import read_regular
 from pipeline.errors import BadInput
 from pipeline.models.encoders.tower.config import reason
-from pipeline.models.encoders.tower.files import MAX_JSON_BYTES
 from pipeline.models.encoders.tower.weights import quiet
 from pipeline.models.text.contract import PLACE, TextEmbeddings
 
@@ -34,6 +33,8 @@ TOKENIZER_FILES = [
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 ]
 """All files that say how texts are cut into tokens; a model has some of them."""
+MOST_BYTES = 2**28
+"""Largest file of a tokeniser that is read; those of the largest vocabularies are some 30 MB."""
 BATCH_TEXTS = 64
 SIGLIP = "SiglipTokenizer"
 """The class that leaves punctuation out, which its file tokenizer.json need not do."""
@@ -61,6 +62,12 @@ class TextTokenizer:
                 "another vocabulary",
                 f"fetch all of its files: hf download {model}",
             )
+        for file in self.files:
+            if file.stat().st_size > MOST_BYTES:
+                raise BadInput(
+                    f"{file} has {file.stat().st_size:,} bytes, more than the {MOST_BYTES:,} of a "
+                    "tokeniser that are read"
+                )
         is_siglip = self._is_siglip(folder / "tokenizer_config.json")
         try:
             with quiet():
@@ -94,7 +101,7 @@ class TextTokenizer:
     def _is_siglip(file: Path) -> bool:
         """Whether a file tokenizer_config.json names this class. Its text is searched: numbers in
         such files are longer than those that are read from JSON elsewhere."""
-        return file.is_file() and f'"{SIGLIP}"'.encode() in read_regular(file, MAX_JSON_BYTES)
+        return file.is_file() and f'"{SIGLIP}"'.encode() in read_regular(file, MOST_BYTES)
 
     @cached_property
     def identity(self) -> str:
@@ -102,7 +109,7 @@ class TextTokenizer:
         digest = hashlib.sha256()
         for file in self.files:
             digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-            digest.update(file.read_bytes())
+            digest.update(read_regular(file, MOST_BYTES))
         return digest.hexdigest()
 
     def __call__(self, texts: Sequence[str]) -> tuple[dict[str, torch.Tensor], torch.Tensor, int]:
