@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,21 @@ def test_a_tokeniser_cannot_bring_code(folders: dict[str, Path], tmp_path: Path)
     except BadInput as error:
         assert "\n" not in error.message
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tower_is_made_in_silence(family: str, folders: dict[str, Path]) -> None:
+    """transformers warns of the token ids that its own defaults name for SigLIP."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("transformers").addHandler(handler)
+    transformers.utils.logging.warning_once.cache_clear()  # as in a new process
+    try:
+        tower("image_text", model=str(folders[family]))(TEXTS)
+    finally:
+        logging.getLogger("transformers").removeHandler(handler)
+    assert said == []
 
 
 def test_folders_that_cannot_be_read_are_named(folders: dict[str, Path], tmp_path: Path) -> None:

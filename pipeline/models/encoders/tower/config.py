@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +71,10 @@ def model_config(model: str, folder: Path) -> Any:
         _refuse_quantised(model, part if isinstance(part, dict) else {})
     _refuse_huge(table)
     try:
-        return transformers.AutoConfig.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
+        with quiet():
+            return transformers.AutoConfig.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True
+            )
     except Exception as error:  # transformers fails in any way over what it did not foresee
         raise BadInput(f"model {model}: its config.json cannot be used: {reason(error)}") from error
 
@@ -157,7 +160,8 @@ def _check_config(config: Any) -> None:
 def canonical_config(config: Any, unread: frozenset[str] = frozenset()) -> dict[str, Any]:
     """Keys that set this tower apart from its type's defaults, but for those that are `unread`, as
     plain JSON: a newer transformers may add keys without harm."""
-    defaults = type(config)().to_dict()
+    with quiet():
+        defaults = type(config)().to_dict()
     unread = unread | NOT_TOKENS
     own = {
         key: value
@@ -172,3 +176,20 @@ def reason(error: Exception) -> str:
     """One line; a KeyError would say its key alone."""
     text = repr(error) if isinstance(error, LookupError) or not str(error) else str(error)
     return textwrap.shorten(text, 300, placeholder=" ...")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' warnings, loading report and progress bars; what they were set to comes
+    back. It warns of the defaults of its own configurations, too."""
+    log = transformers.utils.logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    if bars:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pipeline.errors import BadInput
-from pipeline.models.encoders.tower.config import reason
+from pipeline.models.encoders.tower.config import quiet, reason
 from pipeline.models.encoders.tower.files import json_object, weight_files
 from pipeline.models.encoders.tower.model_types import MODEL_TYPES
 
@@ -200,19 +198,3 @@ def refuse_mismatched(folder: Path, report: dict[str, Any]) -> None:
             f"of shape {shape} where {tower_shape} is wanted",
             "fetch both again",
         )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' loading report and progress bars; what they were set to comes back."""
-    log = transformers.utils.logging
-    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    if bars:
-        log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(verbosity)
-        if bars:
-            log.enable_progress_bar()

@@ -15,8 +15,7 @@ from torch.nn import functional
 
 from pipeline.config.regular_files import read_regular
 from pipeline.errors import BadInput
-from pipeline.models.encoders.tower.config import reason
-from pipeline.models.encoders.tower.weights import quiet
+from pipeline.models.encoders.tower.config import quiet, reason
 from pipeline.models.text.contract import PLACE, TextEmbeddings
 
 VOCABULARIES = [
