@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from pipeline.train.trainer import TrainProgress
 
 
+OtherRecipe = Annotated[
+    str | None, typer.Option(help="The recipe of all members, in the place of the sweep's own.")
+]
 ScoredSplit = Annotated[
     str | None,
     typer.Option(
@@ -66,10 +69,7 @@ def sweep(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the sweep. Default: sweeps/<its name>.")
     ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(help="The recipe of all members, in the place of the sweep's own."),
-    ] = None,
+    recipe: OtherRecipe = None,
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A key of the recipe, for all members."),
