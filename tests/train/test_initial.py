@@ -290,6 +290,18 @@ def test_what_is_no_run_or_has_no_checkpoint_is_named(source, material, tmp_path
         train(from_run(untrained), material.cache, tmp_path / "run")
 
 
+def test_weights_of_a_run_that_goes_on_are_taken_over_as_its_best_alone(source, material, tmp_path):
+    half = Run(shutil.copytree(source.path, tmp_path / "half"))
+    half.save("last", half.tensors("last"), 2, 4, None)
+    with pytest.raises(BadInput, match="half is not trained to its end: it is at step 2 of 4"):
+        train(from_run(half, training=ONE), material.cache, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    begun = train(
+        from_run(half, {"checkpoint": "best"}, training=ONE), material.cache, tmp_path / "run"
+    )
+    assert begun.header.init.step == 4
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [

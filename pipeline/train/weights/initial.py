@@ -57,14 +57,16 @@ def initial_weights(
     where all are drawn.
 
     A run that has a checkpoint of its own goes on without its source. Raises BadInput: no such run
-    or checkpoint, a run over other tokens or with other parts, or that has seen a video which the
-    manifest holds out, tensors that do not fit or are not finite, a part without weights.
+    or checkpoint, a run that is not trained to its end, over other tokens or with other parts, or
+    that has seen a video which the manifest holds out, tensors that do not fit or are not finite, a
+    part without weights.
     """
     if recipe.init is None:
         return None
     if facts := _of_a_run_without_its_source(recipe.init, path):
         return InitialWeights(facts, {}, None)
     source = Run(Path(recipe.init.run))
+    _require_finished(source, recipe.init)
     with torch.device("meta"):  # shapes alone: no weights are made
         model = VideoModel(recipe, cache.shape, make_task(recipe, manifest.labels))
     _require_same_meaning(recipe, cache, source, model.taken_over)
@@ -91,6 +93,17 @@ def _of_a_run_without_its_source(init: InitSettings, path: Path) -> InitFacts | 
         return None
     run = Run(path)
     return run.header.init if run.checkpoint("last") else None
+
+
+def _require_finished(source: Run, init: InitSettings) -> None:
+    """Refuses the last weights of a run that still has steps to go."""
+    checkpoint = source.checkpoint(init.checkpoint)
+    if init.checkpoint == "last" and checkpoint and checkpoint.step < checkpoint.steps:
+        raise BadInput(
+            f"run {source.path} is not trained to its end: it is at step {checkpoint.step} of "
+            f"{checkpoint.steps}",
+            'train it to its end, or take its best weights so far: init.checkpoint = "best"',
+        )
 
 
 def _require_same_meaning(
