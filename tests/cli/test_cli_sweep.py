@@ -113,6 +113,19 @@ def test_another_recipe_takes_the_place_of_the_sweeps_own():
     assert tasks == [{"classify"}, {"depth"}]
 
 
+def test_labels_are_counted_over_any_number_of_steps():
+    spec = load_sweep(shipped("sweep")["label_efficiency"], axes={"training.steps": [150]})
+    found = {one.name: one for one in spec.grid_points}
+    assert len(found) == 5 * 4
+    assert all(
+        one.values["init"] == "none"
+        for one in map(found.get, {one.reference for one in found.values()})
+    )
+    assert found["pre-trained, frozen, steps 150, train_fraction 0.1"].reference == (
+        "init none, steps 150, train_fraction 0.1"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
