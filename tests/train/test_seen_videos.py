@@ -72,7 +72,7 @@ def test_a_run_writes_down_the_videos_that_it_was_trained_on(source, material):
     known = np.isin(material.manifest.video_keys, seen.array).all(axis=1)
     for video, is_known in zip(material.manifest.videos, known, strict=True):
         assert is_known == (video.video_id in used)
-    share = wanted(windows={"train_fraction": 0.2})
+    share = wanted(windows={"train_fraction": 0.5})
     part = SeenVideos.read(train(share, material.cache, source.path.parent / "share"))
     assert part.videos == 2 < seen.videos and set(part.array) < set(seen.array)
 

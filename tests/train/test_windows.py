@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -293,9 +294,13 @@ def test_evaluation_windows_count_by_length_too(material):
 
 
 @pytest.mark.parametrize("fraction", [1e-300, 1e-10, 1e-9, 1e-3])
-def test_the_least_share_has_a_video_of_every_label(material, fraction):
-    clips = make(material, train_fraction=fraction).index.clips
-    assert sorted(clip.label for clip in clips) == ["a", "b"]
+def test_a_share_of_less_than_a_video_is_refused(material, fraction):
+    clips = [clip for clip in material.manifest.clips if clip.split == "train"]
+    most = max(Counter(clip.label for clip in clips).values())
+    with pytest.raises(BadInput, match=f"less than one video of each label: the most have {most}"):
+        make(material, train_fraction=fraction)
+    least = make(material, train_fraction=1 / most).index.clips
+    assert sorted(clip.label for clip in least) == ["a", "b"]
 
 
 def test_one_window_a_clip_is_what_it_was(material):

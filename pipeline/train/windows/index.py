@@ -369,12 +369,19 @@ def expected_windows(manifest: Manifest, settings: WindowSettings, spec: CacheSp
 
 def share_of_videos(clips: Sequence[Clip], fraction: float, seed: int) -> set[str]:
     """ids of the videos in a share of a split: of every label alike, at least one, and nested for
-    one seed."""
+    one seed. Raises BadInput where that is less than one video of any label."""
     # Backwards, so that a video counts with its first label.
     label_of = {clip.video_id: clip.label or "" for clip in reversed(clips)}
     by_label: dict[str, list[str]] = {}
     for video_id in sorted(label_of):
         by_label.setdefault(label_of[video_id], []).append(video_id)
+    label, most = max(by_label.items(), key=lambda item: len(item[1]), default=("", []))
+    if most and fraction * len(most) < 1 - 1e-9:
+        raise BadInput(
+            f"windows.train_fraction = {fraction:g} is less than one video of each label: the most "
+            f"have {len(most)}" + (f", those of '{label}'" if label else ""),
+            f"set windows.train_fraction to at least {math.ceil(1e4 / len(most)) / 1e4:g}",
+        )
     kept: set[str] = set()
     for label, videos in by_label.items():
         order = np.random.default_rng([seed, *label.encode(errors="surrogateescape")]).permutation(
