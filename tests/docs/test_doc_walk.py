@@ -136,6 +136,8 @@ def taken(line: Line, desk: Path) -> list[str]:
             if word == "runs/*"
             else [word]
         )
+    if "data_fraction" in found:  # of three videos of a label 5 % are none
+        found += ["--axis", "windows.train_fraction=[0.5, 1.0]"]
     return [*found, *SHORTER.get(arguments[0], [])]
 
 

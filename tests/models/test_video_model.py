@@ -302,6 +302,7 @@ def test_demo_recipes_build_for_a_small_encoder(path):
         "depth": (56, 56),
         "pose": (9,),
         "forecast": (2, 49, 96),
+        "contrast": (2, 49, 96),
     }[recipe.task.name]
     assert predictions["streaming"].shape == (1, frames, *per_frame)
     assert "window" not in predictions or predictions["window"].shape == (1, 3)
