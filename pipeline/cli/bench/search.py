@@ -4,7 +4,6 @@ memory, which takes twice the bytes and knows no moments."""
 from __future__ import annotations
 
 import os
-import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 
 from pipeline.cli.bench.temporal import surroundings
-from pipeline.cli.bench.timing import Tell, seconds_of, summary
+from pipeline.cli.bench.timing import Tell, median_ratio, seconds_of, summary
 from pipeline.search.index import FLOAT16, FrameIndex
 from pipeline.search.moments import Query, best_moments, frame_scores, windows_of
 
@@ -59,12 +58,7 @@ def search_speed(
         "machine": f"{surroundings(cpu)['device']}, {os.cpu_count()} processors",
         "threads": torch.get_num_threads(),
         "ways": {
-            way: summary(taken)
-            | {
-                "ratio": statistics.median(
-                    one / other for one, other in zip(taken, seconds[REFERENCE], strict=True)
-                )
-            }
+            way: summary(taken) | {"ratio": median_ratio(taken, seconds[REFERENCE])}
             for way, taken in seconds.items()
         },
     }

@@ -94,3 +94,9 @@ def summary(seconds: Sequence[float]) -> dict[str, Any]:
         "min_s": min(seconds),
         "max_s": max(seconds),
     }
+
+
+def median_ratio(seconds: Sequence[float], of_reference: Sequence[float]) -> float:
+    """The median of the ratios of every round, in which both took their turn."""
+    pairs = zip(seconds, of_reference, strict=True)
+    return statistics.median(own / reference for own, reference in pairs)

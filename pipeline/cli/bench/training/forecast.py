@@ -3,7 +3,6 @@ and windows, by the head and by how much it is asked."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.cli.bench.memory import peak_bytes
-from pipeline.cli.bench.timing import Tell, frozen, seconds_of, summary
+from pipeline.cli.bench.timing import Tell, frozen, median_ratio, seconds_of, summary
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.targets import collate
@@ -58,10 +57,7 @@ def forecast_steps(
         name: summary(seconds[name])
         | {
             "peak_bytes": peaks[name],
-            "ratio": statistics.median(
-                own / of_reference
-                for own, of_reference in zip(seconds[name], seconds[REFERENCE], strict=True)
-            ),
+            "ratio": median_ratio(seconds[name], seconds[REFERENCE]),
         }
         for name in steps
     }

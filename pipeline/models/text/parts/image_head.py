@@ -78,11 +78,6 @@ class ImageHead:
         self.patch_px: int = config.vision_config.patch_size
         self.weights = weights_digest(weight_files(folder))
         """sha256 of the model's weight files, as an encoder's identity has it."""
-        self.identity: dict[str, Any] = {
-            "type": config.model_type,
-            "part": part,
-            "weights": self.weights,
-        }
 
     @torch.inference_mode()
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
