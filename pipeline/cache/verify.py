@@ -368,7 +368,7 @@ def _cache_problems(cache: Cache) -> dict[str, str]:
     try:
         manifest = cache.manifest
         origin, targets = manifest.origin, f"{MANIFEST}/{TARGETS}"
-        _ = manifest.facts  # compares videos.jsonl with its checksum
+        _ = manifest.facts, manifest.texts  # compares the files with their checksums
         # Read once: where cache.json vouches for the file, it has been compared with that already.
         _, vouched = cache.header.manifest_files.get(TARGETS, (0, ""))
         if (

@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline.config.plugins import Settings
+from pipeline.datasets.manifest.texts import ClipTexts
 from pipeline.records import Clip, Clock
 from pipeline.video.probe import Probe
 
@@ -97,3 +98,8 @@ class DatasetPlugin(ABC):
         """Named truth of a clip beyond its label; a name ending in `_time_s` holds the times of the
         one it is named after."""
         return {}
+
+    def texts(self, clip: Clip) -> ClipTexts:
+        """What is said or asked about a clip: captions, or one question with its answer. Several
+        questions about a video are several clips of it. Called after `clips()` is through."""
+        return ClipTexts()

@@ -25,6 +25,7 @@ from pipeline.datasets.formats.known_groups import with_known_groups
 from pipeline.datasets.formats.splits import SplitSettings, note_straddling, split_clips
 from pipeline.datasets.manifest.manifest import Manifest, portable, write
 from pipeline.datasets.manifest.origin import Edit, EditedFrom
+from pipeline.datasets.manifest.texts import ClipTexts
 from pipeline.errors import BadInput, unknown_name
 from pipeline.records import Clip
 
@@ -72,6 +73,11 @@ class EditedClips(DatasetPlugin):
         """The truth that the clip has in its source."""
         part = self._taken[clip.clip_id]
         return part.source.targets(part.original.clip_id)
+
+    def texts(self, clip: Clip) -> ClipTexts:
+        """What is said or asked of the clip in its source."""
+        part = self._taken[clip.clip_id]
+        return part.source.texts.get(part.original.clip_id, ClipTexts())
 
 
 def select(

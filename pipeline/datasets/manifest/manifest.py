@@ -2,6 +2,7 @@
 
     manifest.jsonl  one clip per line, in the data set's order
     targets.h5      one group per clip that has truth beyond its label, one array per target
+    texts.jsonl     one line per clip of which something is said or asked
     videos.jsonl    one video per line: what its header says of it, so that nothing is opened twice
     dataset.json    where the clips and their videos come from, label names, what was rejected,
                     sha256 of the others
@@ -17,7 +18,7 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -40,12 +41,14 @@ from pipeline.datasets.manifest.targets_file import (
     require_as_built,
     write_targets,
 )
+from pipeline.datasets.manifest.texts import ClipTexts, texts_line, texts_of_lines
 from pipeline.datasets.manifest.video_keys import video_keys
 from pipeline.errors import BadInput, BadVideo, StillframeError, count_text, unknown_name
 from pipeline.records import Clip, Video
 from pipeline.video.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES, Probe, probe
 
 CLIPS, TARGETS, VIDEOS, ORIGIN = "manifest.jsonl", "targets.h5", "videos.jsonl", "dataset.json"
+TEXTS = "texts.jsonl"
 PROBE_TYPES = get_type_hints(Probe)
 MOST_OF_A_VIDEO = 1e12
 """Frames, seconds, pixels of a side or frames per second that no video has."""
@@ -70,7 +73,7 @@ def uncollected() -> Iterator[None]:
 class Manifest:
     """All clips of a data set, checked."""
 
-    FILES: ClassVar[tuple[str, ...]] = (CLIPS, TARGETS, VIDEOS, ORIGIN)
+    FILES: ClassVar[tuple[str, ...]] = (CLIPS, TARGETS, TEXTS, VIDEOS, ORIGIN)
 
     folder: Path
     root: Path
@@ -109,12 +112,14 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """sha256 of manifest.jsonl; where there are targets, of its sha256 followed by that of
-        targets.h5."""
-        clips, targets = self.origin.manifest_sha256, self.origin.targets_sha256
-        return (
-            clips if targets is None else hashlib.sha256(f"{clips}{targets}".encode()).hexdigest()
-        )
+        """sha256 of manifest.jsonl; where there are targets or texts, of its sha256 followed by
+        theirs."""
+        origin = self.origin
+        texts = f"texts {origin.texts_sha256}" if origin.texts_sha256 else ""
+        others = f"{origin.targets_sha256 or ''}{texts}"
+        if not others:
+            return origin.manifest_sha256
+        return hashlib.sha256(f"{origin.manifest_sha256}{others}".encode()).hexdigest()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -143,19 +148,34 @@ class Manifest:
         """
         if self.origin.videos_sha256 is None:
             return {}
-        text = _read(self.folder, VIDEOS)
-        if hashlib.sha256(text).hexdigest() != self.origin.videos_sha256:
-            raise BadInput(
-                f"{self.folder / VIDEOS} was edited after it was built: {ORIGIN} has another "
-                "sha256 for it",
-                REBUILD,
-            )
+        text = self._as_built(VIDEOS, self.origin.videos_sha256)
         # At once, as there may be very many.
         try:
             records = json_value(b"[%b]" % text.strip().replace(b"\n", b","))
             return {record.pop("video_id"): _probe_of(record) for record in records}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{self.folder / VIDEOS} is damaged: {error}", REBUILD) from error
+
+    @cached_property
+    @uncollected()
+    def texts(self) -> Mapping[str, ClipTexts]:
+        """clip_id -> what is said or asked about it, for clips of which there is something. Raises
+        BadInput where texts.jsonl is not what was built."""
+        if self.origin.texts_sha256 is None:
+            return {}
+        lines = self._as_built(TEXTS, self.origin.texts_sha256).decode("ascii", errors="replace")
+        return texts_of_lines(lines.splitlines(), str(self.folder / TEXTS))
+
+    def _as_built(self, name: str, sha256: str) -> bytes:
+        """The content of a file. Raises BadInput where it has another checksum."""
+        content = _read(self.folder, name)
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise BadInput(
+                f"{self.folder / name} was edited after it was built: {ORIGIN} has another sha256 "
+                "for it",
+                REBUILD,
+            )
+        return content
 
     @cached_property
     def video_keys(self) -> np.ndarray:
@@ -322,15 +342,21 @@ def _write(
             origin = origin.model_copy(
                 update={"targets_sha256": sha256, "targets_bytes": file.tell()}
             )
+    texts = "".join(texts_line(clip.clip_id, dataset.texts(clip)) for clip in clips).encode("ascii")
+    aside[TEXTS].write_bytes(texts)
+    if texts:
+        sha256 = hashlib.sha256(texts).hexdigest()
+        origin = origin.model_copy(update={"texts_sha256": sha256})
     facts = "".join(_facts(dataset, clips)).encode("ascii")
     aside[VIDEOS].write_bytes(facts)
     origin = origin.model_copy(update={"videos_sha256": hashlib.sha256(facts).hexdigest()})
     aside[ORIGIN].write_text(origin.to_json(), encoding="ascii")
     aside[CLIPS].write_bytes(text)
-    if not has_targets:
-        aside.pop(TARGETS).unlink()
-        (out / TARGETS).unlink(missing_ok=True)
-    for name in (TARGETS, VIDEOS, ORIGIN, CLIPS):
+    for name, is_there in ((TARGETS, has_targets), (TEXTS, bool(texts))):
+        if not is_there:
+            aside.pop(name).unlink()
+            (out / name).unlink(missing_ok=True)
+    for name in (TARGETS, TEXTS, VIDEOS, ORIGIN, CLIPS):
         if name in aside:
             aside[name].replace(out / name)
     return origin

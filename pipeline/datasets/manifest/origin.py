@@ -59,6 +59,8 @@ class Origin(plugins.Settings):
     targets_sha256: str | None = None
     targets_bytes: int | None = None
     """Both None: no clip has truth beyond its label, and there is no targets.h5."""
+    texts_sha256: str | None = None
+    """None: nothing is said or asked about any clip, and there is no texts.jsonl."""
     videos_sha256: str | None = None
     """None: built before there was a videos.jsonl."""
     clock: Clock = "file"
@@ -68,5 +70,6 @@ class Origin(plugins.Settings):
 
     def to_json(self) -> str:
         """The text of dataset.json."""
-        table = self.model_dump(exclude=None if self.made_by else {"made_by"})
+        rare = {"made_by", "texts_sha256"}
+        table = self.model_dump(exclude={name for name in rare if getattr(self, name) is None})
         return json.dumps(table, indent=2) + "\n"
