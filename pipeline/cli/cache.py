@@ -91,20 +91,25 @@ def show_manifest(built: Manifest, out: Path, as_json: bool) -> None:
     from pipeline.video.even_rates import rates_of, rates_text
 
     counts = {split: len(built.split(split)) for split in built.splits}
+    captions = sum(len(said.captions) for said in built.texts.values())
+    questions = sum(said.question is not None for said in built.texts.values())
     if as_json:
         facts = {
             "manifest": str(out),
             "clips": counts,
             "videos": len(built.videos),
             "labels": list(built.labels),
+            "captions": captions,
+            "questions": questions,
         }
         left_out = built.origin.model_dump(include={"notes", "left_out", "ignored"})
         console.show_json(facts | {"rejected": built.rejected, **left_out, "digest": built.digest})
     else:
         splits = ", ".join(f"{split} {count}" for split, count in counts.items())
-        labels = f", {count_text(len(built.labels), 'label')}" if built.labels else ""
         clips, videos = count_text(len(built.clips), "clip"), count_text(len(built.videos), "video")
-        console.show(f"{out}: {clips} of {videos} ({splits}){labels}")
+        counted = {"label": len(built.labels), "caption": captions, "question": questions}
+        said = "".join(f", {count_text(count, noun)}" for noun, count in counted.items() if count)
+        console.show(f"{out}: {clips} of {videos} ({splits}){said}")
         if "frames_dir" in built.origin.settings:
             console.show(f"frames are laid out in {built.root}")
         if built.rejected:

@@ -175,6 +175,8 @@ def test_manifest(place, built, tmp_path):
         "clips": {"val": 2, "train": 4},
         "videos": 6,
         "labels": ["a", "b"],
+        "captions": 0,
+        "questions": 0,
         "rejected": {},
         "notes": {},
         "left_out": {},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.commands import fine
 
 from pipeline.datasets import world
 from pipeline.datasets.manifest import edit, manifest
@@ -57,6 +58,14 @@ def test_texts_are_a_part_of_what_a_manifest_is(talking: Manifest, tmp_path: Pat
 def test_an_edit_keeps_texts(talking: Manifest, tmp_path: Path) -> None:
     few = edit.select(talking, tmp_path, clips=["left_*"])
     assert Manifest.load(tmp_path).texts == few.texts == {"left_0000": SAID["left_0000"]}
+
+
+def test_the_command_counts_them(talking: Manifest, tmp_path: Path) -> None:
+    words = ("manifest", "select", talking.folder, "--out", tmp_path)
+    counted = fine(*words, "--clip", "left_*", "--clip", "right_0001").out.splitlines()[0]
+    assert counted.endswith(" 2 labels, 2 captions, 1 question")
+    facts = fine(*words, "--clip", "right_*", "--json").json
+    assert (facts["captions"], facts["questions"]) == (0, 1)
 
 
 def test_an_edited_file_is_refused(talking: Manifest, tmp_path: Path) -> None:
