@@ -3,8 +3,8 @@ that --help is quick."""
 
 from __future__ import annotations
 
-import _thread
 import os
+import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -147,8 +147,9 @@ def entry() -> None:
 
 def _keep_interrupts(unraisable: sys.UnraisableHookArgs) -> None:
     """Python drops what is raised while it cleans up an object, a Ctrl-C too, which then comes
-    again a moment later."""
+    again a moment later, as a signal to the main thread: that also wakes it where it waits."""
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        threading.Timer(0.01, _thread.interrupt_main).start()
+        main_thread = threading.main_thread().ident
+        threading.Timer(0.01, signal.pthread_kill, (main_thread, signal.SIGINT)).start()
     else:
         sys.__unraisablehook__(unraisable)
