@@ -26,7 +26,7 @@ from pydantic import Field
 
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.formats.annotations import probe_all
-from pipeline.datasets.formats.clip_list import SPLITS, Row, read_csv
+from pipeline.datasets.formats.clip_list import SPLITS, Row, outside, read_csv
 from pipeline.datasets.formats.folders import find_media
 from pipeline.datasets.formats.known_groups import with_known_groups
 from pipeline.datasets.formats.splits import (
@@ -128,15 +128,10 @@ class Dataset(DatasetPlugin):
     def _is_inside(self, row: Row, facts: Probe) -> bool:
         """Whether the row's stretch holds any of the video; if not, it is rejected under the id of
         its clip."""
-        length_s = facts.duration_s
-        if length_s is None or row.start_s < length_s:
-            return True
-        file_s = f"{facts.start_s:.2f} s to {facts.start_s + length_s:.2f} s"
-        self.rejected[row.clip_id] = (
-            f"holds nothing of the video: it starts {row.start_s:.2f} s after the first frame, and "
-            f"the video is {length_s:.2f} s long (from {file_s} on the clock of the file)"
-        )
-        return False
+        reason = outside(row.start_s, facts)
+        if reason is not None:
+            self.rejected[row.clip_id] = reason
+        return reason is None
 
     def _from_folders(self) -> list[Row]:
         sources = find_media(self)

@@ -29,18 +29,18 @@ from pipeline.video.rgb import cropped_size
 from pipeline.video.sampling import frames_apart
 
 # fmt: off
-_VIDEO = {
+VIDEO_SUFFIXES = frozenset({
     ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".h264", ".h265",
     ".hevc", ".ivf", ".m1v", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4",
     ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv",
     ".y4m",
-}
+})
 _AUDIO = {
     ".aac", ".ac3", ".aif", ".aiff", ".flac", ".m4a", ".mka", ".mp2", ".mp3", ".oga", ".ogg",
     ".opus", ".wav", ".wma",
 }
 # fmt: on
-MEDIA_SUFFIXES = frozenset(_VIDEO | _AUDIO)
+MEDIA_SUFFIXES = VIDEO_SUFFIXES | _AUDIO
 """Lower-case suffixes of video and audio files: audio in a folder of videos is refused with a
 reason, not passed over."""
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})

@@ -19,8 +19,10 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.config.regular_files import read_regular
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.errors import BadInput, unknown_name
+from pipeline.video.probe import Probe
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "label", "split", "start_s", "stop_s", "group")
@@ -114,7 +116,7 @@ def csv_lines(
     Raises BadInput where the file is no CSV file, and what `check` raises.
     """
     try:
-        text = decoded(path.read_bytes())
+        text = decoded(read_regular(path))
         first = text.splitlines()[0] if text else ""
         declared = re.fullmatch(r"sep=([,;\t|])", first)  # a line for Excel
         header = text.splitlines()[1:2] if declared else [first]
@@ -133,6 +135,8 @@ def csv_lines(
                     f"{path} line {reader.line_num}: {amount} cells than the header has columns"
                 )
             yield reader.line_num, dict(zip(columns, cells, strict=True)), separator
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}") from error
     except (csv.Error, UnicodeDecodeError) as error:
         raise BadInput(f"{path} is not a CSV file in UTF-8: {error}", AS_UTF8) from error
 
@@ -198,6 +202,13 @@ def _row(sources: _Sources, cells: Mapping[str, str], separator: str, where: str
     if cells.get("split") not in (None, *SPLITS):
         raise unknown_name("split", cells["split"], SPLITS, where)
     source = sources.find(cells["path"], where)
+    start_s, stop_s = stretch(cells, separator, where)
+    return Row(source, cells["label"], cells.get("split"), start_s, stop_s)
+
+
+def stretch(cells: Mapping[str, str], separator: str, where: str) -> tuple[float, float | None]:
+    """Start and end of the columns start_s and stop_s; the whole video where they are missing or
+    empty. Raises BadInput."""
     start_s = _seconds(cells, "start_s", separator, where)
     stop_s = _seconds(cells, "stop_s", separator, where)
     if stop_s is not None and stop_s <= (start_s or 0.0):
@@ -205,7 +216,19 @@ def _row(sources: _Sources, cells: Mapping[str, str], separator: str, where: str
             f"{where}: wanted start_s < stop_s, found {cells.get('start_s') or 0} and "
             f"{cells['stop_s']}"
         )
-    return Row(source, cells["label"], cells.get("split"), start_s or 0.0, stop_s)
+    return start_s or 0.0, stop_s
+
+
+def outside(start_s: float, facts: Probe) -> str | None:
+    """Why a stretch that begins at `start_s` holds nothing of a video; None where it does."""
+    length_s = facts.duration_s
+    if length_s is None or start_s < length_s:
+        return None
+    file_s = f"{facts.start_s:.2f} s to {facts.start_s + length_s:.2f} s"
+    return (
+        f"holds nothing of the video: it starts {start_s:.2f} s after the first frame, and the "
+        f"video is {length_s:.2f} s long (from {file_s} on the clock of the file)"
+    )
 
 
 def _seconds(cells: Mapping[str, str], column: str, separator: str, where: str) -> float | None:

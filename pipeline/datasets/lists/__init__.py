@@ -3,5 +3,5 @@
 In: files as they were released, in text, CSV or JSON. Out: rows of clips that are there.
 
 Read `entries` (what any list says), then `text_lists`, `tables` and `class_names`, which read the
-files, and `action_lists`, which tells them apart and finds the videos.
+files, `listed_media`, which finds the videos, and `action_lists`, which tells the lists apart.
 """

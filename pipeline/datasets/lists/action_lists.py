@@ -8,7 +8,6 @@ next. What a list names and nobody has is counted in `notes`.
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from pipeline.config.regular_files import read_regular
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.formats.annotations import few
 from pipeline.datasets.formats.clip_list import SEPARATORS, Row, decoded
-from pipeline.datasets.formats.folders import find_media, foreign_kind
+from pipeline.datasets.formats.folders import foreign_kind
 from pipeline.datasets.formats.splits import add_note
 from pipeline.datasets.lists.class_names import (
     ClassNames,
@@ -31,8 +30,8 @@ from pipeline.datasets.lists.entries import (
     Entry,
     fold_of_file,
     split_of_file,
-    stem_of,
 )
+from pipeline.datasets.lists.listed_media import ListedMedia
 from pipeline.datasets.lists.tables import is_json_list, is_table, read_csv_list, read_json_list
 from pipeline.datasets.lists.text_lists import (
     HMDB,
@@ -267,7 +266,7 @@ def _folder(entry: Entry) -> str:
 
 
 def _rows(dataset: DatasetPlugin, labelled: Sequence[tuple[ActionList, Entry]]) -> Iterator[Row]:
-    media = _Media(dataset, [entry for _, entry in labelled])
+    media = ListedMedia(dataset, [entry.path for entry in {entry for _, entry in labelled}])
     rows: dict[object, tuple[Row, str]] = {}
     split_of: dict[str, tuple[str | None, str]] = {}
     missing: dict[Path, list[str]] = defaultdict(list)
@@ -320,58 +319,6 @@ def _row(each: ActionList, entry: Entry, source: str, is_cut: bool) -> Row:
         entry.frames,
         entry.stretch_frames,
     )
-
-
-class _Media:
-    """Finds the videos and folders of frames that lists mean, as sources under the root."""
-
-    def __init__(self, dataset: DatasetPlugin, entries: Sequence[Entry]) -> None:
-        self.sources = find_media(dataset)
-        self._by_stem: dict[str, list[str]] = defaultdict(list)
-        for source in self.sources:
-            self._by_stem[_composed(stem_of(source))].append(source)
-        self._wanted = Counter(_composed(stem_of(entry.path)) for entry in set(entries))
-        self._elsewhere: dict[str, str] = {}
-        self._doubles: dict[str, list[str]] = {}
-
-    def find(self, path: str) -> str | None:
-        """The source whose folders are those of the path, as far as both have some; else, where
-        the name is there once and is meant once, the one of that name in another folder."""
-        parts = PurePosixPath(_composed(path.replace("\\", "/"))).parts
-        stem = _composed(stem_of(path))
-        named = self._by_stem.get(stem, [])
-        alike = [source for source in named if _agree(parts[:-1], source)]
-        exact = [source for source in alike if PurePosixPath(_composed(source)).name == parts[-1]]
-        found = exact or alike
-        if len(found) > 1:
-            self._doubles[path] = found
-        if not found and len(named) == 1 and self._wanted[stem] == 1:
-            self._elsewhere[path] = named[0]
-            return named[0]
-        return found[0] if found else None
-
-    def note(self, dataset: DatasetPlugin, used: set[str]) -> None:
-        """Says what was found in other places than the lists say, twice, or is in no list."""
-        for problem, names in (
-            ("in other folders than the lists say", list(self._elsewhere)),
-            ("there twice, and the first is used", list(self._doubles)),
-            ("in no list", [source for source in self.sources if source not in used]),
-        ):
-            if names:
-                text = f"{problem}: {count_text(len(names), 'video')} ({few(names)})"
-                add_note(dataset.notes, "lists", text)
-
-
-def _agree(folders: tuple[str, ...], source: str) -> bool:
-    """Whether the folders of a path end as those of a source do, as far as both have some."""
-    own = PurePosixPath(_composed(source)).parts[:-1]
-    length = min(len(folders), len(own))
-    return length == 0 or folders[-length:] == own[-length:]
-
-
-def _composed(text: str) -> str:
-    """Unicode writes one letter in two ways, and systems differ in which."""
-    return unicodedata.normalize("NFC", text)
 
 
 def fitting(dataset: DatasetPlugin, rows: Sequence[Row], facts: Mapping[str, Probe]) -> list[Row]:

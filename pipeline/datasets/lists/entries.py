@@ -6,6 +6,7 @@ import re
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from pipeline.errors import BadInput
 from pipeline.video.probe import MEDIA_SUFFIXES
 
 
@@ -68,6 +69,19 @@ def split_of_file(stem: str) -> str | None:
     """The split that the name of a list states; None if it states none, or two."""
     found = set(IN_A_FILE_NAME.findall(stem.lower()))
     return found.pop() if len(found) == 1 else None
+
+
+def split_named(value: object, where: str) -> str | None:
+    """The split that a line states by one of its names; None where the value is None. Raises
+    BadInput."""
+    if value is None:
+        return None
+    split = SPLIT_NAMES.get(str(value).strip().lower())
+    if split is None:
+        raise BadInput(
+            f"{where}: no split called '{str(value)[:40]}'; there are: {', '.join(SPLIT_NAMES)}"
+        )
+    return split
 
 
 def fold_of_file(stem: str) -> int | None:

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.datasets.lists.entries import SPLIT_NAMES, Entry
+from pipeline.datasets.lists.entries import Entry, split_named
 from pipeline.errors import BadInput
 
 PATHS = (
@@ -108,7 +108,7 @@ def _from_record(line: int, record: Mapping[str, Any], where: str) -> Entry:
     if many is not None:
         raise BadInput(f"{where}: column '{many}' holds several classes of one clip", MANY_LABELS)
     label, number = _class(next((record[key] for key in LABELS if key in record), None), where)
-    split = _split(next((record[key] for key in SUBSETS if record.get(key)), None), where)
+    split = split_named(next((record[key] for key in SUBSETS if record.get(key)), None), where)
     entry = Entry(line, "", label, number, split, group=record.get("group") or None)
     if "youtube_id" in record:
         start_s, stop_s = (_seconds(record, key, where) for key in ("time_start", "time_end"))
@@ -127,7 +127,7 @@ def _from_database(path: Path, database: Mapping[str, Any]) -> Iterator[Entry]:
     """ActivityNet, whose videos have several stretches, and Kinetics, which has one of each."""
     for line, (video, record) in enumerate(database.items(), start=1):
         where = f"{path} {video}"
-        split = _split(record.get("subset"), where)
+        split = split_named(record.get("subset"), where)
         annotations = record["annotations"]
         is_kinetics = isinstance(annotations, dict)
         for stretch in [annotations] if is_kinetics else annotations:
@@ -163,17 +163,6 @@ def _class(value: Any, where: str) -> tuple[str | None, int | None]:
     if isinstance(value, list):
         raise BadInput(f"{where}: its class is a list of several", MANY_LABELS)
     raise BadInput(f"{where}: wanted the name or number of a class, found {str(value)[:40]}")
-
-
-def _split(value: Any, where: str) -> str | None:
-    if value is None:
-        return None
-    split = SPLIT_NAMES.get(str(value).strip().lower())
-    if split is None:
-        raise BadInput(
-            f"{where}: no split called '{str(value)[:40]}'; there are: {', '.join(SPLIT_NAMES)}"
-        )
-    return split
 
 
 def _seconds(record: Mapping[str, Any], key: str, where: str) -> float:
