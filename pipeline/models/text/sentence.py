@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from pipeline.errors import BadInput, unknown_name
 from pipeline.models.encoders.tower.config import canonical_config, model_config
@@ -131,6 +129,9 @@ def _most_tokens(config: Any, folder: Path) -> int:
 
 def _encoder(folder: Path, config: Any) -> Any:
     """The encoder with the weights of a folder. Raises BadInput where one is missing."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
     model_class = getattr(transformers, MODEL_MAPPING_NAMES[config.model_type])
     weights = tensors_of(folder, weight_files(folder))
     # A pooler that is not read may be drawn at random: the global generator is left as it was.

@@ -1,4 +1,8 @@
-"""The configuration of a vision tower: read, checked, and what of it the tokens depend on."""
+"""The configuration of a vision tower: read, checked, and what of it the tokens depend on.
+
+transformers is imported where it is used, here and in the other files on its models: it takes a
+second, and specs and caches of its towers are read without it.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import transformers
-from transformers.activations import ACT2FN
 
 from pipeline.errors import BadInput, unknown_name
 from pipeline.models.encoders.contract import grid_of_patches
@@ -61,6 +62,8 @@ def tower_config(settings: Any, folder: Path | None) -> Any:
 def model_config(model: str, folder: Path) -> Any:
     """The transformers configuration of the whole model in a folder, which users know as `model`.
     Raises BadInput where there is none, or none that is read."""
+    import transformers
+
     if not (folder / "config.json").is_file():
         raise BadInput(
             f"model {model} has no config.json",
@@ -107,6 +110,8 @@ def _refuse_huge(table: dict[str, Any]) -> None:
 
 
 def _config_from_table(table: dict[str, Any]) -> Any:
+    import transformers
+
     model_type = str(table.get("model_type"))
     if model_type not in MODEL_TYPES:
         raise unknown_name("vision tower", model_type, MODEL_TYPES, "config.model_type")
@@ -136,6 +141,8 @@ def tower_shape(config: Any, layers: tuple[int, ...], size_px: int) -> TokenShap
 def _check_config(config: Any) -> None:
     """Refuses what transformers would trip over only later: in its constructors, or at the first
     frame."""
+    from transformers.activations import ACT2FN
+
     for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size"):
         value = getattr(config, key)
         if type(value) is not int or value < 1:
@@ -182,7 +189,8 @@ def reason(error: Exception) -> str:
 def quiet() -> Iterator[None]:
     """Without transformers' warnings, loading report and progress bars; what they were set to comes
     back. It warns of the defaults of its own configurations, too."""
-    log = transformers.utils.logging
+    from transformers.utils import logging as log
+
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
     if bars:

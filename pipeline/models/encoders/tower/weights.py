@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -122,6 +121,8 @@ def _inner_tower(weights: dict[str, torch.Tensor], tower: Any) -> dict[str, torc
 
 
 def _model_class(config: Any) -> Any:
+    import transformers
+
     return getattr(transformers, MODEL_TYPES[config.model_type].model_class)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import transformers
 from torch.nn import functional
 
 from pipeline.config.regular_files import read_regular
@@ -53,6 +52,8 @@ class TextTokenizer:
     def __init__(
         self, model: str, folder: Path, most_tokens: int, vocabulary: int, padding: Padding
     ) -> None:
+        import transformers
+
         self.files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
         there = {file.name for file in self.files}
         if not any(there.issuperset(names) for names in VOCABULARIES):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import transformers
 
 from pipeline.errors import BadInput
 from pipeline.models.encoders.tower.config import model_config
@@ -57,6 +56,8 @@ def half_of_model(folder: Path, config: Any, parts: tuple[str, ...]) -> Any:
     """A two-tower model in evaluation mode whose `parts` have the weights of a folder; the towers
     that are none of them have no blocks. Raises BadInput where a weight of the parts is missing or
     does not fit."""
+    import transformers
+
     wanted = tuple(f"{part}." for part in parts) + parts
     config = copy.deepcopy(config)
     for tower in ("text", "vision"):
