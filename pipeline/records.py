@@ -224,5 +224,5 @@ class OnDevice(NamedTuple):
 
     special_BTSD: torch.Tensor
     patches: dict[int, torch.Tensor]
-    """layer -> (B, T, P, D)."""
+    """layer -> (B, T, P, D), where P counts the patches that the windows keep."""
     targets: dict[str, torch.Tensor]

@@ -308,13 +308,48 @@ def chunk_checksum(file: BinaryIO, start: int, length: int) -> tuple[int, int]:
 
 def read_parts(file: BinaryIO, parts: Sequence[FilePart]) -> None:
     """Fills every part with the bytes at its offset. Raises EOFError, OSError."""
-    if copy_resident(file, parts):
+    if not copy_resident(file, parts):
+        for part in parts:
+            _read(file, part)
+
+
+def read_kept(
+    file: BinaryIO, parts: Sequence[FilePart], row_bytes: int, kept_P: np.ndarray
+) -> None:
+    """Fills every part with those tokens of its rows that are kept: rows of `row_bytes` follow each
+    other from its offset on, and each holds as many tokens as the mask `kept_P`. Raises EOFError,
+    OSError.
+
+    From memory those tokens alone are copied. From a disk a row is read whole: a page holds several
+    tokens, and the kernel reads ahead.
+    """
+    places_K, token_bytes = np.flatnonzero(kept_P), row_bytes // len(kept_P)
+
+    def keep(rows_B: np.ndarray, out_FKt: np.ndarray) -> None:
+        tokens_FPt = rows_B.reshape(-1, len(kept_P), token_bytes)
+        # With "raise", numpy would fill a copy first.
+        np.take(tokens_FPt, places_K, axis=1, out=out_FKt, mode="clip")
+
+    kept = [(offset, out.reshape(-1, len(places_K), token_bytes)) for offset, out in parts]
+    start = min(offset for offset, _ in kept)
+    stop = max(offset + row_bytes * len(out_FKt) for offset, out_FKt in kept)
+    in_memory_B = resident(file, start, stop)
+    if in_memory_B is not None:
+        for offset, out_FKt in kept:
+            keep(in_memory_B[offset - start :][: row_bytes * len(out_FKt)], out_FKt)
         return
-    handle = file.fileno()
-    for offset, out in parts:
-        done = 0
-        while done < len(out):
-            got = os.preadv(handle, [out[done : done + STEP].data], offset + done)
-            if got == 0:
-                raise EOFError(f"ends before byte {offset + len(out)}")
-            done += got
+    row_B = aligned_empty((row_bytes,), np.dtype(np.uint8))
+    for offset, out_FKt in kept:
+        for number in range(len(out_FKt)):
+            _read(file, (offset + number * row_bytes, row_B))
+            keep(row_B, out_FKt[number : number + 1])
+
+
+def _read(file: BinaryIO, part: FilePart) -> None:
+    """Fills a part with the bytes at its offset. Raises EOFError, OSError."""
+    (offset, out), done = part, 0
+    while done < len(out):
+        got = os.preadv(file.fileno(), [out[done : done + STEP].data], offset + done)
+        if got == 0:
+            raise EOFError(f"ends before byte {offset + len(out)}")
+        done += got

@@ -30,6 +30,7 @@ from pipeline.cache.shard import (
     chunk_checksum,
     fill_value,
     read_index,
+    read_kept,
     read_parts,
 )
 from pipeline.cache.storage.contract import Span, Storage
@@ -223,17 +224,22 @@ class StoreReader:
             ]
         return out
 
-    def read_into(self, name: str, rows: np.ndarray, out: np.ndarray) -> None:
-        """Rows of a token array straight into `out` (len(rows), ...), which must be contiguous."""
+    def read_into(
+        self, name: str, rows: np.ndarray, out: np.ndarray, kept_P: np.ndarray | None = None
+    ) -> None:
+        """Rows of a token array straight into `out` (len(rows), tokens, ...), which must be
+        contiguous: all of their tokens, or those that are kept, which a mask over all says."""
         layout = self.layout(name)
         assert len(out) == len(rows) and out.flags.c_contiguous
-        if (out.shape[1:], out.dtype) != (layout.shape, layout.dtype):
+        shape = out.shape[1:] if kept_P is None else (len(kept_P), *out.shape[2:])
+        if (shape, out.dtype) != (layout.shape, layout.dtype):
             raise BadInput(
                 f"array '{name}' of store {self} holds {layout.dtype} {layout.shape} for a frame, "
-                f"the cache says {out.dtype} {out.shape[1:]}",
+                f"the cache says {out.dtype} {shape}",
                 VERIFY,
             )
         target = out.reshape(-1).view(np.uint8)
+        out_bytes = len(target) // max(1, len(rows))
         numbers = rows.tolist()
         for first, stop in _equal_runs([row // layout.shard_frames for row in numbers]):
             number = numbers[first] // layout.shard_frames
@@ -241,21 +247,21 @@ class StoreReader:
             chunks = [chunk for _, _, chunk, _ in runs]
             self._vouch(name, number, chunks)
             if layout.compression != "none":
-                out[first:stop] = self.read_general(name, rows[first:stop])
+                whole = self.read_general(name, rows[first:stop])
+                out[first:stop] = whole if kept_P is None else whole[:, kept_P]
                 continue
             begins = self._chunks(name, number)[chunks, 0].tolist()
-            parts = [
-                (
-                    begin + within * layout.row_bytes,
-                    target[at * layout.row_bytes : (at + count) * layout.row_bytes],
-                )
-                for begin, (at, count, _, within) in zip(begins, runs, strict=True)
-            ]
-            with self.open_shard(
-                name, number, [(offset, offset + len(part)) for offset, part in parts]
-            ) as file:
+            parts, spans = [], []
+            for begin, (at, count, _, within) in zip(begins, runs, strict=True):
+                offset = begin + within * layout.row_bytes
+                parts.append((offset, target[at * out_bytes : (at + count) * out_bytes]))
+                spans.append((offset, offset + count * layout.row_bytes))
+            with self.open_shard(name, number, spans) as file:
                 try:
-                    read_parts(file, parts)
+                    if kept_P is None:
+                        read_parts(file, parts)
+                    else:
+                        read_kept(file, parts, layout.row_bytes, kept_P)
                 except EOFError as error:
                     raise BadInput(f"shard {self.shard(name, number)} {error}", VERIFY) from error
                 except OSError as error:

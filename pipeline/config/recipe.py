@@ -62,6 +62,10 @@ class WindowSettings(Settings):
     both_directions: bool = False
     """Training reads half of the windows backwards in time: more data for truth that holds in every
     frame alone, as boxes, points and depth do, and labels and motion do not."""
+    keep_tokens: float | None = Field(default=None, gt=0, le=1)
+    """Share of the patch tokens of a frame that training reads, for tasks that ask for no place, as
+    `classify`: which ones is drawn for every window and holds in all of its frames. Special tokens
+    stay. Evaluation and streams see all; None: training, too."""
     train_fraction: float = Field(default=1.0, gt=0, le=1)
     """Share of the training videos that are used, of every label alike; a smaller share is part of
     every larger one."""
@@ -74,6 +78,17 @@ class WindowSettings(Settings):
         if self.every is not None:
             return Step(self.every * speed, in_rows=True)
         return None if self.fps is None else Step(speed / self.fps)
+
+    @property
+    def drops_patches(self) -> bool:
+        """Whether training reads a part of the patch tokens of a frame."""
+        return self.keep_tokens is not None and self.keep_tokens < 1
+
+    def patches_kept(self, patch_tokens: int) -> int:
+        """How many of the `patch_tokens` of a frame training reads, in every window alike."""
+        if self.keep_tokens is None:
+            return patch_tokens
+        return max(1, round(self.keep_tokens * patch_tokens))
 
     @field_validator("views")
     @classmethod

@@ -112,8 +112,8 @@ class Operations(Settings):
     extraction: int
     """Operations of the encoder for all frames in all views."""
     mixer: int | None = None
-    """Operations of the forward pass over one window, as are the next two; None without a
-    recipe."""
+    """Operations of the forward pass over one window in training, as are the next two; None without
+    a recipe."""
     temporal: int | None = None
     readout: int | None = None
     cached_step: int | None = None
@@ -134,7 +134,8 @@ class Training(Settings):
     step_frames: int
     """Frames of a step: B windows of T."""
     step_bytes: int
-    """Bytes that a step reads from the cache."""
+    """Bytes that a step reads from the cache. Patches that it leaves out are among them: a disk
+    gives whole rows."""
     memory_bytes: int | None
     """Memory that training takes at its peak on a CPU in float32, beside what the program takes by
     itself; None where a plug-in's model cannot be counted."""
@@ -437,7 +438,8 @@ def _operations(
     extraction = encoder_frame * scale.frames * (1 + len(spec.views))
     if recipe is None or training is None:
         return Operations(encoder_frame=encoder_frame, extraction=extraction)
-    parts = profile.flops(recipe, shape, videos.labels if videos else PLACEHOLDER_LABELS)
+    labels = videos.labels if videos else PLACEHOLDER_LABELS
+    parts = profile.flops(recipe, shape, labels, in_training=True)
     cached_step = STEP_PASSES * sum(parts.values()) * recipe.training.batch_size
     encoder_step = encoder_frame * training.step_frames
     return Operations(

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, Self
 
+import numpy as np
 import torch
 
 from pipeline.models.encoders.contract import EncoderPlugin
@@ -49,15 +50,18 @@ class UncachedReader(WindowReader):
         self._closing.close()
 
     def read(self, windows: Sequence[WindowRows]) -> dict[str, Any]:
-        """The frames of the windows as the encoder's squares: (B, T, 3, size_px, size_px)."""
-        return {"squares": torch.stack(list(self.pool.map(self._squares, windows)))}
+        """The frames of the windows as the encoder's squares, (B, T, 3, size_px, size_px), and the
+        patches that are kept of them."""
+        arrays = {"squares": torch.stack(list(self.pool.map(self._squares, windows)))}
+        kept = [window.kept_P for window in windows if window.kept_P is not None]
+        return arrays | ({"kept": torch.from_numpy(np.stack(kept))} if kept else {})
 
     def tokens(
         self, arrays: dict[str, Any], device: torch.device
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The tokens that the encoder makes of the squares: special (B, T, S, D) and patches
-        (B, T, P, D) per layer."""
-        squares_BTCHW = arrays["squares"]
+        (B, T, P, D) per layer. Patches that the windows leave out are made and dropped."""
+        squares_BTCHW, kept_BP = arrays["squares"], arrays.get("kept")
         batch_frames = self.cache.cache_spec.store.batch_frames
         encoded = [self.encoder(part) for part in squares_BTCHW.flatten(0, 1).split(batch_frames)]
 
@@ -67,6 +71,8 @@ class UncachedReader(WindowReader):
             return torch.cat(parts).unflatten(0, squares_BTCHW.shape[:2]).to(device)
 
         patches = [whole([part.patches_NPD[layer] for part in encoded]) for layer in self.layers]
+        if kept_BP is not None:
+            patches = [_kept(patches_BTPD, kept_BP.to(device)) for patches_BTPD in patches]
         return whole([part.special_NSD for part in encoded]), patches
 
     def _squares(self, window: WindowRows) -> torch.Tensor:
@@ -81,3 +87,9 @@ class UncachedReader(WindowReader):
             )
         finally:
             self.readers.put(reader)
+
+
+def _kept(patches_BTPD: torch.Tensor, kept_BP: torch.Tensor) -> torch.Tensor:
+    """(B, T, K, D): the patches that each window keeps, of which all keep as many."""
+    by_place_BPTD = patches_BTPD.transpose(1, 2)
+    return by_place_BPTD[kept_BP].unflatten(0, (len(kept_BP), -1)).transpose(1, 2).contiguous()

@@ -84,9 +84,11 @@ def cost(
     )
 
 
-def flops(recipe: Recipe, shape: TokenShape, labels: tuple[str, ...]) -> dict[str, int]:
+def flops(
+    recipe: Recipe, shape: TokenShape, labels: tuple[str, ...], *, in_training: bool = False
+) -> dict[str, int]:
     """Operations of `mixer` (with the projection), `temporal` and `readout` (all forms) for one
-    window.
+    window, in training without the patches that it leaves out.
 
     Nothing is computed and no weights are made: tensors are torch's fake ones, which have a shape
     and no content.
@@ -94,13 +96,16 @@ def flops(recipe: Recipe, shape: TokenShape, labels: tuple[str, ...]) -> dict[st
     with FakeTensorMode():
         model, task = _make_model(recipe, shape, labels)
         frames, query = recipe.windows.frames, example_query(task)
-        patches = [torch.zeros(1, frames, shape.patch_tokens, shape.width) for _ in model.layers]
-        tokens_BTND = torch.zeros(1, frames, model.tokens_per_frame, shape.width)
-        y_BTND = torch.zeros(1, frames, model.tokens_per_frame, model.temporal.width)
+        all_patches = shape.patch_tokens
+        kept = recipe.windows.patches_kept(all_patches) if in_training else all_patches
+        tokens = model.tokens_per_frame - (all_patches - kept)
+        patches = [torch.zeros(1, frames, kept, shape.width) for _ in model.layers]
+        tokens_BTND = torch.zeros(1, frames, tokens, shape.width)
+        y_BTND = torch.zeros(1, frames, tokens, model.temporal.width)
         told = query | ({PATCHES: patches[-1]} if task.sees_patches else {})
         return {
             "mixer": counted(lambda: (model.mixer(patches), model.projection(tokens_BTND))),
-            "temporal": model.temporal.flops(frames, model.tokens_per_frame),
+            "temporal": model.temporal.flops(frames, tokens),
             "readout": counted(
                 lambda: [readout(y_BTND, told) for readout in model.readouts.values()]
             ),

@@ -155,28 +155,33 @@ class TrainingMemory:
         micro_batch = training.batch_size // (accumulate or training.accumulate)
         held_out = min(evaluation_batch(micro_batch), self.evaluation_windows)
         layers = {layer for recipe in self.recipes for layer in layers_read(recipe, self.shape)}
-        frame_tokens = self.shape.special_tokens + len(layers) * self.shape.patch_tokens
+        patches = self.shape.patch_tokens
+        all_tokens, read_tokens = (
+            self.shape.special_tokens + len(layers) * count
+            for count in (patches, windows.patches_kept(patches))
+        )
         runs = [
             step_memory(recipe, self.shape, self.labels, micro_batch, held_out)
             for recipe in self.recipes
         ]
 
-        def stored(count: int, frames: int) -> int:
-            """Batches as they are read, with the truth beside the tokens."""
-            window = frames * frame_tokens * self.token_bytes + runs[0].truth
-            return self.batches_read * count * window
+        def stored(count: int, tokens: int) -> int:
+            """Batches as they are read, of so many windows of so many tokens, with the truth beside
+            them."""
+            return self.batches_read * count * (tokens * self.token_bytes + runs[0].truth)
 
-        def decoded(count: int, frames: int) -> int:
-            return count * frames * frame_tokens * self.shape.width * FLOAT32_BYTES
+        def decoded(count: int, tokens: int) -> int:
+            return count * tokens * self.shape.width * FLOAT32_BYTES
 
-        eval_frames = windows.eval_frames or windows.frames
-        always = stored(training.batch_size, windows.frames) + sum(run.weights for run in runs)
-        always += decoded(micro_batch, windows.frames)
+        tokens = windows.frames * read_tokens
+        eval_tokens = (windows.eval_frames or windows.frames) * all_tokens
+        always = stored(training.batch_size, tokens) + sum(run.weights for run in runs)
+        always += decoded(micro_batch, tokens)
         most = max(
             max(run.activations for run in runs),
             max(run.checkpoint for run in runs),
-            stored(held_out, eval_frames)
-            + decoded(held_out, eval_frames)
+            stored(held_out, eval_tokens)
+            + decoded(held_out, eval_tokens)
             + max(run.evaluation for run in runs),
         )
         return STARTED_BYTES + round(OVERHEAD * (always + most))
@@ -248,9 +253,12 @@ def _counted(
         optimizer.step()
         weights = live.now
         gradients = sum(parameter.nbytes for parameter in learning)
-        batch = _batch(model, shape, truth, frames, windows)
+        patches = shape.patch_tokens
+        kept = recipe.windows.patches_kept(patches)
+        batch = _batch(model, shape, kept, truth, (windows, frames))
         activations = _training_peak(live, model, task, batch)
-        batch = _batch(model, shape, eval_truth, eval_frames or frames, evaluation_windows)
+        held_out = evaluation_windows, eval_frames or frames
+        batch = _batch(model, shape, patches, eval_truth, held_out)
         evaluation = _evaluation_peak(live, model, task, batch)
     return StepMemory(
         weights=weights,
@@ -281,15 +289,15 @@ def _evaluation_peak(live: _LiveBytes, model: VideoModel, task: TaskPlugin, batc
 
 
 def _batch(
-    model: VideoModel, shape: TokenShape, truth: Arrays, frames: int, windows: int
+    model: VideoModel, shape: TokenShape, patches: int, truth: Arrays, size: tuple[int, int]
 ) -> OnDevice:
-    """So many windows of fake tokens, with fake truth beside them."""
-    tokens = (windows, frames)
+    """Windows and frames, as many as `size` says, of fake tokens with so many patches, and fake
+    truth beside them."""
     return OnDevice(
-        torch.zeros(*tokens, shape.special_tokens, shape.width),
-        {layer: torch.zeros(*tokens, shape.patch_tokens, shape.width) for layer in model.layers},
+        torch.zeros(*size, shape.special_tokens, shape.width),
+        {layer: torch.zeros(*size, patches, shape.width) for layer in model.layers},
         {
-            name: torch.zeros(windows, *array.shape[1:], dtype=torch.from_numpy(array[:0]).dtype)
+            name: torch.zeros(size[0], *array.shape[1:], dtype=torch.from_numpy(array[:0]).dtype)
             for name, array in truth.items()
         },
     )

@@ -86,6 +86,7 @@ def reads(maps: bool) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if not maps:
             patch.setattr(shard, "copy_resident", lambda *_: False)
+            patch.setattr(shard, "resident", lambda *_: None)
         yield
 
 
@@ -106,13 +107,18 @@ def test_direct_reader_equals_zarr_for_any_layout_and_rows(
     assert stored.shape == array.shape and stored.dtype == array.dtype
     np.testing.assert_array_equal(stored[:], array)
     reader = StoreReader(place, STORE)
+    kept_P = np.random.default_rng(chunk).random(shape[0]) < 0.5
+    kept_P[frames % shape[0]] = True
     for picked in picks:
         rows = np.array([pick % frames for pick in picked] if frames else [], np.int64)
         for maps in (False, True):
             out = np.full((len(rows), *shape), 77, array.dtype)
+            some = np.full((len(rows), kept_P.sum(), *shape[1:]), 77, array.dtype)
             with reads(maps):
                 reader.read_into("layer_3", rows, out)
+                reader.read_into("layer_3", rows, some, kept_P)
             np.testing.assert_array_equal(out, array[rows])
+            np.testing.assert_array_equal(some, array[rows][:, kept_P])
         np.testing.assert_array_equal(reader.read_general("layer_3", rows), array[rows])
     assert check_chunks(place, STORE, "layer_3") == []
 

@@ -84,6 +84,13 @@ def test_operations_by_hand():
     nothing = flops(tiny(only, "temporal.name=identity", "model.tokens=patches"), TINY, KINDS[:3])
     assert (nothing["mixer"], nothing["temporal"]) == (2 * 8 * 6 * 8 * 6, 0)
     assert flops(tiny(), TINY, KINDS[:3])["readout"] > expected["readout"]
+    half = tiny(only, "windows.keep_tokens=0.5")  # N = 4 in training, and 7 afterwards
+    assert flops(half, TINY, KINDS[:3]) == expected
+    assert flops(half, TINY, KINDS[:3], in_training=True) == {
+        "mixer": expected["mixer"] * 4 // 7,
+        "temporal": expected["temporal"] * 4 // 7,
+        "readout": 8 * ((keys_and_values + attention) * 4 // 7 + out + mlp + classes),
+    }
 
 
 @pytest.mark.slow

@@ -253,6 +253,24 @@ def test_flops_grow_with_tokens_as_tokens_see_each_other(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
+def test_places_are_told_apart_by_their_tokens_alone(name):
+    """So training may leave places out: what is kept is no other place for that. Where tokens do
+    not see each other, the rest do not notice."""
+    module, x = make(name), tokens(4)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    whole, end = module(x)
+    moved, moved_end = module(x[:, :, order])
+    torch.testing.assert_close(moved, whole[:, :, order], atol=1e-5, rtol=0)
+    assert [part.shape for part in moved_end] == [part.shape for part in end]
+    some, some_end = module(x[:, :, [1, 3]])
+    assert some.shape == (B, 4, 2, D)
+    assert [part.shape for part in some_end] == [part.shape for part in module.initial_state(B, 2)]
+    if module.flops(3, 20) == 2 * module.flops(3, 10):  # tokens do not see each other
+        torch.testing.assert_close(some, whole[:, :, [1, 3]], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
 def test_float64_stays_float64(name):
     module, x = make(name), tokens(4)
     single, _ = module(x)

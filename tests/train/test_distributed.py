@@ -68,6 +68,7 @@ BY_MIXER = {
 CONTROLS = {
     "shuffle": {"windows": {"frames": 4, "fps": FPS, "shuffle": True}},
     "still": {"windows": {"frames": 4, "fps": FPS, "still": 0.5}},
+    "kept": {"windows": {"frames": 4, "fps": FPS, "keep_tokens": 0.4}},
 }
 """Windows that see less, by a draw or a choice that all processes share."""
 

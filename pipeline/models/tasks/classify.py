@@ -72,6 +72,7 @@ class Task(TaskPlugin):
 
     Settings = Settings
     needs = ("label",)
+    drops_patches = True
     by_frame = ()
     published = "readout."
     metrics: tuple[Metric, ...] = (Metric("top-1", higher_is_better=True, perfect=1.0, worst=0.0),)

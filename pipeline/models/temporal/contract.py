@@ -1,6 +1,9 @@
 """Contract of a temporal module: mixes tokens over time, causally, and can stop and go on at any
 frame.
 
+A module tells places apart by their tokens alone: it has no weights for one, and training may leave
+places out, all through a window (`windows.keep_tokens`).
+
 Three ways to run agree within 1e-5 in float32 (eval mode): a whole window, a window in pieces with
 the state carried over, and frame by frame. State is a tuple of tensors whose first axis is B; its
 size does not grow with time.

@@ -103,6 +103,8 @@ class WindowRows:
     store: int
     rows_T: np.ndarray
     time_s_T: np.ndarray
+    kept_P: np.ndarray | None = None
+    """Mask of the patch tokens of each frame that are read; None: all."""
 
 
 class WindowIndex:

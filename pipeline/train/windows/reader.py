@@ -33,25 +33,32 @@ class WindowReader:
         self._codec_keys = tuple(cache.codec.layout(cache.shape.width))
         shape = cache.shape
         tokens = tokens_by_array(self.layers, shape.special_tokens, shape.patch_tokens)
-        self._names = [stored_name(name, key) for name in tokens for key in self._codec_keys]
+        self._is_patches = {
+            stored_name(name, key): name != SPECIAL for name in tokens for key in self._codec_keys
+        }
+        """Stored name -> whether it is of patches, some of which a window may leave out."""
 
     def read(self, windows: Sequence[WindowRows]) -> dict[str, Any]:
-        """Stored name -> (B, T, ...), still in the codec's form."""
+        """Stored name -> (B, T, ...), still in the codec's form, without the patches that a window
+        leaves out, of which all leave out as many."""
         arrays = {}
-        for name in self._names:
-            shape, dtype = self.cache.arrays[name]
-            num_frames = len(windows[0].rows_T)
-            arrays[name] = aligned_empty((len(windows), num_frames, *shape), dtype)
+        num_frames, some_P = len(windows[0].rows_T), windows[0].kept_P
+        for name, is_patches in self._is_patches.items():
+            (tokens, *tail), dtype = self.cache.arrays[name]
+            if is_patches and some_P is not None:
+                tokens = int(some_P.sum())
+            arrays[name] = aligned_empty((len(windows), num_frames, tokens, *tail), dtype)
             for window, into in zip(windows, arrays[name], strict=True):
                 stored = in_view(window.ref.view, name)
-                self.cache.reader(window.store).read_into(stored, window.rows_T, into)
+                kept_P = window.kept_P if is_patches else None
+                self.cache.reader(window.store).read_into(stored, window.rows_T, into, kept_P)
         return arrays
 
     def tokens(
         self, arrays: dict[str, Any], device: torch.device
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """special (B, T, S, D) and patches (B, T, P, D) per layer, decoded on the device after the
-        transfer."""
+        """special (B, T, S, D) and patches (B, T, P, D) per layer, those that were read, decoded on
+        the device after the transfer."""
         moved = {
             name: torch.from_numpy(array).to(device, non_blocking=True)
             for name, array in arrays.items()

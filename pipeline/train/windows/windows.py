@@ -4,6 +4,7 @@ truth."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -25,6 +26,7 @@ from pipeline.train.windows.index import (
     require_rate,
     windows_in,
 )
+from pipeline.train.windows.kept import kept_patches
 from pipeline.train.windows.order import SampleOrder
 from pipeline.train.windows.reader import WindowReader, read_ahead
 
@@ -129,8 +131,10 @@ class Windows:
         return None if self.cache.fps is None else step.size / self.cache.fps
 
     def locate(self, ref: WindowRef) -> WindowRows:
-        """The rows and times of one window, as the model sees it."""
-        return as_shown(self.index.locate(ref), self.clip(ref.clip), self.settings)
+        """The rows, times and patches of one window, as the model sees it."""
+        window = as_shown(self.index.locate(ref), self.clip(ref.clip), self.settings)
+        kept_P = kept_patches(ref, self.cache.shape.patch_tokens, self.settings)
+        return replace(window, kept_P=kept_P)
 
     def _truth(self, windows: Sequence[WindowRows]) -> Arrays:
         if self._targets is None:
@@ -148,7 +152,8 @@ class Windows:
         return targets.window(clip, time_s_T, affines_T23, rows.step_s, rng)
 
     def tokens(self, batch: Batch, device: torch.device) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """special (B, T, S, D), and patches (B, T, P, D) of every layer that is read."""
+        """special (B, T, S, D), and patches (B, T, P, D) of every layer that is read; P counts
+        those that the windows keep."""
         return self.reader.tokens(batch.arrays, device)
 
     def noise(self, batch: Batch, layer: int) -> np.ndarray:
