@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pipeline.datasets.manifest.jsonl import REBUILD
@@ -11,15 +11,23 @@ from pipeline.errors import BadInput
 from pipeline.records import Clip
 
 
-def check_clips(clips: Iterable[Clip], where: str, unit: str) -> None:
+def check_clips(
+    clips: Iterable[Clip],
+    where: str,
+    unit: str,
+    is_answered: Callable[[Clip], bool] = lambda _: False,
+) -> None:
     """Raises BadInput unless ids are unique, videos agree, sources are relative, and all clips or
     none have labels.
 
-    An error names the clip as `where unit number`, counted from 1.
+    Labels of questions are the answers that training knows: a clip that is not trained on may lack
+    one where it `is_answered` in words. An error names the clip as `where unit number`, counted
+    from 1.
     """
     first: dict[str, int] = {}
     video_clip: dict[str, Clip] = {}
     labelled = unlabelled = 0
+    hint = "label all clips or none"
     for number, clip in enumerate(clips, start=1):
         if first.setdefault(clip.clip_id, number) != number:
             raise BadInput(
@@ -33,14 +41,16 @@ def check_clips(clips: Iterable[Clip], where: str, unit: str) -> None:
             raise BadInput(
                 f"{where} {unit} {number}: source must lie under the root, found '{clip.source}'"
             )
-        if clip.label is None:
-            unlabelled = unlabelled or number
-        else:
+        if clip.label is not None:
             labelled = labelled or number
+        elif clip.split == "train" or not is_answered(clip):
+            unlabelled = unlabelled or number
+            if is_answered(clip):
+                hint = "questions are split when their manifest is built: stillframe manifest"
         if labelled and unlabelled:
             raise BadInput(
                 f"{where}: {unit} {labelled} has a label and {unit} {unlabelled} has none",
-                "label all clips or none",
+                hint,
             )
     if not first:
         raise BadInput(f"{where} holds no clips", REBUILD)

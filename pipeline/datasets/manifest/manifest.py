@@ -103,7 +103,8 @@ class Manifest:
         _check_targets(folder / TARGETS, origin.targets_bytes)
         path = str(folder / CLIPS)
         clips = from_lines(text.decode("ascii", errors="replace").splitlines(), path, origin.clock)
-        check_clips(clips, path, "line")
+        has_texts = origin.texts_sha256 is not None
+        check_clips(clips, path, "line", lambda _: has_texts)
         if _labels(clips) != origin.labels:
             raise BadInput(f"{folder / ORIGIN} lists other labels than {CLIPS} holds", REBUILD)
         if root is not None:
@@ -298,10 +299,18 @@ def write(name: str, dataset: DatasetPlugin, out: Path, edit: Edit | None = None
 def _written(name: str, dataset: DatasetPlugin, out: Path, edit: Edit | None) -> Manifest:
     dataset.write_beside(out)
     root = dataset.root
-    clips = tuple(replace(clip, clock=dataset.clock) for clip in dataset.clips())
+    clips = tuple(
+        clip if clip.clock == dataset.clock else replace(clip, clock=dataset.clock)
+        for clip in dataset.clips()
+    )
     if not clips:
         raise _no_clips(name, root, dataset.rejected | dataset.notes)
-    check_clips(clips, f"dataset '{name}'", "clip")
+    check_clips(
+        clips,
+        f"dataset '{name}'",
+        "clip",
+        lambda clip: dataset.texts(clip).answer is not None,
+    )
     text = "".join(map(to_line, clips)).encode("ascii")
     origin = Origin(
         dataset=name,
