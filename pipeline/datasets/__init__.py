@@ -6,5 +6,5 @@ manifest: one line for each clip, and truth with times of its own in `targets.h5
 Every file here is a data set, found by its name; `contract` says what one must offer, and `folder`
 is the simplest. Then read `manifest/` (clips and truth on disk, and truth as a window sees it);
 `formats/` reads what several data sets share, `lists/` published lists of clips, `masks/` masks,
-`shapes/` what settings describe, and `synthetic/` renders the built-in world.
+`shapes/` what settings describe, `asked/` questions, and `synthetic/` renders the built-in world.
 """

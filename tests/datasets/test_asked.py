@@ -228,6 +228,10 @@ def test_labels_need_videos_of_train(msrvtt: Path, tmp_path: Path) -> None:
         ),
         ({"a": 1}, "ROOT/val_qa.json: wanted a list at the top, found dict"),
         (
+            [qa(1, 6513, "caf\udce9", "b")],
+            "ROOT/val_qa.json: question video6513/question1 is not UTF-8, found 'caf\\udce9'",
+        ),
+        (
             [qa(1, 6513, "a", "b")] * 2,
             "ROOT/val_qa.json: question video6513/question1 is there twi",
         ),

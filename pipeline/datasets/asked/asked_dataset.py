@@ -15,9 +15,8 @@ from pipeline.datasets.formats.splits import SPLITS, split_dataset
 from pipeline.datasets.manifest.texts import ClipTexts
 from pipeline.errors import BadInput, count_text
 from pipeline.records import Clip
+from pipeline.video.probe import VIDEO_SUFFIXES
 
-SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
-"""Files of the videos, as released or converted. Sound that was taken out of one is none."""
 Names = Callable[[str], Iterable[str]]
 """A video's name in the data set -> the names that its file may have, without suffix, the most
 likely first."""
@@ -87,16 +86,16 @@ class AskedDataset(DatasetPlugin):
             )
         check_asked(asked.items())
         for split, part in asked.items():
-            empty = [each.clip_id for each in part.questions if not each.is_whole]
+            empty = [each.clip_id for each in part.questions if not all(each.said)]
             if empty:
                 of = f"{len(empty)} of {count_text(len(part.questions), 'question')} of {split}"
                 self.note("questions", f"{of} have an empty text and are left out: {few(empty)}")
-                part.questions[:] = [each for each in part.questions if each.is_whole]
+                part.questions[:] = [each for each in part.questions if all(each.said)]
         return asked
 
     def _sources(self, asked: Mapping[str, Asked], files: Sequence[str]) -> dict[str, str]:
         """Video -> its source, for those that are there. Raises BadInput where none is."""
-        by_name = videos_by_name(self.root, files, SUFFIXES)
+        by_name = videos_by_name(self.root, files, VIDEO_SUFFIXES)
         names = self.names(files)
         source_of: dict[str, str] = {}
         every: dict[str, None] = {}

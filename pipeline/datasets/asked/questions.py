@@ -23,10 +23,9 @@ class Question(NamedTuple):
     texts: ClipTexts
 
     @property
-    def is_whole(self) -> bool:
-        """Whether the question, its answer and all of its choices are more than white space."""
-        texts = (self.texts.question, self.texts.answer, *self.texts.choices)
-        return all(texts)
+    def said(self) -> tuple[str, ...]:
+        """The question, its answer and its choices."""
+        return (self.texts.question or "", self.texts.answer or "", *self.texts.choices)
 
 
 class Asked(NamedTuple):
@@ -58,7 +57,8 @@ def first_word(question: str) -> str:
 
 
 def check_asked(asked: Iterable[tuple[str, Asked]]) -> None:
-    """Raises BadInput where a question is there twice, or a video is asked about in two splits."""
+    """Raises BadInput where a question is there twice or is not UTF-8, or a video is asked about in
+    two splits."""
     seen: set[str] = set()
     split_of: dict[str, str] = {}
     for split, (path, questions) in asked:
@@ -66,9 +66,23 @@ def check_asked(asked: Iterable[tuple[str, Asked]]) -> None:
             if question.clip_id in seen:
                 raise BadInput(f"{path}: question {question.clip_id} is there twice")
             seen.add(question.clip_id)
+            if strange := next((text for text in question.said if not _is_utf8(text)), ""):
+                raise BadInput(
+                    f"{path}: question {question.clip_id} is not UTF-8, found {strange[:40]!a}",
+                    "save the file as UTF-8",
+                )
             if split_of.setdefault(question.video, split) != split:
                 raise BadInput(
                     f"{path}: question {question.clip_id} is about video {question.video}, which "
                     f"is in split '{split_of[question.video]}' too",
                     "use the files of one release",
                 )
+
+
+def _is_utf8(text: str) -> bool:
+    """Not so for lone surrogates, which stand for bytes that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
