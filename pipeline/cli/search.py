@@ -14,8 +14,9 @@ from pipeline.errors import BadInput, count_text
 
 if TYPE_CHECKING:
     from pipeline.cache.cache import Cache
-    from pipeline.search.index import FrameIndex
-    from pipeline.search.moments import ExampleFrame, Moment, Query
+    from pipeline.search.moments import Moment
+    from pipeline.search.queries import ExampleFrame, Query
+    from pipeline.train.language.frame_index import FrameIndex
 
 
 @app.command()
@@ -60,7 +61,8 @@ def search(
     """
     from pipeline.cache.cache import Cache
     from pipeline.cli import console
-    from pipeline.search.moments import best_moments, example_of
+    from pipeline.search.moments import best_moments
+    from pipeline.search.queries import example_of
 
     if not query and not like:
         raise BadInput(
@@ -100,8 +102,9 @@ def _asked(
     """The index of a cache, and queries of texts and of examples. What is wrong with the words is
     said before an index is made."""
     from pipeline.cli import console
-    from pipeline.search.index import open_index
-    from pipeline.search.moments import query_like, text_queries, text_tower_of
+    from pipeline.search.queries import query_like, text_queries
+    from pipeline.train.language.frame_index import open_index
+    from pipeline.train.language.tower import text_tower_of
 
     where = chosen(torch_device(device))
     queries: list[Query] = []

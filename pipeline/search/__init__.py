@@ -3,6 +3,6 @@
 In: a cache of an image-text model, and sentences or a moment. Out: the best moments of all videos,
 with scores, and a page of them.
 
-Read `index` (embeddings of all frames, in one file), `moments` (queries and what they find), then
+Read `queries` (what is looked for), `moments` (what is found in the embeddings of all frames), then
 `page`.
 """

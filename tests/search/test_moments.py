@@ -7,15 +7,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pipeline.search.index import FrameIndex
-from pipeline.search.moments import (
-    ExampleFrame,
-    Moment,
-    Query,
-    best_moments,
-    frame_scores,
-    query_like,
-)
+from pipeline.search.moments import Moment, best_moments, frame_scores
+from pipeline.search.queries import ExampleFrame, Query, query_like
+from pipeline.train.language.frame_index import FrameIndex
 
 WIDTH = 16
 

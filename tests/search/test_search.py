@@ -25,8 +25,8 @@ from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.datasets.manifest import manifest
 from pipeline.extract.extract import extract
-from pipeline.search.index import FrameIndex, index_key, open_index
-from pipeline.train.windows.frame_embeddings import FrameEmbeddings, image_head_of
+from pipeline.train.language.frame_embeddings import FrameEmbeddings, image_head_of
+from pipeline.train.language.frame_index import FrameIndex, index_key, open_index
 
 CPU = torch.device("cpu")
 FRAMES, RATE = 40, 10

@@ -22,7 +22,7 @@ from pipeline.extract.derive import derive
 from pipeline.extract.extract import extract
 from pipeline.models.text.parts.image_head import ImageHead
 from pipeline.records import TokenShape, Video
-from pipeline.train.windows.frame_embeddings import FrameEmbeddings, image_head_of
+from pipeline.train.language.frame_embeddings import FrameEmbeddings, image_head_of
 from pipeline.video.reader import FrameReader
 
 CPU, SIZE_PX, FRAMES = torch.device("cpu"), 40, 11

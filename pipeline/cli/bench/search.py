@@ -14,8 +14,9 @@ import torch
 
 from pipeline.cli.bench.temporal import surroundings
 from pipeline.cli.bench.timing import Tell, median_ratio, seconds_of, summary
-from pipeline.search.index import FLOAT16, FrameIndex
-from pipeline.search.moments import Query, best_moments, frame_scores, windows_of
+from pipeline.search.moments import best_moments, frame_scores, windows_of
+from pipeline.search.queries import Query
+from pipeline.train.language.frame_index import FLOAT16, FrameIndex
 
 REFERENCE = "product, float32 in memory"
 VIDEO_FRAMES, FRAMES_PER_S, SECONDS, TOP = 1000, 2.0, 4.0, 10

@@ -30,7 +30,7 @@ from pipeline.cache.storage.local import LocalFolder, make_folder, written_whole
 from pipeline.config.json_files import read_json, to_json
 from pipeline.config.plugins import Settings
 from pipeline.errors import BadInput, count_text
-from pipeline.train.windows.frame_embeddings import FrameEmbeddings, image_head_of
+from pipeline.train.language.frame_embeddings import FrameEmbeddings, image_head_of
 
 FORMAT_VERSION = 1
 FOLDER = ".search"
