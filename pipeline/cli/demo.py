@@ -20,7 +20,8 @@ from pipeline.models.tasks.contract import STREAMING
 from pipeline.report.report import report
 from pipeline.train import loop
 from pipeline.train.bootstrap import Interval
-from pipeline.train.evaluate import Evaluation, difference, evaluate
+from pipeline.train.evaluate import evaluate
+from pipeline.train.evaluation import Evaluation, difference
 from pipeline.train.run import Run
 from pipeline.train.setup import RunContext
 from pipeline.train.visualize import draw

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pipeline.experiments.baselines import BaselineEvaluation
     from pipeline.train.ahead.scores import AheadEvaluation
     from pipeline.train.bootstrap import Interval
-    from pipeline.train.evaluate import Evaluation, MetricFacts
+    from pipeline.train.evaluation import Evaluation, MetricFacts
 
 EXAMPLES = re.compile(r"; first |: ")
 """What stands between a remark of a data set and its examples."""

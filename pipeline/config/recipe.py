@@ -186,8 +186,9 @@ class InitSettings(Settings):
 class TrainingSettings(Settings):
     """These settings say how a model is trained: with AdamW, linear warm-up and cosine decay."""
 
-    steps: int | None = Field(default=None, ge=1)
-    """Optimiser steps; exactly one of steps and epochs is given."""
+    steps: int | None = Field(default=None, ge=0)
+    """Optimiser steps; exactly one of steps and epochs is given. 0: the model as it begins, which
+    is zero-shot for tasks that begin with an image-text model."""
     epochs: float | None = Field(default=None, gt=0)
     """Passes over the training clips; exactly one of steps and epochs is given."""
     batch_size: int = Field(default=32, ge=1)

@@ -20,14 +20,8 @@ from pipeline.models.tasks.contract import TaskPlugin, make_task
 from pipeline.models.video_model import untrained_answers, with_truth
 from pipeline.train.bootstrap import TIE, Interval
 from pipeline.train.compatibility import check, require_truth
-from pipeline.train.evaluate import (
-    BaselineScores,
-    Ceilings,
-    Evaluation,
-    MetricFacts,
-    Scores,
-    metric_facts,
-)
+from pipeline.train.evaluate import Scores, metric_facts
+from pipeline.train.evaluation import BaselineScores, Ceilings, Evaluation, MetricFacts
 from pipeline.train.run import CacheFacts
 from pipeline.train.setup import RunContext, trivial_statistics
 from pipeline.train.windows.windows import Windows

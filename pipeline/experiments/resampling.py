@@ -29,7 +29,7 @@ import numpy as np
 
 from pipeline.experiments.seed_variance import SeedVariance
 from pipeline.train.bootstrap import TIE, Interval, bootstrap_columns
-from pipeline.train.evaluate import MetricFacts
+from pipeline.train.evaluation import MetricFacts
 
 RESAMPLES = 10_000
 """Number of times that videos are drawn. The least p is 2 / (RESAMPLES + 1), which a hundred

@@ -25,7 +25,7 @@ from pipeline.experiments.resampling import BootstrapTable, PointScores, interva
 from pipeline.experiments.seed_variance import SeedVariance, seed_variances
 from pipeline.models.profile import Cost
 from pipeline.train.bootstrap import TIE, Interval
-from pipeline.train.evaluate import Evaluation, MetricFacts
+from pipeline.train.evaluation import Evaluation, MetricFacts
 from pipeline.train.run import UNDER_TRAINED
 
 

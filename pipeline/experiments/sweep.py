@@ -49,7 +49,8 @@ from pipeline.extract.launchers.contract import EnginePlugin, Job, run_until_don
 from pipeline.models.profile import Cost, cost
 from pipeline.train.compatibility import require_trainable, require_truth, window_needs
 from pipeline.train.distributed import ALONE, Ranks
-from pipeline.train.evaluate import evaluate_together, read_evaluation
+from pipeline.train.evaluate import evaluate_together
+from pipeline.train.evaluation import read_evaluation
 from pipeline.train.loop import train_together
 from pipeline.train.run import Run
 from pipeline.train.setup import RunContext, open_windows

@@ -26,7 +26,14 @@ from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.targets import MAPPED, collate
 from pipeline.device import chosen
-from pipeline.models.tasks.contract import PATCHES, STREAMING, Query, TaskPlugin, make_task
+from pipeline.models.tasks.contract import (
+    BY_FRAME,
+    PATCHES,
+    STREAMING,
+    Query,
+    TaskPlugin,
+    make_task,
+)
 from pipeline.models.video_model import VideoModel
 from pipeline.records import TokenShape
 
@@ -66,13 +73,13 @@ def cost(
     model.to(device).eval()
     state_bytes, seconds = model.temporal.state_bytes(model.tokens_per_frame), []
     if STREAMING in model.readouts:
+        query = {name: part.to(device) for name, part in example_query(task).items()}
+        of_frame = {name: query.pop(name)[:, 0] for name in BY_FRAME if name in query}
         with torch.inference_mode():
-            state = model.start(
-                1, {name: part.to(device) for name, part in example_query(task).items()}
-            )
+            state = model.start(1, query)
             for _ in range(WARM_FRAMES + TIMED_FRAMES):
                 step_s, (_, state) = timed(
-                    partial(model.step, special_BSD, patches_BPD, state), device
+                    partial(model.step, special_BSD, patches_BPD, state, of_frame), device
                 )
                 seconds.append(step_s)
         state_bytes += sum(part.nbytes for part in state.readout.values())
@@ -95,7 +102,8 @@ def flops(
     """
     with FakeTensorMode():
         model, task = _make_model(recipe, shape, labels)
-        frames, query = recipe.windows.frames, example_query(task)
+        frames = recipe.windows.frames
+        query = example_query(task, frames)
         all_patches = shape.patch_tokens
         kept = recipe.windows.patches_kept(all_patches) if in_training else all_patches
         tokens = model.tokens_per_frame - (all_patches - kept)
@@ -112,8 +120,11 @@ def flops(
         }
 
 
-def example_query(task: TaskPlugin) -> Query:
-    """One box or point to follow from the first frame on, where the task wants to be told."""
+def example_query(task: TaskPlugin, frames: int = 1) -> Query:
+    """What the task wants to be told of a window: one box or point to follow from the first frame
+    on, or texts."""
+    if texts := task.example_texts(frames):
+        return task.query({name: torch.from_numpy(array)[None] for name, array in texts.items()})
     if task.asks is None:
         return {}
     arrays = {

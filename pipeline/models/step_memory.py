@@ -315,7 +315,10 @@ def example_truth(task: TaskPlugin, frames: int) -> Arrays:
     rows, all_T = np.zeros(frames, np.int64), np.ones(frames, bool)
     identity_T23 = np.tile(np.eye(2, 3), (frames, 1, 1))
     truth: Arrays = {"time_s": np.arange(frames, dtype=np.float64)} if "pose" in task.needs else {}
+    texts = task.example_texts(frames)
     for name in task.needs:
+        if name in texts:
+            continue
         if name == "label":
             truth["label"] = np.array(0)
         elif name == TOKENS:
@@ -325,4 +328,4 @@ def example_truth(task: TaskPlugin, frames: int) -> Arrays:
             truth["depth_m"] = np.ones((frames, side, side), np.float32)
         else:
             truth |= MAPPED[name](source, rows, all_T, identity_T23)
-    return collate([task.prepare(truth, np.random.default_rng(0))])
+    return collate([task.prepare(truth | texts, np.random.default_rng(0))])

@@ -21,6 +21,7 @@ from pipeline.datasets.manifest.targets import TOKENS, Arrays
 from pipeline.errors import BadInput
 from pipeline.models.mixers import layer_mixer
 from pipeline.models.tasks.contract import (
+    FRAME_EMBEDDINGS,
     PATCHES,
     STREAMING,
     WINDOW,
@@ -73,8 +74,13 @@ class VideoModel(nn.Module):
         self.temporal = make_temporal(recipe, width)
         self.sees_patches = task.sees_patches
         self.readouts = nn.ModuleDict(
-            {form: task.readout(form, width, recipe.windows.frames, shape) for form in task.forms}
+            {
+                form: task.readout(form, width, recipe.windows.frames, shape)
+                for form in (*task.forms, *task.aids)
+            }
         )
+        self.aids = task.aids
+        """Those of the readouts that training alone uses."""
         self.taken_over = _parts_taken_over(recipe, self)
         """Parts whose weights come from another run."""
         self._frozen: list[nn.Module] = []
@@ -103,11 +109,15 @@ class VideoModel(nn.Module):
         patches_BTPD: Sequence[torch.Tensor],
         query: Query | None = None,
     ) -> dict[str, torch.Tensor]:
-        """The prediction of every form: (B, T, ...) for streaming, (B, ...) for window. `query` is
-        what the task's `query` gives."""
+        """The prediction of every form: (B, T, ...) for streaming, (B, ...) for window; in training
+        mode of every aid, too. `query` is what the task's `query` gives."""
         y_BTND = self.features(special_BTSD, patches_BTPD)
         told = (query or {}) | self._seen(patches_BTPD)
-        return {form: readout(y_BTND, told) for form, readout in self.readouts.items()}
+        return {
+            form: readout(y_BTND, told)
+            for form, readout in self.readouts.items()
+            if self.training or form not in self.aids
+        }
 
     def predict(self, device_batch: OnDevice, task: TaskPlugin) -> dict[str, torch.Tensor]:
         """The prediction of every form for windows as they come from a cache, which may hold more
@@ -149,16 +159,21 @@ class VideoModel(nn.Module):
         )
 
     def step(
-        self, special_BSD: torch.Tensor, patches_BPD: Sequence[torch.Tensor], state: StreamState
+        self,
+        special_BSD: torch.Tensor,
+        patches_BPD: Sequence[torch.Tensor],
+        state: StreamState,
+        of_frame: Query | None = None,
     ) -> tuple[torch.Tensor, StreamState]:
         """One frame of a stream: the streaming form's prediction, (B, ...), and the state after.
+        `of_frame`: what the query has of every frame, of this one.
 
         Frame by frame equals `forward` in eval mode.
         """
         y_BND, temporal = self.temporal.step(
             self.tokens_of(special_BSD, patches_BPD), state.temporal
         )
-        seen = self._seen(patches_BPD)
+        seen = self._seen(patches_BPD) | (of_frame or {})
         prediction, readout = self.streaming.step(y_BND, state.readout | seen)
         kept = {name: part for name, part in readout.items() if name not in seen}
         return prediction, StreamState(temporal, kept)
@@ -220,20 +235,22 @@ def untrained_answers(
     device_batch: OnDevice,
     layers: Sequence[int],
 ) -> dict[str, dict[int | None, np.ndarray]]:
-    """Name of a baseline -> layer -> its answers to a batch, for all layers that are there; the
-    trivial one, first, has no layer. `batch` has its whole truth, which is of the last of `layers`
-    where it is tokens; then baselines look at that one alone."""
+    """Name of a baseline -> layer -> its answers to a batch, for all layers that are there. The
+    trivial one, first, has no layer, nor have those that look at embeddings of frames. `batch` has
+    its whole truth, which is of the last of `layers` where it is tokens; then baselines look at
+    that one alone."""
     answers: dict[str, dict[int | None, np.ndarray]] = {
         TRIVIAL: {None: task.trivial(batch.targets, statistics)}
     }
     query = task.query(device_batch.targets)
     looked_at = layers[-1:] if TOKENS in task.needs else tuple(device_batch.patches)
+    by_layer = FRAME_EMBEDDINGS not in query
     with torch.inference_mode():
         for name, baseline in task.baselines.items():
-            for layer in looked_at:
+            for layer in looked_at if by_layer else layers[-1:]:
                 tokens_BThwD = device_batch.patches[layer].unflatten(2, grid_hw)
                 answer = baseline(tokens_BThwD, query, statistics)
-                answers.setdefault(name, {})[layer] = answer.cpu().numpy()
+                answers.setdefault(name, {})[layer if by_layer else None] = answer.cpu().numpy()
     return answers
 
 

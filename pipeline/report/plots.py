@@ -23,7 +23,7 @@ from pipeline.report.style import (
     view,
 )
 from pipeline.report.tables import scaled_text
-from pipeline.train.evaluate import MetricFacts
+from pipeline.train.evaluation import MetricFacts
 from pipeline.train.run import read_metrics
 
 ROWS = 30

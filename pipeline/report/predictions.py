@@ -13,7 +13,7 @@ from pipeline.experiments.summary import PointSummary
 from pipeline.models.tasks.parts.fonts import readable
 from pipeline.report.source import ReportData
 from pipeline.report.style import COLOURS, HALF_INCHES, colours_of, legend, panel
-from pipeline.train.evaluate import Evaluation
+from pipeline.train.evaluation import Evaluation
 from pipeline.train.run import Run
 
 NUMBERS, NAMES = 12, 40

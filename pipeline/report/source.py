@@ -17,7 +17,7 @@ from pipeline.experiments.sweep import SUMMARIES, SWEEP_FILE
 from pipeline.models.encoders.contract import token_shape, without_network
 from pipeline.models.profile import Cost, cost
 from pipeline.records import TokenShape
-from pipeline.train.evaluate import Evaluation, MetricFacts, read_evaluation
+from pipeline.train.evaluation import Evaluation, MetricFacts, read_evaluation
 from pipeline.train.run import Run
 
 RESUME_HINT = "run the same sweep again: it goes on where it was"

@@ -101,9 +101,7 @@ def interval(
     say, and its score may be NaN. With one video, nothing is known of others: the ends are None.
     """
     weights = np.ones(len(scores)) if weights is None else weights
-    counted = weights > 0
-    scores, weights = scores[counted], weights[counted]
-    _, video_index = np.unique(np.asarray(videos)[counted], return_inverse=True)
+    scores, video_index, weights = _counted(scores, videos, weights)
     sums_V, weights_V = (
         np.bincount(video_index, scores * weights),
         np.bincount(video_index, weights),
@@ -114,3 +112,48 @@ def interval(
     means_R = bootstrap(sums_V, weights_V, RESAMPLES, np.random.default_rng(seed))
     low, high = np.percentile(means_R, [2.5, 97.5])
     return Interval(score=score, low=float(low), high=float(high))
+
+
+def median_interval(
+    scores: np.ndarray, videos: Sequence[str], weights: np.ndarray, seed: int = 0
+) -> Interval:
+    """The median and its 95 % percentile interval when whole videos are resampled: as `interval`,
+    and `scores` and `weights` may have several values of each window, (windows, K). Where the
+    weights below it are half of all, it lies between two scores."""
+    values, video_index, weights = _counted(scores, videos, weights)
+    order = np.argsort(values, kind="stable")
+    values, video_index, weights = values[order], video_index[order], weights[order]
+    count = int(video_index.max()) + 1
+    score = float(_median(values, weights[None])[0])
+    if count == 1:
+        return Interval(score=score, low=None, high=None)
+    medians = []
+    for drawn_RV in _drawn_videos(count, RESAMPLES, np.random.default_rng(seed)):
+        rows = max(1, BLOCK_NUMBERS // len(values))
+        for first in range(0, len(drawn_RV), rows):
+            times = np.stack(
+                [np.bincount(r, minlength=count) for r in drawn_RV[first : first + rows]]
+            )
+            medians.append(_median(values, times[:, video_index] * weights))
+    low, high = np.percentile(np.concatenate(medians), [2.5, 97.5])
+    return Interval(score=score, low=float(low), high=float(high))
+
+
+def _median(ascending_N: np.ndarray, weights_RN: np.ndarray) -> np.ndarray:
+    """(R,) weighted medians."""
+    below_RN = weights_RN.cumsum(1)
+    half_R1 = below_RN[:, -1:] / 2
+    # The first value with at least, and the first with more than half of the weights up to it.
+    first_R, after_R = (below_RN < half_R1).sum(1), (below_RN <= half_R1).sum(1)
+    medians_R: np.ndarray = (ascending_N[first_R] + ascending_N[after_R]) / 2
+    return medians_R
+
+
+def _counted(
+    scores: np.ndarray, videos: Sequence[str], weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores, numbers of their videos and weights, (N,) each, of what has a say."""
+    counted = weights > 0
+    windows = np.nonzero(counted)[0]
+    _, video_index = np.unique(np.asarray(videos)[windows], return_inverse=True)
+    return scores[counted], video_index, weights[counted]

@@ -187,6 +187,17 @@ def require_same_run(
             )
 
 
+def require_same_tower(run: Run, tower: dict[str, Any] | None) -> None:
+    """Refuses texts that went through another text tower than those that a run was trained with:
+    `tower` is its identity. Widths may agree where meanings do not. Raises BadInput."""
+    if tower != run.header.text and run.header.text is not None:
+        changed = differences(tower or {}, run.header.text)
+        raise BadInput(
+            f"run {run.path} was trained with another text tower; now / then: {'; '.join(changed)}",
+            "name the model that it was trained with: task.model or task.text of its recipe",
+        )
+
+
 def require_trainable(recipe: Recipe, cache: Cache, manifest: Manifest, path: Path) -> None:
     """Refuses the recipe of a sweep's member that does not fit its cache and manifest, or whose
     initial weights do not fit it, and a run folder `path` that was made from something else."""

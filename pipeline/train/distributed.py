@@ -13,13 +13,15 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors.numpy import load, save
 from torch import distributed
 
 from pipeline.device import chosen, cores
@@ -87,6 +89,20 @@ class Ranks:
             tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True
         ):
             tensor.detach().copy_(total.view_as(tensor))
+
+    def gathered(self, arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+        """The arrays of every rank, in their order. Shapes may differ."""
+        if self.size == 1:
+            return [dict(arrays)]
+        data = torch.frombuffer(bytearray(save(dict(arrays))), dtype=torch.uint8)
+        sizes = torch.zeros(self.size, dtype=torch.int64)
+        sizes[self.rank] = len(data)
+        self.all_reduce_sum([sizes])
+        ours = torch.zeros(self.size, int(sizes.max()), dtype=torch.uint8)
+        ours[self.rank, : len(data)] = data
+        self.all_reduce_sum([ours])
+        rows = zip(ours, sizes.tolist(), strict=True)
+        return [load(row[:size].numpy().tobytes()) for row, size in rows]
 
     def barrier(self) -> None:
         """Returns when all ranks are here."""

@@ -5,33 +5,35 @@ The interval is a percentile bootstrap over *videos*: clips of one are not indep
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from safetensors.numpy import save
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.storage.local import write_atomically
-from pipeline.config.json_files import read_json, to_json
-from pipeline.config.plugins import Settings
+from pipeline.config.json_files import to_json
 from pipeline.datasets.manifest.manifest import Manifest
-from pipeline.datasets.manifest.targets import TOKENS, Arrays, collate
-from pipeline.errors import BadInput
+from pipeline.datasets.manifest.targets import TOKENS, Arrays, collate, joined
 from pipeline.models.step_memory import evaluation_batch
 from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.models.temporal.contract import NotFinite
 from pipeline.models.video_model import TRIVIAL, VideoModel, untrained_answers, with_truth
 from pipeline.records import Batch
-from pipeline.train.bootstrap import TIE, Interval, interval
-from pipeline.train.compatibility import check, require_truth
-from pipeline.train.run import CacheFacts, Run, load_model, loss_fall
+from pipeline.train.bootstrap import Interval, interval, median_interval
+from pipeline.train.compatibility import check, require_same_tower, require_truth
+from pipeline.train.evaluation import (
+    BaselineScores,
+    Ceilings,
+    ClipScores,
+    Evaluation,
+    MetricFacts,
+    ScoredCheckpoint,
+)
+from pipeline.train.run import Run, load_model, loss_fall
 from pipeline.train.setup import RunContext, task_key, trivial_statistics
 from pipeline.train.trainer import weighted_sum
 from pipeline.train.weights.seen_videos import videos_seen
@@ -39,132 +41,6 @@ from pipeline.train.windows.windows import Windows
 
 CEILING = "ceiling"
 """Name, among the forms, of the best scores that the codec leaves within reach."""
-
-
-class MetricFacts(Settings):
-    """A metric as an evaluation keeps it, see `pipeline.models.tasks.contract.Metric`."""
-
-    name: str
-    higher_is_better: bool
-    perfect: float
-    unit: str
-    worst: float | None = None
-    """None: there is no such end, or it was not written down yet."""
-    at: str = ""
-
-    @property
-    def base(self) -> str:
-        """Name without the place where it is measured."""
-        return self.name.removesuffix(f", {self.at}")
-
-    @property
-    def range(self) -> tuple[float, float]:
-        """Least and greatest score there is."""
-        if self.higher_is_better:
-            return -math.inf if self.worst is None else self.worst, self.perfect
-        return self.perfect, math.inf if self.worst is None else self.worst
-
-
-class ScoredCheckpoint(Settings):
-    """The weights that were scored: `which` of a run's checkpoints, and after how many steps."""
-
-    which: str
-    step: int
-
-
-class ClipScores(NamedTuple):
-    """The scores of one clip. On disk `scores` stand beside the other keys, form by form."""
-
-    label: str | None
-    video: str
-    weight: float
-    """Sum of the weights of its windows, above 0."""
-    scores: dict[str, float]
-    """form -> first metric, mean over its windows."""
-
-
-def _nested(row: Any) -> Any:
-    """The keys of a clip on disk, those that are forms put together."""
-    if not isinstance(row, dict):
-        return row
-    facts = {key: value for key, value in row.items() if key in ("label", "video", "weight")}
-    return facts | {"scores": {key: value for key, value in row.items() if key not in facts}}
-
-
-def _flat(clip: ClipScores) -> dict[str, str | float | None]:
-    return {"label": clip.label, "video": clip.video, "weight": clip.weight, **clip.scores}
-
-
-class BaselineScores(Settings):
-    """The scores of an answer that needs no training. Gains are paired, and positive is better,
-    whatever the metric's direction."""
-
-    layer: int | None
-    """The recorded layer whose tokens it looks at; None: it looks at none."""
-    metrics: dict[str, Interval]
-    over_trivial: Interval | None = None
-    """Its gain over the trivial answer in the first metric; None for that one itself."""
-    run_gains: dict[str, Interval] = Field(default_factory=dict)
-    """form -> gain of the run over it in the first metric."""
-    clips: dict[str, float]
-    """clip_id -> first metric, mean over its windows."""
-
-
-Ceilings = dict[str, dict[str, Interval]]
-"""`ceiling, layer 11` -> metric -> the best score that the codec's rounding leaves within reach,
-where the tokens of that layer are the truth. Empty where no codec has rounded it, and in older
-files."""
-
-
-class Evaluation(Settings):
-    """The scores of a run on a split: the content of evaluation-<split>.json."""
-
-    run: str
-    split: str
-    checkpoint: ScoredCheckpoint
-    cache: CacheFacts
-    task: str
-    temporal: str
-    metrics: tuple[MetricFacts, ...]
-    """The first is the one that counts."""
-    trivial: dict[str, float]
-    """metric -> what the trivial answer scores."""
-    clips_scored: int
-    clips_skipped: int
-    clips_without_truth: int
-    """Covered by the cache, but with nothing to score."""
-    videos: int
-    forms: dict[str, dict[str, Interval]]
-    """form -> metric -> score."""
-    clips: dict[str, Annotated[ClipScores, BeforeValidator(_nested), PlainSerializer(_flat)]]
-    """clip_id -> its scores, for clips that have something to score."""
-    loss_fall: float | None = None
-    """Share by which the training loss had fallen, see `run.loss_fall`; None in older files."""
-    baselines: dict[str, BaselineScores] = Field(default_factory=dict)
-    """Name -> answers that need no training: the trivial one, and those from the tokens of every
-    layer that the run reads. Empty in older files."""
-    ceilings: Ceilings = Field(default_factory=dict)
-    videos_seen: int | None = None
-    """Those of `videos` that the run, or one that it began with, was trained on; None where that is
-    not known, and in older files."""
-
-    @model_validator(mode="after")
-    def _is_whole(self) -> Self:
-        names = {metric.name for metric in self.metrics}
-        tables = [self.trivial.keys(), *(table.keys() for table in self.forms.values())]
-        if not names or not all(names <= keys for keys in tables):
-            raise ValueError(f"wanted the metrics {sorted(names)} of every form and of the trivial")
-        if not all(self.forms.keys() <= clip.scores.keys() for clip in self.clips.values()):
-            raise ValueError(f"wanted a score of every clip in the forms {sorted(self.forms)}")
-        return self
-
-    @property
-    def measure(self) -> dict[str, Any]:
-        """The facts that are equal in evaluations whose scores can be compared. What older
-        files lack is left out."""
-        newer = {"worst", "at"}
-        metrics = [metric.model_dump(mode="json", exclude=newer) for metric in self.metrics]
-        return {"task": self.task, "split": self.split, "metrics": metrics}
 
 
 def evaluate(
@@ -212,6 +88,8 @@ class Scoring:
         context, keys, grid_hw = self.context, self._task_keys, self.context.cache.shape.grid_hw
         check([run.recipe for run in self.runs], context.cache, context.manifest, self.runs)
         require_truth(self.loaded[0][1], self.windows)
+        for run in self.runs:
+            require_same_tower(run, self.windows.tower)
         tables = [Scores(self.windows, task, model.layers) for model, task in self.loaded]
         settings = [run.recipe.training for run in self.runs]
         size = min(evaluation_batch(each.batch_size // each.accumulate) for each in settings)
@@ -239,8 +117,11 @@ class Scoring:
         """First metric of the trivial answer to the first run's task. No tokens are read for it."""
         (_, task), statistics = self.loaded[0], self.statistics[self._task_keys[0]]
         total = weight = 0.0
-        for ref in self.windows.order.evaluation():
-            truth = self.windows.truth([ref])
+        refs = [[ref] for ref in self.windows.order.evaluation()]
+        if task.scores_together:
+            refs = [[ref for each in refs for ref in each]]
+        for some in refs:
+            truth = self.windows.truth(some)
             scores = task.score(task.trivial(truth, statistics), truth)[task.metrics[0].name]
             weights = task.weight(truth)
             total, weight = total + weighted_sum(scores, weights), weight + float(weights.sum())
@@ -303,6 +184,7 @@ class Scores:
     def __init__(self, windows: Windows, task: TaskPlugin, layers: Sequence[int]) -> None:
         """`layers` are those whose baselines are kept."""
         self.windows, self.task, self.layers = windows, task, (None, *layers)
+        self._medians = {metric.name for metric in task.metrics if metric.is_median}
         self.truth_layer = layers[-1]
         """The layer whose tokens are the truth, if tokens are."""
         self.values: dict[tuple[str, str], np.ndarray] = {}
@@ -316,6 +198,8 @@ class Scores:
         self.answers: Arrays = {}
         """form -> answer to every window, where the task keeps them; and `time_s`, (windows, T),
         when its frames appear, in seconds after the first frame of their video."""
+        self._together: list[tuple[Arrays, Arrays]] = []
+        """Answers and truth of every batch, where a score depends on all of them."""
         self._columns: dict[tuple[str, str], list[np.ndarray]] = {}
         self._rows: dict[str, list[np.ndarray]] = {form: [] for form in task.forms}
         self._times_s: list[np.ndarray] = []
@@ -327,18 +211,17 @@ class Scores:
         self, batch: Batch, answers: Arrays, untrained: dict[str, dict[int | None, np.ndarray]]
     ) -> None:
         """Scores the answers of a run to one batch, by form, and those of `untrained_answers`."""
-        weights = self.task.metric_weights(batch.targets)
-        self._weights.append(weights[self.task.metrics[0].name])
-        for metric, weight in weights.items():
-            self._metric_weights.setdefault(metric, []).append(weight)
         self._clips.append(batch.clip_index)
-        for form, answer in answers.items():
-            self._score(form, answer, batch)
+        scored = dict(answers)
         for name, by_layer in untrained.items():
             for layer in by_layer.keys() & set(self.layers):
                 baseline = name if layer is None else f"{name}, layer {layer}"
                 self.layer_of[baseline] = layer
-                self._score(baseline, by_layer[layer], batch)
+                scored[baseline] = by_layer[layer]
+        if self.task.scores_together:
+            self._together.append((scored, batch.targets))
+        else:
+            self._score(scored, batch.targets)
         if TOKENS in self.task.needs:
             noise_BTP = self.windows.noise(batch, self.truth_layer)
             for metric, values in self.task.ceiling(noise_BTP, batch.targets).items():
@@ -349,13 +232,21 @@ class Scores:
             for form, answer in answers.items():
                 self._rows[form] += list(answer)
 
-    def _score(self, form: str, answer: np.ndarray, batch: Batch) -> None:
-        for metric, values in self.task.score(answer, batch.targets).items():
-            require_finite(form, metric, values[self._metric_weights[metric][-1] > 0])
-            self._columns.setdefault((form, metric), []).append(values)
+    def _score(self, answers: Arrays, targets: Arrays) -> None:
+        weights = self.task.metric_weights(targets)
+        self._weights.append(weights[self.task.metrics[0].name])
+        for metric, weight in weights.items():
+            self._metric_weights.setdefault(metric, []).append(weight)
+        for form, answer in answers.items():
+            for metric, values in self.task.score(answer, targets).items():
+                require_finite(form, metric, values[weights[metric] > 0])
+                self._columns.setdefault((form, metric), []).append(values)
 
     def finish(self) -> None:
         """Puts together what `add` has collected; to be called once, after the last batch."""
+        if self._together:
+            self._score(*(joined(parts) for parts in zip(*self._together, strict=True)))
+            self._together = []
         self.values = {key: np.concatenate(parts) for key, parts in self._columns.items()}
         self.weight, self.clip = np.concatenate(self._weights), np.concatenate(self._clips)
         self.weights = {key: np.concatenate(parts) for key, parts in self._metric_weights.items()}
@@ -365,8 +256,9 @@ class Scores:
             self.answers["time_s"] = np.stack(self._times_s)
 
     def interval(self, form: str, metric: str) -> Interval:
-        """Mean of a metric in one form over all windows, with its interval over videos."""
-        return interval(self.values[form, metric], self._videos, self.weights[metric])
+        """A metric in one form over all windows, with its interval over videos."""
+        of_videos = median_interval if metric in self._medians else interval
+        return of_videos(self.values[form, metric], self._videos, self.weights[metric])
 
     def gain(self, form: str, baseline: str) -> Interval:
         """How much better the first metric is in one form than in another, videos resampled;
@@ -471,30 +363,3 @@ def require_finite(form: str, metric: str, values: np.ndarray) -> None:
             "the training has diverged: take another checkpoint, or train again with a lower "
             "training.learning_rate",
         )
-
-
-def read_evaluation(path: Path, split: str) -> Evaluation | None:
-    """The evaluation that `evaluate` wrote into the run folder `path`, or None. Raises BadInput
-    where it is damaged."""
-    file = path / f"evaluation-{split}.json"
-    if not file.is_file():
-        return None
-    return read_json(Evaluation, file, f"stillframe evaluate {path} --split {split}")
-
-
-def difference(ours: Evaluation, theirs: Evaluation, form: str) -> Interval:
-    """First metric of one evaluation minus that of another on the same clips, videos resampled:
-    paired, so that what makes a clip hard for both cancels. Where all clips are even there is no
-    interval. Raises BadInput where clips, metrics or forms differ."""
-    same = ours.clips.keys() == theirs.clips.keys() and ours.measure == theirs.measure
-    if not same or form not in theirs.forms or form not in ours.forms:
-        raise BadInput(
-            f"runs {ours.run} and {theirs.run} were not scored on the same clips in form '{form}'",
-            "evaluate both on the same split of one manifest",
-        )
-    clips = ours.clips.items()
-    gain = np.array([clip.scores[form] - theirs.clips[name].scores[form] for name, clip in clips])
-    weights = np.array([clip.weight for _, clip in clips])
-    found = interval(gain, [clip.video for _, clip in clips], weights)
-    is_even = (np.abs(gain) < TIE).all()
-    return found.model_copy(update={"low": None, "high": None}) if is_even else found

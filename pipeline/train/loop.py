@@ -18,6 +18,7 @@ import torch
 from pipeline.cache.cache import Cache
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.manifest import Manifest
+from pipeline.datasets.manifest.targets import Arrays, joined
 from pipeline.device import free_memory_bytes
 from pipeline.errors import BadInput
 from pipeline.models.mixers import Moments
@@ -32,6 +33,8 @@ from pipeline.train.trainer import Diverged, OnProgress, Trainer
 from pipeline.train.windows.evenness import uneven_windows_text
 from pipeline.train.windows.windows import Windows
 
+ANSWER = "answer "
+"""How the name of an answer begins where it stands beside targets."""
 OnFailure = Callable[[Trainer, Diverged], object]
 Say = Callable[[str], object]
 """Takes a line for the person who waits."""
@@ -55,7 +58,7 @@ def train(
     where recipe, cache, manifest and an existing run do not fit together, Diverged where the loss
     is no longer finite.
     """
-    context = RunContext.of(cache, manifest, device, allow_missing, ranks)
+    context = RunContext.of(cache, manifest, device, allow_missing, ranks, say)
     (run,) = train_together({out: recipe}, context, on_progress, say=say)
     return run
 
@@ -149,6 +152,11 @@ class TrainLoop:
         batches = self.windows.train(
             self.settings.batch_size, steps, self.ranks.rank, self.ranks.size
         )
+        untouched = [trainer for trainer in self.running if not trainer.steps]
+        self._validate(untouched)
+        for trainer in untouched:
+            trainer.save()
+            self.on_progress(trainer.progress)
         for step in steps:
             if self._is_stopped:
                 return
@@ -271,16 +279,55 @@ class TrainLoop:
             for trainer in due
         }
         size = evaluation_batch(self.settings.batch_size // self.settings.accumulate)
+        together = {trainer: Collected() for trainer in due if trainer.task.scores_together}
         for batch in self.held_out.evaluation(size, self.ranks.rank, self.ranks.size):
             with _timed(due, "evaluation"):
                 device_batch = self.held_out.on_device(batch, self.device)
             for trainer in due:
                 with trainer.progress.timed("evaluation"):
-                    totals[trainer] += trainer.score_sums(batch, device_batch)
+                    answers, targets = trainer.answered(batch, device_batch)
+                    if trainer in together:
+                        together[trainer].add(answers, targets)
+                    else:
+                        totals[trainer] += trainer.score_sums(answers, targets)
+        for trainer, collected in together.items():
+            with trainer.progress.timed("evaluation"):
+                answers, targets = collected.of_all(self.ranks)
+                if self.ranks.is_first or answers is None:
+                    totals[trainer] += trainer.score_sums(answers, targets)
         self.ranks.all_reduce_sum(list(totals.values()))
         self._each(
             due, "evaluation", lambda trainer: trainer.record_validation(*totals[trainer].tolist())
         )
+
+
+class Collected:
+    """Answers of a run to all windows of a split, with their truth, for scores that depend on all
+    of them."""
+
+    def __init__(self) -> None:
+        self._batches: list[tuple[Arrays | None, Arrays]] = []
+
+    def add(self, answers: Arrays | None, targets: Arrays) -> None:
+        """Keeps one batch; None where there are no answers to it."""
+        self._batches.append((answers, targets))
+
+    def of_all(self, ranks: Ranks) -> tuple[Arrays | None, Arrays]:
+        """Those of all ranks: the answers by form, None where this rank lacks some, and the
+        truth."""
+        own = [
+            {f"{ANSWER}{name}": array for name, array in answers.items()} | targets
+            for answers, targets in self._batches
+            if answers is not None
+        ]
+        whole = joined(ranks.gathered(joined(own)))
+        answers = {
+            name.removeprefix(ANSWER): array
+            for name, array in whole.items()
+            if name.startswith(ANSWER)
+        }
+        targets = {name: array for name, array in whole.items() if not name.startswith(ANSWER)}
+        return (None if len(own) < len(self._batches) else answers), targets
 
 
 @contextmanager

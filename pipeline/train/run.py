@@ -124,6 +124,9 @@ class RunHeader(Settings):
     """Tool -> its version when the run was made."""
     init: InitFacts | None = None
     """None: all weights were drawn."""
+    text: dict[str, Any] | None = None
+    """Identity of the text tower that its texts went through; None: it was told nothing in
+    words."""
     videos_sha256: str | None = None
     """SHA-256 of videos.json, see `weights.seen_videos`. None: there is no such file, in an
     imported run, or one that a version before 0.5.0 wrote."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -22,8 +22,15 @@ from pipeline.errors import BadInput
 from pipeline.models.step_memory import EVAL_BATCH, TrainingMemory
 from pipeline.models.tasks.contract import TaskPlugin, make_task
 from pipeline.models.video_model import VideoModel, layers_read
-from pipeline.train.compatibility import check, identity_of, require_same_run, require_truth
+from pipeline.train.compatibility import (
+    check,
+    identity_of,
+    require_same_run,
+    require_same_tower,
+    require_truth,
+)
 from pipeline.train.distributed import ALONE, Ranks
+from pipeline.train.language.language import Language, Say, open_language
 from pipeline.train.run import InitFacts, Run, RunHeader, tool_versions
 from pipeline.train.trainer import Trainer
 from pipeline.train.weights.initial import initial_weights
@@ -48,6 +55,9 @@ class RunContext:
     allow_missing: bool = False
     """Whether clips that the cache does not cover are left out, and are no error."""
     ranks: Ranks = ALONE
+    say: Say = lambda _: None
+    """Told what is made on the way that is kept: embeddings of texts, and of frames."""
+    _languages: dict[str, Language] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(
@@ -57,19 +67,40 @@ class RunContext:
         device: torch.device | None = None,
         allow_missing: bool = False,
         ranks: Ranks = ALONE,
+        say: Say = lambda _: None,
     ) -> Self:
         """None: the cache's own manifest, and CUDA where there is one. Raises BadInput where this
         rank has no GPU."""
         chosen_manifest = cache.manifest if manifest is None else manifest
-        return cls(cache, chosen_manifest, ranks.device(device), allow_missing, ranks)
+        return cls(cache, chosen_manifest, ranks.device(device), allow_missing, ranks, say)
 
     def windows(
         self, split: str, recipe: Recipe, task: TaskPlugin, layers: Sequence[int]
     ) -> Windows:
         """The windows of a split that a recipe asks for, with the truth of its task."""
         return Windows(
-            self.cache, self.manifest, split, recipe.windows, task, layers, self.allow_missing
+            self.cache,
+            self.manifest,
+            split,
+            recipe.windows,
+            task,
+            layers,
+            self.allow_missing,
+            self.language(task),
         )
+
+    def language(self, task: TaskPlugin) -> Language | None:
+        """What a task is told in words; None where it is told nothing. Opened once."""
+        wanted = task.wanted_texts
+        if wanted is None:
+            return None
+        tower = None if wanted.tower is None else wanted.tower.table()
+        key = json.dumps([tower, *wanted[1:]])
+        if key not in self._languages:
+            self._languages[key] = open_language(
+                wanted, self.cache, self.manifest, self.device, self.say
+            )
+        return self._languages[key]
 
 
 def open_windows(
@@ -108,6 +139,9 @@ def make_trainers(
         begins = not (path / "last.json").is_file()
         if begins and "temporal" not in model.taken_over:
             model.temporal.load_released()
+        language = context.language(task)
+        if begins and language is not None:
+            task.take_texts(language.own_ND)
         if begins and TOKENS in task.needs:
             key = task_key(recipe, task, model.layers)
             if key not in known:
@@ -167,6 +201,7 @@ def _header(
         cache_path=cache.storage.address,
         manifest_path=None if is_caches_own else str(manifest.folder.absolute()),
         parameters=model.parameter_counts(),
+        text=windows.tower,
         clips={
             "train": len(windows),
             "padded": windows.index.padded,
@@ -209,7 +244,9 @@ def open_or_create(
             "--out a folder that all machines share",
         )
     require_same_run(path, recipe, context.cache, context.manifest, header.init)
-    return Run(path)
+    run = Run(path)
+    require_same_tower(run, header.text)
+    return run
 
 
 def training_memory(recipes: Sequence[Recipe], context: RunContext) -> TrainingMemory:

@@ -21,6 +21,7 @@ from torch import nn
 
 from pipeline.cache.storage.local import write_atomically
 from pipeline.config.recipe import TrainingSettings
+from pipeline.datasets.manifest.targets import Arrays
 from pipeline.errors import BadInput, StillframeError
 from pipeline.models.mixers import Moments, TokenNorm
 from pipeline.models.tasks.contract import TaskPlugin
@@ -188,16 +189,22 @@ class Trainer:
         for layer, norm in zip(self.model.layers, self.norms, strict=True):
             norm.set_batch_moments(moments[layer])
 
-    def score_sums(self, batch: Batch, device_batch: OnDevice) -> torch.Tensor:
-        """(forms + 1,) float64: of one batch, the weighted sum of the first metric in every form,
-        then that of the weights. NaN where there are no answers."""
+    def answered(self, batch: Batch, device_batch: OnDevice) -> tuple[Arrays | None, Arrays]:
+        """The answers to one batch by form, and its whole truth. None where there are no
+        answers."""
         targets = with_truth(batch, device_batch, self.task, self.model.layers[-1]).targets
-        metric, weights = self.task.metrics[0].name, self.task.weight(targets)
         try:
-            answers = self.model.eval().answers(device_batch, self.task)
+            return self.model.eval().answers(device_batch, self.task), targets
         except NotFinite as error:
             self.pending_error = error
+            return None, targets
+
+    def score_sums(self, answers: Arrays | None, targets: Arrays) -> torch.Tensor:
+        """(forms + 1,) float64: the weighted sum of the first metric in every form, then that of
+        the weights. NaN where there are no answers."""
+        if answers is None:
             return torch.full((len(self.task.forms) + 1,), math.nan, dtype=torch.float64)
+        metric, weights = self.task.metrics[0].name, self.task.weight(targets)
         sums = [
             weighted_sum(self.task.score(answer, targets)[metric], weights)
             for answer in answers.values()
@@ -215,7 +222,9 @@ class Trainer:
         if not all(map(math.isfinite, sums)):
             raise self._diverged(self.step, "the model's answers are not finite")
         values = {form: score / weight for form, score in zip(self.task.forms, scores, strict=True)}
-        self._lines[-1]["val"] = self.progress.scores = values
+        self.progress.scores = values
+        if self._lines:  # none after no step
+            self._lines[-1]["val"] = values
         value, better = values[self.task.forms[0]], self.task.metrics[0].higher_is_better
         if self.best is None or (value > self.best if better else value < self.best):
             self.best = value

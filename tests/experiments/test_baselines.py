@@ -11,12 +11,7 @@ from pipeline.report import tables
 from pipeline.report.sections import result
 from pipeline.report.source import ReportData
 from pipeline.train.bootstrap import Interval, interval
-from pipeline.train.evaluate import (
-    BaselineScores,
-    Evaluation,
-    MetricFacts,
-    ScoredCheckpoint,
-)
+from pipeline.train.evaluation import BaselineScores, Evaluation, MetricFacts, ScoredCheckpoint
 from pipeline.train.run import CacheFacts
 
 CLIPS, FORM = 12, "streaming"

@@ -21,7 +21,7 @@ from pipeline.experiments.summary import (
 from pipeline.models.profile import Cost
 from pipeline.train import bootstrap
 from pipeline.train.bootstrap import Interval, interval
-from pipeline.train.evaluate import Evaluation, MetricFacts, ScoredCheckpoint, difference
+from pipeline.train.evaluation import Evaluation, MetricFacts, ScoredCheckpoint, difference
 from pipeline.train.run import CacheFacts
 
 FORM = "streaming"

@@ -30,7 +30,7 @@ from pipeline.experiments.sweep_spec import GIVEN, SweepSpec, load_sweep
 from pipeline.extract import extract
 from pipeline.models.profile import cost
 from pipeline.report.report import report
-from pipeline.train.evaluate import read_evaluation
+from pipeline.train.evaluation import read_evaluation
 from pipeline.train.loop import train
 from pipeline.train.run import Run
 

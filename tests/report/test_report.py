@@ -35,7 +35,7 @@ from pipeline.report.report import report
 from pipeline.report.source import find_source, read_runs, read_sweep
 from pipeline.report.token_maps import state_and_gates
 from pipeline.train.bootstrap import Interval
-from pipeline.train.evaluate import difference
+from pipeline.train.evaluation import difference
 from pipeline.train.run import Run
 
 PNG = b"\x89PNG"

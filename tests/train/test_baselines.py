@@ -11,7 +11,8 @@ from pipeline.config.shipped import shipped
 from pipeline.datasets.manifest.manifest import build
 from pipeline.experiments.baselines import evaluate_baselines
 from pipeline.extract.extract import extract
-from pipeline.train.evaluate import Evaluation, evaluate_together
+from pipeline.train.evaluate import evaluate_together
+from pipeline.train.evaluation import Evaluation
 from pipeline.train.loop import train
 from pipeline.train.setup import RunContext
 

@@ -31,7 +31,8 @@ from pipeline.extract import extract
 from pipeline.report.predictions import answers
 from pipeline.report.source import read_runs
 from pipeline.train.bootstrap import Interval, interval
-from pipeline.train.evaluate import Evaluation, difference, evaluate, read_evaluation
+from pipeline.train.evaluate import evaluate
+from pipeline.train.evaluation import Evaluation, difference, read_evaluation
 from pipeline.train.loop import train
 from pipeline.train.run import UNDER_TRAINED, Run, loss_fall, read_metrics
 from pipeline.train.stream import Stream

@@ -25,7 +25,8 @@ from pipeline.extract import extract
 from pipeline.models.profile import Cost, cost
 from pipeline.report.report import report
 from pipeline.train.bootstrap import interval
-from pipeline.train.evaluate import Evaluation, evaluate, read_evaluation
+from pipeline.train.evaluate import evaluate
+from pipeline.train.evaluation import Evaluation, read_evaluation
 from pipeline.train.loop import train
 from pipeline.train.run import Run
 

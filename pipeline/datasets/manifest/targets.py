@@ -16,6 +16,8 @@ Per window, time first; what does not hold of a frame is zero and its mask False
     time_s        (T,)       float64  beside poses: when the frames are shown
     tokens        (T, P, D)  float32  the cached patches of the frames themselves, as they left the
                                       codec; they come from the cache, after `prepare`
+    captions      (K, E)     float32  embeddings of the clip's captions, of unit length; in training
+                                      of one of them, drawn anew for every window
     seen_s        (T,)       float64  beside tokens: seconds of window time at which the model sees
                                       the frames, from the first one on; never descending, and equal
                                       where a frame repeats
@@ -34,6 +36,7 @@ import numpy as np
 
 from pipeline.datasets.manifest.clip_targets import ClipTargets
 from pipeline.datasets.manifest.manifest import REBUILD, TARGETS, Manifest
+from pipeline.datasets.manifest.texts import ClipTexts
 from pipeline.errors import BadInput
 from pipeline.records import Clip
 
@@ -44,6 +47,11 @@ TIE_PX = 1e-6
 """Places this close to the border of a pixel are on it."""
 TOKENS = "tokens"
 """The truth that every cache holds of itself."""
+CAPTIONS = "captions"
+OF_CLIPS = ("label", TOKENS, CAPTIONS)
+"""Truth that holds of a whole clip, or of whatever frames are seen."""
+NAMED = {"label": "a label", CAPTIONS: "captions"}
+"""Truth that is no target of targets.h5 -> how users know it."""
 STORED = {
     "boxes": ("boxes",),
     "points": ("points", "visible"),
@@ -68,11 +76,21 @@ class Wanted(Protocol):
         evaluation."""
 
 
+class EmbeddedTexts(Protocol):
+    """Embeddings of all texts of a manifest."""
+
+    def pooled(self, texts: Sequence[str]) -> np.ndarray:
+        """(K, E) float32, of unit length."""
+
+
 class Targets:
     """Reads the truth of windows. Safe in threads."""
 
-    def __init__(self, manifest: Manifest, wanted: Wanted) -> None:
-        self.manifest, self.wanted = manifest, wanted
+    def __init__(
+        self, manifest: Manifest, wanted: Wanted, texts: EmbeddedTexts | None = None
+    ) -> None:
+        """`texts` are there where `wanted` needs what is said or asked."""
+        self.manifest, self.wanted, self.texts = manifest, wanted, texts
         self.number = {label: number for number, label in enumerate(manifest.labels)}
         self._file: h5py.File | None = None
         self._lock = Lock()
@@ -83,7 +101,7 @@ class Targets:
         for name in self.wanted.needs:
             lacking = [clip.clip_id for clip in clips if not self._has(clip, name)]
             if lacking:
-                what = "a label" if name == "label" else f"the target '{name}'"
+                what = NAMED.get(name, f"the target '{name}'")
                 raise BadInput(
                     f"the task needs {what}, {len(lacking)} of {len(clips)} clips of split "
                     f"'{split}' have none, "
@@ -108,6 +126,8 @@ class Targets:
                 sampled["label"] = np.array(self.number.get(clip.label or "", -1), np.int64)
             elif name == TOKENS:
                 sampled["seen_s"] = seen_s(time_s_T, clip.speed)
+            elif name == CAPTIONS:
+                sampled[CAPTIONS] = self._captions(clip, rng)
             elif name == "depth_m":
                 assert self.wanted.dense_px is not None
                 sampled["depth_m"] = self._depth(
@@ -124,6 +144,13 @@ class Targets:
                     sampled["time_s"] = time_s_T
         return self.wanted.prepare(sampled, rng)
 
+    def _captions(self, clip: Clip, rng: np.random.Generator | None) -> np.ndarray:
+        captions = self.manifest.texts[clip.clip_id].captions
+        if rng is not None:
+            captions = (captions[int(rng.integers(len(captions)))],)
+        assert self.texts is not None
+        return self.texts.pooled(captions)
+
     def _depth(
         self, clip: Clip, time_s_T: np.ndarray, affine_T23: np.ndarray, step_s: float, side: int
     ) -> np.ndarray:
@@ -138,7 +165,7 @@ class Targets:
         names = [
             part
             for name in self.wanted.needs
-            if name not in ("label", "depth_m", TOKENS)
+            if name not in (*OF_CLIPS, "depth_m")
             for part in STORED[name]
         ]
         with self._reading() as file:
@@ -155,6 +182,8 @@ class Targets:
             return clip.label is not None
         if name == TOKENS:
             return True
+        if name == CAPTIONS:
+            return bool(self.manifest.texts.get(clip.clip_id, ClipTexts()).captions)
         if not self.manifest.has_targets:
             return False
         with self._reading() as file:
@@ -297,6 +326,16 @@ def collate(windows: Sequence[Arrays]) -> Arrays:
     """Windows side by side; where they hold different numbers of objects or points, the fewer are
     filled up with zeros."""
     return {name: _stack([window[name] for window in windows]) for name in windows[0]}
+
+
+def joined(batches: Sequence[Arrays]) -> Arrays:
+    """Batches (B, ...) one after the other; where they hold different numbers of objects, points or
+    texts, the fewer are filled up with zeros. Batches without arrays are left out."""
+    filled = [batch for batch in batches if batch]
+    return {
+        name: _stack([row for batch in filled for row in batch[name]])
+        for name in (filled[0] if filled else {})
+    }
 
 
 def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from pipeline.config import plugins
+from pipeline.config.cache_spec import Choice
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe, WindowSettings
 from pipeline.datasets.manifest.targets import Arrays
@@ -27,6 +28,11 @@ from pipeline.records import TokenShape
 STREAMING, WINDOW = "streaming", "window"
 PATCHES = "patches"
 """Name in the query of the frames' own patch tokens, for tasks that see them."""
+FRAME_EMBEDDINGS = "frame_embeddings"
+"""Name in the query of the frames' embeddings by the cache's own image-text model, (B, T, E), of
+unit length, for tasks that compare them with texts."""
+BY_FRAME = (PATCHES, FRAME_EMBEDDINGS)
+"""Names in the query of what there is of every frame, (B, T, ...)."""
 Query = dict[str, torch.Tensor]
 """A query is what the readout is told beside the temporal outputs: name -> (B, ...). It is empty
 for most tasks."""
@@ -47,6 +53,29 @@ class Metric(NamedTuple):
     at: str = ""
     """The place on an axis where it is measured, such as a horizon, with which its name then ends,
     behind a comma; "" for one number about all of it."""
+    is_median: bool = False
+    """Whether it is the median of its values over windows, and not their mean. `score` may then
+    give several of a window, (B, K), of which those count whose weights, (B, K), are above 0."""
+
+
+class WantedTexts(NamedTuple):
+    """What a task asks for in words."""
+
+    tower: Choice | None
+    """The text tower that is to read them; None: the text half of the cache's own model."""
+    model: str | None = None
+    """Where the cache's own model is now, if it was moved."""
+    manifest: bool = True
+    """Whether the manifest's texts are read."""
+    own: tuple[str, ...] = ()
+    """Texts of the task itself, such as names of classes."""
+    tokens: bool = False
+    """Whether the tokens of texts are read, and not one vector of each alone."""
+    frames: bool = False
+    """Whether texts are compared with the embeddings of frames by the cache's own model: then the
+    tower must be the other half of it."""
+    width: int | None = None
+    """The width that embeddings of texts must have; None: any will do."""
 
 
 class StreamingReadout(nn.Module, ABC):
@@ -54,12 +83,12 @@ class StreamingReadout(nn.Module, ABC):
 
     def forward(self, x_BTND: torch.Tensor, query: Query) -> torch.Tensor:
         """Tokens of T frames, the first of a stream -> predictions (B, T, ...)."""
-        told = {name: tensor for name, tensor in query.items() if name != PATCHES}
+        told = {name: tensor for name, tensor in query.items() if name not in BY_FRAME}
+        seen = {name: tensor for name, tensor in query.items() if name in BY_FRAME}
         state, predictions = self.start(told), []
         for time, x_BND in enumerate(x_BTND.unbind(1)):
-            if PATCHES in query:
-                state = state | {PATCHES: query[PATCHES][:, time]}
-            prediction, state = self.step(x_BND, state)
+            now = {name: tensor[:, time] for name, tensor in seen.items()}
+            prediction, state = self.step(x_BND, state | now)
             predictions.append(prediction)
         return torch.stack(predictions, dim=1)
 
@@ -70,8 +99,9 @@ class StreamingReadout(nn.Module, ABC):
 
     @abstractmethod
     def step(self, x_BND: torch.Tensor, state: Query) -> tuple[torch.Tensor, Query]:
-        """One frame's tokens -> its prediction (B, ...), and what to remember for the next. Where
-        the task sees patches, `state` holds those of this frame too, (B, P, D of the encoder)."""
+        """One frame's tokens -> its prediction (B, ...), and what to remember for the next. What
+        the query has of every frame (`BY_FRAME`), `state` has of this one; it need not be left out
+        of what is remembered."""
 
 
 class TaskPlugin(nn.Module, ABC):
@@ -108,6 +138,9 @@ class TaskPlugin(nn.Module, ABC):
     tells_tokens: ClassVar[bool] = False
     """Whether its streaming readout tells patch tokens of later frames, which other models can read
     in the place of those that will come: a `forecasts.readout.ForecastReadout`."""
+    scores_together: ClassVar[bool] = False
+    """Whether the score of a window depends on the other windows: `score` and the weights are then
+    given all windows of a split at once."""
     mirrorable: ClassVar[bool] = True
     """Whether its truth, mapped by the affine, holds of a mirrored view."""
     published: ClassVar[str] = ""
@@ -126,9 +159,29 @@ class TaskPlugin(nn.Module, ABC):
         """The forms of the readout, `streaming`, `window` or both, that this run trains."""
 
     @property
+    def aids(self) -> tuple[str, ...]:
+        """Readouts beside the forms that training alone uses, each with a loss of its own: what
+        they tell is never scored."""
+        return ()
+
+    @property
     def dense_px(self) -> int | None:
         """Side of dense targets in the square, for tasks that need such."""
         return None
+
+    @property
+    def wanted_texts(self) -> WantedTexts | None:
+        """What it asks for in words; None: nothing."""
+        return None
+
+    def take_texts(self, own_ND: np.ndarray) -> None:
+        """Takes in, before training, the embeddings of its own texts (`WantedTexts.own`), float32
+        of unit length. They are kept with its weights."""
+
+    def example_texts(self, frames: int) -> Arrays:
+        """Targets of one window that texts make, by which memory and operations are counted: right
+        in shape and type, and zero. Empty where it reads none."""
+        return {}
 
     def require_windows(self, windows: WindowSettings, step_s: float | None) -> None:
         """Raises BadInput where windows cannot hold what the task asks for. `step_s`: seconds of

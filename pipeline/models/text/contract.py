@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
-from pydantic import field_validator
+from pydantic import BeforeValidator, PlainSerializer, field_validator
 
 from pipeline.config import plugins
-from pipeline.config.cache_spec import Choice
+from pipeline.config.cache_spec import Choice, choice
 from pipeline.config.plugins import Settings
 
 PLACE = "{}"
@@ -33,6 +33,12 @@ class TextSettings(Settings):
         if template.count(PLACE) != 1:
             raise ValueError("wanted {} once, where the text goes")
         return template
+
+
+TextChoice = Annotated[
+    Choice, BeforeValidator(lambda table: choice("text", table)), PlainSerializer(Choice.table)
+]
+"""A text tower and its settings, as a table in the settings of what reads texts."""
 
 
 class TextEmbeddings(NamedTuple):

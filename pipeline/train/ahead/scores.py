@@ -31,13 +31,8 @@ from pipeline.train.ahead.pair import (
 )
 from pipeline.train.bootstrap import Interval, interval
 from pipeline.train.compatibility import check
-from pipeline.train.evaluate import (
-    TRIVIAL,
-    MetricFacts,
-    ScoredCheckpoint,
-    metric_facts,
-    require_finite,
-)
+from pipeline.train.evaluate import TRIVIAL, metric_facts, require_finite
+from pipeline.train.evaluation import MetricFacts, ScoredCheckpoint
 from pipeline.train.run import CacheFacts, Run, load_model
 from pipeline.train.setup import RunContext, trivial_statistics
 from pipeline.train.weights.initial import digest_of

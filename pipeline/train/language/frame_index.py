@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,24 +25,23 @@ import torch
 from pipeline.cache.cache import Cache
 from pipeline.cache.corruption import require_valid
 from pipeline.cache.layout import TIMES
-from pipeline.cache.storage.local import LocalFolder, make_folder, written_whole
+from pipeline.cache.storage.local import make_folder, written_whole
 from pipeline.config.json_files import read_json, to_json
 from pipeline.config.plugins import Settings
 from pipeline.errors import BadInput, count_text
 from pipeline.train.language.frame_embeddings import FrameEmbeddings, image_head_of
+from pipeline.train.language.places import folder_of, places
 
 FORMAT_VERSION = 1
 FOLDER = ".search"
 """Beside the cache."""
-ELSEWHERE = "stillframe_search"
-"""In the user's folder of caches (XDG_CACHE_HOME), where the cache is far away or not writable."""
 SLACK_S = 1e-6
 """Times are told apart from here on."""
 FLOAT16, FLOAT64 = np.dtype("<f2"), np.dtype("<f8")
 
 OnFrames = Callable[[int, int], None]
 """Called with (frames done, frames to do)."""
-Say = Callable[[str], None]
+Say = Callable[[str], object]
 
 
 class IndexHeader(Settings):
@@ -77,10 +75,19 @@ class FrameIndex:
         """int64 (F,): the number of its video."""
         return np.repeat(np.arange(len(self.videos)), np.diff(self.starts_V))
 
+    @cached_property
+    def _number(self) -> dict[str, int]:
+        return {video: number for number, video in enumerate(self.videos)}
+
+    def of_video(self, video: str) -> tuple[int, int]:
+        """[start, stop): the frames of a video."""
+        number = self._number[video]
+        start, stop = map(int, self.starts_V[number : number + 2])
+        return start, stop
+
     def frame_at(self, video: str, after_s: float) -> int:
         """The frame of a video that is on screen so many seconds after its first one."""
-        number = self.videos.index(video)
-        start, stop = map(int, self.starts_V[number : number + 2])
+        start, stop = self.of_video(video)
         return start + on_screen(self.after_s_F[start:stop], after_s)
 
 
@@ -114,8 +121,8 @@ def open_index(
         )
     key = index_key(cache)
     name = f"{cache.name.strip('.') or 'cache'}-{key}.f16"
-    places = [folder / name for folder in _folders(cache)]
-    for data in places:
+    where = [folder / name for folder in places(folder_of(cache), FOLDER)]
+    for data in where:
         if index := _mapped(cache, data, key):
             return index
     require_valid(cache)
@@ -125,7 +132,7 @@ def open_index(
             f"the codec '{cache.spec['codec']['name']}' of {cache} keeps a part of every token: "
             "scores are approximate"
         )
-    for data in places:
+    for data in where:
         try:
             index = _written(source, data, key, on_frames)
         except OSError as error:
@@ -152,14 +159,6 @@ def index_key(cache: Cache) -> str:
         },
     }
     return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _folders(cache: Cache) -> list[Path]:
-    """Where an index may lie, the best place first: beside the cache, unless that is far away, and
-    else among what this user's programs keep."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / ELSEWHERE
-    is_here = isinstance(cache.storage, LocalFolder)
-    return [cache.path.resolve().parent / FOLDER, home] if is_here else [home]
 
 
 def _mapped(cache: Cache, data: Path, key: str) -> FrameIndex | None:

@@ -12,12 +12,12 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.config.recipe import WindowSettings
-from pipeline.datasets.manifest.targets import TOKENS, Wanted
+from pipeline.datasets.manifest.targets import CAPTIONS, OF_CLIPS, Wanted
 from pipeline.errors import BadInput
 from pipeline.records import Clip
 from pipeline.train.windows.index import WindowRows
 
-DIRECTED = ("label", "pose")
+DIRECTED = ("label", "pose", CAPTIONS)
 """Truth that may be another one of frames that are read backwards."""
 SHUFFLED = 1
 """Tells the draws of an order from those of the truth, which has the same seed and number."""
@@ -56,7 +56,7 @@ def require_fitting_truth(settings: WindowSettings, wanted: Wanted | None) -> No
             f"'{directed[0]}' is of one direction of time",
             "leave windows.both_directions out",
         )
-    of_frames = [name for name in needs if name not in ("label", TOKENS)]
+    of_frames = [name for name in needs if name not in OF_CLIPS]
     if of_frames and (settings.shuffle or settings.still is not None):
         control = "shuffle" if settings.shuffle else "still"
         raise BadInput(

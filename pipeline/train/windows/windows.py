@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,10 @@ from pipeline.config.recipe import WindowSettings
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.datasets.manifest.targets import TOKENS, Arrays, Targets, Wanted, collate
 from pipeline.errors import BadInput, unknown_name
+from pipeline.models.tasks.contract import FRAME_EMBEDDINGS
 from pipeline.records import Batch, Clip, OnDevice
+from pipeline.train.language.frame_index import FrameIndex
+from pipeline.train.language.language import Language
 from pipeline.train.windows.controls import as_shown, require_fitting_truth
 from pipeline.train.windows.index import (
     WindowRef,
@@ -49,13 +53,17 @@ class Windows:
         wanted: Wanted | None = None,
         layers: Sequence[int] | None = None,
         allow_missing: bool = False,
+        language: Language | None = None,
     ) -> None:
-        """`layers` are those whose patches are read; None: all that the cache has."""
+        """`layers` are those whose patches are read; None: all that the cache has. `language` is
+        there where `wanted` is told something in words."""
         self.cache, self.manifest, self.split, self.settings = cache, manifest, split, settings
+        self.language = language
         clips = clips_of(manifest, split, settings)
         require_rate(settings, clips, cache.fps, f"cache {cache}")
         require_fitting_truth(settings, wanted)
-        self._targets = None if wanted is None else Targets(manifest, wanted)
+        texts = None if language is None else language.texts
+        self._targets = None if wanted is None else Targets(manifest, wanted, texts)
         if self._targets:
             self._targets.check(clips, split)
         self.index = index_windows(cache, manifest, split, clips, settings, allow_missing)
@@ -90,6 +98,12 @@ class Windows:
                     f"and the truth of task '{task}' does not hold in a mirror",
                     f"leave '{name}' out of windows.views",
                 )
+            if view is not None and self.language is not None and self.language.frames is not None:
+                raise BadInput(
+                    f"task '{task}' begins with the embeddings of whole frames, and view '{name}' "
+                    "shows them otherwise",
+                    f"leave '{name}' out of windows.views",
+                )
 
     def train(
         self, batch_size: int, steps: Sequence[int], rank: int = 0, world_size: int = 1
@@ -122,6 +136,11 @@ class Windows:
         return targets | {TOKENS: patches[-1].float().numpy()}
 
     @property
+    def tower(self) -> dict[str, Any] | None:
+        """Identity of the text tower that texts went through; None where nothing is said."""
+        return None if self.language is None else self.language.texts.header.tower
+
+    @property
     def step_s(self) -> float | None:
         """Seconds of window time from one frame to the next; None where they depend on the
         video."""
@@ -149,7 +168,17 @@ class Windows:
             rng = np.random.default_rng([self.settings.seed, ref.number])
         rows = self.index.clip_rows[ref.clip]
         time_s_T, affines_T23 = window.time_s_T - rows.zero_s, affines_F23[window.rows_T]
-        return targets.window(clip, time_s_T, affines_T23, rows.step_s, rng)
+        truth = targets.window(clip, time_s_T, affines_T23, rows.step_s, rng)
+        if self.language is not None and self.language.frames is not None:
+            truth[FRAME_EMBEDDINGS] = self._embeddings(window, clip.video_id, self.language.frames)
+        return truth
+
+    def _embeddings(self, window: WindowRows, video: str, index: FrameIndex) -> np.ndarray:
+        """(T, E) float32: those of the frames of a window."""
+        first, _ = index.of_video(video)
+        frames_T = torch.from_numpy(first + window.rows_T - self.cache.locations[video].start)
+        embeddings_TE: np.ndarray = index.embeddings_FD[frames_T].float().numpy()
+        return embeddings_TE
 
     def tokens(self, batch: Batch, device: torch.device) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """special (B, T, S, D), and patches (B, T, P, D) of every layer that is read; P counts

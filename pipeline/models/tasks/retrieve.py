@@ -1,0 +1,249 @@
+"""Video-text retrieval: which video is it that a sentence tells of, and which sentence tells of a
+video, among all of a split.
+
+A video becomes a vector that is compared with those of its captions. With the text half of the
+cache's own image-text model it is the mean of its frames' embeddings before training, so that a run
+of zero steps is zero-shot retrieval; what the temporal module and a projection of the texts add is
+0 at first. Training brings videos and their captions together, by symmetric InfoNCE as CLIP or by
+SigLIP's sigmoid loss. Scores are those of the field: recall at 1, 5 and 10, median and mean rank,
+in both directions, with nothing of the test set but the query and what is searched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import nn
+
+from pipeline.datasets.manifest.targets import CAPTIONS, Arrays
+from pipeline.models.tasks.contract import (
+    FRAME_EMBEDDINGS,
+    STREAMING,
+    WINDOW,
+    Baseline,
+    Metric,
+    Query,
+    TaskPlugin,
+    WantedTexts,
+)
+from pipeline.models.tasks.matching.losses import info_nce, sigmoid_loss
+from pipeline.models.tasks.matching.ranks import ranks as ranks_of
+from pipeline.models.tasks.matching.readouts import FrameVectors, WindowVector, begin_at_zero
+from pipeline.models.tasks.parts.attention_readout import AttentionSettings
+from pipeline.models.text.contract import TextChoice
+from pipeline.records import TokenShape
+
+TO_VIDEO, TO_TEXT = "t2v", "v2t"
+"""Directions: a text looks for its video, a video for its text."""
+TOP = (1, 5, 10)
+GREATEST_SCALE = 100.0
+"""What cosines are multiplied by at most (CLIP, arXiv 2103.00020)."""
+DUAL_SOFTMAX = "dual softmax"
+
+
+class Settings(AttentionSettings):
+    readout_width: int = Field(default=256, ge=1)
+    """Width of keys, values and query of the readouts."""
+    heads: int = Field(default=4, ge=1)
+    """Attention heads of the readouts; must divide readout_width."""
+    width: int = Field(default=512, ge=1)
+    """Width of the space in which videos and texts are compared: that of the tower's embeddings,
+    512 for CLIP ViT-B, 768 for SigLIP 2 base."""
+    text: TextChoice | None = None
+    """The text tower; None: the text half of the cache's own image-text model."""
+    model: str | None = None
+    """Where the cache's own image-text model is now, if it was moved."""
+    zero_shot: bool = True
+    """Whether videos begin as the mean of their frames' embeddings by the cache's own image-text
+    model, whose text half the tower must then be. With false any cache and any tower will do, and
+    before training nothing is known."""
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """What training asks. softmax: symmetric InfoNCE, as CLIP; sigmoid: of every pair whether it
+    belongs together, as SigLIP, which does with smaller batches. Batches are those of all
+    processes together, and of one part where training.accumulate cuts them."""
+    temperature: float = Field(default=0.07, ge=0.01)
+    """What cosines are divided by at the first step; it is learned. CLIP ends at 0.01."""
+    bias: float = -10.0
+    """What the sigmoid loss adds to logits at the first step; it is learned."""
+    supervise: Literal["last", "all"] = "last"
+    """Frames after which the streaming form's vector enters the loss."""
+
+
+class Task(TaskPlugin):
+    """targets["captions"] (B, K, E): embeddings of captions, zeros where a clip has fewer than the
+    others; one of each clip in training. An answer is (B, E), of unit length; or (B, T, E), the
+    vectors of frames, which are then weighted for every text."""
+
+    Settings = Settings
+    needs = (CAPTIONS,)
+    truth_settings = ("width", "text", "model", "zero_shot")
+    scores_together = True
+    drops_patches = True
+    mirrorable = False
+    dual_softmax = False
+    """Whether scores are multiplied by their softmax over the split, which looks at all queries at
+    once; names of metrics say so."""
+
+    def __init__(self, settings: Any, labels: tuple[str, ...]) -> None:
+        super().__init__(settings, labels)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(settings.temperature)))
+        self.logit_bias: nn.Parameter | None = None
+        if settings.loss == "sigmoid":  # a constant does not change a softmax
+            self.logit_bias = nn.Parameter(torch.tensor(float(settings.bias)))
+        # Where videos begin as what their frames say, texts stay as they are: zero-shot scores are
+        # then those of the same vectors before and after training.
+        self.text_projection: nn.Module | None = None
+        if not settings.zero_shot:
+            self.text_projection = nn.Linear(settings.width, settings.width, bias=False)
+            nn.init.zeros_(self.text_projection.weight)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:  # type: ignore[override]
+        """Recalls and ranks in both directions."""
+        how = f", {DUAL_SOFTMAX}" if self.dual_softmax else ""
+        found: list[Metric] = []
+        for way in (TO_VIDEO, TO_TEXT):
+            found += [
+                Metric(f"{way} R@{top}{how}", higher_is_better=True, perfect=1.0, worst=0.0)
+                for top in TOP
+            ]
+            found += [
+                Metric(f"{way} {name}{how}", False, perfect=1.0, is_median=name == "MdR")
+                for name in ("MdR", "MnR")
+            ]
+        return tuple(found)
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        forms: tuple[str, ...] = self.settings.forms
+        return forms
+
+    @property
+    def wanted_texts(self) -> WantedTexts:
+        settings = self.settings
+        return WantedTexts(
+            settings.text, settings.model, frames=settings.zero_shot, width=settings.width
+        )
+
+    def example_texts(self, frames: int) -> Arrays:
+        width = self.settings.width
+        return {CAPTIONS: np.zeros((1, width), np.float32)} | self._example_frames(frames, width)
+
+    def _example_frames(self, frames: int, width: int) -> Arrays:
+        if not self.settings.zero_shot:
+            return {}
+        return {FRAME_EMBEDDINGS: np.zeros((frames, width), np.float32)}
+
+    def query(self, targets: dict[str, torch.Tensor]) -> Query:
+        """The embeddings of the frames, where videos begin with them."""
+        return {name: targets[name] for name in (FRAME_EMBEDDINGS,) if name in targets}
+
+    def readout(self, form: str, width: int, frames: int, shape: TokenShape) -> nn.Module:
+        settings = self.settings
+        size = {"readout_width": settings.readout_width, "heads": settings.heads}
+        made = (
+            WindowVector(width, settings.width, frames=frames, **size)
+            if form == WINDOW
+            else FrameVectors(width, settings.width, **size)
+        )
+        if settings.zero_shot:
+            begin_at_zero(made)
+        return made
+
+    def loss(
+        self, form: str, prediction: torch.Tensor, targets: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Mean over windows, and over the supervised frames of the streaming form."""
+        text_BE = targets[CAPTIONS][:, 0]
+        mask_B = text_BE.any(-1)
+        text_BE = self.of_texts(text_BE.to(prediction.dtype))
+        scale = self.log_scale.exp().clamp(max=GREATEST_SCALE)
+        ask = partial(info_nce, scale=scale)
+        if self.logit_bias is not None:
+            ask = partial(sigmoid_loss, scale=scale, bias=self.logit_bias)
+        of_frames = [prediction]
+        if form == STREAMING:
+            last_only = self.settings.supervise == "last"
+            of_frames = list((prediction[:, -1:] if last_only else prediction).unbind(1))
+        losses = [
+            ask(F.normalize(video_BE, dim=-1), text_BE, mask_B=mask_B) for video_BE in of_frames
+        ]
+        return torch.stack(losses).mean()
+
+    def of_texts(self, text_BE: torch.Tensor) -> torch.Tensor:
+        """Embeddings of texts by the tower -> their vectors, of unit length."""
+        if self.text_projection is None:
+            return text_BE
+        return F.normalize(text_BE + self.text_projection(text_BE), dim=-1)
+
+    def answer(self, form: str, prediction: torch.Tensor) -> torch.Tensor:
+        """(B, E), of unit length: what all frames say."""
+        video_BE = prediction[:, -1] if form == STREAMING else prediction
+        return F.normalize(video_BE.float(), dim=-1)
+
+    def score(self, answer: np.ndarray, targets: Arrays) -> dict[str, np.ndarray]:
+        """Means over a clip's captions; the rank itself of each of them for the median."""
+        captions_BKE = torch.from_numpy(targets[CAPTIONS])
+        is_text_BK = captions_BKE.any(-1).numpy()
+        with torch.inference_mode():
+            text_BKE = self.of_texts(captions_BKE.to(self.log_scale.device)).cpu().numpy()
+        scale = float(self.log_scale.detach().exp().clamp(max=GREATEST_SCALE))
+        is_vector_B = np.isfinite(answer).all(tuple(range(1, answer.ndim)))
+        answer = np.where(is_vector_B.reshape(-1, *[1] * (answer.ndim - 1)), answer, np.nan)
+        found = ranks_of(
+            text_BKE, is_text_BK, answer, dual_softmax=scale if self.dual_softmax else None
+        )
+        count_B, has_text_B = np.maximum(is_text_BK.sum(1), 1), is_text_BK.any(1)
+        videos_BK, texts_B = found
+        values = [
+            *((videos_BK.recall(top) * is_text_BK).sum(1) / count_B for top in TOP),
+            videos_BK.rank,
+            np.where(is_text_BK, videos_BK.rank, 0).sum(1) / count_B,
+            *(texts_B.recall(top) * has_text_B for top in TOP),
+            texts_B.rank,
+            texts_B.rank,
+        ]
+        return {metric.name: each for metric, each in zip(self.metrics, values, strict=True)}
+
+    def weight(self, targets: Arrays) -> np.ndarray:
+        """The captions of every clip: each of them is a query."""
+        return self.metric_weights(targets)[self.metrics[0].name]
+
+    def metric_weights(self, targets: Arrays) -> dict[str, np.ndarray]:
+        """A text is a query on the way to videos, a clip on the way to texts."""
+        is_text_BK = targets[CAPTIONS].any(-1).astype(np.float64)
+        of_ways: Arrays = {TO_VIDEO: is_text_BK.sum(1), TO_TEXT: is_text_BK.max(1)}
+        weights: Arrays = {}
+        for metric in self.metrics:
+            way = metric.name[: len(TO_VIDEO)]
+            several = metric.is_median and way == TO_VIDEO
+            weights[metric.name] = np.asarray(is_text_BK if several else of_ways[way])
+        return weights
+
+    def trivial(self, targets: Arrays, statistics: Arrays) -> np.ndarray:
+        """The same vector for every video: all rank in the middle."""
+        return np.zeros((len(targets[CAPTIONS]), self.settings.width), np.float32)
+
+    @property
+    def baselines(self) -> Mapping[str, Baseline]:
+        """Zero-shot retrieval: the mean of the frames, and frames weighted by how well they fit the
+        text."""
+        if not self.settings.zero_shot:
+            return {}
+        return {
+            "mean_of_frames": lambda _tokens, query, _: F.normalize(
+                query[FRAME_EMBEDDINGS].mean(1), dim=-1
+            ),
+            "query_scoring": lambda _tokens, query, _: query[FRAME_EMBEDDINGS],
+        }
+
+    def plain(self, answer: np.ndarray, affine_23: np.ndarray) -> dict[str, Any]:
+        """The vector of the video up to this frame."""
+        return {"vector": [round(float(value), 5) for value in answer]}

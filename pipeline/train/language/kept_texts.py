@@ -1,0 +1,195 @@
+"""Embeddings of texts, which are made once and kept beside the manifest that the texts are from.
+
+They lie in `.texts/NAME-KEY/`: `pooled.f32`, float32 (N, E), one vector of unit length for each
+text; where tokens are asked for, `tokens.f16`, float16 (M, D), those of all texts one after the
+other, and `starts.i64`, int64 (N + 1,), where each text begins. `texts.json` is written last and
+says what they are. The key is a hash over the texts and the tower's identity: weights,
+configuration, tokeniser and template. What several processes write at once is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.cache.storage.local import make_folder, written_whole
+from pipeline.config.json_files import read_json, to_json
+from pipeline.config.plugins import Settings
+from pipeline.errors import BadInput, count_text
+from pipeline.models.text.contract import Logits, TextPlugin
+
+FORMAT_VERSION = 1
+FOLDER = ".texts"
+HEADER, POOLED, TOKENS, STARTS = "texts.json", "pooled.f32", "tokens.f16", "starts.i64"
+FLOAT32, FLOAT16, INT64 = np.dtype("<f4"), np.dtype("<f2"), np.dtype("<i8")
+TEXTS_AT_ONCE = 256
+"""Texts that are as long as the longest of them while they are embedded."""
+
+OnTexts = Callable[[int, int], None]
+"""Called with (texts done, texts to do)."""
+Say = Callable[[str], object]
+
+
+class KeptHeader(Settings):
+    """The content of texts.json."""
+
+    format_version: int
+    key: str
+    tower: dict[str, Any]
+    """Identity of the tower."""
+    texts: int
+    """N."""
+    width: int
+    """E."""
+    tokens: int
+    """M; 0 where no tokens are kept."""
+    token_width: int
+    """D."""
+    cut: int
+    """Texts that are longer than the tower reads, and lost their end."""
+
+
+@dataclass(frozen=True)
+class KeptTexts:
+    """Embeddings of N texts. Safe in threads."""
+
+    texts: tuple[str, ...]
+    header: KeptHeader
+    pooled_ND: np.ndarray
+    """float32, of unit length."""
+    tokens_MD: np.ndarray
+    """float16; of no rows where none are kept."""
+    starts_N: np.ndarray
+    logits: Logits | None
+    """As the tower has them."""
+
+    @cached_property
+    def _number(self) -> dict[str, int]:
+        return {text: number for number, text in enumerate(self.texts)}
+
+    def pooled(self, texts: Sequence[str]) -> np.ndarray:
+        """(K, E) float32, of unit length."""
+        return np.array(self.pooled_ND[[self._number[text] for text in texts]], np.float32)
+
+    def tokens(self, text: str) -> np.ndarray:
+        """(L, D) float32: the tower's last layer over one text."""
+        number = self._number[text]
+        start, stop = map(int, self.starts_N[number : number + 2])
+        return np.array(self.tokens_MD[start:stop], np.float32)
+
+
+def keep_texts(
+    texts: Sequence[str],
+    tower: TextPlugin,
+    folders: Sequence[Path],
+    name: str,
+    *,
+    with_tokens: bool,
+    on_texts: OnTexts = lambda _done, _total: None,
+    say: Say = lambda _: None,
+) -> KeptTexts:
+    """Embeddings of distinct texts by `tower`, which are made where none are kept in one of the
+    `folders`, the best first, under `name`. `say` is told where new ones lie, and how many texts
+    were cut. Raises BadInput where a text is empty."""
+    key = _key(texts, tower, with_tokens)
+    where = [folder / f"{name}-{key}" for folder in folders]
+    for place in where:
+        if kept := _mapped(place, texts, key, tower.logits):
+            return kept
+    for place in where:
+        try:
+            kept = _written(place, texts, key, tower, with_tokens, on_texts)
+        except OSError as error:
+            say(f"no embeddings of texts can be written into {place.parent}: {error.strerror}")
+            continue
+        size = sum(file.stat().st_size for file in place.iterdir())
+        say(f"texts: {place}, {count_text(len(texts), 'text')}, {size:,} bytes")
+        if kept.header.cut:
+            say(
+                f"{count_text(kept.header.cut, 'text')} longer than {tower.most_tokens} tokens: "
+                "the end was left out"
+            )
+        return kept
+    raise BadInput(
+        f"embeddings of texts can be kept in none of {', '.join(map(str, folders))}",
+        "free space or fix access; XDG_CACHE_HOME names another folder",
+    )
+
+
+def _key(texts: Sequence[str], tower: TextPlugin, with_tokens: bool) -> str:
+    """12 hexadecimal digits over all that the embeddings depend on."""
+    meaning = [FORMAT_VERSION, tower.identity, with_tokens, list(texts)]
+    return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _mapped(place: Path, texts: Sequence[str], key: str, logits: Logits | None) -> KeptTexts | None:
+    """What is kept in a folder; None where nothing is, or it is not what it should be."""
+    with suppress(OSError, BadInput, ValueError):
+        versions = range(FORMAT_VERSION, FORMAT_VERSION + 1)
+        header = read_json(KeptHeader, place / HEADER, "", versions)
+        if header.key != key or header.texts != len(texts):
+            return None
+        pooled_ND = _array(place / POOLED, FLOAT32, (header.texts, header.width))
+        tokens_MD, starts_N = np.zeros((0, header.token_width), FLOAT16), np.zeros(1, INT64)
+        if header.tokens:
+            tokens_MD = _array(place / TOKENS, FLOAT16, (header.tokens, header.token_width))
+            starts_N = np.array(_array(place / STARTS, INT64, (header.texts + 1,)))
+        return KeptTexts(tuple(texts), header, pooled_ND, tokens_MD, starts_N, logits)
+    return None
+
+
+def _array(file: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
+    """A file as an array in memory that is mapped. Raises ValueError where its size is another."""
+    return np.memmap(file, dtype, "r").reshape(shape)
+
+
+def _written(
+    place: Path,
+    texts: Sequence[str],
+    key: str,
+    tower: TextPlugin,
+    with_tokens: bool,
+    on_texts: OnTexts,
+) -> KeptTexts:
+    """Makes the embeddings in a folder. Raises OSError where it cannot be written."""
+    base, folder = place.parent.parent, f"{place.parent.name}/{place.name}"
+    make_folder(base)
+    pooled, lengths, cut = [], [0], 0
+    with written_whole(base, f"{folder}/{TOKENS}") as file:
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            said = tower(texts[start : start + TEXTS_AT_ONCE])
+            pooled.append(said.pooled_ND.float().cpu().numpy().astype(FLOAT32))
+            cut += said.cut
+            if with_tokens:
+                lengths += said.mask_NL.sum(1).tolist()
+                tokens_MD = said.tokens_NLD[said.mask_NL].to(torch.float16).cpu().numpy()
+                file.write(tokens_MD.astype(FLOAT16).tobytes())
+            on_texts(min(start + TEXTS_AT_ONCE, len(texts)), len(texts))
+    starts_N = np.cumsum(lengths).astype(INT64)
+    for file_name, array in ((STARTS, starts_N), (POOLED, np.concatenate(pooled))):
+        with written_whole(base, f"{folder}/{file_name}") as file:
+            file.write(array.tobytes())
+    header = KeptHeader(
+        format_version=FORMAT_VERSION,
+        key=key,
+        tower=tower.identity,
+        texts=len(texts),
+        width=tower.width,
+        tokens=int(starts_N[-1]),
+        token_width=tower.token_width,
+        cut=cut,
+    )
+    with written_whole(base, f"{folder}/{HEADER}") as file:
+        file.write(to_json(header))
+    kept = _mapped(place, texts, key, tower.logits)
+    assert kept is not None
+    return kept

@@ -1,0 +1,97 @@
+"""All that a task asks for in words: embeddings of its texts, and of the frames that they are
+compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipeline.cache.cache import Cache
+from pipeline.datasets.manifest.manifest import Manifest
+from pipeline.datasets.manifest.texts import ClipTexts
+from pipeline.errors import BadInput
+from pipeline.models.tasks.contract import WantedTexts
+from pipeline.models.text.contract import TextPlugin, make_text
+from pipeline.train.language.frame_embeddings import require_same_model
+from pipeline.train.language.frame_index import FrameIndex, open_index
+from pipeline.train.language.kept_texts import FOLDER, KeptTexts, keep_texts
+from pipeline.train.language.places import folder_of, places
+from pipeline.train.language.tower import text_tower_of
+
+Say = Callable[[str], object]
+PLAIN_NAME = "texts"
+"""Of what is kept for a manifest in a folder without a name."""
+
+
+@dataclass(frozen=True)
+class Language:
+    """What a task is told in words about the clips of a manifest."""
+
+    texts: KeptTexts
+    own_ND: np.ndarray
+    """float32: embeddings of the task's own texts, in their order."""
+    frames: FrameIndex | None
+    """Embeddings of all frames of the cache, where the task compares with them."""
+
+
+def open_language(
+    wanted: WantedTexts, cache: Cache, manifest: Manifest, device: torch.device, say: Say
+) -> Language:
+    """Opens what a task asks for, and makes what is not there yet; `say` is told where it lies.
+
+    Raises BadInput where the tower is none that the task can read, or another than that of the
+    cache where the two are compared as they are.
+    """
+    tower = _tower(wanted, cache, device)
+    if wanted.width is not None and tower.width != wanted.width:
+        raise BadInput(
+            f"task.width is {wanted.width}, and embeddings of texts are {tower.width} wide",
+            f"task.width = {tower.width}",
+        )
+    texts = list(dict.fromkeys([*wanted.own, *_texts_of(manifest, wanted)]))
+    if manifest.folder == cache.manifest.folder:
+        beside, name = folder_of(cache), cache.name
+    else:
+        beside, name = manifest.folder, manifest.folder.name
+    kept = keep_texts(
+        texts,
+        tower,
+        places(beside, FOLDER),
+        name.strip(".") or PLAIN_NAME,
+        with_tokens=wanted.tokens,
+        say=say,
+    )
+    own_ND = kept.pooled(wanted.own)
+    frames = open_index(cache, wanted.model, device, say=say) if wanted.frames else None
+    return Language(kept, own_ND, frames)
+
+
+def _tower(wanted: WantedTexts, cache: Cache, device: torch.device) -> TextPlugin:
+    """The text tower of a task."""
+    if wanted.tower is None:
+        return text_tower_of(cache, wanted.model, device)
+    tower = make_text(wanted.tower, device)
+    if wanted.frames:
+        model = getattr(wanted.tower.settings, "model", wanted.tower.name)
+        require_same_model(cache, tower.identity["weights"], model)
+    return tower
+
+
+def _texts_of(manifest: Manifest, wanted: WantedTexts) -> list[str]:
+    """All texts of a manifest that a task reads, in the order of its clips."""
+    if not wanted.manifest:
+        return []
+
+    def said(texts: ClipTexts) -> tuple[str, ...]:
+        asked = () if texts.question is None else (texts.question,)
+        return (*texts.captions, *asked, *texts.choices)
+
+    return [
+        text
+        for clip in manifest.clips
+        if clip.clip_id in manifest.texts
+        for text in said(manifest.texts[clip.clip_id])
+    ]
