@@ -37,7 +37,7 @@ class _Gather(torch.autograd.Function):
         return total_ME[first : first + ctx.rows]
 
 
-def gathered(x_BE: torch.Tensor) -> tuple[torch.Tensor, int]:
+def of_all_processes(x_BE: torch.Tensor) -> tuple[torch.Tensor, int]:
     """The rows of all processes, (M, E), and the place of the first row of this one."""
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return x_BE, 0
@@ -82,9 +82,9 @@ def _pairs(
     video_BE: torch.Tensor, text_BE: torch.Tensor, mask_B: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Which answers each row has (B, M), which is its own (B,), and all answers (M, E)."""
-    video_ME, first = gathered(video_BE)
-    text_ME, _ = gathered(text_BE)
-    counted_M, _ = gathered(mask_B.to(text_BE.dtype)[:, None])
+    video_ME, first = of_all_processes(video_BE)
+    text_ME, _ = of_all_processes(text_BE)
+    counted_M, _ = of_all_processes(mask_B.to(text_BE.dtype)[:, None])
     own_B = torch.arange(len(video_BE), device=video_BE.device) + first
     is_own_BM = F.one_hot(own_B, len(text_ME)).bool()
     is_same_BM = text_BE.detach() @ text_ME.detach().T > SAME

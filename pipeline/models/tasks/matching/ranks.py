@@ -43,7 +43,7 @@ class Place(NamedTuple):
         return np.nan_to_num(((top - self.above) / (1 + self.same)).clip(0, 1), nan=0.0)
 
 
-class Found(NamedTuple):
+class Places(NamedTuple):
     """What texts and videos have found."""
 
     videos_VK: Place
@@ -86,7 +86,7 @@ def ranks(
     video: np.ndarray,
     query_scale: float = 10.0,
     dual_softmax: float | None = None,
-) -> Found:
+) -> Places:
     """Places of all texts and videos; `video` (V, E), or (V, T, E) for query scoring, see `Scorer`.
 
     `dual_softmax`: the scale of a softmax over all texts that every score is multiplied by (arXiv
@@ -109,7 +109,7 @@ def ranks(
         of_texts_2V += _others(for_texts_NV, best_own_V, is_own_NV).sum(1)
     of_videos_2VK = np.zeros((2, *is_text_VK.shape))
     of_videos_2VK[:, is_text_VK] = of_videos_2N
-    return Found(Place(*of_videos_2VK), Place(*of_texts_2V))
+    return Places(Place(*of_videos_2VK), Place(*of_texts_2V))
 
 
 def _others(scores_NV: np.ndarray, right: np.ndarray, is_own_NV: np.ndarray) -> np.ndarray:
