@@ -72,6 +72,9 @@ class Settings(AttentionSettings):
     """What cosines are divided by at the first step; it is learned. CLIP ends at 0.01."""
     bias: float = -10.0
     """What the sigmoid loss adds to logits at the first step; it is learned."""
+    equal_captions: Literal["wrong", "right"] = "wrong"
+    """What a video counts as that is not a text's own and has the very same text. wrong: as any
+    other, the published protocol; right: as its own, where sentences stand for labels."""
     supervise: Literal["last", "all"] = "last"
     """Frames after which the streaming form's vector enters the loss."""
 
@@ -194,11 +197,19 @@ class Task(TaskPlugin):
         is_text_BK = captions_BKE.any(-1).numpy()
         with torch.inference_mode():
             text_BKE = self.of_texts(captions_BKE.to(self.log_scale.device)).cpu().numpy()
+        groups_N = None
+        if self.settings.equal_captions == "right":
+            said_NE = targets[CAPTIONS][is_text_BK]
+            groups_N = np.unique(said_NE, axis=0, return_inverse=True)[1].reshape(-1)
         scale = float(self.log_scale.detach().exp().clamp(max=GREATEST_SCALE))
         is_vector_B = np.isfinite(answer).all(tuple(range(1, answer.ndim)))
         answer = np.where(is_vector_B.reshape(-1, *[1] * (answer.ndim - 1)), answer, np.nan)
         found = ranks_of(
-            text_BKE, is_text_BK, answer, dual_softmax=scale if self.dual_softmax else None
+            text_BKE,
+            is_text_BK,
+            answer,
+            dual_softmax=scale if self.dual_softmax else None,
+            groups_N=groups_N,
         )
         count_B, has_text_B = np.maximum(is_text_BK.sum(1), 1), is_text_BK.any(1)
         videos_BK, texts_B = found

@@ -86,37 +86,48 @@ def ranks(
     video: np.ndarray,
     query_scale: float = 10.0,
     dual_softmax: float | None = None,
+    groups_N: np.ndarray | None = None,
 ) -> Places:
     """Places of all texts and videos; `video` (V, E), or (V, T, E) for query scoring, see `Scorer`.
 
     `dual_softmax`: the scale of a softmax over all texts that every score is multiplied by (arXiv
     2109.04290), for the ranks of videos; and over all videos for those of texts. It looks at the
-    whole split, so that scores are no longer those of one query.
+    whole split, so that scores are no longer those of one query. `groups_N`: texts of one number are
+    the same, and of videos that have it the first one counts; None: no two are.
     """
     of_video_N, text_NE = np.nonzero(is_text_VK)[0], text_VKE[is_text_VK]
     score, videos = Scorer(text_NE, video, query_scale), len(video)
+    of_text_N = np.arange(len(text_NE)) if groups_N is None else groups_N
+
+    def is_right(block: slice) -> np.ndarray:
+        """(N of the block, V): which videos have a text."""
+        numbers, rows = np.unique(of_text_N[block], return_inverse=True)
+        has_it_N = np.isin(of_text_N, numbers)
+        right_GV = np.zeros((len(numbers), videos), bool)
+        right_GV[np.searchsorted(numbers, of_text_N[has_it_N]), of_video_N[has_it_N]] = True
+        right_NV: np.ndarray = right_GV[rows]
+        return right_NV
+
     best_own_V = np.full(videos, -np.inf)
     for block, _, for_texts_NV in _passes(score, len(text_NE), dual_softmax):
-        own = of_video_N[block]
-        with np.errstate(invalid="ignore"):  # what has no score has no best one
-            np.maximum.at(best_own_V, own, for_texts_NV[np.arange(len(own)), own])
+        own_NV = np.where(is_right(block), for_texts_NV, -np.inf)
+        best_own_V = np.maximum(best_own_V, own_NV.max(0))
     of_videos_2N, of_texts_2V = np.zeros((2, len(text_NE))), np.zeros((2, videos))
     for block, for_videos_NV, for_texts_NV in _passes(score, len(text_NE), dual_softmax):
-        own = of_video_N[block]
-        is_own_NV = own[:, None] == np.arange(videos)
-        right_N1 = for_videos_NV[is_own_NV][:, None]
-        of_videos_2N[:, block] = _others(for_videos_NV, right_N1, is_own_NV).sum(2)
-        of_texts_2V += _others(for_texts_NV, best_own_V, is_own_NV).sum(1)
+        is_right_NV = is_right(block)
+        right_N1 = np.where(is_right_NV, for_videos_NV, -np.inf).max(1, keepdims=True)
+        of_videos_2N[:, block] = _others(for_videos_NV, right_N1, is_right_NV).sum(2)
+        of_texts_2V += _others(for_texts_NV, best_own_V, is_right_NV).sum(1)
     of_videos_2VK = np.zeros((2, *is_text_VK.shape))
     of_videos_2VK[:, is_text_VK] = of_videos_2N
     return Places(Place(*of_videos_2VK), Place(*of_texts_2V))
 
 
-def _others(scores_NV: np.ndarray, right: np.ndarray, is_own_NV: np.ndarray) -> np.ndarray:
+def _others(scores_NV: np.ndarray, right: np.ndarray, is_right_NV: np.ndarray) -> np.ndarray:
     """(2, N, V): 1 where something else scores higher than what is right, then where it scores the
     same; NaN where what is right has no score."""
     others_2NV = np.stack([scores_NV > right + TIE, np.abs(scores_NV - right) <= TIE])
-    counted: np.ndarray = np.where(is_own_NV, 0.0, others_2NV)
+    counted: np.ndarray = np.where(is_right_NV, 0.0, others_2NV)
     return np.where(np.isnan(right), np.nan, counted)
 
 
