@@ -92,8 +92,8 @@ def ranks(
 
     `dual_softmax`: the scale of a softmax over all texts that every score is multiplied by (arXiv
     2109.04290), for the ranks of videos; and over all videos for those of texts. It looks at the
-    whole split, so that scores are no longer those of one query. `groups_N`: texts of one number are
-    the same, and of videos that have it the first one counts; None: no two are.
+    whole split, so that scores are no longer those of one query. `groups_N`: texts of one number
+    are the same, and of videos that have it the first one counts; None: no two are.
     """
     of_video_N, text_NE = np.nonzero(is_text_VK)[0], text_VKE[is_text_VK]
     score, videos = Scorer(text_NE, video, query_scale), len(video)
