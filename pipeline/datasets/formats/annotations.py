@@ -8,6 +8,7 @@ videos is one line and not 100 000.
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -76,7 +77,7 @@ def load_json(path: Path, kind: type[T]) -> T:
     """The content of a JSON file. Raises BadInput if it cannot be read, is damaged, or is not of
     this kind or empty."""
     try:
-        content = json_value(read_regular(path, 4 << 30))
+        content = json_value(read_regular(path, 4 << 30).removeprefix(codecs.BOM_UTF8))
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:

@@ -132,7 +132,10 @@ def csv_lines(
             if len(cells) != len(columns):
                 amount = "more" if len(cells) > len(columns) else "fewer"
                 raise BadInput(
-                    f"{path} line {reader.line_num}: {amount} cells than the header has columns"
+                    f"{path} line {reader.line_num}: {amount} cells than the header has columns",
+                    f"a cell that holds {SEPARATORS[separator]} stands in quotation marks"
+                    if amount == "more"
+                    else "",
                 )
             yield reader.line_num, dict(zip(columns, cells, strict=True)), separator
     except OSError as error:

@@ -75,7 +75,8 @@ class SplitSettings(plugins.Settings):
     """Videos that are `test`, named in the same way."""
     val_fraction: float | None = Field(default=None, ge=0, lt=1)
     """Share of the groups (of each label) that is drawn for `val`, and at least one if there are
-    two. None: the data set's own splits; your own videos that have none: 0.2."""
+    two. None: the data set's own splits; where these lack `val`, 0.2 of your own videos, and 0.05
+    of those of published captions."""
     test_fraction: float | None = Field(default=None, ge=0, lt=1)
     """Share that is drawn for `test` in the same way."""
     val_fold: str | None = None
