@@ -6,7 +6,7 @@ The interval is a percentile bootstrap over *videos*: clips of one are not indep
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -137,7 +137,11 @@ class Scoring:
     def windows(self) -> Windows:
         """The windows of the split, with all layers that any of the models reads."""
         layers = sorted({layer for model, _ in self.loaded for layer in model.layers})
-        return self.context.windows(self.split, self.runs[0].recipe, self.loaded[0][1], layers)
+        return self._context.windows(self.split, self.runs[0].recipe, self.loaded[0][1], layers)
+
+    @cached_property
+    def _context(self) -> RunContext:
+        return replace(self.context, tower=self.runs[0].header.text)
 
     @cached_property
     def statistics(self) -> dict[str, Arrays]:
@@ -147,7 +151,7 @@ class Scoring:
         for key, run, (model, task) in zip(self._task_keys, self.runs, self.loaded, strict=True):
             if key not in by_task:
                 by_task[key] = trivial_statistics(
-                    task, run.recipe, self.context, self.split, model.layers
+                    task, run.recipe, self._context, self.split, model.layers
                 )
         return by_task
 

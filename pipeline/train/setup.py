@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -57,6 +57,8 @@ class RunContext:
     ranks: Ranks = ALONE
     say: Say = lambda _: None
     """Told what is made on the way that is kept: embeddings of texts, and of frames."""
+    tower: dict[str, Any] | None = None
+    """Identity of the text tower that runs were trained with, where there are some."""
     _languages: dict[str, Language] = field(default_factory=dict, compare=False)
 
     @classmethod
@@ -98,7 +100,7 @@ class RunContext:
         key = json.dumps([tower, *wanted[1:]])
         if key not in self._languages:
             self._languages[key] = open_language(
-                wanted, self.cache, self.manifest, self.device, self.say
+                wanted, self.cache, self.manifest, self.device, self.say, self.tower
             )
         return self._languages[key]
 

@@ -25,7 +25,7 @@ from pipeline.cache.storage.local import make_folder, written_whole
 from pipeline.config.json_files import read_json, to_json
 from pipeline.config.plugins import Settings
 from pipeline.errors import BadInput, count_text
-from pipeline.models.text.contract import Logits, TextPlugin
+from pipeline.models.text.contract import TextPlugin
 
 FORMAT_VERSION = 1
 FOLDER = ".texts"
@@ -69,8 +69,6 @@ class KeptTexts:
     tokens_MD: np.ndarray
     """float16; of no rows where none are kept."""
     starts_N: np.ndarray
-    logits: Logits | None
-    """As the tower has them."""
 
     @cached_property
     def _number(self) -> dict[str, int]:
@@ -87,51 +85,58 @@ class KeptTexts:
         return np.array(self.tokens_MD[start:stop], np.float32)
 
 
-def keep_texts(
-    texts: Sequence[str],
-    tower: TextPlugin,
-    folders: Sequence[Path],
-    name: str,
-    *,
-    with_tokens: bool,
-    on_texts: OnTexts = lambda _done, _total: None,
-    say: Say = lambda _: None,
-) -> KeptTexts:
-    """Embeddings of distinct texts by `tower`, which are made where none are kept in one of the
-    `folders`, the best first, under `name`. `say` is told where new ones lie, and how many texts
-    were cut. Raises BadInput where a text is empty."""
-    key = _key(texts, tower, with_tokens)
-    where = [folder / f"{name}-{key}" for folder in folders]
-    for place in where:
-        if kept := _mapped(place, texts, key, tower.logits):
+@dataclass(frozen=True)
+class TextPlaces:
+    """Where embeddings of distinct texts are kept."""
+
+    texts: Sequence[str]
+    folders: Sequence[Path]
+    """The best first."""
+    name: str
+    """What their own folder begins with."""
+    with_tokens: bool
+
+    def find(self, tower: dict[str, Any]) -> KeptTexts | None:
+        """Those by the tower of an identity; None where none are kept. The tower is not needed."""
+        key = self._key(tower)
+        found = (_mapped(place, self.texts, key) for place in self._places(key))
+        return next((kept for kept in found if kept), None)
+
+    def make(
+        self, tower: TextPlugin, say: Say, on_texts: OnTexts = lambda _done, _total: None
+    ) -> KeptTexts:
+        """Those by `tower`, which are kept from now on. `say` is told where they lie, and how many
+        texts were cut. Raises BadInput where a text is empty, or nothing can be written."""
+        key = self._key(tower.identity)
+        for place in self._places(key):
+            try:
+                kept = _written(place, self.texts, key, tower, self.with_tokens, on_texts)
+            except OSError as error:
+                say(f"no embeddings of texts can be written into {place.parent}: {error.strerror}")
+                continue
+            size = sum(file.stat().st_size for file in place.iterdir())
+            say(f"texts: {place}, {count_text(len(self.texts), 'text')}, {size:,} bytes")
+            if kept.header.cut:
+                say(
+                    f"{count_text(kept.header.cut, 'text')} longer than {tower.most_tokens} "
+                    "tokens: the end was left out"
+                )
             return kept
-    for place in where:
-        try:
-            kept = _written(place, texts, key, tower, with_tokens, on_texts)
-        except OSError as error:
-            say(f"no embeddings of texts can be written into {place.parent}: {error.strerror}")
-            continue
-        size = sum(file.stat().st_size for file in place.iterdir())
-        say(f"texts: {place}, {count_text(len(texts), 'text')}, {size:,} bytes")
-        if kept.header.cut:
-            say(
-                f"{count_text(kept.header.cut, 'text')} longer than {tower.most_tokens} tokens: "
-                "the end was left out"
-            )
-        return kept
-    raise BadInput(
-        f"embeddings of texts can be kept in none of {', '.join(map(str, folders))}",
-        "free space or fix access; XDG_CACHE_HOME names another folder",
-    )
+        raise BadInput(
+            f"embeddings of texts can be kept in none of {', '.join(map(str, self.folders))}",
+            "free space or fix access; XDG_CACHE_HOME names another folder",
+        )
+
+    def _places(self, key: str) -> list[Path]:
+        return [folder / f"{self.name}-{key}" for folder in self.folders]
+
+    def _key(self, tower: dict[str, Any]) -> str:
+        """12 hexadecimal digits over all that the embeddings depend on."""
+        meaning = [FORMAT_VERSION, tower, self.with_tokens, list(self.texts)]
+        return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _key(texts: Sequence[str], tower: TextPlugin, with_tokens: bool) -> str:
-    """12 hexadecimal digits over all that the embeddings depend on."""
-    meaning = [FORMAT_VERSION, tower.identity, with_tokens, list(texts)]
-    return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _mapped(place: Path, texts: Sequence[str], key: str, logits: Logits | None) -> KeptTexts | None:
+def _mapped(place: Path, texts: Sequence[str], key: str) -> KeptTexts | None:
     """What is kept in a folder; None where nothing is, or it is not what it should be."""
     with suppress(OSError, BadInput, ValueError):
         versions = range(FORMAT_VERSION, FORMAT_VERSION + 1)
@@ -143,7 +148,7 @@ def _mapped(place: Path, texts: Sequence[str], key: str, logits: Logits | None) 
         if header.tokens:
             tokens_MD = _array(place / TOKENS, FLOAT16, (header.tokens, header.token_width))
             starts_N = np.array(_array(place / STARTS, INT64, (header.texts + 1,)))
-        return KeptTexts(tuple(texts), header, pooled_ND, tokens_MD, starts_N, logits)
+        return KeptTexts(tuple(texts), header, pooled_ND, tokens_MD, starts_N)
     return None
 
 
@@ -190,6 +195,6 @@ def _written(
     )
     with written_whole(base, f"{folder}/{HEADER}") as file:
         file.write(to_json(header))
-    kept = _mapped(place, texts, key, tower.logits)
+    kept = _mapped(place, texts, key)
     assert kept is not None
     return kept

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from pipeline.models.tasks.contract import WantedTexts
 from pipeline.models.text.contract import TextPlugin, make_text
 from pipeline.train.language.frame_embeddings import require_same_model
 from pipeline.train.language.frame_index import FrameIndex, open_index
-from pipeline.train.language.kept_texts import FOLDER, KeptTexts, keep_texts
+from pipeline.train.language.kept_texts import FOLDER, KeptTexts, TextPlaces
 from pipeline.train.language.places import folder_of, places
 from pipeline.train.language.tower import text_tower_of
 
@@ -38,35 +39,46 @@ class Language:
 
 
 def open_language(
-    wanted: WantedTexts, cache: Cache, manifest: Manifest, device: torch.device, say: Say
+    wanted: WantedTexts,
+    cache: Cache,
+    manifest: Manifest,
+    device: torch.device,
+    say: Say,
+    known: dict[str, Any] | None = None,
 ) -> Language:
     """Opens what a task asks for, and makes what is not there yet; `say` is told where it lies.
+    `known`: identity of the tower that a run was trained with, which is not needed where texts by
+    it are kept.
 
     Raises BadInput where the tower is none that the task can read, or another than that of the
     cache where the two are compared as they are.
     """
-    tower = _tower(wanted, cache, device)
+    if manifest.folder == cache.manifest.folder:
+        beside, name = folder_of(cache), cache.name
+    else:
+        beside, name = manifest.folder, manifest.folder.name
+    where = TextPlaces(
+        texts=tuple(dict.fromkeys([*wanted.own, *_texts_of(manifest, wanted)])),
+        folders=places(beside, FOLDER),
+        name=name.strip(".") or PLAIN_NAME,
+        with_tokens=wanted.tokens,
+    )
+    kept = None if known is None else where.find(known)
+    if kept is None:
+        tower = _tower(wanted, cache, device)
+        _require_width(wanted, tower)
+        kept = where.find(tower.identity) or where.make(tower, say)
+    frames = open_index(cache, wanted.model, device, say=say) if wanted.frames else None
+    return Language(kept, kept.pooled(wanted.own), frames)
+
+
+def _require_width(wanted: WantedTexts, tower: TextPlugin) -> None:
+    """Refuses a tower whose embeddings are not as wide as the task says. Raises BadInput."""
     if wanted.width is not None and tower.width != wanted.width:
         raise BadInput(
             f"task.width is {wanted.width}, and embeddings of texts are {tower.width} wide",
             f"task.width = {tower.width}",
         )
-    texts = list(dict.fromkeys([*wanted.own, *_texts_of(manifest, wanted)]))
-    if manifest.folder == cache.manifest.folder:
-        beside, name = folder_of(cache), cache.name
-    else:
-        beside, name = manifest.folder, manifest.folder.name
-    kept = keep_texts(
-        texts,
-        tower,
-        places(beside, FOLDER),
-        name.strip(".") or PLAIN_NAME,
-        with_tokens=wanted.tokens,
-        say=say,
-    )
-    own_ND = kept.pooled(wanted.own)
-    frames = open_index(cache, wanted.model, device, say=say) if wanted.frames else None
-    return Language(kept, own_ND, frames)
 
 
 def _tower(wanted: WantedTexts, cache: Cache, device: torch.device) -> TextPlugin:
