@@ -48,12 +48,12 @@ def check(
 def window_needs(recipe: Recipe) -> dict[str, Any]:
     """The part of a recipe that is equal in all that train side by side: everything that decides
     which windows and truth are read."""
-    settings, training = recipe.task.settings, recipe.training
+    table, training = recipe.task.table(), recipe.training
     truth_settings = task_class(recipe).truth_settings
     return {
         "task": {
             "name": recipe.task.name,
-            **{name: getattr(settings, name) for name in truth_settings},
+            **{name: table[name] for name in truth_settings},
         },
         "windows": recipe.windows.model_dump(mode="json"),
         "training": {"batch_size": training.batch_size, "accumulate": training.accumulate},
