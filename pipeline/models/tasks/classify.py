@@ -2,12 +2,13 @@
 Something-Something v2).
 
 Streaming: logits for every frame from that frame's tokens alone; the last frame's are the answer.
-Window: logits from the tokens of all frames at once.
+Window: logits from the tokens of all frames at once. With `prompts`, both are cosines of the video
+with the names of the classes, see `matching.classes`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,14 +20,18 @@ from torch import nn
 from pipeline.datasets.manifest.targets import Arrays
 from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import (
+    FRAME_EMBEDDINGS,
     STREAMING,
     WINDOW,
+    Baseline,
     Metric,
     Query,
     StreamingReadout,
     TaskPlugin,
+    WantedTexts,
 )
-from pipeline.models.tasks.parts.attention_readout import AttentionReadout, AttentionSettings
+from pipeline.models.tasks.matching.classes import BY_NAME, NamedClasses, PromptSettings
+from pipeline.models.tasks.parts.attention_readout import AttentionReadout
 from pipeline.models.tasks.parts.canvas import Canvas
 from pipeline.records import TokenShape
 
@@ -37,7 +42,7 @@ DRAWN = 3
 RIGHT, WRONG, PLAIN = (120, 230, 120), (255, 110, 110), (255, 255, 255)
 
 
-class Settings(AttentionSettings):
+class Settings(PromptSettings):
     readout_width: int = Field(default=256, ge=1)
     """Width of keys, values and query; the paper has 768."""
     heads: int = Field(default=4, ge=1)
@@ -72,6 +77,7 @@ class Task(TaskPlugin):
 
     Settings = Settings
     needs = ("label",)
+    truth_settings = BY_NAME
     drops_patches = True
     by_frame = ()
     published = "readout."
@@ -91,13 +97,34 @@ class Task(TaskPlugin):
                 *self.metrics,
                 Metric(f"top-{TOP}", higher_is_better=True, perfect=1.0, worst=0.0),
             )
+        self.named = NamedClasses(settings, labels) if settings.prompts else None
 
     @property
     def forms(self) -> tuple[str, ...]:
         forms: tuple[str, ...] = self.settings.forms
         return forms
 
+    @property
+    def wanted_texts(self) -> WantedTexts | None:
+        """The names of the classes, in the words of the prompts."""
+        return None if self.named is None else self.named.wanted_texts
+
+    def take_texts(self, own_ND: np.ndarray) -> None:
+        if self.named is not None:
+            self.named.take(own_ND)
+
+    def example_texts(self, frames: int) -> Arrays:
+        if self.named is None:
+            return {}
+        return {FRAME_EMBEDDINGS: np.zeros((frames, self.settings.width), np.float32)}
+
+    def query(self, targets: dict[str, torch.Tensor]) -> Query:
+        """The embeddings of the frames, where classes have names."""
+        return {name: targets[name] for name in (FRAME_EMBEDDINGS,) if name in targets}
+
     def readout(self, form: str, width: int, frames: int, shape: TokenShape) -> nn.Module:
+        if self.named is not None:
+            return self.named.readout(form, width, frames)
         size = {"readout_width": self.settings.readout_width, "heads": self.settings.heads}
         if form == WINDOW:
             return WindowLogits(width, len(self.labels), frames=frames, **size)
@@ -106,15 +133,17 @@ class Task(TaskPlugin):
     def reorder(
         self, weights: dict[str, torch.Tensor], order: Sequence[int]
     ) -> dict[str, torch.Tensor]:
-        """The rows of the last layer, one for each label, in the order of `self.labels`."""
-        rows = [name for name in weights if name.startswith("classifier.")]
+        """The rows of the last layer, or the vectors of named classes, one for each label, in the
+        order of `self.labels`."""
+        of_labels = "classifier." if self.named is None else "named.class_KE"
+        rows = [name for name in weights if name.startswith(of_labels)]
         return weights | {name: weights[name][list(order)] for name in rows}
 
     def loss(
         self, form: str, prediction: torch.Tensor, targets: dict[str, torch.Tensor]
     ) -> torch.Tensor:
         """Mean cross-entropy of logits (B, T, K) or (B, K), over the supervised frames."""
-        label = targets["label"]
+        label, prediction = targets["label"], self._logits(prediction)
         if form == STREAMING:
             prediction = prediction if self.settings.supervise == "all" else prediction[:, -1:]
             label = label.repeat_interleave(prediction.shape[1])
@@ -124,7 +153,11 @@ class Task(TaskPlugin):
 
     def answer(self, form: str, prediction: torch.Tensor) -> torch.Tensor:
         """Logits (B, K)."""
-        return prediction[:, -1] if form == STREAMING else prediction
+        return self._logits(prediction[:, -1] if form == STREAMING else prediction)
+
+    def _logits(self, prediction: torch.Tensor) -> torch.Tensor:
+        """What a readout says, as logits: vectors of videos are compared with named classes."""
+        return prediction if self.named is None else self.named.logits(prediction)
 
     def score(self, answer: np.ndarray, targets: Arrays) -> dict[str, np.ndarray]:
         """1 where the label's logit is the largest (top-1) or among the five largest (top-5), else
@@ -158,6 +191,14 @@ class Task(TaskPlugin):
         share_K = (1 - smoothing) * share_K + smoothing / len(share_K)
         share_K = share_K[share_K > 0]
         return len(self.forms) * -float((share_K * np.log(share_K)).sum())
+
+    @property
+    def baselines(self) -> Mapping[str, Baseline]:
+        """Zero-shot classification, where classes have names."""
+        named = self.named
+        if named is None:
+            return {}
+        return {"mean_of_frames": lambda _tokens, query, _: named.mean_of_frames(query)}
 
     def plain(self, answer: np.ndarray, affine_23: np.ndarray) -> dict[str, Any]:
         """The likeliest label and its probability."""

@@ -33,7 +33,7 @@ from pipeline.models.tasks.contract import (
     TaskPlugin,
     WantedTexts,
 )
-from pipeline.models.tasks.matching.losses import info_nce, sigmoid_loss
+from pipeline.models.tasks.matching.losses import GREATEST_SCALE, info_nce, sigmoid_loss
 from pipeline.models.tasks.matching.ranks import ranks as ranks_of
 from pipeline.models.tasks.matching.readouts import FrameVectors, WindowVector, begin_at_zero
 from pipeline.models.tasks.parts.attention_readout import AttentionSettings
@@ -43,8 +43,6 @@ from pipeline.records import TokenShape
 TO_VIDEO, TO_TEXT = "t2v", "v2t"
 """Directions: a text looks for its video, a video for its text."""
 TOP = (1, 5, 10)
-GREATEST_SCALE = 100.0
-"""What cosines are multiplied by at most (CLIP, arXiv 2103.00020)."""
 DUAL_SOFTMAX = "dual softmax"
 
 

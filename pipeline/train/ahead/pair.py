@@ -10,7 +10,7 @@ from itertools import pairwise
 from pipeline.config.toml_tables import differences
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
-from pipeline.models.tasks.contract import STREAMING, make_task, task_class
+from pipeline.models.tasks.contract import FRAME_EMBEDDINGS, STREAMING, make_task, task_class
 from pipeline.models.tasks.forecasts.pairs import most_steps_ahead
 from pipeline.train.run import Run
 from pipeline.train.weights.seen_videos import SeenVideos
@@ -34,6 +34,12 @@ def require_pair(reader: Run, forecaster: Run) -> None:
             f"run {reader.path} says nothing that could be told ahead: an answer of task "
             f"'{reader.recipe.task.name}' is not about a single frame",
             "give a run whose answers are, as those of depth, boxes, points and classify are",
+        )
+    if FRAME_EMBEDDINGS in make_task(reader.recipe, reader.header.labels).example_texts(1):
+        raise BadInput(
+            f"run {reader.path} begins with embeddings of frames, and those of later ones are not "
+            "forecast",
+            "give a run of classify without prompts, or of another task",
         )
     for run in (reader, forecaster):
         _require_streaming(run)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import distributed
 
+GREATEST_SCALE = 100.0
+"""What cosines are multiplied by at most (CLIP, arXiv 2103.00020)."""
 SAME = 1 - 1e-5
 """Cosine above which two texts are the same: then neither is a wrong answer to the other's
 video."""
