@@ -1,12 +1,14 @@
 """The built-in world: short clips whose class no single frame can tell, with exact truth for every
 task.
 
-Two kinds of scene: a `plane` with one object before a still camera, where the class is how the
-object moves or changes, and a `room` with several objects and a moving camera, where the class is
-how the camera moves; see `_world_plane` and `_world_room`. The room has dials that make it harder,
-and is what tracking, depth and camera pose are learned from.
+Three kinds of scene, each a file in `synthetic/`: a `plane` with one object before a still camera,
+where the class is how the object moves or changes; a `room` with several objects and a moving
+camera, where the class is how the camera moves; and a `story` of up to three things, one of which
+does one thing and then another, where the class is the first of them. The room has dials that make
+it harder, and is what tracking, depth and camera pose are learned from. Of the story there are
+captions, or questions with answers.
 
-In both, the class is a phase that turns one way or the other on a circle from a uniform start, so
+In all, the class is a phase that turns one way or the other on a circle from a uniform start, so
 that every single frame is distributed alike in all classes. The video codec keeps this property:
 every frame is coded alone with a fixed quantiser, so a decoded frame is a function of the rendered
 frame and of nothing else.
@@ -21,7 +23,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -32,15 +34,17 @@ from pydantic import Field, model_validator
 from pipeline.config import plugins
 from pipeline.config.toml_tables import differences
 from pipeline.datasets.contract import DatasetPlugin
-from pipeline.datasets.synthetic import plane, room
+from pipeline.datasets.manifest.texts import ClipTexts
+from pipeline.datasets.synthetic import plane, room, sentences, story
 from pipeline.errors import BadInput
 from pipeline.records import Clip
 
-SCENES = {"plane": plane, "room": room}
+SCENES = {"plane": plane, "room": room, "story": story}
 BLOCK_PIXELS = 2**20
 """Pixels of the frames that are rendered together, so that memory does not grow with the clip's
 length."""
 ROOM_SETTINGS = tuple(field.name for field in fields(room.Dials))
+STORY_SETTINGS = ("casts", "says")
 Dial = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -48,10 +52,11 @@ class Settings(plugins.Settings):
     """These settings say what is rendered: how many clips, how long, and how hard to follow."""
 
     clips_per_class: int = Field(default=50, ge=1)
-    """Clips of each class, of which the plane has 8 and the room 6; every clip is a video of its
-    own."""
+    """Clips of each class, of which the plane has 8, the room 6 and the story 6; every clip is a
+    video of its own. With questions these are videos, each of which has 5 or 6 clips, one for each
+    question."""
     frames: int = Field(default=24, ge=2)
-    """Frames per clip."""
+    """Frames per clip; an even number in the story, of which each event takes half."""
     fps: int = Field(default=12, ge=1, le=240)
     """Frames per second."""
     size_px: int = Field(default=112, ge=32, le=1024, multiple_of=2)
@@ -60,8 +65,15 @@ class Settings(plugins.Settings):
     """Share of each class, rounded, that goes to the split `val`; the rest is `train`."""
     seed: plugins.Seed = 0
     """Draws every scene."""
-    scene: Literal["plane", "room"] = "plane"
-    """The scene that the videos show; all settings below are of the room."""
+    scene: Literal["plane", "room", "story"] = "plane"
+    """The scene that the videos show; `says` and `casts` are of the story, all settings below them
+    of the room."""
+    says: Literal["nothing", "captions", "questions"] = "nothing"
+    """What is said of each story: nothing; three captions; or questions, whose right answer is then
+    the label."""
+    casts: int = Field(default=0, ge=0, le=story.MOST_SHARED)
+    """Casts that the stories share, each for 30 clips in turn, which show every two events in every
+    order: captions of these differ in nothing else. 0: every story has a cast of its own."""
     objects: int = Field(default=2, ge=1, le=4)
     """Tracked objects; each is a ball or a box with a texture of its own."""
     rooms: int = Field(default=0, ge=0)
@@ -88,15 +100,20 @@ class Settings(plugins.Settings):
     or points. There are round(4 * distractors): 4 at 1.0."""
 
     @model_validator(mode="after")
-    def _of_the_room(self) -> Self:
-        at_rest = room.Dials()
-        for name in ROOM_SETTINGS:
-            value = getattr(self, name)
-            if self.scene == "plane" and value != getattr(at_rest, name):
-                raise ValueError(
-                    f"{name} is a setting of scene 'room', found {name} = {value:g} with scene "
-                    "'plane'"
-                )
+    def _of_the_scene(self) -> Self:
+        for scene, names in (("room", ROOM_SETTINGS), ("story", STORY_SETTINGS)):
+            for name in names:
+                value = getattr(self, name)
+                if self.scene != scene and value != type(self).model_fields[name].default:
+                    raise ValueError(
+                        f"{name} is a setting of scene '{scene}', found {name} = {value} with "
+                        f"scene '{self.scene}'"
+                    )
+        if self.scene == "story" and self.frames % 2:
+            raise ValueError(
+                "frames is an even number in scene 'story', half for each event, found frames = "
+                f"{self.frames}"
+            )
         return self
 
 
@@ -131,7 +148,7 @@ class Dataset(DatasetPlugin):
             self.settings.clips_per_class * self.settings.val_fraction
         )
         for name, index in self._index.items():
-            yield Clip(
+            clip = Clip(
                 clip_id=name,
                 video_id=name,
                 source=f"videos/{name}.mp4",
@@ -139,27 +156,51 @@ class Dataset(DatasetPlugin):
                 stop_s=self.settings.frames / self.settings.fps,
                 label=self._label(name),
             )
+            if self.settings.says != "questions":
+                yield clip
+                continue
+            for number, texts in enumerate(self._texts(name)):
+                yield replace(clip, clip_id=f"{name}/q{number}", label=texts.answer)
 
     def targets(self, clip: Clip) -> dict[str, np.ndarray]:
-        """`label` () and the arrays of `truth`, at the times of the frames; computed from the seed,
-        not from the video."""
-        targets = self._shot(clip.clip_id).truth(self._time_s)
-        times = {f"{name}_time_s": self._time_s for name in ("boxes", "points", "depth_m", "pose")}
-        return {
-            "label": np.array(self._labels.index(self._label(clip.clip_id))),
-            **targets,
-            **times,
-        }
+        """The arrays of `truth`, at the times of the frames, and `label` () where it is a class of
+        the scene; computed from the seed, not from the video."""
+        targets = self._shot(clip.video_id).truth(self._time_s)
+        times = {f"{name}_time_s": self._time_s for name in targets if name != "visible"}
+        if self.settings.says != "questions":
+            targets["label"] = np.array(self._labels.index(self._label(clip.video_id)))
+        return {**targets, **times}
+
+    def texts(self, clip: Clip) -> ClipTexts:
+        """What the setting `says` wants."""
+        if self.settings.says == "nothing":
+            return ClipTexts()
+        number = int(clip.clip_id.rpartition("/q")[2]) if self.settings.says == "questions" else 0
+        return self._texts(clip.video_id)[number]
+
+    def _texts(self, name: str) -> tuple[ClipTexts, ...]:
+        """Of a story: its captions, or all its questions."""
+        told = self._story(name)
+        rng = np.random.default_rng((self.settings.seed, self._index[name], 1))
+        if self.settings.says == "questions":
+            return sentences.questions(told.cast, told.events, rng)
+        return (ClipTexts(captions=sentences.captions(told.cast, told.events, rng)),)
 
     def _label(self, name: str) -> str:
         return self._labels[self._index[name] % len(self._labels)]
 
-    def _shot(self, name: str) -> plane.PlaneShot | room.RoomShot:
+    def _story(self, name: str) -> story.Story:
+        return story.draw_story(self.settings.seed, self._index[name], self.settings.casts)
+
+    def _shot(self, name: str) -> plane.PlaneShot | room.RoomShot | story.StoryShot:
         settings, index, label = self.settings, self._index[name], self._label(name)
         if settings.scene == "plane":
             return plane.PlaneShot(settings.seed, index, label)
+        stop_s = settings.frames / settings.fps
+        if settings.scene == "story":
+            return story.StoryShot(self._story(name), stop_s)
         dials = room.Dials(**settings.model_dump(include=set(ROOM_SETTINGS)))
-        return room.RoomShot(settings.seed, index, label, dials, settings.frames / settings.fps)
+        return room.RoomShot(settings.seed, index, label, dials, stop_s)
 
     def _render(self, name: str) -> None:
         path = self.root / "videos" / f"{name}.mp4"
@@ -178,13 +219,14 @@ class Dataset(DatasetPlugin):
     def _claim_root(self) -> None:
         """Writes `world.json`, or checks that the one there says the same: two worlds never mix in
         one folder."""
-        # The split is a matter of the manifest, not of the pixels; the plane knows nothing of the
-        # room.
-        left_out = {
-            "val_fraction",
-            *(("scene", *ROOM_SETTINGS) if self.settings.scene == "plane" else ()),
-        }
-        rendering = SCENES[self.settings.scene].RENDERING
+        # Splits and texts are a matter of the manifest, not of the pixels; the plane is the scene
+        # of worlds that name none.
+        scene = self.settings.scene
+        left_out = {"val_fraction", "says"}
+        left_out |= {"scene"} if scene == "plane" else set()
+        left_out |= set(ROOM_SETTINGS) if scene != "room" else set()
+        left_out |= {"casts"} if scene != "story" else set()
+        rendering = SCENES[scene].RENDERING
         table = {"rendering": rendering, **self.settings.model_dump(mode="json", exclude=left_out)}
         path = self.root / "world.json"
         if path.exists():
