@@ -1,8 +1,8 @@
 """What is said and asked about a story: captions, and questions with their answers.
 
 **Captions.** The first of three says all there is, always in the same words, so that there are 4680
-of them: 156 casts with an actor, times 30 pairs of events. The other two say the same in two of
-three other turns of phrase, with synonyms, and tell the second event first as often as not.
+of them: 156 casts with an actor, times 30 pairs of events. The other two say the same with
+synonyms, in two of three other turns of phrase, of which two tell the second event first.
 
 **Questions.** How often the answer is right that is best without the video, from one frame, and
 from all frames in lost order, over many stories with casts of their own:
@@ -22,6 +22,9 @@ three things. An actor is named by its colour, its shape or both, as each names 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import numpy as np
 
 from pipeline.datasets.manifest.texts import ClipTexts
@@ -37,6 +40,7 @@ SAYINGS = {
 }
 """event -> ways to say it; the first one is the answer to questions."""
 NUMBERS = ("one", "two", "three")
+Option = TypeVar("Option")
 
 
 def captions(cast: Cast, events: tuple[str, str], rng: np.random.Generator) -> tuple[str, ...]:
@@ -47,7 +51,7 @@ def captions(cast: Cast, events: tuple[str, str], rng: np.random.Generator) -> t
     beside = f", beside {_listed(others)}" if others else ""
     said = [f"{actor} {first}, then {second}{beside}"]
     for turn in rng.permutation(3)[:2]:
-        first, second = (str(rng.choice(SAYINGS[event])) for event in events)
+        first, second = (_one_of(SAYINGS[event], rng) for event in events)
         told = (
             f"first {actor} {first}, and then it {second}",
             f"{actor} {second} after it {first}",
@@ -65,27 +69,29 @@ def questions(
     def asked(kind: str, question: str, answer: str) -> ClipTexts:
         return ClipTexts(question=question, answer=answer, kind=kind)
 
-    actor, someone = cast.things[cast.actor], cast.things[rng.integers(len(cast.things))]
-    it = f"the {rng.choice([actor.colour, actor.shape, ' '.join(actor)])}"
+    actor, someone = cast.things[cast.actor], _one_of(cast.things, rng)
+    it = f"the {_one_of((f'{actor.colour} one', actor.shape, ' '.join(actor)), rng)}"
     first, second = (SAYINGS[event][0] for event in events)
     texts = [
         asked("count", "how many things are there?", NUMBERS[len(cast.things) - 1]),
         asked("colour", f"what colour is the {someone.shape}?", someone.colour),
     ]
     if len(cast.things) > 1:
-        aspect = str(rng.choice(Thing._fields))
+        aspect = _one_of(Thing._fields, rng)
         question = f"what {aspect} is the thing that moves or changes size?"
         texts.append(asked("what", question, getattr(actor, aspect)))
-    word, answer = (("first", first), ("last", second))[rng.integers(2)]
+    word, answer = _one_of((("first", first), ("last", second)), rng)
     texts.append(asked("direction", f"what does {it} do {word}?", answer))
-    word, known, answer = (("before", second, first), ("after", first, second))[rng.integers(2)]
+    word, known, answer = _one_of((("before", second, first), ("after", first, second)), rng)
     texts.append(asked("before_after", f"what does {it} do {word} it {known}?", answer))
-    word, earlier, later = (("before", first, second), ("after", second, first))[rng.integers(2)]
-    is_so = bool(rng.integers(2))
-    done, known = (earlier, later) if is_so else (later, earlier)
-    question = f"does {it} {_base(done)} {word} it {known}?"
-    texts.append(asked("order", question, "yes" if is_so else "no"))
+    word, earlier, later = _one_of((("before", first, second), ("after", second, first)), rng)
+    done, known, answer = _one_of(((earlier, later, "yes"), (later, earlier, "no")), rng)
+    texts.append(asked("order", f"does {it} {_base(done)} {word} it {known}?", answer))
     return tuple(texts)
+
+
+def _one_of(options: Sequence[Option], rng: np.random.Generator) -> Option:
+    return options[int(rng.integers(len(options)))]
 
 
 def _a(thing: Thing) -> str:
@@ -101,9 +107,8 @@ def _company(others: list[Thing], rng: np.random.Generator) -> str:
         return ""
     stay = "stays" if len(others) == 1 else "stay"
     listed = _listed(others)
-    return str(
-        rng.choice([f", beside {listed}", f", next to {listed}", f", while {listed} {stay} still"])
-    )
+    ways = f", beside {listed}", f", next to {listed}", f", while {listed} {stay} still"
+    return _one_of(ways, rng)
 
 
 def _base(saying: str) -> str:

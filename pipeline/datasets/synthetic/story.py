@@ -70,7 +70,7 @@ EXTENTS = {
 }
 """shape -> its box around the centre, xyxy in radii."""
 SHAPES = tuple(EXTENTS)
-RADIUS_RANGE = (0.08, 0.2)
+RADIUS_RANGE = (0.11, 0.24)
 """Radius of the disc of the same area, in frame sides."""
 PEEP_PX = 56
 """A thing is hidden where none of PEEP_PX x PEEP_PX places of the frame shows it."""
@@ -176,7 +176,7 @@ class StoryShot:
     def render(self, time_s: np.ndarray, size_px: int) -> np.ndarray:
         """uint8 RGB (T, H, W, 3). Each frame depends on its own phases alone."""
         texture = waves(self.story.waves_background, pixel_centres(size_px), 1.0)
-        background = self.story.tint + 0.06 * texture[..., None]
+        background = self.story.tint + 0.05 * texture[..., None]
         frames = np.repeat(background[None], len(time_s), axis=0)
         inside_TOHW = self._inside(time_s, size_px)
         for number in self.story.order:
@@ -190,7 +190,7 @@ class StoryShot:
         outline around a thing's centre, cut at the frame's edges; what has left at an edge and
         shows at the opposite one is not boxed. NaN where others hide the thing."""
         phase_TOA = self.attributes(time_s)
-        centre_TO2, radius_TO1 = phase_TOA[..., :2], radius(phase_TOA)[..., None]
+        centre_TO2, radius_TO1 = phase_TOA[..., :2], disc_radius(phase_TOA)[..., None]
         extent_O4 = np.array([EXTENTS[thing.shape] for thing in self.story.cast.things])
         box_TO4 = np.tile(centre_TO2, 2) + radius_TO1 * extent_O4
         inside_TOHW = self._inside(time_s, PEEP_PX)
@@ -211,7 +211,7 @@ class StoryShot:
         # From the centre by the shortest way around the edges; columns know x and rows know y.
         offset_TO2S = (places - phase_TOA[..., :2, None] + 0.5) % 1.0 - 0.5
         x_TO1W, y_TOH1 = offset_TO2S[:, :, 0, None, :], offset_TO2S[:, :, 1, :, None]
-        radius_TO11 = radius(phase_TOA)[..., None, None]
+        radius_TO11 = disc_radius(phase_TOA)[..., None, None]
         depths = [
             _depth(thing.shape, x_TO1W[:, number], y_TOH1[:, number], radius_TO11[:, number])
             for number, thing in enumerate(self.story.cast.things)
@@ -219,7 +219,7 @@ class StoryShot:
         return np.stack(depths, axis=1)
 
 
-def radius(phase_OA: np.ndarray) -> np.ndarray:
+def disc_radius(phase_OA: np.ndarray) -> np.ndarray:
     """Phases (..., A) -> radius of the disc of a thing's area, in frame sides."""
     low, high = RADIUS_RANGE
     size: np.ndarray = low * (high / low) ** phase_OA[..., ATTRIBUTES.index("size")]
