@@ -125,7 +125,7 @@ def draw_story(seed: int, index: int, casts: int = 0) -> Story:
     """The story of clip `index`, whose draws are the same whatever happens in it. `casts` are
     shared by all clips, each for a whole round in turn; 0: this clip has its own."""
     rng = np.random.default_rng((seed, index))
-    # Equally many things of each count, and then equally many casts: as many casts as there are.
+    # How many are there is drawn first, as there are more casts of more things.
     alike = CASTS[rng.integers(len(CASTS))]
     cast = alike[rng.integers(len(alike))]
     if casts:
