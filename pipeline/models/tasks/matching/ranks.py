@@ -24,23 +24,32 @@ BLOCK_TEXTS = 2048
 
 
 class Place(NamedTuple):
-    """Where the right one comes, of all that there are; NaN where it has no score."""
+    """Where the first right one comes, of all that there are; NaN where it has no score."""
 
     above: np.ndarray
-    """How many others score higher."""
+    """How many wrong ones score higher."""
     same: np.ndarray
-    """How many others score the same."""
+    """How many wrong ones score the same."""
+    right: np.ndarray
+    """How many right ones have that score, at least one."""
 
     @property
     def rank(self) -> np.ndarray:
         """From 1 on, on average over all orders of what scores the same."""
-        rank: np.ndarray = 1 + self.above + self.same / 2
+        rank: np.ndarray = 1 + self.above + self.same / (1 + self.right)
         return rank
 
     def recall(self, top: int) -> np.ndarray:
-        """Share of all orders of what scores the same in which it is among the first `top`; 0 where
-        it has no score."""
-        return np.nan_to_num(((top - self.above) / (1 + self.same)).clip(0, 1), nan=0.0)
+        """Share of all orders of what scores the same in which one is among the first `top`; 0
+        where it has no score."""
+        missed = np.ones(self.above.shape)
+        for place in range(top):
+            # Of those that score the same, none was right so far: the next one may be.
+            before = place - self.above
+            is_open = (before >= 0) & (before <= self.same)
+            left = np.where(is_open, self.same - before, 0)
+            missed = np.where(is_open, missed * left / np.maximum(left + self.right, 1), missed)
+        return np.where(np.isnan(self.above), 0.0, 1 - missed)
 
 
 class Places(NamedTuple):
@@ -112,23 +121,29 @@ def ranks(
     for block, _, for_texts_NV in _passes(score, len(text_NE), dual_softmax):
         own_NV = np.where(is_right(block), for_texts_NV, -np.inf)
         best_own_V = np.maximum(best_own_V, own_NV.max(0))
-    of_videos_2N, of_texts_2V = np.zeros((2, len(text_NE))), np.zeros((2, videos))
+    of_videos_3N, of_texts_3V = np.zeros((3, len(text_NE))), np.zeros((3, videos))
     for block, for_videos_NV, for_texts_NV in _passes(score, len(text_NE), dual_softmax):
         is_right_NV = is_right(block)
         right_N1 = np.where(is_right_NV, for_videos_NV, -np.inf).max(1, keepdims=True)
-        of_videos_2N[:, block] = _others(for_videos_NV, right_N1, is_right_NV).sum(2)
-        of_texts_2V += _others(for_texts_NV, best_own_V, is_right_NV).sum(1)
-    of_videos_2VK = np.zeros((2, *is_text_VK.shape))
-    of_videos_2VK[:, is_text_VK] = of_videos_2N
-    return Places(Place(*of_videos_2VK), Place(*of_texts_2V))
+        of_videos_3N[:, block] = _compared(for_videos_NV, right_N1, is_right_NV).sum(2)
+        of_texts_3V += _compared(for_texts_NV, best_own_V, is_right_NV).sum(1)
+    of_videos_3VK = np.zeros((3, *is_text_VK.shape))
+    of_videos_3VK[:, is_text_VK] = of_videos_3N
+    return Places(Place(*of_videos_3VK), Place(*of_texts_3V))
 
 
-def _others(scores_NV: np.ndarray, right: np.ndarray, is_right_NV: np.ndarray) -> np.ndarray:
-    """(2, N, V): 1 where something else scores higher than what is right, then where it scores the
-    same; NaN where what is right has no score."""
-    others_2NV = np.stack([scores_NV > right + TIE, np.abs(scores_NV - right) <= TIE])
-    counted: np.ndarray = np.where(is_right_NV, 0.0, others_2NV)
-    return np.where(np.isnan(right), np.nan, counted)
+def _compared(scores_NV: np.ndarray, right: np.ndarray, is_right_NV: np.ndarray) -> np.ndarray:
+    """(3, N, V): 1 where something wrong scores higher than what is right, where it scores the
+    same, and where something right does; NaN where what is right has no score."""
+    is_same_NV = np.abs(scores_NV - right) <= TIE
+    counted_3NV = np.stack(
+        [
+            (scores_NV > right + TIE) & ~is_right_NV,
+            is_same_NV & ~is_right_NV,
+            is_same_NV & is_right_NV,
+        ]
+    )
+    return np.where(np.isnan(right), np.nan, counted_3NV)
 
 
 def _passes(
