@@ -24,7 +24,7 @@ import numpy as np
 
 from pipeline.datasets.captioned.captioned_dataset import CaptionedDataset
 from pipeline.datasets.captioned.described import Described, caption
-from pipeline.datasets.formats.annotations import few, field, find_file, load_json, numbers
+from pipeline.datasets.formats.annotations import few, field, load_json, numbers
 from pipeline.datasets.formats.splits import SplitSettings
 from pipeline.errors import BadInput
 
@@ -58,13 +58,7 @@ class Dataset(CaptionedDataset):
     def described(self) -> list[Described]:
         """Train and test, each in the order of its file. Raises BadInput where annotations are
         missing or damaged."""
-        found = {split: find_file(self.root, self.files, [name]) for split, name in FILES.items()}
-        paths = {split: path for split, path in found.items() if path}
-        if not paths:
-            raise BadInput(
-                f"{self.root} holds no {', '.join(FILES.values())} of ActivityNet Captions",
-                "put the annotations into a folder with the videos",
-            )
+        paths = self.find_lists(FILES, "ActivityNet Captions")
         sources = self.find_videos(_youtube_id)
         described: list[Described] = []
         for split, path in paths.items():

@@ -8,7 +8,8 @@
 all else is passed over. Several rows of one video, or of one stretch of it, are several captions of
 one clip. The split of a row is its own, or that of its list's name (`train.json`, `my_test.csv`);
 where no list states any, `val` is drawn. Lists of VindLU and UMT, of JSFusion and of the Perception
-Encoder are read as they are.
+Encoder are read as they are; several sentences are several captions, also where they are meant as a
+paragraph.
 
 A list means the video whose path ends as it says, or the other way round, with or without a suffix.
 A folder of two or more images is a video too, `image_fps` images a second.
@@ -81,7 +82,8 @@ class Dataset(CaptionedDataset):
     def _paths(self) -> list[Path]:
         names = self.settings.lists
         if names:
-            return [find_list(self.given_root, name, "lists") for name in names]
+            found = (find_list(self.given_root, name, "lists") for name in names)
+            return list(dict.fromkeys(found))
         paths = sorted(self.root.iterdir())
         paths = [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
         if not paths:

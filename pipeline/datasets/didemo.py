@@ -25,7 +25,6 @@ from pipeline.datasets.captioned.described import Described, caption
 from pipeline.datasets.captioned.list_files import read_ids
 from pipeline.datasets.formats.annotations import field, find_file, load_json
 from pipeline.datasets.formats.splits import SPLITS, SplitSettings
-from pipeline.errors import BadInput
 
 SEEN_S = 30.0
 
@@ -42,14 +41,7 @@ class Dataset(CaptionedDataset):
     def described(self) -> list[Described]:
         """Train, val, test, each in the order of its list. Raises BadInput where annotations are
         missing or damaged."""
-        names = {split: f"{split}_data.json" for split in SPLITS}
-        found = {split: find_file(self.root, self.files, [name]) for split, name in names.items()}
-        paths = {split: path for split, path in found.items() if path}
-        if not paths:
-            raise BadInput(
-                f"{self.root} holds no {', '.join(names.values())} of DiDeMo",
-                "put the annotations into a folder with the videos",
-            )
+        paths = self.find_lists({split: f"{split}_data.json" for split in SPLITS}, "DiDeMo")
         sources = self.find_videos(_name_of)
         return [each for split, path in paths.items() for each in self._read(split, path, sources)]
 

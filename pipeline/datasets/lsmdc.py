@@ -24,7 +24,6 @@ from pathlib import Path
 from pipeline.datasets.captioned.captioned_dataset import CaptionedDataset
 from pipeline.datasets.captioned.described import Described, caption
 from pipeline.datasets.captioned.list_files import text_lines
-from pipeline.datasets.formats.annotations import find_file
 from pipeline.datasets.formats.splits import SplitSettings
 from pipeline.errors import BadInput
 
@@ -50,13 +49,7 @@ class Dataset(CaptionedDataset):
     def described(self) -> list[Described]:
         """Train, val, test, each in the order of its file. Raises BadInput where annotations are
         missing or damaged."""
-        found = {split: find_file(self.root, self.files, [name]) for split, name in FILES.items()}
-        paths = {split: path for split, path in found.items() if path}
-        if not paths:
-            raise BadInput(
-                f"{self.root} holds no {', '.join(FILES.values())} of LSMDC",
-                "put the annotations into a folder with the clips",
-            )
+        paths = self.find_lists(FILES, "LSMDC")
         sources = self.find_videos()
         return [
             Described(path, clip, clip, sources.get(clip), sentences, split, group=_movie_of(clip))

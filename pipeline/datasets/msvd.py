@@ -46,14 +46,8 @@ class Dataset(CaptionedDataset):
     def described(self) -> list[Described]:
         """Train, val, test, each in the order of its list. Raises BadInput where lists or captions
         are missing or damaged."""
-        names = {split: f"{split}_list.txt" for split in SPLITS}
-        found = {split: find_file(self.root, self.files, [name]) for split, name in names.items()}
-        ids_of = {path: (split, read_ids(path)) for split, path in found.items() if path}
-        if not ids_of:
-            raise BadInput(
-                f"{self.root} holds no {', '.join(names.values())} of MSVD",
-                "put the lists of the splits into a folder with the videos",
-            )
+        paths = self.find_lists({split: f"{split}_list.txt" for split in SPLITS}, "MSVD")
+        ids_of = {path: (split, read_ids(path)) for split, path in paths.items()}
         path, captions = self._captions_file()
         listed = dict.fromkeys(video for _, ids in ids_of.values() for video in ids)
         self.note_unlisted(path, captions, listed)

@@ -787,7 +787,8 @@ def test_captions_of_any_list_are_the_same(mine: Path, tmp_path: Path, suffix: s
 
 def test_a_cell_is_one_caption_unless_a_separator_is_named(mine: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "labels/mine.csv", 'video,caption\na,"me @ home, 1"\nb,x@@y\n')
-    one = said(build("captions", mine, tmp_path / "one", lists=str(path), val_fraction=0))
+    twice = [str(path), str(path)]
+    one = said(build("captions", mine, tmp_path / "one", lists=twice, val_fraction=0))
     assert one["videos/a.mp4"][1] == ("me @ home, 1",)
     built = build("captions", mine, tmp_path / "two", lists=str(path), separator="@")
     assert said(built)["videos/a.mp4"][1] == ("me", "home, 1")
@@ -912,6 +913,11 @@ def test_captions_says_what_it_looked_for(mine: Path, tmp_path: Path) -> None:
     error = refused("captions", mine, tmp_path, lists="videos/notes.txt")
     assert error.message == f"{mine / 'videos/notes.txt'} is no list of captions by its name"
     assert error.hint == "wanted one of .json, .jsonl, .csv, .tsv"
+    write_json(mine / "x.json", {"a.mp4": "b"})
+    assert refused("captions", mine, tmp_path).hint == (
+        'wanted [{"video": "a.mp4", "caption": "a dog runs"}, ...]'
+    )
+    (mine / "x.json").unlink()
     write(mine / "x.csv", "video,caption\nz.mp4,b\n")
     assert refused("captions", mine, tmp_path).message == (
         f"none of the 1 video of x.csv is in {mine}: z.mp4"

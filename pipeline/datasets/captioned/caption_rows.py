@@ -28,6 +28,7 @@ VIDEOS = ("video", "video_id", "path")
 CAPTIONS = ("caption", "sentence")
 """Keys, or columns, that name a video, and that say what it shows."""
 EXAMPLE = "the first line names the columns, for example: video,caption"
+EXAMPLE_JSON = '[{"video": "a.mp4", "caption": "a dog runs"}, ...]'
 INFINITE = float("inf")
 
 
@@ -60,7 +61,11 @@ def read_caption_rows(path: Path, separator: str | None = None) -> list[CaptionR
 
 
 def _from_json(path: Path, _: str | None) -> Iterator[CaptionRow]:
-    for number, record in enumerate(load_json(path, list), start=1):
+    try:
+        records = load_json(path, list)
+    except BadInput as error:
+        raise BadInput(error.message, error.hint or f"wanted {EXAMPLE_JSON}") from error
+    for number, record in enumerate(records, start=1):
         yield _from_record(record, f"{path} entry {number}")
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from pipeline.datasets.captioned.described import Described
 from pipeline.datasets.contract import DatasetPlugin
-from pipeline.datasets.formats.annotations import few, probe_all, videos_by_name
+from pipeline.datasets.formats.annotations import few, find_file, probe_all, videos_by_name
 from pipeline.datasets.formats.clip_list import outside
 from pipeline.datasets.formats.folders import list_files
 from pipeline.datasets.formats.splits import (
@@ -80,6 +80,18 @@ class CaptionedDataset(DatasetPlugin):
     def files(self) -> list[str]:
         """Every file below the root."""
         return list_files(self)
+
+    def find_lists(self, names: Mapping[str, str], title: str) -> dict[str, Path]:
+        """Split -> its list, for those lists of the data set called `title` that are there. Raises
+        BadInput where none is."""
+        found = {split: find_file(self.root, self.files, [name]) for split, name in names.items()}
+        paths = {split: path for split, path in found.items() if path is not None}
+        if not paths:
+            raise BadInput(
+                f"{self.root} holds no {', '.join(names.values())} of {title}",
+                "put the lists, named as they were released, into a folder with the videos",
+            )
+        return paths
 
     def find_videos(self, name: Callable[[str], str] = lambda stem: stem) -> dict[str, str]:
         """Name -> source of every video below the root; `name` makes it of that of the file without
