@@ -19,6 +19,7 @@ from typer.models import CommandInfo
 from pipeline.cli import cache, plan, search, start, sweep, train, verify  # noqa: F401
 from pipeline.cli.bench import commands, training_commands  # noqa: F401
 from pipeline.cli.bench.commands import bench_app
+from pipeline.cli.bench.training import step_commands  # noqa: F401
 from pipeline.cli.options import app
 from pipeline.device import is_out_of_memory
 from pipeline.errors import StillframeError, count_text, in_one_line
@@ -31,6 +32,7 @@ BENCHES = (
     "codecs",
     "temporal",
     "forecast",
+    "keep",
     "epoch",
     "plan",
     "sweep",

@@ -337,3 +337,30 @@ def test_steps_of_forecasts_stand_beside_one_of_a_classification():
     assert all(step["median_s"] > 0 and len(step["s"]) == 1 for step in steps.values())
     shown = call("bench", "forecast", *small, "--width", "8", "--repeats", "1").out.splitlines()
     assert shown[0] == "a step of 2 windows, medians of 1" and max(map(len, shown)) <= 80
+
+
+def test_a_step_and_a_read_of_some_patches_stand_beside_those_of_all():
+    small = ["--set", "training.batch_size=2", "--set", "windows.frames=3", "--grid", "4"]
+    result = call("bench", "keep", *small, "--width", "8", "--repeats", "1", "--json")
+    assert result.code == 0, result
+    found = result.json
+    assert found["tokens"] == {"all": 16, "kept": 4}
+    assert found["batch_bytes"] == {"all": 2 * 3 * 16 * 8 * 2, "kept": 2 * 3 * 4 * 8 * 2}
+    assert list(found["figures"]) == [
+        "a training step",
+        "reading, from memory",
+        "reading, from the disk",
+        "reading, compressed",
+    ]
+    for figure in found["figures"].values():
+        whole, kept = figure["all"]["median_s"], figure["kept"]["median_s"]
+        assert whole > 0 and figure["ratio"] == pytest.approx(kept / whole)
+    shown = call("bench", "keep", *small, "--width", "8", "--repeats", "1", "--share", "0.5").out
+    lines = shown.splitlines()
+    assert lines[0] == "2 windows of 3 frames, medians of 1" and max(map(len, lines)) <= 80
+    assert "16 patches" in shown and "8 patches" in shown and "0.50" in lines[-2]
+    assert_refused(
+        call("bench", "keep", "--recipe", "demo_depth"),
+        "task 'depth' needs those of every place",
+        "choose a task that asks for no place",
+    )
