@@ -109,6 +109,7 @@ def test_help_lists_every_command():
         "codecs",
         "temporal",
         "forecast",
+        "keep",
         "epoch",
         "plan",
         "sweep",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pipeline.cli.bench.timing import Tell, frozen, median_ratio, summary
-from pipeline.cli.bench.training.steps import Step, in_turn
+from pipeline.cli.bench.training.steps import TrainingStep, steps_in_turn
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe
 from pipeline.device import chosen
@@ -47,9 +47,9 @@ def forecast_steps(
         name: plugins.validate(Recipe, table | {"task": task}, "bench forecast")
         for name, task in tasks.items()
     }
-    steps = {name: Step(of_task, shape, device) for name, of_task in recipes.items()}
+    steps = {name: TrainingStep(of_task, shape, device) for name, of_task in recipes.items()}
     with frozen():
-        seconds, peaks = in_turn(steps, repeats, device, tell)
+        seconds, peaks = steps_in_turn(steps, repeats, device, tell)
     found = {
         name: summary(seconds[name])
         | {

@@ -17,7 +17,7 @@ from pipeline.cache.shard import Compression, aligned_empty
 from pipeline.cache.storage.local import LocalFolder
 from pipeline.cache.store import StoreReader, StoreWriter
 from pipeline.cli.bench.timing import Tell, frozen, median_ratio, seconds_of, summary
-from pipeline.cli.bench.training.steps import OptimisedStep, in_turn
+from pipeline.cli.bench.training.steps import OptimisedStep, steps_in_turn
 from pipeline.config.recipe import Recipe
 from pipeline.device import chosen
 from pipeline.records import TokenShape
@@ -58,7 +58,7 @@ def keep_speed(
     ways = {"all": recipe.model_copy(update={"windows": windows}), "kept": recipe}
     with frozen(), tempfile.TemporaryDirectory(dir=folder) as scratch:
         steps = {way: OptimisedStep(of_way, shape, device) for way, of_way in ways.items()}
-        seconds, peaks = in_turn(steps, repeats, device, tell)
+        seconds, peaks = steps_in_turn(steps, repeats, device, tell)
         figures = {STEP: _figures(seconds)}
         for name, (compression, is_cold) in READS.items():
             tell(0, 1, f"writing for {name}")

@@ -20,7 +20,7 @@ from pipeline.records import OnDevice, TokenShape
 LABELS = tuple("abcdefgh")
 
 
-class Step:
+class TrainingStep:
     """The forward and backward pass of a batch of a recipe."""
 
     def __init__(self, recipe: Recipe, shape: TokenShape, device: torch.device) -> None:
@@ -54,7 +54,7 @@ class Step:
         torch.stack(losses).sum().backward()
 
 
-class OptimisedStep(Step):
+class OptimisedStep(TrainingStep):
     """The same, and the optimiser's step."""
 
     def __init__(self, recipe: Recipe, shape: TokenShape, device: torch.device) -> None:
@@ -69,7 +69,7 @@ class OptimisedStep(Step):
         self.optimizer.step()
 
 
-def in_turn(
+def steps_in_turn(
     steps: Mapping[str, Callable[[], None]], repeats: int, device: torch.device, tell: Tell
 ) -> tuple[dict[str, list[float]], dict[str, int | None]]:
     """Seconds of each repeat, and peak bytes of a warm step, of all steps."""
