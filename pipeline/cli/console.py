@@ -115,19 +115,33 @@ def show_table(
     """A table on stdout. `justify` has one letter for each column, l or r; without it, columns that
     hold nothing but numbers stand to the right.
 
-    Cells are folded where the screen is too narrow. A table with a `cut` is shown as two instead,
-    with the columns before it and with those from it on, each beginning with the first `keys`
-    columns: a figure on two lines cannot be read.
+    Cells are folded where the screen is too narrow. A table with a `cut` is shown as several
+    instead: one of the columns before it, then those from it on, as many at a time as there is room
+    for, each beginning with the first `keys` columns: a figure on two lines cannot be read.
     """
     if title:
         out.print(Text(printable(title)))  # apart from the table, or a narrow one would fold it
     parts: list[Sequence[int]] = [range(len(columns))]
     if cut and _least_width(columns, rows) > out.width:
-        parts = [range(cut), (*range(keys), *range(cut, len(columns)))]
+        parts, left = [range(cut)], [*range(cut, len(columns))]
+        while left:
+            count = len(left)
+            while count > 1 and _too_wide((*range(keys), *left[:count]), columns, rows):
+                count -= 1
+            parts.append((*range(keys), *left[:count]))
+            left = left[count:]
     for part in parts:
         cells = [[row[index] for index in part] for row in rows]
         letters = "".join(justify[index] for index in part) if justify else ""
-        out.print(_table([columns[index] for index in part], cells, letters))
+        out.print(_table([columns[index] for index in part], cells, letters, len(parts) > 1))
+
+
+def _too_wide(
+    part: Sequence[int], columns: Sequence[str], rows: Sequence[Sequence[object]]
+) -> bool:
+    """Whether some columns of a table are wider than the screen, with cells that are whole."""
+    of_part = [[row[index] for index in part] for row in rows]
+    return _least_width([columns[index] for index in part], of_part) > out.width
 
 
 def _least_width(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> int:
@@ -139,7 +153,10 @@ def _least_width(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> in
     )
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[object]], justify: str) -> Table:
+def _table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], justify: str, whole: bool
+) -> Table:
+    """`whole`: cells are on one line, and headings fold at blanks alone; there is room for it."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         is_right = (
@@ -147,8 +164,12 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[object]], justify: st
             if justify
             else bool(rows) and all(isinstance(row[index], int | float) for row in rows)
         )
+        least = max(map(len, [*column.split(), *(str(row[index]) for row in rows)]), default=0)
         table.add_column(
-            in_one_line(column), justify="right" if is_right else "left", overflow="fold"
+            in_one_line(column),
+            justify="right" if is_right else "left",
+            overflow="fold",
+            min_width=least if whole else None,
         )
     for row in rows:
         # Not markup: a file name may hold brackets.

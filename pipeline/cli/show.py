@@ -55,8 +55,12 @@ def show_scores(results: Sequence[Evaluation]) -> None:
         if not baselines:  # of an earlier version
             (main, *rest) = [f"{first.trivial[name]:.3f}" for name, _ in metrics]
             rows.append(("trivial", "", "", main, "", *rest))
-        (main, *rest) = [f"{name} ({unit})" if unit else name for name, unit in metrics]
-        title = f"{task} on split {first.split}: {count_text(first.clips_scored, 'clip')}"
+        # What all of them end with is said once.
+        (how, *others) = {name.partition(", ")[2] for name, _ in metrics}
+        of_all = f", {how}" if how and not others else ""
+        names = [(name.removesuffix(of_all), unit) for name, unit in metrics]
+        (main, *rest) = [f"{name} ({unit})" if unit else name for name, unit in names]
+        title = f"{task} on split {first.split}{of_all}: {count_text(first.clips_scored, 'clip')}"
         columns = ("run", "temporal", "form", main, "95 % interval", *rest)
         keys = 3 if any(len(result.forms) > 1 for result in of_task) else 1
         letters = "lllrl" + "r" * len(rest)
@@ -149,6 +153,7 @@ def _show_gains(result: Evaluation) -> None:
     """A line for each form of a run whose task has more than the trivial answer to be better
     than."""
     from pipeline.cli import console
+    from pipeline.models.video_model import TRIVIAL
 
     metric = result.metrics[0]
     sign = 1 if metric.higher_is_better else -1
@@ -157,7 +162,7 @@ def _show_gains(result: Evaluation) -> None:
         for name, baseline in result.baselines.items()
     }
     best = max(scores, key=lambda name: scores[name], default=None)
-    if best is None or result.baselines[best].layer is None:
+    if best is None or best == TRIVIAL:
         return
     for form, gain in result.baselines[best].run_gains.items():
         console.show(

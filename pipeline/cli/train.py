@@ -1,12 +1,11 @@
-"""Stage two on the command line: train, evaluate, stream, report."""
+"""Stage two on the command line: train, evaluate, report."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,11 +28,8 @@ from pipeline.cli.show import show_ahead, show_scores
 from pipeline.errors import BadInput, StillframeError, count_text
 
 if TYPE_CHECKING:
-    import torch
-
     from pipeline.train.run import Run
     from pipeline.train.setup import RunContext
-    from pipeline.train.stream import Stream
 
 NAME_ONE = "name a run that forecasts the tokens it reads: --forecaster RUN"
 CAUSAL_WINDOWS = 4
@@ -118,7 +114,9 @@ def train(
             console.say,
         )
     if ranks.is_first:
-        context = RunContext.of(opened_cache, manifest, torch_device(device), allow_missing)
+        context = RunContext.of(
+            opened_cache, manifest, torch_device(device), allow_missing, say=console.say
+        )
         _show_run(run, context, seconds, as_json)
 
 
@@ -199,6 +197,13 @@ def evaluate(
             help="Also replace the frames after each one: nothing said up to it may change.",
         ),
     ] = False,
+    dual_softmax: Annotated[
+        bool,
+        typer.Option(
+            "--dual-softmax",
+            help="Score a run of retrieve by cosines times their softmax over the split.",
+        ),
+    ] = False,
     forecaster: Forecaster = None,
     ahead: Ahead = None,
     device: Device = None,
@@ -217,11 +222,18 @@ def evaluate(
         raise unknown_name("checkpoint", checkpoint, ("last", "best"))
     if ahead and forecaster is None:
         raise BadInput("--ahead is for answers told ahead, and nobody forecasts", NAME_ONE)
+    if dual_softmax and (draw or forecaster is not None):
+        raise BadInput(
+            "--dual-softmax is about the scores of a split, and not about what is drawn or told "
+            "ahead",
+            "ask for one at a time",
+        )
     if draw and forecaster is not None:
         raise BadInput(
             "--draw draws the answers to the frames that are there, not those told ahead",
             "leave it out; stillframe stream RUN VIDEO --forecaster RUN --draw FILE.mp4 draws them",
         )
+    from pipeline.train.ahead.scores import evaluate_ahead
     from pipeline.train.run import Run
     from pipeline.train.setup import RunContext
 
@@ -236,11 +248,19 @@ def evaluate(
         )
     folder = manifest_folder or (Path(path) if (path := opened.header.manifest_path) else None)
     context = RunContext.of(
-        Cache(cache_path), other_manifest(folder), torch_device(device), allow_missing
+        Cache(cache_path),
+        other_manifest(folder),
+        torch_device(device),
+        allow_missing,
+        say=console.say,
     )
     if context.cache.unvouched:
         console.say(context.cache.unvouched)
-    _score(opened, told_by, ahead or (), context, split, checkpoint, as_json)
+    if told_by is None:
+        _score(opened, context, split, checkpoint, dual_softmax, as_json)
+    else:
+        told = evaluate_ahead(opened, told_by, context, ahead or (), split, checkpoint)
+        console.show_json(told.model_dump()) if as_json else show_ahead(told)
     if check_causal:
         found = _causality(opened, context, split, checkpoint, told_by)
         (console.say if as_json else console.show)(found)
@@ -257,24 +277,18 @@ def evaluate(
 
 
 def _score(
-    run: Run,
-    forecaster: Run | None,
-    ahead_s: Sequence[float],
-    context: RunContext,
-    split: str,
-    checkpoint: str,
-    as_json: bool,
+    run: Run, context: RunContext, split: str, checkpoint: str, dual_softmax: bool, as_json: bool
 ) -> None:
-    """Scores a run, or what it says ahead after a forecaster, and shows what came out."""
+    """Scores a run, and shows what came out."""
     from pipeline.cli import console
-    from pipeline.train.ahead.scores import evaluate_ahead
     from pipeline.train.evaluate import evaluate_together
 
-    if forecaster is not None:
-        told = evaluate_ahead(run, forecaster, context, ahead_s, split, checkpoint)
-        console.show_json(told.model_dump()) if as_json else show_ahead(told)
-        return
-    (result,) = evaluate_together([run], context, split, checkpoint)
+    (result,) = evaluate_together([run], context, split, checkpoint, dual_softmax=dual_softmax)
+    if dual_softmax:
+        console.say(
+            f"dual softmax: every score looks at the whole split '{split}', so that these are no "
+            "scores of single queries; those are kept beside them"
+        )
     if result.videos_seen:
         init = run.header.init
         began_with = f", or by {init.run}, with which it began" if init else ""
@@ -314,148 +328,6 @@ def _causality(
         f"causal: in {count_text(len(batch), 'window')} nothing that is said of a frame changes, "
         f"in any bit, where those after it are replaced, after each of {frames - 1} frames"
     )
-
-
-@app.command()
-def stream(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    video: Annotated[Path, typer.Argument(help="A video file, or a folder of images.")],
-    query: Annotated[
-        str | None,
-        typer.Option(
-            metavar="JSON",
-            help='What to follow from the first frame on: {"boxes": [[x0, y0, x1, y1]]} in [0, 1].',
-        ),
-    ] = None,
-    draw: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.mp4", help="Also write a video with the answers drawn."),
-    ] = None,
-    start_s: Annotated[
-        float,
-        typer.Option(
-            "--from",
-            metavar="SECONDS",
-            min=0,
-            help="Begin with the frame on screen so long after the first one.",
-        ),
-    ] = 0.0,
-    image_fps: Annotated[
-        float | None,
-        typer.Option(
-            min=0.001, max=1000, help="Frame rate of a folder of images. Default: as in training."
-        ),
-    ] = None,
-    forecaster: Forecaster = None,
-    ahead: Ahead = None,
-    device: Device = None,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the encoder's table."),
-    ] = None,
-) -> None:
-    """Follow one video frame by frame, as a camera would deliver it: one JSON line per answer on
-    stdout, at the rate of the run's windows; with --forecaster also what the answers will be.
-
-    Example: stillframe stream runs/demo_gru clip.mp4
-    """
-    import time
-    from contextlib import nullcontext
-
-    from pipeline.cli import console
-    from pipeline.config.toml_tables import override
-    from pipeline.models.tasks.parts import fonts
-    from pipeline.train.run import Run
-    from pipeline.train.visualize import VideoFile
-
-    asked = _query(query)
-    opened = Run(run)
-    rate = _rate_of_images(video, opened) if image_fps is None else image_fps
-    if text := opened.unvouched("last"):
-        console.say(text)
-    keys = override({}, sets or [])
-    follower = _follower(opened, forecaster, ahead or (), torch_device(device), keys)
-    if draw and (missing := fonts.missing_letters(opened.header.labels)):
-        console.say(missing)
-    count, begin = 0, time.perf_counter()
-    with VideoFile(draw, follower.fps_of(video, rate)) if draw else nullcontext() as drawing:
-        for seen in follower.follow(video, asked, start_s, rate):
-            count += 1
-            line = {"time_s": round(seen.time_s, 6), **follower.plain(seen.answer, seen)}
-            told = {at: follower.plain(answer, seen) for at, answer in seen.ahead.items()}
-            console.show_line(line | ({"ahead": told} if told else {}))
-            if drawing:
-                drawing.append(follower.drawn(seen))
-    if follower.damage:
-        console.say(follower.damage)
-    speed = count / (time.perf_counter() - begin)
-    size = console.bytes_text(follower.state_bytes)
-    console.say(f"{count_text(count, 'answer')}, {speed:.1f} a second, {size} of state")
-
-
-def _follower(
-    run: Run,
-    forecaster: Path | None,
-    ahead_s: Sequence[float],
-    device: torch.device | None,
-    encoder: Mapping[str, Any],
-) -> Stream:
-    """The stream of a run: of what it says ahead, too, where a forecaster is named."""
-    from pipeline.cli import console
-    from pipeline.train.ahead.pair import horizons_of
-    from pipeline.train.ahead.stream import StreamAhead
-    from pipeline.train.run import Run
-    from pipeline.train.stream import Stream
-
-    if forecaster is not None:
-        both = StreamAhead(run, Run(forecaster), ahead_s, device, encoder)
-        if both.note:
-            console.say(both.note)
-        return both
-    alone = Stream(run, device, encoder)
-    if ahead_s:
-        alone.task.look_ahead(horizons_of(ahead_s, None))
-    return alone
-
-
-def _rate_of_images(video: Path, run: Run) -> float | None:
-    """The frame rate for a folder of images that nobody gave one: that of the run's own data set,
-    which is said. None for what knows its own times. Raises BadInput if there is no such path, or
-    no rate is known."""
-    from pipeline.cli import console
-    from pipeline.train.stream import trained_image_fps
-    from pipeline.video.probe import TIMESTAMPS
-
-    if not video.exists():
-        raise BadInput(f"video {video} does not exist", f"looked for {video.absolute()}")
-    if not video.is_dir() or (video / TIMESTAMPS).is_file():
-        return None
-    rate = trained_image_fps(run)
-    if rate is None:
-        raise BadInput(
-            f"{video}: its images have no times",
-            "give their frame rate, for example --image-fps 25, or one time in seconds per line "
-            f"in {video / TIMESTAMPS}",
-        )
-    console.say(f"{video}: {rate:g} images a second, as in training; --image-fps sets another")
-    return rate
-
-
-def _query(text: str | None) -> dict[str, Any]:
-    if text is None:
-        return {}
-    try:
-        table = json.loads(text)
-    except ValueError as error:
-        raise BadInput(
-            f"--query is not JSON: {error}",
-            "for example --query '{\"boxes\": [[0.1, 0.2, 0.5, 0.6]]}'",
-        ) from error
-    if not isinstance(table, dict):
-        raise BadInput(
-            f"--query wants a JSON object, found {text}", 'for example {"points": [[0.5, 0.5]]}'
-        )
-    return table
 
 
 @app.command()

@@ -212,11 +212,16 @@ class Sweep:
         return Manifest.load(Path(self.header.manifest))
 
     def context_of(
-        self, members: Sequence[Member], device: torch.device | None, allow_missing: bool
+        self,
+        members: Sequence[Member],
+        device: torch.device | None,
+        allow_missing: bool,
+        say: Callable[[str], object] = lambda _: None,
     ) -> RunContext:
-        """What members that share one read are trained and scored on."""
+        """What members that share one read are trained and scored on; `say` is told what is made on
+        the way that is kept."""
         cache = self.cache_of(members[0])
-        return RunContext.of(cache, self.manifest, device, allow_missing)
+        return RunContext.of(cache, self.manifest, device, allow_missing, say=say)
 
     def require_trainable(self, allow_missing: bool) -> None:
         """Refuses, before any training, members whose recipe does not fit their cache, whose run
@@ -396,7 +401,7 @@ def run_members(
     """Trains and scores members until none is left; waits for those that other workers hold."""
     with Leases(open_storage(sweep.path)) as leases:
         for members in claim_members(sweep, leases, workers):
-            context = sweep.context_of(members, device, allow_missing)
+            context = sweep.context_of(members, device, allow_missing, say)
             try:
                 train_group(members, context, sweep.split, on_progress, say)
             finally:

@@ -65,11 +65,18 @@ def evaluate(
 
 
 def evaluate_together(
-    runs: Sequence[Run], context: RunContext, split: str = "val", checkpoint: str = "last"
+    runs: Sequence[Run],
+    context: RunContext,
+    split: str = "val",
+    checkpoint: str = "last",
+    *,
+    dual_softmax: bool = False,
 ) -> list[Evaluation]:
     """Evaluations of several runs from one read of each batch, written as `evaluate` writes them.
-    Their recipes must be alike in `compatibility.window_needs`."""
-    return Scoring(tuple(runs), context, split, checkpoint).evaluations()
+    Their recipes must be alike in `compatibility.window_needs`. With `dual_softmax`, scores look at
+    the whole split, and are written beside the others, to `evaluation-<split>-dual_softmax.json`;
+    raises BadInput where a task has none such."""
+    return Scoring(tuple(runs), context, split, checkpoint, dual_softmax).evaluations()
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,7 @@ class Scoring:
     context: RunContext
     split: str
     checkpoint: str
+    dual_softmax: bool = False
 
     def evaluations(self) -> list[Evaluation]:
         """Scores all runs from one read of each batch, and writes what came out into their
@@ -109,7 +117,7 @@ class Scoring:
             for table, key, (model, task) in zip(tables, keys, self.loaded, strict=True):
                 table.add(whole[key], model.answers(device_batch, task), untrained[key])
         return [
-            _written(run, table, self.checkpoint, self.statistics[key])
+            self._written(run, table, self.statistics[key])
             for run, table, key in zip(self.runs, tables, keys, strict=True)
         ]
 
@@ -131,7 +139,11 @@ class Scoring:
     def loaded(self) -> list[tuple[VideoModel, TaskPlugin]]:
         """The model and the task of every run, with the weights of the checkpoint."""
         shape, device = self.context.cache.shape, self.context.device
-        return [load_model(run, shape, self.checkpoint, device) for run in self.runs]
+        loaded = [load_model(run, shape, self.checkpoint, device) for run in self.runs]
+        if self.dual_softmax:
+            for _, task in loaded:
+                task.use_dual_softmax()
+        return loaded
 
     @cached_property
     def windows(self) -> Windows:
@@ -164,16 +176,15 @@ class Scoring:
             for run, (model, task) in zip(self.runs, self.loaded, strict=True)
         ]
 
-
-def _written(run: Run, table: Scores, checkpoint: str, statistics: Arrays) -> Evaluation:
-    """The evaluation that all batches amount to, written into the run folder."""
-    table.finish()
-    evaluation = table.record(run, checkpoint, table.task.trivial_loss(statistics))
-    split = evaluation.split
-    if table.task.keeps_answers:
-        write_atomically(run.path / f"answers-{split}.safetensors", save(table.answers))
-    write_atomically(run.path / f"evaluation-{split}.json", to_json(evaluation))
-    return evaluation
+    def _written(self, run: Run, table: Scores, statistics: Arrays) -> Evaluation:
+        """The evaluation that all batches amount to, written into the run folder."""
+        table.finish()
+        evaluation = table.record(run, self.checkpoint, table.task.trivial_loss(statistics))
+        split, how = evaluation.split, "-dual_softmax" if self.dual_softmax else ""
+        if table.task.keeps_answers and not how:
+            write_atomically(run.path / f"answers-{split}.safetensors", save(table.answers))
+        write_atomically(run.path / f"evaluation-{split}{how}.json", to_json(evaluation))
+        return evaluation
 
 
 def metric_facts(task: TaskPlugin) -> tuple[MetricFacts, ...]:

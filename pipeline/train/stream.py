@@ -8,8 +8,8 @@ do not depend on how many frames have gone by.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,12 @@ from pipeline.models.tasks.contract import STREAMING, Query
 from pipeline.models.tasks.parts.canvas import with_caption
 from pipeline.models.video_model import array_of_answer
 from pipeline.records import Video
+from pipeline.train.language.streamed import (
+    asked_texts,
+    embedding_of_frame,
+    head_of_stream,
+    tower_of_stream,
+)
 from pipeline.train.run import Run, load_model
 from pipeline.video.frame_counts import FrameCounts
 from pipeline.video.probe import probe
@@ -96,10 +102,15 @@ class Stream:
     """Follows one video; make a new one for the next."""
 
     def __init__(
-        self, run: Run, device: torch.device | None = None, encoder: Mapping[str, Any] | None = None
+        self,
+        run: Run,
+        device: torch.device | None = None,
+        encoder: Mapping[str, Any] | None = None,
+        ask: Sequence[str] = (),
     ) -> None:
         """`encoder` are keys of the spec's [encoder] table to use instead, such as where its
-        weights are now.
+        weights are now. `ask`: captions that every answer is compared with, for tasks that are
+        `asked_in_words`.
 
         Raises BadInput: an encoder that is not the one the run was trained on, a run without the
         streaming form, or of windows that no stream can be.
@@ -113,7 +124,7 @@ class Stream:
             )
         self.device = chosen(device)
         self.spec = _with_encoder(run, encoder or {})
-        with nullcontext() if encoder else without_network():  # the user has named it, or the run
+        with self._may_fetch(encoder):
             self.encoder = make_encoder(self.spec, self.device)
             self.shape = token_shape(self.spec)
         # The decoder is left out: a newer libav may follow a stream.
@@ -140,6 +151,18 @@ class Stream:
         self.task_name = run.recipe.task.name
         self.layers = self.model.layers
         """Layers whose patches are taken from the encoder."""
+        table = self.spec.encoder.table()
+        with self._may_fetch(encoder):
+            self._head = head_of_stream(table, self.task, self.device)
+        if self._head is not None and not self._head.reads_cls:
+            self.layers = tuple(sorted({*self.layers, self._head.last_layer}))
+        self.note = ""
+        """What is to be said of what was asked, or ""."""
+        if ask:
+            with self._may_fetch(encoder):
+                tower = tower_of_stream(run, table, self.task, self.device)
+            asked, self.note = asked_texts(tower, ask)
+            self.task.take_words(ask, self._batch_of(asked))
         self.step = step
         self.damage = ""
         """What is damaged in the video that was followed last, in a sentence; "" if nothing is."""
@@ -221,7 +244,8 @@ class Stream:
         """One frame: the prediction for it, those that are told ahead (see `Seen.ahead`), and the
         state after it."""
         read = [patches[layer] for layer in self.model.layers]
-        prediction, state = self.model.step(special_1SD, read, state)
+        seen = {} if self._head is None else embedding_of_frame(self._head, special_1SD, patches)
+        prediction, state = self.model.step(special_1SD, read, state, seen)
         return prediction, {}, state
 
     def _answer(self, prediction: torch.Tensor) -> np.ndarray:
@@ -286,10 +310,18 @@ class Stream:
         """The query that the readout gets at the first frame."""
         if not told:
             return {}
+        return self.task.query(self._batch_of(told))
+
+    def _batch_of(self, told: Arrays) -> dict[str, torch.Tensor]:
+        """Truth of one window as that of a batch."""
         targets = collate([told])
-        return self.task.query(
-            {name: torch.from_numpy(array).to(self.device) for name, array in targets.items()}
-        )
+        return {name: torch.from_numpy(array).to(self.device) for name, array in targets.items()}
+
+    @staticmethod
+    def _may_fetch(encoder: Mapping[str, Any] | None) -> AbstractContextManager[Any]:
+        """Within it a model is fetched that the user has named, and none that the run alone
+        names."""
+        return nullcontext() if encoder else without_network()
 
 
 def _with_encoder(run: Run, changes: Mapping[str, Any]) -> CacheSpec:

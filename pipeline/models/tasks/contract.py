@@ -123,6 +123,8 @@ class TaskPlugin(nn.Module, ABC):
     asks: ClassVar[str | None] = None
     """The target that the query is taken from, which a user must name to follow a video; None where
     there is no query."""
+    asked_in_words: ClassVar[bool] = False
+    """Whether a stream may be asked for captions: `take_words` is then told of them."""
     sees_patches: bool = False
     """Whether the query holds, beside what `query` gives, the cached patch tokens of the frames
     themselves, as they left the codec: `PATCHES`, of the last layer that the model reads,
@@ -282,6 +284,19 @@ class TaskPlugin(nn.Module, ABC):
         raise BadInput(
             f"task '{name}' tells nothing ahead by itself",
             "name a run that forecasts the tokens it reads: --forecaster RUN",
+        )
+
+    def take_words(self, words: Sequence[str], targets: dict[str, torch.Tensor]) -> None:
+        """From now on answers are told beside these captions, whose embeddings `targets` has, (1,
+        K, E). For tasks that are `asked_in_words`."""
+
+    def use_dual_softmax(self) -> None:
+        """From now on scores are multiplied by their softmax over a split, and names of metrics say
+        so. Raises BadInput where a task does not compare all that a split holds."""
+        name = type(self).__module__.rsplit(".", 1)[-1]
+        raise BadInput(
+            f"task '{name}' does not look for anything among a split",
+            "leave --dual-softmax out: it is for runs of retrieve",
         )
 
     def statistics(self, targets: Iterable[Arrays]) -> Arrays:

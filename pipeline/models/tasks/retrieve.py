@@ -12,7 +12,7 @@ in both directions, with nothing of the test set but the query and what is searc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import nn
 
 from pipeline.datasets.manifest.targets import CAPTIONS, Arrays
+from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import (
     FRAME_EMBEDDINGS,
     STREAMING,
@@ -33,6 +34,7 @@ from pipeline.models.tasks.contract import (
     TaskPlugin,
     WantedTexts,
 )
+from pipeline.models.tasks.matching.drawing import draw_scores
 from pipeline.models.tasks.matching.losses import GREATEST_SCALE, info_nce, sigmoid_loss
 from pipeline.models.tasks.matching.ranks import ranks as ranks_of
 from pipeline.models.tasks.matching.readouts import FrameVectors, WindowVector, begin_at_zero
@@ -88,12 +90,14 @@ class Task(TaskPlugin):
     scores_together = True
     drops_patches = True
     mirrorable = False
+    asked_in_words = True
     dual_softmax = False
     """Whether scores are multiplied by their softmax over the split, which looks at all queries at
     once; names of metrics say so."""
 
     def __init__(self, settings: Any, labels: tuple[str, ...]) -> None:
         super().__init__(settings, labels)
+        self._asked: dict[str, np.ndarray] = {}
         self.log_scale = nn.Parameter(torch.tensor(-math.log(settings.temperature)))
         self.logit_bias: nn.Parameter | None = None
         if settings.loss == "sigmoid":  # a constant does not change a softmax
@@ -104,6 +108,14 @@ class Task(TaskPlugin):
         if not settings.zero_shot:
             self.text_projection = nn.Linear(settings.width, settings.width, bias=False)
             nn.init.zeros_(self.text_projection.weight)
+
+    def use_dual_softmax(self) -> None:
+        self.dual_softmax = True
+
+    def take_words(self, words: Sequence[str], targets: dict[str, torch.Tensor]) -> None:
+        with torch.inference_mode():
+            text_KE = self.of_texts(targets[CAPTIONS][0]).cpu().numpy()
+        self._asked = dict(zip(words, text_KE, strict=True))
 
     @property
     def metrics(self) -> tuple[Metric, ...]:  # type: ignore[override]
@@ -254,5 +266,22 @@ class Task(TaskPlugin):
         }
 
     def plain(self, answer: np.ndarray, affine_23: np.ndarray) -> dict[str, Any]:
-        """The vector of the video up to this frame."""
+        """How much the video up to this frame is like each text that is asked for, as a cosine; the
+        vector of the video where none is."""
+        if self._asked:
+            return {"scores": {words: round(score, 4) for words, score in self._scores(answer)}}
         return {"vector": [round(float(value), 5) for value in answer]}
+
+    def draw(self, pixels_THWC: np.ndarray, answer: np.ndarray, targets: Arrays) -> np.ndarray:
+        """Every frame with what is asked for, the likest first, each with its cosine and a bar from
+        0 to 1; (T, H, W, 3). Raises BadInput where nothing is."""
+        if not self._asked:
+            raise BadInput(
+                "a run of retrieve draws what it is asked for, and nothing is",
+                'stillframe stream RUN VIDEO --ask "a dog jumps" --draw FILE.mp4',
+            )
+        ranked = sorted(self._scores(answer), key=lambda scored: -scored[1])
+        return draw_scores(pixels_THWC, ranked)
+
+    def _scores(self, answer: np.ndarray) -> list[tuple[str, float]]:
+        return [(words, float(answer @ text_E)) for words, text_E in self._asked.items()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,19 @@ def pretrained_tower(folder: Path, config: Any) -> tuple[Any, str]:
 
 
 def weights_digest(files: list[Path]) -> str:
-    """SHA-256 of weight files, one after the other."""
+    """SHA-256 of weight files, one after the other. Files that are as they were when this process
+    last read them are not read again: both halves of an image-text model are in the same ones."""
+    stats = [(file, file.stat()) for file in files]
+    return _digest_of(
+        tuple((file, stat.st_ino, stat.st_size, stat.st_mtime_ns) for file, stat in stats)
+    )
+
+
+@cache
+def _digest_of(files: tuple[tuple[Path, int, int, int], ...]) -> str:
+    """SHA-256 of files, each with its inode, size and time of change."""
     digest = hashlib.sha256()
-    for file in files:
+    for file, *_ in files:
         with file.open("rb") as stream:
             while chunk := stream.read(2**22):
                 digest.update(chunk)

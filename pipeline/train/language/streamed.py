@@ -1,0 +1,75 @@
+"""What a stream needs of language: embeddings of its frames, by the image head of the very model
+that encodes them, and texts that somebody asks for, through the tower that the run was trained
+with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from pipeline.config.cache_spec import choice
+from pipeline.datasets.manifest.targets import CAPTIONS, Arrays
+from pipeline.errors import BadInput, count_text
+from pipeline.models.encoders.tower.files import JSON_FILES, WEIGHT_FILES, model_folder
+from pipeline.models.tasks.contract import FRAME_EMBEDDINGS, Query, TaskPlugin
+from pipeline.models.text.contract import TextPlugin, make_text
+from pipeline.models.text.parts.image_head import ImageHead
+from pipeline.train.compatibility import require_same_tower
+from pipeline.train.run import Run
+
+
+def head_of_stream(
+    encoder: Mapping[str, Any], task: TaskPlugin, device: torch.device
+) -> ImageHead | None:
+    """The image head of the model that an encoder's table names, whose identity has been compared
+    with that of the run's; None where the task sees no embeddings of frames."""
+    if FRAME_EMBEDDINGS not in task.example_texts(1):
+        return None
+    named = SimpleNamespace(model=encoder["model"], revision=encoder.get("revision"))
+    folder = model_folder(named, JSON_FILES + WEIGHT_FILES)
+    assert isinstance(folder, Path)
+    return ImageHead(named.model, folder, device)
+
+
+def embedding_of_frame(
+    head: ImageHead, special_1SD: torch.Tensor, patches: Mapping[int, torch.Tensor]
+) -> Query:
+    """The embedding of one frame, as the index of a cache keeps it."""
+    read = special_1SD[:, 0] if head.reads_cls else patches[head.last_layer]
+    return {FRAME_EMBEDDINGS: head(read).half().float()}
+
+
+def tower_of_stream(
+    run: Run, encoder: Mapping[str, Any], task: TaskPlugin, device: torch.device
+) -> TextPlugin:
+    """The text tower that a run was trained with. `encoder` is the table of its encoder, of whose
+    model it is the text half unless the recipe names another. Raises BadInput where the task reads
+    no texts, or the tower is another."""
+    wanted = task.wanted_texts
+    if wanted is None or not task.asked_in_words:
+        raise BadInput(
+            f"a run of {run.recipe.task.name} is asked nothing in words", "leave --ask out"
+        )
+    table = {"name": "image_text", "model": encoder.get("model")}
+    if encoder.get("revision") is not None:
+        table["revision"] = encoder["revision"]
+    tower = make_text(wanted.tower or choice("text", table), device)
+    require_same_tower(run, tower.identity)
+    return tower
+
+
+def asked_texts(tower: TextPlugin, texts: Sequence[str]) -> tuple[Arrays, str]:
+    """Texts as truth of a window, captions (K, E), and what is to be said of those that were cut,
+    or ""."""
+    said = tower(texts)
+    cut = ""
+    if said.cut:
+        cut = (
+            f"{count_text(said.cut, 'text')} longer than {tower.most_tokens} tokens: the end was "
+            "left out"
+        )
+    return {CAPTIONS: said.pooled_ND.float().cpu().numpy()}, cut
