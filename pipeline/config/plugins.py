@@ -31,6 +31,8 @@ FOLDERS = {
     "task": "models/tasks",
 }
 """Kind of plug-in -> its folder below the package."""
+OF_KIND = "plug-in"
+"""Key of a setting's schema that says of which kind the plug-in is that the setting names."""
 CONTRACT = "contract"
 """The file of each folder that says what a plug-in of this kind must define."""
 

@@ -27,6 +27,8 @@ PLUGIN_TABLES = {"spec": ("encoder", "codec"), "recipe": ("task", "temporal")}
 
 INITS = '"none" draws all weights; the folder of a run takes them over; a table says how.'
 CACHES = 'Name of a cache: "given" is the one that the sweep is started on, others are in [caches].'
+TEXT = "#/$defs/text"
+"""What stands in the settings of a plug-in that has a text tower of its own."""
 VALUES = "values"
 """The definition of what a sweep sets: keys of a recipe, each with one value."""
 
@@ -128,6 +130,8 @@ def plugin_definitions(kind: str) -> dict[str, Schema]:
         table["properties"] = {"name": {"const": name}} | table["properties"]
         table["required"] = ["name", *table.get("required", ())]
         definitions[f"{kind}-{name}"] = table | {"description": first_paragraph(kind, name)}
+        if TEXT in str(table):
+            definitions |= plugin_definitions("text")
     listed = {
         key: {
             "description": " ".join(f"{', '.join(some)}: {what}" for what, some in of_key.items())
@@ -219,6 +223,8 @@ def _plain(value: Any) -> Any:
         table["description"] = text.replace(". None: ", ". Left out: ").replace(
             "; None: ", "; left out: "
         )
+    if isinstance(kind := table.pop(plugins.OF_KIND, None), str):
+        table["$ref"] = f"#/$defs/{kind}"
     if isinstance(table.get("prefixItems"), list):
         table["items"] = table.pop("prefixItems")[0]
     return table

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
-from pydantic import BeforeValidator, PlainSerializer, field_validator
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema, field_validator
 
 from pipeline.config import plugins
 from pipeline.config.cache_spec import Choice, choice
@@ -36,7 +36,10 @@ class TextSettings(Settings):
 
 
 TextChoice = Annotated[
-    Choice, BeforeValidator(lambda table: choice("text", table)), PlainSerializer(Choice.table)
+    Choice,
+    BeforeValidator(lambda table: choice("text", table)),
+    PlainSerializer(Choice.table),
+    WithJsonSchema({plugins.OF_KIND: "text"}),
 ]
 """A text tower and its settings, as a table in the settings of what reads texts."""
 
