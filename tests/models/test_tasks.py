@@ -38,6 +38,8 @@ SMALL = {
     "size_px": 16,
     "horizons_s": (0.5,),
     "width": 8,
+    "text_width": 8,
+    "layers": 1,
 }
 B, T, N, D = 6, 4, 5, 8
 SHAPE = TokenShape(width=6, grid_hw=(2, 2), special_tokens=1, layers=(1,))
@@ -85,6 +87,14 @@ def window_targets(task: TaskPlugin, seed: int) -> dict[str, np.ndarray]:
         "pose": {"pose": pose, "pose_valid": np.ones(T, bool)},
         "tokens": {"seen_s": 0.25 * np.arange(T)},
         "captions": {"captions": vectors(rng, 1 + seed % 2)},
+        "question": {
+            "question": vectors(rng, 2 + seed % 3),
+            "question_valid": np.ones(2 + seed % 3, bool),
+            "label": np.array(seed % len(LABELS), np.int64),
+            "is_answered": np.array(True),
+            "choices": vectors(rng, 3 + seed % 2),
+            "choice": np.array(seed % 3, np.int64),
+        },
     }
     truth = {key: array for name in task.needs for key, array in known[name].items()}
     if FRAME_EMBEDDINGS in task.example_texts(T):  # which the cache adds

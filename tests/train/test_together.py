@@ -156,6 +156,11 @@ TRUTH = {
     "pose_valid": np.ones(4, bool),
     "label": np.array(0),
     "seen_s": 0.5 * np.arange(4),
+    "question": np.zeros((3, 8), np.float32),
+    "question_valid": np.ones(3, bool),
+    "is_answered": np.array(True),
+    "choices": np.zeros((2, 8), np.float32),
+    "choice": np.array(0),
 }
 UNUSUAL = {
     "size_px": 32,
@@ -164,6 +169,7 @@ UNUSUAL = {
     "unknown": "occluded",
     "points": 2,
     "objects": 1,
+    "answers": "choices",
 }
 
 

@@ -18,6 +18,12 @@ Per window, time first; what does not hold of a frame is zero and its mask False
                                       codec; they come from the cache, after `prepare`
     captions      (K, E)     float32  embeddings of the clip's captions, of unit length; in training
                                       of one of them, drawn anew for every window
+    question      (L, D)     float32  beside `label`: the tokens of the clip's question
+    question_valid (L,)      bool     which of them are there
+    is_answered   ()         bool     whether the right answer is known, as a label or not
+    choices       (C, E)     float32  embeddings of the answers to choose from, of unit length; none
+                                      where the question is open
+    choice        ()         int64    which of the choices is right; -1 for none
     seen_s        (T,)       float64  beside tokens: seconds of window time at which the model sees
                                       the frames, from the first one on; never descending, and equal
                                       where a frame repeats
@@ -48,9 +54,10 @@ TIE_PX = 1e-6
 TOKENS = "tokens"
 """The truth that every cache holds of itself."""
 CAPTIONS = "captions"
-OF_CLIPS = ("label", TOKENS, CAPTIONS)
+QUESTION, QUESTION_VALID, CHOICES = "question", "question_valid", "choices"
+OF_CLIPS = ("label", TOKENS, CAPTIONS, QUESTION)
 """Truth that holds of a whole clip, or of whatever frames are seen."""
-NAMED = {"label": "a label", CAPTIONS: "captions"}
+NAMED = {"label": "a label", CAPTIONS: "captions", QUESTION: "a question"}
 """Truth that is no target of targets.h5 -> how users know it."""
 STORED = {
     "boxes": ("boxes",),
@@ -81,6 +88,9 @@ class EmbeddedTexts(Protocol):
 
     def pooled(self, texts: Sequence[str]) -> np.ndarray:
         """(K, E) float32, of unit length."""
+
+    def tokens(self, text: str) -> np.ndarray:
+        """(L, D) float32."""
 
 
 class Targets:
@@ -123,11 +133,13 @@ class Targets:
         sampled: Arrays = {}
         for name in self.wanted.needs:
             if name == "label":
-                sampled["label"] = np.array(self.number.get(clip.label or "", -1), np.int64)
+                sampled["label"] = self._label(clip)
             elif name == TOKENS:
                 sampled["seen_s"] = seen_s(time_s_T, clip.speed)
             elif name == CAPTIONS:
                 sampled[CAPTIONS] = self._captions(clip, rng)
+            elif name == QUESTION:
+                sampled |= self._question(clip)
             elif name == "depth_m":
                 assert self.wanted.dense_px is not None
                 sampled["depth_m"] = self._depth(
@@ -143,6 +155,23 @@ class Targets:
                 if name == "pose":  # a motion is over the time between two of them
                     sampled["time_s"] = time_s_T
         return self.wanted.prepare(sampled, rng)
+
+    def _label(self, clip: Clip) -> np.ndarray:
+        return np.array(self.number.get(clip.label or "", -1), np.int64)
+
+    def _question(self, clip: Clip) -> Arrays:
+        texts = self.manifest.texts[clip.clip_id]
+        assert self.texts is not None and texts.question is not None
+        tokens_LD = self.texts.tokens(texts.question)
+        is_choice = texts.answer in texts.choices
+        return {
+            QUESTION: tokens_LD,
+            QUESTION_VALID: np.ones(len(tokens_LD), bool),
+            "label": self._label(clip),
+            "is_answered": np.array(texts.answer is not None),
+            CHOICES: self.texts.pooled(texts.choices),
+            "choice": np.array(texts.choices.index(texts.answer) if is_choice else -1, np.int64),
+        }
 
     def _captions(self, clip: Clip, rng: np.random.Generator | None) -> np.ndarray:
         captions = self.manifest.texts[clip.clip_id].captions
@@ -184,6 +213,8 @@ class Targets:
             return True
         if name == CAPTIONS:
             return bool(self.manifest.texts.get(clip.clip_id, ClipTexts()).captions)
+        if name == QUESTION:
+            return self.manifest.texts.get(clip.clip_id, ClipTexts()).question is not None
         if not self.manifest.has_targets:
             return False
         with self._reading() as file:

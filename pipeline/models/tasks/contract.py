@@ -76,6 +76,10 @@ class WantedTexts(NamedTuple):
     tower must be the other half of it."""
     width: int | None = None
     """The width that embeddings of texts must have; None: any will do."""
+    text_width: int | None = None
+    """The width that embeddings of tokens must have; None: any will do."""
+    choices: bool = False
+    """Whether the manifest's questions have answers to choose from, which are read."""
 
 
 class StreamingReadout(nn.Module, ABC):

@@ -53,6 +53,7 @@ def open_language(
     Raises BadInput where the tower is none that the task can read, or another than that of the
     cache where the two are compared as they are.
     """
+    _require_said(wanted, manifest)
     if manifest.folder == cache.manifest.folder:
         beside, name = folder_of(cache), cache.name
     else:
@@ -72,13 +73,34 @@ def open_language(
     return Language(kept, kept.pooled(wanted.own), frames)
 
 
+def _require_said(wanted: WantedTexts, manifest: Manifest) -> None:
+    """Refuses a manifest whose clips say nothing, or whose questions lack choices that are read.
+    Raises BadInput."""
+    if wanted.manifest and not manifest.texts:
+        raise BadInput(
+            f"the task reads texts, and manifest {manifest.folder} has neither captions nor "
+            "questions",
+            "build the manifest from a data set that knows some (see: stillframe list dataset)",
+        )
+    if wanted.choices and not any(texts.choices for texts in manifest.texts.values()):
+        raise BadInput(
+            f"no question of manifest {manifest.folder} has choices, and task.answers is 'choices'",
+            'task.answers = "open"',
+        )
+
+
 def _require_width(wanted: WantedTexts, tower: TextPlugin) -> None:
     """Refuses a tower whose embeddings are not as wide as the task says. Raises BadInput."""
-    if wanted.width is not None and tower.width != wanted.width:
-        raise BadInput(
-            f"task.width is {wanted.width}, and embeddings of texts are {tower.width} wide",
-            f"task.width = {tower.width}",
-        )
+    widths = (
+        ("width", "texts", wanted.width, tower.width),
+        ("text_width", "their tokens", wanted.text_width, tower.token_width),
+    )
+    for key, what, asked, found in widths:
+        if asked is not None and asked != found:
+            raise BadInput(
+                f"task.{key} is {asked}, and embeddings of {what} are {found} wide",
+                f"task.{key} = {found}",
+            )
 
 
 def _tower(wanted: WantedTexts, cache: Cache, device: torch.device) -> TextPlugin:

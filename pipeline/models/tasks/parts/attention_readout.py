@@ -105,10 +105,15 @@ class AttentionReadout(nn.Module):
         return self.classifier(token_BQP)
 
     def _embedding(self, frames: int) -> torch.Tensor:
-        """The temporal embedding, (1, T, 1, D), resized linearly in time if the window is not as
-        long as in training."""
+        """The temporal embedding, (1, T, 1, D)."""
         assert self.temporal_posenc is not None
-        if frames == self.temporal_posenc.shape[1]:
-            return self.temporal_posenc
-        over_time_1DT = self.temporal_posenc[:, :, 0].transpose(1, 2)
-        return F.interpolate(over_time_1DT, size=frames, mode="linear").transpose(1, 2).unsqueeze(2)
+        return in_time(self.temporal_posenc, frames)
+
+
+def in_time(posenc_1T1D: torch.Tensor, frames: int) -> torch.Tensor:
+    """A temporal embedding, (1, `frames`, 1, D), resized linearly in time if the window is not as
+    long as in training."""
+    if frames == posenc_1T1D.shape[1]:
+        return posenc_1T1D
+    over_time_1DT = posenc_1T1D[:, :, 0].transpose(1, 2)
+    return F.interpolate(over_time_1DT, size=frames, mode="linear").transpose(1, 2).unsqueeze(2)
