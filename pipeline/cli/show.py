@@ -77,6 +77,7 @@ def show_scores(results: Sequence[Evaluation]) -> None:
         )
         for result in of_task:
             _show_gains(result)
+            _show_kinds(result)
     for result in results:
         if result.loss_fall is not None and result.loss_fall < UNDER_TRAINED:
             console.say(
@@ -147,6 +148,21 @@ def _show_places(
             for answer, of_answer in scores.items()
         ]
         console.show_table(base, ("answer", *names), rows, justify="l" + "r" * len(names))
+
+
+def _show_kinds(result: Evaluation) -> None:
+    """A table of the questions of a run, kind by kind, in the first metric."""
+    from pipeline.cli import console
+
+    if not result.kinds:
+        return
+    answers = list(next(iter(result.kinds.values())).scores)
+    rows = [
+        (kind, of_kind.clips, *(f"{of_kind.scores[answer].score:.3f}" for answer in answers))
+        for kind, of_kind in result.kinds.items()
+    ]
+    title = f"{result.run}: {result.metrics[0].name} by kind of question"
+    console.show_table(title, ("kind", "clips", *answers), rows, justify="lr" + "r" * len(answers))
 
 
 def _show_gains(result: Evaluation) -> None:

@@ -14,6 +14,7 @@ from pipeline.cache.corruption import require_valid
 from pipeline.config.recipe import Recipe, TrainingSettings
 from pipeline.config.toml_tables import differences
 from pipeline.datasets.manifest.manifest import Manifest
+from pipeline.datasets.manifest.targets import LABELLED
 from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import TaskPlugin, make_task, task_class
 from pipeline.models.video_model import VideoModel
@@ -87,7 +88,8 @@ def _require_trained_on(run: Run, cache: Cache, manifest: Manifest) -> None:
             f"{cache} has {cache.fingerprint}",
             f"give the cache {run.header.cache.name}",
         )
-    if "label" in task_class(run.recipe).needs and manifest.labels != run.header.labels:
+    knows_labels = {*LABELLED} & {*task_class(run.recipe).needs}
+    if knows_labels and manifest.labels != run.header.labels:
         raise BadInput(
             f"run {run.path} knows the labels {_first_few(run.header.labels)}; "
             f"manifest {manifest.folder} has {_first_few(manifest.labels)}",

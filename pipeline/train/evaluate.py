@@ -17,7 +17,7 @@ from pipeline.cache.cache import Cache
 from pipeline.cache.storage.local import write_atomically
 from pipeline.config.json_files import to_json
 from pipeline.datasets.manifest.manifest import Manifest
-from pipeline.datasets.manifest.targets import TOKENS, Arrays, collate, joined
+from pipeline.datasets.manifest.targets import QUESTION, TOKENS, Arrays, collate, joined
 from pipeline.models.step_memory import evaluation_batch
 from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.models.temporal.contract import NotFinite
@@ -30,8 +30,10 @@ from pipeline.train.evaluation import (
     Ceilings,
     ClipScores,
     Evaluation,
+    KindScores,
     MetricFacts,
     ScoredCheckpoint,
+    by_kind,
 )
 from pipeline.train.run import Run, load_model, loss_fall
 from pipeline.train.setup import RunContext, task_key, trivial_statistics
@@ -333,6 +335,15 @@ class Scores:
         }
         return {f"{CEILING}, layer {self.truth_layer}": scores} if scores else {}
 
+    def kinds(self, clips: dict[int, ClipScores]) -> dict[str, KindScores]:
+        """The first metric of questions, kind by kind; empty where nothing is asked. `clips` is
+        what `of_clips` gives."""
+        if QUESTION not in self.task.needs:
+            return {}
+        texts = self.windows.manifest.texts
+        kind_of = {name: said.kind for name, said in texts.items() if said.kind is not None}
+        return by_kind({self.windows.clip(i).clip_id: each for i, each in clips.items()}, kind_of)
+
     def record(self, run: Run, checkpoint: str, trivial_loss: float | None) -> Evaluation:
         """The evaluation as it is written, of `run` at `checkpoint`."""
         facts, metrics = run.checkpoint(checkpoint), self.task.metrics
@@ -365,6 +376,7 @@ class Scores:
             loss_fall=loss_fall(run.path, facts.step, trivial_loss),
             baselines=baselines,
             ceilings=self.ceilings(),
+            kinds=self.kinds(clips),
             videos_seen=videos_seen(run, self.windows.manifest, videos),
         )
 

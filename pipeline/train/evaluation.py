@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
 
@@ -86,6 +87,14 @@ class BaselineScores(Settings):
     """clip_id -> first metric, mean over its windows."""
 
 
+class KindScores(Settings):
+    """The scores of the questions of one kind."""
+
+    clips: int
+    scores: dict[str, Interval]
+    """form, or name of a baseline -> first metric."""
+
+
 Ceilings = dict[str, dict[str, Interval]]
 """`ceiling, layer 11` -> metric -> the best score that the codec's rounding leaves within reach,
 where the tokens of that layer are the truth. Empty where no codec has rounded it, and in older
@@ -120,6 +129,9 @@ class Evaluation(Settings):
     """Name -> answers that need no training: the trivial one, and those from the tokens of every
     layer that the run reads. Empty in older files."""
     ceilings: Ceilings = Field(default_factory=dict)
+    kinds: dict[str, KindScores] = Field(default_factory=dict)
+    """Kind of question, as the data set names it -> its scores, by alphabet. Empty where no clip
+    has a kind, and in older files."""
     videos_seen: int | None = None
     """Those of `videos` that the run, or one that it began with, was trained on; None where that is
     not known, and in older files."""
@@ -150,6 +162,26 @@ def read_evaluation(path: Path, split: str) -> Evaluation | None:
     if not file.is_file():
         return None
     return read_json(Evaluation, file, f"stillframe evaluate {path} --split {split}")
+
+
+def by_kind(clips: Mapping[str, ClipScores], kind_of: Mapping[str, str]) -> dict[str, KindScores]:
+    """Scores of clips, clip_id -> scores, kind by kind; `kind_of` has the kind of those that have
+    one."""
+    members: dict[str, list[ClipScores]] = {}
+    for clip_id, scores in clips.items():
+        if clip_id in kind_of:
+            members.setdefault(kind_of[clip_id], []).append(scores)
+
+    def of_form(some: Sequence[ClipScores], form: str) -> Interval:
+        values, weights = zip(*((clip.scores[form], clip.weight) for clip in some), strict=True)
+        return interval(np.array(values), [clip.video for clip in some], np.array(weights))
+
+    return {
+        kind: KindScores(
+            clips=len(some), scores={form: of_form(some, form) for form in some[0].scores}
+        )
+        for kind, some in sorted(members.items())
+    }
 
 
 def difference(ours: Evaluation, theirs: Evaluation, form: str) -> Interval:

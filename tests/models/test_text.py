@@ -15,10 +15,9 @@ from safetensors.torch import load_file, save_file
 from support.image_text import (
     FAMILIES,
     LONGEST,
-    TEXT,
-    bert_tokenizer,
-    roberta_tokenizer,
+    SENTENCE,
     save_image_text,
+    sentence_folder,
     whole_model,
 )
 from torch.nn import functional
@@ -28,17 +27,6 @@ from pipeline.errors import BadInput
 from pipeline.models.text.contract import TextPlugin, make_text
 
 TEXTS = ["A dog jumps over the red fence", "cat", "a Cat!"]
-SENTENCE = {
-    "albert": bert_tokenizer,
-    "bert": bert_tokenizer,
-    "camembert": roberta_tokenizer,
-    "distilbert": bert_tokenizer,
-    "electra": bert_tokenizer,
-    "modernbert": bert_tokenizer,
-    "mpnet": roberta_tokenizer,
-    "roberta": roberta_tokenizer,
-    "xlm-roberta": roberta_tokenizer,
-}
 CPU = torch.device("cpu")
 
 
@@ -283,29 +271,6 @@ def test_folders_that_cannot_be_read_are_named(folders: dict[str, Path], tmp_pat
     alone = refusal("image_text", model=str(tmp_path / "vision"))
     assert "has no text half: its type is siglip_vision_model" in alone.message
     assert "there is none of that name" in refusal("image_text", model="./nowhere").message
-
-
-def sentence_folder(family: str, folder: Path, **more: Any) -> Path:
-    tokenizer = SENTENCE[family]()
-    sizes = {"albert": {"embedding_size": 16}, "electra": {"embedding_size": 16}}.get(family, {})
-    if family == "distilbert":
-        sizes = {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4}
-    positions = LONGEST + (tokenizer.pad_token_id + 1 if family in OFFSET else 0)
-    ids = {"pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)}
-    config = transformers.AutoConfig.for_model(
-        family, **TEXT | ids | {"max_position_embeddings": positions} | sizes | more
-    )
-    torch.manual_seed(0)
-    model = transformers.AutoModel.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-OFFSET = ("camembert", "mpnet", "roberta", "xlm-roberta")
 
 
 @pytest.mark.parametrize("family", SENTENCE)

@@ -117,6 +117,43 @@ def save_image_text(family: str, folder: Path, seed: int = 0, **vision: Any) -> 
     return folder
 
 
+SENTENCE = {
+    "albert": bert_tokenizer,
+    "bert": bert_tokenizer,
+    "camembert": roberta_tokenizer,
+    "distilbert": bert_tokenizer,
+    "electra": bert_tokenizer,
+    "modernbert": bert_tokenizer,
+    "mpnet": roberta_tokenizer,
+    "roberta": roberta_tokenizer,
+    "xlm-roberta": roberta_tokenizer,
+}
+"""Model type of a sentence encoder -> its tokeniser."""
+OFFSET = ("camembert", "mpnet", "roberta", "xlm-roberta")
+"""Those whose positions begin after that of padding."""
+
+
+def sentence_folder(family: str, folder: Path, **more: Any) -> Path:
+    """A whole sentence encoder of a family, with all files that its folder has."""
+    tokenizer = SENTENCE[family]()
+    sizes = {"albert": {"embedding_size": 16}, "electra": {"embedding_size": 16}}.get(family, {})
+    if family == "distilbert":
+        sizes = {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4}
+    positions = LONGEST + (tokenizer.pad_token_id + 1 if family in OFFSET else 0)
+    ids = {"pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)}
+    config = transformers.AutoConfig.for_model(
+        family, **TEXT | ids | {"max_position_embeddings": positions} | sizes | more
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModel.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def whole_model(folder: Path) -> Any:
     """The model of a folder as transformers reads it."""
     return transformers.AutoModel.from_pretrained(folder).eval()

@@ -57,6 +57,8 @@ CAPTIONS = "captions"
 QUESTION, QUESTION_VALID, CHOICES = "question", "question_valid", "choices"
 OF_CLIPS = ("label", TOKENS, CAPTIONS, QUESTION)
 """Truth that holds of a whole clip, or of whatever frames are seen."""
+LABELLED = ("label", QUESTION)
+"""Truth that numbers the manifest's labels."""
 NAMED = {"label": "a label", CAPTIONS: "captions", QUESTION: "a question"}
 """Truth that is no target of targets.h5 -> how users know it."""
 STORED = {
