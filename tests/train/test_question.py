@@ -195,25 +195,22 @@ def test_what_cannot_be_asked_is_refused() -> None:
 
 
 class Asking(world.Dataset):
-    """The built-in world, which is asked which way things move. In val one answer is no label, one is not known, and one
-    question is open."""
+    """The built-in world, which is asked how things move. In val one answer is no label, one is not known, and one question is
+    open."""
 
     def clips(self) -> Iterator[Clip]:
         for clip in super().clips():
-            yield (
-                replace(clip, label=None)
-                if clip.clip_id.startswith(("grow", "up")) and clip.split == "val"
-                else clip
-            )
+            is_rare = clip.split == "val" and clip.label == "clockwise"
+            yield replace(clip, label=None) if is_rare else clip
 
     def texts(self, clip: Clip) -> ClipTexts:
-        way = clip.clip_id.split("_")[0]
-        if clip.split == "val" and way == "up":
+        way = clip.video_id.rpartition("_")[0]
+        if clip.split == "val" and way == "approaching":
             return ClipTexts(question="where?", choices=("left", "right"), kind="secret")
-        if clip.split == "val" and way == "down":
-            return ClipTexts(question="which way does the red dog jump?", answer=way, kind="open")
+        if clip.split == "val" and way == "receding":
+            return ClipTexts(question="how does the red dog jump?", answer=way, kind="open")
         choices = tuple(sorted({way, "left", "right"}))
-        return ClipTexts(question="which way?", answer=way, choices=choices, kind="way")
+        return ClipTexts(question="how?", answer=way, choices=choices, kind="way")
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +279,8 @@ def test_open_questions_are_scored_kind_by_kind(tower: Path, cache: Cache, tmp_p
             else result.forms[form]["accuracy"].score
         )
         assert sum(parts) / 7 == pytest.approx(whole)
-    assert all(score == 0 for score in result.clips["WAY"].scores.values())
+    (rare,) = (scores for name, scores in result.clips.items() if name.startswith("clockwise"))
+    assert rare.label is None and set(rare.scores.values()) == {0}
     # Whoever opens the run again hears the same.
     assert evaluate(Run(run.path), Cache(cache.path)) == result == read_evaluation(run.path, "val")
 
@@ -291,7 +289,9 @@ def test_choices_are_scored_where_there_are_some(tower: Path, cache: Cache, tmp_
     run = train(recipe(tower, answers="choices", sees="question"), cache, tmp_path / "choices")
     result = evaluate(run, cache)
     assert result.clips_without_truth == 2 and list(result.kinds) == ["way"]
-    assert result.clips["WAY"].weight == 1, "an answer that is a choice need be no label"
+    assert any(name.startswith("clockwise") for name in result.clips), (
+        "an answer that is a choice need be no label"
+    )
 
 
 def test_a_run_that_cannot_read_its_questions_says_why(
