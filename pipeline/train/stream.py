@@ -286,6 +286,11 @@ class Stream:
                     "leave --query out",
                 )
             return {}
+        if name not in ASKED:
+            raise BadInput(
+                f"task '{self.task_name}' is told a {name} in words, which a stream cannot be yet",
+                "stillframe evaluate RUN answers those of the manifest",
+            )
         checked = plugins.validate(
             ASKED[name], asked, f"query of task '{self.task_name}'"
         ).model_dump()[name]
