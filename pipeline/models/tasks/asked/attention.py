@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 
-class Attention(nn.Module):
+class _Attention(nn.Module):
     """x -> W_o softmax(Q K / sqrt(d)) V, with Q linear in `x` and K, V in `memory`."""
 
     def __init__(self, width: int, memory_width: int, heads: int) -> None:
@@ -45,9 +45,9 @@ class TextBlock(nn.Module):
     def __init__(self, width: int, video_width: int, heads: int) -> None:
         super().__init__()
         self.self_norm = nn.LayerNorm(width)
-        self.self_attention = Attention(width, width, heads)
+        self.self_attention = _Attention(width, width, heads)
         self.cross_norm = nn.LayerNorm(width)
-        self.cross_attention = Attention(width, video_width, heads)
+        self.cross_attention = _Attention(width, video_width, heads)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp_fc1 = nn.Linear(width, 4 * width)
         self.mlp_fc2 = nn.Linear(4 * width, width)
