@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +16,7 @@ from pipeline.errors import BadInput, count_text
 
 if TYPE_CHECKING:
     from pipeline.cache.cache import Cache
+    from pipeline.models.text.contract import TextPlugin
     from pipeline.search.moments import Moment
     from pipeline.search.queries import ExampleFrame, Query
     from pipeline.train.language.frame_index import FrameIndex
@@ -48,6 +51,12 @@ def search(
         str | None,
         typer.Option(help="Where the model is now that the cache was made with, if it was moved."),
     ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="Search by a trained run of retrieve, not by the mean of frames."
+        ),
+    ] = None,
     root: Root = None,
     device: Device = None,
     as_json: AsJson = False,
@@ -70,7 +79,8 @@ def search(
         )
     opened, unwanted = Cache(cache), negative or []
     examples = [example_of(opened, text) for text in like or []]
-    index, queries = _asked(opened, query or [], examples, unwanted, model, device)
+    asked = _asked if run is None else partial(_asked_of_run, run)
+    index, queries = asked(opened, query or [], examples, unwanted, model, device)
     names = [one.name for one in queries]
     found = dict(zip(names, best_moments(index, queries, seconds, top), strict=True))
     if as_json:
@@ -82,8 +92,9 @@ def search(
     if page is not None:
         from pipeline.search.page import write_page
 
+        unit = "frame" if run is None else "window"
         facts = (
-            f"{count_text(len(index), 'frame')} of {count_text(len(index.videos), 'video')}; "
+            f"{count_text(len(index), unit)} of {count_text(len(index.videos), 'video')}; "
             f"moments of {seconds:g} s"
         )
         less = f"; less what is like: {'; '.join(unwanted)}" if unwanted else ""
@@ -111,16 +122,69 @@ def _asked(
     tower = text_tower_of(cache, model, where) if texts or unwanted else None
     if tower is not None and texts:
         queries, cut = text_queries(tower, texts, unwanted)
-        if cut:
-            console.say(
-                f"{count_text(cut, 'text')} longer than {tower.most_tokens} tokens: the end was "
-                "left out"
-            )
+        _say_cut(cut, tower)
     with console.progress("index") as update:
         index = open_index(
             cache, model, where, lambda done, total: update(done, total, "frames"), console.say
         )
     return index, queries + [query_like(index, one, tower, unwanted) for one in examples]
+
+
+def _asked_of_run(
+    path: Path,
+    cache: Cache,
+    texts: list[str],
+    examples: list[ExampleFrame],
+    unwanted: list[str],
+    model: str | None,
+    device: str | None,
+) -> tuple[FrameIndex, list[Query]]:
+    """As `_asked`, of the windows that a run sees, which are read and not kept."""
+    from pipeline.cli import console
+    from pipeline.search.by_run import index_by_run, model_of_search, reads_embeddings
+    from pipeline.search.queries import query_like, text_queries
+    from pipeline.train.language.frame_embeddings import looking_for
+    from pipeline.train.language.frame_index import open_index
+    from pipeline.train.language.streamed import tower_of_stream
+    from pipeline.train.run import Run
+
+    if unwanted and not texts:
+        raise BadInput("--negative with --run is for words", "give words to look for, too")
+    where, run = chosen(torch_device(device)), Run(path)
+    loaded = model_of_search(run, cache, where)
+    task = loaded[1]
+    queries: list[Query] = []
+    frames: FrameIndex | None = None
+    if texts:
+        named = {"model": model} if model else dict(cache.spec["encoder"])
+        with looking_for(model):
+            tower = tower_of_stream(run, named, task, where)
+        queries, cut = text_queries(tower, texts, unwanted, task.of_texts)
+        _say_cut(cut, tower)
+    begin = time.perf_counter()
+    with console.progress("windows") as update:
+        if reads_embeddings(task):
+            frames = open_index(
+                cache, model, where, lambda done, total: update(done, total, "frames"), console.say
+            )
+        index = index_by_run(
+            run, loaded, cache, frames, where, lambda done, total: update(done, total, "windows")
+        )
+    console.say(
+        f"{path}: {count_text(len(index), 'window')} of {index.frame_s:.3g} s read in "
+        f"{time.perf_counter() - begin:.1f} s"
+    )
+    return index, queries + [query_like(index, one) for one in examples]
+
+
+def _say_cut(cut: int, tower: TextPlugin) -> None:
+    from pipeline.cli import console
+
+    if cut:
+        console.say(
+            f"{count_text(cut, 'text')} longer than {tower.most_tokens} tokens: the end was left "
+            "out"
+        )
 
 
 def _show(name: str, moments: list[Moment]) -> None:

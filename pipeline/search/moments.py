@@ -66,8 +66,8 @@ def windows_of(index: FrameIndex, seconds: float) -> MomentWindows:
     starts_V, stops_V = index.starts_V[:-1], index.starts_V[1:]
     last_s_V = index.after_s_F[stops_V - 1]
     first_s_V = index.after_s_F[starts_V]
-    # A frame stays on screen for the video's mean step.
-    end_s_V = last_s_V + (last_s_V - first_s_V) / np.maximum(1, stops_V - starts_V - 1)
+    shown_s_V = (last_s_V - first_s_V) / np.maximum(1, stops_V - starts_V - 1)
+    end_s_V = last_s_V + (shown_s_V if index.frame_s is None else index.frame_s)
     # One axis for all videos, each of which has a stretch of its own.
     offset_F = index.video_of_frame * (float(end_s_V.max()) + seconds + 1)
     axis_F = index.after_s_F + offset_F

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -38,12 +38,17 @@ class Query:
 
 
 def text_queries(
-    tower: TextPlugin, texts: Sequence[str], negatives: Sequence[str] = ()
+    tower: TextPlugin,
+    texts: Sequence[str],
+    negatives: Sequence[str] = (),
+    as_read: Callable[[torch.Tensor], torch.Tensor] = lambda vectors_ND: vectors_ND,
 ) -> tuple[list[Query], int]:
     """A query for each text, and how many texts were cut. `negatives` say what is not wanted, in
-    any of them. Raises BadInput where a text is empty."""
+    any of them; `as_read` is what becomes of the tower's embeddings. Raises BadInput where a text
+    is empty."""
     said = tower([*texts, *negatives])
-    vectors_ND = said.pooled_ND.cpu()
+    with torch.inference_mode():
+        vectors_ND = as_read(said.pooled_ND).cpu()
     wanted_ND, unwanted_ND = vectors_ND[: len(texts)], vectors_ND[len(texts) :]
     if len(unwanted_ND):
         wanted_ND = wanted_ND - unwanted_ND.mean(0)

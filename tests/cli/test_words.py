@@ -133,3 +133,27 @@ def test_what_a_stream_cannot_be_asked(runs: dict[str, Run], cache: Cache) -> No
     refused = call("stream", runs["classify"].path, video, "--ask", "a dog")
     assert_refused(refused, "a run of classify is asked nothing in words; next: leave --ask out")
     assert_refused(call("stream", runs["retrieve"].path, video, "--ask", " "), "empty")
+
+
+def test_a_run_searches_by_the_windows_that_it_sees(runs: dict[str, Run], cache: Cache) -> None:
+    run, text = runs["retrieve"], "a dog"
+    found = call(
+        "search", cache.path, text, "--run", run.path, "--top", 40, "--seconds", 0.3, "--json"
+    )
+    assert found.code == 0, found.err
+    assert f"{run.path}: 32 windows of 0.333 s read in " in found.err
+    moments = found.json[0]["moments"]
+    assert len(moments) == 32  # two windows of four frames in each of 16 videos
+    model, task = load_model(run, cache.shape)
+    windows = RunContext.of(cache, device=CPU).windows("val", run.recipe, task, model.layers)
+    answer_E = model.answers(windows.on_device(windows.read([WindowRef(0, 0.0)]), CPU), task)
+    folder = cache.path.parents[1] / "clip"
+    tokens = AutoTokenizer.from_pretrained(folder)([text], return_tensors="pt")
+    with torch.no_grad():
+        own_1E = whole_model(folder).get_text_features(**tokens).pooler_output
+    own_E = functional.normalize(own_1E, dim=1)[0].numpy()
+    (first,) = [m for m in moments if (m["video"], m["start_s"]) == (windows.clip(0).video_id, 0)]
+    assert first["score"] == pytest.approx(float(answer_E["streaming"][0] @ own_E), abs=1e-3)
+    assert first["stop_s"] == pytest.approx(0.3)
+    refused = call("search", cache.path, text, "--run", runs["classify"].path)
+    assert_refused(refused, "is of task 'classify', which compares no videos with words")

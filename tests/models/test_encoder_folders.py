@@ -3,6 +3,7 @@ into larger models, or made to do harm. Each is read right, or refused in one li
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from support.paths import ROOT, SHARED
 from pipeline.config import plugins
 from pipeline.errors import BadInput
 from pipeline.models.encoders.tower.model_types import MODEL_TYPES
+from pipeline.models.encoders.tower.weights import weights_digest
 
 FOUND = SHARED / "found" / "inputs_public"
 CPU = torch.device("cpu")
@@ -512,3 +514,15 @@ def test_of_a_model_with_a_head_the_tower_is_read(name: str, tmp_path: Path) -> 
         if not key.startswith(("pooler.", "embeddings.mask_token")):
             (match,) = [x for x in own if x == key or x.endswith("." + key)][:1]
             assert torch.equal(own[match], tensor), key
+
+
+def test_weights_that_change_have_another_digest(tmp_path: Path) -> None:
+    """A file is read once; one in its place, of the same size, is another."""
+    files = [tmp_path / "a", tmp_path / "b"]
+    for file, content in zip(files, (b"one", b"two"), strict=True):
+        file.write_bytes(content)
+    both = hashlib.sha256(b"onetwo").hexdigest()
+    assert weights_digest(files) == weights_digest(files) == both
+    (tmp_path / "new").write_bytes(b"six")
+    (tmp_path / "new").replace(files[0])
+    assert weights_digest(files) == hashlib.sha256(b"sixtwo").hexdigest()

@@ -290,6 +290,11 @@ class TaskPlugin(nn.Module, ABC):
             "name a run that forecasts the tokens it reads: --forecaster RUN",
         )
 
+    def of_texts(self, text_NE: torch.Tensor) -> torch.Tensor:
+        """Embeddings of texts by the tower -> their vectors, of unit length, which answers are
+        compared with. For tasks that are `asked_in_words`."""
+        return text_NE
+
     def take_words(self, words: Sequence[str], targets: dict[str, torch.Tensor]) -> None:
         """From now on answers are told beside these captions, whose embeddings `targets` has, (1,
         K, E). For tasks that are `asked_in_words`."""

@@ -66,6 +66,8 @@ class FrameIndex:
     videos: tuple[str, ...]
     starts_V: np.ndarray
     """int64 (V + 1,): frames [starts[v], starts[v + 1]) are those of video v."""
+    frame_s: float | None = None
+    """How long each is shown, in seconds; None: for the mean step of its video."""
 
     def __len__(self) -> int:
         return len(self.after_s_F)

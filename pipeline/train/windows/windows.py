@@ -170,11 +170,11 @@ class Windows:
         time_s_T, affines_T23 = window.time_s_T - rows.zero_s, affines_F23[window.rows_T]
         truth = targets.window(clip, time_s_T, affines_T23, rows.step_s, rng)
         if self.language is not None and self.language.frames is not None:
-            truth[FRAME_EMBEDDINGS] = self._embeddings(window, clip.video_id, self.language.frames)
+            truth[FRAME_EMBEDDINGS] = self.embeddings(window, clip.video_id, self.language.frames)
         return truth
 
-    def _embeddings(self, window: WindowRows, video: str, index: FrameIndex) -> np.ndarray:
-        """(T, E) float32: those of the frames of a window."""
+    def embeddings(self, window: WindowRows, video: str, index: FrameIndex) -> np.ndarray:
+        """(T, E) float32: those of the frames of a window of a video."""
         first, _ = index.of_video(video)
         frames_T = torch.from_numpy(first + window.rows_T - self.cache.locations[video].start)
         embeddings_TE: np.ndarray = index.embeddings_FD[frames_T].float().numpy()
