@@ -34,7 +34,7 @@ def stream(
         list[str] | None,
         typer.Option(
             metavar="TEXT",
-            help="Say how much the video is like this text, for runs of retrieve; may be repeated.",
+            help="How much is the video like this text (retrieve; may be repeated); or a question.",
         ),
     ] = None,
     draw: Annotated[

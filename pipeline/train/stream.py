@@ -110,7 +110,7 @@ class Stream:
     ) -> None:
         """`encoder` are keys of the spec's [encoder] table to use instead, such as where its
         weights are now. `ask`: captions that every answer is compared with, for tasks that are
-        `asked_in_words`.
+        `asked_in_words`; or the question, for those that are told one.
 
         Raises BadInput: an encoder that is not the one the run was trained on, a run without the
         streaming form, or of windows that no stream can be.
@@ -158,11 +158,15 @@ class Stream:
             self.layers = tuple(sorted({*self.layers, self._head.last_layer}))
         self.note = ""
         """What is to be said of what was asked, or ""."""
+        self._question: Arrays = {}
         if ask:
             with self._may_fetch(encoder):
                 tower = tower_of_stream(run, table, self.task, self.device)
-            asked, self.note = asked_texts(tower, ask)
-            self.task.take_words(ask, self._batch_of(asked))
+            asked, self.note = asked_texts(tower, self.task, ask)
+            if self.task.asked_in_words:
+                self.task.take_words(ask, self._batch_of(asked))
+            else:
+                self._question = self.task.prepare(asked, None)
         self.step = step
         self.damage = ""
         """What is damaged in the video that was followed last, in a sentence; "" if nothing is."""
@@ -286,10 +290,12 @@ class Stream:
                     "leave --query out",
                 )
             return {}
+        if self._question:
+            return self._question
         if name not in ASKED:
             raise BadInput(
-                f"task '{self.task_name}' is told a {name} in words, which a stream cannot be yet",
-                "stillframe evaluate RUN answers those of the manifest",
+                f"task '{self.task_name}' is told a {name} in words, and is not told any",
+                '--ask "what is it doing?"',
             )
         checked = plugins.validate(
             ASKED[name], asked, f"query of task '{self.task_name}'"

@@ -29,7 +29,12 @@ from pipeline.records import Clip, TokenShape
 from pipeline.train.evaluate import evaluate
 from pipeline.train.evaluation import read_evaluation
 from pipeline.train.loop import train
-from pipeline.train.run import Run
+from pipeline.train.run import Run, load_model
+from pipeline.train.setup import RunContext
+from pipeline.train.stream import Stream
+from pipeline.train.windows.index import WindowRef
+
+CPU = torch.device("cpu")
 
 B, T, N, D, TEXT = 4, 3, 5, 8, 6
 SHAPE = TokenShape(width=D, grid_hw=(1, N), special_tokens=0, layers=(1,))
@@ -306,3 +311,23 @@ def test_a_run_that_cannot_read_its_questions_says_why(
     with pytest.raises(BadInput) as caught:
         train(recipe(tower, answers="choices", width=24), cache, tmp_path / "run")
     assert caught.value.message == "task.width is 24, and embeddings of texts are 32 wide"
+
+
+def test_a_stream_answers_a_question_as_a_window_does(
+    tower: Path, cache: Cache, tmp_path: Path
+) -> None:
+    run = train(recipe(tower), cache, tmp_path / "open")
+    model, task = load_model(run, cache.shape)
+    windows = RunContext.of(cache, device=CPU).windows("val", run.recipe, task, model.layers)
+    (number,) = (n for n in range(len(windows)) if windows.clip(n).video_id.startswith("left_"))
+    batch = windows.on_device(windows.read([WindowRef(number, 0.0)]), CPU)
+    wanted = model.answers(batch, task)["streaming"][0]
+    video = cache.manifest.root / windows.clip(number).source
+    seen = list(Stream(run, CPU, ask=("how?",)).follow(video))
+    np.testing.assert_allclose(seen[1].answer, wanted, atol=1e-3)
+    other = list(Stream(run, CPU, ask=("does the red dog jump?",)).follow(video))
+    assert np.abs(other[1].answer - seen[1].answer).max() > 1e-3
+    with pytest.raises(BadInput, match="is told a question in words, and is not told any"):
+        next(Stream(run, CPU).follow(video))
+    with pytest.raises(BadInput, match="a stream answers one question, found 2"):
+        Stream(run, CPU, ask=("how?", "why?"))

@@ -9,13 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 
 from pipeline.config.cache_spec import choice
-from pipeline.datasets.manifest.targets import CAPTIONS, Arrays
+from pipeline.datasets.manifest.targets import CAPTIONS, CHOICES, QUESTION, QUESTION_VALID, Arrays
 from pipeline.errors import BadInput, count_text
 from pipeline.models.encoders.tower.files import JSON_FILES, WEIGHT_FILES, model_folder
-from pipeline.models.tasks.contract import FRAME_EMBEDDINGS, Query, TaskPlugin
+from pipeline.models.tasks.contract import FRAME_EMBEDDINGS, Query, TaskPlugin, WantedTexts
 from pipeline.models.text.contract import TextPlugin, make_text
 from pipeline.models.text.parts.image_head import ImageHead
 from pipeline.train.compatibility import require_same_tower
@@ -50,7 +51,7 @@ def tower_of_stream(
     model it is the text half unless the recipe names another. Raises BadInput where the task reads
     no texts, or the tower is another."""
     wanted = task.wanted_texts
-    if wanted is None or not task.asked_in_words:
+    if wanted is None or not (task.asked_in_words or task.asks == QUESTION):
         raise BadInput(
             f"a run of {run.recipe.task.name} is asked nothing in words", "leave --ask out"
         )
@@ -62,9 +63,18 @@ def tower_of_stream(
     return tower
 
 
-def asked_texts(tower: TextPlugin, texts: Sequence[str]) -> tuple[Arrays, str]:
-    """Texts as truth of a window, captions (K, E), and what is to be said of those that were cut,
-    or ""."""
+def asked_texts(tower: TextPlugin, task: TaskPlugin, texts: Sequence[str]) -> tuple[Arrays, str]:
+    """Texts as truth of a window, and what is to be said of those that were cut, or "". They are
+    captions, (K, E), or the one question of a task that is told a question, as texts that are kept
+    have it. Raises BadInput where there are several questions, or answers to choose from."""
+    is_question = task.asks == QUESTION
+    if is_question and (task.wanted_texts or WantedTexts(None)).choices:
+        raise BadInput(
+            "a question with choices cannot be asked of a stream",
+            "stillframe evaluate RUN answers those of the manifest",
+        )
+    if is_question and len(texts) > 1:
+        raise BadInput(f"a stream answers one question, found {len(texts)}", "ask one at a time")
     said = tower(texts)
     cut = ""
     if said.cut:
@@ -72,4 +82,15 @@ def asked_texts(tower: TextPlugin, texts: Sequence[str]) -> tuple[Arrays, str]:
             f"{count_text(said.cut, 'text')} longer than {tower.most_tokens} tokens: the end was "
             "left out"
         )
-    return {CAPTIONS: said.pooled_ND.float().cpu().numpy()}, cut
+    pooled_KE = said.pooled_ND.float().cpu().numpy()
+    if not is_question:
+        return {CAPTIONS: pooled_KE}, cut
+    tokens_LD = said.tokens_NLD[0, said.mask_NL[0]].half().float().cpu().numpy()
+    return {
+        QUESTION: tokens_LD,
+        QUESTION_VALID: np.ones(len(tokens_LD), bool),
+        "label": np.array(-1, np.int64),
+        "is_answered": np.array(False),
+        CHOICES: pooled_KE[:0],
+        "choice": np.array(-1, np.int64),
+    }, cut
