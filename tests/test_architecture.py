@@ -53,7 +53,7 @@ EDGES = {
     "train": "cache config datasets device errors models records timing video",
     "experiments": "cache config datasets device errors extract models records train video",
     "report": "cache config datasets errors experiments models records train",
-    "search": "cache errors models report train",
+    "search": "cache errors models records report train",
     "cli": "cache config datasets device errors experiments extract models records report search "
     "timing train video",
 }

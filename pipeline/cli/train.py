@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +29,8 @@ from pipeline.cli.show import show_ahead, show_scores
 from pipeline.errors import BadInput, StillframeError, count_text
 
 if TYPE_CHECKING:
+    import torch
+
     from pipeline.train.run import Run
     from pipeline.train.setup import RunContext
 
@@ -86,11 +89,8 @@ def train(
                 if text:
                     console.say(text)
         draw = stack.enter_context(event_writer(folder)) if tensorboard and ranks.is_first else None
-        update = (
-            stack.enter_context(console.progress(f"train {loaded_recipe.name}"))
-            if ranks.is_first
-            else None
-        )
+        shown = console.progress(f"train {loaded_recipe.name}")
+        update = stack.enter_context(shown) if ranks.is_first else None
 
         def on_progress(state: TrainProgress) -> None:
             seconds.update(state.seconds)
@@ -214,46 +214,19 @@ def evaluate(
 
     Example: stillframe evaluate runs/demo_gru
     """
-    from pipeline.cache.cache import Cache
     from pipeline.cli import console
     from pipeline.errors import unknown_name
 
     if checkpoint not in ("last", "best"):
         raise unknown_name("checkpoint", checkpoint, ("last", "best"))
-    if ahead and forecaster is None:
-        raise BadInput("--ahead is for answers told ahead, and nobody forecasts", NAME_ONE)
-    if dual_softmax and (draw or forecaster is not None):
-        raise BadInput(
-            "--dual-softmax is about the scores of a split, and not about what is drawn or told "
-            "ahead",
-            "ask for one at a time",
-        )
-    if draw and forecaster is not None:
-        raise BadInput(
-            "--draw draws the answers to the frames that are there, not those told ahead",
-            "leave it out; stillframe stream RUN VIDEO --forecaster RUN --draw FILE.mp4 draws them",
-        )
+    _require_one_question(ahead, forecaster, draw > 0, dual_softmax)
     from pipeline.train.ahead.scores import evaluate_ahead
     from pipeline.train.run import Run
-    from pipeline.train.setup import RunContext
 
     opened, told_by = Run(run), None if forecaster is None else Run(forecaster)
     if text := opened.unvouched(checkpoint):
         console.say(text)
-    cache_path = cache or opened.cache_path
-    if cache_path is None:
-        raise BadInput(
-            f"run {run} was imported without a cache",
-            "name one with its encoder and layers: --cache CACHE",
-        )
-    folder = manifest_folder or (Path(path) if (path := opened.header.manifest_path) else None)
-    context = RunContext.of(
-        Cache(cache_path),
-        other_manifest(folder),
-        torch_device(device),
-        allow_missing,
-        say=console.say,
-    )
+    context = _context_of(opened, cache, manifest_folder, torch_device(device), allow_missing)
     if context.cache.unvouched:
         console.say(context.cache.unvouched)
     if told_by is None:
@@ -274,6 +247,48 @@ def evaluate(
 
             sheet = draw_clips(opened, context, draw, split, checkpoint, on_progress, console.say)
         console.say(f"drawn: {sheet} and the videos in {sheet.with_suffix('')}")
+
+
+def _context_of(
+    run: Run,
+    cache: str | None,
+    manifest_folder: Path | None,
+    device: torch.device | None,
+    allow_missing: bool,
+) -> RunContext:
+    """The data that a run was trained on, unless others are named."""
+    from pipeline.cache.cache import Cache
+    from pipeline.cli import console
+    from pipeline.train.setup import RunContext
+
+    cache_path = cache or run.cache_path
+    if cache_path is None:
+        raise BadInput(
+            f"run {run.path} was imported without a cache",
+            "name one with its encoder and layers: --cache CACHE",
+        )
+    named = manifest_folder or run.header.manifest_path
+    manifest = other_manifest(None if named is None else Path(named))
+    return RunContext.of(Cache(cache_path), manifest, device, allow_missing, say=console.say)
+
+
+def _require_one_question(
+    ahead: Sequence[float] | None, forecaster: Path | None, draw: bool, dual_softmax: bool
+) -> None:
+    """Refuses what cannot be asked of a run at once."""
+    if ahead and forecaster is None:
+        raise BadInput("--ahead is for answers told ahead, and nobody forecasts", NAME_ONE)
+    if dual_softmax and (draw or forecaster is not None):
+        raise BadInput(
+            "--dual-softmax is about the scores of a split, and not about what is drawn or told "
+            "ahead",
+            "ask for one at a time",
+        )
+    if draw and forecaster is not None:
+        raise BadInput(
+            "--draw draws the answers to the frames that are there, not those told ahead",
+            "leave it out; stillframe stream RUN VIDEO --forecaster RUN --draw FILE.mp4 draws them",
+        )
 
 
 def _score(
