@@ -95,7 +95,7 @@ def flops(
     recipe: Recipe, shape: TokenShape, labels: tuple[str, ...], *, in_training: bool = False
 ) -> dict[str, int]:
     """Operations of `mixer` (with the projection), `temporal` and `readout` (all forms) for one
-    window, in training without the patches that it leaves out.
+    window, in training with its aids, and without the patches that it leaves out.
 
     Nothing is computed and no weights are made: tensors are torch's fake ones, which have a shape
     and no content.
@@ -103,7 +103,7 @@ def flops(
     with FakeTensorMode():
         model, task = _make_model(recipe, shape, labels)
         frames = recipe.windows.frames
-        query = example_query(task, frames)
+        query = example_query(task, frames, in_training=in_training)
         all_patches = shape.patch_tokens
         kept = recipe.windows.patches_kept(all_patches) if in_training else all_patches
         tokens = model.tokens_per_frame - (all_patches - kept)
@@ -115,16 +115,21 @@ def flops(
             "mixer": counted(lambda: (model.mixer(patches), model.projection(tokens_BTND))),
             "temporal": model.temporal.flops(frames, tokens),
             "readout": counted(
-                lambda: [readout(y_BTND, told) for readout in model.readouts.values()]
+                lambda: [
+                    readout(y_BTND, told)
+                    for form, readout in model.readouts.items()
+                    if in_training or form not in model.aids
+                ]
             ),
         }
 
 
-def example_query(task: TaskPlugin, frames: int = 1) -> Query:
+def example_query(task: TaskPlugin, frames: int = 1, *, in_training: bool = False) -> Query:
     """What the task wants to be told of a window: one box or point to follow from the first frame
     on, or texts."""
     if texts := task.example_texts(frames):
-        return task.query({name: torch.from_numpy(array)[None] for name, array in texts.items()})
+        truth = collate([task.prepare(texts, np.random.default_rng(0) if in_training else None)])
+        return task.query({name: torch.from_numpy(array) for name, array in truth.items()})
     if task.asks is None:
         return {}
     arrays = {

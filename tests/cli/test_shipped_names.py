@@ -59,6 +59,8 @@ def test_a_checkpoint_is_imported_for_a_shipped_spec(tmp_path):
 def test_list_names_the_specs():
     rows = fine("list", "spec", "--json").json
     assert [row["name"] for row in rows] == [
+        "clip_vitb16",
+        "clip_vitb32",
         "demo",
         "dinov2_small",
         "dinov3_vitl16",

@@ -13,6 +13,8 @@ from pipeline.records import TokenShape
 
 SPECS = ROOT / "cache_specs"
 SHAPES = {
+    "clip_vitb16": TokenShape(768, (14, 14), 1, (11,)),
+    "clip_vitb32": TokenShape(768, (7, 7), 1, (11,)),
     "demo": TokenShape(64, (7, 7), 1, (1,)),
     "dinov2_small": TokenShape(384, (16, 16), 1, (2, 5, 8, 11)),
     "dinov3_vitl16": TokenShape(1024, (14, 14), 5, (5, 11, 17, 23)),

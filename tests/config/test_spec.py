@@ -106,7 +106,7 @@ def test_what_is_wrong_in_a_spec_is_named(spec_file, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("training.steps=0", "key 'training.steps'"),
+        ("training.steps=-1", "key 'training.steps'"),
         ("training.epochs=2", "training wants exactly one of steps and epochs"),
         ("temporal.name=grru", "no temporal called 'grru'"),
         ("task.forms=[]", "forms"),

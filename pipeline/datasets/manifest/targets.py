@@ -18,6 +18,8 @@ Per window, time first; what does not hold of a frame is zero and its mask False
                                       codec; they come from the cache, after `prepare`
     captions      (K, E)     float32  embeddings of the clip's captions, of unit length; in training
                                       of one of them, drawn anew for every window
+    words         (L,)       int64    in training alone, beside captions: the words of the drawn one
+                                      as numbers of the table of all training captions
     question      (L, D)     float32  beside `label`: the tokens of the clip's question
     question_valid (L,)      bool     which of them are there
     is_answered   ()         bool     whether the right answer is known, as a label or not
@@ -33,16 +35,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from threading import Lock
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import h5py
 import numpy as np
 
 from pipeline.datasets.manifest.clip_targets import ClipTargets
 from pipeline.datasets.manifest.manifest import REBUILD, TARGETS, Manifest
-from pipeline.datasets.manifest.texts import ClipTexts
+from pipeline.datasets.manifest.texts import ClipTexts, WordTable
 from pipeline.errors import BadInput
 from pipeline.records import Clip
 
@@ -53,13 +55,18 @@ TIE_PX = 1e-6
 """Places this close to the border of a pixel are on it."""
 TOKENS = "tokens"
 """The truth that every cache holds of itself."""
-CAPTIONS = "captions"
+CAPTIONS, WORDS = "captions", "words"
 QUESTION, QUESTION_VALID, CHOICES = "question", "question_valid", "choices"
-OF_CLIPS = ("label", TOKENS, CAPTIONS, QUESTION)
+OF_CLIPS = ("label", TOKENS, CAPTIONS, WORDS, QUESTION)
 """Truth that holds of a whole clip, or of whatever frames are seen."""
 LABELLED = ("label", QUESTION)
 """Truth that numbers the manifest's labels."""
-NAMED = {"label": "a label", CAPTIONS: "captions", QUESTION: "a question"}
+NAMED = {
+    "label": "a label",
+    CAPTIONS: "captions",
+    WORDS: "captions",
+    QUESTION: "a question",
+}
 """Truth that is no target of targets.h5 -> how users know it."""
 STORED = {
     "boxes": ("boxes",),
@@ -73,7 +80,7 @@ STORED = {
 class Wanted(Protocol):
     """Who asks for truth: a task."""
 
-    needs: ClassVar[tuple[str, ...]]
+    needs: tuple[str, ...]
     """Names of targets."""
 
     @property
@@ -139,9 +146,11 @@ class Targets:
             elif name == TOKENS:
                 sampled["seen_s"] = seen_s(time_s_T, clip.speed)
             elif name == CAPTIONS:
-                sampled[CAPTIONS] = self._captions(clip, rng)
+                sampled |= self._captions(clip, rng)
             elif name == QUESTION:
                 sampled |= self._question(clip)
+            elif name == WORDS:
+                pass  # of the same caption, beside it
             elif name == "depth_m":
                 assert self.wanted.dense_px is not None
                 sampled["depth_m"] = self._depth(
@@ -175,12 +184,23 @@ class Targets:
             "choice": np.array(texts.choices.index(texts.answer) if is_choice else -1, np.int64),
         }
 
-    def _captions(self, clip: Clip, rng: np.random.Generator | None) -> np.ndarray:
+    def _captions(self, clip: Clip, rng: np.random.Generator | None) -> Arrays:
+        """What is said of a clip; in training one caption, and its words where they are needed."""
         captions = self.manifest.texts[clip.clip_id].captions
+        words: Arrays = {}
         if rng is not None:
             captions = (captions[int(rng.integers(len(captions)))],)
+            if WORDS in self.wanted.needs:
+                words[WORDS] = self._words.numbers(captions[0])
         assert self.texts is not None
-        return self.texts.pooled(captions)
+        return {CAPTIONS: self.texts.pooled(captions)} | words
+
+    @cached_property
+    def _words(self) -> WordTable:
+        """The words of all training captions."""
+        clips = [clip.clip_id for clip in self.manifest.clips if clip.split == "train"]
+        said = self.manifest.texts
+        return WordTable(text for clip in clips if clip in said for text in said[clip].captions)
 
     def _depth(
         self, clip: Clip, time_s_T: np.ndarray, affine_T23: np.ndarray, step_s: float, side: int
@@ -213,7 +233,7 @@ class Targets:
             return clip.label is not None
         if name == TOKENS:
             return True
-        if name == CAPTIONS:
+        if name in (CAPTIONS, WORDS):
             return bool(self.manifest.texts.get(clip.clip_id, ClipTexts()).captions)
         if name == QUESTION:
             return self.manifest.texts.get(clip.clip_id, ClipTexts()).question is not None

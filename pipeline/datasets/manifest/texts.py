@@ -7,15 +7,22 @@ question with its answer, or neither: several questions about a video are severa
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from pydantic import ConfigDict, Field, ValidationError
 
 from pipeline.config import plugins
 from pipeline.config.json_files import json_value
 from pipeline.datasets.manifest.jsonl import REBUILD
 from pipeline.errors import BadInput, unknown_name
+
+PADDING, UNKNOWN, MASK, FIRST_WORD = range(4)
+"""Numbers of what is no word of a table, and of its first word."""
+WORD = re.compile(r"\w+(?:['\N{RIGHT SINGLE QUOTATION MARK}]\w+)*")
 
 
 class ClipTexts(NamedTuple):
@@ -31,6 +38,26 @@ class ClipTexts(NamedTuple):
     """Answers of which one is right; empty where a question is open."""
     kind: str | None = None
     """The kind of the question, as its data set names it, for scores of each kind."""
+
+
+class WordTable:
+    """The words of texts as numbers from FIRST_WORD on: the more often a word is said, the smaller
+    its number, and of words that are said equally often, in the order of the alphabet."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        counts = Counter(word for text in texts for word in words_of(text))
+        self.words = tuple(sorted(counts, key=lambda word: (-counts[word], word)))
+        self._number = {word: number for number, word in enumerate(self.words, FIRST_WORD)}
+
+    def numbers(self, text: str) -> np.ndarray:
+        """(L,) int64: the words of a text in order, UNKNOWN where the table lacks one."""
+        return np.array([self._number.get(word, UNKNOWN) for word in words_of(text)], np.int64)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in order, in lower case: letters and digits, and apostrophes between
+    them."""
+    return WORD.findall(text.lower())
 
 
 class TextsLine(plugins.Settings):

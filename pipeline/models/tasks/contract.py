@@ -113,10 +113,10 @@ class TaskPlugin(nn.Module, ABC):
     and kept with the run."""
 
     Settings: ClassVar[type[Settings]]
-    needs: ClassVar[tuple[str, ...]]
-    """Names of the targets it reads (`datasets/manifest/targets`): `label` is from the manifest,
-    `tokens` are those of the cache, in the last layer that the model reads, and all others are from
-    targets.h5."""
+    needs: tuple[str, ...]
+    """Names of the targets it reads (`datasets/manifest/targets`): `label`, `captions` and `words`
+    are from the manifest, `tokens` are those of the cache, in the last layer that the model reads,
+    and all others are from targets.h5. Settings may add to those of the class."""
     metrics: tuple[Metric, ...]
     """The first decides which checkpoint is best and is shown first."""
     keeps_answers: ClassVar[bool] = True

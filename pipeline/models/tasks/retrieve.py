@@ -5,8 +5,10 @@ A video becomes a vector that is compared with those of its captions. With the t
 cache's own image-text model it is the mean of its frames' embeddings before training, so that a run
 of zero steps is zero-shot retrieval; what the temporal module and a projection of the texts add is
 0 at first. Training brings videos and their captions together, by symmetric InfoNCE as CLIP or by
-SigLIP's sigmoid loss. Scores are those of the field: recall at 1, 5 and 10, median and mean rank,
-in both directions, with nothing of the test set but the query and what is searched.
+SigLIP's sigmoid loss; two losses may be added, which read the tokens of the video more closely: to
+tell masked words of a caption (`mask_words`), and whether a caption belongs to a video (`match`).
+Scores are those of the field: recall at 1, 5 and 10, median and mean rank, in both directions, with
+nothing of the test set but the query and what is searched.
 """
 
 from __future__ import annotations
@@ -14,15 +16,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
-from pipeline.datasets.manifest.targets import CAPTIONS, Arrays
+from pipeline.datasets.manifest.targets import CAPTIONS, WORDS, Arrays
+from pipeline.datasets.manifest.texts import FIRST_WORD
 from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import (
     FRAME_EMBEDDINGS,
@@ -36,6 +39,15 @@ from pipeline.models.tasks.contract import (
 )
 from pipeline.models.tasks.matching.drawing import draw_scores
 from pipeline.models.tasks.matching.losses import GREATEST_SCALE, info_nce, sigmoid_loss
+from pipeline.models.tasks.matching.masked_words import (
+    ASKED_WORDS,
+    MOST_WORDS,
+    WORDS_LEFT,
+    WordReadout,
+    masked,
+    word_loss,
+)
+from pipeline.models.tasks.matching.pairs import OWN_TEXT, PairReadout, pair_loss
 from pipeline.models.tasks.matching.ranks import ranks as ranks_of
 from pipeline.models.tasks.matching.readouts import FrameVectors, WindowVector, begin_at_zero
 from pipeline.models.tasks.parts.attention_readout import AttentionSettings
@@ -46,6 +58,8 @@ TO_VIDEO, TO_TEXT = "t2v", "v2t"
 """Directions: a text looks for its video, a video for its text."""
 TOP = (1, 5, 10)
 DUAL_SOFTMAX = "dual softmax"
+MASKED_WORDS, MATCHING = "masked_words", "matching"
+"""Readouts that training alone uses."""
 
 
 class Settings(AttentionSettings):
@@ -77,6 +91,26 @@ class Settings(AttentionSettings):
     other, the published protocol; right: as its own, where sentences stand for labels."""
     supervise: Literal["last", "all"] = "last"
     """Frames after which the streaming form's vector enters the loss."""
+    mask_words: float = Field(default=0.0, ge=0)
+    """Weight of another loss in training: words of a caption that are masked are told from the
+    others and from the tokens of the video. 0: there is none."""
+    mask_share: tuple[float, float] = (0.15, 0.5)
+    """Share of a caption's words that is masked, drawn between the two for every window; one word
+    at least."""
+    vocabulary: int = Field(default=8192, gt=FIRST_WORD)
+    """Words that can be told, those that the training captions say most often; three of them stand
+    for padding, the mask and all others, which are never asked for."""
+    match: float = Field(default=0.0, ge=0)
+    """Weight of another loss in training: whether a caption belongs to a video, told from the
+    tokens of the video, with wrong pairs of the batch that are most alike before training. 0: there
+    is none."""
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        low, high = self.mask_share
+        if not 0 < low <= high <= 1:
+            raise ValueError("mask_share: wanted two shares above 0 and up to 1, ascending")
+        return self
 
 
 class Task(TaskPlugin):
@@ -85,8 +119,17 @@ class Task(TaskPlugin):
     vectors of frames, which are then weighted for every text."""
 
     Settings = Settings
-    needs = (CAPTIONS,)
-    truth_settings = ("width", "text", "model", "zero_shot")
+    needs: tuple[str, ...] = (CAPTIONS,)
+    truth_settings = (
+        "width",
+        "text",
+        "model",
+        "zero_shot",
+        "mask_words",
+        "mask_share",
+        "vocabulary",
+        "match",
+    )
     scores_together = True
     drops_patches = True
     mirrorable = False
@@ -98,6 +141,8 @@ class Task(TaskPlugin):
     def __init__(self, settings: Any, labels: tuple[str, ...]) -> None:
         super().__init__(settings, labels)
         self._asked: dict[str, np.ndarray] = {}
+        if settings.mask_words:
+            self.needs = (CAPTIONS, WORDS)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(settings.temperature)))
         self.logit_bias: nn.Parameter | None = None
         if settings.loss == "sigmoid":  # a constant does not change a softmax
@@ -139,6 +184,11 @@ class Task(TaskPlugin):
         return forms
 
     @property
+    def aids(self) -> tuple[str, ...]:
+        weights = {MASKED_WORDS: self.settings.mask_words, MATCHING: self.settings.match}
+        return tuple(name for name, weight in weights.items() if weight)
+
+    @property
     def wanted_texts(self) -> WantedTexts:
         settings = self.settings
         return WantedTexts(
@@ -147,20 +197,38 @@ class Task(TaskPlugin):
 
     def example_texts(self, frames: int) -> Arrays:
         width = self.settings.width
-        return {CAPTIONS: np.zeros((1, width), np.float32)} | self._example_frames(frames, width)
+        texts: Arrays = {CAPTIONS: np.zeros((1, width), np.float32)}
+        if self.settings.zero_shot:
+            texts[FRAME_EMBEDDINGS] = np.zeros((frames, width), np.float32)
+        if WORDS in self.needs:
+            texts[WORDS] = np.zeros(MOST_WORDS, np.int64)
+        return texts
 
-    def _example_frames(self, frames: int, width: int) -> Arrays:
-        if not self.settings.zero_shot:
-            return {}
-        return {FRAME_EMBEDDINGS: np.zeros((frames, width), np.float32)}
+    def prepare(self, targets: Arrays, rng: np.random.Generator | None) -> Arrays:
+        """In training what its aids are told and asked."""
+        settings = self.settings
+        if rng is not None and settings.match:
+            targets[OWN_TEXT] = targets[CAPTIONS][0]
+        if rng is not None and settings.mask_words:
+            words_L = targets.pop(WORDS)
+            targets |= masked(words_L, rng, settings.mask_share, settings.vocabulary)
+        return targets
 
     def query(self, targets: dict[str, torch.Tensor]) -> Query:
-        """The embeddings of the frames, where videos begin with them."""
-        return {name: targets[name] for name in (FRAME_EMBEDDINGS,) if name in targets}
+        """The embeddings of the frames, where videos begin with them; in training what its aids
+        are told."""
+        told = (FRAME_EMBEDDINGS, OWN_TEXT, WORDS_LEFT)
+        return {name: targets[name] for name in told if name in targets}
 
     def readout(self, form: str, width: int, frames: int, shape: TokenShape) -> nn.Module:
         settings = self.settings
         size = {"readout_width": settings.readout_width, "heads": settings.heads}
+        if form == MASKED_WORDS:
+            return WordReadout(width, settings.vocabulary, frames=frames, **size)
+        if form == MATCHING:
+            return PairReadout(
+                width, settings.width, frames=frames, temperature=settings.temperature, **size
+            )
         made = (
             WindowVector(width, settings.width, frames=frames, **size)
             if form == WINDOW
@@ -173,7 +241,12 @@ class Task(TaskPlugin):
     def loss(
         self, form: str, prediction: torch.Tensor, targets: dict[str, torch.Tensor]
     ) -> torch.Tensor:
-        """Mean over windows, and over the supervised frames of the streaming form."""
+        """Mean over windows, and over the supervised frames of the streaming form; of aids times
+        their weight."""
+        if form == MASKED_WORDS:
+            return self.settings.mask_words * word_loss(prediction, targets[ASKED_WORDS])
+        if form == MATCHING:
+            return self.settings.match * pair_loss(prediction)
         text_BE = targets[CAPTIONS][:, 0]
         mask_B = text_BE.any(-1)
         text_BE = self.of_texts(text_BE.to(prediction.dtype))
