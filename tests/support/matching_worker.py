@@ -11,7 +11,6 @@ import torch
 
 from pipeline.models.tasks.matching.losses import info_nce, sigmoid_loss
 from pipeline.train import distributed
-from support.ranks_worker import do
 
 
 def losses_of(part: slice, world_size: int) -> dict[str, torch.Tensor]:
@@ -41,6 +40,8 @@ def losses_of(part: slice, world_size: int) -> dict[str, torch.Tensor]:
 
 
 if __name__ == "__main__":
+    from ranks_worker import do  # beside this file, which torchrun starts by its path
+
     with distributed.init_process_group() as ours:
         rows = 8 // ours.size
         losses = losses_of(slice(ours.rank * rows, (ours.rank + 1) * rows), ours.size)
