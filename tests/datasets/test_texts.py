@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.commands import fine
 
 from pipeline.datasets import world
 from pipeline.datasets.manifest import edit, manifest
 from pipeline.datasets.manifest.manifest import Manifest, write
-from pipeline.datasets.manifest.texts import ClipTexts, texts_line, texts_of_lines
+from pipeline.datasets.manifest.texts import (
+    FIRST_WORD,
+    UNKNOWN,
+    ClipTexts,
+    WordTable,
+    texts_line,
+    texts_of_lines,
+)
 from pipeline.errors import BadInput
 from pipeline.records import Clip
 
@@ -110,3 +118,11 @@ def test_a_damaged_line_is_named(line: str, problem: str) -> None:
     with pytest.raises(BadInput) as caught:
         texts_of_lines(['{"clip_id": "b"}', line], "texts")
     assert caught.value.message.startswith(problem)
+
+
+def test_words_are_numbered_by_how_often_they_are_said_and_then_by_the_alphabet():
+    table = WordTable(["A dog, a cat!", "the dog's dog", "été d’été a", "?!"])
+    assert table.words == ("a", "dog", "cat", "dog's", "d’été", "the", "été")
+    numbers = table.numbers("A Dog's 7 dog")
+    assert numbers.tolist() == [FIRST_WORD, FIRST_WORD + 3, UNKNOWN, FIRST_WORD + 1]
+    assert numbers.dtype == np.int64 and table.numbers("?!").tolist() == []

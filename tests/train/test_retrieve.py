@@ -22,12 +22,13 @@ from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest import manifest
+from pipeline.datasets.manifest.texts import WordTable
 from pipeline.errors import BadInput
 from pipeline.extract.extract import extract
 from pipeline.train.evaluate import evaluate, evaluate_together
 from pipeline.train.loop import train
 from pipeline.train.run import Run, read_metrics
-from pipeline.train.setup import RunContext
+from pipeline.train.setup import RunContext, open_windows
 
 VIDEOS, FRAMES, WIDTH = 12, 6, 24
 THINGS = ("dog", "cat", "hen", "cow", "pig", "fox")
@@ -167,6 +168,31 @@ def test_masked_words_and_pairs_are_losses_of_training_alone(
     assert not {name for name in final(plain) if "masked" in name or "matching" in name}
     with_aids = {name for name in final(run) if name.startswith("model.readouts.masked_words.")}
     assert with_aids
+
+
+def test_words_and_embedding_are_of_the_same_drawn_caption(cache: Cache) -> None:
+    """And of the training captions alone; in evaluation there are no words."""
+    ((task,), windows, held_out) = open_windows(
+        [wanted({"mask_words": 1.0, "match": 1.0})], RunContext.of(cache)
+    )
+    assert windows.language is not None
+    training = [clip.clip_id for clip in cache.manifest.clips if clip.split == "train"]
+    said = [text for clip in training for text in cache.manifest.texts[clip].captions]
+    table, drawn = WordTable(said), set()
+    for number in range(30):
+        truth = windows.truth([windows.order.sample(number)])
+        words_L = np.maximum(truth["words_left"][0], truth["asked_words"][0])
+        (caption,) = [text for text in said if np.array_equal(table.numbers(text), words_L)]
+        assert np.array_equal(truth["captions"][0], windows.language.texts.pooled([caption]))
+        assert np.array_equal(truth["own_text"][0], truth["captions"][0, 0])
+        assert (truth["asked_words"] > 0).any()
+        drawn.add(caption)
+    assert drawn == set(said)
+    evaluated = held_out.truth(list(held_out.order.evaluation()))
+    assert evaluated.keys() == {"captions", "frame_embeddings"}
+    assert task.query(
+        {name: torch.from_numpy(part) for name, part in evaluated.items()}
+    ).keys() == {"frame_embeddings"}
 
 
 @pytest.mark.slow
