@@ -386,8 +386,21 @@ def test_a_shard_that_is_cut_while_it_is_read(tmp_path, maps):
     reader.read_into("layer_0", np.array([23]), np.empty((1, 64, 64), "float16"))
     shard = tmp_path / STORE / "layer_0/c/0/0/0"
     shard.write_bytes(shard.read_bytes()[:100_001])
-    with pytest.raises(BadInput, match=r"layer_0/c/0/0/0 .*ends before byte \d+"), reads(maps):
-        reader.read_into("layer_0", np.arange(24), np.empty((24, 64, 64), "float16"))
+    for kept_P in (None, np.arange(64) % 4 == 0):
+        tokens = 64 if kept_P is None else 16
+        with pytest.raises(BadInput, match=r"layer_0/c/0/0/0 .*ends before byte \d+"), reads(maps):
+            out = np.empty((24, tokens, 64), "float16")
+            reader.read_into("layer_0", np.arange(24), out, kept_P)
+
+
+def test_a_store_of_frames_with_other_tokens_than_are_kept_of_is_refused(tmp_path):
+    write(tmp_path / STORE, {"layer_0": values(8, 4, 6)}, 4, 8, 8)
+    reader = StoreReader(LocalFolder(tmp_path), STORE)
+    for tokens in (3, 5):
+        kept_P = np.arange(tokens) < 2
+        said = rf"holds float16 \(4, 6\) for a frame, the cache says float16 \({tokens}, 6\)"
+        with pytest.raises(BadInput, match=said):
+            reader.read_into("layer_0", np.arange(3), np.empty((3, 2, 6), "float16"), kept_P)
 
 
 def test_a_disk_that_cannot_read_is_named(tmp_path, monkeypatch):
