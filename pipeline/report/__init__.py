@@ -5,5 +5,5 @@ CSV and JSON.
 
 Read `report` (the whole way), `source` (what is reported of), `sections` (what the page says, in
 order) and `page`; then what sections are made of: `tables`, `plots`, `axis_plots`, `predictions`,
-`videos`, `token_maps`, `provenance`; `style` is the look.
+`frames` (what is shown of videos), `provenance`; `style` is the look.
 """

@@ -15,9 +15,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from PIL import Image
 
+from pipeline.report.frames.token_maps import Film
+from pipeline.report.frames.videos import DrawnVideo
 from pipeline.report.tables import Table
-from pipeline.report.token_maps import Film
-from pipeline.report.videos import DrawnVideo
 
 HERE = Path(__file__).parent / "assets"
 
@@ -56,6 +56,9 @@ class Page:
     videos: Mapping[str, Sequence[DrawnVideo]] = field(default_factory=dict)
     """Point -> clips with its answers drawn in."""
     no_videos: str = ""
+    found: Sequence[Film] = ()
+    """What words have found, or were answered."""
+    no_found: str = ""
     films: Sequence[Film] = ()
     no_films: str = ""
     cache: Mapping[str, str] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from pipeline.cache.storage.local import write_atomically
 from pipeline.experiments.summary import Summary
 from pipeline.models.tasks.parts import fonts
 from pipeline.report.page import Page, render_page
-from pipeline.report.sections import STRIPS, as_json, page_of_cache, page_of_data
+from pipeline.report.sections import FOUND, STRIPS, as_json, page_of_cache, page_of_data
 from pipeline.report.source import ReportData, read_runs, read_sweep
 from pipeline.report.style import STYLE
 from pipeline.report.tables import in_markdown
@@ -97,5 +97,7 @@ def _markdown(page: Page) -> str:
         for plots in page.plots.values()
         for plot in plots
     ]
+    parts += [f"- {in_markdown(film.clip)} ({in_markdown(film.label)})" for film in page.found]
+    parts += [f"![What words have found]({FOUND}.png)"] if page.found else []
     parts += [f"![Tokens over time]({STRIPS}.png)"] if page.films else []
     return "\n\n".join(part for part in parts if part) + "\n"

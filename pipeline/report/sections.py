@@ -14,7 +14,8 @@ from pipeline.cache.status import status
 from pipeline.errors import BadInput, count_text
 from pipeline.experiments.summary import PointSummary, Summary, least_gain
 from pipeline.records import Stride
-from pipeline.report import axis_plots, plots, tables, token_maps, videos
+from pipeline.report import axis_plots, plots, tables
+from pipeline.report.frames import token_maps, videos, words
 from pipeline.report.page import Page, Plot
 from pipeline.report.predictions import answers
 from pipeline.report.provenance import cache_provenance, commands, runs_provenance
@@ -24,6 +25,8 @@ from pipeline.report.tables import number_text, p_text, scaled_text, seconds_tex
 from pipeline.train.bootstrap import Interval
 from pipeline.train.run import Run
 
+FOUND = "found"
+"""Name of the PNG file of what words have found."""
 STRIPS = "tokens"
 """Name of the PNG file of all tokens over time."""
 NAMED = 3
@@ -63,6 +66,9 @@ def page_of_data(data: ReportData, out: Path) -> Page:
     if num_ranked > plots.ROWS:
         scores.caption += f" The best {plots.ROWS} of {num_ranked} and what they are compared with."
     page.videos, page.no_videos = videos.videos(data, out / "videos")
+    best, checkpoint = data.shown(data.ranked()[0])
+    evaluation = data.evaluations[data.scored_runs(data.ranked()[0])[0]]
+    page.found, page.no_found = words.films_of_words(best, evaluation, checkpoint, data.form)
     page.films, page.no_films = token_maps.films_of_run(*_remembering_run(data), summary.split)
     try:
         _add_cache(page, cache_of(data.shown(data.ranked()[0])[0]))
@@ -394,6 +400,8 @@ def not_beside(axes: Iterable[str]) -> str:
 
 def _save_films(page: Page, out: Path) -> None:
     """All tokens over time as one PNG file."""
+    if page.found:
+        token_maps.sheet(list(page.found)).save(out / f"{FOUND}.png")
     if page.films:
         token_maps.sheet(list(page.films)).save(out / f"{STRIPS}.png")
 

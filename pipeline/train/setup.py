@@ -70,11 +70,12 @@ class RunContext:
         allow_missing: bool = False,
         ranks: Ranks = ALONE,
         say: Say = lambda _: None,
+        tower: dict[str, Any] | None = None,
     ) -> Self:
         """None: the cache's own manifest, and CUDA where there is one. Raises BadInput where this
         rank has no GPU."""
         chosen_manifest = cache.manifest if manifest is None else manifest
-        return cls(cache, chosen_manifest, ranks.device(device), allow_missing, ranks, say)
+        return cls(cache, chosen_manifest, ranks.device(device), allow_missing, ranks, say, tower)
 
     def windows(
         self, split: str, recipe: Recipe, task: TaskPlugin, layers: Sequence[int]

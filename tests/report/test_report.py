@@ -27,13 +27,14 @@ from pipeline.models.tasks.parts.token_colours import principal_colours
 from pipeline.models.temporal.contract import Gate
 from pipeline.models.video_model import VideoModel
 from pipeline.records import TokenShape
-from pipeline.report import axis_plots, plots, sections, style, tables, token_maps
+from pipeline.report import axis_plots, plots, sections, style, tables
+from pipeline.report.frames import token_maps
+from pipeline.report.frames.token_maps import state_and_gates
 from pipeline.report.page import Page, render_page
 from pipeline.report.plots import front_of, mean_and_band
 from pipeline.report.provenance import commands, common_part
 from pipeline.report.report import report
 from pipeline.report.source import find_source, read_runs, read_sweep
-from pipeline.report.token_maps import state_and_gates
 from pipeline.train.bootstrap import Interval
 from pipeline.train.evaluation import difference
 from pipeline.train.run import Run

@@ -48,6 +48,7 @@ from pipeline.models.tasks.matching.masked_words import (
     word_loss,
 )
 from pipeline.models.tasks.matching.pairs import OWN_TEXT, PairReadout, pair_loss
+from pipeline.models.tasks.matching.ranks import Places
 from pipeline.models.tasks.matching.ranks import ranks as ranks_of
 from pipeline.models.tasks.matching.readouts import FrameVectors, WindowVector, begin_at_zero
 from pipeline.models.tasks.parts.attention_readout import AttentionSettings
@@ -274,12 +275,11 @@ class Task(TaskPlugin):
         video_BE = prediction[:, -1] if form == STREAMING else prediction
         return F.normalize(video_BE.float(), dim=-1)
 
-    def score(self, answer: np.ndarray, targets: Arrays) -> dict[str, np.ndarray]:
-        """Means over a clip's captions; the rank itself of each of them for the median."""
+    def places(self, answer: np.ndarray, targets: Arrays) -> Places:
+        """Where videos and texts come among all of a split. An answer that is no vector has no
+        place."""
         captions_BKE = torch.from_numpy(targets[CAPTIONS])
         is_text_BK = captions_BKE.any(-1).numpy()
-        with torch.inference_mode():
-            text_BKE = self.of_texts(captions_BKE.to(self.log_scale.device)).cpu().numpy()
         groups_N = None
         if self.settings.equal_captions == "right":
             said_NE = targets[CAPTIONS][is_text_BK]
@@ -287,13 +287,25 @@ class Task(TaskPlugin):
         scale = float(self.log_scale.detach().exp().clamp(max=GREATEST_SCALE))
         is_vector_B = np.isfinite(answer).all(tuple(range(1, answer.ndim)))
         answer = np.where(is_vector_B.reshape(-1, *[1] * (answer.ndim - 1)), answer, np.nan)
-        found = ranks_of(
-            text_BKE,
+        return ranks_of(
+            self.vectors_of(captions_BKE),
             is_text_BK,
             answer,
             dual_softmax=scale if self.dual_softmax else None,
             groups_N=groups_N,
         )
+
+    def vectors_of(self, texts: torch.Tensor) -> np.ndarray:
+        """Embeddings of texts by the tower (..., E), on the CPU -> what videos are compared
+        with."""
+        with torch.inference_mode():
+            vectors: np.ndarray = self.of_texts(texts.to(self.log_scale.device)).cpu().numpy()
+        return vectors
+
+    def score(self, answer: np.ndarray, targets: Arrays) -> dict[str, np.ndarray]:
+        """Means over a clip's captions; the rank itself of each of them for the median."""
+        is_text_BK = (targets[CAPTIONS] != 0).any(-1)
+        found = self.places(answer, targets)
         count_B, has_text_B = np.maximum(is_text_BK.sum(1), 1), is_text_BK.any(1)
         videos_BK, texts_B = found
         values = [

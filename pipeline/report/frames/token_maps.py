@@ -18,8 +18,8 @@ from pipeline.errors import BadInput, StillframeError
 from pipeline.models.tasks.parts.token_colours import CLIPPED, in_bytes, principal_colours
 from pipeline.models.temporal.contract import Gate
 from pipeline.models.video_model import VideoModel
+from pipeline.report.frames.videos import manifest_of
 from pipeline.report.source import cache_of
-from pipeline.report.videos import manifest_of
 from pipeline.train.run import Run, load_model
 from pipeline.train.visualize import drawing_reader, evenly_spaced, squares
 from pipeline.train.windows.index import WindowRef
