@@ -25,6 +25,7 @@ from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.texts import WordTable
 from pipeline.errors import BadInput
 from pipeline.extract.extract import extract
+from pipeline.report.frames.words import films_of_words
 from pipeline.train.evaluate import evaluate, evaluate_together
 from pipeline.train.loop import train
 from pipeline.train.run import Run, read_metrics
@@ -222,3 +223,30 @@ def test_two_processes_have_the_losses_gradients_and_weights_of_one(
     for name, tensor in final(two).items():
         if name.startswith(("model.", "task.")):
             torch.testing.assert_close(tensor, weights[name], rtol=1e-2, atol=1e-4)
+
+
+def test_a_page_shows_what_words_have_found(cache: Cache, tmp_path: Path) -> None:
+    run = train(wanted(training={"steps": 0}), cache, tmp_path / "run")
+    found = evaluate(run, cache)
+    films, missing = films_of_words(run, found, "last", "streaming")
+    texts = {
+        clip.clip_id: cache.manifest.texts[clip.clip_id].captions[0] for clip in found_clips(cache)
+    }
+    assert missing == "" and len(films) == 4  # of four videos the best two and the worst two
+    assert {film.clip for film in films} == set(texts.values())
+    ranks = [float(film.label.split()[1]) for film in films]
+    assert ranks[0] <= ranks[1] <= min(ranks[2:]) and {film.label[-5:] for film in films} == {
+        " of 4"
+    }
+    for film, rank in zip(films, ranks, strict=True):
+        own, *others = film.strips
+        assert texts[own.about] == film.clip and {tile.shape[-1] for tile in own.tiles} == {3}
+        assert [strip.name for strip in others] == ["found first"] * (rank > 1)
+    (run.path / "answers-val.safetensors").unlink()
+    _, missing = films_of_words(run, found, "last", "streaming")
+    assert missing.startswith("What words find cannot be shown: ")
+
+
+def found_clips(cache: Cache) -> list[Any]:
+    """Those of the split that is scored."""
+    return [cache.manifest.clips[number] for number in cache.manifest.split("val")]

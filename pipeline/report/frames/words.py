@@ -3,8 +3,9 @@ questions that it answers right and wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, cast
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipeline.datasets.manifest.targets import CAPTIONS, QUESTION, Arrays
 from pipeline.errors import BadInput, BadVideo, StillframeError
 from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.models.tasks.matching.ranks import Places
+from pipeline.records import Clip
 from pipeline.report.frames.token_maps import Film, Strip
 from pipeline.report.frames.videos import manifest_of
 from pipeline.report.source import cache_of
@@ -23,13 +25,14 @@ from pipeline.train.run import Run, load_model
 from pipeline.train.setup import RunContext
 from pipeline.train.visualize import drawing_reader, evenly_spaced, squares
 from pipeline.train.windows.windows import Windows
-from pipeline.video.reader import FrameReader
 
 EACH = 3
 """Texts that are shown of each kind: the best and the worst, or those right and wrong."""
 MOMENTS = 4
 """Frames of a video."""
 TILE_PX = 144
+FramesOf = Callable[[Clip, np.ndarray], np.ndarray]
+"""A clip, and presentation times -> uint8 (T, H, W, 3)."""
 OWN, FIRST = "its video", "found first"
 
 
@@ -76,13 +79,14 @@ def films_of_words(
             raise BadInput(f"{file} does not hold the answers for the clips of the split", again)
         scored = _Scored(run, windows, task, answers.numpy(), evaluation)
         with drawing_reader(windows.manifest.root) as reader:
+            frames_of = partial(squares, reader, windows.cache)
             films = _retrieved if CAPTIONS in needs else _answered
-            return list(films(scored, reader)), ""
+            return list(films(scored, frames_of)), ""
     except (StillframeError, BadVideo) as error:
         return [], f"What words find cannot be shown: {error}."
 
 
-def _retrieved(scored: _Scored, reader: FrameReader) -> Iterator[Film]:
+def _retrieved(scored: _Scored, frames_of: FramesOf) -> Iterator[Film]:
     """The first captions that find their videos best, by how far they are ahead, then worst; and
     what the worst find in their place."""
     task, windows = cast(_Retrieves, scored.task), scored.windows
@@ -96,15 +100,15 @@ def _retrieved(scored: _Scored, reader: FrameReader) -> Iterator[Film]:
     for index in [*order[:few], *order[::-1][:few]]:
         clip = windows.clip(index)
         text = windows.manifest.texts[clip.clip_id].captions[0]
-        time_s, strip = _strip(scored, reader, index, OWN)
+        time_s, strip = _strip(scored, frames_of, index, OWN)
         strips = [strip]
         first = int((scored.answers @ text_VE[index]).argmax())
         if rank_V[index] > 1 and first != index:
-            strips.append(_strip(scored, reader, first, FIRST)[1])
+            strips.append(_strip(scored, frames_of, first, FIRST)[1])
         yield Film(text, f"rank {rank_V[index]:g} of {total}", time_s, strips)
 
 
-def _answered(scored: _Scored, reader: FrameReader) -> Iterator[Film]:
+def _answered(scored: _Scored, frames_of: FramesOf) -> Iterator[Film]:
     """Questions that are answered right, then wrong, spread over the split."""
     windows, task = scored.windows, scored.task
     form = next(iter(scored.evaluation.forms))
@@ -120,19 +124,19 @@ def _answered(scored: _Scored, reader: FrameReader) -> Iterator[Film]:
             said = task.plain(scored.answers[index], np.eye(2, 3))
             answer = said["label"] if "label" in said else texts.choices[said["choice"]]
             truth = "right" if indices is right else f"it is {texts.answer}"
-            time_s, strip = _strip(scored, reader, index, "frame")
+            time_s, strip = _strip(scored, frames_of, index, "frame")
             yield Film(f"{texts.question}", f"{answer}: {truth}", time_s, [strip])
 
 
 def _strip(
-    scored: _Scored, reader: FrameReader, index: int, name: str
+    scored: _Scored, frames_of: FramesOf, index: int, name: str
 ) -> tuple[list[float], Strip]:
     """Frames of one window, with their seconds after the first frame of the video."""
     windows, clip = scored.windows, scored.windows.clip(index)
     ref = list(windows.order.evaluation())[index]
     time_s_T = windows.locate(ref).time_s_T
     time_s = time_s_T[evenly_spaced(len(time_s_T), MOMENTS)]
-    frames = squares(reader, windows.cache, clip, time_s)
+    frames = frames_of(clip, time_s)
     step = max(1, frames.shape[1] // TILE_PX)
     tiles = [np.ascontiguousarray(pixels_HWC[::step, ::step]) for pixels_HWC in frames]
     after_s = time_s - windows.index.clip_rows[index].first_s
