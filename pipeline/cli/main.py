@@ -3,6 +3,7 @@ that --help is quick."""
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
+from typing import Any
 
 import typer
 from typer.models import CommandInfo
@@ -64,11 +66,18 @@ def _in_order(registered: list[CommandInfo], names: Sequence[str]) -> list[Comma
 bench_app.registered_commands = _in_order(bench_app.registered_commands, BENCHES)
 
 
+@functools.cache
+def program() -> Any:
+    """All commands. `app` itself would make them of their functions anew at every call, which takes
+    longer than many a command."""
+    return typer.main.get_command(app)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 ok, 1 failed, 2 bad input, 3 finished with
     failures listed."""
     try:
-        code = app(arguments, prog_name="stillframe", standalone_mode=False)
+        code = program()(arguments, prog_name="stillframe", standalone_mode=False)
     except typer.Exit as stop:  # a RuntimeError, too
         code = stop.exit_code
     except StillframeError as error:

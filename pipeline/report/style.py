@@ -147,7 +147,7 @@ def view(values: Sequence[float]) -> tuple[float, float]:
 def save_png(figure: Figure, path: Path) -> None:
     """Writes a figure for papers, on white. This settles its layout."""
     figure.savefig(path, dpi=160, facecolor="white", metadata={"Software": None})
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)  # "none" would have the figure drawn once more by every `svg`
 
 
 def svg(figure: Figure, title: str) -> str:

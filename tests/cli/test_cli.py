@@ -1077,7 +1077,7 @@ def command(*_, **__):
         time.sleep(60)
     finally:
         print("woken" if time.monotonic() < began + 50 else "slept to the end")
-cli.app, began = command, time.monotonic()
+cli.program, began = lambda: command, time.monotonic()
 try:
     cli.entry()
 except KeyboardInterrupt:

@@ -67,7 +67,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package and its tests with the plug-ins of the page in their places."""
     folder = tmp_path_factory.mktemp("copy")
     for name in ("pipeline", "tests", "cache_specs"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, folder / name)  # with what is compiled, which takes seconds
     shutil.copy(ROOT / "pyproject.toml", folder)
     for path, text in FILES.items():
         (folder / path).write_text(text, encoding="utf-8")

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -109,11 +110,13 @@ def assert_refused(result: Result, *parts: object, out: bool = False) -> None:
 
 def digest(folder: Path) -> dict[str, str]:
     """Every file below -> sha256."""
-    return {
-        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != "extract.lock"
-    }
+    found, above = {}, len(str(folder)) + 1
+    for place, _, names in os.walk(folder):  # far quicker than rglob, and hundreds of tests look
+        for name in names:
+            path = f"{place}/{name}"
+            if name != "extract.lock" and os.path.isfile(path):  # noqa: PTH113
+                found[path[above:]] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return dict(sorted(found.items()))
 
 
 @dataclasses.dataclass(frozen=True)
