@@ -35,7 +35,8 @@ def test_a_shipped_spec_is_planned():
     )
 
 
-def test_benches_find_the_spec_of_the_demo():
+def test_benches_find_the_spec_of_the_demo(monkeypatch):
+    monkeypatch.setattr("pipeline.cli.bench.store.codecs.TIMED_BYTES", 100_000)
     fine("bench", "codecs", "--frames", 1, "--repeats", 1, "--json")
 
 
