@@ -18,8 +18,8 @@ from torch import nn
 
 from pipeline.datasets.manifest.targets import CHOICES, QUESTION, QUESTION_VALID
 from pipeline.models.tasks.asked.answers import of_choices
-from pipeline.models.tasks.asked.attention import TextBlock
 from pipeline.models.tasks.contract import Query, StreamingReadout
+from pipeline.models.tasks.matching.cross_attention import CrossBlock
 from pipeline.models.tasks.parts.attention_readout import in_time
 
 
@@ -55,7 +55,8 @@ class AnswerReadout(nn.Module):
         else:
             self.video_norm = nn.LayerNorm(video_width)
         self.blocks = nn.ModuleList(
-            TextBlock(size.width, video_width, size.heads) for _ in range(size.layers)
+            CrossBlock(size.width, size.heads, to_itself=True, video_width=video_width)
+            for _ in range(size.layers)
         )
         self.answer_norm = nn.LayerNorm(size.width)
         self.of_choices = size.answers is None
@@ -88,9 +89,9 @@ class AnswerReadout(nn.Module):
 
     def read(self, video_BMD: torch.Tensor, told: Query) -> torch.Tensor:
         """B sets of M tokens -> what the learned token has become, (B, P)."""
-        text_BLP = told[QUESTION]
+        text_BLP, seen_B1L = told[QUESTION], told[QUESTION_VALID].unsqueeze(1)
         for block in self.blocks:
-            text_BLP = block(text_BLP, told[QUESTION_VALID], video_BMD)
+            text_BLP = block(text_BLP, video_BMD, seen_B1L)
         answer_BP: torch.Tensor = self.answer_norm(text_BLP[:, 0])
         return answer_BP
 

@@ -1,5 +1,4 @@
-"""What is said of a window reads the tokens of its video: blocks of attention for readouts that
-training alone uses.
+"""What is said or asked of a window reads the tokens of its video: blocks of attention.
 
 Shape letters: M tokens of all frames, Q of what is said, P the width of the blocks.
 """
@@ -33,10 +32,13 @@ class CrossBlock(nn.Module):
     """x += attention of x to itself, if it has any; x += attention of x to the video; x += MLP.
     Norms come first."""
 
-    def __init__(self, width: int, heads: int, *, to_itself: bool) -> None:
+    def __init__(
+        self, width: int, heads: int, *, to_itself: bool, video_width: int | None = None
+    ) -> None:
+        """`video_width`: that of the video's tokens; None: as wide as x."""
         super().__init__()
-        self.to_itself = _Attention(width, heads) if to_itself else None
-        self.to_video = _Attention(width, heads)
+        self.to_itself = _Attention(width, heads, width) if to_itself else None
+        self.to_video = _Attention(width, heads, video_width or width)
         self.mlp = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
@@ -47,7 +49,8 @@ class CrossBlock(nn.Module):
         video_BMP: torch.Tensor,
         seen_BQQ: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """`seen_BQQ` says which others each of x sees; None: all."""
+        """`seen_BQQ` says which others each of x sees, (B, 1, Q) where all see the same; None:
+        all."""
         if self.to_itself is not None:
             x_BQP = x_BQP + self.to_itself(x_BQP, None, seen_BQQ)
         x_BQP = x_BQP + self.to_video(x_BQP, video_BMP)
@@ -57,12 +60,12 @@ class CrossBlock(nn.Module):
 class _Attention(nn.Module):
     """Attention of several heads to x itself, or to something else."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, other_width: int) -> None:
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(width)
         self.query_proj = nn.Linear(width, width)
-        self.key_value_proj = nn.Linear(width, 2 * width)
+        self.key_value_proj = nn.Linear(other_width, 2 * width)
         self.out_proj = nn.Linear(width, width)
 
     def forward(
