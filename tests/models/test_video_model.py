@@ -16,6 +16,7 @@ from pipeline.config.recipe import Recipe, load_recipe
 from pipeline.config.shipped import shipped
 from pipeline.errors import BadInput
 from pipeline.models.mixers import LayerMixer, layer_mixer
+from pipeline.models.profile import example_query
 from pipeline.models.tasks.contract import PATCHES, Query, StreamingReadout
 from pipeline.models.video_model import VideoModel, parameter_groups
 from pipeline.records import TokenShape
@@ -293,7 +294,8 @@ def test_demo_recipes_build_for_a_small_encoder(path):
         "boxes": {"box": torch.rand(1, 2, 4)},
         "points": {"point": torch.rand(1, 3, 2), "frame": torch.zeros(1, 3).long()},
     }
-    query = places.get(recipe.task.name, {})
+    told = example_query(task, frames) if task.wanted_texts else {}
+    query = places.get(recipe.task.name, told)
     predictions = model(torch.zeros(1, frames, 5, 96), [torch.zeros(1, frames, 49, 96)] * 4, query)
     per_frame = {
         "classify": (3,),
@@ -303,9 +305,11 @@ def test_demo_recipes_build_for_a_small_encoder(path):
         "pose": (9,),
         "forecast": (2, 49, 96),
         "contrast": (2, 49, 96),
+        "retrieve": (384,),
+        "question": (3,),
     }[recipe.task.name]
     assert predictions["streaming"].shape == (1, frames, *per_frame)
-    assert "window" not in predictions or predictions["window"].shape == (1, 3)
+    assert "window" not in predictions or predictions["window"].shape == (1, *per_frame)
 
 
 def test_there_are_demo_recipes_with_and_without_memory():
