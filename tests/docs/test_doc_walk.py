@@ -60,6 +60,7 @@ ELSEWHERE = (
     "runs/points",
     "sweeps/",
     "world",
+    "stories",
     "room",
     "motion_factors",
     "lists=",
