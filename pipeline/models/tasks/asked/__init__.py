@@ -1,2 +1,2 @@
 """Questions about videos: a question's tokens read the video, and what they have read is an answer.
-Read `attention`, `readouts`, `answers`."""
+Read `cross_attention`, `readouts`, `answers`."""

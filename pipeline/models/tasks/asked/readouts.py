@@ -18,8 +18,8 @@ from torch import nn
 
 from pipeline.datasets.manifest.targets import CHOICES, QUESTION, QUESTION_VALID
 from pipeline.models.tasks.asked.answers import of_choices
+from pipeline.models.tasks.asked.cross_attention import CrossBlock
 from pipeline.models.tasks.contract import Query, StreamingReadout
-from pipeline.models.tasks.matching.cross_attention import CrossBlock
 from pipeline.models.tasks.parts.attention_readout import in_time
 
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.datasets.manifest.texts import FIRST_WORD, MASK, PADDING, UNKNOWN
+from pipeline.models.tasks.asked.cross_attention import BLOCKS, CrossBlock, VideoTokens
 from pipeline.models.tasks.contract import Query
-from pipeline.models.tasks.matching.cross_attention import BLOCKS, CrossBlock, VideoTokens
 
 MOST_WORDS = 64
 """Words of a caption that are read, from its beginning on."""

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pipeline.models.tasks.asked.cross_attention import BLOCKS, CrossBlock, VideoTokens
 from pipeline.models.tasks.contract import FRAME_EMBEDDINGS, Query
-from pipeline.models.tasks.matching.cross_attention import BLOCKS, CrossBlock, VideoTokens
 from pipeline.models.tasks.matching.losses import SAME
 
 OWN_TEXT = "own_text"
