@@ -16,7 +16,7 @@ import pytest
 from support.commands import fine
 from support.paths import ROOT
 
-PARTS = ("pyproject.toml", "README.md", "LICENSE", "cache_specs", "pipeline")
+PARTS = ("pyproject.toml", "README.md", "LICENSE", "cache_specs", "pipeline", "stillframe")
 """All that a build reads."""
 TINY_WORLD = ("clips_per_class=3", "frames=12", "val_fraction=0.34")
 TINY_TRAINING = ("training.steps=2", "training.batch_size=4", "windows.frames=4")

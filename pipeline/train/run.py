@@ -182,10 +182,11 @@ class InTraining(Settings):
 
 
 class Run:
-    """A training run on disk."""
+    """A training run on disk. Opening it reads `run.json` only; raises BadInput where there is
+    none."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path | str) -> None:
+        self.path = path = Path(path)
         file = path / "run.json"
         if not file.is_file():
             raise BadInput(
@@ -195,6 +196,9 @@ class Run:
         self.header = read_json(
             RunHeader, file, "train again into another --out", range(2, RUN_FORMAT + 1)
         )
+
+    def __repr__(self) -> str:
+        return f"Run('{self.path}', recipe '{self.header.recipe.get('name')}')"
 
     @property
     def cache_path(self) -> str | None:

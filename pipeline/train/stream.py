@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from pipeline.models.encoders.contract import make_encoder, token_shape, without
 from pipeline.models.tasks.contract import STREAMING, Query
 from pipeline.models.tasks.parts.canvas import with_caption
 from pipeline.models.video_model import array_of_answer
-from pipeline.records import Video
+from pipeline.records import Frames, Video
 from pipeline.train.language.streamed import (
     asked_texts,
     embedding_of_frame,
@@ -42,6 +42,7 @@ from pipeline.train.run import Run, load_model
 from pipeline.video.frame_counts import FrameCounts
 from pipeline.video.probe import probe
 from pipeline.video.reader import FrameReader
+from pipeline.video.transforms import FrameTransforms
 
 UNKNOWN_FPS = 25.0
 
@@ -98,8 +99,24 @@ class Seen:
     empty where nobody forecasts, see `ahead.stream`."""
 
 
+class _Look(NamedTuple):
+    """One frame as the model gets it."""
+
+    time_s: float
+    pixels_HWC: np.ndarray
+    affine_23: np.ndarray
+    special_1SD: torch.Tensor
+    patches: Mapping[int, torch.Tensor]
+    """layer -> (1, P, D)."""
+
+
 class Stream:
-    """Follows one video; make a new one for the next."""
+    """A run that answers about a video frame by frame: `follow` reads a file or a folder of images,
+    `step` takes frames of one's own, from a camera, a simulator or an array.
+
+    A copy (`copy.copy`) shares the models and goes on by itself from where the original is: one
+    for each of several cameras.
+    """
 
     def __init__(
         self,
@@ -167,9 +184,15 @@ class Stream:
                 self.task.take_words(ask, self._batch_of(asked))
             else:
                 self._question = self.task.prepare(asked, None)
-        self.step = step
+        self.pace = step
+        """From one answer to the next."""
         self.damage = ""
         """What is damaged in the video that was followed last, in a sentence; "" if nothing is."""
+        # Of the frames that `step` was given:
+        self._state: Any = None
+        self._last_s: float | None = None
+        self._asked: Mapping[str, Any] = {}
+        self._source_fps: float | None = None
         _ = self.model.streaming  # without this form a run is refused now, not at the first frame
 
     def follow(
@@ -196,33 +219,62 @@ class Stream:
         state, counted = None, FrameCounts()
         video = Video(path.name, path.name, image_fps)
         with FrameReader(path.parent, self.device) as reader:
-            frames = reader.on_screen(video, self.spec.frames, self.step, start_s, counted)
+            frames = reader.on_screen(video, self.spec.frames, self.pace, start_s, counted)
             for frame, instants in frames:
-                square_1CHW = frame.views[BASE]
-                with torch.inference_mode():
-                    special_1SD, patches = self._tokens(square_1CHW)
-                square_HWC = square_1CHW[0].float().round().byte().permute(1, 2, 0).cpu().numpy()
+                look = self._look(frame.views[BASE], frame.affine_23, float(frame.time_s[0]))
                 for _ in range(instants):
-                    told: Arrays = {}
-                    with torch.inference_mode():
-                        if state is None:
-                            told = self._told(asked or {}, frame.affine_23)
-                            state = self._start(self._query(told))
-                        prediction, ahead, state = self._step(special_1SD, patches, state)
-                        array, *later = map(self._answer, (prediction, *ahead.values()))
-                    time_s = float(frame.time_s[0])
-                    told_ahead = dict(zip(ahead, later, strict=True))
-                    yield Seen(time_s, square_HWC, frame.affine_23, array, told, told_ahead)
+                    seen, state = self._advance(look, state, asked or {})
+                    yield seen
         self.damage = counted.damage_text(is_kept=self.spec.frames.damaged == "keep")
+
+    def step(self, pixels_HWC: np.ndarray, time_s: float, pixel_aspect: float = 1.0) -> Seen:
+        """The answer about one frame, after all those that were given since the last `reset`; it is
+        remembered for the next one.
+
+        `pixels_HWC`: uint8 RGB, upright, of any size: the squares that the encoder sees are cut
+        from it as extraction cuts them. `time_s`: when it was taken, in seconds of any clock,
+        ascending; the answer carries it. `pixel_aspect`: width of a pixel over its height. Every
+        call is one step of the model, which has learnt frames that are `pace` apart: whoever has
+        more of them gives those that are due.
+
+        Raises BadInput: an array of another kind, a time that is not after the last one, or less
+        than half a step after it; a query that is missing or wrong, see `reset`. NotFinite where
+        the answer holds NaN.
+        """
+        frames = _checked(pixels_HWC, time_s, pixel_aspect)
+        self._require_pace(time_s)
+        whole = np.ones(1, bool)
+        transforms = FrameTransforms(frames, self.device)
+        look = self._look(*transforms.squares(self.spec.frames, whole, None), float(time_s))
+        if self._state is None:
+            self._begin(1 / self.answers_per_second(self._source_fps))
+        seen, self._state = self._advance(look, self._state, self._asked)
+        self._last_s = float(time_s)
+        return seen
+
+    def reset(self, asked: Mapping[str, Any] | None = None, fps: float | None = None) -> None:
+        """Forgets every frame that `step` was given: the next one is the first of a new stream.
+
+        `asked`: what to follow from that frame on, as `follow` takes it. `fps`: frames a second of
+        the source; only a run whose windows count frames (windows.every) and that tells ahead asks
+        for it.
+        """
+        self._state = self._last_s = None
+        self._asked, self._source_fps = dict(asked or {}), fps
 
     def fps_of(self, path: Path, image_fps: float | None = None) -> float:
         """Answers per second about the video at `path`, as its header has it where the run counts
         frames; 25 frames a second where nobody knows."""
-        if not self.step.in_rows:
-            return 1 / self.step.size
+        is_asked = self.pace.in_rows and not self.spec.frames.rate
+        return self.answers_per_second(probe(path, image_fps).fps if is_asked else None)
+
+    def answers_per_second(self, source_fps: float | None = None) -> float:
+        """Answers per second about a source of `source_fps` frames a second, which matters only
+        where the run counts frames; 25 where nobody knows."""
+        if not self.pace.in_rows:
+            return 1 / self.pace.size
         frames = self.spec.frames
-        fps = frames.rate or (probe(path, image_fps).fps or UNKNOWN_FPS) / frames.every
-        return fps / self.step.size
+        return (frames.rate or (source_fps or UNKNOWN_FPS) / frames.every) / self.pace.size
 
     def plain(self, answer: np.ndarray, seen: Seen) -> dict[str, Any]:
         """An answer of a frame as plain data, in coordinates of the source."""
@@ -237,6 +289,47 @@ class Stream:
     def state_bytes(self) -> int:
         """Bytes that are remembered between two frames, beside the query."""
         return self.model.temporal.state_bytes(self.model.tokens_per_frame)
+
+    def _look(self, square_1CHW: torch.Tensor, affine_23: np.ndarray, time_s: float) -> _Look:
+        """One frame through the encoder and the codec."""
+        with torch.inference_mode():
+            special_1SD, patches = self._tokens(square_1CHW)
+        square_HWC = square_1CHW[0].float().round().byte().permute(1, 2, 0).cpu().numpy()
+        return _Look(time_s, square_HWC, affine_23, special_1SD, patches)
+
+    def _advance(self, look: _Look, state: Any, asked: Mapping[str, Any]) -> tuple[Seen, Any]:
+        """The answer about a frame, and the state after it; `state` None is that before the first
+        frame, from which on the model follows what is `asked`."""
+        told: Arrays = {}
+        with torch.inference_mode():
+            if state is None:
+                told = self._told(asked, look.affine_23)
+                state = self._start(self._query(told))
+            prediction, ahead, state = self._step(look.special_1SD, look.patches, state)
+            array, *later = map(self._answer, (prediction, *ahead.values()))
+        told_ahead = dict(zip(ahead, later, strict=True))
+        return Seen(look.time_s, look.pixels_HWC, look.affine_23, array, told, told_ahead), state
+
+    def _require_pace(self, time_s: float) -> None:
+        """Raises BadInput where a frame comes too soon after the last one."""
+        if self._last_s is None:
+            return
+        after_s = time_s - self._last_s
+        if not after_s > 0:
+            raise BadInput(
+                f"the frame at {time_s:g} s does not come after the last one, at "
+                f"{self._last_s:g} s",
+                "begin a new stream: stream.reset()",
+            )
+        if not self.pace.in_rows and after_s < self.pace.size / 2:
+            raise BadInput(
+                f"the frame at {time_s:g} s comes {after_s:.3g} s after the last one; this run "
+                f"has learnt {1 / self.pace.size:.3g} frames a second",
+                f"give one frame every {self.pace.size:.3g} s",
+            )
+
+    def _begin(self, step_s: float) -> None:
+        """Called before the first frame of a stream whose answers are so many seconds apart."""
 
     def _start(self, query: Query) -> Any:
         """The state before the first frame."""
@@ -333,6 +426,21 @@ class Stream:
         """Within it a model is fetched that the user has named, and none that the run alone
         names."""
         return nullcontext() if encoder else without_network()
+
+
+def _checked(pixels_HWC: np.ndarray, time_s: float, pixel_aspect: float) -> Frames:
+    """One frame. Raises BadInput where it is none."""
+    pixels = np.asarray(pixels_HWC)
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
+        raise BadInput(
+            f"a frame is uint8 (H, W, 3), found {pixels.dtype} {pixels.shape}",
+            "RGB, upright; a tensor (3, H, W): frame.permute(1, 2, 0).numpy()",
+        )
+    if not math.isfinite(time_s):
+        raise BadInput(f"a frame has a time in seconds, found {time_s}")
+    if not (math.isfinite(pixel_aspect) and pixel_aspect > 0):
+        raise BadInput(f"the aspect of pixels is above 0, found {pixel_aspect}")
+    return Frames(np.ascontiguousarray(pixels)[None], np.array([time_s], np.float64), pixel_aspect)
 
 
 def _with_encoder(run: Run, changes: Mapping[str, Any]) -> CacheSpec:

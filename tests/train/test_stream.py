@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -173,3 +174,72 @@ def test_a_folder_of_images_has_the_rate_of_the_data_set_or_says_how_to_give_one
     assert_refused(call("stream", copy, images), "images have no times", "--image-fps 25")
     nope = call("stream", run.path, "nope.mp4")
     assert_refused(nope, "video nope.mp4 does not exist; next: looked for /")
+
+
+def frames_of(path: Path) -> list[tuple[np.ndarray, float]]:
+    """The frames of a video as anybody decodes them, with their times."""
+    with av.open(path) as file:
+        return [
+            (frame.to_ndarray(format="rgb24"), float(frame.time)) for frame in file.decode(video=0)
+        ]
+
+
+def test_frames_of_ones_own_are_answered_as_those_of_a_file(material, run):
+    video = material.root / "a/v1.mp4"
+    stream = Stream(run)
+    expected = list(stream.follow(video))
+    for _ in range(2):  # after a reset it begins anew
+        seen = [stream.step(pixels_HWC, time_s) for pixels_HWC, time_s in frames_of(video)]
+        assert [frame.time_s for frame in seen] == [frame.time_s for frame in expected]
+        for own, of_file in zip(seen, expected, strict=True):
+            np.testing.assert_array_equal(own.pixels_HWC, of_file.pixels_HWC)
+            np.testing.assert_array_equal(own.affine_23, of_file.affine_23)
+            np.testing.assert_array_equal(own.answer, of_file.answer)
+        stream.reset()
+
+
+@pytest.mark.parametrize("temporal", ["gated_mamba_mix", "causal_attention"])
+def test_a_copy_of_a_stream_goes_on_by_itself(material, tmp_path, temporal):
+    stream = Stream(train(recipe(temporal), material.cache, tmp_path / "run"))
+    frames = frames_of(material.root / "a/v1.mp4")
+    stream.step(*frames[0])
+    other = copy.copy(stream)
+    assert other.model is stream.model
+    of_other = other.step(*frames[5]).answer
+    own = [stream.step(*frame).answer for frame in frames[1:]]
+    expected = list(stream.follow(material.root / "a/v1.mp4"))[1:]
+    for answer, frame in zip(own, expected, strict=True):
+        np.testing.assert_array_equal(answer, frame.answer)
+    assert not np.array_equal(of_other, own[0])
+
+
+def test_a_frame_that_cannot_be_one_is_refused_and_nothing_is_forgotten(run, material):
+    stream = Stream(run)
+    (first, _), (second, _), *_ = frames_of(material.root / "a/v1.mp4")
+    stream.step(first, 5.0)
+
+    def refusal(pixels: np.ndarray, time_s: float, **more: float) -> str:
+        with pytest.raises(BadInput) as refused:
+            stream.step(pixels, time_s, **more)
+        return refused.value.with_hint
+
+    assert refusal(second[..., 0], 6) == (
+        "a frame is uint8 (H, W, 3), found uint8 (64, 64) (RGB, upright; a tensor (3, H, W): "
+        "frame.permute(1, 2, 0).numpy())"
+    )
+    assert "found float32 (64, 64, 3)" in refusal(second.astype(np.float32), 6)
+    assert "found uint8 (0, 64, 3)" in refusal(second[:0], 6)
+    assert refusal(second, float("nan")) == "a frame has a time in seconds, found nan"
+    assert refusal(second, 6, pixel_aspect=0) == "the aspect of pixels is above 0, found 0"
+    assert refusal(second, 5) == (
+        "the frame at 5 s does not come after the last one, at 5 s (begin a new stream: "
+        "stream.reset())"
+    )
+    assert refusal(second, 5.01) == (
+        "the frame at 5.01 s comes 0.01 s after the last one; this run has learnt 10 frames a "
+        "second (give one frame every 0.1 s)"
+    )
+    again = Stream(run)
+    again.step(first, 0.0)
+    expected = again.step(second, 1 / FPS)
+    np.testing.assert_array_equal(stream.step(second, 5 + 1 / FPS).answer, expected.answer)

@@ -19,7 +19,7 @@ from pipeline.train.stream import Seen, Stream
 
 
 class StreamAhead(Stream):
-    """Follows one video; make a new one for the next."""
+    """As `Stream`, with answers told ahead beside each."""
 
     def __init__(
         self,
@@ -56,13 +56,15 @@ class StreamAhead(Stream):
         """As `Stream.follow`, with answers told ahead beside each. Forecasts are of whole steps of
         the stream, up to those nearest to what was asked for: when the next frames will really be
         shown, a stream does not know."""
-        step_s = 1 / self.fps_of(path, image_fps)
+        self._begin(1 / self.fps_of(path, image_fps))
+        return super().follow(path, asked, start_s, image_fps)
+
+    def _begin(self, step_s: float) -> None:
         ahead_s = horizons_of(self.asked_s, step_s)
         self._steps = {f"{each_s:.3g}": round(each_s / step_s) for each_s in ahead_s}
         frames = max(self._steps.values())
         times_s = step_s * np.arange(1, frames + 1, dtype=np.float64)
         self._ahead_s_1J = torch.from_numpy(times_s.astype(np.float32))[None].to(self.device)
-        return super().follow(path, asked, start_s, image_fps)
 
     def drawn(self, seen: Seen) -> np.ndarray:
         """The frame with its answer, and beside it once more with each answer told ahead, uint8 (H,
