@@ -155,7 +155,7 @@ def _asked_of_run(
     model: str | None,
     device: str | None,
 ) -> tuple[FrameIndex, list[Query]]:
-    """As `_asked`, of the windows that a run sees, which are read and not kept."""
+    """As `_asked`, of the windows that a run sees."""
     from pipeline.cli import console
     from pipeline.search.by_run import index_by_run, model_of_search, reads_embeddings
     from pipeline.search.queries import query_like, text_queries
@@ -177,19 +177,20 @@ def _asked_of_run(
             tower = tower_of_stream(run, named, task, where)
         queries, cut = text_queries(tower, texts, unwanted, task.of_texts)
         _say_cut(cut, tower)
-    begin = time.perf_counter()
     with console.progress("windows") as update:
         if reads_embeddings(task):
             frames = open_index(
                 cache, model, where, lambda done, total: update(done, total, "frames"), console.say
             )
         index = index_by_run(
-            run, loaded, cache, frames, where, lambda done, total: update(done, total, "windows")
+            run,
+            loaded,
+            cache,
+            frames,
+            where,
+            lambda done, total: update(done, total, "windows"),
+            console.say,
         )
-    console.say(
-        f"{path}: {count_text(len(index), 'window')} of {index.frame_s:.3g} s read in "
-        f"{time.perf_counter() - begin:.1f} s"
-    )
     return index, queries + [query_like(index, one) for one in examples]
 
 
@@ -230,6 +231,10 @@ def stream(
             metavar="TEXT",
             help="How much is the video like this text (retrieve; may be repeated); or a question.",
         ),
+    ] = None,
+    choice: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="An answer that --ask is to choose among; repeat it."),
     ] = None,
     draw: Annotated[
         Path | None,
@@ -278,10 +283,14 @@ def stream(
         raise BadInput(
             "what is asked in words is not told ahead", "leave --ask or --forecaster out"
         )
-    follower = _follower(opened, forecaster, ahead or (), torch_device(device), keys, ask or ())
+    if choice and not ask:
+        raise BadInput("--choice is for a question", 'name it, too: --ask "what happens?"')
+    words = ask or (), choice or ()
+    follower = _follower(opened, forecaster, ahead or (), torch_device(device), keys, *words)
     if follower.note:
         console.say(follower.note)
-    if draw and (missing := fonts.missing_letters([*opened.header.labels, *(ask or ())])):
+    written = [*opened.header.labels, *(ask or ()), *(choice or ())]
+    if draw and (missing := fonts.missing_letters(written)):
         console.say(missing)
     _follow(follower, follower.follow(video, asked, start_s, rate), draw, video, rate)
 
@@ -318,6 +327,7 @@ def _follower(
     device: torch.device | None,
     encoder: Mapping[str, Any],
     ask: Sequence[str],
+    choices: Sequence[str],
 ) -> Stream:
     """The stream of a run: of what it says ahead, too, where a forecaster is named."""
     from pipeline.train.ahead.pair import horizons_of
@@ -327,7 +337,7 @@ def _follower(
 
     if forecaster is not None:
         return StreamAhead(run, Run(forecaster), ahead_s, device, encoder)
-    alone = Stream(run, device, encoder, ask)
+    alone = Stream(run, device, encoder, ask, choices)
     if ahead_s:
         alone.task.look_ahead(horizons_of(ahead_s, None))
     return alone

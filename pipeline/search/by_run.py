@@ -7,18 +7,27 @@ in those: a moment's score is the mean over the windows that begin in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from pipeline.cache.cache import Cache
+from pipeline.cache.corruption import require_valid
 from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import FRAME_EMBEDDINGS, STREAMING, TaskPlugin
 from pipeline.models.video_model import VideoModel
 from pipeline.records import Clip
-from pipeline.train.language.frame_index import FrameIndex
+from pipeline.train.language.frame_index import (
+    FrameIndex,
+    IndexPlaces,
+    Say,
+    VideoEmbeddings,
+    content_of,
+    hash_of,
+)
 from pipeline.train.run import Run, load_model
 from pipeline.train.windows.windows import Windows
 
@@ -58,9 +67,38 @@ def index_by_run(
     frames: FrameIndex | None,
     device: torch.device,
     on_windows: Callable[[int, int], None] = lambda _done, _total: None,
+    say: Say = lambda _: None,
 ) -> FrameIndex:
-    """The vectors of all windows of all videos; `frames` are embeddings of the cache's frames,
-    where the task begins with them. Raises BadInput where tokens are missing or damaged."""
+    """The vectors of all windows of all videos, which the first search by a run makes and keeps as
+    those of frames; `frames` are embeddings of the cache's frames, where the task begins with them.
+    Raises BadInput where tokens are missing or damaged."""
+    checkpoint = run.checkpoint("last")
+    assert checkpoint is not None, "its model has been loaded"
+    weights = hashlib.sha256((run.path / checkpoint.file).read_bytes()).hexdigest()
+    made_of = {"run": weights, "recipe": run.recipe.canonical(), **content_of(cache)}
+    places = IndexPlaces(cache, run.path.name, hash_of(made_of))
+    if kept := places.find():
+        return kept
+    require_valid(cache)
+    index = _read_windows(run, loaded, cache, frames, device, on_windows)
+
+    def videos() -> Iterator[VideoEmbeddings]:
+        for video in index.videos:
+            start, stop = index.of_video(video)
+            yield index.embeddings_FD[start:stop].numpy(), index.after_s_F[start:stop]
+
+    return places.make(videos, say, index.frame_s)
+
+
+def _read_windows(
+    run: Run,
+    loaded: tuple[VideoModel, TaskPlugin],
+    cache: Cache,
+    frames: FrameIndex | None,
+    device: torch.device,
+    on_windows: Callable[[int, int], None],
+) -> FrameIndex:
+    """All windows of all videos, as vectors in memory."""
     model, task = loaded
     form = STREAMING if STREAMING in task.forms else task.forms[0]
     source = {clip.video_id: clip for clip in reversed(cache.manifest.clips)}

@@ -124,10 +124,12 @@ class Stream:
         device: torch.device | None = None,
         encoder: Mapping[str, Any] | None = None,
         ask: Sequence[str] = (),
+        choices: Sequence[str] = (),
     ) -> None:
         """`encoder` are keys of the spec's [encoder] table to use instead, such as where its
         weights are now. `ask`: captions that every answer is compared with, for tasks that are
-        `asked_in_words`; or the question, for those that are told one.
+        `asked_in_words`; or the question, for those that are told one, with its `choices`, where
+        the run chooses among some.
 
         Raises BadInput: an encoder that is not the one the run was trained on, a run without the
         streaming form, or of windows that no stream can be.
@@ -179,10 +181,10 @@ class Stream:
         if ask:
             with self._may_fetch(encoder):
                 tower = tower_of_stream(run, table, self.task, self.device)
-            asked, self.note = asked_texts(tower, self.task, ask)
-            if self.task.asked_in_words:
-                self.task.take_words(ask, self._batch_of(asked))
-            else:
+            asked, self.note = asked_texts(tower, self.task, ask, choices)
+            if self.task.asked_in_words or choices:
+                self.task.take_words(choices or ask, self._batch_of(asked))
+            if not self.task.asked_in_words:
                 self._question = self.task.prepare(asked, None)
         self.pace = step
         """From one answer to the next."""

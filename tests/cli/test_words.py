@@ -4,6 +4,7 @@ that are asked."""
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +138,15 @@ def test_what_a_stream_cannot_be_asked(runs: dict[str, Run], cache: Cache) -> No
 
 def test_a_run_searches_by_the_windows_that_it_sees(runs: dict[str, Run], cache: Cache) -> None:
     run, text = runs["retrieve"], "a dog"
-    found = call(
-        "search", cache.path, text, "--run", run.path, "--top", 40, "--seconds", 0.3, "--json"
-    )
+    asked = ("search", cache.path, text, "--run", run.path, "--top", 40, "--seconds", 0.3, "--json")
+    found = call(*asked)
     assert found.code == 0, found.err
-    assert f"{run.path}: 32 windows of 0.333 s read in " in found.err
+    kept = cache.path.parent / ".search"
+    name = re.escape(f"{kept}/{cache.name}.{run.path.name}-")
+    assert re.search(rf"index: {name}\w{{12}}\.f16, 32 windows, [\d,]+ bytes\n", found.err)
+    again = call(*asked)
+    assert again.err == "" and again.json == found.json
+    assert len(list(kept.glob("*.f16"))) == 2  # and that of single frames, which both kept
     moments = found.json[0]["moments"]
     assert len(moments) == 32  # two windows of four frames in each of 16 videos
     model, task = load_model(run, cache.shape)

@@ -122,8 +122,8 @@ def test_the_index_is_made_once_and_again_when_the_cache_is_another(cache: Path)
     assert len(early) == len(late) == 2 and {*early}.isdisjoint(late)
     assert late == [f"{cache.name}-{index_key(Cache(cache))}{end}" for end in (".f16", ".json")]
     header = json.loads((folder / late[1]).read_text())
-    assert header["fingerprint"] == Cache(cache).fingerprint
-    assert (folder / late[0]).stat().st_size == 120 * (24 * 2 + 8)
+    assert (header["frames"], header["videos"], header["frame_s"]) == (120, 3, None)
+    assert (folder / late[0]).stat().st_size == 120 * (24 * 2 + 8) + 4 * 8
     times = [(folder / name).stat().st_mtime_ns for name in late]
     assert search(cache, "dog") == first  # and nothing is said
     assert [(folder / name).stat().st_mtime_ns for name in late] == times
@@ -260,8 +260,6 @@ def test_bench_search_measures_an_index_of_that_size() -> None:
     assert result["index_bytes"] == 2500 * (2 * 8 + 8)
     assert result["ways"][result["reference"]]["ratio"] == 1
     assert all(len(way["s"]) == 2 and way["median_s"] > 0 for way in result["ways"].values())
-    search_s, scores_s = (result["ways"][way]["min_s"] for way in ("search", "of it scores"))
-    assert search_s > scores_s
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import pytest
 import torch
 from support.image_text import LONGEST, save_image_text
 
+from pipeline import timing
 from pipeline.config.cache_spec import choice
 from pipeline.errors import BadInput
 from pipeline.models.text.contract import TextPlugin, make_text
@@ -44,7 +45,7 @@ def tower(model: Path) -> TextPlugin:
     return tower_of(model)
 
 
-def at(*folders: Path, texts: Sequence[str] = TEXTS, tokens: bool = False) -> TextPlaces:
+def at(*folders: Path, texts: Sequence[str] = TEXTS, tokens: int = 0) -> TextPlaces:
     return TextPlaces(texts=texts, folders=folders, name="mine", with_tokens=tokens)
 
 
@@ -53,9 +54,9 @@ def opened(where: TextPlaces, tower: TextPlugin, said: list[str]) -> KeptTexts:
     return where.find(tower.identity) or where.make(tower, said.append)
 
 
-@pytest.mark.parametrize("tokens", [True, False])
+@pytest.mark.parametrize("tokens", [5, 3, 0])
 def test_what_is_kept_is_what_the_tower_says(
-    tokens: bool, tower: TextPlugin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokens: int, tower: TextPlugin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In parts, whose texts are padded to other lengths."""
     monkeypatch.setattr(module, "TEXTS_AT_ONCE", 2)
@@ -68,10 +69,8 @@ def test_what_is_kept_is_what_the_tower_says(
     assert picked.dtype == np.float32 and kept.pooled_ND.shape == (5, tower.width)
     (place,) = (tmp_path / ".texts").iterdir()
     assert place.name.startswith("mine-") and said[0].startswith(f"texts: {place}, 5 texts, ")
-    if not tokens:
-        assert kept.tokens_MD.shape == (0, tower.token_width) and kept.header.tokens == 0
-        return
-    for number, text in enumerate(TEXTS):
+    assert kept.tokens_MD.shape == (int(expected.mask_NL[:tokens].sum()), tower.token_width)
+    for number, text in enumerate(TEXTS[:tokens]):
         own_LD = expected.tokens_NLD[number][expected.mask_NL[number]]
         assert kept.tokens(text).shape == own_LD.shape
         np.testing.assert_allclose(kept.tokens(text), own_LD, atol=2e-3, rtol=2e-3)
@@ -79,9 +78,9 @@ def test_what_is_kept_is_what_the_tower_says(
 
 def test_the_second_call_maps_the_same_bytes(tower: TextPlugin, tmp_path: Path) -> None:
     said: list[str] = []
-    first = opened(at(tmp_path, tokens=True), tower, said)
+    first = opened(at(tmp_path, tokens=5), tower, said)
     files = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*.*")}
-    second = opened(at(tmp_path, tokens=True), tower, said)
+    second = opened(at(tmp_path, tokens=5), tower, said)
     assert len(said) == 1 and isinstance(second.pooled_ND, np.memmap)
     assert np.array_equal(first.pooled_ND, second.pooled_ND)
     assert np.array_equal(first.tokens_MD, second.tokens_MD)
@@ -95,7 +94,7 @@ def test_a_damaged_file_is_made_anew(
     name: str, damage: str, tower: TextPlugin, tmp_path: Path
 ) -> None:
     said: list[str] = []
-    where = at(tmp_path, tokens=True)
+    where = at(tmp_path, tokens=5)
     before_ND = np.array(opened(where, tower, said).pooled_ND)
     (file,) = tmp_path.rglob(name)
     whole = file.read_bytes()
@@ -118,7 +117,7 @@ def test_other_texts_another_template_and_tokens_have_keys_of_their_own(
     for where, other in (
         (at(tmp_path, texts=TEXTS[::-1]), tower),
         (at(tmp_path), photo),
-        (at(tmp_path, tokens=True), tower),
+        (at(tmp_path, tokens=5), tower),
     ):
         assert where.find(other.identity) is None
         opened(where, other, said)
@@ -152,6 +151,16 @@ def test_where_nothing_can_be_written_the_users_own_folder_is_used(
         f"embeddings of texts can be kept in none of {folders[0]}, {folders[1]}"
     )
     assert "XDG_CACHE_HOME names another folder" in caught.value.hint
+
+
+def test_long_work_says_how_far_it_is(
+    tower: TextPlugin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr(timing, "SPOKEN_EVERY_S", 0.0)
+    said: list[str] = []
+    opened(at(tmp_path), tower, said)
+    assert said[:-1] == ["texts embedded: 2 of 5", "texts embedded: 4 of 5"]
 
 
 def test_texts_that_are_cut_are_counted(tower: TextPlugin, tmp_path: Path) -> None:

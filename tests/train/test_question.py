@@ -24,6 +24,8 @@ from pipeline.datasets.manifest.texts import ClipTexts
 from pipeline.errors import BadInput
 from pipeline.extract.extract import extract
 from pipeline.models.tasks.contract import STREAMING, WINDOW
+from pipeline.models.tasks.parts.canvas import RIGHT as RIGHT_INK
+from pipeline.models.tasks.parts.canvas import WRONG as WRONG_INK
 from pipeline.models.tasks.question import Settings, Task
 from pipeline.records import Clip, TokenShape
 from pipeline.train.evaluate import evaluate
@@ -327,7 +329,56 @@ def test_a_stream_answers_a_question_as_a_window_does(
     np.testing.assert_allclose(seen[1].answer, wanted, atol=1e-3)
     other = list(Stream(run, CPU, ask=("does the red dog jump?",)).follow(video))
     assert np.abs(other[1].answer - seen[1].answer).max() > 1e-3
+    drawn_HWC = Stream(run, CPU, ask=("how?",)).drawn(seen[1])
+    assert drawn_HWC.shape[0] > seen[1].pixels_HWC.shape[0] and drawn_HWC.shape[2] == 3
     with pytest.raises(BadInput, match="is told a question in words, and is not told any"):
         next(Stream(run, CPU).follow(video))
     with pytest.raises(BadInput, match="a stream answers one question, found 2"):
         Stream(run, CPU, ask=("how?", "why?"))
+
+
+def test_a_stream_chooses_as_a_window_does(tower: Path, cache: Cache, tmp_path: Path) -> None:
+    run = train(recipe(tower, answers="choices"), cache, tmp_path / "choices")
+    model, task = load_model(run, cache.shape)
+    windows = RunContext.of(cache, device=CPU).windows("val", run.recipe, task, model.layers)
+    (number,) = (n for n in range(len(windows)) if windows.clip(n).video_id.startswith("left_"))
+    batch = windows.on_device(windows.read([WindowRef(number, 0.0)]), CPU)
+    wanted = model.answers(batch, task)["streaming"][0]
+    video = cache.manifest.root / windows.clip(number).source
+    choices = cache.manifest.texts[windows.clip(number).clip_id].choices
+    stream = Stream(run, CPU, ask=("how?",), choices=choices)
+    last = list(stream.follow(video))[1]
+    np.testing.assert_allclose(last.answer, wanted, atol=1e-3)
+    said = stream.plain(last.answer, last)
+    assert said == {
+        "choice": int(wanted[0, 0]),
+        "label": choices[int(wanted[0, 0])],
+        "probability": pytest.approx(float(wanted[0, 1]), abs=1e-3),
+    }
+    with pytest.raises(BadInput) as caught:
+        Stream(run, CPU, ask=("how?",), choices=("left",))
+    assert caught.value.message == "this run chooses among answers, found 1 choice"
+
+
+def test_an_open_question_has_no_choices(tower: Path, cache: Cache, tmp_path: Path) -> None:
+    run = train(recipe(tower), cache, tmp_path / "open")
+    with pytest.raises(BadInput, match="answers from its own labels, and chooses among none"):
+        Stream(run, CPU, ask=("how?",), choices=("left", "right"))
+
+
+@pytest.mark.parametrize(
+    ("right", "ink"),
+    [(1, RIGHT_INK), (0, WRONG_INK), (-1, WRONG_INK)],
+    ids=["right", "wrong", "none"],
+)
+def test_an_answer_is_drawn_green_or_red(right: int, ink: tuple[int, int, int]) -> None:
+    answer = np.array([[1, 0.7], [0, 0.3], [2, 0]], np.float32)
+    pixels = np.zeros((2, 64, 64, 3), np.uint8)
+    targets = {"right": np.array(right), "is_answered": np.array(True)}
+    drawn = make().draw(pixels, answer, targets)
+    inks = {tuple(pixel) for pixel in drawn.reshape(-1, 3).tolist()}
+    assert len(drawn) == 2 and ink in inks
+    other = WRONG_INK if ink == RIGHT_INK else RIGHT_INK
+    assert other not in inks
+    unknown = make().draw(pixels, answer, targets | {"is_answered": np.array(False)})
+    assert ink not in {tuple(pixel) for pixel in unknown.reshape(-1, 3).tolist()}

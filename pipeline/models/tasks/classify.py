@@ -32,14 +32,11 @@ from pipeline.models.tasks.contract import (
 )
 from pipeline.models.tasks.matching.classes import BY_NAME, NamedClasses, PromptSettings
 from pipeline.models.tasks.parts.attention_readout import AttentionReadout
-from pipeline.models.tasks.parts.canvas import Canvas
+from pipeline.models.tasks.parts.canvas import draw_likeliest
 from pipeline.records import TokenShape
 
 TOP = 5
 """Labels that count as named in the second metric."""
-DRAWN = 3
-"""Labels written on a drawing."""
-RIGHT, WRONG, PLAIN = (120, 230, 120), (255, 110, 110), (255, 255, 255)
 
 
 class Settings(PromptSettings):
@@ -213,17 +210,8 @@ class Task(TaskPlugin):
         """Every frame under its label and the likeliest labels of the answer, of which the first is
         what it says: green where right, red where wrong; (T, H, W, 3)."""
         share = np.exp(answer - answer.max(), dtype=np.float64)
-        likeliest = np.argsort(-answer, kind="stable")[:DRAWN]
-        truth = int(targets["label"]) if targets else None
-        lines = [] if truth is None else [(f"truth: {self.labels[truth]}", PLAIN)]
-        for label in likeliest.tolist():
-            is_said = truth is not None and label == likeliest[0]
-            ink = (RIGHT if label == truth else WRONG) if is_said else PLAIN
-            lines.append((f"{share[label] / share.sum():.0%} {self.labels[label]}", ink))
-        drawn = []
-        for pixels_HWC in pixels_THWC:
-            canvas = Canvas(pixels_HWC)
-            for row, (words, ink) in enumerate(lines):
-                canvas.text(np.array([0.02, 0.02 + 0.06 * row]), words, ink)
-            drawn.append(canvas.pixels)
-        return np.stack(drawn)
+        share /= share.sum()
+        order = np.argsort(-answer, kind="stable").tolist()
+        truth = self.labels[int(targets["label"])] if targets else None
+        said = [(self.labels[label], float(share[label])) for label in order]
+        return draw_likeliest(pixels_THWC, said, truth)

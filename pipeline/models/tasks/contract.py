@@ -297,7 +297,8 @@ class TaskPlugin(nn.Module, ABC):
 
     def take_words(self, words: Sequence[str], targets: dict[str, torch.Tensor]) -> None:
         """From now on answers are told beside these captions, whose embeddings `targets` has, (1,
-        K, E). For tasks that are `asked_in_words`."""
+        K, E), for tasks that are `asked_in_words`; or by these choices, for those that are told a
+        question with some."""
 
     def use_dual_softmax(self) -> None:
         """From now on scores are multiplied by their softmax over a split, and names of metrics say

@@ -10,7 +10,7 @@ what the questions alone give away, and is to be told beside every score.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -38,12 +38,14 @@ from pipeline.models.tasks.contract import (
     WantedTexts,
 )
 from pipeline.models.tasks.parts.attention_readout import AttentionSettings
+from pipeline.models.tasks.parts.canvas import draw_likeliest
 from pipeline.models.text.contract import TextChoice
 from pipeline.records import TokenShape
 
 EXAMPLE_TOKENS, EXAMPLE_CHOICES = 32, 5
 """Of a question whose text is not known yet."""
 RIGHT, ANSWERED = "right", "is_answered"
+NO_ANSWER = "none of the answers"
 
 
 class Settings(AttentionSettings):
@@ -96,6 +98,7 @@ class Task(TaskPlugin):
         """Raises BadInput where there is nothing to choose from."""
         super().__init__(settings, labels)
         self.is_open: bool = settings.answers == "open"
+        self._choices: tuple[str, ...] = ()
         if not self.is_open:
             return
         if not labels:
@@ -249,8 +252,28 @@ class Task(TaskPlugin):
             return len(self.forms) * entropy(statistics["counts"], self.settings.label_smoothing)
         return len(self.forms) * float(statistics["even_loss"])
 
+    def take_words(self, words: Sequence[str], targets: dict[str, torch.Tensor]) -> None:
+        self._choices = tuple(words)
+
     def plain(self, answer: np.ndarray, affine_23: np.ndarray) -> dict[str, Any]:
-        """The likeliest answer and its probability; a choice by its number, counted from 0."""
+        """The likeliest answer and its probability; a choice by its number, counted from 0, and in
+        words where these are known."""
         number, share = int(answer[0, 0]), round(float(answer[0, 1]), 4)
-        said = {"label": self.labels[number]} if self.is_open else {"choice": number}
+        said: dict[str, Any] = {} if self.is_open else {"choice": number}
+        if self.is_open or self._choices:
+            said["label"] = self._name(number)
         return said | {"probability": share}
+
+    def draw(self, pixels_THWC: np.ndarray, answer: np.ndarray, targets: Arrays) -> np.ndarray:
+        """Every frame under the right answer and the likeliest ones; (T, H, W, 3)."""
+        truth = None
+        if targets and targets[ANSWERED]:
+            right = int(targets[RIGHT])
+            truth = NO_ANSWER if right < 0 else self._name(right)
+        said = [(self._name(int(number)), float(share)) for number, share in answer if share > 0]
+        return draw_likeliest(pixels_THWC, said, truth)
+
+    def _name(self, number: int) -> str:
+        """An answer in words; a choice whose words are not known by its number."""
+        names = self.labels if self.is_open else self._choices
+        return names[number] if number < len(names) else f"choice {number}"

@@ -1,9 +1,9 @@
 """Embeddings of texts, which are made once and kept beside the manifest that the texts are from.
 
 They lie in `.texts/NAME-KEY/`: `pooled.f32`, float32 (N, E), one vector of unit length for each
-text; where tokens are asked for, `tokens.f16`, float16 (M, D), those of all texts one after the
-other, and `starts.i64`, int64 (N + 1,), where each text begins. `texts.json` is written last and
-says what they are. The key is a hash over the texts and the tower's identity: weights,
+text; where tokens are asked for, `tokens.f16`, float16 (M, D), those of the first texts one after
+the other, and `starts.i64`, int64 (K + 1,), where each of these begins. `texts.json` is written
+last and says what they are. The key is a hash over the texts and the tower's identity: weights,
 configuration, tokeniser and template. What several processes write at once is the same.
 """
 
@@ -26,16 +26,15 @@ from pipeline.config.json_files import read_json, to_json
 from pipeline.config.plugins import Settings
 from pipeline.errors import BadInput, count_text
 from pipeline.models.text.contract import TextPlugin
+from pipeline.timing import spoken_progress
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FOLDER = ".texts"
 HEADER, POOLED, TOKENS, STARTS = "texts.json", "pooled.f32", "tokens.f16", "starts.i64"
 FLOAT32, FLOAT16, INT64 = np.dtype("<f4"), np.dtype("<f2"), np.dtype("<i8")
 TEXTS_AT_ONCE = 256
 """Texts that are as long as the longest of them while they are embedded."""
 
-OnTexts = Callable[[int, int], None]
-"""Called with (texts done, texts to do)."""
 Say = Callable[[str], object]
 
 
@@ -50,8 +49,10 @@ class KeptHeader(Settings):
     """N."""
     width: int
     """E."""
+    with_tokens: int
+    """K, the first texts, whose tokens are kept."""
     tokens: int
-    """M; 0 where no tokens are kept."""
+    """M."""
     token_width: int
     """D."""
     cut: int
@@ -68,7 +69,7 @@ class KeptTexts:
     """float32, of unit length."""
     tokens_MD: np.ndarray
     """float16; of no rows where none are kept."""
-    starts_N: np.ndarray
+    starts_K: np.ndarray
 
     @cached_property
     def _number(self) -> dict[str, int]:
@@ -79,9 +80,9 @@ class KeptTexts:
         return np.array(self.pooled_ND[[self._number[text] for text in texts]], np.float32)
 
     def tokens(self, text: str) -> np.ndarray:
-        """(L, D) float32: the tower's last layer over one text."""
+        """(L, D) float32: the tower's last layer over one of the first K texts."""
         number = self._number[text]
-        start, stop = map(int, self.starts_N[number : number + 2])
+        start, stop = map(int, self.starts_K[number : number + 2])
         return np.array(self.tokens_MD[start:stop], np.float32)
 
 
@@ -94,7 +95,8 @@ class TextPlaces:
     """The best first."""
     name: str
     """What their own folder begins with."""
-    with_tokens: bool
+    with_tokens: int
+    """How many of them, the first ones, are kept token by token, too."""
 
     def find(self, tower: dict[str, Any]) -> KeptTexts | None:
         """Those by the tower of an identity; None where none are kept. The tower is not needed."""
@@ -102,12 +104,12 @@ class TextPlaces:
         found = (_mapped(place, self.texts, key) for place in self._places(key))
         return next((kept for kept in found if kept), None)
 
-    def make(
-        self, tower: TextPlugin, say: Say, on_texts: OnTexts = lambda _done, _total: None
-    ) -> KeptTexts:
-        """Those by `tower`, which are kept from now on. `say` is told where they lie, and how many
-        texts were cut. Raises BadInput where a text is empty, or nothing can be written."""
+    def make(self, tower: TextPlugin, say: Say) -> KeptTexts:
+        """Those by `tower`, which are kept from now on. `say` is told how far it is now and then,
+        where they lie, and how many texts were cut. Raises BadInput where a text is empty, or
+        nothing can be written."""
         key = self._key(tower.identity)
+        on_texts = spoken_progress(say, "texts embedded")
         for place in self._places(key):
             try:
                 kept = _written(place, self.texts, key, tower, self.with_tokens, on_texts)
@@ -144,11 +146,11 @@ def _mapped(place: Path, texts: Sequence[str], key: str) -> KeptTexts | None:
         if header.key != key or header.texts != len(texts):
             return None
         pooled_ND = _array(place / POOLED, FLOAT32, (header.texts, header.width))
-        tokens_MD, starts_N = np.zeros((0, header.token_width), FLOAT16), np.zeros(1, INT64)
+        tokens_MD, starts_K = np.zeros((0, header.token_width), FLOAT16), np.zeros(1, INT64)
         if header.tokens:
             tokens_MD = _array(place / TOKENS, FLOAT16, (header.tokens, header.token_width))
-            starts_N = np.array(_array(place / STARTS, INT64, (header.texts + 1,)))
-        return KeptTexts(tuple(texts), header, pooled_ND, tokens_MD, starts_N)
+            starts_K = np.array(_array(place / STARTS, INT64, (header.with_tokens + 1,)))
+        return KeptTexts(tuple(texts), header, pooled_ND, tokens_MD, starts_K)
     return None
 
 
@@ -162,8 +164,8 @@ def _written(
     texts: Sequence[str],
     key: str,
     tower: TextPlugin,
-    with_tokens: bool,
-    on_texts: OnTexts,
+    with_tokens: int,
+    on_texts: Callable[[int, int], None],
 ) -> KeptTexts:
     """Makes the embeddings in a folder. Raises OSError where it cannot be written."""
     base, folder = place.parent.parent, f"{place.parent.name}/{place.name}"
@@ -174,13 +176,14 @@ def _written(
             said = tower(texts[start : start + TEXTS_AT_ONCE])
             pooled.append(said.pooled_ND.float().cpu().numpy().astype(FLOAT32))
             cut += said.cut
-            if with_tokens:
-                lengths += said.mask_NL.sum(1).tolist()
-                tokens_MD = said.tokens_NLD[said.mask_NL].to(torch.float16).cpu().numpy()
-                file.write(tokens_MD.astype(FLOAT16).tobytes())
+            # Texts whose tokens are kept stand first.
+            mask_KL = said.mask_NL[: max(0, with_tokens - start)]
+            lengths += mask_KL.sum(1).tolist()
+            tokens_MD = said.tokens_NLD[: len(mask_KL)][mask_KL].to(torch.float16).cpu().numpy()
+            file.write(tokens_MD.astype(FLOAT16).tobytes())
             on_texts(min(start + TEXTS_AT_ONCE, len(texts)), len(texts))
-    starts_N = np.cumsum(lengths).astype(INT64)
-    for file_name, array in ((STARTS, starts_N), (POOLED, np.concatenate(pooled))):
+    starts_K = np.cumsum(lengths).astype(INT64)
+    for file_name, array in ((STARTS, starts_K), (POOLED, np.concatenate(pooled))):
         with written_whole(base, f"{folder}/{file_name}") as file:
             file.write(array.tobytes())
     header = KeptHeader(
@@ -189,7 +192,8 @@ def _written(
         tower=tower.identity,
         texts=len(texts),
         width=tower.width,
-        tokens=int(starts_N[-1]),
+        with_tokens=with_tokens,
+        tokens=int(starts_K[-1]),
         token_width=tower.token_width,
         cut=cut,
     )

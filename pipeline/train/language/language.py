@@ -16,6 +16,7 @@ from pipeline.datasets.manifest.texts import ClipTexts
 from pipeline.errors import BadInput
 from pipeline.models.tasks.contract import WantedTexts
 from pipeline.models.text.contract import TextPlugin, make_text
+from pipeline.timing import spoken_progress
 from pipeline.train.language.frame_embeddings import require_same_model
 from pipeline.train.language.frame_index import FrameIndex, open_index
 from pipeline.train.language.kept_texts import FOLDER, KeptTexts, TextPlaces
@@ -58,18 +59,20 @@ def open_language(
         beside, name = folder_of(cache), cache.name
     else:
         beside, name = manifest.folder, manifest.folder.name
+    questions = list(dict.fromkeys(_questions_of(manifest))) if wanted.tokens else []
     where = TextPlaces(
-        texts=tuple(dict.fromkeys([*wanted.own, *_texts_of(manifest, wanted)])),
+        texts=tuple(dict.fromkeys([*questions, *wanted.own, *_texts_of(manifest, wanted)])),
         folders=places(beside, FOLDER),
         name=name.strip(".") or PLAIN_NAME,
-        with_tokens=wanted.tokens,
+        with_tokens=len(questions),
     )
     kept = None if known is None else where.find(known)
     if kept is None:
         tower = _tower(wanted, cache, device)
         _require_width(wanted, tower)
         kept = where.find(tower.identity) or where.make(tower, say)
-    frames = open_index(cache, wanted.model, device, say=say) if wanted.frames else None
+    on_frames = spoken_progress(say, "frames embedded")
+    frames = open_index(cache, wanted.model, device, on_frames, say) if wanted.frames else None
     return Language(kept, kept.pooled(wanted.own), frames)
 
 
@@ -115,17 +118,17 @@ def _tower(wanted: WantedTexts, cache: Cache, device: torch.device) -> TextPlugi
 
 
 def _texts_of(manifest: Manifest, wanted: WantedTexts) -> list[str]:
-    """All texts of a manifest that a task reads, in the order of its clips."""
-    if not wanted.manifest:
-        return []
+    """Captions and choices of a manifest, in the order of its clips; none for a task that reads
+    none."""
+    texts = _said(manifest) if wanted.manifest else []
+    return [text for said in texts for text in (*said.captions, *said.choices)]
 
-    def said(texts: ClipTexts) -> tuple[str, ...]:
-        asked = () if texts.question is None else (texts.question,)
-        return (*texts.captions, *asked, *texts.choices)
 
-    return [
-        text
-        for clip in manifest.clips
-        if clip.clip_id in manifest.texts
-        for text in said(manifest.texts[clip.clip_id])
-    ]
+def _questions_of(manifest: Manifest) -> list[str]:
+    """Its questions, in the order of its clips."""
+    return [said.question for said in _said(manifest) if said.question is not None]
+
+
+def _said(manifest: Manifest) -> list[ClipTexts]:
+    texts = (manifest.texts.get(clip.clip_id) for clip in manifest.clips)
+    return [said for said in texts if said]

@@ -63,19 +63,15 @@ def tower_of_stream(
     return tower
 
 
-def asked_texts(tower: TextPlugin, task: TaskPlugin, texts: Sequence[str]) -> tuple[Arrays, str]:
+def asked_texts(
+    tower: TextPlugin, task: TaskPlugin, texts: Sequence[str], choices: Sequence[str]
+) -> tuple[Arrays, str]:
     """Texts as truth of a window, and what is to be said of those that were cut, or "". They are
-    captions, (K, E), or the one question of a task that is told a question, as texts that are kept
-    have it. Raises BadInput where there are several questions, or answers to choose from."""
+    captions, (K, E), or the one question of a task that is told a question, with its choices, as
+    texts that are kept have it. Raises BadInput where these do not go together."""
     is_question = task.asks == QUESTION
-    if is_question and (task.wanted_texts or WantedTexts(None)).choices:
-        raise BadInput(
-            "a question with choices cannot be asked of a stream",
-            "stillframe evaluate RUN answers those of the manifest",
-        )
-    if is_question and len(texts) > 1:
-        raise BadInput(f"a stream answers one question, found {len(texts)}", "ask one at a time")
-    said = tower(texts)
+    _require_askable(task, texts, choices)
+    said = tower([*texts, *choices])
     cut = ""
     if said.cut:
         cut = (
@@ -91,6 +87,25 @@ def asked_texts(tower: TextPlugin, task: TaskPlugin, texts: Sequence[str]) -> tu
         QUESTION_VALID: np.ones(len(tokens_LD), bool),
         "label": np.array(-1, np.int64),
         "is_answered": np.array(False),
-        CHOICES: pooled_KE[:0],
+        CHOICES: pooled_KE[1:],
         "choice": np.array(-1, np.int64),
     }, cut
+
+
+def _require_askable(task: TaskPlugin, texts: Sequence[str], choices: Sequence[str]) -> None:
+    """Raises BadInput where a task cannot be asked so."""
+    is_question = task.asks == QUESTION
+    if is_question and len(texts) > 1:
+        raise BadInput(f"a stream answers one question, found {len(texts)}", "ask one at a time")
+    wants_choices = is_question and (task.wanted_texts or WantedTexts(None)).choices
+    if wants_choices and len(choices) < 2:
+        raise BadInput(
+            f"this run chooses among answers, found {count_text(len(choices), 'choice')}",
+            '--choice TEXT for each, as --choice "a dog" --choice "a cat"',
+        )
+    if choices and not wants_choices:
+        what = "answers from its own labels" if is_question else "compares with texts"
+        raise BadInput(
+            f"this run {what}, and chooses among none",
+            "leave --choice out" if is_question else "--ask TEXT for each instead",
+        )

@@ -28,6 +28,10 @@ COLOURS = (
 )
 RIM = (15, 15, 15)
 WHITE = (255, 255, 255)
+RIGHT, WRONG = (120, 230, 120), (255, 110, 110)
+"""Of an answer."""
+MOST_DRAWN, LINE = 3, 0.06
+"""Answers that are written over a frame at most, and the height of one, of the frame's."""
 GAP_PX = 4
 CAPTION_PX = 24
 """Height of the strip below a frame that says which it is."""
@@ -133,6 +137,25 @@ class Canvas:
         for shade, width in ((RIM, self.line_px + 2), (ink, self.line_px)):
             for stroke in strokes:
                 self._draw.line(stroke, fill=shade, width=width)
+
+
+def draw_likeliest(
+    pixels_THWC: np.ndarray, said: Sequence[tuple[str, float]], truth: str | None
+) -> np.ndarray:
+    """Frames, uint8, under the truth and the answers of `said` with their probabilities, the
+    likeliest first, of which the first is what is said: green where it is the truth, red where it
+    is not. None: the truth is not known. (T, H, W, 3) of enlarged frames."""
+    lines = [] if truth is None else [(f"truth: {truth}", WHITE)]
+    for row, (answer, share) in enumerate(said[:MOST_DRAWN]):
+        ink = WHITE if truth is None or row else RIGHT if answer == truth else WRONG
+        lines.append((f"{share:.0%} {answer}", ink))
+    drawn = []
+    for pixels_HWC in pixels_THWC:
+        canvas = Canvas(pixels_HWC)
+        for row, (words, ink) in enumerate(lines):
+            canvas.text((0.02, 0.02 + LINE * row), words, ink)
+        drawn.append(canvas.pixels)
+    return np.stack(drawn)
 
 
 def concat_width(panels: Sequence[np.ndarray]) -> np.ndarray:
