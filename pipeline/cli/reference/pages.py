@@ -31,6 +31,7 @@ ROOMS = (
     "experiments",
     "report",
     "search",
+    "exchange",
     "cli",
 )
 """In data order, which is the order of imports."""

@@ -100,10 +100,10 @@ class PatchReadout(nn.Module):
         )
         read = self.readout.read_window(x_BTND)
         blocks = read.view(
-            len(read), self.blocks, self.grid, self.grid, self.span, self.patch, self.patch
+            read.shape[0], self.blocks, self.grid, self.grid, self.span, self.patch, self.patch
         )
         side = self.grid * self.patch
-        return blocks.permute(0, 1, 4, 2, 5, 3, 6).reshape(len(read), -1, side, side)[
+        return blocks.permute(0, 1, 4, 2, 5, 3, 6).reshape(read.shape[0], -1, side, side)[
             :, : self.frames
         ]
 

@@ -156,6 +156,8 @@ def state_space_dual(
         x_TRE, dt_TRH, A_H, B_TRK, C_TRK, h_RKE = (
             part.to(dtype) for part in (x_TRE, dt_TRH, A_H, B_TRK, C_TRK, state_RKE)
         )
+        if torch.compiler.is_compiling() and len(x_TRE) == 1:
+            return _dual_step(x_TRE, dt_TRH, A_H, B_TRK, C_TRK, h_RKE)
         outputs = []
         for x, dt, B, C in zip(
             *(part.split(WINDOW_FRAMES) for part in (x_TRE, dt_TRH, B_TRK, C_TRK)), strict=True
@@ -163,6 +165,25 @@ def state_space_dual(
             y_TRE, h_RKE = _StateSpaceDual.apply(x, dt, A_H, B, C, h_RKE)
             outputs.append(y_TRE)
     return torch.cat(outputs) if len(outputs) > 1 else outputs[0], h_RKE
+
+
+def _dual_step(
+    x_1RE: torch.Tensor,
+    dt_1RH: torch.Tensor,
+    A_H: torch.Tensor,
+    B_1RK: torch.Tensor,
+    C_1RK: torch.Tensor,
+    h_RKE: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One frame as a recurrence, in plain operators and not in blocks of rows: for a graph that is
+    being made, which knows no number of rows."""
+    channels = x_1RE.shape[-1] // A_H.shape[0]
+    decay_RE, dt_RE = (
+        part.repeat_interleave(channels, dim=-1) for part in ((dt_1RH[0] * A_H).exp(), dt_1RH[0])
+    )
+    driven_R1E = (dt_RE * x_1RE[0]).unsqueeze(1)
+    h_RKE = torch.addcmul(decay_RE.unsqueeze(1) * h_RKE, B_1RK[0].unsqueeze(2), driven_R1E)
+    return torch.bmm(C_1RK[0].unsqueeze(1), h_RKE).transpose(0, 1), h_RKE
 
 
 class _StateSpaceDual(torch.autograd.Function):

@@ -72,7 +72,7 @@ class AnswerReadout(nn.Module):
         (B, 1 + L, P), which of them are there, and the choices as the query has them."""
         dtype = self.answer_token.dtype
         text_BLP = self.question_proj(self.question_norm(query[QUESTION].to(dtype)))
-        token_B1P = self.answer_token.expand(len(text_BLP), 1, -1).to(text_BLP)
+        token_B1P = self.answer_token.expand(text_BLP.shape[0], 1, -1).to(text_BLP)
         valid_BL = query[QUESTION_VALID]
         return query | {
             QUESTION: torch.cat([token_B1P, text_BLP], dim=1),

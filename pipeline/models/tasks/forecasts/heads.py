@@ -161,7 +161,7 @@ def taken(
     x_BTPD: torch.Tensor, frame_BM: torch.Tensor, place_BMQ: torch.Tensor | None = None
 ) -> torch.Tensor:
     """(B, M, Q, D): of frames `frame_BM` the tokens at `place_BMQ`; None: all of them."""
-    batch = torch.arange(len(x_BTPD), device=x_BTPD.device)
+    batch = torch.arange(x_BTPD.shape[0], device=x_BTPD.device)
     if place_BMQ is None:
         return x_BTPD[batch[:, None], frame_BM]
     return x_BTPD[batch[:, None, None], frame_BM.unsqueeze(-1), place_BMQ]

@@ -89,8 +89,8 @@ class ForecastReadout(StreamingReadout):
 
     def step(self, x_BND: torch.Tensor, state: Query) -> tuple[torch.Tensor, Query]:
         patches_B1PD, horizons = state[PATCHES].unsqueeze(1), len(self.ahead_s_K)
-        frame_BK = torch.zeros(len(x_BND), horizons, dtype=torch.int64, device=x_BND.device)
-        ahead_s_BK = self.ahead_s_K.expand(len(x_BND), -1)
+        frame_BK = torch.zeros(x_BND.shape[0], horizons, dtype=torch.int64, device=x_BND.device)
+        ahead_s_BK = self.ahead_s_K.expand(x_BND.shape[0], -1)
         said_BKPD = self.said(x_BND.unsqueeze(1), patches_B1PD, frame_BK, ahead_s_BK)
         return torch.cat([patches_B1PD.to(said_BKPD.dtype), said_BKPD], dim=1), state
 

@@ -39,7 +39,7 @@ class FrameVectors(StreamingReadout, AttentionReadout):
         said_BE = self.read(x_BND).squeeze(1)
         if FRAME_EMBEDDINGS in state:
             said_BE = said_BE + state[FRAME_EMBEDDINGS]
-        sum_BE, count_B1 = said_BE.float(), torch.ones(len(x_BND), 1, device=x_BND.device)
+        sum_BE, count_B1 = said_BE.float(), torch.ones(x_BND.shape[0], 1, device=x_BND.device)
         if SUM in state:
             sum_BE, count_B1 = sum_BE + state[SUM], count_B1 + state[COUNT]
         return sum_BE / count_B1, state | {SUM: sum_BE, COUNT: count_B1}

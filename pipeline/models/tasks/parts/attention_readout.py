@@ -89,7 +89,7 @@ class AttentionReadout(nn.Module):
         )
 
     def _read(self, x_BMD: torch.Tensor) -> torch.Tensor:
-        batch, queries, heads = len(x_BMD), *self.query.shape[:2]
+        batch, queries, heads = x_BMD.shape[0], *self.query.shape[:2]
         query = self.query.expand(batch, -1, -1, -1).transpose(1, 2)
         key, value = (
             proj(x_BMD).unflatten(-1, (heads, -1)).transpose(1, 2)

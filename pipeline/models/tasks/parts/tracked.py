@@ -102,7 +102,8 @@ def outline(
     centres_P2 = patch_centres(grid_hw, mask_BOQ.device).flatten(0, 1)
     at_Q2 = centres_P2.repeat(mask_BOQ.shape[-1] // len(centres_P2), 1)
     moments = torch.cat([mask_BOQ, *(mask_BOQ * at_Q for at_Q in at_Q2.unbind(-1))], dim=1)
-    carried_BOP, *places = carried(moments, asks_BPQ).chunk(3, dim=1)
+    three = (3, mask_BOQ.shape[1])
+    carried_BOP, *places = carried(moments, asks_BPQ).unflatten(1, three).unbind(1)
     known_BOP = carried_BOP + LEAST_VOTE
     beside_BOP2 = torch.stack(places, dim=-1) - (
         carried_BOP.unsqueeze(-1) * came_from_BO2.unsqueeze(2)

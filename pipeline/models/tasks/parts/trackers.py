@@ -147,7 +147,7 @@ def start_points(
     times_S = frame_BO.flatten()[:1] if is_fake(frame_BO) else frame_BO.unique()
     high, wide, width = shape_hwD
     return {
-        "sources": point_BO2.new_zeros(len(point_BO2), len(times_S), high * wide, width),
+        "sources": point_BO2.new_zeros(point_BO2.shape[0], len(times_S), high * wide, width),
         "told_in": (frame_BO.unsqueeze(-1) == times_S).to(point_BO2.dtype),
         "told": point_BO2,
         "place": point_BO2,
@@ -255,7 +255,7 @@ def point_mask(xy_BO2: torch.Tensor, grid_hw: tuple[int, int]) -> torch.Tensor:
     """(B, O, P): weights by which `sampled` reads the patches."""
     patches = grid_hw[0] * grid_hw[1]
     one_of_each = torch.eye(patches, device=xy_BO2.device).unflatten(0, grid_hw)
-    return sampled(one_of_each.expand(len(xy_BO2), -1, -1, -1), xy_BO2)
+    return sampled(one_of_each.expand(xy_BO2.shape[0], -1, -1, -1), xy_BO2)
 
 
 def asked(now_BPD: torch.Tensor, then_BPD: torch.Tensor, far_PP: torch.Tensor) -> torch.Tensor:

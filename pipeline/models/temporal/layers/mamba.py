@@ -140,8 +140,9 @@ def mamba_rows(
     """Output (R, T, D), and the state after it: the last H inputs of the convolution, and h. No
     state given: zeros."""
     rows, frames, _ = x_RTD.shape
-    fits = len(row_blocks(frames, rows, w.A_KE)) == 1
-    if fits or torch.compiler.is_compiling() or uses_kernel(x_RTD, h_RKE):
+    # Asked first: a graph that is being made knows no number of rows.
+    is_whole = torch.compiler.is_compiling() or uses_kernel(x_RTD, h_RKE)
+    if is_whole or len(row_blocks(frames, rows, w.A_KE)) == 1:
         y_TRE, conv_RHE, h_RKE = _mix((x_RTD, conv_RHE, h_RKE), w)
         return F.linear(y_TRE, w.out_proj).transpose(0, 1), conv_RHE, h_RKE
     return _MambaInBlocks.apply(x_RTD, conv_RHE, h_RKE, *w)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from pipeline.models.temporal.layers.scan_pytorch import PytorchScan, scan_backward
+from pipeline.models.temporal.layers.scan_pytorch import PytorchScan, scan_backward, scan_step
 
 KERNELS = "mamba_ssm.ops.selective_scan_interface"
 
@@ -44,6 +44,8 @@ def selective_scan(
         if uses_kernel(x, state_RKE):
             return _kernel_scan(x, dt, A, B, C)
         state = None if state_RKE is None else state_RKE.to(dtype)
+        if torch.compiler.is_compiling() and state is not None and len(x) == 1:
+            return scan_step(x, dt, A, B, C, state)
         y_TRE, last_RKE = PytorchScan.apply(x, dt, A, B, C, state, states_TRKE)
     return y_TRE, last_RKE
 
