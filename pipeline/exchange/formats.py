@@ -84,7 +84,7 @@ def write_onnx(
     made.save(str(file))
 
 
-def _stable_sort(x: Any, *, stable: bool, dim: int, descending: bool) -> Any:  # noqa: ARG001
+def _stable_sort(x: Any, *, stable: bool, descending: bool, dim: int = -1) -> Any:  # noqa: ARG001
     """TopK of all there are: of equal numbers it takes the first, as a stable sort does."""
     from onnxscript import opset18 as op
 
