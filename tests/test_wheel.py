@@ -64,9 +64,14 @@ def environment(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def stillframe(environment, tmp_path):
+def variables() -> dict[str, str]:
+    """The environment of a process that finds no checkout."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+@pytest.fixture
+def stillframe(environment, variables, tmp_path):
     """The command as the wheel installs it, run in an empty folder."""
-    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def call(*arguments: object) -> str:
         return ran(environment / "bin/stillframe", *arguments, cwd=tmp_path, env=variables)
@@ -74,23 +79,38 @@ def stillframe(environment, tmp_path):
     return call
 
 
-def test_the_wheel_lists_what_the_checkout_lists(stillframe, environment, tmp_path):
+def test_the_wheel_lists_what_the_checkout_lists(stillframe, environment, variables, tmp_path):
     code = "import pipeline; print(pipeline.__file__)"
-    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     module = ran(environment / "bin/python", "-c", code, cwd=tmp_path, env=variables)
     assert Path(module.strip()).is_relative_to(environment)
     assert json.loads(stillframe("list", "--json")) == fine("list", "--json").json
 
 
-def test_from_videos_to_a_page_outside_a_checkout(stillframe, tmp_path):
+IN_TURN = """
+import json, sys
+from pathlib import Path
+from pipeline.cli.main import main
+for words in json.loads(sys.argv[1]):
+    code = main([str(next(Path().glob(word))) if "*" in word else word for word in words])
+    assert code == 0, words
+    print(end="\\0")
+"""
+"""Commands one after the other: a process for each would import everything anew."""
+
+
+def test_from_videos_to_a_page_outside_a_checkout(environment, variables, tmp_path):
     def settings(words: tuple[str, ...]) -> list[str]:
         return [word for setting in words for word in ("--set", setting)]
 
-    stillframe("manifest", "world", "--out", "data", *settings(TINY_WORLD))
-    stillframe("extract", "demo", "data")
-    (cache,) = (tmp_path / "caches").iterdir()
-    shown = stillframe("train", "demo_gru", cache, *settings(TINY_TRAINING))
-    assert re.match(r"runs/demo_gru: 2 steps", shown)
-    assert "demo_gru" in stillframe("evaluate", "runs/demo_gru")
-    stillframe("report", "runs/demo_gru")
+    commands = [
+        ["manifest", "world", "--out", "data", *settings(TINY_WORLD)],
+        ["extract", "demo", "data"],
+        ["train", "demo_gru", "caches/demo-*", *settings(TINY_TRAINING)],
+        ["evaluate", "runs/demo_gru"],
+        ["report", "runs/demo_gru"],
+    ]
+    called = (environment / "bin/python", "-c", IN_TURN, json.dumps(commands))
+    shown = ran(*called, cwd=tmp_path, env=variables).split("\0")
+    assert re.match(r"runs/demo_gru: 2 steps", shown[2])
+    assert "demo_gru" in shown[3]
     assert "<style>" in (tmp_path / "report/report.html").read_text(encoding="utf-8")

@@ -15,6 +15,8 @@ from pipeline.errors import BadInput
 MOST_NESTED = 64
 """Objects and lists inside each other. Nothing that is written here comes near; parsers, checks and
 printing of what is nested by the thousand run out of stack."""
+CONTAINERS = frozenset({dict, list})
+"""What the parser makes of objects and lists."""
 
 
 def json_value(data: bytes | str) -> Any:
@@ -25,13 +27,14 @@ def json_value(data: bytes | str) -> Any:
         value = json.loads(text, parse_int=_whole_number)
     except RecursionError:
         raise ValueError(f"it is nested more than {MOST_NESTED} deep") from None
+    if text.count("[") + text.count("{") <= MOST_NESTED:
+        return value
     level, depth = [value], 1
     while level := [
         inner
         for outer in level
-        if isinstance(outer, dict | list)
-        for inner in (outer.values() if isinstance(outer, dict) else outer)
-        if isinstance(inner, dict | list)
+        for inner in (outer.values() if type(outer) is dict else outer)
+        if type(inner) in CONTAINERS
     ]:
         depth += 1
         if depth > MOST_NESTED:

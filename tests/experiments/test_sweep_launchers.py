@@ -127,7 +127,7 @@ def test_processes_of_torchrun_share_a_sweep(material: Material, file, tmp_path)
     seen = set[int]()
     while process.poll() is None:
         seen |= {one.pid for one in under_way(out).values()}
-        time.sleep(0.01)
+        time.sleep(0.03)
     assert len(seen) == 2
     code, said, errors = ended(process)
     assert (code, errors) == (0, [])

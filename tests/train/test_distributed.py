@@ -29,10 +29,10 @@ from pipeline.train.loop import train
 from pipeline.train.run import Run, read_metrics
 
 TRAINING = {
-    "steps": 8,
+    "steps": 6,
     "batch_size": 8,
     "warmup_steps": 2,
-    "evaluate_every": 4,
+    "evaluate_every": 3,
     "checkpoint_every": 3,
 }
 SMALL = {"readout_width": 16, "heads": 2}

@@ -239,17 +239,29 @@ def test_evaluation_and_stream_agree_from_the_same_first_frame(caches, runs, roo
         np.testing.assert_allclose(seen[-1].answer, kept["streaming"][window], atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def real_caches(tmp_path_factory):
+    """A cache of the real clips at a rate, made when it is first asked for."""
+    root = tmp_path_factory.mktemp("clips")
+    for label, source in enumerate(CLIPS):
+        path = root / "ab"[label % 2] / Path(source).name
+        path.parent.mkdir(exist_ok=True)
+        path.symlink_to(SHARED_CLIPS / source)
+
+    @lru_cache
+    def cache(cached: float | str) -> Cache:
+        return cache_of(root, tiny_spec(cached), tmp_path_factory.mktemp("real"))
+
+    return cache
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not SHARED_CLIPS.is_dir(), reason="no real clips")
 @pytest.mark.parametrize(("cached", "fps"), [("all", 6), ("all", 12), (12, 5), (12, 12)])
-def test_real_clips(tmp_path, cached, fps):
-    root = tmp_path / "clips"
-    for label, source in enumerate(CLIPS):
-        path = root / "ab"[label % 2] / Path(source).name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.symlink_to(SHARED_CLIPS / source)
-    cache = cache_of(root, tiny_spec(cached), tmp_path)
+def test_real_clips(real_caches, tmp_path, cached, fps):
+    cache = real_caches(cached)
     run = run_on(cache, fps, tmp_path / "run")
     for clip in cache.manifest.clips:
-        seen = list(islice(Stream(run).follow(root / clip.source), FRAMES))
+        video = cache.manifest.root / clip.source
+        seen = list(islice(Stream(run).follow(video), FRAMES))
         assert_same(seen, *window_answers(run, cache, clip))
