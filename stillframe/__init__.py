@@ -1,5 +1,9 @@
-"""stillframe in Python: the names that are public, each with a line that says what it is. They stay
-as they are within a minor version; everything else in `pipeline`, where the code is, may move.
+"""stillframe in Python: the names that are public. They keep their meaning within a minor version;
+all else in `pipeline`, where the code is, may move.
+
+    cache = stillframe.open_cache("caches/mine-0123456789ab")
+    clip = cache.read("people/juggle.mp4", layer=11)
+    clip.patches_TPD, clip.time_s_T, clip.truth
 
 Nothing heavy is imported before a name is used.
 """
@@ -16,32 +20,90 @@ import_own_code()
 from pipeline import __version__  # noqa: E402
 
 if TYPE_CHECKING:
-    from pipeline.cache.cache import Cache
+    from pipeline.config.cache_spec import CacheSpec
+    from pipeline.config.recipe import Recipe
+    from pipeline.datasets.manifest.manifest import Manifest
     from pipeline.errors import BadInput, BadVideo, StillframeError
+    from pipeline.records import Clip
+    from pipeline.train.evaluation import Evaluation
+    from pipeline.train.library.frame_encoder import FrameEncoder, FrameTokens
+    from pipeline.train.library.token_cache import ClipTokens, TokenCache, open_cache
+    from pipeline.train.library.trained_model import TrainedModel, load_run
+    from pipeline.train.library.window_dataset import WindowBatch, WindowDataset
     from pipeline.train.run import Run
     from pipeline.train.stream import Seen, Stream
+    from stillframe._verbs import (
+        evaluate,
+        extract,
+        load_manifest,
+        load_recipe,
+        load_spec,
+        make_manifest,
+        open_encoder,
+        open_stream,
+        train,
+    )
+
+_NAMES = {
+    "pipeline.config.cache_spec": ("CacheSpec",),
+    "pipeline.config.recipe": ("Recipe",),
+    "pipeline.datasets.manifest.manifest": ("Manifest",),
+    "pipeline.errors": ("BadInput", "BadVideo", "StillframeError"),
+    "pipeline.records": ("Clip",),
+    "pipeline.train.evaluation": ("Evaluation",),
+    "pipeline.train.library.frame_encoder": ("FrameEncoder", "FrameTokens"),
+    "pipeline.train.library.token_cache": ("ClipTokens", "TokenCache", "open_cache"),
+    "pipeline.train.library.trained_model": ("TrainedModel", "load_run"),
+    "pipeline.train.library.window_dataset": ("WindowBatch", "WindowDataset"),
+    "pipeline.train.run": ("Run",),
+    "pipeline.train.stream": ("Seen", "Stream"),
+    "stillframe._verbs": (
+        "evaluate",
+        "extract",
+        "load_manifest",
+        "load_recipe",
+        "load_spec",
+        "make_manifest",
+        "open_encoder",
+        "open_stream",
+        "train",
+    ),
+}
+"""Module -> the public names that it defines, as type checkers read them above."""
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "BadInput",
     "BadVideo",
-    "Cache",
+    "CacheSpec",
+    "Clip",
+    "ClipTokens",
+    "Evaluation",
+    "FrameEncoder",
+    "FrameTokens",
+    "Manifest",
+    "Recipe",
     "Run",
     "Seen",
     "StillframeError",
     "Stream",
+    "TokenCache",
+    "TrainedModel",
+    "WindowBatch",
+    "WindowDataset",
     "__version__",
+    "evaluate",
+    "extract",
+    "load_manifest",
+    "load_recipe",
+    "load_run",
+    "load_spec",
+    "make_manifest",
+    "open_cache",
+    "open_encoder",
+    "open_stream",
+    "train",
 ]
-
-_MODULES = {
-    "BadInput": "pipeline.errors",
-    "BadVideo": "pipeline.errors",
-    "Cache": "pipeline.cache.cache",
-    "Run": "pipeline.train.run",
-    "Seen": "pipeline.train.stream",
-    "StillframeError": "pipeline.errors",
-    "Stream": "pipeline.train.stream",
-}
-"""Public name -> the module that defines it."""
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from pipeline.config.shipped import named_file as named_file
 from pipeline.errors import BadInput
 
 if TYPE_CHECKING:
@@ -179,20 +180,6 @@ def other_manifest(folder: Path | None) -> Manifest | None:
     from pipeline.datasets.manifest.manifest import Manifest
 
     return None if folder is None else Manifest.load(folder)
-
-
-def named_file(kind: str, name: str) -> Path:
-    """The file that a name on the command line means: a "spec", "recipe" or "sweep" that ships
-    with the package, or else a path. Raises BadInput where it is neither."""
-    from pipeline.config.shipped import shipped
-    from pipeline.errors import unknown_name
-
-    files = shipped(kind)
-    if name in files:
-        return files[name]
-    if name.endswith((".toml", ".json")) or "/" in name or Path(name).exists():
-        return Path(name)
-    raise unknown_name(kind, name, files)
 
 
 def make_engine(name: str | None, workers: int, sets: list[str]) -> EnginePlugin | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from pipeline.errors import unknown_name
+
 KINDS = ("spec", "recipe", "sweep")
 
 
@@ -16,6 +18,17 @@ def shipped(kind: str) -> dict[str, Path]:
     """
     folder = (Path(__file__).parent / f"{kind}s").resolve()
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def named_file(kind: str, name: str) -> Path:
+    """The file that a name on the command line means: a "spec", "recipe" or "sweep" that ships
+    with the package, or else a path. Raises BadInput where it is neither."""
+    files = shipped(kind)
+    if name in files:
+        return files[name]
+    if name.endswith((".toml", ".json")) or "/" in name or Path(name).exists():
+        return Path(name)
+    raise unknown_name(kind, name, files)
 
 
 def first_sentence(path: Path) -> str:

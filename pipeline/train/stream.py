@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from pipeline.cache.codec_parameters import codecs_of, read_learnt
-from pipeline.cache.layout import MANIFEST, layer_name, tokens_by_array
+from pipeline.cache.layout import MANIFEST, tokens_by_array
 from pipeline.cache.storage.open import open_storage
 from pipeline.config import plugins
-from pipeline.config.cache_spec import BASE, CacheSpec, fingerprint
+from pipeline.config.cache_spec import BASE, fingerprint
 from pipeline.config.plugins import Settings
 from pipeline.datasets.manifest.manifest import read_origin
 from pipeline.datasets.manifest.targets import MAPPED, Arrays, collate
@@ -31,13 +31,14 @@ from pipeline.models.encoders.contract import make_encoder, token_shape, without
 from pipeline.models.tasks.contract import STREAMING, Query
 from pipeline.models.tasks.parts.canvas import with_caption
 from pipeline.models.video_model import array_of_answer
-from pipeline.records import Frames, Video
+from pipeline.records import Video
 from pipeline.train.language.streamed import (
     asked_texts,
     embedding_of_frame,
     head_of_stream,
     tower_of_stream,
 )
+from pipeline.train.library.frame_encoder import checked_frames, through_codec, with_encoder
 from pipeline.train.run import Run, load_model
 from pipeline.video.frame_counts import FrameCounts
 from pipeline.video.probe import probe
@@ -142,7 +143,7 @@ class Stream:
                 "train a run with windows.fps or windows.every, without controls",
             )
         self.device = chosen(device)
-        self.spec = _with_encoder(run, encoder or {})
+        self.spec = with_encoder(run.header.spec, encoder or {}, str(run.path / "run.json"))
         with self._may_fetch(encoder):
             self.encoder = make_encoder(self.spec, self.device)
             self.shape = token_shape(self.spec)
@@ -243,7 +244,10 @@ class Stream:
         than half a step after it; a query that is missing or wrong, see `reset`. NotFinite where
         the answer holds NaN.
         """
-        frames = _checked(pixels_HWC, time_s, pixel_aspect)
+        if not math.isfinite(time_s):
+            raise BadInput(f"a frame has a time in seconds, found {time_s}")
+        pixels_1HWC, times = np.asarray(pixels_HWC)[None], np.array([time_s], np.float64)
+        frames = checked_frames(pixels_1HWC, pixel_aspect, times)
         self._require_pace(time_s)
         whole = np.ones(1, bool)
         transforms = FrameTransforms(frames, self.device)
@@ -354,25 +358,8 @@ class Stream:
 
     def _tokens(self, square_1CHW: torch.Tensor) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
         """special (1, S, D) and layer -> patches (1, P, D), after a trip through the codec."""
-        tokens = self.encoder(square_1CHW)
-
-        def stored(name: str, part: torch.Tensor) -> torch.Tensor:
-            codec = self.codecs[name]
-            return codec.decode(
-                {
-                    key: torch.from_numpy(array).to(self.device)
-                    for key, array in codec.encode(part).items()
-                }
-            )
-
-        special = (
-            stored("special", tokens.special_NSD)
-            if self.shape.special_tokens
-            else tokens.special_NSD
-        )
-        return special, {
-            layer: stored(layer_name(layer), tokens.patches_NPD[layer]) for layer in self.layers
-        }
+        tokens = through_codec(self.encoder(square_1CHW), self.codecs, self.layers)
+        return tokens.special_NSD, tokens.patches_NPD
 
     def _told(self, asked: Mapping[str, Any], affine_23: np.ndarray) -> Arrays:
         """What is asked at the first frame, as truth of a window of that frame; empty for tasks
@@ -428,24 +415,3 @@ class Stream:
         """Within it a model is fetched that the user has named, and none that the run alone
         names."""
         return nullcontext() if encoder else without_network()
-
-
-def _checked(pixels_HWC: np.ndarray, time_s: float, pixel_aspect: float) -> Frames:
-    """One frame. Raises BadInput where it is none."""
-    pixels = np.asarray(pixels_HWC)
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
-        raise BadInput(
-            f"a frame is uint8 (H, W, 3), found {pixels.dtype} {pixels.shape}",
-            "RGB, upright; a tensor (3, H, W): frame.permute(1, 2, 0).numpy()",
-        )
-    if not math.isfinite(time_s):
-        raise BadInput(f"a frame has a time in seconds, found {time_s}")
-    if not (math.isfinite(pixel_aspect) and pixel_aspect > 0):
-        raise BadInput(f"the aspect of pixels is above 0, found {pixel_aspect}")
-    return Frames(np.ascontiguousarray(pixels)[None], np.array([time_s], np.float64), pixel_aspect)
-
-
-def _with_encoder(run: Run, changes: Mapping[str, Any]) -> CacheSpec:
-    table = dict(run.header.spec)
-    table["encoder"] = table["encoder"] | dict(changes)
-    return plugins.validate(CacheSpec, table, str(run.path / "run.json"))

@@ -18,7 +18,6 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -30,6 +29,7 @@ from typing import Any, Self
 import numpy as np
 from pydantic import Field
 
+from pipeline.child_python import module_command, search_path
 from pipeline.config.plugins import Settings
 from pipeline.errors import BadVideo
 from pipeline.records import Frames, Rate
@@ -199,16 +199,13 @@ class _Process:
             inherited = (child_channel.fileno(), count_fd)
             self.process = subprocess.Popen(
                 [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    decode_process.__name__,
+                    *module_command(decode_process.__name__),
                     *map(str, (*inherited, memory_mb)),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=inherited,
-                env=os.environ | ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                env=os.environ | ENVIRONMENT | {"PYTHONPATH": search_path()},
                 start_new_session=True,  # Ctrl-C is for the parent, which then ends this process
             )
         except BaseException:

@@ -24,6 +24,7 @@ from support.slurm import ARRAY_SIZE
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.leases import Leases, lease_of
+from pipeline.child_python import search_path
 from pipeline.config import plugins
 from pipeline.errors import BadInput
 from pipeline.extract import extract
@@ -208,7 +209,8 @@ def test_local_shares_out_the_cores(given, workers, threads, cache, tmp_path, mo
     assert environment["OMP_NUM_THREADS"] == (
         str(len(os.sched_getaffinity(0))) if threads == "all" else threads
     )
-    assert environment["PYTHONPATH"] == str(ROOT)
+    assert environment["PYTHONPATH"] == search_path()
+    assert environment["PATH"] == os.environ["PATH"]
 
 
 PARENT = """

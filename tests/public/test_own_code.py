@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 from support.paths import ROOT
 
+from pipeline import child_python
+from pipeline.errors import BadInput
+from pipeline.extract.launchers import ray, slurm
+
 
 @pytest.fixture
 def research(tmp_path) -> Path:
@@ -48,4 +52,48 @@ def test_another_pipeline_that_was_imported_first_is_named(research):
         f"ImportError: stillframe needs the name 'pipeline' for its own code, and "
         f"{research / 'pipeline/__init__.py'} has been imported under it; import stillframe before "
         "it, or give that package another name"
+    )
+
+
+@pytest.mark.slow
+def test_processes_of_our_own_import_it_beside_another_pipeline(research):
+    """The workers of an extraction, and the processes that decode for them."""
+    world = ("clips_per_class=3", "frames=12", "val_fraction=0.34")
+    sets = [word for setting in world for word in ("--set", setting)]
+    made = python("-m", "stillframe", "manifest", "world", "--out", "data", *sets, cwd=research)
+    assert made.returncode == 0, made.stderr
+    words = ("extract", "demo", "data", "--device", "cpu", "--workers", "2", "--engine", "local")
+    done = python("-m", "stillframe", *words, cwd=research)
+    assert (done.returncode, "288 frames" in done.stdout) == (0, True), done
+
+
+def test_paths_of_child_processes_have_others_of_our_name_last(research, monkeypatch):
+    plain = research / "plain"
+    monkeypatch.setattr(sys, "path", [str(research), str(plain), str(ROOT)])
+    assert child_python.search_path() == f"{plain}:{ROOT}:{research}"
+    assert child_python.others_of_our_name() == [str(research)]
+    monkeypatch.setattr(sys, "path", ["", str(plain)])  # as where an import hook finds our package
+    monkeypatch.chdir(research)
+    assert child_python.search_path() == f"{plain}:{ROOT}:"
+    monkeypatch.setattr(sys, "path", [str(plain)])
+    assert child_python.search_path() == str(plain)
+    assert child_python.others_of_our_name() == [str(research)]
+    monkeypatch.chdir(ROOT)
+    assert child_python.others_of_our_name() == []
+
+
+def test_jobs_of_a_cluster_import_it_too_or_are_refused(research, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert slurm._path_lines() == []
+    monkeypatch.chdir(research)
+    monkeypatch.setattr(sys, "path", [str(ROOT), str(research)])
+    assert slurm._path_lines() == [
+        "export PYTHONSAFEPATH=1",
+        f"export PYTHONPATH={ROOT}:{research}",
+    ]
+    with pytest.raises(BadInput) as refused:
+        ray.Engine.start(object.__new__(ray.Engine), None, research)
+    assert refused.value.message == (
+        f"engine 'ray': {research} holds another package 'pipeline', which Ray's workers would "
+        "take for this one"
     )

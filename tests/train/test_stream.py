@@ -224,11 +224,11 @@ def test_a_frame_that_cannot_be_one_is_refused_and_nothing_is_forgotten(run, mat
         return refused.value.with_hint
 
     assert refusal(second[..., 0], 6) == (
-        "a frame is uint8 (H, W, 3), found uint8 (64, 64) (RGB, upright; a tensor (3, H, W): "
-        "frame.permute(1, 2, 0).numpy())"
+        "frames are uint8 (F, H, W, 3), found uint8 (1, 64, 64) (RGB, upright; a tensor (F, 3, H, W): "
+        "frames.permute(0, 2, 3, 1).numpy())"
     )
-    assert "found float32 (64, 64, 3)" in refusal(second.astype(np.float32), 6)
-    assert "found uint8 (0, 64, 3)" in refusal(second[:0], 6)
+    assert "found float32 (1, 64, 64, 3)" in refusal(second.astype(np.float32), 6)
+    assert "found uint8 (1, 0, 64, 3)" in refusal(second[:0], 6)
     assert refusal(second, float("nan")) == "a frame has a time in seconds, found nan"
     assert refusal(second, 6, pixel_aspect=0) == "the aspect of pixels is above 0, found 0"
     assert refusal(second, 5) == (

@@ -118,7 +118,7 @@ class Targets:
     def check(self, clips: Sequence[Clip], split: str) -> None:
         """Raises BadInput where clips lack what is needed, naming how many and the first."""
         for name in self.wanted.needs:
-            lacking = [clip.clip_id for clip in clips if not self._has(clip, name)]
+            lacking = [clip.clip_id for clip in clips if not self.has(clip, name)]
             if lacking:
                 what = NAMED.get(name, f"the target '{name}'")
                 raise BadInput(
@@ -228,7 +228,8 @@ class Targets:
                 if key in stored
             }
 
-    def _has(self, clip: Clip, name: str) -> bool:
+    def has(self, clip: Clip, name: str) -> bool:
+        """Whether the truth of that name is known of a clip."""
         if name == "label":
             return clip.label is not None
         if name == TOKENS:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline.child_python import module_command, search_path
 from pipeline.config import plugins
 from pipeline.config.json_files import to_json
 from pipeline.device import cores
@@ -57,7 +57,7 @@ class Engine(EnginePlugin):
 
     def _start(self, index: int) -> subprocess.Popen[bytes]:
         worker = [self._job.kind(), to_json(self._job).decode(), str(index)]
-        command = [sys.executable, "-m", _die_with_parent.__name__, *worker]
+        command = [*module_command(_die_with_parent.__name__), *worker]
         with self._log(index).open("ab") as log:
             return subprocess.Popen(
                 command,
@@ -69,7 +69,8 @@ class Engine(EnginePlugin):
             )
 
     def _environment(self) -> dict[str, str]:
-        return {"OMP_NUM_THREADS": str(max(1, cores() // self.workers)), **os.environ}
+        threads = {"OMP_NUM_THREADS": str(max(1, cores() // self.workers))}
+        return threads | os.environ | {"PYTHONPATH": search_path()}
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         """Ends the worker and its group, which may outlive a worker killed alone; what decodes for

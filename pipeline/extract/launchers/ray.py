@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
+from pipeline.child_python import NAME, others_of_our_name
 from pipeline.config import plugins
 from pipeline.errors import BadInput
 from pipeline.extract.launchers.contract import (
@@ -48,6 +49,12 @@ class Engine(EnginePlugin):
         self._joined = False
 
     def start(self, job: Job, logs: Path) -> None:
+        if others := others_of_our_name():
+            raise BadInput(
+                f"engine 'ray': {others[0]} holds another package '{NAME}', which Ray's workers "
+                "would take for this one",
+                "start from a folder that has none",
+            )
         if not self._ray.is_initialized():
             try:
                 _require_answer(self.settings.address)

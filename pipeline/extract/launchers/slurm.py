@@ -8,6 +8,7 @@ of a task is asked of `squeue`, which needs no accounting and remembers the ende
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from pipeline.child_python import others_of_our_name, search_path
 from pipeline.config import plugins
 from pipeline.errors import BadInput, StillframeError
 from pipeline.extract.launchers.contract import (
@@ -143,7 +145,7 @@ class Engine(EnginePlugin):
                 "start from a machine of the cluster",
             )
         asked = self.settings
-        setup, srun_args = list(asked.setup), []
+        setup, srun_args = [*_path_lines(), *asked.setup], []
         if asked.cpus_per_task:
             setup.append(f"export OMP_NUM_THREADS={asked.cpus_per_task}")
             srun_args = [
@@ -203,6 +205,14 @@ class Engine(EnginePlugin):
         )
         if done.returncode == 0 or _forgotten(done):
             self._states = dict(line.split("|") for line in done.stdout.split())
+
+
+def _path_lines() -> list[str]:
+    """Lines of the batch script by which a worker imports this package where another one of its
+    name would come first, as in the working directory."""
+    if not others_of_our_name():
+        return []
+    return ["export PYTHONSAFEPATH=1", f"export PYTHONPATH={shlex.quote(search_path())}"]
 
 
 def _work(job: Job, index: int) -> None:
