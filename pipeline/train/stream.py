@@ -43,6 +43,7 @@ from pipeline.train.run import Run, load_model
 from pipeline.video.frame_counts import FrameCounts
 from pipeline.video.probe import probe
 from pipeline.video.reader import FrameReader
+from pipeline.video.sampling import DRIFT, TOLERANCE_S
 from pipeline.video.transforms import FrameTransforms
 
 UNKNOWN_FPS = 25.0
@@ -194,6 +195,7 @@ class Stream:
         # Of the frames that `step` was given:
         self._state: Any = None
         self._last_s: float | None = None
+        self._due_s = -math.inf
         self._asked: Mapping[str, Any] = {}
         self._source_fps: float | None = None
         _ = self.model.streaming  # without this form a run is refused now, not at the first frame
@@ -238,7 +240,7 @@ class Stream:
         from it as extraction cuts them. `time_s`: when it was taken, in seconds of any clock,
         ascending; the answer carries it. `pixel_aspect`: width of a pixel over its height. Every
         call is one step of the model, which has learnt frames that are `pace` apart: whoever has
-        more of them gives those that are due.
+        more of them gives those that are due, see `is_due`.
 
         Raises BadInput: an array of another kind, a time that is not after the last one, or less
         than half a step after it; a query that is missing or wrong, see `reset`. NotFinite where
@@ -256,7 +258,16 @@ class Stream:
             self._begin(1 / self.answers_per_second(self._source_fps))
         seen, self._state = self._advance(look, self._state, self._asked)
         self._last_s = float(time_s)
+        if not self.pace.in_rows:
+            is_late = time_s >= self._due_s + self.pace.size  # frames were left out, or it begins
+            self._due_s = (time_s if is_late else self._due_s) + self.pace.size
         return seen
+
+    def is_due(self, time_s: float) -> bool:
+        """Whether a frame taken then is the next one to `step`, for sources with more frames than
+        the run has learnt: it is the first at or after an instant of its pace. Every frame is where
+        the run counts frames."""
+        return self.pace.in_rows or time_s >= self._due_s - DRIFT * self.pace.size - TOLERANCE_S
 
     def reset(self, asked: Mapping[str, Any] | None = None, fps: float | None = None) -> None:
         """Forgets every frame that `step` was given: the next one is the first of a new stream.
@@ -266,6 +277,7 @@ class Stream:
         for it.
         """
         self._state = self._last_s = None
+        self._due_s = -math.inf
         self._asked, self._source_fps = dict(asked or {}), fps
 
     def fps_of(self, path: Path, image_fps: float | None = None) -> float:
@@ -331,7 +343,7 @@ class Stream:
             raise BadInput(
                 f"the frame at {time_s:g} s comes {after_s:.3g} s after the last one; this run "
                 f"has learnt {1 / self.pace.size:.3g} frames a second",
-                f"give one frame every {self.pace.size:.3g} s",
+                "give those for which stream.is_due(time_s)",
             )
 
     def _begin(self, step_s: float) -> None:

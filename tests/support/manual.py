@@ -62,8 +62,8 @@ class Line:
         words = self.words
         if words[0] == "stillframe":
             return words[1:]
-        if "pipeline.cli" in words:  # torchrun ... -m pipeline.cli train ...
-            return words[words.index("pipeline.cli") + 1 :]
+        if "-m" in words and words[words.index("-m") + 1] == "stillframe":  # torchrun ... -m ...
+            return words[words.index("-m") + 2 :]
         return None
 
     def __str__(self) -> str:

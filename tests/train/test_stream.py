@@ -213,6 +213,25 @@ def test_a_copy_of_a_stream_goes_on_by_itself(material, tmp_path, temporal):
     assert not np.array_equal(of_other, own[0])
 
 
+def test_of_a_faster_camera_the_frames_that_are_due_keep_the_pace(run, material):
+    stream = Stream(run)
+    pixels, _ = frames_of(material.root / "a/v1.mp4")[0]
+    given = []
+    for number in [*range(60), *range(75, 90)]:  # at 30 frames a second, and half a second is lost
+        if stream.is_due(number / 30 + 7):
+            stream.step(pixels, number / 30 + 7)
+            given.append(number)
+    assert given == [*range(0, 60, 3), *range(75, 90, 3)]
+    stream.reset()
+    assert stream.is_due(0.0)
+    of_25 = []
+    for number in range(50):  # 25 do not divide by ten: every instant has the next frame
+        if stream.is_due(number / 25):
+            stream.step(pixels, number / 25)
+            of_25.append(number)
+    assert of_25 == sorted([*range(0, 50, 5), *range(3, 50, 5)])
+
+
 def test_a_frame_that_cannot_be_one_is_refused_and_nothing_is_forgotten(run, material):
     stream = Stream(run)
     (first, _), (second, _), *_ = frames_of(material.root / "a/v1.mp4")
@@ -237,7 +256,7 @@ def test_a_frame_that_cannot_be_one_is_refused_and_nothing_is_forgotten(run, mat
     )
     assert refusal(second, 5.01) == (
         "the frame at 5.01 s comes 0.01 s after the last one; this run has learnt 10 frames a "
-        "second (give one frame every 0.1 s)"
+        "second (give those for which stream.is_due(time_s))"
     )
     again = Stream(run)
     again.step(first, 0.0)

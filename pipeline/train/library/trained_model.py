@@ -43,8 +43,8 @@ class TrainedModel(nn.Module):
         return self.model.predict(_on_device(batch), self.task)
 
     def answers(self, batch: WindowBatch | OnDevice) -> dict[str, np.ndarray]:
-        """Form -> answers as the task scores them, on the CPU: probabilities of classes, boxes,
-        metres. Raises NotFinite where one holds NaN."""
+        """Form -> answers as the task scores them, on the CPU: scores of classes before softmax,
+        boxes, metres. Raises NotFinite where one holds NaN."""
         return self.model.answers(_on_device(batch), self.task)
 
     def features(self, batch: WindowBatch | OnDevice) -> torch.Tensor:
