@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -29,9 +29,10 @@ class WindowSettings(Settings):
 
     frames: int = Field(default=16, ge=1)
     """T, the frames of a window."""
-    eval_frames: int | None = Field(default=None, ge=1)
+    eval_frames: Annotated[int, Field(ge=1)] | Literal["clip"] | None = None
     """T of every split but the training split, for tasks that answer frame by frame alone; None:
-    the same."""
+    the same. "clip": a window is all of its clip, however long, so that every frame of it is scored
+    once, as where videos are segmented."""
     fps: float | None = Field(default=None, gt=0)
     """Frames per second of window time; at most what the cache holds. Exactly one of fps, every and
     `span = "clip"` is given."""
@@ -72,6 +73,12 @@ class WindowSettings(Settings):
     seed: Seed = 0
     """Draws the order of the windows, their places and views, and which videos a share has."""
 
+    @property
+    def held_out_frames(self) -> int:
+        """T of every split but the training split; that of training where windows are whole clips,
+        which differ."""
+        return self.eval_frames if isinstance(self.eval_frames, int) else self.frames
+
     def step(self, speed: float = 1.0) -> Step | None:
         """From one frame of a window to the next, in a clip that is played `speed` times as fast;
         None where that depends on how long the clip is."""
@@ -103,6 +110,11 @@ class WindowSettings(Settings):
             raise ValueError('wanted exactly one of fps, every and span = "clip"')
         if self.span == "clip" and self.per_clip == "length":
             raise ValueError('a window of span = "clip" is all of its clip: leave per_clip out')
+        if self.eval_frames == "clip" and (self.span == "clip" or self.eval_windows > 1):
+            raise ValueError(
+                'eval_frames = "clip" wants fps or every, and one window of each clip: leave span '
+                "and eval_windows out"
+            )
         if self.shuffle and self.still is not None:
             raise ValueError("wanted either shuffle or still: one frame has no order")
         return self

@@ -16,6 +16,14 @@ Truth beyond the label has these names and shapes, F being the target's own fram
                         resolution over the whole source frame; 0 where unknown
     pose     (F, 4, 4)  float64  camera to world, in metres; axes x right, y down, z forward; NaN
                         where unknown
+
+What happens when has no frames of its own, but segments of time, S of them in any order, which may
+overlap where several things happen at once. Of a clip without them nothing is known; of one with
+them, what no segment covers is none of the classes:
+
+    segments_s     (S, 2)  float64  [start, stop) of each
+    segment_class  (S,)    int64    the place of its class in `classes`; -1 where it is not known
+                                    what happens: such frames are neither trained on nor scored
 """
 
 from __future__ import annotations
@@ -44,6 +52,9 @@ class DatasetPlugin(ABC):
 
     clock: Clock = "first_frame"
     """What seconds count from, in clips and truth alike."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes of `segment_class`, in the order of their numbers; known once `clips()`
+    is through. Empty where no clip has segments."""
 
     def __init__(
         self, root: Path, settings: Any, on_progress: Callable[[int, int], None] | None = None

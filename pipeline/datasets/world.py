@@ -6,7 +6,7 @@ where the class is how the object moves or changes; a `room` with several object
 camera, where the class is how the camera moves; and a `story` of up to three things, one of which
 does one thing and then another, where the class is the first of them. The room has dials that make
 it harder, and is what tracking, depth and camera pose are learned from. Of the story there are
-captions, or questions with answers.
+captions, or questions with answers, or the two events with their times.
 
 In all, the class is a phase that turns one way or the other on a circle from a uniform start, so
 that every single frame is distributed alike in all classes. The video codec keeps this property:
@@ -68,9 +68,9 @@ class Settings(plugins.Settings):
     scene: Literal["plane", "room", "story"] = "plane"
     """The scene that the videos show; `says` and `casts` are of the story, all settings below them
     of the room."""
-    says: Literal["nothing", "captions", "questions"] = "nothing"
-    """What is said of each story: nothing; three captions; or questions, whose right answer is then
-    the label."""
+    says: Literal["nothing", "captions", "questions", "events"] = "nothing"
+    """What is said of each story: nothing; three captions; questions, whose right answer is then
+    the label; or which event happens when, as truth of every frame."""
     casts: int = Field(default=0, ge=0, le=story.MOST_SHARED)
     """Casts that the stories share, each for 30 clips in turn, which show every two events in every
     order: captions of these differ in nothing else. 0: every story has a cast of its own."""
@@ -141,6 +141,8 @@ class Dataset(DatasetPlugin):
         """Renders what is not there yet, then yields the classes in turn. Raises BadInput if `root`
         holds another world."""
         self._claim_root()
+        if self.settings.says == "events":
+            self.classes = story.LABELS
         with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, 16)) as pool:
             for done, _ in enumerate(pool.map(self._render, self._index), start=1):
                 self.on_progress(done, len(self._index))
@@ -169,11 +171,16 @@ class Dataset(DatasetPlugin):
         times = {f"{name}_time_s": self._time_s for name in targets if name != "visible"}
         if self.settings.says != "questions":
             targets["label"] = np.array(self._labels.index(self._label(clip.video_id)))
+        if self.settings.says == "events":
+            half_s = self.settings.frames / self.settings.fps / 2
+            targets["segments_s"] = half_s * np.array([[0.0, 1.0], [1.0, 2.0]])
+            events = self._story(clip.video_id).events
+            targets["segment_class"] = np.array([story.LABELS.index(event) for event in events])
         return {**targets, **times}
 
     def texts(self, clip: Clip) -> ClipTexts:
         """What the setting `says` wants."""
-        if self.settings.says == "nothing":
+        if self.settings.says in ("nothing", "events"):
             return ClipTexts()
         number = int(clip.clip_id.rpartition("/q")[2]) if self.settings.says == "questions" else 0
         return self._texts(clip.video_id)[number]

@@ -16,7 +16,7 @@ from pipeline.datasets.manifest.targets import TOKENS
 from pipeline.experiments.resampling import BootstrapTable, PointScores, interval_of
 from pipeline.experiments.seed_variance import SeedVariance
 from pipeline.models.step_memory import evaluation_batch
-from pipeline.models.tasks.contract import TaskPlugin, make_task
+from pipeline.models.tasks.contract import TaskPlugin, labels_of, make_task
 from pipeline.models.video_model import untrained_answers, with_truth
 from pipeline.train.bootstrap import TIE, Interval
 from pipeline.train.compatibility import check, require_truth
@@ -67,7 +67,7 @@ def evaluate_baselines(
     cache and manifest do not fit together."""
     cache, manifest = context.cache, context.manifest
     check([recipe], cache, manifest)
-    task, all_layers = make_task(recipe, manifest.labels), cache.shape.layers
+    task, all_layers = make_task(recipe, labels_of(recipe, manifest)), cache.shape.layers
     baselines: dict[str, BaselineScores] = {}
     ceilings: Ceilings = {}
     # Where tokens are the truth, every layer has its own.

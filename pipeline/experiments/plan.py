@@ -41,7 +41,7 @@ from pipeline.extract.extract import fill_stores
 from pipeline.models import profile
 from pipeline.models.encoders.contract import token_shape
 from pipeline.models.step_memory import EVAL_BATCH, NotCounted, TrainingMemory
-from pipeline.models.tasks.contract import make_task
+from pipeline.models.tasks.contract import labels_of, make_task
 from pipeline.models.video_model import layers_read
 from pipeline.records import TokenShape
 from pipeline.train.trainer import steps_of
@@ -236,7 +236,7 @@ def require(
                 f"spec '{spec.name}' has none of that name",
                 "add it to the spec, or leave it out of windows.views",
             )
-    labels = trained.labels if trained else PLACEHOLDER_LABELS
+    labels = labels_of(recipe, trained) if trained else PLACEHOLDER_LABELS
     make_task(recipe, labels)  # which refuses what does not go together
 
 
@@ -392,7 +392,7 @@ def _training(
     memory = TrainingMemory(
         [recipe],
         shape,
-        videos.labels if videos else PLACEHOLDER_LABELS,
+        labels_of(recipe, videos) if videos else PLACEHOLDER_LABELS,
         token_bytes,
         BATCHES_IN_MEMORY,
         EVAL_BATCH,
@@ -438,7 +438,7 @@ def _operations(
     extraction = encoder_frame * scale.frames * (1 + len(spec.views))
     if recipe is None or training is None:
         return Operations(encoder_frame=encoder_frame, extraction=extraction)
-    labels = videos.labels if videos else PLACEHOLDER_LABELS
+    labels = labels_of(recipe, videos) if videos else PLACEHOLDER_LABELS
     parts = profile.flops(recipe, shape, labels, in_training=True)
     cached_step = STEP_PASSES * sum(parts.values()) * recipe.training.batch_size
     encoder_step = encoder_frame * training.step_frames

@@ -47,6 +47,7 @@ from pipeline.experiments.sweep_spec import (
 )
 from pipeline.extract.launchers.contract import EnginePlugin, Job, run_until_done
 from pipeline.models.profile import Cost, cost
+from pipeline.models.tasks.contract import labels_of
 from pipeline.train.compatibility import require_trainable, require_truth, window_needs
 from pipeline.train.distributed import ALONE, Ranks
 from pipeline.train.evaluate import evaluate_together
@@ -292,7 +293,7 @@ class Sweep:
         key = json.dumps([*architecture, recipe.windows.frames, str(cache.shape)])
         if key not in self._costs:
             manifest = self.manifest or cache.manifest
-            self._costs[key] = cost(recipe, cache.shape, manifest.labels)
+            self._costs[key] = cost(recipe, cache.shape, labels_of(recipe, manifest))
         return self._costs[key]
 
 

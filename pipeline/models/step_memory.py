@@ -22,7 +22,14 @@ from torch.utils._pytree import tree_leaves
 
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
-from pipeline.datasets.manifest.targets import MAPPED, TOKENS, Arrays, collate
+from pipeline.datasets.manifest.targets import (
+    CLASSES,
+    CLASSES_VALID,
+    MAPPED,
+    TOKENS,
+    Arrays,
+    collate,
+)
 from pipeline.models.tasks.contract import TaskPlugin, make_task
 from pipeline.models.video_model import VideoModel, layers_read, parameter_groups
 from pipeline.records import OnDevice, TokenShape
@@ -174,7 +181,7 @@ class TrainingMemory:
             return count * tokens * self.shape.width * FLOAT32_BYTES
 
         tokens = windows.frames * read_tokens
-        eval_tokens = (windows.eval_frames or windows.frames) * all_tokens
+        eval_tokens = windows.held_out_frames * all_tokens
         always = stored(training.batch_size, tokens) + sum(run.weights for run in runs)
         always += decoded(micro_batch, tokens)
         most = max(
@@ -239,9 +246,9 @@ def _counted(
     windows: int,
     evaluation_windows: int,
 ) -> StepMemory:
-    frames, eval_frames = recipe.windows.frames, recipe.windows.eval_frames
+    frames, eval_frames = recipe.windows.frames, recipe.windows.held_out_frames
     task = make_task(recipe, labels)
-    truth, eval_truth = (example_truth(task, count) for count in (frames, eval_frames or frames))
+    truth, eval_truth = (example_truth(task, count) for count in (frames, eval_frames))
     with FakeTensorMode(), _LiveBytes() as live:
         task = make_task(recipe, labels)
         model = VideoModel(recipe, shape, task)
@@ -257,7 +264,7 @@ def _counted(
         kept = recipe.windows.patches_kept(patches)
         batch = _batch(model, shape, kept, truth, (windows, frames))
         activations = _training_peak(live, model, task, batch)
-        held_out = evaluation_windows, eval_frames or frames
+        held_out = evaluation_windows, eval_frames
         batch = _batch(model, shape, patches, eval_truth, held_out)
         evaluation = _evaluation_peak(live, model, task, batch)
     return StepMemory(
@@ -323,6 +330,9 @@ def example_truth(task: TaskPlugin, frames: int) -> Arrays:
             truth["label"] = np.array(0)
         elif name == TOKENS:
             truth["seen_s"] = np.arange(frames) * SECONDS / max(1, frames - 1)
+        elif name == CLASSES:
+            truth[CLASSES] = np.ones((frames, len(task.labels)), bool)
+            truth[CLASSES_VALID] = all_T
         elif name == "depth_m":
             side = task.dense_px or 1
             truth["depth_m"] = np.ones((frames, side, side), np.float32)

@@ -54,7 +54,8 @@ class VideoModel(nn.Module):
         suit the temporal module."""
         super().__init__()
         frames, eval_frames = recipe.windows.frames, recipe.windows.eval_frames
-        if WINDOW in task.forms and eval_frames not in (None, frames):
+        differs = eval_frames not in (None, frames)
+        if WINDOW in task.forms and differs and not task.reads_any_length:
             raise BadInput(
                 f"recipe '{recipe.name}': the form '{WINDOW}' reads {frames} frames at once, "
                 f"no other number; windows.eval_frames is {eval_frames}",

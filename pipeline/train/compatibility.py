@@ -14,9 +14,9 @@ from pipeline.cache.corruption import require_valid
 from pipeline.config.recipe import Recipe, TrainingSettings
 from pipeline.config.toml_tables import differences
 from pipeline.datasets.manifest.manifest import Manifest
-from pipeline.datasets.manifest.targets import LABELLED
+from pipeline.datasets.manifest.targets import CLASSES, LABELLED
 from pipeline.errors import BadInput
-from pipeline.models.tasks.contract import TaskPlugin, make_task, task_class
+from pipeline.models.tasks.contract import TaskPlugin, labels_of, make_task, task_class
 from pipeline.models.video_model import VideoModel
 from pipeline.train.distributed import Ranks
 from pipeline.train.run import RUN_FORMAT, CacheFacts, InitFacts, Run
@@ -88,11 +88,12 @@ def _require_trained_on(run: Run, cache: Cache, manifest: Manifest) -> None:
             f"{cache} has {cache.fingerprint}",
             f"give the cache {run.header.cache.name}",
         )
-    knows_labels = {*LABELLED} & {*task_class(run.recipe).needs}
-    if knows_labels and manifest.labels != run.header.labels:
+    knows_labels = {*LABELLED, CLASSES} & {*task_class(run.recipe).needs}
+    labels = labels_of(run.recipe, manifest)
+    if knows_labels and labels != run.header.labels:
         raise BadInput(
             f"run {run.path} knows the labels {_first_few(run.header.labels)}; "
-            f"manifest {manifest.folder} has {_first_few(manifest.labels)}",
+            f"manifest {manifest.folder} has {_first_few(labels)}",
             "give the manifest it was trained with: --manifest DIR",
         )
 
@@ -160,7 +161,7 @@ def identity_of(
         "recipe": recipe.canonical(),
         "cache": CacheFacts.of(cache),
         "manifest": manifest.digest,
-        "labels": manifest.labels,
+        "labels": labels_of(recipe, manifest),
         "init": init,
     }
 
@@ -172,7 +173,7 @@ def require_same_run(
     that is not there yet is fine."""
     if (path / "run.json").is_file():
         now = identity_of(recipe, cache, manifest, init)
-        now |= {"cache": now["cache"].model_dump(mode="json"), "labels": list(manifest.labels)}
+        now |= {"cache": now["cache"].model_dump(mode="json"), "labels": list(now["labels"])}
         run = Run(path)
         # The recipe as it is read today: one that was written before a setting came has no such
         # key, and means its default.
@@ -205,7 +206,7 @@ def require_trainable(recipe: Recipe, cache: Cache, manifest: Manifest, path: Pa
     initial weights do not fit it, and a run folder `path` that was made from something else."""
     try:
         with torch.device("meta"):  # shapes alone: no weights are made
-            VideoModel(recipe, cache.shape, make_task(recipe, manifest.labels))
+            VideoModel(recipe, cache.shape, make_task(recipe, labels_of(recipe, manifest)))
     except BadInput as error:
         raise BadInput(f"member '{recipe.name}': {error.message}", error.hint) from error
     initial = initial_weights(recipe, cache, manifest, path)

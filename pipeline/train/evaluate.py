@@ -212,13 +212,17 @@ class Scores:
         """The weight of every window in the first metric, and the index of its clip."""
         self.weights: dict[str, np.ndarray] = {}
         """metric -> the weight of every window."""
+        self.answer_weights: dict[tuple[str, str], np.ndarray] = {}
+        """(form, metric) -> the weight of every window, where it depends on the answer."""
         self.answers: Arrays = {}
         """form -> answer to every window, where the task keeps them; and `time_s`, (windows, T),
-        when its frames appear, in seconds after the first frame of their video."""
+        when its frames appear, in seconds after the first frame of their video. Windows that are
+        shorter than the longest are filled up with zeros."""
         self._together: list[tuple[Arrays, Arrays]] = []
         """Answers and truth of every batch, where a score depends on all of them."""
         self._columns: dict[tuple[str, str], list[np.ndarray]] = {}
         self._rows: dict[str, list[np.ndarray]] = {form: [] for form in task.forms}
+        self._answer_weights: dict[tuple[str, str], list[np.ndarray]] = {}
         self._times_s: list[np.ndarray] = []
         self._weights: list[np.ndarray] = []
         self._metric_weights: dict[str, list[np.ndarray]] = {}
@@ -255,6 +259,8 @@ class Scores:
         for metric, weight in weights.items():
             self._metric_weights.setdefault(metric, []).append(weight)
         for form, answer in answers.items():
+            for metric, weight in self.task.answer_weights(answer, targets).items():
+                self._answer_weights.setdefault((form, metric), []).append(weight)
             for metric, values in self.task.score(answer, targets).items():
                 require_finite(form, metric, values[weights[metric] > 0])
                 self._columns.setdefault((form, metric), []).append(values)
@@ -267,15 +273,19 @@ class Scores:
         self.values = {key: np.concatenate(parts) for key, parts in self._columns.items()}
         self.weight, self.clip = np.concatenate(self._weights), np.concatenate(self._clips)
         self.weights = {key: np.concatenate(parts) for key, parts in self._metric_weights.items()}
+        self.answer_weights = {
+            key: np.concatenate(parts) for key, parts in self._answer_weights.items()
+        }
         if self._times_s:
-            rows = zip(*self._rows.values(), strict=True)
-            self.answers = collate([dict(zip(self._rows, row, strict=True)) for row in rows])
-            self.answers["time_s"] = np.stack(self._times_s)
+            table = self._rows | {"time_s": self._times_s}
+            rows = zip(*table.values(), strict=True)
+            self.answers = collate([dict(zip(table, row, strict=True)) for row in rows])
 
     def interval(self, form: str, metric: str) -> Interval:
         """A metric in one form over all windows, with its interval over videos."""
         of_videos = median_interval if metric in self._medians else interval
-        return of_videos(self.values[form, metric], self._videos, self.weights[metric])
+        weights = self.answer_weights.get((form, metric), self.weights[metric])
+        return of_videos(self.values[form, metric], self._videos, weights)
 
     def gain(self, form: str, baseline: str) -> Interval:
         """How much better the first metric is in one form than in another, videos resampled;

@@ -20,7 +20,7 @@ from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.datasets.manifest.targets import TOKENS, Arrays
 from pipeline.errors import BadInput
 from pipeline.models.step_memory import EVAL_BATCH, TrainingMemory
-from pipeline.models.tasks.contract import TaskPlugin, make_task
+from pipeline.models.tasks.contract import TaskPlugin, labels_of, make_task
 from pipeline.models.video_model import VideoModel, layers_read
 from pipeline.train.compatibility import (
     check,
@@ -113,7 +113,7 @@ def open_windows(
     which all of them share. Raises BadInput for what cannot be trained."""
     cache, manifest = context.cache, context.manifest
     check(recipes, cache, manifest)
-    tasks = [make_task(recipe, manifest.labels) for recipe in recipes]
+    tasks = [make_task(recipe, labels_of(recipe, manifest)) for recipe in recipes]
     layers = sorted({layer for recipe in recipes for layer in layers_read(recipe, cache.shape)})
     windows, held_out = (
         context.windows(split, recipes[0], tasks[0], layers) for split in ("train", "val")
@@ -258,7 +258,7 @@ def training_memory(recipes: Sequence[Recipe], context: RunContext) -> TrainingM
     return TrainingMemory(
         recipes,
         cache.shape,
-        manifest.labels,
+        labels_of(recipes[0], manifest),
         cache.codec.bytes_per_token(cache.shape.width),
         BATCHES_IN_MEMORY,
         len(manifest.split("val")) * recipes[0].windows.eval_windows

@@ -85,6 +85,10 @@ def window_targets(task: TaskPlugin, seed: int) -> dict[str, np.ndarray]:
         },
         "depth_m": {"depth_m": rng.uniform(0.5, 5, (T, side, side)).astype(np.float32)},
         "pose": {"pose": pose, "pose_valid": np.ones(T, bool)},
+        "classes": {
+            "classes": np.eye(len(LABELS), dtype=bool)[(seed + (np.arange(T) > seed % T)) % 4],
+            "classes_valid": np.arange(T) < T - seed % 2,
+        },
         "tokens": {"seen_s": 0.25 * np.arange(T)},
         "captions": {"captions": vectors(rng, 1 + seed % 2)},
         "question": {

@@ -23,6 +23,7 @@ from pipeline.experiments.summary import Outcome, ScoredPoint, summarise
 from pipeline.experiments.sweep import SWEEP_FILE
 from pipeline.extract import extract
 from pipeline.models.profile import Cost, cost
+from pipeline.models.tasks.contract import labels_of
 from pipeline.report.report import report
 from pipeline.train.bootstrap import interval
 from pipeline.train.evaluate import evaluate
@@ -92,7 +93,7 @@ def made_up_sweep(folder: Path, runs: int, modules: Sequence[str] = ()) -> Path:
                 Recipe, RECIPE | {"temporal": {"name": name} | _small(name)}, "bench"
             )
             trained[name] = train(recipe, cache, folder / "trained" / name)
-            costs[name] = cost(recipe, cache.shape, cache.manifest.labels)
+            costs[name] = cost(recipe, cache.shape, labels_of(recipe, cache.manifest))
         member = f"{name}-lr{rate:g}-s{seed}"
         level = 0.2 + 0.7 * names.index(name) / len(names) - 0.05 * _far_from_middle(rate)
         run = _copied(trained[name], cache, sweep / "runs" / member, rate, seed, level)

@@ -24,6 +24,8 @@ SHAPES: dict[str, tuple[str | int, ...]] = {
     "visible": ("Q", "F"),
     "depth_m": ("F", "H", "W"),
     "pose": ("F", 4, 4),
+    "segments_s": ("S", 2),
+    "segment_class": ("S",),
 }
 """Array -> its axes. F frames have times in an array of their own, such as `boxes_time_s` (F,)."""
 TIMES_OF = {"visible": "points"}
@@ -106,7 +108,7 @@ class ClipTargets:
         )
         if axes and not fits:
             return f"has the shape {array.shape}, wanted {axes}"
-        if name in SHAPES:
+        if "F" in axes and name in SHAPES:
             times = f"{TIMES_OF.get(name, name)}_time_s"
             time_s = self._group[times] if _is_own(self._group, times) else None
             frames = array.shape[axes.index("F")]

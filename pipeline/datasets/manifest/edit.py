@@ -61,6 +61,8 @@ class EditedClips(DatasetPlugin):
         self._in_order = [part.clip for part in taken]
         if taken:
             self.clock = taken[0].source.origin.clock
+        names = (name for part in taken for name in part.source.classes)
+        self.classes = tuple(dict.fromkeys(names))
         for part in taken:
             if facts := part.source.facts.get(part.original.video_id):
                 self.probed[part.clip.source] = facts
@@ -72,7 +74,12 @@ class EditedClips(DatasetPlugin):
     def targets(self, clip: Clip) -> dict[str, np.ndarray]:
         """The truth that the clip has in its source."""
         part = self._taken[clip.clip_id]
-        return part.source.targets(part.original.clip_id)
+        truth = part.source.targets(part.original.clip_id)
+        if "segment_class" in truth and part.source.classes != self.classes:
+            number = {name: place for place, name in enumerate(self.classes)}
+            places = np.array([number[name] for name in part.source.classes] + [-1], np.int64)
+            truth["segment_class"] = places[truth["segment_class"]]
+        return truth
 
     def texts(self, clip: Clip) -> ClipTexts:
         """What is said or asked of the clip in its source."""

@@ -129,6 +129,12 @@ class Manifest:
         return self.origin.labels
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes of segments in targets.h5; a class's number is its place here. Empty
+        where no clip has segments."""
+        return self.origin.classes
+
+    @property
     def rejected(self) -> dict[str, str]:
         """source -> reason, for media that became no clip."""
         return self.origin.rejected
@@ -317,6 +323,7 @@ def _written(name: str, dataset: DatasetPlugin, out: Path, edit: Edit | None) ->
         settings=dataset.settings.model_dump(mode="json"),
         root=portable(root.resolve(), out.resolve()),
         labels=_labels(clips),
+        classes=dataset.classes,
         rejected=dict(sorted(dataset.rejected.items())),
         notes=dict(sorted(dataset.notes.items())),
         left_out={

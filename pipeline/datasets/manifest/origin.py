@@ -47,6 +47,8 @@ class Origin(plugins.Settings):
     root: str
     """Folder of the videos: relative to the manifest's folder if inside it, else absolute."""
     labels: tuple[str, ...]
+    classes: tuple[str, ...] = ()
+    """Names of the classes of segments in targets.h5, in the order of their numbers."""
     rejected: dict[str, str]
     """source -> reason, for media that should be a clip and became none."""
     notes: dict[str, str] = Field(default_factory=dict)
@@ -70,6 +72,6 @@ class Origin(plugins.Settings):
 
     def to_json(self) -> str:
         """The text of dataset.json."""
-        rare = {"made_by", "texts_sha256"}
-        table = self.model_dump(exclude={name for name in rare if getattr(self, name) is None})
+        rare = {"made_by", "texts_sha256", "classes"}
+        table = self.model_dump(exclude={name for name in rare if not getattr(self, name)})
         return json.dumps(table, indent=2) + "\n"

@@ -14,6 +14,9 @@ Per window, time first; what does not hold of a frame is zero and its mask False
     pose          (T, 4, 4)  float64  camera to world
     pose_valid    (T,)       bool     known at this time
     time_s        (T,)       float64  beside poses: when the frames are shown
+    classes       (T, K)     bool     which of the manifest's K classes hold of the frame
+    classes_valid (T,)       bool     known at this time; in evaluation, of frames that repeat the
+                                      first alone
     tokens        (T, P, D)  float32  the cached patches of the frames themselves, as they left the
                                       codec; they come from the cache, after `prepare`
     captions      (K, E)     float32  embeddings of the clip's captions, of unit length; in training
@@ -47,6 +50,7 @@ from pipeline.datasets.manifest.manifest import REBUILD, TARGETS, Manifest
 from pipeline.datasets.manifest.texts import ClipTexts, WordTable
 from pipeline.errors import BadInput
 from pipeline.records import Clip
+from pipeline.video.sampling import TOLERANCE_S
 
 Arrays = dict[str, np.ndarray]
 CLIPS_IN_MEMORY = 1024
@@ -57,6 +61,7 @@ TOKENS = "tokens"
 """The truth that every cache holds of itself."""
 CAPTIONS, WORDS = "captions", "words"
 QUESTION, QUESTION_VALID, CHOICES = "question", "question_valid", "choices"
+CLASSES, CLASSES_VALID = "classes", "classes_valid"
 OF_CLIPS = ("label", TOKENS, CAPTIONS, WORDS, QUESTION)
 """Truth that holds of a whole clip, or of whatever frames are seen."""
 LABELLED = ("label", QUESTION)
@@ -73,6 +78,7 @@ STORED = {
     "points": ("points", "visible"),
     "depth_m": ("depth_m",),
     "pose": ("pose",),
+    CLASSES: ("segments_s", "segment_class"),
 }
 """target -> the arrays of targets.h5 that it is made of."""
 
@@ -151,6 +157,10 @@ class Targets:
                 sampled |= self._question(clip)
             elif name == WORDS:
                 pass  # of the same caption, beside it
+            elif name == CLASSES:
+                sampled |= self._classes(clip, time_s_T)
+                if rng is None:
+                    sampled[CLASSES_VALID][1:] &= np.diff(time_s_T) != 0
             elif name == "depth_m":
                 assert self.wanted.dense_px is not None
                 sampled["depth_m"] = self._depth(
@@ -201,6 +211,20 @@ class Targets:
         clips = [clip.clip_id for clip in self.manifest.clips if clip.split == "train"]
         said = self.manifest.texts
         return WordTable(text for clip in clips if clip in said for text in said[clip].captions)
+
+    def _classes(self, clip: Clip, time_s_T: np.ndarray) -> Arrays:
+        arrays, count = self._small(clip.clip_id), len(self.manifest.classes)
+        number_S = arrays["segment_class"]
+        if (
+            len(number_S) != len(arrays["segments_s"])
+            or ((number_S < -1) | (number_S >= count)).any()
+        ):
+            raise BadInput(
+                f"{self.manifest.folder / TARGETS}: clip '{clip.clip_id}' has segments without a "
+                f"class among the {count} of the manifest",
+                REBUILD,
+            )
+        return sample_classes(arrays["segments_s"], number_S, count, time_s_T)
 
     def _depth(
         self, clip: Clip, time_s_T: np.ndarray, affine_T23: np.ndarray, step_s: float, side: int
@@ -371,6 +395,19 @@ def map_depth(
         & (depth > 0)
     )
     return np.where(valid, depth, np.float32(0))
+
+
+def sample_classes(
+    segments_s_S2: np.ndarray, class_S: np.ndarray, count: int, time_s_T: np.ndarray
+) -> Arrays:
+    """Which of `count` classes hold at every time: those whose segment holds it."""
+    time_s_T1 = time_s_T[:, None] + TOLERANCE_S  # containers round times
+    holds_TS = (segments_s_S2[:, 0] <= time_s_T1) & (time_s_T1 < segments_s_S2[:, 1])
+    classes_TK = np.zeros((len(time_s_T), count), bool)
+    for segment in np.flatnonzero(class_S >= 0):
+        classes_TK[:, class_S[segment]] |= holds_TS[:, segment]
+    valid_T = ~np.asarray(holds_TS[:, class_S < 0].any(axis=1))
+    return {CLASSES: classes_TK & valid_T[:, None], CLASSES_VALID: valid_T}
 
 
 MAPPED = {"boxes": map_boxes, "points": map_points, "pose": map_pose}

@@ -21,7 +21,8 @@ from pipeline.config import plugins
 from pipeline.config.cache_spec import Choice
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe, WindowSettings
-from pipeline.datasets.manifest.targets import Arrays
+from pipeline.datasets.manifest.manifest import Manifest
+from pipeline.datasets.manifest.targets import CLASSES, Arrays
 from pipeline.errors import BadInput
 from pipeline.records import TokenShape
 
@@ -144,6 +145,8 @@ class TaskPlugin(nn.Module, ABC):
     tells_tokens: ClassVar[bool] = False
     """Whether its streaming readout tells patch tokens of later frames, which other models can read
     in the place of those that will come: a `forecasts.readout.ForecastReadout`."""
+    reads_any_length: ClassVar[bool] = False
+    """Whether its window form reads windows of another length than those it is trained on."""
     scores_together: ClassVar[bool] = False
     """Whether the score of a window depends on the other windows: `score` and the weights are then
     given all windows of a split at once."""
@@ -154,7 +157,8 @@ class TaskPlugin(nn.Module, ABC):
     streaming readout's parameters."""
 
     def __init__(self, settings: Any, labels: tuple[str, ...]) -> None:
-        """`labels` are the manifest's label names in order; empty where it has none."""
+        """`labels` are the names that its answers number, see `labels_of`; empty where the manifest
+        has none."""
         super().__init__()
         self.settings = settings
         self.labels = labels
@@ -269,6 +273,12 @@ class TaskPlugin(nn.Module, ABC):
         """metric -> what each window counts in it; (B,) float64."""
         return dict.fromkeys((metric.name for metric in self.metrics), self.weight(targets))
 
+    def answer_weights(self, answer: np.ndarray, targets: Arrays) -> dict[str, np.ndarray]:
+        """metric -> what each window counts in it, (B,) float64, for those metrics but the first
+        where that depends on what was said too, as in a share of all that was found. There, a
+        weight of `metric_weights` above 0 says that a window has something to score."""
+        return {}
+
     def of_frames(self, targets: Arrays, from_BT: np.ndarray) -> Arrays:
         """Targets that know of those frames alone that were told ahead, for `score` and its
         weights: `from_BT` (B, T) is the frame after which each was told, -1 where none was. For
@@ -360,10 +370,16 @@ def task_class(recipe: Recipe) -> type[TaskPlugin]:
     return plugin
 
 
+def labels_of(recipe: Recipe, manifest: Manifest) -> tuple[str, ...]:
+    """The names that a recipe's task numbers, in order: those of the manifest's classes where it
+    answers with what happens when, else those of the labels of clips."""
+    return manifest.classes if CLASSES in task_class(recipe).needs else manifest.labels
+
+
 def make_task(recipe: Recipe, labels: tuple[str, ...]) -> TaskPlugin:
-    """The task that a recipe names, with its settings. `labels` are the manifest's label names in
-    order. Raises BadInput where settings and labels do not go together, or where training would
-    leave out patches that the task needs."""
+    """The task that a recipe names, with its settings. `labels` are those of `labels_of`.
+    Raises BadInput where settings and labels do not go together, or where training would leave out
+    patches that the task needs."""
     plugin = task_class(recipe)
     if recipe.windows.drops_patches and not plugin.drops_patches:
         raise BadInput(

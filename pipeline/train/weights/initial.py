@@ -25,7 +25,7 @@ from pipeline.config.recipe import RUN_FILE, InitSettings, Part, Recipe
 from pipeline.config.toml_tables import differences
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput
-from pipeline.models.tasks.contract import make_task
+from pipeline.models.tasks.contract import labels_of, make_task
 from pipeline.models.video_model import VideoModel, layers_read
 from pipeline.train.run import CacheFacts, InitFacts, Run
 from pipeline.train.weights.seen_videos import SeenVideos
@@ -68,7 +68,7 @@ def initial_weights(
     source = Run(Path(recipe.init.run))
     _require_finished(source, recipe.init)
     with torch.device("meta"):  # shapes alone: no weights are made
-        model = VideoModel(recipe, cache.shape, make_task(recipe, manifest.labels))
+        model = VideoModel(recipe, cache.shape, make_task(recipe, labels_of(recipe, manifest)))
     _require_same_meaning(recipe, cache, source, model.taken_over)
     seen = SeenVideos.read(source)
     seen.require_unseen(manifest, source)

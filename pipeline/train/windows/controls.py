@@ -12,12 +12,12 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.config.recipe import WindowSettings
-from pipeline.datasets.manifest.targets import CAPTIONS, OF_CLIPS, QUESTION, Wanted
+from pipeline.datasets.manifest.targets import CAPTIONS, CLASSES, OF_CLIPS, QUESTION, Wanted
 from pipeline.errors import BadInput
 from pipeline.records import Clip
 from pipeline.train.windows.index import WindowRows
 
-DIRECTED = ("label", "pose", CAPTIONS, QUESTION)
+DIRECTED = ("label", "pose", CLASSES, CAPTIONS, QUESTION)
 """Truth that may be another one of frames that are read backwards."""
 SHUFFLED = 1
 """Tells the draws of an order from those of the truth, which has the same seed and number."""

@@ -68,13 +68,13 @@ def _steps_s(index: WindowIndex) -> Iterator[np.ndarray]:
     """(T - 1,) seconds from frame to frame of each window that is counted."""
     chosen = np.unique(np.linspace(0, len(index) - 1, COUNTED_CLIPS).astype(int))
     starts = [
-        (index.clip_rows[clip], start)
+        (index.clip_rows[clip], start, index.frames_of(clip))
         for clip in chosen
         if not index.is_slower(clip)
         for start in range(index.last_start(clip) + 1)
     ]
-    for rows, start in starts[:: max(1, -(-len(starts) // COUNTED))]:
-        frames = np.array(rows.taken(start, index.num_frames))
+    for rows, start, num_frames in starts[:: max(1, -(-len(starts) // COUNTED))]:
+        frames = np.array(rows.taken(start, num_frames))
         inside = frames[frames < len(rows)]
         if len(inside) > 1:
             yield np.diff(rows.time_s[inside])

@@ -117,13 +117,15 @@ class WindowIndex:
         skipped: Mapping[str, str],
         num_frames: int,
         settings: WindowSettings,
+        of_whole_clips: bool = False,
     ) -> None:
-        """`clips` and `clip_rows` belong together one by one. Windows have `num_frames` frames
-        (T)."""
+        """`clips` and `clip_rows` belong together one by one. Windows have `num_frames` frames (T),
+        or, `of_whole_clips`, as many as their clip has."""
         self.clips, self.clip_rows = tuple(clips), tuple(clip_rows)
         self.skipped = dict(skipped)
         """clip_id -> why it is left out."""
         self.num_frames, self.settings = num_frames, settings
+        self.of_whole_clips = of_whole_clips
         self._last_starts: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -132,16 +134,25 @@ class WindowIndex:
     def locate(self, ref: WindowRef) -> WindowRows:
         """The rows and times of one window."""
         clip, rows = self.clips[ref.clip], self.clip_rows[ref.clip]
-        taken_T = np.array(rows.taken(self._start(ref), self.num_frames))
+        taken_T = np.array(rows.taken(self._start(ref), self.frames_of(ref.clip)))
         frames_T = np.minimum(taken_T, len(rows) - 1)
         if clip.reverse != ref.backwards:
             # The frame that is read last, the earliest, stands for what lies past the end.
             read_T = taken_T[taken_T < len(rows)][::-1]
-            frames_T = np.pad(read_T, (0, self.num_frames - len(read_T)), mode="edge")
+            frames_T = np.pad(read_T, (0, len(taken_T) - len(read_T)), mode="edge")
         return WindowRows(ref, rows.store, rows.first_row + frames_T, rows.time_s[frames_T])
+
+    def frames_of(self, index: int) -> int:
+        """The frames of a window of a clip."""
+        if not self.of_whole_clips:
+            return self.num_frames
+        rows = self.clip_rows[index]
+        return max(1, _instants(float(rows.clock_E[-1] - rows.clock_E[0]), rows.step))
 
     def last_start(self, index: int) -> int:
         """The last frame that a window of a clip can begin with."""
+        if self.of_whole_clips:
+            return 0
         if index not in self._last_starts:
             self._last_starts[index] = self.clip_rows[index].last_start(self.num_frames)
         return self._last_starts[index]
@@ -175,6 +186,8 @@ class WindowIndex:
         rows = self.clip_rows[index]
         if self.settings.span == "clip":
             return len(rows) < self.num_frames
+        if self.of_whole_clips:
+            return False
         return rows.taken(0, self.num_frames)[-1] == len(rows)
 
     def is_slower(self, index: int) -> bool:
@@ -201,7 +214,7 @@ def index_windows(
     out and lists them in `skipped`; no clip that is left; clips that all have a lower rate than the
     windows ask for.
     """
-    num_frames = settings.frames if split == "train" else settings.eval_frames or settings.frames
+    num_frames = settings.frames if split == "train" else settings.held_out_frames
     rows_or_reason = [
         cache.hole(clip) or clip_rows_of(cache, clip, settings, num_frames) for clip in clips
     ]
@@ -229,7 +242,8 @@ def index_windows(
             "extract its videos first",
         )
     used_clips, clip_rows = zip(*covered, strict=True)
-    index = WindowIndex(used_clips, clip_rows, skipped, num_frames, settings)
+    whole_clips = split != "train" and settings.eval_frames == "clip"
+    index = WindowIndex(used_clips, clip_rows, skipped, num_frames, settings, whole_clips)
     if settings.fps is not None and index.slower == len(index):
         raise BadInput(
             f"windows want {settings.fps:g} frames per second, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,7 @@ class Windows:
             self._targets.check(clips, split)
         self.index = index_windows(cache, manifest, split, clips, settings, allow_missing)
         counts = None
-        if settings.per_clip == "length":
+        if settings.per_clip == "length" and not self.index.of_whole_clips:
             frames = self.index.num_frames
             counts = np.array([windows_in(each, frames) for each in self.index.instants()])
         self.order = SampleOrder(len(self.index), settings, counts)
@@ -116,7 +116,19 @@ class Windows:
     def evaluation(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """This rank's share of the evaluation windows, in order; see `SampleOrder.evaluation`."""
         refs = self.order.evaluation(rank, world_size)
-        yield from read_ahead(self.read, iter(lambda: list(islice(refs, batch_size)), []))
+        yield from read_ahead(self.read, self._evaluation_batches(refs, batch_size))
+
+    def _evaluation_batches(
+        self, refs: Iterator[WindowRef], batch_size: int
+    ) -> Iterator[list[WindowRef]]:
+        """Windows of equal length, up to `batch_size` of them; fewer where they are longer than
+        those of training, so that a batch takes no more memory, but for a single long one."""
+        for frames, alike in groupby(refs, lambda ref: self.index.frames_of(ref.clip)):
+            size = batch_size
+            if self.index.of_whole_clips:
+                size = max(1, min(batch_size, batch_size * self.settings.frames // frames))
+            while batch := list(islice(alike, size)):
+                yield batch
 
     def read(self, refs: Sequence[WindowRef]) -> Batch:
         """The windows `refs`, with their truth."""

@@ -77,7 +77,7 @@ class TellingTask(TaskPlugin):
                 "windows.still shows one frame alone, and there is nothing to forecast",
                 "leave windows.still out",
             )
-        frames = min(windows.frames, windows.eval_frames or windows.frames)
+        frames = min(windows.frames, windows.held_out_frames)
         if step_s is None:
             return
         steps = [1, *(round(ahead_s / step_s) for ahead_s in self.settings.horizons_s)]
