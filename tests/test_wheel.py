@@ -83,7 +83,14 @@ def test_the_wheel_lists_what_the_checkout_lists(stillframe, environment, variab
     code = "import pipeline; print(pipeline.__file__)"
     module = ran(environment / "bin/python", "-c", code, cwd=tmp_path, env=variables)
     assert Path(module.strip()).is_relative_to(environment)
-    assert json.loads(stillframe("list", "--json")) == fine("list", "--json").json
+    listed = fine("list", "--json").json
+    assert json.loads(stillframe("list", "--json")) == listed
+    (tmp_path / "pipeline").mkdir()  # of somebody else
+    (tmp_path / "pipeline/__init__.py").write_text("raise SystemExit(1)")
+    words = ("-m", "stillframe", "list", "--json")
+    there = ran(environment / "bin/python", *words, cwd=tmp_path, env=variables)
+    assert json.loads(there) == listed
+    assert (Path(module.strip()).parents[1] / "stillframe/py.typed").is_file()
 
 
 IN_TURN = """

@@ -3,6 +3,8 @@ extraction wrote, and what training reads."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from support.paths import ROOT
 from torch.utils.data import DataLoader
 
 import stillframe
@@ -284,3 +287,24 @@ def test_a_stream_answers_about_frames_of_ones_own(cache, run):
     frames = decoded(video)[:: round(12 * step_s)]  # the video has 12 a second
     own = [stream.step(frame, number * step_s).answer for number, frame in enumerate(frames)]
     assert len(own) == len(of_file) > 3 and all(map(np.array_equal, own, of_file))
+
+
+# What is imported
+
+
+@pytest.mark.slow
+def test_caches_windows_and_runs_need_no_transformers(cache, run, tmp_path):
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import stillframe
+cache = stillframe.open_cache({str(cache)!r})
+cache.read(cache.clips[0].clip_id, layer=1)
+next(iter(stillframe.WindowDataset({str(cache)!r}, frames=4, every=1)))
+stillframe.load_run({str(run.path)!r})
+print("torch" in sys.modules, "transformers" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True False\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -54,7 +55,7 @@ class WindowDataset(IterableDataset[WindowBatch]):
 
     def __init__(
         self,
-        cache: TokenCache,
+        cache: TokenCache | Path | str,
         split: str = "train",
         *,
         batch_size: int = 8,
@@ -66,13 +67,14 @@ class WindowDataset(IterableDataset[WindowBatch]):
         allow_missing: bool = False,
         **settings: Any,
     ) -> None:
-        """`batch_size`: windows of a step, over all processes where `torch.distributed` is
-        initialised, each of which has its part. `recipe`: one whose windows, truth and texts these
-        are, as in `stillframe train`. Or `truth`, names among label, boxes, points, pose and
-        depth_m, and `settings`, keys of the table [windows]: `frames=8, fps=4`. `layers`: whose
-        patches are read; None: all. `manifest`: other clips or labels over the same videos.
-        `device`: where tokens are decoded. `allow_missing`: clips that the cache does not cover are
-        left out, see `dataset.windows.index.skipped`.
+        """`cache`: one that is open, its folder or its URL. `batch_size`: windows of a step, over
+        all processes where `torch.distributed` is initialised, each of which has its part.
+        `recipe`: one whose windows, truth and texts these are, as in `stillframe train`. Or
+        `truth`, names among label, boxes, points, pose and depth_m, and `settings`, keys of the
+        table [windows]: `frames=8, fps=4`. `layers`: whose patches are read; None: all.
+        `manifest`: other clips or labels over the same videos. `device`: where tokens are decoded.
+        `allow_missing`: clips that the cache does not cover are left out, see
+        `dataset.windows.index.skipped`.
 
         Raises BadInput: no such split, a rate that the cache does not hold, clips without the
         truth, clips that the cache does not cover, settings that are wrong or come beside a recipe.
@@ -91,6 +93,7 @@ class WindowDataset(IterableDataset[WindowBatch]):
         self.batch_size, self.device = batch_size, torch.device(device)
         self.step = 0
         """Batches of the training order that have been handed over."""
+        cache = cache if isinstance(cache, TokenCache) else TokenCache(cache)
         read = cache.layers if layers is None else tuple(layers)
         if recipe is None:
             self.windows = Windows(
