@@ -41,7 +41,15 @@ from pipeline.cache.storage.local import LocalFolder, write_atomically
 from pipeline.cache.storage.open import open_storage
 from pipeline.cache.store import CONTENT, StoreReader
 from pipeline.config import plugins
-from pipeline.config.cache_spec import BASE, FORMAT_VERSION, CacheSpec, Choice, View, with_implied
+from pipeline.config.cache_spec import (
+    BASE,
+    FORMAT_VERSION,
+    CacheSpec,
+    Choice,
+    View,
+    choice,
+    with_implied,
+)
 from pipeline.config.json_files import parse_json
 from pipeline.config.plugins import Model
 from pipeline.datasets.manifest.manifest import TARGETS, VIDEOS, Manifest, read_origin
@@ -123,7 +131,8 @@ class Cache:
     @cached_property
     def cache_spec(self) -> CacheSpec:
         """The spec as it was given, defaults filled in."""
-        return plugins.validate(CacheSpec, self.spec, f"{self}/{HEADER_FILE}")
+        recorded = plugins.as_recorded(self.spec)
+        return plugins.validate(CacheSpec, recorded, f"{self}/{HEADER_FILE}")
 
     @property
     def fps(self) -> float | None:
@@ -213,10 +222,7 @@ class Cache:
 
     @cached_property
     def _codec_choice(self) -> Choice:
-        table = dict(self.spec["codec"])
-        name = table.pop("name")
-        settings = plugins.settings("codec", name, table, f"{self}/{HEADER_FILE}")
-        return Choice(name=name, settings=settings)
+        return choice("codec", plugins.as_recorded(self.spec)["codec"], f"{self}/{HEADER_FILE}: ")
 
     def _learnt(self) -> bytes | None:
         return read_learnt(self.storage, self.header.codec_sha256)

@@ -70,9 +70,11 @@ def manifest(
     Example: stillframe manifest folder my_videos --out data/mine
     """
     from pipeline.cli import console
+    from pipeline.config import plugins
     from pipeline.config.toml_tables import override
     from pipeline.datasets.manifest import manifest as module
 
+    dataset = plugins.plugin_name("dataset", dataset)
     with console.progress(f"manifest {dataset}") as update:
         built = module.build(
             dataset,

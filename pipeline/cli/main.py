@@ -23,6 +23,7 @@ from pipeline.cli.bench import commands, training_commands  # noqa: F401
 from pipeline.cli.bench.commands import bench_app
 from pipeline.cli.bench.training import step_commands  # noqa: F401
 from pipeline.cli.options import app
+from pipeline.config.outside import one_call
 from pipeline.device import is_out_of_memory
 from pipeline.errors import StillframeError, count_text, in_one_line
 
@@ -77,7 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 ok, 1 failed, 2 bad input, 3 finished with
     failures listed."""
     try:
-        code = program()(arguments, prog_name="stillframe", standalone_mode=False)
+        with one_call():
+            code = program()(arguments, prog_name="stillframe", standalone_mode=False)
     except typer.Exit as stop:  # a RuntimeError, too
         code = stop.exit_code
     except StillframeError as error:

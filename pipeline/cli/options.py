@@ -77,6 +77,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+@app.callback()
+def common(
+    plugins: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PATH",
+            help="A file of a plug-in of your own, or a folder of such files; may be given many "
+            "times.",
+        ),
+    ] = None,
+) -> None:
+    """A frozen image model, a token cache and a small recurrent temporal module make a video
+    model."""
+    if plugins:
+        from pipeline.config.plugins import add
+
+        for path in plugins:
+            add(path)
+
+
 manifest_app = typer.Typer(cls=CommandOrGroup, rich_markup_mode=None)
 app.add_typer(manifest_app, name="manifest")
 
@@ -194,7 +215,7 @@ def make_engine(name: str | None, workers: int, sets: list[str]) -> EnginePlugin
                 f"--engine-set {sets[0]} is for an engine, and none is named", "--engine slurm"
             )
         return None
-    name = name or "local"
+    name = plugins.plugin_name("engine", name or "local")
     plugin = plugins.load("engine", name)
     engine: EnginePlugin = plugin(
         plugins.settings("engine", name, override({}, sets), f"engine '{name}'"), workers

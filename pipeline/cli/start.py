@@ -7,8 +7,12 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import AsJson, Sets, SpecOption, app, named_file
+from pipeline.cli.options import FINISHED_WITH_FAILURES, AsJson, Sets, SpecOption, app, named_file
 from pipeline.cli.show import show_scores
+
+SHIPPED = "stillframe"
+BROKEN = "cannot be used:"
+"""Beginning of what `list` says of a plug-in from outside that breaks its contract."""
 
 
 @app.command()
@@ -95,7 +99,10 @@ def list_plugins(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What can be named in a spec, a recipe, a sweep or a command, with its settings.
+    """What can be named in a spec, a recipe, a sweep or a command, with its settings, and where it
+    is from.
+
+    Exit code 3 if a plug-in from outside is among it that cannot be used.
 
     Example: stillframe list temporal
     """
@@ -111,16 +118,31 @@ def list_plugins(
     for shown in kinds if kind is None else [kind]:
         if shown in KINDS:
             rows += [
-                (shown, name, first_sentence(path), "") for name, path in shipped(shown).items()
+                (shown, name, first_sentence(path), "", SHIPPED)
+                for name, path in shipped(shown).items()
             ]
         else:
-            rows += [(shown, name, *plugins.describe(shown, name)) for name in plugins.names(shown)]
+            rows += [(shown, name, *_described(shown, name)) for name in plugins.names(shown)]
+    columns = ("kind", "name", "what", "settings", "from")
     if as_json:
-        console.show_json(
-            [dict(zip(("kind", "name", "what", "settings"), row, strict=True)) for row in rows]
-        )
+        console.show_json([dict(zip(columns, row, strict=True)) for row in rows])
     else:
-        console.show_table("", ("kind", "name", "what", "settings"), rows)
+        console.show_table("", columns, rows)
+    if any(what.startswith(BROKEN) for _, _, what, _, _ in rows):
+        raise typer.Exit(FINISHED_WITH_FAILURES)
+
+
+def _described(kind: str, name: str) -> tuple[str, str, str]:
+    """What a plug-in is, its settings, and where it is from; of one from outside that cannot be
+    used, why."""
+    from pipeline.config import plugins
+    from pipeline.errors import BadInput
+
+    try:
+        found = plugins.from_outside(kind, name)
+        return *plugins.describe(kind, name), str(found or SHIPPED)
+    except BadInput as error:
+        return f"{BROKEN} {error.with_hint}", "", "outside"
 
 
 @app.command("import-checkpoint")

@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipeline.config import plugins
+from pipeline.config.outside import Origin
 from pipeline.config.plugins import Settings
-from pipeline.config.toml_tables import override, read_table, set_nested
+from pipeline.config.toml_tables import override, read_own, set_nested
 from pipeline.errors import BadInput
 from pipeline.records import Rate, Stride, TokenShape
 
@@ -48,24 +49,33 @@ class Choice(Settings):
 
     name: str
     settings: Any
+    origin: Origin | None = None
+    """Which plug-in of that name it is; None where it ships with the package."""
 
     def table(self) -> dict[str, Any]:
-        return {"name": self.name, **self.settings.model_dump(mode="json")}
+        """As plain JSON; the key `from` is there for a plug-in from outside alone."""
+        origin = {plugins.FROM: self.origin} if self.origin else {}
+        return {"name": self.name, **origin, **self.settings.model_dump(mode="json")}
 
 
-def choice(kind: str, table: Any) -> Choice:
-    """Checks a `[kind]` table against the named plug-in's own settings."""
+def choice(kind: str, table: Any, where: str = "") -> Choice:
+    """Checks a `[kind]` table against the named plug-in's own settings. Raises BadInput where it
+    says that another plug-in of that name is meant than there is. `where`: beginning of errors."""
     if isinstance(table, Choice):
         return table
     if not isinstance(table, dict) or not isinstance(table.get("name"), str):
         raise BadInput(
-            f"[{kind}] must be a table with a name, found {table!r}",
+            f"{where}[{kind}] must be a table with a name, found {table!r}",
             f"names: {', '.join(plugins.names(kind))}",
         )
-    rest = {key: value for key, value in table.items() if key != "name"}
+    name = table["name"]
+    if plugins.FROM in table:
+        plugins.require_origin(kind, name, table[plugins.FROM], where)
+    rest = {key: value for key, value in table.items() if key not in ("name", plugins.FROM)}
     return Choice(
-        name=table["name"],
-        settings=plugins.settings(kind, table["name"], rest, f"[{kind}] {table['name']}"),
+        name=name,
+        settings=plugins.settings(kind, name, rest, f"{where}[{kind}] {name}"),
+        origin=plugins.origin_of(kind, name),
     )
 
 
@@ -285,16 +295,18 @@ def fingerprint_of(
     added to specs since then change nothing.
     """
     meaning = {key: value for key, value in canonical.items() if key != "name"}
-    meaning["encoder"] = {
-        "name": canonical["encoder"]["name"],
-        "layers": canonical["encoder"]["layers"],
-        "identity": identity,
-    }
+    meaning["encoder"] = encoder_meaning(canonical["encoder"], identity)
     meaning |= {"decoder": decoder, "format_version": format_version}
     origins = {"fitted_to": fitted_to, "derived_from": derived_from}
     meaning |= {name: value for name, value in origins.items() if value is not None}
     text = json.dumps(meaning, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def encoder_meaning(table: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
+    """All that tokens depend on in an encoder whose table in a canonical spec is `table`."""
+    kept = {key: table[key] for key in ("name", plugins.FROM, "layers") if key in table}
+    return kept | {"identity": identity}
 
 
 def with_implied(canonical: dict[str, Any], format_version: int) -> dict[str, Any]:
@@ -309,4 +321,6 @@ def with_implied(canonical: dict[str, Any], format_version: int) -> dict[str, An
 
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> CacheSpec:
-    return plugins.validate(CacheSpec, override(read_table(path, "spec"), overrides), str(path))
+    """The spec in a TOML file, with `--set` laid over it. Plug-ins may be named by their files,
+    relative to it. Raises BadInput."""
+    return plugins.validate(CacheSpec, override(read_own(path, "spec"), overrides), str(path))

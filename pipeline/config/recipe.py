@@ -13,7 +13,7 @@ from pipeline.config.cache_spec import BASE, Choice, choice
 from pipeline.config.json_files import json_value
 from pipeline.config.plugins import Seed, Settings
 from pipeline.config.regular_files import read_regular
-from pipeline.config.toml_tables import override, read_table
+from pipeline.config.toml_tables import override, read_own
 from pipeline.errors import BadInput
 from pipeline.records import Step
 
@@ -268,9 +268,10 @@ class Recipe(Settings):
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a .toml file, or the one that a run was made from: its folder, or its
-    `run.json`. Raises BadInput for anything else, and for a key or value that no recipe has."""
+    `run.json`. A .toml file may name plug-ins by their files, relative to it. Raises BadInput for
+    anything else, and for a key or value that no recipe has."""
     file = path / RUN_FILE if (path / RUN_FILE).is_file() else path
-    table = _recipe_of_run(file) if file.suffix == ".json" else read_table(file, "recipe")
+    table = _recipe_of_run(file) if file.suffix == ".json" else read_own(file, "recipe")
     return plugins.validate(Recipe, override(table, overrides), str(file))
 
 
@@ -287,4 +288,4 @@ def _recipe_of_run(file: Path) -> dict[str, Any]:
         raise BadInput(
             f"recipe {file} holds no recipe", f"name a .toml file, or the {RUN_FILE} of a run"
         )
-    return table
+    return plugins.as_recorded(table)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import plugins
 from pipeline.errors import BadInput
 
 
@@ -32,32 +33,49 @@ def read_table(path: Path, what: str) -> dict[str, Any]:
     return table
 
 
+def read_own(path: Path, what: str) -> dict[str, Any]:
+    """A TOML file of the user's own as a table: the plug-ins that it names by their files, relative
+    to it, are made known, and stand in the table by their names."""
+    table: dict[str, Any] = plugins.with_files_known("", read_table(path, what), path.parent)
+    return table
+
+
 def override(table: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Lays `--set a.b=value` over a table. The value is read as TOML; what is not TOML is taken as
     a string."""
     for text in overrides:
         key, value = assignment(text)
         set_nested(table, key, value)
+        kind, _, last = key.rpartition(".")
+        if last == "name":  # of another plug-in, of which nothing is recorded
+            _table_at(table, kind).pop(plugins.FROM, None)
     return table
 
 
 def assignment(text: str) -> tuple[str, Any]:
-    """`a.b=value` as key and value."""
+    """`a.b=value` as key and value. A plug-in that the value names by its file, relative to the
+    current folder, is made known; the value is then its name."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise BadInput(f"--set wants key=value, found '{text}'", "for example --set frames.fps=8")
-    return key.strip(), _value(value.strip())
+    key = key.strip()
+    return key, plugins.with_files_known(key, _value(value.strip()))
 
 
 def set_nested(table: dict[str, Any], key: str, value: Any) -> None:
     """Puts a value at `a.b` of nested tables, which are made where they are missing."""
-    *path, last = key.split(".")
-    for part in path:
+    path, _, last = key.rpartition(".")
+    _table_at(table, path)[last] = value
+
+
+def _table_at(table: dict[str, Any], key: str) -> dict[str, Any]:
+    """The nested table at `a.b`, made where it is missing; the table itself at ""."""
+    for part in key.split(".") if key else ():
         inner = table.setdefault(part, {})
         if not isinstance(inner, dict):
             raise BadInput(f"{key}: '{part}' is a value, not a table")
         table = inner
-    table[last] = value
+    return table
 
 
 def _value(text: str) -> Any:

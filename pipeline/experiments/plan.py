@@ -29,7 +29,7 @@ from pipeline.cache.layout import (
 )
 from pipeline.cache.shard import ALIGNMENT, CRC_BYTES, ShardLayout
 from pipeline.config import plugins
-from pipeline.config.cache_spec import BASE, CacheSpec, Choice
+from pipeline.config.cache_spec import BASE, CacheSpec, choice
 from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.manifest import Manifest
@@ -314,9 +314,7 @@ def _with_codec(spec: CacheSpec, name: str) -> CacheSpec:
     """The spec with another codec, at its defaults."""
     if name == spec.codec.name:
         return spec
-    return spec.model_copy(
-        update={"codec": Choice(name=name, settings=plugins.settings("codec", name, {}, name))}
-    )
+    return spec.model_copy(update={"codec": choice("codec", {"name": name})})
 
 
 def _on_disk(spec: CacheSpec, shape: TokenShape, stores: Iterable[PlannedStore]) -> tuple[int, int]:

@@ -338,7 +338,7 @@ class SweepJob(Job):
     """Number of workers: each takes at most its share of a group at a time."""
     allow_missing: bool = False
 
-    def work(self, index: int) -> None:
+    def _work(self, index: int) -> None:
         device = device_of_worker(self.device, index)
         run_members(Sweep(Path(self.sweep)), device, self.workers, self.allow_missing)
 

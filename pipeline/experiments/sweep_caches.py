@@ -71,6 +71,10 @@ def require_rendered(name: str, derived: DerivedCache, source: Cache) -> None:
             f"made by 'stillframe manifest {origin.made_by.command}', which is not done again",
             RENDERED_HINT,
         )
+    try:
+        plugins.require_origin("dataset", origin.dataset, origin.plugin)
+    except BadInput as error:
+        raise BadInput(f"manifest of {source}: {error.message}", error.hint) from error
     if not plugins.load("dataset", origin.dataset).renders:
         raise BadInput(
             f"cache '{name}' of the sweep wants other videos, "

@@ -44,7 +44,7 @@ from pipeline.config.json_files import read_json
 from pipeline.config.plugins import Seed, Settings
 from pipeline.config.recipe import Recipe
 from pipeline.config.shipped import shipped
-from pipeline.config.toml_tables import read_table, set_nested
+from pipeline.config.toml_tables import read_own, read_table, set_nested
 from pipeline.errors import BadInput, unknown_name
 
 GIVEN = "given"
@@ -198,14 +198,17 @@ def load_sweep(
     """Reads a sweep from a file, with `changes` and `axes` added to its own, and the seeds 0, 1,
     ... below `seeds`, and the file `recipe`, in the place of its own.
 
-    The file is TOML, or the sweep.json of a sweep that was started, which holds every change that
-    was made to it then. A [[settings]] row is dropped where it has another value on one of the
-    `axes`. Raises BadInput for a file or a table that is no sweep.
+    The file is TOML, in which plug-ins may be named by their files, or the sweep.json of a sweep
+    that was started, which holds every change that was made to it then. A [[settings]] row is
+    dropped where it has another value on one of the `axes`. Raises BadInput for a file or a table
+    that is no sweep.
     """
     if path.suffix == ".json":
         table = read_header(path).sweep.model_dump(mode="json")
     else:
-        table = read_table(path, "sweep")
+        table = read_own(path, "sweep")
+        if isinstance(named := table.get("recipe"), str) and named.endswith(".toml"):
+            table["recipe"] = read_own(path.parent / named, "recipe")
     for key, overrides in (("changes", changes), ("axes", axes)):
         if overrides:
             table[key] = table.get(key, {}) | dict(overrides)
@@ -217,11 +220,8 @@ def load_sweep(
         ]
     if seeds is not None:
         table["seeds"] = list(range(seeds))
-    own = table.get("recipe")
-    if isinstance(own, str) and own.endswith(".toml"):
-        table["recipe"] = str(path.parent / own)
     if recipe is not None:
-        table["recipe"] = read_table(recipe, "recipe")
+        table["recipe"] = read_own(recipe, "recipe")
     return plugins.validate(SweepSpec, table, str(path))
 
 

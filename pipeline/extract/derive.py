@@ -98,7 +98,7 @@ def derive(
 def derived_spec(source: Cache, overrides: Sequence[str]) -> CacheSpec:
     """The source's spec under `overrides`, checked: it differs, and only in what can be derived.
     From a cache of an older format the same spec can be derived, which gives it in this format."""
-    table = copy.deepcopy(source.spec)
+    table = plugins.as_recorded(copy.deepcopy(source.spec))
     if any(text.partition("=")[0].strip() == "codec.name" for text in overrides):
         table["codec"] = {}  # the settings of another codec are not this one's
     spec = plugins.validate(CacheSpec, override(table, overrides), f"spec derived from {source}")

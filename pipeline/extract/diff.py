@@ -16,7 +16,7 @@ from pipeline.cache.cache import Cache, neighbours
 from pipeline.cache.codecs.contract import fitted_to, make_codec
 from pipeline.cache.layout import bytes_per_frame
 from pipeline.config import plugins
-from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, fingerprint
+from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, encoder_meaning, fingerprint
 from pipeline.config.toml_tables import differences, differing
 from pipeline.errors import BadInput
 from pipeline.extract.derive import require_derivable
@@ -102,11 +102,7 @@ def _differ(spec: CacheSpec, cache: Cache, identity: dict[str, Any] | None) -> I
     ours, theirs = spec.canonical(), cache.cache_spec.canonical()
     if identity is not None:
         ours["encoder"], theirs["encoder"] = (
-            {
-                "name": table["encoder"]["name"],
-                "layers": table["encoder"]["layers"],
-                "identity": encoder_identity,
-            }
+            encoder_meaning(table["encoder"], encoder_identity)
             for table, encoder_identity in ((ours, identity), (theirs, header.encoder))
         )
     ours |= {"decoder": probe.decoder_identity(), "format_version": FORMAT_VERSION}
@@ -126,7 +122,7 @@ def _derivation(
     strange = [
         field
         for field, _, _ in differ
-        if field.startswith(("encoder.identity", "encoder.name", "decoder"))
+        if field.startswith(("encoder.identity", "encoder.name", "encoder.from", "decoder"))
     ]
     if strange:
         return None, f"its tokens come from another {strange[0].partition('.')[0]}"
@@ -139,8 +135,11 @@ def _derivation(
     except BadInput as error:
         return None, error.message
     changed = {field for field, _, _ in differ}
-    if "codec.name" in changed:  # the settings of another codec are all said anew
+    origin = f"codec.{plugins.FROM}"
+    if any(field.startswith(("codec.name", origin)) for field in changed):
+        # The settings of another codec are all said anew.
         changed |= {f"codec.{key}" for key in canonical["codec"]}
+    changed = {field for field in changed if not field.startswith(origin)}
     sets = []
     for field in sorted(changed - {"derived_from", "format_version"}):
         value: Any = table

@@ -23,6 +23,7 @@ from pipeline.cache.cache import Cache, neighbours
 from pipeline.cache.codec_parameters import read_learnt
 from pipeline.cache.layout import CODEC_FILE, ChunkFile, metadata_file, store_name, stored_name
 from pipeline.cache.receipts import Content, Header, Receipt
+from pipeline.config import plugins
 from pipeline.config.tensor_files import load_arrays
 from pipeline.errors import StillframeError
 
@@ -138,7 +139,12 @@ def _meaning(header: Header) -> dict[str, Any]:
     facts = header.model_dump(
         mode="json", include={"format_version", "encoder", "decoder", "manifest", "derived_from"}
     )
-    return facts | {"spec": spec, "encoder_name": header.spec["encoder"]["name"]}
+    encoder = header.spec["encoder"]
+    return facts | {
+        "spec": spec,
+        "encoder_name": encoder["name"],
+        "encoder_from": encoder.get(plugins.FROM),
+    }
 
 
 def _learnt(cache: Cache) -> dict[str, dict[str, bytes]]:

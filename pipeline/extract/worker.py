@@ -42,7 +42,7 @@ class ExtractionJob(Job):
     """Number of processes that decode videos."""
     limits: DecodeLimits = DecodeLimits()
 
-    def work(self, index: int) -> None:
+    def _work(self, index: int) -> None:
         device = device_of_worker(self.device, index)
         caches = [Cache(address) for address in self.caches]
         targets = [

@@ -216,11 +216,13 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        return plugins.validate(Recipe, self.header.recipe, str(self.path / "run.json"))
+        recorded = plugins.as_recorded(self.header.recipe)
+        return plugins.validate(Recipe, recorded, str(self.path / "run.json"))
 
     @property
     def spec(self) -> CacheSpec:
-        return plugins.validate(CacheSpec, self.header.spec, str(self.path / "run.json"))
+        recorded = plugins.as_recorded(self.header.spec)
+        return plugins.validate(CacheSpec, recorded, str(self.path / "run.json"))
 
     def checkpoint(self, which: str) -> Checkpoint | None:
         """The content of `last.json` or `best.json`, or None if there is none yet."""

@@ -21,13 +21,19 @@ SAME = """`stillframe COMMAND --help` says the same. What a command returns to t
 
 def commands_page() -> str:
     """Every command in the order of --help, those of a group after the group's own line."""
-    group = typer.main.get_command(app)
+    group: Any = typer.main.get_command(app)
     lines, sections = [], list[str]()
     for name, command in _commands("stillframe", group):
         lines.append((f"[`{name}`](#{anchor(name)})", paragraphs(command.help)[0]))
         sections += [f"## {name}\n", *_command(name, command)]
     listed = table(("command", "what it does"), lines)
-    return "\n".join([NOTE, "# Commands\n", f"{group.help}\n", SAME, listed, *sections])
+    before = [
+        (f"`{', '.join(each.opts)} {each.metavar}`", each.help)
+        for each in group.params
+        if each.name != "help"
+    ]
+    common = table(("option before the command", "meaning"), before)
+    return "\n".join([NOTE, "# Commands\n", f"{group.help}\n", SAME, listed, common, *sections])
 
 
 def _commands(prefix: str, group: Any) -> Iterable[tuple[str, Any]]:

@@ -188,7 +188,8 @@ class Manifest:
     def video_keys(self) -> np.ndarray:
         """(videos, 2) uint64: what tells each of `videos` from others, see `video_keys`."""
         name, seed = self.origin.dataset, None
-        if name in plugins.names("dataset") and plugins.load("dataset", name).renders:
+        is_here = plugins.origin_of("dataset", name) == self.origin.plugin
+        if is_here and name in plugins.names("dataset") and plugins.load("dataset", name).renders:
             seed = self.origin.settings.get("seed")
         return video_keys(self.videos, self.facts, self.root, seed)
 
@@ -334,6 +335,7 @@ def _written(name: str, dataset: DatasetPlugin, out: Path, edit: Edit | None) ->
         manifest_sha256=hashlib.sha256(text).hexdigest(),
         clock=dataset.clock,
         made_by=edit,
+        plugin=None if edit else plugins.origin_of("dataset", name),
     )
     origin = _write(out, dataset, clips, origin, text)
     return Manifest(out.resolve(), root.resolve(), clips, origin)

@@ -69,9 +69,11 @@ class Origin(plugins.Settings):
     """What seconds count from, in clips and truth. Manifests that lack it count by the file."""
     made_by: Edit | None = None
     """None: the manifest was built from a data set, and not made from other manifests."""
+    plugin: dict[str, str] | None = None
+    """Which plug-in the data set is; None where it ships with the package."""
 
     def to_json(self) -> str:
         """The text of dataset.json."""
-        rare = {"made_by", "texts_sha256", "classes"}
+        rare = {"made_by", "texts_sha256", "classes", "plugin"}
         table = self.model_dump(exclude={name for name in rare if not getattr(self, name)})
         return json.dumps(table, indent=2) + "\n"

@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pipeline.config import plugins
+from pydantic import Field
+
+from pipeline.config import outside, plugins
 from pipeline.config.plugins import Settings
 from pipeline.errors import BadInput, StillframeError, in_one_line
 
@@ -34,11 +36,20 @@ class Job(Settings, ABC):
 
     device: str | None = None
     """None: the CUDA device of the worker's number where there is any, else the CPU."""
+    plugins: tuple[str, ...] = Field(default_factory=outside.named_paths)
+    """Files of plug-ins that the user has named to the process that makes the job: a worker knows
+    them, too."""
 
-    @abstractmethod
     def work(self, index: int) -> None:
         """Does the work of worker `index`; returns when nothing is left to do. Raises
         StillframeError."""
+        for file in self.plugins:
+            plugins.add(Path(file))
+        self._work(index)
+
+    @abstractmethod
+    def _work(self, index: int) -> None:
+        """`work` where plug-ins are known."""
 
     @classmethod
     def kind(cls) -> str:

@@ -181,8 +181,9 @@ def through_codec(
 
 
 def with_encoder(spec: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> CacheSpec:
-    """A spec, as plain JSON, with other keys of its [encoder] table. Raises BadInput."""
-    table = dict(spec)
+    """The spec of a cache or a run, as plain JSON, with other keys of its [encoder] table. Raises
+    BadInput."""
+    table = plugins.as_recorded(spec)
     table["encoder"] = table["encoder"] | dict(changes)
     return plugins.validate(CacheSpec, table, where)
 

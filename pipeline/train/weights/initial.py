@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from pipeline.cache.cache import Cache
+from pipeline.config import plugins
 from pipeline.config.recipe import RUN_FILE, InitSettings, Part, Recipe
 from pipeline.config.toml_tables import differences
 from pipeline.datasets.manifest.manifest import Manifest
@@ -114,8 +115,8 @@ def _require_same_meaning(
     layers = source.recipe.model.layers_of(source.spec.encoder.settings.layers)
     here = _meaning(recipe, layers_read(recipe, cache.shape), CacheFacts.of(cache), parts)
     there = _meaning(source.recipe, layers, source.header.cache, parts)
-    here["encoder"] = {"name": cache.spec["encoder"]["name"], **cache.header.encoder}
-    there["encoder"] = {"name": source.spec.encoder.name, **source.header.encoder}
+    here["encoder"] = _encoder(cache.spec, cache.header.encoder)
+    there["encoder"] = _encoder(source.header.spec, source.header.encoder)
     for plugin in ("encoder", "temporal"):
         if plugin in here and here[plugin]["name"] != there[plugin]["name"]:  # which says all
             here[plugin], there[plugin] = (
@@ -129,6 +130,11 @@ def _require_same_meaning(
             f"{'; '.join(changed[:LISTED])}{more}",
             "train such a run on this cache first, or take fewer parts over: init.parts",
         )
+
+
+def _encoder(spec: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
+    table = spec["encoder"]
+    return {key: table[key] for key in ("name", plugins.FROM) if key in table} | identity
 
 
 def _meaning(
