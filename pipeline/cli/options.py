@@ -23,7 +23,7 @@ FINISHED_WITH_FAILURES = 3
 COMMANDS = (
     "manifest", "extract", "derive", "status", "verify", "diff", "spot-check", "plan",
     "baselines", "predictability", "search", "train", "sweep", "evaluate", "stream",
-    "import-checkpoint", "report", "demo", "list",
+    "import-checkpoint", "export", "report", "demo", "list",
 )  # fmt: skip
 """In the order in which --help lists them: that in which they are used, from videos to scores."""
 

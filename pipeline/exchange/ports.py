@@ -26,10 +26,10 @@ FREE_AXES = {
     "point": "Q",
     "question": "L",
     "question_valid": "L",
-    "choices": "C",
     CAPTIONS: "K",
 }
-"""Part of a query -> letter of its second axis, which may be of any size."""
+"""Part of a query -> letter of its second axis, which may be of any size. That of `choices` may
+not: of how many the likeliest are told depends on it."""
 TOLD_IN = {"frame": "point"}
 """Whole numbers of a query that say in which frame of a stream a part of it is told: always its
 first one, as in `stillframe stream`."""

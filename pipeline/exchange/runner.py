@@ -37,9 +37,10 @@ class StepRunner:
         }
         if not self.state:
             reset = np.ones(sizes["B"], bool)
-            for each in self.states:
-                shape = [sizes.get(axis, axis) for axis in each["shape"]]
-                self.state[each["input"]] = np.zeros(shape, each["dtype"])
+            self.state = {
+                each["input"]: np.zeros([sizes.get(n, n) for n in each["shape"]], each["dtype"])
+                for each in self.states
+            }
         if self.states:
             frame["reset"] = np.zeros(sizes["B"], bool) if reset is None else reset
         said = self.session.run(self.outputs, frame | self.state)

@@ -44,10 +44,10 @@ from pipeline.models.video_model import VideoModel
 from pipeline.records import TokenShape
 
 Tensors = dict[str, torch.Tensor]
-SIZES = {"B": 3, "Q": 5, "L": 7, "C": 4, "K": 6}
+SIZES = {"B": 3, "Q": 5, "L": 7, "K": 6}
 """Sizes of the free axes where a step is written down: exporters take 0 and 1 for fixed, and no two
 are the same."""
-OTHER_SIZES = {"B": 2, "Q": 9, "L": 8, "C": 10, "K": 11}
+OTHER_SIZES = {"B": 2, "Q": 9, "L": 8, "K": 11}
 """Sizes that tell which axes are free."""
 
 
@@ -76,6 +76,16 @@ class ModelStep(nn.Module):
         """Parts that the readout remembers, each with its place among the states."""
         self._has_time = True
         self.ports = self._found()
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """All that goes in."""
+        return self.ports.inputs
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """All that comes out, the states last."""
+        return self.ports.all_outputs
 
     def forward(self, inputs: Tensors) -> Tensors:
         """Inputs and outputs as `ports` names them, (B, ...) each."""
@@ -189,7 +199,10 @@ class ModelStep(nn.Module):
 
 def rows_where(condition_B: torch.Tensor, yes: torch.Tensor, no: torch.Tensor) -> torch.Tensor:
     """`yes` in the rows of which the condition holds, else `no`, (B, ...)."""
-    return torch.where(condition_B.reshape(-1, *[1] * (no.ndim - 1)), yes, no)
+    condition = condition_B.reshape(-1, *[1] * (no.ndim - 1))
+    if no.dtype == torch.bool:  # of which onnxruntime cannot choose
+        return (condition & yes) | (~condition & no)
+    return torch.where(condition, yes, no)
 
 
 def numbers_for(port: Port, sizes: dict[str, int], generator: torch.Generator) -> torch.Tensor:

@@ -174,9 +174,9 @@ class Stream:
         """Layers whose patches are taken from the encoder."""
         table = self.spec.encoder.table()
         with self._may_fetch(encoder):
-            self._head = head_of_stream(table, self.task, self.device)
-        if self._head is not None and not self._head.reads_cls:
-            self.layers = tuple(sorted({*self.layers, self._head.last_layer}))
+            self.image_head = head_of_stream(table, self.task, self.device)
+        if self.image_head is not None and not self.image_head.reads_cls:
+            self.layers = tuple(sorted({*self.layers, self.image_head.last_layer}))
         self.note = ""
         """What is to be said of what was asked, or ""."""
         self._question: Arrays = {}
@@ -359,7 +359,11 @@ class Stream:
         """One frame: the prediction for it, those that are told ahead (see `Seen.ahead`), and the
         state after it."""
         read = [patches[layer] for layer in self.model.layers]
-        seen = {} if self._head is None else embedding_of_frame(self._head, special_1SD, patches)
+        seen = (
+            {}
+            if self.image_head is None
+            else embedding_of_frame(self.image_head, special_1SD, patches)
+        )
         prediction, state = self.model.step(special_1SD, read, state, seen)
         return prediction, {}, state
 

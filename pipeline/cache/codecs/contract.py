@@ -46,6 +46,11 @@ class CodecPlugin(ABC):
     def decode(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
         """Arrays, on the training device and with any leading axes, -> float tokens."""
 
+    def kept(self, tokens_FND: torch.Tensor) -> torch.Tensor:
+        """What a codec keeps of float tokens before it rounds: all of it, unless it says otherwise.
+        In operators of torch alone, so that a graph can hold them."""
+        return tokens_FND
+
     @abstractmethod
     def max_error(self, tokens_FND: torch.Tensor) -> torch.Tensor:
         """Bound on |decode(encode(x)) - x|, elementwise, in the shape of the tokens."""

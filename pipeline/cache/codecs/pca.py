@@ -79,6 +79,11 @@ class Codec(FittedCodec):
         mean_D, basis_DK = self._on(arrays[""].device)
         return self._coefficients(arrays) @ basis_DK.T + mean_D
 
+    def kept(self, tokens_FND: torch.Tensor) -> torch.Tensor:
+        """Their share in the kept components, in float32."""
+        mean_D, basis_DK = self._on(tokens_FND.device)
+        return (tokens_FND.float() - mean_D) @ basis_DK @ basis_DK.T + mean_D
+
     def max_error(self, tokens_FND: torch.Tensor) -> torch.Tensor:
         """The sum of what the projection loses of each value, the rounding of the coefficients, and
         that of decoding in float32."""
