@@ -113,7 +113,8 @@ class Follower:
     """One stream through the run itself, frame by frame as `stillframe stream` does it."""
 
     def __init__(self, step: ModelStep, told: Tensors) -> None:
-        self._step, self._told, self._state = step, told, None
+        self._step, self._told = step, told
+        self._state: StreamState | None = None
 
     def __call__(self, frame: Tensors) -> Arrays:
         """Answer, likeness and states, for a batch of one."""

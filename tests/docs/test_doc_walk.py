@@ -186,7 +186,7 @@ def test_own_videos_to_a_page_as_the_readme_says(desk, monkeypatch):
 @pytest.mark.slow
 def test_the_guide_page_after_page(desk, monkeypatch):
     """One page uses the manifests, caches and runs of those before it."""
-    for page in ("videos", "extract", "train", "report", "sweep"):
+    for page in ("videos", "extract", "train", "export", "report", "sweep"):
         assert walk(desk, monkeypatch, GUIDE / f"{page}.md")
 
 

@@ -4,31 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.steps import SHAPE, made
+from support.steps import READOUTS, SHAPE, made
 
 from pipeline.config import plugins
 from pipeline.exchange.step import OTHER_SIZES, SIZES, ModelStep
 from pipeline.models.temporal.layers.scan_pytorch import scan_forward, scan_step
 from pipeline.models.temporal.mamba2 import _dual_step, state_space_dual
-
-READOUTS = [
-    ("classify", {}),
-    ("boxes", {}),
-    ("boxes", {"start": "still", "reads": "both", "look": "updated"}),
-    ("boxes", {"start": "likeness", "reads": "both", "look": "updated"}),
-    ("points", {}),
-    ("points", {"start": "still", "reads": "both", "look": "told"}),
-    ("points", {"start": "likeness", "reads": "both", "look": "updated"}),
-    ("depth", {}),
-    ("pose", {}),
-    ("question", {}),
-    ("question", {"answers": "choices"}),
-    ("classify", {"prompts": ["a {}."]}),
-    ("retrieve", {"zero_shot": True}),
-    ("retrieve", {"zero_shot": False}),
-    ("forecast", {}),
-    ("contrast", {}),
-]
 
 
 def test_every_task_is_here():

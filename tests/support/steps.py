@@ -23,6 +23,26 @@ TASK = {
     "width": 8,
 }
 
+READOUTS = [
+    ("classify", {}),
+    ("boxes", {}),
+    ("boxes", {"start": "still", "reads": "both", "look": "updated"}),
+    ("boxes", {"start": "likeness", "reads": "both", "look": "updated"}),
+    ("points", {}),
+    ("points", {"start": "still", "reads": "both", "look": "told"}),
+    ("points", {"start": "likeness", "reads": "both", "look": "updated"}),
+    ("depth", {}),
+    ("pose", {}),
+    ("question", {}),
+    ("question", {"answers": "choices"}),
+    ("classify", {"prompts": ["a {}."]}),
+    ("retrieve", {"zero_shot": True}),
+    ("retrieve", {"zero_shot": False}),
+    ("forecast", {}),
+    ("contrast", {}),
+]
+"""(task, settings): every readout that answers frame by frame."""
+
 
 def small_recipe(temporal: str, task: str, **settings: object) -> Recipe:
     """Only the streaming form where the task has a choice."""

@@ -224,7 +224,7 @@ class Tracked(StreamingReadout):
         """(B, O, 2, 2): how large a window is, in patches, and how many lie between the place and
         the nearer edge of the square."""
         patch_2 = patch_size(self.shape.grid_hw, place_BO2.device)
-        room_BO2 = (torch.minimum(place_BO2, 1 - place_BO2) / window_BO2).clamp(0, LIMIT)
+        room_BO2 = (torch.minimum(place_BO2, 1 - place_BO2) / window_BO2).clamp(0.0, LIMIT)
         return torch.stack([(window_BO2 / patch_2).log(), room_BO2], dim=-1)
 
 
