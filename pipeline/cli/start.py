@@ -241,7 +241,7 @@ def export_run(
     from pipeline.cli import console
     from pipeline.config.toml_tables import override
     from pipeline.errors import BadInput, unknown_name
-    from pipeline.exchange.export import cache_of, export
+    from pipeline.exchange.export import cache_of_run, export
     from pipeline.exchange.formats import FORMATS
     from pipeline.train.run import Run
 
@@ -258,7 +258,7 @@ def export_run(
         opened,
         out or run / "export",
         file_format,
-        cache_of(opened, cache),
+        cache_of_run(opened, cache),
         checkpoint,
         override({}, sets or []) if encoder else None,
     )

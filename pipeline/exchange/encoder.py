@@ -18,7 +18,7 @@ from torch.nn import functional
 from pipeline.cache.layout import SPECIAL, layer_name
 from pipeline.errors import BadInput
 from pipeline.exchange.loaded import LoadedStep
-from pipeline.exchange.parity import Follower, Parity, as_arrays
+from pipeline.exchange.parity import Parity, RunFollower, as_arrays
 from pipeline.exchange.ports import ANSWER, FRAME_EMBEDDING, Port, Ports
 from pipeline.exchange.step import ModelStep, Tensors
 from pipeline.train.stream import Stream
@@ -108,7 +108,7 @@ def without_rounding(encoder: EncoderStep, step: ModelStep) -> tuple[float, floa
     the largest answer."""
     stream, sizes = encoder.stream, {"B": 1, "Q": 5, "L": 7, "K": 6}
     told = {port.name: step.example(sizes)[port.name] for port in step.told}
-    plain, rounded = Follower(step, told), Follower(step, told)
+    plain, rounded = RunFollower(step, told), RunFollower(step, told)
     differences, largest = [0.0], [0.0]
     for at in range(ASKED):
         tokens = encoder(encoder.example(1, seed=at))

@@ -26,7 +26,7 @@ from pipeline.errors import BadInput
 from pipeline.exchange.encoder import ASKED, EncoderStep, compared_tokens, without_rounding
 from pipeline.exchange.formats import Format, exported, require_onnx, write_onnx, write_pt2
 from pipeline.exchange.loaded import LoadedStep, OnnxStep, Pt2Step
-from pipeline.exchange.parity import Frames, Parity, compared
+from pipeline.exchange.parity import CheckFrames, Parity, compared_steps
 from pipeline.exchange.step import SIZES, ModelStep, Tensors
 from pipeline.models.encoders.contract import token_shape, without_network
 from pipeline.models.tasks.contract import STREAMING
@@ -95,7 +95,7 @@ def export(
             "train a run with windows.fps or windows.every, without controls",
         )
     shape = shape_of(run, cache)
-    step = step_of(run, shape, checkpoint)
+    step = step_of_run(run, shape, checkpoint)
     about = facts(run, step, shape, checkpoint)
     stages: list[Stage] = [Stage(STEP, step, step.example(), about)]
     before = None
@@ -112,7 +112,9 @@ def export(
                 if isinstance(stage.module, EncoderStep):
                     parity = compared_tokens(stage.module, loaded)
                 else:
-                    parity = compared(step, Frames(step, few_frames(step, cache)), loaded)
+                    parity = compared_steps(
+                        step, CheckFrames(step, few_frames(step, cache)), loaded
+                    )
             parity.require(f"the {stage.name} as {file_format}")
             files.append(_record(stage.name, folder / file.name, parity))
             notes += parity.notes()
@@ -133,7 +135,7 @@ class Stage(NamedTuple):
     about: dict[str, Any]
 
 
-def step_of(run: Run, shape: TokenShape, checkpoint: str = "last") -> ModelStep:
+def step_of_run(run: Run, shape: TokenShape, checkpoint: str = "last") -> ModelStep:
     """One step of a run's model, on the CPU, without what a stream does not need. Raises BadInput
     where the run has no streaming form."""
     model, task = load_model(run, shape, checkpoint, torch.device("cpu"))
@@ -183,7 +185,7 @@ def _record(name: str, path: Path, parity: Parity) -> ExportedFile:
     )
 
 
-def cache_of(run: Run, named: str | None) -> Cache | None:
+def cache_of_run(run: Run, named: str | None) -> Cache | None:
     """The cache that a run was trained on: the one that is named, or where it was then, if it is
     still there; None where it is not. Raises BadInput where it is another."""
     address = named

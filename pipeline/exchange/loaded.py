@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -15,8 +14,9 @@ from typing import IO, Any, Protocol, Self
 import numpy as np
 import torch
 
-import pipeline
+from pipeline.child_python import module_command, search_path
 from pipeline.errors import StillframeError
+from pipeline.exchange import outside
 from pipeline.exchange.formats import without_talk
 from pipeline.exchange.outside import receive, send
 from pipeline.exchange.ports import RESET, Ports
@@ -43,16 +43,13 @@ class OnnxStep:
 
     def __init__(self, file: Path) -> None:
         self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
-        root = str(Path(pipeline.__path__[0]).parent)
-        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        # -P: no folder that happens to be the working directory is looked into.
-        command = [sys.executable, "-P", "-m", "pipeline.exchange.outside", str(file)]
+        command = module_command(outside.__name__)
         self._process = subprocess.Popen(
-            [*command, str(torch.get_num_threads())],
+            [*command, str(file), str(torch.get_num_threads())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
-            env=os.environ | {"PYTHONPATH": path},
+            env=os.environ | {"PYTHONPATH": search_path()},
         )
 
     def __call__(

@@ -56,7 +56,7 @@ def answer(runner: StepRunner, arrays: dict[str, Any], want_states: bool) -> tup
     return said, seconds
 
 
-def main(file: str, threads: int) -> None:
+def answer_all(file: str, threads: int) -> None:
     """Answers until stdin ends."""
     fresh = StepRunner(file, threads)
     streams: dict[str, StepRunner] = {}
@@ -72,4 +72,4 @@ def main(file: str, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    answer_all(sys.argv[1], int(sys.argv[2]))

@@ -109,7 +109,7 @@ class Parity:
             )
 
 
-class Follower:
+class RunFollower:
     """One stream through the run itself, frame by frame as `stillframe stream` does it."""
 
     def __init__(self, step: ModelStep, told: Tensors) -> None:
@@ -143,7 +143,7 @@ class Follower:
         return {f"next_state_{i}": part.numpy() for i, part in enumerate(parts)}
 
 
-class Frames:
+class CheckFrames:
     """Tokens of the frames of a check, drawn from a few that are real or random."""
 
     def __init__(self, step: ModelStep, few: Mapping[str, torch.Tensor], seed: int = 0) -> None:
@@ -192,13 +192,13 @@ class Reference:
     spread: list[dict[str, float]] = field(default_factory=list)
     """Output -> what it differs by on frames that differ by rounding."""
 
-    def add(self, step: ModelStep, frames: Frames, stream: int, times: slice) -> None:
+    def add(self, step: ModelStep, frames: CheckFrames, stream: int, times: slice) -> None:
         """One stretch of the stream."""
         told, tokens = frames.told_to(stream), frames.of_stream(stream, times)
         windows, y_TND = by_window(step, told, tokens)
         self.by_window += windows
         pair = [tokens, frames.of_stream(stream, times, nudged=True)]
-        follow = [Follower(step, told) for _ in pair]
+        follow = [RunFollower(step, told) for _ in pair]
         for place in range(times.stop - times.start):
             one, other = (
                 each({name: part[place : place + 1] for name, part in of.items()})
@@ -223,18 +223,18 @@ def by_window(step: ModelStep, told: Tensors, tokens: Tensors) -> tuple[list[Arr
     if FRAME_EMBEDDING in tokens:
         query[FRAME_EMBEDDINGS] = tokens[FRAME_EMBEDDING].unsqueeze(0)
     prediction = step.streaming(y_1TND, query)
-    follower = Follower(step, told)
+    follower = RunFollower(step, told)
     return [follower.said(part) for part in prediction.unbind(1)], y_1TND[0]
 
 
 @torch.no_grad()
-def compared(step: ModelStep, frames: Frames, file: LoadedStep) -> Parity:
+def compared_steps(step: ModelStep, frames: CheckFrames, file: LoadedStep) -> Parity:
     """Takes the frames through the run and through the file, and compares what both say."""
     runs, parity = [Reference() for _ in BEGINS], Parity()
     for stream, times in stretches():
         runs[stream].add(step, frames, stream, times)
     last = BEGINS[0][-1]
-    alone, torch_s, file_s = Follower(step, frames.told_to(0)), [], []
+    alone, torch_s, file_s = RunFollower(step, frames.told_to(0)), [], []
     for at in range(FRAMES):
         rows = [frames.of_stream(stream, slice(at, at + 1)) for stream in range(len(BEGINS))]
         both = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
@@ -273,7 +273,7 @@ def _see(parity: Parity, said: Arrays, run: Reference, at: int) -> None:
             parity.see(name, array, run.by_window[at][name], spread[name], at)
 
 
-def _after_the_run(parity: Parity, step: ModelStep, frames: Frames, file: LoadedStep) -> None:
+def _after_the_run(parity: Parity, step: ModelStep, frames: CheckFrames, file: LoadedStep) -> None:
     """Compares single frames after the run's own states."""
     told = frames.told_to(0)
     inputs = {name: part[:1] for name, part in step.example().items()} | told

@@ -20,7 +20,7 @@ from support.training import recipe
 from pipeline.cache.cache import Cache
 from pipeline.errors import StillframeError
 from pipeline.exchange import parity
-from pipeline.exchange.export import Stage, few_frames, opened, shape_of, step_of, written
+from pipeline.exchange.export import Stage, few_frames, opened, shape_of, step_of_run, written
 from pipeline.train.loop import train
 from pipeline.train.run import Run
 from pipeline.train.stream import Stream
@@ -152,13 +152,15 @@ def test_a_file_that_says_something_else_is_not_left_behind(vit_run, tmp_path, m
 def test_other_weights_are_noticed(vit_run, tmp_path):
     """The file of a run is asked beside a run whose readout differs in one number."""
     run = Run(vit_run)
-    step, cache = step_of(run, shape_of(run, None)), Cache(run.header.cache_path)
+    step, cache = step_of_run(run, shape_of(run, None)), Cache(run.header.cache_path)
     stage = Stage("step", step, step.example(), {"stillframe": "0", "states": []})
     file = written(stage, tmp_path, "pt2")
     with torch.no_grad():
         step.streaming.classifier.bias[1] += 0.25
     with opened(file, stage) as loaded:
-        found = parity.compared(step, parity.Frames(step, few_frames(step, cache)), loaded)
+        found = parity.compared_steps(
+            step, parity.CheckFrames(step, few_frames(step, cache)), loaded
+        )
     assert found.worst["answer"].difference == pytest.approx(0.25, abs=1e-6)
     assert found.worst["features"].is_within
     with pytest.raises(StillframeError, match="output 'answer' differs by up to 0.25, at frame"):
@@ -168,7 +170,7 @@ def test_other_weights_are_noticed(vit_run, tmp_path):
 def test_without_the_cache_the_shape_is_that_of_the_encoder_and_tokens_are_random(vit_run):
     run = Run(vit_run)
     assert shape_of(run, None) == Cache(run.header.cache_path).shape
-    step = step_of(run, shape_of(run, None))
+    step = step_of_run(run, shape_of(run, None))
     random, real = few_frames(step, None), few_frames(step, Cache(run.header.cache_path))
     assert random.keys() == real.keys() == {"special", "layer_0", "layer_1"}
     assert all(random[name].shape == real[name].shape for name in real)

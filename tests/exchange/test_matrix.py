@@ -38,7 +38,9 @@ def test_it_leaves_and_says_the_same(temporal, task, settings, tmp_path):
     stage = Stage("step", step, step.example(), {"stillframe": "0", "states": states})
     file = written(stage, tmp_path, "onnx")
     with opened(file, stage) as loaded:
-        found = parity.compared(step, parity.Frames(step, few_frames(step, None)), loaded)
+        found = parity.compared_steps(
+            step, parity.CheckFrames(step, few_frames(step, None)), loaded
+        )
     found.require("the step")
     named = {port.name for port in step.outputs}
     assert {name.removesuffix(parity.AFTER) for name in found.worst} == named
