@@ -29,7 +29,7 @@ class StepRunner:
 
     def __call__(self, reset: np.ndarray | None = None, **frame: np.ndarray) -> dict[str, Any]:
         """One frame of every stream, as the file names its inputs, (B, ...) -> answers, (B, ...).
-        `reset` (B,) bool: streams that begin with this frame; all of them do at the first call."""
+        `reset` (B,) bool: streams that begin with this frame; all do at the first call."""
         sizes = {
             axis: size
             for name, array in frame.items()

@@ -11,7 +11,7 @@ from pipeline.exchange import parity
 from pipeline.exchange.export import Stage, few_frames, opened, written
 from pipeline.exchange.step import ModelStep
 
-LIGHT = ("pose", "classify", "depth", "retrieve", "forecast", "contrast", "question")
+LIGHT = ("pose", "classify", "depth", "retrieve", "forecast", "contrast", "question", "segment")
 """Tasks whose readouts are small beside a temporal module: writing a file takes time by its operators."""
 
 

@@ -40,6 +40,7 @@ READOUTS = [
     ("retrieve", {"zero_shot": False}),
     ("forecast", {}),
     ("contrast", {}),
+    ("segment", {}),
 ]
 """(task, settings): every readout that answers frame by frame."""
 
