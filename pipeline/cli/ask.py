@@ -77,7 +77,7 @@ def search(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """The best moments of all videos of a cache for some words, or for an example.
+    """Find moments by words, or by an example. They are the best of all videos of a cache.
 
     The cache is one of an image-text model, such as CLIP or SigLIP 2, with its last layer. No
     video is decoded for it.
@@ -263,8 +263,8 @@ def stream(
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the encoder's table."),
     ] = None,
 ) -> None:
-    """Follow one video frame by frame, as a camera would deliver it: one JSON line per answer on
-    stdout, at the rate of the run's windows; with --forecaster also what the answers will be.
+    """Follow one video frame by frame, as from a camera. One JSON line per answer comes on stdout,
+    at the rate of the run's windows; with --forecaster also what the answers will be.
 
     Example: stillframe stream runs/demo_gru clip.mp4
     """

@@ -58,8 +58,8 @@ def manifest(
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the clips of a data set, with labels, splits and truth. Nothing is written where the
-    videos are.
+    """List the clips of a data set, with labels and splits. Truth is listed, too. Nothing is
+    written where the videos are.
 
     Exit code 3 if media that should be a clip became none; remarks on clips that are used all the
     same are notes, and change no exit code.
@@ -174,7 +174,7 @@ def select(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a manifest of some of the clips of another one: those that meet all conditions.
+    """Make a manifest of some of the clips of another one. They are those that meet all conditions.
 
     Example: stillframe manifest select data/mine --split val --label waving --out data/waving
     """
@@ -237,7 +237,8 @@ def relabel(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a manifest of the same clips with labels, and splits and groups, from a CSV file.
+    """Make a manifest with labels from a CSV file. It has the same clips; the file may also give
+    splits and groups.
 
     Its first line names the columns: path (all clips of a video) or clip_id, label and, if wanted,
     split and group. Clips that it does not name stay as they are.
@@ -262,7 +263,7 @@ def join(
     ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Make one manifest of several, also of different data sets in different folders.
+    """Make one manifest of several. They may be of different data sets in different folders.
 
     Splits, groups and truth are kept. Videos that have one name are told apart by the name of
     their data set.
@@ -308,8 +309,7 @@ def extract(
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """Stage one: encode every frame once and store its tokens. Run it again to go on after any
-    stop.
+    """Stage one: encode every frame once, store its tokens. Run it again to go on after any stop.
 
     Several specs are served by one decode of every video. A layer or view that is added to a spec
     is made alone: what a cache in the same folder holds already is taken over.
@@ -426,8 +426,8 @@ def derive(
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """A cache from a cache, without videos or encoder: another codec, fewer layers or frames,
-    another store layout.
+    """Make a cache from a cache, without videos or encoder. It has another codec, fewer layers or
+    frames, or another store layout.
 
     Example: stillframe derive caches/demo-0123456789ab --set codec.name=int8
     """

@@ -115,10 +115,8 @@ def _say(text: str) -> None:
 
 
 def _usage(message: str, context: typer.Context | None, words: Sequence[str]) -> str:
-    """typer's own words on a missing argument or an unknown option, with the help to read next;
-    the help itself where no command was given."""
-    if message.startswith("Usage:"):
-        return message
+    """typer's own words on a missing argument or an unknown option, with the help to read
+    next."""
     command = context.command_path.removeprefix(context.find_root().command_path) if context else ""
     if message.startswith(EXTRA) and len(caches := _caches_among(words)) > 1:
         return (

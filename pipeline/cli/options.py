@@ -3,12 +3,14 @@ thing."""
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+import pipeline
 from pipeline.config.shipped import named_file as named_file
 from pipeline.errors import BadInput
 
@@ -28,7 +30,16 @@ COMMANDS = (
 """In the order in which --help lists them: that in which they are used, from videos to scores."""
 
 
-class InOrder(TyperGroup):
+class HelpAlone(TyperGroup):
+    """A group that shows its help, and has done what it was asked for, where no command is
+    given."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As if the help was asked for."""
+        return super().parse_args(ctx, args or ([] if ctx.resilient_parsing else ["--help"]))
+
+
+class InOrder(HelpAlone):
     """The commands in the order of `COMMANDS`, then the others: groups, words of earlier
     versions."""
 
@@ -71,11 +82,39 @@ app = typer.Typer(
     cls=InOrder,
     help="A frozen image model, a token cache and a small recurrent temporal module make a video "
     "model.",
-    no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def version_text() -> str:
+    """The version and, where the code lies in a checkout of its own, the commit: "0.5.0 (commit
+    0123456789)", with "-dirty" behind the commit where tracked files have been changed."""
+    commit = commit_of(Path(pipeline.__path__[0]).resolve().parent)
+    return pipeline.__version__ + (f" (commit {commit})" if commit else "")
+
+
+def commit_of(root: Path) -> str | None:
+    """None where `root` is not the top of a checkout, or git does not say."""
+    if not (root / ".git").exists():  # a file in a worktree, a folder in a clone
+        return None
+    words = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=10"]
+    try:
+        done = subprocess.run(
+            [*words, "--exclude", "*"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from pipeline.cli import console
+
+        console.show(f"stillframe {version_text()}")
+        raise typer.Exit
 
 
 @app.callback()
@@ -88,6 +127,15 @@ def common(
             "times.",
         ),
     ] = None,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Show the version, and the commit of a checkout, and exit.",
+        ),
+    ] = False,
 ) -> None:
     """A frozen image model, a token cache and a small recurrent temporal module make a video
     model."""

@@ -77,8 +77,8 @@ def plan(
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """What a cache and a training from it will take, and whether caching pays. Writes nothing that
-    stays.
+    """Foretell what a cache and a training will take. It says whether caching pays, and writes
+    nothing that stays.
 
     --set overrides keys of the spec. With --manifest the cache is that of DATA, and windows, epochs
     and memory are those of a training on other clips from it.
@@ -132,8 +132,8 @@ def baselines(
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score what needs no training, layer by layer: the trivial answer to a recipe's task, and
-    trackers that follow the tokens most alike. Writes nothing.
+    """Score what needs no training, layer by layer. That is the trivial answer to a recipe's task,
+    and trackers that follow the tokens most alike. Writes nothing.
 
     Example: stillframe baselines demo_boxes caches/demo-0123456789ab
     """
@@ -196,9 +196,9 @@ def predictability(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell how predictable videos are in the encoder of a cache, without any training: what
+    """Tell how predictable videos are to an encoder. Nothing is trained by steps: it says what
     forecasts that learn little score above a copy of the present tokens, for every layer and
-    horizon. Writes nothing.
+    horizon of a cache. Writes nothing.
 
     Example: stillframe predictability caches/demo-0123456789ab --ahead 0.5 --ahead 1
     """

@@ -27,8 +27,8 @@ def demo(
         ),
     ] = None,
 ) -> None:
-    """The whole path on the built-in world: videos, cache, temporal modules, scores, report; and
-    what a pre-training without labels is worth where labels are few.
+    """Go the whole path on the built-in world. There are videos, cache, temporal modules, scores
+    and report; and what a pre-training without labels is worth where labels are few.
 
     Example: stillframe demo --out demo
     """
@@ -100,8 +100,8 @@ def list_plugins(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What can be named in a spec, a recipe, a sweep or a command, with its settings, and where it
-    is from.
+    """List all that can be named, with its settings. Names stand in a spec, a recipe, a sweep or a
+    command; it says where each is from.
 
     Exit code 3 if a plug-in from outside is among it that cannot be used.
 
@@ -173,7 +173,7 @@ def import_checkpoint(
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """Turn a released checkpoint of the paper into a run for evaluate and stream.
+    """Turn a released checkpoint of the paper into a run. The run is one for evaluate and stream.
 
     Example: stillframe import-checkpoint gmm.ckpt ssv2
     caches/dinov3_vitl16-0123456789ab --labels labels.json
@@ -232,7 +232,7 @@ def export_run(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write one step of a run as a file that needs no stillframe: tokens of a frame and states in,
+    """Write one step of a run as a file of another tool. It maps tokens of a frame and states in,
     answer and states out. It is asked 100 frames, and left behind only if it says what the run
     says.
 

@@ -101,8 +101,8 @@ def sweep(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train many runs from one read of a cache, compare them, and make a page. Run it again to go
-    on, or with more members.
+    """Train and compare many runs from one read of a cache. A page is made of them. Run it again to
+    go on, or with more members.
 
     Example: stillframe sweep temporal_modules caches/demo-0123456789ab
     """

@@ -59,8 +59,8 @@ def train(
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """Stage two: train a temporal module and a readout from a cache. Run it again to go on after
-    any stop.
+    """Stage two: train a temporal module and a readout. They learn from a cache. Run it again to go
+    on after any stop.
 
     Example: stillframe train demo_gru caches/demo-0123456789ab
     """
@@ -209,8 +209,8 @@ def evaluate(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a run on a split, streaming and window-wide, with 95 % intervals; with --forecaster
-    instead what it says of frames to come.
+    """Score a run on a split, with 95 % intervals. It is scored streaming and window-wide; with
+    --forecaster instead what it says of frames to come.
 
     Example: stillframe evaluate runs/demo_gru
     """
@@ -360,8 +360,8 @@ def report(
     ] = Path("report"),
     split: Annotated[str, typer.Option(help="Split whose scores are shown.")] = "val",
 ) -> None:
-    """One page about runs, a sweep or a cache: scores, costs, learning curves, videos, tokens over
-    time, provenance.
+    """Make one page about runs, a sweep or a cache. It shows scores, costs, learning curves,
+    videos, tokens over time and provenance.
 
     Example: stillframe report runs/* --out report
     """

@@ -42,8 +42,8 @@ BAR = 40
 def status(
     cache: CacheFolder, manifest_folder: ManifestFolder = None, as_json: AsJson = False
 ) -> None:
-    """What a cache holds: coverage per split, failures by reason, bytes, speed, and who is at work
-    on it.
+    """Show what a cache holds, and who is at work on it. That is coverage per split, failures by
+    reason, bytes and speed.
 
     With --manifest, how much of that manifest the cache covers.
 
@@ -70,7 +70,7 @@ def verify(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare every file of a cache with its checksum, and name what is damaged, with the frames
+    """Compare every file of a cache with its checksum. What is damaged is named, with the frames
     and videos it hits.
 
     Example: stillframe verify caches/demo-0123456789ab --repair
@@ -233,8 +233,8 @@ def diff(
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """In which fields a spec and a cache differ, and what that costs: nothing, a derivation, or
-    encoding again.
+    """Name the fields in which a spec and a cache differ. It says what that costs: nothing, a
+    derivation, or encoding again.
 
     Exit code 0 if the spec asks for this very cache, 3 if not.
 
@@ -310,8 +310,8 @@ def spot_check(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Encode some cached frames again on this machine, and say how far the stored tokens are from
-    the fresh ones.
+    """Encode some cached frames again and compare them. It says how far the stored tokens are from
+    fresh ones of this machine.
 
     Exit code 3 if a token is further off than its codec allows, or a video has changed or is gone.
 

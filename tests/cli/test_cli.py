@@ -28,10 +28,13 @@ from support.forgery import edit
 from support.material import LENGTHS, address_spec, address_video, write_video
 from support.media import tone
 
+from pipeline import __version__
 from pipeline.cache.cache import Cache
 from pipeline.cache.layout import receipt_name
 from pipeline.cache.status import status
 from pipeline.cli import console
+from pipeline.cli.main import main
+from pipeline.cli.options import commit_of
 from pipeline.config import plugins
 from pipeline.config.shipped import KINDS, shipped
 from pipeline.datasets.manifest import manifest
@@ -86,8 +89,8 @@ def test_help_says_what_and_shows_an_example(command):
     assert result.out.startswith("Usage: ")
     example = re.search(r"Example: (stillframe .+)", result.out)
     assert example and example[1].startswith(f"stillframe {command}")
-    flags = re.findall(r"^  (--[a-z-]+)", result.out, re.MULTILINE)
-    assert flags[-1] == "--help"
+    assert re.findall(r"^  (-.+?)  ", result.out, re.MULTILINE)[-1] == "-h, --help"
+    assert fine(*command.split(), "-h") == result
 
 
 def test_help_lists_every_command():
@@ -145,9 +148,46 @@ def test_words_of_earlier_versions_still_work_and_are_not_listed(place):
 
 @pytest.mark.parametrize("group", ["", "bench"])
 def test_no_command_shows_the_help_and_no_error(group):
-    result = call(*group.split())
-    assert (result.code, result.out) == (2, "")
-    assert result.err == fine(*group.split(), "--help").out
+    assert fine(*group.split()) == fine(*group.split(), "--help")
+
+
+@pytest.mark.parametrize("group", ["", "bench", "manifest"])
+def test_what_a_command_is_for_is_one_sentence_in_80_columns(group, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    help_text = fine(*group.split(), "--help").out
+    listed = re.findall(r"^  ([a-z-]+)  +(.+)$", help_text.partition("Commands:")[2], re.MULTILINE)
+    assert len(listed) >= 4
+    cut = [name for name, what in listed if not re.fullmatch(r"[A-Z].*[^.]\.", what)]
+    assert cut == []
+    assert max(map(len, help_text.splitlines())) <= 80
+
+
+def test_the_version_is_one_line_with_the_commit_of_a_checkout(tmp_path):
+    assert re.fullmatch(
+        rf"stillframe {re.escape(__version__)}( \(commit [0-9a-f]{{10,}}(-dirty)?\))?\n",
+        fine("--version").out,
+    )
+    assert commit_of(tmp_path) is None  # no checkout
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    assert commit_of(tmp_path) is None  # no commit yet
+    (tmp_path / "a").write_text("1")
+    subprocess.run([*git, "add", "a"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "a"], check=True)
+    head = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+    assert commit_of(tmp_path) == head[:10]
+    (tmp_path / "a").write_text("2")
+    assert commit_of(tmp_path) == f"{head[:10]}-dirty"
+
+
+def test_completion_of_the_shell_names_commands(monkeypatch, capsys):
+    """What bash asks for where `stillframe sp` is followed by a tabulator."""
+    monkeypatch.setenv("_STILLFRAME_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "stillframe sp")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert (stop.value.code, capsys.readouterr().out.split()) == (0, ["spot-check"])
 
 
 # Every command, for real
@@ -1026,9 +1066,9 @@ def test_a_process_that_is_refused(place):
 
 def test_a_process_without_command_shows_the_help():
     done = process()
-    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("Usage: ")
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("Usage: ")
     assert (
-        done.stderr.splitlines()[1:] == fine("--help").out.splitlines()[1:]
+        done.stdout.splitlines()[1:] == fine("--help").out.splitlines()[1:]
     )  # the first line tells how it was called
 
 

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli.options import AsJson, Device, Sets, app, named_file, torch_device
+from pipeline.cli.options import AsJson, Device, HelpAlone, Sets, app, named_file, torch_device
 
 bench_app = typer.Typer(
-    help="Measure this machine: medians, and ratios against a reference in the same run.",
-    no_args_is_help=True,
+    help="Measure this machine. Medians, and ratios against a reference in the same run.",
+    cls=HelpAlone,
 )
 app.add_typer(bench_app, name="bench")
 
@@ -31,7 +31,7 @@ def bench_extract(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Extraction end to end against the bare encoder on frames already in memory.
+    """Extraction end to end against the bare encoder. The encoder has its frames in memory already.
 
     Example: stillframe bench extract --repeats 5
     """
@@ -59,8 +59,8 @@ def bench_startup(
     ] = 200_000,
     as_json: AsJson = False,
 ) -> None:
-    """Measures what must not grow: seconds to begin and to resume on many clips, memory over a long
-    video and over many.
+    """Begin, resume and memory, which must not grow. Seconds to begin and to resume on many clips,
+    memory over a long video and over many.
 
     Example: stillframe bench startup --hours 0.1 --videos 500 --clips 20000
     """
@@ -105,7 +105,7 @@ def bench_codecs(
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """Codecs on the built-in world: bytes, closeness to the encoder's tokens, speed, and with
+    """Codecs on the built-in world. Bytes, closeness to the encoder's tokens, speed, and with
     --scores what a run scores.
 
     --set CODEC.KEY=VALUE gives a codec other settings than its defaults.
@@ -195,8 +195,8 @@ def bench_read(
     folder: DiskFolder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Random windows out of a store, in memory (hot) and from the disk (cold), against other
-    readers of the same tokens.
+    """Random windows out of a store against other readers. They come from memory (hot) and from the
+    disk (cold).
 
     Other packages are measured where they are installed: pip install 'stillframe[bench]'.
 
@@ -238,8 +238,8 @@ def bench_write(
     folder: DiskFolder = None,
     as_json: AsJson = False,
 ) -> None:
-    """A store, with all checksums, against plain sequential writing of files of the same size; both
-    synced.
+    """A store against plain sequential writing. The store has all checksums, the files are of the
+    same size, and both are synced.
 
     Example: stillframe bench write --folder /mnt/caches
     """
@@ -272,8 +272,8 @@ def bench_search(
     folder: DiskFolder = None,
     as_json: AsJson = False,
 ) -> None:
-    """A search of a warm index of many frames, against a plain product of matrices of all frames in
-    memory.
+    """A search of a warm index of many frames. It stands against a plain product of matrices of all
+    frames in memory.
 
     Example: stillframe bench search --frames 1000000 --width 512
     """

@@ -71,8 +71,7 @@ def bench_temporal(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Temporal modules: time, FLOPs, memory, state and streaming; and Mamba against published
-    implementations.
+    """Temporal modules, and Mamba against published code. Time, FLOPs, memory, state and streaming.
 
     Forward is eval mode without gradients, forward+backward (fwd+bwd) is training mode; weights are
     float32. --mamba --batch 8 runs nothing but the comparison of Mamba, at its reference size.
@@ -253,7 +252,7 @@ def bench_sweep(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Runs side by side on one read against the same runs one by one.
+    """Runs side by side on one read against one by one. The runs are the same.
 
     Example: stillframe bench sweep demo/caches/demo-0123456789ab
     """
@@ -306,7 +305,7 @@ def bench_plan(
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compares what `plan` foretells with what then happens, on the built-in world in several
+    """Compare what `plan` foretells with what happens. It is done on the built-in world in several
     sizes.
 
     --set overrides keys of the recipe.
@@ -369,8 +368,8 @@ def bench_epoch(
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """An epoch with the encoder in the loop against one from the cache, part by part; and all runs,
-    one by one and as a sweep.
+    """An epoch with the encoder against one from the cache. Part by part; and all runs, one by one
+    and as a sweep.
 
     --set overrides keys of the recipe.
 

@@ -24,8 +24,8 @@ def bench_forecast(
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """A training step of forecasts against one of a classification with the same temporal module
-    and windows, by the head and by how much it is asked; tokens are random numbers.
+    """A training step of forecasts against classification. Temporal module and windows are the
+    same; it is told by the head and by how much it is asked; tokens are random numbers.
 
     Example: stillframe bench forecast --repeats 5
     """
@@ -73,8 +73,8 @@ def bench_keep(
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """A training step on a share of the patch tokens (windows.keep_tokens) against one on all, and
-    reading a batch of windows for it: from memory, from the disk, and compressed.
+    """A training step on some patch tokens against all. The share is windows.keep_tokens; reading a
+    batch of windows for it is measured, too: from memory, from the disk, and compressed.
 
     Example: stillframe bench keep --grid 14 --width 384
     """
