@@ -127,7 +127,7 @@ def common(
             "times.",
         ),
     ] = None,
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 - its callback answers
         bool,
         typer.Option(
             "--version",

@@ -232,9 +232,8 @@ def export_run(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write one step of a run as a file of another tool. It maps tokens of a frame and states in,
-    answer and states out. It is asked 100 frames, and left behind only if it says what the run
-    says.
+    """Write one step of a run as a file of another tool. Tokens of a frame and states go in, answer
+    and states come out. It is asked 100 frames, and left behind only if it says what the run says.
 
     Example: stillframe export runs/demo_gru --format onnx
     """

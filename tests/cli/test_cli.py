@@ -99,7 +99,7 @@ def test_help_lists_every_command():
     )
     assert listed == [
         "manifest", "extract", "derive", "status", "verify", "diff", "spot-check", "plan", "baselines", "predictability", "search",
-        "train", "sweep", "evaluate", "stream", "import-checkpoint", "report", "demo", "list", "bench",
+        "train", "sweep", "evaluate", "stream", "import-checkpoint", "export", "report", "demo", "list", "bench",
     ]  # fmt: skip
     listed = re.findall(
         r"^  ([a-z]+)  ", fine("bench", "--help").out.partition("Commands:")[2], re.MULTILINE
