@@ -55,7 +55,7 @@ EDGES = {
     "experiments": "cache config datasets device errors extract models records train video",
     "report": "cache config datasets errors experiments models records train",
     "search": "cache errors models records report train",
-    "exchange": "cache child_python config errors models records train",
+    "exchange": "cache child_python config datasets errors extract models records train",
     "cli": "cache config datasets device errors exchange experiments extract models records report "
     "search timing train video",
 }

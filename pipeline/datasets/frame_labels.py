@@ -168,7 +168,7 @@ class Dataset(DatasetPlugin):
             if split_of and name not in split_of:
                 continue
             labels = [line.strip() for line in read_lines(folder / f"{name}.txt")]
-            source = media.get(name, file)
+            source = media.get(name, name)
             split = split_of.get(name)
             runs = equal_lines(labels)
             yield Labelled(name, source, split, runs, len(labels), str(folder / f"{name}.txt"))

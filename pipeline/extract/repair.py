@@ -137,6 +137,8 @@ def _maker(
                 derivation.fill(cache, leases, set(stores), on_frames)
 
         return derive
+    device = chosen(device)
+    encoder = load_encoder(cache, device)
     folder = root or Path(cache.header.root)
     sources = {video.video_id: video.source for video in cache.manifest.videos}
     needed = [sources[video] for store in stores for video in cache.plan[store]]
@@ -147,8 +149,6 @@ def _maker(
             f"the first is {lost[0]}",
             "say where the videos are: --root DIR",
         )
-    device = chosen(device)
-    encoder = load_encoder(cache, device)
     job = ExtractionJob(
         caches=(str(cache),), root=str(folder), device=str(device), decoders=decoders
     )

@@ -75,7 +75,7 @@ def test_videos_that_are_not_there_need_a_rate(tmp_path: Path) -> None:
     built = manifest.build("frame_labels", root, tmp_path / "out", {"fps": 5})
     assert [(clip.source, clip.stop_s) for clip in built.clips] == [
         ("a.mp4", 1),
-        ("groundTruth/b.txt", 0.4),
+        ("b", 0.4),
     ]
     assert (
         built.origin.notes["groundTruth"]

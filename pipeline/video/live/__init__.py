@@ -1,1 +1,0 @@
-"""Frames as they come: from cameras, addresses and standard input."""
