@@ -4,6 +4,7 @@ comes."""
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -16,10 +17,19 @@ import typer
 from pipeline.cli.options import (
     Ahead,
     AsJson,
+    AskedTexts,
     CacheFolder,
+    Camera,
     Device,
+    EveryFrame,
+    FollowedJson,
     Forecaster,
+    RawFps,
+    RawSize,
     Root,
+    Source,
+    StartS,
+    TimeoutS,
     app,
     torch_device,
 )
@@ -34,8 +44,10 @@ if TYPE_CHECKING:
     from pipeline.search.moments import Moment
     from pipeline.search.queries import ExampleFrame, Query
     from pipeline.train.language.frame_index import FrameIndex
+    from pipeline.train.library.live import LiveAnswers
     from pipeline.train.run import Run
     from pipeline.train.stream import Seen, Stream
+    from pipeline.video.live.source import LiveSource
 
 
 @app.command()
@@ -217,21 +229,14 @@ def _show(name: str, moments: list[Moment]) -> None:
 @app.command()
 def stream(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    video: Annotated[Path, typer.Argument(help="A video file, or a folder of images.")],
-    query: Annotated[
-        str | None,
-        typer.Option(
-            metavar="JSON",
-            help='What to follow from the first frame on: {"boxes": [[x0, y0, x1, y1]]} in [0, 1].',
-        ),
-    ] = None,
-    ask: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="How much is the video like this text (retrieve; may be repeated); or a question.",
-        ),
-    ] = None,
+    source: Source = None,
+    camera: Camera = None,
+    raw_size: RawSize = None,
+    raw_fps: RawFps = None,
+    every_frame: EveryFrame = False,
+    timeout_s: TimeoutS = 10.0,
+    query: FollowedJson = None,
+    ask: AskedTexts = None,
     choice: Annotated[
         list[str] | None,
         typer.Option(metavar="TEXT", help="An answer that --ask is to choose among; repeat it."),
@@ -240,15 +245,7 @@ def stream(
         Path | None,
         typer.Option(metavar="FILE.mp4", help="Also write a video with the answers drawn."),
     ] = None,
-    start_s: Annotated[
-        float,
-        typer.Option(
-            "--from",
-            metavar="SECONDS",
-            min=0,
-            help="Begin with the frame on screen so long after the first one.",
-        ),
-    ] = 0.0,
+    start_s: StartS = 0.0,
     image_fps: Annotated[
         float | None,
         typer.Option(
@@ -263,8 +260,9 @@ def stream(
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the encoder's table."),
     ] = None,
 ) -> None:
-    """Follow one video frame by frame, as from a camera. One JSON line per answer comes on stdout,
-    at the rate of the run's windows; with --forecaster also what the answers will be.
+    """Follow a video, a camera or an address frame by frame. One JSON line per answer comes on
+    stdout, at the rate of the run's windows; with --forecaster also what the answers will be. A
+    live source that is faster than the model loses frames.
 
     Example: stillframe stream runs/demo_gru clip.mp4
     """
@@ -275,7 +273,11 @@ def stream(
 
     asked = _query(query)
     opened = Run(run)
-    rate = _rate_of_images(video, opened) if image_fps is None else image_fps
+    live = _live_source(source, camera, raw_size, raw_fps, start_s, image_fps)
+    if live is None and (every_frame or timeout_s != 10):
+        raise BadInput(f"{source} is no live source", "leave --every-frame and --timeout-s out")
+    video = Path(source or "")
+    rate = _rate_of_images(video, opened) if image_fps is None and live is None else image_fps
     if text := opened.unvouched("last"):
         console.say(text)
     keys = override({}, sets or [])
@@ -292,32 +294,91 @@ def stream(
     written = [*opened.header.labels, *(ask or ()), *(choice or ())]
     if draw and (missing := fonts.missing_letters(written)):
         console.say(missing)
-    _follow(follower, follower.follow(video, asked, start_s, rate), draw, video, rate)
+    if live is not None:
+        from pipeline.train.library.live import LiveAnswers
+        from pipeline.video.live.frames import LiveFrames
+
+        came = LiveFrames(live, every_frame, timeout_s, console.say)
+        _follow_live(follower, LiveAnswers(follower, came, asked), draw)
+        return
+    fps = follower.fps_of(video, rate) if draw else 0.0
+    _follow(follower, follower.follow(video, asked, start_s, rate), draw, fps)
+    if follower.damage:
+        console.say(follower.damage)
 
 
-def _follow(
-    follower: Stream, frames: Iterable[Seen], draw: Path | None, video: Path, rate: float | None
-) -> None:
-    """Shows what is said of every frame, and draws it where a file is named."""
+def _live_source(
+    source: str | None,
+    camera: str | None,
+    raw_size: str | None,
+    raw_fps: float | None,
+    start_s: float,
+    image_fps: float | None,
+) -> LiveSource | None:
+    """What is followed live; None for files. Raises BadInput where nothing, or two things, are
+    named, or what is for others."""
+    from pipeline.video.live import source as live
+
+    if (source is None) == (camera is None):
+        raise BadInput(
+            "name one source to follow",
+            "a file, a folder, an address, - for standard input, or --camera 0",
+        )
+    raw = live.raw_frames(raw_size, raw_fps)
+    if raw is not None and source != live.STDIN:
+        raise BadInput("raw frames come on standard input", "name the source -")
+    if source is not None and not live.is_live(source):
+        return None
+    if start_s or image_fps is not None:
+        raise BadInput(
+            "--from and --image-fps are for files",
+            "a live source begins now, and knows its times; raw frames have --raw-fps",
+        )
+    if camera is not None:
+        return live.camera(camera)
+    if source != live.STDIN:
+        return live.address(str(source))
+    if sys.stdin.isatty():
+        raise BadInput("nothing is piped into standard input", "for example: ffmpeg ... - |")
+    return live.standard_input(raw)
+
+
+def _follow_live(follower: Stream, answers: LiveAnswers, draw: Path | None) -> None:
+    """As `_follow`, until the source ends or Ctrl-C; then says what took how long."""
+    from pipeline.cli import console
+
+    try:
+        _follow(follower, answers, draw, follower.answers_per_second())
+    except KeyboardInterrupt:
+        console.say("stopped by Ctrl-C")
+    finally:
+        for line in answers.summary():
+            console.say(line)
+
+
+def _follow(follower: Stream, frames: Iterable[Seen], draw: Path | None, fps: float) -> None:
+    """Shows what is said of every frame, and draws it at `fps` where a file is named; at the end,
+    however it comes, says how fast that was."""
     from contextlib import nullcontext
 
     from pipeline.cli import console
     from pipeline.train.visualize import VideoFile
 
     count, begin = 0, time.perf_counter()
-    with VideoFile(draw, follower.fps_of(video, rate)) if draw else nullcontext() as drawing:
-        for seen in frames:
-            count += 1
-            line = {"time_s": round(seen.time_s, 6), **follower.plain(seen.answer, seen)}
-            told = {at: follower.plain(answer, seen) for at, answer in seen.ahead.items()}
-            console.show_line(line | ({"ahead": told} if told else {}))
-            if drawing:
-                drawing.append(follower.drawn(seen))
-    if follower.damage:
-        console.say(follower.damage)
-    speed = count / (time.perf_counter() - begin)
-    size = console.bytes_text(follower.state_bytes)
-    console.say(f"{count_text(count, 'answer')}, {speed:.1f} a second, {size} of state")
+    try:
+        with VideoFile(draw, fps) if draw else nullcontext() as drawing:
+            for seen in frames:
+                count += 1
+                line = {"time_s": round(seen.time_s, 6), **follower.plain(seen.answer, seen)}
+                told = {at: follower.plain(answer, seen) for at, answer in seen.ahead.items()}
+                console.show_line(line | ({"ahead": told} if told else {}))
+                if drawing:
+                    drawing.append(follower.drawn(seen))
+    finally:
+        if count:
+            speed = count / (time.perf_counter() - begin)
+            size = console.bytes_text(follower.state_bytes)
+            console.say(f"{count_text(count, 'answer')}, {speed:.1f} a second, {size} of state")
 
 
 def _follower(

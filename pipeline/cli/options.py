@@ -178,6 +178,55 @@ Ahead = Annotated[
     ),
 ]
 
+Source = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="SOURCE",
+        help="A video file, a folder of images, an address (rtsp, http, tcp, udp), or - for "
+        "standard input.",
+    ),
+]
+Camera = Annotated[
+    str | None,
+    typer.Option(metavar="N", help="A camera of this machine, by its number or name."),
+]
+RawSize = Annotated[
+    str | None,
+    typer.Option(metavar="WxH", help="Standard input is raw rgb24 frames of this size."),
+]
+RawFps = Annotated[float | None, typer.Option(min=0.001, max=1000, help="Raw frames a second.")]
+EveryFrame = Annotated[
+    bool,
+    typer.Option("--every-frame", help="Let a live source wait, instead of dropping frames."),
+]
+TimeoutS = Annotated[
+    float,
+    typer.Option(min=0.1, help="Seconds without a frame after which a live source has stalled."),
+]
+FollowedJson = Annotated[
+    str | None,
+    typer.Option(
+        metavar="JSON",
+        help='What to follow from the first frame on: {"boxes": [[x0, y0, x1, y1]]} in [0, 1].',
+    ),
+]
+AskedTexts = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="How much is the video like this text (retrieve; may be repeated); or a question.",
+    ),
+]
+StartS = Annotated[
+    float,
+    typer.Option(
+        "--from",
+        metavar="SECONDS",
+        min=0,
+        help="Begin with the frame on screen so long after the first one.",
+    ),
+]
+
 SpecOption = Annotated[
     str, typer.Option(help="What to cache: a .toml file, or the name of a shipped spec.")
 ]

@@ -8,6 +8,7 @@ do not depend on how many frames have gone by.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -193,6 +194,7 @@ class Stream:
         self.damage = ""
         """What is damaged in the video that was followed last, in a sentence; "" if nothing is."""
         # Of the frames that `step` was given:
+        self.encode_s = self.step_s = 0.0  # seconds of the last one: to tokens, to the answer
         self._state: Any = None
         self._last_s: float | None = None
         self._due_s = -math.inf
@@ -251,12 +253,14 @@ class Stream:
         pixels_1HWC, times = np.asarray(pixels_HWC)[None], np.array([time_s], np.float64)
         frames = checked_frames(pixels_1HWC, pixel_aspect, times)
         self._require_pace(time_s)
-        whole = np.ones(1, bool)
+        begin_s, whole = time.perf_counter(), np.ones(1, bool)
         transforms = FrameTransforms(frames, self.device)
         look = self._look(*transforms.squares(self.spec.frames, whole, None), float(time_s))
         if self._state is None:
             self._begin(1 / self.answers_per_second(self._source_fps))
+        encoded_s = time.perf_counter()  # what was computed lies in plain memory by now
         seen, self._state = self._advance(look, self._state, self._asked)
+        self.encode_s, self.step_s = encoded_s - begin_s, time.perf_counter() - encoded_s
         self._last_s = float(time_s)
         if not self.pace.in_rows:
             is_late = time_s >= self._due_s + self.pace.size  # frames were left out, or it begins

@@ -1,0 +1,1 @@
+"""Frames as they come: from cameras, addresses and standard input."""
