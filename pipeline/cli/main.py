@@ -22,6 +22,7 @@ from pipeline.cli import ask, cache, plan, start, sweep, train, verify  # noqa: 
 from pipeline.cli.bench import commands, training_commands  # noqa: F401
 from pipeline.cli.bench.commands import bench_app
 from pipeline.cli.bench.training import step_commands  # noqa: F401
+from pipeline.cli.checks import check_command  # noqa: F401
 from pipeline.cli.options import app
 from pipeline.config.outside import one_call
 from pipeline.device import is_out_of_memory

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
@@ -13,6 +12,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from pipeline.config.json_files import read_json
 from pipeline.config.plugins import Settings
 from pipeline.errors import BadInput
+from pipeline.models.tasks.contract import Metric
 from pipeline.train.bootstrap import TIE, Interval, interval
 from pipeline.train.run import CacheFacts
 
@@ -37,9 +37,7 @@ class MetricFacts(Settings):
     @property
     def range(self) -> tuple[float, float]:
         """Least and greatest score there is."""
-        if self.higher_is_better:
-            return -math.inf if self.worst is None else self.worst, self.perfect
-        return self.perfect, math.inf if self.worst is None else self.worst
+        return Metric(**self.model_dump()).range
 
 
 class ScoredCheckpoint(Settings):

@@ -13,36 +13,30 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from support import media
+from support import laws, media
 
+from pipeline.cache.codecs._laws import CODEC_LAWS, EXTREME, ReadyCodecs, require_within_bound
+from pipeline.cache.codecs._laws import decoded as decode
 from pipeline.cache.codecs.contract import FittedCodec
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
+from pipeline.config.laws import Law
 from pipeline.errors import BadInput, StillframeError
 from pipeline.video.transforms import resize_and_crop
 
 CODECS = plugins.names("codec")
-EXTREME = 60000.0
 
 
 def codec(name: str, width: int = 64, **settings: object) -> Any:
     """Ready for tokens of `width`: a codec that fits has seen gaussians with a mean and an outlier
     channel."""
-    made = plugins.load("codec", name)(plugins.settings("codec", name, settings, name))
-    if isinstance(made, FittedCodec):
-        seen_MD = torch.randn(
-            300, width, generator=torch.Generator().manual_seed(1)
-        ) + torch.linspace(-3, 3, width)
-        seen_MD[:, -1] *= 30
-        made.load(made.fit(seen_MD))
-    return made
+    return ReadyCodecs(plugins.load("codec", name), name, settings).make(width)
 
 
-def decode(made: Any, arrays: dict[str, np.ndarray]) -> torch.Tensor:
-    tokens: torch.Tensor = made.decode(
-        {key: torch.from_numpy(array) for key, array in arrays.items()}
-    )
-    return tokens
+@pytest.mark.parametrize("law", laws.each(CODEC_LAWS))
+@pytest.mark.parametrize("name", CODECS)
+def test_law(name: str, law: Law[ReadyCodecs]) -> None:
+    laws.holds(law, ReadyCodecs(plugins.load("codec", name), name))
 
 
 @st.composite
@@ -64,24 +58,15 @@ def token_arrays(draw: st.DrawFn) -> torch.Tensor:
 def test_round_trip_stays_within_max_error(name: str, tokens_FND: torch.Tensor) -> None:
     if name == "pca":  # its float16 holds sums over the width
         tokens_FND = tokens_FND / 64
-    assert_within_bound(codec(name, tokens_FND.shape[-1]), tokens_FND)
+    require_within_bound(codec(name, tokens_FND.shape[-1]), tokens_FND)
 
 
 @hypothesis_settings(deadline=None, max_examples=60, derandomize=True)
 @given(tokens_FND=token_arrays())
 def test_pca_with_few_components_in_int8_stays_within_max_error(tokens_FND: torch.Tensor) -> None:
-    assert_within_bound(
+    require_within_bound(
         codec("pca", tokens_FND.shape[-1], components=5, coefficients="int8"), tokens_FND
     )
-
-
-def assert_within_bound(made: Any, tokens_FND: torch.Tensor) -> None:
-    bound = made.max_error(tokens_FND).double()
-    decoded = decode(made, made.encode(tokens_FND))
-    assert decoded.shape == tokens_FND.shape and decoded.is_floating_point()
-    assert bound.shape == tokens_FND.shape and bound.isfinite().all()
-    error = (decoded.double() - tokens_FND.double()).abs()
-    assert (error <= bound).all(), f"error exceeds its bound by {(error - bound).max()}"
 
 
 def held(made: Any, tokens: torch.Tensor) -> torch.Tensor:
@@ -122,61 +107,6 @@ def test_the_noise_that_is_told_from_what_is_stored_is_the_error(name, settings,
     tokens[..., 7] += 4  # a channel that is larger than the rest, as image models have
     made = codec(name, 128, **settings)
     assert_noise_is_the_error(made, scale * tokens)
-
-
-@pytest.mark.parametrize("name", CODECS)
-def test_bytes_are_as_declared_and_repeat(name: str) -> None:
-    made = codec(name)
-    tokens_FND = torch.randn(3, 5, 64, generator=torch.Generator().manual_seed(0))
-    arrays = made.encode(tokens_FND)
-    layout = made.layout(64)
-    assert arrays.keys() == layout.keys()
-    for key, (shape, dtype) in layout.items():
-        assert arrays[key].shape == (3, 5, *shape) and arrays[key].dtype == dtype
-    assert sum(array.nbytes for array in arrays.values()) == 15 * made.bytes_per_token(64)
-
-    again = made.encode(tokens_FND.clone())
-    # A view into a wider tensor, and the same frames in another batch, are the same input.
-    wider = made.encode(torch.cat([torch.full((3, 1, 64), 7.0), tokens_FND], dim=1)[:, 1:])
-    single = made.encode(tokens_FND[1:2])
-    for key, array in arrays.items():
-        assert array.tobytes() == again[key].tobytes() == wider[key].tobytes()
-        assert array[1:2].tobytes() == single[key].tobytes()
-
-
-@pytest.mark.parametrize("name", CODECS)
-def test_decode_takes_any_leading_axes(name: str) -> None:
-    made = codec(name, 16)
-    arrays = made.encode(torch.randn(6, 5, 16, generator=torch.Generator().manual_seed(0)))
-    flat = decode(made, arrays)
-    windows = decode(
-        made, {key: array.reshape(2, 3, *array.shape[1:]) for key, array in arrays.items()}
-    )
-    assert torch.equal(windows, flat.view(2, 3, 5, 16))
-
-
-@pytest.mark.parametrize("name", CODECS)
-def test_tokens_that_are_kept_decode_to_what_they_are_among_all(name: str) -> None:
-    """Every array has an entry for each token, so some can be taken out before they are decoded."""
-    made = codec(name, 64)
-    arrays = made.encode(torch.randn(6, 50, 64, generator=torch.Generator().manual_seed(0)))
-    kept_P = np.arange(50) % 4 == 1
-    some = decode(made, {key: array[:, kept_P] for key, array in arrays.items()})
-    wanted = decode(made, arrays)[:, torch.from_numpy(kept_P)]
-    if isinstance(made, FittedCodec):  # a matrix product, which may round by how many rows it has
-        torch.testing.assert_close(some, wanted, rtol=1e-6, atol=1e-5)
-    else:
-        assert torch.equal(some, wanted)
-
-
-@pytest.mark.parametrize("name", CODECS)
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_what_is_not_a_number_is_refused(name: str, bad: float) -> None:
-    tokens_FND = torch.zeros(2, 3, 8)
-    tokens_FND[1, 2, 7] = bad
-    with pytest.raises(StillframeError) as error:
-        codec(name, 8).encode(tokens_FND)
-    assert name in error.value.message, "the error must name the codec"
 
 
 def test_float16_rounds_to_nearest_with_an_attained_bound() -> None:
@@ -224,15 +154,6 @@ def test_float16_takes_what_encoders_give() -> None:
     with torch.inference_mode():
         inference = tokens * 2
     assert torch.equal(decode(made, made.encode(inference)), (tokens * 2).half().float())
-
-
-@pytest.mark.parametrize("name", CODECS)
-def test_zeros_come_back_as_zeros(name):
-    made = codec(name)
-    if isinstance(made, FittedCodec):
-        made.load(made.fit(torch.eye(64) - torch.eye(64).mean(0)))
-    decoded = decode(made, made.encode(torch.zeros(1, 2, 64)))
-    torch.testing.assert_close(decoded, torch.zeros(1, 2, 64), atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("name", [name for name in CODECS if name != "pca"])

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from support import rvm
-from support.modules import in_pieces
 
 from pipeline.config import plugins
 from pipeline.errors import BadInput
+from pipeline.models.temporal._laws import in_pieces
 from pipeline.models.temporal.contract import TemporalModule
 
 WIDTH, TOKENS = 24, 7

@@ -9,198 +9,37 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from support import laws
 from support.paths import GOLDEN
 
 from pipeline.config import plugins
-from pipeline.datasets.manifest.targets import TOKENS, collate
 from pipeline.errors import BadInput
-from pipeline.models.tasks.classify import FrameLogits, Settings, Task, WindowLogits
-from pipeline.models.tasks.contract import (
-    BY_FRAME,
-    FRAME_EMBEDDINGS,
-    PATCHES,
-    STREAMING,
-    WINDOW,
-    Query,
-    StreamingReadout,
-    TaskPlugin,
+from pipeline.models.tasks._laws import (
+    LABELS,
+    SHAPE,
+    TASK_LAWS,
+    B,
+    D,
+    N,
+    SmallTasks,
+    T,
 )
-from pipeline.records import TokenShape
-from pipeline.train.evaluation import MetricFacts
+from pipeline.models.tasks._laws import as_arrays as on_host
+from pipeline.models.tasks._laws import example_targets as example
+from pipeline.models.tasks.classify import FrameLogits, Settings, Task, WindowLogits
+from pipeline.models.tasks.contract import STREAMING, WINDOW, TaskPlugin
 
 NAMES = plugins.names("task")
-LABELS = ("1", "2", "3", "5", "8")
-"""Numbers, so that a task may read them as such."""
-SMALL = {
-    "readout_width": 16,
-    "heads": 2,
-    "hidden": 8,
-    "size_px": 16,
-    "horizons_s": (0.5,),
-    "width": 8,
-    "text_width": 8,
-    "layers": 1,
-}
-B, T, N, D = 6, 4, 5, 8
-SHAPE = TokenShape(width=6, grid_hw=(2, 2), special_tokens=1, layers=(1,))
 
 
 def make(name: str, **keys: object) -> TaskPlugin:
-    plugin = plugins.load("task", name)
-    table = {
-        key: value for key, value in SMALL.items() if key in plugin.Settings.model_fields
-    } | keys
-    return plugin(plugins.validate(plugin.Settings, table, name), LABELS)
+    return SmallTasks(plugins.load("task", name)).make(**keys)
 
 
-def window_targets(task: TaskPlugin, seed: int) -> dict[str, np.ndarray]:
-    """One window's truth as `pipeline.datasets.manifest.targets` samples it, of every kind that the task needs.
-
-    Two objects, of which one leaves in some windows, and three points.
-    """
-    rng = np.random.default_rng(seed)
-    corner = np.cumsum(
-        np.concatenate([rng.uniform(0.1, 0.3, (1, 2, 2)), rng.uniform(-0.05, 0.05, (T - 1, 2, 2))]),
-        axis=0,
-    )
-    turn = np.cumsum(rng.uniform(-0.1, 0.1, T))
-    pose = np.tile(np.eye(4), (T, 1, 1))
-    pose[:, 0, 0] = pose[:, 2, 2] = np.cos(turn)
-    pose[:, 0, 2], pose[:, 2, 0] = np.sin(turn), -np.sin(turn)
-    pose[:, :3, 3] = np.cumsum(rng.uniform(-0.2, 0.2, (T, 3)), axis=0)
-    here = np.array([[True, seed % 3 == 0 or t < 2] for t in range(T)])
-    boxes = np.concatenate([corner, corner + rng.uniform(0.2, 0.4, (1, 2, 2))], axis=-1)
-    side = task.dense_px or 1
-    known = {
-        "label": {"label": np.array(seed % len(LABELS), np.int64)},
-        "boxes": {
-            "boxes": np.where(here[..., None], boxes.clip(0, 1), 0).astype(np.float32),
-            "boxes_valid": here,
-        },
-        "points": {
-            "points": rng.uniform(0.1, 0.9, (1, 3, 2)).astype(np.float32)
-            + rng.uniform(-0.1, 0.1, (T, 3, 2)).astype(np.float32),
-            "points_valid": np.ones((T, 3), bool),
-            "visible": np.array([[True, True, t > 0] for t in range(T)]),
-        },
-        "depth_m": {"depth_m": rng.uniform(0.5, 5, (T, side, side)).astype(np.float32)},
-        "pose": {"pose": pose, "pose_valid": np.ones(T, bool)},
-        "classes": {
-            "classes": np.eye(len(LABELS), dtype=bool)[(seed + (np.arange(T) > seed % T)) % 4],
-            "classes_valid": np.arange(T) < T - seed % 2,
-        },
-        "tokens": {"seen_s": 0.25 * np.arange(T)},
-        "captions": {"captions": vectors(rng, 1 + seed % 2)},
-        "question": {
-            "question": vectors(rng, 2 + seed % 3),
-            "question_valid": np.ones(2 + seed % 3, bool),
-            "label": np.array(seed % len(LABELS), np.int64),
-            "is_answered": np.array(True),
-            "choices": vectors(rng, 3 + seed % 2),
-            "choice": np.array(seed % 3, np.int64),
-        },
-    }
-    truth = {key: array for name in task.needs for key, array in known[name].items()}
-    if FRAME_EMBEDDINGS in task.example_texts(T):  # which the cache adds
-        truth[FRAME_EMBEDDINGS] = vectors(rng, T)
-    return truth
-
-
-def vectors(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Some of unit length."""
-    drawn = rng.normal(size=(count, SMALL["width"])).astype(np.float32)
-    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
-
-
-def example(task: TaskPlugin) -> dict[str, torch.Tensor]:
-    """Targets of B windows, as a batch holds them in evaluation."""
-    prepared = collate([task.prepare(window_targets(task, seed), None) for seed in range(B)])
-    targets = {name: torch.from_numpy(array) for name, array in prepared.items()}
-    if TOKENS in task.needs:  # which the cache adds
-        generator = torch.Generator().manual_seed(0)
-        targets[TOKENS] = torch.randn(B, T, SHAPE.patch_tokens, SHAPE.width, generator=generator)
-    return targets
-
-
-def told(task: TaskPlugin, targets: dict[str, torch.Tensor]) -> Query:
-    """What a readout is told of a window."""
-    seen = {PATCHES: targets[TOKENS]} if task.sees_patches else {}
-    return task.query(targets) | seen
-
-
-def on_host(targets: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    return {name: target.numpy() for name, target in targets.items()}
-
-
-def mean_score(task: TaskPlugin, answer: np.ndarray, targets: dict[str, np.ndarray]) -> float:
-    """The first metric over all windows."""
-    weights = task.weight(targets)
-    return float(
-        (task.score(answer, targets)[task.metrics[0].name] * weights).sum() / weights.sum()
-    )
-
-
-def fitted(task: TaskPlugin, form: str, targets: dict[str, torch.Tensor]) -> torch.Tensor:
-    """A prediction that minimises the loss itself, without any model."""
-    torch.manual_seed(0)
-    shape = task.readout(form, D, T, SHAPE)(torch.randn(B, T, N, D), told(task, targets)).shape
-    prediction = torch.zeros(shape).normal_(0, 0.1).requires_grad_()
-    optimizer = torch.optim.Adam([prediction], lr=0.05)
-    for _ in range(400):
-        optimizer.zero_grad()
-        task.loss(form, prediction, targets).backward()
-        optimizer.step()
-    return prediction.detach()
-
-
-CASES = [(name, form) for name in NAMES for form in make(name).forms]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "form"), CASES)
-def test_what_minimises_the_loss_scores_best(name, form):
-    task = make(name)
-    targets = example(task)
-    best = task.answer(form, fitted(task, form, targets)).numpy()
-    scores = task.score(best, on_host(targets))
-    assert list(scores) == [metric.name for metric in task.metrics]
-    for metric in task.metrics:
-        values = scores[metric.name]
-        assert values.dtype == np.float64 and values.shape[: 1 if metric.is_median else None] == (
-            B,
-        )
-    trivial = task.trivial(on_host(targets), task.statistics(iter([on_host(targets)])))
-    assert trivial.shape == best.shape
-    scored, of_trivial = (mean_score(task, answer, on_host(targets)) for answer in (best, trivial))
-    said = f"what minimises the loss has {task.metrics[0].name} {scored}, the trivial answer {of_trivial}"
-    assert (scored > of_trivial) == task.metrics[0].higher_is_better, said
-    assert scored != of_trivial, said
-    for metric in task.metrics:
-        least, greatest = MetricFacts(**metric._asdict()).range
-        for answer in (best, trivial):
-            values = task.score(answer, on_host(targets))[metric.name]
-            values = values[task.metric_weights(on_host(targets))[metric.name] > 0]
-            assert np.all((least <= values) & (values <= greatest)), (metric.name, values)
-
-
+@pytest.mark.parametrize("law", laws.each(TASK_LAWS, "nan"))  # which is below
 @pytest.mark.parametrize("name", NAMES)
-def test_a_baseline_answers_as_the_task_does_from_tokens_and_query_alone(name):
-    task = make(name)
-    targets, generator = example(task), torch.Generator().manual_seed(0)
-    truth = on_host(targets)
-    statistics = task.statistics(iter([truth]))
-    trivial = task.trivial(truth, statistics)
-    for key, baseline in task.baselines.items():
-        assert key.isidentifier() and key != "trivial", "it is a word, shown beside the trivial one"
-        tokens = torch.randn(B, T, 3, 4, D, generator=generator)
-        if TOKENS in task.needs:
-            tokens = targets[TOKENS].unflatten(2, (2, 2))
-        answer = baseline(tokens, task.query(targets), statistics).numpy()
-        assert len(answer) == B and np.isfinite(answer).all()
-        if not task.scores_together:
-            assert answer.shape == trivial.shape
-        for metric, values in task.score(answer, truth).items():
-            assert np.isfinite(values[task.metric_weights(truth)[metric] > 0]).all(), metric
+def test_law(name, law):
+    laws.holds(law, SmallTasks(plugins.load("task", name)))
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
@@ -256,103 +95,6 @@ def test_one_number_that_is_none_spoils_no_more_than_its_answer():
     answer[0, time, query, 2] = np.nan
     scores = task.score(answer, targets)
     assert (scores["OA"] < 1).tolist() == [True] + [False] * (B - 1)
-
-
-def untrained(name, form):
-    """A task, the answer of its readout before training, and the truth, on the host."""
-    task = make(name)
-    targets = example(task)
-    torch.manual_seed(0)
-    prediction = task.readout(form, D, T, SHAPE)(torch.randn(B, T, N, D), told(task, targets))
-    return task, task.answer(form, prediction).detach().numpy(), on_host(targets)
-
-
-@pytest.mark.parametrize(("name", "form"), CASES)
-def test_scores_of_parts_are_the_scores_of_the_whole(name, form):
-    task, answer, known = untrained(name, form)
-    if task.scores_together:
-        pytest.skip("what is scored together has no scores of parts")
-    whole, weight = task.score(answer, known), task.weight(known)
-    for part in (slice(0, 2), slice(2, B)):
-        some = {key: value[part] for key, value in known.items()}
-        assert np.array_equal(task.weight(some), weight[part])
-        for metric, values in task.score(answer[part], some).items():
-            np.testing.assert_allclose(values, whole[metric][part], rtol=1e-12)
-
-
-@pytest.mark.parametrize(("name", "form"), CASES)
-def test_what_is_found_once_for_all_answers_changes_no_score(name, form):
-    task, answer, known = untrained(name, form)
-    once = task.for_scoring(known)
-    assert known.keys() <= once.keys() and task.for_scoring(once) is once
-    assert {len(array) for array in once.values()} == {B}, "windows come first in all of it"
-    for ours, theirs in (
-        (task.score(answer, once), task.score(answer, known)),
-        (task.metric_weights(once), task.metric_weights(known)),
-        ({"weight": task.weight(once)}, {"weight": task.weight(known)}),
-    ):
-        assert list(ours) == list(theirs)
-        assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
-
-
-@pytest.mark.parametrize(("name", "form"), CASES)
-def test_loss_reaches_every_parameter_of_the_readout(name, form):
-    task = make(name)
-    torch.manual_seed(0)
-    readout = task.readout(form, D, T, SHAPE)
-    for parameter in readout.parameters():
-        if not parameter.any():  # a last layer may be zero before training
-            torch.nn.init.normal_(parameter, std=0.1)
-    targets = example(task)
-    x = torch.randn(B, T, N, D, requires_grad=True)
-    prediction = readout(x, told(task, targets))
-    assert len(prediction) == B
-    if form == STREAMING and TOKENS not in task.needs:  # which are asked for by pairs of frames
-        assert prediction.shape[1] == T
-    loss = task.loss(form, prediction, targets)
-    assert loss.shape == () and torch.isfinite(loss)
-    loss.backward()
-    assert x.grad.abs().max() > 0
-    for key, parameter in [*readout.named_parameters(), *task.named_parameters()]:
-        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), key
-
-
-@pytest.mark.parametrize("name", [name for name, form in CASES if form == STREAMING])
-@torch.no_grad()
-def test_streaming_readout_agrees_frame_by_frame(name):
-    task = make(name)
-    torch.manual_seed(0)
-    readout = task.readout(STREAMING, D, T, SHAPE).eval()
-    assert isinstance(readout, StreamingReadout)
-    x, targets = torch.randn(B, T, N, D), example(task)
-    query = {} if TOKENS in task.needs else task.query(targets)
-    seen = {PATCHES: targets[TOKENS]} if task.sees_patches else {}
-    seen |= {name: query.pop(name) for name in BY_FRAME if name in query}
-    whole, state = readout(x, query | seen), readout.start(query)
-    for t in range(T):
-        seen_now = {name: patches[:, t] for name, patches in seen.items()}
-        prediction, state = readout.step(x[:, t], state | seen_now)
-        torch.testing.assert_close(prediction, whole[:, t], atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_nothing_valid_counts_nothing_and_costs_nothing(name):
-    task = make(name)
-    if task.needs == ("label",):
-        pytest.skip("a label is always there")
-    targets = {key: torch.zeros_like(target) for key, target in example(task).items()}
-    weight = task.weight(on_host(targets)).tolist()
-    assert weight == [0] * B, (
-        "targets that are all zero must weigh nothing: see the contract's `weight`"
-    )
-    for form in task.forms:
-        torch.manual_seed(0)
-        readout = task.readout(form, D, T, SHAPE)
-        prediction = readout(torch.randn(B, T, N, D), told(task, targets))
-        loss = task.loss(form, prediction, targets)
-        assert torch.isfinite(loss)
-        loss.backward()
-        assert all(torch.isfinite(p.grad).all() for p in readout.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ boxes, (B, T, Q, ...) points, (B, T, H, W) depth.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -57,6 +58,13 @@ class Metric(NamedTuple):
     is_median: bool = False
     """Whether it is the median of its values over windows, and not their mean. `score` may then
     give several of a window, (B, K), of which those count whose weights, (B, K), are above 0."""
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Least and greatest score there is."""
+        if self.higher_is_better:
+            return -math.inf if self.worst is None else self.worst, self.perfect
+        return self.perfect, math.inf if self.worst is None else self.worst
 
 
 class WantedTexts(NamedTuple):
