@@ -64,16 +64,6 @@ decision."""
 
 SOCKETS = [(kind, name) for kind in plugins.FOLDERS for name in plugins.names(kind)]
 SOCKET_FOLDERS = {plugins.module_of(kind).removeprefix("pipeline.") for kind in plugins.FOLDERS}
-CONTRACTS = {
-    "dataset": "DatasetPlugin",
-    "encoder": "EncoderPlugin",
-    "text": "TextPlugin",
-    "codec": "CodecPlugin",
-    "engine": "EnginePlugin",
-    "temporal": "TemporalModule",
-    "task": "TaskPlugin",
-}
-
 CONTRACT_NAMES = {"Settings", *(kind.capitalize() for kind in plugins.FOLDERS)}
 """Names of classes that `plugins.load` looks for in every plug-in."""
 
@@ -388,7 +378,8 @@ def test_help_waits_for_nothing_heavy(arguments, unwanted, tmp_path):
 def test_a_plugin_keeps_its_contract(kind, name):
     plugin = plugins.load(kind, name)
     contract = getattr(
-        importlib.import_module(f"{plugins.module_of(kind)}.{plugins.CONTRACT}"), CONTRACTS[kind]
+        importlib.import_module(f"{plugins.module_of(kind)}.{plugins.CONTRACT}"),
+        plugins.BASES[kind],
     )
     assert issubclass(plugin, contract)
     assert not getattr(plugin, "__abstractmethods__", None)

@@ -49,6 +49,8 @@ LESS = (
 )
 EXTRA = "Got unexpected extra argument"
 """How typer begins where a command has more arguments than it takes."""
+NO_OPTION = "No such option: --plugins"
+"""What typer says of an option of all commands behind the command."""
 INTERRUPTED = 130
 """What typer makes of Ctrl-C."""
 
@@ -119,6 +121,11 @@ def _usage(message: str, context: typer.Context | None, words: Sequence[str]) ->
     """typer's own words on a missing argument or an unknown option, with the help to read
     next."""
     command = context.command_path.removeprefix(context.find_root().command_path) if context else ""
+    if message.startswith(NO_OPTION):
+        return (
+            f"error: --plugins is no option of{command}: it comes before the command; next: "
+            f"stillframe --plugins PATH{command} ..."
+        )
     if message.startswith(EXTRA) and len(caches := _caches_among(words)) > 1:
         return (
             f"error: stillframe{command} reads one cache, and {len(caches)} are given: "

@@ -54,7 +54,7 @@ class Laws(list[Law[Subject]]):
         return keep
 
 
-def require(holds: object, said: str) -> None:
+def demand(holds: object, said: str) -> None:
     """Raises BrokenLaw with what was found, unless it holds."""
     if not holds:
         raise BrokenLaw(said)
@@ -77,4 +77,4 @@ def require_plain_json(value: Any, what: str) -> None:
         again = json.loads(json.dumps(value))
     except (TypeError, ValueError) as error:
         raise BrokenLaw(f"{what} is no plain JSON: {error}") from error
-    require(value and again == value, f"{what} is {value!r}, wanted plain JSON that says something")
+    demand(value and again == value, f"{what} is {value!r}, wanted plain JSON that says something")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.laws import BrokenLaw, Laws, NotChecked, require
+from pipeline.config.laws import BrokenLaw, Laws, NotChecked, demand
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
 
@@ -37,7 +37,7 @@ def _empty(built: BuiltManifests) -> None:
         try:
             built.build(root, Path(folder) / "out")
         except BadInput as error:
-            require("\n" not in error.message, f"it says in several lines: {error.message}")
+            demand("\n" not in error.message, f"it says in several lines: {error.message}")
         else:
             raise NotChecked("it makes its own videos")
 
@@ -50,9 +50,9 @@ def _manifest(built: BuiltManifests) -> None:
             raise NotChecked("no folder of its layout was given: --data DIR")
         before = _files(built.root)
         one = built.build(built.root, first)
-        require(_files(built.root) == before, f"something was written into {built.root}")
+        demand(_files(built.root) == before, f"something was written into {built.root}")
         two = built.build(built.root, again)
-        require(one.digest == two.digest, f"its digest is {one.digest}, and then {two.digest}")
+        demand(one.digest == two.digest, f"its digest is {one.digest}, and then {two.digest}")
         for name in MANIFEST_FILES:
             if (first / name).read_bytes() != (again / name).read_bytes():
                 raise BrokenLaw(f"{name} has other bytes the second time")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from support import laws, media
 
 from pipeline.cache.codecs._laws import CODEC_LAWS, EXTREME, ReadyCodecs, require_within_bound
-from pipeline.cache.codecs._laws import decoded as decode
+from pipeline.cache.codecs._laws import decoded_tokens as decode
 from pipeline.cache.codecs.contract import FittedCodec
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec

@@ -191,7 +191,8 @@ def test_an_engine_is_checked_by_what_its_workers_do(tmp_path):
     text = "from pipeline.extract.launchers.local import Engine\n"
     found = laws_of(checked(tmp_path / "mine.py", text, "--json"))
     assert {*found.values()} == {"holds"}, found
-    silent = text.replace("Engine", "Engine as Local") + (
+    silent = '"""Workers of this machine, of whom nothing is heard."""\n'
+    silent += text.replace("Engine", "Engine as Local") + (
         "class Engine(Local):\n    def poll(self):\n        return type(super().poll())(0, 0, ())\n"
     )
     broken = checked(tmp_path / "mine.py", silent)

@@ -358,3 +358,11 @@ def test_a_spec_names_a_file_relative_to_itself(place, tmp_path):
         loaded = load_spec(spec)
     assert loaded.codec.name == "mine"
     assert loaded.canonical()["codec"]["from"]["file"] == "mine.py"
+
+
+def test_the_option_behind_the_command_is_told_where_it_belongs(run, average):
+    assert_refused(
+        call("evaluate", run, "--plugins", average),
+        "error: --plugins is no option of evaluate: it comes before the command; next: stillframe "
+        "--plugins PATH evaluate ...\n",
+    )

@@ -83,7 +83,7 @@ def test_the_tests_of_the_template_pass(installed, tmp_path):
     paths = os.pathsep.join([str(installed), str(ROOT)])
     variables = {name: text for name, text in os.environ.items() if not name.startswith("PYTEST_")}
     variables |= {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", TEMPLATE / "tests"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", TEMPLATE / "tests"]
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 passed" in done.stdout

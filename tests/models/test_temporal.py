@@ -22,7 +22,7 @@ from pipeline.models.temporal._laws import (
     SmallModules,
     require_pieces_agree,
 )
-from pipeline.models.temporal._laws import random_tokens as tokens
+from pipeline.models.temporal._laws import gaussian_tokens as tokens
 from pipeline.models.temporal.layers.spatial_attention import DropPath
 
 

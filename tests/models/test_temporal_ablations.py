@@ -15,7 +15,7 @@ from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 from pipeline.errors import BadInput
 from pipeline.models.temporal import mamba2
 from pipeline.models.temporal._laws import D, in_pieces
-from pipeline.models.temporal._laws import random_tokens as tokens
+from pipeline.models.temporal._laws import gaussian_tokens as tokens
 from pipeline.models.temporal.layers.recurrence import causal_conv, linear_recurrence
 from pipeline.models.temporal.mamba2 import state_space_dual
 from pipeline.models.temporal.rg_lru import RgLru

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.cache.codecs.contract import CodecPlugin, FittedCodec
-from pipeline.config.laws import BrokenLaw, Laws, NotChecked, require
+from pipeline.config.laws import BrokenLaw, Laws, NotChecked, demand
 from pipeline.config.plugins import validate
 from pipeline.errors import BadInput, StillframeError
 
@@ -56,7 +56,7 @@ class ReadyCodecs:
         return EXTREME / 64 if isinstance(self.bare(), FittedCodec) else EXTREME
 
 
-def decoded(codec: CodecPlugin, arrays: Mapping[str, np.ndarray]) -> torch.Tensor:
+def decoded_tokens(codec: CodecPlugin, arrays: Mapping[str, np.ndarray]) -> torch.Tensor:
     """Tokens of what `encode` gave."""
     return codec.decode({key: torch.from_numpy(array) for key, array in arrays.items()})
 
@@ -64,19 +64,19 @@ def decoded(codec: CodecPlugin, arrays: Mapping[str, np.ndarray]) -> torch.Tenso
 def require_within_bound(codec: CodecPlugin, tokens_FND: torch.Tensor) -> None:
     """Raises BrokenLaw where a round trip errs by more than `max_error` says."""
     bound = codec.max_error(tokens_FND).double()
-    back = decoded(codec, codec.encode(tokens_FND))
+    back = decoded_tokens(codec, codec.encode(tokens_FND))
     shape = tuple(tokens_FND.shape)
     found = f"{tuple(back.shape)} {back.dtype}"
-    require(
+    demand(
         back.shape == tokens_FND.shape and back.is_floating_point(),
         f"tokens {shape} come back as {found}",
     )
     good = bound.shape == tokens_FND.shape and bool(bound.isfinite().all())
-    require(good, f"max_error of tokens {shape} is {tuple(bound.shape)}, or not finite")
+    demand(good, f"max_error of tokens {shape} is {tuple(bound.shape)}, or not finite")
     error = (back.double() - tokens_FND.double()).abs()
     worst = float((error - bound).max()) if error.numel() else 0.0
     largest = float(tokens_FND.abs().max()) if error.numel() else 0.0
-    require(
+    demand(
         bool((error <= bound).all()),
         f"of tokens up to {largest:.3g} an error exceeds its bound by {worst:.3g}",
     )
@@ -112,21 +112,21 @@ def _bound(ready: ReadyCodecs) -> None:
 def _bytes(ready: ReadyCodecs) -> None:
     codec, tokens_FND = ready.make(), _gaussian(3, 5)
     arrays, layout = codec.encode(tokens_FND), codec.layout(64)
-    require(arrays.keys() == layout.keys(), f"arrays {[*arrays]}, layout says {[*layout]}")
+    demand(arrays.keys() == layout.keys(), f"arrays {[*arrays]}, layout says {[*layout]}")
     for key, (shape, dtype) in layout.items():
         array = arrays[key]
         found = f"array '{key}' of 3 frames of 5 tokens is {array.shape} {array.dtype}"
         wanted = f"layout says {(3, 5, *shape)} {dtype}"
-        require(array.shape == (3, 5, *shape) and array.dtype == dtype, f"{found}, {wanted}")
+        demand(array.shape == (3, 5, *shape) and array.dtype == dtype, f"{found}, {wanted}")
     again = codec.encode(tokens_FND.clone())
     # A view into a wider tensor, and the same frames in another batch, are the same input.
     wider = codec.encode(torch.cat([torch.full((3, 1, 64), 7.0), tokens_FND], dim=1)[:, 1:])
     single = codec.encode(tokens_FND[1:2])
     for key, array in arrays.items():
         same = array.tobytes() == again[key].tobytes() == wider[key].tobytes()
-        require(same, f"array '{key}' of the same tokens has other bytes the second time")
+        demand(same, f"array '{key}' of the same tokens has other bytes the second time")
         alone = array[1:2].tobytes() == single[key].tobytes()
-        require(alone, f"array '{key}' of a frame has other bytes alone than among others")
+        demand(alone, f"array '{key}' of a frame has other bytes alone than among others")
 
 
 @CODEC_LAWS.add("zeros come back as zeros")
@@ -134,25 +134,25 @@ def _zeros(ready: ReadyCodecs) -> None:
     codec = ready.make()
     if isinstance(codec, FittedCodec):
         codec.load(codec.fit(torch.eye(64) - torch.eye(64).mean(0)))
-    worst = float(decoded(codec, codec.encode(torch.zeros(1, 2, 64))).abs().max())
-    require(worst <= 1e-7, f"they come back as {worst:.3g}")
+    worst = float(decoded_tokens(codec, codec.encode(torch.zeros(1, 2, 64))).abs().max())
+    demand(worst <= 1e-7, f"they come back as {worst:.3g}")
 
 
 @CODEC_LAWS.add("any leading axes are decoded alike, and tokens that are kept as among all")
 def _axes(ready: ReadyCodecs) -> None:
     codec = ready.make(16)
     arrays = codec.encode(_gaussian(6, 5, 16))
-    flat = decoded(codec, arrays)
+    flat = decoded_tokens(codec, arrays)
     cut = {key: array.reshape(2, 3, *array.shape[1:]) for key, array in arrays.items()}
-    same = torch.equal(decoded(codec, cut), flat.view(2, 3, 5, 16))
-    require(same, "frames as 2 windows of 3 decode to other tokens")
+    same = torch.equal(decoded_tokens(codec, cut), flat.view(2, 3, 5, 16))
+    demand(same, "frames as 2 windows of 3 decode to other tokens")
     kept = np.array([False, True, False, False, True])
-    some = decoded(codec, {key: array[:, kept] for key, array in arrays.items()})
+    some = decoded_tokens(codec, {key: array[:, kept] for key, array in arrays.items()})
     # A matrix product may round by how many rows it has.
     near = torch.allclose(some, flat[:, torch.from_numpy(kept)], rtol=1e-6, atol=1e-5)
     exact = torch.equal(some, flat[:, torch.from_numpy(kept)])
     is_same = near if isinstance(codec, FittedCodec) else exact
-    require(is_same, "2 of 5 tokens decode to others alone than among all")
+    demand(is_same, "2 of 5 tokens decode to others alone than among all")
 
 
 @CODEC_LAWS.add("values that are not finite are refused with an error that names the codec")
@@ -167,7 +167,7 @@ def _refused(ready: ReadyCodecs) -> None:
             # One that is below another codec may say that one's name.
             above = [cls.__module__.rpartition(".")[2] for cls in ready.plugin.__mro__]
             named = any(name in error.message for name in (ready.name, *above))
-            require(named, f"the error for {bad} is: {error.message}")
+            demand(named, f"the error for {bad} is: {error.message}")
         else:
             raise BrokenLaw(f"a token with {bad} is taken")
 
@@ -184,11 +184,11 @@ def _noise(ready: ReadyCodecs) -> None:
         arrays = {key: torch.from_numpy(array) for key, array in codec.encode(scaled).items()}
         noise_FN = codec.noise(arrays)
         error_FN = (codec.decode(arrays).double() - scaled.double()).square().mean(-1)
-        require(noise_FN.shape == error_FN.shape, f"noise is {tuple(noise_FN.shape)}")
+        demand(noise_FN.shape == error_FN.shape, f"noise is {tuple(noise_FN.shape)}")
         if not noise_FN.any() and not error_FN.any():
             continue  # nothing is rounded
         ratio = float(error_FN.mean() / noise_FN.mean())
-        require(abs(ratio - 1) <= 0.04, f"at scale {scale:g} the error is {ratio:.3g} of it")
+        demand(abs(ratio - 1) <= 0.04, f"at scale {scale:g} the error is {ratio:.3g} of it")
 
 
 @CODEC_LAWS.add("what a codec learns is the same for the same tokens, and enough to go on")
@@ -196,16 +196,16 @@ def _learns(ready: ReadyCodecs) -> None:
     codec, again = ready.bare(), ready.bare()
     if not isinstance(codec, FittedCodec) or not isinstance(again, FittedCodec):
         raise NotChecked("it learns nothing")
-    require(codec.sample_frames > 0, f"sample_frames is {codec.sample_frames}")
+    demand(codec.sample_frames > 0, f"sample_frames is {codec.sample_frames}")
     seen_MD = _gaussian(10, 30).flatten(0, 1)
     learnt, twice = codec.fit(seen_MD), codec.fit(seen_MD.clone())
     for key, array in learnt.items():
-        require(array.tobytes() == twice[key].tobytes(), f"'{key}' has other bytes again")
+        demand(array.tobytes() == twice[key].tobytes(), f"'{key}' has other bytes again")
     codec.load(learnt)
     again.load(twice)
     tokens_FND = _gaussian(3, 5)
     for key, array in codec.encode(tokens_FND).items():
-        require(
+        demand(
             array.tobytes() == again.encode(tokens_FND)[key].tobytes(),
             f"another codec that has loaded the same gives other bytes of '{key}'",
         )

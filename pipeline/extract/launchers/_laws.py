@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.config.laws import BrokenLaw, Laws, require
+from pipeline.config.laws import BrokenLaw, Laws, demand
 from pipeline.errors import StillframeError
 from pipeline.extract.launchers.contract import EnginePlugin, Job, Workers
 
@@ -61,7 +61,7 @@ def _watch(engine: EnginePlugin, until: Callable[[Workers], bool], what: str) ->
         ended += workers.ended
         if until(workers):
             return ended
-        require(waited_s < PATIENCE_S, f"{what} after {PATIENCE_S:g} s: {workers}")
+        demand(waited_s < PATIENCE_S, f"{what} after {PATIENCE_S:g} s: {workers}")
         time.sleep(0.1)
         waited_s += 0.1
 
@@ -78,15 +78,15 @@ def _end(engines: NewEngines) -> None:
     with engines.at_work("end") as (engine, folder):
         ended = _watch(engine, _all_gone, "workers with nothing left to do are there")
         begun = sorted(file.name for file in folder.glob("begun-*"))
-        require(begun == ["begun-0", "begun-1"], f"of {WORKERS} workers there began {begun}")
-        require(not ended, f"poll says of workers that had nothing left to do: {ended}")
+        demand(begun == ["begun-0", "begun-1"], f"of {WORKERS} workers there began {begun}")
+        demand(not ended, f"poll says of workers that had nothing left to do: {ended}")
 
 
 @ENGINE_LAWS.add("what the error of a worker says is told")
 def _fail(engines: NewEngines) -> None:
     with engines.at_work("fail") as (engine, _):
         ended = _watch(engine, _all_gone, "workers that failed are there")
-        require(len(ended) == WORKERS, f"{WORKERS} workers failed, and poll told of {len(ended)}")
+        demand(len(ended) == WORKERS, f"{WORKERS} workers failed, and poll told of {len(ended)}")
         untold = [line for line in ended if SAID not in line]
         if untold:
             raise BrokenLaw(f"poll says '{untold[0]}', and the worker said '{SAID}'")
@@ -97,9 +97,9 @@ def _stop(engines: NewEngines) -> None:
     with engines.at_work("stay") as (engine, folder):
         _watch(engine, lambda _: len([*folder.glob("alive-*")]) == WORKERS, "workers do not begin")
         engine.stop()
-        require(_all_gone(engine.poll()), f"after it poll says {engine.poll()}")
+        demand(_all_gone(engine.poll()), f"after it poll says {engine.poll()}")
         time.sleep(1)
         before = [file.read_text() for file in sorted(folder.glob("alive-*"))]
         time.sleep(1)
         after = [file.read_text() for file in sorted(folder.glob("alive-*"))]
-        require(before == after, "workers go on after it")
+        demand(before == after, "workers go on after it")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pipeline.config.laws import Laws, require, require_plain_json, require_refused
+from pipeline.config.laws import Laws, demand, require_plain_json, require_refused
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.records import Tokens
 
@@ -44,7 +44,7 @@ ENCODER_LAWS: Laws[OneEncoder] = Laws()
 @ENCODER_LAWS.add("what the configuration does not allow is refused before weights are read")
 def _configuration(one: OneEncoder) -> None:
     flops = one.plugin.flops(one.settings, one.size_px)
-    require(isinstance(flops, int) and flops >= 0, f"flops is {flops!r}, wanted a whole number")
+    demand(isinstance(flops, int) and flops >= 0, f"flops is {flops!r}, wanted a whole number")
     for layers in ((10**6,), (), (1, 0), (0, 0)):
         wrong = one.settings.model_copy(update={"layers": layers})
 
@@ -60,14 +60,14 @@ def _configuration(one: OneEncoder) -> None:
 def _shape(one: OneEncoder) -> None:
     shape, tokens = one.plugin.shape(one.settings, one.size_px), one.encoder(one.frames(2))
     special, wanted = tuple(tokens.special_NSD.shape), (2, shape.special_tokens, shape.width)
-    require(special == wanted, f"special tokens are {special}, wanted {wanted}")
+    demand(special == wanted, f"special tokens are {special}, wanted {wanted}")
     found = {layer: tuple(patches.shape) for layer, patches in tokens.patches_NPD.items()}
     patches = dict.fromkeys(shape.layers, (2, shape.patch_tokens, shape.width))
-    require(found == patches, f"patches are {found}, wanted {patches}")
+    demand(found == patches, f"patches are {found}, wanted {patches}")
     for part in (tokens.special_NSD, *tokens.patches_NPD.values()):
         finite = part.is_floating_point() and bool(part.isfinite().all())
-        require(finite, f"tokens are {part.dtype}, or not finite")
-        require(not part.requires_grad, "tokens need a gradient: an encoder is frozen")
+        demand(finite, f"tokens are {part.dtype}, or not finite")
+        demand(not part.requires_grad, "tokens need a gradient: an encoder is frozen")
 
 
 @ENCODER_LAWS.add("a frame gives the same tokens at any place in a batch")
@@ -79,7 +79,7 @@ def _place(one: OneEncoder) -> None:
             error = float((ours - whole[rows]).abs().max()) if ours.numel() else 0.0
             scale = float(whole.abs().max()) if whole.numel() else 0.0
             near = error <= WITHIN * max(1.0, scale)
-            require(near, f"{name} of frames {rows} differ by {error:.3g} from those among 3")
+            demand(near, f"{name} of frames {rows} differ by {error:.3g} from those among 3")
 
 
 @ENCODER_LAWS.add("pixels as float32 give what the same levels give as uint8")
@@ -87,14 +87,14 @@ def _float_pixels(one: OneEncoder) -> None:
     pixels_NCHW = one.frames(1)
     for name, ours, wanted in _parts(one.encoder(pixels_NCHW.float()), one.encoder(pixels_NCHW)):
         error = float((ours - wanted).abs().max()) if ours.numel() else 0.0
-        require(error <= WITHIN * max(1.0, float(wanted.abs().max())), f"{name}: {error:.3g} off")
+        demand(error <= WITHIN * max(1.0, float(wanted.abs().max())), f"{name}: {error:.3g} off")
 
 
 @ENCODER_LAWS.add("the identity is plain JSON, and the same again")
 def _identity(one: OneEncoder) -> None:
     require_plain_json(one.encoder.identity, "identity")
     again = one.make().identity
-    require(again == one.encoder.identity, f"it is {one.encoder.identity}, and then {again}")
+    demand(again == one.encoder.identity, f"it is {one.encoder.identity}, and then {again}")
 
 
 def _parts(ours: Tokens, theirs: Tokens) -> list[tuple[str, torch.Tensor, torch.Tensor]]:

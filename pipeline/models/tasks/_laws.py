@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.config.laws import Laws, NotChecked, require
+from pipeline.config.laws import Laws, NotChecked, demand
 from pipeline.config.plugins import validate
 from pipeline.datasets.manifest.targets import TOKENS, Arrays, collate
 from pipeline.models.tasks.contract import (
@@ -130,7 +130,7 @@ def example_targets(task: TaskPlugin) -> dict[str, torch.Tensor]:
     return targets
 
 
-def told(task: TaskPlugin, targets: dict[str, torch.Tensor]) -> Query:
+def told_of_batch(task: TaskPlugin, targets: dict[str, torch.Tensor]) -> Query:
     """What a readout is told of a batch."""
     seen = {PATCHES: targets[TOKENS]} if task.sees_patches else {}
     return task.query(targets) | seen
@@ -152,7 +152,7 @@ def fitted_prediction(
 ) -> torch.Tensor:
     """A prediction that minimises the loss itself, without any model."""
     readout = small_readout(task, form)
-    shape = readout(torch.randn(B, T, N, D), told(task, targets)).shape
+    shape = readout(torch.randn(B, T, N, D), told_of_batch(task, targets)).shape
     prediction = torch.zeros(shape).normal_(0, 0.1).requires_grad_()
     optimizer = torch.optim.Adam([prediction], lr=0.05)
     for _ in range(FIT_STEPS):
@@ -165,7 +165,7 @@ def fitted_prediction(
 def untrained_answer(task: TaskPlugin, form: str) -> tuple[np.ndarray, Arrays]:
     """The answer of a readout before training, and the truth."""
     targets = example_targets(task)
-    prediction = small_readout(task, form)(torch.randn(B, T, N, D), told(task, targets))
+    prediction = small_readout(task, form)(torch.randn(B, T, N, D), told_of_batch(task, targets))
     return task.answer(form, prediction).detach().numpy(), as_arrays(targets)
 
 
@@ -175,16 +175,16 @@ TASK_LAWS: Laws[SmallTasks] = Laws()
 @TASK_LAWS.add("it has at least one metric and one form, and settings of truth that it has")
 def _whole(small: SmallTasks) -> None:
     task = small.make()
-    require(task.metrics, "it has no metrics")
+    demand(task.metrics, "it has no metrics")
     forms = tuple(task.forms)
     known = forms and set(forms) <= {STREAMING, WINDOW} and len(set(forms)) == len(forms)
-    require(known, f"forms are {forms}, wanted '{STREAMING}', '{WINDOW}' or both")
+    demand(known, f"forms are {forms}, wanted '{STREAMING}', '{WINDOW}' or both")
     strange = {*task.truth_settings} - {*small.plugin.Settings.model_fields}
-    require(not strange, f"truth_settings names {', '.join(strange)}, which is no setting of it")
+    demand(not strange, f"truth_settings names {', '.join(strange)}, which is no setting of it")
     for form in forms:
         readout = small_readout(task, form)
         if form == STREAMING:
-            require(isinstance(readout, StreamingReadout), "its readout is no StreamingReadout")
+            demand(isinstance(readout, StreamingReadout), "its readout is no StreamingReadout")
 
 
 @TASK_LAWS.add("scores are float64, one for each window, and no score is outside its range")
@@ -199,19 +199,19 @@ def require_scores(task: TaskPlugin, answer: np.ndarray, truth: Arrays) -> None:
     """Raises BrokenLaw where scores lack a metric, or are of another shape or type, or lie outside
     of the range of their metric."""
     scores, names = task.score(answer, truth), [metric.name for metric in task.metrics]
-    require(list(scores) == names, f"score gives {', '.join(scores)}, metrics are {names}")
+    demand(list(scores) == names, f"score gives {', '.join(scores)}, metrics are {names}")
     weights = task.metric_weights(truth)
     for metric in task.metrics:
         values = scores[metric.name]
         shape = values.shape[:1] if metric.is_median else values.shape
         good = values.dtype == np.float64 and shape == (B,)
         found = f"{values.shape} {values.dtype}"
-        require(good, f"{metric.name} is {found} for {B} windows, wanted ({B},) float64")
+        demand(good, f"{metric.name} is {found} for {B} windows, wanted ({B},) float64")
         least, greatest = metric.range
         counted = values[weights[metric.name] > 0]
         inside = bool(np.all((least <= counted) & (counted <= greatest)))
         ends = f"{least:g} to {greatest:g}"
-        require(inside, f"{metric.name} has {counted}, its range is {ends}")
+        demand(inside, f"{metric.name} has {counted}, its range is {ends}")
 
 
 @TASK_LAWS.add("the trivial answer has the shape of an answer, and is scored like one")
@@ -221,7 +221,7 @@ def _trivial(small: SmallTasks) -> None:
     trivial = task.trivial(targets, task.statistics(iter([targets])))
     for form in task.forms:
         answer, _ = untrained_answer(task, form)
-        require(
+        demand(
             trivial.shape == answer.shape,
             f"it is {trivial.shape}, and the answer of the form {form} {answer.shape}",
         )
@@ -238,21 +238,21 @@ def _loss(small: SmallTasks) -> None:
                 torch.nn.init.normal_(parameter, std=0.1)
         targets = example_targets(task)
         x_BTND = torch.randn(B, T, N, D, requires_grad=True)
-        prediction = readout(x_BTND, told(task, targets))
-        require(len(prediction) == B, f"{form}: {B} windows give {len(prediction)} predictions")
+        prediction = readout(x_BTND, told_of_batch(task, targets))
+        demand(len(prediction) == B, f"{form}: {B} windows give {len(prediction)} predictions")
         # Tokens are asked for by pairs of frames.
         if form == STREAMING and TOKENS not in task.needs:
             shape = tuple(prediction.shape)
-            require(shape[1] == T, f"{form}: {T} frames of {B} windows give predictions {shape}")
+            demand(shape[1] == T, f"{form}: {T} frames of {B} windows give predictions {shape}")
         loss = task.loss(form, prediction, targets)
         scalar = loss.shape == () and bool(torch.isfinite(loss))
-        require(scalar, f"{form}: the loss is {loss.detach()}, wanted one finite number")
+        demand(scalar, f"{form}: the loss is {loss.detach()}, wanted one finite number")
         loss.backward()
         reached = x_BTND.grad is not None and x_BTND.grad.abs().max() > 0
-        require(reached, f"{form}: the loss does not reach the tokens")
+        demand(reached, f"{form}: the loss does not reach the tokens")
         for key, parameter in [*readout.named_parameters(), *task.named_parameters()]:
             finite = parameter.grad is not None and parameter.grad.isfinite().all()
-            require(finite, f"{form}: {key} gets no finite gradient")
+            demand(finite, f"{form}: {key} gets no finite gradient")
 
 
 @TASK_LAWS.add("a streaming readout gives frame by frame what it gives for a window")
@@ -272,7 +272,7 @@ def _streaming(small: SmallTasks) -> None:
         now = {name: patches[:, t] for name, patches in seen.items()}
         prediction, state = readout.step(x_BTND[:, t], state | now)
         error = float((prediction - whole[:, t]).abs().max())
-        require(error <= 1e-5 + 1e-5, f"frame {t} differs by {error:.3g} from the window's")
+        demand(error <= 1e-5 + 1e-5, f"frame {t} differs by {error:.3g} from the window's")
 
 
 @TASK_LAWS.add("scores of parts of a batch are the scores of the whole")
@@ -286,11 +286,11 @@ def _parts(small: SmallTasks) -> None:
         for part in (slice(0, 2), slice(2, B)):
             some = {key: value[part] for key, value in known.items()}
             same = np.array_equal(task.weight(some), weight[part])
-            require(same, f"windows {part.start} to {part.stop} have other weights alone")
+            demand(same, f"windows {part.start} to {part.stop} have other weights alone")
             for metric, values in task.score(answer[part], some).items():
                 near = np.allclose(values, whole[metric][part], rtol=1e-12, atol=0, equal_nan=True)
                 where = f"windows {part.start} to {part.stop}"
-                require(near, f"{metric} of {where} is {values} alone, {whole[metric][part]} there")
+                demand(near, f"{metric} of {where} is {values} alone, {whole[metric][part]} there")
 
 
 @TASK_LAWS.add("what is found once for all answers changes no score")
@@ -300,10 +300,10 @@ def _for_scoring(small: SmallTasks) -> None:
         answer, known = untrained_answer(task, form)
         once = task.for_scoring(known)
         lost = known.keys() - once.keys()
-        require(not lost, f"for_scoring drops {', '.join(sorted(lost))}")
-        require(task.for_scoring(once) is once, "for_scoring finds again what it has found")
+        demand(not lost, f"for_scoring drops {', '.join(sorted(lost))}")
+        demand(task.for_scoring(once) is once, "for_scoring finds again what it has found")
         lengths = {len(array) for array in once.values()}
-        require(lengths == {B}, f"for_scoring gives arrays of {lengths} windows, there are {B}")
+        demand(lengths == {B}, f"for_scoring gives arrays of {lengths} windows, there are {B}")
         for what, ours, theirs in (
             ("scores", task.score(answer, once), task.score(answer, known)),
             ("weights", task.metric_weights(once), task.metric_weights(known)),
@@ -312,7 +312,7 @@ def _for_scoring(small: SmallTasks) -> None:
             same = list(ours) == list(theirs) and all(
                 np.array_equal(ours[key], theirs[key], equal_nan=True) for key in ours
             )
-            require(same, f"{what} differ with what for_scoring has found")
+            demand(same, f"{what} differ with what for_scoring has found")
 
 
 @TASK_LAWS.add("an answer that is NaN is never right")
@@ -327,13 +327,13 @@ def _nan(small: SmallTasks) -> None:
         others = np.delete(values, 1, 0)
         same = np.array_equal(others, np.delete(whole[metric.name], 1, 0))
         together = task.scores_together and bool(np.isfinite(others).all())
-        require(same or together, f"{metric.name}: an answer that is NaN spoils that of others")
+        demand(same or together, f"{metric.name}: an answer that is NaN spoils that of others")
         if metric.worst is None:
             found = f"{metric.name} of an answer that is NaN is {values[1]}, wanted NaN"
-            require(not np.isfinite(values[1]).any(), found)
+            demand(not np.isfinite(values[1]).any(), found)
         else:
             found = f"{metric.name} of an answer that is NaN is {values[1]}, wanted {metric.worst}"
-            require(values[1] == metric.worst, found)
+            demand(values[1] == metric.worst, found)
 
 
 @TASK_LAWS.add("where nothing is valid, a window weighs nothing and costs nothing")
@@ -343,19 +343,19 @@ def _nothing_valid(small: SmallTasks) -> None:
         raise NotChecked("a label is always there")
     targets = {key: torch.zeros_like(target) for key, target in example_targets(task).items()}
     weight = task.weight(as_arrays(targets)).tolist()
-    require(
+    demand(
         weight == [0] * B,
         f"targets that are all zero weigh {weight}: see the contract's `weight`",
     )
     for form in task.forms:
         readout = small_readout(task, form)
-        prediction = readout(torch.randn(B, T, N, D), told(task, targets))
+        prediction = readout(torch.randn(B, T, N, D), told_of_batch(task, targets))
         loss = task.loss(form, prediction, targets)
-        require(torch.isfinite(loss), f"{form}: the loss is {loss.detach()}")
+        demand(torch.isfinite(loss), f"{form}: the loss is {loss.detach()}")
         loss.backward()
         for key, parameter in readout.named_parameters():
             finite = parameter.grad is None or parameter.grad.isfinite().all()
-            require(finite, f"{form}: the gradient of {key} is not finite")
+            demand(finite, f"{form}: the gradient of {key} is not finite")
 
 
 @TASK_LAWS.add("a baseline answers as the task does, from tokens and query alone, without NaN")
@@ -367,19 +367,19 @@ def _baselines(small: SmallTasks) -> None:
     trivial = task.trivial(truth, statistics)
     for key, baseline in task.baselines.items():
         word = key.isidentifier() and key != "trivial"
-        require(word, f"'{key}' is no name of a baseline: it is a word, beside the trivial one")
+        demand(word, f"'{key}' is no name of a baseline: it is a word, beside the trivial one")
         tokens_BThwD = torch.randn(B, T, 3, 4, D, generator=generator)
         if TOKENS in task.needs:
             tokens_BThwD = targets[TOKENS].unflatten(2, (2, 2))
         answer = baseline(tokens_BThwD, task.query(targets), statistics).numpy()
         finite = len(answer) == B and bool(np.isfinite(answer).all())
-        require(finite, f"'{key}' answers {answer.shape}, or with numbers that are not finite")
+        demand(finite, f"'{key}' answers {answer.shape}, or with numbers that are not finite")
         if not task.scores_together:
             shapes = f"'{key}' answers {answer.shape}, the trivial answer is {trivial.shape}"
-            require(answer.shape == trivial.shape, shapes)
+            demand(answer.shape == trivial.shape, shapes)
         for metric, values in task.score(answer, truth).items():
             counted = values[task.metric_weights(truth)[metric] > 0]
-            require(np.isfinite(counted).all(), f"{metric} of '{key}' is {counted}")
+            demand(np.isfinite(counted).all(), f"{metric} of '{key}' is {counted}")
 
 
 class _Watched:
@@ -401,12 +401,10 @@ def _truth_settings(small: SmallTasks) -> None:
         task.settings = watched = _Watched(task.settings)
         task.prepare(raw, rng)
         side = task.dense_px
-        require(side is None or side > 0, f"dense_px is {side}")
+        demand(side is None or side > 0, f"dense_px is {side}")
         others = (watched.seen & {*small.plugin.Settings.model_fields}) - {*task.truth_settings}
         named = ", ".join(sorted(others))
-        require(
-            not others, f"prepare and dense_px read {named}, which truth_settings does not name"
-        )
+        demand(not others, f"prepare and dense_px read {named}, which truth_settings does not name")
 
 
 @TASK_LAWS.add(
@@ -427,7 +425,7 @@ def _minimum(small: SmallTasks) -> None:
         require_scores(task, best, truth)
         scored, of_trivial = mean(best), mean(trivial)
         better = scored > of_trivial if metric.higher_is_better else scored < of_trivial
-        require(
+        demand(
             better,
             f"{form}: what minimises the loss has {metric.name} {scored:.4g}, the trivial answer "
             f"{of_trivial:.4g}",
