@@ -24,8 +24,8 @@ from pipeline.models.tasks._laws import (
     SmallTasks,
     T,
 )
-from pipeline.models.tasks._laws import as_arrays as on_host
 from pipeline.models.tasks._laws import example_targets as example
+from pipeline.models.tasks._laws import truth_arrays as on_host
 from pipeline.models.tasks.classify import FrameLogits, Settings, Task, WindowLogits
 from pipeline.models.tasks.contract import STREAMING, WINDOW, TaskPlugin
 

@@ -136,7 +136,7 @@ def told_of_batch(task: TaskPlugin, targets: dict[str, torch.Tensor]) -> Query:
     return task.query(targets) | seen
 
 
-def as_arrays(targets: dict[str, torch.Tensor]) -> Arrays:
+def truth_arrays(targets: dict[str, torch.Tensor]) -> Arrays:
     """Targets as they are scored."""
     return {name: target.numpy() for name, target in targets.items()}
 
@@ -166,7 +166,7 @@ def untrained_answer(task: TaskPlugin, form: str) -> tuple[np.ndarray, Arrays]:
     """The answer of a readout before training, and the truth."""
     targets = example_targets(task)
     prediction = small_readout(task, form)(torch.randn(B, T, N, D), told_of_batch(task, targets))
-    return task.answer(form, prediction).detach().numpy(), as_arrays(targets)
+    return task.answer(form, prediction).detach().numpy(), truth_arrays(targets)
 
 
 TASK_LAWS: Laws[SmallTasks] = Laws()
@@ -217,7 +217,7 @@ def require_scores(task: TaskPlugin, answer: np.ndarray, truth: Arrays) -> None:
 @TASK_LAWS.add("the trivial answer has the shape of an answer, and is scored like one")
 def _trivial(small: SmallTasks) -> None:
     task = small.make()
-    targets = as_arrays(example_targets(task))
+    targets = truth_arrays(example_targets(task))
     trivial = task.trivial(targets, task.statistics(iter([targets])))
     for form in task.forms:
         answer, _ = untrained_answer(task, form)
@@ -318,7 +318,7 @@ def _for_scoring(small: SmallTasks) -> None:
 @TASK_LAWS.add("an answer that is NaN is never right")
 def _nan(small: SmallTasks) -> None:
     task = small.make()
-    targets = as_arrays(example_targets(task))
+    targets = truth_arrays(example_targets(task))
     answer = task.trivial(targets, task.statistics(iter([targets]))).astype(np.float64)
     whole = task.score(answer, targets)
     answer[1] = np.nan
@@ -342,7 +342,7 @@ def _nothing_valid(small: SmallTasks) -> None:
     if task.needs == ("label",):
         raise NotChecked("a label is always there")
     targets = {key: torch.zeros_like(target) for key, target in example_targets(task).items()}
-    weight = task.weight(as_arrays(targets)).tolist()
+    weight = task.weight(truth_arrays(targets)).tolist()
     demand(
         weight == [0] * B,
         f"targets that are all zero weigh {weight}: see the contract's `weight`",
@@ -362,7 +362,7 @@ def _nothing_valid(small: SmallTasks) -> None:
 def _baselines(small: SmallTasks) -> None:
     task = small.make()
     targets, generator = example_targets(task), torch.Generator().manual_seed(0)
-    truth = as_arrays(targets)
+    truth = truth_arrays(targets)
     statistics = task.statistics(iter([truth]))
     trivial = task.trivial(truth, statistics)
     for key, baseline in task.baselines.items():
@@ -413,7 +413,7 @@ def _truth_settings(small: SmallTasks) -> None:
 def _minimum(small: SmallTasks) -> None:
     task = small.make()
     targets = example_targets(task)
-    truth = as_arrays(targets)
+    truth = truth_arrays(targets)
     trivial = task.trivial(truth, task.statistics(iter([truth])))
     metric, weights = task.metrics[0], task.weight(truth)
 
