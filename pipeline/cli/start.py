@@ -327,9 +327,10 @@ def import_features(
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """A cache of features that were made elsewhere: one array for each video of a manifest.
+    """Make a cache of features that others computed.
 
-    All files are looked at before anything is written. Run it again to go on after any stop.
+    There is one array for each video of a manifest. All files are looked at before anything is
+    written. Run it again to go on after any stop.
 
     Example: stillframe import-features salads/features --manifest data/salads --fps 15 --layout CT
     """
@@ -371,7 +372,9 @@ def export_features(
     ] = "npy",
     as_json: AsJson = False,
 ) -> None:
-    """Tokens of a cache as plain arrays, pooled or not, with their times.
+    """Write tokens of a cache as plain arrays.
+
+    They are pooled or not, and their times are beside them.
 
     Example: stillframe export-features caches/demo-0123456789ab --out features --pool mean
     """

@@ -48,7 +48,7 @@ def override(table: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
         set_nested(table, key, value)
         kind, _, last = key.rpartition(".")
         if last == "name":  # of another plug-in, of which nothing is recorded
-            _table_at(table, kind).pop(plugins.FROM, None)
+            _table_at(table, kind, key).pop(plugins.FROM, None)
     return table
 
 
@@ -65,12 +65,13 @@ def assignment(text: str) -> tuple[str, Any]:
 def set_nested(table: dict[str, Any], key: str, value: Any) -> None:
     """Puts a value at `a.b` of nested tables, which are made where they are missing."""
     path, _, last = key.rpartition(".")
-    _table_at(table, path)[last] = value
+    _table_at(table, path, key)[last] = value
 
 
-def _table_at(table: dict[str, Any], key: str) -> dict[str, Any]:
-    """The nested table at `a.b`, made where it is missing; the table itself at ""."""
-    for part in key.split(".") if key else ():
+def _table_at(table: dict[str, Any], path: str, key: str) -> dict[str, Any]:
+    """The nested table at `path`, such as `a.b`, made where it is missing; the table itself at "".
+    `key`: what is wanted of it, for messages."""
+    for part in path.split(".") if path else ():
         inner = table.setdefault(part, {})
         if not isinstance(inner, dict):
             raise BadInput(f"{key}: '{part}' is a value, not a table")

@@ -99,7 +99,8 @@ def test_help_lists_every_command():
     )
     assert listed == [
         "manifest", "extract", "derive", "status", "verify", "diff", "spot-check", "plan", "baselines", "predictability", "search",
-        "train", "sweep", "evaluate", "stream", "import-checkpoint", "export", "report", "demo", "list", "bench",
+        "train", "sweep", "evaluate", "stream", "import-checkpoint", "import-features", "export", "export-features", "report", "demo",
+        "list", "check-plugin", "bench",
     ]  # fmt: skip
     listed = re.findall(
         r"^  ([a-z]+)  ", fine("bench", "--help").out.partition("Commands:")[2], re.MULTILINE
@@ -610,7 +611,7 @@ $ train {recipe} {cache} --set training.epochs=1
 $ extract {spec} {data} --set encoder.width.x=8
     encoder.width.x: 'width' is a value, not a table
 $ extract {spec} {data} --set encoder=8
-    [encoder] must be a table with a name, found 8; next: names: address, rvm, transformers
+    [encoder] must be a table with a name, found 8; next: names: address, features, rvm, transformers
 $ extract {spec} {data} --set frames.fps
     --set wants key=value, found 'frames.fps'; next: for example --set frames.fps=8
 $ train {recipe} {cache} --set =8

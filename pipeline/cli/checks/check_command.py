@@ -36,9 +36,10 @@ def check_plugin(
     size_px: Annotated[int, typer.Option(min=1, help="For an encoder: side of its frames.")] = 112,
     as_json: AsJson = False,
 ) -> None:
-    """Hold a plug-in to the laws of its kind; the first one that it breaks is named.
+    """Hold a plug-in to the laws of its kind.
 
-    --set gives settings that it does not have by default, such as the weights of an encoder.
+    The first one that it breaks is named. --set gives settings that it does not have by default,
+    such as the weights of an encoder.
 
     Example: stillframe check-plugin ./my_module.py
     """
