@@ -37,8 +37,6 @@ class StillframeError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
-        if hint:
-            self.add_note(f"next: {hint}")  # which a traceback shows under the message
 
     @property
     def with_hint(self) -> str:

@@ -80,7 +80,7 @@ def test_every_nth_frame_is_a_key_of_those_specs_alone_that_have_it(spec_file):
         ("encoder.widht=8", "unknown key 'widht' (did you mean 'width'?)"),
         (
             "encoder.name=adress",
-            "no encoder called 'adress'; there are: address, rvm, transformers",
+            "no encoder called 'adress'; there are: address, features, rvm, transformers",
         ),
         ("codec.name=float17", "no codec called 'float17'"),
         ("frames.size_px=big", "key 'frames.size_px'"),

@@ -381,7 +381,7 @@ def test_texts_are_drawn_by_the_seed_and_change_with_it(tmp_path: Path) -> None:
         ),
         (
             {"scene": "story", "says": "poems"},
-            "key 'says': Input should be 'nothing', 'captions' or 'questions', found 'poems'",
+            "key 'says': Input should be 'nothing', 'captions', 'questions' or 'events', found 'poems'",
         ),
     ],
 )

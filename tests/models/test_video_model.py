@@ -307,9 +307,11 @@ def test_demo_recipes_build_for_a_small_encoder(path):
         "contrast": (2, 49, 96),
         "retrieve": (384,),
         "question": (3,),
+        "segment": (3,),
     }[recipe.task.name]
     assert predictions["streaming"].shape == (1, frames, *per_frame)
-    assert "window" not in predictions or predictions["window"].shape == (1, *per_frame)
+    of_window = (frames, *per_frame) if recipe.task.name == "segment" else per_frame
+    assert "window" not in predictions or predictions["window"].shape == (1, *of_window)
 
 
 def test_there_are_demo_recipes_with_and_without_memory():

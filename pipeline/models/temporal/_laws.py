@@ -99,7 +99,7 @@ def require_close(
         ours.shape == wanted.shape and ours.dtype == wanted.dtype,
         f"{what}: found {_kind(ours)}, wanted {_kind(wanted)}",
     )
-    error = (ours - wanted).abs()
+    error = (ours - wanted).detach().abs()
     # Written so that NaN is no agreement.
     agree = bool((error <= within + rtol * wanted.abs()).all())
     found = float(error.max()) if error.numel() else 0.0
