@@ -91,7 +91,7 @@ def compared_tokens(encoder: EncoderStep, file: LoadedStep) -> Parity:
         wanted = as_arrays(encoder(squares))
         said, _ = file("both", as_arrays(squares), want_states=False)
         for name, array in said.items():
-            parity.see(name, array, wanted[name], 0.0, at)
+            parity.see(name, array, wanted[name], at)
         one = {PIXELS: squares[PIXELS][:1]}
         begin = time.perf_counter()
         encoder(one)

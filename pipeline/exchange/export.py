@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -250,7 +250,7 @@ def facts(run: Run, step: ModelStep, shape: TokenShape, checkpoint: str) -> dict
         "task": recipe.task.name,
         "labels": list(header.labels),
         "temporal": recipe.temporal.name,
-        "encoder": header.spec["encoder"],
+        "encoder": without_places(header.spec["encoder"]),
         "encoder_weights": header.encoder.get("weights"),
         "frames": header.spec["frames"],
         "frames_per_second": windows.fps,
@@ -264,8 +264,18 @@ def facts(run: Run, step: ModelStep, shape: TokenShape, checkpoint: str) -> dict
         "outputs": [port.model_dump() for port in ports.all_outputs],
         "states": [port.model_dump() for port in ports.states],
         "start": START,
-        "recipe": table,
+        "recipe": without_places(table),
     }
+
+
+def without_places(value: Any) -> Any:
+    """Plain JSON in which paths of the machine that trained are the names of their last parts."""
+    if isinstance(value, dict):
+        return {key: without_places(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [without_places(each) for each in value]
+    is_place = isinstance(value, str) and Path(value).is_absolute()
+    return Path(value).name if is_place else value
 
 
 def encoder_facts(about: Mapping[str, Any], encoder: EncoderStep) -> dict[str, Any]:
@@ -311,10 +321,17 @@ def preprocessing(frames: FrameSettings) -> list[str]:
 
 @contextmanager
 def folder_aside(folder: Path) -> Iterator[Path]:
-    """A folder beside files that will be, which is gone afterwards."""
+    """A folder beside files that will be, which is gone afterwards; and so is `folder`, where it
+    is new and nothing has come into it."""
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", suffix=".partial", dir=folder) as aside:
-        yield Path(aside)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".export-", suffix=".partial", dir=folder) as aside:
+            yield Path(aside)
+    finally:
+        if is_new:
+            with suppress(OSError):  # something has come into it
+                folder.rmdir()
 
 
 def moved(aside: Path, folder: Path) -> list[Path]:

@@ -17,12 +17,16 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch._dynamo.exc import UserError
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from pipeline.errors import StillframeError
 from pipeline.exchange.ports import Port
 
 Format = Literal["onnx", "pt2"]
 FORMATS: tuple[Format, ...] = ("onnx", "pt2")
+TALKERS = ("torch.onnx", "torch.__trace", "onnxscript", "onnx_ir")
+"""Loggers of exporters; the second writes down every operation for whoever listens to all."""
 
 
 def exported(
@@ -43,11 +47,12 @@ def exported(
             return torch.export.export(
                 module, (dict(example),), dynamic_shapes={"inputs": free}, strict=False
             )
-    except torch._dynamo.exc.UserError as error:
+    except (UserError, GuardOnDataDependentSymNode) as error:
         raise StillframeError(
-            "this model fixes the size of an axis that must be free: "
-            + " ".join(str(error).split())[:300],
-            "in its plug-ins, take x.shape[0] where there is len(x), and no int() of a size",
+            "this model fixes the size of an axis that must be free, or looks at numbers to decide "
+            f"what to do: {_in_short(error)}",
+            "in its plug-ins, take x.shape[0] where there is len(x), and torch.where where there "
+            "is an if",
         ) from error
 
 
@@ -63,15 +68,22 @@ def write_onnx(
     import onnx_ir
 
     names = [port.name for port in inputs], [port.name for port in outputs]
-    with without_talk():
-        made = torch.onnx.export(
-            program,
-            input_names=names[0],
-            output_names=names[1],
-            dynamo=True,
-            verbose=False,
-            custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
-        )
+    try:
+        with without_talk():
+            made = torch.onnx.export(
+                program,
+                input_names=names[0],
+                output_names=names[1],
+                dynamo=True,
+                verbose=False,
+                custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
+            )
+    except torch.onnx.OnnxExporterError as error:
+        cause = error.__cause__ or error
+        raise StillframeError(
+            f"this model has no form in ONNX: {_in_short(cause)}",
+            "--format pt2, or other operators in its plug-ins",
+        ) from error
     assert made is not None
     graph = made.model.graph
     assert [value.name for value in graph.inputs] == names[0]
@@ -82,6 +94,10 @@ def write_onnx(
     made.model.metadata_props.update({key: json.dumps(value) for key, value in about.items()})
     made.model.producer_name, made.model.producer_version = "stillframe", about["stillframe"]
     made.save(str(file))
+
+
+def _in_short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _stable_sort(x: Any, *, stable: bool, descending: bool, dim: int = -1) -> Any:  # noqa: ARG001
@@ -114,7 +130,7 @@ def require_onnx(*packages: str) -> None:
 @contextmanager
 def without_talk() -> Iterator[None]:
     """Within it exporters do not talk of their own deprecations."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in TALKERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
