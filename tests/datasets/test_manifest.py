@@ -445,7 +445,7 @@ def test_damaged_manifests(small: Path, tmp_path: Path) -> None:
     )
     folder = write(tmp_path / "key", [LINE], digest="0")
     assert load_error(folder).message.startswith(
-        f"{folder / 'dataset.json'}: unknown key 'digest' (legal keys: clock, dataset, "
+        f"{folder / 'dataset.json'}: unknown key 'digest' (legal keys: classes, clock, dataset, "
     )
     folder = write(tmp_path / "type", [LINE], ignored="many")
     assert load_error(folder).message.startswith(f"{folder / 'dataset.json'}: key 'ignored': ")

@@ -268,7 +268,7 @@ def test_missing_and_ambiguous_files(unseen: Manifest, tmp_path: Path) -> None:
     (folder / "b.npz").unlink()
     (folder / "d.npz").unlink()
     with pytest.raises(
-        BadInput, match="in has no features of 2 of 4 videos of the manifest: b, d\n"
+        BadInput, match="in has no features of 2 of 4 videos of the manifest: b, d$"
     ):
         import_features(folder, unseen, tmp_path / "caches", Reading(FPS))
     with pytest.raises(BadInput, match="holds the arrays features, other: say which one"):
