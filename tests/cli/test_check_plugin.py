@@ -180,7 +180,8 @@ def test_the_first_broken_law_of_a_codec_is_named(tmp_path, name, argument, body
 
 def test_an_encoder_is_checked_with_the_settings_that_it_lacks(tmp_path):
     file, text = tmp_path / "mine.py", "from pipeline.models.encoders.address import Encoder\n"
-    assert_refused(checked(file, text), "encoder 'mine': key 'layers' is missing")
+    missing = "encoder 'mine': key 'layers' is missing; next: settings are given by --set KEY=VALUE"
+    assert_refused(checked(file, text), missing)
     sets = ("--set", "layers=[0, 1]")
     found = laws_of(checked(file, text, *sets, "--json"))
     assert {*found.values()} == {"holds"}, found

@@ -11,6 +11,7 @@ from pipeline.cache.codecs._laws import CODEC_LAWS, ReadyCodecs
 from pipeline.config import plugins
 from pipeline.config.laws import Law, Laws
 from pipeline.datasets._laws import DATASET_LAWS, BuiltManifests
+from pipeline.errors import BadInput
 from pipeline.extract.launchers._laws import ENGINE_LAWS, NewEngines
 from pipeline.models.encoders._laws import ENCODER_LAWS, OneEncoder
 from pipeline.models.tasks._laws import TASK_LAWS, SmallTasks
@@ -34,18 +35,20 @@ def laws_of(kind: str, name: str, material: Material) -> tuple[list[Law[Any]], A
     refuses, or lacks."""
     plugin, where = plugins.load(kind, name), f"{kind} '{name}'"
     table = dict(material.settings)
-
-    def checked() -> Any:
-        return plugins.settings(kind, name, table, where)
-
+    try:
+        settings = plugins.settings(kind, name, table, where)
+    except BadInput as error:
+        raise BadInput(
+            error.message, error.hint or "settings are given by --set KEY=VALUE"
+        ) from error
     subjects: dict[str, tuple[Laws[Any], Callable[[], Any]]] = {
         "temporal": (TEMPORAL_LAWS, lambda: SmallModules(plugin, table)),
         "task": (TASK_LAWS, lambda: SmallTasks(plugin, table)),
         "codec": (CODEC_LAWS, lambda: ReadyCodecs(plugin, name, table)),
-        "encoder": (ENCODER_LAWS, lambda: OneEncoder(plugin, checked(), material.size_px)),
-        "text": (TEXT_LAWS, lambda: OneTower(plugin, checked())),
+        "encoder": (ENCODER_LAWS, lambda: OneEncoder(plugin, settings, material.size_px)),
+        "text": (TEXT_LAWS, lambda: OneTower(plugin, settings)),
         "dataset": (DATASET_LAWS, lambda: BuiltManifests(name, table, material.data)),
-        "engine": (ENGINE_LAWS, lambda: NewEngines(lambda workers: plugin(checked(), workers))),
+        "engine": (ENGINE_LAWS, lambda: NewEngines(lambda workers: plugin(settings, workers))),
     }
     laws, subject = subjects[kind]
     return list(laws), subject()
