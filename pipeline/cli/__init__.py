@@ -4,8 +4,8 @@ commands of one story.
 In: arguments. Out: tables and sentences on stdout, talk and progress on stderr, exit codes 0 to 3.
 
 Read `main` (how a command begins and ends) and `options` (what commands share), then the command
-that you are after: `start`, `cache`, `verify`, `plan`, `train`, `sweep`, `share/`. `console` and
-`show` print; `demo` is the demo's steps, `bench/` the measurements.
+that you are after: `start`, `cache`, `verify`, `plan`, `train`, `sweep`, `share/`, `about/`.
+`console` and `show` print; `demo` is the demo's steps, `bench/` the measurements.
 """
 
 from pipeline.cli.main import app as app

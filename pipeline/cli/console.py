@@ -111,13 +111,15 @@ def show_table(
     justify: str = "",
     keys: int = 1,
     cut: int = 0,
+    whole: int = 0,
 ) -> None:
     """A table on stdout. `justify` has one letter for each column, l or r; without it, columns that
     hold nothing but numbers stand to the right.
 
-    Cells are folded where the screen is too narrow. A table with a `cut` is shown as several
-    instead: one of the columns before it, then those from it on, as many at a time as there is room
-    for, each beginning with the first `keys` columns: a figure on two lines cannot be read.
+    Cells are folded where the screen is too narrow, but for those of the first `whole` columns. A
+    table with a `cut` is shown as several instead: one of the columns before it, then those from it
+    on, as many at a time as there is room for, each beginning with the first `keys` columns: a
+    figure on two lines cannot be read.
     """
     if title:
         out.print(Text(printable(title)))  # apart from the table, or a narrow one would fold it
@@ -133,7 +135,8 @@ def show_table(
     for part in parts:
         cells = [[row[index] for index in part] for row in rows]
         letters = "".join(justify[index] for index in part) if justify else ""
-        out.print(_table([columns[index] for index in part], cells, letters, len(parts) > 1))
+        unfolded = len(part) if len(parts) > 1 else whole
+        out.print(_table([columns[index] for index in part], cells, letters, unfolded))
 
 
 def _too_wide(
@@ -154,9 +157,10 @@ def _least_width(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> in
 
 
 def _table(
-    columns: Sequence[str], rows: Sequence[Sequence[object]], justify: str, whole: bool
+    columns: Sequence[str], rows: Sequence[Sequence[object]], justify: str, whole: int
 ) -> Table:
-    """`whole`: cells are on one line, and headings fold at blanks alone; there is room for it."""
+    """`whole`: how many columns have cells on one line, and headings that fold at blanks alone;
+    there is room for it."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         is_right = (
@@ -169,7 +173,7 @@ def _table(
             in_one_line(column),
             justify="right" if is_right else "left",
             overflow="fold",
-            min_width=least if whole else None,
+            min_width=least if index < whole else None,
         )
     for row in rows:
         # Not markup: a file name may hold brackets.

@@ -19,6 +19,7 @@ from typer.models import CommandInfo
 
 # Importing a file of commands registers them.
 from pipeline.cli import ask, cache, plan, start, sweep, train, verify  # noqa: F401
+from pipeline.cli.about import commands as about_commands  # noqa: F401
 from pipeline.cli.bench import commands, training_commands  # noqa: F401
 from pipeline.cli.bench.commands import bench_app
 from pipeline.cli.bench.training import step_commands  # noqa: F401

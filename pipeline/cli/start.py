@@ -1,4 +1,4 @@
-"""Where one can begin: the demo, and what there is to choose from."""
+"""Where one can begin: the demo."""
 
 from __future__ import annotations
 
@@ -7,12 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import FINISHED_WITH_FAILURES, AsJson, SpecOption, app, named_file
+from pipeline.cli.options import SpecOption, app, named_file
 from pipeline.cli.show import show_scores
-
-SHIPPED = "stillframe"
-BROKEN = "cannot be used:"
-"""Beginning of what `list` says of a plug-in from outside that breaks its contract."""
 
 
 @app.command()
@@ -87,59 +83,3 @@ def demo(
     title = "better with time by (95 % interval, paired, videos resampled)"
     columns = ("task", "metric", "trivial", "identity", "temporal module", "better by")
     console.show_table(title, columns, rows, justify="llrrrl")
-
-
-@app.command("list")
-def list_plugins(
-    kind: Annotated[
-        str | None,
-        typer.Argument(
-            help="dataset, encoder, codec, engine, temporal, task, spec, recipe, sweep."
-        ),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """List all that can be named, with its settings. Names stand in a spec, a recipe, a sweep or a
-    command; it says where each is from.
-
-    Exit code 3 if a plug-in from outside is among it that cannot be used.
-
-    Example: stillframe list temporal
-    """
-    from pipeline.cli import console
-    from pipeline.config import plugins
-    from pipeline.config.shipped import KINDS, first_sentence, shipped
-    from pipeline.errors import unknown_name
-
-    kinds = [*plugins.FOLDERS, *KINDS]
-    if kind is not None and kind not in kinds:
-        raise unknown_name("kind", kind, kinds)
-    rows = []
-    for shown in kinds if kind is None else [kind]:
-        if shown in KINDS:
-            rows += [
-                (shown, name, first_sentence(path), "", SHIPPED)
-                for name, path in shipped(shown).items()
-            ]
-        else:
-            rows += [(shown, name, *_described(shown, name)) for name in plugins.names(shown)]
-    columns = ("kind", "name", "what", "settings", "from")
-    if as_json:
-        console.show_json([dict(zip(columns, row, strict=True)) for row in rows])
-    else:
-        console.show_table("", columns, rows)
-    if any(what.startswith(BROKEN) for _, _, what, _, _ in rows):
-        raise typer.Exit(FINISHED_WITH_FAILURES)
-
-
-def _described(kind: str, name: str) -> tuple[str, str, str]:
-    """What a plug-in is, its settings, and where it is from; of one from outside that cannot be
-    used, why."""
-    from pipeline.config import plugins
-    from pipeline.errors import BadInput
-
-    try:
-        found = plugins.from_outside(kind, name)
-        return *plugins.describe(kind, name), str(found or SHIPPED)
-    except BadInput as error:
-        return f"{BROKEN} {error.with_hint}", "", "outside"

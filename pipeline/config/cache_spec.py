@@ -30,6 +30,8 @@ BASE = "base"
 """The view that every cache has: the square that `frames` describes."""
 ARRAY = re.compile(r"special|layer_|time_s|affine|video_")
 """Beginnings of the names in a store that are no view's."""
+DEFAULT_CODEC = "float16"
+"""The codec of a spec that names none."""
 SMALLEST_CROP = 0.1
 """Side of a view's crop, of the square: less would be made of too few pixels."""
 
@@ -231,7 +233,7 @@ class CacheSpec(Settings):
     @classmethod
     def _plugins(cls, table: Any) -> Any:
         table = dict(table)
-        table.setdefault("codec", {"name": "float16"})
+        table.setdefault("codec", {"name": DEFAULT_CODEC})
         return table | {
             kind: choice(kind, table[kind]) for kind in ("encoder", "codec") if kind in table
         }

@@ -59,6 +59,7 @@ COMMANDS += ["stream", "import-checkpoint", "report"]
 COMMANDS += [
     "demo",
     "list",
+    "show",
     "bench extract",
     "bench startup",
     "bench temporal",
@@ -100,7 +101,7 @@ def test_help_lists_every_command():
     assert listed == [
         "manifest", "extract", "derive", "status", "verify", "diff", "spot-check", "plan", "baselines", "predictability", "search",
         "train", "sweep", "evaluate", "stream", "import-checkpoint", "import-features", "export", "export-features", "report", "demo",
-        "list", "check-plugin", "bench",
+        "list", "show", "check-plugin", "bench",
     ]  # fmt: skip
     listed = re.findall(
         r"^  ([a-z]+)  ", fine("bench", "--help").out.partition("Commands:")[2], re.MULTILINE
