@@ -26,7 +26,7 @@ COMMANDS = (
     "manifest", "extract", "derive", "status", "verify", "diff", "spot-check", "plan",
     "baselines", "predictability", "search", "train", "sweep", "evaluate", "stream",
     "import-checkpoint", "import-features", "export", "export-features", "report", "demo", "list",
-    "show", "check-plugin",
+    "show", "check-plugin", "doctor",
 )  # fmt: skip
 """In the order in which --help lists them: that in which they are used, from videos to scores."""
 

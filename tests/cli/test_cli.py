@@ -60,6 +60,7 @@ COMMANDS += [
     "demo",
     "list",
     "show",
+    "doctor",
     "bench extract",
     "bench startup",
     "bench temporal",
@@ -101,7 +102,7 @@ def test_help_lists_every_command():
     assert listed == [
         "manifest", "extract", "derive", "status", "verify", "diff", "spot-check", "plan", "baselines", "predictability", "search",
         "train", "sweep", "evaluate", "stream", "import-checkpoint", "import-features", "export", "export-features", "report", "demo",
-        "list", "show", "check-plugin", "bench",
+        "list", "show", "check-plugin", "doctor", "bench",
     ]  # fmt: skip
     listed = re.findall(
         r"^  ([a-z]+)  ", fine("bench", "--help").out.partition("Commands:")[2], re.MULTILINE

@@ -1,4 +1,4 @@
-"""What is there and what is in effect, on the command line: show, list."""
+"""What is there and what is in effect, on the command line: show, list, doctor."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ WIDEST_TEXT = 100
 """Characters of a line of prose: longer ones are hard to read."""
 INDENT = 6
 """Blanks before what a key means."""
+FAILED = 1
 
 
 @app.command()
@@ -167,3 +168,35 @@ def _show_names(rows: Sequence[dict[str, str]], with_settings: bool) -> None:
         shown = row | {"what": f"{row['what']}{settings}"}
         cells.append([shown[column] for column in columns])
     console.show_table("", columns, cells, whole=2)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say whether all that is needed is there. It looks at versions, devices, disks and limits, and
+    ends with what to paste into a report on a defect.
+
+    Exit code 1 if something needed is missing or broken; what is optional changes no exit code.
+
+    Example: stillframe doctor
+    """
+    from pipeline.cli import console
+    from pipeline.cli.about.doctor import all_checks, problems_text, report_text, without_names
+
+    checks = all_checks()
+    problems = [check for check in checks if check.state == "problem"]
+    if as_json:
+        facts = {"ok": not problems, "checks": [asdict(check) for check in checks]}
+        console.show_json(facts | {"report": report_text(checks)})
+    else:
+        rows = [(check.name, check.state, without_names(check.text)) for check in checks]
+        console.show_table("", ("what", "state", "found"), rows, whole=2)
+        for check in checks:
+            if check.next and check.state != "absent":
+                console.show(f"{check.state}: {check.name}; next: {check.next}")
+        console.show(problems_text(checks))
+        console.show()
+        console.show("For a report on a defect:")
+        console.show()
+        console.show(report_text(checks))
+    if problems:
+        raise typer.Exit(FAILED)
