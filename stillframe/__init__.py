@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from pipeline.records import Clip
     from pipeline.train.evaluation import Evaluation
     from pipeline.train.library.frame_encoder import FrameEncoder, FrameTokens
-    from pipeline.train.library.token_cache import ClipTokens, TokenCache, open_cache
-    from pipeline.train.library.trained_model import TrainedModel, load_run
+    from pipeline.train.library.token_cache import ClipTokens, TokenCache
+    from pipeline.train.library.trained_model import TrainedModel
     from pipeline.train.library.window_dataset import WindowBatch, WindowDataset
     from pipeline.train.run import Run
     from pipeline.train.stream import Seen, Stream
@@ -37,8 +37,10 @@ if TYPE_CHECKING:
         extract,
         load_manifest,
         load_recipe,
+        load_run,
         load_spec,
         make_manifest,
+        open_cache,
         open_encoder,
         open_stream,
         train,
@@ -52,8 +54,8 @@ _NAMES = {
     "pipeline.records": ("Clip",),
     "pipeline.train.evaluation": ("Evaluation",),
     "pipeline.train.library.frame_encoder": ("FrameEncoder", "FrameTokens"),
-    "pipeline.train.library.token_cache": ("ClipTokens", "TokenCache", "open_cache"),
-    "pipeline.train.library.trained_model": ("TrainedModel", "load_run"),
+    "pipeline.train.library.token_cache": ("ClipTokens", "TokenCache"),
+    "pipeline.train.library.trained_model": ("TrainedModel",),
     "pipeline.train.library.window_dataset": ("WindowBatch", "WindowDataset"),
     "pipeline.train.run": ("Run",),
     "pipeline.train.stream": ("Seen", "Stream"),
@@ -62,8 +64,10 @@ _NAMES = {
         "extract",
         "load_manifest",
         "load_recipe",
+        "load_run",
         "load_spec",
         "make_manifest",
+        "open_cache",
         "open_encoder",
         "open_stream",
         "train",

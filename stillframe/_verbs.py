@@ -16,12 +16,16 @@ from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.recipe import Recipe
 from pipeline.config.shipped import named_file
 from pipeline.datasets.manifest.manifest import Manifest, build
+from pipeline.exchange.hub.address import is_hub_address
+from pipeline.exchange.hub.contents import What
+from pipeline.exchange.hub.pull import kept
 from pipeline.extract import extract as extraction
 from pipeline.train import evaluate as scoring
 from pipeline.train import loop
 from pipeline.train.evaluation import Evaluation
 from pipeline.train.library.frame_encoder import FrameEncoder
 from pipeline.train.library.token_cache import TokenCache
+from pipeline.train.library.trained_model import TrainedModel, load_trained
 from pipeline.train.run import Run
 from pipeline.train.stream import Stream
 
@@ -120,6 +124,31 @@ def train(
     return loop.train(recipe, _cache(cache), folder, clips, _device(device), allow_missing)
 
 
+def load_run(
+    path: Path | str, checkpoint: str = "last", device: torch.device | str = "cpu"
+) -> TrainedModel:
+    """The run in a folder, with the weights of its "last" or "best" checkpoint.
+
+    `path`: a folder, or a run of the Hugging Face hub, `hf://user/name` or
+    `hf://user/name@revision`. That one is fetched once, checked, and kept in the hub's folder for
+    assets; without a network it is the one that was fetched last. No code of it is run.
+
+    Raises BadInput: no run, no such checkpoint, files that are damaged, and where neither the run,
+    its cache nor its encoder tells the shape of its tokens.
+    """
+    return load_trained(_here(path, "run"), checkpoint, device)
+
+
+def open_cache(path: Path | str) -> TokenCache:
+    """The cache in a folder, or at a URL such as `s3://bucket/caches/NAME`. `hf://user/name` is one
+    of the Hugging Face hub: all of it is fetched once, checked, and kept in the hub's folder for
+    assets.
+
+    Raises BadInput where there is none, or it is of a version that this one cannot read.
+    """
+    return TokenCache(_here(path, "cache"))
+
+
 def evaluate(
     run: Run | Path | str,
     cache: Cache | Path | str | None = None,
@@ -183,6 +212,11 @@ def open_encoder(
     if not isinstance(source, Cache):
         source = TokenCache(source)
     return FrameEncoder.of_cache(source, device, encoder)
+
+
+def _here(path: Path | str, wanted: What) -> Path | str:
+    """The folder or URL of a run or cache; one of the hub is fetched if it is not there yet."""
+    return kept(path, wanted) if isinstance(path, str) and is_hub_address(path) else path
 
 
 def _cache(cache: Cache | Path | str) -> Cache:

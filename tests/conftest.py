@@ -16,7 +16,13 @@ from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.extract import extract
 
-pytest_plugins = ["support.commands", "support.pages", "support.ray_cluster", "support.slurm"]
+pytest_plugins = [
+    "support.commands",
+    "support.hub",
+    "support.pages",
+    "support.ray_cluster",
+    "support.slurm",
+]
 
 
 if SIDE_BY_SIDE:

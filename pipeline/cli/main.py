@@ -25,7 +25,7 @@ from pipeline.cli.bench.commands import bench_app
 from pipeline.cli.bench.training import step_commands  # noqa: F401
 from pipeline.cli.checks import check_command  # noqa: F401
 from pipeline.cli.options import app
-from pipeline.cli.share import checkpoints, features, runs  # noqa: F401
+from pipeline.cli.share import checkpoints, features, hub, runs  # noqa: F401
 from pipeline.config.outside import one_call
 from pipeline.device import is_out_of_memory
 from pipeline.errors import StillframeError, count_text, in_one_line

@@ -25,8 +25,8 @@ FINISHED_WITH_FAILURES = 3
 COMMANDS = (
     "manifest", "extract", "derive", "status", "verify", "diff", "spot-check", "plan",
     "baselines", "predictability", "search", "train", "sweep", "evaluate", "stream",
-    "import-checkpoint", "import-features", "export", "export-features", "report", "demo", "list",
-    "show", "check-plugin", "doctor",
+    "import-checkpoint", "import-features", "export", "export-features", "push", "pull", "report",
+    "demo", "list", "show", "check-plugin", "doctor",
 )  # fmt: skip
 """In the order in which --help lists them: that in which they are used, from videos to scores."""
 

@@ -264,7 +264,7 @@ def _context_of(
     cache_path = cache or run.cache_path
     if cache_path is None:
         raise BadInput(
-            f"run {run.path} was imported without a cache",
+            f"run {run.path} knows no cache here: it was imported without one, or pulled",
             "name one with its encoder and layers: --cache CACHE",
         )
     named = manifest_folder or run.header.manifest_path

@@ -28,6 +28,7 @@ from safetensors.torch import save
 from torch import nn
 
 from pipeline.cache.cache import Cache
+from pipeline.cache.receipts import TokenFacts
 from pipeline.cache.storage.local import write_atomically
 from pipeline.cache.storage.processes import is_running
 from pipeline.config import plugins
@@ -124,6 +125,9 @@ class RunHeader(Settings):
     """Tool -> its version when the run was made."""
     init: InitFacts | None = None
     """None: all weights were drawn."""
+    tokens: TokenFacts | None = None
+    """What a frame's tokens look like. None: not written down, and the cache or the encoder
+    tells."""
     text: dict[str, Any] | None = None
     """Identity of the text tower that its texts went through; None: it was told nothing in
     words."""
@@ -189,6 +193,11 @@ class Run:
         self.path = path = Path(path)
         file = path / "run.json"
         if not file.is_file():
+            if path.parts[:1] == ("hf:",):
+                raise BadInput(
+                    f"hf://{'/'.join(path.parts[1:])} is not a folder of this machine",
+                    f"fetch it first: stillframe pull hf://{'/'.join(path.parts[1:])} --out RUN",
+                )
             raise BadInput(
                 f"{path} is not a run: it has no run.json",
                 "make one with: stillframe train RECIPE CACHE",

@@ -202,6 +202,7 @@ def _header(
         spec=cache.spec,
         encoder=cache.header.encoder,
         cache_path=cache.storage.address,
+        tokens=cache.header.tokens,
         manifest_path=None if is_caches_own else str(manifest.folder.absolute()),
         parameters=model.parameter_counts(),
         text=windows.tower,

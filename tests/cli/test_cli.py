@@ -55,7 +55,7 @@ COMMANDS = [
     "train",
     "evaluate",
 ]
-COMMANDS += ["stream", "import-checkpoint", "report"]
+COMMANDS += ["stream", "import-checkpoint", "push", "pull", "report"]
 COMMANDS += [
     "demo",
     "list",
@@ -101,7 +101,7 @@ def test_help_lists_every_command():
     )
     assert listed == [
         "manifest", "extract", "derive", "status", "verify", "diff", "spot-check", "plan", "baselines", "predictability", "search",
-        "train", "sweep", "evaluate", "stream", "import-checkpoint", "import-features", "export", "export-features", "report", "demo",
+        "train", "sweep", "evaluate", "stream", "import-checkpoint", "import-features", "export", "export-features", "push", "pull", "report", "demo",
         "list", "show", "check-plugin", "doctor", "bench",
     ]  # fmt: skip
     listed = re.findall(

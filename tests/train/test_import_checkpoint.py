@@ -248,9 +248,7 @@ def test_a_spec_is_enough_to_follow_a_video(cache, tmp_path):
     video = cache.manifest.root / cache.manifest.clips[0].source
     for a, b in zip(Stream(run).follow(video), Stream(from_cache).follow(video), strict=True):
         assert np.array_equal(a.answer, b.answer)
-    assert_refused(
-        call("evaluate", run.path), f"{run.path} was imported without a cache", "--cache CACHE"
-    )
+    assert_refused(call("evaluate", run.path), f"{run.path} knows no cache here", "--cache CACHE")
     with pytest.raises(BadInput, match="knows the labels close, drop, lift, open, pull and 2 more"):
         evaluate(run, cache)
 

@@ -28,6 +28,11 @@ def open_storage(text: str | Path) -> Storage:
     if plain := PLAIN_PATH.fullmatch(str(text)):
         return LocalFolder(Path(plain[1] or plain[2] or ""))
     protocol = str(text).partition("://")[0]
+    if protocol == "hf":
+        raise BadInput(
+            f"{text} is not a folder of this machine",
+            f"fetch it first: stillframe pull {text} --out CACHE",
+        )
     if SECRET.search(str(text)):
         raise BadInput(
             f"{SECRET.sub('***', str(text))} holds credentials or a query, which would end up in "

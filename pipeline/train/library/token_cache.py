@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -228,9 +227,3 @@ class TokenCache(Cache):
         seen_s_T = rows.time_s - rows.zero_s
         arrays = targets.window(clip, seen_s_T, affine_T23, rows.step_s, None)
         return {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
-
-
-def open_cache(path: Path | str) -> TokenCache:
-    """The cache in a folder, or at a URL such as `s3://bucket/caches/NAME`. Raises BadInput where
-    there is none, or it is of a version that this one cannot read."""
-    return TokenCache(path)

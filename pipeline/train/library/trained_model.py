@@ -57,7 +57,7 @@ class TrainedModel(nn.Module):
         return f"{self.run!r}, layers {', '.join(map(str, self.layers))}"
 
 
-def load_run(
+def load_trained(
     path: Path | str, checkpoint: str = "last", device: torch.device | str = "cpu"
 ) -> TrainedModel:
     """The run in a folder, with the weights of its "last" or "best" checkpoint.
@@ -73,9 +73,11 @@ def load_run(
 
 
 def shape_of_tokens(run: Run) -> TokenShape:
-    """The shape of the tokens that a run was trained on: as its cache says, or else the
-    configuration of its encoder. Nothing is asked over a network. Raises BadInput where neither is
-    there."""
+    """The shape of the tokens that a run was trained on: as it says itself, or else its cache, or
+    the configuration of its encoder. Nothing is asked over a network. Raises BadInput where none of
+    them tells."""
+    if (tokens := run.header.tokens) is not None:
+        return TokenShape(tokens.width, tokens.grid_hw, tokens.special_tokens, tokens.layers)
     with suppress(BadInput, OSError):
         if run.cache_path is not None:
             cache = Cache(run.cache_path)
