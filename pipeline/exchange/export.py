@@ -28,9 +28,9 @@ from pipeline.exchange.formats import Format, exported, require_onnx, write_onnx
 from pipeline.exchange.loaded import LoadedStep, OnnxStep, Pt2Step
 from pipeline.exchange.parity import CheckFrames, Parity, compared_steps
 from pipeline.exchange.step import SIZES, ModelStep, Tensors
-from pipeline.models.encoders.contract import token_shape, without_network
 from pipeline.models.tasks.contract import STREAMING
 from pipeline.records import TokenShape
+from pipeline.train.library.trained_model import shape_of_tokens
 from pipeline.train.run import Run, load_model
 from pipeline.train.stream import Stream
 
@@ -208,11 +208,8 @@ def cache_of_run(run: Run, named: str | None) -> Cache | None:
 
 
 def shape_of(run: Run, cache: Cache | None) -> TokenShape:
-    """What there is of one frame, as the cache or else the encoder's configuration says it."""
-    if cache is not None:
-        return cache.shape
-    with without_network():
-        return token_shape(run.spec)
+    """What there is of one frame, as the cache or else the run or its encoder says it."""
+    return shape_of_tokens(run) if cache is None else cache.shape
 
 
 def few_frames(step: ModelStep, cache: Cache | None) -> Tensors:

@@ -589,6 +589,26 @@ def test_a_run_is_loaded_in_one_line_once(hub, place, tmp_path, monkeypatch):
         stillframe.open_cache(RUN)
 
 
+def test_processes_that_load_a_run_at_once_fetch_it_once(hub, place, tmp_path):
+    pushed(place.run, RUN)
+    hub.seen.clear()
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    code = f"import stillframe; print(stillframe.load_run('{RUN}').run.path)"
+    command = [sys.executable, "-c", code]
+    started = [
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    said = [process.communicate() for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    home = tmp_path / "home/assets/stillframe/models--me--tiny"
+    assert {out.strip() for out, _ in said} == {str(home / hub.model("me/tiny").head)}
+    assert hub.count("GET", "/resolve/.*/run.json") == 1
+
+
 def test_a_cache_is_opened_in_one_line_and_is_damaged_in_one(hub, place):
     pushed(place.cache, CACHE)
     here, there = stillframe.open_cache(place.cache), stillframe.open_cache(CACHE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
@@ -61,7 +62,7 @@ def _of_run(
     recipe, spec = header.recipe, header.spec
     task, temporal = recipe["task"], recipe["temporal"]
     model = spec["encoder"].get("model")
-    is_released = isinstance(model, str) and HUB_ID.fullmatch(model) and not PLACE.fullmatch(model)
+    is_released = isinstance(model, str) and HUB_ID.fullmatch(model) and not Path(model).is_dir()
     yield _front(
         ModelCardData(
             library_name="stillframe",

@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from huggingface_hub import constants
+from huggingface_hub.utils import WeakFileLock
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.storage.local import PARTIAL, make_folder, renamed, sync, write_atomically
@@ -289,8 +290,12 @@ def kept(text: str, wanted: What) -> Path:
         raise _not_wanted(address, what)
     home = _home(snapshot.address)
     folder = home / snapshot.commit
-    if not folder.is_dir():
-        fetch(snapshot, what, names_of(snapshot, what), folder, None)
+    make_folder(home)
+    with WeakFileLock(
+        home / f"{snapshot.commit}.lock"
+    ):  # processes of one training load it at once
+        if not folder.is_dir():
+            fetch(snapshot, what, names_of(snapshot, what), folder, None)
     write_atomically(home / _ref(address), snapshot.commit.encode())
     return folder
 
