@@ -72,6 +72,7 @@ def test_a_run_and_its_cache_come_back_and_score_the_same(hub, place, tmp_path):
     assert stores and stores.items() <= digest(cache).items()
     assert scores(run, "--cache", cache) == scores(run, "--cache", cache)
     assert fine("evaluate", run, "--cache", cache).code == 0
+    assert call("report", run, "--out", tmp_path / "page").code == 0
     assert_refused(call("evaluate", run), f"run {run} knows no cache here", "--cache CACHE")
 
 
@@ -98,11 +99,15 @@ def test_a_push_again_sends_nothing_and_what_is_new_alone(hub, place, run):
     assert first["sent"] == first["files"]
     uploads, commits = list(hub.uploads), len(hub.model("me/tiny").commits)
     again = call("push", run, RUN)
-    assert again.code == 0 and "all 9 files were there already" in again.out
+    assert again.code == 0 and "all 10 files were there already" in again.out
     assert (hub.uploads, len(hub.model("me/tiny").commits)) == (uploads, commits)
     assert call("evaluate", run, "--split", "train").code == 0
-    assert pushed(run, RUN)["sent"].keys() == {"evaluation-train.json", "README.md"}
-    assert hub.uploads == uploads
+    assert pushed(run, RUN)["sent"].keys() == {
+        "evaluation-train.json",
+        "answers-train.safetensors",
+        "README.md",
+    }
+    assert len(hub.uploads) == len(uploads) + 1
 
 
 def test_pulled_twice_pushed_elsewhere_and_pulled_it_stays_the_same(hub, place, tmp_path):

@@ -23,6 +23,7 @@ from pipeline.config.cache_spec import FORMAT_VERSION
 from pipeline.config.json_files import read_json, sealed_json, to_json
 from pipeline.config.plugins import Settings
 from pipeline.config.regular_files import open_regular, read_regular
+from pipeline.config.tensor_files import load_tensors
 from pipeline.datasets.manifest.manifest import ORIGIN, Manifest
 from pipeline.datasets.manifest.origin import Edit, Origin
 from pipeline.errors import BadInput
@@ -42,7 +43,10 @@ HEADERS: dict[What, str] = {RUN: "run.json", CACHE: HEADER_FILE}
 CHECKPOINTS = ("last", "best")
 METRICS = "metrics.jsonl"
 LARGE: dict[What, re.Pattern[str]] = {
-    RUN: re.compile(r"(last|best)-[0-9]+\.safetensors|metrics\.jsonl|codec\.safetensors"),
+    RUN: re.compile(
+        r"(last|best)-[0-9]+\.safetensors|answers-[^/]+\.safetensors|metrics\.jsonl"
+        r"|codec\.safetensors"
+    ),
     CACHE: re.compile(
         rf"codec\.safetensors|{MANIFEST}/({'|'.join(map(re.escape, Manifest.FILES))})"
         r"|stores/[0-9]{5,}\.zarr/.+"
@@ -189,6 +193,9 @@ def _of_run(run: Run) -> Contents:
         large[METRICS] = SharedFile.of(b"".join(lines[: len(read_metrics(run.path))]))
     if codec := run.header.cache.codec_sha256:
         large[CODEC_FILE] = SharedFile.at(run.path / CODEC_FILE, codec)
+    for file in sorted(run.path.glob("answers-*.safetensors")):
+        load_tensors(file, "the file of answers", f"stillframe evaluate {run.path}")
+        large[file.name] = SharedFile.at(file)
     evaluations = []
     for file in sorted(run.path.glob("evaluation-*.json")):
         evaluation = read_json(Evaluation, file, f"stillframe evaluate {run.path}")
