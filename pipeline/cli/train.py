@@ -52,6 +52,10 @@ def train(
     ] = None,
     manifest_folder: ManifestFolder = None,
     allow_missing: AllowMissing = False,
+    follow: Annotated[
+        bool,
+        typer.Option("--follow", help="Begin while the cache is filled, and wait for the rest."),
+    ] = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write TensorBoard events into the folder.")
     ] = False,
@@ -112,10 +116,11 @@ def train(
             on_progress,
             ranks,
             console.say,
+            follow,
         )
     if ranks.is_first:
         context = RunContext.of(
-            opened_cache, manifest, torch_device(device), allow_missing, say=console.say
+            Cache(cache), manifest, torch_device(device), allow_missing, say=console.say
         )
         _show_run(run, context, seconds, as_json)
 

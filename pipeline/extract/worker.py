@@ -112,7 +112,38 @@ def work_units(targets: Sequence[CacheTarget], only: Collection[int] | None) -> 
         for store in _missing(target.cache, only):
             unit = units[bisect_right(bounds, start(target.cache, store)) - 1]
             unit.append(TargetStore(target, store))
-    return [unit for unit in units if unit]
+    return _early([unit for unit in units if unit], widest)
+
+
+def _early(units: list[WorkUnit], cache: Cache) -> list[WorkUnit]:
+    """Units in an order in which training can begin on the first of them, see
+    `pipeline.train.follow`: those that bring the first clip of some label of some split, then the
+    others, each far from those before it in the manifest."""
+    kinds_of: dict[str, set[tuple[str, str | None]]] = {}
+    for clip in cache.manifest.clips:
+        kinds_of.setdefault(clip.video_id, set()).add((clip.split, clip.label))
+    seen: set[tuple[str, str | None]] = set()
+    first: list[WorkUnit] = []
+    rest: list[WorkUnit] = []
+    for number in spread(len(units)):
+        unit = units[number]
+        kinds = {
+            kind
+            for target in unit
+            for video_id in target.cache.plan[target.store]
+            for kind in kinds_of.get(video_id, ())
+        }
+        (rest if kinds <= seen else first).append(unit)
+        seen |= kinds
+    return first + rest
+
+
+def spread(count: int) -> list[int]:
+    """0 to count - 1 in the order of their bits read backwards, so that the first of them lie all
+    over (van der Corput, 1935): of eight 0, 4, 2, 6, 1, 5, 3, 7."""
+    bits = max(1, (count - 1).bit_length())
+    backwards = (int(f"{number:0{bits}b}"[::-1], 2) for number in range(1 << bits))
+    return [number for number in backwards if number < count]
 
 
 def _missing(cache: Cache, only: Collection[int] | None) -> list[int]:

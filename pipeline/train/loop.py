@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,11 +28,12 @@ from pipeline.models.tasks.contract import TaskPlugin
 from pipeline.records import Batch, OnDevice
 from pipeline.train.compatibility import require_division
 from pipeline.train.distributed import ALONE, Ranks
+from pipeline.train.follow.windows import is_followed, open_followed
 from pipeline.train.run import Run
 from pipeline.train.setup import RunContext, make_trainers, open_windows, training_memory
 from pipeline.train.trainer import Diverged, OnProgress, Trainer
 from pipeline.train.windows.evenness import uneven_windows_text
-from pipeline.train.windows.windows import Windows
+from pipeline.train.windows.source import HeldOutSource, TrainingSource
 
 ANSWER = "answer "
 """How the name of an answer begins where it stands beside targets."""
@@ -50,17 +52,46 @@ def train(
     on_progress: OnProgress | None = None,
     ranks: Ranks = ALONE,
     say: Say = lambda _: None,
+    follow: bool = False,
 ) -> Run:
     """Trains `recipe` on `cache` into the run folder `out`, going on from its last checkpoint if
     there is one.
 
-    `manifest` replaces the cache's own: other clips or labels over the same videos. Raises BadInput
-    where recipe, cache, manifest and an existing run do not fit together, Diverged where the loss
-    is no longer finite.
+    `manifest` replaces the cache's own: other clips or labels over the same videos. `follow`: the
+    cache may still be being filled, see `pipeline.train.follow`; a run that was begun so goes on
+    so. Raises BadInput where recipe, cache, manifest and an existing run do not fit together,
+    Diverged where the loss is no longer finite.
     """
     context = RunContext.of(cache, manifest, device, allow_missing, ranks, say)
+    if is_followed(out, cache, follow):
+        return _train_following(recipe, out, context, on_progress)
     (run,) = train_together({out: recipe}, context, on_progress, say=say)
     return run
+
+
+def _train_following(
+    recipe: Recipe, out: Path, context: RunContext, on_progress: OnProgress | None
+) -> Run:
+    """Trains `recipe` on a cache while it is being filled."""
+    require_division(recipe.training, context.ranks)
+    task, windows, held_out = open_followed(recipe, out, context)
+    # Only what the cache holds is asked of it: the headers of runs, what a task is fitted to.
+    come = replace(context, cache=windows.arrivals.cache)
+    (trainer,) = make_trainers({out: recipe}, [task], windows, come, context.say)
+
+    def on_saved(step: int) -> None:
+        if context.ranks.is_first:
+            context.say(f"step {step}: {windows.progress_text}")
+
+    with ExitStack() as stack:
+        if context.ranks.is_first:
+            peak_bytes = _memory([recipe], context, context.say)
+            stack.enter_context(trainer.run.in_training(peak_bytes, context.say))
+        loop = TrainLoop([trainer], windows, held_out, context, on_progress, on_saved=on_saved)
+        loop.fit()
+    if context.ranks.is_first:
+        context.say(windows.difference_text)
+    return trainer.run
 
 
 def train_together(
@@ -116,19 +147,22 @@ class TrainLoop:
     def __init__(
         self,
         trainers: Sequence[Trainer],
-        windows: Windows,
-        held_out: Windows,
+        windows: TrainingSource,
+        held_out: HeldOutSource,
         context: RunContext,
         on_progress: OnProgress | None = None,
         on_failure: OnFailure | None = None,
+        on_saved: Callable[[int], object] = lambda _: None,
     ) -> None:
-        """`windows` are trained on, `held_out` are evaluated on."""
+        """`windows` are trained on, `held_out` are evaluated on. `on_saved` is handed the step of
+        every checkpoint."""
         self.running = list(trainers)
         """Those that have not failed."""
         self.windows, self.held_out = windows, held_out
         self.device, self.ranks = context.device, context.ranks
         self.on_progress = on_progress or (lambda _: None)
-        self.on_failure = on_failure
+        self.on_failure, self.on_saved = on_failure, on_saved
+        self.width = context.cache.shape.width
         self.settings = trainers[0].settings
         self._is_stopped = False
 
@@ -194,6 +228,7 @@ class TrainLoop:
             if trainer.is_due(trainer.settings.checkpoint_every):
                 with trainer.progress.timed("checkpoints"):
                     trainer.save()
+                self.on_saved(trainer.step)
         for trainer in active:
             self.on_progress(trainer.progress)
 
@@ -246,9 +281,8 @@ class TrainLoop:
         layers = sorted({layer for trainer in normed for layer in trainer.model.layers})
         if not layers:
             return
-        width = self.windows.cache.shape.width
         # Rows: the sum of the tokens, that of their squares, and how many they are.
-        sums_3D = {layer: torch.zeros(3, width, dtype=torch.float64) for layer in layers}
+        sums_3D = {layer: torch.zeros(3, self.width, dtype=torch.float64) for layer in layers}
         for device_batch in device_batches:
             for layer, sums in sums_3D.items():
                 x_MD = device_batch.patches[layer].flatten(0, -2).double()
@@ -272,7 +306,8 @@ class TrainLoop:
 
     def _validate(self, due: Sequence[Trainer]) -> None:
         """Scores of the runs that are due on the evaluation split, added up over all ranks."""
-        if not due:
+        share = self.held_out.share
+        if not due or not share:  # nothing of it has come yet
             return
         totals = {
             trainer: torch.zeros(len(trainer.task.forms) + 1, dtype=torch.float64)
@@ -297,7 +332,9 @@ class TrainLoop:
                     totals[trainer] += trainer.score_sums(answers, targets)
         self.ranks.all_reduce_sum(list(totals.values()))
         self._each(
-            due, "evaluation", lambda trainer: trainer.record_validation(*totals[trainer].tolist())
+            due,
+            "evaluation",
+            lambda trainer: trainer.record_validation(*totals[trainer].tolist(), share=share),
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from pipeline.train.trainer import Trainer
 from pipeline.train.weights.initial import initial_weights
 from pipeline.train.weights.seen_videos import VIDEOS_FILE, SeenVideos
 from pipeline.train.windows.reader import BATCHES_IN_MEMORY
+from pipeline.train.windows.source import TrainingSource
 from pipeline.train.windows.windows import Windows
 
 TRIVIAL_WINDOWS = 512
@@ -78,9 +79,15 @@ class RunContext:
         return cls(cache, chosen_manifest, ranks.device(device), allow_missing, ranks, say, tower)
 
     def windows(
-        self, split: str, recipe: Recipe, task: TaskPlugin, layers: Sequence[int]
+        self,
+        split: str,
+        recipe: Recipe,
+        task: TaskPlugin,
+        layers: Sequence[int],
+        videos: Container[str] | None = None,
     ) -> Windows:
-        """The windows of a split that a recipe asks for, with the truth of its task."""
+        """The windows of a split that a recipe asks for, with the truth of its task; `videos`:
+        ids of those whose clips are looked at, None: all."""
         return Windows(
             self.cache,
             self.manifest,
@@ -90,6 +97,7 @@ class RunContext:
             layers,
             self.allow_missing,
             self.language(task),
+            videos,
         )
 
     def language(self, task: TaskPlugin) -> Language | None:
@@ -127,7 +135,7 @@ def open_windows(
 def make_trainers(
     recipes: Mapping[Path, Recipe],
     tasks: Sequence[TaskPlugin],
-    windows: Windows,
+    windows: TrainingSource,
     context: RunContext,
     say: Callable[[str], object] = lambda _: None,
 ) -> list[Trainer]:
@@ -158,10 +166,9 @@ def make_trainers(
             notes[before.note] = None
         model, task = model.to(context.device), task.to(context.device)
         header = _header(recipe, model, windows, context, facts)
-        seen = partial(SeenVideos.of, context.manifest, windows.index.clips, before)
+        seen = partial(SeenVideos.of, context.manifest, windows.clips, before)
         run = open_or_create(path, header, recipe, context, seen)
-        count = windows.order.windows
-        trainers.append(Trainer(run, model, task, count, context.device, context.ranks))
+        trainers.append(Trainer(run, model, task, windows.per_epoch, context.device, context.ranks))
     for note in notes if context.ranks.is_first else ():
         say(note)
     return trainers
@@ -191,7 +198,7 @@ def trivial_statistics(
 def _header(
     recipe: Recipe,
     model: VideoModel,
-    windows: Windows,
+    windows: TrainingSource,
     context: RunContext,
     init: InitFacts | None,
 ) -> RunHeader:
@@ -206,13 +213,7 @@ def _header(
         manifest_path=None if is_caches_own else str(manifest.folder.absolute()),
         parameters=model.parameter_counts(),
         text=windows.tower,
-        clips={
-            "train": len(windows),
-            "padded": windows.index.padded,
-            "slower": windows.index.slower,
-            "skipped": len(windows.index.skipped),
-            **({} if windows.order.counts is None else {"windows": windows.order.windows}),
-        },
+        clips=windows.clip_counts,
         versions=tool_versions(),
     )
 

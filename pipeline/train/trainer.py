@@ -211,20 +211,26 @@ class Trainer:
         ]
         return torch.tensor([*sums, weights.sum()], dtype=torch.float64)
 
-    def record_validation(self, *sums: float) -> None:
-        """Takes in what `score_sums` adds up to over the evaluation split: for every form the sum
-        of scores times weights, then the sum of the weights.
+    def record_validation(self, *sums: float, share: float = 1.0) -> None:
+        """Takes in what `score_sums` adds up to over the evaluation split, or over the `share` of
+        it that has come: for every form the sum of scores times weights, then the sum of the
+        weights.
 
-        Keeps the weights that are best in the first form. Raises Diverged where there are no
-        answers.
+        Keeps the weights that are best in the first form, of those that were scored on all. Raises
+        Diverged where there are no answers.
         """
         *scores, weight = sums
         if not all(map(math.isfinite, sums)):
             raise self._diverged(self.step, "the model's answers are not finite")
+        if share < 1 and not weight:  # of the windows that have come none has anything to score
+            return
         values = {form: score / weight for form, score in zip(self.task.forms, scores, strict=True)}
         self.progress.scores = values
         if self._lines:  # none after no step
             self._lines[-1]["val"] = values
+        if share < 1:
+            self._lines[-1]["val_share"] = share
+            return
         value, better = values[self.task.forms[0]], self.task.metrics[0].higher_is_better
         if self.best is None or (value > self.best if better else value < self.best):
             self.best = value

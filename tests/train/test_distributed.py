@@ -25,6 +25,7 @@ from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
 from pipeline.extract import extract
 from pipeline.train.distributed import ALONE, Ranks
+from pipeline.train.follow.arrivals import Round, Rounds
 from pipeline.train.loop import train
 from pipeline.train.run import Run, read_metrics
 
@@ -157,6 +158,8 @@ def two(material, room, whole, tmp_path_factory):
     add({}, material.cache, "from-two", stop=5)
     add({}, material.cache, "from-one")
     add({"temporal": {"name": "min_gru", "layers": 1, "dropout": 0.5}}, material.cache, "dropout")
+    followed = write_rounds(folder / "followed", material.cache)
+    add({}, material.cache, followed.name)
     for name, changes in (BY_MIXER | CONTROLS | IN_THE_ROOM).items():
         for parts in (1, 2):
             cache = room if name in IN_THE_ROOM else material.cache
@@ -167,6 +170,25 @@ def two(material, room, whole, tmp_path_factory):
     )
     assert (code, said) == (0, [])
     return folder
+
+
+def write_rounds(run: Path, cache) -> Path:
+    """A run folder as that of a training that has begun with some of the stores of its cache."""
+    stores, clips = sorted(cache.plan), len(cache.manifest.split("train"))
+    come = {1: [0], clips: [1, 2, *range(3, len(stores))]}
+    rounds = tuple(
+        Round(step=3 * number, steps=3, stores=tuple(those), windows=windows, of=clips)
+        for number, (windows, those) in enumerate(come.items())
+    )
+    run.mkdir(exist_ok=True)
+    Rounds(format_version=1, windows=clips, rounds=rounds).write(run)
+    return run
+
+
+@pytest.mark.slow
+def test_processes_that_follow_a_cache_draw_what_one_draws(material, two, tmp_path):
+    one = train(wanted(), material.cache, write_rounds(tmp_path / "run", material.cache))
+    assert_alike(Run(two / "followed"), one)
 
 
 def assert_alike(run: Run, other: Run) -> None:

@@ -365,22 +365,26 @@ def expected_windows(manifest: Manifest, settings: WindowSettings, spec: CacheSp
     """Windows of an epoch over a cache of `spec`, as far as the headers of the videos tell; a clip
     whose length they do not tell has one."""
     clips = clips_of(manifest, "train", settings)
+    return sum(expected_windows_of(clip, manifest, settings, spec) for clip in clips)
+
+
+def expected_windows_of(
+    clip: Clip, manifest: Manifest, settings: WindowSettings, spec: CacheSpec
+) -> int:
+    """Those of one clip, see `expected_windows`."""
     if settings.per_clip == "one":
-        return len(clips)
-    windows = 0
-    for clip in clips:
-        facts, stop_s = manifest.facts.get(clip.video_id), clip.stop_s
-        step = settings.step(clip.speed)
-        assert step is not None
-        if facts is not None and facts.duration_s is not None:
-            end_s = facts.duration_s + (facts.start_s if clip.clock == "file" else 0.0)
-            stop_s = end_s if stop_s is None else min(stop_s, end_s)
-        length = 0.0 if stop_s is None else max(0.0, stop_s - clip.start_s)
-        if step.in_rows:
-            every_frame = 0.0 if facts is None else (facts.fps or 0.0) / spec.frames.every
-            length *= spec.frames.rate or every_frame
-        windows += windows_in(_instants(length, step), settings.frames)
-    return windows
+        return 1
+    facts, stop_s = manifest.facts.get(clip.video_id), clip.stop_s
+    step = settings.step(clip.speed)
+    assert step is not None
+    if facts is not None and facts.duration_s is not None:
+        end_s = facts.duration_s + (facts.start_s if clip.clock == "file" else 0.0)
+        stop_s = end_s if stop_s is None else min(stop_s, end_s)
+    length = 0.0 if stop_s is None else max(0.0, stop_s - clip.start_s)
+    if step.in_rows:
+        every_frame = 0.0 if facts is None else (facts.fps or 0.0) / spec.frames.every
+        length *= spec.frames.rate or every_frame
+    return windows_in(_instants(length, step), settings.frames)
 
 
 def share_of_videos(clips: Sequence[Clip], fraction: float, seed: int) -> set[str]:

@@ -3,7 +3,7 @@ truth."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby, islice
 from typing import Any
@@ -54,9 +54,11 @@ class Windows:
         layers: Sequence[int] | None = None,
         allow_missing: bool = False,
         language: Language | None = None,
+        videos: Container[str] | None = None,
     ) -> None:
         """`layers` are those whose patches are read; None: all that the cache has. `language` is
-        there where `wanted` is told something in words."""
+        there where `wanted` is told something in words. `videos`: ids of those whose clips are
+        looked at; None: all."""
         self.cache, self.manifest, self.split, self.settings = cache, manifest, split, settings
         self.language = language
         clips = clips_of(manifest, split, settings)
@@ -66,6 +68,8 @@ class Windows:
         self._targets = None if wanted is None else Targets(manifest, wanted, texts)
         if self._targets:
             self._targets.check(clips, split)
+        if videos is not None:
+            clips = [clip for clip in clips if clip.video_id in videos]
         self.index = index_windows(cache, manifest, split, clips, settings, allow_missing)
         counts = None
         if settings.per_clip == "length" and not self.index.of_whole_clips:
@@ -78,6 +82,33 @@ class Windows:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def clips(self) -> tuple[Clip, ...]:
+        """Those that have windows."""
+        return self.index.clips
+
+    @property
+    def per_epoch(self) -> int:
+        """Windows of an epoch."""
+        return self.order.windows
+
+    @property
+    def clip_counts(self) -> dict[str, int]:
+        """What a run writes down of the clips that it is trained on, see `RunHeader.clips`."""
+        return {
+            "train": len(self),
+            "padded": self.index.padded,
+            "slower": self.index.slower,
+            "skipped": len(self.index.skipped),
+            **({} if self.order.counts is None else {"windows": self.order.windows}),
+        }
+
+    @property
+    def share(self) -> float:
+        """Share of the clips of the split that have come: all, unless a cache is followed while it
+        is filled."""
+        return 1.0
 
     def clip(self, index: int) -> Clip:
         """The clip that `Batch.clip_index` means."""
