@@ -4,8 +4,8 @@ In: a recipe, a cache and a manifest. Out: a run folder with checkpoints, metric
 stream of predictions.
 
 Read `windows` (cache and truth become batches), `language` (what is said of videos),
-`compatibility` and `setup`, `trainer` (one run), `loop` (runs side by side on one read), `run` (the
-folder), `evaluate` with `bootstrap`; then `stream`, `visualize`, and `ahead` (one run reads what
-another forecasts). `distributed` counts processes, `tensorboard` is what it says, and `weights`
-brings in those of other runs.
+`compatibility` and `setup`, `trainer` (one run), `loop` (runs side by side on one read), `follow`
+(the cache is still being filled), `run` (the folder), `evaluate` with `bootstrap`; then `stream`,
+`visualize`, and `ahead` (one run reads what another forecasts). `distributed` counts processes,
+`tensorboard` is what it says, and `weights` brings in those of other runs.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -148,6 +149,9 @@ def test_a_stopped_training_goes_on_with_what_it_would_have_drawn(whole, tmp_pat
     assert_same(final(run), final(again))
     assert read_metrics(run.path) == read_metrics(again.path)
     assert Rounds.read(again.path) == Rounds.read(run.path)
+    said = []
+    train(followed(), whole, tmp_path / "again", say=said.append)  # finished before
+    assert "each window was drawn 4 to 6 times" in said[-1]
 
 
 def test_a_whole_cache_is_not_followed(whole, tmp_path):
@@ -194,11 +198,20 @@ def test_what_cannot_be_followed_is_refused(whole, tmp_path):
     (run / FOLLOW_FILE).write_text("{}")
     with pytest.raises(BadInput, match=r"follow.json is damaged"):
         train(followed(), filling.cache, run)
-    rounds = {"step": 1, "steps": 1, "stores": [0], "windows": 3, "of": 9}
-    table = {"format_version": 1, "windows": 9, "rounds": [rounds]}
-    (run / FOLLOW_FILE).write_text(str(table).replace("'", '"'))
-    with pytest.raises(BadInput, match="round 0 begins at step 1, wanted 0"):
-        train(followed(), filling.cache, run)
+    some = {"step": 0, "steps": 1, "stores": [0], "windows": 3, "of": 9}
+    for changes, words in [
+        ({"step": 1}, "round 0 begins at step 1, wanted 0"),
+        ({"steps": 2**40}, f"its rounds end at step {2**40} of {STEPS}"),
+        ({"stores": [0, 77]}, "store 77 holds no clip of the cache that is trained on"),
+        ({"stores": []}, "round 0 has no windows"),
+        ({"steps": 0}, "greater than or equal to 1"),
+    ]:
+        table = {"format_version": 1, "windows": 9, "rounds": [some | changes]}
+        (run / FOLLOW_FILE).write_text(json.dumps(table))
+        with pytest.raises(BadInput, match=words):
+            train(followed(), whole, run)
+        shutil.rmtree(run)
+        run.mkdir()
 
 
 def test_a_damaged_store_is_noticed_when_it_comes(whole, tmp_path):

@@ -28,6 +28,7 @@ from pipeline.train.distributed import Ranks
 
 FOLLOW_FILE = "follow.json"
 FOLLOW_FORMAT = 1
+AGAIN = "train again into another --out"
 LOOK_S = 1.0
 """Seconds between two looks at a cache that is waited for."""
 SAY_S = 60.0
@@ -81,8 +82,7 @@ class Rounds(Settings):
         file = run / FOLLOW_FILE
         if not file.is_file():
             return None
-        again = "train again into another --out"
-        return read_json(cls, file, again, range(FOLLOW_FORMAT, FOLLOW_FORMAT + 1))
+        return read_json(cls, file, AGAIN, range(FOLLOW_FORMAT, FOLLOW_FORMAT + 1))
 
     def write(self, run: Path) -> None:
         """Into a run folder; the file is whole or as it was."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +19,14 @@ from pipeline.models.tasks.contract import TaskPlugin, labels_of, make_task
 from pipeline.models.video_model import layers_read
 from pipeline.records import Batch, OnDevice
 from pipeline.train.compatibility import check, require_truth
-from pipeline.train.follow.arrivals import FOLLOW_FORMAT, Arrivals, Round, Rounds
+from pipeline.train.follow.arrivals import (
+    AGAIN,
+    FOLLOW_FILE,
+    FOLLOW_FORMAT,
+    Arrivals,
+    Round,
+    Rounds,
+)
 from pipeline.train.follow.pace import Pace, allowed_samples
 from pipeline.train.setup import RunContext
 from pipeline.train.trainer import steps_of
@@ -25,7 +34,7 @@ from pipeline.train.windows.index import WindowRef, clips_of, expected_windows_o
 from pipeline.train.windows.reader import read_ahead
 from pipeline.train.windows.windows import Windows
 
-ROUNDS = 200
+ROUNDS = 100
 """A training has about so many: at the beginning of each it looks for new stores."""
 
 OpenSplit = Callable[[RunContext, str, Collection[str]], Windows]
@@ -52,8 +61,9 @@ class Grown(NamedTuple):
 
 
 class Job(NamedTuple):
-    """Windows to read, and the round that they belong to."""
+    """Windows to read, and the step and the round that they belong to."""
 
+    step: int
     round: int
     windows: Windows
     refs: list[WindowRef]
@@ -84,7 +94,7 @@ class FollowedWindows:
             self._expected[store] = self._expected.get(store, 0) + windows
         self.needed = {*self._expected, *(store_of[clip.video_id] for clip in held_out)}
         """Stores with clips of either split."""
-        self.record = Rounds.read(run)
+        self.record = self._fitting(Rounds.read(run))
         self.there: set[int] = set()
         """Needed stores that have come, as far as was looked."""
         self.round = -1
@@ -150,26 +160,46 @@ class FollowedWindows:
         """Steps of the whole training."""
         return steps_of(self.training, self.per_epoch)
 
+    @cached_property
+    def pace(self) -> Pace:
+        """What has been drawn of the rounds that were entered."""
+        return Pace(self.steps * self.training.batch_size, self.settings.seed)
+
     def train(
         self, batch_size: int, steps: Sequence[int], rank: int = 0, world_size: int = 1
     ) -> Iterator[tuple[int, Batch]]:
-        """As that of `Windows`; waits where nothing more may be drawn yet."""
-        self._pace = Pace(self.steps * batch_size, self.settings.seed)
-        jobs = (self._job(step, batch_size, rank, world_size) for step in steps)
-        for step, (number, batch) in zip(steps, read_ahead(_read, jobs), strict=True):
-            self.round = number
-            yield step, batch
+        """As that of `Windows`; waits where nothing more may be drawn yet, but not before all that
+        may be drawn has been handed over."""
+        left = deque(steps)
+        while left:
+            while not self._may_take(left[0]):
+                self.arrivals.wait(f"training may not go beyond step {left[0]} of {self.steps} yet")
+            for step, number, batch in read_ahead(
+                _read, self._jobs(left, batch_size, rank, world_size)
+            ):
+                self.round = number
+                yield step, batch
 
-    def _job(self, step: int, batch_size: int, rank: int, world_size: int) -> Job:
+    def _jobs(self, left: deque[int], batch_size: int, rank: int, world_size: int) -> Iterator[Job]:
+        """Those of the steps that are `left`, and are taken from there, up to one that must wait
+        for more."""
+        while left and self._may_take(left[0]):
+            step = left.popleft()
+            entered = self._known[self._entered]
+            first = step * batch_size
+            refs = [
+                self._ref(number, number - entered.step * batch_size)
+                for number in range(first + rank, first + batch_size, world_size)
+            ]
+            yield Job(step, self._entered, self.now.windows, refs)
+
+    def _may_take(self, step: int) -> bool:
+        """Whether a step can be drawn from what has come; then its round has been entered."""
         while self._entered < 0 or self._known[self._entered].stop <= step:
-            self._enter(self._entered + 1, batch_size)
-        entered = self._known[self._entered]
-        first = step * batch_size
-        refs = [
-            self._ref(number, number - entered.step * batch_size)
-            for number in range(first + rank, first + batch_size, world_size)
-        ]
-        return Job(self._entered, self.now.windows, refs)
+            if self._entered + 1 == len(self._known) and not self._write_round():
+                return False
+            self._enter(self._entered + 1)
+        return True
 
     def _ref(self, number: int, place: int) -> WindowRef:
         window = self._places[self._drawn_M[place]]
@@ -190,14 +220,25 @@ class FollowedWindows:
         rounds = self._known[: number + 1]
         return frozenset(store for each in rounds for store in each.stores)
 
+    def _fitting(self, record: Rounds | None) -> Rounds | None:
+        """`record`, if its rounds can be those of this training. Raises BadInput."""
+        if record is None or not record.rounds:
+            return record
+        stop, steps = record.rounds[-1].stop, steps_of(self.training, record.windows)
+        strange = {store for each in record.rounds for store in each.stores} - self.needed
+        wrong = f"its rounds end at step {stop} of {steps}" if stop > steps else ""
+        if strange:
+            wrong = f"store {min(strange)} holds no clip of the cache that is trained on"
+        if wrong:
+            raise BadInput(f"{self.run / FOLLOW_FILE} is damaged: {wrong}", AGAIN)
+        return record
+
     @property
     def _known(self) -> tuple[Round, ...]:
         return self.record.rounds if self.record else ()
 
-    def _enter(self, number: int, batch_size: int) -> None:
-        """Draws the windows of a round, which is written down first if it is a new one."""
-        if number == len(self._known):
-            self._write_round()
+    def _enter(self, number: int) -> None:
+        """Draws the windows of a round that is written down."""
         entered = self._known[number]
         stores = set(entered.stores)
         while not stores <= self.there:
@@ -211,27 +252,23 @@ class FollowedWindows:
                     parts = 1 if counts is None else int(counts[index])
                     clip_number = self._number[clip.clip_id]
                     self._places += [Place(clip_number, part, parts) for part in range(parts)]
-                    self._pace.add(parts)
+                    self.pace.add(parts)
         self._entered = number
-        self._drawn_M, self._shares_3M = self._pace.draw(
-            number, entered.steps * batch_size, entered.of
-        )
+        if not self._places:
+            raise BadInput(
+                f"{self.run / FOLLOW_FILE} is damaged: round {number} has no windows", AGAIN
+            )
+        count = entered.steps * self.training.batch_size
+        self._drawn_M, self._shares_3M = self.pace.draw(number, count, entered.of)
 
-    def _write_round(self) -> None:
-        """Waits until a round may be taken, and writes it down."""
+    def _write_round(self) -> bool:
+        """Writes the next round down, if what has come allows for one."""
+        self.look()
         begin = self._known[-1].stop if self._known else 0
-        most = max(1, self.steps // ROUNDS)
-        while True:
-            self.look()
-            there, of = self.there_and_all
-            if self.is_whole:
-                steps = min(most, self.steps - begin)
-                break
-            steps = allowed_samples(self.steps, there, of) - begin
-            if steps >= most:
-                steps = most
-                break
-            self.arrivals.wait(f"step {begin} of {self.steps} is as far as training may go on that")
+        steps = min(max(1, self.steps // ROUNDS), self.steps - begin)
+        there, of = self.there_and_all
+        if not self.is_whole and allowed_samples(self.steps, there, of) < begin + steps:
+            return False
         before = {store for known in self._known for store in known.stores}
         new = tuple(sorted(self.there - before))
         found = Round(step=begin, steps=steps, stores=new, windows=there, of=of)
@@ -239,6 +276,7 @@ class FollowedWindows:
         self.record = record.model_copy(update={"rounds": (*record.rounds, found)})
         if self.context.ranks.is_first:
             self.record.write(self.run)
+        return True
 
     def on_device(self, batch: Batch, device: torch.device) -> OnDevice:
         """As that of `Windows`."""
@@ -247,8 +285,10 @@ class FollowedWindows:
     @property
     def difference_text(self) -> str:
         """How a training differs from one on a whole cache, in a sentence."""
+        while self._entered < len(self._known) - 1:  # it was finished before
+            self._enter(self._entered + 1)
         whole = next((each for each in self._known if each.windows == each.of), None)
-        first, drawn_W = self._known[0], self._pace.drawn_W
+        first, drawn_W = self._known[0], self.pace.drawn_W
         when = "was never whole" if whole is None else f"was whole from step {whole.step} on"
         return (
             f"training began with {first.windows / first.of:.0%} of its windows, and its cache "
@@ -261,12 +301,12 @@ class FollowedWindows:
         """How much of the cache has come, and how much of that has been drawn."""
         there, of = self.there_and_all
         return (
-            f"{there / of:.0%} of the windows are there, {self._pace.seen / of:.0%} have been drawn"
+            f"{there / of:.0%} of the windows are there, {self.pace.seen / of:.0%} have been drawn"
         )
 
 
-def _read(job: Job) -> tuple[int, Batch]:
-    return job.round, job.windows.read(job.refs)
+def _read(job: Job) -> tuple[int, int, Batch]:
+    return job.step, job.round, job.windows.read(job.refs)
 
 
 class FollowedHeldOut:
