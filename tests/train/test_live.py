@@ -18,10 +18,12 @@ import av
 import numpy as np
 import pytest
 from support.commands import Result, assert_refused, call
+from support.rtsp_server import RtspCamera, rtp_packets
 
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput, BadVideo, count_text
+from pipeline.models.encoders.address import paint
 from pipeline.train.library.live import LiveAnswers
 from pipeline.train.loop import train
 from pipeline.train.stream import Stream
@@ -200,6 +202,22 @@ def test_ffmpeg_pipes_a_transport_stream_or_listens(run):
             break
     listening.join()
     assert lines_of(answers[0]) == piped_lines
+
+
+def test_a_camera_on_the_network_is_followed_from_its_first_frame(run):
+    """Nothing is lost to the look at what it sends: later frames rest on the first one."""
+    frames = [paint(3, number, 64) for number in range(20)]
+    camera = RtspCamera(rtp_packets(frames, 10))
+    try:
+        came = list(LiveFrames(address(camera.url), every_frame=True))
+        lines = lines_of(call("stream", run.path, camera.url, "--every-frame"))
+    finally:
+        camera.close()
+    assert [frame.time_s for frame in came] == pytest.approx([n / 10 for n in range(20)], abs=1e-4)
+    for frame, pixels_HWC in zip(came, frames, strict=True):
+        assert np.abs(frame.pixels_HWC.astype(int) - pixels_HWC).mean() < 8
+    assert camera.asked[:4] == ["OPTIONS", "DESCRIBE", "SETUP", "PLAY"]
+    assert [line["time_s"] for line in lines] == pytest.approx([frame.time_s for frame in came])
 
 
 def test_a_socket_that_says_nothing_has_stalled(run):

@@ -78,8 +78,6 @@ def address(url: str) -> LiveSource:
     if scheme.startswith("rtsp"):
         options.append(("rtsp_transport", "tcp"))  # nothing is lost, and firewalls let it through
     live = scheme in ("rtsp", "rtsps", "udp")
-    if live:
-        options.append(("fflags", "nobuffer"))
     bare = re.sub(r"://[^/@]*@", "://", url.partition("?")[0])
     return LiveSource(in_one_line(bare), url, options=tuple(options), is_live=live)
 
