@@ -151,7 +151,7 @@ def test_a_stopped_training_goes_on_with_what_it_would_have_drawn(whole, tmp_pat
     assert Rounds.read(again.path) == Rounds.read(run.path)
     said = []
     train(followed(), whole, tmp_path / "again", say=said.append)  # finished before
-    assert "each window was drawn 4 to 6 times" in said[-1]
+    assert "each window was drawn 5 to 6 times" in said[-1]
 
 
 def test_a_whole_cache_is_not_followed(whole, tmp_path):
@@ -215,7 +215,7 @@ def test_what_cannot_be_followed_is_refused(whole, tmp_path):
 
 
 def test_a_damaged_store_is_noticed_when_it_comes(whole, tmp_path):
-    filling = Filling(whole, tmp_path, 4)
+    filling = Filling(whole, tmp_path, 8)
     (times,) = filling.path.glob(f"stores/*{filling.left[0]:04}*/time_s/c/0") or [None]
     times.write_bytes(times.read_bytes()[:-1])
 
@@ -283,7 +283,7 @@ def test_late_windows_are_not_learnt_alone():
     pace = Pace(1000, 0)
     pace.add(90)
     pace.draw(0, allowed_samples(1000, 90, 100), 100)
-    assert pace.drawn_W.sum() == int(BEFORE_WHOLE * 900)
+    assert pace.drawn_W.sum() == int(BEFORE_WHOLE * 810)
     pace.add(10)
     numbers, _ = pace.draw(1, 40, 100)
     # Twice as likely as each of the others, and among them.

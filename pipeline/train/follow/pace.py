@@ -2,9 +2,9 @@
 
 A training of S samples over n windows draws each of them S / n times. One that follows its cache
 does the same, in another order: the more often a window is still due, the likelier it is drawn.
-While a share of the windows is there, it may take `BEFORE_WHOLE` of that share of its samples. So
-what comes late is learnt among all that came before, and not alone, and at the end every window has
-been drawn as often as any other.
+While a share s of the windows is there, it may take `BEFORE_WHOLE` s^2 of its samples. So what comes
+late is learnt among all that came before, few windows are not learnt by heart while there are few,
+and at the end every window has been drawn as often as any other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BEFORE_WHOLE = 0.5
 def allowed_samples(samples: int, windows: int, of: int) -> int:
     """How many of its `samples` a training may draw with `windows` there of the `of` windows of an
     epoch, before the cache is whole."""
-    return int(BEFORE_WHOLE * samples * min(windows, of) / of)
+    return int(BEFORE_WHOLE * samples * min(1.0, windows / of) ** 2)
 
 
 class Pace:
