@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from pipeline.train.run import Run
     from pipeline.train.setup import RunContext
+    from pipeline.train.trainer import TrainProgress
 
 NAME_ONE = "name a run that forecasts the tokens it reads: --forecaster RUN"
 CAUSAL_WINDOWS = 4
@@ -78,7 +79,6 @@ def train(
     from pipeline.train.run import Run
     from pipeline.train.setup import RunContext
     from pipeline.train.tensorboard import tensorboard as event_writer
-    from pipeline.train.trainer import TrainProgress
 
     seconds = dict[str, float]()
     with ExitStack() as stack:
@@ -98,11 +98,8 @@ def train(
 
         def on_progress(state: TrainProgress) -> None:
             seconds.update(state.seconds)
-            scores = "".join(f"  {form} {score:.3f}" for form, score in state.scores.items())
-            eta, speed = console.duration_text(state.eta_s), f"{state.windows_per_s:.0f} windows/s"
             if update:
-                note = f"steps  loss {state.loss:.4f}  ETA {eta}  {speed}{scores}"
-                update(state.step, state.steps, note)
+                update(state.step, state.steps, _progress_note(state))
             if draw:
                 draw(state.metrics)
 
@@ -123,6 +120,14 @@ def train(
             Cache(cache), manifest, torch_device(device), allow_missing, say=console.say
         )
         _show_run(run, context, seconds, as_json)
+
+
+def _progress_note(state: TrainProgress) -> str:
+    from pipeline.cli import console
+
+    scores = "".join(f"  {form} {score:.3f}" for form, score in state.scores.items())
+    eta, speed = console.duration_text(state.eta_s), f"{state.windows_per_s:.0f} windows/s"
+    return f"steps  loss {state.loss:.4f}  ETA {eta}  {speed}{scores}"
 
 
 def _show_run(run: Run, context: RunContext, seconds: dict[str, float], as_json: bool) -> None:

@@ -125,7 +125,7 @@ def _early(units: list[WorkUnit], cache: Cache) -> list[WorkUnit]:
     seen: set[tuple[str, str | None]] = set()
     first: list[WorkUnit] = []
     rest: list[WorkUnit] = []
-    for number in spread(len(units)):
+    for number in all_over(len(units)):
         unit = units[number]
         kinds = {
             kind
@@ -138,7 +138,7 @@ def _early(units: list[WorkUnit], cache: Cache) -> list[WorkUnit]:
     return first + rest
 
 
-def spread(count: int) -> list[int]:
+def all_over(count: int) -> list[int]:
     """0 to count - 1 in the order of their bits read backwards, so that the first of them lie all
     over (van der Corput, 1935): of eight 0, 4, 2, 6, 1, 5, 3, 7."""
     bits = max(1, (count - 1).bit_length())

@@ -21,7 +21,7 @@ from pipeline.cache.layout import RECEIPTS, receipt_name
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
 from pipeline.extract import extract
-from pipeline.extract.worker import spread
+from pipeline.extract.worker import all_over
 from pipeline.train.follow import arrivals
 from pipeline.train.follow.arrivals import FOLLOW_FILE, Rounds
 from pipeline.train.follow.pace import BEFORE_WHOLE, Pace, allowed_samples
@@ -61,7 +61,7 @@ class Filling:
         shutil.copytree(whole.path, self.path)
         (self.path / RECEIPTS).rename(self.aside)
         (self.path / RECEIPTS).mkdir()
-        self.left = [list(whole.plan)[number] for number in spread(len(whole.plan))]
+        self.left = [list(whole.plan)[number] for number in all_over(len(whole.plan))]
         self.come(there)
 
     def come(self, stores: int) -> None:
@@ -293,7 +293,7 @@ def test_late_windows_are_not_learnt_alone():
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 8, 100, 129])
 def test_stores_are_filled_all_over(count):
-    order = spread(count)
+    order = all_over(count)
     assert sorted(order) == list(range(count))
     if count == 8:
         assert order == [0, 4, 2, 6, 1, 5, 3, 7]

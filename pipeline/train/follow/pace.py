@@ -2,9 +2,9 @@
 
 A training of S samples over n windows draws each of them S / n times. One that follows its cache
 does the same, in another order: the more often a window is still due, the likelier it is drawn.
-While a share s of the windows is there, it may take `BEFORE_WHOLE` s^2 of its samples. So what comes
-late is learnt among all that came before, few windows are not learnt by heart while there are few,
-and at the end every window has been drawn as often as any other.
+While a share s of the windows is there, it may take `BEFORE_WHOLE` s^2 of its samples. So what
+comes late is learnt among all that came before, few windows are not learnt by heart while there are
+few, and at the end every window has been drawn as often as any other.
 """
 
 from __future__ import annotations

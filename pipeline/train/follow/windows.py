@@ -41,7 +41,7 @@ OpenSplit = Callable[[RunContext, str, Collection[str]], Windows]
 """The windows of a split, over those of its clips whose videos are named."""
 
 
-class Place(NamedTuple):
+class WindowPlace(NamedTuple):
     """Where a window of an epoch lies."""
 
     clip: int
@@ -60,7 +60,7 @@ class Grown(NamedTuple):
     """clip_id -> place of the clip in `windows`."""
 
 
-class Job(NamedTuple):
+class BatchToRead(NamedTuple):
     """Windows to read, and the step and the round that they belong to."""
 
     step: int
@@ -101,7 +101,7 @@ class FollowedWindows:
         """The round of the batch that was handed over last."""
         self._entered = -1
         """The last round of which windows have been drawn."""
-        self._places: list[Place] = []
+        self._places: list[WindowPlace] = []
         self._drawn_M, self._shares_3M = np.zeros(0, np.int64), np.zeros((3, 0))
         self._now: Grown | None = None
 
@@ -180,7 +180,9 @@ class FollowedWindows:
                 self.round = number
                 yield step, batch
 
-    def _jobs(self, left: deque[int], batch_size: int, rank: int, world_size: int) -> Iterator[Job]:
+    def _jobs(
+        self, left: deque[int], batch_size: int, rank: int, world_size: int
+    ) -> Iterator[BatchToRead]:
         """Those of the steps that are `left`, and are taken from there, up to one that must wait
         for more."""
         while left and self._may_take(left[0]):
@@ -191,7 +193,7 @@ class FollowedWindows:
                 self._ref(number, number - entered.step * batch_size)
                 for number in range(first + rank, first + batch_size, world_size)
             ]
-            yield Job(step, self._entered, self.now.windows, refs)
+            yield BatchToRead(step, self._entered, self.now.windows, refs)
 
     def _may_take(self, step: int) -> bool:
         """Whether a step can be drawn from what has come; then its round has been entered."""
@@ -251,7 +253,7 @@ class FollowedWindows:
                 if clip.video_id in videos:
                     parts = 1 if counts is None else int(counts[index])
                     clip_number = self._number[clip.clip_id]
-                    self._places += [Place(clip_number, part, parts) for part in range(parts)]
+                    self._places += [WindowPlace(clip_number, part, parts) for part in range(parts)]
                     self.pace.add(parts)
         self._entered = number
         if not self._places:
@@ -305,7 +307,7 @@ class FollowedWindows:
         )
 
 
-def _read(job: Job) -> tuple[int, int, Batch]:
+def _read(job: BatchToRead) -> tuple[int, int, Batch]:
     return job.step, job.round, job.windows.read(job.refs)
 
 
