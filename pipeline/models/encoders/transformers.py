@@ -139,10 +139,12 @@ def _rehearse(config: Any, shape: TokenShape, size_px: int) -> None:
     numbers. Raises BadInput where the tower cannot do it: what is wrong with a configuration often
     shows at the first frame alone."""
     try:
-        with torch.device("meta"), torch.inference_mode():
+        with torch.device("meta"):
             tower = empty_tower(config)
             _blocks(tower, shape.layers[-1])
             x_NCHW = torch.empty(1, 3, size_px, size_px)
+        # No longer within it: some types keep indices from call to call, and would keep empty ones.
+        with torch.inference_mode():
             tower.eval()(**MODEL_TYPES[config.model_type].arguments(x_NCHW, shape.grid_hw))
     except Exception as error:  # transformers fails in any way over what it did not foresee
         raise BadInput(f"config of {config.model_type}: {reason(error)}") from error
