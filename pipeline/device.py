@@ -42,8 +42,11 @@ CGROUP_FILES = {
 }
 """Version -> files of a control group that say how much memory it may have and has, and the line of
 its `memory.stat` with what it gives back when it is asked to."""
-NO_MEMORY = re.compile(r"can't start new thread|(can't|cannot|not enough|out of) .*memory", re.I)
-"""What torch and Python say, in errors of no type of their own, where memory or threads ran out."""
+NO_MEMORY = re.compile(
+    r"can't start new thread|(can't|cannot|not enough|out of) .*memory|STATUS_ALLOC_FAILED", re.I
+)
+"""What torch, Python and the libraries of CUDA (cuBLAS, cuDNN) say, in errors of no type of their
+own, where memory or threads ran out."""
 
 
 def free_memory_bytes() -> int | None:

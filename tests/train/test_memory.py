@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from support.paths import ROOT
 from support.training import recipe
 
@@ -261,6 +262,16 @@ def test_free_memory_is_that_of_the_machine_or_of_the_tightest_control_group(
             True,
         ),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (
+            RuntimeError(
+                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+            ),
+            True,
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED"), False),
         (RuntimeError("can't start new thread"), True),
         (RuntimeError("shape '[3]' is invalid"), False),
         (ValueError("out of memory"), False),
