@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from pipeline.device import chosen
 from pipeline.extract import extract
 from pipeline.extract.worker import ExtractionJob, fill
 from pipeline.models.encoders.contract import make_encoder, token_shape
+from pipeline.models.profile import timed
 
 # The demo's encoder, scaled up until it and not the decoder sets the pace.
 SPEC = {
@@ -83,13 +83,13 @@ def extract_speed(
 def _bare(encoder: Any, spec: CacheSpec, frames: int, device: torch.device) -> float:
     size, batch = spec.frames.size_px, spec.store.batch_frames
     pixels = torch.randint(0, 256, (frames, 3, size, size), dtype=torch.uint8, device=device)
-    begin = time.perf_counter()
-    with torch.inference_mode():
+
+    def encode() -> None:
         for first in range(0, frames, batch):
             encoder(pixels[first : first + batch])
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return frames / (time.perf_counter() - begin)
+
+    with torch.inference_mode():
+        return frames / timed(encode, device)[0]
 
 
 def _row(name: str, values: list[float]) -> tuple[str, float, float, float]:
