@@ -19,6 +19,7 @@ from pipeline.extract import extract
 pytest_plugins = [
     "support.commands",
     "support.hub",
+    "support.on_device",
     "support.pages",
     "support.ray_cluster",
     "support.slurm",

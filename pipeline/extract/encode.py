@@ -260,7 +260,8 @@ class Extraction:
             }
             done = torch.cuda.Event() if self.device.type == "cuda" else None
             if done:
-                done.record()
+                # The device of this worker, which need not be the current one.
+                done.record(torch.cuda.current_stream(self.device))
         self.progress.frames += len(pixels_NVCHW)
         return TokenBatch(open_store.target, open_store.builder, tokens, done)
 

@@ -14,6 +14,7 @@ import time
 import pytest
 from support.forgery import edit
 from support.material import THREADS
+from support.on_device import BOTH, named
 from support.paths import ROOT
 from support.sweeps import BASE, assert_as_alone
 from support.training import assert_same
@@ -367,7 +368,14 @@ from pipeline.cache.cache import Cache
 from pipeline.experiments.sweep_spec import SweepSpec
 from pipeline.experiments.sweep import sweep
 
+device = torch.device(sys.argv[5])
+
 def limit(extra):
+    if device.type == "cuda":
+        whole = torch.cuda.get_device_properties(device).total_memory
+        share = (torch.cuda.memory_reserved(device) + extra) / whole if extra else 1.0
+        torch.cuda.set_per_process_memory_fraction(share, torch.device("cuda", 0))
+        return
     now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + extra if extra else resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
@@ -375,25 +383,32 @@ def say(text):
     print(text)
     limit(0)
 
-torch.nn.Linear(8, 8)(torch.zeros(4, 8)).sum().backward()  # what torch takes once
+# What torch takes once.
+torch.nn.Linear(8, 8).to(device)(torch.zeros(4, 8, device=device)).sum().backward()
 limit(int(sys.argv[4]))
-sweep(plugins.validate(SweepSpec, json.loads(sys.argv[1]), "test"), {"given": Cache(Path(sys.argv[2]))}, Path(sys.argv[3]), say=say)
+sweep(plugins.validate(SweepSpec, json.loads(sys.argv[1]), "test"), {"given": Cache(Path(sys.argv[2]))}, Path(sys.argv[3]), device=device, say=say)
 """
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_into_memory_together_is_trained_in_halves(material, base, tmp_path):
-    """A real limit of the address space, which is lifted once the sweep has said what it does about it."""
+@pytest.mark.parametrize("on", BOTH)
+def test_what_does_not_fit_into_memory_together_is_trained_in_halves(material, base, tmp_path, on):
+    """A real limit of the address space, or of the device's memory, which is lifted once the sweep has said what it does
+    about it."""
     changes = {"model.width": 1000, "training.steps": 1, "task.forms": ["streaming"]}
     spec = spec_of(base, axes={"training.learning_rate": [1e-4, 2e-4, 3e-4, 4e-4]}, changes=changes)
     recipe = next(iter(spec.grid_points[0].members.values()))
     weights_bytes = 4 * cost(recipe, material.cache.shape, material.manifest.labels).parameters
     limit = 8 * weights_bytes  # each of four wants weights, gradient and two moments
-    called = [*command(spec, material.cache, tmp_path / "sweep", LIMITED), str(limit)]
+    called = [
+        *command(spec, material.cache, tmp_path / "sweep", LIMITED),
+        str(limit),
+        str(named(on)),
+    ]
     alone = os.environ | {"MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(called, capture_output=True, text=True, check=False, env=alone)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "4 members do not fit into the memory of cpu: half at a time\n"
+    assert done.stdout == f"4 members do not fit into the memory of {named(on)}: half at a time\n"
     made = Sweep(tmp_path / "sweep")
     assert not made.left() and not any(member.failure for member in made.members)
     assert all(Run(member.path).checkpoint("last").step == 1 for member in made.members)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import warnings
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from support.modules import LargestTensor
+from support.on_device import differ
 from torch import nn
 from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
@@ -397,3 +399,28 @@ def test_a_kernel_that_does_not_import_is_one_warning(fresh_kernel, monkeypatch)
         "mamba_ssm cannot be used"
     ]
     assert "plain PyTorch" in str(caught[0].message)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("used", [(True, True), (True, False), (False, True)])
+def test_mamba_ssm_gives_what_the_plain_scan_gives(used, device, record_property):
+    """The kernel itself: outputs, the last state, and all gradients."""
+    try:
+        importlib.import_module(module.KERNELS)
+    except Exception as error:  # a build for another torch, CUDA or driver fails in many ways
+        pytest.skip(f"mamba_ssm cannot be used: {type(error).__name__}: {error}")
+    if device.type != "cuda":
+        pytest.skip("the kernel of mamba_ssm runs on CUDA alone")
+    inputs = [part.float().to(device).requires_grad_() for part in scan_inputs(16, 48, 32, 16)[:5]]
+
+    def plain(*parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return scan_pytorch.PytorchScan.apply(*parts, None, None)
+
+    def run(scan) -> tuple[torch.Tensor, ...]:
+        outputs = [part for part, use in zip(scan(*inputs), used, strict=True) if use]
+        total = sum(part.sin().sum() for part in outputs)
+        return *outputs, *torch.autograd.grad(total, inputs, materialize_grads=True)
+
+    worst = max(differ(a, b) for a, b in zip(run(module._kernel_scan), run(plain), strict=True))
+    record_property("difference", worst)
+    assert worst < 1e-3

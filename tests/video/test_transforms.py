@@ -8,19 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.on_device import BOTH, CPU, named
 from support.views import blurred, most, noise, resize_then_crop
 
 from pipeline.video.transforms import resize_and_crop
 
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-    ),
-]
 
-
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("on", BOTH)
 @pytest.mark.parametrize("resample", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(
     ("height", "width", "aspect", "resized_hw"),
@@ -33,11 +27,11 @@ DEVICES = [
         (48, 60, 0.5, (51, 32)),
     ],
 )
-def test_crop_is_resize_then_crop(height, width, aspect, resized_hw, resample, device):
+def test_crop_is_resize_then_crop(height, width, aspect, resized_hw, resample, on):
     pixels = noise(height, width)
-    square, affine = resize_and_crop(pixels.to(device), 32, "crop", resample, aspect)
+    square, affine = resize_and_crop(pixels.to(named(on)), 32, "crop", resample, aspect)
     assert most(square, resize_then_crop(pixels, resized_hw, 32, resample)) <= (
-        2 if device == "cpu" else 1
+        2 if named(on) == CPU else 1
     )
     top, left = ((side - 32) // 2 for side in resized_hw)
     np.testing.assert_allclose(
@@ -61,13 +55,13 @@ def test_what_lies_beyond_two_to_one_does_not_matter(height, width):
     )
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("on", BOTH)
 @pytest.mark.parametrize("resample", ["bilinear", "bicubic"])
-def test_squash_takes_everything(resample, device):
+def test_squash_takes_everything(resample, on):
     pixels = noise(30, 71)
-    square, affine = resize_and_crop(pixels.to(device), 16, "squash", resample, pixel_aspect=2.0)
+    square, affine = resize_and_crop(pixels.to(named(on)), 16, "squash", resample, pixel_aspect=2.0)
     assert most(square, resize_then_crop(pixels, (16, 16), 16, resample)) <= (
-        2 if device == "cpu" else 1
+        2 if named(on) == CPU else 1
     )
     np.testing.assert_array_equal(affine, [[1, 0, 0], [0, 1, 0]])
 

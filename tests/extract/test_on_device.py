@@ -1,0 +1,66 @@
+"""Stage one on another device: its tokens are those of the CPU within rounding, and what it waits for is its own work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.on_device import CPU, differ
+from support.views import vit_spec
+
+from pipeline.cache.cache import Cache
+from pipeline.extract import encode, extract
+from pipeline.extract.progress import Progress
+from pipeline.extract.spot_check import spot_check
+from pipeline.records import Tokens
+from pipeline.video.sandbox import DecodeLimits
+
+SQUARES_DIFFER = 0.1
+"""Tokens of noise-like squares, whose levels each device rounds in its own order: see `resize_and_crop`."""
+
+
+def rows_of(cache: Cache, store: int, name: str) -> torch.Tensor:
+    """All rows of an array of a store, as float32."""
+    shape, dtype = cache.arrays[name]
+    count = cache.receipts[store].frames
+    into = np.empty((count, *shape), dtype)
+    cache.reader(store).read_into(name, np.arange(count), into, None)
+    return torch.from_numpy(into.astype(np.float32))
+
+
+@pytest.mark.cuda
+def test_tokens_of_a_cache_are_those_of_the_cpu(built, tmp_path, device, record_property):
+    spec = vit_spec([0, 2], codec={"name": "float16"})
+    here = extract.extract(spec, built, tmp_path / "cpu", CPU)
+    there = extract.extract(spec, built, tmp_path / "there", device)
+    assert not there.missing_stores() and there.locations == here.locations
+    assert {receipt.device for receipt in there.receipts.values()} == {str(device)}
+    worst = max(
+        differ(rows_of(there, store, name), rows_of(here, store, name))
+        for store in range(len(here.plan))
+        for name in here.arrays
+    )
+    record_property("difference", worst)
+    assert worst < SQUARES_DIFFER
+    assert spot_check(there, 1.0, device=device).is_sound
+
+
+def test_the_event_of_a_batch_is_of_the_stream_that_computes_it(monkeypatch):
+    """A worker's device need not be the current one."""
+    recorded: list[Any] = []
+    event = SimpleNamespace(record=recorded.append)
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    second = torch.device("cuda:1")
+    progress = Progress(frames_planned=2)
+    working = encode.Extraction([], Path(), second, 1, DecodeLimits(), progress, None)
+    tokens = Tokens(torch.zeros(2, 1, 4), {0: torch.zeros(2, 9, 4)})
+    target = SimpleNamespace(encoder=lambda pixels_NCHW: tokens)
+    store: Any = SimpleNamespace(target=target, builder=None, views=[""])
+    batch = working._tokens(store, torch.zeros(2, 1, 3, 8, 8, dtype=torch.uint8))
+    assert batch.done is event and recorded == ["stream of cuda:1"]
+    assert batch.tokens == {"": tokens} and progress.frames == 2
