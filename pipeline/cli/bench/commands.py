@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,17 +29,35 @@ def bench_extract(
     frames: Annotated[int, typer.Option(min=32, help="Frames to extract in each repeat.")] = 256,
     repeats: Annotated[int, typer.Option(min=1, help="Repeats; medians are shown.")] = 5,
     decoders: Annotated[int, typer.Option(min=1, help="Threads that decode videos.")] = 1,
+    spec: Annotated[
+        str | None,
+        typer.Option(
+            help="What to cache: a .toml file, or the name of a shipped spec. Default: a ViT-S/16 "
+            "with random weights at 224 px."
+        ),
+    ] = None,
     device: Device = None,
+    sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
     """Extraction end to end against the bare encoder. The encoder has its frames in memory already.
+
+    --set overrides keys of the spec.
 
     Example: stillframe bench extract --repeats 5
     """
     from pipeline.cli import console
     from pipeline.cli.bench import extract
+    from pipeline.config import plugins
+    from pipeline.config.cache_spec import CacheSpec, load_spec
+    from pipeline.config.toml_tables import override
 
-    result = extract.extract_speed(frames, repeats, decoders, torch_device(device))
+    if spec is None:
+        table = override(copy.deepcopy(extract.SPEC), sets or [])
+        loaded_spec = plugins.validate(CacheSpec, table, "bench")
+    else:
+        loaded_spec = load_spec(named_file("spec", spec), sets or [])
+    result = extract.extract_speed(loaded_spec, frames, repeats, decoders, torch_device(device))
     if as_json:
         console.show_json(result)
     else:

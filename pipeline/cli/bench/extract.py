@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.datasets.manifest import manifest
+from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import chosen
 from pipeline.extract import extract
 from pipeline.extract.worker import ExtractionJob, fill
@@ -40,24 +40,22 @@ SPEC = {
 }
 
 
+RENDERED_FRAMES = 256
+"""No more are rendered, which takes longer than anything that is measured: more frames are those of
+the same videos under other names."""
+
+
 def extract_speed(
-    frames: int, repeats: int, decoders: int, device: torch.device | None
+    spec: CacheSpec, frames: int, repeats: int, decoders: int, device: torch.device | None
 ) -> dict[str, Any]:
     """Frames per second of extraction (decode, resize, encode, write, commit), of the encoder
     alone, and their paired ratio."""
     device = chosen(device)
-    spec = plugins.validate(CacheSpec, SPEC, "bench")
     encoder = make_encoder(spec, device)
     shape = token_shape(spec)
     bare, whole = [], []
     with tempfile.TemporaryDirectory() as folder:
-        clips = max(1, frames // (8 * 24))
-        videos = manifest.build(
-            "world",
-            None,
-            Path(folder) / "world",
-            {"clips_per_class": clips, "frames": frames // (8 * clips), "size_px": 256},
-        )
+        videos = _videos(frames, Path(folder))
         for repeat in range(repeats + 1):
             bare.append(_bare(encoder, spec, frames, device))
             cache = extract.create_or_open(
@@ -78,6 +76,22 @@ def extract_speed(
         "ratio": statistics.median(ratios),
         "ratios": ratios,
     }
+
+
+def _videos(frames: int, folder: Path) -> Manifest:
+    """Short videos of 256 px with about so many frames together."""
+    rendered = min(frames, RENDERED_FRAMES)
+    clips = max(1, rendered // (8 * 24))
+    dials = {"clips_per_class": clips, "frames": rendered // (8 * clips), "size_px": 256}
+    world = manifest.build("world", None, folder / "world", dials)
+    if frames == rendered:
+        return world
+    for copy in range(frames // rendered):
+        for video in world.videos:
+            link = folder / "videos" / f"{copy}" / Path(video.source).name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.hardlink_to(world.root / video.source)
+    return manifest.build("folder", folder / "videos", folder / "copies", {})
 
 
 def _bare(encoder: Any, spec: CacheSpec, frames: int, device: torch.device) -> float:
