@@ -15,7 +15,7 @@ PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick chaos fuzz lint docs extract train pretrain ablate clean
+.PHONY: help setup demo test quick chaos fuzz gpu lint docs extract train pretrain ablate clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -36,6 +36,10 @@ chaos: $(READY) ## kill, stop, starve and cut off extractions at hundreds of mom
 
 fuzz: $(READY) ## damage and forge every file of the formats for SECONDS (default 600), or once with SEED
 	GOMP_SPINCOUNT=10000 PYTHONPATH=tests $(VENV)/bin/python -m fuzz $(or $(SECONDS),600) $(SEED)
+
+gpu: $(READY) ## test and measure all that runs on a GPU, into gpu/; DEVICE=cpu SMALL=1 tries it without one
+	GOMP_SPINCOUNT=10000 PYTHONPATH=tests $(VENV)/bin/python -m gpu --seconds $(or $(SECONDS),480) --out $(RESULTS) \
+	  --device $(or $(DEVICE),cuda) $(if $(SMALL),--small) $(if $(WHEELS),--wheels $(WHEELS))
 
 lint: $(READY) ## ruff and mypy
 	$(VENV)/bin/ruff check .
@@ -60,6 +64,9 @@ ablate: $(READY) ## sweep over temporal modules: make ablate [CACHE=caches/NAME]
 
 clean: ## remove .venv and the demo
 	rm -rf $(VENV) demo
+
+# OUT has a default of its own, for caches.
+RESULTS = $(if $(filter file,$(origin OUT)),gpu,$(OUT))
 
 # Threads that wait with a short spin, as in the command itself: long spins starve the others on few cores.
 PYTEST = $(IN_MEMORY) GOMP_SPINCOUNT=10000 $(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist loadfile \
