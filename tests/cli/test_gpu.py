@@ -12,6 +12,10 @@ from gpu.__main__ import main
 from gpu.parts import Part
 from support.paths import ROOT
 
+from pipeline.cli.main import program
+from pipeline.config.cache_spec import load_spec
+from pipeline.models.encoders.contract import token_shape
+
 
 def run(code: str, scratch: Path, limit_s: float = 60, says: str = "text") -> dict:
     part = Part("a part", ("-c", code), limit_s, says)
@@ -39,13 +43,14 @@ def test_figures_and_failures_of_a_part(tmp_path):
     assert bad["tail"] == ["so far", "no such GPU"] and "figures" not in bad
 
 
+@pytest.mark.slow
 def test_a_part_that_takes_too_long_is_ended_with_what_it_started(tmp_path):
     code = (
         "import subprocess, sys, time\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
         "print(child.pid, flush=True); time.sleep(600)"
     )
-    late = run(code, tmp_path, limit_s=3)
+    late = run(code, tmp_path, limit_s=10)
     assert late["outcome"] == "out of time" and late["rc"] != 0 and late["seconds"] < 60
     (child,) = map(int, late["tail"])
     assert (
@@ -79,6 +84,20 @@ def test_every_bench_that_is_run_has_a_table(tmp_path):
         wanted = {"extract", "temporal", "read", "epoch", "sweep", "plan", "forecast"}
         assert wanted <= {part.arguments[3] for part in benches}
         assert len({part.name for part in every}) == len(every)
+
+
+def test_the_command_line_takes_every_part(tmp_path):
+    for small in (False, True):
+        for part in parts.everything("cpu", small, tmp_path):
+            if part.says == "tests":
+                continue
+            command, words = program(), list(part.arguments[2:])
+            while words and words[0] in getattr(command, "commands", {}):
+                command = command.commands[words.pop(0)]
+            command.make_context("it", [word.replace(parts.CACHE, "cache") for word in words])
+    for size in ("small", "large"):
+        shape = token_shape(load_spec(parts.HERE / f"vit_{size}.toml"))
+        assert shape.patch_tokens + shape.special_tokens == 201
 
 
 def test_files_of_tests_are_found_on_disk():
