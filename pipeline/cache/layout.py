@@ -8,6 +8,7 @@
   stores/00017.zarr/    a Zarr v3 group, see below
   receipts/00017.json   written last: checksums, rows of every video, failures, timings
   leases/00017.json     only while a worker is at it, see `leases`
+  log.txt               what the commands said that made it; nothing reads it
 
 stores/00017.zarr/
   zarr.json             of the group; each array and each view's group has one, too
@@ -29,6 +30,8 @@ from pipeline.config.cache_spec import BASE, CacheSpec
 from pipeline.records import TokenShape
 
 HEADER_FILE, CODEC_FILE = "cache.json", "codec.safetensors"
+LOG_FILE = "log.txt"
+"""What commands said that made a cache in a folder; nothing reads it, and no receipt knows it."""
 MANIFEST, STORES, RECEIPTS, LEASES = "manifest", "stores", "receipts", "leases"
 """Folders of a cache."""
 TIMES, VIDEO_STARTS, VIDEO_STOPS = "time_s", "video_start", "video_stop"

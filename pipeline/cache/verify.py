@@ -30,6 +30,7 @@ from pipeline.cache.layout import (
     FINGERPRINT,
     HEADER_FILE,
     LEASES,
+    LOG_FILE,
     MANIFEST,
     RECEIPTS,
     STORES,
@@ -416,7 +417,7 @@ def _orphans(cache: Cache) -> dict[str, str]:
     at_work = {name: holder for name, holder in holders(storage).items() if not holder.is_gone}
     files = {HEADER_FILE, *([CODEC_FILE] if cache.header.codec_sha256 else [])}
     contents = {
-        "": files | {MANIFEST, STORES, RECEIPTS, LEASES},
+        "": files | {MANIFEST, STORES, RECEIPTS, LEASES, LOG_FILE},
         MANIFEST: set(Manifest.FILES),
         STORES: {store_name(store).partition("/")[2] for store in cache.plan},
         RECEIPTS: {receipt_name(store).partition("/")[2] for store in cache.plan},

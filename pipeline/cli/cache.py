@@ -29,6 +29,7 @@ from pipeline.cli.options import (
     torch_device,
 )
 from pipeline.cli.show import show_notes, show_status
+from pipeline.cli.talk.log_file import keep_log_in
 from pipeline.errors import count_text
 
 if TYPE_CHECKING:
@@ -390,6 +391,7 @@ def _fill(request: ExtractionRequest, retry_failed: bool) -> list[Cache]:
             request.engine,
             request.logs,
             console.say,
+            lambda caches: keep_log_in(caches, request.logs),
         )
 
 
@@ -438,7 +440,7 @@ def derive(
     opened = Cache(source)
     with console.progress(f"derive from {opened.name}") as update:
         cache = module.derive(
-            opened, sets or [], out, lambda done, total: update(done, total, "frames")
+            opened, sets or [], out, lambda done, total: update(done, total, "frames"), keep_log_in
         )
     show_status(cache, as_json)
     if cache.failures:

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from rich import box
@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Column, Table
 from rich.text import Text
 
+from pipeline.cli.talk import log_file, loudness
 from pipeline.errors import in_one_line, printable
 
 LOG_EVERY_S = 30.0
@@ -40,10 +41,28 @@ Update = Callable[[float, float, str], None]
 
 @contextmanager
 def progress(title: str) -> Iterator[Update]:
-    """A bar on a terminal, a line every half minute elsewhere."""
-    if not talk.is_terminal:
-        yield _logged(title)
-        return
+    """A bar on a terminal, a line every half minute elsewhere, and in the log; with --quiet in the
+    log alone. How far it came at the end is in the log, too."""
+    last = ""
+    is_bar = talk.is_terminal and not loudness.is_quiet()
+    tell = _now_and_then(log_file.note if is_bar else say)
+    try:
+        with _bar(title) if is_bar else nullcontext(lambda *_: None) as move:
+
+            def update(done: float, total: float, note: str) -> None:
+                nonlocal last
+                last = f"{title} {done:g}/{total:g} {note}".rstrip()
+                tell(last)
+                move(done, total, note)
+
+            yield update
+    finally:
+        if last:
+            log_file.note(last)
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Update]:
     title = in_one_line(title)
     columns = (
         SpinnerColumn(),
@@ -73,20 +92,29 @@ def _whole_parts(note: str, width: int) -> str:
     return "  ".join(parts)
 
 
-def _logged(title: str) -> Update:
+def _now_and_then(tell: Callable[[str], object]) -> Callable[[str], None]:
+    """Takes lines of progress, of which it tells one every half minute."""
     last = time.monotonic()
 
-    def update(done: float, total: float, note: str) -> None:
+    def line(text: str) -> None:
         nonlocal last
         if time.monotonic() - last >= LOG_EVERY_S:
             last = time.monotonic()
-            say(f"{title} {done:g}/{total:g} {note}".rstrip())
+            tell(text)
 
-    return update
+    return line
 
 
 def say(text: str) -> None:
-    """One line of talk."""
+    """One line of talk; with --quiet it is in the log alone."""
+    log_file.note(printable(text))
+    if not loudness.is_quiet():
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def say_error(text: str) -> None:
+    """One line on what went wrong, or on how a command was stopped."""
+    log_file.note(printable(text))
     print(printable(text), file=sys.stderr, flush=True)
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from io import TextIOWrapper
@@ -26,6 +27,7 @@ from pipeline.cli.bench.training import step_commands  # noqa: F401
 from pipeline.cli.checks import check_command  # noqa: F401
 from pipeline.cli.options import app
 from pipeline.cli.share import checkpoints, features, hub, runs  # noqa: F401
+from pipeline.cli.talk import log_file, loudness
 from pipeline.config.outside import one_call
 from pipeline.device import is_out_of_memory
 from pipeline.errors import StillframeError, count_text, in_one_line
@@ -82,9 +84,22 @@ def program() -> Any:
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 ok, 1 failed, 2 bad input, 3 finished with
     failures listed."""
+    words = sys.argv[1:] if arguments is None else arguments
+    with loudness.loudness_of_call(), log_file.logs_of_call(words):
+        try:
+            code = _exit_code(loudness.flags_first(words))
+        except BaseException:  # a defect, of which the log is to tell, too
+            log_file.note(traceback.format_exc())
+            raise
+        log_file.end(code)
+        return code
+
+
+def _exit_code(words: list[str]) -> int:
+    """Runs one command, and says what was wrong."""
     try:
         with one_call():
-            code = program()(arguments, prog_name="stillframe", standalone_mode=False)
+            code = program()(words, prog_name="stillframe", standalone_mode=False)
     except typer.Exit as stop:  # a RuntimeError, too
         code = stop.exit_code
     except StillframeError as error:
@@ -104,7 +119,6 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        words = sys.argv[1:] if arguments is None else arguments
         _say(_usage(error.format_message(), getattr(error, "ctx", None), words))
         return 2
     if code == INTERRUPTED:
@@ -113,10 +127,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _say(text: str) -> None:
-    """One line on stderr; rich is imported no sooner than there is something to say."""
+    """One line on stderr; with --verbose, where in the code the error is from comes first.
+    rich is imported no sooner than there is something to say."""
     from pipeline.cli import console
 
-    console.say(text)
+    if loudness.is_verbose() and sys.exception() is not None:
+        console.say(traceback.format_exc().rstrip())
+    console.say_error(text)
 
 
 def _usage(message: str, context: typer.Context | None, words: Sequence[str]) -> str:

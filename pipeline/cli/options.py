@@ -3,14 +3,14 @@ thing."""
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-import pipeline
+from pipeline.cli.about.version import version_text
+from pipeline.cli.talk import loudness
 from pipeline.config.shipped import named_file as named_file
 from pipeline.errors import BadInput
 
@@ -89,27 +89,6 @@ app = typer.Typer(
 )
 
 
-def version_text() -> str:
-    """The version and, where the code lies in a checkout of its own, the commit: "0.5.0 (commit
-    0123456789)", with "-dirty" behind the commit where tracked files have been changed."""
-    commit = commit_of(Path(pipeline.__path__[0]).resolve().parent)
-    return pipeline.__version__ + (f" (commit {commit})" if commit else "")
-
-
-def commit_of(root: Path) -> str | None:
-    """None where `root` is not the top of a checkout, or git does not say."""
-    if not (root / ".git").exists():  # a file in a worktree, a folder in a clone
-        return None
-    words = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=10"]
-    try:
-        done = subprocess.run(
-            [*words, "--exclude", "*"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip() or None
-
-
 def _show_version(asked: bool) -> None:
     if asked:
         from pipeline.cli import console
@@ -128,6 +107,18 @@ def common(
             "times.",
         ),
     ] = None,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", help="Say nothing but results and errors, and show no progress."),
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            help="Also say what is read and chosen, and when; show where in the code an error is "
+            "from.",
+        ),
+    ] = False,
     version: Annotated[  # noqa: ARG001 - its callback answers
         bool,
         typer.Option(
@@ -140,6 +131,10 @@ def common(
 ) -> None:
     """A frozen image model, a token cache and a small recurrent temporal module make a video
     model."""
+    if quiet or verbose:
+        from pipeline.cli import console
+
+        loudness.choose(quiet, verbose, console.say)
     if plugins:
         from pipeline.config.plugins import add
 
@@ -265,7 +260,12 @@ EngineSets = Annotated[
         "--engine-set", metavar="KEY=VALUE", help="Setting of the engine, as partition=gpu."
     ),
 ]
-Logs = Annotated[Path, typer.Option(help="Folder for the logs of an engine's workers.")]
+Logs = Annotated[
+    Path,
+    typer.Option(
+        help="Folder for the logs of an engine's workers, and for that of an extraction to a URL."
+    ),
+]
 
 
 def torch_device(name: str | None) -> torch.device | None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.cli.options import SpecOption, app, named_file
 from pipeline.cli.show import show_scores
+from pipeline.cli.talk import log_file
+
+if TYPE_CHECKING:
+    from pipeline.cli.console import Update
 
 
 @app.command()
@@ -34,10 +39,7 @@ def demo(
     file = named_file("spec", spec)
     if tasks is None:
         with console.progress("demo") as update:
-
-            def on_step(step: str, done: float, total: float) -> None:
-                update(done, total, step)
-
+            on_step = _keeping_a_log(out, update)
             results, page, cache = module.demo(out, file, on_step, console.say)
             few, gain = module.demo_few_labels(out, cache, on_step, console.say)
         show_scores(results)
@@ -59,9 +61,7 @@ def demo(
         if name not in module.TASKS:
             raise unknown_name("task of the demo", name, (*module.TASKS, "all"))
     with console.progress("demo") as update:
-        of_tasks = module.demo_tasks(
-            out, file, names, lambda step, done, total: update(done, total, step), console.say
-        )
+        of_tasks = module.demo_tasks(out, file, names, _keeping_a_log(out, update), console.say)
     for results, _ in of_tasks.values():
         show_scores(results)
     rows = []
@@ -83,3 +83,15 @@ def demo(
     title = "better with time by (95 % interval, paired, videos resampled)"
     columns = ("task", "metric", "trivial", "identity", "temporal module", "better by")
     console.show_table(title, columns, rows, justify="llrrrl")
+
+
+def _keeping_a_log(out: Path, update: Update) -> Callable[[str, float, float], None]:
+    """Takes (step, done, total), shows them, and keeps a log in the demo's folder once it is
+    there."""
+
+    def on_step(step: str, done: float, total: float) -> None:
+        if out.is_dir():
+            log_file.keep_log(out / log_file.RUN_LOG)
+        update(done, total, step)
+
+    return on_step

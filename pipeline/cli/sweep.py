@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -179,8 +179,10 @@ def _train(request: SweepRequest) -> Sweep:
     """Makes the caches of a sweep and trains its members; the first rank shows how far it is
     itself."""
     from pipeline.cli import console
+    from pipeline.cli.talk import log_file
     from pipeline.experiments import sweep as module
     from pipeline.experiments.sweep_caches import prepare, require_same_videos
+    from pipeline.train.tensorboard import tensorboards
 
     spec, ranks = request.spec, request.ranks
     if request.manifest is not None:
@@ -201,11 +203,14 @@ def _train(request: SweepRequest) -> Sweep:
             ranks.device(request.device),
             lambda step, done, total: update(done, total, step),
         )
-    with bar("sweep") as update, _drawing(request.tensorboard, request.folder) as draw:
+    drawing = tensorboards(request.folder / "runs") if request.tensorboard else nullcontext()
+    with bar("sweep") as update, drawing as draw:
         steps: dict[str, tuple[int, int]] = {}
         runs = sum(len(point.members) for point in spec.grid_points)
 
         def on_progress(state: TrainProgress) -> None:
+            if ranks.is_first:
+                log_file.keep_log(request.folder / log_file.RUN_LOG)
             steps[state.run] = state.step, state.steps
             done, total = (sum(column) for column in zip(*steps.values(), strict=True))
             update(
@@ -213,7 +218,8 @@ def _train(request: SweepRequest) -> Sweep:
                 total,
                 f"steps of {len(steps)} of {runs} runs  {state.run} loss {state.loss:.4f}",
             )
-            draw(state)
+            if draw:
+                draw(state.run, state.metrics)
 
         return module.sweep(
             spec,
@@ -248,25 +254,6 @@ def _show(trained: Sweep, as_json: bool) -> None:
     if any(point.failed for summary in summaries.values() for point in summary.settings):
         console.say("to train those again that were stopped: the same command with --retry-failed")
         raise typer.Exit(FINISHED_WITH_FAILURES)
-
-
-@contextmanager
-def _drawing(tensorboard: bool, folder: Path) -> Iterator[Callable[[TrainProgress], None]]:
-    """A function that draws the steps of every run for TensorBoard, into the run's own folder; one
-    that does nothing where that is not asked for."""
-    from pipeline.train import tensorboard as module
-
-    with ExitStack() as stack:
-        writers: dict[str, module.LogLine] = {}
-
-        def draw(state: TrainProgress) -> None:
-            if state.run not in writers:
-                writers[state.run] = stack.enter_context(
-                    module.tensorboard(folder / "runs" / state.run)
-                )
-            writers[state.run](state.metrics)
-
-        yield draw if tensorboard else lambda _: None
 
 
 def _spec(

@@ -26,6 +26,7 @@ from pipeline.cli.options import (
     torch_device,
 )
 from pipeline.cli.show import show_ahead, show_scores
+from pipeline.cli.talk import log_file
 from pipeline.errors import BadInput, StillframeError, count_text
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def train(
         def on_progress(state: TrainProgress) -> None:
             seconds.update(state.seconds)
             if update:
+                log_file.keep_log(folder / log_file.RUN_LOG)
                 update(state.step, state.steps, _progress_note(state))
             if draw:
                 draw(state.metrics)

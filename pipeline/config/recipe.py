@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -16,6 +17,8 @@ from pipeline.config.regular_files import read_regular
 from pipeline.config.toml_tables import override, read_own
 from pipeline.errors import BadInput
 from pipeline.records import Step
+
+log = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 """The file of a run that holds what it was made from."""
@@ -288,4 +291,5 @@ def _recipe_of_run(file: Path) -> dict[str, Any]:
         raise BadInput(
             f"recipe {file} holds no recipe", f"name a .toml file, or the {RUN_FILE} of a run"
         )
+    log.debug("read the recipe in %s", file)
     return plugins.as_recorded(table)

@@ -4,6 +4,7 @@ another, compared."""
 from __future__ import annotations
 
 import json
+import logging
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 from pipeline.config import plugins
 from pipeline.errors import BadInput
+
+log = logging.getLogger(__name__)
 
 
 def read_table(path: Path, what: str) -> dict[str, Any]:
@@ -30,6 +33,7 @@ def read_table(path: Path, what: str) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{what} {path} is not valid TOML: {error}") from error
     table.setdefault("name", path.stem)
+    log.debug("read %s %s", what, path)
     return table
 
 

@@ -97,9 +97,11 @@ def import_features(
     name: str = "features",
     on_files: OnFiles | None = None,
     on_frames: OnFrames | None = None,
+    on_begin: Callable[[list[Cache]], object] = lambda _: None,
 ) -> Cache:
     """The cache of the features in `folder` of all videos of a manifest, in folder `out`; it is
-    called `name`. `overrides` are keys of a spec, of its codec or store.
+    called `name`. `overrides` are keys of a spec, of its codec or store. `on_begin` is told of the
+    cache before it is filled, if there is something to do.
 
     Stores that are damaged are made anew. Raises BadInput, before anything is written, where a
     video has no features, files differ in width, hold what is no number, or do not fit the lengths
@@ -111,6 +113,7 @@ def import_features(
         cache = job.create_or_open(place)
         place = cache.storage
         forget_damaged(cache)
+        on_begin([cache] if cache.missing_stores() else [])
         with Leases(place) as leases:
             job.fill(cache, leases, on_frames)
         clear_finished(cache)

@@ -75,10 +75,15 @@ OnFrames = Callable[[int, int], None]
 
 
 def derive(
-    source: Cache, overrides: Sequence[str], out: Path | str, on_frames: OnFrames | None = None
+    source: Cache,
+    overrides: Sequence[str],
+    out: Path | str,
+    on_frames: OnFrames | None = None,
+    on_begin: Callable[[list[Cache]], object] = lambda _: None,
 ) -> Cache:
     """Brings the cache of `source`'s spec under `overrides` (`codec.name=int8`) to completion, in
-    folder `out`; returns it.
+    folder `out`; returns it. `on_begin` is told of it before it is filled, if there is something to
+    do.
 
     Raises BadInput: a source that is unfinished or damaged, and what cannot be derived from it.
     """
@@ -87,6 +92,7 @@ def derive(
     try:
         cache = derivation.create_or_open(folder)
         place = cache.storage
+        on_begin([cache] if cache.missing_stores() else [])
         with Leases(place) as leases:
             derivation.fill(cache, leases, cache.plan, on_frames)
         clear_finished(cache)

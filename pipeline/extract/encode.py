@@ -11,6 +11,7 @@ run instead: it says nothing about the video.
 
 from __future__ import annotations
 
+import logging
 import queue
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,8 @@ from pipeline.records import Rate, Tokens, Video
 from pipeline.video.frame_counts import FrameCounts
 from pipeline.video.reader import FrameReader, ReadBlock
 from pipeline.video.sandbox import DecodeLimits
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -309,6 +312,7 @@ class Extraction:
             if receipt:
                 self.progress.stores += 1
                 self.progress.store_bytes += receipt.store_bytes
+                log.debug("finished store %d: %d frames", item.builder.store, receipt.frames)
             else:  # the store is still missing: it comes again
                 item.target.whole.add(item.builder.store)
                 self.progress.frames_planned += item.builder.frames

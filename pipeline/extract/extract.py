@@ -3,6 +3,7 @@ stopped."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ from pipeline.video import probe
 from pipeline.video.even_rates import rates_of, uneven_text
 from pipeline.video.sandbox import DecodeLimits
 
+log = logging.getLogger(__name__)
+
 
 def extract(
     cache_spec: CacheSpec,
@@ -72,13 +75,15 @@ def extract_all(
     engine: EnginePlugin | None = None,
     logs: Path = Path("logs"),
     say: Callable[[str], None] = lambda _: None,
+    on_begin: Callable[[list[Cache]], object] = lambda _: None,
 ) -> list[Cache]:
     """Brings the cache of every spec over `manifest`, in the folder or URL `out`, to completion;
     every video is decoded once.
 
     Finished stores are kept, so calling again after a kill goes on; another extraction of the same
     caches is joined, not disturbed. What a cache beside one of these holds already is taken over,
-    and `say` is told of it. Videos that fail are in `Cache.failures`; `retry_failed` redoes the
+    and `say` is told of it. `on_begin` is told which caches have something to do, before it is
+    done. Videos that fail are in `Cache.failures`; `retry_failed` redoes the
     stores that hold one. Without an `engine` the work is done in this process; with one, by its
     workers, whose logs go to `logs`. Raises BadInput where a cache there was made from something
     else, StillframeError where it cannot be written.
@@ -94,6 +99,7 @@ def extract_all(
     ]
     for cache in caches:
         _prepare_stores(cache, manifest, retry_failed)
+    on_begin([cache for cache in caches if cache.missing_stores()])
     to_fill = [
         (cache, encoder, reusable_caches(cache))
         for cache, (_, encoder) in zip(caches, encoders, strict=True)
@@ -214,7 +220,11 @@ def load_encoders(
     cache."""
     if len({str(spec.canonical() | {"name": ""}) for spec in specs}) < len(specs):
         raise BadInput("two of the specs say the same", "name each cache once")
-    return [(spec, make_encoder(spec, device)) for spec in specs]
+    encoders = []
+    for spec in specs:
+        encoders.append((spec, make_encoder(spec, device)))
+        log.debug("made encoder %s of spec %s on %s", spec.encoder.name, spec.name, device)
+    return encoders
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ The interval is a percentile bootstrap over *videos*: clips of one are not indep
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -40,6 +41,8 @@ from pipeline.train.setup import RunContext, task_key, trivial_statistics
 from pipeline.train.trainer import weighted_sum
 from pipeline.train.weights.seen_videos import videos_seen
 from pipeline.train.windows.windows import Windows
+
+log = logging.getLogger(__name__)
 
 CEILING = "ceiling"
 """Name, among the forms, of the best scores that the codec leaves within reach."""
@@ -118,6 +121,7 @@ class Scoring:
             }
             for table, key, (model, task) in zip(tables, keys, self.loaded, strict=True):
                 table.add(whole[key], model.answers(device_batch, task), untrained[key])
+        log.debug("answered all windows of split %s; intervals are made", self.split)
         return [
             self._written(run, table, self.statistics[key])
             for run, table, key in zip(self.runs, tables, keys, strict=True)

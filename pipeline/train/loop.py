@@ -8,6 +8,7 @@ whoever trains beside it.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -34,6 +35,8 @@ from pipeline.train.setup import RunContext, make_trainers, open_windows, traini
 from pipeline.train.trainer import Diverged, OnProgress, Trainer
 from pipeline.train.windows.evenness import uneven_windows_text
 from pipeline.train.windows.source import HeldOutSource, TrainingSource
+
+log = logging.getLogger(__name__)
 
 ANSWER = "answer "
 """How the name of an answer begins where it stands beside targets."""
@@ -336,6 +339,11 @@ class TrainLoop:
             "evaluation",
             lambda trainer: trainer.record_validation(*totals[trainer].tolist(), share=share),
         )
+        for trainer in due:
+            scores = ", ".join(
+                f"{form} {score:.4f}" for form, score in trainer.progress.scores.items()
+            )
+            log.debug("scored %s after step %d: %s", trainer.run.path, trainer.step, scores)
 
 
 class Collected:

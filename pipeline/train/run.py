@@ -13,6 +13,7 @@ one.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -44,6 +45,8 @@ from pipeline.models.step_memory import gigabytes
 from pipeline.models.tasks.contract import TaskPlugin, make_task
 from pipeline.models.video_model import VideoModel
 from pipeline.records import TokenShape
+
+log = logging.getLogger(__name__)
 
 RUN_FORMAT = 3
 """Format of the runs that are written. Format 2 can be read, but not gone on with: there one seed
@@ -368,6 +371,7 @@ def load_model(
     task = make_task(recipe, run.header.labels)
     model = VideoModel(recipe, shape, task)
     load_weights(model, task, tensors)
+    log.debug("read checkpoint %s of run %s", checkpoint, run.path)
     return model.to(device).eval(), task.to(device).eval()
 
 

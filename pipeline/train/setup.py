@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -38,6 +39,8 @@ from pipeline.train.weights.seen_videos import VIDEOS_FILE, SeenVideos
 from pipeline.train.windows.reader import BATCHES_IN_MEMORY
 from pipeline.train.windows.source import TrainingSource
 from pipeline.train.windows.windows import Windows
+
+log = logging.getLogger(__name__)
 
 TRIVIAL_WINDOWS = 512
 """Training windows whose truth the trivial answer may look at."""
@@ -76,7 +79,10 @@ class RunContext:
         """None: the cache's own manifest, and CUDA where there is one. Raises BadInput where this
         rank has no GPU."""
         chosen_manifest = cache.manifest if manifest is None else manifest
-        return cls(cache, chosen_manifest, ranks.device(device), allow_missing, ranks, say, tower)
+        device = ranks.device(device)
+        stores = len(cache.plan)
+        log.debug("cache %s of %d stores, device %s", cache, stores, device)
+        return cls(cache, chosen_manifest, device, allow_missing, ranks, say, tower)
 
     def windows(
         self,
@@ -168,7 +174,10 @@ def make_trainers(
         header = _header(recipe, model, windows, context, facts)
         seen = partial(SeenVideos.of, context.manifest, windows.clips, before)
         run = open_or_create(path, header, recipe, context, seen)
-        trainers.append(Trainer(run, model, task, windows.per_epoch, context.device, context.ranks))
+        state = "begins" if begins else "goes on"
+        parameters, count = sum(header.parameters.values()), windows.per_epoch
+        log.debug("run %s %s: %d parameters, %d windows an epoch", path, state, parameters, count)
+        trainers.append(Trainer(run, model, task, count, context.device, context.ranks))
     for note in notes if context.ranks.is_first else ():
         say(note)
     return trainers

@@ -4,7 +4,7 @@ and nothing else."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,21 @@ def tensorboard(folder: Path) -> Iterator[LogLine]:
     finally:
         if writer:
             writer.close()
+
+
+@contextmanager
+def tensorboards(folder: Path) -> Iterator[Callable[[str, dict[str, Any]], None]]:
+    """Writes lines of metrics of many runs, each with the run's name, as event files in the folders
+    of the runs, which are in `folder`."""
+    with ExitStack() as stack:
+        writers: dict[str, LogLine] = {}
+
+        def log_line_of(run: str, line: dict[str, Any]) -> None:
+            if run not in writers:
+                writers[run] = stack.enter_context(tensorboard(folder / run))
+            writers[run](line)
+
+        yield log_line_of
 
 
 def scalars(line: dict[str, Any]) -> dict[str, float]:

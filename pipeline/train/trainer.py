@@ -8,6 +8,7 @@ undisturbed one on CPU.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -31,6 +32,8 @@ from pipeline.records import Batch, OnDevice
 from pipeline.timing import Timed
 from pipeline.train.distributed import Ranks
 from pipeline.train.run import Run, load_weights, read_metrics
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -262,6 +265,7 @@ class Trainer:
         """Metrics so far, then the checkpoint that vouches for them."""
         self.write_metrics()
         self._save("last", self._everything())
+        log.debug("saved checkpoint of %s at step %d", self.run.path, self.step)
 
     def write_metrics(self) -> None:
         """Adds the lines of the steps since the last time to metrics.jsonl."""

@@ -286,9 +286,10 @@ def wait_for(what: Callable[[], object]) -> None:
 
 
 def _content(folder: Path) -> Iterator[tuple[str, str]]:
-    """Every file of a cache -> its SHA-256; of receipts without times, which never repeat."""
+    """Every file of a cache -> its SHA-256; without times, which never repeat: those of receipts, and
+    logs."""
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
+        if path.is_file() and path.name != "log.txt":
             data = path.read_bytes()
             if path.parent.name == "receipts" and path.suffix == ".json":
                 clocked = {"seconds": None, "finished_s": None, "checksum": None}

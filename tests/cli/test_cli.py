@@ -33,8 +33,8 @@ from pipeline.cache.cache import Cache
 from pipeline.cache.layout import receipt_name
 from pipeline.cache.status import status
 from pipeline.cli import console
+from pipeline.cli.about.version import commit_of
 from pipeline.cli.main import main
-from pipeline.cli.options import commit_of
 from pipeline.config import plugins
 from pipeline.config.shipped import KINDS, shipped
 from pipeline.datasets.manifest import manifest

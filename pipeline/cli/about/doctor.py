@@ -22,7 +22,7 @@ from typing import Literal
 
 from pipeline.cli.about.probes import Answer, ask_probes
 from pipeline.cli.about.requirements import Requirement, requirements
-from pipeline.cli.options import version_text
+from pipeline.cli.about.version import version_text
 from pipeline.device import cores, free_memory_bytes
 from pipeline.errors import count_text
 

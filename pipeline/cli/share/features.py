@@ -11,6 +11,7 @@ import typer
 
 from pipeline.cli.options import AsJson, CacheFolder, CachesFolder, Root, Sets, app
 from pipeline.cli.show import show_status
+from pipeline.cli.talk.log_file import keep_log_in
 from pipeline.errors import BadInput, unknown_name
 
 
@@ -74,6 +75,7 @@ def import_features(
             name,
             lambda done, total: update(done, total, "files looked at"),
             lambda done, total: update(done, total, "frames"),
+            keep_log_in,
         )
     show_status(cache, as_json)
 

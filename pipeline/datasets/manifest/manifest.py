@@ -16,6 +16,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import logging
 import os
 import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -46,6 +47,8 @@ from pipeline.datasets.manifest.video_keys import video_keys
 from pipeline.errors import BadInput, BadVideo, StillframeError, count_text, unknown_name
 from pipeline.records import Clip, Video
 from pipeline.video.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES, Probe, probe
+
+log = logging.getLogger(__name__)
 
 CLIPS, TARGETS, VIDEOS, ORIGIN = "manifest.jsonl", "targets.h5", "videos.jsonl", "dataset.json"
 TEXTS = "texts.jsonl"
@@ -109,6 +112,7 @@ class Manifest:
             raise BadInput(f"{folder / ORIGIN} lists other labels than {CLIPS} holds", REBUILD)
         if root is not None:
             check_root(root)
+        log.debug("read manifest %s: %d clips", folder, len(clips))
         return cls(folder, (root or folder / origin.root).resolve(), clips, origin)
 
     @property
