@@ -23,6 +23,7 @@ from support.manual import (
 )
 
 from pipeline.cli.main import app
+from pipeline.cli.talk.loudness import FLAGS
 from pipeline.config import plugins
 from pipeline.config.cache_spec import load_spec
 from pipeline.config.recipe import load_recipe
@@ -42,8 +43,8 @@ def commands_of(command: Any) -> dict[str, Any]:
 
 
 def command_of(arguments: list[str]) -> tuple[Any, list[str], list[str]]:
-    """The command that the arguments name, its names, and the arguments left for it."""
-    command, names, left = PROGRAM, [], list(arguments)
+    """The command that the arguments name, its names, and the arguments left for it, without --quiet and --verbose, which all take."""
+    command, names, left = PROGRAM, [], [word for word in arguments if word not in FLAGS]
     while left and left[0] in commands_of(command):
         names.append(left.pop(0))
         command = commands_of(command)[names[-1]]
