@@ -13,7 +13,8 @@ from support.paths import ROOT
 from pipeline.config import plugins
 
 HERE = Path(__file__).parent
-MARK = "pytest.mark.cuda"
+MARKS = ("pytest.mark.cuda", "import BOTH")
+"""What a file with tests for a device has: the mark, or the parameters that bear it."""
 TEST_LIMIT_S, BENCH_LIMIT_S = 150.0, 75.0
 """Seconds of one part; on a quiet machine few come near."""
 ROOMS = ("models", "cache", "train", "extract", "experiments", "video")
@@ -40,7 +41,7 @@ def test_files() -> list[Path]:
     files = [
         file
         for file in sorted((ROOT / "tests").rglob("test_*.py"))
-        if MARK in (text := file.read_text(encoding="utf-8")) or "support.on_device" in text
+        if any(mark in file.read_text(encoding="utf-8") for mark in MARKS)
     ]
     place = {room: number for number, room in enumerate(ROOMS)}
     return sorted(files, key=lambda file: (place.get(file.parent.name, len(ROOMS)), file.name))
