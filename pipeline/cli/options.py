@@ -260,6 +260,15 @@ EngineSets = Annotated[
         "--engine-set", metavar="KEY=VALUE", help="Setting of the engine, as partition=gpu."
     ),
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="TRACKER",
+        help="Also log every run to wandb, mlflow or tensorboard; may be given many times.",
+    ),
+]
+Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="As --track tensorboard.")]
 Logs = Annotated[
     Path,
     typer.Option(
@@ -299,6 +308,11 @@ def other_manifest(folder: Path | None) -> Manifest | None:
     from pipeline.datasets.manifest.manifest import Manifest
 
     return None if folder is None else Manifest.load(folder)
+
+
+def tracker_names(track: list[str] | None, tensorboard: bool) -> list[str]:
+    """The trackers that --track and --tensorboard ask for."""
+    return [*(track or []), *(["tensorboard"] if tensorboard else [])]
 
 
 def make_engine(name: str | None, workers: int, sets: list[str]) -> EnginePlugin | None:

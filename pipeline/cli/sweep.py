@@ -22,12 +22,15 @@ from pipeline.cli.options import (
     EngineSets,
     Logs,
     ManifestFolder,
+    Tensorboard,
+    Track,
     Workers,
     app,
     make_engine,
     named_file,
     other_manifest,
     torch_device,
+    tracker_names,
 )
 from pipeline.errors import BadInput
 
@@ -96,9 +99,8 @@ def sweep(
         bool, typer.Option("--retry-failed", help="Train members again that were stopped.")
     ] = False,
     dry_run: DryRun = False,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Also write TensorBoard events of every run.")
-    ] = False,
+    track: Track = None,
+    tensorboard: Tensorboard = False,
     as_json: AsJson = False,
 ) -> None:
     """Train and compare many runs from one read of a cache. A page is made of them. Run it again to
@@ -124,7 +126,7 @@ def sweep(
             make_engine(engine, workers, engine_sets or []),
             workers,
             logs,
-            tensorboard,
+            tracker_names(track, tensorboard),
             ranks,
         )
         _require_one_master(request)
@@ -155,7 +157,7 @@ class SweepRequest:
     engine: EnginePlugin | None
     workers: int
     logs: Path
-    tensorboard: bool
+    trackers: list[str]
     ranks: Ranks
 
 
@@ -163,11 +165,6 @@ def _require_one_master(request: SweepRequest) -> None:
     """Raises BadInput where an engine's workers would train beside what this process trains."""
     if request.engine is None:
         return
-    if request.tensorboard:
-        raise BadInput(
-            "--tensorboard draws what this process trains, and an engine's workers do it",
-            "leave one out",
-        )
     if request.ranks.size > 1:
         raise BadInput(
             f"an engine starts workers of its own, and torchrun has started {request.ranks.size}",
@@ -182,9 +179,10 @@ def _train(request: SweepRequest) -> Sweep:
     from pipeline.cli.talk import log_file
     from pipeline.experiments import sweep as module
     from pipeline.experiments.sweep_caches import prepare, require_same_videos
-    from pipeline.train.tensorboard import tensorboards
+    from pipeline.train.trackers.tracking import Tracking
 
     spec, ranks = request.spec, request.ranks
+    tracking = Tracking(request.trackers, spec.name, console.say)
     if request.manifest is not None:
         require_same_videos(spec, request.manifest.folder)  # before any video is rendered
 
@@ -203,8 +201,7 @@ def _train(request: SweepRequest) -> Sweep:
             ranks.device(request.device),
             lambda step, done, total: update(done, total, step),
         )
-    drawing = tensorboards(request.folder / "runs") if request.tensorboard else nullcontext()
-    with bar("sweep") as update, drawing as draw:
+    with bar("sweep") as update, tracking:
         steps: dict[str, tuple[int, int]] = {}
         runs = sum(len(point.members) for point in spec.grid_points)
 
@@ -218,8 +215,6 @@ def _train(request: SweepRequest) -> Sweep:
                 total,
                 f"steps of {len(steps)} of {runs} runs  {state.run} loss {state.loss:.4f}",
             )
-            if draw:
-                draw(state.run, state.metrics)
 
         return module.sweep(
             spec,
@@ -234,6 +229,7 @@ def _train(request: SweepRequest) -> Sweep:
             ranks,
             request.manifest,
             request.split,
+            tracking,
         )
 
 
@@ -324,7 +320,7 @@ def _show_plan(request: SweepRequest, as_json: bool) -> None:
 def _show_members(spec: SweepSpec, as_json: bool) -> None:
     """Every member of a sweep, and which of them are trained from one read."""
     from pipeline.cli import console
-    from pipeline.experiments.sweep import groups_of
+    from pipeline.experiments.sweep_spec import groups_of
 
     points = spec.grid_points
     group_of = {

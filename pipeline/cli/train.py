@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,10 +21,13 @@ from pipeline.cli.options import (
     ManifestFolder,
     RecipeArgument,
     Sets,
+    Tensorboard,
+    Track,
     app,
     named_file,
     other_manifest,
     torch_device,
+    tracker_names,
 )
 from pipeline.cli.show import show_ahead, show_scores
 from pipeline.cli.talk import log_file
@@ -32,6 +36,10 @@ from pipeline.errors import BadInput, StillframeError, count_text
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.cache.cache import Cache
+    from pipeline.config.recipe import Recipe
+    from pipeline.datasets.manifest.manifest import Manifest
+    from pipeline.train.distributed import Ranks
     from pipeline.train.run import Run
     from pipeline.train.setup import RunContext
     from pipeline.train.trainer import TrainProgress
@@ -58,9 +66,8 @@ def train(
         bool,
         typer.Option("--follow", help="Begin while the cache is filled, and wait for the rest."),
     ] = False,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Also write TensorBoard events into the folder.")
-    ] = False,
+    track: Track = None,
+    tensorboard: Tensorboard = False,
     device: Device = None,
     sets: Sets = None,
     as_json: AsJson = False,
@@ -70,31 +77,80 @@ def train(
 
     Example: stillframe train demo_gru caches/demo-0123456789ab
     """
-    from contextlib import ExitStack
-
     from pipeline.cache.cache import Cache
-    from pipeline.cli import console
     from pipeline.config.recipe import load_recipe
     from pipeline.train import distributed
+
+    with distributed.init_process_group() as ranks:
+        begin_with = [f"init.run={json.dumps(str(init))}"] if init else []
+        loaded_recipe = load_recipe(named_file("recipe", recipe), [*(sets or []), *begin_with])
+        request = TrainRequest(
+            loaded_recipe,
+            cache,
+            Cache(cache),
+            out or Path("runs") / loaded_recipe.name,
+            other_manifest(manifest_folder),
+            torch_device(device),
+            allow_missing,
+            follow,
+            tracker_names(track, tensorboard),
+        )
+        run, seconds = _train(request, ranks)
+    if ranks.is_first:
+        _show_run(run, request.context, seconds, as_json)
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What the flags of `train` ask for."""
+
+    recipe: Recipe
+    address: str
+    """Folder or URL of the cache."""
+    cache: Cache
+    """As it was when the command began."""
+    folder: Path
+    manifest: Manifest | None
+    """Other clips or labels over the videos of the cache."""
+    device: torch.device | None
+    allow_missing: bool
+    follow: bool
+    trackers: list[str]
+
+    @property
+    def context(self) -> RunContext:
+        """What the run is scored on, once it is trained: by then a cache that it has followed is
+        whole."""
+        from pipeline.cache.cache import Cache
+        from pipeline.cli import console
+        from pipeline.train.setup import RunContext
+
+        cache = Cache(self.address)
+        return RunContext.of(cache, self.manifest, self.device, self.allow_missing, say=console.say)
+
+
+def _train(request: TrainRequest, ranks: Ranks) -> tuple[Run, dict[str, float]]:
+    """Trains the run; the first rank shows how far it is, and hands it to the trackers. Returns
+    the run, and the seconds that this process has spent on each of its stages."""
+    from contextlib import ExitStack
+
+    from pipeline.cli import console
     from pipeline.train import loop as module
+    from pipeline.train.evaluate import evaluate_together
     from pipeline.train.run import Run
-    from pipeline.train.setup import RunContext
-    from pipeline.train.tensorboard import tensorboard as event_writer
+    from pipeline.train.trackers.tracking import Tracking
 
     seconds = dict[str, float]()
     with ExitStack() as stack:
-        ranks = stack.enter_context(distributed.init_process_group())
-        begin_with = [f"init.run={json.dumps(str(init))}"] if init else []
-        loaded_recipe = load_recipe(named_file("recipe", recipe), [*(sets or []), *begin_with])
-        opened_cache, manifest = Cache(cache), other_manifest(manifest_folder)
-        folder = out or Path("runs") / loaded_recipe.name
         if ranks.is_first:
-            is_resumed = (folder / "run.json").is_file()
-            for text in (opened_cache.unvouched, is_resumed and Run(folder).unvouched("last")):
+            is_resumed = (request.folder / "run.json").is_file()
+            unvouched = is_resumed and Run(request.folder).unvouched("last")
+            for text in (request.cache.unvouched, unvouched):
                 if text:
                     console.say(text)
-        draw = stack.enter_context(event_writer(folder)) if tensorboard and ranks.is_first else None
-        shown = console.progress(f"train {loaded_recipe.name}")
+        names = request.trackers if ranks.is_first else []
+        tracking = stack.enter_context(Tracking(names, say=console.say))
+        shown = console.progress(f"train {request.recipe.name}")
         update = stack.enter_context(shown) if ranks.is_first else None
 
         def on_progress(state: TrainProgress) -> None:
@@ -102,26 +158,24 @@ def train(
             if update:
                 log_file.keep_log(folder / log_file.RUN_LOG)
                 update(state.step, state.steps, _progress_note(state))
-            if draw:
-                draw(state.metrics)
 
         run = module.train(
-            loaded_recipe,
-            opened_cache,
-            folder,
-            manifest,
-            torch_device(device),
-            allow_missing,
+            request.recipe,
+            request.cache,
+            request.folder,
+            request.manifest,
+            request.device,
+            request.allow_missing,
             on_progress,
             ranks,
             console.say,
-            follow,
+            request.follow,
+            tracking,
         )
-    if ranks.is_first:
-        context = RunContext.of(
-            Cache(cache), manifest, torch_device(device), allow_missing, say=console.say
-        )
-        _show_run(run, context, seconds, as_json)
+        if tracking.takes_scores:
+            (evaluation,) = evaluate_together([run], request.context)
+            tracking.finish(run, evaluation, "finished")
+    return run, seconds
 
 
 def _progress_note(state: TrainProgress) -> str:

@@ -43,18 +43,20 @@ from pipeline.experiments.sweep_spec import (
     SweepHeader,
     SweepSpec,
     axis_values,
+    groups_of,
     read_header,
 )
-from pipeline.extract.launchers.contract import EnginePlugin, Job, run_until_done
+from pipeline.extract.launchers.contract import EnginePlugin, Job, log_line, run_until_done
 from pipeline.models.profile import Cost, cost
 from pipeline.models.tasks.contract import labels_of
-from pipeline.train.compatibility import require_trainable, require_truth, window_needs
+from pipeline.train.compatibility import require_trainable, require_truth
 from pipeline.train.distributed import ALONE, Ranks
 from pipeline.train.evaluate import evaluate_together
 from pipeline.train.evaluation import read_evaluation
 from pipeline.train.loop import train_together
 from pipeline.train.run import Run
 from pipeline.train.setup import RunContext, open_windows
+from pipeline.train.trackers.tracking import UNTRACKED, Tracking
 from pipeline.train.trainer import Diverged, OnProgress, Trainer
 
 SWEEP_FILE = "sweep.json"
@@ -315,17 +317,6 @@ def _outcome(member: Member, split: str) -> Outcome:
     )
 
 
-def groups_of(points: Sequence[GridPoint]) -> list[list[str]]:
-    """Names of the members that share one read: those that want the same windows of the same
-    cache."""
-    groups: dict[str, list[str]] = {}
-    for point in points:
-        for name, recipe in point.members.items():
-            windows = json.dumps([point.cache, window_needs(recipe)], sort_keys=True)
-            groups.setdefault(windows, []).append(name)
-    return list(groups.values())
-
-
 # Work
 
 
@@ -337,14 +328,21 @@ class SweepJob(Job):
     workers: int = 1
     """Number of workers: each takes at most its share of a group at a time."""
     allow_missing: bool = False
+    track: tuple[str, ...] = ()
+    """Trackers that every worker hands its members to."""
 
     def _work(self, index: int) -> None:
-        device = device_of_worker(self.device, index)
-        run_members(Sweep(Path(self.sweep)), device, self.workers, self.allow_missing)
+        device, sweep = device_of_worker(self.device, index), Sweep(Path(self.sweep))
+        with Tracking(self.track, sweep.spec.name, log_line) as tracking:
+            run_members(sweep, device, self.workers, self.allow_missing, None, log_line, tracking)
 
 
 def make_sweep_job(
-    out: Path, device: torch.device | None, workers: int, allow_missing: bool
+    out: Path,
+    device: torch.device | None,
+    workers: int,
+    allow_missing: bool,
+    track: tuple[str, ...] = (),
 ) -> SweepJob:
     """The job of the `workers` of an engine at the sweep in folder `out`."""
     return SweepJob(
@@ -352,6 +350,7 @@ def make_sweep_job(
         sweep=str(out.absolute()),
         workers=workers,
         allow_missing=allow_missing,
+        track=track,
     )
 
 
@@ -368,6 +367,7 @@ def sweep(
     ranks: Ranks = ALONE,
     manifest: Manifest | None = None,
     split: str = "val",
+    tracking: Tracking = UNTRACKED,
 ) -> Sweep:
     """Trains and scores what is left of a sweep in folder `out`, and writes its summaries.
 
@@ -375,16 +375,17 @@ def sweep(
     other clips or labels over the videos of all of them; None: each cache's own. `split` is the one
     that members are scored on; while they train, it is always `val`. Without an
     `engine` the work is done in this process and the other `ranks`, each a worker like any other;
-    all return when no member is left, and the first one writes the summaries. Raises BadInput for
-    what cannot be trained, before anything is.
+    all return when no member is left, and the first one writes the summaries. `tracking` takes
+    steps and scores of members. Raises BadInput for what cannot be trained, before anything is.
     """
     running = Sweep.planned(out, spec, caches, manifest, split)
     running.require_trainable(allow_missing)
     running.write_header()
     if engine is None:
-        run_members(running, ranks.device(device), ranks.size, allow_missing, on_progress, say)
+        own = ranks.device(device)
+        run_members(running, own, ranks.size, allow_missing, on_progress, say, tracking)
     else:
-        job = make_sweep_job(out, device, engine.workers, allow_missing)
+        job = make_sweep_job(out, device, engine.workers, allow_missing, tracking.names)
         run_until_done(engine, job, logs, lambda: len(running.left()), "members")
     if ranks.is_first:
         running.write_summaries()
@@ -398,13 +399,14 @@ def run_members(
     allow_missing: bool,
     on_progress: OnProgress | None = None,
     say: Callable[[str], None] = lambda _: None,
+    tracking: Tracking = UNTRACKED,
 ) -> None:
     """Trains and scores members until none is left; waits for those that other workers hold."""
     with Leases(open_storage(sweep.path)) as leases:
         for members in claim_members(sweep, leases, workers):
             context = sweep.context_of(members, device, allow_missing, say)
             try:
-                train_group(members, context, sweep.split, on_progress, say)
+                train_group(members, context, sweep.split, on_progress, say, tracking)
             finally:
                 for member in members:
                     leases.release(member.name)
@@ -456,21 +458,24 @@ def train_group(
     split: str,
     on_progress: OnProgress | None = None,
     say: Callable[[str], None] = lambda _: None,
+    tracking: Tracking = UNTRACKED,
 ) -> None:
     """Trains members that share windows side by side, and scores them on `split`; half of them at a
     time where memory runs out. A member that diverges, or does not fit alone, is stopped."""
 
     def stop(trainer: Trainer, error: Diverged) -> None:
         record_failure(trainer.run.path, error.step, error.reason)
+        tracking.finish(trainer.run, None, "failed")
         say(f"{trainer.run.path.name} is stopped at step {error.step}: {error.reason}")
 
     device = context.device
     try:
         recipes = {member.path: member.recipe for member in members}
-        train_together(recipes, context, on_progress, stop, say)
+        train_together(recipes, context, on_progress, stop, say, tracking)
         trained = [Run(member.path) for member in members if member.failure is None]
-        if trained:
-            evaluate_together(trained, context, split)
+        evaluations = evaluate_together(trained, context, split) if trained else []
+        for run, evaluation in zip(trained, evaluations, strict=True):
+            tracking.finish(run, evaluation, "finished")
         return
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -487,7 +492,7 @@ def train_group(
     say(f"{len(members)} members do not fit into the memory of {device}: half at a time")
     half = math.ceil(len(members) / 2)
     for part in (members[:half], members[half:]):
-        train_group(part, context, split, on_progress, say)
+        train_group(part, context, split, on_progress, say, tracking)
 
 
 def record_failure(path: Path, step: int, reason: str) -> None:

@@ -46,6 +46,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.config.shipped import shipped
 from pipeline.config.toml_tables import read_own, read_table, set_nested
 from pipeline.errors import BadInput, unknown_name
+from pipeline.train.compatibility import window_needs
 
 GIVEN = "given"
 """Name, in a sweep, of the cache that the sweep was started on."""
@@ -186,6 +187,17 @@ class GridPoint:
     is_control: bool
     members: dict[str, Recipe]
     """Name of a run -> its recipe, one for each seed, in the order of the seeds."""
+
+
+def groups_of(points: Sequence[GridPoint]) -> list[list[str]]:
+    """Names of the members that share one read: those that want the same windows of the same
+    cache."""
+    groups: dict[str, list[str]] = {}
+    for point in points:
+        for name, recipe in point.members.items():
+            windows = json.dumps([point.cache, window_needs(recipe)], sort_keys=True)
+            groups.setdefault(windows, []).append(name)
+    return list(groups.values())
 
 
 def load_sweep(

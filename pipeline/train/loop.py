@@ -32,6 +32,7 @@ from pipeline.train.distributed import ALONE, Ranks
 from pipeline.train.follow.windows import is_followed, open_followed
 from pipeline.train.run import Run
 from pipeline.train.setup import RunContext, make_trainers, open_windows, training_memory
+from pipeline.train.trackers.tracking import UNTRACKED, Tracking
 from pipeline.train.trainer import Diverged, OnProgress, Trainer
 from pipeline.train.windows.evenness import uneven_windows_text
 from pipeline.train.windows.source import HeldOutSource, TrainingSource
@@ -56,24 +57,30 @@ def train(
     ranks: Ranks = ALONE,
     say: Say = lambda _: None,
     follow: bool = False,
+    tracking: Tracking = UNTRACKED,
 ) -> Run:
     """Trains `recipe` on `cache` into the run folder `out`, going on from its last checkpoint if
     there is one.
 
     `manifest` replaces the cache's own: other clips or labels over the same videos. `follow`: the
     cache may still be being filled, see `pipeline.train.follow`; a run that was begun so goes on
-    so. Raises BadInput where recipe, cache, manifest and an existing run do not fit together,
-    Diverged where the loss is no longer finite.
+    so. `tracking` takes every step of the run, and is left to the caller to finish. Raises BadInput
+    where recipe, cache, manifest and an existing run do not fit together, Diverged where the loss
+    is no longer finite.
     """
     context = RunContext.of(cache, manifest, device, allow_missing, ranks, say)
     if is_followed(out, cache, follow):
-        return _train_following(recipe, out, context, on_progress)
-    (run,) = train_together({out: recipe}, context, on_progress, say=say)
+        return _train_following(recipe, out, context, on_progress, tracking)
+    (run,) = train_together({out: recipe}, context, on_progress, say=say, tracking=tracking)
     return run
 
 
 def _train_following(
-    recipe: Recipe, out: Path, context: RunContext, on_progress: OnProgress | None
+    recipe: Recipe,
+    out: Path,
+    context: RunContext,
+    on_progress: OnProgress | None,
+    tracking: Tracking,
 ) -> Run:
     """Trains `recipe` on a cache while it is being filled."""
     require_division(recipe.training, context.ranks)
@@ -88,9 +95,11 @@ def _train_following(
 
     with ExitStack() as stack:
         if context.ranks.is_first:
+            tracking.begin(trainer.run)
             peak_bytes = _memory([recipe], context, context.say)
             stack.enter_context(trainer.run.in_training(peak_bytes, context.say))
-        loop = TrainLoop([trainer], windows, held_out, context, on_progress, on_saved=on_saved)
+        after_step = tracking.before(on_progress)
+        loop = TrainLoop([trainer], windows, held_out, context, after_step, on_saved=on_saved)
         loop.fit()
     if context.ranks.is_first:
         context.say(windows.difference_text)
@@ -103,6 +112,7 @@ def train_together(
     on_progress: OnProgress | None = None,
     on_failure: OnFailure | None = None,
     say: Say = lambda _: None,
+    tracking: Tracking = UNTRACKED,
 ) -> list[Run]:
     """Trains several recipes, each into its run folder, from one read of each batch. They must be
     alike in `compatibility.window_needs`.
@@ -117,12 +127,15 @@ def train_together(
     trainers = make_trainers(recipes, tasks, windows, context, say)
     with ExitStack() as stack:
         if context.ranks.is_first:
+            for trainer in trainers:
+                tracking.begin(trainer.run)
             if uneven:
                 say(uneven)
             peak_bytes = _memory(list(recipes.values()), context, say)
             for trainer in trainers:
                 stack.enter_context(trainer.run.in_training(peak_bytes, say))
-        TrainLoop(trainers, windows, held_out, context, on_progress, on_failure).fit()
+        after_step = tracking.before(on_progress)
+        TrainLoop(trainers, windows, held_out, context, after_step, on_failure).fit()
     return [trainer.run for trainer in trainers]
 
 

@@ -4,6 +4,7 @@
     videos.json            keys of the videos that its weights were trained on
     metrics.jsonl          one line per step
     training.json          only while a process trains it
+    tracker-*              which run of a tracker it is, see `pipeline.train.trackers`
     last.json, best.json   each names a safetensors file with weights, and optimiser state in `last`
 
 The JSON of a checkpoint is replaced last and atomically, so a kill at any moment leaves a whole

@@ -55,6 +55,8 @@ ELSEWHERE = (
     "ray",
     "s3://",
     "torchrun",
+    "--track wandb",
+    "--track mlflow",
     "import-checkpoint",
     "runs/boxes",
     "runs/points",

@@ -25,9 +25,9 @@ from pipeline.config.recipe import load_recipe
 from pipeline.config.shipped import shipped
 from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
-from pipeline.experiments.sweep import Sweep, groups_of, sweep
+from pipeline.experiments.sweep import Sweep, sweep
 from pipeline.experiments.sweep_caches import prepare
-from pipeline.experiments.sweep_spec import GIVEN, SweepSpec, load_sweep
+from pipeline.experiments.sweep_spec import GIVEN, SweepSpec, groups_of, load_sweep
 from pipeline.extract import extract
 from pipeline.models.profile import cost
 from pipeline.report.report import report

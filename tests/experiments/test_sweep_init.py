@@ -8,8 +8,8 @@ from support.sweeps import BASE, assert_as_alone
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe
 from pipeline.errors import BadInput
-from pipeline.experiments.sweep import Sweep, groups_of, sweep
-from pipeline.experiments.sweep_spec import GIVEN, SweepSpec, init_name, load_sweep
+from pipeline.experiments.sweep import Sweep, sweep
+from pipeline.experiments.sweep_spec import GIVEN, SweepSpec, groups_of, init_name, load_sweep
 from pipeline.report.report import report
 from pipeline.report.source import read_sweep
 from pipeline.train.loop import train

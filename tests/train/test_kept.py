@@ -13,8 +13,8 @@ from support.training import Stop, assert_same, final, recipe, stop_at
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe, WindowSettings
 from pipeline.errors import BadInput
-from pipeline.experiments.sweep import groups_of, sweep
-from pipeline.experiments.sweep_spec import GIVEN, SweepSpec
+from pipeline.experiments.sweep import sweep
+from pipeline.experiments.sweep_spec import GIVEN, SweepSpec, groups_of
 from pipeline.experiments.uncached import UncachedReader
 from pipeline.extract.extract import extract
 from pipeline.models.encoders import address

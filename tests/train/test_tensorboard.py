@@ -7,23 +7,24 @@ import sys
 import pytest
 from support.commands import assert_refused, call, fine
 from support.events import drawn, drawn_by
-from support.training import Stop, recipe
+from support.training import Stop, recipe, stop_at
 
-from pipeline.train import tensorboard
 from pipeline.train.loop import train
 from pipeline.train.run import read_metrics
+from pipeline.train.trackers.tracking import Tracking
 
 
 def test_a_run_that_goes_on_draws_no_step_twice(material, tmp_path):
     def go(stop=None):
-        with tensorboard.tensorboard(tmp_path / "run") as draw:
-
-            def on_progress(state):
-                draw(state.metrics)
-                if state.step == stop:
-                    raise Stop
-
-            return train(recipe(), material.cache, tmp_path / "run", on_progress=on_progress)
+        on_progress = stop_at(stop)
+        with Tracking(["tensorboard"]) as tracking:
+            return train(
+                recipe(),
+                material.cache,
+                tmp_path / "run",
+                on_progress=on_progress,
+                tracking=tracking,
+            )
 
     with pytest.raises(Stop):
         go(stop=8)

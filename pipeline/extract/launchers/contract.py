@@ -140,9 +140,14 @@ def run_worker(kind: str, job: str, index: str) -> int:
         )
         worker_job.work(int(index))
     except StillframeError as error:
-        sys.stderr.write(in_one_line(f"{error.message} ({error.hint})") + "\n")
+        log_line(f"{error.message} ({error.hint})")
         return error.exit_code
     return 0
+
+
+def log_line(text: str) -> None:
+    """Writes a line to the log of the worker that this process is."""
+    sys.stderr.write(in_one_line(text) + "\n")
 
 
 def require_package(package: str, engine: str) -> Any:
