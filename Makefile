@@ -1,6 +1,7 @@
 # Everything runs from a virtual environment in .venv, made on first use. `make` alone lists the targets.
 #
 #   PYTHON=python3.12     another interpreter (3.11 or newer)
+#   ARGS="--set K=V"      more words for the command behind extract, train, pretrain, ablate and demo
 #   TORCH=torch==2.13.0   which torch to install; not used where $(PYTHON) has a torch of its own, which is then shared
 
 PYTHON ?= python3
@@ -8,6 +9,7 @@ VENV ?= .venv
 # A machine without a GPU gets the version whose plain CPU build is known; others get the newest build.
 TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 OUT ?= caches
+ARGS ?=
 
 STILLFRAME := $(VENV)/bin/stillframe
 # Errors alone: pip's warnings are about the machine's own configuration, one for every package.
@@ -23,7 +25,7 @@ help: ## list the targets
 setup: $(READY) ## make .venv and install stillframe into it
 
 demo: $(READY) ## built-in videos -> cache -> three temporal modules -> report, in demo/
-	$(STILLFRAME) demo --out demo
+	$(STILLFRAME) demo --out demo $(ARGS)
 
 test: lint ## lint, types and all tests, on up to eight cores: ten minutes on two
 	$(PYTEST)
@@ -50,17 +52,17 @@ docs: $(READY) ## write docs/reference, and the rooms in the README, from the co
 	@$(VENV)/bin/python -m pipeline.cli.reference
 
 extract: $(READY) ## stage one: make extract SPEC=cache_specs/dinov2_small.toml DATA=data/mine
-	@$(call need,SPEC) $(call need,DATA) $(STILLFRAME) extract $(SPEC) $(DATA) --out $(OUT)
+	@$(call need,SPEC) $(call need,DATA) $(STILLFRAME) extract $(SPEC) $(DATA) --out $(OUT) $(ARGS)
 
 train: $(READY) ## stage two: make train RECIPE=demo_gru CACHE=caches/NAME
-	@$(call need,RECIPE) $(call need,CACHE) $(STILLFRAME) train $(RECIPE) $(CACHE)
+	@$(call need,RECIPE) $(call need,CACHE) $(STILLFRAME) train $(RECIPE) $(CACHE) $(ARGS)
 
 pretrain: $(READY) ## pre-train without labels: make pretrain CACHE=caches/NAME [RECIPE=pretrain_forecast]
-	@$(call need,CACHE) $(STILLFRAME) train $(or $(RECIPE),pretrain_forecast) $(CACHE)
+	@$(call need,CACHE) $(STILLFRAME) train $(or $(RECIPE),pretrain_forecast) $(CACHE) $(ARGS)
 
 ablate: $(READY) ## sweep over temporal modules: make ablate [CACHE=caches/NAME] [SWEEP=temporal_modules]; without CACHE the demo's
 	@$(if $(CACHE),,test -f $(DEMO_RUN) || $(STILLFRAME) demo --out demo)
-	$(STILLFRAME) sweep $(or $(SWEEP),temporal_modules) "$(or $(CACHE),$(DEMO_CACHE))"
+	$(STILLFRAME) sweep $(or $(SWEEP),temporal_modules) "$(or $(CACHE),$(DEMO_CACHE))" $(ARGS)
 
 clean: ## remove .venv and the demo
 	rm -rf $(VENV) demo

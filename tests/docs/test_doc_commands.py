@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def test_targets_of_make_exist():
     ]
     assert len(texts) > 10
     for text in texts:
-        for word in text.partition("#")[0].partition("&&")[0].split()[1:]:
+        for word in shlex.split(text.partition("&&")[0], comments=True)[1:]:
             key, equals, _ = word.partition("=")
             assert key in (variables if equals else targets), text
 
