@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import secrets
 import shutil
 import signal
 import subprocess
@@ -589,6 +590,29 @@ def test_a_disk_that_cannot_be_written_is_named(bucket, disk, monkeypatch):
         StillframeError, match=rf"the disk cache {disk} cannot be written: No space left on device"
     ):
         read(storage, "shard", 0, 1)
+
+
+def test_the_disk_cache_does_without_calls_that_macos_lacks(bucket, disk, monkeypatch):
+    for name in ("posix_fallocate", "fdatasync"):
+        monkeypatch.delattr(os, name)
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(handle), fsync(handle)))
+    storage, content = open_storage(bucket), secrets.token_bytes(3000)
+    storage.write("shard", content)
+    before = len(synced)
+    assert read(storage, "shard", 10, 2000) == content[10:2000]
+    assert len(synced) == before + 1  # the block counts once its bytes are on disk
+    assert read(storage, "shard", 0, 3000) == content
+    assert len(synced) == before + 1
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    storage.write("other", content)
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(StillframeError, match="cannot be written: No space left on device"):
+        read(storage, "other", 0, 1)
 
 
 # A network that fails

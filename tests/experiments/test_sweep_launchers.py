@@ -19,11 +19,13 @@ from support.paths import ROOT
 from support.processes import ended, start
 from support.sweeps import BASE, assert_as_alone
 
+from pipeline.cache.cache import Cache
 from pipeline.cache.leases import Holder, holders
 from pipeline.cache.storage.open import open_storage
 from pipeline.device import cores
 from pipeline.experiments.sweep import Sweep, sweep
 from pipeline.experiments.sweep_spec import SweepSpec, load_sweep
+from pipeline.train.run import Run
 
 STEPS = 40
 GROUNDS = {"slurm": ("slurm_user", {"cpus_per_task": 1}), "ray": ("ray_cluster", {})}
@@ -94,6 +96,31 @@ def test_workers_share_a_sweep_and_take_over_from_one_that_is_killed(
     made = Sweep(out)
     assert not made.left() and (out / "summary-classify.json").is_file()
     assert_as_alone(made, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GROUNDS)
+def test_workers_know_the_plugins_that_their_command_was_told(request, place, tmp_path, name):
+    """Both stages: a codec for what workers write, a temporal module for what they train."""
+    request.getfixturevalue(GROUNDS[name][0])
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "half.py").write_text("from pipeline.cache.codecs.float16 import Codec\n")
+    (mine / "nothing.py").write_text("from pipeline.models.temporal.identity import Temporal\n")
+    engine = ("--engine", name, "--workers", 2, "--logs", tmp_path / "logs")
+    out = tmp_path / "caches"
+    words = ("extract", place.spec, place.data, "--out", out, "--set", "codec.name=half", *engine)
+    fine("--plugins", mine, *words)
+    (cache,) = out.iterdir()
+    made = Cache(cache)
+    assert made.missing_stores() == []
+    assert made.spec["codec"]["from"]["file"] == "half.py"
+    file = tmp_path / "two.toml"
+    file.write_text(f'recipe = "{place.recipe}"\n[axes]\ntemporal = ["identity", "nothing"]\n')
+    fine("--plugins", mine, "sweep", file, cache, "--out", tmp_path / "sweep", *engine)
+    runs = [Run(path).header.recipe for path in sorted((tmp_path / "sweep/runs").iterdir())]
+    assert [recipe["temporal"]["name"] for recipe in runs] == ["identity", "nothing"]
+    assert runs[1]["temporal"]["from"]["file"] == "nothing.py"
 
 
 @pytest.mark.slow

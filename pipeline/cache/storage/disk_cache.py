@@ -212,9 +212,8 @@ class DiskCache:
 
         fetch([_span(run[0], run[-1], size) for run in _neighbours(missing)], put)
         with self._writing():
-            os.fdatasync(
-                data
-            )  # so that no block counts after a loss of power whose bytes were lost
+            # So that no block counts after a loss of power whose bytes were lost.
+            getattr(os, "fdatasync", os.fsync)(data)  # macOS has the second alone
             for block in missing:
                 os.pwrite(marks, b"\1", block)
 
@@ -234,7 +233,8 @@ class DiskCache:
                 return False
             for block in missing:
                 start, stop = _span(block, block, size)
-                os.posix_fallocate(data, start, stop - start)
+                if hasattr(os, "posix_fallocate"):  # elsewhere a full disk shows at the write
+                    os.posix_fallocate(data, start, stop - start)
         return True
 
     @contextmanager
