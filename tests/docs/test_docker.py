@@ -54,7 +54,7 @@ def test_the_command_runs_as_a_user_of_its_own_over_named_volumes():
     )
     (made,) = [run for run in of(last, "RUN") if "useradd" in run]
     (volumes,) = map(json.loads, of(last, "VOLUME"))
-    assert volumes == ["/data", "/home/stillframe/.cache"]
+    assert volumes == ["/data", "/var/stillframe/.cache"]
     assert made.endswith(f"install -d -o {user} {' '.join(volumes)}")
     assert of(last, "WORKDIR") == [volumes[0]]
     assert [json.loads(text) for text in of(last, "ENTRYPOINT") + of(last, "CMD")] == [

@@ -110,14 +110,15 @@ def test_workers_know_the_plugins_that_their_command_was_told(request, place, tm
     engine = ("--engine", name, "--workers", 2, "--logs", tmp_path / "logs")
     out = tmp_path / "caches"
     words = ("extract", place.spec, place.data, "--out", out, "--set", "codec.name=half", *engine)
-    fine("--plugins", mine, *words)
+    assert call("--plugins", mine, *words).code == 0  # slow workers are told of on the way
     (cache,) = out.iterdir()
     made = Cache(cache)
     assert made.missing_stores() == []
     assert made.spec["codec"]["from"]["file"] == "half.py"
     file = tmp_path / "two.toml"
     file.write_text(f'recipe = "{place.recipe}"\n[axes]\ntemporal = ["identity", "nothing"]\n')
-    fine("--plugins", mine, "sweep", file, cache, "--out", tmp_path / "sweep", *engine)
+    words = ("sweep", file, cache, "--out", tmp_path / "sweep", *engine)
+    assert call("--plugins", mine, *words).code == 0
     runs = [Run(path).header.recipe for path in sorted((tmp_path / "sweep/runs").iterdir())]
     assert [recipe["temporal"]["name"] for recipe in runs] == ["identity", "nothing"]
     assert runs[1]["temporal"]["from"]["file"] == "nothing.py"
