@@ -156,7 +156,7 @@ def _train(request: TrainRequest, ranks: Ranks) -> tuple[Run, dict[str, float]]:
         def on_progress(state: TrainProgress) -> None:
             seconds.update(state.seconds)
             if update:
-                log_file.keep_log(folder / log_file.RUN_LOG)
+                log_file.keep_log(request.folder / log_file.RUN_LOG)
                 update(state.step, state.steps, _progress_note(state))
 
         run = module.train(
