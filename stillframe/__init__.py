@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline.train.run import Run
     from pipeline.train.stream import Seen, Stream
     from stillframe._verbs import (
+        add_plugins,
         evaluate,
         extract,
         load_manifest,
@@ -60,6 +61,7 @@ _NAMES = {
     "pipeline.train.run": ("Run",),
     "pipeline.train.stream": ("Seen", "Stream"),
     "stillframe._verbs": (
+        "add_plugins",
         "evaluate",
         "extract",
         "load_manifest",
@@ -96,6 +98,7 @@ __all__ = [
     "WindowBatch",
     "WindowDataset",
     "__version__",
+    "add_plugins",
     "evaluate",
     "extract",
     "load_manifest",

@@ -11,6 +11,7 @@ import torch
 
 from pipeline.cache.cache import Cache
 from pipeline.config import cache_spec as specs
+from pipeline.config import plugins
 from pipeline.config import recipe as recipes
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.recipe import Recipe
@@ -31,6 +32,16 @@ from pipeline.train.stream import Stream
 
 Device = torch.device | str | None
 """Where it computes, such as "cuda:1"; None: CUDA where there is one."""
+
+
+def add_plugins(path: Path | str) -> None:
+    """Makes plug-ins of your own known by their names for the rest of this process, as `stillframe
+    --plugins PATH` does: `path` is a file of Python, or a folder of such files, whose code is run
+    when one of them is used.
+
+    Raises BadInput: no such file, none that defines a plug-in, a name that is taken.
+    """
+    plugins.add(Path(path))
 
 
 def make_manifest(
@@ -107,21 +118,23 @@ def train(
     manifest: Manifest | Path | str | None = None,
     device: Device = None,
     allow_missing: bool = False,
+    follow: bool = False,
 ) -> Run:
     """Stage two: a temporal module and a readout are trained from a cache, into the run folder
     `out` (runs/NAME). Called again it goes on from the last checkpoint.
 
     `changes`: as --set takes them. `manifest`: other clips or labels over the same videos.
-    `allow_missing`: clips that the cache does not cover are left out. Raises BadInput where recipe,
-    cache, manifest and an existing run do not fit together.
+    `allow_missing`: clips that the cache does not cover are left out. `follow`: the cache is still
+    being filled, and is waited for. Raises BadInput where recipe, cache, manifest and an existing
+    run do not fit together.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, changes)
     elif changes:
         raise ValueError("changes are for a recipe that is named: load_recipe(name, changes)")
     folder = Path("runs") / recipe.name if out is None else Path(out)
-    clips = _manifest(manifest)
-    return loop.train(recipe, _cache(cache), folder, clips, _device(device), allow_missing)
+    clips, where = _manifest(manifest), _device(device)
+    return loop.train(recipe, _cache(cache), folder, clips, where, allow_missing, follow=follow)
 
 
 def load_run(

@@ -12,11 +12,13 @@ import pytest
 from support.commands import assert_refused, call, fine
 from support.paths import ROOT
 
+import stillframe
 from pipeline.cache.cache import Cache
 from pipeline.config import plugins
 from pipeline.config.cache_spec import load_spec
 from pipeline.config.json_files import sealed
 from pipeline.config.outside import named_paths, one_call
+from pipeline.errors import BadInput
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 AVERAGE = re.findall(r"`[\w/]+/moving_average\.py`:\n\n```python\n(.*?)```", PAGE, re.S)[0]
@@ -49,6 +51,16 @@ def recipe(place, tmp_path) -> Path:
     text = place.recipe.read_text().replace('"identity"', '"./mine/moving_average.py"')
     file.write_text(text)
     return file
+
+
+def test_python_names_plugins_as_the_command_does(place, average, tmp_path):
+    with one_call():
+        stillframe.add_plugins(average.parent)
+        changes = ["temporal.name=moving_average"]
+        run = stillframe.train(place.recipe, place.cache, tmp_path / "run", changes)
+        assert run.recipe.temporal.name == "moving_average"
+        with pytest.raises(BadInput, match="nothing"):
+            stillframe.add_plugins(str(tmp_path / "nothing.py"))
 
 
 def test_a_recipe_names_a_file_relative_to_itself_and_the_run_says_which(

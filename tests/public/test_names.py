@@ -56,6 +56,7 @@ def test_importing_it_imports_nothing_heavy(tmp_path):
 
 
 SIGNATURES = {
+    "add_plugins": "(path)",
     "evaluate": "(run, cache=None, split='val', *, checkpoint='last', manifest=None, device=None, allow_missing=False)",
     "extract": "(spec, manifest, out='caches', *, device=None, decoders=1)",
     "load_manifest": "(folder, root=None)",
@@ -66,7 +67,7 @@ SIGNATURES = {
     "open_cache": "(path)",
     "open_encoder": "(source, *, device=None, encoder=None)",
     "open_stream": "(run, *, device=None, encoder=None, ask=())",
-    "train": "(recipe, cache, out=None, changes=(), *, manifest=None, device=None, allow_missing=False)",
+    "train": "(recipe, cache, out=None, changes=(), *, manifest=None, device=None, allow_missing=False, follow=False)",
     "FrameEncoder.__call__": "(self, pixels_FHWC, pixel_aspect=1.0)",
     "FrameEncoder.video": "(self, path, image_fps=None)",
     "Stream.answers_per_second": "(self, source_fps=None)",
