@@ -4,6 +4,7 @@ are to compute with."""
 from __future__ import annotations
 
 import os
+import platform
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,21 @@ def chosen(device: torch.device | None) -> torch.device:
 def cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def native_precision(device: torch.device) -> str:
+    """ "bfloat16" where the device multiplies matrices of it in hardware, else "float32"."""
+    import torch
+
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    elif platform.machine() in ("arm64", "aarch64"):
+        native = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    else:
+        # AVX-512 without this extension computes bfloat16, too, but no faster.
+        supported = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        native = device.type == "cpu" and supported
+    return "bfloat16" if native else "float32"
 
 
 def device_of_worker(name: str | None, index: int) -> torch.device:

@@ -307,6 +307,10 @@ def spot_check(
     ] = 0.001,
     seed: Annotated[int, typer.Option(min=0, help="Which frames.")] = 0,
     root: Root = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Encode in this one, as float32, to see what the cache's own costs."),
+    ] = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -329,16 +333,17 @@ def spot_check(
             torch_device(device),
             seed,
             lambda done, total: update(done, total, "frames"),
+            precision,
         )
     if as_json:
         console.show_json(asdict(outcome))
     else:
-        _show_spot_check(outcome)
+        _show_spot_check(outcome, precision)
     if not outcome.is_sound:
         raise typer.Exit(FINISHED_WITH_FAILURES)
 
 
-def _show_spot_check(outcome: SpotCheck) -> None:
+def _show_spot_check(outcome: SpotCheck, precision: str | None) -> None:
     from pipeline.cli import console
 
     console.show(
@@ -371,7 +376,9 @@ def _show_spot_check(outcome: SpotCheck) -> None:
         columns = ("video", "time, s", "array", "cosine", "")
         console.show_table("worst frames", columns, rows, justify="lrlrl")
         console.show(f"times of frames differ by {outcome.mismatch_s:.6f} s at most")
-    if not outcome.judged:
+    if precision is not None:
+        console.show(f"encoded in {precision}, so no token is called drifted")
+    elif not outcome.judged:
         console.show(
             "derived cache: what the codec of its source lost is not known here, so no token is "
             "called drifted"

@@ -18,10 +18,11 @@ from pipeline.cache.layout import bytes_per_frame
 from pipeline.config import plugins
 from pipeline.config.cache_spec import FORMAT_VERSION, CacheSpec, encoder_meaning, fingerprint
 from pipeline.config.toml_tables import differences, differing
+from pipeline.device import chosen
 from pipeline.errors import BadInput
 from pipeline.extract.derive import require_derivable
 from pipeline.extract.extract import preview
-from pipeline.models.encoders.contract import make_encoder, token_shape
+from pipeline.models.encoders.contract import AUTO, make_encoder, settle, token_shape
 from pipeline.video import probe
 
 Verdict = Literal["same", "derivable", "new layers", "everything", "not known"]
@@ -56,6 +57,7 @@ class SpecDiff:
 
 def compare_spec(spec: CacheSpec, cache: Cache) -> SpecDiff:
     """Holds a spec against a cache. Reads the encoder's weights, where they can be had."""
+    spec = _settled_as(spec, cache)
     identity, unknown = _identity(spec)
     differ = list(_differ(spec, cache, identity))
     digits = None
@@ -84,6 +86,18 @@ def compare_spec(spec: CacheSpec, cache: Cache) -> SpecDiff:
         store_bytes=store_bytes,
         unknown=unknown,
     )
+
+
+def _settled_as(spec: CacheSpec, cache: Cache) -> CacheSpec:
+    """A spec with what it leaves to the device as it was on the one that made the cache, where that
+    is known."""
+    if getattr(spec.encoder.settings, "precision", None) != AUTO:
+        return spec
+    of_cache = getattr(cache.cache_spec.encoder.settings, "precision", None)
+    update = {} if of_cache is None else {"precision": of_cache}
+    settings = spec.encoder.settings.model_copy(update=update)
+    encoder = spec.encoder.model_copy(update={"settings": settings})
+    return settle(spec.model_copy(update={"encoder": encoder}), chosen(None))
 
 
 def _identity(spec: CacheSpec) -> tuple[dict[str, Any] | None, str]:

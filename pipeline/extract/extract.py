@@ -33,7 +33,7 @@ from pipeline.extract.launchers.contract import EnginePlugin, run_until_done
 from pipeline.extract.progress import OnProgress, Progress
 from pipeline.extract.reuse import ReusableCache, reusable_caches
 from pipeline.extract.worker import ExtractionJob, fill
-from pipeline.models.encoders.contract import EncoderPlugin, make_encoder, token_shape
+from pipeline.models.encoders.contract import EncoderPlugin, make_encoder, settle, token_shape
 from pipeline.records import TokenShape, Video
 from pipeline.video import probe
 from pipeline.video.even_rates import rates_of, uneven_text
@@ -89,6 +89,7 @@ def extract_all(
     else, StillframeError where it cannot be written.
     """
     device_name, device = None if device is None else str(device), chosen(device)
+    specs = [_settled(spec, device, say) for spec in specs]
     for spec in specs:
         if text := uneven_frames_text(spec, manifest):
             say(text if len(specs) == 1 else f"{spec.name}: {text}")
@@ -115,6 +116,18 @@ def extract_all(
     for cache in complete:
         _announce_not_reused(cache, reused[cache.name], say)
     return complete
+
+
+def _settled(spec: CacheSpec, device: torch.device, say: Callable[[str], None]) -> CacheSpec:
+    """A spec that leaves nothing to the device, which `say` is told of."""
+    outright = settle(spec, device)
+    if outright != spec:
+        say(
+            f"{spec.name}: encoder.precision is {outright.encoder.settings.precision}, which this "
+            f"machine's {device.type} is made for; another may say otherwise: write it into the "
+            "spec where several make one cache"
+        )
+    return outright
 
 
 def uneven_frames_text(spec: CacheSpec, manifest: Manifest) -> str:

@@ -18,12 +18,13 @@ import torch
 
 from pipeline.cache.cache import Cache, Location
 from pipeline.cache.layout import TIMES
+from pipeline.config.cache_spec import CacheSpec, choice
 from pipeline.device import chosen
 from pipeline.errors import BadInput, BadVideo
 from pipeline.extract.derive import OnFrames
 from pipeline.extract.encode import named_tokens
 from pipeline.extract.worker import load_encoder
-from pipeline.models.encoders.contract import EncoderPlugin
+from pipeline.models.encoders.contract import EncoderPlugin, make_encoder
 from pipeline.records import Video
 from pipeline.video.reader import FrameReader
 
@@ -90,7 +91,8 @@ class SpotCheck:
     cache: str
     seed: int
     judged: bool
-    """Whether tokens can be called drifted: in a derived cache they cannot."""
+    """Whether tokens can be called drifted: in a derived cache, and in another precision, they
+    cannot."""
     arrays: dict[str, ArrayAgreement]
     bins: list[float]
     """Edges of the histograms, in 1 - cosine."""
@@ -119,11 +121,13 @@ def spot_check(
     device: torch.device | None = None,
     seed: int = 0,
     on_frames: OnFrames | None = None,
+    precision: str | None = None,
 ) -> SpotCheck:
     """Encodes about `fraction` of the cached frames again; the sample follows from `seed`.
 
-    `root`: where the videos are now. Raises BadInput where nothing is stored, or the encoder is not
-    the cache's.
+    `root`: where the videos are now. `precision`: the encoder computes in this one, such as
+    "float32", and not in the cache's own; then nothing is held against the cache. Raises BadInput
+    where nothing is stored, or the encoder is not the cache's.
     """
     folder, device = root or Path(cache.header.root), chosen(device)
     if not folder.is_dir():
@@ -134,6 +138,8 @@ def spot_check(
     if not sample:
         raise BadInput(f"cache {cache} holds no frames", "see: stillframe status")
     encoder = load_encoder(cache, device)
+    if precision is not None:
+        encoder = make_encoder(_in_precision(cache.cache_spec, precision), device)
     videos = {video.video_id: video for video in cache.manifest.videos}
     total, done = sum(map(len, sample.values())), 0
     checks, changed = [], {}
@@ -146,7 +152,15 @@ def spot_check(
             done += len(numbers)
             if on_frames:
                 on_frames(done, total)
-    return _summarise(cache, checks, changed, seed, sample)
+    # How much the codec of its source lost is not in a derived cache, so nothing can be held
+    # against it.
+    judged = cache.header.derived_from is None and precision is None
+    return _summarise(cache, checks, changed, seed, sample, judged)
+
+
+def _in_precision(spec: CacheSpec, precision: str) -> CacheSpec:
+    table = spec.encoder.table() | {"precision": precision}
+    return spec.model_copy(update={"encoder": choice("encoder", table)})
 
 
 def sample_frames(
@@ -240,10 +254,8 @@ def _summarise(
     changed: dict[str, str],
     seed: int,
     sample: dict[str, np.ndarray],
+    judged: bool,
 ) -> SpotCheck:
-    # How much the codec of its source lost is not in a derived cache, so nothing can be held
-    # against it.
-    judged = cache.header.derived_from is None
     frames = [frame for check in checks for frame in _frames(check, judged)]
     return SpotCheck(
         cache=str(cache),

@@ -18,9 +18,12 @@ import torch
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.plugins import Settings
+from pipeline.device import native_precision
 from pipeline.errors import BadInput
 from pipeline.records import Tokens, TokenShape
 
+AUTO = "auto"
+"""The precision that is left to the device."""
 MAY_FETCH = ContextVar("may_fetch", default=True)
 """Whether files of a model may be fetched from the hub."""
 
@@ -66,6 +69,14 @@ class EncoderPlugin(ABC):
         """Floating-point operations for one frame up to the last recorded layer: 2 for a multiply
         and add, matrix products and convolutions. From the configuration alone."""
 
+    @classmethod
+    def settled(cls, settings: Any, device: torch.device) -> Any:
+        """`settings` with what is left to the device said outright, as a cache writes it down:
+        `precision = "auto"` becomes what the device is made for."""
+        if getattr(settings, "precision", None) != AUTO:
+            return settings
+        return settings.model_copy(update={"precision": native_precision(device)})
+
     @abstractmethod
     def __init__(self, settings: Any, size_px: int, device: torch.device) -> None: ...
 
@@ -75,10 +86,18 @@ class EncoderPlugin(ABC):
         antialiased, on the encoder's device -> float tokens on the same device."""
 
 
+def settle(spec: CacheSpec, device: torch.device) -> CacheSpec:
+    """A spec whose encoder leaves nothing to the device, see `EncoderPlugin.settled`."""
+    plugin: type[EncoderPlugin] = plugins.load("encoder", spec.encoder.name)
+    settings = plugin.settled(spec.encoder.settings, device)
+    encoder = spec.encoder.model_copy(update={"settings": settings})
+    return spec.model_copy(update={"encoder": encoder})
+
+
 def make_encoder(spec: CacheSpec, device: torch.device) -> EncoderPlugin:
     """The encoder that a spec names, on `device`; its weights are read. Raises BadInput."""
     plugin: type[EncoderPlugin] = plugins.load("encoder", spec.encoder.name)
-    return plugin(spec.encoder.settings, spec.frames.size_px, device)
+    return plugin(settle(spec, device).encoder.settings, spec.frames.size_px, device)
 
 
 def token_shape(spec: CacheSpec) -> TokenShape:

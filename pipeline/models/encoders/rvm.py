@@ -43,8 +43,9 @@ class Encoder(EncoderPlugin):
 
         weights: str
         """Path of a released .npz file."""
-        precision: Literal["float32", "bfloat16", "float16"] = "float32"
-        """Number format in which the encoder computes."""
+        precision: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+        """Number format in which the encoder computes. "auto" becomes "bfloat16" where the device
+        that encodes multiplies it in hardware, and else "float32"; the cache says which."""
 
     @classmethod
     def shape(cls, settings: Any, size_px: int) -> TokenShape:

@@ -54,8 +54,9 @@ class Encoder(EncoderPlugin):
         processor_config.json, else of preprocessor_config.json), or 0.5 with `config`."""
         std: tuple[float, float, float] | None = None
         """RGB standard deviation in [0, 1]; goes with `mean`."""
-        precision: Literal["float32", "bfloat16", "float16"] = "float32"
-        """Number format in which the tower computes."""
+        precision: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+        """Number format in which the tower computes. "auto" becomes "bfloat16" where the device
+        that encodes multiplies it in hardware, and else "float32"; the cache says which."""
 
         @model_validator(mode="after")
         def _whole(self) -> Self:
