@@ -315,9 +315,12 @@ def tracker_names(track: list[str] | None, tensorboard: bool) -> list[str]:
     return [*(track or []), *(["tensorboard"] if tensorboard else [])]
 
 
-def make_engine(name: str | None, workers: int, sets: list[str]) -> EnginePlugin | None:
+def make_engine(
+    name: str | None, workers: int, sets: list[str], *, together: bool = False
+) -> EnginePlugin | None:
     """The engine of that name with its settings, None where this process does the work. More than
-    one worker are processes of this machine unless an engine is named."""
+    one worker are processes of this machine unless an engine is named. `together`: they are the
+    processes of one job, which one worker starts."""
     from pipeline.config import plugins
     from pipeline.config.toml_tables import override
 
@@ -330,6 +333,7 @@ def make_engine(name: str | None, workers: int, sets: list[str]) -> EnginePlugin
     name = plugins.plugin_name("engine", name or "local")
     plugin = plugins.load("engine", name)
     engine: EnginePlugin = plugin(
-        plugins.settings("engine", name, override({}, sets), f"engine '{name}'"), workers
+        plugins.settings("engine", name, override({}, sets), f"engine '{name}'"),
+        1 if together else workers,
     )
     return engine

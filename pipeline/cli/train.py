@@ -17,13 +17,18 @@ from pipeline.cli.options import (
     AsJson,
     CacheFolder,
     Device,
+    DryRun,
+    EngineName,
+    EngineSets,
     Forecaster,
+    Logs,
     ManifestFolder,
     RecipeArgument,
     Sets,
     Tensorboard,
     Track,
     app,
+    make_engine,
     named_file,
     other_manifest,
     torch_device,
@@ -39,7 +44,9 @@ if TYPE_CHECKING:
     from pipeline.cache.cache import Cache
     from pipeline.config.recipe import Recipe
     from pipeline.datasets.manifest.manifest import Manifest
+    from pipeline.extract.launchers.contract import EnginePlugin
     from pipeline.train.distributed import Ranks
+    from pipeline.train.launched import TrainJob
     from pipeline.train.run import Run
     from pipeline.train.setup import RunContext
     from pipeline.train.trainer import TrainProgress
@@ -69,6 +76,13 @@ def train(
     track: Track = None,
     tensorboard: Tensorboard = False,
     device: Device = None,
+    engine: EngineName = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes of the training, each with a device.")
+    ] = 1,
+    engine_sets: EngineSets = None,
+    logs: Logs = Path("logs"),
+    dry_run: DryRun = False,
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
@@ -95,6 +109,12 @@ def train(
             follow,
             tracker_names(track, tensorboard),
         )
+        started = make_engine(engine, workers, engine_sets or [], together=True)
+        if started is not None or dry_run:
+            words = _words(recipe, request, [*(sets or []), *begin_with])
+            job = _job(request, words, workers, logs, ranks)
+            _on_engine(started, job, request, logs, dry_run, as_json)
+            return
         run, seconds = _train(request, ranks)
     if ranks.is_first:
         _show_run(run, request.context, seconds, as_json)
@@ -176,6 +196,64 @@ def _train(request: TrainRequest, ranks: Ranks) -> tuple[Run, dict[str, float]]:
             (evaluation,) = evaluate_together([run], request.context)
             tracking.finish(run, evaluation, "finished")
     return run, seconds
+
+
+def _words(recipe: str, request: TrainRequest, changes: Sequence[str]) -> list[str]:
+    """The command that trains what is asked for, without engine, from any folder."""
+    file = Path(recipe)
+    words = ["train", str(file.absolute()) if file.exists() else recipe]
+    words += [request.cache.storage.address, "--out", str(request.folder.absolute())]
+    if request.manifest is not None:
+        words += ["--manifest", str(request.manifest.folder.absolute())]
+    if request.device is not None:
+        words += ["--device", request.device.type]
+    words += ["--allow-missing"] * request.allow_missing + ["--follow"] * request.follow
+    words += [word for name in request.trackers for word in ("--track", name)]
+    return words + [word for change in changes for word in ("--set", change)]
+
+
+def _job(
+    request: TrainRequest, words: Sequence[str], processes: int, logs: Path, ranks: Ranks
+) -> TrainJob:
+    """The training as a job. Raises BadInput for what cannot be trained."""
+    from pipeline.train.compatibility import check, require_trainable
+    from pipeline.train.launched import TrainJob, done_file
+
+    if ranks.size > 1:
+        raise BadInput(
+            f"an engine starts processes of its own, and torchrun has started {ranks.size}",
+            "leave one out",
+        )
+    manifest = request.manifest or request.cache.manifest
+    check([request.recipe], request.cache, manifest)
+    require_trainable(request.recipe, request.cache, manifest, request.folder)
+    device = None if request.device is None else str(request.device)
+    return TrainJob(device=device, words=tuple(words), processes=processes, done=done_file(logs))
+
+
+def _on_engine(
+    engine: EnginePlugin | None,
+    job: TrainJob,
+    request: TrainRequest,
+    logs: Path,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Has an engine train, and shows how far it is, and what it has come to."""
+    from pipeline.cli import console
+    from pipeline.train.launched import train_on
+
+    if dry_run:
+        console.show(f"stillframe {shlex.join(job.words)}")
+        if engine is not None and (script := engine.script(job)):
+            console.say(script)
+        return
+    assert engine is not None
+    with console.progress(f"train {request.recipe.name}") as update:
+        run = train_on(
+            engine, job, logs, request.folder, lambda step, steps: update(step, steps, "steps")
+        )
+    _show_run(run, request.context, {}, as_json)
 
 
 def _progress_note(state: TrainProgress) -> str:

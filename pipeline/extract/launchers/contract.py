@@ -47,6 +47,11 @@ class Job(Settings, ABC):
             plugins.add(Path(file))
         self._work(index)
 
+    @property
+    def devices(self) -> int:
+        """CUDA devices that one worker computes on, where its device is CUDA."""
+        return 1
+
     @abstractmethod
     def _work(self, index: int) -> None:
         """`work` where plug-ins are known."""

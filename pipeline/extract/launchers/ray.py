@@ -36,7 +36,8 @@ class Engine(EnginePlugin):
         """Address of a running cluster, such as "auto"; not given: that of RAY_ADDRESS, or else one
         of this machine alone."""
         num_gpus: float | None = Field(default=None, ge=0)
-        """GPUs of a worker; one where it is not given and the job's device is CUDA."""
+        """GPUs of a worker; as many as it computes on where it is not given and the job's device is
+        CUDA."""
         num_cpus: float = Field(default=1, gt=0)
         """Cores of a worker; Ray sets its threads from it."""
 
@@ -71,7 +72,7 @@ class Engine(EnginePlugin):
         gpus = (
             asked.num_gpus
             if asked.num_gpus is not None
-            else float((job.device or "").startswith("cuda"))
+            else float(job.devices if (job.device or "").startswith("cuda") else 0)
         )
         actor = self._ray.remote(num_cpus=asked.num_cpus, num_gpus=gpus, max_restarts=0)(_Actor)
         for index in range(self.workers):

@@ -61,7 +61,8 @@ class Engine(EnginePlugin):
         time_min: int = Field(default=240, ge=1)
         """Time limit of a worker, in minutes."""
         gpus_per_node: int | None = Field(default=None, ge=0)
-        """GPUs of a worker; one where it is not given and the job's device is CUDA."""
+        """GPUs of a worker; as many as it computes on where it is not given and the job's device is
+        CUDA."""
         cpus_per_task: int | None = Field(default=None, ge=1)
         """Cores of a worker, and its threads."""
         mem_gb: float | None = Field(default=None, gt=0)
@@ -152,7 +153,7 @@ class Engine(EnginePlugin):
                 f"--cpus-per-task={asked.cpus_per_task}"
             ]  # since Slurm 22.05 a step does not inherit it
         gpus = (
-            1
+            job.devices
             if asked.gpus_per_node is None and (job.device or "").startswith("cuda")
             else asked.gpus_per_node
         )
