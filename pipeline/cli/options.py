@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from pipeline.datasets.manifest.manifest import Manifest
     from pipeline.extract.launchers.contract import EnginePlugin
+    from pipeline.train.distributed import Ranks
 
 FINISHED_WITH_FAILURES = 3
 
@@ -337,3 +338,12 @@ def make_engine(
         1 if together else workers,
     )
     return engine
+
+
+def require_one_master(ranks: Ranks) -> None:
+    """Raises BadInput where an engine's workers would train beside what torchrun has started."""
+    if ranks.size > 1:
+        raise BadInput(
+            f"an engine starts workers of its own, and torchrun has started {ranks.size}",
+            "leave one out",
+        )

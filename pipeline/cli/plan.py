@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from pipeline.config.cache_spec import CacheSpec
     from pipeline.config.recipe import Recipe
     from pipeline.datasets.manifest.manifest import Manifest
-    from pipeline.experiments.measure import Throughput
-    from pipeline.experiments.plan import Operations, Plan
+    from pipeline.experiments.planning.measure import Throughput
+    from pipeline.experiments.planning.plan import Operations, Plan
 
 DEFAULT_FRAMES = 1_000_000
 """Frames of a plan that is told neither videos nor a length: a round number to multiply."""
@@ -98,8 +98,8 @@ def plan(
     clips = _clips_to_train_on(videos, loaded_recipe, manifest_folder)
     count = _frame_count(loaded_spec, videos, frames, hours)
     from pipeline.device import chosen
-    from pipeline.experiments import plan as module
-    from pipeline.experiments.measure import measure_stages
+    from pipeline.experiments.planning import plan as module
+    from pipeline.experiments.planning.measure import measure_stages
 
     on_device = chosen(torch_device(device))
     module.require(loaded_spec, videos, loaded_recipe, clips)

@@ -29,6 +29,7 @@ from pipeline.cli.options import (
     make_engine,
     named_file,
     other_manifest,
+    require_one_master,
     torch_device,
     tracker_names,
 )
@@ -129,7 +130,8 @@ def sweep(
             tracker_names(track, tensorboard),
             ranks,
         )
-        _require_one_master(request)
+        if request.engine is not None:
+            require_one_master(ranks)
         if dry_run:
             _show_plan(request, as_json)
             return
@@ -159,17 +161,6 @@ class SweepRequest:
     logs: Path
     trackers: list[str]
     ranks: Ranks
-
-
-def _require_one_master(request: SweepRequest) -> None:
-    """Raises BadInput where an engine's workers would train beside what this process trains."""
-    if request.engine is None:
-        return
-    if request.ranks.size > 1:
-        raise BadInput(
-            f"an engine starts workers of its own, and torchrun has started {request.ranks.size}",
-            "leave one out",
-        )
 
 
 def _train(request: SweepRequest) -> Sweep:

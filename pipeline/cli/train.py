@@ -31,6 +31,7 @@ from pipeline.cli.options import (
     make_engine,
     named_file,
     other_manifest,
+    require_one_master,
     torch_device,
     tracker_names,
 )
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from pipeline.datasets.manifest.manifest import Manifest
     from pipeline.extract.launchers.contract import EnginePlugin
     from pipeline.train.distributed import Ranks
-    from pipeline.train.launched import TrainJob
     from pipeline.train.run import Run
     from pipeline.train.setup import RunContext
     from pipeline.train.trainer import TrainProgress
@@ -111,9 +111,9 @@ def train(
         )
         started = make_engine(engine, workers, engine_sets or [], together=True)
         if started is not None or dry_run:
+            require_one_master(ranks)
             words = _words(recipe, request, [*(sets or []), *begin_with])
-            job = _job(request, words, workers, logs, ranks)
-            _on_engine(started, job, request, logs, dry_run, as_json)
+            _on_engine(started, words, workers, request, logs, dry_run, as_json)
             return
         run, seconds = _train(request, ranks)
     if ranks.is_first:
@@ -212,28 +212,10 @@ def _words(recipe: str, request: TrainRequest, changes: Sequence[str]) -> list[s
     return words + [word for change in changes for word in ("--set", change)]
 
 
-def _job(
-    request: TrainRequest, words: Sequence[str], processes: int, logs: Path, ranks: Ranks
-) -> TrainJob:
-    """The training as a job. Raises BadInput for what cannot be trained."""
-    from pipeline.train.compatibility import check, require_trainable
-    from pipeline.train.launched import TrainJob, done_file
-
-    if ranks.size > 1:
-        raise BadInput(
-            f"an engine starts processes of its own, and torchrun has started {ranks.size}",
-            "leave one out",
-        )
-    manifest = request.manifest or request.cache.manifest
-    check([request.recipe], request.cache, manifest)
-    require_trainable(request.recipe, request.cache, manifest, request.folder)
-    device = None if request.device is None else str(request.device)
-    return TrainJob(device=device, words=tuple(words), processes=processes, done=done_file(logs))
-
-
 def _on_engine(
     engine: EnginePlugin | None,
-    job: TrainJob,
+    words: Sequence[str],
+    processes: int,
     request: TrainRequest,
     logs: Path,
     dry_run: bool,
@@ -241,8 +223,10 @@ def _on_engine(
 ) -> None:
     """Has an engine train, and shows how far it is, and what it has come to."""
     from pipeline.cli import console
-    from pipeline.train.launched import train_on
+    from pipeline.experiments.launched import make_train_job, train_on
 
+    context, folder = request.context, request.folder
+    job = make_train_job(words, request.recipe, context, request.device, processes, folder, logs)
     if dry_run:
         console.show(f"stillframe {shlex.join(job.words)}")
         if engine is not None and (script := engine.script(job)):
@@ -250,9 +234,7 @@ def _on_engine(
         return
     assert engine is not None
     with console.progress(f"train {request.recipe.name}") as update:
-        run = train_on(
-            engine, job, logs, request.folder, lambda step, steps: update(step, steps, "steps")
-        )
+        run = train_on(engine, job, logs, folder, lambda step, steps: update(step, steps, "steps"))
     _show_run(run, request.context, {}, as_json)
 
 

@@ -3,8 +3,7 @@
 In: a cache and a sweep (axes over the keys of a recipe). Out: runs, and their scores and gains with
 intervals.
 
-Read `plan`, with `measure` (both stages timed on a `subset` of the videos) and `uncached` (training
-without a cache); then `sweep_spec` (axes become runs), `sweep_caches`, `sweep` (who trains what);
-then `summary`, with `resampling` (intervals over videos) and `seed_variance` (what other seeds
-would have scored).
+Read `planning` (what it will take); then `sweep_spec` (axes become runs), `sweep_caches`, `sweep`
+(who trains what) and `launched` (one training as a job); then `summary`, with `resampling`
+(intervals over videos) and `seed_variance` (what other seeds would have scored).
 """

@@ -7,6 +7,5 @@ Read `windows` (cache and truth become batches), `language` (what is said of vid
 `compatibility` and `setup`, `trainer` (one run), `loop` (runs side by side on one read), `follow`
 (the cache is still being filled), `run` (the folder), `evaluate` with `bootstrap`; then `stream`,
 `visualize`, and `ahead` (one run reads what another forecasts). `distributed` counts processes,
-`launched` has an engine start them, `trackers` hands numbers to those who watch, and `weights`
-brings in those of other runs.
+`trackers` hands numbers to those who watch, and `weights` brings in those of other runs.
 """

@@ -24,10 +24,10 @@ from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec, load_spec
 from pipeline.config.recipe import Recipe, load_recipe
 from pipeline.datasets.manifest import manifest
-from pipeline.experiments import measure
-from pipeline.experiments.plan import break_even, plan
-from pipeline.experiments.subset import MIN_HEAD_FRAMES, write_subset
-from pipeline.experiments.uncached import UncachedReader
+from pipeline.experiments.planning import measure
+from pipeline.experiments.planning.plan import break_even, plan
+from pipeline.experiments.planning.subset import MIN_HEAD_FRAMES, write_subset
+from pipeline.experiments.planning.uncached import UncachedReader
 from pipeline.extract import extract
 from pipeline.extract.worker import load_encoder
 from pipeline.models import profile
@@ -204,7 +204,7 @@ def test_operations_without_weights_are_those_of_the_encoder_at_work(model_type)
 def test_an_uncached_step_has_as_many_more_operations_as_published(temporal, wanted, monkeypatch):
     """Of a ViT-L, with the mixer and without a readout; in enough memory, so that none is counted
     twice."""
-    monkeypatch.setattr("pipeline.experiments.plan.free_memory_bytes", lambda: 10**15)
+    monkeypatch.setattr("pipeline.experiments.planning.plan.free_memory_bytes", lambda: 10**15)
     made = plan(vit("L"), None, 1600, recipe(temporal), 1, None, 1).operations
     readouts = 3 * 8 * made.readout
     assert (made.uncached_step - readouts) / (made.cached_step - readouts) == pytest.approx(

@@ -13,9 +13,9 @@ from support.training import Stop, assert_same, final, recipe, stop_at
 from pipeline.config import plugins
 from pipeline.config.recipe import Recipe, WindowSettings
 from pipeline.errors import BadInput
+from pipeline.experiments.planning.uncached import UncachedReader
 from pipeline.experiments.sweep import sweep
 from pipeline.experiments.sweep_spec import GIVEN, SweepSpec, groups_of
-from pipeline.experiments.uncached import UncachedReader
 from pipeline.extract.extract import extract
 from pipeline.models.encoders import address
 from pipeline.models.encoders.contract import make_encoder

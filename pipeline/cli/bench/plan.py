@@ -26,8 +26,8 @@ from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import chosen
-from pipeline.experiments.measure import measure_stages
-from pipeline.experiments.plan import plan
+from pipeline.experiments.planning.measure import measure_stages
+from pipeline.experiments.planning.plan import plan
 from pipeline.extract import extract
 from pipeline.train.windows.index import clips_of
 

@@ -23,7 +23,7 @@ from pipeline.config.cache_spec import CacheSpec
 from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest import manifest
 from pipeline.device import chosen
-from pipeline.experiments.uncached import UncachedReader
+from pipeline.experiments.planning.uncached import UncachedReader
 from pipeline.extract import extract
 from pipeline.extract.worker import load_encoder
 from pipeline.models.profile import synchronize

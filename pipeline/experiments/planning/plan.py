@@ -35,7 +35,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import free_memory_bytes
 from pipeline.errors import BadInput
-from pipeline.experiments.measure import Throughput
+from pipeline.experiments.planning.measure import Throughput
 from pipeline.extract import extract
 from pipeline.extract.extract import fill_stores
 from pipeline.models import profile

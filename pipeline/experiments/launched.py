@@ -15,10 +15,15 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 from pipeline.child_python import module_command, search_path
+from pipeline.config.recipe import Recipe
 from pipeline.device import cores
 from pipeline.extract.launchers.contract import EnginePlugin, Job, run_until_done
+from pipeline.train.compatibility import check, require_trainable
 from pipeline.train.run import Run
+from pipeline.train.setup import RunContext
 
 COMMAND = "pipeline.cli"
 """The module that takes the words of a command."""
@@ -51,6 +56,28 @@ class TrainJob(Job):
                 rank.kill()
                 rank.wait()
         Path(self.done).touch()
+
+
+def make_train_job(
+    words: Sequence[str],
+    recipe: Recipe,
+    context: RunContext,
+    device: torch.device | None,
+    processes: int,
+    run: Path,
+    logs: Path,
+) -> TrainJob:
+    """The job of a command that trains `recipe` into the folder `run`, on `device` if one was
+    asked for. `logs`: a folder that all machines see. Raises BadInput for what cannot be
+    trained."""
+    check([recipe], context.cache, context.manifest)
+    require_trainable(recipe, context.cache, context.manifest, run)
+    return TrainJob(
+        device=None if device is None else str(device),
+        words=tuple(words),
+        processes=processes,
+        done=str(logs.absolute() / f"{secrets.token_hex(8)}.done"),
+    )
 
 
 def _start(command: Sequence[str], processes: int) -> list[subprocess.Popen[bytes]]:
@@ -115,8 +142,3 @@ def train_on(
     finally:
         Path(job.done).unlink(missing_ok=True)
     return Run(run)
-
-
-def done_file(logs: Path) -> str:
-    """A new name for `TrainJob.done`, in the folder of the logs, which all machines see."""
-    return str(logs.absolute() / f"{secrets.token_hex(8)}.done")

@@ -30,8 +30,13 @@ from pipeline.config.plugins import Settings
 from pipeline.config.recipe import Recipe, WindowSettings
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import StillframeError
-from pipeline.experiments.subset import SKIP_HINT, median_fps, write_subset, write_synthetic
-from pipeline.experiments.uncached import UncachedReader
+from pipeline.experiments.planning.subset import (
+    SKIP_HINT,
+    median_fps,
+    write_subset,
+    write_synthetic,
+)
+from pipeline.experiments.planning.uncached import UncachedReader
 from pipeline.extract import extract
 from pipeline.extract.worker import fill
 from pipeline.models.encoders.contract import EncoderPlugin, make_encoder, token_shape
