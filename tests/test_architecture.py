@@ -52,7 +52,7 @@ EDGES = {
     "cache": "config datasets errors records",
     "extract": "cache child_python config datasets device errors models records timing video",
     "train": "cache config datasets device errors models records timing video",
-    "experiments": "cache config datasets device errors extract models records train video",
+    "experiments": "cache child_python config datasets device errors extract models records train video",
     "report": "cache config datasets errors experiments models records train",
     "search": "cache errors models records report train",
     "exchange": "cache child_python config datasets errors extract models records train",
