@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pipeline.datasets.manifest.origin import Origin
     from pipeline.extract.launchers.contract import EnginePlugin
     from pipeline.extract.progress import Progress
-    from pipeline.video.sandbox import DecodeLimits
+    from pipeline.video.isolated.sandbox import DecodeLimits
 
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="Folder with manifest.jsonl.")]
 New = Annotated[Path, typer.Option(help="Folder of the new manifest; DATA stays as it is.")]
@@ -414,7 +414,7 @@ def _show_siblings(caches: list[Cache]) -> None:
 def _limits(sets: list[str]) -> DecodeLimits:
     from pipeline.config import plugins
     from pipeline.config.toml_tables import override
-    from pipeline.video.sandbox import DecodeLimits
+    from pipeline.video.isolated.sandbox import DecodeLimits
 
     return plugins.validate(DecodeLimits, override({}, sets), "--limit")
 

@@ -19,8 +19,8 @@ from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadVideo, StillframeError
 from pipeline.extract.encode import named_tokens
 from pipeline.models.encoders.contract import EncoderPlugin
+from pipeline.video.isolated.sandbox import DecodeLimits
 from pipeline.video.reader import FrameReader
-from pipeline.video.sandbox import DecodeLimits
 
 Plan = Mapping[int, Mapping[str, int]]
 """store -> video_id -> expected frames."""

@@ -35,8 +35,8 @@ from pipeline.extract.store_builder import StoreBuilder
 from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.records import Rate, Tokens, Video
 from pipeline.video.frame_counts import FrameCounts
+from pipeline.video.isolated.sandbox import DecodeLimits
 from pipeline.video.reader import FrameReader, ReadBlock
-from pipeline.video.sandbox import DecodeLimits
 
 log = logging.getLogger(__name__)
 

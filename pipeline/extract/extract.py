@@ -37,7 +37,7 @@ from pipeline.models.encoders.contract import EncoderPlugin, make_encoder, settl
 from pipeline.records import TokenShape, Video
 from pipeline.video import probe
 from pipeline.video.even_rates import rates_of, uneven_text
-from pipeline.video.sandbox import DecodeLimits
+from pipeline.video.isolated.sandbox import DecodeLimits
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from pipeline.extract.reuse import ReusableCache, reusable_caches
 from pipeline.models.encoders.contract import EncoderPlugin, make_encoder, without_network
 from pipeline.records import Video
 from pipeline.video import probe
-from pipeline.video.sandbox import DecodeLimits
+from pipeline.video.isolated.sandbox import DecodeLimits
 
 
 class ExtractionJob(Job):

@@ -5,6 +5,6 @@ the affine from source coordinates to the square.
 
 Read `probe` with `containers/` (what a file says of itself, nothing decoded), `decode` (frames by
 time), `damage` (which are sound), `rgb` (one decoded picture, upright), `transforms` (frame to
-square), `sandbox` and `decode_process` (decoding in a process of its own, under limits), then
-`reader`, through which every other room reads videos.
+square), `isolated` (decoding in a process of its own, under limits), then `reader`, through which
+every other room reads videos.
 """

@@ -20,8 +20,8 @@ from pipeline.config.cache_spec import BASE, FrameSettings, View
 from pipeline.errors import BadInput, BadVideo
 from pipeline.records import Rate, Step, Video
 from pipeline.video.frame_counts import FrameCounts
+from pipeline.video.isolated.sandbox import DecodeLimits, Decoder
 from pipeline.video.sampling import StreamClock
-from pipeline.video.sandbox import DecodeLimits, Decoder
 from pipeline.video.transforms import FrameTransforms
 
 

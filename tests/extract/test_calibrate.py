@@ -17,7 +17,7 @@ from pipeline.errors import StillframeError
 from pipeline.extract import extract
 from pipeline.extract.calibrate import calibration_tokens
 from pipeline.models.encoders.contract import make_encoder
-from pipeline.video.sandbox import DecodeLimits
+from pipeline.video.isolated.sandbox import DecodeLimits
 
 CPU = torch.device("cpu")
 FITTED = {"name": "pca", "components": 4}

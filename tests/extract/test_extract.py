@@ -34,7 +34,7 @@ from pipeline.extract.derive import derive
 from pipeline.extract.repair import find_derivation_source
 from pipeline.models.encoders import address
 from pipeline.models.encoders.contract import token_shape
-from pipeline.video.sandbox import Decoder
+from pipeline.video.isolated.sandbox import Decoder
 
 
 def digest(cache: Cache) -> dict[str, str]:

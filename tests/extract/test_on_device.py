@@ -17,7 +17,7 @@ from pipeline.extract import encode, extract
 from pipeline.extract.progress import Progress
 from pipeline.extract.spot_check import spot_check
 from pipeline.records import Tokens
-from pipeline.video.sandbox import DecodeLimits
+from pipeline.video.isolated.sandbox import DecodeLimits
 
 SQUARES_DIFFER = 0.1
 """Tokens of noise-like squares, whose levels each device rounds in its own order: see `resize_and_crop`."""

@@ -31,7 +31,7 @@ from pipeline.extract import extract
 from pipeline.extract.derive import derive
 from pipeline.extract.reuse import reusable_caches
 from pipeline.models.encoders import address
-from pipeline.video import sandbox
+from pipeline.video.isolated import sandbox
 
 ENCODER = {"name": "address", "layers": [2, 5], "width": 8, "grid": 3, "special_tokens": 2}
 STORE = {"chunk_frames": 4, "shard_mb": 0.0012, "store_mb": 0.0072, "batch_frames": 7}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.video import reader
-from pipeline.video.sandbox import DecodeLimits, Decoder
+from pipeline.video.isolated.sandbox import DecodeLimits, Decoder
 from support.media import encode
 
 

@@ -25,8 +25,8 @@ from pipeline.video.containers.transport_stream import PACKET_BYTES, is_torn
 from pipeline.video.damage import WITHOUT_KEY
 from pipeline.video.decode import decode_at, decode_rates
 from pipeline.video.frame_counts import FrameCounts
+from pipeline.video.isolated.sandbox import Decoder
 from pipeline.video.reader import FrameReader
-from pipeline.video.sandbox import Decoder
 
 LENGTH, RATE = 48, 25
 

@@ -17,10 +17,10 @@ from support.media import encode
 from pipeline.config.cache_spec import BASE, FrameSettings, View
 from pipeline.errors import BadVideo
 from pipeline.records import Step, Video
-from pipeline.video import sandbox
 from pipeline.video.decode import decode_rates
+from pipeline.video.isolated import sandbox
+from pipeline.video.isolated.sandbox import DecodeLimits
 from pipeline.video.reader import FrameReader
-from pipeline.video.sandbox import DecodeLimits
 from pipeline.video.transforms import FrameTransforms
 
 CPU = torch.device("cpu")

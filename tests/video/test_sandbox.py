@@ -21,10 +21,10 @@ from support.broken_media import hanging_video, images, memory_bomb, noise
 from support.media import encode, grey
 
 from pipeline.errors import BadVideo
-from pipeline.video import decode_process
 from pipeline.video.decode import FrameBlock, decode_rates
 from pipeline.video.frame_counts import FrameCounts
-from pipeline.video.sandbox import DecodeLimits, Decoder
+from pipeline.video.isolated import decode_process
+from pipeline.video.isolated.sandbox import DecodeLimits, Decoder
 
 LEVELS = [20 + 10 * k for k in range(20)]
 
@@ -342,7 +342,7 @@ def test_a_process_that_died_between_videos_is_replaced(long):
 
 def test_the_process_starts_without_what_it_does_not_need():
     code = (
-        "import sys, pipeline.video.decode_process; print(sorted({'torch', 'pydantic', "
+        "import sys, pipeline.video.isolated.decode_process; print(sorted({'torch', 'pydantic', "
         "'zarr', 'pandas'} & set(sys.modules)))"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -445,7 +445,7 @@ def test_too_many_open_files_are_no_fault_of_the_video(long):
 PARENT = """
 import os, sys
 from pathlib import Path
-from pipeline.video.sandbox import Decoder
+from pipeline.video.isolated.sandbox import Decoder
 decoder = Decoder()
 blocks = decoder.decode(Path(sys.argv[1]), [None])
 next(blocks)

@@ -6,6 +6,7 @@ processes of their own.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import platform
@@ -211,16 +212,21 @@ def _disk(name: str, find: Callable[[], Path], advice: str) -> Check:
 
 def _shared_memory() -> Check:
     name = "shared memory"
+    from pipeline.video.isolated.packets import Packets
+
     try:
-        os.close(os.memfd_create("stillframe-doctor"))
+        ours, theirs = Packets.pair()
+        with contextlib.closing(ours), contextlib.closing(theirs):
+            os.close(ours.new_memory("stillframe-doctor", 1))
     except (AttributeError, OSError) as error:
         text = f"frames cannot be handed over by the decoder: {error}"
-        return Check(name, "problem", text, "decode on Linux, where memfd_create is allowed")
+        return Check(name, "problem", text, "allow memfd_create, or a writable TMPDIR on macOS")
+    how = "frames can be handed over"
     try:
         room = shutil.disk_usage("/dev/shm")
     except OSError:
-        return Check(name, "ok", "memfd_create works; there is no /dev/shm")
-    text = f"memfd_create works; /dev/shm has {_size(room.free)} free of {_size(room.total)}"
+        return Check(name, "ok", f"{how}; there is no /dev/shm")
+    text = f"{how}; /dev/shm has {_size(room.free)} free of {_size(room.total)}"
     if room.total < LITTLE_SHM:
         hint = "docker run --shm-size=2g, if you load data with worker processes of your own"
         return Check(name, "note", f"{text}, which is little", hint)

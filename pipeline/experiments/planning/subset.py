@@ -20,8 +20,8 @@ from pipeline.datasets.manifest import manifest
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadVideo, StillframeError
 from pipeline.records import Clip, Rate, Video
+from pipeline.video.isolated.sandbox import Decoder
 from pipeline.video.probe import TIMESTAMPS, Probe, expected_frames, list_images, open_video
-from pipeline.video.sandbox import Decoder
 
 MIN_HEAD_FRAMES = 64
 """Frames of a long video that are taken at least."""

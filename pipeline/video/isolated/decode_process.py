@@ -34,10 +34,10 @@ from pipeline.records import Frames, Stride
 from pipeline.video.damage import DamagedFrames
 from pipeline.video.decode import BLOCK_BYTES, FrameBlock, decode_at, decode_rates
 from pipeline.video.frame_counts import FrameCounts
+from pipeline.video.isolated.packets import Packets
 
 BLOCKS_AHEAD = 4
 """Blocks handed over and not taken yet."""
-PACKET_BYTES = 1 << 16
 ENTRIES_AT_ONCE = 128
 """Stretches of damaged frames in one packet."""
 COUNT_BYTES = 5 * 8
@@ -85,7 +85,7 @@ def read_count(memory: mmap.mmap) -> FrameCounts:
 class Outlet:
     """Hands blocks to the parent: in buffers that are used again, and no more than a few ahead."""
 
-    def __init__(self, channel: socket.socket) -> None:
+    def __init__(self, channel: Packets) -> None:
         self.channel = channel
         self.buffers: dict[int, np.ndarray] = {}
         self.free: list[int] = []
@@ -103,7 +103,7 @@ class Outlet:
         if self.filling is not None:  # the last video failed before its last block was complete
             self.free.append(self.filling)
             self.filling = None
-        while packet := self.channel.recv(PACKET_BYTES):
+        while packet := self.channel.receive()[0]:
             message = json.loads(packet)
             self.free += message["free"]
             if "path" in message:
@@ -123,8 +123,8 @@ class Outlet:
             self._forget_free()
             self.filling, self.buffer_count = self.buffer_count, self.buffer_count + 1
             # Untouched pages cost nothing, so a buffer is made to fit any block of ordinary frames.
-            fd, capacity = os.memfd_create("stillframe-block"), max(size, BLOCK_BYTES)
-            os.ftruncate(fd, capacity)
+            capacity = max(size, BLOCK_BYTES)
+            fd = self.channel.new_memory("stillframe-block", capacity)
             self.buffers[self.filling] = np.frombuffer(mmap.mmap(fd, capacity), np.uint8)
             self.unsent[self.filling] = fd, capacity
         return self.buffers[self.filling][:size].reshape(shape)
@@ -158,9 +158,7 @@ class Outlet:
         }
         if self.filling in self.unsent:
             fd, capacity = self.unsent.pop(self.filling)
-            socket.send_fds(
-                self.channel, [json.dumps(message | {"new_bytes": capacity}).encode()], [fd]
-            )
+            self.channel.send(json.dumps(message | {"new_bytes": capacity}).encode(), [fd])
             os.close(fd)
         else:
             self.say(message)
@@ -185,18 +183,17 @@ class Outlet:
     def _take_credits(self, wait: bool) -> None:
         """Reads what the parent has sent: each packet allows one more block, and names buffers that
         are free again."""
-        flags = 0 if wait else socket.MSG_DONTWAIT
         try:
-            while packet := self.channel.recv(PACKET_BYTES, flags):
+            while packet := self.channel.receive(wait=wait)[0]:
                 self.free += json.loads(packet)["free"]
                 self.credits += 1
-                flags = socket.MSG_DONTWAIT
+                wait = False
         except BlockingIOError:
             return
         raise BrokenPipeError  # the parent is gone
 
 
-def serve(channel: socket.socket, memory: mmap.mmap) -> None:
+def serve(channel: Packets, memory: mmap.mmap) -> None:
     """Decodes video after video until the parent is gone."""
     outlet = Outlet(channel)
     gc.freeze()
@@ -255,16 +252,17 @@ def run_decode_process(arguments: Sequence[str]) -> None:
     """Limits this process, then serves its parent. `arguments`: descriptors of the channel and of
     the shared count, and the limit of memory in MiB."""
     channel_fd, count_fd, memory_mb = map(int, arguments)
-    # Also sent when only the thread ends that started this process; the sandbox then starts
-    # another.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if sys.platform == "linux":  # elsewhere it ends when it next has something to say
+        # Also sent when only the thread ends that started this process; the sandbox then starts
+        # another.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Private memory: buffers are shared and do not count. A lower limit of the system stays.
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
     limit = memory_mb << 20 if most == resource.RLIM_INFINITY else min(memory_mb << 20, most)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the parent is gone
-        serve(socket.socket(fileno=channel_fd), mmap.mmap(count_fd, COUNT_BYTES))
+        serve(Packets(socket.socket(fileno=channel_fd)), mmap.mmap(count_fd, COUNT_BYTES))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import mmap
 import os
 import select
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -33,11 +32,12 @@ from pipeline.child_python import module_command, search_path
 from pipeline.config.plugins import Settings
 from pipeline.errors import BadVideo
 from pipeline.records import Frames, Rate
-from pipeline.video import decode_process
 from pipeline.video.damage import DamagedFrames, LostPicture
 from pipeline.video.decode import BLOCK_FRAMES, FrameBlock
-from pipeline.video.decode_process import COUNT_BYTES, PACKET_BYTES, read_count
 from pipeline.video.frame_counts import FrameCounts
+from pipeline.video.isolated import decode_process
+from pipeline.video.isolated.decode_process import COUNT_BYTES, read_count
+from pipeline.video.isolated.packets import Packets
 
 TICK_S = 0.2
 """Seconds between two looks at a silent process. A wait counts as no more than this, so that a
@@ -191,10 +191,9 @@ class _Process:
     """One life of the decoding process."""
 
     def __init__(self, memory_mb: int) -> None:
-        count_fd = os.memfd_create("stillframe-count")
-        self.channel, child_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.channel, child_channel = Packets.pair()
+        count_fd = self.channel.new_memory("stillframe-count", COUNT_BYTES)
         try:
-            os.ftruncate(count_fd, COUNT_BYTES)
             self.count = mmap.mmap(count_fd, COUNT_BYTES)
             inherited = (child_channel.fileno(), count_fd)
             self.process = subprocess.Popen(
@@ -246,9 +245,7 @@ class _Process:
         if not self.readable.poll(math.ceil(timeout_s * 1000)):
             return None
         try:
-            packet, fds, _, _ = socket.recv_fds(
-                self.channel, PACKET_BYTES, 1, socket.MSG_CMSG_CLOEXEC
-            )
+            packet, fds = self.channel.receive()
         except ConnectionResetError:
             return None  # said once, before what is still to be read
         if not packet:
