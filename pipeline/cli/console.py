@@ -26,6 +26,8 @@ from pipeline.errors import in_one_line, printable
 LOG_EVERY_S = 30.0
 """Seconds between progress lines where stderr is not a terminal."""
 
+LONGEST_S = 10 * 365 * 86400
+"""Seconds from which a forecast is none."""
 LEAST_BAR = 10
 """Characters of a line of progress that are left for the spinner, the bar and blanks."""
 LOG_COLUMNS = 140
@@ -219,7 +221,9 @@ def bytes_text(count: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """1:02:03 or 2:03."""
+    """1:02:03 or 2:03; "unknown" from ten years on, as at a speed of nothing yet."""
+    if not seconds < LONGEST_S:
+        return "unknown"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

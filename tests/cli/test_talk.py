@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import re
 import shutil
@@ -264,3 +265,8 @@ def test_the_log_of_a_process_tells_the_process_and_the_error(place, tmp_path):
     assert done.returncode == 0
     with (run / "log.txt").open(encoding="utf-8") as log:
         assert len({line.split()[1] for line in log}) == 1
+
+
+def test_a_time_that_nobody_can_tell_is_unknown():
+    told = [console.duration_text(seconds) for seconds in (0, 59.6, 3723, 1e12, math.inf, math.nan)]
+    assert told == ["0:00", "1:00", "1:02:03", "unknown", "unknown", "unknown"]
