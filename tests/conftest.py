@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -28,6 +29,9 @@ pytest_plugins = [
 
 if SIDE_BY_SIDE:
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As where a shell runs the tests in the background: processes that tests start would ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 console.out.width = console.LOG_COLUMNS  # whatever COLUMNS says where tests are run
 torch.set_num_threads(THREADS)  # also of fixtures that live longer than a test
 

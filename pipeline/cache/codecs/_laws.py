@@ -148,8 +148,8 @@ def _axes(ready: ReadyCodecs) -> None:
     demand(same, "frames as 2 windows of 3 decode to other tokens")
     kept = np.array([False, True, False, False, True])
     some = decoded_tokens(codec, {key: array[:, kept] for key, array in arrays.items()})
-    # A matrix product may round by how many rows it has.
-    near = torch.allclose(some, flat[:, torch.from_numpy(kept)], rtol=1e-6, atol=1e-5)
+    # A matrix product may round by how many rows it has; one of the values is around 30.
+    near = torch.allclose(some, flat[:, torch.from_numpy(kept)], rtol=1e-6, atol=1e-4)
     exact = torch.equal(some, flat[:, torch.from_numpy(kept)])
     is_same = near if isinstance(codec, FittedCodec) else exact
     demand(is_same, "2 of 5 tokens decode to others alone than among all")
