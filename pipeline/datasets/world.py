@@ -186,7 +186,7 @@ class Dataset(DatasetPlugin):
         return self._texts(clip.video_id)[number]
 
     def _texts(self, name: str) -> tuple[ClipTexts, ...]:
-        """Of a story: its captions, or all its questions."""
+        """The captions of a story, or all its questions."""
         told = self._story(name)
         rng = np.random.default_rng((self.settings.seed, self._index[name], 1))
         if self.settings.says == "questions":

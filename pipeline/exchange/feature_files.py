@@ -58,7 +58,7 @@ class FeatureFile:
             raise BadInput(f"{self.path} cannot be read: {_reason(error)}") from error
 
     def sha256(self) -> str:
-        """Of all bytes of the file."""
+        """The SHA-256 of all bytes of the file, in hexadecimal digits."""
         with open_regular(self.path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 

@@ -322,8 +322,10 @@ class TrainLoop:
 
     def _validate(self, due: Sequence[Trainer]) -> None:
         """Scores of the runs that are due on the evaluation split, added up over all ranks."""
+        if not due:
+            return
         share = self.held_out.share
-        if not due or not share:  # nothing of it has come yet
+        if not share:  # nothing of it has come yet
             return
         totals = {
             trainer: torch.zeros(len(trainer.task.forms) + 1, dtype=torch.float64)

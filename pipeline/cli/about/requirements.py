@@ -62,7 +62,7 @@ def requirements() -> list[Requirement]:
 
 
 def _parsed(lines: Iterable[str]) -> list[Requirement]:
-    """Of lines such as `onnx>=1.18; extra == "export"`, those that are for users."""
+    """The requirements that are for users, of lines such as `onnx>=1.18; extra == "export"`."""
     found = []
     for line in lines:
         text, _, condition = line.partition(";")

@@ -87,10 +87,8 @@ class FollowedWindows:
         spec = context.cache.cache_spec
         self._expected: dict[int, int] = {}
         for clip in self.clips:
-            store, windows = (
-                store_of[clip.video_id],
-                expected_windows_of(clip, manifest, self.settings, spec),
-            )
+            store = store_of[clip.video_id]
+            windows = expected_windows_of(clip, manifest, self.settings, spec)
             self._expected[store] = self._expected.get(store, 0) + windows
         self.needed = {*self._expected, *(store_of[clip.video_id] for clip in held_out)}
         """Stores with clips of either split."""
