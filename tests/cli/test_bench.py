@@ -364,3 +364,20 @@ def test_a_step_and_a_read_of_some_patches_stand_beside_those_of_all():
         "task 'depth' needs those of every place",
         "choose a task that asks for no place",
     )
+
+
+def test_two_specs_are_extracted_in_turn():
+    words = ("bench", "extract", "--spec=demo", "--frames=32", "--repeats=2")
+    result = call(*words, "--against=encoder.precision=bfloat16", "--against=codec.name=int8")
+    assert result.code == 0, result
+    assert "with encoder.precision=bfloat16, codec.name=int8" in result.out
+    found = call(*words, "--against", "codec.name=int8", "--json").json
+    other = found["against"]
+    for case in (found, other):
+        assert len(case["ratios"]) == 2
+        assert case["ratio"] == pytest.approx(statistics.mean(case["ratios"]))
+        assert all(least <= median <= most for _, median, least, most in case["rows"])
+    # Medians of two are means; speeds of rows are rounded.
+    slow, fast = (case["rows"][1] for case in (found, other))
+    assert fast[2] / slow[3] * 0.99 <= other["times"] <= fast[3] / slow[2] * 1.01
+    assert "against" not in call(*words, "--json").json

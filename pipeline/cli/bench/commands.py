@@ -36,6 +36,14 @@ def bench_extract(
             "with random weights at 224 px."
         ),
     ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Measure the spec with this key overridden, too, in turn; may be given many "
+            "times.",
+        ),
+    ] = None,
     device: Device = None,
     sets: Sets = None,
     as_json: AsJson = False,
@@ -44,7 +52,7 @@ def bench_extract(
 
     --set overrides keys of the spec.
 
-    Example: stillframe bench extract --repeats 5
+    Example: stillframe bench extract --against encoder.precision=bfloat16
     """
     from pipeline.cli import console
     from pipeline.cli.bench import extract
@@ -52,19 +60,34 @@ def bench_extract(
     from pipeline.config.cache_spec import CacheSpec, load_spec
     from pipeline.config.toml_tables import override
 
-    if spec is None:
-        table = override(copy.deepcopy(extract.SPEC), sets or [])
-        loaded_spec = plugins.validate(CacheSpec, table, "bench")
-    else:
-        loaded_spec = load_spec(named_file("spec", spec), sets or [])
-    result = extract.extract_speed(loaded_spec, frames, repeats, decoders, torch_device(device))
+    def loaded(overrides: list[str]) -> CacheSpec:
+        if spec is not None:
+            return load_spec(named_file("spec", spec), overrides)
+        table = override(copy.deepcopy(extract.SPEC), overrides)
+        return plugins.validate(CacheSpec, table, "bench")
+
+    sets = sets or []
+    result = extract.extract_speed(
+        loaded(sets),
+        frames,
+        repeats,
+        decoders,
+        torch_device(device),
+        loaded([*sets, *against]) if against else None,
+    )
     if as_json:
         console.show_json(result)
-    else:
-        console.show_table(result["title"], ("", "frames/s, median", "min", "max"), result["rows"])
+        return
+    of = f"of {repeats} paired ratios"
+    columns = ("", "frames/s, median", "min", "max")
+    console.show_table(result["title"], columns, result["rows"])
+    console.show(f"extraction reaches {result['ratio']:.3f} of the bare encoder (median {of})")
+    if against:
+        other = result["against"]
+        console.show_table(f"with {', '.join(against)}", columns, other["rows"])
         console.show(
-            f"extraction reaches {result['ratio']:.3f} of the bare encoder "
-            f"(median of {repeats} paired ratios)"
+            f"extraction reaches {other['ratio']:.3f} of the bare encoder (median {of})\n"
+            f"and is {other['times']:.2f} times as fast as the first (median {of})"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import chosen
 from pipeline.extract import extract
 from pipeline.extract.worker import ExtractionJob, fill
-from pipeline.models.encoders.contract import make_encoder, token_shape
+from pipeline.models.encoders.contract import EncoderPlugin, make_encoder, token_shape
 from pipeline.models.profile import timed
 
 # The demo's encoder, scaled up until it and not the decoder sets the pace.
@@ -45,37 +46,69 @@ RENDERED_FRAMES = 256
 the same videos under other names."""
 
 
+@dataclass
+class _Case:
+    """One spec: its encoder, and the speeds of both ways in every round."""
+
+    spec: CacheSpec
+    encoder: EncoderPlugin
+    bare: list[float] = field(default_factory=list)
+    whole: list[float] = field(default_factory=list)
+
+    def figures(self) -> dict[str, Any]:
+        ratios = [whole / bare for bare, whole in zip(self.bare, self.whole, strict=True)]
+        return {
+            "rows": [
+                _row("encoder alone, frames in memory", self.bare),
+                _row("extraction, video files to stores", self.whole),
+            ],
+            "ratio": statistics.median(ratios),
+            "ratios": ratios,
+        }
+
+
 def extract_speed(
-    spec: CacheSpec, frames: int, repeats: int, decoders: int, device: torch.device | None
+    spec: CacheSpec,
+    frames: int,
+    repeats: int,
+    decoders: int,
+    device: torch.device | None,
+    against: CacheSpec | None = None,
 ) -> dict[str, Any]:
     """Frames per second of extraction (decode, resize, encode, write, commit), of the encoder
-    alone, and their paired ratio."""
+    alone, and their paired ratio. The same of `against`, in turn with it, and how many times as
+    fast its extraction is."""
     device = chosen(device)
-    encoder = make_encoder(spec, device)
+    cases = [
+        _Case(each, make_encoder(each, device)) for each in (spec, against) if each is not None
+    ]
     shape = token_shape(spec)
-    bare, whole = [], []
     with tempfile.TemporaryDirectory() as folder:
         videos = _videos(frames, Path(folder))
         for repeat in range(repeats + 1):
-            bare.append(_bare(encoder, spec, frames, device))
-            cache = extract.create_or_open(
-                spec, videos, Path(folder) / f"bench-{repeat}", encoder, device
-            )
-            job = ExtractionJob(caches=(str(cache),), root=str(videos.root), decoders=decoders)
-            progress = fill([(cache, encoder, [])], videos.videos, job, device)
-            whole.append(progress.frames_per_s)
-    del bare[0], whole[0]  # the first round warms caches and allocators up
-    ratios = [b / a for a, b in zip(bare, whole, strict=True)]
-    return {
+            for number, case in enumerate(cases):
+                bare = _bare(case.encoder, case.spec, frames, device)
+                cache = extract.create_or_open(
+                    case.spec,
+                    videos,
+                    Path(folder) / f"bench-{repeat}-{number}",
+                    case.encoder,
+                    device,
+                )
+                job = ExtractionJob(caches=(str(cache),), root=str(videos.root), decoders=decoders)
+                progress = fill([(cache, case.encoder, [])], videos.videos, job, device)
+                if repeat:  # the first round warms caches and allocators up
+                    case.bare.append(bare)
+                    case.whole.append(progress.frames_per_s)
+    found = {
         "title": f"{frames} frames, {spec.frames.size_px} px, "
         f"{shape.tokens_per_frame} tokens of {shape.width}, {device}",
-        "rows": [
-            _row("encoder alone, frames in memory", bare),
-            _row("extraction, video files to stores", whole),
-        ],
-        "ratio": statistics.median(ratios),
-        "ratios": ratios,
+        **cases[0].figures(),
     }
+    if against is not None:
+        times = [other / one for one, other in zip(cases[0].whole, cases[1].whole, strict=True)]
+        found["against"] = cases[1].figures() | {"times": statistics.median(times)}
+    return found
 
 
 def _videos(frames: int, folder: Path) -> Manifest:
@@ -94,7 +127,7 @@ def _videos(frames: int, folder: Path) -> Manifest:
     return manifest.build("folder", folder / "videos", folder / "copies", {})
 
 
-def _bare(encoder: Any, spec: CacheSpec, frames: int, device: torch.device) -> float:
+def _bare(encoder: EncoderPlugin, spec: CacheSpec, frames: int, device: torch.device) -> float:
     size, batch = spec.frames.size_px, spec.store.batch_frames
     pixels = torch.randint(0, 256, (frames, 3, size, size), dtype=torch.uint8, device=device)
 
