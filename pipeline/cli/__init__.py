@@ -4,9 +4,9 @@ commands of one story.
 In: arguments. Out: tables and sentences on stdout, talk and progress on stderr, exit codes 0 to 3.
 
 Read `main` (how a command begins and ends) and `options` (what commands share), then the command
-that you are after: `start`, `cache`, `verify`, `plan`, `train`, `sweep`, `share/`, `about/`.
-`console` and `show` print, `talk/` says how much; `demo` is the demo's steps, `bench/` what is
-measured.
+that you are after: `start`, `manifests/`, `cache`, `verify`, `plan`, `train`, `sweep`, `share/`,
+`about/`. `console` and `show` print, `talk/` says how much; `demo` is the demo's steps, `bench/`
+what is measured.
 """
 
 from pipeline.cli.main import app as app

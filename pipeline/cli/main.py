@@ -25,6 +25,7 @@ from pipeline.cli.bench import commands, training_commands  # noqa: F401
 from pipeline.cli.bench.commands import bench_app
 from pipeline.cli.bench.training import step_commands  # noqa: F401
 from pipeline.cli.checks import check_command  # noqa: F401
+from pipeline.cli.manifests import build, edits, several  # noqa: F401
 from pipeline.cli.options import app
 from pipeline.cli.share import checkpoints, features, hub, runs  # noqa: F401
 from pipeline.cli.talk import log_file, loudness
