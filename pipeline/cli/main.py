@@ -41,6 +41,7 @@ BENCHES = (
     "codecs",
     "temporal",
     "forecast",
+    "step",
     "keep",
     "epoch",
     "plan",

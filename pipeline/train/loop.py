@@ -35,7 +35,7 @@ from pipeline.train.setup import RunContext, make_trainers, open_windows, traini
 from pipeline.train.trackers.tracking import UNTRACKED, Tracking
 from pipeline.train.trainer import Diverged, OnProgress, Trainer
 from pipeline.train.windows.evenness import uneven_windows_text
-from pipeline.train.windows.source import HeldOutSource, TrainingSource
+from pipeline.train.windows.source import BatchSource, HeldOutSource
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ class TrainLoop:
     def __init__(
         self,
         trainers: Sequence[Trainer],
-        windows: TrainingSource,
+        windows: BatchSource,
         held_out: HeldOutSource,
         context: RunContext,
         on_progress: OnProgress | None = None,

@@ -381,3 +381,30 @@ def test_two_specs_are_extracted_in_turn():
     slow, fast = (case["rows"][1] for case in (found, other))
     assert fast[2] / slow[3] * 0.99 <= other["times"] <= fast[3] / slow[2] * 1.01
     assert "against" not in call(*words, "--json").json
+
+
+def test_a_step_from_a_cache_stands_beside_one_on_resident_tokens(material):
+    """Losses of both ways are equal: the tokens are."""
+    small = ["--cache", material.cache.path, "--set", "training.batch_size=2"]
+    small += ["--set", "windows.frames=3", "--steps", "2", "--repeats", "2"]
+    found = call("bench", "step", *small, "--json").json
+    assert found["size"]["windows"] == "2 x 3 frames" and found["size"]["codec"] == "float16"
+    # Special tokens of the last layer, and the patches of that alone: the recipe reads no other.
+    assert found["size"]["batch_bytes"] == 2 * 3 * (2 + 9) * 8 * 2
+    assert found["equal"] and len(found["ratios"]) == 2
+    assert all(len(found["steps"][way]["s"]) == 2 for way in ("cached", "resident"))
+    parts = found["parts"]
+    assert parts["resident"]["tokens"] < parts["cached"]["tokens"]
+    assert all(seconds > 0 for seconds in found["alone"].values())
+    lines = call("bench", "step", *small).out.splitlines()
+    shown = "2 x 3 frames, 11 of 8 in float16, 1.1 kB a batch, "
+    assert lines[0] == shown + f"cpu, {THREADS} threads"
+    assert max(map(len, lines)) <= 90 and lines[-2].endswith("losses are equal")
+
+
+def test_a_step_on_a_cache_of_the_built_in_world():
+    small = ["--grid", "1", "--width", "32", "--codec", "int8", "--set", "training.batch_size=2"]
+    found = call("bench", "step", *small, "--steps", "2", "--repeats", "1", "--json").json
+    assert found["size"]["tokens"] == "2 of 32" and found["size"]["codec"] == "int8"
+    # An int8 for each number and a float32 for each token.
+    assert found["size"]["batch_bytes"] == 2 * 8 * 2 * (32 + 4)

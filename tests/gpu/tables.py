@@ -135,6 +135,22 @@ def _epoch_headline(figures: Figures) -> str:
     return f"an epoch with the encoder takes {figures['ratio']:.2f} times as long"
 
 
+def _step(figures: Figures) -> list[Table]:
+    ways = ("cached", "resident")
+    rows: list[tuple[Any, ...]] = [
+        ("a step, ms", *(_ms(figures["steps"][way]["median_s"]) for way in ways))
+    ]
+    rows += [
+        (f"of it {part}, ms", *(_ms(figures["parts"][way][part]) for way in ways))
+        for part in ("data", "tokens", "steps")
+    ]
+    return [(("", "from the cache", "resident"), rows)]
+
+
+def _step_headline(figures: Figures) -> str:
+    return f"a step from the cache takes {figures['ratio']:.3f} of one on resident tokens"
+
+
 def _plan(figures: Figures) -> list[Table]:
     rows = [
         (
@@ -215,6 +231,7 @@ def _codecs_headline(figures: Figures) -> str:
 KINDS: dict[str, tuple[Callable[[Figures], list[Table]], Callable[[Figures], str]]] = {
     "temporal": (_temporal, _temporal_headline),
     "extract": (_extract, _extract_headline),
+    "step": (_step, _step_headline),
     "epoch": (_epoch, _epoch_headline),
     "plan": (_plan, _plan_headline),
     "sweep": (_sweep, _sweep_headline),

@@ -59,10 +59,17 @@ class WindowReader:
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """special (B, T, S, D) and patches (B, T, P, D) per layer, those that were read, decoded on
         the device after the transfer."""
-        moved = {
+        return self.decoded(self.moved(arrays, device))
+
+    def moved(self, arrays: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
+        """What was read, on the device, still in the codec's form."""
+        return {
             name: torch.from_numpy(array).to(device, non_blocking=True)
             for name, array in arrays.items()
         }
+
+    def decoded(self, moved: dict[str, torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Tokens of what was `moved`."""
 
         def decode(name: str) -> torch.Tensor:
             return self.cache.codecs[name].decode(

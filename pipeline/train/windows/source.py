@@ -10,7 +10,19 @@ import torch
 from pipeline.records import Batch, Clip, OnDevice
 
 
-class TrainingSource(Protocol):
+class BatchSource(Protocol):
+    """Batches to train on."""
+
+    def train(
+        self, batch_size: int, steps: Sequence[int], rank: int = 0, world_size: int = 1
+    ) -> Iterator[tuple[int, Batch]]:
+        """(step, this rank's part of its batch) for each of `steps`."""
+
+    def on_device(self, batch: Batch, device: torch.device) -> OnDevice:
+        """The tokens decoded on the device after the transfer, and the truth beside them."""
+
+
+class TrainingSource(BatchSource, Protocol):
     """The windows that are trained on."""
 
     @property
@@ -28,14 +40,6 @@ class TrainingSource(Protocol):
     @property
     def tower(self) -> dict[str, Any] | None:
         """Identity of the text tower that texts went through; None where nothing is said."""
-
-    def train(
-        self, batch_size: int, steps: Sequence[int], rank: int = 0, world_size: int = 1
-    ) -> Iterator[tuple[int, Batch]]:
-        """(step, this rank's part of its batch) for each of `steps`."""
-
-    def on_device(self, batch: Batch, device: torch.device) -> OnDevice:
-        """The tokens decoded on the device after the transfer, and the truth beside them."""
 
 
 class HeldOutSource(Protocol):

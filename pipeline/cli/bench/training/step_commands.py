@@ -1,8 +1,9 @@
-"""Measurements of single training steps on the command line, on tokens of random numbers."""
+"""Measurements of single training steps on the command line."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -109,3 +110,88 @@ def bench_keep(
     title = f"{result['batch']} windows of {frames} frames, medians of {repeats}"
     columns = ("", f"{tokens['all']} patches", f"{tokens['kept']} patches", "ratio")
     console.show_table(title, columns, rows, justify="lrrr")
+
+
+@bench_app.command("step")
+def bench_step(
+    recipe: RecipeOption = "demo_gru",
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="A cache to train on; without it, one is made of the built-in world."),
+    ] = None,
+    grid: Grid = 7,
+    width: Width = 64,
+    codec: Annotated[str, typer.Option(help="Codec of the cache that is made.")] = "float16",
+    steps: Annotated[int, typer.Option(min=2, help="Timed steps of a round.")] = 20,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; medians are shown.")] = 7,
+    device: Device = None,
+    sets: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """A training step from a cache against one on resident tokens. The same batches lie on the
+    device, decoded; the command says where the difference goes: waiting, transfer and codec, or
+    steps that are slower beside reading.
+
+    Example: stillframe bench step --grid 14 --width 384 --set training.batch_size=8
+    """
+    from pipeline.cli import console
+    from pipeline.cli.bench.training import cached
+    from pipeline.config.cache_spec import load_spec
+    from pipeline.config.recipe import load_recipe
+
+    spec = load_spec(
+        named_file("spec", "demo"),
+        [
+            f"codec.name={codec}",
+            f"encoder.config.hidden_size={width}",
+            f"encoder.config.image_size={16 * grid}",
+            f"frames.size_px={16 * grid}",
+        ],
+    )
+    loaded = load_recipe(named_file("recipe", recipe), sets or [])
+    with console.progress("bench step") as update:
+        result = cached.step_speed(
+            None if cache else spec, cache, loaded, steps, repeats, torch_device(device), update
+        )
+    if as_json:
+        console.show_json(result)
+        return
+    _show_step(result)
+
+
+PARTS = {
+    "data": "of it waiting for a batch",
+    "tokens": "of it moving and decoding",
+    "steps": "of it model and optimiser",
+}
+"""Seconds that the loop counts -> what they are."""
+
+
+def _show_step(result: dict[str, Any]) -> None:
+    from pipeline.cli import console
+    from pipeline.cli.bench.training import cached
+
+    def cells(seconds: list[float]) -> tuple[str, ...]:
+        own, reference = seconds
+        return f"{1e3 * own:.2f}", f"{1e3 * reference:.2f}", f"{1e3 * (own - reference):+.2f}"
+
+    size, medians = result["size"], [result["steps"][way]["median_s"] for way in cached.WAYS]
+    rows = [("a step", *cells(medians))]
+    rows += [
+        (name, *cells([result["parts"][way][part] for way in cached.WAYS]))
+        for part, name in PARTS.items()
+    ]
+    title = (
+        f"{size['windows']}, {size['tokens']} in {size['codec']}, "
+        f"{bytes_cell(size['batch_bytes'])} a batch, {size['device']}, "
+        f"{size['threads']} threads\nmilliseconds, medians of {result['repeats']} rounds of "
+        f"{size['steps']} steps"
+    )
+    columns = ("", "from the cache", "resident", "difference")
+    console.show_table(title, columns, rows, justify="lrrr")
+    alone = ", ".join(f"{name} {1e3 * s:.2f} ms" for name, s in result["alone"].items())
+    console.show(f"a batch alone: {alone}; losses are {'' if result['equal'] else 'not '}equal")
+    console.show(
+        f"a step from the cache takes {result['ratio']:.3f} of one on resident tokens "
+        f"({min(result['ratios']):.3f} .. {max(result['ratios']):.3f})"
+    )
