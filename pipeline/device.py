@@ -1,5 +1,5 @@
-"""Where tensors live unless somebody says otherwise, and how many cores and how much memory there
-are to compute with."""
+"""Where tensors live unless somebody says otherwise, how they get there and back, and how many
+cores and how much memory there are to compute with."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import os
 import platform
 import re
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 
@@ -49,6 +51,71 @@ def device_of_worker(name: str | None, index: int) -> torch.device:
     if name is None and torch.cuda.is_available():
         return torch.device("cuda", index % torch.cuda.device_count())
     return chosen(None if name is None else torch.device(name))
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An array that has been sent to a device and may still be on its way."""
+
+    tensor: torch.Tensor
+    sent: torch.cuda.Event | None
+    """Fires when a CUDA device has it."""
+
+    def on_device(self) -> torch.Tensor:
+        """The array there, for work on the current stream of the calling thread, which waits for
+        it; the thread does not."""
+        if self.sent is not None:
+            import torch
+
+            stream = torch.cuda.current_stream(self.tensor.device)
+            stream.wait_event(self.sent)
+            # Its memory belongs to the stream that copied; not before this one is done with it.
+            self.tensor.record_stream(stream)
+        return self.tensor
+
+
+class Uploads:
+    """Sends arrays to a device while that computes: to a CUDA device through pinned memory, on a
+    stream of its own. To others they go at once, and on the CPU they stay where they are.
+
+    May be used by several threads. PyTorch gives pinned memory out again when the copy from it is
+    done (`CachingHostAllocator`).
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self._stream = device, side_stream(device)
+
+    def start(self, array: np.ndarray) -> Upload:
+        """Begins to send an array, which on CUDA may be changed when this returns."""
+        import torch
+
+        host = torch.from_numpy(array)
+        if self._stream is None:
+            return Upload(host.to(self.device), None)
+        with torch.cuda.stream(self._stream):
+            tensor = host.pin_memory().to(self.device, non_blocking=True)
+            return Upload(tensor, self._stream.record_event())
+
+
+def downloaded(tensor: torch.Tensor) -> np.ndarray:
+    """The numbers of a tensor in host memory, from CUDA in pinned memory, once its device has
+    computed them on the current stream. Those of a tensor on the CPU are not copied."""
+    import torch
+
+    tensor = tensor.detach().contiguous()
+    if not tensor.is_cuda:
+        return tensor.cpu().numpy()
+    host = torch.empty_like(tensor, device="cpu", pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    torch.cuda.current_stream(tensor.device).synchronize()
+    return host.numpy()
+
+
+def side_stream(device: torch.device) -> Any:
+    """A stream beside the one that computes; None where there are none, on all but CUDA devices."""
+    import torch
+
+    return torch.cuda.Stream(device) if device.type == "cuda" else None
 
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")

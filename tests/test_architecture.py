@@ -46,10 +46,10 @@ FILES_OF_A_ROOM = range(3, 13)
 """Beside its sub-folders; `__init__` and `__main__` are not counted."""
 EDGES = {
     "config": "errors records",
-    "video": "child_python config errors records",
+    "video": "child_python config device errors records",
     "datasets": "config errors records video",
     "models": "config datasets device errors records",
-    "cache": "config datasets errors records",
+    "cache": "config datasets device errors records",
     "extract": "cache child_python config datasets device errors models records timing video",
     "train": "cache config datasets device errors models records timing video",
     "experiments": "cache child_python config datasets device errors extract models records train video",

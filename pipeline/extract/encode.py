@@ -2,6 +2,8 @@
 bounded channels.
 
 Processes decode the next videos, the calling thread resizes and encodes, one more thread writes.
+On a CUDA device frames go up meanwhile, on streams of the threads that watch the decoders; the
+codec runs, and its arrays come down, on that of the writing thread, which alone waits for them.
 One decode serves several caches: each is a `CacheTarget` with its own encoder, rate and stores. A
 batch of frames runs across the borders of videos but never of stores, so the bytes of a store
 depend on nothing but its plan. A video that cannot be decoded is listed with its reason, and what
@@ -15,7 +17,7 @@ import logging
 import queue
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +29,7 @@ from pipeline.cache.cache import Cache
 from pipeline.cache.layout import in_view, layer_name, stored_name, view_of
 from pipeline.cache.leases import Leases, lease_of
 from pipeline.config.cache_spec import BASE
+from pipeline.device import side_stream
 from pipeline.errors import BadVideo, StillframeError
 from pipeline.extract.channel import Channel, Stopped, StopSignal
 from pipeline.extract.progress import OnProgress, Progress
@@ -102,6 +105,7 @@ class Extraction:
         self.videos = {video.video_id: (index, video) for index, video in enumerate(videos)}
         self.root, self.device, self.decoders, self.limits = root, device, decoders, limits
         self.progress, self.on_progress = progress, on_progress or (lambda _: None)
+        self.down = side_stream(device)
         self.stop = StopSignal()
         self.open: dict[tuple[str, int], OpenStore] = {}
 
@@ -302,7 +306,10 @@ class Extraction:
             with self.progress.timed("encode"):  # waiting for the GPU is encoding
                 item.done.synchronize()
         with self.progress.timed("write"), _unless_taken_over(item):
-            arrays = _arrays(item.tokens, item.builder)
+            # Behind no batch that the device was given since. This thread waits until the arrays
+            # are here, and lets go of the tokens later: nobody gets their memory before.
+            with torch.cuda.stream(self.down) if self.down else nullcontext():
+                arrays = _arrays(item.tokens, item.builder)
             item.builder.append(arrays)
         return sum(array.nbytes for array in arrays.values())
 

@@ -26,7 +26,7 @@ from pipeline.config.cache_spec import BASE, fingerprint
 from pipeline.config.plugins import Settings
 from pipeline.datasets.manifest.manifest import read_origin
 from pipeline.datasets.manifest.targets import MAPPED, Arrays, collate
-from pipeline.device import chosen
+from pipeline.device import Uploads, chosen
 from pipeline.errors import BadInput
 from pipeline.models.encoders.contract import make_encoder, token_shape, without_network
 from pipeline.models.tasks.contract import STREAMING, Query
@@ -254,7 +254,7 @@ class Stream:
         frames = checked_frames(pixels_1HWC, pixel_aspect, times)
         self._require_pace(time_s)
         begin_s, whole = time.perf_counter(), np.ones(1, bool)
-        transforms = FrameTransforms(frames, self.device)
+        transforms = FrameTransforms(frames, Uploads(self.device))
         look = self._look(*transforms.squares(self.spec.frames, whole, None), float(time_s))
         if self._state is None:
             self._begin(1 / self.answers_per_second(self._source_fps))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from pipeline.config.cache_spec import BASE, FrameSettings, View
+from pipeline.device import Uploads
 from pipeline.errors import BadInput, BadVideo
 from pipeline.records import Rate, Step, Video
 from pipeline.video.frame_counts import FrameCounts
@@ -70,7 +71,7 @@ class FrameReader:
     def __init__(
         self, root: Path, device: torch.device, limits: DecodeLimits | None = None
     ) -> None:
-        self.root, self.device = root, device
+        self.root, self.uploads = root, Uploads(device)
         self.decoder = Decoder(limits)
 
     def __enter__(self) -> Self:
@@ -86,12 +87,13 @@ class FrameReader:
     def blocks(
         self, video: Video, rates: Sequence[Rate], counted: FrameCounts | None = None
     ) -> Iterator[ReadBlock]:
-        """Decodes a video once for several rates. Nothing is resized before it is asked for, so
-        that another thread can do that. `counted` is filled at the end."""
+        """Decodes a video once for several rates. Frames are sent to the device right away, and not
+        resized before that is asked for, so that another thread can do it. `counted` is filled at
+        the end."""
         path = self.root / video.source
         for block in self.decoder.decode(path, rates, video.image_fps, counted):
             kept = dict(zip(rates, block.kept_RF, strict=True))
-            yield ReadBlock(FrameTransforms(block.frames, self.device), kept, block.damaged_F)
+            yield ReadBlock(FrameTransforms(block.frames, self.uploads), kept, block.damaged_F)
 
     def numbered(
         self,
@@ -134,7 +136,7 @@ class FrameReader:
                     'to have such frames: frames.damaged = "keep"',
                 )
             whole = np.ones(len(frames), bool)
-            parts.append(FrameTransforms(frames, self.device).squares(settings, whole, view)[0])
+            parts.append(FrameTransforms(frames, self.uploads).squares(settings, whole, view)[0])
         return torch.cat(parts)[index_T]
 
     def on_screen(
@@ -170,7 +172,7 @@ class FrameReader:
                 if count and held is not None:
                     yield seen(held), count
                 is_seen = settings.damaged == "keep" or not block.damaged_F.any()
-                held = FrameTransforms(block.frames, self.device) if is_seen else None
+                held = FrameTransforms(block.frames, self.uploads) if is_seen else None
         except BadVideo as error:
             failure = error
         count = clock.end(counted.end_s)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.config.cache_spec import FrameSettings, View
+from pipeline.device import Uploads
 from pipeline.records import Frames
 
 LONGEST, LONGEST_PUBLISHED = 2, 16
@@ -21,8 +22,10 @@ where the released code of the paper, which resizes all of it, is to be met to t
 class FrameTransforms:
     """The squares that encoders see of some frames: one that several of them see is made once."""
 
-    def __init__(self, frames: Frames, device: torch.device) -> None:
-        self.frames, self.device = frames, device
+    def __init__(self, frames: Frames, uploads: Uploads) -> None:
+        """The frames are on their way to the device of `uploads` from here on."""
+        self.frames = frames
+        self._sent = uploads.start(frames.pixels_FHWC)
         self._pixels: dict[bytes, torch.Tensor] = {}
         self._squares: dict[tuple[Any, ...], tuple[torch.Tensor, np.ndarray]] = {}
 
@@ -44,10 +47,10 @@ class FrameTransforms:
         self, settings: FrameSettings, mask: np.ndarray, view: View | None
     ) -> tuple[torch.Tensor, np.ndarray]:
         if mask.tobytes() not in self._pixels:
-            pixels = (
-                self.frames.pixels_FHWC if mask.all() else self.frames.pixels_FHWC[mask]
-            )  # a copy only where needed
-            self._pixels[mask.tobytes()] = torch.from_numpy(pixels).to(self.device)
+            pixels_FHWC = self._sent.on_device()
+            if not mask.all():  # a copy only where needed; of slices, for which no device waits
+                pixels_FHWC = torch.cat([pixels_FHWC[i : i + 1] for i in np.flatnonzero(mask)])
+            self._pixels[mask.tobytes()] = pixels_FHWC
         pixels_FHWC = self._pixels[mask.tobytes()]
         if view is None:
             return resize_and_crop(

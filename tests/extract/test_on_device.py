@@ -13,11 +13,14 @@ from support.on_device import CPU, differ
 from support.views import vit_spec
 
 from pipeline.cache.cache import Cache
+from pipeline.cache.layout import layer_name, stored_name
 from pipeline.extract import encode, extract
 from pipeline.extract.progress import Progress
 from pipeline.extract.spot_check import spot_check
+from pipeline.models.encoders.contract import make_encoder
 from pipeline.records import Tokens
 from pipeline.video.isolated.sandbox import DecodeLimits
+from pipeline.video.reader import FrameReader
 
 SQUARES_DIFFER = 0.1
 """Tokens of noise-like squares, whose levels each device rounds in its own order: see `resize_and_crop`."""
@@ -55,6 +58,7 @@ def test_the_event_of_a_batch_is_of_the_stream_that_computes_it(monkeypatch):
     event = SimpleNamespace(record=recorded.append)
     monkeypatch.setattr(torch.cuda, "Event", lambda: event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"side stream of {device}")
     second = torch.device("cuda:1")
     progress = Progress(frames_planned=2)
     working = encode.Extraction([], Path(), second, 1, DecodeLimits(), progress, None)
@@ -64,3 +68,32 @@ def test_the_event_of_a_batch_is_of_the_stream_that_computes_it(monkeypatch):
     batch = working._tokens(store, torch.zeros(2, 1, 3, 8, 8, dtype=torch.uint8))
     assert batch.done is event and recorded == ["stream of cuda:1"]
     assert batch.tokens == {"": tokens} and progress.frames == 2
+    assert working.down == "side stream of cuda:1"
+
+
+@pytest.mark.cuda
+def test_overlapping_changes_no_byte_of_a_store(built, tmp_path, device):
+    """Against each frame's tokens one after the other: sent, encoded, and fetched before the next."""
+    spec = vit_spec([0, 2])
+    cache = extract.extract(spec, built, tmp_path, device, decoders=2)
+    encoder = make_encoder(spec, device)
+    names = {layer_name(layer): layer for layer in (0, 2)}
+    for store, videos in cache.plan.items():
+        squares = []
+        with FrameReader(built.root, device) as reader:
+            for video in (video for video in built.videos if video.video_id in videos):
+                for block in reader.blocks(video, [spec.frames.kept]):
+                    whole = np.ones(len(block.time_s), bool)
+                    squares.append(block.transforms.squares(spec.frames, whole, None)[0].clone())
+        parts: dict[str, list[np.ndarray]] = {}
+        for batch_NCHW in torch.cat(squares).split(spec.store.batch_frames):
+            tokens = encoder(batch_NCHW)
+            for name, layer in names.items():
+                arrays = cache.codecs[name].encode(tokens.patches_NPD[layer])
+                for key, array in arrays.items():
+                    parts.setdefault(stored_name(name, key), []).append(array.copy())
+        for stored, arrays_F in parts.items():
+            shape, dtype = cache.arrays[stored]
+            kept = np.empty((cache.receipts[store].frames, *shape), dtype)
+            cache.reader(store).read_into(stored, np.arange(len(kept)), kept)
+            np.testing.assert_array_equal(kept, np.concatenate(arrays_F))

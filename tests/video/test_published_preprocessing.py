@@ -16,6 +16,7 @@ from transformers import ViTModel
 from pipeline.config import plugins
 from pipeline.config.cache_spec import load_spec
 from pipeline.config.shipped import shipped
+from pipeline.device import Uploads
 from pipeline.models.encoders.contract import make_encoder
 from pipeline.records import Frames, Stride
 from pipeline.video.decode import decode_rates
@@ -47,7 +48,7 @@ def released_squares(pixels_FHWC: np.ndarray, size_px: int = 224) -> torch.Tenso
 def our_squares(pixels_FHWC: np.ndarray, pixel_aspect: float = 1.0) -> torch.Tensor:
     frames = Frames(pixels_FHWC, np.arange(len(pixels_FHWC), dtype=float), pixel_aspect)
     whole = np.ones(len(pixels_FHWC), bool)
-    return FrameTransforms(frames, CPU).squares(PUBLISHED.frames, whole, None)[0]
+    return FrameTransforms(frames, Uploads(CPU)).squares(PUBLISHED.frames, whole, None)[0]
 
 
 SIZES = [(720, 1280), (1280, 720), (240, 426), (256, 340), (143, 175), (90, 1400), (224, 224)]

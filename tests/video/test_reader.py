@@ -15,6 +15,7 @@ from support.broken_media import hanging_video, images, memory_bomb, noise
 from support.media import encode
 
 from pipeline.config.cache_spec import BASE, FrameSettings, View
+from pipeline.device import Uploads
 from pipeline.errors import BadVideo
 from pipeline.records import Step, Video
 from pipeline.video.decode import decode_rates
@@ -51,7 +52,7 @@ def expected(
     for block in decode_rates(path, [fps], image_fps):
         mask = np.ones(len(block.frames), bool)
         times.append(block.frames.time_s)
-        squares.append(FrameTransforms(block.frames, CPU).squares(SETTINGS, mask, view)[0])
+        squares.append(FrameTransforms(block.frames, Uploads(CPU)).squares(SETTINGS, mask, view)[0])
     return np.concatenate(times), torch.cat(squares)
 
 
@@ -112,7 +113,7 @@ def test_frames_by_time_survive_a_decoder_that_is_killed(root):
         os.kill(reader.decoder.pid, signal.SIGKILL)
         parts += frames
     seen = [
-        FrameTransforms(part, CPU).squares(SETTINGS, np.ones(len(part), bool), None)[0]
+        FrameTransforms(part, Uploads(CPU)).squares(SETTINGS, np.ones(len(part), bool), None)[0]
         for part in parts
     ]
     assert torch.equal(torch.cat(seen), squares)

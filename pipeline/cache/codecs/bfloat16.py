@@ -15,6 +15,7 @@ import torch
 from pipeline.cache.codecs._rounding import half_step, refuse_beyond
 from pipeline.cache.codecs.contract import CodecPlugin
 from pipeline.config import plugins
+from pipeline.device import downloaded
 
 LARGEST = torch.finfo(torch.bfloat16).max
 LIMIT = LARGEST + 2.0**119
@@ -32,9 +33,7 @@ class Codec(CodecPlugin):
 
     def encode(self, tokens_FND: torch.Tensor) -> dict[str, np.ndarray]:
         refuse_beyond("bfloat16", tokens_FND, LIMIT, ends_at=LARGEST)
-        return {
-            "": tokens_FND.detach().to(torch.bfloat16).contiguous().view(torch.uint16).cpu().numpy()
-        }
+        return {"": downloaded(tokens_FND.detach().to(torch.bfloat16).view(torch.uint16))}
 
     def decode(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
         return arrays[""].view(torch.bfloat16).float()

@@ -11,6 +11,7 @@ import torch
 from pipeline.cache.codecs._rounding import half_step, refuse_beyond
 from pipeline.cache.codecs.contract import CodecPlugin
 from pipeline.config import plugins
+from pipeline.device import downloaded
 
 LIMIT = 65520.0
 """The smallest magnitude that rounds to infinity."""
@@ -29,7 +30,7 @@ class Codec(CodecPlugin):
         """Tokens that already are float16 in host memory are handed over, not copied."""
         refuse_beyond("float16", tokens_FND, LIMIT, ends_at=65504)
         # Rounding comes before the transfer, so that half the bytes leave the device.
-        return {"": tokens_FND.detach().to(torch.float16).contiguous().cpu().numpy()}
+        return {"": downloaded(tokens_FND.detach().to(torch.float16))}
 
     def decode(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
         return arrays[""].float()

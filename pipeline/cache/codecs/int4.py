@@ -20,6 +20,7 @@ import torch
 from pipeline.cache.codecs._rounding import TINY, refuse_beyond
 from pipeline.cache.codecs.contract import CodecPlugin
 from pipeline.config import plugins
+from pipeline.device import downloaded
 from pipeline.errors import BadInput
 
 BLOCK = 64
@@ -50,7 +51,7 @@ class Codec(CodecPlugin):
         levels_CFNG = (rotated_CFNG / scale_FNG.float()).round_().clamp_(-LEVELS, LEVELS)
         low, high = levels_CFNG.add_(8).to(torch.uint8).chunk(2)
         packed = (low | high << 4).movedim(0, -1).flatten(-2)
-        return {"": packed.cpu().numpy(), "scale": scale_FNG.view(torch.uint16).cpu().numpy()}
+        return {"": downloaded(packed), "scale": downloaded(scale_FNG.view(torch.uint16))}
 
     def decode(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
         scale_G = arrays["scale"].view(torch.bfloat16).float()

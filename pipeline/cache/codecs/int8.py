@@ -11,6 +11,7 @@ import torch
 from pipeline.cache.codecs._rounding import from_int8, int8_error, refuse_beyond, to_int8
 from pipeline.cache.codecs.contract import CodecPlugin
 from pipeline.config import plugins
+from pipeline.device import downloaded
 
 LARGEST = torch.finfo(torch.float32).max
 
@@ -28,7 +29,7 @@ class Codec(CodecPlugin):
     def encode(self, tokens_FND: torch.Tensor) -> dict[str, np.ndarray]:
         refuse_beyond("int8", tokens_FND, float("inf"), ends_at=LARGEST)
         levels, scale = to_int8(tokens_FND.detach().float())
-        return {"": levels.cpu().numpy(), "scale": scale.cpu().numpy()}
+        return {"": downloaded(levels), "scale": downloaded(scale)}
 
     def decode(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
         return from_int8(arrays[""], arrays["scale"])

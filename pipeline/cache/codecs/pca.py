@@ -18,6 +18,7 @@ from pydantic import Field
 from pipeline.cache.codecs._rounding import from_int8, half_step, int8_error, refuse_beyond, to_int8
 from pipeline.cache.codecs.contract import FittedCodec
 from pipeline.config import plugins
+from pipeline.device import downloaded
 
 LIMITS = {"float16": (65520.0, 65504.0), "int8": (float("inf"), torch.finfo(torch.float32).max)}
 """Coefficients: from where on they cannot be held, and where the format ends."""
@@ -72,8 +73,8 @@ class Codec(FittedCodec):
         refuse_beyond("pca", coefficients, *LIMITS[self.settings.coefficients])
         if self.settings.coefficients == "int8":
             levels, scale = to_int8(coefficients)
-            return {"": levels.cpu().numpy(), "scale": scale.cpu().numpy()}
-        return {"": coefficients.half().cpu().numpy()}
+            return {"": downloaded(levels), "scale": downloaded(scale)}
+        return {"": downloaded(coefficients.half())}
 
     def decode(self, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
         mean_D, basis_DK = self._on(arrays[""].device)

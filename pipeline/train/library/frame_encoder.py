@@ -17,7 +17,7 @@ from pipeline.cache.codecs.contract import CodecPlugin
 from pipeline.cache.layout import SPECIAL, layer_name, tokens_by_array
 from pipeline.config import plugins
 from pipeline.config.cache_spec import CacheSpec, fingerprint
-from pipeline.device import chosen
+from pipeline.device import Uploads, chosen
 from pipeline.errors import BadInput
 from pipeline.models.encoders.contract import make_encoder, token_shape, without_network
 from pipeline.records import Frames, Tokens, Video
@@ -101,7 +101,7 @@ class FrameEncoder:
         """Tokens of frames of one's own: uint8 RGB, upright, of one size. `pixel_aspect`: width of
         a pixel over its height. Raises BadInput for an array of another kind."""
         frames = checked_frames(pixels_FHWC, pixel_aspect)
-        transforms = FrameTransforms(frames, self.device)
+        transforms = FrameTransforms(frames, Uploads(self.device))
         whole = np.ones(len(frames), bool)
         squares_FCHW, affine_23 = transforms.squares(self.spec.frames, whole, None)
         return self._encoded(squares_FCHW, frames.time_s, affine_23)
