@@ -52,8 +52,8 @@ from pipeline.config.cache_spec import (
 )
 from pipeline.config.json_files import parse_json
 from pipeline.config.plugins import Model
-from pipeline.datasets.manifest.manifest import TARGETS, VIDEOS, Manifest, read_origin
-from pipeline.errors import BadInput, StillframeError, count_text
+from pipeline.datasets.manifest.manifest import TARGETS, VIDEOS, Manifest
+from pipeline.errors import BadInput, StillframeError
 from pipeline.records import Clip, TokenShape
 
 UNVOUCHED = {
@@ -427,40 +427,6 @@ def manifest_advice(cache: Cache) -> str:
         f"copy the manifest that it was extracted from ({files}) into {cache}/{MANIFEST}, "
         f"then run: stillframe verify {cache}"
     )
-
-
-def require_same_manifest(cache: Cache, manifest: Manifest) -> None:
-    """Refuses to go on with a cache that was extracted from another manifest; says what differs.
-
-    Raises BadInput.
-    """
-    if cache.header.manifest != manifest.digest:
-        before, now = ({video.video_id for video in m.videos} for m in (cache.manifest, manifest))
-        other_out = (
-            "extract it into another --out; or, if only clips or labels changed, train with "
-            "--manifest on the cache as it is"
-        )
-        raise BadInput(
-            f"manifest {manifest.folder} changed after {cache} was extracted from it: "
-            f"{count_text(len(now - before), 'video')} added, {len(before - now)} removed, "
-            f"{len(now & before)} kept, "
-            f"{len(manifest.clips)} clips now, {len(cache.manifest.clips)} then",
-            f"nothing is to be extracted: the commands that read the cache take --manifest "
-            f"{manifest.folder}"
-            if now <= before
-            else other_out,
-        )
-    # The digest is that of clips and truth, which may have the same seconds by another clock.
-    has_seconds = manifest.has_targets or any(
-        clip.start_s or clip.stop_s is not None for clip in manifest.clips
-    )
-    cached = read_origin(cache.storage.local(MANIFEST)).clock
-    if has_seconds and manifest.origin.clock != cached:
-        raise BadInput(
-            f"manifest {manifest.folder} counts seconds by the clock '{manifest.origin.clock}', "
-            f"the copy in {cache} by '{cached}'",
-            "train with --manifest on the cache as it is, or extract it into another --out",
-        )
 
 
 def require_planned(cache: Cache, manifest: Manifest) -> None:

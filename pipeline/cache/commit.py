@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.cache.cache import Cache, require_same_manifest
+from pipeline.cache.cache import Cache
 from pipeline.cache.layout import (
     CODEC_FILE,
     HEADER_FILE,
@@ -32,7 +32,7 @@ from pipeline.cache.storage.local import PARTIAL, LocalFolder, sync
 from pipeline.cache.storage.own_folders import REPLACE_LINK
 from pipeline.config.json_files import sealed_json
 from pipeline.datasets.manifest.manifest import Manifest, read_origin
-from pipeline.errors import BadInput, StillframeError
+from pipeline.errors import BadInput, StillframeError, count_text
 
 LONGEST_DATA_NAME = 40
 """Characters of a data set's name in that of a cache."""
@@ -99,6 +99,40 @@ def _has_videos_of(cache: Cache, manifest: Manifest) -> bool:
     if not ours or not theirs:
         return bool(common)
     return any(ours.get(video_id) == theirs.get(video_id) is not None for video_id in common)
+
+
+def require_same_manifest(cache: Cache, manifest: Manifest) -> None:
+    """Refuses to go on with a cache that was extracted from another manifest; says what differs.
+
+    Raises BadInput.
+    """
+    if cache.header.manifest != manifest.digest:
+        before, now = ({video.video_id for video in m.videos} for m in (cache.manifest, manifest))
+        other_out = (
+            "extract it into another --out; or, if only clips or labels changed, train with "
+            "--manifest on the cache as it is"
+        )
+        raise BadInput(
+            f"manifest {manifest.folder} changed after {cache} was extracted from it: "
+            f"{count_text(len(now - before), 'video')} added, {len(before - now)} removed, "
+            f"{len(now & before)} kept, "
+            f"{len(manifest.clips)} clips now, {len(cache.manifest.clips)} then",
+            f"nothing is to be extracted: the commands that read the cache take --manifest "
+            f"{manifest.folder}"
+            if now <= before
+            else other_out,
+        )
+    # The digest is that of clips and truth, which may have the same seconds by another clock.
+    has_seconds = manifest.has_targets or any(
+        clip.start_s or clip.stop_s is not None for clip in manifest.clips
+    )
+    cached = read_origin(cache.storage.local(MANIFEST)).clock
+    if has_seconds and manifest.origin.clock != cached:
+        raise BadInput(
+            f"manifest {manifest.folder} counts seconds by the clock '{manifest.origin.clock}', "
+            f"the copy in {cache} by '{cached}'",
+            "train with --manifest on the cache as it is, or extract it into another --out",
+        )
 
 
 def create_cache(
