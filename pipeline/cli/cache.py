@@ -159,7 +159,7 @@ def _fill(request: ExtractionRequest, retry_failed: bool) -> list[Cache]:
 def _show_siblings(caches: list[Cache]) -> None:
     """Says which caches lie beside these under the same name of a spec, and how they differ."""
     from pipeline.cli import console
-    from pipeline.extract.diff import siblings
+    from pipeline.extract.upkeep.diff import siblings
 
     names = {cache.name for cache in caches}
     for cache in caches:

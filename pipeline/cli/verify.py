@@ -29,9 +29,9 @@ from pipeline.errors import BadInput, count_text
 if TYPE_CHECKING:
     from pipeline.cache.cache import Cache
     from pipeline.cache.verify import Verification
-    from pipeline.extract.diff import SpecDiff
-    from pipeline.extract.repair import RepairResult
-    from pipeline.extract.spot_check import SpotCheck
+    from pipeline.extract.upkeep.diff import SpecDiff
+    from pipeline.extract.upkeep.repair import RepairResult
+    from pipeline.extract.upkeep.spot_check import SpotCheck
 from pipeline.cli.show import show_status, spans_text
 
 BAR = 40
@@ -113,7 +113,7 @@ def _repair(
     verification: Verification, root: Path | None, source: Cache | None, device: str | None
 ) -> RepairResult:
     from pipeline.cli import console
-    from pipeline.extract.repair import repair
+    from pipeline.extract.upkeep.repair import repair
 
     with console.progress("repair") as update:
         return repair(
@@ -245,7 +245,7 @@ def diff(
     from pipeline.cache.cache import Cache
     from pipeline.cli import console
     from pipeline.config.cache_spec import load_spec
-    from pipeline.extract.diff import compare_spec
+    from pipeline.extract.upkeep.diff import compare_spec
 
     difference = compare_spec(load_spec(named_file("spec", spec), sets or []), Cache(cache))
     if as_json:
@@ -323,7 +323,7 @@ def spot_check(
     """
     from pipeline.cache.cache import Cache
     from pipeline.cli import console
-    from pipeline.extract import spot_check as module
+    from pipeline.extract.upkeep import spot_check as module
 
     with console.progress("spot-check") as update:
         outcome = module.spot_check(

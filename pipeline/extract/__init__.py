@@ -5,6 +5,6 @@ the same bytes whoever worked on them and however often they were stopped.
 
 Read `extract` (plans, makes or opens caches), `worker` (takes stores that nobody is at), `encode`
 (decode, encode, write, overlapping) and `store_builder`; then `calibrate`, `reuse` and `progress`.
-`derive`, `repair`, `diff` and `spot_check` work on caches that are there. `launchers/` start
-workers on this machine, on Slurm or on Ray.
+`derive` and `upkeep/` work on caches that are there. `launchers/` start workers on this machine, on
+Slurm or on Ray.
 """

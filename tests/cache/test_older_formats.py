@@ -17,7 +17,7 @@ from pipeline.config import cache_spec
 from pipeline.config.cache_spec import FORMAT_VERSION
 from pipeline.errors import BadInput
 from pipeline.extract.derive import derive
-from pipeline.extract.diff import compare_spec
+from pipeline.extract.upkeep.diff import compare_spec
 from pipeline.models.encoders import address
 from pipeline.train import loop
 

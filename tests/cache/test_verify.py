@@ -28,8 +28,8 @@ from pipeline.datasets.manifest import manifest
 from pipeline.errors import BadInput
 from pipeline.extract import extract
 from pipeline.extract.derive import derive
-from pipeline.extract.repair import repair
-from pipeline.extract.spot_check import ROUNDING, least_cosine, sample_frames, spot_check
+from pipeline.extract.upkeep.repair import repair
+from pipeline.extract.upkeep.spot_check import ROUNDING, least_cosine, sample_frames, spot_check
 from pipeline.models.encoders.address import paint
 from pipeline.train import loop
 

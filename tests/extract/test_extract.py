@@ -31,7 +31,7 @@ from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.errors import BadInput, StillframeError
 from pipeline.extract import extract, store_builder
 from pipeline.extract.derive import derive
-from pipeline.extract.repair import find_derivation_source
+from pipeline.extract.upkeep.repair import find_derivation_source
 from pipeline.models.encoders import address
 from pipeline.models.encoders.contract import token_shape
 from pipeline.video.isolated.sandbox import Decoder
@@ -478,7 +478,7 @@ def test_receipt_is_plain_json_with_checksums(material):
 
 
 def test_siblings_say_which_field_differs(material, tmp_path):
-    from pipeline.extract.diff import siblings
+    from pipeline.extract.upkeep.diff import siblings
 
     first = extract.extract(material.spec, material.manifest, tmp_path)
     second = extract.extract(

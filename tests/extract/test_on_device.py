@@ -16,7 +16,7 @@ from pipeline.cache.cache import Cache
 from pipeline.cache.layout import layer_name, stored_name
 from pipeline.extract import encode, extract
 from pipeline.extract.progress import Progress
-from pipeline.extract.spot_check import spot_check
+from pipeline.extract.upkeep.spot_check import spot_check
 from pipeline.models.encoders.contract import make_encoder
 from pipeline.records import Tokens
 from pipeline.video.isolated.sandbox import DecodeLimits
