@@ -36,14 +36,19 @@ class ClipLine(Settings):
     group: str | None = None
 
 
+NEEDED = tuple(key for key, field in ClipLine.model_fields.items() if field.is_required())
+DEFAULTS = {
+    key: field.default for key, field in ClipLine.model_fields.items() if not field.is_required()
+}
+
+
 def to_line(clip: Clip) -> str:
     """One line of manifest.jsonl. It is ASCII, so that file names that are no UTF-8 survive."""
-    values = {
-        key: getattr(clip, key)
-        for key, field in ClipLine.model_fields.items()
-        if field.is_required() or getattr(clip, key) != field.default
-    }
-    return json.dumps(values, separators=(", ", ": ")) + "\n"
+    values = {key: getattr(clip, key) for key in NEEDED}
+    for key, default in DEFAULTS.items():
+        if (value := getattr(clip, key)) != default:
+            values[key] = value
+    return json.dumps(values) + "\n"
 
 
 def from_lines(lines: Sequence[str], where: str, clock: Clock = "first_frame") -> tuple[Clip, ...]:
