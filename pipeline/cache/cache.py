@@ -52,7 +52,8 @@ from pipeline.config.cache_spec import (
 )
 from pipeline.config.json_files import parse_json
 from pipeline.config.plugins import Model
-from pipeline.datasets.manifest.manifest import TARGETS, VIDEOS, Manifest
+from pipeline.datasets.manifest.manifest import PARTS, TARGETS, VIDEOS, Manifest
+from pipeline.datasets.manifest.parts import part_name
 from pipeline.errors import BadInput, StillframeError
 from pipeline.records import Clip, TokenShape
 
@@ -78,6 +79,9 @@ class Cache:
     Receipts, readers and small arrays are read when first asked for and kept: a cache that others
     write to is looked at anew by opening it again.
     """
+
+    are_borders_compared = False
+    """Whether the rows of videos in its receipts were compared with those of its stores."""
 
     def __init__(self, storage: Storage | Path | str) -> None:
         self.storage = storage if isinstance(storage, Storage) else open_storage(storage)
@@ -167,6 +171,10 @@ class Cache:
                 manifest_advice(self),
             )
         return manifest
+
+    def is_its_own(self, manifest: Manifest) -> bool:
+        """Whether a manifest is the copy that lies in the cache."""
+        return manifest.folder == self.manifest.folder
 
     def has_videos_of(self, other: Cache) -> bool:
         """Whether both are over one manifest of the same videos: those of equal names and labels
@@ -376,10 +384,14 @@ class Cache:
 
     # Reading stores
 
+    def place(self, store: int) -> tuple[Storage, str]:
+        """Where a store lies: a storage, and the folder in it."""
+        return self.storage, store_name(store)
+
     def reader(self, store: int) -> StoreReader:
         """The reader of a finished store, opened once."""
         if store not in self._readers:
-            reader = StoreReader(self.storage, store_name(store))
+            reader = StoreReader(*self.place(store))
             if self.header.has_checksums and CHUNK_CHECKSUMS not in reader.attributes:
                 raise BadInput(
                     f"store {reader} is damaged: it lists no checksums of its chunks",
@@ -457,6 +469,8 @@ def _caches_in(folder: Storage) -> Iterator[Storage]:
 
 def _nearby(storage: Storage) -> str:
     """A hint that names the caches in or beside a folder that is none."""
+    if storage.exists(PARTS):
+        return f"it is a cache in parts: name one of them, as {storage}/{part_name(0)}"
     caches = [str(cache) for cache in _caches_in(storage if storage.names("") else storage.parent)]
     return (
         f"there are: {', '.join(caches)}"

@@ -22,6 +22,7 @@ from pipeline.cache.layout import (
     MANIFEST,
     RECEIPTS,
     STORES,
+    mark_file,
     receipt_name,
     store_name,
     store_number,
@@ -31,14 +32,17 @@ from pipeline.cache.storage.contract import Storage
 from pipeline.cache.storage.local import PARTIAL, LocalFolder, sync
 from pipeline.cache.storage.own_folders import REPLACE_LINK
 from pipeline.config.json_files import sealed_json
-from pipeline.datasets.manifest.manifest import Manifest, read_origin
+from pipeline.datasets.manifest.manifest import PARTS, Manifest, read_origin
+from pipeline.datasets.manifest.parts import PartedManifest
 from pipeline.errors import BadInput, StillframeError, count_text
 
 LONGEST_DATA_NAME = 40
 """Characters of a data set's name in that of a cache."""
 
 
-def cache_names(spec_name: str, digits: str, data_name: str, manifest: Manifest) -> list[str]:
+def cache_names(
+    spec_name: str, digits: str, data_name: str, manifest: Manifest | PartedManifest
+) -> list[str]:
     """The names that the cache of a spec over a manifest may have in a folder, first choice first.
 
     The fingerprint `digits` knows no videos, so caches of several data sets have the same: the
@@ -180,7 +184,10 @@ def commit_store(cache: Cache, staged: Path, receipt: Receipt) -> None:
 
 def forget_store(cache: Cache, store: int) -> None:
     """Makes a store exist no longer, so that the next extraction redoes it."""
-    cache.storage.remove(receipt_name(store))
+    part = cache.storage
+    if part.name.isdigit() and part.parent.exists(PARTS):  # it is not finished now
+        part.parent.remove(mark_file(part.name))
+    part.remove(receipt_name(store))
 
 
 def clear_finished(cache: Cache) -> None:

@@ -220,7 +220,7 @@ def require_valid(cache: Cache) -> None:
         )
 
     def check(receipt: Receipt) -> dict[str, str]:
-        if has_other_borders(receipt):
+        if not cache.are_borders_compared and has_other_borders(receipt):
             return {receipt_name(receipt.store): OTHER_BORDERS}
         large = {
             file
@@ -229,8 +229,8 @@ def require_valid(cache: Cache) -> None:
             and (chunk := ChunkFile.parse(file))
             and chunk.array in cache.arrays
         }
-        store = store_name(receipt.store)
-        problems = check_files(cache.storage, store, receipt.files, large)
+        storage, store = cache.place(receipt.store)
+        problems = check_files(storage, store, receipt.files, large)
         return {f"{store}/{file}": problem for file, problem in problems.items()}
 
     with ThreadPoolExecutor(CHECKERS) as pool:  # many small files, which may be far away

@@ -34,6 +34,8 @@ LOG_FILE = "log.txt"
 """What commands said that made a cache in a folder; nothing reads it, and no receipt knows it."""
 MANIFEST, STORES, RECEIPTS, LEASES = "manifest", "stores", "receipts", "leases"
 """Folders of a cache."""
+MARKS = "done"
+"""Folder of a cache in parts, see `parts`: a file for every part that is finished."""
 TIMES, VIDEO_STARTS, VIDEO_STOPS = "time_s", "video_start", "video_stop"
 """Small arrays of a store: presentation times (F,), and the rows [start, stop) of its videos."""
 AFFINE, SPECIAL = "affine", "special"
@@ -64,6 +66,11 @@ def receipt_name(store: int) -> str:
 def lease_file(name: str) -> str:
     """The file of a lease, relative to its cache."""
     return f"{LEASES}/{name}.json"
+
+
+def mark_file(part: str) -> str:
+    """The mark of a finished part, relative to the cache in parts."""
+    return f"{MARKS}/{part}.json"
 
 
 # Files of a store

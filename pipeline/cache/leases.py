@@ -216,12 +216,14 @@ class CacheStore(NamedTuple):
 Claim = TypeVar("Claim", bound=StoreClaim)
 
 
-def claim_units(units: Sequence[Sequence[Claim]], stop: threading.Event) -> Iterator[list[Claim]]:
+def claim_units(
+    units: Sequence[Sequence[Claim]], stop: threading.Event, *, waits: bool = True
+) -> Iterator[list[Claim]]:
     """Units of work for this worker: of each unit, the stores that are missing and that nobody else
     is at.
 
-    Waits for what others hold, until they have done it or are no more. Ends when nothing is missing
-    but what was handed out here, or when `stop` is set.
+    Waits for what others hold, until they have done it or are no more, unless it `waits` for
+    nobody. Ends when nothing is missing but what was handed out here, or when `stop` is set.
     """
     open_units = [list(unit) for unit in units]
     handed_out: set[tuple[str, int]] = set()
@@ -245,7 +247,7 @@ def claim_units(units: Sequence[Sequence[Claim]], stop: threading.Event) -> Iter
                 held_units.append(held_by_others)
             if stop.is_set():
                 return
-        open_units = held_units
+        open_units = held_units if waits else []
         if open_units:
             stop.wait(LOOK_S)
 

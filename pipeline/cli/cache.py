@@ -26,14 +26,15 @@ from pipeline.cli.options import (
     named_file,
     torch_device,
 )
-from pipeline.cli.show import show_status
+from pipeline.cli.show import show_parted_status, show_status
 from pipeline.cli.talk.log_file import keep_log_in
-from pipeline.errors import count_text
+from pipeline.errors import BadInput, count_text
 
 if TYPE_CHECKING:
     from pipeline.cache.cache import Cache
     from pipeline.config.cache_spec import CacheSpec
     from pipeline.datasets.manifest.manifest import Manifest
+    from pipeline.datasets.manifest.parts import PartedManifest
     from pipeline.extract.launchers.contract import EnginePlugin
     from pipeline.extract.progress import Progress
     from pipeline.video.isolated.sandbox import DecodeLimits
@@ -79,12 +80,13 @@ def extract(
     Example: stillframe extract dinov2_small data/mine --out caches
     """
     from pipeline.config.cache_spec import load_spec
-    from pipeline.datasets.manifest.manifest import Manifest
+    from pipeline.datasets.manifest.parts import PartedManifest, load_any
 
     loaded_specs = [load_spec(named_file("spec", name), sets or []) for name in specs]
+    manifest = load_any(data, root)
     request = ExtractionRequest(
         loaded_specs,
-        Manifest.load(data, root),
+        manifest,
         out,
         device,
         decoders,
@@ -92,13 +94,20 @@ def extract(
         make_engine(engine, workers, engine_sets or []),
         logs,
     )
-    if dry_run:
-        _show_plans(request, as_json)
+    if isinstance(manifest, PartedManifest):
+        _extract_parts(request, manifest, retry_failed, dry_run, as_json)
         return
-    caches = _fill(request, retry_failed)
+    if dry_run:
+        _show_plans(request, manifest, as_json)
+        return
+    caches = _fill(request, manifest, retry_failed)
     _show_siblings(caches)
     _show_statuses(caches, as_json)
-    if any(cache.failures for cache in caches):
+    _end_of_extract(any(cache.failures for cache in caches))
+
+
+def _end_of_extract(has_failures: bool) -> None:
+    if has_failures:
         from pipeline.cli import console
 
         console.say(
@@ -112,7 +121,7 @@ class ExtractionRequest:
     """What the flags of `extract` ask for."""
 
     specs: list[CacheSpec]
-    manifest: Manifest
+    manifest: Manifest | PartedManifest
     out: str
     device: str | None
     """As it was typed: a worker of an engine chooses on its own machine."""
@@ -122,27 +131,37 @@ class ExtractionRequest:
     logs: Path
 
 
-def _fill(request: ExtractionRequest, retry_failed: bool) -> list[Cache]:
-    """Extracts, with a bar that shows the speed and what sets it."""
+def _extract_parts(
+    request: ExtractionRequest,
+    manifest: PartedManifest,
+    retry_failed: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """`extract` of a manifest in parts."""
+    from pipeline.cache.parts.summary import parted_status
     from pipeline.cli import console
-    from pipeline.extract import extract as module
+    from pipeline.extract.in_parts import extract_parts
 
-    names = ", ".join(spec.name for spec in request.specs)
-    with console.progress(f"extract {names}") as update:
+    if dry_run or len(request.specs) > 1:
+        what = "--dry-run plans" if dry_run else "several specs are served by"
+        raise BadInput(
+            f"{manifest.folder} is a manifest in parts, and {what} a whole one",
+            f"take one of its {len(manifest.index.parts)} parts, as {manifest.folder / '00000'}"
+            if dry_run
+            else "extract one spec after the other",
+        )
+    with console.progress(f"extract {request.specs[0].name}") as update:
 
         def on_progress(state: Progress) -> None:
-            size, open_size = map(console.bytes_text, (state.store_bytes, state.in_flight_bytes))
-            eta, slowest = console.duration_text(state.eta_s), state.slowest(request.decoders)
-            update(
-                state.frames,
-                state.frames_planned,
-                f"frames  ETA {eta}  {state.frames_per_s:.0f} frames/s  slowest: {slowest}  "
-                f"{size} whole, {open_size} in flight",
-            )
+            if request.engine is None:
+                update(*_shown(state, request.decoders))
+            else:
+                update(state.frames, state.frames_planned, "parts")
 
-        return module.extract_all(
-            request.specs,
-            request.manifest,
+        cache = extract_parts(
+            request.specs[0],
+            manifest,
             request.out,
             torch_device(request.device),
             request.decoders,
@@ -152,8 +171,47 @@ def _fill(request: ExtractionRequest, retry_failed: bool) -> list[Cache]:
             request.engine,
             request.logs,
             console.say,
+        )
+    state = parted_status(cache)
+    show_parted_status(state, as_json)
+    _end_of_extract(bool(state.failed))
+
+
+def _fill(request: ExtractionRequest, manifest: Manifest, retry_failed: bool) -> list[Cache]:
+    """Extracts, with a bar that shows the speed and what sets it."""
+    from pipeline.cli import console
+    from pipeline.extract import extract as module
+
+    names = ", ".join(spec.name for spec in request.specs)
+    with console.progress(f"extract {names}") as update:
+        return module.extract_all(
+            request.specs,
+            manifest,
+            request.out,
+            torch_device(request.device),
+            request.decoders,
+            request.limits,
+            retry_failed,
+            lambda state: update(*_shown(state, request.decoders)),
+            request.engine,
+            request.logs,
+            console.say,
             lambda caches: keep_log_in(caches, request.logs),
         )
+
+
+def _shown(state: Progress, decoders: int) -> tuple[int, int, str]:
+    """What the bar of an extraction shows: frames done, frames planned, and words."""
+    from pipeline.cli import console
+
+    size, open_size = map(console.bytes_text, (state.store_bytes, state.in_flight_bytes))
+    eta, slowest = console.duration_text(state.eta_s), state.slowest(decoders)
+    return (
+        state.frames,
+        state.frames_planned,
+        f"frames  ETA {eta}  {state.frames_per_s:.0f} frames/s  slowest: {slowest}  "
+        f"{size} whole, {open_size} in flight",
+    )
 
 
 def _show_siblings(caches: list[Cache]) -> None:
@@ -208,15 +266,15 @@ def derive(
         raise typer.Exit(FINISHED_WITH_FAILURES)
 
 
-def _show_plans(request: ExtractionRequest, as_json: bool) -> None:
+def _show_plans(request: ExtractionRequest, manifest: Manifest, as_json: bool) -> None:
     """What an extraction would make, and the script of its engine. JSON of one spec is an object,
     of several a list of them."""
     from pipeline.cli import console
     from pipeline.extract import extract as module
 
-    plans = [module.preview(spec, request.manifest) for spec in request.specs]
+    plans = [module.preview(spec, manifest) for spec in request.specs]
     for spec in request.specs:
-        if text := module.uneven_frames_text(spec, request.manifest):
+        if text := module.uneven_frames_text(spec, manifest):
             console.say(text if len(plans) == 1 else f"{spec.name}: {text}")
     if as_json:
         facts = [asdict(plan) for plan in plans]
@@ -235,7 +293,7 @@ def _show_plans(request: ExtractionRequest, as_json: bool) -> None:
         )
     if request.engine:
         caches = [f"{request.out}/{spec.name}" for spec in request.specs]
-        job = module.extraction_job(caches, request.manifest, request.device, request.decoders)
+        job = module.extraction_job(caches, manifest, request.device, request.decoders)
         if script := request.engine.script(job):
             console.say(script)
 

@@ -38,6 +38,7 @@ BENCHES = (
     "read",
     "write",
     "startup",
+    "leases",
     "codecs",
     "temporal",
     "forecast",

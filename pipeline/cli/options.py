@@ -304,11 +304,11 @@ def torch_device(name: str | None) -> torch.device | None:
     return device
 
 
-def other_manifest(folder: Path | None) -> Manifest | None:
-    """The manifest in a folder that --manifest names."""
+def other_manifest(folder: Path | str | None) -> Manifest | None:
+    """The manifest in a folder that --manifest names, or a run."""
     from pipeline.datasets.manifest.manifest import Manifest
 
-    return None if folder is None else Manifest.load(folder)
+    return None if folder is None else Manifest.load(Path(folder))
 
 
 def tracker_names(track: list[str] | None, tensorboard: bool) -> list[str]:

@@ -11,6 +11,7 @@ from pipeline.errors import count_text
 
 if TYPE_CHECKING:
     from pipeline.cache.cache import Cache
+    from pipeline.cache.parts.summary import PartedStatus
     from pipeline.cache.status import Status
     from pipeline.datasets.manifest.manifest import Manifest
     from pipeline.experiments.baselines import BaselineEvaluation
@@ -303,6 +304,39 @@ def show_status(cache: Cache, as_json: bool, manifest: Manifest | None = None) -
     _show_lengths(state)
     if state.manifest:
         _show_next(state)
+
+
+def show_parted_status(state: PartedStatus, as_json: bool) -> None:
+    """How far a cache in parts is: parts, videos, splits, speed, and which parts hold failures."""
+    from pipeline.cli import console
+
+    if as_json:
+        console.show_json(state.model_dump())
+        return
+    parts = state.parts
+    console.show(
+        f"{state.cache}: {parts.done} of {parts.planned} parts, {parts.begun - parts.done} begun, "
+        f"{count_text(state.stores, 'store')}, {count_text(state.frames, 'frame')}, "
+        f"{console.bytes_text(state.store_bytes)}"
+    )
+    console.show(f"videos: {state.stored} of {state.videos} whole, {state.failed} failed")
+    for split, counts in state.splits.items():
+        console.show(f"split {split}: {counts.covered} of {counts.clips} clips")
+    if state.seconds:
+        steps = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in state.seconds.items())
+        console.show(f"work: {steps}")
+    if state.failed_in:
+        first = shlex.join(["stillframe", "status", f"{state.cache}/{state.failed_in[0]}"])
+        where = f"{count_text(len(state.failed_in), 'part')} with failed videos"
+        console.show(f"{where}; next: {first}")
+    if state.eta_s is not None:
+        eta = console.duration_text(state.eta_s)
+        console.show(f"now: {state.frames_per_s:.1f} frames/s, ETA {eta}")
+    elif parts.done < parts.planned:
+        console.show(
+            f"{count_text(parts.planned - parts.done, 'part')} left and nobody is at work: run "
+            "extract again"
+        )
 
 
 def _show_lengths(state: Status) -> None:

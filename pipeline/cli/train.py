@@ -91,19 +91,20 @@ def train(
 
     Example: stillframe train demo_gru caches/demo-0123456789ab
     """
-    from pipeline.cache.cache import Cache
+    from pipeline.cache.parts.chosen import open_cache
     from pipeline.config.recipe import load_recipe
     from pipeline.train import distributed
 
     with distributed.init_process_group() as ranks:
-        begin_with = [f"init.run={json.dumps(str(init))}"] if init else []
-        loaded_recipe = load_recipe(named_file("recipe", recipe), [*(sets or []), *begin_with])
+        changes = [*(sets or []), *([f"init.run={json.dumps(str(init))}"] if init else [])]
+        loaded_recipe = load_recipe(named_file("recipe", recipe), changes)
+        manifest = other_manifest(manifest_folder)
         request = TrainRequest(
             loaded_recipe,
             cache,
-            Cache(cache),
+            open_cache(cache, manifest),
             out or Path("runs") / loaded_recipe.name,
-            other_manifest(manifest_folder),
+            manifest,
             torch_device(device),
             allow_missing,
             follow,
@@ -112,7 +113,7 @@ def train(
         started = make_engine(engine, workers, engine_sets or [], together=True)
         if started is not None or dry_run:
             require_one_master(ranks)
-            words = _words(recipe, request, [*(sets or []), *begin_with])
+            words = _words(recipe, request, changes)
             _on_engine(started, words, workers, request, logs, dry_run, as_json)
             return
         run, seconds = _train(request, ranks)
@@ -141,11 +142,11 @@ class TrainRequest:
     def context(self) -> RunContext:
         """What the run is scored on, once it is trained: by then a cache that it has followed is
         whole."""
-        from pipeline.cache.cache import Cache
+        from pipeline.cache.parts.chosen import open_cache
         from pipeline.cli import console
         from pipeline.train.setup import RunContext
 
-        cache = Cache(self.address)
+        cache = open_cache(self.address, self.manifest)
         return RunContext.of(cache, self.manifest, self.device, self.allow_missing, say=console.say)
 
 
@@ -383,7 +384,7 @@ def _context_of(
     allow_missing: bool,
 ) -> RunContext:
     """The data that a run was trained on, unless others are named."""
-    from pipeline.cache.cache import Cache
+    from pipeline.cache.parts.chosen import open_cache
     from pipeline.cli import console
     from pipeline.train.setup import RunContext
 
@@ -393,9 +394,9 @@ def _context_of(
             f"run {run.path} knows no cache here: it was imported without one, or pulled",
             "name one with its encoder and layers: --cache CACHE",
         )
-    named = manifest_folder or run.header.manifest_path
-    manifest = other_manifest(None if named is None else Path(named))
-    return RunContext.of(Cache(cache_path), manifest, device, allow_missing, say=console.say)
+    manifest = other_manifest(manifest_folder or run.header.manifest_path)
+    opened = open_cache(cache_path, manifest)
+    return RunContext.of(opened, manifest, device, allow_missing, say=console.say)
 
 
 def _require_one_question(

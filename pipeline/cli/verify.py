@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pipeline.extract.upkeep.diff import SpecDiff
     from pipeline.extract.upkeep.repair import RepairResult
     from pipeline.extract.upkeep.spot_check import SpotCheck
-from pipeline.cli.show import show_status, spans_text
+from pipeline.cli.show import show_parted_status, show_status, spans_text
 
 BAR = 40
 """Columns of the longest bar of a histogram."""
@@ -45,13 +45,20 @@ def status(
     """Show what a cache holds, and who is at work on it. That is coverage per split, failures by
     reason, bytes and speed.
 
-    With --manifest, how much of that manifest the cache covers.
+    With --manifest, how much of that manifest the cache covers. Of a cache in parts the sums are
+    shown; what is true of one part, the status of that part says.
 
     Example: stillframe status caches/demo-0123456789ab
     """
-    from pipeline.cache.cache import Cache
+    from pipeline.cache.parts.chosen import is_parted, open_cache
+    from pipeline.cache.parts.parted import PartedCache
+    from pipeline.cache.parts.summary import parted_status
 
-    show_status(Cache(cache), as_json, other_manifest(manifest_folder))
+    manifest = other_manifest(manifest_folder)
+    if manifest is None and is_parted(cache):
+        show_parted_status(parted_status(PartedCache(cache)), as_json)
+    else:
+        show_status(open_cache(cache, manifest), as_json, manifest)
 
 
 @app.command()

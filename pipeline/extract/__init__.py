@@ -5,6 +5,6 @@ the same bytes whoever worked on them and however often they were stopped.
 
 Read `extract` (plans, makes or opens caches), `worker` (takes stores that nobody is at), `encode`
 (decode, encode, write, overlapping) and `store_builder`; then `calibrate`, `reuse` and `progress`.
-`derive` and `upkeep/` work on caches that are there. `launchers/` start workers on this machine, on
-Slurm or on Ray.
+`in_parts` does it part by part; `derive` and `upkeep/` work on caches that are there; `launchers/`
+start workers on this machine, on Slurm or on Ray.
 """

@@ -89,7 +89,7 @@ def extract_all(
     else, StillframeError where it cannot be written.
     """
     device_name, device = None if device is None else str(device), chosen(device)
-    specs = [_settled(spec, device, say) for spec in specs]
+    specs = [settled_spec(spec, device, say) for spec in specs]
     for spec in specs:
         if text := uneven_frames_text(spec, manifest):
             say(text if len(specs) == 1 else f"{spec.name}: {text}")
@@ -118,7 +118,7 @@ def extract_all(
     return complete
 
 
-def _settled(spec: CacheSpec, device: torch.device, say: Callable[[str], None]) -> CacheSpec:
+def settled_spec(spec: CacheSpec, device: torch.device, say: Callable[[str], None]) -> CacheSpec:
     """A spec that leaves nothing to the device, which `say` is told of."""
     outright = settle(spec, device)
     if outright != spec:
@@ -281,14 +281,16 @@ def create_or_open(
     device: torch.device,
     limits: DecodeLimits | None = None,
     say: Callable[[str], None] = lambda _: None,
+    name: str | None = None,
 ) -> Cache:
     """The cache of a spec over a manifest in `out`; planned, fitted and created if it is not there
     yet. `say` is told of videos that its codec could not be fitted to, and where the cache lies if
-    its place was taken by another data set. Raises BadInput where the manifest has changed."""
+    its place was taken by another data set; it is called `name`, if one is given, and nothing else.
+    Raises BadInput where the manifest has changed."""
     of_codec = fitted_to(make_codec(cache_spec.codec), manifest.digest)
     digits = fingerprint(cache_spec, encoder.identity, probe.decoder_identity(), of_codec)
     folder = open_storage(out)
-    names = cache_names(cache_spec.name, digits, manifest.folder.name, manifest)
+    names = [name] if name else cache_names(cache_spec.name, digits, manifest.folder.name, manifest)
     while True:
         storage = find_place(folder, names, manifest)
         if storage.exists(HEADER_FILE):

@@ -59,11 +59,14 @@ def fill(
     device: torch.device,
     on_progress: OnProgress | None = None,
     only: Collection[int] | None = None,
+    *,
+    waits: bool = True,
 ) -> Progress:
     """Brings caches, each with its encoder on `device` and what others give it, to completion with
     all other workers.
 
-    `only`: no other stores than these. Returns what was done here.
+    `only`: no other stores than these. `waits`: for what others are at; if not, their stores may be
+    missing in the end. Returns what was done here.
     """
     caches = [cache for cache, _, _ in to_fill]
     expected = sum(
@@ -82,7 +85,9 @@ def fill(
                 extraction = Extraction(
                     videos, Path(job.root), device, job.decoders, job.limits, progress, on_progress
                 )
-                extraction.run(claim_units(units, extraction.stop))
+                extraction.run(claim_units(units, extraction.stop, waits=waits))
+                if not waits:
+                    break
         for cache in caches:
             if not cache.missing_stores():  # nobody else is at work on it
                 clear_finished(cache)

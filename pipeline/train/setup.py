@@ -212,7 +212,7 @@ def _header(
     init: InitFacts | None,
 ) -> RunHeader:
     cache, manifest = context.cache, context.manifest
-    is_caches_own = manifest.folder == cache.manifest.folder
+    is_caches_own = cache.is_its_own(manifest)
     return RunHeader(
         **identity_of(recipe, cache, manifest, init),
         spec=cache.spec,

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,8 @@ from support.object_store import STALL_S, proxy_of, s3_server
 from pipeline.cache.cache import Cache
 from pipeline.cache.corruption import require_valid
 from pipeline.cache.layout import receipt_name, store_name
+from pipeline.cache.parts.chosen import open_cache
+from pipeline.cache.parts.summary import parted_status
 from pipeline.cache.storage import disk_cache, retry
 from pipeline.cache.storage.contract import Storage
 from pipeline.cache.storage.disk_cache import DiskCache
@@ -32,8 +35,10 @@ from pipeline.cache.storage.local import LocalFolder
 from pipeline.cache.storage.open import open_storage
 from pipeline.cache.store import StoreReader
 from pipeline.config.recipe import WindowSettings
+from pipeline.datasets.manifest.edit import write_parts
 from pipeline.errors import BadInput, StillframeError
 from pipeline.extract import extract
+from pipeline.extract.in_parts import extract_parts
 from pipeline.train.windows.windows import Windows
 
 s3fs = pytest.importorskip("s3fs")
@@ -738,3 +743,37 @@ def test_urls_and_paths_are_told_apart(tmp_path, disk):
         open_storage("gopher://x/y")
     with pytest.raises(BadInput, match="lost a slash"):
         open_storage(Path("s3://bucket/x"))
+
+
+def test_parts_in_a_bucket_have_the_bytes_of_those_in_a_folder(bucket, material, tmp_path):
+    parts = write_parts([material.manifest], tmp_path / "parts", 2)
+    inside = extract_parts(material.spec, parts, f"{bucket}/caches")
+    beside = extract_parts(material.spec, parts, tmp_path / "caches")
+    assert inside.finished() == inside.begun() == [0, 1, 2]
+    for number in range(3):
+        assert vouched(inside.part(number)).keys() == vouched(beside.part(number)).keys()
+        assert stores(inside.part(number)) == stores(beside.part(number))
+    ours, theirs = (parted_status(each) for each in (inside, beside))
+    kept = {"cache", "seconds"}
+    assert ours.model_dump(exclude=kept) == theirs.model_dump(exclude=kept)
+    cache = open_cache(str(inside), material.manifest)
+    assert cache.locations.keys() == material.cache.locations.keys()
+    require_valid(cache)
+
+
+def test_requests_of_a_store(bucket, proxy, material):
+    """What docs/scale.md counts: the files, the lease and the receipt are put, and this is asked."""
+    cache = extract.extract(material.spec, material.manifest, f"{bucket}/caches")
+    for store in cache.plan:
+        extract.forget_store(cache, store)
+    proxy.seen.clear()
+    extract.extract(material.spec, material.manifest, f"{bucket}/caches")
+    asked = [
+        ("LIST" if "?list-type" in path else method, path) for method, path, _, _ in proxy.seen
+    ]
+    for store, receipt in cache.receipts.items():
+        counts = Counter(method for method, path in asked if f"{store:05d}" in path)
+        assert counts.pop("PUT") == len(receipt.files) + 2
+        assert counts == {"HEAD": 4, "GET": 1, "DELETE": 1, "LIST": 5}
+    of_all_stores = [path for method, path in asked if "stores%2F&" in path]
+    assert len(of_all_stores) == len(cache.plan) + 1  # one more LIST for each, and one at the end

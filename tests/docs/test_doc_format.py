@@ -13,6 +13,7 @@ from support.manual import ROOT, read
 
 from pipeline.cache.layout import frames_per_shard
 from pipeline.cache.leases import EXPIRE_S, RENEW_S, Holder
+from pipeline.cache.parts.parted import PartSummary
 from pipeline.cache.receipts import (
     Content,
     DamagedStretch,
@@ -23,6 +24,7 @@ from pipeline.cache.receipts import (
 )
 from pipeline.cache.shard import ShardLayout
 from pipeline.config.cache_spec import FORMAT_VERSION, load_spec
+from pipeline.datasets.manifest.parts import Part, PartsIndex
 from pipeline.records import TokenShape
 
 PAGE = read(ROOT / "docs/format.md")
@@ -30,7 +32,18 @@ FLOWING = " ".join(PAGE.split())
 """The same, whatever its line breaks."""
 RECORDS = {
     record.__name__: record
-    for record in (Header, TokenFacts, Receipt, VideoFailure, Content, DamagedStretch, Holder)
+    for record in (
+        Header,
+        TokenFacts,
+        Receipt,
+        VideoFailure,
+        Content,
+        DamagedStretch,
+        PartsIndex,
+        Part,
+        PartSummary,
+        Holder,
+    )
 }
 BLOCK = re.compile(r"<!-- fields:(\w+) -->\n(.*?)<!-- fields:end -->", re.DOTALL)
 ROW = re.compile(r"^\| `(\w+)` \| ([^|]+) \|", re.MULTILINE)

@@ -99,16 +99,28 @@ def bench_startup(
     clips: Annotated[
         int, typer.Option(min=10, help="Clips of the manifest to begin and resume on.")
     ] = 200_000,
+    part_rows: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Only measure manifests in parts of so many clips: of a hundredth and of a tenth "
+            "of --clips, and of all.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Begin, resume and memory, which must not grow. Seconds to begin and to resume on many clips,
-    memory over a long video and over many.
+    memory over a long video and over many; or, over manifests in parts of three sizes, seconds and
+    memory of what begins there.
 
     Example: stillframe bench startup --hours 0.1 --videos 500 --clips 20000
     """
     from pipeline.cli import console
-    from pipeline.cli.bench import startup
+    from pipeline.cli.bench.scale import startup
 
+    if part_rows is not None:
+        _start_in_parts(clips, part_rows, as_json)
+        return
     starts, memory = startup.start_seconds(clips), startup.memory_over(hours, videos)
     if as_json:
         console.show_json({"start_s": dict(starts), "memory": memory})
@@ -124,6 +136,59 @@ def bench_startup(
         "Memory in MB, the most in each tenth of the extraction",
         ("", *tenths, "last / second"),
         rows,
+    )
+
+
+def _start_in_parts(clips: int, rows: int, as_json: bool) -> None:
+    from pipeline.cli import console
+    from pipeline.cli.bench.scale.parts import start_in_parts
+
+    sizes = sorted({max(10, clips // share) for share in (100, 10, 1)})
+    starts = [start for size in sizes for start in start_in_parts(size, rows)]
+    if as_json:
+        console.show_json([start._asdict() for start in starts])
+        return
+    rows_shown = [
+        (
+            what,
+            f"{size:,}",
+            f"{parts:,}",
+            round(seconds, 2),
+            "" if megabytes is None else round(megabytes),
+        )
+        for what, size, parts, seconds, megabytes in sorted(starts, key=lambda start: start.what)
+    ]
+    console.show_table(
+        f"From nothing, in parts of {rows:,} clips",
+        ("", "clips", "parts", "seconds", "MB"),
+        rows_shown,
+        justify="lrrrr",
+    )
+
+
+@bench_app.command("leases")
+def bench_leases(
+    where: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="A folder or URL, where caches would lie.")
+    ],
+    count: Annotated[int, typer.Option(min=1, help="Leases, and receipts.")] = 500,
+    receipt_kb: Annotated[float, typer.Option(min=0, help="Size of a receipt.")] = 10.0,
+    as_json: AsJson = False,
+) -> None:
+    """Tell how often a second workers can meet. That is in leases and receipts, of one process, in
+    a folder or an object store.
+
+    Example: stillframe bench leases s3://bucket/caches
+    """
+    from pipeline.cli import console
+    from pipeline.cli.bench.scale.leases import lease_speed
+
+    rows = lease_speed(where, count, round(receipt_kb * 1000))
+    if as_json:
+        console.show_json(dict(rows))
+        return
+    console.show_table(
+        f"One process in {where}", ("", "a second"), [(what, round(speed)) for what, speed in rows]
     )
 
 

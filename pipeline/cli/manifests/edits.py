@@ -37,6 +37,10 @@ def select(
             metavar="TRUTH", help="Clips with boxes, points, depth_m or pose; as often as needed."
         ),
     ] = None,
+    share: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="This share of all videos, drawn by a hash of their ids."),
+    ] = None,
     first: Annotated[
         int | None, typer.Option(min=1, help="The first N of each label in each split.")
     ] = None,
@@ -44,19 +48,21 @@ def select(
     as_json: AsJson = False,
 ) -> None:
     """Make a manifest of some of the clips of another one. They are those that meet all conditions.
+    The other one may be in parts; the new one is whole.
 
     Example: stillframe manifest select data/mine --split val --label waving --out data/waving
     """
     from pipeline.datasets.manifest import edit
-    from pipeline.datasets.manifest.manifest import Manifest
+    from pipeline.datasets.manifest.parts import load_any
 
     built = edit.select(
-        Manifest.load(data, root),
+        load_any(data, root),
         out,
         splits=split or (),
         labels=label or (),
         clips=clip or (),
         targets=has or (),
+        share=share,
         first=first,
     )
     show_manifest(built, out, as_json)

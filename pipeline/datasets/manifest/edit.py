@@ -1,4 +1,4 @@
-"""Manifests made from a manifest: clips selected, labelled anew or split anew.
+"""Manifests made from a manifest: clips selected, labelled anew, split anew, or cut into parts.
 
 Sources stay as they are. Truth and what is known of the videos are copied, so that no video is
 opened and none need be there. Equal sources and options give equal bytes.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,15 +18,25 @@ import numpy as np
 from pydantic import ConfigDict
 
 from pipeline.config import plugins
+from pipeline.config.json_files import sealed_json
 from pipeline.datasets.contract import DatasetPlugin
 from pipeline.datasets.formats.annotations import few
 from pipeline.datasets.formats.clip_list import SPLITS, csv_lines, found_columns
 from pipeline.datasets.formats.known_groups import with_known_groups
 from pipeline.datasets.formats.splits import SplitSettings, note_straddling, split_clips
-from pipeline.datasets.manifest.manifest import Manifest, portable, write
+from pipeline.datasets.manifest.checks import check_writable
+from pipeline.datasets.manifest.manifest import PARTS, Manifest, portable, write
 from pipeline.datasets.manifest.origin import Edit, EditedFrom
+from pipeline.datasets.manifest.parts import (
+    PARTS_FORMAT,
+    Part,
+    PartedManifest,
+    PartsIndex,
+    only,
+    part_name,
+)
 from pipeline.datasets.manifest.texts import ClipTexts
-from pipeline.errors import BadInput, unknown_name
+from pipeline.errors import BadInput, StillframeError, unknown_name
 from pipeline.records import Clip
 
 RELABELLED = ("clip_id", "path", "label", "split", "group")
@@ -88,75 +98,87 @@ class EditedClips(DatasetPlugin):
 
 
 def select(
-    source: Manifest,
+    source: Manifest | PartedManifest,
     out: Path,
     *,
     splits: Sequence[str] = (),
     labels: Sequence[str] = (),
     clips: Sequence[str] = (),
     targets: Sequence[str] = (),
+    share: float | None = None,
     first: int | None = None,
 ) -> Manifest:
     """A manifest of those clips that are in one of the `splits`, have one of the `labels` and all
-    of the `targets`, and whose id, last part of it or video's id matches one of the patterns
-    `clips`, with * and ?; of these, the `first` of each label and split. What is not given asks for
-    nothing.
+    of the `targets`, whose id, last part of it or video's id matches one of the patterns `clips`,
+    with * and ?, and whose video is in the `share` of all videos, see `is_in_share`; of these, the
+    `first` of each label and split. What is not given asks for nothing.
 
-    Raises BadInput: a split, label, pattern or target that no clip has, no clip left.
+    A source in parts is read part by part, and parts without such a split or label are not: memory
+    is that for what is chosen, and for one part. Raises BadInput: a split, label, pattern or target
+    that no clip has, no clip left.
     """
     wanted = {"split": (splits, source.splits), "label": (labels, source.labels)}
     for what, (names, there) in wanted.items():
         for name in names:
             if name not in there:
                 raise unknown_name(what, name, there, str(source.folder))
-    for pattern in clips:
-        if not any(_matches(clip, pattern) for clip in source.clips):
-            raise BadInput(
-                f"{source.folder}: no clip matches '{pattern}'; the first is called "
-                f"{source.clips[0].clip_id}",
-                "* stands for any letters, as in --clip 'dog*'",
-            )
-    truth = source.target_names() if targets else [[] for _ in source.clips]
-    for name in targets:
-        known = set().union(*truth)
-        if name not in known:
-            known = {name for name in known if not name.endswith("_time_s")}
-            raise unknown_name("truth", name, known, str(source.folder))
-    chosen, counts = list[Clip](), Counter[tuple[str, str | None]]()
-    for clip, own in zip(source.clips, truth, strict=True):
-        if (
-            (splits and clip.split not in splits)
-            or (labels and clip.label not in labels)
-            or (clips and not any(_matches(clip, pattern) for pattern in clips))
-            or not set(targets) <= set(own)
-        ):
-            continue
-        counts[clip.split, clip.label] += 1
-        if first is None or counts[clip.split, clip.label] <= first:
-            chosen.append(clip)
-    if not chosen:
-        asked = [
-            f"{name} {', '.join(values)}"
-            for name, values in (
-                ("split", splits),
-                ("label", labels),
-                ("clip", clips),
-                ("has", targets),
-            )
-            if values
-        ]
+    pieces = source.pieces(splits, labels) if isinstance(source, PartedManifest) else [source]
+    taken, counts = list[Taken](), Counter[tuple[str, str | None]]()
+    known, unmatched, first_id = set[str](), set(clips), ""
+    for piece in pieces:
+        truth = piece.target_names() if targets else [[] for _ in piece.clips]
+        known.update(*truth)
+        first_id = first_id or piece.clips[0].clip_id
+        unmatched -= {name for name in unmatched if any(_matches(c, name) for c in piece.clips)}
+        chosen = list[Clip]()
+        for clip, own in zip(piece.clips, truth, strict=True):
+            if (
+                (splits and clip.split not in splits)
+                or (labels and clip.label not in labels)
+                or (clips and not any(_matches(clip, pattern) for pattern in clips))
+                or not set(targets) <= set(own)
+                or (share is not None and not is_in_share(clip.video_id, share))
+            ):
+                continue
+            counts[clip.split, clip.label] += 1
+            if first is None or counts[clip.split, clip.label] <= first:
+                chosen.append(clip)
+        if chosen:
+            slim = only(piece, chosen)
+            taken += [Taken(clip, slim, clip) for clip in chosen]
+    if unmatched:
         raise BadInput(
-            f"{source.folder}: each of these is met by some clip, and all of them by none: "
-            f"{'; '.join(asked)}"
+            f"{source.folder}: no clip matches '{min(unmatched)}'; the first is called {first_id}",
+            "* stands for any letters, as in --clip 'dog*'",
         )
+    for name in targets:
+        if name not in known:
+            arrays = {name for name in known if not name.endswith("_time_s")}
+            raise unknown_name("truth", name, arrays, str(source.folder))
     options = {
         "splits": splits,
         "labels": labels,
         "clips": clips,
         "targets": targets,
+        "share": share,
         "first": first,
     }
-    return write_edit("select", options, source, chosen, out, {})
+    if not taken:
+        asked = {"split": splits, "label": labels, "clip": clips, "has": targets}
+        texts = [f"{name} {', '.join(values)}" for name, values in asked.items() if values]
+        texts += [] if share is None else [f"share {share:g}"]
+        raise BadInput(
+            f"{source.folder}: each of these is met by some clip, and all of them by none: "
+            f"{'; '.join(texts)}"
+        )
+    return _write_taken("select", options, source, taken, out, {})
+
+
+def is_in_share(video_id: str, share: float) -> bool:
+    """Whether a video is in a share of all videos, which is drawn by a hash of its id alone: no
+    other video need be known, and a smaller share lies in a larger one."""
+    digest = hashlib.blake2b(video_id.encode(errors="surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64
 
 
 def _matches(clip: Clip, pattern: str) -> bool:
@@ -274,13 +296,29 @@ def write_edit(
     BadInput if `out` is the source, and what `manifest.write` does."""
     of_id = {clip.clip_id: clip for clip in source.clips}
     taken = [Taken(clip, source, of_id[clip.clip_id]) for clip in clips]
+    return _write_taken(command, options, source, taken, out, notes)
+
+
+def _write_taken(
+    command: str,
+    options: dict[str, Any],
+    source: Manifest | PartedManifest,
+    taken: Sequence[Taken],
+    out: Path,
+    notes: dict[str, str],
+) -> Manifest:
     settings = EditedSettings.model_validate(source.origin.settings)
-    dataset = EditedClips(source.root, settings, taken, notes)
+    dataset = EditedClips(taken[0].source.root, settings, taken, notes)
     edit = edit_of(command, options, [source], out)
     return write(source.origin.dataset, dataset, out, edit)
 
 
-def edit_of(command: str, options: dict[str, Any], sources: Sequence[Manifest], out: Path) -> Edit:
+def edit_of(
+    command: str,
+    options: dict[str, Any],
+    sources: Sequence[Manifest | PartedManifest],
+    out: Path,
+) -> Edit:
     """What dataset.json says of an edit. Raises BadInput if `out` is one of the sources."""
     for source in sources:
         if source.folder == out.resolve():
@@ -298,3 +336,114 @@ def edit_of(command: str, options: dict[str, Any], sources: Sequence[Manifest], 
             for source in sources
         ),
     )
+
+
+def write_parts(sources: Iterable[Manifest], out: Path, rows: int) -> PartedManifest:
+    """The clips of the sources, one source after the other, in parts of up to `rows` clips, in
+    folder `out`; a video with more of them is a part of its own. Clips of one video come together.
+    One source is held at a time.
+
+    Raises BadInput: `out` is not empty, and what `write_index` does; StillframeError where
+    something cannot be written.
+    """
+    check_writable(out)
+    if out.is_dir() and any(out.iterdir()):
+        raise BadInput(f"{out} is not empty", "name a new folder: --out")
+
+    def parts() -> Iterator[Manifest]:
+        number = 0
+        for source in sources:
+            for clips in _cut(source, rows):
+                options = {"rows": rows, "number": number}
+                piece, folder = only(source, clips), out / part_name(number)
+                yield write_edit("parts", options, piece, clips, folder, {})
+                number += 1
+
+    return write_index(parts(), out)
+
+
+def write_index(parts: Iterable[Manifest], out: Path) -> PartedManifest:
+    """The index of parts, which lie in the folder `out` under their numbers; one of them is held at
+    a time. It comes last: a manifest in parts that opens is whole.
+
+    Raises BadInput: clips or videos of one name in two parts, parts whose classes or clocks differ;
+    StillframeError where it cannot be written.
+    """
+    facts: list[tuple[dict[str, Any], tuple[str, ...]]] = []
+    keys: list[np.ndarray] = []
+    shared: dict[str, Any] = {}
+    for number, part in enumerate(parts):
+        assert part.folder == (out / part_name(number)).resolve()
+        for name in ("classes", "clock"):
+            found = getattr(part.origin, name)
+            if shared.setdefault(name, found) != found:
+                raise BadInput(
+                    f"the {name} of {part.folder} differ: found {found}, before {shared[name]}",
+                    "one manifest in parts has one list of classes, and one clock",
+                )
+        counts = Counter(clip.split for clip in part.clips)
+        said = {"clips": len(part.clips), "videos": len(part.videos), "splits": dict(counts)}
+        facts.append((said | {"digest": part.digest}, part.labels))
+        keys.append(_name_hashes(part))
+    _require_different(out, keys)
+    labels = tuple(sorted({label for _, names in facts for label in names}))
+    of_label = {label: number for number, label in enumerate(labels)}
+    index = PartsIndex(
+        format_version=PARTS_FORMAT,
+        labels=labels,
+        classes=shared["classes"],
+        parts=tuple(
+            Part(**said, labels=tuple(of_label[name] for name in names)) for said, names in facts
+        ),
+        checksum="",
+    )
+    try:
+        aside = out / f".{PARTS}.partial"
+        aside.write_bytes(sealed_json(index))
+        aside.replace(out / PARTS)
+    except OSError as error:
+        problem = f"cannot write {error.filename or out}: {error.strerror or error}"
+        raise StillframeError(problem, "free space or fix access, then run it again") from error
+    return PartedManifest.load(out)
+
+
+def _cut(source: Manifest, rows: int) -> Iterator[list[Clip]]:
+    """The clips of a source, cut between videos."""
+    videos: dict[str, list[Clip]] = {}
+    for clip in source.clips:
+        videos.setdefault(clip.video_id, []).append(clip)
+    part: list[Clip] = []
+    for clips in videos.values():
+        if part and len(part) + len(clips) > rows:
+            yield part
+            part = []
+        part += clips
+    yield part
+
+
+def _name_hashes(part: Manifest) -> np.ndarray:
+    """8 bytes of a hash of the name of each clip, and of each video."""
+    names = [f"clip {clip.clip_id}" for clip in part.clips]
+    names += [f"video {video.video_id}" for video in part.videos]
+    data = (name.encode("utf-8", errors="surrogateescape") for name in names)
+    return np.frombuffer(
+        b"".join(hashlib.blake2b(name, digest_size=8).digest() for name in data), "<u8"
+    )
+
+
+def _require_different(out: Path, hashes: Sequence[np.ndarray]) -> None:
+    """Raises BadInput where a name comes in two parts. Those in which hashes are equal are read
+    again, since different names may have one."""
+    values, counts = np.unique(np.concatenate(hashes), return_counts=True)
+    twice, seen = values[counts > 1], dict[tuple[str, str], str]()
+    for number, own in enumerate(hashes):
+        if not np.isin(own, twice).any():
+            continue
+        name, part = part_name(number), Manifest.load(out / part_name(number))
+        things = [("clip", clip.clip_id) for clip in part.clips]
+        for thing in things + [("video", video.video_id) for video in part.videos]:
+            if seen.setdefault(thing, name) != name:
+                raise BadInput(
+                    f"{thing[0]} '{thing[1]}' is in the parts {seen[thing]} and {name}",
+                    "join manifests of which names are the same first: stillframe manifest join",
+                )

@@ -51,7 +51,7 @@ from pipeline.video.probe import IMAGE_SUFFIXES, MEDIA_SUFFIXES, Probe, probe
 log = logging.getLogger(__name__)
 
 CLIPS, TARGETS, VIDEOS, ORIGIN = "manifest.jsonl", "targets.h5", "videos.jsonl", "dataset.json"
-TEXTS = "texts.jsonl"
+TEXTS, PARTS = "texts.jsonl", "parts.json"
 PROBE_TYPES = get_type_hints(Probe)
 MOST_OF_A_VIDEO = 1e12
 """Frames, seconds, pixels of a side or frames per second that no video has."""
@@ -387,18 +387,19 @@ def _write(
 def _facts(dataset: DatasetPlugin, clips: Iterable[Clip]) -> Iterator[str]:
     """The lines of videos.jsonl. What the data set has looked at is not looked at again."""
 
-    def facts(video: Video) -> dict[str, Any]:
+    def looked_at(video: Video) -> Probe | None:
         try:
-            probed = dataset.probed.get(video.source) or probe(
-                dataset.root / video.source, video.image_fps
-            )
+            return probe(dataset.root / video.source, video.image_fps)
         except BadVideo:  # extraction will say what is wrong with it
-            return {}
-        return probed._asdict()
+            return None
 
     videos = {clip.video_id: clip.video for clip in clips}
+    new = [video for video in videos.values() if not dataset.probed.get(video.source)]
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-        for video_id, record in zip(videos, pool.map(facts, videos.values()), strict=True):
+        of_new = zip(new, pool.map(looked_at, new), strict=True)
+        for video_id, video in videos.items():
+            facts = dataset.probed.get(video.source) or next(of_new)[1]
+            record = {} if facts is None else facts._asdict()
             yield json.dumps({"video_id": video_id, **record}) + "\n"
 
 
@@ -411,6 +412,12 @@ def _read(folder: Path, name: str) -> bytes:
     try:
         return read_regular(folder / name, MOST_BYTES)
     except OSError as error:
+        if (folder / PARTS).is_file():
+            raise BadInput(
+                f"{folder} is a manifest in parts, and one that is whole is wanted here",
+                f"take one of its parts, as {folder / '00000'}, or what you need of all: "
+                f"stillframe manifest select {folder} --out NEW",
+            ) from error
         raise BadInput(
             f"{folder} is no manifest: {name} cannot be read ({error.strerror})",
             _instead_of(folder),

@@ -55,7 +55,7 @@ def open_language(
     cache where the two are compared as they are.
     """
     _require_said(wanted, manifest)
-    if manifest.folder == cache.manifest.folder:
+    if cache.is_its_own(manifest):
         beside, name = folder_of(cache), cache.name
     else:
         beside, name = manifest.folder, manifest.folder.name

@@ -63,7 +63,7 @@ def start_seconds(clips: int) -> list[tuple[str, float]]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        listed = [_clip(number) for number in range(clips)]
+        listed = [listed_clip(number) for number in range(clips)]
         (root / listed[0].source).parent.mkdir(parents=True)
         (root / listed[0].source).touch()
         facts = Probe(SIZE_PX, SIZE_PX, 12.0, 0.0, 4.0, 48, "h264")
@@ -99,7 +99,7 @@ def memory_over(hours: float, videos: int) -> list[dict[str, Any]]:
             _memory(
                 f"one video of {hours:g} h, {frames:,} frames",
                 root / "long",
-                [_clip(0, "0.mp4")],
+                [listed_clip(0, "0.mp4")],
                 root,
             )
         )
@@ -107,7 +107,7 @@ def memory_over(hours: float, videos: int) -> list[dict[str, Any]]:
         _write_video(short / "0.mp4", SHORT_FRAMES)
         for number in range(1, videos):
             (short / f"{number}.mp4").hardlink_to(short / "0.mp4")
-        clips = [_clip(number, f"{number}.mp4") for number in range(videos)]
+        clips = [listed_clip(number, f"{number}.mp4") for number in range(videos)]
         results.append(_memory(f"{videos:,} videos of {SHORT_FRAMES} frames", short, clips, root))
     return results
 
@@ -178,7 +178,7 @@ def _status_kb(process: Path, key: str) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), 0)
 
 
-def _clip(number: int, source: str | None = None) -> Clip:
+def listed_clip(number: int, source: str | None = None) -> Clip:
     source = source or f"videos/{number // 1000:04d}/{number:07d}.mp4"
     return Clip(
         source,
