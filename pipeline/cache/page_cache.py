@@ -35,14 +35,35 @@ if _mincore is not None:
 def copy_resident(file: BinaryIO, parts: Sequence[FilePart]) -> bool:
     """Fills `parts` from the page cache; False, and nothing is done, if any of their bytes is not
     in memory or lies past the end."""
-    if not parts:
+    mapped_B = _mapped(file)
+    return mapped_B is not None and _copied(mapped_B, parts)
+
+
+def copy_mapped(path: str, parts: Sequence[FilePart]) -> bool:
+    """As `copy_resident`, of a file that has been mapped and is not opened again; False also where
+    there is none at `path`."""
+    try:
+        # By way of `Path` it costs as much again.
+        facts = os.stat(path)  # noqa: PTH116
+    except OSError:
         return False
-    start = min(offset for offset, _ in parts)
-    resident_B = resident(file, start, max(offset + len(out) for offset, out in parts))
-    if resident_B is None:
+    key = (facts.st_dev, facts.st_ino, facts.st_size)
+    with _lock:
+        mapped_B = _maps.get(key)
+        if mapped_B is None:
+            return False
+        _maps.move_to_end(key)
+    return _copied(mapped_B, parts)
+
+
+def _copied(mapped_B: np.ndarray, parts: Sequence[FilePart]) -> bool:
+    """Whether `parts` of a mapped file were in memory, and have been filled from there."""
+    start = min([offset for offset, _ in parts], default=0)
+    stop = max([offset + len(out) for offset, out in parts], default=0)
+    if start == stop or stop > len(mapped_B) or not _is_resident(mapped_B, start, stop):
         return False
     for offset, out in parts:
-        out[:] = resident_B[offset - start : offset - start + len(out)]
+        out[:] = mapped_B[offset : offset + len(out)]
     return True
 
 
@@ -101,7 +122,7 @@ def _mapped(file: BinaryIO) -> np.ndarray | None:
 def _is_resident(mapped_B: np.ndarray, start: int, stop: int) -> bool:
     """Whether all pages of bytes [start, stop) are in memory now."""
     first = start // mmap.PAGESIZE * mmap.PAGESIZE
-    pages = np.empty(-(-(stop - first) // mmap.PAGESIZE), np.uint8)
+    pages = ctypes.create_string_buffer(-(-(stop - first) // mmap.PAGESIZE))
     assert _mincore is not None
-    asked = _mincore(mapped_B.ctypes.data + first, stop - first, pages.ctypes.data)
-    return asked == 0 and bool((pages & 1).all())
+    asked = _mincore(mapped_B.ctypes.data + first, stop - first, pages)
+    return asked == 0 and b"\0" not in pages.raw  # Linux says 1 or 0 of a page

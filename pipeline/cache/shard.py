@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -46,6 +46,11 @@ STEP = 128 << 10
 """Bytes of one read. The kernel takes a run of such reads for a sequential one: it reads ahead, in
 large pages that are also copied faster ever after. A whole window at once is a random read to it,
 in small pages and up to twice as slow."""
+
+
+Run = tuple[int, int, int, int]
+"""Rows that follow each other in one chunk: index of the first among those that are asked for, how
+many, chunk of their shard, and the first in that chunk."""
 
 
 @dataclass(frozen=True)
@@ -304,6 +309,41 @@ def chunk_checksum(file: BinaryIO, start: int, length: int) -> tuple[int, int]:
         read_parts(file, [(start, chunk_B)])
     content = google_crc32c.value(chunk_B[:-CRC_BYTES])
     return content, int.from_bytes(chunk_B[-CRC_BYTES:].tobytes(), "little")
+
+
+def equal_runs(values: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """(first, stop) of each run of equal values."""
+    first = 0
+    for index in range(1, len(values) + 1):
+        if index == len(values) or values[index] != values[first]:
+            yield first, index
+            first = index
+
+
+def runs_by_shard(
+    rows: tuple[int, ...], layout: ShardLayout
+) -> list[tuple[int, int, int, list[Run]]]:
+    """Number of each shard that rows lie in, one after the other, (first, stop) of its rows among
+    them, and their runs."""
+    return _runs_by_shard(rows, layout.shard_frames, layout.chunk_frames)
+
+
+@lru_cache(maxsize=1024)  # the arrays of a store are asked for the same rows in turn
+def _runs_by_shard(
+    rows: tuple[int, ...], shard_frames: int, chunk_frames: int
+) -> list[tuple[int, int, int, list[Run]]]:
+    def runs(first: int, stop: int) -> Iterator[Run]:
+        for index in range(first + 1, stop + 1):
+            goes_on = index < stop and rows[index] == rows[index - 1] + 1
+            if not goes_on or rows[index] % chunk_frames == 0:
+                chunk, within = divmod(rows[first] % shard_frames, chunk_frames)
+                yield first, index - first, chunk, within
+                first = index
+
+    return [
+        (rows[first] // shard_frames, first, stop, list(runs(first, stop)))
+        for first, stop in equal_runs([row // shard_frames for row in rows])
+    ]
 
 
 def read_parts(file: BinaryIO, parts: Sequence[FilePart]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +21,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 from zarr.storage import LocalStore, MemoryStore
 
 from pipeline.cache.layout import CHUNK_CHECKSUMS, shard_file
+from pipeline.cache.page_cache import copy_mapped
 from pipeline.cache.shard import (
     MISSING,
     VERIFY,
@@ -28,12 +29,15 @@ from pipeline.cache.shard import (
     ShardLayout,
     ShardWriter,
     chunk_checksum,
+    equal_runs,
     fill_value,
     read_index,
     read_kept,
     read_parts,
+    runs_by_shard,
 )
 from pipeline.cache.storage.contract import Span, Storage
+from pipeline.cache.storage.local import LocalFolder
 from pipeline.config.regular_files import open_regular
 from pipeline.errors import BadInput, StillframeError
 
@@ -164,6 +168,9 @@ class StoreReader:
         self._arrays: dict[str, Any] = {}
         self._layouts: dict[str, ShardLayout] = {}
         self._chunks_of_shard: dict[tuple[str, int], np.ndarray] = {}
+        self._begins: dict[tuple[str, int], tuple[str, list[int]]] = {}
+        """Array and number of a shard -> the path of its file, where it lies on this machine, and
+        where its chunks begin."""
         self._checksums: dict[str, np.ndarray | None] = {}
         self._vouched: dict[str, bytearray] = {}
         try:
@@ -217,7 +224,7 @@ class StoreReader:
         array = self._array(name)
         out = np.empty((len(rows), *array.shape[1:]), array.dtype)
         frames = array.chunks[0]
-        for first, stop in _equal_runs([row // frames for row in rows.tolist()]):
+        for first, stop in equal_runs([row // frames for row in rows.tolist()]):
             chunk = int(rows[first]) // frames
             out[first:stop] = np.asarray(array[chunk * frames : (chunk + 1) * frames])[
                 rows[first:stop] - chunk * frames
@@ -239,11 +246,11 @@ class StoreReader:
                 VERIFY,
             )
         target = out.reshape(-1).view(np.uint8)
+        rows_T = tuple(rows.tolist())
+        if kept_P is None and self._is_copied(name, rows_T, target):
+            return
         out_bytes = len(target) // max(1, len(rows))
-        numbers = rows.tolist()
-        for first, stop in _equal_runs([row // layout.shard_frames for row in numbers]):
-            number = numbers[first] // layout.shard_frames
-            runs = list(_consecutive_rows(numbers, first, stop, layout))
+        for number, first, stop, runs in runs_by_shard(rows_T, layout):
             chunks = [chunk for _, _, chunk, _ in runs]
             self._vouch(name, number, chunks)
             if layout.compression != "none":
@@ -266,6 +273,29 @@ class StoreReader:
                     raise BadInput(f"shard {self.shard(name, number)} {error}", VERIFY) from error
                 except OSError as error:
                     raise self._unreadable(name, number, error) from error
+
+    def _is_copied(self, name: str, rows: tuple[int, ...], target: np.ndarray) -> bool:
+        """Whether rows could be copied from shards that are mapped, out of chunks that have been
+        compared: the quick way of reading what is in memory, without opening a file for it."""
+        layout, vouched = self.layout(name), self._vouched.get(name)
+        if vouched is None or layout.compression != "none":
+            return False
+        row_bytes = layout.row_bytes
+        for number, _, _, runs in runs_by_shard(rows, layout):
+            known, first = self._begins.get((name, number)), number * layout.chunks
+            if known is None or not all(vouched[first + chunk] for _, _, chunk, _ in runs):
+                return False
+            path, begins = known
+            parts = [
+                (
+                    begins[chunk] + within * row_bytes,
+                    target[at * row_bytes : (at + count) * row_bytes],
+                )
+                for at, count, chunk, within in runs
+            ]
+            if not copy_mapped(path, parts):
+                return False
+        return True
 
     def _vouch(self, name: str, number: int, chunks: Sequence[int]) -> None:
         """Compares chunks of a shard with what the store vouches for, each at its first read in
@@ -405,6 +435,9 @@ class StoreReader:
                 index = self.index(name, number)
             chunks = -(-rows // self.layout(name).chunk_frames)
             self._chunks_of_shard[name, number] = index[:chunks]
+            if isinstance(self.storage, LocalFolder):
+                begins = index[:chunks, 0].tolist()
+                self._begins[name, number] = self.shard(name, number), begins
         return self._chunks_of_shard[name, number]
 
 
@@ -428,25 +461,3 @@ def _layout_of(array: Any, where: str) -> ShardLayout:
         "zstd" if any(isinstance(codec, ZstdCodec) for codec in inner) else "none",
         any(isinstance(codec, Crc32cCodec) for codec in inner),
     )
-
-
-def _equal_runs(values: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """(first, stop) of each run of equal values."""
-    first = 0
-    for index in range(1, len(values) + 1):
-        if index == len(values) or values[index] != values[first]:
-            yield first, index
-            first = index
-
-
-def _consecutive_rows(
-    rows: Sequence[int], first: int, stop: int, layout: ShardLayout
-) -> Iterator[tuple[int, int, int, int]]:
-    """(index in `rows`, number of rows, chunk of their shard, first row in that chunk) of each run
-    of consecutive rows of one chunk."""
-    frames = layout.chunk_frames
-    for index in range(first + 1, stop + 1):
-        if index == stop or rows[index] != rows[index - 1] + 1 or rows[index] % frames == 0:
-            chunk, within = divmod(rows[first] % layout.shard_frames, frames)
-            yield first, index - first, chunk, within
-            first = index

@@ -3,6 +3,7 @@ seen."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -463,6 +464,24 @@ def test_more_files_are_read_than_are_mapped(tmp_path, monkeypatch):
         reader.read_into("layer_0", np.arange(60), out)
     np.testing.assert_array_equal(out, array)
     assert len(page_cache._maps) == 2
+
+
+def test_rows_in_memory_are_copied_without_opening_their_shards(tmp_path, monkeypatch):
+    """Once a shard was read; what has been put in its place is opened, and what was cut refused."""
+    page_cache.unmap_all()
+    array, rows = values(30, 4, 6), np.array([3, 4, 14, 13, 29])
+    write(tmp_path / STORE, {"layer_0": array}, 4, 12, 30)
+    reader, out = StoreReader(LocalFolder(tmp_path), STORE), np.empty((5, 4, 6), "float16")
+    reader.read_into("layer_0", rows, out)
+    with monkeypatch.context() as patch:
+        patch.setattr(reader, "open_shard", lambda *_: pytest.fail("a shard was opened"))
+        again = np.empty_like(out)
+        reader.read_into("layer_0", rows, again)
+        np.testing.assert_array_equal(again, array[rows])
+    shard_path = tmp_path / STORE / "layer_0/c/0/0/0"
+    os.truncate(shard_path, 100)
+    with pytest.raises(BadInput, match="ends before byte"):
+        reader.read_into("layer_0", rows, again)
 
 
 def test_what_is_not_in_memory_is_read(tmp_path):
