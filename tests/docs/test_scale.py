@@ -10,6 +10,7 @@ import pytest
 from support.manual import ROOT, read
 
 from pipeline.cache.codecs.contract import make_codec
+from pipeline.cache.corruption import CHECKERS
 from pipeline.cache.layout import (
     bytes_per_frame,
     frames_per_shard,
@@ -20,9 +21,12 @@ from pipeline.cache.layout import (
     tokens_by_array,
 )
 from pipeline.cache.leases import EXPIRE_S, RENEW_S
+from pipeline.cache.parts.summary import READERS
 from pipeline.config import plugins
 from pipeline.config.cache_spec import BASE, CacheSpec
+from pipeline.config.json_files import sealed_json
 from pipeline.datasets.manifest.manifest import MOST_BYTES
+from pipeline.datasets.manifest.parts import Part, PartsIndex
 from pipeline.records import TokenShape
 
 PAGE = read(ROOT / "docs/scale.md")
@@ -141,11 +145,60 @@ def speed_lines() -> Iterator[str]:
         / of["kept_fps"]
         * of["video_mbit_s"]
         / 1000,
+        "USD a day of renewals, were every worker always at a store": gpus
+        * 86_400
+        / of["renew_s"]
+        * (of["put_1000_usd"] + of["get_1000_usd"])
+        / 1000,
         "failures a day": gpus * 24 / of["gpu_hours_per_failure"],
         "frames that one costs": plan.store_frames + 3 * 32,
         "seconds of one GPU for them": (plan.store_frames + 3 * 32) / speed,
     }
     yield from (f"| {what} | {text(value)} |" for what, value in facts.items())
+
+
+def epoch_lines() -> Iterator[str]:
+    of = CONSTANTS
+    plan, large = Plan("int8", LAST), Plan("int8", LAST, 8192)
+    windows = of["clips"] * of["share"]
+    read = windows * of["window_frames"] * plan.frame_bytes
+
+    def touched(stores: Plan) -> float:
+        return stores.stores * (1 - (1 - of["share"]) ** stores.clips_per_store)
+
+    def hours(stores: float) -> float:
+        return stores * of["gets_to_open_a_store"] * of["request_s"] / CHECKERS / 3600
+
+    facts = {
+        "million windows of an epoch": windows / 1e6,
+        "TB read in it": read / 1e12,
+        "minutes of it, by the network of one node": read * 8 / of["node_gbit_s"] / 1e9 / 60,
+        "million requests of it": windows * of["gets_per_window"] / 1e6,
+        "USD of them": windows * of["gets_per_window"] / 1000 * of["get_1000_usd"],
+        "million stores that hold a clip of the share": touched(plan) / 1e6,
+        "hours to open them": hours(touched(plan)),
+        "the same with stores of 8192 MB": hours(touched(large)),
+        "the same where the share is whole parts": hours(plan.stores * of["share"]),
+        "of these, with stores of 8192 MB": hours(large.stores * of["share"]),
+    }
+    yield from (f"| {what} | {text(value)} |" for what, value in facts.items())
+
+
+def index_megabytes() -> float:
+    """Of parts.json, of which every part has all labels; as large as a hundredth of the parts say."""
+    of = CONSTANTS
+    parts, labels = round(of["clips"] / of["rows"]), round(of["labels"])
+    part = Part(
+        clips=round(of["rows"]),
+        videos=round(of["rows"]),
+        splits={"train": round(of["rows"] * 0.9), "val": round(of["rows"] * 0.1)},
+        labels=tuple(range(labels)),
+        digest="0" * 64,
+    )
+    index = PartsIndex(
+        format_version=1, labels=(), classes=(), parts=(part,) * (parts // 100), checksum=""
+    )
+    return len(sealed_json(index)) * 100 / 1e6
 
 
 def limit_lines() -> Iterator[str]:
@@ -164,7 +217,12 @@ def limit_lines() -> Iterator[str]:
         / 1e6
         / 60,
         "LIST of all stores of a cache without parts, at every lease": listed,
-        "minutes to open a share of all parts for a training": of["open_part_s"]
+        "MB of `parts.json`": index_megabytes(),
+        "seconds of `status` of a finished cache": of["clips"]
+        / of["rows"]
+        * of["request_s"]
+        / READERS,
+        "minutes to read the plans of all parts for a training": of["open_part_s"]
         * of["clips"]
         / of["rows"]
         / 60,
@@ -177,6 +235,7 @@ TABLES = {
     "bytes": bytes_lines,
     "objects": object_lines,
     "speed": speed_lines,
+    "epoch": epoch_lines,
     "limits": limit_lines,
 }
 
@@ -189,3 +248,4 @@ def test_every_line_of_a_table_follows_from_the_constants(name):
 
 def test_leases_are_renewed_and_void_as_the_page_says():
     assert (CONSTANTS["renew_s"], CONSTANTS["expire_s"]) == (RENEW_S, EXPIRE_S)
+    assert CONSTANTS["clips"] * CONSTANTS["clip_s"] == CONSTANTS["hours"] * 3600
