@@ -13,10 +13,10 @@ import hashlib
 import math
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -25,7 +25,8 @@ import numpy as np
 from numcodecs.zstd import Zstd
 
 from pipeline.cache.layout import shard_file
-from pipeline.cache.page_cache import FilePart, copy_resident, resident
+from pipeline.cache.page_cache import FilePart, announce, bring_in, copy_resident, resident
+from pipeline.cache.storage.contract import Span
 from pipeline.errors import BadInput
 
 Compression = Literal["none", "zstd"]
@@ -42,6 +43,8 @@ HASH_BEHIND = 64 << 20
 """Bytes that may be written and not hashed yet."""
 PARTS_AT_ONCE = 512
 """Less than the 1024 buffers that one `writev` takes."""
+LEAST_GAP = 64 << 10
+"""Bytes between two stretches of a file that are worth a request to a disk of its own."""
 STEP = 128 << 10
 """Bytes of one read. The kernel takes a run of such reads for a sequential one: it reads ahead, in
 large pages that are also copied faster ever after. A whole window at once is a random read to it,
@@ -100,7 +103,8 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
 
 
 class ShardWriter:
-    """Streams the rows of one array into shard files; two threads of its own hash and sync them."""
+    """Streams the rows of one array into shard files; threads of its own hash and sync them: of two
+    shards, one is hashed to its end while the next is begun."""
 
     def __init__(self, store: Path, name: str, layout: ShardLayout) -> None:
         """Writes the array `name` of the store in folder `store`."""
@@ -109,8 +113,8 @@ class ShardWriter:
         self.rows = 0
         self.checksums: list[int] = []
         """CRC-32C of every chunk so far."""
-        self._hashing, self._syncing = (
-            ThreadPoolExecutor(1, f"{job} {name}") for job in ("hash", "sync")
+        self._hashing, self._next_hashing, self._syncing = (
+            ThreadPoolExecutor(1, f"{job} {name}") for job in ("hash", "hash", "sync")
         )
         self._done: dict[str, tuple[int, Any]] = {}
         self._adopted: dict[str, tuple[int, str]] = {}
@@ -165,12 +169,11 @@ class ShardWriter:
                     crc = os.pread(file.fileno(), CRC_BYTES, end - CRC_BYTES)
                     self.checksums.append(int.from_bytes(crc, "little"))
 
-    def finish(self) -> dict[str, tuple[int, str]]:
-        """Fills the last chunk up and closes the last shard. Returns path relative to the store ->
-        (bytes, sha256)."""
+    def complete(self) -> None:
+        """Fills the last chunk up and writes the last shard to its end, which may still have to be
+        hashed and synced."""
         if self._adopted:
-            self.close()
-            return self._adopted
+            return
         padding, rows = -self.rows % self.layout.chunk_frames, self.rows
         if padding:
             self.append(
@@ -181,6 +184,13 @@ class ShardWriter:
         if self._file is not None:
             self._close_shard([])
         self.rows = rows
+
+    def finish(self) -> dict[str, tuple[int, str]]:
+        """Waits until a complete array is hashed and synced. Returns path relative to the store ->
+        (bytes, sha256)."""
+        if self._adopted:
+            self.close()
+            return self._adopted
         self._wait(0)
         if self._synced is not None:
             self._synced.result()
@@ -189,8 +199,8 @@ class ShardWriter:
 
     def close(self) -> None:
         """Lets go of the threads, and of a shard that will not be finished."""
-        self._hashing.shutdown()
-        self._syncing.shutdown()
+        for threads in (self._hashing, self._next_hashing, self._syncing):
+            threads.shutdown()
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -201,6 +211,7 @@ class ShardWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("wb", buffering=0)
         self._hash = hashlib.sha256()
+        self._hashing, self._next_hashing = self._next_hashing, self._hashing
         self._index = np.full((self.layout.chunks, 2), MISSING, "<u8")
         self._size = self._started = self._crc = 0
 
@@ -346,43 +357,97 @@ def _runs_by_shard(
     ]
 
 
-def read_parts(file: BinaryIO, parts: Sequence[FilePart]) -> None:
-    """Fills every part with the bytes at its offset. Raises EOFError, OSError."""
-    if not copy_resident(file, parts):
+def read_parts(file: BinaryIO, parts: Sequence[FilePart]) -> bool:
+    """Fills every part with the bytes at its offset. Returns whether all were in memory. Raises
+    EOFError, OSError."""
+    if copy_resident(file, parts):
+        return True
+    spans = [(offset, offset + len(out)) for offset, out in parts]
+    if not (bring_in(file, spans) and copy_resident(file, parts)):
         for part in parts:
             _read(file, part)
+    return False
 
 
 def read_kept(
     file: BinaryIO, parts: Sequence[FilePart], row_bytes: int, kept_P: np.ndarray
-) -> None:
+) -> bool:
     """Fills every part with those tokens of its rows that are kept: rows of `row_bytes` follow each
-    other from its offset on, and each holds as many tokens as the mask `kept_P`. Raises EOFError,
-    OSError.
+    other from its offset on, and each holds as many tokens as the mask `kept_P`. Returns whether
+    all rows were in memory. Raises EOFError, OSError.
 
-    From memory those tokens alone are copied. From a disk a row is read whole: a page holds several
-    tokens, and the kernel reads ahead.
+    From memory those tokens alone are copied, from a disk `spans_of` is read.
     """
-    places_K, token_bytes = np.flatnonzero(kept_P), row_bytes // len(kept_P)
-
-    def keep(rows_B: np.ndarray, out_FKt: np.ndarray) -> None:
-        tokens_FPt = rows_B.reshape(-1, len(kept_P), token_bytes)
-        # With "raise", numpy would fill a copy first.
-        np.take(tokens_FPt, places_K, axis=1, out=out_FKt, mode="clip")
-
-    kept = [(offset, out.reshape(-1, len(places_K), token_bytes)) for offset, out in parts]
-    start = min(offset for offset, _ in kept)
-    stop = max(offset + row_bytes * len(out_FKt) for offset, out_FKt in kept)
-    in_memory_B = resident(file, start, stop)
-    if in_memory_B is not None:
-        for offset, out_FKt in kept:
-            keep(in_memory_B[offset - start :][: row_bytes * len(out_FKt)], out_FKt)
-        return
+    there = partial(resident, file)
+    if copy_kept(there, parts, row_bytes, kept_P):
+        return True
+    places_K, part = np.flatnonzero(kept_P), part_of_row(row_bytes, kept_P)
+    kept_bytes = len(places_K) * (row_bytes // len(kept_P))
+    spans = [
+        span
+        for offset, out in parts
+        for span in spans_of(offset, len(out) // kept_bytes, row_bytes, part)
+    ]
+    is_whole = part == (0, row_bytes)
+    if is_whole and bring_in(file, spans) and copy_kept(there, parts, row_bytes, kept_P):
+        return False
+    announce(file, spans)
+    first, end = part
     row_B = aligned_empty((row_bytes,), np.dtype(np.uint8))
-    for offset, out_FKt in kept:
-        for number in range(len(out_FKt)):
-            _read(file, (offset + number * row_bytes, row_B))
-            keep(row_B, out_FKt[number : number + 1])
+    for offset, out in parts:
+        for number, of_row in enumerate(out.reshape(-1, kept_bytes)):
+            _read(file, (offset + number * row_bytes + first, row_B[first:end]))
+            _take(row_B, of_row, places_K, row_bytes // len(kept_P))
+    return False
+
+
+def copy_kept(
+    there: Callable[[int, int], np.ndarray | None],
+    parts: Sequence[FilePart],
+    row_bytes: int,
+    kept_P: np.ndarray,
+) -> bool:
+    """Does what `read_kept` does where `there`, which gives bytes [start, stop) of the file, says
+    that they are in memory; else False, and nothing is done."""
+    places_K = np.flatnonzero(kept_P)
+    kept_bytes = len(places_K) * (row_bytes // len(kept_P))
+    spans = [(offset, offset + len(out) // kept_bytes * row_bytes) for offset, out in parts]
+    start = min([start for start, _ in spans])
+    rows_B = there(start, max([stop for _, stop in spans]))
+    if rows_B is None:
+        return False
+    for (first, stop), (_, out) in zip(spans, parts, strict=True):
+        _take(rows_B[first - start : stop - start], out, places_K, row_bytes // len(kept_P))
+    return True
+
+
+def _take(rows_B: np.ndarray, out: np.ndarray, places_K: np.ndarray, token_bytes: int) -> None:
+    """Copies the tokens at some places of rows, of which `out` has room for as many."""
+    out_FKt = out.reshape(-1, len(places_K), token_bytes)
+    tokens_FPt = rows_B.reshape(len(out_FKt), -1, token_bytes)
+    # With "raise", numpy would fill a copy first.
+    np.take(tokens_FPt, places_K, axis=1, out=out_FKt, mode="clip")
+
+
+def part_of_row(row_bytes: int, kept_P: np.ndarray | None) -> Span:
+    """The bytes of a row that a disk is asked for: all, since a page holds several tokens and the
+    kernel reads ahead, except what comes before the first and after the last token that is kept,
+    where that is much."""
+    if kept_P is None or row_bytes < LEAST_GAP:
+        return 0, row_bytes
+    places_K, token_bytes = np.flatnonzero(kept_P), row_bytes // len(kept_P)
+    first, end = int(places_K[0]) * token_bytes, (int(places_K[-1]) + 1) * token_bytes
+    return (first, end) if row_bytes - (end - first) >= LEAST_GAP else (0, row_bytes)
+
+
+def spans_of(offset: int, rows: int, row_bytes: int, part: Span) -> list[Span]:
+    """Bytes of a shard that a disk is asked for where a part of each of so many rows is read, which
+    follow each other from `offset` on: one span where that is all of them."""
+    first, end = part
+    if end - first == row_bytes:
+        return [(offset, offset + rows * row_bytes)]
+    begins = range(offset, offset + rows * row_bytes, row_bytes)
+    return [(begin + first, begin + end) for begin in begins]
 
 
 def _read(file: BinaryIO, part: FilePart) -> None:

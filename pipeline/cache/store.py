@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +21,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 from zarr.storage import LocalStore, MemoryStore
 
 from pipeline.cache.layout import CHUNK_CHECKSUMS, shard_file
-from pipeline.cache.page_cache import copy_mapped
+from pipeline.cache.page_cache import bring_in, copy_mapped, mapped
 from pipeline.cache.shard import (
     MISSING,
     VERIFY,
@@ -29,12 +29,15 @@ from pipeline.cache.shard import (
     ShardLayout,
     ShardWriter,
     chunk_checksum,
+    copy_kept,
     equal_runs,
     fill_value,
+    part_of_row,
     read_index,
     read_kept,
     read_parts,
     runs_by_shard,
+    spans_of,
 )
 from pipeline.cache.storage.contract import Span, Storage
 from pipeline.cache.storage.local import LocalFolder
@@ -94,9 +97,9 @@ class StoreWriter:
         (bytes, sha256). `lists_checksums`: whether the attributes tell the checksum of every chunk,
         as they do since format 3."""
         assert len({writer.rows for writer in self.writers.values()}) == 1
-        files: dict[str, tuple[int, str]] = {}
         for writer in self.writers.values():
-            files |= writer.finish()
+            writer.complete()
+        # What follows from the rows is made ready while the last of them are hashed and synced.
         checksums = {
             name: np.array(writer.checksums, ">u4").tobytes().hex()
             for name, writer in self.writers.items()
@@ -133,6 +136,9 @@ class StoreWriter:
             )
             if array.size:
                 stored[:] = array
+        files: dict[str, tuple[int, str]] = {}
+        for writer in self.writers.values():
+            files |= writer.finish()
         for relative, buffer in sorted(written.items()):
             data = buffer.to_bytes()
             path = self.folder / relative
@@ -233,9 +239,10 @@ class StoreReader:
 
     def read_into(
         self, name: str, rows: np.ndarray, out: np.ndarray, kept_P: np.ndarray | None = None
-    ) -> None:
+    ) -> bool:
         """Rows of a token array straight into `out` (len(rows), tokens, ...), which must be
-        contiguous: all of their tokens, or those that are kept, which a mask over all says."""
+        contiguous: all of their tokens, or those that are kept, which a mask over all says. Returns
+        whether all are known to have been in memory."""
         layout = self.layout(name)
         assert len(out) == len(rows) and out.flags.c_contiguous
         shape = out.shape[1:] if kept_P is None else (len(kept_P), *out.shape[2:])
@@ -247,12 +254,13 @@ class StoreReader:
             )
         target = out.reshape(-1).view(np.uint8)
         rows_T = tuple(rows.tolist())
-        if kept_P is None and self._is_copied(name, rows_T, target):
-            return
+        if self._is_copied(name, rows_T, target, kept_P):
+            return True
         out_bytes = len(target) // max(1, len(rows))
+        were_there, part = True, part_of_row(layout.row_bytes, kept_P)
         for number, first, stop, runs in runs_by_shard(rows_T, layout):
             chunks = [chunk for _, _, chunk, _ in runs]
-            self._vouch(name, number, chunks)
+            were_there &= self._vouch(name, number, chunks)
             if layout.compression != "none":
                 whole = self.read_general(name, rows[first:stop])
                 out[first:stop] = whole if kept_P is None else whole[:, kept_P]
@@ -262,51 +270,77 @@ class StoreReader:
             for begin, (at, count, _, within) in zip(begins, runs, strict=True):
                 offset = begin + within * layout.row_bytes
                 parts.append((offset, target[at * out_bytes : (at + count) * out_bytes]))
-                spans.append((offset, offset + count * layout.row_bytes))
+                spans += spans_of(offset, count, layout.row_bytes, part)
             with self.open_shard(name, number, spans) as file:
                 try:
                     if kept_P is None:
-                        read_parts(file, parts)
+                        were_there &= read_parts(file, parts)
                     else:
-                        read_kept(file, parts, layout.row_bytes, kept_P)
+                        were_there &= read_kept(file, parts, layout.row_bytes, kept_P)
                 except EOFError as error:
                     raise BadInput(f"shard {self.shard(name, number)} {error}", VERIFY) from error
                 except OSError as error:
                     raise self._unreadable(name, number, error) from error
+        return were_there
 
-    def _is_copied(self, name: str, rows: tuple[int, ...], target: np.ndarray) -> bool:
+    def _is_copied(
+        self, name: str, rows: tuple[int, ...], target: np.ndarray, kept_P: np.ndarray | None
+    ) -> bool:
         """Whether rows could be copied from shards that are mapped, out of chunks that have been
         compared: the quick way of reading what is in memory, without opening a file for it."""
         layout, vouched = self.layout(name), self._vouched.get(name)
         if vouched is None or layout.compression != "none":
             return False
-        row_bytes = layout.row_bytes
+        row_bytes, out_bytes = layout.row_bytes, len(target) // max(1, len(rows))
         for number, _, _, runs in runs_by_shard(rows, layout):
             known, first = self._begins.get((name, number)), number * layout.chunks
             if known is None or not all(vouched[first + chunk] for _, _, chunk, _ in runs):
                 return False
             path, begins = known
-            parts = [
-                (
-                    begins[chunk] + within * row_bytes,
-                    target[at * row_bytes : (at + count) * row_bytes],
-                )
-                for at, count, chunk, within in runs
-            ]
-            if not copy_mapped(path, parts):
+            parts = []
+            for at, count, chunk, within in runs:
+                into = target[at * out_bytes : (at + count) * out_bytes]
+                parts.append((begins[chunk] + within * row_bytes, into))
+            if kept_P is None and not copy_mapped(path, parts):
+                return False
+            there = partial(mapped, path)
+            if kept_P is not None and not copy_kept(there, parts, row_bytes, kept_P):
                 return False
         return True
 
-    def _vouch(self, name: str, number: int, chunks: Sequence[int]) -> None:
-        """Compares chunks of a shard with what the store vouches for, each at its first read in
-        this process. Raises BadInput."""
-        layout, first = self.layout(name), number * self.layout(name).chunks
+    def ask(self, name: str, rows: np.ndarray, kept_P: np.ndarray | None = None) -> None:
+        """Lets the disk begin with rows that are read next, where they are long side by side. Waits
+        for nothing."""
+        layout = self.layout(name)
+        part = part_of_row(layout.row_bytes, kept_P)
+        for number, _, _, runs in runs_by_shard(tuple(rows.tolist()), layout):
+            index, vouched = self._chunks(name, number), self._vouched_chunks(name)
+            spans: list[Span] = []
+            for _, count, chunk, within in runs:
+                start, length = index[chunk].tolist()
+                if vouched[number * layout.chunks + chunk] and layout.compression == "none":
+                    offset = start + within * layout.row_bytes
+                    spans += spans_of(offset, count, layout.row_bytes, part)
+                else:
+                    spans.append((start, start + length))
+            with self.open_shard(name, number, spans) as file:
+                bring_in(file, spans, wait=False)
+
+    def _vouched_chunks(self, name: str) -> bytearray:
+        """Chunk of a token array -> whether it was compared in this process."""
         if name not in self._vouched:
-            self._vouched[name] = bytearray(-(-self.shape(name)[0] // layout.chunk_frames))
-        vouched = self._vouched[name]
+            chunk_frames = self.layout(name).chunk_frames
+            self._vouched[name] = bytearray(-(-self.shape(name)[0] // chunk_frames))
+        return self._vouched[name]
+
+    def _vouch(self, name: str, number: int, chunks: Sequence[int]) -> bool:
+        """Compares chunks of a shard with what the store vouches for, each at its first read in
+        this process. Returns whether none is new. Raises BadInput."""
+        layout, first = self.layout(name), number * self.layout(name).chunks
+        vouched = self._vouched_chunks(name)
         new = [chunk for chunk in chunks if not vouched[first + chunk]]
         if not new:
-            return
+            return True
         for chunk, problem in zip(new, self.chunk_problems(name, number, new), strict=True):
             if problem and self._forget(name, number):
                 (problem,) = self.chunk_problems(name, number, [chunk])
@@ -319,6 +353,7 @@ class StoreReader:
                     f"mend it: stillframe verify {self.storage} --repair",
                 )
             vouched[first + chunk] = True
+        return False
 
     def chunk_problems(self, name: str, number: int, chunks: Sequence[int]) -> list[str]:
         """What is wrong with each of some chunks of a shard, "" where it is as written: its content
@@ -330,6 +365,7 @@ class StoreReader:
         wanted = [None if listed is None else int(listed[first + chunk]) for chunk in chunks]
         spans = [(start, start + length) for start, length in places if start != MISSING]
         with self.open_shard(name, number, spans) as file:
+            bring_in(file, spans)
             return [
                 self._chunk_problem(name, file, start, length, checksum)
                 for (start, length), checksum in zip(places, wanted, strict=True)

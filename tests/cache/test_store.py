@@ -4,6 +4,8 @@ seen."""
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -18,12 +20,13 @@ from hypothesis import strategies as st
 from numcodecs.zstd import Zstd
 from zarr.codecs import GzipCodec
 
-from pipeline.cache import page_cache, shard
+from pipeline.cache import page_cache, shard, store
 from pipeline.cache.corruption import BadChunk, check_chunks, check_files
 from pipeline.cache.layout import tokens_by_array
 from pipeline.cache.storage.local import LocalFolder
 from pipeline.cache.store import StoreReader, StoreWriter
 from pipeline.errors import BadInput
+from pipeline.train.windows.reader import RowsToRead, read_in_turn
 
 STORE = "00000.zarr"
 
@@ -88,6 +91,8 @@ def reads(maps: bool) -> Iterator[None]:
         if not maps:
             patch.setattr(shard, "copy_resident", lambda *_: False)
             patch.setattr(shard, "resident", lambda *_: None)
+            patch.setattr(store, "copy_mapped", lambda *_: False)
+            patch.setattr(store, "mapped", lambda *_: None)
         yield
 
 
@@ -430,6 +435,94 @@ def test_rows_of_more_than_one_read_and_far_apart(tmp_path, maps):
         with reads(maps):
             reader.read_into("layer_0", rows, out)
         np.testing.assert_array_equal(out, array[rows])
+
+
+def test_long_stretches_of_a_disk_are_brought_into_memory_ahead_of_their_turn(
+    tmp_path, monkeypatch
+):
+    """Where one read is not in memory, the next ones are asked for; what is there is not."""
+    array = values(96, 8, 256)
+    write(tmp_path / STORE, {"layer_0": array}, 8, 48, 96)
+    brought: list[tuple[int, int]] = []
+    populate = page_cache._populate
+
+    def noted(mapped_B, start, stop):
+        brought.append((start, stop))
+        return populate(mapped_B, start, stop)
+
+    def is_there(mapped_B, start, stop) -> bool:
+        return any(first <= start and stop <= end for first, end in brought)
+
+    monkeypatch.setattr(page_cache, "LARGE_PAGE", 1 << 14)
+    monkeypatch.setattr(page_cache, "_populate", noted)
+    monkeypatch.setattr(page_cache, "_is_resident", is_there)
+    reader = StoreReader(LocalFolder(tmp_path), STORE)
+    row_bytes, chunk_bytes = 8 * 256 * 2, 8 * 8 * 256 * 2 + 64
+    windows = [np.arange(first, first + 12) for first in (2, 16, 32)]
+    out = np.zeros((3, 12, 8, 256), array.dtype)
+    read_in_turn(
+        [RowsToRead(reader, "layer_0", rows, into) for rows, into in zip(windows, out, strict=True)]
+    )
+    np.testing.assert_array_equal(out, array[np.stack(windows)])
+    # Whole chunks, which are compared, CRC-32C included.
+    assert brought == [
+        (first * chunk_bytes, (first + 1) * chunk_bytes + chunk_bytes - 60) for first in (0, 2, 4)
+    ]
+    assert reader.read_into("layer_0", windows[0][::-1], out[0])
+    np.testing.assert_array_equal(out[0], array[windows[0][::-1]])
+    brought.clear()
+    assert not reader.read_into("layer_0", windows[0][::-1], out[0])
+    np.testing.assert_array_equal(out[0], array[windows[0][::-1]])
+    assert brought == [(2 * row_bytes, 14 * row_bytes + 64)]
+    brought.clear()
+    few = np.arange(3)  # less than a large page is left to reads
+    assert not reader.read_into("layer_0", few, out[0, :3])
+    np.testing.assert_array_equal(out[0, :3], array[few])
+    assert brought == []
+
+
+def test_a_fork_brings_in_by_threads_of_its_own(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(64 << 10))
+    code = f"""
+import os
+from pathlib import Path
+from pipeline.cache import page_cache
+page_cache.LARGE_PAGE = 1 << 14
+page_cache._is_resident = lambda *_: False
+with Path({str(path)!r}).open("rb") as file:
+    assert page_cache.bring_in(file, [(0, 1 << 16)])
+    if (child := os.fork()) == 0:
+        os._exit(7 if page_cache.bring_in(file, [(0, 1 << 16)]) else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "7\n", done.stderr
+
+
+def test_of_a_crop_a_disk_reads_no_rows_of_patches_that_are_left_out(tmp_path, monkeypatch):
+    array = values(24, 64, 768)  # 8 x 8 patches
+    write(tmp_path / STORE, {"layer_0": array}, 8, 24, 24)
+    reader = StoreReader(LocalFolder(tmp_path), STORE)
+    rows, row_bytes = np.arange(3, 19), 64 * 768 * 2
+    reader.read_into("layer_0", rows, np.empty((16, 64, 768), array.dtype))  # compares chunks
+    read_bytes = []
+    preadv = os.preadv
+
+    def noted(handle, buffers, offset) -> int:
+        read_bytes.append(sum(map(len, buffers)))
+        return preadv(handle, buffers, offset)
+
+    monkeypatch.setattr("os.preadv", noted)
+    kept_hw = np.zeros((8, 8), bool)
+    for high, expected in ((2, 16 * (8 + 3) * 768 * 2), (4, 16 * row_bytes)):
+        kept_hw[2 : 2 + high, 1:4] = True
+        out = np.empty((16, 3 * high, 768), array.dtype)
+        read_bytes.clear()
+        with reads(maps=False):
+            reader.read_into("layer_0", rows, out, kept_hw.ravel())
+        np.testing.assert_array_equal(out, array[rows][:, kept_hw.ravel()])
+        assert sum(read_bytes) == expected  # what is left out must be worth a request
 
 
 def test_threads_share_a_reader(tmp_path):

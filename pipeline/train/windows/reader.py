@@ -6,18 +6,22 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.layout import SPECIAL, in_view, layer_name, stored_name, tokens_by_array
 from pipeline.cache.shard import aligned_empty
+from pipeline.cache.store import StoreReader
 from pipeline.train.windows.index import WindowRows
 
 READERS = 2
 """Threads that read ahead; never processes: a forked reader can inherit locks that nobody will
 release."""
+READS_AHEAD = 2
+"""Windows that the disk is asked for before their turn."""
 BATCHES_AHEAD = 3
 BATCHES_IN_MEMORY = BATCHES_AHEAD + 2
 """With the one that is handed over next, and the one in use."""
@@ -41,7 +45,7 @@ class WindowReader:
     def read(self, windows: Sequence[WindowRows]) -> dict[str, Any]:
         """Stored name -> (B, T, ...), still in the codec's form, without the patches that a window
         leaves out, of which all leave out as many."""
-        arrays = {}
+        arrays, reads = {}, []
         num_frames, some_P = len(windows[0].rows_T), windows[0].kept_P
         for name, is_patches in self._is_patches.items():
             (tokens, *tail), dtype = self.cache.arrays[name]
@@ -51,7 +55,9 @@ class WindowReader:
             for window, into in zip(windows, arrays[name], strict=True):
                 stored = in_view(window.ref.view, name)
                 kept_P = window.kept_P if is_patches else None
-                self.cache.reader(window.store).read_into(stored, window.rows_T, into, kept_P)
+                reader = self.cache.reader(window.store)
+                reads.append(RowsToRead(reader, stored, window.rows_T, into, kept_P))
+        read_in_turn(reads)
         return arrays
 
     def tokens(
@@ -87,6 +93,25 @@ class WindowReader:
         name = layer_name(layer)
         stored = {key: torch.from_numpy(arrays[stored_name(name, key)]) for key in self._codec_keys}
         return self.cache.codecs[name].noise(stored)
+
+
+class RowsToRead(NamedTuple):
+    """Arguments of `StoreReader.read_into`."""
+
+    reader: StoreReader
+    name: str
+    rows: np.ndarray
+    out: np.ndarray
+    kept_P: np.ndarray | None = None
+
+
+def read_in_turn(reads: Sequence[RowsToRead]) -> None:
+    """Reads one after the other. Where one came from the disk, it is at the next ones already while
+    that is compared and copied."""
+    for index, read in enumerate(reads):
+        if not read.reader.read_into(*read[1:]):
+            for later in reads[index + 1 : index + 1 + READS_AHEAD]:
+                later.reader.ask(later.name, later.rows, later.kept_P)
 
 
 def read_ahead(read: Callable[[Refs], Read], jobs: Iterable[Refs]) -> Iterator[Read]:

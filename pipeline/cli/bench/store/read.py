@@ -1,8 +1,9 @@
 """Windows of T frames out of files: every reader on the same tokens, in memory and from the disk.
 
 Windows do not overlap, and a round reads all of them in a new order, so that what `dd` reads of the
-same file is comparable. Readers take turns in every round. One thread reads into the same batch;
-what a reader starts by itself is its own affair.
+same file is comparable. Readers take turns in every round. One thread reads batch after batch into
+the same memory; what a reader does with knowing the windows of a batch, and what it starts by
+itself, is its own affair.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ WINDOW = (16, 201, 384)
 """T, N, D: a window of a ViT-S at 224 px."""
 DTYPE = np.dtype("float16")
 BATCH = 8
-SEQUENTIAL = "dd"
+SEQUENTIAL, BLOCK_SIZES = "dd", ("1M", "4M", "16M")
 REFERENCES = {"hot": MEMORY_MAP, "cold": SEQUENTIAL}
 """The readers whose speeds all others are divided by: the copy from a memory map, and sequential
 reading of the store's shards."""
@@ -131,11 +132,12 @@ def _round(
     with reader.open(path, WINDOW[0]) as read:
         for state in ("cold", "hot", "hot"):
             begin = time.perf_counter()
-            for index, start in enumerate(starts):
-                read(start, batch[index % BATCH])
+            for first in range(0, len(starts), BATCH):
+                of_batch = starts[first : first + BATCH]
+                read(of_batch, batch[: len(of_batch)])
             taken[state] = time.perf_counter() - begin
-    for index, start in list(enumerate(starts))[-BATCH:]:
-        if not np.array_equal(batch[index % BATCH], tokens_FND[start : start + WINDOW[0]]):
+    for start, out in zip(of_batch, batch, strict=False):
+        if not np.array_equal(out, tokens_FND[start : start + WINDOW[0]]):
             raise StillframeError(
                 f"{reader.name} read other tokens than were written",
                 "its speed means nothing; report it",
@@ -144,12 +146,17 @@ def _round(
 
 
 def _sequential(store: Path) -> float:
-    """Seconds in which `dd` reads the shards of a store from the disk, one after the other."""
+    """Seconds in which `dd` reads the shards of a store from the disk, one after the other, with
+    the block size that suits the disk best just now."""
+    return min(_sequential_by(size, store) for size in BLOCK_SIZES)
+
+
+def _sequential_by(block_size: str, store: Path) -> float:
     evict(store)
     begin = time.perf_counter()
     for shard in _shards(store):
         subprocess.run(
-            ["dd", f"if={shard}", f"of={os.devnull}", "bs=4M"],
+            ["dd", f"if={shard}", f"of={os.devnull}", f"bs={block_size}"],
             check=True,
             stderr=subprocess.DEVNULL,
         )

@@ -3,7 +3,7 @@ has it done fast."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,13 @@ import numpy as np
 
 from pipeline.cache.storage.local import LocalFolder
 from pipeline.cache.store import StoreReader, StoreWriter
+from pipeline.train.windows.reader import RowsToRead, read_in_turn
 
 STORE, ARRAY = "00000.zarr", "layer_11"
 CHUNK_FRAMES, SHARD_BYTES, BATCH_FRAMES = 8, 256_000_000, 32
 
-Read = Callable[[int, np.ndarray], None]
-"""Reads the window whose first frame is given into a (T, N, D) array."""
+Read = Callable[[Sequence[int], np.ndarray], None]
+"""Reads the windows whose first frames are given into a (B, T, N, D) array."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,29 @@ def write_store(folder: Path, tokens_FND: np.ndarray, frames: int = 0) -> None:
     writer.finish({}, {})
 
 
+def _each(read: Callable[[int, np.ndarray], None]) -> Read:
+    """One window after the other, each into a (T, N, D) array."""
+
+    def read_all(starts: Sequence[int], batch: np.ndarray) -> None:
+        for first, out in zip(starts, batch, strict=True):
+            read(first, out)
+
+    return read_all
+
+
 @contextmanager
 def _stillframe(folder: Path, _: int) -> Iterator[Read]:
     reader = StoreReader(LocalFolder(folder), STORE)
-    yield lambda first, out: reader.read_into(ARRAY, np.arange(first, first + len(out)), out)
+
+    def read(starts: Sequence[int], batch: np.ndarray) -> None:
+        read_in_turn(
+            [
+                RowsToRead(reader, ARRAY, np.arange(first, first + len(out)), out)
+                for first, out in zip(starts, batch, strict=True)
+            ]
+        )
+
+    yield read
 
 
 @contextmanager
@@ -71,7 +91,7 @@ def _zarr(folder: Path, _: int) -> Iterator[Read]:
     def read(first: int, out: np.ndarray) -> None:
         out[:] = array[first : first + len(out)]
 
-    yield read
+    yield _each(read)
 
 
 @contextmanager
@@ -95,7 +115,7 @@ def _tensorstore(folder: Path, _: int) -> Iterator[Read]:
     def read(first: int, out: np.ndarray) -> None:
         out[:] = array[first : first + len(out)].read().result()
 
-    yield read
+    yield _each(read)
 
 
 def _write_npy(folder: Path, tokens_FND: np.ndarray, _: int) -> None:
@@ -109,7 +129,7 @@ def _memory_map(folder: Path, _: int) -> Iterator[Read]:
     def read(first: int, out: np.ndarray) -> None:
         out[:] = array[first : first + len(out)]
 
-    yield read
+    yield _each(read)
 
 
 def _write_hdf5(folder: Path, tokens_FND: np.ndarray, _: int) -> None:
@@ -125,7 +145,7 @@ def _hdf5(folder: Path, _: int) -> Iterator[Read]:
 
     with h5py.File(folder / "tokens.h5") as file:
         array = file["tokens"]
-        yield lambda first, out: array.read_direct(out, np.s_[first : first + len(out)])
+        yield _each(lambda first, out: array.read_direct(out, np.s_[first : first + len(out)]))
 
 
 def _write_safetensors(folder: Path, tokens_FND: np.ndarray, _: int) -> None:
@@ -144,7 +164,7 @@ def _safetensors(folder: Path, _: int) -> Iterator[Read]:
         def read(first: int, out: np.ndarray) -> None:
             out[:] = tokens[first : first + len(out)]
 
-        yield read
+        yield _each(read)
 
 
 def _write_webdataset(folder: Path, tokens_FND: np.ndarray, frames: int) -> None:
@@ -177,7 +197,7 @@ def _webdataset(folder: Path, _: int) -> Iterator[Read]:
             del first  # a tar file is read in its own order
             out[:] = np.frombuffer(next(samples)["bin"], out.dtype).reshape(out.shape)
 
-        yield read
+        yield _each(read)
 
 
 def _write_litdata(folder: Path, tokens_FND: np.ndarray, frames: int) -> None:
@@ -199,7 +219,7 @@ def _litdata(folder: Path, frames: int) -> Iterator[Read]:
     def read(first: int, out: np.ndarray) -> None:
         out[:] = samples[first // frames]
 
-    yield read
+    yield _each(read)
 
 
 MEMORY_MAP = "memory-map copy"
