@@ -70,6 +70,11 @@ class WindowSettings(Settings):
     """Share of the patch tokens of a frame that training reads, for tasks that ask for no place, as
     `classify`: which ones is drawn for every window and holds in all of its frames. Special tokens
     stay. Evaluation and streams see all; None: training, too."""
+    crop: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    """Rows and columns of patches that training reads, a rectangle of the patch grid, for the same
+    tasks: where it lies is drawn for every window and holds in all of its frames. `keep_tokens` is
+    then a share of it. Special tokens stay. Evaluation and streams see the whole grid; None:
+    training, too."""
     train_fraction: float = Field(default=1.0, gt=0, le=1)
     """Share of the training videos that are used, of every label alike; a smaller share is part of
     every larger one."""
@@ -90,15 +95,20 @@ class WindowSettings(Settings):
         return None if self.fps is None else Step(speed / self.fps)
 
     @property
-    def drops_patches(self) -> bool:
-        """Whether training reads a part of the patch tokens of a frame."""
-        return self.keep_tokens is not None and self.keep_tokens < 1
+    def dropping(self) -> str | None:
+        """The setting by which training reads a part of the patch tokens of a frame, if there is
+        one."""
+        if self.crop is not None:
+            return f"crop = {list(self.crop)}"
+        is_share = self.keep_tokens is not None and self.keep_tokens < 1
+        return f"keep_tokens = {self.keep_tokens:g}" if is_share else None
 
-    def patches_kept(self, patch_tokens: int) -> int:
-        """How many of the `patch_tokens` of a frame training reads, in every window alike."""
+    def patches_kept(self, grid_hw: tuple[int, int]) -> int:
+        """How many patch tokens of a frame of that grid training reads, in every window alike."""
+        high, wide = self.crop or grid_hw
         if self.keep_tokens is None:
-            return patch_tokens
-        return max(1, round(self.keep_tokens * patch_tokens))
+            return high * wide
+        return max(1, round(self.keep_tokens * high * wide))
 
     @field_validator("views")
     @classmethod

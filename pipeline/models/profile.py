@@ -105,7 +105,7 @@ def flops(
         frames = recipe.windows.frames
         query = example_query(task, frames, in_training=in_training)
         all_patches = shape.patch_tokens
-        kept = recipe.windows.patches_kept(all_patches) if in_training else all_patches
+        kept = recipe.windows.patches_kept(shape.grid_hw) if in_training else all_patches
         tokens = model.tokens_per_frame - (all_patches - kept)
         patches = [torch.zeros(1, frames, kept, shape.width) for _ in model.layers]
         tokens_BTND = torch.zeros(1, frames, tokens, shape.width)

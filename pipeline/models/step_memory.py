@@ -165,7 +165,7 @@ class TrainingMemory:
         patches = self.shape.patch_tokens
         all_tokens, read_tokens = (
             self.shape.special_tokens + len(layers) * count
-            for count in (patches, windows.patches_kept(patches))
+            for count in (patches, windows.patches_kept(self.shape.grid_hw))
         )
         runs = [
             step_memory(recipe, self.shape, self.labels, micro_batch, held_out)
@@ -261,7 +261,7 @@ def _counted(
         weights = live.now
         gradients = sum(parameter.nbytes for parameter in learning)
         patches = shape.patch_tokens
-        kept = recipe.windows.patches_kept(patches)
+        kept = recipe.windows.patches_kept(shape.grid_hw)
         batch = _batch(model, shape, kept, truth, (windows, frames))
         activations = _training_peak(live, model, task, batch)
         held_out = evaluation_windows, eval_frames

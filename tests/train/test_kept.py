@@ -26,6 +26,8 @@ from pipeline.train.evaluate import evaluate
 from pipeline.train.loop import train
 from pipeline.train.run import read_metrics
 from pipeline.train.setup import RunContext, open_windows
+from pipeline.train.windows.index import WindowRef
+from pipeline.train.windows.kept import kept_patches
 from pipeline.train.windows.windows import Windows
 
 CPU = torch.device("cpu")
@@ -92,7 +94,7 @@ def test_a_window_keeps_the_same_places_in_all_frames_and_draws_its_own(material
     assert len(set(found.values())) > 24
     counts = np.bincount(np.concatenate(list(map(np.array, found.values()))), minlength=PLACES)
     assert counts.min() > 10  # no place is left out for ever
-    assert make(material.cache, keep_tokens=0.01).settings.patches_kept(PLACES) == 1
+    assert make(material.cache, keep_tokens=0.01).settings.patches_kept((3, 3)) == 1
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -152,8 +154,69 @@ def test_views_scales_and_compressed_rows_are_kept_alike(flipped):
     assert seen == {"base", "flip"}
 
 
-def test_evaluation_reads_every_token(material):
-    whole, some = (make(material.cache, "val", keep_tokens=share) for share in (None, 0.25))
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1, 2**32, 2**63 - 1])
+@pytest.mark.parametrize("number", [0, 12345, 2**32 - 1, 2**33 + 5])
+def test_the_draw_is_that_of_numpy_itself(seed, number):
+    """Runs that go on depend on it."""
+    chosen = WindowSettings(frames=4, fps=FPS, keep_tokens=0.25, seed=seed)
+    drawn = np.random.default_rng([seed, number, 2]).permutation(196)[:49]
+    kept_P = kept_patches(WindowRef(0, 0.5, number), (14, 14), chosen)
+    assert np.flatnonzero(kept_P).tolist() == sorted(drawn.tolist())
+
+
+# A rectangle of the grid
+
+
+def test_a_crop_is_a_rectangle_of_the_grid_that_lies_anywhere(material):
+    found = by_number(make(material.cache, crop=(2, 1)), 4, 12)
+    rectangles = [(3 * y + x, 3 * (y + 1) + x) for y in range(2) for x in range(3)]
+    assert set(found.values()) == set(rectangles)
+    counts = [list(found.values()).count(rectangle) for rectangle in rectangles]
+    assert min(counts) >= 2
+    assert by_number(make(material.cache, crop=(2, 1)), 2, 24, ranks=2) == found
+    assert by_number(make(material.cache, crop=(2, 1), seed=1), 4, 12) != found
+
+
+def test_a_share_of_a_crop_lies_in_it(material):
+    crops = by_number(make(material.cache, crop=(3, 2)), 4, 12)
+    some = by_number(make(material.cache, crop=(3, 2), keep_tokens=0.5), 4, 12)
+    assert all(len(kept) == 3 and set(kept) < set(crops[number]) for number, kept in some.items())
+    assert len(set(some.values())) > 10
+
+
+def test_the_whole_grid_is_no_crop(material):
+    whole, crop = (make(material.cache, crop=crop) for crop in (None, (3, 3)))
+    (_, one), (_, other) = (next(windows.train(4, range(1))) for windows in (whole, crop))
+    assert (places(whole, one) == places(crop, other)).all()
+
+
+def test_what_a_crop_holds_are_tokens_of_the_whole_window(material):
+    whole, some = (make(material.cache, crop=crop) for crop in (None, (2, 2)))
+    for (_, all_of), (_, kept) in zip(
+        *(windows.train(3, range(5)) for windows in (whole, some)), strict=True
+    ):
+        assert_kept_of(whole, all_of, some, kept)
+
+
+def test_a_crop_that_does_not_fit_is_refused(material):
+    said = r"windows.crop = \[4, 2\] does not fit into the 3 x 3 patches of cache .*address-\w+$"
+    with pytest.raises(BadInput, match=said):
+        make(material.cache, crop=(4, 2))
+
+
+def test_a_training_on_crops_ends_as_one_that_was_stopped(material, tmp_path):
+    chosen = recipe(windows={"crop": (2, 2)})
+    whole = train(chosen, material.cache, tmp_path / "whole")
+    with pytest.raises(Stop):
+        train(chosen, material.cache, tmp_path / "cut", on_progress=stop_at(7))
+    again = train(chosen, material.cache, tmp_path / "cut")
+    assert_same(final(whole), final(again))
+    assert evaluate(again, material.cache).forms == evaluate(whole, material.cache).forms
+
+
+@pytest.mark.parametrize("dropping", [{"keep_tokens": 0.25}, {"crop": (2, 1)}])
+def test_evaluation_reads_every_token(material, dropping):
+    whole, some = (make(material.cache, "val", **settings) for settings in ({}, dropping))
     for before, after in zip(whole.evaluation(2), some.evaluation(2), strict=True):
         assert places(some, after).shape[1] == PLACES
         for name, array in before.arrays.items():
@@ -265,6 +328,9 @@ def test_tasks_that_need_every_place_refuse_in_one_line(material, tmp_path):
         )
         with pytest.raises(BadInput, match="leaves patches out"):
             open_windows([wanted], RunContext.of(material.cache))
+        cropped = WindowSettings(frames=4, fps=FPS, crop=(2, 3))
+        with pytest.raises(BadInput, match=r"'test': windows.crop = \[2, 3\] leaves patches out"):
+            make_task(wanted.model_copy(update={"windows": cropped}), ())
         everything = WindowSettings(frames=4, fps=FPS, keep_tokens=1.0)
         make_task(wanted.model_copy(update={"windows": everything}), ("a", "b"))
 

@@ -143,8 +143,9 @@ class TaskPlugin(nn.Module, ABC):
     themselves, as they left the codec: `PATCHES`, of the last layer that the model reads,
     (B, T, P, D of the encoder) for a window."""
     drops_patches: ClassVar[bool] = False
-    """Whether training may leave patch tokens out (`windows.keep_tokens`): True where readout, loss
-    and truth ask for no place, and N may be another number in training than afterwards."""
+    """Whether training may leave patch tokens out (`windows.keep_tokens`, `windows.crop`): True
+    where readout, loss and truth ask for no place, and N may be another number in training than
+    afterwards."""
     by_frame: ClassVar[tuple[str, ...] | None] = None
     """What lets answers about some frames of a window be scored alone, as those told ahead are:
     names of the targets (B, T, ...) whose zeros in a frame say that nothing is known of it; ()
@@ -389,10 +390,12 @@ def make_task(recipe: Recipe, labels: tuple[str, ...]) -> TaskPlugin:
     Raises BadInput where settings and labels do not go together, or where training would leave out
     patches that the task needs."""
     plugin = task_class(recipe)
-    if recipe.windows.drops_patches and not plugin.drops_patches:
+    dropping = recipe.windows.dropping
+    if dropping is not None and not plugin.drops_patches:
         raise BadInput(
-            f"recipe '{recipe.name}': windows.keep_tokens = {recipe.windows.keep_tokens:g} leaves "
-            f"patches out, and task '{recipe.task.name}' needs those of every place",
-            "leave windows.keep_tokens out, or choose a task that asks for no place, as classify",
+            f"recipe '{recipe.name}': windows.{dropping} leaves patches out, and task "
+            f"'{recipe.task.name}' needs those of every place",
+            f"leave windows.{dropping.split()[0]} out, or choose a task that asks for no place, as "
+            "classify",
         )
     return plugin(recipe.task.settings, labels)

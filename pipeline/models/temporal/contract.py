@@ -2,7 +2,7 @@
 frame.
 
 A module tells places apart by their tokens alone: it has no weights for one, and training may leave
-places out, all through a window (`windows.keep_tokens`).
+places out, all through a window (`windows.keep_tokens`, `windows.crop`).
 
 Three ways to run agree within 1e-5 in float32 (eval mode): a whole window, a window in pieces with
 the state carried over, and frame by frame. State is a tuple of tensors whose first axis is B; its

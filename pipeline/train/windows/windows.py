@@ -30,7 +30,7 @@ from pipeline.train.windows.index import (
     require_rate,
     windows_in,
 )
-from pipeline.train.windows.kept import kept_patches
+from pipeline.train.windows.kept import kept_patches, require_fitting_crop
 from pipeline.train.windows.order import SampleOrder
 from pipeline.train.windows.reader import WindowReader, read_ahead
 
@@ -64,6 +64,7 @@ class Windows:
         clips = clips_of(manifest, split, settings)
         require_rate(settings, clips, cache.fps, f"cache {cache}")
         require_fitting_truth(settings, wanted)
+        require_fitting_crop(settings, cache.shape.grid_hw, f"cache {cache}")
         texts = None if language is None else language.texts
         self._targets = None if wanted is None else Targets(manifest, wanted, texts)
         if self._targets:
@@ -195,7 +196,7 @@ class Windows:
     def locate(self, ref: WindowRef) -> WindowRows:
         """The rows, times and patches of one window, as the model sees it."""
         window = as_shown(self.index.locate(ref), self.clip(ref.clip), self.settings)
-        kept_P = kept_patches(ref, self.cache.shape.patch_tokens, self.settings)
+        kept_P = kept_patches(ref, self.cache.shape.grid_hw, self.settings)
         return replace(window, kept_P=kept_P)
 
     def _truth(self, windows: Sequence[WindowRows]) -> Arrays:

@@ -54,7 +54,7 @@ def keep_speed(
     recipe needs all tokens.
     """
     device = chosen(device)
-    windows = recipe.windows.model_copy(update={"keep_tokens": None})
+    windows = recipe.windows.model_copy(update={"keep_tokens": None, "crop": None})
     ways = {"all": recipe.model_copy(update={"windows": windows}), "kept": recipe}
     with frozen(), tempfile.TemporaryDirectory(dir=folder) as scratch:
         steps = {way: OptimisedStep(of_way, shape, device) for way, of_way in ways.items()}
@@ -66,7 +66,7 @@ def keep_speed(
             _write(place / STORE, recipe, shape, batches, compression)
             reads = {way: _Reads(place, of_way, shape, batches) for way, of_way in ways.items()}
             figures[name] = _figures(_reads_in_turn(reads, repeats, is_cold, name, tell))
-    kept = recipe.windows.patches_kept(shape.patch_tokens)
+    kept = recipe.windows.patches_kept(shape.grid_hw)
     batch = recipe.training.batch_size
     return {
         "repeats": repeats,
@@ -85,7 +85,7 @@ class _Reads:
     def __init__(self, place: Path, recipe: Recipe, shape: TokenShape, batches: int) -> None:
         self.place, self.recipe, self.shape, self.batches = place, recipe, shape, batches
         self.reader = StoreReader(LocalFolder(place), STORE)
-        frames, kept = recipe.windows.frames, recipe.windows.patches_kept(shape.patch_tokens)
+        frames, kept = recipe.windows.frames, recipe.windows.patches_kept(shape.grid_hw)
         self.batch_shape = (recipe.training.batch_size, frames, kept, shape.width)
 
     @property
@@ -99,7 +99,7 @@ class _Reads:
             into = aligned_empty(self.batch_shape, DTYPE)
             for first, out in zip(batch, into, strict=True):
                 ref = WindowRef(0, 0.0, number=first)
-                kept_P = kept_patches(ref, self.shape.patch_tokens, self.recipe.windows)
+                kept_P = kept_patches(ref, self.shape.grid_hw, self.recipe.windows)
                 self.reader.read_into(ARRAY, np.arange(first, first + frames), out, kept_P)
 
 

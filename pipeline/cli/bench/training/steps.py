@@ -33,7 +33,7 @@ class TrainingStep:
         one = {name: array[0] for name, array in example_truth(self.task, frames).items()}
         truth = collate([{name: np.array(array) for name, array in one.items()}] * batch)
         tokens = batch, frames
-        patches = recipe.windows.patches_kept(shape.patch_tokens)
+        patches = recipe.windows.patches_kept(shape.grid_hw)
         self.device_batch = OnDevice(
             torch.randn(*tokens, shape.special_tokens, shape.width, device=device),
             {
