@@ -175,15 +175,15 @@ def frames_per_shard(spec: CacheSpec, shape: TokenShape) -> int:
     """Frames of one shard, in whole chunks. A shard holds one array, so the number follows from the
     widest one, which is the patches of a layer."""
     shard_bytes, chunk_frames = spec.store.shard_mb * 1e6, spec.store.chunk_frames
-    return max(1, int(shard_bytes / _layer_bytes(spec, shape)) // chunk_frames) * chunk_frames
+    return max(1, int(shard_bytes / layer_bytes(spec, shape)) // chunk_frames) * chunk_frames
 
 
 def frames_per_store(spec: CacheSpec, shape: TokenShape) -> int:
     """Frames after which no more videos are put into a store."""
-    frames = max(1, int(spec.store.store_mb * 1e6 / _layer_bytes(spec, shape)))
+    frames = max(1, int(spec.store.store_mb * 1e6 / layer_bytes(spec, shape)))
     return min(frames, spec.store.store_frames or frames)
 
 
-def _layer_bytes(spec: CacheSpec, shape: TokenShape) -> int:
+def layer_bytes(spec: CacheSpec, shape: TokenShape) -> int:
     """Bytes of one frame's patches in one layer."""
     return shape.patch_tokens * make_codec(spec.codec).bytes_per_token(shape.width)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.config.cache_spec import CacheSpec
     from pipeline.config.recipe import Recipe
     from pipeline.datasets.manifest.manifest import Manifest
+    from pipeline.experiments.planning.layout import LayoutAdvice, WindowReads
     from pipeline.experiments.planning.measure import Throughput
     from pipeline.experiments.planning.plan import Operations, Plan
 
@@ -273,6 +274,8 @@ def show_plan(planned: Plan, out: str) -> None:
     console.show_table("", ("on disk, before compression", "a frame", "all stores"), sizes)
     if planned.training:
         _show_training(planned)
+    if planned.layout:
+        _show_layout(planned.layout)
     if planned.speed:
         _show_speed(planned, planned.speed)
     for line in verdict(planned, out):
@@ -313,6 +316,38 @@ def _show_training(planned: Plan) -> None:
     if planned.manifest:
         console.show(f"trained on the clips of manifest {planned.manifest}:")
     console.show_table("", (f"training '{planned.recipe}'", ""), rows)
+
+
+def _show_layout(layout: LayoutAdvice) -> None:
+    from pipeline.cli import console
+
+    def cells(reads: WindowReads) -> list[str]:
+        return [
+            f"{reads.chunk_frames} frames",
+            f"{reads.shard_mb:g} MB",
+            console.bytes_text(reads.first_bytes),
+            console.bytes_text(reads.disk_bytes),
+            f"{console.bytes_text(reads.object_bytes)}, {reads.object_requests:.1f} requests",
+            f"{reads.files:.1f}",
+        ]
+
+    names = (
+        "chunks",
+        "shards",
+        "read the first time, to compare chunks",
+        "read afterwards, from a disk",
+        "read afterwards, from an object store",
+        "files that it lies in",
+    )
+    columns = ["a window, by the layout", "the spec's"]
+    found = [names, cells(layout.present)]
+    if layout.sets:
+        columns.append("better for it")
+        found.append(cells(layout.proposed))
+    console.show_table("", columns, list(zip(*found, strict=True)))
+    if layout.sets:
+        words = " ".join(f"--set {word}" for word in layout.sets)
+        console.show(f"these windows want another layout: {words}")
 
 
 def _ratio(operations: Operations) -> str:

@@ -27,7 +27,7 @@ from pipeline.cache.layout import (
     stored_name,
     tokens_by_array,
 )
-from pipeline.cache.shard import ALIGNMENT, CRC_BYTES, ShardLayout
+from pipeline.cache.shard import CRC_BYTES, ShardLayout
 from pipeline.config import plugins
 from pipeline.config.cache_spec import BASE, CacheSpec, choice
 from pipeline.config.plugins import Settings
@@ -35,6 +35,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.datasets.manifest.manifest import Manifest
 from pipeline.device import free_memory_bytes
 from pipeline.errors import BadInput
+from pipeline.experiments.planning.layout import LayoutAdvice, advise, array_bytes
 from pipeline.experiments.planning.measure import Throughput
 from pipeline.extract import extract
 from pipeline.extract.extract import fill_stores
@@ -46,6 +47,7 @@ from pipeline.models.video_model import layers_read
 from pipeline.records import TokenShape
 from pipeline.train.trainer import steps_of
 from pipeline.train.windows.index import clips_of, expected_windows, require_rate
+from pipeline.train.windows.kept import require_fitting_crop
 from pipeline.train.windows.reader import BATCHES_IN_MEMORY
 
 STEP_PASSES = 3
@@ -178,6 +180,8 @@ class Plan(Settings):
     training: Training | None
     speed: Throughput | None
     times: Times | None
+    layout: LayoutAdvice | None = None
+    """The sizes of chunks and shards that suit the recipe; None without one."""
     uneven: str | None = None
     """Which rates would step evenly over the videos, where the spec's does not."""
 
@@ -210,6 +214,7 @@ def plan(
         operations=operations,
         training=training,
         speed=throughput,
+        layout=advise(spec, shape, recipe, _spacing(spec, recipe, scale)) if recipe else None,
         uneven=extract.uneven_frames_text(spec, videos) or None if videos else None,
         times=_times(spec, scale, training, throughput, decoders) if throughput else None,
     )
@@ -229,6 +234,7 @@ def require(
     trained = clips or videos
     used = clips_of(trained, "train", recipe.windows) if trained else []
     require_rate(recipe.windows, used, spec.frames.rate, f"spec '{spec.name}'")
+    require_fitting_crop(recipe.windows, shape.grid_hw, f"spec '{spec.name}'")
     for name in recipe.windows.views:
         if name not in (BASE, *(view.name for view in spec.views)):
             raise BadInput(
@@ -352,17 +358,6 @@ def _on_disk(spec: CacheSpec, shape: TokenShape, stores: Iterable[PlannedStore])
         files += store_files - (store.videos == 1)
         size += store_bytes + store.videos * VIDEO_BYTES + store.name_letters
     return files, size
-
-
-def array_bytes(layout: ShardLayout, rows: int) -> int:
-    """Bytes of the shards of an array of so many rows, before compression. A chunk that is begun is
-    written whole."""
-    chunk = layout.chunk_frames * layout.row_bytes + CRC_BYTES
-    chunk += -chunk % ALIGNMENT
-    return (
-        math.ceil(rows / layout.chunk_frames) * chunk
-        + math.ceil(rows / layout.shard_frames) * layout.index_bytes
-    )
 
 
 # What is done
