@@ -21,7 +21,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 from zarr.storage import LocalStore, MemoryStore
 
 from pipeline.cache.layout import CHUNK_CHECKSUMS, shard_file
-from pipeline.cache.page_cache import bring_in, copy_mapped, mapped
+from pipeline.cache.page_cache import announce, bring_in, copy_mapped, mapped
 from pipeline.cache.shard import (
     MISSING,
     VERIFY,
@@ -309,8 +309,7 @@ class StoreReader:
         return True
 
     def ask(self, name: str, rows: np.ndarray, kept_P: np.ndarray | None = None) -> None:
-        """Lets the disk begin with rows that are read next, where they are long side by side. Waits
-        for nothing."""
+        """Lets the disk begin with rows that are read next, where they are long or cropped."""
         layout = self.layout(name)
         part = part_of_row(layout.row_bytes, kept_P)
         for number, _, _, runs in runs_by_shard(tuple(rows.tolist()), layout):
@@ -324,7 +323,8 @@ class StoreReader:
                 else:
                     spans.append((start, start + length))
             with self.open_shard(name, number, spans) as file:
-                bring_in(file, spans, wait=False)
+                if not bring_in(file, spans, wait=False) and part != (0, layout.row_bytes):
+                    announce(file, spans)
 
     def _vouched_chunks(self, name: str) -> bytearray:
         """Chunk of a token array -> whether it was compared in this process."""

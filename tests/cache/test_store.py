@@ -525,6 +525,47 @@ def test_of_a_crop_a_disk_reads_no_rows_of_patches_that_are_left_out(tmp_path, m
         assert sum(read_bytes) == expected  # what is left out must be worth a request
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system is not told of reads")
+def test_the_disk_is_asked_for_a_crop_before_its_turn(tmp_path, monkeypatch):
+    array = values(24, 64, 768)
+    write(tmp_path / STORE, {"layer_0": array}, 8, 24, 24)
+    reader = StoreReader(LocalFolder(tmp_path), STORE)
+    reader.read_into("layer_0", np.arange(24), np.empty(array.shape, array.dtype))
+    kept_P = np.arange(64) // 8 < 2
+    events = []
+    preadv, fadvise = os.preadv, os.posix_fadvise
+
+    def read(handle, buffers, offset) -> int:
+        events.append(("read", offset))
+        return preadv(handle, buffers, offset)
+
+    def ask(handle, offset, length, advice) -> None:
+        events.append(("ask", offset))
+        fadvise(handle, offset, length, advice)
+
+    monkeypatch.setattr("os.preadv", read)
+    monkeypatch.setattr("os.posix_fadvise", ask)
+    windows, out = [np.arange(2), np.arange(9, 11)], np.empty((2, 2, 16, 768), array.dtype)
+    with reads(maps=False):
+        read_in_turn(
+            [
+                RowsToRead(reader, "layer_0", rows, into, kept_P)
+                for rows, into in zip(windows, out, strict=True)
+            ]
+        )
+    np.testing.assert_array_equal(out, array[np.stack(windows)][:, :, kept_P])
+    row_bytes = 64 * 768 * 2
+    chunk = 8 * row_bytes + 64
+    first, second = [0, row_bytes], [chunk + row_bytes, chunk + 2 * row_bytes]
+    assert events == [
+        *(("ask", offset) for offset in first),
+        *(("read", offset) for offset in first),
+        *(("ask", offset) for offset in second),  # with the first window at hand
+        *(("ask", offset) for offset in second),
+        *(("read", offset) for offset in second),
+    ]
+
+
 def test_threads_share_a_reader(tmp_path):
     array = values(200, 3, 32)
     write(tmp_path / STORE, {"layer_0": array}, 8, 40, 64)
