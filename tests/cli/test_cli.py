@@ -117,6 +117,7 @@ def test_help_lists_every_command():
         "codecs",
         "temporal",
         "forecast",
+        "step",
         "keep",
         "epoch",
         "plan",

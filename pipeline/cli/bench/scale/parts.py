@@ -42,6 +42,8 @@ from pipeline.models.encoders.contract import EncoderPlugin
 from pipeline.video.probe import Probe
 
 CPU = torch.device("cpu")
+PLANNED = 20
+"""Finished parts that a training finds."""
 
 
 class Start(NamedTuple):
@@ -58,50 +60,56 @@ class Start(NamedTuple):
 def start_in_parts(clips: int, rows: int) -> list[Start]:
     """A worker, its resumption, `status`, and the choice and opening of one part's worth of clips
     for a training, over a manifest of so many clips in parts of so many `rows`. Half of the parts
-    are finished when work is resumed, and one is half done."""
-    spec = plugins.validate(CacheSpec, SPEC, "bench")
-    encoder = load_encoders([spec], CPU)[0][1]
-    starts: list[Start] = []
+    are finished when work is resumed, and one is half done; of the finished ones `PLANNED` have
+    plans and receipts, for the training to open, and the others marks alone."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        data, caches = root / "data", root / "caches"
-        index = write_index(_parts(data, clips, rows), data).index
-        parts = len(index.parts)
+        write_index(_parts(root / "data", clips, rows), root / "data")
+        return start_over(root)
 
-        def timed(what: str, call: Callable[[], object]) -> None:
-            begin = time.perf_counter()
-            peak = peak_bytes(call, CPU)
-            seconds = time.perf_counter() - begin
-            megabytes = None if peak is None else peak / 1e6
-            starts.append(Start(what, clips, parts, seconds, megabytes))
 
-        def claim() -> None:
-            """From nothing to the first store that is claimed, as `fill_parts` begins."""
-            manifest = PartedManifest.load(data)
-            cache = in_parts.open_parts(spec, manifest, caches, encoder)
-            number = next(in_parts.unfinished(cache, 0))
-            part = create_or_open(
-                spec,
-                manifest.part(number),
-                cache.storage.address,
-                encoder,
-                CPU,
-                name=part_name(number),
-            )
-            with Leases(part.storage) as leases:
-                units = [[CacheStore(part, leases, store)] for store in part.missing_stores()]
-                next(claim_units(units, threading.Event()))
+def start_over(root: Path) -> list[Start]:
+    """`start_in_parts` over the manifest in `data` in a folder."""
+    data, caches = root / "data", root / "caches"
+    spec = plugins.validate(CacheSpec, SPEC, "bench")
+    encoder = load_encoders([spec], CPU)[0][1]
+    index = PartedManifest.load(data).index
+    starts: list[Start] = []
 
-        timed("a worker begins", claim)
+    def timed(what: str, call: Callable[[], object]) -> None:
+        begin = time.perf_counter()
+        peak = peak_bytes(call, CPU)
+        seconds = time.perf_counter() - begin
+        megabytes = None if peak is None else peak / 1e6
+        starts.append(Start(what, index.clips, len(index.parts), seconds, megabytes))
+
+    def claim() -> None:
+        """From nothing to the first store that is claimed, as `fill_parts` begins."""
         manifest = PartedManifest.load(data)
         cache = in_parts.open_parts(spec, manifest, caches, encoder)
-        _pretend_half(cache, manifest, spec, encoder)
-        timed("a worker resumes", claim)
-        timed("status", lambda: parted_status(PartedCache(cache.storage)))
-        share = min(1.0, rows / clips)
-        timed("a share is selected", lambda: select(manifest, root / "chosen", share=share))
-        chosen = Manifest.load(root / "chosen")
-        timed("a training opens its stores", lambda: open_cache(cache.storage.address, chosen))
+        number = next(in_parts.unfinished(cache, 0))
+        part = create_or_open(
+            spec,
+            manifest.part(number),
+            cache.storage.address,
+            encoder,
+            CPU,
+            name=part_name(number),
+        )
+        with Leases(part.storage) as leases:
+            units = [[CacheStore(part, leases, store)] for store in part.missing_stores()]
+            next(claim_units(units, threading.Event()))
+
+    timed("a worker begins", claim)
+    manifest = PartedManifest.load(data)
+    cache = in_parts.open_parts(spec, manifest, caches, encoder)
+    _pretend_half(cache, manifest, spec, encoder)
+    timed("a worker resumes", claim)
+    timed("status", lambda: parted_status(PartedCache(cache.storage)))
+    share = 1 / len(index.parts)
+    timed("a share is selected", lambda: select(manifest, root / "chosen", share=share))
+    chosen = Manifest.load(root / "chosen")
+    timed("a training opens its stores", lambda: open_cache(cache.storage.address, chosen))
     return starts
 
 
@@ -119,9 +127,11 @@ def _parts(data: Path, clips: int, rows: int) -> Iterator[Manifest]:
 def _pretend_half(
     cache: PartedCache, manifest: PartedManifest, spec: CacheSpec, encoder: EncoderPlugin
 ) -> None:
-    """Every other part has all receipts and a mark, one more has every other receipt."""
+    """Every other part has a mark, some of them all receipts; one more has every other receipt."""
     numbers = list(range(len(cache)))
-    for number in [*numbers[1::2], 0]:
+    for number in numbers[1 + 2 * PLANNED :: 2]:
+        _pretend_mark(cache, number, 0)
+    for number in [*numbers[1::2][:PLANNED], 0]:
         part = create_or_open(
             spec,
             manifest.part(number),
@@ -134,17 +144,17 @@ def _pretend_half(
         for store in list(part.plan)[:: 1 if is_done else 2]:
             pretend_done(part, store)
         if is_done:
-            _pretend_mark(cache, number, part)
+            _pretend_mark(cache, number, len(part.plan))
 
 
-def _pretend_mark(cache: PartedCache, number: int, part: Cache) -> None:
+def _pretend_mark(cache: PartedCache, number: int, stores: int) -> None:
     facts = cache.index.parts[number]
     summary = PartSummary(
-        stores=len(part.plan),
-        stores_planned=len(part.plan),
+        stores=stores,
+        stores_planned=stores,
         videos=facts.videos,
         failed=0,
-        frames=sum(sum(videos.values()) for videos in part.plan.values()),
+        frames=0,
         store_bytes=0,
         seconds={"encode": 1.0},
         covered=facts.splits,
