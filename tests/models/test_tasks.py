@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from support import laws
+from support.modules import LargestTensor
 from support.paths import GOLDEN
 
 from pipeline.config import plugins
@@ -28,6 +29,7 @@ from pipeline.models.tasks._laws import example_targets as example
 from pipeline.models.tasks._laws import truth_arrays as on_host
 from pipeline.models.tasks.classify import FrameLogits, Settings, Task, WindowLogits
 from pipeline.models.tasks.contract import STREAMING, WINDOW, TaskPlugin
+from pipeline.models.tasks.parts.attention_readout import AttentionReadout
 
 NAMES = plugins.names("task")
 
@@ -112,6 +114,34 @@ def test_attention_readout_reproduces_the_published_module(file, frames, out):
     torch.testing.assert_close(
         readout(golden["in/tokens_BTND"], {}), golden[f"out/{out}"], atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize("queries", [1, 4])
+def test_few_queries_read_tokens_without_keys_and_values(queries):
+    """What they read, and every gradient, is what they would read of keys and values; and these are not made."""
+    torch.manual_seed(0)
+    readout = AttentionReadout(10, 7, readout_width=24, heads=4, queries=queries).double()
+    x = torch.randn(3, 200, 10, dtype=torch.float64, requires_grad=True)
+    leaves = [
+        x,
+        *(
+            part
+            for name, part in readout.named_parameters()
+            if part.shape[0] == 24 or name == "query"
+        ),
+    ]
+
+    def gradients(read):
+        return torch.autograd.grad(read.sin().sum(), leaves, allow_unused=True)
+
+    ways = readout._attend_to_tokens(x), readout._attend(x)
+    torch.testing.assert_close(*ways, atol=1e-12, rtol=1e-10)
+    for ours, wanted in zip(*map(gradients, ways), strict=True):
+        if wanted is not None:
+            torch.testing.assert_close(ours, wanted, atol=1e-12, rtol=1e-10)
+    with LargestTensor() as largest:
+        readout.read(x.detach())
+    assert largest.elements == (x.numel() if queries == 1 else 3 * 200 * 24)
 
 
 @torch.no_grad()

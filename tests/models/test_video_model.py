@@ -268,7 +268,7 @@ def test_only_a_module_with_memory_tells_what_came_first(temporal, solved):
     )
     optimizer = torch.optim.AdamW(parameter_groups(model, 1e-4), lr=2e-2)
     correct = []
-    for _ in range(70):
+    for _ in range(90):
         label = torch.randint(3, (16,), generator=generator)
         patches = 0.3 * torch.randn(16, T, 6, 8, generator=generator)
         patches[:, 0] += patterns[label]

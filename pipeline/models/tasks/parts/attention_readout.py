@@ -66,6 +66,7 @@ class AttentionReadout(nn.Module):
         read one by one."""
         super().__init__()
         assert readout_width % heads == 0
+        self.readout_width = readout_width
         self.input_norm = nn.LayerNorm(width)
         posenc = None if frames is None else nn.Parameter(0.02 * torch.randn(1, frames, 1, width))
         self.register_parameter("temporal_posenc", posenc)
@@ -89,20 +90,43 @@ class AttentionReadout(nn.Module):
         )
 
     def _read(self, x_BMD: torch.Tensor) -> torch.Tensor:
-        batch, queries, heads = x_BMD.shape[0], *self.query.shape[:2]
-        query = self.query.expand(batch, -1, -1, -1).transpose(1, 2)
-        key, value = (
-            proj(x_BMD).unflatten(-1, (heads, -1)).transpose(1, 2)
-            for proj in (self.key_proj, self.value_proj)
+        queries, heads = self.query.shape[:2]
+        # What is cheaper: the queries seen as tokens, or the tokens seen as keys and values.
+        attend = (
+            self._attend_to_tokens if 2 * queries * heads <= self.readout_width else self._attend
         )
-        read = (
-            F.scaled_dot_product_attention(query.to(key.dtype), key, value)
-            .transpose(1, 2)
-            .reshape(batch, queries, -1)
-        )
-        token_BQP = self.query.flatten(1) + self.out_proj(read)
+        token_BQP = self.query.flatten(1) + self.out_proj(attend(x_BMD))
         token_BQP = token_BQP + self.mlp_fc2(F.gelu(self.mlp_fc1(self.mlp_norm(token_BQP))))
         return self.classifier(token_BQP)
+
+    def _attend(self, x_BMD: torch.Tensor) -> torch.Tensor:
+        """softmax(query K / sqrt(d)) V of all heads, (B, Q, P)."""
+        query = self.query.expand(len(x_BMD), -1, -1, -1).transpose(1, 2)
+        key, value = (
+            proj(x_BMD).unflatten(-1, (query.shape[1], -1)).transpose(1, 2)
+            for proj in (self.key_proj, self.value_proj)
+        )
+        read = F.scaled_dot_product_attention(query.to(key.dtype), key, value)
+        return read.transpose(1, 2).flatten(2)
+
+    def _attend_to_tokens(self, x_BMD: torch.Tensor) -> torch.Tensor:
+        """The same without keys and values: query (W_k x + b_k) = (query W_k) x + query b_k, and
+        weights that sum to 1 pass through W_v and b_v."""
+        queries, heads, head_width = self.query.shape
+        query_QHd = self.query / head_width**0.5
+        key_HdD = self.key_proj.weight.unflatten(0, (heads, head_width))
+        key_bias_Hd = self.key_proj.bias.unflatten(0, (heads, head_width))
+        scores_BMJ = F.linear(
+            x_BMD,
+            torch.einsum("qhd,hdm->qhm", query_QHd, key_HdD).flatten(0, 1),
+            (query_QHd * key_bias_Hd).sum(-1).flatten(),
+        )
+        read_BJD = scores_BMJ.transpose(1, 2).softmax(-1) @ x_BMD
+        value_HdD = self.value_proj.weight.unflatten(0, (heads, head_width))
+        read_BQHd = torch.einsum(
+            "bqhm,hdm->bqhd", read_BJD.unflatten(1, (queries, heads)), value_HdD
+        )
+        return read_BQHd.flatten(2) + self.value_proj.bias
 
     def _embedding(self, frames: int) -> torch.Tensor:
         """The temporal embedding, (1, T, 1, D)."""
